@@ -1,0 +1,339 @@
+"""Accounts: tenants, users, invitations, and the sessions that a login opens.
+
+A tenant's id is the name its members chose (`acme-corp`); it is bound once when a transaction begins.
+Passwords and tokens reach this file hashed: hashing a password takes tens of milliseconds of CPU
+and must not happen inside a transaction.
+"""
+
+import re
+from datetime import datetime, timedelta
+from typing import Annotated, Final, Protocol
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from domain import ids
+from domain.access import Caller, Role
+from domain.errors import DomainError, conflict, forbidden, invalid, not_found
+from domain.pages import Listing, Page
+from domain.ports import Tx
+
+EMAIL: Final = re.compile(r"[^@\s\x00]{1,64}@[^@\s\x00]{1,189}")
+USERNAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+TENANT: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{1,62}")
+PERSONAL: Final = "personal-"
+INVITE_LIFETIME: Final = timedelta(days=7)
+
+Password = Annotated[str, Meta(min_length=8, max_length=256, examples=["securepassword123"])]
+FullName = Annotated[str, Meta(max_length=200, pattern=r"^[^\x00]*$", examples=["John Doe"])]
+
+
+class User(msgspec.Struct, kw_only=True):
+    """A person, as the API shows one. A user belongs to exactly one tenant."""
+
+    id: str
+    email: str
+    username: str | None
+    full_name: str | None
+    role: Role
+    tenant_id: str
+    is_active: bool
+    created_at: datetime
+    updated_at: datetime
+
+
+class Register(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What a new user sends. No `tenant_id`: a personal tenant. An existing one needs an invitation."""
+
+    email: Annotated[str, Meta(max_length=254, examples=["user@example.com"])]
+    password: Password
+    username: Annotated[str, Meta(max_length=254, examples=["username"])] | None = None
+    full_name: FullName | None = None
+    tenant_id: Annotated[str, Meta(max_length=63, examples=["acme-corp"])] | None = None
+    invite_token: str | None = None
+
+
+class Login(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Either of `email` and `username`; either may hold the e-mail address."""
+
+    password: Annotated[str, Meta(max_length=256, examples=["securepassword123"])]
+    email: Annotated[str, Meta(max_length=254, examples=["user@example.com"])] | None = None
+    username: Annotated[str, Meta(max_length=254)] | None = None
+
+
+class Refresh(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A refresh token, good for one use."""
+
+    refresh_token: Annotated[str, Meta(max_length=200)]
+
+
+class Tokens(msgspec.Struct, kw_only=True):
+    """A session's tokens. `expires_in` is the access token's life in seconds."""
+
+    access_token: str
+    refresh_token: str
+    expires_in: int
+    token_type: str = "bearer"  # noqa: S105 - the name of a scheme, not a secret
+
+
+class Registered(User, kw_only=True):
+    """A new user together with a first session."""
+
+    access_token: str
+    refresh_token: str
+    expires_in: int
+    token_type: str = "bearer"  # noqa: S105 - the name of a scheme, not a secret
+
+
+class PatchMe(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What one may change of oneself. A new password needs the current one and ends all other sessions."""
+
+    username: str | None | UnsetType = UNSET
+    full_name: FullName | None | UnsetType = UNSET
+    password: Password | UnsetType = UNSET
+    current_password: Annotated[str, Meta(max_length=256)] | UnsetType = UNSET
+
+
+class PatchUser(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What an admin may change of a user of the same tenant."""
+
+    role: Role | UnsetType = UNSET
+    is_active: bool | UnsetType = UNSET
+
+
+class NewInvite(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Whom to let into the tenant, and as what."""
+
+    email: Annotated[str, Meta(max_length=254, examples=["colleague@example.com"])]
+    role: Role = "member"
+
+
+class Invite(msgspec.Struct, kw_only=True):
+    """An invitation. `invite_token` is shown once and is what the invited person registers with."""
+
+    id: str
+    email: str
+    role: Role
+    tenant_id: str
+    expires_at: datetime
+    created_at: datetime
+    invite_token: str | None = None
+
+
+class Identity(msgspec.Struct, kw_only=True):
+    """What a password or a token is checked against, found before any tenant is known."""
+
+    user_id: str
+    tenant_id: str
+    role: Role
+    is_active: bool
+    plan: str
+    password_hash: str = ""
+    session_id: str | None = None
+
+
+class RefreshGrant(Identity, kw_only=True):
+    """What is known of a presented refresh token."""
+
+    used: bool
+    revoked: bool
+    expires_at: datetime
+
+
+class Accounts(Protocol):
+    """Users, tenants, invitations and sessions of the bound tenant; `find_*` work before one is bound."""
+
+    async def find_login(self, name: str) -> Identity | None: ...
+    async def find_session(self, user_id: str, session_id: str) -> Identity | None: ...
+    async def find_refresh(self, token_hash: bytes) -> RefreshGrant | None: ...
+    async def add_tenant(self, tenant_id: str, now: datetime) -> bool: ...
+    async def add_user(self, user: User, password_hash: str) -> str | None: ...
+    async def user(self, user_id: str) -> User | None: ...
+    async def password_hash(self, user_id: str) -> str: ...
+    async def users(self, page: Page) -> Listing[User]: ...
+    async def save_user(self, user: User, password_hash: str | None) -> str | None: ...
+    async def other_admins(self, user_id: str) -> int: ...
+    async def add_invite(self, invite: Invite, token_hash: bytes) -> None: ...
+    async def take_invite(self, email: str, token_hash: bytes, now: datetime) -> Role | None: ...
+    async def add_session(self, session_id: str, user_id: str, now: datetime) -> None: ...
+    async def add_refresh(self, token_hash: bytes, session_id: str, expires_at: datetime) -> None: ...
+    async def use_refresh(self, token_hash: bytes, now: datetime) -> bool: ...
+    async def revoke_session(self, session_id: str, now: datetime) -> None: ...
+    async def revoke_sessions(self, user_id: str, keep: str | None, now: datetime) -> None: ...
+
+
+def checked_email(text: str) -> str:
+    """Lower-cased, so that one mailbox is one account. Errors: `invalid_field` for what no mailbox looks like."""
+    if not EMAIL.fullmatch(text):
+        raise invalid("email", "must be an e-mail address.")
+    return text.lower()
+
+
+def checked_username(text: str | None, email: str) -> str | None:
+    """A name, or the user's own e-mail address. Another's address would let one pose as another at login."""
+    if text is None or (text.lower() != email and not USERNAME.fullmatch(text)):
+        if text is None:
+            return None
+        raise invalid("username", "may hold letters, digits, '_', '.' and '-', 63 at most, or your own e-mail.")
+    return text
+
+
+def tenant_for(data: Register) -> str:
+    """The tenant to bind for a registration: the one named, or a new personal one."""
+    if data.tenant_id is None:
+        return PERSONAL + ids.new("t").removeprefix("t_")
+    if not TENANT.fullmatch(data.tenant_id) or data.tenant_id.startswith(PERSONAL):
+        raise invalid(
+            "tenant_id",
+            "must be 2 to 63 of a-z, 0-9, '_', '.', '-', begin with a letter or digit, "
+            f"and not begin with {PERSONAL!r}.",
+        )
+    return data.tenant_id
+
+
+async def register(tx: Tx, tenant_id: str, data: Register, password_hash: str, invite_hash: bytes) -> User:
+    """Add a user; the first of a tenant is its admin.
+
+    Errors: `invitation_required` (the tenant exists and no valid invitation came along), `conflict`
+    naming `email` or `username` when it is taken.
+    """
+    email = checked_email(data.email)
+    role: Role | None = "admin"
+    if not await tx.accounts.add_tenant(tenant_id, tx.now):
+        role = await tx.accounts.take_invite(email, invite_hash, tx.now)
+        if role is None:
+            raise forbidden(
+                f"The tenant {tenant_id!r} exists. Its admin can invite you (POST /api/v1/users/invites); "
+                "register with the e-mail and the `invite_token` of that invitation.",
+                "invitation_required",
+            )
+    user = User(
+        id=ids.new("user"),
+        email=email,
+        username=checked_username(data.username, email),
+        full_name=data.full_name,
+        role=role,
+        tenant_id=tenant_id,
+        is_active=True,
+        created_at=tx.now,
+        updated_at=tx.now,
+    )
+    _refuse_taken(await tx.accounts.add_user(user, password_hash))
+    return user
+
+
+def login_name(data: Login) -> str:
+    """What to look the user up by. Errors: `invalid_field` when neither or both names are sent and differ."""
+    names = {name.lower() for name in (data.email, data.username) if name}
+    if len(names) != 1:
+        raise invalid("username", "send `email` or `username`, and not two different ones.")
+    return names.pop()
+
+
+async def open_session(tx: Tx, user_id: str, refresh_hash: bytes, lifetime: timedelta) -> str:
+    """Open a session and give it its first refresh token. Returns the session's id."""
+    session_id = ids.new("ses")
+    await tx.accounts.add_session(session_id, user_id, tx.now)
+    await tx.accounts.add_refresh(refresh_hash, session_id, tx.now + lifetime)
+    return session_id
+
+
+def refresh_refusal(grant: RefreshGrant | None, now: datetime) -> DomainError | None:
+    """Why a presented refresh token is not good, or None if it is."""
+    if grant is None or grant.revoked or not grant.is_active or grant.expires_at <= now:
+        return DomainError("unauthenticated", "The refresh token is not valid or has expired. Log in again.")
+    if grant.used:
+        return DomainError(
+            "refresh_token_reused",
+            "This refresh token was used before. Somebody may have copied it, so its session is ended. Log in again.",
+        )
+    return None
+
+
+async def rotate(
+    tx: Tx, grant: RefreshGrant, old_hash: bytes, new_hash: bytes, lifetime: timedelta
+) -> DomainError | None:
+    """Trade a refresh token for its successor.
+
+    Returns the refusal instead of raising it: ending the session on reuse has to be committed
+    (RFC 9700 section 4.14.2).
+    """
+    refusal = refresh_refusal(grant, tx.now)
+    session_id = grant.session_id or ""
+    if refusal is None and not await tx.accounts.use_refresh(old_hash, tx.now):
+        # Two requests raced with one token; which of them is the thief cannot be told.
+        refusal = refresh_refusal(msgspec.structs.replace(grant, used=True), tx.now)
+    if refusal is not None:
+        if refusal.code == "refresh_token_reused":
+            await tx.accounts.revoke_session(session_id, tx.now)
+        return refusal
+    await tx.accounts.add_refresh(new_hash, session_id, tx.now + lifetime)
+    return None
+
+
+async def logout(tx: Tx, caller: Caller) -> None:
+    """End the session of this token: its refresh tokens and its access token are void from now on."""
+    if caller.session_id is None:
+        raise invalid("Authorization", "logging out needs the bearer token of a login, not an API key.")
+    await tx.accounts.revoke_session(caller.session_id, tx.now)
+
+
+async def me(tx: Tx, caller: Caller) -> User:
+    """The caller's own user."""
+    return await get(tx, caller.user_id)
+
+
+async def get(tx: Tx, user_id: str) -> User:
+    """A user of the bound tenant. Errors: `not_found`."""
+    user = await tx.accounts.user(user_id)
+    if user is None:
+        raise not_found("user", user_id)
+    return user
+
+
+async def patch_me(tx: Tx, caller: Caller, data: PatchMe, new_hash: str | None) -> User:
+    """Change one's own profile. The current password was checked before (it costs CPU)."""
+    user = await me(tx, caller)
+    if data.username is not UNSET:
+        user.username = checked_username(data.username, user.email)
+    if data.full_name is not UNSET:
+        user.full_name = data.full_name
+    user.updated_at = tx.now
+    _refuse_taken(await tx.accounts.save_user(user, new_hash))
+    if new_hash is not None:
+        await tx.accounts.revoke_sessions(user.id, caller.session_id, tx.now)
+    return user
+
+
+async def patch_user(tx: Tx, caller: Caller, user_id: str, data: PatchUser) -> User:
+    """Change a user's role or shut the user out. Errors: `not_found`, `conflict` for a tenant's last admin."""
+    user = await get(tx, user_id)
+    role = user.role if data.role is UNSET else data.role
+    active = user.is_active if data.is_active is UNSET else data.is_active
+    if user.role == "admin" and (role != "admin" or not active) and not await tx.accounts.other_admins(user_id):
+        raise conflict("A tenant keeps at least one active admin; this user is the last.")
+    user.role, user.is_active, user.updated_at = role, active, tx.now
+    await tx.accounts.save_user(user, None)
+    if not active:
+        await tx.accounts.revoke_sessions(user.id, None, tx.now)
+    return user
+
+
+async def invite(tx: Tx, caller: Caller, data: NewInvite, token: str, token_hash: bytes) -> Invite:
+    """Invite a person by e-mail address; the token is handed over by whoever invites."""
+    made = Invite(
+        id=ids.new("inv"),
+        email=checked_email(data.email),
+        role=data.role,
+        tenant_id=caller.tenant_id,
+        expires_at=tx.now + INVITE_LIFETIME,
+        created_at=tx.now,
+    )
+    await tx.accounts.add_invite(made, token_hash)
+    made.invite_token = token
+    return made
+
+
+def _refuse_taken(field: str | None) -> None:
+    if field is not None:
+        raise DomainError("conflict", f"{field}: is taken.", invalid(field, "is taken.").errors)

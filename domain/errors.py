@@ -1,0 +1,86 @@
+"""Errors the domain raises: a stable code, a sentence for a person, and the fields at fault.
+
+No HTTP here. `api/errors.py` maps each code to a status, workers map them to a settled row.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+# Every code the product can answer with. A code outside this set is a programming error.
+CODES: Final = frozenset(
+    {
+        "agent_archived",
+        "archive_too_large",
+        "body_too_large",
+        "conflict",
+        "forbidden",
+        "idempotency_conflict",
+        "internal_error",
+        "invalid_credentials",
+        "invalid_field",
+        "invitation_required",
+        "malformed_request",
+        "method_not_allowed",
+        "missing_scope",
+        "not_found",
+        "rate_limit_exceeded",
+        "refresh_token_reused",
+        "sandbox_unavailable",
+        "storage_unavailable",
+        "unauthenticated",
+        "unavailable",
+        "version_not_ready",
+    }
+)
+
+
+class FieldError(msgspec.Struct, frozen=True, kw_only=True):
+    """One field of a request and what is wrong with it."""
+
+    field: str
+    message: str
+
+
+class DomainError(Exception):
+    """A rule was broken.
+
+    `code` is one of `CODES`, `detail` a full sentence, `errors` the fields at fault if any,
+    `retry_after` seconds for errors that pass by themselves.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        errors: Iterable[FieldError] = (),
+        retry_after: int | None = None,
+    ) -> None:
+        if code not in CODES:
+            raise ValueError(f"unknown error code {code!r}")
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.errors = tuple(errors)
+        self.retry_after = retry_after
+
+
+def not_found(kind: str, reference: str) -> DomainError:
+    """The answer for an id that does not exist and for one of another tenant alike."""
+    return DomainError("not_found", f"There is no {kind} {reference!r}.")
+
+
+def invalid(field: str, message: str) -> DomainError:
+    """One field breaks a rule."""
+    return DomainError("invalid_field", f"{field}: {message}", [FieldError(field=field, message=message)])
+
+
+def conflict(detail: str, code: str = "conflict") -> DomainError:
+    """The request is well formed, but the state of the thing does not allow it."""
+    return DomainError(code, detail)
+
+
+def forbidden(detail: str, code: str = "forbidden") -> DomainError:
+    """The caller is known and may not do this."""
+    return DomainError(code, detail)

@@ -1,0 +1,47 @@
+"""TypeIDs: a prefix that names the kind, and a UUIDv7 in Crockford's base 32.
+
+Format: https://github.com/jetify-com/typeid (spec 0.3); UUIDv7: RFC 9562 section 5.7.
+"""
+
+import os
+import re
+import time
+from typing import Final
+from uuid import UUID
+
+ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
+_VALUE: Final = {letter: number for number, letter in enumerate(ALPHABET)}
+_SHAPE: Final = re.compile(r"([a-z][a-z_]{0,61}[a-z]|[a-z])_([0-7][0-9a-hjkmnp-tv-z]{25})")
+
+
+def uuid7(milliseconds: int | None = None) -> UUID:
+    """A UUID whose first 48 bits are the time in milliseconds, so that ids sort by creation."""
+    stamp = time.time_ns() // 1_000_000 if milliseconds is None else milliseconds
+    tail = int.from_bytes(os.urandom(10))
+    value = (stamp & (2**48 - 1)) << 80 | tail
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return UUID(int=value)
+
+
+def encode(prefix: str, value: UUID) -> str:
+    """`("agent", UUID)` → `agent_01k…`, 26 characters after the underscore."""
+    number = value.int
+    letters = [ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5)]
+    return f"{prefix}_{''.join(letters)}"
+
+
+def decode(prefix: str, text: str) -> UUID | None:
+    """The UUID of a TypeID with this prefix, or None if `text` is not one."""
+    match = _SHAPE.fullmatch(text)
+    if match is None or match.group(1) != prefix:
+        return None
+    number = 0
+    for letter in match.group(2):
+        number = number << 5 | _VALUE[letter]
+    return UUID(int=number)
+
+
+def new(prefix: str) -> str:
+    """A fresh TypeID with this prefix."""
+    return encode(prefix, uuid7())

@@ -1,0 +1,27 @@
+"""Jobs: how a committed row asks for a worker. A job carries no state; the row does."""
+
+from typing import Final, Literal
+
+import msgspec
+
+Lane = Literal["build", "run"]
+
+LANES: Final[tuple[Lane, ...]] = ("build", "run")
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One ring of the doorbell.
+
+    `row_id` is the TypeID of the row to work on and `attempt` the number of claims it had when
+    rung. Together they make the job's id: ringing twice for one state of a row is one job.
+    """
+
+    lane: Lane
+    row_id: str
+    tenant_id: str
+    attempt: int
+
+    @property
+    def id(self) -> str:
+        """`exec_01k…:0`, derived from the row alone."""
+        return f"{self.row_id}:{self.attempt}"

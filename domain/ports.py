@@ -1,0 +1,183 @@
+"""Everything outside, on one page: what the domain and the workers ask of infrastructure.
+
+`Store` begins transactions, `Tx` is one of them with a repository per capability, `Queue` rings
+workers, `Blobs` holds bytes, `Sandbox` runs untrusted code. Adapters live in `infra/` and pass the
+contract suites in `tests/contracts/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import msgspec
+
+if TYPE_CHECKING:
+    from domain.access import Caller
+    from domain.accounts import Accounts
+    from domain.agents import Agents
+    from domain.builds import Builds
+    from domain.events import Events
+    from domain.executions import Executions
+    from domain.idempotency import Answers
+    from domain.jobs import Job
+    from domain.keys import Keys
+    from domain.queues import Queues
+
+Clock = Callable[[], datetime]
+
+
+class Tx(Protocol):
+    """One open transaction, bound to one tenant. Committed when its `begin` block ends without an error."""
+
+    now: datetime
+    accounts: Accounts
+    keys: Keys
+    agents: Agents
+    builds: Builds
+    executions: Executions
+    events: Events
+    answers: Answers
+    queues: Queues
+
+    def ring(self, job: Job) -> None:
+        """Ring for this job once the transaction has committed, and never if it does not."""
+        ...
+
+    def changed(self, row_id: str) -> None:
+        """Wake whoever waits for this row once the transaction has committed."""
+        ...
+
+
+class Store(Protocol):
+    """Begins transactions. The tenant is bound here, once, and row-level security stands behind it."""
+
+    def begin(self, caller: Caller) -> AbstractAsyncContextManager[Tx]: ...
+    def begin_for(self, tenant_id: str) -> AbstractAsyncContextManager[Tx]:
+        """For workers and registration, which act for a tenant without a caller."""
+        ...
+
+    def begin_unbound(self) -> AbstractAsyncContextManager[Tx]:
+        """For finding out who calls, and for upkeep: sees no tenant's rows but through narrow views."""
+        ...
+
+
+class Queue(Protocol):
+    """The doorbell. Losing every ring loses nothing: upkeep derives them again from rows."""
+
+    async def ring(self, jobs: Sequence[Job], changed: Sequence[str] = ()) -> None:
+        """Ring for jobs and wake waiters. Never raises and never waits long: rings may be lost."""
+        ...
+
+    async def ring_lost(self, jobs: Sequence[Job]) -> int:
+        """Ring again for those of `jobs` that no worker holds and no queue lists. Returns how many."""
+        ...
+
+
+class Blob(msgspec.Struct, frozen=True, kw_only=True):
+    """One stored object: its key, its size in bytes and when it was written."""
+
+    key: str
+    size: int
+    modified: datetime
+
+
+class Blobs(Protocol):
+    """Object storage: R2 or any S3. Errors: `storage_unavailable` when it cannot be reached."""
+
+    async def put(self, key: str, chunks: AsyncIterator[bytes]) -> int:
+        """Store a stream under `key`, whole or not at all, holding one part in memory. Returns bytes stored."""
+        ...
+
+    async def put_file(self, key: str, path: Path) -> None: ...
+    async def get(self, key: str) -> AsyncIterator[bytes]:
+        """The bytes of an object in chunks. Errors: `not_found`."""
+        ...
+
+    async def fetch(self, key: str, path: Path) -> None:
+        """Write an object to a new file. Errors: `not_found`."""
+        ...
+
+    async def delete(self, keys: Sequence[str]) -> None: ...
+    def under(self, prefix: str) -> AsyncIterator[Blob]: ...
+    async def abort_uploads(self, prefix: str, before: datetime) -> int:
+        """Drop multipart uploads begun before a time and never finished. Returns how many."""
+        ...
+
+    async def check(self) -> None:
+        """One cheap round trip, for health."""
+        ...
+
+
+Stream = Literal["stdout", "stderr"]
+OnOutput = Callable[[Stream, bytes], Awaitable[None]]
+
+
+class Program(msgspec.Struct, frozen=True, kw_only=True):
+    """Untrusted code, ready to run: the folder of one version, its environment if any, and limits.
+
+    `timeout` in seconds of wall time, `memory_mb` in MiB for the whole process tree.
+    """
+
+    code: Path
+    environment: Path | None
+    entrypoint: str
+    timeout: float
+    memory_mb: int
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What a program left behind. `output` is valid JSON when `error_type` is None.
+
+    `error_type` is an exception's class name for errors of the program itself, and one of
+    `timeout out_of_memory crashed result_not_json result_too_large invalid_entrypoint
+    output_too_large` for what the sandbox found. `stack` is the program's own traceback.
+    """
+
+    output: bytes | None = None
+    error_type: str | None = None
+    error_message: str | None = None
+    stack: str | None = None
+
+
+class Unpacked(msgspec.Struct, frozen=True, kw_only=True):
+    """What came out of an archive, or why nothing did. `root` is the folder inside it that holds the manifest."""
+
+    error: str | None = None
+    root: str = ""
+    manifest: str | None = None
+    manifest_name: str | None = None
+    requirements: str | None = None
+    files: int = 0
+    size: int = 0
+
+
+class SandboxStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether this host can isolate code, and if not what to change."""
+
+    available: bool
+    reason: str = ""
+
+
+class Sandbox(Protocol):
+    """Runs untrusted code in a fence, used once. Errors: `sandbox_unavailable` where the host cannot isolate."""
+
+    async def status(self) -> SandboxStatus: ...
+    async def run(self, program: Program, payload: bytes, on_output: OnOutput) -> Outcome:
+        """Call the entrypoint with a JSON payload. Cancelling this coroutine kills the whole process tree."""
+        ...
+
+    async def check(self, program: Program, on_output: OnOutput) -> Outcome:
+        """Import the entrypoint and see that it is callable, without calling it."""
+        ...
+
+    async def unpack(self, archive: Path, into: Path) -> Unpacked:
+        """Unpack an untrusted `.tar.gz` into an existing empty folder, inside the fence."""
+        ...
+
+    async def compile(self, folder: Path) -> Outcome:
+        """Write bytecode beside the sources in `folder`, inside the fence. Syntax errors name file and line."""
+        ...

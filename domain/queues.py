@@ -1,0 +1,60 @@
+"""What is waiting and running, per lane; and the rows upkeep looks for, across tenants.
+
+Upkeep sees ids, tenants and times alone, through views that hold nothing a tenant wrote.
+"""
+
+from datetime import datetime
+from typing import Protocol
+
+import msgspec
+
+from domain.jobs import Job, Lane
+
+
+class QueueStats(msgspec.Struct, frozen=True, kw_only=True):
+    """One lane. `oldest_seconds` is how long the oldest waiting row has waited, `failed` counts the last day."""
+
+    lane: Lane
+    depth: int
+    running: int
+    failed: int
+    oldest_seconds: float | None
+
+
+class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker process, by its last sign of life. `problem` says why it cannot run code, if it cannot."""
+
+    id: str
+    lane: str
+    host: str
+    pid: int
+    slots: int
+    busy: int
+    problem: str | None
+    started_at: datetime
+    seen_at: datetime
+
+
+class Expired(msgspec.Struct, frozen=True, kw_only=True):
+    """A row whose lease ran out."""
+
+    lane: Lane
+    row_id: str
+    tenant_id: str
+
+
+class Queues(Protocol):
+    """Rows that need a worker, over all tenants."""
+
+    async def stats(self, now: datetime) -> list[QueueStats]: ...
+    async def run_states(self, since: datetime) -> dict[str, int]: ...
+    async def waiting(self, before: datetime, limit: int) -> list[Job]: ...
+    async def expired(self, now: datetime, limit: int) -> list[Expired]: ...
+    async def extend(self, lane: Lane, held: dict[str, int], until: datetime) -> set[str]: ...
+    async def workers(self, since: datetime) -> list[WorkerInfo]: ...
+    async def beat(self, worker: WorkerInfo) -> None: ...
+    async def gone(self, worker_id: str) -> None: ...
+    async def forget_workers(self, before: datetime) -> None: ...
+    async def known_objects(self, paths: list[str]) -> set[str]: ...
+    async def forget_answers(self, before: datetime) -> int: ...
+    async def forget_sessions(self, before: datetime) -> int: ...

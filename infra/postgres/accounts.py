@@ -1,0 +1,229 @@
+"""Users, tenants, invitations and sessions in Postgres."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ForeignKey, LargeBinary, Text, exists, func, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain import ids
+from domain.access import Role
+from domain.accounts import Identity, Invite, RefreshGrant, User
+from domain.pages import Listing, Page
+from infra.postgres.db import Base, Id, as_struct, timestamp
+from infra.postgres.pages import listed
+
+
+class TenantRow(Base):
+    """A tenant; `plan` picks its rate limit."""
+
+    __tablename__ = "tenants"
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    plan: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(timestamp())
+
+
+class UserRow(Base):
+    """A user; e-mail and user name are unique over all tenants, because a login names no tenant."""
+
+    __tablename__ = "users"
+    id: Mapped[str] = mapped_column(Id("user"), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Text, ForeignKey("tenants.id"), index=True)
+    email: Mapped[str] = mapped_column(Text, unique=True)
+    username: Mapped[str | None] = mapped_column(Text)
+    full_name: Mapped[str | None] = mapped_column(Text)
+    password_hash: Mapped[str] = mapped_column(Text)
+    role: Mapped[str] = mapped_column(Text)
+    is_active: Mapped[bool]
+    created_at: Mapped[datetime] = mapped_column(timestamp())
+    updated_at: Mapped[datetime] = mapped_column(timestamp())
+
+
+class InviteRow(Base):
+    """An invitation; its token is stored hashed."""
+
+    __tablename__ = "invites"
+    id: Mapped[str] = mapped_column(Id("inv"), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Text, ForeignKey("tenants.id"), index=True)
+    email: Mapped[str] = mapped_column(Text)
+    role: Mapped[str] = mapped_column(Text)
+    token_hash: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
+    expires_at: Mapped[datetime] = mapped_column(timestamp())
+    accepted_at: Mapped[datetime | None] = mapped_column(timestamp())
+    created_at: Mapped[datetime] = mapped_column(timestamp())
+
+
+class SessionRow(Base):
+    """A login: the family that its refresh tokens belong to."""
+
+    __tablename__ = "sessions"
+    id: Mapped[str] = mapped_column(Id("ses"), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Text, ForeignKey("tenants.id"))
+    user_id: Mapped[str] = mapped_column(Id("user"), ForeignKey("users.id"), index=True)
+    created_at: Mapped[datetime] = mapped_column(timestamp())
+    revoked_at: Mapped[datetime | None] = mapped_column(timestamp())
+
+
+class RefreshRow(Base):
+    """A refresh token, hashed. A used one is kept, to notice a second use."""
+
+    __tablename__ = "refresh_tokens"
+    token_hash: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Text, ForeignKey("tenants.id"))
+    session_id: Mapped[str] = mapped_column(Id("ses"), ForeignKey("sessions.id", ondelete="CASCADE"), index=True)
+    expires_at: Mapped[datetime] = mapped_column(timestamp(), index=True)
+    used_at: Mapped[datetime | None] = mapped_column(timestamp())
+
+
+_TENANT = func.current_setting("paddock.tenant_id")
+_FIELDS = {"users_email_key": "email", "users_username_key": "username"}
+
+
+def _identity(row: Any) -> dict[str, Any]:
+    found = dict(row._mapping)
+    found["user_id"] = ids.encode("user", found["user_id"])
+    if "session_id" in found:
+        found["session_id"] = ids.encode("ses", found["session_id"])
+    return found
+
+
+class PostgresAccounts:
+    """Implements `domain.accounts.Accounts`. The `find_*` go through functions of the owner, by exact match."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def find_login(self, name: str) -> Identity | None:
+        row = (await self._connection.execute(text("SELECT * FROM find_login(:name)"), {"name": name})).first()
+        return None if row is None else as_struct(_identity(row), Identity)
+
+    async def find_session(self, user_id: str, session_id: str) -> Identity | None:
+        user, session = ids.decode("user", user_id), ids.decode("ses", session_id)
+        found = await self._connection.execute(
+            text("SELECT * FROM find_session(:user, :session)"), {"user": user, "session": session}
+        )
+        row = found.first()
+        return None if row is None else as_struct(_identity(row), Identity)
+
+    async def find_refresh(self, token_hash: bytes) -> RefreshGrant | None:
+        found = await self._connection.execute(text("SELECT * FROM find_refresh(:hash)"), {"hash": token_hash})
+        row = found.first()
+        return None if row is None else as_struct(_identity(row), RefreshGrant)
+
+    async def add_tenant(self, tenant_id: str, now: datetime) -> bool:
+        made = await self._connection.execute(
+            insert(TenantRow)
+            .values(id=tenant_id, plan="standard", created_at=now)
+            .on_conflict_do_nothing()
+            .returning(TenantRow.id)
+        )
+        return made.first() is not None
+
+    async def add_user(self, user: User, password_hash: str) -> str | None:
+        values = {name: getattr(user, name) for name in User.__struct_fields__}
+        try:
+            await self._connection.execute(insert(UserRow).values(**values, password_hash=password_hash))
+        except IntegrityError as error:
+            return _taken(error)
+        return None
+
+    async def user(self, user_id: str) -> User | None:
+        if ids.decode("user", user_id) is None:
+            return None
+        row = (await self._connection.execute(select(UserRow).where(UserRow.id == user_id))).first()
+        return None if row is None else as_struct(row, User)
+
+    async def password_hash(self, user_id: str) -> str:
+        found = await self._connection.execute(select(UserRow.password_hash).where(UserRow.id == user_id))
+        return found.scalar_one()
+
+    async def users(self, page: Page) -> Listing[User]:
+        return await listed(self._connection, select(UserRow), UserRow.id.desc(), page, User)
+
+    async def save_user(self, user: User, password_hash: str | None) -> str | None:
+        values: dict[str, Any] = {
+            "username": user.username,
+            "full_name": user.full_name,
+            "role": user.role,
+            "is_active": user.is_active,
+            "updated_at": user.updated_at,
+        }
+        if password_hash is not None:
+            values["password_hash"] = password_hash
+        try:
+            await self._connection.execute(update(UserRow).where(UserRow.id == user.id).values(**values))
+        except IntegrityError as error:
+            return _taken(error)
+        return None
+
+    async def other_admins(self, user_id: str) -> int:
+        # Locking the tenant's admins keeps two admins from demoting each other at once.
+        found = await self._connection.execute(
+            select(UserRow.id).where(UserRow.role == "admin", UserRow.is_active).order_by(UserRow.id).with_for_update()
+        )
+        return sum(1 for (admin,) in found if admin != user_id)
+
+    async def add_invite(self, invite: Invite, token_hash: bytes) -> None:
+        values = {name: getattr(invite, name) for name in Invite.__struct_fields__ if name != "invite_token"}
+        await self._connection.execute(insert(InviteRow).values(**values, token_hash=token_hash))
+
+    async def take_invite(self, email: str, token_hash: bytes, now: datetime) -> Role | None:
+        taken = await self._connection.execute(
+            update(InviteRow)
+            .where(
+                InviteRow.token_hash == token_hash,
+                InviteRow.email == email,
+                InviteRow.accepted_at.is_(None),
+                InviteRow.expires_at > now,
+            )
+            .values(accepted_at=now)
+            .returning(InviteRow.role)
+        )
+        role: Role | None = taken.scalar_one_or_none()  # type: ignore[assignment]
+        return role
+
+    async def add_session(self, session_id: str, user_id: str, now: datetime) -> None:
+        await self._connection.execute(
+            insert(SessionRow).values(id=session_id, tenant_id=_TENANT, user_id=user_id, created_at=now)
+        )
+
+    async def add_refresh(self, token_hash: bytes, session_id: str, expires_at: datetime) -> None:
+        await self._connection.execute(
+            insert(RefreshRow).values(
+                token_hash=token_hash, tenant_id=_TENANT, session_id=session_id, expires_at=expires_at
+            )
+        )
+
+    async def use_refresh(self, token_hash: bytes, now: datetime) -> bool:
+        used = await self._connection.execute(
+            update(RefreshRow)
+            .where(
+                RefreshRow.token_hash == token_hash,
+                RefreshRow.used_at.is_(None),
+                exists().where(SessionRow.id == RefreshRow.session_id, SessionRow.revoked_at.is_(None)),
+            )
+            .values(used_at=now)
+            .returning(RefreshRow.session_id)
+        )
+        return used.first() is not None
+
+    async def revoke_session(self, session_id: str, now: datetime) -> None:
+        await self._connection.execute(
+            update(SessionRow).where(SessionRow.id == session_id, SessionRow.revoked_at.is_(None)).values(revoked_at=now)
+        )
+
+    async def revoke_sessions(self, user_id: str, keep: str | None, now: datetime) -> None:
+        statement = update(SessionRow).where(SessionRow.user_id == user_id, SessionRow.revoked_at.is_(None))
+        if keep is not None:
+            statement = statement.where(SessionRow.id != keep)
+        await self._connection.execute(statement.values(revoked_at=now))
+
+
+def _taken(error: IntegrityError) -> str:
+    for constraint, field in _FIELDS.items():
+        if constraint in str(error.orig):
+            return field
+    raise error

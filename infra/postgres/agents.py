@@ -1,0 +1,93 @@
+"""Agents in Postgres."""
+
+from datetime import datetime
+
+from sqlalchemy import ForeignKey, Index, Text, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain import ids
+from domain.agents import Agent, AgentStatus
+from domain.pages import Listing, Page
+from infra.postgres.db import Base, Id, as_struct, timestamp
+from infra.postgres.pages import listed
+
+
+class AgentRow(Base):
+    """An agent. A deleted one stays for the executions that name it, and frees its name."""
+
+    __tablename__ = "agents"
+    __table_args__ = (
+        Index(
+            "agents_tenant_id_name_key",
+            "tenant_id",
+            "name",
+            unique=True,
+            postgresql_where=text("deleted_at IS NULL"),
+        ),
+    )
+    id: Mapped[str] = mapped_column(Id("agent"), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Text, ForeignKey("tenants.id"))
+    user_id: Mapped[str] = mapped_column(Id("user"), ForeignKey("users.id"))
+    name: Mapped[str] = mapped_column(Text)
+    description: Mapped[str | None] = mapped_column(Text)
+    kind: Mapped[str] = mapped_column(Text)
+    status: Mapped[str] = mapped_column(Text)
+    current_version_id: Mapped[str | None] = mapped_column(Id("ver"))
+    created_at: Mapped[datetime] = mapped_column(timestamp())
+    updated_at: Mapped[datetime] = mapped_column(timestamp())
+    deleted_at: Mapped[datetime | None] = mapped_column(timestamp())
+
+
+class PostgresAgents:
+    """Implements `domain.agents.Agents`."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def add(self, agent: Agent) -> bool:
+        values = {name: getattr(agent, name) for name in Agent.__struct_fields__}
+        made = await self._connection.execute(
+            insert(AgentRow).values(**values).on_conflict_do_nothing().returning(AgentRow.id)
+        )
+        return made.first() is not None
+
+    async def find(self, reference: str, lock: bool = False) -> Agent | None:
+        query = select(AgentRow).where(AgentRow.deleted_at.is_(None))
+        if ids.decode("agent", reference) is not None:
+            query = query.where(AgentRow.id == reference)
+        else:
+            query = query.where(AgentRow.name == reference.replace("\0", "\ufffd"))
+        if lock:
+            query = query.with_for_update()
+        row = (await self._connection.execute(query)).first()
+        return None if row is None else as_struct(row, Agent)
+
+    async def page(self, page: Page, status: AgentStatus | None) -> Listing[Agent]:
+        query = select(AgentRow).where(AgentRow.deleted_at.is_(None))
+        if status is not None:
+            query = query.where(AgentRow.status == status)
+        return await listed(self._connection, query, AgentRow.id.desc(), page, Agent)
+
+    async def save(self, agent: Agent) -> bool:
+        statement = (
+            update(AgentRow)
+            .where(AgentRow.id == agent.id)
+            .values(
+                name=agent.name,
+                description=agent.description,
+                status=agent.status,
+                current_version_id=agent.current_version_id,
+                updated_at=agent.updated_at,
+            )
+        )
+        try:
+            await self._connection.execute(statement)
+        except IntegrityError:
+            return False
+        return True
+
+    async def delete(self, agent_id: str, now: datetime) -> None:
+        await self._connection.execute(update(AgentRow).where(AgentRow.id == agent_id).values(deleted_at=now))

@@ -1,0 +1,162 @@
+"""Agent versions and their builds in Postgres."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, ForeignKey, Index, Text, case, func, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain import ids
+from domain.builds import Built, Version
+from domain.leases import Lease
+from domain.pages import Listing, Page
+from infra.postgres.agents import AgentRow
+from infra.postgres.db import Base, Id, as_struct, timestamp
+from infra.postgres.pages import listed
+
+
+class VersionRow(Base):
+    """A version of an agent, with the lease of the worker that builds it."""
+
+    __tablename__ = "agent_versions"
+    __table_args__ = (
+        Index("agent_versions_agent_id_number_key", "agent_id", "number", unique=True),
+        Index("agent_versions_open", "id", postgresql_where=text("status IN ('queued', 'building')")),
+    )
+    id: Mapped[str] = mapped_column(Id("ver"), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Text, ForeignKey("tenants.id"))
+    agent_id: Mapped[str] = mapped_column(Id("agent"), ForeignKey("agents.id"))
+    number: Mapped[int]
+    version: Mapped[str] = mapped_column(Text)
+    status: Mapped[str] = mapped_column(Text)
+    build_log: Mapped[str | None] = mapped_column(Text)
+    error_message: Mapped[str | None] = mapped_column(Text)
+    tarball_path: Mapped[str] = mapped_column(Text, unique=True)
+    bundle_path: Mapped[str | None] = mapped_column(Text, index=True)
+    entrypoint: Mapped[str | None] = mapped_column(Text)
+    config: Mapped[str | None] = mapped_column(Text)
+    framework: Mapped[str | None] = mapped_column(Text)
+    python: Mapped[str | None] = mapped_column(Text)
+    timeout: Mapped[int | None]
+    memory: Mapped[int | None]
+    environment: Mapped[str | None] = mapped_column(Text)
+    sha256: Mapped[str] = mapped_column(Text)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    attempt: Mapped[int]
+    worker: Mapped[str | None] = mapped_column(Text)
+    lease_expires_at: Mapped[datetime | None] = mapped_column(timestamp())
+    created_at: Mapped[datetime] = mapped_column(timestamp())
+    updated_at: Mapped[datetime] = mapped_column(timestamp())
+
+
+def _held(version_id: str, attempt: int) -> tuple[Any, ...]:
+    return VersionRow.id == version_id, VersionRow.attempt == attempt, VersionRow.status == "building"
+
+
+class PostgresBuilds:
+    """Implements `domain.builds.Builds`. Writes of a worker name the attempt they belong to."""
+
+    def __init__(self, connection: AsyncConnection, now: datetime) -> None:
+        self._connection = connection
+        self._now = now
+
+    async def add(self, version: Version) -> None:
+        values = {name: getattr(version, name) for name in Version.__struct_fields__}
+        await self._connection.execute(insert(VersionRow).values(**values))
+
+    async def next_number(self, agent_id: str) -> int:
+        # The caller holds the agent's row lock, so two uploads cannot get one number.
+        found = await self._connection.execute(
+            select(func.coalesce(func.max(VersionRow.number), 0)).where(VersionRow.agent_id == agent_id)
+        )
+        return found.scalar_one() + 1
+
+    async def get(self, version_id: str) -> Version | None:
+        if ids.decode("ver", version_id) is None:
+            return None
+        return await self._one(VersionRow.id == version_id)
+
+    async def find(self, agent_id: str, reference: str) -> Version | None:
+        of_agent = VersionRow.agent_id == agent_id
+        if ids.decode("ver", reference) is not None:
+            return await self._one(of_agent, VersionRow.id == reference)
+        digits = reference.removeprefix("v")
+        if not (digits.isascii() and digits.isdigit() and len(digits) < 10):
+            return None
+        return await self._one(of_agent, VersionRow.number == int(digits))
+
+    async def page(self, agent_id: str, page: Page) -> Listing[Version]:
+        query = select(VersionRow).where(VersionRow.agent_id == agent_id)
+        return await listed(self._connection, query, VersionRow.number.desc(), page, Version)
+
+    async def by_path(self, path: str) -> Version | None:
+        alive = select(AgentRow.id).where(AgentRow.deleted_at.is_(None))
+        return await self._one(VersionRow.tarball_path == path, VersionRow.agent_id.in_(alive))
+
+    async def newest(self, agent_id: str) -> Version | None:
+        query = select(VersionRow).where(VersionRow.agent_id == agent_id).order_by(VersionRow.number.desc()).limit(1)
+        row = (await self._connection.execute(query)).first()
+        return None if row is None else as_struct(row, Version)
+
+    async def claim(self, version_id: str, lease: Lease) -> Version | None:
+        return await self._moved(
+            update(VersionRow)
+            .where(VersionRow.id == version_id, VersionRow.status == "queued")
+            .values(
+                status="building",
+                attempt=VersionRow.attempt + 1,
+                worker=lease.worker,
+                lease_expires_at=lease.until,
+                build_log=None,
+                updated_at=self._now,
+            )
+        )
+
+    async def log(self, version_id: str, attempt: int, text: str) -> bool:
+        grown = func.right(func.coalesce(VersionRow.build_log, "") + text.replace("\0", "\ufffd"), 256 * 1024)
+        return (
+            await self._moved(
+                update(VersionRow).where(*_held(version_id, attempt)).values(build_log=grown, updated_at=self._now)
+            )
+            is not None
+        )
+
+    async def settle(self, version_id: str, attempt: int, built: Built | None, error: str | None) -> bool:
+        values: dict[str, Any] = {"status": "failed", "error_message": error}
+        if built is not None:
+            values = {name: getattr(built, name) for name in Built.__struct_fields__} | {"status": "ready"}
+        statement = update(VersionRow).where(*_held(version_id, attempt))
+        return await self._moved(statement.values(**values, lease_expires_at=None, updated_at=self._now)) is not None
+
+    async def release(self, version_id: str, attempt: int) -> bool:
+        freed = update(VersionRow).where(*_held(version_id, attempt)).values(status="queued", **self._free())
+        return await self._moved(freed) is not None
+
+    async def take_back(self, version_id: str, max_attempts: int, reason: str) -> Version | None:
+        used_up = VersionRow.attempt >= max_attempts
+        return await self._moved(
+            update(VersionRow)
+            .where(
+                VersionRow.id == version_id,
+                VersionRow.status == "building",
+                VersionRow.lease_expires_at < self._now,
+            )
+            .values(
+                status=case((used_up, "failed"), else_="queued"),
+                error_message=case((used_up, reason), else_=None),
+                **self._free(),
+            )
+        )
+
+    def _free(self) -> dict[str, Any]:
+        return {"worker": None, "lease_expires_at": None, "updated_at": self._now}
+
+    async def _one(self, *where: Any) -> Version | None:
+        row = (await self._connection.execute(select(VersionRow).where(*where))).first()
+        return None if row is None else as_struct(row, Version)
+
+    async def _moved(self, statement: Any) -> Version | None:
+        row = (await self._connection.execute(statement.returning(*VersionRow.__table__.columns))).first()
+        return None if row is None else as_struct(row, Version)

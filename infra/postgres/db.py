@@ -1,0 +1,84 @@
+"""The engine, the base of row classes, and the two column types every table uses."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+from uuid import UUID
+
+import msgspec
+from sqlalchemy import Row, types
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.orm import DeclarativeBase
+
+from domain import ids
+
+T = TypeVar("T")
+
+# The role every connection of the application takes on; see migrations/versions/0001_foundation.py.
+APP_ROLE = "paddock_app"
+
+
+class Base(DeclarativeBase):
+    """Row classes: columns only. They never leave this folder."""
+
+
+class Id(types.TypeDecorator[str]):
+    """A TypeID in Python, a `uuid` in Postgres. Text that is no such TypeID finds nothing and is never stored."""
+
+    impl = postgresql.UUID(as_uuid=True)
+    cache_ok = True
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__()
+        self.prefix = prefix
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> UUID | None:
+        if value is None:
+            return None
+        decoded = ids.decode(self.prefix, value)
+        if decoded is None:
+            raise ValueError(f"{value!r} is not an id of the kind {self.prefix!r}")
+        return decoded
+
+    def process_result_value(self, value: UUID | None, dialect: Any) -> str | None:
+        return None if value is None else ids.encode(self.prefix, value)
+
+
+def json_column() -> types.TypeEngine[Any]:
+    """`json`, not `jsonb`: what a caller sent comes back as it was sent, U+0000 included."""
+    return postgresql.JSON(none_as_null=True)
+
+
+def timestamp() -> types.TypeEngine[Any]:
+    """`timestamptz`."""
+    return types.DateTime(timezone=True)
+
+
+def as_struct(row: Row[Any] | Mapping[str, Any], kind: type[T]) -> T:
+    """A row as a domain Struct, column names being field names; columns without a field are left out."""
+    mapping = row._mapping if isinstance(row, Row) else row
+    return msgspec.convert(dict(mapping), kind)
+
+
+def connect(url: str, *, pool_size: int, application: str, as_owner: bool = False) -> AsyncEngine:
+    """An engine on `url` (`postgresql://user:password@host:port/name`).
+
+    Every connection takes on `APP_ROLE`, which cannot bypass row-level security, whoever logs in;
+    only migrations connect `as_owner`.
+    """
+    settings = {"application_name": application}
+    if not as_owner:
+        settings["role"] = APP_ROLE
+    scheme, _, rest = url.partition("://")
+    if scheme not in ("postgres", "postgresql", "postgresql+asyncpg"):
+        raise ValueError(f"PADDOCK_DATABASE_URL must begin with postgresql://, not {scheme}://")
+    return create_async_engine(
+        f"postgresql+asyncpg://{rest}",
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=10,
+        pool_recycle=1800,
+        connect_args={"server_settings": settings, "timeout": 5, "command_timeout": 60},
+        json_serializer=lambda value: msgspec.json.encode(value).decode(),
+        json_deserializer=msgspec.json.decode,
+    )

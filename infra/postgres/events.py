@@ -1,0 +1,142 @@
+"""The event log of executions in Postgres.
+
+An execution's row holds the number of its last event; taking numbers locks the row, so numbers
+appear in the order of commits and without gaps.
+"""
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy import ForeignKey, Text, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain import ids
+from domain.events import Event, LogEntry
+from domain.pages import Listing, Page, listing
+from infra.postgres.db import Base, Id, as_struct, json_column, timestamp
+
+
+class EventRow(Base):
+    """One event."""
+
+    __tablename__ = "execution_events"
+    execution_id: Mapped[str] = mapped_column(Id("exec"), ForeignKey("executions.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Text)
+    at: Mapped[datetime] = mapped_column(timestamp())
+    type: Mapped[str] = mapped_column(Text)
+    data: Mapped[Any] = mapped_column(json_column())
+
+
+_APPEND = text(
+    """
+    WITH held AS (
+        UPDATE executions SET last_seq = last_seq + :count
+        WHERE id = :id AND attempt = :attempt AND status IN ('preparing', 'running')
+        RETURNING tenant_id, last_seq - :count AS base
+    )
+    INSERT INTO execution_events (execution_id, seq, tenant_id, at, type, data)
+    SELECT :id, base + written.n, tenant_id, written.at, written.type, written.data::json
+    FROM held, unnest(CAST(:times AS timestamptz[]), CAST(:types AS text[]), CAST(:datas AS text[]))
+         WITH ORDINALITY AS written(at, type, data, n)
+    RETURNING seq
+    """
+)
+
+# A build speaks once, when it has ended; its whole log is the version's `build_log`.
+_AGENT_LOGS = """
+    SELECT updated_at AS timestamp, 'build' AS source, CASE status WHEN 'ready' THEN 'INFO' ELSE 'ERROR' END AS level,
+           CASE status WHEN 'ready' THEN 'Build completed successfully'
+                ELSE 'Build failed: ' || coalesce(error_message, '') END AS message,
+           json_build_object('version', version, 'status', status) AS metadata, id AS subject, 0 AS seq
+    FROM agent_versions WHERE agent_id = :agent AND status IN ('ready', 'failed')
+    UNION ALL
+    SELECT e.at, 'runtime',
+           CASE WHEN e.type = 'log' THEN e.data->>'level'
+                WHEN e.data->>'status' = 'failed' THEN 'ERROR' ELSE 'INFO' END,
+           CASE WHEN e.type = 'log' THEN replace((e.data->'message')::text, '\\u0000', '')
+                ELSE x.run_name || ' ' || (e.data->>'status') || coalesce(': ' || x.error_message, '') END,
+           json_build_object('status', e.data->>'status', 'stream', e.data->>'stream'), e.execution_id, e.seq
+    FROM executions x JOIN execution_events e ON e.execution_id = x.id
+    WHERE x.agent_id = :agent
+      AND (e.type = 'log' OR e.data->>'status' IN ('completed', 'failed', 'cancelled'))
+"""
+
+
+class PostgresEvents:
+    """Implements `domain.events.Events`."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def append_held(self, execution_id: str, attempt: int, written: list[Event]) -> bool:
+        appended = await self._connection.execute(
+            _APPEND,
+            {
+                "id": ids.decode("exec", execution_id),
+                "attempt": attempt,
+                "count": len(written),
+                "times": [event.at for event in written],
+                "types": [event.type for event in written],
+                "datas": [msgspec.json.encode(event.data).decode() for event in written],
+            },
+        )
+        return len(appended.all()) == len(written)
+
+    async def after(self, execution_id: str, seq: int, limit: int) -> list[Event] | None:
+        if ids.decode("exec", execution_id) is None:
+            return None
+        query = (
+            select(EventRow)
+            .where(EventRow.execution_id == execution_id, EventRow.seq > seq)
+            .order_by(EventRow.seq)
+            .limit(limit)
+        )
+        rows = (await self._connection.execute(query)).all()
+        if rows:
+            return [as_struct(row, Event) for row in rows]
+        # Every execution has an event from its first commit on, so none at all means no such execution.
+        first = select(EventRow.seq).where(EventRow.execution_id == execution_id).limit(1)
+        return None if (await self._connection.execute(first)).first() is None else []
+
+    async def logs(self, execution_id: str, page: Page) -> Listing[LogEntry]:
+        query = (
+            select(EventRow, text("count(*) OVER () AS total"))
+            .where(EventRow.execution_id == execution_id)
+            .order_by(EventRow.seq)
+            .limit(page.limit + 1)
+            .offset(page.offset)
+        )
+        rows = (await self._connection.execute(query)).all()
+        total = rows[0].total if rows else 0
+        return listing([_entry(as_struct(row, Event), execution_id) for row in rows], total, page)
+
+    async def agent_logs(self, agent_id: str, page: Page) -> Listing[LogEntry]:
+        values = {"agent": ids.decode("agent", agent_id), "limit": page.limit + 1, "offset": page.offset}
+        query = f"SELECT * FROM ({_AGENT_LOGS}) AS l ORDER BY timestamp DESC, seq DESC LIMIT :limit OFFSET :offset"  # noqa: S608
+        rows = (await self._connection.execute(text(query), values)).all()
+        count = f"SELECT count(*) FROM ({_AGENT_LOGS}) AS l"  # noqa: S608
+        total = (await self._connection.execute(text(count), values)).scalar_one()
+        return listing([_agent_entry(row) for row in rows], total, page)
+
+
+def _entry(event: Event, execution_id: str) -> LogEntry:
+    metadata = {"execution_id": execution_id, "seq": event.seq, "type": event.type, **event.data}
+    message = metadata.pop("message", None)
+    level = metadata.pop("level", "ERROR" if event.data.get("status") == "failed" else "INFO")
+    if event.type == "status":
+        message = f"Execution {event.data['status']}"
+        if event.data.get("error_message"):
+            message += f": {event.data['error_message']}"
+    return LogEntry(timestamp=event.at, level=level, message=str(message), source="runtime", metadata=metadata)
+
+
+def _agent_entry(row: Any) -> LogEntry:
+    prefix, key = ("ver", "version_id") if row.source == "build" else ("exec", "execution_id")
+    metadata = {key: ids.encode(prefix, row.subject)}
+    metadata |= {name: value for name, value in row.metadata.items() if value is not None}
+    return LogEntry(
+        timestamp=row.timestamp, level=row.level, message=row.message, source=row.source, metadata=metadata
+    )

@@ -1,0 +1,218 @@
+"""Executions in Postgres. Every change of state writes its event in the same statement."""
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy import ForeignKey, Index, Select, Text, Update, case, func, insert, literal, select, text, update
+from sqlalchemy.dialects.postgresql import JSON
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain import ids
+from domain.builds import Version
+from domain.executions import Claimed, Execution, Filter
+from domain.leases import Lease
+from domain.pages import COUNT_BOUND, Listing, Page
+from domain.ports import Outcome
+from domain.states import HELD, Status
+from infra.postgres.builds import VersionRow
+from infra.postgres.db import Base, Id, as_struct, json_column, timestamp
+from infra.postgres.events import EventRow
+from infra.postgres.pages import listed
+
+# A list leaves out input and output larger than this many bytes; the execution itself shows them.
+LISTED_DATA = 16 * 1024
+
+
+class ExecutionRow(Base):
+    """An execution, with the lease of the worker that runs it and the number of its last event."""
+
+    __tablename__ = "executions"
+    __table_args__ = (
+        Index("executions_tenant_id_id", "tenant_id", text("id DESC")),
+        Index("executions_agent_id_id", "agent_id", text("id DESC")),
+        Index("executions_agent_version_id_id", "agent_version_id", text("id DESC")),
+        Index(
+            "executions_open",
+            "id",
+            postgresql_where=text("status IN ('pending', 'preparing', 'running', 'waiting')"),
+        ),
+        Index("executions_completed_at", "completed_at", postgresql_where=text("completed_at IS NOT NULL")),
+    )
+    id: Mapped[str] = mapped_column(Id("exec"), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Text, ForeignKey("tenants.id"))
+    user_id: Mapped[str] = mapped_column(Id("user"), ForeignKey("users.id"))
+    run_name: Mapped[str] = mapped_column(Text)
+    kind: Mapped[str] = mapped_column(Text)
+    agent_id: Mapped[str | None] = mapped_column(Id("agent"), ForeignKey("agents.id"))
+    agent_version_id: Mapped[str | None] = mapped_column(Id("ver"), ForeignKey("agent_versions.id"))
+    status: Mapped[str] = mapped_column(Text)
+    input_data: Mapped[Any] = mapped_column(json_column())
+    output_data: Mapped[Any | None] = mapped_column(json_column())
+    error_message: Mapped[str | None] = mapped_column(Text)
+    error_type: Mapped[str | None] = mapped_column(Text)
+    attempt: Mapped[int]
+    max_attempts: Mapped[int]
+    timeout: Mapped[int]
+    retry_of: Mapped[str | None] = mapped_column(Id("exec"))
+    steps_total: Mapped[int]
+    steps_completed: Mapped[int]
+    total_cost: Mapped[float]
+    last_seq: Mapped[int]
+    worker: Mapped[str | None] = mapped_column(Text)
+    lease_expires_at: Mapped[datetime | None] = mapped_column(timestamp())
+    created_at: Mapped[datetime] = mapped_column(timestamp())
+    started_at: Mapped[datetime | None] = mapped_column(timestamp())
+    completed_at: Mapped[datetime | None] = mapped_column(timestamp())
+    updated_at: Mapped[datetime] = mapped_column(timestamp())
+
+
+E_ = ExecutionRow
+_COLUMNS = list(ExecutionRow.__table__.columns)
+_OPEN = ("pending", "preparing", "running", "waiting")
+_STORED = [name for name in Execution.__struct_fields__ if hasattr(ExecutionRow, name)]
+
+
+def _trimmed(column: Any, name: str) -> Any:
+    small = func.octet_length(column.cast(Text))
+    return case((small <= LISTED_DATA, column), else_=None).label(name)
+
+
+def _noted(moved: Update, now: datetime) -> Select[Any]:
+    """The rows an update moved, with a status event written for each in the same statement."""
+    after = moved.values(last_seq=E_.last_seq + 1, updated_at=now).returning(*_COLUMNS).cte("moved")
+    data = func.json_build_object(
+        *("status", after.c.status, "attempt", after.c.attempt),
+        *("error_type", after.c.error_type, "error_message", after.c.error_message),
+        type_=JSON,
+    )
+    event = select(after.c.id, after.c.last_seq, after.c.tenant_id, literal(now, timestamp()), literal("status"), data)
+    columns = ["execution_id", "seq", "tenant_id", "at", "type", "data"]
+    noted = insert(EventRow).from_select(columns, event).cte("noted")
+    return select(after).add_cte(noted)
+
+
+class PostgresExecutions:
+    """Implements `domain.executions.Executions`."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def add(self, execution: Execution) -> None:
+        values = {name: getattr(execution, name) for name in _STORED}
+        added = insert(E_).values(**values, last_seq=1).returning(E_.id, E_.tenant_id).cte("added")
+        data = literal({"status": execution.status, "attempt": 0}, json_column())
+        event = select(
+            added.c.id, literal(1), added.c.tenant_id, literal(execution.created_at, timestamp()), literal("status"), data
+        )
+        columns = ["execution_id", "seq", "tenant_id", "at", "type", "data"]
+        await self._connection.execute(insert(EventRow).from_select(columns, event).add_cte(added))
+
+    async def get(self, execution_id: str) -> Execution | None:
+        if ids.decode("exec", execution_id) is None:
+            return None
+        row = (await self._connection.execute(select(E_).where(E_.id == execution_id))).first()
+        return None if row is None else as_struct(row, Execution)
+
+    async def page(self, narrowed: Filter, page: Page) -> Listing[Execution]:
+        heavy = {"input_data", "output_data"}
+        columns = [column for column in _COLUMNS if column.name not in heavy]
+        query = select(*columns, _trimmed(E_.input_data, "input_data"), _trimmed(E_.output_data, "output_data"))
+        for name, prefix in (("agent_id", "agent"), ("agent_version_id", "ver")):
+            wanted = getattr(narrowed, name)
+            if wanted is not None:
+                known = ids.decode(prefix, wanted) is not None
+                query = query.where(getattr(E_, name) == wanted) if known else query.where(literal(False))
+        if narrowed.status is not None:
+            query = query.where(E_.status == narrowed.status)
+        if narrowed.kind is not None:
+            query = query.where(E_.kind == narrowed.kind)
+        if narrowed.since is not None:
+            query = query.where(E_.created_at >= narrowed.since)
+        if narrowed.until is not None:
+            query = query.where(E_.created_at < narrowed.until)
+        return await listed(self._connection, query, E_.id.desc(), page, Execution, COUNT_BOUND)
+
+    async def claim(self, execution_id: str, lease: Lease, at_hand: frozenset[str]) -> Claimed | None:
+        moved = (
+            update(E_)
+            .where(E_.id == execution_id, E_.status == "pending")
+            .values(
+                status=case((E_.agent_version_id.in_(at_hand), "running"), else_="preparing"),
+                attempt=E_.attempt + 1,
+                worker=lease.worker,
+                lease_expires_at=lease.until,
+                started_at=func.coalesce(E_.started_at, lease.taken_at),
+            )
+        )
+        execution = await self._moved(moved, lease.taken_at)
+        if execution is None or execution.agent_version_id is None:
+            return None
+        found = await self._connection.execute(select(VersionRow).where(VersionRow.id == execution.agent_version_id))
+        return Claimed(execution=execution, version=as_struct(found.one(), Version))
+
+    async def begin_running(self, execution_id: str, attempt: int, now: datetime) -> bool:
+        moved = update(E_).where(E_.id == execution_id, E_.attempt == attempt, E_.status == "preparing")
+        return await self._moved(moved.values(status="running"), now) is not None
+
+    async def settle(self, execution_id: str, attempt: int, status: Status, outcome: Outcome, now: datetime) -> bool:
+        output = None if outcome.output is None else msgspec.json.decode(outcome.output)
+        moved = (
+            update(E_)
+            .where(E_.id == execution_id, E_.attempt == attempt, E_.status.in_(HELD))
+            .values(
+                status=status,
+                output_data=output,
+                error_type=_text(outcome.error_type),
+                error_message=_text(outcome.error_message),
+                steps_completed=E_.steps_total if status == "completed" else E_.steps_completed,
+                lease_expires_at=None,
+                completed_at=now,
+            )
+        )
+        return await self._moved(moved, now) is not None
+
+    async def cancel(self, execution_id: str, reason: str, now: datetime) -> bool:
+        moved = update(E_).where(E_.id == execution_id, E_.status.in_(_OPEN))
+        return await self._moved(_cancelled(moved, reason, now), now) is not None
+
+    async def cancel_all(self, agent_id: str, reason: str, now: datetime) -> list[str]:
+        moved = update(E_).where(E_.agent_id == agent_id, E_.status.in_(_OPEN))
+        rows = await self._connection.execute(_noted(_cancelled(moved, reason, now), now))
+        return [as_struct(row, Execution).id for row in rows]
+
+    async def release(self, execution_id: str, attempt: int, now: datetime) -> bool:
+        moved = update(E_).where(E_.id == execution_id, E_.attempt == attempt, E_.status.in_(HELD))
+        return await self._moved(moved.values(status="pending", worker=None, lease_expires_at=None), now) is not None
+
+    async def take_back(self, execution_id: str, now: datetime) -> Execution | None:
+        used_up = E_.attempt >= E_.max_attempts
+        reason = func.format("The worker stopped answering during attempt %s of %s.", E_.attempt, E_.max_attempts)
+        moved = (
+            update(E_)
+            .where(E_.id == execution_id, E_.status.in_(HELD), E_.lease_expires_at < now)
+            .values(
+                status=case((used_up, "failed"), else_="pending"),
+                error_type=case((used_up, "worker_lost"), else_=None),
+                error_message=case((used_up, reason), else_=None),
+                completed_at=case((used_up, now), else_=None),
+                worker=None,
+                lease_expires_at=None,
+            )
+        )
+        return await self._moved(moved, now)
+
+    async def _moved(self, moved: Update, now: datetime) -> Execution | None:
+        row = (await self._connection.execute(_noted(moved, now))).first()
+        return None if row is None else as_struct(row, Execution)
+
+
+def _cancelled(moved: Update, reason: str, now: datetime) -> Update:
+    return moved.values(
+        status="cancelled", error_type="cancelled", error_message=reason, lease_expires_at=None, completed_at=now
+    )
+
+
+def _text(value: str | None) -> str | None:
+    return None if value is None else value.replace("\0", "\ufffd")

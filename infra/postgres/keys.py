@@ -1,0 +1,104 @@
+"""API keys in Postgres."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, ForeignKey, LargeBinary, Text, delete, select, text, update
+from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain import ids
+from domain.keys import ApiKey, KeyIdentity
+from domain.pages import Listing, Page
+from infra.postgres.db import Base, Id, as_struct, timestamp
+from infra.postgres.pages import listed
+
+
+class ApiKeyRow(Base):
+    """A key, by its SHA-256."""
+
+    __tablename__ = "api_keys"
+    id: Mapped[str] = mapped_column(Id("key"), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Text, ForeignKey("tenants.id"), index=True)
+    user_id: Mapped[str] = mapped_column(Id("user"), ForeignKey("users.id"))
+    name: Mapped[str] = mapped_column(Text)
+    description: Mapped[str | None] = mapped_column(Text)
+    key_hash: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
+    key_prefix: Mapped[str] = mapped_column(Text)
+    scopes: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    rate_limit_per_minute: Mapped[int | None]
+    expires_at: Mapped[datetime | None] = mapped_column(timestamp())
+    is_active: Mapped[bool]
+    last_used_at: Mapped[datetime | None] = mapped_column(timestamp())
+    usage_count: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(timestamp())
+    updated_at: Mapped[datetime] = mapped_column(timestamp())
+
+
+_COUNT = text("SELECT count_key_use(CAST(:ids AS uuid[]), CAST(:uses AS bigint[]), CAST(:times AS timestamptz[]))")
+
+
+class PostgresKeys:
+    """Implements `domain.keys.Keys`."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def find(self, key_hash: bytes) -> KeyIdentity | None:
+        row = (await self._connection.execute(text("SELECT * FROM find_key(:hash)"), {"hash": key_hash})).first()
+        if row is None:
+            return None
+        found = dict(row._mapping)
+        found["key_id"] = ids.encode("key", found["key_id"])
+        found["user_id"] = ids.encode("user", found["user_id"])
+        return as_struct(found, KeyIdentity)
+
+    async def count_use(self, uses: dict[str, tuple[int, datetime]]) -> None:
+        # In the order of ids, so that two processes that count the same keys cannot deadlock.
+        keys = sorted(uses)
+        await self._connection.execute(
+            _COUNT,
+            {
+                "ids": [ids.decode("key", key) for key in keys],
+                "uses": [uses[key][0] for key in keys],
+                "times": [uses[key][1] for key in keys],
+            },
+        )
+
+    async def add(self, key: ApiKey, key_hash: bytes) -> None:
+        values = {name: getattr(key, name) for name in ApiKey.__struct_fields__}
+        await self._connection.execute(insert(ApiKeyRow).values(**values, key_hash=key_hash))
+
+    async def get(self, key_id: str, owner: str | None) -> ApiKey | None:
+        if ids.decode("key", key_id) is None:
+            return None
+        query = select(ApiKeyRow).where(ApiKeyRow.id == key_id)
+        if owner is not None:
+            query = query.where(ApiKeyRow.user_id == owner)
+        row = (await self._connection.execute(query)).first()
+        return None if row is None else as_struct(row, ApiKey)
+
+    async def page(self, owner: str | None, page: Page) -> Listing[ApiKey]:
+        query = select(ApiKeyRow)
+        if owner is not None:
+            query = query.where(ApiKeyRow.user_id == owner)
+        return await listed(self._connection, query, ApiKeyRow.id.desc(), page, ApiKey)
+
+    async def save(self, key: ApiKey) -> None:
+        values: dict[str, Any] = {
+            name: getattr(key, name)
+            for name in (
+                "name",
+                "description",
+                "scopes",
+                "rate_limit_per_minute",
+                "expires_at",
+                "is_active",
+                "updated_at",
+            )
+        }
+        await self._connection.execute(update(ApiKeyRow).where(ApiKeyRow.id == key.id).values(**values))
+
+    async def delete(self, key_id: str) -> None:
+        await self._connection.execute(delete(ApiKeyRow).where(ApiKeyRow.id == key_id))

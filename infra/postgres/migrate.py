@@ -1,0 +1,48 @@
+"""Bring the database to the newest schema, once, however many processes ask at the same time."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, text
+
+from infra.postgres.db import APP_ROLE, connect
+
+FOLDER = Path(__file__).parent / "migrations"
+_LOCK = 0x7061646463  # "paddc": one migration at a time
+
+
+class UnsafeRole(Exception):
+    """The application's role could read past row-level security."""
+
+
+def config() -> Config:
+    """Alembic's configuration, without an ini file."""
+    made = Config()
+    made.set_main_option("script_location", str(FOLDER))
+    return made
+
+
+def _upgrade(connection: Connection) -> None:
+    made = config()
+    made.attributes["connection"] = connection
+    command.upgrade(made, "head")
+
+
+async def migrate(url: str) -> None:
+    """Migrate as the owner of the tables. Errors: `UnsafeRole` when the role of the application is too mighty."""
+    engine = connect(url, pool_size=1, application="paddock migrate", as_owner=True)
+    try:
+        async with engine.begin() as connection:
+            await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+            await connection.run_sync(_upgrade)
+            mighty = await connection.execute(
+                text("SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = :role"), {"role": APP_ROLE}
+            )
+            if mighty.scalar_one():
+                raise UnsafeRole(
+                    f"The role {APP_ROLE} can bypass row-level security. "
+                    f"Run: ALTER ROLE {APP_ROLE} NOSUPERUSER NOBYPASSRLS"
+                )
+    finally:
+        await engine.dispose()

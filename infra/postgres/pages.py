@@ -1,0 +1,35 @@
+"""One page of a query, and how many rows there are in all: two statements, whatever the page."""
+
+from typing import Any, TypeVar
+
+from sqlalchemy import ColumnElement, Select, func, literal, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from domain.pages import Listing, Page, listing
+from infra.postgres.db import as_struct
+
+T = TypeVar("T")
+
+
+async def listed(
+    connection: AsyncConnection,
+    query: Select[Any],
+    order: ColumnElement[Any],
+    page: Page,
+    kind: type[T],
+    bound: int | None = None,
+) -> Listing[T]:
+    """Run `query` for a page, as Structs of `kind`.
+
+    `bound` caps the count, for tables too long to count; `has_more` is exact all the same.
+    """
+    found = await connection.execute(query.order_by(order).limit(page.limit + 1).offset(page.offset))
+    rows = found.all()
+    if page.offset == 0 and len(rows) <= page.limit:
+        total = len(rows)
+    else:
+        counted = query.with_only_columns(literal(1), maintain_column_froms=True)
+        if bound is not None:
+            counted = counted.limit(bound)
+        total = (await connection.execute(select(func.count()).select_from(counted.subquery()))).scalar_one()
+    return listing([as_struct(row, kind) for row in rows], total, page)

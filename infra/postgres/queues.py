@@ -1,0 +1,122 @@
+"""Rows that need a worker, over all tenants, through views that show ids and times alone."""
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import Text, delete, select, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain import ids
+from domain.jobs import LANES, Job, Lane
+from domain.queues import Expired, QueueStats, WorkerInfo
+from infra.postgres.db import Base, as_struct, timestamp
+
+_PREFIX: dict[Lane, str] = {"build": "ver", "run": "exec"}
+
+
+class WorkerRow(Base):
+    """A worker process by its last sign of life. Belongs to the host, not to a tenant."""
+
+    __tablename__ = "workers"
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    lane: Mapped[str] = mapped_column(Text)
+    host: Mapped[str] = mapped_column(Text)
+    pid: Mapped[int]
+    slots: Mapped[int]
+    busy: Mapped[int]
+    problem: Mapped[str | None] = mapped_column(Text)
+    started_at: Mapped[datetime] = mapped_column(timestamp())
+    seen_at: Mapped[datetime] = mapped_column(timestamp())
+
+
+_STATS = text(
+    """
+    SELECT lane, count(*) FILTER (WHERE waiting) AS depth, count(*) FILTER (WHERE NOT waiting) AS running,
+           CAST(extract(epoch FROM :now - min(since) FILTER (WHERE waiting)) AS double precision) AS oldest_seconds
+    FROM open_work GROUP BY lane
+    """
+)
+
+_EXTEND = text(
+    "SELECT row_id FROM extend_leases(:lane, CAST(:ids AS uuid[]), CAST(:attempts AS integer[]), :until) AS row_id"
+)
+
+
+class PostgresQueues:
+    """Implements `domain.queues.Queues`."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def stats(self, now: datetime) -> list[QueueStats]:
+        rows = (await self._connection.execute(_STATS, {"now": now})).all()
+        found = {row.lane: dict(row._mapping) for row in rows}
+        failed = await self._connection.execute(
+            text("SELECT * FROM failed_since(:since)"), {"since": now - timedelta(days=1)}
+        )
+        failures = {row.lane: row.failed for row in failed}
+        empty = {"depth": 0, "running": 0, "oldest_seconds": None}
+        return [as_struct({**empty, **found.get(lane, {}), "lane": lane, "failed": failures.get(lane, 0)}, QueueStats) for lane in LANES]
+
+    async def run_states(self, since: datetime) -> dict[str, int]:
+        rows = await self._connection.execute(text("SELECT * FROM run_states(:since)"), {"since": since})
+        return {row.status: row.runs for row in rows}
+
+    async def waiting(self, before: datetime, limit: int) -> list[Job]:
+        rows = await self._connection.execute(
+            text("SELECT lane, row_id, tenant_id, attempt FROM open_work WHERE waiting AND since < :before ORDER BY since LIMIT :limit"),
+            {"before": before, "limit": limit},
+        )
+        return [
+            Job(lane=row.lane, row_id=ids.encode(_PREFIX[row.lane], row.row_id), tenant_id=row.tenant_id, attempt=row.attempt)
+            for row in rows
+        ]
+
+    async def expired(self, now: datetime, limit: int) -> list[Expired]:
+        rows = await self._connection.execute(
+            text("SELECT lane, row_id, tenant_id FROM open_work WHERE lease_expires_at < :now ORDER BY lease_expires_at LIMIT :limit"),
+            {"now": now, "limit": limit},
+        )
+        return [
+            Expired(lane=row.lane, row_id=ids.encode(_PREFIX[row.lane], row.row_id), tenant_id=row.tenant_id)
+            for row in rows
+        ]
+
+    async def extend(self, lane: Lane, held: dict[str, int], until: datetime) -> set[str]:
+        prefix = _PREFIX[lane]
+        rows = await self._connection.execute(
+            _EXTEND,
+            {
+                "lane": lane,
+                "ids": [ids.decode(prefix, row_id) for row_id in held],
+                "attempts": list(held.values()),
+                "until": until,
+            },
+        )
+        return {ids.encode(prefix, row.row_id) for row in rows}
+
+    async def workers(self, since: datetime) -> list[WorkerInfo]:
+        rows = await self._connection.execute(select(WorkerRow).where(WorkerRow.seen_at >= since).order_by(WorkerRow.id))
+        return [as_struct(row, WorkerInfo) for row in rows]
+
+    async def beat(self, worker: WorkerInfo) -> None:
+        values = {name: getattr(worker, name) for name in WorkerInfo.__struct_fields__}
+        statement = insert(WorkerRow).values(**values)
+        await self._connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
+
+    async def gone(self, worker_id: str) -> None:
+        await self._connection.execute(delete(WorkerRow).where(WorkerRow.id == worker_id))
+
+    async def forget_workers(self, before: datetime) -> None:
+        await self._connection.execute(delete(WorkerRow).where(WorkerRow.seen_at < before))
+
+    async def known_objects(self, paths: list[str]) -> set[str]:
+        rows = await self._connection.execute(text("SELECT path FROM known_objects(CAST(:paths AS text[])) AS path"), {"paths": paths})
+        return {row.path for row in rows}
+
+    async def forget_answers(self, before: datetime) -> int:
+        return (await self._connection.execute(text("SELECT forget_answers(:before)"), {"before": before})).scalar_one()
+
+    async def forget_sessions(self, before: datetime) -> int:
+        return (await self._connection.execute(text("SELECT forget_sessions(:before)"), {"before": before})).scalar_one()

@@ -1,0 +1,163 @@
+"""The doorbell on arq: a job per row and attempt, in one arq queue per lane.
+
+arq keeps no truth here: no results, no retries, no pickles. What it forgets, upkeep rings again.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+import structlog
+from arq.connections import ArqRedis
+from arq.constants import in_progress_key_prefix, job_key_prefix
+from arq.worker import Worker, func
+from redis.asyncio import ConnectionPool, Redis
+
+from domain.jobs import Job, Lane
+from infra.redis import CHANGED, GONE, RING, Bell
+
+# Longer than any job may take; a lost job is found by upkeep long before arq would miss it.
+JOB_TIMEOUT: Final = 2 * 3600
+_VARIANTS: Final = 10
+
+_log = structlog.get_logger("paddock.queue")
+_decoder = msgspec.msgpack.Decoder()
+
+
+def queue_name(lane: Lane) -> str:
+    """The sorted set of a lane's waiting jobs."""
+    return f"paddock:queue:{lane}"
+
+
+def arq_client(url: str) -> ArqRedis:
+    """A client with arq's commands, that speaks msgpack and gives up quickly."""
+    pool = ConnectionPool.from_url(url, socket_connect_timeout=0.5, socket_timeout=2.0, health_check_interval=30)
+    return ArqRedis(pool, job_serializer=msgspec.msgpack.encode, job_deserializer=_decoder.decode)
+
+
+class ArqQueue:
+    """Implements `domain.ports.Queue`."""
+
+    def __init__(self, redis: ArqRedis) -> None:
+        self._redis = redis
+        self._down_until = 0.0
+
+    async def ring(self, jobs: Sequence[Job], changed: Sequence[str] = ()) -> None:
+        """Ring for jobs and wake waiters. A ring that fails is logged: upkeep will ring again."""
+        if time.monotonic() < self._down_until:
+            return
+        try:
+            for job in jobs:
+                await self._enqueue(job, job.id)
+            await self._publish({job.lane for job in jobs}, changed)
+        except GONE as error:
+            self._down_until = time.monotonic() + 1.0
+            _log.warning("could not ring; upkeep will", error=str(error), jobs=[job.id for job in jobs])
+
+    async def ring_lost(self, jobs: Sequence[Job]) -> int:
+        """Ring for jobs that no queue lists and no worker took. Errors: those of redis.
+
+        A job that was taken but whose row still waits belongs to a worker that died in between. arq
+        would hold its id for `JOB_TIMEOUT`, so it is rung under another one; the row's lease keeps
+        two workers apart in any case.
+        """
+        rung = [job for job in jobs if await self._ring_if_lost(job)]
+        if rung:
+            await self._publish({job.lane for job in rung}, ())
+        return len(rung)
+
+    async def depth(self, lane: Lane) -> int:
+        """How many jobs the lane's queue lists."""
+        return int(await self._redis.zcard(queue_name(lane)))
+
+    async def _ring_if_lost(self, job: Job) -> bool:
+        for number in range(_VARIANTS):
+            job_id = job.id if number == 0 else f"{job.id}:{number}"
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.zscore(queue_name(job.lane), job_id)
+                pipe.exists(in_progress_key_prefix + job_id)
+                pipe.exists(job_key_prefix + job_id)
+                listed, taken, known = await pipe.execute()
+            if listed is not None and not taken:
+                return False
+            if not known and not taken:
+                return await self._enqueue(job, job_id)
+        return False
+
+    async def _enqueue(self, job: Job, job_id: str) -> bool:
+        made = await self._redis.enqueue_job(
+            job.lane, job.row_id, job.tenant_id, _job_id=job_id, _queue_name=queue_name(job.lane)
+        )
+        return made is not None
+
+    async def _publish(self, lanes: set[Lane], changed: Sequence[str]) -> None:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for lane in lanes:
+                pipe.publish(RING + lane, b"")
+            if changed:
+                pipe.publish(CHANGED, " ".join(changed))
+            await pipe.execute()
+
+
+class BellWorker(Worker):  # type: ignore[misc]
+    """An arq worker that starts a rung job at once, and outlives Redis being away."""
+
+    bell: Bell
+    lane: Lane
+
+    async def main(self) -> None:
+        """Take jobs whenever the bell rings or a slot comes free, and look once a second in any case."""
+        self.wake = self.bell.rung(self.lane)
+        away = False
+        while True:
+            self.wake.clear()
+            try:
+                await self._poll_iteration()
+                away = False
+            except GONE as error:
+                if not away:
+                    _log.warning("redis is away; no new jobs until it is back", error=str(error))
+                away = True
+                await asyncio.sleep(0.5)
+                continue
+            try:
+                await asyncio.wait_for(self.wake.wait(), 1.0)
+            except TimeoutError:
+                pass
+
+    def _release_sem_dec_counter_on_complete(self) -> None:
+        super()._release_sem_dec_counter_on_complete()
+        self.wake.set()
+
+
+def worker(
+    redis: ArqRedis, bell: Bell, lane: Lane, slots: int, work: Callable[[str, str], Awaitable[None]]
+) -> BellWorker:
+    """A worker of one lane that calls `work(row_id, tenant_id)` for each job, `slots` at a time."""
+
+    async def run(_: dict[str, Any], row_id: str, tenant_id: str) -> None:
+        await work(row_id, tenant_id)
+
+    made = BellWorker(
+        functions=[func(run, name=lane, timeout=JOB_TIMEOUT, keep_result=0, max_tries=1_000)],
+        queue_name=queue_name(lane),
+        redis_pool=redis,
+        max_jobs=slots,
+        keep_result=0,
+        job_timeout=JOB_TIMEOUT,
+        handle_signals=False,
+        health_check_interval=3600,
+        log_results=False,
+        retry_jobs=False,
+        job_serializer=msgspec.msgpack.encode,
+        job_deserializer=_decoder.decode,
+    )
+    made.bell, made.lane = bell, lane
+    return made
+
+
+async def ping(redis: Redis) -> None:
+    """One round trip, for health. Errors: those of redis."""
+    await redis.ping()

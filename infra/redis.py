@@ -1,0 +1,131 @@
+"""Redis beyond the queue: the bell that wakes waiters, and the counters of rate limits.
+
+Redis may be away at any time. Then waiters poll, limits are counted locally, and nothing fails.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+CHANGED: Final = "paddock:changed"
+RING: Final = "paddock:ring:"
+GONE: Final = (RedisError, OSError, asyncio.TimeoutError)
+
+_log = structlog.get_logger("paddock.redis")
+
+
+def client(url: str) -> Redis:
+    """A client that gives up quickly: nothing in Redis is worth a request's second."""
+    return Redis.from_url(url, socket_connect_timeout=0.5, socket_timeout=1.0, health_check_interval=30)
+
+
+class Bell:
+    """One subscription per process, shared by all that wait: for changes of rows, and for rings of lanes."""
+
+    def __init__(self, url: str, lanes: tuple[str, ...] = ()) -> None:
+        self._url = url
+        self._lanes = lanes
+        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._rung = {lane: asyncio.Event() for lane in lanes}
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> "Bell":
+        self._task = asyncio.create_task(self._listen(), name="bell")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    @contextmanager
+    def listen(self, row_id: str) -> Iterator[asyncio.Event]:
+        """An event that is set whenever the row changes. Look at the row after this begins, not before."""
+        heard = asyncio.Event()
+        waiters = self._waiting.setdefault(row_id, set())
+        waiters.add(heard)
+        try:
+            yield heard
+        finally:
+            waiters.discard(heard)
+            if not waiters:
+                self._waiting.pop(row_id, None)
+
+    def rung(self, lane: str) -> asyncio.Event:
+        """An event that is set whenever the lane is rung."""
+        return self._rung[lane]
+
+    async def _listen(self) -> None:
+        away = False
+        while True:
+            redis = Redis.from_url(self._url, socket_connect_timeout=2, health_check_interval=15)
+            try:
+                async with redis.pubsub() as subscription:
+                    await subscription.subscribe(CHANGED, *(RING + lane for lane in self._lanes))
+                    if away:
+                        _log.info("redis is back")
+                    away = False
+                    self._wake_all()
+                    while True:
+                        message = await subscription.get_message(ignore_subscribe_messages=True, timeout=30)
+                        if message is not None:
+                            self._hear(message["channel"].decode(), message["data"])
+            except GONE as error:
+                if not away:
+                    _log.warning("redis is away; waiters poll until it is back", error=str(error))
+                away = True
+                await asyncio.sleep(0.5)
+            finally:
+                await redis.aclose()
+
+    def _hear(self, channel: str, data: bytes) -> None:
+        if channel == CHANGED:
+            for row_id in data.decode().split():
+                for heard in self._waiting.get(row_id, ()):
+                    heard.set()
+        else:
+            self._rung[channel.removeprefix(RING)].set()
+
+    def _wake_all(self) -> None:
+        # Whatever was said while nobody listened is lost, so everybody looks again.
+        for waiters in self._waiting.values():
+            for heard in waiters:
+                heard.set()
+        for rung in self._rung.values():
+            rung.set()
+
+
+class Counter:
+    """Counts uses per window, in Redis, or in this process while Redis is away."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._local: dict[tuple[str, int], int] = {}
+        self._down_until = 0.0
+
+    async def count(self, who: str, window: int, now: float) -> int:
+        """Count one use by `who` in the present window of so many seconds; returns the uses so far."""
+        start = int(now) // window * window
+        if time.monotonic() >= self._down_until:
+            try:
+                key = f"paddock:limit:{who}:{window}:{start}"
+                async with self._redis.pipeline(transaction=False) as pipe:
+                    pipe.incr(key)
+                    pipe.expireat(key, start + window + 1)
+                    used, _ = await pipe.execute()
+            except GONE:
+                # One slow request per second finds out whether Redis is back; the others do not wait for it.
+                self._down_until = time.monotonic() + 1.0
+            else:
+                return int(used)
+        self._local = {key: used for key, used in self._local.items() if key[1] + window > now}
+        self._local[(who, start)] = self._local.get((who, start), 0) + 1
+        return self._local[(who, start)]

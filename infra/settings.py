@@ -1,0 +1,133 @@
+"""Settings, read from the environment once, at start. Every name is documented in docs/configuration.md."""
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+
+class Secret:
+    """Text that must not be shown: msgspec cannot encode it, and printing it shows stars."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """The text itself, for the one place that needs it."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret('***')"
+
+
+class BadSettings(Exception):
+    """A setting is missing or not of its type. The message names it."""
+
+
+class Settings(msgspec.Struct, kw_only=True, frozen=True):
+    """Everything that can be configured. Durations in seconds unless the name says otherwise, sizes in bytes."""
+
+    database_url: Secret
+    database_owner_url: Secret
+    redis_url: Secret
+    secret_key: Secret
+    r2_endpoint_url: str
+    r2_access_key_id: str
+    r2_secret_access_key: Secret
+    r2_bucket_name: str = "paddock"
+    r2_region: str = "auto"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    data_dir: str = ".paddock"
+    docs: bool = True
+    log_level: str = "INFO"
+    cors_origins: tuple[str, ...] = ("http://localhost:3000", "http://localhost:8000")
+    trusted_proxies: tuple[str, ...] = ()
+    database_pool: int = 10
+    access_token_minutes: int = 30
+    refresh_token_days: int = 30
+    rate_limit_anonymous: int = 100
+    rate_limit_authenticated: int = 1000
+    rate_limit_premium: int = 10000
+    upload_max_bytes: int = 100 * 1024 * 1024
+    body_max_bytes: int = 4 * 1024 * 1024
+    lease_seconds: float = 15.0
+    upkeep_seconds: float = 2.0
+    staging_hours: float = 24.0
+    cache_days: float = 14.0
+    run_slots: int = 8
+    build_slots: int = 2
+
+    @property
+    def cache(self) -> Path:
+        """Where workers keep bundles and environments. Losing it costs time, nothing else."""
+        return Path(self.data_dir).absolute() / "cache"
+
+
+# Settings whose names are fixed by other systems' documents.
+_NAMES: Final = {
+    "r2_endpoint_url": "R2_ENDPOINT_URL",
+    "r2_access_key_id": "R2_ACCESS_KEY_ID",
+    "r2_secret_access_key": "R2_SECRET_ACCESS_KEY",
+    "r2_bucket_name": "R2_BUCKET_NAME",
+    "r2_region": "R2_REGION",
+    "cors_origins": "CORS_ORIGINS",
+}
+_ON_OFF: Final = {"on": True, "off": False, "true": True, "false": False, "1": True, "0": False}
+
+
+def variable(field: str) -> str:
+    """The environment variable of a setting."""
+    return _NAMES.get(field, f"PADDOCK_{field.upper()}")
+
+
+def read(environment: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings. Errors: `BadSettings` naming the variable."""
+    env = os.environ if environment is None else environment
+    values: dict[str, Any] = {}
+    for field in msgspec.structs.fields(Settings):
+        text = env.get(variable(field.name))
+        if text:
+            values[field.name] = _parse(field, text)
+    if "database_url" in values:
+        values.setdefault("database_owner_url", values["database_url"])
+    if "R2_ACCOUNT_ID" in env:
+        values.setdefault("r2_endpoint_url", f"https://{env['R2_ACCOUNT_ID']}.r2.cloudflarestorage.com")
+    for field in msgspec.structs.fields(Settings):
+        if field.required and field.name not in values:
+            raise BadSettings(f"{variable(field.name)} is not set; see docs/configuration.md.")
+    settings = Settings(**values)
+    if len(settings.secret_key.reveal()) < 32:
+        raise BadSettings("PADDOCK_SECRET_KEY must have at least 32 characters, for example: openssl rand -hex 32")
+    return settings
+
+
+def _parse(field: msgspec.structs.FieldInfo, text: str) -> Any:
+    name = variable(field.name)
+    if field.type is Secret:
+        return Secret(text)
+    if field.type is bool:
+        if text.lower() not in _ON_OFF:
+            raise BadSettings(f"{name} must be on or off, not {text!r}.")
+        return _ON_OFF[text.lower()]
+    if field.type in (int, float):
+        try:
+            number = field.type(text)
+        except ValueError:
+            raise BadSettings(f"{name} must be a number, not {text!r}.") from None
+        if number < 0:
+            raise BadSettings(f"{name} must not be negative.")
+        return number
+    if field.type is str:
+        return text
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def worker_id(lane: str) -> str:
+    """A name for this process that no other process has at the same time."""
+    return f"{lane}@{socket.gethostname()}:{os.getpid()}"

@@ -1,0 +1,66 @@
+"""How the parts fit together. Read from top to bottom; there is no other place."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+
+from domain.ports import Clock
+from infra.credentials import AccessTokens, Passwords
+from infra.postgres.db import connect
+from infra.postgres.store import PostgresStore
+from infra.queue import ArqQueue, arq_client
+from infra.r2 import S3Blobs
+from infra.redis import Bell, Counter, client
+from infra.settings import Settings
+
+
+def utc_now() -> datetime:
+    """The clock of production."""
+    return datetime.now(UTC)
+
+
+class Parts(msgspec.Struct, frozen=True, kw_only=True):
+    """What every process has, ready to use."""
+
+    settings: Settings
+    clock: Clock
+    queue: ArqQueue
+    store: PostgresStore
+    blobs: S3Blobs
+    bell: Bell
+    counter: Counter
+    passwords: Passwords
+    tokens: AccessTokens
+
+
+@asynccontextmanager
+async def wire(
+    settings: Settings, application: str, lanes: tuple[str, ...] = (), clock: Clock = utc_now
+) -> AsyncIterator[Parts]:
+    """Open every connection of a process, and close them all in the end. `lanes` are those it listens for."""
+    redis_url = settings.redis_url.reveal()
+    redis, jobs = client(redis_url), arq_client(redis_url)
+    queue = ArqQueue(jobs)
+    engine = connect(settings.database_url.reveal(), pool_size=settings.database_pool, application=application)
+    store = PostgresStore(engine, queue, clock)
+    try:
+        async with S3Blobs(settings) as blobs, Bell(redis_url, lanes) as bell:
+            yield Parts(
+                settings=settings,
+                clock=clock,
+                queue=queue,
+                store=store,
+                blobs=blobs,
+                bell=bell,
+                counter=Counter(redis),
+                passwords=Passwords(),
+                tokens=AccessTokens(
+                    settings.secret_key.reveal(), timedelta(minutes=settings.access_token_minutes)
+                ),
+            )
+    finally:
+        await store.close()
+        await redis.aclose()
+        await jobs.aclose()
