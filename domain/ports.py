@@ -143,6 +143,15 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     stack: str | None = None
 
 
+class ArchiveLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What an archive may hold: entries in all, folders deep, bytes per file and in total."""
+
+    entries: int
+    depth: int
+    file: int
+    total: int
+
+
 class Unpacked(msgspec.Struct, frozen=True, kw_only=True):
     """What came out of an archive, or why nothing did. `root` is the folder inside it that holds the manifest."""
 
@@ -174,10 +183,16 @@ class Sandbox(Protocol):
         """Import the entrypoint and see that it is callable, without calling it."""
         ...
 
-    async def unpack(self, archive: Path, into: Path) -> Unpacked:
-        """Unpack an untrusted `.tar.gz` into an existing empty folder, inside the fence."""
+    async def unpack(self, archive: Path, into: Path, limits: ArchiveLimits = ...) -> Unpacked:
+        """Unpack an untrusted `.tar.gz` into an existing empty folder, inside the fence.
+
+        Without `limits`, those of an upload hold.
+        """
         ...
 
-    async def compile(self, folder: Path) -> Outcome:
-        """Write bytecode beside the sources in `folder`, inside the fence. Syntax errors name file and line."""
+    async def compile(self, folder: Path, shown_as: str) -> list[str]:
+        """Write bytecode beside the sources in `folder`, inside the fence.
+
+        `shown_as` is where the folder will lie at run time. Returns what did not compile, with file and line.
+        """
         ...

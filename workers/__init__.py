@@ -1,0 +1,1 @@
+"""The hands: jobs that claim a row, work with no transaction open, and settle it."""

@@ -39,7 +39,8 @@ _STATS = text(
 )
 
 _EXTEND = text(
-    "SELECT row_id FROM extend_leases(:lane, CAST(:ids AS uuid[]), CAST(:attempts AS integer[]), :until) AS row_id"
+    "SELECT row_id FROM extend_leases("
+    ":lane, CAST(:ids AS uuid[]), CAST(:attempts AS integer[]), :until, :stale) AS row_id"
 )
 
 
@@ -83,7 +84,7 @@ class PostgresQueues:
             for row in rows
         ]
 
-    async def extend(self, lane: Lane, held: dict[str, int], until: datetime) -> set[str]:
+    async def extend(self, lane: Lane, held: dict[str, int], until: datetime, stale: datetime) -> set[str]:
         prefix = _PREFIX[lane]
         rows = await self._connection.execute(
             _EXTEND,
@@ -92,6 +93,7 @@ class PostgresQueues:
                 "ids": [ids.decode(prefix, row_id) for row_id in held],
                 "attempts": list(held.values()),
                 "until": until,
+                "stale": stale,
             },
         )
         return {ids.encode(prefix, row.row_id) for row in rows}

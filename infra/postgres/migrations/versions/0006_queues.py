@@ -33,16 +33,24 @@ def upgrade() -> None:
         GRANT SELECT ON open_work TO paddock_app;
 
         -- A worker holds rows of many tenants; it extends them all at once, by exact id and fencing token.
-        CREATE FUNCTION extend_leases(lane text, ids uuid[], attempts integer[], until timestamptz) RETURNS SETOF uuid
+        -- Only leases that end before `stale` are written; all rows that are still held are returned.
+        CREATE FUNCTION extend_leases(
+            lane text, ids uuid[], attempts integer[], until timestamptz, stale timestamptz
+        ) RETURNS SETOF uuid
         LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$ BEGIN
             IF lane = 'run' THEN
-                RETURN QUERY UPDATE executions e SET lease_expires_at = until
+                UPDATE executions e SET lease_expires_at = until
                 FROM unnest(ids, attempts) AS h(id, attempt)
-                WHERE e.id = h.id AND e.attempt = h.attempt AND e.status IN ('preparing', 'running') RETURNING e.id;
+                WHERE e.id = h.id AND e.attempt = h.attempt AND e.status IN ('preparing', 'running')
+                  AND e.lease_expires_at < stale;
+                RETURN QUERY SELECT e.id FROM executions e JOIN unnest(ids, attempts) AS h(id, attempt)
+                ON e.id = h.id AND e.attempt = h.attempt WHERE e.status IN ('preparing', 'running');
             ELSE
-                RETURN QUERY UPDATE agent_versions v SET lease_expires_at = until
+                UPDATE agent_versions v SET lease_expires_at = until
                 FROM unnest(ids, attempts) AS h(id, attempt)
-                WHERE v.id = h.id AND v.attempt = h.attempt AND v.status = 'building' RETURNING v.id;
+                WHERE v.id = h.id AND v.attempt = h.attempt AND v.status = 'building' AND v.lease_expires_at < stale;
+                RETURN QUERY SELECT v.id FROM agent_versions v JOIN unnest(ids, attempts) AS h(id, attempt)
+                ON v.id = h.id AND v.attempt = h.attempt WHERE v.status = 'building';
             END IF;
         END $$;
         CREATE FUNCTION failed_since(since timestamptz) RETURNS TABLE (lane text, failed bigint)

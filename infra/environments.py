@@ -1,0 +1,226 @@
+"""Environments: the installed requirements of agents, kept by the hash of what was asked for.
+
+Installing is done by uv outside the fence, and therefore from wheels alone: building a source
+distribution would run a stranger's code. Nothing of what is installed is ever imported out here.
+"""
+
+import asyncio
+import os
+import re
+import shutil
+import sys
+import sysconfig
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from domain.archives import BadArchive, Requirements
+from domain.errors import DomainError
+from domain.ports import ArchiveLimits, Blobs, Sandbox
+
+INSTALL_SECONDS: Final = 600
+MAX_BYTES: Final = 4 << 30
+LIMITS: Final = ArchiveLimits(entries=200_000, depth=64, file=2 << 30, total=MAX_BYTES)
+_PASSED_ON: Final = re.compile(r"UV_.*|PIP_.*|SSL_CERT_(FILE|DIR)|(HTTPS?|ALL|NO)_PROXY|HOME|XDG_CONFIG_.*", re.IGNORECASE)
+
+_log = structlog.get_logger("paddock.environments")
+
+
+class Environments:
+    """The environments of this machine, in `cache/environments`, and those of all machines in object storage."""
+
+    def __init__(self, cache: Path, blobs: Blobs, sandbox: Sandbox) -> None:
+        self._folder = cache / "environments"
+        self._cache = cache
+        self._blobs = blobs
+        self._sandbox = sandbox
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._index: dict[str, str] | None = None
+
+    def path(self, environment: str) -> Path:
+        """Where an environment lies once it is here."""
+        return self._folder / environment
+
+    async def install(self, wanted: Requirements) -> str:
+        """Make an environment unless it is there. Returns what there is to say in the build log.
+
+        Errors: `BadArchive` with the installer's reason.
+        """
+        async with self._locks.setdefault(wanted.environment, asyncio.Lock()):
+            try:
+                await self.fetch(wanted.environment)
+            except DomainError as error:
+                if error.code != "not_found":
+                    raise
+            else:
+                use(self.path(wanted.environment))
+                return "The environment of these requirements was there already.\n"
+            return await self._make(wanted)
+
+    async def fetch(self, environment: str) -> None:
+        """Bring an environment to this machine. Errors: `not_found`, `storage_unavailable`."""
+        if self.path(environment).is_dir():
+            return
+        await fetch_folder(self._blobs, self._sandbox, _key(environment), self.path(environment), LIMITS)
+
+    async def _make(self, wanted: Requirements) -> str:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=self._folder))
+        try:
+            target = scratch / "environment"
+            target.mkdir(mode=0o755)
+            said = await self._uv(scratch, target, wanted.text)
+            size = await asyncio.to_thread(folder_size, target)
+            if size > MAX_BYTES:
+                raise BadArchive(f"requirements.txt: installed, the requirements take {size >> 20} MiB; too much.")
+            await self._sandbox.compile(target, "/environment")
+            archive = scratch / "environment.tar.gz"
+            await asyncio.to_thread(pack, target, archive)
+            await self._blobs.put_file(_key(wanted.environment), archive)
+            place(target, self.path(wanted.environment))
+        finally:
+            await asyncio.to_thread(shutil.rmtree, scratch, True)
+        return said
+
+    async def _uv(self, scratch: Path, target: Path, text: str) -> str:
+        requirements = scratch / "requirements.txt"
+        requirements.write_text(text)
+        uv = shutil.which("uv", path=f"{sysconfig.get_path('scripts')}:{os.environ.get('PATH', '')}")
+        if uv is None:
+            raise BadArchive("requirements.txt: this host has no uv to install requirements with.")
+        environment = {name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)}
+        environment |= {"PATH": "/usr/bin:/bin", "UV_CACHE_DIR": str(self._cache / "uv"), "NO_COLOR": "1"}
+        environment |= await self._pip_index(environment)
+        process = await asyncio.create_subprocess_exec(
+            *(uv, "pip", "install", "--target", str(target), "--python", sys.executable, "--only-binary", ":all:"),
+            *("--link-mode", "copy", "--no-progress", "--requirement", str(requirements)),
+            env=environment,
+            cwd=scratch,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        try:
+            async with asyncio.timeout(INSTALL_SECONDS):
+                said, _ = await process.communicate()
+        except TimeoutError:
+            raise BadArchive(f"requirements.txt: installing took longer than {INSTALL_SECONDS} s.") from None
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        shown = _shown(said.decode(errors="replace"), scratch)
+        if process.returncode != 0:
+            raise BadArchive(f"requirements.txt: cannot be installed.\n{shown}")
+        return shown
+
+    async def _pip_index(self, environment: dict[str, str]) -> dict[str, str]:
+        """What pip is configured with, in uv's words, unless uv itself is configured by its environment."""
+        if self._index is None:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "pip", "config", "list"),
+                env={**environment, "PATH": "/usr/bin:/bin"},
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+            told, _ = await process.communicate()
+            self._index = uv_index(told.decode(errors="replace"))
+        return {name: value for name, value in self._index.items() if name not in environment}
+
+
+def uv_index(pip_config: str) -> dict[str, str]:
+    """`pip config list` as variables of uv: the index, further indexes, folders of wheels, the certificates."""
+    found: dict[str, str] = {}
+    for line in pip_config.splitlines():
+        match = re.fullmatch(r"(?:global|install|:env:)\.([a-z-]+)='(.*)'", line.strip())
+        if match:
+            found[match.group(1)] = match.group(2).replace("\\n", " ").strip()
+    names = {"index-url": "UV_DEFAULT_INDEX", "extra-index-url": "UV_INDEX", "cert": "SSL_CERT_FILE"}
+    made = {names[name]: value for name, value in found.items() if name in names and value}
+    folders = [folder for folder in found.get("find-links", "").split() if "://" in folder or Path(folder).is_dir()]
+    if folders:
+        made["UV_FIND_LINKS"] = ",".join(folders)
+    return made
+
+
+def _key(environment: str) -> str:
+    return f"environments/{environment}.tar.gz"
+
+
+def _shown(said: str, scratch: Path) -> str:
+    # Indexes may carry passwords in their addresses, and paths of this host are nobody's business.
+    hidden = re.sub(r"(\w+://)[^/\s@]+@", r"\1***@", said.replace(str(scratch), ""))
+    return "\n".join(line for line in hidden.splitlines() if not line.startswith("Using "))[-4000:] + "\n"
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of all files beneath a folder."""
+    return sum(file.lstat().st_size for file in folder.rglob("*"))
+
+
+def pack(folder: Path, archive: Path) -> None:
+    """Write a `.tar.gz` of the files and folders beneath `folder`, owned by nobody, links left out."""
+
+    def plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        if not (member.isfile() or member.isdir()):
+            return None
+        member.uid = member.gid = 0
+        member.uname = member.gname = ""
+        return member
+
+    with tarfile.open(archive, "w:gz", compresslevel=1) as packed:
+        for entry in sorted(folder.iterdir()):
+            packed.add(entry, arcname=entry.name, filter=plain)
+
+
+def place(made: Path, path: Path) -> None:
+    """Put a finished folder where it belongs, at once; if another worker was faster, its folder stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        made.rename(path)
+    except OSError:
+        if not path.is_dir():
+            raise
+
+
+def use(path: Path) -> None:
+    """Note that a cached folder was used, for `forget_unused`."""
+    os.utime(path)
+
+
+async def fetch_folder(blobs: Blobs, sandbox: Sandbox, key: str, path: Path, limits: ArchiveLimits) -> None:
+    """Bring a packed folder from object storage, whole or not at all.
+
+    It is unpacked inside the fence although this host packed it: object storage is not this host.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=path.parent))
+    try:
+        archive, target = scratch / "archive", scratch / "folder"
+        await blobs.fetch(key, archive)
+        target.mkdir(mode=0o755)
+        unpacked = await sandbox.unpack(archive, target, limits)
+        if unpacked.error is not None:
+            raise DomainError("storage_unavailable", f"{key} in object storage is damaged: {unpacked.error}")
+        place(target, path)
+    finally:
+        await asyncio.to_thread(shutil.rmtree, scratch, True)
+
+
+def forget_unused(cache: Path, before: float) -> int:
+    """Remove cached folders that were last used before a time (seconds since 1970). Returns how many."""
+    removed = 0
+    for kind in ("environments", "bundles"):
+        for folder in (cache / kind).glob("*"):
+            if folder.stat().st_mtime < before:
+                away = folder.with_name(f".old-{folder.name}-{os.getpid()}")
+                folder.rename(away)
+                shutil.rmtree(away, ignore_errors=True)
+                removed += 1
+        for rest in (cache / kind).glob(".*"):
+            if rest.stat().st_mtime < before:
+                shutil.rmtree(rest, ignore_errors=True)
+    return removed

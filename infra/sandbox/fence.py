@@ -1,0 +1,146 @@
+"""The fence: which guards stand around untrusted code, as arguments of bubblewrap.
+
+Each guard has a name, so that the attack suite can take one away and see its attack succeed.
+Nothing outside the tests builds a fence without all of them.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+GUARDS: Final = frozenset(
+    {
+        "capabilities",  # none left, not even over the sandbox's own namespaces
+        "environment",  # empty for bwrap itself: /proc/1/environ shows it
+        "ipc",  # its own System V objects and message queues
+        "limits",  # processes, memory, file size, open files, core dumps (set by the guest)
+        "network",  # its own network with nothing in it
+        "processes",  # its own process ids; the whole tree dies with the first of them
+        "proc_masks",  # /proc/sys, /proc/keys and the like are empty
+        "read_only",  # the root, /dev and the code cannot be written
+        "root",  # only the interpreter, the libraries and one version are there
+        "seccomp",  # an allowlist of system calls
+        "session",  # its own terminal session
+        "tmp_size",  # /tmp and /dev/shm are bounded
+        "uid",  # a user id of its own on the host (when the worker is root)
+        "userns",  # no further user namespaces
+        "watch",  # memory and files of the whole tree are watched
+    }
+)
+
+TMP_BYTES: Final = 64 * 1024 * 1024
+SHM_BYTES: Final = 64 * 1024 * 1024
+_EMPTY_FOLDERS: Final = ("/proc/sys", "/proc/irq", "/proc/bus", "/proc/fs", "/proc/scsi", "/proc/acpi")
+_EMPTY_FILES: Final = (
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/key-users",
+    "/proc/kallsyms",
+    "/proc/kmsg",
+    "/proc/sysrq-trigger",
+    "/proc/timer_list",
+    "/proc/config.gz",
+    "/proc/slabinfo",
+    "/proc/vmallocinfo",
+    "/proc/pagetypeinfo",
+)
+_LIBRARY_LINKS: Final = ("/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin")
+
+
+class Fence(msgspec.Struct, frozen=True, kw_only=True):
+    """A set of guards. `without` is for the attack suite alone."""
+
+    without: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        unknown = self.without - GUARDS
+        if unknown:
+            raise ValueError(f"no such guards: {', '.join(sorted(unknown))}")
+
+    def has(self, guard: str) -> bool:
+        """Whether a guard stands."""
+        return guard not in self.without
+
+
+class Mount(msgspec.Struct, frozen=True, kw_only=True):
+    """A host folder or file shown inside."""
+
+    source: str
+    target: str
+    writable: bool = False
+
+
+def system_mounts() -> Iterator[tuple[str, ...]]:
+    """bwrap arguments for the libraries of the host: `/usr`, and the links or folders that lead into it."""
+    yield "--ro-bind", "/usr", "/usr"
+    for path in _LIBRARY_LINKS:
+        if os.path.islink(path):
+            yield "--symlink", os.readlink(path), path
+        elif os.path.isdir(path):
+            yield "--ro-bind", path, path
+    for path in ("/etc/ld.so.cache", "/etc/alternatives"):
+        if os.path.exists(path):
+            yield "--ro-bind", path, path
+
+
+def interpreter_root() -> str | None:
+    """The folder of the interpreter, if it lies outside `/usr`."""
+    root = str(Path(sys.base_prefix).resolve())
+    return None if root == "/usr" or root.startswith("/usr/") else root
+
+
+def interpreter() -> str:
+    """The real path of the interpreter, the same inside and outside."""
+    return str(Path(sys.executable).resolve())
+
+
+def arguments(fence: Fence, mounts: list[Mount], seccomp_fd: int | None) -> list[str]:
+    """Everything between `bwrap` and the program, in the order in which bwrap acts on it."""
+    args: list[str] = ["--unshare-user"]
+    for guard, flags in (
+        ("network", ("--unshare-net",)),
+        ("ipc", ("--unshare-ipc",)),
+        ("processes", ("--unshare-pid", "--as-pid-1")),
+    ):
+        if fence.has(guard):
+            args += flags
+    args += ["--unshare-uts", "--unshare-cgroup-try", "--hostname", "sandbox", "--uid", "65534", "--gid", "65534"]
+    args += ["--die-with-parent", "--clearenv", "--setenv", "HOME", "/tmp", "--setenv", "PATH", "/usr/bin:/bin"]
+    args += ["--setenv", "LANG", "C.UTF-8", "--setenv", "TMPDIR", "/tmp"]
+    if fence.has("userns"):
+        args.append("--disable-userns")
+    if fence.has("session"):
+        args.append("--new-session")
+    args += ["--cap-drop", "ALL"] if fence.has("capabilities") else ["--cap-add", "ALL"]
+    if fence.has("root"):
+        for mount in system_mounts():
+            args += mount
+    else:
+        args += ["--ro-bind", "/", "/"]
+    for shown in mounts:
+        args += ["--bind" if shown.writable else "--ro-bind", shown.source, shown.target]
+    args += ["--proc", "/proc"] if fence.has("processes") else ["--ro-bind", "/proc", "/proc"]
+    if fence.has("proc_masks"):
+        for folder in _EMPTY_FOLDERS:
+            if os.path.isdir(folder):
+                args += ["--tmpfs", folder, "--remount-ro", folder]
+        for file in _EMPTY_FILES:
+            if os.path.exists(file):
+                args += ["--ro-bind", "/dev/null", file]
+    args += ["--dev", "/dev"]
+    for path, size in (("/tmp", TMP_BYTES), ("/dev/shm", SHM_BYTES)):  # noqa: S108 - inside the sandbox
+        if fence.has("tmp_size"):
+            args += ["--size", str(size)]
+        args += ["--perms", "0700", "--tmpfs", path]
+    if fence.has("read_only"):
+        args += ["--remount-ro", "/dev"]
+        if fence.has("root"):
+            args += ["--remount-ro", "/"]
+    if fence.has("seccomp") and seccomp_fd is not None:
+        args += ["--seccomp", str(seccomp_fd)]
+    args += ["--chdir", "/tmp"]
+    return args

@@ -1,0 +1,161 @@
+"""The guest: the first process inside the fence. Standard library alone, started with `python -I -S`.
+
+Its arguments are two descriptors. From the first it reads a JSON line and as many payload bytes as
+that says; it sets the limits of the process tree, imports the entrypoint and calls it. To the second
+it writes a byte when it is up, then a JSON line and, for a result, the result's JSON. What the agent
+prints goes to stdout and stderr. The host believes nothing of all this but its size and its syntax.
+"""
+
+import os
+import sys
+
+
+def _read_exactly(fd, count):
+    parts = []
+    while count:
+        part = os.read(fd, min(count, 1 << 20))
+        if not part:
+            raise EOFError
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+def _read_line(fd):
+    line = b""
+    while not line.endswith(b"\n"):
+        part = os.read(fd, 1)
+        if not part:
+            raise EOFError
+        line += part
+    return line
+
+
+def _limit(limits):
+    import resource
+
+    for name, value in limits.items():
+        kind = getattr(resource, "RLIMIT_" + name)
+        resource.setrlimit(kind, (value, value))
+
+
+def _resolve(entrypoint):
+    import importlib
+
+    module_name, _, path = entrypoint.partition(":")
+    found = importlib.import_module(module_name)
+    for name in path.split("."):
+        found = getattr(found, name)
+    if not callable(found):
+        raise TypeError(f"{entrypoint} is {type(found).__name__}, which cannot be called")
+    return found
+
+
+def _call(function, payload):
+    result = function(payload)
+    if hasattr(result, "__await__"):
+        import asyncio
+
+        async def finish():
+            return await result
+
+        result = asyncio.run(finish())
+    return result
+
+
+def _failure(error, kind=None):
+    import traceback
+
+    # The agent's own frames alone: ours and the import system's tell its author nothing.
+    frames = error.__traceback__
+    while frames is not None and (
+        frames.tb_frame.f_code.co_filename == __file__ or "importlib" in frames.tb_frame.f_code.co_filename
+    ):
+        frames = frames.tb_next
+    try:
+        message = str(error)
+    except Exception:
+        message = "(the exception cannot be shown)"
+    stack = "".join(traceback.format_exception(type(error), error, frames))
+    return {"error_type": kind or type(error).__name__, "error_message": message[:4000], "stack": stack[-16000:]}
+
+
+def _answer(request, payload):
+    import json
+
+    try:
+        function = _resolve(request["entrypoint"])
+    except BaseException as error:
+        return _failure(error)
+    if request["mode"] == "check":
+        return {"output": "null"}
+    try:
+        result = _call(function, json.loads(payload))
+    except SystemExit as error:
+        return _failure(error, "SystemExit")
+    except BaseException as error:
+        return _failure(error)
+    try:
+        return {"output": json.dumps(result, allow_nan=False, ensure_ascii=False, separators=(",", ":"))}
+    except (TypeError, ValueError, RecursionError, RuntimeError) as error:
+        return {
+            "error_type": "result_not_json",
+            "error_message": f"The entrypoint returned {type(result).__name__}, which is not JSON: {error}"[:4000],
+        }
+
+
+def _send(fd, answer, most):
+    import json
+
+    output = answer.pop("output", None)
+    if output is not None:
+        try:
+            body = output.encode()
+        except UnicodeEncodeError as error:
+            answer = {"error_type": "result_not_json", "error_message": f"The result holds broken text: {error}"[:4000]}
+            output = None
+        else:
+            if len(body) > most:
+                answer = {
+                    "error_type": "result_too_large",
+                    "error_message": f"The result is {len(body)} bytes of JSON; {most} are allowed.",
+                }
+                output = None
+    head = json.dumps(answer).encode("ascii")
+    data = head + b"\n" + (body if output is not None else b"")
+    while data:
+        data = data[os.write(fd, data) :]
+    os.close(fd)
+
+
+def main():
+    import json
+
+    requests, answers = int(sys.argv[1]), int(sys.argv[2])
+    del sys.argv[1:]
+    os.write(answers, b"+")
+    request = json.loads(_read_line(requests))
+    payload = _read_exactly(requests, request["payload_bytes"])
+    os.close(requests)
+    os.set_inheritable(answers, False)
+    sys.path[:0] = request["path"]
+    sys.dont_write_bytecode = True
+    if request["limits"]:
+        _limit(request["limits"])
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")
+    try:
+        answer = _answer(request, payload)
+    except MemoryError as error:
+        answer = _failure(error)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:  # noqa: PERF203 - the agent may have closed or replaced it
+            pass
+    _send(answers, answer, request["most"])
+    # Not sys.exit: threads and exit handlers of the agent get no say in how long this takes.
+    os._exit(0)
+
+
+main()

@@ -1,0 +1,26 @@
+"""What to change on a host that cannot isolate code."""
+
+from pathlib import Path
+
+
+def advice() -> str:
+    """One sentence that names the setting at fault, as far as it can be told from here."""
+    if _read("/proc/sys/kernel/unprivileged_userns_clone") == "0":
+        return "Allow user namespaces: sysctl -w kernel.unprivileged_userns_clone=1"
+    if _read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
+        return "Allow user namespaces: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
+    if _read("/proc/sys/user/max_user_namespaces") == "0":
+        return "Allow user namespaces: sysctl -w user.max_user_namespaces=10000"
+    if Path("/.dockerenv").exists():
+        return (
+            "Start the container with: "
+            "--security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined"
+        )
+    return ""
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None

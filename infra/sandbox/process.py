@@ -1,0 +1,320 @@
+"""One fenced process tree: started, fed, listened to, watched and killed as a whole."""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from domain.ports import OnOutput, Stream
+from infra.sandbox.fence import Mount
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_CLONE_NEWNS: Final = 0x00020000
+_MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 1 << 18
+_PR_SET_PDEATHSIG: Final = 1
+_STAGES: Final = ("/run", "/mnt", "/opt")
+CHUNK: Final = 64 * 1024
+
+
+class StartFailed(Exception):
+    """The fence could not be built. The message says why, in bwrap's words."""
+
+
+class Ending(msgspec.Struct, kw_only=True):
+    """How a process tree ended. `answer` is what it wrote, without the byte that says it is up."""
+
+    status: int | None = None
+    answer: bytes = b""
+    overflow: bool = False
+    timed_out: bool = False
+    killed_for: str | None = None
+
+
+def _checked(result: int, what: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def stage_folder() -> str:
+    """A folder that every host has, to be covered by the stage in a mount namespace of its own."""
+    return next(folder for folder in _STAGES if os.path.isdir(folder))
+
+
+def become(uid: int, stage: str, mounts: list[Mount]) -> Callable[[], None]:
+    """What a child of a root worker does before it becomes bwrap.
+
+    In a mount namespace of its own it shows what the sandbox needs beneath `stage`, where a user
+    without rights can reach it, and then turns into that user.
+    """
+    encoded = [(mount.source.encode(), mount.target.encode(), os.path.isdir(mount.source)) for mount in mounts]
+
+    def before_exec() -> None:
+        _checked(_libc.unshare(_CLONE_NEWNS), "unshare")
+        _checked(_libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None), "mount /")
+        _checked(_libc.mount(b"tmpfs", stage.encode(), b"tmpfs", ctypes.c_ulong(0), b"mode=755,size=1m"), stage)
+        for source, target, is_folder in encoded:
+            os.makedirs(target if is_folder else os.path.dirname(target), exist_ok=True)
+            if not is_folder:
+                os.close(os.open(target, os.O_CREAT | os.O_WRONLY))
+            _checked(_libc.mount(source, target, None, ctypes.c_ulong(_MS_BIND), None), source.decode())
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    return before_exec
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Child:
+    """A started tree. `close` kills whatever is left of it and frees every descriptor."""
+
+    def __init__(self, process: subprocess.Popen[bytes], feed: int, answer: int, info: int, streams: dict[Stream, int]):
+        self._process = process
+        self._feed, self._answer, self._info, self._streams = feed, answer, info, streams
+        self._pidfd = os.pidfd_open(process.pid)
+        self.pid1: int | None = None
+        self._pid1_fd: int | None = None
+        self._open = {feed, answer, info, *streams.values()} - {-1}
+
+    async def run(self, request: bytes, timeout: float, most: int, on_output: OnOutput, watch: "Watch | None") -> Ending:
+        """Feed the request, pass output on, and return when the tree has ended or was ended.
+
+        Errors: `StartFailed`, and whatever `on_output` raises.
+        """
+        ending = Ending()
+        early = bytearray()
+        started = asyncio.Event()
+
+        async def pass_on(stream: Stream, data: bytes) -> None:
+            if started.is_set():
+                await on_output(stream, data)
+            else:
+                early.extend(data[: 4096 - len(early)])
+
+        pumps = [
+            asyncio.create_task(self._write(self._feed, request)),
+            asyncio.create_task(self._learn_pid1()),
+            asyncio.create_task(self._collect(ending, most, started)),
+            *(asyncio.create_task(self._pump(fd, name, pass_on)) for name, fd in self._streams.items()),
+        ]
+        exited = asyncio.create_task(self._exited())
+        watcher = asyncio.create_task(watch.over(self)) if watch is not None else None
+        tasks = [exited, *pumps, *([watcher] if watcher else [])]
+        try:
+            async with asyncio.timeout(timeout):
+                await self._until(exited, tasks)
+            if watcher is not None and watcher.done():
+                ending.killed_for = watcher.result()
+        except TimeoutError:
+            ending.timed_out = True
+        finally:
+            self.kill()
+            await asyncio.shield(exited)
+            # The tree is gone, so its pipes are at their end, unless a test left the door open.
+            await asyncio.wait(pumps, timeout=0.5)
+            for task in tasks:
+                task.cancel()
+            gathered = await asyncio.gather(*tasks, return_exceptions=True)
+        for failure in gathered:
+            if isinstance(failure, Exception) and not ending.timed_out:
+                raise failure
+        ending.status = self._process.returncode
+        if not started.is_set() and not ending.timed_out and ending.killed_for is None:
+            raise StartFailed(early.decode(errors="replace").strip() or f"bwrap ended with status {ending.status}")
+        return ending
+
+    def kill(self) -> None:
+        """SIGKILL to the first process inside, which takes its whole namespace along, and to bwrap."""
+        for pidfd in (self._pid1_fd, self._pidfd):
+            if pidfd is not None:
+                with contextlib.suppress(ProcessLookupError, OSError):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Free every descriptor."""
+        self.kill()
+        for fd in [*self._open, self._pidfd, *([self._pid1_fd] if self._pid1_fd is not None else [])]:
+            os.close(fd)
+        self._open = set()
+
+    @staticmethod
+    async def _until(exited: asyncio.Task[None], tasks: list[asyncio.Task[None] | asyncio.Task[str | None]]) -> None:
+        pending: set[asyncio.Task[None] | asyncio.Task[str | None]] = set(tasks)
+        while not exited.done():
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                if task.exception() is not None or task.get_name() == "watch":
+                    return
+            if any(isinstance(task.result(), str) for task in done):
+                return
+
+    async def _exited(self) -> None:
+        await _readable(self._pidfd)
+        self._process.wait()
+
+    async def _learn_pid1(self) -> None:
+        text = b""
+        while part := await _read(self._info, 4096):
+            text += part
+        if not text:
+            return
+        with contextlib.suppress(msgspec.DecodeError, KeyError, OSError):
+            pid = msgspec.json.decode(text)["child-pid"]
+            self._pid1_fd = os.pidfd_open(pid)
+            self.pid1 = pid
+
+    async def _collect(self, ending: Ending, most: int, started: asyncio.Event) -> None:
+        answer = bytearray()
+        while part := await _read(self._answer, CHUNK):
+            if not started.is_set():
+                started.set()
+                part = part[1:]
+            answer += part
+            if len(answer) > most:
+                ending.overflow = True
+                return
+        ending.answer = bytes(answer)
+
+    async def _pump(self, fd: int, stream: Stream, on_output: OnOutput) -> None:
+        while part := await _read(fd, CHUNK):
+            await on_output(stream, part)
+
+    async def _write(self, fd: int, data: bytes) -> None:
+        loop, view = asyncio.get_running_loop(), memoryview(data)
+        try:
+            while view:
+                try:
+                    view = view[os.write(fd, view[:CHUNK]) :]
+                except BlockingIOError:
+                    ready = loop.create_future()
+                    loop.add_writer(fd, lambda: ready.done() or ready.set_result(None))
+                    try:
+                        await ready
+                    finally:
+                        loop.remove_writer(fd)
+        except BrokenPipeError:
+            pass  # the guest is gone; its ending says why
+        finally:
+            if fd in self._open:
+                self._open.discard(fd)
+                os.close(fd)
+
+
+async def _readable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(fd, lambda: ready.done() or ready.set_result(None))
+    try:
+        await ready
+    finally:
+        loop.remove_reader(fd)
+
+
+async def _read(fd: int, most: int) -> bytes:
+    while True:
+        try:
+            return os.read(fd, most)
+        except BlockingIOError:
+            await _readable(fd)
+
+
+def start(
+    args: list[str], passed: list[int], feed: tuple[int, int], answer: tuple[int, int], info: tuple[int, int],
+    before_exec: Callable[[], None] | None,
+) -> Child:
+    """Start bwrap with an empty environment. The pairs are (ours, theirs); theirs are closed here.
+
+    Errors: `StartFailed`.
+    """
+    out, err = os.pipe(), os.pipe()
+    theirs = [feed[1], answer[1], info[1], out[1], err[1]]
+    try:
+        process = subprocess.Popen(  # noqa: PLW1509 - no thread of a worker touches what the child does before exec
+            args,
+            env={},
+            stdin=subprocess.DEVNULL,
+            stdout=out[1],
+            stderr=err[1],
+            pass_fds=[*passed, feed[1], answer[1], info[1]],
+            preexec_fn=before_exec or _die_with_parent,
+            cwd="/",
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        for fd in (feed[0], answer[0], info[0], out[0], err[0]):
+            os.close(fd)
+        raise StartFailed(f"{Path(args[0]).name}: {error}") from error
+    finally:
+        for fd in theirs:
+            os.close(fd)
+    for fd in (feed[0], answer[0], info[0], out[0], err[0]):
+        os.set_blocking(fd, False)
+    return Child(process, feed[0], answer[0], info[0], {"stdout": out[0], "stderr": err[0]})
+
+
+class Watch:
+    """Looks at the whole tree while it runs: memory in MiB and files in memory-backed folders.
+
+    Limits of single processes do not add up to a limit of the tree, and the size of a tmpfs does
+    not bound its inodes. A look costs a fraction of a millisecond; the first comes after one interval.
+    """
+
+    def __init__(self, memory_mb: int, max_files: int, interval: float = 0.05) -> None:
+        self._memory = memory_mb << 20
+        self._files = max_files
+        self._interval = interval
+
+    async def over(self, child: Child) -> str | None:
+        """Returns the reason when a limit is passed; the caller then kills the tree."""
+        while True:
+            await asyncio.sleep(self._interval)
+            if child.pid1 is None:
+                continue
+            files, in_files = _files(child.pid1)
+            if files > self._files:
+                return f"too_many_files:{files}"
+            used = _resident(child.pid1, False) + in_files
+            if used > self._memory and _resident(child.pid1, True) + in_files > self._memory:
+                return f"out_of_memory:{used >> 20}"
+
+
+def _files(pid: int) -> tuple[int, int]:
+    """How many files lie in the memory-backed folders of a sandbox, and how many bytes."""
+    count = size = 0
+    for folder in ("tmp", "dev/shm"):
+        with contextlib.suppress(OSError):
+            usage = os.statvfs(f"/proc/{pid}/root/{folder}")
+            count += usage.f_files - usage.f_ffree
+            size += (usage.f_blocks - usage.f_bfree) * usage.f_frsize
+    return count, size
+
+
+def _resident(pid: int, exact: bool) -> int:
+    """Bytes of memory a tree holds. `exact` counts shared pages once, and costs more to know."""
+    total, open_pids = 0, [pid]
+    while open_pids:
+        here = open_pids.pop()
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            for task in os.listdir(f"/proc/{here}/task"):
+                children = Path(f"/proc/{here}/task/{task}/children").read_text()
+                open_pids.extend(int(child) for child in children.split())
+            total += _proportional(here) if exact else int(Path(f"/proc/{here}/statm").read_text().split()[1]) * 4096
+    return total
+
+
+def _proportional(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    return 0

@@ -1,0 +1,176 @@
+"""Builds versions: fetch, unpack in the fence, install, compile, try the import, store, settle."""
+
+import asyncio
+import platform
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from domain import archives, builds
+from domain.archives import BadArchive, Manifest
+from domain.builds import Built, Version
+from domain.errors import DomainError
+from domain.leases import LostLease
+from domain.ports import Blobs, Outcome, Program, Sandbox, Store, Stream
+from infra.bundles import Bundles
+from infra.environments import Environments
+from infra.sandbox.bubblewrap import CHECK_SECONDS
+from workers.leases import Holder, persist
+
+_log = structlog.get_logger("paddock.builds")
+
+MAX_OUTPUT: Final = 16 * 1024 * 1024
+SHOWN_OUTPUT: Final = 8 * 1024
+_PYTHON: Final = platform.python_version()
+
+
+class _TooMuchOutput(Exception):
+    pass
+
+
+class Builder:
+    """The build lane of one worker process."""
+
+    def __init__(
+        self,
+        name: str,
+        store: Store,
+        sandbox: Sandbox,
+        blobs: Blobs,
+        bundles: Bundles,
+        environments: Environments,
+        holder: Holder,
+    ) -> None:
+        self._name, self._store, self._sandbox, self._blobs = name, store, sandbox, blobs
+        self._bundles, self._environments, self._holder = bundles, environments, holder
+
+    async def __call__(self, version_id: str, tenant_id: str) -> None:
+        """Build one version, if it is still queued."""
+        async with self._store.begin_for(tenant_id) as tx:
+            version = await builds.claim(tx, version_id, self._name, self._holder.lease)
+        if version is None:
+            return
+        log = _log.bind(version_id=version_id, attempt=version.attempt)
+        log.info("build started")
+        try:
+            error = await self._holder.hold(version_id, version.attempt, self._work(version))
+        except LostLease:
+            log.info("build stopped: the version was taken back")
+        except asyncio.CancelledError:
+            await asyncio.shield(self._give_back(version))
+            raise
+        else:
+            log.info("build ended", error=error)
+
+    async def _work(self, version: Version) -> str | None:
+        built, error = None, None
+        try:
+            built = await self._build(version)
+        except BadArchive as bad:
+            error = str(bad)
+        except DomainError as failed:
+            if failed.code == "unavailable":
+                raise
+            error = f"{failed.code}: {failed.detail}"
+        line = "Ready.\n" if error is None else f"Failed: {error}\n"
+        await persist(lambda: self._finish(version, built, error, line))
+        return error
+
+    async def _build(self, version: Version) -> Built:
+        with self._bundles.scratch() as scratch:
+            archive, out = scratch / "archive.tar.gz", scratch / "out"
+            out.mkdir(mode=0o755)
+            await persist(lambda: self._fetch(version, archive))
+            unpacked = await self._sandbox.unpack(archive, out)
+            if unpacked.error is not None:
+                raise BadArchive(unpacked.error)
+            await self._say(version, f"Unpacked {unpacked.files} entries, {unpacked.size} bytes.\n")
+            if unpacked.manifest is None or unpacked.manifest_name is None:
+                raise BadArchive(f"There is no {' or '.join(archives.MANIFESTS)} at the top of the archive.")
+            manifest = archives.parse_manifest(unpacked.manifest_name, unpacked.manifest, _PYTHON)
+            root = out / unpacked.root
+            environment = await self._install(version, unpacked.requirements)
+            for broken in await self._sandbox.compile(root, "/agent"):
+                await self._say(version, f"Does not compile: {broken}\n")
+            await self._try(version, manifest, root, environment)
+            key = builds.bundle_path(version.tenant_id, version.id)
+            await persist(lambda: self._bundles.store(version, root, key, scratch))
+            return Built(
+                entrypoint=manifest.entrypoint,
+                config=unpacked.manifest,
+                framework=manifest.framework,
+                python=_PYTHON,
+                timeout=manifest.timeout,
+                memory=manifest.memory,
+                environment=environment,
+                bundle_path=key,
+            )
+
+    async def _fetch(self, version: Version, archive: Path) -> None:
+        archive.unlink(missing_ok=True)
+        try:
+            await self._blobs.fetch(version.tarball_path, archive)
+        except DomainError as error:
+            if error.code == "not_found":
+                raise BadArchive("The uploaded archive is gone from object storage.") from error
+            raise
+
+    async def _install(self, version: Version, text: str | None) -> str | None:
+        wanted = archives.parse_requirements(text, _PYTHON) if text is not None else None
+        if wanted is None:
+            return None
+        await self._say(version, "Installing requirements.\n")
+        await self._say(version, await persist(lambda: self._environments.install(wanted)))
+        return wanted.environment
+
+    async def _try(self, version: Version, manifest: Manifest, code: Path, environment: str | None) -> None:
+        heard = bytearray()
+        size = 0
+
+        async def hear(_: Stream, data: bytes) -> None:
+            nonlocal size
+            size += len(data)
+            heard.extend(data[: SHOWN_OUTPUT - len(heard)])
+            if size > MAX_OUTPUT:
+                raise _TooMuchOutput
+
+        program = Program(
+            code=code,
+            environment=self._environments.path(environment) if environment else None,
+            entrypoint=manifest.entrypoint,
+            timeout=CHECK_SECONDS,
+            memory_mb=archives.memory_of(manifest.memory),
+        )
+        try:
+            outcome = await self._sandbox.check(program, hear)
+        except _TooMuchOutput:
+            outcome = Outcome(
+                error_type="output_too_large",
+                error_message=f"Importing the entrypoint printed more than {MAX_OUTPUT} bytes.",
+            )
+        if heard:
+            await self._say(version, f"Printed while importing:\n{heard.decode(errors='replace')}\n")
+        if outcome.stack:
+            await self._say(version, outcome.stack)
+        if outcome.error_type is not None:
+            raise BadArchive(f"{manifest.entrypoint}: {outcome.error_type}: {outcome.error_message}")
+
+    async def _say(self, version: Version, text: str) -> None:
+        async def write() -> None:
+            async with self._store.begin_for(version.tenant_id) as tx:
+                await builds.log(tx, version, text)
+
+        await persist(write)
+
+    async def _finish(self, version: Version, built: Built | None, error: str | None, line: str) -> None:
+        async with self._store.begin_for(version.tenant_id) as tx:
+            await builds.log(tx, version, line)
+            await builds.finish(tx, version, built, error)
+
+    async def _give_back(self, version: Version) -> None:
+        try:
+            async with self._store.begin_for(version.tenant_id) as tx:
+                await builds.give_back(tx, version)
+        except DomainError as error:
+            _log.warning("could not give a version back; its lease will run out", error=error.detail)

@@ -1,0 +1,107 @@
+"""Holding rows: extending their leases while work goes on, and stopping work whose row is gone."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from datetime import timedelta
+from typing import Any, Final, TypeVar
+
+import structlog
+
+from domain.errors import DomainError
+from domain.jobs import Lane
+from domain.leases import LostLease
+from domain.ports import Clock, Store
+from infra.redis import Bell
+
+T = TypeVar("T")
+
+# A cancelled run is killed within a second: the bell tells at once, and this is how often we look without it.
+LOOK: Final = 0.4
+_SPACING: Final = 0.05
+
+_log = structlog.get_logger("paddock.leases")
+
+
+class Holder:
+    """The rows that this process holds. One statement extends them all."""
+
+    def __init__(self, store: Store, bell: Bell, clock: Clock, lane: Lane, lease: timedelta) -> None:
+        self._store, self._bell, self._clock, self._lane, self.lease = store, bell, clock, lane, lease
+        self._held: dict[str, tuple[int, asyncio.Task[Any]]] = {}
+        self._lost: set[str] = set()
+        self._changed = asyncio.Event()
+
+    @property
+    def busy(self) -> int:
+        """How many rows are held."""
+        return len(self._held)
+
+    async def hold(self, row_id: str, attempt: int, work: Coroutine[Any, Any, T]) -> T:
+        """Do the work while the lease is extended. Errors: `LostLease`, by which time the work has stopped."""
+        task = asyncio.create_task(work)
+        self._held[row_id] = (attempt, task)
+        listener = asyncio.create_task(self._hear(row_id))
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if row_id in self._lost:
+                raise LostLease(row_id) from None
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            raise
+        finally:
+            listener.cancel()
+            self._held.pop(row_id, None)
+            self._lost.discard(row_id)
+
+    async def keep(self) -> None:
+        """Run for as long as the process does."""
+        while True:
+            try:
+                await asyncio.wait_for(self._changed.wait(), LOOK)
+            except TimeoutError:
+                pass
+            self._changed.clear()
+            if self._held:
+                await self._look()
+                await asyncio.sleep(_SPACING)
+
+    async def _hear(self, row_id: str) -> None:
+        with self._bell.listen(row_id) as heard:
+            while True:
+                await heard.wait()
+                heard.clear()
+                self._changed.set()
+
+    async def _look(self) -> None:
+        asked = {row_id: attempt for row_id, (attempt, _) in self._held.items()}
+        now = self._clock()
+        try:
+            async with self._store.begin_unbound() as tx:
+                held = await tx.queues.extend(self._lane, asked, now + self.lease, now + self.lease * 2 / 3)
+        except DomainError as error:
+            # Work goes on: if the row was taken back meanwhile, the fencing token keeps us from settling it.
+            _log.warning("cannot extend leases", error=error.detail)
+            return
+        for row_id in asked.keys() - held:
+            if row_id in self._held and self._held[row_id][0] == asked[row_id]:
+                self._lost.add(row_id)
+                self._held[row_id][1].cancel()
+
+
+async def persist(call: Callable[[], Awaitable[T]], patience: float = 300.0) -> T:
+    """Call until database and object storage are there to answer, for `patience` seconds at most.
+
+    A result in hand is not dropped for an outage. Errors: any other, and the outage's own in the end.
+    """
+    deadline, pause = asyncio.get_running_loop().time() + patience, 0.1
+    while True:
+        try:
+            return await call()
+        except DomainError as error:
+            if error.code not in ("unavailable", "storage_unavailable"):
+                raise
+            if asyncio.get_running_loop().time() + pause > deadline:
+                raise
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 2.0)

@@ -1,0 +1,66 @@
+"""What an agent prints, as log events: split into lines, bounded, written while it runs."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from domain.errors import DomainError
+from domain.events import MAX_LINE, Event, level_of, logged
+from domain.ports import Clock, Stream
+
+KEPT: Final = 64 * 1024
+FLUSH: Final = 0.1
+
+
+class Output:
+    """Collects output and hands it to `write` in batches. Keeps `KEPT` bytes and says what it dropped."""
+
+    def __init__(self, write: Callable[[list[Event]], Awaitable[None]], clock: Clock) -> None:
+        self._write, self._clock = write, clock
+        self._rest: dict[Stream, bytes] = {"stdout": b"", "stderr": b""}
+        self._pending: list[Event] = []
+        self._kept = self._dropped = 0
+
+    async def take(self, stream: Stream, data: bytes) -> None:
+        """Accept a piece of output. Never blocks the agent on a database."""
+        room = KEPT - self._kept
+        self._dropped += max(0, len(data) - room)
+        self._kept += min(len(data), room)
+        *lines, self._rest[stream] = (self._rest[stream] + data[:room]).split(b"\n")
+        self._pending += [self._event(stream, line) for line in lines]
+        if len(self._rest[stream]) > MAX_LINE:
+            self._pending.append(self._event(stream, self._rest[stream]))
+            self._rest[stream] = b""
+
+    async def flush_always(self) -> None:
+        """Write what is there every `FLUSH` seconds. Errors: those of `write` but `unavailable`."""
+        while True:
+            await asyncio.sleep(FLUSH)
+            if self._pending:
+                batch, self._pending = self._pending, []
+                try:
+                    await self._write(batch)
+                except DomainError as error:
+                    if error.code != "unavailable":
+                        raise
+                    self._pending = batch + self._pending
+                except BaseException:
+                    self._pending = batch + self._pending
+                    raise
+
+    def rest(self) -> list[Event]:
+        """What has not been written, unfinished lines included, and a line that tells what was dropped."""
+        for stream, line in self._rest.items():
+            if line:
+                self._pending.append(self._event(stream, line))
+        self._rest = {"stdout": b"", "stderr": b""}
+        if self._dropped:
+            told = f"Only the first {KEPT} bytes of output are kept; {self._dropped} more were written."
+            self._pending.append(logged("WARNING", told, self._clock(), "paddock"))
+            self._dropped = 0
+        rest, self._pending = self._pending, []
+        return rest
+
+    def _event(self, stream: Stream, line: bytes) -> Event:
+        text = line[:MAX_LINE].decode(errors="replace").rstrip("\r")
+        return logged(level_of(stream, text), text, self._clock(), stream)

@@ -1,0 +1,106 @@
+"""Upkeep: finds what was lost, and removes what nobody needs.
+
+Every job can be derived again from a row, so this is what makes Redis a mere doorbell. Any number of
+these processes may run: each write is guarded by the state it expects.
+"""
+
+import asyncio
+from datetime import datetime, timedelta
+from typing import Final
+
+import structlog
+
+from domain import builds, executions
+from domain.errors import DomainError
+from domain.idempotency import LIFETIME
+from domain.ports import Blob, Blobs, Clock, Queue, Store
+from infra.redis import GONE
+from infra.settings import Settings
+
+_log = structlog.get_logger("paddock.upkeep")
+
+# A waiting row this old is checked for its ring; younger ones are most likely just being taken.
+RING_AGE: Final = timedelta(seconds=2)
+BATCH: Final = 500
+SWEEP: Final = timedelta(hours=1)
+_SWEPT: Final = ("uploads/", "bundles/")
+
+
+class Upkeep:
+    """One upkeep process."""
+
+    def __init__(self, settings: Settings, store: Store, queue: Queue, blobs: Blobs, clock: Clock) -> None:
+        self._settings, self._store, self._queue, self._blobs, self._clock = settings, store, queue, blobs, clock
+
+    async def run(self) -> None:
+        """Look after everything for as long as the process lives. Outages are waited out."""
+        swept: datetime | None = None
+        while True:
+            try:
+                await self.take_back()
+                await self.ring_lost()
+                if swept is None or self._clock() - swept >= SWEEP:
+                    await self.sweep()
+                    swept = self._clock()
+            except DomainError as error:
+                _log.warning("upkeep waits", error=error.detail)
+            except GONE as error:
+                _log.warning("upkeep waits for redis", error=str(error))
+            await asyncio.sleep(self._settings.upkeep_seconds)
+
+    async def take_back(self) -> int:
+        """Return rows whose lease ran out to their queue, or fail them. Returns how many it looked at."""
+        async with self._store.begin_unbound() as tx:
+            expired = await tx.queues.expired(tx.now, BATCH)
+        for row in expired:
+            _log.warning("lease expired", row_id=row.row_id)
+            async with self._store.begin_for(row.tenant_id) as tx:
+                if row.lane == "build":
+                    await builds.take_back(tx, row.row_id)
+                else:
+                    await executions.take_back(tx, row.row_id)
+        return len(expired)
+
+    async def ring_lost(self) -> int:
+        """Ring again for waiting rows whose ring was lost. Returns how many."""
+        async with self._store.begin_unbound() as tx:
+            waiting = await tx.queues.waiting(tx.now - RING_AGE, BATCH)
+        rung = await self._queue.ring_lost(waiting) if waiting else 0
+        if rung:
+            _log.info("rang again", jobs=rung)
+        return rung
+
+    async def sweep(self) -> dict[str, int]:
+        """Remove what is old and belongs to nothing. Returns how much of each kind."""
+        now = self._clock()
+        async with self._store.begin_unbound() as tx:
+            removed = {
+                "answers": await tx.queues.forget_answers(now - LIFETIME),
+                "sessions": await tx.queues.forget_sessions(now),
+            }
+            await tx.queues.forget_workers(now - timedelta(minutes=5))
+        before = now - timedelta(hours=self._settings.staging_hours)
+        removed["uploads_aborted"] = await self._blobs.abort_uploads("uploads/", before)
+        removed["objects"] = sum([await self._sweep_objects(prefix, before) for prefix in _SWEPT])
+        if any(removed.values()):
+            _log.info("swept", **removed)
+        return removed
+
+    async def _sweep_objects(self, prefix: str, before: datetime) -> int:
+        removed, batch = 0, list[Blob]()
+        async for blob in self._blobs.under(prefix):
+            if blob.modified < before:
+                batch.append(blob)
+            if len(batch) == BATCH:
+                removed += await self._remove_unknown(batch)
+                batch = []
+        return removed + (await self._remove_unknown(batch) if batch else 0)
+
+    async def _remove_unknown(self, blobs: list[Blob]) -> int:
+        keys = [blob.key for blob in blobs]
+        async with self._store.begin_unbound() as tx:
+            known = await tx.queues.known_objects(keys)
+        unknown = [key for key in keys if key not in known]
+        if unknown:
+            await self._blobs.delete(unknown)
+        return len(unknown)
