@@ -1,0 +1,1 @@
+"""The thin front: authenticate, validate, write a row, commit, ring, answer."""

@@ -238,10 +238,15 @@ async def open_session(tx: Tx, user_id: str, refresh_hash: bytes, lifetime: time
     return session_id
 
 
-def refresh_refusal(grant: RefreshGrant | None, now: datetime) -> DomainError | None:
+def unknown_refresh() -> DomainError:
+    """The refusal of a refresh token that is no good; it tells nothing about why."""
+    return DomainError("unauthenticated", "The refresh token is not valid or has expired. Log in again.")
+
+
+def refresh_refusal(grant: RefreshGrant, now: datetime) -> DomainError | None:
     """Why a presented refresh token is not good, or None if it is."""
-    if grant is None or grant.revoked or not grant.is_active or grant.expires_at <= now:
-        return DomainError("unauthenticated", "The refresh token is not valid or has expired. Log in again.")
+    if grant.revoked or not grant.is_active or grant.expires_at <= now:
+        return unknown_refresh()
     if grant.used:
         return DomainError(
             "refresh_token_reused",
@@ -305,7 +310,7 @@ async def patch_me(tx: Tx, caller: Caller, data: PatchMe, new_hash: str | None) 
     return user
 
 
-async def patch_user(tx: Tx, caller: Caller, user_id: str, data: PatchUser) -> User:
+async def patch_user(tx: Tx, user_id: str, data: PatchUser) -> User:
     """Change a user's role or shut the user out. Errors: `not_found`, `conflict` for a tenant's last admin."""
     user = await get(tx, user_id)
     role = user.role if data.role is UNSET else data.role

@@ -74,9 +74,7 @@ def level_of(stream: str, line: str) -> Level:
 
 def logged(level: Level, message: str, at: datetime, stream: str) -> Event:
     """A log event. NUL, which text columns cannot hold, is shown as U+FFFD."""
-    return Event(
-        type="log", data={"level": level, "stream": stream, "message": message.replace("\0", "\ufffd")}, at=at
-    )
+    return Event(type="log", data={"level": level, "stream": stream, "message": message.replace("\0", "\ufffd")}, at=at)
 
 
 async def after(tx: Tx, execution_id: str, seq: int) -> list[Event]:

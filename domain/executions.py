@@ -22,7 +22,7 @@ from domain.jobs import Job
 from domain.leases import Lease, LostLease
 from domain.pages import Listing, Page
 from domain.ports import Outcome, Tx
-from domain.states import HELD, TERMINAL, Status
+from domain.states import TERMINAL, Status
 
 Kind = Literal["agent"]
 
@@ -114,7 +114,7 @@ class StartAny(Start, kw_only=True, forbid_unknown_fields=True):
     agent_id: Annotated[str, Meta(examples=["my-agent"])]
 
 
-class Filter(msgspec.Struct, kw_only=True, frozen=True):
+class Filter(msgspec.Struct, frozen=True):
     """What a list of executions is narrowed to. Times are inclusive at `since`, exclusive at `until`."""
 
     status: Status | None = None
@@ -256,6 +256,20 @@ async def get(tx: Tx, execution_id: str) -> Execution:
     if execution is None:
         raise not_found("execution", execution_id)
     return execution
+
+
+def narrowed(caller: Caller, wanted: Filter, *tenants: str | None) -> Filter:
+    """The filter with what a tenant filter means: one's own tenant changes nothing, another has no rows.
+
+    Errors: `invalid_field` for a time without an offset.
+    """
+    for field in ("since", "until"):
+        at = getattr(wanted, field)
+        if at is not None and at.tzinfo is None:
+            raise invalid(field, "must name its offset from UTC, for example 2030-01-01T00:00:00Z.")
+    if any(tenant is not None and tenant != caller.tenant_id for tenant in tenants):
+        return msgspec.structs.replace(wanted, agent_id="(another tenant)")
+    return wanted
 
 
 async def list_executions(tx: Tx, narrowed: Filter, page: Page) -> Listing[Execution]:

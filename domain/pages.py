@@ -35,9 +35,7 @@ class Listing(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     has_more: bool
 
 
-def page_of(
-    limit: int | None, offset: int | None, skip: int | None, page: int | None, page_size: int | None
-) -> Page:
+def page_of(limit: int | None, offset: int | None, skip: int | None, page: int | None, page_size: int | None) -> Page:
     """Settle the three dialects (`limit`/`offset`, `skip`, `page`/`page_size`) into one `Page`.
 
     Errors: `invalid_field` naming the parameter that is out of range or contradicts another.

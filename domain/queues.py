@@ -3,12 +3,15 @@
 Upkeep sees ids, tenants and times alone, through views that hold nothing a tenant wrote.
 """
 
-from datetime import datetime
-from typing import Protocol
+from datetime import datetime, timedelta
+from typing import Final, Protocol
 
 import msgspec
 
 from domain.jobs import Job, Lane
+
+# A worker that gave no sign of life for this long is not counted; it gives one every five seconds.
+ALIVE: Final = timedelta(seconds=20)
 
 
 class QueueStats(msgspec.Struct, frozen=True, kw_only=True):

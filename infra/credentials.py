@@ -1,6 +1,7 @@
 """Passwords, access tokens and random secrets."""
 
 import asyncio
+import base64
 import hashlib
 import hmac
 import secrets
@@ -10,6 +11,7 @@ from typing import Any, Final
 import jwt
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
+from cryptography.fernet import Fernet, InvalidToken
 
 KEY_PREFIX: Final = "pdk_"
 _ALGORITHM: Final = "HS256"
@@ -28,6 +30,24 @@ def token_hash(token: str) -> bytes:
 def same(left: bytes, right: bytes) -> bool:
     """Compare in constant time."""
     return hmac.compare_digest(left, right)
+
+
+class Vault:
+    """Seals what must lie in the database but not in the clear (Fernet: AES-128-CBC and HMAC-SHA256)."""
+
+    def __init__(self, secret: str) -> None:
+        self._fernet = Fernet(base64.urlsafe_b64encode(hmac.digest(secret.encode(), b"paddock vault", "sha256")))
+
+    def seal(self, data: bytes) -> bytes:
+        """Data that only a holder of the secret key can read."""
+        return self._fernet.encrypt(data)
+
+    def open(self, sealed: bytes) -> bytes:
+        """What was sealed. Errors: `ValueError` when the secret key is another one now."""
+        try:
+            return self._fernet.decrypt(sealed)
+        except InvalidToken:
+            raise ValueError("sealed with another PADDOCK_SECRET_KEY") from None
 
 
 class Passwords:

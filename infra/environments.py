@@ -24,7 +24,9 @@ from domain.ports import ArchiveLimits, Blobs, Sandbox
 INSTALL_SECONDS: Final = 600
 MAX_BYTES: Final = 4 << 30
 LIMITS: Final = ArchiveLimits(entries=200_000, depth=64, file=2 << 30, total=MAX_BYTES)
-_PASSED_ON: Final = re.compile(r"UV_.*|PIP_.*|SSL_CERT_(FILE|DIR)|(HTTPS?|ALL|NO)_PROXY|HOME|XDG_CONFIG_.*", re.IGNORECASE)
+_PASSED_ON: Final = re.compile(
+    r"UV_.*|PIP_.*|SSL_CERT_(FILE|DIR)|(HTTPS?|ALL|NO)_PROXY|HOME|XDG_CONFIG_.*", re.IGNORECASE
+)
 
 _log = structlog.get_logger("paddock.environments")
 

@@ -28,7 +28,7 @@ async def _answers(key: str = "") -> AsyncIterator[None]:
         if error.response.get("Error", {}).get("Code") in _MISSING:
             raise not_found("object", key) from error
         raise _away(error) from error
-    except (BotoCoreError, OSError, asyncio.TimeoutError) as error:
+    except (TimeoutError, BotoCoreError, OSError) as error:
         raise _away(error) from error
 
 

@@ -5,9 +5,10 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import msgspec
+from redis.asyncio import Redis
 
 from domain.ports import Clock
-from infra.credentials import AccessTokens, Passwords
+from infra.credentials import AccessTokens, Passwords, Vault
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
 from infra.queue import ArqQueue, arq_client
@@ -30,9 +31,11 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     store: PostgresStore
     blobs: S3Blobs
     bell: Bell
+    redis: Redis
     counter: Counter
     passwords: Passwords
     tokens: AccessTokens
+    vault: Vault
 
 
 @asynccontextmanager
@@ -54,11 +57,11 @@ async def wire(
                 store=store,
                 blobs=blobs,
                 bell=bell,
+                redis=redis,
                 counter=Counter(redis),
                 passwords=Passwords(),
-                tokens=AccessTokens(
-                    settings.secret_key.reveal(), timedelta(minutes=settings.access_token_minutes)
-                ),
+                tokens=AccessTokens(settings.secret_key.reveal(), timedelta(minutes=settings.access_token_minutes)),
+                vault=Vault(settings.secret_key.reveal()),
             )
     finally:
         await store.close()

@@ -116,7 +116,7 @@ def start(
     """Start a part in a session of its own, so that Ctrl-C reaches its parent alone."""
     output: IO[bytes]
     with log.open("ab") as output:
-        process = subprocess.Popen(  # noqa: PLW1509 - started before any thread
+        process = subprocess.Popen(
             args,
             cwd=cwd,
             env=dict(environment),

@@ -74,7 +74,7 @@ class EmbeddedPostgres:
         password.touch(mode=0o600)
         password.write_text(self._passwords[0])
         try:
-            done = subprocess.run(  # noqa: PLW1509 - see start
+            done = subprocess.run(
                 [
                     *(str(binaries() / "initdb"), "-D", str(self._data), "-U", OWNER, "-E", "UTF8", "--no-locale"),
                     *("--locale-provider=builtin", "--builtin-locale=C.UTF-8", "-A", "scram-sha-256"),
@@ -112,5 +112,3 @@ class EmbeddedPostgres:
             await connection.execute(f"{verb} ROLE {APP_ROLE} LOGIN NOSUPERUSER PASSWORD '{self._passwords[1]}'")
         finally:
             await connection.close()
-
-

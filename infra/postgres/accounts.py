@@ -212,7 +212,9 @@ class PostgresAccounts:
 
     async def revoke_session(self, session_id: str, now: datetime) -> None:
         await self._connection.execute(
-            update(SessionRow).where(SessionRow.id == session_id, SessionRow.revoked_at.is_(None)).values(revoked_at=now)
+            update(SessionRow)
+            .where(SessionRow.id == session_id, SessionRow.revoked_at.is_(None))
+            .values(revoked_at=now)
         )
 
     async def revoke_sessions(self, user_id: str, keep: str | None, now: datetime) -> None:

@@ -1,5 +1,6 @@
 """The engine, the base of row classes, and the two column types every table uses."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, TypeVar
 from uuid import UUID
@@ -54,10 +55,15 @@ def timestamp() -> types.TypeEngine[Any]:
     return types.DateTime(timezone=True)
 
 
+@functools.cache
+def _fields(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(field.name for field in msgspec.structs.fields(kind))
+
+
 def as_struct(row: Row[Any] | Mapping[str, Any], kind: type[T]) -> T:
     """A row as a domain Struct, column names being field names; columns without a field are left out."""
     mapping = row._mapping if isinstance(row, Row) else row
-    return msgspec.convert(dict(mapping), kind)
+    return msgspec.convert({name: mapping[name] for name in _fields(kind) if name in mapping}, kind)
 
 
 def connect(url: str, *, pool_size: int, application: str, as_owner: bool = False) -> AsyncEngine:

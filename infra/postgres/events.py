@@ -137,6 +137,4 @@ def _agent_entry(row: Any) -> LogEntry:
     prefix, key = ("ver", "version_id") if row.source == "build" else ("exec", "execution_id")
     metadata = {key: ids.encode(prefix, row.subject)}
     metadata |= {name: value for name, value in row.metadata.items() if value is not None}
-    return LogEntry(
-        timestamp=row.timestamp, level=row.level, message=row.message, source=row.source, metadata=metadata
-    )
+    return LogEntry(timestamp=row.timestamp, level=row.level, message=row.message, source=row.source, metadata=metadata)

@@ -104,7 +104,12 @@ class PostgresExecutions:
         added = insert(E_).values(**values, last_seq=1).returning(E_.id, E_.tenant_id).cte("added")
         data = literal({"status": execution.status, "attempt": 0}, json_column())
         event = select(
-            added.c.id, literal(1), added.c.tenant_id, literal(execution.created_at, timestamp()), literal("status"), data
+            added.c.id,
+            literal(1),
+            added.c.tenant_id,
+            literal(execution.created_at, timestamp()),
+            literal("status"),
+            data,
         )
         columns = ["execution_id", "seq", "tenant_id", "at", "type", "data"]
         await self._connection.execute(insert(EventRow).from_select(columns, event).add_cte(added))

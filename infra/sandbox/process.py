@@ -88,7 +88,9 @@ class Child:
         self._pid1_fd: int | None = None
         self._open = {feed, answer, info, *streams.values()} - {-1}
 
-    async def run(self, request: bytes, timeout: float, most: int, on_output: OnOutput, watch: "Watch | None") -> Ending:
+    async def run(
+        self, request: bytes, timeout: float, most: int, on_output: OnOutput, watch: "Watch | None"
+    ) -> Ending:
         """Feed the request, pass output on, and return when the tree has ended or was ended.
 
         Errors: `StartFailed`, and whatever `on_output` raises.
@@ -231,7 +233,11 @@ async def _read(fd: int, most: int) -> bytes:
 
 
 def start(
-    args: list[str], passed: list[int], feed: tuple[int, int], answer: tuple[int, int], info: tuple[int, int],
+    args: list[str],
+    passed: list[int],
+    feed: tuple[int, int],
+    answer: tuple[int, int],
+    info: tuple[int, int],
     before_exec: Callable[[], None] | None,
 ) -> Child:
     """Start bwrap with an empty environment. The pairs are (ours, theirs); theirs are closed here.
@@ -241,7 +247,7 @@ def start(
     out, err = os.pipe(), os.pipe()
     theirs = [feed[1], answer[1], info[1], out[1], err[1]]
     try:
-        process = subprocess.Popen(  # noqa: PLW1509 - no thread of a worker touches what the child does before exec
+        process = subprocess.Popen(
             args,
             env={},
             stdin=subprocess.DEVNULL,

@@ -1,11 +1,11 @@
 """${message}"""
 
-from alembic import op
+from infra.postgres.script import run
 
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
 
 
 def upgrade() -> None:
-    op.execute("""
+    run("""
     """)

@@ -6,14 +6,14 @@ and bypasses nothing. What must be found before a tenant is known goes through f
 owner that answer one exact match.
 """
 
-from alembic import op
+from infra.postgres.script import run
 
 revision = "0001"
 down_revision = None
 
 
 def upgrade() -> None:
-    op.execute(
+    run(
         """
         DO $$ BEGIN
             IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'paddock_app') THEN
@@ -23,8 +23,8 @@ def upgrade() -> None:
         END $$;
         """
     )
-    op.execute("GRANT USAGE ON SCHEMA public TO paddock_app")
-    op.execute(
+    run("GRANT USAGE ON SCHEMA public TO paddock_app")
+    run(
         """
         CREATE TABLE tenants (
             id text PRIMARY KEY CHECK (id <> ''),
@@ -79,14 +79,14 @@ def upgrade() -> None:
         """
     )
     for table in ("users", "invites", "sessions", "refresh_tokens"):
-        op.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
-        op.execute(
+        run(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
+        run(
             f"CREATE POLICY bound ON {table} TO paddock_app "
             "USING (tenant_id = current_setting('paddock.tenant_id', true))"
         )
-    op.execute("GRANT SELECT, INSERT ON tenants TO paddock_app")
-    op.execute("GRANT SELECT, INSERT, UPDATE ON users, invites, sessions, refresh_tokens TO paddock_app")
-    op.execute(
+    run("GRANT SELECT, INSERT ON tenants TO paddock_app")
+    run("GRANT SELECT, INSERT, UPDATE ON users, invites, sessions, refresh_tokens TO paddock_app")
+    run(
         """
         CREATE FUNCTION find_login(name text) RETURNS TABLE (
             user_id uuid, tenant_id text, role text, is_active boolean, plan text, password_hash text

@@ -1,13 +1,13 @@
 """API keys."""
 
-from alembic import op
+from infra.postgres.script import run
 
 revision = "0002"
 down_revision = "0001"
 
 
 def upgrade() -> None:
-    op.execute(
+    run(
         """
         CREATE TABLE api_keys (
             id uuid PRIMARY KEY,

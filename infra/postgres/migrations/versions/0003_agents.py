@@ -1,13 +1,13 @@
 """Agents and their versions."""
 
-from alembic import op
+from infra.postgres.script import run
 
 revision = "0003"
 down_revision = "0002"
 
 
 def upgrade() -> None:
-    op.execute(
+    run(
         """
         CREATE TABLE agents (
             id uuid PRIMARY KEY,
@@ -55,13 +55,13 @@ def upgrade() -> None:
         """
     )
     for table in ("agents", "agent_versions"):
-        op.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
-        op.execute(
+        run(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
+        run(
             f"CREATE POLICY bound ON {table} TO paddock_app "
             "USING (tenant_id = current_setting('paddock.tenant_id', true))"
         )
-        op.execute(f"GRANT SELECT, INSERT, UPDATE ON {table} TO paddock_app")
-    op.execute(
+        run(f"GRANT SELECT, INSERT, UPDATE ON {table} TO paddock_app")
+    run(
         """
         CREATE FUNCTION known_objects(paths text[]) RETURNS SETOF text
         LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$

@@ -1,13 +1,13 @@
 """Executions, and their append-only event log."""
 
-from alembic import op
+from infra.postgres.script import run
 
 revision = "0004"
 down_revision = "0003"
 
 
 def upgrade() -> None:
-    op.execute(
+    run(
         """
         CREATE TABLE executions (
             id uuid PRIMARY KEY,
@@ -56,9 +56,9 @@ def upgrade() -> None:
         """
     )
     for table, rights in (("executions", "SELECT, INSERT, UPDATE"), ("execution_events", "SELECT, INSERT")):
-        op.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
-        op.execute(
+        run(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
+        run(
             f"CREATE POLICY bound ON {table} TO paddock_app "
             "USING (tenant_id = current_setting('paddock.tenant_id', true))"
         )
-        op.execute(f"GRANT {rights} ON {table} TO paddock_app")
+        run(f"GRANT {rights} ON {table} TO paddock_app")

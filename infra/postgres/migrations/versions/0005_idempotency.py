@@ -1,13 +1,13 @@
 """First answers by Idempotency-Key."""
 
-from alembic import op
+from infra.postgres.script import run
 
 revision = "0005"
 down_revision = "0004"
 
 
 def upgrade() -> None:
-    op.execute(
+    run(
         """
         CREATE TABLE idempotency_keys (
             tenant_id text NOT NULL,

@@ -1,13 +1,13 @@
 """Open work over all tenants, as ids and times alone; and the workers' signs of life."""
 
-from alembic import op
+from infra.postgres.script import run
 
 revision = "0006"
 down_revision = "0005"
 
 
 def upgrade() -> None:
-    op.execute(
+    run(
         """
         CREATE TABLE workers (
             id text PRIMARY KEY,

@@ -1,0 +1,46 @@
+"""Agents: create, list, change, delete."""
+
+from litestar import Request, Response, Router, delete, get, post, route
+
+from api.front import Front, created, needs
+from domain import agents
+from domain.access import Caller
+from domain.agents import Agent, AgentStatus, NewAgent, PatchAgent
+from domain.pages import Listing, Page
+
+
+@post("/agents", opt=needs("write:agents"))
+async def create_agent(front: Front, request: Request, caller: Caller, data: NewAgent) -> Response[Agent]:
+    """Create an agent in `draft`; upload an archive to give it a version."""
+    return await created(front, request, caller, lambda tx: agents.create(tx, caller, data))
+
+
+@get("/agents", opt=needs("read:agents"))
+async def list_agents(front: Front, caller: Caller, part: Page, status: AgentStatus | None = None) -> Listing[Agent]:
+    """The tenant's agents, newest first."""
+    async with front.store.begin(caller) as tx:
+        return await agents.list_agents(tx, part, status)
+
+
+@get("/agents/{agent_id:str}", opt=needs("read:agents"))
+async def get_agent(front: Front, caller: Caller, agent_id: str) -> Agent:
+    """An agent by id or name. `status` follows its builds."""
+    async with front.store.begin(caller) as tx:
+        return await agents.get(tx, agent_id)
+
+
+@route("/agents/{agent_id:str}", http_method=["PATCH", "PUT"], opt=needs("write:agents"), status_code=200)
+async def patch_agent(front: Front, caller: Caller, agent_id: str, data: PatchAgent) -> Agent:
+    """Change what was sent; PUT does the same. `archived` stops new executions."""
+    async with front.store.begin(caller) as tx:
+        return await agents.patch(tx, agent_id, data)
+
+
+@delete("/agents/{agent_id:str}", opt=needs("write:agents"))
+async def delete_agent(front: Front, caller: Caller, agent_id: str) -> None:
+    """Remove an agent and cancel its executions; the record of them stays."""
+    async with front.store.begin(caller) as tx:
+        await agents.delete(tx, agent_id)
+
+
+router = Router("/", route_handlers=[create_agent, list_agents, get_agent, patch_agent, delete_agent], tags=["agents"])

@@ -1,0 +1,150 @@
+"""The ASGI application: routes, errors, and the parts they work with."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import uvicorn
+from litestar import Litestar, Router
+from litestar.config.cors import CORSConfig
+from litestar.datastructures import State
+from litestar.di import Provide
+from litestar.exceptions import HTTPException
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
+from litestar.types import ASGIApp, Scope
+
+from api import accounts, agents, builds, docs, errors, events, executions, health, keys, queues
+from api.auth import KeyUse, admit
+from api.door import Door
+from api.front import Front, provide_page
+from domain.access import Caller
+from domain.errors import DomainError
+from domain.ports import Clock
+from infra.settings import Settings
+from infra.telemetry import Metrics, configure_logging
+from infra.version import VERSION
+from infra.wiring import utc_now, wire
+
+ROUTERS = (
+    accounts.router,
+    keys.router,
+    agents.router,
+    builds.router,
+    executions.router,
+    events.router,
+    queues.router,
+)
+_DESCRIPTION = """Upload an agent or describe one; Paddock builds it, runs it fenced in, and keeps everything the run left behind.
+
+Send an API key as `X-API-Key`, or a bearer token from `POST /api/v1/auth/login`. Errors are
+`application/problem+json`; lists are `{items, total, limit, offset, has_more}`, newest first."""
+
+
+def provide_front(state: State) -> Front:
+    """The parts of this process."""
+    front: Front = state.front
+    return front
+
+
+def provide_caller(scope: Scope) -> Caller:
+    """The caller that `admit` let in."""
+    caller: Caller = scope["state"]["caller"]
+    return caller
+
+
+def create(settings: Settings, clock: Clock = utc_now) -> ASGIApp:
+    """The whole application, door included. Its lifespan opens and closes every connection."""
+    uses = KeyUse()
+
+    @asynccontextmanager
+    async def parts(app: Litestar) -> AsyncIterator[None]:
+        async with wire(settings, "paddock api", clock=clock) as wired:
+            values = {name: getattr(wired, name) for name in wired.__struct_fields__}
+            app.state.front = Front(**values, metrics=Metrics())
+            app.state.query_names = _query_names(app)
+            writer = asyncio.create_task(uses.write_always(app.state.front))
+            try:
+                yield
+            finally:
+                writer.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await writer
+
+    app = Litestar(
+        [Router("/api/v1", route_handlers=[*ROUTERS]), health.router, *([docs.router] if settings.docs else [])],
+        lifespan=[parts],
+        guards=[admit],
+        dependencies={
+            "front": Provide(provide_front, sync_to_thread=False),
+            "caller": Provide(provide_caller, sync_to_thread=False),
+            "part": Provide(provide_page, sync_to_thread=False),
+        },
+        exception_handlers={
+            DomainError: errors.on_domain_error,
+            HTTPException: errors.on_http_error,
+            RecursionError: errors.on_unreadable,
+            UnicodeDecodeError: errors.on_unreadable,
+            Exception: errors.on_any_error,
+        },
+        request_max_body_size=settings.body_max_bytes,
+        cors_config=CORSConfig(
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"],
+            allow_headers=[
+                *("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer"),
+                *("X-API-Key", "X-Request-ID"),
+            ],
+            expose_headers=[
+                *("X-Request-ID", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset"),
+                *("Retry-After", "Idempotency-Replayed", "Preference-Applied"),
+            ],
+        ),
+        openapi_config=OpenAPIConfig(
+            title="Paddock",
+            version=VERSION,
+            description=_DESCRIPTION,
+            # Our own pages serve the document; nothing is let in at the path that Litestar insists on.
+            path="/_litestar",
+            render_plugins=[JsonRenderPlugin(path="/openapi.json")],
+            use_handler_docstrings=True,
+            components=Components(
+                security_schemes={
+                    "ApiKey": SecurityScheme(type="apiKey", name="X-API-Key", security_scheme_in="header"),
+                    "Bearer": SecurityScheme(type="http", scheme="bearer"),
+                }
+            ),
+            security=[{"ApiKey": []}, {"Bearer": []}],
+        ),
+        logging_config=None,
+    )
+    return Door(app, lambda: app.state.front, uses)
+
+
+def _query_names(app: Litestar) -> dict[tuple[str, str], frozenset[str]]:
+    """For each route, the query parameters that do something: any other is refused."""
+    names: dict[tuple[str, str], frozenset[str]] = {}
+    for path, item in (app.openapi_schema.paths or {}).items():
+        for method in ("get", "post", "put", "patch", "delete"):
+            operation = getattr(item, method)
+            if operation is not None:
+                found = [one for one in operation.parameters or () if getattr(one, "param_in", "") == "query"]
+                names[(path, method.upper())] = frozenset(one.name for one in found)
+    return names
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    configure_logging(settings.log_level, "api")
+    uvicorn.run(
+        create(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+        ws_max_size=settings.body_max_bytes,
+    )

@@ -1,0 +1,135 @@
+"""Who is calling: an API key first, else a bearer token; and what a route asks of the caller."""
+
+import asyncio
+import contextlib
+from datetime import datetime
+from typing import Any, Final
+
+import structlog
+from litestar.connection import ASGIConnection
+from litestar.handlers.base import BaseRouteHandler
+
+from api.front import Front
+from domain import access, keys
+from domain.access import Caller, scopes_in_force
+from domain.errors import DomainError, FieldError
+from infra.credentials import KEY_PREFIX, same, token_hash
+
+_log = structlog.get_logger("paddock.auth")
+FLUSH: Final = 2.0
+
+
+def _refused(detail: str) -> DomainError:
+    return DomainError("unauthenticated", detail)
+
+
+async def identify(front: Front, headers: dict[str, str], query_token: str | None = None) -> Caller | None:
+    """The caller of a request, or None for nobody. Errors: `unauthenticated` for credentials that do not hold.
+
+    `query_token` is for WebSockets of browsers, which cannot set headers.
+    """
+    key = headers.get("x-api-key")
+    if key is not None:
+        return await _by_key(front, key)
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    if not scheme and query_token:
+        scheme, credentials = "bearer", query_token
+    if not scheme:
+        return None
+    if scheme.lower() != "bearer" or not credentials.strip():
+        raise _refused("The Authorization header must be `Bearer` and a token or an API key.")
+    token = credentials.strip()
+    return await (_by_key if token.startswith(KEY_PREFIX) else _by_token)(front, token)
+
+
+async def _by_key(front: Front, key: str) -> Caller:
+    wanted = token_hash(key)
+    async with front.store.begin_unbound() as tx:
+        found = await tx.keys.find(wanted)
+    caller = None
+    if found is not None and same(found.key_hash, wanted):
+        caller = keys.caller_of(found, front.clock())
+    if caller is None or caller.key_id is None:
+        raise _refused("The API key is not valid: unknown, revoked or expired.")
+    return caller
+
+
+async def _by_token(front: Front, token: str) -> Caller:
+    named = front.tokens.read(token)
+    if named is None:
+        raise _refused("The access token is not valid or has expired.")
+    async with front.store.begin_unbound() as tx:
+        found = await tx.accounts.find_session(*named)
+    if found is None or not found.is_active:
+        raise _refused("The session of this access token has ended.")
+    return Caller(
+        tenant_id=found.tenant_id,
+        user_id=found.user_id,
+        role=found.role,
+        scopes=scopes_in_force(found.role, None),
+        plan=found.plan,
+        session_id=found.session_id,
+    )
+
+
+def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """The guard of every route: limits, then authentication, then scope, then names of query parameters."""
+    state = connection.scope["state"]
+    if state.get("limited") is not None:
+        raise state["limited"]
+    needed = handler.opt.get("needs")
+    if needed is None:
+        raise DomainError("not_found", f"There is nothing at {connection.url.path}.")
+    if needed != "nothing":
+        if state.get("refusal") is not None:
+            raise state["refusal"]
+        caller = state.get("caller")
+        if caller is None:
+            raise _refused("Send an API key as X-API-Key, or a bearer token in Authorization.")
+        if needed != "anybody":
+            access.require(caller, needed)
+    _refuse_unknown_parameters(connection)
+
+
+def _refuse_unknown_parameters(connection: ASGIConnection[Any, Any, Any, Any]) -> None:
+    allowed = connection.app.state.query_names.get((connection.scope["path_template"], connection.scope.get("method")))
+    if allowed is None:
+        return
+    unknown = [name for name in connection.query_params if name not in allowed]
+    if unknown:
+        names = ", ".join(sorted(allowed)) or "none"
+        errors = [FieldError(field=name, message=f"is not a parameter here; there are: {names}.") for name in unknown]
+        raise DomainError("invalid_field", f"{unknown[0]}: is not a parameter here; there are: {names}.", errors)
+
+
+class KeyUse:
+    """Counts the uses of keys and writes them down every few seconds, so that no request waits for it."""
+
+    def __init__(self) -> None:
+        self._uses: dict[str, tuple[int, datetime]] = {}
+
+    def count(self, key_id: str, now: datetime) -> None:
+        """One use, now."""
+        self._uses[key_id] = (self._uses.get(key_id, (0, now))[0] + 1, now)
+
+    async def write_always(self, front: Front) -> None:
+        """Run for as long as the process does, and write what is left when it ends."""
+        try:
+            while True:
+                await asyncio.sleep(FLUSH)
+                await self._write(front)
+        finally:
+            with contextlib.suppress(Exception):
+                await asyncio.shield(self._write(front))
+
+    async def _write(self, front: Front) -> None:
+        uses, self._uses = self._uses, {}
+        if not uses:
+            return
+        try:
+            async with front.store.begin_unbound() as tx:
+                await tx.keys.count_use(uses)
+        except DomainError as error:
+            _log.warning("uses of keys are not written yet", error=error.detail)
+            for key_id, (count, at) in uses.items():
+                self._uses[key_id] = (self._uses.get(key_id, (0, at))[0] + count, self._uses.get(key_id, (0, at))[1])

@@ -1,0 +1,132 @@
+"""Uploads and versions: an archive streams through to object storage and becomes a version to build."""
+
+import hashlib
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+from litestar import Request, Response, Router, get, post
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.response import Stream
+from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
+
+from api.front import Front, created, idempotency_key, needs, waited
+from domain import agents, builds
+from domain.access import Caller
+from domain.builds import Upload, Version
+from domain.errors import DomainError, invalid
+from domain.pages import Listing, Page
+
+_GZIP: Final = b"\x1f\x8b"
+_ENDED: Final = ("ready", "failed")
+
+
+class Archive:
+    """The `file` part of a multipart request, as a stream that is hashed and bounded on its way."""
+
+    def __init__(self, request: Request[Any, Any, Any], most: int) -> None:
+        kind, options = parse_options_header(request.headers.get("Content-Type", ""))
+        if kind != "multipart/form-data" or not options.get("boundary"):
+            raise DomainError("malformed_request", "Send multipart/form-data with the archive in the field `file`.")
+        self._request, self._boundary, self._most = request, options["boundary"], most
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    @property
+    def sha256(self) -> str:
+        """Of what has passed so far, in hex."""
+        return self._hash.hexdigest()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The archive's bytes. Errors: `malformed_request`, `archive_too_large`, `invalid_field` naming `file`."""
+        try:
+            async for chunk in self._file():
+                if self.size == 0 and not chunk.startswith(_GZIP[: len(chunk)]):
+                    raise DomainError("malformed_request", "File must be a .tar.gz archive: this one is not gzip.")
+                self.size += len(chunk)
+                if self.size > self._most:
+                    raise DomainError("archive_too_large", f"The archive is larger than {self._most} bytes.")
+                self._hash.update(chunk)
+                yield chunk
+        except MultipartError as error:
+            raise DomainError("malformed_request", f"The multipart body is damaged: {error}.") from None
+        if self.size == 0:
+            raise invalid("file", "is missing or empty; send the archive in this field.")
+
+    async def _file(self) -> AsyncIterator[bytes]:
+        current: MultipartSegment | None = None
+        # Bytes of other fields are read past; this bounds how many.
+        most = self._most + 1024 * 1024
+        with PushMultipartParser(self._boundary, max_segment_size=most + 1, max_segment_count=16) as parser:
+            async for data in self._request.stream():
+                for item in parser.parse(data):
+                    if isinstance(item, MultipartSegment):
+                        current = item
+                    elif item and current is not None and current.name == "file":
+                        yield bytes(item)
+
+
+@post(
+    "/uploads/agent/{agent_id:str}",
+    opt=needs("write:agents"),
+    request_max_body_size=None,
+    responses={201: ResponseSpec(Version, description="The new version, `queued`")},
+)
+async def upload_archive(front: Front, request: Request, caller: Caller, agent_id: str) -> Response[Version]:
+    """Upload a `.tar.gz` as multipart field `file`. It becomes a version, which is built in the background."""
+    idempotency_key(request)
+    async with front.store.begin(caller) as tx:
+        await agents.get(tx, agent_id)
+    version_id = builds.new_id()
+    path = builds.archive_path(caller.tenant_id, version_id)
+    archive = Archive(request, front.settings.upload_max_bytes)
+    await front.blobs.put(path, archive.chunks())
+    upload = Upload(version_id=version_id, path=path, sha256=archive.sha256, size_bytes=archive.size)
+    fingerprint = bytes.fromhex(archive.sha256)
+    answer = await created(front, request, caller, lambda tx: builds.enqueue(tx, caller, agent_id, upload), fingerprint)
+    if "Idempotency-Replayed" in answer.headers:
+        await front.blobs.delete([path])
+    return answer
+
+
+@get("/uploads/{path:path}", opt=needs("read:agents"), media_type="application/gzip")
+async def download_archive(front: Front, caller: Caller, path: str) -> Stream:
+    """The archive as it was uploaded, by a version's `tarball_path`."""
+    async with front.store.begin(caller) as tx:
+        version = await builds.stored_at(tx, str(path).lstrip("/"))
+    name = f"{version.agent_id}-{version.version}.tar.gz"
+    headers = {"Content-Disposition": f'attachment; filename="{name}"', "Content-Length": str(version.size_bytes)}
+    return Stream(await front.blobs.get(version.tarball_path), headers=headers, media_type="application/gzip")
+
+
+@get("/agents/{agent_id:str}/versions", opt=needs("read:agents"))
+async def list_versions(front: Front, caller: Caller, agent_id: str, part: Page) -> Listing[Version]:
+    """An agent's versions, newest first."""
+    async with front.store.begin(caller) as tx:
+        return await builds.list_versions(tx, agent_id, part)
+
+
+@get("/agents/{agent_id:str}/versions/{version:str}", opt=needs("read:agents"))
+async def get_version(front: Front, request: Request, caller: Caller, agent_id: str, version: str) -> Response[Version]:
+    """A version by id, name (`v3`) or number, with its build log. `Prefer: wait=N` waits for its build."""
+
+    async def fetch() -> Version:
+        async with front.store.begin(caller) as tx:
+            return await builds.get(tx, agent_id, version)
+
+    found = await fetch()
+    row, headers = await waited(front, request, found.id, fetch, lambda row: row.status in _ENDED)
+    return Response(row, headers=headers)
+
+
+@post("/agents/{agent_id:str}/versions/{version:str}/activate", opt=needs("write:agents"), status_code=200)
+async def activate_version(front: Front, caller: Caller, agent_id: str, version: str) -> Version:
+    """Make a ready version the one that executions run."""
+    async with front.store.begin(caller) as tx:
+        return await builds.activate(tx, agent_id, version)
+
+
+router = Router(
+    "/",
+    route_handlers=[upload_archive, download_archive, list_versions, get_version, activate_version],
+    tags=["versions"],
+)

@@ -1,0 +1,112 @@
+"""The door around the whole app: request ids, the caller, limits, the access log, metrics.
+
+Plain ASGI, so that it also stands before paths that lead nowhere.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+from urllib.parse import parse_qs
+
+import structlog
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from api import limits
+from api.auth import KeyUse, identify
+from api.front import Front
+from domain import ids
+from domain.errors import DomainError
+
+_log = structlog.get_logger("paddock.access")
+_UNCOUNTED: Final = ("/health", "/metrics")
+
+
+class Door:
+    """Wraps the app. `front` is a function, because the parts are opened by the app's own lifespan."""
+
+    def __init__(self, app: ASGIApp, front: Callable[[], Front], uses: KeyUse) -> None:
+        self._app, self._front, self._uses = app, front, uses
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let one connection through."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        front = self._front()
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        request_id = _request_id(headers.get("x-request-id"))
+        state: dict[str, Any] = {"request_id": request_id}
+        scope["state"] = state
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        added = [(b"x-request-id", request_id.encode())]
+        if not scope["path"].startswith(_UNCOUNTED):
+            added += await self._identify(front, scope, headers, state)
+        status = 500
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], *added]
+            elif message["type"] == "websocket.close":
+                status = message.get("code") or 1000
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        finally:
+            self._note(front, scope, status, time.perf_counter() - began, state)
+
+    async def _identify(
+        self, front: Front, scope: Scope, headers: dict[str, str], state: dict[str, Any]
+    ) -> list[tuple[bytes, bytes]]:
+        caller = None
+        try:
+            token = _query_token(scope) if scope["type"] == "websocket" else None
+            caller = await identify(front, headers, token)
+        except DomainError as error:
+            state["refusal"] = error
+        state["caller"] = caller
+        if caller is not None:
+            structlog.contextvars.bind_contextvars(tenant_id=caller.tenant_id)
+            if caller.key_id is not None:
+                self._uses.count(caller.key_id, front.clock())
+        usage = await limits.count(front, caller, _address(scope, headers, front.settings.trusted_proxies))
+        state["limited"] = limits.refusal(usage, front.clock().timestamp())
+        return usage.headers()
+
+    def _note(self, front: Front, scope: Scope, status: int, seconds: float, state: dict[str, Any]) -> None:
+        # The template, not the path: ids must not become labels.
+        endpoint = scope.get("path_template") or "(none)"
+        method = str(scope.get("method", "WS"))
+        front.metrics.requests.labels(method, endpoint, status).inc()
+        front.metrics.seconds.labels(method, endpoint).observe(seconds)
+        level = "warning" if 500 <= status < 600 else "info"
+        quiet = scope["path"].startswith(_UNCOUNTED)
+        getattr(_log, "debug" if quiet else level)(
+            "request", method=method, path=scope["path"], status=status, ms=round(seconds * 1000, 1)
+        )
+
+
+def _request_id(sent: str | None) -> str:
+    if sent and len(sent) <= 128 and sent.isascii() and sent.isprintable():
+        return sent
+    return ids.new("req")
+
+
+def _query_token(scope: Scope) -> str | None:
+    values = parse_qs(scope["query_string"].decode("latin-1")).get("access_token")
+    return values[0] if values else None
+
+
+def _address(scope: Scope, headers: dict[str, str], trusted: tuple[str, ...]) -> str:
+    """Who is at the other end. X-Forwarded-For is believed from trusted proxies alone, from its right."""
+    client = scope.get("client")
+    address = client[0] if client else "unknown"
+    for hop in reversed(headers.get("x-forwarded-for", "").split(",")):
+        if address not in trusted or not hop.strip():
+            break
+        address = hop.strip()
+    return address

@@ -1,0 +1,97 @@
+"""Executions: start, list, get, cancel, retry. One resource on the paths of five systems."""
+
+from datetime import datetime
+
+from litestar import Request, Response, Router, get, post
+
+from api.front import Front, find_execution, has_ended, needs, started, waited
+from domain import executions
+from domain.access import Caller
+from domain.executions import Execution, Filter, Kind, Start, StartAny
+from domain.pages import Listing, Page
+from domain.states import Status
+
+_LISTS = ["/executions", "/runtime/executions", "/execution-history"]
+_ONE = [
+    "/executions/{execution_id:str}",
+    "/runtime/executions/{execution_id:str}",
+    "/execution-history/{execution_id:str}",
+    "/agents/executions/{execution_id:str}",
+    "/workflows/executions/{execution_id:str}",
+]
+
+
+@post("/executions", opt=needs("run:agents"))
+async def start_execution(front: Front, request: Request, caller: Caller, data: StartAny) -> Response[Execution]:
+    """Start an execution. 201 with its first state; `Prefer: wait=N` holds the answer until it has ended."""
+    return await started(front, request, caller, lambda tx: executions.start(tx, caller, data.agent_id, data))
+
+
+@post(["/agents/{agent_id:str}/execute", "/runtime/{agent_id:str}/execute"], opt=needs("run:agents"))
+async def execute_agent(
+    front: Front, request: Request, caller: Caller, agent_id: str, data: Start
+) -> Response[Execution]:
+    """Start an execution of the agent in the path."""
+    return await started(front, request, caller, lambda tx: executions.start(tx, caller, agent_id, data))
+
+
+@get(_LISTS, opt=needs("read:executions"))
+async def list_executions(
+    front: Front,
+    caller: Caller,
+    part: Page,
+    status: Status | None = None,
+    kind: Kind | None = None,
+    agent_id: str | None = None,
+    agent_version_id: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    group_id: str | None = None,
+    tenant_id: str | None = None,
+) -> Listing[Execution]:
+    """Executions, newest first. Input and output larger than 16 KiB are left out of lists."""
+    narrowed = executions.narrowed(
+        caller, Filter(status, kind, agent_id, agent_version_id, since, until), group_id, tenant_id
+    )
+    async with front.store.begin(caller) as tx:
+        return await executions.list_executions(tx, narrowed, part)
+
+
+@get(_ONE, opt=needs("read:executions"))
+async def get_execution(front: Front, request: Request, caller: Caller, execution_id: str) -> Response[Execution]:
+    """One execution. `Prefer: wait=N` holds the answer until it has ended."""
+    row, headers = await waited(
+        front, request, execution_id, lambda: find_execution(front, caller, execution_id), has_ended
+    )
+    return Response(row, headers=headers)
+
+
+@post(
+    ["/executions/{execution_id:str}/cancel", "/runtime/executions/{execution_id:str}/cancel"],
+    opt=needs("run:agents"),
+    status_code=200,
+)
+async def cancel_execution(front: Front, caller: Caller, execution_id: str) -> Execution:
+    """Cancel an execution. One that runs is killed within a second, with everything it started."""
+    async with front.store.begin(caller) as tx:
+        return await executions.cancel(tx, execution_id)
+
+
+@post("/executions/{execution_id:str}/retry", opt=needs("run:agents"))
+async def retry_execution(front: Front, request: Request, caller: Caller, execution_id: str) -> Response[Execution]:
+    """Run an ended execution again, as a new one with the same version and input."""
+    return await started(front, request, caller, lambda tx: executions.retry(tx, caller, execution_id))
+
+
+router = Router(
+    "/",
+    route_handlers=[
+        start_execution,
+        execute_agent,
+        list_executions,
+        get_execution,
+        cancel_execution,
+        retry_execution,
+    ],
+    tags=["executions"],
+)

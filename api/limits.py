@@ -1,0 +1,66 @@
+"""Rate limits: per key, per user, per anonymous address; counted in Redis, locally while it is away."""
+
+from typing import Final
+
+import msgspec
+
+from api.front import Front
+from domain.access import Caller
+from domain.errors import DomainError
+
+HOUR: Final = 3600
+MINUTE: Final = 60
+UNLIMITED: Final = 2**31 - 1
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a caller stands in the window that is nearest to its end. `reset` is in seconds since 1970."""
+
+    limit: int
+    used: int
+    reset: int
+
+    @property
+    def remaining(self) -> int:
+        """How many requests are left in the window."""
+        return max(0, self.limit - self.used)
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers of every answer. Without a limit, the largest 32-bit number stands for none."""
+        return [
+            (b"x-ratelimit-limit", str(self.limit).encode()),
+            (b"x-ratelimit-remaining", str(self.remaining).encode()),
+            (b"x-ratelimit-reset", str(self.reset).encode()),
+        ]
+
+
+async def count(front: Front, caller: Caller | None, address: str) -> Usage:
+    """Count one request. A key's own limit per minute holds besides the tier's per hour; the tighter one is told."""
+    now = front.clock().timestamp()
+    settings = front.settings
+    if caller is None:
+        who, limit = f"address:{address}", settings.rate_limit_anonymous
+    else:
+        who = f"key:{caller.key_id}" if caller.key_id else f"user:{caller.user_id}"
+        limit = settings.rate_limit_premium if caller.plan == "premium" else settings.rate_limit_authenticated
+    usages = []
+    if limit:
+        usages.append(await _count(front, who, limit, HOUR, now))
+    if caller is not None and caller.key_rate_limit:
+        usages.append(await _count(front, who, caller.key_rate_limit, MINUTE, now))
+    if not usages:
+        return Usage(limit=UNLIMITED, used=0, reset=(int(now) // HOUR + 1) * HOUR)
+    return min(usages, key=lambda usage: (usage.limit - usage.used, -usage.reset))
+
+
+async def _count(front: Front, who: str, limit: int, window: int, now: float) -> Usage:
+    used = await front.counter.count(who, window, now)
+    return Usage(limit=limit, used=used, reset=(int(now) // window + 1) * window)
+
+
+def refusal(usage: Usage, now: float) -> DomainError | None:
+    """The error for a caller that is over its limit, or None."""
+    if usage.used <= usage.limit:
+        return None
+    wait = max(1, usage.reset - int(now))
+    return DomainError("rate_limit_exceeded", f"Rate limit exceeded. Try again in {wait} seconds.", retry_after=wait)

@@ -1,0 +1,117 @@
+"""The command `paddock`."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from infra.settings import BadSettings, Settings, read
+
+
+def _settings() -> Settings:
+    try:
+        return read()
+    except BadSettings as error:
+        sys.exit(f"paddock: {error}")
+
+
+def _api(_: argparse.Namespace) -> None:
+    from api.app import serve
+
+    serve(_settings())
+
+
+def _worker(asked: argparse.Namespace) -> None:
+    from workers.main import run
+
+    run(asked.lane, _settings())
+
+
+def _migrate(_: argparse.Namespace) -> None:
+    from scripts.release import release
+
+    asyncio.run(release(_settings()))
+    print("migrated")
+
+
+def _up(asked: argparse.Namespace) -> None:
+    from scripts.up import up
+
+    sys.exit(asyncio.run(up(Path(asked.data), asked.port, asked.workers, asked.once)))
+
+
+def _demo(asked: argparse.Namespace) -> None:
+    from scripts.demo import demo
+    from scripts.up import up
+
+    sys.exit(asyncio.run(up(Path(asked.data), asked.port, asked.workers, asked.once, demo)))
+
+
+def _queues(asked: argparse.Namespace) -> None:
+    from scripts.queues import show
+
+    sys.exit(show(Path(asked.data), asked.url, asked.key))
+
+
+def _plan(asked: argparse.Namespace) -> None:
+    from scripts.release import set_plan
+
+    sys.exit(asyncio.run(set_plan(_settings(), asked.tenant, asked.plan)))
+
+
+def _key(asked: argparse.Namespace) -> None:
+    from scripts.bootstrap import admin_key
+
+    print(asyncio.run(admin_key(_settings(), None)))
+
+
+def _version(_: argparse.Namespace) -> None:
+    from infra.version import VERSION
+
+    print(VERSION)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command and its options."""
+    made = argparse.ArgumentParser(prog="paddock", description="A self-hosted control plane for AI agents.")
+    commands = made.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, told: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=told, description=told)
+        added.set_defaults(run=run)
+        return added
+
+    for name, told, run in (
+        ("up", "start Postgres, Valkey, SeaweedFS, the API and the workers on this machine", _up),
+        ("demo", "the same, and show the main job through HTTP", _demo),
+    ):
+        both = command(name, told, run)
+        both.add_argument("--port", type=int, default=8000, help="of the API (default 8000)")
+        both.add_argument("--data", default=".paddock", help="where everything is kept (default .paddock)")
+        both.add_argument("--workers", type=int, default=1, help="how many run workers (default 1)")
+        both.add_argument("--once", action="store_true", help="stop again once everything has worked")
+    command("api", "serve the API", _api)
+    worker = command("worker", "work on one lane", _worker)
+    worker.add_argument("lane", choices=("build", "run", "upkeep"))
+    command("migrate", "bring the database to the newest schema and create the bucket", _migrate)
+    command("admin-key", "create an admin and print a key for it", _key)
+    plan = command("plan", "set a tenant's plan, which picks its rate limit", _plan)
+    plan.add_argument("tenant")
+    plan.add_argument("plan", choices=("standard", "premium"))
+    queues = command("queues", "show what waits and runs, per lane", _queues)
+    queues.add_argument("--data", default=".paddock", help="of a running `paddock up`")
+    queues.add_argument("--url", help="of the API, instead")
+    queues.add_argument("--key", help="an admin's API key, instead")
+    command("version", "print the version", _version)
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command."""
+    asked = parser().parse_args(arguments)
+    asked.run(asked)
+
+
+if __name__ == "__main__":
+    main()

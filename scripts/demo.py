@@ -1,0 +1,108 @@
+"""The main job through HTTP, step by step: an archive goes up, is built, runs fenced in, comes back."""
+
+import io
+import tarfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+EXAMPLES: Final = Path(__file__).resolve().parent.parent / "examples"
+TEXT: Final = (
+    "A paddock is a small field where horses are kept. A fence stands around every paddock. "
+    "Agents are kept in a paddock too. The fence keeps what is outside safe from the agents. "
+    "The weather was fine on Tuesday. Whoever keeps agents needs a good fence around the paddock."
+)
+
+
+class DemoFailed(Exception):
+    """A step did not do what it should. The message says what came instead."""
+
+
+def packed(example: str) -> bytes:
+    """An example's folder as a `.tar.gz`."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for file in sorted((EXAMPLES / example).rglob("*")):
+            if "__pycache__" not in file.parts:
+                archive.add(file, arcname=str(file.relative_to(EXAMPLES / example)), recursive=False)
+    return buffer.getvalue()
+
+
+@asynccontextmanager
+async def _step(told: str) -> AsyncIterator[list[str]]:
+    began, said = time.perf_counter(), list[str]()
+    yield said
+    print(f"  {told:<52}{(time.perf_counter() - began) * 1000:>9.1f} ms   {' '.join(said)}", flush=True)
+
+
+def _expect(answer: httpx.Response, *statuses: int) -> Any:
+    if answer.status_code not in statuses:
+        raise DemoFailed(f"{answer.request.method} {answer.request.url.path}: {answer.status_code} {answer.text}")
+    return answer.json()
+
+
+async def demo(url: str, key: str) -> bool:
+    """Show the main job on a running system. Returns whether all of it worked."""
+    print("\nThe main job, through HTTP:\n", flush=True)
+    try:
+        async with httpx.AsyncClient(base_url=f"{url}/api/v1", headers={"X-API-Key": key}, timeout=90) as client:
+            for example, payload in (
+                ("hello", {"name": "Ada"}),
+                ("summarizer", {"text": TEXT, "sentences": 2}),
+            ):
+                await _show(client, example, payload)
+            await _show_failure(client)
+    except (DemoFailed, httpx.HTTPError) as error:
+        print(f"\n  failed: {error}", flush=True)
+        return False
+    print(
+        f"\n  It works. Try it yourself:\n\n    curl -s {url}/api/v1/agents/hello/execute -H 'X-API-Key: {key}' \\",
+        flush=True,
+    )
+    print(
+        "      -H 'Content-Type: application/json' -H 'Prefer: wait=10' -d '{\"payload\": {\"name\": \"you\"}}'",
+        flush=True,
+    )
+    return True
+
+
+async def _show(client: httpx.AsyncClient, example: str, payload: dict[str, Any]) -> None:
+    async with _step(f"POST /agents                         create {example}") as said:
+        answer = await client.post("/agents", json={"name": example})
+        if answer.status_code != 409:
+            _expect(answer, 201)
+        said.append("it is there already" if answer.status_code == 409 else answer.json()["id"])
+    archive = packed(example)
+    async with _step(f"POST /uploads/agent/{example:<17}upload {len(archive)} bytes") as said:
+        version = _expect(
+            await client.post(f"/uploads/agent/{example}", files={"file": ("agent.tar.gz", archive)}), 201
+        )
+        said.append(f"{version['version']} {version['status']}")
+    async with _step(f"GET  /agents/{example}/versions/{version['version']:<8} wait for the build") as said:
+        path = f"/agents/{example}/versions/{version['id']}"
+        built = _expect(await client.get(path, headers={"Prefer": "wait=60"}), 200)
+        if built["status"] != "ready":
+            raise DemoFailed(f"the build is {built['status']}: {built['build_log']}")
+        said.append(built["status"])
+    async with _step(f"POST /agents/{example + '/execute':<24}run, wait for the result") as said:
+        run = await client.post(f"/agents/{example}/execute", json={"payload": payload}, headers={"Prefer": "wait=30"})
+        ended = _expect(run, 201)
+        if ended["status"] != "completed":
+            raise DemoFailed(f"the run is {ended['status']}: {ended['error_message']}")
+        said.append(str(ended["output_data"]))
+    async with _step("GET  /execution-logs/{id}            its log") as said:
+        log = _expect(await client.get(f"/execution-logs/{ended['id']}"), 200)
+        said.append(f"{log['total']} entries")
+
+
+async def _show_failure(client: httpx.AsyncClient) -> None:
+    async with _step(f"POST /agents/{'summarizer/execute':<24}run without a text") as said:
+        answer = await client.post("/agents/summarizer/execute", json={"payload": {}}, headers={"Prefer": "wait=30"})
+        failed = _expect(answer, 201)
+        if failed["status"] != "failed" or failed["error_type"] != "NothingToSummarize":
+            raise DemoFailed(f"expected a failure that names its reason, not {failed}")
+        said.append(f"{failed['error_type']}: {failed['error_message']}")

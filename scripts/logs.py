@@ -1,0 +1,22 @@
+"""JSON log lines in a form for people."""
+
+from typing import Final
+
+import msgspec
+
+_LEFT_OUT: Final = ("component", "level", "timestamp", "event", "logger", "exception", "request_id", "tenant_id")
+
+
+def readable(component: str, line: bytes) -> str:
+    """`12:00:01 api     info  request method=GET path=/health status=200`; other lines pass as they are."""
+    text = line.decode(errors="replace").rstrip()
+    try:
+        entry = msgspec.json.decode(text, type=dict[str, object])
+        clock, level, event = str(entry["timestamp"])[11:19], str(entry["level"]), str(entry["event"])
+    except (msgspec.MsgspecError, KeyError):
+        return f"{'':8} {component:<8}{'':6}{text}"
+    fields = " ".join(f"{name}={value}" for name, value in entry.items() if name not in _LEFT_OUT)
+    shown = f"{clock} {component:<8}{level:<8}{event} {fields}".rstrip()
+    if entry.get("exception"):
+        shown += "\n" + "\n".join("    " + one for one in str(entry["exception"]).splitlines())
+    return shown

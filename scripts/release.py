@@ -1,0 +1,38 @@
+"""What a release does before its processes start, and operators' changes of plan."""
+
+import sys
+
+from sqlalchemy import text
+
+from infra.postgres.db import connect
+from infra.postgres.migrate import UnsafeRole, migrate
+from infra.r2 import S3Blobs
+from infra.settings import Settings
+
+
+async def release(settings: Settings, bucket: bool = True) -> None:
+    """Migrate the database and see that the bucket is there. Ends the process with a reason if it cannot."""
+    try:
+        await migrate(settings.database_owner_url.reveal())
+    except UnsafeRole as error:
+        sys.exit(f"paddock: {error}")
+    if bucket:
+        async with S3Blobs(settings) as blobs:
+            await blobs.ensure_bucket()
+
+
+async def set_plan(settings: Settings, tenant: str, plan: str) -> int:
+    """Set a tenant's plan, as the owner of the tables: no API can. Returns an exit code."""
+    engine = connect(settings.database_owner_url.reveal(), pool_size=1, application="paddock plan", as_owner=True)
+    try:
+        async with engine.begin() as connection:
+            changed = await connection.execute(
+                text("UPDATE tenants SET plan = :plan WHERE id = :tenant"), {"plan": plan, "tenant": tenant}
+            )
+    finally:
+        await engine.dispose()
+    if changed.rowcount != 1:
+        print(f"paddock: there is no tenant {tenant!r}.", file=sys.stderr)
+        return 1
+    print(f"{tenant} is {plan} now")
+    return 0

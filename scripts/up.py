@@ -1,0 +1,330 @@
+"""`paddock up`: the whole system on one machine, from one command."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import httpx
+import msgspec
+
+from infra.embedded.children import PartFailed, bound_to_parent
+from infra.embedded.postgres import EmbeddedPostgres
+from infra.embedded.seaweedfs import ACCESS_KEY, EmbeddedSeaweed
+from infra.embedded.valkey import EmbeddedValkey
+from infra.settings import BadSettings, Settings, read
+from scripts.bootstrap import admin_key
+from scripts.logs import readable
+from scripts.release import release
+
+Demo = Callable[[str, str], Awaitable[bool]]
+Parts = tuple[EmbeddedPostgres | None, EmbeddedValkey | None, EmbeddedSeaweed | None]
+RESTART: Final = 0.5
+
+
+class Secrets(msgspec.Struct, kw_only=True):
+    """What an installation on one machine keeps to itself, in `secrets.json` beside its data."""
+
+    secret_key: str
+    owner_password: str
+    app_password: str
+    redis_password: str
+    s3_secret: str
+    s3_signing: str
+    admin_key: str | None = None
+
+
+class Running(msgspec.Struct, kw_only=True):
+    """How to reach a running installation, in `running.json` beside its data."""
+
+    url: str
+    admin_key: str
+
+
+class Process:
+    """One of our own processes, started again when it ends by itself."""
+
+    def __init__(
+        self, name: str, arguments: list[str], environment: dict[str, str], say: Callable[[str], None]
+    ) -> None:
+        self.name, self._arguments, self._environment, self._say = name, arguments, environment, say
+        self.pid: int | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = False
+
+    async def keep(self) -> None:
+        """Start it, pass its log on, and start it again whenever it ends."""
+        while not self._stopping:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "scripts.cli", *self._arguments),
+                env=self._environment,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                limit=1 << 20,
+                start_new_session=True,
+                preexec_fn=bound_to_parent(signal.SIGKILL),
+            )
+            self.pid = self._process.pid
+            assert self._process.stdout is not None
+            async for line in self._process.stdout:
+                self._say(readable(self.name, line))
+            status = await self._process.wait()
+            if not self._stopping:
+                self._say(f"{self.name} ended with status {status}; starting it again")
+                await asyncio.sleep(RESTART)
+
+    async def stop(self) -> None:
+        """Ask it to end, and end it if it does not."""
+        self._stopping = True
+        if self._process is None or self._process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+        try:
+            await asyncio.wait_for(self._process.wait(), 8)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+
+def load_secrets(data: Path) -> Secrets:
+    """The secrets beside the data, made when there are none. The file is readable by its owner alone."""
+    file = data / "secrets.json"
+    if file.exists():
+        return msgspec.json.decode(file.read_bytes(), type=Secrets)
+    made = Secrets(**{name: secrets.token_hex(32) for name in Secrets.__struct_fields__ if name != "admin_key"})
+    save(file, made)
+    return made
+
+
+def save(file: Path, what: Secrets | Running) -> None:
+    """Write a file for its owner alone, whole or not at all."""
+    fresh = file.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    fresh.touch(mode=0o600)
+    fresh.write_bytes(msgspec.json.format(msgspec.json.encode(what)))
+    fresh.replace(file)
+
+
+@contextlib.asynccontextmanager
+async def embedded(data: Path, known: Secrets) -> AsyncIterator[tuple[Parts, dict[str, str]]]:
+    """Start those of the three parts that the environment does not name; the settings that point to all."""
+    env: dict[str, str] = {}
+    postgres = valkey = seaweed = None
+    if "PADDOCK_DATABASE_URL" not in os.environ:
+        postgres = EmbeddedPostgres(data / "postgres", known.owner_password, known.app_password)
+        env |= {"PADDOCK_DATABASE_URL": postgres.app_url, "PADDOCK_DATABASE_OWNER_URL": postgres.owner_url}
+    if "PADDOCK_REDIS_URL" not in os.environ:
+        valkey = EmbeddedValkey(data / "valkey", known.redis_password)
+        env["PADDOCK_REDIS_URL"] = valkey.url
+    if not {"R2_ENDPOINT_URL", "R2_ACCOUNT_ID"} & os.environ.keys():
+        seaweed = EmbeddedSeaweed(data / "seaweedfs", known.s3_secret, known.s3_signing)
+        env |= {
+            "R2_ENDPOINT_URL": seaweed.endpoint_url,
+            "R2_ACCESS_KEY_ID": ACCESS_KEY,
+            "R2_SECRET_ACCESS_KEY": known.s3_secret,
+            "R2_BUCKET_NAME": "paddock",
+        }
+    parts: Parts = (postgres, valkey, seaweed)
+    try:
+        yield parts, env
+    finally:
+        await asyncio.gather(*(part.stop() for part in parts if part is not None))
+
+
+class System:
+    """A running installation: its parts, its processes, and how to reach it."""
+
+    def __init__(self, data: Path, port: int, workers: int, say: Callable[[str], None] = print) -> None:
+        self.data, self.port, self.workers, self.say = data.absolute(), port, workers, say
+        self.url = f"http://127.0.0.1:{port}"
+        self.processes: list[Process] = []
+        self.settings: Settings
+        self.environment: dict[str, str] = {}
+        self.admin_key = ""
+        self.parts: Parts = (None, None, None)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator["System"]:
+        """Everything started and ready. Errors: `PartFailed`, `BadSettings`."""
+        self.data.mkdir(parents=True, exist_ok=True)
+        os.chmod(self.data, 0o700)
+        with self._locked():
+            _check_port(self.port)
+            known = load_secrets(self.data)
+            async with embedded(self.data, known) as (parts, env):
+                self.parts = parts
+                self.environment = self._environment(env, known)
+                self.settings = read(self.environment)
+                try:
+                    await self._start(known)
+                    yield self
+                finally:
+                    await asyncio.gather(*(process.stop() for process in self.processes))
+                    for task in self._tasks:
+                        task.cancel()
+                    await asyncio.gather(*self._tasks, return_exceptions=True)
+                    (self.data / "running.json").unlink(missing_ok=True)
+
+    async def _start(self, known: Secrets) -> None:
+        postgres, valkey, seaweed = self.parts
+        storage = asyncio.create_task(seaweed.start()) if seaweed is not None else None
+        try:
+            await asyncio.gather(*(part.start() for part in (postgres, valkey) if part is not None))
+            await release(self.settings, bucket=False)
+            if storage is not None:
+                # Our own processes start while SeaweedFS still does: they wait for it on their own.
+                self._begin()
+                await storage
+            await release(self.settings)
+        except BaseException:
+            if storage is not None:
+                storage.cancel()
+            raise
+        if storage is None:
+            self._begin()
+        self._tasks += [asyncio.create_task(self._mend(part)) for part in self.parts if part is not None]
+        self.admin_key = await admin_key(self.settings, known.admin_key)
+        if self.admin_key != known.admin_key:
+            known.admin_key = self.admin_key
+            save(self.data / "secrets.json", known)
+        save(self.data / "running.json", Running(url=self.url, admin_key=self.admin_key))
+        await self._until_ready()
+
+    def _begin(self) -> None:
+        for number in range(self.workers):
+            self._add("run" if self.workers == 1 else f"run-{number + 1}", ["worker", "run"])
+        self._add("build", ["worker", "build"])
+        self._add("upkeep", ["worker", "upkeep"])
+        self._add("api", ["api"])
+
+    def _add(self, name: str, arguments: list[str]) -> None:
+        process = Process(name, arguments, self.environment, self.say)
+        self.processes.append(process)
+        self._tasks.append(asyncio.create_task(process.keep()))
+
+    def _environment(self, env: dict[str, str], known: Secrets) -> dict[str, str]:
+        # A laptop may poll as it likes; whoever wants limits here names them.
+        defaults = {
+            "PADDOCK_SECRET_KEY": known.secret_key,
+            "PADDOCK_RATE_LIMIT_ANONYMOUS": "0",
+            "PADDOCK_RATE_LIMIT_AUTHENTICATED": "0",
+            "PADDOCK_RATE_LIMIT_PREMIUM": "0",
+            "PADDOCK_DATA_DIR": str(self.data),
+            "PADDOCK_PORT": str(self.port),
+        }
+        return {**defaults, **os.environ, **env, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+    async def _mend(self, part: EmbeddedPostgres | EmbeddedValkey | EmbeddedSeaweed) -> None:
+        while True:
+            await asyncio.sleep(RESTART)
+            if part.part is not None and not part.part.alive:
+                self.say(f"{part.part.name} ended with status {part.part.process.returncode}; starting it again")
+                with contextlib.suppress(PartFailed):
+                    await part.start()
+
+    async def _until_ready(self) -> None:
+        async with httpx.AsyncClient(timeout=5) as client:
+            for _ in range(600):
+                with contextlib.suppress(httpx.HTTPError, ValueError):
+                    health = (await client.get(f"{self.url}/health")).json()
+                    lanes = {"build", "run", "upkeep"}
+                    workers = health["problems"].get("workers", "")
+                    if health["status"] == "healthy" or not any(lane in workers for lane in lanes | {"database"}):
+                        return
+                await asyncio.sleep(0.05)
+        raise PartFailed("the API and the workers were not ready after 30 s; see the log above.")
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with (self.data / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise PartFailed(f"another `paddock up` runs on {self.data}.") from None
+            yield
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise PartFailed(f"port {port} cannot be used ({error.strerror}); choose another with --port.") from None
+
+
+def _table(system: System, health: dict[str, object]) -> str:
+    postgres, valkey, seaweed = system.parts
+    rows = [
+        (
+            "postgres",
+            f"127.0.0.1:{postgres.port}" if postgres else "PADDOCK_DATABASE_URL",
+            str(system.data / "postgres"),
+        ),
+        ("valkey", f"127.0.0.1:{valkey.port}" if valkey else "PADDOCK_REDIS_URL", str(system.data / "valkey")),
+        ("storage", system.settings.r2_endpoint_url.split("//")[-1], str(system.data / "seaweedfs") if seaweed else ""),
+        ("api", system.url.split("//")[-1], f"docs at {system.url}/docs"),
+    ]
+    rows += [(process.name, f"pid {process.pid}", "") for process in system.processes if process.name != "api"]
+    lines = [f"  {name:<10}{where:<24}{what}".rstrip() for name, where, what in rows]
+    return "\n".join([*lines, "", f"  admin key {system.admin_key}"])
+
+
+async def up(data: Path, port: int, workers: int, once: bool, demo: Demo | None = None) -> int:
+    """Start everything, show it, serve until Ctrl-C. Returns the exit code.
+
+    With `once`, stop again when all is ready and the demo, if there is one, has worked.
+    """
+    began = time.monotonic()
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    main = asyncio.current_task()
+    ready = False
+
+    def stop() -> None:
+        told.set()
+        if not ready and main is not None:
+            main.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    try:
+        async with System(data, port, workers, lambda line: print(line, flush=True)).running() as system:
+            async with httpx.AsyncClient(timeout=10) as client:
+                health = (await client.get(f"{system.url}/health")).json()
+            print(_table(system, health), flush=True)
+            if "workers" in health["problems"]:
+                print(f"\n  no runs on this host: {health['problems']['workers']}", flush=True)
+            print(f"\nready {system.url} after {time.monotonic() - began:.1f} s", flush=True)
+            ready = True
+            worked = await _shown(demo, system, told) if demo is not None else True
+            if not once and not told.is_set():
+                print("\nServing until Ctrl-C.", flush=True)
+                await told.wait()
+            return 0 if worked else 1
+    except (PartFailed, BadSettings) as error:
+        print(f"paddock: {error}", file=sys.stderr)
+        return 1
+    except asyncio.CancelledError:
+        return 130
+
+
+async def _shown(demo: Demo, system: System, told: asyncio.Event) -> bool:
+    showing, stopped = asyncio.create_task(demo(system.url, system.admin_key)), asyncio.create_task(told.wait())
+    await asyncio.wait((showing, stopped), return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not showing.done():
+        showing.cancel()
+        return False
+    return showing.result()
