@@ -37,7 +37,7 @@ ROUTERS = (
     events.router,
     queues.router,
 )
-_DESCRIPTION = """Upload an agent or describe one; Paddock builds it, runs it fenced in, and keeps everything the run left behind.
+_DESCRIPTION = """Upload an agent; Paddock builds it, runs it fenced in, and keeps everything the run left behind.
 
 Send an API key as `X-API-Key`, or a bearer token from `POST /api/v1/auth/login`. Errors are
 `application/problem+json`; lists are `{items, total, limit, offset, has_more}`, newest first."""

@@ -1,6 +1,7 @@
 """What every handler has at hand, and the two shapes of answer that creating work takes."""
 
 import asyncio
+import contextlib
 import hashlib
 import re
 from collections.abc import Awaitable, Callable
@@ -122,10 +123,8 @@ async def waited(
             left = deadline - loop.time()
             if ended(row) or left <= 0:
                 return row, {"Preference-Applied": f"wait={seconds}"}
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(heard.wait(), min(left, LOOK))
-            except TimeoutError:
-                pass
 
 
 async def started(

@@ -143,6 +143,9 @@ def uv_index(pip_config: str) -> dict[str, str]:
     names = {"index-url": "UV_DEFAULT_INDEX", "extra-index-url": "UV_INDEX", "cert": "SSL_CERT_FILE"}
     made = {names[name]: value for name, value in found.items() if name in names and value}
     folders = [folder for folder in found.get("find-links", "").split() if "://" in folder or Path(folder).is_dir()]
+    if "UV_INDEX" in made:
+        # pip takes the best version from any index it is given; uv would stop at the first that knows the name.
+        made["UV_INDEX_STRATEGY"] = "unsafe-best-match"
     if folders:
         made["UV_FIND_LINKS"] = ",".join(folders)
     return made

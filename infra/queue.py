@@ -4,6 +4,7 @@ arq keeps no truth here: no results, no retries, no pickles. What it forgets, up
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
@@ -122,10 +123,8 @@ class BellWorker(Worker):  # type: ignore[misc]
                 away = True
                 await asyncio.sleep(0.5)
                 continue
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.wake.wait(), 1.0)
-            except TimeoutError:
-                pass
 
     def _release_sem_dec_counter_on_complete(self) -> None:
         super()._release_sem_dec_counter_on_complete()

@@ -6,33 +6,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from infra.settings import BadSettings, Settings, read
 
+def _role(asked: argparse.Namespace) -> None:
+    from scripts.roles import be
 
-def _settings() -> Settings:
-    try:
-        return read()
-    except BadSettings as error:
-        sys.exit(f"paddock: {error}")
-
-
-def _api(_: argparse.Namespace) -> None:
-    from api.app import serve
-
-    serve(_settings())
-
-
-def _worker(asked: argparse.Namespace) -> None:
-    from workers.main import run
-
-    run(asked.lane, _settings())
-
-
-def _migrate(_: argparse.Namespace) -> None:
-    from scripts.release import release
-
-    asyncio.run(release(_settings()))
-    print("migrated")
+    be(asked.role)
 
 
 def _up(asked: argparse.Namespace) -> None:
@@ -56,14 +34,9 @@ def _queues(asked: argparse.Namespace) -> None:
 
 def _plan(asked: argparse.Namespace) -> None:
     from scripts.release import set_plan
+    from scripts.roles import settings
 
-    sys.exit(asyncio.run(set_plan(_settings(), asked.tenant, asked.plan)))
-
-
-def _key(asked: argparse.Namespace) -> None:
-    from scripts.bootstrap import admin_key
-
-    print(asyncio.run(admin_key(_settings(), None)))
+    sys.exit(asyncio.run(set_plan(settings(), asked.tenant, asked.plan)))
 
 
 def _version(_: argparse.Namespace) -> None:
@@ -91,11 +64,12 @@ def parser() -> argparse.ArgumentParser:
         both.add_argument("--data", default=".paddock", help="where everything is kept (default .paddock)")
         both.add_argument("--workers", type=int, default=1, help="how many run workers (default 1)")
         both.add_argument("--once", action="store_true", help="stop again once everything has worked")
-    command("api", "serve the API", _api)
-    worker = command("worker", "work on one lane", _worker)
-    worker.add_argument("lane", choices=("build", "run", "upkeep"))
-    command("migrate", "bring the database to the newest schema and create the bucket", _migrate)
-    command("admin-key", "create an admin and print a key for it", _key)
+    command("api", "serve the API", _role).set_defaults(role="api")
+    worker = command("worker", "work on one lane", _role)
+    worker.add_argument("role", metavar="LANE", choices=("build", "run", "upkeep"))
+    release = command("migrate", "bring the database to the newest schema and create the bucket", _role)
+    release.set_defaults(role="release")
+    command("admin-key", "create an admin if there is none, and print a key", _role).set_defaults(role="admin-key")
     plan = command("plan", "set a tenant's plan, which picks its rate limit", _plan)
     plan.add_argument("tenant")
     plan.add_argument("plan", choices=("standard", "premium"))

@@ -17,8 +17,13 @@ async def release(settings: Settings, bucket: bool = True) -> None:
     except UnsafeRole as error:
         sys.exit(f"paddock: {error}")
     if bucket:
-        async with S3Blobs(settings) as blobs:
-            await blobs.ensure_bucket()
+        await ensure_bucket(settings)
+
+
+async def ensure_bucket(settings: Settings) -> None:
+    """Create the bucket if it is not there."""
+    async with S3Blobs(settings) as blobs:
+        await blobs.ensure_bucket()
 
 
 async def set_plan(settings: Settings, tenant: str, plan: str) -> int:

@@ -16,18 +16,17 @@ from typing import Final
 import httpx
 import msgspec
 
-from infra.embedded.children import PartFailed, bound_to_parent
+from infra.embedded.children import PartFailed
 from infra.embedded.postgres import EmbeddedPostgres
 from infra.embedded.seaweedfs import ACCESS_KEY, EmbeddedSeaweed
 from infra.embedded.valkey import EmbeddedValkey
 from infra.settings import BadSettings, Settings, read
-from scripts.bootstrap import admin_key
 from scripts.logs import readable
-from scripts.release import release
+from scripts.processes import Process, preload
 
 Demo = Callable[[str, str], Awaitable[bool]]
 Parts = tuple[EmbeddedPostgres | None, EmbeddedValkey | None, EmbeddedSeaweed | None]
-RESTART: Final = 0.5
+LOOK: Final = 0.5
 
 
 class Secrets(msgspec.Struct, kw_only=True):
@@ -47,53 +46,6 @@ class Running(msgspec.Struct, kw_only=True):
 
     url: str
     admin_key: str
-
-
-class Process:
-    """One of our own processes, started again when it ends by itself."""
-
-    def __init__(
-        self, name: str, arguments: list[str], environment: dict[str, str], say: Callable[[str], None]
-    ) -> None:
-        self.name, self._arguments, self._environment, self._say = name, arguments, environment, say
-        self.pid: int | None = None
-        self._process: asyncio.subprocess.Process | None = None
-        self._stopping = False
-
-    async def keep(self) -> None:
-        """Start it, pass its log on, and start it again whenever it ends."""
-        while not self._stopping:
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "scripts.cli", *self._arguments),
-                env=self._environment,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                limit=1 << 20,
-                start_new_session=True,
-                preexec_fn=bound_to_parent(signal.SIGKILL),
-            )
-            self.pid = self._process.pid
-            assert self._process.stdout is not None
-            async for line in self._process.stdout:
-                self._say(readable(self.name, line))
-            status = await self._process.wait()
-            if not self._stopping:
-                self._say(f"{self.name} ended with status {status}; starting it again")
-                await asyncio.sleep(RESTART)
-
-    async def stop(self) -> None:
-        """Ask it to end, and end it if it does not."""
-        self._stopping = True
-        if self._process is None or self._process.returncode is not None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            self._process.terminate()
-        try:
-            await asyncio.wait_for(self._process.wait(), 8)
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
 
 
 def load_secrets(data: Path) -> Secrets:
@@ -157,6 +109,7 @@ class System:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["System"]:
         """Everything started and ready. Errors: `PartFailed`, `BadSettings`."""
+        preload()
         self.data.mkdir(parents=True, exist_ok=True)
         os.chmod(self.data, 0o700)
         with self._locked():
@@ -180,38 +133,46 @@ class System:
         postgres, valkey, seaweed = self.parts
         storage = asyncio.create_task(seaweed.start()) if seaweed is not None else None
         try:
-            await asyncio.gather(*(part.start() for part in (postgres, valkey) if part is not None))
-            await release(self.settings, bucket=False)
+            # The mother of our processes imports while the parts start.
+            await asyncio.gather(self._once("version"), *(part.start() for part in (postgres, valkey) if part))
+            await self._once("migrate")
+            self._begin()
+            key = asyncio.create_task(self._once("admin-key", PADDOCK_KNOWN_ADMIN_KEY=known.admin_key or ""))
             if storage is not None:
-                # Our own processes start while SeaweedFS still does: they wait for it on their own.
-                self._begin()
                 await storage
-            await release(self.settings)
+            await self._once("bucket")
+            self.admin_key = (await key).strip()
         except BaseException:
             if storage is not None:
                 storage.cancel()
             raise
-        if storage is None:
-            self._begin()
         self._tasks += [asyncio.create_task(self._mend(part)) for part in self.parts if part is not None]
-        self.admin_key = await admin_key(self.settings, known.admin_key)
         if self.admin_key != known.admin_key:
             known.admin_key = self.admin_key
             save(self.data / "secrets.json", known)
         save(self.data / "running.json", Running(url=self.url, admin_key=self.admin_key))
         await self._until_ready()
 
+    async def _once(self, role: str, **environment: str) -> str:
+        """Run a role to its end. Returns what it printed. Errors: `PartFailed` with that."""
+        printed: list[bytes] = []
+        status = await Process(role, role, {**self.environment, **environment}, printed.append).run()
+        text = b"".join(printed).decode(errors="replace")
+        if status != 0:
+            raise PartFailed(f"{role} ended with status {status}.\n{text}")
+        return text
+
     def _begin(self) -> None:
         for number in range(self.workers):
-            self._add("run" if self.workers == 1 else f"run-{number + 1}", ["worker", "run"])
-        self._add("build", ["worker", "build"])
-        self._add("upkeep", ["worker", "upkeep"])
-        self._add("api", ["api"])
+            self._add("run" if self.workers == 1 else f"run-{number + 1}", "run")
+        for role in ("build", "upkeep", "api"):
+            self._add(role, role)
 
-    def _add(self, name: str, arguments: list[str]) -> None:
-        process = Process(name, arguments, self.environment, self.say)
+    def _add(self, name: str, role: str) -> None:
+        process = Process(name, role, self.environment, lambda line: self.say(readable(name, line)))
         self.processes.append(process)
-        self._tasks.append(asyncio.create_task(process.keep()))
+        ended = f"{name} ended with status {{}}; starting it again"
+        self._tasks.append(asyncio.create_task(process.keep(lambda status: self.say(ended.format(status)))))
 
     def _environment(self, env: dict[str, str], known: Secrets) -> dict[str, str]:
         # A laptop may poll as it likes; whoever wants limits here names them.
@@ -227,7 +188,7 @@ class System:
 
     async def _mend(self, part: EmbeddedPostgres | EmbeddedValkey | EmbeddedSeaweed) -> None:
         while True:
-            await asyncio.sleep(RESTART)
+            await asyncio.sleep(LOOK)
             if part.part is not None and not part.part.alive:
                 self.say(f"{part.part.name} ended with status {part.part.process.returncode}; starting it again")
                 with contextlib.suppress(PartFailed):

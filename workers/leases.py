@@ -1,6 +1,7 @@
 """Holding rows: extending their leases while work goes on, and stopping work whose row is gone."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
 from typing import Any, Final, TypeVar
@@ -57,10 +58,8 @@ class Holder:
     async def keep(self) -> None:
         """Run for as long as the process does."""
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), LOOK)
-            except TimeoutError:
-                pass
             self._changed.clear()
             if self._held:
                 await self._look()

@@ -9,7 +9,7 @@ from pathlib import Path
 import asyncpg
 
 from infra.embedded.children import Part, PartFailed, free_ports, listening, not_root, start
-from infra.postgres.db import APP_ROLE
+from infra.postgres.role import APP_ROLE
 
 OWNER = "paddock"
 

@@ -12,11 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
 from domain import ids
+from infra.postgres.role import APP_ROLE
 
 T = TypeVar("T")
-
-# The role every connection of the application takes on; see migrations/versions/0001_foundation.py.
-APP_ROLE = "paddock_app"
 
 
 class Base(DeclarativeBase):

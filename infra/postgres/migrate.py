@@ -6,7 +6,8 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, text
 
-from infra.postgres.db import APP_ROLE, connect
+from infra.postgres.db import connect
+from infra.postgres.role import APP_ROLE
 
 FOLDER = Path(__file__).parent / "migrations"
 _LOCK = 0x7061646463  # "paddc": one migration at a time

@@ -70,7 +70,8 @@ class PostgresQueues:
     async def waiting(self, before: datetime, limit: int) -> list[Job]:
         rows = await self._connection.execute(
             text(
-                "SELECT lane, row_id, tenant_id, attempt FROM open_work WHERE waiting AND since < :before ORDER BY since LIMIT :limit"
+                "SELECT lane, row_id, tenant_id, attempt FROM open_work "
+                "WHERE waiting AND since < :before ORDER BY since LIMIT :limit"
             ),
             {"before": before, "limit": limit},
         )
@@ -87,7 +88,8 @@ class PostgresQueues:
     async def expired(self, now: datetime, limit: int) -> list[Expired]:
         rows = await self._connection.execute(
             text(
-                "SELECT lane, row_id, tenant_id FROM open_work WHERE lease_expires_at < :now ORDER BY lease_expires_at LIMIT :limit"
+                "SELECT lane, row_id, tenant_id FROM open_work "
+                "WHERE lease_expires_at < :now ORDER BY lease_expires_at LIMIT :limit"
             ),
             {"now": now, "limit": limit},
         )

@@ -6,8 +6,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 
 import asyncpg
-from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, TimeoutError
+from sqlalchemy import exc, text
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from domain.access import Caller
@@ -24,7 +24,7 @@ from infra.postgres.keys import PostgresKeys
 from infra.postgres.queues import PostgresQueues
 
 _BIND = text("SELECT set_config('paddock.tenant_id', :tenant, true)")
-_GONE = (OperationalError, InterfaceError, OSError, asyncio.TimeoutError, TimeoutError)
+_GONE = (OperationalError, InterfaceError, OSError, TimeoutError, exc.TimeoutError)
 _STARTING = (asyncpg.CannotConnectNowError, asyncpg.ConnectionDoesNotExistError, asyncpg.AdminShutdownError)
 
 

@@ -32,6 +32,7 @@ GUARDS: Final = frozenset(
     }
 )
 
+TMP: Final = "/tmp"  # noqa: S108 - inside the sandbox, where nobody else is
 TMP_BYTES: Final = 64 * 1024 * 1024
 SHM_BYTES: Final = 64 * 1024 * 1024
 _EMPTY_FOLDERS: Final = ("/proc/sys", "/proc/irq", "/proc/bus", "/proc/fs", "/proc/scsi", "/proc/acpi")
@@ -109,8 +110,8 @@ def arguments(fence: Fence, mounts: list[Mount], seccomp_fd: int | None) -> list
         if fence.has(guard):
             args += flags
     args += ["--unshare-uts", "--unshare-cgroup-try", "--hostname", "sandbox", "--uid", "65534", "--gid", "65534"]
-    args += ["--die-with-parent", "--clearenv", "--setenv", "HOME", "/tmp", "--setenv", "PATH", "/usr/bin:/bin"]
-    args += ["--setenv", "LANG", "C.UTF-8", "--setenv", "TMPDIR", "/tmp"]
+    args += ["--die-with-parent", "--clearenv", "--setenv", "HOME", TMP, "--setenv", "PATH", "/usr/bin:/bin"]
+    args += ["--setenv", "LANG", "C.UTF-8", "--setenv", "TMPDIR", TMP]
     if fence.has("userns"):
         args.append("--disable-userns")
     if fence.has("session"):
@@ -132,7 +133,7 @@ def arguments(fence: Fence, mounts: list[Mount], seccomp_fd: int | None) -> list
             if os.path.exists(file):
                 args += ["--ro-bind", "/dev/null", file]
     args += ["--dev", "/dev"]
-    for path, size in (("/tmp", TMP_BYTES), ("/dev/shm", SHM_BYTES)):  # noqa: S108 - inside the sandbox
+    for path, size in ((TMP, TMP_BYTES), ("/dev/shm", SHM_BYTES)):  # noqa: S108 - inside the sandbox
         if fence.has("tmp_size"):
             args += ["--size", str(size)]
         args += ["--perms", "0700", "--tmpfs", path]
@@ -142,5 +143,5 @@ def arguments(fence: Fence, mounts: list[Mount], seccomp_fd: int | None) -> list
             args += ["--remount-ro", "/"]
     if fence.has("seccomp") and seccomp_fd is not None:
         args += ["--seccomp", str(seccomp_fd)]
-    args += ["--chdir", "/tmp"]
+    args += ["--chdir", TMP]
     return args

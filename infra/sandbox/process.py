@@ -194,18 +194,13 @@ class Child:
             await on_output(stream, part)
 
     async def _write(self, fd: int, data: bytes) -> None:
-        loop, view = asyncio.get_running_loop(), memoryview(data)
+        view = memoryview(data)
         try:
             while view:
                 try:
                     view = view[os.write(fd, view[:CHUNK]) :]
                 except BlockingIOError:
-                    ready = loop.create_future()
-                    loop.add_writer(fd, lambda: ready.done() or ready.set_result(None))
-                    try:
-                        await ready
-                    finally:
-                        loop.remove_writer(fd)
+                    await _writable(fd)
         except BrokenPipeError:
             pass  # the guest is gone; its ending says why
         finally:
@@ -222,6 +217,16 @@ async def _readable(fd: int) -> None:
         await ready
     finally:
         loop.remove_reader(fd)
+
+
+async def _writable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_writer(fd, lambda: ready.done() or ready.set_result(None))
+    try:
+        await ready
+    finally:
+        loop.remove_writer(fd)
 
 
 async def _read(fd: int, most: int) -> bytes:

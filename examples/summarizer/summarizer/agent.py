@@ -11,7 +11,7 @@ logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s
 log = logging.getLogger("summarizer")
 
 _stemmer = snowballstemmer.stemmer("english")
-_COMMON = set(
+_COMMON = frozenset(
     [
         "a",
         "an",

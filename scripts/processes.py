@@ -1,0 +1,105 @@
+"""Our own processes under `paddock up`: forked from one that has imported everything once.
+
+Importing takes a second of CPU per process, and five processes on two cores would make everybody
+wait for it. Production starts the same functions by `paddock api` and `paddock worker`.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, Final
+
+from infra.embedded.children import bound_to_parent
+
+RESTART: Final = 0.5
+GRACE: Final = 8.0
+_context = multiprocessing.get_context("forkserver")
+_PR_SET_NAME: Final = 15
+
+
+def preload() -> None:
+    """Name what the mother of all processes imports. She starts with the first process."""
+    _context.set_forkserver_preload(["scripts.roles"])
+
+
+def _be(role: str, environment: dict[str, str], output: Connection) -> None:
+    """What a fresh child does: it becomes `role`, and dies with whoever asked for it."""
+    # The mother ends when the one that started her does, and the child ends with its mother.
+    bound_to_parent(signal.SIGKILL)()
+    os.setsid()
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, f"paddock-{role}"[:15].encode())
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    output.close()
+    sys.stdout = os.fdopen(1, "w", buffering=1)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    os.environ.clear()
+    os.environ.update(environment)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    from scripts import roles
+
+    roles.be(role)
+
+
+class Process:
+    """One of our own processes. `keep` starts it again whenever it ends by itself."""
+
+    def __init__(self, name: str, role: str, environment: dict[str, str], say: Callable[[bytes], None]) -> None:
+        self.name, self._role, self._environment, self._say = name, role, environment, say
+        self.pid: int | None = None
+        self._process: Any = None
+        self._stopping = False
+
+    async def keep(self, ended: Callable[[int], None]) -> None:
+        """Run it until `stop`, telling `ended` each status it ends with by itself."""
+        while not self._stopping:
+            status = await self.run()
+            if not self._stopping:
+                ended(status)
+                await asyncio.sleep(RESTART)
+
+    async def run(self) -> int:
+        """Run it once; returns its exit status, negative for a signal."""
+        reader, writer = _context.Pipe(duplex=False)
+        self._process = _context.Process(target=_be, args=(self._role, self._environment, writer), daemon=True)
+        await asyncio.to_thread(self._process.start)
+        self.pid = self._process.pid
+        writer.close()
+        await self._pass_on(reader)
+        await asyncio.to_thread(self._process.join)
+        return int(self._process.exitcode or 0)
+
+    async def stop(self) -> None:
+        """Ask it to end, and end it if it does not."""
+        self._stopping = True
+        if self._process is None or self._process.exitcode is not None or self.pid is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGTERM)
+        for _ in range(int(GRACE / 0.02)):
+            if self._process.exitcode is not None:
+                return
+            await asyncio.sleep(0.02)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+    async def _pass_on(self, reader: Connection) -> None:
+        loop = asyncio.get_running_loop()
+        stream = asyncio.StreamReader(limit=1 << 20)
+        file = os.fdopen(os.dup(reader.fileno()), "rb", buffering=0)
+        reader.close()
+        transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), file)
+        try:
+            async for line in stream:
+                self._say(line)
+        except ValueError:
+            self._say(b"(a line of more than a megabyte was dropped)\n")
+        finally:
+            transport.close()

@@ -1,0 +1,40 @@
+"""What a process of ours can be; imported by the mother of the processes under `paddock up`."""
+
+import asyncio
+import os
+import sys
+
+import api.app
+import workers.main
+from infra.settings import BadSettings, Settings, read
+from infra.version import VERSION
+from scripts import bootstrap, release
+
+
+def settings() -> Settings:
+    """The settings of this process; without them it ends with the reason."""
+    try:
+        return read()
+    except BadSettings as error:
+        sys.exit(f"paddock: {error}")
+
+
+def be(role: str) -> None:
+    """Be `api`, `build`, `run`, `upkeep`; or do `version`, `release`, `migrate`, `bucket` or `admin-key` and end."""
+    if role == "api":
+        api.app.serve(settings())
+    elif role in workers.main.PROCESSES:
+        workers.main.run(role, settings())
+    elif role == "migrate":
+        asyncio.run(release.release(settings(), bucket=False))
+    elif role == "version":
+        print(VERSION)
+    elif role == "release":
+        asyncio.run(release.release(settings()))
+    elif role == "bucket":
+        asyncio.run(release.ensure_bucket(settings()))
+    elif role == "admin-key":
+        known = os.environ.get("PADDOCK_KNOWN_ADMIN_KEY")
+        print(asyncio.run(bootstrap.admin_key(settings(), known)))
+    else:
+        sys.exit(f"paddock: there is no role {role!r}")
