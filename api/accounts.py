@@ -2,11 +2,11 @@
 
 from datetime import timedelta
 
-from litestar import Request, Response, Router, get, patch, post
+from litestar import Response, Router, get, patch, post
 from msgspec import UNSET
 from msgspec.structs import asdict
 
-from api.front import ANYBODY, PUBLIC, Front, bad_login, created, needs
+from api.front import ANYBODY, PUBLIC, Front, HttpRequest, bad_login, created, needs
 from domain import accounts
 from domain.access import Caller
 from domain.accounts import (
@@ -133,7 +133,7 @@ async def patch_user(front: Front, caller: Caller, user_id: str, data: PatchUser
 
 
 @post("/users/invites", opt=needs("admin"))
-async def invite(front: Front, request: Request, caller: Caller, data: NewInvite) -> Response[Invite]:
+async def invite(front: Front, request: HttpRequest, caller: Caller, data: NewInvite) -> Response[Invite]:
     """Invite a person into the tenant. The answer's `invite_token` is shown this once; hand it over."""
     token = new_token("pdi_")
     return await created(front, request, caller, lambda tx: accounts.invite(tx, caller, data, token, token_hash(token)))

@@ -1,8 +1,8 @@
 """Agents: create, list, change, delete."""
 
-from litestar import Request, Response, Router, delete, get, post, route
+from litestar import Response, Router, delete, get, post, route
 
-from api.front import Front, created, needs
+from api.front import Front, HttpRequest, created, needs
 from domain import agents
 from domain.access import Caller
 from domain.agents import Agent, AgentStatus, NewAgent, PatchAgent
@@ -10,7 +10,7 @@ from domain.pages import Listing, Page
 
 
 @post("/agents", opt=needs("write:agents"))
-async def create_agent(front: Front, request: Request, caller: Caller, data: NewAgent) -> Response[Agent]:
+async def create_agent(front: Front, request: HttpRequest, caller: Caller, data: NewAgent) -> Response[Agent]:
     """Create an agent in `draft`; upload an archive to give it a version."""
     return await created(front, request, caller, lambda tx: agents.create(tx, caller, data))
 

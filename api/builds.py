@@ -2,14 +2,14 @@
 
 import hashlib
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import Final
 
-from litestar import Request, Response, Router, get, post
+from litestar import Response, Router, get, post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.response import Stream
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
-from api.front import Front, created, idempotency_key, needs, waited
+from api.front import Front, HttpRequest, created, idempotency_key, needs, waited
 from domain import agents, builds
 from domain.access import Caller
 from domain.builds import Upload, Version
@@ -23,7 +23,7 @@ _ENDED: Final = ("ready", "failed")
 class Archive:
     """The `file` part of a multipart request, as a stream that is hashed and bounded on its way."""
 
-    def __init__(self, request: Request[Any, Any, Any], most: int) -> None:
+    def __init__(self, request: HttpRequest, most: int) -> None:
         kind, options = parse_options_header(request.headers.get("Content-Type", ""))
         if kind != "multipart/form-data" or not options.get("boundary"):
             raise DomainError("malformed_request", "Send multipart/form-data with the archive in the field `file`.")
@@ -71,7 +71,7 @@ class Archive:
     request_max_body_size=None,
     responses={201: ResponseSpec(Version, description="The new version, `queued`")},
 )
-async def upload_archive(front: Front, request: Request, caller: Caller, agent_id: str) -> Response[Version]:
+async def upload_archive(front: Front, request: HttpRequest, caller: Caller, agent_id: str) -> Response[Version]:
     """Upload a `.tar.gz` as multipart field `file`. It becomes a version, which is built in the background."""
     idempotency_key(request)
     async with front.store.begin(caller) as tx:
@@ -82,7 +82,8 @@ async def upload_archive(front: Front, request: Request, caller: Caller, agent_i
     await front.blobs.put(path, archive.chunks())
     upload = Upload(version_id=version_id, path=path, sha256=archive.sha256, size_bytes=archive.size)
     fingerprint = bytes.fromhex(archive.sha256)
-    answer = await created(front, request, caller, lambda tx: builds.enqueue(tx, caller, agent_id, upload), fingerprint)
+    made = created(front, request, caller, lambda tx: builds.enqueue(tx, caller, agent_id, upload), fingerprint)
+    answer = await made
     if "Idempotency-Replayed" in answer.headers:
         await front.blobs.delete([path])
     return answer
@@ -106,7 +107,9 @@ async def list_versions(front: Front, caller: Caller, agent_id: str, part: Page)
 
 
 @get("/agents/{agent_id:str}/versions/{version:str}", opt=needs("read:agents"))
-async def get_version(front: Front, request: Request, caller: Caller, agent_id: str, version: str) -> Response[Version]:
+async def get_version(
+    front: Front, request: HttpRequest, caller: Caller, agent_id: str, version: str
+) -> Response[Version]:
     """A version by id, name (`v3`) or number, with its build log. `Prefer: wait=N` waits for its build."""
 
     async def fetch() -> Version:

@@ -3,11 +3,11 @@
 import importlib.resources
 from typing import Any, Final
 
-from litestar import Request, Response, Router, get
+from litestar import Response, Router, get
 from litestar.exceptions import NotFoundException
 from litestar.openapi.plugins import RedocRenderPlugin, SwaggerRenderPlugin
 
-from api.front import PUBLIC
+from api.front import PUBLIC, HttpRequest
 
 _ASSETS: Final = {
     "swagger-ui-bundle.js": "text/javascript",
@@ -26,19 +26,19 @@ _redoc: Final = RedocRenderPlugin(favicon=_ICON, google_fonts=False)
 
 
 @get("/docs", opt=PUBLIC, include_in_schema=False, media_type="text/html")
-async def swagger(request: Request) -> bytes:
+async def swagger(request: HttpRequest) -> bytes:
     """Swagger UI."""
     return _swagger.render(request, _document(request))
 
 
 @get("/redoc", opt=PUBLIC, include_in_schema=False, media_type="text/html")
-async def redoc(request: Request) -> bytes:
+async def redoc(request: HttpRequest) -> bytes:
     """ReDoc. Its script comes from its makers' host, as no package carries it."""
     return _redoc.render(request, _document(request))
 
 
 @get("/openapi.json", opt=PUBLIC, include_in_schema=False)
-async def document(request: Request) -> dict[str, Any]:
+async def document(request: HttpRequest) -> dict[str, Any]:
     """The OpenAPI document."""
     return _document(request)
 
@@ -52,7 +52,7 @@ async def asset(name: str) -> Response[bytes]:
     return Response(data, media_type=_ASSETS[name], headers={"Cache-Control": "public, max-age=86400"})
 
 
-def _document(request: Request[Any, Any, Any]) -> dict[str, Any]:
+def _document(request: HttpRequest) -> dict[str, Any]:
     schema: dict[str, Any] = request.app.openapi_schema.to_schema()
     return schema
 

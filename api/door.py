@@ -64,7 +64,7 @@ class Door:
     ) -> list[tuple[bytes, bytes]]:
         caller = None
         try:
-            token = _query_token(scope) if scope["type"] == "websocket" else None
+            token = _query_token(scope) if "method" not in scope else None
             caller = await identify(front, headers, token)
         except DomainError as error:
             state["refusal"] = error

@@ -1,13 +1,14 @@
 """From errors to RFC 9457 problem+json: one table from code to status."""
 
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import structlog
-from litestar import Request, Response
+from litestar import Response
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 
+from api.front import HttpRequest
 from domain.errors import DomainError, FieldError, invalid
 
 _log = structlog.get_logger("paddock.api")
@@ -53,7 +54,7 @@ class Problem(msgspec.Struct, kw_only=True, omit_defaults=True):
     retry_after: int | None = None
 
 
-def problem(request: Request[Any, Any, Any], error: DomainError) -> Response[bytes]:
+def problem(request: HttpRequest, error: DomainError) -> Response[bytes]:
     """A domain error as an answer."""
     status, title = TABLE[error.code]
     headers = {}
@@ -77,12 +78,12 @@ def problem(request: Request[Any, Any, Any], error: DomainError) -> Response[byt
     )
 
 
-def on_domain_error(request: Request[Any, Any, Any], error: DomainError) -> Response[bytes]:
+def on_domain_error(request: HttpRequest, error: DomainError) -> Response[bytes]:
     """Errors that the domain raised."""
     return problem(request, error)
 
 
-def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
+def on_http_error(request: HttpRequest, error: HTTPException) -> Response[bytes]:
     """Errors that Litestar raised: routing, reading and validating requests."""
     if isinstance(error, ValidationException):
         return problem(request, _fields(error))
@@ -95,13 +96,13 @@ def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Resp
     return answer
 
 
-def on_unreadable(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+def on_unreadable(request: HttpRequest, error: Exception) -> Response[bytes]:
     """Bodies that are nested beyond reason, or are not UTF-8."""
     why = "nests too deeply" if isinstance(error, RecursionError) else "is not UTF-8 text"
     return problem(request, DomainError("malformed_request", f"The body {why}."))
 
 
-def on_any_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+def on_any_error(request: HttpRequest, error: Exception) -> Response[bytes]:
     """A mistake of ours. The log has it whole; the caller gets the request's id to ask with."""
     _log.error("unexpected error", path=request.url.path, exc_info=error)
     return problem(request, DomainError("internal_error", "An unexpected error; the log has it under the request_id."))
@@ -110,6 +111,8 @@ def on_any_error(request: Request[Any, Any, Any], error: Exception) -> Response[
 def _fields(error: ValidationException) -> DomainError:
     found: list[FieldError] = []
     for item in error.extra or []:
+        if not isinstance(item, dict):
+            continue
         message, key = str(item.get("message", "")), str(item.get("key", ""))
         if item.get("source") == "body":
             if message in ("'data'", "Expected `object`, got `null`"):

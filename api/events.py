@@ -1,15 +1,15 @@
 """The event log and its views: logs, server-sent events, WebSockets."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Final
 
 import msgspec
-from litestar import Request, Router, WebSocket, get, websocket
+from litestar import Router, WebSocket, get, websocket
 from litestar.exceptions import WebSocketDisconnect
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 
-from api.front import Front, find_execution, needs
+from api.front import Front, HttpRequest, find_execution, needs
 from domain import events, executions
 from domain.access import Caller
 from domain.errors import DomainError, invalid
@@ -17,6 +17,9 @@ from domain.events import Event, LogEntry
 from domain.executions import Start
 from domain.pages import Listing, Page
 from domain.states import TERMINAL
+
+# We use none of the three type parameters.
+Socket = WebSocket[Any, Any, Any]
 
 KEEPALIVE: Final = 15.0
 LOOK: Final = 1.0
@@ -42,7 +45,7 @@ async def execution_logs(front: Front, caller: Caller, execution_id: str, part: 
 
 
 @get("/executions/{execution_id:str}/events", opt=needs("read:executions"), media_type="text/event-stream")
-async def stream_events(front: Front, request: Request, caller: Caller, execution_id: str) -> ServerSentEvent:
+async def stream_events(front: Front, request: HttpRequest, caller: Caller, execution_id: str) -> ServerSentEvent:
     """The event log as server-sent events, live. `Last-Event-ID` resumes after an event; the last one is terminal."""
     after = _last_event_id(request)
     async with front.store.begin(caller) as tx:
@@ -51,7 +54,7 @@ async def stream_events(front: Front, request: Request, caller: Caller, executio
 
 
 @websocket("/execution-logs/{execution_id:str}/stream", opt=needs("read:executions"))
-async def stream_logs(socket: WebSocket, front: Front, caller: Caller, execution_id: str) -> None:
+async def stream_logs(socket: Socket, front: Front, caller: Caller, execution_id: str) -> None:
     """The event log over a WebSocket, live: one JSON object per event. `?after=SEQ` resumes."""
     await socket.accept()
     try:
@@ -66,7 +69,7 @@ async def stream_logs(socket: WebSocket, front: Front, caller: Caller, execution
 
 
 @websocket("/agents/{agent_id:str}/stream", opt=needs("run:agents"))
-async def stream_agent(socket: WebSocket, front: Front, caller: Caller, agent_id: str) -> None:
+async def stream_agent(socket: Socket, front: Front, caller: Caller, agent_id: str) -> None:
     """Send what to run as JSON; receive the events of its execution, and `{type: complete, result, cost}` at the end.
 
     Several may be sent, one after the other. Closing the socket does not stop an execution.
@@ -89,8 +92,8 @@ async def stream_agent(socket: WebSocket, front: Front, caller: Caller, agent_id
 
 
 async def follow(
-    front: Front, caller: Caller, execution_id: str, after: int, socket: WebSocket[Any, Any, Any] | None
-) -> AsyncIterator[Event]:
+    front: Front, caller: Caller, execution_id: str, after: int, socket: Socket | None
+) -> AsyncGenerator[Event, None]:
     """Every event after number `after`, as they come, up to the terminal one. No transaction is open in between.
 
     Errors: `not_found`, and `WebSocketDisconnect` once the other side of `socket` has gone.
@@ -132,7 +135,7 @@ async def _heard_or_gone(heard: asyncio.Event, gone: "asyncio.Task[None] | None"
         raise WebSocketDisconnect(detail="the client has gone")
 
 
-async def _until_gone(socket: WebSocket[Any, Any, Any]) -> None:
+async def _until_gone(socket: Socket) -> None:
     while (await socket.receive())["type"] != "websocket.disconnect":
         pass
 
@@ -177,13 +180,13 @@ async def _complete(front: Front, caller: Caller, execution_id: str) -> str:
     return msgspec.json.encode(told).decode()
 
 
-async def _refuse(socket: WebSocket[Any, Any, Any], error: DomainError) -> None:
+async def _refuse(socket: Socket, error: DomainError) -> None:
     told = {"type": "error", "error": error.code, "detail": error.detail, "errors": error.errors}
     await socket.send_data(msgspec.json.encode(told).decode(), mode="text")
     await socket.close(_CLOSE.get(error.code, 1008), error.code)
 
 
-def _last_event_id(request: Request[Any, Any, Any]) -> int:
+def _last_event_id(request: HttpRequest) -> int:
     return _sequence("Last-Event-ID", request.headers.get("Last-Event-ID") or "0")
 
 

@@ -2,9 +2,9 @@
 
 from datetime import datetime
 
-from litestar import Request, Response, Router, get, post
+from litestar import Response, Router, get, post
 
-from api.front import Front, find_execution, has_ended, needs, started, waited
+from api.front import Front, HttpRequest, find_execution, has_ended, needs, started, waited
 from domain import executions
 from domain.access import Caller
 from domain.executions import Execution, Filter, Kind, Start, StartAny
@@ -22,14 +22,14 @@ _ONE = [
 
 
 @post("/executions", opt=needs("run:agents"))
-async def start_execution(front: Front, request: Request, caller: Caller, data: StartAny) -> Response[Execution]:
+async def start_execution(front: Front, request: HttpRequest, caller: Caller, data: StartAny) -> Response[Execution]:
     """Start an execution. 201 with its first state; `Prefer: wait=N` holds the answer until it has ended."""
     return await started(front, request, caller, lambda tx: executions.start(tx, caller, data.agent_id, data))
 
 
 @post(["/agents/{agent_id:str}/execute", "/runtime/{agent_id:str}/execute"], opt=needs("run:agents"))
 async def execute_agent(
-    front: Front, request: Request, caller: Caller, agent_id: str, data: Start
+    front: Front, request: HttpRequest, caller: Caller, agent_id: str, data: Start
 ) -> Response[Execution]:
     """Start an execution of the agent in the path."""
     return await started(front, request, caller, lambda tx: executions.start(tx, caller, agent_id, data))
@@ -58,7 +58,7 @@ async def list_executions(
 
 
 @get(_ONE, opt=needs("read:executions"))
-async def get_execution(front: Front, request: Request, caller: Caller, execution_id: str) -> Response[Execution]:
+async def get_execution(front: Front, request: HttpRequest, caller: Caller, execution_id: str) -> Response[Execution]:
     """One execution. `Prefer: wait=N` holds the answer until it has ended."""
     row, headers = await waited(
         front, request, execution_id, lambda: find_execution(front, caller, execution_id), has_ended
@@ -78,7 +78,7 @@ async def cancel_execution(front: Front, caller: Caller, execution_id: str) -> E
 
 
 @post("/executions/{execution_id:str}/retry", opt=needs("run:agents"))
-async def retry_execution(front: Front, request: Request, caller: Caller, execution_id: str) -> Response[Execution]:
+async def retry_execution(front: Front, request: HttpRequest, caller: Caller, execution_id: str) -> Response[Execution]:
     """Run an ended execution again, as a new one with the same version and input."""
     return await started(front, request, caller, lambda tx: executions.retry(tx, caller, execution_id))
 

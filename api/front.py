@@ -21,6 +21,9 @@ from domain.states import TERMINAL
 from infra.telemetry import Metrics
 from infra.wiring import Parts
 
+# What Litestar calls a request; we use none of its three type parameters.
+HttpRequest = Request[Any, Any, Any]
+
 T = TypeVar("T")
 MAX_WAIT: Final = 60
 # Without a bell (Redis away) waiters look this often.
@@ -54,7 +57,7 @@ def provide_page(
     return page_of(limit, offset, skip, page, page_size)
 
 
-def idempotency_key(request: Request[Any, Any, Any]) -> str | None:
+def idempotency_key(request: HttpRequest) -> str | None:
     """The request's Idempotency-Key. Errors: `invalid_field`."""
     key = request.headers.get("Idempotency-Key")
     if key is not None and not (0 < len(key) <= MAX_KEY and key.isprintable()):
@@ -64,7 +67,7 @@ def idempotency_key(request: Request[Any, Any, Any]) -> str | None:
 
 async def created(
     front: Front,
-    request: Request[Any, Any, Any],
+    request: HttpRequest,
     caller: Caller,
     make: Callable[[Tx], Awaitable[T]],
     fingerprint: bytes | None = None,
@@ -94,7 +97,7 @@ async def created(
     return Response(made, status_code=201)
 
 
-def prefer_wait(request: Request[Any, Any, Any]) -> int:
+def prefer_wait(request: HttpRequest) -> int:
     """Seconds of `Prefer: wait=N` (RFC 7240), 0 without. Errors: `invalid_field` for more than a minute."""
     match = _WAIT.search(request.headers.get("Prefer", ""))
     seconds = int(match.group(1)) if match else 0
@@ -105,7 +108,7 @@ def prefer_wait(request: Request[Any, Any, Any]) -> int:
 
 async def waited(
     front: Front,
-    request: Request[Any, Any, Any],
+    request: HttpRequest,
     row_id: str,
     fetch: Callable[[], Awaitable[T]],
     ended: Callable[[T], bool],
@@ -128,7 +131,7 @@ async def waited(
 
 
 async def started(
-    front: Front, request: Request[Any, Any, Any], caller: Caller, make: Callable[[Tx], Awaitable[Execution]]
+    front: Front, request: HttpRequest, caller: Caller, make: Callable[[Tx], Awaitable[Execution]]
 ) -> Response[Any]:
     """Start an execution: 201 with its first state, or with its last if the caller prefers to wait."""
     prefer_wait(request)

@@ -1,8 +1,8 @@
 """API keys: create, list, change, revoke, delete."""
 
-from litestar import Request, Response, Router, delete, get, patch, post
+from litestar import Response, Router, delete, get, patch, post
 
-from api.front import Front, created, needs
+from api.front import Front, HttpRequest, created, needs
 from domain import keys
 from domain.access import Caller
 from domain.keys import ApiKey, CreatedKey, NewKey, PatchKey
@@ -15,7 +15,7 @@ _ONE = ["/api-keys/{key_id:str}", "/auth/api-keys/{key_id:str}"]
 
 
 @post(_ALL, opt=needs("account"))
-async def create_key(front: Front, request: Request, caller: Caller, data: NewKey) -> Response[CreatedKey]:
+async def create_key(front: Front, request: HttpRequest, caller: Caller, data: NewKey) -> Response[CreatedKey]:
     """Create a key. The answer's `key` is shown this once."""
     key = new_token(KEY_PREFIX)
     return await created(front, request, caller, lambda tx: keys.create(tx, caller, data, key, token_hash(key)))

@@ -198,15 +198,14 @@ async def register(tx: Tx, tenant_id: str, data: Register, password_hash: str, i
     naming `email` or `username` when it is taken.
     """
     email = checked_email(data.email)
-    role: Role | None = "admin"
-    if not await tx.accounts.add_tenant(tenant_id, tx.now):
-        role = await tx.accounts.take_invite(email, invite_hash, tx.now)
-        if role is None:
-            raise forbidden(
-                f"The tenant {tenant_id!r} exists. Its admin can invite you (POST /api/v1/users/invites); "
-                "register with the e-mail and the `invite_token` of that invitation.",
-                "invitation_required",
-            )
+    is_new = await tx.accounts.add_tenant(tenant_id, tx.now)
+    role = "admin" if is_new else await tx.accounts.take_invite(email, invite_hash, tx.now)
+    if role is None:
+        raise forbidden(
+            f"The tenant {tenant_id!r} exists. Its admin can invite you (POST /api/v1/users/invites); "
+            "register with the e-mail and the `invite_token` of that invitation.",
+            "invitation_required",
+        )
     user = User(
         id=ids.new("user"),
         email=email,

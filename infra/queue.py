@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 import structlog
@@ -102,7 +102,7 @@ class ArqQueue:
             await pipe.execute()
 
 
-class BellWorker(Worker):  # type: ignore[misc]
+class BellWorker(Worker):
     """An arq worker that starts a rung job at once, and outlives Redis being away."""
 
     bell: Bell
@@ -140,7 +140,7 @@ def worker(
         await work(row_id, tenant_id)
 
     made = BellWorker(
-        functions=[func(run, name=lane, timeout=JOB_TIMEOUT, keep_result=0, max_tries=1_000)],
+        functions=[func(cast(Any, run), name=lane, timeout=JOB_TIMEOUT, keep_result=0, max_tries=1_000)],
         queue_name=queue_name(lane),
         redis_pool=redis,
         max_jobs=slots,

@@ -23,7 +23,8 @@ _log = structlog.get_logger("paddock.redis")
 
 def client(url: str) -> Redis:
     """A client that gives up quickly: nothing in Redis is worth a request's second."""
-    return Redis.from_url(url, socket_connect_timeout=0.5, socket_timeout=1.0, health_check_interval=30)
+    made: Redis = Redis.from_url(url, socket_connect_timeout=0.5, socket_timeout=1.0, health_check_interval=30)
+    return made
 
 
 class Bell:

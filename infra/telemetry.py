@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import MutableMapping
 from typing import Any
 
 import msgspec
@@ -26,7 +27,7 @@ def configure_logging(level: str, component: str) -> None:
         cache_logger_on_first_use=True,
     )
 
-    def named(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+    def named(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         return {"component": component, **event}
 
     handler = logging.StreamHandler(sys.stdout)

@@ -55,13 +55,13 @@ class Process:
         self.name, self._role, self._environment, self._say = name, role, environment, say
         self.pid: int | None = None
         self._process: Any = None
-        self._stopping = False
+        self._stopping = asyncio.Event()
 
     async def keep(self, ended: Callable[[int], None]) -> None:
         """Run it until `stop`, telling `ended` each status it ends with by itself."""
-        while not self._stopping:
+        while not self._stopping.is_set():
             status = await self.run()
-            if not self._stopping:
+            if not self._stopping.is_set():
                 ended(status)
                 await asyncio.sleep(RESTART)
 
@@ -78,7 +78,7 @@ class Process:
 
     async def stop(self) -> None:
         """Ask it to end, and end it if it does not."""
-        self._stopping = True
+        self._stopping.set()
         if self._process is None or self._process.exitcode is not None or self.pid is None:
             return
         with contextlib.suppress(ProcessLookupError):

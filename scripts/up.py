@@ -9,9 +9,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import httpx
 import msgspec
@@ -24,7 +24,7 @@ from infra.settings import BadSettings, Settings, read
 from scripts.logs import readable
 from scripts.processes import Process, preload
 
-Demo = Callable[[str, str], Awaitable[bool]]
+Demo = Callable[[str, str], Coroutine[Any, Any, bool]]
 Parts = tuple[EmbeddedPostgres | None, EmbeddedValkey | None, EmbeddedSeaweed | None]
 LOOK: Final = 0.5
 
@@ -189,7 +189,7 @@ class System:
     async def _mend(self, part: EmbeddedPostgres | EmbeddedValkey | EmbeddedSeaweed) -> None:
         while True:
             await asyncio.sleep(LOOK)
-            if part.part is not None and not part.part.alive:
+            if part.part is not None and not part.part.alive():
                 self.say(f"{part.part.name} ended with status {part.part.process.returncode}; starting it again")
                 with contextlib.suppress(PartFailed):
                     await part.start()

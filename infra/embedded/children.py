@@ -69,7 +69,6 @@ class Part:
     def __init__(self, name: str, process: "subprocess.Popen[bytes]", log: Path, grace: float) -> None:
         self.name, self.process, self.log, self._grace = name, process, log, grace
 
-    @property
     def alive(self) -> bool:
         """Whether it runs."""
         return self.process.poll() is None
@@ -77,7 +76,7 @@ class Part:
     async def until(self, ready: Callable[[], bool], seconds: float) -> None:
         """Wait until `ready` says so. Errors: `PartFailed`."""
         for _ in range(int(seconds / 0.02)):
-            if not self.alive:
+            if not self.alive():
                 raise PartFailed(f"{self.name} ended with status {self.process.returncode}.\n{self.tail()}")
             if ready():
                 return
@@ -86,11 +85,11 @@ class Part:
 
     async def stop(self, first: signal.Signals = signal.SIGTERM) -> None:
         """Ask it to end, and end it if it does not."""
-        if not self.alive:
+        if not self.alive():
             return
         self.process.send_signal(first)
         for _ in range(int(self._grace / 0.02)):
-            if not self.alive:
+            if not self.alive():
                 return
             await asyncio.sleep(0.02)
         self.process.kill()

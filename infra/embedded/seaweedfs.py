@@ -88,7 +88,7 @@ class EmbeddedSeaweed:
         assert self.part is not None
         async with httpx.AsyncClient(timeout=1.0) as client:
             for _ in range(400):
-                if not self.part.alive:
+                if not self.part.alive():
                     raise PartFailed(f"seaweedfs ended with status {self.part.process.returncode}.\n{self.part.tail()}")
                 try:
                     # S3 answers 403 to a stranger once its filer is up, and 5xx before.

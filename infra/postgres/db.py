@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import msgspec
@@ -54,14 +54,14 @@ def timestamp() -> types.TypeEngine[Any]:
 
 
 @functools.cache
-def _fields(kind: type[Any]) -> tuple[str, ...]:
+def _fields(kind: Any) -> tuple[str, ...]:
     return tuple(field.name for field in msgspec.structs.fields(kind))
 
 
 def as_struct(row: Row[Any] | Mapping[str, Any], kind: type[T]) -> T:
     """A row as a domain Struct, column names being field names; columns without a field are left out."""
     mapping = row._mapping if isinstance(row, Row) else row
-    return msgspec.convert({name: mapping[name] for name in _fields(kind) if name in mapping}, kind)
+    return msgspec.convert({name: mapping[name] for name in _fields(cast(Any, kind)) if name in mapping}, kind)
 
 
 def connect(url: str, *, pool_size: int, application: str, as_owner: bool = False) -> AsyncEngine:

@@ -136,9 +136,10 @@ class PostgresQueues:
         return {row.path for row in rows}
 
     async def forget_answers(self, before: datetime) -> int:
-        return (await self._connection.execute(text("SELECT forget_answers(:before)"), {"before": before})).scalar_one()
+        return await self._count("SELECT forget_answers(:before)", before)
 
     async def forget_sessions(self, before: datetime) -> int:
-        return (
-            await self._connection.execute(text("SELECT forget_sessions(:before)"), {"before": before})
-        ).scalar_one()
+        return await self._count("SELECT forget_sessions(:before)", before)
+
+    async def _count(self, call: str, before: datetime) -> int:
+        return int((await self._connection.execute(text(call), {"before": before})).scalar_one())

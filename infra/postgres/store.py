@@ -11,9 +11,17 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from domain.access import Caller
+from domain.accounts import Accounts
+from domain.agents import Agents
+from domain.builds import Builds
 from domain.errors import DomainError
+from domain.events import Events
+from domain.executions import Executions
+from domain.idempotency import Answers
 from domain.jobs import Job
-from domain.ports import Clock, Queue
+from domain.keys import Keys
+from domain.ports import Clock, Queue, Tx
+from domain.queues import Queues
 from infra.postgres.accounts import PostgresAccounts
 from infra.postgres.agents import PostgresAgents
 from infra.postgres.builds import PostgresBuilds
@@ -35,14 +43,14 @@ class PostgresTx:
         self.now = now
         self.rings: list[Job] = []
         self.changes: list[str] = []
-        self.accounts = PostgresAccounts(connection)
-        self.keys = PostgresKeys(connection)
-        self.agents = PostgresAgents(connection)
-        self.builds = PostgresBuilds(connection, now)
-        self.executions = PostgresExecutions(connection)
-        self.events = PostgresEvents(connection)
-        self.answers = PostgresAnswers(connection)
-        self.queues = PostgresQueues(connection)
+        self.accounts: Accounts = PostgresAccounts(connection)
+        self.keys: Keys = PostgresKeys(connection)
+        self.agents: Agents = PostgresAgents(connection)
+        self.builds: Builds = PostgresBuilds(connection, now)
+        self.executions: Executions = PostgresExecutions(connection)
+        self.events: Events = PostgresEvents(connection)
+        self.answers: Answers = PostgresAnswers(connection)
+        self.queues: Queues = PostgresQueues(connection)
 
     def ring(self, job: Job) -> None:
         """Ring for this job after the commit."""
@@ -61,15 +69,15 @@ class PostgresStore:
         self._queue = queue
         self._clock = clock
 
-    def begin(self, caller: Caller) -> AbstractAsyncContextManager[PostgresTx]:
+    def begin(self, caller: Caller) -> AbstractAsyncContextManager[Tx]:
         """For a caller: sees and writes its tenant's rows alone."""
         return self._begin(caller.tenant_id)
 
-    def begin_for(self, tenant_id: str) -> AbstractAsyncContextManager[PostgresTx]:
+    def begin_for(self, tenant_id: str) -> AbstractAsyncContextManager[Tx]:
         """For work on a tenant's behalf without a caller."""
         return self._begin(tenant_id)
 
-    def begin_unbound(self) -> AbstractAsyncContextManager[PostgresTx]:
+    def begin_unbound(self) -> AbstractAsyncContextManager[Tx]:
         """Bound to no tenant: sees no tenant's rows."""
         return self._begin("")
 
@@ -83,7 +91,7 @@ class PostgresStore:
         await self._engine.dispose()
 
     @asynccontextmanager
-    async def _begin(self, tenant_id: str) -> AsyncIterator[PostgresTx]:
+    async def _begin(self, tenant_id: str) -> AsyncIterator[Tx]:
         try:
             connection = await self._bound(tenant_id)
             try:
