@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any, Final
+from typing import Final
 
 from infra.embedded.children import bound_to_parent
 
@@ -54,7 +54,7 @@ class Process:
     def __init__(self, name: str, role: str, environment: dict[str, str], say: Callable[[bytes], None]) -> None:
         self.name, self._role, self._environment, self._say = name, role, environment, say
         self.pid: int | None = None
-        self._process: Any = None
+        self._ended = asyncio.Event()
         self._stopping = asyncio.Event()
 
     async def keep(self, ended: Callable[[int], None]) -> None:
@@ -68,27 +68,28 @@ class Process:
     async def run(self) -> int:
         """Run it once; returns its exit status, negative for a signal."""
         reader, writer = _context.Pipe(duplex=False)
-        self._process = _context.Process(target=_be, args=(self._role, self._environment, writer), daemon=True)
-        await asyncio.to_thread(self._process.start)
-        self.pid = self._process.pid
+        process = _context.Process(target=_be, args=(self._role, self._environment, writer), daemon=True)
+        await asyncio.to_thread(process.start)
+        self.pid = process.pid
+        self._ended.clear()
         writer.close()
         await self._pass_on(reader)
-        await asyncio.to_thread(self._process.join)
-        return int(self._process.exitcode or 0)
+        await asyncio.to_thread(process.join)
+        self._ended.set()
+        return process.exitcode or 0
 
     async def stop(self) -> None:
         """Ask it to end, and end it if it does not."""
         self._stopping.set()
-        if self._process is None or self._process.exitcode is not None or self.pid is None:
+        if self._ended.is_set() or self.pid is None:
             return
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGTERM)
-        for _ in range(int(GRACE / 0.02)):
-            if self._process.exitcode is not None:
-                return
-            await asyncio.sleep(0.02)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+        try:
+            await asyncio.wait_for(self._ended.wait(), GRACE)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
     async def _pass_on(self, reader: Connection) -> None:
         loop = asyncio.get_running_loop()

@@ -1,0 +1,111 @@
+"""Clients that speak to a running system from outside, as users do."""
+
+import io
+import secrets
+import tarfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+
+from scripts.demo import packed
+
+MANIFEST = "name: test\nentrypoint: agent:handle\n"
+
+
+def archive(files: dict[str, str | bytes], manifest: str | None = MANIFEST) -> bytes:
+    """A `.tar.gz` of the given files, with a manifest unless there shall be none."""
+    if manifest is not None:
+        files = {"agent.yaml": manifest, **files}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as packing:
+        for name, content in files.items():
+            data = content.encode() if isinstance(content, str) else content
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            packing.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+class Tenant:
+    """A tenant's admin at the API. `http` carries its bearer token."""
+
+    def __init__(self, http: httpx.AsyncClient, account: dict[str, Any], password: str) -> None:
+        self.http, self.account, self.password = http, account, password
+        self.tenant_id: str = account["tenant_id"]
+
+    async def key(self, **fields: Any) -> str:
+        answer = await self.http.post("/api-keys", json={"name": "test", **fields})
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["key"])
+
+    def with_key(self, key: str) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self.http.base_url, headers={"X-API-Key": key}, timeout=90)
+
+    async def agent(self, name: str | None = None) -> dict[str, Any]:
+        answer = await self.http.post("/agents", json={"name": name or f"agent-{secrets.token_hex(4)}"})
+        assert answer.status_code == 201, answer.text
+        return dict(answer.json())
+
+    async def upload(self, agent_id: str, data: bytes) -> httpx.Response:
+        return await self.http.post(f"/uploads/agent/{agent_id}", files={"file": ("agent.tar.gz", data)})
+
+    async def built(self, agent_id: str, data: bytes) -> dict[str, Any]:
+        """Upload and wait for the build; the version as it ended."""
+        made = await self.upload(agent_id, data)
+        assert made.status_code == 201, made.text
+        path = f"/agents/{agent_id}/versions/{made.json()['id']}"
+        for _ in range(3):
+            version = (await self.http.get(path, headers={"Prefer": "wait=60"})).json()
+            if version["status"] in ("ready", "failed"):
+                break
+        return dict(version)
+
+    async def deploy(self, source: str, manifest: str = MANIFEST, **files: str) -> str:
+        """An agent made of one module, built and ready; its id."""
+        agent = await self.agent()
+        version = await self.built(agent["id"], archive({"agent.py": source, **files}, manifest))
+        assert version["status"] == "ready", version["build_log"]
+        return str(agent["id"])
+
+    async def deploy_example(self, name: str) -> str:
+        agent = await self.agent(name)
+        version = await self.built(agent["id"], packed(name))
+        assert version["status"] == "ready", version["build_log"]
+        return str(agent["id"])
+
+    async def start(self, agent_id: str, payload: Any = None, **fields: Any) -> dict[str, Any]:
+        answer = await self.http.post(f"/agents/{agent_id}/execute", json={"payload": payload or {}, **fields})
+        assert answer.status_code == 201, answer.text
+        return dict(answer.json())
+
+    async def run(self, agent_id: str, payload: Any = None, **fields: Any) -> dict[str, Any]:
+        """Start an execution and wait until it has ended."""
+        return await self.ended((await self.start(agent_id, payload, **fields))["id"])
+
+    async def ended(self, execution_id: str, patience: int = 90) -> dict[str, Any]:
+        for _ in range(max(1, patience // 30)):
+            try:
+                got = await self.http.get(f"/executions/{execution_id}", headers={"Prefer": "wait=30"})
+            except httpx.TransportError:
+                continue
+            if got.status_code == 200 and got.json()["status"] in ("completed", "failed", "cancelled"):
+                return dict(got.json())
+        raise AssertionError(f"{execution_id} has not ended: {got.text}")
+
+    async def events(self, execution_id: str) -> list[dict[str, Any]]:
+        items = (await self.http.get(f"/execution-logs/{execution_id}?limit=1000")).json()["items"]
+        return list(items)
+
+
+@asynccontextmanager
+async def tenant(url: str) -> AsyncIterator[Tenant]:
+    """A new tenant with a logged-in admin."""
+    name, password = secrets.token_hex(6), secrets.token_urlsafe(12)
+    async with httpx.AsyncClient(base_url=f"{url}/api/v1", timeout=90) as http:
+        body = {"email": f"{name}@example.com", "password": password, "tenant_id": f"tenant-{name}"}
+        answer = await http.post("/auth/register", json=body)
+        assert answer.status_code == 201, answer.text
+        http.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+        yield Tenant(http, answer.json(), password)

@@ -1,0 +1,70 @@
+"""One real system for the whole run: Postgres, Valkey, SeaweedFS, the API and the workers as processes."""
+
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from infra.embedded.children import free_ports
+from infra.wiring import Parts, wire
+from scripts.up import System
+from tests.clients import Tenant, tenant
+
+# Short, so that tests of lost workers do not wait for what production has time for.
+FAST = {"PADDOCK_LEASE_SECONDS": "2", "PADDOCK_UPKEEP_SECONDS": "0.3"}
+
+
+@asynccontextmanager
+async def running(**environment: str) -> AsyncIterator[System]:
+    """A system of its own, on free ports, with its data in a folder that is gone afterwards."""
+    before = dict(os.environ)
+    os.environ.update({**FAST, **environment})
+    try:
+        with tempfile.TemporaryDirectory(prefix="paddock-test-") as folder:
+            lines: list[str] = []
+            system = System(Path(folder) / "data", free_ports(1)[0], 1, lines.append)
+            system.lines = lines  # type: ignore[attr-defined]
+            async with system.running():
+                yield system
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+async def system() -> AsyncIterator[System]:
+    async with running() as one:
+        yield one
+
+
+@pytest.fixture(scope="session")
+async def parts(system: System) -> AsyncIterator[Parts]:
+    """Every part of the running system, wired into this process as a worker would be."""
+    async with wire(system.settings, "tests", ("run", "build")) as wired:
+        yield wired
+
+
+@pytest.fixture
+async def acme(system: System) -> AsyncIterator[Tenant]:
+    """A tenant of its own for each test, with its admin logged in."""
+    async with tenant(system.url) as made:
+        yield made
+
+
+@pytest.fixture
+async def rival(system: System) -> AsyncIterator[Tenant]:
+    """Another tenant, that must see nothing of the first."""
+    async with tenant(system.url) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+async def home(system: System) -> AsyncIterator[Tenant]:
+    """A tenant that keeps a few built agents for all tests that only need to run something."""
+    async with tenant(system.url) as made:
+        for example in ("hello", "summarizer"):
+            await made.deploy_example(example)
+        yield made
