@@ -44,18 +44,17 @@ class ArqQueue:
     def __init__(self, redis: ArqRedis) -> None:
         self._redis = redis
         self._down_until = 0.0
+        self._ringing: set[asyncio.Task[None]] = set()
 
     async def ring(self, jobs: Sequence[Job], changed: Sequence[str] = ()) -> None:
         """Ring for jobs and wake waiters. A ring that fails is logged: upkeep will ring again."""
         if time.monotonic() < self._down_until:
             return
-        try:
-            for job in jobs:
-                await self._enqueue(job, job.id)
-            await self._publish({job.lane for job in jobs}, changed)
-        except GONE as error:
-            self._down_until = time.monotonic() + 1.0
-            _log.warning("could not ring; upkeep will", error=str(error), jobs=[job.id for job in jobs])
+        # Shielded, because the client may swallow a cancellation that reaches it while it connects.
+        ringing = asyncio.create_task(self._ring(jobs, changed))
+        self._ringing.add(ringing)
+        ringing.add_done_callback(self._ringing.discard)
+        await asyncio.shield(ringing)
 
     async def ring_lost(self, jobs: Sequence[Job]) -> int:
         """Ring for jobs that no queue lists and no worker took. Errors: those of redis.
@@ -72,6 +71,15 @@ class ArqQueue:
     async def depth(self, lane: Lane) -> int:
         """How many jobs the lane's queue lists."""
         return int(await self._redis.zcard(queue_name(lane)))
+
+    async def _ring(self, jobs: Sequence[Job], changed: Sequence[str]) -> None:
+        try:
+            for job in jobs:
+                await self._enqueue(job, job.id)
+            await self._publish({job.lane for job in jobs}, changed)
+        except GONE as error:
+            self._down_until = time.monotonic() + 1.0
+            _log.warning("could not ring; upkeep will", error=str(error), jobs=[job.id for job in jobs])
 
     async def _ring_if_lost(self, job: Job) -> bool:
         for number in range(_VARIANTS):
@@ -125,6 +133,15 @@ class BellWorker(Worker):
                 continue
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.wake.wait(), 1.0)
+
+    async def start_jobs(self, job_ids: list[bytes]) -> None:
+        """As arq does, but give back the slot that arq counts before it asks Redis, when Redis is away."""
+        try:
+            await super().start_jobs(job_ids)
+        except GONE:
+            self.job_counter -= 1
+            self.sem.release()
+            raise
 
     def _release_sem_dec_counter_on_complete(self) -> None:
         super()._release_sem_dec_counter_on_complete()

@@ -68,3 +68,13 @@ async def home(system: System) -> AsyncIterator[Tenant]:
         for example in ("hello", "summarizer"):
             await made.deploy_example(example)
         yield made
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    """A failed test shows what the system logged last."""
+    report = yield
+    if report.when == "call" and report.failed and "system" in getattr(item, "funcargs", {}):
+        lines = [line for line in item.funcargs["system"].lines if " request method=" not in line]
+        report.sections.append(("log of the system", "\n".join(lines[-80:])))
+    return report

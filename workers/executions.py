@@ -49,23 +49,19 @@ class Runner:
     async def _work(self, claimed: Claimed) -> Outcome:
         execution = claimed.execution
         output = Output(lambda batch: self._record(execution, batch), self._clock)
-        flusher = asyncio.create_task(output.flush_always())
+        stop = asyncio.Event()
+        flushing = asyncio.create_task(output.flush_until(stop))
+        running = asyncio.create_task(self._run(claimed, output))
         try:
-            running = asyncio.create_task(self._run(claimed, output))
-            done, _ = await asyncio.wait((running, flusher), return_when=asyncio.FIRST_COMPLETED)
-            if running not in done:
-                running.cancel()
-                await asyncio.gather(running, return_exceptions=True)
-                flusher.result()
-            outcome = running.result()
-        except asyncio.CancelledError:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
-            raise
+            await asyncio.wait((running, flushing), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            flusher.cancel()
-            await asyncio.gather(flusher, return_exceptions=True)
-        rest = output.rest()
+            # Without an outcome the run is to be stopped: the row was lost, or this process shall end.
+            stop.set()
+            if not running.done():
+                running.cancel()
+            await asyncio.wait((running, flushing))
+        flushing.result()
+        outcome, rest = running.result(), output.rest()
         await persist(lambda: self._finish(execution, outcome, rest))
         return outcome
 

@@ -1,6 +1,7 @@
 """What an agent prints, as log events: split into lines, bounded, written while it runs."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -32,11 +33,15 @@ class Output:
             self._pending.append(self._event(stream, self._rest[stream]))
             self._rest[stream] = b""
 
-    async def flush_always(self) -> None:
-        """Write what is there every `FLUSH` seconds. Errors: those of `write` but `unavailable`."""
-        while True:
-            await asyncio.sleep(FLUSH)
-            if self._pending:
+    async def flush_until(self, stop: asyncio.Event) -> None:
+        """Write what is there every `FLUSH` seconds until told to stop. Errors: those of `write` but `unavailable`.
+
+        Told, not cancelled: a write that is cancelled may have been committed, and would be written twice.
+        """
+        while not stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), FLUSH)
+            if self._pending and not stop.is_set():
                 batch, self._pending = self._pending, []
                 try:
                     await self._write(batch)
@@ -44,9 +49,6 @@ class Output:
                     if error.code != "unavailable":
                         raise
                     self._pending = batch + self._pending
-                except BaseException:
-                    self._pending = batch + self._pending
-                    raise
 
     def rest(self) -> list[Event]:
         """What has not been written, unfinished lines included, and a line that tells what was dropped."""

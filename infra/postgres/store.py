@@ -7,7 +7,7 @@ from datetime import datetime
 
 import asyncpg
 from sqlalchemy import exc, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from domain.access import Caller
@@ -32,7 +32,7 @@ from infra.postgres.keys import PostgresKeys
 from infra.postgres.queues import PostgresQueues
 
 _BIND = text("SELECT set_config('paddock.tenant_id', :tenant, true)")
-_GONE = (OperationalError, InterfaceError, OSError, TimeoutError, exc.TimeoutError)
+_GONE = (OperationalError, OSError, TimeoutError, exc.TimeoutError)
 _STARTING = (asyncpg.CannotConnectNowError, asyncpg.ConnectionDoesNotExistError, asyncpg.AdminShutdownError)
 
 

@@ -27,7 +27,9 @@ async def test_kurral(system: System) -> None:
         assert refreshed.status_code == 200
 
         made = await web.post(
-            "/api-keys", headers=bearer, json={"name": "Production Key", "scopes": ["read:artifacts", "write:artifacts"]}
+            "/api-keys",
+            headers=bearer,
+            json={"name": "Production Key", "scopes": ["read:artifacts", "write:artifacts"]},
         )
         assert made.json()["scopes"] == ["read:artifacts", "write:artifacts"]
         key_id = made.json()["id"]

@@ -1,0 +1,195 @@
+"""Whatever dies, every accepted upload and execution reaches a terminal state, once."""
+
+import asyncio
+import os
+import signal
+from typing import Any
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from scripts.demo import packed
+from scripts.processes import Process
+from scripts.up import System
+from tests.clients import Tenant
+
+SLEEPER = "import time\ndef handle(p):\n    print('begin', flush=True)\n    time.sleep(p['for'])\n    return p\n"
+
+
+def _process(system: System, name: str) -> Process:
+    return next(process for process in system.processes if process.name == name)
+
+
+async def _kill(system: System, name: str) -> None:
+    """SIGKILL, and wait until its successor runs."""
+    process = _process(system, name)
+    old = process.pid
+    assert old is not None
+    os.kill(old, signal.SIGKILL)
+    for _ in range(200):
+        if process.pid != old:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"{name} was not started again")
+
+
+async def _settled_once(owner: Tenant, executions: list[dict[str, Any]], status: str = "completed") -> None:
+    for execution in executions:
+        ended = await owner.ended(execution["id"])
+        assert ended["status"] == status, ended
+        events = await owner.events(execution["id"])
+        statuses = [event["metadata"]["status"] for event in events if event["metadata"]["type"] == "status"]
+        assert [one for one in statuses if one in ("completed", "failed", "cancelled")] == [status]
+        assert statuses[-1] == status
+        assert [event["metadata"]["seq"] for event in events] == list(range(1, len(events) + 1))
+
+
+@pytest.fixture(scope="module")
+async def sleeper(home: Tenant) -> str:
+    return await home.deploy(SLEEPER)
+
+
+async def _until(owner: Tenant, execution_id: str, status: str) -> None:
+    for _ in range(200):
+        if (await owner.http.get(f"/executions/{execution_id}")).json()["status"] == status:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"{execution_id} did not become {status}")
+
+
+async def test_a_killed_run_worker_costs_an_attempt_and_nothing_else(system, home, sleeper) -> None:
+    executions = [await home.start(sleeper, {"for": 1.0, "n": n}) for n in range(4)]
+    await _until(home, executions[0]["id"], "running")
+    await _kill(system, "run")
+    await _settled_once(home, executions)
+    assert (await home.ended(executions[0]["id"]))["attempt"] == 2
+
+
+async def test_an_execution_whose_workers_all_die_fails_and_says_so(system, home, sleeper) -> None:
+    execution = await home.start(sleeper, {"for": 60}, max_attempts=1, timeout=120)
+    await _until(home, execution["id"], "running")
+    await _kill(system, "run")
+    ended = await home.ended(execution["id"])
+    assert (ended["status"], ended["error_type"]) == ("failed", "worker_lost")
+    assert "attempt 1 of 1" in ended["error_message"]
+
+
+async def test_a_killed_build_worker_builds_again(system, acme) -> None:
+    slow = "import time\ntime.sleep(1.5)\ndef handle(p): return 1\n"
+    agent = await acme.agent()
+    from tests.clients import archive
+
+    version = (await acme.upload(agent["id"], archive({"agent.py": slow}))).json()
+    path = f"/agents/{agent['id']}/versions/{version['id']}"
+    for _ in range(100):
+        if (await acme.http.get(path)).json()["status"] == "building":
+            break
+        await asyncio.sleep(0.05)
+    await _kill(system, "build")
+    built = (await acme.http.get(path, headers={"Prefer": "wait=60"})).json()
+    assert (built["status"], built["attempt"]) == ("ready", 2)
+
+
+async def test_flushing_redis_loses_nothing(system, home, sleeper) -> None:
+    executions = [await home.start(sleeper, {"for": 0.3, "n": n}) for n in range(24)]
+    redis = Redis.from_url(system.settings.redis_url.reveal())
+    await redis.flushall()
+    await redis.aclose()
+    await _settled_once(home, executions)
+
+
+async def test_redis_killed_while_work_is_submitted(system, home, sleeper) -> None:
+    valkey = system.parts[1]
+    assert valkey is not None
+    assert valkey.part is not None
+    old = valkey.part.process.pid
+    os.kill(old, signal.SIGKILL)
+    executions = [await home.start(sleeper, {"for": 0.1, "n": n}) for n in range(8)]
+    await _settled_once(home, executions)
+    assert valkey.part.process.pid != old
+
+
+async def test_postgres_stopped_and_started(system, home, sleeper) -> None:
+    executions = [await home.start(sleeper, {"for": 1.0, "n": n}) for n in range(6)]
+    await _until(home, executions[0]["id"], "running")
+    postgres = system.parts[0]
+    assert postgres is not None
+    assert postgres.part is not None
+    old = postgres.part.process.pid
+    os.kill(old, signal.SIGINT)
+    refused = 0
+    for _ in range(200):
+        answer = await home.http.get("/agents")
+        if answer.status_code == 503:
+            refused += 1
+            assert answer.json()["error"] == "unavailable"
+        if postgres.part.process.pid != old and answer.status_code == 200:
+            break
+        await asyncio.sleep(0.02)
+    assert postgres.part.process.pid != old
+    await _settled_once(home, executions)
+
+
+async def test_storage_away_while_builds_wait(system, acme) -> None:
+    agent = await acme.agent()
+    seaweed = system.parts[2]
+    assert seaweed is not None
+    assert seaweed.part is not None
+    version = (await acme.upload(agent["id"], packed("hello"))).json()
+    os.kill(seaweed.part.process.pid, signal.SIGKILL)
+    refused = await acme.upload(agent["id"], packed("hello"))
+    assert refused.status_code in (201, 503)
+    if refused.status_code == 503:
+        assert refused.json()["error"] == "storage_unavailable"
+    path = f"/agents/{agent['id']}/versions/{version['id']}"
+    for _ in range(3):
+        built = (await acme.http.get(path, headers={"Prefer": "wait=30"})).json()
+        if built["status"] in ("ready", "failed"):
+            break
+    assert built["status"] == "ready", built["build_log"]
+
+
+async def test_the_api_killed_while_clients_wait(system, home, sleeper) -> None:
+    executions = [await home.start(sleeper, {"for": 0.5, "n": n}) for n in range(3)]
+    await _kill(system, "api")
+    for _ in range(200):
+        try:
+            async with httpx.AsyncClient() as client:
+                await client.get(f"{system.url}/health/live")
+            break
+        except httpx.TransportError:
+            await asyncio.sleep(0.05)
+    await _settled_once(home, executions)
+
+
+async def test_upkeep_killed_comes_back_and_keeps_up(system, home, sleeper) -> None:
+    await _kill(system, "upkeep")
+    executions = [await home.start(sleeper, {"for": 0.1})]
+    redis = Redis.from_url(system.settings.redis_url.reveal())
+    await redis.flushall()
+    await redis.aclose()
+    await _settled_once(home, executions)
+
+
+async def test_two_hundred_at_once(system, home) -> None:
+    hello = (await home.http.get("/agents/hello")).json()["id"]
+    answers = await asyncio.gather(
+        *(home.http.post(f"/agents/{hello}/execute", json={"payload": {"name": str(n)}}) for n in range(200))
+    )
+    executions = [answer.json() for answer in answers]
+    assert {answer.status_code for answer in answers} == {201}
+    looked = 0
+    while True:
+        # Responsive meanwhile: the list answers, page after page, while everything runs.
+        listed = await home.http.get(f"/executions?agent_id={hello}&limit=200&status=completed")
+        assert listed.status_code == 200
+        looked += 1
+        if {one["id"] for one in executions} <= {one["id"] for one in listed.json()["items"]}:
+            break
+        assert looked < 2000
+        await asyncio.sleep(0.05)
+    for execution in executions:
+        ended = await home.ended(execution["id"])
+        assert ended["output_data"] == {"result": f"Hello, {execution['input_data']['name']}!"}
+        assert ended["attempt"] == 1
