@@ -20,6 +20,7 @@ from api import accounts, agents, builds, docs, errors, events, executions, heal
 from api.auth import KeyUse, admit
 from api.door import Door
 from api.front import Front, provide_page
+from api.openapi import finished, operation_id
 from domain.access import Caller
 from domain.errors import DomainError
 from domain.ports import Clock
@@ -65,6 +66,7 @@ def create(settings: Settings, clock: Clock = utc_now) -> ASGIApp:
             values = {name: getattr(wired, name) for name in wired.__struct_fields__}
             app.state.front = Front(**values, metrics=Metrics())
             app.state.query_names = _query_names(app)
+            app.state.document = finished(app.openapi_schema.to_schema())
             writer = asyncio.create_task(uses.write_always(app.state.front))
             try:
                 yield
@@ -110,6 +112,7 @@ def create(settings: Settings, clock: Clock = utc_now) -> ASGIApp:
             path="/_litestar",
             render_plugins=[JsonRenderPlugin(path="/openapi.json")],
             use_handler_docstrings=True,
+            operation_id_creator=operation_id,
             components=Components(
                 security_schemes={
                     "ApiKey": SecurityScheme(type="apiKey", name="X-API-Key", security_scheme_in="header"),
@@ -145,6 +148,8 @@ def serve(settings: Settings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        # Whom to believe about addresses is ours to decide: PADDOCK_TRUSTED_PROXIES.
+        proxy_headers=False,
         timeout_graceful_shutdown=5,
         ws_max_size=settings.body_max_bytes,
     )

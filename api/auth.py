@@ -6,9 +6,11 @@ from datetime import datetime
 from typing import Any, Final
 
 import structlog
+from litestar import WebSocket
 from litestar.connection import ASGIConnection
 from litestar.handlers.base import BaseRouteHandler
 
+from api import limits
 from api.front import Front
 from domain import access, keys
 from domain.access import Caller, scopes_in_force
@@ -72,8 +74,26 @@ async def _by_token(front: Front, token: str) -> Caller:
     )
 
 
+async def readmit(front: Front, socket: WebSocket[Any, Any, Any], scope: str) -> Caller:
+    """The caller of an open WebSocket, authenticated and counted anew for one more piece of work.
+
+    Errors: `unauthenticated`, `missing_scope`, `rate_limit_exceeded`.
+    """
+    headers = {name.lower(): value for name, value in socket.headers.items()}
+    caller = await identify(front, headers, socket.query_params.get("access_token"))
+    if caller is None:
+        raise _refused("Send an API key as X-API-Key, or a bearer token in Authorization.")
+    access.require(caller, scope)
+    over = limits.refusal(await limits.count(front, caller, ""), front.clock().timestamp())
+    if over is not None:
+        raise over
+    return caller
+
+
 def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
     """The guard of every route: limits, then authentication, then scope, then names of query parameters."""
+    if connection.scope.get("method") == "OPTIONS":
+        return
     state = connection.scope["state"]
     if state.get("limited") is not None:
         raise state["limited"]
@@ -129,7 +149,7 @@ class KeyUse:
         try:
             async with front.store.begin_unbound() as tx:
                 await tx.keys.count_use(uses)
-        except DomainError as error:
-            _log.warning("uses of keys are not written yet", error=error.detail)
+        except Exception as error:
+            _log.warning("uses of keys are not written yet", error=str(error))
             for key_id, (count, at) in uses.items():
                 self._uses[key_id] = (self._uses.get(key_id, (0, at))[0] + count, self._uses.get(key_id, (0, at))[1])

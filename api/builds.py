@@ -1,7 +1,7 @@
 """Uploads and versions: an archive streams through to object storage and becomes a version to build."""
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 from litestar import Response, Router, get, post
@@ -9,7 +9,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.response import Stream
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
-from api.front import Front, HttpRequest, created, idempotency_key, needs, waited
+from api.front import Front, HttpRequest, created, idempotency_key, needs, prefer_wait, waited
 from domain import agents, builds
 from domain.access import Caller
 from domain.builds import Upload, Version
@@ -18,6 +18,18 @@ from domain.pages import Listing, Page
 
 _GZIP: Final = b"\x1f\x8b"
 _ENDED: Final = ("ready", "failed")
+
+
+def _fetcher(front: Front, caller: Caller, agent_id: str, version: str) -> Callable[[], Awaitable[Version]]:
+    async def fetch() -> Version:
+        async with front.store.begin(caller) as tx:
+            return await builds.get(tx, agent_id, version)
+
+    return fetch
+
+
+def _has_ended(version: Version) -> bool:
+    return version.status in _ENDED
 
 
 class Archive:
@@ -38,9 +50,11 @@ class Archive:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The archive's bytes. Errors: `malformed_request`, `archive_too_large`, `invalid_field` naming `file`."""
+        begin = b""
         try:
             async for chunk in self._file():
-                if self.size == 0 and not chunk.startswith(_GZIP[: len(chunk)]):
+                begin = (begin + chunk[: len(_GZIP)])[: len(_GZIP)]
+                if not _GZIP.startswith(begin):
                     raise DomainError("malformed_request", "File must be a .tar.gz archive: this one is not gzip.")
                 self.size += len(chunk)
                 if self.size > self._most:
@@ -53,15 +67,19 @@ class Archive:
             raise invalid("file", "is missing or empty; send the archive in this field.")
 
     async def _file(self) -> AsyncIterator[bytes]:
-        current: MultipartSegment | None = None
+        seen = False
         # Bytes of other fields are read past; this bounds how many.
         most = self._most + 1024 * 1024
         with PushMultipartParser(self._boundary, max_segment_size=most + 1, max_segment_count=16) as parser:
             async for data in self._request.stream():
                 for item in parser.parse(data):
                     if isinstance(item, MultipartSegment):
-                        current = item
-                    elif item and current is not None and current.name == "file":
+                        if item.name != "file":
+                            raise invalid(str(item.name), "is not a field here; there is: file.")
+                        if seen:
+                            raise invalid("file", "is there twice; send one archive at a time.")
+                        seen = True
+                    elif item:
                         yield bytes(item)
 
 
@@ -72,8 +90,12 @@ class Archive:
     responses={201: ResponseSpec(Version, description="The new version, `queued`")},
 )
 async def upload_archive(front: Front, request: HttpRequest, caller: Caller, agent_id: str) -> Response[Version]:
-    """Upload a `.tar.gz` as multipart field `file`. It becomes a version, which is built in the background."""
+    """Upload a `.tar.gz` as multipart field `file`. It becomes a version, which is built in the background.
+
+    `Prefer: wait=N` holds the answer until the build has ended.
+    """
     idempotency_key(request)
+    prefer_wait(request)
     async with front.store.begin(caller) as tx:
         await agents.get(tx, agent_id)
     version_id = builds.new_id()
@@ -84,8 +106,14 @@ async def upload_archive(front: Front, request: HttpRequest, caller: Caller, age
     fingerprint = bytes.fromhex(archive.sha256)
     made = created(front, request, caller, lambda tx: builds.enqueue(tx, caller, agent_id, upload), fingerprint)
     answer = await made
+    made_id = version_id
     if "Idempotency-Replayed" in answer.headers:
         await front.blobs.delete([path])
+        made_id = answer.content["id"]
+    if prefer_wait(request):
+        fetch = _fetcher(front, caller, agent_id, made_id)
+        row, headers = await waited(front, request, made_id, fetch, _has_ended)
+        return Response(row, status_code=201, headers={**answer.headers, **headers})
     return answer
 
 
@@ -111,13 +139,9 @@ async def get_version(
     front: Front, request: HttpRequest, caller: Caller, agent_id: str, version: str
 ) -> Response[Version]:
     """A version by id, name (`v3`) or number, with its build log. `Prefer: wait=N` waits for its build."""
-
-    async def fetch() -> Version:
-        async with front.store.begin(caller) as tx:
-            return await builds.get(tx, agent_id, version)
-
+    fetch = _fetcher(front, caller, agent_id, version)
     found = await fetch()
-    row, headers = await waited(front, request, found.id, fetch, lambda row: row.status in _ENDED)
+    row, headers = await waited(front, request, found.id, fetch, _has_ended)
     return Response(row, headers=headers)
 
 

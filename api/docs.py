@@ -53,8 +53,8 @@ async def asset(name: str) -> Response[bytes]:
 
 
 def _document(request: HttpRequest) -> dict[str, Any]:
-    schema: dict[str, Any] = request.app.openapi_schema.to_schema()
-    return schema
+    document: dict[str, Any] = request.app.state.document
+    return document
 
 
 router = Router("/", route_handlers=[swagger, redoc, document, asset])

@@ -5,7 +5,7 @@ Plain ASGI, so that it also stands before paths that lead nowhere.
 
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import parse_qs
 
 import structlog
@@ -41,15 +41,22 @@ class Door:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
         added = [(b"x-request-id", request_id.encode())]
-        if not scope["path"].startswith(_UNCOUNTED):
+        if scope["path"].startswith(_UNCOUNTED) or scope.get("method") == "OPTIONS":
+            # Probes and preflights ask for no work; a browser must not use up its login on them.
+            added += limits.unlimited(front.clock().timestamp()).headers()
+        else:
             added += await self._identify(front, scope, headers, state)
-        status = 500
+        status, is_head = 500, scope.get("method") == "HEAD"
+        if is_head:
+            scope = cast(Scope, {**scope, "method": "GET"})
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], *added]
+            elif message["type"] == "http.response.body" and is_head:
+                message["body"] = b""
             elif message["type"] == "websocket.close":
                 status = message.get("code") or 1000
             await send(message)

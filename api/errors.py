@@ -89,6 +89,9 @@ def on_http_error(request: HttpRequest, error: HTTPException) -> Response[bytes]
         return problem(request, _fields(error))
     if isinstance(error, RequestEntityTooLarge):
         return problem(request, DomainError("body_too_large", "The request's body is larger than allowed here."))
+    if "disconnected" in error.detail:
+        # Nobody reads this answer; the log need not hold a traceback of it.
+        return problem(request, DomainError("malformed_request", "The client went away before its request was read."))
     if error.status_code >= 500:
         return on_any_error(request, error)
     answer = problem(request, DomainError(_CODES.get(error.status_code, "malformed_request"), error.detail))

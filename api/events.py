@@ -1,14 +1,17 @@
 """The event log and its views: logs, server-sent events, WebSockets."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import msgspec
-from litestar import Router, WebSocket, get, websocket
+from litestar import Response, Router, WebSocket, get, websocket
 from litestar.exceptions import WebSocketDisconnect
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 
+from api.auth import readmit
 from api.front import Front, HttpRequest, find_execution, needs
 from domain import events, executions
 from domain.access import Caller
@@ -16,7 +19,6 @@ from domain.errors import DomainError, invalid
 from domain.events import Event, LogEntry
 from domain.executions import Start
 from domain.pages import Listing, Page
-from domain.states import TERMINAL
 
 # We use none of the three type parameters.
 Socket = WebSocket[Any, Any, Any]
@@ -24,10 +26,10 @@ Socket = WebSocket[Any, Any, Any]
 KEEPALIVE: Final = 15.0
 LOOK: Final = 1.0
 # RFC 6455 section 7.4: 1000 is a normal end, 1008 a broken policy, 4000 and above are ours.
-_CLOSE: Final = {"not_found": 4404, "unauthenticated": 4401, "missing_scope": 4403}
+_CLOSE: Final = {"not_found": 4404, "unauthenticated": 4401, "missing_scope": 4403, "rate_limit_exceeded": 4429}
 
 
-@get("/logs/{agent_id:str}", opt=needs("read:agents"))
+@get("/logs/{agent_id:str}", opt=needs("read:executions"))
 async def agent_logs(front: Front, caller: Caller, agent_id: str, part: Page) -> Listing[LogEntry]:
     """What an agent's builds and executions came to and wrote, newest first."""
     async with front.store.begin(caller) as tx:
@@ -45,11 +47,18 @@ async def execution_logs(front: Front, caller: Caller, execution_id: str, part: 
 
 
 @get("/executions/{execution_id:str}/events", opt=needs("read:executions"), media_type="text/event-stream")
-async def stream_events(front: Front, request: HttpRequest, caller: Caller, execution_id: str) -> ServerSentEvent:
-    """The event log as server-sent events, live. `Last-Event-ID` resumes after an event; the last one is terminal."""
+async def stream_events(
+    front: Front, request: HttpRequest, caller: Caller, execution_id: str
+) -> ServerSentEvent | Response[None]:
+    """The event log as server-sent events, live. `Last-Event-ID` resumes after an event; the last one is terminal.
+
+    204 when nothing can follow: that tells an EventSource not to come back.
+    """
     after = _last_event_id(request)
     async with front.store.begin(caller) as tx:
-        await executions.get(tx, execution_id)
+        known = await events.after(tx, execution_id, after)
+    if known.ended and not known.events:
+        return Response(None, status_code=204)
     return ServerSentEvent(_as_sse(front, caller, execution_id, after))
 
 
@@ -57,87 +66,107 @@ async def stream_events(front: Front, request: HttpRequest, caller: Caller, exec
 async def stream_logs(socket: Socket, front: Front, caller: Caller, execution_id: str) -> None:
     """The event log over a WebSocket, live: one JSON object per event. `?after=SEQ` resumes."""
     await socket.accept()
-    try:
-        text = socket.query_params.get("after", "0")
-        async for event in follow(front, caller, execution_id, _sequence("after", text), socket):
-            await socket.send_data(msgspec.json.encode(_flat(event)).decode(), mode="text")
+    async with _ending(socket):
+        after = _sequence("after", socket.query_params.get("after", "0"))
+        async with _Inbox(socket) as inbox:
+            async for event in follow(front, caller, execution_id, after, inbox.gone):
+                await _send(socket, _flat(event))
         await socket.close(1000)
-    except DomainError as error:
-        await _refuse(socket, error)
-    except WebSocketDisconnect:
-        return
 
 
 @websocket("/agents/{agent_id:str}/stream", opt=needs("run:agents"))
-async def stream_agent(socket: Socket, front: Front, caller: Caller, agent_id: str) -> None:
+async def stream_agent(socket: Socket, front: Front, agent_id: str) -> None:
     """Send what to run as JSON; receive the events of its execution, and `{type: complete, result, cost}` at the end.
 
-    Several may be sent, one after the other. Closing the socket does not stop an execution.
+    Several may be sent, one after the other; each is authenticated and counted like a request of its
+    own. Closing the socket does not stop an execution.
     """
     await socket.accept()
-    try:
+    async with _ending(socket), _Inbox(socket) as inbox:
         while True:
-            data = msgspec.json.decode(await socket.receive_data("text"), type=Start)
+            data = msgspec.json.decode(await inbox.next(), type=Start)
+            caller = await readmit(front, socket, "run:agents")
             async with front.store.begin(caller) as tx:
                 execution = await executions.start(tx, caller, agent_id, data)
-            async for event in follow(front, caller, execution.id, 0, None):
-                await socket.send_data(msgspec.json.encode(_flat(event)).decode(), mode="text")
-            await socket.send_data(await _complete(front, caller, execution.id), mode="text")
-    except msgspec.MsgspecError as error:
-        await _refuse(socket, invalid("message", f"{error}."))
-    except DomainError as error:
-        await _refuse(socket, error)
-    except WebSocketDisconnect:
-        return
+            async for event in follow(front, caller, execution.id, 0, inbox.gone):
+                await _send(socket, _flat(event))
+            await _send(socket, await _complete(front, caller, execution.id))
+
+
+class _Inbox:
+    """What the other side sends, read in the background so that its going is noticed at once."""
+
+    def __init__(self, socket: Socket) -> None:
+        self._socket, self.gone = socket, asyncio.Event()
+        self._messages: asyncio.Queue[str | bytes | None] = asyncio.Queue(maxsize=16)
+        self._reader: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> "_Inbox":
+        self._reader = asyncio.create_task(self._read())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+
+    async def next(self) -> str | bytes:
+        """The next message. Errors: `WebSocketDisconnect`."""
+        message = await self._messages.get()
+        if message is None:
+            raise WebSocketDisconnect(detail="the client has gone")
+        return message
+
+    async def _read(self) -> None:
+        while True:
+            message = await self._socket.receive()
+            if message["type"] == "websocket.disconnect":
+                self.gone.set()
+                await self._messages.put(None)
+                return
+            await self._messages.put(message.get("text") or message.get("bytes") or "")  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def _ending(socket: Socket) -> AsyncIterator[None]:
+    """Tell the other side why a stream ends, unless it has gone."""
+    with contextlib.suppress(WebSocketDisconnect):
+        try:
+            yield
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+            await _refuse(socket, invalid("message", f"cannot be read: {error}."))
+        except DomainError as error:
+            await _refuse(socket, error)
 
 
 async def follow(
-    front: Front, caller: Caller, execution_id: str, after: int, socket: Socket | None
+    front: Front, caller: Caller, execution_id: str, after: int, gone: asyncio.Event | None
 ) -> AsyncGenerator[Event, None]:
     """Every event after number `after`, as they come, up to the terminal one. No transaction is open in between.
 
-    Errors: `not_found`, and `WebSocketDisconnect` once the other side of `socket` has gone.
+    Errors: `not_found`, `invalid_field`, and `WebSocketDisconnect` once `gone` is set.
     """
-    gone = asyncio.create_task(_until_gone(socket)) if socket is not None else None
-    try:
-        with front.bell.listen(execution_id) as heard:
-            while True:
-                heard.clear()
-                async with front.store.begin(caller) as tx:
-                    found = await events.after(tx, execution_id, after)
-                for event in found:
-                    yield event
-                    after = event.seq
-                    if event.is_terminal:
-                        return
-                if len(found) < events.BATCH:
-                    if not found and await _has_ended(front, caller, execution_id):
-                        return
-                    await _heard_or_gone(heard, gone)
-    finally:
-        if gone is not None:
-            gone.cancel()
+    with front.bell.listen(execution_id) as heard:
+        while True:
+            heard.clear()
+            async with front.store.begin(caller) as tx:
+                found = await events.after(tx, execution_id, after)
+            for event in found.events:
+                yield event
+                after = event.seq
+            if found.ended:
+                return
+            if len(found.events) < events.BATCH:
+                await _heard_or_gone(heard, gone)
 
 
-async def _has_ended(front: Front, caller: Caller, execution_id: str) -> bool:
-    """Whether nothing can follow: someone asked for events after the last."""
-    async with front.store.begin(caller) as tx:
-        last = await tx.events.after(execution_id, 0, 1)
-        execution = await executions.get(tx, execution_id)
-    return bool(last) and execution.status in TERMINAL
-
-
-async def _heard_or_gone(heard: asyncio.Event, gone: "asyncio.Task[None] | None") -> None:
-    waiting: list[asyncio.Task[Any]] = [asyncio.create_task(heard.wait()), *([gone] if gone else [])]
+async def _heard_or_gone(heard: asyncio.Event, gone: asyncio.Event | None) -> None:
+    waiting = [asyncio.create_task(event.wait()) for event in (heard, gone) if event is not None]
     await asyncio.wait(waiting, timeout=LOOK, return_when=asyncio.FIRST_COMPLETED)
-    waiting[0].cancel()
-    if gone is not None and gone.done():
+    for task in waiting:
+        task.cancel()
+    if gone is not None and gone.is_set():
         raise WebSocketDisconnect(detail="the client has gone")
-
-
-async def _until_gone(socket: Socket) -> None:
-    while (await socket.receive())["type"] != "websocket.disconnect":
-        pass
 
 
 async def _as_sse(front: Front, caller: Caller, execution_id: str, after: int) -> AsyncIterator[ServerSentEventMessage]:
@@ -152,9 +181,7 @@ async def _as_sse(front: Front, caller: Caller, execution_id: str, after: int) -
             event = following.result()
             if event is None:
                 return
-            yield ServerSentEventMessage(
-                data=msgspec.json.encode(_flat(event)).decode(), event=event.type, id=event.seq
-            )
+            yield ServerSentEventMessage(data=_text(_flat(event)), event=event.type, id=event.seq)
             following = asyncio.ensure_future(anext(source, None))
     finally:
         following.cancel()
@@ -162,13 +189,21 @@ async def _as_sse(front: Front, caller: Caller, execution_id: str, after: int) -
         await source.aclose()
 
 
+def _text(what: dict[str, Any]) -> str:
+    return msgspec.json.encode(what).decode()
+
+
+async def _send(socket: Socket, what: dict[str, Any]) -> None:
+    await socket.send_data(_text(what), mode="text")
+
+
 def _flat(event: Event) -> dict[str, Any]:
     return {"seq": event.seq, "type": event.type, "at": event.at, **event.data}
 
 
-async def _complete(front: Front, caller: Caller, execution_id: str) -> str:
+async def _complete(front: Front, caller: Caller, execution_id: str) -> dict[str, Any]:
     ended = await find_execution(front, caller, execution_id)
-    told = {
+    return {
         "type": "complete",
         "execution_id": ended.id,
         "status": ended.status,
@@ -177,12 +212,11 @@ async def _complete(front: Front, caller: Caller, execution_id: str) -> str:
         "error_type": ended.error_type,
         "error_message": ended.error_message,
     }
-    return msgspec.json.encode(told).decode()
 
 
 async def _refuse(socket: Socket, error: DomainError) -> None:
     told = {"type": "error", "error": error.code, "detail": error.detail, "errors": error.errors}
-    await socket.send_data(msgspec.json.encode(told).decode(), mode="text")
+    await _send(socket, told)
     await socket.close(_CLOSE.get(error.code, 1008), error.code)
 
 

@@ -28,7 +28,7 @@ T = TypeVar("T")
 MAX_WAIT: Final = 60
 # Without a bell (Redis away) waiters look this often.
 LOOK: Final = 1.0
-_WAIT: Final = re.compile(r"(?:^|[,;\s])wait=(\d{1,4})(?:$|[,;\s])")
+_WAIT: Final = re.compile(r"(?:^|[,;\s])wait=(\d+)(?:$|[,;\s])")
 
 
 class Front(Parts, frozen=True, kw_only=True):
@@ -100,7 +100,7 @@ async def created(
 def prefer_wait(request: HttpRequest) -> int:
     """Seconds of `Prefer: wait=N` (RFC 7240), 0 without. Errors: `invalid_field` for more than a minute."""
     match = _WAIT.search(request.headers.get("Prefer", ""))
-    seconds = int(match.group(1)) if match else 0
+    seconds = int(match.group(1)[:9]) if match else 0
     if seconds > MAX_WAIT:
         raise invalid("Prefer", f"wait must be at most {MAX_WAIT} seconds.")
     return seconds
@@ -133,15 +133,21 @@ async def waited(
 async def started(
     front: Front, request: HttpRequest, caller: Caller, make: Callable[[Tx], Awaitable[Execution]]
 ) -> Response[Any]:
-    """Start an execution: 201 with its first state, or with its last if the caller prefers to wait."""
+    """Start an execution: 201 with its first state, or with its last if the caller prefers to wait.
+
+    So does a repetition: whoever ran out of patience repeats the request to wait for the same execution.
+    """
     prefer_wait(request)
     answer = await created(front, request, caller, make)
-    if not prefer_wait(request) or "Idempotency-Replayed" in answer.headers:
+    if not prefer_wait(request):
         return answer
-    execution_id = answer.content.id
+    replayed = isinstance(answer.content, dict)
+    execution_id = answer.content["id"] if replayed else answer.content.id
     row, headers = await waited(
         front, request, execution_id, lambda: find_execution(front, caller, execution_id), has_ended
     )
+    if replayed:
+        headers["Idempotency-Replayed"] = "true"
     return Response(row, status_code=201, headers=headers)
 
 

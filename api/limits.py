@@ -49,8 +49,13 @@ async def count(front: Front, caller: Caller | None, address: str) -> Usage:
     if caller is not None and caller.key_rate_limit:
         usages.append(await _count(front, who, caller.key_rate_limit, MINUTE, now))
     if not usages:
-        return Usage(limit=UNLIMITED, used=0, reset=(int(now) // HOUR + 1) * HOUR)
+        return unlimited(now)
     return min(usages, key=lambda usage: (usage.limit - usage.used, -usage.reset))
+
+
+def unlimited(now: float) -> Usage:
+    """The usage of whoever has no limit."""
+    return Usage(limit=UNLIMITED, used=0, reset=(int(now) // HOUR + 1) * HOUR)
 
 
 async def _count(front: Front, who: str, limit: int, window: int, now: float) -> Usage:

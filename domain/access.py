@@ -6,6 +6,9 @@ import msgspec
 
 from domain.errors import forbidden
 
+# The tenant of whoever runs the installation: the only one that sees all queues and workers.
+OPERATORS: Final = "default"
+
 Role = Literal["admin", "member", "viewer"]
 
 RESOURCES: Final = (

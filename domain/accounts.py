@@ -13,11 +13,12 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from domain import ids
-from domain.access import Caller, Role
+from domain.access import OPERATORS, Caller, Role
 from domain.errors import DomainError, conflict, forbidden, invalid, not_found
 from domain.pages import Listing, Page
 from domain.ports import Tx
 
+NO_NUL: Final = r"^[^\x00]*$"
 EMAIL: Final = re.compile(r"[^@\s\x00]{1,64}@[^@\s\x00]{1,189}")
 USERNAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 TENANT: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{1,62}")
@@ -50,6 +51,7 @@ class Register(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     username: Annotated[str, Meta(max_length=254, examples=["username"])] | None = None
     full_name: FullName | None = None
     tenant_id: Annotated[str, Meta(max_length=63, examples=["acme-corp"])] | None = None
+    group_id: Annotated[str, Meta(max_length=63, description="Means tenant_id.")] | None = None
     invite_token: str | None = None
 
 
@@ -57,8 +59,8 @@ class Login(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Either of `email` and `username`; either may hold the e-mail address."""
 
     password: Annotated[str, Meta(max_length=256, examples=["securepassword123"])]
-    email: Annotated[str, Meta(max_length=254, examples=["user@example.com"])] | None = None
-    username: Annotated[str, Meta(max_length=254)] | None = None
+    email: Annotated[str, Meta(max_length=254, pattern=NO_NUL, examples=["user@example.com"])] | None = None
+    username: Annotated[str, Meta(max_length=254, pattern=NO_NUL)] | None = None
 
 
 class Refresh(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -148,7 +150,7 @@ class Accounts(Protocol):
     async def find_refresh(self, token_hash: bytes) -> RefreshGrant | None: ...
     async def add_tenant(self, tenant_id: str, now: datetime) -> bool: ...
     async def add_user(self, user: User, password_hash: str) -> str | None: ...
-    async def user(self, user_id: str) -> User | None: ...
+    async def user(self, user_id: str, lock: bool = False) -> User | None: ...
     async def password_hash(self, user_id: str) -> str: ...
     async def users(self, page: Page) -> Listing[User]: ...
     async def save_user(self, user: User, password_hash: str | None) -> str | None: ...
@@ -179,31 +181,39 @@ def checked_username(text: str | None, email: str) -> str | None:
 
 
 def tenant_for(data: Register) -> str:
-    """The tenant to bind for a registration: the one named, or a new personal one."""
-    if data.tenant_id is None:
+    """The tenant to bind for a registration: the one named, or a new personal one. Errors: `invalid_field`."""
+    if data.group_id is not None and data.tenant_id not in (None, data.group_id):
+        raise invalid("group_id", "means tenant_id, and the two differ.")
+    named = data.tenant_id or data.group_id
+    if named is None:
+        if data.invite_token is not None:
+            raise invalid("tenant_id", "is required with an invite_token: the tenant that invites.")
         return PERSONAL + ids.new("t").removeprefix("t_")
-    if not TENANT.fullmatch(data.tenant_id) or data.tenant_id.startswith(PERSONAL):
+    if not TENANT.fullmatch(named) or (named.startswith(PERSONAL) and data.invite_token is None):
         raise invalid(
             "tenant_id",
             "must be 2 to 63 of a-z, 0-9, '_', '.', '-', begin with a letter or digit, "
-            f"and not begin with {PERSONAL!r}.",
+            f"and not begin with {PERSONAL!r} without an invitation.",
         )
-    return data.tenant_id
+    return named
 
 
-async def register(tx: Tx, tenant_id: str, data: Register, password_hash: str, invite_hash: bytes) -> User:
-    """Add a user; the first of a tenant is its admin.
+async def register(
+    tx: Tx, tenant_id: str, data: Register, password_hash: str, invite_hash: bytes, by_operator: bool = False
+) -> User:
+    """Add a user; the first of a tenant is its admin. The operators' own tenant is founded by them alone.
 
     Errors: `invitation_required` (the tenant exists and no valid invitation came along), `conflict`
     naming `email` or `username` when it is taken.
     """
     email = checked_email(data.email)
-    is_new = await tx.accounts.add_tenant(tenant_id, tx.now)
+    may_found = by_operator or (tenant_id != OPERATORS and data.invite_token is None)
+    is_new = may_found and await tx.accounts.add_tenant(tenant_id, tx.now)
     role = "admin" if is_new else await tx.accounts.take_invite(email, invite_hash, tx.now)
     if role is None:
         raise forbidden(
-            f"The tenant {tenant_id!r} exists. Its admin can invite you (POST /api/v1/users/invites); "
-            "register with the e-mail and the `invite_token` of that invitation.",
+            f"Joining the tenant {tenant_id!r} needs an invitation from its admin (POST /api/v1/users/invites): "
+            "register with the e-mail it was made for and its `invite_token`.",
             "invitation_required",
         )
     user = User(
@@ -287,9 +297,9 @@ async def me(tx: Tx, caller: Caller) -> User:
     return await get(tx, caller.user_id)
 
 
-async def get(tx: Tx, user_id: str) -> User:
+async def get(tx: Tx, user_id: str, lock: bool = False) -> User:
     """A user of the bound tenant. Errors: `not_found`."""
-    user = await tx.accounts.user(user_id)
+    user = await tx.accounts.user(user_id, lock)
     if user is None:
         raise not_found("user", user_id)
     return user
@@ -297,7 +307,7 @@ async def get(tx: Tx, user_id: str) -> User:
 
 async def patch_me(tx: Tx, caller: Caller, data: PatchMe, new_hash: str | None) -> User:
     """Change one's own profile. The current password was checked before (it costs CPU)."""
-    user = await me(tx, caller)
+    user = await get(tx, caller.user_id, lock=True)
     if data.username is not UNSET:
         user.username = checked_username(data.username, user.email)
     if data.full_name is not UNSET:
@@ -311,10 +321,12 @@ async def patch_me(tx: Tx, caller: Caller, data: PatchMe, new_hash: str | None) 
 
 async def patch_user(tx: Tx, user_id: str, data: PatchUser) -> User:
     """Change a user's role or shut the user out. Errors: `not_found`, `conflict` for a tenant's last admin."""
-    user = await get(tx, user_id)
+    # Before the user itself: two admins who demote each other then wait in line instead of for each other.
+    others = await tx.accounts.other_admins(user_id)
+    user = await get(tx, user_id, lock=True)
     role = user.role if data.role is UNSET else data.role
     active = user.is_active if data.is_active is UNSET else data.is_active
-    if user.role == "admin" and (role != "admin" or not active) and not await tx.accounts.other_admins(user_id):
+    if user.role == "admin" and (role != "admin" or not active) and not others:
         raise conflict("A tenant keeps at least one active admin; this user is the last.")
     user.role, user.is_active, user.updated_at = role, active, tx.now
     await tx.accounts.save_user(user, None)

@@ -17,6 +17,7 @@ AgentStatus = Literal["draft", "building", "ready", "failed", "archived"]
 AgentKind = Literal["code"]
 
 NAME: Final = re.compile(r"[^\x00-\x1f/\\]{1,128}")
+RESERVED: Final = frozenset({".", "..", "executions"})
 Name = Annotated[str, Meta(min_length=1, max_length=128, examples=["my-agent"])]
 Description = Annotated[str, Meta(max_length=10_000, pattern=r"^[^\x00]*$", examples=["My AI agent"])]
 
@@ -55,7 +56,7 @@ class Agents(Protocol):
     """The agents of the bound tenant."""
 
     async def add(self, agent: Agent) -> bool: ...
-    async def find(self, reference: str, lock: bool = False) -> Agent | None: ...
+    async def find(self, reference: str, lock: bool | Literal["share"] = False) -> Agent | None: ...
     async def page(self, page: Page, status: AgentStatus | None) -> Listing[Agent]: ...
     async def save(self, agent: Agent) -> bool: ...
     async def delete(self, agent_id: str, now: datetime) -> None: ...
@@ -67,6 +68,8 @@ def checked_name(name: str) -> str:
         raise invalid(
             "name", "must not begin or end with a space, hold slashes or control characters, or look like an id."
         )
+    if name in RESERVED:
+        raise invalid("name", f"{name!r} means something else in a path.")
     return name
 
 
@@ -89,7 +92,7 @@ async def create(tx: Tx, caller: Caller, data: NewAgent) -> Agent:
     return agent
 
 
-async def get(tx: Tx, reference: str, lock: bool = False) -> Agent:
+async def get(tx: Tx, reference: str, lock: bool | Literal["share"] = False) -> Agent:
     """An agent by id or name. Errors: `not_found`."""
     agent = await tx.agents.find(reference, lock)
     if agent is None:

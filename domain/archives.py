@@ -79,6 +79,8 @@ def parse_manifest(file: str, text: str, python: str) -> Manifest:
     for key in ("name", "entrypoint", "description", "framework"):
         if key in values and not isinstance(values[key], str):
             raise BadArchive(f"{file}: `{key}` must be text.")
+        if key in values and not values[key].isprintable():
+            raise BadArchive(f"{file}: `{key}` holds characters that cannot be shown.")
     if not _ENTRYPOINT.fullmatch(values["entrypoint"]):
         raise BadArchive(f"{file}: `entrypoint` must look like package.module:function.")
     timeout = values.get("timeout")

@@ -9,10 +9,10 @@ from typing import Any, Final, Literal, Protocol
 import msgspec
 
 from domain import agents
-from domain.errors import not_found
+from domain.errors import invalid, not_found
 from domain.pages import Listing, Page
 from domain.ports import Tx
-from domain.states import TERMINAL
+from domain.states import TERMINAL, Status
 
 EventType = Literal["status", "log"]
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
@@ -61,7 +61,8 @@ class Events(Protocol):
     """The logs of the bound tenant's executions."""
 
     async def append_held(self, execution_id: str, attempt: int, written: list[Event]) -> bool: ...
-    async def after(self, execution_id: str, seq: int, limit: int) -> list[Event] | None: ...
+    async def state(self, execution_id: str) -> tuple[Status, int] | None: ...
+    async def after(self, execution_id: str, seq: int, limit: int) -> list[Event]: ...
     async def logs(self, execution_id: str, page: Page) -> Listing[LogEntry]: ...
     async def agent_logs(self, agent_id: str, page: Page) -> Listing[LogEntry]: ...
 
@@ -77,17 +78,30 @@ def logged(level: Level, message: str, at: datetime, stream: str) -> Event:
     return Event(type="log", data={"level": level, "stream": stream, "message": message.replace("\0", "\ufffd")}, at=at)
 
 
-async def after(tx: Tx, execution_id: str, seq: int) -> list[Event]:
-    """Up to `BATCH` events that follow number `seq`. Errors: `not_found`."""
-    found = await tx.events.after(execution_id, seq, BATCH)
-    if found is None:
+class Slice(msgspec.Struct, frozen=True, kw_only=True):
+    """Events that follow a number. `ended` tells that no event will ever follow these."""
+
+    events: list[Event]
+    ended: bool
+
+
+async def after(tx: Tx, execution_id: str, seq: int) -> Slice:
+    """Up to `BATCH` events that follow number `seq`. Errors: `not_found`, `invalid_field` for a number yet to come."""
+    # The state first: whatever is terminal now has all its events committed, and the next statement sees them.
+    state = await tx.events.state(execution_id)
+    if state is None:
         raise not_found("execution", execution_id)
-    return found
+    status, last = state
+    if seq > last:
+        raise invalid("Last-Event-ID", f"is beyond the last event, which is {last}.")
+    found = await tx.events.after(execution_id, seq, BATCH)
+    reached = found[-1].seq if found else seq
+    return Slice(events=found, ended=status in TERMINAL and reached >= last)
 
 
 async def logs(tx: Tx, execution_id: str, page: Page) -> Listing[LogEntry]:
     """An execution's log lines, oldest first. Errors: `not_found`."""
-    if await tx.events.after(execution_id, 0, 1) is None:
+    if await tx.events.state(execution_id) is None:
         raise not_found("execution", execution_id)
     return await tx.events.logs(execution_id, page)
 

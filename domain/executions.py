@@ -23,6 +23,7 @@ from domain.leases import Lease, LostLease
 from domain.pages import Listing, Page
 from domain.ports import Outcome, Tx
 from domain.states import TERMINAL, Status
+from domain.times import utc
 
 Kind = Literal["agent"]
 
@@ -145,7 +146,7 @@ class Executions(Protocol):
     ) -> bool: ...
     async def cancel(self, execution_id: str, reason: str, now: datetime) -> bool: ...
     async def cancel_all(self, agent_id: str, reason: str, now: datetime) -> list[str]: ...
-    async def release(self, execution_id: str, attempt: int, now: datetime) -> bool: ...
+    async def release(self, execution_id: str, attempt: int, now: datetime) -> Execution | None: ...
     async def take_back(self, execution_id: str, now: datetime) -> Execution | None: ...
 
 
@@ -188,7 +189,8 @@ async def start(tx: Tx, caller: Caller, reference: str, data: Start) -> Executio
     Errors: `not_found`, `agent_archived`, `version_not_ready`, `invalid_field`.
     """
     payload = payload_of(data)
-    agent = await agents.get(tx, reference)
+    # Shared, so that archiving or deleting waits for this, and this for them; starts do not wait for each other.
+    agent = await agents.get(tx, reference, lock="share")
     if agent.status == "archived":
         raise conflict(f"The agent {agent.name!r} is archived.", "agent_archived")
     version = await _runnable(tx, agent, data.agent_version_id)
@@ -263,10 +265,8 @@ def narrowed(caller: Caller, wanted: Filter, *tenants: str | None) -> Filter:
 
     Errors: `invalid_field` for a time without an offset.
     """
-    for field in ("since", "until"):
-        at = getattr(wanted, field)
-        if at is not None and at.tzinfo is None:
-            raise invalid(field, "must name its offset from UTC, for example 2030-01-01T00:00:00Z.")
+    times = {field: utc(field, at) for field in ("since", "until") if (at := getattr(wanted, field)) is not None}
+    wanted = msgspec.structs.replace(wanted, **times)
     if any(tenant is not None and tenant != caller.tenant_id for tenant in tenants):
         return msgspec.structs.replace(wanted, agent_id="(another tenant)")
     return wanted
@@ -303,7 +303,7 @@ async def retry(tx: Tx, caller: Caller, execution_id: str) -> Execution:
     old = await get(tx, execution_id)
     if old.status not in TERMINAL:
         raise conflict(f"The execution is {old.status}; only one that has ended can be run again.")
-    agent = await agents.get(tx, old.agent_id or "")
+    agent = await agents.get(tx, old.agent_id or "", lock="share")
     if agent.status == "archived":
         raise conflict(f"The agent {agent.name!r} is archived.", "agent_archived")
     version = await _runnable(tx, agent, old.agent_version_id)
@@ -338,8 +338,16 @@ async def record(tx: Tx, execution: Execution, written: list[Event]) -> None:
     tx.changed(execution.id)
 
 
+def settled(outcome: Outcome) -> Outcome:
+    """An outcome that can be kept: a result that nests beyond reason is none."""
+    if outcome.output is not None and depth(msgspec.json.decode(outcome.output)) > MAX_DEPTH:
+        return Outcome(error_type="result_not_json", error_message=f"The result nests deeper than {MAX_DEPTH} levels.")
+    return outcome
+
+
 async def finish(tx: Tx, execution: Execution, outcome: Outcome, written: list[Event]) -> None:
     """Settle an execution with what its sandbox left behind and the last of its output. Errors: `LostLease`."""
+    outcome = settled(outcome)
     if outcome.stack:
         written = [*written, events.logged("ERROR", outcome.stack, tx.now, "traceback")]
     if written and not await tx.events.append_held(execution.id, execution.attempt, written):
@@ -351,17 +359,18 @@ async def finish(tx: Tx, execution: Execution, outcome: Outcome, written: list[E
 
 
 async def give_back(tx: Tx, execution: Execution) -> None:
-    """Hand a held execution back to the queue, as a worker does that is told to stop."""
-    if await tx.executions.release(execution.id, execution.attempt, tx.now):
-        tx.ring(job_of(execution))
-        tx.changed(execution.id)
+    """Hand a held execution back, as a worker does that is told to stop. The attempt counts: it had begun."""
+    _freed(tx, await tx.executions.release(execution.id, execution.attempt, tx.now))
 
 
 async def take_back(tx: Tx, execution_id: str) -> None:
     """Give an expired lease's execution back to the queue, or fail it when its attempts are used up."""
-    after = await tx.executions.take_back(execution_id, tx.now)
+    _freed(tx, await tx.executions.take_back(execution_id, tx.now))
+
+
+def _freed(tx: Tx, after: Execution | None) -> None:
     if after is None:
         return
     if after.status == "pending":
         tx.ring(job_of(after))
-    tx.changed(execution_id)
+    tx.changed(after.id)

@@ -7,10 +7,11 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from domain import ids
-from domain.access import SCOPES, Caller, Role, scopes_in_force
+from domain.access import BY_ROLE, SCOPES, Caller, Role, scopes_in_force
 from domain.errors import conflict, invalid, not_found
 from domain.pages import Listing, Page
 from domain.ports import Tx
+from domain.times import utc
 
 Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$", examples=["My CLI Key"])]
 Description = Annotated[str, Meta(max_length=2000, pattern=r"^[^\x00]*$")]
@@ -83,7 +84,7 @@ class Keys(Protocol):
     async def find(self, key_hash: bytes) -> KeyIdentity | None: ...
     async def count_use(self, uses: dict[str, tuple[int, datetime]]) -> None: ...
     async def add(self, key: ApiKey, key_hash: bytes) -> None: ...
-    async def get(self, key_id: str, owner: str | None) -> ApiKey | None: ...
+    async def get(self, key_id: str, owner: str | None, lock: bool = False) -> ApiKey | None: ...
     async def page(self, owner: str | None, page: Page) -> Listing[ApiKey]: ...
     async def save(self, key: ApiKey) -> None: ...
     async def delete(self, key_id: str) -> None: ...
@@ -106,12 +107,14 @@ def caller_of(identity: KeyIdentity, now: datetime) -> Caller | None:
 
 def checked_scopes(caller: Caller, asked: list[str] | None) -> list[str]:
     """The scopes a new key gets: never one its creator does not hold."""
+    # An admin may give whatever its role holds, also by a key that carries nothing but `admin`.
+    held = BY_ROLE[caller.role] if caller.is_admin else caller.scopes
     if asked is None:
-        return sorted(caller.scopes - {"admin"})
+        return sorted(held - {"admin"})
     for scope in asked:
         if scope not in SCOPES:
             raise invalid("scopes", f"{scope!r} is not a scope; there are: {', '.join(sorted(SCOPES))}.")
-        if scope not in caller.scopes:
+        if scope not in held:
             raise invalid("scopes", f"{scope!r} is not yours to give.")
     return sorted(set(asked))
 
@@ -119,11 +122,10 @@ def checked_scopes(caller: Caller, asked: list[str] | None) -> list[str]:
 def _checked_expiry(at: datetime | None, now: datetime) -> datetime | None:
     if at is None:
         return None
-    if at.tzinfo is None:
-        raise invalid("expires_at", "must name its offset from UTC, for example 2030-01-01T00:00:00Z.")
-    if at <= now:
+    checked = utc("expires_at", at)
+    if checked <= now:
         raise invalid("expires_at", "is in the past.")
-    return at
+    return checked
 
 
 async def create(tx: Tx, caller: Caller, data: NewKey, key: str, key_hash: bytes) -> CreatedKey:
@@ -149,9 +151,9 @@ async def create(tx: Tx, caller: Caller, data: NewKey, key: str, key_hash: bytes
     return made
 
 
-async def get(tx: Tx, caller: Caller, key_id: str) -> ApiKey:
+async def get(tx: Tx, caller: Caller, key_id: str, lock: bool = False) -> ApiKey:
     """One's own key, or any of the tenant for an admin. Errors: `not_found`."""
-    found = await tx.keys.get(key_id, _owner(caller))
+    found = await tx.keys.get(key_id, _owner(caller), lock)
     if found is None:
         raise not_found("API key", key_id)
     return found
@@ -164,7 +166,7 @@ async def list_keys(tx: Tx, caller: Caller, page: Page) -> Listing[ApiKey]:
 
 async def patch(tx: Tx, caller: Caller, key_id: str, data: PatchKey) -> ApiKey:
     """Change what was sent. A revoked key stays as it is."""
-    key = await get(tx, caller, key_id)
+    key = await get(tx, caller, key_id, lock=True)
     if not key.is_active:
         raise conflict("A revoked key cannot be changed; create a new one.")
     if data.name is not UNSET:
@@ -184,7 +186,7 @@ async def patch(tx: Tx, caller: Caller, key_id: str, data: PatchKey) -> ApiKey:
 
 async def revoke(tx: Tx, caller: Caller, key_id: str) -> ApiKey:
     """Make a key useless from the next request on, and keep it on the list. Twice is fine."""
-    key = await get(tx, caller, key_id)
+    key = await get(tx, caller, key_id, lock=True)
     key.is_active, key.updated_at = False, tx.now
     await tx.keys.save(key)
     return key

@@ -151,8 +151,8 @@ class S3Blobs:
     async def abort_uploads(self, prefix: str, before: datetime) -> int:
         """Drop multipart uploads that nobody will finish."""
         async with _answers():
-            listed = await self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=prefix)
-            stale = [item for item in listed.get("Uploads", ()) if item["Initiated"] < before]
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=prefix)
+            stale = [item async for page in pages for item in page.get("Uploads", ()) if item["Initiated"] < before]
             for item in stale:
                 await self._abort(item["Key"], item["UploadId"])
             return len(stale)

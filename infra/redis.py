@@ -109,7 +109,7 @@ class Counter:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._local: dict[tuple[str, int], int] = {}
+        self._local: dict[tuple[str, int, int], int] = {}
         self._down_until = 0.0
 
     async def count(self, who: str, window: int, now: float) -> int:
@@ -127,6 +127,7 @@ class Counter:
                 self._down_until = time.monotonic() + 1.0
             else:
                 return int(used)
-        self._local = {key: used for key, used in self._local.items() if key[1] + window > now}
-        self._local[(who, start)] = self._local.get((who, start), 0) + 1
-        return self._local[(who, start)]
+        self._local = {key: used for key, used in self._local.items() if key[1] + key[2] > now}
+        here = (who, start, window)
+        self._local[here] = self._local.get(here, 0) + 1
+        return self._local[here]

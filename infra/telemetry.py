@@ -44,7 +44,8 @@ def configure_logging(level: str, component: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for noisy in ("arq", "botocore", "aiobotocore", "uvicorn.access", "alembic", "httpx", "httpcore"):
+    # uvicorn.error names every WebSocket with its query, which may hold a token.
+    for noisy in ("arq", "botocore", "aiobotocore", "uvicorn.access", "uvicorn.error", "alembic", "httpx", "httpcore"):
         logging.getLogger(noisy).setLevel("WARNING")
     for adopted in ("uvicorn", "uvicorn.error"):
         logging.getLogger(adopted).handlers[:] = []

@@ -3,14 +3,14 @@
 import secrets
 
 from domain import accounts, keys
-from domain.access import SCOPES, Caller
+from domain.access import OPERATORS, SCOPES, Caller
 from domain.accounts import Register
 from domain.keys import NewKey
 from infra.credentials import KEY_PREFIX, new_token, token_hash
 from infra.settings import Settings
 from infra.wiring import wire
 
-TENANT = "default"
+TENANT = OPERATORS
 EMAIL = "admin@localhost"
 
 
@@ -30,7 +30,7 @@ async def admin_key(settings: Settings, known: str | None) -> str:
             )
             hashed = await parts.passwords.hash(data.password)
             async with parts.store.begin_for(TENANT) as tx:
-                user_id = (await accounts.register(tx, TENANT, data, hashed, b"")).id
+                user_id = (await accounts.register(tx, TENANT, data, hashed, b"", by_operator=True)).id
         else:
             user_id = admin.user_id
         caller = Caller(tenant_id=TENANT, user_id=user_id, role="admin", scopes=frozenset(SCOPES))

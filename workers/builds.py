@@ -1,6 +1,7 @@
 """Builds versions: fetch, unpack in the fence, install, compile, try the import, store, settle."""
 
 import asyncio
+import contextlib
 import platform
 from pathlib import Path
 from typing import Final
@@ -60,6 +61,12 @@ class Builder:
         except asyncio.CancelledError:
             await asyncio.shield(self._give_back(version))
             raise
+        except Exception as unexpected:
+            # A mistake of ours. Better a failure that says so now than three leases that run out.
+            log.exception("build failed unexpectedly")
+            told = f"internal_error: the worker failed: {type(unexpected).__name__}."
+            with contextlib.suppress(LostLease):
+                await persist(lambda: self._finish(version, None, told, f"Failed: {told}\n"))
         else:
             log.info("build ended", error=error)
 

@@ -1,6 +1,7 @@
 """Runs executions: claim, run in the sandbox, settle."""
 
 import asyncio
+import contextlib
 
 import msgspec
 import structlog
@@ -43,6 +44,12 @@ class Runner:
         except asyncio.CancelledError:
             await asyncio.shield(self._give_back(execution))
             raise
+        except Exception as error:
+            # A mistake of ours. Better a failure that says so now than three leases that run out.
+            log.exception("run failed unexpectedly")
+            outcome = Outcome(error_type="internal_error", error_message=f"The worker failed: {type(error).__name__}.")
+            with contextlib.suppress(LostLease):
+                await persist(lambda: self._finish(execution, outcome, []))
         else:
             log.info("run ended", error_type=outcome.error_type)
 

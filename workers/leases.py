@@ -78,9 +78,9 @@ class Holder:
         try:
             async with self._store.begin_unbound() as tx:
                 held = await tx.queues.extend(self._lane, asked, now + self.lease, now + self.lease * 2 / 3)
-        except DomainError as error:
+        except Exception as error:
             # Work goes on: if the row was taken back meanwhile, the fencing token keeps us from settling it.
-            _log.warning("cannot extend leases", error=error.detail)
+            _log.warning("cannot extend leases", error=str(error))
             return
         for row_id in asked.keys() - held:
             if row_id in self._held and self._held[row_id][0] == asked[row_id]:

@@ -115,9 +115,11 @@ async def _beat(parts: Parts, info: WorkerInfo, holder: Holder | None, sandbox: 
             told = problem
         busy = holder.busy if holder is not None else 0
         seen = replace(info, busy=busy, problem=problem, seen_at=parts.clock())
-        with contextlib.suppress(DomainError):
+        try:
             async with parts.store.begin_unbound() as tx:
                 await tx.queues.beat(seen)
+        except Exception as error:
+            _log.warning("cannot give a sign of life", error=str(error))
         await asyncio.sleep(BEAT)
 
 

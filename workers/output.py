@@ -28,10 +28,11 @@ class Output:
         self._dropped += max(0, len(data) - room)
         self._kept += min(len(data), room)
         *lines, self._rest[stream] = (self._rest[stream] + data[:room]).split(b"\n")
-        self._pending += [self._event(stream, line) for line in lines]
         if len(self._rest[stream]) > MAX_LINE:
-            self._pending.append(self._event(stream, self._rest[stream]))
+            lines.append(self._rest[stream])
             self._rest[stream] = b""
+        for line in lines:
+            self._pending += self._events(stream, line)
 
     async def flush_until(self, stop: asyncio.Event) -> None:
         """Write what is there every `FLUSH` seconds until told to stop. Errors: those of `write` but `unavailable`.
@@ -54,7 +55,7 @@ class Output:
         """What has not been written, unfinished lines included, and a line that tells what was dropped."""
         for stream, line in self._rest.items():
             if line:
-                self._pending.append(self._event(stream, line))
+                self._pending += self._events(stream, line)
         self._rest = {"stdout": b"", "stderr": b""}
         if self._dropped:
             told = f"Only the first {KEPT} bytes of output are kept; {self._dropped} more were written."
@@ -63,6 +64,8 @@ class Output:
         rest, self._pending = self._pending, []
         return rest
 
-    def _event(self, stream: Stream, line: bytes) -> Event:
-        text = line[:MAX_LINE].decode(errors="replace").rstrip("\r")
-        return logged(level_of(stream, text), text, self._clock(), stream)
+    def _events(self, stream: Stream, line: bytes) -> list[Event]:
+        """A line as events of `MAX_LINE` bytes at most; all of them have the level that the line names."""
+        level, now = level_of(stream, line[:20].decode(errors="replace")), self._clock()
+        pieces = [line[start : start + MAX_LINE] for start in range(0, max(1, len(line)), MAX_LINE)]
+        return [logged(level, piece.decode(errors="replace").rstrip("\r"), now, stream) for piece in pieces]

@@ -13,6 +13,7 @@ import structlog
 from domain import builds, executions
 from domain.errors import DomainError
 from domain.idempotency import LIFETIME
+from domain.jobs import LANES
 from domain.ports import Blob, Blobs, Clock, Queue, Store
 from infra.redis import GONE
 from infra.settings import Settings
@@ -23,7 +24,7 @@ _log = structlog.get_logger("paddock.upkeep")
 RING_AGE: Final = timedelta(seconds=2)
 BATCH: Final = 500
 SWEEP: Final = timedelta(hours=1)
-_SWEPT: Final = ("uploads/", "bundles/")
+_SWEPT: Final = ("uploads/", "bundles/", "environments/")
 
 
 class Upkeep:
@@ -64,7 +65,7 @@ class Upkeep:
     async def ring_lost(self) -> int:
         """Ring again for waiting rows whose ring was lost. Returns how many."""
         async with self._store.begin_unbound() as tx:
-            waiting = await tx.queues.waiting(tx.now - RING_AGE, BATCH)
+            waiting = [job for lane in LANES for job in await tx.queues.waiting(lane, tx.now - RING_AGE, BATCH)]
         rung = await self._queue.ring_lost(waiting) if waiting else 0
         if rung:
             _log.info("rang again", jobs=rung)
@@ -80,7 +81,7 @@ class Upkeep:
             }
             await tx.queues.forget_workers(now - timedelta(minutes=5))
         before = now - timedelta(hours=self._settings.staging_hours)
-        removed["uploads_aborted"] = await self._blobs.abort_uploads("uploads/", before)
+        removed["uploads_aborted"] = sum([await self._blobs.abort_uploads(prefix, before) for prefix in _SWEPT])
         removed["objects"] = sum([await self._sweep_objects(prefix, before) for prefix in _SWEPT])
         if any(removed.values()):
             _log.info("swept", **removed)

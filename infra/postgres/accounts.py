@@ -130,10 +130,11 @@ class PostgresAccounts:
             return _taken(error)
         return None
 
-    async def user(self, user_id: str) -> User | None:
+    async def user(self, user_id: str, lock: bool = False) -> User | None:
         if ids.decode("user", user_id) is None:
             return None
-        row = (await self._connection.execute(select(UserRow).where(UserRow.id == user_id))).first()
+        query = select(UserRow).where(UserRow.id == user_id)
+        row = (await self._connection.execute(query.with_for_update() if lock else query)).first()
         return None if row is None else as_struct(row, User)
 
     async def password_hash(self, user_id: str) -> str:

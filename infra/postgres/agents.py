@@ -1,6 +1,7 @@
 """Agents in Postgres."""
 
 from datetime import datetime
+from typing import Literal
 
 from sqlalchemy import ForeignKey, Index, Text, select, text, update
 from sqlalchemy.dialects.postgresql import insert
@@ -54,14 +55,14 @@ class PostgresAgents:
         )
         return made.first() is not None
 
-    async def find(self, reference: str, lock: bool = False) -> Agent | None:
+    async def find(self, reference: str, lock: bool | Literal["share"] = False) -> Agent | None:
         query = select(AgentRow).where(AgentRow.deleted_at.is_(None))
         if ids.decode("agent", reference) is not None:
             query = query.where(AgentRow.id == reference)
         else:
             query = query.where(AgentRow.name == reference.replace("\0", "\ufffd"))
         if lock:
-            query = query.with_for_update()
+            query = query.with_for_update(read=lock == "share")
         row = (await self._connection.execute(query)).first()
         return None if row is None else as_struct(row, Agent)
 

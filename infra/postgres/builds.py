@@ -93,7 +93,7 @@ class PostgresBuilds:
 
     async def by_path(self, path: str) -> Version | None:
         alive = select(AgentRow.id).where(AgentRow.deleted_at.is_(None))
-        return await self._one(VersionRow.tarball_path == path, VersionRow.agent_id.in_(alive))
+        return await self._one(VersionRow.tarball_path == path.replace("\0", "\ufffd"), VersionRow.agent_id.in_(alive))
 
     async def newest(self, agent_id: str) -> Version | None:
         query = select(VersionRow).where(VersionRow.agent_id == agent_id).order_by(VersionRow.number.desc()).limit(1)

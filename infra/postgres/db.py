@@ -80,6 +80,7 @@ def connect(url: str, *, pool_size: int, application: str, as_owner: bool = Fals
         f"postgresql+asyncpg://{rest}",
         pool_size=pool_size,
         max_overflow=0,
+        hide_parameters=True,
         pool_timeout=10,
         pool_recycle=1800,
         connect_args={"server_settings": settings, "timeout": 5, "command_timeout": 60},

@@ -14,7 +14,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from domain import ids
 from domain.events import Event, LogEntry
-from domain.pages import Listing, Page, listing
+from domain.pages import COUNT_BOUND, Listing, Page, listing
+from domain.states import Status
 from infra.postgres.db import Base, Id, as_struct, json_column, timestamp
 
 
@@ -29,6 +30,8 @@ class EventRow(Base):
     type: Mapped[str] = mapped_column(Text)
     data: Mapped[Any] = mapped_column(json_column())
 
+
+_STATE = text("SELECT status, last_seq FROM executions WHERE id = :id")
 
 _APPEND = text(
     """
@@ -56,11 +59,11 @@ _AGENT_LOGS = """
     SELECT e.at, 'runtime',
            CASE WHEN e.type = 'log' THEN e.data->>'level'
                 WHEN e.data->>'status' = 'failed' THEN 'ERROR' ELSE 'INFO' END,
-           CASE WHEN e.type = 'log' THEN replace((e.data->'message')::text, '\\u0000', '')
+           CASE WHEN e.type = 'log' THEN e.data->>'message'
                 ELSE x.run_name || ' ' || (e.data->>'status') || coalesce(': ' || x.error_message, '') END,
            json_build_object('status', e.data->>'status', 'stream', e.data->>'stream'), e.execution_id, e.seq
     FROM executions x JOIN execution_events e ON e.execution_id = x.id
-    WHERE x.agent_id = :agent
+    WHERE x.id IN (SELECT id FROM executions WHERE agent_id = :agent ORDER BY id DESC LIMIT 500)
       AND (e.type = 'log' OR e.data->>'status' IN ('completed', 'failed', 'cancelled'))
 """
 
@@ -85,21 +88,21 @@ class PostgresEvents:
         )
         return len(appended.all()) == len(written)
 
-    async def after(self, execution_id: str, seq: int, limit: int) -> list[Event] | None:
+    async def state(self, execution_id: str) -> tuple[Status, int] | None:
         if ids.decode("exec", execution_id) is None:
             return None
+        found = await self._connection.execute(_STATE, {"id": ids.decode("exec", execution_id)})
+        row = found.first()
+        return None if row is None else (row.status, row.last_seq)
+
+    async def after(self, execution_id: str, seq: int, limit: int) -> list[Event]:
         query = (
             select(EventRow)
             .where(EventRow.execution_id == execution_id, EventRow.seq > seq)
             .order_by(EventRow.seq)
             .limit(limit)
         )
-        rows = (await self._connection.execute(query)).all()
-        if rows:
-            return [as_struct(row, Event) for row in rows]
-        # Every execution has an event from its first commit on, so none at all means no such execution.
-        first = select(EventRow.seq).where(EventRow.execution_id == execution_id).limit(1)
-        return None if (await self._connection.execute(first)).first() is None else []
+        return [as_struct(row, Event) for row in await self._connection.execute(query)]
 
     async def logs(self, execution_id: str, page: Page) -> Listing[LogEntry]:
         query = (
@@ -117,7 +120,7 @@ class PostgresEvents:
         values = {"agent": ids.decode("agent", agent_id), "limit": page.limit + 1, "offset": page.offset}
         query = f"SELECT * FROM ({_AGENT_LOGS}) AS l ORDER BY timestamp DESC, seq DESC LIMIT :limit OFFSET :offset"  # noqa: S608
         rows = (await self._connection.execute(text(query), values)).all()
-        count = f"SELECT count(*) FROM ({_AGENT_LOGS}) AS l"  # noqa: S608
+        count = f"SELECT count(*) FROM (SELECT 1 FROM ({_AGENT_LOGS}) AS l LIMIT {COUNT_BOUND}) AS c"  # noqa: S608
         total = (await self._connection.execute(text(count), values)).scalar_one()
         return listing([_agent_entry(row) for row in rows], total, page)
 

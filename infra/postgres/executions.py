@@ -183,20 +183,25 @@ class PostgresExecutions:
         return await self._moved(_cancelled(moved, reason, now), now) is not None
 
     async def cancel_all(self, agent_id: str, reason: str, now: datetime) -> list[str]:
-        moved = update(E_).where(E_.agent_id == agent_id, E_.status.in_(_OPEN))
+        # In the order of ids, as leases are extended, so that the two cannot deadlock.
+        chosen = select(E_.id).where(E_.agent_id == agent_id, E_.status.in_(_OPEN)).order_by(E_.id).with_for_update()
+        moved = update(E_).where(E_.id.in_(chosen.scalar_subquery()))
         rows = await self._connection.execute(_noted(_cancelled(moved, reason, now), now))
         return [as_struct(row, Execution).id for row in rows]
 
-    async def release(self, execution_id: str, attempt: int, now: datetime) -> bool:
-        moved = update(E_).where(E_.id == execution_id, E_.attempt == attempt, E_.status.in_(HELD))
-        return await self._moved(moved.values(status="pending", worker=None, lease_expires_at=None), now) is not None
+    async def release(self, execution_id: str, attempt: int, now: datetime) -> Execution | None:
+        return await self._freed(now, E_.id == execution_id, E_.attempt == attempt)
 
     async def take_back(self, execution_id: str, now: datetime) -> Execution | None:
+        return await self._freed(now, E_.id == execution_id, E_.lease_expires_at < now)
+
+    async def _freed(self, now: datetime, *which: Any) -> Execution | None:
+        """Pending again, or failed when its attempts are used up."""
         used_up = E_.attempt >= E_.max_attempts
         reason = func.format("The worker stopped answering during attempt %s of %s.", E_.attempt, E_.max_attempts)
         moved = (
             update(E_)
-            .where(E_.id == execution_id, E_.status.in_(HELD), E_.lease_expires_at < now)
+            .where(*which, E_.status.in_(HELD))
             .values(
                 status=case((used_up, "failed"), else_="pending"),
                 error_type=case((used_up, "worker_lost"), else_=None),

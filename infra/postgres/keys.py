@@ -70,12 +70,14 @@ class PostgresKeys:
         values = {name: getattr(key, name) for name in ApiKey.__struct_fields__}
         await self._connection.execute(insert(ApiKeyRow).values(**values, key_hash=key_hash))
 
-    async def get(self, key_id: str, owner: str | None) -> ApiKey | None:
+    async def get(self, key_id: str, owner: str | None, lock: bool = False) -> ApiKey | None:
         if ids.decode("key", key_id) is None:
             return None
         query = select(ApiKeyRow).where(ApiKeyRow.id == key_id)
         if owner is not None:
             query = query.where(ApiKeyRow.user_id == owner)
+        if lock:
+            query = query.with_for_update()
         row = (await self._connection.execute(query)).first()
         return None if row is None else as_struct(row, ApiKey)
 

@@ -34,7 +34,7 @@ _STATS = text(
     """
     SELECT lane, count(*) FILTER (WHERE waiting) AS depth, count(*) FILTER (WHERE NOT waiting) AS running,
            CAST(extract(epoch FROM :now - min(since) FILTER (WHERE waiting)) AS double precision) AS oldest_seconds
-    FROM open_work GROUP BY lane
+    FROM open_work WHERE CAST(:tenant AS text) IS NULL OR tenant_id = :tenant GROUP BY lane
     """
 )
 
@@ -50,11 +50,12 @@ class PostgresQueues:
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
 
-    async def stats(self, now: datetime) -> list[QueueStats]:
-        rows = (await self._connection.execute(_STATS, {"now": now})).all()
+    async def stats(self, now: datetime, tenant_id: str | None = None) -> list[QueueStats]:
+        rows = (await self._connection.execute(_STATS, {"now": now, "tenant": tenant_id})).all()
         found = {row.lane: dict(row._mapping) for row in rows}
         failed = await self._connection.execute(
-            text("SELECT * FROM failed_since(:since)"), {"since": now - timedelta(days=1)}
+            text("SELECT * FROM failed_since(:since, CAST(:tenant AS text))"),
+            {"since": now - timedelta(days=1), "tenant": tenant_id},
         )
         failures = {row.lane: row.failed for row in failed}
         empty = {"depth": 0, "running": 0, "oldest_seconds": None}
@@ -67,13 +68,13 @@ class PostgresQueues:
         rows = await self._connection.execute(text("SELECT * FROM run_states(:since)"), {"since": since})
         return {row.status: row.runs for row in rows}
 
-    async def waiting(self, before: datetime, limit: int) -> list[Job]:
+    async def waiting(self, lane: Lane, before: datetime, limit: int) -> list[Job]:
         rows = await self._connection.execute(
             text(
                 "SELECT lane, row_id, tenant_id, attempt FROM open_work "
-                "WHERE waiting AND since < :before ORDER BY since LIMIT :limit"
+                "WHERE lane = :lane AND waiting AND since < :before ORDER BY since LIMIT :limit"
             ),
-            {"before": before, "limit": limit},
+            {"lane": lane, "before": before, "limit": limit},
         )
         return [
             Job(

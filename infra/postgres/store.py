@@ -33,7 +33,15 @@ from infra.postgres.queues import PostgresQueues
 
 _BIND = text("SELECT set_config('paddock.tenant_id', :tenant, true)")
 _GONE = (OperationalError, OSError, TimeoutError, exc.TimeoutError)
-_STARTING = (asyncpg.CannotConnectNowError, asyncpg.ConnectionDoesNotExistError, asyncpg.AdminShutdownError)
+_PASSING = (
+    asyncpg.CannotConnectNowError,
+    asyncpg.ConnectionDoesNotExistError,
+    asyncpg.AdminShutdownError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+)
+_DETAIL = "The database did not answer. Try again; with an Idempotency-Key nothing is done twice."
 
 
 class PostgresTx:
@@ -104,10 +112,10 @@ class PostgresStore:
         except _GONE as error:
             raise _unavailable() from error
         except DBAPIError as error:
-            if error.connection_invalidated or isinstance(getattr(error.orig, "__cause__", None), _STARTING):
+            if error.connection_invalidated or isinstance(getattr(error.orig, "__cause__", None), _PASSING):
                 raise _unavailable() from error
             raise
-        except _STARTING as error:
+        except _PASSING as error:
             raise _unavailable() from error
         if tx.rings or tx.changes:
             await self._queue.ring(tx.rings, tx.changes)
@@ -131,4 +139,8 @@ class PostgresStore:
 
 
 def _unavailable() -> DomainError:
-    return DomainError("unavailable", "The database cannot be reached. Nothing was changed.", retry_after=1)
+    return DomainError(
+        "unavailable",
+        "The database did not answer. Try again; with an Idempotency-Key nothing is done twice.",
+        retry_after=1,
+    )

@@ -203,6 +203,7 @@ class BubblewrapSandbox:
                 (answer_ours, answer_theirs),
                 (info_ours, info_theirs),
                 before,
+                self._fence,
             )
         finally:
             os.close(filter_fd)

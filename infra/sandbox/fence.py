@@ -15,7 +15,8 @@ import msgspec
 GUARDS: Final = frozenset(
     {
         "capabilities",  # none left, not even over the sandbox's own namespaces
-        "environment",  # empty for bwrap itself: /proc/1/environ shows it
+        "descriptors",  # none of the worker's but the pipes meant for the guest
+        "environment",  # empty, for bwrap itself as well: /proc shows it
         "ipc",  # its own System V objects and message queues
         "limits",  # processes, memory, file size, open files, core dumps (set by the guest)
         "network",  # its own network with nothing in it
@@ -110,18 +111,21 @@ def arguments(fence: Fence, mounts: list[Mount], seccomp_fd: int | None) -> list
         if fence.has(guard):
             args += flags
     args += ["--unshare-uts", "--unshare-cgroup-try", "--hostname", "sandbox", "--uid", "65534", "--gid", "65534"]
-    args += ["--die-with-parent", "--clearenv", "--setenv", "HOME", TMP, "--setenv", "PATH", "/usr/bin:/bin"]
+    if fence.has("environment"):
+        args.append("--clearenv")
+    args += ["--die-with-parent", "--setenv", "HOME", TMP, "--setenv", "PATH", "/usr/bin:/bin"]
     args += ["--setenv", "LANG", "C.UTF-8", "--setenv", "TMPDIR", TMP]
     if fence.has("userns"):
         args.append("--disable-userns")
     if fence.has("session"):
         args.append("--new-session")
     args += ["--cap-drop", "ALL"] if fence.has("capabilities") else ["--cap-add", "ALL"]
-    if fence.has("root"):
-        for mount in system_mounts():
-            args += mount
-    else:
-        args += ["--ro-bind", "/", "/"]
+    for mount in system_mounts():
+        args += mount
+    if not fence.has("root"):
+        taken = (interpreter_root() or "/").split("/")[1]
+        for name in {"boot", "etc", "home", "media", "opt", "root", "srv", "var"} - {taken}:
+            args += ["--ro-bind-try", f"/{name}", f"/{name}"]
     for shown in mounts:
         args += ["--bind" if shown.writable else "--ro-bind", shown.source, shown.target]
     args += ["--proc", "/proc"] if fence.has("processes") else ["--ro-bind", "/proc", "/proc"]
@@ -138,9 +142,7 @@ def arguments(fence: Fence, mounts: list[Mount], seccomp_fd: int | None) -> list
             args += ["--size", str(size)]
         args += ["--perms", "0700", "--tmpfs", path]
     if fence.has("read_only"):
-        args += ["--remount-ro", "/dev"]
-        if fence.has("root"):
-            args += ["--remount-ro", "/"]
+        args += ["--remount-ro", "/dev", "--remount-ro", "/"]
     if fence.has("seccomp") and seccomp_fd is not None:
         args += ["--seccomp", str(seccomp_fd)]
     args += ["--chdir", TMP]

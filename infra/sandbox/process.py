@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from domain.ports import OnOutput, Stream
-from infra.sandbox.fence import Mount
+from infra.sandbox.fence import Fence, Mount
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNS: Final = 0x00020000
@@ -138,11 +138,12 @@ class Child:
         return ending
 
     def kill(self) -> None:
-        """SIGKILL to the first process inside, which takes its whole namespace along, and to bwrap."""
-        for pidfd in (self._pid1_fd, self._pidfd):
-            if pidfd is not None:
-                with contextlib.suppress(ProcessLookupError, OSError):
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        """SIGKILL to the first process inside, which takes its whole namespace along; bwrap then reaps it and ends.
+
+        While that process is not known yet, bwrap itself is killed, and its own child dies with it.
+        """
+        with contextlib.suppress(ProcessLookupError, OSError):
+            signal.pidfd_send_signal(self._pidfd if self._pid1_fd is None else self._pid1_fd, signal.SIGKILL)
 
     def close(self) -> None:
         """Free every descriptor."""
@@ -185,7 +186,9 @@ class Child:
                 part = part[1:]
             answer += part
             if len(answer) > most:
+                # Whoever writes this much is not our guest any more: nothing it says later counts.
                 ending.overflow = True
+                self.kill()
                 return
         ending.answer = bytes(answer)
 
@@ -249,6 +252,7 @@ def start(
     answer: tuple[int, int],
     info: tuple[int, int],
     before_exec: Callable[[], None] | None,
+    fence: Fence,
 ) -> Child:
     """Start bwrap with an empty environment. The pairs are (ours, theirs); theirs are closed here.
 
@@ -256,14 +260,18 @@ def start(
     """
     out, err = os.pipe(), os.pipe()
     theirs = [feed[1], answer[1], info[1], out[1], err[1]]
+    if not fence.has("descriptors"):
+        for fd in (*passed, *theirs):
+            os.set_inheritable(fd, True)
     try:
         process = subprocess.Popen(
             args,
-            env={},
+            env={} if fence.has("environment") else None,
             stdin=subprocess.DEVNULL,
             stdout=out[1],
             stderr=err[1],
-            pass_fds=[*passed, feed[1], answer[1], info[1]],
+            pass_fds=[*passed, feed[1], answer[1], info[1]] if fence.has("descriptors") else (),
+            close_fds=fence.has("descriptors"),
             preexec_fn=before_exec or _die_with_parent,
             cwd="/",
         )

@@ -77,7 +77,9 @@ def _failure(error, kind=None):
     except Exception:
         message = "(the exception cannot be shown)"
     stack = "".join(traceback.format_exception(type(error), error, frames))
-    return {"error_type": kind or type(error).__name__, "error_message": message[:4000], "stack": stack[-16000:]}
+    answer = {"error_type": kind or type(error).__name__, "error_message": message[:4000], "stack": stack[-16000:]}
+    # Broken surrogates would make the whole answer unreadable.
+    return {name: text.encode(errors="backslashreplace").decode() for name, text in answer.items()}
 
 
 def _answer(request, payload):

@@ -67,7 +67,8 @@ def upgrade() -> None:
         LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
             SELECT p FROM unnest(paths) AS p
             WHERE EXISTS (SELECT FROM agent_versions v JOIN agents a ON a.id = v.agent_id
-                          WHERE (v.tarball_path = p OR v.bundle_path = p) AND a.deleted_at IS NULL)
+                          WHERE (v.tarball_path = p OR v.bundle_path = p
+                                 OR 'environments/' || v.environment || '.tar.gz' = p) AND a.deleted_at IS NULL)
         $$;
         REVOKE ALL ON FUNCTION known_objects FROM PUBLIC;
         GRANT EXECUTE ON FUNCTION known_objects TO paddock_app;

@@ -40,24 +40,31 @@ def upgrade() -> None:
         LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$ BEGIN
             IF lane = 'run' THEN
                 UPDATE executions e SET lease_expires_at = until
-                FROM unnest(ids, attempts) AS h(id, attempt)
-                WHERE e.id = h.id AND e.attempt = h.attempt AND e.status IN ('preparing', 'running')
-                  AND e.lease_expires_at < stale;
+                FROM (SELECT x.id FROM executions x JOIN unnest(ids, attempts) AS h(id, attempt)
+                      ON x.id = h.id AND x.attempt = h.attempt
+                      WHERE x.status IN ('preparing', 'running') AND x.lease_expires_at < stale
+                      ORDER BY x.id FOR UPDATE OF x) AS held
+                WHERE e.id = held.id;
                 RETURN QUERY SELECT e.id FROM executions e JOIN unnest(ids, attempts) AS h(id, attempt)
                 ON e.id = h.id AND e.attempt = h.attempt WHERE e.status IN ('preparing', 'running');
             ELSE
                 UPDATE agent_versions v SET lease_expires_at = until
-                FROM unnest(ids, attempts) AS h(id, attempt)
-                WHERE v.id = h.id AND v.attempt = h.attempt AND v.status = 'building' AND v.lease_expires_at < stale;
+                FROM (SELECT x.id FROM agent_versions x JOIN unnest(ids, attempts) AS h(id, attempt)
+                      ON x.id = h.id AND x.attempt = h.attempt
+                      WHERE x.status = 'building' AND x.lease_expires_at < stale
+                      ORDER BY x.id FOR UPDATE OF x) AS held
+                WHERE v.id = held.id;
                 RETURN QUERY SELECT v.id FROM agent_versions v JOIN unnest(ids, attempts) AS h(id, attempt)
                 ON v.id = h.id AND v.attempt = h.attempt WHERE v.status = 'building';
             END IF;
         END $$;
-        CREATE FUNCTION failed_since(since timestamptz) RETURNS TABLE (lane text, failed bigint)
+        CREATE FUNCTION failed_since(since timestamptz, tenant text) RETURNS TABLE (lane text, failed bigint)
         LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
-            SELECT 'run', count(*) FROM executions WHERE completed_at >= since AND status = 'failed'
+            SELECT 'run', count(*) FROM executions
+            WHERE completed_at >= since AND status = 'failed' AND (tenant IS NULL OR tenant_id = tenant)
             UNION ALL
-            SELECT 'build', count(*) FROM agent_versions WHERE updated_at >= since AND status = 'failed'
+            SELECT 'build', count(*) FROM agent_versions
+            WHERE updated_at >= since AND status = 'failed' AND (tenant IS NULL OR tenant_id = tenant)
         $$;
         CREATE FUNCTION run_states(since timestamptz) RETURNS TABLE (status text, runs bigint)
         LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$

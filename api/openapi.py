@@ -1,0 +1,123 @@
+"""The OpenAPI document: what Litestar makes of the handlers, and what only we know about every route."""
+
+from typing import Any, Final
+
+import msgspec
+from litestar.handlers import HTTPRouteHandler
+from litestar.types import Method
+
+from api.errors import TABLE, Problem
+
+_ERRORS: Final = {"400": "malformed_request", "401": "unauthenticated", "403": "missing_scope", "404": "not_found"}
+_ALWAYS: Final = {"422": "invalid_field", "429": "rate_limit_exceeded", "503": "unavailable"}
+_PREFER: Final = {
+    "name": "Prefer",
+    "in": "header",
+    "description": "`wait=N`: hold the answer until the work has ended, for N seconds at most (60).",
+    "schema": {"type": "string"},
+    "example": "wait=30",
+}
+_KEY: Final = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "The same key and body again answer as the first did, for 24 hours.",
+    "schema": {"type": "string", "maxLength": 255},
+}
+_LAST: Final = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "description": "Resume after this event.",
+    "schema": {"type": "integer"},
+}
+_WAITING: Final = (
+    "execute_agent",
+    "start_execution",
+    "retry_execution",
+    "get_execution",
+    "get_version",
+    "upload_archive",
+)
+_ARCHIVE: Final = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file"],
+                "properties": {"file": {"type": "string", "format": "binary", "description": "A .tar.gz archive."}},
+            }
+        }
+    },
+}
+
+
+def operation_id(handler: HTTPRouteHandler, method: Method, path: list[str | Any]) -> str:
+    """`get_agent`; on further paths of one handler, with the path's first word: `get_execution_runtime`."""
+    words = [part for part in path if isinstance(part, str)][2:]
+    others = sorted(str(one) for one in handler.paths)
+    name = str(handler.fn.__name__)
+    if len(others) > 1 and handler.opt.get("home", others[0]).strip("/").split("/")[0] != words[0]:
+        name = f"{name}_{words[0].replace('-', '_')}"
+    return name if method in ("GET", "POST", "PATCH", "DELETE") else f"{name}_{method.lower()}"
+
+
+def finished(document: dict[str, Any]) -> dict[str, Any]:
+    """Litestar's document with our errors, headers and bodies in it."""
+    schemas = document["components"]["schemas"]
+    (_,), components = msgspec.json.schema_components([Problem], ref_template="#/components/schemas/{name}")
+    schemas.update(components)
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            _finish(path, method, operation)
+    return document
+
+
+def _finish(path: str, method: str, operation: dict[str, Any]) -> None:
+    name = operation["operationId"]
+    public = path.startswith(("/health", "/metrics")) or name in ("register", "login", "refresh")
+    if public:
+        operation["security"] = []
+    codes = {**_ERRORS, **_ALWAYS}
+    if public:
+        codes.pop("403")
+    if "{" not in path:
+        codes.pop("404")
+    if method != "get":
+        codes |= {"409": "conflict", "413": "body_too_large"}
+    operation["responses"].pop("400", None)
+    for status, code in codes.items():
+        operation["responses"][status] = {
+            "description": TABLE[code][1],
+            "content": {
+                "application/problem+json": {
+                    "schema": {"$ref": "#/components/schemas/Problem"},
+                    "example": _example(path, int(status), code),
+                }
+            },
+        }
+    if "201" in operation["responses"]:
+        operation["responses"]["201"]["description"] = "Created"
+    headers = operation.setdefault("parameters", [])
+    if any(name.startswith(waiting) for waiting in _WAITING):
+        headers.append(_PREFER)
+    if method == "post" and "201" in operation["responses"] and name != "register":
+        headers.append(_KEY)
+    if name == "stream_events":
+        headers.append(_LAST)
+    if name == "upload_archive":
+        operation["requestBody"] = _ARCHIVE
+
+
+def _example(path: str, status: int, code: str) -> dict[str, Any]:
+    told = {
+        "type": f"urn:paddock:error:{code}",
+        "title": TABLE[code][1],
+        "status": status,
+        "detail": TABLE[code][1] + ".",
+        "instance": path,
+        "error": code,
+        "request_id": "req_01k0000000000000000000000",
+    }
+    if code == "invalid_field":
+        told["errors"] = [{"field": "name", "message": "is required."}]
+    return told | ({"retry_after": 60} if status == 429 else {})

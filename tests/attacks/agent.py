@@ -1,0 +1,345 @@
+"""The attacks, as an agent that means harm. Each returns what it got; `broke` says whether it got out.
+
+Standard library alone: this file runs inside the fence.
+"""
+
+import contextlib
+import ctypes
+import glob
+import mmap
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+
+libc = ctypes.CDLL(None, use_errno=True)
+SYSCALLS = {
+    "x86_64": {
+        "add_key": 248,
+        "keyctl": 250,
+        "memfd_create": 319,
+        "bpf": 321,
+        "io_uring_setup": 425,
+        "userfaultfd": 323,
+    },
+    "aarch64": {
+        "add_key": 217,
+        "keyctl": 219,
+        "memfd_create": 279,
+        "bpf": 280,
+        "io_uring_setup": 425,
+        "userfaultfd": 282,
+    },
+}[os.uname().machine]
+
+
+def _call(name, *args):
+    ctypes.set_errno(0)
+    return libc.syscall(SYSCALLS[name], *args), ctypes.get_errno()
+
+
+def _got(found):
+    return {"broke": bool(found), "got": [str(one)[:200] for one in found][:10]}
+
+
+def host_files(p):
+    found = []
+    for path in [p["marker"], "/etc/passwd", "/etc/shadow", "/root", "/home", "/var", p["data"]]:
+        with contextlib.suppress(OSError):
+            found.append((path, _listed(path) if os.path.isdir(path) else open(path).read(50)))
+    return _got([one for one in found if one[1]])
+
+
+def _listed(folder):
+    """What lies in a folder, besides the empty way to the interpreter."""
+    return [name for name in os.listdir(folder) if not sys.base_prefix.startswith(os.path.join(folder, name))]
+
+
+def other_versions(p):
+    """The folders beside one's own: other tenants' code."""
+    beside = os.path.dirname(p["code"])
+    return _got(os.listdir(beside) if os.path.isdir(beside) else [])
+
+
+def write_outside(p):
+    found = []
+    for folder in ["/", "/agent", "/usr", "/dev", "/guest", "/proc/sys/kernel"]:
+        with contextlib.suppress(OSError):
+            open(f"{folder}/written", "w").write("x")
+            found.append(folder)
+    return _got(found)
+
+
+def worker_environment(p):
+    found = []
+    for path in ["/proc/self/environ", *glob.glob("/proc/[0-9]*/environ")]:
+        with contextlib.suppress(OSError):
+            if p["secret"].encode() in open(path, "rb").read():
+                found.append(path)
+    if p["secret"] in repr(dict(os.environ)):
+        found.append("os.environ")
+    return _got(found)
+
+
+def host_tcp(p):
+    found = []
+    for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET, p["address"])):
+        with contextlib.suppress(OSError), socket.socket(family) as client:
+            client.settimeout(1)
+            client.connect((address, p["port"]))
+            found.append(address)
+    return _got(found)
+
+
+def host_abstract_socket(p):
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
+        client.connect("\0" + p["abstract"])
+        return _got(["connected"])
+    return _got([])
+
+
+def any_socket(p):
+    found = []
+    for family in range(1, 46):
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW):
+            with contextlib.suppress(OSError):
+                socket.socket(family, kind).close()
+                found.append((family, int(kind)))
+    with contextlib.suppress(OSError):
+        socket.socketpair(socket.AF_UNIX)[0].close()
+    for family in (socket.AF_INET, 40):
+        with contextlib.suppress(OSError):
+            socket.socketpair(family)
+            found.append(("pair", family))
+    return _got(found)
+
+
+def keyring(p):
+    found = []
+    key, _ = _call("add_key", b"user", b"paddock-attack", b"x", 1, -3)
+    if key >= 0:
+        found.append(("add_key", key))
+    ring, _ = _call("keyctl", 0, -4, 0)
+    if ring >= 0:
+        found.append(("keyctl", ring))
+    return _got(found)
+
+
+def forbidden_calls(p):
+    found = []
+    for name, args in (
+        ("memfd_create", (b"x", 0)),
+        ("bpf", (0, 0, 0)),
+        ("io_uring_setup", (1, 0)),
+        ("userfaultfd", (0,)),
+    ):
+        result, error = _call(name, *args)
+        if error != 1:  # EPERM
+            found.append((name, result, error))
+    return _got(found)
+
+
+def nested_namespaces(p):
+    found = []
+    for flag in (0x10000000, 0x10000000 | 0x00020000, 0x40000000, 0x20000000):
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0 if libc.unshare(flag) == 0 else 1)
+        if os.waitpid(pid, 0)[1] == 0:
+            found.append(hex(flag))
+    # clone(2) with CLONE_NEWUSER, without libc's help
+    number = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
+    pid = libc.syscall(number, 0x10000000 | signal.SIGCHLD, 0, 0, 0, 0)
+    if pid == 0:
+        os._exit(0)
+    if pid > 0:
+        os.waitpid(pid, 0)
+        found.append("clone")
+    return _got(found)
+
+
+def ptrace(p):
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(5)
+        os._exit(0)
+    attached = libc.ptrace(16, pid, 0, 0)
+    os.kill(pid, signal.SIGKILL)
+    return _got(["attached"] if attached == 0 else [])
+
+
+def siblings_limits(p):
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(5)
+        os._exit(0)
+    found = []
+    with contextlib.suppress(OSError, ValueError):
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (1, 1))
+        found.append(pid)
+    os.kill(pid, signal.SIGKILL)
+    return _got(found)
+
+
+def other_processes(p):
+    seen = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    found = [pid for pid in seen if pid == p["runner"]]
+    with contextlib.suppress(OSError):
+        os.kill(p["runner"], 0)
+        found.append("signal")
+    return _got(found)
+
+
+def capabilities(p):
+    lines = dict(line.split(":\t") for line in open("/proc/self/status").read().splitlines() if ":\t" in line)
+    return _got([f"{name} {lines[name]}" for name in ("CapEff", "CapPrm", "CapAmb") if int(lines[name], 16)])
+
+
+def kernel_settings(p):
+    found = [name for folder in ("/proc/sys",) if os.path.isdir(folder) for name in os.listdir(folder)]
+    for path in ("/proc/kallsyms", "/proc/keys", "/proc/config.gz"):
+        with contextlib.suppress(OSError):
+            if open(path, "rb").read(10):
+                found.append(path)
+    return _got(found)
+
+
+def shared_ipc(p):
+    return _got(["same"] if os.readlink("/proc/self/ns/ipc") == p["ipc"] else [])
+
+
+def shared_session(p):
+    # Outside one's own process namespace, the session's leader has no number here.
+    return _got(["the worker's session"] if os.getsid(0) == 0 else [])
+
+
+def root_only_file(p):
+    with contextlib.suppress(OSError):
+        return _got([open("/agent/owner_only").read(20)])
+    return _got([])
+
+
+def inherited_descriptors(p):
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            target = os.readlink(f"/proc/self/fd/{fd}")
+            if p["marker"] in target or "socket" in target:
+                found.append(target)
+    return _got(found)
+
+
+def fork_bomb(p):
+    children = []
+    with contextlib.suppress(OSError):
+        for _ in range(300):
+            pid = os.fork()
+            if pid == 0:
+                time.sleep(20)
+                os._exit(0)
+            children.append(pid)
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
+    return _got(children if len(children) >= 100 else [])
+
+
+def thread_bomb(p):
+    import threading
+
+    stop, count = threading.Event(), 0
+    with contextlib.suppress(RuntimeError):
+        for _ in range(300):
+            threading.Thread(target=stop.wait, daemon=True).start()
+            count += 1
+    stop.set()
+    return _got([count] if count >= 100 else [])
+
+
+def _touched(size, flags):
+    block = mmap.mmap(-1, size, flags=flags)
+    for offset in range(0, size, 4096):
+        block[offset] = 1
+    return block
+
+
+def memory_of_one(p):
+    held = _touched(p["much"] << 20, mmap.MAP_PRIVATE)
+    time.sleep(0.5)
+    return _got([len(held)])
+
+
+def memory_shared(p):
+    held = _touched(p["much"] << 20, mmap.MAP_SHARED)
+    time.sleep(0.5)
+    return _got([len(held)])
+
+
+def memory_of_many(p):
+    pids = []
+    for _ in range(6):
+        pid = os.fork()
+        if pid == 0:
+            held = _touched(p["much"] << 18, mmap.MAP_PRIVATE)
+            time.sleep(1.0)
+            os._exit(0 if held else 1)
+        pids.append(pid)
+    return _got([pid for pid in pids if os.waitpid(pid, 0)[1] == 0])
+
+
+def disk(p):
+    written = 0
+    with contextlib.suppress(OSError):
+        for number in range(10):
+            with open(f"/tmp/{number}", "wb") as file:
+                for _ in range(20):
+                    written += file.write(b"x" * (1 << 20))
+    return _got([written] if written > (100 << 20) else [])
+
+
+def inodes(p):
+    for number in range(60_000):
+        open(f"/tmp/{number}", "w").close()
+    time.sleep(0.2)
+    return _got([60_000])
+
+
+def daemon(p):
+    """Leaves processes behind that ignore every signal they can, in sessions of their own."""
+    for _ in range(2):
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                libc.prctl(15, p["name"].encode())
+                for number in range(1, 65):
+                    with contextlib.suppress(OSError, ValueError):
+                        signal.signal(number, signal.SIG_IGN)
+                for fd in range(3):
+                    os.close(fd)
+                time.sleep(30)
+            os._exit(0)
+    time.sleep(0.3)
+    return {"broke": False, "got": []}
+
+
+def stubborn(p):
+    """Never ends by itself."""
+    libc.prctl(15, p["name"].encode())
+    for number in range(1, 65):
+        with contextlib.suppress(OSError, ValueError):
+            signal.signal(number, signal.SIG_IGN)
+    while True:
+        time.sleep(1)
+
+
+def output(p):
+    block = "x" * 1023 + "\n"
+    for _ in range(p["much"] << 10):
+        sys.stdout.write(block)
+    return _got([])
+
+
+def handle(p):
+    """What executions call: the attack that the payload names."""
+    return globals()[p["attack"]](p)

@@ -1,0 +1,113 @@
+"""Runs attacks through the adapter that workers use, with all guards and with some taken away.
+
+A process of its own, so that it can be an ordinary user: `python -m tests.attacks.runner`. Reads a
+JSON list of `[attack, [guards to take away]]`, prints a JSON object per line.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from domain.errors import DomainError
+from domain.ports import Program
+from infra.sandbox.bubblewrap import BubblewrapSandbox
+from infra.sandbox.fence import Fence
+
+SECRET = "the-worker-s-secret"
+NAME = f"pdk-{os.getpid()}"
+MEMORY = 160
+
+
+async def _ignore(_: str, __: bytes) -> None:
+    return None
+
+
+def survivors() -> list[int]:
+    """Processes of this host that carry the name which the attacks give themselves."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (folder / "comm").read_text().strip() == NAME:
+                found.append(int(folder.name))
+    return found
+
+
+async def attack(name: str, without: list[str], code: Path, base: dict[str, Any]) -> dict[str, Any]:
+    """One attack on one fence."""
+    sandbox = BubblewrapSandbox(Fence(without=frozenset(without)))
+    memory = {"fork_bomb": 1500, "thread_bomb": 1500, "inodes": 1000, "disk": 1000}.get(name, MEMORY)
+    program = Program(
+        code=code,
+        environment=None,
+        entrypoint=f"agent:{name}",
+        timeout=3 if name == "stubborn" else 25,
+        memory_mb=memory,
+    )
+    began = time.monotonic()
+    try:
+        outcome = await sandbox.run(program, json.dumps(base).encode(), _ignore)
+    except DomainError as error:
+        return {"attack": name, "without": without, "error_type": error.code, "error_message": error.detail}
+    told = json.loads(outcome.output) if outcome.output else {"broke": False}
+    left = survivors()
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return {
+        "attack": name,
+        "without": without,
+        "broke": bool(told["broke"] or left),
+        "got": told.get("got", []) + left,
+        "error_type": outcome.error_type,
+        "error_message": outcome.error_message,
+        "seconds": round(time.monotonic() - began, 2),
+    }
+
+
+async def main() -> None:
+    os.environ["PADDOCK_SECRET_KEY"] = SECRET
+    with tempfile.TemporaryDirectory(prefix="paddock-attack-", dir="/var/tmp") as folder, socket.socket() as tcp:
+        os.chmod(folder, 0o755)
+        versions, marker, data = Path(folder) / "versions", Path(folder) / "marker", Path(folder) / "data"
+        code = versions / "mine"
+        for made in (versions, code, versions / "theirs", data):
+            made.mkdir()
+        (data / "file").write_text("another's")
+        marker.write_text("read me if you can")
+        (code / "agent.py").write_bytes((Path(__file__).parent / "agent.py").read_bytes())
+        (code / "owner_only").write_text("for the owner alone")
+        (code / "owner_only").chmod(0o600)
+        tcp.bind(("0.0.0.0", 0))
+        tcp.listen(64)
+        abstract = socket.socket(socket.AF_UNIX)
+        abstract.bind("\0" + NAME)
+        abstract.listen(64)
+        inherited = os.open(marker, os.O_RDONLY)
+        os.set_inheritable(inherited, True)
+        base = {
+            "marker": str(marker),
+            "data": str(data),
+            "code": str(code),
+            "secret": SECRET,
+            "port": tcp.getsockname()[1],
+            "address": "127.0.0.2",
+            "abstract": NAME,
+            "runner": os.getpid(),
+            "ipc": os.readlink("/proc/self/ns/ipc"),
+            "name": NAME,
+            "much": 400,
+        }
+        for name, without in json.load(sys.stdin):
+            print(json.dumps(await attack(name, without, code, base)), flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,188 @@
+"""Every attack is held by the whole fence, and gets through when the guards named beside it are taken away."""
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.clients import Tenant
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# attack → the guards it takes to be gone
+ATTACKS: dict[str, list[str]] = {
+    "host_files": ["root"],
+    "other_versions": ["root"],
+    "write_outside": ["read_only"],
+    "worker_environment": ["environment"],
+    "inherited_descriptors": ["descriptors"],
+    "host_tcp": ["network", "seccomp"],
+    "host_abstract_socket": ["network", "seccomp"],
+    "any_socket": ["seccomp"],
+    "keyring": ["seccomp"],
+    "forbidden_calls": ["seccomp"],
+    "nested_namespaces": ["seccomp", "userns"],
+    "ptrace": ["seccomp"],
+    "siblings_limits": ["seccomp"],
+    "other_processes": ["processes"],
+    "capabilities": ["capabilities"],
+    "kernel_settings": ["proc_masks"],
+    "shared_ipc": ["ipc"],
+    "shared_session": ["session"],
+    "root_only_file": ["uid"],
+    "fork_bomb": ["limits"],
+    "thread_bomb": ["limits"],
+    "memory_of_one": ["limits", "watch"],
+    "memory_shared": ["watch"],
+    "memory_of_many": ["watch"],
+    "disk": ["tmp_size"],
+    "inodes": ["watch"],
+    "daemon": ["processes"],
+    "stubborn": ["processes"],
+}
+# An ordinary user's sandbox has that user's id on the host: it owns its own files, and root's stay closed to it.
+ROOT_ONLY = {"root_only_file"}
+# A timeout kills the first process of a sandbox by itself, namespace or not; the daemon shows what the namespace adds.
+ALWAYS_HELD = {"stubborn"}
+
+
+def _ordinary_user(uid: int) -> Callable[[], None]:
+    """For `preexec_fn`: an ordinary user, who can nevertheless reach the interpreter under a closed home."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    closed = [folder for folder in (Path(sys.base_prefix), ROOT) if not _reachable(folder)]
+
+    def before_exec() -> None:
+        if closed:
+            assert libc.unshare(0x00020000) == 0
+            assert libc.mount(None, b"/", None, 1 << 18 | 0x4000, None) == 0
+            # Open the way to it in a mount namespace of its own: a bind on itself, then the closed parents
+            # are covered by an empty folder that holds nothing but the way.
+            held = [os.open(folder, os.O_PATH | os.O_DIRECTORY) for folder in closed]
+            for folder in closed:
+                top = "/" + folder.parts[1]
+                assert libc.mount(b"tmpfs", top.encode(), b"tmpfs", 0, b"mode=755") == 0
+            for fd, folder in zip(held, closed, strict=True):
+                os.makedirs(folder, exist_ok=True)
+                assert libc.mount(f"/proc/self/fd/{fd}".encode(), str(folder).encode(), None, 0x1000, None) == 0
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+
+    return before_exec
+
+
+def _reachable(folder: Path) -> bool:
+    return all(parent.stat().st_mode & 0o001 for parent in (folder, *folder.parents))
+
+
+def _run(plan: list[tuple[str, list[str]]], user: str) -> dict[tuple[str, bool], dict[str, Any]]:
+    before = _ordinary_user(54321) if user == "ordinary" and os.geteuid() == 0 else None
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.attacks.runner"],
+        input=json.dumps(plan),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        preexec_fn=before,
+        timeout=600,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]), "HOME": "/tmp"},
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    return {(one["attack"], not one["without"]): one for one in told}
+
+
+USERS = [
+    pytest.param("root", marks=pytest.mark.skipif(os.geteuid() != 0, reason="needs root to run as root")),
+    "ordinary",
+]
+
+
+@pytest.fixture(scope="module", params=USERS)
+def results(request: pytest.FixtureRequest) -> tuple[str, dict[tuple[str, bool], dict[str, Any]]]:
+    plan = [(name, guards) for name, removed in ATTACKS.items() for guards in ([], removed)]
+    return request.param, _run(plan, request.param)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_the_fence_holds(results, attack: str) -> None:
+    user, told = results
+    if attack in ROOT_ONLY and user != "root":
+        assert told[(attack, True)]["broke"], "an ordinary user's agent reads what that user owns in its own version"
+        return
+    result = told[(attack, True)]
+    assert result.get("broke") is False, result
+    assert result["error_type"] != "sandbox_unavailable", result
+
+
+@pytest.mark.parametrize("attack", [name for name in ATTACKS if name not in ALWAYS_HELD])
+def test_the_attack_is_real(results, attack: str) -> None:
+    user, told = results
+    if attack in ROOT_ONLY and user != "root":
+        assert (attack, False) in told
+        return
+    result = told[(attack, False)]
+    assert result.get("broke") is True, result
+
+
+def test_a_stubborn_agent_is_ended_by_its_timeout(results) -> None:
+    _, told = results
+    result = told[("stubborn", True)]
+    assert (result["error_type"], result["broke"]) == ("timeout", False)
+    assert result["seconds"] < 20
+
+
+def test_memory_errors_say_so(results) -> None:
+    _, told = results
+    for attack in ("memory_of_one", "memory_shared", "memory_of_many"):
+        result = told[(attack, True)]
+        if attack == "memory_of_one" and result["error_type"] == "OSError":
+            continue  # mmap itself was refused
+        assert result["error_type"] == "out_of_memory", result
+        assert "MiB" in result["error_message"]
+    assert told[("inodes", True)]["error_type"] == "too_many_files"
+
+
+async def test_every_attack_on_the_path_of_executions(home: Tenant, system) -> None:
+    """The same agent, uploaded, built and executed through HTTP by a real worker."""
+    source = (Path(__file__).parent / "agent.py").read_text()
+    agent_id = await home.deploy(source, "name: attacks\nentrypoint: agent:handle\nmemory: 200MB\ntimeout: 25\n")
+    base = {
+        "marker": str(ROOT / "pyproject.toml"),
+        "data": str(system.data),
+        "code": str(system.data / "cache" / "bundles" / "x"),
+        "secret": system.environment["PADDOCK_SECRET_KEY"],
+        "port": system.port,
+        "address": "127.0.0.2",
+        "abstract": "none",
+        "runner": os.getpid(),
+        "ipc": os.readlink("/proc/self/ns/ipc"),
+        "name": "pdk-http",
+        "much": 400,
+    }
+    for attack in ATTACKS:
+        if attack in ROOT_ONLY:
+            continue
+        timeout = 3 if attack == "stubborn" else 25
+        ended = await home.run(agent_id, {**base, "attack": attack}, timeout=timeout)
+        assert not (ended["output_data"] or {}).get("broke"), (attack, ended["output_data"])
+        assert ended["error_type"] not in ("NameError", "KeyError", "sandbox_unavailable"), ended
+    comms = [path.read_text().strip() for path in Path("/proc").glob("[0-9]*/comm") if path.exists()]
+    assert "pdk-http" not in comms
+
+
+async def test_endless_output_is_kept_to_its_limit(home: Tenant) -> None:
+    source = (Path(__file__).parent / "agent.py").read_text()
+    agent_id = await home.deploy(source, "name: loud\nentrypoint: agent:handle\n")
+    ended = await home.run(agent_id, {"attack": "output", "much": 200})
+    assert ended["status"] == "completed"
+    logs = [one for one in await home.events(ended["id"]) if one["metadata"]["type"] == "log"]
+    assert sum(len(one["message"]) + 1 for one in logs) <= 66 * 1024
+    assert "Only the first 65536 bytes of output are kept" in logs[-1]["message"]
