@@ -35,7 +35,7 @@ async def execute_agent(
     return await started(front, request, caller, lambda tx: executions.start(tx, caller, agent_id, data))
 
 
-@get(_LISTS, opt=needs("read:executions"))
+@get(_LISTS, opt={**needs("read:executions"), "home": "executions"})
 async def list_executions(
     front: Front,
     caller: Caller,
@@ -57,7 +57,7 @@ async def list_executions(
         return await executions.list_executions(tx, narrowed, part)
 
 
-@get(_ONE, opt=needs("read:executions"))
+@get(_ONE, opt={**needs("read:executions"), "home": "executions"})
 async def get_execution(front: Front, request: HttpRequest, caller: Caller, execution_id: str) -> Response[Execution]:
     """One execution. `Prefer: wait=N` holds the answer until it has ended."""
     row, headers = await waited(

@@ -1,5 +1,6 @@
 """The OpenAPI document: what Litestar makes of the handlers, and what only we know about every route."""
 
+import re
 from typing import Any, Final
 
 import msgspec
@@ -63,6 +64,8 @@ def operation_id(handler: HTTPRouteHandler, method: Method, path: list[str | Any
 
 def finished(document: dict[str, Any]) -> dict[str, Any]:
     """Litestar's document with our errors, headers and bodies in it."""
+    text = msgspec.json.encode(document).decode()
+    document = msgspec.json.decode(re.sub(r"Listing_domain\.\w+\.(\w+?)_\b", r"ListingOf\1", text))
     schemas = document["components"]["schemas"]
     (_,), components = msgspec.json.schema_components([Problem], ref_template="#/components/schemas/{name}")
     schemas.update(components)

@@ -161,8 +161,8 @@ def _run(request):
     except (EOFError, zlib.error):
         return {"error": "The archive is cut short or damaged."}
     except tarfile.ReadError as error:
-        if "unexpected end" in str(error):
-            return {"error": "The archive is cut short."}
+        if "unexpected end" in str(error) or "zlib" in str(error):
+            return {"error": "The archive is cut short or damaged."}
         return {"error": f"The file is gzip, but holds no tar archive: {error}."}
     except tarfile.TarError as error:
         return {"error": f"The tar archive is damaged: {error}."}

@@ -1,0 +1,409 @@
+"""Conventions that hold on every route: errors, ids, idempotency, waiting, headers, documents."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.clients import Tenant
+
+SNAPSHOT = Path(__file__).parent / "openapi.json"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "kwargs", "status", "code", "field"),
+    [
+        ("GET", "/nothing/here", {}, 404, "not_found", None),
+        ("DELETE", "/agents", {}, 405, "method_not_allowed", None),
+        (
+            "POST",
+            "/agents",
+            {"content": "{bad", "headers": {"content-type": "application/json"}},
+            400,
+            "malformed_request",
+            None,
+        ),
+        ("POST", "/agents", {"content": b'{"name": "\xff"}'}, 400, "malformed_request", None),
+        ("POST", "/agents", {"content": "[" * 20000 + "]" * 20000}, 400, "malformed_request", None),
+        ("POST", "/agents", {"content": ""}, 400, "malformed_request", None),
+        ("POST", "/agents", {"json": []}, 422, "invalid_field", "body"),
+        ("POST", "/agents", {"json": {}}, 422, "invalid_field", "name"),
+        ("POST", "/agents", {"json": {"name": "x", "colour": "red"}}, 422, "invalid_field", "colour"),
+        ("POST", "/agents", {"json": {"name": 3}}, 422, "invalid_field", "name"),
+        ("POST", "/agents", {"json": {"name": ""}}, 422, "invalid_field", "name"),
+        ("POST", "/agents", {"json": {"name": "a\0b"}}, 422, "invalid_field", "name"),
+        ("POST", "/agents", {"json": {"name": ".."}}, 422, "invalid_field", "name"),
+        ("POST", "/agents", {"json": {"name": "x", "description": "a\0b"}}, 422, "invalid_field", "description"),
+        ("GET", "/agents?limit=0", {}, 422, "invalid_field", "limit"),
+        ("GET", "/agents?limit=x", {}, 422, "invalid_field", "limit"),
+        ("GET", "/agents?colour=red", {}, 422, "invalid_field", "colour"),
+        ("GET", "/executions?status=odd", {}, 422, "invalid_field", "status"),
+        ("GET", "/executions?since=0001-01-01T00:00:00%2B14:00", {}, 422, "invalid_field", "since"),
+        ("GET", "/executions?until=9999-12-31T23:59:59-14:00", {}, 422, "invalid_field", "until"),
+        ("GET", "/executions?since=2026-01-01T00:00:00", {}, 422, "invalid_field", "since"),
+        ("GET", "/executions?offset=99999999999999999999", {}, 422, "invalid_field", "offset"),
+        ("GET", "/agents/a%00b", {}, 404, "not_found", None),
+        ("GET", "/uploads/a%00b", {}, 404, "not_found", None),
+        ("GET", "/executions/exec_zzzz", {}, 404, "not_found", None),
+        (
+            "GET",
+            "/executions/exec_01k00000000000000000000000",
+            {"headers": {"Prefer": "wait=61"}},
+            422,
+            "invalid_field",
+            "Prefer",
+        ),
+        (
+            "POST",
+            "/agents",
+            {"json": {"name": "x"}, "headers": {"Idempotency-Key": "x" * 256}},
+            422,
+            "invalid_field",
+            "Idempotency-Key",
+        ),
+        ("POST", "/auth/login", {"json": {"username": "a\0b", "password": "x"}}, 422, "invalid_field", "username"),
+        ("POST", "/auth/login", {"json": {"password": "x"}}, 422, "invalid_field", "username"),
+        ("POST", "/auth/register", {"json": {"email": "no", "password": "long enough"}}, 422, "invalid_field", "email"),
+        ("POST", "/auth/register", {"json": {"email": "a@b", "password": "short"}}, 422, "invalid_field", "password"),
+        (
+            "POST",
+            "/auth/register",
+            {"json": {"email": "a@b", "password": "long enough", "tenant_id": "No!"}},
+            422,
+            "invalid_field",
+            "tenant_id",
+        ),
+        (
+            "POST",
+            "/auth/register",
+            {"json": {"email": "a@b", "password": "long enough", "tenant_id": "default"}},
+            403,
+            "invitation_required",
+            None,
+        ),
+        ("POST", "/auth/refresh", {"json": {"refresh_token": "x"}}, 401, "unauthenticated", None),
+        ("POST", "/api-keys", {"json": {"name": "x", "scopes": ["fly"]}}, 422, "invalid_field", "scopes"),
+        (
+            "POST",
+            "/api-keys",
+            {"json": {"name": "x", "expires_at": "2001-01-01T00:00:00Z"}},
+            422,
+            "invalid_field",
+            "expires_at",
+        ),
+        (
+            "POST",
+            "/api-keys",
+            {"json": {"name": "x", "expires_at": "9999-12-31T23:59:59-14:00"}},
+            422,
+            "invalid_field",
+            "expires_at",
+        ),
+    ],
+)
+async def test_each_mistake_has_its_problem(acme: Tenant, method, path, kwargs, status, code, field) -> None:
+    answer = await acme.http.request(method, path, **kwargs)
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body = answer.json()
+    assert (body["error"], body["status"]) == (code, status)
+    assert body["type"] == f"urn:paddock:error:{code}"
+    assert body["detail"]
+    assert body["title"]
+    assert body["request_id"] == answer.headers["x-request-id"]
+    assert body["instance"] == answer.request.url.path.split("%")[0] or "%" in str(answer.request.url)
+    if field is not None:
+        assert field in [one["field"] for one in body["errors"]], body
+
+
+async def test_a_body_of_a_hundred_megabytes_is_too_large(acme: Tenant) -> None:
+    answer = await acme.http.post("/executions", content=b"{" + b" " * (100 << 20))
+    assert answer.status_code == 413
+    assert answer.json()["error"] == "body_too_large"
+
+
+async def test_an_archive_over_the_limit_is_refused_while_it_streams(acme: Tenant) -> None:
+    agent = await acme.agent()
+    answer = await acme.upload(agent["id"], b"\x1f\x8b" + b"x" * (100 << 20))
+    assert answer.status_code == 413
+    assert answer.json()["error"] == "archive_too_large"
+    assert (await acme.http.get(f"/agents/{agent['id']}/versions")).json()["total"] == 0
+
+
+async def test_payload_errors_name_the_field(home: Tenant) -> None:
+    deep: Any = {}
+    for _ in range(200):
+        deep = {"a": deep}
+    for body, field in (
+        ({"payload": deep}, "payload"),
+        ({"payload": [1]}, "payload"),
+        ({"payload": {}, "inputs": {}}, "inputs"),
+        ({"timeout": 0}, "timeout"),
+        ({"timeout": 999_999}, "timeout"),
+        ({"max_attempts": 0}, "max_attempts"),
+        ({"agent_version_id": "ver_x"}, "agent_version_id"),
+        ({"mode": "safe"}, "mode"),
+    ):
+        answer = await home.http.post("/agents/hello/execute", json=body)
+        assert answer.status_code == 422, answer.text
+        assert answer.json()["errors"][0]["field"] == field
+
+
+async def test_every_field_of_a_start_has_its_effect(home: Tenant) -> None:
+    echo = await home.deploy("def handle(p): return p\n", "name: e\nentrypoint: agent:handle\ntimeout: 7\n")
+    assert (await home.run(echo))["timeout"] == 7
+    ended = await home.http.post(
+        f"/agents/{echo}/execute", json={"task": "t", "inputs": {"a": 1}, "timeout": 9, "max_attempts": 2}
+    )
+    started = ended.json()
+    assert (started["timeout"], started["max_attempts"], started["input_data"]) == (9, 2, {"a": 1, "task": "t"})
+    again = (await home.http.post("/executions", json={"agent_id": echo, "payload": {"b": 2}})).json()
+    assert (await home.ended(again["id"]))["result"] == {"b": 2}
+    retried = await home.http.post(f"/executions/{again['id']}/retry", headers={"Prefer": "wait=30"})
+    assert retried.status_code == 201
+    assert (retried.json()["retry_of"], retried.json()["output_data"]) == (again["id"], {"b": 2})
+
+
+async def test_versions_can_be_chosen_and_activated(home: Tenant) -> None:
+    from tests.clients import archive
+
+    agent_id = await home.deploy("def handle(p): return 1\n")
+    second = await home.built(agent_id, archive({"agent.py": "def handle(p): return 2\n"}))
+    assert (await home.run(agent_id))["output_data"] == 2
+    versions = (await home.http.get(f"/agents/{agent_id}/versions")).json()["items"]
+    assert [one["version"] for one in versions] == ["v2", "v1"]
+    picked = await home.run(agent_id, agent_version_id=versions[1]["id"])
+    assert picked["output_data"] == 1
+    assert (await home.http.post(f"/agents/{agent_id}/versions/v1/activate")).json()["version"] == "v1"
+    assert (await home.run(agent_id))["output_data"] == 1
+    assert (await home.http.get(f"/agents/{agent_id}/versions/2")).json()["id"] == second["id"]
+
+
+async def test_deleting_an_agent_cancels_its_runs_and_frees_its_name(home: Tenant) -> None:
+    agent_id = await home.deploy("import time\ndef handle(p): time.sleep(60)\n")
+    execution = await home.start(agent_id)
+    name = (await home.http.get(f"/agents/{agent_id}")).json()["name"]
+    assert (await home.http.delete(f"/agents/{agent_id}")).status_code == 204
+    assert (await home.ended(execution["id"]))["error_message"] == "The agent was deleted."
+    assert (await home.http.post("/agents", json={"name": name})).status_code == 201
+
+
+async def test_cancel_kills_the_tree_within_a_second(home: Tenant) -> None:
+    agent_id = await home.deploy(
+        "import time, os, ctypes\ndef handle(p):\n    os.fork()\n    ctypes.CDLL(None).prctl(15, b'pdk-cancel-me')\n    time.sleep(60)\n"
+    )
+    execution = await home.start(agent_id, timeout=90)
+
+    def alive() -> list[str]:
+        found = []
+        for path in Path("/proc").glob("[0-9]*/comm"):
+            try:
+                if path.read_text().strip() == "pdk-cancel-me":
+                    found.append(path.parent.name)
+            except OSError:
+                continue
+        return found
+
+    for _ in range(100):
+        if len(alive()) == 2:
+            break
+        await asyncio.sleep(0.05)
+    assert len(alive()) == 2
+    assert (await home.http.post(f"/executions/{execution['id']}/cancel")).status_code == 200
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    while alive():
+        assert loop.time() - began < 10
+        await asyncio.sleep(0.02)
+    again = await home.http.post(f"/executions/{execution['id']}/cancel")
+    assert (again.status_code, again.json()["status"]) == (200, "cancelled")
+
+
+async def test_an_idempotency_key_happens_once(home: Tenant) -> None:
+    key = {"Idempotency-Key": "once"}
+    body = {"payload": {"name": "once"}}
+    answers = await asyncio.gather(*(home.http.post("/agents/hello/execute", json=body, headers=key) for _ in range(8)))
+    assert {answer.status_code for answer in answers} == {201}
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert sum(answer.headers.get("Idempotency-Replayed") == "true" for answer in answers) == 7
+    other = await home.http.post("/agents/hello/execute", json={"payload": {"name": "two"}}, headers=key)
+    assert (other.status_code, other.json()["error"]) == (409, "idempotency_conflict")
+    waited = await home.http.post("/agents/hello/execute", json=body, headers={**key, "Prefer": "wait=30"})
+    assert waited.headers["Idempotency-Replayed"] == "true"
+    assert waited.json()["status"] == "completed"
+
+
+async def test_a_failed_request_keeps_no_answer(acme: Tenant) -> None:
+    key = {"Idempotency-Key": "later"}
+    assert (await acme.http.post("/executions", json={"agent_id": "later"}, headers=key)).status_code == 404
+    assert (await acme.http.post("/agents", json={"name": "later"}, headers=key)).status_code == 201
+
+
+async def test_keys_and_uploads_replay_too(acme: Tenant, parts) -> None:
+    first = await acme.http.post("/api-keys", json={"name": "k"}, headers={"Idempotency-Key": "k1"})
+    second = await acme.http.post("/api-keys", json={"name": "k"}, headers={"Idempotency-Key": "k1"})
+    assert first.json()["key"] == second.json()["key"]
+    async with parts.store.begin_for(acme.tenant_id) as tx:
+        kept = await tx.answers.claim(acme.account["id"], "k1", b"", tx.now)
+    assert kept is not None
+    assert first.json()["key"].encode() not in kept.body
+    agent = await acme.agent()
+    from scripts.demo import packed
+
+    files = {"file": ("a.tar.gz", packed("hello"))}
+    path = f"/uploads/agent/{agent['id']}"
+    made = [await acme.http.post(path, files=files, headers={"Idempotency-Key": "u1"}) for _ in range(2)]
+    assert made[0].json()["id"] == made[1].json()["id"]
+    objects = [blob.key async for blob in parts.blobs.under(f"uploads/{acme.tenant_id}/")]
+    assert objects == [made[0].json()["tarball_path"]]
+
+
+async def test_refresh_tokens_rotate_and_reuse_ends_the_session(acme: Tenant) -> None:
+    async with httpx.AsyncClient(base_url=acme.http.base_url) as web:
+        login = {"email": acme.account["email"], "password": acme.password}
+        tokens = (await web.post("/auth/login", json=login)).json()
+        second = (await web.post("/auth/refresh", json={"refresh_token": tokens["refresh_token"]})).json()
+        assert second["refresh_token"] != tokens["refresh_token"]
+        bearer = {"Authorization": f"Bearer {second['access_token']}"}
+        assert (await web.get("/auth/me", headers=bearer)).status_code == 200
+        reused = await web.post("/auth/refresh", json={"refresh_token": tokens["refresh_token"]})
+        assert (reused.status_code, reused.json()["error"]) == (401, "refresh_token_reused")
+        assert (await web.get("/auth/me", headers=bearer)).status_code == 401
+        assert (await web.post("/auth/refresh", json={"refresh_token": second["refresh_token"]})).status_code == 401
+        # Another session of the same user is untouched, until it logs out.
+        assert (await acme.http.get("/auth/me")).status_code == 200
+        assert (await acme.http.post("/auth/logout")).status_code == 204
+        assert (await acme.http.get("/auth/me")).status_code == 401
+
+
+async def test_a_new_password_needs_the_old_one(acme: Tenant) -> None:
+    wrong = await acme.http.patch("/users/me", json={"password": "another long one", "current_password": "no"})
+    assert wrong.json()["errors"][0]["field"] == "current_password"
+    right = await acme.http.patch("/users/me", json={"password": "another long one", "current_password": acme.password})
+    assert right.status_code == 200
+    async with httpx.AsyncClient(base_url=acme.http.base_url) as web:
+        old = await web.post("/auth/login", json={"email": acme.account["email"], "password": acme.password})
+        assert old.status_code == 401
+        new = await web.post("/auth/login", json={"email": acme.account["email"], "password": "another long one"})
+        assert new.status_code == 200
+
+
+async def test_usage_of_keys_is_counted(acme: Tenant) -> None:
+    made = (await acme.http.post("/api-keys", json={"name": "counted"})).json()
+    async with acme.with_key(made["key"]) as client:
+        for _ in range(5):
+            await client.get("/agents")
+    for _ in range(100):
+        key = (await acme.http.get(f"/api-keys/{made['id']}")).json()
+        if key["usage_count"] == 5:
+            break
+        await asyncio.sleep(0.1)
+    assert key["usage_count"] == 5
+    assert key["last_used_at"] is not None
+
+
+async def test_a_key_s_own_limit_always_holds(acme: Tenant) -> None:
+    async with acme.with_key(await acme.key(rate_limit_per_minute=3)) as client:
+        answers = [await client.get("/agents") for _ in range(8)]
+        refused = [answer for answer in answers if answer.status_code == 429]
+        # Eight requests touch two minutes at the most.
+        assert 2 <= len(refused) <= 5
+        assert refused[0].json()["error"] == "rate_limit_exceeded"
+        assert refused[0].json()["retry_after"] >= 1
+        assert refused[0].headers["X-RateLimit-Limit"] == "3"
+        assert refused[0].headers["Retry-After"]
+
+
+async def test_headers_of_every_answer(acme: Tenant) -> None:
+    for path in ("/agents", "/nothing", "/agents/none"):
+        answer = await acme.http.get(path, headers={"X-Request-ID": "mine-1"})
+        assert answer.headers["x-request-id"] == "mine-1"
+        for name in ("limit", "remaining", "reset"):
+            assert answer.headers[f"x-ratelimit-{name}"].isdigit()
+    odd = await acme.http.get("/agents", headers={"X-Request-ID": "x" * 500})
+    assert odd.headers["x-request-id"].startswith("req_")
+
+
+async def test_cors_and_head_and_options(acme: Tenant) -> None:
+    origin = {"Origin": "http://localhost:3000"}
+    preflight = await acme.http.options("/agents", headers={**origin, "Access-Control-Request-Method": "POST"})
+    assert preflight.status_code == 204
+    assert preflight.headers["access-control-allow-origin"] == origin["Origin"]
+    refused = await acme.http.get("/agents/none", headers=origin)
+    assert refused.headers["access-control-allow-origin"] == origin["Origin"]
+    assert (
+        "access-control-allow-origin"
+        not in (await acme.http.get("/agents", headers={"Origin": "http://evil.test"})).headers
+    )
+    head = await acme.http.head("/agents")
+    assert (head.status_code, head.content) == (200, b"")
+    assert (await acme.http.options("/agents")).status_code == 204
+
+
+async def test_lists_tell_their_queries(parts, home: Tenant) -> None:
+    """A list costs the same number of statements whatever it holds."""
+    from sqlalchemy import event
+
+    engine, counts = parts.store._engine.sync_engine, []
+
+    def count(*_: Any) -> None:
+        counts.append(1)
+
+    from domain.executions import Filter
+    from domain.pages import Page
+
+    event.listen(engine, "before_cursor_execute", count)
+    try:
+        for limit in (1, 5):
+            counts.clear()
+            async with parts.store.begin_for(home.tenant_id) as tx:
+                await tx.executions.page(Filter(), Page(limit=limit))
+                await tx.agents.page(Page(limit=limit), None)
+            assert len(counts) <= 1 + 2 + 2
+    finally:
+        event.remove(engine, "before_cursor_execute", count)
+
+
+async def test_the_document_s_every_change_is_seen(system) -> None:
+    """Written anew by: PADDOCK_SNAPSHOT=write make test ARGS=tests/api"""
+    import os
+
+    async with httpx.AsyncClient() as client:
+        document = (await client.get(f"{system.url}/openapi.json")).json()
+    text = json.dumps(document, indent=1, sort_keys=True) + "\n"
+    if os.environ.get("PADDOCK_SNAPSHOT") == "write":
+        SNAPSHOT.write_text(text)
+    assert SNAPSHOT.read_text() == text
+    names = [operation["operationId"] for item in document["paths"].values() for operation in item.values()]
+    assert len(names) == len(set(names))
+
+
+async def test_the_pages_work_without_the_internet(system) -> None:
+    async with httpx.AsyncClient(base_url=system.url) as client:
+        page = await client.get("/docs")
+        assert page.status_code == 200
+        assert "//" not in page.text.split("spec:")[0].replace("<!DOCTYPE", "")
+        for asset in ("swagger-ui-bundle.js", "swagger-ui.css", "swagger-ui-standalone-preset.js"):
+            assert f"/docs/assets/{asset}" in page.text
+            assert len((await client.get(f"/docs/assets/{asset}")).content) > 1000
+        assert (await client.get("/redoc")).status_code == 200
+        assert (await client.get("/_litestar/openapi.json")).status_code == 404
+
+
+async def test_metrics_are_prometheus_text(system) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    async with httpx.AsyncClient(base_url=system.url) as client:
+        text = (await client.get("/metrics")).text
+    found = {family.name for family in text_string_to_metric_families(text)}
+    assert {
+        "paddock_requests",
+        "paddock_queue_depth",
+        "paddock_queue_oldest_seconds",
+        "paddock_runs",
+        "paddock_sandbox_slots",
+        "paddock_workers",
+    } <= found

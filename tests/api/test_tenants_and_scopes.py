@@ -1,0 +1,203 @@
+"""Every route of the OpenAPI document, called by another tenant and by keys that lack the scope.
+
+A new route is covered without anyone remembering: it is walked because it is in the document.
+"""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.clients import Tenant, archive
+
+SECRET = "belongs-to-acme-alone"
+UNAUTHENTICATED = {"register", "login", "refresh"}
+OWN = {"me", "me_users", "logout", "patch_me", "create_key", "create_key_auth", "invite"}
+
+
+@pytest.fixture(scope="module")
+async def document(system) -> dict[str, Any]:
+    async with httpx.AsyncClient() as client:
+        return dict((await client.get(f"{system.url}/openapi.json")).json())
+
+
+@pytest.fixture
+async def belongings(acme: Tenant) -> dict[str, str]:
+    """One of everything, all of it acme's."""
+    source = f"def handle(p):\n    print('{SECRET}')\n    return '{SECRET}'\n"
+    agent = await acme.agent(SECRET)
+    version = await acme.built(agent["id"], archive({"agent.py": source}))
+    execution = await acme.run(agent["id"], {"secret": SECRET})
+    key = (await acme.http.post("/api-keys", json={"name": SECRET})).json()
+    return {
+        "agent_id": agent["id"],
+        "version": version["id"],
+        "execution_id": execution["id"],
+        "key_id": key["id"],
+        "user_id": acme.account["id"],
+        "path": version["tarball_path"],
+        "name": SECRET,
+    }
+
+
+def _body(document: dict[str, Any], operation: dict[str, Any], belongings: dict[str, str]) -> Any:
+    content = operation.get("requestBody", {}).get("content", {})
+    if "multipart/form-data" in content:
+        return {"files": {"file": ("a.tar.gz", archive({"agent.py": ""}))}}
+    if "application/json" not in content:
+        return {}
+    name = content["application/json"]["schema"]["$ref"].rsplit("/", 1)[-1]
+    schema = document["components"]["schemas"][name]
+    body: dict[str, Any] = {}
+    for field in schema.get("required", []):
+        told = schema["properties"][field]
+        body[field] = (
+            belongings.get(field) or (told.get("examples") or ["x@example.com" if field == "email" else "x"])[0]
+        )
+    if name.startswith("Patch") and name not in ("PatchUser",):
+        body["name"] = "taken-over"
+    return {"json": body}
+
+
+def _routes(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    return [
+        (method.upper(), path, operation)
+        for path, item in document["paths"].items()
+        for method, operation in item.items()
+        if path.startswith("/api/v1")
+    ]
+
+
+async def test_no_route_shows_or_changes_another_tenant_s(document, belongings, acme: Tenant, rival: Tenant) -> None:
+    walked = 0
+    for method, path, operation in _routes(document):
+        for by in ("id", "name"):
+            values = dict(belongings)
+            if by == "name":
+                values["agent_id"] = SECRET
+            url = path.removeprefix("/api/v1")
+            for parameter, value in values.items():
+                url = url.replace("{" + parameter + "}", value)
+            assert "{" not in url, f"{path} has a parameter that this test does not know; add it to `belongings`"
+            if operation["operationId"] in OWN | UNAUTHENTICATED:
+                continue
+            answer = await rival.http.request(method, url, **_body(document, operation, values))
+            walked += 1
+            own_list = "{" not in path and method == "GET"
+            creates = operation["operationId"] == "create_agent"
+            expected = (200,) if own_list else (201, 409) if creates else (404,)
+            assert answer.status_code in expected, (method, url, answer.status_code, answer.text)
+            shown = answer.text.replace(url, "").replace(json.dumps(values["name"]), "")
+            if not creates and answer.status_code == 200:
+                assert SECRET not in shown
+            for mine in (belongings["key_id"], belongings["version"], acme.tenant_id, acme.account["email"]):
+                # What was asked for may be named in the refusal; what was not, may not.
+                assert mine in url or mine not in answer.text, (method, url, answer.text)
+    assert walked > 60
+    # Nothing of it changed.
+    assert (await acme.http.get(f"/agents/{belongings['agent_id']}")).json()["name"] == SECRET
+    assert (await acme.http.get(f"/api-keys/{belongings['key_id']}")).json()["is_active"] is True
+    assert (await acme.http.get(f"/executions/{belongings['execution_id']}")).json()["status"] == "completed"
+
+
+async def test_references_in_bodies_do_not_reach_across(belongings, rival: Tenant) -> None:
+    mine = await rival.deploy("def handle(p): return 1\n")
+    for body in ({"agent_id": belongings["agent_id"]}, {"agent_id": SECRET}):
+        assert (await rival.http.post("/executions", json=body)).status_code == 404
+    stolen = await rival.http.post(f"/agents/{mine}/execute", json={"agent_version_id": belongings["version"]})
+    assert stolen.status_code == 422
+    for query in (f"agent_id={belongings['agent_id']}", f"agent_version_id={belongings['version']}"):
+        assert (await rival.http.get(f"/executions?{query}")).json()["items"] == []
+
+
+async def test_a_tenant_filter_reaches_no_other_tenant(belongings, acme: Tenant, rival: Tenant) -> None:
+    for name in ("tenant_id", "group_id"):
+        assert (await rival.http.get(f"/executions?{name}={acme.tenant_id}")).json()["items"] == []
+        assert (await acme.http.get(f"/executions?{name}={acme.tenant_id}")).json()["total"] == 1
+
+
+async def test_every_route_asks_for_credentials(document, belongings, acme: Tenant) -> None:
+    async with httpx.AsyncClient(base_url=acme.http.base_url) as nobody:
+        for method, path, operation in _routes(document):
+            if operation["operationId"] in UNAUTHENTICATED:
+                continue
+            url = path.removeprefix("/api/v1")
+            for parameter, value in belongings.items():
+                url = url.replace("{" + parameter + "}", value)
+            for headers in ({}, {"Authorization": "Bearer nonsense"}, {"X-API-Key": "pdk_nonsense"}):
+                answer = await nobody.request(method, url, headers=headers, **_body(document, operation, belongings))
+                assert answer.status_code == 401, (method, url, headers, answer.text)
+                assert answer.json()["error"] == "unauthenticated"
+
+
+async def test_every_route_asks_for_its_scope(document, belongings, acme: Tenant) -> None:
+    """A key that may do nothing we have is refused everywhere, but at what is its own user's."""
+    powerless = acme.with_key(await acme.key(scopes=["read:stats"]))
+    async with powerless:
+        for method, path, operation in _routes(document):
+            if operation["operationId"] in UNAUTHENTICATED | {"me", "me_users", "logout"}:
+                continue
+            url = path.removeprefix("/api/v1")
+            for parameter, value in belongings.items():
+                url = url.replace("{" + parameter + "}", value)
+            answer = await powerless.request(method, url, **_body(document, operation, belongings))
+            assert answer.status_code == 403, (method, url, answer.status_code, answer.text)
+            assert answer.json()["error"] == "missing_scope"
+
+
+async def test_reading_keys_read_and_no_more(belongings, acme: Tenant) -> None:
+    async with acme.with_key(await acme.key(scopes=["read:agents"])) as reader:
+        assert (await reader.get("/agents")).status_code == 200
+        assert (await reader.post("/agents", json={"name": "x"})).status_code == 403
+        assert (await reader.get("/executions")).status_code == 403
+        assert (await reader.get(f"/logs/{belongings['agent_id']}")).status_code == 403
+
+
+async def test_a_key_shrinks_with_its_owner_s_role(acme: Tenant, system) -> None:
+    invite = (await acme.http.post("/users/invites", json={"email": "shrinking@example.com"})).json()
+    async with httpx.AsyncClient(base_url=acme.http.base_url) as web:
+        body = {"email": "shrinking@example.com", "password": "long enough", "tenant_id": acme.tenant_id}
+        member = (await web.post("/auth/register", json={**body, "invite_token": invite["invite_token"]})).json()
+        bearer = {"Authorization": f"Bearer {member['access_token']}"}
+        key = (await web.post("/api-keys", json={"name": "k"}, headers=bearer)).json()["key"]
+        assert (await web.post("/agents", json={"name": "by-key"}, headers={"X-API-Key": key})).status_code == 201
+        assert (await web.get("/users", headers=bearer)).status_code == 403
+        changed = await acme.http.patch(f"/users/{member['id']}", json={"role": "viewer"})
+        assert changed.json()["role"] == "viewer"
+        assert (await web.post("/agents", json={"name": "again"}, headers={"X-API-Key": key})).status_code == 403
+        await acme.http.patch(f"/users/{member['id']}", json={"is_active": False})
+        for headers in ({"X-API-Key": key}, bearer):
+            assert (await web.get("/agents", headers=headers)).status_code == 401
+        again = await web.post("/auth/login", json={"email": "shrinking@example.com", "password": "long enough"})
+        assert again.json()["error"] == "invalid_credentials"
+
+
+async def test_the_last_admin_stays(acme: Tenant) -> None:
+    for change in ({"role": "member"}, {"is_active": False}):
+        refused = await acme.http.patch(f"/users/{acme.account['id']}", json=change)
+        assert refused.status_code == 409
+
+
+async def test_an_invitation_is_for_one_e_mail_once(acme: Tenant, rival: Tenant) -> None:
+    token = (await acme.http.post("/users/invites", json={"email": "one@example.com"})).json()["invite_token"]
+    async with httpx.AsyncClient(base_url=acme.http.base_url) as web:
+
+        async def join(email: str, tenant: str) -> int:
+            body = {"email": email, "password": "long enough", "tenant_id": tenant, "invite_token": token}
+            return (await web.post("/auth/register", json=body)).status_code
+
+        assert await join("other@example.com", acme.tenant_id) == 403
+        assert await join("one@example.com", rival.tenant_id) == 403
+        assert await join("one@example.com", acme.tenant_id) == 201
+        assert await join("one@example.com", acme.tenant_id) in (403, 409)
+        alone = {"email": "two@example.com", "password": "long enough", "invite_token": token}
+        assert (await web.post("/auth/register", json=alone)).json()["errors"][0]["field"] == "tenant_id"
+
+
+async def test_only_the_operators_see_all_queues(acme: Tenant, system) -> None:
+    assert (await acme.http.get("/queues")).json()["workers"] == []
+    async with acme.with_key(system.admin_key) as operator:
+        seen = (await operator.get("/queues")).json()
+    assert {worker["lane"] for worker in seen["workers"]} == {"build", "run", "upkeep"}
+    assert {lane["lane"] for lane in seen["queues"]} == {"build", "run"}

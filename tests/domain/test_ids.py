@@ -1,0 +1,34 @@
+import uuid
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from domain import ids
+
+
+@given(st.uuids(), st.from_regex(r"[a-z]{1,10}", fullmatch=True))
+def test_every_uuid_survives_the_round_trip(value: uuid.UUID, prefix: str) -> None:
+    assert ids.decode(prefix, ids.encode(prefix, value)) == value
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_an_id_or_is_not(text: str) -> None:
+    value = ids.decode("agent", text)
+    assert value is None or ids.encode("agent", value) == text
+
+
+def test_another_prefix_is_another_kind() -> None:
+    assert ids.decode("exec", ids.new("agent")) is None
+
+
+@given(st.integers(0, 2**47), st.integers(1, 10**6))
+def test_ids_sort_by_creation(earlier: int, later: int) -> None:
+    first, second = ids.uuid7(earlier), ids.uuid7(earlier + later)
+    assert ids.encode("x", first) < ids.encode("x", second)
+    assert first.version == 7
+    assert first.variant == uuid.RFC_4122
+
+
+def test_the_specification_s_own_example() -> None:
+    value = uuid.UUID("01890a5d-ac96-774b-bcce-b302099a8057")
+    assert ids.encode("prefix", value) == "prefix_01h455vb4pex5vsknk084sn02q"

@@ -1,0 +1,166 @@
+"""Small rules: pages, payloads, levels, scopes, settings."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from domain import access, executions
+from domain.access import BY_ROLE, SCOPES, Caller, scopes_in_force
+from domain.errors import CODES, DomainError
+from domain.events import level_of
+from domain.executions import MAX_DEPTH, Start, depth, payload_of
+from domain.pages import MAX_LIMIT, listing, page_of
+from domain.ports import Outcome
+from domain.times import utc
+from infra.settings import BadSettings, Secret, read
+
+ENV = {
+    "PADDOCK_DATABASE_URL": "postgresql://x",
+    "PADDOCK_REDIS_URL": "redis://x",
+    "PADDOCK_SECRET_KEY": "s" * 32,
+    "R2_ACCOUNT_ID": "abc",
+    "R2_ACCESS_KEY_ID": "k",
+    "R2_SECRET_ACCESS_KEY": "hidden",
+}
+
+
+@given(st.integers(1, MAX_LIMIT), st.integers(1, 5000))
+def test_page_and_offset_are_one_thing(size: int, number: int) -> None:
+    assert page_of(None, None, None, number, size) == page_of(size, (number - 1) * size, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ((0, None, None, None, None), "limit"),
+        ((1001, None, None, None, None), "limit"),
+        ((None, -1, None, None, None), "offset"),
+        ((None, 1, 2, None, None), "skip"),
+        ((None, 1, None, 2, None), "page"),
+        ((5, None, None, None, 6), "page_size"),
+        ((None, None, None, 0, None), "page"),
+    ],
+)
+def test_contradictions_name_the_parameter(arguments: Any, field: str) -> None:
+    with pytest.raises(DomainError) as caught:
+        page_of(*arguments)
+    assert caught.value.errors[0].field == field
+
+
+@given(st.integers(0, 60), st.integers(1, 20), st.integers(0, 60))
+def test_has_more_is_true_exactly_when_rows_follow(total: int, limit: int, offset: int) -> None:
+    page = page_of(limit, offset, None, None, None)
+    rows = list(range(total))[offset : offset + limit + 1]
+    made = listing(rows, total, page)
+    assert made.items == rows[:limit]
+    assert made.has_more == (offset + limit < total)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=20,
+)
+
+
+def _depth(value: Any) -> int:
+    if isinstance(value, dict):
+        return 1 + max(map(_depth, value.values()), default=-1 + 0) if value else 0
+    if isinstance(value, list):
+        return 1 + max(map(_depth, value), default=-1) if value else 0
+    return 0
+
+
+@given(json_values)
+def test_depth_is_what_recursion_would_say(value: Any) -> None:
+    assert depth(value) == _depth(value)
+
+
+def test_a_payload_may_not_nest_beyond_reason() -> None:
+    value: Any = {}
+    for _ in range(MAX_DEPTH + 1):
+        value = {"a": value}
+    with pytest.raises(DomainError, match="nests deeper"):
+        payload_of(Start(payload=value))
+
+
+def test_task_and_inputs_reach_the_entrypoint() -> None:
+    assert payload_of(Start(task="t", inputs={"a": 1})) == {"task": "t", "a": 1}
+    with pytest.raises(DomainError, match="given twice"):
+        payload_of(Start(task="t", inputs={"task": 1}))
+    with pytest.raises(DomainError, match="means payload"):
+        payload_of(Start(payload={}, inputs={}))
+
+
+def test_a_deep_result_is_none() -> None:
+    deep = b"[" * 200 + b"]" * 200
+    assert executions.settled(Outcome(output=deep)).error_type == "result_not_json"
+    assert executions.settled(Outcome(output=b"[1]")).output == b"[1]"
+
+
+@pytest.mark.parametrize(
+    ("line", "level"),
+    [
+        ("WARNING:root:x", "WARNING"),
+        ("[ERROR] x", "ERROR"),
+        ("CRITICAL x", "ERROR"),
+        ("DEBUG: x", "DEBUG"),
+        ("all is well", "INFO"),
+        ("ERRORS were none", "INFO"),
+    ],
+)
+def test_levels_are_read_from_the_line(line: str, level: str) -> None:
+    assert level_of("stderr", line) == level
+
+
+@given(st.sets(st.sampled_from(sorted(SCOPES))), st.sampled_from(["admin", "member", "viewer"]))
+def test_a_key_never_does_what_its_owner_may_not(scopes: set[str], role: Any) -> None:
+    assert scopes_in_force(role, frozenset(scopes)) <= BY_ROLE[role]
+
+
+def test_a_key_manages_keys_only_with_admin() -> None:
+    member = Caller(tenant_id="t", user_id="u", role="member", scopes=BY_ROLE["member"], key_id="key_1")
+    with pytest.raises(DomainError):
+        access.require(member, "account")
+    access.require(Caller(tenant_id="t", user_id="u", role="viewer", scopes=BY_ROLE["viewer"]), "account")
+
+
+def test_times_need_an_offset_and_stay_in_the_calendar() -> None:
+    with pytest.raises(DomainError, match="offset"):
+        utc("since", datetime(2026, 1, 1))
+    for text in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"):
+        with pytest.raises(DomainError, match="years 1 to 9999"):
+            utc("since", datetime.fromisoformat(text))
+    assert utc("since", datetime(2026, 1, 1, tzinfo=UTC)) == datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def test_settings_name_what_is_wrong() -> None:
+    assert read(ENV).r2_endpoint_url.startswith("https://abc.")
+    for name, value, told in (
+        ("PADDOCK_SECRET_KEY", "short", "PADDOCK_SECRET_KEY"),
+        ("PADDOCK_PORT", "many", "PADDOCK_PORT"),
+        ("PADDOCK_DOCS", "maybe", "PADDOCK_DOCS"),
+        ("PADDOCK_RUN_SLOTS", "-1", "PADDOCK_RUN_SLOTS"),
+        ("PADDOCK_REDIS_URL", "", "PADDOCK_REDIS_URL"),
+    ):
+        with pytest.raises(BadSettings, match=told):
+            read({**ENV, name: value})
+
+
+def test_secrets_do_not_show() -> None:
+    import msgspec
+
+    settings = read(ENV)
+    assert "hidden" not in repr(settings)
+    with pytest.raises(TypeError):
+        msgspec.json.encode(settings)
+    assert Secret("a").reveal() == "a"
+
+
+def test_every_code_has_a_status() -> None:
+    from api.errors import TABLE
+
+    assert set(TABLE) == CODES
