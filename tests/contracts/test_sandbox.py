@@ -1,0 +1,198 @@
+"""What the sandbox promises, on real bubblewrap."""
+
+import asyncio
+import os
+import struct
+from pathlib import Path
+
+import pytest
+
+from domain.errors import DomainError
+from domain.ports import Program
+from infra.sandbox import seccomp
+from infra.sandbox.bubblewrap import BubblewrapSandbox
+from infra.sandbox.fence import Fence
+
+SLEEP = "import time\ndef handle(p):\n    time.sleep(30)\n"
+
+
+async def _ignore(_: str, __: bytes) -> None:
+    return None
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> BubblewrapSandbox:
+    return BubblewrapSandbox()
+
+
+@pytest.fixture
+def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("code")
+    for parent in (folder, *folder.parents):
+        if parent.stat().st_uid == os.geteuid() and str(parent).startswith("/tmp/"):
+            parent.chmod(0o755)
+    return folder
+
+
+def _program(code: Path, source: str, timeout: float = 10) -> Program:
+    (code / "agent.py").write_text(source)
+    return Program(code=code, environment=None, entrypoint="agent:handle", timeout=timeout, memory_mb=128)
+
+
+def _descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def test_runs_leave_no_descriptor_and_no_task_behind(sandbox, code) -> None:
+    program = _program(code, "def handle(p): return p\n")
+    await sandbox.run(program, b"{}", _ignore)
+    before, tasks = _descriptors(), len(asyncio.all_tasks())
+    for _ in range(25):
+        assert (await sandbox.run(program, b'{"a":1}', _ignore)).output == b'{"a":1}'
+    assert _descriptors() == before
+    assert len(asyncio.all_tasks()) == tasks
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.005, 0.02, 0.05, 0.1, 0.3])
+async def test_cancelling_at_any_moment_kills_and_frees(sandbox, code, delay: float) -> None:
+    program = _program(code, SLEEP)
+    before, tasks = _descriptors(), len(asyncio.all_tasks())
+    running = asyncio.create_task(sandbox.run(program, b"{}", _ignore))
+    await asyncio.sleep(delay)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert _descriptors() == before
+    assert len(asyncio.all_tasks()) == tasks
+    assert [name for name in os.listdir(f"/proc/self/task/{os.getpid()}/") if name == "x"] == []
+
+
+async def test_no_state_passes_from_one_run_to_the_next(sandbox, code) -> None:
+    program = _program(
+        code,
+        "import os\nseen = []\ndef handle(p):\n    seen.append(1)\n    there = os.listdir('/tmp')\n    open('/tmp/left', 'w').close()\n    return [len(seen), there]\n",
+    )
+    for _ in range(3):
+        assert (await sandbox.run(program, b"{}", _ignore)).output == b"[1,[]]"
+
+
+async def test_what_listening_raises_ends_the_run(sandbox, code) -> None:
+    program = _program(code, "def handle(p):\n    while True: print('x' * 1000)\n")
+
+    async def too_much(_: str, __: bytes) -> None:
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        await sandbox.run(program, b"{}", too_much)
+
+
+async def test_a_bwrap_that_does_not_start_is_an_unavailable_sandbox(code) -> None:
+    for bwrap in ("/usr/bin/false", "/nowhere/bwrap"):
+        broken = BubblewrapSandbox(bwrap=bwrap)
+        with pytest.raises(DomainError) as caught:
+            await broken.run(_program(code, "def handle(p): return 1\n"), b"{}", _ignore)
+        assert caught.value.code == "sandbox_unavailable"
+        assert (await broken.status()).available is False
+
+
+async def test_check_imports_and_does_not_call(sandbox, code) -> None:
+    program = _program(code, "def handle(p): raise RuntimeError('called')\n")
+    assert (await sandbox.check(program, _ignore)).error_type is None
+
+
+def test_a_fence_knows_its_guards() -> None:
+    with pytest.raises(ValueError, match="no such guards"):
+        Fence(without=frozenset({"wall"}))
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_filter_is_a_valid_program(machine: str) -> None:
+    """Every jump lands inside the program, and every path ends in a verdict."""
+    data = seccomp.program(machine)
+    code = [struct.unpack("=HBBI", data[start : start + 8]) for start in range(0, len(data), 8)]
+    assert len(code) < 4096
+    for number, (operation, if_true, if_false, _) in enumerate(code):
+        if operation & 7 == 5:
+            assert number + 1 + max(if_true, if_false) < len(code)
+    assert code[-1][0] == 0x06
+
+
+def _verdict(data: bytes, machine: int, number: int, *arguments: int) -> int:
+    """Runs the filter as the kernel does."""
+    packet = struct.pack("=iIQ6Q", number, machine, 0, *(list(arguments) + [0] * 6)[:6])
+    code = [struct.unpack("=HBBI", data[start : start + 8]) for start in range(0, len(data), 8)]
+    at, value = 0, 0
+    while True:
+        operation, if_true, if_false, constant = code[at]
+        at += 1
+        if operation == 0x20:
+            value = struct.unpack_from("=I", packet, constant)[0]
+        elif operation == 0x06:
+            return constant
+        else:
+            holds = {0x15: value == constant, 0x35: value >= constant, 0x45: bool(value & constant)}[operation]
+            at += if_true if holds else if_false
+
+
+def test_the_filter_s_verdicts() -> None:
+    allow, kill, eperm, enosys = 0x7FFF0000, 0x80000000, 0x50001, 0x50026
+    for name, arch, table in (
+        (
+            "x86_64",
+            0xC000003E,
+            {
+                "read": 0,
+                "clone": 56,
+                "clone3": 435,
+                "socketpair": 53,
+                "socket": 41,
+                "prlimit64": 302,
+                "ioctl": 16,
+                "mount": 165,
+                "keyctl": 250,
+            },
+        ),
+        (
+            "aarch64",
+            0xC00000B7,
+            {
+                "read": 63,
+                "clone": 220,
+                "clone3": 435,
+                "socketpair": 199,
+                "socket": 198,
+                "prlimit64": 261,
+                "ioctl": 29,
+                "mount": 40,
+                "keyctl": 219,
+            },
+        ),
+    ):
+        data = seccomp.program(name)
+
+        def verdict(
+            call: str, *arguments: int, data: bytes = data, arch: int = arch, table: dict[str, int] = table
+        ) -> int:
+            return _verdict(data, arch, table[call], *arguments)
+
+        assert verdict("read") == allow
+        assert verdict("clone", 17) == allow
+        assert verdict("clone", 0x10000000 | 17) == eperm
+        assert verdict("clone", 0x40000000) == eperm
+        assert verdict("clone3") == enosys
+        assert verdict("socketpair", 1) == allow
+        assert verdict("socketpair", 2) == eperm
+        for call in ("socket", "mount", "keyctl"):
+            assert verdict(call) == eperm
+        assert verdict("prlimit64", 0) == allow
+        assert verdict("prlimit64", 1) == eperm
+        assert verdict("ioctl", 0, 0x5412) == eperm
+        assert verdict("ioctl", 0, 0x5401) == allow
+        assert _verdict(data, arch, 9999) == enosys
+        assert _verdict(data, 0x40000003, 1) == kill
+    assert _verdict(seccomp.program("x86_64"), 0xC000003E, 0x40000000) == kill
+
+
+def test_other_machines_are_refused() -> None:
+    with pytest.raises(seccomp.UnknownMachine):
+        seccomp.program("riscv64")

@@ -1,0 +1,117 @@
+"""Row-level security stands behind the application: its role sees nothing it was not bound to."""
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from domain.errors import DomainError
+from infra.postgres.db import Base, connect
+from tests.clients import Tenant
+
+WITH_TENANT = (
+    *("tenants", "users", "invites", "sessions", "refresh_tokens", "api_keys", "agents", "agent_versions"),
+    *("executions", "execution_events", "idempotency_keys"),
+)
+
+
+@pytest.fixture
+async def application(system):
+    engine = connect(system.settings.database_url.reveal(), pool_size=2, application="tests")
+    yield engine
+    await engine.dispose()
+
+
+async def test_the_role_can_bypass_nothing(application, acme: Tenant, home: Tenant) -> None:
+    async with application.connect() as connection:
+        role = (
+            await connection.execute(
+                text("SELECT rolsuper, rolbypassrls, rolcreaterole FROM pg_roles WHERE rolname = current_user")
+            )
+        ).one()
+        assert tuple(role) == (False, False, False)
+        for table in WITH_TENANT:
+            assert (await connection.execute(text(f"SELECT count(*) FROM {table}"))).scalar_one() == 0, table
+        await connection.rollback()
+        with pytest.raises(DBAPIError, match="permission denied|must be owner|row-level|cannot"):
+            await connection.execute(text("SET row_security = off"))
+            await connection.execute(text("SELECT count(*) FROM users"))
+
+
+async def test_every_table_with_a_tenant_is_guarded(application) -> None:
+    async with application.connect() as connection:
+        rows = await connection.execute(
+            text(
+                "SELECT c.relname, c.relrowsecurity FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid "
+                "WHERE c.relkind = 'r' AND a.attname = 'tenant_id' AND c.relnamespace = 'public'::regnamespace"
+            )
+        )
+        found = {row.relname: row.relrowsecurity for row in rows}
+    assert set(found) | {"tenants"} == set(WITH_TENANT)
+    assert all(found.values())
+
+
+async def test_bound_to_one_tenant_the_rows_of_others_cannot_be_written(
+    application, acme: Tenant, home: Tenant
+) -> None:
+    async with application.connect() as connection:
+        await connection.execute(text("SELECT set_config('paddock.tenant_id', :t, true)"), {"t": acme.tenant_id})
+        assert (await connection.execute(text("SELECT count(*) FROM users"))).scalar_one() == 1
+        changed = await connection.execute(
+            text("UPDATE users SET full_name = 'x' WHERE tenant_id = :other"), {"other": home.tenant_id}
+        )
+        assert changed.rowcount == 0
+        with pytest.raises(DBAPIError, match="row-level security"):
+            await connection.execute(
+                text("INSERT INTO sessions SELECT gen_random_uuid(), :other, id, now() FROM users"),
+                {"other": home.tenant_id},
+            )
+
+
+async def test_events_can_be_added_and_never_changed(application, home: Tenant) -> None:
+    async with application.connect() as connection:
+        for statement in ("UPDATE execution_events SET seq = 0", "DELETE FROM execution_events"):
+            with pytest.raises(DBAPIError, match="permission denied"):
+                await connection.execute(text(statement))
+            await connection.rollback()
+
+
+async def test_migrations_and_row_classes_agree(system) -> None:
+    engine = connect(system.settings.database_owner_url.reveal(), pool_size=1, application="tests", as_owner=True)
+    try:
+        async with engine.connect() as connection:
+            differences = await connection.run_sync(
+                lambda sync: compare_metadata(
+                    MigrationContext.configure(
+                        sync, opts={"include_name": lambda name, kind, _: kind in ("table", "column", "schema")}
+                    ),
+                    Base.metadata,
+                )
+            )
+    finally:
+        await engine.dispose()
+    real = [one for one in differences if one[0] in ("add_table", "remove_table", "add_column", "remove_column")]
+    assert [one for one in real if "alembic_version" not in str(one)] == []
+
+
+async def test_nothing_is_rung_for_what_was_not_committed(parts, home: Tenant) -> None:
+    from domain.jobs import Job
+
+    before = await parts.queue.depth("build")
+    with pytest.raises(RuntimeError):
+        async with parts.store.begin_for(home.tenant_id) as tx:
+            tx.ring(Job(lane="build", row_id="ver_x", tenant_id=home.tenant_id, attempt=0))
+            raise RuntimeError
+    assert await parts.queue.depth("build") == before
+
+
+async def test_errors_of_the_domain_roll_back(parts, home: Tenant) -> None:
+    from domain import agents
+    from domain.agents import PatchAgent
+
+    with pytest.raises(DomainError):
+        async with parts.store.begin_for(home.tenant_id) as tx:
+            await agents.patch(tx, "hello", PatchAgent(description="changed"))
+            await agents.get(tx, "no such agent")
+    assert (await home.http.get("/agents/hello")).json()["description"] != "changed"

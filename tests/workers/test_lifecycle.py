@@ -1,0 +1,155 @@
+"""An execution's life as a state machine, on the real database: any interleaving of workers, clocks and cancels."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from domain import executions
+from domain.access import BY_ROLE, Caller
+from domain.events import logged
+from domain.executions import Execution, Start
+from domain.leases import LostLease
+from domain.ports import Outcome
+from domain.states import TERMINAL
+from infra.postgres.db import connect
+from infra.postgres.store import PostgresStore
+from tests.clients import Tenant
+
+LEASE = timedelta(seconds=10)
+
+
+class Silent:
+    """A queue that loses every ring: nothing here depends on one."""
+
+    async def ring(self, *_: object) -> None:
+        return None
+
+    async def ring_lost(self, *_: object) -> int:
+        return 0
+
+
+async def test_any_interleaving_settles_once(system, home: Tenant) -> None:
+    hello = (await home.http.get("/agents/hello")).json()["id"]
+    caller = Caller(
+        tenant_id=home.tenant_id, user_id=home.account["id"], role="admin", scopes=BY_ROLE["admin"], key_id=None
+    )
+
+    def in_a_thread_of_its_own() -> None:
+        with asyncio.Runner() as runner:
+            engine = connect(system.settings.database_url.reveal(), pool_size=2, application="tests")
+
+            class Life(RuleBasedStateMachine):
+                def __init__(self) -> None:
+                    super().__init__()
+                    # Long ago, so that no real worker or upkeep process sees a lease of today expire.
+                    self.now = datetime(2020, 1, 1, tzinfo=UTC)
+                    self.store = PostgresStore(engine, Silent(), lambda: self.now)
+                    self.claims: list[Execution] = []
+                    self.terminal: list[str] = []
+                    self.logged = 0
+
+                @initialize(attempts=st.integers(1, 3))
+                def begin(self, attempts: int) -> None:
+                    async def start() -> Execution:
+                        async with self.store.begin(caller) as tx:
+                            made = await executions.start(tx, caller, hello, Start(max_attempts=attempts))
+                            # Held from real workers: they would claim it before this test does.
+                            claimed = await executions.claim(tx, made.id, "w", LEASE)
+                            assert claimed is not None
+                            return claimed.execution
+
+                    self.claims.append(runner.run(start()))
+                    self.max_attempts = attempts
+
+                def _do(self, work) -> object:
+                    async def go() -> object:
+                        async with self.store.begin(caller) as tx:
+                            return await work(tx)
+
+                    return runner.run(go())
+
+                def _status(self) -> Execution:
+                    found = self._do(lambda tx: executions.get(tx, self.claims[0].id))
+                    assert isinstance(found, Execution)
+                    return found
+
+                def _release_and_claim(self, work) -> None:
+                    async def go() -> None:
+                        # One transaction, so that no real worker comes in between.
+                        async with self.store.begin(caller) as tx:
+                            await work(tx)
+                            claimed = await executions.claim(tx, self.claims[0].id, "w", LEASE)
+                            if claimed is not None:
+                                self.claims.append(claimed.execution)
+
+                    runner.run(go())
+
+                @rule(seconds=st.integers(1, 15))
+                def time_passes_and_upkeep_comes(self, seconds: int) -> None:
+                    self.now += timedelta(seconds=seconds)
+                    self._release_and_claim(lambda tx: executions.take_back(tx, self.claims[0].id))
+
+                @rule(which=st.integers(0, 5))
+                def a_worker_is_told_to_stop(self, which: int) -> None:
+                    claim = self.claims[which % len(self.claims)]
+                    self._release_and_claim(lambda tx: executions.give_back(tx, claim))
+
+                @rule(which=st.integers(0, 5), fails=st.booleans())
+                def a_worker_finishes(self, which: int, fails: bool) -> None:
+                    claim = self.claims[which % len(self.claims)]
+                    outcome = Outcome(error_type="E", error_message="m") if fails else Outcome(output=b"1")
+                    before = self._status()
+                    try:
+                        self._do(lambda tx: executions.finish(tx, claim, outcome, []))
+                    except LostLease:
+                        assert before.status in TERMINAL or before.attempt != claim.attempt
+                    else:
+                        assert before.status not in TERMINAL
+                        assert before.attempt == claim.attempt
+
+                @rule(which=st.integers(0, 5))
+                def a_worker_writes(self, which: int) -> None:
+                    claim = self.claims[which % len(self.claims)]
+                    before = self._status()
+                    try:
+                        self._do(lambda tx: executions.record(tx, claim, [logged("INFO", "x", self.now, "stdout")] * 2))
+                        self.logged += 2
+                    except LostLease:
+                        assert before.status in TERMINAL or before.attempt != claim.attempt
+
+                @precondition(lambda self: len(self.claims) > 1)
+                @rule()
+                def somebody_cancels(self) -> None:
+                    before = self._status()
+                    if before.status not in TERMINAL:
+                        self._do(lambda tx: executions.cancel(tx, before.id))
+
+                def teardown(self) -> None:
+                    if not self.claims:
+                        return
+                    ended = self._status()
+                    if ended.status not in TERMINAL:
+                        self._do(lambda tx: executions.cancel(tx, ended.id))
+                        ended = self._status()
+                    assert ended.attempt <= self.max_attempts
+                    events = self._do(lambda tx: tx.events.after(ended.id, 0, 1000))
+                    assert isinstance(events, list)
+                    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+                    assert [event.is_terminal for event in events] == [False] * (len(events) - 1) + [True]
+                    assert sum(event.type == "log" for event in events) == self.logged
+
+            run_state_machine_as_test(
+                Life,
+                settings=settings(
+                    max_examples=30,
+                    stateful_step_count=12,
+                    deadline=None,
+                    suppress_health_check=list(HealthCheck),
+                ),
+            )
+            runner.run(engine.dispose())
+
+    await asyncio.to_thread(in_a_thread_of_its_own)

@@ -1,0 +1,129 @@
+"""Upkeep and output, on the real parts, with the clock in hand."""
+
+import asyncio
+import os
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from domain.events import MAX_LINE, Event
+from domain.jobs import Job
+from infra.environments import forget_unused, uv_index
+from infra.redis import Counter
+from tests.clients import Tenant
+from workers.output import KEPT, Output
+from workers.upkeep import Upkeep
+
+
+async def _one(data: bytes):
+    yield data
+
+
+async def test_old_uploads_that_belong_to_nothing_are_removed(parts, home: Tenant) -> None:
+    versions = (await home.http.get("/agents/hello/versions")).json()["items"]
+    kept = versions[0]["tarball_path"]
+    orphan = f"uploads/{home.tenant_id}/ver_orphan.tar.gz"
+    await parts.blobs.put(orphan, _one(b"x"))
+    now = Upkeep(parts.settings, parts.store, parts.queue, parts.blobs, lambda: datetime.now(UTC))
+    await now.sweep()
+    assert [blob.key async for blob in parts.blobs.under(orphan)] == [orphan]
+    later = Upkeep(
+        parts.settings, parts.store, parts.queue, parts.blobs, lambda: datetime.now(UTC) + timedelta(hours=25)
+    )
+    removed = await later.sweep()
+    assert removed["objects"] >= 1
+    assert [blob.key async for blob in parts.blobs.under(orphan)] == []
+    assert [blob.key async for blob in parts.blobs.under(kept)] == [kept]
+    ran = await home.run((await home.http.get("/agents/hello")).json()["id"])
+    assert ran["status"] == "completed"
+
+
+async def test_objects_of_deleted_agents_are_removed(parts, acme: Tenant) -> None:
+    agent_id = await acme.deploy("def handle(p): return 1\n")
+    version = (await acme.http.get(f"/agents/{agent_id}/versions/1")).json()
+    await acme.http.delete(f"/agents/{agent_id}")
+    later = Upkeep(
+        parts.settings, parts.store, parts.queue, parts.blobs, lambda: datetime.now(UTC) + timedelta(hours=25)
+    )
+    await later.sweep()
+    for key in (version["tarball_path"], version["bundle_path"]):
+        assert [blob.key async for blob in parts.blobs.under(key)] == []
+
+
+async def test_a_job_that_is_listed_is_not_rung_twice(parts) -> None:
+    job = Job(lane="build", row_id="ver_listed", tenant_id="t", attempt=0)
+    redis = parts.queue._redis
+    await redis.zadd("paddock:queue:build", {job.id: 9e15})
+    assert await parts.queue.ring_lost([job]) == 0
+    # Taken by a worker that died before it claimed the row: rung under another id.
+    await redis.set(f"arq:in-progress:{job.id}", b"1")
+    assert await parts.queue.ring_lost([job]) == 1
+    await redis.zrem("paddock:queue:build", job.id)
+    await redis.delete(f"arq:in-progress:{job.id}")
+
+
+def test_caches_that_nobody_used_are_forgotten(tmp_path: Path) -> None:
+    for kind in ("bundles", "environments"):
+        for name, age in (("old", 100), ("new", 0)):
+            folder = tmp_path / kind / name
+            folder.mkdir(parents=True)
+            (folder / "file").touch()
+            os.utime(folder, (time.time() - age, time.time() - age))
+    assert forget_unused(tmp_path, time.time() - 50) == 2
+    assert sorted(path.name for path in tmp_path.glob("*/*")) == ["new", "new"]
+
+
+async def test_output_is_whole_up_to_its_limit() -> None:
+    written: list[Event] = []
+
+    async def write(batch: list[Event]) -> None:
+        written.extend(batch)
+
+    output = Output(write, lambda: datetime.now(UTC))
+    stop = asyncio.Event()
+    flushing = asyncio.create_task(output.flush_until(stop))
+    await output.take("stdout", b"one\ntwo\nthr")
+    await output.take("stdout", b"ee\n" + b"A" * 20_000 + b"\n")
+    await asyncio.sleep(0.25)
+    assert [event.data["message"] for event in written][:3] == ["one", "two", "three"]
+    assert sum(len(event.data["message"]) for event in written[3:]) == 20_000
+    assert all(len(event.data["message"]) <= MAX_LINE for event in written)
+    await output.take("stderr", b"x" * (2 * KEPT))
+    stop.set()
+    await flushing
+    rest = output.rest()
+    assert "Only the first 65536 bytes" in rest[-1].data["message"]
+    total = sum(len(event.data["message"]) for event in [*written, *rest[:-1]])
+    assert KEPT - 20 <= total <= KEPT
+
+
+async def test_limits_are_counted_here_while_redis_is_away() -> None:
+    from infra.redis import client
+
+    counter = Counter(client("redis://127.0.0.1:9/0"))
+    now = 1_000_000.0 * 3600
+    assert [await counter.count("a", 3600, now) for _ in range(3)] == [1, 2, 3]
+    assert await counter.count("b", 60, now) == 1
+    assert await counter.count("a", 60, now) == 1
+    assert await counter.count("a", 3600, now) == 4
+    assert await counter.count("a", 3600, now + 3600) == 1
+
+
+def test_pip_s_configuration_in_uv_s_words() -> None:
+    told = "global.index-url='https://i.test/simple'\nglobal.extra-index-url='https://a.test https://b.test'\nglobal.cert='/c.pem'\n"
+    assert uv_index(told) == {
+        "UV_DEFAULT_INDEX": "https://i.test/simple",
+        "UV_INDEX": "https://a.test https://b.test",
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+        "SSL_CERT_FILE": "/c.pem",
+    }
+    assert uv_index("") == {}
+
+
+async def test_an_environment_is_installed_once(home: Tenant) -> None:
+    from scripts.demo import packed
+
+    agent = await home.agent()
+    version = await home.built(agent["id"], packed("summarizer"))
+    assert version["status"] == "ready"
+    assert "there already" in version["build_log"]
