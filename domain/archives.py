@@ -19,6 +19,7 @@ MAX_MANIFEST: Final = 64 * 1024
 MAX_REQUIREMENTS: Final = 256 * 1024
 MIN_MEMORY_MB: Final = 64
 MAX_MEMORY_MB: Final = 8192
+MAX_LINE: Final = 4096
 _ENTRYPOINT: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 _MEMORY: Final = re.compile(r"(\d{1,6})\s*(M|MB|MiB|G|GB|GiB)?", re.IGNORECASE)
 _HASH: Final = re.compile(r"\s+--hash=sha256:[0-9a-f]{64}")
@@ -64,7 +65,7 @@ def parse_manifest(file: str, text: str, python: str) -> Manifest:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise BadArchive(f"{file}, line {line}: {error.problem or 'is not YAML'}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, LookupError, AttributeError) as error:
         raise BadArchive(f"{file}: is not YAML: {type(error).__name__}") from None
     if not isinstance(raw, dict):
         raise BadArchive(f"{file}: must be a mapping with at least `name` and `entrypoint`.")
@@ -102,6 +103,8 @@ def _python(file: str, wanted: Any, have: str) -> str | None:
     if wanted is None:
         return None
     text = str(wanted)
+    if not text.isprintable():
+        raise BadArchive(f"{file}: `python` holds characters that cannot be shown.")
     try:
         allowed = SpecifierSet(f"=={text}.*" if re.fullmatch(r"\d+(\.\d+)?", text) else text)
     except InvalidSpecifier:
@@ -137,16 +140,18 @@ def parse_requirements(text: str, python: str) -> Requirements | None:
     kept: list[str] = []
     joined = text.replace("\\\r\n", " ").replace("\\\n", " ")
     for number, raw in enumerate(joined.splitlines(), 1):
-        line = re.sub(r"(^|\s)#.*$", "", raw).strip()
+        line = " ".join(re.sub(r"(^|\s)#.*$", "", raw[: MAX_LINE + 1]).split())
         if not line:
             continue
+        if len(raw) > MAX_LINE:
+            raise BadArchive(f"requirements.txt, line {number}: is longer than {MAX_LINE} characters.")
         hashes = _HASH.findall(line)
         bare = _HASH.sub("", line).strip()
         if bare.startswith("-"):
             raise BadArchive(f"requirements.txt, line {number}: options are not allowed: {bare[:80]!r}.")
         try:
             requirement = Requirement(bare)
-        except InvalidRequirement:
+        except (InvalidRequirement, RecursionError):
             raise BadArchive(f"requirements.txt, line {number}: not a requirement: {bare[:80]!r}.") from None
         if requirement.url:
             raise BadArchive(f"requirements.txt, line {number}: URLs and paths are not allowed: {bare[:80]!r}.")

@@ -5,6 +5,7 @@ distribution would run a stranger's code. Nothing of what is installed is ever i
 """
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
@@ -105,15 +106,19 @@ class Environments:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
+        told = asyncio.create_task(process.communicate())
         try:
             async with asyncio.timeout(INSTALL_SECONDS):
-                said, _ = await process.communicate()
+                while not (await asyncio.wait((told,), timeout=1.0))[0]:
+                    if await asyncio.to_thread(folder_size, target) > MAX_BYTES:
+                        raise BadArchive(f"requirements.txt: installed, it takes more than {MAX_BYTES >> 20} MiB.")
+                said, _ = told.result()
         except TimeoutError:
             raise BadArchive(f"requirements.txt: installing took longer than {INSTALL_SECONDS} s.") from None
         finally:
             if process.returncode is None:
                 process.kill()
-                await process.wait()
+                await asyncio.gather(told, return_exceptions=True)
         shown = _shown(said.decode(errors="replace"), scratch)
         if process.returncode != 0:
             raise BadArchive(f"requirements.txt: cannot be installed.\n{shown}")
@@ -163,7 +168,12 @@ def _shown(said: str, scratch: Path) -> str:
 
 def folder_size(folder: Path) -> int:
     """Bytes of all files beneath a folder."""
-    return sum(file.lstat().st_size for file in folder.rglob("*"))
+    total = 0
+    for here, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(here, name)).st_size
+    return total
 
 
 def pack(folder: Path, archive: Path) -> None:

@@ -14,8 +14,8 @@ from domain.builds import Built, Version
 from domain.errors import DomainError
 from domain.leases import LostLease
 from domain.ports import Blobs, Outcome, Program, Sandbox, Store, Stream
-from infra.bundles import Bundles
-from infra.environments import Environments
+from infra.bundles import LIMITS, Bundles
+from infra.environments import Environments, folder_size
 from infra.sandbox.bubblewrap import CHECK_SECONDS
 from workers.leases import Holder, persist
 
@@ -101,6 +101,9 @@ class Builder:
             for broken in await self._sandbox.compile(root, "/agent"):
                 await self._say(version, f"Does not compile: {broken}\n")
             await self._try(version, manifest, root, environment)
+            size = await asyncio.to_thread(folder_size, root)
+            if size > LIMITS.total:
+                raise BadArchive(f"Compiled, the files take {size >> 20} MiB; {LIMITS.total >> 20} are allowed.")
             key = builds.bundle_path(version.tenant_id, version.id)
             await persist(lambda: self._bundles.store(version, root, key, scratch))
             return Built(

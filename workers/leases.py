@@ -83,7 +83,7 @@ class Holder:
             _log.warning("cannot extend leases", error=str(error))
             return
         for row_id in asked.keys() - held:
-            if row_id in self._held and self._held[row_id][0] == asked[row_id]:
+            if row_id not in self._lost and row_id in self._held and self._held[row_id][0] == asked[row_id]:
                 self._lost.add(row_id)
                 self._held[row_id][1].cancel()
 

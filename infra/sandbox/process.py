@@ -6,14 +6,17 @@ import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from domain.ports import OnOutput, Stream
 from infra.sandbox.fence import Fence, Mount
+
+T = TypeVar("T")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNS: Final = 0x00020000
@@ -21,6 +24,11 @@ _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 1 << 18
 _PR_SET_PDEATHSIG: Final = 1
 _STAGES: Final = ("/run", "/mnt", "/opt")
 CHUNK: Final = 64 * 1024
+# Output is read at full speed up to FLOOD bytes, and then a chunk per PAUSE seconds.
+FLOOD: Final = 32 * 1024 * 1024
+PAUSE: Final = 0.001
+# Counting shared pages once is costly, so it is not done more often than this, in seconds.
+EXACT: Final = 0.3
 
 
 class StartFailed(Exception):
@@ -65,6 +73,7 @@ def become(uid: int, stage: str, mounts: list[Mount]) -> Callable[[], None]:
             if not is_folder:
                 os.close(os.open(target, os.O_CREAT | os.O_WRONLY))
             _checked(_libc.mount(source, target, None, ctypes.c_ulong(_MS_BIND), None), source.decode())
+        _prefer_for_oom()
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
@@ -73,8 +82,35 @@ def become(uid: int, stage: str, mounts: list[Mount]) -> Callable[[], None]:
     return before_exec
 
 
+def _prefer_for_oom() -> None:
+    # When the host runs out of memory it shall take an agent, not Postgres.
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
+
+
 def _die_with_parent() -> None:
+    _prefer_for_oom()
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Pipes:
+    """The pipes between worker and guest, as (ours, theirs)."""
+
+    def __init__(self) -> None:
+        theirs, ours = os.pipe()
+        self.feed = ours, theirs
+        self.answer = os.pipe()
+        self.info = os.pipe()
+
+    @property
+    def ours(self) -> list[int]:
+        """Our ends."""
+        return [self.feed[0], self.answer[0], self.info[0]]
+
+    @property
+    def theirs(self) -> list[int]:
+        """Their ends."""
+        return [self.feed[1], self.answer[1], self.info[1]]
 
 
 class Child:
@@ -84,6 +120,7 @@ class Child:
         self._process = process
         self._feed, self._answer, self._info, self._streams = feed, answer, info, streams
         self._pidfd = os.pidfd_open(process.pid)
+        self.pid = process.pid
         self.pid1: int | None = None
         self._pid1_fd: int | None = None
         self._open = {feed, answer, info, *streams.values()} - {-1}
@@ -122,13 +159,7 @@ class Child:
         except TimeoutError:
             ending.timed_out = True
         finally:
-            self.kill()
-            await asyncio.shield(exited)
-            # The tree is gone, so its pipes are at their end, unless a test left the door open.
-            await asyncio.wait(pumps, timeout=0.5)
-            for task in tasks:
-                task.cancel()
-            gathered = await asyncio.gather(*tasks, return_exceptions=True)
+            gathered = await _to_the_end(self._wind_down(exited, pumps, tasks))
         for failure in gathered:
             if isinstance(failure, Exception) and not ending.timed_out:
                 raise failure
@@ -137,13 +168,35 @@ class Child:
             raise StartFailed(early.decode(errors="replace").strip() or f"bwrap ended with status {ending.status}")
         return ending
 
+    async def _wind_down(
+        self,
+        exited: asyncio.Task[None],
+        pumps: list[asyncio.Task[None]],
+        tasks: list[asyncio.Task[None] | asyncio.Task[str | None]],
+    ) -> list[object]:
+        self.kill()
+        await exited
+        # The tree is gone, so its pipes are at their end, unless a test left the door open.
+        await asyncio.wait(pumps, timeout=0.5)
+        for task in tasks:
+            task.cancel()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
     def kill(self) -> None:
         """SIGKILL to the first process inside, which takes its whole namespace along; bwrap then reaps it and ends.
 
-        While that process is not known yet, bwrap itself is killed, and its own child dies with it.
+        While that process is not known yet, bwrap is stopped, so that it makes no more children, and
+        killed after those it has: a child that waits for bwrap's word would wait for ever.
         """
-        with contextlib.suppress(ProcessLookupError, OSError):
-            signal.pidfd_send_signal(self._pidfd if self._pid1_fd is None else self._pid1_fd, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            if self._pid1_fd is not None:
+                signal.pidfd_send_signal(self._pid1_fd, signal.SIGKILL)
+                return
+            signal.pidfd_send_signal(self._pidfd, signal.SIGSTOP)
+            for child in _descendants(self._process.pid):
+                with contextlib.suppress(OSError):
+                    os.kill(child, signal.SIGKILL)
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def close(self) -> None:
         """Free every descriptor."""
@@ -181,6 +234,7 @@ class Child:
     async def _collect(self, ending: Ending, most: int, started: asyncio.Event) -> None:
         answer = bytearray()
         while part := await _read(self._answer, CHUNK):
+            await asyncio.sleep(0)
             if not started.is_set():
                 started.set()
                 part = part[1:]
@@ -193,8 +247,12 @@ class Child:
         ending.answer = bytes(answer)
 
     async def _pump(self, fd: int, stream: Stream, on_output: OnOutput) -> None:
+        passed = 0
         while part := await _read(fd, CHUNK):
             await on_output(stream, part)
+            # Others get their turn, and whoever floods us waits: what is past this is not kept in any case.
+            passed += len(part)
+            await asyncio.sleep(PAUSE if passed > FLOOD else 0)
 
     async def _write(self, fd: int, data: bytes) -> None:
         view = memoryview(data)
@@ -210,6 +268,21 @@ class Child:
             if fd in self._open:
                 self._open.discard(fd)
                 os.close(fd)
+
+
+async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await work that must not be left half done, however often the waiting is cancelled meanwhile."""
+    task = asyncio.create_task(work)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled and not task.cancelled():
+        task.result()
+        raise asyncio.CancelledError
+    return task.result()
 
 
 def _resolve(ready: "asyncio.Future[None]") -> None:
@@ -246,20 +319,15 @@ async def _read(fd: int, most: int) -> bytes:
 
 
 def start(
-    args: list[str],
-    passed: list[int],
-    feed: tuple[int, int],
-    answer: tuple[int, int],
-    info: tuple[int, int],
-    before_exec: Callable[[], None] | None,
-    fence: Fence,
+    args: list[str], passed: list[int], pipes: Pipes, before_exec: Callable[[], None] | None, fence: Fence
 ) -> Child:
-    """Start bwrap with an empty environment. The pairs are (ours, theirs); theirs are closed here.
+    """Start bwrap with an empty environment. Their ends of the pipes are closed here, and ours if it fails.
 
     Errors: `StartFailed`.
     """
     out, err = os.pipe(), os.pipe()
-    theirs = [feed[1], answer[1], info[1], out[1], err[1]]
+    theirs = [*pipes.theirs, out[1], err[1]]
+    ours = [*pipes.ours, out[0], err[0]]
     if not fence.has("descriptors"):
         for fd in (*passed, *theirs):
             os.set_inheritable(fd, True)
@@ -270,21 +338,21 @@ def start(
             stdin=subprocess.DEVNULL,
             stdout=out[1],
             stderr=err[1],
-            pass_fds=[*passed, feed[1], answer[1], info[1]] if fence.has("descriptors") else (),
+            pass_fds=[*passed, *pipes.theirs] if fence.has("descriptors") else (),
             close_fds=fence.has("descriptors"),
             preexec_fn=before_exec or _die_with_parent,
             cwd="/",
         )
-    except (OSError, subprocess.SubprocessError) as error:
-        for fd in (feed[0], answer[0], info[0], out[0], err[0]):
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        for fd in ours:
             os.close(fd)
         raise StartFailed(f"{Path(args[0]).name}: {error}") from error
     finally:
         for fd in theirs:
             os.close(fd)
-    for fd in (feed[0], answer[0], info[0], out[0], err[0]):
+    for fd in ours:
         os.set_blocking(fd, False)
-    return Child(process, feed[0], answer[0], info[0], {"stdout": out[0], "stderr": err[0]})
+    return Child(process, pipes.feed[0], pipes.answer[0], pipes.info[0], {"stdout": out[0], "stderr": err[0]})
 
 
 class Watch:
@@ -298,6 +366,7 @@ class Watch:
         self._memory = memory_mb << 20
         self._files = max_files
         self._interval = interval
+        self._looked = 0.0
 
     async def over(self, child: Child) -> str | None:
         """Returns the reason when a limit is passed; the caller then kills the tree."""
@@ -305,12 +374,23 @@ class Watch:
             await asyncio.sleep(self._interval)
             if child.pid1 is None:
                 continue
-            files, in_files = _files(child.pid1)
-            if files > self._files:
-                return f"too_many_files:{files}"
-            used = _resident(child.pid1, False) + in_files
-            if used > self._memory and _resident(child.pid1, True) + in_files > self._memory:
-                return f"out_of_memory:{used >> 20}"
+            # In a thread: a tree of many processes takes milliseconds to look at.
+            reason = await asyncio.to_thread(self._look, child.pid1)
+            if reason is not None:
+                return reason
+
+    def _look(self, pid: int) -> str | None:
+        files, in_files = _files(pid)
+        if files > self._files:
+            return f"too_many_files:{files}"
+        used = _resident(pid, False) + in_files
+        if used <= self._memory:
+            return None
+        if time.monotonic() - self._looked < EXACT:
+            return None
+        self._looked = time.monotonic()
+        used = _resident(pid, True) + in_files
+        return f"out_of_memory:{used >> 20}" if used > self._memory else None
 
 
 def _files(pid: int) -> tuple[int, int]:
@@ -326,15 +406,23 @@ def _files(pid: int) -> tuple[int, int]:
 
 def _resident(pid: int, exact: bool) -> int:
     """Bytes of memory a tree holds. `exact` counts shared pages once, and costs more to know."""
-    total, open_pids = 0, [pid]
-    while open_pids:
-        here = open_pids.pop()
+    total = 0
+    for here in (pid, *_descendants(pid)):
         with contextlib.suppress(OSError, ValueError, IndexError):
-            for task in os.listdir(f"/proc/{here}/task"):
-                children = Path(f"/proc/{here}/task/{task}/children").read_text()
-                open_pids.extend(int(child) for child in children.split())
             total += _proportional(here) if exact else int(Path(f"/proc/{here}/statm").read_text().split()[1]) * 4096
     return total
+
+
+def _descendants(pid: int) -> list[int]:
+    found, unseen = [], [pid]
+    while unseen:
+        here = unseen.pop()
+        with contextlib.suppress(OSError, ValueError):
+            for task in os.listdir(f"/proc/{here}/task"):
+                children = [int(child) for child in Path(f"/proc/{here}/task/{task}/children").read_text().split()]
+                found += children
+                unseen += children
+    return found
 
 
 def _proportional(pid: int) -> int:

@@ -19,6 +19,7 @@ _NR, _ARCH = 0, 4
 # CLONE_NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 _NEW_NAMESPACES: Final = 0x7E020080
 _AF_UNIX: Final = 1
+_MAP_SHARED, _MAP_ANONYMOUS = 0x01, 0x20
 _TERMINAL_INJECTION: Final = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
 
 _MACHINES: Final = {"x86_64": (0xC000003E, syscalls.X86_64), "aarch64": (0xC00000B7, syscalls.AARCH64)}
@@ -55,7 +56,7 @@ def program(machine: str | None = None) -> bytes:
     if name == "x86_64":
         add(_JGE, 0x40000000, 0, 1)  # the x32 calls share our architecture but not our numbers
         add(_RET, _KILL)
-    special = {"clone", "clone3", "socketpair", "prlimit64", "ioctl"}
+    special = {"clone", "clone3", "socketpair", "prlimit64", "ioctl", "mmap"}
     for call, number in sorted(table.items()):
         if call not in special:
             add(_JEQ, number, 0, 1)
@@ -76,6 +77,15 @@ def program(machine: str | None = None) -> bytes:
     add(_JEQ, _AF_UNIX, 0, 1)
     add(_RET, _ALLOW)
     refuse(errno.EPERM)
+
+    # Shared memory without a file counts for no process once it is unmapped; with a file it counts for its tmpfs.
+    add(_JEQ, table["mmap"], 0, 6)
+    add(_LD_ABS, _argument(3))
+    add(_JSET, _MAP_ANONYMOUS, 0, 3)
+    add(_JSET, _MAP_SHARED, 0, 1)
+    refuse(errno.EPERM)
+    add(_RET, _ALLOW)
+    add(_RET, _ALLOW)
 
     # Only one's own limits: a sibling's were once used to break a shared process.
     add(_JEQ, table["prlimit64"], 0, 4)

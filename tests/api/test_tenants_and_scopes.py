@@ -55,6 +55,8 @@ def _body(document: dict[str, Any], operation: dict[str, Any], belongings: dict[
         body[field] = (
             belongings.get(field) or (told.get("examples") or ["x@example.com" if field == "email" else "x"])[0]
         )
+    if name == "NewAgent":
+        body["name"] = "the-rival-s-own"
     if name.startswith("Patch") and name not in ("PatchUser",):
         body["name"] = "taken-over"
     return {"json": body}

@@ -288,6 +288,32 @@ def memory_of_many(p):
     return _got([pid for pid in pids if os.waitpid(pid, 0)[1] == 0])
 
 
+def memory_of_the_kernel(p):
+    """Bytes that lie in sockets belong to no process."""
+    pairs, held = [], 0
+    with contextlib.suppress(OSError):
+        while held < (p["much"] << 20):
+            a, b = socket.socketpair()
+            with contextlib.suppress(OSError):
+                a.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 24)
+            a.setblocking(False)
+            pairs.append((a, b))
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    held += a.send(b"x" * 65536)
+    return _got([held] if held > (200 << 20) else [])
+
+
+def limits_of_its_own(p):
+    """A module of the agent's in place of the one that sets the limits lies beside this file."""
+    if (
+        int(open("/proc/self/limits").read().split("Max processes")[1].split()[0].replace("unlimited", "9999999"))
+        > 1000
+    ):
+        return _got(["unlimited"])
+    return _got([])
+
+
 def disk(p):
     written = 0
     with contextlib.suppress(OSError):

@@ -83,6 +83,8 @@ async def main() -> None:
         (data / "file").write_text("another's")
         marker.write_text("read me if you can")
         (code / "agent.py").write_bytes((Path(__file__).parent / "agent.py").read_bytes())
+        # Named like the module that sets the limits: it must not be the one that does.
+        (code / "resource.py").write_text("def __getattr__(name):\n    return lambda *a: None\n")
         (code / "owner_only").write_text("for the owner alone")
         (code / "owner_only").chmod(0o600)
         tcp.bind(("0.0.0.0", 0))

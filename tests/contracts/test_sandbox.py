@@ -150,6 +150,7 @@ def test_the_filter_s_verdicts() -> None:
                 "ioctl": 16,
                 "mount": 165,
                 "keyctl": 250,
+                "mmap": 9,
             },
         ),
         (
@@ -165,6 +166,7 @@ def test_the_filter_s_verdicts() -> None:
                 "ioctl": 29,
                 "mount": 40,
                 "keyctl": 219,
+                "mmap": 222,
             },
         ),
     ):
@@ -186,6 +188,10 @@ def test_the_filter_s_verdicts() -> None:
             assert verdict(call) == eperm
         assert verdict("prlimit64", 0) == allow
         assert verdict("prlimit64", 1) == eperm
+        assert verdict("mmap", 0, 4096, 3, 0x22) == allow
+        assert verdict("mmap", 0, 4096, 3, 0x01) == allow
+        assert verdict("mmap", 0, 4096, 3, 0x21) == eperm
+        assert verdict("mmap", 0, 4096, 3, 0x23) == eperm
         assert verdict("ioctl", 0, 0x5412) == eperm
         assert verdict("ioctl", 0, 0x5401) == allow
         assert _verdict(data, arch, 9999) == enosys

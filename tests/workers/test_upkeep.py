@@ -92,7 +92,7 @@ async def test_output_is_whole_up_to_its_limit() -> None:
     stop.set()
     await flushing
     rest = output.rest()
-    assert "Only the first 65536 bytes" in rest[-1].data["message"]
+    assert "Only the first 65536 bytes and 4000 lines" in rest[-1].data["message"]
     total = sum(len(event.data["message"]) for event in [*written, *rest[:-1]])
     assert KEPT - 20 <= total <= KEPT
 

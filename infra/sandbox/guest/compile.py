@@ -9,26 +9,40 @@ descriptor of the answer and the folder's name inside the sandbox at run time.
 import json
 import os
 import py_compile
+import resource
+import signal
 import sys
+
+# Constants are folded: a few lines of source can become gigabytes of bytecode.
+MAX_FILE = 16 << 20
+MAX_TOTAL = 256 << 20
 
 
 def main():
     answers = int(sys.argv[1])
     os.write(answers, b"+")
-    broken = []
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE, MAX_FILE))
+    resource.setrlimit(resource.RLIMIT_DATA, (384 << 20, 384 << 20))
+    # Past its size limit, a write is an error and not the end.
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    broken, total = [], 0
     for folder, _, names in os.walk("/out"):
         for name in names:
             path = os.path.join(folder, name)
             if not name.endswith(".py"):
                 continue
+            if total > MAX_TOTAL:
+                broken.append(f"{path[5:]}: left out, the bytecode so far is larger than {MAX_TOTAL} bytes")
+                continue
             try:
                 # Checked by hash and never: the files lie read-only from now on.
-                py_compile.compile(
+                made = py_compile.compile(
                     path,
                     dfile=sys.argv[2] + path[len("/out") :],
                     doraise=True,
                     invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
                 )
+                total += os.path.getsize(made)
             except py_compile.PyCompileError as error:
                 broken.append(error.msg.strip()[-500:])
             except (OSError, ValueError, RecursionError, MemoryError) as error:

@@ -6,8 +6,14 @@ it writes a byte when it is up, then a JSON line and, for a result, the result's
 prints goes to stdout and stderr. The host believes nothing of all this but its size and its syntax.
 """
 
+# All of them now, while the path holds the standard library alone: a module of the agent that is
+# called `resource` must not set the agent's limits.
+import importlib
+import json
 import os
+import resource
 import sys
+import traceback
 
 
 def _read_exactly(fd, count):
@@ -32,16 +38,12 @@ def _read_line(fd):
 
 
 def _limit(limits):
-    import resource
-
     for name, value in limits.items():
         kind = getattr(resource, "RLIMIT_" + name)
         resource.setrlimit(kind, (value, value))
 
 
 def _resolve(entrypoint):
-    import importlib
-
     module_name, _, path = entrypoint.partition(":")
     found = importlib.import_module(module_name)
     for name in path.split("."):
@@ -64,8 +66,6 @@ def _call(function, payload):
 
 
 def _failure(error, kind=None):
-    import traceback
-
     # The agent's own frames alone: ours and the import system's tell its author nothing.
     frames = error.__traceback__
     while frames is not None and (
@@ -83,8 +83,6 @@ def _failure(error, kind=None):
 
 
 def _answer(request, payload):
-    import json
-
     try:
         function = _resolve(request["entrypoint"])
     except BaseException as error:
@@ -107,8 +105,6 @@ def _answer(request, payload):
 
 
 def _send(fd, answer, most):
-    import json
-
     output = answer.pop("output", None)
     if output is not None:
         try:
@@ -131,8 +127,6 @@ def _send(fd, answer, most):
 
 
 def main():
-    import json
-
     requests, answers = int(sys.argv[1]), int(sys.argv[2])
     del sys.argv[1:]
     os.write(answers, b"+")
@@ -140,10 +134,9 @@ def main():
     payload = _read_exactly(requests, request["payload_bytes"])
     os.close(requests)
     os.set_inheritable(answers, False)
-    sys.path[:0] = request["path"]
+    _limit(request["limits"])
     sys.dont_write_bytecode = True
-    if request["limits"]:
-        _limit(request["limits"])
+    sys.path[:0] = request["path"]
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")
     try:

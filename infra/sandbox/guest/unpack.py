@@ -9,6 +9,8 @@ filters are not relied on (CVE-2025-4517). Answers with a byte when it is up, th
 import gzip
 import json
 import os
+import resource
+import stat
 import sys
 import tarfile
 import zlib
@@ -35,12 +37,19 @@ def _parts(name, limits):
     return parts
 
 
-def _folder(root, parts):
+_made = 0
+
+
+def _folder(root, parts, most):
     """A descriptor of the folder `parts` beneath `root`, made where it is missing, never through a link."""
+    global _made
     here = os.dup(root)
     for part in parts:
         try:
             os.mkdir(part, 0o755, dir_fd=here)
+            _made += 1
+            if _made > most:
+                raise Refused(f"The archive makes more than {most} folders.")
         except FileExistsError:
             pass
         try:
@@ -90,7 +99,7 @@ def _unpack(stream, root, limits):
             shown = _shown(member.name)
             parts = _parts(member.name, limits)
             if member.isdir():
-                os.close(_folder(root, parts))
+                os.close(_folder(root, parts, limits["entries"]))
                 continue
             if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE) or member.issparse():
                 kind = _KINDS.get(member.type, "sparse" if member.issparse() else "of an unknown kind")
@@ -102,7 +111,7 @@ def _unpack(stream, root, limits):
             total += member.size
             if total > limits["total"]:
                 raise Refused(f"{shown}: with it, the files are larger than {limits['total']} bytes together.")
-            folder = _folder(root, parts[:-1])
+            folder = _folder(root, parts[:-1], limits["entries"])
             try:
                 _write(folder, parts[-1], archive.extractfile(member), member.size, member.mode & 0o100, shown)
             finally:
@@ -115,9 +124,12 @@ def _unpack(stream, root, limits):
 
 def _text(root, name, most):
     try:
-        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=root)
+        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=root)
     except OSError:
         return None
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise Refused(f"{name}: is a folder, not a file.")
     with open(file, "rb") as opened:
         data = opened.read(most + 1)
     if len(data) > most:
@@ -166,7 +178,7 @@ def _run(request):
         return {"error": f"The file is gzip, but holds no tar archive: {error}."}
     except tarfile.TarError as error:
         return {"error": f"The tar archive is damaged: {error}."}
-    except MemoryError:
+    except (MemoryError, RecursionError):
         return {"error": "A header of the archive is too large."}
     except OSError as error:
         return {"error": f"The archive cannot be unpacked: {error.strerror} ({_shown(str(error.filename))})."}
@@ -180,8 +192,6 @@ def _run(request):
 
 
 def main():
-    import resource
-
     answers, request = int(sys.argv[2]), json.loads(sys.argv[3])
     os.write(answers, b"+")
     resource.setrlimit(resource.RLIMIT_DATA, (256 << 20, 256 << 20))
