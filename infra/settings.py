@@ -44,6 +44,7 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     host: str = "127.0.0.1"
     port: int = 8000
     data_dir: str = ".paddock"
+    bwrap: str = ""
     docs: bool = True
     log_level: str = "INFO"
     cors_origins: tuple[str, ...] = ("http://localhost:3000", "http://localhost:8000")

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Final
 
@@ -24,8 +25,9 @@ _PR_SET_NAME: Final = 15
 
 
 def preload() -> None:
-    """Name what the mother of all processes imports. She starts with the first process."""
-    _context.set_forkserver_preload(["scripts.roles"])
+    """Start the mother of all processes, who begins to import. Call it from the main thread: she dies with it."""
+    _context.set_forkserver_preload(["scripts.mother", "scripts.roles"])
+    forkserver.ensure_running()
 
 
 def _be(role: str, environment: dict[str, str], output: Connection) -> None:

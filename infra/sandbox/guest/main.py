@@ -6,14 +6,13 @@ it writes a byte when it is up, then a JSON line and, for a result, the result's
 prints goes to stdout and stderr. The host believes nothing of all this but its size and its syntax.
 """
 
-# All of them now, while the path holds the standard library alone: a module of the agent that is
+# Now, while the path holds the standard library alone: a module of the agent that is
 # called `resource` must not set the agent's limits.
 import importlib
 import json
 import os
 import resource
 import sys
-import traceback
 
 
 def _read_exactly(fd, count):
@@ -66,6 +65,9 @@ def _call(function, payload):
 
 
 def _failure(error, kind=None):
+    # Late, because it costs milliseconds; whatever module of the agent this may find harms its author alone.
+    import traceback
+
     # The agent's own frames alone: ours and the import system's tell its author nothing.
     frames = error.__traceback__
     while frames is not None and (

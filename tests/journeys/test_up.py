@@ -1,0 +1,166 @@
+"""`paddock up` and `paddock demo` from outside, as commands: they start, work, stop, and leave nothing behind."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import stat
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from infra.embedded.children import free_ports
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@asynccontextmanager
+async def _paddock(*arguments: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "scripts.cli", *arguments),
+        cwd=ROOT,
+        env={**{name: value for name, value in os.environ.items() if not name.startswith("R2_")}, **environment},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        limit=1 << 20,
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def _until_ready(process: asyncio.subprocess.Process) -> list[str]:
+    lines = []
+    assert process.stdout is not None
+    async for line in process.stdout:
+        lines.append(line.decode().rstrip())
+        if lines[-1].startswith("ready http"):
+            return lines
+    raise AssertionError("\n".join(lines))
+
+
+def _using(folder: Path) -> list[tuple[int, str]]:
+    """Live processes that have anything of a folder open, or work in it."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
+                continue
+            links = [process / "cwd", *(process / "fd").iterdir()]
+            if any(os.readlink(link).startswith(str(folder)) for link in links if link.is_symlink()):
+                found.append((int(process.name), (process / "comm").read_text().strip()))
+    return found
+
+
+async def test_demo_once_shows_the_main_job_and_ends(tmp_path: Path) -> None:
+    port = str(free_ports(1)[0])
+    async with _paddock("demo", "--once", "--data", str(tmp_path / "data"), "--port", port) as process:
+        output, _ = await process.communicate()
+        text = output.decode()
+        assert process.returncode == 0, text
+        assert "It works" in text
+        assert "{'result': 'Hello, Ada!'}" in text
+        assert "NothingToSummarize" in text
+    assert _using(tmp_path) == []
+
+
+async def test_demo_fails_when_the_main_job_does(tmp_path: Path) -> None:
+    """The exit code is the main job's: here the fence cannot be built."""
+    port = str(free_ports(1)[0])
+    environment = {"PADDOCK_BWRAP": "/usr/bin/false"}
+    async with _paddock("demo", "--once", "--data", str(tmp_path / "data"), "--port", port, **environment) as process:
+        output, _ = await process.communicate()
+    text = output.decode()
+    assert process.returncode == 1, text
+    assert "no runs on this host" in text
+    assert "sandbox_unavailable" in text
+
+
+async def test_up_killed_leaves_no_orphan_and_starts_again_on_the_same_data(tmp_path: Path) -> None:
+    data, port = tmp_path / "data", str(free_ports(1)[0])
+    async with _paddock("up", "--data", str(data), "--port", port) as process:
+        await _until_ready(process)
+        running = json.loads((data / "running.json").read_text())
+        headers = {"X-API-Key": running["admin_key"]}
+        async with httpx.AsyncClient(base_url=f"{running['url']}/api/v1", headers=headers) as http:
+            assert (await http.post("/agents", json={"name": "kept"})).status_code == 201
+        assert len(_using(data)) > 3
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+        for _ in range(200):
+            if not _using(data):
+                break
+            await asyncio.sleep(0.05)
+        assert _using(data) == []
+    async with _paddock("up", "--data", str(data), "--port", port) as process:
+        lines = await _until_ready(process)
+        assert any(running["admin_key"] in line for line in lines), "the admin key stays the same"
+        async with httpx.AsyncClient(base_url=f"{running['url']}/api/v1", headers=headers) as http:
+            assert (await http.get("/agents/kept")).status_code == 200
+        # A second one on the same data, or the same port, says so and leaves the first alone.
+        for arguments, told in (
+            (("--data", str(data), "--port", str(free_ports(1)[0])), "another `paddock up`"),
+            (("--data", str(tmp_path / "other"), "--port", port), f"port {port} cannot be used"),
+        ):
+            async with _paddock("up", *arguments) as second:
+                output, _ = await second.communicate()
+                assert second.returncode == 1
+                assert told in output.decode()
+        queues = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "scripts.cli", "queues", "--data", str(data)),
+            cwd=ROOT,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        shown, _ = await queues.communicate()
+        assert queues.returncode == 0
+        assert "run" in shown.decode()
+        assert "slots busy" in shown.decode()
+        for name in ("secrets.json", "running.json"):
+            assert stat.S_IMODE((data / name).stat().st_mode) == 0o600
+        assert stat.S_IMODE(data.stat().st_mode) == 0o700
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(process.wait(), 30) == 0
+    assert _using(data) == []
+
+
+async def test_up_on_parts_of_one_s_own(system, tmp_path: Path) -> None:
+    """`PADDOCK_DATABASE_URL`, `PADDOCK_REDIS_URL` and `R2_*` replace any of the three, a superuser's URL included."""
+    settings = system.settings
+    environment = {
+        "PADDOCK_DATABASE_URL": settings.database_owner_url.reveal(),
+        "PADDOCK_REDIS_URL": settings.redis_url.reveal().removesuffix("/0") + "/1",
+        "R2_ENDPOINT_URL": settings.r2_endpoint_url,
+        "R2_ACCESS_KEY_ID": settings.r2_access_key_id,
+        "R2_SECRET_ACCESS_KEY": settings.r2_secret_access_key.reveal(),
+        "R2_BUCKET_NAME": "another",
+    }
+    port = str(free_ports(1)[0])
+    async with _paddock("up", "--once", "--data", str(tmp_path / "data"), "--port", port, **environment) as process:
+        output, _ = await process.communicate()
+    text = output.decode()
+    assert process.returncode == 0, text
+    assert "PADDOCK_DATABASE_URL" in text
+    assert not (tmp_path / "data" / "postgres").exists()
+
+
+@pytest.mark.parametrize("arguments", [["frobnicate"], ["worker"], ["worker", "fly"], ["up", "--port", "many"]])
+async def test_wrong_commands_say_what_there_is(arguments: list[str]) -> None:
+    async with _paddock(*arguments) as process:
+        output, _ = await process.communicate()
+        assert process.returncode == 2
+        assert b"usage: paddock" in output
+
+
+async def test_a_process_without_settings_names_the_missing_one() -> None:
+    async with _paddock("api", PADDOCK_DATABASE_URL="") as process:
+        output, _ = await process.communicate()
+        assert process.returncode == 1
+        assert b"PADDOCK_DATABASE_URL is not set" in output
