@@ -1,6 +1,7 @@
 """What the sandbox promises, on real bubblewrap."""
 
 import asyncio
+import contextlib
 import os
 import struct
 from pathlib import Path
@@ -64,7 +65,32 @@ async def test_cancelling_at_any_moment_kills_and_frees(sandbox, code, delay: fl
         await running
     assert _descriptors() == before
     assert len(asyncio.all_tasks()) == tasks
-    assert [name for name in os.listdir(f"/proc/self/task/{os.getpid()}/") if name == "x"] == []
+
+
+def _bwraps() -> list[str]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state = (process / "stat").read_text().rsplit(")", 1)[1].split()[0]
+            if (process / "comm").read_text().strip() == "bwrap" and state != "Z":
+                found.append(process.name)
+    return found
+
+
+async def test_early_and_double_cancels_leave_no_process(sandbox, code) -> None:
+    program = _program(code, SLEEP)
+    before, tasks = set(_bwraps()), len(asyncio.all_tasks())
+    for number in range(40):
+        running = asyncio.create_task(sandbox.run(program, b"{}", _ignore))
+        await asyncio.sleep(number * 0.001)
+        running.cancel()
+        await asyncio.sleep(0)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    await asyncio.sleep(0.3)
+    assert set(_bwraps()) - before == set()
+    assert len(asyncio.all_tasks()) == tasks
 
 
 async def test_no_state_passes_from_one_run_to_the_next(sandbox, code) -> None:

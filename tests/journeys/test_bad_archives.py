@@ -170,7 +170,7 @@ async def test_nothing_that_was_there_is_lost_by_a_bad_version(home: Tenant) -> 
         ("import ctypes\ndef handle(p): ctypes.string_at(0)", "crashed", "SIGSEGV"),
         ("def handle(p):\n    while True: pass", "timeout", "longer than 2 s"),
         (
-            "import os\ndef handle(p):\n    for fd in range(3, 20):\n        try: os.write(fd, b'{\"x\": 1}\\n[[[')\n        except OSError: pass\n    os._exit(0)",
+            "import os\ndef handle(p):\n    for fd in range(3, 250):\n        try: os.write(fd, b'{\"x\": 1}\\n[[[')\n        except OSError: pass\n    os._exit(0)",
             "result_not_json",
             "not JSON",
         ),

@@ -44,8 +44,8 @@ async def test_any_interleaving_settles_once(system, home: Tenant) -> None:
             class Life(RuleBasedStateMachine):
                 def __init__(self) -> None:
                     super().__init__()
-                    # Long ago, so that no real worker or upkeep process sees a lease of today expire.
-                    self.now = datetime(2020, 1, 1, tzinfo=UTC)
+                    # Far ahead, so that to the real upkeep no lease of these has expired and nothing has waited.
+                    self.now = datetime(2100, 1, 1, tzinfo=UTC)
                     self.store = PostgresStore(engine, Silent(), lambda: self.now)
                     self.claims: list[Execution] = []
                     self.terminal: list[str] = []
