@@ -20,7 +20,8 @@ from infra.sandbox import seccomp
 from infra.sandbox.cgroups import Cgroups
 from infra.sandbox.fence import Fence, Mount, arguments, interpreter, interpreter_root
 from infra.sandbox.hosts import advice
-from infra.sandbox.process import Child, Ending, Pipes, StartFailed, Watch, become, stage_folder, start
+from infra.sandbox.process import Child, Ending, Pipes, StartFailed, become, stage_folder, start
+from infra.sandbox.watch import Watch
 
 RESULT_BYTES: Final = 1024 * 1024
 MAX_FILES: Final = 20_000

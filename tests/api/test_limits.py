@@ -1,0 +1,74 @@
+"""The three tiers, on an API of its own beside the system's; and the same with Redis away."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+
+from infra.embedded.children import free_ports
+from scripts.processes import Process
+from scripts.release import set_plan
+from tests.clients import Tenant
+
+TIERS = {
+    "PADDOCK_RATE_LIMIT_ANONYMOUS": "4",
+    "PADDOCK_RATE_LIMIT_AUTHENTICATED": "6",
+    "PADDOCK_RATE_LIMIT_PREMIUM": "60",
+}
+
+
+@asynccontextmanager
+async def _api(system, **environment: str) -> AsyncIterator[str]:
+    port = str(free_ports(1)[0])
+    process = Process(
+        "limited", "api", {**system.environment, **TIERS, "PADDOCK_PORT": port, **environment}, lambda _: None
+    )
+    running = asyncio.create_task(process.run())
+    url = f"http://127.0.0.1:{port}"
+    try:
+        async with httpx.AsyncClient() as client:
+            for _ in range(200):
+                try:
+                    await client.get(f"{url}/health/live")
+                    break
+                except httpx.TransportError:
+                    await asyncio.sleep(0.05)
+        yield f"{url}/api/v1"
+    finally:
+        await process.stop()
+        await running
+
+
+async def _statuses(http: httpx.AsyncClient, times: int) -> list[int]:
+    return [(await http.get("/agents")).status_code for _ in range(times)]
+
+
+@pytest.mark.parametrize("redis", ["there", "away"])
+async def test_each_tier_has_its_limit(system, acme: Tenant, redis: str) -> None:
+    environment = {} if redis == "there" else {"PADDOCK_REDIS_URL": "redis://127.0.0.1:9/0"}
+    async with _api(system, **environment) as url:
+        async with httpx.AsyncClient(base_url=url, timeout=30) as nobody:
+            # The hour may turn in between; it turns once at the most.
+            statuses = await _statuses(nobody, 12)
+            assert set(statuses) == {401, 429}
+            assert statuses[:4] == [401] * 4
+            refused = await nobody.get("/agents")
+            if refused.status_code == 429:
+                assert refused.headers["X-RateLimit-Limit"] == "4"
+                assert refused.headers["X-RateLimit-Remaining"] == "0"
+            assert (await nobody.get(url.removesuffix("/api/v1") + "/health/live")).status_code == 200
+        headers = {"X-API-Key": await acme.key()}
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as known:
+            statuses = await _statuses(known, 16)
+            assert set(statuses) == {200, 429}
+            assert statuses[:6] == [200] * 6
+            assert await set_plan(system.settings, acme.tenant_id, "premium") == 0
+            answer = await known.get("/agents")
+            assert answer.status_code == 200
+            assert answer.headers["X-RateLimit-Limit"] == "60"
+
+
+async def test_a_plan_is_for_a_tenant_that_exists(system) -> None:
+    assert await set_plan(system.settings, "no-such-tenant", "premium") == 1
