@@ -14,6 +14,9 @@ from typing import IO, Final
 _libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG: Final = 1
 _CLONE_NEWUSER: Final = 0x10000000
+_PR_SET_KEEPCAPS: Final = 8
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 47, 2
+_CAP_DAC_OVERRIDE: Final = 1
 NOBODY: Final = 65534
 
 
@@ -42,25 +45,49 @@ def bound_to_parent(death: signal.Signals) -> Callable[[], None]:
     return before_exec
 
 
-def not_root(death: signal.Signals) -> Callable[[], None]:
-    """For `preexec_fn`: as `bound_to_parent`, and root is shown to the child as nobody.
+def not_root(death: signal.Signals, *owned: Path) -> Callable[[], None]:
+    """For `preexec_fn`: as `bound_to_parent`, and root becomes nobody, or looks like it, to the child.
 
     Postgres refuses to be root. In a user namespace that maps root to nobody it is not, while its
-    files stay root's and folders closed to others stay usable.
+    files stay root's and folders closed to others stay usable. Where there are no user namespaces,
+    it becomes nobody for real, keeps the one right to pass closed folders, and owns `owned`.
     """
     if os.geteuid() != 0:
         return bound_to_parent(death)
 
     def before_exec() -> None:
-        if _libc.unshare(_CLONE_NEWUSER) != 0:
-            raise OSError(ctypes.get_errno(), "unshare of a user namespace")
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"{NOBODY} 0 1")
-        Path("/proc/self/gid_map").write_text(f"{NOBODY} 0 1")
+        if _libc.unshare(_CLONE_NEWUSER) == 0:
+            Path("/proc/self/setgroups").write_text("deny")
+            Path("/proc/self/uid_map").write_text(f"{NOBODY} 0 1")
+            Path("/proc/self/gid_map").write_text(f"{NOBODY} 0 1")
+        else:
+            for folder in owned:
+                _give(folder)
+            _become_nobody()
         # After the change of user, which clears it.
         _libc.prctl(_PR_SET_PDEATHSIG, death)
 
     return before_exec
+
+
+def _give(folder: Path) -> None:
+    os.chown(folder, NOBODY, NOBODY)
+    for _, folders, files, here in os.fwalk(folder):
+        for name in (*folders, *files):
+            os.chown(name, NOBODY, NOBODY, dir_fd=here, follow_symlinks=False)
+
+
+def _become_nobody() -> None:
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    _libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    # linux/capability.h: version 3, this process; effective, permitted, inheritable for 32 rights, then for the rest.
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    right = 1 << _CAP_DAC_OVERRIDE
+    if _libc.capset(header, (ctypes.c_uint32 * 6)(right, right, right, 0, 0, 0)) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
+    _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_DAC_OVERRIDE, 0, 0)
 
 
 class Part:

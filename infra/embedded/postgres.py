@@ -59,7 +59,7 @@ class EmbeddedPostgres:
             log=self._log,
             cwd=self._folder,
             environment={"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"},
-            before_exec=not_root(signal.SIGINT),
+            before_exec=not_root(signal.SIGINT, self._data),
         )
         await self.part.until(listening(self.port), 30)
         await self._see_to_role()
@@ -72,6 +72,7 @@ class EmbeddedPostgres:
     def _init(self) -> None:
         password = self._folder / "password"
         password.touch(mode=0o600)
+        self._data.mkdir(mode=0o700, exist_ok=True)
         password.write_text(self._passwords[0])
         try:
             done = subprocess.run(
@@ -82,13 +83,13 @@ class EmbeddedPostgres:
                 ],
                 env={"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"},
                 cwd=self._folder,
-                preexec_fn=not_root(signal.SIGKILL),
+                preexec_fn=not_root(signal.SIGKILL, self._data, password),
                 capture_output=True,
                 check=False,
             )
         except (OSError, subprocess.SubprocessError) as error:
             raise PartFailed(
-                f"embedded Postgres cannot start as root without user namespaces ({error}). "
+                f"embedded Postgres cannot start as root here ({error}). "
                 "Run as an ordinary user, or set PADDOCK_DATABASE_URL."
             ) from error
         finally:

@@ -1,5 +1,6 @@
 """Archives that mean harm or are merely wrong: each gets its own clear answer, and nothing is stored of it."""
 
+import asyncio
 import gzip
 import io
 import os
@@ -196,12 +197,10 @@ async def test_logs_appear_while_the_agent_runs(home: Tenant) -> None:
         "import sys, time\ndef handle(p):\n    print('first', flush=True)\n    print('WARNING: hot', file=sys.stderr)\n    time.sleep(20)\n"
     )
     execution = await home.start(agent_id)
-    for _ in range(100):
+    for _ in range(400):
         lines = [one for one in await home.events(execution["id"]) if one["metadata"]["type"] == "log"]
         if len(lines) == 2:
             break
-        import asyncio
-
         await asyncio.sleep(0.05)
     assert {(one["message"], one["level"], one["metadata"]["stream"]) for one in lines} == {
         ("first", "INFO", "stdout"),
