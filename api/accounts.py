@@ -97,18 +97,23 @@ async def me(front: Front, caller: Caller) -> User:
 @patch("/users/me", opt=needs("account"))
 async def patch_me(front: Front, caller: Caller, data: PatchMe) -> User:
     """Change one's own profile. A new password needs the current one and ends all other sessions."""
-    hashed = None
-    if data.password is not UNSET:
-        async with front.store.begin(caller) as tx:
-            stored = await tx.accounts.password_hash(caller.user_id)
-        current = "" if data.current_password is UNSET else data.current_password
-        if not await front.passwords.verify(stored, current):
-            raise invalid("current_password", "is wrong.")
-        hashed = await front.passwords.hash(data.password)
-    elif data.current_password is not UNSET:
-        raise invalid("current_password", "goes with a new password.")
+    hashed = await _new_hash(front, caller, data)
     async with front.store.begin(caller) as tx:
         return await accounts.patch_me(tx, caller, data, hashed)
+
+
+async def _new_hash(front: Front, caller: Caller, data: PatchMe) -> str | None:
+    """The hash of a new password, if one was sent with the right current one. Errors: `invalid_field`."""
+    if data.password is UNSET:
+        if data.current_password is not UNSET:
+            raise invalid("current_password", "goes with a new password.")
+        return None
+    async with front.store.begin(caller) as tx:
+        stored = await tx.accounts.password_hash(caller.user_id)
+    current = "" if data.current_password is UNSET else data.current_password
+    if not await front.passwords.verify(stored, current):
+        raise invalid("current_password", "is wrong.")
+    return await front.passwords.hash(data.password)
 
 
 @get("/users", opt=needs("admin"))

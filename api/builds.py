@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Final
+from typing import Any, Final
 
 from litestar import Response, Router, get, post
 from litestar.openapi.datastructures import ResponseSpec
@@ -98,23 +98,34 @@ async def upload_archive(front: Front, request: HttpRequest, caller: Caller, age
     prefer_wait(request)
     async with front.store.begin(caller) as tx:
         await agents.get(tx, agent_id)
+    upload = await _store(front, request, caller)
+    fingerprint = bytes.fromhex(upload.sha256)
+    answer = await created(front, request, caller, lambda tx: builds.enqueue(tx, caller, agent_id, upload), fingerprint)
+    return await _after_upload(front, request, caller, agent_id, upload, answer)
+
+
+async def _store(front: Front, request: HttpRequest, caller: Caller) -> Upload:
+    """Stream the request's archive to object storage. Upkeep removes it if no version comes of it."""
     version_id = builds.new_id()
     path = builds.archive_path(caller.tenant_id, version_id)
     archive = Archive(request, front.settings.upload_max_bytes)
     await front.blobs.put(path, archive.chunks())
-    upload = Upload(version_id=version_id, path=path, sha256=archive.sha256, size_bytes=archive.size)
-    fingerprint = bytes.fromhex(archive.sha256)
-    made = created(front, request, caller, lambda tx: builds.enqueue(tx, caller, agent_id, upload), fingerprint)
-    answer = await made
-    made_id = version_id
+    return Upload(version_id=version_id, path=path, sha256=archive.sha256, size_bytes=archive.size)
+
+
+async def _after_upload(
+    front: Front, request: HttpRequest, caller: Caller, agent_id: str, upload: Upload, answer: Response[Any]
+) -> Response[Any]:
+    """Drop the second copy of a repeated upload, and wait for the build if the caller prefers to."""
+    version_id = upload.version_id
     if "Idempotency-Replayed" in answer.headers:
-        await front.blobs.delete([path])
-        made_id = answer.content["id"]
-    if prefer_wait(request):
-        fetch = _fetcher(front, caller, agent_id, made_id)
-        row, headers = await waited(front, request, made_id, fetch, _has_ended)
-        return Response(row, status_code=201, headers={**answer.headers, **headers})
-    return answer
+        await front.blobs.delete([upload.path])
+        version_id = answer.content["id"]
+    if not prefer_wait(request):
+        return answer
+    fetch = _fetcher(front, caller, agent_id, version_id)
+    row, headers = await waited(front, request, version_id, fetch, _has_ended)
+    return Response(row, status_code=201, headers={**answer.headers, **headers})
 
 
 @get("/uploads/{path:path}", opt=needs("read:agents"), media_type="application/gzip")

@@ -35,12 +35,13 @@ class Upkeep:
 
     async def run(self) -> None:
         """Look after everything for as long as the process lives. Outages are waited out."""
-        swept: datetime | None = None
+        # The first sweep comes after a minute: a new installation has no bucket yet.
+        swept = self._clock() - SWEEP + timedelta(minutes=1)
         while True:
             try:
                 await self.take_back()
                 await self.ring_lost()
-                if swept is None or self._clock() - swept >= SWEEP:
+                if self._clock() - swept >= SWEEP:
                     await self.sweep()
                     swept = self._clock()
             except DomainError as error:

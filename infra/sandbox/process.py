@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -27,6 +28,8 @@ CHUNK: Final = 64 * 1024
 # Output is read at full speed up to FLOOD bytes, and then a chunk per PAUSE seconds.
 FLOOD: Final = 32 * 1024 * 1024
 PAUSE: Final = 0.001
+# How often, half a millisecond apart, to look whether a stopped process has stopped.
+STOP_LOOKS: Final = 100
 
 
 class StartFailed(Exception):
@@ -133,10 +136,11 @@ class Child:
         started = asyncio.Event()
 
         async def pass_on(stream: Stream, data: bytes) -> None:
-            if started.is_set():
-                await on_output(stream, data)
-            else:
+            if not started.is_set():
+                # The guest's words or bwrap's own? The byte that tells comes through another pipe.
                 early.extend(data[: 4096 - len(early)])
+                await started.wait()
+            await on_output(stream, data)
 
         pumps = [
             asyncio.create_task(self._write(self._feed, request)),
@@ -189,6 +193,11 @@ class Child:
                 signal.pidfd_send_signal(self._pid1_fd, signal.SIGKILL)
                 return
             signal.pidfd_send_signal(self._pidfd, signal.SIGSTOP)
+            # On another core it may be in the middle of making a child just now.
+            for _ in range(STOP_LOOKS):
+                if not _runs(self._process.pid):
+                    break
+                time.sleep(0.0005)
             for child in descendants(self._process.pid):
                 with contextlib.suppress(OSError):
                     os.kill(child, signal.SIGKILL)
@@ -230,7 +239,6 @@ class Child:
     async def _collect(self, ending: Ending, most: int, started: asyncio.Event) -> None:
         answer = bytearray()
         while part := await _read(self._answer, CHUNK):
-            await asyncio.sleep(0)
             if not started.is_set():
                 started.set()
                 part = part[1:]
@@ -240,6 +248,7 @@ class Child:
                 ending.overflow = True
                 self.kill()
                 return
+            await asyncio.sleep(0)
         ending.answer = bytes(answer)
 
     async def _pump(self, fd: int, stream: Stream, on_output: OnOutput) -> None:
@@ -264,6 +273,13 @@ class Child:
             if fd in self._open:
                 self._open.discard(fd)
                 os.close(fd)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is neither stopped nor ended."""
+    with contextlib.suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in ("T", "t", "Z", "X")
+    return False
 
 
 async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:

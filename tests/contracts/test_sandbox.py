@@ -98,6 +98,18 @@ async def test_early_and_double_cancels_leave_no_process(sandbox, code) -> None:
     assert len(asyncio.all_tasks()) == tasks
 
 
+async def test_no_output_is_lost_however_short_the_run(sandbox, code) -> None:
+    program = _program(code, "print('imported')\ndef handle(p):\n    print('called')\n    return 1\n")
+    for _ in range(30):
+        heard = bytearray()
+
+        async def hear(_: str, data: bytes, heard: bytearray = heard) -> None:
+            heard.extend(data)
+
+        await sandbox.run(program, b"{}", hear)
+        assert heard == b"imported\ncalled\n"
+
+
 async def test_no_state_passes_from_one_run_to_the_next(sandbox, code) -> None:
     program = _program(
         code,
