@@ -1,14 +1,12 @@
 """The one envelope of every list: `{items, total, limit, offset, has_more}`, newest first."""
 
-from collections.abc import Callable
-from typing import Any, Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import msgspec
 
 from domain.errors import invalid
 
 T = TypeVar("T")
-U = TypeVar("U")
 
 MAX_LIMIT: Final = 1000
 DEFAULT_LIMIT: Final = 100
@@ -68,15 +66,4 @@ def listing(items: list[T], total: int, page: Page) -> Listing[T]:
         limit=page.limit,
         offset=page.offset,
         has_more=len(items) > page.limit or page.offset + len(items[: page.limit]) < total,
-    )
-
-
-def mapped(source: Listing[Any], convert: Callable[[Any], U]) -> Listing[U]:
-    """The same page with every item converted."""
-    return Listing(
-        items=[convert(item) for item in source.items],
-        total=source.total,
-        limit=source.limit,
-        offset=source.offset,
-        has_more=source.has_more,
     )
