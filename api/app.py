@@ -16,7 +16,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import ASGIApp, Scope
 
-from api import accounts, agents, builds, docs, errors, events, executions, health, keys, queues
+from api import accounts, agents, builds, docs, errors, events, executions, health, keys, queues, tenants
 from api.auth import KeyUse, admit
 from api.door import Door
 from api.front import Front, provide_page
@@ -31,6 +31,7 @@ from infra.wiring import utc_now, wire
 
 ROUTERS = (
     accounts.router,
+    tenants.router,
     keys.router,
     agents.router,
     builds.router,

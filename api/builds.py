@@ -28,10 +28,6 @@ def _fetcher(front: Front, caller: Caller, agent_id: str, version: str) -> Calla
     return fetch
 
 
-def _has_ended(version: Version) -> bool:
-    return version.status in _ENDED
-
-
 class Archive:
     """The `file` part of a multipart request, as a stream that is hashed and bounded on its way."""
 
@@ -124,7 +120,7 @@ async def _after_upload(
     if not prefer_wait(request):
         return answer
     fetch = _fetcher(front, caller, agent_id, version_id)
-    row, headers = await waited(front, request, version_id, fetch, _has_ended)
+    row, headers = await waited(front, request, version_id, fetch, builds.FINAL)
     return Response(row, status_code=201, headers={**answer.headers, **headers})
 
 
@@ -152,7 +148,7 @@ async def get_version(
     """A version by id, name (`v3`) or number, with its build log. `Prefer: wait=N` waits for its build."""
     fetch = _fetcher(front, caller, agent_id, version)
     found = await fetch()
-    row, headers = await waited(front, request, found.id, fetch, _has_ended)
+    row, headers = await waited(front, request, found.id, fetch, builds.FINAL)
     return Response(row, headers=headers)
 
 

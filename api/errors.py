@@ -18,6 +18,7 @@ TABLE: Final[dict[str, tuple[int, str]]] = {
     "agent_archived": (409, "The agent is archived"),
     "archive_too_large": (413, "The archive is too large"),
     "body_too_large": (413, "The request is too large"),
+    "concurrency_limit": (409, "As many run as may run"),
     "conflict": (409, "The state of the resource does not allow this"),
     "forbidden": (403, "Not allowed"),
     "idempotency_conflict": (409, "The Idempotency-Key was used before"),

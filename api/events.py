@@ -24,7 +24,6 @@ from domain.pages import Listing, Page
 Socket = WebSocket[Any, Any, Any]
 
 KEEPALIVE: Final = 15.0
-LOOK: Final = 1.0
 # RFC 6455 section 7.4: 1000 is a normal end, 1008 a broken policy, 4000 and above are ours.
 _CLOSE: Final = {"not_found": 4404, "unauthenticated": 4401, "missing_scope": 4403, "rate_limit_exceeded": 4429}
 
@@ -157,12 +156,12 @@ async def follow(
             if found.ended:
                 return
             if len(found.events) < events.BATCH:
-                await _heard_or_gone(heard, gone)
+                await _heard_or_gone(heard, gone, front.bell.patience)
 
 
-async def _heard_or_gone(heard: asyncio.Event, gone: asyncio.Event | None) -> None:
+async def _heard_or_gone(heard: asyncio.Event, gone: asyncio.Event | None, patience: float) -> None:
     waiting = [asyncio.create_task(event.wait()) for event in (heard, gone) if event is not None]
-    await asyncio.wait(waiting, timeout=LOOK, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait(waiting, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
     for task in waiting:
         task.cancel()
     if gone is not None and gone.is_set():

@@ -4,12 +4,12 @@ from datetime import datetime
 
 from litestar import Response, Router, get, post
 
-from api.front import Front, HttpRequest, find_execution, has_ended, needs, started, waited
+from api.front import Front, HttpRequest, find_execution, needs, started, waited
 from domain import executions
 from domain.access import Caller
 from domain.executions import Execution, Filter, Kind, Start, StartAny
 from domain.pages import Listing, Page
-from domain.states import Status
+from domain.states import TERMINAL, Status
 
 _LISTS = ["/executions", "/runtime/executions", "/execution-history"]
 _ONE = [
@@ -61,7 +61,7 @@ async def list_executions(
 async def get_execution(front: Front, request: HttpRequest, caller: Caller, execution_id: str) -> Response[Execution]:
     """One execution. `Prefer: wait=N` holds the answer until it has ended."""
     row, headers = await waited(
-        front, request, execution_id, lambda: find_execution(front, caller, execution_id), has_ended
+        front, request, execution_id, lambda: find_execution(front, caller, execution_id), TERMINAL
     )
     return Response(row, headers=headers)
 

@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 from litestar import Request, Response
@@ -25,9 +25,19 @@ from infra.wiring import Parts
 HttpRequest = Request[Any, Any, Any]
 
 T = TypeVar("T")
+
+
+class HasStatus(Protocol):
+    """A row that can be waited for."""
+
+    @property
+    def status(self) -> str:
+        """Its status now."""
+        ...
+
+
+R = TypeVar("R", bound=HasStatus)
 MAX_WAIT: Final = 60
-# Without a bell (Redis away) waiters look this often.
-LOOK: Final = 1.0
 _WAIT: Final = re.compile(r"(?:^|[,;\s])wait=(\d+)(?:$|[,;\s])")
 
 
@@ -107,27 +117,38 @@ def prefer_wait(request: HttpRequest) -> int:
 
 
 async def waited(
-    front: Front,
-    request: HttpRequest,
-    row_id: str,
-    fetch: Callable[[], Awaitable[T]],
-    ended: Callable[[T], bool],
-) -> tuple[T, dict[str, str]]:
-    """Hold the answer until the row has ended or the caller's patience has: the row, and headers that say so."""
+    front: Front, request: HttpRequest, row_id: str, fetch: Callable[[], Awaitable[R]], final: frozenset[str]
+) -> tuple[R, dict[str, str]]:
+    """Hold the answer until the row has a `final` status or the caller's patience ends: the row, and headers."""
     seconds = prefer_wait(request)
     if not seconds:
         return await fetch(), {}
+    with front.bell.listen(row_id, final) as heard:
+        return await _held(front, heard, fetch, final, seconds, await fetch()), _applied(seconds)
+
+
+async def _held(
+    front: Front,
+    heard: asyncio.Event,
+    fetch: Callable[[], Awaitable[R]],
+    final: frozenset[str],
+    seconds: int,
+    row: R,
+) -> R:
+    """`row` was seen after listening began. The bell tells when to look again; without it waiters poll."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
-    with front.bell.listen(row_id) as heard:
-        while True:
-            heard.clear()
-            row = await fetch()
-            left = deadline - loop.time()
-            if ended(row) or left <= 0:
-                return row, {"Preference-Applied": f"wait={seconds}"}
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(heard.wait(), min(left, LOOK))
+    while row.status not in final and (left := deadline - loop.time()) > 0:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(left, front.bell.patience)):
+                await heard.wait()
+        heard.clear()
+        row = await fetch()
+    return row
+
+
+def _applied(seconds: int) -> dict[str, str]:
+    return {"Preference-Applied": f"wait={seconds}"}
 
 
 async def started(
@@ -137,23 +158,30 @@ async def started(
 
     So does a repetition: whoever ran out of patience repeats the request to wait for the same execution.
     """
-    prefer_wait(request)
-    answer = await created(front, request, caller, make)
-    if not prefer_wait(request):
-        return answer
-    replayed = isinstance(answer.content, dict)
-    execution_id = answer.content["id"] if replayed else answer.content.id
-    row, headers = await waited(
-        front, request, execution_id, lambda: find_execution(front, caller, execution_id), has_ended
-    )
-    if replayed:
-        headers["Idempotency-Replayed"] = "true"
-    return Response(row, status_code=201, headers=headers)
+    seconds = prefer_wait(request)
+    if not seconds:
+        return await created(front, request, caller, make)
+    with contextlib.ExitStack() as listening:
+        heard: list[asyncio.Event] = []
 
+        async def made(tx: Tx) -> Execution:
+            # Before the commit, so that no end of it can go unheard.
+            execution = await make(tx)
+            heard.append(listening.enter_context(front.bell.listen(execution.id, TERMINAL)))
+            return execution
 
-def has_ended(execution: Execution) -> bool:
-    """Whether an execution is in a terminal state."""
-    return execution.status in TERMINAL
+        answer = await created(front, request, caller, made)
+        if isinstance(answer.content, dict):
+            first_id = answer.content["id"]
+            row, headers = await waited(
+                front, request, first_id, lambda: find_execution(front, caller, first_id), TERMINAL
+            )
+            return Response(row, status_code=201, headers={**headers, "Idempotency-Replayed": "true"})
+        execution: Execution = answer.content
+        row = await _held(
+            front, heard[-1], lambda: find_execution(front, caller, execution.id), TERMINAL, seconds, execution
+        )
+        return Response(row, status_code=201, headers=_applied(seconds))
 
 
 async def find_execution(front: Front, caller: Caller, execution_id: str) -> Execution:

@@ -15,15 +15,22 @@ from domain.ports import Tx
 
 AgentStatus = Literal["draft", "building", "ready", "failed", "archived"]
 AgentKind = Literal["code"]
+ConcurrencyPolicy = Literal["queue", "reject", "replace"]
 
 NAME: Final = re.compile(r"[^\x00-\x1f/\\]{1,128}")
 RESERVED: Final = frozenset({".", "..", "executions"})
 Name = Annotated[str, Meta(min_length=1, max_length=128, examples=["my-agent"])]
+MaxConcurrency = Annotated[int, Meta(ge=1, le=100_000, examples=[4])]
 Description = Annotated[str, Meta(max_length=10_000, pattern=r"^[^\x00]*$", examples=["My AI agent"])]
 
 
 class Agent(msgspec.Struct, kw_only=True):
-    """An agent. `status` follows its builds; `current_version_id` is what an execution runs."""
+    """An agent. `status` follows its builds; `current_version_id` is what an execution runs.
+
+    At most `max_concurrency` of its executions run at the same time. What happens to one more is
+    `concurrency_policy`: it waits (`queue`), is refused with 409 (`reject`), or the oldest that has not
+    ended is cancelled for it (`replace`). Without a `max_concurrency` there is no limit.
+    """
 
     id: str
     name: str
@@ -33,6 +40,8 @@ class Agent(msgspec.Struct, kw_only=True):
     tenant_id: str
     status: AgentStatus
     current_version_id: str | None
+    max_concurrency: int | None = None
+    concurrency_policy: ConcurrencyPolicy = "queue"
     created_at: datetime
     updated_at: datetime
 
@@ -42,6 +51,8 @@ class NewAgent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     name: Name
     description: Description | None = None
+    max_concurrency: MaxConcurrency | None = None
+    concurrency_policy: ConcurrencyPolicy = "queue"
 
 
 class PatchAgent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -50,6 +61,8 @@ class PatchAgent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     name: Name | UnsetType = UNSET
     description: Description | None | UnsetType = UNSET
     status: Literal["archived", "ready"] | UnsetType = UNSET
+    max_concurrency: MaxConcurrency | None | UnsetType = UNSET
+    concurrency_policy: ConcurrencyPolicy | UnsetType = UNSET
 
 
 class Agents(Protocol):
@@ -84,6 +97,8 @@ async def create(tx: Tx, caller: Caller, data: NewAgent) -> Agent:
         tenant_id=caller.tenant_id,
         status="draft",
         current_version_id=None,
+        max_concurrency=data.max_concurrency,
+        concurrency_policy=data.concurrency_policy,
         created_at=tx.now,
         updated_at=tx.now,
     )
@@ -112,6 +127,10 @@ async def patch(tx: Tx, reference: str, data: PatchAgent) -> Agent:
         agent.name = checked_name(data.name)
     if data.description is not UNSET:
         agent.description = data.description
+    if data.max_concurrency is not UNSET:
+        agent.max_concurrency = data.max_concurrency
+    if data.concurrency_policy is not UNSET:
+        agent.concurrency_policy = data.concurrency_policy
     if data.status == "archived":
         agent.status = "archived"
     elif data.status == "ready" and agent.status == "archived":
@@ -130,8 +149,8 @@ async def delete(tx: Tx, reference: str) -> None:
     The record of its executions stays; its archives are removed by upkeep.
     """
     agent = await get(tx, reference, lock=True)
-    for execution_id in await tx.executions.cancel_all(agent.id, "The agent was deleted.", tx.now):
-        tx.changed(execution_id)
+    for execution_id in await tx.executions.cancel_oldest(agent.id, None, "The agent was deleted.", tx.now):
+        tx.changed(execution_id, "cancelled")
     await tx.agents.delete(agent.id, tx.now)
 
 

@@ -20,6 +20,7 @@ from domain.ports import Tx
 
 VersionStatus = Literal["queued", "building", "ready", "failed"]
 
+FINAL: Final[frozenset[str]] = frozenset({"ready", "failed"})
 MAX_ATTEMPTS: Final = 3
 MAX_LOG: Final = 64 * 1024
 
@@ -187,7 +188,7 @@ async def claim(tx: Tx, version_id: str, worker: str, lease: timedelta) -> Versi
     """Take a queued version for building, or None if it is not queued any more."""
     version = await tx.builds.claim(version_id, Lease(worker=worker, taken_at=tx.now, until=tx.now + lease))
     if version is not None:
-        tx.changed(version_id)
+        tx.changed(version_id, version.status)
     return version
 
 
@@ -205,14 +206,14 @@ async def finish(tx: Tx, version: Version, built: Built | None, error: str | Non
     if not await tx.builds.settle(version.id, version.attempt, built, error):
         raise LostLease(version.id)
     await _follow(tx, version.agent_id, version if built is not None else None)
-    tx.changed(version.id)
+    tx.changed(version.id, "failed" if built is None else "ready")
 
 
 async def give_back(tx: Tx, version: Version) -> None:
     """Hand a held version back to the queue, as a worker does that is told to stop."""
     if await tx.builds.release(version.id, version.attempt):
         tx.ring(job_of(version))
-        tx.changed(version.id)
+        tx.changed(version.id, "queued")
 
 
 async def take_back(tx: Tx, version_id: str) -> None:
@@ -225,7 +226,7 @@ async def take_back(tx: Tx, version_id: str) -> None:
         tx.ring(job_of(after))
     else:
         await _follow(tx, after.agent_id, None)
-    tx.changed(version_id)
+    tx.changed(version_id, after.status)
 
 
 async def _follow(tx: Tx, agent_id: str, ready: Version | None) -> None:

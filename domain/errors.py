@@ -14,6 +14,7 @@ CODES: Final = frozenset(
         "agent_archived",
         "archive_too_large",
         "body_too_large",
+        "concurrency_limit",
         "conflict",
         "forbidden",
         "idempotency_conflict",

@@ -126,11 +126,12 @@ class Filter(msgspec.Struct, frozen=True):
     until: datetime | None = None
 
 
-class Claimed(msgspec.Struct, kw_only=True, frozen=True):
-    """A claimed execution, with what is needed to run it."""
+class Ended(msgspec.Struct, kw_only=True, frozen=True):
+    """What one attempt at an execution came to, with the last of what it wrote."""
 
     execution: Execution
-    version: Version
+    outcome: Outcome
+    written: list[Event]
 
 
 class Executions(Protocol):
@@ -139,13 +140,21 @@ class Executions(Protocol):
     async def add(self, execution: Execution) -> None: ...
     async def get(self, execution_id: str) -> Execution | None: ...
     async def page(self, narrowed: Filter, page: Page) -> Listing[Execution]: ...
-    async def claim(self, execution_id: str, lease: Lease, at_hand: frozenset[str]) -> Claimed | None: ...
+    async def claim(self, lease: Lease, slots: int, at_hand: frozenset[str], most: int | None) -> list[Execution]:
+        """Claim up to `slots` pending executions over all tenants, those of whoever has the least running first."""
+        ...
+
     async def begin_running(self, execution_id: str, attempt: int, now: datetime) -> bool: ...
-    async def settle(
-        self, execution_id: str, attempt: int, status: Status, outcome: Outcome, now: datetime
-    ) -> bool: ...
+    async def settle(self, ended: list[Ended], now: datetime) -> set[str]:
+        """Settle executions of any tenants. Returns the ids of those that were still held by their attempt."""
+        ...
+
     async def cancel(self, execution_id: str, reason: str, now: datetime) -> bool: ...
-    async def cancel_all(self, agent_id: str, reason: str, now: datetime) -> list[str]: ...
+    async def open_runs(self, agent_id: str) -> int:
+        """How many of an agent's executions have not ended. Holds off other starts of it until the commit."""
+        ...
+
+    async def cancel_oldest(self, agent_id: str, count: int | None, reason: str, now: datetime) -> list[str]: ...
     async def release(self, execution_id: str, attempt: int, now: datetime) -> Execution | None: ...
     async def take_back(self, execution_id: str, now: datetime) -> Execution | None: ...
 
@@ -186,15 +195,35 @@ def job_of(execution: Execution) -> Job:
 async def start(tx: Tx, caller: Caller, reference: str, data: Start) -> Execution:
     """Write a pending execution of an agent and ring for it.
 
-    Errors: `not_found`, `agent_archived`, `version_not_ready`, `invalid_field`.
+    Errors: `not_found`, `agent_archived`, `version_not_ready`, `invalid_field`, `concurrency_limit`.
     """
     payload = payload_of(data)
+    agent = await _startable(tx, reference)
+    version = await _runnable(tx, agent, data.agent_version_id)
+    await _make_room(tx, agent)
+    return await _add(tx, caller, agent.name, version, payload, data.timeout, data.max_attempts, None)
+
+
+async def _startable(tx: Tx, reference: str) -> agents.Agent:
     # Shared, so that archiving or deleting waits for this, and this for them; starts do not wait for each other.
     agent = await agents.get(tx, reference, lock="share")
     if agent.status == "archived":
         raise conflict(f"The agent {agent.name!r} is archived.", "agent_archived")
-    version = await _runnable(tx, agent, data.agent_version_id)
-    return await _add(tx, caller, agent.name, version, payload, data.timeout, data.max_attempts, None)
+    return agent
+
+
+async def _make_room(tx: Tx, agent: agents.Agent) -> None:
+    """Apply what the agent says about one execution more than its limit."""
+    most = agent.max_concurrency
+    if most is None or agent.concurrency_policy == "queue":
+        return
+    surplus = await tx.executions.open_runs(agent.id) - most + 1
+    if surplus <= 0:
+        return
+    if agent.concurrency_policy == "reject":
+        raise conflict(f"{most} executions of {agent.name!r} have not ended; no more are let in.", "concurrency_limit")
+    for replaced in await tx.executions.cancel_oldest(agent.id, surplus, "Replaced by a newer execution.", tx.now):
+        tx.changed(replaced, "cancelled")
 
 
 async def _runnable(tx: Tx, agent: agents.Agent, version_id: str | None) -> Version:
@@ -288,7 +317,7 @@ async def cancel(tx: Tx, execution_id: str, reason: str = "Cancelled on request.
     """
     execution = await get(tx, execution_id)
     if execution.status not in TERMINAL and await tx.executions.cancel(execution_id, reason, tx.now):
-        tx.changed(execution_id)
+        tx.changed(execution_id, "cancelled")
     after = await get(tx, execution_id)
     if after.status != "cancelled":
         raise conflict(f"The execution is {after.status}; it cannot be cancelled any more.")
@@ -298,44 +327,49 @@ async def cancel(tx: Tx, execution_id: str, reason: str = "Cancelled on request.
 async def retry(tx: Tx, caller: Caller, execution_id: str) -> Execution:
     """Run an ended execution again, as a new one with the same version, input and limits.
 
-    Errors: `not_found`, `conflict` for one that has not ended, `version_not_ready`, `agent_archived`.
+    Errors: `not_found`, `conflict` for one that has not ended, `version_not_ready`, `agent_archived`,
+    `concurrency_limit`.
     """
     old = await get(tx, execution_id)
     if old.status not in TERMINAL:
         raise conflict(f"The execution is {old.status}; only one that has ended can be run again.")
-    agent = await agents.get(tx, old.agent_id or "", lock="share")
-    if agent.status == "archived":
-        raise conflict(f"The agent {agent.name!r} is archived.", "agent_archived")
+    agent = await _startable(tx, old.agent_id or "")
     version = await _runnable(tx, agent, old.agent_version_id)
+    await _make_room(tx, agent)
     return await _add(tx, caller, agent.name, version, old.input_data, old.timeout, old.max_attempts, old.id)
 
 
 async def claim(
-    tx: Tx, execution_id: str, worker: str, lease: timedelta, at_hand: frozenset[str] = frozenset()
-) -> Claimed | None:
-    """Take a pending execution, or None if it is not pending any more.
+    tx: Tx,
+    worker: str,
+    lease: timedelta,
+    slots: int,
+    at_hand: frozenset[str] = frozenset(),
+    most: int | None = None,
+) -> list[Execution]:
+    """Take up to `slots` pending executions over all tenants, fairly and within the limits of agents and tenants.
 
-    It is `running` at once if its version is among those `at_hand` on the worker's machine, else `preparing`.
+    One is `running` at once if its version is among those `at_hand` on the worker's machine, else
+    `preparing`. `most` bounds every tenant's running executions, besides its own limit.
     """
-    taken = Lease(worker=worker, taken_at=tx.now, until=tx.now + lease)
-    claimed = await tx.executions.claim(execution_id, taken, at_hand)
-    if claimed is not None:
-        tx.changed(execution_id)
-    return claimed
+    taken = await tx.executions.claim(Lease(worker=worker, taken_at=tx.now, until=tx.now + lease), slots, at_hand, most)
+    for execution in taken:
+        tx.changed(execution.id, execution.status)
+    return taken
 
 
 async def begin_running(tx: Tx, execution: Execution) -> None:
     """The version lies ready on this machine; the agent starts now. Errors: `LostLease`."""
     if not await tx.executions.begin_running(execution.id, execution.attempt, tx.now):
         raise LostLease(execution.id)
-    tx.changed(execution.id)
+    tx.changed(execution.id, "running")
 
 
 async def record(tx: Tx, execution: Execution, written: list[Event]) -> None:
     """Append what the agent wrote to the log of an execution held by this attempt. Errors: `LostLease`."""
     if not await tx.events.append_held(execution.id, execution.attempt, written):
         raise LostLease(execution.id)
-    tx.changed(execution.id)
+    tx.changed(execution.id, "running")
 
 
 def settled(outcome: Outcome) -> Outcome:
@@ -345,17 +379,30 @@ def settled(outcome: Outcome) -> Outcome:
     return outcome
 
 
-async def finish(tx: Tx, execution: Execution, outcome: Outcome, written: list[Event]) -> None:
-    """Settle an execution with what its sandbox left behind and the last of its output. Errors: `LostLease`."""
-    outcome = settled(outcome)
-    if outcome.stack:
-        written = [*written, events.logged("ERROR", outcome.stack, tx.now, "traceback")]
-    if written and not await tx.events.append_held(execution.id, execution.attempt, written):
-        raise LostLease(execution.id)
-    status: Status = "completed" if outcome.error_type is None else "failed"
-    if not await tx.executions.settle(execution.id, execution.attempt, status, outcome, tx.now):
-        raise LostLease(execution.id)
-    tx.changed(execution.id)
+async def finish(tx: Tx, ended: list[Ended]) -> set[str]:
+    """Settle executions of any tenants with what their sandboxes left behind.
+
+    Returns the ids that were settled; the others are not held by their attempt any more.
+    """
+    kept = [_kept(one, tx.now) for one in ended]
+    settled_ids = await tx.executions.settle(kept, tx.now)
+    for one in kept:
+        if one.execution.id in settled_ids:
+            tx.changed(one.execution.id, status_of(one.outcome))
+    return settled_ids
+
+
+def _kept(one: Ended, now: datetime) -> Ended:
+    outcome = settled(one.outcome)
+    if not outcome.stack:
+        return msgspec.structs.replace(one, outcome=outcome)
+    trace = events.logged("ERROR", outcome.stack, now, "traceback")
+    return msgspec.structs.replace(one, outcome=outcome, written=[*one.written, trace])
+
+
+def status_of(outcome: Outcome) -> Status:
+    """The state that an outcome leads to."""
+    return "completed" if outcome.error_type is None else "failed"
 
 
 async def give_back(tx: Tx, execution: Execution) -> None:
@@ -373,4 +420,4 @@ def _freed(tx: Tx, after: Execution | None) -> None:
         return
     if after.status == "pending":
         tx.ring(job_of(after))
-    tx.changed(after.id)
+    tx.changed(after.id, after.status)

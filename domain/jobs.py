@@ -25,3 +25,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def id(self) -> str:
         """`exec_01k…:0`, derived from the row alone."""
         return f"{self.row_id}:{self.attempt}"
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """A row that has changed, and the status it has now."""
+
+    row_id: str
+    status: str

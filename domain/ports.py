@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from domain.events import Events
     from domain.executions import Executions
     from domain.idempotency import Answers
-    from domain.jobs import Job
+    from domain.jobs import Change, Job
     from domain.keys import Keys
     from domain.queues import Queues
+    from domain.tenants import Tenants
 
 Clock = Callable[[], datetime]
 
@@ -35,6 +36,7 @@ class Tx(Protocol):
 
     now: datetime
     accounts: Accounts
+    tenants: Tenants
     keys: Keys
     agents: Agents
     builds: Builds
@@ -47,8 +49,8 @@ class Tx(Protocol):
         """Ring for this job once the transaction has committed, and never if it does not."""
         ...
 
-    def changed(self, row_id: str) -> None:
-        """Wake whoever waits for this row once the transaction has committed."""
+    def changed(self, row_id: str, status: str) -> None:
+        """Wake whoever waits for this row, which has this status now, once the transaction has committed."""
         ...
 
 
@@ -64,11 +66,15 @@ class Store(Protocol):
         """For finding out who calls, and for upkeep: sees no tenant's rows but through narrow views."""
         ...
 
+    def begin_single(self) -> AbstractAsyncContextManager[Tx]:
+        """For hot paths of one statement, which is a transaction by itself. Sees what `begin_unbound` sees."""
+        ...
+
 
 class Queue(Protocol):
     """The doorbell. Losing every ring loses nothing: upkeep derives them again from rows."""
 
-    async def ring(self, jobs: Sequence[Job], changed: Sequence[str] = ()) -> None:
+    async def ring(self, jobs: Sequence[Job], changed: Sequence[Change] = ()) -> None:
         """Ring for jobs and wake waiters. Never raises and never waits long: rings may be lost."""
         ...
 

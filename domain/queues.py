@@ -46,12 +46,20 @@ class Expired(msgspec.Struct, frozen=True, kw_only=True):
     tenant_id: str
 
 
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """The row of a lane that is next."""
+
+    row_id: str
+    tenant_id: str
+
+
 class Queues(Protocol):
     """Rows that need a worker, over all tenants."""
 
     async def stats(self, now: datetime, tenant_id: str | None = None) -> list[QueueStats]: ...
     async def run_states(self, since: datetime) -> dict[str, int]: ...
     async def waiting(self, lane: Lane, before: datetime, limit: int) -> list[Job]: ...
+    async def next_build(self) -> Turn | None: ...
     async def expired(self, now: datetime, limit: int) -> list[Expired]: ...
     async def extend(self, lane: Lane, held: dict[str, int], until: datetime, stale: datetime) -> set[str]:
         """Extend leases that end before `stale`; returns the rows among `held` that still are."""

@@ -4,5 +4,5 @@ from typing import Final, Literal
 
 Status = Literal["pending", "preparing", "running", "waiting", "completed", "failed", "cancelled"]
 
-TERMINAL: Final[frozenset[Status]] = frozenset({"completed", "failed", "cancelled"})
+TERMINAL: Final[frozenset[str]] = frozenset({"completed", "failed", "cancelled"})
 HELD: Final[tuple[Status, ...]] = ("preparing", "running")

@@ -1,6 +1,9 @@
-"""The doorbell on arq: a job per row and attempt, in one arq queue per lane.
+"""The doorbell: what is published wakes workers and waiters; builds are arq jobs besides.
 
-arq keeps no truth here: no results, no retries, no pickles. What it forgets, upkeep rings again.
+A run is claimed where fairness can be decided, in Postgres, so its ring is one message without a job
+(docs/adr/0008). Builds take seconds, and arq deals them out to workers: a job per row and attempt, which
+is a turn to build, not the right to a certain row. arq keeps no truth here: no results, no retries, no
+pickles. What it forgets, upkeep rings again.
 """
 
 import asyncio
@@ -16,7 +19,7 @@ from arq.constants import in_progress_key_prefix, job_key_prefix
 from arq.worker import Worker, func
 from redis.asyncio import ConnectionPool, Redis
 
-from domain.jobs import Job, Lane
+from domain.jobs import Change, Job, Lane
 from infra.redis import CHANGED, GONE, RING, Bell
 
 # Longer than any job may take; a lost job is found by upkeep long before arq would miss it.
@@ -46,7 +49,7 @@ class ArqQueue:
         self._down_until = 0.0
         self._ringing: set[asyncio.Task[None]] = set()
 
-    async def ring(self, jobs: Sequence[Job], changed: Sequence[str] = ()) -> None:
+    async def ring(self, jobs: Sequence[Job], changed: Sequence[Change] = ()) -> None:
         """Ring for jobs and wake waiters. A ring that fails is logged: upkeep will ring again."""
         if time.monotonic() < self._down_until:
             return
@@ -57,25 +60,29 @@ class ArqQueue:
         await asyncio.shield(ringing)
 
     async def ring_lost(self, jobs: Sequence[Job]) -> int:
-        """Ring for jobs that no queue lists and no worker took. Errors: those of redis.
+        """Ring for runs, and for builds that no queue lists and no worker took. Returns how many of the latter.
+
+        Errors: those of redis.
 
         A job that was taken but whose row still waits belongs to a worker that died in between. arq
         would hold its id for `JOB_TIMEOUT`, so it is rung under another one; the row's lease keeps
         two workers apart in any case.
         """
-        rung = [job for job in jobs if await self._ring_if_lost(job)]
-        if rung:
-            await self._publish({job.lane for job in rung}, ())
+        rung = [job for job in jobs if job.lane == "build" and await self._ring_if_lost(job)]
+        lanes = {job.lane for job in rung} | {job.lane for job in jobs if job.lane == "run"}
+        if lanes:
+            await self._publish(lanes, ())
         return len(rung)
 
     async def depth(self, lane: Lane) -> int:
         """How many jobs the lane's queue lists."""
         return int(await self._redis.zcard(queue_name(lane)))
 
-    async def _ring(self, jobs: Sequence[Job], changed: Sequence[str]) -> None:
+    async def _ring(self, jobs: Sequence[Job], changed: Sequence[Change]) -> None:
         try:
             for job in jobs:
-                await self._enqueue(job, job.id)
+                if job.lane == "build":
+                    await self._enqueue(job, job.id)
             await self._publish({job.lane for job in jobs}, changed)
         except GONE as error:
             self._down_until = time.monotonic() + 1.0
@@ -101,12 +108,16 @@ class ArqQueue:
         )
         return made is not None
 
-    async def _publish(self, lanes: set[Lane], changed: Sequence[str]) -> None:
+    async def _publish(self, lanes: set[Lane], changed: Sequence[Change]) -> None:
+        messages = [(RING + lane, "") for lane in lanes]
+        if changed:
+            messages.append((CHANGED, " ".join(f"{change.row_id}:{change.status}" for change in changed)))
+        if len(messages) == 1:
+            await self._redis.publish(*messages[0])
+            return
         async with self._redis.pipeline(transaction=False) as pipe:
-            for lane in lanes:
-                pipe.publish(RING + lane, b"")
-            if changed:
-                pipe.publish(CHANGED, " ".join(changed))
+            for channel, message in messages:
+                pipe.publish(channel, message)
             await pipe.execute()
 
 
@@ -148,13 +159,11 @@ class BellWorker(Worker):
         self.wake.set()
 
 
-def worker(
-    redis: ArqRedis, bell: Bell, lane: Lane, slots: int, work: Callable[[str, str], Awaitable[None]]
-) -> BellWorker:
-    """A worker of one lane that calls `work(row_id, tenant_id)` for each job, `slots` at a time."""
+def worker(redis: ArqRedis, bell: Bell, lane: Lane, slots: int, work: Callable[[], Awaitable[None]]) -> BellWorker:
+    """A worker of one lane that calls `work()` for each job, `slots` at a time."""
 
-    async def run(_: dict[str, Any], row_id: str, tenant_id: str) -> None:
-        await work(row_id, tenant_id)
+    async def run(*_: Any) -> None:
+        await work()
 
     made = BellWorker(
         functions=[func(cast(Any, run), name=lane, timeout=JOB_TIMEOUT, keep_result=0, max_tries=1_000)],

@@ -16,6 +16,8 @@ from redis.exceptions import RedisError
 
 CHANGED: Final = "paddock:changed"
 RING: Final = "paddock:ring:"
+HEARD: Final = 15.0
+AWAY: Final = 1.0
 GONE: Final = (RedisError, OSError, asyncio.TimeoutError)
 
 _log = structlog.get_logger("paddock.redis")
@@ -33,9 +35,10 @@ class Bell:
     def __init__(self, url: str, lanes: tuple[str, ...] = ()) -> None:
         self._url = url
         self._lanes = lanes
-        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._waiting: dict[str, list[tuple[asyncio.Event, frozenset[str] | None]]] = {}
         self._rung = {lane: asyncio.Event() for lane in lanes}
         self._task: asyncio.Task[None] | None = None
+        self._hears = False
 
     async def __aenter__(self) -> "Bell":
         self._task = asyncio.create_task(self._listen(), name="bell")
@@ -47,16 +50,26 @@ class Bell:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
+    @property
+    def patience(self) -> float:
+        """Seconds after which to look for oneself: long while the bell is heard, short while Redis is away."""
+        return HEARD if self._hears else AWAY
+
     @contextmanager
-    def listen(self, row_id: str) -> Iterator[asyncio.Event]:
-        """An event that is set whenever the row changes. Look at the row after this begins, not before."""
-        heard = asyncio.Event()
-        waiters = self._waiting.setdefault(row_id, set())
-        waiters.add(heard)
+    def listen(
+        self, row_id: str, statuses: frozenset[str] | None = None, heard: asyncio.Event | None = None
+    ) -> Iterator[asyncio.Event]:
+        """An event (`heard`, or a new one) that is set whenever the row changes, or comes to one of `statuses`.
+
+        Look at the row after this begins, not before.
+        """
+        waiter = (heard or asyncio.Event(), statuses)
+        waiters = self._waiting.setdefault(row_id, [])
+        waiters.append(waiter)
         try:
-            yield heard
+            yield waiter[0]
         finally:
-            waiters.discard(heard)
+            waiters.remove(waiter)
             if not waiters:
                 self._waiting.pop(row_id, None)
 
@@ -73,7 +86,7 @@ class Bell:
                     await subscription.subscribe(CHANGED, *(RING + lane for lane in self._lanes))
                     if away:
                         _log.info("redis is back")
-                    away = False
+                    away, self._hears = False, True
                     self._wake_all()
                     while True:
                         message = await subscription.get_message(ignore_subscribe_messages=True, timeout=30)
@@ -83,22 +96,27 @@ class Bell:
                 if not away:
                     _log.warning("redis is away; waiters poll until it is back", error=str(error))
                 away = True
+                if self._hears:
+                    self._hears = False
+                    self._wake_all()
                 await asyncio.sleep(0.5)
             finally:
                 await redis.aclose()
 
     def _hear(self, channel: str, data: bytes) -> None:
         if channel == CHANGED:
-            for row_id in data.decode().split():
-                for heard in self._waiting.get(row_id, ()):
-                    heard.set()
+            for told in data.decode().split():
+                row_id, _, status = told.partition(":")
+                for heard, statuses in self._waiting.get(row_id, ()):
+                    if statuses is None or status in statuses:
+                        heard.set()
         else:
             self._rung[channel.removeprefix(RING)].set()
 
     def _wake_all(self) -> None:
         # Whatever was said while nobody listened is lost, so everybody looks again.
         for waiters in self._waiting.values():
-            for heard in waiters:
+            for heard, _ in waiters:
                 heard.set()
         for rung in self._rung.values():
             rung.set()

@@ -62,6 +62,7 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     staging_hours: float = 24.0
     cache_days: float = 14.0
     run_slots: int = 8
+    tenant_max_concurrency: int = 0
     build_slots: int = 2
 
     @property

@@ -1,7 +1,6 @@
 """Builds versions: fetch, unpack in the fence, install, compile, try the import, store, settle."""
 
 import asyncio
-import contextlib
 import platform
 from pathlib import Path
 from typing import Final
@@ -12,7 +11,6 @@ from domain import archives, builds
 from domain.archives import BadArchive, Manifest
 from domain.builds import Built, Version
 from domain.errors import DomainError
-from domain.leases import LostLease
 from domain.ports import Blobs, Outcome, Program, Sandbox, Store, Stream
 from infra.bundles import LIMITS, Bundles
 from infra.environments import Environments, folder_size
@@ -46,29 +44,33 @@ class Builder:
         self._name, self._store, self._sandbox, self._blobs = name, store, sandbox, blobs
         self._bundles, self._environments, self._holder = bundles, environments, holder
 
-    async def __call__(self, version_id: str, tenant_id: str) -> None:
-        """Build one version, if it is still queued."""
-        async with self._store.begin_for(tenant_id) as tx:
-            version = await builds.claim(tx, version_id, self._name, self._holder.lease)
+    async def __call__(self) -> None:
+        """Build the version whose turn it is, if any waits."""
+        version = await self._claim()
         if version is None:
             return
-        log = _log.bind(version_id=version_id, attempt=version.attempt)
+        log = _log.bind(version_id=version.id, attempt=version.attempt)
         log.info("build started")
-        try:
-            error = await self._holder.hold(version_id, version.attempt, self._work(version))
-        except LostLease:
-            log.info("build stopped: the version was taken back")
-        except asyncio.CancelledError:
-            await asyncio.shield(self._give_back(version))
-            raise
-        except Exception as unexpected:
-            # A mistake of ours. Better a failure that says so now than three leases that run out.
-            log.exception("build failed unexpectedly")
-            told = f"internal_error: the worker failed: {type(unexpected).__name__}."
-            with contextlib.suppress(LostLease):
-                await persist(lambda: self._finish(version, None, told, f"Failed: {told}\n"))
-        else:
-            log.info("build ended", error=error)
+        await self._holder.attend(
+            log,
+            version.id,
+            version.attempt,
+            self._work(version),
+            lambda: self._give_back(version),
+            lambda told: self._fail(version, f"internal_error: {told}"),
+        )
+
+    async def _claim(self) -> Version | None:
+        while True:
+            async with self._store.begin_single() as tx:
+                turn = await tx.queues.next_build()
+            if turn is None:
+                return None
+            async with self._store.begin_for(turn.tenant_id) as tx:
+                version = await builds.claim(tx, turn.row_id, self._name, self._holder.lease)
+            # Another worker may have been quicker; then it is another version's turn.
+            if version is not None:
+                return version
 
     async def _work(self, version: Version) -> str | None:
         built, error = None, None
@@ -178,9 +180,9 @@ class Builder:
             await builds.log(tx, version, line)
             await builds.finish(tx, version, built, error)
 
+    async def _fail(self, version: Version, error: str) -> None:
+        await self._finish(version, None, error, f"Failed: {error}\n")
+
     async def _give_back(self, version: Version) -> None:
-        try:
-            async with self._store.begin_for(version.tenant_id) as tx:
-                await builds.give_back(tx, version)
-        except DomainError as error:
-            _log.warning("could not give a version back; its lease will run out", error=error.detail)
+        async with self._store.begin_for(version.tenant_id) as tx:
+            await builds.give_back(tx, version)

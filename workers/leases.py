@@ -19,6 +19,8 @@ T = TypeVar("T")
 # A cancelled run is killed within a second: the bell tells at once, and this is how often we look without it.
 LOOK: Final = 0.4
 _SPACING: Final = 0.05
+# What another than its holder makes of a row.
+_TAKEN: Final = frozenset({"cancelled", "pending", "queued"})
 
 _log = structlog.get_logger("paddock.leases")
 
@@ -41,19 +43,47 @@ class Holder:
         """Do the work while the lease is extended. Errors: `LostLease`, by which time the work has stopped."""
         task = asyncio.create_task(work)
         self._held[row_id] = (attempt, task)
-        listener = asyncio.create_task(self._hear(row_id))
+        with self._bell.listen(row_id, _TAKEN, self._changed):
+            try:
+                return await task
+            except asyncio.CancelledError:
+                if row_id in self._lost:
+                    raise LostLease(row_id) from None
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                raise
+            finally:
+                self._held.pop(row_id, None)
+                self._lost.discard(row_id)
+
+    async def attend(
+        self,
+        log: Any,
+        row_id: str,
+        attempt: int,
+        work: Coroutine[Any, Any, str | None],
+        give_back: Callable[[], Awaitable[None]],
+        fail: Callable[[str], Awaitable[None]],
+    ) -> None:
+        """Do claimed work to an end, whatever comes: `work` settles its row and returns the error it settled with.
+
+        `give_back` hands the row back when this process is told to stop; `fail` settles it with a reason.
+        """
         try:
-            return await task
+            error = await self.hold(row_id, attempt, work)
+        except LostLease:
+            log.info("stopped: the row was cancelled or taken back")
         except asyncio.CancelledError:
-            if row_id in self._lost:
-                raise LostLease(row_id) from None
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await asyncio.shield(_given_back(log, give_back))
             raise
-        finally:
-            listener.cancel()
-            self._held.pop(row_id, None)
-            self._lost.discard(row_id)
+        except Exception as unexpected:
+            # A mistake of ours. Better a failure that says so now than three leases that run out.
+            log.exception("failed unexpectedly")
+            told = f"The worker failed: {type(unexpected).__name__}."
+            with contextlib.suppress(LostLease):
+                await persist(lambda: fail(told))
+        else:
+            log.info("ended", error=error)
 
     async def keep(self) -> None:
         """Run for as long as the process does."""
@@ -64,13 +94,6 @@ class Holder:
             if self._held:
                 await self._look()
                 await asyncio.sleep(_SPACING)
-
-    async def _hear(self, row_id: str) -> None:
-        with self._bell.listen(row_id) as heard:
-            while True:
-                await heard.wait()
-                heard.clear()
-                self._changed.set()
 
     async def _look(self) -> None:
         asked = {row_id: attempt for row_id, (attempt, _) in self._held.items()}
@@ -86,6 +109,13 @@ class Holder:
             if row_id not in self._lost and row_id in self._held and self._held[row_id][0] == asked[row_id]:
                 self._lost.add(row_id)
                 self._held[row_id][1].cancel()
+
+
+async def _given_back(log: Any, give_back: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await give_back()
+    except DomainError as error:
+        log.warning("could not give a row back; its lease will run out", error=error.detail)
 
 
 async def persist(call: Callable[[], Awaitable[T]], patience: float = 300.0) -> T:

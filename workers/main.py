@@ -6,11 +6,12 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from datetime import timedelta
 from typing import Final
 
 import structlog
+import uvloop
 from msgspec.structs import replace
 
 from domain.errors import DomainError
@@ -25,7 +26,7 @@ from infra.settings import Settings, worker_id
 from infra.telemetry import configure_logging
 from infra.wiring import Parts, wire
 from workers.builds import Builder
-from workers.executions import Runner
+from workers.executions import Dispatcher, Runner
 from workers.leases import Holder
 from workers.upkeep import Upkeep
 
@@ -38,7 +39,7 @@ PROCESSES: Final = (*LANES, "upkeep")
 def run(process: str, settings: Settings) -> None:
     """Be the worker process named (`build`, `run` or `upkeep`) until SIGTERM or SIGINT."""
     configure_logging(settings.log_level, process)
-    asyncio.run(_until_told(serve_upkeep(settings) if process == "upkeep" else serve_lane(settings, _lane(process))))
+    uvloop.run(_until_told(serve_upkeep(settings) if process == "upkeep" else serve_lane(settings, _lane(process))))
 
 
 def _lane(process: str) -> Lane:
@@ -54,22 +55,21 @@ async def serve_lane(settings: Settings, lane: Lane) -> None:
         environments = Environments(settings.cache, parts.blobs, sandbox)
         bundles = Bundles(settings.cache, parts.blobs, sandbox, environments)
         holder = Holder(parts.store, parts.bell, parts.clock, lane, timedelta(seconds=settings.lease_seconds))
-        work: Callable[[str, str], Awaitable[None]]
-        if lane == "run":
-            work = Runner(name, parts.store, sandbox, bundles, holder, parts.clock)
-        else:
-            work = Builder(name, parts.store, sandbox, parts.blobs, bundles, environments, holder)
         jobs = arq_client(settings.redis_url.reveal())
-        worker = queue.worker(jobs, parts.bell, lane, slots, work)
         info = _info(parts, name, lane, slots)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(holder.keep())
                 group.create_task(_beat(parts, info, holder, sandbox))
                 group.create_task(_forget(settings))
-                group.create_task(worker.main())
+                if lane == "run":
+                    most = settings.tenant_max_concurrency or None
+                    runner = Runner(name, parts.store, sandbox, bundles, holder, parts.clock, most)
+                    group.create_task(Dispatcher(runner, slots, parts.bell.rung(lane)).run())
+                else:
+                    builder = Builder(name, parts.store, sandbox, parts.blobs, bundles, environments, holder)
+                    group.create_task(_work_off(queue.worker(jobs, parts.bell, lane, slots, builder)))
         finally:
-            await _stop(worker)
             await _gone(parts, name)
             await jobs.aclose()
 
@@ -138,13 +138,16 @@ async def _gone(parts: Parts, name: str) -> None:
             await tx.queues.gone(name)
 
 
-async def _stop(worker: BellWorker) -> None:
-    """Cancel what runs; each job hands its row back before it ends."""
-    tasks = [*worker.job_tasks.values(), *worker.tasks.values()]
-    for task in worker.job_tasks.values():
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks, timeout=5)
+async def _work_off(worker: BellWorker) -> None:
+    """Take arq's jobs until cancelled; each then hands its row back before it ends."""
+    try:
+        await worker.main()
+    finally:
+        tasks = [*worker.job_tasks.values(), *worker.tasks.values()]
+        for task in worker.job_tasks.values():
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=5)
 
 
 async def _until_told(main: Awaitable[None]) -> None:

@@ -23,6 +23,7 @@ class TenantRow(Base):
     __tablename__ = "tenants"
     id: Mapped[str] = mapped_column(Text, primary_key=True)
     plan: Mapped[str] = mapped_column(Text)
+    max_concurrency: Mapped[int | None]
     created_at: Mapped[datetime] = mapped_column(timestamp())
 
 

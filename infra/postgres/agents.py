@@ -12,7 +12,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from domain import ids
 from domain.agents import Agent, AgentStatus
 from domain.pages import Listing, Page
-from infra.postgres.db import Base, Id, as_struct, timestamp
+from infra.postgres.db import Base, Id, Raw, Shape, timestamp
 from infra.postgres.pages import listed
 
 
@@ -37,16 +37,24 @@ class AgentRow(Base):
     kind: Mapped[str] = mapped_column(Text)
     status: Mapped[str] = mapped_column(Text)
     current_version_id: Mapped[str | None] = mapped_column(Id("ver"))
+    max_concurrency: Mapped[int | None]
+    concurrency_policy: Mapped[str] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(timestamp())
     updated_at: Mapped[datetime] = mapped_column(timestamp())
     deleted_at: Mapped[datetime | None] = mapped_column(timestamp())
 
 
+_SHAPE = Shape(AgentRow, Agent)
+_FIND = f"SELECT {_SHAPE.columns} FROM agents WHERE deleted_at IS NULL AND "  # noqa: S608 - column names alone
+_LOCKS = {False: "", True: " FOR UPDATE", "share": " FOR SHARE"}
+
+
 class PostgresAgents:
     """Implements `domain.agents.Agents`."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: AsyncConnection, raw: Raw) -> None:
         self._connection = connection
+        self._raw = raw
 
     async def add(self, agent: Agent) -> bool:
         values = {name: getattr(agent, name) for name in Agent.__struct_fields__}
@@ -56,15 +64,13 @@ class PostgresAgents:
         return made.first() is not None
 
     async def find(self, reference: str, lock: bool | Literal["share"] = False) -> Agent | None:
-        query = select(AgentRow).where(AgentRow.deleted_at.is_(None))
-        if ids.decode("agent", reference) is not None:
-            query = query.where(AgentRow.id == reference)
+        known = ids.decode("agent", reference)
+        if known is not None:
+            record = await self._raw.fetchrow(f"{_FIND} id = $1{_LOCKS[lock]}", known)
         else:
-            query = query.where(AgentRow.name == reference.replace("\0", "\ufffd"))
-        if lock:
-            query = query.with_for_update(read=lock == "share")
-        row = (await self._connection.execute(query)).first()
-        return None if row is None else as_struct(row, Agent)
+            name = reference.replace("\0", "\ufffd")
+            record = await self._raw.fetchrow(f"{_FIND} name = $1{_LOCKS[lock]}", name)
+        return None if record is None else _SHAPE.read(record)
 
     async def page(self, page: Page, status: AgentStatus | None) -> Listing[Agent]:
         query = select(AgentRow).where(AgentRow.deleted_at.is_(None))
@@ -81,6 +87,8 @@ class PostgresAgents:
                 description=agent.description,
                 status=agent.status,
                 current_version_id=agent.current_version_id,
+                max_concurrency=agent.max_concurrency,
+                concurrency_policy=agent.concurrency_policy,
                 updated_at=agent.updated_at,
             )
         )

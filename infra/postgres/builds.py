@@ -13,7 +13,7 @@ from domain.builds import Built, Version
 from domain.leases import Lease
 from domain.pages import Listing, Page
 from infra.postgres.agents import AgentRow
-from infra.postgres.db import Base, Id, as_struct, timestamp
+from infra.postgres.db import Base, Id, Raw, Shape, as_struct, timestamp
 from infra.postgres.pages import listed
 
 
@@ -55,11 +55,16 @@ def _held(version_id: str, attempt: int) -> tuple[Any, ...]:
     return VersionRow.id == version_id, VersionRow.attempt == attempt, VersionRow.status == "building"
 
 
+_SHAPE = Shape(VersionRow, Version)
+_FIND = f"SELECT {_SHAPE.columns} FROM agent_versions WHERE "  # noqa: S608 - column names alone
+
+
 class PostgresBuilds:
     """Implements `domain.builds.Builds`. Writes of a worker name the attempt they belong to."""
 
-    def __init__(self, connection: AsyncConnection, now: datetime) -> None:
+    def __init__(self, connection: AsyncConnection, raw: Raw, now: datetime) -> None:
         self._connection = connection
+        self._raw = raw
         self._now = now
 
     async def add(self, version: Version) -> None:
@@ -74,18 +79,23 @@ class PostgresBuilds:
         return found.scalar_one() + 1
 
     async def get(self, version_id: str) -> Version | None:
-        if ids.decode("ver", version_id) is None:
+        known = ids.decode("ver", version_id)
+        if known is None:
             return None
-        return await self._one(VersionRow.id == version_id)
+        record = await self._raw.fetchrow(f"{_FIND} id = $1", known)
+        return None if record is None else _SHAPE.read(record)
 
     async def find(self, agent_id: str, reference: str) -> Version | None:
-        of_agent = VersionRow.agent_id == agent_id
-        if ids.decode("ver", reference) is not None:
-            return await self._one(of_agent, VersionRow.id == reference)
+        known = ids.decode("ver", reference)
+        if known is not None:
+            record = await self._raw.fetchrow(
+                f"{_FIND} id = $1 AND agent_id = $2", known, ids.decode("agent", agent_id)
+            )
+            return None if record is None else _SHAPE.read(record)
         digits = reference.removeprefix("v")
         if not (digits.isascii() and digits.isdigit() and len(digits) < 10):
             return None
-        return await self._one(of_agent, VersionRow.number == int(digits))
+        return await self._one(VersionRow.agent_id == agent_id, VersionRow.number == int(digits))
 
     async def page(self, agent_id: str, page: Page) -> Listing[Version]:
         query = select(VersionRow).where(VersionRow.agent_id == agent_id)

@@ -1,10 +1,11 @@
 """The engine, the base of row classes, and the two column types every table uses."""
 
 import functools
-from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 from uuid import UUID
 
+import asyncpg
 import msgspec
 from sqlalchemy import Row, types
 from sqlalchemy.dialects import postgresql
@@ -15,6 +16,9 @@ from domain import ids
 from infra.postgres.role import APP_ROLE
 
 T = TypeVar("T")
+
+# A connection of asyncpg as SQLAlchemy holds it.
+Raw: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 
 class Base(DeclarativeBase):
@@ -64,11 +68,34 @@ def as_struct(row: Row[Any] | Mapping[str, Any], kind: type[T]) -> T:
     return msgspec.convert({name: mapping[name] for name in _fields(cast(Any, kind)) if name in mapping}, kind)
 
 
+class Shape(Generic[T]):
+    """How rows of a table become Structs on hot paths, where statements go to asyncpg as they are."""
+
+    def __init__(self, row_class: type[Base], kind: type[T]) -> None:
+        fields, table = set(_fields(cast(Any, kind))), row_class.__table__
+        self._kind = kind
+        self._readers = [(column.name, _reader(column.type)) for column in table.columns if column.name in fields]
+        self.columns = ", ".join(name for name, _ in self._readers)
+
+    def read(self, record: asyncpg.Record) -> T:
+        """A record of asyncpg that has `columns`, as a Struct."""
+        return self._kind(**{name: read(record[name]) if read else record[name] for name, read in self._readers})
+
+
+def _reader(kind: types.TypeEngine[Any]) -> Callable[[Any], Any] | None:
+    if isinstance(kind, Id):
+        prefix = kind.prefix
+        return lambda value: None if value is None else ids.encode(prefix, value)
+    # SQLAlchemy has told asyncpg how to decode json.
+    return None
+
+
 def connect(url: str, *, pool_size: int, application: str, as_owner: bool = False) -> AsyncEngine:
     """An engine on `url` (`postgresql://user:password@host:port/name`).
 
     Every connection takes on `APP_ROLE`, which cannot bypass row-level security, whoever logs in;
-    only migrations connect `as_owner`.
+    only migrations connect `as_owner`. Transactions begin and end by statements of `store`, in one round
+    trip with what binds their tenant, so SQLAlchemy is told to send none of its own.
     """
     settings = {"application_name": application}
     if not as_owner:
@@ -83,6 +110,7 @@ def connect(url: str, *, pool_size: int, application: str, as_owner: bool = Fals
         hide_parameters=True,
         pool_timeout=10,
         pool_recycle=1800,
+        **({} if as_owner else {"isolation_level": "AUTOCOMMIT"}),
         connect_args={"server_settings": settings, "timeout": 5, "command_timeout": 60},
         json_serializer=lambda value: msgspec.json.encode(value).decode(),
         json_deserializer=msgspec.json.decode,

@@ -1,5 +1,6 @@
 """Executions in Postgres. Every change of state writes its event in the same statement."""
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -8,16 +9,14 @@ from sqlalchemy import ForeignKey, Index, Select, Text, Update, case, func, inse
 from sqlalchemy.dialects.postgresql import JSON
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.types import TypeEngine
 
 from domain import ids
-from domain.builds import Version
-from domain.executions import Claimed, Execution, Filter
+from domain.executions import Ended, Execution, Filter, status_of
 from domain.leases import Lease
 from domain.pages import COUNT_BOUND, Listing, Page
-from domain.ports import Outcome
-from domain.states import HELD, Status
-from infra.postgres.builds import VersionRow
-from infra.postgres.db import Base, Id, as_struct, json_column, timestamp
+from domain.states import HELD
+from infra.postgres.db import Base, Id, Raw, Shape, as_struct, json_column, timestamp
 from infra.postgres.events import EventRow
 from infra.postgres.pages import listed
 
@@ -37,6 +36,13 @@ class ExecutionRow(Base):
             "executions_open",
             "id",
             postgresql_where=text("status IN ('pending', 'preparing', 'running', 'waiting')"),
+        ),
+        Index("executions_pending", "tenant_id", "agent_id", "id", postgresql_where=text("status = 'pending'")),
+        Index(
+            "executions_held",
+            "tenant_id",
+            "agent_id",
+            postgresql_where=text("status IN ('preparing', 'running')"),
         ),
         Index("executions_completed_at", "completed_at", postgresql_where=text("completed_at IS NOT NULL")),
     )
@@ -74,6 +80,16 @@ _OPEN = ("pending", "preparing", "running", "waiting")
 _STORED = [name for name in Execution.__struct_fields__ if hasattr(ExecutionRow, name)]
 
 
+def _writer(kind: TypeEngine[Any]) -> tuple[str, Callable[[Any], Any]]:
+    """How a value of this type goes to asyncpg: what its parameter is cast to, and what is done to the value."""
+    if isinstance(kind, Id):
+        prefix = kind.prefix
+        return "", lambda value: None if value is None else ids.decode(prefix, value)
+    if isinstance(kind, JSON):
+        return "::text::json", lambda value: None if value is None else msgspec.json.encode(value).decode()
+    return "", lambda value: value
+
+
 def _trimmed(column: Any, name: str) -> Any:
     small = func.octet_length(column.cast(Text))
     return case((small <= LISTED_DATA, column), else_=None).label(name)
@@ -93,32 +109,33 @@ def _noted(moved: Update, now: datetime) -> Select[Any]:
     return select(after).add_cte(noted)
 
 
+_SHAPE = Shape(ExecutionRow, Execution)
+_STORED_AS = [(name, *_writer(ExecutionRow.__table__.columns[name].type)) for name in _STORED]
+_GET = f"SELECT {_SHAPE.columns} FROM executions WHERE id = $1"  # noqa: S608 - column names alone
+_ADD = (
+    f"WITH added AS (INSERT INTO executions ({', '.join(_STORED)}, last_seq) "  # noqa: S608 - column names alone
+    f"VALUES ({', '.join(f'${n}{cast}' for n, (_, cast, _) in enumerate(_STORED_AS, 1))}, 1) RETURNING *) "
+    "INSERT INTO execution_events (execution_id, seq, tenant_id, at, type, data) "
+    "SELECT id, 1, tenant_id, created_at, 'status', json_build_object('status', status, 'attempt', attempt) FROM added"
+)
+_CLAIM = f"SELECT {_SHAPE.columns} FROM claim_runs($1, $2, $3, $4, $5, $6)"  # noqa: S608 - column names alone
+_SETTLE = "SELECT settle_runs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) AS id"
+
+
 class PostgresExecutions:
     """Implements `domain.executions.Executions`."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: AsyncConnection, raw: Raw) -> None:
         self._connection = connection
+        self._raw = raw
 
     async def add(self, execution: Execution) -> None:
-        values = {name: getattr(execution, name) for name in _STORED}
-        added = insert(E_).values(**values, last_seq=1).returning(E_.id, E_.tenant_id).cte("added")
-        data = literal({"status": execution.status, "attempt": 0}, json_column())
-        event = select(
-            added.c.id,
-            literal(1),
-            added.c.tenant_id,
-            literal(execution.created_at, timestamp()),
-            literal("status"),
-            data,
-        )
-        columns = ["execution_id", "seq", "tenant_id", "at", "type", "data"]
-        await self._connection.execute(insert(EventRow).from_select(columns, event).add_cte(added))
+        await self._raw.execute(_ADD, *(write(getattr(execution, name)) for name, _, write in _STORED_AS))
 
     async def get(self, execution_id: str) -> Execution | None:
-        if ids.decode("exec", execution_id) is None:
-            return None
-        row = (await self._connection.execute(select(E_).where(E_.id == execution_id))).first()
-        return None if row is None else as_struct(row, Execution)
+        known = ids.decode("exec", execution_id)
+        record = await self._raw.fetchrow(_GET, known) if known is not None else None
+        return None if record is None else _SHAPE.read(record)
 
     async def page(self, narrowed: Filter, page: Page) -> Listing[Execution]:
         heavy = {"input_data", "output_data"}
@@ -139,52 +156,50 @@ class PostgresExecutions:
             query = query.where(E_.created_at < narrowed.until)
         return await listed(self._connection, query, E_.id.desc(), page, Execution, COUNT_BOUND)
 
-    async def claim(self, execution_id: str, lease: Lease, at_hand: frozenset[str]) -> Claimed | None:
-        moved = (
-            update(E_)
-            .where(E_.id == execution_id, E_.status == "pending")
-            .values(
-                status=case((E_.agent_version_id.in_(at_hand), "running"), else_="preparing"),
-                attempt=E_.attempt + 1,
-                worker=lease.worker,
-                lease_expires_at=lease.until,
-                started_at=func.coalesce(E_.started_at, lease.taken_at),
-            )
-        )
-        execution = await self._moved(moved, lease.taken_at)
-        if execution is None or execution.agent_version_id is None:
-            return None
-        found = await self._connection.execute(select(VersionRow).where(VersionRow.id == execution.agent_version_id))
-        return Claimed(execution=execution, version=as_struct(found.one(), Version))
+    async def claim(self, lease: Lease, slots: int, at_hand: frozenset[str], most: int | None) -> list[Execution]:
+        versions = [ids.decode("ver", version_id) for version_id in at_hand]
+        records = await self._raw.fetch(_CLAIM, lease.worker, slots, lease.taken_at, lease.until, versions, most)
+        return [_SHAPE.read(record) for record in records]
 
     async def begin_running(self, execution_id: str, attempt: int, now: datetime) -> bool:
         moved = update(E_).where(E_.id == execution_id, E_.attempt == attempt, E_.status == "preparing")
         return await self._moved(moved.values(status="running"), now) is not None
 
-    async def settle(self, execution_id: str, attempt: int, status: Status, outcome: Outcome, now: datetime) -> bool:
-        output = None if outcome.output is None else msgspec.json.decode(outcome.output)
-        moved = (
-            update(E_)
-            .where(E_.id == execution_id, E_.attempt == attempt, E_.status.in_(HELD))
-            .values(
-                status=status,
-                output_data=output,
-                error_type=_text(outcome.error_type),
-                error_message=_text(outcome.error_message),
-                steps_completed=E_.steps_total if status == "completed" else E_.steps_completed,
-                lease_expires_at=None,
-                completed_at=now,
-            )
+    async def settle(self, ended: list[Ended], now: datetime) -> set[str]:
+        known = [ids.decode("exec", one.execution.id) for one in ended]
+        lines = [
+            (known[place], number, event.at, msgspec.json.encode(event.data).decode())
+            for place, one in enumerate(ended)
+            for number, event in enumerate(one.written, 1)
+        ]
+        records = await self._raw.fetch(
+            _SETTLE,
+            known,
+            [one.execution.attempt for one in ended],
+            [status_of(one.outcome) for one in ended],
+            [None if one.outcome.output is None else one.outcome.output.decode() for one in ended],
+            [_text(one.outcome.error_type) for one in ended],
+            [_text(one.outcome.error_message) for one in ended],
+            [len(one.written) for one in ended],
+            now,
+            *([line[field] for line in lines] for field in range(4)),
         )
-        return await self._moved(moved, now) is not None
+        return {ids.encode("exec", record["id"]) for record in records}
 
     async def cancel(self, execution_id: str, reason: str, now: datetime) -> bool:
         moved = update(E_).where(E_.id == execution_id, E_.status.in_(_OPEN))
         return await self._moved(_cancelled(moved, reason, now), now) is not None
 
-    async def cancel_all(self, agent_id: str, reason: str, now: datetime) -> list[str]:
+    async def open_runs(self, agent_id: str) -> int:
+        known = ids.decode("agent", agent_id)
+        await self._raw.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", agent_id)
+        query = f"SELECT count(*) FROM executions WHERE agent_id = $1 AND status IN {_OPEN}"  # noqa: S608 - constants
+        return int(await self._raw.fetchval(query, known))
+
+    async def cancel_oldest(self, agent_id: str, count: int | None, reason: str, now: datetime) -> list[str]:
         # In the order of ids, as leases are extended, so that the two cannot deadlock.
-        chosen = select(E_.id).where(E_.agent_id == agent_id, E_.status.in_(_OPEN)).order_by(E_.id).with_for_update()
+        of_agent = select(E_.id).where(E_.agent_id == agent_id, E_.status.in_(_OPEN))
+        chosen = of_agent.order_by(E_.id).limit(count).with_for_update()
         moved = update(E_).where(E_.id.in_(chosen.scalar_subquery()))
         rows = await self._connection.execute(_noted(_cancelled(moved, reason, now), now))
         return [as_struct(row, Execution).id for row in rows]

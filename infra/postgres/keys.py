@@ -11,7 +11,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from domain import ids
 from domain.keys import ApiKey, KeyIdentity
 from domain.pages import Listing, Page
-from infra.postgres.db import Base, Id, as_struct, timestamp
+from infra.postgres.db import Base, Id, Raw, as_struct, timestamp
 from infra.postgres.pages import listed
 
 
@@ -42,14 +42,15 @@ _COUNT = text("SELECT count_key_use(CAST(:ids AS uuid[]), CAST(:uses AS bigint[]
 class PostgresKeys:
     """Implements `domain.keys.Keys`."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: AsyncConnection, raw: Raw) -> None:
         self._connection = connection
+        self._raw = raw
 
     async def find(self, key_hash: bytes) -> KeyIdentity | None:
-        row = (await self._connection.execute(text("SELECT * FROM find_key(:hash)"), {"hash": key_hash})).first()
-        if row is None:
+        record = await self._raw.fetchrow("SELECT * FROM find_key($1)", key_hash)
+        if record is None:
             return None
-        found = dict(row._mapping)
+        found = dict(record)
         found["key_id"] = ids.encode("key", found["key_id"])
         found["user_id"] = ids.encode("user", found["user_id"])
         return as_struct(found, KeyIdentity)

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from domain import ids
 from domain.jobs import LANES, Job, Lane
-from domain.queues import Expired, QueueStats, WorkerInfo
+from domain.queues import Expired, QueueStats, Turn, WorkerInfo
 from infra.postgres.db import Base, as_struct, timestamp
 
 _PREFIX: dict[Lane, str] = {"build": "ver", "run": "exec"}
@@ -85,6 +85,10 @@ class PostgresQueues:
             )
             for row in rows
         ]
+
+    async def next_build(self) -> Turn | None:
+        row = (await self._connection.execute(text("SELECT * FROM next_build()"))).first()
+        return None if row is None else Turn(row_id=ids.encode("ver", row.row_id), tenant_id=row.tenant_id)
 
     async def expired(self, now: datetime, limit: int) -> list[Expired]:
         rows = await self._connection.execute(

@@ -4,9 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
+from typing import cast
 
 import asyncpg
-from sqlalchemy import exc, text
+from sqlalchemy import exc
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -18,20 +19,22 @@ from domain.errors import DomainError
 from domain.events import Events
 from domain.executions import Executions
 from domain.idempotency import Answers
-from domain.jobs import Job
+from domain.jobs import Change, Job
 from domain.keys import Keys
 from domain.ports import Clock, Queue, Tx
 from domain.queues import Queues
+from domain.tenants import Tenants
 from infra.postgres.accounts import PostgresAccounts
 from infra.postgres.agents import PostgresAgents
 from infra.postgres.builds import PostgresBuilds
+from infra.postgres.db import Raw
 from infra.postgres.events import PostgresEvents
 from infra.postgres.executions import PostgresExecutions
 from infra.postgres.idempotency import PostgresAnswers
 from infra.postgres.keys import PostgresKeys
 from infra.postgres.queues import PostgresQueues
+from infra.postgres.tenants import PostgresTenants
 
-_BIND = text("SELECT set_config('paddock.tenant_id', :tenant, true)")
 _GONE = (OperationalError, OSError, TimeoutError, exc.TimeoutError)
 _PASSING = (
     asyncpg.CannotConnectNowError,
@@ -40,22 +43,23 @@ _PASSING = (
     asyncpg.TooManyConnectionsError,
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
+    asyncpg.InterfaceError,
 )
-_DETAIL = "The database did not answer. Try again; with an Idempotency-Key nothing is done twice."
 
 
 class PostgresTx:
     """One open transaction: a repository per capability on one connection."""
 
-    def __init__(self, connection: AsyncConnection, now: datetime) -> None:
+    def __init__(self, connection: AsyncConnection, raw: Raw, now: datetime) -> None:
         self.now = now
         self.rings: list[Job] = []
-        self.changes: list[str] = []
+        self.changes: list[Change] = []
         self.accounts: Accounts = PostgresAccounts(connection)
-        self.keys: Keys = PostgresKeys(connection)
-        self.agents: Agents = PostgresAgents(connection)
-        self.builds: Builds = PostgresBuilds(connection, now)
-        self.executions: Executions = PostgresExecutions(connection)
+        self.tenants: Tenants = PostgresTenants(connection)
+        self.keys: Keys = PostgresKeys(connection, raw)
+        self.agents: Agents = PostgresAgents(connection, raw)
+        self.builds: Builds = PostgresBuilds(connection, raw, now)
+        self.executions: Executions = PostgresExecutions(connection, raw)
         self.events: Events = PostgresEvents(connection)
         self.answers: Answers = PostgresAnswers(connection)
         self.queues: Queues = PostgresQueues(connection)
@@ -64,9 +68,9 @@ class PostgresTx:
         """Ring for this job after the commit."""
         self.rings.append(job)
 
-    def changed(self, row_id: str) -> None:
+    def changed(self, row_id: str, status: str) -> None:
         """Wake waiters of this row after the commit."""
-        self.changes.append(row_id)
+        self.changes.append(Change(row_id=row_id, status=status))
 
 
 class PostgresStore:
@@ -89,6 +93,10 @@ class PostgresStore:
         """Bound to no tenant: sees no tenant's rows."""
         return self._begin("")
 
+    def begin_single(self) -> AbstractAsyncContextManager[Tx]:
+        """For one statement, which is a transaction by itself. Sees no tenant's rows but through narrow functions."""
+        return self._begin(None)
+
     async def check(self) -> None:
         """One round trip, for health. Errors: `unavailable`."""
         async with self._begin(""):
@@ -99,16 +107,17 @@ class PostgresStore:
         await self._engine.dispose()
 
     @asynccontextmanager
-    async def _begin(self, tenant_id: str) -> AsyncIterator[Tx]:
+    async def _begin(self, tenant_id: str | None) -> AsyncIterator[Tx]:
         try:
-            connection = await self._bound(tenant_id)
+            connection, raw = await self._opened(tenant_id)
             try:
-                tx = PostgresTx(connection, self._clock())
+                tx = PostgresTx(connection, raw, self._clock())
                 yield tx
-                await connection.commit()
+                if tenant_id is not None:
+                    await raw.execute("COMMIT")
             finally:
-                # Closing rolls back what was not committed, also when the task is being cancelled.
-                await asyncio.shield(connection.close())
+                # Rolled back if it was not committed, also when the task is being cancelled.
+                await asyncio.shield(_closed(connection, raw))
         except _GONE as error:
             raise _unavailable() from error
         except DBAPIError as error:
@@ -120,22 +129,46 @@ class PostgresStore:
         if tx.rings or tx.changes:
             await self._queue.ring(tx.rings, tx.changes)
 
-    async def _bound(self, tenant_id: str) -> AsyncConnection:
+    async def _opened(self, tenant_id: str | None) -> tuple[AsyncConnection, Raw]:
         # A pooled connection may have died with its server. Nothing was written on it, so try a fresh one once.
         for last in (False, True):
             connection = await self._engine.connect()
             try:
-                await connection.execute(_BIND, {"tenant": tenant_id})
-            except DBAPIError as error:
+                raw = cast(Raw, (await connection.get_raw_connection()).driver_connection)
+                if tenant_id is not None:
+                    await raw.execute(f"BEGIN; SELECT set_config('paddock.tenant_id', {_quoted(tenant_id)}, true)")
+                elif raw.is_closed():
+                    raise ConnectionResetError("closed")
+            except (*_GONE, *_PASSING):
+                await connection.invalidate()
                 await connection.close()
-                if last or not error.connection_invalidated:
+                if last:
                     raise
             except BaseException:
-                await asyncio.shield(connection.close())
+                await asyncio.shield(_dropped(connection))
                 raise
             else:
-                return connection
+                return connection, raw
         raise AssertionError("unreachable")
+
+
+def _quoted(text: str) -> str:
+    """A string constant (PostgreSQL 4.1.2.1): quotes doubled, backslashes mean nothing."""
+    return "'" + text.replace("\0", "\ufffd").replace("'", "''") + "'"
+
+
+async def _closed(connection: AsyncConnection, raw: Raw) -> None:
+    if raw.is_in_transaction():
+        try:
+            await raw.execute("ROLLBACK", timeout=5)
+        except (*_GONE, *_PASSING, asyncpg.PostgresError):
+            await connection.invalidate()
+    await connection.close()
+
+
+async def _dropped(connection: AsyncConnection) -> None:
+    await connection.invalidate()
+    await connection.close()
 
 
 def _unavailable() -> DomainError:

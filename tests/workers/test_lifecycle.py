@@ -1,22 +1,22 @@
 """An execution's life as a state machine, on the real database: any interleaving of workers, clocks and cancels."""
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from domain import executions
-from domain.access import BY_ROLE, Caller
+from domain.access import Caller
 from domain.events import logged
-from domain.executions import Execution, Start
+from domain.executions import Ended, Execution, Start
 from domain.leases import LostLease
 from domain.ports import Outcome
 from domain.states import TERMINAL
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
-from tests.clients import Tenant
+from tests.apart import NOW, apart
 
 LEASE = timedelta(seconds=10)
 
@@ -31,21 +31,21 @@ class Silent:
         return 0
 
 
-async def test_any_interleaving_settles_once(system, home: Tenant) -> None:
-    hello = (await home.http.get("/agents/hello")).json()["id"]
-    caller = Caller(
-        tenant_id=home.tenant_id, user_id=home.account["id"], role="admin", scopes=BY_ROLE["admin"], key_id=None
-    )
+async def test_any_interleaving_settles_once(system) -> None:
+    async with apart(system) as database:
+        caller = await database.tenant()
+        await _live(database.url, caller, await database.agent(caller))
 
+
+async def _live(url: str, caller: Caller, agent_id: str) -> None:
     def in_a_thread_of_its_own() -> None:
         with asyncio.Runner() as runner:
-            engine = connect(system.settings.database_url.reveal(), pool_size=2, application="tests")
+            engine = connect(url, pool_size=2, application="tests")
 
             class Life(RuleBasedStateMachine):
                 def __init__(self) -> None:
                     super().__init__()
-                    # Far ahead, so that to the real upkeep no lease of these has expired and nothing has waited.
-                    self.now = datetime(2100, 1, 1, tzinfo=UTC)
+                    self.now = NOW
                     self.store = PostgresStore(engine, Silent(), lambda: self.now)
                     self.claims: list[Execution] = []
                     self.terminal: list[str] = []
@@ -55,11 +55,10 @@ async def test_any_interleaving_settles_once(system, home: Tenant) -> None:
                 def begin(self, attempts: int) -> None:
                     async def start() -> Execution:
                         async with self.store.begin(caller) as tx:
-                            made = await executions.start(tx, caller, hello, Start(max_attempts=attempts))
-                            # Held from real workers: they would claim it before this test does.
-                            claimed = await executions.claim(tx, made.id, "w", LEASE)
-                            assert claimed is not None
-                            return claimed.execution
+                            made = await executions.start(tx, caller, agent_id, Start(max_attempts=attempts))
+                            claimed = await executions.claim(tx, "w", LEASE, 5)
+                            assert [one.id for one in claimed] == [made.id]
+                            return claimed[0]
 
                     self.claims.append(runner.run(start()))
                     self.max_attempts = attempts
@@ -78,12 +77,10 @@ async def test_any_interleaving_settles_once(system, home: Tenant) -> None:
 
                 def _release_and_claim(self, work) -> None:
                     async def go() -> None:
-                        # One transaction, so that no real worker comes in between.
                         async with self.store.begin(caller) as tx:
                             await work(tx)
-                            claimed = await executions.claim(tx, self.claims[0].id, "w", LEASE)
-                            if claimed is not None:
-                                self.claims.append(claimed.execution)
+                        async with self.store.begin_single() as tx:
+                            self.claims += await executions.claim(tx, "w", LEASE, 5)
 
                     runner.run(go())
 
@@ -102,13 +99,11 @@ async def test_any_interleaving_settles_once(system, home: Tenant) -> None:
                     claim = self.claims[which % len(self.claims)]
                     outcome = Outcome(error_type="E", error_message="m") if fails else Outcome(output=b"1")
                     before = self._status()
-                    try:
-                        self._do(lambda tx: executions.finish(tx, claim, outcome, []))
-                    except LostLease:
-                        assert before.status in TERMINAL or before.attempt != claim.attempt
-                    else:
-                        assert before.status not in TERMINAL
-                        assert before.attempt == claim.attempt
+                    ended = Ended(execution=claim, outcome=outcome, written=[logged("INFO", "x", self.now, "stdout")])
+                    settled = self._do(lambda tx: executions.finish(tx, [ended]))
+                    held = before.status not in TERMINAL and before.attempt == claim.attempt
+                    assert settled == ({claim.id} if held else set())
+                    self.logged += held
 
                 @rule(which=st.integers(0, 5))
                 def a_worker_writes(self, which: int) -> None:

@@ -1,0 +1,25 @@
+"""The caller's tenant: see it, and limit how much of it runs at the same time."""
+
+from litestar import Router, get, patch
+
+from api.front import ANYBODY, Front, needs
+from domain import tenants
+from domain.access import Caller
+from domain.tenants import PatchTenant, Tenant
+
+
+@get("/tenant", opt=ANYBODY)
+async def get_tenant(front: Front, caller: Caller) -> Tenant:
+    """The caller's tenant."""
+    async with front.store.begin(caller) as tx:
+        return await tenants.get(tx, caller)
+
+
+@patch("/tenant", opt=needs("admin"))
+async def patch_tenant(front: Front, caller: Caller, data: PatchTenant) -> Tenant:
+    """Change what was sent. Executions beyond `max_concurrency` wait for those that run."""
+    async with front.store.begin(caller) as tx:
+        return await tenants.patch(tx, caller, data)
+
+
+router = Router("/", route_handlers=[get_tenant, patch_tenant], tags=["accounts"])

@@ -1,0 +1,54 @@
+"""Tenants: what holds for everybody in one of them."""
+
+from datetime import datetime
+from typing import Protocol
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from domain.access import Caller
+from domain.agents import MaxConcurrency
+from domain.errors import not_found
+from domain.ports import Tx
+
+
+class Tenant(msgspec.Struct, kw_only=True):
+    """A tenant. At most `max_concurrency` of its executions run at the same time; the others wait.
+
+    The installation may set a lower bound for all (`PADDOCK_TENANT_MAX_CONCURRENCY`); the lower one holds.
+    """
+
+    id: str
+    plan: str
+    max_concurrency: int | None
+    created_at: datetime
+
+
+class PatchTenant(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What an admin may change of the own tenant. `null` takes a limit away."""
+
+    max_concurrency: MaxConcurrency | None | UnsetType = UNSET
+
+
+class Tenants(Protocol):
+    """The bound tenant."""
+
+    async def get(self, tenant_id: str) -> Tenant | None: ...
+    async def save(self, tenant: Tenant) -> None: ...
+
+
+async def get(tx: Tx, caller: Caller) -> Tenant:
+    """The caller's tenant."""
+    tenant = await tx.tenants.get(caller.tenant_id)
+    if tenant is None:
+        raise not_found("tenant", caller.tenant_id)
+    return tenant
+
+
+async def patch(tx: Tx, caller: Caller, data: PatchTenant) -> Tenant:
+    """Change what was sent of the caller's tenant."""
+    tenant = await get(tx, caller)
+    if data.max_concurrency is not UNSET:
+        tenant.max_concurrency = data.max_concurrency
+    await tx.tenants.save(tenant)
+    return tenant

@@ -1,0 +1,23 @@
+"""The bound tenant in Postgres."""
+
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from domain.tenants import Tenant
+from infra.postgres.accounts import TenantRow
+from infra.postgres.db import as_struct
+
+
+class PostgresTenants:
+    """Implements `domain.tenants.Tenants`."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def get(self, tenant_id: str) -> Tenant | None:
+        row = (await self._connection.execute(select(TenantRow).where(TenantRow.id == tenant_id))).first()
+        return None if row is None else as_struct(row, Tenant)
+
+    async def save(self, tenant: Tenant) -> None:
+        changed = update(TenantRow).where(TenantRow.id == tenant.id)
+        await self._connection.execute(changed.values(max_concurrency=tenant.max_concurrency))
