@@ -25,7 +25,9 @@ class Apart:
     async def tenant(self) -> Caller:
         """A tenant with one user, who may do everything."""
         tenant_id, user = f"t-{secrets.token_hex(6)}", ids.uuid7()
-        await self.owner.execute("INSERT INTO tenants (id, plan, created_at) VALUES ($1, 'standard', $2)", tenant_id, NOW)
+        await self.owner.execute(
+            "INSERT INTO tenants (id, plan, created_at) VALUES ($1, 'standard', $2)", tenant_id, NOW
+        )
         await self.owner.execute(
             "INSERT INTO users (id, tenant_id, email, password_hash, role, is_active, created_at, updated_at) "
             "VALUES ($1, $2, $3, '', 'admin', true, $4, $4)",

@@ -1,0 +1,125 @@
+"""`max_concurrency` of agents and tenants, and what happens to one execution more."""
+
+import asyncio
+
+import pytest
+
+from tests.clients import Tenant
+
+SLEEPER = "import time\ndef handle(p):\n    time.sleep(p['for'])\n    return p\n"
+
+
+async def _limited(owner: Tenant, policy: str, most: int = 1) -> str:
+    agent_id = await owner.deploy(SLEEPER)
+    answer = await owner.http.patch(f"/agents/{agent_id}", json={"max_concurrency": most, "concurrency_policy": policy})
+    assert answer.status_code == 200, answer.text
+    assert (answer.json()["max_concurrency"], answer.json()["concurrency_policy"]) == (most, policy)
+    return agent_id
+
+
+async def _states(owner: Tenant, *ids: str) -> list[str]:
+    return [(await owner.http.get(f"/executions/{one}")).json()["status"] for one in ids]
+
+
+async def _until_running(owner: Tenant, execution_id: str) -> None:
+    for _ in range(200):
+        if await _states(owner, execution_id) == ["running"]:
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("it did not begin")
+
+
+def _overlap(first: dict, second: dict) -> bool:
+    return first["started_at"] < second["completed_at"] and second["started_at"] < first["completed_at"]
+
+
+async def test_queue_lets_one_more_wait(acme: Tenant) -> None:
+    agent_id = await _limited(acme, "queue")
+    started = [await acme.start(agent_id, {"for": 0.2}) for _ in range(3)]
+    ended = [await acme.ended(one["id"]) for one in started]
+    assert [one["status"] for one in ended] == ["completed"] * 3
+    assert not any(_overlap(a, b) for n, a in enumerate(ended) for b in ended[n + 1 :])
+
+
+async def test_without_a_limit_they_overlap(acme: Tenant) -> None:
+    agent_id = await acme.deploy(SLEEPER)
+    started = [await acme.start(agent_id, {"for": 0.5}) for _ in range(2)]
+    first, second = [await acme.ended(one["id"]) for one in started]
+    assert _overlap(first, second)
+
+
+async def test_reject_refuses_one_more_and_says_why(acme: Tenant) -> None:
+    agent_id = await _limited(acme, "reject")
+    first = await acme.start(agent_id, {"for": 30})
+    for path in (f"/agents/{agent_id}/execute", f"/runtime/{agent_id}/execute"):
+        refused = await acme.http.post(path, json={"payload": {"for": 0}})
+        assert refused.status_code == 409
+        assert refused.json()["error"] == "concurrency_limit"
+        assert "1 executions" in refused.json()["detail"]
+    await acme.http.post(f"/executions/{first['id']}/cancel")
+    assert (await acme.run(agent_id, {"for": 0}))["status"] == "completed"
+
+
+async def test_a_retry_is_one_more_as_well(acme: Tenant) -> None:
+    agent_id = await _limited(acme, "reject")
+    first = await acme.run(agent_id, {"for": 0})
+    running = await acme.start(agent_id, {"for": 30})
+    refused = await acme.http.post(f"/executions/{first['id']}/retry")
+    assert (refused.status_code, refused.json()["error"]) == (409, "concurrency_limit")
+    await acme.http.post(f"/executions/{running['id']}/cancel")
+
+
+async def test_many_at_once_never_pass_the_limit_of_reject(acme: Tenant) -> None:
+    agent_id = await _limited(acme, "reject", most=3)
+    answers = await asyncio.gather(
+        *(acme.http.post(f"/agents/{agent_id}/execute", json={"payload": {"for": 30}}) for _ in range(12))
+    )
+    assert sorted(one.status_code for one in answers) == [201] * 3 + [409] * 9
+    await acme.http.delete(f"/agents/{agent_id}")
+
+
+async def test_replace_cancels_the_older(acme: Tenant) -> None:
+    agent_id = await _limited(acme, "replace", most=2)
+    first, second = [await acme.start(agent_id, {"for": 30}) for _ in range(2)]
+    await _until_running(acme, first["id"])
+    third = await acme.start(agent_id, {"for": 0.1})
+    ended = await acme.ended(first["id"])
+    assert (ended["status"], ended["error_message"]) == ("cancelled", "Replaced by a newer execution.")
+    assert (await acme.ended(third["id"]))["status"] == "completed"
+    assert await _states(acme, second["id"]) == ["running"]
+    await acme.http.post(f"/executions/{second['id']}/cancel")
+
+
+async def test_a_tenant_limits_all_it_runs(acme: Tenant) -> None:
+    assert (await acme.http.get("/tenant")).json()["max_concurrency"] is None
+    changed = await acme.http.patch("/tenant", json={"max_concurrency": 1})
+    assert (changed.status_code, changed.json()["max_concurrency"]) == (200, 1)
+    agents = [await acme.deploy(SLEEPER) for _ in range(2)]
+    started = [await acme.start(agent_id, {"for": 0.2}) for agent_id in agents]
+    first, second = [await acme.ended(one["id"]) for one in started]
+    assert not _overlap(first, second)
+    assert (await acme.http.patch("/tenant", json={"max_concurrency": None})).json()["max_concurrency"] is None
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/agents", {"name": "x", "max_concurrency": 0}, "max_concurrency"),
+        ("/agents", {"name": "x", "max_concurrency": "many"}, "max_concurrency"),
+        ("/agents", {"name": "x", "concurrency_policy": "drop"}, "concurrency_policy"),
+        ("/tenant", {"max_concurrency": -1}, "max_concurrency"),
+        ("/tenant", {"plan": "premium"}, "plan"),
+    ],
+)
+async def test_bad_limits_are_named(acme: Tenant, path: str, body: dict, field: str) -> None:
+    method = "PATCH" if path == "/tenant" else "POST"
+    answer = await acme.http.request(method, path, json=body)
+    assert answer.status_code == 422
+    assert field in answer.text
+
+
+async def test_a_member_may_see_the_tenant_and_not_change_it(acme: Tenant) -> None:
+    key = await acme.key(scopes=["read:agents"])
+    async with acme.with_key(key) as http:
+        assert (await http.get("/tenant")).json()["id"] == acme.tenant_id
+        assert (await http.patch("/tenant", json={"max_concurrency": 1})).status_code == 403

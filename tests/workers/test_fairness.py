@@ -1,0 +1,170 @@
+"""Who is next: whoever has the least running, within the limits of agents and tenants, first come first served."""
+
+import asyncio
+from collections import Counter
+from datetime import timedelta
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from domain import executions, ids
+from domain.access import Caller
+from domain.executions import Execution, Start
+from infra.postgres.db import connect
+from infra.postgres.store import PostgresStore
+from tests.apart import NOW, Apart, apart
+from tests.clients import Tenant, tenant
+from tests.workers.test_lifecycle import Silent
+
+LEASE = timedelta(seconds=10)
+# Of each agent: its limit, how many of its runs are held already, and how many wait.
+AGENT = st.tuples(st.one_of(st.none(), st.integers(1, 4)), st.integers(0, 3), st.integers(0, 6))
+TENANT = st.tuples(st.one_of(st.none(), st.integers(1, 5)), st.lists(AGENT, min_size=1, max_size=3))
+
+
+def expected(
+    waiting: list[Execution],
+    held: Counter[str],
+    owners: dict[str, str],
+    limits: dict[str, int | None],
+    slots: int,
+) -> list[str]:
+    """The rule, said slowly: one claim after the other, each for whoever has the least running by then.
+
+    `owners` are the tenants of agents; `held` and `limits` are by id of either.
+    """
+    running, left, chosen = Counter(held), sorted(waiting, key=lambda one: one.id), list[str]()
+
+    def free(one: Execution) -> bool:
+        return all(running[name] < (limits[name] or 999) for name in (one.agent_id or "", one.tenant_id))
+
+    for agent_id, count in held.items():
+        running[owners[agent_id]] += count
+    while len(chosen) < slots and any(map(free, left)):
+        taken = min(filter(free, left), key=lambda one: (running[one.tenant_id], one.id))
+        left.remove(taken)
+        chosen.append(taken.id)
+        running[taken.agent_id or ""] += 1
+        running[taken.tenant_id] += 1
+    return chosen
+
+
+class World:
+    """Tenants with agents, some runs of which are held and some wait."""
+
+    def __init__(self, database: Apart, store: PostgresStore) -> None:
+        self._database, self._store = database, store
+
+    async def check(self, tenants: list[tuple[int | None, list[tuple[int | None, int, int]]]], slots: int) -> None:
+        await self._database.owner.execute("TRUNCATE execution_events, executions, agent_versions, agents CASCADE")
+        limits: dict[str, int | None] = {}
+        owners: dict[str, str] = {}
+        held, waiting = Counter[str](), list[Execution]()
+        for bound, of_tenant in tenants:
+            caller = await self._database.tenant()
+            limits[caller.tenant_id] = bound
+            for limit, running, pending in of_tenant:
+                agent_id = await self._database.agent(caller)
+                limits[agent_id], owners[agent_id], held[agent_id] = limit, caller.tenant_id, running
+                await self._start(caller, agent_id, running)
+                await self._claim(running)
+                waiting += await self._start(caller, agent_id, pending)
+                await self._hide()
+        for row_id, limit in limits.items():
+            table, key = ("agents", ids.decode("agent", row_id)) if row_id in owners else ("tenants", row_id)
+            await self._database.owner.execute(f"UPDATE {table} SET max_concurrency = $2 WHERE id = $1", key, limit)
+        await self._database.owner.execute("UPDATE executions SET status = 'pending' WHERE status = 'waiting'")
+        claimed = [one.id for one in await self._claim(slots)]
+        assert sorted(claimed) == sorted(expected(waiting, held, owners, limits, slots))
+
+    async def _start(self, caller: Caller, agent_id: str, count: int) -> list[Execution]:
+        async with self._store.begin(caller) as tx:
+            return [await executions.start(tx, caller, agent_id, Start()) for _ in range(count)]
+
+    async def _hide(self) -> None:
+        # What shall wait must not be claimed as one of the held of the next agent.
+        await self._database.owner.execute("UPDATE executions SET status = 'waiting' WHERE status = 'pending'")
+
+    async def _claim(self, slots: int) -> list[Execution]:
+        async with self._store.begin_single() as tx:
+            return await executions.claim(tx, "w", LEASE, slots)
+
+
+async def test_the_claim_is_what_the_rule_says(system) -> None:
+    """Any tenants, agents, limits and queues: the one statement claims what claiming one by one would."""
+
+    def in_a_thread_of_its_own() -> None:
+        with asyncio.Runner() as runner:
+
+            async def opened():
+                holding = apart(system)
+                database = await holding.__aenter__()
+                return holding, database, connect(database.url, pool_size=2, application="tests")
+
+            holding, database, engine = runner.run(opened())
+            world = World(database, PostgresStore(engine, Silent(), lambda: NOW))
+
+            @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+            @given(tenants=st.lists(TENANT, min_size=1, max_size=4), slots=st.integers(1, 8))
+            def check(tenants, slots) -> None:
+                runner.run(world.check(tenants, slots))
+
+            try:
+                check()
+            finally:
+                runner.run(engine.dispose())
+                runner.run(holding.__aexit__(None, None, None))
+
+    await asyncio.to_thread(in_a_thread_of_its_own)
+
+
+async def test_two_workers_that_claim_at_once_pass_no_limit_and_share_no_row(system) -> None:
+    async with apart(system) as database:
+        caller = await database.tenant()
+        limited, free = await database.agent(caller, max_concurrency=3), await database.agent(caller)
+        engine = connect(database.url, pool_size=8, application="tests")
+        store = PostgresStore(engine, Silent(), lambda: NOW)
+        async with store.begin(caller) as tx:
+            for agent_id in (limited, free):
+                for _ in range(20):
+                    await executions.start(tx, caller, agent_id, Start())
+
+        async def claim(number: int) -> list[Execution]:
+            async with store.begin_single() as tx:
+                return await executions.claim(tx, f"w{number}", LEASE, 4)
+
+        claimed = [one for batch in await asyncio.gather(*(claim(number) for number in range(6))) for one in batch]
+        await engine.dispose()
+    assert len({one.id for one in claimed}) == len(claimed) == 23
+    assert Counter(one.agent_id for one in claimed) == {limited: 3, free: 20}
+
+
+async def test_a_thousand_queued_runs_of_one_do_not_delay_the_one_of_another(system, acme: Tenant) -> None:
+    source = "import time\ndef handle(p):\n    time.sleep(0.05)\n    return {}\n"
+    mine = await acme.deploy(source)
+    async with tenant(system.url) as other:
+        theirs = await other.deploy(source)
+        await other.run(theirs)
+        async with asyncio.TaskGroup() as group:
+            gate = asyncio.Semaphore(16)
+
+            async def submit() -> None:
+                async with gate:
+                    await acme.start(mine)
+
+            for _ in range(1000):
+                group.create_task(submit())
+        submitted = await other.start(theirs)
+        ended = await other.ended(submitted["id"])
+        assert ended["status"] == "completed"
+        # How many of the thousand began while it waited: a slot or two each, not the queue.
+        page = (await acme.http.get("/executions?limit=1000")).json()["items"]
+        overtook = [
+            one
+            for one in page
+            if one["started_at"] and submitted["created_at"] < one["started_at"] < ended["started_at"]
+        ]
+        waiting = [one for one in page if one["status"] == "pending"]
+        assert len(overtook) <= 3 * system.settings.run_slots, len(overtook)
+        assert len(waiting) > 100, "the queue was empty before the other came: this showed nothing"
+    await acme.http.delete(f"/agents/{mine}")
