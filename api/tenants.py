@@ -2,13 +2,13 @@
 
 from litestar import Router, get, patch
 
-from api.front import ANYBODY, Front, needs
+from api.front import Front, needs
 from domain import tenants
 from domain.access import Caller
 from domain.tenants import PatchTenant, Tenant
 
 
-@get("/tenant", opt=ANYBODY)
+@get("/tenant", opt=needs("read:agents"))
 async def get_tenant(front: Front, caller: Caller) -> Tenant:
     """The caller's tenant."""
     async with front.store.begin(caller) as tx:

@@ -199,8 +199,9 @@ class PostgresExecutions:
     async def cancel_oldest(self, agent_id: str, count: int | None, reason: str, now: datetime) -> list[str]:
         # In the order of ids, as leases are extended, so that the two cannot deadlock.
         of_agent = select(E_.id).where(E_.agent_id == agent_id, E_.status.in_(_OPEN))
-        chosen = of_agent.order_by(E_.id).limit(count).with_for_update()
-        moved = update(E_).where(E_.id.in_(chosen.scalar_subquery()))
+        # A CTE is run once; a subquery that locks might be run again, and choose the next rows then.
+        chosen = of_agent.order_by(E_.id).limit(count).with_for_update().cte("chosen")
+        moved = update(E_).where(E_.id.in_(select(chosen.c.id)))
         rows = await self._connection.execute(_noted(_cancelled(moved, reason, now), now))
         return [as_struct(row, Execution).id for row in rows]
 

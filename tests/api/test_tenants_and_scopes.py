@@ -13,7 +13,7 @@ from tests.clients import Tenant, archive
 
 SECRET = "belongs-to-acme-alone"
 UNAUTHENTICATED = {"register", "login", "refresh"}
-OWN = {"me", "me_users", "logout", "patch_me", "create_key", "create_key_auth", "invite"}
+OWN = {"me", "me_users", "logout", "patch_me", "create_key", "create_key_auth", "invite", "patch_tenant"}
 
 
 @pytest.fixture(scope="module")
