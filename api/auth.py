@@ -46,7 +46,7 @@ async def identify(front: Front, headers: dict[str, str], query_token: str | Non
 
 async def _by_key(front: Front, key: str) -> Caller:
     wanted = token_hash(key)
-    async with front.store.begin_unbound() as tx:
+    async with front.store.begin_single() as tx:
         found = await tx.keys.find(wanted)
     caller = None
     if found is not None and same(found.key_hash, wanted):
@@ -60,7 +60,7 @@ async def _by_token(front: Front, token: str) -> Caller:
     named = front.tokens.read(token)
     if named is None:
         raise _refused("The access token is not valid or has expired.")
-    async with front.store.begin_unbound() as tx:
+    async with front.store.begin_single() as tx:
         found = await tx.accounts.find_session(*named)
     if found is None or not found.is_active:
         raise _refused("The session of this access token has ended.")

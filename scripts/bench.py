@@ -1,9 +1,11 @@
 """The benchmarks: ratios measured in one run, on this machine, with every part on it. Nothing is asserted.
 
-`make bench` starts a system of its own, warms it up, and prints one table.
+`make bench` starts a system of its own, warms it up, prints one table, soaks the system and prints another.
 """
 
 import asyncio
+import contextlib
+import functools
 import os
 import statistics
 import subprocess
@@ -11,58 +13,54 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
+import aiohttp
 import uvicorn
 from litestar import Litestar, get
 
 from infra.embedded.children import free_ports
-from scripts.demo import packed
+from scripts.soak import Client, Soaked, packed, soak
 from scripts.up import System
 
-SOLO = 60
-MANY = 200
+SOLO = 200
+FRESH = 12
+MANY = 1500
 IN_FLIGHT = 16
 READS = 2000
+TENANTS = 20
+EXECUTIONS = 5000
+NO_OP = "def handle(payload):\n    return payload\n"
+NUMPY = "import numpy\ndef handle(payload):\n    return {'sum': int(numpy.arange(10).sum())}\n"
+
+Row = tuple[str, str, str]
 
 
-def _interpreter() -> list[float]:
-    """Milliseconds of `python -I -S -c pass`."""
-    took = []
-    for _ in range(40):
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-I", "-S", "-c", "pass"], check=True)
-        took.append((time.perf_counter() - began) * 1000)
-    return took
+def _interpreter() -> float:
+    """Milliseconds of one `python -I -S -c pass`."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-I", "-S", "-c", "pass"], check=True)
+    return (time.perf_counter() - began) * 1000
 
 
-def _quantile(values: list[float], share: float) -> float:
+def quantile(values: list[float], share: float) -> float:
+    """The value that `share` of them do not exceed."""
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
-
-
-async def _agent(http: httpx.AsyncClient) -> str:
-    agent = (await http.post("/agents", json={"name": "bench"})).json()
-    files = {"file": ("a.tar.gz", packed("hello"))}
-    made = await http.post(f"/uploads/agent/{agent['id']}", files=files, headers={"Prefer": "wait=60"})
-    if made.json()["status"] != "ready":
-        raise SystemExit(f"the build failed: {made.json()['build_log']}")
-    return str(agent["id"])
-
-
-async def _run(http: httpx.AsyncClient, agent_id: str) -> dict[str, Any]:
-    answer = await http.post(f"/agents/{agent_id}/execute", json={"payload": {}}, headers={"Prefer": "wait=60"})
-    ended = dict(answer.json())
-    if ended.get("status") != "completed":
-        raise SystemExit(f"a run failed: {ended}")
-    return ended
 
 
 async def _timed(call: Callable[[], Awaitable[Any]]) -> tuple[float, Any]:
     began = time.perf_counter()
     answer = await call()
     return (time.perf_counter() - began) * 1000, answer
+
+
+async def _run(client: Client, agent_id: str) -> Any:
+    ended = await client.run(agent_id, {"n": 1})
+    if ended["status"] != "completed":
+        raise SystemExit(f"a run failed: {ended}")
+    return ended
 
 
 async def _in_flight(call: Callable[[], Awaitable[Any]], total: int, width: int) -> float:
@@ -79,8 +77,6 @@ async def _in_flight(call: Callable[[], Awaitable[Any]], total: int, width: int)
 
 
 def _seconds(start: str, end: str) -> float:
-    from datetime import datetime
-
     return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
 
 
@@ -102,72 +98,128 @@ async def _bare_rate() -> float:
         *(sys.executable, "-c", f"from scripts.bench import _bare; _bare({port})")
     )
     try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+        async with aiohttp.ClientSession() as http:
+
+            async def call() -> None:
+                async with http.get(f"http://127.0.0.1:{port}/") as answer:
+                    await answer.read()
+
             for _ in range(200):
-                try:
-                    await http.get("/")
+                with contextlib.suppress(aiohttp.ClientConnectionError):
+                    await call()
                     break
-                except httpx.TransportError:
-                    await asyncio.sleep(0.05)
-            await _in_flight(lambda: http.get("/"), 200, IN_FLIGHT)
-            return await _in_flight(lambda: http.get("/"), READS, IN_FLIGHT)
+                await asyncio.sleep(0.05)
+            await _in_flight(call, 200, IN_FLIGHT)
+            return await _in_flight(call, READS, IN_FLIGHT)
     finally:
         process.terminate()
         await process.wait()
 
 
-async def measure() -> list[tuple[str, str, str]]:
-    """Every figure: what, the ratio, and what it is a ratio of."""
-    rows: list[tuple[str, str, str]] = []
-    with tempfile.TemporaryDirectory(prefix="paddock-bench-") as folder:
-        system = System(Path(folder) / "data", free_ports(1)[0], 1, lambda _: None)
-        async with system.running():
-            headers = {"X-API-Key": system.admin_key}
-            async with httpx.AsyncClient(base_url=f"{system.url}/api/v1", headers=headers, timeout=90) as http:
-                agent_id = await _agent(http)
-                for _ in range(10):
-                    await _run(http, agent_id)
-                floor = await asyncio.to_thread(_interpreter)
-                solo = [await _timed(lambda: _run(http, agent_id)) for _ in range(SOLO)]
-                took = [one for one, _ in solo]
-                waits = [_seconds(run["created_at"], run["started_at"]) * 1000 for _, run in solo]
-                base = statistics.median(floor)
-                rows.append(("submit to result, p50", f"{statistics.median(took) / base:.2f}", "python -I -S -c pass"))
-                rows.append(("submit to result, p95", f"{_quantile(took, 0.95) / base:.2f}", "python -I -S -c pass"))
-                rows.append(
-                    ("submit to result, p95", f"{_quantile(took, 0.95) / statistics.median(took):.2f}", "its own p50")
-                )
-                rows.append(
-                    (
-                        "enqueue to start, idle workers, p50",
-                        f"{statistics.median(waits) / base:.2f}",
-                        "python -I -S -c pass",
-                    )
-                )
-                rate = await _in_flight(lambda: _run(http, agent_id), MANY, IN_FLIGHT)
-                rows.append(
-                    (
-                        f"completed runs, {IN_FLIGHT} in flight",
-                        f"{rate * base / 1000:.2f}",
-                        "interpreter starts, one after the other",
-                    )
-                )
-                path = f"/executions/{solo[0][1]['id']}"
-                await _in_flight(lambda: http.get(path), 200, IN_FLIGHT)
-                reads = await _in_flight(lambda: http.get(path), READS, IN_FLIGHT)
-        bare = await _bare_rate()
-        rows.append(("GET /executions/{id} per second", f"{reads / bare:.2f}", "a bare Litestar handler"))
+async def _solo(client: Client, agent_id: str, count: int) -> tuple[list[float], list[float], list[Any]]:
+    """One after the other: what each took, and in between what the interpreter takes to start."""
+    for _ in range(20):
+        await _run(client, agent_id)
+    took, floor, runs = list[float](), list[float](), list[Any]()
+    for number in range(count):
+        one, ended = await _timed(lambda: _run(client, agent_id))
+        took.append(one)
+        runs.append(ended)
+        if number % 5 == 0:
+            floor.append(await asyncio.to_thread(_interpreter))
+    return took, floor, runs
+
+
+async def _latency(client: Client, agent_id: str) -> tuple[list[Row], float, float, str]:
+    took, floor, runs = await _solo(client, agent_id, SOLO)
+    base, p50, p95 = statistics.median(floor), statistics.median(took), quantile(took, 0.95)
+    waits = [_seconds(run["created_at"], run["started_at"]) * 1000 for run in runs]
+    start = "python -I -S -c pass"
+    return (
+        [
+            ("hot no-op, submit to result, p50", f"{p50 / base:.2f}", start),
+            ("hot no-op, submit to result, p95", f"{p95 / base:.2f}", start),
+            ("hot no-op, submit to result, p95", f"{p95 / p50:.2f}", "its own p50"),
+            ("hot no-op, enqueue to start, p50", f"{statistics.median(waits) / base:.2f}", start),
+        ],
+        base,
+        p50,
+        str(runs[0]["id"]),
+    )
+
+
+async def _numpy(client: Client, no_op: float) -> Row:
+    name = "hot agent that imports numpy, p50"
+    try:
+        agent_id = await client.deploy("numpy", packed(NUMPY, **{"requirements.txt": "numpy\n"}))
+    except RuntimeError as error:
+        return name, "-", f"not measured: {str(error)[:60]}"
+    took, _, _ = await _solo(client, agent_id, SOLO)
+    return name, f"{statistics.median(took) / no_op:.2f}", "the no-op's p50"
+
+
+async def _fresh(client: Client, base: float) -> Row:
+    """The first run of a version that nobody has run yet."""
+    agents = [await client.deploy(f"fresh-{number}", packed(NO_OP)) for number in range(FRESH)]
+    await asyncio.sleep(1)
+    took = [(await _timed(functools.partial(_run, client, agent_id)))[0] for agent_id in agents]
+    return "first run of a version, p50", f"{statistics.median(took) / base:.2f}", "python -I -S -c pass"
+
+
+async def measure(system: System) -> tuple[list[Row], float]:
+    """Every figure: what, the ratio, and what it is a ratio of; and milliseconds of an interpreter's start."""
+    async with Client(system.url, {"X-API-Key": system.admin_key}) as client:
+        agent_id = await client.deploy("no-op", packed(NO_OP))
+        rows, base, p50, known = await _latency(client, agent_id)
+        rows.append(await _numpy(client, p50))
+        rows.append(await _fresh(client, base))
+        await _in_flight(lambda: _run(client, agent_id), 200, IN_FLIGHT)
+        rate = await _in_flight(lambda: _run(client, agent_id), MANY, IN_FLIGHT)
+        rows.append(_rate(f"completed runs, {IN_FLIGHT} in flight", rate, base))
+        await _in_flight(lambda: client.call("GET", f"executions/{known}"), 200, IN_FLIGHT)
+        reads = await _in_flight(lambda: client.call("GET", f"executions/{known}"), READS, IN_FLIGHT)
+    rows.append(("GET /executions/{id} per second", f"{reads / await _bare_rate():.2f}", "a bare Litestar handler"))
+    return rows, base
+
+
+def _rate(what: str, rate: float, base: float) -> Row:
+    return what, f"{rate * base / 1000:.2f}", f"interpreter starts, one after the other ({rate:.0f} runs/s)"
+
+
+def _soaked(found: Soaked, base: float) -> list[Row]:
+    start = "python -I -S -c pass"
+    p50 = quantile(found.took, 0.5)
+    rows = [
+        _rate(f"completed runs, {len(found.took)} of {TENANTS} tenants", found.rate, base),
+        ("submit to result, p50", f"{p50 / base:.2f}", start),
+        ("submit to result, p95", f"{quantile(found.took, 0.95) / p50:.2f}", "its p50"),
+        ("submit to result, p99", f"{quantile(found.took, 0.99) / p50:.2f}", "its p50"),
+        ("lost", f"{len(found.lost)}", "executions"),
+        ("settled twice, or run after their end", f"{len(found.twice)}", "executions"),
+        ("run anew after a lost worker", f"{found.retried}", "executions"),
+    ]
+    for name, (before, after) in found.memory.items():
+        rows.append((f"memory of {name}, after", f"{after / max(before, 1):.2f}", f"before ({before:.0f} MiB)"))
     return rows
 
 
-def main() -> None:
-    """Measure and print."""
-    os.environ.setdefault("PADDOCK_LOG_LEVEL", "WARNING")
-    rows = asyncio.run(measure())
-    print(f"{'figure':<42}{'ratio':>8}   to")
+def _print(rows: list[Row]) -> None:
+    print(f"{'figure':<44}{'ratio':>8}   to")
     for what, ratio, to in rows:
-        print(f"{what:<42}{ratio:>8}   {to}")
+        print(f"{what:<44}{ratio:>8}   {to}", flush=True)
+
+
+async def main() -> None:
+    """Measure, soak and print."""
+    with tempfile.TemporaryDirectory(prefix="paddock-bench-") as folder:
+        system = System(Path(folder) / "data", free_ports(1)[0], 1, lambda _: None)
+        async with system.running():
+            rows, base = await measure(system)
+            _print(rows)
+            print(f"\nsoak: {EXECUTIONS} executions of {TENANTS} tenants, {IN_FLIGHT} in flight")
+            _print(_soaked(await soak(system, TENANTS, EXECUTIONS, IN_FLIGHT), base))
 
 
 if __name__ == "__main__":
-    main()
+    os.environ.setdefault("PADDOCK_LOG_LEVEL", "WARNING")
+    asyncio.run(main())
