@@ -23,6 +23,7 @@ from api.front import Front, provide_page
 from api.openapi import finished, operation_id
 from domain.access import Caller
 from domain.errors import DomainError
+from domain.jobs import LANES
 from domain.ports import Clock
 from infra.settings import Settings
 from infra.telemetry import Metrics, configure_logging
@@ -63,7 +64,7 @@ def create(settings: Settings, clock: Clock = utc_now) -> ASGIApp:
 
     @asynccontextmanager
     async def parts(app: Litestar) -> AsyncIterator[None]:
-        async with wire(settings, "paddock api", clock=clock) as wired:
+        async with wire(settings, "paddock api", heard=LANES, clock=clock) as wired:
             values = {name: getattr(wired, name) for name in wired.__struct_fields__}
             app.state.front = Front(**values, metrics=Metrics())
             app.state.query_names = _query_names(app)

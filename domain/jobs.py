@@ -7,6 +7,8 @@ import msgspec
 Lane = Literal["build", "run"]
 
 LANES: Final[tuple[Lane, ...]] = ("build", "run")
+# The prefix of the ids of a lane's rows.
+PREFIX: Final[dict[Lane, str]] = {"build": "ver", "run": "exec"}
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

@@ -110,8 +110,11 @@ class ArqQueue:
 
     async def _publish(self, lanes: set[Lane], changed: Sequence[Change]) -> None:
         messages = [(RING + lane, "") for lane in lanes]
-        if changed:
-            messages.append((CHANGED, " ".join(f"{change.row_id}:{change.status}" for change in changed)))
+        told = dict[str, list[str]]()
+        for change in changed:
+            channel = CHANGED + change.row_id.partition("_")[0]
+            told.setdefault(channel, []).append(f"{change.row_id}:{change.status}")
+        messages += [(channel, " ".join(changes)) for channel, changes in told.items()]
         if len(messages) == 1:
             await self._redis.publish(*messages[0])
             return

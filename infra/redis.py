@@ -14,7 +14,9 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-CHANGED: Final = "paddock:changed"
+from domain.jobs import PREFIX, Lane
+
+CHANGED: Final = "paddock:changed:"
 RING: Final = "paddock:ring:"
 HEARD: Final = 15.0
 AWAY: Final = 1.0
@@ -30,18 +32,22 @@ def client(url: str) -> Redis:
 
 
 class Bell:
-    """One subscription per process, shared by all that wait: for changes of rows, and for rings of lanes."""
+    """One subscription per process, shared by all that wait.
 
-    def __init__(self, url: str, lanes: tuple[str, ...] = ()) -> None:
+    For rings of the lanes `rung`, and for changes of rows of the lanes `heard`.
+    """
+
+    def __init__(self, url: str, rung: tuple[Lane, ...] = (), heard: tuple[Lane, ...] = ()) -> None:
         self._url = url
-        self._lanes = lanes
+        self._channels = [*(RING + lane for lane in rung), *(CHANGED + PREFIX[lane] for lane in heard)]
         self._waiting: dict[str, list[tuple[asyncio.Event, frozenset[str] | None]]] = {}
-        self._rung = {lane: asyncio.Event() for lane in lanes}
+        self._rung = {lane: asyncio.Event() for lane in rung}
         self._task: asyncio.Task[None] | None = None
         self._hears = False
 
     async def __aenter__(self) -> "Bell":
-        self._task = asyncio.create_task(self._listen(), name="bell")
+        if self._channels:
+            self._task = asyncio.create_task(self._listen(), name="bell")
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -73,7 +79,7 @@ class Bell:
             if not waiters:
                 self._waiting.pop(row_id, None)
 
-    def rung(self, lane: str) -> asyncio.Event:
+    def rung(self, lane: Lane) -> asyncio.Event:
         """An event that is set whenever the lane is rung."""
         return self._rung[lane]
 
@@ -83,7 +89,7 @@ class Bell:
             redis = Redis.from_url(self._url, socket_connect_timeout=2, health_check_interval=15)
             try:
                 async with redis.pubsub() as subscription:
-                    await subscription.subscribe(CHANGED, *(RING + lane for lane in self._lanes))
+                    await subscription.subscribe(*self._channels)
                     if away:
                         _log.info("redis is back")
                     away, self._hears = False, True
@@ -104,14 +110,14 @@ class Bell:
                 await redis.aclose()
 
     def _hear(self, channel: str, data: bytes) -> None:
-        if channel == CHANGED:
+        if channel.startswith(CHANGED):
             for told in data.decode().split():
                 row_id, _, status = told.partition(":")
                 for heard, statuses in self._waiting.get(row_id, ()):
                     if statuses is None or status in statuses:
                         heard.set()
         else:
-            self._rung[channel.removeprefix(RING)].set()
+            next(event for lane, event in self._rung.items() if RING + lane == channel).set()
 
     def _wake_all(self) -> None:
         # Whatever was said while nobody listened is lost, so everybody looks again.

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 from redis.asyncio import Redis
 
+from domain.jobs import Lane
 from domain.ports import Clock
 from infra.credentials import AccessTokens, Passwords, Vault
 from infra.postgres.db import connect
@@ -40,16 +41,23 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
 
 @asynccontextmanager
 async def wire(
-    settings: Settings, application: str, lanes: tuple[str, ...] = (), clock: Clock = utc_now
+    settings: Settings,
+    application: str,
+    rung: tuple[Lane, ...] = (),
+    heard: tuple[Lane, ...] = (),
+    clock: Clock = utc_now,
 ) -> AsyncIterator[Parts]:
-    """Open every connection of a process, and close them all in the end. `lanes` are those it listens for."""
+    """Open every connection of a process, and close them all in the end.
+
+    It listens for rings of the lanes `rung` and for changes of rows of the lanes `heard`.
+    """
     redis_url = settings.redis_url.reveal()
     redis, jobs = client(redis_url), arq_client(redis_url)
     queue = ArqQueue(jobs)
     engine = connect(settings.database_url.reveal(), pool_size=settings.database_pool, application=application)
     store = PostgresStore(engine, queue, clock)
     try:
-        async with S3Blobs(settings) as blobs, Bell(redis_url, lanes) as bell:
+        async with S3Blobs(settings) as blobs, Bell(redis_url, rung, heard) as bell:
             yield Parts(
                 settings=settings,
                 clock=clock,

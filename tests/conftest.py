@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from domain.jobs import LANES
 from infra.embedded.children import free_ports
 from infra.wiring import Parts, wire
 from scripts.up import System
@@ -43,7 +44,7 @@ async def system() -> AsyncIterator[System]:
 @pytest.fixture(scope="session")
 async def parts(system: System) -> AsyncIterator[Parts]:
     """Every part of the running system, wired into this process as a worker would be."""
-    async with wire(system.settings, "tests", ("run", "build")) as wired:
+    async with wire(system.settings, "tests", rung=LANES, heard=LANES) as wired:
         yield wired
 
 

@@ -50,7 +50,7 @@ async def serve_lane(settings: Settings, lane: Lane) -> None:
     """Take jobs of one lane until cancelled; then give back what is held."""
     name = worker_id(lane)
     slots = settings.run_slots if lane == "run" else settings.build_slots
-    async with wire(settings, f"paddock {lane}", (lane,)) as parts:
+    async with wire(settings, f"paddock {lane}", rung=(lane,), heard=(lane,)) as parts:
         sandbox = BubblewrapSandbox(bwrap=settings.bwrap or None)
         environments = Environments(settings.cache, parts.blobs, sandbox)
         bundles = Bundles(settings.cache, parts.blobs, sandbox, environments)

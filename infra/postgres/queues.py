@@ -8,11 +8,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain import ids
-from domain.jobs import LANES, Job, Lane
+from domain.jobs import LANES, PREFIX, Job, Lane
 from domain.queues import Expired, QueueStats, Turn, WorkerInfo
 from infra.postgres.db import Base, as_struct, timestamp
-
-_PREFIX: dict[Lane, str] = {"build": "ver", "run": "exec"}
 
 
 class WorkerRow(Base):
@@ -79,7 +77,7 @@ class PostgresQueues:
         return [
             Job(
                 lane=row.lane,
-                row_id=ids.encode(_PREFIX[row.lane], row.row_id),
+                row_id=ids.encode(PREFIX[row.lane], row.row_id),
                 tenant_id=row.tenant_id,
                 attempt=row.attempt,
             )
@@ -99,12 +97,12 @@ class PostgresQueues:
             {"now": now, "limit": limit},
         )
         return [
-            Expired(lane=row.lane, row_id=ids.encode(_PREFIX[row.lane], row.row_id), tenant_id=row.tenant_id)
+            Expired(lane=row.lane, row_id=ids.encode(PREFIX[row.lane], row.row_id), tenant_id=row.tenant_id)
             for row in rows
         ]
 
     async def extend(self, lane: Lane, held: dict[str, int], until: datetime, stale: datetime) -> set[str]:
-        prefix = _PREFIX[lane]
+        prefix = PREFIX[lane]
         rows = await self._connection.execute(
             _EXTEND,
             {
