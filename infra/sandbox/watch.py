@@ -1,47 +1,30 @@
 """Looking at a whole process tree while it runs: memory, and files in memory-backed folders."""
 
-import asyncio
 import contextlib
 import os
 import time
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 # Counting shared pages once is costly, so it is not done more often than this, in seconds.
 EXACT: Final = 0.3
-
-
-class Watched(Protocol):
-    """What can be watched: the first process of a sandbox, once it is known."""
-
-    pid1: int | None
 
 
 class Watch:
     """Looks at the whole tree while it runs: memory in MiB and files in memory-backed folders.
 
     Limits of single processes do not add up to a limit of the tree, and the size of a tmpfs does
-    not bound its inodes. A look costs a fraction of a millisecond; the first comes after one interval.
+    not bound its inodes. A look costs a fraction of a millisecond; the first is to come after one interval.
     """
 
     def __init__(self, memory_mb: int, max_files: int, interval: float = 0.05) -> None:
         self._memory = memory_mb << 20
         self._files = max_files
-        self._interval = interval
+        self.interval = interval
         self._looked = 0.0
 
-    async def over(self, watched: "Watched") -> str | None:
-        """Returns the reason when a limit is passed; the caller then kills the tree."""
-        while True:
-            await asyncio.sleep(self._interval)
-            if watched.pid1 is None:
-                continue
-            # In a thread: a tree of many processes takes milliseconds to look at.
-            reason = await asyncio.to_thread(self._look, watched.pid1)
-            if reason is not None:
-                return reason
-
-    def _look(self, pid: int) -> str | None:
+    def look(self, pid: int) -> str | None:
+        """The limit that the tree of this process has passed, as the reason to kill it, or None."""
         files, in_files = _files(pid)
         if files > self._files:
             return f"too_many_files:{files}"

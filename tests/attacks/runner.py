@@ -26,7 +26,7 @@ NAME = f"pdk-{os.getpid()}"
 MEMORY = 160
 
 
-async def _ignore(_: str, __: bytes) -> None:
+def _ignore(_: str, __: bytes) -> None:
     return None
 
 

@@ -17,7 +17,7 @@ from infra.sandbox.fence import Fence
 SLEEP = "import time\ndef handle(p):\n    time.sleep(30)\n"
 
 
-async def _ignore(_: str, __: bytes) -> None:
+def _ignore(_: str, __: bytes) -> None:
     return None
 
 
@@ -103,7 +103,7 @@ async def test_no_output_is_lost_however_short_the_run(sandbox, code) -> None:
     for _ in range(30):
         heard = bytearray()
 
-        async def hear(_: str, data: bytes, heard: bytearray = heard) -> None:
+        def hear(_: str, data: bytes, heard: bytearray = heard) -> None:
             heard.extend(data)
 
         await sandbox.run(program, b"{}", hear)
@@ -122,7 +122,7 @@ async def test_no_state_passes_from_one_run_to_the_next(sandbox, code) -> None:
 async def test_what_listening_raises_ends_the_run(sandbox, code) -> None:
     program = _program(code, "def handle(p):\n    while True: print('x' * 1000)\n")
 
-    async def too_much(_: str, __: bytes) -> None:
+    def too_much(_: str, __: bytes) -> None:
         raise RuntimeError("enough")
 
     with pytest.raises(RuntimeError, match="enough"):

@@ -1,0 +1,410 @@
+"""One fenced process tree: fed, listened to, watched and killed as a whole. Callbacks and one future, no tasks."""
+
+import asyncio
+import contextlib
+import enum
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Protocol
+
+import msgspec
+
+from domain.ports import OnOutput, Stream
+from infra.sandbox.cgroups import Group
+from infra.sandbox.watch import Watch, descendants
+
+CHUNK: Final = 64 * 1024
+# Output is read at full speed up to FLOOD bytes, and then a chunk per PAUSE seconds.
+FLOOD: Final = 32 * 1024 * 1024
+PAUSE: Final = 0.001
+# What a tree may print before anybody listens: while its code is imported ahead of the run.
+KEPT: Final = 64 * 1024
+# How often, half a millisecond apart, to look whether a stopped process has stopped.
+STOP_LOOKS: Final = 100
+
+
+class StartFailed(Exception):
+    """The fence could not be built. The message says why, in the words of whoever built it."""
+
+
+class Stage(enum.IntEnum):
+    """How far a tree has come, as the bytes before its answer say. Whoever lies about it harms its own run alone."""
+
+    STARTED = 0
+    BLANK = 1  # the fence is prepared and waits to be told which code it is for
+    FENCED = 2  # what runs now is the guest, and all it prints is the agent's
+    IMPORTED = 3
+    TAKEN = 4  # the payload has been read: from here on a run is never repeated
+
+
+_MARKS: Final = {b".": Stage.BLANK, b"+": Stage.FENCED, b"=": Stage.IMPORTED, b"!": Stage.TAKEN}
+
+
+class Ending(msgspec.Struct, kw_only=True):
+    """How a process tree ended. `answer` is what it wrote, without its marks.
+
+    `lost` says why nobody can know the status: whoever was to tell it is gone.
+    """
+
+    stage: Stage = Stage.STARTED
+    status: int | None = None
+    lost: str | None = None
+    answer: bytes = b""
+    overflow: bool = False
+    timed_out: bool = False
+    killed_for: str | None = None
+
+
+class Leader(Protocol):
+    """A tree's first process, as known to whoever started it."""
+
+    pid1: int | None
+
+    def begin(self, ended: Callable[[int | None, str | None], None]) -> None:
+        """From now on say when it has ended: with its status, or why that is not known."""
+        ...
+
+    def kill(self) -> None:
+        """SIGKILL to the tree, as often as one likes."""
+        ...
+
+    def signal(self, number: int) -> None:
+        """Another signal to the first process inside."""
+        ...
+
+    def close(self) -> None:
+        """Free its descriptors; called once, when it has ended."""
+        ...
+
+
+class Pipes:
+    """The pipes between worker and guest, as (ours, theirs)."""
+
+    def __init__(self) -> None:
+        theirs, ours = os.pipe()
+        self.feed = ours, theirs
+        self.answer, self.stdout, self.stderr = os.pipe(), os.pipe(), os.pipe()
+        for fd in self.ours:
+            os.set_blocking(fd, False)
+
+    @property
+    def ours(self) -> list[int]:
+        """Our ends."""
+        return [self.feed[0], self.answer[0], self.stdout[0], self.stderr[0]]
+
+    @property
+    def theirs(self) -> list[int]:
+        """Their ends, in the order feed, answer, stdout, stderr."""
+        return [self.feed[1], self.answer[1], self.stdout[1], self.stderr[1]]
+
+    @staticmethod
+    def close(ends: list[int]) -> None:
+        """Close one side."""
+        for fd in ends:
+            os.close(fd)
+
+
+class Tree:
+    """A started tree, used once. When it has ended, every descriptor and its group are freed.
+
+    `most` bounds the answer in bytes.
+    """
+
+    def __init__(self, leader: Leader, pipes: Pipes, most: int, group: Group | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._leader, self._group, self._most = leader, group, most
+        self._feed, self._answer, stdout, stderr = pipes.ours
+        self._streams: dict[Stream, int] = {"stdout": stdout, "stderr": stderr}
+        self._passed: dict[Stream, int] = {"stdout": 0, "stderr": 0}
+        self._on_output: OnOutput | None = None
+        self._kept: list[tuple[Stream, bytes]] = []
+        self._unsent = b""
+        self._received = bytearray()
+        self._failed: Exception | None = None
+        self._watch: Watch | None = None
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._waiting: tuple[Stage, asyncio.Future[None]] | None = None
+        self._gone: asyncio.Future[None] = self._loop.create_future()
+        self.ending = Ending()
+        # Called once when the tree has ended, however it came to that.
+        self.on_gone: Callable[[], None] | None = None
+        self._loop.add_reader(self._answer, self._read_answer)
+        leader.begin(self._end)
+
+    @property
+    def gone(self) -> bool:
+        """Whether the tree has ended and everything of it is freed."""
+        return self._gone.done()
+
+    def direct(self, head: bytes, memory_mb: int, watch: Watch | None) -> None:
+        """Tell a tree what it is for. Its memory is bounded and watched from here on."""
+        if self.gone:
+            return
+        if self._group is not None and self._group.memory_mb != memory_mb:
+            self._group.limit(memory_mb)
+        self._watch = watch
+        self._look_later()
+        self._send(head)
+
+    async def run(self, request: bytes, timeout: float, on_output: OnOutput) -> Ending:
+        """Send the request, pass output on, and return when the tree has ended or was ended.
+
+        Errors: `StartFailed`, and whatever `on_output` raises.
+        """
+        if not self.gone:
+            self._listen(on_output)
+            self._send(request)
+            self._timers["timeout"] = self._loop.call_later(timeout, self._time_out)
+        await self.end(kill=False)
+        if self._failed is not None and not self.ending.timed_out:
+            raise self._failed
+        stopped = self.ending.timed_out or self.ending.killed_for is not None
+        if self.ending.stage < Stage.FENCED and not stopped:
+            words = b"".join(data for _, data in self._kept).decode(errors="replace").strip()
+            raise StartFailed(words or self.ending.lost or f"it ended with status {self.ending.status}")
+        return self.ending
+
+    async def reach(self, stage: Stage, timeout: float) -> bool:
+        """Wait until it has come this far. False if it ended, or answered, or took too long instead."""
+        if self.ending.stage < stage and not self.gone and not self._received:
+            reached: asyncio.Future[None] = self._loop.create_future()
+            self._waiting = stage, reached
+            timer = self._loop.call_later(timeout, self._reached)
+            try:
+                await reached
+            finally:
+                timer.cancel()
+                self._waiting = None
+        return self.ending.stage >= stage and not self.gone
+
+    async def end(self, kill: bool = True) -> None:
+        """Wait until it has ended, however often the waiting is cancelled meanwhile; being cancelled kills it."""
+        if kill:
+            self.kill()
+        cancelled = False
+        while not self.gone:
+            try:
+                await asyncio.shield(self._gone)
+            except asyncio.CancelledError:
+                cancelled = True
+                self.kill()
+        if cancelled:
+            raise asyncio.CancelledError
+
+    def kill(self) -> None:
+        """Begin its end."""
+        if not self.gone:
+            self._leader.kill()
+
+    def pause(self) -> int | None:
+        """Stop it until `resume`, so that it costs no processor time; the bytes it alone holds.
+
+        None if it is not a single process that has stopped: such a tree would run on. Blocks for a
+        fraction of a millisecond; may be called in a thread.
+        """
+        self._leader.signal(signal.SIGSTOP)
+        pid = self._leader.pid1
+        if pid is None or not stopped(pid) or descendants(pid):
+            return None
+        return _private(pid)
+
+    def quiet(self) -> None:
+        """Nobody has to watch a tree that is stopped."""
+        self._watch = None
+        self._cancel("look")
+
+    def resume(self, watch: Watch | None) -> None:
+        """Let it run again."""
+        self._watch = watch
+        self._look_later()
+        self._leader.signal(signal.SIGCONT)
+
+    # what we send
+
+    def _send(self, data: bytes) -> None:
+        begin, self._unsent = not self._unsent, self._unsent + data
+        if begin:
+            self._write()
+
+    def _write(self) -> None:
+        sent = 0
+        try:
+            while sent < len(self._unsent):
+                sent += os.write(self._feed, self._unsent[sent : sent + CHUNK])
+        except BlockingIOError:
+            self._unsent = self._unsent[sent:]
+            self._loop.add_writer(self._feed, self._write)
+            return
+        except BrokenPipeError:
+            pass  # the guest is gone; its ending says why
+        self._unsent = b""
+        self._loop.remove_writer(self._feed)
+
+    # what it says
+
+    def _read_answer(self) -> None:
+        try:
+            part = os.read(self._answer, CHUNK)
+        except BlockingIOError:
+            return
+        if not part:
+            self._loop.remove_reader(self._answer)
+            return
+        self._take(part)
+
+    def _take(self, part: bytes) -> None:
+        self._received += part
+        while (mark := _MARKS.get(bytes(self._received[:1]))) is not None and mark > self.ending.stage:
+            del self._received[:1]
+            if self.ending.stage < Stage.FENCED <= mark:
+                for stream, fd in self._streams.items():
+                    self._loop.add_reader(fd, self._read_output, stream)
+            self.ending.stage = mark
+        if len(self._received) > self._most:
+            # Whoever writes this much is not our guest any more: nothing it says later counts.
+            self.ending.overflow = True
+            self._received.clear()
+            self._loop.remove_reader(self._answer)
+            self.kill()
+        if self._waiting is not None and (self._waiting[0] <= self.ending.stage or self._received):
+            self._reached()
+
+    def _read_output(self, stream: Stream) -> None:
+        fd = self._streams[stream]
+        try:
+            part = os.read(fd, CHUNK)
+        except BlockingIOError:
+            return
+        if not part:
+            self._loop.remove_reader(fd)
+            return
+        self._deliver(stream, part)
+        self._passed[stream] += len(part)
+        if self._passed[stream] > FLOOD and not self.gone:
+            # Whoever floods us waits: what is past this is not kept in any case.
+            self._loop.remove_reader(fd)
+            self._timers[stream] = self._loop.call_later(PAUSE, self._read_on, stream)
+
+    def _read_on(self, stream: Stream) -> None:
+        self._loop.add_reader(self._streams[stream], self._read_output, stream)
+
+    def _deliver(self, stream: Stream, data: bytes) -> None:
+        if self._failed is not None:
+            return
+        # What comes before the guest is whoever built the fence: those are no words of the agent.
+        if self._on_output is None or self.ending.stage < Stage.FENCED:
+            self._kept.append((stream, data))
+            if sum(len(kept) for _, kept in self._kept) > KEPT:
+                self.kill()
+            return
+        try:
+            self._on_output(stream, data)
+        except Exception as error:
+            self._failed = error
+            self.kill()
+
+    def _listen(self, on_output: OnOutput) -> None:
+        self._on_output, kept = on_output, self._kept
+        self._kept = []
+        for stream, data in kept:
+            self._deliver(stream, data)
+
+    # what ends it
+
+    def _time_out(self) -> None:
+        self.ending.timed_out = True
+        self.kill()
+
+    def _look_later(self) -> None:
+        self._cancel("look")
+        if self._watch is not None and not self.gone:
+            self._timers["look"] = self._loop.call_later(self._watch.interval, self._look)
+
+    def _look(self) -> None:
+        if self._watch is None:
+            return
+        if self._leader.pid1 is None:
+            self._look_later()
+            return
+        # In a thread: a tree of many processes takes milliseconds to look at.
+        looking = self._loop.run_in_executor(None, self._watch.look, self._leader.pid1)
+        looking.add_done_callback(self._looked)
+
+    def _looked(self, looking: "asyncio.Future[str | None]") -> None:
+        if looking.cancelled() or self.gone or self._watch is None:
+            return
+        reason = looking.result()
+        if reason is None:
+            self._look_later()
+        else:
+            self.ending.killed_for = reason
+            self.kill()
+
+    def _reached(self) -> None:
+        if self._waiting is not None and not self._waiting[1].done():
+            self._waiting[1].set_result(None)
+
+    def _cancel(self, timer: str) -> None:
+        if timer in self._timers:
+            self._timers.pop(timer).cancel()
+
+    def _end(self, status: int | None, lost: str | None) -> None:
+        if self.gone:
+            return
+        for timer in list(self._timers):
+            self._cancel(timer)
+        self._watch = None
+        # The tree is gone, so its pipes are at their end, unless a test left the door open.
+        self._drain()
+        self._loop.remove_writer(self._feed)
+        for fd in (self._answer, *self._streams.values()):
+            self._loop.remove_reader(fd)
+        for fd in (self._feed, self._answer, *self._streams.values()):
+            os.close(fd)
+        self._leader.close()
+        self.ending.status, self.ending.lost = status, lost
+        self.ending.answer = bytes(self._received)
+        if self._group is not None:
+            if self._group.ran_out():
+                self.ending.killed_for = f"out_of_memory:{self._group.memory_mb}"
+            self._group.remove()
+        self._gone.set_result(None)
+        self._reached()
+        if self.on_gone is not None:
+            self.on_gone()
+
+    def _drain(self) -> None:
+        while not self.ending.overflow and (part := _rest(self._answer)):
+            self._take(part)
+        for stream, fd in self._streams.items():
+            while part := _rest(fd):
+                self._deliver(stream, part)
+
+
+def _rest(fd: int) -> bytes:
+    try:
+        return os.read(fd, CHUNK)
+    except BlockingIOError:
+        return b""
+
+
+def stopped(pid: int) -> bool:
+    """Whether a process and all its threads stop, or end, within `STOP_LOOKS` looks."""
+    for _ in range(STOP_LOOKS):
+        with contextlib.suppress(OSError):
+            tasks = [Path(f"/proc/{pid}/task/{task}/stat") for task in os.listdir(f"/proc/{pid}/task")]
+            if all(stat.read_text().rsplit(")", 1)[1].split()[0] in ("T", "t", "Z", "X") for stat in tasks):
+                return True
+        time.sleep(0.0005)
+    return False
+
+
+def _private(pid: int) -> int:
+    """Bytes of memory that a process shares with no other."""
+    with contextlib.suppress(OSError, ValueError):
+        lines = [line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
+        return sum(int(line[1]) for line in lines if line[0].startswith("Private_")) * 1024
+    return 0
