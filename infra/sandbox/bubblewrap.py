@@ -1,7 +1,6 @@
 """Implements `domain.ports.Sandbox` with bubblewrap: one process tree per run, used once."""
 
 import asyncio
-import itertools
 import os
 import shutil
 import subprocess
@@ -22,7 +21,7 @@ from infra.sandbox.guests import ANSWER_BYTES, CHECK_SECONDS, crash, frame, head
 from infra.sandbox.hosts import advice
 from infra.sandbox.process import Bwrap, become, stage_folder, start
 from infra.sandbox.tree import Ending, Pipes, StartFailed, Tree
-from infra.sandbox.users import free_uid, give
+from infra.sandbox.users import free_uid, give, take_uid
 from infra.sandbox.watch import Watch
 
 UNPACK_SECONDS: Final = 300.0
@@ -55,7 +54,6 @@ class BubblewrapSandbox:
         self.fence = fence or Fence()
         self._as_root = os.geteuid() == 0
         self._bwrap = bwrap or find_bwrap()
-        self._numbers = itertools.count()
         self._status: SandboxStatus | None = None
         self._filter = b""
         self._cgroups = Cgroups()
@@ -182,17 +180,20 @@ class BubblewrapSandbox:
             mounts.append(Mount(source=root, target=root))
         try:
             filter_fd = self._filter_fd()
+            uid = take_uid() if self._as_root and self.fence.has("uid") else None
         except OSError as error:
             raise StartFailed(str(error)) from error
         try:
             bwrap, shown, before = self._bwrap, mounts, None
-            if self._as_root and self.fence.has("uid"):
-                bwrap, shown, before = self._staged(self._bwrap, mounts)
+            if uid is not None:
+                bwrap, shown, before = self._staged(uid, self._bwrap, mounts)
             pipes, info = Pipes(), os.pipe()
             args = [bwrap, *arguments(self.fence, shown, filter_fd), "--info-fd", str(info[1]), "--"]
             args += [interpreter(), "-I", "-S", *command(str(pipes.feed[1]), str(pipes.answer[1]))]
-            return start(args, [*passed, filter_fd], pipes, info, before, self.fence), pipes
-        except (OSError, ValueError) as error:
+            return start(args, [*passed, filter_fd], pipes, info, before, self.fence, uid), pipes
+        except (OSError, ValueError, StartFailed) as error:
+            if uid is not None:
+                free_uid(uid)
             raise StartFailed(str(error)) from error
         finally:
             os.close(filter_fd)
@@ -204,9 +205,9 @@ class BubblewrapSandbox:
         os.lseek(made, 0, os.SEEK_SET)
         return made
 
-    def _staged(self, bwrap: str, mounts: list[Mount]) -> tuple[str, list[Mount], Any]:
+    def _staged(self, uid: int, bwrap: str, mounts: list[Mount]) -> tuple[str, list[Mount], Any]:
         """Show the sources where a user without rights reaches them, and become such a user."""
-        stage, uid = stage_folder(), free_uid(next(self._numbers))
+        stage = stage_folder()
         staged: list[Mount] = []
         shown: list[Mount] = []
         for number, mount in enumerate(mounts):

@@ -15,6 +15,7 @@ import msgspec
 
 from infra.sandbox.fence import Fence, Mount
 from infra.sandbox.tree import STOP_LOOKS, Pipes, StartFailed
+from infra.sandbox.users import free_uid
 from infra.sandbox.watch import descendants
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -75,8 +76,8 @@ def _die_with_parent() -> None:
 class Bwrap:
     """A started bwrap, and once it has said so the first process inside."""
 
-    def __init__(self, process: subprocess.Popen[bytes], info: int) -> None:
-        self._process, self._info = process, info
+    def __init__(self, process: subprocess.Popen[bytes], info: int, uid: int | None) -> None:
+        self._process, self._info, self._uid = process, info, uid
         self._pidfd = os.pidfd_open(process.pid)
         self._told = b""
         self._pid1_fd: int | None = None
@@ -123,8 +124,10 @@ class Bwrap:
                 signal.pidfd_send_signal(self._pid1_fd, number)
 
     def close(self) -> None:
-        """Free its descriptors."""
+        """Free its descriptors and its user id."""
         self._learned()
+        if self._uid is not None:
+            free_uid(self._uid)
         for fd in (self._pidfd, self._pid1_fd):
             if fd is not None:
                 os.close(fd)
@@ -161,10 +164,11 @@ def start(
     info: tuple[int, int],
     before_exec: Callable[[], None] | None,
     fence: Fence,
+    uid: int | None,
 ) -> Bwrap:
-    """Start bwrap with an empty environment. Their ends of the pipes are closed here, and all of them if it fails.
+    """Start bwrap with an empty environment, as `uid` if there is one.
 
-    Errors: `StartFailed`.
+    Their ends of the pipes are closed here, and all of them if it fails. Errors: `StartFailed`.
     """
     feed, answer, out, err = pipes.theirs
     given = [*passed, feed, answer, info[1]]
@@ -189,4 +193,4 @@ def start(
     finally:
         Pipes.close([*pipes.theirs, info[1]])
     os.set_blocking(info[0], False)
-    return Bwrap(process, info[0])
+    return Bwrap(process, info[0], uid)

@@ -154,8 +154,8 @@ class Tree:
 
         Errors: `StartFailed`, and whatever `on_output` raises.
         """
+        self._listen(on_output)
         if not self.gone:
-            self._listen(on_output)
             self._send(request)
             self._timers["timeout"] = self._loop.call_later(timeout, self._time_out)
         await self.end(kill=False)
@@ -307,8 +307,10 @@ class Tree:
             self.kill()
 
     def _listen(self, on_output: OnOutput) -> None:
-        self._on_output, kept = on_output, self._kept
-        self._kept = []
+        self._on_output = on_output
+        if self.ending.stage < Stage.FENCED:
+            return
+        kept, self._kept = self._kept, []
         for stream, data in kept:
             self._deliver(stream, data)
 

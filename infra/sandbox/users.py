@@ -1,7 +1,13 @@
 """User ids of sandboxes, when the worker is root."""
 
+import itertools
 import os
 from pathlib import Path
+from typing import Final
+
+_BLOCK: Final = 256
+_numbers = itertools.count()
+_taken: set[int] = set()
 
 
 def give(folder: str, uid: int) -> None:
@@ -12,14 +18,25 @@ def give(folder: str, uid: int) -> None:
             os.chown(name, uid, uid, dir_fd=here, follow_symlinks=False)
 
 
-def free_uid(number: int) -> int:
-    """A user id that belongs to nobody and to no other tree of this host at the same time.
+def take_uid() -> int:
+    """A user id that belongs to nobody and to no other tree of this host until it is freed.
 
     A block of 256 per process id, above all that people and packages use; where fewer ids are
-    mapped (a rootless container), the highest of those.
+    mapped (a rootless container), the highest of those. Errors: `OSError` when all are taken.
     """
-    wanted = 1_000_000_000 + (os.getpid() % 4_194_304) * 256 + number % 256
     last = max(
         int(line.split()[0]) + int(line.split()[2]) - 1 for line in Path("/proc/self/uid_map").read_text().splitlines()
     )
-    return wanted if wanted <= min(last, 2**31 - 2) else max(1, last - 1 - number % 4096)
+    for _ in range(_BLOCK):
+        number = next(_numbers)
+        wanted = 1_000_000_000 + (os.getpid() % 4_194_304) * _BLOCK + number % _BLOCK
+        uid = wanted if wanted <= min(last, 2**31 - 2) else max(1, last - 1 - number % 4096)
+        if uid not in _taken:
+            _taken.add(uid)
+            return uid
+    raise OSError("every user id for sandboxes is taken")
+
+
+def free_uid(uid: int) -> None:
+    """Its tree is gone."""
+    _taken.discard(uid)
