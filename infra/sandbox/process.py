@@ -128,9 +128,10 @@ class Bwrap:
         self._learned()
         if self._uid is not None:
             free_uid(self._uid)
-        for fd in (self._pidfd, self._pid1_fd):
-            if fd is not None:
-                os.close(fd)
+        os.close(self._pidfd)
+        if self._pid1_fd is not None:
+            os.close(self._pid1_fd)
+            self._pid1_fd = None
 
     def _learn(self) -> None:
         part = os.read(self._info, 4096)

@@ -57,6 +57,12 @@ class Ending(msgspec.Struct, kw_only=True):
     timed_out: bool = False
     killed_for: str | None = None
 
+    @property
+    def untouched(self) -> bool:
+        """Whether it died by itself before it had read the payload, so that another may be given it."""
+        stopped = self.timed_out or self.overflow or self.killed_for is not None
+        return self.stage < Stage.TAKEN and not self.answer and not stopped
+
 
 class Leader(Protocol):
     """A tree's first process, as known to whoever started it."""
@@ -120,6 +126,7 @@ class Tree:
         self._streams: dict[Stream, int] = {"stdout": stdout, "stderr": stderr}
         self._passed: dict[Stream, int] = {"stdout": 0, "stderr": 0}
         self._on_output: OnOutput | None = None
+        self._since = Stage.FENCED
         self._kept: list[tuple[Stream, bytes]] = []
         self._unsent = b""
         self._received = bytearray()
@@ -149,16 +156,21 @@ class Tree:
         self._look_later()
         self._send(head)
 
-    async def run(self, request: bytes, timeout: float, on_output: OnOutput) -> Ending:
+    async def run(self, request: bytes, timeout: float, on_output: OnOutput, since: Stage = Stage.FENCED) -> Ending:
         """Send the request, pass output on, and return when the tree has ended or was ended.
 
+        Output is kept until the stage `since`; of a tree that dies before, untouched, none is passed on.
         Errors: `StartFailed`, and whatever `on_output` raises.
         """
-        self._listen(on_output)
+        self._on_output, self._since = on_output, since
+        self._pass_on()
         if not self.gone:
             self._send(request)
             self._timers["timeout"] = self._loop.call_later(timeout, self._time_out)
         await self.end(kill=False)
+        if self.ending.stage >= Stage.FENCED and not self.ending.untouched:
+            self._since = Stage.FENCED
+            self._pass_on()
         if self._failed is not None and not self.ending.timed_out:
             raise self._failed
         stopped = self.ending.timed_out or self.ending.killed_for is not None
@@ -199,22 +211,15 @@ class Tree:
         if not self.gone:
             self._leader.kill()
 
-    def pause(self) -> int | None:
-        """Stop it until `resume`, so that it costs no processor time; the bytes it alone holds.
+    async def pause(self) -> int | None:
+        """Stop it until `resume`, so that it costs no processor time; the bytes that it alone holds.
 
-        None if it is not a single process that has stopped: such a tree would run on. Blocks for a
-        fraction of a millisecond; may be called in a thread.
+        None if it is not a single process that has stopped: such a tree would run on.
         """
-        self._leader.signal(signal.SIGSTOP)
-        pid = self._leader.pid1
-        if pid is None or not stopped(pid) or descendants(pid):
-            return None
-        return _private(pid)
-
-    def quiet(self) -> None:
-        """Nobody has to watch a tree that is stopped."""
         self._watch = None
         self._cancel("look")
+        self._leader.signal(signal.SIGSTOP)
+        return await asyncio.to_thread(_at_rest, self._leader.pid1)
 
     def resume(self, watch: Watch | None) -> None:
         """Let it run again."""
@@ -263,6 +268,7 @@ class Tree:
                 for stream, fd in self._streams.items():
                     self._loop.add_reader(fd, self._read_output, stream)
             self.ending.stage = mark
+            self._pass_on()
         if len(self._received) > self._most:
             # Whoever writes this much is not our guest any more: nothing it says later counts.
             self.ending.overflow = True
@@ -295,7 +301,7 @@ class Tree:
         if self._failed is not None:
             return
         # What comes before the guest is whoever built the fence: those are no words of the agent.
-        if self._on_output is None or self.ending.stage < Stage.FENCED:
+        if self._on_output is None or self.ending.stage < self._since:
             self._kept.append((stream, data))
             if sum(len(kept) for _, kept in self._kept) > KEPT:
                 self.kill()
@@ -306,13 +312,11 @@ class Tree:
             self._failed = error
             self.kill()
 
-    def _listen(self, on_output: OnOutput) -> None:
-        self._on_output = on_output
-        if self.ending.stage < Stage.FENCED:
-            return
-        kept, self._kept = self._kept, []
-        for stream, data in kept:
-            self._deliver(stream, data)
+    def _pass_on(self) -> None:
+        if self._on_output is not None and self.ending.stage >= self._since:
+            kept, self._kept = self._kept, []
+            for stream, data in kept:
+                self._deliver(stream, data)
 
     # what ends it
 
@@ -393,7 +397,13 @@ def _rest(fd: int) -> bytes:
         return b""
 
 
-def stopped(pid: int) -> bool:
+def _at_rest(pid: int | None) -> int | None:
+    if pid is None or not _stopped(pid) or descendants(pid):
+        return None
+    return _private(pid)
+
+
+def _stopped(pid: int) -> bool:
     """Whether a process and all its threads stop, or end, within `STOP_LOOKS` looks."""
     for _ in range(STOP_LOOKS):
         with contextlib.suppress(OSError):

@@ -117,6 +117,7 @@ class Forked:
         """Free its descriptor and its user id."""
         if self._pidfd is not None:
             os.close(self._pidfd)
+            self._pidfd = None
         if self._uid is not None:
             free_uid(self._uid)
 
