@@ -198,7 +198,7 @@ class Slots:
     async def _in(self, tree: Tree, request: bytes, program: Program, on_output: OnOutput, since: Stage) -> Ending:
         # After the payload is on its way: the run goes first.
         asyncio.get_running_loop().call_soon(self._refill)
-        return await tree.run(request, program.timeout, on_output, since)
+        return await tree.run(request, program.timeout, on_output, since, early=True)
 
     async def _warm(self, version: _Version, program: Program) -> Tree | None:
         """A slot of this version as it is now, or None. It may be stopped still."""

@@ -6,7 +6,7 @@ import enum
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -20,6 +20,8 @@ CHUNK: Final = 64 * 1024
 # Output is read at full speed up to FLOOD bytes, and then a chunk per PAUSE seconds.
 FLOOD: Final = 32 * 1024 * 1024
 PAUSE: Final = 0.001
+# What a pipe can hold at most, unless root says otherwise (/proc/sys/fs/pipe-max-size).
+PIPE_MOST: Final = 1 << 20
 # What a tree may print before anybody listens: while its code is imported ahead of the run.
 KEPT: Final = 64 * 1024
 # How often, half a millisecond apart, to look whether a stopped process has stopped.
@@ -134,6 +136,8 @@ class Tree:
         self._watch: Watch | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._waiting: tuple[Stage, asyncio.Future[None]] | None = None
+        self._early = False
+        self._done: asyncio.Future[None] = self._loop.create_future()
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self.ending = Ending()
         # Called once when the tree has ended, however it came to that.
@@ -156,18 +160,22 @@ class Tree:
         self._look_later()
         self._send(head)
 
-    async def run(self, request: bytes, timeout: float, on_output: OnOutput, since: Stage = Stage.FENCED) -> Ending:
+    async def run(
+        self, request: bytes, timeout: float, on_output: OnOutput, since: Stage = Stage.FENCED, early: bool = False
+    ) -> Ending:
         """Send the request, pass output on, and return when the tree has ended or was ended.
 
         Output is kept until the stage `since`; of a tree that dies before, untouched, none is passed on.
+        `early` is for whoever need not see the end: the answer is returned once it is complete, with all that was
+        printed before it, and the tree, already killed, ends by itself a millisecond or two later.
         Errors: `StartFailed`, and whatever `on_output` raises.
         """
-        self._on_output, self._since = on_output, since
+        self._on_output, self._since, self._early = on_output, since, early
         self._pass_on()
         if not self.gone:
             self._send(request)
             self._timers["timeout"] = self._loop.call_later(timeout, self._time_out)
-        await self.end(kill=False)
+        await self._until(self._done)
         if self.ending.stage >= Stage.FENCED and not self.ending.untouched:
             self._since = Stage.FENCED
             self._pass_on()
@@ -192,19 +200,10 @@ class Tree:
                 self._waiting = None
         return self.ending.stage >= stage and not self.gone
 
-    async def end(self, kill: bool = True) -> None:
-        """Wait until it has ended, however often the waiting is cancelled meanwhile; being cancelled kills it."""
-        if kill:
-            self.kill()
-        cancelled = False
-        while not self.gone:
-            try:
-                await asyncio.shield(self._gone)
-            except asyncio.CancelledError:
-                cancelled = True
-                self.kill()
-        if cancelled:
-            raise asyncio.CancelledError
+    async def end(self) -> None:
+        """Kill it and wait until it has ended, however often the waiting is cancelled meanwhile."""
+        self.kill()
+        await self._until(self._gone)
 
     def kill(self) -> None:
         """Begin its end."""
@@ -226,6 +225,18 @@ class Tree:
         self._watch = watch
         self._look_later()
         self._leader.signal(signal.SIGCONT)
+
+    async def _until(self, this: "asyncio.Future[None]") -> None:
+        cancelled = False
+        while not this.done():
+            try:
+                await asyncio.shield(this)
+            except asyncio.CancelledError:
+                # Whoever was cancelled wants nothing of it but its end.
+                cancelled, this = True, self._gone
+                self.kill()
+        if cancelled:
+            raise asyncio.CancelledError
 
     # what we send
 
@@ -255,10 +266,12 @@ class Tree:
             part = os.read(self._answer, CHUNK)
         except BlockingIOError:
             return
-        if not part:
-            self._loop.remove_reader(self._answer)
+        if part:
+            self._take(part)
             return
-        self._take(part)
+        self._loop.remove_reader(self._answer)
+        if self._early and self.ending.stage >= Stage.TAKEN and self._received:
+            self._finish()
 
     def _take(self, part: bytes) -> None:
         self._received += part
@@ -289,7 +302,7 @@ class Tree:
             return
         self._deliver(stream, part)
         self._passed[stream] += len(part)
-        if self._passed[stream] > FLOOD and not self.gone:
+        if self._passed[stream] > FLOOD and not self._done.done():
             # Whoever floods us waits: what is past this is not kept in any case.
             self._loop.remove_reader(fd)
             self._timers[stream] = self._loop.call_later(PAUSE, self._read_on, stream)
@@ -326,7 +339,7 @@ class Tree:
 
     def _look_later(self) -> None:
         self._cancel("look")
-        if self._watch is not None and not self.gone:
+        if self._watch is not None and not self._done.done():
             self._timers["look"] = self._loop.call_later(self._watch.interval, self._look)
 
     def _look(self) -> None:
@@ -340,7 +353,7 @@ class Tree:
         looking.add_done_callback(self._looked)
 
     def _looked(self, looking: "asyncio.Future[str | None]") -> None:
-        if looking.cancelled() or self.gone or self._watch is None:
+        if looking.cancelled() or self._watch is None:
             return
         reason = looking.result()
         if reason is None:
@@ -360,41 +373,51 @@ class Tree:
     def _end(self, status: int | None, lost: str | None) -> None:
         if self.gone:
             return
-        for timer in list(self._timers):
-            self._cancel(timer)
-        self._watch = None
-        # The tree is gone, so its pipes are at their end, unless a test left the door open.
-        self._drain()
+        self.ending.status, self.ending.lost = status, lost
+        self._finish()
         self._loop.remove_writer(self._feed)
-        for fd in (self._answer, *self._streams.values()):
-            self._loop.remove_reader(fd)
         for fd in (self._feed, self._answer, *self._streams.values()):
             os.close(fd)
         self._leader.close()
-        self.ending.status, self.ending.lost = status, lost
-        self.ending.answer = bytes(self._received)
         if self._group is not None:
-            if self._group.ran_out():
-                self.ending.killed_for = f"out_of_memory:{self._group.memory_mb}"
             self._group.remove()
         self._gone.set_result(None)
         self._reached()
         if self.on_gone is not None:
             self.on_gone()
 
-    def _drain(self) -> None:
-        while not self.ending.overflow and (part := _rest(self._answer)):
-            self._take(part)
+    def _finish(self) -> None:
+        """Nothing counts that comes later: take what its pipes hold, and let `run` return."""
+        if self._done.done():
+            return
+        self.kill()
+        for part in _rest(self._answer):
+            if not self.ending.overflow:
+                self._take(part)
         for stream, fd in self._streams.items():
-            while part := _rest(fd):
+            for part in _rest(fd):
                 self._deliver(stream, part)
+        for timer in list(self._timers):
+            self._cancel(timer)
+        self._watch = None
+        for fd in (self._answer, *self._streams.values()):
+            self._loop.remove_reader(fd)
+        self.ending.answer = bytes(self._received)
+        if self._group is not None and self._group.ran_out():
+            self.ending.killed_for = f"out_of_memory:{self._group.memory_mb}"
+        self._done.set_result(None)
 
 
-def _rest(fd: int) -> bytes:
-    try:
-        return os.read(fd, CHUNK)
-    except BlockingIOError:
-        return b""
+def _rest(fd: int) -> Iterator[bytes]:
+    """What a pipe holds now. Bounded, as somebody may still write to it."""
+    for _ in range(PIPE_MOST // CHUNK):
+        try:
+            part = os.read(fd, CHUNK)
+        except BlockingIOError:
+            return
+        if not part:
+            return
+        yield part
 
 
 def _at_rest(pid: int | None) -> int | None:
