@@ -177,6 +177,8 @@ class Slots:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._blanks.clear()
+        self._versions.clear()
         for tree in list(self._trees):
             await tree.end()
 

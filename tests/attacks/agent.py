@@ -366,6 +366,10 @@ def output(p):
     return _got([])
 
 
+def nothing(p):
+    return _got([])
+
+
 def handle(p):
     """What executions call: the attack that the payload names."""
     return globals()[p["attack"]](p)
