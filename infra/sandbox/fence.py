@@ -131,7 +131,8 @@ def arguments(fence: Fence, mounts: list[Mount], seccomp_fd: int | None) -> list
     for mount in system_mounts(fence):
         args += mount
     for shown in mounts:
-        args += ["--bind" if shown.writable else "--ro-bind", shown.source, shown.target]
+        writable = shown.writable or (shown.target == "/agent" and not fence.has("read_only"))
+        args += ["--bind" if writable else "--ro-bind", shown.source, shown.target]
     args += ["--proc", "/proc"] if fence.has("processes") else ["--ro-bind", "/proc", "/proc"]
     if fence.has("proc_masks"):
         for folder in EMPTY_FOLDERS:

@@ -2,7 +2,7 @@
 
 A process of its own, so that it can be an ordinary user: `python -m tests.attacks.runner WAY`, where WAY is
 `bubblewrap`, `forkserver`, or one of them with `-warm`. Reads a JSON list of `[attack, [guards to take
-away]]`, prints a JSON object per line.
+away]]`, prints a JSON object per line. With `remains` behind WAY: what one run leaves for the next.
 """
 
 import asyncio
@@ -25,6 +25,7 @@ from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.fence import Fence
 from infra.sandbox.forkserver.client import ForkServer
 from infra.sandbox.warm import WarmSandbox
+from tests.attacks.remains import KINDS
 
 SECRET = "the-worker-s-secret"
 NAME = f"pdk-{os.getpid()}"
@@ -111,8 +112,51 @@ async def _attack(
     }
 
 
+async def remains(way: str, folder: Path) -> None:
+    """Every kind of thing that a run can leave: looked for in the same run, and in the next ones of its version."""
+    source = (Path(__file__).parent / "remains.py").read_bytes()
+    code, open_code = folder / "code", folder / "open"
+    for made in (code, open_code):
+        made.mkdir()
+        (made / "agent.py").write_bytes(source)
+        # Whoever is let may write there: what keeps the code as it is shall be the fence.
+        made.chmod(0o777)
+    whole, open_fence = _sandbox(way, []), _sandbox(way, ["read_only"])
+    try:
+        for kind in KINDS:
+            control = (open_fence, open_code) if kind == "file_in_code" else (whole, code)
+            told = {"kind": kind, "together": await _remaining(*control, kind, ["leave", "look"]), "apart": []}
+            for do in (["leave"], ["look"], ["leave"], ["look"], ["look"]):
+                async with asyncio.timeout(20):
+                    while not whole.counts.warm:
+                        await asyncio.sleep(0.005)
+                told["apart"].append(await _remaining(whole, code, kind, do))
+            print(json.dumps(told), flush=True)
+    finally:
+        await whole.close()
+        await open_fence.close()
+
+
+async def _remaining(sandbox: WarmSandbox, code: Path, kind: str, do: list[str]) -> dict[str, Any]:
+    program = Program(code=code, environment=None, entrypoint="agent:handle", timeout=10, memory_mb=MEMORY)
+    payload = {"kind": kind, "do": do, "submitted": time.monotonic()}
+    outcome = await sandbox.run(program, json.dumps(payload).encode(), _ignore)
+    assert outcome.output is not None, outcome
+    return json.loads(outcome.output)
+
+
 async def main() -> None:
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    if sys.argv[2:] == ["remains"]:
+        with tempfile.TemporaryDirectory(prefix="paddock-attack-", dir="/var/tmp") as folder:
+            os.chmod(folder, 0o755)
+            await remains(sys.argv[1], Path(folder))
+    else:
+        await attacks()
+
+
+async def attacks() -> None:
+    """The plan on standard input."""
     os.environ["PADDOCK_SECRET_KEY"] = SECRET
     with tempfile.TemporaryDirectory(prefix="paddock-attack-", dir="/var/tmp") as folder, socket.socket() as tcp:
         os.chmod(folder, 0o755)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.attacks.remains import KINDS
 from tests.clients import Tenant
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,10 +85,14 @@ def _reachable(folder: Path) -> bool:
 
 
 def _run(plan: list[tuple[str, list[str]]], user: str, way: str) -> dict[tuple[str, bool], dict[str, Any]]:
+    return {(one["attack"], not one["without"]): one for one in _told([way], json.dumps(plan), user)}
+
+
+def _told(arguments: list[str], plan: str, user: str) -> list[dict[str, Any]]:
     before = _ordinary_user(54321) if user == "ordinary" and os.geteuid() == 0 else None
     done = subprocess.run(
-        [sys.executable, "-m", "tests.attacks.runner", way],
-        input=json.dumps(plan),
+        [sys.executable, "-m", "tests.attacks.runner", *arguments],
+        input=plan,
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -97,8 +102,7 @@ def _run(plan: list[tuple[str, list[str]]], user: str, way: str) -> dict[tuple[s
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]), "HOME": "/tmp"},
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    told = [json.loads(line) for line in done.stdout.splitlines()]
-    return {(one["attack"], not one["without"]): one for one in told}
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 USERS = [
@@ -165,6 +169,16 @@ def test_memory_errors_say_so(results) -> None:
         assert result["error_type"] == "out_of_memory", result
         assert "MiB" in result["error_message"]
     assert told[("inodes", True)]["error_type"] == "too_many_files"
+
+
+@pytest.mark.parametrize("way", ["bubblewrap-warm", "forkserver-warm"], scope="function")
+def test_nothing_is_left_behind_for_the_next_run(user: str, way: str) -> None:
+    kinds = _told([way, "remains"], "", user)
+    assert {one["kind"] for one in kinds} == set(KINDS)
+    for one in kinds:
+        assert one["together"]["found"] is True, f"{one['kind']} is not looked for properly"
+        assert [run["found"] for run in one["apart"]] == [None, False, None, False, False], one["kind"]
+        assert all(run["waited"] for run in one["apart"]), "these were no warm slots"
 
 
 async def test_every_attack_on_the_path_of_executions(home: Tenant, system) -> None:
