@@ -1,11 +1,13 @@
-"""What the sandbox promises, on real bubblewrap."""
+"""What the sandbox promises, whoever makes it: bubblewrap or the fork server, cold or warm."""
 
 import asyncio
 import contextlib
 import os
 import struct
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from domain.errors import DomainError
@@ -13,6 +15,9 @@ from domain.ports import Program
 from infra.sandbox import seccomp
 from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.fence import Fence
+from infra.sandbox.forkserver.client import ForkServer
+from infra.sandbox.warm import WarmSandbox
+from infra.sandbox.watch import descendants
 
 SLEEP = "import time\ndef handle(p):\n    time.sleep(30)\n"
 
@@ -21,9 +26,27 @@ def _ignore(_: str, __: bytes) -> None:
     return None
 
 
-@pytest.fixture(scope="module")
-def sandbox() -> BubblewrapSandbox:
-    return BubblewrapSandbox()
+WAYS = ["bubblewrap", "forkserver", "bubblewrap-warm", "forkserver-warm"]
+
+
+async def _made(way: str) -> AsyncIterator[WarmSandbox]:
+    server = ForkServer() if way.startswith("forkserver") else None
+    made = WarmSandbox(BubblewrapSandbox(), server, 256 if way.endswith("-warm") else 0)
+    yield made
+    await made.close()
+
+
+@pytest.fixture(scope="module", params=WAYS)
+async def sandbox(request: pytest.FixtureRequest) -> AsyncIterator[WarmSandbox]:
+    async for made in _made(request.param):
+        yield made
+
+
+@pytest.fixture(scope="module", params=WAYS[:2])
+async def cold(request: pytest.FixtureRequest) -> AsyncIterator[WarmSandbox]:
+    """Without a pool, so that what is there before a run and after it can be compared."""
+    async for made in _made(request.param):
+        yield made
 
 
 @pytest.fixture
@@ -44,49 +67,62 @@ def _descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-async def test_runs_leave_no_descriptor_and_no_task_behind(sandbox, code) -> None:
+async def _as_before(descriptors: int, tasks: int) -> None:
+    """An answer is there a moment before its tree is gone."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(2):
+            while (_descriptors(), len(asyncio.all_tasks())) != (descriptors, tasks):
+                await asyncio.sleep(0.005)
+    assert (_descriptors(), len(asyncio.all_tasks())) == (descriptors, tasks)
+
+
+async def _begun(cold: WarmSandbox, program: Program) -> tuple[int, int]:
+    """How many descriptors and tasks there are when nothing runs and all that lasts is there."""
+    quick = msgspec.structs.replace(program, entrypoint="json:dumps")
+    await cold.run(quick, b"{}", _ignore)
+    await asyncio.sleep(0.1)
+    return _descriptors(), len(asyncio.all_tasks())
+
+
+async def test_runs_leave_no_descriptor_and_no_task_behind(cold, code) -> None:
     program = _program(code, "def handle(p): return p\n")
-    await sandbox.run(program, b"{}", _ignore)
-    before, tasks = _descriptors(), len(asyncio.all_tasks())
+    before = await _begun(cold, program)
     for _ in range(25):
-        assert (await sandbox.run(program, b'{"a":1}', _ignore)).output == b'{"a":1}'
-    assert _descriptors() == before
-    assert len(asyncio.all_tasks()) == tasks
+        assert (await cold.run(program, b'{"a":1}', _ignore)).output == b'{"a":1}'
+    await _as_before(*before)
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.005, 0.02, 0.05, 0.1, 0.3])
-async def test_cancelling_at_any_moment_kills_and_frees(sandbox, code, delay: float) -> None:
+@pytest.mark.parametrize("delay", [0.0, 0.001, 0.003, 0.005, 0.02, 0.05, 0.1, 0.3])
+async def test_cancelling_at_any_moment_kills_and_frees(cold, code, delay: float) -> None:
     program = _program(code, SLEEP)
-    before, tasks = _descriptors(), len(asyncio.all_tasks())
-    running = asyncio.create_task(sandbox.run(program, b"{}", _ignore))
+    before = await _begun(cold, program)
+    running = asyncio.create_task(cold.run(program, b"{}", _ignore))
     await asyncio.sleep(delay)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert _descriptors() == before
-    assert len(asyncio.all_tasks()) == tasks
+    assert (_descriptors(), len(asyncio.all_tasks())) == before
 
 
-def _bwraps() -> list[str]:
+def _bwraps() -> set[int]:
     """Live bwraps of this process alone: a root worker's run under its own block of user ids."""
     first = 1_000_000_000 + os.getpid() * 256
     mine = range(first, first + 256) if os.geteuid() == 0 else range(os.getuid(), os.getuid() + 1)
-    found = []
+    found = set()
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             state = (process / "stat").read_text().rsplit(")", 1)[1].split()[0]
-            if process.stat().st_uid not in mine:
-                continue
-            if (process / "comm").read_text().strip() == "bwrap" and state != "Z":
-                found.append(process.name)
+            if process.stat().st_uid in mine and (process / "comm").read_text().strip() == "bwrap" and state != "Z":
+                found.add(int(process.name))
     return found
 
 
-async def test_early_and_double_cancels_leave_no_process(sandbox, code) -> None:
+async def test_early_and_double_cancels_leave_no_process(cold, code) -> None:
     program = _program(code, SLEEP)
-    before, tasks = set(_bwraps()), len(asyncio.all_tasks())
+    tasks = (await _begun(cold, program))[1]
+    before = _bwraps() | set(descendants(os.getpid()))
     for number in range(40):
-        running = asyncio.create_task(sandbox.run(program, b"{}", _ignore))
+        running = asyncio.create_task(cold.run(program, b"{}", _ignore))
         await asyncio.sleep(number * 0.001)
         running.cancel()
         await asyncio.sleep(0)
@@ -94,7 +130,7 @@ async def test_early_and_double_cancels_leave_no_process(sandbox, code) -> None:
         with pytest.raises(asyncio.CancelledError):
             await running
     await asyncio.sleep(0.3)
-    assert set(_bwraps()) - before == set()
+    assert (_bwraps() | set(descendants(os.getpid()))) - before == set()
     assert len(asyncio.all_tasks()) == tasks
 
 
@@ -132,6 +168,11 @@ async def test_what_listening_raises_ends_the_run(sandbox, code) -> None:
 async def test_a_bwrap_that_does_not_start_is_an_unavailable_sandbox(code) -> None:
     for bwrap in ("/usr/bin/false", "/nowhere/bwrap"):
         broken = BubblewrapSandbox(bwrap=bwrap)
+        warm = WarmSandbox(broken, None, 64)
+        with pytest.raises(DomainError) as caught:
+            await warm.run(_program(code, "def handle(p): return 1\n"), b"{}", _ignore)
+        assert caught.value.code == "sandbox_unavailable"
+        await warm.close()
         with pytest.raises(DomainError) as caught:
             await broken.run(_program(code, "def handle(p): return 1\n"), b"{}", _ignore)
         assert caught.value.code == "sandbox_unavailable"
