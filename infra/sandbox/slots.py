@@ -235,8 +235,8 @@ class Slots:
             try:
                 ending = await self._in(tree, request, program, on_output, Stage.FENCED)
             except StartFailed as error:
-                # It never came to run anything of the agent's.
-                if attempt == ATTEMPTS - 1:
+                # It never came to run anything of the agent's, so that another may, unless that would fail as well.
+                if not tree.ending.killed or attempt == ATTEMPTS - 1:
                     raise unavailable(str(error)) from error
                 continue
             return outcome(ending, program.timeout, program.memory_mb)

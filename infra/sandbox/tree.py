@@ -60,6 +60,11 @@ class Ending(msgspec.Struct, kw_only=True):
     killed_for: str | None = None
 
     @property
+    def killed(self) -> bool:
+        """Whether a signal from outside ended it, as far as one can know."""
+        return self.status is None or self.status < 0 or self.status > 128
+
+    @property
     def untouched(self) -> bool:
         """Whether it died by itself before it had read the payload, so that another may be given it."""
         stopped = self.timed_out or self.overflow or self.killed_for is not None
