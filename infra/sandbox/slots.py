@@ -28,6 +28,8 @@ MAX_AGE: Final = 240.0
 TICK: Final = 5.0
 # How many slots nobody waits for are made at a time, so that runs keep the processors.
 REFILLS: Final = 2
+# A slot that was taken is replaced this much later, in seconds: a short run is over by then, and goes first.
+REFILL_AFTER: Final = 0.004
 # How long a version is not warmed after its import failed, and after anything else went wrong, in seconds.
 FAILED_PAUSE: Final = 60.0
 DIED_PAUSE: Final = 2.0
@@ -129,6 +131,7 @@ class Slots:
         self._tasks: set[asyncio.Task[None]] = set()
         self._busy = 0
         self._blank_pause = 0.0
+        self._refilling: asyncio.TimerHandle | None = None
         self._ticking: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -172,8 +175,9 @@ class Slots:
     async def close(self) -> None:
         """Kill every slot, whatever it does, and wait until all are gone."""
         self._closed = True
-        if self._ticking is not None:
-            self._ticking.cancel()
+        for timer in (self._ticking, self._refilling):
+            if timer is not None:
+                timer.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -198,8 +202,8 @@ class Slots:
     # one run
 
     async def _in(self, tree: Tree, request: bytes, program: Program, on_output: OnOutput, since: Stage) -> Ending:
-        # After the payload is on its way: the run goes first.
-        asyncio.get_running_loop().call_soon(self._refill)
+        if self._refilling is None:
+            self._refilling = asyncio.get_running_loop().call_later(REFILL_AFTER, self._refill)
         return await tree.run(request, program.timeout, on_output, since, early=True)
 
     async def _warm(self, version: _Version, program: Program) -> Tree | None:
@@ -263,6 +267,9 @@ class Slots:
                     return
 
     def _refill(self) -> None:
+        if self._refilling is not None:
+            self._refilling.cancel()
+            self._refilling = None
         if self._closed or not self._budget:
             return
         now = self._clock()

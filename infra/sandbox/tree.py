@@ -155,6 +155,13 @@ class Tree:
         """Whether the tree has ended and everything of it is freed."""
         return self._gone.done()
 
+    def belongs_to(self, group: Group | None) -> None:
+        """It has joined a group, which is removed when it has ended."""
+        if self.gone and group is not None:
+            group.remove()
+        else:
+            self._group = group
+
     def direct(self, head: bytes, memory_mb: int, watch: Watch | None) -> None:
         """Tell a tree what it is for. Its memory is bounded and watched from here on."""
         if self.gone:

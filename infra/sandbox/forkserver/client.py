@@ -18,7 +18,7 @@ import structlog
 from domain.executions import DEFAULT_MEMORY_MB
 from domain.ports import Program
 from infra.sandbox import seccomp
-from infra.sandbox.cgroups import Cgroups
+from infra.sandbox.cgroups import Cgroups, Group
 from infra.sandbox.fence import (
     EMPTY_FILES,
     EMPTY_FOLDERS,
@@ -293,16 +293,24 @@ class ForkServer:
             raise
         finally:
             Pipes.close(pipes.theirs)
-        group = self._cgroups.make(memory_mb) if self.fence.has("cgroup") else None
-        tree = Tree(forked, pipes, ANSWER_BYTES, group)
+        tree = Tree(forked, pipes, ANSWER_BYTES)
         try:
             await forked.made
-            if group is not None and forked.pid1 is not None:
-                await asyncio.to_thread(group.join, forked.pid1)
+            if self.fence.has("cgroup") and forked.pid1 is not None:
+                joining = asyncio.get_running_loop().run_in_executor(None, self._group, memory_mb, forked.pid1)
+                joining.add_done_callback(lambda joined: tree.belongs_to(joined.result()))
+                # Whoever is cancelled meanwhile leaves a group that goes with the tree all the same.
+                await asyncio.shield(joining)
         except BaseException:
             await tree.end()
             raise
         return tree
+
+    def _group(self, memory_mb: int, pid: int) -> Group | None:
+        group = self._cgroups.make(memory_mb)
+        if group is not None:
+            group.join(pid)
+        return group
 
     async def _running(self) -> _Server:
         async with self._lock:
