@@ -16,11 +16,12 @@ from domain.executions import DEFAULT_MEMORY_MB
 from domain.ports import ArchiveLimits, OnOutput, Outcome, Program, SandboxStatus, Stream, Unpacked
 from infra.sandbox import seccomp
 from infra.sandbox.cgroups import Cgroups
+from infra.sandbox.ending import Ending, StartFailed
 from infra.sandbox.fence import Fence, Mount, arguments, interpreter, interpreter_root
 from infra.sandbox.guests import ANSWER_BYTES, CHECK_SECONDS, crash, frame, head, outcome, unavailable, watch
 from infra.sandbox.hosts import advice
 from infra.sandbox.process import Bwrap, become, stage_folder, start
-from infra.sandbox.tree import Ending, Pipes, StartFailed, Tree
+from infra.sandbox.tree import Pipes, Tree
 from infra.sandbox.users import free_uid, give, take_uid
 from infra.sandbox.watch import Watch
 

@@ -12,6 +12,7 @@ WINDOW: Final = 30.0
 COOL: Final = 30.0
 COLD: Final = 300.0
 # Runs that follow each other closely meet the next slot while the first one's successor is being made.
+# A version that ran once, and perhaps never will again, is not worth more than one.
 LEAST: Final = 2
 MOST_PER_VERSION: Final = 16
 
@@ -46,6 +47,7 @@ class Demand:
         self.running = 0
         self._window = float("-inf")
         self._peak = self._peak_before = 0
+        self._uses = self._uses_before = 0
 
     def begin(self, now: float) -> None:
         """A run begins."""
@@ -53,6 +55,7 @@ class Demand:
         self.running += 1
         self._turn(now)
         self._peak = max(self._peak, self.running)
+        self._uses += 1
 
     def end(self, now: float) -> None:
         """A run has ended."""
@@ -67,10 +70,11 @@ class Demand:
             return 0
         if idle >= COOL:
             return 1
-        return min(MOST_PER_VERSION, max(LEAST, self._peak, self._peak_before))
+        least = max(1, min(LEAST, self._uses + self._uses_before))
+        return min(MOST_PER_VERSION, max(least, self._peak, self._peak_before))
 
     def _turn(self, now: float) -> None:
         if now - self._window >= WINDOW:
             recent = now - self._window < 2 * WINDOW
-            self._peak_before = self._peak if recent else 0
-            self._window, self._peak = now, self.running
+            self._peak_before, self._uses_before = (self._peak, self._uses) if recent else (0, 0)
+            self._window, self._peak, self._uses = now, self.running, 0

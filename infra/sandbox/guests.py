@@ -8,8 +8,8 @@ import msgspec
 from domain.errors import DomainError
 from domain.executions import MAX_DEPTH, depth
 from domain.ports import Outcome, Program
+from infra.sandbox.ending import Ending
 from infra.sandbox.fence import Fence
-from infra.sandbox.tree import Ending
 from infra.sandbox.watch import Watch
 
 RESULT_BYTES: Final = 1024 * 1024

@@ -13,10 +13,11 @@ from typing import Final
 
 import msgspec
 
+from infra.sandbox.ending import StartFailed
 from infra.sandbox.fence import Fence, Mount
-from infra.sandbox.tree import STOP_LOOKS, Pipes, StartFailed
+from infra.sandbox.tree import Pipes
 from infra.sandbox.users import free_uid
-from infra.sandbox.watch import descendants
+from infra.sandbox.watch import STOP_LOOKS, descendants
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNS: Final = 0x00020000

@@ -9,62 +9,38 @@ import asyncio
 import functools
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final
 
-import msgspec
 import structlog
 
 from domain.errors import DomainError
 from domain.ports import OnOutput, Outcome, Program
 from infra.sandbox.demand import Demand, Identity, Key, identity, key
+from infra.sandbox.ending import Ending, Stage, StartFailed
 from infra.sandbox.guests import CHECK_SECONDS, frame, outcome, unavailable
-from infra.sandbox.tree import Ending, Stage, StartFailed, Tree
-from infra.sandbox.watch import Watch
+from infra.sandbox.maker import Counts, Maker
+from infra.sandbox.tree import Tree
 
 MOST: Final = 64
 BLANKS: Final = 2
 # Nobody shall meet a clock, or anything else read while importing, that is older than this, in seconds.
 MAX_AGE: Final = 240.0
 TICK: Final = 5.0
-# How many slots nobody waits for are made at a time, so that runs keep the processors.
+# How many slots nobody waits for are made at a time, so that runs keep the processors. One whose import
+# takes longer than `SLOW` seconds stops counting, or it would keep every other version cold; up to a bound.
 REFILLS: Final = 2
+SLOW: Final = 1.0
+MOST_UNDERWAY: Final = 8
 # A slot that was taken is replaced this much later, in seconds: a short run is over by then, and goes first.
 REFILL_AFTER: Final = 0.004
 # How long a version is not warmed after its import failed, and after anything else went wrong, in seconds.
 FAILED_PAUSE: Final = 60.0
-DIED_PAUSE: Final = 2.0
+DIED_PAUSE: Final = 1.0
 # What a slot is taken to hold until one of its version was measured.
 GUESS: Final = 8 << 20
 ATTEMPTS: Final = 3
 
 _log = structlog.get_logger("paddock.sandbox")
-
-
-class Maker(Protocol):
-    """A way of making sandboxes. `blanks` says whether it can make them before it is known for what."""
-
-    blanks: bool
-
-    async def make(self, program: Program | None) -> Tree:
-        """A fresh tree, to be directed; for None a blank one. Errors: `sandbox_unavailable`."""
-        ...
-
-    def direct(self, tree: Tree, program: Program, mode: Literal["run", "check"]) -> None:
-        """Tell it what to import."""
-        ...
-
-    def watch(self, memory_mb: int) -> Watch | None:
-        """What watches a tree with this much memory."""
-        ...
-
-
-class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    """How many slots there are: pre-imported, blank, being made, and with a run in them."""
-
-    warm: int
-    blank: int
-    making: int
-    busy: int
 
 
 class _Slot:
@@ -75,7 +51,8 @@ class _Slot:
 class _Making:
     """A slot on its way. A run that comes meanwhile may claim it rather than have another made."""
 
-    def __init__(self) -> None:
+    def __init__(self, since: float) -> None:
+        self.since = since
         self.claimed: asyncio.Future[Tree | None] | None = None
 
     def claim(self) -> "asyncio.Future[Tree | None]":
@@ -126,7 +103,8 @@ class Slots:
         self._wanted_blanks = min(blanks, most) if maker.blanks and memory_mb else 0
         self._versions: dict[Key, _Version] = {}
         self._blanks: list[_Slot] = []
-        self._making_blanks = 0
+        self._making_blanks: list[_Making] = []
+        self._idle: dict[Tree, _Slot] = {}
         self._trees: set[Tree] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._busy = 0
@@ -142,7 +120,7 @@ class Slots:
         return Counts(
             warm=sum(len(version.ready) for version in self._versions.values()),
             blank=len(self._blanks),
-            making=making + self._making_blanks,
+            making=making + len(self._making_blanks),
             busy=self._busy,
         )
 
@@ -152,8 +130,7 @@ class Slots:
 
     async def run(self, program: Program, payload: bytes, on_output: OnOutput) -> Outcome:
         """Call the entrypoint with a payload, in a warm slot if there is one. As `domain.ports.Sandbox.run`."""
-        version = self._versions.setdefault(key(program), _Version(program))
-        version.program = program
+        version = self._version(program)
         version.demand.begin(self._clock())
         self._busy += 1
         request = frame(payload)
@@ -181,8 +158,7 @@ class Slots:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._blanks.clear()
-        self._versions.clear()
+        self._idle.clear()
         for tree in list(self._trees):
             await tree.end()
 
@@ -201,9 +177,15 @@ class Slots:
 
     # one run
 
+    def _version(self, program: Program) -> _Version:
+        """What is known of this program's version. The dictionary is in the order of use."""
+        found = self._versions.pop(key(program), None) or _Version(program)
+        self._versions[key(program)] = found
+        found.program = program
+        return found
+
     async def _in(self, tree: Tree, request: bytes, program: Program, on_output: OnOutput, since: Stage) -> Ending:
-        if self._refilling is None:
-            self._refilling = asyncio.get_running_loop().call_later(REFILL_AFTER, self._refill)
+        self._refill_after(REFILL_AFTER)
         return await tree.run(request, program.timeout, on_output, since, early=True)
 
     async def _warm(self, version: _Version, program: Program) -> Tree | None:
@@ -212,7 +194,7 @@ class Slots:
         for slot in [one for one in version.ready if one.of != of or self._old(one, now)]:
             self._drop(version.ready, slot)
         if version.ready:
-            return version.ready.pop(0).tree
+            return self._taken(version.ready)
         waiting = version.unclaimed()
         if not waiting:
             return None
@@ -231,7 +213,7 @@ class Slots:
     async def _cold(self, program: Program, request: bytes, on_output: OnOutput) -> Outcome:
         for attempt in range(ATTEMPTS):
             if self._blanks and attempt == 0:
-                tree = self._blanks.pop(0).tree
+                tree = self._taken(self._blanks)
                 tree.resume(None)
             else:
                 tree = await self._made(program)
@@ -256,38 +238,63 @@ class Slots:
             self._trees.discard(tree)
         return tree
 
+    def _taken(self, slots: list[_Slot]) -> Tree:
+        tree = slots.pop(0).tree
+        del self._idle[tree]
+        return tree
+
     def _gone(self, tree: Tree) -> None:
         self._trees.discard(tree)
-        for slots in (self._blanks, *(version.ready for version in self._versions.values())):
-            for slot in slots:
-                if slot.tree is tree:
-                    _log.info("an idle slot ended and is replaced", status=tree.ending.status)
-                    slots.remove(slot)
-                    self._refill()
-                    return
+        if self._idle.pop(tree, None) is None:
+            return
+        _log.info("an idle slot ended and is replaced", status=tree.ending.status)
+        again = self._clock() + DIED_PAUSE
+        self._blanks = [slot for slot in self._blanks if slot.tree is not tree]
+        for version in self._versions.values():
+            if any(slot.tree is tree for slot in version.ready):
+                version.ready = [slot for slot in version.ready if slot.tree is not tree]
+                # Not at once: whatever killed it, a lack of memory say, may do it again.
+                version.paused_until = max(version.paused_until, again)
+        self._refill_after(DIED_PAUSE)
+
+    def _refill_after(self, seconds: float) -> None:
+        if self._refilling is None:
+            self._refilling = asyncio.get_running_loop().call_later(seconds, self._refill)
 
     def _refill(self) -> None:
         if self._refilling is not None:
             self._refilling.cancel()
             self._refilling = None
-        if self._closed or not self._budget:
+        if self._closed:
             return
-        now = self._clock()
-        underway = self._making_blanks + sum(len(version.unclaimed()) for version in self._versions.values())
-        if now >= self._blank_pause:
-            for _ in range(self._wanted_blanks - len(self._blanks) - self._making_blanks):
-                if underway < REFILLS and self._room(GUESS, None):
-                    underway += 1
-                    self._making_blanks += 1
-                    self._begin(self._make_blank())
-        for version in self._by_use():
-            while underway < REFILLS and version.missing(now) > 0 and self._room(version.memory, version):
-                underway += 1
-                making = _Making()
-                version.making.append(making)
-                self._begin(self._make_warm(version, making))
         if self._ticking is None and (self._versions or self._blanks):
             self._ticking = asyncio.get_running_loop().call_later(TICK, self._tick)
+        if not self._budget:
+            return
+        now = self._clock()
+        free = self._free(now)
+        if now >= self._blank_pause:
+            missing = self._wanted_blanks - len(self._blanks) - len(self._making_blanks)
+            for _ in range(min(missing, free)):
+                if self._room(GUESS, None):
+                    free -= 1
+                    making = _Making(now)
+                    self._making_blanks.append(making)
+                    self._begin(self._make_blank(making))
+        for version in reversed(self._versions.values()):
+            for _ in range(min(version.missing(now), free)):
+                if not self._room(version.memory, version):
+                    return  # and those that were used less recently have less of a claim
+                free -= 1
+                making = _Making(now)
+                version.making.append(making)
+                self._begin(self._make_warm(version, making))
+
+    def _free(self, now: float) -> int:
+        """How many more slots may be made that nobody waits for."""
+        underway = [*self._making_blanks, *(one for version in self._versions.values() for one in version.unclaimed())]
+        quick = [one for one in underway if now - one.since < SLOW]
+        return max(0, min(REFILLS - len(quick), MOST_UNDERWAY - len(underway)))
 
     def _tick(self) -> None:
         self._ticking = None
@@ -302,79 +309,80 @@ class Slots:
         self._tasks.discard(task)
         self._refill()
 
-    async def _make_blank(self) -> None:
+    async def _make_blank(self, making: _Making) -> None:
+        tree, kept = None, False
         try:
             tree = await self._made(None)
             if await tree.reach(Stage.BLANK, CHECK_SECONDS):
                 memory = await tree.pause()
-                if memory is not None and not self._closed and not tree.gone:
-                    self._blanks.append(_Slot(tree, self._clock(), memory, None))
-                    return
-            tree.kill()
-            self._blank_pause = self._clock() + DIED_PAUSE
+                kept = not tree.gone and not self._closed
+                if kept:
+                    self._blanks.append(self._wait(tree, memory or GUESS, None))
         except DomainError as error:
             _log.warning("cannot make a blank slot", reason=error.detail)
-            self._blank_pause = self._clock() + DIED_PAUSE
         finally:
-            self._making_blanks -= 1
+            self._making_blanks.remove(making)
+            if not kept:
+                self._blank_pause = self._clock() + DIED_PAUSE
+                if tree is not None:
+                    tree.kill()
 
     async def _make_warm(self, version: _Version, making: _Making) -> None:
         tree, kept = None, False
+        program, of = version.program, identity(version.program)
         try:
-            program, of = version.program, identity(version.program)
             tree = await self._made(program)
             self._maker.direct(tree, program, "run")
-            if not await tree.reach(Stage.IMPORTED, CHECK_SECONDS):
-                died = tree.gone and not tree.ending.answer
-                version.paused_until = self._clock() + (DIED_PAUSE if died else FAILED_PAUSE)
-                return
-            kept = making.hand(tree)
-            if kept:
-                return
-            memory = await tree.pause()
-            kept = making.hand(tree) or self._keep(version, tree, memory, of)
+            if await tree.reach(Stage.IMPORTED, CHECK_SECONDS):
+                kept = making.hand(tree)
+                if not kept:
+                    memory = await tree.pause()
+                    kept = making.hand(tree) or self._keep(version, tree, memory, of)
         except DomainError as error:
             _log.warning("cannot make a warm slot", reason=error.detail)
-            version.paused_until = self._clock() + DIED_PAUSE
         finally:
             version.making.remove(making)
             making.hand(None)
-            if tree is not None and not kept:
-                tree.kill()
+            if not kept:
+                # A version that cannot wait runs cold, and its run says what is wrong with it.
+                by_itself = tree is None or (tree.gone and tree.ending.killed and not tree.loud)
+                version.paused_until = self._clock() + (DIED_PAUSE if by_itself else FAILED_PAUSE)
+                if tree is not None:
+                    tree.kill()
 
     def _keep(self, version: _Version, tree: Tree, memory: int | None, of: Identity | None) -> bool:
-        if tree.gone or self._closed:
-            return False
-        if memory is None:
-            # It started processes, which no signal to the first of them stops.
-            version.paused_until = self._clock() + FAILED_PAUSE
+        """Whether a slot waits from here on. Not if it started processes: no signal to the first stops those."""
+        if tree.gone or self._closed or memory is None:
             return False
         version.memory = max(memory, 1 << 20)
         if not self._room(version.memory, version):
-            version.paused_until = self._clock() + FAILED_PAUSE
             return False
-        version.ready.append(_Slot(tree, self._clock(), version.memory, of))
+        version.ready.append(self._wait(tree, version.memory, of))
         return True
+
+    def _wait(self, tree: Tree, memory: int, of: Identity | None) -> _Slot:
+        slot = self._idle[tree] = _Slot(tree, self._clock(), memory, of)
+        return slot
 
     def _room(self, memory: int, wanting: _Version | None) -> bool:
         """Make room for one more slot, if need be at the cost of versions that were used less recently."""
         while not self._fits(memory):
-            others = [one for one in self._by_use() if one.ready and one is not wanting]
-            if wanting is None or not others or others[-1].demand.used >= wanting.demand.used:
+            if wanting is None:
                 return False
-            self._drop(others[-1].ready, others[-1].ready[0])
+            other = next((one for one in self._versions.values() if one.ready or one is wanting), wanting)
+            if other is wanting:
+                return False
+            self._drop(other.ready, other.ready[0])
         return True
 
     def _fits(self, memory: int) -> bool:
-        idle = [*self._blanks, *(slot for version in self._versions.values() for slot in version.ready)]
-        return len(idle) < self._most and sum(slot.memory for slot in idle) + memory <= self._budget
-
-    def _by_use(self) -> list[_Version]:
-        return sorted(self._versions.values(), key=lambda version: version.demand.used, reverse=True)
+        held = sum(slot.memory for slot in self._idle.values())
+        return len(self._idle) < self._most and held + memory <= self._budget
 
     def _old(self, slot: _Slot, now: float) -> bool:
         return now - slot.made > MAX_AGE
 
     def _drop(self, slots: list[_Slot], slot: _Slot) -> None:
         slots.remove(slot)
+        del self._idle[slot.tree]
         slot.tree.kill()

@@ -1,20 +1,15 @@
 """One fenced process tree: fed, listened to, watched and killed as a whole. Callbacks and one future, no tasks."""
 
 import asyncio
-import contextlib
-import enum
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Final, Protocol
-
-import msgspec
 
 from domain.ports import OnOutput, Stream
 from infra.sandbox.cgroups import Group
-from infra.sandbox.watch import Watch, descendants
+from infra.sandbox.ending import MARKS, Ending, Stage, StartFailed
+from infra.sandbox.watch import Watch, at_rest
 
 CHUNK: Final = 64 * 1024
 # Output is read at full speed up to FLOOD bytes, and then a chunk per PAUSE seconds.
@@ -24,51 +19,6 @@ PAUSE: Final = 0.001
 PIPE_MOST: Final = 1 << 20
 # What a tree may print before anybody listens: while its code is imported ahead of the run.
 KEPT: Final = 64 * 1024
-# How often, half a millisecond apart, to look whether a stopped process has stopped.
-STOP_LOOKS: Final = 100
-
-
-class StartFailed(Exception):
-    """The fence could not be built. The message says why, in the words of whoever built it."""
-
-
-class Stage(enum.IntEnum):
-    """How far a tree has come, as the bytes before its answer say. Whoever lies about it harms its own run alone."""
-
-    STARTED = 0
-    BLANK = 1  # the fence is prepared and waits to be told which code it is for
-    FENCED = 2  # what runs now is the guest, and all it prints is the agent's
-    IMPORTED = 3
-    TAKEN = 4  # the payload has been read: from here on a run is never repeated
-
-
-_MARKS: Final = {b".": Stage.BLANK, b"+": Stage.FENCED, b"=": Stage.IMPORTED, b"!": Stage.TAKEN}
-
-
-class Ending(msgspec.Struct, kw_only=True):
-    """How a process tree ended. `answer` is what it wrote, without its marks.
-
-    `lost` says why nobody can know the status: whoever was to tell it is gone.
-    """
-
-    stage: Stage = Stage.STARTED
-    status: int | None = None
-    lost: str | None = None
-    answer: bytes = b""
-    overflow: bool = False
-    timed_out: bool = False
-    killed_for: str | None = None
-
-    @property
-    def killed(self) -> bool:
-        """Whether a signal from outside ended it, as far as one can know."""
-        return self.status is None or self.status < 0 or self.status > 128
-
-    @property
-    def untouched(self) -> bool:
-        """Whether it died by itself before it had read the payload, so that another may be given it."""
-        stopped = self.timed_out or self.overflow or self.killed_for is not None
-        return self.stage < Stage.TAKEN and not self.answer and not stopped
 
 
 class Leader(Protocol):
@@ -145,6 +95,8 @@ class Tree:
         self._done: asyncio.Future[None] = self._loop.create_future()
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self.ending = Ending()
+        # Whether it printed more than is kept while nobody listened.
+        self.loud = False
         # Called once when the tree has ended, however it came to that.
         self.on_gone: Callable[[], None] | None = None
         self._loop.add_reader(self._answer, self._read_answer)
@@ -230,7 +182,7 @@ class Tree:
         self._watch = None
         self._cancel("look")
         self._leader.signal(signal.SIGSTOP)
-        return await asyncio.to_thread(_at_rest, self._leader.pid1)
+        return await asyncio.to_thread(at_rest, self._leader.pid1)
 
     def resume(self, watch: Watch | None) -> None:
         """Let it run again."""
@@ -287,7 +239,7 @@ class Tree:
 
     def _take(self, part: bytes) -> None:
         self._received += part
-        while (mark := _MARKS.get(bytes(self._received[:1]))) is not None and mark > self.ending.stage:
+        while (mark := MARKS.get(bytes(self._received[:1]))) is not None and mark > self.ending.stage:
             del self._received[:1]
             if self.ending.stage < Stage.FENCED <= mark:
                 for stream, fd in self._streams.items():
@@ -329,6 +281,7 @@ class Tree:
         if self._on_output is None or self.ending.stage < self._since:
             self._kept.append((stream, data))
             if sum(len(kept) for _, kept in self._kept) > KEPT:
+                self.loud = True
                 self.kill()
             return
         try:
@@ -430,28 +383,3 @@ def _rest(fd: int) -> Iterator[bytes]:
         if not part:
             return
         yield part
-
-
-def _at_rest(pid: int | None) -> int | None:
-    if pid is None or not _stopped(pid) or descendants(pid):
-        return None
-    return _private(pid)
-
-
-def _stopped(pid: int) -> bool:
-    """Whether a process and all its threads stop, or end, within `STOP_LOOKS` looks."""
-    for _ in range(STOP_LOOKS):
-        with contextlib.suppress(OSError):
-            tasks = [Path(f"/proc/{pid}/task/{task}/stat") for task in os.listdir(f"/proc/{pid}/task")]
-            if all(stat.read_text().rsplit(")", 1)[1].split()[0] in ("T", "t", "Z", "X") for stat in tasks):
-                return True
-        time.sleep(0.0005)
-    return False
-
-
-def _private(pid: int) -> int:
-    """Bytes of memory that a process shares with no other."""
-    with contextlib.suppress(OSError, ValueError):
-        lines = [line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
-        return sum(int(line[1]) for line in lines if line[0].startswith("Private_")) * 1024
-    return 0

@@ -9,10 +9,11 @@ from domain.errors import DomainError
 from domain.executions import DEFAULT_MEMORY_MB
 from domain.ports import ArchiveLimits, OnOutput, Outcome, Program, SandboxStatus, Stream, Unpacked
 from infra.sandbox.bubblewrap import GUEST, UPLOADED, BubblewrapSandbox
+from infra.sandbox.ending import StartFailed
 from infra.sandbox.forkserver.client import ForkServer
 from infra.sandbox.guests import outcome
-from infra.sandbox.slots import Counts, Slots
-from infra.sandbox.tree import StartFailed
+from infra.sandbox.maker import Counts
+from infra.sandbox.slots import Slots
 
 _log = structlog.get_logger("paddock.sandbox")
 

@@ -8,6 +8,8 @@ from typing import Final
 
 # Counting shared pages once is costly, so it is not done more often than this, in seconds.
 EXACT: Final = 0.3
+# How often, half a millisecond apart, to look whether a stopped process has stopped.
+STOP_LOOKS: Final = 100
 
 
 class Watch:
@@ -75,4 +77,30 @@ def _proportional(pid: int) -> int:
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024
+    return 0
+
+
+def at_rest(pid: int | None) -> int | None:
+    """The bytes that a process alone holds, once it and all its threads have stopped; None if it is not alone."""
+    if pid is None or not stopped(pid) or descendants(pid):
+        return None
+    return _private(pid)
+
+
+def stopped(pid: int) -> bool:
+    """Whether a process and all its threads stop, or end, within `STOP_LOOKS` looks."""
+    for _ in range(STOP_LOOKS):
+        with contextlib.suppress(OSError):
+            tasks = [Path(f"/proc/{pid}/task/{task}/stat") for task in os.listdir(f"/proc/{pid}/task")]
+            if all(stat.read_text().rsplit(")", 1)[1].split()[0] in ("T", "t", "Z", "X") for stat in tasks):
+                return True
+        time.sleep(0.0005)
+    return False
+
+
+def _private(pid: int) -> int:
+    """Bytes of memory that a process shares with no other."""
+    with contextlib.suppress(OSError, ValueError):
+        lines = [line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
+        return sum(int(line[1]) for line in lines if line[0].startswith("Private_")) * 1024
     return 0

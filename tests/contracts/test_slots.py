@@ -19,6 +19,7 @@ from infra.sandbox import demand, slots
 from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.demand import Demand
 from infra.sandbox.forkserver.client import LOST, ForkServer
+from infra.sandbox.maker import Counts
 from infra.sandbox.slots import Slots
 from infra.sandbox.warm import WarmSandbox, sandbox_for_runs
 from infra.sandbox.watch import descendants
@@ -86,10 +87,10 @@ def _stopped() -> list[int]:
     return found
 
 
-async def _quiet(sandbox: WarmSandbox, count: int = 2) -> None:
+async def _quiet(sandbox: WarmSandbox, count: int = 1) -> None:
     """All slots that shall wait are there: `count` of the version, and the blank ones."""
     blanks = slots.BLANKS if sandbox.slots._maker.blanks else 0
-    await _until(lambda: (sandbox.counts.warm, sandbox.counts.blank, sandbox.counts.making) == (count, blanks, 0))
+    await _until(lambda: sandbox.counts.warm >= count and (sandbox.counts.blank, sandbox.counts.making) == (blanks, 0))
 
 
 async def test_a_version_that_was_used_waits_for_its_next_run(warm, code) -> None:
@@ -146,12 +147,12 @@ async def test_slots_that_are_killed_all_the_time_cost_no_run(warm, code) -> Non
             await asyncio.sleep(0.02)
 
     killing = asyncio.create_task(kill())
-    for _ in range(30):
-        assert (await _run(warm, program))["calls"] == 1
-        await asyncio.sleep(0.02)
+    async with asyncio.timeout(30):
+        while killed < 5:
+            assert (await _run(warm, program))["calls"] == 1
+            await asyncio.sleep(0.02)
     stop = True
     await killing
-    assert killed > 3
 
 
 async def test_other_code_under_the_same_name_never_meets_an_old_slot(warm, code) -> None:
@@ -201,6 +202,8 @@ async def test_a_version_that_is_not_used_cools_down(code) -> None:
     try:
         program = _program(code)
         await _run(pool, program)
+        await _until(lambda: pool.counts.warm == 1)
+        await _run(pool, program)
         await _until(lambda: pool.counts.warm == 2)
         first = set(_stopped())
         now += demand.COOL + 1
@@ -213,7 +216,7 @@ async def test_a_version_that_is_not_used_cools_down(code) -> None:
         assert not first & set(_stopped()), "and another took its place"
         now += demand.COLD
         pool.look()
-        assert pool.counts == slots.Counts(warm=0, blank=0, making=0, busy=0)
+        assert pool.counts == Counts(warm=0, blank=0, making=0, busy=0)
         await _until(lambda: not _stopped())
     finally:
         await pool.close()
@@ -225,13 +228,13 @@ async def test_idle_slots_keep_to_their_memory_and_the_least_recently_used_give_
     first, second = _program(code, source), _program(code.with_name("second"), source)
     big = _program(code.with_name("big"), source.replace("20 << 20", "80 << 20"))
     try:
-        await _run(pool, first)
-        await _until(lambda: pool.counts.warm == 2)
-        assert (await _run(pool, first))["waited"]
-        await _until(lambda: pool.counts.warm == 2)
-        await _run(pool, second)
-        await _until(lambda: (pool.counts.warm, pool.counts.making) == (2, 0) and len(_stopped()) == 2)
-        assert (await _run(pool, second))["waited"], "the version used last has the slots"
+        for program in (first, second):
+            await _run(pool, program)
+            await _until(lambda: pool.counts.warm >= 1)
+            await _run(pool, program)
+            await _until(lambda: (pool.counts.warm, pool.counts.making) == (2, 0) and len(_stopped()) == 2)
+            assert (await _run(pool, program))["waited"], "the version used last has the slots"
+            await _until(lambda: pool.counts.making == 0)
         await _run(pool, big)
         await _until(lambda: pool.counts.making == 0)
         assert (await _run(pool, big))["waited"] is False, "what does not fit is not kept"
@@ -263,6 +266,7 @@ async def test_what_an_import_prints_is_in_every_run_s_log_once(warm, code, amou
 
         assert (await warm.run(program, b"{}", hear)).error_type is None
         assert heard == {"stdout": b"i" * amount + b"\ncalled\n", "stderr": b"err\n"}
+        await asyncio.sleep(0.02)
         await _until(lambda: warm.counts.making == 0)
     assert warm.counts.warm == (2 if amount == 10 else 0)
 
@@ -279,7 +283,7 @@ async def test_a_slot_that_waits_gets_no_processor_time(warm, code) -> None:
     before = spent()
     await asyncio.sleep(0.3)
     assert spent() == before
-    assert len(before) >= 2
+    assert before
     assert (await _run(warm, program))["waited"]
 
 
@@ -392,9 +396,14 @@ def test_how_many_slots_a_version_deserves() -> None:
     assert one.wanted(101 + demand.COOL) == 1
     assert one.wanted(101 + demand.COLD) == 0
     one.begin(1000)
-    assert one.wanted(1000 + demand.COLD) == demand.LEAST, "it runs all the time"
+    assert one.wanted(1000 + demand.COLD) == 1, "it runs all the time"
     one.end(1400)
-    assert one.wanted(1401) == demand.LEAST, "an old peak is forgotten"
+    assert one.wanted(1401) == 1, "an old peak is forgotten"
+    one.begin(1402)
+    one.end(1402)
+    one.begin(1402)
+    one.end(1402)
+    assert one.wanted(1402) == demand.LEAST
     for _ in range(100):
         one.begin(1402)
     assert one.wanted(1402) == demand.MOST_PER_VERSION

@@ -19,6 +19,7 @@ from domain.executions import DEFAULT_MEMORY_MB
 from domain.ports import Program
 from infra.sandbox import seccomp
 from infra.sandbox.cgroups import Cgroups, Group
+from infra.sandbox.ending import StartFailed
 from infra.sandbox.fence import (
     EMPTY_FILES,
     EMPTY_FOLDERS,
@@ -33,7 +34,7 @@ from infra.sandbox.fence import (
 )
 from infra.sandbox.guests import ANSWER_BYTES, head, unavailable, watch
 from infra.sandbox.process import stage_folder
-from infra.sandbox.tree import Pipes, StartFailed, Tree
+from infra.sandbox.tree import Pipes, Tree
 from infra.sandbox.users import free_uid, take_uid
 from infra.sandbox.watch import Watch
 
