@@ -21,8 +21,10 @@ _log = structlog.get_logger("paddock.sandbox")
 class WarmSandbox:
     """Runs in slots of a pool; everything else is bubblewrap's, cold. `close` leaves no process behind."""
 
-    def __init__(self, base: BubblewrapSandbox, server: ForkServer | None, warm_memory_mb: int) -> None:
-        self._base, self._server = base, server
+    def __init__(
+        self, base: BubblewrapSandbox, server: ForkServer | None, warm_memory_mb: int, problem: str | None = None
+    ) -> None:
+        self._base, self._server, self._problem = base, server, problem
         self.slots = Slots(server or base, warm_memory_mb)
 
     @property
@@ -32,7 +34,12 @@ class WarmSandbox:
 
     async def status(self) -> SandboxStatus:
         """Whether code can be isolated here."""
-        return await self._base.status()
+        status = await self._base.status()
+        if status.available and self._server is not None and self._problem is not None:
+            self._problem = await _problem(self._server)
+            if self._problem is not None:
+                return SandboxStatus(available=False, reason=f"The fork server does not work: {self._problem}")
+        return status
 
     async def run(self, program: Program, payload: bytes, on_output: OnOutput) -> Outcome:
         """Call the entrypoint with a payload, in a warm slot if there is one."""
@@ -62,7 +69,7 @@ async def sandbox_for_runs(
 ) -> WarmSandbox:
     """The sandbox of a run worker. `auto` takes the fork server where it works and says why where it does not."""
     base = BubblewrapSandbox(bwrap=bwrap)
-    server = None
+    server = problem = None
     if how != "bubblewrap":
         server = ForkServer()
         problem = await _problem(server)
@@ -71,7 +78,7 @@ async def sandbox_for_runs(
             if how == "auto":
                 await server.close()
                 server = None
-    made = WarmSandbox(base, server, warm_memory_mb)
+    made = WarmSandbox(base, server, warm_memory_mb, problem)
     made.slots.begin()
     return made
 

@@ -2,7 +2,8 @@
 
 A process of its own, so that it can be an ordinary user: `python -m tests.attacks.runner WAY`, where WAY is
 `bubblewrap`, `forkserver`, or one of them with `-warm`. Reads a JSON list of `[attack, [guards to take
-away]]`, prints a JSON object per line. With `remains` behind WAY: what one run leaves for the next.
+away]]`, prints a JSON object per line. With `remains` behind WAY: what one run leaves for the next. With `outlive
+NAME GUARDS`: runs an agent that wants to go on, and waits to be killed.
 """
 
 import asyncio
@@ -147,12 +148,22 @@ async def _remaining(sandbox: WarmSandbox, code: Path, kind: str, do: list[str])
 
 async def main() -> None:
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    if sys.argv[2:] == ["remains"]:
-        with tempfile.TemporaryDirectory(prefix="paddock-attack-", dir="/var/tmp") as folder:
-            os.chmod(folder, 0o755)
-            await remains(sys.argv[1], Path(folder))
-    else:
+    if len(sys.argv) == 2:
         await attacks()
+        return
+    with tempfile.TemporaryDirectory(prefix="paddock-attack-", dir="/var/tmp") as folder:
+        os.chmod(folder, 0o755)
+        if sys.argv[2] == "remains":
+            await remains(sys.argv[1], Path(folder))
+        else:
+            await outlive(sys.argv[1], Path(folder), *sys.argv[3:])
+
+
+async def outlive(way: str, code: Path, name: str, guards: str) -> None:
+    (code / "agent.py").write_bytes((Path(__file__).parent / "agent.py").read_bytes())
+    program = Program(code=code, environment=None, entrypoint="agent:outlive", timeout=50, memory_mb=MEMORY)
+    sandbox = _sandbox(way, guards.split(",") if guards else [])
+    await sandbox.run(program, json.dumps({"name": name}).encode(), lambda _, data: print(data.decode(), flush=True))
 
 
 async def attacks() -> None:

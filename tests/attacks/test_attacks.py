@@ -1,10 +1,13 @@
 """Every attack is held by the whole fence, and gets through when the guards named beside it are taken away."""
 
+import contextlib
 import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,6 +182,48 @@ def test_nothing_is_left_behind_for_the_next_run(user: str, way: str) -> None:
         assert one["together"]["found"] is True, f"{one['kind']} is not looked for properly"
         assert [run["found"] for run in one["apart"]] == [None, False, None, False, False], one["kind"]
         assert all(run["waited"] for run in one["apart"]), "these were no warm slots"
+
+
+# The fork server's slots live in its process namespace and end with it; those of bubblewrap are sent a signal.
+@pytest.mark.parametrize(
+    ("outliving", "without", "lives"),
+    [
+        ("bubblewrap", "", False),
+        ("bubblewrap", "seccomp", True),
+        ("forkserver", "", False),
+        ("forkserver", "seccomp", False),
+        ("forkserver", "seccomp,processes", True),
+    ],
+)
+def test_no_agent_outlives_its_worker(user: str, outliving: str, without: str, lives: bool) -> None:
+    name = f"pdk-{os.getpid() % 10000}-{len(without)}{outliving[0]}"
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.attacks.runner", outliving, "outlive", name, without],
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        preexec_fn=_ordinary_user(54321) if user == "ordinary" and os.geteuid() == 0 else None,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]), "HOME": "/tmp"},
+    ) as runner:
+        assert runner.stdout is not None
+        assert runner.stdout.readline() == b"here\n"
+        assert _named(name)
+        runner.kill()
+    for _ in range(200):
+        if not (left := _named(name)):
+            break
+        time.sleep(0.01)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert bool(left) is lives
+
+
+def _named(name: str) -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (folder / "comm").read_text().strip() == name:
+                found.append(int(folder.name))
+    return found
 
 
 async def test_every_attack_on_the_path_of_executions(home: Tenant, system) -> None:

@@ -101,7 +101,7 @@ async def test_cancelling_at_any_moment_kills_and_frees(cold, code, delay: float
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert (_descriptors(), len(asyncio.all_tasks())) == before
+    await _as_before(*before)
 
 
 def _bwraps() -> set[int]:
@@ -235,6 +235,7 @@ def test_the_filter_s_verdicts() -> None:
                 "mount": 165,
                 "keyctl": 250,
                 "mmap": 9,
+                "prctl": 157,
             },
         ),
         (
@@ -251,6 +252,7 @@ def test_the_filter_s_verdicts() -> None:
                 "mount": 40,
                 "keyctl": 219,
                 "mmap": 222,
+                "prctl": 167,
             },
         ),
     ):
@@ -276,6 +278,9 @@ def test_the_filter_s_verdicts() -> None:
         assert verdict("mmap", 0, 4096, 3, 0x01) == allow
         assert verdict("mmap", 0, 4096, 3, 0x21) == eperm
         assert verdict("mmap", 0, 4096, 3, 0x23) == eperm
+        assert verdict("prctl", 1, 0) == eperm
+        assert verdict("prctl", 1, 9) == allow
+        assert verdict("prctl", 15, 0) == allow
         assert verdict("ioctl", 0, 0x5412) == eperm
         assert verdict("ioctl", 0, 0x5401) == allow
         assert _verdict(data, arch, 9999) == enosys

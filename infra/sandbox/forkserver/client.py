@@ -247,6 +247,7 @@ class ForkServer:
         self._numbers = itertools.count()
         self._lock = asyncio.Lock()
         self._server: _Server | None = None
+        self._renewing: asyncio.Task[None] | None = None
         self._retired: list[_Server] = []
         self._closed = False
 
@@ -275,6 +276,9 @@ class ForkServer:
     async def close(self) -> None:
         """End every server and every slot."""
         self._closed = True
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.wait([self._renewing])
         async with self._lock:
             servers = [*self._retired, *([self._server] if self._server else [])]
         for server in servers:
@@ -296,12 +300,18 @@ class ForkServer:
             Pipes.close(pipes.theirs)
         tree = Tree(forked, pipes, ANSWER_BYTES)
         try:
-            await forked.made
+            async with asyncio.timeout(START_SECONDS):
+                await forked.made
             if self.fence.has("cgroup") and forked.pid1 is not None:
                 joining = asyncio.get_running_loop().run_in_executor(None, self._group, memory_mb, forked.pid1)
                 joining.add_done_callback(lambda joined: tree.belongs_to(joined.result()))
                 # Whoever is cancelled meanwhile leaves a group that goes with the tree all the same.
                 await asyncio.shield(joining)
+        except TimeoutError:
+            # It hangs, and with it everything that comes after.
+            server.end()
+            await tree.end()
+            raise StartFailed("the fork server does not answer") from None
         except BaseException:
             await tree.end()
             raise
@@ -317,23 +327,37 @@ class ForkServer:
         async with self._lock:
             if self._closed:
                 raise StartFailed("the worker is ending")
-            server = self._server
-            if server is not None and server.gone.done():
+            if self._server is not None and self._server.gone.done():
                 _log.warning("the fork server is gone and is started again")
-                server = None
-            if server is None or server.worn:
-                started = _Server(self.fence)
-                try:
-                    await started.ready()
-                except BaseException:
-                    started.end()
-                    raise
-                if server is not None:
-                    self._retired = [old for old in self._retired if not old.gone.done()] + [server]
-                    server.retire()
-                self._server = started
-            assert self._server is not None
+                self._server = None
+            if self._server is None:
+                self._server = await self._started()
+            elif self._server.worn and self._renewing is None:
+                self._renewing = asyncio.create_task(self._renew(self._server))
             return self._server
+
+    async def _started(self) -> _Server:
+        started = _Server(self.fence)
+        try:
+            await started.ready()
+        except BaseException:
+            started.end()
+            await asyncio.shield(started.gone)
+            raise
+        return started
+
+    async def _renew(self, worn: _Server) -> None:
+        """Put a new server in the place of a worn one, which ends when its slots have."""
+        try:
+            started = await self._started()
+        except StartFailed as error:
+            _log.warning("the fork server cannot be renewed", reason=str(error))
+            return
+        finally:
+            self._renewing = None
+        self._server = started
+        self._retired = [old for old in self._retired if not old.gone.done()] + [worn]
+        worn.retire()
 
 
 def configuration(fence: Fence) -> dict[str, Any]:
