@@ -155,6 +155,43 @@ async def test_no_state_passes_from_one_run_to_the_next(sandbox, code) -> None:
         assert (await sandbox.run(program, b"{}", _ignore)).output == b"[1,[]]"
 
 
+async def test_not_even_its_own_interpreter_lies_on_a_mount_it_could_write_to(sandbox, code) -> None:
+    """A forked guest was not started beneath the root that it sees; `/proc/self/exe` leads past that root."""
+    program = _program(
+        code,
+        "import os\ndef handle(p):\n    return [os.fstatvfs(os.open('/proc/self/exe', os.O_RDONLY)).f_flag & os.ST_RDONLY]\n",
+    )
+    assert (await sandbox.run(program, b"{}", _ignore)).output == b"[1]"
+
+
+async def test_a_guest_finds_the_same_names_however_it_was_made(sandbox, code) -> None:
+    """Its own module comes before one of the standard library, and nothing of whoever made it is left."""
+    (code / "queue.py").write_text("MINE = 1\n")
+    program = _program(
+        code,
+        "import asyncio, os, queue, sys\n"
+        "async def handle(p):\n"
+        "    await asyncio.sleep(0)\n"
+        "    ours = sorted(name for name in sys.modules if name.startswith('infra'))\n"
+        "    return [queue.MINE, ours, sys.argv, sys.modules['__main__'].__file__, sorted(os.environ), sys.path[0], os.getpid()]\n",
+    )
+    outcome = await sandbox.run(program, b"{}", _ignore)
+    expected = [1, [], ["/guest/main.py"], "/guest/main.py", ["HOME", "LANG", "PATH", "TMPDIR"], "/agent", 1]
+    assert outcome.output is not None, outcome
+    told = msgspec.json.decode(outcome.output)
+    told[4] = [name for name in told[4] if name != "PWD"]
+    assert told == expected
+
+
+async def test_randomness_is_each_run_s_own(sandbox, code) -> None:
+    program = _program(
+        code,
+        "import os, random, uuid, tempfile\ndef handle(p): return [random.random(), os.urandom(8).hex(), str(uuid.uuid4()), tempfile.mktemp()]\n",
+    )
+    told = [msgspec.json.decode((await sandbox.run(program, b"{}", _ignore)).output or b"") for _ in range(6)]
+    assert all(len(set(column)) == 6 for column in zip(*told, strict=True))
+
+
 async def test_what_listening_raises_ends_the_run(sandbox, code) -> None:
     program = _program(code, "def handle(p):\n    while True: print('x' * 1000)\n")
 
