@@ -201,18 +201,17 @@ class Slots:
         claimed = waiting[0].claim()
         try:
             async with asyncio.timeout(program.timeout):
-                tree = await claimed
+                return await claimed
         except TimeoutError:
-            return None
+            return _handed(claimed)
         except asyncio.CancelledError:
-            if claimed.done() and not claimed.cancelled() and (made := claimed.result()) is not None:
-                made.kill()
+            if (tree := _handed(claimed)) is not None:
+                tree.kill()
             raise
-        return tree
 
     async def _cold(self, program: Program, request: bytes, on_output: OnOutput) -> Outcome:
-        for attempt in range(ATTEMPTS):
-            if self._blanks and attempt == 0:
+        for left in reversed(range(ATTEMPTS)):
+            if self._blanks and left:
                 tree = self._taken(self._blanks)
                 tree.resume(None)
             else:
@@ -222,15 +221,17 @@ class Slots:
                 ending = await self._in(tree, request, program, on_output, Stage.FENCED)
             except StartFailed as error:
                 # It never came to run anything of the agent's, so that another may, unless that would fail as well.
-                if not tree.ending.killed or attempt == ATTEMPTS - 1:
+                if not tree.ending.killed or not left:
                     raise unavailable(str(error)) from error
-                continue
-            return outcome(ending, program.timeout, program.memory_mb)
-        raise AssertionError
+            else:
+                return outcome(ending, program.timeout, program.memory_mb)
+        raise unavailable("every slot that was made for this run was killed")
 
     # making and letting go
 
     async def _made(self, program: Program | None) -> Tree:
+        if self._closed:
+            raise unavailable("the worker is ending")
         tree = await self._maker.make(program)
         self._trees.add(tree)
         tree.on_gone = functools.partial(self._gone, tree)
@@ -386,3 +387,8 @@ class Slots:
         slots.remove(slot)
         del self._idle[slot.tree]
         slot.tree.kill()
+
+
+def _handed(claimed: "asyncio.Future[Tree | None]") -> Tree | None:
+    """What was handed over in the very moment in which its receiver gave up."""
+    return claimed.result() if claimed.done() and not claimed.cancelled() else None

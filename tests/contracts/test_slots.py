@@ -133,6 +133,18 @@ async def test_idle_slots_that_die_cost_no_run_and_are_replaced(warm, code) -> N
     assert (await _run(warm, program))["waited"] is True
 
 
+async def test_a_blank_slot_that_dies_costs_no_run(code) -> None:
+    sandbox = await sandbox_for_runs("forkserver", None, 256)
+    try:
+        await _until(lambda: sandbox.counts.blank == slots.BLANKS)
+        for pid in _stopped():
+            os.kill(pid, signal.SIGKILL)
+        assert (await _run(sandbox, _program(code)))["calls"] == 1
+        await _quiet(sandbox)
+    finally:
+        await sandbox.close()
+
+
 async def test_slots_that_are_killed_all_the_time_cost_no_run(warm, code) -> None:
     program = _program(code)
     killed, stop = 0, False
