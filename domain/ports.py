@@ -7,7 +7,7 @@ contract suites in `tests/contracts/`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from pathlib import Path
@@ -119,7 +119,8 @@ class Blobs(Protocol):
 
 
 Stream = Literal["stdout", "stderr"]
-OnOutput = Callable[[Stream, bytes], Awaitable[None]]
+# Called between reads: it must not block. What it raises ends the run.
+OnOutput = Callable[[Stream, bytes], None]
 
 
 class Program(msgspec.Struct, frozen=True, kw_only=True):

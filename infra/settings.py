@@ -4,7 +4,7 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args, get_origin
 
 import msgspec
 
@@ -45,6 +45,8 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     port: int = 8000
     data_dir: str = ".paddock"
     bwrap: str = ""
+    sandbox: Literal["auto", "forkserver", "bubblewrap"] = "auto"
+    warm_memory_mb: int = 512
     docs: bool = True
     log_level: str = "INFO"
     cors_origins: tuple[str, ...] = ("http://localhost:3000", "http://localhost:8000")
@@ -126,6 +128,10 @@ def _parse(field: msgspec.structs.FieldInfo, text: str) -> Any:
             raise BadSettings(f"{name} must not be negative.")
         return number
     if field.type is str:
+        return text
+    if get_origin(field.type) is Literal:
+        if text not in get_args(field.type):
+            raise BadSettings(f"{name} must be one of {', '.join(get_args(field.type))}, not {text!r}.")
         return text
     return tuple(part.strip() for part in text.split(",") if part.strip())
 

@@ -14,7 +14,7 @@ from domain.errors import DomainError
 from domain.ports import Blobs, Outcome, Program, Sandbox, Store, Stream
 from infra.bundles import LIMITS, Bundles
 from infra.environments import Environments, folder_size
-from infra.sandbox.bubblewrap import CHECK_SECONDS
+from infra.sandbox.guests import CHECK_SECONDS
 from workers.leases import Holder, persist
 
 _log = structlog.get_logger("paddock.builds")
@@ -140,7 +140,7 @@ class Builder:
         heard = bytearray()
         size = 0
 
-        async def hear(_: Stream, data: bytes) -> None:
+        def hear(_: Stream, data: bytes) -> None:
             nonlocal size
             size += len(data)
             heard.extend(data[: SHOWN_OUTPUT - len(heard)])

@@ -16,12 +16,14 @@ from msgspec.structs import replace
 
 from domain.errors import DomainError
 from domain.jobs import LANES, Lane
+from domain.ports import Sandbox
 from domain.queues import WorkerInfo
 from infra import queue
 from infra.bundles import Bundles
 from infra.environments import Environments, forget_unused
 from infra.queue import BellWorker, arq_client
 from infra.sandbox.bubblewrap import BubblewrapSandbox
+from infra.sandbox.warm import WarmSandbox, sandbox_for_runs
 from infra.settings import Settings, worker_id
 from infra.telemetry import configure_logging
 from infra.wiring import Parts, wire
@@ -51,7 +53,8 @@ async def serve_lane(settings: Settings, lane: Lane) -> None:
     name = worker_id(lane)
     slots = settings.run_slots if lane == "run" else settings.build_slots
     async with wire(settings, f"paddock {lane}", rung=(lane,), heard=(lane,)) as parts:
-        sandbox = BubblewrapSandbox(bwrap=settings.bwrap or None)
+        warm = await _warm(settings) if lane == "run" else None
+        sandbox: Sandbox = warm or BubblewrapSandbox(bwrap=settings.bwrap or None)
         environments = Environments(settings.cache, parts.blobs, sandbox)
         bundles = Bundles(settings.cache, parts.blobs, sandbox, environments)
         holder = Holder(parts.store, parts.bell, parts.clock, lane, timedelta(seconds=settings.lease_seconds))
@@ -72,6 +75,12 @@ async def serve_lane(settings: Settings, lane: Lane) -> None:
         finally:
             await _gone(parts, name)
             await jobs.aclose()
+            if warm is not None:
+                await warm.close()
+
+
+async def _warm(settings: Settings) -> WarmSandbox:
+    return await sandbox_for_runs(settings.sandbox, settings.bwrap or None, settings.warm_memory_mb)
 
 
 async def serve_upkeep(settings: Settings) -> None:
@@ -102,7 +111,7 @@ def _info(parts: Parts, name: str, lane: str, slots: int) -> WorkerInfo:
     )
 
 
-async def _beat(parts: Parts, info: WorkerInfo, holder: Holder | None, sandbox: BubblewrapSandbox | None) -> None:
+async def _beat(parts: Parts, info: WorkerInfo, holder: Holder | None, sandbox: Sandbox | None) -> None:
     """Say every few seconds that this process lives, how busy it is, and whether it can isolate code."""
     told: str | None = None
     while True:

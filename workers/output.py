@@ -23,7 +23,7 @@ class Output:
         self._pending: list[Event] = []
         self._kept = self._dropped = self._lines = 0
 
-    async def take(self, stream: Stream, data: bytes) -> None:
+    def take(self, stream: Stream, data: bytes) -> None:
         """Accept a piece of output. Never blocks the agent on a database."""
         room = KEPT - self._kept
         self._dropped += max(0, len(data) - room)

@@ -18,11 +18,19 @@ class Group:
 
     def __init__(self, folder: Path, version: int) -> None:
         self._folder, self._version = folder, version
+        self.memory_mb = 0
 
     def join(self, pid: int) -> None:
         """Put a process into the group; what it starts from then on belongs to it as well."""
         with contextlib.suppress(OSError):
             (self._folder / "cgroup.procs").write_text(str(pid))
+
+    def limit(self, memory_mb: int) -> None:
+        """Bound its memory, in MiB. Errors: `OSError`."""
+        # Some room above the watch's limit, which gives the better message; this one cannot be outrun.
+        file = "memory.max" if self._version == 2 else "memory.limit_in_bytes"
+        self.memory_mb = memory_mb
+        (self._folder / file).write_text(str((memory_mb + 32) << 20))
 
     def ran_out(self) -> bool:
         """Whether the kernel killed something in it for memory."""
@@ -55,23 +63,20 @@ class Cgroups:
         if self._parent is None:
             return None
         folder = self._parent / f"paddock-{os.getpid()}-{next(self._numbers)}"
-        # Some room above the watch's limit, which gives the better message; this one cannot be outrun.
-        most = (memory_mb + 32) << 20
+        group = Group(folder, self._version)
         try:
             folder.mkdir()
+            group.limit(memory_mb)
             if self._version == 2:
-                (folder / "memory.max").write_text(str(most))
                 with contextlib.suppress(OSError):
                     (folder / "memory.swap.max").write_text("0")
                 with contextlib.suppress(OSError):
                     (folder / "memory.oom.group").write_text("1")
-            else:
-                (folder / "memory.limit_in_bytes").write_text(str(most))
         except OSError:
             with contextlib.suppress(OSError):
                 folder.rmdir()
             return None
-        return Group(folder, self._version)
+        return group
 
 
 def _writable(root: Path) -> tuple[Path | None, int]:

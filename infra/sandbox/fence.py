@@ -37,8 +37,10 @@ GUARDS: Final = frozenset(
 TMP: Final = "/tmp"  # noqa: S108 - inside the sandbox, where nobody else is
 TMP_BYTES: Final = 64 * 1024 * 1024
 SHM_BYTES: Final = 64 * 1024 * 1024
-_EMPTY_FOLDERS: Final = ("/proc/sys", "/proc/irq", "/proc/bus", "/proc/fs", "/proc/scsi", "/proc/acpi")
-_EMPTY_FILES: Final = (
+# All that an agent finds in its environment.
+ENVIRONMENT: Final = {"HOME": TMP, "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "TMPDIR": TMP}
+EMPTY_FOLDERS: Final = ("/proc/sys", "/proc/irq", "/proc/bus", "/proc/fs", "/proc/scsi", "/proc/acpi")
+EMPTY_FILES: Final = (
     "/proc/kcore",
     "/proc/keys",
     "/proc/key-users",
@@ -77,7 +79,7 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True):
     writable: bool = False
 
 
-def system_mounts() -> Iterator[tuple[str, ...]]:
+def system_mounts(fence: Fence) -> Iterator[tuple[str, str, str]]:
     """bwrap arguments for the libraries of the host: `/usr`, and the links or folders that lead into it."""
     yield "--ro-bind", "/usr", "/usr"
     for path in _LIBRARY_LINKS:
@@ -88,6 +90,10 @@ def system_mounts() -> Iterator[tuple[str, ...]]:
     for path in ("/etc/ld.so.cache", "/etc/alternatives"):
         if os.path.exists(path):
             yield "--ro-bind", path, path
+    if not fence.has("root"):
+        taken = (interpreter_root() or "/").split("/")[1]
+        for name in sorted({"boot", "etc", "home", "media", "opt", "root", "srv", "var"} - {taken}):
+            yield "--ro-bind-try", f"/{name}", f"/{name}"
 
 
 def interpreter_root() -> str | None:
@@ -114,27 +120,25 @@ def arguments(fence: Fence, mounts: list[Mount], seccomp_fd: int | None) -> list
     args += ["--unshare-uts", "--unshare-cgroup-try", "--hostname", "sandbox", "--uid", "65534", "--gid", "65534"]
     if fence.has("environment"):
         args.append("--clearenv")
-    args += ["--die-with-parent", "--setenv", "HOME", TMP, "--setenv", "PATH", "/usr/bin:/bin"]
-    args += ["--setenv", "LANG", "C.UTF-8", "--setenv", "TMPDIR", TMP]
+    args.append("--die-with-parent")
+    for name, value in ENVIRONMENT.items():
+        args += ["--setenv", name, value]
     if fence.has("userns"):
         args.append("--disable-userns")
     if fence.has("session"):
         args.append("--new-session")
     args += ["--cap-drop", "ALL"] if fence.has("capabilities") else ["--cap-add", "ALL"]
-    for mount in system_mounts():
+    for mount in system_mounts(fence):
         args += mount
-    if not fence.has("root"):
-        taken = (interpreter_root() or "/").split("/")[1]
-        for name in {"boot", "etc", "home", "media", "opt", "root", "srv", "var"} - {taken}:
-            args += ["--ro-bind-try", f"/{name}", f"/{name}"]
     for shown in mounts:
-        args += ["--bind" if shown.writable else "--ro-bind", shown.source, shown.target]
+        writable = shown.writable or (shown.target == "/agent" and not fence.has("read_only"))
+        args += ["--bind" if writable else "--ro-bind", shown.source, shown.target]
     args += ["--proc", "/proc"] if fence.has("processes") else ["--ro-bind", "/proc", "/proc"]
     if fence.has("proc_masks"):
-        for folder in _EMPTY_FOLDERS:
+        for folder in EMPTY_FOLDERS:
             if os.path.isdir(folder):
                 args += ["--tmpfs", folder, "--remount-ro", folder]
-        for file in _EMPTY_FILES:
+        for file in EMPTY_FILES:
             if os.path.exists(file):
                 args += ["--ro-bind", "/dev/null", file]
     # Mapping /dev/zero makes memory that belongs to nobody.

@@ -7,6 +7,7 @@ what is newer than our tables with ENOSYS, so that libc falls back to what it kn
 
 import errno
 import platform
+import signal
 import struct
 from typing import Final
 
@@ -19,6 +20,7 @@ _NR, _ARCH = 0, 4
 # CLONE_NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 _NEW_NAMESPACES: Final = 0x7E020080
 _AF_UNIX: Final = 1
+_PR_SET_PDEATHSIG: Final = 1
 _MAP_SHARED, _MAP_ANONYMOUS = 0x01, 0x20
 _TERMINAL_INJECTION: Final = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
 
@@ -56,7 +58,7 @@ def program(machine: str | None = None) -> bytes:
     if name == "x86_64":
         add(_JGE, 0x40000000, 0, 1)  # the x32 calls share our architecture but not our numbers
         add(_RET, _KILL)
-    special = {"clone", "clone3", "socketpair", "prlimit64", "ioctl", "mmap"}
+    special = {"clone", "clone3", "socketpair", "prlimit64", "ioctl", "mmap", "prctl"}
     for call, number in sorted(table.items()):
         if call not in special:
             add(_JEQ, number, 0, 1)
@@ -93,6 +95,15 @@ def program(machine: str | None = None) -> bytes:
     add(_JEQ, 0, 0, 1)
     add(_RET, _ALLOW)
     refuse(errno.EPERM)
+
+    # Whoever may unset the signal that comes with its parent's death outlives a worker that was killed.
+    add(_JEQ, table["prctl"], 0, 6)
+    add(_LD_ABS, _argument(0))
+    add(_JEQ, _PR_SET_PDEATHSIG, 0, 3)
+    add(_LD_ABS, _argument(1))
+    add(_JEQ, signal.SIGKILL, 1, 0)
+    refuse(errno.EPERM)
+    add(_RET, _ALLOW)
 
     add(_JEQ, table["ioctl"], 0, 2 + 2 * len(_TERMINAL_INJECTION))
     add(_LD_ABS, _argument(1))

@@ -1,47 +1,32 @@
 """Looking at a whole process tree while it runs: memory, and files in memory-backed folders."""
 
-import asyncio
 import contextlib
 import os
 import time
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 # Counting shared pages once is costly, so it is not done more often than this, in seconds.
 EXACT: Final = 0.3
-
-
-class Watched(Protocol):
-    """What can be watched: the first process of a sandbox, once it is known."""
-
-    pid1: int | None
+# How often, half a millisecond apart, to look whether a stopped process has stopped.
+STOP_LOOKS: Final = 100
 
 
 class Watch:
     """Looks at the whole tree while it runs: memory in MiB and files in memory-backed folders.
 
     Limits of single processes do not add up to a limit of the tree, and the size of a tmpfs does
-    not bound its inodes. A look costs a fraction of a millisecond; the first comes after one interval.
+    not bound its inodes. A look costs a fraction of a millisecond; the first is to come after one interval.
     """
 
     def __init__(self, memory_mb: int, max_files: int, interval: float = 0.05) -> None:
         self._memory = memory_mb << 20
         self._files = max_files
-        self._interval = interval
+        self.interval = interval
         self._looked = 0.0
 
-    async def over(self, watched: "Watched") -> str | None:
-        """Returns the reason when a limit is passed; the caller then kills the tree."""
-        while True:
-            await asyncio.sleep(self._interval)
-            if watched.pid1 is None:
-                continue
-            # In a thread: a tree of many processes takes milliseconds to look at.
-            reason = await asyncio.to_thread(self._look, watched.pid1)
-            if reason is not None:
-                return reason
-
-    def _look(self, pid: int) -> str | None:
+    def look(self, pid: int) -> str | None:
+        """The limit that the tree of this process has passed, as the reason to kill it, or None."""
         files, in_files = _files(pid)
         if files > self._files:
             return f"too_many_files:{files}"
@@ -92,4 +77,30 @@ def _proportional(pid: int) -> int:
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024
+    return 0
+
+
+def at_rest(pid: int | None) -> int | None:
+    """The bytes that a process alone holds, once it and all its threads have stopped; None if it is not alone."""
+    if pid is None or not stopped(pid) or descendants(pid):
+        return None
+    return _private(pid)
+
+
+def stopped(pid: int) -> bool:
+    """Whether a process and all its threads stop, or end, within `STOP_LOOKS` looks."""
+    for _ in range(STOP_LOOKS):
+        with contextlib.suppress(OSError):
+            tasks = [Path(f"/proc/{pid}/task/{task}/stat") for task in os.listdir(f"/proc/{pid}/task")]
+            if all(stat.read_text().rsplit(")", 1)[1].split()[0] in ("T", "t", "Z", "X") for stat in tasks):
+                return True
+        time.sleep(0.0005)
+    return False
+
+
+def _private(pid: int) -> int:
+    """Bytes of memory that a process shares with no other."""
+    with contextlib.suppress(OSError, ValueError):
+        lines = [line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
+        return sum(int(line[1]) for line in lines if line[0].startswith("Private_")) * 1024
     return 0

@@ -359,10 +359,23 @@ def stubborn(p):
         time.sleep(1)
 
 
+def outlive(p):
+    """Goes on when whoever started it is gone."""
+    libc.prctl(15, p["name"].encode())
+    libc.prctl(1, 0)
+    sys.stdout.write("here\n")
+    sys.stdout.flush()
+    time.sleep(60)
+
+
 def output(p):
     block = "x" * 1023 + "\n"
     for _ in range(p["much"] << 10):
         sys.stdout.write(block)
+    return _got([])
+
+
+def nothing(p):
     return _got([])
 
 

@@ -1,7 +1,9 @@
-"""Runs attacks through the adapter that workers use, with all guards and with some taken away.
+"""Runs attacks through the adapters that workers use, with all guards and with some taken away.
 
-A process of its own, so that it can be an ordinary user: `python -m tests.attacks.runner`. Reads a
-JSON list of `[attack, [guards to take away]]`, prints a JSON object per line.
+A process of its own, so that it can be an ordinary user: `python -m tests.attacks.runner WAY`, where WAY is
+`bubblewrap`, `forkserver`, or one of them with `-warm`. Reads a JSON list of `[attack, [guards to take
+away]]`, prints a JSON object per line. With `remains` behind WAY: what one run leaves for the next. With `outlive
+NAME GUARDS`: runs an agent that wants to go on, and waits to be killed.
 """
 
 import asyncio
@@ -16,22 +18,36 @@ import time
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from domain.errors import DomainError
 from domain.ports import Program
 from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.fence import Fence
+from infra.sandbox.forkserver.client import ForkServer
+from infra.sandbox.warm import WarmSandbox
+from tests.attacks.remains import KINDS
 
 SECRET = "the-worker-s-secret"
 NAME = f"pdk-{os.getpid()}"
 MEMORY = 160
 
 
-async def _ignore(_: str, __: bytes) -> None:
+def _ignore(_: str, __: bytes) -> None:
     return None
 
 
 def survivors() -> list[int]:
     """Processes of this host that carry the name which the attacks give themselves."""
+    # A run's answer is there a moment before the last of its processes is gone.
+    for _ in range(100):
+        if not (found := _named()):
+            break
+        time.sleep(0.01)
+    return found
+
+
+def _named() -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -40,20 +56,45 @@ def survivors() -> list[int]:
     return found
 
 
-async def attack(name: str, without: list[str], code: Path, base: dict[str, Any]) -> dict[str, Any]:
+def _sandbox(way: str, without: list[str]) -> WarmSandbox:
+    fence = Fence(without=frozenset(without))
+    server = ForkServer(fence) if way.startswith("forkserver") else None
+    return WarmSandbox(BubblewrapSandbox(fence), server, 512 if way.endswith("-warm") else 0)
+
+
+async def _warmed(sandbox: WarmSandbox, program: Program, base: dict[str, Any]) -> None:
+    """A slot of this very program, ready and waiting."""
+    await sandbox.run(program, json.dumps({**base, "attack": "nothing"}).encode(), _ignore)
+    async with asyncio.timeout(20):
+        while not sandbox.counts.warm:
+            await asyncio.sleep(0.01)
+
+
+async def attack(way: str, name: str, without: list[str], code: Path, base: dict[str, Any]) -> dict[str, Any]:
     """One attack on one fence."""
-    sandbox = BubblewrapSandbox(Fence(without=frozenset(without)))
+    sandbox = _sandbox(way, without)
+    try:
+        return await _attack(sandbox, way, name, without, code, base)
+    finally:
+        await sandbox.close()
+
+
+async def _attack(
+    sandbox: WarmSandbox, way: str, name: str, without: list[str], code: Path, base: dict[str, Any]
+) -> dict[str, Any]:
     memory = {"fork_bomb": 1500, "thread_bomb": 1500, "inodes": 1000, "disk": 1000}.get(name, MEMORY)
     program = Program(
         code=code,
         environment=None,
-        entrypoint=f"agent:{name}",
+        entrypoint="agent:handle",
         timeout=3 if name == "stubborn" else 25,
         memory_mb=memory,
     )
-    began = time.monotonic()
     try:
-        outcome = await sandbox.run(program, json.dumps(base).encode(), _ignore)
+        if way.endswith("-warm"):
+            await _warmed(sandbox, program, base)
+        began = time.monotonic()
+        outcome = await sandbox.run(program, json.dumps({**base, "attack": name}).encode(), _ignore)
     except DomainError as error:
         return {"attack": name, "without": without, "error_type": error.code, "error_message": error.detail}
     told = json.loads(outcome.output) if outcome.output else {"broke": False}
@@ -72,7 +113,61 @@ async def attack(name: str, without: list[str], code: Path, base: dict[str, Any]
     }
 
 
+async def remains(way: str, folder: Path) -> None:
+    """Every kind of thing that a run can leave: looked for in the same run, and in the next ones of its version."""
+    source = (Path(__file__).parent / "remains.py").read_bytes()
+    code, open_code = folder / "code", folder / "open"
+    for made in (code, open_code):
+        made.mkdir()
+        (made / "agent.py").write_bytes(source)
+        # Whoever is let may write there: what keeps the code as it is shall be the fence.
+        made.chmod(0o777)
+    whole, open_fence = _sandbox(way, []), _sandbox(way, ["read_only"])
+    try:
+        for kind in KINDS:
+            control = (open_fence, open_code) if kind == "file_in_code" else (whole, code)
+            told = {"kind": kind, "together": await _remaining(*control, kind, ["leave", "look"]), "apart": []}
+            for do in (["leave"], ["look"], ["leave"], ["look"], ["look"]):
+                async with asyncio.timeout(20):
+                    while not whole.counts.warm:
+                        await asyncio.sleep(0.005)
+                told["apart"].append(await _remaining(whole, code, kind, do))
+            print(json.dumps(told), flush=True)
+    finally:
+        await whole.close()
+        await open_fence.close()
+
+
+async def _remaining(sandbox: WarmSandbox, code: Path, kind: str, do: list[str]) -> dict[str, Any]:
+    program = Program(code=code, environment=None, entrypoint="agent:handle", timeout=10, memory_mb=MEMORY)
+    payload = {"kind": kind, "do": do, "submitted": time.monotonic()}
+    outcome = await sandbox.run(program, json.dumps(payload).encode(), _ignore)
+    assert outcome.output is not None, outcome
+    return json.loads(outcome.output)
+
+
 async def main() -> None:
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    if len(sys.argv) == 2:
+        await attacks()
+        return
+    with tempfile.TemporaryDirectory(prefix="paddock-attack-", dir="/var/tmp") as folder:
+        os.chmod(folder, 0o755)
+        if sys.argv[2] == "remains":
+            await remains(sys.argv[1], Path(folder))
+        else:
+            await outlive(sys.argv[1], Path(folder), *sys.argv[3:])
+
+
+async def outlive(way: str, code: Path, name: str, guards: str) -> None:
+    (code / "agent.py").write_bytes((Path(__file__).parent / "agent.py").read_bytes())
+    program = Program(code=code, environment=None, entrypoint="agent:outlive", timeout=50, memory_mb=MEMORY)
+    sandbox = _sandbox(way, guards.split(",") if guards else [])
+    await sandbox.run(program, json.dumps({"name": name}).encode(), lambda _, data: print(data.decode(), flush=True))
+
+
+async def attacks() -> None:
+    """The plan on standard input."""
     os.environ["PADDOCK_SECRET_KEY"] = SECRET
     with tempfile.TemporaryDirectory(prefix="paddock-attack-", dir="/var/tmp") as folder, socket.socket() as tcp:
         os.chmod(folder, 0o755)
@@ -108,7 +203,7 @@ async def main() -> None:
             "much": 400,
         }
         for name, without in json.load(sys.stdin):
-            print(json.dumps(await attack(name, without, code, base)), flush=True)
+            print(json.dumps(await attack(sys.argv[1], name, without, code, base)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,20 @@
 """Every attack is held by the whole fence, and gets through when the guards named beside it are taken away."""
 
+import contextlib
 import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.attacks.remains import KINDS
 from tests.clients import Tenant
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,11 +87,15 @@ def _reachable(folder: Path) -> bool:
     return all(parent.stat().st_mode & 0o001 for parent in (folder, *folder.parents))
 
 
-def _run(plan: list[tuple[str, list[str]]], user: str) -> dict[tuple[str, bool], dict[str, Any]]:
+def _run(plan: list[tuple[str, list[str]]], user: str, way: str) -> dict[tuple[str, bool], dict[str, Any]]:
+    return {(one["attack"], not one["without"]): one for one in _told([way], json.dumps(plan), user)}
+
+
+def _told(arguments: list[str], plan: str, user: str) -> list[dict[str, Any]]:
     before = _ordinary_user(54321) if user == "ordinary" and os.geteuid() == 0 else None
     done = subprocess.run(
-        [sys.executable, "-m", "tests.attacks.runner"],
-        input=json.dumps(plan),
+        [sys.executable, "-m", "tests.attacks.runner", *arguments],
+        input=plan,
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -97,8 +105,7 @@ def _run(plan: list[tuple[str, list[str]]], user: str) -> dict[tuple[str, bool],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]), "HOME": "/tmp"},
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    told = [json.loads(line) for line in done.stdout.splitlines()]
-    return {(one["attack"], not one["without"]): one for one in told}
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 USERS = [
@@ -107,10 +114,23 @@ USERS = [
 ]
 
 
+# Each attack is shown to be real once per way of making sandboxes; a warm slot has the same fence, and must hold as well.
 @pytest.fixture(scope="module", params=USERS)
-def results(request: pytest.FixtureRequest) -> tuple[str, dict[tuple[str, bool], dict[str, Any]]]:
+def user(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module", params=["bubblewrap", "forkserver", "bubblewrap-warm", "forkserver-warm"])
+def way(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def results(user: str, way: str) -> tuple[str, dict[tuple[str, bool], dict[str, Any]]]:
     plan = [(name, guards) for name, removed in ATTACKS.items() for guards in ([], removed)]
-    return request.param, _run(plan, request.param)
+    if way.endswith("-warm"):
+        plan = [(name, guards) for name, guards in plan if not guards]
+    return user, _run(plan, user, way)
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -125,8 +145,10 @@ def test_the_fence_holds(results, attack: str) -> None:
 
 
 @pytest.mark.parametrize("attack", [name for name in ATTACKS if name not in ALWAYS_HELD])
-def test_the_attack_is_real(results, attack: str) -> None:
+def test_the_attack_is_real(results, way: str, attack: str) -> None:
     user, told = results
+    if way.endswith("-warm"):
+        return
     if attack in ROOT_ONLY and user != "root":
         assert (attack, False) in told
         return
@@ -150,6 +172,58 @@ def test_memory_errors_say_so(results) -> None:
         assert result["error_type"] == "out_of_memory", result
         assert "MiB" in result["error_message"]
     assert told[("inodes", True)]["error_type"] == "too_many_files"
+
+
+@pytest.mark.parametrize("way", ["bubblewrap-warm", "forkserver-warm"], scope="function")
+def test_nothing_is_left_behind_for_the_next_run(user: str, way: str) -> None:
+    kinds = _told([way, "remains"], "", user)
+    assert {one["kind"] for one in kinds} == set(KINDS)
+    for one in kinds:
+        assert one["together"]["found"] is True, f"{one['kind']} is not looked for properly"
+        assert [run["found"] for run in one["apart"]] == [None, False, None, False, False], one["kind"]
+        assert all(run["waited"] for run in one["apart"]), "these were no warm slots"
+
+
+# The fork server's slots live in its process namespace and end with it; those of bubblewrap are sent a signal.
+@pytest.mark.parametrize(
+    ("outliving", "without", "lives"),
+    [
+        ("bubblewrap", "", False),
+        ("bubblewrap", "seccomp", True),
+        ("forkserver", "", False),
+        ("forkserver", "seccomp", False),
+        ("forkserver", "seccomp,processes", True),
+    ],
+)
+def test_no_agent_outlives_its_worker(user: str, outliving: str, without: str, lives: bool) -> None:
+    name = f"pdk-{os.getpid() % 10000}-{len(without)}{outliving[0]}"
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.attacks.runner", outliving, "outlive", name, without],
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        preexec_fn=_ordinary_user(54321) if user == "ordinary" and os.geteuid() == 0 else None,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]), "HOME": "/tmp"},
+    ) as runner:
+        assert runner.stdout is not None
+        assert runner.stdout.readline() == b"here\n"
+        assert _named(name)
+        runner.kill()
+    for _ in range(200):
+        if not (left := _named(name)):
+            break
+        time.sleep(0.01)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert bool(left) is lives
+
+
+def _named(name: str) -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (folder / "comm").read_text().strip() == name:
+                found.append(int(folder.name))
+    return found
 
 
 async def test_every_attack_on_the_path_of_executions(home: Tenant, system) -> None:

@@ -1,11 +1,13 @@
-"""What the sandbox promises, on real bubblewrap."""
+"""What the sandbox promises, whoever makes it: bubblewrap or the fork server, cold or warm."""
 
 import asyncio
 import contextlib
 import os
 import struct
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from domain.errors import DomainError
@@ -13,17 +15,38 @@ from domain.ports import Program
 from infra.sandbox import seccomp
 from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.fence import Fence
+from infra.sandbox.forkserver.client import ForkServer
+from infra.sandbox.warm import WarmSandbox
+from infra.sandbox.watch import descendants
 
 SLEEP = "import time\ndef handle(p):\n    time.sleep(30)\n"
 
 
-async def _ignore(_: str, __: bytes) -> None:
+def _ignore(_: str, __: bytes) -> None:
     return None
 
 
-@pytest.fixture(scope="module")
-def sandbox() -> BubblewrapSandbox:
-    return BubblewrapSandbox()
+WAYS = ["bubblewrap", "forkserver", "bubblewrap-warm", "forkserver-warm"]
+
+
+async def _made(way: str) -> AsyncIterator[WarmSandbox]:
+    server = ForkServer() if way.startswith("forkserver") else None
+    made = WarmSandbox(BubblewrapSandbox(), server, 256 if way.endswith("-warm") else 0)
+    yield made
+    await made.close()
+
+
+@pytest.fixture(scope="module", params=WAYS)
+async def sandbox(request: pytest.FixtureRequest) -> AsyncIterator[WarmSandbox]:
+    async for made in _made(request.param):
+        yield made
+
+
+@pytest.fixture(scope="module", params=WAYS[:2])
+async def cold(request: pytest.FixtureRequest) -> AsyncIterator[WarmSandbox]:
+    """Without a pool, so that what is there before a run and after it can be compared."""
+    async for made in _made(request.param):
+        yield made
 
 
 @pytest.fixture
@@ -44,49 +67,62 @@ def _descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-async def test_runs_leave_no_descriptor_and_no_task_behind(sandbox, code) -> None:
+async def _as_before(descriptors: int, tasks: int) -> None:
+    """An answer is there a moment before its tree is gone."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(2):
+            while (_descriptors(), len(asyncio.all_tasks())) != (descriptors, tasks):
+                await asyncio.sleep(0.005)
+    assert (_descriptors(), len(asyncio.all_tasks())) == (descriptors, tasks)
+
+
+async def _begun(cold: WarmSandbox, program: Program) -> tuple[int, int]:
+    """How many descriptors and tasks there are when nothing runs and all that lasts is there."""
+    quick = msgspec.structs.replace(program, entrypoint="json:dumps")
+    await cold.run(quick, b"{}", _ignore)
+    await asyncio.sleep(0.1)
+    return _descriptors(), len(asyncio.all_tasks())
+
+
+async def test_runs_leave_no_descriptor_and_no_task_behind(cold, code) -> None:
     program = _program(code, "def handle(p): return p\n")
-    await sandbox.run(program, b"{}", _ignore)
-    before, tasks = _descriptors(), len(asyncio.all_tasks())
+    before = await _begun(cold, program)
     for _ in range(25):
-        assert (await sandbox.run(program, b'{"a":1}', _ignore)).output == b'{"a":1}'
-    assert _descriptors() == before
-    assert len(asyncio.all_tasks()) == tasks
+        assert (await cold.run(program, b'{"a":1}', _ignore)).output == b'{"a":1}'
+    await _as_before(*before)
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.005, 0.02, 0.05, 0.1, 0.3])
-async def test_cancelling_at_any_moment_kills_and_frees(sandbox, code, delay: float) -> None:
+@pytest.mark.parametrize("delay", [0.0, 0.001, 0.003, 0.005, 0.02, 0.05, 0.1, 0.3])
+async def test_cancelling_at_any_moment_kills_and_frees(cold, code, delay: float) -> None:
     program = _program(code, SLEEP)
-    before, tasks = _descriptors(), len(asyncio.all_tasks())
-    running = asyncio.create_task(sandbox.run(program, b"{}", _ignore))
+    before = await _begun(cold, program)
+    running = asyncio.create_task(cold.run(program, b"{}", _ignore))
     await asyncio.sleep(delay)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert _descriptors() == before
-    assert len(asyncio.all_tasks()) == tasks
+    await _as_before(*before)
 
 
-def _bwraps() -> list[str]:
+def _bwraps() -> set[int]:
     """Live bwraps of this process alone: a root worker's run under its own block of user ids."""
     first = 1_000_000_000 + os.getpid() * 256
     mine = range(first, first + 256) if os.geteuid() == 0 else range(os.getuid(), os.getuid() + 1)
-    found = []
+    found = set()
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             state = (process / "stat").read_text().rsplit(")", 1)[1].split()[0]
-            if process.stat().st_uid not in mine:
-                continue
-            if (process / "comm").read_text().strip() == "bwrap" and state != "Z":
-                found.append(process.name)
+            if process.stat().st_uid in mine and (process / "comm").read_text().strip() == "bwrap" and state != "Z":
+                found.add(int(process.name))
     return found
 
 
-async def test_early_and_double_cancels_leave_no_process(sandbox, code) -> None:
+async def test_early_and_double_cancels_leave_no_process(cold, code) -> None:
     program = _program(code, SLEEP)
-    before, tasks = set(_bwraps()), len(asyncio.all_tasks())
+    tasks = (await _begun(cold, program))[1]
+    before = _bwraps() | set(descendants(os.getpid()))
     for number in range(40):
-        running = asyncio.create_task(sandbox.run(program, b"{}", _ignore))
+        running = asyncio.create_task(cold.run(program, b"{}", _ignore))
         await asyncio.sleep(number * 0.001)
         running.cancel()
         await asyncio.sleep(0)
@@ -94,7 +130,7 @@ async def test_early_and_double_cancels_leave_no_process(sandbox, code) -> None:
         with pytest.raises(asyncio.CancelledError):
             await running
     await asyncio.sleep(0.3)
-    assert set(_bwraps()) - before == set()
+    assert (_bwraps() | set(descendants(os.getpid()))) - before == set()
     assert len(asyncio.all_tasks()) == tasks
 
 
@@ -103,7 +139,7 @@ async def test_no_output_is_lost_however_short_the_run(sandbox, code) -> None:
     for _ in range(30):
         heard = bytearray()
 
-        async def hear(_: str, data: bytes, heard: bytearray = heard) -> None:
+        def hear(_: str, data: bytes, heard: bytearray = heard) -> None:
             heard.extend(data)
 
         await sandbox.run(program, b"{}", hear)
@@ -119,10 +155,47 @@ async def test_no_state_passes_from_one_run_to_the_next(sandbox, code) -> None:
         assert (await sandbox.run(program, b"{}", _ignore)).output == b"[1,[]]"
 
 
+async def test_not_even_its_own_interpreter_lies_on_a_mount_it_could_write_to(sandbox, code) -> None:
+    """A forked guest was not started beneath the root that it sees; `/proc/self/exe` leads past that root."""
+    program = _program(
+        code,
+        "import os\ndef handle(p):\n    return [os.fstatvfs(os.open('/proc/self/exe', os.O_RDONLY)).f_flag & os.ST_RDONLY]\n",
+    )
+    assert (await sandbox.run(program, b"{}", _ignore)).output == b"[1]"
+
+
+async def test_a_guest_finds_the_same_names_however_it_was_made(sandbox, code) -> None:
+    """Its own module comes before one of the standard library, and nothing of whoever made it is left."""
+    (code / "queue.py").write_text("MINE = 1\n")
+    program = _program(
+        code,
+        "import asyncio, os, queue, sys\n"
+        "async def handle(p):\n"
+        "    await asyncio.sleep(0)\n"
+        "    ours = sorted(name for name in sys.modules if name.startswith('infra'))\n"
+        "    return [queue.MINE, ours, sys.argv, sys.modules['__main__'].__file__, sorted(os.environ), sys.path[0], os.getpid()]\n",
+    )
+    outcome = await sandbox.run(program, b"{}", _ignore)
+    expected = [1, [], ["/guest/main.py"], "/guest/main.py", ["HOME", "LANG", "PATH", "TMPDIR"], "/agent", 1]
+    assert outcome.output is not None, outcome
+    told = msgspec.json.decode(outcome.output)
+    told[4] = [name for name in told[4] if name != "PWD"]
+    assert told == expected
+
+
+async def test_randomness_is_each_run_s_own(sandbox, code) -> None:
+    program = _program(
+        code,
+        "import os, random, uuid, tempfile\ndef handle(p): return [random.random(), os.urandom(8).hex(), str(uuid.uuid4()), tempfile.mktemp()]\n",
+    )
+    told = [msgspec.json.decode((await sandbox.run(program, b"{}", _ignore)).output or b"") for _ in range(6)]
+    assert all(len(set(column)) == 6 for column in zip(*told, strict=True))
+
+
 async def test_what_listening_raises_ends_the_run(sandbox, code) -> None:
     program = _program(code, "def handle(p):\n    while True: print('x' * 1000)\n")
 
-    async def too_much(_: str, __: bytes) -> None:
+    def too_much(_: str, __: bytes) -> None:
         raise RuntimeError("enough")
 
     with pytest.raises(RuntimeError, match="enough"):
@@ -132,6 +205,11 @@ async def test_what_listening_raises_ends_the_run(sandbox, code) -> None:
 async def test_a_bwrap_that_does_not_start_is_an_unavailable_sandbox(code) -> None:
     for bwrap in ("/usr/bin/false", "/nowhere/bwrap"):
         broken = BubblewrapSandbox(bwrap=bwrap)
+        warm = WarmSandbox(broken, None, 64)
+        with pytest.raises(DomainError) as caught:
+            await warm.run(_program(code, "def handle(p): return 1\n"), b"{}", _ignore)
+        assert caught.value.code == "sandbox_unavailable"
+        await warm.close()
         with pytest.raises(DomainError) as caught:
             await broken.run(_program(code, "def handle(p): return 1\n"), b"{}", _ignore)
         assert caught.value.code == "sandbox_unavailable"
@@ -194,6 +272,7 @@ def test_the_filter_s_verdicts() -> None:
                 "mount": 165,
                 "keyctl": 250,
                 "mmap": 9,
+                "prctl": 157,
             },
         ),
         (
@@ -210,6 +289,7 @@ def test_the_filter_s_verdicts() -> None:
                 "mount": 40,
                 "keyctl": 219,
                 "mmap": 222,
+                "prctl": 167,
             },
         ),
     ):
@@ -235,6 +315,9 @@ def test_the_filter_s_verdicts() -> None:
         assert verdict("mmap", 0, 4096, 3, 0x01) == allow
         assert verdict("mmap", 0, 4096, 3, 0x21) == eperm
         assert verdict("mmap", 0, 4096, 3, 0x23) == eperm
+        assert verdict("prctl", 1, 0) == eperm
+        assert verdict("prctl", 1, 9) == allow
+        assert verdict("prctl", 15, 0) == allow
         assert verdict("ioctl", 0, 0x5412) == eperm
         assert verdict("ioctl", 0, 0x5401) == allow
         assert _verdict(data, arch, 9999) == enosys

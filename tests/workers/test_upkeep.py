@@ -82,13 +82,13 @@ async def test_output_is_whole_up_to_its_limit() -> None:
     output = Output(write, lambda: datetime.now(UTC))
     stop = asyncio.Event()
     flushing = asyncio.create_task(output.flush_until(stop))
-    await output.take("stdout", b"one\ntwo\nthr")
-    await output.take("stdout", b"ee\n" + b"A" * 20_000 + b"\n")
+    output.take("stdout", b"one\ntwo\nthr")
+    output.take("stdout", b"ee\n" + b"A" * 20_000 + b"\n")
     await asyncio.sleep(0.25)
     assert [event.data["message"] for event in written][:3] == ["one", "two", "three"]
     assert sum(len(event.data["message"]) for event in written[3:]) == 20_000
     assert all(len(event.data["message"]) <= MAX_LINE for event in written)
-    await output.take("stderr", b"x" * (2 * KEPT))
+    output.take("stderr", b"x" * (2 * KEPT))
     stop.set()
     await flushing
     rest = output.rest()

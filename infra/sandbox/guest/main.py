@@ -1,9 +1,10 @@
 """The guest: the first process inside the fence. Standard library alone, started with `python -I -S`.
 
-Its arguments are two descriptors. From the first it reads a JSON line and as many payload bytes as
-that says; it sets the limits of the process tree, imports the entrypoint and calls it. To the second
-it writes a byte when it is up, then a JSON line and, for a result, the result's JSON. What the agent
-prints goes to stdout and stderr. The host believes nothing of all this but its size and its syntax.
+Reads frames (a length in four bytes, then as many) from one descriptor: first what to import and
+within which limits, then the payload. In between it may be made to wait, for as long as it takes until
+there is a payload. To the other descriptor it writes a byte per stage (`+` fenced, `=` imported, `!` the
+payload has been read), then a JSON line and, for a result, the result's JSON. What the agent prints goes
+to stdout and stderr. The host believes nothing of all this but its size and its syntax.
 """
 
 # Now, while the path holds the standard library alone: a module of the agent that is
@@ -15,6 +16,10 @@ import resource
 import sys
 
 
+def read_frame(fd):
+    return _read_exactly(fd, int.from_bytes(_read_exactly(fd, 4), "big"))
+
+
 def _read_exactly(fd, count):
     parts = []
     while count:
@@ -24,16 +29,6 @@ def _read_exactly(fd, count):
         parts.append(part)
         count -= len(part)
     return b"".join(parts)
-
-
-def _read_line(fd):
-    line = b""
-    while not line.endswith(b"\n"):
-        part = os.read(fd, 1)
-        if not part:
-            raise EOFError
-        line += part
-    return line
 
 
 def _limit(limits):
@@ -84,13 +79,7 @@ def _failure(error, kind=None):
     return {name: text.encode(errors="backslashreplace").decode() for name, text in answer.items()}
 
 
-def _answer(request, payload):
-    try:
-        function = _resolve(request["entrypoint"])
-    except BaseException as error:
-        return _failure(error)
-    if request["mode"] == "check":
-        return {"output": "null"}
+def _run(function, payload):
     try:
         result = _call(function, json.loads(payload))
     except SystemExit as error:
@@ -104,6 +93,22 @@ def _answer(request, payload):
             "error_type": "result_not_json",
             "error_message": f"The entrypoint returned {type(result).__name__}, which is not JSON: {error}"[:4000],
         }
+
+
+def _answer(head, requests, answers):
+    try:
+        function = _resolve(head["entrypoint"])
+    except BaseException as error:
+        return _failure(error)
+    if head["mode"] == "check":
+        return {"output": "null"}
+    os.write(answers, b"=")
+    try:
+        payload = read_frame(requests)
+    except EOFError:
+        os._exit(0)  # nobody wants this slot any more
+    os.write(answers, b"!")
+    return _run(function, payload)
 
 
 def _send(fd, answer, most):
@@ -128,21 +133,17 @@ def _send(fd, answer, most):
     os.close(fd)
 
 
-def main():
-    requests, answers = int(sys.argv[1]), int(sys.argv[2])
-    del sys.argv[1:]
-    os.write(answers, b"+")
-    request = json.loads(_read_line(requests))
-    payload = _read_exactly(requests, request["payload_bytes"])
-    os.close(requests)
-    os.set_inheritable(answers, False)
-    _limit(request["limits"])
+def serve(head, requests, answers):
+    """Be the guest that `head` asks for. Never returns."""
+    for fd in (requests, answers):
+        os.set_inheritable(fd, False)
+    _limit(head["limits"])
     sys.dont_write_bytecode = True
-    sys.path[:0] = request["path"]
+    sys.path[:0] = head["path"]
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
-        answer = _answer(request, payload)
+        answer = _answer(head, requests, answers)
     except MemoryError as error:
         answer = _failure(error)
     for stream in (sys.stdout, sys.stderr):
@@ -150,9 +151,13 @@ def main():
             stream.flush()
         except Exception:
             pass
-    _send(answers, answer, request["most"])
+    _send(answers, answer, head["most"])
     # Not sys.exit: threads and exit handlers of the agent get no say in how long this takes.
     os._exit(0)
 
 
-main()
+if __name__ == "__main__":
+    feed, told = int(sys.argv[1]), int(sys.argv[2])
+    del sys.argv[1:]
+    os.write(told, b"+")
+    serve(json.loads(read_frame(feed)), feed, told)

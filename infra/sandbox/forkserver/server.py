@@ -1,0 +1,203 @@
+"""The fork server: a trusted process beside a worker, which makes sandboxes by forking itself.
+
+Started as `python -I -S server.py begin|serve FD`. It talks over that socket with its worker alone and
+reads nothing that an agent wrote; which code a slot is for is told to the slot and not to it. Requests are
+JSON with the slot's descriptors (feed, answer, stdout, stderr); answers are JSON, for a new slot with its
+pidfd. One thread, nothing secret, nothing that differs from slot to slot. Standard library alone.
+
+`begin` gives itself namespaces of its own and forks: the child becomes `serve`, the parent waits for it.
+"""
+
+# First what a guest of its own process has by now, to know it from what is here besides.
+import importlib  # noqa: F401
+import json
+import os
+import resource  # noqa: F401
+import sys
+
+BARE = frozenset(sys.modules)
+
+import asyncio  # noqa: E402, F401 - ahead of time, for agents: it takes as long as everything else together
+import contextlib  # noqa: E402
+import gc  # noqa: E402
+import select  # noqa: E402
+import signal  # noqa: E402
+import socket  # noqa: E402
+import traceback  # noqa: E402 - ahead of time, too
+from typing import Any  # noqa: E402
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+sys.path.append(ROOT)
+
+from infra.sandbox.forkserver import kernel  # noqa: E402
+from infra.sandbox.forkserver.enclosure import Enclosure  # noqa: E402
+
+sys.path.remove(ROOT)
+sys.path_importer_cache.pop(ROOT, None)
+
+_GUEST = "/guest/main.py"
+_DESCRIPTORS = 4
+
+
+def begin(connection: socket.socket) -> None:
+    """Become two: the server, and its parent, which ends as it ends."""
+    kernel.die_with_parent()
+    told = json.loads(connection.recv(1 << 20))
+    enclosure = Enclosure(told)
+    enclosure.separate()
+    pid = os.fork()
+    if pid:
+        connection.close()
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0x7F)
+    kernel.die_with_parent()
+    enclosure.build()
+    # The slots' streams will be pipes; Python looks at the start whether they can be rewound.
+    reader, writer = os.pipe()
+    for standard in (1, 2):
+        os.dup2(writer, standard)
+    os.close(reader)
+    os.close(writer)
+    os.execv(sys.executable, [sys.executable, "-I", "-S", __file__, "serve", str(connection.fileno())])  # noqa: S606
+
+
+class Server:
+    """The loop: requests in, slots and their endings out."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._told = json.loads(connection.recv(1 << 20))
+        self._enclosure = Enclosure(self._told)
+        self._slots: dict[int, int] = {}
+        self._namespace = os.open("/proc/self/ns/pid", os.O_RDONLY)
+        wake, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wake = wake
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+        self._guest = _load_guest(self._told["guest"])
+
+    def run(self) -> None:
+        """Serve until the worker is gone."""
+        gc.disable()
+        gc.collect()
+        gc.freeze()
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        self._say({"ready": True})
+        while True:
+            for fd, _ in poll.poll():
+                if fd == self._wake:
+                    os.read(self._wake, 4096)
+                    self._reap()
+                elif not self._request():
+                    return
+
+    def _say(self, what: dict[str, object], fds: tuple[int, ...] = ()) -> None:
+        socket.send_fds(self._connection, [json.dumps(what).encode()], fds)
+
+    def _request(self) -> bool:
+        data, fds, _, _ = socket.recv_fds(self._connection, 4096, _DESCRIPTORS)
+        if not data:
+            return False
+        request = json.loads(data)
+        try:
+            pid = self._fork(request["uid"], fds)
+        except OSError as error:
+            self._say({"slot": request["slot"], "error": str(error)})
+            return True
+        finally:
+            for fd in fds:
+                os.close(fd)
+        self._slots[pid] = request["slot"]
+        pidfd = os.pidfd_open(pid)
+        self._say({"slot": request["slot"], "made": True}, (pidfd,))
+        os.close(pidfd)
+        return True
+
+    def _fork(self, uid: int, fds: list[int]) -> int:
+        # The child is the first of a process namespace of its own, and a child of ours all the same.
+        separate = self._enclosure.has("processes")
+        if separate:
+            kernel.unshare(kernel.CLONE_NEWPID)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._become(uid, *fds)
+        finally:
+            if separate:
+                kernel.setns(self._namespace, kernel.CLONE_NEWPID)
+        return pid
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid in self._slots:
+                self._say({"slot": self._slots.pop(pid), "status": os.waitstatus_to_exitcode(status)})
+
+    def _become(self, uid: int, feed: int, answer: int, out: int, err: int) -> None:
+        """Be a slot. Never returns."""
+        try:
+            os.dup2(out, 1)
+            os.dup2(err, 2)
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            if self._enclosure.has("descriptors"):
+                kernel.close_all_but({feed, answer})
+            else:
+                for fd in (out, err):
+                    os.close(fd)
+            self._enclosure.prepare(uid)
+            os.write(answer, b".")
+            try:
+                head = json.loads(self._guest.read_frame(feed))
+            except EOFError:
+                os._exit(0)  # nobody wants this slot
+            self._enclosure.close(uid, head["code"], head["environment"])
+            self._look_like_a_guest(head["path"])
+            os.write(answer, b"+")
+        except BaseException as error:
+            os.write(2, f"{type(error).__name__}: {error}".encode())
+            os._exit(1)
+        try:
+            self._guest.serve(head, feed, answer)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(1)
+
+    def _look_like_a_guest(self, path: list[str]) -> None:
+        """Leave the agent the modules and the names that it finds in a guest that was started by itself."""
+        gc.enable()
+        sys.argv[:] = [_GUEST]
+        sys.orig_argv[:] = [sys.executable, "-I", "-S", _GUEST]
+        ahead = [name for name in sys.modules if name not in BARE]
+        # A module of the agent's own comes before one of the standard library that was not loaded yet.
+        with contextlib.suppress(OSError):
+            shown = {entry.partition(".")[0] for folder in path for entry in os.listdir(folder)}
+            if shown.isdisjoint(name.partition(".")[0] for name in ahead):
+                ahead = [name for name in ahead if name.partition(".")[0] == "infra"]
+        for name in ahead:
+            del sys.modules[name]
+        sys.modules["__main__"] = self._guest
+        self._guest.__name__ = "__main__"
+
+
+def _load_guest(path: str) -> Any:
+    """The guest as a module under the name that it has inside."""
+    guest = type(sys)("guest")
+    guest.__file__ = _GUEST
+    with open(path) as file:
+        exec(compile(file.read(), _GUEST, "exec"), guest.__dict__)  # noqa: S102 - our own file
+    return guest
+
+
+if __name__ == "__main__":
+    spoken = socket.socket(fileno=int(sys.argv[2]))
+    if sys.argv[1] == "begin":
+        begin(spoken)
+    else:
+        Server(spoken).run()

@@ -1,0 +1,131 @@
+"""What is said to a guest, and what its answer and its ending mean. Both ways of making sandboxes share it."""
+
+import signal
+from typing import Any, Final
+
+import msgspec
+
+from domain.errors import DomainError
+from domain.executions import MAX_DEPTH, depth
+from domain.ports import Outcome, Program
+from infra.sandbox.ending import Ending
+from infra.sandbox.fence import Fence
+from infra.sandbox.watch import Watch
+
+RESULT_BYTES: Final = 1024 * 1024
+# An answer is a result and a line before it.
+ANSWER_BYTES: Final = RESULT_BYTES + 64 * 1024
+MAX_FILES: Final = 20_000
+PROCESSES: Final = 64
+CHECK_SECONDS: Final = 30.0
+
+
+class _Head(msgspec.Struct, kw_only=True):
+    """The first line of a guest's answer. Only its shape is believed."""
+
+    error_type: str | None = None
+    error_message: str | None = None
+    stack: str | None = None
+
+
+def frame(data: bytes) -> bytes:
+    """As the guest reads it: its length in four bytes, then the bytes."""
+    return len(data).to_bytes(4, "big") + data
+
+
+def head(program: Program, mode: str, fence: Fence, **more: Any) -> bytes:
+    """The frame that tells a guest what to import, whether to `check` or `run` it, and within which limits."""
+    told = {
+        "mode": mode,
+        "entrypoint": program.entrypoint,
+        "path": ["/agent", *(["/environment"] if program.environment is not None else [])],
+        "most": RESULT_BYTES,
+        "limits": _limits(program.memory_mb) if fence.has("limits") else {},
+    }
+    return frame(msgspec.json.encode({**told, **more}))
+
+
+def watch(memory_mb: int, fence: Fence) -> Watch | None:
+    """What watches a tree with this much memory, in MiB."""
+    return Watch(memory_mb, MAX_FILES) if fence.has("watch") else None
+
+
+def unavailable(reason: str) -> DomainError:
+    """The error for a host that cannot isolate code."""
+    return DomainError("sandbox_unavailable", f"This host cannot isolate code: {reason}")
+
+
+def _limits(memory_mb: int) -> dict[str, int]:
+    return {
+        "NPROC": PROCESSES,
+        "DATA": memory_mb << 20,
+        "AS": (4 * memory_mb + 4096) << 20,
+        "FSIZE": 256 << 20,
+        "NOFILE": 256,
+        "CORE": 0,
+        "MEMLOCK": 64 << 10,
+        "MSGQUEUE": 0,
+    }
+
+
+def outcome(ending: Ending, timeout: float, memory_mb: int) -> Outcome:
+    """What an ending means. `timeout` in seconds and `memory_mb` in MiB are those the tree had."""
+    if ending.killed_for is not None:
+        kind, _, amount = ending.killed_for.partition(":")
+        if kind == "out_of_memory":
+            return Outcome(
+                error_type=kind,
+                error_message=f"The agent used all of its {memory_mb} MiB ({amount} MiB seen).",
+            )
+        return Outcome(error_type="too_many_files", error_message=f"The agent made more than {MAX_FILES} files.")
+    if ending.timed_out:
+        return Outcome(error_type="timeout", error_message=f"The agent took longer than {timeout:g} s.")
+    if ending.overflow:
+        return Outcome(
+            error_type="result_too_large", error_message=f"The result is larger than {RESULT_BYTES} bytes of JSON."
+        )
+    line, _, body = ending.answer.partition(b"\n")
+    try:
+        head = msgspec.json.decode(line, type=_Head)
+    except (msgspec.MsgspecError, RecursionError):
+        return crash(ending)
+    if head.error_type is not None:
+        if head.error_type == "MemoryError":
+            message = f"The agent needed more than its {memory_mb} MiB of memory."
+            return Outcome(error_type="out_of_memory", error_message=message, stack=head.stack)
+        kind = head.error_type[:200]
+        return Outcome(error_type=kind, error_message=head.error_message or kind, stack=head.stack)
+    try:
+        result = msgspec.json.decode(body)
+    except RecursionError:
+        result = None
+        too_deep = True
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return Outcome(error_type="result_not_json", error_message="The result is not JSON.")
+    else:
+        too_deep = depth(result) > MAX_DEPTH
+    if too_deep:
+        told = f"The result nests deeper than {MAX_DEPTH} levels."
+        return Outcome(error_type="result_not_json", error_message=told)
+    return Outcome(output=body)
+
+
+def crash(ending: Ending) -> Outcome:
+    """What an ending without an answer means."""
+    if ending.lost is not None:
+        return Outcome(error_type="crashed", error_message=ending.lost)
+    status = ending.status or 0
+    number = status - 128 if status > 128 else -status
+    if number == signal.SIGKILL:
+        return Outcome(
+            error_type="out_of_memory",
+            error_message="The agent's process was killed from outside; most likely the host ran out of memory.",
+        )
+    if 0 < number < 65 and number in {item.value for item in signal.Signals}:
+        return Outcome(
+            error_type="crashed", error_message=f"The agent's process crashed: {signal.Signals(number).name}."
+        )
+    return Outcome(
+        error_type="crashed",
+        error_message=f"The agent ended its process (status {status}) before it returned a result.",
+    )

@@ -1,0 +1,99 @@
+"""Implements `domain.ports.Sandbox` with warm slots for runs, and chooses how slots are made."""
+
+from pathlib import Path
+from typing import Literal
+
+import structlog
+
+from domain.errors import DomainError
+from domain.executions import DEFAULT_MEMORY_MB
+from domain.ports import ArchiveLimits, OnOutput, Outcome, Program, SandboxStatus, Stream, Unpacked
+from infra.sandbox.bubblewrap import GUEST, UPLOADED, BubblewrapSandbox
+from infra.sandbox.ending import StartFailed
+from infra.sandbox.forkserver.client import ForkServer
+from infra.sandbox.guests import outcome
+from infra.sandbox.maker import Counts
+from infra.sandbox.slots import Slots
+
+_log = structlog.get_logger("paddock.sandbox")
+
+
+class WarmSandbox:
+    """Runs in slots of a pool; everything else is bubblewrap's, cold. `close` leaves no process behind."""
+
+    def __init__(
+        self, base: BubblewrapSandbox, server: ForkServer | None, warm_memory_mb: int, problem: str | None = None
+    ) -> None:
+        self._base, self._server, self._problem = base, server, problem
+        self.slots = Slots(server or base, warm_memory_mb)
+
+    @property
+    def counts(self) -> Counts:
+        """How many slots there are, for metrics."""
+        return self.slots.counts
+
+    async def status(self) -> SandboxStatus:
+        """Whether code can be isolated here."""
+        status = await self._base.status()
+        if status.available and self._server is not None and self._problem is not None:
+            self._problem = await _problem(self._server)
+            if self._problem is not None:
+                return SandboxStatus(available=False, reason=f"The fork server does not work: {self._problem}")
+        return status
+
+    async def run(self, program: Program, payload: bytes, on_output: OnOutput) -> Outcome:
+        """Call the entrypoint with a payload, in a warm slot if there is one."""
+        return await self.slots.run(program, payload, on_output)
+
+    async def check(self, program: Program, on_output: OnOutput) -> Outcome:
+        """Import the entrypoint."""
+        return await self._base.check(program, on_output)
+
+    async def unpack(self, archive: Path, into: Path, limits: ArchiveLimits = UPLOADED) -> Unpacked:
+        """Unpack an untrusted archive into an empty folder."""
+        return await self._base.unpack(archive, into, limits)
+
+    async def compile(self, folder: Path, shown_as: str) -> list[str]:
+        """Write bytecode; returns what did not compile, a message each."""
+        return await self._base.compile(folder, shown_as)
+
+    async def close(self) -> None:
+        """Kill every slot and the fork server."""
+        await self.slots.close()
+        if self._server is not None:
+            await self._server.close()
+
+
+async def sandbox_for_runs(
+    how: Literal["auto", "forkserver", "bubblewrap"], bwrap: str | None, warm_memory_mb: int
+) -> WarmSandbox:
+    """The sandbox of a run worker. `auto` takes the fork server where it works and says why where it does not."""
+    base = BubblewrapSandbox(bwrap=bwrap)
+    server = problem = None
+    if how != "bubblewrap":
+        server = ForkServer()
+        problem = await _problem(server)
+        if problem is not None:
+            _log.warning("the fork server does not work here", reason=problem)
+            if how == "auto":
+                await server.close()
+                server = None
+    made = WarmSandbox(base, server, warm_memory_mb, problem)
+    made.slots.begin()
+    return made
+
+
+async def _problem(server: ForkServer) -> str | None:
+    """Why a trial slot fails, or None."""
+    trial = Program(code=GUEST, environment=None, entrypoint="json:dumps", timeout=20, memory_mb=DEFAULT_MEMORY_MB)
+    try:
+        tree = await server.make(trial)
+        server.direct(tree, trial, "check")
+        told = outcome(await tree.run(b"", trial.timeout, _ignore), trial.timeout, trial.memory_mb)
+    except (DomainError, StartFailed) as error:
+        return str(error)
+    return told.error_message
+
+
+def _ignore(_: Stream, __: bytes) -> None:
+    return None
