@@ -137,12 +137,15 @@ def _system(lanes: list[QueueStats], states: dict[str, int], workers: list[Worke
     runs = gauge("paddock_runs", "Executions by state; ended ones of the last hour.", "status")
     for status, count in states.items():
         runs.labels(status).set(count)
-    slots = gauge("paddock_sandbox_slots", "Sandbox slots of live workers.", "lane", "state")
+    told = "Slots of live workers; for runs also the sandboxes that wait, warm or blank."
+    slots = gauge("paddock_sandbox_slots", told, "lane", "state")
     for lane_name in ("build", "run"):
         mine = [worker for worker in workers if worker.lane == lane_name]
         busy = sum(worker.busy for worker in mine)
         slots.labels(lane_name, "busy").set(busy)
         slots.labels(lane_name, "free").set(sum(worker.slots for worker in mine) - busy)
+    for state in ("warm", "blank"):
+        slots.labels("run", state).set(sum(getattr(worker, state) for worker in workers))
     alive = gauge("paddock_workers", "Live worker processes.", "lane")
     for lane_name in {worker.lane for worker in workers}:
         alive.labels(lane_name).set(sum(1 for worker in workers if worker.lane == lane_name))

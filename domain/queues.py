@@ -25,7 +25,11 @@ class QueueStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker process, by its last sign of life. `problem` says why it cannot run code, if it cannot."""
+    """A worker process, by its last sign of life.
+
+    `busy` of its `slots` have work; `warm` and `blank` sandboxes wait for some. `problem` says why it
+    cannot run code, if it cannot.
+    """
 
     id: str
     lane: str
@@ -33,6 +37,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     slots: int
     busy: int
+    warm: int
+    blank: int
     problem: str | None
     started_at: datetime
     seen_at: datetime

@@ -23,7 +23,7 @@ def be(role: str) -> None:
     """Be `api`, `build`, `run`, `upkeep`; or do `version`, `release`, `migrate`, `bucket` or `admin-key` and end."""
     if role == "api":
         api.app.serve(settings())
-    elif role in workers.main.PROCESSES:
+    elif role in workers.main.SERVE:
         workers.main.run(role, settings())
     elif role == "migrate":
         asyncio.run(release.release(settings(), bucket=False))

@@ -6,16 +6,16 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 import structlog
 import uvloop
 from msgspec.structs import replace
 
 from domain.errors import DomainError
-from domain.jobs import LANES, Lane
+from domain.jobs import Lane
 from domain.ports import Sandbox
 from domain.queues import WorkerInfo
 from infra import queue
@@ -23,7 +23,8 @@ from infra.bundles import Bundles
 from infra.environments import Environments, forget_unused
 from infra.queue import BellWorker, arq_client
 from infra.sandbox.bubblewrap import BubblewrapSandbox
-from infra.sandbox.warm import WarmSandbox, sandbox_for_runs
+from infra.sandbox.maker import Counts
+from infra.sandbox.warm import sandbox_for_runs
 from infra.settings import Settings, worker_id
 from infra.telemetry import configure_logging
 from infra.wiring import Parts, wire
@@ -35,52 +36,83 @@ from workers.upkeep import Upkeep
 _log = structlog.get_logger("paddock.workers")
 
 BEAT: Final = 5.0
-PROCESSES: Final = (*LANES, "upkeep")
 
 
 def run(process: str, settings: Settings) -> None:
     """Be the worker process named (`build`, `run` or `upkeep`) until SIGTERM or SIGINT."""
     configure_logging(settings.log_level, process)
-    uvloop.run(_until_told(serve_upkeep(settings) if process == "upkeep" else serve_lane(settings, _lane(process))))
+    uvloop.run(_until_told(SERVE[process](settings)))
 
 
-def _lane(process: str) -> Lane:
-    return next(lane for lane in LANES if lane == process)
+async def serve_runs(settings: Settings) -> None:
+    """Run executions until cancelled; then give back what is held."""
+    sandbox = await sandbox_for_runs(settings.sandbox, settings.bwrap or None, settings.warm_memory_mb)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(sandbox.close)
+        hands = await stack.enter_async_context(_hands(settings, "run", settings.run_slots, sandbox))
+        parts, most = hands.parts, settings.tenant_max_concurrency or None
+        runner = Runner(hands.name, parts.store, sandbox, hands.bundles, hands.holder, parts.clock, most)
+        await hands.serve(Dispatcher(runner, settings.run_slots, parts.bell.rung("run")).run(), lambda: sandbox.counts)
 
 
-async def serve_lane(settings: Settings, lane: Lane) -> None:
-    """Take jobs of one lane until cancelled; then give back what is held."""
-    name = worker_id(lane)
-    slots = settings.run_slots if lane == "run" else settings.build_slots
-    async with wire(settings, f"paddock {lane}", rung=(lane,), heard=(lane,)) as parts:
-        warm = await _warm(settings) if lane == "run" else None
-        sandbox: Sandbox = warm or BubblewrapSandbox(bwrap=settings.bwrap or None)
-        environments = Environments(settings.cache, parts.blobs, sandbox)
-        bundles = Bundles(settings.cache, parts.blobs, sandbox, environments)
-        holder = Holder(parts.store, parts.bell, parts.clock, lane, timedelta(seconds=settings.lease_seconds))
+async def serve_builds(settings: Settings) -> None:
+    """Build versions until cancelled; then give back what is held."""
+    sandbox = BubblewrapSandbox(bwrap=settings.bwrap or None)
+    async with _hands(settings, "build", settings.build_slots, sandbox) as hands:
+        parts = hands.parts
+        builder = Builder(
+            hands.name, parts.store, sandbox, parts.blobs, hands.bundles, hands.environments, hands.holder
+        )
         jobs = arq_client(settings.redis_url.reveal())
-        info = _info(parts, name, lane, slots)
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(holder.keep())
-                group.create_task(_beat(parts, info, holder, sandbox))
-                group.create_task(_forget(settings))
-                if lane == "run":
-                    most = settings.tenant_max_concurrency or None
-                    runner = Runner(name, parts.store, sandbox, bundles, holder, parts.clock, most)
-                    group.create_task(Dispatcher(runner, slots, parts.bell.rung(lane)).run())
-                else:
-                    builder = Builder(name, parts.store, sandbox, parts.blobs, bundles, environments, holder)
-                    group.create_task(_work_off(queue.worker(jobs, parts.bell, lane, slots, builder)))
+            worker = queue.worker(jobs, parts.bell, "build", settings.build_slots, builder)
+            await hands.serve(_work_off(worker), lambda: Counts(warm=0, blank=0, making=0, busy=0))
         finally:
-            await _gone(parts, name)
             await jobs.aclose()
-            if warm is not None:
-                await warm.close()
 
 
-async def _warm(settings: Settings) -> WarmSandbox:
-    return await sandbox_for_runs(settings.sandbox, settings.bwrap or None, settings.warm_memory_mb)
+class _Hands:
+    """What a process of either lane has, and what it does besides its work."""
+
+    def __init__(self, settings: Settings, parts: Parts, lane: Lane, slots: int, sandbox: Sandbox) -> None:
+        self.name, self.parts = worker_id(lane), parts
+        self.environments = Environments(settings.cache, parts.blobs, sandbox)
+        self.bundles = Bundles(settings.cache, parts.blobs, sandbox, self.environments)
+        self.holder = Holder(parts.store, parts.bell, parts.clock, lane, timedelta(seconds=settings.lease_seconds))
+        self._settings, self._sandbox, self._info = settings, sandbox, _info(parts, self.name, lane, slots)
+
+    async def serve(self, work: Coroutine[Any, Any, None], counts: Callable[[], Counts]) -> None:
+        """Work until cancelled, extending leases and giving signs of life."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.holder.keep())
+            group.create_task(self._beat(counts))
+            group.create_task(_forget(self._settings))
+            group.create_task(work)
+
+    async def _beat(self, counts: Callable[[], Counts]) -> None:
+        """Say every few seconds how busy this process is, and whether it can isolate code."""
+        told: str | None = None
+        while True:
+            status = await self._sandbox.status()
+            problem = None if status.available else status.reason
+            if problem and problem != told:
+                _log.error("runs are refused on this host", reason=problem)
+            told, now = problem, counts()
+            await _sign(
+                self.parts,
+                replace(self._info, busy=self.holder.busy, warm=now.warm, blank=now.blank, problem=problem),
+            )
+            await asyncio.sleep(BEAT)
+
+
+@contextlib.asynccontextmanager
+async def _hands(settings: Settings, lane: Lane, slots: int, sandbox: Sandbox) -> AsyncIterator[_Hands]:
+    async with wire(settings, f"paddock {lane}", rung=(lane,), heard=(lane,)) as parts:
+        hands = _Hands(settings, parts, lane, slots, sandbox)
+        try:
+            yield hands
+        finally:
+            await _gone(parts, hands.name)
 
 
 async def serve_upkeep(settings: Settings) -> None:
@@ -88,9 +120,16 @@ async def serve_upkeep(settings: Settings) -> None:
     name = worker_id("upkeep")
     async with wire(settings, "paddock upkeep") as parts:
         upkeep = Upkeep(settings, parts.store, parts.queue, parts.blobs, parts.clock)
+        info = _info(parts, name, "upkeep", 0)
+
+        async def beat() -> None:
+            while True:
+                await _sign(parts, info)
+                await asyncio.sleep(BEAT)
+
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(_beat(parts, _info(parts, name, "upkeep", 0), None, None))
+                group.create_task(beat())
                 group.create_task(upkeep.run())
         finally:
             await _gone(parts, name)
@@ -105,31 +144,21 @@ def _info(parts: Parts, name: str, lane: str, slots: int) -> WorkerInfo:
         pid=os.getpid(),
         slots=slots,
         busy=0,
+        warm=0,
+        blank=0,
         problem=None,
         started_at=now,
         seen_at=now,
     )
 
 
-async def _beat(parts: Parts, info: WorkerInfo, holder: Holder | None, sandbox: Sandbox | None) -> None:
-    """Say every few seconds that this process lives, how busy it is, and whether it can isolate code."""
-    told: str | None = None
-    while True:
-        problem = None
-        if sandbox is not None:
-            status = await sandbox.status()
-            problem = None if status.available else status.reason
-            if problem and problem != told:
-                _log.error("runs are refused on this host", reason=problem)
-            told = problem
-        busy = holder.busy if holder is not None else 0
-        seen = replace(info, busy=busy, problem=problem, seen_at=parts.clock())
-        try:
-            async with parts.store.begin_unbound() as tx:
-                await tx.queues.beat(seen)
-        except Exception as error:
-            _log.warning("cannot give a sign of life", error=str(error))
-        await asyncio.sleep(BEAT)
+async def _sign(parts: Parts, info: WorkerInfo) -> None:
+    """A sign of life."""
+    try:
+        async with parts.store.begin_unbound() as tx:
+            await tx.queues.beat(replace(info, seen_at=tx.now))
+    except Exception as error:
+        _log.warning("cannot give a sign of life", error=str(error))
 
 
 async def _forget(settings: Settings) -> None:
@@ -166,3 +195,6 @@ async def _until_told(main: Awaitable[None]) -> None:
         loop.add_signal_handler(number, task.cancel)
     with contextlib.suppress(asyncio.CancelledError):
         await task
+
+
+SERVE: Final = {"build": serve_builds, "run": serve_runs, "upkeep": serve_upkeep}

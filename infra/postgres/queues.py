@@ -23,6 +23,8 @@ class WorkerRow(Base):
     pid: Mapped[int]
     slots: Mapped[int]
     busy: Mapped[int]
+    warm: Mapped[int]
+    blank: Mapped[int]
     problem: Mapped[str | None] = mapped_column(Text)
     started_at: Mapped[datetime] = mapped_column(timestamp())
     seen_at: Mapped[datetime] = mapped_column(timestamp())

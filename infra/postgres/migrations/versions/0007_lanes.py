@@ -15,6 +15,7 @@ def upgrade() -> None:
                 CHECK (concurrency_policy IN ('queue', 'reject', 'replace'));
         ALTER TABLE tenants ADD max_concurrency integer CHECK (max_concurrency > 0);
         GRANT UPDATE (max_concurrency) ON tenants TO paddock_app;
+        ALTER TABLE workers ADD warm integer NOT NULL DEFAULT 0, ADD blank integer NOT NULL DEFAULT 0;
         CREATE INDEX executions_pending ON executions (tenant_id, agent_id, id) WHERE status = 'pending';
         CREATE INDEX executions_held ON executions (tenant_id, agent_id) WHERE status IN ('preparing', 'running');
         -- Claiming reads the short indexes above again and again: dead entries in them must go soon.
