@@ -51,8 +51,8 @@ class _Slot:
 class _Making:
     """A slot on its way. A run that comes meanwhile may claim it rather than have another made."""
 
-    def __init__(self, since: float) -> None:
-        self.since = since
+    def __init__(self, since: float, of: Identity | None) -> None:
+        self.since, self.of = since, of
         self.claimed: asyncio.Future[Tree | None] | None = None
 
     def claim(self) -> "asyncio.Future[Tree | None]":
@@ -195,7 +195,7 @@ class Slots:
             self._drop(version.ready, slot)
         if version.ready:
             return self._taken(version.ready)
-        waiting = version.unclaimed()
+        waiting = [one for one in version.unclaimed() if one.of == of]
         if not waiting:
             return None
         claimed = waiting[0].claim()
@@ -259,8 +259,12 @@ class Slots:
         self._refill_after(DIED_PAUSE)
 
     def _refill_after(self, seconds: float) -> None:
-        if self._refilling is None:
-            self._refilling = asyncio.get_running_loop().call_later(seconds, self._refill)
+        loop = asyncio.get_running_loop()
+        if self._refilling is not None:
+            if self._refilling.when() <= loop.time() + seconds:
+                return
+            self._refilling.cancel()
+        self._refilling = loop.call_later(seconds, self._refill)
 
     def _refill(self) -> None:
         if self._refilling is not None:
@@ -279,7 +283,7 @@ class Slots:
             for _ in range(min(missing, free)):
                 if self._room(GUESS, None):
                     free -= 1
-                    making = _Making(now)
+                    making = _Making(now, None)
                     self._making_blanks.append(making)
                     self._begin(self._make_blank(making))
         for version in reversed(self._versions.values()):
@@ -287,7 +291,7 @@ class Slots:
                 if not self._room(version.memory, version):
                     return  # and those that were used less recently have less of a claim
                 free -= 1
-                making = _Making(now)
+                making = _Making(now, identity(version.program))
                 version.making.append(making)
                 self._begin(self._make_warm(version, making))
 
@@ -330,15 +334,14 @@ class Slots:
 
     async def _make_warm(self, version: _Version, making: _Making) -> None:
         tree, kept = None, False
-        program, of = version.program, identity(version.program)
         try:
-            tree = await self._made(program)
-            self._maker.direct(tree, program, "run")
+            tree = await self._made(version.program)
+            self._maker.direct(tree, version.program, "run")
             if await tree.reach(Stage.IMPORTED, CHECK_SECONDS):
                 kept = making.hand(tree)
                 if not kept:
                     memory = await tree.pause()
-                    kept = making.hand(tree) or self._keep(version, tree, memory, of)
+                    kept = making.hand(tree) or self._keep(version, tree, memory, making.of)
         except DomainError as error:
             _log.warning("cannot make a warm slot", reason=error.detail)
         finally:

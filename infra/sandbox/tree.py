@@ -310,7 +310,8 @@ class Tree:
     def _look(self) -> None:
         if self._watch is None:
             return
-        if self._leader.pid1 is None:
+        if self._leader.pid1 is None or self.ending.stage < Stage.FENCED:
+            # Until its fence stands, the folders that it sees are the host's.
             self._look_later()
             return
         # In a thread: a tree of many processes takes milliseconds to look at.

@@ -387,7 +387,7 @@ async def test_closing_leaves_no_process_and_no_descriptor(code) -> None:
 
 
 async def test_where_the_fork_server_does_not_work_bubblewrap_does(code, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.sandbox.forkserver.client._SERVER", Path("/nowhere/server.py"))
+    monkeypatch.setattr("infra.sandbox.forkserver.client._BEGIN", Path("/nowhere/begin.py"))
     sandbox = await sandbox_for_runs("auto", None, 64)
     try:
         assert (await _run(sandbox, _program(code)))["calls"] == 1

@@ -43,7 +43,7 @@ ROTATE_SLOTS: Final = 5000
 ROTATE_SECONDS: Final = 900.0
 START_SECONDS: Final = 20.0
 LOST: Final = "The sandbox's fork server ended while the agent ran."
-_SERVER: Final = Path(__file__).with_name("server.py")
+_BEGIN: Final = Path(__file__).with_name("begin.py")
 _GUEST: Final = Path(__file__).parents[1] / "guest"
 
 _log = structlog.get_logger("paddock.sandbox")
@@ -140,7 +140,7 @@ class _Server:
         told = msgspec.json.encode(configuration(fence))
         try:
             self._process = subprocess.Popen(
-                [interpreter(), "-I", "-S", str(_SERVER), "begin", str(theirs.fileno())],
+                [interpreter(), "-I", "-S", str(_BEGIN), str(theirs.fileno())],
                 env=ENVIRONMENT if fence.has("environment") else {**os.environ, **ENVIRONMENT},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -1,11 +1,9 @@
 """The fork server: a trusted process beside a worker, which makes sandboxes by forking itself.
 
-Started as `python -I -S server.py begin|serve FD`. It talks over that socket with its worker alone and
-reads nothing that an agent wrote; which code a slot is for is told to the slot and not to it. Requests are
-JSON with the slot's descriptors (feed, answer, stdout, stderr); answers are JSON, for a new slot with its
-pidfd. One thread, nothing secret, nothing that differs from slot to slot. Standard library alone.
-
-`begin` gives itself namespaces of its own and forks: the child becomes `serve`, the parent waits for it.
+Started as `python -I -S server.py FD`, by `begin.py`, in namespaces of its own. It talks over that socket with
+its worker alone and reads nothing that an agent wrote; which code a slot is for is told to the slot and not to
+it. Requests are JSON with the slot's descriptors (feed, answer, stdout, stderr); answers are JSON, for a new slot
+with its pidfd. One thread, nothing secret, nothing that differs from slot to slot. Standard library alone.
 """
 
 # First what a guest of its own process has by now, to know it from what is here besides.
@@ -37,27 +35,6 @@ sys.path_importer_cache.pop(ROOT, None)
 
 _GUEST = "/guest/main.py"
 _DESCRIPTORS = 4
-
-
-def begin(connection: socket.socket) -> None:
-    """Become two: the server, and its parent, which ends as it ends."""
-    kernel.die_with_parent()
-    told = json.loads(connection.recv(1 << 20))
-    enclosure = Enclosure(told)
-    enclosure.separate()
-    pid = os.fork()
-    if pid:
-        connection.close()
-        os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0x7F)
-    kernel.die_with_parent()
-    enclosure.build()
-    # The slots' streams will be pipes; Python looks at the start whether they can be rewound.
-    reader, writer = os.pipe()
-    for standard in (1, 2):
-        os.dup2(writer, standard)
-    os.close(reader)
-    os.close(writer)
-    os.execv(sys.executable, [sys.executable, "-I", "-S", __file__, "serve", str(connection.fileno())])  # noqa: S606
 
 
 class Server:
@@ -196,8 +173,4 @@ def _load_guest(path: str) -> Any:
 
 
 if __name__ == "__main__":
-    spoken = socket.socket(fileno=int(sys.argv[2]))
-    if sys.argv[1] == "begin":
-        begin(spoken)
-    else:
-        Server(spoken).run()
+    Server(socket.socket(fileno=int(sys.argv[1]))).run()
