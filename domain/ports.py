@@ -178,12 +178,19 @@ class SandboxStatus(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class SandboxLost(Exception):
+    """A sandbox ended through no fault of its program, which may have begun. Its run counts as an attempt."""
+
+
 class Sandbox(Protocol):
     """Runs untrusted code in a fence, used once. Errors: `sandbox_unavailable` where the host cannot isolate."""
 
     async def status(self) -> SandboxStatus: ...
     async def run(self, program: Program, payload: bytes, on_output: OnOutput) -> Outcome:
-        """Call the entrypoint with a JSON payload. Cancelling this coroutine kills the whole process tree."""
+        """Call the entrypoint with a JSON payload. Cancelling this coroutine kills the whole process tree.
+
+        Errors: `SandboxLost`.
+        """
         ...
 
     async def check(self, program: Program, on_output: OnOutput) -> Outcome:

@@ -13,7 +13,7 @@ from domain.errors import DomainError, not_found
 from domain.events import Event
 from domain.executions import Ended, Execution
 from domain.leases import LostLease
-from domain.ports import Clock, Outcome, Sandbox, Store
+from domain.ports import Clock, Outcome, Sandbox, SandboxLost, Store
 from infra.batches import Batches
 from infra.bundles import Bundles
 from workers.leases import Holder, persist
@@ -82,7 +82,12 @@ class Runner:
                 running.cancel()
             await asyncio.wait((running, flushing))
         flushing.result()
-        outcome, rest = running.result(), output.rest()
+        try:
+            outcome, rest = running.result(), output.rest()
+        except SandboxLost as lost:
+            _log.warning("the sandbox was lost; the run is given back", execution_id=execution.id, reason=str(lost))
+            await persist(lambda: self.give_back(execution))
+            return "sandbox_lost"
         await persist(lambda: self._end(execution, outcome, rest))
         return outcome.error_type
 

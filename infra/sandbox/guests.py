@@ -7,7 +7,7 @@ import msgspec
 
 from domain.errors import DomainError
 from domain.executions import MAX_DEPTH, depth
-from domain.ports import Outcome, Program
+from domain.ports import Outcome, Program, SandboxLost
 from infra.sandbox.ending import Ending
 from infra.sandbox.fence import Fence
 from infra.sandbox.watch import Watch
@@ -111,9 +111,9 @@ def outcome(ending: Ending, timeout: float, memory_mb: int) -> Outcome:
 
 
 def crash(ending: Ending) -> Outcome:
-    """What an ending without an answer means."""
+    """What an ending without an answer means. Errors: `SandboxLost`."""
     if ending.lost is not None:
-        return Outcome(error_type="crashed", error_message=ending.lost)
+        raise SandboxLost(ending.lost)
     status = ending.status or 0
     number = status - 128 if status > 128 else -status
     if number == signal.SIGKILL:

@@ -3,12 +3,14 @@
 import asyncio
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from redis.asyncio import Redis
 
+from infra.sandbox.watch import descendants
 from scripts.demo import packed
 from scripts.processes import Process
 from scripts.up import System
@@ -64,6 +66,20 @@ async def test_a_killed_run_worker_costs_an_attempt_and_nothing_else(system, hom
     await _kill(system, "run")
     await _settled_once(home, executions)
     assert (await home.ended(executions[0]["id"]))["attempt"] == 2
+
+
+async def test_a_killed_fork_server_costs_an_attempt_and_nothing_else(system, home, sleeper) -> None:
+    executions = [await home.start(sleeper, {"for": 1.0, "n": n}) for n in range(2)]
+    for execution in executions:
+        await _until(home, execution["id"], "running")
+    await asyncio.sleep(0.3)
+    worker = _process(system, "run").pid
+    servers = [pid for pid in descendants(worker or 0) if b"begin.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(servers) == 1
+    os.kill(servers[0], signal.SIGKILL)
+    await _settled_once(home, executions)
+    assert [(await home.ended(one["id"]))["attempt"] for one in executions] == [2, 2]
+    assert _process(system, "run").pid == worker
 
 
 async def test_an_execution_whose_workers_all_die_fails_and_says_so(system, home, sleeper) -> None:
