@@ -6,7 +6,6 @@ from typing import Any, Final
 import msgspec
 
 from domain.errors import DomainError
-from domain.executions import MAX_DEPTH, depth
 from domain.ports import Outcome, Program, SandboxLost
 from infra.sandbox.ending import Ending
 from infra.sandbox.fence import Fence
@@ -96,17 +95,12 @@ def outcome(ending: Ending, timeout: float, memory_mb: int) -> Outcome:
         kind = head.error_type[:200]
         return Outcome(error_type=kind, error_message=head.error_message or kind, stack=head.stack)
     try:
-        result = msgspec.json.decode(body)
+        msgspec.json.decode(body)
     except RecursionError:
-        result = None
-        too_deep = True
+        # How deep a result may be is the domain's rule; this one cannot even be looked at.
+        return Outcome(error_type="result_not_json", error_message="The result nests too deep to be read.")
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return Outcome(error_type="result_not_json", error_message="The result is not JSON.")
-    else:
-        too_deep = depth(result) > MAX_DEPTH
-    if too_deep:
-        told = f"The result nests deeper than {MAX_DEPTH} levels."
-        return Outcome(error_type="result_not_json", error_message=told)
     return Outcome(output=body)
 
 

@@ -85,7 +85,7 @@ class Tree:
         self._on_output: OnOutput | None = None
         self._since = Stage.FENCED
         self._kept: list[tuple[Stream, bytes]] = []
-        self._unsent = b""
+        self._unsent = memoryview(b"")
         self._received = bytearray()
         self._failed: Exception | None = None
         self._watch: Watch | None = None
@@ -106,6 +106,11 @@ class Tree:
     def gone(self) -> bool:
         """Whether the tree has ended and everything of it is freed."""
         return self._gone.done()
+
+    @property
+    def pid(self) -> int | None:
+        """The number of its first process on this host, once it is known."""
+        return self._leader.pid1
 
     def belongs_to(self, group: Group | None) -> None:
         """It has joined a group, which is removed when it has ended."""
@@ -205,22 +210,20 @@ class Tree:
     # what we send
 
     def _send(self, data: bytes) -> None:
-        begin, self._unsent = not self._unsent, self._unsent + data
+        begin = not self._unsent
+        self._unsent = memoryview(data if begin else bytes(self._unsent) + data)
         if begin:
             self._write()
 
     def _write(self) -> None:
-        sent = 0
         try:
-            while sent < len(self._unsent):
-                sent += os.write(self._feed, self._unsent[sent : sent + CHUNK])
+            while self._unsent:
+                self._unsent = self._unsent[os.write(self._feed, self._unsent[:CHUNK]) :]
         except BlockingIOError:
-            self._unsent = self._unsent[sent:]
             self._loop.add_writer(self._feed, self._write)
             return
         except BrokenPipeError:
-            pass  # the guest is gone; its ending says why
-        self._unsent = b""
+            self._unsent = memoryview(b"")  # the guest is gone; its ending says why
         self._loop.remove_writer(self._feed)
 
     # what it says

@@ -120,7 +120,8 @@ def _bwraps() -> set[int]:
 async def test_early_and_double_cancels_leave_no_process(cold, code) -> None:
     program = _program(code, SLEEP)
     tasks = (await _begun(cold, program))[1]
-    before = _bwraps() | set(descendants(os.getpid()))
+    server = cold._server.pid if cold._server is not None else None
+    before = _bwraps() | set(descendants(server) if server else [])
     for number in range(40):
         running = asyncio.create_task(cold.run(program, b"{}", _ignore))
         await asyncio.sleep(number * 0.001)
@@ -130,7 +131,7 @@ async def test_early_and_double_cancels_leave_no_process(cold, code) -> None:
         with pytest.raises(asyncio.CancelledError):
             await running
     await asyncio.sleep(0.3)
-    assert (_bwraps() | set(descendants(os.getpid()))) - before == set()
+    assert (_bwraps() | set(descendants(server) if server else [])) - before == set()
     assert len(asyncio.all_tasks()) == tasks
 
 
