@@ -17,13 +17,15 @@ from infra.sandbox.ending import StartFailed
 from infra.sandbox.fence import Fence, Mount
 from infra.sandbox.tree import Pipes
 from infra.sandbox.users import free_uid
-from infra.sandbox.watch import STOP_LOOKS, descendants
+from infra.sandbox.watch import descendants
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNS: Final = 0x00020000
 _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 1 << 18
 _PR_SET_PDEATHSIG: Final = 1
 _STAGES: Final = ("/run", "/mnt", "/opt")
+# How often, half a millisecond apart, to look whether a bwrap that shall make no more children has stopped.
+STOP_LOOKS: Final = 100
 
 
 def _checked(result: int, what: str) -> None:

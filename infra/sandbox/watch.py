@@ -8,8 +8,8 @@ from typing import Final
 
 # Counting shared pages once is costly, so it is not done more often than this, in seconds.
 EXACT: Final = 0.3
-# How often, half a millisecond apart, to look whether a stopped process has stopped.
-STOP_LOOKS: Final = 100
+# How long a process may take to stop: on a busy machine it has to get its turn first.
+STOP_SECONDS: Final = 2.0
 
 
 class Watch:
@@ -88,8 +88,9 @@ def at_rest(pid: int | None) -> int | None:
 
 
 def stopped(pid: int) -> bool:
-    """Whether a process and all its threads stop, or end, within `STOP_LOOKS` looks."""
-    for _ in range(STOP_LOOKS):
+    """Whether a process and all its threads stop, or end, within `STOP_SECONDS`. Blocks."""
+    until = time.monotonic() + STOP_SECONDS
+    while time.monotonic() < until and os.path.exists(f"/proc/{pid}"):
         with contextlib.suppress(OSError):
             tasks = [Path(f"/proc/{pid}/task/{task}/stat") for task in os.listdir(f"/proc/{pid}/task")]
             if all(stat.read_text().rsplit(")", 1)[1].split()[0] in ("T", "t", "Z", "X") for stat in tasks):
