@@ -134,6 +134,16 @@ class Ended(msgspec.Struct, kw_only=True, frozen=True):
     written: list[Event]
 
 
+class Settled(msgspec.Struct, kw_only=True, frozen=True):
+    """Which of the executions were settled; the others are not held by their attempt any more.
+
+    `waiting` tells whether executions of anybody waited at that moment.
+    """
+
+    ids: frozenset[str]
+    waiting: bool
+
+
 class Executions(Protocol):
     """The executions of the bound tenant. Every write is guarded by the state it expects."""
 
@@ -145,8 +155,8 @@ class Executions(Protocol):
         ...
 
     async def begin_running(self, execution_id: str, attempt: int, now: datetime) -> bool: ...
-    async def settle(self, ended: list[Ended], now: datetime) -> set[str]:
-        """Settle executions of any tenants. Returns the ids of those that were still held by their attempt."""
+    async def settle(self, ended: list[Ended], now: datetime) -> Settled:
+        """Settle executions of any tenants that are still held by their attempt."""
         ...
 
     async def cancel(self, execution_id: str, reason: str, now: datetime) -> bool: ...
@@ -379,17 +389,14 @@ def settled(outcome: Outcome) -> Outcome:
     return outcome
 
 
-async def finish(tx: Tx, ended: list[Ended]) -> set[str]:
-    """Settle executions of any tenants with what their sandboxes left behind.
-
-    Returns the ids that were settled; the others are not held by their attempt any more.
-    """
+async def finish(tx: Tx, ended: list[Ended]) -> Settled:
+    """Settle executions of any tenants with what their sandboxes left behind."""
     kept = [_kept(one, tx.now) for one in ended]
-    settled_ids = await tx.executions.settle(kept, tx.now)
+    found = await tx.executions.settle(kept, tx.now)
     for one in kept:
-        if one.execution.id in settled_ids:
+        if one.execution.id in found.ids:
             tx.changed(one.execution.id, status_of(one.outcome))
-    return settled_ids
+    return found
 
 
 def _kept(one: Ended, now: datetime) -> Ended:

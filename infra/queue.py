@@ -20,7 +20,7 @@ from arq.worker import Worker, func
 from redis.asyncio import ConnectionPool, Redis
 
 from domain.jobs import Change, Job, Lane
-from infra.redis import CHANGED, GONE, RING, Bell
+from infra.redis import CHANGED, GONE, RING, TAKEN, TAKEN_STATUSES, Bell
 
 # Longer than any job may take; a lost job is found by upkeep long before arq would miss it.
 JOB_TIMEOUT: Final = 2 * 3600
@@ -47,17 +47,26 @@ class ArqQueue:
     def __init__(self, redis: ArqRedis) -> None:
         self._redis = redis
         self._down_until = 0.0
-        self._ringing: set[asyncio.Task[None]] = set()
+        self._jobs: list[Job] = []
+        self._changed: list[Change] = []
+        self._ringing: asyncio.Task[None] | None = None
 
     async def ring(self, jobs: Sequence[Job], changed: Sequence[Change] = ()) -> None:
-        """Ring for jobs and wake waiters. A ring that fails is logged: upkeep will ring again."""
+        """Ring for jobs and wake waiters. Nobody waits for that: what comes while one message is sent gathers.
+
+        A ring that fails is logged: upkeep will ring again.
+        """
         if time.monotonic() < self._down_until:
             return
-        # Shielded, because the client may swallow a cancellation that reaches it while it connects.
-        ringing = asyncio.create_task(self._ring(jobs, changed))
-        self._ringing.add(ringing)
-        ringing.add_done_callback(self._ringing.discard)
-        await asyncio.shield(ringing)
+        self._jobs += jobs
+        self._changed += changed
+        if self._ringing is None:
+            self._ringing = asyncio.create_task(self._ring_all())
+
+    async def close(self) -> None:
+        """Send what is still to be sent."""
+        if self._ringing is not None:
+            await self._ringing
 
     async def ring_lost(self, jobs: Sequence[Job]) -> int:
         """Ring for runs, and for builds that no queue lists and no worker took. Returns how many of the latter.
@@ -77,6 +86,15 @@ class ArqQueue:
     async def depth(self, lane: Lane) -> int:
         """How many jobs the lane's queue lists."""
         return int(await self._redis.zcard(queue_name(lane)))
+
+    async def _ring_all(self) -> None:
+        try:
+            while self._jobs or self._changed:
+                jobs, self._jobs = self._jobs, []
+                changed, self._changed = self._changed, []
+                await self._ring(jobs, changed)
+        finally:
+            self._ringing = None
 
     async def _ring(self, jobs: Sequence[Job], changed: Sequence[Change]) -> None:
         try:
@@ -112,8 +130,9 @@ class ArqQueue:
         messages = [(RING + lane, "") for lane in lanes]
         told = dict[str, list[str]]()
         for change in changed:
-            channel = CHANGED + change.row_id.partition("_")[0]
-            told.setdefault(channel, []).append(f"{change.row_id}:{change.status}")
+            prefix = change.row_id.partition("_")[0]
+            for channel in (CHANGED, TAKEN) if change.status in TAKEN_STATUSES else (CHANGED,):
+                told.setdefault(channel + prefix, []).append(f"{change.row_id}:{change.status}")
         messages += [(channel, " ".join(changes)) for channel, changes in told.items()]
         if len(messages) == 1:
             await self._redis.publish(*messages[0])

@@ -17,6 +17,9 @@ from redis.exceptions import RedisError
 from domain.jobs import PREFIX, Lane
 
 CHANGED: Final = "paddock:changed:"
+# What another than its holder makes of a row: the only changes that a holder needs to hear of.
+TAKEN: Final = "paddock:taken:"
+TAKEN_STATUSES: Final = frozenset({"cancelled", "pending", "queued"})
 RING: Final = "paddock:ring:"
 HEARD: Final = 15.0
 AWAY: Final = 1.0
@@ -34,12 +37,16 @@ def client(url: str) -> Redis:
 class Bell:
     """One subscription per process, shared by all that wait.
 
-    For rings of the lanes `rung`, and for changes of rows of the lanes `heard`.
+    For rings of the lanes `rung`, for changes of rows of the lanes `heard`, and for rows of the lanes
+    `held` that were taken from whoever held them.
     """
 
-    def __init__(self, url: str, rung: tuple[Lane, ...] = (), heard: tuple[Lane, ...] = ()) -> None:
+    def __init__(
+        self, url: str, rung: tuple[Lane, ...] = (), heard: tuple[Lane, ...] = (), held: tuple[Lane, ...] = ()
+    ) -> None:
         self._url = url
-        self._channels = [*(RING + lane for lane in rung), *(CHANGED + PREFIX[lane] for lane in heard)]
+        self._channels = [RING + lane for lane in rung]
+        self._channels += [CHANGED + PREFIX[lane] for lane in heard] + [TAKEN + PREFIX[lane] for lane in held]
         self._waiting: dict[str, list[tuple[asyncio.Event, frozenset[str] | None]]] = {}
         self._rung = {lane: asyncio.Event() for lane in rung}
         self._task: asyncio.Task[None] | None = None
@@ -110,7 +117,7 @@ class Bell:
                 await redis.aclose()
 
     def _hear(self, channel: str, data: bytes) -> None:
-        if channel.startswith(CHANGED):
+        if not channel.startswith(RING):
             for told in data.decode().split():
                 row_id, _, status = told.partition(":")
                 for heard, statuses in self._waiting.get(row_id, ()):

@@ -45,11 +45,13 @@ async def wire(
     application: str,
     rung: tuple[Lane, ...] = (),
     heard: tuple[Lane, ...] = (),
+    held: tuple[Lane, ...] = (),
     clock: Clock = utc_now,
 ) -> AsyncIterator[Parts]:
     """Open every connection of a process, and close them all in the end.
 
-    It listens for rings of the lanes `rung` and for changes of rows of the lanes `heard`.
+    It listens for rings of the lanes `rung`, for changes of rows of the lanes `heard`, and for rows of
+    the lanes `held` that are taken from it.
     """
     redis_url = settings.redis_url.reveal()
     redis, jobs = client(redis_url), arq_client(redis_url)
@@ -57,7 +59,7 @@ async def wire(
     engine = connect(settings.database_url.reveal(), pool_size=settings.database_pool, application=application)
     store = PostgresStore(engine, queue, clock)
     try:
-        async with S3Blobs(settings) as blobs, Bell(redis_url, rung, heard) as bell:
+        async with S3Blobs(settings) as blobs, Bell(redis_url, rung, heard, held) as bell:
             yield Parts(
                 settings=settings,
                 clock=clock,
@@ -72,6 +74,7 @@ async def wire(
                 vault=Vault(settings.secret_key.reveal()),
             )
     finally:
+        await queue.close()
         await store.close()
         await redis.aclose()
         await jobs.aclose()

@@ -44,7 +44,7 @@ async def system() -> AsyncIterator[System]:
 @pytest.fixture(scope="session")
 async def parts(system: System) -> AsyncIterator[Parts]:
     """Every part of the running system, wired into this process as a worker would be."""
-    async with wire(system.settings, "tests", rung=LANES, heard=LANES) as wired:
+    async with wire(system.settings, "tests", rung=LANES, heard=LANES, held=LANES) as wired:
         yield wired
 
 

@@ -43,6 +43,8 @@ class Runner:
         self._bundles, self._holder, self._clock, self._most = bundles, holder, clock, most
         self._versions: OrderedDict[str, Version] = OrderedDict()
         self._endings = Batches(self._settle)
+        # Whether executions may have waited when the last one was settled.
+        self.waiting = True
 
     async def claim(self, slots: int) -> list[Execution]:
         """Claim up to `slots` executions, of whichever tenants are next."""
@@ -136,7 +138,8 @@ class Runner:
     async def _settle(self, ended: list[Ended]) -> list[bool]:
         async with self._store.begin_single() as tx:
             settled = await executions.finish(tx, ended)
-        return [one.execution.id in settled for one in ended]
+        self.waiting = settled.waiting or len(settled.ids) < len(ended)
+        return [one.execution.id in settled.ids for one in ended]
 
 
 class Dispatcher:
@@ -145,6 +148,8 @@ class Dispatcher:
     def __init__(self, runner: Runner, slots: int, rung: asyncio.Event) -> None:
         self._runner, self._slots, self._wake = runner, slots, rung
         self._running: set[asyncio.Task[None]] = set()
+        # Rung while every slot was taken.
+        self._owed = False
 
     async def run(self) -> None:
         """Take executions until cancelled; then give back what is held."""
@@ -153,6 +158,7 @@ class Dispatcher:
                 self._wake.clear()
                 free = self._slots - len(self._running)
                 taken = await self._take(free) if free else 0
+                self._owed = taken == free
                 if taken < free or not free:
                     await self._woken()
         finally:
@@ -180,7 +186,8 @@ class Dispatcher:
 
     def _freed(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
-        self._wake.set()
+        if self._owed or self._runner.waiting:
+            self._wake.set()
         if not task.cancelled() and task.exception() is not None:
             _log.error("a run's end could not be written; its lease will run out", error=str(task.exception()))
 

@@ -12,15 +12,13 @@ from domain.errors import DomainError
 from domain.jobs import Lane
 from domain.leases import LostLease
 from domain.ports import Clock, Store
-from infra.redis import Bell
+from infra.redis import TAKEN_STATUSES, Bell
 
 T = TypeVar("T")
 
 # A cancelled run is killed within a second: the bell tells at once, and this is how often we look without it.
 LOOK: Final = 0.4
 _SPACING: Final = 0.05
-# What another than its holder makes of a row.
-_TAKEN: Final = frozenset({"cancelled", "pending", "queued"})
 
 _log = structlog.get_logger("paddock.leases")
 
@@ -43,7 +41,7 @@ class Holder:
         """Do the work while the lease is extended. Errors: `LostLease`, by which time the work has stopped."""
         task = asyncio.create_task(work)
         self._held[row_id] = (attempt, task)
-        with self._bell.listen(row_id, _TAKEN, self._changed):
+        with self._bell.listen(row_id, TAKEN_STATUSES, self._changed):
             try:
                 return await task
             except asyncio.CancelledError:

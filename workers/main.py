@@ -107,7 +107,7 @@ class _Hands:
 
 @contextlib.asynccontextmanager
 async def _hands(settings: Settings, lane: Lane, slots: int, sandbox: Sandbox) -> AsyncIterator[_Hands]:
-    async with wire(settings, f"paddock {lane}", rung=(lane,), heard=(lane,)) as parts:
+    async with wire(settings, f"paddock {lane}", rung=(lane,), held=(lane,)) as parts:
         hands = _Hands(settings, parts, lane, slots, sandbox)
         try:
             yield hands

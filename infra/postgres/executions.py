@@ -12,7 +12,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import TypeEngine
 
 from domain import ids
-from domain.executions import Ended, Execution, Filter, status_of
+from domain.executions import Ended, Execution, Filter, Settled, status_of
 from domain.leases import Lease
 from domain.pages import COUNT_BOUND, Listing, Page
 from domain.states import HELD
@@ -119,7 +119,7 @@ _ADD = (
     "SELECT id, 1, tenant_id, created_at, 'status', json_build_object('status', status, 'attempt', attempt) FROM added"
 )
 _CLAIM = f"SELECT {_SHAPE.columns} FROM claim_runs($1, $2, $3, $4, $5, $6)"  # noqa: S608 - column names alone
-_SETTLE = "SELECT settle_runs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) AS id"
+_SETTLE = "SELECT * FROM settle_runs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
 
 
 class PostgresExecutions:
@@ -165,7 +165,7 @@ class PostgresExecutions:
         moved = update(E_).where(E_.id == execution_id, E_.attempt == attempt, E_.status == "preparing")
         return await self._moved(moved.values(status="running"), now) is not None
 
-    async def settle(self, ended: list[Ended], now: datetime) -> set[str]:
+    async def settle(self, ended: list[Ended], now: datetime) -> Settled:
         known = [ids.decode("exec", one.execution.id) for one in ended]
         lines = [
             (known[place], number, event.at, msgspec.json.encode(event.data).decode())
@@ -184,7 +184,10 @@ class PostgresExecutions:
             now,
             *([line[field] for line in lines] for field in range(4)),
         )
-        return {ids.encode("exec", record["id"]) for record in records}
+        return Settled(
+            ids=frozenset(ids.encode("exec", record["id"]) for record in records),
+            waiting=any(record["waiting"] for record in records),
+        )
 
     async def cancel(self, execution_id: str, reason: str, now: datetime) -> bool:
         moved = update(E_).where(E_.id == execution_id, E_.status.in_(_OPEN))

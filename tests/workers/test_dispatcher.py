@@ -21,7 +21,9 @@ class Work:
         self.running = self.most = self.done = self.returned = 0
         self.release = asyncio.Event()
         self.claiming: asyncio.Event | None = None
-        self.fails = 0
+        self.fails, self.waiting = 0, False
+        # Whether what waits was submitted after the settle that would have told of it.
+        self.blind = False
 
     async def claim(self, slots: int) -> list[Any]:
         if self.claiming is not None:
@@ -40,6 +42,7 @@ class Work:
         try:
             await self.release.wait()
             self.done += 1
+            self.waiting = self.pending > 0 and not self.blind
         finally:
             self.running -= 1
 
@@ -89,6 +92,27 @@ async def test_one_claim_takes_as_many_as_there_are_slots() -> None:
         await _until(lambda: work.done == 20)
         assert work.most == 8
         assert len(work.claims) < 20
+
+
+async def test_a_freed_slot_looks_only_if_something_may_wait() -> None:
+    work, rung = Work(pending=1), asyncio.Event()
+    async with dispatching(work, 2, rung):
+        await _until(lambda: work.running == 1)
+        work.release.set()
+        await _until(lambda: work.done == 1)
+        await asyncio.sleep(0.05)
+        assert work.claims == [(2, 1)]
+
+
+async def test_a_ring_while_every_slot_is_taken_is_not_forgotten() -> None:
+    work, rung = Work(pending=1), asyncio.Event()
+    async with dispatching(work, 1, rung):
+        await _until(lambda: work.running == 1)
+        work.blind, work.pending = True, 1
+        rung.set()
+        await asyncio.sleep(0.01)
+        work.release.set()
+        await _until(lambda: work.done == 2)
 
 
 async def test_a_missed_ring_is_found_by_looking(monkeypatch: pytest.MonkeyPatch) -> None:

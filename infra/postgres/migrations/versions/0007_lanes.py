@@ -80,12 +80,12 @@ def upgrade() -> None:
         END $$;
 
         -- Settles runs of any tenants by exact id and fencing token, with the last lines of their logs, and
-        -- returns those that were still held. Line n belongs to the run `line_owners[n]`.
+        -- returns those that were still held, and whether runs wait. Line n belongs to the run `line_owners[n]`.
         CREATE FUNCTION settle_runs(
             ids uuid[], attempts integer[], statuses text[], outputs text[], error_types text[],
             error_messages text[], lines integer[], settled_at timestamptz,
             line_owners uuid[], line_numbers integer[], line_times timestamptz[], line_data text[]
-        ) RETURNS SETOF uuid
+        ) RETURNS TABLE (id uuid, waiting boolean)
         LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp SET jit = off AS $$
             WITH given AS (
                 SELECT * FROM unnest(ids, attempts, statuses, outputs, error_types, error_messages, lines)
@@ -112,7 +112,7 @@ def upgrade() -> None:
                     'error_type', m.error_type, 'error_message', m.error_message)
                 FROM moved m
             )
-            SELECT id FROM moved
+            SELECT m.id, EXISTS (SELECT FROM executions e WHERE e.status = 'pending') FROM moved m
         $$;
 
         -- The queued version to build next: of the tenant with the fewest being built, the oldest.
