@@ -22,12 +22,14 @@ import uvicorn
 from litestar import Litestar, get
 
 from infra.embedded.children import free_ports
+from scripts.resources import held, processor
 from scripts.soak import Client, Soaked, packed, soak
 from scripts.up import System
 
 SOLO = 200
 # Seconds between one measurement and the next, in which slots are refilled.
 PAUSE = 0.03
+SETTLE, IDLE = 30, 60
 FRESH = 12
 MANY = 1500
 IN_FLIGHT = 16
@@ -217,6 +219,31 @@ def _soaked(found: Soaked, base: float) -> list[Row]:
     return rows
 
 
+async def _idle() -> list[Row]:
+    """What `paddock up` takes when nobody uses it, from a while after its start."""
+    with tempfile.TemporaryDirectory(prefix="paddock-bench-") as folder:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "scripts.cli", "up", "--data", folder, "--port", str(free_ports(1)[0])),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        try:
+            assert process.stdout is not None
+            async for line in process.stdout:
+                if line.startswith(b"ready"):
+                    break
+            await asyncio.sleep(SETTLE)
+            before = processor(process.pid)
+            await asyncio.sleep(IDLE)
+            share, memory = (processor(process.pid) - before) / IDLE, held(process.pid)
+        finally:
+            process.terminate()
+            await process.wait()
+    return [
+        (f"`paddock up`, idle for {IDLE} s", f"{share * 100:.2f}", "per cent of one core, all processes"),
+        ("its memory, shared pages counted once", f"{memory / 700:.2f}", f"700 MiB ({memory:.0f} MiB)"),
+    ]
+
+
 def _print(rows: list[Row]) -> None:
     print(f"{'figure':<44}{'ratio':>8}   to")
     for what, ratio, to in rows:
@@ -225,11 +252,12 @@ def _print(rows: list[Row]) -> None:
 
 async def main() -> None:
     """Measure, soak and print."""
+    idle = await _idle()
     with tempfile.TemporaryDirectory(prefix="paddock-bench-") as folder:
         system = System(Path(folder) / "data", free_ports(1)[0], 1, lambda _: None)
         async with system.running():
             rows, base = await measure(system)
-            _print(rows)
+            _print([*idle, *rows])
             print(f"\nsoak: {EXECUTIONS} executions of {TENANTS} tenants, {IN_FLIGHT} in flight")
             _print(_soaked(await soak(system, TENANTS, EXECUTIONS, IN_FLIGHT), base))
 

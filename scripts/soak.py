@@ -6,12 +6,12 @@ import io
 import secrets
 import tarfile
 import time
-from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
 import msgspec
 
+from scripts.resources import memory
 from scripts.up import System
 
 SOURCE: Final = "def handle(payload):\n    print('run', payload['n'])\n    return {'n': payload['n']}\n"
@@ -181,29 +181,3 @@ async def _twice(ended: list[tuple[Client, Any]]) -> list[str]:
 
     await asyncio.gather(*(look() for _ in range(8)))
     return found
-
-
-def memory(system: System) -> dict[str, float]:
-    """MiB that each process and what it started hold, shared pages counted once (`Pss` of smaps_rollup)."""
-    roots = {process.name: process.pid for process in system.processes}
-    for part in system.parts:
-        if part is not None and part.part is not None:
-            roots[part.part.name] = part.part.process.pid
-    children = dict[int, list[int]]()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            words = stat.read_text().rsplit(")", 1)[1].split()
-            children.setdefault(int(words[1]), []).append(int(stat.parent.name))
-    return {name: sum(map(_resident, _tree(pid, children))) for name, pid in roots.items() if pid is not None}
-
-
-def _tree(pid: int, children: dict[int, list[int]]) -> list[int]:
-    return [pid, *(below for child in children.get(pid, ()) for below in _tree(child, children))]
-
-
-def _resident(pid: int) -> float:
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) / 1024
-    return 0.0

@@ -1,0 +1,56 @@
+"""What the processes of a running system take: memory and processor time."""
+
+import contextlib
+import os
+from pathlib import Path
+
+from scripts.up import System
+
+_TICK = os.sysconf("SC_CLK_TCK")
+
+
+def memory(system: System) -> dict[str, float]:
+    """MiB that each process and what it started hold, shared pages counted once (`Pss` of smaps_rollup)."""
+    roots = {process.name: process.pid for process in system.processes}
+    for part in system.parts:
+        if part is not None and part.part is not None:
+            roots[part.part.name] = part.part.process.pid
+    return {name: held(pid) for name, pid in roots.items() if pid is not None}
+
+
+def held(pid: int) -> float:
+    """MiB that a process and everything below it hold, shared pages counted once."""
+    return sum(map(_resident, _tree(pid, _children())))
+
+
+def processor(pid: int) -> float:
+    """Seconds of processor time of a process and everything below it so far, ended children included."""
+    return sum(map(_seconds, _tree(pid, _children())))
+
+
+def _children() -> dict[int, list[int]]:
+    found = dict[int, list[int]]()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            words = stat.read_text().rsplit(")", 1)[1].split()
+            found.setdefault(int(words[1]), []).append(int(stat.parent.name))
+    return found
+
+
+def _tree(pid: int, children: dict[int, list[int]]) -> list[int]:
+    return [pid, *(below for child in children.get(pid, ()) for below in _tree(child, children))]
+
+
+def _resident(pid: int) -> float:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def _seconds(pid: int) -> float:
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return sum(map(int, words[11:15])) / _TICK
+    return 0.0
