@@ -10,6 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 from domain import ids
 from domain.access import Caller
 from domain.errors import DomainError, conflict, invalid, not_found
+from domain.jobs import Job
 from domain.pages import Listing, Page
 from domain.ports import Tx
 
@@ -140,6 +141,9 @@ async def patch(tx: Tx, reference: str, data: PatchAgent) -> Agent:
     agent.updated_at = tx.now
     if not await tx.agents.save(agent):
         raise _name_taken(agent.name)
+    if data.max_concurrency is not UNSET:
+        # What waited for the old limit may run under the new one.
+        tx.ring(Job(lane="run", row_id=agent.id, tenant_id=agent.tenant_id, attempt=0))
     return agent
 
 
@@ -149,7 +153,7 @@ async def delete(tx: Tx, reference: str) -> None:
     The record of its executions stays; its archives are removed by upkeep.
     """
     agent = await get(tx, reference, lock=True)
-    for execution_id in await tx.executions.cancel_oldest(agent.id, None, "The agent was deleted.", tx.now):
+    for execution_id in await tx.executions.cancel_oldest(agent.id, 0, "The agent was deleted.", tx.now):
         tx.changed(execution_id, "cancelled")
     await tx.agents.delete(agent.id, tx.now)
 

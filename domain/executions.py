@@ -135,12 +135,12 @@ class Ended(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Settled(msgspec.Struct, kw_only=True, frozen=True):
-    """Which of the executions were settled; the others are not held by their attempt any more.
+    """Which executions were settled, as (id, attempt); the others are not held by their attempt any more.
 
     `waiting` tells whether executions of anybody waited at that moment.
     """
 
-    ids: frozenset[str]
+    held: frozenset[tuple[str, int]]
     waiting: bool
 
 
@@ -164,7 +164,10 @@ class Executions(Protocol):
         """How many of an agent's executions have not ended. Holds off other starts of it until the commit."""
         ...
 
-    async def cancel_oldest(self, agent_id: str, count: int | None, reason: str, now: datetime) -> list[str]: ...
+    async def cancel_oldest(self, agent_id: str, keep: int, reason: str, now: datetime) -> list[str]:
+        """Cancel an agent's open executions but the newest `keep`."""
+        ...
+
     async def release(self, execution_id: str, attempt: int, now: datetime) -> Execution | None: ...
     async def take_back(self, execution_id: str, now: datetime) -> Execution | None: ...
 
@@ -227,12 +230,11 @@ async def _make_room(tx: Tx, agent: agents.Agent) -> None:
     most = agent.max_concurrency
     if most is None or agent.concurrency_policy == "queue":
         return
-    surplus = await tx.executions.open_runs(agent.id) - most + 1
-    if surplus <= 0:
+    if await tx.executions.open_runs(agent.id) < most:
         return
     if agent.concurrency_policy == "reject":
         raise conflict(f"{most} executions of {agent.name!r} have not ended; no more are let in.", "concurrency_limit")
-    for replaced in await tx.executions.cancel_oldest(agent.id, surplus, "Replaced by a newer execution.", tx.now):
+    for replaced in await tx.executions.cancel_oldest(agent.id, most - 1, "Replaced by a newer execution.", tx.now):
         tx.changed(replaced, "cancelled")
 
 
@@ -394,7 +396,7 @@ async def finish(tx: Tx, ended: list[Ended]) -> Settled:
     kept = [_kept(one, tx.now) for one in ended]
     found = await tx.executions.settle(kept, tx.now)
     for one in kept:
-        if one.execution.id in found.ids:
+        if (one.execution.id, one.execution.attempt) in found.held:
             tx.changed(one.execution.id, status_of(one.outcome))
     return found
 

@@ -9,6 +9,7 @@ from msgspec import UNSET, UnsetType
 from domain.access import Caller
 from domain.agents import MaxConcurrency
 from domain.errors import not_found
+from domain.jobs import Job
 from domain.ports import Tx
 
 
@@ -50,5 +51,6 @@ async def patch(tx: Tx, caller: Caller, data: PatchTenant) -> Tenant:
     tenant = await get(tx, caller)
     if data.max_concurrency is not UNSET:
         tenant.max_concurrency = data.max_concurrency
+        tx.ring(Job(lane="run", row_id=tenant.id, tenant_id=tenant.id, attempt=0))
     await tx.tenants.save(tenant)
     return tenant

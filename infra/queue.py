@@ -8,7 +8,6 @@ pickles. What it forgets, upkeep rings again.
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, cast
 
@@ -25,6 +24,9 @@ from infra.redis import CHANGED, GONE, RING, TAKEN, TAKEN_STATUSES, Bell
 # Longer than any job may take; a lost job is found by upkeep long before arq would miss it.
 JOB_TIMEOUT: Final = 2 * 3600
 _VARIANTS: Final = 10
+# While Redis is away: seconds between tries, and how much is kept.
+AGAIN: Final = 0.5
+MOST: Final = 10_000
 
 _log = structlog.get_logger("paddock.queue")
 _decoder = msgspec.msgpack.Decoder()
@@ -46,7 +48,7 @@ class ArqQueue:
 
     def __init__(self, redis: ArqRedis) -> None:
         self._redis = redis
-        self._down_until = 0.0
+        self._away = False
         self._jobs: list[Job] = []
         self._changed: list[Change] = []
         self._ringing: asyncio.Task[None] | None = None
@@ -54,19 +56,19 @@ class ArqQueue:
     async def ring(self, jobs: Sequence[Job], changed: Sequence[Change] = ()) -> None:
         """Ring for jobs and wake waiters. Nobody waits for that: what comes while one message is sent gathers.
 
-        A ring that fails is logged: upkeep will ring again.
+        While Redis is away, the latest are kept until it is back.
         """
-        if time.monotonic() < self._down_until:
-            return
-        self._jobs += jobs
-        self._changed += changed
+        self._jobs = [*self._jobs, *jobs][-MOST:]
+        self._changed = [*self._changed, *changed][-MOST:]
         if self._ringing is None:
             self._ringing = asyncio.create_task(self._ring_all())
 
     async def close(self) -> None:
-        """Send what is still to be sent."""
+        """Send what is still to be sent, unless Redis is away."""
         if self._ringing is not None:
-            await self._ringing
+            if self._away:
+                self._ringing.cancel()
+            await asyncio.wait((self._ringing,))
 
     async def ring_lost(self, jobs: Sequence[Job]) -> int:
         """Ring for runs, and for builds that no queue lists and no worker took. Returns how many of the latter.
@@ -92,19 +94,23 @@ class ArqQueue:
             while self._jobs or self._changed:
                 jobs, self._jobs = self._jobs, []
                 changed, self._changed = self._changed, []
-                await self._ring(jobs, changed)
+                try:
+                    await self._ring(jobs, changed)
+                    self._away = False
+                except GONE as error:
+                    if not self._away:
+                        _log.warning("redis is away; what is to be rung waits for it", error=str(error))
+                    self._away = True
+                    self._jobs, self._changed = [*jobs, *self._jobs][-MOST:], [*changed, *self._changed][-MOST:]
+                    await asyncio.sleep(AGAIN)
         finally:
             self._ringing = None
 
     async def _ring(self, jobs: Sequence[Job], changed: Sequence[Change]) -> None:
-        try:
-            for job in jobs:
-                if job.lane == "build":
-                    await self._enqueue(job, job.id)
-            await self._publish({job.lane for job in jobs}, changed)
-        except GONE as error:
-            self._down_until = time.monotonic() + 1.0
-            _log.warning("could not ring; upkeep will", error=str(error), jobs=[job.id for job in jobs])
+        for job in jobs:
+            if job.lane == "build":
+                await self._enqueue(job, job.id)
+        await self._publish({job.lane for job in jobs}, changed)
 
     async def _ring_if_lost(self, job: Job) -> bool:
         for number in range(_VARIANTS):

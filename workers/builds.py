@@ -12,6 +12,7 @@ from domain.archives import BadArchive, Manifest
 from domain.builds import Built, Version
 from domain.errors import DomainError
 from domain.ports import Blobs, Outcome, Program, Sandbox, Store, Stream
+from domain.queues import Turn
 from infra.bundles import LIMITS, Bundles
 from infra.environments import Environments, folder_size
 from infra.sandbox.guests import CHECK_SECONDS
@@ -66,11 +67,24 @@ class Builder:
                 turn = await tx.queues.next_build()
             if turn is None:
                 return None
-            async with self._store.begin_for(turn.tenant_id) as tx:
-                version = await builds.claim(tx, turn.row_id, self._name, self._holder.lease)
+            version = await self._take(turn)
             # Another worker may have been quicker; then it is another version's turn.
             if version is not None:
                 return version
+
+    async def _take(self, turn: Turn) -> Version | None:
+        async def claim() -> Version | None:
+            async with self._store.begin_for(turn.tenant_id) as tx:
+                return await builds.claim(tx, turn.row_id, self._name, self._holder.lease)
+
+        claiming = asyncio.create_task(claim())
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            await asyncio.wait((claiming,))
+            if claiming.exception() is None and (version := claiming.result()) is not None:
+                await self._give_back(version)
+            raise
 
     async def _work(self, version: Version) -> str | None:
         built, error = None, None

@@ -13,7 +13,7 @@ from domain.errors import DomainError, not_found
 from domain.events import Event
 from domain.executions import Ended, Execution
 from domain.leases import LostLease
-from domain.ports import Clock, Outcome, Sandbox, SandboxLost, Store
+from domain.ports import Clock, Outcome, Sandbox, Store
 from infra.batches import Batches
 from infra.bundles import Bundles
 from workers.leases import Holder, persist
@@ -56,7 +56,7 @@ class Runner:
         """Run a claimed execution to its end."""
         log = _log.bind(execution_id=execution.id, attempt=execution.attempt)
         log.info("run started", version_id=execution.agent_version_id)
-        await self._holder.attend(
+        settled = await self._holder.attend(
             log,
             execution.id,
             execution.attempt,
@@ -64,6 +64,8 @@ class Runner:
             lambda: self.give_back(execution),
             lambda told: self._end(execution, Outcome(error_type="internal_error", error_message=told), []),
         )
+        # Whoever ended it instead may have made room for one that waits.
+        self.waiting = self.waiting or not settled
 
     async def give_back(self, execution: Execution) -> None:
         """Hand a claimed execution back to the queue."""
@@ -84,12 +86,7 @@ class Runner:
                 running.cancel()
             await asyncio.wait((running, flushing))
         flushing.result()
-        try:
-            outcome, rest = running.result(), output.rest()
-        except SandboxLost as lost:
-            _log.warning("the sandbox was lost; the run is given back", execution_id=execution.id, reason=str(lost))
-            await persist(lambda: self.give_back(execution))
-            return "sandbox_lost"
+        outcome, rest = running.result(), output.rest()
         await persist(lambda: self._end(execution, outcome, rest))
         return outcome.error_type
 
@@ -138,8 +135,13 @@ class Runner:
     async def _settle(self, ended: list[Ended]) -> list[bool]:
         async with self._store.begin_single() as tx:
             settled = await executions.finish(tx, ended)
-        self.waiting = settled.waiting or len(settled.ids) < len(ended)
-        return [one.execution.id in settled.ids for one in ended]
+        self.waiting = settled.waiting
+        return [(one.execution.id, one.execution.attempt) in settled.held for one in ended]
+
+
+async def _quietly(claiming: "asyncio.Task[list[Execution]]") -> list[Execution]:
+    await asyncio.wait((claiming,))
+    return [] if claiming.cancelled() or claiming.exception() is not None else claiming.result()
 
 
 class Dispatcher:
@@ -171,8 +173,8 @@ class Dispatcher:
         try:
             taken = await asyncio.shield(claiming)
         except asyncio.CancelledError:
-            for execution in await claiming:
-                await self._runner.give_back(execution)
+            returning = [self._runner.give_back(one) for one in await _quietly(claiming)]
+            await asyncio.gather(*returning, return_exceptions=True)
             raise
         except DomainError as error:
             _log.warning("cannot take runs", error=error.detail)

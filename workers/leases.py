@@ -11,7 +11,7 @@ import structlog
 from domain.errors import DomainError
 from domain.jobs import Lane
 from domain.leases import LostLease
-from domain.ports import Clock, Store
+from domain.ports import Clock, SandboxLost, Store
 from infra.redis import TAKEN_STATUSES, Bell
 
 T = TypeVar("T")
@@ -28,9 +28,10 @@ class Holder:
 
     def __init__(self, store: Store, bell: Bell, clock: Clock, lane: Lane, lease: timedelta) -> None:
         self._store, self._bell, self._clock, self._lane, self.lease = store, bell, clock, lane, lease
-        self._held: dict[str, tuple[int, asyncio.Task[Any]]] = {}
-        self._lost: set[str] = set()
-        self._changed = asyncio.Event()
+        # By row and attempt: a row that was taken back may be claimed again before its first attempt here has ended.
+        self._held: dict[tuple[str, int], asyncio.Task[Any]] = {}
+        self._lost: set[tuple[str, int]] = set()
+        self._changed, self._any = asyncio.Event(), asyncio.Event()
 
     @property
     def busy(self) -> int:
@@ -39,20 +40,21 @@ class Holder:
 
     async def hold(self, row_id: str, attempt: int, work: Coroutine[Any, Any, T]) -> T:
         """Do the work while the lease is extended. Errors: `LostLease`, by which time the work has stopped."""
-        task = asyncio.create_task(work)
-        self._held[row_id] = (attempt, task)
+        task, mine = asyncio.create_task(work), (row_id, attempt)
+        self._held[mine] = task
+        self._any.set()
         with self._bell.listen(row_id, TAKEN_STATUSES, self._changed):
             try:
                 return await task
             except asyncio.CancelledError:
-                if row_id in self._lost:
+                if mine in self._lost:
                     raise LostLease(row_id) from None
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
                 raise
             finally:
-                self._held.pop(row_id, None)
-                self._lost.discard(row_id)
+                del self._held[mine]
+                self._lost.discard(mine)
 
     async def attend(
         self,
@@ -62,15 +64,19 @@ class Holder:
         work: Coroutine[Any, Any, str | None],
         give_back: Callable[[], Awaitable[None]],
         fail: Callable[[str], Awaitable[None]],
-    ) -> None:
+    ) -> bool:
         """Do claimed work to an end, whatever comes: `work` settles its row and returns the error it settled with.
 
-        `give_back` hands the row back when this process is told to stop; `fail` settles it with a reason.
+        `give_back` hands the row back when this process is told to stop or the sandbox was lost; `fail`
+        settles it with a reason. Returns whether it was the work that settled the row.
         """
         try:
             error = await self.hold(row_id, attempt, work)
         except LostLease:
             log.info("stopped: the row was cancelled or taken back")
+        except SandboxLost as lost:
+            log.warning("the sandbox was lost; the row is given back", reason=str(lost))
+            await persist(give_back)
         except asyncio.CancelledError:
             await asyncio.shield(_given_back(log, give_back))
             raise
@@ -82,10 +88,15 @@ class Holder:
                 await persist(lambda: fail(told))
         else:
             log.info("ended", error=error)
+            return True
+        return False
 
     async def keep(self) -> None:
         """Run for as long as the process does."""
         while True:
+            if not self._held:
+                self._any.clear()
+                await self._any.wait()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), LOOK)
             self._changed.clear()
@@ -94,8 +105,9 @@ class Holder:
                 await asyncio.sleep(_SPACING)
 
     async def _look(self) -> None:
-        asked = {row_id: attempt for row_id, (attempt, _) in self._held.items()}
-        now = self._clock()
+        # Sorted by attempt: of two attempts at one row the newer one may be held, the older one is lost.
+        mine = sorted(self._held, key=lambda one: one[1])
+        asked, now = dict(mine), self._clock()
         try:
             async with self._store.begin_unbound() as tx:
                 held = await tx.queues.extend(self._lane, asked, now + self.lease, now + self.lease * 2 / 3)
@@ -103,10 +115,11 @@ class Holder:
             # Work goes on: if the row was taken back meanwhile, the fencing token keeps us from settling it.
             _log.warning("cannot extend leases", error=str(error))
             return
-        for row_id in asked.keys() - held:
-            if row_id not in self._lost and row_id in self._held and self._held[row_id][0] == asked[row_id]:
-                self._lost.add(row_id)
-                self._held[row_id][1].cancel()
+        for one in mine:
+            row_id, attempt = one
+            if (row_id not in held or attempt != asked[row_id]) and one in self._held and one not in self._lost:
+                self._lost.add(one)
+                self._held[one].cancel()
 
 
 async def _given_back(log: Any, give_back: Callable[[], Awaitable[None]]) -> None:

@@ -119,7 +119,7 @@ _ADD = (
     "SELECT id, 1, tenant_id, created_at, 'status', json_build_object('status', status, 'attempt', attempt) FROM added"
 )
 _CLAIM = f"SELECT {_SHAPE.columns} FROM claim_runs($1, $2, $3, $4, $5, $6)"  # noqa: S608 - column names alone
-_SETTLE = "SELECT * FROM settle_runs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
+_SETTLE = "SELECT * FROM settle_runs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
 
 
 class PostgresExecutions:
@@ -168,7 +168,7 @@ class PostgresExecutions:
     async def settle(self, ended: list[Ended], now: datetime) -> Settled:
         known = [ids.decode("exec", one.execution.id) for one in ended]
         lines = [
-            (known[place], number, event.at, msgspec.json.encode(event.data).decode())
+            (known[place], one.execution.attempt, number, event.at, msgspec.json.encode(event.data).decode())
             for place, one in enumerate(ended)
             for number, event in enumerate(one.written, 1)
         ]
@@ -182,10 +182,10 @@ class PostgresExecutions:
             [_text(one.outcome.error_message) for one in ended],
             [len(one.written) for one in ended],
             now,
-            *([line[field] for line in lines] for field in range(4)),
+            *([line[field] for line in lines] for field in range(5)),
         )
         return Settled(
-            ids=frozenset(ids.encode("exec", record["id"]) for record in records),
+            held=frozenset((ids.encode("exec", record["id"]), record["attempt"]) for record in records),
             waiting=any(record["waiting"] for record in records),
         )
 
@@ -199,12 +199,13 @@ class PostgresExecutions:
         query = f"SELECT count(*) FROM executions WHERE agent_id = $1 AND status IN {_OPEN}"  # noqa: S608 - constants
         return int(await self._raw.fetchval(query, known))
 
-    async def cancel_oldest(self, agent_id: str, count: int | None, reason: str, now: datetime) -> list[str]:
-        # In the order of ids, as leases are extended, so that the two cannot deadlock.
+    async def cancel_oldest(self, agent_id: str, keep: int, reason: str, now: datetime) -> list[str]:
+        # Locked in the order of ids, as leases are extended, so that the two cannot deadlock; then counted.
+        # A CTE is run once; a subquery that locks might be run again, and choose other rows then.
         of_agent = select(E_.id).where(E_.agent_id == agent_id, E_.status.in_(_OPEN))
-        # A CTE is run once; a subquery that locks might be run again, and choose the next rows then.
-        chosen = of_agent.order_by(E_.id).limit(count).with_for_update().cte("chosen")
-        moved = update(E_).where(E_.id.in_(select(chosen.c.id)))
+        locked = of_agent.order_by(E_.id).with_for_update().cte("locked")
+        chosen = select(locked.c.id).order_by(locked.c.id.desc()).offset(keep)
+        moved = update(E_).where(E_.id.in_(chosen.scalar_subquery()))
         rows = await self._connection.execute(_noted(_cancelled(moved, reason, now), now))
         return [as_struct(row, Execution).id for row in rows]
 

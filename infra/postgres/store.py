@@ -161,7 +161,8 @@ async def _closed(connection: AsyncConnection, raw: Raw) -> None:
     if raw.is_in_transaction():
         try:
             await raw.execute("ROLLBACK", timeout=5)
-        except (*_GONE, *_PASSING, asyncpg.PostgresError):
+        except Exception:
+            # Whatever is wrong with it: it is not used again, and hides no error that came before.
             await connection.invalidate()
     await connection.close()
 

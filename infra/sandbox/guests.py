@@ -9,12 +9,11 @@ from domain.errors import DomainError
 from domain.ports import Outcome, Program, SandboxLost
 from infra.sandbox.ending import Ending
 from infra.sandbox.fence import Fence
-from infra.sandbox.watch import Watch
+from infra.sandbox.watch import MAX_FILES, Watch
 
 RESULT_BYTES: Final = 1024 * 1024
 # An answer is a result and a line before it.
 ANSWER_BYTES: Final = RESULT_BYTES + 64 * 1024
-MAX_FILES: Final = 20_000
 PROCESSES: Final = 64
 CHECK_SECONDS: Final = 30.0
 

@@ -133,18 +133,18 @@ class Slots:
         version = self._version(program)
         version.demand.begin(self._clock())
         self._busy += 1
-        request = frame(payload)
+        request, until = frame(payload), asyncio.get_running_loop().time() + program.timeout
         try:
             for _ in range(ATTEMPTS):
-                tree = await self._warm(version, program)
+                tree = await self._warm(version, program, until)
                 if tree is None:
                     break
                 tree.resume(self._maker.watch(program.memory_mb))
-                ending = await self._in(tree, request, program, on_output, Stage.TAKEN)
+                ending = await self._in(tree, request, until, on_output, Stage.TAKEN)
                 if not ending.untouched:
                     return outcome(ending, program.timeout, program.memory_mb)
                 _log.info("a warm slot was dead when it was used", status=ending.status)
-            return await self._cold(program, request, on_output)
+            return await self._cold(program, request, until, on_output)
         finally:
             self._busy -= 1
             version.demand.end(self._clock())
@@ -173,6 +173,9 @@ class Slots:
                 del self._versions[found]
         for slot in [one for one in self._blanks if self._old(one, now)]:
             self._drop(self._blanks, slot)
+        for tree in [one for one in self._idle if one.awake]:
+            _log.warning("a slot that should wait was awake; it is killed")
+            tree.kill()
         self._refill()
 
     # one run
@@ -184,11 +187,12 @@ class Slots:
         found.program = program
         return found
 
-    async def _in(self, tree: Tree, request: bytes, program: Program, on_output: OnOutput, since: Stage) -> Ending:
+    async def _in(self, tree: Tree, request: bytes, until: float, on_output: OnOutput, since: Stage) -> Ending:
         self._refill_after(REFILL_AFTER)
-        return await tree.run(request, program.timeout, on_output, since, early=True)
+        left = max(0.0, until - asyncio.get_running_loop().time())
+        return await tree.run(request, left, on_output, since, early=True)
 
-    async def _warm(self, version: _Version, program: Program) -> Tree | None:
+    async def _warm(self, version: _Version, program: Program, until: float) -> Tree | None:
         """A slot of this version as it is now, or None. It may be stopped still."""
         now, of = self._clock(), identity(program)
         for slot in [one for one in version.ready if one.of != of or self._old(one, now)]:
@@ -200,7 +204,7 @@ class Slots:
             return None
         claimed = waiting[0].claim()
         try:
-            async with asyncio.timeout(program.timeout):
+            async with asyncio.timeout_at(until):
                 return await claimed
         except TimeoutError:
             return _handed(claimed)
@@ -209,7 +213,7 @@ class Slots:
                 tree.kill()
             raise
 
-    async def _cold(self, program: Program, request: bytes, on_output: OnOutput) -> Outcome:
+    async def _cold(self, program: Program, request: bytes, until: float, on_output: OnOutput) -> Outcome:
         for left in reversed(range(ATTEMPTS)):
             if self._blanks and left:
                 tree = self._taken(self._blanks)
@@ -218,7 +222,7 @@ class Slots:
                 tree = await self._made(program)
             self._maker.direct(tree, program, "run")
             try:
-                ending = await self._in(tree, request, program, on_output, Stage.FENCED)
+                ending = await self._in(tree, request, until, on_output, Stage.FENCED)
             except StartFailed as error:
                 # It never came to run anything of the agent's, so that another may, unless that would fail as well.
                 if not tree.ending.killed or not left:

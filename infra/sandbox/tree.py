@@ -9,7 +9,7 @@ from typing import Final, Protocol
 from domain.ports import OnOutput, Stream
 from infra.sandbox.cgroups import Group
 from infra.sandbox.ending import MARKS, Ending, Stage, StartFailed
-from infra.sandbox.watch import Watch, at_rest
+from infra.sandbox.watch import Watch, at_rest, awake
 
 CHUNK: Final = 64 * 1024
 # Output is read at full speed up to FLOOD bytes, and then a chunk per PAUSE seconds.
@@ -47,9 +47,16 @@ class Pipes:
     """The pipes between worker and guest, as (ours, theirs)."""
 
     def __init__(self) -> None:
-        theirs, ours = os.pipe()
+        made: list[tuple[int, int]] = []
+        try:
+            for _ in range(4):
+                made.append(os.pipe())
+        except OSError:
+            for pipe in made:
+                self.close([*pipe])
+            raise
+        (theirs, ours), self.answer, self.stdout, self.stderr = made
         self.feed = ours, theirs
-        self.answer, self.stdout, self.stderr = os.pipe(), os.pipe(), os.pipe()
         for fd in self.ours:
             os.set_blocking(fd, False)
 
@@ -188,6 +195,11 @@ class Tree:
         self._cancel("look")
         self._leader.signal(signal.SIGSTOP)
         return await asyncio.to_thread(at_rest, self._leader.pid1)
+
+    @property
+    def awake(self) -> bool:
+        """Whether a paused tree runs all the same: then somebody in it has found a way to wake it."""
+        return self._leader.pid1 is not None and awake(self._leader.pid1)
 
     def resume(self, watch: Watch | None) -> None:
         """Let it run again."""

@@ -11,6 +11,9 @@ EXACT: Final = 0.3
 # How long a process may take to stop: on a busy machine it has to get its turn first.
 STOP_SECONDS: Final = 2.0
 
+# What a run may make of files in memory; the size of a tmpfs does not bound its inodes.
+MAX_FILES: Final = 20_000
+
 
 class Watch:
     """Looks at the whole tree while it runs: memory in MiB and files in memory-backed folders.
@@ -81,10 +84,21 @@ def _proportional(pid: int) -> int:
 
 
 def at_rest(pid: int | None) -> int | None:
-    """The bytes that a process alone holds, once it and all its threads have stopped; None if it is not alone."""
+    """The bytes that a process alone holds, files in memory included, once it and all its threads have stopped.
+
+    None if it is not alone, or has made more files than a run may.
+    """
     if pid is None or not stopped(pid) or descendants(pid):
         return None
-    return _private(pid)
+    files, in_files = _files(pid)
+    return None if files > MAX_FILES else _private(pid) + in_files
+
+
+def awake(pid: int) -> bool:
+    """Whether a process that was stopped runs again, or has started others."""
+    with contextlib.suppress(OSError):
+        return not _rests(pid) or bool(descendants(pid))
+    return False
 
 
 def stopped(pid: int) -> bool:
@@ -92,11 +106,15 @@ def stopped(pid: int) -> bool:
     until = time.monotonic() + STOP_SECONDS
     while time.monotonic() < until and os.path.exists(f"/proc/{pid}"):
         with contextlib.suppress(OSError):
-            tasks = [Path(f"/proc/{pid}/task/{task}/stat") for task in os.listdir(f"/proc/{pid}/task")]
-            if all(stat.read_text().rsplit(")", 1)[1].split()[0] in ("T", "t", "Z", "X") for stat in tasks):
+            if _rests(pid):
                 return True
         time.sleep(0.0005)
     return False
+
+
+def _rests(pid: int) -> bool:
+    tasks = [Path(f"/proc/{pid}/task/{task}/stat") for task in os.listdir(f"/proc/{pid}/task")]
+    return all(stat.read_text().rsplit(")", 1)[1].split()[0] in ("T", "t", "Z", "X") for stat in tasks)
 
 
 def _private(pid: int) -> int:

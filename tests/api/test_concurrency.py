@@ -1,6 +1,7 @@
 """`max_concurrency` of agents and tenants, and what happens to one execution more."""
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -123,3 +124,29 @@ async def test_a_member_may_see_the_tenant_and_not_change_it(acme: Tenant) -> No
     async with acme.with_key(key) as http:
         assert (await http.get("/tenant")).json()["id"] == acme.tenant_id
         assert (await http.patch("/tenant", json={"max_concurrency": 1})).status_code == 403
+
+
+async def test_cancelling_makes_room_at_once(acme: Tenant) -> None:
+    """Not when somebody looks by chance: whoever waits for the limit begins when the one that runs is cancelled."""
+    agent_id = await _limited(acme, "queue")
+    first = await acme.start(agent_id, {"for": 30})
+    await _until_running(acme, first["id"])
+    second = await acme.start(agent_id, {"for": 0})
+    await asyncio.sleep(0.3)
+    assert await _states(acme, second["id"]) == ["pending"]
+    cancelled = (await acme.http.post(f"/executions/{first['id']}/cancel")).json()
+    begun = (await acme.ended(second["id"]))["started_at"]
+    waited = datetime.fromisoformat(begun) - datetime.fromisoformat(cancelled["completed_at"])
+    assert waited < timedelta(seconds=3)
+
+
+async def test_a_higher_limit_makes_room_at_once(acme: Tenant) -> None:
+    agent_id = await _limited(acme, "queue")
+    first = await acme.start(agent_id, {"for": 30})
+    await _until_running(acme, first["id"])
+    second = await acme.start(agent_id, {"for": 0})
+    changed = datetime.now(UTC)
+    await acme.http.patch(f"/agents/{agent_id}", json={"max_concurrency": 2})
+    begun = (await acme.ended(second["id"]))["started_at"]
+    assert datetime.fromisoformat(begun) - changed < timedelta(seconds=3)
+    await acme.http.post(f"/executions/{first['id']}/cancel")

@@ -18,6 +18,7 @@ from domain.ports import Program, SandboxLost
 from infra.sandbox import demand, slots
 from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.demand import Demand
+from infra.sandbox.fence import Fence
 from infra.sandbox.forkserver.client import LOST, ForkServer
 from infra.sandbox.maker import Counts
 from infra.sandbox.slots import Slots
@@ -426,3 +427,70 @@ def test_how_many_slots_a_version_deserves() -> None:
     for _ in range(100):
         one.begin(1402)
     assert one.wanted(1402) == demand.MOST_PER_VERSION
+
+
+WAKER = """
+import ctypes, os
+class SigEvent(ctypes.Structure):
+    _fields_ = [("value", ctypes.c_void_p), ("signo", ctypes.c_int), ("notify", ctypes.c_int), ("pad", ctypes.c_char * 48)]
+libc = ctypes.CDLL(None, use_errno=True)
+timer, event = ctypes.c_void_p(), SigEvent(None, 18, 0)
+NUMBER = {"x86_64": (222, 223), "aarch64": (107, 110)}[os.uname().machine]
+made = libc.syscall(NUMBER[0], 1, ctypes.byref(event), ctypes.byref(timer))
+if made == 0:
+    times = (ctypes.c_long * 4)(0, 50_000_000, 0, 300_000_000)
+    libc.syscall(NUMBER[1], timer, 0, ctypes.byref(times), None)
+def handle(p):
+    return {"made": made}
+"""
+
+
+async def test_an_idle_slot_cannot_wake_itself(code) -> None:
+    sandbox = WarmSandbox(BubblewrapSandbox(), ForkServer(), 256)
+    try:
+        assert json.loads((await sandbox.run(_program(code, WAKER), b"{}", _ignore)).output or b"") == {"made": -1}
+    finally:
+        await sandbox.close()
+
+
+async def test_a_slot_that_woke_all_the_same_is_killed(code) -> None:
+    """The second net, seen where the first is taken away."""
+    fence = Fence(without=frozenset({"seccomp"}))
+    sandbox = WarmSandbox(BubblewrapSandbox(fence), ForkServer(fence), 256)
+    try:
+        assert json.loads((await sandbox.run(_program(code, WAKER), b"{}", _ignore)).output or b"") == {"made": 0}
+        await _until(lambda: sandbox.counts.warm > 0)
+        slot = next(tree for tree in sandbox.slots._idle if tree.ending.stage > 2)
+        await _until(lambda: slot.awake)
+        sandbox.slots.look()
+        await _until(lambda: slot.gone)
+    finally:
+        await sandbox.close()
+
+
+async def test_files_in_memory_count_for_the_memory_of_a_slot(code) -> None:
+    source = "open('/tmp/big', 'wb').write(bytes(40 << 20))\ndef handle(p): return 1\n"
+    sandbox = WarmSandbox(BubblewrapSandbox(), ForkServer(), 256)
+    try:
+        await sandbox.run(_program(code, source), b"{}", _ignore)
+        await _until(lambda: sandbox.counts.warm > 0)
+        assert max(slot.memory for slot in sandbox.slots._idle.values()) > 40 << 20
+    finally:
+        await sandbox.close()
+
+
+async def test_waiting_for_a_slot_counts_for_the_timeout(code) -> None:
+    """A version whose import hangs once slots are made ahead takes no longer than it may."""
+    flag = "import os, time\nif os.path.exists('/agent/hang'): time.sleep(60)\ndef handle(p): return 1\n"
+    sandbox = WarmSandbox(BubblewrapSandbox(), ForkServer(), 256)
+    program = _program(code, flag, timeout=3)
+    try:
+        await sandbox.run(program, b"{}", _ignore)
+        await _until(lambda: sandbox.counts.warm > 0)
+        (code / "hang").touch()
+        began = time.monotonic()
+        outcomes = await asyncio.gather(*(sandbox.run(program, b"{}", _ignore) for _ in range(3)))
+        assert "timeout" in [outcome.error_type for outcome in outcomes]
+        assert time.monotonic() - began < 5.5
+    finally:
+        await sandbox.close()

@@ -103,7 +103,7 @@ async def _live(url: str, caller: Caller, agent_id: str) -> None:
                     settled = self._do(lambda tx: executions.finish(tx, [ended]))
                     held = before.status not in TERMINAL and before.attempt == claim.attempt
                     assert isinstance(settled, Settled)
-                    assert settled.ids == ({claim.id} if held else set())
+                    assert settled.held == ({(claim.id, claim.attempt)} if held else set())
                     self.logged += held
 
                 @rule(which=st.integers(0, 5))

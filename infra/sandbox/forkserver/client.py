@@ -289,7 +289,12 @@ class ForkServer:
     async def _make(self, memory_mb: int) -> Tree:
         server = await self._running()
         uid = take_uid() if os.geteuid() == 0 and self.fence.has("uid") else None
-        forked, pipes = Forked(uid), Pipes()
+        forked = Forked(uid)
+        try:
+            pipes = Pipes()
+        except OSError:
+            forked.close()
+            raise
         try:
             server.ask(next(self._numbers), forked, uid or 0, pipes)
         except OSError:

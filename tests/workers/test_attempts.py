@@ -1,0 +1,97 @@
+"""Two attempts at one row in one process: the newer one holds it, the older one settles nothing."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from domain import executions
+from domain.events import logged
+from domain.executions import Ended, Start
+from domain.leases import LostLease
+from domain.ports import Outcome
+from infra.postgres.db import connect
+from infra.postgres.store import PostgresStore
+from infra.redis import Bell
+from tests.apart import NOW, apart
+from tests.workers.test_lifecycle import Silent
+from workers.leases import Holder
+
+LEASE = timedelta(seconds=10)
+
+
+class Extending:
+    """A store whose every row is held by its newest attempt."""
+
+    def begin_unbound(self) -> "Extending":
+        return self
+
+    async def __aenter__(self) -> Any:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+    @property
+    def queues(self) -> "Extending":
+        return self
+
+    async def extend(self, _: str, held: dict[str, int], *__: object) -> set[str]:
+        return set(held)
+
+
+async def test_an_older_attempt_is_stopped_and_does_not_let_go_of_the_newer_one() -> None:
+    store: Any = Extending()
+    holder = Holder(store, Bell("redis://127.0.0.1:1"), lambda: datetime.now(UTC), "run", LEASE)
+    keeping = asyncio.create_task(holder.keep())
+    gate = asyncio.Event()
+    try:
+        older = asyncio.create_task(holder.hold("exec_x", 1, gate.wait()))
+        await asyncio.sleep(0)
+        newer = asyncio.create_task(holder.hold("exec_x", 2, gate.wait()))
+        async with asyncio.timeout(5):
+            with pytest.raises(LostLease):
+                await older
+        assert holder.busy == 1
+        await asyncio.sleep(0.6)
+        assert not newer.done()
+        gate.set()
+        assert await newer is True
+        assert holder.busy == 0
+    finally:
+        keeping.cancel()
+
+
+async def test_a_batch_with_two_attempts_settles_with_the_one_that_holds(system) -> None:
+    async with apart(system) as database:
+        caller = await database.tenant()
+        agent_id = await database.agent(caller)
+        now = NOW
+        engine = connect(database.url, pool_size=2, application="tests")
+        store = PostgresStore(engine, Silent(), lambda: now)
+        async with store.begin(caller) as tx:
+            made = await executions.start(tx, caller, agent_id, Start())
+        async with store.begin_single() as tx:
+            (first,) = await executions.claim(tx, "w", LEASE, 1)
+        now += LEASE * 2
+        async with store.begin(caller) as tx:
+            await executions.take_back(tx, made.id)
+        async with store.begin_single() as tx:
+            (second,) = await executions.claim(tx, "w", LEASE, 1)
+        both = [
+            Ended(
+                execution=one, outcome=Outcome(output=text), written=[logged("INFO", str(one.attempt), now, "stdout")]
+            )
+            for one, text in ((first, b'"old"'), (second, b'"new"'))
+        ]
+        async with store.begin_single() as tx:
+            settled = await executions.finish(tx, both)
+        async with store.begin(caller) as tx:
+            ended = await executions.get(tx, made.id)
+            log = await tx.events.after(made.id, 0, 100)
+        await engine.dispose()
+    assert settled.held == {(made.id, 2)}
+    assert (ended.status, ended.output_data, ended.attempt) == ("completed", "new", 2)
+    assert [event.data["message"] for event in log if event.type == "log"] == ["2"]
+    assert [event.seq for event in log] == list(range(1, len(log) + 1))
