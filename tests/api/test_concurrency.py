@@ -137,7 +137,8 @@ async def test_cancelling_makes_room_at_once(acme: Tenant) -> None:
     cancelled = (await acme.http.post(f"/executions/{first['id']}/cancel")).json()
     begun = (await acme.ended(second["id"]))["started_at"]
     waited = datetime.fromisoformat(begun) - datetime.fromisoformat(cancelled["completed_at"])
-    assert waited < timedelta(seconds=3)
+    # Sooner than upkeep rings for what has waited for long.
+    assert waited < timedelta(seconds=1.5)
 
 
 async def test_a_higher_limit_makes_room_at_once(acme: Tenant) -> None:
@@ -148,5 +149,5 @@ async def test_a_higher_limit_makes_room_at_once(acme: Tenant) -> None:
     changed = datetime.now(UTC)
     await acme.http.patch(f"/agents/{agent_id}", json={"max_concurrency": 2})
     begun = (await acme.ended(second["id"]))["started_at"]
-    assert datetime.fromisoformat(begun) - changed < timedelta(seconds=3)
+    assert datetime.fromisoformat(begun) - changed < timedelta(seconds=1.5)
     await acme.http.post(f"/executions/{first['id']}/cancel")
