@@ -26,6 +26,8 @@ JOB_TIMEOUT: Final = 2 * 3600
 _VARIANTS: Final = 10
 # While Redis is away: seconds between tries, and how much is kept.
 AGAIN: Final = 0.5
+# Seconds after which a build worker looks without being rung.
+LOOK: Final = 5.0
 MOST: Final = 10_000
 
 _log = structlog.get_logger("paddock.queue")
@@ -156,7 +158,7 @@ class BellWorker(Worker):
     lane: Lane
 
     async def main(self) -> None:
-        """Take jobs whenever the bell rings or a slot comes free, and look once a second in any case."""
+        """Take jobs whenever the bell rings or a slot comes free, and look now and then in any case."""
         self.wake = self.bell.rung(self.lane)
         away = False
         while True:
@@ -171,7 +173,7 @@ class BellWorker(Worker):
                 await asyncio.sleep(0.5)
                 continue
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.wake.wait(), 1.0)
+                await asyncio.wait_for(self.wake.wait(), LOOK)
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
         """As arq does, but give back the slot that arq counts before it asks Redis, when Redis is away."""

@@ -197,7 +197,7 @@ class System:
     async def _until_ready(self) -> None:
         async with httpx.AsyncClient(timeout=5) as client:
             for _ in range(600):
-                with contextlib.suppress(httpx.HTTPError, ValueError):
+                with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):
                     health = (await client.get(f"{self.url}/health")).json()
                     lanes = {"build", "run", "upkeep"}
                     workers = health["problems"].get("workers", "")

@@ -37,7 +37,7 @@ class EmbeddedValkey:
         config = self._folder / "valkey.conf"
         config.touch(mode=0o600)
         config.write_text(
-            f'bind 127.0.0.1\nport {self.port}\nrequirepass "{self._password}"\nappendonly yes\nsave ""\n'
+            f'bind 127.0.0.1\nport {self.port}\nrequirepass "{self._password}"\nappendonly yes\nsave ""\nhz 2\n'
             f'dir "{self._folder}"\ndaemonize no\n'
         )
         self.part = start(

@@ -44,6 +44,8 @@ _PASSING = (
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
     asyncpg.InterfaceError,
+    # What asyncpg says of a connection that was lost in the middle of something.
+    asyncpg.InternalClientError,
 )
 
 
