@@ -17,7 +17,6 @@ from domain.errors import DomainError, invalid
 from domain.pages import Listing, Page
 
 _GZIP: Final = b"\x1f\x8b"
-_ENDED: Final = ("ready", "failed")
 
 
 def _fetcher(front: Front, caller: Caller, agent_id: str, version: str) -> Callable[[], Awaitable[Version]]:

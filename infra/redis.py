@@ -48,7 +48,7 @@ class Bell:
         self._channels = [RING + lane for lane in rung]
         self._channels += [CHANGED + PREFIX[lane] for lane in heard] + [TAKEN + PREFIX[lane] for lane in held]
         self._waiting: dict[str, list[tuple[asyncio.Event, frozenset[str] | None]]] = {}
-        self._rung = {lane: asyncio.Event() for lane in rung}
+        self._rung = {RING + lane: asyncio.Event() for lane in rung}
         self._task: asyncio.Task[None] | None = None
         self._hears = False
 
@@ -88,7 +88,7 @@ class Bell:
 
     def rung(self, lane: Lane) -> asyncio.Event:
         """An event that is set whenever the lane is rung."""
-        return self._rung[lane]
+        return self._rung[RING + lane]
 
     async def _listen(self) -> None:
         away = False
@@ -117,14 +117,14 @@ class Bell:
                 await redis.aclose()
 
     def _hear(self, channel: str, data: bytes) -> None:
-        if not channel.startswith(RING):
-            for told in data.decode().split():
-                row_id, _, status = told.partition(":")
-                for heard, statuses in self._waiting.get(row_id, ()):
-                    if statuses is None or status in statuses:
-                        heard.set()
-        else:
-            next(event for lane, event in self._rung.items() if RING + lane == channel).set()
+        if channel in self._rung:
+            self._rung[channel].set()
+            return
+        for told in data.decode().split():
+            row_id, _, status = told.partition(":")
+            for heard, statuses in self._waiting.get(row_id, ()):
+                if statuses is None or status in statuses:
+                    heard.set()
 
     def _wake_all(self) -> None:
         # Whatever was said while nobody listened is lost, so everybody looks again.

@@ -1,0 +1,16 @@
+"""What the contract suites share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def readable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder that a sandbox's user can reach."""
+    folder = tmp_path_factory.mktemp("code")
+    for parent in (folder, *folder.parents):
+        if parent.stat().st_uid == os.geteuid() and str(parent).startswith("/tmp/"):
+            parent.chmod(0o755)
+    return folder
