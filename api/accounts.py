@@ -6,7 +6,8 @@ from litestar import Response, Router, get, patch, post
 from msgspec import UNSET
 from msgspec.structs import asdict
 
-from api.front import ANYBODY, PUBLIC, Front, HttpRequest, bad_login, created, needs
+from api.front import ANYBODY, PUBLIC, Front, bad_login, created, needs
+from api.requests import HttpRequest
 from domain import accounts
 from domain.access import Caller
 from domain.accounts import (

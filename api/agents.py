@@ -2,7 +2,8 @@
 
 from litestar import Response, Router, delete, get, post, route
 
-from api.front import Front, HttpRequest, created, needs
+from api.front import Front, created, needs
+from api.requests import HttpRequest
 from domain import agents
 from domain.access import Caller
 from domain.agents import Agent, AgentStatus, NewAgent, PatchAgent

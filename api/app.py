@@ -16,12 +16,31 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import ASGIApp, Scope
 
-from api import accounts, agents, builds, docs, errors, events, executions, health, keys, queues, tenants
+from api import (
+    accounts,
+    agents,
+    artifacts,
+    builds,
+    docs,
+    errors,
+    evaluations,
+    events,
+    executions,
+    health,
+    keys,
+    queues,
+    stats,
+    tenants,
+)
 from api.auth import KeyUse, admit
 from api.door import Door
 from api.front import Front, provide_page
+from api.ingest import Ingest
 from api.openapi import finished, operation_id
+from api.room import Room
+from domain import evaluations as domain_evaluations
 from domain.access import Caller
+from domain.artifacts import cases as artifact_cases
 from domain.errors import DomainError
 from domain.jobs import LANES
 from domain.ports import Clock
@@ -38,6 +57,9 @@ ROUTERS = (
     builds.router,
     executions.router,
     events.router,
+    artifacts.router,
+    stats.router,
+    evaluations.router,
     queues.router,
 )
 _DESCRIPTION = """Upload an agent; Paddock builds it, runs it fenced in, and keeps everything the run left behind.
@@ -66,7 +88,17 @@ def create(settings: Settings, clock: Clock = utc_now) -> ASGIApp:
     async def parts(app: Litestar) -> AsyncIterator[None]:
         async with wire(settings, "paddock api", heard=LANES, clock=clock) as wired:
             values = {name: getattr(wired, name) for name in wired.__struct_fields__}
-            app.state.front = Front(**values, metrics=Metrics())
+            app.state.front = Front(
+                **values,
+                metrics=Metrics(),
+                artifacts=Ingest(
+                    wired.store, wired.vault, artifact_cases.store, weigh=lambda one: len(one.packed), most=128
+                ),
+                large_bodies=Room(),
+                evaluations=Ingest(wired.store, wired.vault, domain_evaluations.created),
+                # A handful of batches is a transaction's worth of rows.
+                evaluation_batches=Ingest(wired.store, wired.vault, domain_evaluations.created_batches, most=8),
+            )
             app.state.query_names = _query_names(app)
             app.state.document = finished(app.openapi_schema.to_schema())
             writer = asyncio.create_task(uses.write_always(app.state.front))

@@ -9,7 +9,8 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.response import Stream
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
-from api.front import Front, HttpRequest, created, idempotency_key, needs, prefer_wait, waited
+from api.front import Front, created, needs, prefer_wait, waited
+from api.requests import HttpRequest, idempotency_key
 from domain import agents, builds
 from domain.access import Caller
 from domain.builds import Upload, Version

@@ -7,7 +7,8 @@ from litestar import Response, Router, get
 from litestar.exceptions import NotFoundException
 from litestar.openapi.plugins import RedocRenderPlugin, SwaggerRenderPlugin
 
-from api.front import PUBLIC, HttpRequest
+from api.front import PUBLIC
+from api.requests import HttpRequest
 
 _ASSETS: Final = {
     "swagger-ui-bundle.js": "text/javascript",

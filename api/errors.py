@@ -8,7 +8,7 @@ from litestar import Response
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 
-from api.front import HttpRequest
+from api.requests import HttpRequest
 from domain.errors import DomainError, FieldError, invalid
 
 _log = structlog.get_logger("paddock.api")

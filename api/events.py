@@ -12,7 +12,8 @@ from litestar.exceptions import WebSocketDisconnect
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 
 from api.auth import readmit
-from api.front import Front, HttpRequest, find_execution, needs
+from api.front import Front, find_execution, needs
+from api.requests import HttpRequest
 from domain import events, executions
 from domain.access import Caller
 from domain.errors import DomainError, invalid

@@ -4,7 +4,8 @@ from datetime import datetime
 
 from litestar import Response, Router, get, post
 
-from api.front import Front, HttpRequest, find_execution, needs, started, waited
+from api.front import Front, find_execution, needs, started, waited
+from api.requests import HttpRequest
 from domain import executions
 from domain.access import Caller
 from domain.executions import Execution, Filter, Kind, Start, StartAny

@@ -8,21 +8,23 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
-from litestar import Request, Response
+from litestar import Response
 
+from api.ingest import Ingest
+from api.requests import HttpRequest, idempotency_key
+from api.room import Room
 from domain import executions
 from domain.access import Caller
+from domain.artifacts.cases import Stored
 from domain.errors import DomainError, invalid
+from domain.evaluations import Evaluation
 from domain.executions import Execution
-from domain.idempotency import MAX_KEY, replay
+from domain.idempotency import replay
 from domain.pages import Page, page_of
 from domain.ports import Tx
 from domain.states import TERMINAL
 from infra.telemetry import Metrics
 from infra.wiring import Parts
-
-# What Litestar calls a request; we use none of its three type parameters.
-HttpRequest = Request[Any, Any, Any]
 
 T = TypeVar("T")
 
@@ -42,9 +44,13 @@ _WAIT: Final = re.compile(r"(?:^|[,;\s])wait=(\d+)(?:$|[,;\s])")
 
 
 class Front(Parts, frozen=True, kw_only=True):
-    """The parts of this process, and its metrics."""
+    """The parts of this process, its metrics, and where records gather to be written together."""
 
     metrics: Metrics
+    artifacts: Ingest[Stored]
+    large_bodies: Room
+    evaluations: Ingest[list[Evaluation]]
+    evaluation_batches: Ingest[list[Evaluation]]
 
 
 def needs(scope: str) -> dict[str, str]:
@@ -65,14 +71,6 @@ def provide_page(
 ) -> Page:
     """The part of a list that is asked for: `limit` and `offset`, or `skip`, or `page` and `page_size`."""
     return page_of(limit, offset, skip, page, page_size)
-
-
-def idempotency_key(request: HttpRequest) -> str | None:
-    """The request's Idempotency-Key. Errors: `invalid_field`."""
-    key = request.headers.get("Idempotency-Key")
-    if key is not None and not (0 < len(key) <= MAX_KEY and key.isprintable()):
-        raise invalid("Idempotency-Key", f"must be 1 to {MAX_KEY} printable characters.")
-    return key
 
 
 async def created(

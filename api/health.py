@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from api.front import PUBLIC, Front
 from domain.errors import DomainError
+from domain.jobs import LANES
 from domain.queues import ALIVE, QueueStats, WorkerInfo
 from infra.queue import ping
 from infra.redis import GONE
@@ -47,7 +48,7 @@ async def _measure(part: Awaitable[None]) -> tuple[float, str | None]:
 async def _workers(front: Front) -> None:
     async with front.store.begin_unbound() as tx:
         alive = await tx.queues.workers(tx.now - ALIVE)
-    missing = [lane for lane in ("build", "run", "upkeep") if not any(worker.lane == lane for worker in alive)]
+    missing = [lane for lane in (*LANES, "upkeep") if not any(worker.lane == lane for worker in alive)]
     if missing:
         raise DomainError("unavailable", f"No worker is alive for: {', '.join(missing)}.")
     problem = next((worker.problem for worker in alive if worker.problem), None)

@@ -2,7 +2,8 @@
 
 from litestar import Response, Router, delete, get, patch, post
 
-from api.front import Front, HttpRequest, created, needs
+from api.front import Front, created, needs
+from api.requests import HttpRequest
 from domain import keys
 from domain.access import Caller
 from domain.keys import ApiKey, CreatedKey, NewKey, PatchKey

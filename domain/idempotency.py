@@ -23,11 +23,30 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
 
 
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """A request with a key: who asks, under which key, and the hash of what."""
+
+    owner: str
+    key: str
+    fingerprint: bytes
+
+
 class Answers(Protocol):
     """The first answers of the bound tenant, by user and key."""
 
     async def claim(self, owner: str, key: str, fingerprint: bytes, now: datetime) -> Answer | None: ...
     async def keep(self, owner: str, key: str, status: int, body: bytes) -> None: ...
+    async def claim_many(self, asked: list[Asked], now: datetime) -> dict[tuple[str, str], Answer]:
+        """Claim the keys of several requests at once; returns the first answers of those that were claimed before."""
+        ...
+
+    async def keep_many(self, answers: dict[tuple[str, str], bytes]) -> None:
+        """Keep the answers, all with status 201, by owner and key."""
+        ...
+
+    async def forget_many(self, claimed: list[tuple[str, str]]) -> None:
+        """Give back keys that this transaction claimed for nothing."""
+        ...
 
 
 def replay(answer: Answer, fingerprint: bytes) -> Answer:

@@ -4,11 +4,11 @@ from typing import Final, Literal
 
 import msgspec
 
-Lane = Literal["build", "run"]
+Lane = Literal["build", "run", "record"]
 
-LANES: Final[tuple[Lane, ...]] = ("build", "run")
-# The prefix of the ids of a lane's rows.
-PREFIX: Final[dict[Lane, str]] = {"build": "ver", "run": "exec"}
+LANES: Final[tuple[Lane, ...]] = ("build", "run", "record")
+# The prefix of the ids of a lane's rows; what the record lane works on has several kinds.
+PREFIX: Final[dict[Lane, str]] = {"build": "ver", "run": "exec", "record": "record"}
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,13 +19,16 @@ if TYPE_CHECKING:
     from domain.access import Caller
     from domain.accounts import Accounts
     from domain.agents import Agents
+    from domain.artifacts.cases import Artifacts
     from domain.builds import Builds
+    from domain.evaluations import Evaluations
     from domain.events import Events
     from domain.executions import Executions
     from domain.idempotency import Answers
     from domain.jobs import Change, Job
     from domain.keys import Keys
     from domain.queues import Queues
+    from domain.stats import Stats
     from domain.tenants import Tenants
 
 Clock = Callable[[], datetime]
@@ -44,6 +47,9 @@ class Tx(Protocol):
     events: Events
     answers: Answers
     queues: Queues
+    stats: Stats
+    artifacts: Artifacts
+    evaluations: Evaluations
 
     def ring(self, job: Job) -> None:
         """Ring for this job once the transaction has committed, and never if it does not."""

@@ -1,8 +1,13 @@
 """Times that callers send."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from domain.errors import invalid
+
+# Records of an earlier time, or of more than a day ahead, come from a clock that is wrong.
+OLDEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
+AHEAD: Final = timedelta(days=1)
 
 
 def utc(field: str, at: datetime) -> datetime:
@@ -13,3 +18,14 @@ def utc(field: str, at: datetime) -> datetime:
         return at.astimezone(UTC)
     except OverflowError:
         raise invalid(field, "lies outside the years 1 to 9999.") from None
+
+
+def recorded(field: str, at: datetime, now: datetime) -> datetime:
+    """When a record says it was made, in UTC; without an offset it is UTC.
+
+    Errors: `invalid_field` for a time before the year 2000, or more than a day ahead of `now`.
+    """
+    made = utc(field, at if at.tzinfo is not None else at.replace(tzinfo=UTC))
+    if not OLDEST <= made <= now + AHEAD:
+        raise invalid(field, "must lie between the year 2000 and tomorrow.")
+    return made

@@ -13,13 +13,25 @@ R = TypeVar("R")
 class Batches(Generic[T, R]):
     """Gathers items for `write`, which takes many and returns a result for each, in their order.
 
-    Nobody waits for a batch to fill: the first item of an idle moment is written alone, at once.
+    Nobody waits for a batch to fill: the first item of an idle moment is written alone, at once. A batch has up
+    to `most` items that weigh up to `heaviest` together; an item heavier than that is written alone.
     """
 
-    def __init__(self, write: Callable[[list[T]], Awaitable[list[R]]], most: int = 256) -> None:
-        self._write, self._most = write, most
+    def __init__(
+        self,
+        write: Callable[[list[T]], Awaitable[list[R]]],
+        most: int = 256,
+        weigh: Callable[[T], int] = lambda item: 0,
+        heaviest: int = 0,
+    ) -> None:
+        self._write, self._most, self._weigh, self._heaviest = write, most, weigh, heaviest
         self._waiting: list[tuple[T, asyncio.Future[R]]] = []
         self._writer: asyncio.Task[None] | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits or is being written."""
+        return self._writer is None
 
     async def add(self, item: T) -> R:
         """Write one item. Errors: those of `write`; an item that spoils a batch fails alone."""
@@ -32,10 +44,19 @@ class Batches(Generic[T, R]):
     async def _drain(self) -> None:
         try:
             while self._waiting:
-                batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+                size = self._size()
+                batch, self._waiting = self._waiting[:size], self._waiting[size:]
                 await self._write_batch(batch)
         finally:
             self._writer = None
+
+    def _size(self) -> int:
+        weight = 0
+        for size, (item, _) in enumerate(self._waiting[: self._most]):
+            weight += self._weigh(item)
+            if weight > self._heaviest:
+                return max(size, 1)
+        return min(len(self._waiting), self._most)
 
     async def _write_batch(self, batch: list[tuple[T, asyncio.Future[R]]]) -> None:
         try:

@@ -73,7 +73,7 @@ class ArqQueue:
             await asyncio.wait((self._ringing,))
 
     async def ring_lost(self, jobs: Sequence[Job]) -> int:
-        """Ring for runs, and for builds that no queue lists and no worker took. Returns how many of the latter.
+        """Ring for runs and records, and for builds that no queue lists and no worker took. Returns how many of these.
 
         Errors: those of redis.
 
@@ -82,7 +82,7 @@ class ArqQueue:
         two workers apart in any case.
         """
         rung = [job for job in jobs if job.lane == "build" and await self._ring_if_lost(job)]
-        lanes = {job.lane for job in rung} | {job.lane for job in jobs if job.lane == "run"}
+        lanes = {job.lane for job in rung} | {job.lane for job in jobs if job.lane != "build"}
         if lanes:
             await self._publish(lanes, ())
         return len(rung)

@@ -20,7 +20,10 @@ def settings() -> Settings:
 
 
 def be(role: str) -> None:
-    """Be `api`, `build`, `run`, `upkeep`; or do `version`, `release`, `migrate`, `bucket` or `admin-key` and end."""
+    """Be `api` or a worker (`build`, `run`, `record`, `upkeep`).
+
+    Or do `version`, `release`, `migrate`, `bucket` or `admin-key`, and end.
+    """
     if role == "api":
         api.app.serve(settings())
     elif role in workers.main.SERVE:

@@ -20,6 +20,7 @@ from domain.ports import Sandbox
 from domain.queues import WorkerInfo
 from infra import queue
 from infra.bundles import Bundles
+from infra.embeddings import WordLlamaSimilarity
 from infra.environments import Environments, forget_unused
 from infra.queue import BellWorker, arq_client
 from infra.sandbox.bubblewrap import BubblewrapSandbox
@@ -28,9 +29,13 @@ from infra.sandbox.warm import sandbox_for_runs
 from infra.settings import Settings, worker_id
 from infra.telemetry import configure_logging
 from infra.wiring import Parts, wire
+from workers.artifacts import Capturer, Remover, Storer
 from workers.builds import Builder
+from workers.evaluations import Evaluator
 from workers.executions import Dispatcher, Runner
 from workers.leases import Holder
+from workers.rounds import Work, ring_all, rounds
+from workers.stats import Folder
 from workers.upkeep import Upkeep
 
 _log = structlog.get_logger("paddock.workers")
@@ -39,7 +44,7 @@ BEAT: Final = 5.0
 
 
 def run(process: str, settings: Settings) -> None:
-    """Be the worker process named (`build`, `run` or `upkeep`) until SIGTERM or SIGINT."""
+    """Be the worker process named (`build`, `run`, `record` or `upkeep`) until SIGTERM or SIGINT."""
     configure_logging(settings.log_level, process)
     uvloop.run(_until_told(SERVE[process](settings)))
 
@@ -115,6 +120,35 @@ async def _hands(settings: Settings, lane: Lane, slots: int, sandbox: Sandbox) -
             await _gone(parts, hands.name)
 
 
+async def serve_records(settings: Settings) -> None:
+    """Fold, store, judge and capture records until cancelled."""
+    name = worker_id("record")
+    async with wire(settings, "paddock record", rung=("record",)) as parts:
+        work: dict[str, tuple[Work, float]] = {
+            "fold": (Folder(parts.store), 0.5),
+            "store": (Storer(parts.store, parts.blobs), 0.05),
+            "remove": (Remover(parts.store, parts.blobs), 0.2),
+            "judge": (Evaluator(parts.store, WordLlamaSimilarity()), 0.05),
+            "capture": (Capturer(parts.store), 0.1),
+        }
+        events = [asyncio.Event() for _ in work]
+        info = _info(parts, name, "record", 0)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(ring_all(parts.bell.rung("record"), events))
+                group.create_task(_beat_always(parts, info))
+                for (told, (one, pause)), event in zip(work.items(), events, strict=True):
+                    group.create_task(rounds(told, one, event, pause))
+        finally:
+            await _gone(parts, name)
+
+
+async def _beat_always(parts: Parts, info: WorkerInfo) -> None:
+    while True:
+        await _sign(parts, info)
+        await asyncio.sleep(BEAT)
+
+
 async def serve_upkeep(settings: Settings) -> None:
     """Look after everything until cancelled."""
     name = worker_id("upkeep")
@@ -122,14 +156,9 @@ async def serve_upkeep(settings: Settings) -> None:
         upkeep = Upkeep(settings, parts.store, parts.queue, parts.blobs, parts.clock)
         info = _info(parts, name, "upkeep", 0)
 
-        async def beat() -> None:
-            while True:
-                await _sign(parts, info)
-                await asyncio.sleep(BEAT)
-
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(beat())
+                group.create_task(_beat_always(parts, info))
                 group.create_task(upkeep.run())
         finally:
             await _gone(parts, name)
@@ -197,4 +226,4 @@ async def _until_told(main: Awaitable[None]) -> None:
         await task
 
 
-SERVE: Final = {"build": serve_builds, "run": serve_runs, "upkeep": serve_upkeep}
+SERVE: Final = {"build": serve_builds, "run": serve_runs, "record": serve_records, "upkeep": serve_upkeep}

@@ -45,7 +45,7 @@ class AgentRow(Base):
 
 
 _SHAPE = Shape(AgentRow, Agent)
-_FIND = f"SELECT {_SHAPE.columns} FROM agents WHERE deleted_at IS NULL AND "  # noqa: S608 - column names alone
+_FIND = f"SELECT {_SHAPE.columns} FROM agents WHERE deleted_at IS NULL AND "
 _LOCKS = {False: "", True: " FOR UPDATE", "share": " FOR SHARE"}
 
 

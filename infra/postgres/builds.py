@@ -56,7 +56,7 @@ def _held(version_id: str, attempt: int) -> tuple[Any, ...]:
 
 
 _SHAPE = Shape(VersionRow, Version)
-_FIND = f"SELECT {_SHAPE.columns} FROM agent_versions WHERE "  # noqa: S608 - column names alone
+_FIND = f"SELECT {_SHAPE.columns} FROM agent_versions WHERE "
 
 
 class PostgresBuilds:

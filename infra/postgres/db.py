@@ -97,7 +97,8 @@ def connect(url: str, *, pool_size: int, application: str, as_owner: bool = Fals
     only migrations connect `as_owner`. Transactions begin and end by statements of `store`, in one round
     trip with what binds their tenant, so SQLAlchemy is told to send none of its own.
     """
-    settings = {"application_name": application}
+    # Compiling a statement takes longer than any of ours runs.
+    settings = {"application_name": application, "jit": "off"}
     if not as_owner:
         settings["role"] = APP_ROLE
     scheme, _, rest = url.partition("://")

@@ -118,9 +118,9 @@ class PostgresEvents:
 
     async def agent_logs(self, agent_id: str, page: Page) -> Listing[LogEntry]:
         values = {"agent": ids.decode("agent", agent_id), "limit": page.limit + 1, "offset": page.offset}
-        query = f"SELECT * FROM ({_AGENT_LOGS}) AS l ORDER BY timestamp DESC, seq DESC LIMIT :limit OFFSET :offset"  # noqa: S608
+        query = f"SELECT * FROM ({_AGENT_LOGS}) AS l ORDER BY timestamp DESC, seq DESC LIMIT :limit OFFSET :offset"
         rows = (await self._connection.execute(text(query), values)).all()
-        count = f"SELECT count(*) FROM (SELECT 1 FROM ({_AGENT_LOGS}) AS l LIMIT {COUNT_BOUND}) AS c"  # noqa: S608
+        count = f"SELECT count(*) FROM (SELECT 1 FROM ({_AGENT_LOGS}) AS l LIMIT {COUNT_BOUND}) AS c"
         total = (await self._connection.execute(text(count), values)).scalar_one()
         return listing([_agent_entry(row) for row in rows], total, page)
 

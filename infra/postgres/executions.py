@@ -64,6 +64,7 @@ class ExecutionRow(Base):
     retry_of: Mapped[str | None] = mapped_column(Id("exec"))
     steps_total: Mapped[int]
     steps_completed: Mapped[int]
+    recorded: Mapped[bool]
     total_cost: Mapped[float]
     last_seq: Mapped[int]
     worker: Mapped[str | None] = mapped_column(Text)
@@ -111,14 +112,14 @@ def _noted(moved: Update, now: datetime) -> Select[Any]:
 
 _SHAPE = Shape(ExecutionRow, Execution)
 _STORED_AS = [(name, *_writer(ExecutionRow.__table__.columns[name].type)) for name in _STORED]
-_GET = f"SELECT {_SHAPE.columns} FROM executions WHERE id = $1"  # noqa: S608 - column names alone
+_GET = f"SELECT {_SHAPE.columns} FROM executions WHERE id = $1"
 _ADD = (
-    f"WITH added AS (INSERT INTO executions ({', '.join(_STORED)}, last_seq) "  # noqa: S608 - column names alone
+    f"WITH added AS (INSERT INTO executions ({', '.join(_STORED)}, last_seq) "
     f"VALUES ({', '.join(f'${n}{cast}' for n, (_, cast, _) in enumerate(_STORED_AS, 1))}, 1) RETURNING *) "
     "INSERT INTO execution_events (execution_id, seq, tenant_id, at, type, data) "
     "SELECT id, 1, tenant_id, created_at, 'status', json_build_object('status', status, 'attempt', attempt) FROM added"
 )
-_CLAIM = f"SELECT {_SHAPE.columns} FROM claim_runs($1, $2, $3, $4, $5, $6)"  # noqa: S608 - column names alone
+_CLAIM = f"SELECT {_SHAPE.columns} FROM claim_runs($1, $2, $3, $4, $5, $6)"
 _SETTLE = "SELECT * FROM settle_runs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
 
 
@@ -196,7 +197,7 @@ class PostgresExecutions:
     async def open_runs(self, agent_id: str) -> int:
         known = ids.decode("agent", agent_id)
         await self._raw.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", agent_id)
-        query = f"SELECT count(*) FROM executions WHERE agent_id = $1 AND status IN {_OPEN}"  # noqa: S608 - constants
+        query = f"SELECT count(*) FROM executions WHERE agent_id = $1 AND status IN {_OPEN}"
         return int(await self._raw.fetchval(query, known))
 
     async def cancel_oldest(self, agent_id: str, keep: int, reason: str, now: datetime) -> list[str]:

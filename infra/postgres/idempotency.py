@@ -8,8 +8,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.sql import func
 
-from domain.idempotency import LIFETIME, Answer
-from infra.postgres.db import Base, as_struct, timestamp
+from domain.idempotency import LIFETIME, Answer, Asked
+from infra.postgres.db import Base, Raw, as_struct, timestamp
 
 
 class AnswerRow(Base):
@@ -25,11 +25,37 @@ class AnswerRow(Base):
     created_at: Mapped[datetime] = mapped_column(timestamp(), index=True)
 
 
+# Keys in order, so that two batches which share some cannot wait for each other.
+_CLAIM_MANY = """
+    INSERT INTO idempotency_keys (tenant_id, owner, key, fingerprint, status, body, created_at)
+    SELECT current_setting('paddock.tenant_id'), owner, key, fingerprint, 0, '', $4
+    FROM unnest($1::text[], $2::text[], $3::bytea[]) AS a(owner, key, fingerprint) ORDER BY owner, key
+    ON CONFLICT (tenant_id, owner, key) DO UPDATE
+        SET fingerprint = excluded.fingerprint, status = 0, body = '', created_at = excluded.created_at
+        WHERE idempotency_keys.created_at < $5
+    RETURNING owner, key
+"""
+_FIND_MANY = """
+    SELECT k.owner, k.key, k.fingerprint, k.status, k.body
+    FROM unnest($1::text[], $2::text[]) AS a(owner, key) JOIN idempotency_keys k ON k.owner = a.owner AND k.key = a.key
+"""
+_KEEP_MANY = """
+    UPDATE idempotency_keys k SET status = 201, body = a.body
+    FROM unnest($1::text[], $2::text[], $3::bytea[]) AS a(owner, key, body)
+    WHERE k.owner = a.owner AND k.key = a.key
+"""
+_FORGET_MANY = """
+    UPDATE idempotency_keys k SET created_at = '-infinity'
+    FROM unnest($1::text[], $2::text[]) AS a(owner, key) WHERE k.owner = a.owner AND k.key = a.key
+"""
+
+
 class PostgresAnswers:
     """Implements `domain.idempotency.Answers`."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: AsyncConnection, raw: Raw) -> None:
         self._connection = connection
+        self._raw = raw
 
     async def claim(self, owner: str, key: str, fingerprint: bytes, now: datetime) -> Answer | None:
         # A concurrent request with the same key waits here for the other's commit, then finds its answer.
@@ -52,3 +78,27 @@ class PostgresAnswers:
     async def keep(self, owner: str, key: str, status: int, body: bytes) -> None:
         statement = update(AnswerRow).where(AnswerRow.owner == owner, AnswerRow.key == key)
         await self._connection.execute(statement.values(status=status, body=body))
+
+    async def claim_many(self, asked: list[Asked], now: datetime) -> dict[tuple[str, str], Answer]:
+        columns = [[getattr(one, name) for one in asked] for name in ("owner", "key", "fingerprint")]
+        claimed = await self._raw.fetch(_CLAIM_MANY, *columns, now, now - LIFETIME)
+        mine = {(record["owner"], record["key"]) for record in claimed}
+        others = [(one.owner, one.key) for one in asked if (one.owner, one.key) not in mine]
+        if not others:
+            return {}
+        found = await self._raw.fetch(_FIND_MANY, *([pair[place] for pair in others] for place in (0, 1)))
+        return {
+            (record["owner"], record["key"]): Answer(
+                fingerprint=record["fingerprint"], status=record["status"], body=record["body"]
+            )
+            for record in found
+        }
+
+    async def keep_many(self, answers: dict[tuple[str, str], bytes]) -> None:
+        owners, keys = ([pair[place] for pair in answers] for place in (0, 1))
+        await self._raw.execute(_KEEP_MANY, owners, keys, list(answers.values()))
+
+    async def forget_many(self, claimed: list[tuple[str, str]]) -> None:
+        # Left for anybody: as old as a key that has expired.
+        owners, keys = ([pair[place] for pair in claimed] for place in (0, 1))
+        await self._raw.execute(_FORGET_MANY, owners, keys)

@@ -14,8 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from domain.access import Caller
 from domain.accounts import Accounts
 from domain.agents import Agents
+from domain.artifacts.cases import Artifacts
 from domain.builds import Builds
 from domain.errors import DomainError
+from domain.evaluations import Evaluations
 from domain.events import Events
 from domain.executions import Executions
 from domain.idempotency import Answers
@@ -23,16 +25,20 @@ from domain.jobs import Change, Job
 from domain.keys import Keys
 from domain.ports import Clock, Queue, Tx
 from domain.queues import Queues
+from domain.stats import Stats
 from domain.tenants import Tenants
 from infra.postgres.accounts import PostgresAccounts
 from infra.postgres.agents import PostgresAgents
+from infra.postgres.artifacts import PostgresArtifacts
 from infra.postgres.builds import PostgresBuilds
 from infra.postgres.db import Raw
+from infra.postgres.evaluations import PostgresEvaluations
 from infra.postgres.events import PostgresEvents
 from infra.postgres.executions import PostgresExecutions
 from infra.postgres.idempotency import PostgresAnswers
 from infra.postgres.keys import PostgresKeys
 from infra.postgres.queues import PostgresQueues
+from infra.postgres.stats import PostgresStats
 from infra.postgres.tenants import PostgresTenants
 
 _GONE = (OperationalError, OSError, TimeoutError, exc.TimeoutError)
@@ -63,8 +69,11 @@ class PostgresTx:
         self.builds: Builds = PostgresBuilds(connection, raw, now)
         self.executions: Executions = PostgresExecutions(connection, raw)
         self.events: Events = PostgresEvents(connection)
-        self.answers: Answers = PostgresAnswers(connection)
+        self.answers: Answers = PostgresAnswers(connection, raw)
         self.queues: Queues = PostgresQueues(connection)
+        self.stats: Stats = PostgresStats(raw)
+        self.artifacts: Artifacts = PostgresArtifacts(raw)
+        self.evaluations: Evaluations = PostgresEvaluations(raw)
 
     def ring(self, job: Job) -> None:
         """Ring for this job after the commit."""

@@ -1,0 +1,125 @@
+"""Evaluations: one, a batch, lists, figures, and their export."""
+
+import functools
+from datetime import datetime
+
+from litestar import Response, Router, delete, get, post
+from litestar.di import Provide
+from litestar.response import Stream
+
+from api.exports import Format, exported
+from api.front import Front, needs
+from api.requests import HttpRequest
+from domain import evaluations
+from domain.access import Caller
+from domain.evaluations import Batch, Evaluation, EvaluationPoint, EvaluationStats, Filter, NewEvaluation
+from domain.pages import Listing, Page
+from domain.stats import Bucket
+
+_READ = needs("read:evaluations")
+
+
+def provide_filter(
+    hallucinated: bool | None = None,
+    mode: str | None = None,
+    model_name: str | None = None,
+    agent_name: str | None = None,
+    session_id: str | None = None,
+    execution_id: str | None = None,
+    artifact_id: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> Filter:
+    """Which evaluations: equal in every parameter that is given, from `since` on and before `until`."""
+    return Filter(
+        hallucinated=hallucinated,
+        mode=mode,
+        model_name=model_name,
+        agent_name=agent_name,
+        session_id=session_id,
+        execution_id=execution_id,
+        artifact_id=artifact_id,
+        since=since,
+        until=until,
+    )
+
+
+@post("/evaluations", opt=needs("write:evaluations"))
+async def create_evaluation(
+    front: Front, request: HttpRequest, caller: Caller, data: NewEvaluation
+) -> Response[Evaluation]:
+    """Store an evaluation. Metrics that are left out are computed soon after (`metrics` tells)."""
+    made = evaluations.evaluated(caller.tenant_id, caller.user_id, [data], front.clock(), batch=False)
+    return await front.evaluations.add(request, caller, made)
+
+
+@post("/evaluations/batch", opt=needs("write:evaluations"), request_max_body_size=32 * 1024 * 1024)
+async def create_batch(front: Front, request: HttpRequest, caller: Caller) -> Response[Batch]:
+    """Store up to 1000 evaluations, all or none: a JSON list of them, or `{"evaluations": […]}`."""
+    sent = evaluations.read_batch(await request.body())
+    made = evaluations.evaluated(caller.tenant_id, caller.user_id, sent, front.clock(), batch=True)
+    return await front.evaluation_batches.add(request, caller, made)
+
+
+@get("/evaluations", opt=_READ)
+async def list_evaluations(front: Front, caller: Caller, part: Page, narrowed: Filter) -> Listing[Evaluation]:
+    """Evaluations, newest first."""
+    async with front.store.begin(caller) as tx:
+        return await evaluations.list_evaluations(tx, narrowed, part)
+
+
+@get("/evaluations/stats", opt=_READ)
+async def get_evaluation_stats(
+    front: Front, caller: Caller, narrowed: Filter, days: int | None = None
+) -> EvaluationStats:
+    """Figures over all evaluations, or those of the last `days` times 24 hours. Exact at any moment."""
+    async with front.store.begin(caller) as tx:
+        return await evaluations.stats(tx, narrowed, days)
+
+
+@get("/evaluations/timeseries", opt=_READ)
+async def get_evaluation_timeseries(
+    front: Front, caller: Caller, narrowed: Filter, days: int = 7, bucket: Bucket = "day"
+) -> list[EvaluationPoint]:
+    """Evaluations of the last `days` dates (UTC), per day or hour, oldest first."""
+    async with front.store.begin(caller) as tx:
+        return await evaluations.timeseries(tx, narrowed, days, bucket)
+
+
+@get("/evaluations/export", opt=_READ)
+async def export_evaluations(front: Front, caller: Caller, narrowed: Filter, format: Format = "csv") -> Stream:
+    """Every evaluation that the filter lets through, newest first, as a file."""
+    wanted = evaluations.narrowed(narrowed)
+    after = functools.partial(evaluations.after, wanted=wanted)
+    return exported(front, caller, Evaluation, after, format, "evaluations")
+
+
+@get("/evaluations/{evaluation_id:str}", opt=_READ)
+async def get_evaluation(front: Front, caller: Caller, evaluation_id: str) -> Evaluation:
+    """One evaluation."""
+    async with front.store.begin(caller) as tx:
+        return await evaluations.get(tx, evaluation_id)
+
+
+@delete("/evaluations/{evaluation_id:str}", opt=needs("write:evaluations"))
+async def delete_evaluation(front: Front, caller: Caller, evaluation_id: str) -> None:
+    """Delete an evaluation, and what it counts in statistics."""
+    async with front.store.begin(caller) as tx:
+        await evaluations.delete(tx, evaluation_id)
+
+
+router = Router(
+    "/",
+    route_handlers=[
+        create_evaluation,
+        create_batch,
+        list_evaluations,
+        get_evaluation_stats,
+        get_evaluation_timeseries,
+        export_evaluations,
+        get_evaluation,
+        delete_evaluation,
+    ],
+    dependencies={"narrowed": Provide(provide_filter, sync_to_thread=False)},
+    tags=["evaluations"],
+)

@@ -1,0 +1,42 @@
+"""Whole lists as files, read page by page: no transaction is open while a client reads."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Literal, TypeVar
+
+import msgspec
+from litestar.response import Stream
+
+from api.front import Front
+from domain.access import Caller
+from domain.ports import Tx
+from infra.tables import MEDIA, encoded
+
+T = TypeVar("T", bound=msgspec.Struct)
+Format = Literal["csv", "jsonl", "parquet"]
+
+PAGE = 500
+
+
+def exported(
+    front: Front,
+    caller: Caller,
+    kind: type[T],
+    after: Callable[[Tx, T | None, int], Awaitable[list[T]]],
+    wanted: Format,
+    name: str,
+) -> Stream:
+    """A file of all that `after` gives, which is asked for the records that follow the last one it gave."""
+
+    async def pages() -> AsyncIterator[list[T]]:
+        last: T | None = None
+        while True:
+            async with front.store.begin(caller) as tx:
+                rows = await after(tx, last, PAGE)
+            if rows:
+                yield rows
+            if len(rows) < PAGE:
+                return
+            last = rows[-1]
+
+    headers = {"Content-Disposition": f'attachment; filename="{name}.{wanted}"'}
+    return Stream(encoded(kind, pages(), wanted), media_type=MEDIA[wanted], headers=headers)

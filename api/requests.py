@@ -1,0 +1,19 @@
+"""A request, as handlers see it, and the key that makes repeating it safe."""
+
+from typing import Any
+
+from litestar import Request
+
+from domain.errors import invalid
+from domain.idempotency import MAX_KEY
+
+# What Litestar calls a request; we use none of its three type parameters.
+HttpRequest = Request[Any, Any, Any]
+
+
+def idempotency_key(request: HttpRequest) -> str | None:
+    """The request's Idempotency-Key. Errors: `invalid_field`."""
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not (0 < len(key) <= MAX_KEY and key.isprintable()):
+        raise invalid("Idempotency-Key", f"must be 1 to {MAX_KEY} printable characters.")
+    return key

@@ -1,0 +1,37 @@
+"""Statistics over artifacts."""
+
+from litestar import Router, get
+from litestar.di import Provide
+
+from api.artifacts import provide_filter
+from api.front import Front, needs
+from domain.access import Caller
+from domain.artifacts import cases
+from domain.artifacts.cases import ArtifactPoint, ArtifactStats, Filter
+from domain.stats import Bucket
+
+_READ = needs("read:stats")
+
+
+@get("/stats", opt=_READ)
+async def get_stats(front: Front, caller: Caller, narrowed: Filter) -> ArtifactStats:
+    """Figures over artifacts. Exact at any moment."""
+    async with front.store.begin(caller) as tx:
+        return await cases.stats(tx, narrowed)
+
+
+@get("/stats/timeseries", opt=_READ)
+async def get_timeseries(
+    front: Front, caller: Caller, narrowed: Filter, days: int = 7, bucket: Bucket = "day"
+) -> list[ArtifactPoint]:
+    """Artifacts of the last `days` dates (UTC), per day or hour, oldest first."""
+    async with front.store.begin(caller) as tx:
+        return await cases.timeseries(tx, narrowed, days, bucket)
+
+
+router = Router(
+    "/",
+    route_handlers=[get_stats, get_timeseries],
+    dependencies={"narrowed": Provide(provide_filter, sync_to_thread=False)},
+    tags=["stats"],
+)

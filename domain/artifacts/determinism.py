@@ -1,0 +1,108 @@
+"""How repeatable a run is, by what its artifact holds. Source: kurral 0.1.1, `core/determinism.py`."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from domain.artifacts.calls import failed
+from domain.artifacts.schema import Artifact, DeterminismReport, Level, LlmConfig, Parameters, ToolCall, is_empty
+
+WEIGHTS: Final = {
+    "model_version": 0.25,
+    "random_seed": 0.20,
+    "prompt": 0.20,
+    "tool_cache": 0.15,
+    "environment": 0.10,
+    "parameters": 0.10,
+}
+LEVEL_A: Final = 0.90
+LEVEL_B: Final = 0.50
+
+
+def report(
+    artifact: Artifact, calls: Sequence[ToolCall], parameters: Parameters, environment: str
+) -> DeterminismReport:
+    """The score of an artifact and of each factor, with what is missing for a better one."""
+    breakdown = {
+        "model_version": _model_version(artifact.llm_config),
+        "random_seed": 0.0 if parameters.seed is None else 1.0,
+        "prompt": _prompt(artifact),
+        "tool_cache": _tool_cache(calls),
+        "environment": _environment(artifact, environment),
+        "parameters": _parameters(parameters),
+    }
+    missing, warnings = [], []
+    if breakdown["model_version"] < 0.8:
+        missing.append("model_version")
+    if breakdown["random_seed"] == 0.0:
+        missing.append("random_seed")
+        warnings.append("No random seed set - outputs may vary")
+    if breakdown["parameters"] < 0.5:
+        warnings.append("Temperature > 0 reduces determinism")
+    failures = sum(map(failed, calls))
+    if failures:
+        warnings.append(f"{failures} tool calls failed")
+    if breakdown["environment"] < 0.5:
+        warnings.append("Environment not fully captured")
+    # Rounded, so that sums of tenths fall on the side of a level's bound where they do by hand.
+    score = round(sum(WEIGHTS[factor] * value for factor, value in breakdown.items()), 6)
+    return DeterminismReport(overall_score=score, breakdown=breakdown, missing_fields=missing, warnings=warnings)
+
+
+def level_of(score: float) -> Level:
+    """The replay level that a score from 0 to 1 stands for."""
+    return "A" if score >= LEVEL_A else "B" if score >= LEVEL_B else "C"
+
+
+def _model_version(config: LlmConfig | None) -> float:
+    if config is None:
+        return 0.0
+    if config.model_version:
+        return 1.0
+    # "gpt-4-0613" carries its version in its name.
+    if config.model_name and "-" in config.model_name:
+        return 0.8
+    return 0.3 if config.model_name else 0.0
+
+
+def _prompt(artifact: Artifact) -> float:
+    prompt = artifact.resolved_prompt
+    if prompt is None:
+        return 0.0
+    tenths = 3 if prompt.template else 0
+    if prompt.final_text:
+        tenths += 3 if is_empty(prompt.variables) else 7
+    return tenths / 10
+
+
+def _tool_cache(calls: Sequence[ToolCall]) -> float:
+    if not calls:
+        return 1.0
+    return sum(1 for call in calls if call.cache_key and not failed(call)) / len(calls)
+
+
+def _environment(artifact: Artifact, environment: str) -> float:
+    tenths = 3 if environment else 0
+    if artifact.time_env is not None:
+        tenths += 5 if is_empty(artifact.time_env.environment_vars) else 7
+    return tenths / 10
+
+
+def _parameters(parameters: Parameters) -> float:
+    tenths = _temperature(parameters.temperature)
+    if parameters.top_p is None or parameters.top_p == 1.0:
+        tenths += 3
+    elif parameters.top_p > 0.9:
+        tenths += 2
+    tenths += not parameters.presence_penalty
+    tenths += not parameters.frequency_penalty
+    return tenths / 10
+
+
+def _temperature(temperature: float | None) -> int:
+    if temperature is None:
+        return 0
+    if temperature == 0.0:
+        return 5
+    if temperature < 0.3:
+        return 3
+    return 1 if temperature < 0.7 else 0

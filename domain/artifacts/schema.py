@@ -1,0 +1,334 @@
+"""What a caller uploads: one LLM run on record, as Kurral's clients write it and as our own API names it.
+
+Both spellings of a field are fields here, and what was sent keeps its spelling. A null is a field left out.
+Free-form values stay slices of the request (`msgspec.Raw`), so that 32 MiB of them never become objects.
+Source: KurralArtifact of kurral 0.1.1 to 0.4.0, `models/kurral.py`.
+"""
+
+import codecs
+import re
+from collections.abc import Iterator
+from datetime import datetime
+from itertools import accumulate
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, UnsetType
+
+from domain.errors import DomainError, FieldError
+
+# Clients and our own readers recurse; Python's stop near 1000 levels, wherever their stack stands at that moment.
+MAX_DEPTH: Final = 128
+MAX_CALLS: Final = 10_000
+MAX_ERRORS: Final = 20
+
+Free = Raw | UnsetType
+Level = Literal["A", "B", "C"]
+Effect = Literal["http", "db_write", "email", "fs", "mcp", "other"]
+CallStatus = Literal["ok", "error", "timeout"]
+# Whole numbers stay whole: Kurral's model takes no others for a duration.
+Milliseconds = Annotated[int, Meta(ge=0, le=10**12)] | Annotated[float, Meta(ge=0, le=1e12)]
+Usd = Annotated[int, Meta(ge=0, le=10**9)] | Annotated[float, Meta(ge=0, le=1e9)]
+Tokens = Annotated[int, Meta(ge=0, le=10**12)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A part of an artifact. What was not sent is not written either."""
+
+
+class Parameters(msgspec.Struct, frozen=True, kw_only=True):
+    """The sampling parameters that count for determinism; every other is kept unread."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+
+
+class LlmConfig(Part, frozen=True, kw_only=True):
+    """Which model was called, and how. `parameters` is free-form, see `Parameters`."""
+
+    model_name: str | None = None
+    model_version: str | None = None
+    provider: str | None = None
+    parameters: Free = UNSET
+    stop_sequences: list[str] | None = None
+    additional_params: Free = UNSET
+
+
+class ResolvedPrompt(Part, frozen=True, kw_only=True):
+    """The prompt before and after its variables were filled in. Hashes are SHA-256 in hex."""
+
+    template: str | None = None
+    template_id: str | None = None
+    template_hash: str | None = None
+    variables: Free = UNSET
+    variables_hash: str | None = None
+    final_text: str | None = None
+    final_text_hash: str | None = None
+    system_prompt: str | None = None
+    messages: Free = UNSET
+    hashes: Free = UNSET
+
+
+class TokenUsage(Part, frozen=True, kw_only=True):
+    """Tokens of the run, each under our name or Kurral's (`prompt` is `prompt_tokens`)."""
+
+    prompt: Tokens | None = None
+    prompt_tokens: Tokens | None = None
+    completion: Tokens | None = None
+    completion_tokens: Tokens | None = None
+    total: Tokens | None = None
+    total_tokens: Tokens | None = None
+    cached: Tokens | None = None
+    cached_tokens: Tokens | None = None
+    cache_creation: Tokens | None = None
+    cache_creation_tokens: Tokens | None = None
+    cache_read: Tokens | None = None
+    cache_read_tokens: Tokens | None = None
+    cache_hit_rate: Share | None = None
+    estimated_cost_usd: Usd | None = None
+    reasoning: Tokens | None = None
+    reasoning_tokens: Tokens | None = None
+    audio: Tokens | None = None
+    audio_tokens: Tokens | None = None
+
+
+class ToolCall(Part, frozen=True, kw_only=True):
+    """One tool call of the run; `parent_id` is the `id` of another, see `calls`. Latency in milliseconds.
+
+    `inputs outputs error duration_ms timestamp` are Kurral's older names of
+    `input output error_text latency_ms start_time`, and `error_stack` is its name of `stack`.
+    """
+
+    id: str | None = None
+    parent_id: str | None = None
+    tool_name: str | None = None
+    namespace: str | None = None
+    agent_id: str | None = None
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    latency_ms: Milliseconds | None = None
+    timestamp: datetime | None = None
+    input: Free = UNSET
+    input_hash: str | None = None
+    output: Free = UNSET
+    output_hash: str | None = None
+    hashes: Free = UNSET
+    summary: str | None = None
+    type: str | None = None
+    effect_type: Effect | None = None
+    status: CallStatus | None = None
+    error_flag: bool | None = None
+    error_text: str | None = None
+    error_type: str | None = None
+    stack: str | None = None
+    error_stack: str | None = None
+    cache_key: str | None = None
+    stubbed_in_replay: bool | None = None
+    metadata: Free = UNSET
+    inputs: Free = UNSET
+    outputs: Free = UNSET
+    error: str | None = None
+    duration_ms: Milliseconds | None = None
+
+
+class DeterminismReport(Part, frozen=True, kw_only=True):
+    """How repeatable the run is: scores from 0 to 1, over all and by factor."""
+
+    overall_score: Share | None = None
+    breakdown: dict[str, Share] | None = None
+    missing_fields: list[str] | None = None
+    warnings: list[str] | None = None
+
+
+class ArtifactError(Part, frozen=True, kw_only=True):
+    """What the run failed with."""
+
+    type: str | None = None
+    message: str | None = None
+    stack: str | None = None
+
+
+class GraphVersion(Part, frozen=True, kw_only=True):
+    """Hashes of the agent's graph, tools and policies."""
+
+    graph_hash: str | None = None
+    graph_checksum: str | None = None
+    tool_schemas_hash: str | None = None
+    tools: Free = UNSET
+    policy_pack_hash: str | None = None
+    policy_version: str | None = None
+    preprocessors_hash: str | None = None
+    postprocessors_hash: str | None = None
+
+
+class TimeEnv(Part, frozen=True, kw_only=True):
+    """When and in what surroundings the run happened."""
+
+    timestamp: datetime | None = None
+    timezone: str | None = None
+    wall_clock_time: str | None = None
+    locale: str | None = None
+    environment_vars: Free = UNSET
+    feature_flags: Free = UNSET
+    clock_freeze: bool | None = None
+
+
+class Artifact(Part, frozen=True, kw_only=True):
+    """One LLM run on record. Durations in milliseconds, costs in USD, times without an offset are UTC."""
+
+    kurral_id: str | None = None
+    run_id: str | None = None
+    tenant_id: str | None = None
+    semantic_buckets: list[str] | None = None
+    environment: str | None = None
+    schema_version: str | None = None
+    created_at: datetime | None = None
+    created_by: str | None = None
+    deterministic: bool | None = None
+    replay_level: Level | None = None
+    determinism_report: DeterminismReport | None = None
+    inputs: Free = UNSET
+    outputs: Free = UNSET
+    error: ArtifactError | str | None = None
+    llm_config: LlmConfig | None = None
+    resolved_prompt: ResolvedPrompt | None = None
+    graph_version: GraphVersion | str | None = None
+    tool_calls: Annotated[list[ToolCall], Meta(max_length=MAX_CALLS)] | None = None
+    time_env: TimeEnv | None = None
+    duration_ms: Milliseconds | None = None
+    cost_usd: Usd | None = None
+    token_usage: TokenUsage | None = None
+    object_storage_uri: str | None = None
+    tags: dict[str, str] | list[str] | None = None
+    metadata: Free = UNSET
+    replay_evidence: Free = UNSET
+    governance: Free = UNSET
+    data_snapshots: Free = UNSET
+    extensions: Free = UNSET
+
+
+class _Upload(Artifact, frozen=True, kw_only=True):
+    """The artifact itself, or what Kurral's client wraps it in. One struct, so that one pass reads either."""
+
+    artifact_data: Artifact | UnsetType = UNSET
+
+
+_UPLOADS: Final = msgspec.json.Decoder(_Upload)
+_PARAMETERS: Final = msgspec.json.Decoder(Parameters)
+_PLACE: Final = re.compile(r"(.*) - at (?:key in )?`\$\.?(.*)`", re.DOTALL)
+_NAMED: Final = (
+    ("Object missing required field `", "is required."),
+    ("Object contains unknown field `", "is not a field here."),
+)
+_CHUNK: Final = 1 << 20
+_BRACKETS: Final = bytes({0x5B: 1, 0x7B: 1, 0x5D: 255, 0x7D: 255}.get(byte, 0) for byte in range(256))
+_NOT_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
+
+
+def read(sent: bytes) -> Artifact:
+    """The artifact in a request's body, bare or under `artifact_data`, with nothing filled in.
+
+    Errors: `malformed_request` for what is not a JSON object in UTF-8 or nests deeper than `MAX_DEPTH`;
+    `invalid_field`.
+    """
+    try:
+        _check_text(sent)
+        packed = msgspec.json.format(sent, indent=-1)
+        # The slices below hold on to the buffer they lie in: one of the two is to be freed, if they are the same.
+        upload = _UPLOADS.decode(sent if len(packed) == len(sent) else packed)
+    except msgspec.ValidationError as error:
+        raise _refusal(str(error)) from None
+    except msgspec.DecodeError as error:
+        raise DomainError("malformed_request", f"The body is not JSON: {error}.") from None
+    except UnicodeDecodeError:
+        raise DomainError("malformed_request", "The body is not UTF-8 text.") from None
+    except RecursionError:
+        raise _too_deep() from None
+    if _nests_too_deeply(packed):
+        raise _too_deep()
+    if isinstance(upload.artifact_data, UnsetType):
+        return upload
+    beside = [name for name in Artifact.__struct_fields__ if getattr(upload, name) not in (None, UNSET)]
+    if beside:
+        raise refused([FieldError(field=name, message="is not a field beside artifact_data.") for name in beside])
+    return upload.artifact_data
+
+
+def parameters_of(artifact: Artifact) -> Parameters:
+    """The parameters that count for determinism. Errors: `invalid_field`."""
+    sent = artifact.llm_config.parameters if artifact.llm_config is not None else UNSET
+    if isinstance(sent, UnsetType) or is_empty(sent):
+        return Parameters()
+    try:
+        return _PARAMETERS.decode(sent)
+    except msgspec.ValidationError as error:
+        raise _refusal(str(error), "llm_config.parameters") from None
+
+
+def is_empty(value: Free) -> bool:
+    """Whether a free-form value says nothing: left out, null, or an empty string, list or object."""
+    return isinstance(value, UnsetType) or (len(value) <= 4 and bytes(value) in (b"", b"null", b"{}", b"[]", b'""'))
+
+
+def refused(found: list[FieldError]) -> DomainError:
+    """The first `MAX_ERRORS` fields at fault as one error."""
+    told = found[:MAX_ERRORS]
+    return DomainError("invalid_field", "; ".join(f"{one.field}: {one.message}" for one in told), told)
+
+
+def _refusal(message: str, within: str = "") -> DomainError:
+    """From msgspec's sentence to the field it means and what is wrong with it."""
+    place = _PLACE.fullmatch(message)
+    said, path = (place[1], place[2]) if place is not None else (message, "")
+    if not path and not within and said.startswith("Expected `object`"):
+        return DomainError("malformed_request", "The body must be a JSON object.")
+    path = path.removeprefix("artifact_data.")
+    for begin, told in _NAMED:
+        if said.startswith(begin):
+            name = said.removeprefix(begin).split("`")[0][:200]
+            # Whoever wraps an artifact finds its fields under the names they have without the wrapping.
+            parts = ("" if path == "artifact_data" else path, name)
+            return refused([FieldError(field=".".join(filter(None, (within, *parts))), message=told)])
+    return refused([FieldError(field=".".join(filter(None, (within, path))) or "body", message=said)])
+
+
+def _too_deep() -> DomainError:
+    return DomainError("malformed_request", f"The body nests deeper than {MAX_DEPTH} levels.")
+
+
+def _check_text(sent: bytes) -> None:
+    """Slices are copied through unread, so that nothing else would notice what is not UTF-8."""
+    if sent.isascii():
+        return
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for begin in range(0, len(sent), _CHUNK):
+        decoder.decode(sent[begin : begin + _CHUNK])
+    decoder.decode(b"", final=True)
+
+
+def _nests_too_deeply(text: bytes) -> bool:
+    """Whether valid JSON nests deeper than `MAX_DEPTH`. Works in pieces: its memory is bounded."""
+    if text.count(b"[") + text.count(b"{") <= MAX_DEPTH:
+        return False
+    level = 0
+    for brackets in _brackets(text):
+        levels = list(accumulate(memoryview(brackets).cast("b"), initial=level))
+        if max(levels) > MAX_DEPTH:
+            return True
+        level = levels[-1]
+    return False
+
+
+def _brackets(text: bytes) -> Iterator[bytes]:
+    """The brackets outside of strings, in order: 1 for one that opens, 255 (-1) for one that closes."""
+    in_string = escaped = False
+    for begin in range(0, len(text), _CHUNK):
+        piece = text[begin + escaped : begin + _CHUNK].replace(b"\\\\", b"")
+        escaped = piece.endswith(b"\\")
+        parts = piece.replace(b'\\"', b"").split(b'"')
+        yield b"".join(parts[in_string::2]).translate(_BRACKETS, _NOT_BRACKETS)
+        in_string ^= len(parts) % 2 == 0

@@ -1,0 +1,223 @@
+"""Statistics: what sums of records are made of, and which sums cover a stretch of time.
+
+Every commit that adds, changes or deletes records also writes its *deltas*: sums per hour and combination
+of dimensions. Workers fold deltas into *rollups* per hour, day and month (UTC). A question is answered from
+the fewest rollups that cover it, the deltas that are not folded yet, and, for the parts of an hour at its ends,
+from the records themselves; one statement reads all three, so the answer is exact at any moment.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal, Protocol
+
+import msgspec
+
+from domain.errors import invalid
+from domain.times import utc
+
+Kind = Literal["artifacts", "evaluations"]
+Level = Literal["hour", "day", "month"]
+Bucket = Literal["hour", "day"]
+
+KINDS: Final[tuple[Kind, ...]] = ("artifacts", "evaluations")
+# Whole months, so that "since ever" is covered by months alone.
+BEGINNING: Final = datetime(1, 1, 1, tzinfo=UTC)
+END: Final = datetime(9999, 12, 1, tzinfo=UTC)
+MAX_DAYS: Final = 90
+# How many deltas one fold takes.
+FOLD: Final = 2000
+# Relative error of quantiles: a DDSketch's guarantee (Masson et al., VLDB 2019).
+ACCURACY: Final = 0.01
+# Fractions are summed up as whole numbers of billionths, so that sums are exact in any order.
+SCALE: Final = 1_000_000_000
+QUANTILES: Final = (0.5, 0.95, 0.99)
+
+
+class Span(msgspec.Struct, frozen=True, kw_only=True):
+    """The rollups of one level that begin in `[since, until)`."""
+
+    level: Level
+    since: datetime
+    until: datetime
+
+
+class Cover(msgspec.Struct, frozen=True, kw_only=True):
+    """How a stretch of time is put together: of rollups, and of records for the parts of an hour at its ends.
+
+    `since` and `until` are the whole hours that the spans make up, which is where deltas count too.
+    """
+
+    spans: tuple[Span, ...]
+    since: datetime
+    until: datetime
+    parts: tuple[tuple[datetime, datetime], ...]
+
+
+class Sums(msgspec.Struct, frozen=True, kw_only=True):
+    """Sums over the records of one combination of dimensions, by the names of their measures."""
+
+    dims: dict[str, str | None]
+    measures: dict[str, int]
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """What a question is answered from. `quantiles` are those of `QUANTILES`, None where there is no value."""
+
+    groups: list[Sums]
+    quantiles: tuple[float | None, ...]
+
+    def total(self, measure: str) -> int:
+        """A measure over all groups."""
+        return sum(group.measures[measure] for group in self.groups)
+
+    def by(self, dim: str) -> dict[str, int]:
+        """Counts by the values of a dimension; records that have none are left out."""
+        counts: dict[str, int] = {}
+        for group in self.groups:
+            value = group.dims[dim]
+            if value is not None:
+                counts[value] = counts.get(value, 0) + group.measures["count"]
+        return counts
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """Which records are asked about: `[since, until)`, and equality by name of a filter."""
+
+    kind: Kind
+    wanted: dict[str, Any]
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+def counted(counts: dict[str, int]) -> dict[str, int]:
+    """Counts, the largest first."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+class Unfolded(msgspec.Struct, frozen=True, kw_only=True):
+    """A tenant that has deltas of a kind."""
+
+    tenant_id: str
+    kind: Kind
+
+
+class Stats(Protocol):
+    """The sums of the bound tenant."""
+
+    async def sums(self, question: Question) -> Found: ...
+    async def series(self, question: Question, bucket: Bucket) -> list[tuple[datetime, dict[str, int]]]:
+        """Sums per hour or day that has any records, oldest first. `since` and `until` are whole hours or days."""
+        ...
+
+    async def fold(self, kind: Kind, most: int) -> int:
+        """Fold up to `most` deltas into rollups. Returns how many; 0 also if somebody else is at it."""
+        ...
+
+    async def unfolded(self, limit: int) -> list[Unfolded]: ...
+
+
+def cover(since: datetime | None, until: datetime | None) -> Cover:
+    """The fewest rollups that make up `[since, until)`, and the rest of it."""
+    begin = min(max(since or BEGINNING, BEGINNING), END)
+    end = max(min(until or END, END), begin)
+    first, last = _next(begin, _hour), _hour(end)
+    if first > last:
+        return Cover(spans=(), since=begin, until=begin, parts=((begin, end),))
+    parts = tuple(part for part in ((begin, first), (last, end)) if part[0] < part[1])
+    return Cover(spans=tuple(_spans(first, last)), since=first, until=last, parts=parts)
+
+
+def _spans(first: datetime, last: datetime) -> list[Span]:
+    """Hours up to the first whole day, days up to the first whole month, months, and the same backwards."""
+    found: list[Span] = []
+    levels: tuple[tuple[Level, Callable[[datetime], datetime] | None], ...]
+    levels = (("hour", _day), ("day", _month), ("month", None))
+    tail: list[Span] = []
+    for level, larger in levels:
+        begin = first if larger is None else _next(first, larger)
+        end = last if larger is None else larger(last)
+        if larger is None or begin > end:
+            found.append(Span(level=level, since=first, until=last))
+            break
+        found.append(Span(level=level, since=first, until=begin))
+        tail.append(Span(level=level, since=end, until=last))
+        first, last = begin, end
+    return [span for span in (*found, *reversed(tail)) if span.since < span.until]
+
+
+def _hour(at: datetime) -> datetime:
+    return at.replace(minute=0, second=0, microsecond=0)
+
+
+def _day(at: datetime) -> datetime:
+    return at.replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+def _month(at: datetime) -> datetime:
+    return at.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+
+
+_STEPS: Final[dict[Callable[[datetime], datetime], timedelta]] = {
+    _hour: timedelta(hours=1),
+    _day: timedelta(days=1),
+    _month: timedelta(days=32),
+}
+
+
+def _next(at: datetime, floor: Callable[[datetime], datetime]) -> datetime:
+    """The first beginning of an hour, day or month that is not before `at`."""
+    whole = floor(at)
+    return whole if whole == at else floor(whole + _STEPS[floor])
+
+
+def month_after(at: datetime, months: int = 1) -> datetime:
+    """The beginning of the month so many months after that of `at`."""
+    begun = _month(at)
+    for _ in range(months):
+        begun = _month(begun + _STEPS[_month])
+    return begun
+
+
+def last_days(now: datetime, days: int) -> datetime:
+    """Since when the last `days` times 24 hours are counted: from the whole hour in which they began.
+
+    Errors: `invalid_field`.
+    """
+    if not 1 <= days <= MAX_DAYS:
+        raise invalid("days", f"must be from 1 to {MAX_DAYS}.")
+    return _hour(now - timedelta(days=days))
+
+
+def buckets(now: datetime, days: int, bucket: Bucket) -> list[datetime]:
+    """The beginnings of the hours or days (UTC) of a timeseries: the last `days` dates, today's among them.
+
+    Errors: `invalid_field`.
+    """
+    if not 1 <= days <= MAX_DAYS:
+        raise invalid("days", f"must be from 1 to {MAX_DAYS}.")
+    first, step = _day(now) - timedelta(days=days - 1), _STEPS[_hour if bucket == "hour" else _day]
+    count = days * 24 if bucket == "hour" else days
+    return [first + step * number for number in range(count)]
+
+
+async def filled(tx: Any, question: Question, bucket: Bucket, begins: list[datetime]) -> list[dict[str, Any]]:
+    """The sums of every bucket, with its `begin`; zeros where there are no records."""
+    asked = msgspec.structs.replace(
+        question, since=begins[0], until=begins[-1] + _STEPS[_hour if bucket == "hour" else _day]
+    )
+    found = dict(await tx.stats.series(asked, bucket))
+    return [{"begin": begin, **found.get(begin, {})} for begin in begins]
+
+
+def between(since: datetime | None, until: datetime | None, names: tuple[str, str]) -> tuple[Any, Any]:
+    """Both ends of a stretch in UTC. Errors: `invalid_field` naming the end that is none, or lies before the other."""
+    first = None if since is None else utc(names[0], since)
+    last = None if until is None else utc(names[1], until)
+    if first is not None and last is not None and last < first:
+        raise invalid(names[1], f"lies before {names[0]}.")
+    return first, last
+
+
+async def fold(tx: Any, kind: Kind) -> int:
+    """Fold deltas of the bound tenant. Returns how many."""
+    return int(await tx.stats.fold(kind, FOLD))

@@ -1,0 +1,230 @@
+"""Artifacts in Postgres. Every change writes its deltas in the same statement."""
+
+from datetime import datetime, timedelta
+from typing import Final
+
+from sqlalchemy import BigInteger, Integer, LargeBinary, Text
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain import ids
+from domain.artifacts.cases import Body, Ended, Filter, Stored, Waiting, question
+from domain.artifacts.record import Metadata
+from domain.executions import Execution
+from domain.pages import Listing, Page
+from infra.postgres.bulk import Bulk
+from infra.postgres.db import Base, Id, Raw, Shape, timestamp
+from infra.postgres.executions import ExecutionRow
+from infra.postgres.facts import ARTIFACTS
+from infra.postgres.records import Records
+
+# A deleted artifact's object is deleted once more when whoever may have been writing it has given up.
+AGAIN: Final = timedelta(minutes=2)
+
+
+class ArtifactRow(Base):
+    """What is kept of an artifact besides its body. Partitioned by `id`, that is by the month of its receipt."""
+
+    __tablename__ = "artifacts"
+    id: Mapped[str] = mapped_column(Id("art"), primary_key=True)
+    kurral_id: Mapped[str] = mapped_column(Text)
+    run_id: Mapped[str] = mapped_column(Text)
+    tenant_id: Mapped[str] = mapped_column(Text)
+    execution_id: Mapped[str | None] = mapped_column(Id("exec"))
+    user_id: Mapped[str] = mapped_column(Id("user"))
+    created_at: Mapped[datetime] = mapped_column(timestamp())
+    created_by: Mapped[str | None] = mapped_column(Text)
+    received_at: Mapped[datetime] = mapped_column(timestamp())
+    schema_version: Mapped[str] = mapped_column(Text)
+    environment: Mapped[str] = mapped_column(Text)
+    semantic_buckets: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    deterministic: Mapped[bool]
+    replay_level: Mapped[str] = mapped_column(Text)
+    determinism_score: Mapped[float]
+    status: Mapped[str] = mapped_column(Text)
+    error_type: Mapped[str | None] = mapped_column(Text)
+    error_message: Mapped[str | None] = mapped_column(Text)
+    model_name: Mapped[str | None] = mapped_column(Text)
+    model_version: Mapped[str | None] = mapped_column(Text)
+    provider: Mapped[str | None] = mapped_column(Text)
+    duration_ms: Mapped[float | None]
+    cost_usd: Mapped[float | None]
+    prompt_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    completion_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    total_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    tool_calls: Mapped[int] = mapped_column(Integer)
+    tool_errors: Mapped[int] = mapped_column(Integer)
+    graph_hash: Mapped[str | None] = mapped_column(Text)
+    tags: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    labelled_tenant: Mapped[str | None] = mapped_column(Text)
+    failures: Mapped[str] = mapped_column(Text)
+
+
+class ArtifactIdRow(Base):
+    """Which artifact has a `kurral_id`, and the fingerprint by which a repetition is known."""
+
+    __tablename__ = "artifact_ids"
+    tenant_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    kurral_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    id: Mapped[str] = mapped_column(Id("art"))
+    fingerprint: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class ArtifactBodyRow(Base):
+    """A compressed body on its way to object storage."""
+
+    __tablename__ = "artifact_bodies"
+    id: Mapped[str] = mapped_column(Id("art"), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Text)
+    key: Mapped[str] = mapped_column(Text)
+    packed: Mapped[bytes] = mapped_column(LargeBinary)
+    since: Mapped[datetime] = mapped_column(timestamp())
+    claimed_until: Mapped[datetime | None] = mapped_column(timestamp())
+
+
+class DoomedObjectRow(Base):
+    """An object to be deleted at `due`, and once more at `again_at` if that is set."""
+
+    __tablename__ = "doomed_objects"
+    key: Mapped[str] = mapped_column(Text, primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Text)
+    due: Mapped[datetime] = mapped_column(timestamp())
+    again_at: Mapped[datetime | None] = mapped_column(timestamp())
+
+
+_BULK: Final = Bulk[Metadata](ArtifactRow, Metadata.__struct_fields__)
+_SHAPE: Final = Shape(ArtifactRow, Metadata)
+_FACTS: Final = ", ".join(ARTIFACTS.columns)
+_EXECUTION: Final = Shape(ExecutionRow, Execution)
+_W: Final = _BULK.width
+# Ids in order, so that two transactions which share some cannot wait for each other.
+_ADD: Final = (
+    f"WITH given AS MATERIALIZED (SELECT * FROM unnest({_BULK.arrays}, ${_W + 1}::text[], ${_W + 2}::bytea[], "
+    f"${_W + 3}::text[], ${_W + 4}::bytea[]) AS given({_BULK.names}, failures, fingerprint, key, packed)), "
+    "claimed AS (INSERT INTO artifact_ids (tenant_id, kurral_id, id, fingerprint) "
+    "SELECT tenant_id, kurral_id, id, fingerprint FROM given ORDER BY kurral_id "
+    "ON CONFLICT DO NOTHING RETURNING id), "
+    f"added AS (INSERT INTO artifacts ({_BULK.names}, failures) SELECT {_BULK.values}, failures FROM given "
+    f"WHERE id IN (SELECT id FROM claimed) RETURNING {_FACTS}, 1 AS sign), "
+    "bodies AS (INSERT INTO artifact_bodies (id, tenant_id, key, packed, since) "
+    "SELECT id, tenant_id, key, packed, received_at FROM given WHERE id IN (SELECT id FROM claimed)), "
+    f"noted AS ({ARTIFACTS.delta('added')}) SELECT id FROM claimed"
+)
+_FIND: Final = (
+    f"SELECT {', '.join('a.' + name for name in _SHAPE.columns.split(', '))}, i.fingerprint "
+    "FROM artifact_ids i JOIN artifacts a ON a.id = i.id WHERE i.tenant_id = current_setting('paddock.tenant_id') "
+    "AND i.kurral_id = ANY ($1)"
+)
+_GET: Final = f"SELECT {_SHAPE.columns} FROM artifacts WHERE id = $1"
+_DELETE: Final = (
+    f"WITH gone AS (DELETE FROM artifacts WHERE id = ANY ($1) "
+    f"RETURNING id, tenant_id, kurral_id, received_at, {_FACTS}, -1 AS sign), "
+    "named AS (DELETE FROM artifact_ids i USING gone g WHERE i.tenant_id = g.tenant_id AND i.kurral_id = g.kurral_id), "
+    "waited AS (DELETE FROM artifact_bodies b USING gone g WHERE b.id = g.id RETURNING b.id), "
+    "doomed AS (INSERT INTO doomed_objects (key, tenant_id, due, again_at) "
+    "SELECT k.key, current_setting('paddock.tenant_id'), $3, CASE WHEN w.id IS NOT NULL THEN $4::timestamptz END "
+    "FROM unnest($1::uuid[], $2::text[]) AS k(id, key) JOIN gone g ON g.id = k.id LEFT JOIN waited w ON w.id = k.id), "
+    f"noted AS ({ARTIFACTS.delta('gone')}) SELECT count(*) FROM gone"
+)
+_ENDED: Final = (
+    f"SELECT {', '.join('e.' + name for name in _EXECUTION.columns.split(', '))}, a.name AS agent_name, "
+    "(SELECT v.data->>'message' FROM execution_events v WHERE v.execution_id = e.id AND v.type = 'log' "
+    "AND v.data->>'stream' = 'traceback' ORDER BY v.seq DESC LIMIT 1) AS stack "
+    "FROM executions e LEFT JOIN agents a ON a.id = e.agent_id WHERE e.id = ANY ($1) AND NOT e.recorded"
+)
+
+
+def key_of(metadata: Metadata) -> str:
+    """Where an artifact's body lies in object storage."""
+    return f"artifacts/{metadata.tenant_id}/{metadata.received_at:%Y/%m}/{metadata.id}"
+
+
+class PostgresArtifacts:
+    """Implements `domain.artifacts.cases.Artifacts`."""
+
+    def __init__(self, raw: Raw) -> None:
+        self._raw = raw
+        self._records = Records(raw, ARTIFACTS, "art")
+
+    async def add(self, stored: list[Stored]) -> set[str]:
+        rows = [one.recorded.metadata for one in stored]
+        records = await self._raw.fetch(
+            _ADD,
+            *_BULK.columns(rows),
+            [one.recorded.failures for one in stored],
+            [one.recorded.fingerprint for one in stored],
+            [key_of(row) for row in rows],
+            [one.packed for one in stored],
+        )
+        return {ids.encode("art", record["id"]) for record in records}
+
+    async def find(self, kurral_ids: list[str]) -> dict[str, tuple[Metadata, bytes]]:
+        records = await self._raw.fetch(_FIND, kurral_ids)
+        return {record["kurral_id"]: (_SHAPE.read(record), record["fingerprint"]) for record in records}
+
+    async def get(self, reference: str) -> Metadata | None:
+        if "\0" in reference:
+            return None
+        found = (await self.find([reference])).get(reference)
+        if found is not None:
+            return found[0]
+        known = ids.decode("art", reference)
+        record = await self._raw.fetchrow(_GET, known) if known is not None else None
+        return None if record is None else _SHAPE.read(record)
+
+    async def body(self, metadata: Metadata) -> Body:
+        query = "SELECT packed FROM artifact_bodies WHERE id = $1"
+        packed = await self._raw.fetchval(query, ids.decode("art", metadata.id))
+        return Body(key=key_of(metadata), size=metadata.size_bytes, packed=packed)
+
+    async def page(self, narrowed: Filter, page: Page) -> Listing[Metadata]:
+        return await self._records.page(_SHAPE, question(narrowed), page)
+
+    async def after(self, narrowed: Filter, place: tuple[datetime, str] | None, limit: int) -> list[Metadata]:
+        return await self._records.after(_SHAPE, question(narrowed), place, limit)
+
+    async def delete(self, artifact_ids: list[str], now: datetime) -> int:
+        known = [ids.decode("art", one) for one in artifact_ids]
+        query = f"SELECT {_SHAPE.columns} FROM artifacts WHERE id = ANY ($1)"
+        rows = [_SHAPE.read(record) for record in await self._raw.fetch(query, known)]
+        found = [ids.decode("art", row.id) for row in rows]
+        return int(await self._raw.fetchval(_DELETE, found, [key_of(row) for row in rows], now, now + AGAIN))
+
+    async def claim_bodies(self, most: int, most_bytes: int, now: datetime, until: datetime) -> list[Waiting]:
+        records = await self._raw.fetch("SELECT * FROM claim_bodies($1, $2, $3, $4)", most, most_bytes, now, until)
+        return [
+            Waiting(id=ids.encode("art", record["id"]), key=record["key"], packed=record["packed"])
+            for record in records
+        ]
+
+    async def stored(self, artifact_ids: list[str]) -> set[str]:
+        known = [ids.decode("art", one) for one in artifact_ids]
+        records = await self._raw.fetch("SELECT * FROM stored_bodies($1) AS id", known)
+        return {ids.encode("art", record["id"]) for record in records}
+
+    async def release_bodies(self, artifact_ids: list[str]) -> None:
+        await self._raw.execute("SELECT release_bodies($1)", [ids.decode("art", one) for one in artifact_ids])
+
+    async def doomed(self, now: datetime, limit: int) -> list[str]:
+        return [
+            record["key"] for record in await self._raw.fetch("SELECT * FROM due_objects($1, $2) AS key", now, limit)
+        ]
+
+    async def gone(self, keys: list[str], now: datetime) -> None:
+        await self._raw.execute("SELECT gone_objects($1, $2)", keys, now)
+
+    async def unrecorded(self, limit: int) -> list[tuple[str, str]]:
+        records = await self._raw.fetch("SELECT * FROM unrecorded_executions($1)", limit)
+        return [(record["tenant_id"], ids.encode("exec", record["id"])) for record in records]
+
+    async def ended(self, executions: list[str]) -> list[Ended]:
+        records = await self._raw.fetch(_ENDED, [ids.decode("exec", one) for one in executions])
+        return [
+            Ended(execution=_EXECUTION.read(record), agent_name=record["agent_name"], stack=record["stack"])
+            for record in records
+        ]
+
+    async def mark_recorded(self, executions: list[str]) -> None:
+        query = "UPDATE executions SET recorded = true WHERE id = ANY ($1)"
+        await self._raw.execute(query, [ids.decode("exec", one) for one in executions])

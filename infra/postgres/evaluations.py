@@ -1,0 +1,138 @@
+"""Evaluations in Postgres. Every change writes its deltas in the same statement."""
+
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import BigInteger, Text
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain import ids
+from domain.evaluations import MAX_ATTEMPTS, Claimed, Evaluation, Filter, missing, question
+from domain.metrics import Scores
+from domain.pages import Listing, Page
+from infra.postgres.bulk import Bulk
+from infra.postgres.db import Base, Id, Raw, Shape, json_column, timestamp
+from infra.postgres.facts import EVALUATIONS
+from infra.postgres.records import Records
+
+
+class EvaluationRow(Base):
+    """An evaluation. Partitioned by `id`, that is by the month of its receipt."""
+
+    __tablename__ = "evaluations"
+    id: Mapped[str] = mapped_column(Id("eval"), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Text)
+    user_id: Mapped[str] = mapped_column(Id("user"))
+    created_at: Mapped[datetime] = mapped_column(timestamp())
+    prompt: Mapped[str] = mapped_column(Text)
+    response: Mapped[str] = mapped_column(Text)
+    retrieved_docs: Mapped[Any | None] = mapped_column(json_column())
+    semantic_drift: Mapped[float | None]
+    uncertainty: Mapped[float | None]
+    factual_support: Mapped[float | None]
+    hallucination_probability: Mapped[float | None]
+    hallucinated: Mapped[bool | None]
+    latency_sec: Mapped[float | None]
+    throughput_qps: Mapped[float | None]
+    mode: Mapped[str | None] = mapped_column(Text)
+    model_name: Mapped[str | None] = mapped_column(Text)
+    agent_name: Mapped[str | None] = mapped_column(Text)
+    session_id: Mapped[str | None] = mapped_column(Text)
+    execution_id: Mapped[str | None] = mapped_column(Id("exec"))
+    artifact_id: Mapped[str | None] = mapped_column(Text)
+    # `metadata` is a name of SQLAlchemy's own.
+    metadata_: Mapped[Any | None] = mapped_column("metadata", json_column())
+    metrics: Mapped[str] = mapped_column(Text)
+    computed: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    attempt: Mapped[int] = mapped_column(BigInteger)
+    claimed_until: Mapped[datetime | None] = mapped_column(timestamp())
+
+
+_GIVEN: Final = [name for name in Evaluation.__struct_fields__ if name != "computed"]
+_BULK: Final = Bulk[Evaluation](EvaluationRow, _GIVEN)
+_SHAPE: Final = Shape(EvaluationRow, Evaluation)
+_FACTS: Final = ", ".join(EVALUATIONS.columns)
+_ADD: Final = (
+    f"WITH added AS (INSERT INTO evaluations ({_BULK.names}) SELECT {_BULK.values} FROM {_BULK.source} "
+    f"RETURNING {_FACTS}, 1 AS sign) {EVALUATIONS.delta('added')}"
+)
+_GET: Final = f"SELECT {_SHAPE.columns} FROM evaluations WHERE id = $1"
+_DELETE: Final = (
+    f"WITH gone AS (DELETE FROM evaluations WHERE id = ANY ($1) RETURNING {_FACTS}, -1 AS sign), "
+    f"noted AS ({EVALUATIONS.delta('gone')}) SELECT count(*) FROM gone"
+)
+_CLAIM: Final = f"SELECT {_SHAPE.columns}, attempt FROM claim_evaluations($1, $2, $3)"
+_METRICS: Final = Scores.__struct_fields__
+_SCORE: Final = (
+    "WITH given AS (SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::float8[], $4::float8[], $5::float8[], "
+    f"$6::float8[], $7::boolean[], $8::text[]) AS g(id, attempt, {', '.join(_METRICS)}, computed)), "
+    f"old AS (SELECT e.id, {', '.join('e.' + name for name in EVALUATIONS.columns)} FROM evaluations e "
+    "JOIN given g ON g.id = e.id AND g.attempt = e.attempt WHERE e.metrics = 'pending' ORDER BY e.id FOR UPDATE OF e), "
+    "moved AS (UPDATE evaluations e SET metrics = 'computed', claimed_until = NULL, "
+    "computed = ARRAY(SELECT json_array_elements_text(g.computed::json)), "
+    f"{', '.join(f'{name} = g.{name}' for name in _METRICS)} FROM given g JOIN old o ON o.id = g.id "
+    f"WHERE e.id = g.id RETURNING {', '.join('e.' + name for name in EVALUATIONS.columns)}), "
+    f"changed AS (SELECT {_FACTS}, -1 AS sign FROM old UNION ALL SELECT {_FACTS}, 1 AS sign FROM moved), "
+    f"noted AS ({EVALUATIONS.delta('changed')}) SELECT count(*) FROM moved"
+)
+_FAIL: Final = (
+    "UPDATE evaluations e SET claimed_until = NULL, "
+    f"metrics = CASE WHEN e.attempt >= {MAX_ATTEMPTS} THEN 'failed' ELSE metrics END "
+    "FROM unnest($1::uuid[], $2::bigint[]) AS g(id, attempt) "
+    "WHERE e.id = g.id AND e.attempt = g.attempt AND e.metrics = 'pending'"
+)
+
+
+class PostgresEvaluations:
+    """Implements `domain.evaluations.Evaluations`."""
+
+    def __init__(self, raw: Raw) -> None:
+        self._raw = raw
+        self._records = Records(raw, EVALUATIONS, "eval")
+
+    async def add(self, evaluations: list[Evaluation]) -> None:
+        await self._raw.execute(_ADD, *_BULK.columns(evaluations))
+
+    async def get(self, evaluation_id: str) -> Evaluation | None:
+        known = ids.decode("eval", evaluation_id)
+        record = await self._raw.fetchrow(_GET, known) if known is not None else None
+        return None if record is None else _SHAPE.read(record)
+
+    async def page(self, narrowed: Filter, page: Page) -> Listing[Evaluation]:
+        return await self._records.page(_SHAPE, question(narrowed), page)
+
+    async def after(self, narrowed: Filter, place: tuple[datetime, str] | None, limit: int) -> list[Evaluation]:
+        return await self._records.after(_SHAPE, question(narrowed), place, limit)
+
+    async def delete(self, evaluation_id: str) -> bool:
+        known = ids.decode("eval", evaluation_id)
+        return known is not None and await self._raw.fetchval(_DELETE, [known]) == 1
+
+    async def linked(self, executions: set[str], artifacts: set[str]) -> tuple[set[str], set[str]]:
+        known = [ids.decode("exec", one) for one in executions]
+        runs = await self._raw.fetch("SELECT id FROM executions WHERE id = ANY ($1)", known) if known else []
+        records = []
+        if artifacts:
+            query = "SELECT kurral_id FROM artifact_ids WHERE kurral_id = ANY ($1)"
+            records = await self._raw.fetch(query, list(artifacts))
+        return {ids.encode("exec", run["id"]) for run in runs}, {record["kurral_id"] for record in records}
+
+    async def claim(self, most: int, now: datetime, until: datetime) -> list[Claimed]:
+        records = await self._raw.fetch(_CLAIM, most, now, until)
+        return [Claimed(evaluation=_SHAPE.read(record), attempt=record["attempt"]) for record in records]
+
+    async def score(self, scored: list[tuple[Claimed, Scores]]) -> int:
+        return int(
+            await self._raw.fetchval(
+                _SCORE,
+                [ids.decode("eval", one.evaluation.id) for one, _ in scored],
+                [one.attempt for one, _ in scored],
+                *([getattr(scores, name) for _, scores in scored] for name in _METRICS),
+                ["[" + ",".join(f'"{name}"' for name in missing(one.evaluation)) + "]" for one, _ in scored],
+            )
+        )
+
+    async def fail(self, claimed: list[Claimed]) -> None:
+        known = [ids.decode("eval", one.evaluation.id) for one in claimed]
+        await self._raw.execute(_FAIL, known, [one.attempt for one in claimed])

@@ -1,0 +1,160 @@
+"""What statistics know of each kind of record, and the SQL that makes sums of records.
+
+One place says how a record counts, so that adding, changing and deleting it, and reading it for the part of
+an hour, cannot disagree. Measures are whole numbers (fractions are scaled), so that sums are exact in any order.
+"""
+
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+
+from domain import ids
+from domain.stats import SCALE, Kind
+from infra.sketches import bin_of
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """How records of a kind count.
+
+    `dims` are SQL expressions of type text, `measures` of type bigint (null counts as 0), `value` is what
+    quantiles are taken of. `members` names those dims that hold a JSON list. `rows` are conditions on records, with
+    `{}` for the parameter, where they are not just a dim's equality.
+    """
+
+    kind: Kind
+    dims: dict[str, str]
+    measures: dict[str, str]
+    value: str
+    members: frozenset[str] = frozenset()
+    rows: dict[str, str] = {}
+    columns: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """The measures, in the order in which they are kept."""
+        return ["count", *self.measures]
+
+    def sums(self, source: str) -> str:
+        """A query for `hour, dims, measures, bins` of the rows of `source`, which has a `sign` (1 or -1) for each."""
+        inner = ", ".join(f"sum(sign * coalesce({sql}, 0)) AS m{n}" for n, sql in enumerate(self.measures.values(), 1))
+        outer = ", ".join(f"sum(m{n})" for n in range(len(self.names)))
+        dims = ", ".join(self.dims.values())
+        return (
+            f"SELECT hour, dims, ARRAY[{outer}]::numeric[] AS measures, "
+            "coalesce(string_agg(int2send(bin) || int8send(n), '') FILTER (WHERE bin IS NOT NULL AND n <> 0), '') "
+            f"AS bins FROM (SELECT date_trunc('hour', created_at, 'UTC') AS hour, ARRAY[{dims}]::text[] AS dims, "
+            f"CASE WHEN {self.value} IS NULL THEN NULL ELSE {bin_of(self.value)} END AS bin, "
+            f"sum(sign) AS n, sum(sign) AS m0, {inner} "
+            f"FROM {source} AS r GROUP BY 1, 2, 3) AS b GROUP BY hour, dims"
+        )
+
+    def delta(self, source: str) -> str:
+        """An INSERT of the deltas that the rows of `source` make, for use as the last part of a statement."""
+        return (
+            "INSERT INTO stat_deltas (tenant_id, kind, hour, dims, measures, bins) "
+            f"SELECT current_setting('paddock.tenant_id'), '{self.kind}', hour, dims, measures, bins "
+            f"FROM ({self.sums(source)}) AS s"
+        )
+
+    def where(self, wanted: dict[str, Any], place: int) -> tuple[str, list[Any]]:
+        """Conditions on the array `dims`, with parameters from `$place` on, and the parameters."""
+        conditions, values = list[str](), list[Any]()
+        for number, name in enumerate(self.dims, 1):
+            if wanted.get(name) is not None:
+                value = wanted[name]
+                shape = "dims[{n}]::jsonb ? ${p}" if name in self.members else "dims[{n}] = ${p}"
+                conditions.append(shape.format(n=number, p=place + len(values)))
+                values.append(str(value).lower() if isinstance(value, bool) else str(value))
+        return "".join(f" AND {condition}" for condition in conditions), values
+
+    def row_where(self, wanted: dict[str, Any], place: int) -> tuple[str, list[Any]]:
+        """Conditions on records, dims among them, with parameters from `$place` on, and the parameters."""
+        conditions, values = list[str](), list[Any]()
+        for name, value in wanted.items():
+            if value is None:
+                continue
+            if isinstance(value, bool):
+                # As the predicates of partial indexes have it.
+                column = self.dims[name].removesuffix("::text")
+                conditions.append(column if value else f"NOT {column}")
+                continue
+            shape = self.rows.get(name) or f"{self.dims[name]} = {{}}"
+            conditions.append(shape.format(f"${place + len(values)}"))
+            # No execution has the id zero: an id that is none finds nothing.
+            values.append((ids.decode("exec", value) or UUID(int=0)) if name == "execution_id" else value)
+        return "".join(f" AND {condition}" for condition in conditions), values
+
+    def by_rows(self, wanted: dict[str, Any]) -> bool:
+        """Whether only the records themselves can answer."""
+        return any(value is not None and name not in self.dims for name, value in wanted.items())
+
+
+def scaled(column: str) -> str:
+    """A fraction as a whole number of billionths."""
+    return f"({column} * {SCALE})::bigint"
+
+
+EVALUATIONS: Final = Facts(
+    kind="evaluations",
+    dims={
+        "model_name": "model_name",
+        "agent_name": "agent_name",
+        "mode": "mode",
+        "hallucinated": "hallucinated::text",
+    },
+    measures={
+        "hallucinated": "hallucinated::int",
+        "judged": "(hallucinated IS NOT NULL)::int",
+        **{
+            name: sql
+            for column in ("latency_sec", "throughput_qps", "semantic_drift", "uncertainty", "factual_support")
+            for name, sql in ((column, scaled(column)), (f"{column}_known", f"({column} IS NOT NULL)::int"))
+        },
+    },
+    value="latency_sec",
+    rows={"session_id": "session_id = {}", "execution_id": "execution_id = {}", "artifact_id": "artifact_id = {}"},
+    columns=(
+        *("created_at", "model_name", "agent_name", "mode", "hallucinated", "latency_sec", "throughput_qps"),
+        *("semantic_drift", "uncertainty", "factual_support"),
+    ),
+)
+
+ARTIFACTS: Final = Facts(
+    kind="artifacts",
+    dims={
+        "environment": "environment",
+        "deterministic": "deterministic::text",
+        "replay_level": "replay_level",
+        "model_name": "model_name",
+        "provider": "provider",
+        "status": "status",
+        "semantic_bucket": "to_json(semantic_buckets)::text",
+    },
+    measures={
+        "errors": "(status = 'error')::int",
+        "deterministic": "deterministic::int",
+        "size_bytes": "size_bytes",
+        "cost_usd": scaled("cost_usd"),
+        "tokens": "total_tokens",
+        "duration_ms": "(duration_ms * 1000)::bigint",
+        "duration_ms_known": "(duration_ms IS NOT NULL)::int",
+    },
+    value="duration_ms",
+    members=frozenset({"semantic_bucket"}),
+    rows={
+        "semantic_bucket": "semantic_buckets @> ARRAY[{}]::text[]",
+        "run_id": "run_id = {}",
+        "tag": "tags @> ARRAY[{}]::text[]",
+        "error_type": "error_type = {}",
+        "search": "to_tsvector('simple', failures) @@ websearch_to_tsquery('simple', {})",
+        "execution_id": "execution_id = {}",
+        "labelled_tenant": "labelled_tenant = {}",
+    },
+    columns=(
+        *("created_at", "environment", "deterministic", "replay_level", "model_name", "provider", "status"),
+        *("semantic_buckets", "size_bytes", "cost_usd", "total_tokens", "duration_ms"),
+    ),
+)
+
+FACTS: Final[dict[Kind, Facts]] = {"evaluations": EVALUATIONS, "artifacts": ARTIFACTS}

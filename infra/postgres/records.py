@@ -1,0 +1,66 @@
+"""Lists of record tables: pages that cost the same at any size, and reading on from a place, for exports."""
+
+from datetime import datetime
+from typing import Any, TypeVar
+
+from domain import ids
+from domain.pages import COUNT_BOUND, Listing, Page, listing
+from domain.stats import Question
+from infra.postgres.db import Raw, Shape
+from infra.postgres.facts import Facts
+from infra.postgres.stats import PostgresStats
+
+T = TypeVar("T")
+
+
+class Records:
+    """The records of one kind, newest first by `created_at`."""
+
+    def __init__(self, raw: Raw, facts: Facts, prefix: str) -> None:
+        self._raw, self._facts, self._prefix = raw, facts, prefix
+
+    async def page(self, shape: Shape[T], question: Question, page: Page) -> Listing[T]:
+        """A page. `total` is exact where statistics can tell it, else it stops at `COUNT_BOUND`."""
+        where, values = self._where(question)
+        # What is skipped is skipped in the index alone; only the rows of the page are fetched.
+        query = (
+            f"SELECT {_of('r', shape.columns)} FROM (SELECT id FROM {self._facts.kind} WHERE {where} "
+            f"ORDER BY created_at DESC, id DESC LIMIT {page.limit + 1} OFFSET {page.offset}) AS p "
+            f"JOIN {self._facts.kind} AS r ON r.id = p.id ORDER BY r.created_at DESC, r.id DESC"
+        )
+        rows = [shape.read(record) for record in await self._raw.fetch(query, *values)]
+        if page.offset == 0 and len(rows) <= page.limit:
+            total = len(rows)
+        elif self._facts.by_rows(question.wanted):
+            counted = f"SELECT count(*) FROM (SELECT FROM {self._facts.kind} WHERE {where} LIMIT {COUNT_BOUND}) AS c"
+            total = int(await self._raw.fetchval(counted, *values))
+        else:
+            total = (await PostgresStats(self._raw).sums(question)).total("count")
+        return listing(rows, total, page)
+
+    async def after(
+        self, shape: Shape[T], question: Question, place: tuple[datetime, str] | None, limit: int
+    ) -> list[T]:
+        """The next `limit` records after the one at `place`, which need not be there any more."""
+        where, values = self._where(question)
+        if place is not None:
+            where += f" AND (created_at, id) < (${len(values) + 1}, ${len(values) + 2})"
+            values += [place[0], ids.decode(self._prefix, place[1])]
+        query = (
+            f"SELECT {shape.columns} FROM {self._facts.kind} WHERE {where} "
+            f"ORDER BY created_at DESC, id DESC LIMIT {limit}"
+        )
+        return [shape.read(record) for record in await self._raw.fetch(query, *values)]
+
+    def _where(self, question: Question) -> tuple[str, list[Any]]:
+        where, values = "tenant_id = current_setting('paddock.tenant_id')", list[Any]()
+        for bound, sign in ((question.since, ">="), (question.until, "<")):
+            if bound is not None:
+                values.append(bound)
+                where += f" AND created_at {sign} ${len(values)}"
+        narrowed, wanted = self._facts.row_where(question.wanted, len(values) + 1)
+        return where + narrowed, [*values, *wanted]
+
+
+def _of(alias: str, columns: str) -> str:
+    return ", ".join(f"{alias}.{name}" for name in columns.split(", "))

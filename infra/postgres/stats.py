@@ -1,0 +1,214 @@
+"""Deltas, rollups and the answers made of them. See `domain.stats` for what they are."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+from sqlalchemy import BigInteger, Identity, Index, LargeBinary, Numeric, Text, Uuid
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain.stats import QUANTILES, Bucket, Cover, Found, Kind, Question, Span, Sums, Unfolded, cover
+from infra.postgres.db import Base, Raw, timestamp
+from infra.postgres.facts import FACTS, Facts
+from infra.sketches import merged, quantiles
+
+
+class StatDeltaRow(Base):
+    """What one commit changed in the sums of one hour and combination of dimensions."""
+
+    __tablename__ = "stat_deltas"
+    __table_args__ = (Index("stat_deltas_tenant_id_kind_hour", "tenant_id", "kind", "hour"),)
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Text)
+    kind: Mapped[str] = mapped_column(Text)
+    hour: Mapped[datetime] = mapped_column(timestamp())
+    dims: Mapped[list[str | None]] = mapped_column(ARRAY(Text))
+    measures: Mapped[list[Decimal]] = mapped_column(ARRAY(Numeric))
+    bins: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class StatRollupRow(Base):
+    """The sums of one hour, day or month and combination of dimensions. `dims_key` stands for `dims` in the key."""
+
+    __tablename__ = "stat_rollups"
+    tenant_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    kind: Mapped[str] = mapped_column(Text, primary_key=True)
+    level: Mapped[str] = mapped_column(Text, primary_key=True)
+    start: Mapped[datetime] = mapped_column(timestamp(), primary_key=True)
+    dims_key: Mapped[UUID] = mapped_column(Uuid, primary_key=True)
+    dims: Mapped[list[str | None]] = mapped_column(ARRAY(Text))
+    measures: Mapped[list[Decimal]] = mapped_column(ARRAY(Numeric))
+    bins: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+_LOCK: Final = """
+    SELECT pg_try_advisory_xact_lock(hashtextextended('fold ' || $1 || current_setting('paddock.tenant_id'), 0))
+"""
+_FOLDABLE: Final = """
+    WITH gone AS (
+        DELETE FROM stat_deltas WHERE id IN (
+            SELECT id FROM stat_deltas WHERE tenant_id = current_setting('paddock.tenant_id') AND kind = $1
+            ORDER BY id LIMIT $2)
+        RETURNING hour, dims, measures, bins
+    )
+    SELECT l.level, date_trunc(l.level, hour, 'UTC') AS start, dims, count(*) AS deltas,
+           ARRAY[{sums}] AS measures, string_agg(bins, '') AS bins
+    FROM gone, (VALUES ('hour'), ('day'), ('month')) AS l(level) GROUP BY 1, 2, 3
+"""
+_KNOWN: Final = """
+    SELECT r.level, r.start, r.dims_key, r.measures, r.bins
+    FROM unnest($2::text[], $3::timestamptz[], $4::uuid[]) AS k(level, start, dims_key)
+    JOIN stat_rollups r ON r.tenant_id = current_setting('paddock.tenant_id') AND r.kind = $1
+        AND r.level = k.level AND r.start = k.start AND r.dims_key = k.dims_key
+"""
+_KEEP: Final = """
+    INSERT INTO stat_rollups (tenant_id, kind, level, start, dims_key, dims, measures, bins)
+    VALUES (current_setting('paddock.tenant_id'), $1, $2, $3, $4, $5, $6, $7)
+    ON CONFLICT (tenant_id, kind, level, start, dims_key)
+    DO UPDATE SET measures = excluded.measures, bins = excluded.bins
+"""
+_DROP: Final = """
+    DELETE FROM stat_rollups r USING unnest($2::text[], $3::timestamptz[], $4::uuid[]) AS k(level, start, dims_key)
+    WHERE r.tenant_id = current_setting('paddock.tenant_id') AND r.kind = $1
+        AND r.level = k.level AND r.start = k.start AND r.dims_key = k.dims_key
+"""
+
+
+class PostgresStats:
+    """Implements `domain.stats.Stats`."""
+
+    def __init__(self, raw: Raw) -> None:
+        self._raw = raw
+
+    async def sums(self, question: Question) -> Found:
+        facts = FACTS[question.kind]
+        source, values = _source(facts, question)
+        sums = ", ".join(f"sum(measures[{n}])" for n in range(1, len(facts.names) + 1))
+        query = (
+            f"SELECT dims, ARRAY[{sums}] AS measures, string_agg(bins, '') AS bins FROM ({source}) AS s GROUP BY dims"
+        )
+        records = await self._raw.fetch(query, *values)
+        groups = [
+            Sums(
+                dims=dict(zip(facts.dims, record["dims"], strict=True)),
+                measures=dict(zip(facts.names, map(int, record["measures"]), strict=True)),
+            )
+            for record in records
+            # A combination whose records are all gone sums up to nothing until it is folded away.
+            if any(record["measures"])
+        ]
+        return Found(groups=groups, quantiles=quantiles(b"".join(record["bins"] for record in records), QUANTILES))
+
+    async def series(self, question: Question, bucket: Bucket) -> list[tuple[datetime, dict[str, int]]]:
+        facts = FACTS[question.kind]
+        source, values = _source(facts, question, level=bucket)
+        sums = ", ".join(f"sum(measures[{n}])" for n in range(1, len(facts.names) + 1))
+        query = (
+            f"SELECT date_trunc('{bucket}', hour, 'UTC') AS start, ARRAY[{sums}] AS measures "
+            f"FROM ({source}) AS s GROUP BY 1 ORDER BY 1"
+        )
+        return [
+            (record["start"], dict(zip(facts.names, map(int, record["measures"]), strict=True)))
+            for record in await self._raw.fetch(query, *values)
+        ]
+
+    async def fold(self, kind: Kind, most: int) -> int:
+        if not await self._raw.fetchval(_LOCK, kind):
+            return 0
+        names = FACTS[kind].names
+        sums = ", ".join(f"sum(measures[{n}])" for n in range(1, len(names) + 1))
+        fresh = await self._raw.fetch(_FOLDABLE.format(sums=sums), kind, most)
+        if not fresh:
+            return 0
+        keys = [(record["level"], record["start"], _key(record["dims"])) for record in fresh]
+        columns: list[Sequence[Any]] = [list(column) for column in zip(*keys, strict=True)]
+        known: dict[Any, tuple[list[Decimal], bytes]] = {
+            (record["level"], record["start"], record["dims_key"]): (record["measures"], record["bins"])
+            for record in await self._raw.fetch(_KNOWN, kind, *columns)
+        }
+        kept, dropped = [], defaultdict[str, list[Any]](list)
+        for key, record in zip(keys, fresh, strict=True):
+            before, bins = known.get(key, ([Decimal(0)] * len(names), b""))
+            measures = [old + new for old, new in zip(before, record["measures"], strict=True)]
+            if any(measures):
+                kept.append((kind, *key, record["dims"], measures, merged(bins + record["bins"])))
+            else:
+                for place, part in enumerate(key):
+                    dropped[str(place)].append(part)
+        if kept:
+            await self._raw.executemany(_KEEP, kept)
+        if dropped:
+            await self._raw.execute(_DROP, kind, *dropped.values())
+        return sum(record["deltas"] for record in fresh if record["level"] == "hour")
+
+    async def unfolded(self, limit: int) -> list[Unfolded]:
+        records = await self._raw.fetch("SELECT tenant_id, kind FROM unfolded($1)", limit)
+        return [Unfolded(tenant_id=record["tenant_id"], kind=record["kind"]) for record in records]
+
+
+def _key(dims: list[str | None]) -> UUID:
+    """A combination of dimensions in sixteen bytes: an index entry must not be as long as names may be."""
+    return UUID(bytes=hashlib.blake2b(msgspec.json.encode(dims), digest_size=16).digest())
+
+
+def _source(facts: Facts, question: Question, level: Bucket | None = None) -> tuple[str, list[Any]]:
+    """What to sum up, as a query for `hour, dims, measures, bins`, and its parameters."""
+    if facts.by_rows(question.wanted):
+        stretch = cover(question.since, question.until)
+        parts: tuple[tuple[datetime, datetime], ...] = (
+            (question.since or stretch.since, question.until or stretch.until),
+        )
+        return _of_rows(facts, question, parts, [])
+    stretch = _at_level(question, level) if level else cover(question.since, question.until)
+    values: list[Any] = [
+        [span.level for span in stretch.spans],
+        [span.since for span in stretch.spans],
+        [span.until for span in stretch.spans],
+        stretch.since,
+        stretch.until,
+        facts.kind,
+    ]
+    narrowed, wanted = facts.where(question.wanted, len(values) + 1)
+    values += wanted
+    # Each span is a range of the primary key: LATERAL keeps the planner from looking at all rollups for them.
+    source = (
+        "SELECT r.* FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS s(level, since, until) "
+        "CROSS JOIN LATERAL (SELECT start AS hour, dims, measures, bins FROM stat_rollups "
+        "WHERE tenant_id = current_setting('paddock.tenant_id') AND kind = $6 AND level = s.level "
+        f"AND start >= s.since AND start < s.until{narrowed} OFFSET 0) AS r "
+        "UNION ALL SELECT hour, dims, measures, bins FROM stat_deltas "
+        "WHERE tenant_id = current_setting('paddock.tenant_id') AND kind = $6 "
+        f"AND hour >= $4 AND hour < $5{narrowed}"
+    )
+    if not stretch.parts:
+        return source, values
+    rows, values = _of_rows(facts, question, stretch.parts, values)
+    return f"{source} UNION ALL {rows}", values
+
+
+def _of_rows(
+    facts: Facts, question: Question, parts: tuple[tuple[datetime, datetime], ...], values: list[Any]
+) -> tuple[str, list[Any]]:
+    ranges = []
+    for since, until in parts:
+        ranges.append(f"(created_at >= ${len(values) + 1} AND created_at < ${len(values) + 2})")
+        values = [*values, since, until]
+    narrowed, wanted = facts.row_where(question.wanted, len(values) + 1)
+    rows = (
+        f"(SELECT *, 1 AS sign FROM {facts.kind} WHERE tenant_id = current_setting('paddock.tenant_id') "
+        f"AND ({' OR '.join(ranges)}){narrowed})"
+    )
+    return facts.sums(rows), [*values, *wanted]
+
+
+def _at_level(question: Question, level: Bucket) -> Cover:
+    assert question.since is not None
+    assert question.until is not None
+    span = Span(level=level, since=question.since, until=question.until)
+    return Cover(spans=(span,), since=question.since, until=question.until, parts=())

@@ -1,0 +1,186 @@
+"""Embeddings from the wheel: near for right answers, far for strangers, and never on the network."""
+
+import logging
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from domain.metrics import Sent, scores
+from infra import embeddings
+from infra.embeddings import WordLlamaSimilarity
+
+QUESTION = "What is the capital of France?"
+DOCS = ["Paris is the capital and largest city of France."]
+
+
+@pytest.fixture(scope="module")
+def nearness() -> WordLlamaSimilarity:
+    return WordLlamaSimilarity()
+
+
+def test_a_right_answer_is_supported(nearness: WordLlamaSimilarity) -> None:
+    made = scores(QUESTION, "Paris is the capital of France.", DOCS, Sent(), nearness)
+    assert not made.hallucinated
+    assert made.factual_support > 0.85
+    assert made.semantic_drift < 0.3
+    assert made.hallucination_probability < 0.2
+
+
+def test_green_cheese_is_not(nearness: WordLlamaSimilarity) -> None:
+    made = scores(QUESTION, "The moon is made of green cheese, maybe.", DOCS, Sent(), nearness)
+    assert made.hallucinated
+    assert made.factual_support < 0.2
+    assert made.semantic_drift > 0.8
+    assert made.uncertainty > 0.0
+
+
+REFUNDS = ["Customers can return items within 30 days of purchase for a full refund."]
+PASSWORDS = ["To reset a password, go to Settings > Security and press Reset password. A link is sent by e-mail."]
+PLANTS = ["Plants use photosynthesis to convert sunlight, CO2 and water into glucose and oxygen."]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "right", "wrong", "docs"),
+    [
+        (QUESTION, "Paris.", "The moon is made of green cheese.", DOCS),
+        (
+            "How do I reset my password?",
+            "Open Settings, choose Security and click Reset password. You get an e-mail with a link.",
+            "Penguins are flightless birds that live in the southern hemisphere.",
+            PASSWORDS,
+        ),
+        (
+            "What is our refund policy?",
+            "You may return goods within 30 days for a full refund.",
+            "I think the treaty of Westphalia ended the war.",
+            REFUNDS,
+        ),
+        (
+            "Explain photosynthesis.",
+            "Photosynthesis is how plants turn light, water and carbon dioxide into sugar and oxygen.",
+            "The stock market closed higher on Tuesday.",
+            PLANTS,
+        ),
+        (
+            "Who wrote Hamlet?",
+            "Hamlet was written by William Shakespeare around 1600.",
+            "Our quarterly revenue grew by twelve percent.",
+            [],
+        ),
+    ],
+)
+def test_the_threshold_lies_between_right_and_unrelated_answers(
+    prompt: str, right: str, wrong: str, docs: list[str], nearness: WordLlamaSimilarity
+) -> None:
+    good, bad = (scores(prompt, said, docs, Sent(), nearness) for said in (right, wrong))
+    assert not good.hallucinated
+    assert good.hallucination_probability < 0.35
+    assert good.factual_support > 0.6
+    assert bad.hallucinated
+    assert bad.hallucination_probability > 0.7
+    assert bad.factual_support < 0.15
+
+
+def test_what_the_docstring_says_it_cannot_see(nearness: WordLlamaSimilarity) -> None:
+    for blind in ("Paris is not the capital of France.", "Lyon is the capital of France."):
+        assert not scores(QUESTION, blind, DOCS, Sent(), nearness).hallucinated
+
+
+def test_similarity_is_bounded_and_symmetric(nearness: WordLlamaSimilarity) -> None:
+    texts = ["", " ", "a", "Paris", "😀", "\ud800", "\x00", "巴黎", "yes " * 5000, "x" * 20_000]
+    for one in texts:
+        for other in texts:
+            near = nearness.similarity(one, other)
+            assert isfinite(near)
+            assert 0.0 <= near <= 1.0
+            assert near == nearness.similarity(other, one)
+    assert nearness.similarity("Paris is big.", "Paris is big.") == 1.0
+    assert nearness.similarity("", "") == 0.0
+
+
+def test_the_best_is_the_highest_of_all_pairs(nearness: WordLlamaSimilarity) -> None:
+    questions = [f"City number {number} lies in France." for number in range(600)]
+    candidates = ["Paris lies in France.", "City number 7 lies in France.", "Penguins swim."]
+    best = nearness.best(questions, candidates)
+    assert len(best) == len(questions)
+    assert best[7] == 1.0
+    for row in (0, 255, 256, 599):
+        pairs = max(nearness.similarity(questions[row], one) for one in candidates)
+        assert best[row] == pytest.approx(pairs, abs=2e-6)
+    assert nearness.best(questions[:2], []) == [0.0, 0.0]
+    assert nearness.best([], candidates) == []
+
+
+@pytest.mark.parametrize("text", ["Paris is a city. " * 60_000, "x" * 1_000_000, "😀" * 1_000_000, ""])
+def test_megabytes(text: str, nearness: WordLlamaSimilarity) -> None:
+    made = scores(text, text, [text, "Paris."], Sent(), nearness)
+    assert 0.0 <= made.hallucination_probability <= 1.0
+
+
+def test_a_loaded_and_a_fresh_model_agree(nearness: WordLlamaSimilarity) -> None:
+    questions = ["Where is Paris?", "Who wrote Hamlet?"]
+    assert WordLlamaSimilarity().best(questions, DOCS) == nearness.best(questions, DOCS)
+
+
+def test_threads_load_it_once_and_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[Any] = []
+    load = embeddings._load
+
+    def counted() -> Any:
+        loads.append(load())
+        return loads[-1]
+
+    monkeypatch.setattr(embeddings, "_load", counted)
+    shared = WordLlamaSimilarity()
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda _: shared.similarity(QUESTION, DOCS[0]), range(64)))
+    assert len(loads) == 1
+    assert len(set(answers)) == 1
+
+
+def test_no_socket_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the network was tried")
+
+    for method in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, method, refused)
+    monkeypatch.setattr(socket, "getaddrinfo", refused)
+    assert WordLlamaSimilarity().similarity(QUESTION, DOCS[0]) > 0.5
+
+
+FRESH = """
+import socket, logging
+def refused(*_, **__): raise SystemExit("the network was tried")
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refused
+from infra.embeddings import WordLlamaSimilarity
+assert WordLlamaSimilarity().similarity("Paris", "Paris") == 1.0
+assert logging.getLogger().handlers == [], logging.getLogger().handlers
+assert logging.getLogger().level == logging.WARNING
+"""
+
+
+def test_a_fresh_process_imports_it_without_network_and_keeps_its_logging(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    environment = {"HOME": str(tmp_path), "PYTHONPATH": str(root)}
+    run = subprocess.run([sys.executable, "-c", FRESH], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_logging_stays_as_it_was(nearness: WordLlamaSimilarity) -> None:
+    before = list(logging.getLogger().handlers)
+    nearness.similarity("a", "b")
+    assert logging.getLogger().handlers == before
+
+
+def test_a_wheel_without_weights_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embeddings, "find_spec", lambda _: None)
+    with pytest.raises(FileNotFoundError, match="wordllama"):
+        WordLlamaSimilarity().similarity("a", "b")

@@ -1,0 +1,114 @@
+"""Artifacts: bodies go to object storage, objects of deleted ones go away, and executions get theirs written."""
+
+import asyncio
+from collections import defaultdict
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from domain.artifacts import cases
+from domain.artifacts.cases import Waiting
+from domain.errors import DomainError
+from domain.ports import Blobs, Store
+from infra.compression import once, pack
+from workers.leases import persist
+
+# Object storage gives up sooner; see `infra.postgres.artifacts.AGAIN`, which has to be longer.
+LEASE: Final = timedelta(seconds=90)
+BODIES, BODY_BYTES = 128, 16 * 1024 * 1024
+AT_A_TIME: Final = 16
+DOOMED: Final = 500
+CAPTURED: Final = 200
+
+_log = structlog.get_logger("paddock.artifacts")
+
+
+class Storer:
+    """Moves bodies from Postgres to object storage. Writing one twice is the same as writing it once."""
+
+    def __init__(self, store: Store, blobs: Blobs) -> None:
+        self._store, self._blobs = store, blobs
+        self._slots = asyncio.Semaphore(AT_A_TIME)
+
+    async def __call__(self) -> bool:
+        """One round. Returns whether there may be more. Errors: `storage_unavailable`; what waits goes on waiting."""
+        async with self._store.begin_unbound() as tx:
+            waiting = await tx.artifacts.claim_bodies(BODIES, BODY_BYTES, tx.now, tx.now + LEASE)
+        if not waiting:
+            return False
+        written = await asyncio.gather(*(self._put(one) for one in waiting), return_exceptions=True)
+        done = [one for one, error in zip(waiting, written, strict=True) if error is None]
+        failed = [one.id for one, error in zip(waiting, written, strict=True) if error is not None]
+        if done:
+            await persist(lambda: self._settle(done))
+        if failed:
+            async with self._store.begin_unbound() as tx:
+                await tx.artifacts.release_bodies(failed)
+        for error in written:
+            if error is not None:
+                raise error
+        return True
+
+    async def _put(self, one: Waiting) -> None:
+        async with self._slots, asyncio.timeout(LEASE.total_seconds() * 2 / 3):
+            await self._blobs.put(one.key, once(one.packed))
+
+    async def _settle(self, done: list[Waiting]) -> None:
+        async with self._store.begin_unbound() as tx:
+            kept = await tx.artifacts.stored([one.id for one in done])
+        # Deleted while it was written: what was written is deleted as well.
+        late = [one.key for one in done if one.id not in kept]
+        if late:
+            await self._blobs.delete(late)
+
+
+class Remover:
+    """Deletes the objects of deleted artifacts."""
+
+    def __init__(self, store: Store, blobs: Blobs) -> None:
+        self._store, self._blobs = store, blobs
+
+    async def __call__(self) -> bool:
+        """One round. Returns whether there may be more. Errors: `storage_unavailable`."""
+        async with self._store.begin_unbound() as tx:
+            now, keys = tx.now, await tx.artifacts.doomed(tx.now, DOOMED)
+        if keys:
+            await self._blobs.delete(keys)
+            async with self._store.begin_unbound() as tx:
+                await tx.artifacts.gone(keys, now)
+        return len(keys) == DOOMED
+
+
+class Capturer:
+    """Writes the artifact of every execution that has ended."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def __call__(self) -> bool:
+        """One round. Returns whether there may be more."""
+        async with self._store.begin_unbound() as tx:
+            ended = await tx.artifacts.unrecorded(CAPTURED)
+        of_tenant = defaultdict[str, list[str]](list)
+        for tenant_id, execution_id in ended:
+            of_tenant[tenant_id].append(execution_id)
+        for tenant_id, executions in of_tenant.items():
+            await self._capture(tenant_id, executions)
+        return len(ended) == CAPTURED
+
+    async def _capture(self, tenant_id: str, executions: list[str]) -> None:
+        try:
+            async with self._store.begin_for(tenant_id) as tx:
+                await cases.capture(tx, executions, pack)
+        except DomainError as error:
+            if error.code == "unavailable":
+                raise
+            if len(executions) > 1:
+                for one in executions:
+                    await self._capture(tenant_id, [one])
+                return
+            # It would come first in every round to come.
+            _log.error("an execution has no artifact", execution_id=executions[0], error=error.detail)
+            async with self._store.begin_for(tenant_id) as tx:
+                await tx.artifacts.mark_recorded(executions)

@@ -1,0 +1,49 @@
+"""Work that is done in rounds: whenever the bell rings, while there is more, and now and then in any case."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+import structlog
+
+from domain.errors import DomainError
+
+# How often to look without being rung, in seconds.
+LOOK: Final = 5.0
+AWAY: Final = 1.0
+
+_log = structlog.get_logger("paddock.records")
+
+Work = Callable[[], Awaitable[bool]]
+
+
+async def rounds(name: str, work: Work, rung: asyncio.Event, pause: float) -> None:
+    """Do `work` until cancelled; it returns whether there is more to do. `pause` seconds lie between two rounds.
+
+    Outages are waited out. A mistake of ours is logged and does not end the process.
+    """
+    while True:
+        rung.clear()
+        more, wait = False, pause
+        try:
+            more = await work()
+        except DomainError as error:
+            _log.warning("waits", work=name, error=error.detail)
+            more, wait = True, AWAY
+        except Exception:
+            _log.exception("failed unexpectedly", work=name)
+            wait = LOOK
+        await asyncio.sleep(wait)
+        if not more:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(rung.wait(), LOOK)
+
+
+async def ring_all(rung: asyncio.Event, events: Sequence[asyncio.Event]) -> None:
+    """Pass every ring on to all."""
+    while True:
+        await rung.wait()
+        rung.clear()
+        for event in events:
+            event.set()

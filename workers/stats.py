@@ -1,0 +1,29 @@
+"""Folding: deltas become rollups, so that a question never has many of them to add up."""
+
+from typing import Final
+
+import structlog
+
+from domain import stats
+from domain.ports import Store
+
+TENANTS: Final = 64
+
+_log = structlog.get_logger("paddock.stats")
+
+
+class Folder:
+    """Folds the deltas of all tenants. Any number of these may run."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def __call__(self) -> bool:
+        """One round: up to `stats.FOLD` deltas of each kind and tenant. Returns whether there may be more."""
+        async with self._store.begin_unbound() as tx:
+            waiting = await tx.stats.unfolded(TENANTS)
+        more = len(waiting) == TENANTS
+        for one in waiting:
+            async with self._store.begin_for(one.tenant_id) as tx:
+                more |= await tx.stats.fold(one.kind, stats.FOLD) == stats.FOLD
+        return more
