@@ -30,7 +30,8 @@ async def identify(front: Front, headers: dict[str, str], query_token: str | Non
 
     `query_token` is for WebSockets of browsers, which cannot set headers.
     """
-    key = headers.get("x-api-key")
+    # The last is how Kurral's client sends it.
+    key = headers.get("x-api-key", headers.get("kurral"))
     if key is not None:
         return await _by_key(front, key)
     scheme, _, credentials = headers.get("authorization", "").partition(" ")

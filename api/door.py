@@ -18,6 +18,8 @@ from domain import ids
 from domain.errors import DomainError
 
 _log = structlog.get_logger("paddock.access")
+API: Final = "/api/v1"
+_DOUBLED: Final = f"{API}{API}/"
 _UNCOUNTED: Final = ("/health", "/metrics")
 
 
@@ -33,6 +35,10 @@ class Door:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
+        if scope["path"].startswith(_DOUBLED):
+            # Kurral's client puts the prefix before its paths by itself, also where its `api_url` ends in it.
+            scope["path"] = scope["path"].removeprefix(API)
+            scope["raw_path"] = scope["path"].encode()
         front = self._front()
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         request_id = _request_id(headers.get("x-request-id"))

@@ -16,7 +16,7 @@ from domain.jobs import Job
 from domain.metrics import Scores
 from domain.pages import Listing, Page
 from domain.ports import Tx
-from domain.stats import SCALE, Bucket, Question, between, buckets, counted, filled, last_days
+from domain.stats import SCALE, Bucket, Question, between, buckets, counted, filled, last_days, readable
 from domain.times import recorded
 
 MAX_BATCH: Final = 1000
@@ -164,7 +164,11 @@ class Evaluations(Protocol):
         """The next `limit`, newest first, after the one at `place`."""
         ...
 
-    async def delete(self, evaluation_id: str) -> bool: ...
+    async def delete_many(self, evaluation_ids: list[str]) -> int: ...
+    async def older(self, before: datetime, limit: int) -> list[str]:
+        """The oldest evaluations from before a time."""
+        ...
+
     async def linked(self, executions: set[str], artifacts: set[str]) -> tuple[set[str], set[str]]:
         """Which of these executions and artifacts there are."""
         ...
@@ -331,6 +335,7 @@ async def get(tx: Tx, evaluation_id: str) -> Evaluation:
 
 def narrowed(wanted: Filter) -> Filter:
     """The filter with its times in UTC. Errors: `invalid_field`."""
+    readable(wanted)
     since, until = between(wanted.since, wanted.until, ("since", "until"))
     return msgspec.structs.replace(wanted, since=since, until=until)
 
@@ -362,7 +367,7 @@ async def created_batches(tx: Tx, submissions: list[list[Evaluation]]) -> list[B
 
 async def delete(tx: Tx, evaluation_id: str) -> None:
     """Delete an evaluation and what it counts in statistics. Errors: `not_found`."""
-    if not await tx.evaluations.delete(evaluation_id):
+    if not await tx.evaluations.delete_many([evaluation_id]):
         raise not_found("evaluation", evaluation_id)
     tx.ring(Job(lane="record", row_id=evaluation_id, tenant_id="", attempt=0))
 
@@ -400,7 +405,7 @@ async def stats(tx: Tx, wanted: Filter, days: int | None) -> EvaluationStats:
 
 async def timeseries(tx: Tx, wanted: Filter, days: int, bucket: Bucket) -> list[EvaluationPoint]:
     """Evaluations per hour or day, oldest first, empty ones too. Errors: `invalid_field`."""
-    points = await filled(tx, question(wanted), bucket, buckets(tx.now, days, bucket))
+    points = await filled(tx, question(narrowed(wanted)), bucket, buckets(tx.now, days, bucket))
     return [
         EvaluationPoint(
             date=point["begin"],

@@ -210,12 +210,26 @@ async def filled(tx: Any, question: Question, bucket: Bucket, begins: list[datet
 
 
 def between(since: datetime | None, until: datetime | None, names: tuple[str, str]) -> tuple[Any, Any]:
-    """Both ends of a stretch in UTC. Errors: `invalid_field` naming the end that is none, or lies before the other."""
-    first = None if since is None else utc(names[0], since)
-    last = None if until is None else utc(names[1], until)
+    """Both ends of a stretch in UTC, which they are in if they name no offset.
+
+    Errors: `invalid_field` naming the end that is none, or lies before the other.
+    """
+    first = None if since is None else utc(names[0], _offset(since))
+    last = None if until is None else utc(names[1], _offset(until))
     if first is not None and last is not None and last < first:
         raise invalid(names[1], f"lies before {names[0]}.")
     return first, last
+
+
+def _offset(at: datetime) -> datetime:
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+
+
+def readable(wanted: msgspec.Struct) -> None:
+    """A filter that Postgres can be asked with. Errors: `invalid_field` for U+0000, which no text there holds."""
+    for name in wanted.__struct_fields__:
+        if "\0" in str(getattr(wanted, name)):
+            raise invalid(name, "must not hold U+0000.")
 
 
 async def fold(tx: Any, kind: Kind) -> int:

@@ -1,10 +1,10 @@
 """Tenants: what holds for everybody in one of them."""
 
 from datetime import datetime
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from domain.access import Caller
 from domain.agents import MaxConcurrency
@@ -12,16 +12,20 @@ from domain.errors import not_found
 from domain.jobs import Job
 from domain.ports import Tx
 
+Days = Annotated[int, Meta(ge=1, le=36_500, description="Days.", examples=[90])]
+
 
 class Tenant(msgspec.Struct, kw_only=True):
     """A tenant. At most `max_concurrency` of its executions run at the same time; the others wait.
 
     The installation may set a lower bound for all (`PADDOCK_TENANT_MAX_CONCURRENCY`); the lower one holds.
+    Artifacts and evaluations from more than `retention_days` ago are deleted, with all they count; null keeps them.
     """
 
     id: str
     plan: str
     max_concurrency: int | None
+    retention_days: int | None
     created_at: datetime
 
 
@@ -29,6 +33,7 @@ class PatchTenant(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What an admin may change of the own tenant. `null` takes a limit away."""
 
     max_concurrency: MaxConcurrency | None | UnsetType = UNSET
+    retention_days: Days | None | UnsetType = UNSET
 
 
 class Tenants(Protocol):
@@ -52,5 +57,7 @@ async def patch(tx: Tx, caller: Caller, data: PatchTenant) -> Tenant:
     if data.max_concurrency is not UNSET:
         tenant.max_concurrency = data.max_concurrency
         tx.ring(Job(lane="run", row_id=tenant.id, tenant_id=tenant.id, attempt=0))
+    if data.retention_days is not UNSET:
+        tenant.retention_days = data.retention_days
     await tx.tenants.save(tenant)
     return tenant

@@ -17,6 +17,7 @@ from domain.jobs import LANES
 from domain.ports import Blob, Blobs, Clock, Queue, Store
 from infra.redis import GONE
 from infra.settings import Settings
+from workers.retention import Retention
 
 _log = structlog.get_logger("paddock.upkeep")
 
@@ -32,17 +33,25 @@ class Upkeep:
 
     def __init__(self, settings: Settings, store: Store, queue: Queue, blobs: Blobs, clock: Clock) -> None:
         self._settings, self._store, self._queue, self._blobs, self._clock = settings, store, queue, blobs, clock
+        self.retention = Retention(store)
 
     async def run(self) -> None:
         """Look after everything for as long as the process lives. Outages are waited out."""
         # The first sweep comes after a minute: a new installation has no bucket yet.
         swept = self._clock() - SWEEP + timedelta(minutes=1)
+        ahead = False
         while True:
             try:
+                # At once: records of a month without a partition cannot be taken.
+                if not ahead:
+                    await self.retention.make_partitions()
+                    ahead = True
                 await self.take_back()
                 await self.ring_lost()
                 if self._clock() - swept >= SWEEP:
+                    ahead = False
                     await self.sweep()
+                    await self.retention()
                     swept = self._clock()
             except DomainError as error:
                 _log.warning("upkeep waits", error=error.detail)

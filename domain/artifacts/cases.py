@@ -17,7 +17,7 @@ from domain.executions import Execution
 from domain.jobs import Job
 from domain.pages import Listing, Page, listing
 from domain.ports import Tx
-from domain.stats import SCALE, Bucket, Question, between, buckets, counted, filled
+from domain.stats import SCALE, Bucket, Question, between, buckets, counted, filled, readable
 
 GIGABYTE: Final = 1_000_000_000
 
@@ -135,6 +135,10 @@ class Artifacts(Protocol):
         """Delete rows, waiting bodies and what they count; their objects are noted to be deleted."""
         ...
 
+    async def older(self, before: datetime, limit: int) -> list[str]:
+        """The oldest artifacts (our ids) from before a time."""
+        ...
+
     async def claim_bodies(self, most: int, most_bytes: int, now: datetime, until: datetime) -> list[Waiting]: ...
     async def stored(self, ids: list[str]) -> set[str]:
         """These bodies are in object storage now. Returns those that still waited; the others are deleted."""
@@ -196,6 +200,7 @@ def narrowed(wanted: Filter, tenant_id: str, *tenants: str | None) -> Filter:
     Errors: `invalid_field`.
     """
     since, until = between(wanted.start_date, wanted.end_date, ("start_date", "end_date"))
+    readable(wanted)
     others = [tenant for tenant in tenants if tenant is not None and tenant != tenant_id]
     return msgspec.structs.replace(
         wanted, start_date=since, end_date=until, labelled_tenant=others[0] if others else wanted.labelled_tenant

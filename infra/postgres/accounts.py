@@ -24,6 +24,7 @@ class TenantRow(Base):
     id: Mapped[str] = mapped_column(Text, primary_key=True)
     plan: Mapped[str] = mapped_column(Text)
     max_concurrency: Mapped[int | None]
+    retention_days: Mapped[int | None]
     created_at: Mapped[datetime] = mapped_column(timestamp())
 
 

@@ -184,7 +184,12 @@ class PostgresArtifacts:
     async def after(self, narrowed: Filter, place: tuple[datetime, str] | None, limit: int) -> list[Metadata]:
         return await self._records.after(_SHAPE, question(narrowed), place, limit)
 
+    async def older(self, before: datetime, limit: int) -> list[str]:
+        return await self._records.older(before, limit)
+
     async def delete(self, artifact_ids: list[str], now: datetime) -> int:
+        if not artifact_ids:
+            return 0
         known = [ids.decode("art", one) for one in artifact_ids]
         query = f"SELECT {_SHAPE.columns} FROM artifacts WHERE id = ANY ($1)"
         rows = [_SHAPE.read(record) for record in await self._raw.fetch(query, known)]

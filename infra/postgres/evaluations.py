@@ -105,9 +105,12 @@ class PostgresEvaluations:
     async def after(self, narrowed: Filter, place: tuple[datetime, str] | None, limit: int) -> list[Evaluation]:
         return await self._records.after(_SHAPE, question(narrowed), place, limit)
 
-    async def delete(self, evaluation_id: str) -> bool:
-        known = ids.decode("eval", evaluation_id)
-        return known is not None and await self._raw.fetchval(_DELETE, [known]) == 1
+    async def delete_many(self, evaluation_ids: list[str]) -> int:
+        known = [ids.decode("eval", one) for one in evaluation_ids]
+        return int(await self._raw.fetchval(_DELETE, known)) if known else 0
+
+    async def older(self, before: datetime, limit: int) -> list[str]:
+        return await self._records.older(before, limit)
 
     async def linked(self, executions: set[str], artifacts: set[str]) -> tuple[set[str], set[str]]:
         known = [ids.decode("exec", one) for one in executions]

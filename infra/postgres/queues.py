@@ -10,6 +10,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from domain import ids
 from domain.jobs import LANES, PREFIX, Job, Lane
 from domain.queues import Expired, QueueStats, Turn, WorkerInfo
+from domain.stats import KINDS
 from infra.postgres.db import Base, as_struct, timestamp
 
 
@@ -139,6 +140,28 @@ class PostgresQueues:
             text("SELECT path FROM known_objects(CAST(:paths AS text[])) AS path"), {"paths": paths}
         )
         return {row.path for row in rows}
+
+    async def make_partitions(self, now: datetime, ahead: int) -> int:
+        made = [
+            await self._connection.execute(
+                text("SELECT make_partitions(:kind, :now, :ahead)"), {"kind": kind, "now": now, "ahead": ahead}
+            )
+            for kind in KINDS
+        ]
+        return sum(one.scalar_one() for one in made)
+
+    async def drop_empty_partitions(self, before: datetime) -> int:
+        dropped = [
+            await self._connection.execute(
+                text("SELECT drop_empty_partitions(:kind, :before)"), {"kind": kind, "before": before}
+            )
+            for kind in KINDS
+        ]
+        return sum(one.scalar_one() for one in dropped)
+
+    async def retained(self) -> list[tuple[str, int]]:
+        rows = await self._connection.execute(text("SELECT tenant_id, days FROM retained()"))
+        return [(row.tenant_id, row.days) for row in rows]
 
     async def forget_answers(self, before: datetime) -> int:
         return await self._count("SELECT forget_answers(:before)", before)

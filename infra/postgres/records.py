@@ -52,6 +52,14 @@ class Records:
         )
         return [shape.read(record) for record in await self._raw.fetch(query, *values)]
 
+    async def older(self, before: datetime, limit: int) -> list[str]:
+        """The ids of the oldest records from before a time."""
+        query = (
+            f"SELECT id FROM {self._facts.kind} WHERE tenant_id = current_setting('paddock.tenant_id') "
+            "AND created_at < $1 ORDER BY created_at, id LIMIT $2"
+        )
+        return [ids.encode(self._prefix, record["id"]) for record in await self._raw.fetch(query, before, limit)]
+
     def _where(self, question: Question) -> tuple[str, list[Any]]:
         where, values = "tenant_id = current_setting('paddock.tenant_id')", list[Any]()
         for bound, sign in ((question.since, ">="), (question.until, "<")):

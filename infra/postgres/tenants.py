@@ -20,4 +20,6 @@ class PostgresTenants:
 
     async def save(self, tenant: Tenant) -> None:
         changed = update(TenantRow).where(TenantRow.id == tenant.id)
-        await self._connection.execute(changed.values(max_concurrency=tenant.max_concurrency))
+        await self._connection.execute(
+            changed.values(max_concurrency=tenant.max_concurrency, retention_days=tenant.retention_days)
+        )

@@ -14,6 +14,9 @@ from tests.clients import Tenant, archive
 SECRET = "belongs-to-acme-alone"
 UNAUTHENTICATED = {"register", "login", "refresh"}
 OWN = {"me", "me_users", "logout", "patch_me", "create_key", "create_key_auth", "invite", "patch_tenant"}
+# What creates something in the caller's own tenant, whatever it is sent.
+CREATES = {"create_agent", "upload_artifact", "create_evaluation", "create_batch"}
+RECORD = {"prompt": "What?", "response": SECRET}
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +32,8 @@ async def belongings(acme: Tenant) -> dict[str, str]:
     agent = await acme.agent(SECRET)
     version = await acme.built(agent["id"], archive({"agent.py": source}))
     execution = await acme.run(agent["id"], {"secret": SECRET})
+    artifact = (await acme.http.post("/artifacts/upload", json={"kurral_id": SECRET, "inputs": {"is": SECRET}})).json()
+    evaluation = (await acme.http.post("/evaluations", json=RECORD)).json()
     key = (await acme.http.post("/api-keys", json={"name": SECRET})).json()
     return {
         "agent_id": agent["id"],
@@ -38,6 +43,8 @@ async def belongings(acme: Tenant) -> dict[str, str]:
         "user_id": acme.account["id"],
         "path": version["tarball_path"],
         "name": SECRET,
+        "kurral_id": artifact["id"],
+        "evaluation_id": evaluation["id"],
     }
 
 
@@ -45,6 +52,11 @@ def _body(document: dict[str, Any], operation: dict[str, Any], belongings: dict[
     content = operation.get("requestBody", {}).get("content", {})
     if "multipart/form-data" in content:
         return {"files": {"file": ("a.tar.gz", archive({"agent.py": ""}))}}
+    if operation["operationId"] == "upload_artifact":
+        return {"json": {"kurral_id": "the-rival-s-own"}}
+    if operation["operationId"] in ("create_evaluation", "create_batch"):
+        rival = {"prompt": "a", "response": "b"}
+        return {"json": rival if operation["operationId"] == "create_evaluation" else [rival]}
     if "application/json" not in content:
         return {}
     name = content["application/json"]["schema"]["$ref"].rsplit("/", 1)[-1]
@@ -77,7 +89,7 @@ async def test_no_route_shows_or_changes_another_tenant_s(document, belongings, 
         for by in ("id", "name"):
             values = dict(belongings)
             if by == "name":
-                values["agent_id"] = SECRET
+                values["agent_id"] = values["kurral_id"] = SECRET
             url = path.removeprefix("/api/v1")
             for parameter, value in values.items():
                 url = url.replace("{" + parameter + "}", value)
@@ -87,7 +99,7 @@ async def test_no_route_shows_or_changes_another_tenant_s(document, belongings, 
             answer = await rival.http.request(method, url, **_body(document, operation, values))
             walked += 1
             own_list = "{" not in path and method == "GET"
-            creates = operation["operationId"] == "create_agent"
+            creates = operation["operationId"] in CREATES
             expected = (200,) if own_list else (201, 409) if creates else (404,)
             assert answer.status_code in expected, (method, url, answer.status_code, answer.text)
             shown = answer.text.replace(url, "").replace(json.dumps(values["name"]), "")
@@ -96,11 +108,13 @@ async def test_no_route_shows_or_changes_another_tenant_s(document, belongings, 
             for mine in (belongings["key_id"], belongings["version"], acme.tenant_id, acme.account["email"]):
                 # What was asked for may be named in the refusal; what was not, may not.
                 assert mine in url or mine not in answer.text, (method, url, answer.text)
-    assert walked > 60
+    assert walked > 90
     # Nothing of it changed.
     assert (await acme.http.get(f"/agents/{belongings['agent_id']}")).json()["name"] == SECRET
     assert (await acme.http.get(f"/api-keys/{belongings['key_id']}")).json()["is_active"] is True
     assert (await acme.http.get(f"/executions/{belongings['execution_id']}")).json()["status"] == "completed"
+    assert (await acme.http.get(f"/artifacts/{SECRET}")).json()["inputs"] == {"is": SECRET}
+    assert (await acme.http.get(f"/evaluations/{belongings['evaluation_id']}")).json()["response"] == SECRET
 
 
 async def test_references_in_bodies_do_not_reach_across(belongings, rival: Tenant) -> None:
@@ -135,7 +149,7 @@ async def test_every_route_asks_for_credentials(document, belongings, acme: Tena
 
 async def test_every_route_asks_for_its_scope(document, belongings, acme: Tenant) -> None:
     """A key that may do nothing we have is refused everywhere, but at what is its own user's."""
-    powerless = acme.with_key(await acme.key(scopes=["read:stats"]))
+    powerless = acme.with_key(await acme.key(scopes=["read:costs"]))
     async with powerless:
         for method, path, operation in _routes(document):
             if operation["operationId"] in UNAUTHENTICATED | {"me", "me_users", "logout"}:
@@ -201,5 +215,5 @@ async def test_only_the_operators_see_all_queues(acme: Tenant, system) -> None:
     assert (await acme.http.get("/queues")).json()["workers"] == []
     async with acme.with_key(system.admin_key) as operator:
         seen = (await operator.get("/queues")).json()
-    assert {worker["lane"] for worker in seen["workers"]} == {"build", "run", "upkeep"}
-    assert {lane["lane"] for lane in seen["queues"]} == {"build", "run"}
+    assert {worker["lane"] for worker in seen["workers"]} == {"build", "run", "record", "upkeep"}
+    assert {lane["lane"] for lane in seen["queues"]} == {"build", "run", "record"}

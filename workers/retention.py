@@ -1,0 +1,57 @@
+"""Retention: records older than their tenant keeps them go, with their bodies and what they count.
+
+They go the way that single deletions go, so statistics stay equal to the rows there are. A month whose last
+record has gone is dropped as a whole.
+"""
+
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from domain.ports import Store
+
+BATCH: Final = 500
+# Months made ahead of time: an installation may be asleep for long, or its upkeep.
+AHEAD: Final = 2
+
+_log = structlog.get_logger("paddock.retention")
+
+
+class Retention:
+    """Makes partitions ahead of time, deletes what is too old, and drops partitions that are empty."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def make_partitions(self) -> int:
+        """Returns how many were missing."""
+        async with self._store.begin_unbound() as tx:
+            made = await tx.queues.make_partitions(tx.now, AHEAD)
+        if made:
+            _log.info("made partitions", partitions=made)
+        return made
+
+    async def __call__(self) -> dict[str, int]:
+        """Returns how much of each kind has gone."""
+        async with self._store.begin_unbound() as tx:
+            retained = await tx.queues.retained()
+        gone = {"evaluations": 0, "artifacts": 0, "partitions": 0}
+        for tenant_id, days in retained:
+            for kind in ("evaluations", "artifacts"):
+                while deleted := await self._delete(tenant_id, kind, timedelta(days=days)):
+                    gone[kind] += deleted
+                    if deleted < BATCH:
+                        break
+        async with self._store.begin_unbound() as tx:
+            gone["partitions"] = await tx.queues.drop_empty_partitions(tx.now)
+        if any(gone.values()):
+            _log.info("too old", **gone)
+        return gone
+
+    async def _delete(self, tenant_id: str, kind: str, age: timedelta) -> int:
+        async with self._store.begin_for(tenant_id) as tx:
+            before = tx.now - age
+            if kind == "evaluations":
+                return await tx.evaluations.delete_many(await tx.evaluations.older(before, BATCH))
+            return await tx.artifacts.delete(await tx.artifacts.older(before, BATCH), tx.now)
