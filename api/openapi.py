@@ -8,6 +8,9 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.types import Method
 
 from api.errors import TABLE, Problem
+from domain.artifacts.schema import Artifact
+from domain.evaluations import MAX_BATCH
+from infra.tables import MEDIA
 
 _ERRORS: Final = {"400": "malformed_request", "401": "unauthenticated", "403": "missing_scope", "404": "not_found"}
 _ALWAYS: Final = {"422": "invalid_field", "429": "rate_limit_exceeded", "503": "unavailable"}
@@ -52,6 +55,25 @@ _ARCHIVE: Final = {
 }
 
 
+def _json(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}
+
+
+_EVALUATIONS: Final = {
+    "type": "array",
+    "items": {"$ref": "#/components/schemas/NewEvaluation"},
+    "minItems": 1,
+    "maxItems": MAX_BATCH,
+}
+_WRAPPED: Final = {"type": "object", "required": ["evaluations"], "properties": {"evaluations": _EVALUATIONS}}
+# Bodies that handlers read by themselves.
+_BODIES: Final = {
+    "upload_archive": _ARCHIVE,
+    "upload_artifact": {"required": True, "content": _json({"$ref": "#/components/schemas/Artifact"})},
+    "create_batch": {"required": True, "content": _json({"anyOf": [_EVALUATIONS, _WRAPPED]})},
+}
+
+
 def operation_id(handler: HTTPRouteHandler, method: Method, path: list[str | Any]) -> str:
     """`get_agent`; on further paths of one handler, with the path's first word: `get_execution_runtime`."""
     words = [part for part in path if isinstance(part, str)][2:]
@@ -65,9 +87,9 @@ def operation_id(handler: HTTPRouteHandler, method: Method, path: list[str | Any
 def finished(document: dict[str, Any]) -> dict[str, Any]:
     """Litestar's document with our errors, headers and bodies in it."""
     text = msgspec.json.encode(document).decode()
-    document = msgspec.json.decode(re.sub(r"Listing_domain\.\w+\.(\w+?)_\b", r"ListingOf\1", text))
+    document = msgspec.json.decode(re.sub(r"Listing_domain\.[\w.]+\.(\w+?)_\b", r"ListingOf\1", text))
     schemas = document["components"]["schemas"]
-    (_,), components = msgspec.json.schema_components([Problem], ref_template="#/components/schemas/{name}")
+    _, components = msgspec.json.schema_components([Problem, Artifact], ref_template="#/components/schemas/{name}")
     schemas.update(components)
     for path, item in document["paths"].items():
         for method, operation in item.items():
@@ -107,8 +129,13 @@ def _finish(path: str, method: str, operation: dict[str, Any]) -> None:
         headers.append(_KEY)
     if name == "stream_events":
         headers.append(_LAST)
-    if name == "upload_archive":
-        operation["requestBody"] = _ARCHIVE
+    if name in _BODIES:
+        operation["requestBody"] = _BODIES[name]
+    if name == "get_artifact":
+        operation["responses"]["200"]["content"] = _json({"$ref": "#/components/schemas/Artifact"})
+    if name.startswith("export_"):
+        file = {"schema": {"type": "string", "format": "binary"}}
+        operation["responses"]["200"]["content"] = dict.fromkeys(MEDIA.values(), file)
 
 
 def _example(path: str, status: int, code: str) -> dict[str, Any]:

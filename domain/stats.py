@@ -201,7 +201,12 @@ def buckets(now: datetime, days: int, bucket: Bucket) -> list[datetime]:
 
 
 async def filled(tx: Any, question: Question, bucket: Bucket, begins: list[datetime]) -> list[dict[str, Any]]:
-    """The sums of every bucket, with its `begin`; zeros where there are no records."""
+    """The sums of every bucket, with its `begin`; zeros where there are no records.
+
+    Errors: `invalid_field` for a question that names a time of its own.
+    """
+    if question.since is not None or question.until is not None:
+        raise invalid("days", "is what a timeseries is asked for; leave out the other times.")
     asked = msgspec.structs.replace(
         question, since=begins[0], until=begins[-1] + _STEPS[_hour if bucket == "hour" else _day]
     )

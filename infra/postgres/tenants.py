@@ -20,6 +20,5 @@ class PostgresTenants:
 
     async def save(self, tenant: Tenant) -> None:
         changed = update(TenantRow).where(TenantRow.id == tenant.id)
-        await self._connection.execute(
-            changed.values(max_concurrency=tenant.max_concurrency, retention_days=tenant.retention_days)
-        )
+        values = {name: getattr(tenant, name) for name in ("max_concurrency", "retention_days")}
+        await self._connection.execute(changed.values(**values))
