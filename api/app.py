@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 import uvicorn
 from litestar import Litestar, Router
 from litestar.config.cors import CORSConfig
-from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.openapi.config import OpenAPIConfig
@@ -32,7 +31,7 @@ from api import (
     stats,
     tenants,
 )
-from api.auth import KeyUse, admit
+from api.auth import KeyUse, admit, lookups
 from api.door import Door
 from api.front import Front, provide_page
 from api.ingest import Ingest
@@ -68,9 +67,9 @@ Send an API key as `X-API-Key`, or a bearer token from `POST /api/v1/auth/login`
 `application/problem+json`; lists are `{items, total, limit, offset, has_more}`, newest first."""
 
 
-def provide_front(state: State) -> Front:
-    """The parts of this process."""
-    front: Front = state.front
+def provide_front(scope: Scope) -> Front:
+    """The parts of this process. From the app itself: asking for `state` would copy all of it for every request."""
+    front: Front = scope["litestar_app"].state.front
     return front
 
 
@@ -91,6 +90,7 @@ def create(settings: Settings, clock: Clock = utc_now) -> ASGIApp:
             app.state.front = Front(
                 **values,
                 metrics=Metrics(),
+                keys=lookups(wired.store),
                 artifacts=Ingest(
                     wired.store, wired.vault, artifact_cases.store, weigh=lambda one: len(one.packed), most=128
                 ),

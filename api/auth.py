@@ -15,6 +15,9 @@ from api.front import Front
 from domain import access, keys
 from domain.access import Caller, scopes_in_force
 from domain.errors import DomainError, FieldError
+from domain.keys import KeyIdentity
+from domain.ports import Store
+from infra.batches import Batches
 from infra.credentials import KEY_PREFIX, same, token_hash
 
 _log = structlog.get_logger("paddock.auth")
@@ -47,14 +50,24 @@ async def identify(front: Front, headers: dict[str, str], query_token: str | Non
 
 async def _by_key(front: Front, key: str) -> Caller:
     wanted = token_hash(key)
-    async with front.store.begin_single() as tx:
-        found = await tx.keys.find(wanted)
+    found = await front.keys.add(wanted)
     caller = None
     if found is not None and same(found.key_hash, wanted):
         caller = keys.caller_of(found, front.clock())
     if caller is None or caller.key_id is None:
         raise _refused("The API key is not valid: unknown, revoked or expired.")
     return caller
+
+
+def lookups(store: Store) -> Batches[bytes, KeyIdentity | None]:
+    """Looks up keys by their hash: one statement, begun after they arrived, for those of concurrent requests."""
+
+    async def find(wanted: list[bytes]) -> list[KeyIdentity | None]:
+        async with store.begin_single() as tx:
+            found = await tx.keys.find(list(set(wanted)))
+        return [found.get(one) for one in wanted]
+
+    return Batches(find)
 
 
 async def _by_token(front: Front, token: str) -> Caller:
@@ -91,8 +104,11 @@ async def readmit(front: Front, socket: WebSocket[Any, Any, Any], scope: str) ->
     return caller
 
 
-def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """The guard of every route: limits, then authentication, then scope, then names of query parameters."""
+async def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """The guard of every route: limits, then authentication, then scope, then names of query parameters.
+
+    A coroutine because Litestar calls other guards in a thread.
+    """
     if connection.scope.get("method") == "OPTIONS":
         return
     state = connection.scope["state"]

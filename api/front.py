@@ -20,9 +20,11 @@ from domain.errors import DomainError, invalid
 from domain.evaluations import Evaluation
 from domain.executions import Execution
 from domain.idempotency import replay
+from domain.keys import KeyIdentity
 from domain.pages import Page, page_of
 from domain.ports import Tx
 from domain.states import TERMINAL
+from infra.batches import Batches
 from infra.telemetry import Metrics
 from infra.wiring import Parts
 
@@ -47,6 +49,7 @@ class Front(Parts, frozen=True, kw_only=True):
     """The parts of this process, its metrics, and where records gather to be written together."""
 
     metrics: Metrics
+    keys: Batches[bytes, KeyIdentity | None]
     artifacts: Ingest[Stored]
     large_bodies: Room
     evaluations: Ingest[list[Evaluation]]

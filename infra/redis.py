@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from domain.jobs import PREFIX, Lane
+from infra.batches import Batches
 
 CHANGED: Final = "paddock:changed:"
 # What another than its holder makes of a row: the only changes that a holder needs to hear of.
@@ -140,6 +141,8 @@ class Counter:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        # Uses counted while one message is on its way go together with the next.
+        self._uses = Batches(self._count_all)
         self._local: dict[tuple[str, int, int], int] = {}
         self._down_until = 0.0
 
@@ -147,18 +150,23 @@ class Counter:
         """Count one use by `who` in the present window of so many seconds; returns the uses so far."""
         start = int(now) // window * window
         if time.monotonic() >= self._down_until:
-            try:
-                key = f"paddock:limit:{who}:{window}:{start}"
-                async with self._redis.pipeline(transaction=False) as pipe:
-                    pipe.incr(key)
-                    pipe.expireat(key, start + window + 1)
-                    used, _ = await pipe.execute()
-            except GONE:
-                # One slow request per second finds out whether Redis is back; the others do not wait for it.
-                self._down_until = time.monotonic() + 1.0
-            else:
-                return int(used)
+            used = await self._uses.add((f"paddock:limit:{who}:{window}:{start}", start + window + 1))
+            if used is not None:
+                return used
         self._local = {key: used for key, used in self._local.items() if key[1] + key[2] > now}
         here = (who, start, window)
         self._local[here] = self._local.get(here, 0) + 1
         return self._local[here]
+
+    async def _count_all(self, uses: list[tuple[str, int]]) -> list[int | None]:
+        """Count each use of a key that expires at a time; None for all while Redis is away."""
+        try:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for key, until in uses:
+                    pipe.incr(key)
+                    pipe.expireat(key, until)
+                return [int(used) for used in (await pipe.execute())[::2]]
+        except GONE:
+            # One slow request per second finds out whether Redis is back; the others do not wait for it.
+            self._down_until = time.monotonic() + 1.0
+            return [None] * len(uses)

@@ -19,7 +19,7 @@ async def admin_key(settings: Settings, known: str | None) -> str:
     async with wire(settings, "paddock bootstrap") as parts:
         if known is not None:
             async with parts.store.begin_unbound() as tx:
-                found = await tx.keys.find(token_hash(known))
+                found = (await tx.keys.find([token_hash(known)])).get(token_hash(known))
             if found is not None and found.is_active:
                 return known
         async with parts.store.begin_unbound() as tx:

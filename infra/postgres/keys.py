@@ -3,6 +3,7 @@
 from datetime import datetime
 from typing import Any
 
+import asyncpg
 from sqlalchemy import BigInteger, ForeignKey, LargeBinary, Text, delete, select, text, update
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -36,6 +37,7 @@ class ApiKeyRow(Base):
     updated_at: Mapped[datetime] = mapped_column(timestamp())
 
 
+_FIND = "SELECT f.* FROM unnest($1::bytea[]) AS h(hash) CROSS JOIN LATERAL find_key(h.hash) AS f"
 _COUNT = text("SELECT count_key_use(CAST(:ids AS uuid[]), CAST(:uses AS bigint[]), CAST(:times AS timestamptz[]))")
 
 
@@ -46,14 +48,9 @@ class PostgresKeys:
         self._connection = connection
         self._raw = raw
 
-    async def find(self, key_hash: bytes) -> KeyIdentity | None:
-        record = await self._raw.fetchrow("SELECT * FROM find_key($1)", key_hash)
-        if record is None:
-            return None
-        found = dict(record)
-        found["key_id"] = ids.encode("key", found["key_id"])
-        found["user_id"] = ids.encode("user", found["user_id"])
-        return as_struct(found, KeyIdentity)
+    async def find(self, key_hashes: list[bytes]) -> dict[bytes, KeyIdentity]:
+        records = await self._raw.fetch(_FIND, key_hashes)
+        return {record["key_hash"]: _identity(record) for record in records}
 
     async def count_use(self, uses: dict[str, tuple[int, datetime]]) -> None:
         # In the order of ids, so that two processes that count the same keys cannot deadlock.
@@ -105,3 +102,10 @@ class PostgresKeys:
 
     async def delete(self, key_id: str) -> None:
         await self._connection.execute(delete(ApiKeyRow).where(ApiKeyRow.id == key_id))
+
+
+def _identity(record: asyncpg.Record) -> KeyIdentity:
+    found = dict(record)
+    found["key_id"] = ids.encode("key", found["key_id"])
+    found["user_id"] = ids.encode("user", found["user_id"])
+    return as_struct(found, KeyIdentity)
