@@ -135,6 +135,8 @@ def _system(lanes: list[QueueStats], states: dict[str, int], workers: list[Worke
         depth.labels(lane.lane).set(lane.depth)
         oldest.labels(lane.lane).set(lane.oldest_seconds or 0)
         running.labels(lane.lane).set(lane.running)
+    lag = gauge("paddock_ingest_lag_seconds", "How long the oldest record has waited to be stored or judged.")
+    lag.set(next((lane.oldest_seconds or 0 for lane in lanes if lane.lane == "record"), 0))
     runs = gauge("paddock_runs", "Executions by state; ended ones of the last hour.", "status")
     for status, count in states.items():
         runs.labels(status).set(count)

@@ -1,5 +1,6 @@
 """The main job through HTTP, step by step: an archive goes up, is built, runs fenced in, comes back."""
 
+import asyncio
 import io
 import tarfile
 import time
@@ -56,6 +57,7 @@ async def demo(url: str, key: str) -> bool:
             ):
                 await _show(client, example, payload)
             await _show_failure(client)
+            await _show_records(client)
     except (DemoFailed, httpx.HTTPError) as error:
         print(f"\n  failed: {error}", flush=True)
         return False
@@ -97,6 +99,23 @@ async def _show(client: httpx.AsyncClient, example: str, payload: dict[str, Any]
     async with _step("GET  /execution-logs/{id}            its log") as said:
         log = _expect(await client.get(f"/execution-logs/{ended['id']}"), 200)
         said.append(f"{log['total']} entries")
+    async with _step("POST /evaluations                    what we think of it") as said:
+        thought = {"prompt": str(payload), "response": str(ended["output_data"]), "latency_sec": 0.1}
+        judged = _expect(await client.post("/evaluations", json={**thought, "execution_id": ended["id"]}), 201)
+        said.append(f"metrics {judged['metrics']}")
+
+
+async def _show_records(client: httpx.AsyncClient) -> None:
+    async with _step("GET  /evaluations/stats              counted at once") as said:
+        figures = _expect(await client.get("/evaluations/stats?days=1"), 200)
+        said.append(f"{figures['total_evaluations']} evaluations")
+    async with _step("GET  /stats                          runs on record") as said:
+        for _ in range(100):
+            figures = _expect(await client.get("/stats?tag=agent:summarizer"), 200)
+            if figures["by_status"].get("error"):
+                break
+            await asyncio.sleep(0.05)
+        said.append(f"{figures['total_artifacts']} of summarizer, {figures['error_rate']:.0f} % failed")
 
 
 async def _show_failure(client: httpx.AsyncClient) -> None:

@@ -47,4 +47,5 @@ async def test_metrics_are_prometheus_text(system) -> None:
         "paddock_runs",
         "paddock_sandbox_slots",
         "paddock_workers",
+        "paddock_ingest_lag_seconds",
     } <= found
