@@ -101,6 +101,10 @@ def create(settings: Settings, clock: Clock = utc_now) -> ASGIApp:
             )
             app.state.query_names = _query_names(app)
             app.state.document = finished(app.openapi_schema.to_schema())
+            with contextlib.suppress(DomainError):
+                # Upkeep does it too, but may be asleep when a month begins.
+                async with wired.store.begin_unbound() as tx:
+                    await tx.queues.make_partitions(tx.now, 1)
             writer = asyncio.create_task(uses.write_always(app.state.front))
             try:
                 yield

@@ -56,9 +56,10 @@ async def create_evaluation(
 @post("/evaluations/batch", opt=needs("write:evaluations"), request_max_body_size=32 * 1024 * 1024)
 async def create_batch(front: Front, request: HttpRequest, caller: Caller) -> Response[Batch]:
     """Store up to 1000 evaluations, all or none: a JSON list of them, or `{"evaluations": […]}`."""
-    sent = evaluations.read_batch(await request.body())
-    made = evaluations.evaluated(caller.tenant_id, caller.user_id, sent, front.clock(), batch=True)
-    return await front.evaluation_batches.add(request, caller, made)
+    async with front.large_bodies.room(request):
+        sent = evaluations.read_batch(await request.body())
+        made = evaluations.evaluated(caller.tenant_id, caller.user_id, sent, front.clock(), batch=True)
+        return await front.evaluation_batches.add(request, caller, made)
 
 
 @get("/evaluations", opt=_READ)

@@ -431,7 +431,7 @@ def _averages(sums: dict[str, Any]) -> dict[str, float | None]:
         "avg_factual_support": "factual_support",
     }
     return {
-        name: sums[measure] / SCALE / known if (known := sums.get(f"{measure}_known")) else None
+        name: sums[measure] / (SCALE * known) if (known := sums.get(f"{measure}_known")) else None
         for name, measure in names.items()
     }
 

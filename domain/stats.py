@@ -113,7 +113,9 @@ class Stats(Protocol):
         """Fold up to `most` deltas into rollups. Returns how many; 0 also if somebody else is at it."""
         ...
 
-    async def unfolded(self, limit: int) -> list[Unfolded]: ...
+    async def unfolded(self, after: Unfolded | None, limit: int) -> list[Unfolded]:
+        """What there is to fold over all tenants, in their order, after a certain one."""
+        ...
 
 
 def cover(since: datetime | None, until: datetime | None) -> Cover:

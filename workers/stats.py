@@ -6,6 +6,7 @@ import structlog
 
 from domain import stats
 from domain.ports import Store
+from domain.stats import Unfolded
 
 TENANTS: Final = 64
 
@@ -17,12 +18,15 @@ class Folder:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        # Where the last round ended: tenants take turns, however many of them have something every time.
+        self._last: Unfolded | None = None
 
     async def __call__(self) -> bool:
         """One round: up to `stats.FOLD` deltas of each kind and tenant. Returns whether there may be more."""
         async with self._store.begin_unbound() as tx:
-            waiting = await tx.stats.unfolded(TENANTS)
-        more = len(waiting) == TENANTS
+            waiting = await tx.stats.unfolded(self._last, TENANTS)
+        more = len(waiting) == TENANTS or self._last is not None
+        self._last = waiting[-1] if len(waiting) == TENANTS else None
         for one in waiting:
             async with self._store.begin_for(one.tenant_id) as tx:
                 more |= await tx.stats.fold(one.kind, stats.FOLD) == stats.FOLD

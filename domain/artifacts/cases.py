@@ -250,7 +250,7 @@ async def stats(tx: Tx, wanted: Filter) -> ArtifactStats:
         total_cost_usd=found.total("cost_usd") / SCALE,
         total_tokens=found.total("tokens"),
         # Kept in microseconds.
-        avg_duration_ms=found.total("duration_ms") / 1000 / known if known else None,
+        avg_duration_ms=found.total("duration_ms") / (1000 * known) if known else None,
         p50=found.quantiles[0],
         p95=found.quantiles[1],
         p99=found.quantiles[2],

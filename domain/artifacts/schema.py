@@ -18,7 +18,8 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 from domain.errors import DomainError, FieldError
 
 # Clients and our own readers recurse; Python's stop near 1000 levels, wherever their stack stands at that moment.
-MAX_DEPTH: Final = 128
+# An execution's input may nest 128 deep, and lies one level deep in its artifact.
+MAX_DEPTH: Final = 130
 MAX_CALLS: Final = 10_000
 MAX_ERRORS: Final = 20
 

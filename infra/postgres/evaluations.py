@@ -49,6 +49,7 @@ class EvaluationRow(Base):
     claimed_until: Mapped[datetime | None] = mapped_column(timestamp())
 
 
+CLAIM_BYTES: Final = 4 * 1024 * 1024
 _GIVEN: Final = [name for name in Evaluation.__struct_fields__ if name != "computed"]
 _BULK: Final = Bulk[Evaluation](EvaluationRow, _GIVEN)
 _SHAPE: Final = Shape(EvaluationRow, Evaluation)
@@ -62,7 +63,7 @@ _DELETE: Final = (
     f"WITH gone AS (DELETE FROM evaluations WHERE id = ANY ($1) RETURNING {_FACTS}, -1 AS sign), "
     f"noted AS ({EVALUATIONS.delta('gone')}) SELECT count(*) FROM gone"
 )
-_CLAIM: Final = f"SELECT {_SHAPE.columns}, attempt FROM claim_evaluations($1, $2, $3)"
+_CLAIM: Final = f"SELECT {_SHAPE.columns}, attempt FROM claim_evaluations($1, $2, $3, $4)"
 _METRICS: Final = Scores.__struct_fields__
 _SCORE: Final = (
     "WITH given AS (SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::float8[], $4::float8[], $5::float8[], "
@@ -122,7 +123,7 @@ class PostgresEvaluations:
         return {ids.encode("exec", run["id"]) for run in runs}, {record["kurral_id"] for record in records}
 
     async def claim(self, most: int, now: datetime, until: datetime) -> list[Claimed]:
-        records = await self._raw.fetch(_CLAIM, most, now, until)
+        records = await self._raw.fetch(_CLAIM, most, CLAIM_BYTES, now, until)
         return [Claimed(evaluation=_SHAPE.read(record), attempt=record["attempt"]) for record in records]
 
     async def score(self, scored: list[tuple[Claimed, Scores]]) -> int:

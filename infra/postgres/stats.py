@@ -147,8 +147,9 @@ class PostgresStats:
             await self._raw.execute(_DROP, kind, *dropped.values())
         return sum(record["deltas"] for record in fresh if record["level"] == "hour")
 
-    async def unfolded(self, limit: int) -> list[Unfolded]:
-        records = await self._raw.fetch("SELECT tenant_id, kind FROM unfolded($1)", limit)
+    async def unfolded(self, after: Unfolded | None, limit: int) -> list[Unfolded]:
+        place = ("", "") if after is None else (after.tenant_id, after.kind)
+        records = await self._raw.fetch("SELECT tenant_id, kind FROM unfolded($1, $2, $3)", *place, limit)
         return [Unfolded(tenant_id=record["tenant_id"], kind=record["kind"]) for record in records]
 
 

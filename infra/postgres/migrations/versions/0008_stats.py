@@ -33,10 +33,13 @@ def upgrade() -> None:
             PRIMARY KEY (tenant_id, kind, level, start, dims_key)
         ) WITH (fillfactor = 70);
         -- Which tenants have deltas, without looking at each delta: one step through the index per tenant.
-        CREATE FUNCTION unfolded(most integer) RETURNS TABLE (tenant_id text, kind text)
+        -- Those after a given one in the order of tenants, so that a round that ends early goes on where it ended.
+        CREATE FUNCTION unfolded(after_tenant text, after_kind text, most integer)
+        RETURNS TABLE (tenant_id text, kind text)
         LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
             WITH RECURSIVE found AS (
-                (SELECT d.tenant_id, d.kind FROM stat_deltas d ORDER BY d.tenant_id, d.kind LIMIT 1)
+                (SELECT d.tenant_id, d.kind FROM stat_deltas d
+                 WHERE (d.tenant_id, d.kind) > (after_tenant, after_kind) ORDER BY d.tenant_id, d.kind LIMIT 1)
                 UNION ALL
                 SELECT n.tenant_id, n.kind FROM found f CROSS JOIN LATERAL (
                     SELECT d.tenant_id, d.kind FROM stat_deltas d

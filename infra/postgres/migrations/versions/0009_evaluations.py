@@ -119,14 +119,22 @@ def upgrade() -> None:
         END $$;
 
         -- Takes evaluations of any tenants whose metrics are still to be computed.
-        CREATE FUNCTION claim_evaluations(most integer, now timestamptz, until timestamptz)
+        -- Up to `most_bytes` of texts, as they are stored, but for a first one that is larger.
+        CREATE FUNCTION claim_evaluations(most integer, most_bytes bigint, now timestamptz, until timestamptz)
         RETURNS SETOF evaluations
         LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+            WITH free AS (
+                SELECT p.id, pg_column_size(p.prompt) + pg_column_size(p.response)
+                           + coalesce(pg_column_size(p.retrieved_docs), 0) AS size
+                FROM evaluations p
+                WHERE p.metrics = 'pending' AND (p.claimed_until IS NULL OR p.claimed_until < now)
+                ORDER BY p.id LIMIT most FOR UPDATE SKIP LOCKED
+            ), light AS (
+                SELECT f.id FROM (SELECT g.id, g.size, sum(g.size) OVER (ORDER BY g.id) AS total FROM free g) AS f
+                WHERE f.total - f.size < most_bytes
+            )
             UPDATE evaluations e SET attempt = e.attempt + 1, claimed_until = until
-            FROM (SELECT p.id FROM evaluations p
-                  WHERE p.metrics = 'pending' AND (p.claimed_until IS NULL OR p.claimed_until < now)
-                  ORDER BY p.id LIMIT most FOR UPDATE SKIP LOCKED) AS free
-            WHERE e.id = free.id RETURNING e.*
+            FROM light l WHERE e.id = l.id RETURNING e.*
         $$;
         REVOKE ALL ON FUNCTION make_partitions, drop_empty_partitions, claim_evaluations FROM PUBLIC;
         GRANT EXECUTE ON FUNCTION make_partitions, drop_empty_partitions, claim_evaluations TO paddock_app;
