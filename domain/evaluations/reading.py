@@ -1,0 +1,122 @@
+"""From what was sent to what is stored, with everything checked that needs no other record."""
+
+from datetime import datetime
+from typing import Final
+
+import msgspec
+
+from domain import ids
+from domain.errors import DomainError, FieldError, invalid
+from domain.evaluations.schema import MAX_BATCH, Evaluation, NewEvaluation
+from domain.times import recorded
+
+_LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_BATCH: Final = msgspec.json.Decoder(list[NewEvaluation])
+_ONE: Final = msgspec.json.Decoder(NewEvaluation)
+
+
+class _Wrapped(msgspec.Struct, forbid_unknown_fields=True):
+    evaluations: msgspec.Raw
+
+
+_WRAPPED: Final = msgspec.json.Decoder(_Wrapped)
+_TEXTS: Final = ("prompt", "response", "mode", "model_name", "agent_name", "session_id", "artifact_id")
+
+
+def read_batch(body: bytes) -> list[NewEvaluation]:
+    """A batch: a JSON list of evaluations, or `{"evaluations": […]}`.
+
+    Errors: `malformed_request`, `invalid_field` with the place, for example `evaluations[3].latency_sec`.
+    """
+    try:
+        raw: bytes | msgspec.Raw = body
+        if body.lstrip()[:1] == b"{":
+            raw = _WRAPPED.decode(body).evaluations
+        rows = _LIST.decode(raw)
+        if not 1 <= len(rows) <= MAX_BATCH:
+            raise invalid("evaluations", f"must have from 1 to {MAX_BATCH} rows, not {len(rows)}.")
+        return _BATCH.decode(raw)
+    except msgspec.ValidationError as error:
+        raise _misplaced(raw, error) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DomainError("malformed_request", f"The body is not JSON: {error}.") from None
+
+
+def _misplaced(raw: bytes | msgspec.Raw, error: msgspec.ValidationError) -> DomainError:
+    """Which row is at fault, that msgspec does not say."""
+    try:
+        rows = _LIST.decode(raw)
+    except msgspec.ValidationError:
+        return invalid("evaluations", f"must be a list of evaluations: {error}.")
+    found: list[FieldError] = []
+    for number, row in enumerate(rows):
+        try:
+            _ONE.decode(row)
+        except msgspec.ValidationError as wrong:
+            told, _, place = str(wrong).partition(" - at `$")
+            found.append(FieldError(field=f"evaluations[{number}]{place.rstrip('`')}", message=f"{told}."))
+        if len(found) == 10:
+            break
+    return DomainError("invalid_field", "; ".join(f"{one.field}: {one.message}" for one in found), found)
+
+
+def evaluated(tenant_id: str, user_id: str, sent: list[NewEvaluation], now: datetime, batch: bool) -> list[Evaluation]:
+    """Evaluations as they are stored. Errors: `invalid_field`, with the row of a batch."""
+    made = []
+    for number, (data, evaluation_id) in enumerate(zip(sent, ids.many("eval", len(sent)), strict=True)):
+        try:
+            created_at = _checked(data, now)
+        except DomainError as error:
+            raise in_row(error, number) if batch else error from None
+        made.append(
+            Evaluation(
+                id=evaluation_id,
+                tenant_id=tenant_id,
+                user_id=user_id,
+                prompt=data.prompt,
+                response=data.response,
+                retrieved_docs=data.retrieved_docs,
+                semantic_drift=data.semantic_drift,
+                uncertainty=data.uncertainty,
+                factual_support=data.factual_support,
+                hallucination_probability=data.hallucination_probability,
+                hallucinated=data.hallucinated,
+                latency_sec=data.latency_sec,
+                throughput_qps=data.throughput_qps,
+                mode=data.mode,
+                model_name=data.model_name,
+                agent_name=data.agent_name,
+                session_id=data.session_id,
+                execution_id=data.execution_id,
+                artifact_id=data.artifact_id,
+                metadata=data.metadata,
+                metrics="pending" if _incomplete(data) else "sent",
+                created_at=created_at,
+            )
+        )
+    return made
+
+
+def _checked(data: NewEvaluation, now: datetime) -> datetime:
+    for name in _TEXTS:
+        if "\0" in (getattr(data, name) or ""):
+            raise invalid(name, "must not hold U+0000.")
+    if data.execution_id is not None and ids.decode("exec", data.execution_id) is None:
+        raise invalid("execution_id", f"there is no execution {data.execution_id!r}.")
+    return now if data.created_at is None else recorded("created_at", data.created_at, now)
+
+
+def _incomplete(data: NewEvaluation) -> bool:
+    return (
+        data.hallucinated is None
+        or data.hallucination_probability is None
+        or data.semantic_drift is None
+        or data.factual_support is None
+        or data.uncertainty is None
+    )
+
+
+def in_row(error: DomainError, number: int) -> DomainError:
+    """The error of a field, as that of a row of a batch."""
+    found = [FieldError(field=f"evaluations[{number}].{one.field}", message=one.message) for one in error.errors]
+    return DomainError(error.code, f"evaluations[{number}].{error.detail}", found)
