@@ -1,0 +1,155 @@
+"""Artifacts that are refused, and where; and what the largest ones cost."""
+
+import json
+import tracemalloc
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from domain import ids
+from domain.artifacts.schema import MAX_DEPTH, MAX_ERRORS
+from tests.domain.records import NOW, body, fields, record, refusal
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"", b"{", b"nope", b"[]", b"null", b'"x"', b'{"inputs":nul}', b'{"inputs":1}x', b'{"inputs":NaN}',
+        b'{"inputs":"\xff"}', b'{"run_id":"\xff"}', b'{"inputs":"\xc3', b'{"inputs":"\xed\xa0\x80"}', b'\xff',
+        b'{"inputs":"\\ud800"}', b'{"inputs":{"a":1,}}',
+        b'{"inputs":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"inputs":' + b'{"a":' * 500 + b"1" + b"}" * 500 + b"}",
+        b"[" * 1_000_000,
+        # Closing brackets in a text do not make up for open ones.
+        b'{"inputs":["' + b"]" * 500 + b'",' + b"[" * 200 + b"]" * 200 + b"]}",
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_malformed(sent: bytes) -> None:
+    assert refusal(sent).code == "malformed_request"
+
+
+def test_depth_counts_brackets_outside_of_texts_only() -> None:
+    assert record(b'{"inputs":' + b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1) + b"}")
+    assert refusal(b'{"inputs":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}").code == "malformed_request"
+    text = '["\\' * 1000
+    assert body({"inputs": [text, "x" * 1_048_560, text]})["inputs"][2] == text
+
+
+@given(
+    st.recursive(st.text('["\\]{}a', max_size=5), lambda inner: st.lists(inner, max_size=3), max_leaves=20),
+    st.integers(0, 140),
+)
+def test_depth_is_exact(value: Any, wraps: int) -> None:
+    for _ in range(wraps):
+        value = [value, ']}"\\']
+    deepest, level = 0, 1
+    for letter in _without_texts(json.dumps(value)):
+        level += (letter in "[{") - (letter in "]}")
+        deepest = max(deepest, level)
+    if deepest > MAX_DEPTH:
+        assert refusal({"inputs": value}).code == "malformed_request"
+    else:
+        assert body({"inputs": value})["inputs"] == value
+
+
+def _without_texts(text: str) -> str:
+    kept, place = [], 0
+    while place < len(text):
+        if text[place] == '"':
+            _, place = json.decoder.scanstring(text, place + 1)
+        else:
+            kept.append(text[place])
+            place += 1
+    return "".join(kept)
+
+
+LONG = "x" * 201
+
+
+@pytest.mark.parametrize(
+    ("sent", "field"),
+    [
+        ({"kurral_id": ""}, "kurral_id"),
+        ({"kurral_id": "x" * 129}, "kurral_id"),
+        ({"kurral_id": "a\0"}, "kurral_id"),
+        ({"kurral_id": 5}, "kurral_id"),
+        ({"kurral_id": ids.new("exec")}, "kurral_id"),
+        ({"run_id": "x" * 257}, "run_id"),
+        ({"run_id": "a\0"}, "run_id"),
+        *[({name: bad}, name) for name in ("tenant_id", "environment", "schema_version", "created_by") for bad in (LONG, "\0")],
+        *[({"llm_config": {name: bad}}, f"llm_config.{name}") for name in ("model_name", "model_version", "provider") for bad in (LONG, "\0")],
+        ({"semantic_buckets": ["a", LONG]}, "semantic_buckets[1]"),
+        ({"semantic_buckets": ["\0"]}, "semantic_buckets[0]"),
+        ({"semantic_buckets": [""]}, "semantic_buckets[0]"),
+        ({"semantic_buckets": ["a"] * 33}, "semantic_buckets"),
+        ({"tags": ["a", "a", "\0"]}, "tags[2]"),
+        ({"tags": {"a": "\0"}}, "tags.a"),
+        ({"tags": {"a": 1}}, "tags[...]"),
+        ({"tags": {str(n): "" for n in range(65)}}, "tags"),
+        ({"graph_version": "\0"}, "graph_version"),
+        ({"created_at": "1999-12-31T23:59:59Z"}, "created_at"),
+        ({"created_at": "2026-11-22T12:00:01"}, "created_at"),
+        ({"created_at": "0001-01-01T00:00:00+14:00"}, "created_at"),
+        ({"created_at": "0001-01-01T00:00:00"}, "created_at"),
+        ({"created_at": "9999-12-31T23:59:59-14:00"}, "created_at"),
+        ({"created_at": "yesterday"}, "created_at"),
+        ({"created_at": 1}, "created_at"),
+        ({"time_env": {"timestamp": "0001-01-01T00:00:00+14:00"}}, "time_env.timestamp"),
+        ({"duration_ms": -1}, "duration_ms"),
+        ({"duration_ms": 1e13}, "duration_ms"),
+        (b'{"duration_ms": 1e999}', "duration_ms"),
+        ({"cost_usd": 10**9 + 1}, "cost_usd"),
+        ({"cost_usd": -0.1}, "cost_usd"),
+        ({"token_usage": {"prompt": 1.5}}, "token_usage.prompt"),
+        ({"token_usage": {"total_tokens": 10**13}}, "token_usage.total_tokens"),
+        ({"token_usage": {"total_tokens": 10**40}}, "token_usage.total_tokens"),
+        ({"replay_level": "D"}, "replay_level"),
+        ({"determinism_report": {"overall_score": 1.1}}, "determinism_report.overall_score"),
+        ({"llm_config": {"parameters": {"seed": "x"}}}, "llm_config.parameters.seed"),
+        ({"llm_config": {"parameters": [1]}}, "llm_config.parameters"),
+        ({"error": {"code": 1}}, "error.code"),
+        ({"colour": 1}, "colour"),
+        ({"llm_config": {"colour": 1}}, "llm_config.colour"),
+        ({"artifact_data": {"colour": 1}}, "colour"),
+        ({"artifact_data": {}, "colour": 1}, "colour"),
+        ({"artifact_data": {}, "run_id": "x"}, "run_id"),
+        ({"artifact_data": None}, "artifact_data"),
+        ({"artifact_data": {"artifact_data": {}}}, "artifact_data"),
+    ],
+)  # fmt: skip
+def test_bad_fields_are_named(sent: Any, field: str) -> None:
+    assert fields(sent) == [field]
+
+
+def test_several_mistakes_at_once() -> None:
+    sent = {"run_id": "\0", "created_at": "1970-01-01T00:00:00", "tags": [LONG], "tool_calls": [{"parent_id": "x"}]}
+    assert fields(sent) == ["tool_calls[0].parent_id", "created_at", "run_id", "tags[0]"]
+    assert len(fields({"tool_calls": [{"parent_id": "x"}] * 100})) == MAX_ERRORS
+
+
+def test_the_days_at_both_ends_are_let_in() -> None:
+    for at in (datetime(2000, 1, 1, tzinfo=UTC), NOW + timedelta(days=1)):
+        assert record({"created_at": at.isoformat()}).metadata.created_at == at
+    assert record({"created_at": "2026-01-01T02:00:00+02:00"}).metadata.created_at == datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def test_an_execution_writes_under_its_own_id_only() -> None:
+    own = ids.new("exec")
+    made = record({"kurral_id": own}, own)
+    assert (made.metadata.kurral_id, made.metadata.execution_id) == (own, own)
+    assert record({}, own).metadata.kurral_id == own
+    assert refusal({"kurral_id": ids.new("exec")}, own).errors[0].field == "kurral_id"
+
+
+@pytest.mark.parametrize("filler", [b'"' + b"a" * (2**25 - 20) + b'"', b"[" + b"[1]," * (2**23 - 20) + b"1]"])
+def test_a_large_body_takes_about_its_size(filler: bytes) -> None:
+    sent = b'{"inputs":' + filler + b"}"
+    tracemalloc.start()
+    made = record(sent)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert filler in made.body
+    assert peak < 2.5 * len(sent)
