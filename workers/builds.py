@@ -16,7 +16,7 @@ from domain.queues import Turn
 from infra.bundles import LIMITS, Bundles
 from infra.environments import Environments, folder_size
 from infra.sandbox.guests import CHECK_SECONDS
-from workers.leases import Holder, persist
+from workers.leases import Holder, persist, taken
 
 _log = structlog.get_logger("paddock.builds")
 
@@ -67,24 +67,14 @@ class Builder:
                 turn = await tx.queues.next_build()
             if turn is None:
                 return None
-            version = await self._take(turn)
             # Another worker may have been quicker; then it is another version's turn.
-            if version is not None:
+            for version in await taken(self._take(turn), self._give_back):
                 return version
 
-    async def _take(self, turn: Turn) -> Version | None:
-        async def claim() -> Version | None:
-            async with self._store.begin_for(turn.tenant_id) as tx:
-                return await builds.claim(tx, turn.row_id, self._name, self._holder.lease)
-
-        claiming = asyncio.create_task(claim())
-        try:
-            return await asyncio.shield(claiming)
-        except asyncio.CancelledError:
-            await asyncio.wait((claiming,))
-            if claiming.exception() is None and (version := claiming.result()) is not None:
-                await self._give_back(version)
-            raise
+    async def _take(self, turn: Turn) -> list[Version]:
+        async with self._store.begin_for(turn.tenant_id) as tx:
+            version = await builds.claim(tx, turn.row_id, self._name, self._holder.lease)
+        return [] if version is None else [version]
 
     async def _work(self, version: Version) -> str | None:
         built, error = None, None

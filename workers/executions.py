@@ -16,7 +16,7 @@ from domain.leases import LostLease
 from domain.ports import Clock, Outcome, Sandbox, Store
 from infra.batches import Batches
 from infra.bundles import Bundles
-from workers.leases import Holder, persist
+from workers.leases import Holder, persist, taken
 from workers.output import Output
 
 _log = structlog.get_logger("paddock.executions")
@@ -139,11 +139,6 @@ class Runner:
         return [(one.execution.id, one.execution.attempt) in settled.held for one in ended]
 
 
-async def _quietly(claiming: "asyncio.Task[list[Execution]]") -> list[Execution]:
-    await asyncio.wait((claiming,))
-    return [] if claiming.cancelled() or claiming.exception() is not None else claiming.result()
-
-
 class Dispatcher:
     """Takes executions as slots come free: at once when rung, and several with one statement under load."""
 
@@ -159,9 +154,9 @@ class Dispatcher:
             while True:
                 self._wake.clear()
                 free = self._slots - len(self._running)
-                taken = await self._take(free) if free else 0
-                self._owed = taken == free
-                if taken < free or not free:
+                claimed = await self._take(free) if free else 0
+                self._owed = claimed == free
+                if claimed < free or not free:
                     await self._woken()
         finally:
             for task in self._running:
@@ -169,22 +164,17 @@ class Dispatcher:
             await asyncio.gather(*self._running, return_exceptions=True)
 
     async def _take(self, free: int) -> int:
-        claiming = asyncio.create_task(self._runner.claim(free))
         try:
-            taken = await asyncio.shield(claiming)
-        except asyncio.CancelledError:
-            returning = [self._runner.give_back(one) for one in await _quietly(claiming)]
-            await asyncio.gather(*returning, return_exceptions=True)
-            raise
+            claimed = await taken(self._runner.claim(free), self._runner.give_back)
         except DomainError as error:
             _log.warning("cannot take runs", error=error.detail)
             await asyncio.sleep(0.5)
             return free
-        for execution in taken:
+        for execution in claimed:
             task = asyncio.create_task(self._runner(execution))
             self._running.add(task)
             task.add_done_callback(self._freed)
-        return len(taken)
+        return len(claimed)
 
     def _freed(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)

@@ -122,6 +122,18 @@ class Holder:
                 self._held[one].cancel()
 
 
+async def taken(claim: Coroutine[Any, Any, list[T]], give_back: Callable[[T], Awaitable[None]]) -> list[T]:
+    """Claim rows. If this process is told to stop meanwhile, what was claimed all the same is given back."""
+    claiming = asyncio.create_task(claim)
+    try:
+        return await asyncio.shield(claiming)
+    except asyncio.CancelledError:
+        await asyncio.wait((claiming,))
+        claimed = [] if claiming.cancelled() or claiming.exception() is not None else claiming.result()
+        await asyncio.gather(*(give_back(one) for one in claimed), return_exceptions=True)
+        raise
+
+
 async def _given_back(log: Any, give_back: Callable[[], Awaitable[None]]) -> None:
     try:
         await give_back()
