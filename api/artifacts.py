@@ -69,14 +69,13 @@ def provide_filter(
 @post("/artifacts/upload", opt=_WRITE, request_max_body_size=32 * 1024 * 1024)
 async def upload_artifact(front: Front, request: HttpRequest, caller: Caller) -> Response[Metadata]:
     """Store an artifact of up to 32 MiB, bare or under `artifact_data`. The same one again is answered as at first."""
-    async with front.large_bodies.room(request):
-        sent = await request.body()
+    async with front.large_bodies.body(request) as sent:
         read = functools.partial(
             artifacts.recorded, sent, tenant_id=caller.tenant_id, user_id=caller.user_id, now=front.clock()
         )
         recorded = read() if len(sent) < LARGE else await asyncio.to_thread(read)
         item = Stored(recorded=recorded, packed=await packed(recorded.body))
-        return await front.artifacts.add(request, caller, item)
+        return await front.artifacts.add(request, caller, item, sent)
 
 
 @get("/artifacts", opt=_READ)

@@ -9,7 +9,7 @@ from litestar.exceptions import HTTPException, ValidationException
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 
 from api.requests import HttpRequest
-from domain.errors import DomainError, FieldError, invalid
+from domain.errors import DomainError, FieldError, invalid, misread, refused
 
 _log = structlog.get_logger("paddock.api")
 
@@ -121,21 +121,9 @@ def _fields(error: ValidationException) -> DomainError:
         if item.get("source") == "body":
             if message in ("'data'", "Expected `object`, got `null`"):
                 return DomainError("malformed_request", "The body must be a JSON object.")
-            found.append(_body_field(message, "" if key == "data" else key.removeprefix("data.")))
+            found.append(misread(message, "" if key == "data" else key.removeprefix("data.")))
         else:
             found.append(FieldError(field=key or "request", message=message))
     if not found:
         return invalid("request", error.detail)
-    return DomainError("invalid_field", "; ".join(f"{one.field}: {one.message}" for one in found), found)
-
-
-def _body_field(message: str, key: str) -> FieldError:
-    """msgspec names missing and unknown fields in the message; put them where fields belong."""
-    for begin, told in (
-        ("Object missing required field `", "is required."),
-        ("Object contains unknown field `", "is not a field here."),
-    ):
-        if message.startswith(begin):
-            name = message.removeprefix(begin).split("`")[0]
-            return FieldError(field=f"{key}.{name}".lstrip("."), message=told)
-    return FieldError(field=key or "body", message=message)
+    return refused(found)

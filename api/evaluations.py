@@ -12,7 +12,7 @@ from api.front import Front, needs
 from api.requests import HttpRequest
 from domain import evaluations
 from domain.access import Caller
-from domain.evaluations import Batch, Evaluation, EvaluationPoint, EvaluationStats, Filter, NewEvaluation
+from domain.evaluations import Batch, Evaluation, EvaluationPoint, EvaluationStats, Filter
 from domain.pages import Listing, Page
 from domain.stats import Bucket
 
@@ -45,21 +45,21 @@ def provide_filter(
 
 
 @post("/evaluations", opt=needs("write:evaluations"))
-async def create_evaluation(
-    front: Front, request: HttpRequest, caller: Caller, data: NewEvaluation
-) -> Response[Evaluation]:
+async def create_evaluation(front: Front, request: HttpRequest, caller: Caller) -> Response[Evaluation]:
     """Store an evaluation. Metrics that are left out are computed soon after (`metrics` tells)."""
-    made = evaluations.evaluated(caller.tenant_id, caller.user_id, [data], front.clock(), batch=False)
-    return await front.evaluations.add(request, caller, made)
+    sent = await request.body()
+    data = [evaluations.read(sent)]
+    made = evaluations.evaluated(caller.tenant_id, caller.user_id, data, front.clock(), batch=False)
+    return await front.evaluations.add(request, caller, made, sent)
 
 
 @post("/evaluations/batch", opt=needs("write:evaluations"), request_max_body_size=32 * 1024 * 1024)
 async def create_batch(front: Front, request: HttpRequest, caller: Caller) -> Response[Batch]:
     """Store up to 1000 evaluations, all or none: a JSON list of them, or `{"evaluations": […]}`."""
-    async with front.large_bodies.room(request):
-        sent = evaluations.read_batch(await request.body())
-        made = evaluations.evaluated(caller.tenant_id, caller.user_id, sent, front.clock(), batch=True)
-        return await front.evaluation_batches.add(request, caller, made)
+    async with front.large_bodies.body(request) as sent:
+        data = evaluations.read_batch(sent)
+        made = evaluations.evaluated(caller.tenant_id, caller.user_id, data, front.clock(), batch=True)
+        return await front.evaluation_batches.add(request, caller, made, sent)
 
 
 @get("/evaluations", opt=_READ)

@@ -84,6 +84,12 @@ async def health(front: Front) -> Health:
     return await _health(front)
 
 
+@get("/api/v1/health", opt=PUBLIC, include_in_schema=False)
+async def health_below(front: Front) -> Health:
+    """Where Kurral's client looks for `/health`, below its `api_url`."""
+    return await _health(front)
+
+
 @get("/health/live", opt=PUBLIC)
 async def live() -> dict[str, str]:
     """Whether this process answers at all."""
@@ -155,4 +161,4 @@ def _system(lanes: list[QueueStats], states: dict[str, int], workers: list[Worke
     return registry
 
 
-router = Router("/", route_handlers=[health, live, database, ready, metrics], tags=["health"])
+router = Router("/", route_handlers=[health, health_below, live, database, ready, metrics], tags=["health"])

@@ -52,13 +52,16 @@ class Ingest(Generic[T]):
         self._weigh, self._most, self._heaviest = weigh, most, heaviest
         self._tenants: dict[str, Batches[_Sent[T], Response[Any] | DomainError]] = {}
 
-    async def add(self, request: HttpRequest, caller: Caller, item: T) -> Response[Any]:
-        """Store one item: 201 with what was made of it, or the first answer again for a repeated Idempotency-Key."""
+    async def add(self, request: HttpRequest, caller: Caller, item: T, sent: bytes) -> Response[Any]:
+        """Store one item, that came as the body `sent`.
+
+        201 with what was made of it, or the first answer again for a repeated Idempotency-Key.
+        """
         key = idempotency_key(request)
         asked = None
         if key is not None:
             fingerprint = hashlib.sha256(f"{request.method} {request.url.path}\n".encode())
-            fingerprint.update(await request.body())
+            fingerprint.update(sent)
             asked = Asked(owner=caller.key_id or caller.user_id, key=key, fingerprint=fingerprint.digest())
         batches = self._tenants.get(caller.tenant_id)
         if batches is None:

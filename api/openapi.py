@@ -9,7 +9,7 @@ from litestar.types import Method
 
 from api.errors import TABLE, Problem
 from domain.artifacts.schema import Artifact
-from domain.evaluations import MAX_BATCH
+from domain.evaluations import MAX_BATCH, NewEvaluation
 from infra.tables import MEDIA
 
 _ERRORS: Final = {"400": "malformed_request", "401": "unauthenticated", "403": "missing_scope", "404": "not_found"}
@@ -70,6 +70,7 @@ _WRAPPED: Final = {"type": "object", "required": ["evaluations"], "properties": 
 _BODIES: Final = {
     "upload_archive": _ARCHIVE,
     "upload_artifact": {"required": True, "content": _json({"$ref": "#/components/schemas/Artifact"})},
+    "create_evaluation": {"required": True, "content": _json({"$ref": "#/components/schemas/NewEvaluation"})},
     "create_batch": {"required": True, "content": _json({"anyOf": [_EVALUATIONS, _WRAPPED]})},
 }
 
@@ -89,7 +90,9 @@ def finished(document: dict[str, Any]) -> dict[str, Any]:
     text = msgspec.json.encode(document).decode()
     document = msgspec.json.decode(re.sub(r"Listing_domain\.[\w.]+\.(\w+?)_\b", r"ListingOf\1", text))
     schemas = document["components"]["schemas"]
-    _, components = msgspec.json.schema_components([Problem, Artifact], ref_template="#/components/schemas/{name}")
+    _, components = msgspec.json.schema_components(
+        [Problem, Artifact, NewEvaluation], ref_template="#/components/schemas/{name}"
+    )
     schemas.update(components)
     for path, item in document["paths"].items():
         for method, operation in item.items():

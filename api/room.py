@@ -1,6 +1,7 @@
 """Room for large bodies: how much of them this process holds in memory at a time."""
 
 import asyncio
+import tempfile
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,20 +11,35 @@ from api.requests import HttpRequest
 
 # A body is held up to three times over: as it came, as it is kept, and compressed.
 ROOM: Final = 48 * 1024 * 1024
+# Smaller ones than this are let in as they come.
+LARGE: Final = 256 * 1024
 
 
 class Room:
-    """Lets requests in one after the other, as long as their bodies fit. Others wait before they are read."""
+    """Lets large bodies into memory one after the other, as long as they fit."""
 
     def __init__(self, size: int = ROOM) -> None:
         self._size = self._free = size
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @asynccontextmanager
-    async def room(self, request: HttpRequest) -> AsyncIterator[None]:
-        """Hold room for a request's body. One that does not tell its length takes all there is."""
+    async def body(self, request: HttpRequest) -> AsyncIterator[bytes]:
+        """A request's body. A large one comes through a file, so that whoever sends slowly holds no room meanwhile."""
         length = request.headers.get("content-length", "")
-        needed = min(int(length), self._size) if length.isdecimal() and len(length) < 20 else self._size
+        if length.isdecimal() and len(length) < 20 and int(length) <= LARGE:
+            yield await request.body()
+            return
+        with tempfile.TemporaryFile() as file:
+            async for chunk in request.stream():
+                file.write(chunk)
+            async with self.hold(file.tell()):
+                file.seek(0)
+                yield await asyncio.to_thread(file.read)
+
+    @asynccontextmanager
+    async def hold(self, size: int) -> AsyncIterator[None]:
+        """Hold so much room, or all there is; wait for it in turn."""
+        needed = min(size, self._size)
         if self._waiting or needed > self._free:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append((needed, turn))

@@ -3,6 +3,7 @@
 No HTTP here. `api/errors.py` maps each code to a status, workers map them to a settled row.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -34,6 +35,14 @@ CODES: Final = frozenset(
         "unavailable",
         "version_not_ready",
     }
+)
+
+
+MAX_ERRORS: Final = 20
+_PLACE: Final = re.compile(r"(.*) - at (?:key in )?`\$\.?(.*)`", re.DOTALL)
+_NAMED: Final = (
+    ("Object missing required field `", "is required."),
+    ("Object contains unknown field `", "is not a field here."),
 )
 
 
@@ -85,3 +94,27 @@ def conflict(detail: str, code: str = "conflict") -> DomainError:
 def forbidden(detail: str, code: str = "forbidden") -> DomainError:
     """The caller is known and may not do this."""
     return DomainError(code, detail)
+
+
+def refused(found: list[FieldError]) -> DomainError:
+    """The first `MAX_ERRORS` fields at fault as one error."""
+    told = found[:MAX_ERRORS]
+    return DomainError("invalid_field", "; ".join(f"{one.field}: {one.message}" for one in told), told)
+
+
+def misread(sentence: str, within: str = "") -> FieldError:
+    """From what msgspec says of a body to the field it means, below `within`, and what is wrong with it.
+
+    It names missing and unknown fields in the sentence, and the place at its end: `… - at `$.a[...].b``.
+    """
+    place = _PLACE.fullmatch(sentence)
+    said, path = (place[1], place[2]) if place is not None else (sentence, "")
+    for begin, told in _NAMED:
+        if said.startswith(begin):
+            name = said.removeprefix(begin).split("`")[0][:200]
+            return FieldError(field=_joined(within, path, name), message=told)
+    return FieldError(field=_joined(within, path) or "body", message=said)
+
+
+def _joined(*parts: str) -> str:
+    return ".".join(filter(None, parts)).replace(".[", "[")

@@ -37,18 +37,26 @@ class Storer:
             waiting = await tx.artifacts.claim_bodies(BODIES, BODY_BYTES, tx.now, tx.now + LEASE)
         if not waiting:
             return False
-        written = await asyncio.gather(*(self._put(one) for one in waiting), return_exceptions=True)
+        try:
+            written = await asyncio.gather(*(self._put(one) for one in waiting), return_exceptions=True)
+        except asyncio.CancelledError:
+            # Told to stop: whoever comes next need not wait for the lease. Writing a body twice does no harm.
+            await asyncio.shield(self._release([one.id for one in waiting]))
+            raise
         done = [one for one, error in zip(waiting, written, strict=True) if error is None]
         failed = [one.id for one, error in zip(waiting, written, strict=True) if error is not None]
         if done:
             await persist(lambda: self._settle(done))
         if failed:
-            async with self._store.begin_unbound() as tx:
-                await tx.artifacts.release_bodies(failed)
+            await self._release(failed)
         for error in written:
             if error is not None:
                 raise error
         return True
+
+    async def _release(self, ids: list[str]) -> None:
+        async with self._store.begin_unbound() as tx:
+            await tx.artifacts.release_bodies(ids)
 
     async def _put(self, one: Waiting) -> None:
         async with self._slots, asyncio.timeout(LEASE.total_seconds() * 2 / 3):

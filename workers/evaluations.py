@@ -13,8 +13,8 @@ from domain.metrics import Scores, Sent, Similarity, scores
 from domain.ports import Store
 from workers.leases import persist
 
-# Long enough for a batch of megabytes.
-LEASE: Final = timedelta(minutes=5)
+# Long enough for megabytes of text; a killed worker's evaluations wait it out.
+LEASE: Final = timedelta(minutes=2)
 BATCH: Final = 64
 
 _log = structlog.get_logger("paddock.evaluations")
@@ -32,7 +32,11 @@ class Evaluator:
             claimed = await evaluations.claim(tx, BATCH, LEASE)
         if not claimed:
             return False
-        scored = await asyncio.to_thread(self._score, claimed)
+        try:
+            scored = await asyncio.to_thread(self._score, claimed)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._release(claimed))
+            raise
         of_tenant = defaultdict[str, list[tuple[Claimed, Scores | None]]](list)
         for one, found in zip(claimed, scored, strict=True):
             of_tenant[one.evaluation.tenant_id].append((one, found))
@@ -52,6 +56,11 @@ class Evaluator:
                 _log.exception("metrics cannot be computed", evaluation_id=row.id, attempt=one.attempt)
                 found.append(None)
         return found
+
+    async def _release(self, claimed: list[Claimed]) -> None:
+        for tenant_id in {one.evaluation.tenant_id for one in claimed}:
+            async with self._store.begin_for(tenant_id) as tx:
+                await tx.evaluations.release([one for one in claimed if one.evaluation.tenant_id == tenant_id])
 
     async def _settle(self, tenant_id: str, rows: list[tuple[Claimed, Scores | None]]) -> None:
         async with self._store.begin_for(tenant_id) as tx:

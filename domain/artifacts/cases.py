@@ -12,7 +12,7 @@ import msgspec
 from domain.artifacts.calls import CallNode, tree
 from domain.artifacts.record import Metadata, Recorded, Status, recorded
 from domain.artifacts.schema import Level, ToolCall
-from domain.errors import DomainError, conflict, not_found
+from domain.errors import DomainError, conflict, invalid, not_found
 from domain.executions import Execution
 from domain.jobs import Job
 from domain.pages import Listing, Page, listing
@@ -201,6 +201,8 @@ def narrowed(wanted: Filter, tenant_id: str, *tenants: str | None) -> Filter:
     """
     since, until = between(wanted.start_date, wanted.end_date, ("start_date", "end_date"))
     readable(wanted)
+    if any(tenant is not None and "\0" in tenant for tenant in tenants):
+        raise invalid("tenant_id", "must not hold U+0000.")
     others = [tenant for tenant in tenants if tenant is not None and tenant != tenant_id]
     return msgspec.structs.replace(
         wanted, start_date=since, end_date=until, labelled_tenant=others[0] if others else wanted.labelled_tenant

@@ -11,10 +11,12 @@ import msgspec
 from domain import ids
 from domain.artifacts import calls, determinism, schema
 from domain.artifacts.schema import Artifact, ArtifactError, Level, LlmConfig, TokenUsage, ToolCall
-from domain.errors import FieldError
+from domain.errors import FieldError, refused
 
 MAX_NAME: Final = 200
 MAX_KURRAL_ID: Final = 128
+# What comes after /artifacts/ has to be an id and nothing else.
+TAKEN: Final = frozenset({".", "..", "export", "upload", "semantic-buckets"})
 MAX_RUN_ID: Final = 256
 MAX_BUCKETS: Final = 32
 MAX_TAGS: Final = 64
@@ -103,7 +105,7 @@ def recorded(sent: bytes, *, tenant_id: str, user_id: str, now: datetime, execut
     _check_names(artifact, execution_id, found)
     tokens = _tokens(artifact.token_usage, found)
     if found:
-        raise schema.refused(found)
+        raise refused(found)
 
     kurral_id = artifact.kurral_id or execution_id or str(uuid4())
     environment = artifact.environment or ENVIRONMENT
@@ -215,6 +217,8 @@ def _check_names(artifact: Artifact, execution_id: str | None, found: list[Field
     _check_name("kurral_id", artifact.kurral_id, found, MAX_KURRAL_ID)
     if artifact.kurral_id == "":
         found.append(FieldError(field="kurral_id", message="must not be empty."))
+    if artifact.kurral_id is not None and ("/" in artifact.kurral_id or artifact.kurral_id in TAKEN):
+        found.append(FieldError(field="kurral_id", message="cannot be asked for: it is a path, or part of one, here."))
     if artifact.kurral_id and artifact.kurral_id != execution_id and ids.decode("exec", artifact.kurral_id) is not None:
         found.append(FieldError(field="kurral_id", message="is kept for the artifact of an execution."))
     _check_name("run_id", artifact.run_id, found, MAX_RUN_ID)

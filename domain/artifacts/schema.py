@@ -6,7 +6,6 @@ Source: KurralArtifact of kurral 0.1.1 to 0.4.0, `models/kurral.py`.
 """
 
 import codecs
-import re
 from collections.abc import Iterator
 from datetime import datetime
 from itertools import accumulate
@@ -14,14 +13,14 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
+from msgspec.structs import replace
 
-from domain.errors import DomainError, FieldError
+from domain.errors import DomainError, FieldError, misread, refused
 
 # Clients and our own readers recurse; Python's stop near 1000 levels, wherever their stack stands at that moment.
 # An execution's input may nest 128 deep, and lies one level deep in its artifact.
 MAX_DEPTH: Final = 130
 MAX_CALLS: Final = 10_000
-MAX_ERRORS: Final = 20
 
 Free = Raw | UnsetType
 Level = Literal["A", "B", "C"]
@@ -220,11 +219,6 @@ class _Upload(Artifact, frozen=True, kw_only=True):
 
 _UPLOADS: Final = msgspec.json.Decoder(_Upload)
 _PARAMETERS: Final = msgspec.json.Decoder(Parameters)
-_PLACE: Final = re.compile(r"(.*) - at (?:key in )?`\$\.?(.*)`", re.DOTALL)
-_NAMED: Final = (
-    ("Object missing required field `", "is required."),
-    ("Object contains unknown field `", "is not a field here."),
-)
 _CHUNK: Final = 1 << 20
 _BRACKETS: Final = bytes({0x5B: 1, 0x7B: 1, 0x5D: 255, 0x7D: 255}.get(byte, 0) for byte in range(256))
 _NOT_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
@@ -275,26 +269,12 @@ def is_empty(value: Free) -> bool:
     return isinstance(value, UnsetType) or (len(value) <= 4 and bytes(value) in (b"", b"null", b"{}", b"[]", b'""'))
 
 
-def refused(found: list[FieldError]) -> DomainError:
-    """The first `MAX_ERRORS` fields at fault as one error."""
-    told = found[:MAX_ERRORS]
-    return DomainError("invalid_field", "; ".join(f"{one.field}: {one.message}" for one in told), told)
-
-
 def _refusal(message: str, within: str = "") -> DomainError:
-    """From msgspec's sentence to the field it means and what is wrong with it."""
-    place = _PLACE.fullmatch(message)
-    said, path = (place[1], place[2]) if place is not None else (message, "")
-    if not path and not within and said.startswith("Expected `object`"):
+    found = misread(message, within)
+    if found.field == "body" and found.message.startswith("Expected `object`"):
         return DomainError("malformed_request", "The body must be a JSON object.")
-    path = path.removeprefix("artifact_data.")
-    for begin, told in _NAMED:
-        if said.startswith(begin):
-            name = said.removeprefix(begin).split("`")[0][:200]
-            # Whoever wraps an artifact finds its fields under the names they have without the wrapping.
-            parts = ("" if path == "artifact_data" else path, name)
-            return refused([FieldError(field=".".join(filter(None, (within, *parts))), message=told)])
-    return refused([FieldError(field=".".join(filter(None, (within, path))) or "body", message=said)])
+    # Whoever wraps an artifact finds its fields under the names they have without the wrapping.
+    return refused([replace(found, field=found.field.removeprefix("artifact_data."))])
 
 
 def _too_deep() -> DomainError:

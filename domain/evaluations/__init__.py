@@ -18,7 +18,7 @@ from domain.evaluations.cases import (
     settle,
 )
 from domain.evaluations.figures import EvaluationPoint, EvaluationStats, narrowed, question, stats, timeseries
-from domain.evaluations.reading import evaluated, read_batch
+from domain.evaluations.reading import evaluated, read, read_batch
 from domain.evaluations.schema import MAX_ATTEMPTS, MAX_BATCH, Batch, Claimed, Evaluation, Filter, NewEvaluation
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "missing",
     "narrowed",
     "question",
+    "read",
     "read_batch",
     "settle",
     "stats",

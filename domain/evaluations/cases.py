@@ -39,12 +39,16 @@ class Evaluations(Protocol):
         """Write computed metrics to those still held by their attempt. Returns how many."""
         ...
 
+    async def release(self, claimed: list[Claimed]) -> None:
+        """Give these back untried."""
+        ...
+
     async def fail(self, claimed: list[Claimed]) -> None:
         """Leave these without the metrics they lack, or to another attempt while there are any left."""
         ...
 
 
-async def add(tx: Tx, submissions: list[list[Evaluation]]) -> list[DomainError | None]:
+async def add(tx: Tx, submissions: list[list[Evaluation]], batches: bool) -> list[DomainError | None]:
     """Store what several callers of one tenant sent, each all or nothing. Returns what is wrong with each, if anything.
 
     What is wrong can only be a link that leads nowhere; all else was checked before.
@@ -54,7 +58,7 @@ async def add(tx: Tx, submissions: list[list[Evaluation]]) -> list[DomainError |
     problems: list[DomainError | None] = [None] * len(submissions)
     if executions or artifacts:
         there = await tx.evaluations.linked(executions, artifacts)
-        problems = [_dangling(sent, *there) for sent in submissions]
+        problems = [_dangling(sent, batches, *there) for sent in submissions]
     good = [one for sent, problem in zip(submissions, problems, strict=True) if problem is None for one in sent]
     if good:
         await tx.evaluations.add(good)
@@ -62,7 +66,7 @@ async def add(tx: Tx, submissions: list[list[Evaluation]]) -> list[DomainError |
     return problems
 
 
-def _dangling(sent: list[Evaluation], executions: set[str], artifacts: set[str]) -> DomainError | None:
+def _dangling(sent: list[Evaluation], batch: bool, executions: set[str], artifacts: set[str]) -> DomainError | None:
     for number, one in enumerate(sent):
         for field, value, there in (
             ("execution_id", one.execution_id, executions),
@@ -70,7 +74,7 @@ def _dangling(sent: list[Evaluation], executions: set[str], artifacts: set[str])
         ):
             if value is not None and value not in there:
                 error = invalid(field, f"there is no {field.removesuffix('_id')} {value!r}.")
-                return in_row(error, number) if len(sent) > 1 else error
+                return in_row(error, number) if batch else error
     return None
 
 
@@ -94,13 +98,13 @@ async def after(tx: Tx, last: Evaluation | None, limit: int, *, wanted: Filter) 
 
 async def created(tx: Tx, submissions: list[list[Evaluation]]) -> list[Evaluation | DomainError]:
     """Store one evaluation of each caller."""
-    problems = await add(tx, submissions)
+    problems = await add(tx, submissions, batches=False)
     return [problem or sent[0] for sent, problem in zip(submissions, problems, strict=True)]
 
 
 async def created_batches(tx: Tx, submissions: list[list[Evaluation]]) -> list[Batch | DomainError]:
     """Store a batch of each caller, all or nothing."""
-    problems = await add(tx, submissions)
+    problems = await add(tx, submissions, batches=True)
     return [
         problem or Batch(created=len(sent), ids=[one.id for one in sent])
         for sent, problem in zip(submissions, problems, strict=True)

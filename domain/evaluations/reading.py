@@ -6,8 +6,9 @@ from typing import Final
 import msgspec
 
 from domain import ids
-from domain.errors import DomainError, FieldError, invalid
+from domain.errors import DomainError, FieldError, invalid, misread, refused
 from domain.evaluations.schema import MAX_BATCH, Evaluation, NewEvaluation
+from domain.executions import MAX_DEPTH, depth
 from domain.times import recorded
 
 _LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
@@ -20,7 +21,21 @@ class _Wrapped(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _WRAPPED: Final = msgspec.json.Decoder(_Wrapped)
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _TEXTS: Final = ("prompt", "response", "mode", "model_name", "agent_name", "session_id", "artifact_id")
+
+
+def read(body: bytes) -> NewEvaluation:
+    """One evaluation. Errors: `malformed_request`, `invalid_field`."""
+    try:
+        return _ONE.decode(body)
+    except msgspec.ValidationError as error:
+        found = misread(str(error))
+        if found.field == "body":
+            raise DomainError("malformed_request", "The body must be a JSON object.") from None
+        raise refused([found]) from None
+    except _UNREADABLE as error:
+        raise _unreadable(error) from None
 
 
 def read_batch(body: bytes) -> list[NewEvaluation]:
@@ -38,8 +53,8 @@ def read_batch(body: bytes) -> list[NewEvaluation]:
         return _BATCH.decode(raw)
     except msgspec.ValidationError as error:
         raise _misplaced(raw, error) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DomainError("malformed_request", f"The body is not JSON: {error}.") from None
+    except _UNREADABLE as error:
+        raise _unreadable(error) from None
 
 
 def _misplaced(raw: bytes | msgspec.Raw, error: msgspec.ValidationError) -> DomainError:
@@ -53,11 +68,13 @@ def _misplaced(raw: bytes | msgspec.Raw, error: msgspec.ValidationError) -> Doma
         try:
             _ONE.decode(row)
         except msgspec.ValidationError as wrong:
-            told, _, place = str(wrong).partition(" - at `$")
-            found.append(FieldError(field=f"evaluations[{number}]{place.rstrip('`')}", message=f"{told}."))
-        if len(found) == 10:
-            break
-    return DomainError("invalid_field", "; ".join(f"{one.field}: {one.message}" for one in found), found)
+            found.append(misread(str(wrong), f"evaluations[{number}]"))
+    return refused(found)
+
+
+def _unreadable(error: Exception) -> DomainError:
+    why = "nests too deeply" if isinstance(error, RecursionError) else f"is not JSON: {error}"
+    return DomainError("malformed_request", f"The body {why}.")
 
 
 def evaluated(tenant_id: str, user_id: str, sent: list[NewEvaluation], now: datetime, batch: bool) -> list[Evaluation]:
@@ -103,6 +120,9 @@ def _checked(data: NewEvaluation, now: datetime) -> datetime:
             raise invalid(name, "must not hold U+0000.")
     if data.execution_id is not None and ids.decode("exec", data.execution_id) is None:
         raise invalid("execution_id", f"there is no execution {data.execution_id!r}.")
+    # Whoever reads it recurses.
+    if data.metadata is not None and depth(data.metadata) > MAX_DEPTH:
+        raise invalid("metadata", f"nests deeper than {MAX_DEPTH} levels.")
     return now if data.created_at is None else recorded("created_at", data.created_at, now)
 
 

@@ -83,6 +83,11 @@ _FAIL: Final = (
     "FROM unnest($1::uuid[], $2::bigint[]) AS g(id, attempt) "
     "WHERE e.id = g.id AND e.attempt = g.attempt AND e.metrics = 'pending'"
 )
+_RELEASE: Final = (
+    "UPDATE evaluations e SET claimed_until = NULL, attempt = e.attempt - 1 "
+    "FROM unnest($1::uuid[], $2::bigint[]) AS g(id, attempt) "
+    "WHERE e.id = g.id AND e.attempt = g.attempt AND e.metrics = 'pending'"
+)
 
 
 class PostgresEvaluations:
@@ -136,6 +141,10 @@ class PostgresEvaluations:
                 ["[" + ",".join(f'"{name}"' for name in missing(one.evaluation)) + "]" for one, _ in scored],
             )
         )
+
+    async def release(self, claimed: list[Claimed]) -> None:
+        known = [ids.decode("eval", one.evaluation.id) for one in claimed]
+        await self._raw.execute(_RELEASE, known, [one.attempt for one in claimed])
 
     async def fail(self, claimed: list[Claimed]) -> None:
         known = [ids.decode("eval", one.evaluation.id) for one in claimed]

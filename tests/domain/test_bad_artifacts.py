@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain import ids
-from domain.artifacts.schema import MAX_DEPTH, MAX_ERRORS
+from domain.artifacts.schema import MAX_DEPTH
+from domain.errors import MAX_ERRORS
 from tests.domain.records import NOW, body, fields, record, refusal
 
 

@@ -8,25 +8,20 @@ from api.room import Room
 from infra.batches import Batches
 
 
-class Sent:
-    def __init__(self, length: int | str | None) -> None:
-        self.headers = {} if length is None else {"content-length": str(length)}
-
-
 async def test_bodies_that_do_not_fit_wait_in_turn() -> None:
     room, inside, log = Room(100), 0, []
 
-    async def hold(name: str, length: int | str | None) -> None:
+    async def hold(name: str, length: int) -> None:
         nonlocal inside
-        weight = 100 if length in (None, "x") else min(int(length), 100)
-        async with room.room(Sent(length)):  # type: ignore[arg-type]
+        weight = min(length, 100)
+        async with room.hold(length):
             inside += weight
             assert inside <= 100
             log.append(name)
             await asyncio.sleep(0.01)
             inside -= weight
 
-    sizes = [60, 60, 10, 30, 500, None, "x", 1, 99, 100]
+    sizes = [60, 60, 10, 30, 500, 0, 1, 99, 100]
     await asyncio.gather(*(hold(str(number), size) for number, size in enumerate(sizes)))
     assert log == [str(number) for number in range(len(sizes))]
     assert room._free == 100
@@ -34,7 +29,7 @@ async def test_bodies_that_do_not_fit_wait_in_turn() -> None:
 
 async def test_whoever_stops_waiting_leaves_no_gap() -> None:
     room = Room(100)
-    async with room.room(Sent(80)):  # type: ignore[arg-type]
+    async with room.hold(80):
         waiting = [asyncio.create_task(_hold(room, size)) for size in (50, 20, 10)]
         await asyncio.sleep(0)
         assert not any(task.done() for task in waiting)
@@ -47,7 +42,7 @@ async def test_whoever_stops_waiting_leaves_no_gap() -> None:
 
 
 async def _hold(room: Room, size: int) -> None:
-    async with room.room(Sent(size)):  # type: ignore[arg-type]
+    async with room.hold(size):
         await asyncio.sleep(0)
 
 

@@ -128,7 +128,9 @@ async def test_metrics_left_out_are_computed_in_the_background(acme: Tenant) -> 
     assert told["metrics"] == "computed"
     assert set(told["computed"]) == set(METRICS)
     drift, factual, unsure = told["semantic_drift"], told["factual_support"], told["uncertainty"]
-    assert told["hallucination_probability"] == pytest.approx(0.4 * (1 - factual) + 0.4 * drift + 0.2 * unsure, abs=1e-5)
+    assert told["hallucination_probability"] == pytest.approx(
+        0.4 * (1 - factual) + 0.4 * drift + 0.2 * unsure, abs=1e-5
+    )
     assert told["hallucinated"] is (told["hallucination_probability"] > 0.45)
     assert (told["retrieved_docs"], told["latency_sec"]) == (docs, None)
 
@@ -171,7 +173,9 @@ async def test_a_batch_is_stored_in_its_order(acme: Tenant) -> None:
 
 async def test_exports_hold_what_the_list_holds(acme: Tenant) -> None:
     text = 'He said "no",\r\nthen; =left\t✓'
-    await evaluate(acme, response=text, metadata={"a": [1, {"b": None}]}, retrieved_docs=["x", "y, z"], session_id="one")
+    await evaluate(
+        acme, response=text, metadata={"a": [1, {"b": None}]}, retrieved_docs=["x", "y, z"], session_id="one"
+    )
     for number in range(3):
         await evaluate(acme, latency_sec=number / 3, hallucinated=number == 1, session_id="one", mode=None)
     await evaluate(acme, session_id="two", model_name="other")
