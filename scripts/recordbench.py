@@ -11,6 +11,7 @@ import functools
 import multiprocessing
 import os
 import random
+import secrets
 import statistics
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import msgspec
@@ -35,7 +36,7 @@ from infra.postgres.db import Raw
 from infra.postgres.facts import FACTS
 from infra.postgres.stats import PostgresStats
 from scripts.resources import held, processor
-from scripts.soak import Client, register
+from scripts.soak import Client
 from scripts.up import System
 
 Row = tuple[str, str, str]
@@ -53,6 +54,7 @@ LIMIT = 50
 MODELS, AGENTS, MODES = 4, 5, 2
 # One row in so many.
 HALLUCINATED, RARE = 10, 10_000
+PATIENCE = 120
 API = "/api/v1/"
 
 
@@ -81,8 +83,8 @@ class _Sender(asyncio.Protocol):
         self._seen, self._left = bytearray(), 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's are of no class that asyncio knows.
+        self._transport = cast(asyncio.Transport, transport)
         self._next()
 
     def data_received(self, data: bytes) -> None:
@@ -150,7 +152,10 @@ def fire(port: int, requests: list[bytes], total: int, width: int, status: int) 
     """Send `total` of `requests`, over and over, `width` at a time. Errors: `RuntimeError` for another status."""
 
     async def run() -> Fired:
-        return await _Fire(requests, total, status).run(port, width)
+        firing = _Fire(requests, total, status)
+        asyncio.get_running_loop().set_exception_handler(lambda _, told: firing.failed(str(told).encode()))
+        async with asyncio.timeout(PATIENCE):
+            return await firing.run(port, width)
 
     return uvloop.run(run())
 
@@ -217,7 +222,7 @@ class Bench:
     def __init__(self, system: System, owner: Raw, pool: ProcessPoolExecutor, sizes: tuple[int, int]) -> None:
         self.system, self.rows, self._owner, self._pool, self._sizes = system, list[Row](), owner, pool, sizes
         self._tenant_id = self._user_id = self._key = ""
-        # From here on rows are made; the next tenth of a second is nobody's.
+        # Milliseconds in the ids of rows that are made in SQL.
         self._made = int(time.time() * 1000)
 
     async def run(self) -> None:
@@ -309,9 +314,13 @@ class Bench:
 
     async def figures(self) -> None:
         """Statistics and lists over many rows, of a tenant that has nothing else."""
-        async with await register(self.system.url) as client:
-            self._tenant_id = (await client.call("GET", "auth/me"))["tenant_id"]
-            self._key = (await client.call("POST", "api-keys", {"name": "bench"}))["key"]
+        name = secrets.token_hex(6)
+        account = {"email": f"{name}@example.com", "password": secrets.token_hex(8), "tenant_id": f"bench-{name}"}
+        async with Client(self.system.url, {}) as nobody:
+            token = (await nobody.call("POST", "auth/register", account))["access_token"]
+        async with Client(self.system.url, {"Authorization": f"Bearer {token}"}) as admin:
+            self._tenant_id = (await admin.call("GET", "auth/me"))["tenant_id"]
+            self._key = (await admin.call("POST", "api-keys", {"name": "bench"}))["key"]
         await self._owner.execute("SELECT set_config('paddock.tenant_id', $1, false)", self._tenant_id)
         first, last = self._sizes
         await self._load("artifacts", first)
@@ -371,14 +380,15 @@ class Bench:
         narrow = [name for name in facts.dims if name not in ("hallucinated", "deterministic", "semantic_bucket")]
         whole = ", ".join(f"sum({measure})" for measure in facts.measures.values())
         shares = "ARRAY[" + ", ".join(map(str, QUANTILES)) + "]"
-        # Statements are put together of our own names.
         query = (
-            f"SELECT count(*), {whole}, percentile_cont({shares}) WITHIN GROUP (ORDER BY {facts.value}) "
-            f"FROM {kind} WHERE tenant_id = $1"  # noqa: S608
+            f"SELECT count(*), {whole}, percentile_cont({shares}) "  # noqa: S608 (all names are ours)
+            f"WITHIN GROUP (ORDER BY {facts.value}) "
+            f"FROM {kind} WHERE tenant_id = $1"
         )
         groups = ", ".join(f"({name})" for name in narrow)
         counts = (
-            f"SELECT {', '.join(narrow)}, count(*) FROM {kind} WHERE tenant_id = $1 GROUP BY GROUPING SETS ({groups})"  # noqa: S608
+            f"SELECT {', '.join(narrow)}, count(*) "  # noqa: S608 (all names are ours)
+            f"FROM {kind} WHERE tenant_id = $1 GROUP BY GROUPING SETS ({groups})"
         )
         took = []
         for _ in range(3):
@@ -395,12 +405,13 @@ class Bench:
         columns, values = _made_rows(kind)
         begin = datetime.now(UTC) - timedelta(days=DAYS)
         query = (
-            f"WITH added AS (INSERT INTO {kind} (id, tenant_id, user_id, created_at, {columns}) "
+            f"WITH added AS (INSERT INTO {kind} "  # noqa: S608 (all names are ours)
+            f"(id, tenant_id, user_id, created_at, {columns}) "
             # UUIDv7 in rising order: milliseconds, version, a counter, variant, and the number once more.
             "SELECT (lpad(to_hex($1::bigint + n / 1000), 12, '0') || '7' || lpad(to_hex(n % 1000), 3, '0') || '8' "
             "|| lpad(to_hex(n), 15, '0'))::uuid, current_setting('paddock.tenant_id'), $2::uuid, "
             f"$3::timestamptz + n * $4::interval, {values} FROM generate_series($5::bigint, $6::bigint) AS n "
-            f"RETURNING {', '.join(facts.columns)}, 1 AS sign) {facts.delta('added')}"  # noqa: S608
+            f"RETURNING {', '.join(facts.columns)}, 1 AS sign) {facts.delta('added')}"
         )
         user = ids.decode("user", self._user_id)
         for start in range(0, count, part):

@@ -8,8 +8,10 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -26,7 +28,7 @@ from domain.stats import ACCURACY, KINDS, QUANTILES, SCALE
 from domain.times import OLDEST
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
-from infra.sketches import GAMMA, SMALLEST, ZERO, bin_of
+from infra.sketches import SMALLEST, bin_of, key
 from tests.apart import Apart, apart
 from tests.workers.test_lifecycle import Silent
 from workers.stats import Folder
@@ -52,8 +54,8 @@ NUMBER = st.none() | st.sampled_from([0.0, 1e-10, 1e-9, 0.1, 2.5e-9, 1.0, 1e6]) 
 EVALUATION = st.builds(
     NewEvaluation,
     **{name: st.just(name) for name in ("prompt", "response")},
-    **{name: SHARE for name in ("semantic_drift", "uncertainty", "factual_support", "hallucination_probability")},
-    **{name: NUMBER for name in ("latency_sec", "throughput_qps")},
+    **dict.fromkeys(("semantic_drift", "uncertainty", "factual_support", "hallucination_probability"), SHARE),
+    **dict.fromkeys(("latency_sec", "throughput_qps"), NUMBER),
     **{name: st.none() | NAME for name in ("mode", "model_name", "agent_name", "session_id")},
     hallucinated=st.sampled_from([None, True, False]),
     created_at=st.none() | TIMES,
@@ -62,7 +64,9 @@ BATCH = st.lists(EVALUATION, min_size=1, max_size=6)
 SCORES = st.builds(
     Scores, **{name: st.floats(0, 1) for name in Scores.__struct_fields__[:4]}, hallucinated=st.booleans()
 )
-EXECUTIONS = ids.many("exec", 2)
+# What nothing else draws.
+OTHERS = Scores(**dict.fromkeys(Scores.__struct_fields__[:4], 0.987654321), hallucinated=True)
+EXECUTIONS = [ids.encode("exec", UUID(int=number)) for number in (1, 2)]
 ARTIFACT = st.fixed_dictionaries(
     {"kurral_id": st.sampled_from([f"k{number}" for number in range(6)])},
     optional={
@@ -83,17 +87,22 @@ ARTIFACT = st.fixed_dictionaries(
 )
 
 
-def some(most: int = 2, **values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """Values for a few of these names: with many a filter would let nothing through."""
-    return st.lists(st.one_of(*(st.tuples(st.just(name), values[name]) for name in values)), max_size=most).map(dict)
+def some(**values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """Values for a few of these names: with many a filter would let nothing through.
+
+    A number stands for the value of one of the rows.
+    """
+    own = st.integers(0, 1000)
+    named = [st.tuples(st.just(name), values[name] if name == "search" else own | values[name]) for name in values]
+    return st.lists(st.one_of(*named), max_size=2).map(dict)
 
 
-BOUNDS = st.tuples(st.none() | TIMES, st.none() | TIMES).map(
-    lambda both: both if None in both else tuple(sorted(both))  # type: ignore[type-var]
-)
+# A number stands for the very time of one of the records.
+BOUND = st.none() | TIMES | st.integers(0, 1000)
+BOUNDS = st.tuples(BOUND, BOUND)
 OF_EVALUATIONS = some(
     hallucinated=st.booleans(),
-    **{name: NAME for name in ("mode", "model_name", "agent_name", "session_id")},
+    **dict.fromkeys(("mode", "model_name", "agent_name", "session_id"), NAME),
     execution_id=st.sampled_from(EXECUTIONS),
     artifact_id=st.just("k0"),
 )
@@ -105,7 +114,7 @@ OF_ARTIFACTS = some(
     status=st.sampled_from(["ok", "error"]),
     search=st.sampled_from(["memory", "pipe", "Broken"]),
     execution_id=st.sampled_from(EXECUTIONS),
-    **{name: NAME for name in ("model_name", "provider", "run_id", "tag", "error_type", "labelled_tenant")},
+    **dict.fromkeys(("model_name", "provider", "run_id", "tag", "error_type", "labelled_tenant"), NAME),
 )
 PAGE = st.builds(Page, limit=st.integers(1, 8), offset=st.integers(0, 12))
 TENANT, PLACE = st.integers(0, 1), st.integers(0, 1000)
@@ -114,9 +123,8 @@ ASK = st.tuples(
 )
 STEP = st.one_of(
     st.tuples(st.just("insert"), TENANT, st.lists(BATCH, min_size=1, max_size=3)),
-    st.tuples(
-        st.just("insert"), TENANT, st.lists(st.lists(EVALUATION, min_size=1, max_size=1), min_size=1, max_size=1)
-    ),
+    st.tuples(st.just("insert"), TENANT, BATCH.map(lambda batch: [batch])),
+    st.tuples(st.just("insert"), TENANT, EVALUATION.map(lambda one: [[one]])),
     st.tuples(st.just("delete"), TENANT, st.lists(PLACE, max_size=4)),
     st.tuples(
         *(st.just("compute"), st.integers(1, 9), st.lists(st.none() | SCORES, min_size=1, max_size=4)),
@@ -125,6 +133,7 @@ STEP = st.one_of(
     st.tuples(
         st.just("upload"), TENANT, st.lists(ARTIFACT, min_size=1, max_size=5), st.sampled_from([None, *EXECUTIONS])
     ),
+    st.tuples(st.just("upload"), TENANT, ARTIFACT.map(lambda one: [one]), st.none()),
     st.tuples(st.just("forget"), TENANT, st.lists(PLACE, max_size=4)),
     st.tuples(st.just("fold"), TENANT, st.sampled_from(KINDS), st.integers(1, 7) | st.just(2000)),
     st.tuples(st.just("fold_beside"), TENANT, st.sampled_from(KINDS), st.integers(1, 9), st.booleans()),
@@ -132,6 +141,11 @@ STEP = st.one_of(
     st.tuples(st.just("turn_clock"), st.sampled_from(NOWS)),
     st.tuples(st.just("steal"), TENANT, PLACE),
 )
+
+
+_LISTS = {"semantic_bucket": "semantic_buckets", "tag": "tags"}
+_MEASURED = ("latency_sec", "throughput_qps", "semantic_drift", "uncertainty", "factual_support")
+_TOLD = ("latency", "throughput", *_MEASURED[2:])
 
 
 def scaled(value: float | None, by: int = SCALE) -> int:
@@ -143,7 +157,7 @@ def counts_as(row: Evaluation | Recorded) -> tuple[tuple[Any, ...], dict[str, in
     if isinstance(row, Evaluation):
         dims = row.model_name, row.agent_name, row.mode, row.hallucinated
         measures = {"count": 1, "hallucinated": int(row.hallucinated or 0), "judged": int(row.hallucinated is not None)}
-        for name in ("latency_sec", "throughput_qps", "semantic_drift", "uncertainty", "factual_support"):
+        for name in _MEASURED:
             value = getattr(row, name)
             measures |= {name: scaled(value), f"{name}_known": int(value is not None)}
         return dims, measures, row.latency_sec
@@ -160,6 +174,10 @@ def counts_as(row: Evaluation | Recorded) -> tuple[tuple[Any, ...], dict[str, in
     }
     names = ("environment", "deterministic", "replay_level", "model_name", "provider", "status")
     return (*(getattr(made, name) for name in names), tuple(made.semantic_buckets)), measures, made.duration_ms
+
+
+class Lost(Exception):
+    """What ends a transaction before its commit."""
 
 
 class Truth:
@@ -190,9 +208,8 @@ class Truth:
 
     def averages(self) -> dict[str, float | None]:
         return {
-            f"avg_{told}": self.total[name] / SCALE / known if (known := self.total[f"{name}_known"]) else None
-            for told, name in (("latency", "latency_sec"), ("throughput", "throughput_qps"))
-            + tuple((name, name) for name in ("semantic_drift", "uncertainty", "factual_support"))
+            f"avg_{told}": self.total[name] / (SCALE * known) if (known := self.total[f"{name}_known"]) else None
+            for told, name in zip(_TOLD, _MEASURED, strict=True)
         }
 
     def rate(self, of: str, among: str, whole: float = 1) -> float:
@@ -207,6 +224,14 @@ class Owner:
         self.evaluations: dict[str, Evaluation] = {}
         self.artifacts: dict[str, Recorded] = {}
         self.gone: list[Any] = []
+
+    def bounds(self, *wanted: datetime | int | None) -> tuple[datetime | None, datetime | None]:
+        times = sorted(row.created_at for row in self.evaluations.values())
+        times += sorted(row.metadata.created_at for row in self.artifacts.values())
+        since, until = (
+            one if not isinstance(one, int) else times[one % len(times)] if times else None for one in wanted
+        )
+        return (until, since) if since and until and until < since else (since, until)
 
     def evaluated(self, wanted: evaluations.Filter) -> Truth:
         names = [name for name in wanted.__struct_fields__ if name not in ("since", "until")]
@@ -247,7 +272,11 @@ class World:
         owner = self._owners[whose]
         async with self._store.begin(owner.caller) as tx:
             made = [evaluations.evaluated(*_names(owner), batch, tx.now, batch=True) for batch in batches]
-            assert await evaluations.add(tx, made) == [None] * len(batches)
+            if batches == [batches[0][:1]]:
+                assert await evaluations.created(tx, made) == made[0]
+            else:
+                answers = await evaluations.created_batches(tx, made)
+                assert answers == [evaluations.Batch(created=len(sent), ids=[one.id for one in sent]) for sent in made]
         owner.evaluations |= {one.id: one for batch in made for one in batch}
 
     async def delete(self, whose: int, places: list[int]) -> None:
@@ -256,7 +285,7 @@ class World:
         async with self._store.begin(owner.caller) as tx:
             for row_id in chosen:
                 await evaluations.delete(tx, row_id)
-                assert not await tx.evaluations.delete(row_id)
+                assert await tx.evaluations.delete_many([row_id]) == 0
         owner.gone += [owner.evaluations.pop(row_id) for row_id in chosen]
 
     async def compute(self, most: int, drawn: list[Scores | None], twist: str) -> None:
@@ -265,7 +294,7 @@ class World:
             # The lease runs out, another worker has it, and then the first comes back.
             lost, claimed = claimed, await self._claim(most, later=2 * LEASE)
             assert {one.evaluation.id for one in lost} == {one.evaluation.id for one in claimed}
-            await self._settle([(one, found) for one, found in zip(lost, _scores(lost, drawn[::-1]), strict=True)])
+            await self._settle([(one, found) for one, found in zip(lost, _scores(lost, [OTHERS]), strict=True)])
         if twist == "deleted" and claimed:
             lost_id = claimed[0].evaluation.id
             for number, owner in enumerate(self._owners):
@@ -284,9 +313,9 @@ class World:
             elif row is not None and one.attempt >= evaluations.MAX_ATTEMPTS:
                 row.metrics = "failed"
         if twist == "twice":
-            await self._settle(
-                [(one, found) for one, found in zip(claimed, _scores(claimed, drawn[::-1]), strict=True) if found]
-            )
+            # What was written down stays; one that could not be computed was given back, so that leaves it out.
+            written = [one for one, found in zip(claimed, scores, strict=True) if found is not None]
+            await self._settle(list(zip(written, _scores(written, [OTHERS]), strict=True)))
 
     async def upload(self, whose: int, sent: list[dict[str, Any]], execution_id: str | None) -> None:
         owner, known = self._owners[whose], {}
@@ -342,11 +371,9 @@ class World:
                 assert await other.stats.fold(kind, most) == 0
                 await self.ask(whose)
                 if lost:
-                    raise ConnectionAbortedError
-        except ConnectionAbortedError:
+                    raise Lost
+        except Lost:
             pass
-        except DomainError as error:
-            assert error.code == "unavailable"
         await asyncio.gather(*(self._fold(whose, kind, most) for _ in range(2)), self.ask(whose))
 
     async def fold_all(self) -> None:
@@ -363,7 +390,7 @@ class World:
         async with self._store.begin(mine.caller) as tx:
             for row_id in _chosen(theirs.evaluations, [place]):
                 assert await tx.evaluations.get(row_id) is None
-                assert not await tx.evaluations.delete(row_id)
+                assert await tx.evaluations.delete_many([row_id]) == 0
             for row_id in _chosen(theirs.artifacts, [place]):
                 assert await tx.artifacts.get(row_id) is None
                 assert await tx.artifacts.delete([row_id], tx.now) == 0
@@ -375,15 +402,17 @@ class World:
         whose: int,
         of_evaluations: dict[str, Any] | None = None,
         of_artifacts: dict[str, Any] | None = None,
-        bounds: tuple[Any, Any] = (None, None),
+        bounds: tuple[datetime | int | None, datetime | int | None] = (None, None),
         days: int = 90,
         bucket: Any = "day",
         page: Page = Page(limit=100),  # noqa: B008
         place: int = 0,
     ) -> None:
         owner = self._owners[whose]
-        first = evaluations.Filter(**(of_evaluations or {}), since=bounds[0], until=bounds[1])
-        second = cases.Filter(**(of_artifacts or {}), start_date=bounds[0], end_date=bounds[1])
+        since, until = owner.bounds(*bounds)
+        evaluated, recorded = list(owner.evaluations.values()), [row.metadata for row in owner.artifacts.values()]
+        first = evaluations.Filter(**_known(of_evaluations or {}, evaluated), since=since, until=until)
+        second = cases.Filter(**_known(of_artifacts or {}, recorded), start_date=since, end_date=until)
         async with self._store.begin(owner.caller) as tx:
             await self._ask_evaluations(tx, owner, first, days, bucket)
             await self._ask_artifacts(tx, owner, second, days, bucket, page)
@@ -419,6 +448,9 @@ class World:
                 truth = owner.evaluated(msgspec.structs.replace(of_days, since=since))
                 await check_evaluations(await evaluations.stats(tx, of_days, days), truth, since)
         free = msgspec.structs.replace(wanted, since=None, until=None)
+        if wanted != free:
+            with pytest.raises(DomainError, match="days"):
+                await evaluations.timeseries(tx, wanted, days, bucket)
         points = await evaluations.timeseries(tx, free, days, bucket)
         for begin, end, point in buckets_of(tx.now, days, bucket, points):
             truth = owner.evaluated(msgspec.structs.replace(free, since=begin, until=end))
@@ -446,7 +478,7 @@ class World:
             **{f"by_{name}": truth.by(n) for n, name in ((3, "model"), (4, "provider"), (5, "status"))},
             "total_cost_usd": truth.total["cost_usd"] / SCALE,
             "total_tokens": truth.total["tokens"],
-            "avg_duration_ms": truth.total["duration_ms"] / 1000 / known if known else None,
+            "avg_duration_ms": truth.total["duration_ms"] / (1000 * known) if known else None,
             "error_rate": truth.rate("errors", "count", 100),
             "deterministic_rate": truth.rate("deterministic", "count", 100),
         }
@@ -460,6 +492,9 @@ class World:
         ]
         check_page(counted, await cases.semantic_buckets(tx, page), page)
         free = msgspec.structs.replace(wanted, start_date=None, end_date=None)
+        if wanted != free:
+            with pytest.raises(DomainError, match="days"):
+                await cases.timeseries(tx, wanted, days, bucket)
         points = await cases.timeseries(tx, free, days, bucket)
         for begin, end, point in buckets_of(tx.now, days, bucket, points):
             truth = owner.recorded(msgspec.structs.replace(free, start_date=begin, end_date=end))
@@ -476,9 +511,16 @@ class World:
         for (name, *arguments), asked in steps:
             await getattr(self, name)(*arguments)
             await self.ask(*asked)
+        # The same questions once more, of what is partly folded and of what is folded.
+        for fold in (lambda: self.fold(0, "evaluations", 3), self.fold_all):
+            for whose in (0, 1):
+                await self.ask(whose)
+                await self.ask(whose, bucket="hour", days=2)
+            await fold()
+            for _, asked in steps[-5:]:
+                await self.ask(*asked)
         for whose in (0, 1):
             await self.ask(whose)
-            await self.ask(whose, bucket="hour", days=2)
         await self.clear()
 
     async def clear(self) -> None:
@@ -517,6 +559,17 @@ class World:
 
 def _names(owner: Owner) -> tuple[str, str]:
     return owner.caller.tenant_id, owner.caller.user_id
+
+
+def _known(wanted: dict[str, Any], rows: list[Any]) -> dict[str, Any]:
+    """A filter, with the rows' own values where it has numbers."""
+    found = {}
+    for name, value in wanted.items():
+        if type(value) is int:
+            value = getattr(rows[value % len(rows)], _LISTS.get(name, name)) if rows else None
+            value = (value or [None])[0] if name in _LISTS else value
+        found[name] = value
+    return found
 
 
 def _chosen(rows: dict[str, Any], places: list[int]) -> list[str]:
@@ -618,11 +671,140 @@ async def test_any_interleaving_leaves_what_brute_force_finds(system) -> None:
         async def run(steps: list[Any]) -> None:
             await (await fresh()).check(steps)
 
-        @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-        @given(steps=st.lists(st.tuples(STEP, ASK), min_size=1, max_size=25))
+        @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(steps=st.lists(st.tuples(STEP, ASK), min_size=4, max_size=25))
         def check(steps: list[Any]) -> None:
             runner.run(run(steps))
 
         check()
 
     await own(system, body)
+
+
+TEN = 10
+
+
+async def test_whoever_asks_meanwhile_is_told_what_there_was_at_some_moment(system) -> None:
+    """Tens come and go in one commit each, while others fold and compute: no answer may see a part of ten."""
+    async with apart(system) as database:
+        engine = connect(database.url, pool_size=12, application="tests")
+        now, left, dice = NOWS[0], asyncio.Event(), random.Random(4)
+        store = PostgresStore(engine, Silent(), lambda: now)
+        owner = Owner(await database.tenant())
+        folds, answers = Counter[str](), Counter[str]()
+
+        def evaluated() -> list[Evaluation]:
+            # Some before the part of an hour that is asked for and some in it, of several models, some to be computed.
+            made = [
+                NewEvaluation(
+                    prompt="p",
+                    response="r",
+                    created_at=now - dice.choice([HOUR, DAY, 40 * DAY, timedelta(minutes=dice.randrange(120))]),
+                    model_name=dice.choice(NAMES),
+                    latency_sec=dice.choice([None, 0.0, 1.5, 20.0]),
+                    hallucinated=dice.choice([None, True, False]),
+                )
+                for _ in range(TEN)
+            ]
+            return evaluations.evaluated(*_names(owner), made, now, batch=True)
+
+        def recorded(number: int) -> list[Recorded]:
+            sent = [{"kurral_id": f"{number}-{one}", "cost_usd": one / 7, "duration_ms": one} for one in range(TEN)]
+            tenant_id, user_id = _names(owner)
+            return [
+                artifacts.recorded(json.dumps(one).encode(), tenant_id=tenant_id, user_id=user_id, now=now)
+                for one in sent
+            ]
+
+        async def write(number: int) -> None:
+            for turn in range(12):
+                made = evaluated()
+                async with store.begin(owner.caller) as tx:
+                    await evaluations.created_batches(tx, [made])
+                owner.evaluations |= {one.id: one for one in made}
+                await upload(100 * number + turn)
+                if turn % 3 == 2:
+                    await twice(lambda tx, made=made: tx.evaluations.delete_many([one.id for one in made]))
+                    for one in made:
+                        owner.gone.append(owner.evaluations.pop(one.id))
+
+        async def upload(number: int) -> None:
+            # The same ten twice at once: they are stored once.
+            tries = [recorded(number), recorded(number)]
+
+            async def send(made: list[Recorded]) -> set[str]:
+                async with store.begin(owner.caller) as tx:
+                    return await tx.artifacts.add([Stored(recorded=one, packed=b"") for one in made])
+
+            stored = await asyncio.gather(*map(send, tries))
+            assert sorted(map(len, stored)) == [0, TEN]
+            made = next(made for made, fresh in zip(tries, stored, strict=True) if fresh)
+            if number % 2:
+                await twice(lambda tx: tx.artifacts.delete([one.metadata.id for one in made], now))
+            else:
+                owner.artifacts.update({one.metadata.id: one for one in made})
+
+        async def twice(delete: Callable[[Any], Awaitable[int]]) -> None:
+            async def once() -> int:
+                async with store.begin(owner.caller) as tx:
+                    return await delete(tx)
+
+            assert sorted(await asyncio.gather(once(), once())) == [0, TEN]
+
+        async def fold() -> None:
+            while not left.is_set():
+                async with store.begin(owner.caller) as tx:
+                    for kind in KINDS:
+                        folds[kind] += await tx.stats.fold(kind, dice.randint(1, 40))
+                await asyncio.sleep(0)
+
+        async def compute() -> None:
+            while not left.is_set():
+                async with store.begin_unbound() as tx:
+                    claimed = await evaluations.claim(tx, 7, LEASE)
+                drawn = Scores(**dict.fromkeys(Scores.__struct_fields__[:4], 0.25), hallucinated=True)
+                scores = _scores(claimed, [drawn])
+                async with store.begin_for(owner.caller.tenant_id) as tx:
+                    await evaluations.settle(tx, list(zip(claimed, scores, strict=True)))
+                await asyncio.sleep(0)
+
+        async def ask() -> None:
+            while not left.is_set():
+                for since in (None, now - timedelta(days=60, minutes=7)):
+                    async with store.begin(owner.caller) as tx:
+                        first = await evaluations.stats(tx, evaluations.Filter(since=since), None)
+                        points = await evaluations.timeseries(tx, evaluations.Filter(), 90, "hour")
+                        second = await cases.stats(tx, cases.Filter(start_date=since))
+                    counts = [first.total_evaluations, sum(first.by_model.values()), second.total_artifacts]
+                    counts += [sum(point.count for point in points), sum(second.by_status.values())]
+                    assert [count % TEN for count in counts] == [0] * len(counts)
+                    answers["evaluations"] += first.total_evaluations > 0
+
+        async with asyncio.TaskGroup() as around:
+            for task in (fold(), fold(), compute(), ask(), ask()):
+                around.create_task(task)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for number in range(4):
+                        group.create_task(write(number))
+            finally:
+                left.set()
+        async with store.begin(owner.caller) as tx:
+            kept = {row_id: await evaluations.get(tx, row_id) for row_id in owner.evaluations}
+        assert all(row.created_at == owner.evaluations[row_id].created_at for row_id, row in kept.items())
+        owner.evaluations = kept
+        world = World(database, store, [owner, Owner(await database.tenant())], [now])
+        await world.ask(0, page=Page(limit=1000))
+        await world.clear()
+        await engine.dispose()
+    assert min(folds.values()) > 50, folds
+    assert answers["evaluations"] > 10, answers
+
+
+async def test_postgres_has_the_bins_of_the_library(system) -> None:
+    dice = random.Random(5)
+    values = [0.0, 1e-12, 9.99e-10, 1e-9, 1e-3, 1.0, 1e12, *(10 ** dice.uniform(-9, 12) for _ in range(5000))]
+    async with apart(system) as database:
+        query = f"SELECT {bin_of('v')} AS bin FROM unnest($1::float8[]) WITH ORDINALITY AS u(v, n) ORDER BY n"
+        bins = [record["bin"] for record in await database.owner.fetch(query, values)]
+    assert bins == [key(value) for value in values]
