@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -105,6 +106,7 @@ def create(settings: Settings, clock: Clock = utc_now) -> ASGIApp:
                 # Upkeep does it too, but may be asleep when a month begins.
                 async with wired.store.begin_unbound() as tx:
                     await tx.queues.make_partitions(tx.now, 1)
+            _collect_less()
             writer = asyncio.create_task(uses.write_always(app.state.front))
             try:
                 yield
@@ -162,6 +164,16 @@ def create(settings: Settings, clock: Clock = utc_now) -> ASGIApp:
         logging_config=None,
     )
     return Door(app, lambda: app.state.front, uses)
+
+
+def _collect_less() -> None:
+    """What lives as long as the process is looked at no more; requests leave few circles behind.
+
+    Looking for circles every 700 objects took a quarter of the time of a batch.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
 
 
 def _query_names(app: Litestar) -> dict[tuple[str, str], frozenset[str]]:

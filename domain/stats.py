@@ -105,6 +105,10 @@ class Stats(Protocol):
     """The sums of the bound tenant."""
 
     async def sums(self, question: Question) -> Found: ...
+    async def count(self, question: Question) -> int:
+        """How many records there are."""
+        ...
+
     async def series(self, question: Question, bucket: Bucket) -> list[tuple[datetime, dict[str, int]]]:
         """Sums per hour or day that has any records, oldest first. `since` and `until` are whole hours or days."""
         ...

@@ -13,7 +13,7 @@ R = TypeVar("R")
 class Batches(Generic[T, R]):
     """Gathers items for `write`, which takes many and returns a result for each, in their order.
 
-    Nobody waits for a batch to fill: the first item of an idle moment is written alone, at once. A batch has up
+    Nobody waits for a batch to fill: what is there at an idle moment is written at once. A batch has up
     to `most` items that weigh up to `heaviest` together; an item heavier than that is written alone.
     """
 
@@ -44,11 +44,19 @@ class Batches(Generic[T, R]):
     async def _drain(self) -> None:
         try:
             while self._waiting:
+                await self._gathered()
                 size = self._size()
                 batch, self._waiting = self._waiting[:size], self._waiting[size:]
                 await self._write_batch(batch)
         finally:
             self._writer = None
+
+    async def _gathered(self) -> None:
+        """Let whoever can run now add what it has: a turn of the loop costs less than a batch of its own."""
+        before = -1
+        while before != len(self._waiting) < self._most:
+            before = len(self._waiting)
+            await asyncio.sleep(0)
 
     def _size(self) -> int:
         weight = 0

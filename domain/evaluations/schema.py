@@ -22,7 +22,7 @@ Seconds = Annotated[float, Meta(ge=0, le=1_000_000, description="Seconds.")]
 Rate = Annotated[float, Meta(ge=0, le=1_000_000_000, description="Per second.")]
 
 
-class NewEvaluation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class NewEvaluation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
     """What is evaluated, and the metrics that the caller knows.
 
     `created_at` is when it happened, now if left out. `execution_id` and `artifact_id` (a `kurral_id`) must exist.
@@ -48,7 +48,7 @@ class NewEvaluation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     created_at: datetime | None = None
 
 
-class Evaluation(msgspec.Struct, kw_only=True):
+class Evaluation(msgspec.Struct, kw_only=True, gc=False):
     """One evaluation. Scores from 0 to 1 (`semantic_drift` to 2), `computed` names those a worker computed."""
 
     id: str

@@ -39,10 +39,14 @@ class Bulk(Generic[T]):
 
     def columns(self, rows: Sequence[T]) -> list[list[Any]]:
         """The parameters."""
-        return [
-            [getattr(row, name) for row in rows] if write is None else [write(getattr(row, name)) for row in rows]
-            for name, write in self._writers
-        ]
+        return [_column([getattr(row, name) for row in rows], write) for name, write in self._writers]
+
+
+def _column(values: list[Any], write: Callable[[Any], Any] | None) -> list[Any]:
+    if values.count(None) == len(values):
+        # `unnest` fills up the shorter arrays with nulls.
+        return []
+    return values if write is None else [write(value) for value in values]
 
 
 def _kind(kind: TypeEngine[Any]) -> tuple[str, str, Callable[[Any], Any] | None]:

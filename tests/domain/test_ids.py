@@ -1,4 +1,5 @@
 import uuid
+from unittest import mock
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,3 +33,14 @@ def test_ids_sort_by_creation(earlier: int, later: int) -> None:
 def test_the_specification_s_own_example() -> None:
     value = uuid.UUID("01890a5d-ac96-774b-bcce-b302099a8057")
     assert ids.encode("prefix", value) == "prefix_01h455vb4pex5vsknk084sn02q"
+
+
+@given(st.integers(0, 2**128 - 1), st.integers(1, 3000))
+def test_many_ids_are_as_good_as_many_single_ones(tail: int, count: int) -> None:
+    with mock.patch("domain.ids.uuid7", lambda: uuid.UUID(int=tail | 0x7 << 76)):
+        made = ids.many("eval", count)
+    values = [ids.decode("eval", one) for one in made]
+    assert None not in values
+    assert made == sorted(set(made)) == [ids.encode("eval", value) for value in values if value]
+    assert len(made) == count
+    assert {value.version for value in values if value} == {7}

@@ -39,6 +39,8 @@ def upgrade() -> None:
         ) PARTITION BY RANGE (id);
         CREATE INDEX evaluations_tenant_id_created_at_id ON evaluations (tenant_id, created_at DESC, id DESC);
         CREATE INDEX evaluations_hallucinated ON evaluations (tenant_id, created_at DESC, id DESC) WHERE hallucinated;
+        CREATE INDEX evaluations_agent_name ON evaluations (tenant_id, agent_name, created_at DESC, id DESC)
+            WHERE agent_name IS NOT NULL;
         CREATE INDEX evaluations_session_id ON evaluations (tenant_id, session_id) WHERE session_id IS NOT NULL;
         CREATE INDEX evaluations_execution_id ON evaluations (execution_id) WHERE execution_id IS NOT NULL;
         CREATE INDEX evaluations_artifact_id ON evaluations (tenant_id, artifact_id) WHERE artifact_id IS NOT NULL;
