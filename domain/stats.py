@@ -128,7 +128,7 @@ def cover(since: datetime | None, until: datetime | None) -> Cover:
     end = max(min(until or END, END), begin)
     first, last = _next(begin, _hour), _hour(end)
     if first > last:
-        return Cover(spans=(), since=begin, until=begin, parts=((begin, end),))
+        return Cover(spans=(), since=begin, until=begin, parts=((begin, end),) if begin < end else ())
     parts = tuple(part for part in ((begin, first), (last, end)) if part[0] < part[1])
     return Cover(spans=tuple(_spans(first, last)), since=first, until=last, parts=parts)
 

@@ -40,7 +40,7 @@ class Evaluations(Protocol):
         ...
 
     async def release(self, claimed: list[Claimed]) -> None:
-        """Give these back untried."""
+        """Give these back; the attempt counts, but nothing failed."""
         ...
 
     async def fail(self, claimed: list[Claimed]) -> None:

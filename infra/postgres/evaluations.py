@@ -60,7 +60,10 @@ _ADD: Final = (
 )
 _GET: Final = f"SELECT {_SHAPE.columns} FROM evaluations WHERE id = $1"
 _DELETE: Final = (
-    f"WITH gone AS (DELETE FROM evaluations WHERE id = ANY ($1) RETURNING {_FACTS}, -1 AS sign), "
+    # In the order in which they are locked elsewhere.
+    "WITH locked AS (SELECT id FROM evaluations WHERE id = ANY ($1) ORDER BY id FOR UPDATE), "
+    "gone AS (DELETE FROM evaluations WHERE id IN (SELECT id FROM locked) "
+    f"RETURNING {_FACTS}, -1 AS sign), "
     f"noted AS ({EVALUATIONS.delta('gone')}) SELECT count(*) FROM gone"
 )
 _CLAIM: Final = f"SELECT {_SHAPE.columns}, attempt FROM claim_evaluations($1, $2, $3, $4)"
@@ -69,7 +72,8 @@ _SCORE: Final = (
     "WITH given AS (SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::float8[], $4::float8[], $5::float8[], "
     f"$6::float8[], $7::boolean[], $8::text[]) AS g(id, attempt, {', '.join(_METRICS)}, computed)), "
     f"old AS (SELECT e.id, {', '.join('e.' + name for name in EVALUATIONS.columns)} FROM evaluations e "
-    "JOIN given g ON g.id = e.id AND g.attempt = e.attempt WHERE e.metrics = 'pending' ORDER BY e.id FOR UPDATE OF e), "
+    "JOIN given g ON g.id = e.id AND g.attempt = e.attempt WHERE e.metrics = 'pending' "
+    "AND e.claimed_until IS NOT NULL ORDER BY e.id FOR UPDATE OF e), "
     "moved AS (UPDATE evaluations e SET metrics = 'computed', claimed_until = NULL, "
     "computed = ARRAY(SELECT json_array_elements_text(g.computed::json)), "
     f"{', '.join(f'{name} = g.{name}' for name in _METRICS)} FROM given g JOIN old o ON o.id = g.id "
@@ -84,7 +88,7 @@ _FAIL: Final = (
     "WHERE e.id = g.id AND e.attempt = g.attempt AND e.metrics = 'pending'"
 )
 _RELEASE: Final = (
-    "UPDATE evaluations e SET claimed_until = NULL, attempt = e.attempt - 1 "
+    "UPDATE evaluations e SET claimed_until = NULL "
     "FROM unnest($1::uuid[], $2::bigint[]) AS g(id, attempt) "
     "WHERE e.id = g.id AND e.attempt = g.attempt AND e.metrics = 'pending'"
 )

@@ -125,6 +125,9 @@ def upgrade() -> None:
         CREATE FUNCTION claim_evaluations(most integer, most_bytes bigint, now timestamptz, until timestamptz)
         RETURNS SETOF evaluations
         LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+            -- What its workers died of again and again is not tried for ever.
+            UPDATE evaluations e SET metrics = 'failed'
+            WHERE e.metrics = 'pending' AND e.attempt >= 8 AND (e.claimed_until IS NULL OR e.claimed_until < now);
             WITH free AS (
                 SELECT p.id, pg_column_size(p.prompt) + pg_column_size(p.response)
                            + coalesce(pg_column_size(p.retrieved_docs), 0) AS size
