@@ -21,7 +21,7 @@ from domain.artifacts.record import Metadata, Status
 from domain.artifacts.schema import Level
 from domain.errors import DomainError
 from domain.pages import Listing, Page
-from infra.compression import LARGE, once, packed, unpacked
+from infra.compression import LARGE, begun, once, packed, unpacked
 
 _READ = needs("read:artifacts")
 _WRITE = needs("write:artifacts")
@@ -102,7 +102,8 @@ async def export_artifacts(front: Front, caller: Caller, narrowed: Filter, forma
 @get("/artifacts/{kurral_id:str}", opt=_READ)
 async def get_artifact(front: Front, caller: Caller, kurral_id: str, tenant_id: str | None = None) -> Stream:
     """The whole artifact, by its `kurral_id` or `id`."""
-    return Stream(await _body(front, caller, kurral_id, tenant_id), media_type="application/json")
+    _, chunks = await _body(front, caller, kurral_id, tenant_id)
+    return Stream(chunks, media_type="application/json")
 
 
 @get("/artifacts/{kurral_id:str}/metadata", opt=_READ)
@@ -115,8 +116,10 @@ async def get_artifact_metadata(front: Front, caller: Caller, kurral_id: str, te
 @get("/artifacts/{kurral_id:str}/tool-calls", opt=_READ)
 async def get_tool_calls(front: Front, caller: Caller, kurral_id: str, tenant_id: str | None = None) -> list[CallNode]:
     """An artifact's tool calls as a tree, each with those that it made."""
-    chunks = await _body(front, caller, kurral_id, tenant_id)
-    return await asyncio.to_thread(cases.calls_of, b"".join([chunk async for chunk in chunks]))
+    size, chunks = await _body(front, caller, kurral_id, tenant_id)
+    async with front.large_bodies.hold(size):
+        whole = b"".join([chunk async for chunk in chunks])
+        return await asyncio.to_thread(cases.calls_of, whole)
 
 
 @delete("/artifacts/{kurral_id:str}", opt=_WRITE)
@@ -126,14 +129,18 @@ async def delete_artifact(front: Front, caller: Caller, kurral_id: str, tenant_i
         await cases.delete(tx, kurral_id, tenant_id)
 
 
-async def _body(front: Front, caller: Caller, kurral_id: str, tenant_id: str | None) -> AsyncIterator[bytes]:
-    """A body, decompressed on its way: it begins only once it is known to be there. Errors: `not_found`."""
+async def _body(
+    front: Front, caller: Caller, kurral_id: str, tenant_id: str | None
+) -> tuple[int, AsyncIterator[bytes]]:
+    """A body's size and its chunks, decompressed on their way. By then all of it is here, and nothing else is held.
+
+    Errors: `not_found`, `internal_error`, `storage_unavailable`.
+    """
     async with front.store.begin(caller) as tx:
         found = await cases.body(tx, kurral_id, tenant_id)
-    if found.packed is not None:
-        return unpacked(once(found.packed))
     try:
-        return unpacked(await front.blobs.get(found.key))
+        stored = await front.blobs.get(found.key) if found.packed is None else once(found.packed)
+        return found.size, await begun(unpacked(stored))
     except DomainError as error:
         if error.code != "not_found":
             raise

@@ -1,5 +1,6 @@
 """Evaluations: one, a batch, lists, figures, and their export."""
 
+import asyncio
 import functools
 from datetime import datetime
 
@@ -17,6 +18,8 @@ from domain.pages import Listing, Page
 from domain.stats import Bucket
 
 _READ = needs("read:evaluations")
+# An ordinary batch of a thousand; a thread takes longer than reading it.
+READ_AT_ONCE = 1024 * 1024
 
 
 def provide_filter(
@@ -57,9 +60,18 @@ async def create_evaluation(front: Front, request: HttpRequest, caller: Caller) 
 async def create_batch(front: Front, request: HttpRequest, caller: Caller) -> Response[Batch]:
     """Store up to 1000 evaluations, all or none: a JSON list of them, or `{"evaluations": […]}`."""
     async with front.large_bodies.body(request) as sent:
-        data = evaluations.read_batch(sent)
-        made = evaluations.evaluated(caller.tenant_id, caller.user_id, data, front.clock(), batch=True)
+        made = await _evaluated(front, caller, sent)
         return await front.evaluation_batches.add(request, caller, made, sent)
+
+
+async def _evaluated(front: Front, caller: Caller, sent: bytes) -> list[Evaluation]:
+    """A batch as it is stored, read in a thread if that takes long."""
+
+    def read() -> list[Evaluation]:
+        data = evaluations.read_batch(sent)
+        return evaluations.evaluated(caller.tenant_id, caller.user_id, data, front.clock(), batch=True)
+
+    return read() if len(sent) <= READ_AT_ONCE else await asyncio.to_thread(read)
 
 
 @get("/evaluations", opt=_READ)

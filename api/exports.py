@@ -32,10 +32,9 @@ def exported(
         while True:
             async with front.store.begin(caller) as tx:
                 rows = await after(tx, last, PAGE)
-            if rows:
-                yield rows
-            if len(rows) < PAGE:
+            if not rows:
                 return
+            yield rows
             last = rows[-1]
 
     headers = {"Content-Disposition": f'attachment; filename="{name}.{wanted}"'}

@@ -70,7 +70,7 @@ class Ingest(Generic[T]):
             # Shielded: a client that goes away takes nobody else's record with it.
             answer = await asyncio.shield(asyncio.ensure_future(batches.add(_Sent(item, asked))))
         finally:
-            if batches.idle:
+            if batches.idle and self._tenants.get(caller.tenant_id) is batches:
                 self._tenants.pop(caller.tenant_id, None)
         if isinstance(answer, DomainError):
             raise answer

@@ -176,14 +176,6 @@ def _next(at: datetime, floor: Callable[[datetime], datetime]) -> datetime:
     return whole if whole == at else floor(whole + _STEPS[floor])
 
 
-def month_after(at: datetime, months: int = 1) -> datetime:
-    """The beginning of the month so many months after that of `at`."""
-    begun = _month(at)
-    for _ in range(months):
-        begun = _month(begun + _STEPS[_month])
-    return begun
-
-
 def last_days(now: datetime, days: int) -> datetime:
     """Since when the last `days` times 24 hours are counted: from the whole hour in which they began.
 

@@ -1,7 +1,9 @@
 """Bodies in zstd (RFC 8878)."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Final
 
 import zstandard
@@ -12,6 +14,8 @@ LEVEL: Final = 3
 # What takes longer than a few milliseconds is done in a thread.
 LARGE: Final = 256 * 1024
 CHUNK: Final = 256 * 1024
+# What is no larger than this is decompressed in one go: it costs less than a file and a thread.
+AT_ONCE: Final = 1024 * 1024
 
 
 def pack(body: bytes) -> bytes:
@@ -30,14 +34,70 @@ async def once(body: bytes) -> AsyncIterator[bytes]:
 
 
 async def unpacked(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Decompress a stream, a chunk at a time. Errors: `internal_error` for what is no whole frame."""
-    reading = zstandard.ZstdDecompressor().decompressobj(write_size=CHUNK)
+    """Decompress a stream, a chunk at a time. Errors: `internal_error` for what is no whole frame.
+
+    The stream is taken in and closed before the first chunk is given out: whoever reads slowly then holds a file and
+    one chunk, and no connection that others wait for.
+    """
+    with tempfile.SpooledTemporaryFile(max_size=LARGE) as file:
+        taken = await _spool(chunks, file)
+        with _readable():
+            size = zstandard.frame_content_size(file.read(zstandard.FRAMEHEADER_SIZE_MAX))
+            file.seek(0)
+            small = zstandard.ZstdDecompressor().decompress(file.read()) if taken <= LARGE and size <= AT_ONCE else None
+        if small is not None:
+            yield small
+            return
+        reading = zstandard.ZstdDecompressor().stream_reader(file, closefd=False)
+        while size > 0:
+            with _readable():
+                chunk = await asyncio.to_thread(reading.read, CHUNK)
+            # The reader takes the end of a file for the end of a frame.
+            if not chunk:
+                raise DomainError("internal_error", "A stored body ends too soon.")
+            size -= len(chunk)
+            yield chunk
+
+
+async def begun(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """A stream whose first chunk is there, so that what goes wrong before it is raised here."""
+    return _resumed(await anext(chunks, b""), chunks)
+
+
+async def _resumed(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    try:
+        yield first
+        # Else it would be held until the last one is read.
+        del first
+        async for chunk in chunks:
+            yield chunk
+    finally:
+        await _close(chunks)
+
+
+async def _spool(chunks: AsyncIterator[bytes], file: tempfile.SpooledTemporaryFile[bytes]) -> int:
+    size = 0
     try:
         async for chunk in chunks:
-            for start in range(0, len(chunk), CHUNK):
-                if part := reading.decompress(chunk[start : start + CHUNK]):
-                    yield part
+            size += len(chunk)
+            if size <= LARGE:
+                file.write(chunk)
+            else:
+                await asyncio.to_thread(file.write, chunk)
+    finally:
+        await _close(chunks)
+    file.seek(0)
+    return size
+
+
+async def _close(chunks: AsyncIterator[bytes]) -> None:
+    if isinstance(chunks, AsyncGenerator):
+        await chunks.aclose()
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
     except zstandard.ZstdError as error:
         raise DomainError("internal_error", f"A stored body cannot be read: {error}.") from error
-    if not reading.eof:
-        raise DomainError("internal_error", "A stored body ends too soon.")

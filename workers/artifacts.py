@@ -2,24 +2,26 @@
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Final
 
 import structlog
 
 from domain.artifacts import cases
-from domain.artifacts.cases import Waiting
+from domain.artifacts.cases import Ended, Stored, Waiting
 from domain.errors import DomainError
 from domain.ports import Blobs, Store
 from infra.compression import once, pack
 from workers.leases import persist
 
-# Object storage gives up sooner; see `infra.postgres.artifacts.AGAIN`, which has to be longer.
+# How long a round may take to write bodies; see `infra.postgres.artifacts.AGAIN`, which has to be longer.
+ROUND: Final = timedelta(seconds=60)
 LEASE: Final = timedelta(seconds=90)
 BODIES, BODY_BYTES = 128, 16 * 1024 * 1024
 AT_A_TIME: Final = 16
 DOOMED: Final = 500
-CAPTURED: Final = 200
+CAPTURED: Final = 50
 
 _log = structlog.get_logger("paddock.artifacts")
 
@@ -37,36 +39,44 @@ class Storer:
             waiting = await tx.artifacts.claim_bodies(BODIES, BODY_BYTES, tx.now, tx.now + LEASE)
         if not waiting:
             return False
+        putting = {asyncio.create_task(self._put(one)): one for one in waiting}
         try:
-            written = await asyncio.gather(*(self._put(one) for one in waiting), return_exceptions=True)
+            # All of them within the lease, however many wait for a slot: what is put later would be nobody's.
+            await asyncio.wait(putting, timeout=ROUND.total_seconds())
         except asyncio.CancelledError:
             # Told to stop: whoever comes next need not wait for the lease. Writing a body twice does no harm.
-            await asyncio.shield(self._release([one.id for one in waiting]))
+            await asyncio.shield(self._given_up(putting, waiting))
             raise
-        done = [one for one, error in zip(waiting, written, strict=True) if error is None]
-        failed = [one.id for one, error in zip(waiting, written, strict=True) if error is not None]
+        done = [one for task, one in putting.items() if task.done() and task.exception() is None]
+        failed = [one for one in waiting if one not in done]
         if done:
             await persist(lambda: self._settle(done))
-        if failed:
-            await self._release(failed)
-        for error in written:
-            if error is not None:
+        await self._given_up(putting, failed)
+        for task in putting:
+            if not task.cancelled() and (error := task.exception()) is not None:
                 raise error
         return True
+
+    async def _given_up(self, putting: Iterable[asyncio.Task[None]], bodies: list[Waiting]) -> None:
+        for task in putting:
+            task.cancel()
+        await asyncio.gather(*putting, return_exceptions=True)
+        if bodies:
+            await self._release([one.id for one in bodies])
 
     async def _release(self, ids: list[str]) -> None:
         async with self._store.begin_unbound() as tx:
             await tx.artifacts.release_bodies(ids)
 
     async def _put(self, one: Waiting) -> None:
-        async with self._slots, asyncio.timeout(LEASE.total_seconds() * 2 / 3):
+        async with self._slots:
             await self._blobs.put(one.key, once(one.packed))
 
     async def _settle(self, done: list[Waiting]) -> None:
         async with self._store.begin_unbound() as tx:
-            kept = await tx.artifacts.stored([one.id for one in done])
-        # Deleted while it was written: what was written is deleted as well.
-        late = [one.key for one in done if one.id not in kept]
+            gone = await tx.artifacts.stored([one.id for one in done])
+        # Deleted while it was written: what was written is deleted as well. May be done again, or by two at once.
+        late = [one.key for one in done if one.id in gone]
         if late:
             await self._blobs.delete(late)
 
@@ -108,15 +118,23 @@ class Capturer:
     async def _capture(self, tenant_id: str, executions: list[str]) -> None:
         try:
             async with self._store.begin_for(tenant_id) as tx:
-                await cases.capture(tx, executions, pack)
-        except DomainError as error:
-            if error.code == "unavailable":
+                ended = await tx.artifacts.ended(executions)
+            made = await asyncio.to_thread(_made, ended)
+            async with self._store.begin_for(tenant_id) as tx:
+                await cases.capture(tx, made, executions)
+        except Exception as error:
+            if isinstance(error, DomainError) and error.code == "unavailable":
                 raise
             if len(executions) > 1:
                 for one in executions:
                     await self._capture(tenant_id, [one])
                 return
             # It would come first in every round to come.
-            _log.error("an execution has no artifact", execution_id=executions[0], error=error.detail)
+            _log.exception("an execution has no artifact", execution_id=executions[0])
             async with self._store.begin_for(tenant_id) as tx:
                 await tx.artifacts.mark_recorded(executions)
+
+
+def _made(ended: list[Ended]) -> list[Stored]:
+    made = [cases.of_execution(one) for one in ended]
+    return [Stored(recorded=one, packed=pack(one.body)) for one in made]

@@ -3,7 +3,6 @@
 A body waits in Postgres, compressed, until a worker has put it into object storage; it is readable all the while.
 """
 
-from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final, Protocol
 
@@ -12,6 +11,7 @@ import msgspec
 from domain.artifacts.calls import CallNode, tree
 from domain.artifacts.record import Metadata, Recorded, Status, recorded
 from domain.artifacts.schema import Level, ToolCall
+from domain.artifacts.words import searchable
 from domain.errors import DomainError, conflict, invalid, not_found
 from domain.executions import Execution
 from domain.jobs import Job
@@ -141,7 +141,7 @@ class Artifacts(Protocol):
 
     async def claim_bodies(self, most: int, most_bytes: int, now: datetime, until: datetime) -> list[Waiting]: ...
     async def stored(self, ids: list[str]) -> set[str]:
-        """These bodies are in object storage now. Returns those that still waited; the others are deleted."""
+        """These bodies are in object storage now. Returns those whose artifacts were deleted meanwhile."""
         ...
 
     async def release_bodies(self, ids: list[str]) -> None: ...
@@ -203,9 +203,17 @@ def narrowed(wanted: Filter, tenant_id: str, *tenants: str | None) -> Filter:
     readable(wanted)
     if any(tenant is not None and "\0" in tenant for tenant in tenants):
         raise invalid("tenant_id", "must not hold U+0000.")
-    others = [tenant for tenant in tenants if tenant is not None and tenant != tenant_id]
+    named = {tenant for tenant in tenants if tenant is not None}
+    if len(named) > 1:
+        raise invalid("group_id", "means tenant_id, and the two differ.")
+    others = sorted(named - {tenant_id})
+    if wanted.search is not None:
+        wanted = msgspec.structs.replace(wanted, search=searchable(wanted.search))
     return msgspec.structs.replace(
-        wanted, start_date=since, end_date=until, labelled_tenant=others[0] if others else wanted.labelled_tenant
+        wanted,
+        start_date=since,
+        end_date=until,
+        labelled_tenant=others[0] if others else wanted.labelled_tenant,
     )
 
 
@@ -330,10 +338,9 @@ def of_execution(ended: Ended) -> Recorded:
     )
 
 
-async def capture(tx: Tx, executions: list[str], pack: Callable[[bytes], bytes]) -> int:
-    """Write the artifacts of ended executions of the bound tenant. Returns how many."""
-    found = await tx.artifacts.ended(executions)
-    made = [of_execution(one) for one in found]
-    await tx.artifacts.add([Stored(recorded=one, packed=pack(one.body)) for one in made])
+async def capture(tx: Tx, made: list[Stored], executions: list[str]) -> None:
+    """Store what was made of ended executions of the bound tenant, and note that they need nothing more."""
+    if made:
+        await tx.artifacts.add(made)
+        tx.ring(Job(lane="record", row_id=made[0].recorded.metadata.id, tenant_id="", attempt=0))
     await tx.artifacts.mark_recorded(executions)
-    return len(made)

@@ -1,7 +1,7 @@
 """From an uploaded artifact to what is kept of it: its metadata, its body and how to find and recognise it."""
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from hashlib import sha256
 from typing import Any, Final, Literal
 from uuid import uuid4
@@ -11,7 +11,9 @@ import msgspec
 from domain import ids
 from domain.artifacts import calls, determinism, schema
 from domain.artifacts.schema import Artifact, ArtifactError, Level, LlmConfig, TokenUsage, ToolCall
-from domain.errors import FieldError, refused
+from domain.artifacts.words import words
+from domain.errors import DomainError, FieldError, refused
+from domain.times import recorded as made_at
 
 MAX_NAME: Final = 200
 MAX_KURRAL_ID: Final = 128
@@ -21,8 +23,6 @@ MAX_RUN_ID: Final = 256
 MAX_BUCKETS: Final = 32
 MAX_TAGS: Final = 64
 MAX_MESSAGE: Final = 4 * 1024
-MAX_FAILURES: Final = 64 * 1024
-EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
 ENVIRONMENT: Final = "production"
 SCHEMA_VERSION: Final = "1.0.0"
 
@@ -78,8 +78,8 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True):
 
     `body` is its JSON with everything filled in. `fingerprint` is the SHA-256 of what was sent, without
     white space and in the schema's order: the same artifact bare or wrapped has the same one, whatever was
-    generated for it. `failures` is text to search: the errors of the run and of its tool calls, at most
-    `MAX_FAILURES` bytes, without U+0000.
+    generated for it. `failures` is what a search looks through: the words of the errors of the run and of its
+    tool calls.
     """
 
     metadata: Metadata
@@ -138,7 +138,7 @@ def recorded(sent: bytes, *, tenant_id: str, user_id: str, now: datetime, execut
         metadata=_metadata(filled, tenant_id, user_id, now, execution_id, level, score, tokens, len(body), artifact),
         body=body,
         fingerprint=fingerprint,
-        failures=_failures(filled, completed),
+        failures=words(_told(filled, completed)),
     )
 
 
@@ -203,13 +203,11 @@ def _level_in_body(artifact: Artifact, level: Level) -> Level | None:
 
 
 def _created_at(sent: datetime | None, now: datetime, found: list[FieldError]) -> datetime:
-    if sent is None:
+    try:
+        return now if sent is None else made_at("created_at", sent, now)
+    except DomainError as error:
+        found += error.errors
         return now
-    before = len(found)
-    at = calls.in_utc("created_at", sent, found)
-    if len(found) == before and not EARLIEST <= at <= now + timedelta(days=1):
-        found.append(FieldError(field="created_at", message="must lie between 2000-01-01 and a day from now."))
-    return at
 
 
 def _check_names(artifact: Artifact, execution_id: str | None, found: list[FieldError]) -> None:
@@ -288,16 +286,6 @@ def _error(artifact: Artifact) -> ArtifactError | None:
         return ArtifactError(message=artifact.error) if artifact.error else None
     error = artifact.error
     return error if error is not None and (error.type or error.message or error.stack) else None
-
-
-def _failures(artifact: Artifact, completed: Sequence[ToolCall]) -> str:
-    kept, room = [], MAX_FAILURES
-    for text in _told(artifact, completed):
-        kept.append(text[:room])
-        room -= len(text) + 1
-        if room <= 0:
-            break
-    return _text("\n".join(kept), MAX_FAILURES)
 
 
 def _told(artifact: Artifact, completed: Sequence[ToolCall]) -> Iterator[str]:

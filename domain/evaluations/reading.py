@@ -1,13 +1,14 @@
 """From what was sent to what is stored, with everything checked that needs no other record."""
 
 from datetime import datetime
-from typing import Final
+from typing import Any, Final, cast
 
 import msgspec
+from msgspec import UnsetType
 
 from domain import ids
 from domain.errors import DomainError, FieldError, invalid, misread, refused
-from domain.evaluations.schema import MAX_BATCH, Evaluation, NewEvaluation
+from domain.evaluations.schema import MAX_BATCH, MAX_METADATA, Evaluation, NewEvaluation
 from domain.executions import MAX_DEPTH, depth
 from domain.times import recorded
 
@@ -106,7 +107,7 @@ def evaluated(tenant_id: str, user_id: str, sent: list[NewEvaluation], now: date
                 session_id=data.session_id,
                 execution_id=data.execution_id,
                 artifact_id=data.artifact_id,
-                metadata=data.metadata,
+                metadata=None if isinstance(data.metadata, UnsetType) else cast(Any, data.metadata),
                 metrics="pending" if _incomplete(data) else "sent",
                 created_at=created_at,
             )
@@ -120,10 +121,23 @@ def _checked(data: NewEvaluation, now: datetime) -> datetime:
             raise invalid(name, "must not hold U+0000.")
     if data.execution_id is not None and ids.decode("exec", data.execution_id) is None:
         raise invalid("execution_id", f"there is no execution {data.execution_id!r}.")
-    # Whoever reads it recurses.
-    if data.metadata is not None and depth(data.metadata) > MAX_DEPTH:
-        raise invalid("metadata", f"nests deeper than {MAX_DEPTH} levels.")
+    if not isinstance(data.metadata, UnsetType):
+        _check_metadata(bytes(data.metadata))
     return now if data.created_at is None else recorded("created_at", data.created_at, now)
+
+
+def _check_metadata(sent: bytes) -> None:
+    if len(sent) > MAX_METADATA:
+        raise invalid("metadata", f"is larger than {MAX_METADATA} bytes.")
+    try:
+        # Read once to see that it can be read again, which a slice was not yet.
+        found = msgspec.json.decode(sent)
+    except _UNREADABLE as error:
+        raise invalid("metadata", f"cannot be read: {error}.") from None
+    if found is not None and not isinstance(found, dict):
+        raise invalid("metadata", "must be an object.")
+    if depth(found) > MAX_DEPTH:
+        raise invalid("metadata", f"nests deeper than {MAX_DEPTH} levels.")
 
 
 def _incomplete(data: NewEvaluation) -> bool:

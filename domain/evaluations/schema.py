@@ -4,11 +4,12 @@ from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 MAX_BATCH: Final = 1000
 MAX_TEXT: Final = 1_000_000
 MAX_DOCS: Final = 256
+MAX_METADATA: Final = 64 * 1024
 # Claims of one whose computing fails, before it stays without.
 MAX_ATTEMPTS: Final = 3
 
@@ -26,6 +27,7 @@ class NewEvaluation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc
     """What is evaluated, and the metrics that the caller knows.
 
     `created_at` is when it happened, now if left out. `execution_id` and `artifact_id` (a `kurral_id`) must exist.
+    `metadata` is a free object of up to 64 KiB.
     """
 
     prompt: Annotated[Text, Meta(examples=["What is the capital of France?"])]
@@ -44,7 +46,8 @@ class NewEvaluation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc
     session_id: Name | None = None
     execution_id: str | None = None
     artifact_id: str | None = None
-    metadata: dict[str, Any] | None = None
+    # A slice of the request: as objects it would take many times its size.
+    metadata: msgspec.Raw | UnsetType = UNSET
     created_at: datetime | None = None
 
 

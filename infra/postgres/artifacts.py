@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from sqlalchemy import BigInteger, Integer, LargeBinary, Text
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, TSVECTOR
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain import ids
@@ -58,7 +58,7 @@ class ArtifactRow(Base):
     tags: Mapped[list[str]] = mapped_column(ARRAY(Text))
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     labelled_tenant: Mapped[str | None] = mapped_column(Text)
-    failures: Mapped[str] = mapped_column(Text)
+    failures: Mapped[str | None] = mapped_column(TSVECTOR)
 
 
 class ArtifactIdRow(Base):
@@ -105,7 +105,8 @@ _ADD: Final = (
     "claimed AS (INSERT INTO artifact_ids (tenant_id, kurral_id, id, fingerprint) "
     "SELECT tenant_id, kurral_id, id, fingerprint FROM given ORDER BY kurral_id "
     "ON CONFLICT DO NOTHING RETURNING id), "
-    f"added AS (INSERT INTO artifacts ({_BULK.names}, failures) SELECT {_BULK.values}, failures FROM given "
+    f"added AS (INSERT INTO artifacts ({_BULK.names}, failures) SELECT {_BULK.values}, "
+    "CASE WHEN failures <> '' THEN to_tsvector('simple', failures) END FROM given "
     f"WHERE id IN (SELECT id FROM claimed) RETURNING {_FACTS}, 1 AS sign), "
     "bodies AS (INSERT INTO artifact_bodies (id, tenant_id, key, packed, since) "
     "SELECT id, tenant_id, key, packed, received_at FROM given WHERE id IN (SELECT id FROM claimed)), "

@@ -13,6 +13,10 @@ from domain import ids
 from domain.stats import SCALE, Kind
 from infra.sketches import bin_of
 
+# What lists show of large columns: so many characters of a text, and none of an object larger than so many bytes.
+LISTED_TEXT: Final = 4000
+LISTED_DATA: Final = 16 * 1024
+
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """How records of a kind count.
@@ -28,6 +32,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     value: str
     members: frozenset[str] = frozenset()
     rows: dict[str, str] = {}
+    # In lists, what stands for columns that may be large; and how many bytes a record is worth in an export.
+    listed: dict[str, str] = {}
+    weight: str = "1000"
     columns: tuple[str, ...] = ()
 
     @property
@@ -118,6 +125,14 @@ EVALUATIONS: Final = Facts(
         *("created_at", "model_name", "agent_name", "mode", "hallucinated", "latency_sec", "throughput_qps"),
         *("semantic_drift", "uncertainty", "factual_support"),
     ),
+    listed={
+        "prompt": f"left(r.prompt, {LISTED_TEXT})",
+        "response": f"left(r.response, {LISTED_TEXT})",
+        "retrieved_docs": f"CASE WHEN octet_length(r.retrieved_docs::text) <= {LISTED_DATA} THEN r.retrieved_docs END",
+        "metadata": f"CASE WHEN octet_length(r.metadata::text) <= {LISTED_DATA} THEN r.metadata END",
+    },
+    weight="octet_length(prompt) + octet_length(response) + coalesce(octet_length(retrieved_docs::text), 0) "
+    "+ coalesce(octet_length(metadata::text), 0) + 500",
 )
 
 ARTIFACTS: Final = Facts(
@@ -147,7 +162,7 @@ ARTIFACTS: Final = Facts(
         "run_id": "run_id = {}",
         "tag": "tags @> ARRAY[{}]::text[]",
         "error_type": "error_type = {}",
-        "search": "to_tsvector('simple', failures) @@ websearch_to_tsquery('simple', {})",
+        "search": "failures IS NOT NULL AND failures @@ websearch_to_tsquery('simple', {})",
         "execution_id": "execution_id = {}",
         "labelled_tenant": "labelled_tenant = {}",
     },

@@ -13,6 +13,9 @@ from infra.postgres.stats import PostgresStats
 T = TypeVar("T")
 
 
+PAGE_BYTES = 4 * 1024 * 1024
+
+
 class Records:
     """The records of one kind, newest first by `created_at`."""
 
@@ -24,7 +27,7 @@ class Records:
         where, values = self._where(question)
         # What is skipped is skipped in the index alone; only the rows of the page are fetched.
         query = (
-            f"SELECT {_of('r', shape.columns)} FROM (SELECT id FROM {self._facts.kind} WHERE {where} "
+            f"SELECT {self._listed(shape)} FROM (SELECT id FROM {self._facts.kind} WHERE {where} "
             f"ORDER BY created_at DESC, id DESC LIMIT {page.limit + 1} OFFSET {page.offset}) AS p "
             f"JOIN {self._facts.kind} AS r ON r.id = p.id ORDER BY r.created_at DESC, r.id DESC"
         )
@@ -41,14 +44,21 @@ class Records:
     async def after(
         self, shape: Shape[T], question: Question, place: tuple[datetime, str] | None, limit: int
     ) -> list[T]:
-        """The next `limit` records after the one at `place`, which need not be there any more."""
+        """The next records after the one at `place`, which need not be there any more: one at least, if there is any.
+
+        Up to `limit` of them, and of `PAGE_BYTES` but for the last.
+        """
         where, values = self._where(question)
         if place is not None:
             where += f" AND (created_at, id) < (${len(values) + 1}, ${len(values) + 2})"
             values += [place[0], ids.decode(self._prefix, place[1])]
-        query = (
-            f"SELECT {shape.columns} FROM {self._facts.kind} WHERE {where} "
+        rows = (
+            f"SELECT {shape.columns}, {self._facts.weight} AS weight FROM {self._facts.kind} WHERE {where} "
             f"ORDER BY created_at DESC, id DESC LIMIT {limit}"
+        )
+        query = (
+            "SELECT * FROM (SELECT *, sum(weight) OVER (ORDER BY created_at DESC, id DESC) AS total "
+            f"FROM ({rows}) AS r) AS w WHERE total - weight < {PAGE_BYTES} ORDER BY created_at DESC, id DESC"
         )
         return [shape.read(record) for record in await self._raw.fetch(query, *values)]
 
@@ -60,6 +70,10 @@ class Records:
         )
         return [ids.encode(self._prefix, record["id"]) for record in await self._raw.fetch(query, before, limit)]
 
+    def _listed(self, shape: Shape[T]) -> str:
+        shown = ((name, self._facts.listed.get(name, f"r.{name}")) for name in shape.columns.split(", "))
+        return ", ".join(f"{sql} AS {name}" for name, sql in shown)
+
     def _where(self, question: Question) -> tuple[str, list[Any]]:
         where, values = "tenant_id = current_setting('paddock.tenant_id')", list[Any]()
         for bound, sign in ((question.since, ">="), (question.until, "<")):
@@ -68,7 +82,3 @@ class Records:
                 where += f" AND created_at {sign} ${len(values)}"
         narrowed, wanted = self._facts.row_where(question.wanted, len(values) + 1)
         return where + narrowed, [*values, *wanted]
-
-
-def _of(alias: str, columns: str) -> str:
-    return ", ".join(f"{alias}.{name}" for name in columns.split(", "))

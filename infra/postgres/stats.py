@@ -47,6 +47,8 @@ class StatRollupRow(Base):
     bins: Mapped[bytes] = mapped_column(LargeBinary)
 
 
+# How many combinations of dimensions an answer names.
+COMBINATIONS: Final = 2000
 _LOCK: Final = """
     SELECT pg_try_advisory_xact_lock(hashtextextended('fold ' || $1 || current_setting('paddock.tenant_id'), 0))
 """
@@ -90,13 +92,21 @@ class PostgresStats:
         facts = FACTS[question.kind]
         source, values = _source(facts, question)
         sums = ", ".join(f"sum(measures[{n}])" for n in range(1, len(facts.names) + 1))
-        query = (
+        grouped = (
             f"SELECT dims, ARRAY[{sums}] AS measures, string_agg(bins, '') AS bins FROM ({source}) AS s GROUP BY dims"
+        )
+        # All combinations beyond the most frequent ones are one, without names: a tenant may make as many as it likes.
+        ranked = f"SELECT *, row_number() OVER (ORDER BY measures[1] DESC, dims) AS place FROM ({grouped}) AS g"
+        query = (
+            f"SELECT min(dims) AS dims, min(place) > {COMBINATIONS} AS rest, ARRAY[{sums}] AS measures, "
+            f"string_agg(bins, '') AS bins FROM ({ranked}) AS r GROUP BY least(place, {COMBINATIONS + 1})"
         )
         records = await self._raw.fetch(query, *values)
         groups = [
             Sums(
-                dims=dict(zip(facts.dims, record["dims"], strict=True)),
+                dims=dict.fromkeys(facts.dims)
+                if record["rest"]
+                else dict(zip(facts.dims, record["dims"], strict=True)),
                 measures=dict(zip(facts.names, map(int, record["measures"]), strict=True)),
             )
             for record in records

@@ -127,7 +127,6 @@ TIMES = ("0001-01-01T00:00:00Z", "0001-01-01T00:00:00", "0001-01-01T00:00:00+14:
         (ONE, {**SENT, "created_at": "yesterday"}, "created_at"),
         (ONE, {**SENT, "colour": "red"}, "colour"),
         (ONE, {"prompt": "p"}, "response"),
-        (ONE, [], "body"),
         (BATCH, [], "evaluations"),
         (BATCH, [SENT] * 1001, "evaluations"),
         (BATCH, {"evaluations": {}}, "evaluations"),

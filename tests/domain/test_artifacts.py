@@ -13,6 +13,7 @@ from domain import ids
 from domain.artifacts import CallNode, ToolCall, checked, read, tree
 from domain.artifacts.calls import MAX_NESTING
 from domain.artifacts.determinism import WEIGHTS, level_of
+from domain.artifacts.words import LONGEST, MOST, searchable
 from tests.domain.records import NOW, body, fields, record
 
 KURRAL = Path(__file__).parents[1] / "journeys" / "kurral_artifact.json"
@@ -102,12 +103,13 @@ def test_failures_of_tool_calls_can_be_searched() -> None:
         {},
     ]
     made = record({"tool_calls": calls})
-    assert made.failures == "ConnectTimeout\nno\ufffdroute\nhere\nlegacy\nthere"
+    assert made.failures == "ConnectTimeout no route here legacy there"
     assert made.metadata.tool_errors == 4
     assert made.metadata.status == "ok"
     kept = [call["status"] for call in json.loads(made.body)["tool_calls"]]
     assert kept == ["timeout", "error", "ok", "timeout", "ok"]
-    assert len(record({"tool_calls": [{"error": "é" * 50_000}] * 9}).failures.encode()) <= 65536
+    assert record({"tool_calls": [{"error": "é" * 50_000}] * 9}).failures.split() == ["é" * LONGEST] * 9
+    assert len(record({"tool_calls": [{"error": "no way " * 50_000}] * 9}).failures.split()) == MOST
 
 
 def test_tags_and_buckets() -> None:
@@ -297,3 +299,24 @@ def test_long_chains_are_refused_before_anything_recurses() -> None:
 def test_ten_thousand_calls_and_no_more() -> None:
     assert record({"tool_calls": [{}] * 10_000}).metadata.tool_calls == 10_000
     assert fields({"tool_calls": [{}] * 10_001}) == ["tool_calls"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "understood"),
+    [
+        ("payment refused", "payment refused"),
+        ("pay.py", '"pay py"'),
+        ('"no route" -timeout or dns', '"no route" -"timeout" or dns'),
+        ("-" * 100, ""),
+        ("~/" * 5000, ""),
+        ('"', ""),
+        ("-a.b/c", '-"a b c"'),
+        ("x" * 500, "x" * LONGEST),
+    ],
+)
+def test_what_a_search_asks_for(asked: str, understood: str) -> None:
+    assert searchable(asked) == understood
+
+
+def test_a_search_has_so_many_terms_and_no_more() -> None:
+    assert len(searchable("a " * 10_000).split()) == 32

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from domain.errors import DomainError
-from domain.stats import BEGINNING, END, MAX_DAYS, Cover, buckets, cover, last_days, month_after
+from domain.stats import BEGINNING, END, MAX_DAYS, Cover, buckets, cover, last_days
 
 LATEST = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
 HOUR, DAY, MICRO = timedelta(hours=1), timedelta(days=1), timedelta(microseconds=1)
@@ -145,11 +145,3 @@ def test_days_beyond_their_range_are_refused(days: int) -> None:
             wrong()
         assert caught.value.code == "invalid_field"
         assert [one.field for one in caught.value.errors] == ["days"]
-
-
-@given(at=st.datetimes(max_value=datetime(9000, 1, 1), timezones=st.just(UTC)), months=st.integers(0, 30))
-@example(at=datetime(2024, 1, 31, 23, 59, 59, 999999, tzinfo=UTC), months=1)
-@example(at=datetime(2025, 12, 1, tzinfo=UTC), months=1)
-def test_months_after(at: datetime, months: int) -> None:
-    number = at.year * 12 + at.month - 1 + months
-    assert month_after(at, months) == datetime(number // 12, number % 12 + 1, 1, tzinfo=UTC)

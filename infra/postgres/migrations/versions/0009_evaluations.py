@@ -121,16 +121,16 @@ def upgrade() -> None:
         END $$;
 
         -- Takes evaluations of any tenants whose metrics are still to be computed.
-        -- Up to `most_bytes` of texts, as they are stored, but for a first one that is larger.
+        -- Up to `most_bytes` of texts, but for a first one that is larger.
         CREATE FUNCTION claim_evaluations(most integer, most_bytes bigint, now timestamptz, until timestamptz)
         RETURNS SETOF evaluations
         LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp AS $$
             -- What its workers died of again and again is not tried for ever.
-            UPDATE evaluations e SET metrics = 'failed'
-            WHERE e.metrics = 'pending' AND e.attempt >= 8 AND (e.claimed_until IS NULL OR e.claimed_until < now);
+            UPDATE evaluations e SET metrics = 'failed', claimed_until = NULL
+            WHERE e.metrics = 'pending' AND e.attempt >= 3 AND e.claimed_until < now;
             WITH free AS (
-                SELECT p.id, pg_column_size(p.prompt) + pg_column_size(p.response)
-                           + coalesce(pg_column_size(p.retrieved_docs), 0) AS size
+                SELECT p.id, octet_length(p.prompt) + octet_length(p.response)
+                           + coalesce(octet_length(p.retrieved_docs::text), 0) AS size
                 FROM evaluations p
                 WHERE p.metrics = 'pending' AND (p.claimed_until IS NULL OR p.claimed_until < now)
                 ORDER BY p.id LIMIT most FOR UPDATE SKIP LOCKED

@@ -1,0 +1,165 @@
+"""What workers do with records when things go wrong: bodies on their way, evaluations that cannot be judged."""
+
+import asyncio
+import secrets
+from datetime import timedelta
+
+import httpx
+import pytest
+
+from domain import evaluations
+from domain.errors import DomainError
+from tests.clients import Tenant
+from workers.artifacts import Storer
+
+
+async def _uploaded(tenant: Tenant, count: int = 1) -> list[str]:
+    made = []
+    for _ in range(count):
+        answer = await tenant.http.post("/artifacts/upload", json={"inputs": {"is": secrets.token_hex(100)}})
+        assert answer.status_code == 201, answer.text
+        made.append(str(answer.json()["id"]))
+    return made
+
+
+async def _moved(parts, tenant: Tenant) -> None:
+    """Until no body of the tenant waits any more."""
+    while True:
+        async with parts.store.begin_for(tenant.tenant_id) as tx:
+            if not await tx.stats._raw.fetchval("SELECT count(*) FROM artifact_bodies"):
+                return
+        await asyncio.sleep(0.05)
+
+
+async def _readable(tenant: Tenant, artifacts: list[str]) -> bool:
+    answers = [await tenant.http.get(f"/artifacts/{one}") for one in artifacts]
+    return all(answer.status_code == 200 for answer in answers)
+
+
+async def test_bodies_settled_twice_stay(parts, acme: Tenant) -> None:
+    """As when the answer to a commit is lost, or a lease has run out and another worker was quicker."""
+    artifacts = await _uploaded(acme, 3)
+    await _moved(parts, acme)
+    for _ in range(2):
+        async with parts.store.begin_unbound() as tx:
+            assert await tx.artifacts.stored(artifacts) == set()
+    assert await _readable(acme, artifacts)
+
+
+async def test_of_a_round_only_what_was_deleted_goes_also_if_deleting_fails_at_first(parts, acme: Tenant) -> None:
+    kept, dropped = await _uploaded(acme, 2)
+    async with parts.store.begin_for(acme.tenant_id) as tx:
+        from infra.postgres.artifacts import key_of
+
+        keys = {one: key_of(await tx.artifacts.get(one)) for one in (kept, dropped)}
+    await _moved(parts, acme)
+    failures = [DomainError("storage_unavailable", "Away."), None]
+
+    class Away:
+        async def delete(self, keys: list[str]) -> None:
+            if (error := failures.pop(0)) is not None:
+                raise error
+            await parts.blobs.delete(keys)
+
+    assert (await acme.http.delete(f"/artifacts/{dropped}")).status_code == 204
+    from domain.artifacts.cases import Waiting
+    from workers.leases import persist
+
+    storer = Storer(parts.store, Away())  # type: ignore[arg-type]
+    round_ = [Waiting(id=one, key=key, packed=b"") for one, key in keys.items()]
+    await persist(lambda: storer._settle(round_))
+    assert failures == []
+    assert await _readable(acme, [kept])
+    assert [blob.key async for blob in parts.blobs.under(keys[dropped])] == []
+
+
+async def test_an_evaluation_whose_workers_die_is_given_up(parts, acme: Tenant) -> None:
+    """Claimed again and again past its lease, as by workers that are killed: three attempts, and no more."""
+    async with parts.store.begin_for(acme.tenant_id) as tx:
+        made = evaluations.evaluated(
+            acme.tenant_id, acme.account["id"], [evaluations.read(b'{"prompt":"a","response":"b"}')], tx.now, False
+        )
+        await tx.evaluations.add(made)
+        now = tx.now
+        for attempt in range(1, 5):
+            now += timedelta(hours=1)
+            claimed = await tx.evaluations.claim(10_000, now, now + timedelta(minutes=1))
+            mine = [one for one in claimed if one.evaluation.id == made[0].id]
+            assert [one.attempt for one in mine] == ([attempt] if attempt <= 3 else [])
+        assert (await tx.evaluations.get(made[0].id)).metrics == "failed"
+
+
+@pytest.mark.parametrize("text", ["~/" * 32_000, "a_" * 32_000, "-" * 64_000, "http://" * 9_000, "e5." * 20_000])
+async def test_no_text_of_an_error_is_too_much(acme: Tenant, text: str) -> None:
+    # Six at once took Postgres minutes; the client waits a minute and a half in all.
+    sent = [acme.http.post("/artifacts/upload", json={"error": {"type": "Odd", "stack": text}}) for _ in range(6)]
+    assert [answer.status_code for answer in await asyncio.gather(*sent)] == [201] * 6
+    found = await acme.http.get("/artifacts", params={"search": text[:3000], "error_type": "Odd"})
+    assert found.status_code == 200
+
+
+async def test_search_finds_words_phrases_and_not_others(acme: Tenant) -> None:
+    for number, stack in enumerate(['File "app/pay.py", line 3', "pay by py", "", "naïve über_fluss -5"]):
+        error = {"type": "E", "message": "m", "stack": stack}
+        body = {"kurral_id": f"s{number}", "error": error}
+        assert (await acme.http.post("/artifacts/upload", json=body)).status_code == 201
+
+    async def found(search: str) -> set[str]:
+        answer = await acme.http.get("/artifacts", params={"search": search})
+        assert answer.status_code == 200, answer.text
+        return {item["kurral_id"] for item in answer.json()["items"]}
+
+    assert await found("pay.py") == {"s0"}
+    assert await found('"pay by"') == {"s1"}
+    assert await found("pay -by") == {"s0"}
+    assert await found("line or über_fluss") == {"s0", "s3"}
+    assert await found("nothing") == set()
+    assert await found("-" * 50) == set()
+
+
+async def test_more_combinations_than_an_answer_names_are_counted_all(acme: Tenant) -> None:
+    rows = [{"prompt": "a", "response": "b", "model_name": f"m{number}"} for number in range(3000)]
+    rows += [{"prompt": "a", "response": "b", "model_name": "often"}] * 3
+    for start in range(0, len(rows), 1000):
+        assert (await acme.http.post("/evaluations/batch", json=rows[start : start + 1000])).status_code == 201
+    figures = (await acme.http.get("/evaluations/stats")).json()
+    assert figures["total_evaluations"] == 3003
+    assert next(iter(figures["by_model"].items())) == ("often", 3)
+    # Judged ones are combinations of their own while the worker is at it.
+    assert 0 < len(figures["by_model"]) <= 2000
+    assert (await acme.http.get("/evaluations/stats?model_name=m2999")).json()["total_evaluations"] == 1
+
+
+async def test_lists_show_the_beginning_of_long_texts_and_exports_all(acme: Tenant) -> None:
+    docs = ["d" * 20_000]
+    long = {"prompt": "p" * 500_000, "response": "r" * 500_000, "retrieved_docs": docs, "metadata": {"a": "b"}}
+    for _ in range(12):
+        assert (await acme.http.post("/evaluations", json=long)).status_code == 201
+    listed = (await acme.http.get("/evaluations")).json()
+    assert (listed["total"], len(listed["items"])) == (12, 12)
+    for item in listed["items"]:
+        assert (len(item["prompt"]), len(item["response"]), item["retrieved_docs"]) == (4000, 4000, None)
+        assert item["metadata"] == {"a": "b"}
+    one = (await acme.http.get(f"/evaluations/{listed['items'][0]['id']}")).json()
+    assert (one["prompt"], one["response"], one["retrieved_docs"]) == (long["prompt"], long["response"], docs)
+    whole: httpx.Response = await acme.http.get("/evaluations/export?format=jsonl")
+    lines = whole.text.splitlines()
+    assert len(lines) == 12
+    assert all(len(line) > 1_000_000 for line in lines)
+
+
+async def test_metadata_is_an_object_of_a_bounded_size(acme: Tenant) -> None:
+    good = {"prompt": "a", "response": "b"}
+    for metadata in ([], "x", 1, {"a": "x" * 70_000}):
+        refused = await acme.http.post("/evaluations", json={**good, "metadata": metadata})
+        assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "metadata")
+        refused = await acme.http.post("/evaluations/batch", json=[good, {**good, "metadata": metadata}])
+        assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "evaluations[1].metadata")
+    for text in (rb'{"a":"\ud800"}', b'{"a":"\xff"}'):
+        body = b'{"prompt":"a","response":"b","metadata":' + text + b"}"
+        assert (await acme.http.post("/evaluations", content=body)).status_code in (400, 422)
+    kept = {"a": [1, 2.5, None, {"ü": "\0"}]}
+    made = (await acme.http.post("/evaluations", json={**good, "metadata": kept})).json()
+    assert made["metadata"] == kept
+    assert (await acme.http.get(f"/evaluations/{made['id']}")).json()["metadata"] == kept
+    assert (await acme.http.post("/evaluations", json={**good, "metadata": None})).json()["metadata"] is None
