@@ -16,6 +16,8 @@ LARGE: Final = 256 * 1024
 CHUNK: Final = 256 * 1024
 # What is no larger than this is decompressed in one go: it costs less than a file and a thread.
 AT_ONCE: Final = 1024 * 1024
+# The longest that a frame's header can be.
+_HEADER: Final = 18
 
 
 def pack(body: bytes) -> bytes:
@@ -42,12 +44,15 @@ async def unpacked(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     with tempfile.SpooledTemporaryFile(max_size=LARGE) as file:
         taken = await _spool(chunks, file)
         with _readable():
-            size = zstandard.frame_content_size(file.read(zstandard.FRAMEHEADER_SIZE_MAX))
+            size = zstandard.frame_content_size(file.read(_HEADER))
             file.seek(0)
             small = zstandard.ZstdDecompressor().decompress(file.read()) if taken <= LARGE and size <= AT_ONCE else None
         if small is not None:
             yield small
             return
+        # A frame that does not say its size could end anywhere.
+        if size < 0:
+            raise DomainError("internal_error", "A stored body cannot be read: its size is unknown.")
         reading = zstandard.ZstdDecompressor().stream_reader(file, closefd=False)
         while size > 0:
             with _readable():
