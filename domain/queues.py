@@ -80,8 +80,11 @@ class Queues(Protocol):
         """Make the record tables' partitions of this month and `ahead` more. Returns how many were missing."""
         ...
 
-    async def drop_empty_partitions(self, before: datetime) -> int:
-        """Drop partitions of months before that of `before` which hold no record. Returns how many."""
+    async def drop_empty_partition(self, before: datetime) -> int:
+        """Drop one partition of each record table, of a month before that of `before`, which holds no record.
+
+        Returns how many; fewer than there are while somebody reads from the tables for long.
+        """
         ...
 
     async def retained(self) -> list[tuple[str, int]]:

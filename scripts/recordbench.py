@@ -32,7 +32,7 @@ from infra.postgres.facts import FACTS
 from infra.postgres.stats import PostgresStats
 from scripts.load import Fired, bare_running, copy, fire
 from scripts.resources import held, processor
-from scripts.samples import artifact_sent, as_rows, evaluations_sent, made_rows
+from scripts.samples import RARE, artifact_sent, as_rows, evaluations_sent, made_rows
 from scripts.soak import Client
 from scripts.up import System
 
@@ -47,9 +47,6 @@ LARGE, LARGE_WIDTH = ((20, 10_000_000), (6, 32_000_000)), 4
 CALLS = 25
 DAYS = 90
 LIMIT = 50
-MODELS, AGENTS, MODES = 4, 5, 2
-# One row in so many.
-HALLUCINATED, RARE = 10, 10_000
 API = "/api/v1/"
 
 

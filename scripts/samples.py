@@ -8,9 +8,12 @@ from typing import Any
 import msgspec
 
 from domain import evaluations, ids
-from domain.evaluations import Evaluation, NewEvaluation
+from domain.evaluations import Evaluation
 from domain.stats import Kind
-from scripts.recordbench import AGENTS, HALLUCINATED, MODELS, MODES, RARE
+
+MODELS, AGENTS, MODES = 4, 5, 2
+# One row in so many.
+HALLUCINATED, RARE = 10, 10_000
 
 
 def evaluations_sent(count: int) -> list[dict[str, Any]]:
@@ -39,7 +42,7 @@ def evaluations_sent(count: int) -> list[dict[str, Any]]:
 
 def as_rows(tenant_id: str, user_id: str, sent: list[dict[str, Any]]) -> tuple[list[str], list[tuple[Any, ...]]]:
     """The columns that the API writes but for the id, and the rows, as COPY takes them."""
-    news = msgspec.convert(sent, list[NewEvaluation])
+    news = evaluations.read_batch(msgspec.json.encode(sent))
     made = evaluations.evaluated(tenant_id, user_id, news, datetime.now(UTC), batch=True)
     names = [name for name in Evaluation.__struct_fields__ if name not in ("id", "computed")]
     user = ids.decode("user", user_id)

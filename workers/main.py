@@ -34,6 +34,7 @@ from workers.builds import Builder
 from workers.evaluations import Evaluator
 from workers.executions import Dispatcher, Runner
 from workers.leases import Holder
+from workers.retention import Retention
 from workers.rounds import Work, ring_all, rounds
 from workers.stats import Folder
 from workers.upkeep import Upkeep
@@ -160,6 +161,8 @@ async def serve_upkeep(settings: Settings) -> None:
             async with asyncio.TaskGroup() as group:
                 group.create_task(_beat_always(parts, info))
                 group.create_task(upkeep.run())
+                # Apart: deleting what is too old may take long, and leases run out meanwhile.
+                group.create_task(Retention(parts.store).run())
         finally:
             await _gone(parts, name)
 

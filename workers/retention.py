@@ -4,14 +4,21 @@ They go the way that single deletions go, so statistics stay equal to the rows t
 record has gone is dropped as a whole.
 """
 
+import asyncio
 from datetime import timedelta
 from typing import Final
 
 import structlog
 
+from domain.errors import DomainError
 from domain.ports import Store
 
 BATCH: Final = 500
+GRACE: Final = timedelta(days=1)
+EVERY: Final = timedelta(hours=1)
+# A new installation has enough to do.
+FIRST: Final = timedelta(minutes=1)
+AWAY: Final = 5.0
 # Months made ahead of time: an installation may be asleep for long, or its upkeep.
 AHEAD: Final = 2
 
@@ -23,6 +30,20 @@ class Retention:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+
+    async def run(self) -> None:
+        """Do all of it every hour, for as long as the process lives. Outages are waited out."""
+        pause = FIRST
+        while True:
+            try:
+                # At once: records of a month without a partition cannot be taken.
+                await self.make_partitions()
+                await asyncio.sleep(pause.total_seconds())
+                await self()
+                pause = EVERY
+            except DomainError as error:
+                _log.warning("waits", error=error.detail)
+                await asyncio.sleep(AWAY)
 
     async def make_partitions(self) -> int:
         """Returns how many were missing."""
@@ -43,11 +64,16 @@ class Retention:
                     gone[kind] += deleted
                     if deleted < BATCH:
                         break
-        async with self._store.begin_unbound() as tx:
-            gone["partitions"] = await tx.queues.drop_empty_partitions(tx.now)
+        while dropped := await self._drop_empty():
+            gone["partitions"] += dropped
         if any(gone.values()):
             _log.info("too old", **gone)
         return gone
+
+    async def _drop_empty(self) -> int:
+        # Each in a transaction of its own, as it stops all others. Ids of yesterday may still be on their way.
+        async with self._store.begin_unbound() as tx:
+            return await tx.queues.drop_empty_partition(tx.now - GRACE)
 
     async def _delete(self, tenant_id: str, kind: str, age: timedelta) -> int:
         async with self._store.begin_for(tenant_id) as tx:

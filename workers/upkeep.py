@@ -13,17 +13,18 @@ import structlog
 from domain import builds, executions
 from domain.errors import DomainError
 from domain.idempotency import LIFETIME
-from domain.jobs import LANES
+from domain.jobs import Lane
 from domain.ports import Blob, Blobs, Clock, Queue, Store
 from infra.redis import GONE
 from infra.settings import Settings
-from workers.retention import Retention
 
 _log = structlog.get_logger("paddock.upkeep")
 
 # A waiting row this old is checked for its ring; younger ones are most likely just being taken.
 RING_AGE: Final = timedelta(seconds=2)
 BATCH: Final = 500
+# The record lane looks by itself every few seconds, and may have very many rows that wait.
+RUNG: Final[tuple[Lane, ...]] = ("build", "run")
 SWEEP: Final = timedelta(hours=1)
 _SWEPT: Final = ("uploads/", "bundles/", "environments/")
 
@@ -33,25 +34,17 @@ class Upkeep:
 
     def __init__(self, settings: Settings, store: Store, queue: Queue, blobs: Blobs, clock: Clock) -> None:
         self._settings, self._store, self._queue, self._blobs, self._clock = settings, store, queue, blobs, clock
-        self.retention = Retention(store)
 
     async def run(self) -> None:
         """Look after everything for as long as the process lives. Outages are waited out."""
         # The first sweep comes after a minute: a new installation has no bucket yet.
         swept = self._clock() - SWEEP + timedelta(minutes=1)
-        ahead = False
         while True:
             try:
-                # At once: records of a month without a partition cannot be taken.
-                if not ahead:
-                    await self.retention.make_partitions()
-                    ahead = True
                 await self.take_back()
                 await self.ring_lost()
                 if self._clock() - swept >= SWEEP:
-                    ahead = False
                     await self.sweep()
-                    await self.retention()
                     swept = self._clock()
             except DomainError as error:
                 _log.warning("upkeep waits", error=error.detail)
@@ -75,7 +68,7 @@ class Upkeep:
     async def ring_lost(self) -> int:
         """Ring again for waiting rows whose ring was lost. Returns how many."""
         async with self._store.begin_unbound() as tx:
-            waiting = [job for lane in LANES for job in await tx.queues.waiting(lane, tx.now - RING_AGE, BATCH)]
+            waiting = [job for lane in RUNG for job in await tx.queues.waiting(lane, tx.now - RING_AGE, BATCH)]
         rung = await self._queue.ring_lost(waiting) if waiting else 0
         if rung:
             _log.info("rang again", jobs=rung)

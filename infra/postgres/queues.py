@@ -150,10 +150,10 @@ class PostgresQueues:
         ]
         return sum(one.scalar_one() for one in made)
 
-    async def drop_empty_partitions(self, before: datetime) -> int:
+    async def drop_empty_partition(self, before: datetime) -> int:
         dropped = [
             await self._connection.execute(
-                text("SELECT drop_empty_partitions(:kind, :before)"), {"kind": kind, "before": before}
+                text("SELECT drop_empty_partition(:kind, :before)"), {"kind": kind, "before": before}
             )
             for kind in KINDS
         ]

@@ -3,6 +3,8 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 
+from domain import evaluations
+from domain.pages import Page
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
 from infra.wiring import utc_now
@@ -80,5 +82,52 @@ async def test_months_are_made_ahead_and_dropped_when_empty(system) -> None:
             assert f"artifacts{month}" not in left
             assert gone["partitions"] == len(before) + made - len(left)
             assert all(name >= f"artifacts{later[0]:_%Y_%m}" for name in left if name.startswith("artifacts"))
+        finally:
+            await store.close()
+
+
+async def test_dropping_stops_nobody_and_waits_for_nobody(system) -> None:
+    """Readers and writers go on while months come and go; one that reads for long keeps its month for the next time."""
+    async with apart(system) as own:
+        engine = connect(own.url, pool_size=6, application="tests")
+        store = PostgresStore(engine, NoQueue(), utc_now)
+        caller, done = await own.tenant(), asyncio.Event()
+        row = evaluations.read(b'{"prompt":"a","response":"b","hallucinated":true}')
+        written = 0
+
+        async def write() -> None:
+            nonlocal written
+            while not done.is_set():
+                async with store.begin_for(caller.tenant_id) as tx:
+                    made = evaluations.evaluated(caller.tenant_id, caller.user_id, [row], tx.now, False)
+                    await tx.evaluations.add(made)
+                written += 1
+
+        async def read() -> None:
+            while not done.is_set():
+                async with store.begin_for(caller.tenant_id) as tx:
+                    await tx.evaluations.page(evaluations.Filter(), Page())
+                    await evaluations.stats(tx, evaluations.Filter(), None)
+
+        async def come_and_go() -> None:
+            try:
+                for _ in range(10):
+                    await own.owner.execute("SELECT make_partitions('evaluations', '2001-01-05', 0)")
+                    gone = 0
+                    while not gone:
+                        gone = (await Retention(store)())["partitions"]
+            finally:
+                done.set()
+
+        try:
+            # What this installation made ahead is of this month and later ones, and stays.
+            await asyncio.gather(write(), write(), read(), read(), come_and_go())
+            async with store.begin_for(caller.tenant_id) as tx:
+                assert (await evaluations.stats(tx, evaluations.Filter(), None)).total_evaluations == written > 0
+            await own.owner.execute("SELECT make_partitions('evaluations', '2001-01-05', 0)")
+            async with store.begin_for(caller.tenant_id) as tx:
+                await tx.evaluations.page(evaluations.Filter(), Page())
+                assert (await Retention(store)())["partitions"] == 0
+            assert (await Retention(store)())["partitions"] == 1
         finally:
             await store.close()

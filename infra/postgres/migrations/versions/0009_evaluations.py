@@ -89,11 +89,12 @@ def upgrade() -> None:
             RETURN made;
         END $$;
 
-        -- Drops partitions of a record table whose month ended before `before` and which hold no row any more.
-        CREATE FUNCTION drop_empty_partitions(record_table text, before timestamptz) RETURNS integer
-        LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+        -- Drops one partition of a record table whose month ended before `before` and which holds no row any more.
+        -- The table is locked before its partition, as everybody else does it, and not waited for: whoever reads for
+        -- long would hold up all that come after us. Returns how many it dropped.
+        CREATE FUNCTION drop_empty_partition(record_table text, before timestamptz) RETURNS integer
+        LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET lock_timeout = '1s' AS $$
         DECLARE
-            dropped integer := 0;
             part text;
             empty boolean;
         BEGIN
@@ -108,16 +109,18 @@ def upgrade() -> None:
                 ORDER BY 1
             LOOP
                 EXECUTE format('SELECT NOT EXISTS (SELECT FROM %I)', part) INTO empty;
-                IF empty THEN
-                    EXECUTE format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', part);
-                    EXECUTE format('SELECT NOT EXISTS (SELECT FROM %I)', part) INTO empty;
-                END IF;
+                CONTINUE WHEN NOT empty;
+                EXECUTE format('LOCK TABLE ONLY %I IN ACCESS EXCLUSIVE MODE', record_table);
+                EXECUTE format('SELECT NOT EXISTS (SELECT FROM %I)', part) INTO empty;
                 IF empty THEN
                     EXECUTE format('DROP TABLE %I', part);
-                    dropped := dropped + 1;
+                    RETURN 1;
                 END IF;
+                RETURN 0;
             END LOOP;
-            RETURN dropped;
+            RETURN 0;
+        EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+            RETURN 0;
         END $$;
 
         -- Takes evaluations of any tenants whose metrics are still to be computed.
@@ -141,8 +144,8 @@ def upgrade() -> None:
             UPDATE evaluations e SET attempt = e.attempt + 1, claimed_until = until
             FROM light l WHERE e.id = l.id RETURNING e.*
         $$;
-        REVOKE ALL ON FUNCTION make_partitions, drop_empty_partitions, claim_evaluations FROM PUBLIC;
-        GRANT EXECUTE ON FUNCTION make_partitions, drop_empty_partitions, claim_evaluations TO paddock_app;
+        REVOKE ALL ON FUNCTION make_partitions, drop_empty_partition, claim_evaluations FROM PUBLIC;
+        GRANT EXECUTE ON FUNCTION make_partitions, drop_empty_partition, claim_evaluations TO paddock_app;
         SELECT make_partitions('evaluations', now(), 2);
         """
     )
