@@ -12,13 +12,14 @@ import structlog
 
 from domain.errors import DomainError
 from domain.ports import Store
+from domain.stats import KINDS, Kind
 
 BATCH: Final = 500
 GRACE: Final = timedelta(days=1)
 EVERY: Final = timedelta(hours=1)
 # A new installation has enough to do.
 FIRST: Final = timedelta(minutes=1)
-AWAY: Final = 5.0
+AWAY: Final = timedelta(seconds=5)
 # Months made ahead of time: an installation may be asleep for long, or its upkeep.
 AHEAD: Final = 2
 
@@ -43,7 +44,8 @@ class Retention:
                 pause = EVERY
             except DomainError as error:
                 _log.warning("waits", error=error.detail)
-                await asyncio.sleep(AWAY)
+                pause = AWAY
+                await asyncio.sleep(AWAY.total_seconds())
 
     async def make_partitions(self) -> int:
         """Returns how many were missing."""
@@ -59,23 +61,25 @@ class Retention:
             retained = await tx.queues.retained()
         gone = {"evaluations": 0, "artifacts": 0, "partitions": 0}
         for tenant_id, days in retained:
-            for kind in ("evaluations", "artifacts"):
+            for kind in KINDS:
                 while deleted := await self._delete(tenant_id, kind, timedelta(days=days)):
                     gone[kind] += deleted
                     if deleted < BATCH:
                         break
-        while dropped := await self._drop_empty():
-            gone["partitions"] += dropped
+        for kind in KINDS:
+            while dropped := await self._drop_empty(kind):
+                gone["partitions"] += dropped
         if any(gone.values()):
             _log.info("too old", **gone)
         return gone
 
-    async def _drop_empty(self) -> int:
-        # Each in a transaction of its own, as it stops all others. Ids of yesterday may still be on their way.
+    async def _drop_empty(self, kind: Kind) -> int:
+        # Each in a transaction of its own, as it stops all others of the table: with both tables locked, one that uses
+        # both would deadlock with it. Ids of yesterday may still be on their way.
         async with self._store.begin_unbound() as tx:
-            return await tx.queues.drop_empty_partition(tx.now - GRACE)
+            return await tx.queues.drop_empty_partition(kind, tx.now - GRACE)
 
-    async def _delete(self, tenant_id: str, kind: str, age: timedelta) -> int:
+    async def _delete(self, tenant_id: str, kind: Kind, age: timedelta) -> int:
         async with self._store.begin_for(tenant_id) as tx:
             before = tx.now - age
             if kind == "evaluations":

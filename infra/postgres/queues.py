@@ -10,7 +10,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from domain import ids
 from domain.jobs import LANES, PREFIX, Job, Lane
 from domain.queues import Expired, QueueStats, Turn, WorkerInfo
-from domain.stats import KINDS
+from domain.stats import KINDS, Kind
 from infra.postgres.db import Base, as_struct, timestamp
 
 
@@ -150,14 +150,11 @@ class PostgresQueues:
         ]
         return sum(one.scalar_one() for one in made)
 
-    async def drop_empty_partition(self, before: datetime) -> int:
-        dropped = [
-            await self._connection.execute(
-                text("SELECT drop_empty_partition(:kind, :before)"), {"kind": kind, "before": before}
-            )
-            for kind in KINDS
-        ]
-        return sum(one.scalar_one() for one in dropped)
+    async def drop_empty_partition(self, kind: Kind, before: datetime) -> int:
+        dropped = await self._connection.execute(
+            text("SELECT drop_empty_partition(:kind, :before)"), {"kind": kind, "before": before}
+        )
+        return int(dropped.scalar_one())
 
     async def retained(self) -> list[tuple[str, int]]:
         rows = await self._connection.execute(text("SELECT tenant_id, days FROM retained()"))

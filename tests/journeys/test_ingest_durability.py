@@ -120,8 +120,10 @@ async def _let_go(system: System) -> None:
     """What a killed worker had claimed is free again, which else takes minutes; wait until all of it is done."""
     owner = await asyncpg.connect(system.settings.database_owner_url.reveal())
     try:
-        await owner.execute("UPDATE evaluations SET claimed_until = NULL WHERE metrics = 'pending'")
-        await owner.execute("UPDATE artifact_bodies SET claimed_until = NULL")
+        # In the order in which the worker claims them, beside which this runs.
+        locked = "SELECT id FROM {} ORDER BY id FOR UPDATE"
+        for table, which in (("evaluations", "evaluations WHERE metrics = 'pending'"), ("artifact_bodies",) * 2):
+            await owner.execute(f"UPDATE {table} SET claimed_until = NULL WHERE id IN ({locked.format(which)})")
 
         async def done() -> bool:
             pending = await owner.fetchval("SELECT count(*) FROM evaluations WHERE metrics = 'pending'")

@@ -1,11 +1,18 @@
 """Retention: what is too old goes, with its body and what it counts; months are made ahead and dropped when empty."""
 
 import asyncio
+import contextlib
+import time
 from datetime import UTC, datetime, timedelta
 
+import asyncpg
+
 from domain import evaluations
+from domain.errors import DomainError
 from domain.pages import Page
+from domain.stats import KINDS
 from infra.postgres.db import connect
+from infra.postgres.role import APP_ROLE
 from infra.postgres.store import PostgresStore
 from infra.wiring import utc_now
 from tests.apart import apart
@@ -131,3 +138,106 @@ async def test_dropping_stops_nobody_and_waits_for_nobody(system) -> None:
             assert (await Retention(store)())["partitions"] == 1
         finally:
             await store.close()
+
+
+async def test_whoever_uses_both_tables_goes_on_too(system) -> None:
+    """One table is locked at a time: a reader of one and then the other never meets it the other way around."""
+    async with apart(system) as own:
+        store = PostgresStore(connect(own.url, pool_size=2, application="tests"), NoQueue(), utc_now)
+        done = asyncio.Event()
+
+        async def read() -> None:
+            reader = await asyncpg.connect(own.url, server_settings={"role": APP_ROLE})
+            try:
+                while not done.is_set():
+                    async with reader.transaction():
+                        await reader.fetch("SELECT id FROM evaluations LIMIT 1")
+                        await asyncio.sleep(0.005)
+                        await reader.fetch("SELECT id FROM artifacts LIMIT 1")
+            finally:
+                await reader.close()
+
+        async def come_and_go() -> None:
+            try:
+                for _ in range(5):
+                    for kind in KINDS:
+                        await own.owner.execute("SELECT make_partitions($1, '2001-01-05', 0)", kind)
+                    await Retention(store)()
+            finally:
+                done.set()
+
+        try:
+            await asyncio.gather(*[read() for _ in range(6)], come_and_go())
+        finally:
+            await store.close()
+
+
+async def test_a_long_reader_of_one_table_keeps_nobody_from_the_other(system) -> None:
+    async with apart(system) as own:
+        store = PostgresStore(connect(own.url, pool_size=2, application="tests"), NoQueue(), utc_now)
+        reader = await asyncpg.connect(own.url, server_settings={"role": APP_ROLE})
+        try:
+            for year in (2001, 2002, 2003):
+                for kind in KINDS:
+                    await own.owner.execute(f"SELECT make_partitions($1, '{year}-01-05', 0)", kind)
+            async with reader.transaction():
+                await reader.fetch("SELECT id FROM evaluations LIMIT 1")
+                dropping = asyncio.create_task(Retention(store)())
+                longest, begun = 0.0, time.monotonic()
+                while not dropping.done():
+                    asked = time.monotonic()
+                    await own.owner.fetch("SELECT id FROM artifacts LIMIT 1")
+                    longest = max(longest, time.monotonic() - asked)
+                    await asyncio.sleep(0.002)
+                assert (await dropping)["partitions"] == 3
+            # It waited for the reader once, for a second; whoever came to the other table did not.
+            assert longest < 0.7 < time.monotonic() - begun < 10
+            assert (await Retention(store)())["partitions"] == 3
+        finally:
+            await reader.close()
+            await store.close()
+
+
+async def test_this_month_and_the_month_of_yesterday_stay(system) -> None:
+    async with apart(system) as own:
+        now = [datetime(2001, 3, 1, 23, 59, tzinfo=UTC)]
+        store = PostgresStore(connect(own.url, pool_size=2, application="tests"), NoQueue(), lambda: now[0])
+        names = "SELECT relname FROM pg_class WHERE relispartition AND relkind = 'r' AND relname ~ '_2001_' ORDER BY 1"
+        try:
+            for kind in KINDS:
+                await own.owner.execute("SELECT make_partitions($1, '2001-01-05', 2)", kind)
+            assert (await Retention(store)())["partitions"] == 2
+            left = [f"{kind}_2001_{month}" for kind in KINDS for month in ("02", "03")]
+            assert [row["relname"] for row in await own.owner.fetch(names)] == left
+            now[0] += timedelta(minutes=1)
+            assert (await Retention(store)())["partitions"] == 2
+            left = [f"{kind}_2001_03" for kind in KINDS]
+            assert [row["relname"] for row in await own.owner.fetch(names)] == left
+        finally:
+            await store.close()
+
+
+async def test_after_an_outage_deletions_are_tried_again_soon(monkeypatch) -> None:
+    slept, rounds = [0.0], list[float]()
+
+    async def sleep(seconds: float) -> None:
+        slept[0] += seconds
+
+    class Failing(Retention):
+        async def make_partitions(self) -> int:
+            return 0
+
+        async def __call__(self) -> dict[str, int]:
+            rounds.append(slept[0])
+            if len(rounds) == 2:
+                raise DomainError("unavailable", "Away.")
+            if len(rounds) == 4:
+                raise asyncio.CancelledError
+            return {}
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    with contextlib.suppress(asyncio.CancelledError):
+        await Failing(None).run()
+    assert rounds[:2] == [60, 3660]
+    assert rounds[2] - rounds[1] <= 10
+    assert rounds[3] - rounds[2] == 3600

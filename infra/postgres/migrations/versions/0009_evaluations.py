@@ -97,6 +97,7 @@ def upgrade() -> None:
         DECLARE
             part text;
             empty boolean;
+            begun timestamptz;
         BEGIN
             IF record_table NOT IN ('evaluations', 'artifacts') THEN
                 RAISE EXCEPTION 'no record table: %', record_table;
@@ -108,8 +109,10 @@ def upgrade() -> None:
                   AND c.relname < record_table || to_char(before AT TIME ZONE 'UTC', '_YYYY_MM')
                 ORDER BY 1
             LOOP
+                begun := clock_timestamp();
                 EXECUTE format('SELECT NOT EXISTS (SELECT FROM %I)', part) INTO empty;
-                CONTINUE WHEN NOT empty;
+                -- Just deleted rows make the look long until they are vacuumed; nobody is to be locked out for that.
+                CONTINUE WHEN NOT empty OR clock_timestamp() - begun > interval '1 second';
                 EXECUTE format('LOCK TABLE ONLY %I IN ACCESS EXCLUSIVE MODE', record_table);
                 EXECUTE format('SELECT NOT EXISTS (SELECT FROM %I)', part) INTO empty;
                 IF empty THEN
