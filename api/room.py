@@ -8,11 +8,10 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from api.requests import HttpRequest
+from infra.compression import LARGE
 
 # A body is held up to three times over: as it came, as it is kept, and compressed.
 ROOM: Final = 48 * 1024 * 1024
-# Smaller ones than this are let in as they come.
-LARGE: Final = 256 * 1024
 
 
 class Room:

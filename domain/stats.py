@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, Protocol
 import msgspec
 
 from domain.errors import invalid
-from domain.times import utc
+from domain.times import assumed
 
 Kind = Literal["artifacts", "evaluations"]
 Level = Literal["hour", "day", "month"]
@@ -217,15 +217,11 @@ def between(since: datetime | None, until: datetime | None, names: tuple[str, st
 
     Errors: `invalid_field` naming the end that is none, or lies before the other.
     """
-    first = None if since is None else utc(names[0], _offset(since))
-    last = None if until is None else utc(names[1], _offset(until))
+    first = None if since is None else assumed(names[0], since)
+    last = None if until is None else assumed(names[1], until)
     if first is not None and last is not None and last < first:
         raise invalid(names[1], f"lies before {names[0]}.")
     return first, last
-
-
-def _offset(at: datetime) -> datetime:
-    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
 
 
 def readable(wanted: msgspec.Struct) -> None:
@@ -233,8 +229,3 @@ def readable(wanted: msgspec.Struct) -> None:
     for name in wanted.__struct_fields__:
         if "\0" in str(getattr(wanted, name)):
             raise invalid(name, "must not hold U+0000.")
-
-
-async def fold(tx: Any, kind: Kind) -> int:
-    """Fold deltas of the bound tenant. Returns how many."""
-    return int(await tx.stats.fold(kind, FOLD))

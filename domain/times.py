@@ -20,12 +20,17 @@ def utc(field: str, at: datetime) -> datetime:
         raise invalid(field, "lies outside the years 1 to 9999.") from None
 
 
+def assumed(field: str, at: datetime) -> datetime:
+    """A time in UTC, which one without an offset is in. Errors: `invalid_field` beyond the years 1 to 9999."""
+    return utc(field, at if at.tzinfo is not None else at.replace(tzinfo=UTC))
+
+
 def recorded(field: str, at: datetime, now: datetime) -> datetime:
     """When a record says it was made, in UTC; without an offset it is UTC.
 
     Errors: `invalid_field` for a time before the year 2000, or more than a day ahead of `now`.
     """
-    made = utc(field, at if at.tzinfo is not None else at.replace(tzinfo=UTC))
+    made = assumed(field, at)
     if not OLDEST <= made <= now + AHEAD:
         raise invalid(field, "must lie between the year 2000 and tomorrow.")
     return made
