@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol, TypeVar
@@ -11,7 +10,7 @@ import msgspec
 from litestar import Response
 
 from api.ingest import Ingest
-from api.requests import HttpRequest, idempotency_key
+from api.requests import HttpRequest, asked_for, idempotency_key
 from api.room import Room
 from domain import executions
 from domain.access import Caller
@@ -93,13 +92,12 @@ async def created(
         async with front.store.begin(caller) as tx:
             made = await make(tx)
         return Response(made, status_code=201)
-    asked = hashlib.sha256(f"{request.method} {request.url.path}\n".encode())
-    asked.update(fingerprint if fingerprint is not None else await request.body())
+    asked = asked_for(request, fingerprint if fingerprint is not None else await request.body())
     owner = caller.key_id or caller.user_id
     async with front.store.begin(caller) as tx:
-        first = await tx.answers.claim(owner, key, asked.digest(), tx.now)
+        first = await tx.answers.claim(owner, key, asked, tx.now)
         if first is not None:
-            body = front.vault.open(replay(first, asked.digest()).body)
+            body = front.vault.open(replay(first, asked).body)
             headers = {"Idempotency-Replayed": "true"}
             return Response(msgspec.json.decode(body), status_code=first.status, headers=headers)
         made = await make(tx)

@@ -5,14 +5,13 @@ request spoils no other.
 """
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar
 
 import msgspec
 from litestar import Response
 
-from api.requests import HttpRequest, idempotency_key
+from api.requests import HttpRequest, asked_for, idempotency_key
 from domain.access import Caller
 from domain.errors import DomainError
 from domain.idempotency import Answer, Asked, replay
@@ -60,9 +59,7 @@ class Ingest(Generic[T]):
         key = idempotency_key(request)
         asked = None
         if key is not None:
-            fingerprint = hashlib.sha256(f"{request.method} {request.url.path}\n".encode())
-            fingerprint.update(sent)
-            asked = Asked(owner=caller.key_id or caller.user_id, key=key, fingerprint=fingerprint.digest())
+            asked = Asked(owner=caller.key_id or caller.user_id, key=key, fingerprint=asked_for(request, sent))
         batches = self._tenants.get(caller.tenant_id)
         if batches is None:
             batches = self._tenants[caller.tenant_id] = self._batches(caller.tenant_id)

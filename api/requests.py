@@ -1,5 +1,6 @@
 """A request, as handlers see it, and the key that makes repeating it safe."""
 
+import hashlib
 from typing import Any
 
 from litestar import Request
@@ -17,3 +18,8 @@ def idempotency_key(request: HttpRequest) -> str | None:
     if key is not None and not (0 < len(key) <= MAX_KEY and key.isprintable()):
         raise invalid("Idempotency-Key", f"must be 1 to {MAX_KEY} printable characters.")
     return key
+
+
+def asked_for(request: HttpRequest, body: bytes) -> bytes:
+    """A hash of what a request asks for: its method, its path and its body."""
+    return hashlib.sha256(f"{request.method} {request.url.path}\n".encode() + body).digest()
