@@ -1,13 +1,13 @@
 """Everything outside, on one page: what the domain and the workers ask of infrastructure.
 
 `Store` begins transactions, `Tx` is one of them with a repository per capability, `Queue` rings
-workers, `Blobs` holds bytes, `Sandbox` runs untrusted code. Adapters live in `infra/` and pass the
+workers, `Blobs` holds bytes, `Sandbox` runs untrusted code, `Llm` calls language models, `Prices` knows what they cost. Adapters live in `infra/` and pass the
 contract suites in `tests/contracts/`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from domain.agents import Agents
     from domain.artifacts.cases import Artifacts
     from domain.builds import Builds
+    from domain.chat import Ask, Part, Target, Usage
     from domain.evaluations import Evaluations
     from domain.events import Events
     from domain.executions import Executions
@@ -215,4 +216,24 @@ class Sandbox(Protocol):
 
         `shown_as` is where the folder will lie at run time. Returns what did not compile, with file and line.
         """
+        ...
+
+
+class Llm(Protocol):
+    """Calls language models, whatever their provider. Nothing is tried twice here."""
+
+    def stream(self, ask: Ask) -> AsyncGenerator[Part, None]:
+        """The parts of an answer as they come; the last one is its `Reply`.
+
+        Closing the generator, or cancelling whoever waits for it, ends the provider's connection at once.
+        Errors: `domain.chat.ModelError`.
+        """
+        ...
+
+
+class Prices(Protocol):
+    """What calls of models cost."""
+
+    def cost(self, target: Target, usage: Usage) -> float | None:
+        """US dollars for one call, or None when nobody told what this model costs. The target's own price wins."""
         ...
