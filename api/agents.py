@@ -12,22 +12,24 @@ from domain.pages import Listing, Page
 
 @post("/agents", opt=needs("write:agents"))
 async def create_agent(front: Front, request: HttpRequest, caller: Caller, data: NewAgent) -> Response[Agent]:
-    """Create an agent in `draft`; upload an archive to give it a version."""
+    """Create an agent. With a model (or any field of a model agent) it is ready to run; without, upload an archive."""
     return await created(front, request, caller, lambda tx: agents.create(tx, caller, data))
 
 
 @get("/agents", opt=needs("read:agents"))
-async def list_agents(front: Front, caller: Caller, part: Page, status: AgentStatus | None = None) -> Listing[Agent]:
-    """The tenant's agents, newest first."""
+async def list_agents(
+    front: Front, caller: Caller, part: Page, status: AgentStatus | None = None, parent: str | None = None
+) -> Listing[Agent]:
+    """The tenant's agents, newest first; `parent` narrows them to those that inherit from an agent."""
     async with front.store.begin(caller) as tx:
-        return await agents.list_agents(tx, part, status)
+        return await agents.list_agents(tx, part, status, parent)
 
 
 @get("/agents/{agent_id:str}", opt=needs("read:agents"))
-async def get_agent(front: Front, caller: Caller, agent_id: str) -> Agent:
-    """An agent by id or name. `status` follows its builds."""
+async def get_agent(front: Front, caller: Caller, agent_id: str, resolved: bool = False) -> Agent:
+    """An agent by id or name. `resolved=true` shows what is in force, with all that it inherits."""
     async with front.store.begin(caller) as tx:
-        return await agents.get(tx, agent_id)
+        return await agents.shown(tx, agent_id, resolved)
 
 
 @route("/agents/{agent_id:str}", http_method=["PATCH", "PUT"], opt=needs("write:agents"), status_code=200)

@@ -20,7 +20,9 @@ from api import (
     accounts,
     agents,
     artifacts,
+    budgets,
     builds,
+    costs,
     docs,
     errors,
     evaluations,
@@ -28,9 +30,13 @@ from api import (
     executions,
     health,
     keys,
+    llms,
+    provider_keys,
     queues,
     stats,
     tenants,
+    tools,
+    workspaces,
 )
 from api.auth import KeyUse, admit, lookups
 from api.door import Door
@@ -57,9 +63,15 @@ ROUTERS = (
     builds.router,
     executions.router,
     events.router,
+    workspaces.router,
     artifacts.router,
     stats.router,
     evaluations.router,
+    costs.router,
+    budgets.router,
+    llms.router,
+    provider_keys.router,
+    tools.router,
     queues.router,
 )
 _DESCRIPTION = """Upload an agent; Paddock builds it, runs it fenced in, and keeps everything the run left behind.
@@ -92,6 +104,7 @@ def create(settings: Settings, clock: Clock = utc_now) -> ASGIApp:
                 **values,
                 metrics=Metrics(),
                 keys=lookups(wired.store),
+                events=events.readers(wired.store),
                 artifacts=Ingest(
                     wired.store, wired.vault, artifact_cases.store, weigh=lambda one: len(one.packed), most=128
                 ),

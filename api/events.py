@@ -4,22 +4,25 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 from litestar import Response, Router, WebSocket, get, websocket
 from litestar.exceptions import WebSocketDisconnect
 from litestar.response import ServerSentEvent, ServerSentEventMessage
+from msgspec import Meta
 
 from api.auth import readmit
 from api.front import Front, find_execution, needs
 from api.requests import HttpRequest
-from domain import events, executions
+from domain import agents, events, executions
 from domain.access import Caller
-from domain.errors import DomainError, invalid
-from domain.events import Event, LogEntry
+from domain.errors import DomainError, invalid, not_found
+from domain.events import Asked, Event, LogEntry, Slice
 from domain.executions import Start
 from domain.pages import Listing, Page
+from domain.ports import Store
+from infra.batches import Batches
 
 # We use none of the three type parameters.
 Socket = WebSocket[Any, Any, Any]
@@ -55,8 +58,7 @@ async def stream_events(
     204 when nothing can follow: that tells an EventSource not to come back.
     """
     after = _last_event_id(request)
-    async with front.store.begin(caller) as tx:
-        known = await events.after(tx, execution_id, after)
+    known = await read(front, caller, execution_id, after)
     if known.ended and not known.events:
         return Response(None, status_code=204)
     return ServerSentEvent(_as_sse(front, caller, execution_id, after))
@@ -79,18 +81,39 @@ async def stream_agent(socket: Socket, front: Front, agent_id: str) -> None:
     """Send what to run as JSON; receive the events of its execution, and `{type: complete, result, cost}` at the end.
 
     Several may be sent, one after the other; each is authenticated and counted like a request of its
-    own. Closing the socket does not stop an execution.
+    own. Closing the socket does not stop an execution: `{execution_id, after: SEQ}` goes on reading it after the
+    last event that was received.
     """
     await socket.accept()
     async with _ending(socket), _Inbox(socket) as inbox:
         while True:
-            data = msgspec.json.decode(await inbox.next(), type=Start)
+            told = await inbox.next()
             caller = await readmit(front, socket, "run:agents")
-            async with front.store.begin(caller) as tx:
-                execution = await executions.start(tx, caller, agent_id, data)
-            async for event in follow(front, caller, execution.id, 0, inbox.gone):
+            execution_id, after = await _wanted(front, caller, agent_id, told)
+            async for event in follow(front, caller, execution_id, after, inbox.gone):
                 await _send(socket, _flat(event))
-            await _send(socket, await _complete(front, caller, execution.id))
+            await _send(socket, await _complete(front, caller, execution_id))
+
+
+class _Resume(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """To go on reading an execution of this agent, after an event."""
+
+    execution_id: str
+    after: Annotated[int, Meta(ge=0)] = 0
+
+
+async def _wanted(front: Front, caller: Caller, agent_id: str, told: str | bytes) -> tuple[str, int]:
+    """The execution that a message starts, or goes on reading, and after which event. Errors: those of both."""
+    if isinstance(known := msgspec.json.decode(told), dict) and "execution_id" in known:
+        resume = msgspec.convert(known, _Resume)
+        async with front.store.begin(caller) as tx:
+            agent, found = await agents.get(tx, agent_id), await executions.get(tx, resume.execution_id)
+        if found.agent_id != agent.id:
+            raise not_found("execution", resume.execution_id)
+        return found.id, resume.after
+    data = msgspec.json.decode(told, type=Start)
+    async with front.store.begin(caller) as tx:
+        return (await executions.start(tx, caller, agent_id, data)).id, 0
 
 
 class _Inbox:
@@ -139,6 +162,24 @@ async def _ending(socket: Socket) -> AsyncIterator[None]:
             await _refuse(socket, error)
 
 
+def readers(store: Store) -> Batches[Asked, Slice | DomainError]:
+    """Reads on in logs: one statement for all who were rung while the last one was on its way."""
+
+    async def after(asked: list[Asked]) -> list[Slice | DomainError]:
+        async with store.begin_single() as tx:
+            return await events.after(tx, asked)
+
+    return Batches(after, most=64)
+
+
+async def read(front: Front, caller: Caller, execution_id: str, after: int) -> Slice:
+    """What follows in a log, of the caller's tenant. Errors: `not_found`, `invalid_field`."""
+    found = await front.events.add(Asked(tenant_id=caller.tenant_id, execution_id=execution_id, seq=after))
+    if isinstance(found, DomainError):
+        raise found
+    return found
+
+
 async def follow(
     front: Front, caller: Caller, execution_id: str, after: int, gone: asyncio.Event | None
 ) -> AsyncGenerator[Event, None]:
@@ -149,8 +190,7 @@ async def follow(
     with front.bell.listen(execution_id) as heard:
         while True:
             heard.clear()
-            async with front.store.begin(caller) as tx:
-                found = await events.after(tx, execution_id, after)
+            found = await read(front, caller, execution_id, after)
             for event in found.events:
                 yield event
                 after = event.seq

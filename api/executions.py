@@ -6,9 +6,9 @@ from litestar import Response, Router, get, post
 
 from api.front import Front, find_execution, needs, started, waited
 from api.requests import HttpRequest
-from domain import executions
+from domain import executions, steps
 from domain.access import Caller
-from domain.executions import Execution, Filter, Kind, Start, StartAny
+from domain.executions import Decision, Execution, Filter, Kind, Start, StartAny
 from domain.pages import Listing, Page
 from domain.states import TERMINAL, Status
 
@@ -78,6 +78,20 @@ async def cancel_execution(front: Front, caller: Caller, execution_id: str) -> E
         return await executions.cancel(tx, execution_id)
 
 
+@post("/executions/{execution_id:str}/approve", opt=needs("run:agents"), status_code=200)
+async def approve_execution(front: Front, caller: Caller, execution_id: str, data: Decision) -> Execution:
+    """Let waiting tool calls be made: all, or the one of `call_id`. The execution goes on when none waits any more."""
+    async with front.store.begin(caller) as tx:
+        return await steps.decide(tx, caller, execution_id, True, data)
+
+
+@post("/executions/{execution_id:str}/reject", opt=needs("run:agents"), status_code=200)
+async def reject_execution(front: Front, caller: Caller, execution_id: str, data: Decision) -> Execution:
+    """Refuse waiting tool calls. The model is told so, with the `reason`, and goes on without them."""
+    async with front.store.begin(caller) as tx:
+        return await steps.decide(tx, caller, execution_id, False, data)
+
+
 @post("/executions/{execution_id:str}/retry", opt=needs("run:agents"))
 async def retry_execution(front: Front, request: HttpRequest, caller: Caller, execution_id: str) -> Response[Execution]:
     """Run an ended execution again, as a new one with the same version and input."""
@@ -92,6 +106,8 @@ router = Router(
         list_executions,
         get_execution,
         cancel_execution,
+        approve_execution,
+        reject_execution,
         retry_execution,
     ],
     tags=["executions"],

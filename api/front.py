@@ -17,6 +17,7 @@ from domain.access import Caller
 from domain.artifacts.cases import Stored
 from domain.errors import DomainError, invalid
 from domain.evaluations import Evaluation
+from domain.events import Asked, Slice
 from domain.executions import Execution
 from domain.idempotency import replay
 from domain.keys import KeyIdentity
@@ -49,6 +50,7 @@ class Front(Parts, frozen=True, kw_only=True):
 
     metrics: Metrics
     keys: Batches[bytes, KeyIdentity | None]
+    events: Batches[Asked, Slice | DomainError]
     artifacts: Ingest[Stored]
     large_bodies: Room
     evaluations: Ingest[list[Evaluation]]
@@ -151,13 +153,18 @@ def _applied(seconds: int) -> dict[str, str]:
 
 
 async def started(
-    front: Front, request: HttpRequest, caller: Caller, make: Callable[[Tx], Awaitable[Execution]]
+    front: Front,
+    request: HttpRequest,
+    caller: Caller,
+    make: Callable[[Tx], Awaitable[Execution]],
+    patience: int = 0,
 ) -> Response[Any]:
     """Start an execution: 201 with its first state, or with its last if the caller prefers to wait.
 
     So does a repetition: whoever ran out of patience repeats the request to wait for the same execution.
+    `patience` is for how many seconds callers wait who do not say.
     """
-    seconds = prefer_wait(request)
+    seconds = prefer_wait(request) or patience
     if not seconds:
         return await created(front, request, caller, make)
     with contextlib.ExitStack() as listening:

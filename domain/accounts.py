@@ -12,7 +12,7 @@ from typing import Annotated, Final, Protocol
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from domain import ids
+from domain import ids, llms
 from domain.access import OPERATORS, Caller, Role
 from domain.errors import DomainError, conflict, forbidden, invalid, not_found
 from domain.pages import Listing, Page
@@ -209,6 +209,8 @@ async def register(
     email = checked_email(data.email)
     may_found = by_operator or (tenant_id != OPERATORS and data.invite_token is None)
     is_new = may_found and await tx.accounts.add_tenant(tenant_id, tx.now)
+    if is_new:
+        await llms.equip(tx, tenant_id)
     role = "admin" if is_new else await tx.accounts.take_invite(email, invite_hash, tx.now)
     if role is None:
         raise forbidden(

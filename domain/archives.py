@@ -12,7 +12,8 @@ import yaml
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-from domain.executions import DEFAULT_MEMORY_MB, MAX_TIMEOUT
+from domain.agents.schema import MAX_TIMEOUT
+from domain.executions import DEFAULT_MEMORY_MB
 
 MANIFESTS: Final = ("agent.yaml", "anymind.yaml")
 MAX_MANIFEST: Final = 64 * 1024
@@ -20,6 +21,7 @@ MAX_REQUIREMENTS: Final = 256 * 1024
 MIN_MEMORY_MB: Final = 64
 MAX_MEMORY_MB: Final = 8192
 MAX_LINE: Final = 4096
+MAX_MODELS: Final = 32
 _ENTRYPOINT: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 _MEMORY: Final = re.compile(r"(\d{1,6})\s*(M|MB|MiB|G|GB|GiB)?", re.IGNORECASE)
 _HASH: Final = re.compile(r"\s+--hash=sha256:[0-9a-f]{64}")
@@ -30,7 +32,10 @@ class BadArchive(Exception):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """A manifest that passed. `timeout` in seconds, `memory` in MiB; None where the default holds."""
+    """A manifest that passed. `timeout` in seconds, `memory` in MiB; None where the default holds.
+
+    `models` are the names of those that the code may call, None if it calls none.
+    """
 
     name: str
     entrypoint: str
@@ -39,6 +44,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     python: str | None = None
     timeout: int | None = None
     memory: int | None = None
+    models: list[str] | None = None
 
 
 class Requirements(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +102,7 @@ def parse_manifest(file: str, text: str, python: str) -> Manifest:
         python=wanted,
         timeout=timeout,
         memory=_memory(file, values.get("memory")),
+        models=_models(file, values.get("models")),
     )
 
 
@@ -124,6 +131,20 @@ def _memory(file: str, value: Any) -> int | None:
     if not MIN_MEMORY_MB <= size <= MAX_MEMORY_MB:
         raise BadArchive(f"{file}: `memory` must be from {MIN_MEMORY_MB} to {MAX_MEMORY_MB} MiB, not {size}.")
     return size
+
+
+def _models(file: str, value: Any) -> list[str] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not 1 <= len(value) <= MAX_MODELS:
+        raise BadArchive(f"{file}: `models` must be a list of 1 to {MAX_MODELS} names of models, such as [smollm2].")
+    for name in value:
+        # Whether there is such a model is seen when it is called: it may be registered later, or be another then.
+        if not isinstance(name, str) or not 1 <= len(name) <= 256 or not name.isprintable() or name.strip() != name:
+            raise BadArchive(f"{file}: `models` must hold names of 1 to 256 characters, not {str(name)[:80]!r}.")
+    if len(set(value)) < len(value):
+        raise BadArchive(f"{file}: `models` names a model twice.")
+    return value
 
 
 def memory_of(version_memory: int | None) -> int:

@@ -28,7 +28,8 @@ MAX_LOG: Final = 64 * 1024
 class Version(msgspec.Struct, kw_only=True):
     """One version of an agent. `timeout` in seconds, `memory` in MiB, `size_bytes` of the archive as uploaded.
 
-    `config` is the manifest's YAML text; `sha256` is that of the archive, in hex.
+    `config` is the manifest's YAML text; `sha256` is that of the archive, in hex. `models` are those that its code
+    may call through the gateway, None if it has none.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Version(msgspec.Struct, kw_only=True):
     timeout: int | None
     memory: int | None
     environment: str | None
+    models: list[str] | None
     sha256: str
     size_bytes: int
     attempt: int
@@ -65,6 +67,7 @@ class Built(msgspec.Struct, frozen=True, kw_only=True):
     timeout: int | None
     memory: int | None
     environment: str | None
+    models: list[str] | None
     bundle_path: str
 
 
@@ -114,6 +117,8 @@ async def enqueue(tx: Tx, caller: Caller, reference: str, upload: Upload) -> Ver
     agent = await agents.get(tx, reference, lock=True)
     if agent.status == "archived":
         raise conflict(f"The agent {agent.name!r} is archived.", "agent_archived")
+    if agent.kind != "code":
+        raise conflict(f"{agent.name!r} is a model agent; it runs no archives.")
     number = await tx.builds.next_number(agent.id)
     version = Version(
         id=upload.version_id,
@@ -133,6 +138,7 @@ async def enqueue(tx: Tx, caller: Caller, reference: str, upload: Upload) -> Ver
         timeout=None,
         memory=None,
         environment=None,
+        models=None,
         sha256=upload.sha256,
         size_bytes=upload.size_bytes,
         attempt=0,

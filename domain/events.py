@@ -9,12 +9,14 @@ from typing import Any, Final, Literal, Protocol
 import msgspec
 
 from domain import agents
-from domain.errors import invalid, not_found
+from domain.errors import DomainError, invalid, not_found
 from domain.pages import Listing, Page
 from domain.ports import Tx
 from domain.states import TERMINAL, Status
 
-EventType = Literal["status", "log"]
+EventType = Literal[
+    "status", "log", "token", "thinking", "model_call", "tool_call", "tool_result", "cost", "approval", "warning"
+]
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 MAX_LINE: Final = 8 * 1024
@@ -32,6 +34,10 @@ _LEVELS: Final[dict[str, Level]] = {
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """One entry of the log. `data` is `{status, …}` for `status`, `{level, stream, message}` for `log`.
+
+    Of model agents: `token` and `thinking` are `{content, step}`, `tool_call` `{tool, args, call_id, step}`,
+    `tool_result` `{tool, result | error, call_id, step}`, `model_call` `{model, provider, status, …}`, `cost`
+    `{cost_usd, total_tokens, …}`, `approval` `{status, calls}`, `warning` `{message, …}`.
 
     `seq` is 0 until the event is appended.
     """
@@ -57,12 +63,44 @@ class LogEntry(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, Any]
 
 
+class Written(msgspec.Struct, frozen=True, kw_only=True):
+    """Events of one execution, to be appended if its attempt still holds it."""
+
+    execution_id: str
+    attempt: int
+    events: list[Event]
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """A tenant's question for what follows number `seq` in the log of an execution."""
+
+    tenant_id: str
+    execution_id: str
+    seq: int
+
+
+class Slice(msgspec.Struct, frozen=True, kw_only=True):
+    """Events that follow a number. `last` is the number of the last one; `ended` tells that none will ever follow these."""
+
+    events: list[Event]
+    last: int
+    ended: bool
+
+
 class Events(Protocol):
     """The logs of the bound tenant's executions."""
 
     async def append_held(self, execution_id: str, attempt: int, written: list[Event]) -> bool: ...
+    async def append_waiting(self, execution_id: str, written: list[Event]) -> None: ...
+    async def append_all(self, written: list[Written]) -> set[tuple[str, int]]:
+        """Append to the logs of executions of any tenants. Returns those that their attempt still holds."""
+        ...
+
+    async def after_all(self, asked: list[Asked], limit: int) -> list[Slice | None]:
+        """What follows in the logs of executions of any tenants; None for one that is not the asking tenant's."""
+        ...
+
     async def state(self, execution_id: str) -> tuple[Status, int] | None: ...
-    async def after(self, execution_id: str, seq: int, limit: int) -> list[Event]: ...
     async def logs(self, execution_id: str, page: Page) -> Listing[LogEntry]: ...
     async def agent_logs(self, agent_id: str, page: Page) -> Listing[LogEntry]: ...
 
@@ -78,25 +116,18 @@ def logged(level: Level, message: str, at: datetime, stream: str) -> Event:
     return Event(type="log", data={"level": level, "stream": stream, "message": message.replace("\0", "\ufffd")}, at=at)
 
 
-class Slice(msgspec.Struct, frozen=True, kw_only=True):
-    """Events that follow a number. `ended` tells that no event will ever follow these."""
+async def after(tx: Tx, asked: list[Asked]) -> list[Slice | DomainError]:
+    """Up to `BATCH` events that follow in each log, or `not_found`, or `invalid_field` for a number yet to come."""
+    found = await tx.events.after_all(asked, BATCH)
+    return [_answer(one, slice_) for one, slice_ in zip(asked, found, strict=True)]
 
-    events: list[Event]
-    ended: bool
 
-
-async def after(tx: Tx, execution_id: str, seq: int) -> Slice:
-    """Up to `BATCH` events that follow number `seq`. Errors: `not_found`, `invalid_field` for a number yet to come."""
-    # The state first: whatever is terminal now has all its events committed, and the next statement sees them.
-    state = await tx.events.state(execution_id)
-    if state is None:
-        raise not_found("execution", execution_id)
-    status, last = state
-    if seq > last:
-        raise invalid("Last-Event-ID", f"is beyond the last event, which is {last}.")
-    found = await tx.events.after(execution_id, seq, BATCH)
-    reached = found[-1].seq if found else seq
-    return Slice(events=found, ended=status in TERMINAL and reached >= last)
+def _answer(asked: Asked, found: Slice | None) -> Slice | DomainError:
+    if found is None:
+        return not_found("execution", asked.execution_id)
+    if asked.seq > found.last:
+        return invalid("Last-Event-ID", f"is beyond the last event, which is {found.last}.")
+    return found
 
 
 async def logs(tx: Tx, execution_id: str, page: Page) -> Listing[LogEntry]:

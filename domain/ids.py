@@ -8,13 +8,14 @@ import os
 import re
 import time
 from typing import Final
-from uuid import UUID
+from uuid import UUID, uuid5
 
 ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
 # Two letters at a time, and the digits that int() knows for base 32: ids are read and written all the time.
 _PAIRS: Final = [first + second for first in ALPHABET for second in ALPHABET]
 _LAST_FOUR: Final = 32**4
 _DIGITS: Final = str.maketrans(ALPHABET, "0123456789abcdefghijklmnopqrstuv")
+_CONSTANTS: Final = UUID("7d3f6f0e-6a5e-5a5c-9d3b-5c0f2b8f1a77")
 _TAIL: Final = re.compile(r"[0-7][0-9a-hjkmnp-tv-z]{25}")
 
 
@@ -62,3 +63,8 @@ def many(prefix: str, count: int) -> list[str]:
         places = range(number % _LAST_FOUR, number % _LAST_FOUR + most)
         made += [head + _PAIRS[place >> 10] + _PAIRS[place & 1023] for place in places]
     return made
+
+
+def constant(prefix: str, name: str) -> str:
+    """The one TypeID of something that is the same everywhere, made of its name (RFC 9562 section 5.5)."""
+    return encode(prefix, uuid5(_CONSTANTS, f"{prefix}:{name}"))

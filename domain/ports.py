@@ -7,6 +7,7 @@ contract suites in `tests/contracts/`.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
@@ -20,17 +21,24 @@ if TYPE_CHECKING:
     from domain.accounts import Accounts
     from domain.agents import Agents
     from domain.artifacts.cases import Artifacts
+    from domain.budgets import Budgets
     from domain.builds import Builds
     from domain.chat import Ask, Part, Target, Usage
+    from domain.costs import Costs
     from domain.evaluations import Evaluations
     from domain.events import Events
     from domain.executions import Executions
     from domain.idempotency import Answers
     from domain.jobs import Change, Job
     from domain.keys import Keys
+    from domain.llms import Llms
+    from domain.provider_keys import ProviderKeys
     from domain.queues import Queues
     from domain.stats import Stats
+    from domain.steps import Steps
     from domain.tenants import Tenants
+    from domain.tools import Tools
+    from domain.workspaces import Workspaces
 
 Clock = Callable[[], datetime]
 
@@ -46,11 +54,18 @@ class Tx(Protocol):
     builds: Builds
     executions: Executions
     events: Events
+    steps: Steps
+    workspaces: Workspaces
     answers: Answers
     queues: Queues
     stats: Stats
     artifacts: Artifacts
     evaluations: Evaluations
+    costs: Costs
+    budgets: Budgets
+    provider_keys: ProviderKeys
+    llms: Llms
+    tools: Tools
 
     def ring(self, job: Job) -> None:
         """Ring for this job once the transaction has committed, and never if it does not."""
@@ -128,12 +143,15 @@ class Blobs(Protocol):
 Stream = Literal["stdout", "stderr"]
 # Called between reads: it must not block. What it raises ends the run.
 OnOutput = Callable[[Stream, bytes], None]
+# Serves on the listener of a program with a gateway from when it is entered until it is left; may be entered again.
+Serve = Callable[[socket.socket], AbstractAsyncContextManager[None]]
 
 
 class Program(msgspec.Struct, frozen=True, kw_only=True):
     """Untrusted code, ready to run: the folder of one version, its environment if any, and limits.
 
-    `timeout` in seconds of wall time, `memory_mb` in MiB for the whole process tree.
+    `timeout` in seconds of wall time, `memory_mb` in MiB for the whole process tree. With a `gateway` it finds
+    `OPENAI_BASE_URL` in its environment, a listener of its own network; whoever runs it serves on that.
     """
 
     code: Path
@@ -141,6 +159,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     entrypoint: str
     timeout: float
     memory_mb: int
+    gateway: bool = False
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -193,9 +212,12 @@ class Sandbox(Protocol):
     """Runs untrusted code in a fence, used once. Errors: `sandbox_unavailable` where the host cannot isolate."""
 
     async def status(self) -> SandboxStatus: ...
-    async def run(self, program: Program, payload: bytes, on_output: OnOutput) -> Outcome:
+    async def run(
+        self, program: Program, payload: bytes, on_output: OnOutput, serve: Serve | None = None
+    ) -> Outcome:
         """Call the entrypoint with a JSON payload. Cancelling this coroutine kills the whole process tree.
 
+        `serve` is for a program with a gateway, and left before this returns; without it, connections are refused.
         Errors: `SandboxLost`.
         """
         ...

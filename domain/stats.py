@@ -15,11 +15,11 @@ import msgspec
 from domain.errors import invalid
 from domain.times import assumed
 
-Kind = Literal["artifacts", "evaluations"]
+Kind = Literal["artifacts", "costs", "evaluations"]
 Level = Literal["hour", "day", "month"]
 Bucket = Literal["hour", "day"]
 
-KINDS: Final[tuple[Kind, ...]] = ("artifacts", "evaluations")
+KINDS: Final[tuple[Kind, ...]] = ("artifacts", "costs", "evaluations")
 # Whole months, so that "since ever" is covered by months alone.
 BEGINNING: Final = datetime(1, 1, 1, tzinfo=UTC)
 END: Final = datetime(9999, 12, 1, tzinfo=UTC)
@@ -70,13 +70,13 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
         """A measure over all groups."""
         return sum(group.measures[measure] for group in self.groups)
 
-    def by(self, dim: str) -> dict[str, int]:
-        """Counts by the values of a dimension; records that have none are left out."""
+    def by(self, dim: str, measure: str = "count") -> dict[str, int]:
+        """Counts, or another measure, by the values of a dimension; records that have none are left out."""
         counts: dict[str, int] = {}
         for group in self.groups:
             value = group.dims[dim]
             if value is not None:
-                counts[value] = counts.get(value, 0) + group.measures["count"]
+                counts[value] = counts.get(value, 0) + group.measures[measure]
         return counts
 
 
@@ -105,8 +105,8 @@ class Stats(Protocol):
     """The sums of the bound tenant."""
 
     async def sums(self, question: Question) -> Found: ...
-    async def count(self, question: Question) -> int:
-        """How many records there are."""
+    async def total(self, question: Question, measure: str) -> int:
+        """One measure over all records, or `count`: how many there are."""
         ...
 
     async def series(self, question: Question, bucket: Bucket) -> list[tuple[datetime, dict[str, int]]]:

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from domain.access import Caller
-from domain.agents import MaxConcurrency
+from domain.agents.schema import MaxConcurrency
 from domain.errors import not_found
 from domain.jobs import Job
 from domain.ports import Tx

@@ -68,4 +68,5 @@ class Bundles:
             entrypoint=version.entrypoint or "",
             timeout=timeout,
             memory_mb=memory_of(version.memory),
+            gateway=bool(version.models),
         )

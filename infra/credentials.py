@@ -11,7 +11,9 @@ from typing import Any, Final
 import jwt
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
-from cryptography.fernet import Fernet, InvalidToken
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+
+from domain.secrets import Secret
 
 KEY_PREFIX: Final = "pdk_"
 _ALGORITHM: Final = "HS256"
@@ -36,7 +38,7 @@ class Vault:
     """Seals what must lie in the database but not in the clear (Fernet: AES-128-CBC and HMAC-SHA256)."""
 
     def __init__(self, secret: str) -> None:
-        self._fernet = Fernet(base64.urlsafe_b64encode(hmac.digest(secret.encode(), b"paddock vault", "sha256")))
+        self._fernet = _fernet(secret, b"paddock vault")
 
     def seal(self, data: bytes) -> bytes:
         """Data that only a holder of the secret key can read."""
@@ -48,6 +50,42 @@ class Vault:
             return self._fernet.decrypt(sealed)
         except InvalidToken:
             raise ValueError("sealed with another PADDOCK_SECRET_KEY") from None
+
+
+class Keyring:
+    """Seals the keys of tenants for outside services, with keys that can be replaced while everything runs.
+
+    The first of `keys` seals, each of them opens. What was sealed before there were any, with a key made of
+    `secret`, still opens, and so seals where there are none.
+    """
+
+    def __init__(self, keys: tuple[Secret, ...], secret: str) -> None:
+        self._all = [_fernet(key.reveal(), b"paddock keyring") for key in keys]
+        self._all.append(_fernet(secret, b"paddock keyring of the secret key"))
+        self._fernets = MultiFernet(self._all)
+
+    def seal(self, data: bytes) -> bytes:
+        """Data that only a holder of the first key can read."""
+        return self._fernets.encrypt(data)
+
+    def open(self, sealed: bytes) -> bytes:
+        """What was sealed. Errors: `ValueError` when none of the keys did it."""
+        try:
+            return self._fernets.decrypt(sealed)
+        except InvalidToken:
+            raise ValueError("sealed with a key that PADDOCK_ENCRYPTION_KEYS does not hold") from None
+
+    def reseal(self, sealed: bytes) -> bytes | None:
+        """The same sealed with the first key, or None if it is already. Errors: `ValueError` as `open`."""
+        try:
+            self._all[0].decrypt(sealed)
+        except InvalidToken:
+            return self.seal(self.open(sealed))
+        return None
+
+
+def _fernet(secret: str, use: bytes) -> Fernet:
+    return Fernet(base64.urlsafe_b64encode(hmac.digest(secret.encode(), use, "sha256")))
 
 
 class Passwords:

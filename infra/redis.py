@@ -47,7 +47,8 @@ class Bell:
     ) -> None:
         self._url = url
         self._channels = [RING + lane for lane in rung]
-        self._channels += [CHANGED + PREFIX[lane] for lane in heard] + [TAKEN + PREFIX[lane] for lane in held]
+        # Runs of all lanes are executions: one channel for them.
+        self._channels += sorted({CHANGED + PREFIX[lane] for lane in heard} | {TAKEN + PREFIX[lane] for lane in held})
         self._waiting: dict[str, list[tuple[asyncio.Event, frozenset[str] | None]]] = {}
         self._rung = {RING + lane: asyncio.Event() for lane in rung}
         self._task: asyncio.Task[None] | None = None

@@ -27,6 +27,7 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     r2_secret_access_key: Secret
     r2_bucket_name: str = "paddock"
     r2_region: str = "auto"
+    encryption_keys: tuple[Secret, ...] = ()
     host: str = "127.0.0.1"
     port: int = 8000
     data_dir: str = ".paddock"
@@ -37,6 +38,7 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     log_level: str = "INFO"
     cors_origins: tuple[str, ...] = ("http://localhost:3000", "http://localhost:8000")
     trusted_proxies: tuple[str, ...] = ()
+    private_hosts: tuple[str, ...] = ()
     database_pool: int = 10
     access_token_minutes: int = 30
     refresh_token_days: int = 30
@@ -50,6 +52,7 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     staging_hours: float = 24.0
     cache_days: float = 14.0
     run_slots: int = 8
+    llm_slots: int = 256
     tenant_max_concurrency: int = 0
     build_slots: int = 2
 
@@ -94,6 +97,8 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
     settings = Settings(**values)
     if len(settings.secret_key.reveal()) < 32:
         raise BadSettings("PADDOCK_SECRET_KEY must have at least 32 characters, for example: openssl rand -hex 32")
+    if any(len(key.reveal()) < 32 for key in settings.encryption_keys):
+        raise BadSettings("Each of PADDOCK_ENCRYPTION_KEYS must have at least 32 characters, as openssl rand -hex 32")
     return settings
 
 
@@ -119,7 +124,8 @@ def _parse(field: msgspec.structs.FieldInfo, text: str) -> Any:
         if text not in get_args(field.type):
             raise BadSettings(f"{name} must be one of {', '.join(get_args(field.type))}, not {text!r}.")
         return text
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    listed = tuple(part.strip() for part in text.split(",") if part.strip())
+    return tuple(map(Secret, listed)) if field.type == tuple[Secret, ...] else listed
 
 
 def worker_id(lane: str) -> str:

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from domain.jobs import Lane
 from domain.ports import Clock
-from infra.credentials import AccessTokens, Passwords, Vault
+from infra.credentials import AccessTokens, Keyring, Passwords, Vault
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
 from infra.queue import ArqQueue, arq_client
@@ -37,6 +37,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     passwords: Passwords
     tokens: AccessTokens
     vault: Vault
+    keyring: Keyring
 
 
 @asynccontextmanager
@@ -72,6 +73,7 @@ async def wire(
                 passwords=Passwords(),
                 tokens=AccessTokens(settings.secret_key.reveal(), timedelta(minutes=settings.access_token_minutes)),
                 vault=Vault(settings.secret_key.reveal()),
+                keyring=Keyring(settings.encryption_keys, settings.secret_key.reveal()),
             )
     finally:
         await queue.close()

@@ -39,6 +39,13 @@ def _plan(asked: argparse.Namespace) -> None:
     sys.exit(asyncio.run(set_plan(settings(), asked.tenant, asked.plan)))
 
 
+def _keys(_: argparse.Namespace) -> None:
+    from scripts.keys import rotate
+    from scripts.roles import settings
+
+    sys.exit(asyncio.run(rotate(settings())))
+
+
 def _version(_: argparse.Namespace) -> None:
     from infra.version import VERSION
 
@@ -66,13 +73,15 @@ def parser() -> argparse.ArgumentParser:
         both.add_argument("--once", action="store_true", help="stop again once everything has worked")
     command("api", "serve the API", _role).set_defaults(role="api")
     worker = command("worker", "work on one lane", _role)
-    worker.add_argument("role", metavar="LANE", choices=("build", "run", "record", "upkeep"))
+    worker.add_argument("role", metavar="LANE", choices=("build", "run", "llm", "record", "upkeep"))
     release = command("migrate", "bring the database to the newest schema and create the bucket", _role)
     release.set_defaults(role="release")
     command("admin-key", "create an admin if there is none, and print a key", _role).set_defaults(role="admin-key")
     plan = command("plan", "set a tenant's plan, which picks its rate limit", _plan)
     plan.add_argument("tenant")
     plan.add_argument("plan", choices=("standard", "premium"))
+    told = "the tenants' keys for outside services: seal them anew with the first of PADDOCK_ENCRYPTION_KEYS"
+    command("keys", told, _keys).add_argument("what", choices=("rotate",))
     queues = command("queues", "show what waits and runs, per lane", _queues)
     queues.add_argument("--data", default=".paddock", help="of a running `paddock up`")
     queues.add_argument("--url", help="of the API, instead")

@@ -20,7 +20,7 @@ def settings() -> Settings:
 
 
 def be(role: str) -> None:
-    """Be `api` or a worker (`build`, `run`, `record`, `upkeep`).
+    """Be `api` or a worker (`build`, `run`, `llm`, `record`, `upkeep`).
 
     Or do `version`, `release`, `migrate`, `bucket` or `admin-key`, and end.
     """

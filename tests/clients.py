@@ -9,6 +9,9 @@ from typing import Any
 
 import httpx
 
+from domain.events import Asked, Event
+from domain.executions import Execution
+from domain.ports import Tx
 from scripts.demo import packed
 
 MANIFEST = "name: test\nentrypoint: agent:handle\n"
@@ -109,3 +112,11 @@ async def tenant(url: str) -> AsyncIterator[Tenant]:
         assert answer.status_code == 201, answer.text
         http.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
         yield Tenant(http, answer.json(), password)
+
+
+async def events_of(tx: Tx, execution: Execution, seq: int = 0) -> list[Event]:
+    """The log of an execution after an event."""
+    asked = Asked(tenant_id=execution.tenant_id, execution_id=execution.id, seq=seq)
+    (found,) = await tx.events.after_all([asked], 1000)
+    assert found is not None
+    return found.events

@@ -13,9 +13,15 @@ from infra.embedded.children import free_ports
 from infra.wiring import Parts, wire
 from scripts.up import System
 from tests.clients import Tenant, tenant
+from tests.wire import Wire, wire
 
 # Short, so that tests of lost workers do not wait for what production has time for.
-FAST = {"PADDOCK_LEASE_SECONDS": "2", "PADDOCK_UPKEEP_SECONDS": "0.3"}
+FAST = {
+    "PADDOCK_LEASE_SECONDS": "2",
+    "PADDOCK_UPKEEP_SECONDS": "0.3",
+    # Where the tests' own providers of models and tools are.
+    "PADDOCK_PRIVATE_HOSTS": "127.0.0.1",
+}
 
 
 @asynccontextmanager
@@ -46,6 +52,13 @@ async def parts(system: System) -> AsyncIterator[Parts]:
     """Every part of the running system, wired into this process as a worker would be."""
     async with wire(system.settings, "tests", rung=LANES, heard=LANES, held=LANES) as wired:
         yield wired
+
+
+@pytest.fixture(scope="session")
+async def provider() -> AsyncIterator[Wire]:
+    """A provider of models on this machine."""
+    async with wire() as one:
+        yield one
 
 
 @pytest.fixture

@@ -120,6 +120,7 @@ class Builder:
                 timeout=manifest.timeout,
                 memory=manifest.memory,
                 environment=environment,
+                models=manifest.models,
                 bundle_path=key,
             )
 
@@ -157,6 +158,7 @@ class Builder:
             entrypoint=manifest.entrypoint,
             timeout=CHECK_SECONDS,
             memory_mb=archives.memory_of(manifest.memory),
+            gateway=manifest.models is not None,
         )
         try:
             outcome = await self._sandbox.check(program, hear)

@@ -1,8 +1,9 @@
-"""Runs executions: claim as many as there are slots, run each in the sandbox, settle together."""
+"""Runs executions: each in the sandbox; and dealing out slots to runs."""
 
 import asyncio
 from collections import OrderedDict
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -11,13 +12,13 @@ from domain import executions
 from domain.builds import Version
 from domain.errors import DomainError, not_found
 from domain.events import Event
-from domain.executions import Ended, Execution
-from domain.leases import LostLease
+from domain.executions import Execution
 from domain.ports import Clock, Outcome, Sandbox, Store
-from infra.batches import Batches
 from infra.bundles import Bundles
+from workers.gateway import Calls, serving
 from workers.leases import Holder, persist, taken
 from workers.output import Output
+from workers.runs import Runs
 
 _log = structlog.get_logger("paddock.executions")
 
@@ -26,8 +27,8 @@ LOOK: Final = 5.0
 _KNOWN_VERSIONS: Final = 1000
 
 
-class Runner:
-    """The run lane of one worker process."""
+class Runner(Runs):
+    """The run lane of one worker process. `calls_for` makes what calls models for a run whose version names some."""
 
     def __init__(
         self,
@@ -38,41 +39,18 @@ class Runner:
         holder: Holder,
         clock: Clock,
         most: int | None = None,
+        calls_for: Callable[[Execution], Calls] | None = None,
     ) -> None:
-        self._name, self._store, self._sandbox = name, store, sandbox
-        self._bundles, self._holder, self._clock, self._most = bundles, holder, clock, most
+        super().__init__(name, store, holder, "run", most)
+        self._sandbox, self._bundles, self._clock, self._calls_for = sandbox, bundles, clock, calls_for
         self._versions: OrderedDict[str, Version] = OrderedDict()
-        self._endings = Batches(self._settle)
-        # Whether executions may have waited when the last one was settled.
-        self.waiting = True
 
-    async def claim(self, slots: int) -> list[Execution]:
-        """Claim up to `slots` executions, of whichever tenants are next."""
-        at_hand = self._bundles.at_hand & self._versions.keys()
-        async with self._store.begin_single() as tx:
-            return await executions.claim(tx, self._name, self._holder.lease, slots, frozenset(at_hand), self._most)
+    def at_hand(self) -> frozenset[str]:
+        """The versions that were run here and are known."""
+        return frozenset(self._bundles.at_hand & self._versions.keys())
 
-    async def __call__(self, execution: Execution) -> None:
-        """Run a claimed execution to its end."""
-        log = _log.bind(execution_id=execution.id, attempt=execution.attempt)
-        log.info("run started", version_id=execution.agent_version_id)
-        settled = await self._holder.attend(
-            log,
-            execution.id,
-            execution.attempt,
-            self._work(execution),
-            lambda: self.give_back(execution),
-            lambda told: self._end(execution, Outcome(error_type="internal_error", error_message=told), []),
-        )
-        # Whoever ended it instead may have made room for one that waits.
-        self.waiting = self.waiting or not settled
-
-    async def give_back(self, execution: Execution) -> None:
-        """Hand a claimed execution back to the queue."""
-        async with self._store.begin_for(execution.tenant_id) as tx:
-            await executions.give_back(tx, execution)
-
-    async def _work(self, execution: Execution) -> str | None:
+    async def work(self, execution: Execution, log: Any) -> str | None:
+        """Run it in the sandbox and settle it with what that left behind."""
         output = Output(lambda batch: self._record(execution, batch), self._clock)
         stop = asyncio.Event()
         flushing = asyncio.create_task(output.flush_until(stop))
@@ -87,16 +65,20 @@ class Runner:
             await asyncio.wait((running, flushing))
         flushing.result()
         outcome, rest = running.result(), output.rest()
-        await persist(lambda: self._end(execution, outcome, rest))
+        await persist(lambda: self.end(execution, outcome, rest))
         return outcome.error_type
 
     async def _run(self, execution: Execution, output: Output) -> Outcome:
         try:
             version = await persist(lambda: self._version(execution))
+            if version.models and self._calls_for is None:
+                told = "The version calls models, and this worker was started without any way to call them."
+                return Outcome(error_type="model_unavailable", error_message=told)
             program = await persist(lambda: self._bundles.program(version, execution.timeout))
             if execution.status == "preparing":
                 await persist(lambda: self._begin(execution))
-            return await self._sandbox.run(program, msgspec.json.encode(execution.input_data), output.take)
+            serve = serving(self._calls_for(execution), version.models) if self._calls_for and version.models else None
+            return await self._sandbox.run(program, msgspec.json.encode(execution.input_data), output.take, serve)
         except DomainError as error:
             if error.code not in ("sandbox_unavailable", "storage_unavailable", "not_found"):
                 raise
@@ -127,22 +109,11 @@ class Runner:
         async with self._store.begin_for(execution.tenant_id) as tx:
             await executions.record(tx, execution, batch)
 
-    async def _end(self, execution: Execution, outcome: Outcome, rest: list[Event]) -> None:
-        """Settle. Errors: `LostLease`."""
-        if not await self._endings.add(Ended(execution=execution, outcome=outcome, written=rest)):
-            raise LostLease(execution.id)
-
-    async def _settle(self, ended: list[Ended]) -> list[bool]:
-        async with self._store.begin_single() as tx:
-            settled = await executions.finish(tx, ended)
-        self.waiting = settled.waiting
-        return [(one.execution.id, one.execution.attempt) in settled.held for one in ended]
-
 
 class Dispatcher:
     """Takes executions as slots come free: at once when rung, and several with one statement under load."""
 
-    def __init__(self, runner: Runner, slots: int, rung: asyncio.Event) -> None:
+    def __init__(self, runner: Runs, slots: int, rung: asyncio.Event) -> None:
         self._runner, self._slots, self._wake = runner, slots, rung
         self._running: set[asyncio.Task[None]] = set()
         # Rung while every slot was taken.

@@ -22,6 +22,8 @@ from infra import queue
 from infra.bundles import Bundles
 from infra.embeddings import WordLlamaSimilarity
 from infra.environments import Environments, forget_unused
+from infra.http import Outbound
+from infra.llm import GenaiPrices, PydanticLlm
 from infra.queue import BellWorker, arq_client
 from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.maker import Counts
@@ -34,9 +36,12 @@ from workers.builds import Builder
 from workers.evaluations import Evaluator
 from workers.executions import Dispatcher, Runner
 from workers.leases import Holder
+from workers.llms import LlmRunner, Phone
 from workers.retention import Retention
 from workers.rounds import Work, ring_all, rounds
+from workers.scribe import Scribe
 from workers.stats import Folder
+from workers.tools import Workshop
 from workers.upkeep import Upkeep
 
 _log = structlog.get_logger("paddock.workers")
@@ -45,7 +50,7 @@ BEAT: Final = 5.0
 
 
 def run(process: str, settings: Settings) -> None:
-    """Be the worker process named (`build`, `run`, `record` or `upkeep`) until SIGTERM or SIGINT."""
+    """Be the worker process named (`build`, `run`, `llm`, `record` or `upkeep`) until SIGTERM or SIGINT."""
     configure_logging(settings.log_level, process)
     uvloop.run(_until_told(SERVE[process](settings)))
 
@@ -59,6 +64,43 @@ async def serve_runs(settings: Settings) -> None:
         parts, most = hands.parts, settings.tenant_max_concurrency or None
         runner = Runner(hands.name, parts.store, sandbox, hands.bundles, hands.holder, parts.clock, most)
         await hands.serve(Dispatcher(runner, settings.run_slots, parts.bell.rung("run")).run(), lambda: sandbox.counts)
+
+
+async def serve_llms(settings: Settings) -> None:
+    """Run model agents until cancelled; then give back what is held."""
+    sandbox = BubblewrapSandbox(bwrap=settings.bwrap or None)
+    async with _hands(settings, "llm", settings.llm_slots, sandbox) as hands, _phone(hands.parts, sandbox) as phone:
+        parts, most = hands.parts, settings.tenant_max_concurrency or None
+        scribe = Scribe(parts.store, parts.clock)
+        runner = LlmRunner(hands.name, phone, scribe, hands.holder, parts.clock, most)
+        dispatcher = Dispatcher(runner, settings.llm_slots, parts.bell.rung("llm"))
+        await hands.serve(_with(scribe.run(), dispatcher.run()), lambda: Counts(warm=0, blank=0, making=0, busy=0))
+
+
+async def _with(company: Coroutine[Any, Any, None], work: Coroutine[Any, Any, None]) -> None:
+    """Work until cancelled; the company goes on until the work has ended."""
+    beside = asyncio.create_task(company)
+    try:
+        await work
+    finally:
+        beside.cancel()
+        await asyncio.gather(beside, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def _phone(parts: Parts, sandbox: Sandbox) -> AsyncIterator[Phone]:
+    settings = parts.settings
+    outbound = Outbound(settings.private_hosts)
+    from infra.llm.local import LocalModel  # XXX
+
+    llm = PydanticLlm(
+        outbound, LocalModel(getattr(settings, "local_model_door", None), getattr(settings, "local_model_url", None))
+    )
+    shop = Workshop(store=parts.store, blobs=parts.blobs, sandbox=sandbox, outbound=outbound, keyring=parts.keyring)
+    try:
+        yield Phone(shop=shop, llm=llm, prices=GenaiPrices())
+    finally:
+        await llm.close()
 
 
 async def serve_builds(settings: Settings) -> None:
@@ -229,4 +271,10 @@ async def _until_told(main: Awaitable[None]) -> None:
         await task
 
 
-SERVE: Final = {"build": serve_builds, "run": serve_runs, "record": serve_records, "upkeep": serve_upkeep}
+SERVE: Final = {
+    "build": serve_builds,
+    "run": serve_runs,
+    "llm": serve_llms,
+    "record": serve_records,
+    "upkeep": serve_upkeep,
+}

@@ -59,7 +59,7 @@ class Retention:
         """Returns how much of each kind has gone."""
         async with self._store.begin_unbound() as tx:
             retained = await tx.queues.retained()
-        gone = {"evaluations": 0, "artifacts": 0, "partitions": 0}
+        gone = dict.fromkeys((*KINDS, "partitions"), 0)
         for tenant_id, days in retained:
             for kind in KINDS:
                 while deleted := await self._delete(tenant_id, kind, timedelta(days=days)):
@@ -84,4 +84,6 @@ class Retention:
             before = tx.now - age
             if kind == "evaluations":
                 return await tx.evaluations.delete_many(await tx.evaluations.older(before, BATCH))
+            if kind == "costs":
+                return await tx.costs.delete_many(await tx.costs.older(before, BATCH))
             return await tx.artifacts.delete(await tx.artifacts.older(before, BATCH), tx.now)

@@ -1,9 +1,9 @@
 """Agents in Postgres."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
-from sqlalchemy import ForeignKey, Index, Text, select, text, update
+from sqlalchemy import ARRAY, ForeignKey, Index, Text, literal_column, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -39,14 +39,33 @@ class AgentRow(Base):
     current_version_id: Mapped[str | None] = mapped_column(Id("ver"))
     max_concurrency: Mapped[int | None]
     concurrency_policy: Mapped[str] = mapped_column(Text)
+    role: Mapped[str | None] = mapped_column(Text)
+    goal: Mapped[str | None] = mapped_column(Text)
+    backstory: Mapped[str | None] = mapped_column(Text)
+    instructions: Mapped[str | None] = mapped_column(Text)
+    provider: Mapped[str | None] = mapped_column(Text)
+    model: Mapped[str | None] = mapped_column(Text)
+    fallback_model: Mapped[str | None] = mapped_column(Text)
+    temperature: Mapped[float | None]
+    max_tokens: Mapped[int | None]
+    max_steps: Mapped[int | None]
+    timeout: Mapped[int | None]
+    tools: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    allow_delegation: Mapped[bool | None]
+    verbose: Mapped[bool | None]
+    parent_id: Mapped[str | None] = mapped_column(Id("agent"), ForeignKey("agents.id"))
     created_at: Mapped[datetime] = mapped_column(timestamp())
     updated_at: Mapped[datetime] = mapped_column(timestamp())
     deleted_at: Mapped[datetime | None] = mapped_column(timestamp())
 
 
 _SHAPE = Shape(AgentRow, Agent)
-_FIND = f"SELECT {_SHAPE.columns} FROM agents WHERE deleted_at IS NULL AND "
+_PARENT = "(SELECT p.name FROM agents p WHERE p.id = agents.parent_id)"
+_FIND = f"SELECT {_SHAPE.columns}, {_PARENT} AS parent FROM agents WHERE deleted_at IS NULL AND "
 _LOCKS = {False: "", True: " FOR UPDATE", "share": " FOR SHARE"}
+# The parent's name is read beside the row, never written.
+_STORED = [name for name in Agent.__struct_fields__ if name != "parent"]
+_CHANGED = [name for name in _STORED if name not in ("id", "tenant_id", "user_id", "kind", "created_at")]
 
 
 class PostgresAgents:
@@ -57,7 +76,7 @@ class PostgresAgents:
         self._raw = raw
 
     async def add(self, agent: Agent) -> bool:
-        values = {name: getattr(agent, name) for name in Agent.__struct_fields__}
+        values = {name: getattr(agent, name) for name in _STORED}
         made = await self._connection.execute(
             insert(AgentRow).values(**values).on_conflict_do_nothing().returning(AgentRow.id)
         )
@@ -70,27 +89,24 @@ class PostgresAgents:
         else:
             name = reference.replace("\0", "\ufffd")
             record = await self._raw.fetchrow(f"{_FIND} name = $1{_LOCKS[lock]}", name)
-        return None if record is None else _SHAPE.read(record)
+        return None if record is None else _read(record)
 
-    async def page(self, page: Page, status: AgentStatus | None) -> Listing[Agent]:
-        query = select(AgentRow).where(AgentRow.deleted_at.is_(None))
+    async def children(self, agent_id: str) -> list[Agent]:
+        records = await self._raw.fetch(f"{_FIND} parent_id = $1 ORDER BY id", ids.decode("agent", agent_id))
+        return [_read(record) for record in records]
+
+    async def page(self, page: Page, status: AgentStatus | None, parent_id: str | None) -> Listing[Agent]:
+        query = select(*AgentRow.__table__.columns, literal_column(_PARENT).label("parent"))
+        query = query.where(AgentRow.deleted_at.is_(None))
+        if parent_id is not None:
+            query = query.where(AgentRow.parent_id == parent_id)
         if status is not None:
             query = query.where(AgentRow.status == status)
         return await listed(self._connection, query, AgentRow.id.desc(), page, Agent)
 
     async def save(self, agent: Agent) -> bool:
         statement = (
-            update(AgentRow)
-            .where(AgentRow.id == agent.id)
-            .values(
-                name=agent.name,
-                description=agent.description,
-                status=agent.status,
-                current_version_id=agent.current_version_id,
-                max_concurrency=agent.max_concurrency,
-                concurrency_policy=agent.concurrency_policy,
-                updated_at=agent.updated_at,
-            )
+            update(AgentRow).where(AgentRow.id == agent.id).values({name: getattr(agent, name) for name in _CHANGED})
         )
         try:
             await self._connection.execute(statement)
@@ -100,3 +116,9 @@ class PostgresAgents:
 
     async def delete(self, agent_id: str, now: datetime) -> None:
         await self._connection.execute(update(AgentRow).where(AgentRow.id == agent_id).values(deleted_at=now))
+
+
+def _read(record: Any) -> Agent:
+    agent = _SHAPE.read(record)
+    agent.parent = record["parent"]
+    return agent

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, Text, case, func, select, text, update
+from sqlalchemy import ARRAY, BigInteger, ForeignKey, Index, Text, case, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
@@ -42,6 +42,7 @@ class VersionRow(Base):
     timeout: Mapped[int | None]
     memory: Mapped[int | None]
     environment: Mapped[str | None] = mapped_column(Text)
+    models: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     sha256: Mapped[str] = mapped_column(Text)
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     attempt: Mapped[int]

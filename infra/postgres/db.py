@@ -75,7 +75,8 @@ class Shape(Generic[T]):
         fields, table = set(_fields(cast(Any, kind))), row_class.__table__
         self._kind = kind
         self._readers = [(column.name, _reader(column.type)) for column in table.columns if column.name in fields]
-        self.columns = ", ".join(name for name, _ in self._readers)
+        # Quoted: some of our names are words of SQL.
+        self.columns = ", ".join(f'"{name}"' for name, _ in self._readers)
 
     def read(self, record: asyncpg.Record) -> T:
         """A record of asyncpg that has `columns`, as a Struct."""

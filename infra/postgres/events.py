@@ -4,8 +4,9 @@ An execution's row holds the number of its last event; taking numbers locks the 
 appear in the order of commits and without gaps.
 """
 
+import itertools
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from sqlalchemy import ForeignKey, Text, select, text
@@ -13,10 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain import ids
-from domain.events import Event, LogEntry
+from domain.events import Asked, Event, LogEntry, Slice, Written
 from domain.pages import COUNT_BOUND, Listing, Page, listing
-from domain.states import Status
-from infra.postgres.db import Base, Id, as_struct, json_column, timestamp
+from domain.states import TERMINAL, Status
+from infra.postgres.db import Base, Id, Raw, as_struct, json_column, timestamp
 
 
 class EventRow(Base):
@@ -33,11 +34,10 @@ class EventRow(Base):
 
 _STATE = text("SELECT status, last_seq FROM executions WHERE id = :id")
 
-_APPEND = text(
-    """
+_APPEND_TO: Final = """
     WITH held AS (
         UPDATE executions SET last_seq = last_seq + :count
-        WHERE id = :id AND attempt = :attempt AND status IN ('preparing', 'running')
+        WHERE id = :id AND {}
         RETURNING tenant_id, last_seq - :count AS base
     )
     INSERT INTO execution_events (execution_id, seq, tenant_id, at, type, data)
@@ -46,7 +46,8 @@ _APPEND = text(
          WITH ORDINALITY AS written(at, type, data, n)
     RETURNING seq
     """
-)
+_APPEND = text(_APPEND_TO.format("attempt = :attempt AND status IN ('preparing', 'running')"))
+_APPEND_WAITING = text(_APPEND_TO.format("status = 'waiting'"))
 
 # A build speaks once, when it has ended; its whole log is the version's `build_log`.
 _AGENT_LOGS = """
@@ -71,8 +72,47 @@ _AGENT_LOGS = """
 class PostgresEvents:
     """Implements `domain.events.Events`."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: AsyncConnection, raw: Raw) -> None:
         self._connection = connection
+        self._raw = raw
+
+    async def append_waiting(self, execution_id: str, written: list[Event]) -> None:
+        await self._connection.execute(_APPEND_WAITING, {"id": ids.decode("exec", execution_id), **_columns(written)})
+
+    async def append_all(self, written: list[Written]) -> set[tuple[str, int]]:
+        known = [ids.decode("exec", one.execution_id) for one in written]
+        lines = [
+            (known[place], number, event.at, event.type, msgspec.json.encode(event.data).decode())
+            for place, one in enumerate(written)
+            for number, event in enumerate(one.events, 1)
+        ]
+        records = await self._raw.fetch(
+            "SELECT * FROM append_events($1, $2, $3, $4, $5, $6, $7, $8)",
+            known,
+            [one.attempt for one in written],
+            [len(one.events) for one in written],
+            *([line[field] for line in lines] for field in range(5)),
+        )
+        return {(ids.encode("exec", record["id"]), record["attempt"]) for record in records}
+
+    async def after_all(self, asked: list[Asked], limit: int) -> list[Slice | None]:
+        known = [ids.decode("exec", one.execution_id) for one in asked]
+        records = await self._raw.fetch(
+            "SELECT * FROM read_events($1, $2, $3, $4)",
+            known,
+            [one.tenant_id for one in asked],
+            [one.seq for one in asked],
+            limit,
+        )
+        found: list[Slice | None] = [None] * len(asked)
+        for place, rows in itertools.groupby(records, key=lambda record: record["place"]):
+            of_one = list(rows)
+            first = of_one[0]
+            events = [_event(row) for row in of_one if row["seq"] is not None]
+            reached = events[-1].seq if events else asked[place - 1].seq
+            ended = first["status"] in TERMINAL and reached >= first["last_seq"]
+            found[place - 1] = Slice(events=events, last=first["last_seq"], ended=ended)
+        return found
 
     async def append_held(self, execution_id: str, attempt: int, written: list[Event]) -> bool:
         appended = await self._connection.execute(
@@ -80,10 +120,7 @@ class PostgresEvents:
             {
                 "id": ids.decode("exec", execution_id),
                 "attempt": attempt,
-                "count": len(written),
-                "times": [event.at for event in written],
-                "types": [event.type for event in written],
-                "datas": [msgspec.json.encode(event.data).decode() for event in written],
+                **_columns(written),
             },
         )
         return len(appended.all()) == len(written)
@@ -95,19 +132,11 @@ class PostgresEvents:
         row = found.first()
         return None if row is None else (row.status, row.last_seq)
 
-    async def after(self, execution_id: str, seq: int, limit: int) -> list[Event]:
-        query = (
-            select(EventRow)
-            .where(EventRow.execution_id == execution_id, EventRow.seq > seq)
-            .order_by(EventRow.seq)
-            .limit(limit)
-        )
-        return [as_struct(row, Event) for row in await self._connection.execute(query)]
-
     async def logs(self, execution_id: str, page: Page) -> Listing[LogEntry]:
         query = (
             select(EventRow, text("count(*) OVER () AS total"))
-            .where(EventRow.execution_id == execution_id)
+            # What a model says comes in hundreds of pieces: that is for streams, its whole is the run's output.
+            .where(EventRow.execution_id == execution_id, EventRow.type.not_in(("token", "thinking")))
             .order_by(EventRow.seq)
             .limit(page.limit + 1)
             .offset(page.offset)
@@ -125,6 +154,19 @@ class PostgresEvents:
         return listing([_agent_entry(row) for row in rows], total, page)
 
 
+def _columns(written: list[Event]) -> dict[str, Any]:
+    return {
+        "count": len(written),
+        "times": [event.at for event in written],
+        "types": [event.type for event in written],
+        "datas": [msgspec.json.encode(event.data).decode() for event in written],
+    }
+
+
+def _event(row: Any) -> Event:
+    return Event(type=row["type"], data=row["data"], at=row["at"], seq=row["seq"])
+
+
 def _entry(event: Event, execution_id: str) -> LogEntry:
     metadata = {"execution_id": execution_id, "seq": event.seq, "type": event.type, **event.data}
     message = metadata.pop("message", None)
@@ -133,7 +175,26 @@ def _entry(event: Event, execution_id: str) -> LogEntry:
         message = f"Execution {event.data['status']}"
         if event.data.get("error_message"):
             message += f": {event.data['error_message']}"
+    elif event.type != "log":
+        message = _told(event)
+        level = "WARNING" if event.type == "warning" else level
     return LogEntry(timestamp=event.at, level=level, message=str(message), source="runtime", metadata=metadata)
+
+
+def _told(event: Event) -> str:
+    """What happened, in a line."""
+    data = event.data
+    if event.type == "model_call":
+        return f"Called the model {data.get('model')}: {data.get('status')}"
+    if event.type == "tool_call":
+        return f"Calls the tool {data.get('tool')}"
+    if event.type == "tool_result":
+        return f"The tool {data.get('tool')} " + (f"failed: {data['error']}" if data.get("error") else "answered")
+    if event.type == "cost":
+        return f"Used {data.get('total_tokens')} tokens for ${data.get('cost_usd'):.6f}"
+    if event.type == "approval":
+        return f"Tool calls {data.get('status')}: {', '.join(str(call.get('tool')) for call in data.get('calls', ()))}"
+    return str(data.get("message", event.type))
 
 
 def _agent_entry(row: Any) -> LogEntry:

@@ -3,16 +3,33 @@
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import msgspec
-from sqlalchemy import ForeignKey, Index, Select, Text, Update, case, func, insert, literal, select, text, update
+from sqlalchemy import (
+    Computed,
+    ForeignKey,
+    Index,
+    Select,
+    Text,
+    Update,
+    Uuid,
+    case,
+    func,
+    insert,
+    literal,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects.postgresql import JSON
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import TypeEngine
 
 from domain import ids
-from domain.executions import Ended, Execution, Filter, Settled, status_of
+from domain.agents import Agent
+from domain.executions import Ended, Execution, Filter, RunLane, Settled, status_of
 from domain.leases import Lease
 from domain.pages import COUNT_BOUND, Listing, Page
 from domain.states import HELD
@@ -37,11 +54,11 @@ class ExecutionRow(Base):
             "id",
             postgresql_where=text("status IN ('pending', 'preparing', 'running', 'waiting')"),
         ),
-        Index("executions_pending", "tenant_id", "agent_id", "id", postgresql_where=text("status = 'pending'")),
+        Index("executions_pending", "lane", "tenant_id", "queue_id", "id", postgresql_where=text("status = 'pending'")),
         Index(
             "executions_held",
             "tenant_id",
-            "agent_id",
+            "queue_id",
             postgresql_where=text("status IN ('preparing', 'running')"),
         ),
         Index("executions_completed_at", "completed_at", postgresql_where=text("completed_at IS NOT NULL")),
@@ -53,6 +70,16 @@ class ExecutionRow(Base):
     kind: Mapped[str] = mapped_column(Text)
     agent_id: Mapped[str | None] = mapped_column(Id("agent"), ForeignKey("agents.id"))
     agent_version_id: Mapped[str | None] = mapped_column(Id("ver"), ForeignKey("agent_versions.id"))
+    lane: Mapped[str] = mapped_column(Text)
+    queue_id: Mapped[UUID] = mapped_column(Uuid, Computed("coalesce(agent_id, uuid_nil())"))
+    mode: Mapped[str | None] = mapped_column(Text)
+    model: Mapped[str | None] = mapped_column(Text)
+    spec: Mapped[Any | None] = mapped_column(json_column())
+    cost_limit: Mapped[float | None]
+    key_id: Mapped[str | None] = mapped_column(Id("key"))
+    workflow_id: Mapped[str | None] = mapped_column(Id("wf"))
+    resumes: Mapped[int]
+    waiting_for: Mapped[Any | None] = mapped_column(json_column())
     status: Mapped[str] = mapped_column(Text)
     input_data: Mapped[Any] = mapped_column(json_column())
     output_data: Mapped[Any | None] = mapped_column(json_column())
@@ -78,7 +105,8 @@ class ExecutionRow(Base):
 E_ = ExecutionRow
 _COLUMNS = list(ExecutionRow.__table__.columns)
 _OPEN = ("pending", "preparing", "running", "waiting")
-_STORED = [name for name in Execution.__struct_fields__ if hasattr(ExecutionRow, name)]
+# What a model agent was when it was started is the worker's alone to read.
+_STORED = [*(name for name in Execution.__struct_fields__ if hasattr(ExecutionRow, name)), "spec"]
 
 
 def _writer(kind: TypeEngine[Any]) -> tuple[str, Callable[[Any], Any]]:
@@ -113,13 +141,14 @@ def _noted(moved: Update, now: datetime) -> Select[Any]:
 _SHAPE = Shape(ExecutionRow, Execution)
 _STORED_AS = [(name, *_writer(ExecutionRow.__table__.columns[name].type)) for name in _STORED]
 _GET = f"SELECT {_SHAPE.columns} FROM executions WHERE id = $1"
+_SPEC = "SELECT spec FROM executions WHERE id = $1"
 _ADD = (
     f"WITH added AS (INSERT INTO executions ({', '.join(_STORED)}, last_seq) "
     f"VALUES ({', '.join(f'${n}{cast}' for n, (_, cast, _) in enumerate(_STORED_AS, 1))}, 1) RETURNING *) "
     "INSERT INTO execution_events (execution_id, seq, tenant_id, at, type, data) "
     "SELECT id, 1, tenant_id, created_at, 'status', json_build_object('status', status, 'attempt', attempt) FROM added"
 )
-_CLAIM = f"SELECT {_SHAPE.columns} FROM claim_runs($1, $2, $3, $4, $5, $6)"
+_CLAIM = f"SELECT {_SHAPE.columns} FROM claim_runs($1, $2, $3, $4, $5, $6, $7)"
 _SETTLE = "SELECT * FROM settle_runs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
 
 
@@ -130,8 +159,18 @@ class PostgresExecutions:
         self._connection = connection
         self._raw = raw
 
-    async def add(self, execution: Execution) -> None:
-        await self._raw.execute(_ADD, *(write(getattr(execution, name)) for name, _, write in _STORED_AS))
+    async def add(self, execution: Execution, spec: Agent | None) -> None:
+        values = (spec if name == "spec" else getattr(execution, name) for name, _, _ in _STORED_AS)
+        await self._raw.execute(_ADD, *(write(value) for value, (_, _, write) in zip(values, _STORED_AS, strict=True)))
+
+    async def spec(self, execution_id: str) -> Agent | None:
+        found = await self._raw.fetchval(_SPEC, ids.decode("exec", execution_id))
+        return None if found is None else msgspec.convert(found, Agent)
+
+    async def lock(self, execution_id: str) -> Execution | None:
+        known = ids.decode("exec", execution_id)
+        record = await self._raw.fetchrow(f"{_GET} FOR UPDATE", known) if known is not None else None
+        return None if record is None else _SHAPE.read(record)
 
     async def get(self, execution_id: str) -> Execution | None:
         known = ids.decode("exec", execution_id)
@@ -157,9 +196,11 @@ class PostgresExecutions:
             query = query.where(E_.created_at < narrowed.until)
         return await listed(self._connection, query, E_.id.desc(), page, Execution, COUNT_BOUND)
 
-    async def claim(self, lease: Lease, slots: int, at_hand: frozenset[str], most: int | None) -> list[Execution]:
+    async def claim(
+        self, lease: Lease, slots: int, at_hand: frozenset[str], most: int | None, lane: RunLane
+    ) -> list[Execution]:
         versions = [ids.decode("ver", version_id) for version_id in at_hand]
-        records = await self._raw.fetch(_CLAIM, lease.worker, slots, lease.taken_at, lease.until, versions, most)
+        records = await self._raw.fetch(_CLAIM, lease.worker, slots, lease.taken_at, lease.until, versions, most, lane)
         return [_SHAPE.read(record) for record in records]
 
     async def begin_running(self, execution_id: str, attempt: int, now: datetime) -> bool:
@@ -210,6 +251,20 @@ class PostgresExecutions:
         rows = await self._connection.execute(_noted(_cancelled(moved, reason, now), now))
         return [as_struct(row, Execution).id for row in rows]
 
+    async def wait(self, execution_id: str, attempt: int, calls: list[dict[str, Any]], now: datetime) -> bool:
+        moved = update(E_).where(E_.id == execution_id, E_.attempt == attempt, E_.status == "running")
+        parked = moved.values(status="waiting", waiting_for=calls, worker=None, lease_expires_at=None)
+        return await self._moved(parked, now) is not None
+
+    async def resume(self, execution_id: str, now: datetime) -> Execution | None:
+        moved = update(E_).where(E_.id == execution_id, E_.status == "waiting")
+        return await self._moved(moved.values(status="pending", waiting_for=None, resumes=E_.resumes + 1), now)
+
+    async def narrow(self, execution_id: str, calls: list[dict[str, Any]], now: datetime) -> None:
+        await self._connection.execute(
+            update(E_).where(E_.id == execution_id, E_.status == "waiting").values(waiting_for=calls, updated_at=now)
+        )
+
     async def release(self, execution_id: str, attempt: int, now: datetime) -> Execution | None:
         return await self._freed(now, E_.id == execution_id, E_.attempt == attempt)
 
@@ -218,8 +273,11 @@ class PostgresExecutions:
 
     async def _freed(self, now: datetime, *which: Any) -> Execution | None:
         """Pending again, or failed when its attempts are used up."""
-        used_up = E_.attempt >= E_.max_attempts
-        reason = func.format("The worker stopped answering during attempt %s of %s.", E_.attempt, E_.max_attempts)
+        # A claim after an approval is none after a loss.
+        used_up = E_.attempt - E_.resumes >= E_.max_attempts
+        reason = func.format(
+            "The worker stopped answering during attempt %s of %s.", E_.attempt - E_.resumes, E_.max_attempts
+        )
         moved = (
             update(E_)
             .where(*which, E_.status.in_(HELD))
@@ -241,7 +299,12 @@ class PostgresExecutions:
 
 def _cancelled(moved: Update, reason: str, now: datetime) -> Update:
     return moved.values(
-        status="cancelled", error_type="cancelled", error_message=reason, lease_expires_at=None, completed_at=now
+        status="cancelled",
+        error_type="cancelled",
+        error_message=reason,
+        lease_expires_at=None,
+        completed_at=now,
+        waiting_for=None,
     )
 
 

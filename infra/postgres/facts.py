@@ -16,6 +16,8 @@ from infra.sketches import bin_of
 # What lists show of large columns: so many characters of a text, and none of an object larger than so many bytes.
 LISTED_TEXT: Final = 4000
 LISTED_DATA: Final = 16 * 1024
+# Filters that are ids, and the prefixes of those.
+_IDS: Final = {"execution_id": "exec", "agent_id": "agent", "key_id": "key", "workflow_id": "workflow"}
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +71,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         conditions, values = list[str](), list[Any]()
         for number, name in enumerate(self.dims, 1):
             if wanted.get(name) is not None:
-                value = wanted[name]
+                value = _known(name, wanted[name])
                 shape = "dims[{n}]::jsonb ? ${p}" if name in self.members else "dims[{n}] = ${p}"
                 conditions.append(shape.format(n=number, p=place + len(values)))
                 values.append(str(value).lower() if isinstance(value, bool) else str(value))
@@ -88,13 +90,17 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
                 continue
             shape = self.rows.get(name) or f"{self.dims[name]} = {{}}"
             conditions.append(shape.format(f"${place + len(values)}"))
-            # No execution has the id zero: an id that is none finds nothing.
-            values.append((ids.decode("exec", value) or UUID(int=0)) if name == "execution_id" else value)
+            values.append(_known(name, value))
         return "".join(f" AND {condition}" for condition in conditions), values
 
     def by_rows(self, wanted: dict[str, Any]) -> bool:
         """Whether only the records themselves can answer."""
         return any(value is not None and name not in self.dims for name, value in wanted.items())
+
+
+def _known(name: str, value: Any) -> Any:
+    """A value as columns have it. Nothing has the id zero: an id that is none finds nothing."""
+    return (ids.decode(_IDS[name], value) or UUID(int=0)) if name in _IDS else value
 
 
 def scaled(column: str) -> str:
@@ -172,4 +178,29 @@ ARTIFACTS: Final = Facts(
     ),
 )
 
-FACTS: Final[dict[Kind, Facts]] = {"evaluations": EVALUATIONS, "artifacts": ARTIFACTS}
+COSTS: Final = Facts(
+    kind="costs",
+    dims={
+        "agent_id": "agent_id::text",
+        **{name: name for name in ("agent_name", "provider", "model", "model_name", "status")},
+    },
+    measures={
+        "cost_usd": scaled("cost_usd"),
+        **{
+            name: name
+            for name in ("prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "reasoning_tokens")
+        },
+        "errors": "(status = 'error')::int",
+        "estimated": "estimated::int",
+        "duration_ms": "(duration_ms * 1000)::bigint",
+    },
+    value="duration_ms",
+    rows={name: f"{name} = {{}}" for name in ("agent_id", "execution_id", "key_id", "workflow_id")},
+    columns=(
+        *("created_at", "agent_id", "agent_name", "provider", "model", "model_name", "status", "cost_usd"),
+        *("prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "reasoning_tokens"),
+        *("estimated", "duration_ms"),
+    ),
+)
+
+FACTS: Final[dict[Kind, Facts]] = {"evaluations": EVALUATIONS, "artifacts": ARTIFACTS, "costs": COSTS}

@@ -38,7 +38,7 @@ class Records:
             counted = f"SELECT count(*) FROM (SELECT FROM {self._facts.kind} WHERE {where} LIMIT {COUNT_BOUND}) AS c"
             total = int(await self._raw.fetchval(counted, *values))
         else:
-            total = await PostgresStats(self._raw).count(question)
+            total = await PostgresStats(self._raw).total(question, "count")
         return listing(rows, total, page)
 
     async def after(

@@ -115,9 +115,11 @@ class PostgresStats:
         ]
         return Found(groups=groups, quantiles=quantiles(b"".join(record["bins"] for record in records), QUANTILES))
 
-    async def count(self, question: Question) -> int:
-        source, values = _source(FACTS[question.kind], question)
-        query = f"SELECT coalesce(sum(measures[1]), 0)::bigint FROM ({source}) AS s"
+    async def total(self, question: Question, measure: str) -> int:
+        facts = FACTS[question.kind]
+        source, values = _source(facts, question)
+        place = facts.names.index(measure) + 1
+        query = f"SELECT coalesce(sum(measures[{place}]), 0)::bigint FROM ({source}) AS s"
         return int(await self._raw.fetchval(query, *values))
 
     async def series(self, question: Question, bucket: Bucket) -> list[tuple[datetime, dict[str, int]]]:

@@ -15,7 +15,9 @@ from domain.access import Caller
 from domain.accounts import Accounts
 from domain.agents import Agents
 from domain.artifacts.cases import Artifacts
+from domain.budgets import Budgets
 from domain.builds import Builds
+from domain.costs import Costs
 from domain.errors import DomainError
 from domain.evaluations import Evaluations
 from domain.events import Events
@@ -23,23 +25,35 @@ from domain.executions import Executions
 from domain.idempotency import Answers
 from domain.jobs import Change, Job
 from domain.keys import Keys
+from domain.llms import Llms
 from domain.ports import Clock, Queue, Tx
+from domain.provider_keys import ProviderKeys
 from domain.queues import Queues
 from domain.stats import Stats
+from domain.steps import Steps
 from domain.tenants import Tenants
+from domain.tools import Tools
+from domain.workspaces import Workspaces
 from infra.postgres.accounts import PostgresAccounts
 from infra.postgres.agents import PostgresAgents
 from infra.postgres.artifacts import PostgresArtifacts
+from infra.postgres.budgets import PostgresBudgets
 from infra.postgres.builds import PostgresBuilds
+from infra.postgres.costs import PostgresCosts
 from infra.postgres.db import Raw
 from infra.postgres.evaluations import PostgresEvaluations
 from infra.postgres.events import PostgresEvents
 from infra.postgres.executions import PostgresExecutions
 from infra.postgres.idempotency import PostgresAnswers
 from infra.postgres.keys import PostgresKeys
+from infra.postgres.llms import PostgresLlms
+from infra.postgres.provider_keys import PostgresProviderKeys
 from infra.postgres.queues import PostgresQueues
 from infra.postgres.stats import PostgresStats
+from infra.postgres.steps import PostgresSteps
 from infra.postgres.tenants import PostgresTenants
+from infra.postgres.tools import PostgresTools
+from infra.postgres.workspaces import PostgresWorkspaces
 
 _GONE = (OperationalError, OSError, TimeoutError, exc.TimeoutError)
 _PASSING = (
@@ -68,12 +82,19 @@ class PostgresTx:
         self.agents: Agents = PostgresAgents(connection, raw)
         self.builds: Builds = PostgresBuilds(connection, raw, now)
         self.executions: Executions = PostgresExecutions(connection, raw)
-        self.events: Events = PostgresEvents(connection)
+        self.events: Events = PostgresEvents(connection, raw)
+        self.steps: Steps = PostgresSteps(raw)
+        self.workspaces: Workspaces = PostgresWorkspaces(raw)
         self.answers: Answers = PostgresAnswers(connection, raw)
         self.queues: Queues = PostgresQueues(connection)
         self.stats: Stats = PostgresStats(raw)
         self.artifacts: Artifacts = PostgresArtifacts(raw)
         self.evaluations: Evaluations = PostgresEvaluations(raw)
+        self.costs: Costs = PostgresCosts(raw)
+        self.budgets: Budgets = PostgresBudgets(raw)
+        self.provider_keys: ProviderKeys = PostgresProviderKeys(connection, raw)
+        self.llms: Llms = PostgresLlms(connection)
+        self.tools: Tools = PostgresTools(connection)
 
     def ring(self, job: Job) -> None:
         """Ring for this job after the commit."""

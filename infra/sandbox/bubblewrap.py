@@ -13,13 +13,14 @@ import msgspec
 from domain import archives
 from domain.errors import DomainError
 from domain.executions import DEFAULT_MEMORY_MB
-from domain.ports import ArchiveLimits, OnOutput, Outcome, Program, SandboxStatus, Stream, Unpacked
+from domain.ports import ArchiveLimits, OnOutput, Outcome, Program, SandboxStatus, Serve, Stream, Unpacked
 from infra.sandbox import seccomp
 from infra.sandbox.cgroups import Cgroups
 from infra.sandbox.ending import Ending, StartFailed
 from infra.sandbox.fence import Fence, Mount, arguments, interpreter, interpreter_root
 from infra.sandbox.guests import ANSWER_BYTES, CHECK_SECONDS, crash, frame, head, outcome, unavailable, watch
 from infra.sandbox.hosts import advice
+from infra.sandbox.listener import Listener
 from infra.sandbox.process import Bwrap, become, stage_folder, start
 from infra.sandbox.tree import Pipes, Tree
 from infra.sandbox.users import free_uid, give, take_uid
@@ -56,7 +57,7 @@ class BubblewrapSandbox:
         self._as_root = os.geteuid() == 0
         self._bwrap = bwrap or find_bwrap()
         self._status: SandboxStatus | None = None
-        self._filter = b""
+        self._filters: dict[bool, bytes] = {}
         self._cgroups = Cgroups()
 
     async def status(self) -> SandboxStatus:
@@ -65,9 +66,9 @@ class BubblewrapSandbox:
             self._status = await self._probe()
         return self._status
 
-    async def run(self, program: Program, payload: bytes, on_output: OnOutput) -> Outcome:
+    async def run(self, program: Program, payload: bytes, on_output: OnOutput, serve: Serve | None = None) -> Outcome:
         """Call the entrypoint with a payload."""
-        return await self._guest(program, "run", frame(payload), on_output, program.timeout)
+        return await self._guest(program, "run", frame(payload), on_output, program.timeout, serve)
 
     async def check(self, program: Program, on_output: OnOutput) -> Outcome:
         """Import the entrypoint."""
@@ -120,31 +121,44 @@ class BubblewrapSandbox:
         mounts = [Mount(source=str(program.code), target="/agent")]
         if program.environment is not None:
             mounts.append(Mount(source=str(program.environment), target="/environment"))
+        listener = Listener() if program.gateway else None
+        handed = () if listener is None else (listener.theirs.fileno(),)
         return await self._make(
-            lambda request, answer: ["/guest/main.py", request, answer], mounts, (), program.memory_mb
+            lambda request, answer: ["/guest/main.py", request, answer, *map(str, handed)],
+            mounts,
+            handed,
+            program.memory_mb,
+            listener,
         )
 
     def direct(self, tree: Tree, program: Program, mode: Literal["run", "check"]) -> None:
         """Tell a tree of `make` what to import."""
-        tree.direct(head(program, mode, self.fence), program.memory_mb, self.watch(program.memory_mb))
+        tree.direct(head(program, mode, self.fence), program.memory_mb, self.watch(program))
 
-    def watch(self, memory_mb: int) -> Watch | None:
-        """What watches a tree with this much memory, in MiB."""
-        return watch(memory_mb, self.fence)
+    def watch(self, program: Program) -> Watch | None:
+        """What watches a tree of this program."""
+        return watch(program.memory_mb, self.fence, program.gateway)
 
     async def _guest(
-        self, program: Program, mode: Literal["run", "check"], request: bytes, on_output: OnOutput, timeout: float
+        self,
+        program: Program,
+        mode: Literal["run", "check"],
+        request: bytes,
+        on_output: OnOutput,
+        timeout: float,
+        serve: Serve | None = None,
     ) -> Outcome:
         tree = await self.make(program)
         self.direct(tree, program, mode)
-        return outcome(await self._ended(tree, request, timeout, on_output), timeout, program.memory_mb)
+        async with tree.served(serve):
+            return outcome(await self._ended(tree, request, timeout, on_output), timeout, program.memory_mb)
 
     async def _tool(
         self, command: _Command, mounts: list[Mount], passed: tuple[int, ...], seconds: float, memory_mb: int
     ) -> Ending:
         """Run one of our own programs in the fence, silent but for its answer."""
         tree = await self._make(command, mounts, passed, memory_mb)
-        tree.direct(b"", memory_mb, self.watch(memory_mb))
+        tree.direct(b"", memory_mb, watch(memory_mb, self.fence))
         return await self._ended(tree, b"", seconds, _ignore)
 
     async def _ended(self, tree: Tree, request: bytes, timeout: float, on_output: OnOutput) -> Ending:
@@ -154,15 +168,26 @@ class BubblewrapSandbox:
             self._status = None
             raise unavailable(str(error)) from error
 
-    async def _make(self, command: _Command, mounts: list[Mount], passed: tuple[int, ...], memory_mb: int) -> Tree:
+    async def _make(
+        self,
+        command: _Command,
+        mounts: list[Mount],
+        passed: tuple[int, ...],
+        memory_mb: int,
+        listener: Listener | None = None,
+    ) -> Tree:
         group = self._cgroups.make(memory_mb) if self.fence.has("cgroup") else None
         try:
-            started, pipes = self._start(command, mounts, passed)
+            started, pipes = self._start(command, mounts, passed, listener is not None)
         except (StartFailed, seccomp.UnknownMachine) as error:
             if group is not None:
                 group.remove()
+            if listener is not None:
+                listener.close()
             raise unavailable(str(error)) from error
-        tree = Tree(started, pipes, ANSWER_BYTES, group)
+        if listener is not None:
+            listener.theirs.close()
+        tree = Tree(started, pipes, ANSWER_BYTES, group, listener)
         if group is not None:
             try:
                 # Joined while bwrap starts; only what is allocated from then on counts, and the guest is to come yet.
@@ -172,7 +197,9 @@ class BubblewrapSandbox:
                 raise
         return tree
 
-    def _start(self, command: _Command, mounts: list[Mount], passed: tuple[int, ...]) -> tuple[Bwrap, Pipes]:
+    def _start(
+        self, command: _Command, mounts: list[Mount], passed: tuple[int, ...], gateway: bool
+    ) -> tuple[Bwrap, Pipes]:
         if self._bwrap is None:
             raise StartFailed("there is no bwrap: install the package bubblewrap")
         mounts = [Mount(source=str(GUEST), target="/guest"), *mounts]
@@ -180,7 +207,7 @@ class BubblewrapSandbox:
         if root is not None:
             mounts.append(Mount(source=root, target=root))
         try:
-            filter_fd = self._filter_fd()
+            filter_fd = self._filter_fd(gateway)
             uid = take_uid() if self._as_root and self.fence.has("uid") else None
         except OSError as error:
             raise StartFailed(str(error)) from error
@@ -199,10 +226,11 @@ class BubblewrapSandbox:
         finally:
             os.close(filter_fd)
 
-    def _filter_fd(self) -> int:
-        self._filter = self._filter or seccomp.program()
+    def _filter_fd(self, gateway: bool) -> int:
+        if gateway not in self._filters:
+            self._filters[gateway] = seccomp.program(gateway=gateway)
         made = os.memfd_create("seccomp")
-        os.write(made, self._filter)
+        os.write(made, self._filters[gateway])
         os.lseek(made, 0, os.SEEK_SET)
         return made
 

@@ -16,14 +16,14 @@ COLD: Final = 300.0
 LEAST: Final = 2
 MOST_PER_VERSION: Final = 16
 
-Key = tuple[str, str | None, str, int]
+Key = tuple[str, str | None, str, int, bool]
 Identity = tuple[tuple[int, int], ...]
 
 
 def key(program: Program) -> Key:
     """All that decides what is imported, by name. The timeout does not."""
     environment = str(program.environment) if program.environment is not None else None
-    return str(program.code), environment, program.entrypoint, program.memory_mb
+    return str(program.code), environment, program.entrypoint, program.memory_mb, program.gateway
 
 
 def identity(program: Program) -> Identity | None:

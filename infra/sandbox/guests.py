@@ -43,9 +43,9 @@ def head(program: Program, mode: str, fence: Fence, **more: Any) -> bytes:
     return frame(msgspec.json.encode({**told, **more}))
 
 
-def watch(memory_mb: int, fence: Fence) -> Watch | None:
-    """What watches a tree with this much memory, in MiB."""
-    return Watch(memory_mb, MAX_FILES) if fence.has("watch") else None
+def watch(memory_mb: int, fence: Fence, sockets: bool = False) -> Watch | None:
+    """What watches a tree with this much memory, in MiB, and whether that may have sockets."""
+    return Watch(memory_mb, MAX_FILES, sockets) if fence.has("watch") else None
 
 
 def unavailable(reason: str) -> DomainError:

@@ -22,9 +22,35 @@ class Maker(Protocol):
         """Tell it what to import."""
         ...
 
-    def watch(self, memory_mb: int) -> Watch | None:
-        """What watches a tree with this much memory."""
+    def watch(self, program: Program) -> Watch | None:
+        """What watches a tree of this program."""
         ...
+
+
+class Chosen:
+    """Programs with a gateway are the first maker's, all others and blank slots the second's.
+
+    One pool over both, so that what waits shares one bound of memory.
+    """
+
+    def __init__(self, gateway: Maker, others: Maker) -> None:
+        self._gateway, self._others = gateway, others
+        self.blanks = others.blanks
+
+    async def make(self, program: Program | None) -> Tree:
+        """A fresh tree, to be directed; for None a blank one. Errors: `sandbox_unavailable`."""
+        return await self._of(program).make(program)
+
+    def direct(self, tree: Tree, program: Program, mode: Literal["run", "check"]) -> None:
+        """Tell it what to import."""
+        self._of(program).direct(tree, program, mode)
+
+    def watch(self, program: Program) -> Watch | None:
+        """What watches a tree of this program."""
+        return self._of(program).watch(program)
+
+    def _of(self, program: Program | None) -> Maker:
+        return self._gateway if program is not None and program.gateway else self._others
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):

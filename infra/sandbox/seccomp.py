@@ -13,16 +13,36 @@ from typing import Final
 
 from infra.sandbox import syscalls
 
-_LD_ABS, _JEQ, _JGE, _JSET, _RET = 0x20, 0x15, 0x35, 0x45, 0x06
+_LD_ABS, _JEQ, _JGE, _JSET, _AND, _RET = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _NR, _ARCH = 0, 4
 
+# For programs with a gateway: what a client of a TCP server on this host asks of its sockets, as (level, option).
+_OPTIONS: Final = (
+    (1, 2),  # SO_REUSEADDR
+    (1, 9),  # SO_KEEPALIVE
+    (1, 13),  # SO_LINGER
+    (1, 20),  # SO_RCVTIMEO
+    (1, 21),  # SO_SNDTIMEO
+    (6, 1),  # TCP_NODELAY
+    (6, 4),  # TCP_KEEPIDLE
+    (6, 5),  # TCP_KEEPINTVL
+    (6, 6),  # TCP_KEEPCNT
+    (6, 12),  # TCP_QUICKACK
+    (6, 18),  # TCP_USER_TIMEOUT
+)
+
 # CLONE_NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 _NEW_NAMESPACES: Final = 0x7E020080
-_AF_UNIX: Final = 1
+_AF_UNIX, _AF_INET = 1, 2
+_SOCK_STREAM, _SOCK_SEQPACKET = 1, 5
+# Beside a socket's type lie SOCK_NONBLOCK and SOCK_CLOEXEC.
+_SOCK_TYPE: Final = 0xF
+_IPPROTO_TCP: Final = 6
 _PR_SET_PDEATHSIG: Final = 1
 _MAP_SHARED, _MAP_ANONYMOUS = 0x01, 0x20
 _TERMINAL_INJECTION: Final = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
+_INTERFACES: Final = range(0x8900, 0x8A00)  # SIOC…: what can be asked of a network through any of its sockets
 
 _MACHINES: Final = {"x86_64": (0xC000003E, syscalls.X86_64), "aarch64": (0xC00000B7, syscalls.AARCH64)}
 
@@ -36,8 +56,11 @@ def _argument(number: int) -> int:
     return 16 + 8 * number
 
 
-def program(machine: str | None = None) -> bytes:
-    """The filter for this machine, as `struct sock_filter[]`. Errors: `UnknownMachine`."""
+def program(machine: str | None = None, gateway: bool = False) -> bytes:
+    """The filter for this machine, as `struct sock_filter[]`. With a `gateway`, TCP over IPv4 is let through.
+
+    Errors: `UnknownMachine`.
+    """
     name = machine or platform.machine()
     if name not in _MACHINES:
         raise UnknownMachine(f"there is no system call filter for {name!r}; there are: {', '.join(_MACHINES)}")
@@ -59,7 +82,7 @@ def program(machine: str | None = None) -> bytes:
         add(_JGE, 0x40000000, 0, 1)  # the x32 calls share our architecture but not our numbers
         add(_RET, _KILL)
     special = {"clone", "clone3", "socketpair", "prlimit64", "ioctl", "mmap", "prctl"}
-    for call, number in sorted(table.items()):
+    for call, number in sorted({**table, **(syscalls.CONNECTING[name] if gateway else {})}.items()):
         if call not in special:
             add(_JEQ, number, 0, 1)
             add(_RET, _ALLOW)
@@ -74,11 +97,45 @@ def program(machine: str | None = None) -> bytes:
     refuse(errno.EPERM)
     add(_RET, _ALLOW)
 
-    add(_JEQ, table["socketpair"], 0, 4)
-    add(_LD_ABS, _argument(0))
-    add(_JEQ, _AF_UNIX, 0, 1)
-    add(_RET, _ALLOW)
-    refuse(errno.EPERM)
+    if gateway:
+        # Not MPTCP or SCTP, which are streams as well.
+        add(_JEQ, syscalls.SOCKET[name], 0, 10)
+        add(_LD_ABS, _argument(0))
+        add(_JEQ, _AF_INET, 0, 6)
+        add(_LD_ABS, _argument(1))
+        add(_AND, _SOCK_TYPE)
+        add(_JEQ, _SOCK_STREAM, 0, 3)
+        add(_LD_ABS, _argument(2))
+        add(_JEQ, 0, 2, 0)
+        add(_JEQ, _IPPROTO_TCP, 1, 0)
+        refuse(errno.EPERM)
+        add(_RET, _ALLOW)
+
+        # Now that there is connect(2): a datagram socket, and it alone, would leave its pair for another address.
+        add(_JEQ, table["socketpair"], 0, 8)
+        add(_LD_ABS, _argument(0))
+        add(_JEQ, _AF_UNIX, 0, 5)
+        add(_LD_ABS, _argument(1))
+        add(_AND, _SOCK_TYPE)
+        add(_JEQ, _SOCK_STREAM, 1, 0)
+        add(_JEQ, _SOCK_SEQPACKET, 0, 1)
+        add(_RET, _ALLOW)
+        refuse(errno.EPERM)
+
+        add(_JEQ, syscalls.SETSOCKOPT[name], 0, 1 + 5 * len(_OPTIONS))
+        for level, option in _OPTIONS:
+            add(_LD_ABS, _argument(1))
+            add(_JEQ, level, 0, 3)
+            add(_LD_ABS, _argument(2))
+            add(_JEQ, option, 0, 1)
+            add(_RET, _ALLOW)
+        refuse(errno.EPERM)
+    else:
+        add(_JEQ, table["socketpair"], 0, 4)
+        add(_LD_ABS, _argument(0))
+        add(_JEQ, _AF_UNIX, 0, 1)
+        add(_RET, _ALLOW)
+        refuse(errno.EPERM)
 
     # Shared memory without a file counts for no process once it is unmapped; with a file it counts for its tmpfs.
     add(_JEQ, table["mmap"], 0, 6)
@@ -105,10 +162,14 @@ def program(machine: str | None = None) -> bytes:
     refuse(errno.EPERM)
     add(_RET, _ALLOW)
 
-    add(_JEQ, table["ioctl"], 0, 2 + 2 * len(_TERMINAL_INJECTION))
+    add(_JEQ, table["ioctl"], 0, 2 + 2 * len(_TERMINAL_INJECTION) + (3 if gateway else 0))
     add(_LD_ABS, _argument(1))
     for request in _TERMINAL_INJECTION:
         add(_JEQ, request, 0, 1)
+        refuse(errno.EPERM)
+    if gateway:
+        add(_JGE, _INTERFACES.start, 0, 2)
+        add(_JGE, _INTERFACES.stop, 1, 0)
         refuse(errno.EPERM)
     add(_RET, _ALLOW)
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 import structlog
 
 from domain.errors import DomainError
-from domain.ports import OnOutput, Outcome, Program
+from domain.ports import OnOutput, Outcome, Program, Serve
 from infra.sandbox.demand import Demand, Identity, Key, identity, key
 from infra.sandbox.ending import Ending, Stage, StartFailed
 from infra.sandbox.guests import CHECK_SECONDS, frame, outcome, unavailable
@@ -128,7 +128,7 @@ class Slots:
         """Have blank slots made before the first run comes."""
         self._refill()
 
-    async def run(self, program: Program, payload: bytes, on_output: OnOutput) -> Outcome:
+    async def run(self, program: Program, payload: bytes, on_output: OnOutput, serve: Serve | None = None) -> Outcome:
         """Call the entrypoint with a payload, in a warm slot if there is one. As `domain.ports.Sandbox.run`."""
         version = self._version(program)
         version.demand.begin(self._clock())
@@ -139,12 +139,12 @@ class Slots:
                 tree = await self._warm(version, program, until)
                 if tree is None:
                     break
-                tree.resume(self._maker.watch(program.memory_mb))
-                ending = await self._in(tree, request, until, on_output, Stage.TAKEN)
+                tree.resume(self._maker.watch(program))
+                ending = await self._in(tree, request, until, on_output, Stage.TAKEN, serve)
                 if not ending.untouched:
                     return outcome(ending, program.timeout, program.memory_mb)
                 _log.info("a warm slot was dead when it was used", status=ending.status)
-            return await self._cold(program, request, until, on_output)
+            return await self._cold(program, request, until, on_output, serve)
         finally:
             self._busy -= 1
             version.demand.end(self._clock())
@@ -187,10 +187,13 @@ class Slots:
         found.program = program
         return found
 
-    async def _in(self, tree: Tree, request: bytes, until: float, on_output: OnOutput, since: Stage) -> Ending:
+    async def _in(
+        self, tree: Tree, request: bytes, until: float, on_output: OnOutput, since: Stage, serve: Serve | None
+    ) -> Ending:
         self._refill_after(REFILL_AFTER)
         left = max(0.0, until - asyncio.get_running_loop().time())
-        return await tree.run(request, left, on_output, since, early=True)
+        async with tree.served(serve):
+            return await tree.run(request, left, on_output, since, early=True)
 
     async def _warm(self, version: _Version, program: Program, until: float) -> Tree | None:
         """A slot of this version as it is now, or None. It may be stopped still."""
@@ -213,16 +216,19 @@ class Slots:
                 tree.kill()
             raise
 
-    async def _cold(self, program: Program, request: bytes, until: float, on_output: OnOutput) -> Outcome:
+    async def _cold(
+        self, program: Program, request: bytes, until: float, on_output: OnOutput, serve: Serve | None
+    ) -> Outcome:
         for left in reversed(range(ATTEMPTS)):
-            if self._blanks and left:
+            # A blank slot's filter is made already, and it is the one without sockets.
+            if self._blanks and left and not program.gateway:
                 tree = self._taken(self._blanks)
                 tree.resume(None)
             else:
                 tree = await self._made(program)
             self._maker.direct(tree, program, "run")
             try:
-                ending = await self._in(tree, request, until, on_output, Stage.FENCED)
+                ending = await self._in(tree, request, until, on_output, Stage.FENCED, serve)
             except StartFailed as error:
                 # It never came to run anything of the agent's, so that another may, unless that would fail as well.
                 if not tree.ending.killed or not left:

@@ -378,5 +378,13 @@ AARCH64: Final = {
     "writev": 66,
 }
 
+# What programs with a gateway may call besides; `socket` and `setsockopt` with few arguments alone.
+CONNECTING: Final = {
+    "x86_64": {"bind": 49, "connect": 42, "listen": 50},
+    "aarch64": {"bind": 200, "connect": 203, "listen": 201},
+}
+SOCKET: Final = {"x86_64": 41, "aarch64": 198}
+SETSOCKOPT: Final = {"x86_64": 54, "aarch64": 208}
+
 # Numbers above these did not exist when the tables were made.
 NEWEST: Final = 450

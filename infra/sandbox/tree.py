@@ -4,11 +4,13 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Final, Protocol
 
-from domain.ports import OnOutput, Stream
+from domain.ports import OnOutput, Serve, Stream
 from infra.sandbox.cgroups import Group
 from infra.sandbox.ending import MARKS, Ending, Stage, StartFailed
+from infra.sandbox.listener import Listener
 from infra.sandbox.watch import Watch, at_rest, awake
 
 CHUNK: Final = 64 * 1024
@@ -80,12 +82,14 @@ class Pipes:
 class Tree:
     """A started tree, used once. When it has ended, every descriptor and its group are freed.
 
-    `most` bounds the answer in bytes.
+    `most` bounds the answer in bytes. `listener` is for a guest with a gateway.
     """
 
-    def __init__(self, leader: Leader, pipes: Pipes, most: int, group: Group | None = None) -> None:
+    def __init__(
+        self, leader: Leader, pipes: Pipes, most: int, group: Group | None = None, listener: Listener | None = None
+    ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._leader, self._group, self._most = leader, group, most
+        self._leader, self._group, self._most, self._listener = leader, group, most, listener
         self._feed, self._answer, stdout, stderr = pipes.ours
         self._streams: dict[Stream, int] = {"stdout": stdout, "stderr": stderr}
         self._passed: dict[Stream, int] = {"stdout": 0, "stderr": 0}
@@ -107,6 +111,8 @@ class Tree:
         # Called once when the tree has ended, however it came to that.
         self.on_gone: Callable[[], None] | None = None
         self._loop.add_reader(self._answer, self._read_answer)
+        if listener is not None:
+            listener.begin(self._lose)
         leader.begin(self._end)
 
     @property
@@ -207,6 +213,10 @@ class Tree:
         self._look_later()
         self._leader.signal(signal.SIGCONT)
 
+    def served(self, serve: Serve | None) -> AbstractAsyncContextManager[None]:
+        """Around `run`: serve on its gateway, if it has one, as `Listener.served`."""
+        return nullcontext() if self._listener is None else self._listener.served(serve, self.kill)
+
     async def _until(self, this: "asyncio.Future[None]") -> None:
         cancelled = False
         while not this.done():
@@ -260,6 +270,9 @@ class Tree:
                 for stream, fd in self._streams.items():
                     self._loop.add_reader(fd, self._read_output, stream)
             self.ending.stage = mark
+            if self._listener is not None and mark >= Stage.IMPORTED:
+                # What is not there by now would be the agent's.
+                self._listener.shut()
             self._pass_on()
         if len(self._received) > self._most:
             # Whoever writes this much is not our guest any more: nothing it says later counts.
@@ -313,6 +326,10 @@ class Tree:
 
     # what ends it
 
+    def _lose(self, error: Exception) -> None:
+        self._failed = self._failed or error
+        self.kill()
+
     def _time_out(self) -> None:
         self.ending.timed_out = True
         self.kill()
@@ -360,6 +377,8 @@ class Tree:
         for fd in (self._feed, self._answer, *self._streams.values()):
             os.close(fd)
         self._leader.close()
+        if self._listener is not None:
+            self._listener.close()
         if self._group is not None:
             self._group.remove()
         self._gone.set_result(None)

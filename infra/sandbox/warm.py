@@ -7,12 +7,12 @@ import structlog
 
 from domain.errors import DomainError
 from domain.executions import DEFAULT_MEMORY_MB
-from domain.ports import ArchiveLimits, OnOutput, Outcome, Program, SandboxStatus, Stream, Unpacked
+from domain.ports import ArchiveLimits, OnOutput, Outcome, Program, SandboxStatus, Serve, Stream, Unpacked
 from infra.sandbox.bubblewrap import GUEST, UPLOADED, BubblewrapSandbox
 from infra.sandbox.ending import StartFailed
 from infra.sandbox.forkserver.client import ForkServer
 from infra.sandbox.guests import outcome
-from infra.sandbox.maker import Counts
+from infra.sandbox.maker import Chosen, Counts
 from infra.sandbox.slots import Slots
 
 _log = structlog.get_logger("paddock.sandbox")
@@ -25,7 +25,8 @@ class WarmSandbox:
         self, base: BubblewrapSandbox, server: ForkServer | None, warm_memory_mb: int, problem: str | None = None
     ) -> None:
         self._base, self._server, self._problem = base, server, problem
-        self.slots = Slots(server or base, warm_memory_mb)
+        # The fork server fences its slots in with one filter, the one without sockets.
+        self.slots = Slots(Chosen(base, server) if server is not None else base, warm_memory_mb)
 
     @property
     def counts(self) -> Counts:
@@ -41,9 +42,9 @@ class WarmSandbox:
                 return SandboxStatus(available=False, reason=f"The fork server does not work: {self._problem}")
         return status
 
-    async def run(self, program: Program, payload: bytes, on_output: OnOutput) -> Outcome:
+    async def run(self, program: Program, payload: bytes, on_output: OnOutput, serve: Serve | None = None) -> Outcome:
         """Call the entrypoint with a payload, in a warm slot if there is one."""
-        return await self.slots.run(program, payload, on_output)
+        return await self.slots.run(program, payload, on_output, serve)
 
     async def check(self, program: Program, on_output: OnOutput) -> Outcome:
         """Import the entrypoint."""

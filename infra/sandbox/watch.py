@@ -11,6 +11,11 @@ EXACT: Final = 0.3
 # How long a process may take to stop: on a busy machine it has to get its turn first.
 STOP_SECONDS: Final = 2.0
 
+# What a socket without anything in it is taken to hold, and what those of the whole host may hold together in the
+# kernel until those of a sandbox are counted one by one, which takes milliseconds; bytes.
+SOCKET: Final = 4096
+NOTICED: Final = 32 << 20
+
 # What a run may make of files in memory; the size of a tmpfs does not bound its inodes.
 MAX_FILES: Final = 20_000
 
@@ -19,12 +24,13 @@ class Watch:
     """Looks at the whole tree while it runs: memory in MiB and files in memory-backed folders.
 
     Limits of single processes do not add up to a limit of the tree, and the size of a tmpfs does
-    not bound its inodes. A look costs a fraction of a millisecond; the first is to come after one interval.
+    not bound its inodes. What lies in TCP sockets, where a program may have some, belongs to no process, and
+    to no group in version 1. A look costs a fraction of a millisecond; the first is to come after one interval.
     """
 
-    def __init__(self, memory_mb: int, max_files: int, interval: float = 0.05) -> None:
+    def __init__(self, memory_mb: int, max_files: int, sockets: bool = False, interval: float = 0.05) -> None:
         self._memory = memory_mb << 20
-        self._files = max_files
+        self._files, self._sockets = max_files, sockets
         self.interval = interval
         self._looked = 0.0
 
@@ -33,6 +39,8 @@ class Watch:
         files, in_files = _files(pid)
         if files > self._files:
             return f"too_many_files:{files}"
+        if self._sockets:
+            in_files += _in_sockets(pid)
         used = _resident(pid, False) + in_files
         if used <= self._memory:
             return None
@@ -52,6 +60,26 @@ def _files(pid: int) -> tuple[int, int]:
             count += usage.f_files - usage.f_ffree
             size += (usage.f_blocks - usage.f_bfree) * usage.f_frsize
     return count, size
+
+
+def _in_sockets(pid: int) -> int:
+    """Bytes that the TCP sockets of a sandbox's network hold in the kernel."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path(f"/proc/{pid}/net/sockstat").read_text().splitlines()
+        words = next((line for line in lines if line.startswith("TCP:")), "").split()
+        # `inuse` is this network's, `mem` the whole host's, in pages.
+        count, pages = int(words[2]), int(words[10])
+        return count * SOCKET + (_queued(pid) if count and pages * 4096 > NOTICED else 0)
+    return 0
+
+
+def _queued(pid: int) -> int:
+    total = 0
+    for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
+        _, _, _, state, queues, *_ = line.split()
+        if state != "0A":  # of a listener it is the length of its queue
+            total += sum(int(part, 16) for part in queues.split(":"))
+    return total
 
 
 def _resident(pid: int, exact: bool) -> int:
@@ -91,7 +119,7 @@ def at_rest(pid: int | None) -> int | None:
     if pid is None or not stopped(pid) or descendants(pid):
         return None
     files, in_files = _files(pid)
-    return None if files > MAX_FILES else _private(pid) + in_files
+    return None if files > MAX_FILES else _private(pid) + in_files + _in_sockets(pid)
 
 
 def awake(pid: int) -> bool:

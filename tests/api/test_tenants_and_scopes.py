@@ -16,6 +16,7 @@ UNAUTHENTICATED = {"register", "login", "refresh"}
 OWN = {"me", "me_users", "logout", "patch_me", "create_key", "create_key_auth", "invite", "patch_tenant"}
 # What creates something in the caller's own tenant, whatever it is sent.
 CREATES = {"create_agent", "upload_artifact", "create_evaluation", "create_batch"}
+CREATES |= {"create_model", "create_provider_key", "create_tool"}
 RECORD = {"prompt": "What?", "response": SECRET}
 
 
@@ -35,6 +36,9 @@ async def belongings(acme: Tenant) -> dict[str, str]:
     artifact = (await acme.http.post("/artifacts/upload", json={"kurral_id": SECRET, "inputs": {"is": SECRET}})).json()
     evaluation = (await acme.http.post("/evaluations", json=RECORD)).json()
     key = (await acme.http.post("/api-keys", json={"name": SECRET})).json()
+    provider_key = await _made(acme, "/provider-keys", service="openai", key=f"sk-{SECRET}")
+    model = await _made(acme, "/models", provider="openai", model="gpt-4", api_key_name=SECRET)
+    tool = await _made(acme, "/tools", configuration={"api_endpoint": "https://x.example.com", "parameters": {}})
     return {
         "agent_id": agent["id"],
         "version": version["id"],
@@ -45,7 +49,17 @@ async def belongings(acme: Tenant) -> dict[str, str]:
         "name": SECRET,
         "kurral_id": artifact["id"],
         "evaluation_id": evaluation["id"],
+        "provider_key_id": provider_key["id"],
+        "model_id": model["id"],
+        "tool_id": tool["id"],
+        "tool_name": SECRET,
     }
+
+
+async def _made(acme: Tenant, path: str, **body: Any) -> dict[str, Any]:
+    made = await acme.http.post(path, json={"name": SECRET, **body})
+    assert made.status_code == 201, made.text
+    return dict(made.json())
 
 
 def _body(document: dict[str, Any], operation: dict[str, Any], belongings: dict[str, str]) -> Any:
@@ -67,7 +81,7 @@ def _body(document: dict[str, Any], operation: dict[str, Any], belongings: dict[
         body[field] = (
             belongings.get(field) or (told.get("examples") or ["x@example.com" if field == "email" else "x"])[0]
         )
-    if name == "NewAgent":
+    if name in ("NewAgent", "NewModel", "NewProviderKey", "NewTool"):
         body["name"] = "the-rival-s-own"
     if name.startswith("Patch") and name not in ("PatchUser",):
         body["name"] = "taken-over"
@@ -90,6 +104,7 @@ async def test_no_route_shows_or_changes_another_tenant_s(document, belongings, 
             values = dict(belongings)
             if by == "name":
                 values["agent_id"] = values["kurral_id"] = SECRET
+                values["provider_key_id"] = values["model_id"] = values["tool_id"] = SECRET
             url = path.removeprefix("/api/v1")
             for parameter, value in values.items():
                 url = url.replace("{" + parameter + "}", value)
@@ -115,6 +130,9 @@ async def test_no_route_shows_or_changes_another_tenant_s(document, belongings, 
     assert (await acme.http.get(f"/executions/{belongings['execution_id']}")).json()["status"] == "completed"
     assert (await acme.http.get(f"/artifacts/{SECRET}")).json()["inputs"] == {"is": SECRET}
     assert (await acme.http.get(f"/evaluations/{belongings['evaluation_id']}")).json()["response"] == SECRET
+    for path in ("provider-keys", "models", "tools"):
+        assert (await acme.http.get(f"/{path}/{SECRET}")).json()["name"] == SECRET
+    assert (await acme.http.get(f"/tools/{SECRET}")).json()["enabled"] is True
 
 
 async def test_references_in_bodies_do_not_reach_across(belongings, rival: Tenant) -> None:
@@ -123,6 +141,12 @@ async def test_references_in_bodies_do_not_reach_across(belongings, rival: Tenan
         assert (await rival.http.post("/executions", json=body)).status_code == 404
     stolen = await rival.http.post(f"/agents/{mine}/execute", json={"agent_version_id": belongings["version"]})
     assert stolen.status_code == 422
+    model = {"name": "mine", "provider": "openai", "model": "gpt-4"}
+    tool = {"name": "mine", "configuration": {"api_endpoint": "https://x.example.com", "parameters": {}}}
+    for reference in (belongings["provider_key_id"], SECRET):
+        assert (await rival.http.post("/models", json={**model, "api_key_name": reference})).status_code == 422
+        secret = {**tool["configuration"], "secrets": {"X-Key": reference}}
+        assert (await rival.http.post("/tools", json={**tool, "configuration": secret})).status_code == 422
     for query in (f"agent_id={belongings['agent_id']}", f"agent_version_id={belongings['version']}"):
         assert (await rival.http.get(f"/executions?{query}")).json()["items"] == []
 

@@ -15,6 +15,7 @@ from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
 from infra.redis import Bell
 from tests.apart import NOW, apart
+from tests.clients import events_of
 from tests.workers.test_lifecycle import Silent
 from workers.leases import Holder
 
@@ -89,7 +90,7 @@ async def test_a_batch_with_two_attempts_settles_with_the_one_that_holds(system)
             settled = await executions.finish(tx, both)
         async with store.begin(caller) as tx:
             ended = await executions.get(tx, made.id)
-            log = await tx.events.after(made.id, 0, 100)
+            log = await events_of(tx, made)
         await engine.dispose()
     assert settled.held == {(made.id, 2)}
     assert (ended.status, ended.output_data, ended.attempt) == ("completed", "new", 2)

@@ -17,6 +17,7 @@ from domain.states import TERMINAL
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
 from tests.apart import NOW, apart
+from tests.clients import events_of
 
 LEASE = timedelta(seconds=10)
 
@@ -131,7 +132,7 @@ async def _live(url: str, caller: Caller, agent_id: str) -> None:
                         self._do(lambda tx: executions.cancel(tx, ended.id))
                         ended = self._status()
                     assert ended.attempt <= self.max_attempts
-                    events = self._do(lambda tx: tx.events.after(ended.id, 0, 1000))
+                    events = self._do(lambda tx: events_of(tx, ended))
                     assert isinstance(events, list)
                     assert [event.seq for event in events] == list(range(1, len(events) + 1))
                     assert [event.is_terminal for event in events] == [False] * (len(events) - 1) + [True]

@@ -262,11 +262,11 @@ class ForkServer:
         """Tell a slot which code it is for and what to import."""
         environment = str(program.environment) if program.environment is not None else None
         told = head(program, mode, self.fence, code=str(program.code), environment=environment)
-        tree.direct(told, program.memory_mb, self.watch(program.memory_mb))
+        tree.direct(told, program.memory_mb, self.watch(program))
 
-    def watch(self, memory_mb: int) -> Watch | None:
-        """What watches a tree with this much memory, in MiB."""
-        return watch(memory_mb, self.fence)
+    def watch(self, program: Program) -> Watch | None:
+        """What watches a tree of this program."""
+        return watch(program.memory_mb, self.fence)
 
     @property
     def pid(self) -> int | None:

@@ -133,11 +133,26 @@ def _send(fd, answer, most):
     os.close(fd)
 
 
-def serve(head, requests, answers):
+def _hand_over(fd):
+    """Make a listener in this sandbox's own network and give it away whole: what is asked there, others answer."""
+    import socket
+
+    with socket.socket(fileno=fd) as pair, socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(128)
+        socket.send_fds(pair, [b"listener"], [listener.fileno()])
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    # No key: clients insist on one, and nobody looks at it.
+    os.environ.update(OPENAI_BASE_URL=url, OPENAI_API_BASE=url, OPENAI_API_KEY="paddock")
+
+
+def serve(head, requests, answers, hand=None):
     """Be the guest that `head` asks for. Never returns."""
     for fd in (requests, answers):
         os.set_inheritable(fd, False)
     _limit(head["limits"])
+    if hand is not None:
+        _hand_over(hand)
     sys.dont_write_bytecode = True
     sys.path[:0] = head["path"]
     for stream in (sys.stdout, sys.stderr):
@@ -157,7 +172,7 @@ def serve(head, requests, answers):
 
 
 if __name__ == "__main__":
-    feed, told = int(sys.argv[1]), int(sys.argv[2])
+    feed, told, *hands = map(int, sys.argv[1:])
     del sys.argv[1:]
     os.write(told, b"+")
-    serve(json.loads(read_frame(feed)), feed, told)
+    serve(json.loads(read_frame(feed)), feed, told, *hands)

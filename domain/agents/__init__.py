@@ -1,0 +1,32 @@
+"""Agents: what a tenant runs. A `code` agent gets its versions from uploaded archives, an `llm` agent has a model."""
+
+from domain.agents.cases import checked_name, create, delete, get, list_agents, patch, shown
+from domain.agents.inheritance import merged, resolved
+from domain.agents.schema import (
+    Agent,
+    AgentKind,
+    Agents,
+    AgentStatus,
+    ConcurrencyPolicy,
+    NewAgent,
+    PatchAgent,
+)
+
+__all__ = [
+    "Agent",
+    "AgentKind",
+    "AgentStatus",
+    "Agents",
+    "ConcurrencyPolicy",
+    "NewAgent",
+    "PatchAgent",
+    "checked_name",
+    "create",
+    "delete",
+    "get",
+    "list_agents",
+    "merged",
+    "patch",
+    "resolved",
+    "shown",
+]

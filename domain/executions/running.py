@@ -1,0 +1,89 @@
+"""What workers do with executions: claim, begin, record, settle, give back."""
+
+from datetime import datetime, timedelta
+
+import msgspec
+
+from domain import events
+from domain.events import Event
+from domain.executions.schema import MAX_DEPTH, Ended, Execution, RunLane, Settled, depth, job_of, status_of
+from domain.leases import Lease, LostLease
+from domain.ports import Outcome, Tx
+
+
+async def claim(
+    tx: Tx,
+    worker: str,
+    lease: timedelta,
+    slots: int,
+    at_hand: frozenset[str] = frozenset(),
+    most: int | None = None,
+    lane: RunLane = "run",
+) -> list[Execution]:
+    """Take up to `slots` pending executions over all tenants, fairly and within the limits of agents and tenants.
+
+    One is `running` at once if it is of a model agent, or if its version is among those `at_hand` on the worker's machine, else
+    `preparing`. `most` bounds every tenant's running executions, besides its own limit.
+    """
+    held = Lease(worker=worker, taken_at=tx.now, until=tx.now + lease)
+    taken = await tx.executions.claim(held, slots, at_hand, most, lane)
+    for execution in taken:
+        tx.changed(execution.id, execution.status)
+    return taken
+
+
+async def begin_running(tx: Tx, execution: Execution) -> None:
+    """The version lies ready on this machine; the agent starts now. Errors: `LostLease`."""
+    if not await tx.executions.begin_running(execution.id, execution.attempt, tx.now):
+        raise LostLease(execution.id)
+    tx.changed(execution.id, "running")
+
+
+async def record(tx: Tx, execution: Execution, written: list[Event]) -> None:
+    """Append what the agent wrote to the log of an execution held by this attempt. Errors: `LostLease`."""
+    if not await tx.events.append_held(execution.id, execution.attempt, written):
+        raise LostLease(execution.id)
+    tx.changed(execution.id, "running")
+
+
+def settled(outcome: Outcome) -> Outcome:
+    """An outcome that can be kept: a result that nests beyond reason is none."""
+    if outcome.output is not None and depth(msgspec.json.decode(outcome.output)) > MAX_DEPTH:
+        return Outcome(error_type="result_not_json", error_message=f"The result nests deeper than {MAX_DEPTH} levels.")
+    return outcome
+
+
+async def finish(tx: Tx, ended: list[Ended]) -> Settled:
+    """Settle executions of any tenants with what their sandboxes left behind."""
+    kept = [_kept(one, tx.now) for one in ended]
+    found = await tx.executions.settle(kept, tx.now)
+    for one in kept:
+        if (one.execution.id, one.execution.attempt) in found.held:
+            tx.changed(one.execution.id, status_of(one.outcome))
+    return found
+
+
+def _kept(one: Ended, now: datetime) -> Ended:
+    outcome = settled(one.outcome)
+    if not outcome.stack:
+        return msgspec.structs.replace(one, outcome=outcome)
+    trace = events.logged("ERROR", outcome.stack, now, "traceback")
+    return msgspec.structs.replace(one, outcome=outcome, written=[*one.written, trace])
+
+
+async def give_back(tx: Tx, execution: Execution) -> None:
+    """Hand a held execution back, as a worker does that is told to stop. The attempt counts: it had begun."""
+    _freed(tx, await tx.executions.release(execution.id, execution.attempt, tx.now))
+
+
+async def take_back(tx: Tx, execution_id: str) -> None:
+    """Give an expired lease's execution back to the queue, or fail it when its attempts are used up."""
+    _freed(tx, await tx.executions.take_back(execution_id, tx.now))
+
+
+def _freed(tx: Tx, after: Execution | None) -> None:
+    if after is None:
+        return
+    if after.status == "pending":
+        tx.ring(job_of(after))
+    tx.changed(after.id, after.status)

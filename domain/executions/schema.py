@@ -1,0 +1,247 @@
+"""Executions: one run of an agent, from `pending` to exactly one terminal state.
+
+    pending ──► preparing ──► running ──► completed | failed
+       └────────────┴────────────┴──────► cancelled
+
+A worker claims a pending row (a lease and a fencing token, see `leases`), works with no transaction
+open, and settles it. Cancelling settles the row at once; the worker notices and kills the tree.
+"""
+
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal, Protocol
+
+import msgspec
+from msgspec import Meta
+
+from domain.agents.schema import MAX_TIMEOUT, Agent
+from domain.errors import invalid
+from domain.events import Event
+from domain.jobs import Job
+from domain.leases import Lease
+from domain.pages import Listing, Page
+from domain.ports import Outcome
+from domain.states import Status
+
+Kind = Literal["agent", "tool"]
+RunLane = Literal["run", "llm"]
+# `safe` asks before a tool with effects, `sandbox` has only tools inside the fence, `yolo` never asks.
+Mode = Literal["safe", "sandbox", "yolo"]
+
+DEFAULT_TIMEOUT: Final = 30
+# Models take their time.
+LLM_TIMEOUT: Final = 300
+DEFAULT_MEMORY_MB: Final = 512
+DEFAULT_ATTEMPTS: Final = 3
+MAX_DEPTH: Final = 128
+
+Payload = Annotated[dict[str, Any], Meta(examples=[{"input": "Hello, world!"}])]
+Timeout = Annotated[int, Meta(ge=1, le=MAX_TIMEOUT, description="Seconds of wall time.", examples=[30])]
+Dollars = Annotated[float, Meta(gt=0, le=1_000_000, description="US dollars.", examples=[5.0])]
+Attempts = Annotated[int, Meta(ge=1, le=10, description="Claims before a run whose workers die is failed.")]
+
+
+class Execution(msgspec.Struct, kw_only=True):
+    """One execution. `total_cost` in USD, `timeout` in seconds; `result` repeats `output_data`.
+
+    `error_type` is the exception's class name when the agent raised, else one of `timeout
+    out_of_memory crashed result_not_json result_too_large sandbox_unavailable worker_lost
+    version_unavailable cancelled`, and for model agents `budget_exceeded too_many_steps` or what went wrong with the
+    model (`rate_limited unavailable timeout cut_off malformed refused unauthorized not_allowed`). While the status is
+    `waiting`, `waiting_for` holds the tool calls `{call_id, tool, args}` that wait for an approval.
+    """
+
+    id: str
+    run_name: str
+    kind: Kind
+    agent_id: str | None
+    agent_version_id: str | None
+    crew_id: str | None = None
+    workflow_id: str | None = None
+    user_id: str
+    tenant_id: str
+    status: Status
+    mode: Mode | None = None
+    model: str | None = None
+    cost_limit: float | None = None
+    waiting_for: list[dict[str, Any]] | None = None
+    input_data: Any
+    output_data: Any
+    error_message: str | None
+    error_type: str | None
+    attempt: int
+    max_attempts: int
+    timeout: int
+    lane: RunLane = "run"
+    key_id: str | None = None
+    retry_of: str | None
+    steps_total: int
+    steps_completed: int
+    results: dict[str, Any] | None = None
+    total_cost: float
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    updated_at: datetime
+    execution_id: str = ""
+    result: Any = None
+    message: str = ""
+
+    def __post_init__(self) -> None:
+        self.execution_id = self.id
+        self.result = self.output_data
+        self.message = self.error_message or _SENTENCES[self.status]
+
+
+_SENTENCES: Final[dict[Status, str]] = {
+    "pending": "Execution is waiting for a worker",
+    "preparing": "Execution is being prepared",
+    "running": "Execution is running",
+    "waiting": "Execution is waiting for an approval",
+    "completed": "Execution completed successfully",
+    "failed": "Execution failed",
+    "cancelled": "Execution was cancelled",
+}
+
+
+class Start(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What to run an agent with, when the path names the agent.
+
+    One of `payload` and `inputs` (two names of the same thing) is what the entrypoint receives;
+    `task` is added to it under that name. `agent_version_id` picks a version other than the current.
+    A model agent is asked `task`, with the inputs; `mode` and `model` are for it alone. `cost_limit` bounds what the
+    run's calls of models may cost.
+    """
+
+    payload: Payload | None = None
+    inputs: Payload | None = None
+    task: Annotated[str, Meta(max_length=100_000)] | None = None
+    agent_version_id: str | None = None
+    mode: Mode | None = None
+    model: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+    cost_limit: Dollars | None = None
+    timeout: Timeout | None = None
+    max_attempts: Attempts = DEFAULT_ATTEMPTS
+
+
+class StartAny(Start, kw_only=True, forbid_unknown_fields=True):
+    """What to run, when the path does not say."""
+
+    agent_id: Annotated[str, Meta(examples=["my-agent"])]
+
+
+class Filter(msgspec.Struct, frozen=True):
+    """What a list of executions is narrowed to. Times are inclusive at `since`, exclusive at `until`."""
+
+    status: Status | None = None
+    kind: Kind | None = None
+    agent_id: str | None = None
+    agent_version_id: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+class Ended(msgspec.Struct, kw_only=True, frozen=True):
+    """What one attempt at an execution came to, with the last of what it wrote."""
+
+    execution: Execution
+    outcome: Outcome
+    written: list[Event]
+
+
+class Settled(msgspec.Struct, kw_only=True, frozen=True):
+    """Which executions were settled, as (id, attempt); the others are not held by their attempt any more.
+
+    `waiting` tells whether executions of anybody waited at that moment.
+    """
+
+    held: frozenset[tuple[str, int]]
+    waiting: bool
+
+
+class Decision(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Which of the waiting tool calls is decided on, all without `call_id`; the model is told the `reason`."""
+
+    call_id: Annotated[str, Meta(max_length=200)] | None = None
+    reason: Annotated[str, Meta(max_length=4000, pattern=r"^[^\x00]*$")] | None = None
+
+
+class Executions(Protocol):
+    """The executions of the bound tenant. Every write is guarded by the state it expects."""
+
+    async def add(self, execution: Execution, spec: Agent | None) -> None:
+        """Write it. `spec` is what a model agent was when it was started, which is what every attempt runs."""
+        ...
+
+    async def spec(self, execution_id: str) -> Agent | None: ...
+    async def lock(self, execution_id: str) -> Execution | None: ...
+    async def wait(self, execution_id: str, attempt: int, calls: list[dict[str, Any]], now: datetime) -> bool:
+        """Park a held execution until somebody decides."""
+        ...
+
+    async def resume(self, execution_id: str, now: datetime) -> Execution | None: ...
+    async def narrow(self, execution_id: str, calls: list[dict[str, Any]], now: datetime) -> None:
+        """Fewer calls wait than before."""
+        ...
+
+    async def get(self, execution_id: str) -> Execution | None: ...
+    async def page(self, narrowed: Filter, page: Page) -> Listing[Execution]: ...
+    async def claim(
+        self, lease: Lease, slots: int, at_hand: frozenset[str], most: int | None, lane: RunLane
+    ) -> list[Execution]:
+        """Claim up to `slots` pending executions over all tenants, those of whoever has the least running first."""
+        ...
+
+    async def begin_running(self, execution_id: str, attempt: int, now: datetime) -> bool: ...
+    async def settle(self, ended: list[Ended], now: datetime) -> Settled:
+        """Settle executions of any tenants that are still held by their attempt."""
+        ...
+
+    async def cancel(self, execution_id: str, reason: str, now: datetime) -> bool: ...
+    async def open_runs(self, agent_id: str) -> int:
+        """How many of an agent's executions have not ended. Holds off other starts of it until the commit."""
+        ...
+
+    async def cancel_oldest(self, agent_id: str, keep: int, reason: str, now: datetime) -> list[str]:
+        """Cancel an agent's open executions but the newest `keep`."""
+        ...
+
+    async def release(self, execution_id: str, attempt: int, now: datetime) -> Execution | None: ...
+    async def take_back(self, execution_id: str, now: datetime) -> Execution | None: ...
+
+
+def depth(value: Any) -> int:
+    """How deep a JSON value nests; a scalar is 0. Walks without recursion, so that depth cannot break it."""
+    deepest, open_values = 0, [(value, 0)]
+    while open_values:
+        item, level = open_values.pop()
+        deepest = max(deepest, level)
+        if isinstance(item, dict):
+            open_values.extend((child, level + 1) for child in item.values())
+        elif isinstance(item, list):
+            open_values.extend((child, level + 1) for child in item)
+    return deepest
+
+
+def payload_of(data: Start) -> dict[str, Any]:
+    """What the entrypoint receives. Errors: `invalid_field` for both names at once, or too deep a nesting."""
+    if data.payload is not None and data.inputs is not None:
+        raise invalid("inputs", "means payload; send one of them.")
+    field = "inputs" if data.inputs is not None else "payload"
+    payload = dict(data.payload or data.inputs or {})
+    if depth(payload) > MAX_DEPTH:
+        raise invalid(field, f"nests deeper than {MAX_DEPTH} levels.")
+    if data.task is not None:
+        if "task" in payload:
+            raise invalid("task", f"is given twice, here and inside {field}.")
+        payload["task"] = data.task
+    return payload
+
+
+def status_of(outcome: Outcome) -> Status:
+    """The state that an outcome leads to."""
+    return "completed" if outcome.error_type is None else "failed"
+
+
+def job_of(execution: Execution) -> Job:
+    """The run job of an execution in its present state."""
+    return Job(lane=execution.lane, row_id=execution.id, tenant_id=execution.tenant_id, attempt=execution.attempt)

@@ -1,0 +1,83 @@
+"""The workspace of a run: files by name, which outlive it. Their bytes lie in object storage, by content.
+
+There is no folder behind it on any host: a name here leads to nothing but the row of that name.
+"""
+
+import re
+from datetime import datetime
+from typing import Final, Protocol
+
+import msgspec
+
+from domain.chat import ToolFailed
+from domain.errors import not_found
+from domain.executions.asking import get
+from domain.pages import Listing, Page, listing
+from domain.ports import Tx
+
+MAX_FILES: Final = 500
+MAX_FILE: Final = 8 * 1024 * 1024
+MAX_TOTAL: Final = 32 * 1024 * 1024
+_PART: Final = re.compile(r"[^\x00-\x1f\x7f/\\]{1,255}")
+
+
+class File(msgspec.Struct, frozen=True, kw_only=True):
+    """A file of a workspace. `path` is relative, with `/` between its parts; `sha256` in hex."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+    updated_at: datetime
+
+
+class Workspaces(Protocol):
+    """The files of the bound tenant's executions."""
+
+    async def all(self, execution_id: str) -> list[File]: ...
+    async def find(self, execution_id: str, path: str) -> File | None: ...
+    async def put(self, execution_id: str, file: File, key: str) -> None: ...
+
+
+def checked(path: object) -> str:
+    """A path as it is kept: relative, without empty parts. Errors: `ToolFailed`."""
+    if not isinstance(path, str):
+        raise ToolFailed("path must be a text.")
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if not parts or path.startswith("/") or ".." in parts or any(_PART.fullmatch(part) is None for part in parts):
+        raise ToolFailed(f"{path[:200]!r} is no path in the workspace: it must be relative, without `..`.")
+    if len("/".join(parts)) > 500:
+        raise ToolFailed("path is longer than 500 characters.")
+    return "/".join(parts)
+
+
+def key_of(tenant_id: str, execution_id: str, sha256: str) -> str:
+    """Where bytes of a workspace lie in object storage."""
+    return f"workspaces/{tenant_id}/{execution_id}/{sha256}"
+
+
+def room_for(files: list[File], changed: dict[str, int]) -> None:
+    """Whether files of these sizes may be written. Errors: `ToolFailed`."""
+    for path, size in changed.items():
+        if size > MAX_FILE:
+            raise ToolFailed(f"{path!r} would be {size} bytes; a file may have {MAX_FILE}.")
+    sizes = {file.path: file.size_bytes for file in files} | changed
+    if len(sizes) > MAX_FILES:
+        raise ToolFailed(f"the workspace would hold {len(sizes)} files; {MAX_FILES} are allowed.")
+    if sum(sizes.values()) > MAX_TOTAL:
+        raise ToolFailed(f"the workspace would hold {sum(sizes.values())} bytes; {MAX_TOTAL} are allowed.")
+
+
+async def files(tx: Tx, execution_id: str, page: Page) -> Listing[File]:
+    """What a run has left behind, by name. Errors: `not_found`."""
+    await get(tx, execution_id)
+    found = await tx.workspaces.all(execution_id)
+    return listing(found[page.offset : page.offset + page.limit + 1], len(found), page)
+
+
+async def file(tx: Tx, execution_id: str, path: str) -> File:
+    """One file. Errors: `not_found`."""
+    await get(tx, execution_id)
+    found = await tx.workspaces.find(execution_id, path)
+    if found is None:
+        raise not_found("file", path)
+    return found

@@ -1,0 +1,294 @@
+"""Outbound HTTP that a tenant can steer: it never reaches what only this host or its network should reach.
+
+A URL is checked where the connection is made, not where it is written down: the guard below stands in the place of
+httpcore's network backend. It resolves the host itself, looks at every address, and connects to one it looked at. So
+there is no second resolution in which a name could change its mind, every redirect and every retry is checked again,
+and TLS and the Host header still carry the name. Whatever follows (models, tools, MCP) takes its client from here.
+"""
+
+import asyncio
+import logging
+import re
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Iterable
+from functools import cache, partial
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Any, Final, NamedTuple, NoReturn
+
+import certifi
+import httpcore
+import httpcore2
+import httpx
+import httpx2
+import structlog
+
+from infra.settings import BadSettings, variable
+
+_log = structlog.get_logger("paddock.outbound")
+# They print every URL, with the query that may hold a token.
+for _noisy in ("httpx", "httpcore", "httpx2", "httpcore2"):
+    logging.getLogger(_noisy).setLevel(logging.WARNING)
+
+Address = IPv4Address | IPv6Address
+# From a host and a port to the addresses behind it, as text. Errors: `OSError`, `ValueError`.
+Resolve = Callable[[str, int], Awaitable[list[str]]]
+
+CONNECT_SECONDS: Final = 10.0
+
+# IANA's registries of special-purpose addresses, but for what is global and ordinary. Python's own `is_global` is not
+# used: what it says of several of these changed between patch versions.
+_V4: Final = tuple(
+    (IPv4Network(network), words)
+    for network, words in (
+        ("0.0.0.0/8", "an unspecified address"),
+        ("10.0.0.0/8", "a private address"),
+        ("100.64.0.0/10", "an address of carrier-grade NAT"),
+        ("127.0.0.0/8", "a loopback address"),
+        ("168.63.129.16/32", "a link-local address"),  # Azure's metadata, under a public number
+        ("169.254.0.0/16", "a link-local address"),
+        ("172.16.0.0/12", "a private address"),
+        ("192.0.0.0/24", "a reserved address"),
+        ("192.0.2.0/24", "a reserved address"),
+        ("192.88.99.0/24", "a 6to4 address"),
+        ("192.168.0.0/16", "a private address"),
+        ("198.18.0.0/15", "a reserved address"),
+        ("198.51.100.0/24", "a reserved address"),
+        ("203.0.113.0/24", "a reserved address"),
+        ("224.0.0.0/4", "a multicast address"),
+        ("255.255.255.255/32", "a broadcast address"),
+        ("240.0.0.0/4", "a reserved address"),
+    )
+)
+_V6: Final = tuple(
+    (IPv6Network(network), words)
+    for network, words in (
+        ("::/128", "an unspecified address"),
+        ("::1/128", "a loopback address"),
+        ("::/96", "an IPv4-compatible address"),
+        ("64:ff9b:1::/48", "an address of local NAT64"),
+        ("fc00::/7", "a private address"),
+        ("fe80::/10", "a link-local address"),
+        ("fec0::/10", "a private address"),
+        ("ff00::/8", "a multicast address"),
+        ("2001::/32", "a Teredo address"),
+        ("2001::/23", "a reserved address"),
+        ("2001:db8::/32", "a reserved address"),
+        ("2002::/16", "a 6to4 address"),
+        ("3fff::/20", "a reserved address"),
+    )
+)
+_GLOBAL_V6: Final = IPv6Network("2000::/3")
+_NAT64: Final = IPv6Network("64:ff9b::/96")
+# Resolvers read a name as an address when its last part is a number (127.1, 0x7f.1, 0177.0.0.1, 2130706433).
+_NUMERIC: Final = re.compile(r"(?:^|\.)(?:0x[0-9a-f]*|[0-9]+)\.*$")
+_NAME: Final = re.compile(r"(?=.{1,253}$)[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)*")
+_BRACKETS: Final = re.compile(r"\[([0-9a-f]*:[0-9a-f:./]*)\](?::([0-9]+))?")
+
+
+class Refused(Exception):
+    """A connection that is not made: the host that was asked for, the address it leads to if one was found, and why.
+
+    The message does not hold the address, which may be nobody's business.
+    """
+
+    def __init__(self, host: str, address: str | None, reason: str) -> None:
+        super().__init__(f"Connections to {host[:253]} are refused: {reason}.")
+        self.host, self.address, self.reason = host, address, reason
+
+
+def danger(address: Address) -> str | None:
+    """What is wrong with connecting to an address, as words for a person, or None for an ordinary public one."""
+    if isinstance(address, IPv6Address):
+        if address.scope_id is not None:
+            return "an address of one interface"
+        if address.ipv4_mapped is not None:
+            return danger(address.ipv4_mapped)
+        if address in _NAT64:  # a public IPv4 address on a network that has IPv6 alone
+            return danger(IPv4Address(int(address) & 0xFFFFFFFF))
+        found = next((words for network, words in _V6 if address in network), None)
+        return found or (None if address in _GLOBAL_V6 else "a reserved address")
+    return next((words for network, words in _V4 if address in network), None)
+
+
+async def look_up(host: str, port: int) -> list[str]:
+    """The addresses that the system's resolver gives. Errors: `OSError`, `ValueError` for what is no name at all."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [f"{to[0]}%{to[3]}" if len(to) == 4 and to[3] and "%" not in str(to[0]) else str(to[0]) for *_, to in found]
+
+
+class Place(NamedTuple):
+    """A destination let through: a name or a network, on one port or on all."""
+
+    name: str | None
+    network: IPv4Network | IPv6Network | None
+    port: int | None
+
+
+def place(entry: str) -> Place:
+    """From `host`, `ip` or `cidr`, with `:port` or not (`[v6]:port`). Errors: `BadSettings` naming the entry."""
+    text = entry.strip().lower()
+    if brackets := _BRACKETS.fullmatch(text):
+        host, digits = brackets[1], brackets[2]
+    elif text.count(":") > 1:
+        host, digits = text, None
+    else:
+        host, colon, digits = text.partition(":")
+        digits = digits if colon else None
+    port = int(digits) if digits is not None and re.fullmatch(r"[0-9]{1,5}", digits) else None
+    if (digits is None) == (port is None) and (port is None or 0 < port < 65536):
+        try:
+            if "%" not in host:
+                return Place(None, ip_network(host), port)
+        except ValueError:
+            if _NAME.fullmatch(host) and not _NUMERIC.search(host):
+                return Place(host, None, port)
+    raise BadSettings(
+        f"{variable('private_hosts')}: {entry!r} is neither a host, an address nor a network, with or without a port "
+        "(ollama:11434, 10.0.0.7, 10.1.0.0/16, [fd00::1]:8080)."
+    )
+
+
+class _Guard(httpcore.AsyncNetworkBackend, httpcore2.AsyncNetworkBackend):
+    """Connects to addresses that `admit` has seen. `core` is httpcore or httpcore2, whose errors callers know."""
+
+    def __init__(self, core: Any, admit: Callable[[str, int], Awaitable[list[str]]]) -> None:
+        self._core, self._admit, self._inner = core, admit, core.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> Any:
+        """A connection to one of the host's addresses. Errors: `Refused`, and httpcore's `ConnectError` and such."""
+        clock = asyncio.get_running_loop().time
+        ends = None if timeout is None else clock() + timeout
+        try:
+            async with asyncio.timeout(timeout):
+                addresses = await self._admit(host, port)
+        except TimeoutError:
+            raise self._core.ConnectTimeout(f"{host} was not resolved in time") from None
+        except (OSError, ValueError):
+            raise self._core.ConnectError(f"{host} is not known here") from None
+        failed: Exception = self._core.ConnectError(f"{host} has no address")
+        for tried, address in enumerate(addresses):
+            # One address that swallows packets must not cost the others their turn.
+            share = None if ends is None else max((ends - clock()) / (len(addresses) - tried), 0.001)
+            try:
+                return await self._inner.connect_tcp(address, port, share, local_address, socket_options)
+            except (self._core.ConnectError, self._core.ConnectTimeout) as error:
+                failed = error
+        raise failed
+
+    async def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
+    ) -> NoReturn:
+        """Never: behind the sockets of a host are its own services."""
+        _refuse(path, None, None, "UNIX sockets are not for outbound connections")
+
+    async def sleep(self, seconds: float) -> None:
+        """Between the pool's attempts, if it makes any."""
+        await asyncio.sleep(seconds)
+
+
+# What httpx would set up itself, with our guard in it. `_pool` is its own name for it: the tests of refused addresses
+# connect for real, so they fail should it change.
+class _Transport(httpx.AsyncHTTPTransport):
+    def __init__(self, guard: _Guard) -> None:
+        super().__init__(verify=tls(), trust_env=False)
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=tls(), max_connections=100, max_keepalive_connections=20, network_backend=guard
+        )
+
+
+class _Transport2(httpx2.AsyncHTTPTransport):
+    def __init__(self, guard: _Guard) -> None:
+        super().__init__(verify=tls(), trust_env=False)
+        self._pool = httpcore2.AsyncConnectionPool(
+            ssl_context=tls(), max_connections=100, max_keepalive_connections=20, network_backend=guard
+        )
+
+
+class Outbound:
+    """Makes HTTP clients that reach public addresses alone, and `allowed` where the caller is not strict.
+
+    `allowed` are hosts, addresses and networks, each with a `:port` or without, from PADDOCK_PRIVATE_HOSTS. A host is
+    let through wherever its name leads. Errors: `BadSettings` naming a bad entry. Clients neither follow redirects nor
+    read proxies and passwords from the environment, and belong to whoever asked for them: `async with`, or `aclose`.
+    """
+
+    def __init__(self, allowed: tuple[str, ...] = (), resolve: Resolve = look_up) -> None:
+        self._allowed = tuple(map(place, allowed))
+        self._resolve = resolve
+
+    def client(self, strict: bool = False, timeout: float = 30.0) -> httpx.AsyncClient:
+        """A client of httpx. `strict`: nothing private is let through. `timeout` in seconds, between two bytes.
+
+        Errors of its requests: `Refused`, and httpx's.
+        """
+        limits = httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))
+        transport = _Transport(_Guard(httpcore, partial(self.admit, strict=strict)))
+        return httpx.AsyncClient(transport=transport, timeout=limits, trust_env=False, follow_redirects=False)
+
+    def client2(self, strict: bool = False, timeout: float = 60.0) -> httpx2.AsyncClient:
+        """The same of httpx2, which the libraries of openai, anthropic and mcp take."""
+        limits = httpx2.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))
+        transport = _Transport2(_Guard(httpcore2, partial(self.admit, strict=strict)))
+        return httpx2.AsyncClient(transport=transport, timeout=limits, trust_env=False, follow_redirects=False)
+
+    async def admit(self, host: str, port: int, strict: bool = False) -> list[str]:
+        """The addresses to connect to for a host, every one of them looked at.
+
+        Errors: `Refused`, `OSError` and `ValueError` where the host is not known.
+        """
+        name, named = host.lower(), False
+        refuse = partial(_refuse, host, port)
+        if "%" in name:
+            refuse(None, "it is an address of one interface, or escaped")
+        if (literal := _literal(name)) is not None:
+            found = [name]
+        elif name.endswith("."):
+            refuse(None, "a host must not end in a dot")
+        elif _NUMERIC.search(name):
+            refuse(None, "it is an address in an unusual notation")
+        else:
+            named = not strict and any(one.name == name and one.port in (None, port) for one in self._allowed)
+            if not named and (name == "localhost" or name.endswith(".localhost")):
+                refuse(None, "it is this host")
+            found = await self._resolve(host, port)
+        addresses: dict[str, None] = {}
+        for text in found:
+            address = ip_address(text)
+            mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+            address = address if mapped is None else mapped
+            wrong = None if named or (not strict and self._lets(address, port)) else danger(address)
+            if wrong is not None:
+                refuse(text, f"it {'is' if literal else 'leads to'} {wrong}")
+            addresses[str(address)] = None
+        return list(addresses)
+
+    def _lets(self, address: Address, port: int) -> bool:
+        return any(one.network and address in one.network and one.port in (None, port) for one in self._allowed)
+
+
+@cache
+def tls() -> ssl.SSLContext:
+    """One for all clients: reading the certificates takes longer than a request. The host's own count as well."""
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())
+    return context
+
+
+def _literal(name: str) -> Address | None:
+    try:
+        return ip_address(name)
+    except ValueError:
+        return None
+
+
+def _refuse(host: str, port: int | None, address: str | None, reason: str) -> NoReturn:
+    _log.warning("outbound refused", host=host[:253], port=port, address=address, reason=reason)
+    raise Refused(host, address, reason)

@@ -1,0 +1,65 @@
+"""Models and what they cost: the ports `Llm` and `Prices` on pydantic-ai's model classes and genai-prices.
+
+Both libraries take a second to import, so they are loaded when the first model is called, in a thread.
+"""
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, aclosing
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
+
+from domain.chat import Ask, Part
+from infra.llm.prices import GenaiPrices
+
+if TYPE_CHECKING:
+    import httpx2
+
+    from infra.http import Outbound
+
+__all__ = ["GenaiPrices", "PydanticLlm", "Serving"]
+
+
+class Serving(Protocol):
+    """The model on this host: its base URL, good for as long as the context is held."""
+
+    def serving(self) -> AbstractAsyncContextManager[str]: ...
+
+
+class PydanticLlm:
+    """Calls models with pydantic-ai. One pool of guarded connections for all tenants, `close` ends it."""
+
+    def __init__(self, outbound: "Outbound", local: Serving) -> None:
+        self._outbound, self._local = outbound, local
+        self._guarded: httpx2.AsyncClient | None = None
+        self._inside: httpx2.AsyncClient | None = None
+
+    async def stream(self, ask: Ask) -> AsyncGenerator[Part, None]:
+        """See `domain.ports.Llm`. Errors: `domain.chat.ModelError`."""
+        if "infra.llm.stream" not in sys.modules:
+            await self.warm()
+        module: Any = sys.modules["infra.llm.stream"]
+        if ask.target.provider == "local":
+            # Not through the guard: where our own server listens is none of a tenant's saying.
+            async with self._local.serving() as base_url:
+                self._inside = self._inside or module.plain_client()
+                async with aclosing(module.parts(ask, base_url, self._inside)) as parts:
+                    async for part in parts:
+                        yield part
+            return
+        self._guarded = self._guarded or self._outbound.client2()
+        async with aclosing(module.parts(ask, ask.target.base_url, self._guarded)) as parts:
+            async for part in parts:
+                yield part
+
+    async def warm(self) -> None:
+        """Loads what calls need, so that the first one does not wait for it."""
+        await asyncio.to_thread(import_module, "infra.llm.stream")
+
+    async def close(self) -> None:
+        """Ends all connections. Calls under way fail."""
+        clients, self._guarded, self._inside = (self._guarded, self._inside), None, None
+        for client in clients:
+            if client is not None:
+                await client.aclose()

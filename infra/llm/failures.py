@@ -1,0 +1,144 @@
+"""What went wrong with a call, in `ModelError`'s terms. No message holds the key, whoever wrote it."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import httpx2
+from pydantic_ai.exceptions import (
+    ModelAPIError,
+    ModelConnectionError,
+    ModelHTTPError,
+    ModelQuotaExceededError,
+    ModelRateLimitError,
+    ModelTimeoutError,
+    UnexpectedModelBehavior,
+    UserError,
+)
+
+from domain.chat import Ask, ErrorKind, ModelError, Target
+from infra.http import Refused
+
+# What providers call an error that comes inside a stream, where there is no status.
+_IN_STREAM: Final = {"rate_limit": 429, "invalid_request": 400, "context_length": 400, "authentication": 401}
+
+
+def late(ask: Ask, began: bool) -> ModelError:
+    """Nothing came in time."""
+    what = "stopped answering: nothing came" if began else "did not begin to answer"
+    return ModelError("timeout", f"{_subject(ask.target)} {what} for {ask.timeout:g} seconds.")
+
+
+def unfinished(target: Target) -> ModelError:
+    """An answer ended in good order, but nobody said that it was whole."""
+    return ModelError("cut_off", f"The answer of {_who(target)} ended before it was finished.")
+
+
+def malformed(target: Target, why: str) -> ModelError:
+    """An answer is not what the protocol says. `why` is ours or the provider's text."""
+    return ModelError("malformed", f"The answer of {_who(target)} cannot be read: {clean(target, why)}")
+
+
+def in_stream(target: Target, error: Any) -> ModelError:
+    """The provider says, in the middle of an answer, that it failed."""
+    body = error if isinstance(error, dict) else {"message": str(error)}
+    code = str(body.get("code") or body.get("type") or "")
+    status = next((status for word, status in _IN_STREAM.items() if word in code), 500)
+    return _of_status(target, int(code) if code.isdigit() and 400 <= int(code) < 600 else status, body, None)
+
+
+def failure(error: BaseException, ask: Ask, base_url: str | None, answered: bool) -> ModelError:
+    """Any exception of a call. `answered`: the provider had begun to."""
+    target = ask.target
+    for cause in _causes(error):
+        if isinstance(cause, ModelError):
+            return cause
+        if isinstance(cause, Refused):
+            return ModelError("not_allowed", str(cause))
+    match error:
+        case ModelQuotaExceededError():
+            said = _said(target, error.body)
+            return ModelError("refused", f"The account at {target.provider} has nothing left: {said}")
+        case ModelHTTPError():
+            status = 429 if isinstance(error, ModelRateLimitError) else error.status_code
+            return _of_status(target, status, error.body, error.retry_after)
+        case ModelTimeoutError() | httpx2.TimeoutException():
+            return ModelError(
+                "timeout", f"{_subject(target)} could not be reached in time at {_place(base_url, target)}."
+            )
+        case ModelConnectionError() | httpx2.TransportError() if answered:
+            return ModelError("cut_off", f"The connection to {_who(target)} ended in the middle of the answer.")
+        case ModelConnectionError() | httpx2.TransportError():
+            why = next((str(one) for one in _causes(error) if isinstance(one, httpx2.TransportError)), str(error))
+            where = _place(base_url, target)
+            return ModelError("unavailable", f"{_subject(target)} cannot be reached at {where}: {clean(target, why)}")
+        case UserError():
+            return ModelError("refused", clean(target, error.message))
+        case ModelAPIError() if error.in_stream:
+            return in_stream(target, error.body)
+        case UnexpectedModelBehavior() | ModelAPIError():
+            return malformed(target, error.message)
+    why = f"{type(error).__name__}: {error}"
+    if answered:
+        return malformed(target, why)
+    return ModelError("refused", f"The request to {_who(target)} cannot be made: {clean(target, why)}")
+
+
+def clean(target: Target, text: str) -> str:
+    """Somebody else's text, short, on one line and without the key."""
+    key = target.api_key.reveal() if target.api_key is not None else ""
+    text = " ".join((text.replace(key, "***") if key else text).split())
+    return text if len(text) <= 300 else f"{text[:300]}…"
+
+
+def _of_status(target: Target, status: int, body: object, retry_after: float | None) -> ModelError:
+    said, who = _said(target, body), _subject(target)
+    wait = retry_after if retry_after is not None and math.isfinite(retry_after) and retry_after >= 0 else None
+    kind: ErrorKind
+    match status:
+        case 429:
+            kind, words = "rate_limited", f"{who} is called too often"
+        case 401 | 403:
+            kind = "unauthorized"
+            words = f"{who} does not accept the API key" if target.api_key else f"{who} needs an API key"
+        case 408:
+            kind, words = "timeout", f"{who} did not get the request in time"
+        case _ if status >= 500:
+            kind, words = "unavailable", f"{who} failed ({status})"
+        case 404:
+            kind, words = "refused", f"{who} is not known there (404)"
+        case _:
+            kind, words = "refused", f"{who} refused the request ({status})"
+    return ModelError(kind, f"{words}: {said}" if said else f"{words}.", retry_after=wait)
+
+
+def _said(target: Target, body: object) -> str:
+    """The provider's own words, out of the shapes that errors come in."""
+    while isinstance(body, dict):
+        body = body.get("error") or body.get("message") or body.get("detail") or ""
+    return clean(target, body if isinstance(body, str) else str(body or ""))
+
+
+def _who(target: Target) -> str:
+    return f"the model {target.model} of {target.provider}"
+
+
+def _subject(target: Target) -> str:
+    return f"T{_who(target)[1:]}"
+
+
+def _place(base_url: str | None, target: Target) -> str:
+    if base_url is None:
+        return target.provider
+    # The host alone: a URL may hold a password.
+    return urlsplit(base_url).netloc.rpartition("@")[2] or "its address"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__ or one.__context__

@@ -1,0 +1,40 @@
+"""What calls cost, by the data inside genai-prices. They are never fetched: new prices come with a new package."""
+
+from typing import Final
+
+from domain.chat import Price, Target, Usage
+
+# Ours to genai-prices' names, where they differ. Whatever else serves a model is found by the model's name.
+_NAMES: Final = {"openai": "openai", "anthropic": "anthropic", "deepseek": "deepseek"}
+_FREE: Final = frozenset({"local", "ollama"})
+
+
+class GenaiPrices:
+    """Implements `domain.ports.Prices`. Loads its data, some 100 ms, when it first needs them."""
+
+    def cost(self, target: Target, usage: Usage) -> float | None:
+        """See `domain.ports.Prices`."""
+        if target.price is not None:
+            return _by_hand(target.price, usage)
+        if target.provider in _FREE:
+            return 0.0
+        from genai_prices import Usage as Used
+        from genai_prices import calc_price
+
+        # Reasoning is part of the completion, and cached tokens part of the prompt, there as here.
+        used = Used(
+            input_tokens=usage.prompt_tokens,
+            output_tokens=usage.completion_tokens,
+            cache_read_tokens=min(usage.cached_tokens, usage.prompt_tokens),
+        )
+        try:
+            return float(calc_price(used, target.model, provider_id=_NAMES.get(target.provider)).total_price)
+        except LookupError:
+            return None
+
+
+def _by_hand(price: Price, usage: Usage) -> float:
+    cached = min(usage.cached_tokens, usage.prompt_tokens)
+    dear = price.input if price.cached_input is None else price.cached_input
+    prompt = (usage.prompt_tokens - cached) * price.input + cached * dear
+    return (prompt + usage.completion_tokens * price.output) / 1_000_000

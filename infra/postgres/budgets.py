@@ -1,0 +1,195 @@
+"""Budgets in Postgres: what they have spent, and what calls under way hold of them. Amounts are nano-dollars.
+
+Whoever holds or spends locks the budgets that apply, in the order of their ids, then the execution; whoever locks
+executions alone does so in the order of theirs. So nobody waits in a circle.
+"""
+
+from datetime import datetime
+from typing import Any, Final, cast
+from uuid import UUID
+
+import asyncpg
+from sqlalchemy import BigInteger, Text, Uuid
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain import ids
+from domain.budgets import Applied, Budget, Scope, nanos, status_of
+from domain.pages import Listing, Page, listing
+from domain.stats import SCALE
+from infra.postgres.db import Base, Id, Raw, timestamp
+
+
+class BudgetRow(Base):
+    """A budget, and what the period that began at `period_start` has spent. `subject` has no prefix of its own."""
+
+    __tablename__ = "budgets"
+    id: Mapped[str] = mapped_column(Id("bud"), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Text)
+    scope: Mapped[str] = mapped_column(Text)
+    subject: Mapped[UUID | None] = mapped_column(Uuid)
+    limit_nanos: Mapped[int] = mapped_column(BigInteger)
+    period: Mapped[str] = mapped_column(Text)
+    enabled: Mapped[bool]
+    period_start: Mapped[datetime] = mapped_column(timestamp())
+    spent: Mapped[int] = mapped_column(BigInteger)
+    warned_at: Mapped[datetime | None] = mapped_column(timestamp())
+    created_at: Mapped[datetime] = mapped_column(timestamp())
+    updated_at: Mapped[datetime] = mapped_column(timestamp())
+
+
+class CostHoldRow(Base):
+    """What a call under way may cost, held until it is settled or `until` is over."""
+
+    __tablename__ = "cost_holds"
+    id: Mapped[str] = mapped_column(Id("hold"), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Text)
+    execution_id: Mapped[str | None] = mapped_column(Id("exec"))
+    subjects: Mapped[list[UUID]] = mapped_column(ARRAY(Uuid))
+    amount: Mapped[int] = mapped_column(BigInteger)
+    until: Mapped[datetime] = mapped_column(timestamp())
+
+
+_SELECT: Final = (
+    "SELECT b.id, b.tenant_id, b.scope, b.subject, b.limit_nanos, b.period, b.enabled, b.created_at, "
+    "b.updated_at, p.began, CASE WHEN p.fresh THEN 0 ELSE b.spent END AS spent, CASE WHEN NOT p.fresh THEN b.warned_at END AS warned, "
+    "(SELECT coalesce(sum(h.amount), 0)::bigint FROM cost_holds h WHERE h.until > $1 "
+    "AND (b.subject IS NULL OR b.subject = ANY (h.subjects))) AS held "
+    "FROM budgets b CROSS JOIN LATERAL (SELECT greatest(b.period_start, budget_began(b.period, $1)) AS began, "
+    "b.period_start < budget_began(b.period, $1) AS fresh) AS p "
+)
+_ADD: Final = (
+    "INSERT INTO budgets (id, tenant_id, scope, subject, limit_nanos, period, enabled, period_start, spent, "
+    "created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+)
+_HOLD: Final = "SELECT * FROM hold_cost($1, $2, $3, $4, $5, $6, $7, $8)"
+_SPEND: Final = "SELECT * FROM spend_cost($1, $2, $3, $4, $5, $6)"
+_PREFIX: Final[dict[Scope, str]] = {"key": "key", "agent": "agent", "workflow": "workflow"}
+
+
+class PostgresBudgets:
+    """Implements `domain.budgets.Budgets`."""
+
+    def __init__(self, raw: Raw) -> None:
+        self._raw = raw
+
+    async def add(self, budget: Budget, spent: int) -> None:
+        subject = None if budget.subject is None else ids.decode(_PREFIX[budget.scope], budget.subject)
+        await self._raw.execute(
+            _ADD,
+            *(ids.decode("bud", budget.id), budget.tenant_id, budget.scope, subject, nanos(budget.limit_usd)),
+            *(budget.period, budget.enabled, budget.period_start, spent, budget.created_at, budget.updated_at),
+        )
+
+    async def get(self, budget_id: str, now: datetime, lock: bool = False) -> Budget | None:
+        known = ids.decode("bud", budget_id)
+        if known is None:
+            return None
+        if lock:
+            # Apart: whoever waits for a lock reads the rest of the statement as it was before.
+            await self._raw.execute("SELECT FROM budgets WHERE id = $1 FOR NO KEY UPDATE", known)
+        record = await self._raw.fetchrow(f"{_SELECT} WHERE b.id = $2", now, known)
+        return None if record is None else _read(record)
+
+    async def page(self, now: datetime, page: Page) -> Listing[Budget]:
+        query = f"{_SELECT} ORDER BY b.id DESC LIMIT $2 OFFSET $3"
+        records = await self._raw.fetch(query, now, page.limit + 1, page.offset)
+        if page.offset == 0 and len(records) <= page.limit:
+            return listing([_read(record) for record in records], len(records), page)
+        total = int(await self._raw.fetchval("SELECT count(*) FROM budgets"))
+        return listing([_read(record) for record in records], total, page)
+
+    async def save(self, budget: Budget) -> None:
+        await self._raw.execute(
+            "UPDATE budgets SET limit_nanos = $2, enabled = $3, warned_at = $4, updated_at = $5 WHERE id = $1",
+            *(ids.decode("bud", budget.id), nanos(budget.limit_usd), budget.enabled),
+            *(budget.warned_at, budget.updated_at),
+        )
+
+    async def delete(self, budget_id: str) -> bool:
+        known = ids.decode("bud", budget_id)
+        query = "DELETE FROM budgets WHERE id = $1 RETURNING true"
+        return known is not None and bool(await self._raw.fetchval(query, known))
+
+    async def keys_named(self, name: str) -> list[str]:
+        query = "SELECT id FROM api_keys WHERE name = $1 ORDER BY id LIMIT 2"
+        records = await self._raw.fetch(query, name.replace("\0", "\ufffd"))
+        return [ids.encode("key", record["id"]) for record in records]
+
+    async def stop_spending(self) -> None:
+        await self._raw.execute("SELECT pg_advisory_xact_lock(spending_lock())")
+
+    async def hold(
+        self,
+        execution_id: str | None,
+        subjects: list[str],
+        run_limit: int | None,
+        wanted: int,
+        least: int,
+        now: datetime,
+        until: datetime,
+    ) -> tuple[str | None, int] | Applied:
+        held = ids.uuid7()
+        record = await self._raw.fetchrow(
+            _HOLD, held, _run(execution_id), _subjects(subjects), run_limit, wanted, least, now, until
+        )
+        assert record is not None
+        if record["granted"] is None:
+            return _applied(record)
+        return (ids.encode("hold", held) if record["held"] else None), int(record["granted"])
+
+    async def spend(
+        self,
+        hold_id: str | None,
+        execution_id: str | None,
+        subjects: list[str],
+        run_limit: int | None,
+        cost: int,
+        now: datetime,
+    ) -> list[Applied]:
+        held = None if hold_id is None else ids.decode("hold", hold_id)
+        records = await self._raw.fetch(_SPEND, held, _run(execution_id), _subjects(subjects), run_limit, cost, now)
+        return [_applied(record) for record in records]
+
+
+def _run(execution_id: str | None) -> UUID | None:
+    return None if execution_id is None else ids.decode("exec", execution_id)
+
+
+def _subjects(subjects: list[str]) -> list[UUID]:
+    # One of each kind, told apart by their prefixes.
+    found = (ids.decode(subject.partition("_")[0], subject) for subject in subjects)
+    return [one for one in found if one is not None]
+
+
+def _applied(record: asyncpg.Record) -> Applied:
+    budget_id = record["budget_id"]
+    return Applied(
+        budget_id=None if budget_id is None else ids.encode("bud", budget_id),
+        scope=record["scope"],
+        period=record["period"],
+        limit=record["limit_nanos"],
+        amount=record["amount"],
+    )
+
+
+def _read(record: asyncpg.Record) -> Budget:
+    scope, subject = cast(Scope, record["scope"]), cast(Any, record["subject"])
+    limit, spent, held = record["limit_nanos"], record["spent"], record["held"]
+    return Budget(
+        id=ids.encode("bud", record["id"]),
+        tenant_id=record["tenant_id"],
+        scope=scope,
+        subject=None if subject is None else ids.encode(_PREFIX[scope], subject),
+        limit_usd=limit / SCALE,
+        period=record["period"],
+        enabled=record["enabled"],
+        period_start=None if record["period"] == "total" else record["began"],
+        spent_usd=spent / SCALE,
+        held_usd=held / SCALE,
+        remaining_usd=max(limit - spent - held, 0) / SCALE,
+        status=status_of(spent, limit),
+        warned_at=record["warned"],
+        created_at=record["created_at"],
+        updated_at=record["updated_at"],
+    )

@@ -1,0 +1,108 @@
+"""Costs in Postgres. Every change writes its deltas in the same statement."""
+
+from datetime import datetime
+from typing import Final
+
+import msgspec
+from sqlalchemy import BigInteger, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain import ids
+from domain.budgets import nanos
+from domain.costs import Call, Cost, CostListing, Spender
+from domain.pages import Page
+from domain.stats import SCALE, Question
+from infra.postgres.db import Base, Id, Raw, Shape, timestamp
+from infra.postgres.facts import COSTS
+from infra.postgres.records import Records
+from infra.postgres.stats import PostgresStats
+
+
+class CostRow(Base):
+    """A call of a model. Partitioned by `id`, that is by the month of the call."""
+
+    __tablename__ = "costs"
+    id: Mapped[str] = mapped_column(Id("cost"), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Text)
+    user_id: Mapped[str | None] = mapped_column(Id("user"))
+    created_at: Mapped[datetime] = mapped_column(timestamp())
+    agent_id: Mapped[str | None] = mapped_column(Id("agent"))
+    agent_name: Mapped[str | None] = mapped_column(Text)
+    execution_id: Mapped[str | None] = mapped_column(Id("exec"))
+    key_id: Mapped[str | None] = mapped_column(Id("key"))
+    workflow_id: Mapped[str | None] = mapped_column(Id("workflow"))
+    provider: Mapped[str] = mapped_column(Text)
+    model: Mapped[str] = mapped_column(Text)
+    model_name: Mapped[str] = mapped_column(Text)
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger)
+    completion_tokens: Mapped[int] = mapped_column(BigInteger)
+    total_tokens: Mapped[int] = mapped_column(BigInteger)
+    cached_tokens: Mapped[int] = mapped_column(BigInteger)
+    reasoning_tokens: Mapped[int] = mapped_column(BigInteger)
+    cost_usd: Mapped[float]
+    estimated: Mapped[bool]
+    status: Mapped[str] = mapped_column(Text)
+    error_type: Mapped[str | None] = mapped_column(Text)
+    duration_ms: Mapped[float]
+    first_token_ms: Mapped[float | None]
+
+
+_SHAPE: Final = Shape(CostRow, Cost)
+_FACTS: Final = ", ".join(COSTS.columns)
+_GIVEN: Final = (
+    *("id", "created_at", "user_id", "agent_id", "agent_name", "execution_id", "key_id", "workflow_id"),
+    *("provider", "model", "model_name"),
+    *("prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "reasoning_tokens"),
+    *("cost_usd", "estimated", "status", "error_type", "duration_ms", "first_token_ms"),
+)
+_ADD: Final = (
+    f"WITH added AS (INSERT INTO costs (tenant_id, {', '.join(_GIVEN)}) VALUES (current_setting('paddock.tenant_id'), "
+    f"{', '.join(f'${number}' for number in range(1, len(_GIVEN) + 1))}) "
+    f"RETURNING {_FACTS}, 1 AS sign) {COSTS.delta('added')}"
+)
+_DELETE: Final = (
+    # In order, so that two that delete the same do not wait for each other.
+    "WITH locked AS (SELECT id FROM costs WHERE id = ANY ($1) ORDER BY id FOR UPDATE), "
+    "gone AS (DELETE FROM costs WHERE id IN (SELECT id FROM locked) "
+    f"RETURNING {_FACTS}, -1 AS sign), "
+    f"noted AS ({COSTS.delta('gone')}) SELECT count(*) FROM gone"
+)
+
+
+class PostgresCosts:
+    """Implements `domain.costs.Costs`."""
+
+    def __init__(self, raw: Raw) -> None:
+        self._raw = raw
+        self._records = Records(raw, COSTS, "cost")
+
+    async def add(self, cost_id: str, spender: Spender, call: Call, now: datetime) -> None:
+        def known(prefix: str, value: str | None) -> object:
+            return None if value is None else ids.decode(prefix, value)
+
+        usage = call.usage
+        await self._raw.execute(
+            _ADD,
+            *(known("cost", cost_id), now, known("user", spender.user_id)),
+            *(known("agent", spender.agent_id), spender.agent_name, known("exec", spender.execution_id)),
+            *(known("key", spender.key_id), known("workflow", spender.workflow_id)),
+            *(call.provider, call.model, call.model_name),
+            *(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens),
+            *(usage.cached_tokens, usage.reasoning_tokens),
+            *(call.cost_usd, call.estimated, call.status, call.error_type, call.duration_ms, call.first_token_ms),
+        )
+
+    async def page(self, question: Question, page: Page) -> CostListing:
+        found = await self._records.page(_SHAPE, question, page)
+        if page.offset == 0 and not found.has_more:
+            total = sum(nanos(cost.cost_usd) for cost in found.items)
+        else:
+            total = await PostgresStats(self._raw).total(question, "cost_usd")
+        return CostListing(**msgspec.structs.asdict(found), total_cost=total / SCALE)
+
+    async def older(self, before: datetime, limit: int) -> list[str]:
+        return await self._records.older(before, limit)
+
+    async def delete_many(self, cost_ids: list[str]) -> int:
+        known = [ids.decode("cost", one) for one in cost_ids]
+        return int(await self._raw.fetchval(_DELETE, known)) if known else 0

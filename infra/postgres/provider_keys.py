@@ -1,0 +1,107 @@
+"""Provider keys in Postgres: sealed texts, which no row class of another file reads."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import LargeBinary, Text, UniqueConstraint, delete, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain import ids
+from domain.pages import Listing, Page
+from domain.provider_keys import ProviderKey
+from infra.postgres.db import Base, Id, Raw, Shape, timestamp
+from infra.postgres.pages import listed
+
+
+class ProviderKeyRow(Base):
+    """A key for an outside service, sealed."""
+
+    __tablename__ = "provider_keys"
+    __table_args__ = (UniqueConstraint("tenant_id", "slug"),)
+    id: Mapped[str] = mapped_column(Id("pkey"), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Text)
+    name: Mapped[str] = mapped_column(Text)
+    slug: Mapped[str] = mapped_column(Text)
+    service: Mapped[str] = mapped_column(Text)
+    sealed: Mapped[bytes] = mapped_column(LargeBinary)
+    last_four: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(timestamp())
+    updated_at: Mapped[datetime] = mapped_column(timestamp())
+
+
+_SHAPE = Shape(ProviderKeyRow, ProviderKey)
+_SHOWN = [column for column in ProviderKeyRow.__table__.columns if column.name != "sealed"]
+_FIND = f"SELECT {_SHAPE.columns} FROM provider_keys WHERE "
+_LOCKS = {False: "", True: " FOR UPDATE", "share": " FOR SHARE"}
+_USERS = (
+    "SELECT 'model ' || name AS used_by FROM models WHERE api_key_name = $1 "
+    "UNION ALL SELECT 'tool ' || name FROM tools WHERE $1 = ANY (key_names) ORDER BY used_by"
+)
+_FOR = "SELECT sealed FROM provider_keys WHERE lower(service) = $1 LIMIT 2"
+
+
+class PostgresProviderKeys:
+    """Implements `domain.provider_keys.ProviderKeys`."""
+
+    def __init__(self, connection: AsyncConnection, raw: Raw) -> None:
+        self._connection = connection
+        self._raw = raw
+
+    async def add(self, key: ProviderKey, sealed: bytes) -> bool:
+        values = {name: getattr(key, name) for name in ProviderKey.__struct_fields__}
+        made = await self._connection.execute(
+            insert(ProviderKeyRow).values(**values, sealed=sealed).on_conflict_do_nothing().returning(ProviderKeyRow.id)
+        )
+        return made.first() is not None
+
+    async def find(self, reference: str, lock: bool | Literal["share"] = False) -> ProviderKey | None:
+        known = ids.decode("pkey", reference)
+        if known is not None:
+            record = await self._raw.fetchrow(f"{_FIND} id = $1{_LOCKS[lock]}", known)
+        else:
+            name = reference.replace("\0", "\ufffd")
+            record = await self._raw.fetchrow(f"{_FIND} (name = $1 OR slug = $1){_LOCKS[lock]}", name)
+        return None if record is None else _SHAPE.read(record)
+
+    async def page(self, page: Page, service: str | None) -> Listing[ProviderKey]:
+        query = select(*_SHOWN)
+        if service is not None:
+            query = query.where(func.lower(ProviderKeyRow.service) == service.lower().replace("\0", "\ufffd"))
+        return await listed(self._connection, query, ProviderKeyRow.id.desc(), page, ProviderKey)
+
+    async def save(self, key: ProviderKey, sealed: bytes | None) -> bool:
+        names = ("name", "slug", "service", "last_four", "updated_at")
+        values: dict[str, Any] = {name: getattr(key, name) for name in names}
+        if sealed is not None:
+            values["sealed"] = sealed
+        try:
+            await self._connection.execute(update(ProviderKeyRow).where(ProviderKeyRow.id == key.id).values(**values))
+        except IntegrityError:
+            return False
+        return True
+
+    async def delete(self, key_id: str) -> None:
+        await self._connection.execute(delete(ProviderKeyRow).where(ProviderKeyRow.id == key_id))
+
+    async def users(self, slug: str) -> list[str]:
+        return [record["used_by"] for record in await self._raw.fetch(_USERS, slug)]
+
+    async def sealed(self, slug: str) -> bytes | None:
+        found: bytes | None = await self._raw.fetchval("SELECT sealed FROM provider_keys WHERE slug = $1", slug)
+        return found
+
+    async def sealed_for(self, service: str) -> bytes | None:
+        found = await self._raw.fetch(_FOR, service)
+        return found[0]["sealed"] if len(found) == 1 else None
+
+    async def sealed_texts(self, after: str | None, most: int) -> list[tuple[str, bytes]]:
+        last = None if after is None else ids.decode("pkey", after)
+        found = await self._raw.fetch("SELECT id, sealed FROM sealed_keys($1, $2)", last, most)
+        return [(ids.encode("pkey", record["id"]), record["sealed"]) for record in found]
+
+    async def replace(self, key_id: str, old: bytes, new: bytes) -> bool:
+        moved: int = await self._raw.fetchval("SELECT reseal_key($1, $2, $3)", ids.decode("pkey", key_id), old, new)
+        return moved == 1

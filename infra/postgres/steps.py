@@ -1,0 +1,101 @@
+"""The steps of executions in Postgres."""
+
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import ForeignKey, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain import ids
+from domain.steps import Step, StepStatus
+from infra.postgres.db import Base, Id, Raw, Shape, json_column, timestamp
+
+
+class StepRow(Base):
+    """One step."""
+
+    __tablename__ = "execution_steps"
+    execution_id: Mapped[str] = mapped_column(Id("exec"), ForeignKey("executions.id"), primary_key=True)
+    path: Mapped[str] = mapped_column(Text, primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Text)
+    kind: Mapped[str] = mapped_column(Text)
+    name: Mapped[str] = mapped_column(Text)
+    status: Mapped[str] = mapped_column(Text)
+    attempt: Mapped[int]
+    call_id: Mapped[str | None] = mapped_column(Text)
+    input: Mapped[Any | None] = mapped_column(json_column())
+    output: Mapped[Any | None] = mapped_column(json_column())
+    decided_by: Mapped[str | None] = mapped_column(Id("user"))
+    decided_at: Mapped[datetime | None] = mapped_column(timestamp())
+    reason: Mapped[str | None] = mapped_column(Text)
+    started_at: Mapped[datetime] = mapped_column(timestamp())
+    finished_at: Mapped[datetime | None] = mapped_column(timestamp())
+
+
+_SHAPE: Final = Shape(StepRow, Step)
+_OF: Final = f"SELECT {_SHAPE.columns} FROM execution_steps WHERE execution_id = $1 ORDER BY started_at, path"
+# A finished step counts once, and stays as it is.
+_PUT: Final = """
+    WITH held AS (
+        SELECT id, tenant_id FROM executions
+        WHERE id = $1 AND attempt = $2 AND status IN ('preparing', 'running') FOR UPDATE
+    ), put AS (
+        INSERT INTO execution_steps AS s (execution_id, path, tenant_id, kind, name, status, attempt, call_id, input,
+                                          output, started_at, finished_at)
+        SELECT id, $3, tenant_id, $4, $5, $6, $2, $7, $8::text::json, $9::text::json, $10, $11 FROM held
+        ON CONFLICT (execution_id, path) DO UPDATE SET
+            status = excluded.status, attempt = excluded.attempt, output = excluded.output,
+            finished_at = excluded.finished_at
+        WHERE s.status <> 'finished'
+        RETURNING s.status
+    ), counted AS (
+        UPDATE executions e SET steps_completed = e.steps_completed + 1,
+                                steps_total = greatest(e.steps_total, e.steps_completed + 1)
+        FROM put WHERE e.id = $1 AND put.status = 'finished'
+    )
+    SELECT count(*) FROM put
+"""
+_DECIDE: Final = """
+    UPDATE execution_steps SET status = $3, decided_by = $4, reason = $5, decided_at = $6
+    WHERE execution_id = $1 AND path = ANY ($2) AND status = 'waiting'
+"""
+
+
+class PostgresSteps:
+    """Implements `domain.steps.Steps`."""
+
+    def __init__(self, raw: Raw) -> None:
+        self._raw = raw
+
+    async def of(self, execution_id: str) -> list[Step]:
+        records = await self._raw.fetch(_OF, ids.decode("exec", execution_id))
+        return [_SHAPE.read(record) for record in records]
+
+    async def put(self, step: Step) -> bool:
+        written = await self._raw.fetchval(
+            _PUT,
+            ids.decode("exec", step.execution_id),
+            step.attempt,
+            step.path,
+            step.kind,
+            step.name,
+            step.status,
+            step.call_id,
+            _json(step.input),
+            _json(step.output),
+            step.started_at,
+            step.finished_at,
+        )
+        return bool(written)
+
+    async def decide(
+        self, execution_id: str, paths: list[str], status: StepStatus, by: str, reason: str | None, now: datetime
+    ) -> None:
+        await self._raw.execute(
+            _DECIDE, ids.decode("exec", execution_id), paths, status, ids.decode("user", by), reason, now
+        )
+
+
+def _json(value: Any) -> str | None:
+    return None if value is None else msgspec.json.encode(value).decode()

@@ -1,0 +1,130 @@
+"""Tools in Postgres: the tenant's own, and which of the built-in ones it does without."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Text, UniqueConstraint, any_, delete, func, literal, or_, select, text, update
+from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain import ids
+from domain.pages import Listing, Page
+from domain.tools import Filter, Tool
+from infra.postgres.db import Base, Id, as_struct, json_column, timestamp
+from infra.postgres.pages import listed
+
+
+class ToolRow(Base):
+    """A tenant's own tool. `key_names` are the slugs of the provider keys that its configuration names."""
+
+    __tablename__ = "tools"
+    __table_args__ = (UniqueConstraint("tenant_id", "slug"),)
+    id: Mapped[str] = mapped_column(Id("tool"), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Text)
+    name: Mapped[str] = mapped_column(Text)
+    slug: Mapped[str] = mapped_column(Text)
+    description: Mapped[str] = mapped_column(Text)
+    category: Mapped[str] = mapped_column(Text)
+    tool_type: Mapped[str] = mapped_column(Text)
+    configuration: Mapped[dict[str, Any]] = mapped_column(json_column())
+    parameters: Mapped[dict[str, Any]] = mapped_column(json_column())
+    key_names: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    enabled: Mapped[bool]
+    effects: Mapped[bool]
+    created_at: Mapped[datetime] = mapped_column(timestamp())
+    updated_at: Mapped[datetime] = mapped_column(timestamp())
+
+
+class DisabledToolRow(Base):
+    """A built-in tool that a tenant has switched off."""
+
+    __tablename__ = "disabled_tools"
+    tenant_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    tool_id: Mapped[str] = mapped_column(Id("tool"), primary_key=True)
+    since: Mapped[datetime] = mapped_column(timestamp())
+
+
+_TENANT = func.current_setting("paddock.tenant_id")
+_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('tools of ' || current_setting('paddock.tenant_id'), 0))")
+
+
+def _values(tool: Tool) -> dict[str, Any]:
+    values = {column.name: getattr(tool, column.name, None) for column in ToolRow.__table__.columns}
+    return {**values, "key_names": sorted(set(tool.secrets.values()))}
+
+
+class PostgresTools:
+    """Implements `domain.tools.Tools`."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def add(self, tool: Tool) -> bool:
+        made = await self._connection.execute(
+            insert(ToolRow).values(**_values(tool)).on_conflict_do_nothing().returning(ToolRow.id)
+        )
+        return made.first() is not None
+
+    async def find(self, reference: str, lock: bool = False) -> Tool | None:
+        name = reference.replace("\0", "\ufffd")
+        is_id = ids.decode("tool", reference) is not None
+        wanted = ToolRow.id == reference if is_id else or_(ToolRow.slug == name, ToolRow.name == name)
+        query = select(ToolRow).where(wanted)
+        row = (await self._connection.execute(query.with_for_update() if lock else query)).first()
+        return None if row is None else as_struct(row, Tool)
+
+    async def among(self, references: list[str]) -> list[Tool]:
+        known = [reference for reference in references if ids.decode("tool", reference) is not None]
+        named = [reference.replace("\0", "\ufffd") for reference in references]
+        wanted = or_(ToolRow.id.in_(known), ToolRow.slug.in_(named), ToolRow.name.in_(named))
+        found = await self._connection.execute(select(ToolRow).where(wanted))
+        return [as_struct(row, Tool) for row in found]
+
+    async def page(self, page: Page, narrowed: Filter) -> Listing[Tool]:
+        query = select(ToolRow)
+        for column, wanted in (
+            (ToolRow.category, narrowed.category),
+            (ToolRow.enabled, narrowed.enabled),
+            (ToolRow.tool_type, narrowed.tool_type),
+        ):
+            if wanted is not None:
+                query = query.where(column == (wanted.replace("\0", "\ufffd") if isinstance(wanted, str) else wanted))
+        return await listed(self._connection, query, ToolRow.id.desc(), page, Tool)
+
+    async def save(self, tool: Tool) -> bool:
+        values = _values(tool)
+        for fixed in ("id", "tenant_id", "created_at"):
+            del values[fixed]
+        try:
+            await self._connection.execute(update(ToolRow).where(ToolRow.id == tool.id).values(**values))
+        except IntegrityError:
+            return False
+        return True
+
+    async def delete(self, tool_id: str) -> None:
+        await self._connection.execute(delete(ToolRow).where(ToolRow.id == tool_id))
+
+    async def count(self) -> int:
+        await self._connection.execute(_LOCK)
+        return (await self._connection.execute(select(func.count()).select_from(ToolRow))).scalar_one()
+
+    async def using(self, key_slug: str) -> list[Tool]:
+        query = (
+            select(ToolRow).where(literal(key_slug) == any_(ToolRow.key_names)).order_by(ToolRow.id).with_for_update()
+        )
+        return [as_struct(row, Tool) for row in await self._connection.execute(query)]
+
+    async def switched_off(self) -> frozenset[str]:
+        return frozenset((await self._connection.execute(select(DisabledToolRow.tool_id))).scalars())
+
+    async def switch(self, tool_id: str, enabled: bool | None, now: datetime) -> bool:
+        if enabled is not False:
+            gone = delete(DisabledToolRow).where(DisabledToolRow.tool_id == tool_id).returning(DisabledToolRow.since)
+            was_off = (await self._connection.execute(gone)).first() is not None
+            if enabled or was_off:
+                return True
+        off = insert(DisabledToolRow).values(tenant_id=_TENANT, tool_id=tool_id, since=now)
+        await self._connection.execute(off.on_conflict_do_nothing())
+        return False

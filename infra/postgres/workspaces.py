@@ -1,0 +1,55 @@
+"""The files of workspaces in Postgres; their bytes are in object storage."""
+
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import BigInteger, ForeignKey, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain import ids
+from domain.workspaces import File
+from infra.postgres.db import Base, Id, Raw, Shape, timestamp
+
+
+class WorkspaceFileRow(Base):
+    """One file."""
+
+    __tablename__ = "workspace_files"
+    execution_id: Mapped[str] = mapped_column(Id("exec"), ForeignKey("executions.id"), primary_key=True)
+    path: Mapped[str] = mapped_column(Text, primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Text)
+    sha256: Mapped[str] = mapped_column(Text)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    key: Mapped[str] = mapped_column(Text, index=True)
+    updated_at: Mapped[datetime] = mapped_column(timestamp())
+
+
+_SHAPE: Final = Shape(WorkspaceFileRow, File)
+_ALL: Final = f"SELECT {_SHAPE.columns} FROM workspace_files WHERE execution_id = $1 ORDER BY path"
+_FIND: Final = f"SELECT {_SHAPE.columns} FROM workspace_files WHERE execution_id = $1 AND path = $2"
+_PUT: Final = """
+    INSERT INTO workspace_files (execution_id, path, tenant_id, sha256, size_bytes, key, updated_at)
+    SELECT id, $2, tenant_id, $3, $4, $5, $6 FROM executions WHERE id = $1
+    ON CONFLICT (execution_id, path) DO UPDATE SET
+        sha256 = excluded.sha256, size_bytes = excluded.size_bytes, key = excluded.key,
+        updated_at = excluded.updated_at
+"""
+
+
+class PostgresWorkspaces:
+    """Implements `domain.workspaces.Workspaces`."""
+
+    def __init__(self, raw: Raw) -> None:
+        self._raw = raw
+
+    async def all(self, execution_id: str) -> list[File]:
+        return [_SHAPE.read(record) for record in await self._raw.fetch(_ALL, ids.decode("exec", execution_id))]
+
+    async def find(self, execution_id: str, path: str) -> File | None:
+        record = await self._raw.fetchrow(_FIND, ids.decode("exec", execution_id), path.replace("\0", "\ufffd"))
+        return None if record is None else _SHAPE.read(record)
+
+    async def put(self, execution_id: str, file: File, key: str) -> None:
+        await self._raw.execute(
+            _PUT, ids.decode("exec", execution_id), file.path, file.sha256, file.size_bytes, key, file.updated_at
+        )

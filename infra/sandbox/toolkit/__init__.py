@@ -1,0 +1,1 @@
+"""Programs of ours that run inside the fence on behalf of tools."""

@@ -1,0 +1,153 @@
+"""Custom HTTP tools: an endpoint that a tenant configured, called with the arguments of a model."""
+
+import re
+from typing import Any, Final
+from urllib.parse import quote
+
+import httpx2
+import msgspec
+
+from domain.chat import ToolFailed
+from domain.toolconfig import PLACEHOLDER, Custom, wrong_header
+from infra.http import Outbound
+from infra.tools.http_request import AGENT, MAX_BODY, as_text, clean, read, told_apart
+
+SHOWN_OF_ERRORS: Final = 2000
+STARS: Final = "***"
+
+
+async def call_custom(
+    outbound: Outbound, configuration: dict[str, Any], args: dict[str, Any], secrets: dict[str, str]
+) -> dict[str, Any]:
+    """Call an endpoint as `domain.toolconfig.checked_custom` passed it; back comes `{status, body}`.
+
+    `secrets` are the values of the secret headers by the header's name; wherever the answer holds one there are stars.
+    A body that is JSON comes parsed; one of more than 256 KiB is cut text, with `truncated: true`.
+    Errors: `ToolFailed`, also for a status of 400 and above.
+    """
+    told = msgspec.convert(configuration, Custom)
+    headers = secret_headers(told.headers, told.secrets, secrets)
+    url, rest = filled(told.api_endpoint, args)
+    content = None
+    if told.method in ("GET", "DELETE"):
+        url = url.copy_with(params=httpx2.QueryParams([*url.params.multi_items(), *_query(rest)])) if rest else url
+    else:
+        content = msgspec.json.encode(rest)
+        headers.setdefault("content-type", "application/json")
+    hidden = hide(secrets)
+    # What is cut in the middle of a secret would show its beginning, so that much more is read and then dropped.
+    margin = max(map(len, hidden), default=0)
+    async with told_apart(told.timeout), outbound.client2(timeout=told.timeout) as client:
+        request = client.build_request(told.method, url, headers=headers, content=content)
+        response = await client.send(request, stream=True)
+        try:
+            body, truncated = await read(response, MAX_BODY + margin)
+        finally:
+            await response.aclose()
+    text = scrub(as_text(response, body), hidden)
+    if truncated or len(body) > MAX_BODY:
+        truncated, text = True, text[: max(0, min(MAX_BODY, len(text) - margin))]
+    answer = text if truncated else _parsed(body, text, hidden)
+    if response.status_code >= 400:
+        # Written anew, as the endpoint's own way of writing JSON may hide a secret from us.
+        shown = answer if isinstance(answer, str) else msgspec.json.encode(answer).decode()
+        raise ToolFailed(f"The endpoint answered {response.status_code}: {shown[:SHOWN_OF_ERRORS] or 'nothing more'}")
+    if response.status_code >= 300:
+        raise ToolFailed(f"The endpoint answered {response.status_code}. Redirects are not followed.")
+    result = {"status": response.status_code, "body": answer}
+    return {**result, "truncated": True} if truncated else result
+
+
+def filled(endpoint: str, args: dict[str, Any]) -> tuple[httpx2.URL, dict[str, Any]]:
+    """The endpoint with its placeholders filled, and the arguments that are left. Errors: `ToolFailed`.
+
+    A value stays within its part of the path: it is encoded wholly, and one that a server could take for a way up
+    once it decoded it (`..`, `a/../b`) is refused.
+    """
+    scheme, _, after = endpoint.partition("://")
+    place, slash, tail = after.partition("/")
+    path, mark, query = tail.partition("?")
+    names = dict.fromkeys(PLACEHOLDER.findall(path))
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1]
+        given = args.get(name)
+        if isinstance(given, bool):
+            given = "true" if given else "false"
+        text = str(given) if isinstance(given, (str, int, float)) else ""
+        if not text:
+            raise ToolFailed(f"{name}: is required, as text or a number.")
+        if any(part.strip() in (".", "..") for part in re.split(r"[/\\]", text)):
+            raise ToolFailed(f"{name}: must not hold '.' or '..' as a part of a path.")
+        return quote(text, safe="", errors="replace")
+
+    path = PLACEHOLDER.sub(value, path)
+    if any(part in (".", "..") for part in path.split("/")):
+        raise ToolFailed("The arguments make a path that leads elsewhere.")
+    rest = {name: given for name, given in args.items() if name not in names}
+    return httpx2.URL(f"{scheme}://{place}{slash}{path}{mark}{query}"), rest
+
+
+def secret_headers(plain: dict[str, str], named: dict[str, str], secrets: dict[str, str]) -> httpx2.Headers:
+    """All headers to send. A bare key for `Authorization` becomes `Bearer KEY`.
+
+    `named` are the secret headers that were configured. Errors: `ToolFailed` where one has no value.
+    """
+    headers = httpx2.Headers({"user-agent": AGENT, **plain})
+    for name, secret in secrets.items():
+        if not secret or wrong_header(name, secret) is not None:
+            raise ToolFailed(f"The secret for the header {name[:128]} cannot be sent as a header.")
+        bare = name.lower() == "authorization" and " " not in secret.strip()
+        headers[name] = f"Bearer {secret.strip()}" if bare else secret
+    for name in named:
+        if name not in headers:
+            raise ToolFailed(f"There is no secret for the header {name}.")
+    return headers
+
+
+def hide(secrets: dict[str, str]) -> list[str]:
+    """What must not be shown: the values, and the keys within them (`Bearer KEY`), longest first."""
+    parts = {value for value in secrets.values() if value.strip()}
+    parts |= {part for value in secrets.values() for part in value.split() if len(part) >= 8}
+    return sorted(parts, key=len, reverse=True)
+
+
+def scrub(value: Any, hidden: list[str]) -> Any:
+    """A JSON value with stars for every secret in its texts."""
+    if not hidden:
+        return value
+    if isinstance(value, str):
+        for one in hidden:
+            value = value.replace(one, STARS)
+        return value
+    if isinstance(value, dict):
+        return {scrub(name, hidden): scrub(one, hidden) for name, one in value.items()}
+    if isinstance(value, list):
+        return [scrub(one, hidden) for one in value]
+    return STARS if isinstance(value, (int, float)) and str(value) in hidden else value
+
+
+def _query(args: dict[str, Any]) -> list[tuple[str, str]]:
+    pairs: list[tuple[str, str]] = []
+    for name, given in args.items():
+        for one in given if isinstance(given, list) else [given]:
+            if one is not None:
+                pairs.append((name, one if isinstance(one, str) else msgspec.json.encode(one).decode()))
+    return pairs
+
+
+def _parsed(body: bytes, text: str, hidden: list[str]) -> Any:
+    """JSON if it is that, else `text`: also where it is nested so deep that nobody could write it down again."""
+    try:
+        return scrub(clean_all(msgspec.json.decode(body)), hidden)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return text
+
+
+def clean_all(value: Any) -> Any:
+    """A JSON value whose texts Postgres can hold."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, dict):
+        return {clean(name): clean_all(one) for name, one in value.items()}
+    return [clean_all(one) for one in value] if isinstance(value, list) else value

@@ -1,0 +1,169 @@
+"""The built-in tool `http_request`: one request to a public address, as a model wrote it; and how answers are read."""
+
+import asyncio
+import codecs
+import re
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urljoin
+
+import httpx2
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from domain.chat import ToolFailed
+from domain.errors import misread
+from domain.toolconfig import MAX_HEADERS, wrong_header, wrong_url
+from infra.http import Outbound, Refused
+
+MAX_BODY: Final = 256 * 1024
+MAX_REDIRECTS: Final = 5
+MAX_SECONDS: Final = 30.0
+AGENT: Final = "paddock"
+# What may go along to another origin. Anything else may be a secret meant for the first one.
+_HARMLESS: Final = frozenset({"accept", "accept-language", "content-type", "user-agent"})
+# Codecs of the web. Python knows others, of which some are no text and some take minutes for a page (punycode).
+_CHARSET: Final = re.compile(
+    r"utf-(8|16|32)(-[bl]e|-sig)?|iso8859-\d+|cp\d+|gb\w+|big5\w*|euc_\w+|shift_jis\w*|koi8-\w"
+)
+
+
+class _Args(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    url: Annotated[str, Meta(min_length=1, max_length=8192)]
+    method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] = "GET"
+    headers: Annotated[dict[str, str], Meta(max_length=MAX_HEADERS)] = {}
+    body: str | UnsetType = UNSET
+    json: Any | UnsetType = UNSET
+    timeout: Annotated[float, Meta(gt=0, le=MAX_SECONDS)] = MAX_SECONDS
+
+
+async def http_request(outbound: Outbound, args: dict[str, Any]) -> dict[str, Any]:
+    """Send `{url, method, headers, body | json, timeout}`; back comes `{status, headers, body, url}`.
+
+    `timeout` in seconds for everything together, 30 at most. The body is text, cut after 256 KiB, which
+    `truncated: true` tells. At most five redirects are followed. Errors: `ToolFailed`.
+    """
+    asked = _checked(args)
+    headers = httpx2.Headers({"user-agent": AGENT, **asked.headers})
+    content = None if asked.body is UNSET else asked.body.encode("utf-8", "replace")
+    if asked.json is not UNSET:
+        content = msgspec.json.encode(asked.json)
+        headers.setdefault("content-type", "application/json")
+    method, url = asked.method, asked.url
+    async with told_apart(asked.timeout), outbound.client2(strict=True, timeout=asked.timeout) as client:
+        for _ in range(MAX_REDIRECTS + 1):
+            request = client.build_request(method, url, headers=headers, content=content)
+            response = await client.send(request, stream=True)
+            try:
+                location = response.headers.get("location") if response.has_redirect_location else None
+                if location is None:
+                    return await _answer(response)
+            finally:
+                await response.aclose()
+            method, content = _next(method, content, response.status_code, headers)
+            url = _target(request.url, location)
+            if httpx2.URL(url).origin != request.url.origin:
+                headers = httpx2.Headers([(name, value) for name, value in headers.items() if name in _HARMLESS])
+                client.cookies.clear()
+    raise ToolFailed(f"More than {MAX_REDIRECTS} redirects.")
+
+
+def _checked(args: dict[str, Any]) -> _Args:
+    try:
+        asked = msgspec.convert(args, _Args)
+    except msgspec.ValidationError as error:
+        wrong = misread(str(error))
+        raise ToolFailed(f"{wrong.field}: {wrong.message}") from None
+    if (told := wrong_url(asked.url)) is not None:
+        raise ToolFailed(f"url: {told}")
+    for name, value in asked.headers.items():
+        if (told := wrong_header(name, value)) is not None:
+            raise ToolFailed(f"headers: {name[:128]!r} {told}")
+    if asked.body is not UNSET and asked.json is not UNSET:
+        raise ToolFailed("body: there is json as well; send one of them.")
+    if asked.method in ("GET", "HEAD") and not (asked.body is UNSET and asked.json is UNSET):
+        raise ToolFailed(f"body: a {asked.method} request has none.")
+    return asked
+
+
+def _next(method: Any, content: bytes | None, status: int, headers: httpx2.Headers) -> tuple[Any, bytes | None]:
+    """How a redirect is followed (RFC 9110, 15.4): 307 and 308 as it was, the others as browsers do."""
+    if status in (307, 308) or (status in (301, 302) and method != "POST") or method == "HEAD":
+        return method, content
+    headers.pop("content-type", None)
+    return "GET", None
+
+
+def _target(base: httpx2.URL, location: str) -> str:
+    try:
+        target = urljoin(str(base), location.strip().replace(" ", "%20"))
+    except ValueError:
+        target = ""
+    if (told := wrong_url(target)) is not None:
+        raise ToolFailed(f"The server redirects to a URL that {told}")
+    return target
+
+
+async def _answer(response: httpx2.Response) -> dict[str, Any]:
+    body, truncated = await read(response, MAX_BODY)
+    answer: dict[str, Any] = {
+        "status": response.status_code,
+        "headers": {name: clean(value) for name, value in response.headers.items()},
+        "body": as_text(response, body),
+        "url": str(response.url),
+    }
+    return {**answer, "truncated": True} if truncated else answer
+
+
+async def read(response: httpx2.Response, limit: int) -> tuple[bytes, bool]:
+    """At most `limit` bytes of a body, and whether there was more.
+
+    A packed body is unpacked while it is read, a MiB at a time (by httpx2; httpx would unpack all of a chunk).
+    """
+    body = bytearray()
+    async with aclosing(response.aiter_bytes()) as parts:
+        async for part in parts:
+            body += part
+            if len(body) > limit:
+                return bytes(body[:limit]), True
+    return bytes(body), False
+
+
+def as_text(response: httpx2.Response, body: bytes) -> str:
+    """A body as text in the charset the server names, if it is one of the web's. What does not fit becomes �."""
+    charset = "utf-8"
+    if response.charset_encoding is not None:
+        try:
+            named = codecs.lookup(response.charset_encoding).name
+        except (LookupError, ValueError):
+            named = ""
+        charset = named if _CHARSET.fullmatch(named) else charset
+    return clean(body.decode(charset, "replace"))
+
+
+def clean(text: str) -> str:
+    """Text that Postgres and JSON can hold."""
+    return text.replace("\x00", "\ufffd")
+
+
+@asynccontextmanager
+async def told_apart(seconds: float) -> AsyncIterator[None]:
+    """What goes wrong with a request, in words, and never longer than `seconds`. Errors: `ToolFailed`."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise ToolFailed(f"There was no whole answer within {seconds:g} seconds.") from None
+    except Refused as error:
+        raise ToolFailed(str(error)) from None
+    except httpx2.TimeoutException:
+        raise ToolFailed("The server did not answer in time.") from None
+    except httpx2.ConnectError:
+        raise ToolFailed("The server cannot be reached.") from None
+    except httpx2.DecodingError:
+        raise ToolFailed("The server's answer cannot be decompressed.") from None
+    except httpx2.HTTPError:
+        raise ToolFailed("The server's answer is not proper HTTP, or was cut off.") from None
+    except httpx2.InvalidURL:
+        raise ToolFailed("url: is not a URL.") from None

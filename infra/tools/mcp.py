@@ -1,0 +1,222 @@
+"""MCP servers over streamable HTTP: what tools they have, and calling one.
+
+A connection lives for one call. What a server sends is bounded in time and in bytes, and nothing it says runs here: its
+output schemas are not checked against, as a regular expression in one could keep this process busy for hours.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final, TypeVar
+
+import anyio
+import httpx2
+import mcp_types
+import msgspec
+import structlog
+from mcp.client.client import Client
+from mcp.client.streamable_http import streamable_http_client
+from mcp.shared.exceptions import MCPError
+from msgspec import UNSET, UnsetType
+from pydantic import ValidationError
+
+from domain.chat import ToolFailed, ToolSpec
+from domain.toolconfig import Mcp, self_contained
+from infra.http import Outbound, Refused
+from infra.tools.custom import clean_all, hide, scrub, secret_headers
+from infra.tools.http_request import MAX_BODY, clean
+from infra.version import VERSION
+
+MAX_TOOLS: Final = 200
+MAX_PAGES: Final = 100
+MAX_NAME: Final = 128
+MAX_DESCRIPTION: Final = 4096
+MAX_BYTES: Final = 4 * 1024 * 1024  # of all that a server says in one call of ours
+SHOWN_OF_ERRORS: Final = 2000
+# A server that does not take our goodbye must not keep the answer from its caller.
+GOODBYE: Final = {"connect": 2.0, "read": 2.0, "write": 2.0, "pool": 2.0}
+
+T = TypeVar("T")
+_log = structlog.get_logger("paddock.tools")
+# They print what servers say, and with it what a server repeats of our secrets.
+for _noisy in ("mcp", "client"):
+    logging.getLogger(_noisy).setLevel(logging.CRITICAL)
+
+
+async def list_tools(outbound: Outbound, configuration: dict[str, Any], secrets: dict[str, str]) -> list[ToolSpec]:
+    """The tools of a server, 200 at most, under the server's own names of up to 128 characters.
+
+    Those names need not fit what model providers take: who shows them to a model maps them. `configuration` is as
+    `domain.toolconfig.checked_mcp` passed it, `secrets` the values of its secret headers by name. Errors: `ToolFailed`.
+    """
+
+    async def work(client: Client) -> list[mcp_types.Tool]:
+        found: list[mcp_types.Tool] = []
+        cursor = None
+        for _ in range(MAX_PAGES):
+            page = await client.list_tools(cursor=cursor)
+            found += page.tools
+            cursor = page.next_cursor
+            if cursor is None or len(found) >= MAX_TOOLS:
+                break
+        return found[:MAX_TOOLS]
+
+    specs: dict[str, ToolSpec] = {}
+    for tool in await _talk(outbound, configuration, secrets, work):
+        schema = {**tool.input_schema, "type": "object"}
+        if not tool.name.isprintable() or not 0 < len(tool.name) <= MAX_NAME or not self_contained(schema):
+            _log.warning("tool of an MCP server left out", tool=tool.name[:MAX_NAME])
+            continue
+        about = clean(tool.description or "")[:MAX_DESCRIPTION]
+        told = scrub(clean_all({"description": about, "parameters": schema}), hide(secrets))
+        specs[tool.name] = ToolSpec(name=tool.name, **told)
+    return list(specs.values())
+
+
+async def call_mcp(
+    outbound: Outbound, configuration: dict[str, Any], secrets: dict[str, str], name: str, args: dict[str, Any]
+) -> dict[str, Any]:
+    """Call a tool by the server's own name for it; back comes `{content}`, and `structured_content` if there is one.
+
+    The texts of the answer are joined by lines and cut after 256 KiB, structured content larger than that is left out;
+    either is told by `truncated: true`. Errors: `ToolFailed`, also when the tool says that it failed.
+    """
+
+    async def work(client: Client) -> mcp_types.CallToolResult:
+        client.session.validate_tool_result = _believed  # type: ignore[method-assign,assignment]
+        return await client.call_tool(name, args)
+
+    result = await _talk(outbound, configuration, secrets, work)
+    hidden = hide(secrets)
+    text = scrub(clean("\n".join(map(_as_text, result.content))), hidden)
+    if result.is_error:
+        raise ToolFailed(f"The tool failed: {text[:SHOWN_OF_ERRORS] or 'it does not say why'}")
+    answer: dict[str, Any] = {"content": text[:MAX_BODY]}
+    truncated = len(text) > MAX_BODY
+    if result.structured_content is not None:
+        structured = scrub(clean_all(result.structured_content), hidden)
+        if len(msgspec.json.encode(structured)) > MAX_BODY:
+            truncated = True
+        else:
+            answer["structured_content"] = structured
+    return {**answer, "truncated": True} if truncated else answer
+
+
+async def _believed(_name: str, _result: mcp_types.CallToolResult) -> None:
+    """Instead of the client's check of an answer against the schema that the same server gave."""
+
+
+async def _talk(
+    outbound: Outbound,
+    configuration: dict[str, Any],
+    secrets: dict[str, str],
+    work: Callable[[Client], Awaitable[T]],
+) -> T:
+    told = msgspec.convert(configuration, Mcp)
+    http = outbound.client2(timeout=told.timeout)
+    http.headers.update(secret_headers(told.headers, told.secrets, secrets))
+    meter = _Meter()
+    # Packed answers would have to be unpacked before anybody can count them.
+    http.headers["accept-encoding"] = "identity"
+    http.event_hooks = {"request": [_short_goodbye], "response": [meter.attach]}
+    result: T | UnsetType = UNSET
+    try:
+        # anyio's, as what the client does while it closes is bounded by it as well.
+        with anyio.fail_after(told.timeout):
+            async with http, _client(told, http) as client:
+                result = await work(client)
+    except Exception as error:  # whatever a client makes of a server that does not keep to the protocol
+        if result is UNSET:
+            found = "The server sends too much." if meter.full else _words(error, told.timeout)
+            raise ToolFailed(scrub(found, hide(secrets))) from None
+    if result is UNSET:
+        raise ToolFailed("The server hung up.")
+    return result
+
+
+def _client(told: Mcp, http: httpx2.AsyncClient) -> Client:
+    return Client(
+        streamable_http_client(told.url, http_client=http),
+        read_timeout_seconds=told.timeout,
+        client_info=mcp_types.Implementation(name="paddock", version=VERSION),
+        cache=None,
+    )
+
+
+def _words(error: BaseException, seconds: float) -> str:
+    """What went wrong, for the model that asked. Task groups wrap errors in groups of groups."""
+    leaves = list(_leaves(error))
+    for leaf in leaves:
+        if isinstance(leaf, Refused):
+            return str(leaf)
+        if isinstance(leaf, MCPError):
+            return f"The server answered: {clean(leaf.message)[:SHOWN_OF_ERRORS]}"
+        if isinstance(leaf, TimeoutError | httpx2.TimeoutException):
+            return f"There was no answer within {seconds:g} seconds."
+        if isinstance(leaf, httpx2.ConnectError):
+            return "The server cannot be reached."
+        if isinstance(leaf, ValidationError):
+            return "The server's answer is not what MCP says."
+    _log.warning("an MCP server was not understood", errors=[type(leaf).__name__ for leaf in leaves])
+    return "The server's answer is not proper HTTP or not what MCP says, or was cut off."
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for one in error.exceptions for leaf in _leaves(one)]
+    return [error]
+
+
+def _as_text(content: Any) -> str:
+    match content:
+        case mcp_types.TextContent(text=text):
+            return text
+        case mcp_types.EmbeddedResource(resource=mcp_types.TextResourceContents(text=text)):
+            return text
+        case mcp_types.ResourceLink(uri=uri):
+            return str(uri)
+        case mcp_types.ImageContent(mime_type=kind) | mcp_types.AudioContent(mime_type=kind):
+            return f"[{kind}]"
+        case _:
+            return f"[{content.type}]"
+
+
+async def _short_goodbye(request: httpx2.Request) -> None:
+    if request.method == "DELETE":
+        request.extensions["timeout"] = GOODBYE
+
+
+class _TooMuch(httpx2.StreamError):
+    """More than `MAX_BYTES`, or packed though we asked for it plain."""
+
+
+class _Meter:
+    """Counts what a server sends, in all its answers together."""
+
+    def __init__(self) -> None:
+        self.left, self.full = MAX_BYTES, False
+
+    async def attach(self, response: httpx2.Response) -> None:
+        """Count an answer's body while it is read. Errors: `_TooMuch`."""
+        if response.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
+            raise _TooMuch("packed")
+        if isinstance(response.stream, httpx2.AsyncByteStream):
+            response.stream = _Counted(response.stream, self)
+
+    def count(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            self.full = True
+            raise _TooMuch("too much")
+
+
+class _Counted(httpx2.AsyncByteStream):
+    def __init__(self, stream: httpx2.AsyncByteStream, meter: _Meter) -> None:
+        self._stream, self._meter = stream, meter
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for part in self._stream:
+            self._meter.count(len(part))
+            yield part
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()

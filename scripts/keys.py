@@ -1,0 +1,75 @@
+"""`paddock keys rotate`: seals the tenants' keys for outside services anew, while everything runs."""
+
+import sys
+from typing import Final
+
+import msgspec
+
+from domain.ports import Store
+from infra.credentials import Keyring
+from infra.settings import Settings
+from infra.wiring import wire
+
+BATCH: Final = 200
+PASSES: Final = 20
+
+
+class Rotated(msgspec.Struct, frozen=True, kw_only=True):
+    """How many keys were sealed anew, how many already were, and the ids of those that no key of ours opens."""
+
+    resealed: int
+    kept: int
+    unreadable: tuple[str, ...]
+
+
+async def rotate(settings: Settings) -> int:
+    """Seal every provider key with the first of PADDOCK_ENCRYPTION_KEYS, and print how it went.
+
+    Returns 1 if a key cannot be opened, else 0. Doing it twice does no harm.
+    """
+    async with wire(settings, "paddock keys") as parts:
+        done = await reseal(parts.store, parts.keyring)
+    print(f"{done.resealed} sealed anew, {done.kept} were sealed with the first key already")
+    if done.unreadable:
+        print(
+            f"paddock: {len(done.unreadable)} cannot be opened with any of PADDOCK_ENCRYPTION_KEYS and stay as they "
+            f"are; put the key that sealed them back on the list: {', '.join(done.unreadable)}",
+            file=sys.stderr,
+        )
+    return 1 if done.unreadable else 0
+
+
+async def reseal(store: Store, keyring: Keyring) -> Rotated:
+    """Go over all tenants' keys until a pass finds nothing left to do: some may be replaced meanwhile."""
+    resealed = 0
+    for _ in range(PASSES):
+        moved, missed, kept, unreadable = await _pass(store, keyring)
+        resealed += moved
+        if not moved and not missed:
+            break
+    return Rotated(resealed=resealed, kept=max(0, kept - resealed + moved), unreadable=tuple(unreadable))
+
+
+async def _pass(store: Store, keyring: Keyring) -> tuple[int, int, int, list[str]]:
+    moved = missed = kept = 0
+    unreadable: list[str] = []
+    last: str | None = None
+    while True:
+        async with store.begin_unbound() as tx:
+            found = await tx.provider_keys.sealed_texts(last, BATCH)
+        if not found:
+            return moved, missed, kept, unreadable
+        for key_id, sealed in found:
+            try:
+                fresh = keyring.reseal(sealed)
+            except ValueError:
+                unreadable.append(key_id)
+                continue
+            if fresh is None:
+                kept += 1
+                continue
+            # One at a time: whoever changes a key waits for no other, and what was changed since is left alone.
+            async with store.begin_unbound() as tx:
+                replaced = await tx.provider_keys.replace(key_id, sealed, fresh)
+            moved, missed = moved + replaced, missed + (not replaced)
+        last = found[-1][0]

@@ -1,0 +1,132 @@
+"""Places for outbound connections to arrive at: real servers on 127.0.0.1 that count who comes and say what a test wants."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpcore
+import httpcore2
+import pytest
+
+PUBLIC = "93.184.216.34"
+
+
+@dataclass
+class Request:
+    method: str
+    target: str
+    headers: dict[str, str]
+    body: bytes
+
+
+# Whole answers as bytes, or somebody who writes one.
+Answer = bytes | Callable[[asyncio.StreamWriter], Awaitable[None]]
+
+
+@dataclass
+class Place:
+    port: int = 0
+    connections: int = 0
+    open: int = 0
+    requests: list[Request] = field(default_factory=list)
+    names: list[str | None] = field(default_factory=list)  # by SNI
+    answer: Callable[[Request], Answer] = lambda request: reply(b"hello")
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def until_closed(self) -> None:
+        async with asyncio.timeout(5):
+            while self.open:
+                await asyncio.sleep(0.01)
+
+
+def reply(body: bytes = b"", status: int = 200, **headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {status} So", f"content-length: {len(body)}", "connection: close"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+@asynccontextmanager
+async def place(
+    answer: Callable[[Request], Answer] | None = None, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Place]:
+    here = Place()
+    if answer is not None:
+        here.answer = answer
+    if tls is not None:
+        tls.sni_callback = lambda socket, name, context: here.names.append(name)
+    tasks: set[Any] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.current_task())
+        here.connections += 1
+        here.open += 1
+        try:
+            first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+            headers = dict(line.lower().split(": ", 1)[:1] + line.split(": ", 1)[1:] for line in lines if line)
+            method, target, _ = first.split(" ")
+            body = await reader.readexactly(int(headers.get("content-length", 0)))
+            request = Request(method, target, headers, body)
+            here.requests.append(request)
+            told = here.answer(request)
+            if isinstance(told, bytes):
+                writer.write(told)
+            else:
+                # Whoever hangs up is noticed also by one that says nothing.
+                halves = [asyncio.ensure_future(told(writer)), asyncio.ensure_future(reader.read())]
+                try:
+                    await asyncio.wait(halves, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for half in halves:
+                        half.cancel()
+                    await asyncio.gather(*halves, return_exceptions=True)
+            await writer.drain()
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            here.open -= 1
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
+    here.port = server.sockets[0].getsockname()[1]
+    try:
+        yield here
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def detour(monkeypatch: pytest.MonkeyPatch, to: Place | dict[str, Place]) -> list[tuple[str, int]]:
+    """Every connection arrives at one of our places, wherever it was bound for; back comes where that was.
+
+    There is no public address to be had in a test. What is replaced is the connecting itself, of httpcore and of
+    httpcore2: whatever an `Outbound` lets through gets here, under the address it chose.
+    """
+    dialled: list[tuple[str, int]] = []
+    for core in (httpcore, httpcore2):
+        connect = core.AnyIOBackend.connect_tcp
+
+        async def turned(self: Any, host: str, port: int, *args: Any, _connect: Any = connect, **named: Any) -> Any:
+            dialled.append((host, port))
+            target = to if isinstance(to, Place) else to[host]
+            return await _connect(self, "127.0.0.1", target.port, *args, **named)
+
+        monkeypatch.setattr(core.AnyIOBackend, "connect_tcp", turned)
+    return dialled
+
+
+def names(**known: str | list[str]) -> Callable[[str, int], Awaitable[list[str]]]:
+    """A resolver that knows a few names (`_` for a dot), and for all others one public address."""
+
+    async def resolve(host: str, port: int) -> list[str]:
+        found = known.get(host.replace(".", "_"), PUBLIC)
+        return [found] if isinstance(found, str) else found
+
+    return resolve

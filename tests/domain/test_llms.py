@@ -1,0 +1,221 @@
+"""Rules of the registries: names and slugs, parameters of models, addresses, keys, tools."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import jsonschema
+import pytest
+from cryptography.fernet import Fernet
+from hypothesis import given
+from hypothesis import strategies as st
+
+from domain import ids, llms, names, provider_keys, tools
+from domain.builtin import BUILT_IN
+from domain.errors import DomainError
+from domain.llms import Model, checked_parameters, checked_url
+from domain.provider_keys import NewProviderKey, PatchProviderKey, last_four
+from domain.secrets import Secret
+from infra.credentials import Keyring
+from infra.settings import BadSettings, read
+from tests.domain.test_rules import ENV
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+def field_of(make: Any) -> str:
+    with pytest.raises(DomainError) as caught:
+        make()
+    assert caught.value.code == "invalid_field"
+    return caught.value.errors[0].field
+
+
+def test_slugs_are_what_documents_show() -> None:
+    assert names.slug("OpenAI API Key") == "openai_api_key"
+    assert names.slug("  Clé  n° 2!") == "cle_n_2"
+    assert names.slug("searchTool--v2") == "searchtool_v2"
+
+
+@given(st.text(max_size=200))
+def test_a_slug_is_its_own_slug_and_fits_what_models_call_tools(name: str) -> None:
+    made = names.slug(name)
+    assert names.slug(made) == made
+    assert "__" not in made
+    assert len(made) <= 64
+    assert made == "" or all(letter in "abcdefghijklmnopqrstuvwxyz0123456789_" for letter in made)
+
+
+@pytest.mark.parametrize("name", ["a/b", "a\\b", "a:b", "a\nb", " a", "a ", "..", ids.new("model"), "x" * 129, "\x7f"])
+def test_names_that_cannot_stand_in_a_path(name: str) -> None:
+    assert field_of(lambda: names.checked(name, "model")) == "name"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("ftp://x", "http://", "//x", "x", "https://u:p@x", "https://u@x", "http://x?q=1", "http://x#f", "http://x y"),
+        *("http://x\\y", "http://x:99999", "http://x:0", "http://[", "http://x\n", "http://é", "file:///etc/passwd"),
+    ],
+)
+def test_addresses_that_are_refused(url: str) -> None:
+    assert field_of(lambda: checked_url("base_url", url)) == "base_url"
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8080/v1", "https://x.example.com", "http://[::1]:1/v1/"])
+def test_addresses_that_are_taken(url: str) -> None:
+    assert checked_url("base_url", url) == url
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("temperature", [0, 2, 0.7], [-0.1, 2.1, "0.7", True, None]),
+        ("max_tokens", [1, 2000], [0, 1.5, "2", True, 10**9]),
+        ("top_p", [0, 1], [1.1, "1"]),
+        ("presence_penalty", [-2, 2], [3]),
+        ("frequency_penalty", [-2, 2], [-3]),
+        ("seed", [0, -5], [1.5, "1", 2**64]),
+        ("stop", ["x", ["x", "y"]], [1, [1]]),
+        ("parallel_tool_calls", [True], [1, "yes"]),
+        ("messages", [], [[]]),
+        ("stream", [], [True]),
+        ("api_key", [], ["sk-x"]),
+        ("reasoning_effort", ["low", {"any": [1]}], []),
+    ],
+)
+def test_known_parameters_are_checked_and_others_pass(name: str, good: list[Any], bad: list[Any]) -> None:
+    for value in good:
+        assert checked_parameters({name: value}) == {name: value}
+    for value in bad:
+        assert field_of(lambda value=value: checked_parameters({name: value})) == f"parameters.{name}"
+
+
+def test_keys_are_never_printed_and_four_characters_only_of_long_ones() -> None:
+    assert repr(NewProviderKey(name="n", service="openai", key="sk-hidden")) == "NewProviderKey(name='n')"
+    assert "sk-hidden" not in repr(PatchProviderKey(key="sk-hidden"))
+    assert last_four("x" * 19) is None
+    assert last_four("x" * 16 + "abcd") == "abcd"
+    for wrong in ("with\nnewline", " leading", "trailing ", "sk-tab\t", "ключ", "nul\0"):
+        with pytest.raises(DomainError) as caught:
+            provider_keys.checked_key(wrong)
+        assert wrong.strip() not in caught.value.detail
+
+
+def test_the_first_key_seals_and_each_opens() -> None:
+    old, new, secret = Secret("o" * 32), Secret("n" * 32), "s" * 32
+    default, first, both, second = (Keyring(keys, secret) for keys in ((), (old,), (new, old), (new,)))
+    sealed = first.seal(b"sk-1")
+    assert both.open(sealed) == b"sk-1"
+    with pytest.raises(ValueError, match="PADDOCK_ENCRYPTION_KEYS"):
+        second.open(sealed)
+    with pytest.raises(ValueError, match="PADDOCK_ENCRYPTION_KEYS"):
+        second.reseal(sealed)
+    again = both.reseal(sealed)
+    assert again is not None
+    assert second.open(again) == b"sk-1"
+    assert both.reseal(again) is None
+    # What was sealed before there was any such key still opens, and moves to the first of them.
+    moved = second.reseal(default.seal(b"sk-2"))
+    assert moved is not None
+    assert Keyring((new,), "another secret").open(moved) == b"sk-2"
+    with pytest.raises(ValueError, match="PADDOCK_ENCRYPTION_KEYS"):
+        both.open(Fernet(Fernet.generate_key()).encrypt(b"x"))
+
+
+def test_encryption_keys_are_settings() -> None:
+    settings = read({**ENV, "PADDOCK_ENCRYPTION_KEYS": f"{'a' * 32}, {'b' * 40}"})
+    assert [key.reveal() for key in settings.encryption_keys] == ["a" * 32, "b" * 40]
+    assert "aaa" not in repr(settings)
+    assert read(ENV).encryption_keys == ()
+    with pytest.raises(BadSettings, match="PADDOCK_ENCRYPTION_KEYS") as caught:
+        read({**ENV, "PADDOCK_ENCRYPTION_KEYS": "short-one"})
+    assert "short-one" not in str(caught.value)
+
+
+def test_built_in_tools_are_what_models_are_shown() -> None:
+    assert len({tool.id for tool in BUILT_IN}) == len(BUILT_IN)
+    for tool in BUILT_IN:
+        assert ids.decode("tool", tool.id) is not None
+        assert names.slug(tool.name) == tool.name
+        jsonschema.Draft202012Validator.check_schema(tool.parameters)
+        assert tool.parameters["additionalProperties"] is False
+    kinds = {tool.name: (tool.category, tool.effects, tool.fenced) for tool in BUILT_IN}
+    assert kinds == {
+        "filesystem_read": ("filesystem", False, True),
+        "filesystem_write": ("filesystem", True, True),
+        "filesystem_list": ("filesystem", False, True),
+        "python": ("code", False, True),
+        "http_request": ("network", True, False),
+        "search_artifacts": ("knowledge", False, True),
+    }
+
+
+@dataclass
+class Shelf:
+    """As much of a transaction as `resolve` and `named` look at."""
+
+    models: dict[str, Model] = field(default_factory=dict)
+    keys: dict[str, bytes] = field(default_factory=dict)
+    off: frozenset[str] = frozenset()
+    now: datetime = NOW
+
+    @property
+    def llms(self) -> "Shelf":
+        return self
+
+    provider_keys = tools = llms
+
+    async def find(self, name: str) -> Model | None:
+        return self.models.get(name)
+
+    async def sealed_for(self, service: str) -> bytes | None:
+        return self.keys.get(service)
+
+    async def sealed(self, slug: str) -> bytes | None:
+        return self.keys.get(slug)
+
+    async def among(self, references: list[str]) -> list[Any]:
+        return []
+
+    async def switched_off(self) -> frozenset[str]:
+        return self.off
+
+
+async def refused(awaited: Any) -> list[str]:
+    with pytest.raises(DomainError) as caught:
+        await awaited
+    assert caught.value.code == "invalid_field"
+    return [error.field for error in caught.value.errors]
+
+
+@pytest.mark.parametrize(
+    ("name", "provider"),
+    [
+        *(("gpt-4", "openai"), ("o3-mini", "openai"), ("chatgpt-4o-latest", "openai"), ("text-davinci-003", "openai")),
+        *(("claude-sonnet-4", "anthropic"), ("deepseek-chat", "deepseek")),
+    ],
+)
+async def test_well_known_names_need_no_entry(name: str, provider: str) -> None:
+    found = await llms.resolve(Shelf(keys={provider: b"sealed"}), name)
+    assert (found.model.provider, found.model.model, found.sealed_key) == (provider, name, b"sealed")
+    assert (await llms.resolve(Shelf(), name)).sealed_key is None
+
+
+async def test_unknown_names_say_what_to_do() -> None:
+    assert await refused(llms.resolve(Shelf(), "omega-1")) == ["model"]
+    assert await refused(llms.resolve(Shelf(), "gpt-4", "nobody")) == ["provider"]
+    assert await refused(llms.resolve(Shelf(), "databricks-dbrx")) == ["model"]
+    assert await refused(llms.resolve(Shelf(), "x", "openai_compatible")) == ["model"]
+    assert (await llms.resolve(Shelf(), "llama3:8b", "ollama")).model.provider == "ollama"
+
+
+async def test_agents_tools_are_named_by_place() -> None:
+    python = next(tool for tool in BUILT_IN if tool.name == "python")
+    found = await tools.named(Shelf(), ["python", "filesystem_read", python.id])
+    assert [tool.slug for tool in found] == ["python", "filesystem_read"]
+    with pytest.raises(DomainError) as caught:
+        asked = ["python", "search_tool", "http_request/x", "http_request"]
+        await tools.named(Shelf(off=frozenset({python.id})), asked)
+    assert [error.field for error in caught.value.errors] == ["tools[0]", "tools[1]", "tools[2]"]
+    assert "disabled" in caught.value.errors[0].message
+    assert "search_tool" in caught.value.errors[1].message

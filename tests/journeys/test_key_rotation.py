@@ -1,0 +1,151 @@
+"""`paddock keys rotate`, for real: a new key of encryption while keys are being used, and one that is lost."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from domain import ids, provider_keys
+from domain.access import Caller
+from domain.provider_keys import NewProviderKey, PatchProviderKey
+from domain.secrets import Secret
+from infra.wiring import Parts, wire
+from scripts.keys import BATCH, reseal
+from scripts.up import System
+from tests.apart import Apart, apart
+
+ROOT = Path(__file__).resolve().parents[2]
+OLD, NEW, LOST = "old-" + "o" * 40, "new-" + "n" * 40, "lost" + "l" * 40
+
+
+class World:
+    """A database of its own, and processes that know different keys."""
+
+    def __init__(self, system: System, beside: Apart, stack: AsyncExitStack) -> None:
+        self._system, self._beside, self._stack = system, beside, stack
+
+    async def process(self, *keys: str) -> Parts:
+        changes = {"database_url": Secret(self._beside.url), "encryption_keys": tuple(map(Secret, keys))}
+        settings = msgspec.structs.replace(self._system.settings, **changes)
+        return await self._stack.enter_async_context(wire(settings, "tests"))
+
+    async def tenant(self) -> Caller:
+        return await self._beside.tenant()
+
+    async def rotate(self, *keys: str) -> tuple[int, str, str]:
+        """The command itself: its status and what it wrote."""
+        environment = {"PADDOCK_DATABASE_URL": self._beside.url, "PADDOCK_ENCRYPTION_KEYS": ",".join(keys)}
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "scripts.cli", "keys", "rotate"),
+            cwd=ROOT,
+            env={**os.environ, **self._system.environment, **environment},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, err = await process.communicate()
+        return process.returncode or 0, out.decode(), err.decode()
+
+
+@pytest.fixture
+async def world(system: System):
+    async with apart(system) as beside, AsyncExitStack() as stack:
+        yield World(system, beside, stack)
+
+
+async def _keep(parts: Parts, caller: Caller, name: str, key: str) -> str:
+    async with parts.store.begin(caller) as tx:
+        data = NewProviderKey(name=name, service="openai", key=key)
+        return (await provider_keys.create(tx, caller, data, parts.keyring.seal)).id
+
+
+async def _opened(parts: Parts, caller: Caller, slug: str) -> str:
+    async with parts.store.begin(caller) as tx:
+        return parts.keyring.open(await provider_keys.sealed(tx, slug)).decode()
+
+
+async def test_old_keys_give_way_to_new_ones_while_everything_runs(world: World) -> None:
+    one, two = await world.tenant(), await world.tenant()
+    old = await world.process(OLD)
+    many = BATCH // 2 + 5
+    for caller in (one, two):
+        for number in range(many):
+            await _keep(old, caller, f"key {number}", f"sk-{caller.tenant_id}-{number}")
+
+    both = await world.process(NEW, OLD)
+    rotating = asyncio.create_task(world.rotate(NEW, OLD))
+    read = 0
+    while not rotating.done():
+        for caller in (one, two):
+            number = read % many
+            assert await _opened(both, caller, f"key_{number}") == f"sk-{caller.tenant_id}-{number}"
+            read += 1
+    status, out, err = await rotating
+    assert (status, out) == (0, f"{2 * many} sealed anew, 0 were sealed with the first key already\n"), err
+    assert read > 10
+    assert await world.rotate(NEW, OLD) == (
+        0,
+        f"0 sealed anew, {2 * many} were sealed with the first key already\n",
+        "",
+    )
+
+    # The old key is gone from the list, and nothing with it.
+    new = await world.process(NEW)
+    for caller in (one, two):
+        for number in range(many):
+            assert await _opened(new, caller, f"key_{number}") == f"sk-{caller.tenant_id}-{number}"
+    with pytest.raises(ValueError, match="PADDOCK_ENCRYPTION_KEYS"):
+        await _opened(old, one, "key_0")
+
+
+async def test_the_key_made_of_the_secret_key_gives_way_too(world: World) -> None:
+    caller = await world.tenant()
+    await _keep(await world.process(), caller, "first", "sk-first")
+    assert (await world.rotate(NEW))[:2] == (0, "1 sealed anew, 0 were sealed with the first key already\n")
+    assert await _opened(await world.process(NEW), caller, "first") == "sk-first"
+
+
+async def test_what_cannot_be_opened_is_named_and_left_alone(world: World) -> None:
+    caller, other = await world.tenant(), await world.tenant()
+    lost = await _keep(await world.process(LOST), caller, "lost", "sk-lost")
+    await _keep(await world.process(OLD), other, "known", "sk-known")
+    status, out, err = await world.rotate(NEW, OLD)
+    assert status == 1
+    assert out.startswith("1 sealed anew, 0 ")
+    assert lost in err
+    assert "sk-" not in out + err
+    assert await _opened(await world.process(NEW), other, "known") == "sk-known"
+    assert await _opened(await world.process(LOST), caller, "lost") == "sk-lost"
+    assert (await world.rotate(NEW, OLD, LOST))[:2] == (0, "1 sealed anew, 1 were sealed with the first key already\n")
+    assert await _opened(await world.process(NEW), caller, "lost") == "sk-lost"
+
+
+async def test_a_key_that_is_replaced_meanwhile_stays_replaced(world: World) -> None:
+    caller = await world.tenant()
+    old, both = await world.process(OLD), await world.process(NEW, OLD)
+    await _keep(old, caller, "busy", "sk-before")
+
+    class Meddled:
+        """The store, which lets an old process replace the key between its reading and its writing."""
+
+        done = False
+
+        @asynccontextmanager
+        async def begin_unbound(self) -> AsyncIterator[Any]:
+            async with both.store.begin_unbound() as tx:
+                yield tx
+            if not self.done:
+                self.done = True
+                async with old.store.begin(caller) as tx:
+                    await provider_keys.patch(tx, "busy", PatchProviderKey(key="sk-after"), old.keyring.seal)
+
+    done = await reseal(Meddled(), both.keyring)  # type: ignore[arg-type]
+    assert (done.resealed, done.kept, done.unreadable) == (1, 0, ())
+    assert await _opened(await world.process(NEW), caller, "busy") == "sk-after"
+    async with both.store.begin_unbound() as tx:
+        assert not await tx.provider_keys.replace(ids.new("pkey"), b"", b"x")

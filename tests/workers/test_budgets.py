@@ -1,0 +1,682 @@
+"""Budgets hold: under any sequence of calls they are what a plain model says, and no crowd of callers passes one."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from domain import budgets, costs, ids
+from domain.access import Caller
+from domain.budgets import Budget, NewBudget, PatchBudget, began, dollars, nanos
+from domain.chat import Usage
+from domain.costs import Call, Hold, Settled, Spender
+from domain.errors import DomainError
+from domain.pages import Page
+from infra.postgres.db import connect
+from infra.postgres.store import PostgresStore
+from tests.apart import Apart, apart
+from tests.clients import Tenant
+from tests.workers.test_lifecycle import Silent
+from tests.workers.test_stats import own
+
+# A Wednesday, in a week that has two months.
+NOW = datetime(2028, 5, 31, 22, tzinfo=UTC)
+KEYS, AGENTS, WORKFLOWS = (
+    [ids.encode(prefix, UUID(int=number)) for number in (first, first + 1)]
+    for prefix, first in (("key", 10), ("agent", 20), ("workflow", 30))
+)
+SUBJECTS = {"tenant": [None], "key": KEYS, "agent": AGENTS, "workflow": WORKFLOWS}
+
+
+def called(cost: float, **fields: Any) -> Call:
+    given = {"status": "ok", "estimated": False, "duration_ms": 12.5, "usage": Usage(prompt_tokens=3), **fields}
+    return Call(provider="openai", model="gpt", model_name="gpt", cost_usd=cost, **given)
+
+
+async def started(database: Apart, caller: Caller, total_cost: float = 0.0, status: str = "running") -> str:
+    """An execution; its id."""
+    execution_id = ids.uuid7()
+    await database.owner.execute(
+        "INSERT INTO executions (id, tenant_id, user_id, run_name, kind, status, attempt, max_attempts, timeout, "
+        "steps_total, steps_completed, total_cost, last_seq, created_at, updated_at) "
+        "VALUES ($1, $2, $3, 'run', 'agent', $4, 1, 3, 30, 1, 0, $5, 1, $6, $6)",
+        *(execution_id, caller.tenant_id, ids.decode("user", caller.user_id), status, total_cost, NOW),
+    )
+    return ids.encode("exec", execution_id)
+
+
+async def made(tx: Any, caller: Caller, scope: str, subject: str | None, limit: float, period: str = "total") -> Budget:
+    """A budget, also for what is not there: which is checked in `create`, and elsewhere here."""
+    budget = Budget(
+        id=ids.new("bud"),
+        tenant_id=caller.tenant_id,
+        scope=scope,
+        subject=subject,
+        limit_usd=limit,
+        period=period,
+        enabled=True,
+        period_start=began(period, tx.now),
+        spent_usd=0.0,
+        held_usd=0.0,
+        remaining_usd=limit,
+        status="ok",
+        warned_at=None,
+        created_at=tx.now,
+        updated_at=tx.now,
+    )
+    await tx.budgets.add(budget, 0)
+    return budget
+
+
+class Bench:
+    """One tenant in a database of its own, and a clock that is turned by hand."""
+
+    def __init__(self, database: Apart, store: PostgresStore, caller: Caller, clock: list[datetime]) -> None:
+        self.database, self.store, self.caller, self.clock = database, store, caller, clock
+
+    async def do(self, work: Callable[[Any], Awaitable[Any]]) -> Any:
+        async with self.store.begin(self.caller) as tx:
+            return await work(tx)
+
+    async def budget(self, scope: str, subject: str | None, limit: float, period: str = "total") -> Budget:
+        return await self.do(lambda tx: made(tx, self.caller, scope, subject, limit, period))
+
+    async def hold(self, spender: Spender, wanted: float, least: float | None = None, seconds: float = 60) -> Hold:
+        enough = wanted if least is None else least
+        return await self.do(lambda tx: costs.hold(tx, spender, wanted, enough, seconds))
+
+    async def settle(self, hold_id: str | None, spender: Spender, cost: float) -> Settled:
+        return await self.do(lambda tx: costs.settle(tx, hold_id, spender, called(cost)))
+
+    async def all(self) -> list[Budget]:
+        return list((await self.do(lambda tx: budgets.list_budgets(tx, Page(limit=1000)))).items)
+
+    async def get(self, budget_id: str) -> Budget:
+        return await self.do(lambda tx: budgets.get(tx, budget_id))
+
+    async def total_cost(self, execution_id: str) -> float:
+        query = "SELECT total_cost FROM executions WHERE id = $1"
+        return await self.database.owner.fetchval(query, ids.decode("exec", execution_id))
+
+
+@pytest.fixture
+async def bench(system):
+    async with apart(system) as database:
+        clock = [NOW]
+        store = PostgresStore(connect(database.url, pool_size=12, application="tests"), Silent(), lambda: clock[0])
+        yield Bench(database, store, await database.tenant(), clock)
+        await store.close()
+
+
+# A plain model.
+
+
+class Ledger:
+    """What budgets have to be."""
+
+    def __init__(self) -> None:
+        self.budgets: list[dict[str, Any]] = []
+        self.holds: list[dict[str, Any]] = []
+        self.runs: dict[str, int] = {}
+
+    def present(self, budget: dict[str, Any], now: datetime) -> None:
+        if budget["began"] < (start := began(budget["period"], now)):
+            budget |= {"began": start, "spent": 0, "warned": None}
+
+    def applying(self, spender: Spender, now: datetime) -> list[dict[str, Any]]:
+        found = [one for one in self.budgets if one["subject"] is None or one["subject"] in spender.subjects]
+        for one in found:
+            self.present(one, now)
+        return found
+
+    def held(self, budget: dict[str, Any] | None, run: str | None, now: datetime) -> int:
+        return sum(
+            one["amount"]
+            for one in self.holds
+            if not one["settled"]
+            and one["until"] > now
+            and (
+                one["spender"].execution_id == run
+                if budget is None
+                else budget["subject"] is None or budget["subject"] in one["spender"].subjects
+            )
+        )
+
+    def hold(self, spender: Spender, wanted: int, least: int, now: datetime) -> tuple[int, dict[str, Any]] | None:
+        """The room and whose it is, or None if there is no limit."""
+        limits = [
+            (one["limit"] - one["spent"] - self.held(one, None, now), one["id"], one)
+            for one in self.applying(spender, now)
+            if one["enabled"]
+        ]
+        if spender.run_limit is not None:
+            room = spender.run_limit - self.runs[spender.execution_id] - self.held(None, spender.execution_id, now)
+            limits.append((room, "~", {"scope": "run", "limit": spender.run_limit, "period": "total"}))
+        if not limits:
+            return None
+        room, _, whose = min(limits, key=lambda one: one[:2])
+        return room, whose
+
+    def settle(self, hold: dict[str, Any] | None, spender: Spender, cost: int, now: datetime) -> list[str | None]:
+        """Returns what is warned of."""
+        warned: list[str | None] = []
+        if hold is not None:
+            hold["settled"] = True
+        if cost == 0:
+            return warned
+        for one in self.applying(spender, now):
+            one["spent"] += cost
+            if one["enabled"] and one["warned"] is None and one["spent"] * 10 >= one["limit"] * 8:
+                one["warned"] = now
+                warned.append(one["id"])
+        before = self.runs[spender.execution_id]
+        self.runs[spender.execution_id] += cost
+        limit = spender.run_limit
+        if limit is not None and before * 10 < limit * 8 <= (before + cost) * 10:
+            warned.append(None)
+        return sorted(warned, key=lambda one: one or "~")
+
+
+AMOUNT = st.sampled_from([1, 10**7, 10**8, 2 * 10**8, 10**9]) | st.integers(1, 10**9)
+LIMIT = st.sampled_from([1, 10**8, 5 * 10**8, 10**9, 10**10])
+BUDGET = st.tuples(
+    st.sampled_from(sorted(SUBJECTS)), st.integers(0, 1), LIMIT, st.sampled_from(["day", "week", "month", "total"])
+)
+SPENDER = st.tuples(*[st.integers(0, 2)] * 3, st.integers(0, 1), st.sampled_from([None, None, 10**8, 10**9]))
+PASSING = st.sampled_from(
+    [timedelta(seconds=30), timedelta(seconds=61), timedelta(hours=2), timedelta(days=1), timedelta(days=4)]
+)
+PLACE = st.integers(0, 100)
+STEP = st.one_of(
+    st.tuples(st.just("create"), BUDGET),
+    st.tuples(st.just("hold"), SPENDER, AMOUNT, st.integers(0, 10**9)),
+    st.tuples(st.just("hold"), SPENDER, AMOUNT, st.just(1)),
+    st.tuples(st.just("settle"), PLACE, st.sampled_from([0.0, 0.5, 1.0, 1.0, 1.5])),
+    st.tuples(st.just("settle"), PLACE, st.just(1.0)),
+    st.tuples(st.just("pay"), SPENDER, AMOUNT),
+    st.tuples(st.just("limit"), PLACE, LIMIT),
+    st.tuples(st.just("enable"), PLACE, st.booleans()),
+    st.tuples(st.just("delete"), PLACE),
+    st.tuples(st.just("wait"), PASSING),
+)
+
+
+class Checked:
+    """The real thing beside its model."""
+
+    def __init__(self, bench: Bench, runs: list[str]) -> None:
+        self.bench, self.runs, self.model = bench, runs, Ledger()
+        self.model.runs = dict.fromkeys(runs, 0)
+
+    def spender(self, drawn: tuple[Any, ...]) -> Spender:
+        key, agent, workflow, run, limit = drawn
+        chosen = [(*of, None)[place] for of, place in zip((KEYS, AGENTS, WORKFLOWS), drawn, strict=False)]
+        return Spender(
+            execution_id=self.runs[run],
+            key_id=chosen[0],
+            agent_id=chosen[1],
+            workflow_id=chosen[2],
+            cost_limit=None if limit is None else limit / 10**9,
+        )
+
+    def chosen(self, place: int) -> dict[str, Any] | None:
+        of = self.model.budgets
+        return of[place % len(of)] if of else None
+
+    async def create(self, drawn: tuple[Any, ...]) -> None:
+        scope, place, limit, period = drawn
+        if len(self.model.budgets) >= 6:
+            return
+        subject = SUBJECTS[scope][place % len(SUBJECTS[scope])]
+        budget = await self.bench.budget(scope, subject, limit / 10**9, period)
+        start = began(period, self.bench.clock[0])
+        self.model.budgets.append(
+            {"id": budget.id, "scope": scope, "subject": subject, "limit": limit, "period": period, "began": start}
+            | {"enabled": True, "spent": 0, "warned": None}
+        )
+
+    async def hold(self, drawn: tuple[Any, ...], wanted: int, least: int) -> None:
+        spender, now = self.spender(drawn), self.bench.clock[0]
+        expected = self.model.hold(spender, wanted, least, now)
+        enough = max(1, min(least, wanted))
+        try:
+            found = await self.bench.hold(spender, wanted / 10**9, least / 10**9)
+        except DomainError as error:
+            assert expected is not None
+            room, whose = expected
+            assert room < enough
+            assert error.code == "budget_exceeded"
+            assert f"{dollars(whose['limit'])}" in error.detail
+            assert f"has {dollars(max(room, 0))} left" in error.detail
+            assert (whose["scope"] == "run") == ("cost limit" in error.detail)
+            return
+        if expected is None:
+            assert found == Hold(id=None, granted=wanted / 10**9)
+            return
+        granted = min(wanted, expected[0])
+        assert granted >= enough
+        assert (found.id is not None, nanos(found.granted)) == (True, granted)
+        self.model.holds.append(
+            {"id": found.id, "spender": spender, "amount": granted, "until": now + timedelta(seconds=60)}
+            | {"settled": False}
+        )
+
+    async def settle(self, place: int, share: float) -> None:
+        waiting = [one for one in self.model.holds if not one["settled"]]
+        if not waiting:
+            return
+        hold = waiting[place % len(waiting)]
+        await self._settle(hold, hold["spender"], int(hold["amount"] * share))
+
+    async def pay(self, drawn: tuple[Any, ...], cost: int) -> None:
+        await self._settle(None, self.spender(drawn), cost)
+
+    async def _settle(self, hold: dict[str, Any] | None, spender: Spender, cost: int) -> None:
+        expected = self.model.settle(hold, spender, cost, self.bench.clock[0])
+        found = await self.bench.settle(None if hold is None else hold["id"], spender, cost / 10**9)
+        assert [one.budget_id for one in found.warnings] == expected
+
+    async def limit(self, place: int, limit: int) -> None:
+        if (one := self.chosen(place)) is not None:
+            self.model.present(one, self.bench.clock[0])
+            one["limit"] = limit
+            if one["spent"] * 10 < limit * 8:
+                one["warned"] = None
+            await self.bench.do(lambda tx: budgets.patch(tx, one["id"], PatchBudget(limit_usd=limit / 10**9)))
+
+    async def enable(self, place: int, enabled: bool) -> None:
+        if (one := self.chosen(place)) is not None:
+            one["enabled"] = enabled
+            await self.bench.do(lambda tx: budgets.patch(tx, one["id"], PatchBudget(enabled=enabled)))
+
+    async def delete(self, place: int) -> None:
+        if (one := self.chosen(place)) is not None:
+            self.model.budgets.remove(one)
+            await self.bench.do(lambda tx: budgets.delete(tx, one["id"]))
+
+    async def wait(self, passing: timedelta) -> None:
+        self.bench.clock[0] += passing
+
+    async def check(self) -> None:
+        now, found = self.bench.clock[0], {one.id: one for one in await self.bench.all()}
+        assert len(found) == len(self.model.budgets)
+        for one in self.model.budgets:
+            self.model.present(one, now)
+            budget, held = found[one["id"]], self.model.held(one, None, now)
+            left = max(0, one["limit"] - one["spent"] - held)
+            amounts = (budget.limit_usd, budget.spent_usd, budget.held_usd, budget.remaining_usd)
+            assert tuple(map(nanos, amounts)) == (one["limit"], one["spent"], held, left)
+            share = one["spent"] / one["limit"]
+            assert budget.status == ("exhausted" if share >= 1 else "warned" if share >= 0.8 else "ok")
+            assert (budget.warned_at, budget.enabled) == (one["warned"], one["enabled"])
+            assert budget.period_start == (None if one["period"] == "total" else one["began"])
+        for run, spent in self.model.runs.items():
+            assert await self.bench.total_cost(run) == spent / 10**9
+
+
+async def test_any_sequence_is_what_a_plain_model_says(system) -> None:
+    def body(runner: asyncio.Runner, database: Apart, store: PostgresStore, clock: list[datetime]) -> None:
+        async def run(steps: list[Any]) -> None:
+            clock[0] = NOW
+            caller = await database.tenant()
+            checked = Checked(Bench(database, store, caller, clock), [await started(database, caller) for _ in "12"])
+            for name, *drawn in steps:
+                await getattr(checked, name)(*drawn)
+                await checked.check()
+
+        @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(first=BUDGET, steps=st.lists(STEP, min_size=5, max_size=40))
+        def check(first: Any, steps: list[Any]) -> None:
+            runner.run(run([("create", first), *steps]))
+
+        check()
+
+    await own(system, body)
+
+
+async def test_a_crowd_passes_no_limit_and_comes_close(bench: Bench) -> None:
+    """50 callers at once, over budgets that overlap, while others lock executions and change nothing else."""
+    dice, done = random.Random(7), asyncio.Event()
+    limits = {
+        (await bench.budget("tenant", None, 2.0)).id: 2.0,
+        (await bench.budget("tenant", None, 5.0, "day")).id: 5.0,
+        **{(await bench.budget("agent", agent, 0.9, "week")).id: 0.9 for agent in AGENTS},
+        **{(await bench.budget("key", key, 1.3, "month")).id: 1.3 for key in KEYS},
+    }
+    runs = [await started(bench.database, bench.caller) for _ in range(10)]
+    granted, refused = [0], [0]
+
+    async def call(number: int) -> None:
+        own_dice = random.Random(number)
+        spender = Spender(
+            execution_id=runs[number % len(runs)],
+            agent_id=own_dice.choice([*AGENTS, None]),
+            key_id=own_dice.choice([*KEYS, None]),
+            cost_limit=0.3,
+        )
+        patience = 0
+        while patience < 4:
+            wanted = own_dice.choice([0.001, 0.003, 0.02, 0.05]) if patience < 2 else 0.001
+            try:
+                hold = await bench.hold(spender, wanted, wanted / own_dice.choice([1, 4]))
+            except DomainError as error:
+                assert error.code == "budget_exceeded"
+                patience, refused[0] = patience + 1, refused[0] + 1
+                continue
+            granted[0] += 1
+            await asyncio.sleep(own_dice.random() / 100)
+            await bench.settle(hold.id, spender, hold.granted * own_dice.choice([0.2, 0.9, 1, 1]))
+
+    async def lock() -> None:
+        """As batches of other writers do."""
+        while not done.is_set():
+            chosen = [ids.decode("exec", one) for one in dice.sample(runs, 6)]
+            async with bench.database.owner.transaction():
+                query = "SELECT FROM executions WHERE id = ANY ($1) ORDER BY id FOR UPDATE"
+                await bench.database.owner.execute(query, chosen)
+                await asyncio.sleep(0.002)
+            await asyncio.sleep(0.002)
+
+    async def watch() -> None:
+        while not done.is_set():
+            for one in await bench.all():
+                assert nanos(one.spent_usd) + nanos(one.held_usd) <= nanos(one.limit_usd), one
+            await asyncio.sleep(0.01)
+
+    async with asyncio.TaskGroup() as around:
+        around.create_task(lock())
+        around.create_task(watch())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number in range(50):
+                    group.create_task(call(number))
+        finally:
+            done.set()
+    found = {one.id: one for one in await bench.all()}
+    assert all(nanos(found[one].spent_usd) <= nanos(limit) for one, limit in limits.items())
+    assert all(one.held_usd == 0 for one in found.values())
+    spent_by_runs = [await bench.total_cost(run) for run in runs]
+    assert all(nanos(spent) <= nanos(0.3) for spent in spent_by_runs)
+    # Whoever gave up was refused a tenth of a cent. So there is no room for that left anywhere it was asked for.
+    whole = [one for one in found.values() if one.scope == "tenant"]
+    assert sum(map(nanos, spent_by_runs)) == nanos(whole[0].spent_usd) == nanos(whole[1].spent_usd)
+    assert 2.0 - 0.001 < whole[0].spent_usd <= 2.0
+    assert granted[0] > 50
+    assert refused[0] > 50
+
+
+async def test_a_crowd_of_one_run_passes_no_limit_of_its_own(bench: Bench) -> None:
+    """There is no budget here that would make them come one by one."""
+    spender = Spender(execution_id=await started(bench.database, bench.caller), cost_limit=1.0)
+
+    async def call(number: int) -> None:
+        amount = 0.04 + number / 1000
+        try:
+            hold = await bench.hold(spender, amount)
+        except DomainError:
+            return
+        await asyncio.sleep(0.02)
+        await bench.settle(hold.id, spender, amount)
+
+    await asyncio.gather(*map(call, range(50)))
+    assert 1.0 - 0.09 <= await bench.total_cost(spender.execution_id or "") <= 1.0
+
+
+async def test_a_budget_made_in_the_middle_has_what_was_spent(bench: Bench) -> None:
+    """Also while calls are being settled: each is counted once."""
+    agent = await bench.database.agent(bench.caller)
+    spenders = [Spender(agent_id=agent), Spender(agent_id=AGENTS[0]), Spender()]
+    for days, cost in ((40, 0.5), (20, 0.25), (2, 0.125), (0, 0.0625)):
+        bench.clock[0] = NOW - timedelta(days=days)
+        for spender in spenders:
+            await bench.settle(None, spender, cost)
+    bench.clock[0], done = NOW, asyncio.Event()
+    made_meanwhile: list[Budget] = []
+
+    async def spend(spender: Spender) -> None:
+        while not done.is_set():
+            await bench.settle(None, spender, 0.001)
+
+    async def create() -> None:
+        try:
+            for _ in range(4):
+                for period in ("day", "week", "month", "total"):
+                    for scope, subject in (("tenant", None), ("agent", agent)):
+                        wanted = NewBudget(scope=scope, subject=subject, limit_usd=1000, period=period)
+                        made_meanwhile.append(await bench.do(lambda tx, w=wanted: budgets.create(tx, bench.caller, w)))
+        finally:
+            done.set()
+
+    await asyncio.gather(*(spend(spender) for spender in spenders), create())
+    query = (
+        "SELECT coalesce(sum((cost_usd * 1e9)::bigint), 0)::bigint FROM costs WHERE tenant_id = $1 "
+        "AND ($2::uuid IS NULL OR agent_id = $2) AND created_at >= $3"
+    )
+    for one in made_meanwhile:
+        subject = None if one.subject is None else ids.decode("agent", one.subject)
+        since = one.period_start or datetime(1, 1, 1, tzinfo=UTC)
+        exact = await bench.database.owner.fetchval(query, bench.caller.tenant_id, subject, since)
+        assert nanos((await bench.get(one.id)).spent_usd) == exact
+
+
+async def test_without_a_limit_nothing_is_written_and_a_free_call_is_always_let_through(bench: Bench) -> None:
+    spender = Spender(execution_id=await started(bench.database, bench.caller), agent_id=AGENTS[0])
+    await bench.budget("agent", AGENTS[1], 0.01)
+    assert await bench.hold(spender, 5.0) == Hold(id=None, granted=5.0)
+    assert await bench.database.owner.fetchval("SELECT count(*) FROM cost_holds") == 0
+    spent = await bench.budget("tenant", None, 0.01)
+    await bench.settle(None, spender, 0.02)
+    assert (await bench.get(spent.id)).status == "exhausted"
+    assert await bench.hold(spender, 0.0) == Hold(id=None, granted=0.0)
+    assert (await bench.settle(None, spender, 0.0)).warnings == []
+    with pytest.raises(DomainError, match="budget"):
+        await bench.hold(spender, 0.000000001)
+
+
+async def test_a_refusal_says_which_budget_and_how_much_is_left(bench: Bench) -> None:
+    run = await started(bench.database, bench.caller)
+    spender = Spender(execution_id=run, agent_id=AGENTS[0], key_id=KEYS[0], workflow_id=WORKFLOWS[0])
+    whole = await bench.budget("tenant", None, 5.0, "month")
+    await bench.settle(None, spender, 4.9988)
+
+    async def refused(wanted: float, **fields: Any) -> str:
+        with pytest.raises(DomainError) as caught:
+            await bench.hold(Spender(execution_id=run, key_id=KEYS[0], agent_id=AGENTS[0], **fields), wanted)
+        assert caught.value.code == "budget_exceeded"
+        return caught.value.detail
+
+    said = "The tenant's budget of $5.00 per month has $0.0012 left; this call needs up to $0.0100."
+    assert await refused(0.01) == said
+    # What is needed less than the rest is granted in part.
+    hold = await bench.hold(spender, 0.01, 0.001)
+    assert hold.granted == 0.0012
+    assert (await bench.get(whole.id)).remaining_usd == 0
+    await bench.settle(hold.id, spender, 0.0)
+    await bench.do(lambda tx: budgets.patch(tx, whole.id, PatchBudget(enabled=False)))
+    await bench.budget("key", KEYS[0], 0.5, "day")
+    assert await refused(1.5) == "The API key's budget of $0.5000 per day has $0.5000 left; this call needs up to $1.50."
+    await bench.budget("agent", AGENTS[0], 0.000001234)
+    said = "The agent's budget of $0.000001234 in total has $0.000001234 left; this call needs up to $0.000002000."
+    assert await refused(0.000002) == said
+    await bench.settle(None, spender, 0.1)
+    assert "has $0.00 left" in await refused(0.000002)
+    assert await refused(0.1, cost_limit=3.0) == (
+        "The run's cost limit of $3.00 has $0.00 left; this call needs up to $0.1000."
+    )
+
+
+async def test_a_warning_comes_once_in_a_period_and_anew_after_the_limit_was_raised(bench: Bench) -> None:
+    run = await started(bench.database, bench.caller)
+    spender = Spender(execution_id=run, cost_limit=10.0)
+    budget = await bench.budget("tenant", None, 1.0, "day")
+
+    async def warned(cost: float) -> list[str]:
+        return [one.message for one in (await bench.settle(None, spender, cost)).warnings]
+
+    assert await warned(0.79) == []
+    assert await warned(0.02) == ["The tenant's budget of $1.00 per day is spent to 81 %: $0.8100."]
+    found = await bench.get(budget.id)
+    assert (found.status, found.warned_at) == ("warned", NOW)
+    assert await warned(0.1) == []
+    # Two hours on it is tomorrow.
+    bench.clock[0] = NOW + timedelta(hours=2)
+    found = await bench.get(budget.id)
+    assert (found.status, found.warned_at, found.spent_usd) == ("ok", None, 0)
+    assert await warned(0.5) == []
+    assert await warned(0.5) == ["The tenant's budget of $1.00 per day is spent to 100 %: $1.00."]
+    assert (await bench.get(budget.id)).status == "exhausted"
+    patched = await bench.do(lambda tx: budgets.patch(tx, budget.id, PatchBudget(limit_usd=2.0)))
+    assert (patched.status, patched.warned_at) == ("ok", None)
+    assert len(await warned(0.7)) == 1
+    # The run's own limit: 2.61 of 10 dollars so far.
+    await bench.do(lambda tx: budgets.delete(tx, budget.id))
+    assert await warned(5.38) == []
+    assert await warned(0.01) == ["The run's cost limit of $10.00 is spent to 80 %: $8.00."]
+    assert await warned(1.0) == []
+
+
+async def test_each_warning_comes_once_from_many_at_once(bench: Bench) -> None:
+    run = await started(bench.database, bench.caller)
+    spender = Spender(execution_id=run, cost_limit=0.5)
+    await bench.budget("tenant", None, 0.5)
+    settled = await asyncio.gather(*(bench.settle(None, spender, 0.01) for _ in range(50)))
+    scopes = sorted(one.scope for each in settled for one in each.warnings)
+    assert scopes == ["run", "tenant"]
+    assert await bench.total_cost(run) == 0.5
+
+
+async def test_a_killed_worker_s_hold_lapses_and_is_settled_all_the_same(bench: Bench) -> None:
+    run = await started(bench.database, bench.caller)
+    spender = Spender(execution_id=run, cost_limit=1.0)
+    budget = await bench.budget("tenant", None, 1.0)
+    lost = await bench.hold(spender, 0.9, seconds=30)
+    with pytest.raises(DomainError, match=r"\$0\.1000 left"):
+        await bench.hold(spender, 0.2)
+    bench.clock[0] += timedelta(seconds=30)
+    assert (await bench.get(budget.id)).held_usd == 0
+    other = await bench.hold(spender, 0.2)
+    # Swept by the next one.
+    assert await bench.database.owner.fetchval("SELECT count(*) FROM cost_holds") == 1
+    # The run was cancelled meanwhile; the money is gone anyway.
+    await bench.database.owner.execute("UPDATE executions SET status = 'cancelled'")
+    await bench.settle(lost.id, spender, 0.9)
+    await bench.settle(other.id, spender, 0.15)
+    found = await bench.get(budget.id)
+    assert (found.spent_usd, found.held_usd, found.remaining_usd, found.status) == (1.05, 0, 0, "exhausted")
+    assert await bench.total_cost(run) == 1.05
+
+
+async def test_a_clock_that_is_behind_counts_in_the_newer_period(bench: Bench) -> None:
+    budget = await bench.budget("tenant", None, 1.0, "day")
+    bench.clock[0] = NOW + timedelta(hours=2)
+    await bench.settle(None, Spender(), 0.5)
+    bench.clock[0] = NOW
+    await bench.settle(None, Spender(), 0.25)
+    bench.clock[0] = NOW + timedelta(hours=2)
+    assert (await bench.get(budget.id)).spent_usd == 0.75
+
+
+@settings(max_examples=300, deadline=None)
+@given(at=st.datetimes(datetime(2001, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)))
+def test_periods_begin_where_calendars_say(at: datetime) -> None:
+    day, week, month = (began(period, at) for period in ("day", "week", "month"))
+    assert day <= at < day + timedelta(days=1)
+    assert week <= at < week + timedelta(days=7)
+    assert (week.weekday(), month.day, month.month) == (0, 1, at.month)
+
+
+async def test_postgres_begins_periods_where_we_do(bench: Bench) -> None:
+    dice = random.Random(3)
+    times = [NOW + timedelta(seconds=dice.uniform(-2e9, 2e9)) for _ in range(300)]
+    times += [datetime(2028, 1, 1, tzinfo=UTC), datetime(2028, 2, 29, 23, 59, 59, 999999, tzinfo=UTC)]
+    for period in ("day", "week", "month", "total"):
+        query = "SELECT budget_began($1, t) FROM unnest($2::timestamptz[]) WITH ORDINALITY AS u(t, n) ORDER BY n"
+        found = await bench.database.owner.fetch(query, period, times)
+        assert [record[0] for record in found] == [began(period, at) for at in times]
+
+
+@given(amount=st.integers(0, 10**13))
+def test_sentences_round_to_the_safe_side(amount: int) -> None:
+    down, up = (float(dollars(amount, up).removeprefix("$")) for up in (False, True))
+    assert nanos(down) <= amount <= nanos(up)
+
+
+# The API.
+
+
+async def test_budgets_over_http(acme: Tenant) -> None:
+    key_id = (await acme.http.post("/api-keys", json={"name": "the only"})).json()["id"]
+    agent = await acme.agent("coder")
+    wanted = {"scope": "agent", "subject": "coder", "limit_usd": 12.5, "period": "week"}
+    answer = await acme.http.post("/budgets", json=wanted)
+    assert answer.status_code == 201, answer.text
+    budget = answer.json()
+    today = datetime.now(UTC).date()
+    monday = datetime.fromisoformat(budget["period_start"])
+    assert (monday.date(), monday.weekday()) == (today - timedelta(days=today.weekday()), 0)
+    assert budget | wanted | {"subject": agent["id"]} == budget
+    shown = ("spent_usd", "held_usd", "remaining_usd", "status", "warned_at", "enabled")
+    assert [budget[name] for name in shown] == [0, 0, 12.5, "ok", None, True]
+    for subject in (key_id, "the only"):
+        answer = await acme.http.post("/budgets", json=wanted | {"scope": "key", "subject": subject, "period": "total"})
+        assert (answer.json()["subject"], answer.json()["period_start"]) == (key_id, None)
+    listed = (await acme.http.get("/budgets?limit=2")).json()
+    assert (listed["total"], listed["has_more"], len(listed["items"])) == (3, True, 2)
+    path = f"/budgets/{budget['id']}"
+    patched = (await acme.http.patch(path, json={"limit_usd": 3, "enabled": False})).json()
+    assert (patched["limit_usd"], patched["remaining_usd"], patched["enabled"]) == (3, 3, False)
+    assert (await acme.http.get(path)).json() == patched
+    assert (await acme.http.delete(path)).status_code == 204
+    for method in ("GET", "PATCH", "DELETE"):
+        assert (await acme.http.request(method, path, json={} if method == "PATCH" else None)).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"limit_usd": 0}, "limit_usd"),
+        ({"limit_usd": -1}, "limit_usd"),
+        ({"limit_usd": 1e-10}, "limit_usd"),
+        ({"limit_usd": 1e10}, "limit_usd"),
+        ({"period": "year"}, "period"),
+        ({"scope": "run"}, "scope"),
+        ({"subject": "x"}, "subject"),
+        ({"scope": "agent"}, "subject"),
+        ({"scope": "agent", "subject": "nobody"}, "subject"),
+        ({"scope": "key", "subject": "nobody"}, "subject"),
+        ({"scope": "workflow", "subject": "nobody"}, "subject"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+async def test_what_is_wrong_with_a_budget_is_named(acme: Tenant, change: dict[str, Any], field: str) -> None:
+    answer = await acme.http.post("/budgets", json={"scope": "tenant", "limit_usd": 1, "period": "day", **change})
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["errors"][0]["field"] == field
+
+
+async def test_a_name_of_two_keys_is_not_enough(acme: Tenant) -> None:
+    for _ in range(2):
+        await acme.key(name="twin")
+    wanted = {"scope": "key", "subject": "twin", "limit_usd": 1, "period": "day"}
+    answer = await acme.http.post("/budgets", json=wanted)
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "subject")
+
+
+async def test_budgets_of_others_and_scopes(acme: Tenant, rival: Tenant) -> None:
+    wanted = {"scope": "agent", "subject": (await acme.agent())["id"], "limit_usd": 1, "period": "day"}
+    assert (await rival.http.post("/budgets", json=wanted)).status_code == 422
+    async with acme.with_key(await acme.key(scopes=["read:costs"])) as reader:
+        assert (await reader.get("/budgets")).status_code == 200
+        assert (await reader.post("/budgets", json=wanted)).status_code == 403
+    async with acme.with_key(await acme.key(scopes=["write:costs"])) as writer:
+        made_of_it = await writer.post("/budgets", json=wanted, headers={"Idempotency-Key": "once"})
+        again = await writer.post("/budgets", json=wanted, headers={"Idempotency-Key": "once"})
+        assert made_of_it.status_code == 201
+        assert again.json() == made_of_it.json()
+    assert (await rival.http.get("/budgets")).json()["items"] == []

@@ -1,0 +1,90 @@
+"""Runs executions of model agents, and tool calls by themselves: they wait for others more than they work."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from domain.costs import Spender
+from domain.executions import Execution
+from domain.ports import Clock, Llm, Outcome, Prices
+from workers.calls import ModelCalls
+from workers.leases import Holder, persist
+from workers.loop import Loop
+from workers.runs import Runs
+from workers.scribe import Scribe
+from workers.tools import Toolbox, Workshop
+from workers.workspaces import Workspace
+
+
+class Phone(msgspec.Struct, frozen=True, kw_only=True):
+    """What it takes to call models, in one worker process."""
+
+    shop: Workshop
+    llm: Llm
+    prices: Prices
+
+    def calls(self, execution: Execution, agent_name: str | None) -> ModelCalls:
+        """The model calls of one run."""
+        spender = Spender(
+            execution_id=execution.id,
+            agent_id=execution.agent_id,
+            agent_name=agent_name,
+            key_id=execution.key_id,
+            workflow_id=execution.workflow_id,
+            user_id=execution.user_id,
+            cost_limit=execution.cost_limit,
+        )
+        return ModelCalls(self.shop.store, self.llm, self.prices, self.shop.keyring, execution, spender)
+
+
+class LlmRunner(Runs):
+    """The lane of model agents of one worker process."""
+
+    def __init__(
+        self, name: str, phone: Phone, scribe: Scribe, holder: Holder, clock: Clock, most: int | None = None
+    ) -> None:
+        super().__init__(name, phone.shop.store, holder, "llm", most)
+        self._phone, self._scribe, self._clock = phone, scribe, clock
+
+    async def work(self, execution: Execution, log: Any) -> str | None:
+        """Run to an end, or to where somebody has to decide."""
+        try:
+            outcome = await self._outcome(execution)
+            if outcome is None:
+                log.info("waits for an approval")
+                return None
+            await self._scribe.flush(execution)
+            settled = outcome
+            await persist(lambda: self.end(execution, settled, []))
+            return settled.error_type
+        finally:
+            self._scribe.forget(execution)
+
+    async def _outcome(self, execution: Execution) -> Outcome | None:
+        try:
+            # Of this stretch of work: what it waited for an approval does not count.
+            async with asyncio.timeout(execution.timeout):
+                return await self._tool(execution) if execution.kind == "tool" else await self._agent(execution)
+        except TimeoutError:
+            told = f"The agent took longer than {execution.timeout} s."
+            return Outcome(error_type="timeout", error_message=told)
+
+    async def _agent(self, execution: Execution) -> Outcome | None:
+        async with self._store.begin_for(execution.tenant_id) as tx:
+            agent = await tx.executions.spec(execution.id)
+        if agent is None:
+            raise RuntimeError("an execution of a model agent without its agent")
+        return await self._loop(execution, execution.id, agent.name).work(agent)
+
+    async def _tool(self, execution: Execution) -> Outcome:
+        given = execution.input_data
+        loop = self._loop(execution, given.get("execution_id", execution.id), None)
+        return await loop.tool(given["tool"], given["args"])
+
+    def _loop(self, execution: Execution, workspace_id: str, agent_name: str | None) -> Loop:
+        shop = self._phone.shop
+        workspace = Workspace(self._store, shop.blobs, execution.tenant_id, workspace_id)
+        toolbox = Toolbox(shop, execution.tenant_id, workspace, execution.mode or "safe")
+        calls = self._phone.calls(execution, agent_name)
+        return Loop(self._store, self._scribe, calls, toolbox, execution, self._clock)

@@ -1,0 +1,397 @@
+"""The loop of a model agent: ask the model, make the tool calls of its answer, ask again, until it calls none.
+
+Whatever is finished is a step on record, so that another attempt goes on where this one ended: answers are not asked
+for again, and a tool call with effects is made at most once.
+"""
+
+import contextlib
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+
+from domain import agents, steps
+from domain.agents import Agent
+from domain.chat import Message, ModelError, Options, Reply, Target, Text, Thought, ToolCall, ToolFailed, ToolSpec
+from domain.errors import DomainError
+from domain.events import Event
+from domain.executions import Execution, depth
+from domain.executions.schema import MAX_DEPTH
+from domain.ports import Clock, Outcome, Store, Tx
+from domain.steps import Step
+from workers.calls import ModelCalls
+from workers.leases import persist
+from workers.scribe import Scribe
+from workers.tools import SHOWN, Bound, Done, Toolbox
+
+STEPS: Final = 20
+# How many agents may be at work for one another: the one that was asked, one that it asked, and one more.
+DELEGATIONS: Final = 2
+DELEGATE: Final = ToolSpec(
+    name="delegate",
+    description="Ask another agent of this team to do a task, and get its answer.",
+    parameters={
+        "type": "object",
+        "properties": {
+            "agent": {"type": "string", "description": "The other agent's name."},
+            "task": {"type": "string", "description": "What it shall do, with all that it needs to know."},
+        },
+        "required": ["agent", "task"],
+        "additionalProperties": False,
+    },
+)
+_PLACE: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+class Parked(Exception):
+    """Tool calls wait for somebody's decision."""
+
+
+class Failed(Exception):
+    """The run ends with an error of its own."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.outcome = Outcome(error_type=kind, error_message=message)
+
+
+class Loop:
+    """One attempt at an execution of a model agent."""
+
+    def __init__(
+        self, store: Store, scribe: Scribe, calls: ModelCalls, tools: Toolbox, execution: Execution, clock: Clock
+    ) -> None:
+        self._store, self._scribe, self._calls, self._tools = store, scribe, calls, tools
+        self._execution, self._clock = execution, clock
+        self._steps: dict[str, Step] = {}
+
+    async def work(self, agent: Agent) -> Outcome | None:
+        """Work on the task of the execution. None if it is parked. Errors: `LostLease`."""
+        await self._recall()
+        try:
+            content = await self._answer(agent, _messages(agent, self._execution.input_data), "", 0)
+        except Parked:
+            await self._park()
+            return None
+        except Failed as failed:
+            return failed.outcome
+        except ModelError as error:
+            return Outcome(error_type=error.kind, error_message=error.message)
+        except DomainError as error:
+            if error.code != "budget_exceeded":
+                raise
+            return Outcome(error_type=error.code, error_message=error.detail)
+        return Outcome(output=msgspec.json.encode({"content": content}))
+
+    async def tool(self, name: str, args: dict[str, Any]) -> Outcome:
+        """Make the one call of an execution that is a tool call. Errors: `LostLease`."""
+        await self._recall()
+        problems: list[str] = []
+        bound = await self._tools.bound([name], problems.append)
+        if len(bound) != 1:
+            told = problems[0] if problems else f"The server {name!r} has several tools; name one of them."
+            return Outcome(error_type="tool_failed", error_message=told)
+        called = ToolCall(id="call_1", name=next(iter(bound)), arguments=msgspec.json.encode(args).decode())
+        answer = await self._call("1", called, bound) or {"error": "waits for an approval."}
+        if "error" in answer:
+            return Outcome(error_type="tool_failed", error_message=str(answer["error"]))
+        return Outcome(output=msgspec.json.encode(answer["result"]))
+
+    async def _recall(self) -> None:
+        async with self._store.begin_for(self._execution.tenant_id) as tx:
+            self._steps = {step.path: step for step in await tx.steps.of(self._execution.id)}
+        done = sum(step.status == "finished" for step in self._steps.values())
+        if done:
+            self._tell("log", level="INFO", stream="paddock", message=f"Goes on after {done} finished steps.")
+
+    async def _park(self) -> None:
+        await self._scribe.flush(self._execution)
+        waiting = [step for step in self._steps.values() if step.status == "waiting"]
+
+        async def write() -> None:
+            async with self._store.begin_for(self._execution.tenant_id) as tx:
+                await steps.park(tx, self._execution, waiting)
+
+        await persist(write)
+
+    async def _answer(self, agent: Agent, messages: list[Message], prefix: str, deep: int) -> str:
+        bound = await self._tools.bound(agent.tools, self._warn) if agent.tools else {}
+        specs = [one.spec for one in bound.values()]
+        if agent.allow_delegation and deep < DELEGATIONS:
+            specs = [*(spec for spec in specs if spec.name != DELEGATE.name), DELEGATE]
+        for number in range(1, (agent.max_steps or STEPS) + 1):
+            path = f"{prefix}{number}"
+            message = await self._ask(path, agent, tuple(messages), tuple(specs))
+            if not message.tool_calls:
+                return message.content
+            answers = [
+                await self._called(f"{path}.{place}", call, bound, agent, deep)
+                for place, call in enumerate(message.tool_calls)
+            ]
+            if None in answers:
+                raise Parked
+            messages.append(message)
+            messages += [_result(call, answer) for call, answer in zip(message.tool_calls, answers, strict=True)]
+        told = f"The model called tools {agent.max_steps or STEPS} times without coming to an answer (max_steps)."
+        raise Failed("too_many_steps", told)
+
+    # one call of the model
+
+    async def _ask(
+        self, path: str, agent: Agent, messages: tuple[Message, ...], specs: tuple[ToolSpec, ...]
+    ) -> Message:
+        known = self._steps.get(path)
+        if known is not None and known.status == "finished":
+            return msgspec.convert(known.output["message"], Message)
+        primary = await self._first_that_works(path, agent, messages, specs)
+        if primary.finish == "length" and not primary.message.tool_calls:
+            self._warn("The answer was cut at the most tokens it may have.", step=path)
+        if primary.finish == "content_filter" and not primary.message.content:
+            raise Failed("refused", "The provider's filter withheld the answer.")
+        return primary.message
+
+    async def _first_that_works(
+        self, path: str, agent: Agent, messages: tuple[Message, ...], specs: tuple[ToolSpec, ...]
+    ) -> Reply:
+        try:
+            target = await self._calls.target(agent.model or "", agent.provider)
+            return await self._streamed(path, agent, target, messages, specs)
+        except ModelError as error:
+            if agent.fallback_model is None or error.kind == "not_allowed":
+                raise
+            told = f"The model {agent.model!r} did not answer ({error.message}); {agent.fallback_model!r} is asked."
+            self._warn(told, step=path, discards=path)
+        return await self._streamed(path, agent, await self._calls.target(agent.fallback_model), messages, specs)
+
+    async def _streamed(
+        self, path: str, agent: Agent, target: Target, messages: tuple[Message, ...], specs: tuple[ToolSpec, ...]
+    ) -> Reply:
+        begun = self._clock()
+        if agent.verbose:
+            told = f"Step {path}: asks {target.name} with {len(messages)} messages and {len(specs)} tools.\n"
+            self._tell("log", level="DEBUG", stream="paddock", message=(told + _transcript(messages))[:SHOWN])
+
+        async def also(tx: Tx, reply: Reply) -> None:
+            output = {"message": reply.message, "finish": reply.finish, "usage": reply.usage}
+            step = self._step(path, "model", target.name, "finished", begun, output=msgspec.to_builtins(output))
+            await steps.write(tx, step, [])
+            self._steps[path] = step
+
+        def again(error: ModelError, pause: float) -> None:
+            told = f"The model {target.name!r} did not answer: {error.message} It is asked again in {pause:.1f} s."
+            self._warn(told, step=path, discards=path)
+
+        options = Options(temperature=agent.temperature, max_tokens=agent.max_tokens)
+        parts = self._calls.stream(
+            target, messages, specs, options, also, again, lambda: self._scribe.flush(self._execution)
+        )
+        async with contextlib.aclosing(parts):
+            async for part in parts:
+                if isinstance(part, Reply):
+                    return part
+                if isinstance(part, Text | Thought) and part.text:
+                    kind = "token" if isinstance(part, Text) else "thinking"
+                    self._tell(kind, content=part.text, step=path)
+                    await self._scribe.room(self._execution)
+        raise ModelError("cut_off", "The answer ended before it was complete.")
+
+    # tool calls
+
+    async def _called(
+        self, path: str, call: ToolCall, bound: dict[str, Bound], agent: Agent, deep: int
+    ) -> dict[str, Any] | None:
+        """What a tool call came to; None if it waits for a decision."""
+        if call.name == DELEGATE.name and agent.allow_delegation and deep < DELEGATIONS:
+            return await self._delegated(path, call, deep)
+        return await self._call(path, call, bound)
+
+    async def _call(self, path: str, call: ToolCall, bound: dict[str, Bound]) -> dict[str, Any] | None:
+        known, tool = self._steps.get(path), bound.get(call.name)
+        if known is not None and known.status == "finished":
+            return dict(known.output)
+        begun = self._clock() if known is None else known.started_at
+        if tool is None:
+            there = ", ".join(bound) or "none"
+            return await self._finished(
+                path, call, begun, {"error": f"there is no tool {call.name!r}; there are: {there}."}
+            )
+        if known is not None and known.status == "rejected":
+            told = "The call was rejected." + (f" {known.reason}" if known.reason else "")
+            return await self._finished(path, call, begun, {"error": told, "rejected": True})
+        if known is not None and known.status == "started" and tool.effects:
+            told = "The worker was lost during this call. Whether it took effect is not known; it is not made again."
+            return await self._finished(path, call, begun, {"error": told})
+        if tool.effects and self._execution.mode == "safe" and (known is None or known.status == "waiting"):
+            if known is None:
+                await self._begun(path, call, "waiting")
+            return None
+        if tool.effects or known is None:
+            await self._begun(path, call, "started", told=known is None)
+        try:
+            done = await self._tools.call(tool, call.arguments)
+        except ToolFailed as error:
+            return await self._finished(path, call, begun, {"error": str(error)})
+        return await self._finished(path, call, begun, {"result": _kept(done.result)}, done)
+
+    async def _delegated(self, path: str, call: ToolCall, deep: int) -> dict[str, Any] | None:
+        """Have another agent do a task, in steps of its own below this one."""
+        known = self._steps.get(path)
+        if known is not None and known.status == "finished":
+            return dict(known.output)
+        begun = self._clock() if known is None else known.started_at
+        try:
+            args = msgspec.json.decode(call.arguments or "{}", type=_Delegation)
+            if known is None:
+                other = await self._other(args.agent)
+                # As it is now: another attempt shall meet the same agent.
+                await self._begun(path, call, "started", given={"agent": msgspec.to_builtins(other), "task": args.task})
+            else:
+                other = msgspec.convert(known.input["agent"], Agent)
+        except (msgspec.MsgspecError, ToolFailed) as error:
+            return await self._finished(path, call, begun, {"error": str(error)})
+        answer = await self._answer(other, _messages(other, {"task": args.task}), f"{path}/", deep + 1)
+        return await self._finished(path, call, begun, {"result": {"content": answer}})
+
+    async def _other(self, name: str) -> Agent:
+        async with self._store.begin_for(self._execution.tenant_id) as tx:
+            found = await tx.agents.find(name)
+            if (
+                found is None
+                or found.kind != "llm"
+                or found.status == "archived"
+                or found.id == self._execution.agent_id
+            ):
+                raise ToolFailed(f"there is no other model agent {name!r} to ask.")
+            other = await agents.resolved(tx, found)
+        if other.model is None:
+            raise ToolFailed(f"the agent {name!r} has no model.")
+        return other
+
+    async def _begun(
+        self, path: str, call: ToolCall, status: steps.StepStatus, told: bool = True, given: Any = None
+    ) -> None:
+        """Note that a call is about to be made, or waits, before anything of it happens."""
+        args = _shown(call.arguments)
+        event = Event(
+            type="tool_call",
+            data={"tool": call.name, "args": args, "call_id": call.id, "step": path},
+            at=self._clock(),
+        )
+        known = self._steps.get(path)
+        begun = self._clock() if known is None else known.started_at
+        step = self._step(
+            path, "tool", call.name, status, begun, call_id=call.id, input=args if given is None else given
+        )
+        await self._write(step, [event] if told else [])
+
+    async def _finished(
+        self, path: str, call: ToolCall, begun: Any, answer: dict[str, Any], done: Done | None = None
+    ) -> dict[str, Any]:
+        event = Event(
+            type="tool_result",
+            data={"tool": call.name, "call_id": call.id, "step": path, **answer},
+            at=self._clock(),
+        )
+        known = self._steps.get(path)
+        given = _shown(call.arguments) if known is None else known.input
+        step = self._step(path, "tool", call.name, "finished", begun, call_id=call.id, input=given, output=answer)
+        await self._write(step, [event], None if done is None else done.commit)
+        return answer
+
+    # what is written
+
+    def _step(self, path: str, kind: Any, name: str, status: steps.StepStatus, begun: Any, **more: Any) -> Step:
+        return Step(
+            execution_id=self._execution.id,
+            path=path,
+            kind=kind,
+            name=name,
+            status=status,
+            attempt=self._execution.attempt,
+            started_at=begun,
+            finished_at=self._clock() if status == "finished" else None,
+            **more,
+        )
+
+    async def _write(
+        self, step: Step, told: list[Event], commit: Callable[[Tx], Awaitable[None]] | None = None
+    ) -> None:
+        await self._scribe.flush(self._execution)
+
+        async def write() -> None:
+            async with self._store.begin_for(self._execution.tenant_id) as tx:
+                await steps.write(tx, step, told)
+                if commit is not None:
+                    await commit(tx)
+
+        await persist(write)
+        self._steps[step.path] = step
+
+    def _tell(self, kind: str, **data: Any) -> None:
+        self._scribe.tell(self._execution, kind, **data)
+
+    def _warn(self, message: str, **more: Any) -> None:
+        self._tell("warning", message=message, **more)
+
+
+class _Delegation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What `delegate` takes."""
+
+    agent: str
+    task: str
+
+
+def _messages(agent: Agent, given: Any) -> list[Message]:
+    """What an agent is told first: who it is, and its task with the inputs."""
+    inputs = dict(given) if isinstance(given, dict) else {}
+
+    def filled(text: str) -> str:
+        return _PLACE.sub(lambda found: _worded(inputs[found[1]]) if found[1] in inputs else found[0], text)
+
+    told = [
+        f"You are {agent.role}." if agent.role else "",
+        agent.backstory or "",
+        f"Your goal: {agent.goal}" if agent.goal else "",
+        agent.instructions or "",
+    ]
+    system = filled("\n\n".join(part for part in told if part))
+    task = inputs.pop("task", None)
+    asked = filled(_worded(task)) if task is not None else ""
+    if inputs:
+        asked += ("\n\n" if asked else "") + "Inputs:\n" + msgspec.json.format(msgspec.json.encode(inputs)).decode()
+    return [*([Message(role="system", content=system)] if system else []), Message(role="user", content=asked)]
+
+
+def _worded(value: Any) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def _result(call: ToolCall, answer: dict[str, Any] | None) -> Message:
+    told = {} if answer is None else answer
+    shown = {"error": told["error"]} if "error" in told else told.get("result")
+    text = msgspec.json.encode(shown).decode()
+    if len(text) > SHOWN:
+        text = text[:SHOWN] + " … (cut)"
+    return Message(role="tool", content=text, tool_call_id=call.id, name=call.name)
+
+
+def _kept(result: dict[str, Any]) -> dict[str, Any]:
+    """A result as it goes on record: one that is too large or too deep is shown as the beginning of its text."""
+    text = msgspec.json.encode(result).decode()
+    if len(text) > 4 * SHOWN or depth(result) > MAX_DEPTH:
+        return {"text": text[:SHOWN], "truncated": True}
+    return result
+
+
+def _shown(arguments: str) -> Any:
+    """Arguments as people read them: JSON if they are, and not too much."""
+    try:
+        value = msgspec.json.decode(arguments or "{}")
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return arguments[:SHOWN]
+    return value if len(arguments) <= 4 * SHOWN and depth(value) <= MAX_DEPTH else arguments[:SHOWN]
+
+
+def _transcript(messages: tuple[Message, ...]) -> str:
+    return "\n".join(f"[{message.role}] {message.content}" for message in messages)

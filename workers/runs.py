@@ -1,0 +1,71 @@
+"""What running executions comes to in every lane: claim them, hold them while they are worked on, settle them together."""
+
+from typing import Any, Final
+
+import structlog
+
+from domain import executions
+from domain.events import Event
+from domain.executions import Ended, Execution, RunLane
+from domain.leases import LostLease
+from domain.ports import Outcome, Store
+from infra.batches import Batches
+from workers.leases import Holder
+
+_log: Final = structlog.get_logger("paddock.executions")
+
+
+class Runs:
+    """The executions of one lane that this process holds. `most` bounds what a tenant may have running."""
+
+    def __init__(self, name: str, store: Store, holder: Holder, lane: RunLane, most: int | None = None) -> None:
+        self._name, self._store, self._holder, self._lane, self._most = name, store, holder, lane, most
+        self._endings = Batches(self._settle)
+        # Whether executions may have waited when the last one was settled.
+        self.waiting = True
+
+    def at_hand(self) -> frozenset[str]:
+        """The versions that lie ready on this machine."""
+        return frozenset()
+
+    async def work(self, execution: Execution, log: Any) -> str | None:
+        """Work on a claimed execution, settle it by `end`, and return the error that it was settled with."""
+        raise NotImplementedError
+
+    async def claim(self, slots: int) -> list[Execution]:
+        """Claim up to `slots` executions, of whichever tenants are next."""
+        async with self._store.begin_single() as tx:
+            return await executions.claim(
+                tx, self._name, self._holder.lease, slots, self.at_hand(), self._most, self._lane
+            )
+
+    async def __call__(self, execution: Execution) -> None:
+        """Run a claimed execution to its end."""
+        log = _log.bind(execution_id=execution.id, attempt=execution.attempt)
+        log.info("run started", agent_id=execution.agent_id, version_id=execution.agent_version_id)
+        settled = await self._holder.attend(
+            log,
+            execution.id,
+            execution.attempt,
+            self.work(execution, log),
+            lambda: self.give_back(execution),
+            lambda told: self.end(execution, Outcome(error_type="internal_error", error_message=told), []),
+        )
+        # Whoever ended it instead may have made room for one that waits.
+        self.waiting = self.waiting or not settled
+
+    async def give_back(self, execution: Execution) -> None:
+        """Hand a claimed execution back to the queue."""
+        async with self._store.begin_for(execution.tenant_id) as tx:
+            await executions.give_back(tx, execution)
+
+    async def end(self, execution: Execution, outcome: Outcome, rest: list[Event]) -> None:
+        """Settle. Errors: `LostLease`."""
+        if not await self._endings.add(Ended(execution=execution, outcome=outcome, written=rest)):
+            raise LostLease(execution.id)
+
+    async def _settle(self, ended: list[Ended]) -> list[bool]:
+        async with self._store.begin_single() as tx:
+            settled = await executions.finish(tx, ended)
+        self.waiting = settled.waiting
+        return [(one.execution.id, one.execution.attempt) in settled.held for one in ended]
