@@ -33,6 +33,7 @@ _KNOWN: Final[tuple[tuple[re.Pattern[str], Provider], ...]] = (
 # What a call is made of besides parameters: set for each call, not for a model.
 _NO_PARAMETERS: Final = frozenset(
     {"model", "messages", "system", "input", "stream", "stream_options", "tools", "tool_choice", "functions", "n"}
+    | {"timeout", "extra_headers", "extra_query"}
 )
 _SECRETS: Final = re.compile(r"(?i)(api_?key|authorization|password|secret|(access|auth|bearer)_token)")
 _NUMBERS: Final = {
@@ -160,15 +161,26 @@ def _wrong(name: str, value: Any) -> str | None:
         return "looks like a secret; keep it under /provider-keys and name it in api_key_name."
     if name in _NUMBERS and not (is_number and _NUMBERS[name][0] <= value <= _NUMBERS[name][1]):
         return f"must be a number from {_NUMBERS[name][0]} to {_NUMBERS[name][1]}."
-    if name == "max_tokens" and not (type(value) is int and 1 <= value <= 10_000_000):
+    if name in ("max_tokens", "max_completion_tokens", "top_k") and not (
+        type(value) is int and 1 <= value <= 10_000_000
+    ):
         return "must be a whole number from 1 to 10000000."
     if name == "seed" and not (type(value) is int and abs(value) < 2**63):
         return "must be a whole number."
     if name == "parallel_tool_calls" and not isinstance(value, bool):
         return "must be true or false."
     many = [value] if isinstance(value, str) else value
-    if name == "stop" and not (isinstance(many, list) and all(isinstance(one, str) for one in many)):
+    if name in ("stop", "stop_sequences") and not (
+        isinstance(many, list) and all(isinstance(one, str) for one in many)
+    ):
         return "must be a text or a list of texts."
+    if name == "logit_bias" and not isinstance(value, dict):
+        return "must be an object."
+    if name == "extra_body":
+        # What goes to the provider as it stands. The same must not be said there either.
+        if not isinstance(value, dict):
+            return "must be an object."
+        return next((f"{one!r} {why}" for one, inner in value.items() if (why := _wrong(one, inner))), None)
     return None
 
 

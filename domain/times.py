@@ -25,6 +25,16 @@ def assumed(field: str, at: datetime) -> datetime:
     return utc(field, at if at.tzinfo is not None else at.replace(tzinfo=UTC))
 
 
+def moment(field: str, text: str | None) -> datetime | None:
+    """A date (its first moment) or a time, in UTC unless it says otherwise. Errors: `invalid_field`."""
+    if text is None:
+        return None
+    try:
+        return assumed(field, datetime.fromisoformat(text))
+    except ValueError:
+        raise invalid(field, "must be a date or a time, for example 2030-01-01 or 2030-01-01T00:00:00Z.") from None
+
+
 def recorded(field: str, at: datetime, now: datetime) -> datetime:
     """When a record says it was made, in UTC; without an offset it is UTC.
 

@@ -13,7 +13,8 @@ from infra.embedded.children import free_ports
 from infra.wiring import Parts, wire
 from scripts.up import System
 from tests.clients import Tenant, tenant
-from tests.wire import Wire, wire
+from tests.wire import Wire
+from tests.wire import wire as provided
 
 # Short, so that tests of lost workers do not wait for what production has time for.
 FAST = {
@@ -57,7 +58,7 @@ async def parts(system: System) -> AsyncIterator[Parts]:
 @pytest.fixture(scope="session")
 async def provider() -> AsyncIterator[Wire]:
     """A provider of models on this machine."""
-    async with wire() as one:
+    async with provided() as one:
         yield one
 
 

@@ -91,6 +91,7 @@ class Asked:
     headers: dict[str, str]  # lower case names
     body: dict[str, Any]
     at: float
+    port: int = 0  # the client's
     sent: int = 0  # tokens
     done: float | None = None
     gone: float | None = None
@@ -111,6 +112,11 @@ class Asked:
             if message["role"] == role:
                 return text_of(message.get("content"))
         return ""
+
+
+def port_of(request: web.Request) -> int:
+    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+    return peer[1] if peer else 0
 
 
 def text_of(content: Any) -> str:
@@ -253,7 +259,7 @@ class Wire:
     async def serve(self, request: web.Request) -> web.StreamResponse:
         body = json.loads(await request.read())
         headers = {name.lower(): value for name, value in request.headers.items()}
-        asked = Asked(path=request.path, headers=headers, body=body, at=time.monotonic())
+        asked = Asked(path=request.path, headers=headers, body=body, at=time.monotonic(), port=port_of(request))
         if self._keeps:
             self.requests.append(asked)
             self._changed.set()

@@ -48,14 +48,18 @@ class Refused(Exception):
 
 
 class _Called(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`parsed_arguments`, `index` and `parsed` below are what openai's library notes of an answer, and sends back."""
+
     name: _Word
     arguments: str
+    parsed_arguments: Any = None
 
 
 class _ToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     id: _Word
     function: _Called
     type: Literal["function"] = "function"
+    index: int | None = None
 
 
 class _Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -64,6 +68,7 @@ class _Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     tool_calls: list[_ToolCall] | None = None
     tool_call_id: str | None = None
     name: str | None = None
+    parsed: Any = None
 
 
 class _Function(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -1,9 +1,9 @@
 """Our messages and tools in pydantic-ai's words."""
 
-import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
+import msgspec
 from pydantic_ai.messages import (
     ModelMessage,
     ModelRequest,
@@ -61,7 +61,10 @@ def _request_part(message: Message, tools: dict[str, str]) -> ModelRequestPart:
 def parameters(ask: Ask, model: Model[Any]) -> ModelRequestParameters:
     """Tools and the form of the answer: by the provider's own means where it has them, else asked for in words."""
     tools = [
-        ToolDefinition(name=tool.name, description=tool.description, parameters_json_schema=tool.parameters)
+        # Not strict: a strict tool's schema is rewritten, and an object that may hold anything may then hold nothing.
+        ToolDefinition(
+            name=tool.name, description=tool.description, parameters_json_schema=tool.parameters, strict=False
+        )
         for tool in ask.tools
     ]
     if (schema := ask.options.schema) is None:
@@ -71,8 +74,21 @@ def parameters(ask: Ask, model: Model[Any]) -> ModelRequestParameters:
     return ModelRequestParameters(
         function_tools=tools,
         output_mode="native" if model.profile.get("supports_json_schema_output", False) else "prompted",
-        # A copy: it is rewritten for the provider on the way.
         output_object=OutputObjectDefinition(
-            json_schema=json.loads(json.dumps(schema)), name=name if fits else "answer"
+            json_schema=_copy(schema), name=name if fits else "answer", strict=_strict(schema, model)
         ),
     )
+
+
+def _strict(schema: dict[str, Any], model: Model[Any]) -> bool | None:
+    """None, which is as strict as can be, for a schema that says the same when it is strict; else False."""
+    if (transformer := model.profile.get("json_schema_transformer")) is None:
+        return None
+    walk = transformer(_copy(schema), strict=None)
+    walk.walk()
+    return None if walk.is_strict_compatible else False
+
+
+def _copy(schema: dict[str, Any]) -> dict[str, Any]:
+    """One that may be rewritten."""
+    return cast(dict[str, Any], msgspec.json.decode(msgspec.json.encode(schema)))

@@ -7,7 +7,7 @@ import socket
 import ssl
 import tempfile
 from collections.abc import AsyncIterator
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +166,8 @@ def test_whatever_the_system_reads_as_an_address(low: int, parts: int, forms: li
 
 @given(st.one_of(st.ip_addresses(), st.integers(0, 2**32 - 1).map(IPv4Address)))
 def test_nothing_that_python_calls_private_is_ordinary(address: IPv4Address | IPv6Address):
+    if isinstance(address, IPv6Address) and (address.ipv4_mapped or address in IPv6Network("64:ff9b::/96")):
+        return  # judged by the address inside, which Python's newer versions do and older ones do not
     if not address.is_global or address.is_multicast or address.is_reserved:
         assert danger(address) is not None
 

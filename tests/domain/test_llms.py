@@ -80,6 +80,10 @@ def test_addresses_that_are_taken(url: str) -> None:
         ("messages", [], [[]]),
         ("stream", [], [True]),
         ("api_key", [], ["sk-x"]),
+        ("extra_headers", [], [{"X": "y"}]),
+        ("top_k", [40], [0.5]),
+        ("logit_bias", [{"50256": -100}], ["x"]),
+        ("extra_body", [{"top_k": 3, "any": {}}], ["x", {"model": "dearer"}, {"extra_body": {"stream": True}}]),
         ("reasoning_effort", ["low", {"any": [1]}], []),
     ],
 )

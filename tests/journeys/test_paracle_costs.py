@@ -1,0 +1,181 @@
+"""The costs of seeds/paracle.md, under /api/v1: `costs` is `items` there, as in every list."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from domain import costs, ids
+from domain.chat import Usage
+from domain.costs import Call, Spender
+from infra.postgres.db import connect
+from infra.postgres.store import PostgresStore
+from infra.wiring import Parts
+from scripts.up import System
+from tests.clients import Tenant
+from tests.workers.test_lifecycle import Silent
+
+DAY = timedelta(days=1)
+# What the seed's summary is made of: agent, provider, model, dollars, and how long ago.
+CALLS = [
+    ("coder", "openai", "gpt-4", 25.5, 3 * DAY),
+    ("reviewer", "openai", "gpt-4", 4.5, 2 * DAY),
+    ("reviewer", "anthropic", "claude-3-opus", 7.8, DAY / 2),
+    ("tester", "anthropic", "claude-3-opus", 7.4, DAY / 4),
+    ("tester", "openai", "gpt-4", 100.0, 20 * DAY),
+    ("tester", "openai", "gpt-4", 1000.0, 400 * DAY),
+]
+
+
+def called(provider: str, model: str, cost: float, **fields: Any) -> Call:
+    given = {"estimated": False, "status": "ok", "duration_ms": 850.0, "first_token_ms": 120.0, **fields}
+    usage = Usage(prompt_tokens=100, completion_tokens=50, cached_tokens=20, reasoning_tokens=10)
+    return Call(provider=provider, model=model, model_name=f"our-{model}", usage=usage, cost_usd=cost, **given)
+
+
+@pytest.fixture
+async def clocked(system: System):
+    """A store whose clock is turned by hand."""
+    clock = [datetime.now(UTC)]
+    url = system.settings.database_url.reveal()
+    store = PostgresStore(connect(url, pool_size=2, application="tests"), Silent(), lambda: clock[0])
+    yield store, clock
+    await store.close()
+
+
+@pytest.fixture
+async def spent(clocked: Any, acme: Tenant) -> dict[str, str]:
+    """The calls, and the agents that made them by their names."""
+    store, clock = clocked
+    agents = {name: (await acme.agent(name))["id"] for name in ("coder", "reviewer", "tester")}
+    now = clock[0]
+    for name, provider, model, cost, ago in CALLS:
+        clock[0] = now - ago
+        spender = Spender(agent_id=agents[name], agent_name=name)
+        async with store.begin_for(acme.tenant_id) as tx:
+            await costs.settle(tx, None, spender, called(provider, model, cost))
+    return agents
+
+
+async def test_one_call_of_a_model(parts: Parts, acme: Tenant, home: Tenant) -> None:
+    agent = await acme.agent("coder")
+    execution_id, key_id = ids.new("exec"), ids.new("key")
+    spender = Spender(
+        execution_id=execution_id,
+        agent_id=agent["id"],
+        agent_name="coder",
+        key_id=key_id,
+        user_id=acme.account["id"],
+    )
+    async with parts.store.begin_for(acme.tenant_id) as tx:
+        settled = await costs.settle(tx, None, spender, called("openai", "gpt-4", 0.0045))
+    answer = (await acme.http.get("/costs", params={"agent_id": agent["id"], "limit": 10})).json()
+    assert answer["total_cost"] == 0.0045
+    assert (answer["total"], answer["limit"], answer["offset"], answer["has_more"]) == (1, 10, 0, False)
+    (item,) = answer["items"]
+    assert item["timestamp"] == item["created_at"]
+    assert datetime.now(UTC) - datetime.fromisoformat(item["timestamp"]) < timedelta(minutes=1)
+    assert item | {
+        "id": settled.cost_id,
+        "tenant_id": acme.tenant_id,
+        "user_id": acme.account["id"],
+        "agent_id": agent["id"],
+        "agent_name": "coder",
+        "execution_id": execution_id,
+        "key_id": key_id,
+        "workflow_id": None,
+        "provider": "openai",
+        "model": "gpt-4",
+        "model_name": "our-gpt-4",
+        "prompt_tokens": 100,
+        "completion_tokens": 50,
+        "total_tokens": 150,
+        "cached_tokens": 20,
+        "reasoning_tokens": 10,
+        "cost_usd": 0.0045,
+        "estimated": False,
+        "status": "ok",
+        "error_type": None,
+        "duration_ms": 850.0,
+        "first_token_ms": 120.0,
+    } == item
+    assert (await home.http.get(f"/costs?execution_id={execution_id}")).json()["items"] == []
+
+
+async def test_the_summary_of_the_seed(acme: Tenant, spent: dict[str, str]) -> None:
+    week = (await acme.http.get("/costs/summary?period=week")).json()
+    assert {name: week[name] for name in ("period", "total_cost", "by_agent", "by_provider", "by_model")} == {
+        "period": "week",
+        "total_cost": 45.2,
+        "by_agent": {"coder": 25.5, "reviewer": 12.3, "tester": 7.4},
+        "by_provider": {"openai": 30.0, "anthropic": 15.2},
+        "by_model": {"gpt-4": 30.0, "claude-3-opus": 15.2},
+    }
+    assert [list(week[name])[0] for name in ("by_agent", "by_provider", "by_model")] == ["coder", "openai", "gpt-4"]
+    assert (week["calls"], week["total_tokens"], week["errors"], week["by_status"]) == (4, 600, 0, {"ok": 4})
+    assert abs(week["p50_duration_ms"] - 850) <= 8.5
+    assert (await acme.http.get("/costs/summary")).json() == week
+    for period, total in (("day", 15.2), ("month", 145.2)):
+        assert (await acme.http.get(f"/costs/summary?period={period}")).json()["total_cost"] == total
+    begun = (datetime.now(UTC) - 30 * DAY).isoformat()
+    for asked, total in (({"until": begun}, 1000.0), ({"since": begun}, 145.2), ({"since": "2001-01-01"}, 1145.2)):
+        answer = (await acme.http.get("/costs/summary", params=asked)).json()
+        assert (answer["period"], answer["total_cost"]) == (None, total)
+
+
+async def test_lists_and_their_totals(acme: Tenant, spent: dict[str, str], clocked: Any) -> None:
+    store, clock = clocked
+    clock[0] = datetime.now(UTC)
+    execution_id = ids.new("exec")
+    async with store.begin_for(acme.tenant_id) as tx:
+        failed = called("openai", "gpt-4", 0.25, status="error", error_type="cut_off", estimated=True)
+        await costs.settle(tx, None, Spender(execution_id=execution_id), failed)
+
+    async def asked(**parameters: Any) -> tuple[int, float]:
+        answer = await acme.http.get("/costs", params=parameters)
+        assert answer.status_code == 200, answer.text
+        found = answer.json()
+        assert len(found["items"]) == min(found["total"], parameters.get("limit", 100))
+        return found["total"], found["total_cost"]
+
+    assert await asked() == (7, 1145.45)
+    # All that match are counted, however few are shown.
+    assert await asked(limit=2) == (7, 1145.45)
+    assert await asked(limit=2, page=2) == (7, 1145.45)
+    assert await asked(limit=1, agent_id="reviewer") == (2, 12.3)
+    assert await asked(agent_id=spent["reviewer"]) == (2, 12.3)
+    assert await asked(agent_id="nobody") == (0, 0)
+    assert await asked(provider="anthropic") == (2, 15.2)
+    assert await asked(model="gpt-4", limit=1) == (5, 1130.25)
+    assert await asked(model_name="our-gpt-4") == (5, 1130.25)
+    assert await asked(status="error") == (1, 0.25)
+    assert await asked(execution_id=execution_id) == (1, 0.25)
+    assert await asked(execution_id="nonsense") == (0, 0)
+    assert await asked(since=(datetime.now(UTC) - DAY).isoformat()) == (3, 15.45)
+    assert await asked(since=f"{datetime.now(UTC) - 30 * DAY:%Y-%m-%d}", limit=1) == (6, 145.45)
+    assert await asked(until=(datetime.now(UTC) - 30 * DAY).isoformat()) == (1, 1000.0)
+    times = [item["created_at"] for item in (await acme.http.get("/costs")).json()["items"]]
+    assert times == sorted(times, reverse=True)
+    # A deleted agent is known by its name.
+    await acme.http.delete("/agents/reviewer")
+    assert await asked(agent_id="reviewer") == (2, 12.3)
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/costs?status=lost", "status"),
+        ("/costs?since=yesterday", "since"),
+        ("/costs?since=2026-01-02&until=2026-01-01", "until"),
+        ("/costs?colour=red", "colour"),
+        ("/costs?limit=0", "limit"),
+        ("/costs?model=%00", "model"),
+        ("/costs/summary?period=year", "period"),
+        ("/costs/summary?period=day&since=2026-01-01", "period"),
+        ("/costs/summary?until=never", "until"),
+    ],
+)
+async def test_what_is_wrong_with_a_question_is_named(acme: Tenant, path: str, field: str) -> None:
+    answer = await acme.http.get(path)
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["errors"][0]["field"] == field

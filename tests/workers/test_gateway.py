@@ -1,0 +1,600 @@
+"""The gateway's wire, its limits and what it keeps to itself: asked by the real client library, and by sockets by hand."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any
+
+import openai
+import pytest
+from openai.types.chat import ChatCompletionMessage
+from pydantic import BaseModel
+
+from domain.chat import CallPart, Message, ModelError, Options, Part, Reply, Text, Thought, ToolCall, ToolSpec, Usage
+from domain.errors import DomainError
+from workers import gateway, openai_wire
+from workers.gateway import serving
+from workers.openai_wire import Refused
+
+KEY = "sk-the-provider-s-own-key"
+HELLO = [{"role": "user", "content": "hello"}]
+ADD = {
+    "name": "add",
+    "description": "Adds.",
+    "parameters": {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": ["integer", "null"]}}},
+}
+
+
+class Scripted:
+    """Calls that answer what they are told to, and remember what they were asked and how they ended."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, tuple[Message, ...], tuple[ToolSpec, ...], Options]] = []
+        self.parts: list[Part | Exception] = []
+        self.delay = 0.0
+        self.running = self.most = self.closed = 0
+        self.endless = False
+
+    def say(self, *words: str, **more: Any) -> None:
+        self.parts = [*map(Text, words), _reply("".join(words), **more)]
+
+    async def stream(
+        self, name: str, messages: tuple[Message, ...], tools: tuple[ToolSpec, ...], options: Options
+    ) -> AsyncGenerator[Part, None]:
+        self.asked.append((name, messages, tools, options))
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            while self.endless:
+                yield Text("x" * 10_000)
+            for part in list(self.parts):
+                await asyncio.sleep(self.delay)
+                if isinstance(part, Exception):
+                    raise part
+                yield part
+        finally:
+            # As the real one does: what was used is written down, which takes a moment.
+            await asyncio.sleep(0)
+            self.running -= 1
+            self.closed += 1
+
+
+def _reply(
+    content: str = "", calls: tuple[ToolCall, ...] = (), finish: Any = "stop", usage: Usage | None = None
+) -> Reply:
+    return Reply(message=Message(role="assistant", content=content, tool_calls=calls), finish=finish, usage=usage)
+
+
+class Served:
+    def __init__(self, calls: Scripted, port: int) -> None:
+        self.calls, self.port = calls, port
+        self.url = f"http://127.0.0.1:{port}/v1"
+        self.client = openai.AsyncOpenAI(base_url=self.url, api_key="paddock", max_retries=0, timeout=10)
+
+    async def ask(self, **fields: Any) -> Any:
+        return await self.client.chat.completions.create(**{"model": "small", "messages": HELLO, **fields})
+
+    async def raw(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self.port)
+
+    async def post(
+        self, body: Any, path: str = "/v1/chat/completions", **headers: str
+    ) -> tuple[int, dict[str, str], Any]:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return await self.send(
+            f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(data)}\r\n"
+            + "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+            + "\r\n",
+            data,
+        )
+
+    async def send(self, head: str, body: bytes = b"") -> tuple[int, dict[str, str], Any]:
+        reader, writer = await self.raw()
+        with contextlib.suppress(ConnectionError):
+            writer.write(head.encode() + body)
+            await writer.drain()
+        told = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        first, _, rest = told.partition(b"\r\n\r\n")
+        lines = first.decode().split("\r\n")
+        return (
+            int(lines[0].split()[1]),
+            dict(line.lower().split(": ", 1) for line in lines[1:]),
+            json.loads(rest or b"null"),
+        )
+
+
+@contextlib.asynccontextmanager
+async def _serving(calls: Scripted) -> AsyncIterator[Served]:
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(128)
+    listener.setblocking(False)
+    async with serving(calls, ["small", "large"])(listener):
+        served = Served(calls, listener.getsockname()[1])
+        async with served.client:
+            yield served
+    listener.close()
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    async with _serving(Scripted()) as one:
+        yield one
+
+
+async def _until(true: Callable[[], bool], seconds: float = 5) -> None:
+    async with asyncio.timeout(seconds):
+        while not true():
+            await asyncio.sleep(0.005)
+
+
+async def test_an_answer_whole_and_in_pieces(served: Served) -> None:
+    usage = Usage(prompt_tokens=7, completion_tokens=3, cached_tokens=2, reasoning_tokens=1)
+    served.calls.say("Hel", "lo", usage=usage)
+    whole = await served.ask()
+    assert (whole.choices[0].message.content, whole.choices[0].finish_reason, whole.model) == ("Hello", "stop", "small")
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens, whole.usage.total_tokens) == (7, 3, 10)
+    assert whole.usage.prompt_tokens_details.cached_tokens == 2
+    assert whole.usage.completion_tokens_details.reasoning_tokens == 1
+
+    served.calls.parts.insert(1, Thought("hm"))
+    chunks = [one async for one in await served.ask(stream=True)]
+    assert [one.choices[0].delta.content for one in chunks] == ["", "Hel", "lo", None]
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [one.choices[0].finish_reason for one in chunks] == [None, None, None, "stop"]
+    assert len({one.id for one in chunks}) == 1
+    assert all(one.usage is None for one in chunks)
+
+    chunks = [one async for one in await served.ask(stream=True, stream_options={"include_usage": True})]
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.total_tokens == 10
+    served.calls.say("a", usage=None)
+    assert (await served.ask()).usage is None
+
+
+async def test_tools_there_and_back(served: Served) -> None:
+    call = ToolCall(id="c1", name="add", arguments='{"a":1}')
+    served.calls.parts = [
+        CallPart(index=0, id="c1", name="add"),
+        CallPart(index=0, arguments='{"a"'),
+        CallPart(index=0, arguments=":1}"),
+        _reply(calls=(call,), finish="tool_calls"),
+    ]
+    tools = [{"type": "function", "function": ADD}]
+    whole = await served.ask(tools=tools, tool_choice="required", parallel_tool_calls=False)
+    name, _, specs, options = served.calls.asked[-1]
+    assert name == "small"
+    assert specs == (ToolSpec(**ADD),)
+    assert (options.tool_choice, options.parallel_tool_calls) == ("required", False)
+    message = whole.choices[0].message
+    assert (message.content, whole.choices[0].finish_reason) == (None, "tool_calls")
+    assert message.tool_calls[0].function.arguments == '{"a":1}'
+
+    # As the library's own helper puts the pieces together, and as it is sent back.
+    async with served.client.chat.completions.stream(model="small", messages=HELLO, tools=tools) as stream:
+        final = await stream.get_final_completion()
+    for back in (message, final.choices[0].message):
+        assert isinstance(back, ChatCompletionMessage)
+        served.calls.say("3")
+        answer = {"role": "tool", "tool_call_id": "c1", "content": "3"}
+        await served.ask(messages=[*HELLO, back, answer], tools=tools)
+        _, messages, _, _ = served.calls.asked[-1]
+        assert messages[1:] == (
+            Message(role="assistant", tool_calls=(call,)),
+            Message(role="tool", content="3", tool_call_id="c1", name="add"),
+        )
+        served.calls.parts = []
+
+
+async def test_every_option_reaches_the_call(served: Served) -> None:
+    served.calls.say("ok")
+    await served.ask(
+        model="large",
+        messages=[
+            {"role": "developer", "content": "Be brief."},
+            {"role": "system", "content": [{"type": "text", "text": "Be"}, {"type": "text", "text": "kind."}]},
+            *HELLO,
+        ],
+        temperature=0.5,
+        top_p=0.9,
+        max_tokens=10,
+        stop=["a", "b"],
+        seed=7,
+        presence_penalty=0.1,
+        frequency_penalty=-0.1,
+        n=1,
+    )
+    name, messages, _, options = served.calls.asked[-1]
+    assert name == "large"
+    assert [(one.role, one.content) for one in messages] == [
+        ("system", "Be brief."),
+        ("system", "Be\nkind."),
+        ("user", "hello"),
+    ]
+    assert options == Options(
+        temperature=0.5,
+        max_tokens=10,
+        top_p=0.9,
+        seed=7,
+        stop=("a", "b"),
+        presence_penalty=0.1,
+        frequency_penalty=-0.1,
+    )
+    await served.ask(max_completion_tokens=5, stop="end", response_format={"type": "json_object"})
+    assert served.calls.asked[-1][3] == Options(max_tokens=5, stop=("end",), schema={"type": "object"})
+    await served.ask(response_format={"type": "text"}, temperature=None)
+    assert served.calls.asked[-1][3] == Options()
+
+
+async def test_answers_of_a_schema(served: Served) -> None:
+    class City(BaseModel):
+        """A place."""
+
+        name: str
+
+    served.calls.say('{"name":"Rome"}')
+    told = await served.client.chat.completions.parse(model="small", messages=HELLO, response_format=City)
+    assert told.choices[0].message.parsed == City(name="Rome")
+    schema = served.calls.asked[-1][3].schema
+    assert schema is not None
+    assert schema["properties"]["name"]["type"] == "string"
+    assert schema["title"] == "City"
+    # What the library noted beside the answer comes back with it, and is no part of it.
+    await served.ask(messages=[*HELLO, told.choices[0].message])
+    assert served.calls.asked[-1][1][1] == Message(role="assistant", content='{"name":"Rome"}')
+
+
+async def test_tools_as_the_library_makes_them(served: Served) -> None:
+    class Add(BaseModel):
+        a: int
+
+    call = ToolCall(id="c1", name="Add", arguments='{"a":1}')
+    served.calls.parts = [
+        CallPart(index=0, id="c1", name="Add", arguments='{"a":1}'),
+        _reply(calls=(call,), finish="tool_calls"),
+    ]
+    tools = [openai.pydantic_function_tool(Add)]
+    told = await served.client.chat.completions.parse(model="small", messages=HELLO, tools=tools)
+    message = told.choices[0].message
+    assert message.tool_calls is not None
+    assert message.tool_calls[0].function.parsed_arguments == Add(a=1)
+    await served.ask(messages=[*HELLO, message, {"role": "tool", "tool_call_id": "c1", "content": "3"}], tools=tools)
+    assert served.calls.asked[-1][1][1] == Message(role="assistant", tool_calls=(call,))
+
+
+def test_every_field_that_does_nothing_is_refused_by_name() -> None:
+    good = {"model": "m", "messages": HELLO}
+    for field, value in {
+        "user": "me",
+        "metadata": {"a": "b"},
+        "store": True,
+        "logprobs": True,
+        "logit_bias": {"1": 1},
+        "service_tier": "auto",
+        "functions": [],
+        "modalities": ["text"],
+        "reasoning_effort": "low",
+    }.items():
+        with pytest.raises(Refused) as caught:
+            openai_wire.asked(json.dumps({**good, field: value}).encode())
+        assert (caught.value.status, caught.value.body["error"]["param"]) == (400, field)
+        # What is null was not said.
+        openai_wire.asked(json.dumps({**good, field: None}).encode())
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"n": 2}, "n"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user"}]}, "content"),
+        ({"messages": [{"role": "function", "content": "x"}]}, "role"),
+        ({"messages": [{"role": "user", "content": "x", "name": "eve"}]}, "name"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "image_url"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "c9"}]}, "tool_call_id"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "tool_call_id"),
+        ({"messages": HELLO * 5000}, "messages"),
+        ({"tools": []}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "name"),
+        ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "array"}}}]}, "parameters"),
+        ({"tools": [{"type": "function", "function": ADD}] * 2}, "two tools"),
+        ({"tools": [{"type": "web_search"}]}, "type"),
+        ({"tool_choice": "auto"}, "tool_choice"),
+        ({"parallel_tool_calls": True}, "parallel_tool_calls"),
+        ({"tools": [{"type": "function", "function": ADD}], "tool_choice": {"type": "function"}}, "tool_choice"),
+        ({"temperature": 3}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 5, "max_completion_tokens": 5}, "max_completion_tokens"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": {"other": True}}, "other"),
+        ({"response_format": {"type": "json_schema"}}, "json_schema"),
+        ({"response_format": {"type": "grammar"}}, "response_format"),
+        ({"model": 5}, "model"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_with_a_reason(fields: dict[str, Any], word: str) -> None:
+    with pytest.raises(Refused, match=word) as caught:
+        openai_wire.asked(json.dumps({"model": "m", "messages": HELLO, **fields}).encode())
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[1]", b"{", b'"x"', b"\xff\xfe", b"[" * 100_000, b'{"messages":' + b"[" * 5000]
+)
+def test_what_is_no_request_is_refused(body: bytes) -> None:
+    with pytest.raises(Refused) as caught:
+        openai_wire.asked(body)
+    assert caught.value.status == 400
+
+
+async def test_the_models_of_the_manifest_and_no_others(served: Served) -> None:
+    served.calls.say("ok")
+    assert [one.id async for one in served.client.models.list()] == ["small", "large"]
+    assert (await served.client.models.retrieve("large")).id == "large"
+    with pytest.raises(openai.NotFoundError) as caught:
+        await served.client.models.retrieve("other")
+    assert caught.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError) as caught:
+        await served.ask(model="other")
+    assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+    assert served.calls.asked == []
+    await served.ask(model="large")
+    assert served.calls.asked
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/v1/embeddings", 404),
+        ("POST", "/v1/responses", 404),
+        ("GET", "/", 404),
+        ("GET", "/v1/../metrics", 404),
+        ("GET", "http://169.254.169.254/latest/meta-data", 404),
+        ("CONNECT", "db:5432", 404),
+        ("GET", "/v1/chat/completions", 405),
+        ("DELETE", "/v1/models/small", 405),
+    ],
+)
+async def test_everything_else_is_not_there(served: Served, method: str, path: str, status: int) -> None:
+    code, headers, told = await served.send(f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert code == status
+    assert told["error"].keys() == {"message", "type", "param", "code"}
+    assert headers["server"] == "paddock"
+    assert served.calls.asked == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code", "again"),
+    [
+        (ModelError("rate_limited", KEY, 3.0), 429, "rate_limit_exceeded", None),
+        (ModelError("unavailable", KEY), 503, "unavailable", None),
+        (ModelError("timeout", KEY), 504, "timeout", None),
+        (ModelError("cut_off", KEY), 502, "cut_off", None),
+        (ModelError("malformed", KEY), 502, "malformed", None),
+        (ModelError("unauthorized", f"Incorrect API key provided: {KEY}"), 502, "provider_key_refused", "false"),
+        (ModelError("not_allowed", "10.0.0.5"), 502, "address_not_allowed", "false"),
+        (ModelError("refused", "The prompt is too long."), 400, "refused_by_provider", "false"),
+        (DomainError("budget_exceeded", "The budget 'all' of 5 USD is spent."), 402, "budget_exceeded", "false"),
+        (DomainError("model_unavailable", KEY), 503, "model_unavailable", None),
+        (DomainError("not_found", KEY), 404, "model_not_found", None),
+        (DomainError("unavailable", KEY), 500, "internal_error", None),
+        (RuntimeError(KEY), 500, "internal_error", None),
+        (None, 502, "cut_off", None),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_errors_are_told_in_openai_s_shape_and_no_more_than_concerns_the_agent(
+    served: Served, error: Exception | None, status: int, code: str, again: str | None, stream: bool
+) -> None:
+    served.calls.parts = [] if error is None else [error]
+    got, headers, told = await served.post({"model": "small", "messages": HELLO, "stream": stream})
+    assert (got, told["error"]["code"]) == (status, code)
+    assert headers.get("x-should-retry") == again
+    assert headers.get("retry-after") == ("3" if status == 429 else None)
+    everything = json.dumps([headers, told])
+    assert KEY not in everything
+    assert "10.0.0.5" not in everything
+    assert "Traceback" not in everything
+    if code in ("refused_by_provider", "budget_exceeded"):
+        assert str(error) in told["error"]["message"]
+
+    # The same, after a part of the answer was sent.
+    served.calls.parts.insert(0, Text("begun"))
+    seen = []
+    with pytest.raises(openai.APIError) as caught:
+        async for chunk in await served.ask(stream=True):
+            seen.append(chunk.choices[0].delta.content)
+    assert seen == ["", "begun"]
+    assert isinstance(caught.value.body, dict)
+    assert caught.value.body["code"] == code
+    assert KEY not in str(caught.value) + str(caught.value.body)
+
+
+async def test_the_library_does_not_try_again_what_costs_too_much(served: Served) -> None:
+    served.calls.parts = [DomainError("budget_exceeded", "The budget is spent.")]
+    for error, tries in ((DomainError("budget_exceeded", "Spent."), 1), (ModelError("unavailable", "x", 0.01), 3)):
+        served.calls.parts, served.calls.asked = [error], []
+        with pytest.raises(openai.APIStatusError):
+            await served.client.with_options(max_retries=2).chat.completions.create(model="small", messages=HELLO)
+        assert len(served.calls.asked) == tries
+
+
+async def test_nothing_of_a_request_s_head_goes_any_further(served: Served) -> None:
+    """The signature of `Calls` says so; here for whoever widens it."""
+    served.calls.say("ok")
+    told, _, _ = await served.post(
+        {"model": "small", "messages": HELLO},
+        Authorization="Bearer smuggled",
+        X_API_Key="smuggled",
+        OpenAI_Organization="smuggled",
+        X_Forwarded_Host="smuggled",
+        Cookie="smuggled",
+    )
+    assert told == 200
+    assert "smuggled" not in repr(served.calls.asked)
+
+
+async def test_whoever_hangs_up_ends_the_call_at_once(served: Served) -> None:
+    served.calls.say(*["x"] * 1000)
+    served.calls.delay = 0.05
+    for stream in (True, False):
+        reader, writer = await served.raw()
+        body = json.dumps({"model": "small", "messages": HELLO, "stream": stream}).encode()
+        writer.write(
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+        )
+        await _until(lambda: served.calls.running == 1)
+        if stream:
+            await reader.readline()
+        writer.close()
+        await _until(lambda: served.calls.running == 0, 1)
+
+
+async def test_the_end_of_a_run_ends_its_calls_before_anything_else() -> None:
+    calls = Scripted()
+    calls.say(*["x"] * 1000)
+    calls.delay = 0.05
+    async with _serving(calls) as served:
+        asking = [asyncio.create_task(served.ask(stream=number % 2 == 0)) for number in range(5)]
+        await _until(lambda: calls.running == 5)
+        tasks = asyncio.all_tasks()
+        assert tasks
+    assert (calls.running, calls.closed) == (0, 5)
+    await asyncio.wait(asking)
+    await _until(
+        lambda: not any("gateway" in repr(task) or "RequestHandler" in repr(task) for task in asyncio.all_tasks())
+    )
+
+
+async def test_a_client_that_does_not_read_stops_the_model(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway, "WRITE_SECONDS", 0.5)
+    served.calls.endless = True
+    with socket.create_connection(("127.0.0.1", served.port)) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        body = json.dumps({"model": "small", "messages": HELLO, "stream": True}).encode()
+        client.sendall(
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+        )
+        await _until(lambda: served.calls.running == 1)
+        await asyncio.sleep(0.2)
+        # It waits for room meanwhile rather than holding what nobody takes.
+        assert served.calls.running == 1
+        await _until(lambda: served.calls.running == 0, 3)
+
+
+async def test_large_bodies_are_refused_before_they_are_held(served: Served) -> None:
+    status, _, told = await served.send(
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000000\r\nConnection: close\r\n\r\n"
+    )
+    assert (status, told["error"]["code"]) == (413, "too_large")
+    chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
+    status, _, told = await served.send(
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n",
+        chunk * 70 + b"0\r\n\r\n",
+    )
+    assert (status, told["error"]["code"]) == (413, "too_large")
+    status, _, told = await served.post(b"\x1f\x8b" + b"\0" * 100, Content_Encoding="gzip")
+    assert status == 415
+    served.calls.say("ok")
+    most = {"model": "small", "messages": [{"role": "user", "content": "x" * (4 << 20)}]}
+    most["messages"][0]["content"] = "x" * (gateway.MAX_BODY - 100)
+    assert (await served.post(most))[0] == 200
+
+
+async def test_all_requests_of_a_run_together_are_bounded(served: Served) -> None:
+    served.calls.say("x", "y")
+    served.calls.delay = 1.0
+    large = {"model": "small", "messages": [{"role": "user", "content": "x" * (gateway.MAX_BODY - 100)}]}
+    told = await asyncio.gather(*(served.post(large) for _ in range(8)))
+    statuses = [status for status, _, _ in told]
+    assert 200 in statuses
+    assert 429 in statuses
+    assert served.calls.most <= gateway.MAX_HELD // (gateway.MAX_BODY - 200)
+
+
+async def test_requests_and_connections_are_bounded_and_none_is_lost(served: Served) -> None:
+    served.calls.say("ok")
+    served.calls.delay = 0.02
+    answers = await asyncio.gather(*(served.ask() for _ in range(150)))
+    assert len(answers) == 150
+    assert served.calls.most <= gateway.REQUESTS
+    # Whoever holds every connection open, saying nothing, keeps only itself waiting, and not for ever.
+    held = [await served.raw() for _ in range(gateway.CONNECTIONS + 20)]
+    for _, writer in held:
+        writer.close()
+    assert (await served.ask()).choices[0].message.content == "ok"
+
+
+async def test_slow_heads_and_bodies_are_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(gateway, "BODY_SECONDS", 0.3)
+    async with _serving(Scripted()) as served:
+        for begun in (b"", b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"):
+            reader, writer = await served.raw()
+            writer.write(begun)
+            began = time.monotonic()
+            # A byte now and then does not help.
+            for _ in range(10):
+                with contextlib.suppress(ConnectionError):
+                    writer.write(b"A" if begun else b"")
+                    await writer.drain()
+                await asyncio.sleep(0.05)
+            with contextlib.suppress(ConnectionError):
+                assert await asyncio.wait_for(reader.read(), 3) == b""
+            assert time.monotonic() - began < 3
+            writer.close()
+        reader, writer = await served.raw()
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        assert b" 408 " in await asyncio.wait_for(reader.readline(), 3)
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        b"\0\0\0\0\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"".join(b"H%d: x\r\n" % number for number in range(1000)) + b"\r\n",
+        b"GET / HTTP/1.1\r\nA: " + b"a" * 100_000 + b"\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+    ],
+)
+async def test_nonsense_is_answered_or_hung_up_on_and_harms_nobody(served: Served, nonsense: bytes) -> None:
+    reader, writer = await served.raw()
+    writer.write(nonsense)
+    writer.write_eof()
+    told = await asyncio.wait_for(reader.read(), 5)
+    assert told == b"" or b" 400 " in told.split(b"\r\n")[0]
+    assert b"Traceback" not in told
+    writer.close()
+    served.calls.say("ok")
+    assert (await served.ask()).choices[0].message.content == "ok"
+
+
+async def test_requests_sent_without_waiting_for_answers_are_not_gathered_without_end(served: Served) -> None:
+    served.calls.say(*["x"] * 50)
+    served.calls.delay = 0.05
+    _, writer = await served.raw()
+    body = json.dumps({"model": "small", "messages": HELLO}).encode()
+    writer.write(
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    )
+    more = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n" * 1000
+    sent = 0
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1):
+            while sent < 200 << 20:
+                writer.write(more)
+                await writer.drain()
+                sent += len(more)
+    assert sent < 50 << 20
+    writer.transport.abort()
+    await _until(lambda: served.calls.running == 0)
