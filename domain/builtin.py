@@ -76,7 +76,12 @@ BUILT_IN: Final[tuple[BuiltIn, ...]] = (
         parameters=_takes(
             ("code",),
             code=_text("The program.", minLength=1),
-            timeout={"type": "number", "exclusiveMinimum": 0, "maximum": 300, "description": "Seconds, 30 unless told."},
+            timeout={
+                "type": "number",
+                "exclusiveMinimum": 0,
+                "maximum": 300,
+                "description": "Seconds, 30 unless told.",
+            },
         ),
     ),
     BuiltIn(

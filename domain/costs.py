@@ -162,16 +162,23 @@ class Warning(msgspec.Struct, frozen=True, kw_only=True):  # noqa: A001  what it
 
 
 class Settled(msgspec.Struct, frozen=True, kw_only=True):
-    """A call on record, and what has to be warned of since: each budget once in a period, a run once."""
+    """A call on record, and what has to be warned of since: each budget once in a period, a run once.
+
+    `repeated` tells that it was on record before, with all that it cost.
+    """
 
     cost_id: str
     warnings: list[Warning]
+    repeated: bool = False
 
 
 class Costs(Protocol):
     """The costs of the bound tenant. Whatever changes them writes their deltas in the same statement."""
 
-    async def add(self, cost_id: str, spender: Spender, call: Call, now: datetime) -> None: ...
+    async def add(self, cost_id: str, spender: Spender, call: Call, now: datetime) -> bool:
+        """Returns whether it is new."""
+        ...
+
     async def page(self, question: Question, page: Page) -> CostListing: ...
     async def older(self, before: datetime, limit: int) -> list[str]:
         """The oldest costs from before a time."""
@@ -205,17 +212,19 @@ async def hold(tx: Tx, spender: Spender, wanted: float, least: float, seconds: f
     return Hold(id=hold_id, granted=wanted if granted == asked else granted / SCALE)
 
 
-async def settle(tx: Tx, hold_id: str | None, spender: Spender, call: Call) -> Settled:
+async def settle(tx: Tx, hold_id: str | None, spender: Spender, call: Call, cost_id: str | None = None) -> Settled:
     """Write down a call and what it cost, in every budget and in its execution, and give up its hold.
 
-    The cost counts whatever has become of the hold or the execution meanwhile. Call it once, first in its transaction,
-    and only one of `hold` and `settle`: it locks budgets, then the execution.
+    The cost counts whatever has become of the hold or the execution meanwhile. Whoever may have to try again after a
+    lost commit names the `cost_id`: the same one counts once. Call it first in its transaction, and only one of `hold`
+    and `settle`: it locks budgets, then the execution.
     """
+    cost_id = cost_id or ids.new("cost")
+    if not await tx.costs.add(cost_id, spender, call, tx.now):
+        return Settled(cost_id=cost_id, warnings=[], repeated=True)
     warned = await tx.budgets.spend(
         hold_id, spender.execution_id, spender.subjects, spender.run_limit, nanos(call.cost_usd), tx.now
     )
-    cost_id = ids.new("cost")
-    await tx.costs.add(cost_id, spender, call, tx.now)
     return Settled(cost_id=cost_id, warnings=[_warning(one) for one in warned])
 
 

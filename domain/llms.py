@@ -44,7 +44,7 @@ _NUMBERS: Final = {
 }
 
 ProviderName = Annotated[Provider, Meta(examples=["openai"])]
-ModelName = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00-\x20\x7f]+$", examples=["gpt-4"])]
+ModelName = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00-\x20\x7f]+(?!\n)$", examples=["gpt-4"])]
 BaseUrl = Annotated[str, Meta(min_length=1, max_length=2000, examples=["https://api.example.com/v1"])]
 KeyName = Annotated[str, Meta(min_length=1, max_length=128, examples=["openai_api_key"])]
 Parameters = Annotated[

@@ -22,7 +22,7 @@ LEAST_TO_SHOW: Final = 20
 _SHOWN_USERS: Final = 5
 
 Service = Annotated[
-    str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", examples=["openai"])
+    str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(?!\n)$", examples=["openai"])
 ]
 Key = Annotated[str, Meta(min_length=1, max_length=8192, examples=["sk-..."])]
 Seal = Callable[[bytes], bytes]

@@ -9,13 +9,13 @@ from msgspec import UNSET, Meta, UnsetType
 from domain import ids, names, provider_keys, toolconfig
 from domain.access import Caller
 from domain.builtin import BUILT_IN, EPOCH, BuiltIn
-from domain.errors import FieldError, conflict, invalid, not_found, refused
+from domain.errors import DomainError, FieldError, conflict, invalid, not_found, refused
 from domain.names import Name, slug
 from domain.pages import Listing, Page, listing
 from domain.ports import Tx
 from domain.states import Status
 
-__all__ = ["BUILT_IN", "EPOCH", "slug"]
+__all__ = ["BUILT_IN", "slug"]
 
 ToolType = Literal["builtin", "custom", "mcp"]
 MAX_TOOLS: Final = 500
@@ -24,7 +24,9 @@ MAX_CONFIGURATION: Final = 64 * 1024
 RESERVED: Final = frozenset({"enabled", "configurations", "custom", "http", "mcp", "builtin"})
 
 Description = Annotated[str, Meta(max_length=4000, pattern=r"^[^\x00]*$")]
-Category = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9_-]*$", examples=["search"])]
+Category = Annotated[
+    str, Meta(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9_-]*(?!\n)$", examples=["search"])
+]
 Configuration = Annotated[
     dict[str, Any], Meta(examples=[{"api_endpoint": "https://api.example.com", "parameters": {}}])
 ]
@@ -325,7 +327,8 @@ async def named(tx: Tx, references: list[str]) -> list[Tool]:
         elif chosen is not None:
             tools.setdefault((chosen.id, ""), chosen)
     if wrong:
-        raise refused(wrong)
+        # All of them, so that whoever can do without them knows which.
+        raise DomainError("invalid_field", refused(wrong).detail, wrong)
     return list(tools.values())
 
 

@@ -200,7 +200,7 @@ class _Transport(httpx.AsyncHTTPTransport):
     def __init__(self, guard: _Guard) -> None:
         super().__init__(verify=tls(), trust_env=False)
         self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=tls(), max_connections=100, max_keepalive_connections=20, network_backend=guard
+            ssl_context=tls(), max_connections=1000, max_keepalive_connections=100, network_backend=guard
         )
 
 
@@ -208,7 +208,7 @@ class _Transport2(httpx2.AsyncHTTPTransport):
     def __init__(self, guard: _Guard) -> None:
         super().__init__(verify=tls(), trust_env=False)
         self._pool = httpcore2.AsyncConnectionPool(
-            ssl_context=tls(), max_connections=100, max_keepalive_connections=20, network_backend=guard
+            ssl_context=tls(), max_connections=1000, max_keepalive_connections=100, network_backend=guard
         )
 
 

@@ -53,6 +53,10 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     cache_days: float = 14.0
     run_slots: int = 8
     llm_slots: int = 256
+    local_model_url: str = ""
+    local_model_key: Secret = Secret("")
+    local_model_door: str = ""
+    local_model_idle: float = 600.0
     tenant_max_concurrency: int = 0
     build_slots: int = 2
 

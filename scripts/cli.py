@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,6 +47,18 @@ def _keys(_: argparse.Namespace) -> None:
     sys.exit(asyncio.run(rotate(settings())))
 
 
+def _model(asked: argparse.Namespace) -> None:
+    from infra.embedded.children import PartFailed
+    from infra.embedded.model import KEY, serve
+
+    if not (key := os.environ.get(KEY, "")):
+        sys.exit(f"paddock: {KEY} is not set; whoever calls the model must know it. For example: openssl rand -hex 32")
+    try:
+        serve(asked.host, asked.port, key, lambda url: print(f"serving at {url}", flush=True))
+    except PartFailed as error:
+        sys.exit(f"paddock: {error}")
+
+
 def _version(_: argparse.Namespace) -> None:
     from infra.version import VERSION
 
@@ -82,6 +95,11 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("plan", choices=("standard", "premium"))
     told = "the tenants' keys for outside services: seal them anew with the first of PADDOCK_ENCRYPTION_KEYS"
     command("keys", told, _keys).add_argument("what", choices=("rotate",))
+    model = command(
+        "model", "serve the local model for PADDOCK_LOCAL_MODEL_URL; `paddock up` does so by itself", _model
+    )
+    model.add_argument("--host", default="127.0.0.1", help="where to listen (default 127.0.0.1)")
+    model.add_argument("--port", type=int, default=8010, help="of the model (default 8010)")
     queues = command("queues", "show what waits and runs, per lane", _queues)
     queues.add_argument("--data", default=".paddock", help="of a running `paddock up`")
     queues.add_argument("--url", help="of the API, instead")

@@ -17,6 +17,7 @@ import httpx
 import msgspec
 
 from infra.embedded.children import PartFailed
+from infra.embedded.model import Door
 from infra.embedded.postgres import EmbeddedPostgres
 from infra.embedded.seaweedfs import ACCESS_KEY, EmbeddedSeaweed
 from infra.embedded.valkey import EmbeddedValkey
@@ -104,6 +105,7 @@ class System:
         self.environment: dict[str, str] = {}
         self.admin_key = ""
         self.parts: Parts = (None, None, None)
+        self.door: Door
         self._tasks: list[asyncio.Task[None]] = []
 
     @contextlib.asynccontextmanager
@@ -117,17 +119,22 @@ class System:
             known = load_secrets(self.data)
             async with embedded(self.data, known) as (parts, env):
                 self.parts = parts
-                self.environment = self._environment(env, known)
-                self.settings = read(self.environment)
-                try:
-                    await self._start(known)
-                    yield self
-                finally:
-                    await asyncio.gather(*(process.stop() for process in self.processes))
-                    for task in self._tasks:
-                        task.cancel()
-                    await asyncio.gather(*self._tasks, return_exceptions=True)
-                    (self.data / "running.json").unlink(missing_ok=True)
+                with contextlib.closing(Door(self.data / "model")) as self.door:
+                    self.environment = self._environment(env | {"PADDOCK_LOCAL_MODEL_DOOR": self.door.address}, known)
+                    self.settings = read(self.environment)
+                    async with self.door.open(self.settings.local_model_idle, self.say):
+                        try:
+                            await self._start(known)
+                            yield self
+                        finally:
+                            await self._stop()
+
+    async def _stop(self) -> None:
+        await asyncio.gather(*(process.stop() for process in self.processes))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        (self.data / "running.json").unlink(missing_ok=True)
 
     async def _start(self, known: Secrets) -> None:
         postgres, valkey, seaweed = self.parts
@@ -236,6 +243,7 @@ def _table(system: System, health: dict[str, object]) -> str:
         ("valkey", f"127.0.0.1:{valkey.port}" if valkey else "PADDOCK_REDIS_URL", str(system.data / "valkey")),
         ("storage", system.settings.r2_endpoint_url.split("//")[-1], str(system.data / "seaweedfs") if seaweed else ""),
         ("api", system.url.split("//")[-1], f"docs at {system.url}/docs"),
+        ("model", system.settings.local_model_url or "starts when asked", str(system.data / "model")),
     ]
     rows += [(process.name, f"pid {process.pid}", "") for process in system.processes if process.name != "api"]
     lines = [f"  {name:<10}{where:<24}{what}".rstrip() for name, where, what in rows]

@@ -83,9 +83,13 @@ class ModelCalls:
 
     async def target(self, name: str, provider: str | None = None) -> Target:
         """The model of that name, with its key. Errors: `ModelError` if the registry has none."""
-        try:
+
+        async def resolved() -> llms.Resolved:
             async with self._store.begin_for(self._execution.tenant_id) as tx:
-                found = await llms.resolve(tx, name, provider)
+                return await llms.resolve(tx, name, provider)
+
+        try:
+            found = await persist(resolved)
         except DomainError as error:
             if error.code == "unavailable":
                 raise

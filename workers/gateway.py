@@ -111,7 +111,7 @@ class _Gateway:
         self._requests, self._reading = asyncio.Semaphore(REQUESTS), asyncio.Semaphore(READING)
         self._held = 0
         self._transports: dict[RequestHandler, asyncio.Transport] = {}
-        self._handling: set[asyncio.Task[Any]] = set()
+        self._answering: set[asyncio.Task[web.StreamResponse]] = set()
         self._server = _Server(self._handle, self._room, self._transports)
 
     async def accept(self, listener: socket.socket) -> None:
@@ -133,18 +133,26 @@ class _Gateway:
 
     async def end(self) -> None:
         """Break off everything, and wait until the calls of models are settled."""
+        answering = set(self._answering)
+        for task in answering:
+            _cancel(task)
         for transport in list(self._transports.values()):
             transport.abort()
-        handling = set(self._handling)
-        for task in handling:
-            task.cancel()
-        if handling:
-            await asyncio.wait(handling)
+        if answering:
+            await asyncio.wait(answering)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        task = asyncio.current_task()
-        assert task is not None
-        self._handling.add(task)
+        """Answer in a task of its own: whoever hangs up, and the end of the run, cancel a call once between them."""
+        task = asyncio.create_task(self._answer(request))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            _cancel(task)
+            raise
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
             answer = await self._answered(request)
         except Refused as refused:
@@ -159,8 +167,6 @@ class _Gateway:
         except Exception:
             _log.exception("a request could not be answered")
             answer = _error(_OURS)
-        finally:
-            self._handling.discard(task)
         self._make_room(answer)
         return answer
 
@@ -280,6 +286,12 @@ def _error(refused: Refused) -> web.StreamResponse:
 def _only(method: str, wanted: str, path: str) -> None:
     if wanted != method:
         raise Refused(405, f"{path} takes {method} alone.", "method_not_allowed")
+
+
+def _cancel(task: asyncio.Task[Any]) -> None:
+    """Once: it is settling what was used, and a second time would interrupt that."""
+    if not task.cancelling():
+        task.cancel()
 
 
 def _unfinished() -> ModelError:

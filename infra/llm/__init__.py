@@ -4,13 +4,13 @@ Both libraries take a second to import, so they are loaded when the first model 
 """
 
 import asyncio
-import sys
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, aclosing
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from domain.chat import Ask, Part
+from infra.llm.local import Served, aimed
 from infra.llm.prices import GenaiPrices
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ __all__ = ["GenaiPrices", "PydanticLlm", "Serving"]
 
 
 class Serving(Protocol):
-    """The model on this host: its base URL, good for as long as the context is held."""
+    """The model on this host: where it is, good for as long as the context is held."""
 
-    def serving(self) -> AbstractAsyncContextManager[str]: ...
+    def serving(self) -> AbstractAsyncContextManager[Served]: ...
 
 
 class PydanticLlm:
@@ -34,17 +34,19 @@ class PydanticLlm:
         self._outbound, self._local = outbound, local
         self._guarded: httpx2.AsyncClient | None = None
         self._inside: httpx2.AsyncClient | None = None
+        self._module: Any = None
+        self._loading = asyncio.Lock()
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Part, None]:
         """See `domain.ports.Llm`. Errors: `domain.chat.ModelError`."""
-        if "infra.llm.stream" not in sys.modules:
+        if self._module is None:
             await self.warm()
-        module: Any = sys.modules["infra.llm.stream"]
+        module = self._module
         if ask.target.provider == "local":
             # Not through the guard: where our own server listens is none of a tenant's saying.
-            async with self._local.serving() as base_url:
+            async with self._local.serving() as served:
                 self._inside = self._inside or module.plain_client()
-                async with aclosing(module.parts(ask, base_url, self._inside)) as parts:
+                async with aclosing(module.parts(aimed(ask, served), served.base_url, self._inside)) as parts:
                     async for part in parts:
                         yield part
             return
@@ -55,7 +57,9 @@ class PydanticLlm:
 
     async def warm(self) -> None:
         """Loads what calls need, so that the first one does not wait for it."""
-        await asyncio.to_thread(import_module, "infra.llm.stream")
+        # Whoever asks meanwhile waits: a module that is half loaded is in sys.modules too.
+        async with self._loading:
+            self._module = self._module or await asyncio.to_thread(import_module, "infra.llm.stream")
 
     async def close(self) -> None:
         """Ends all connections. Calls under way fail."""

@@ -1,19 +1,89 @@
-"""Stand-in until the real one is here."""
+"""The model on this host, as workers reach it: through the door of `paddock up`, or at a URL of its own.
 
+Errors are `domain.chat.ModelError`, kind `unavailable`, as the next call may well find it there.
+"""
+
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from typing import Final
 
-from domain.chat import ModelError
+import msgspec
+
+from domain.chat import Ask, Message, ModelError
+from domain.secrets import Secret
+
+_START: Final = 90.0
+# An answer that begins like this can only go on as a call of one of the tools.
+_CALL: Final = "<tool_call>\n"
+
+
+class Served(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the model is, and the key that it wants."""
+
+    base_url: str
+    api_key: Secret | None
+
+
+class _Told(msgspec.Struct, frozen=True):
+    """What the door says (see `infra.embedded.model.Running`)."""
+
+    url: str = ""
+    key: str = ""
+    error: str = ""
 
 
 class LocalModel:
-    """Stand-in."""
+    """The model behind `door` (`host:port:word`), started when it is needed, or at `url`, which goes first."""
 
-    def __init__(self, door: str | None, url: str | None) -> None:
-        """Stand-in."""
+    def __init__(self, door: str | None, url: str | None, key: Secret | None = None) -> None:
+        self._door, self._url, self._key = door, url, key
 
-    @asynccontextmanager
-    async def serving(self) -> AsyncIterator[str]:
-        """Stand-in."""
-        raise ModelError("unavailable", "The local model is not there yet.")
-        yield ""
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[Served]:
+        """The model, there for as long as this is held. Errors: `ModelError`."""
+        if self._url:
+            yield Served(base_url=self._url.rstrip("/"), api_key=self._key)
+            return
+        if not self._door:
+            raise ModelError(
+                "unavailable", "The local model is not there: `paddock up` has it; else set PADDOCK_LOCAL_MODEL_URL."
+            )
+        host, port, word = self._door.split(":")
+        try:
+            reader, writer = await asyncio.open_connection(host, int(port))
+        except OSError as error:
+            raise ModelError("unavailable", f"The local model cannot be asked for: {error.strerror}.") from None
+        try:
+            yield await _enter(reader, writer, word)
+        finally:
+            # Hanging up is how the door learns that this call is over.
+            writer.close()
+
+
+async def _enter(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, word: str) -> Served:
+    try:
+        writer.write(f"{word}\n".encode())
+        async with asyncio.timeout(_START):
+            told = msgspec.json.decode(await reader.readline(), type=_Told)
+    except TimeoutError:
+        raise ModelError("unavailable", f"The local model did not start within {_START:g} seconds.") from None
+    except (OSError, ValueError):
+        raise ModelError("unavailable", "The local model cannot be asked for: `paddock up` hung up.") from None
+    if told.error:
+        raise ModelError("unavailable", told.error[0].upper() + told.error[1:])
+    return Served(base_url=told.url, api_key=Secret(told.key))
+
+
+def aimed(ask: Ask, served: Served) -> Ask:
+    """The same call, with the server's key. Where a tool must be called, the answer is begun for the model.
+
+    llama.cpp lets text come before a call, even where one is required, and so small a model never ends its text.
+    """
+    ask = msgspec.structs.replace(ask, target=msgspec.structs.replace(ask.target, api_key=served.api_key))
+    if ask.options.tool_choice != "required" or not ask.tools:
+        return ask
+    # One call, as a model that may go on calling does so until its room is full.
+    options = msgspec.structs.replace(ask.options, parallel_tool_calls=False)
+    begun = Message(role="assistant", content=_CALL)
+    return msgspec.structs.replace(ask, messages=(*ask.messages, begun), options=options)

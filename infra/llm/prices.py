@@ -1,11 +1,12 @@
 """What calls cost, by the data inside genai-prices. They are never fetched: new prices come with a new package."""
 
+from contextlib import suppress
 from typing import Final
 
 from domain.chat import Price, Target, Usage
 
-# Ours to genai-prices' names, where they differ. Whatever else serves a model is found by the model's name.
-_NAMES: Final = {"openai": "openai", "anthropic": "anthropic", "deepseek": "deepseek"}
+# Whose prices are looked up whatever the URL. Those of others are found by their URL, or else by the model's name.
+_KNOWN: Final = frozenset({"openai", "anthropic", "deepseek"})
 _FREE: Final = frozenset({"local", "ollama"})
 
 
@@ -27,10 +28,13 @@ class GenaiPrices:
             output_tokens=usage.completion_tokens,
             cache_read_tokens=min(usage.cached_tokens, usage.prompt_tokens),
         )
-        try:
-            return float(calc_price(used, target.model, provider_id=_NAMES.get(target.provider)).total_price)
-        except LookupError:
-            return None
+        if target.base_url and target.provider not in _KNOWN:
+            with suppress(LookupError):
+                return float(calc_price(used, target.model, provider_api_url=target.base_url).total_price)
+        with suppress(LookupError):
+            whose = target.provider if target.provider in _KNOWN else None
+            return float(calc_price(used, target.model, provider_id=whose).total_price)
+        return None
 
 
 def _by_hand(price: Price, usage: Usage) -> float:

@@ -17,6 +17,7 @@ from pydantic_ai.messages import (
     UserPromptPart,
 )
 from pydantic_ai.models import Model, ModelRequestParameters
+from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.output import OutputObjectDefinition
 from pydantic_ai.tools import ToolDefinition
 
@@ -82,7 +83,8 @@ def parameters(ask: Ask, model: Model[Any]) -> ModelRequestParameters:
 
 def _strict(schema: dict[str, Any], model: Model[Any]) -> bool | None:
     """None, which is as strict as can be, for a schema that says the same when it is strict; else False."""
-    if (transformer := model.profile.get("json_schema_transformer")) is None:
+    transformer = model.profile.get("json_schema_transformer")
+    if transformer is None or not isinstance(model, OpenAIChatModel):  # Anthropic's are always strict
         return None
     walk = transformer(_copy(schema), strict=None)
     walk.walk()

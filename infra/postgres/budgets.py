@@ -52,7 +52,8 @@ class CostHoldRow(Base):
 
 _SELECT: Final = (
     "SELECT b.id, b.tenant_id, b.scope, b.subject, b.limit_nanos, b.period, b.enabled, b.created_at, "
-    "b.updated_at, p.began, CASE WHEN p.fresh THEN 0 ELSE b.spent END AS spent, CASE WHEN NOT p.fresh THEN b.warned_at END AS warned, "
+    "b.updated_at, p.began, CASE WHEN p.fresh THEN 0 ELSE b.spent END AS spent, "
+    "CASE WHEN NOT p.fresh THEN b.warned_at END AS warned, "
     "(SELECT coalesce(sum(h.amount), 0)::bigint FROM cost_holds h WHERE h.until > $1 "
     "AND (b.subject IS NULL OR b.subject = ANY (h.subjects))) AS held "
     "FROM budgets b CROSS JOIN LATERAL (SELECT greatest(b.period_start, budget_began(b.period, $1)) AS began, "

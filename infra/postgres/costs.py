@@ -58,7 +58,7 @@ _GIVEN: Final = (
 _ADD: Final = (
     f"WITH added AS (INSERT INTO costs (tenant_id, {', '.join(_GIVEN)}) VALUES (current_setting('paddock.tenant_id'), "
     f"{', '.join(f'${number}' for number in range(1, len(_GIVEN) + 1))}) "
-    f"RETURNING {_FACTS}, 1 AS sign) {COSTS.delta('added')}"
+    f"ON CONFLICT DO NOTHING RETURNING {_FACTS}, 1 AS sign) {COSTS.delta('added')}"
 )
 _DELETE: Final = (
     # In order, so that two that delete the same do not wait for each other.
@@ -76,12 +76,13 @@ class PostgresCosts:
         self._raw = raw
         self._records = Records(raw, COSTS, "cost")
 
-    async def add(self, cost_id: str, spender: Spender, call: Call, now: datetime) -> None:
+    async def add(self, cost_id: str, spender: Spender, call: Call, now: datetime) -> bool:
         def known(prefix: str, value: str | None) -> object:
             return None if value is None else ids.decode(prefix, value)
 
         usage = call.usage
-        await self._raw.execute(
+        # One delta for one cost, and none for one that is there.
+        status = await self._raw.execute(
             _ADD,
             *(known("cost", cost_id), now, known("user", spender.user_id)),
             *(known("agent", spender.agent_id), spender.agent_name, known("exec", spender.execution_id)),
@@ -91,6 +92,7 @@ class PostgresCosts:
             *(usage.cached_tokens, usage.reasoning_tokens),
             *(call.cost_usd, call.estimated, call.status, call.error_type, call.duration_ms, call.first_token_ms),
         )
+        return status == "INSERT 0 1"
 
     async def page(self, question: Question, page: Page) -> CostListing:
         found = await self._records.page(_SHAPE, question, page)

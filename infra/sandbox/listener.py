@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import socket
+from array import array
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
@@ -120,12 +121,16 @@ def received(pair: socket.socket) -> tuple[socket.socket | None, str | None]:
     Everything else that comes along is closed. Neither a socket nor a problem means that nobody will send anything.
     """
     try:
-        # Room for two: of more, the kernel lets none in.
-        data, fds, flags, _ = socket.recv_fds(pair, 16, 2, socket.MSG_CMSG_CLOEXEC)
+        # Room for two: of more, the kernel closes the rest. Not by `socket.recv_fds`, which forgets its flags.
+        data, more, flags, _ = pair.recvmsg(16, socket.CMSG_SPACE(2 * 4), socket.MSG_CMSG_CLOEXEC)
     except BlockingIOError:
         raise
     except OSError as error:
         return None, str(error)
+    fds = array("i")
+    for level, kind, held in more:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(held[: len(held) - len(held) % fds.itemsize])
     if not data and not fds:
         return None, None
     if len(fds) != 1 or flags & socket.MSG_CTRUNC:

@@ -16,7 +16,7 @@ UNAUTHENTICATED = {"register", "login", "refresh"}
 OWN = {"me", "me_users", "logout", "patch_me", "create_key", "create_key_auth", "invite", "patch_tenant"}
 # What creates something in the caller's own tenant, whatever it is sent.
 CREATES = {"create_agent", "upload_artifact", "create_evaluation", "create_batch"}
-CREATES |= {"create_model", "create_provider_key", "create_tool"}
+CREATES |= {"create_model", "create_provider_key", "create_tool", "create_budget"}
 RECORD = {"prompt": "What?", "response": SECRET}
 
 
@@ -36,6 +36,8 @@ async def belongings(acme: Tenant) -> dict[str, str]:
     artifact = (await acme.http.post("/artifacts/upload", json={"kurral_id": SECRET, "inputs": {"is": SECRET}})).json()
     evaluation = (await acme.http.post("/evaluations", json=RECORD)).json()
     key = (await acme.http.post("/api-keys", json={"name": SECRET})).json()
+    wanted = {"scope": "agent", "subject": agent["id"], "limit_usd": 4321.5, "period": "month"}
+    budget = (await acme.http.post("/budgets", json=wanted)).json()
     provider_key = await _made(acme, "/provider-keys", service="openai", key=f"sk-{SECRET}")
     model = await _made(acme, "/models", provider="openai", model="gpt-4", api_key_name=SECRET)
     tool = await _made(acme, "/tools", configuration={"api_endpoint": "https://x.example.com", "parameters": {}})
@@ -49,6 +51,7 @@ async def belongings(acme: Tenant) -> dict[str, str]:
         "name": SECRET,
         "kurral_id": artifact["id"],
         "evaluation_id": evaluation["id"],
+        "budget_id": budget["id"],
         "provider_key_id": provider_key["id"],
         "model_id": model["id"],
         "tool_id": tool["id"],
@@ -83,7 +86,9 @@ def _body(document: dict[str, Any], operation: dict[str, Any], belongings: dict[
         )
     if name in ("NewAgent", "NewModel", "NewProviderKey", "NewTool"):
         body["name"] = "the-rival-s-own"
-    if name.startswith("Patch") and name not in ("PatchUser",):
+    if name == "PatchBudget":
+        body["limit_usd"] = 1
+    elif name.startswith("Patch") and name not in ("PatchUser",):
         body["name"] = "taken-over"
     return {"json": body}
 
@@ -130,6 +135,7 @@ async def test_no_route_shows_or_changes_another_tenant_s(document, belongings, 
     assert (await acme.http.get(f"/executions/{belongings['execution_id']}")).json()["status"] == "completed"
     assert (await acme.http.get(f"/artifacts/{SECRET}")).json()["inputs"] == {"is": SECRET}
     assert (await acme.http.get(f"/evaluations/{belongings['evaluation_id']}")).json()["response"] == SECRET
+    assert (await acme.http.get(f"/budgets/{belongings['budget_id']}")).json()["limit_usd"] == 4321.5
     for path in ("provider-keys", "models", "tools"):
         assert (await acme.http.get(f"/{path}/{SECRET}")).json()["name"] == SECRET
     assert (await acme.http.get(f"/tools/{SECRET}")).json()["enabled"] is True
@@ -173,7 +179,7 @@ async def test_every_route_asks_for_credentials(document, belongings, acme: Tena
 
 async def test_every_route_asks_for_its_scope(document, belongings, acme: Tenant) -> None:
     """A key that may do nothing we have is refused everywhere, but at what is its own user's."""
-    powerless = acme.with_key(await acme.key(scopes=["read:costs"]))
+    powerless = acme.with_key(await acme.key(scopes=["read:schedules"]))
     async with powerless:
         for method, path, operation in _routes(document):
             if operation["operationId"] in UNAUTHENTICATED | {"me", "me_users", "logout"}:

@@ -5,9 +5,14 @@ Standard library alone: this file runs inside the fence.
 
 import contextlib
 import ctypes
+import errno
+import fcntl
 import glob
+import hashlib
+import json
 import mmap
 import os
+import re
 import resource
 import signal
 import socket
@@ -114,6 +119,167 @@ def any_socket(p):
             socket.socketpair(family)
             found.append(("pair", family))
     return _got(found)
+
+
+# What a program with a gateway may try besides.
+
+
+def gateway_host(p):
+    """Anything but its own network: the host's services, whatever it routes to, the internet."""
+    found = []
+    for address in ("127.0.0.1", p["address"], "169.254.169.254", "10.0.0.1", "8.8.8.8"):
+        for port in [p["port"], *p.get("ports", [])]:
+            with socket.socket() as client:
+                client.settimeout(0.5)
+                error = client.connect_ex((address, port))
+            if error not in (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EPERM):
+                found.append((address, port, error))
+    return _got(found)
+
+
+def gateway_sockets(p):
+    """Every socket but TCP over IPv4, and what can be asked of that one besides its work."""
+    found = []
+    for family in range(1, 46):
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW, socket.SOCK_SEQPACKET):
+            for protocol in (0, 1, 17, 132, 255, 262):
+                if (family, kind, protocol) == (socket.AF_INET, socket.SOCK_STREAM, 0):
+                    continue
+                with contextlib.suppress(OSError):
+                    socket.socket(family, kind, protocol).close()
+                    found.append((family, int(kind), protocol))
+    for kind in (socket.SOCK_DGRAM, socket.SOCK_RAW):
+        with contextlib.suppress(OSError):
+            socket.socketpair(socket.AF_UNIX, kind)
+            found.append(("pair", int(kind)))
+    with socket.socket() as tcp:
+        for request in (0x8912, 0x8933, 0x8B01):  # addresses, numbers and radios of interfaces
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(tcp, request, bytes(64))
+                found.append(hex(request))
+        for level, option in ((1, 26), (6, 31), (0, 64)):  # a filter program, an upper protocol, packet tables
+            try:
+                tcp.setsockopt(level, option, bytes(16))
+                found.append((level, option))
+            except OSError as error:
+                if error.errno != errno.EPERM:
+                    found.append((level, option, error.errno))
+        with contextlib.suppress(OSError):
+            tcp.bind(("127.0.0.1", 0))
+            tcp.listen()
+            with socket.create_connection(tcp.getsockname()), tcp.accept()[0]:
+                found.append("a server of its own")
+    return _got(found)
+
+
+def gateway_unix(p):
+    """Now that there is connect(2): sockets of the host that lie in files it sees, or have names."""
+    found = []
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        for name in (f"/agent/door-{int(kind)}", "\0" + p["abstract"] + f"-{int(kind)}"):
+            for make in (lambda kind=kind: socket.socket(socket.AF_UNIX, kind), lambda kind=kind: _pair(kind)):
+                with contextlib.suppress(OSError), make() as client:
+                    client.connect(name)
+                    found.append(("connected", name))
+                with contextlib.suppress(OSError), make() as client:
+                    client.sendto(b"x", name)
+                    found.append(("sent", name))
+    return _got(found)
+
+
+def _pair(kind):
+    return socket.socketpair(socket.AF_UNIX, kind)[0]
+
+
+def _asked(port, body, path="/v1/chat/completions", timeout=5):
+    """The status and all of the answer to a request by hand."""
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(data)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout) as client:
+        client.sendall(head.encode() + data)
+        told = b""
+        while part := client.recv(65536):
+            told += part
+    return int(told.split()[1]), told.decode()
+
+
+def _own():
+    return int(os.environ["OPENAI_BASE_URL"].split(":")[2].split("/")[0])
+
+
+def _ask(model, *words):
+    return {"model": model, "messages": [{"role": "user", "content": " ".join(words) or "hello"}]}
+
+
+def gateway_others(p):
+    """The gateway of a run beside this one."""
+    found = []
+    with contextlib.suppress(OSError):
+        found.append(_asked(p["other"], _ask("small"), timeout=2))
+    assert _asked(_own(), _ask("small"))[0] == 200
+    return _got(found)
+
+
+def gateway_wait(p):
+    """Beside which another run looks for this one's gateway."""
+    print(_own(), flush=True)
+    time.sleep(20)
+
+
+def gateway_models(p):
+    """A model that its manifest does not name."""
+    assert _asked(_own(), _ask("small"))[0] == 200
+    found = [_asked(_own(), _ask(name)) for name in ("large", "SMALL", "small ", "../large", "")]
+    return _got([told for told in found if told[0] == 200])
+
+
+def gateway_words(p):
+    """A provider's key in anything that the gateway says; the worker's errors all hold it."""
+    asked = [_ask("small", "fail", kind) for kind in p["kinds"]]
+    told = [_asked(_own(), {**one, **more}) for one in asked for more in ({}, {"stream": True})]
+    told += [_asked(_own(), body) for body in ({}, [], {"model": "x" * 1000})]
+    told += [_asked(_own(), {}, path) for path in ("/", "/v1/models", "/v1/embeddings", "/v1/../../etc/passwd")]
+    return _got([text for _, text in told if _keys(text.encode(), p) or "Traceback" in text])
+
+
+def gateway_key(p):
+    """The same key in its environment, in its memory, in what it sees of processes."""
+    assert _asked(_own(), _ask("small"))[0] == 200
+    found = []
+    for path in ["/proc/self/environ", *glob.glob("/proc/[0-9]*/environ"), *glob.glob("/proc/[0-9]*/cmdline")]:
+        with contextlib.suppress(OSError):
+            found += _keys(open(path, "rb").read(), p)
+    for line in open("/proc/self/maps").read().splitlines():
+        span, rights = line.split()[:2]
+        if rights.startswith("r") and "[v" not in line:
+            start, end = (int(one, 16) for one in span.split("-"))
+            with contextlib.suppress(OSError, ValueError, OverflowError), open("/proc/self/mem", "rb", 0) as memory:
+                memory.seek(start)
+                found += _keys(memory.read(end - start) or b"", p)
+    return _got(found)
+
+
+def _keys(data, p):
+    # By its hash: what this program is told is in its memory, and it looks there.
+    words = re.findall(("sk-" + "pdk-[0-9a-f]{32}").encode(), data)
+    return [word for word in words if hashlib.sha256(word).hexdigest() == p["key"]]
+
+
+def gateway_memory(p):
+    """Bytes that lie in TCP sockets belong to no process, and on some hosts to no group."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(250)
+    clients, held = [], 0
+    while len(clients) < 200 and held < (p["much"] << 20):
+        client = socket.create_connection(listener.getsockname(), 2)
+        client.setblocking(False)
+        clients.append(client)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                held += client.send(b"x" * 65536)
+    time.sleep(0.5)
+    return _got([held] if held > (200 << 20) else [])
 
 
 def keyring(p):

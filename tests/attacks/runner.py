@@ -1,13 +1,14 @@
 """Runs attacks through the adapters that workers use, with all guards and with some taken away.
 
 A process of its own, so that it can be an ordinary user: `python -m tests.attacks.runner WAY`, where WAY is
-`bubblewrap`, `forkserver`, or one of them with `-warm`. Reads a JSON list of `[attack, [guards to take
+`bubblewrap`, `bubblewrap-gateway`, `forkserver`, or one of them with `-warm`. Reads a JSON list of `[attack, [guards to take
 away]]`, prints a JSON object per line. With `remains` behind WAY: what one run leaves for the next. With `outlive
 NAME GUARDS`: runs an agent that wants to go on, and waits to be killed.
 """
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -15,11 +16,13 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import structlog
 
+from domain.chat import ErrorKind, Message, ModelError, Options, Part, Reply, Text, ToolSpec
 from domain.errors import DomainError
 from domain.ports import Program
 from infra.sandbox.bubblewrap import BubblewrapSandbox
@@ -27,8 +30,11 @@ from infra.sandbox.fence import Fence
 from infra.sandbox.forkserver.client import ForkServer
 from infra.sandbox.warm import WarmSandbox
 from tests.attacks.remains import KINDS
+from workers import gateway
+from workers.openai_wire import Refused
 
 SECRET = "the-worker-s-secret"
+KEY = f"sk-pdk-{os.urandom(16).hex()}"
 NAME = f"pdk-{os.getpid()}"
 MEMORY = 160
 
@@ -56,6 +62,50 @@ def _named() -> list[int]:
     return found
 
 
+class Provider:
+    """Calls of models with a key, which is in everything that goes wrong with them."""
+
+    def __init__(self, says: str) -> None:
+        self._says, self._key = says, KEY
+
+    async def stream(
+        self, name: str, messages: tuple[Message, ...], tools: tuple[ToolSpec, ...], options: Options
+    ) -> AsyncGenerator[Part, None]:
+        _, _, kind = messages[-1].content.rpartition("fail ")
+        told = f"Incorrect API key provided: {self._key}"
+        if kind in get_args(ErrorKind):
+            raise ModelError(kind, told)
+        if kind == "late":
+            yield Text("begun")
+        if kind in ("late", "broken"):
+            raise RuntimeError(told)
+        if kind == "unavailable_here":
+            raise DomainError("unavailable", told)
+        yield Text(self._says)
+        yield Reply(message=Message(role="assistant", content=self._says), finish="stop", usage=None)
+
+
+# Guards of the gateway itself: how each is taken away.
+GATEWAY_GUARDS: dict[str, tuple[Any, str, Any]] = {
+    "manifest": (gateway._Gateway, "_known", lambda _, name: name),
+    "words": (gateway, "_refused", lambda error, _: Refused(500, str(error))),
+}
+
+
+@contextlib.contextmanager
+def _taken_away(without: list[str]) -> Iterator[list[str]]:
+    """Without those of the gateway; the fence's, to be taken away from it."""
+    own = [GATEWAY_GUARDS[name] for name in without if name in GATEWAY_GUARDS]
+    before = [(place, name, getattr(place, name)) for place, name, _ in own]
+    for place, name, instead in own:
+        setattr(place, name, instead)
+    try:
+        yield [name for name in without if name not in GATEWAY_GUARDS]
+    finally:
+        for place, name, was in before:
+            setattr(place, name, was)
+
+
 def _sandbox(way: str, without: list[str]) -> WarmSandbox:
     fence = Fence(without=frozenset(without))
     server = ForkServer(fence) if way.startswith("forkserver") else None
@@ -72,11 +122,12 @@ async def _warmed(sandbox: WarmSandbox, program: Program, base: dict[str, Any]) 
 
 async def attack(way: str, name: str, without: list[str], code: Path, base: dict[str, Any]) -> dict[str, Any]:
     """One attack on one fence."""
-    sandbox = _sandbox(way, without)
-    try:
-        return await _attack(sandbox, way, name, without, code, base)
-    finally:
-        await sandbox.close()
+    with _taken_away(without) as of_fence:
+        sandbox = _sandbox(way, of_fence)
+        try:
+            return await _attack(sandbox, way, name, without, code, base)
+        finally:
+            await sandbox.close()
 
 
 async def _attack(
@@ -89,12 +140,17 @@ async def _attack(
         entrypoint="agent:handle",
         timeout=3 if name == "stubborn" else 25,
         memory_mb=memory,
+        gateway="-gateway" in way,
     )
+    serve = gateway.serving(Provider("mine"), ["small"]) if program.gateway else None
     try:
         if way.endswith("-warm"):
             await _warmed(sandbox, program, base)
         began = time.monotonic()
-        outcome = await sandbox.run(program, json.dumps({**base, "attack": name}).encode(), _ignore)
+        async with (
+            _beside(sandbox, program, base) if name == "gateway_others" else contextlib.nullcontext(base) as told
+        ):
+            outcome = await sandbox.run(program, json.dumps({**told, "attack": name}).encode(), _ignore, serve)
     except DomainError as error:
         return {"attack": name, "without": without, "error_type": error.code, "error_message": error.detail}
     told = json.loads(outcome.output) if outcome.output else {"broke": False}
@@ -111,6 +167,21 @@ async def _attack(
         "error_message": outcome.error_message,
         "seconds": round(time.monotonic() - began, 2),
     }
+
+
+@contextlib.asynccontextmanager
+async def _beside(sandbox: WarmSandbox, program: Program, base: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+    """While another run has a gateway of its own."""
+    port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    payload = json.dumps({**base, "attack": "gateway_wait"}).encode()
+    serve = gateway.serving(Provider("another's"), ["small"])
+    running = asyncio.create_task(sandbox.run(program, payload, lambda _, data: port.set_result(int(data)), serve))
+    try:
+        async with asyncio.timeout(10):
+            yield {**base, "other": await port}
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
 
 
 async def remains(way: str, folder: Path) -> None:
@@ -168,7 +239,7 @@ async def outlive(way: str, code: Path, name: str, guards: str) -> None:
 
 async def attacks() -> None:
     """The plan on standard input."""
-    os.environ["PADDOCK_SECRET_KEY"] = SECRET
+    os.environ["PADDOCK_SECRET_KEY"], os.environ["PADDOCK_PROVIDER_KEY"] = SECRET, KEY
     with tempfile.TemporaryDirectory(prefix="paddock-attack-", dir="/var/tmp") as folder, socket.socket() as tcp:
         os.chmod(folder, 0o755)
         versions, marker, data = Path(folder) / "versions", Path(folder) / "marker", Path(folder) / "data"
@@ -187,6 +258,14 @@ async def attacks() -> None:
         abstract = socket.socket(socket.AF_UNIX)
         abstract.bind("\0" + NAME)
         abstract.listen(64)
+        doors = []
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+            for place in (f"{code}/door-{int(kind)}", f"\0{NAME}-{int(kind)}"):
+                doors.append(socket.socket(socket.AF_UNIX, kind))
+                doors[-1].bind(place)
+                if kind == socket.SOCK_STREAM:
+                    doors[-1].listen(64)
+            (code / f"door-{int(kind)}").chmod(0o777)
         inherited = os.open(marker, os.O_RDONLY)
         os.set_inheritable(inherited, True)
         base = {
@@ -201,6 +280,8 @@ async def attacks() -> None:
             "ipc": os.readlink("/proc/self/ns/ipc"),
             "name": NAME,
             "much": 400,
+            "key": hashlib.sha256(KEY.encode()).hexdigest(),
+            "kinds": [*get_args(ErrorKind), "late", "broken", "unavailable_here"],
         }
         for name, without in json.load(sys.stdin):
             print(json.dumps(await attack(sys.argv[1], name, without, code, base)), flush=True)

@@ -52,6 +52,19 @@ ATTACKS: dict[str, list[str]] = {
     "daemon": ["processes"],
     "stubborn": ["processes"],
 }
+# The same for programs with a gateway, besides the ones above. What `manifest` and `words` are: `runner.GATEWAY_GUARDS`.
+GATEWAY_ATTACKS: dict[str, list[str]] = {
+    "gateway_host": ["network"],
+    "gateway_sockets": ["seccomp"],
+    "gateway_unix": ["seccomp"],
+    "gateway_others": ["network"],
+    "gateway_models": ["manifest"],
+    "gateway_words": ["words"],
+    "gateway_key": ["environment"],
+    "gateway_memory": ["watch", "cgroup"],
+}
+# A gateway is asked through a socket.
+NOT_WITH_A_GATEWAY = {"any_socket"}
 # An ordinary user's sandbox has that user's id on the host: it owns its own files, and root's stay closed to it.
 ROOT_ONLY = {"root_only_file"}
 # A timeout kills the first process of a sandbox by itself, namespace or not; the daemon shows what the namespace adds.
@@ -154,6 +167,30 @@ def test_the_attack_is_real(results, way: str, attack: str) -> None:
         return
     result = told[(attack, False)]
     assert result.get("broke") is True, result
+
+
+@pytest.fixture(scope="module", params=["bubblewrap-gateway", "bubblewrap-gateway-warm"])
+def with_gateway(user: str, request: pytest.FixtureRequest) -> tuple[str, dict[tuple[str, bool], dict[str, Any]]]:
+    plan = [(name, []) for name in ATTACKS if name not in NOT_WITH_A_GATEWAY | ROOT_ONLY]
+    plan += [(name, []) for name in GATEWAY_ATTACKS]
+    if not request.param.endswith("-warm"):
+        plan += list(GATEWAY_ATTACKS.items())
+    return request.param, _run(plan, user, request.param)
+
+
+def test_the_fence_holds_with_a_gateway_as_well(with_gateway) -> None:
+    _, told = with_gateway
+    for result in [result for (_, whole), result in told.items() if whole]:
+        assert result.get("broke") is False, result
+        # An attack that fell over is none that was held; one that was ended for what it did is.
+        assert result["error_type"] not in ("sandbox_unavailable", "AssertionError", "KeyError", "NameError"), result
+
+
+def test_the_attacks_on_a_gateway_are_real(with_gateway) -> None:
+    way, told = with_gateway
+    if not way.endswith("-warm"):
+        for attack in GATEWAY_ATTACKS:
+            assert told[(attack, False)].get("broke") is True, told[(attack, False)]
 
 
 def test_a_stubborn_agent_is_ended_by_its_timeout(results) -> None:

@@ -31,6 +31,7 @@ from domain.chat import (
 from domain.secrets import Secret
 from infra.http import Outbound
 from infra.llm import PydanticLlm
+from infra.llm.local import Served
 from tests.wire import Answer, Wire, call, wire
 
 KEY = "sk-very-secret-0123456789"
@@ -49,10 +50,10 @@ class Here:
         self.url, self.held, self.most = url, 0, 0
 
     @asynccontextmanager
-    async def serving(self) -> AsyncIterator[str]:
+    async def serving(self) -> AsyncIterator[Served]:
         self.held += 1
         try:
-            yield self.url
+            yield Served(base_url=self.url, api_key=None)
         finally:
             self.held -= 1
 

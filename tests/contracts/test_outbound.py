@@ -6,6 +6,7 @@ import secrets
 import socket
 import ssl
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
@@ -103,6 +104,22 @@ async def test_dangerous_addresses(here: Place, monkeypatch: pytest.MonkeyPatch,
                 await get(outbound, kind, f"http://{host}:{here.port}/", strict)
             assert refused.value.address is not None
     assert (here.connections, dialled) == (0, [])
+    assert danger(ip_address(address)) is not None
+
+
+def test_reasons():
+    for address, reason in [
+        *[("10.0.0.1", "private"), ("127.0.0.1", "loopback"), ("169.254.169.254", "link-local"), ("0.0.0.0", "unspec")],
+        *[
+            ("224.0.0.1", "multicast"),
+            ("255.255.255.255", "broadcast"),
+            ("240.0.0.1", "reserved"),
+            ("100.64.0.1", "NAT"),
+        ],
+        *[("::1", "loopback"), ("fd00:ec2::254", "private"), ("fe80::1", "link-local"), ("ff02::1", "multicast")],
+        *[("2001::1", "Teredo"), ("2002::1", "6to4"), ("::ffff:10.0.0.1", "private"), ("64:ff9b::7f00:1", "loopback")],
+    ]:
+        assert reason in str(danger(ip_address(address)))
 
 
 @pytest.mark.parametrize("kind", CLIENTS)
@@ -223,6 +240,24 @@ async def test_one_of_several_addresses_answers(here: Place, kind: str):
     assert (await get(outbound, kind, f"http://several.test:{here.port}/")).text == "hello"
 
 
+@pytest.mark.parametrize(("kind", "core"), [("client", httpcore), ("client2", httpcore2)])
+async def test_an_address_that_swallows_everything(here: Place, monkeypatch: pytest.MonkeyPatch, kind: str, core: Any):
+    detour(monkeypatch, here)
+    turned = core.AnyIOBackend.connect_tcp
+
+    async def swallow(self: Any, host: str, port: int, timeout: float, *args: Any) -> Any:
+        if host == PUBLIC:
+            await asyncio.sleep(timeout)
+            raise core.ConnectTimeout
+        return await turned(self, host, port, timeout, *args)
+
+    monkeypatch.setattr(core.AnyIOBackend, "connect_tcp", swallow)
+    outbound = Outbound(resolve=names(several_test=[PUBLIC, "8.8.8.8"]))
+    began = time.monotonic()
+    assert (await get(outbound, kind, "http://several.test/", timeout=1)).text == "hello"
+    assert time.monotonic() - began < 0.9
+
+
 @pytest.mark.parametrize(("kind", "core"), [("client", httpx), ("client2", httpx2)])
 async def test_names_that_are_not_known_or_take_too_long(kind: str, core: Any):
     async def unknown(host: str, port: int) -> list[str]:
@@ -238,8 +273,10 @@ async def test_names_that_are_not_known_or_take_too_long(kind: str, core: Any):
     for resolve in (unknown, nothing):
         with pytest.raises(core.ConnectError):
             await get(Outbound(resolve=resolve), kind, "http://name.test/")
+    began = time.monotonic()
     with pytest.raises(core.ConnectTimeout):
         await get(Outbound(resolve=slow), kind, "http://name.test/", timeout=0.2)
+    assert time.monotonic() - began < 2
     for host in ("a" * 70 + ".test", "a..b"):
         with pytest.raises((core.ConnectError, core.InvalidURL)):
             await get(Outbound(), kind, f"http://{host}/")

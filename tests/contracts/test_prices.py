@@ -52,6 +52,15 @@ def test_more_cached_than_sent_is_not_believed():
     assert prices.cost(of("openai", "gpt-4o"), odd) == pytest.approx(100 * 1.25 / 1e6)
 
 
+def test_a_known_provider_behind_a_url():
+    def at(url: str) -> float | None:
+        target = Target(name="r", provider="openai_compatible", model="llama-3.3-70b-versatile", base_url=url)
+        return prices.cost(target, MILLION)
+
+    assert at("https://api.groq.com/openai/v1") == pytest.approx(0.59 + 0.79)
+    assert at("https://gpu.example.com/v1") is None  # the weights are free, and whose machine it is nobody told
+
+
 @pytest.mark.parametrize(
     ("provider", "model"), [("openai_compatible", "my-own-model"), ("databricks", "x"), ("openai", "")]
 )

@@ -245,6 +245,8 @@ def _verdict(data: bytes, machine: int, number: int, *arguments: int) -> int:
         at += 1
         if operation == 0x20:
             value = struct.unpack_from("=I", packet, constant)[0]
+        elif operation == 0x54:
+            value &= constant
         elif operation == 0x06:
             return constant
         else:

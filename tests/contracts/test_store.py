@@ -16,7 +16,7 @@ WITH_TENANT = (
     *("tenants", "users", "invites", "sessions", "refresh_tokens", "api_keys", "agents", "agent_versions"),
     *("executions", "execution_events", "idempotency_keys", "evaluations", "artifacts", "artifact_ids"),
     *("artifact_bodies", "doomed_objects", "stat_deltas", "stat_rollups"),
-    *("provider_keys", "models", "tools", "disabled_tools"),
+    *("provider_keys", "models", "tools", "disabled_tools", "costs", "budgets", "cost_holds"),
 )
 
 

@@ -214,6 +214,7 @@ async def test_unknown_names_say_what_to_do() -> None:
 
 
 async def test_agents_tools_are_named_by_place() -> None:
+    assert await refused(tools.named(Shelf(), ["no"] * 64)) == [f"tools[{number}]" for number in range(64)]
     python = next(tool for tool in BUILT_IN if tool.name == "python")
     found = await tools.named(Shelf(), ["python", "filesystem_read", python.id])
     assert [tool.slug for tool in found] == ["python", "filesystem_read"]

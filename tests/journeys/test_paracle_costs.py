@@ -75,30 +75,34 @@ async def test_one_call_of_a_model(parts: Parts, acme: Tenant, home: Tenant) -> 
     (item,) = answer["items"]
     assert item["timestamp"] == item["created_at"]
     assert datetime.now(UTC) - datetime.fromisoformat(item["timestamp"]) < timedelta(minutes=1)
-    assert item | {
-        "id": settled.cost_id,
-        "tenant_id": acme.tenant_id,
-        "user_id": acme.account["id"],
-        "agent_id": agent["id"],
-        "agent_name": "coder",
-        "execution_id": execution_id,
-        "key_id": key_id,
-        "workflow_id": None,
-        "provider": "openai",
-        "model": "gpt-4",
-        "model_name": "our-gpt-4",
-        "prompt_tokens": 100,
-        "completion_tokens": 50,
-        "total_tokens": 150,
-        "cached_tokens": 20,
-        "reasoning_tokens": 10,
-        "cost_usd": 0.0045,
-        "estimated": False,
-        "status": "ok",
-        "error_type": None,
-        "duration_ms": 850.0,
-        "first_token_ms": 120.0,
-    } == item
+    assert (
+        item
+        | {
+            "id": settled.cost_id,
+            "tenant_id": acme.tenant_id,
+            "user_id": acme.account["id"],
+            "agent_id": agent["id"],
+            "agent_name": "coder",
+            "execution_id": execution_id,
+            "key_id": key_id,
+            "workflow_id": None,
+            "provider": "openai",
+            "model": "gpt-4",
+            "model_name": "our-gpt-4",
+            "prompt_tokens": 100,
+            "completion_tokens": 50,
+            "total_tokens": 150,
+            "cached_tokens": 20,
+            "reasoning_tokens": 10,
+            "cost_usd": 0.0045,
+            "estimated": False,
+            "status": "ok",
+            "error_type": None,
+            "duration_ms": 850.0,
+            "first_token_ms": 120.0,
+        }
+        == item
+    )
     assert (await home.http.get(f"/costs?execution_id={execution_id}")).json()["items"] == []
 
 

@@ -215,8 +215,8 @@ class Checked:
         self.model.runs = dict.fromkeys(runs, 0)
 
     def spender(self, drawn: tuple[Any, ...]) -> Spender:
-        key, agent, workflow, run, limit = drawn
-        chosen = [(*of, None)[place] for of, place in zip((KEYS, AGENTS, WORKFLOWS), drawn, strict=False)]
+        *places, run, limit = drawn
+        chosen = [(*of, None)[place] for of, place in zip((KEYS, AGENTS, WORKFLOWS), places, strict=True)]
         return Spender(
             execution_id=self.runs[run],
             key_id=chosen[0],
@@ -500,7 +500,9 @@ async def test_a_refusal_says_which_budget_and_how_much_is_left(bench: Bench) ->
     await bench.settle(hold.id, spender, 0.0)
     await bench.do(lambda tx: budgets.patch(tx, whole.id, PatchBudget(enabled=False)))
     await bench.budget("key", KEYS[0], 0.5, "day")
-    assert await refused(1.5) == "The API key's budget of $0.5000 per day has $0.5000 left; this call needs up to $1.50."
+    assert (
+        await refused(1.5) == "The API key's budget of $0.5000 per day has $0.5000 left; this call needs up to $1.50."
+    )
     await bench.budget("agent", AGENTS[0], 0.000001234)
     said = "The agent's budget of $0.000001234 in total has $0.000001234 left; this call needs up to $0.000002000."
     assert await refused(0.000002) == said
@@ -570,6 +572,23 @@ async def test_a_killed_worker_s_hold_lapses_and_is_settled_all_the_same(bench: 
     found = await bench.get(budget.id)
     assert (found.spent_usd, found.held_usd, found.remaining_usd, found.status) == (1.05, 0, 0, "exhausted")
     assert await bench.total_cost(run) == 1.05
+
+
+async def test_the_same_cost_counts_once(bench: Bench) -> None:
+    """Whoever lost the answer to a commit tries again."""
+    run = await started(bench.database, bench.caller)
+    spender, cost_id = Spender(execution_id=run), ids.new("cost")
+    budget = await bench.budget("tenant", None, 1.0)
+    found = [await bench.do(lambda tx: costs.settle(tx, None, spender, called(0.9), cost_id=cost_id)) for _ in range(3)]
+    assert [(one.cost_id, one.repeated, len(one.warnings)) for one in found] == [
+        (cost_id, False, 1),
+        (cost_id, True, 0),
+        (cost_id, True, 0),
+    ]
+    assert (await bench.get(budget.id)).spent_usd == await bench.total_cost(run) == 0.9
+    listed = await bench.do(lambda tx: costs.list_costs(tx, costs.Filter(), Page(limit=1)))
+    assert (listed.total, listed.total_cost) == (1, 0.9)
+    assert (await bench.do(lambda tx: costs.summary(tx, "day"))).total_cost == 0.9
 
 
 async def test_a_clock_that_is_behind_counts_in_the_newer_period(bench: Bench) -> None:

@@ -176,7 +176,9 @@ class World:
             for name, value in (wanted or {}).items()
         }
         page = page or Page(limit=1000)
-        within = [r for r in rows if (since or r.created_at) <= r.created_at and (until is None or r.created_at < until)]
+        within = [
+            r for r in rows if (since or r.created_at) <= r.created_at and (until is None or r.created_at < until)
+        ]
         # Names of agents that there are not are those of the time of the call.
         matching = [
             row

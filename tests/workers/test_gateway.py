@@ -459,16 +459,35 @@ async def test_the_end_of_a_run_ends_its_calls_before_anything_else() -> None:
     calls = Scripted()
     calls.say(*["x"] * 1000)
     calls.delay = 0.05
+    before = asyncio.all_tasks()
     async with _serving(calls) as served:
         asking = [asyncio.create_task(served.ask(stream=number % 2 == 0)) for number in range(5)]
         await _until(lambda: calls.running == 5)
-        tasks = asyncio.all_tasks()
-        assert tasks
     assert (calls.running, calls.closed) == (0, 5)
-    await asyncio.wait(asking)
-    await _until(
-        lambda: not any("gateway" in repr(task) or "RequestHandler" in repr(task) for task in asyncio.all_tasks())
-    )
+    await asyncio.gather(*asking, return_exceptions=True)
+    await _until(lambda: asyncio.all_tasks() <= before)
+
+
+async def test_a_call_is_cancelled_once_however_often_it_is_given_up() -> None:
+    """It settles what was used while the client is gone, and then the run as well."""
+    settled = asyncio.Event()
+
+    async def stream(*_: Any) -> AsyncGenerator[Part, None]:
+        try:
+            yield Text("a")
+            await asyncio.sleep(30)
+        finally:
+            await asyncio.sleep(0.3)
+            settled.set()
+
+    calls = Scripted()
+    calls.stream = stream  # type: ignore[method-assign]
+    async with _serving(calls) as served:
+        asked = await served.ask(stream=True)
+        await anext(asked)
+        await asked.close()
+        await asyncio.sleep(0.1)
+    assert settled.is_set()
 
 
 async def test_a_client_that_does_not_read_stops_the_model(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,7 +188,7 @@ async def test_whoever_asks_meanwhile_is_told_what_there_was_at_some_moment(syst
         await world.ask(0, page=Page(limit=1000))
         await world.clear()
         await engine.dispose()
-    assert min(folds.values()) > 50, folds
+    assert min(folds[kind] for kind in ("artifacts", "evaluations")) > 50, folds
     assert answers["evaluations"] > 10, answers
 
 
