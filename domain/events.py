@@ -80,7 +80,10 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Slice(msgspec.Struct, frozen=True, kw_only=True):
-    """Events that follow a number. `last` is the number of the last one; `ended` tells that none will ever follow these."""
+    """Events that follow a number.
+
+    `last` is the number of the log's last one; `ended` tells that none will ever follow these.
+    """
 
     events: list[Event]
     last: int

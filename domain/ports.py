@@ -1,8 +1,8 @@
 """Everything outside, on one page: what the domain and the workers ask of infrastructure.
 
 `Store` begins transactions, `Tx` is one of them with a repository per capability, `Queue` rings
-workers, `Blobs` holds bytes, `Sandbox` runs untrusted code, `Llm` calls language models, `Prices` knows what they cost. Adapters live in `infra/` and pass the
-contract suites in `tests/contracts/`.
+workers, `Blobs` holds bytes, `Sandbox` runs untrusted code, `Llm` calls language models, `Prices` knows
+what they cost. Adapters live in `infra/` and pass the contract suites in `tests/contracts/`.
 """
 
 from __future__ import annotations

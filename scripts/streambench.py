@@ -8,7 +8,6 @@ asserted but that every token came, in order.
 import asyncio
 import json
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -35,10 +34,11 @@ Row = tuple[str, str, str]
 
 
 class Read(msgspec.Struct):
-    """What one reader saw: when it asked, and for each token when it came, in seconds."""
+    """What one reader saw: when it asked and when it had all, in seconds; and how late each token came, in ms."""
 
     asked: float
-    came: list[float]
+    ended: float
+    late: list[float]
 
 
 @asynccontextmanager
@@ -64,26 +64,23 @@ async def provider() -> AsyncIterator[str]:
 async def direct(url: str, model: str) -> Read:
     """One answer, straight from the provider."""
     body = {"model": model, "stream": True, "messages": [{"role": "user", "content": "Go"}]}
-    seen = Read(asked=time.monotonic(), came=[])
-    words = ""
+    take = _Taker()
     async with (
         httpx.AsyncClient(timeout=120) as client,
         client.stream("POST", f"{url}/chat/completions", json=body) as answer,
     ):
         async for line in answer.aiter_lines():
             if line.startswith("data: {"):
-                words += _delta(msgspec.json.decode(line[6:]))
-                _count(seen, words)
-    _whole(words)
-    return seen
+                take(_delta(msgspec.json.decode(line[6:])))
+    return take.whole()
 
 
 async def through(system: System, agent: str) -> Read:
     """One answer, through a model agent over its WebSocket."""
     url = f"ws://127.0.0.1:{system.port}/api/v1/agents/{agent}/stream"
-    words, seqs = "", list[int]()
+    seqs = list[int]()
     async with connect(url, additional_headers={"X-API-Key": system.admin_key}, open_timeout=60) as socket:
-        seen = Read(asked=time.monotonic(), came=[])
+        take = _Taker()
         await socket.send(json.dumps({"task": "Go"}))
         async for message in socket:
             event = msgspec.json.decode(message)
@@ -93,28 +90,45 @@ async def through(system: System, agent: str) -> Read:
                 break
             seqs.append(event["seq"])
             if event["type"] == "token":
-                words += event["content"]
-                _count(seen, words)
-    _whole(words)
+                take(event["content"])
     if seqs != list(range(1, len(seqs) + 1)):
         raise SystemExit("events were lost, doubled or out of order")
-    return seen
+    return take.whole()
+
+
+class _Taker:
+    """Takes the pieces of an answer: every token in its order, with the time at which it was sent."""
+
+    def __init__(self) -> None:
+        self._read = Read(asked=time.monotonic(), ended=0.0, late=[])
+        self._rest = ""
+
+    def __call__(self, piece: str) -> None:
+        *words, self._rest = (self._rest + piece).split(" ")
+        # The last may be cut by what came with it; a piece of ours ends where a token does.
+        self._take([*words, self._rest] if piece and piece[-1].isdigit() else words)
+        if piece and piece[-1].isdigit():
+            self._rest = ""
+
+    def _take(self, words: list[str]) -> None:
+        now = time.monotonic()
+        for word in filter(None, words):
+            number, _, sent = word[1:].partition("@")
+            if int(number) != len(self._read.late):
+                raise SystemExit(f"token {number} came where {len(self._read.late)} was due")
+            self._read.late.append(1000 * now - int(sent) / 1000)
+
+    def whole(self) -> Read:
+        """What was seen of a whole answer."""
+        if len(self._read.late) != TOKENS:
+            raise SystemExit(f"{len(self._read.late)} tokens of {TOKENS} came")
+        self._read.ended = time.monotonic()
+        return self._read
 
 
 def _delta(chunk: dict[str, Any]) -> str:
     choices = chunk.get("choices") or [{}]
     return (choices[0].get("delta") or {}).get("content") or ""
-
-
-def _count(seen: Read, words: str) -> None:
-    """Note the time of every token that has come since."""
-    now, count = time.monotonic(), words.count("w")
-    seen.came += [now] * (count - len(seen.came))
-
-
-def _whole(words: str) -> None:
-    if words.split() != [f"w{number}" for number in range(TOKENS)]:
-        raise SystemExit("an answer was not complete and in order")
 
 
 async def _all(read: Callable[[], Coroutine[Any, Any, Read]], count: int = STREAMS) -> list[Read]:
@@ -125,20 +139,12 @@ async def _all(read: Callable[[], Coroutine[Any, Any, Read]], count: int = STREA
 
 def _rate(reads: list[Read]) -> float:
     """Tokens per second of all together."""
-    took = max(one.came[-1] for one in reads) - min(one.asked for one in reads)
-    return len(reads) * TOKENS / took
+    return len(reads) * TOKENS / (max(one.ended for one in reads) - min(one.asked for one in reads))
 
 
-def _delay(mine: list[Read], theirs: list[Read]) -> list[float]:
-    """Milliseconds by which each token comes later than if one asks the provider, over the tokens of an answer."""
-    return [
-        1000
-        * (
-            statistics.median(one.came[place] - one.asked for one in mine)
-            - statistics.median(one.came[place] - one.asked for one in theirs)
-        )
-        for place in range(TOKENS)
-    ]
+def _late(reads: list[Read]) -> list[float]:
+    """How late tokens came after the provider had sent them, in milliseconds, in rising order."""
+    return sorted(late for one in reads for late in one.late)
 
 
 async def measure(system: System, url: str) -> list[Row]:
@@ -147,7 +153,7 @@ async def measure(system: System, url: str) -> list[Row]:
     headers = {"X-API-Key": system.admin_key}
     async with httpx.AsyncClient(base_url=f"{system.url}/api/v1", headers=headers, timeout=60) as client:
         for pace in PACES:
-            name = f"tokens-{TOKENS}" + (f"-delay-{pace}" if pace else "")
+            name = f"stamped-tokens-{TOKENS}" + (f"-delay-{pace}" if pace else "")
             body = {"name": f"bench-{pace}", "provider": "openai_compatible", "model": name, "base_url": url}
             (await client.post("/models", json=body)).raise_for_status()
             made = {"name": f"bench-{pace}", "model": f"bench-{pace}"}
@@ -157,14 +163,18 @@ async def measure(system: System, url: str) -> list[Row]:
             theirs = await _all(lambda name=name: direct(url, name))  # type: ignore[misc]
             mine = await _all(lambda pace=pace: through(system, f"bench-{pace}"))  # type: ignore[misc]
             after = _memory(system)
-            label = f"{STREAMS} streams of {TOKENS} tokens, " + (f"one per {pace} ms" if pace else "as fast as they come")
+            label = f"{STREAMS} streams of {TOKENS} tokens, " + (
+                f"one per {pace} ms" if pace else "as fast as they come"
+            )
             rate, base = _rate(mine), _rate(theirs)
             rows.append((f"{label}, tokens per second", f"{rate / base:.2f}", f"direct ({rate:.0f} to {base:.0f}/s)"))
             if pace:
-                added = _delay(mine, theirs)
-                later = statistics.median(added)
-                told = f"the pause between two tokens (p50 {later:.0f} ms, p95 {sorted(added)[int(TOKENS * 0.95)]:.0f})"
-                rows.append((f"{label}, delay added per token", f"{later / pace:.2f}", told))
+                ours, base_late = _late(mine), _late(theirs)
+                middle, most = len(ours) // 2, int(len(ours) * 0.95)
+                added = ours[middle] - base_late[middle]
+                told = f"the pause between two (p50 {ours[middle]:.0f} to {base_late[middle]:.0f} ms"
+                told += f", p95 {ours[most]:.0f} to {base_late[most]:.0f})"
+                rows.append((f"{label}, delay added per token", f"{added / pace:.2f}", told))
             for process in ("llm", "api"):
                 told = f"before ({before[process]} to {after[process]} MiB)"
                 rows.append((f"{label}, memory of {process}", f"{after[process] / before[process]:.2f}", told))
@@ -179,7 +189,12 @@ async def main() -> None:
     """Measure and print."""
     os.environ["PADDOCK_PRIVATE_HOSTS"] = "127.0.0.1"
     with tempfile.TemporaryDirectory(prefix="paddock-bench-") as folder:
-        system = System(Path(folder) / "data", free_ports(1)[0], 1, lambda line: print(line) if " error " in line or "Traceback" in line else None)
+        system = System(
+            Path(folder) / "data",
+            free_ports(1)[0],
+            1,
+            lambda line: print(line) if " error " in line or "Traceback" in line else None,
+        )
         async with system.running(), provider() as url:
             rows = await measure(system, url)
     print(f"{'figure':<76}{'ratio':>7}   to")

@@ -12,7 +12,7 @@
 
 Who answers: what is queued for exactly that model; else what the model's name says (below); else what is queued for
 anybody; else an echo of the last user message. Names that need no script, so that a process of its own can serve them:
-`echo` · `tokens-500` · `tokens-500-delay-20` (ms between two) · `status-429` · `cut-5` · `malformed` · `hang` · `nothing` ·
+`echo` · `tokens-500` · `tokens-500-delay-20` (ms between two; `stamped-` before it: each tells when it was sent) · `status-429` · `cut-5` · `malformed` · `hang` · `nothing` ·
 `unfinished` · `call-NAME` (calls that tool with the last user message if it is a JSON object, else {}; then says the result).
 A word is a token. An answer is trimmed at `max_tokens`. Alone, for benchmarks: `python -m tests.wire PORT` (records nothing).
 """
@@ -380,8 +380,25 @@ def numbered(count: int) -> list[str]:
     return _many[:count] if count <= len(_many) else ["w0", *(f" w{number}" for number in range(1, count))]
 
 
+class Stamped(Sequence[str]):
+    """Tokens that tell when they were sent: `w7@` and the monotonic time in microseconds."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return Stamped(len(range(*place.indices(self._count))))
+        if not 0 <= place < self._count:
+            raise IndexError(place)
+        return f"{' ' if place else ''}w{place}@{int(time.monotonic() * 1_000_000)}"
+
+
 _NAMES = re.compile(
-    r"tokens-(?P<tokens>\d+)(-delay-(?P<delay>\d+))?|status-(?P<status>\d{3})|cut-(?P<cut>\d+)"
+    r"(?P<stamped>stamped-)?tokens-(?P<tokens>\d+)(-delay-(?P<delay>\d+))?|status-(?P<status>\d{3})|cut-(?P<cut>\d+)"
     r"|call-(?P<call>[A-Za-z0-9_-]+)|(?P<word>echo|malformed|hang|nothing|unfinished)"
 )
 
@@ -391,7 +408,10 @@ def by_name(asked: Asked) -> Answer | None:
     if (told := _NAMES.fullmatch(asked.model)) is None:
         return None
     if told["tokens"]:
-        return Answer(tokens=numbered(int(told["tokens"])), delay=int(told["delay"] or 0) / 1000)
+        count = int(told["tokens"])
+        return Answer(
+            tokens=Stamped(count) if told["stamped"] else numbered(count), delay=int(told["delay"] or 0) / 1000
+        )
     if told["status"]:
         return Answer(status=int(told["status"]), retry_after="1" if told["status"] == "429" else None)
     if told["cut"]:

@@ -5,7 +5,6 @@ for again, and a tool call with effects is made at most once.
 """
 
 import contextlib
-import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -13,6 +12,7 @@ import msgspec
 
 from domain import agents, steps
 from domain.agents import Agent
+from domain.agents.prompts import messages as first_messages
 from domain.chat import Message, ModelError, Options, Reply, Target, Text, Thought, ToolCall, ToolFailed, ToolSpec
 from domain.errors import DomainError
 from domain.events import Event
@@ -41,7 +41,6 @@ DELEGATE: Final = ToolSpec(
         "additionalProperties": False,
     },
 )
-_PLACE: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 class Parked(Exception):
@@ -79,7 +78,7 @@ class Loop:
         if done:
             self._tell("log", level="INFO", stream="paddock", message=f"Goes on after {done} finished steps.")
         try:
-            content = await self._answer(agent, _messages(agent, self._execution.input_data), "", 0)
+            content = await self._answer(agent, first_messages(agent, self._execution.input_data), "", 0)
         except Parked:
             await self._park()
             return None
@@ -251,7 +250,7 @@ class Loop:
                 other = msgspec.convert(known.input["agent"], Agent)
         except (msgspec.MsgspecError, ToolFailed) as error:
             return await self._finished(path, call, begun, {"error": str(error)})
-        answer = await self._answer(other, _messages(other, {"task": args.task}), f"{path}/", deep + 1)
+        answer = await self._answer(other, first_messages(other, {"task": args.task}), f"{path}/", deep + 1)
         return await self._finished(path, call, begun, {"result": {"content": answer}})
 
     async def _other(self, name: str) -> Agent:
@@ -341,31 +340,6 @@ class _Delegation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     agent: str
     task: str
-
-
-def _messages(agent: Agent, given: Any) -> list[Message]:
-    """What an agent is told first: who it is, and its task with the inputs."""
-    inputs = dict(given) if isinstance(given, dict) else {}
-
-    def filled(text: str) -> str:
-        return _PLACE.sub(lambda found: _worded(inputs[found[1]]) if found[1] in inputs else found[0], text)
-
-    told = [
-        f"You are {agent.role}." if agent.role else "",
-        agent.backstory or "",
-        f"Your goal: {agent.goal}" if agent.goal else "",
-        agent.instructions or "",
-    ]
-    system = filled("\n\n".join(part for part in told if part))
-    task = inputs.pop("task", None)
-    asked = filled(_worded(task)) if task is not None else ""
-    if inputs:
-        asked += ("\n\n" if asked else "") + "Inputs:\n" + msgspec.json.format(msgspec.json.encode(inputs)).decode()
-    return [*([Message(role="system", content=system)] if system else []), Message(role="user", content=asked)]
-
-
-def _worded(value: Any) -> str:
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
 def _result(call: ToolCall, answer: dict[str, Any] | None) -> Message:

@@ -1,4 +1,4 @@
-"""What running executions comes to in every lane: claim them, hold them while they are worked on, settle them together."""
+"""What running executions comes to in every lane: claim them, hold them while worked on, settle them together."""
 
 from typing import Any, Final
 

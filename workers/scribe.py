@@ -11,8 +11,10 @@ from domain.executions import Execution
 from domain.leases import LostLease
 from domain.ports import Clock, Store
 
-# Seconds in which words gather. Whoever reads along sees them so much later at most, and two network trips.
+# Seconds in which words gather. Whoever reads along sees them so much later at most, and two network trips. The more
+# there is to write the longer: a pause is twice what the last writing took, so that the database keeps up.
 PAUSE: Final = 0.03
+LONGEST: Final = 0.25
 # What one run may have waiting to be written, in characters, before it has to wait itself.
 HEAVY: Final = 256 * 1024
 # How many events go in one statement; runs that are left over come first in the next.
@@ -88,11 +90,12 @@ class Scribe:
 
     async def run(self) -> None:
         """Write for as long as the process lives. An outage is waited out; nothing that waits is lost."""
+        loop, took = asyncio.get_running_loop(), 0.0
         while True:
             await self._wake.wait()
-            await asyncio.sleep(self._pause)
+            await asyncio.sleep(min(max(self._pause, 2 * took), LONGEST))
             self._wake.clear()
-            batch = self._taken()
+            batch, begun = self._taken(), loop.time()
             while batch:
                 try:
                     await self._write(batch)
@@ -100,6 +103,7 @@ class Scribe:
                 except DomainError as error:
                     _log.warning("events wait", error=error.detail)
                     await asyncio.sleep(AWAY)
+            took = loop.time() - begun
 
     def _taken(self) -> dict[Key, _Pending]:
         """What is written next, taken out of what waits."""

@@ -46,7 +46,10 @@ async def line(tx: Tx, agent: Agent) -> list[Agent]:
 
 
 async def adopted(tx: Tx, agent: Agent, reference: str) -> Agent:
-    """The parent of that name for `agent`. Errors: `invalid_field` for none, another kind, a circle, too long a line."""
+    """The parent of that name for `agent`.
+
+    Errors: `invalid_field` for none, one of another kind, a circle, too long a line.
+    """
     parent = await tx.agents.find(reference, lock="share")
     if parent is None:
         raise invalid("parent", f"there is no agent {reference!r}.")

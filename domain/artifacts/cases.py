@@ -8,6 +8,8 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from domain.agents import Agent
+from domain.agents.prompts import messages
 from domain.artifacts.calls import CallNode, tree
 from domain.artifacts.record import Metadata, Recorded, Status, recorded
 from domain.artifacts.schema import Level, ToolCall
@@ -18,6 +20,7 @@ from domain.jobs import Job
 from domain.pages import Listing, Page, listing
 from domain.ports import Tx
 from domain.stats import SCALE, Bucket, Question, between, buckets, counted, filled, readable
+from domain.steps import Step
 
 GIGABYTE: Final = 1_000_000_000
 
@@ -65,12 +68,25 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     packed: bytes
 
 
+class Used(msgspec.Struct, frozen=True, kw_only=True):
+    """What an execution's calls of models came to: tokens, and the provider of the last one."""
+
+    provider: str
+    prompt: int
+    completion: int
+    cached: int
+    reasoning: int
+
+
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
     """An ended execution that has not written its artifact, with what only its log and its agent know."""
 
     execution: Execution
     agent_name: str | None
     stack: str | None
+    spec: Agent | None = None
+    used: Used | None = None
+    calls: list[Step] = []
 
 
 class BucketCount(msgspec.Struct, frozen=True, kw_only=True):
@@ -329,6 +345,13 @@ def of_execution(ended: Ended) -> Recorded:
             "completed_at": run.completed_at,
         },
     }
+    if ended.used is not None:
+        artifact["token_usage"] = msgspec.to_builtins(ended.used) | {"total": ended.used.prompt + ended.used.completion}
+        del artifact["token_usage"]["provider"]
+        artifact["cost_usd"] = run.total_cost
+    if ended.spec is not None:
+        artifact |= _of_model(run, ended.spec, ended.used)
+    artifact["tool_calls"] = [_of_call(run, step) for step in ended.calls]
     if run.started_at is not None:
         artifact["duration_ms"] = max(0, round((end - run.started_at).total_seconds() * 1000))
     if run.error_type is not None:
@@ -336,6 +359,45 @@ def of_execution(ended: Ended) -> Recorded:
     return recorded(
         msgspec.json.encode(artifact), tenant_id=run.tenant_id, user_id=run.user_id, now=end, execution_id=run.id
     )
+
+
+def _of_model(run: Execution, spec: Agent, used: Used | None) -> dict[str, Any]:
+    """What a model agent's run has on record besides: its model and its prompt."""
+    told = messages(spec, run.input_data)
+    parameters = {"temperature": spec.temperature, "max_tokens": spec.max_tokens}
+    return {
+        "llm_config": {
+            "model_name": spec.model,
+            "provider": spec.provider if used is None else used.provider,
+            "parameters": {name: value for name, value in parameters.items() if value is not None},
+        },
+        "resolved_prompt": {
+            "template": spec.instructions,
+            "variables": run.input_data,
+            "final_text": told[-1].content,
+            "system_prompt": told[0].content if told[0].role == "system" else None,
+            "messages": [{"role": one.role, "content": one.content} for one in told],
+        },
+    }
+
+
+def _of_call(run: Execution, step: Step) -> dict[str, Any]:
+    """A tool call as artifacts have them; one of a delegated task is below the call that delegated it."""
+    failed = isinstance(step.output, dict) and "error" in step.output
+    above, slash, _ = step.path.rpartition("/")
+    return {
+        "id": step.path,
+        "parent_id": above if slash else None,
+        "tool_name": step.name,
+        "agent_id": run.agent_id,
+        "start_time": step.started_at,
+        "end_time": step.finished_at,
+        "input": step.input,
+        "output": None if failed else step.output,
+        "status": "error" if failed or step.finished_at is None else "ok",
+        "error_text": str(step.output["error"])[:4000] if failed else None,
+        "metadata": {"call_id": step.call_id, "decided_by": step.decided_by, "status": step.status},
+    }
 
 
 async def capture(tx: Tx, made: list[Stored], executions: list[str]) -> None:

@@ -22,8 +22,8 @@ async def claim(
 ) -> list[Execution]:
     """Take up to `slots` pending executions over all tenants, fairly and within the limits of agents and tenants.
 
-    One is `running` at once if it is of a model agent, or if its version is among those `at_hand` on the worker's machine, else
-    `preparing`. `most` bounds every tenant's running executions, besides its own limit.
+    One is `running` at once if it is of a model agent, or if its version is among those `at_hand` on the worker's
+    machine, else `preparing`. `most` bounds every tenant's running executions, besides its own limit.
     """
     held = Lease(worker=worker, taken_at=tx.now, until=tx.now + lease)
     taken = await tx.executions.claim(held, slots, at_hand, most, lane)

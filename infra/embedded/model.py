@@ -83,8 +83,8 @@ def _parameters(xllamacpp: Any, file: Path, host: str, port: int, key: str) -> A
 
 
 def _modest() -> None:
-    """Others go first: for the processor, for memory, and when the kernel must end somebody."""
-    os.nice(5)
+    """Memory has an end, and when the kernel must end somebody, others stay."""
+    # Not for the processor: two threads that wait for each other, behind everybody else, write ten times slower.
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard == resource.RLIM_INFINITY or hard > _MEMORY:
         resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY if soft == resource.RLIM_INFINITY else soft, hard))

@@ -14,8 +14,8 @@ from domain.chat import Ask, Message, ModelError
 from domain.secrets import Secret
 
 _START: Final = 90.0
-# An answer that begins like this can only go on as a call of one of the tools.
-_CALL: Final = "<tool_call>\n"
+# An answer that begins like this can only go on as calls of tools (see infra/embedded/smollm2.jinja).
+_CALL: Final = "<tool_call>["
 
 
 class Served(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,7 +83,4 @@ def aimed(ask: Ask, served: Served) -> Ask:
     ask = msgspec.structs.replace(ask, target=msgspec.structs.replace(ask.target, api_key=served.api_key))
     if ask.options.tool_choice != "required" or not ask.tools:
         return ask
-    # One call, as a model that may go on calling does so until its room is full.
-    options = msgspec.structs.replace(ask.options, parallel_tool_calls=False)
-    begun = Message(role="assistant", content=_CALL)
-    return msgspec.structs.replace(ask, messages=(*ask.messages, begun), options=options)
+    return msgspec.structs.replace(ask, messages=(*ask.messages, Message(role="assistant", content=_CALL)))

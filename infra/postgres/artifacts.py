@@ -1,22 +1,28 @@
 """Artifacts in Postgres. Every change writes its deltas in the same statement."""
 
+from collections import defaultdict
+from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
+import msgspec
 from sqlalchemy import BigInteger, Integer, LargeBinary, Text
 from sqlalchemy.dialects.postgresql import ARRAY, TSVECTOR
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain import ids
-from domain.artifacts.cases import Body, Ended, Filter, Stored, Waiting, question
+from domain.agents import Agent
+from domain.artifacts.cases import Body, Ended, Filter, Stored, Used, Waiting, question
 from domain.artifacts.record import Metadata
 from domain.executions import Execution
 from domain.pages import Listing, Page
+from domain.steps import Step
 from infra.postgres.bulk import Bulk
 from infra.postgres.db import Base, Id, Raw, Shape, timestamp
 from infra.postgres.executions import ExecutionRow
 from infra.postgres.facts import ARTIFACTS
 from infra.postgres.records import Records
+from infra.postgres.steps import StepRow
 
 # A deleted artifact's object is deleted once more when whoever may have been writing it has given up.
 AGAIN: Final = timedelta(minutes=2)
@@ -97,6 +103,7 @@ _BULK: Final = Bulk[Metadata](ArtifactRow, Metadata.__struct_fields__)
 _SHAPE: Final = Shape(ArtifactRow, Metadata)
 _FACTS: Final = ", ".join(ARTIFACTS.columns)
 _EXECUTION: Final = Shape(ExecutionRow, Execution)
+_STEP: Final = Shape(StepRow, Step)
 _W: Final = _BULK.width
 # Ids in order, so that two transactions which share some cannot wait for each other.
 _ADD: Final = (
@@ -131,9 +138,30 @@ _DELETE: Final = (
 _ENDED: Final = (
     f"SELECT {', '.join('e.' + name for name in _EXECUTION.columns.split(', '))}, a.name AS agent_name, "
     "(SELECT v.data->>'message' FROM execution_events v WHERE v.execution_id = e.id AND v.type = 'log' "
-    "AND v.data->>'stream' = 'traceback' ORDER BY v.seq DESC LIMIT 1) AS stack "
+    "AND v.data->>'stream' = 'traceback' ORDER BY v.seq DESC LIMIT 1) AS stack, e.spec, "
+    "(SELECT json_build_object('provider', max(c.provider), 'prompt', sum(c.prompt_tokens), "
+    "'completion', sum(c.completion_tokens), 'cached', sum(c.cached_tokens), 'reasoning', sum(c.reasoning_tokens)) "
+    "FROM costs c WHERE c.execution_id = e.id HAVING count(*) > 0) AS used "
     "FROM executions e LEFT JOIN agents a ON a.id = e.agent_id WHERE e.id = ANY ($1) AND NOT e.recorded"
 )
+
+
+_CALLS: Final = (
+    f"SELECT {_STEP.columns} FROM execution_steps WHERE execution_id = ANY ($1) AND kind = 'tool' "
+    "ORDER BY started_at, path"
+)
+
+
+def _ended(record: Any, calls: Mapping[str, list[Step]]) -> Ended:
+    execution = _EXECUTION.read(record)
+    return Ended(
+        execution=execution,
+        agent_name=record["agent_name"],
+        stack=record["stack"],
+        spec=None if record["spec"] is None else msgspec.convert(record["spec"], Agent),
+        used=None if record["used"] is None else msgspec.convert(record["used"], Used),
+        calls=calls.get(execution.id, []),
+    )
 
 
 def key_of(metadata: Metadata) -> str:
@@ -225,11 +253,13 @@ class PostgresArtifacts:
         return [(record["tenant_id"], ids.encode("exec", record["id"])) for record in records]
 
     async def ended(self, executions: list[str]) -> list[Ended]:
-        records = await self._raw.fetch(_ENDED, [ids.decode("exec", one) for one in executions])
-        return [
-            Ended(execution=_EXECUTION.read(record), agent_name=record["agent_name"], stack=record["stack"])
-            for record in records
-        ]
+        known = [ids.decode("exec", one) for one in executions]
+        records, calls = await self._raw.fetch(_ENDED, known), defaultdict[str, list[Step]](list)
+        if any(record["lane"] == "llm" for record in records):
+            for record in await self._raw.fetch(_CALLS, known):
+                step = _STEP.read(record)
+                calls[step.execution_id].append(step)
+        return [_ended(record, calls) for record in records]
 
     async def mark_recorded(self, executions: list[str]) -> None:
         query = "UPDATE executions SET recorded = true WHERE id = ANY ($1)"

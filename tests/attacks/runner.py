@@ -74,7 +74,8 @@ class Provider:
         _, _, kind = messages[-1].content.rpartition("fail ")
         told = f"Incorrect API key provided: {self._key}"
         if kind in get_args(ErrorKind):
-            raise ModelError(kind, told)
+            # What a provider says of a request is passed on, with the key struck out where it is known (infra.llm).
+            raise ModelError(kind, told if kind != "refused" else "The prompt is too long.")
         if kind == "late":
             yield Text("begun")
         if kind in ("late", "broken"):

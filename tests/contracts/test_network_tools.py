@@ -890,7 +890,9 @@ async def test_pages_of_tools(here: Place):
     scripted(here, lambda method, params: page(params, last=2) if method == "tools/list" else None)
     assert len(await list_tools(LET, mcp(here.url), {})) == 90
     scripted(here, lambda method, params: page(params) if method == "tools/list" else None)
+    here.requests.clear()
     assert len(await list_tools(LET, mcp(here.url), {})) == 200
+    assert sum(b"tools/list" in one.body for one in here.requests) == 7
     here.requests.clear()
     scripted(here, lambda method, params: page(params, size=0) if method == "tools/list" else None)
     assert await list_tools(LET, mcp(here.url), {}) == []
@@ -908,6 +910,27 @@ async def test_tools_that_cannot_be_offered_are_left_out(here: Place):
     scripted(here, lambda method, params: {"tools": tools} if method == "tools/list" else None)
     [good] = await list_tools(LET, mcp(here.url), {})
     assert (good.name, good.description, good.parameters) == ("good", "a\ufffd", {"type": "object"})
+
+
+async def test_packed_answers_are_not_unpacked(here: Place):
+    """Nobody asked for them, and what comes out of them is not counted."""
+    scripted(here, lambda method, params: {**page(params, last=0), "padding": "a" * 64_000_000})
+    plain = here.answer
+
+    def packed(request: Any) -> Any:
+        told = plain(request)
+        if isinstance(told, bytes) and b"padding" in told:
+            return reply(
+                gzip.compress(told.split(b"\r\n\r\n", 1)[1], 1),
+                200,
+                content_type="application/json",
+                content_encoding="gzip",
+            )
+        return told
+
+    here.answer = packed
+    with pytest.raises(ToolFailed):
+        await list_tools(LET, mcp(here.url), {})
 
 
 async def test_output_schemas_are_not_run(here: Place):

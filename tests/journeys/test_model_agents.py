@@ -1,5 +1,7 @@
 """Model agents as people use them: a task, tools, approvals, budgets, streams; against a provider's wire."""
 
+import asyncio
+
 import pytest
 
 from tests.clients import Tenant
@@ -211,3 +213,26 @@ async def test_bad_starts_are_refused_by_name(acme: Tenant, home: Tenant) -> Non
     for field, value in (("mode", "safe"), ("model", "smollm2"), ("cost_limit", 1.0)):
         answer = await home.http.post("/agents/hello/execute", json={"payload": {}, field: value})
         assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, field), answer.text
+
+
+async def test_a_run_is_on_record_as_an_artifact(acme: Tenant, provider: Wire) -> None:
+    name = await model(acme, provider, fresh(), price={"input": 1.0, "output": 1.0})
+    made = await agent(acme, name, instructions="Be brief.", temperature=0.1, tools=["filesystem_list"])
+    provider.say("", to=name, calls=[call("filesystem_list", {"path": "no/such"})])
+    provider.say("Nothing there", to=name)
+    ended = await run(acme, made["id"], task="Look")
+    for _ in range(100):
+        found = await acme.http.get(f"/artifacts/{ended['id']}")
+        if found.status_code == 200:
+            break
+        await asyncio.sleep(0.05)
+    artifact = found.json()
+    assert artifact["llm_config"]["model_name"] == name
+    assert artifact["llm_config"]["parameters"] == {"temperature": 0.1}
+    assert artifact["resolved_prompt"]["system_prompt"] == "Be brief."
+    assert artifact["resolved_prompt"]["final_text"] == "Look"
+    usage = artifact["token_usage"]
+    assert usage["total"] == usage["prompt"] + usage["completion"] > 2
+    (called,) = artifact["tool_calls"]
+    assert (called["tool_name"], called["status"]) == ("filesystem_list", "error")
+    assert artifact["cost_usd"] == pytest.approx(ended["total_cost"])
