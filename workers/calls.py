@@ -283,6 +283,22 @@ class ModelCalls:
         return self._prices.cost(target, usage) or 0.0
 
 
+class NamedCalls:
+    """Implements `workers.gateway.Calls`: model calls of an uploaded agent, by the names in its manifest."""
+
+    def __init__(self, calls: ModelCalls) -> None:
+        self._calls = calls
+
+    async def stream(
+        self, name: str, messages: tuple[Message, ...], tools: tuple[ToolSpec, ...], options: Options
+    ) -> AsyncGenerator[Part, None]:
+        """The parts of an answer. Errors: `ModelError`, `budget_exceeded`."""
+        target = await self._calls.target(name)
+        async with contextlib.aclosing(self._calls.stream(target, messages, tools, options)) as parts:
+            async for part in parts:
+                yield part
+
+
 def _event(tx: Tx, kind: Any, **data: Any) -> Event:
     return Event(type=kind, data=data, at=tx.now)
 

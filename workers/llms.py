@@ -26,12 +26,13 @@ class Phone(msgspec.Struct, frozen=True, kw_only=True):
     llm: Llm
     prices: Prices
 
-    def calls(self, execution: Execution, agent_name: str | None) -> ModelCalls:
+    def calls(self, execution: Execution) -> ModelCalls:
         """The model calls of one run."""
         spender = Spender(
             execution_id=execution.id,
             agent_id=execution.agent_id,
-            agent_name=agent_name,
+            # A run is named after its agent (see `domain.executions.starting`).
+            agent_name=None if execution.agent_id is None else execution.run_name.rpartition("-")[0],
             key_id=execution.key_id,
             workflow_id=execution.workflow_id,
             user_id=execution.user_id,
@@ -82,16 +83,15 @@ class LlmRunner(Runs):
         agent, done = await persist(known)
         if agent is None:
             raise RuntimeError("an execution of a model agent without its agent")
-        return await self._loop(execution, execution.id, agent.name, done).work(agent)
+        return await self._loop(execution, execution.id, done).work(agent)
 
     async def _tool(self, execution: Execution) -> Outcome:
         given = execution.input_data
-        loop = self._loop(execution, given.get("execution_id", execution.id), None, [])
+        loop = self._loop(execution, given.get("execution_id", execution.id), [])
         return await loop.tool(given["tool"], given["args"])
 
-    def _loop(self, execution: Execution, workspace_id: str, agent_name: str | None, done: list[Step]) -> Loop:
+    def _loop(self, execution: Execution, workspace_id: str, done: list[Step]) -> Loop:
         shop = self._phone.shop
         workspace = Workspace(self._store, shop.blobs, execution.tenant_id, workspace_id)
         toolbox = Toolbox(shop, execution.tenant_id, workspace, execution.mode or "safe")
-        calls = self._phone.calls(execution, agent_name)
-        return Loop(self._store, self._scribe, calls, toolbox, execution, self._clock, done)
+        return Loop(self._store, self._scribe, self._phone.calls(execution), toolbox, execution, self._clock, done)

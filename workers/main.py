@@ -24,6 +24,7 @@ from infra.embeddings import WordLlamaSimilarity
 from infra.environments import Environments, forget_unused
 from infra.http import Outbound
 from infra.llm import GenaiPrices, PydanticLlm
+from infra.llm.local import LocalModel
 from infra.queue import BellWorker, arq_client
 from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.maker import Counts
@@ -33,6 +34,7 @@ from infra.telemetry import configure_logging
 from infra.wiring import Parts, wire
 from workers.artifacts import Capturer, Remover, Storer
 from workers.builds import Builder
+from workers.calls import NamedCalls
 from workers.evaluations import Evaluator
 from workers.executions import Dispatcher, Runner
 from workers.leases import Holder
@@ -62,7 +64,17 @@ async def serve_runs(settings: Settings) -> None:
         stack.push_async_callback(sandbox.close)
         hands = await stack.enter_async_context(_hands(settings, "run", settings.run_slots, sandbox))
         parts, most = hands.parts, settings.tenant_max_concurrency or None
-        runner = Runner(hands.name, parts.store, sandbox, hands.bundles, hands.holder, parts.clock, most)
+        phone = await stack.enter_async_context(_phone(parts, sandbox))
+        runner = Runner(
+            hands.name,
+            parts.store,
+            sandbox,
+            hands.bundles,
+            hands.holder,
+            parts.clock,
+            most,
+            lambda execution: NamedCalls(phone.calls(execution)),
+        )
         await hands.serve(Dispatcher(runner, settings.run_slots, parts.bell.rung("run")).run(), lambda: sandbox.counts)
 
 
@@ -91,11 +103,9 @@ async def _with(company: Coroutine[Any, Any, None], work: Coroutine[Any, Any, No
 async def _phone(parts: Parts, sandbox: Sandbox) -> AsyncIterator[Phone]:
     settings = parts.settings
     outbound = Outbound(settings.private_hosts)
-    from infra.llm.local import LocalModel  # XXX
-
-    llm = PydanticLlm(
-        outbound, LocalModel(getattr(settings, "local_model_door", None), getattr(settings, "local_model_url", None))
-    )
+    door, url = settings.local_model_door or None, settings.local_model_url or None
+    key = settings.local_model_key if settings.local_model_key.reveal() else None
+    llm = PydanticLlm(outbound, LocalModel(door, url, key))
     shop = Workshop(store=parts.store, blobs=parts.blobs, sandbox=sandbox, outbound=outbound, keyring=parts.keyring)
     try:
         yield Phone(shop=shop, llm=llm, prices=GenaiPrices())

@@ -1,9 +1,12 @@
 """Every attack is held by the whole fence, and gets through when the guards named beside it are taken away."""
 
+import asyncio
 import contextlib
 import ctypes
+import hashlib
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -11,11 +14,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from tests.attacks.remains import KINDS
 from tests.clients import Tenant
+from tests.modelled import model
+from tests.wire import Wire
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -289,6 +295,38 @@ async def test_every_attack_on_the_path_of_executions(home: Tenant, system) -> N
         assert ended["error_type"] not in ("NameError", "KeyError", "sandbox_unavailable"), ended
     comms = [path.read_text().strip() for path in Path("/proc").glob("[0-9]*/comm") if path.exists()]
     assert "pdk-http" not in comms
+
+
+async def test_every_attack_on_a_gateway_on_the_path_of_executions(acme: Tenant, system, provider: Wire) -> None:
+    """The same, with a model of a provider on this machine, whose key is what the agent looks for."""
+    key, settings = f"sk-pdk-{secrets.token_hex(16)}", system.settings
+    kept = await acme.http.post("/provider-keys", json={"name": "small-s", "service": "script", "key": key})
+    assert kept.status_code == 201, kept.text
+    for name in ("small", "large"):
+        await model(acme, provider, name, api_key_name="small-s")
+    source = (Path(__file__).parent / "agent.py").read_text()
+    manifest = "name: attacks\nentrypoint: agent:handle\nmemory: 200MB\ntimeout: 25\nmodels: [small]\n"
+    agent_id = await acme.deploy(source, manifest)
+    parts = [settings.database_url.reveal(), settings.redis_url.reveal(), settings.r2_endpoint_url, provider.url]
+    base = {
+        "port": system.port,
+        "ports": [urlsplit(url).port for url in parts],
+        "address": "127.0.0.2",
+        "abstract": "none",
+        "much": 400,
+        "key": hashlib.sha256(key.encode()).hexdigest(),
+        "kinds": ["late"],
+    }
+    beside = await acme.start(agent_id, {**base, "attack": "gateway_wait"})
+    while not (printed := [one["message"] for one in await acme.events(beside["id"]) if one["message"].isdigit()]):
+        await asyncio.sleep(0.1)
+    for attack in GATEWAY_ATTACKS:
+        ended = await acme.run(agent_id, {**base, "attack": attack, "other": int(printed[0])}, timeout=25)
+        assert not (ended["output_data"] or {}).get("broke"), (attack, ended["output_data"])
+        assert ended["error_type"] in (None, "out_of_memory"), ended
+    assert provider.requests[-1].key == key
+    assert "large" not in {one.model for one in provider.requests if one.key == key}
+    await acme.http.post(f"/executions/{beside['id']}/cancel")
 
 
 async def test_endless_output_is_kept_to_its_limit(home: Tenant) -> None:

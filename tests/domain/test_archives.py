@@ -8,10 +8,12 @@ GOOD = "name: a\nentrypoint: a.b:c\n"
 
 
 def test_a_whole_manifest() -> None:
-    text = GOOD + "description: d\nframework: f\npython: '3.11'\ntimeout: 60\nmemory: 1GB\n"
+    text = GOOD + "description: d\nframework: f\npython: '3.11'\ntimeout: 60\nmemory: 1GB\nmodels: [smollm2, gpt-4o]\n"
     manifest = parse_manifest("agent.yaml", text, "3.11.7")
     assert (manifest.name, manifest.entrypoint, manifest.timeout, manifest.memory) == ("a", "a.b:c", 60, 1024)
     assert (manifest.description, manifest.framework, manifest.python) == ("d", "f", "3.11")
+    assert manifest.models == ["smollm2", "gpt-4o"]
+    assert parse_manifest("agent.yaml", GOOD, "3.11.7").models is None
 
 
 @pytest.mark.parametrize(
@@ -30,6 +32,14 @@ def test_a_whole_manifest() -> None:
         (GOOD + "timeout: 99999", "`timeout`"),
         (GOOD + "memory: lots", "`memory`"),
         (GOOD + "memory: 1MB", "64"),
+        (GOOD + "models: smollm2", "`models` must be a list"),
+        (GOOD + "models: []", "`models` must be a list"),
+        (GOOD + f"models: {list('abcdefghijklmnopqrstuvwxyzABCDEFG')}", "`models` must be a list"),
+        (GOOD + "models: [3]", "`models` must hold names"),
+        (GOOD + "models: ['']", "`models` must hold names"),
+        (GOOD + "models: ['a ']", "`models` must hold names"),
+        (GOOD + 'models: ["a\\0"]', "`models` must hold names"),
+        (GOOD + "models: [a, b, a]", "`models` names a model twice"),
         (GOOD + "python: '2.7'", "asks for 2.7"),
         (GOOD + "python: '>=9'", "asks for >=9"),
         (GOOD + "python: nonsense", "`python`"),

@@ -1,0 +1,414 @@
+"""MCP servers: the package's own under uvicorn, and those that do not keep to the protocol."""
+
+import asyncio
+import base64
+import gzip
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import uvicorn
+from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp_types import ImageContent, TextContent
+
+from domain.chat import ToolFailed
+from domain.errors import DomainError
+from domain.toolconfig import checked_mcp
+from infra.http import Outbound
+from infra.tools.mcp import call_mcp, list_tools
+from tests.contracts.places import Place, names, place, reply
+
+SECRET = "sk-very-secret-0123456789"
+
+
+@pytest.fixture
+async def here() -> AsyncIterator[Place]:
+    async with place() as one:
+        yield one
+
+
+def offered() -> MCPServer:
+    server = MCPServer("things")
+
+    @server.tool(description="Adds numbers")
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    @server.tool()
+    def several() -> list[Any]:
+        picture = ImageContent(type="image", data=base64.b64encode(b"x").decode(), mime_type="image/png")
+        return [TextContent(type="text", text="one"), picture, TextContent(type="text", text="two")]
+
+    @server.tool()
+    def fail() -> str:
+        raise ToolError("it broke")
+
+    @server.tool()
+    def big(size: int) -> str:
+        return "a" * size
+
+    @server.tool()
+    async def slow(seconds: float) -> str:
+        await asyncio.sleep(seconds)
+        return "done"
+
+    @server.tool()
+    def repeat() -> dict[str, str]:
+        return {SECRET: f"x {SECRET} y"}
+
+    @server.tool(description=f"knows {SECRET}")
+    def told() -> str:
+        raise ToolError(f"not {SECRET}")
+
+    @server.tool(name="with.dots")
+    def dots() -> str:
+        return "dotted"
+
+    return server
+
+
+@asynccontextmanager
+async def mcp_server(**how: Any) -> AsyncIterator[tuple[str, list[dict[str, str]], list[str]]]:
+    """The package's own server under uvicorn: its URL, the headers and the methods it was asked with."""
+    heard: list[dict[str, str]] = []
+    methods: list[str] = []
+    inner = offered().streamable_http_app(**how)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            heard.append({name.decode(): value.decode() for name, value in scope["headers"]})
+            methods.append(scope["method"])
+        await inner(scope, receive, send)
+
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", ws="none", timeout_graceful_shutdown=1))
+    running = asyncio.create_task(server.serve())
+    try:
+        while not server.started:
+            await asyncio.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}/mcp", heard, methods
+    finally:
+        server.should_exit = True
+        await running
+
+
+@pytest.fixture(scope="module")
+async def things() -> AsyncIterator[tuple[str, list[dict[str, str]], list[str]]]:
+    async with mcp_server() as served:
+        yield served
+
+
+def mcp(url: str, **more: Any) -> dict[str, Any]:
+    return checked_mcp({"url": url, "timeout": 10, **more})
+
+
+LET = Outbound(("127.0.0.1",))
+
+
+async def test_tools_of_a_server(things: Any):
+    tools = {tool.name: tool for tool in await list_tools(LET, mcp(things[0]), {})}
+    assert set(tools) == {"add", "several", "fail", "big", "slow", "repeat", "told", "with.dots"}
+    assert tools["add"].description == "Adds numbers"
+    assert set(tools["add"].parameters["properties"]) == {"a", "b"}
+    assert tools["add"].parameters["type"] == "object"
+
+
+async def test_calls(things: Any):
+    configuration = mcp(things[0])
+    assert await call_mcp(LET, configuration, {}, "add", {"a": 1, "b": 2}) == {
+        "content": "3", "structured_content": {"result": 3},
+    }  # fmt: skip
+    assert (await call_mcp(LET, configuration, {}, "several", {}))["content"] == "one\n[image/png]\ntwo"
+    assert (await call_mcp(LET, configuration, {}, "with.dots", {}))["content"] == "dotted"
+
+
+@pytest.mark.parametrize(
+    "how", [{"json_response": True}, {"stateless_http": True}, {"json_response": True, "stateless_http": True}]
+)
+async def test_servers_of_every_kind(how: dict[str, Any]):
+    async with mcp_server(**how) as (url, _, _):
+        assert len(await list_tools(LET, mcp(url), {})) == 8
+        assert (await call_mcp(LET, mcp(url), {}, "add", {"a": 1, "b": 2}))["content"] == "3"
+
+
+async def test_failures_of_tools(things: Any):
+    for name, args, says in [
+        ("fail", {}, "it broke"),
+        ("add", {"a": "x"}, "add"),
+        ("nothing", {}, "nothing"),
+    ]:
+        with pytest.raises(ToolFailed, match=says):
+            await call_mcp(LET, mcp(things[0]), {}, name, args)
+
+
+async def test_long_answers_of_tools_are_cut(things: Any):
+    told = await call_mcp(LET, mcp(things[0]), {}, "big", {"size": 300_000})
+    assert (len(told["content"]), told["truncated"]) == (256 * 1024, True)
+    assert "structured_content" not in told
+    with pytest.raises(ToolFailed):
+        await call_mcp(LET, mcp(things[0]), {}, "big", {"size": 8_000_000})
+
+
+async def test_headers_and_secrets(things: Any, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.DEBUG)
+    url, heard, _ = things
+    heard.clear()
+    configuration = mcp(url, headers={"X-Plain": "1"}, secrets={"X-Key": "one", "Authorization": "two"})
+    secrets = {"X-Key": SECRET, "Authorization": "abcdefgh-token"}
+    assert (await call_mcp(LET, configuration, secrets, "repeat", {}))["structured_content"] == {"***": "x *** y"}
+    with pytest.raises(ToolFailed) as failed:
+        await call_mcp(LET, configuration, secrets, "told", {})
+    assert SECRET not in str(failed.value)
+    assert "***" in str(failed.value)
+    assert "knows ***" in {tool.description for tool in await list_tools(LET, configuration, secrets)}
+    assert heard
+    for one in heard:
+        assert (one["x-plain"], one["x-key"], one["authorization"]) == ("1", SECRET, "Bearer abcdefgh-token")
+    assert SECRET not in caplog.text
+    with pytest.raises(ToolFailed, match="X-Key"):
+        await call_mcp(LET, configuration, {}, "repeat", {})
+
+
+async def test_an_mcp_server_is_guarded(here: Place):
+    for outbound in (Outbound(), Outbound(("127.0.0.1:1",)), Outbound(resolve=names(inner_test="127.0.0.1"))):
+        host = "inner.test" if outbound._resolve.__name__ == "resolve" else "127.0.0.1"
+        for work in (list_tools, lambda *given: call_mcp(*given, "add", {})):
+            began = time.monotonic()
+            with pytest.raises(ToolFailed, match="refused"):
+                await work(outbound, mcp(f"http://{host}:{here.port}/mcp"), {})
+            assert time.monotonic() - began < 5
+    assert here.connections == 0
+
+
+async def test_a_redirect_to_elsewhere_is_not_followed(here: Place):
+    async with place() as other:
+        here.answer = lambda request: reply(status=307, location=f"{other.url}/mcp")
+        with pytest.raises(ToolFailed):
+            await list_tools(LET, mcp(here.url, secrets={"X-Key": "a"}), {"X-Key": SECRET})
+        assert other.connections == 0
+
+
+async def silent(writer: asyncio.StreamWriter) -> None:
+    await asyncio.sleep(60)
+
+
+async def dripping(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")
+    while not writer.is_closing():
+        writer.write(b": still here\n\n")
+        await writer.drain()
+        await asyncio.sleep(0.05)
+
+
+def flood(kind: bytes, piece: bytes) -> Callable[[asyncio.StreamWriter], Any]:
+    async def flooding(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: " + kind + b"\r\n\r\n")
+        while not writer.is_closing():
+            writer.write(piece * 1000)
+            await writer.drain()
+
+    return flooding
+
+
+EVENT = b'event: message\ndata: {"jsonrpc":"2.0","method":"notifications/message","params":{}}\n\n'
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        silent,
+        dripping,
+        flood(b"application/json", b"          "),
+        flood(b"text/event-stream", EVENT),
+        flood(b"text/event-stream", b"data: aaaaaaaaaaaaaaaaaa"),
+        flood(b"text/event-stream", b"id: 1\nretry: 1\ndata:\n\n"),
+        b"",
+        b"\x00\x01garbage",
+        reply(b"not json", content_type="application/json"),
+        reply(b"[]", content_type="application/json"),
+        reply(b'{"jsonrpc":"2.0","id":1,"result":{}}', content_type="application/json"),
+        reply(b'{"jsonrpc":"2.0","id":99,"result":{}}', content_type="application/json"),
+        reply(b"<html>", content_type="text/html"),
+        reply(b"", 202),
+        reply(b"", 404),
+        reply(b"", 500),
+        reply(b"", 401, www_authenticate="Bearer"),
+        reply(b"id: 1\nretry: 1\ndata:\n\n", content_type="text/event-stream"),
+        reply(gzip.compress(bytes(64 * 1024 * 1024)), content_type="application/json", content_encoding="gzip"),
+    ],
+)
+async def test_servers_that_misbehave(here: Place, answer: Any):
+    """Each ends in `ToolFailed` within the timeout, and with every connection closed."""
+    here.answer = lambda request: answer
+    began = time.monotonic()
+    with pytest.raises(ToolFailed):
+        await call_mcp(LET, mcp(here.url, timeout=1.5), {}, "add", {})
+    assert time.monotonic() - began < 3
+    await here.until_closed()
+
+
+def scripted(here: Place, results: Callable[[str, dict[str, Any]], Any]) -> None:
+    """A legacy server written by hand: `results(method, params)`; bytes are sent as they are."""
+
+    def answer(request: Any) -> Any:
+        if request.method != "POST":
+            return results(request.method, {}) or reply(b"", 405)
+        asked = json.loads(request.body)
+        if "id" not in asked:
+            return reply(b"", 202)
+        if asked["method"] == "initialize":
+            told: Any = {
+                "protocolVersion": asked["params"]["protocolVersion"], "capabilities": {"tools": {}},
+                "serverInfo": {"name": "x", "version": "1"},
+            }  # fmt: skip
+        else:
+            told = results(asked["method"], asked.get("params") or {})
+        if told is None:
+            error = {"jsonrpc": "2.0", "id": asked["id"], "error": {"code": -32601, "message": f"no {SECRET}"}}
+            return reply(json.dumps(error).encode(), content_type="application/json")
+        if not isinstance(told, dict):
+            return told
+        body = json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": told}).encode()
+        return reply(body, content_type="application/json", mcp_session_id="s1")
+
+    here.answer = answer
+
+
+def page(params: dict[str, Any], size: int = 30, last: int = 10**9) -> dict[str, Any]:
+    at = int(params.get("cursor") or 0)
+    tools = [{"name": f"t{at}-{n}", "inputSchema": {"type": "object"}} for n in range(size)]
+    return {"tools": tools, **({"nextCursor": str(at + 1)} if at < last else {})}
+
+
+async def test_pages_of_tools(here: Place):
+    scripted(here, lambda method, params: page(params, last=2) if method == "tools/list" else None)
+    assert len(await list_tools(LET, mcp(here.url), {})) == 90
+    scripted(here, lambda method, params: page(params) if method == "tools/list" else None)
+    here.requests.clear()
+    assert len(await list_tools(LET, mcp(here.url), {})) == 200
+    assert sum(b"tools/list" in one.body for one in here.requests) == 7
+    here.requests.clear()
+    scripted(here, lambda method, params: page(params, size=0) if method == "tools/list" else None)
+    assert await list_tools(LET, mcp(here.url), {}) == []
+    assert len(here.requests) < 110
+
+
+async def test_tools_that_cannot_be_offered_are_left_out(here: Place):
+    tools = [
+        {"name": "", "inputSchema": {"type": "object"}},
+        {"name": "a" * 129, "inputSchema": {"type": "object"}},
+        {"name": "a\nb", "inputSchema": {"type": "object"}},
+        {"name": "leads-out", "inputSchema": {"type": "object", "properties": {"a": {"$ref": "http://127.0.0.1/"}}}},
+        {"name": "good", "description": "a\x00", "inputSchema": {"type": "object"}},
+    ]
+    scripted(here, lambda method, params: {"tools": tools} if method == "tools/list" else None)
+    [good] = await list_tools(LET, mcp(here.url), {})
+    assert (good.name, good.description, good.parameters) == ("good", "a\ufffd", {"type": "object"})
+
+
+async def test_packed_answers_are_not_unpacked(here: Place):
+    """Nobody asked for them, and what comes out of them is not counted."""
+    scripted(here, lambda method, params: {**page(params, last=0), "padding": "a" * 64_000_000})
+    plain = here.answer
+
+    def packed(request: Any) -> Any:
+        told = plain(request)
+        if isinstance(told, bytes) and b"padding" in told:
+            return reply(
+                gzip.compress(told.split(b"\r\n\r\n", 1)[1], 1),
+                200,
+                content_type="application/json",
+                content_encoding="gzip",
+            )
+        return told
+
+    here.answer = packed
+    with pytest.raises(ToolFailed):
+        await list_tools(LET, mcp(here.url), {})
+
+
+async def test_output_schemas_are_not_run(here: Place):
+    """A pattern that takes hours on this text, from the server whose text it is."""
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(a+)+$"}}}
+    tool = {"name": "evil", "inputSchema": {"type": "object"}, "outputSchema": schema}
+    answers = {
+        "tools/list": {"tools": [tool]},
+        "tools/call": {"content": [], "structuredContent": {"a": "a" * 24 + "!"}},
+    }
+    scripted(here, lambda method, params: answers.get(method))
+    began = time.monotonic()
+    told = await call_mcp(LET, mcp(here.url), {}, "evil", {})
+    assert told["structured_content"] == {"a": "a" * 24 + "!"}
+    assert time.monotonic() - began < 1
+
+
+async def test_errors_of_servers_do_not_show_secrets(here: Place):
+    scripted(here, lambda method, params: None)
+    with pytest.raises(ToolFailed, match=r"no \*\*\*"):
+        await call_mcp(LET, mcp(here.url, secrets={"X-Key": "a"}), {"X-Key": SECRET}, "t", {})
+
+
+async def test_a_server_that_does_not_take_a_goodbye(here: Place):
+    """The answer is there before the session ends, and is what counts."""
+    results = {"tools/call": {"content": [{"type": "text", "text": "here"}]}, "DELETE": silent, "GET": silent}
+    scripted(here, lambda method, params: results.get(method))
+    began = time.monotonic()
+    assert (await call_mcp(LET, mcp(here.url), {}, "t", {}))["content"] == "here"
+    assert (await call_mcp(LET, mcp(here.url, timeout=1), {}, "t", {}))["content"] == "here"
+    assert time.monotonic() - began < 5
+    assert "DELETE" in {one.method for one in here.requests}
+    await here.until_closed()
+
+
+async def test_sessions_are_ended(things: Any):
+    url, _, methods = things
+    methods.clear()
+    await list_tools(LET, mcp(url), {})
+    assert "POST" in methods
+    assert ("DELETE" in methods) == ("GET" in methods)  # servers of the newest protocol have no sessions
+
+
+async def test_cancelling_a_call_hangs_up(here: Place):
+    results = {"tools/call": silent, "GET": silent, "DELETE": silent}
+    scripted(here, lambda method, params: results.get(method))
+    task = asyncio.create_task(call_mcp(LET, mcp(here.url, timeout=20), {}, "t", {}))
+    while not any(b"tools/call" in one.body for one in here.requests):
+        await asyncio.sleep(0.01)
+    began = time.monotonic()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert time.monotonic() - began < 3
+    await here.until_closed()
+
+
+async def test_a_call_that_takes_too_long(things: Any):
+    began = time.monotonic()
+    with pytest.raises(ToolFailed, match=r"0\.8 seconds"):
+        await call_mcp(LET, mcp(things[0], timeout=0.8), {}, "slow", {"seconds": 20})
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"url": None}, "configuration.url"),
+        ({"url": "stdio:ls"}, "configuration.url"),
+        ({"url": "https://a@b.test/"}, "configuration.url"),
+        ({"url": "https://b.test/{a}"}, "configuration.url"),
+        ({"command": "ls"}, "configuration.command"),
+        ({"headers": {"Host": "a"}}, "configuration.headers.Host"),
+        ({"secrets": {"X-A": ""}}, "configuration.secrets[...]"),
+        ({"timeout": 301}, "configuration.timeout"),
+    ],
+)
+def test_bad_configurations_of_mcp(change: dict[str, Any], field: str):
+    sent = {"url": "https://a.test/mcp", **change}
+    with pytest.raises(DomainError) as error:
+        checked_mcp({name: value for name, value in sent.items() if value is not None})
+    assert error.value.errors[0].field == field
