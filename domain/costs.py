@@ -15,7 +15,7 @@ from domain import ids
 from domain.budgets import Applied, Period, Scope, dollars, named, nanos, nanos_up
 from domain.chat import Usage
 from domain.errors import DomainError, invalid
-from domain.pages import Listing, Page
+from domain.pages import Page
 from domain.ports import Tx
 from domain.stats import SCALE, Question, between, counted, last_days, readable
 
@@ -61,9 +61,14 @@ class Cost(msgspec.Struct, kw_only=True):
         self.timestamp = self.created_at
 
 
-class CostListing(Listing[Cost], frozen=True, kw_only=True):
-    """A part of the costs, newest first. `total_cost` is of all that match, in US dollars."""
+class CostListing(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of the costs, newest first, as every list. `total_cost` is of all that match, in US dollars."""
 
+    items: list[Cost]
+    total: int
+    limit: int
+    offset: int
+    has_more: bool
     total_cost: float
 
 

@@ -40,6 +40,17 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     keyring: Keyring
 
 
+    @asynccontextmanager
+    async def apart(self) -> AsyncIterator[PostgresStore]:
+        """A store with a connection of its own, for what must not wait its turn: leases run out meanwhile."""
+        engine = connect(self.settings.database_url.reveal(), pool_size=1, application="paddock leases")
+        store = PostgresStore(engine, self.queue, self.clock)
+        try:
+            yield store
+        finally:
+            await store.close()
+
+
 @asynccontextmanager
 async def wire(
     settings: Settings,

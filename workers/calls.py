@@ -36,6 +36,8 @@ SILENCE: Final = 120.0
 # What an answer may be held for where nobody bounds it, and the least that is worth asking for, in tokens.
 ANSWER: Final = 4096
 LEAST: Final = 16
+# After how many parts of an answer other runs have their turn.
+TURN: Final = 8
 
 # Called in the transaction that writes down a call that was answered, with the answer.
 Also = Callable[[Tx, Reply], Awaitable[None]]
@@ -46,12 +48,13 @@ class Meter:
 
     def __init__(self, messages: tuple[Message, ...], tools: tuple[ToolSpec, ...]) -> None:
         self.prompt_bytes = sum(_size(message) for message in messages) + sum(_tool_size(tool) for tool in tools)
-        self.answer_bytes = 0
+        self.answer_bytes = self.parts = 0
         self.begun = time.monotonic()
         self.first: float | None = None
 
     def take(self, part: Part) -> None:
         """Count a part of the answer."""
+        self.parts += 1
         if self.first is None:
             self.first = time.monotonic()
         if isinstance(part, Text | Thought):
@@ -168,6 +171,9 @@ class ModelCalls:
                         reply = part
                         break
                     yield part
+                    if meter.parts % TURN == 0:
+                        # What has arrived already is read without waiting: others want their turn, leases above all.
+                        await asyncio.sleep(0)
             if reply is None:
                 raise ModelError("cut_off", "The answer ended before it was complete.")
             if before is not None:

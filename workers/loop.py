@@ -71,6 +71,7 @@ class Loop:
         self._store, self._scribe, self._calls, self._tools = store, scribe, calls, tools
         self._execution, self._clock = execution, clock
         self._steps = {step.path: step for step in done}
+        self._after_loss = execution.attempt - execution.resumes > 1
 
     async def work(self, agent: Agent) -> Outcome | None:
         """Work on the task of the execution. None if it is parked. Errors: `LostLease`."""
@@ -144,6 +145,10 @@ class Loop:
         known = self._steps.get(path)
         if known is not None and known.status == "finished":
             return msgspec.convert(known.output["message"], Message)
+        if self._after_loss:
+            # What the lost attempt may have told of this answer.
+            self._after_loss = False
+            self._warn("The worker was lost; the run goes on from its last finished step.", step=path, discards=path)
         primary = await self._first_that_works(path, agent, messages, specs)
         if primary.finish == "length" and not primary.message.tool_calls:
             self._warn("The answer was cut at the most tokens it may have.", step=path)

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from domain.errors import DomainError
 from domain.jobs import Lane
-from domain.ports import Sandbox
+from domain.ports import Sandbox, Store
 from domain.queues import WorkerInfo
 from infra import queue
 from infra.bundles import Bundles
@@ -132,11 +132,13 @@ async def serve_builds(settings: Settings) -> None:
 class _Hands:
     """What a process of either lane has, and what it does besides its work."""
 
-    def __init__(self, settings: Settings, parts: Parts, lane: Lane, slots: int, sandbox: Sandbox) -> None:
+    def __init__(
+        self, settings: Settings, parts: Parts, leases: Store, lane: Lane, slots: int, sandbox: Sandbox
+    ) -> None:
         self.name, self.parts = worker_id(lane), parts
         self.environments = Environments(settings.cache, parts.blobs, sandbox)
         self.bundles = Bundles(settings.cache, parts.blobs, sandbox, self.environments)
-        self.holder = Holder(parts.store, parts.bell, parts.clock, lane, timedelta(seconds=settings.lease_seconds))
+        self.holder = Holder(leases, parts.bell, parts.clock, lane, timedelta(seconds=settings.lease_seconds))
         self._settings, self._sandbox, self._info = settings, sandbox, _info(parts, self.name, lane, slots)
 
     async def serve(self, work: Coroutine[Any, Any, None], counts: Callable[[], Counts]) -> None:
@@ -165,8 +167,8 @@ class _Hands:
 
 @contextlib.asynccontextmanager
 async def _hands(settings: Settings, lane: Lane, slots: int, sandbox: Sandbox) -> AsyncIterator[_Hands]:
-    async with wire(settings, f"paddock {lane}", rung=(lane,), held=(lane,)) as parts:
-        hands = _Hands(settings, parts, lane, slots, sandbox)
+    async with wire(settings, f"paddock {lane}", rung=(lane,), held=(lane,)) as parts, parts.apart() as leases:
+        hands = _Hands(settings, parts, leases, lane, slots, sandbox)
         try:
             yield hands
         finally:

@@ -69,6 +69,8 @@ class Execution(msgspec.Struct, kw_only=True):
     error_message: str | None
     error_type: str | None
     attempt: int
+    # Attempts that only went on after an approval.
+    resumes: int = 0
     max_attempts: int
     timeout: int
     lane: RunLane = "run"

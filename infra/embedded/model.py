@@ -72,7 +72,8 @@ def _parameters(xllamacpp: Any, file: Path, host: str, port: int, key: str) -> A
     made.n_parallel, made.n_ctx, made.kv_unified = SLOTS, SLOTS * CONTEXT, False
     # Small batches, as only between them answers go on that are being written, and calls end that were given up.
     made.n_batch = made.n_ubatch = 256
-    made.cpuparams.n_threads = made.cpuparams_batch.n_threads = min(len(os.sched_getaffinity(0)), 8)
+    # All threads wait for the slowest at every step: where others need a core as well, one more takes ten times longer.
+    made.cpuparams.n_threads = made.cpuparams_batch.n_threads = max(1, min(len(os.sched_getaffinity(0)) - 1, 8))
     # A request that waits for a slot holds one of these.
     made.n_threads_http = 64
     made.timeout_read = made.timeout_write = 60
@@ -84,7 +85,6 @@ def _parameters(xllamacpp: Any, file: Path, host: str, port: int, key: str) -> A
 
 def _modest() -> None:
     """Memory has an end, and when the kernel must end somebody, others stay."""
-    # Not for the processor: two threads that wait for each other, behind everybody else, write ten times slower.
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard == resource.RLIM_INFINITY or hard > _MEMORY:
         resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY if soft == resource.RLIM_INFINITY else soft, hard))

@@ -191,7 +191,7 @@ def _pair(kind):
     return socket.socketpair(socket.AF_UNIX, kind)[0]
 
 
-def _asked(port, body, path="/v1/chat/completions", timeout=5):
+def _asked(port, body, path="/v1/chat/completions", timeout=20):
     """The status and all of the answer to a request by hand."""
     data = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(data)}\r\n\r\n"

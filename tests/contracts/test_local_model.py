@@ -266,9 +266,7 @@ async def test_a_stream_that_is_given_up_frees_its_slot(here: Opened, llm: Pydan
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await quiet(here)
-    began = time.monotonic()
     await all_of(llm, asks("Hello", max_tokens=2))
-    assert time.monotonic() - began < 3
 
 
 async def test_an_answer_in_one_piece_that_is_given_up_frees_its_slot(here: Opened) -> None:

@@ -1,0 +1,117 @@
+"""The local model as people meet it: under `paddock up` without a word of configuration, and as a process of its own."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+
+from domain.secrets import Secret
+from infra.embedded.children import free_ports
+from infra.llm.local import LocalModel
+from tests.clients import Tenant
+from tests.modelled import agent, events, run, said
+
+ROOT = Path(__file__).resolve().parents[2]
+# `paddock up`, and a worker that holds the model as long as this runs.
+UP = """
+import asyncio, sys
+from pathlib import Path
+from infra.llm.local import LocalModel
+from scripts.up import System
+
+async def main():
+    async with System(Path(sys.argv[1]), int(sys.argv[2]), 1, lambda line: None).running() as system:
+        print("asleep", system.door.server.part, flush=True)
+        async with LocalModel(system.settings.local_model_door, None).serving():
+            print("pid", system.door.server.part.process.pid, flush=True)
+            await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+@contextlib.asynccontextmanager
+async def _python(*arguments: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, *arguments),
+        cwd=ROOT,
+        env={**{name: value for name, value in os.environ.items() if not name.startswith("R2_")}, **environment},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def _line(process: asyncio.subprocess.Process) -> str:
+    assert process.stdout is not None
+    async with asyncio.timeout(60):
+        return (await process.stdout.readline()).decode().rstrip()
+
+
+async def test_an_agent_answers_without_anything_configured(system, acme: Tenant) -> None:
+    made = await agent(acme, "smollm2", instructions="Answer in one sentence.", max_tokens=30, temperature=0)
+    ended = await run(acme, made["id"], task="What is the capital of France?")
+    assert ended["status"] == "completed", ended
+    assert ended["result"]["content"].strip()
+    assert ended["total_cost"] == 0
+    told = await events(acme, ended["id"])
+    assert said(told) == ended["result"]["content"]
+    (cost,) = [one for one in told if one["type"] == "cost"]
+    assert cost["prompt_tokens"] > 10
+    assert cost["completion_tokens"] > 0
+    assert system.door.server.alive()
+
+
+async def test_up_killed_takes_the_model_with_it(tmp_path: Path) -> None:
+    async with _python("-c", UP, str(tmp_path / "data"), str(free_ports(1)[0])) as process:
+        assert await _line(process) == "asleep None"
+        word, pid = (await _line(process)).split()
+        assert word == "pid"
+        assert Path(f"/proc/{pid}/cwd").readlink() == tmp_path / "data" / "model"
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+        for _ in range(100):
+            if not Path(f"/proc/{pid}").exists() or ") Z " in Path(f"/proc/{pid}/stat").read_text():
+                break
+            await asyncio.sleep(0.02)
+        else:
+            raise AssertionError("the model outlived `paddock up`")
+
+
+async def test_a_process_of_its_own_with_a_key() -> None:
+    port, key = free_ports(1)[0], "a-key-that-both-know"
+    command = ("-m", "scripts.cli", "model", "--port", str(port))
+    async with _python(*command, PADDOCK_LOCAL_MODEL_KEY=key) as process:
+        assert await _line(process) == f"serving at http://127.0.0.1:{port}/v1"
+        async with LocalModel(None, f"http://127.0.0.1:{port}/v1", Secret(key)).serving() as served:
+            assert served.api_key is not None
+            async with httpx.AsyncClient(base_url=served.base_url, timeout=60) as web:
+                body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}
+                assert (await web.post("/chat/completions", json=body)).status_code == 401
+                headers = {"Authorization": f"Bearer {served.api_key.reveal()}"}
+                answer = await web.post("/chat/completions", json=body, headers=headers)
+                assert answer.json()["usage"]["completion_tokens"] == 3
+        # The port is taken: the second one says so.
+        async with _python(*command, PADDOCK_LOCAL_MODEL_KEY=key) as second:
+            output, _ = await asyncio.wait_for(second.communicate(), 60)
+            assert second.returncode != 0
+            assert str(port) in output.decode()
+        process.send_signal(signal.SIGTERM)
+        await asyncio.wait_for(process.wait(), 2)
+
+
+async def test_a_process_of_its_own_needs_a_key() -> None:
+    async with _python("-m", "scripts.cli", "model", PADDOCK_LOCAL_MODEL_KEY="") as process:
+        output, _ = await process.communicate()
+    assert process.returncode == 1
+    assert "PADDOCK_LOCAL_MODEL_KEY is not set" in output.decode()
