@@ -57,6 +57,9 @@ async def demo(url: str, key: str) -> bool:
             ):
                 await _show(client, example, payload)
             await _show_failure(client)
+            await _show_model_agent(client)
+            await _show(client, "researcher", {"question": "What is a paddock?", "max_tokens": 60})
+            await _show_costs(client)
             await _show_records(client)
     except (DemoFailed, httpx.HTTPError) as error:
         print(f"\n  failed: {error}", flush=True)
@@ -91,11 +94,11 @@ async def _show(client: httpx.AsyncClient, example: str, payload: dict[str, Any]
             raise DemoFailed(f"the build is {built['status']}: {built['build_log']}")
         said.append(built["status"])
     async with _step(f"POST /agents/{example + '/execute':<24}run, wait for the result") as said:
-        run = await client.post(f"/agents/{example}/execute", json={"payload": payload}, headers={"Prefer": "wait=30"})
+        run = await client.post(f"/agents/{example}/execute", json={"payload": payload}, headers={"Prefer": "wait=60"})
         ended = _expect(run, 201)
         if ended["status"] != "completed":
             raise DemoFailed(f"the run is {ended['status']}: {ended['error_message']}")
-        said.append(str(ended["output_data"]))
+        said.append(str(ended["output_data"])[:120])
     async with _step("GET  /execution-logs/{id}            its log") as said:
         log = _expect(await client.get(f"/execution-logs/{ended['id']}"), 200)
         said.append(f"{log['total']} entries")
@@ -103,6 +106,30 @@ async def _show(client: httpx.AsyncClient, example: str, payload: dict[str, Any]
         thought = {"prompt": str(payload), "response": str(ended["output_data"]), "latency_sec": 0.1}
         judged = _expect(await client.post("/evaluations", json={**thought, "execution_id": ended["id"]}), 201)
         said.append(f"metrics {judged['metrics']}")
+
+
+async def _show_model_agent(client: httpx.AsyncClient) -> None:
+    guide = {"name": "guide", "model": "smollm2", "instructions": "Answer in one short sentence.", "max_tokens": 60}
+    async with _step("POST /agents                         create guide") as said:
+        answer = await client.post("/agents", json=guide)
+        if answer.status_code != 409:
+            _expect(answer, 201)
+        said.append("on the local model, which needs no key")
+    async with _step("POST /agents/guide/execute           ask, wait for the answer") as said:
+        task = {"task": "What is a paddock?", "cost_limit": 0.01}
+        ended = _expect(await client.post("/agents/guide/execute", json=task, headers={"Prefer": "wait=60"}), 201)
+        if ended["status"] != "completed":
+            raise DemoFailed(f"the run is {ended['status']}: {ended['error_message']}")
+        said.append(" ".join(ended["result"]["content"].split())[:80])
+    async with _step("GET  /executions/{id}/events         how it came, word by word") as said:
+        told = (await client.get(f"/executions/{ended['id']}/events")).text
+        said.append(f"{told.count('event: token')} events of tokens")
+
+
+async def _show_costs(client: httpx.AsyncClient) -> None:
+    async with _step("GET  /costs/summary                  what the models took") as said:
+        figures = _expect(await client.get("/costs/summary?period=day"), 200)
+        said.append(f"{figures['calls']} calls, {figures['total_tokens']} tokens, ${figures['total_cost']:.2f}")
 
 
 async def _show_records(client: httpx.AsyncClient) -> None:

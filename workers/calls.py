@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from domain import costs, llms
+from domain import costs, ids, llms
 from domain.chat import Ask, CallPart, Message, ModelError, Options, Part, Reply, Target, Text, Thought, ToolSpec, Usage
 from domain.costs import Call, Settled, Spender
 from domain.errors import DomainError
@@ -236,9 +236,14 @@ class ModelCalls:
             first_token_ms=None if meter.first is None else (meter.first - meter.begun) * 1000,
         )
 
+        cost_id = ids.new("cost")
+
         async def write() -> None:
             async with self._store.begin_for(self._execution.tenant_id) as tx:
-                settled = await costs.settle(tx, hold_id, self.spender, call)
+                settled = await costs.settle(tx, hold_id, self.spender, call, cost_id)
+                if settled.repeated:
+                    # The answer to an earlier commit of the same was lost on its way.
+                    return
                 held = await self._told(tx, call, settled)
                 if held and also is not None and reply is not None:
                     await also(tx, reply)

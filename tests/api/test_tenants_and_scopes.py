@@ -245,5 +245,5 @@ async def test_only_the_operators_see_all_queues(acme: Tenant, system) -> None:
     assert (await acme.http.get("/queues")).json()["workers"] == []
     async with acme.with_key(system.admin_key) as operator:
         seen = (await operator.get("/queues")).json()
-    assert {worker["lane"] for worker in seen["workers"]} == {"build", "run", "record", "upkeep"}
-    assert {lane["lane"] for lane in seen["queues"]} == {"build", "run", "record"}
+    assert {worker["lane"] for worker in seen["workers"]} == {"build", "run", "llm", "record", "upkeep"}
+    assert {lane["lane"] for lane in seen["queues"]} == {"build", "run", "llm", "record"}
