@@ -99,7 +99,7 @@ class _Resume(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """To go on reading an execution of this agent, after an event."""
 
     execution_id: str
-    after: Annotated[int, Meta(ge=0)] = 0
+    after: Annotated[int, Meta(ge=0, lt=10**9)] = 0
 
 
 async def _wanted(front: Front, caller: Caller, agent_id: str, told: str | bytes) -> tuple[str, int]:

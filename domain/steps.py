@@ -18,7 +18,8 @@ from domain.leases import LostLease
 from domain.ports import Tx
 
 StepStatus = Literal["started", "waiting", "approved", "rejected", "finished"]
-MAX_WAITING: Final = 64
+# How many of the tool calls in one answer are made, so that there is an end to what one answer can ask for.
+MAX_CALLS: Final = 64
 
 
 class Step(msgspec.Struct, kw_only=True):
@@ -44,8 +45,11 @@ class Steps(Protocol):
     """The steps of the bound tenant's executions. Every write is guarded by the attempt that holds the execution."""
 
     async def of(self, execution_id: str) -> list[Step]: ...
-    async def put(self, step: Step) -> bool:
-        """Write a step in its present state. False if its attempt does not hold the execution any more."""
+    async def put(self, step: Step) -> bool | None:
+        """Write a step in its present state. None if its attempt does not hold the execution any more.
+
+        False if it was written so before: a commit whose answer was lost is tried again.
+        """
         ...
 
     async def decide(
@@ -55,9 +59,10 @@ class Steps(Protocol):
 
 async def write(tx: Tx, step: Step, told: list[Event]) -> None:
     """A step as it is now, and what is told of it in the log. Errors: `LostLease`, and nothing is written then."""
-    if not await tx.steps.put(step):
+    written = await tx.steps.put(step)
+    if written is None:
         raise LostLease(step.execution_id)
-    if told and not await tx.events.append_held(step.execution_id, step.attempt, told):
+    if written and told and not await tx.events.append_held(step.execution_id, step.attempt, told):
         raise LostLease(step.execution_id)
     tx.changed(step.execution_id, "running")
 
@@ -65,6 +70,11 @@ async def write(tx: Tx, step: Step, told: list[Event]) -> None:
 async def park(tx: Tx, execution: Execution, waiting: list[Step]) -> None:
     """Let go of a held execution until somebody decides on its tool calls. Errors: `LostLease`."""
     calls = [_shown(step) for step in waiting]
+    ids = [call["call_id"] for call in calls]
+    for call in calls:
+        # Some servers give several calls one id; who approves one of them must not approve another by it.
+        if ids.count(call["call_id"]) > 1:
+            call["call_id"] = call["path"]
     event = Event(type="approval", data={"status": "waiting", "calls": calls}, at=tx.now)
     if not await tx.events.append_held(execution.id, execution.attempt, [event]):
         raise LostLease(execution.id)

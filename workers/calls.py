@@ -7,14 +7,28 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 import msgspec
 import structlog
 
 from domain import costs, ids, llms
-from domain.chat import Ask, CallPart, Message, ModelError, Options, Part, Reply, Target, Text, Thought, ToolSpec, Usage
+from domain.chat import (
+    Ask,
+    CallPart,
+    Message,
+    ModelError,
+    Options,
+    Part,
+    Reply,
+    Target,
+    Text,
+    Thought,
+    ToolCall,
+    ToolSpec,
+    Usage,
+)
 from domain.costs import Call, Settled, Spender
 from domain.errors import DomainError
 from domain.events import Event
@@ -165,7 +179,8 @@ class ModelCalls:
         meter.begun = time.monotonic()
         try:
             async with contextlib.aclosing(self._llm.stream(ask)) as parts:
-                async for part in parts:
+                async for given in parts:
+                    part = _sound(given)
                     meter.take(part)
                     if isinstance(part, Reply):
                         reply = part
@@ -179,13 +194,14 @@ class ModelCalls:
             if before is not None:
                 await before()
         except ModelError as error:
-            await self._settled(hold_id, target, meter, None, "error", error.kind)
+            error.message = _text(error.message)
+            await _seen_through(self._settled(hold_id, target, meter, None, "error", error.kind))
             raise
         except BaseException:
             # Cancelled, or lost, or nobody wants the rest: what was used is owed all the same.
-            await asyncio.shield(self._settled(hold_id, target, meter, reply, "cancelled", None))
+            await _seen_through(self._settled(hold_id, target, meter, reply, "cancelled", None))
             raise
-        await self._settled(hold_id, target, meter, reply, "ok", None, also)
+        await _seen_through(self._settled(hold_id, target, meter, reply, "ok", None, also))
         yield reply
 
     async def _held(self, target: Target, meter: Meter, options: Options) -> tuple[str | None, Options]:
@@ -308,6 +324,45 @@ class NamedCalls:
         async with contextlib.aclosing(self._calls.stream(target, messages, tools, options)) as parts:
             async for part in parts:
                 yield part
+
+
+async def _seen_through(settling: Coroutine[Any, Any, None]) -> None:
+    """Settle a call to the end also when the run is cancelled meanwhile: what was used must be billed."""
+    task = asyncio.create_task(settling)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait((task,))
+        if not task.cancelled():
+            task.exception()
+        raise
+
+
+def _text(text: str) -> str:
+    """Text that can be kept: halves of surrogate pairs that came alone are no characters."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def _name(text: str) -> str:
+    return _text(text).replace("\0", "\ufffd")
+
+
+def _sound(part: Part) -> Part:
+    """A part whose texts can be kept, whatever a server put into them."""
+    if isinstance(part, Text):
+        return part if part.text.isascii() else Text(_text(part.text))
+    if isinstance(part, Thought):
+        return part if part.text.isascii() else Thought(_text(part.text))
+    if isinstance(part, CallPart):
+        name = None if part.name is None else _name(part.name)
+        given = None if part.id is None else _name(part.id)
+        return CallPart(index=part.index, id=given, name=name, arguments=_text(part.arguments))
+    calls = tuple(
+        ToolCall(id=_name(call.id), name=_name(call.name), arguments=_text(call.arguments))
+        for call in part.message.tool_calls
+    )
+    message = msgspec.structs.replace(part.message, content=_text(part.message.content), tool_calls=calls)
+    return msgspec.structs.replace(part, message=message)
 
 
 def _event(tx: Tx, kind: Any, **data: Any) -> Event:

@@ -67,9 +67,11 @@ class LlmRunner(Runs):
     async def _outcome(self, execution: Execution) -> Outcome | None:
         try:
             # Of this stretch of work: what it waited for an approval does not count.
-            async with asyncio.timeout(execution.timeout):
+            async with asyncio.timeout(execution.timeout) as limit:
                 return await self._tool(execution) if execution.kind == "tool" else await self._agent(execution)
         except TimeoutError:
+            if not limit.expired():
+                raise
             told = f"The agent took longer than {execution.timeout} s."
             return Outcome(error_type="timeout", error_message=told)
 

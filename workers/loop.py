@@ -126,8 +126,13 @@ class Loop:
             message = await self._ask(path, agent, tuple(messages), tuple(specs))
             if not message.tool_calls:
                 return message.content
+            if len(message.tool_calls) > steps.MAX_CALLS:
+                told = f"The model asks for {len(message.tool_calls)} tool calls at once; {steps.MAX_CALLS} are made."
+                self._warn(told, step=path)
             answers = [
                 await self._called(f"{path}.{place}", call, bound, agent, deep)
+                if place < steps.MAX_CALLS
+                else {"error": f"not made: more than {steps.MAX_CALLS} calls at once."}
                 for place, call in enumerate(message.tool_calls)
             ]
             if None in answers:
@@ -175,7 +180,7 @@ class Loop:
         begun = self._clock()
         if agent.verbose:
             told = f"Step {path}: asks {target.name} with {len(messages)} messages and {len(specs)} tools.\n"
-            self._tell("log", level="DEBUG", stream="paddock", message=(told + _transcript(messages))[:SHOWN])
+            self._tell("log", level="DEBUG", stream="paddock", message=_plain(told + _transcript(messages))[:SHOWN])
 
         async def also(tx: Tx, reply: Reply) -> None:
             output = {"message": reply.message, "finish": reply.finish, "usage": reply.usage}
@@ -235,9 +240,10 @@ class Loop:
             await self._begun(path, call, "started", told=known is None)
         try:
             done = await self._tools.call(tool, call.arguments)
+            kept = _kept(done.result)
         except ToolFailed as error:
-            return await self._finished(path, call, begun, {"error": str(error)})
-        return await self._finished(path, call, begun, {"result": _kept(done.result)}, done)
+            return await self._finished(path, call, begun, {"error": _plain(str(error))})
+        return await self._finished(path, call, begun, {"result": kept}, done)
 
     async def _delegated(self, path: str, call: ToolCall, deep: int) -> dict[str, Any] | None:
         """Have another agent do a task, in steps of its own below this one."""
@@ -248,12 +254,12 @@ class Loop:
         try:
             args = msgspec.json.decode(call.arguments or "{}", type=_Delegation)
             if known is None:
-                other = await self._other(args.agent)
+                other = await persist(lambda: self._other(args.agent))
                 # As it is now: another attempt shall meet the same agent.
                 await self._begun(path, call, "started", given={"agent": msgspec.to_builtins(other), "task": args.task})
             else:
                 other = msgspec.convert(known.input["agent"], Agent)
-        except (msgspec.MsgspecError, ToolFailed) as error:
+        except (msgspec.MsgspecError, RecursionError, ToolFailed) as error:
             return await self._finished(path, call, begun, {"error": str(error)})
         answer = await self._answer(other, first_messages(other, {"task": args.task}), f"{path}/", deep + 1)
         return await self._finished(path, call, begun, {"result": {"content": answer}})
@@ -268,7 +274,12 @@ class Loop:
                 or found.id == self._execution.agent_id
             ):
                 raise ToolFailed(f"there is no other model agent {name!r} to ask.")
-            other = await agents.resolved(tx, found)
+            try:
+                other = await agents.resolved(tx, found)
+            except DomainError as error:
+                if error.code != "invalid_field":
+                    raise
+                raise ToolFailed(f"the agent {name!r} cannot be asked: {error.detail}") from error
         if other.model is None:
             raise ToolFailed(f"the agent {name!r} has no model.")
         return other
@@ -357,11 +368,22 @@ def _result(call: ToolCall, answer: dict[str, Any] | None) -> Message:
 
 
 def _kept(result: dict[str, Any]) -> dict[str, Any]:
-    """A result as it goes on record: one that is too large or too deep is shown as the beginning of its text."""
-    text = msgspec.json.encode(result).decode()
+    """A result as it goes on record: one that is too large or too deep is shown as the beginning of its text.
+
+    Errors: `ToolFailed` for what no JSON can hold, such as halves of surrogate pairs or endless nesting.
+    """
+    try:
+        text = msgspec.json.encode(result).decode()
+    except (ValueError, OverflowError, RecursionError, TypeError) as error:
+        raise ToolFailed(f"the answer cannot be kept as JSON: {error}"[:500]) from error
     if len(text) > 4 * SHOWN or depth(result) > MAX_DEPTH:
         return {"text": text[:SHOWN], "truncated": True}
     return result
+
+
+def _plain(text: str) -> str:
+    """Text that columns of text can hold."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
 def _shown(arguments: str) -> Any:

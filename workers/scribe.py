@@ -41,7 +41,10 @@ class Scribe:
     def __init__(self, store: Store, clock: Clock, pause: float = PAUSE) -> None:
         self._store, self._clock, self._pause = store, clock, pause
         self._pending: dict[Key, _Pending] = {}
+        # What is on its way to the database: taken out of what waits, and not there yet.
+        self._writing: dict[Key, _Pending] = {}
         self._lost: set[Key] = set()
+        self._failed: dict[Key, Exception] = {}
         self._wake = asyncio.Event()
 
     def tell(self, execution: Execution, kind: Any, **data: Any) -> None:
@@ -62,19 +65,15 @@ class Scribe:
 
     async def room(self, execution: Execution) -> None:
         """Wait until not too much of this run waits to be written. Errors: `LostLease`."""
-        key = (execution.id, execution.attempt)
-        if key in self._lost:
-            raise LostLease(execution.id)
+        key = self._told(execution)
         pending = self._pending.get(key)
         if pending is not None and pending.weight > HEAVY:
             await self.flush(execution)
 
     async def flush(self, execution: Execution) -> None:
-        """Wait until all that was told of this run is written. Errors: `LostLease`."""
-        key = (execution.id, execution.attempt)
-        if key in self._lost:
-            raise LostLease(execution.id)
-        pending = self._pending.get(key)
+        """Wait until all that was told of this run is written. Errors: `LostLease`, and whatever kept it from that."""
+        key = self._told(execution)
+        pending = self._pending.get(key) or self._writing.get(key)
         if pending is None:
             return
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -82,11 +81,20 @@ class Scribe:
         self._wake.set()
         await done
 
+    def _told(self, execution: Execution) -> Key:
+        key = (execution.id, execution.attempt)
+        if key in self._lost:
+            raise LostLease(execution.id)
+        if key in self._failed:
+            raise self._failed[key]
+        return key
+
     def forget(self, execution: Execution) -> None:
         """This attempt has ended: nothing more of it is written."""
         key = (execution.id, execution.attempt)
         self._pending.pop(key, None)
         self._lost.discard(key)
+        self._failed.pop(key, None)
 
     async def run(self) -> None:
         """Write for as long as the process lives. An outage is waited out; nothing that waits is lost."""
@@ -96,14 +104,29 @@ class Scribe:
             await asyncio.sleep(min(max(self._pause, 2 * took), LONGEST))
             self._wake.clear()
             batch, begun = self._taken(), loop.time()
-            while batch:
-                try:
-                    await self._write(batch)
-                    break
-                except DomainError as error:
-                    _log.warning("events wait", error=error.detail)
-                    await asyncio.sleep(AWAY)
+            self._writing = dict(batch)
+            await self._written(batch)
             took = loop.time() - begun
+
+    async def _written(self, batch: dict[Key, _Pending]) -> None:
+        """Write a batch, however long it takes. What cannot be written fails its own run alone."""
+        while batch:
+            try:
+                await self._write(batch)
+                return
+            except DomainError as error:
+                _log.warning("events wait", error=error.detail)
+                await asyncio.sleep(AWAY)
+            except Exception as error:
+                if len(batch) > 1:
+                    for key, pending in batch.items():
+                        await self._written({key: pending})
+                    return
+                key, pending = next(iter(batch.items()))
+                _log.exception("events cannot be written", execution_id=key[0])
+                self._failed[key] = error
+                self._ended(key, pending, error)
+                return
 
     def _taken(self) -> dict[Key, _Pending]:
         """What is written next, taken out of what waits."""
@@ -133,13 +156,18 @@ class Scribe:
             lost = bool(pending.events) and key not in held
             if lost:
                 self._lost.add(key)
-            for done in pending.flushed:
-                if done.done():
-                    continue
-                if lost:
-                    done.set_exception(LostLease(key[0]))
-                else:
-                    done.set_result(None)
+            self._ended(key, pending, LostLease(key[0]) if lost else None)
+
+    def _ended(self, key: Key, pending: _Pending, error: Exception | None) -> None:
+        """What was on its way has come to an end; whoever waited for it is told."""
+        self._writing.pop(key, None)
+        for done in pending.flushed:
+            if done.done():
+                continue
+            if error is not None:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
 
 
 def _whole(event: Event) -> Event:

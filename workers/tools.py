@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
-import jsonschema
 import msgspec
 import structlog
 
@@ -26,6 +25,7 @@ from infra.http import Outbound
 from infra.sandbox import toolkit
 from infra.tools.custom import call_custom
 from infra.tools.http_request import http_request
+from workers.arguments import checked as arguments_fit
 from workers.workspaces import Commit, Workspace
 
 _log = structlog.get_logger("paddock.tools")
@@ -98,7 +98,8 @@ class Toolbox:
 
     async def call(self, bound: Bound, arguments: str) -> Done:
         """Call a tool with arguments as a model wrote them. Errors: `ToolFailed`."""
-        args = _checked(bound, arguments)
+        args = _arguments(arguments)
+        await arguments_fit(bound.spec.parameters, args)
         tool = bound.tool
         if self._mode == "sandbox" and not tool.fenced:
             raise ToolFailed("this tool works outside of the sandbox.")
@@ -200,11 +201,12 @@ class Toolbox:
         outcome = await self._shop.sandbox.run(program, payload, _ignore)
         if outcome.output is None:
             raise ToolFailed((outcome.error_message or outcome.error_type or "").replace("The agent", "The program"))
-        answer = msgspec.convert(msgspec.json.decode(outcome.output), _Ran)
         try:
+            # The program may have made anything of it.
+            answer = msgspec.json.decode(outcome.output, type=_Ran)
             changed = {path: base64.b64decode(data, validate=True) for path, data in answer.files.items()}
-        except ValueError as error:
-            raise ToolFailed("the program's files cannot be read.") from error
+        except (ValueError, RecursionError) as error:
+            raise ToolFailed("what the program left behind cannot be read.") from error
         commit = await self._workspace.write(changed) if changed else None
         told = {"stdout": answer.stdout, "stderr": answer.stderr, "value": answer.value, "error": answer.error}
         result: dict[str, Any] = {name: text for name, text in told.items() if text}
@@ -254,22 +256,14 @@ def _local(tool: Tool) -> Bound:
     return Bound(spec=spec, tool=tool)
 
 
-def _checked(bound: Bound, arguments: str) -> dict[str, Any]:
-    """Arguments that fit the tool's schema. Errors: `ToolFailed` naming the first that does not."""
+def _arguments(arguments: str) -> dict[str, Any]:
+    """Arguments as a model wrote them. Errors: `ToolFailed`."""
     try:
         args = msgspec.json.decode(arguments or "{}")
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
         raise ToolFailed(f"the arguments are not JSON: {error}.") from error
     if not isinstance(args, dict):
         raise ToolFailed("the arguments must be a JSON object.")
-    try:
-        found = jsonschema.Draft202012Validator(bound.spec.parameters).iter_errors(args)
-        wrong = jsonschema.exceptions.best_match(found)
-    except (jsonschema.exceptions.SchemaError, re.error, RecursionError) as error:
-        raise ToolFailed(f"the tool's own schema is broken: {error}"[:500]) from error
-    if wrong is not None:
-        place = ".".join(str(part) for part in wrong.absolute_path)
-        raise ToolFailed(f"{place or 'arguments'}: {wrong.message}"[:1000])
     return args
 
 

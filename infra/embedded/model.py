@@ -17,10 +17,11 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import msgspec
 
-from infra.embedded.children import Part, PartFailed, bound_to_parent, start
+from infra.embedded.children import Part, PartFailed, bound_to_parent, listening, start
 
 NAME: Final = "smollm2"
 SLOTS: Final = 4
@@ -55,8 +56,12 @@ def serve(host: str, port: int, key: str, tell: Callable[[str], None]) -> None:
     try:
         import xllamacpp
     except ImportError as error:
-        sys.exit(f"xllamacpp cannot be loaded on this system: {error}")
-    server = xllamacpp.Server(_parameters(xllamacpp, file, host, port, key))
+        sys.exit(f"paddock: xllamacpp cannot be loaded on this system: {error}")
+    try:
+        server = xllamacpp.Server(_parameters(xllamacpp, file, host, port, key))
+    except RuntimeError:
+        # What is wrong it has printed, and only there.
+        sys.exit(f"paddock: the local model cannot be served at {host}:{port}, see above")
     tell(f"{server.listening_address}/v1")
     while True:
         signal.pause()
@@ -106,11 +111,12 @@ class ModelServer:
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self._folder, self._say = folder, say
         self._starting: asyncio.Task[Running] | None = None
+        self._port = 0
         self.part: Part | None = None
 
     async def running(self) -> Running:
         """Where it is, started if it was not. All who ask meanwhile get the same one. Errors: `PartFailed`."""
-        if self._starting is None or (self._starting.done() and not self.alive()):
+        if self._starting is None or (self._starting.done() and not self._there()):
             self._starting = asyncio.create_task(self._start())
         # Whoever gives up does not take the start away from the others.
         return await asyncio.shield(self._starting)
@@ -119,9 +125,14 @@ class ModelServer:
         """Whether there is one now."""
         return self.part is not None and self.part.alive()
 
+    def _there(self) -> bool:
+        # One that crashed takes a moment to be gone, and answers no more in that time.
+        return self.alive() and self._port > 0 and listening(self._port)()
+
     async def _start(self) -> Running:
         weights()
         if self.part is not None:
+            await self.part.stop(signal.SIGKILL)
             self._say(f"{self.part.name} ended with status {self.part.process.returncode}; starting it again")
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         address, log = self._folder / _ADDRESS, self._folder / "log"
@@ -146,7 +157,9 @@ class ModelServer:
             await part.stop(signal.SIGKILL)
             raise
         self._say(f"the local model serves, pid {part.process.pid}")
-        return Running(url=address.read_text(), key=key)
+        url = address.read_text()
+        self._port = urlsplit(url).port or 0
+        return Running(url=url, key=key)
 
     def spent(self) -> float:
         """Processor time since its start, in seconds. 0 when it does not run."""
@@ -186,11 +199,11 @@ class Door:
     async def open(self, idle: float, say: Callable[[str], None]) -> AsyncIterator["Door"]:
         """Let workers in. The server ends `idle` seconds after the last call, and with this context."""
         self.server, self._idle, self._say = ModelServer(self._folder, say), idle, say
-        listening = await asyncio.start_server(self._enter, sock=self._listening, limit=1024)
+        opened = await asyncio.start_server(self._enter, sock=self._listening, limit=1024)
         try:
             yield self
         finally:
-            listening.close()
+            opened.close()
             for writer in self._inside:
                 writer.close()
             if self._watching is not None:

@@ -6,7 +6,7 @@ Errors are `domain.chat.ModelError`, kind `unavailable`, as the next call may we
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -14,6 +14,8 @@ from domain.chat import Ask, Message, ModelError
 from domain.secrets import Secret
 
 _START: Final = 90.0
+# Schemas become grammars: one of thousands of parts takes minutes to compile.
+MOST_PARTS: Final = 400
 # An answer that begins like this can only go on as calls of tools (see infra/embedded/smollm2.jinja).
 _CALL: Final = "<tool_call>["
 
@@ -79,8 +81,25 @@ def aimed(ask: Ask, served: Served) -> Ask:
     """The same call, with the server's key. Where a tool must be called, the answer is begun for the model.
 
     llama.cpp lets text come before a call, even where one is required, and so small a model never ends its text.
+    Errors: `ModelError` for a JSON Schema that would keep the server, which all share, busy for minutes.
     """
+    for schema in filter(None, (ask.options.schema, *(tool.parameters for tool in ask.tools))):
+        if _parts(schema) > MOST_PARTS:
+            raise ModelError("refused", f"The local model takes JSON Schemas of at most {MOST_PARTS} parts.")
     ask = msgspec.structs.replace(ask, target=msgspec.structs.replace(ask.target, api_key=served.api_key))
     if ask.options.tool_choice != "required" or not ask.tools:
         return ask
     return msgspec.structs.replace(ask, messages=(*ask.messages, Message(role="assistant", content=_CALL)))
+
+
+def _parts(schema: Any) -> int:
+    """How many values a schema holds, however deep; counting ends once they are too many."""
+    count, open_values = 0, [schema]
+    while open_values and count <= MOST_PARTS:
+        value = open_values.pop()
+        count += 1
+        if isinstance(value, dict):
+            open_values.extend(value.values())
+        elif isinstance(value, list):
+            open_values.extend(value)
+    return count

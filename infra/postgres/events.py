@@ -65,7 +65,9 @@ _AGENT_LOGS = """
            json_build_object('status', e.data->>'status', 'stream', e.data->>'stream'), e.execution_id, e.seq
     FROM executions x JOIN execution_events e ON e.execution_id = x.id
     WHERE x.id IN (SELECT id FROM executions WHERE agent_id = :agent ORDER BY id DESC LIMIT 500)
-      AND (e.type = 'log' OR e.data->>'status' IN ('completed', 'failed', 'cancelled'))
+      -- Others have a status of another kind, and texts that ->> cannot read (U+0000).
+      AND CASE e.type WHEN 'log' THEN true
+                      WHEN 'status' THEN e.data->>'status' IN ('completed', 'failed', 'cancelled') ELSE false END
 """
 
 

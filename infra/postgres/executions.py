@@ -309,4 +309,4 @@ def _cancelled(moved: Update, reason: str, now: datetime) -> Update:
 
 
 def _text(value: str | None) -> str | None:
-    return None if value is None else value.replace("\0", "\ufffd")
+    return None if value is None else value.encode("utf-8", "replace").decode().replace("\0", "\ufffd")

@@ -47,14 +47,14 @@ _PUT: Final = """
         ON CONFLICT (execution_id, path) DO UPDATE SET
             status = excluded.status, attempt = excluded.attempt, output = excluded.output,
             finished_at = excluded.finished_at
-        WHERE s.status <> 'finished'
+        WHERE s.status <> 'finished' AND (s.status, s.attempt) <> (excluded.status, excluded.attempt)
         RETURNING s.status
     ), counted AS (
         UPDATE executions e SET steps_completed = e.steps_completed + 1,
                                 steps_total = greatest(e.steps_total, e.steps_completed + 1)
         FROM put WHERE e.id = $1 AND put.status = 'finished'
     )
-    SELECT count(*) FROM put
+    SELECT EXISTS (SELECT FROM put) FROM held
 """
 _DECIDE: Final = """
     UPDATE execution_steps SET status = $3, decided_by = $4, reason = $5, decided_at = $6
@@ -72,8 +72,8 @@ class PostgresSteps:
         records = await self._raw.fetch(_OF, ids.decode("exec", execution_id))
         return [_SHAPE.read(record) for record in records]
 
-    async def put(self, step: Step) -> bool:
-        written = await self._raw.fetchval(
+    async def put(self, step: Step) -> bool | None:
+        written: bool | None = await self._raw.fetchval(
             _PUT,
             ids.decode("exec", step.execution_id),
             step.attempt,
@@ -87,7 +87,7 @@ class PostgresSteps:
             step.started_at,
             step.finished_at,
         )
-        return bool(written)
+        return written
 
     async def decide(
         self, execution_id: str, paths: list[str], status: StepStatus, by: str, reason: str | None, now: datetime
