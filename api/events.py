@@ -196,7 +196,7 @@ async def follow(
                 after = event.seq
             if found.ended:
                 return
-            if len(found.events) < events.BATCH:
+            if after >= found.last:
                 await _heard_or_gone(heard, gone, front.bell.patience)
 
 

@@ -50,7 +50,7 @@ async def list_executions(
     group_id: str | None = None,
     tenant_id: str | None = None,
 ) -> Listing[Execution]:
-    """Executions, newest first. Input and output larger than 16 KiB are left out of lists."""
+    """Executions, newest first. Input, output and waiting calls larger than 16 KiB are left out of lists."""
     narrowed = executions.narrowed(
         caller, Filter(status, kind, agent_id, agent_version_id, since, until), group_id, tenant_id
     )
@@ -79,17 +79,21 @@ async def cancel_execution(front: Front, caller: Caller, execution_id: str) -> E
 
 
 @post("/executions/{execution_id:str}/approve", opt=needs("run:agents"), status_code=200)
-async def approve_execution(front: Front, caller: Caller, execution_id: str, data: Decision) -> Execution:
+async def approve_execution(
+    front: Front, caller: Caller, execution_id: str, data: Decision | None = None
+) -> Execution:
     """Let waiting tool calls be made: all, or the one of `call_id`. The execution goes on when none waits any more."""
     async with front.store.begin(caller) as tx:
-        return await steps.decide(tx, caller, execution_id, True, data)
+        return await steps.decide(tx, caller, execution_id, True, data or Decision())
 
 
 @post("/executions/{execution_id:str}/reject", opt=needs("run:agents"), status_code=200)
-async def reject_execution(front: Front, caller: Caller, execution_id: str, data: Decision) -> Execution:
+async def reject_execution(
+    front: Front, caller: Caller, execution_id: str, data: Decision | None = None
+) -> Execution:
     """Refuse waiting tool calls. The model is told so, with the `reason`, and goes on without them."""
     async with front.store.begin(caller) as tx:
-        return await steps.decide(tx, caller, execution_id, False, data)
+        return await steps.decide(tx, caller, execution_id, False, data or Decision())
 
 
 @post("/executions/{execution_id:str}/retry", opt=needs("run:agents"))

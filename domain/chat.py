@@ -142,7 +142,7 @@ Part = Text | Thought | CallPart | Reply
 
 
 class ModelError(Exception):
-    """A model did not answer as it should. `usage` is what the provider said was used before, if it did."""
+    """A model did not answer as it should. `retry_after` is in seconds, where the provider said so."""
 
     def __init__(self, kind: ErrorKind, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)

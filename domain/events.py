@@ -120,7 +120,10 @@ def logged(level: Level, message: str, at: datetime, stream: str) -> Event:
 
 
 async def after(tx: Tx, asked: list[Asked]) -> list[Slice | DomainError]:
-    """Up to `BATCH` events that follow in each log, or `not_found`, or `invalid_field` for a number yet to come."""
+    """Up to `BATCH` events that follow in each log, fewer where they are large.
+
+    Or `not_found`, or `invalid_field` for a number yet to come.
+    """
     found = await tx.events.after_all(asked, BATCH)
     return [_answer(one, slice_) for one, slice_ in zip(asked, found, strict=True)]
 

@@ -63,6 +63,13 @@ def room_for(files: list[File], changed: dict[str, int]) -> None:
     sizes = {file.path: file.size_bytes for file in files} | changed
     if len(sizes) > MAX_FILES:
         raise ToolFailed(f"the workspace would hold {len(sizes)} files; {MAX_FILES} are allowed.")
+    for path in changed:
+        parts = path.split("/")
+        above = next((one for n in range(1, len(parts)) if (one := "/".join(parts[:n])) in sizes), None)
+        below = next((one for one in sizes if one.startswith(f"{path}/")), None)
+        if above is not None or below is not None:
+            # Nothing could lay them out in a folder again.
+            raise ToolFailed(f"{(above or path)!r} cannot be a file and a folder at once.")
     if sum(sizes.values()) > MAX_TOTAL:
         raise ToolFailed(f"the workspace would hold {sum(sizes.values())} bytes; {MAX_TOTAL} are allowed.")
 

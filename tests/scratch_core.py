@@ -44,8 +44,8 @@ async def test_ws_after(acme, provider, system):
     made = await agent(acme, name)
     provider.say("done", to=name)
     ended = await run(acme, made["id"], task="Go", mode="yolo", timeout=15)
-    url = system.url.replace("http", "ws") + f"/agents/{made['id']}/stream"
-    async with connect(url, additional_headers={"Authorization": acme.http.headers["Authorization"]}) as ws:
+    url = str(acme.http.base_url).replace("http", "ws").rstrip("/") + f"/agents/{made['id']}/stream"
+    async with connect(url, additional_headers={"X-API-Key": await acme.key()}) as ws:
         await ws.send(json.dumps({"execution_id": ended["id"], "after": 2**31}))
         try:
             print(await ws.recv())
@@ -67,3 +67,44 @@ async def test_redos(acme, provider, system):
     t = time.time()
     print((await run(acme, made["id"], task="Go"))["status"], time.time()-t)
     r2 = await task; print(r2.status_code, r2.text[:300], time.time()-t)
+
+async def test_anthropic(acme, provider, system):
+    name = fresh()
+    await acme.http.post("/provider-keys", json={"provider":"anthropic","name":"anthropic","key":"k"*20})
+    r = await acme.http.post("/models", json={"name": name, "provider": "anthropic", "model": name, "base_url": provider.root}); print(r.status_code, r.text[:300])
+    made = await agent(acme, name)
+    provider.queue(Answer(tokens=["a \ud83d", "b\0 \ude00"]), name)
+    e = await run(acme, made["id"], task="Go", timeout=15); print(e["status"], e["error_message"], e["result"])
+
+async def test_calls(acme, provider, system):
+    name = await model(acme, provider, fresh(), price=PRICE)
+    made = await agent(acme, name, tools=["filesystem_write", "python"])
+    provider.say("", calls=[call("nope", {"x": "y"*10000}) for _ in range(300)], to=name)
+    provider.say("done", to=name)
+    t=time.time()
+    e = await run(acme, made["id"], task="Go", timeout=25, mode="yolo"); print(e["status"], e["error_message"], e["result"], time.time()-t)
+    # twice the same id
+    provider.say("", calls=[call("filesystem_write", {"path": "a", "content": "x"}, id="c0"), call("filesystem_write", {"path": "b", "content": "x"}, id="c0")], to=name)
+    provider.say("done", to=name)
+    i = await start(acme, made["id"], task="Go")
+    w = await until(acme, i, "waiting"); print(w["waiting_for"])
+    r = await acme.http.post(f"/executions/{i}/approve", json={"call_id": w["waiting_for"][0]["call_id"]}); print(r.status_code, r.json()["waiting_for"])
+    r = await acme.http.post(f"/executions/{i}/reject", json={"reason": "no"}); print(r.status_code, r.json()["waiting_for"])
+    e = await until(acme, i, "completed"); print((await acme.http.get(f"/executions/{i}/files")).json())
+    provider.say("", calls=[call("filesystem_write", {"path": "a", "content": "x"}), call("filesystem_write", {"path": "a/b", "content": "x"})], to=name)
+    provider.say("", calls=[call("python", {"code": "print(open('a').read())"})], to=name)
+    provider.say("done", to=name)
+    e = await run(acme, made["id"], task="Go", timeout=25, mode="yolo")
+    for one in await events(acme, e["id"]):
+        if one["type"] == "tool_result": print(one)
+
+
+async def test_big(acme, provider, system):
+    name = await model(acme, provider, fresh(), price=PRICE)
+    made = await agent(acme, name, tools=["filesystem_write", "python"])
+    for n, size in ((60, 100000), (3000, 1000), (90, 100000)):
+        provider.say("", calls=[call("nope", {"x": "y"*size}) for _ in range(n)], to=name)
+        provider.say("done", to=name)
+        t=time.time()
+        e = await run(acme, made["id"], task="Go", timeout=25, mode="yolo"); print(n, size, e["status"], e["error_message"], e["result"], time.time()-t)
+        provider.reset()

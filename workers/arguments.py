@@ -53,7 +53,8 @@ async def checked(schema: dict[str, Any], args: dict[str, Any]) -> None:
 def _first_wrong(schema: dict[str, Any], args: dict[str, Any]) -> ValidationError | None:
     _deadline.set(time.monotonic() + SECONDS)
     found = _Validator(schema, registry=Registry()).iter_errors(args)
-    return best_match(itertools.islice(found, ERRORS))
+    wrong: ValidationError | None = best_match(itertools.islice(found, ERRORS))
+    return wrong
 
 
 def _timed(check: Callable[..., Any]) -> Callable[..., Any]:
@@ -111,7 +112,7 @@ def _additional_properties(validator: Any, others: Any, instance: Any, schema: A
             yield from validator.descend(instance[name], others, path=name)
     elif not others and extra:
         shown = ", ".join(repr(name[:200]) for name in extra[:10])
-        yield ValidationError(f"Additional properties are not allowed ({shown})")
+        yield ValidationError(f"Additional properties are not allowed ({shown} unexpected)")
 
 
 # Left to whoever gets the call: what compares all pairs, or matches expressions of its own accord.

@@ -195,7 +195,12 @@ class ModelCalls:
                 await before()
         except ModelError as error:
             error.message = _text(error.message)
-            await _seen_through(self._settled(hold_id, target, meter, None, "error", error.kind))
+            try:
+                if before is not None:
+                    with contextlib.suppress(LostLease):
+                        await before()
+            finally:
+                await _seen_through(self._settled(hold_id, target, meter, None, "error", error.kind))
             raise
         except BaseException:
             # Cancelled, or lost, or nobody wants the rest: what was used is owed all the same.
@@ -354,6 +359,8 @@ def _sound(part: Part) -> Part:
     if isinstance(part, Thought):
         return part if part.text.isascii() else Thought(_text(part.text))
     if isinstance(part, CallPart):
+        if part.id is None and part.name is None and part.arguments.isascii():
+            return part
         name = None if part.name is None else _name(part.name)
         given = None if part.id is None else _name(part.id)
         return CallPart(index=part.index, id=given, name=name, arguments=_text(part.arguments))

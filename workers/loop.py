@@ -71,7 +71,8 @@ class Loop:
         self._store, self._scribe, self._calls, self._tools = store, scribe, calls, tools
         self._execution, self._clock = execution, clock
         self._steps = {step.path: step for step in done}
-        self._after_loss = execution.attempt - execution.resumes > 1
+        decided = any(step.status in ("approved", "rejected") for step in done)
+        self._after_loss = execution.attempt - execution.resumes > 1 and not decided
 
     async def work(self, agent: Agent) -> Outcome | None:
         """Work on the task of the execution. None if it is parked. Errors: `LostLease`."""
@@ -259,9 +260,10 @@ class Loop:
                 await self._begun(path, call, "started", given={"agent": msgspec.to_builtins(other), "task": args.task})
             else:
                 other = msgspec.convert(known.input["agent"], Agent)
+            told = _task(other, args.task)
         except (msgspec.MsgspecError, RecursionError, ToolFailed) as error:
             return await self._finished(path, call, begun, {"error": str(error)})
-        answer = await self._answer(other, first_messages(other, {"task": args.task}), f"{path}/", deep + 1)
+        answer = await self._answer(other, told, f"{path}/", deep + 1)
         return await self._finished(path, call, begun, {"result": {"content": answer}})
 
     async def _other(self, name: str) -> Agent:
@@ -358,6 +360,13 @@ class _Delegation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     task: str
 
 
+def _task(agent: Agent, task: str) -> list[Message]:
+    try:
+        return first_messages(agent, {"task": task})
+    except DomainError as error:
+        raise ToolFailed(f"the task is too long for the agent {agent.name!r}.") from error
+
+
 def _result(call: ToolCall, answer: dict[str, Any] | None) -> Message:
     told = {} if answer is None else answer
     shown = {"error": told["error"]} if "error" in told else told.get("result")
@@ -374,7 +383,7 @@ def _kept(result: dict[str, Any]) -> dict[str, Any]:
     """
     try:
         text = msgspec.json.encode(result).decode()
-    except (ValueError, OverflowError, RecursionError, TypeError) as error:
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError, TypeError) as error:
         raise ToolFailed(f"the answer cannot be kept as JSON: {error}"[:500]) from error
     if len(text) > 4 * SHOWN or depth(result) > MAX_DEPTH:
         return {"text": text[:SHOWN], "truncated": True}

@@ -106,7 +106,14 @@ async def _phone(parts: Parts, sandbox: Sandbox) -> AsyncIterator[Phone]:
     door, url = settings.local_model_door or None, settings.local_model_url or None
     key = settings.local_model_key if settings.local_model_key.reveal() else None
     llm = PydanticLlm(outbound, LocalModel(door, url, key))
-    shop = Workshop(store=parts.store, blobs=parts.blobs, sandbox=sandbox, outbound=outbound, keyring=parts.keyring)
+    shop = Workshop(
+        store=parts.store,
+        blobs=parts.blobs,
+        sandbox=sandbox,
+        outbound=outbound,
+        keyring=parts.keyring,
+        room=asyncio.Semaphore(settings.run_slots),
+    )
     try:
         yield Phone(shop=shop, llm=llm, prices=GenaiPrices())
     finally:

@@ -12,7 +12,7 @@ from domain.leases import LostLease
 from domain.ports import Clock, Store
 
 # Seconds in which words gather. Whoever reads along sees them so much later at most, and two network trips. The more
-# there is to write the longer: a pause is twice what the last writing took, so that the database keeps up.
+# there is to write the longer: a pause is as long as the last writing, so that the database keeps up.
 PAUSE: Final = 0.03
 LONGEST: Final = 0.25
 # What one run may have waiting to be written, in characters, before it has to wait itself.
@@ -101,7 +101,7 @@ class Scribe:
         loop, took = asyncio.get_running_loop(), 0.0
         while True:
             await self._wake.wait()
-            await asyncio.sleep(min(max(self._pause, 2 * took), LONGEST))
+            await asyncio.sleep(min(max(self._pause, took), LONGEST))
             self._wake.clear()
             batch, begun = self._taken(), loop.time()
             self._writing = dict(batch)

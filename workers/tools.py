@@ -1,5 +1,6 @@
 """Tool calls: which tools a run has, as a model sees them, and one call of one of them."""
 
+import asyncio
 import base64
 import codecs
 import re
@@ -26,6 +27,7 @@ from infra.sandbox import toolkit
 from infra.tools.custom import call_custom
 from infra.tools.http_request import http_request
 from workers.arguments import checked as arguments_fit
+from workers.leases import persist
 from workers.workspaces import Commit, Workspace
 
 _log = structlog.get_logger("paddock.tools")
@@ -35,6 +37,10 @@ PYTHON_SECONDS: Final = 30.0
 # What a model is shown of a text file, and of any result, in characters.
 SHOWN: Final = 64 * 1024
 MOST_TOOLS: Final = 128
+# Encodings of texts. Python knows others, of which some are no text and some take minutes for a file (punycode).
+_ENCODING: Final = re.compile(
+    r"ascii|utf-(8|16|32)(-[bl]e|-sig)?|iso8859-\d+|cp\d+|gb\w+|hz|big5\w*|euc_\w+|iso2022_\w+|shift_jis\w*|koi8-\w|mac-\w+"
+)
 _OTHERS: Final = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -66,6 +72,8 @@ class Workshop(msgspec.Struct, frozen=True, kw_only=True):
     sandbox: Sandbox
     outbound: Outbound
     keyring: Keyring
+    # How many sandboxes of tools there may be at the same time.
+    room: asyncio.Semaphore
 
 
 class Toolbox:
@@ -80,7 +88,7 @@ class Toolbox:
         Those that are gone, switched off, not allowed in this mode or not to be reached are left out with a warning.
         """
         found: dict[str, Bound] = {}
-        for tool in await self._named(names, warn):
+        for tool in await persist(lambda: self._named(names, warn)):
             if self._mode == "sandbox" and not tool.fenced:
                 warn(f"The tool {tool.name!r} works outside of the sandbox and is left out in this mode.")
                 continue
@@ -120,6 +128,10 @@ class Toolbox:
             if error.code in ("unavailable", "storage_unavailable"):
                 raise
             raise ToolFailed(error.detail) from error
+        except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
+            # Of numbers that no JSON here holds, texts that are none: a stranger's answer must not end the run.
+            _log.warning("a tool's answer cannot be read", tool=tool.name, error=type(error).__name__)
+            raise ToolFailed(f"the tool's answer cannot be read ({type(error).__name__}).") from error
 
     async def _named(self, names: list[str], warn: Callable[[str], None]) -> list[Tool]:
         async with self._shop.store.begin_for(self._tenant_id) as tx:
@@ -156,8 +168,17 @@ class Toolbox:
         named = tool.secrets
         if not named:
             return {}
-        async with self._shop.store.begin_for(self._tenant_id) as tx:
-            sealed = {header: await provider_keys.sealed(tx, slug) for header, slug in named.items()}
+
+        async def known() -> dict[str, bytes]:
+            async with self._shop.store.begin_for(self._tenant_id) as tx:
+                return {header: await provider_keys.sealed(tx, slug) for header, slug in named.items()}
+
+        try:
+            sealed = await persist(known)
+        except DomainError as error:
+            if error.code in ("unavailable", "storage_unavailable"):
+                raise
+            raise ToolFailed(error.detail) from error
         try:
             return {header: self._shop.keyring.open(key).decode() for header, key in sealed.items()}
         except ValueError as error:
@@ -198,14 +219,15 @@ class Toolbox:
             memory_mb=DEFAULT_MEMORY_MB,
         )
         payload = msgspec.json.encode({"code": args["code"], "files": files})
-        outcome = await self._shop.sandbox.run(program, payload, _ignore)
+        async with self._shop.room:
+            outcome = await self._shop.sandbox.run(program, payload, _ignore)
         if outcome.output is None:
             raise ToolFailed((outcome.error_message or outcome.error_type or "").replace("The agent", "The program"))
         try:
             # The program may have made anything of it.
             answer = msgspec.json.decode(outcome.output, type=_Ran)
             changed = {path: base64.b64decode(data, validate=True) for path, data in answer.files.items()}
-        except (ValueError, RecursionError) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise ToolFailed("what the program left behind cannot be read.") from error
         commit = await self._workspace.write(changed) if changed else None
         told = {"stdout": answer.stdout, "stderr": answer.stderr, "value": answer.value, "error": answer.error}
@@ -225,8 +247,12 @@ class Toolbox:
             **{name: args[name] for name in ("model_name", "status", "tag", "semantic_bucket") if name in args},
         )
         narrowed = artifacts.narrowed(wanted, self._tenant_id)
-        async with self._shop.store.begin_for(self._tenant_id) as tx:
-            found = await tx.artifacts.page(narrowed, Page(limit=args.get("limit", 10), offset=0))
+
+        async def known() -> Any:
+            async with self._shop.store.begin_for(self._tenant_id) as tx:
+                return await tx.artifacts.page(narrowed, Page(limit=args.get("limit", 10), offset=0))
+
+        found = await persist(known)
         return Done(result={"artifacts": msgspec.to_builtins(found.items), "total": found.total})
 
 
@@ -269,13 +295,16 @@ def _arguments(arguments: str) -> dict[str, Any]:
 
 def _decoded(data: bytes, encoding: str) -> str:
     try:
-        if codecs.lookup(encoding)._is_text_encoding:
-            return data.decode(encoding)
-    except LookupError:
-        pass
-    except UnicodeDecodeError as error:
-        raise ToolFailed(f"the file is not {encoding} text (byte {error.start}).") from error
-    raise ToolFailed(f"there is no text encoding {encoding!r}.")
+        name = codecs.lookup(encoding).name
+    except (LookupError, ValueError):
+        name = ""
+    if _ENCODING.fullmatch(name) is None:
+        raise ToolFailed(f"there is no text encoding {encoding!r}.")
+    try:
+        return data.decode(name)
+    except UnicodeError as error:
+        at = f" (byte {error.start})" if isinstance(error, UnicodeDecodeError) else ""
+        raise ToolFailed(f"the file is not {encoding} text{at}.") from error
 
 
 def _ignore(_: Stream, __: bytes) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Final
 
 from domain import workspaces
@@ -9,6 +10,7 @@ from domain.chat import ToolFailed
 from domain.errors import DomainError
 from domain.ports import Blobs, Store, Tx
 from domain.workspaces import File, checked, key_of
+from workers.leases import persist
 
 # What goes into a sandbox together, in bytes.
 MOST: Final = 8 * 1024 * 1024
@@ -25,14 +27,22 @@ class Workspace:
 
     async def files(self) -> list[File]:
         """All files, by name."""
-        async with self._store.begin_for(self._tenant_id) as tx:
-            return await tx.workspaces.all(self.execution_id)
+
+        async def known() -> list[File]:
+            async with self._store.begin_for(self._tenant_id) as tx:
+                return await tx.workspaces.all(self.execution_id)
+
+        return await persist(known)
 
     async def read(self, path: str) -> bytes:
         """The bytes of a file. Errors: `ToolFailed` when there is none."""
         name = checked(path)
-        async with self._store.begin_for(self._tenant_id) as tx:
-            found = await tx.workspaces.find(self.execution_id, name)
+
+        async def known() -> File | None:
+            async with self._store.begin_for(self._tenant_id) as tx:
+                return await tx.workspaces.find(self.execution_id, name)
+
+        found = await persist(known)
         if found is None:
             raise ToolFailed(f"there is no file {name!r} in the workspace.")
         return await self._bytes(found)
@@ -50,7 +60,7 @@ class Workspace:
         workspaces.room_for(await self.files(), {path: len(data) for path, data in named.items()})
         hashes = {path: hashlib.sha256(data).hexdigest() for path, data in named.items()}
         for path, data in named.items():
-            await self._blobs.put(self._key(hashes[path]), _once(data))
+            await persist(partial(self._put, hashes[path], data))
 
         async def commit(tx: Tx) -> None:
             for path, data in named.items():
@@ -59,9 +69,15 @@ class Workspace:
 
         return commit
 
+    async def _put(self, sha256: str, data: bytes) -> None:
+        await self._blobs.put(self._key(sha256), _once(data))
+
     async def _bytes(self, file: File) -> bytes:
-        try:
+        async def whole() -> bytes:
             return b"".join([chunk async for chunk in await self._blobs.get(self._key(file.sha256))])
+
+        try:
+            return await persist(whole)
         except DomainError as error:
             if error.code != "not_found":
                 raise

@@ -81,7 +81,10 @@ async def _say(tx: Tx, agent: Agent, data: LlmFields) -> None:
     if agent.provider is not None and agent.model is None:
         raise invalid("provider", "says whose model it is; name the model too.")
     if sent.get("fallback_model") is not None:
-        await llms.resolve(tx, sent["fallback_model"])
+        try:
+            await llms.resolve(tx, sent["fallback_model"])
+        except DomainError as error:
+            raise invalid("fallback_model", error.detail.removeprefix("model: ")) from error
     if "tools" in sent:
         await tools.named(tx, agent.tools)
     if agent.status in ("draft", "ready"):

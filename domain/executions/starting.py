@@ -7,6 +7,7 @@ import msgspec
 from domain import agents, ids, llms, tools
 from domain.access import Caller
 from domain.agents import Agent
+from domain.agents.prompts import messages
 from domain.builds import Version
 from domain.errors import conflict, invalid
 from domain.executions.asking import get
@@ -157,6 +158,7 @@ async def _of_model(
         spec = msgspec.structs.replace(spec, model=data.model, provider=None)
     if spec.model is None:
         raise conflict(f"The agent {agent.name!r} has no model: name one in it, in its parent or here.")
+    messages(spec, payload)
     execution = msgspec.structs.replace(
         _new(tx, caller, agent.name, payload),
         lane="llm",

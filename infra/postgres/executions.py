@@ -37,7 +37,7 @@ from infra.postgres.db import Base, Id, Raw, Shape, as_struct, json_column, time
 from infra.postgres.events import EventRow
 from infra.postgres.pages import listed
 
-# A list leaves out input and output larger than this many bytes; the execution itself shows them.
+# A list leaves out input, output and waiting calls larger than this many bytes; the execution itself shows them.
 LISTED_DATA = 16 * 1024
 
 
@@ -178,9 +178,9 @@ class PostgresExecutions:
         return None if record is None else _SHAPE.read(record)
 
     async def page(self, narrowed: Filter, page: Page) -> Listing[Execution]:
-        heavy = {"input_data", "output_data"}
+        heavy = ("input_data", "output_data", "waiting_for")
         columns = [column for column in _COLUMNS if column.name not in heavy]
-        query = select(*columns, _trimmed(E_.input_data, "input_data"), _trimmed(E_.output_data, "output_data"))
+        query = select(*columns, *(_trimmed(getattr(E_, name), name) for name in heavy))
         for name, prefix in (("agent_id", "agent"), ("agent_version_id", "ver")):
             wanted = getattr(narrowed, name)
             if wanted is not None:

@@ -121,7 +121,10 @@ class BubblewrapSandbox:
         mounts = [Mount(source=str(program.code), target="/agent")]
         if program.environment is not None:
             mounts.append(Mount(source=str(program.environment), target="/environment"))
-        listener = Listener() if program.gateway else None
+        try:
+            listener = Listener() if program.gateway else None
+        except OSError as error:
+            raise unavailable(str(error)) from error
         handed = () if listener is None else (listener.theirs.fileno(),)
         return await self._make(
             lambda request, answer: ["/guest/main.py", request, answer, *map(str, handed)],

@@ -111,17 +111,6 @@ def program(machine: str | None = None, gateway: bool = False) -> bytes:
         refuse(errno.EPERM)
         add(_RET, _ALLOW)
 
-        # Now that there is connect(2): a datagram socket, and it alone, would leave its pair for another address.
-        add(_JEQ, table["socketpair"], 0, 8)
-        add(_LD_ABS, _argument(0))
-        add(_JEQ, _AF_UNIX, 0, 5)
-        add(_LD_ABS, _argument(1))
-        add(_AND, _SOCK_TYPE)
-        add(_JEQ, _SOCK_STREAM, 1, 0)
-        add(_JEQ, _SOCK_SEQPACKET, 0, 1)
-        add(_RET, _ALLOW)
-        refuse(errno.EPERM)
-
         add(_JEQ, syscalls.SETSOCKOPT[name], 0, 1 + 5 * len(_OPTIONS))
         for level, option in _OPTIONS:
             add(_LD_ABS, _argument(1))
@@ -130,12 +119,17 @@ def program(machine: str | None = None, gateway: bool = False) -> bytes:
             add(_JEQ, option, 0, 1)
             add(_RET, _ALLOW)
         refuse(errno.EPERM)
-    else:
-        add(_JEQ, table["socketpair"], 0, 4)
-        add(_LD_ABS, _argument(0))
-        add(_JEQ, _AF_UNIX, 0, 1)
-        add(_RET, _ALLOW)
-        refuse(errno.EPERM)
+
+    # A datagram socket, and it alone, could leave its pair for another address.
+    add(_JEQ, table["socketpair"], 0, 8)
+    add(_LD_ABS, _argument(0))
+    add(_JEQ, _AF_UNIX, 0, 5)
+    add(_LD_ABS, _argument(1))
+    add(_AND, _SOCK_TYPE)
+    add(_JEQ, _SOCK_STREAM, 1, 0)
+    add(_JEQ, _SOCK_SEQPACKET, 0, 1)
+    add(_RET, _ALLOW)
+    refuse(errno.EPERM)
 
     # Shared memory without a file counts for no process once it is unmapped; with a file it counts for its tmpfs.
     add(_JEQ, table["mmap"], 0, 6)

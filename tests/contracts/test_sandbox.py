@@ -304,8 +304,10 @@ def test_the_filter_s_verdicts() -> None:
         assert verdict("clone", 0x10000000 | 17) == eperm
         assert verdict("clone", 0x40000000) == eperm
         assert verdict("clone3") == enosys
-        assert verdict("socketpair", 1) == allow
-        assert verdict("socketpair", 2) == eperm
+        assert verdict("socketpair", 1, 1) == allow
+        assert verdict("socketpair", 1, 1 | 0o2000000) == allow
+        assert verdict("socketpair", 1, 2) == eperm, "a datagram socket could be sent elsewhere"
+        assert verdict("socketpair", 2, 1) == eperm
         for call in ("socket", "mount", "keyctl"):
             assert verdict(call) == eperm
         assert verdict("prlimit64", 0) == allow

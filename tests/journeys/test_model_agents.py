@@ -188,7 +188,7 @@ async def test_what_is_said_about_a_run_has_an_effect(acme: Tenant, provider: Wi
         ({"model": "gpt-4", "llm": "gpt-4"}, "llm"),
         ({"provider": "openai"}, "provider"),
         ({"model": "gpt-4", "parent": "nobody"}, "parent"),
-        ({"model": "gpt-4", "fallback_model": "no-such-model"}, "model"),
+        ({"model": "gpt-4", "fallback_model": "no-such-model"}, "fallback_model"),
         ({"model": "gpt-4", "max_steps": 0}, "max_steps"),
         ({"model": "gpt-4", "colour": "red"}, "colour"),
     ],

@@ -205,3 +205,19 @@ async def test_a_broken_connection_resumes_without_a_gap_or_a_double(
     assert said(seen).split() == [f"w{number}" for number in range(200)]
     assert seen[-1]["result"] == {"content": said(seen)}
     assert seen[-1]["cost"] == 0
+
+
+async def test_what_a_lost_attempt_held_does_not_count_against_the_next(
+    system: System, acme: Tenant, provider: Wire
+) -> None:
+    name = await model(acme, provider, fresh(), price=PRICE)
+    made = await agent(acme, name, max_tokens=100)
+    provider.hang(to=name)
+    provider.say("Done", to=name)
+    # Room for one call, not for two that are held at the same time.
+    execution_id = await start(acme, made["id"], task="Go", cost_limit=0.15)
+    await asked_times(provider, name, 1)
+    kill_worker(system)
+    ended = await until(acme, execution_id, "completed", 40)
+    assert ended["attempt"] == 2
+    assert ended["total_cost"] <= 0.15

@@ -230,6 +230,7 @@ async def test_every_option_reaches_the_call(served: Served) -> None:
     assert served.calls.asked[-1][3] == Options()
 
 
+@pytest.mark.filterwarnings("ignore:Pydantic serializer")  # the library's, of what it sends back
 async def test_answers_of_a_schema(served: Served) -> None:
     class City(BaseModel):
         """A place."""

@@ -55,8 +55,14 @@ def run(payload):
             told = "".join(traceback.format_exception(type(error), error, _own(error.__traceback__)))
             answer["error"] = told[-PRINTED:]
     answer["stdout"], answer["stderr"] = out.told(), err.told()
+    answer = {name: _plain(text) for name, text in answer.items()}
     answer["files"], answer["left_out"] = _changed(before)
     return answer
+
+
+def _plain(text):
+    """Text without halves of surrogate pairs, which no answer can hold."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _evaluated(code):
@@ -87,8 +93,9 @@ def _changed(before):
                 data = file.read(room + 1)
             if before.get(path) == hashlib.sha256(data).digest():
                 continue
-            if len(data) > room:
-                left_out.append(path)
+            # A name that is no UTF-8 cannot be told.
+            if len(data) > room or _plain(path) != path:
+                left_out.append(_plain(path))
                 continue
             room -= len(data)
             files[path] = base64.b64encode(data).decode()

@@ -154,6 +154,9 @@ def upgrade() -> None:
                     'status', m.status, 'attempt', m.attempt,
                     'error_type', m.error_type, 'error_message', m.error_message)
                 FROM moved m
+            ), freed AS (
+                -- What an attempt before held for a call of a model is not held any more: nobody will settle it.
+                DELETE FROM cost_holds h USING moved m WHERE h.execution_id = m.id AND m.attempt > 1
             )
             SELECT * FROM moved ORDER BY id;
         END $$;
@@ -229,8 +232,13 @@ def upgrade() -> None:
             FROM unnest(ids, tenants, seen) WITH ORDINALITY AS a(id, tenant, seen, place)
             JOIN executions e ON e.id = a.id AND e.tenant_id = a.tenant
             LEFT JOIN LATERAL (
-                SELECT x.seq, x.at, x.type, x.data FROM execution_events x
-                WHERE x.execution_id = e.id AND x.seq > a.seen ORDER BY x.seq LIMIT most
+                -- Up to a mebibyte and one event more: tools' results may be large, and readers many.
+                SELECT w.seq, w.at, w.type, w.data FROM (
+                    SELECT x.*, sum(octet_length(x.data::text)) OVER (ORDER BY x.seq) - octet_length(x.data::text)
+                        AS before
+                    FROM (SELECT o.seq, o.at, o.type, o.data FROM execution_events o
+                          WHERE o.execution_id = e.id AND o.seq > a.seen ORDER BY o.seq LIMIT most) AS x
+                ) AS w WHERE w.before < 1048576
             ) AS v ON true
             ORDER BY a.place, v.seq
         $$;

@@ -1,0 +1,342 @@
+"""What strangers say to a model agent's worker, and what is lost on the way: no run hangs, nothing counts twice."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import connect
+
+from domain import steps
+from domain.chat import Ask, Message, Options, Part, Reply, Target, Text, ToolFailed, Usage
+from domain.costs import Spender
+from domain.errors import DomainError
+from domain.events import Asked, Event, Written
+from domain.executions import Execution
+from domain.ports import Tx
+from domain.steps import Step
+from infra.llm import GenaiPrices
+from infra.wiring import Parts
+from scripts.up import System
+from tests.clients import Tenant
+from tests.modelled import agent, events, fresh, model, run, start, until
+from tests.wire import Answer, Wire, call
+from workers.arguments import checked
+from workers.calls import ModelCalls
+from workers.scribe import Scribe
+
+PRICE = {"input": 1000.0, "output": 1000.0}
+HALF = "half \ud83d of a pair"
+
+
+async def test_broken_text_of_a_provider_ends_nothing_but_its_call(acme: Tenant, provider: Wire) -> None:
+    name = await model(acme, provider, fresh())
+    made = await agent(acme, name)
+    provider.fail(500, message=HALF, to=name)
+    provider.say("Fine", to=name)
+    assert (await run(acme, made["id"], task="Go"))["result"] == {"content": "Fine"}
+    provider.fail(400, message=HALF + "\0", to=name)
+    refused = await run(acme, made["id"], task="Go")
+    assert (refused["error_type"], "half ? of a pair" in refused["error_message"]) == ("refused", True)
+    await acme.http.post("/provider-keys", json={"provider": "anthropic", "name": "anthropic", "key": "k" * 20})
+    claude = fresh("claude")
+    registered = {"name": claude, "provider": "anthropic", "model": claude, "base_url": provider.root}
+    assert (await acme.http.post("/models", json=registered)).status_code == 201
+    provider.queue(Answer(tokens=[HALF]), claude)
+    ended = await run(acme, (await agent(acme, claude))["id"], task="Go")
+    assert ended["result"] == {"content": "half ? of a pair"}
+
+
+async def test_names_and_answers_that_no_column_holds(acme: Tenant, provider: Wire) -> None:
+    name = await model(acme, provider, fresh())
+    made = await agent(acme, name, tools=["filesystem_write", "filesystem_read", "python"], verbose=True)
+    forged = "import sys\nf = sys._getframe()\nwhile f:\n  f.f_globals['_changed'] = lambda b: ({}, 5)\n  f = f.f_back"
+    calls = {
+        "there is no tool": call("bad\0name", {}, id="id\0"),
+        "is no path": call("filesystem_write", {"path": "a\0", "content": ""}),
+        "'size': 1": call("filesystem_write", {"path": "nul", "content": "\0"}),
+        "no text encoding": call("filesystem_read", {"path": "nul", "encoding": "punycode"}),
+        "'content': '\\x00'": call("filesystem_read", {"path": "nul"}),
+        "\\\\ud800": call("python", {"code": "print('\\ud800')"}),
+        "files_too_large": call("python", {"code": "open(b'\\xff', 'w').close()"}),
+        "cannot be read": call("python", {"code": forged}),
+    }
+    for one in calls.values():
+        provider.say("", calls=[one], to=name)
+    provider.say("Done", to=name)
+    ended = await run(acme, made["id"], task="Go", mode="yolo")
+    assert ended["result"] == {"content": "Done"}, ended
+    told = [one for one in await events(acme, ended["id"]) if one["type"] == "tool_result"]
+    for expected, found in zip(calls, told, strict=True):
+        assert expected in str(found.get("result", found.get("error"))), found
+    logs = await acme.http.get(f"/logs/{made['id']}")
+    assert logs.status_code == 200, logs.text
+
+
+async def test_a_schema_cannot_keep_the_worker_busy(acme: Tenant, provider: Wire) -> None:
+    properties = {"q": {"type": "string", "pattern": "^(a+)+$"}, "n": {"type": 5}}
+    body = {"name": fresh("tool"), "configuration": {"api_endpoint": "http://127.0.0.1:9/", "parameters": properties}}
+    tool = (await acme.http.post("/tools", json=body)).json()
+    began = time.monotonic()
+    bad = await acme.http.post(f"/tools/{tool['id']}/execute", json={"args": {"q": "a" * 60 + "b"}})
+    assert (bad.status_code, "does not match" in bad.text, time.monotonic() - began < 10) == (422, True, True)
+    broken = await acme.http.post(f"/tools/{tool['id']}/execute", json={"args": {"n": 1}})
+    assert (broken.status_code, "schema is broken" in broken.text) == (422, True)
+    doubled = {f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(40)} | {"d40": {}}
+    with pytest.raises(ToolFailed, match="could not be checked"):
+        await checked({"type": "object", "$defs": doubled, "$ref": "#/$defs/d0"}, {})
+    with pytest.raises(ToolFailed, match="'y' unexpected"):
+        await checked({"type": "object", "properties": {"x": {}}, "additionalProperties": False}, {"x": 1, "y": 1})
+    typed = {"type": "object", "patternProperties": {"^n": {"type": "integer"}}, "additionalProperties": False}
+    await checked(typed, {"n1": 1})
+    with pytest.raises(ToolFailed, match="n1: "):
+        await checked(typed, {"n1": "x"})
+
+
+async def test_calls_of_one_id_are_decided_on_apart(acme: Tenant, provider: Wire) -> None:
+    name = await model(acme, provider, fresh())
+    made = await agent(acme, name, tools=["filesystem_write"])
+    twice = [call("filesystem_write", {"path": path, "content": "x"}, id="same") for path in ("a", "b")]
+    provider.say("", calls=twice, to=name)
+    provider.say("Done", to=name)
+    execution_id = await start(acme, made["id"], task="Go")
+    waiting = (await until(acme, execution_id, "waiting"))["waiting_for"]
+    first = {"call_id": waiting[0]["call_id"]}
+    narrowed = (await acme.http.post(f"/executions/{execution_id}/approve", json=first)).json()
+    assert [one["args"]["path"] for one in narrowed["waiting_for"]] == ["b"]
+    await acme.http.post(f"/executions/{execution_id}/reject", json={})
+    await until(acme, execution_id, "completed")
+    files = (await acme.http.get(f"/executions/{execution_id}/files")).json()["items"]
+    assert [one["path"] for one in files] == ["a"]
+
+
+async def test_one_answer_cannot_ask_for_everything(acme: Tenant, provider: Wire) -> None:
+    name = await model(acme, provider, fresh())
+    made = await agent(acme, name, tools=["filesystem_write"])
+    provider.say("", calls=[call("nothing", {}) for _ in range(steps.MAX_CALLS + 5)], to=name)
+    provider.say("Done", to=name)
+    ended = await run(acme, made["id"], task="Go")
+    told = await events(acme, ended["id"])
+    assert sum(one["type"] == "tool_result" for one in told) == steps.MAX_CALLS
+    assert any(one["type"] == "warning" for one in told)
+    answered = [one for one in provider.requests if one.model == name][-1].body["messages"]
+    assert sum(one["role"] == "tool" for one in answered) == steps.MAX_CALLS + 5, "providers want an answer to each"
+
+
+async def test_a_name_is_a_file_or_a_folder(acme: Tenant, provider: Wire) -> None:
+    name = await model(acme, provider, fresh())
+    made = await agent(acme, name, tools=["filesystem_write", "python"])
+    for path in ("a/b", "a", "a/b/c", "a/d"):
+        provider.say("", calls=[call("filesystem_write", {"path": path, "content": "x"})], to=name)
+    provider.say("", calls=[call("python", {"code": "import os; sorted(os.listdir('a'))"})], to=name)
+    provider.say("Done", to=name)
+    ended = await run(acme, made["id"], task="Go", mode="yolo")
+    told = [one for one in await events(acme, ended["id"]) if one["type"] == "tool_result"]
+    assert ["error" in one for one in told] == [False, True, True, False, False]
+    assert told[-1]["result"] == {"value": "['b', 'd']"}
+
+
+async def test_a_number_that_no_log_reaches(system: System, acme: Tenant, provider: Wire) -> None:
+    name = await model(acme, provider, fresh())
+    made = await agent(acme, name)
+    ended = await run(acme, made["id"], task="Go")
+    url = f"ws://127.0.0.1:{system.port}/api/v1/agents/{made['name']}/stream"
+    async with connect(url, additional_headers={"Authorization": acme.http.headers["Authorization"]}) as socket:
+        await socket.send(json.dumps({"execution_id": ended["id"], "after": 2**31}))
+        assert json.loads(await socket.recv())["error"] == "invalid_field"
+
+
+async def test_large_events_come_a_few_at_a_time_and_all_of_them(acme: Tenant, provider: Wire, parts: Parts) -> None:
+    execution = await held(acme, provider, parts)
+    async with parts.store.begin_for(acme.tenant_id) as tx:
+        large = [Event(type="tool_result", data={"n": n, "result": "x" * 200_000}, at=tx.now) for n in range(20)]
+        assert await tx.events.append_held(execution.id, execution.attempt, large)
+    async with parts.store.begin_single() as tx:
+        asked = Asked(tenant_id=acme.tenant_id, execution_id=execution.id, seq=0)
+        [found] = await tx.events.after_all([asked], 500)
+    assert found is not None
+    assert (len(found.events) < 12, found.ended) == (True, False)
+    await acme.http.post(f"/executions/{execution.id}/cancel")
+    began = time.monotonic()
+    told = await events(acme, execution.id)
+    assert [one["n"] for one in told if one["type"] == "tool_result"] == list(range(20))
+    assert time.monotonic() - began < 3, "nothing is waited for while there is more"
+
+
+async def test_inputs_do_not_multiply_without_end(acme: Tenant, provider: Wire) -> None:
+    made = await agent(acme, await model(acme, provider, fresh()), instructions="{x}" * 30_000)
+    bomb = {"task": "Go", "inputs": {"x": "y" * 1000}}
+    refused = await acme.http.post(f"/agents/{made['id']}/execute", json=bomb)
+    assert (refused.status_code, "inputs" in refused.text) == (422, True), refused.text
+
+
+# The log of many runs, written together
+
+
+class Slow:
+    """A store whose log takes its time, and chokes on one run."""
+
+    def __init__(self, seconds: float = 0.0, bad: str = "") -> None:
+        self.order: list[str] = []
+        self._seconds, self._bad = seconds, bad
+        self.events, self.changed = self, lambda *_: None
+
+    @asynccontextmanager
+    async def begin_single(self) -> AsyncIterator[Any]:
+        yield self
+
+    async def append_all(self, written: list[Written]) -> set[tuple[str, int]]:
+        await asyncio.sleep(self._seconds)
+        if any(one.execution_id == self._bad for one in written):
+            raise UnicodeError(self._bad)
+        self.order += [one.execution_id for one in written]
+        return {(one.execution_id, one.attempt) for one in written}
+
+
+def attempt(execution_id: str) -> Any:
+    return SimpleNamespace(id=execution_id, attempt=1)
+
+
+@asynccontextmanager
+async def writing(store: Slow) -> AsyncIterator[Scribe]:
+    scribe = Scribe(store, lambda: datetime.now(UTC), pause=0.01)  # type: ignore[arg-type]
+    task = asyncio.create_task(scribe.run())
+    try:
+        yield scribe
+    finally:
+        task.cancel()
+
+
+async def test_what_is_on_its_way_is_waited_for() -> None:
+    store = Slow(seconds=0.2)
+    async with writing(store) as scribe:
+        scribe.tell(attempt("one"), "token", content="Hi", step="1")
+        await asyncio.sleep(0.1)
+        await scribe.flush(attempt("one"))
+        assert store.order == ["one"]
+
+
+async def test_what_cannot_be_written_fails_its_own_run() -> None:
+    store = Slow(bad="two")
+    async with writing(store) as scribe:
+        for name in ("one", "two", "three"):
+            scribe.tell(attempt(name), "token", content="Hi", step="1")
+        async with asyncio.timeout(5):
+            flushed = [scribe.flush(attempt(name)) for name in ("one", "two", "three")]
+            results = await asyncio.gather(*flushed, return_exceptions=True)
+            with pytest.raises(UnicodeError):
+                await scribe.flush(attempt("two"))
+            scribe.tell(attempt("one"), "token", content="more", step="1")
+            await scribe.flush(attempt("one"))
+    assert [type(one) for one in results] == [type(None), UnicodeError, type(None)]
+    assert sorted(store.order) == ["one", "one", "three"]
+
+
+# Commits whose answer is lost, and ends in the middle of one
+
+
+class Forgetful:
+    """A store that commits, and then says for once that it did not; or that takes its time to commit."""
+
+    def __init__(self, store: Any, loses: int = 1, seconds: float = 0.0) -> None:
+        self._store, self._loses, self._seconds = store, loses, seconds
+        self.committing = asyncio.Event()
+
+    @asynccontextmanager
+    async def begin_for(self, tenant_id: str) -> AsyncIterator[Tx]:
+        async with self._store.begin_for(tenant_id) as tx:
+            yield tx
+            self.committing.set()
+            await asyncio.sleep(self._seconds)
+        if self._loses:
+            self._loses -= 1
+            raise DomainError("unavailable", "The database did not answer.")
+
+
+class Said:
+    """A provider that answers at once."""
+
+    async def stream(self, ask: Ask) -> AsyncGenerator[Part, None]:
+        yield Text("Hi")
+        usage = Usage(prompt_tokens=1000, completion_tokens=1000)
+        yield Reply(message=Message(role="assistant", content="Hi"), finish="stop", usage=usage)
+
+
+async def held(acme: Tenant, provider: Wire, parts: Parts) -> Execution:
+    """A run that a worker holds, whose model says nothing."""
+    name = await model(acme, provider, fresh())
+    provider.hang(to=name)
+    execution_id = await start(acme, (await agent(acme, name))["id"], task="Go")
+    await until(acme, execution_id, "running")
+    async with parts.store.begin_for(acme.tenant_id) as tx:
+        found = await tx.executions.get(execution_id)
+    assert found is not None
+    return found
+
+
+def calling(store: Any, parts: Parts, execution: Execution) -> ModelCalls:
+    spender = Spender(execution_id=execution.id, agent_id=execution.agent_id)
+    return ModelCalls(store, Said(), GenaiPrices(), parts.keyring, execution, spender)
+
+
+def step(execution: Execution, path: str, status: Any) -> Step:
+    return Step(
+        execution_id=execution.id,
+        path=path,
+        kind="model",
+        name="m",
+        status=status,
+        attempt=execution.attempt,
+        started_at=datetime.now(UTC),
+    )
+
+
+# Free, so that nothing has to be held before it is called.
+TARGET = Target(name="m", provider="local", model="m")
+
+
+async def test_a_commit_whose_answer_was_lost_counts_once(acme: Tenant, provider: Wire, parts: Parts) -> None:
+    execution = await held(acme, provider, parts)
+    calls = calling(Forgetful(parts.store), parts, execution)
+
+    async def also(tx: Tx, _: Reply) -> None:
+        await steps.write(tx, step(execution, "9", "finished"), [])
+
+    async for _ in calls.stream(TARGET, (Message(role="user", content="Hi"),), (), Options(), also):
+        pass
+    costs = (await acme.http.get(f"/costs?execution_id={execution.id}")).json()
+    assert [one["total_tokens"] for one in costs["items"]] == [2000]
+    for _ in range(2):  # a step too: the same attempt may write it again, and nothing is told twice
+        async with parts.store.begin_for(acme.tenant_id) as tx:
+            told = Event(type="tool_result", data={"tool": "t"}, at=tx.now)
+            await steps.write(tx, step(execution, "9.0", "finished"), [told])
+    await acme.http.post(f"/executions/{execution.id}/cancel")
+    kinds = [one["type"] for one in await events(acme, execution.id)]
+    assert (kinds.count("tool_result"), kinds.count("cost"), kinds.count("model_call")) == (1, 1, 1)
+    found = (await acme.http.get(f"/executions/{execution.id}")).json()
+    assert found["steps_completed"] == 2
+
+
+async def test_a_run_that_ends_while_a_call_is_settled_pays_for_it(acme: Tenant, provider: Wire, parts: Parts) -> None:
+    execution = await held(acme, provider, parts)
+    store = Forgetful(parts.store, loses=0, seconds=0.3)
+
+    async def ask() -> None:
+        async for _ in calling(store, parts, execution).stream(
+            TARGET, (Message(role="user", content="Hi"),), (), Options()
+        ):
+            pass
+
+    task = asyncio.create_task(ask())
+    await store.committing.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    costs = (await acme.http.get(f"/costs?execution_id={execution.id}")).json()
+    await acme.http.post(f"/executions/{execution.id}/cancel")
+    assert [one["total_tokens"] for one in costs["items"]] == [2000]
