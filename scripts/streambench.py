@@ -1,8 +1,8 @@
-"""What streaming a model's answer through Paddock costs, against reading the same provider directly; ratios of one run.
+"""What streaming a model's answer through Paddock costs, against reading the same provider directly, in one run.
 
-`python -m scripts.streambench` starts a system of its own and the tests' provider in a process of its own, and reads 200
-answers of 500 tokens at the same time: through model agents over WebSockets, and straight from the provider. Nothing is
-asserted but that every token came, in order.
+`python -m scripts.streambench` starts a system of its own and the tests' provider in a process of its own, and reads
+200 answers of 500 tokens at the same time: through model agents over WebSockets, and straight from the provider.
+Nothing is asserted but that every token came, in order.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import time
+from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -45,7 +46,7 @@ class Read(msgspec.Struct):
 async def provider() -> AsyncIterator[str]:
     """The scripted provider, in a process of its own; its URL."""
     port = free_ports(1)[0]
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.wire", str(port))
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.wire", str(port), stdout=DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
         async with httpx.AsyncClient() as client:
@@ -189,12 +190,7 @@ async def main() -> None:
     """Measure and print."""
     os.environ["PADDOCK_PRIVATE_HOSTS"] = "127.0.0.1"
     with tempfile.TemporaryDirectory(prefix="paddock-bench-") as folder:
-        system = System(
-            Path(folder) / "data",
-            free_ports(1)[0],
-            1,
-            lambda line: print(line) if " error " in line or "Traceback" in line else None,
-        )
+        system = System(Path(folder) / "data", free_ports(1)[0], 1, lambda _: None)
         async with system.running(), provider() as url:
             rows = await measure(system, url)
     print(f"{'figure':<76}{'ratio':>7}   to")

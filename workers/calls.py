@@ -50,6 +50,9 @@ SILENCE: Final = 120.0
 # What an answer may be held for where nobody bounds it, and the least that is worth asking for, in tokens.
 ANSWER: Final = 4096
 LEAST: Final = 16
+# What a server may say that one call used, in tokens, and what one may cost in dollars: the rest is made up.
+MOST_TOKENS: Final = 10**9
+DEAREST: Final = 100_000_000.0
 # After how many parts of an answer other runs have their turn.
 TURN: Final = 8
 
@@ -241,7 +244,7 @@ class ModelCalls:
         error_type: str | None,
         also: Also | None = None,
     ) -> None:
-        told = None if reply is None else reply.usage
+        told = None if reply is None else _believed(reply.usage)
         usage = told or meter.guess()
         now = time.monotonic()
         call = Call(
@@ -249,7 +252,7 @@ class ModelCalls:
             model=target.model,
             model_name=target.name,
             usage=usage,
-            cost_usd=self._cost(target, usage),
+            cost_usd=min(self._cost(target, usage), DEAREST),
             estimated=told is None and usage.total_tokens > 0,
             status=status,
             error_type=error_type,
@@ -350,6 +353,14 @@ def _text(text: str) -> str:
 
 def _name(text: str) -> str:
     return _text(text).replace("\0", "\ufffd")
+
+
+def _believed(usage: Usage | None) -> Usage | None:
+    """What a server says was used, unless it cannot be."""
+    if usage is None:
+        return None
+    numbers = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens)
+    return usage if all(0 <= number <= MOST_TOKENS for number in numbers) else None
 
 
 def _sound(part: Part) -> Part:

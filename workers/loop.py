@@ -171,7 +171,7 @@ class Loop:
         except ModelError as error:
             if agent.fallback_model is None or error.kind == "not_allowed":
                 raise
-            told = f"The model {agent.model!r} did not answer ({error.message}); {agent.fallback_model!r} is asked."
+            told = f"The model {agent.model!r} did not answer; {agent.fallback_model!r} is asked. {error.message}"
             self._warn(told, step=path, discards=path)
         return await self._streamed(path, agent, await self._calls.target(agent.fallback_model), messages, specs)
 
@@ -190,7 +190,7 @@ class Loop:
             self._steps[path] = step
 
         def again(error: ModelError, pause: float) -> None:
-            told = f"The model {target.name!r} did not answer: {error.message} It is asked again in {pause:.1f} s."
+            told = f"The model {target.name!r} did not answer and is asked again in {pause:.1f} s. {error.message}"
             self._warn(told, step=path, discards=path)
 
         options = Options(temperature=agent.temperature, max_tokens=agent.max_tokens)

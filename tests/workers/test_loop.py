@@ -43,13 +43,23 @@ async def test_broken_text_of_a_provider_ends_nothing_but_its_call(acme: Tenant,
     provider.fail(400, message=HALF + "\0", to=name)
     refused = await run(acme, made["id"], task="Go")
     assert (refused["error_type"], "half ? of a pair" in refused["error_message"]) == ("refused", True)
-    await acme.http.post("/provider-keys", json={"provider": "anthropic", "name": "anthropic", "key": "k" * 20})
     claude = fresh("claude")
     registered = {"name": claude, "provider": "anthropic", "model": claude, "base_url": provider.root}
     assert (await acme.http.post("/models", json=registered)).status_code == 201
     provider.queue(Answer(tokens=[HALF]), claude)
     ended = await run(acme, (await agent(acme, claude))["id"], task="Go")
     assert ended["result"] == {"content": "half ? of a pair"}
+
+
+async def test_numbers_that_no_server_can_have_used(acme: Tenant, provider: Wire) -> None:
+    name = await model(acme, provider, fresh(), price=PRICE)
+    made = await agent(acme, name)
+    for prompt, completion in ((-5, 10), (10**40, 1), (1, 10**18)):
+        provider.say("Fine", prompt=prompt, completion=completion, to=name)
+        ended = await run(acme, made["id"], task="Go")
+        assert ended["result"] == {"content": "Fine"}, ended
+        [cost] = (await acme.http.get(f"/costs?execution_id={ended['id']}")).json()["items"]
+        assert (cost["estimated"], 0 < cost["total_tokens"] < 100) == (True, True)
 
 
 async def test_names_and_answers_that_no_column_holds(acme: Tenant, provider: Wire) -> None:
