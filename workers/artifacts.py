@@ -8,7 +8,7 @@ from typing import Final
 
 import structlog
 
-from domain.artifacts import cases
+from domain.artifacts import capture
 from domain.artifacts.cases import Ended, Stored, Waiting
 from domain.errors import DomainError
 from domain.ports import Blobs, Store
@@ -121,7 +121,7 @@ class Capturer:
                 ended = await tx.artifacts.ended(executions)
             made = await asyncio.to_thread(_made, ended)
             async with self._store.begin_for(tenant_id) as tx:
-                await cases.capture(tx, made, executions)
+                await capture.capture(tx, made, executions)
         except Exception as error:
             if isinstance(error, DomainError) and error.code == "unavailable":
                 raise
@@ -136,5 +136,5 @@ class Capturer:
 
 
 def _made(ended: list[Ended]) -> list[Stored]:
-    made = [cases.of_execution(one) for one in ended]
+    made = [capture.of_execution(one) for one in ended]
     return [Stored(recorded=one, packed=pack(one.body)) for one in made]

@@ -4,14 +4,13 @@ A body waits in Postgres, compressed, until a worker has put it into object stor
 """
 
 from datetime import datetime
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import msgspec
 
 from domain.agents import Agent
-from domain.agents.prompts import messages
 from domain.artifacts.calls import CallNode, tree
-from domain.artifacts.record import Metadata, Recorded, Status, recorded
+from domain.artifacts.record import Metadata, Recorded, Status
 from domain.artifacts.schema import Level, ToolCall
 from domain.artifacts.words import searchable
 from domain.errors import DomainError, conflict, invalid, not_found
@@ -320,89 +319,3 @@ class _Calls(msgspec.Struct):
 
 
 _CALLS: Final = msgspec.json.Decoder(_Calls)
-
-
-def of_execution(ended: Ended) -> Recorded:
-    """What an ended execution has on record: its input, output, error and duration, under its own id."""
-    run = ended.execution
-    end = run.completed_at or run.updated_at
-    artifact: dict[str, Any] = {
-        "kurral_id": run.id,
-        "run_id": run.run_name,
-        "created_at": run.created_at,
-        "created_by": run.user_id,
-        "inputs": run.input_data,
-        "outputs": run.output_data,
-        "tool_calls": [],
-        "tags": [f"agent:{ended.agent_name}"] if ended.agent_name else [],
-        "metadata": {
-            "execution_id": run.id,
-            "agent_id": run.agent_id,
-            "agent_version_id": run.agent_version_id,
-            "status": run.status,
-            "attempt": run.attempt,
-            "started_at": run.started_at,
-            "completed_at": run.completed_at,
-        },
-    }
-    if ended.used is not None:
-        artifact["token_usage"] = msgspec.to_builtins(ended.used) | {"total": ended.used.prompt + ended.used.completion}
-        del artifact["token_usage"]["provider"]
-        artifact["cost_usd"] = run.total_cost
-    if ended.spec is not None:
-        artifact |= _of_model(run, ended.spec, ended.used)
-    artifact["tool_calls"] = [_of_call(run, step) for step in ended.calls]
-    if run.started_at is not None:
-        artifact["duration_ms"] = max(0, round((end - run.started_at).total_seconds() * 1000))
-    if run.error_type is not None:
-        artifact["error"] = {"type": run.error_type, "message": run.error_message, "stack": ended.stack}
-    return recorded(
-        msgspec.json.encode(artifact), tenant_id=run.tenant_id, user_id=run.user_id, now=end, execution_id=run.id
-    )
-
-
-def _of_model(run: Execution, spec: Agent, used: Used | None) -> dict[str, Any]:
-    """What a model agent's run has on record besides: its model and its prompt."""
-    told = messages(spec, run.input_data)
-    parameters = {"temperature": spec.temperature, "max_tokens": spec.max_tokens}
-    return {
-        "llm_config": {
-            "model_name": spec.model,
-            "provider": spec.provider if used is None else used.provider,
-            "parameters": {name: value for name, value in parameters.items() if value is not None},
-        },
-        "resolved_prompt": {
-            "template": spec.instructions,
-            "variables": run.input_data,
-            "final_text": told[-1].content,
-            "system_prompt": told[0].content if told[0].role == "system" else None,
-            "messages": [{"role": one.role, "content": one.content} for one in told],
-        },
-    }
-
-
-def _of_call(run: Execution, step: Step) -> dict[str, Any]:
-    """A tool call as artifacts have them; one of a delegated task is below the call that delegated it."""
-    failed = isinstance(step.output, dict) and "error" in step.output
-    above, slash, _ = step.path.rpartition("/")
-    return {
-        "id": step.path,
-        "parent_id": above if slash else None,
-        "tool_name": step.name,
-        "agent_id": run.agent_id,
-        "start_time": step.started_at,
-        "end_time": step.finished_at,
-        "input": step.input,
-        "output": None if failed else step.output,
-        "status": "error" if failed or step.finished_at is None else "ok",
-        "error_text": str(step.output["error"])[:4000] if failed else None,
-        "metadata": {"call_id": step.call_id, "decided_by": step.decided_by, "status": step.status},
-    }
-
-
-async def capture(tx: Tx, made: list[Stored], executions: list[str]) -> None:
-    """Store what was made of ended executions of the bound tenant, and note that they need nothing more."""
-    if made:
-        await tx.artifacts.add(made)
-        tx.ring(Job(lane="record", row_id=made[0].recorded.metadata.id, tenant_id="", attempt=0))
-    await tx.artifacts.mark_recorded(executions)

@@ -46,9 +46,9 @@ class Execution(msgspec.Struct, kw_only=True):
     `error_type` is the exception's class name when the agent raised, else one of `timeout
     out_of_memory crashed result_not_json result_too_large sandbox_unavailable worker_lost
     version_unavailable internal_error cancelled`, `model_unavailable` where a worker cannot serve the models of a
-    manifest, `tool_failed` of a tool call by itself, and for model agents `budget_exceeded too_many_steps` or what went wrong with the
-    model (`rate_limited unavailable timeout cut_off malformed refused unauthorized not_allowed`). While the status is
-    `waiting`, `waiting_for` holds the tool calls `{call_id, tool, args}` that wait for an approval.
+    manifest, `tool_failed` of a tool call by itself, and for model agents `budget_exceeded too_many_steps` or what
+    went wrong with the model (`rate_limited unavailable timeout cut_off malformed refused unauthorized not_allowed`).
+    While the status is `waiting`, `waiting_for` holds the tool calls `{call_id, tool, args}` that wait for an approval.
     """
 
     id: str
