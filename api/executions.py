@@ -79,18 +79,14 @@ async def cancel_execution(front: Front, caller: Caller, execution_id: str) -> E
 
 
 @post("/executions/{execution_id:str}/approve", opt=needs("run:agents"), status_code=200)
-async def approve_execution(
-    front: Front, caller: Caller, execution_id: str, data: Decision | None = None
-) -> Execution:
+async def approve_execution(front: Front, caller: Caller, execution_id: str, data: Decision | None = None) -> Execution:
     """Let waiting tool calls be made: all, or the one of `call_id`. The execution goes on when none waits any more."""
     async with front.store.begin(caller) as tx:
         return await steps.decide(tx, caller, execution_id, True, data or Decision())
 
 
 @post("/executions/{execution_id:str}/reject", opt=needs("run:agents"), status_code=200)
-async def reject_execution(
-    front: Front, caller: Caller, execution_id: str, data: Decision | None = None
-) -> Execution:
+async def reject_execution(front: Front, caller: Caller, execution_id: str, data: Decision | None = None) -> Execution:
     """Refuse waiting tool calls. The model is told so, with the `reason`, and goes on without them."""
     async with front.store.begin(caller) as tx:
         return await steps.decide(tx, caller, execution_id, False, data or Decision())

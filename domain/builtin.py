@@ -83,6 +83,7 @@ BUILT_IN: Final[tuple[BuiltIn, ...]] = (
                 "description": "Seconds, 30 unless told.",
             },
         ),
+        effects=True,
     ),
     BuiltIn(
         name="http_request",

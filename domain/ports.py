@@ -212,9 +212,7 @@ class Sandbox(Protocol):
     """Runs untrusted code in a fence, used once. Errors: `sandbox_unavailable` where the host cannot isolate."""
 
     async def status(self) -> SandboxStatus: ...
-    async def run(
-        self, program: Program, payload: bytes, on_output: OnOutput, serve: Serve | None = None
-    ) -> Outcome:
+    async def run(self, program: Program, payload: bytes, on_output: OnOutput, serve: Serve | None = None) -> Outcome:
         """Call the entrypoint with a JSON payload. Cancelling this coroutine kills the whole process tree.
 
         `serve` is for a program with a gateway, and left before this returns; without it, connections are refused.

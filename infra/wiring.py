@@ -39,7 +39,6 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     vault: Vault
     keyring: Keyring
 
-
     @asynccontextmanager
     async def apart(self) -> AsyncIterator[PostgresStore]:
         """A store with a connection of its own, for what must not wait its turn: leases run out meanwhile."""

@@ -16,16 +16,12 @@ import structlog
 from domain import costs, ids, llms
 from domain.chat import (
     Ask,
-    CallPart,
     Message,
     ModelError,
     Options,
     Part,
     Reply,
     Target,
-    Text,
-    Thought,
-    ToolCall,
     ToolSpec,
     Usage,
 )
@@ -38,6 +34,7 @@ from domain.ports import Llm, Prices, Store, Tx
 from domain.secrets import Secret
 from infra.credentials import Keyring
 from workers.leases import persist
+from workers.metering import Meter, believed, kept_text, sound
 
 _log = structlog.get_logger("paddock.models")
 
@@ -50,46 +47,13 @@ SILENCE: Final = 120.0
 # What an answer may be held for where nobody bounds it, and the least that is worth asking for, in tokens.
 ANSWER: Final = 4096
 LEAST: Final = 16
-# What a server may say that one call used, in tokens, and what one may cost in dollars: the rest is made up.
-MOST_TOKENS: Final = 10**9
+# What one call may cost in dollars: more is made up.
 DEAREST: Final = 100_000_000.0
 # After how many parts of an answer other runs have their turn.
 TURN: Final = 8
 
 # Called in the transaction that writes down a call that was answered, with the answer.
 Also = Callable[[Tx, Reply], Awaitable[None]]
-
-
-class Meter:
-    """What has come of one call so far."""
-
-    def __init__(self, messages: tuple[Message, ...], tools: tuple[ToolSpec, ...]) -> None:
-        self.prompt_bytes = sum(_size(message) for message in messages) + sum(_tool_size(tool) for tool in tools)
-        self.answer_bytes = self.parts = 0
-        self.begun = time.monotonic()
-        self.first: float | None = None
-
-    def take(self, part: Part) -> None:
-        """Count a part of the answer."""
-        self.parts += 1
-        if self.first is None:
-            self.first = time.monotonic()
-        if isinstance(part, Text | Thought):
-            self.answer_bytes += len(part.text.encode())
-        elif isinstance(part, CallPart):
-            self.answer_bytes += len(part.arguments.encode()) + len((part.name or "").encode())
-
-    @property
-    def most_prompt(self) -> int:
-        """Tokens of the prompt, rather too many: half as many as bytes."""
-        return self.prompt_bytes // 2 + 16
-
-    def guess(self) -> Usage:
-        """Tokens by rule of thumb, for providers that do not tell: a token is four bytes."""
-        answered = self.first is not None
-        return Usage(
-            prompt_tokens=self.prompt_bytes // 4 + 1 if answered else 0, completion_tokens=-(-self.answer_bytes // 4)
-        )
 
 
 class ModelCalls:
@@ -183,7 +147,7 @@ class ModelCalls:
         try:
             async with contextlib.aclosing(self._llm.stream(ask)) as parts:
                 async for given in parts:
-                    part = _sound(given)
+                    part = sound(given)
                     meter.take(part)
                     if isinstance(part, Reply):
                         reply = part
@@ -197,7 +161,7 @@ class ModelCalls:
             if before is not None:
                 await before()
         except ModelError as error:
-            error.message = _text(error.message)
+            error.message = kept_text(error.message)
             try:
                 if before is not None:
                     with contextlib.suppress(LostLease):
@@ -244,7 +208,7 @@ class ModelCalls:
         error_type: str | None,
         also: Also | None = None,
     ) -> None:
-        told = None if reply is None else _believed(reply.usage)
+        told = None if reply is None else believed(reply.usage)
         usage = told or meter.guess()
         now = time.monotonic()
         call = Call(
@@ -346,43 +310,6 @@ async def _seen_through(settling: Coroutine[Any, Any, None]) -> None:
         raise
 
 
-def _text(text: str) -> str:
-    """Text that can be kept: halves of surrogate pairs that came alone are no characters."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
-
-
-def _name(text: str) -> str:
-    return _text(text).replace("\0", "\ufffd")
-
-
-def _believed(usage: Usage | None) -> Usage | None:
-    """What a server says was used, unless it cannot be."""
-    if usage is None:
-        return None
-    numbers = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens)
-    return usage if all(0 <= number <= MOST_TOKENS for number in numbers) else None
-
-
-def _sound(part: Part) -> Part:
-    """A part whose texts can be kept, whatever a server put into them."""
-    if isinstance(part, Text):
-        return part if part.text.isascii() else Text(_text(part.text))
-    if isinstance(part, Thought):
-        return part if part.text.isascii() else Thought(_text(part.text))
-    if isinstance(part, CallPart):
-        if part.id is None and part.name is None and part.arguments.isascii():
-            return part
-        name = None if part.name is None else _name(part.name)
-        given = None if part.id is None else _name(part.id)
-        return CallPart(index=part.index, id=given, name=name, arguments=_text(part.arguments))
-    calls = tuple(
-        ToolCall(id=_name(call.id), name=_name(call.name), arguments=_text(call.arguments))
-        for call in part.message.tool_calls
-    )
-    message = msgspec.structs.replace(part.message, content=_text(part.message.content), tool_calls=calls)
-    return msgspec.structs.replace(part, message=message)
-
-
 def _event(tx: Tx, kind: Any, **data: Any) -> Event:
     return Event(type=kind, data=data, at=tx.now)
 
@@ -401,12 +328,3 @@ def _pause(number: int, retry_after: float | None) -> float | None:
 
 def _number(value: Any) -> int | None:
     return value if type(value) is int and value > 0 else None
-
-
-def _size(message: Message) -> int:
-    calls = sum(len(call.name.encode()) + len(call.arguments.encode()) for call in message.tool_calls)
-    return len(message.content.encode()) + calls + 16
-
-
-def _tool_size(tool: ToolSpec) -> int:
-    return len(tool.description.encode()) + len(str(tool.parameters).encode()) + len(tool.name) + 32

@@ -16,14 +16,14 @@ from domain.agents.prompts import messages as first_messages
 from domain.chat import Message, ModelError, Options, Reply, Target, Text, Thought, ToolCall, ToolFailed, ToolSpec
 from domain.errors import DomainError
 from domain.events import Event
-from domain.executions import Execution, depth
-from domain.executions.schema import MAX_DEPTH
+from domain.executions import Execution
 from domain.ports import Clock, Outcome, Store, Tx
 from domain.steps import Step
 from workers.calls import ModelCalls
 from workers.leases import persist
 from workers.scribe import Scribe
 from workers.tools import SHOWN, Bound, Done, Toolbox
+from workers.wording import kept, plain, result_message, shown, transcript
 
 STEPS: Final = 20
 # How many agents may be at work for one another: the one that was asked, one that it asked, and one more.
@@ -139,7 +139,7 @@ class Loop:
             if None in answers:
                 raise Parked
             messages.append(message)
-            messages += [_result(call, answer) for call, answer in zip(message.tool_calls, answers, strict=True)]
+            messages += [result_message(call, answer) for call, answer in zip(message.tool_calls, answers, strict=True)]
         told = f"The model called tools {agent.max_steps or STEPS} times without coming to an answer (max_steps)."
         raise Failed("too_many_steps", told)
 
@@ -181,7 +181,7 @@ class Loop:
         begun = self._clock()
         if agent.verbose:
             told = f"Step {path}: asks {target.name} with {len(messages)} messages and {len(specs)} tools.\n"
-            self._tell("log", level="DEBUG", stream="paddock", message=_plain(told + _transcript(messages))[:SHOWN])
+            self._tell("log", level="DEBUG", stream="paddock", message=plain(told + transcript(messages))[:SHOWN])
 
         async def also(tx: Tx, reply: Reply) -> None:
             output = {"message": reply.message, "finish": reply.finish, "usage": reply.usage}
@@ -241,10 +241,10 @@ class Loop:
             await self._begun(path, call, "started", told=known is None)
         try:
             done = await self._tools.call(tool, call.arguments)
-            kept = _kept(done.result)
+            result = kept(done.result)
         except ToolFailed as error:
-            return await self._finished(path, call, begun, {"error": _plain(str(error))})
-        return await self._finished(path, call, begun, {"result": kept}, done)
+            return await self._finished(path, call, begun, {"error": plain(str(error))})
+        return await self._finished(path, call, begun, {"result": result}, done)
 
     async def _delegated(self, path: str, call: ToolCall, deep: int) -> dict[str, Any] | None:
         """Have another agent do a task, in steps of its own below this one."""
@@ -290,7 +290,7 @@ class Loop:
         self, path: str, call: ToolCall, status: steps.StepStatus, told: bool = True, given: Any = None
     ) -> None:
         """Note that a call is about to be made, or waits, before anything of it happens."""
-        args = _shown(call.arguments)
+        args = shown(call.arguments)
         event = Event(
             type="tool_call",
             data={"tool": call.name, "args": args, "call_id": call.id, "step": path},
@@ -312,7 +312,7 @@ class Loop:
             at=self._clock(),
         )
         known = self._steps.get(path)
-        given = _shown(call.arguments) if known is None else known.input
+        given = shown(call.arguments) if known is None else known.input
         step = self._step(path, "tool", call.name, "finished", begun, call_id=call.id, input=given, output=answer)
         await self._write(step, [event], None if done is None else done.commit)
         return answer
@@ -365,44 +365,3 @@ def _task(agent: Agent, task: str) -> list[Message]:
         return first_messages(agent, {"task": task})
     except DomainError as error:
         raise ToolFailed(f"the task is too long for the agent {agent.name!r}.") from error
-
-
-def _result(call: ToolCall, answer: dict[str, Any] | None) -> Message:
-    told = {} if answer is None else answer
-    shown = {"error": told["error"]} if "error" in told else told.get("result")
-    text = msgspec.json.encode(shown).decode()
-    if len(text) > SHOWN:
-        text = text[:SHOWN] + " … (cut)"
-    return Message(role="tool", content=text, tool_call_id=call.id, name=call.name)
-
-
-def _kept(result: dict[str, Any]) -> dict[str, Any]:
-    """A result as it goes on record: one that is too large or too deep is shown as the beginning of its text.
-
-    Errors: `ToolFailed` for what no JSON can hold, such as halves of surrogate pairs or endless nesting.
-    """
-    try:
-        text = msgspec.json.encode(result).decode()
-    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError, TypeError) as error:
-        raise ToolFailed(f"the answer cannot be kept as JSON: {error}"[:500]) from error
-    if len(text) > 4 * SHOWN or depth(result) > MAX_DEPTH:
-        return {"text": text[:SHOWN], "truncated": True}
-    return result
-
-
-def _plain(text: str) -> str:
-    """Text that columns of text can hold."""
-    return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
-
-
-def _shown(arguments: str) -> Any:
-    """Arguments as people read them: JSON if they are, and not too much."""
-    try:
-        value = msgspec.json.decode(arguments or "{}")
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        return arguments[:SHOWN]
-    return value if len(arguments) <= 4 * SHOWN and depth(value) <= MAX_DEPTH else arguments[:SHOWN]
-
-
-def _transcript(messages: tuple[Message, ...]) -> str:
-    return "\n".join(f"[{message.role}] {message.content}" for message in messages)

@@ -1,5 +1,6 @@
 """Tools of a model agent that are somewhere else: custom HTTP calls with secrets, MCP servers, and what is refused."""
 
+import asyncio
 import json
 
 import pytest
@@ -52,6 +53,7 @@ async def test_a_custom_tool_sends_its_secret_and_nobody_else_sees_it(
         artifact = await acme.http.get(f"/artifacts/{ended['id']}")
         if artifact.status_code == 200:
             break
+        await asyncio.sleep(0.1)
     assert SECRET not in seen + artifact.text
 
 
@@ -111,6 +113,7 @@ async def test_search_finds_the_tenants_own_runs(acme: Tenant, rival: Tenant, pr
         found = (await acme.http.post("/tools/search_artifacts/execute", json=asked)).json()
         if found["result"]["total"]:
             break
+        await asyncio.sleep(0.1)
     assert [one["kurral_id"] for one in found["result"]["artifacts"]] == [failed["id"]]
     theirs = (await rival.http.post("/tools/search_artifacts/execute", json=asked)).json()
     assert theirs["result"]["total"] == 0

@@ -1,0 +1,53 @@
+"""How what a run does is put into words: for its model, for its log, for its steps on record."""
+
+from typing import Any
+
+import msgspec
+
+from domain.chat import Message, ToolCall, ToolFailed
+from domain.executions import depth
+from domain.executions.schema import MAX_DEPTH
+from workers.tools import SHOWN
+
+
+def result_message(call: ToolCall, answer: dict[str, Any] | None) -> Message:
+    """What a model is told of a tool call: its result or what went wrong, and not too much of it."""
+    told = {} if answer is None else answer
+    told_of = {"error": told["error"]} if "error" in told else told.get("result")
+    text = msgspec.json.encode(told_of).decode()
+    if len(text) > SHOWN:
+        text = text[:SHOWN] + " … (cut)"
+    return Message(role="tool", content=text, tool_call_id=call.id, name=call.name)
+
+
+def kept(result: dict[str, Any]) -> dict[str, Any]:
+    """A result as it goes on record: one that is too large or too deep is shown as the beginning of its text.
+
+    Errors: `ToolFailed` for what no JSON can hold, such as halves of surrogate pairs or endless nesting.
+    """
+    try:
+        text = msgspec.json.encode(result).decode()
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError, TypeError) as error:
+        raise ToolFailed(f"the answer cannot be kept as JSON: {error}"[:500]) from error
+    if len(text) > 4 * SHOWN or depth(result) > MAX_DEPTH:
+        return {"text": text[:SHOWN], "truncated": True}
+    return result
+
+
+def plain(text: str) -> str:
+    """Text that columns of text can hold."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+
+
+def shown(arguments: str) -> Any:
+    """Arguments as people read them: JSON if they are, and not too much."""
+    try:
+        value = msgspec.json.decode(arguments or "{}")
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return arguments[:SHOWN]
+    return value if len(arguments) <= 4 * SHOWN and depth(value) <= MAX_DEPTH else arguments[:SHOWN]
+
+
+def transcript(messages: tuple[Message, ...]) -> str:
+    """Messages as people read them."""
+    return "\n".join(f"[{message.role}] {message.content}" for message in messages)
