@@ -91,7 +91,10 @@ class Listener:
     def _free(self) -> None:
         """Close the socket, unless somebody waits for connections on it: its number would be another's meanwhile."""
         given = self._got.result()
-        if given is not None and not self._serving:
+        if given is not None and not self._serving and given.fileno() >= 0:
+            # Whoever served may have been stopped in the middle of beginning to. A number that stays listened to
+            # makes the loop deaf to the next descriptor that gets it: a process whose end nobody hears of.
+            self._loop.remove_reader(given)
             given.close()
 
     def _receive(self, last: bool = False) -> None:

@@ -481,3 +481,27 @@ async def test_the_real_library_unchanged(sandbox, code) -> None:
             "refused": "model_not_found",
             "together": ["Hello there"] * 60,
         }
+
+
+async def test_a_server_that_is_stopped_while_it_begins_leaves_no_deaf_descriptor() -> None:
+    loop, listener = asyncio.get_running_loop(), Listener()
+    listener.begin(lambda lost: None)
+    given = socket.create_server(("127.0.0.1", 0))
+    number = given.fileno()
+    socket.send_fds(listener.theirs, [b"x"], [number])
+
+    @contextlib.asynccontextmanager
+    async def careless(handed: socket.socket) -> AsyncIterator[None]:
+        # As a server does whose start is cancelled after it has begun to listen.
+        loop.add_reader(handed, lambda: None)
+        await asyncio.Event().wait()
+        yield
+
+    async with listener.served(careless, lambda: None):
+        await asyncio.sleep(0.05)
+        handed = listener._got.result()
+        assert handed is not None
+        number = handed.fileno()
+    listener.close()
+    given.close()
+    assert loop.remove_reader(number) is False, "the loop still listens to a number that is closed"

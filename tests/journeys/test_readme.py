@@ -26,6 +26,8 @@ async def test_the_shell_example_works(acme: Tenant, tmp_path: Path) -> None:
     output, _ = await process.communicate()
     assert process.returncode == 0
     assert b'"output_data":{"result":"Hello, Ada!"}' in output
+    # The greeter's run and the poet's.
+    assert output.count(b'"status":"completed"') == 2, output
 
 
 def test_the_manifest_and_the_function_are_the_example_s() -> None:
