@@ -206,7 +206,7 @@ async def test_every_field_of_a_model_changes(acme: Tenant) -> None:
 async def test_built_in_tools_are_switched_per_tenant_and_nothing_else(acme: Tenant, rival: Tenant) -> None:
     tool = (await acme.http.get("/tools/python")).json()
     assert tool["id"] == (await rival.http.get("/tools/python")).json()["id"]
-    assert (tool["tool_type"], tool["category"], tool["fenced"], tool["effects"]) == ("builtin", "code", True, False)
+    assert (tool["tool_type"], tool["category"], tool["fenced"], tool["effects"]) == ("builtin", "code", True, True)
     for reference in (tool["id"], "python"):
         assert (await acme.http.delete(f"/tools/{reference}")).status_code == 409
         assert (await acme.http.patch(f"/tools/{reference}", json={"description": "x"})).status_code == 409

@@ -358,7 +358,7 @@ async def test_lists_tell_their_queries(parts, home: Tenant) -> None:
             counts.clear()
             async with parts.store.begin_for(home.tenant_id) as tx:
                 await tx.executions.page(Filter(), Page(limit=limit))
-                await tx.agents.page(Page(limit=limit), None)
+                await tx.agents.page(Page(limit=limit), None, None)
             assert len(counts) <= 1 + 2 + 2
     finally:
         event.remove(engine, "before_cursor_execute", count)

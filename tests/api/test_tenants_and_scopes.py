@@ -76,7 +76,10 @@ def _body(document: dict[str, Any], operation: dict[str, Any], belongings: dict[
         return {"json": rival if operation["operationId"] == "create_evaluation" else [rival]}
     if "application/json" not in content:
         return {}
-    name = content["application/json"]["schema"]["$ref"].rsplit("/", 1)[-1]
+    told = content["application/json"]["schema"]
+    # A body that may be left out is one of nothing and its schema.
+    named = [one for one in told.get("oneOf", [told]) if "$ref" in one][0]
+    name = named["$ref"].rsplit("/", 1)[-1]
     schema = document["components"]["schemas"][name]
     body: dict[str, Any] = {}
     for field in schema.get("required", []):
