@@ -148,7 +148,7 @@ def test_built_in_tools_are_what_models_are_shown() -> None:
         "filesystem_read": ("filesystem", False, True),
         "filesystem_write": ("filesystem", True, True),
         "filesystem_list": ("filesystem", False, True),
-        "python": ("code", False, True),
+        "python": ("code", True, True),
         "http_request": ("network", True, False),
         "search_artifacts": ("knowledge", False, True),
     }
