@@ -68,6 +68,10 @@ def as_struct(row: Row[Any] | Mapping[str, Any], kind: type[T]) -> T:
     return msgspec.convert({name: mapping[name] for name in _fields(cast(Any, kind)) if name in mapping}, kind)
 
 
+# Names of ours that are words of SQL.
+_WORDS = {"verbose": '"verbose"'}
+
+
 class Shape(Generic[T]):
     """How rows of a table become Structs on hot paths, where statements go to asyncpg as they are."""
 
@@ -75,8 +79,7 @@ class Shape(Generic[T]):
         fields, table = set(_fields(cast(Any, kind))), row_class.__table__
         self._kind = kind
         self._readers = [(column.name, _reader(column.type)) for column in table.columns if column.name in fields]
-        # Quoted: some of our names are words of SQL.
-        self.columns = ", ".join(f'"{name}"' for name, _ in self._readers)
+        self.columns = ", ".join(_WORDS.get(name, name) for name, _ in self._readers)
 
     def read(self, record: asyncpg.Record) -> T:
         """A record of asyncpg that has `columns`, as a Struct."""
