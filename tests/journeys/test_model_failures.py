@@ -132,7 +132,9 @@ async def test_a_killed_worker_goes_on_from_the_last_finished_step(
     kill_worker(system)
     ended = await until(acme, execution_id, "completed", 40)
     assert ended["attempt"] == 2
-    assert sum(one.model == name for one in provider.requests) == 3, "the first answer was asked for once"
+    asked = [one for one in provider.requests if one.model == name]
+    assert len(asked) == 3, "the first answer was asked for once"
+    assert [one["role"] for one in asked[2].body["messages"]] == ["user", "assistant", "tool"]
     assert (await acme.http.get(f"/executions/{execution_id}/files/log")).text == "once\n"
     assert ended["result"] == {"content": "Done"}
 
