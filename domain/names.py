@@ -16,12 +16,21 @@ MAX_SLUG: Final = 64
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
 
 
-def checked(name: str, prefix: str, reserved: frozenset[str] = frozenset()) -> str:
-    """A name that can stand in a path. Errors: `invalid_field` for one that cannot, or that looks like an id."""
-    if not NAME.fullmatch(name) or name.strip() != name or ids.decode(prefix, name) is not None:
+def checked(
+    name: str,
+    prefix: str,
+    reserved: frozenset[str] = frozenset(),
+    pattern: re.Pattern[str] = NAME,
+    held: str = "slashes, colons or control characters",
+) -> str:
+    """A name that can stand in a path. Errors: `invalid_field` for one that cannot, or that looks like an id.
+
+    `held` says what `pattern` does not let a name hold.
+    """
+    if not pattern.fullmatch(name) or name.strip() != name or ids.decode(prefix, name) is not None:
         raise invalid(
             "name",
-            "must not begin or end with a space, hold slashes, colons or control characters, or look like an id.",
+            f"must not begin or end with a space, hold {held}, or look like an id.",
         )
     if name in {".", ".."} | reserved:
         raise invalid("name", f"{name!r} means something else in a path.")

@@ -196,7 +196,7 @@ class ModelCalls:
             return None, options
         if hold.granted < wanted:
             most = max(1, int((hold.granted - prompt) / (answer / most)))
-        return hold.id, _bounded(options, most)
+        return hold.id, msgspec.structs.replace(options, max_tokens=most)
 
     async def _settled(
         self,
@@ -312,10 +312,6 @@ async def _seen_through(settling: Coroutine[Any, Any, None]) -> None:
 
 def _event(tx: Tx, kind: Any, **data: Any) -> Event:
     return Event(type=kind, data=data, at=tx.now)
-
-
-def _bounded(options: Options, most: int) -> Options:
-    return msgspec.structs.replace(options, max_tokens=most)
 
 
 def _pause(number: int, retry_after: float | None) -> float | None:

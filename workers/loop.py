@@ -21,9 +21,10 @@ from domain.ports import Clock, Outcome, Store, Tx
 from domain.steps import Step
 from workers.calls import ModelCalls
 from workers.leases import persist
+from workers.metering import plain
 from workers.scribe import Scribe
 from workers.tools import SHOWN, Bound, Done, Toolbox
-from workers.wording import kept, plain, result_message, shown, transcript
+from workers.wording import kept, result_message, shown, transcript
 
 STEPS: Final = 20
 # How many agents may be at work for one another: the one that was asked, one that it asked, and one more.

@@ -48,7 +48,8 @@ def kept_text(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
-def _name(text: str) -> str:
+def plain(text: str) -> str:
+    """Text that columns of text can hold: without U+0000 as well."""
     return kept_text(text).replace("\0", "\ufffd")
 
 
@@ -69,11 +70,11 @@ def sound(part: Part) -> Part:
     if isinstance(part, CallPart):
         if part.id is None and part.name is None and part.arguments.isascii():
             return part
-        name = None if part.name is None else _name(part.name)
-        given = None if part.id is None else _name(part.id)
+        name = None if part.name is None else plain(part.name)
+        given = None if part.id is None else plain(part.id)
         return CallPart(index=part.index, id=given, name=name, arguments=kept_text(part.arguments))
     calls = tuple(
-        ToolCall(id=_name(call.id), name=_name(call.name), arguments=kept_text(call.arguments))
+        ToolCall(id=plain(call.id), name=plain(call.name), arguments=kept_text(call.arguments))
         for call in part.message.tool_calls
     )
     message = msgspec.structs.replace(part.message, content=kept_text(part.message.content), tool_calls=calls)

@@ -34,11 +34,6 @@ def kept(result: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def plain(text: str) -> str:
-    """Text that columns of text can hold."""
-    return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
-
-
 def shown(arguments: str) -> Any:
     """Arguments as people read them: JSON if they are, and not too much."""
     try:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from msgspec import UNSET
 
-from domain import ids, llms, tools
+from domain import ids, llms, names, tools
 from domain.access import Caller
 from domain.agents.inheritance import adopted, resolved
 from domain.agents.schema import (
@@ -25,13 +25,7 @@ from domain.ports import Tx
 
 def checked_name(name: str) -> str:
     """A name that can stand in a path and in a log line. Errors: `invalid_field`."""
-    if not NAME.fullmatch(name) or name.strip() != name or ids.decode("agent", name) is not None:
-        raise invalid(
-            "name", "must not begin or end with a space, hold slashes or control characters, or look like an id."
-        )
-    if name in RESERVED:
-        raise invalid("name", f"{name!r} means something else in a path.")
-    return name
+    return names.checked(name, "agent", RESERVED, NAME, "slashes or control characters")
 
 
 async def create(tx: Tx, caller: Caller, data: NewAgent) -> Agent:
