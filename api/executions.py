@@ -45,15 +45,20 @@ async def list_executions(
     kind: Kind | None = None,
     agent_id: str | None = None,
     agent_version_id: str | None = None,
+    crew_id: str | None = None,
+    workflow_id: str | None = None,
+    schedule_id: str | None = None,
+    parent_id: str | None = None,
     since: datetime | None = None,
     until: datetime | None = None,
     group_id: str | None = None,
     tenant_id: str | None = None,
 ) -> Listing[Execution]:
-    """Executions, newest first. Input, output and waiting calls larger than 16 KiB are left out of lists."""
-    narrowed = executions.narrowed(
-        caller, Filter(status, kind, agent_id, agent_version_id, since, until), group_id, tenant_id
+    """Executions, newest first; the steps of one with `parent_id`. What is larger than 16 KiB is left out of lists."""
+    wanted = Filter(
+        status, kind, agent_id, agent_version_id, crew_id, workflow_id, schedule_id, parent_id, since, until
     )
+    narrowed = executions.narrowed(caller, wanted, group_id, tenant_id)
     async with front.store.begin(caller) as tx:
         return await executions.list_executions(tx, narrowed, part)
 

@@ -113,6 +113,7 @@ class Budgets(Protocol):
     async def hold(
         self,
         execution_id: str | None,
+        root_id: str | None,
         subjects: list[str],
         run_limit: int | None,
         wanted: int,
@@ -130,6 +131,7 @@ class Budgets(Protocol):
         self,
         hold_id: str | None,
         execution_id: str | None,
+        root_id: str | None,
         subjects: list[str],
         run_limit: int | None,
         cost: int,

@@ -112,9 +112,13 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Spender(msgspec.Struct, frozen=True, kw_only=True):
-    """On whose behalf a model is called. `cost_limit` is the run's own, in US dollars."""
+    """On whose behalf a model is called. `cost_limit` is that of the run, in US dollars.
+
+    Where the run belongs to a plan, `root_id`, the limit is that of the plan, and what is spent counts for it.
+    """
 
     execution_id: str | None = None
+    root_id: str | None = None
     agent_id: str | None = None
     agent_name: str | None = None
     key_id: str | None = None
@@ -203,6 +207,7 @@ async def hold(tx: Tx, spender: Spender, wanted: float, least: float, seconds: f
     asked, until = nanos_up(wanted), tx.now + timedelta(seconds=seconds)
     found = await tx.budgets.hold(
         spender.execution_id,
+        spender.root_id,
         spender.subjects,
         spender.run_limit,
         asked,
@@ -228,7 +233,13 @@ async def settle(tx: Tx, hold_id: str | None, spender: Spender, call: Call, cost
     if not await tx.costs.add(cost_id, spender, call, tx.now):
         return Settled(cost_id=cost_id, warnings=[], repeated=True)
     warned = await tx.budgets.spend(
-        hold_id, spender.execution_id, spender.subjects, spender.run_limit, nanos(call.cost_usd), tx.now
+        hold_id,
+        spender.execution_id,
+        spender.root_id,
+        spender.subjects,
+        spender.run_limit,
+        nanos(call.cost_usd),
+        tx.now,
     )
     return Settled(cost_id=cost_id, warnings=[_warning(one) for one in warned])
 

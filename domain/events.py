@@ -15,7 +15,17 @@ from domain.ports import Tx
 from domain.states import TERMINAL, Status
 
 EventType = Literal[
-    "status", "log", "token", "thinking", "model_call", "tool_call", "tool_result", "cost", "approval", "warning"
+    "status",
+    "log",
+    "token",
+    "thinking",
+    "model_call",
+    "tool_call",
+    "tool_result",
+    "cost",
+    "approval",
+    "warning",
+    "step",
 ]
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 

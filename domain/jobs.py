@@ -4,11 +4,11 @@ from typing import Final, Literal
 
 import msgspec
 
-Lane = Literal["build", "run", "llm", "record"]
+Lane = Literal["build", "run", "llm", "plan", "record"]
 
-LANES: Final[tuple[Lane, ...]] = ("build", "run", "llm", "record")
+LANES: Final[tuple[Lane, ...]] = ("build", "run", "llm", "plan", "record")
 # The prefix of the ids of a lane's rows; what the record lane works on has several kinds.
-PREFIX: Final[dict[Lane, str]] = {"build": "ver", "run": "exec", "llm": "exec", "record": "record"}
+PREFIX: Final[dict[Lane, str]] = {"build": "ver", "run": "exec", "llm": "exec", "plan": "exec", "record": "record"}
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

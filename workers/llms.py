@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from domain.agents import Agent
+from domain.agents import Spec
 from domain.costs import Spender
 from domain.executions import Execution
 from domain.ports import Clock, Llm, Outcome, Prices
@@ -30,6 +30,7 @@ class Phone(msgspec.Struct, frozen=True, kw_only=True):
         """The model calls of one run."""
         spender = Spender(
             execution_id=execution.id,
+            root_id=execution.root_id,
             agent_id=execution.agent_id,
             # A run is named after its agent (see `domain.executions.starting`).
             agent_name=None if execution.agent_id is None else execution.run_name.rpartition("-")[0],
@@ -76,7 +77,7 @@ class LlmRunner(Runs):
             return Outcome(error_type="timeout", error_message=told)
 
     async def _agent(self, execution: Execution) -> Outcome | None:
-        async def known() -> tuple[Agent | None, list[Step]]:
+        async def known() -> tuple[Spec | None, list[Step]]:
             async with self._store.begin_for(execution.tenant_id) as tx:
                 spec = await tx.executions.spec(execution.id)
                 # Only another attempt can have done anything before this one.

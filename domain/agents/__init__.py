@@ -10,6 +10,7 @@ from domain.agents.schema import (
     ConcurrencyPolicy,
     NewAgent,
     PatchAgent,
+    Spec,
 )
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "ConcurrencyPolicy",
     "NewAgent",
     "PatchAgent",
+    "Spec",
     "checked_name",
     "create",
     "delete",

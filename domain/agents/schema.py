@@ -77,6 +77,25 @@ class Agent(msgspec.Struct, kw_only=True):
     updated_at: datetime
 
 
+class Spec(Agent, kw_only=True):
+    """A model agent as one run has it, with all that it inherits.
+
+    It may `delegate` to its `team` besides, by name; a `manager` must do so before it answers. `answer_schema` is the
+    JSON Schema of its answer, which is decoded then. `max_rpm` bounds the calls of models in a minute of the plan that
+    the run belongs to.
+    """
+
+    team: list[Agent] = msgspec.field(default_factory=list)
+    manager: bool = False
+    answer_schema: dict[str, Any] | None = None
+    max_rpm: int | None = None
+
+    @classmethod
+    def of(cls, agent: Agent, **more: Any) -> "Spec":
+        """The spec of an agent that is resolved."""
+        return cls(**{name: getattr(agent, name) for name in Agent.__struct_fields__}, **more)
+
+
 class LlmFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What only a model agent has. `llm` is another name of `model`.
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal, Protocol
 import msgspec
 from msgspec import Meta
 
-from domain.agents.schema import MAX_TIMEOUT, Agent
+from domain.agents.schema import MAX_TIMEOUT, Spec
 from domain.errors import invalid
 from domain.events import Event
 from domain.jobs import Job
@@ -22,8 +22,8 @@ from domain.pages import Listing, Page
 from domain.ports import Outcome
 from domain.states import Status
 
-Kind = Literal["agent", "tool"]
-RunLane = Literal["run", "llm"]
+Kind = Literal["agent", "tool", "crew", "workflow", "generation"]
+RunLane = Literal["run", "llm", "plan"]
 # `safe` asks before a tool with effects, `sandbox` has only tools inside the fence, `yolo` never asks.
 Mode = Literal["safe", "sandbox", "yolo"]
 
@@ -58,6 +58,10 @@ class Execution(msgspec.Struct, kw_only=True):
     agent_version_id: str | None
     crew_id: str | None = None
     workflow_id: str | None = None
+    schedule_id: str | None = None
+    parent_id: str | None = None
+    root_id: str | None = None
+    step: str | None = None
     user_id: str
     tenant_id: str
     status: Status
@@ -133,12 +137,19 @@ class StartAny(Start, kw_only=True, forbid_unknown_fields=True):
 
 
 class Filter(msgspec.Struct, frozen=True):
-    """What a list of executions is narrowed to. Times are inclusive at `since`, exclusive at `until`."""
+    """What a list of executions is narrowed to. Times are inclusive at `since`, exclusive at `until`.
+
+    Without a `parent_id` or an agent it holds what was started, and not the steps of that.
+    """
 
     status: Status | None = None
     kind: Kind | None = None
     agent_id: str | None = None
     agent_version_id: str | None = None
+    crew_id: str | None = None
+    workflow_id: str | None = None
+    schedule_id: str | None = None
+    parent_id: str | None = None
     since: datetime | None = None
     until: datetime | None = None
 
@@ -171,11 +182,11 @@ class Decision(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class Executions(Protocol):
     """The executions of the bound tenant. Every write is guarded by the state it expects."""
 
-    async def add(self, execution: Execution, spec: Agent | None) -> None:
+    async def add(self, execution: Execution, spec: Spec | None) -> None:
         """Write it. `spec` is what a model agent was when it was started, which is what every attempt runs."""
         ...
 
-    async def spec(self, execution_id: str) -> Agent | None: ...
+    async def spec(self, execution_id: str) -> Spec | None: ...
     async def lock(self, execution_id: str) -> Execution | None: ...
     async def wait(self, execution_id: str, attempt: int, calls: list[dict[str, Any]], now: datetime) -> bool:
         """Park a held execution until somebody decides."""

@@ -6,7 +6,7 @@ import msgspec
 
 from domain import agents, ids, llms, tools
 from domain.access import Caller
-from domain.agents import Agent
+from domain.agents import Agent, Spec
 from domain.agents.prompts import messages
 from domain.builds import Version
 from domain.errors import conflict, invalid
@@ -37,9 +37,9 @@ async def start(tx: Tx, caller: Caller, reference: str, data: Start) -> Executio
     payload = payload_of(data)
     agent = await _startable(tx, reference)
     if agent.kind == "llm":
-        agent, execution = await _of_model(tx, caller, agent, data, payload)
+        spec, execution = await _of_model(tx, caller, agent, data, payload)
         await _make_room(tx, agent)
-        return await _added(tx, execution, agent)
+        return await _added(tx, execution, spec)
     version = await _runnable(tx, agent, data.agent_version_id)
     for field in ("mode", "model"):
         if getattr(data, field) is not None:
@@ -146,7 +146,7 @@ def _of_version(
 
 async def _of_model(
     tx: Tx, caller: Caller, agent: Agent, data: Start, payload: dict[str, Any]
-) -> tuple[Agent, Execution]:
+) -> tuple[Spec, Execution]:
     """The agent as this run will have it, and its execution."""
     if data.agent_version_id is not None:
         raise invalid("agent_version_id", f"{agent.name!r} is a model agent; it has no versions.")
@@ -169,7 +169,7 @@ async def _of_model(
         timeout=data.timeout or spec.timeout or LLM_TIMEOUT,
         max_attempts=data.max_attempts,
     )
-    return spec, execution
+    return Spec.of(spec), execution
 
 
 def _new(tx: Tx, caller: Caller, name: str, given: dict[str, Any]) -> Execution:
@@ -202,7 +202,7 @@ def _new(tx: Tx, caller: Caller, name: str, given: dict[str, Any]) -> Execution:
     )
 
 
-async def _added(tx: Tx, execution: Execution, spec: Agent | None) -> Execution:
+async def _added(tx: Tx, execution: Execution, spec: Spec | None) -> Execution:
     await tx.executions.add(execution, spec)
     tx.ring(job_of(execution))
     return execution

@@ -63,8 +63,8 @@ _ADD: Final = (
     "INSERT INTO budgets (id, tenant_id, scope, subject, limit_nanos, period, enabled, period_start, spent, "
     "created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
 )
-_HOLD: Final = "SELECT * FROM hold_cost($1, $2, $3, $4, $5, $6, $7, $8)"
-_SPEND: Final = "SELECT * FROM spend_cost($1, $2, $3, $4, $5, $6)"
+_HOLD: Final = "SELECT * FROM hold_cost($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+_SPEND: Final = "SELECT * FROM spend_cost($1, $2, $3, $4, $5, $6, $7)"
 _PREFIX: Final[dict[Scope, str]] = {"key": "key", "agent": "agent", "workflow": "workflow"}
 
 
@@ -123,6 +123,7 @@ class PostgresBudgets:
     async def hold(
         self,
         execution_id: str | None,
+        root_id: str | None,
         subjects: list[str],
         run_limit: int | None,
         wanted: int,
@@ -132,7 +133,16 @@ class PostgresBudgets:
     ) -> tuple[str | None, int] | Applied:
         held = ids.uuid7()
         record = await self._raw.fetchrow(
-            _HOLD, held, _run(execution_id), _subjects(subjects), run_limit, wanted, least, now, until
+            _HOLD,
+            held,
+            _run(execution_id),
+            _run(root_id or execution_id),
+            _subjects(subjects),
+            run_limit,
+            wanted,
+            least,
+            now,
+            until,
         )
         assert record is not None
         if record["granted"] is None:
@@ -143,13 +153,16 @@ class PostgresBudgets:
         self,
         hold_id: str | None,
         execution_id: str | None,
+        root_id: str | None,
         subjects: list[str],
         run_limit: int | None,
         cost: int,
         now: datetime,
     ) -> list[Applied]:
         held = None if hold_id is None else ids.decode("hold", hold_id)
-        records = await self._raw.fetch(_SPEND, held, _run(execution_id), _subjects(subjects), run_limit, cost, now)
+        records = await self._raw.fetch(
+            _SPEND, held, _run(execution_id), _run(root_id or execution_id), _subjects(subjects), run_limit, cost, now
+        )
         return [_applied(record) for record in records]
 
 

@@ -28,7 +28,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import TypeEngine
 
 from domain import ids
-from domain.agents import Agent
+from domain.agents import Spec
 from domain.executions import Ended, Execution, Filter, RunLane, Settled, status_of
 from domain.leases import Lease
 from domain.pages import COUNT_BOUND, Listing, Page
@@ -46,7 +46,7 @@ class ExecutionRow(Base):
 
     __tablename__ = "executions"
     __table_args__ = (
-        Index("executions_tenant_id_id", "tenant_id", text("id DESC")),
+        Index("executions_tenant_id_id", "tenant_id", text("id DESC"), postgresql_where=text("parent_id IS NULL")),
         Index("executions_agent_id_id", "agent_id", text("id DESC")),
         Index("executions_agent_version_id_id", "agent_version_id", text("id DESC")),
         Index(
@@ -60,6 +60,12 @@ class ExecutionRow(Base):
             "tenant_id",
             "queue_id",
             postgresql_where=text("status IN ('preparing', 'running')"),
+        ),
+        Index("executions_parent_id", "parent_id", "id", postgresql_where=text("parent_id IS NOT NULL")),
+        Index("executions_root_id", "root_id", "id", postgresql_where=text("root_id IS NOT NULL")),
+        *(
+            Index(f"executions_{name}", name, text("id DESC"), postgresql_where=text(f"{name} IS NOT NULL"))
+            for name in ("crew_id", "workflow_id", "schedule_id")
         ),
         Index("executions_completed_at", "completed_at", postgresql_where=text("completed_at IS NOT NULL")),
     )
@@ -77,6 +83,11 @@ class ExecutionRow(Base):
     spec: Mapped[Any | None] = mapped_column(json_column())
     cost_limit: Mapped[float | None]
     key_id: Mapped[str | None] = mapped_column(Id("key"))
+    crew_id: Mapped[str | None] = mapped_column(Id("crew"))
+    schedule_id: Mapped[str | None] = mapped_column(Id("sched"))
+    parent_id: Mapped[str | None] = mapped_column(Id("exec"), ForeignKey("executions.id"))
+    root_id: Mapped[str | None] = mapped_column(Id("exec"))
+    step: Mapped[str | None] = mapped_column(Text)
     workflow_id: Mapped[str | None] = mapped_column(Id("wf"))
     resumes: Mapped[int]
     waiting_for: Mapped[Any | None] = mapped_column(json_column())
@@ -138,6 +149,10 @@ def _noted(moved: Update, now: datetime) -> Select[Any]:
     return select(after).add_cte(noted)
 
 
+_REFERENCES = (
+    *(("agent_id", "agent"), ("agent_version_id", "ver"), ("crew_id", "crew"), ("workflow_id", "wf")),
+    *(("schedule_id", "sched"), ("parent_id", "exec")),
+)
 _SHAPE = Shape(ExecutionRow, Execution)
 _STORED_AS = [(name, *_writer(ExecutionRow.__table__.columns[name].type)) for name in _STORED]
 _GET = f"SELECT {_SHAPE.columns} FROM executions WHERE id = $1"
@@ -159,13 +174,13 @@ class PostgresExecutions:
         self._connection = connection
         self._raw = raw
 
-    async def add(self, execution: Execution, spec: Agent | None) -> None:
+    async def add(self, execution: Execution, spec: Spec | None) -> None:
         values = (spec if name == "spec" else getattr(execution, name) for name, _, _ in _STORED_AS)
         await self._raw.execute(_ADD, *(write(value) for value, (_, _, write) in zip(values, _STORED_AS, strict=True)))
 
-    async def spec(self, execution_id: str) -> Agent | None:
+    async def spec(self, execution_id: str) -> Spec | None:
         found = await self._raw.fetchval(_SPEC, ids.decode("exec", execution_id))
-        return None if found is None else msgspec.convert(found, Agent)
+        return None if found is None else msgspec.convert(found, Spec)
 
     async def lock(self, execution_id: str) -> Execution | None:
         known = ids.decode("exec", execution_id)
@@ -181,7 +196,7 @@ class PostgresExecutions:
         heavy = ("input_data", "output_data", "waiting_for")
         columns = [column for column in _COLUMNS if column.name not in heavy]
         query = select(*columns, *(_trimmed(getattr(E_, name), name) for name in heavy))
-        for name, prefix in (("agent_id", "agent"), ("agent_version_id", "ver")):
+        for name, prefix in _REFERENCES:
             wanted = getattr(narrowed, name)
             if wanted is not None:
                 known = ids.decode(prefix, wanted) is not None
@@ -190,6 +205,8 @@ class PostgresExecutions:
             query = query.where(E_.status == narrowed.status)
         if narrowed.kind is not None:
             query = query.where(E_.kind == narrowed.kind)
+        if narrowed.agent_id is None and narrowed.agent_version_id is None and narrowed.parent_id is None:
+            query = query.where(E_.parent_id.is_(None))
         if narrowed.since is not None:
             query = query.where(E_.created_at >= narrowed.since)
         if narrowed.until is not None:
