@@ -1,4 +1,4 @@
-# One image for every process: `paddock api`, `paddock worker run|llm|build|record|upkeep`, `paddock migrate`.
+# One image for every process: `paddock api`, `paddock worker run|llm|plan|build|record|upkeep`, `paddock migrate`.
 FROM python:3.11-slim-bookworm
 
 RUN apt-get update && apt-get install -y --no-install-recommends bubblewrap && rm -rf /var/lib/apt/lists/*

@@ -1,15 +1,18 @@
 """Executions: start, list, get, cancel, retry. One resource on the paths of five systems."""
 
 from datetime import datetime
+from typing import Annotated, Literal
 
 from litestar import Response, Router, get, post
+from litestar.params import Parameter
 
 from api.front import Front, find_execution, needs, started, waited
 from api.requests import HttpRequest
-from domain import executions, steps
+from domain import executions, launching
 from domain.access import Caller
 from domain.executions import Decision, Execution, Filter, Kind, Start, StartAny
 from domain.pages import Listing, Page
+from domain.plans import deciding
 from domain.states import TERMINAL, Status
 
 _LISTS = ["/executions", "/runtime/executions", "/execution-history"]
@@ -25,7 +28,7 @@ _ONE = [
 @post("/executions", opt=needs("run:agents"))
 async def start_execution(front: Front, request: HttpRequest, caller: Caller, data: StartAny) -> Response[Execution]:
     """Start an execution. 201 with its first state; `Prefer: wait=N` holds the answer until it has ended."""
-    return await started(front, request, caller, lambda tx: executions.start(tx, caller, data.agent_id, data))
+    return await started(front, request, caller, lambda tx: launching.start(tx, caller, data))
 
 
 @post(["/agents/{agent_id:str}/execute", "/runtime/{agent_id:str}/execute"], opt=needs("run:agents"))
@@ -87,20 +90,31 @@ async def cancel_execution(front: Front, caller: Caller, execution_id: str) -> E
 async def approve_execution(front: Front, caller: Caller, execution_id: str, data: Decision | None = None) -> Execution:
     """Let waiting tool calls be made: all, or the one of `call_id`. The execution goes on when none waits any more."""
     async with front.store.begin(caller) as tx:
-        return await steps.decide(tx, caller, execution_id, True, data or Decision())
+        return await deciding.decide(tx, caller, execution_id, True, data or Decision())
 
 
 @post("/executions/{execution_id:str}/reject", opt=needs("run:agents"), status_code=200)
 async def reject_execution(front: Front, caller: Caller, execution_id: str, data: Decision | None = None) -> Execution:
     """Refuse waiting tool calls. The model is told so, with the `reason`, and goes on without them."""
     async with front.store.begin(caller) as tx:
-        return await steps.decide(tx, caller, execution_id, False, data or Decision())
+        return await deciding.decide(tx, caller, execution_id, False, data or Decision())
 
 
 @post("/executions/{execution_id:str}/retry", opt=needs("run:agents"))
-async def retry_execution(front: Front, request: HttpRequest, caller: Caller, execution_id: str) -> Response[Execution]:
-    """Run an ended execution again, as a new one with the same version and input."""
-    return await started(front, request, caller, lambda tx: executions.retry(tx, caller, execution_id))
+async def retry_execution(
+    front: Front,
+    request: HttpRequest,
+    caller: Caller,
+    execution_id: str,
+    begin: Annotated[Literal["start", "failed"], Parameter(query="from")] = "start",
+) -> Response[Execution]:
+    """Run an ended execution again, as a new one with the same version and input.
+
+    A crew or a workflow `from=failed` keeps what its completed steps came to, and runs the others.
+    """
+    return await started(
+        front, request, caller, lambda tx: launching.retry(tx, caller, execution_id, begin == "failed")
+    )
 
 
 router = Router(

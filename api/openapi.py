@@ -10,6 +10,7 @@ from litestar.types import Method
 from api.errors import TABLE, Problem
 from domain.artifacts.schema import Artifact
 from domain.evaluations import MAX_BATCH, NewEvaluation
+from domain.workflows import YAML, NewWorkflow, PatchWorkflow, YamlWorkflow
 from infra.tables import MEDIA
 
 _ERRORS: Final = {"400": "malformed_request", "401": "unauthenticated", "403": "missing_scope", "404": "not_found"}
@@ -35,8 +36,10 @@ _LAST: Final = {
 }
 _WAITING: Final = (
     "execute_agent",
+    "execute_workflow",
     "start_execution",
     "retry_execution",
+    "generate",
     "get_execution",
     "get_version",
     "upload_archive",
@@ -66,11 +69,21 @@ _EVALUATIONS: Final = {
     "maxItems": MAX_BATCH,
 }
 _WRAPPED: Final = {"type": "object", "required": ["evaluations"], "properties": {"evaluations": _EVALUATIONS}}
+_TEXT: Final = {"schema": {"type": "string", "description": "A YAML document."}}
+
+
+def _or_yaml(name: str) -> dict[str, Any]:
+    forms = [{"$ref": f"#/components/schemas/{one}"} for one in (name, "YamlWorkflow")]
+    return {"required": True, "content": {**_json({"oneOf": forms}), YAML[0]: _TEXT}}
+
+
 # Bodies that handlers read by themselves.
 _BODIES: Final = {
     "upload_archive": _ARCHIVE,
     "upload_artifact": {"required": True, "content": _json({"$ref": "#/components/schemas/Artifact"})},
     "create_evaluation": {"required": True, "content": _json({"$ref": "#/components/schemas/NewEvaluation"})},
+    "create_workflow": _or_yaml("NewWorkflow"),
+    **dict.fromkeys(("patch_workflow", "patch_workflow_put"), _or_yaml("PatchWorkflow")),
     "create_batch": {"required": True, "content": _json({"anyOf": [_EVALUATIONS, _WRAPPED]})},
 }
 
@@ -91,7 +104,7 @@ def finished(document: dict[str, Any]) -> dict[str, Any]:
     document = msgspec.json.decode(re.sub(r"Listing_domain\.[\w.]+\.(\w+?)_\b", r"ListingOf\1", text))
     schemas = document["components"]["schemas"]
     _, components = msgspec.json.schema_components(
-        [Problem, Artifact, NewEvaluation], ref_template="#/components/schemas/{name}"
+        [Problem, Artifact, NewEvaluation, NewWorkflow, PatchWorkflow, YamlWorkflow], ref_template="#/components/schemas/{name}"
     )
     schemas.update(components)
     for path, item in document["paths"].items():
@@ -136,6 +149,8 @@ def _finish(path: str, method: str, operation: dict[str, Any]) -> None:
         operation["requestBody"] = _BODIES[name]
     if name == "get_artifact":
         operation["responses"]["200"]["content"] = _json({"$ref": "#/components/schemas/Artifact"})
+    if name == "get_workflow":
+        operation["responses"]["200"]["content"][YAML[0]] = _TEXT
     if name.startswith("export_"):
         file = {"schema": {"type": "string", "format": "binary"}}
         operation["responses"]["200"]["content"] = dict.fromkeys(MEDIA.values(), file)

@@ -266,6 +266,8 @@ async def _subject(tx: Tx, scope: Scope, reference: str | None) -> str | None:
         raise invalid("subject", f"is required: the id or name of the {scope}.")
     if scope == "agent" and (agent := await tx.agents.find(reference)) is not None:
         return agent.id
+    if scope == "workflow" and (workflow := await tx.workflows.find(reference)) is not None:
+        return workflow.id
     if scope == "key":
         return await _key(tx, reference)
     raise _unknown(scope, reference)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from domain.builds import Builds
     from domain.chat import Ask, Part, Target, Usage
     from domain.costs import Costs
+    from domain.crews import Crews
     from domain.evaluations import Evaluations
     from domain.events import Events
     from domain.executions import Executions
@@ -32,12 +33,17 @@ if TYPE_CHECKING:
     from domain.jobs import Change, Job
     from domain.keys import Keys
     from domain.llms import Llms
+    from domain.plans.schema import Plans
     from domain.provider_keys import ProviderKeys
     from domain.queues import Queues
     from domain.stats import Stats
     from domain.steps import Steps
+    from domain.tasks import Tasks
+    from domain.templates import Templates
     from domain.tenants import Tenants
     from domain.tools import Tools
+    from domain.traces import Traces
+    from domain.workflows.schema import Workflows
     from domain.workspaces import Workspaces
 
 Clock = Callable[[], datetime]
@@ -55,6 +61,7 @@ class Tx(Protocol):
     executions: Executions
     events: Events
     steps: Steps
+    plans: Plans
     workspaces: Workspaces
     answers: Answers
     queues: Queues
@@ -65,7 +72,12 @@ class Tx(Protocol):
     budgets: Budgets
     provider_keys: ProviderKeys
     llms: Llms
+    templates: Templates
+    crews: Crews
+    tasks: Tasks
     tools: Tools
+    traces: Traces
+    workflows: Workflows
 
     def ring(self, job: Job) -> None:
         """Ring for this job once the transaction has committed, and never if it does not."""

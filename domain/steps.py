@@ -13,7 +13,7 @@ from domain.access import Caller
 from domain.errors import conflict, invalid
 from domain.events import Event
 from domain.executions.asking import get
-from domain.executions.schema import Decision, Execution, job_of
+from domain.executions.schema import Decision, Execution, job_of, tell_plan
 from domain.leases import LostLease
 from domain.ports import Tx
 
@@ -81,6 +81,7 @@ async def park(tx: Tx, execution: Execution, waiting: list[Step]) -> None:
     if not await tx.executions.wait(execution.id, execution.attempt, calls, tx.now):
         raise LostLease(execution.id)
     tx.changed(execution.id, "waiting")
+    tell_plan(tx, execution)
 
 
 async def decide(tx: Tx, caller: Caller, execution_id: str, approved: bool, data: Decision) -> Execution:
@@ -112,6 +113,7 @@ async def decide(tx: Tx, caller: Caller, execution_id: str, approved: bool, data
         after = await tx.executions.resume(execution.id, tx.now)
         if after is not None:
             tx.ring(job_of(after))
+            tell_plan(tx, after)
             tx.changed(after.id, after.status)
     return await get(tx, execution_id)
 

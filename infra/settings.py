@@ -1,10 +1,12 @@
 """Settings, read from the environment once, at start. Every name is documented in docs/configuration.md."""
 
 import os
+import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin
+from urllib.parse import unquote
 
 import msgspec
 
@@ -59,6 +61,8 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     local_model_idle: float = 600.0
     tenant_max_concurrency: int = 0
     build_slots: int = 2
+    otlp_endpoint: str = ""
+    otlp_headers: Secret = Secret("")
 
     @property
     def cache(self) -> Path:
@@ -75,6 +79,7 @@ _NAMES: Final = {
     "r2_region": "R2_REGION",
     "cors_origins": "CORS_ORIGINS",
 }
+_HEADER: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _ON_OFF: Final = {"on": True, "off": False, "true": True, "false": False, "1": True, "0": False}
 
 
@@ -103,7 +108,25 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
         raise BadSettings("PADDOCK_SECRET_KEY must have at least 32 characters, for example: openssl rand -hex 32")
     if any(len(key.reveal()) < 32 for key in settings.encryption_keys):
         raise BadSettings("Each of PADDOCK_ENCRYPTION_KEYS must have at least 32 characters, as openssl rand -hex 32")
+    if settings.otlp_endpoint and not settings.otlp_endpoint.startswith(("http://", "https://")):
+        raise BadSettings("PADDOCK_OTLP_ENDPOINT must begin with http:// or https://, as http://127.0.0.1:4318")
+    pairs(settings.otlp_headers, "otlp_headers")
     return settings
+
+
+def pairs(given: Secret, field: str) -> dict[str, str]:
+    """`name=value,name=value`, as OpenTelemetry writes headers: values percent-encoded where they need be.
+
+    Errors: `BadSettings`, which shows no value.
+    """
+    found: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in given.reveal().split(","))):
+        name, equals, value = part.partition("=")
+        value = unquote(value.strip())
+        if not equals or not _HEADER.fullmatch(name.strip()) or not value.isprintable() or not value.isascii():
+            raise BadSettings(f"{variable(field)} must be name=value, comma-separated, fit for HTTP headers.")
+        found[name.strip()] = value
+    return found
 
 
 def _parse(field: msgspec.structs.FieldInfo, text: str) -> Any:

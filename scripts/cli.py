@@ -86,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
         both.add_argument("--once", action="store_true", help="stop again once everything has worked")
     command("api", "serve the API", _role).set_defaults(role="api")
     worker = command("worker", "work on one lane", _role)
-    worker.add_argument("role", metavar="LANE", choices=("build", "run", "llm", "record", "upkeep"))
+    worker.add_argument("role", metavar="LANE", choices=("build", "run", "llm", "plan", "record", "upkeep"))
     release = command("migrate", "bring the database to the newest schema and create the bucket", _role)
     release.set_defaults(role="release")
     command("admin-key", "create an admin if there is none, and print a key", _role).set_defaults(role="admin-key")

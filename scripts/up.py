@@ -172,7 +172,7 @@ class System:
     def _begin(self) -> None:
         for number in range(self.workers):
             self._add("run" if self.workers == 1 else f"run-{number + 1}", "run")
-        for role in ("llm", "build", "record", "upkeep", "api"):
+        for role in ("llm", "plan", "build", "record", "upkeep", "api"):
             self._add(role, role)
 
     def _add(self, name: str, role: str) -> None:
@@ -206,7 +206,7 @@ class System:
             for _ in range(600):
                 with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):
                     health = (await client.get(f"{self.url}/health")).json()
-                    lanes = {"build", "run", "llm", "record", "upkeep"}
+                    lanes = {"build", "run", "llm", "plan", "record", "upkeep"}
                     workers = health["problems"].get("workers", "")
                     if health["status"] == "healthy" or not any(lane in workers for lane in lanes | {"database"}):
                         return

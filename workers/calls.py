@@ -64,6 +64,8 @@ class ModelCalls:
     ) -> None:
         self._store, self._llm, self._prices, self._keyring = store, llm, prices, keyring
         self._execution, self.spender = execution, spender
+        # Calls in a minute at most, over all that the plan runs which this run belongs to.
+        self.max_rpm: int | None = None
 
     async def target(self, name: str, provider: str | None = None) -> Target:
         """The model of that name, with its key. Errors: `ModelError` if the registry has none."""
@@ -140,6 +142,7 @@ class ModelCalls:
         before: Callable[[], Awaitable[None]] | None,
     ) -> AsyncGenerator[Part, None]:
         meter = Meter(messages, tools)
+        await self._paced()
         hold_id, options = await self._held(target, meter, options)
         ask = Ask(target=target, messages=messages, tools=tools, options=options, timeout=SILENCE)
         reply: Reply | None = None
@@ -175,6 +178,18 @@ class ModelCalls:
             raise
         await _seen_through(self._settled(hold_id, target, meter, reply, "ok", None, also))
         yield reply
+
+    async def _paced(self) -> None:
+        """Wait until this call may be made."""
+        most, plan_id = self.max_rpm, self._execution.parent_id
+        if most is None or plan_id is None:
+            return
+
+        async def slot() -> float:
+            async with self._store.begin_for(self._execution.tenant_id) as tx:
+                return (await tx.plans.pace(plan_id, most, tx.now) - tx.now).total_seconds()
+
+        await asyncio.sleep(await persist(slot))
 
     async def _held(self, target: Target, meter: Meter, options: Options) -> tuple[str | None, Options]:
         """Set aside what the call may cost. The answer is bounded to what there is room for."""

@@ -32,8 +32,7 @@ class Phone(msgspec.Struct, frozen=True, kw_only=True):
             execution_id=execution.id,
             root_id=execution.root_id,
             agent_id=execution.agent_id,
-            # A run is named after its agent (see `domain.executions.starting`).
-            agent_name=None if execution.agent_id is None else execution.run_name.rpartition("-")[0],
+            agent_name=execution.agent_name,
             key_id=execution.key_id,
             workflow_id=execution.workflow_id,
             user_id=execution.user_id,
@@ -86,15 +85,17 @@ class LlmRunner(Runs):
         agent, done = await persist(known)
         if agent is None:
             raise RuntimeError("an execution of a model agent without its agent")
-        return await self._loop(execution, execution.id, done).work(agent)
+        return await self._loop(execution, execution.root_id or execution.id, done, agent.max_rpm).work(agent)
 
     async def _tool(self, execution: Execution) -> Outcome:
         given = execution.input_data
         loop = self._loop(execution, given.get("execution_id", execution.id), [])
         return await loop.tool(given["tool"], given["args"])
 
-    def _loop(self, execution: Execution, workspace_id: str, done: list[Step]) -> Loop:
+    def _loop(self, execution: Execution, workspace_id: str, done: list[Step], max_rpm: int | None = None) -> Loop:
         shop = self._phone.shop
         workspace = Workspace(self._store, shop.blobs, execution.tenant_id, workspace_id)
         toolbox = Toolbox(shop, execution.tenant_id, workspace, execution.mode or "safe")
-        return Loop(self._store, self._scribe, self._phone.calls(execution), toolbox, execution, self._clock, done)
+        calls = self._phone.calls(execution)
+        calls.max_rpm = max_rpm
+        return Loop(self._store, self._scribe, calls, toolbox, execution, self._clock, done)

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from domain import agents, steps
-from domain.agents import Agent
+from domain.agents import Agent, Spec
 from domain.agents.prompts import messages as first_messages
 from domain.chat import Message, ModelError, Options, Reply, Target, Text, Thought, ToolCall, ToolFailed, ToolSpec
 from domain.errors import DomainError
@@ -19,7 +19,9 @@ from domain.events import Event
 from domain.executions import Execution
 from domain.ports import Clock, Outcome, Store, Tx
 from domain.steps import Step
+from workers.answers import answered
 from workers.calls import ModelCalls
+from workers.delegation import DELEGATE, Delegation, delegate, mate_of
 from workers.leases import persist
 from workers.metering import plain
 from workers.scribe import Scribe
@@ -29,19 +31,6 @@ from workers.wording import kept, result_message, shown, transcript
 STEPS: Final = 20
 # How many agents may be at work for one another: the one that was asked, one that it asked, and one more.
 DELEGATIONS: Final = 2
-DELEGATE: Final = ToolSpec(
-    name="delegate",
-    description="Ask another agent of this team to do a task, and get its answer.",
-    parameters={
-        "type": "object",
-        "properties": {
-            "agent": {"type": "string", "description": "The other agent's name."},
-            "task": {"type": "string", "description": "What it shall do, with all that it needs to know."},
-        },
-        "required": ["agent", "task"],
-        "additionalProperties": False,
-    },
-)
 
 
 class Parked(Exception):
@@ -75,13 +64,15 @@ class Loop:
         decided = any(step.status in ("approved", "rejected") for step in done)
         self._after_loss = execution.attempt - execution.resumes > 1 and not decided
 
-    async def work(self, agent: Agent) -> Outcome | None:
+    async def work(self, agent: Spec) -> Outcome | None:
         """Work on the task of the execution. None if it is parked. Errors: `LostLease`."""
         done = sum(step.status == "finished" for step in self._steps.values())
         if done:
             self._tell("log", level="INFO", stream="paddock", message=f"Goes on after {done} finished steps.")
         try:
-            content = await self._answer(agent, first_messages(agent, self._execution.input_data), "", 0)
+            answer = await self._answer(agent, first_messages(agent, self._execution.input_data), "", 0)
+            if agent.answer_schema is not None:
+                return Outcome(output=await answered(answer, agent.answer_schema))
         except Parked:
             await self._park()
             return None
@@ -93,7 +84,7 @@ class Loop:
             if error.code != "budget_exceeded":
                 raise
             return Outcome(error_type=error.code, error_message=error.detail)
-        return Outcome(output=msgspec.json.encode({"content": content}))
+        return Outcome(output=msgspec.json.encode({"content": answer}))
 
     async def tool(self, name: str, args: dict[str, Any]) -> Outcome:
         """Make the one call of an execution that is a tool call. Errors: `LostLease`."""
@@ -121,8 +112,8 @@ class Loop:
     async def _answer(self, agent: Agent, messages: list[Message], prefix: str, deep: int) -> str:
         bound = await self._tools.bound(agent.tools, self._warn) if agent.tools else {}
         specs = [one.spec for one in bound.values()]
-        if agent.allow_delegation and deep < DELEGATIONS:
-            specs = [*(spec for spec in specs if spec.name != DELEGATE.name), DELEGATE]
+        if self._delegates(agent, deep):
+            specs = [*(spec for spec in specs if spec.name != DELEGATE.name), delegate(agent)]
         for number in range(1, (agent.max_steps or STEPS) + 1):
             path = f"{prefix}{number}"
             message = await self._ask(path, agent, tuple(messages), tuple(specs))
@@ -195,6 +186,10 @@ class Loop:
             self._warn(told, step=path, discards=path)
 
         options = Options(temperature=agent.temperature, max_tokens=agent.max_tokens)
+        if isinstance(agent, Spec):
+            must = agent.manager and path == "1" and any(spec.name == DELEGATE.name for spec in specs)
+            schema = None if specs else agent.answer_schema
+            options = msgspec.structs.replace(options, schema=schema, tool_choice="required" if must else "auto")
         parts = self._calls.stream(
             target, messages, specs, options, also, again, lambda: self._scribe.flush(self._execution)
         )
@@ -214,8 +209,8 @@ class Loop:
         self, path: str, call: ToolCall, bound: dict[str, Bound], agent: Agent, deep: int
     ) -> dict[str, Any] | None:
         """What a tool call came to; None if it waits for a decision."""
-        if call.name == DELEGATE.name and agent.allow_delegation and deep < DELEGATIONS:
-            return await self._delegated(path, call, deep)
+        if call.name == DELEGATE.name and self._delegates(agent, deep):
+            return await self._delegated(path, call, agent, deep)
         return await self._call(path, call, bound)
 
     async def _call(self, path: str, call: ToolCall, bound: dict[str, Bound]) -> dict[str, Any] | None:
@@ -247,20 +242,24 @@ class Loop:
             return await self._finished(path, call, begun, {"error": plain(str(error))})
         return await self._finished(path, call, begun, {"result": result}, done)
 
-    async def _delegated(self, path: str, call: ToolCall, deep: int) -> dict[str, Any] | None:
+    def _delegates(self, agent: Agent, deep: int) -> bool:
+        return deep < DELEGATIONS and bool(agent.allow_delegation or (isinstance(agent, Spec) and agent.team))
+
+    async def _delegated(self, path: str, call: ToolCall, agent: Agent, deep: int) -> dict[str, Any] | None:
         """Have another agent do a task, in steps of its own below this one."""
         known = self._steps.get(path)
         if known is not None and known.status == "finished":
             return dict(known.output)
         begun = self._clock() if known is None else known.started_at
         try:
-            args = msgspec.json.decode(call.arguments or "{}", type=_Delegation)
+            args = msgspec.json.decode(call.arguments or "{}", type=Delegation)
             if known is None:
-                other = await persist(lambda: self._other(args.agent))
+                mate = mate_of(agent, args.agent)
+                other = mate if mate is not None else Spec.of(await persist(lambda: self._other(args.agent)))
                 # As it is now: another attempt shall meet the same agent.
                 await self._begun(path, call, "started", given={"agent": msgspec.to_builtins(other), "task": args.task})
             else:
-                other = msgspec.convert(known.input["agent"], Agent)
+                other = msgspec.convert(known.input["agent"], Spec)
             told = _task(other, args.task)
         except (msgspec.MsgspecError, RecursionError, ToolFailed) as error:
             return await self._finished(path, call, begun, {"error": str(error)})
@@ -352,13 +351,6 @@ class Loop:
 
     def _warn(self, message: str, **more: Any) -> None:
         self._tell("warning", message=message, **more)
-
-
-class _Delegation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What `delegate` takes."""
-
-    agent: str
-    task: str
 
 
 def _task(agent: Agent, task: str) -> list[Message]:

@@ -25,11 +25,12 @@ from infra.environments import Environments, forget_unused
 from infra.http import Outbound
 from infra.llm import GenaiPrices, PydanticLlm
 from infra.llm.local import LocalModel
+from infra.otlp import Collector
 from infra.queue import BellWorker, arq_client
 from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.maker import Counts
 from infra.sandbox.warm import sandbox_for_runs
-from infra.settings import Settings, worker_id
+from infra.settings import Settings, pairs, worker_id
 from infra.telemetry import configure_logging
 from infra.wiring import Parts, wire
 from workers.artifacts import Capturer, Remover, Storer
@@ -39,20 +40,24 @@ from workers.evaluations import Evaluator
 from workers.executions import Dispatcher, Runner
 from workers.leases import Holder
 from workers.llms import LlmRunner, Phone
+from workers.plans import Planner
 from workers.retention import Retention
 from workers.rounds import Work, ring_all, rounds
 from workers.scribe import Scribe
 from workers.stats import Folder
 from workers.tools import Workshop
+from workers.traces import Exporter
 from workers.upkeep import Upkeep
 
 _log = structlog.get_logger("paddock.workers")
 
 BEAT: Final = 5.0
+# Plans that are advanced at once: each takes a connection for some milliseconds.
+PLANS: Final = 4
 
 
 def run(process: str, settings: Settings) -> None:
-    """Be the worker process named (`build`, `run`, `llm`, `record` or `upkeep`) until SIGTERM or SIGINT."""
+    """Be the worker process named (`build`, `run`, `llm`, `plan`, `record` or `upkeep`) until SIGTERM or SIGINT."""
     configure_logging(settings.log_level, process)
     uvloop.run(_until_told(SERVE[process](settings)))
 
@@ -183,15 +188,16 @@ async def _hands(settings: Settings, lane: Lane, slots: int, sandbox: Sandbox) -
 
 
 async def serve_records(settings: Settings) -> None:
-    """Fold, store, judge and capture records until cancelled."""
+    """Fold, store, judge, capture and export records until cancelled."""
     name = worker_id("record")
-    async with wire(settings, "paddock record", rung=("record",)) as parts:
+    async with wire(settings, "paddock record", rung=("record",)) as parts, _export(parts) as export:
         work: dict[str, tuple[Work, float]] = {
             "fold": (Folder(parts.store), 0.5),
             "store": (Storer(parts.store, parts.blobs), 0.05),
             "remove": (Remover(parts.store, parts.blobs), 0.2),
             "judge": (Evaluator(parts.store, WordLlamaSimilarity()), 0.05),
             "capture": (Capturer(parts.store), 0.1),
+            **export,
         }
         events = [asyncio.Event() for _ in work]
         info = _info(parts, name, "record", 0)
@@ -205,10 +211,38 @@ async def serve_records(settings: Settings) -> None:
             await _gone(parts, name)
 
 
-async def _beat_always(parts: Parts, info: WorkerInfo) -> None:
+@contextlib.asynccontextmanager
+async def _export(parts: Parts) -> AsyncIterator[dict[str, tuple[Work, float]]]:
+    """The export of traces, where a collector of them is configured."""
+    settings = parts.settings
+    if not settings.otlp_endpoint:
+        yield {}
+        return
+    collector = Collector(settings.otlp_endpoint, pairs(settings.otlp_headers, "otlp_headers"))
+    try:
+        yield {"export": (Exporter(parts.store, collector), 0.05)}
+    finally:
+        await collector.close()
+
+
+async def _beat_always(parts: Parts, info: WorkerInfo, busy: Callable[[], int] = lambda: 0) -> None:
     while True:
-        await _sign(parts, info)
+        await _sign(parts, replace(info, busy=busy()))
         await asyncio.sleep(BEAT)
+
+
+async def serve_plans(settings: Settings) -> None:
+    """Advance plans until cancelled."""
+    name = worker_id("plan")
+    async with wire(settings, "paddock plan", rung=("plan",)) as parts:
+        planner = Planner(parts.store, PLANS, parts.bell.rung("plan"))
+        info = _info(parts, name, "plan", PLANS)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_beat_always(parts, info, lambda: planner.busy))
+                group.create_task(planner.run())
+        finally:
+            await _gone(parts, name)
 
 
 async def serve_upkeep(settings: Settings) -> None:
@@ -294,6 +328,7 @@ SERVE: Final = {
     "build": serve_builds,
     "run": serve_runs,
     "llm": serve_llms,
+    "plan": serve_plans,
     "record": serve_records,
     "upkeep": serve_upkeep,
 }

@@ -24,7 +24,7 @@ _log = structlog.get_logger("paddock.upkeep")
 RING_AGE: Final = timedelta(seconds=2)
 BATCH: Final = 500
 # The record lane looks by itself every few seconds, and may have very many rows that wait.
-RUNG: Final[tuple[Lane, ...]] = ("build", "run", "llm")
+RUNG: Final[tuple[Lane, ...]] = ("build", "run", "llm", "plan")
 SWEEP: Final = timedelta(hours=1)
 _SWEPT: Final = ("uploads/", "bundles/", "environments/", "workspaces/")
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from msgspec import UNSET
 
-from domain import ids, llms, names, tools
+from domain import ids, llms, names, templates, tools
 from domain.access import Caller
 from domain.agents.inheritance import adopted, resolved
 from domain.agents.schema import (
@@ -31,7 +31,7 @@ def checked_name(name: str) -> str:
 async def create(tx: Tx, caller: Caller, data: NewAgent) -> Agent:
     """Create an agent: a model agent is `ready` at once, another waits in `draft` for its archive.
 
-    Errors: `conflict` when the name is taken, `invalid_field` for unknown models, tools and parents.
+    Errors: `conflict` when the name is taken, `invalid_field` for unknown models, tools, templates and parents.
     """
     agent = Agent(
         id=ids.new("agent"),
@@ -67,6 +67,9 @@ async def _say(tx: Tx, agent: Agent, data: LlmFields) -> None:
     if "parent" in sent:
         parent = None if sent["parent"] is None else await adopted(tx, agent, sent["parent"])
         agent.parent, agent.parent_id = (None, None) if parent is None else (parent.name, parent.id)
+    if "template" in sent:
+        chosen = None if sent["template"] is None else await templates.named(tx, sent["template"])
+        sent["template"], sent["template_id"] = (None, None) if chosen is None else (chosen.name, chosen.id)
     for name in (*LLM_FIELDS, "tools"):
         if name in sent:
             setattr(agent, name, sent[name])

@@ -14,9 +14,13 @@ MAX_DEPTH: Final = 5
 async def resolved(tx: Tx, agent: Agent) -> Agent:
     """The agent with what is in force: its own fields, else those of the nearest ancestor that has them.
 
-    Tools add up, those of the oldest ancestor first. Errors: `invalid_field` for a chain that is too long.
+    Tools add up, those of the oldest ancestor first. What its template says now comes along as `template_text`.
+    Errors: `invalid_field` for a chain that is too long.
     """
-    return merged(await line(tx, agent))
+    made = merged(await line(tx, agent))
+    template = None if made.template_id is None else await tx.templates.find(made.template_id)
+    made.template_text = None if template is None else template.template
+    return made
 
 
 def merged(chain: list[Agent]) -> Agent:

@@ -31,7 +31,7 @@ Tools = Annotated[list[Named], Meta(max_length=64, examples=[["filesystem_read",
 # The fields that make an agent a model agent, and which a child takes from its parent where it has none.
 LLM_FIELDS: Final = (
     *("role", "goal", "backstory", "instructions", "provider", "model", "fallback_model", "temperature"),
-    *("max_tokens", "max_steps", "timeout", "allow_delegation", "verbose"),
+    *("max_tokens", "max_steps", "timeout", "allow_delegation", "verbose", "template", "template_id"),
 )
 
 
@@ -44,7 +44,8 @@ class Agent(msgspec.Struct, kw_only=True):
 
     A model agent (`llm`) shows its own fields; null ones are its `parent`'s (`?resolved=true` shows what is in
     force), and its tools are added to those of its parent. `max_tokens` bounds one answer, `max_steps` the calls of
-    the model in one run, `timeout` is in seconds. `fallback_model` is asked when `model` does not answer.
+    the model in one run, `timeout` is in seconds. `fallback_model` is asked when `model` does not answer. What a
+    `template` says comes before the `instructions`; the text itself, `template_text`, is there with what is in force.
     """
 
     id: str
@@ -71,6 +72,9 @@ class Agent(msgspec.Struct, kw_only=True):
     tools: list[str] = msgspec.field(default_factory=list)
     allow_delegation: bool | None = None
     verbose: bool | None = None
+    template: str | None = None
+    template_id: str | None = None
+    template_text: str | None = None
     parent: str | None = None
     parent_id: str | None = None
     created_at: datetime
@@ -99,7 +103,7 @@ class Spec(Agent, kw_only=True):
 class LlmFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What only a model agent has. `llm` is another name of `model`.
 
-    `model` names an entry of `/models`, or with `provider` a model of that provider.
+    `model` names an entry of `/models`, or with `provider` a model of that provider; `template` one of `/templates`.
     """
 
     role: Words | None | UnsetType = UNSET
@@ -117,6 +121,7 @@ class LlmFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     tools: Tools | UnsetType = UNSET
     allow_delegation: bool | None | UnsetType = UNSET
     verbose: bool | None | UnsetType = UNSET
+    template: Named | None | UnsetType = UNSET
     parent: Named | None | UnsetType = UNSET
 
     def sent(self) -> dict[str, Any]:
@@ -152,6 +157,10 @@ class Agents(Protocol):
 
     async def add(self, agent: Agent) -> bool: ...
     async def find(self, reference: str, lock: bool | Literal["share"] = False) -> Agent | None: ...
+    async def of_slug(self, slug: str) -> list[Agent]:
+        """Those whose name makes this slug (see `domain.names.slug`), two at most."""
+        ...
+
     async def page(self, page: Page, status: AgentStatus | None, parent_id: str | None) -> Listing[Agent]: ...
     async def save(self, agent: Agent) -> bool: ...
     async def children(self, agent_id: str) -> list[Agent]: ...

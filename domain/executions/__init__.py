@@ -1,6 +1,6 @@
 """Executions: one run of an agent, from `pending` to exactly one terminal state."""
 
-from domain.executions.asking import cancel, get, list_executions, narrowed
+from domain.executions.asking import cancel, cancel_below, get, list_executions, narrowed
 from domain.executions.running import (
     begin_running,
     claim,
@@ -31,6 +31,7 @@ from domain.executions.schema import (
     job_of,
     payload_of,
     status_of,
+    tell_plan,
 )
 from domain.executions.starting import retry, start, start_call
 
@@ -53,6 +54,7 @@ __all__ = [
     "StartAny",
     "begin_running",
     "cancel",
+    "cancel_below",
     "claim",
     "depth",
     "finish",
@@ -69,4 +71,5 @@ __all__ = [
     "start_call",
     "status_of",
     "take_back",
+    "tell_plan",
 ]

@@ -6,7 +6,7 @@ import msgspec
 
 from domain import events
 from domain.events import Event
-from domain.executions.schema import MAX_DEPTH, Ended, Execution, RunLane, Settled, depth, job_of, status_of
+from domain.executions.schema import MAX_DEPTH, Ended, Execution, RunLane, Settled, depth, job_of, status_of, tell_plan
 from domain.leases import Lease, LostLease
 from domain.ports import Outcome, Tx
 
@@ -60,6 +60,7 @@ async def finish(tx: Tx, ended: list[Ended]) -> Settled:
     for one in kept:
         if (one.execution.id, one.execution.attempt) in found.held:
             tx.changed(one.execution.id, status_of(one.outcome))
+            tell_plan(tx, one.execution)
     return found
 
 
@@ -86,4 +87,5 @@ def _freed(tx: Tx, after: Execution | None) -> None:
         return
     if after.status == "pending":
         tx.ring(job_of(after))
+    tell_plan(tx, after)
     tx.changed(after.id, after.status)

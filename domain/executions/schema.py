@@ -13,13 +13,13 @@ from typing import Annotated, Any, Final, Literal, Protocol
 import msgspec
 from msgspec import Meta
 
-from domain.agents.schema import MAX_TIMEOUT, Spec
+from domain.agents.schema import Spec
 from domain.errors import invalid
 from domain.events import Event
 from domain.jobs import Job
 from domain.leases import Lease
 from domain.pages import Listing, Page
-from domain.ports import Outcome
+from domain.ports import Outcome, Tx
 from domain.states import Status
 
 Kind = Literal["agent", "tool", "crew", "workflow", "generation"]
@@ -33,10 +33,15 @@ LLM_TIMEOUT: Final = 300
 DEFAULT_MEMORY_MB: Final = 512
 DEFAULT_ATTEMPTS: Final = 3
 MAX_DEPTH: Final = 128
+# A crew or a workflow may wait for people.
+MAX_PLAN_TIMEOUT: Final = 7 * 24 * 3600
 
 Payload = Annotated[dict[str, Any], Meta(examples=[{"input": "Hello, world!"}])]
-Timeout = Annotated[int, Meta(ge=1, le=MAX_TIMEOUT, description="Seconds of wall time.", examples=[30])]
+Timeout = Annotated[
+    int, Meta(ge=1, le=MAX_PLAN_TIMEOUT, description="Seconds; at most an hour for an agent.", examples=[30])
+]
 Dollars = Annotated[float, Meta(gt=0, le=1_000_000, description="US dollars.", examples=[5.0])]
+RunName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f]*$(?!\n)")]
 Attempts = Annotated[int, Meta(ge=1, le=10, description="Claims before a run whose workers die is failed.")]
 
 
@@ -55,6 +60,7 @@ class Execution(msgspec.Struct, kw_only=True):
     run_name: str
     kind: Kind
     agent_id: str | None
+    agent_name: str | None = None
     agent_version_id: str | None
     crew_id: str | None = None
     workflow_id: str | None = None
@@ -115,8 +121,8 @@ class Start(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     One of `payload` and `inputs` (two names of the same thing) is what the entrypoint receives;
     `task` is added to it under that name. `agent_version_id` picks a version other than the current.
-    A model agent is asked `task`, with the inputs; `mode` and `model` are for it alone. `cost_limit` bounds what the
-    run's calls of models may cost.
+    A model agent is asked `task`, with the inputs; `mode` and `model` are for it alone, and for those of a crew or a
+    workflow. `cost_limit` bounds what the run's calls of models may cost. `run_name` is what it is called.
     """
 
     payload: Payload | None = None
@@ -127,13 +133,16 @@ class Start(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     model: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
     cost_limit: Dollars | None = None
     timeout: Timeout | None = None
-    max_attempts: Attempts = DEFAULT_ATTEMPTS
+    max_attempts: Attempts | None = None
+    run_name: RunName | None = None
 
 
 class StartAny(Start, kw_only=True, forbid_unknown_fields=True):
-    """What to run, when the path does not say."""
+    """What to run, when the path does not say: one of the three, by id or name."""
 
-    agent_id: Annotated[str, Meta(examples=["my-agent"])]
+    agent_id: Annotated[str, Meta(examples=["my-agent"])] | None = None
+    crew_id: str | None = None
+    workflow_id: str | None = None
 
 
 class Filter(msgspec.Struct, frozen=True):
@@ -211,6 +220,10 @@ class Executions(Protocol):
         ...
 
     async def cancel(self, execution_id: str, reason: str, now: datetime) -> bool: ...
+    async def cancel_below(self, execution_id: str, reason: str, now: datetime) -> list[str]:
+        """Cancel what has not ended of the steps of a plan, and of those of plans within it."""
+        ...
+
     async def open_runs(self, agent_id: str) -> int:
         """How many of an agent's executions have not ended. Holds off other starts of it until the commit."""
         ...
@@ -259,3 +272,10 @@ def status_of(outcome: Outcome) -> Status:
 def job_of(execution: Execution) -> Job:
     """The run job of an execution in its present state."""
     return Job(lane=execution.lane, row_id=execution.id, tenant_id=execution.tenant_id, attempt=execution.attempt)
+
+
+def tell_plan(tx: Tx, execution: Execution) -> None:
+    """Ring for the plan that an execution is a step of, or is itself: something has become of it."""
+    plan_id = execution.parent_id or (execution.id if execution.lane == "plan" else None)
+    if plan_id is not None:
+        tx.ring(Job(lane="plan", row_id=plan_id, tenant_id=execution.tenant_id, attempt=0))

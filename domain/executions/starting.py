@@ -1,6 +1,6 @@
 """Starting executions, and starting ended ones again."""
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -8,6 +8,7 @@ from domain import agents, ids, llms, tools
 from domain.access import Caller
 from domain.agents import Agent, Spec
 from domain.agents.prompts import messages
+from domain.agents.schema import MAX_TIMEOUT
 from domain.builds import Version
 from domain.errors import conflict, invalid
 from domain.executions.asking import get
@@ -26,28 +27,36 @@ from domain.ports import Tx
 from domain.states import TERMINAL
 
 # A tool that is run by itself takes no longer than whoever asked for it would wait.
-TOOL_TIMEOUT = 60
+TOOL_TIMEOUT: Final = 60
 
 
-async def start(tx: Tx, caller: Caller, reference: str, data: Start) -> Execution:
+async def start(tx: Tx, caller: Caller, reference: str, data: Start, schedule_id: str | None = None) -> Execution:
     """Write a pending execution of an agent and ring for it.
 
     Errors: `not_found`, `agent_archived`, `version_not_ready`, `invalid_field`, `concurrency_limit`.
     """
     payload = payload_of(data)
+    if data.timeout is not None and data.timeout > MAX_TIMEOUT:
+        raise invalid("timeout", f"must be at most {MAX_TIMEOUT} seconds for an agent.")
     agent = await _startable(tx, reference)
     if agent.kind == "llm":
         spec, execution = await _of_model(tx, caller, agent, data, payload)
         await _make_room(tx, agent)
-        return await _added(tx, execution, spec)
-    version = await _runnable(tx, agent, data.agent_version_id)
+        return await added(tx, _called(execution, data, schedule_id), spec)
+    version = await runnable(tx, agent, data.agent_version_id)
     for field in ("mode", "model"):
         if getattr(data, field) is not None:
             raise invalid(field, f"is for model agents; {agent.name!r} runs uploaded code.")
     if data.cost_limit is not None and not version.models:
         raise invalid("cost_limit", f"bounds what calls of models cost; {agent.name!r} names no models.")
     await _make_room(tx, agent)
-    return await _added(tx, _of_version(tx, caller, agent, version, data, payload), None)
+    execution = _of_version(tx, caller, agent, version, data, payload)
+    return await added(tx, _called(execution, data, schedule_id), None)
+
+
+def _called(execution: Execution, data: Start, schedule_id: str | None) -> Execution:
+    named = execution.run_name if data.run_name is None else data.run_name
+    return msgspec.structs.replace(execution, run_name=named, schedule_id=schedule_id)
 
 
 async def start_call(tx: Tx, caller: Caller, name: str, data: tools.ExecuteTool) -> Execution:
@@ -71,7 +80,7 @@ async def start_call(tx: Tx, caller: Caller, name: str, data: tools.ExecuteTool)
         given["execution_id"] = data.execution_id
     made = _new(tx, caller, tool.slug, given)
     made = msgspec.structs.replace(made, kind="tool", lane="llm", mode="yolo", timeout=TOOL_TIMEOUT, max_attempts=1)
-    return await _added(tx, made, None)
+    return await added(tx, made, None)
 
 
 async def retry(tx: Tx, caller: Caller, execution_id: str) -> Execution:
@@ -83,17 +92,28 @@ async def retry(tx: Tx, caller: Caller, execution_id: str) -> Execution:
     old = await get(tx, execution_id)
     if old.status not in TERMINAL:
         raise conflict(f"The execution is {old.status}; only one that has ended can be run again.")
-    name, spec = old.run_name.rsplit("-", 1)[0], None
+    name, spec = old.run_name.rsplit("-", 1)[0], await tx.executions.spec(old.id)
     if old.agent_id is not None:
         agent = await _startable(tx, old.agent_id)
         if old.lane == "run":
-            await _runnable(tx, agent, old.agent_version_id)
-        name, spec = agent.name, await tx.executions.spec(old.id)
+            await runnable(tx, agent, old.agent_version_id)
+        name = agent.name
         await _make_room(tx, agent)
-    fresh = _new(tx, caller, name, old.input_data)
-    kept = ("kind", "lane", "agent_id", "agent_version_id", "mode", "model", "cost_limit", "timeout", "max_attempts")
-    made = msgspec.structs.replace(fresh, **{field: getattr(old, field) for field in kept}, retry_of=old.id)
-    return await _added(tx, made, spec)
+    again = _new(tx, caller, name, old.input_data)
+    kept = (
+        "kind",
+        "lane",
+        "agent_id",
+        "agent_name",
+        "agent_version_id",
+        "mode",
+        "model",
+        "cost_limit",
+        "timeout",
+        "max_attempts",
+    )
+    made = msgspec.structs.replace(again, **{field: getattr(old, field) for field in kept}, retry_of=old.id)
+    return await added(tx, made, spec)
 
 
 async def _startable(tx: Tx, reference: str) -> Agent:
@@ -117,7 +137,8 @@ async def _make_room(tx: Tx, agent: Agent) -> None:
         tx.changed(replaced, "cancelled")
 
 
-async def _runnable(tx: Tx, agent: Agent, version_id: str | None) -> Version:
+async def runnable(tx: Tx, agent: Agent, version_id: str | None) -> Version:
+    """The version of an agent that a run would be of. Errors: `version_not_ready`, `invalid_field`."""
     wanted = version_id or agent.current_version_id
     if wanted is None:
         newest = await tx.builds.newest(agent.id)
@@ -137,10 +158,11 @@ def _of_version(
     return msgspec.structs.replace(
         _new(tx, caller, agent.name, payload),
         agent_id=agent.id,
+        agent_name=agent.name,
         agent_version_id=version.id,
         cost_limit=data.cost_limit,
         timeout=data.timeout or version.timeout or DEFAULT_TIMEOUT,
-        max_attempts=data.max_attempts,
+        max_attempts=data.max_attempts or DEFAULT_ATTEMPTS,
     )
 
 
@@ -163,16 +185,22 @@ async def _of_model(
         _new(tx, caller, agent.name, payload),
         lane="llm",
         agent_id=agent.id,
+        agent_name=agent.name,
         mode=data.mode or "safe",
         model=spec.model,
         cost_limit=data.cost_limit,
         timeout=data.timeout or spec.timeout or LLM_TIMEOUT,
-        max_attempts=data.max_attempts,
+        max_attempts=data.max_attempts or DEFAULT_ATTEMPTS,
     )
     return Spec.of(spec), execution
 
 
 def _new(tx: Tx, caller: Caller, name: str, given: dict[str, Any]) -> Execution:
+    return fresh(tx, caller.tenant_id, caller.user_id, caller.key_id, name, given)
+
+
+def fresh(tx: Tx, tenant_id: str, user_id: str, key_id: str | None, name: str, given: Any) -> Execution:
+    """A pending execution of an agent, for whoever starts it."""
     execution_id = ids.new("exec")
     return Execution(
         id=execution_id,
@@ -180,8 +208,8 @@ def _new(tx: Tx, caller: Caller, name: str, given: dict[str, Any]) -> Execution:
         kind="agent",
         agent_id=None,
         agent_version_id=None,
-        user_id=caller.user_id,
-        tenant_id=caller.tenant_id,
+        user_id=user_id,
+        tenant_id=tenant_id,
         status="pending",
         input_data=given,
         output_data=None,
@@ -190,7 +218,7 @@ def _new(tx: Tx, caller: Caller, name: str, given: dict[str, Any]) -> Execution:
         attempt=0,
         max_attempts=DEFAULT_ATTEMPTS,
         timeout=DEFAULT_TIMEOUT,
-        key_id=caller.key_id,
+        key_id=key_id,
         retry_of=None,
         steps_total=1,
         steps_completed=0,
@@ -202,7 +230,8 @@ def _new(tx: Tx, caller: Caller, name: str, given: dict[str, Any]) -> Execution:
     )
 
 
-async def _added(tx: Tx, execution: Execution, spec: Spec | None) -> Execution:
+async def added(tx: Tx, execution: Execution, spec: Spec | None) -> Execution:
+    """Write an execution and ring for it."""
     await tx.executions.add(execution, spec)
     tx.ring(job_of(execution))
     return execution

@@ -5,12 +5,15 @@ run is an execution of its own, a child of the plan's.
 """
 
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Protocol
 
 import msgspec
 from msgspec import Meta
 
 from domain.agents.schema import Spec
+from domain.events import Event
+from domain.executions.schema import Execution
+from domain.states import Status
 
 PlanKind = Literal["crew", "workflow"]
 StepStatus = Literal["pending", "waiting", "running", "completed", "failed", "skipped", "cancelled"]
@@ -83,7 +86,8 @@ class TaskText(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class PlanStep(msgspec.Struct, kw_only=True, frozen=True):
-    """One step. `inputs` may nest; strings in them, and `prompt`, are templates. `when` and `map` are expressions.
+    """One step. `inputs` may nest; strings in them, and `prompt`, are templates. `when` is an
+    expression, and so is `map`, unless it is the list itself.
 
     `timeout` in seconds of one try. A crew's task has a `text` in place of `prompt` and `inputs`. A failure of a step
     with `continue_on_failure` does not fail the plan.
@@ -97,7 +101,7 @@ class PlanStep(msgspec.Struct, kw_only=True, frozen=True):
     text: TaskText | None = None
     inputs: dict[str, Any] = {}
     when: str | None = None
-    map: str | None = None
+    map: str | list[Any] | None = None
     max_parallel: int = 10
     retry: Retry = Retry()
     timeout: int | None = None
@@ -143,3 +147,69 @@ class StepRun(msgspec.Struct, kw_only=True):
     reason: str | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
+
+
+class Progress(msgspec.Struct, kw_only=True, frozen=True):
+    """How the child is that runs a step. `waiting_for` are the tool calls that wait for an approval in it."""
+
+    step: str
+    item: int
+    execution_id: str
+    status: Status
+    error_type: str | None = None
+    error_message: str | None = None
+    waiting_for: list[dict[str, Any]] | None = None
+
+
+class Due(msgspec.Struct, kw_only=True, frozen=True):
+    """A plan that something may have changed for."""
+
+    execution_id: str
+    tenant_id: str
+
+
+class Taken(msgspec.Struct, kw_only=True, frozen=True):
+    """A plan that this transaction alone may advance. `revision` counts how often it was written down."""
+
+    revision: int
+    execution: Execution
+
+
+class Plans(Protocol):
+    """The plans of the bound tenant's executions."""
+
+    async def add(self, execution_id: str, plan: Plan, runs: list[StepRun], now: datetime) -> None:
+        """Write a plan beside its execution, and that it is to be advanced."""
+        ...
+
+    async def get(self, execution_id: str) -> Plan | None: ...
+    async def due(self, now: datetime, most: int) -> tuple[list[Due], float | None]:
+        """Plans of any tenants, those told of first come first; and seconds until the next that is known of."""
+        ...
+
+    async def take(self, execution_id: str, now: datetime, wait: bool = False) -> Taken | None:
+        """Lock a plan and forget what was told of it; None if somebody else is at it, unless they are waited for."""
+        ...
+
+    async def runs(self, execution_id: str) -> list[StepRun]: ...
+    async def progress(self, execution_id: str) -> list[Progress]:
+        """How the children are of the steps that run."""
+        ...
+
+    async def answers(self, executions: list[str]) -> dict[str, Any]:
+        """What children came to, by their ids."""
+        ...
+
+    async def outputs(self, execution_id: str) -> dict[str, Any]:
+        """What completed steps came to, by step; a mapped one as a list."""
+        ...
+
+    async def save(self, execution_id: str, runs: list[StepRun]) -> None: ...
+    async def signal(self, execution_id: str, due_at: datetime) -> None: ...
+    async def move(self, execution: Execution, told: list[Event], now: datetime) -> bool:
+        """Write down the state of a plan's execution, which has not ended, and what is told of it."""
+        ...
+
+    async def pace(self, execution_id: str, most: int, now: datetime) -> datetime:
+        """When the next call of a model may be made, which is written down: at most so many in a minute."""
+        ...

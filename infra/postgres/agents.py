@@ -53,6 +53,7 @@ class AgentRow(Base):
     tools: Mapped[list[str]] = mapped_column(ARRAY(Text))
     allow_delegation: Mapped[bool | None]
     verbose: Mapped[bool | None]
+    template_id: Mapped[str | None] = mapped_column(Id("tpl"), ForeignKey("templates.id", ondelete="SET NULL"))
     parent_id: Mapped[str | None] = mapped_column(Id("agent"), ForeignKey("agents.id"))
     created_at: Mapped[datetime] = mapped_column(timestamp())
     updated_at: Mapped[datetime] = mapped_column(timestamp())
@@ -61,10 +62,13 @@ class AgentRow(Base):
 
 _SHAPE = Shape(AgentRow, Agent)
 _PARENT = "(SELECT p.name FROM agents p WHERE p.id = agents.parent_id)"
-_FIND = f"SELECT {_SHAPE.columns}, {_PARENT} AS parent FROM agents WHERE deleted_at IS NULL AND "
+_TEMPLATE = "(SELECT t.name FROM templates t WHERE t.id = agents.template_id)"
+_FIND = (
+    f"SELECT {_SHAPE.columns}, {_PARENT} AS parent, {_TEMPLATE} AS template FROM agents WHERE deleted_at IS NULL AND "
+)
 _LOCKS = {False: "", True: " FOR UPDATE", "share": " FOR SHARE"}
-# The parent's name is read beside the row, never written.
-_STORED = [name for name in Agent.__struct_fields__ if name != "parent"]
+# Names of the parent and the template are read beside the row, never written.
+_STORED = [name for name in Agent.__struct_fields__ if name not in ("parent", "template", "template_text")]
 _CHANGED = [name for name in _STORED if name not in ("id", "tenant_id", "user_id", "kind", "created_at")]
 
 
@@ -91,12 +95,18 @@ class PostgresAgents:
             record = await self._raw.fetchrow(f"{_FIND} name = $1{_LOCKS[lock]}", name)
         return None if record is None else _read(record)
 
+    async def of_slug(self, slug: str) -> list[Agent]:
+        made = "left(btrim(regexp_replace(lower(name), '[^a-z0-9]+', '_', 'g'), '_'), 64)"
+        records = await self._raw.fetch(f"{_FIND} {made} = $1 ORDER BY id LIMIT 2", slug)
+        return [_read(record) for record in records]
+
     async def children(self, agent_id: str) -> list[Agent]:
         records = await self._raw.fetch(f"{_FIND} parent_id = $1 ORDER BY id", ids.decode("agent", agent_id))
         return [_read(record) for record in records]
 
     async def page(self, page: Page, status: AgentStatus | None, parent_id: str | None) -> Listing[Agent]:
-        query = select(*AgentRow.__table__.columns, literal_column(_PARENT).label("parent"))
+        beside = (literal_column(_PARENT).label("parent"), literal_column(_TEMPLATE).label("template"))
+        query = select(*AgentRow.__table__.columns, *beside)
         query = query.where(AgentRow.deleted_at.is_(None))
         if parent_id is not None:
             query = query.where(AgentRow.parent_id == parent_id)
@@ -120,5 +130,5 @@ class PostgresAgents:
 
 def _read(record: Any) -> Agent:
     agent = _SHAPE.read(record)
-    agent.parent = record["parent"]
+    agent.parent, agent.template = record["parent"], record["template"]
     return agent

@@ -65,7 +65,7 @@ _ADD: Final = (
 )
 _HOLD: Final = "SELECT * FROM hold_cost($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 _SPEND: Final = "SELECT * FROM spend_cost($1, $2, $3, $4, $5, $6, $7)"
-_PREFIX: Final[dict[Scope, str]] = {"key": "key", "agent": "agent", "workflow": "workflow"}
+_PREFIX: Final[dict[Scope, str]] = {"key": "key", "agent": "agent", "workflow": "wf"}
 
 
 class PostgresBudgets:

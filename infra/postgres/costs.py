@@ -30,7 +30,7 @@ class CostRow(Base):
     agent_name: Mapped[str | None] = mapped_column(Text)
     execution_id: Mapped[str | None] = mapped_column(Id("exec"))
     key_id: Mapped[str | None] = mapped_column(Id("key"))
-    workflow_id: Mapped[str | None] = mapped_column(Id("workflow"))
+    workflow_id: Mapped[str | None] = mapped_column(Id("wf"))
     provider: Mapped[str] = mapped_column(Text)
     model: Mapped[str] = mapped_column(Text)
     model_name: Mapped[str] = mapped_column(Text)
@@ -86,7 +86,7 @@ class PostgresCosts:
             _ADD,
             *(known("cost", cost_id), now, known("user", spender.user_id)),
             *(known("agent", spender.agent_id), spender.agent_name, known("exec", spender.execution_id)),
-            *(known("key", spender.key_id), known("workflow", spender.workflow_id)),
+            *(known("key", spender.key_id), known("wf", spender.workflow_id)),
             *(call.provider, call.model, call.model_name),
             *(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens),
             *(usage.cached_tokens, usage.reasoning_tokens),

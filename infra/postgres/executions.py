@@ -75,6 +75,7 @@ class ExecutionRow(Base):
     run_name: Mapped[str] = mapped_column(Text)
     kind: Mapped[str] = mapped_column(Text)
     agent_id: Mapped[str | None] = mapped_column(Id("agent"), ForeignKey("agents.id"))
+    agent_name: Mapped[str | None] = mapped_column(Text)
     agent_version_id: Mapped[str | None] = mapped_column(Id("ver"), ForeignKey("agent_versions.id"))
     lane: Mapped[str] = mapped_column(Text)
     queue_id: Mapped[UUID] = mapped_column(Uuid, Computed("coalesce(agent_id, uuid_nil())"))
@@ -153,9 +154,18 @@ _REFERENCES = (
     *(("agent_id", "agent"), ("agent_version_id", "ver"), ("crew_id", "crew"), ("workflow_id", "wf")),
     *(("schedule_id", "sched"), ("parent_id", "exec")),
 )
-_SHAPE = Shape(ExecutionRow, Execution)
+SHAPE = Shape(ExecutionRow, Execution)
 _STORED_AS = [(name, *_writer(ExecutionRow.__table__.columns[name].type)) for name in _STORED]
-_GET = f"SELECT {_SHAPE.columns} FROM executions WHERE id = $1"
+_BELOW = f"""
+    WITH RECURSIVE below AS (
+        SELECT e.id FROM executions e WHERE e.parent_id = $1
+        UNION ALL
+        SELECT e.id FROM executions e JOIN below b ON e.parent_id = b.id
+    )
+    SELECT e.id FROM executions e WHERE e.id IN (SELECT b.id FROM below b) AND e.status IN {_OPEN}
+    ORDER BY e.id FOR UPDATE
+"""
+_GET = f"SELECT {SHAPE.columns} FROM executions WHERE id = $1"
 _SPEC = "SELECT spec FROM executions WHERE id = $1"
 _ADD = (
     f"WITH added AS (INSERT INTO executions ({', '.join(_STORED)}, last_seq) "
@@ -163,7 +173,7 @@ _ADD = (
     "INSERT INTO execution_events (execution_id, seq, tenant_id, at, type, data) "
     "SELECT id, 1, tenant_id, created_at, 'status', json_build_object('status', status, 'attempt', attempt) FROM added"
 )
-_CLAIM = f"SELECT {_SHAPE.columns} FROM claim_runs($1, $2, $3, $4, $5, $6, $7)"
+_CLAIM = f"SELECT {SHAPE.columns} FROM claim_runs($1, $2, $3, $4, $5, $6, $7)"
 _SETTLE = "SELECT * FROM settle_runs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
 
 
@@ -185,12 +195,12 @@ class PostgresExecutions:
     async def lock(self, execution_id: str) -> Execution | None:
         known = ids.decode("exec", execution_id)
         record = await self._raw.fetchrow(f"{_GET} FOR UPDATE", known) if known is not None else None
-        return None if record is None else _SHAPE.read(record)
+        return None if record is None else SHAPE.read(record)
 
     async def get(self, execution_id: str) -> Execution | None:
         known = ids.decode("exec", execution_id)
         record = await self._raw.fetchrow(_GET, known) if known is not None else None
-        return None if record is None else _SHAPE.read(record)
+        return None if record is None else SHAPE.read(record)
 
     async def page(self, narrowed: Filter, page: Page) -> Listing[Execution]:
         heavy = ("input_data", "output_data", "waiting_for")
@@ -218,7 +228,7 @@ class PostgresExecutions:
     ) -> list[Execution]:
         versions = [ids.decode("ver", version_id) for version_id in at_hand]
         records = await self._raw.fetch(_CLAIM, lease.worker, slots, lease.taken_at, lease.until, versions, most, lane)
-        return [_SHAPE.read(record) for record in records]
+        return [SHAPE.read(record) for record in records]
 
     async def begin_running(self, execution_id: str, attempt: int, now: datetime) -> bool:
         moved = update(E_).where(E_.id == execution_id, E_.attempt == attempt, E_.status == "preparing")
@@ -251,6 +261,17 @@ class PostgresExecutions:
     async def cancel(self, execution_id: str, reason: str, now: datetime) -> bool:
         moved = update(E_).where(E_.id == execution_id, E_.status.in_(_OPEN))
         return await self._moved(_cancelled(moved, reason, now), now) is not None
+
+    async def cancel_below(self, execution_id: str, reason: str, now: datetime) -> list[str]:
+        # In the order of ids, as leases are extended.
+        found = await self._raw.fetch(_BELOW, ids.decode("exec", execution_id))
+        if not found:
+            return []
+        moved = update(E_).where(
+            E_.id.in_([ids.encode("exec", record["id"]) for record in found]), E_.status.in_(_OPEN)
+        )
+        rows = await self._connection.execute(_noted(_cancelled(moved, reason, now), now))
+        return [as_struct(row, Execution).id for row in rows]
 
     async def open_runs(self, agent_id: str) -> int:
         known = ids.decode("agent", agent_id)

@@ -17,7 +17,7 @@ from infra.sketches import bin_of
 LISTED_TEXT: Final = 4000
 LISTED_DATA: Final = 16 * 1024
 # Filters that are ids, and the prefixes of those.
-_IDS: Final = {"execution_id": "exec", "agent_id": "agent", "key_id": "key", "workflow_id": "workflow"}
+_IDS: Final = {"execution_id": "exec", "agent_id": "agent", "key_id": "key", "workflow_id": "wf"}
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):

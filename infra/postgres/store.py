@@ -18,6 +18,7 @@ from domain.artifacts.cases import Artifacts
 from domain.budgets import Budgets
 from domain.builds import Builds
 from domain.costs import Costs
+from domain.crews import Crews
 from domain.errors import DomainError
 from domain.evaluations import Evaluations
 from domain.events import Events
@@ -26,13 +27,18 @@ from domain.idempotency import Answers
 from domain.jobs import Change, Job
 from domain.keys import Keys
 from domain.llms import Llms
+from domain.plans.schema import Plans
 from domain.ports import Clock, Queue, Tx
 from domain.provider_keys import ProviderKeys
 from domain.queues import Queues
 from domain.stats import Stats
 from domain.steps import Steps
+from domain.tasks import Tasks
+from domain.templates import Templates
 from domain.tenants import Tenants
 from domain.tools import Tools
+from domain.traces import Traces
+from domain.workflows.schema import Workflows
 from domain.workspaces import Workspaces
 from infra.postgres.accounts import PostgresAccounts
 from infra.postgres.agents import PostgresAgents
@@ -40,6 +46,7 @@ from infra.postgres.artifacts import PostgresArtifacts
 from infra.postgres.budgets import PostgresBudgets
 from infra.postgres.builds import PostgresBuilds
 from infra.postgres.costs import PostgresCosts
+from infra.postgres.crews import PostgresCrews
 from infra.postgres.db import Raw
 from infra.postgres.evaluations import PostgresEvaluations
 from infra.postgres.events import PostgresEvents
@@ -47,12 +54,17 @@ from infra.postgres.executions import PostgresExecutions
 from infra.postgres.idempotency import PostgresAnswers
 from infra.postgres.keys import PostgresKeys
 from infra.postgres.llms import PostgresLlms
+from infra.postgres.plans import PostgresPlans
 from infra.postgres.provider_keys import PostgresProviderKeys
 from infra.postgres.queues import PostgresQueues
 from infra.postgres.stats import PostgresStats
 from infra.postgres.steps import PostgresSteps
+from infra.postgres.tasks import PostgresTasks
+from infra.postgres.templates import PostgresTemplates
 from infra.postgres.tenants import PostgresTenants
 from infra.postgres.tools import PostgresTools
+from infra.postgres.traces import PostgresTraces
+from infra.postgres.workflows import PostgresWorkflows
 from infra.postgres.workspaces import PostgresWorkspaces
 
 _GONE = (OperationalError, OSError, TimeoutError, exc.TimeoutError)
@@ -84,6 +96,7 @@ class PostgresTx:
         self.executions: Executions = PostgresExecutions(connection, raw)
         self.events: Events = PostgresEvents(connection, raw)
         self.steps: Steps = PostgresSteps(raw)
+        self.plans: Plans = PostgresPlans(raw)
         self.workspaces: Workspaces = PostgresWorkspaces(raw)
         self.answers: Answers = PostgresAnswers(connection, raw)
         self.queues: Queues = PostgresQueues(connection)
@@ -94,7 +107,12 @@ class PostgresTx:
         self.budgets: Budgets = PostgresBudgets(raw)
         self.provider_keys: ProviderKeys = PostgresProviderKeys(connection, raw)
         self.llms: Llms = PostgresLlms(connection)
+        self.templates: Templates = PostgresTemplates(connection, raw)
+        self.crews: Crews = PostgresCrews(connection)
+        self.tasks: Tasks = PostgresTasks(connection)
         self.tools: Tools = PostgresTools(connection)
+        self.traces: Traces = PostgresTraces(raw)
+        self.workflows: Workflows = PostgresWorkflows(connection)
 
     def ring(self, job: Job) -> None:
         """Ring for this job after the commit."""

@@ -16,7 +16,7 @@ UNAUTHENTICATED = {"register", "login", "refresh"}
 OWN = {"me", "me_users", "logout", "patch_me", "create_key", "create_key_auth", "invite", "patch_tenant"}
 # What creates something in the caller's own tenant, whatever it is sent.
 CREATES = {"create_agent", "upload_artifact", "create_evaluation", "create_batch"}
-CREATES |= {"create_model", "create_provider_key", "create_tool", "create_budget"}
+CREATES |= {"create_model", "create_provider_key", "create_tool", "create_budget", "create_template"}
 RECORD = {"prompt": "What?", "response": SECRET}
 
 
@@ -41,6 +41,7 @@ async def belongings(acme: Tenant) -> dict[str, str]:
     provider_key = await _made(acme, "/provider-keys", service="openai", key=f"sk-{SECRET}")
     model = await _made(acme, "/models", provider="openai", model="gpt-4", api_key_name=SECRET)
     tool = await _made(acme, "/tools", configuration={"api_endpoint": "https://x.example.com", "parameters": {}})
+    template = await _made(acme, "/templates", template="Text.")
     return {
         "agent_id": agent["id"],
         "version": version["id"],
@@ -56,6 +57,7 @@ async def belongings(acme: Tenant) -> dict[str, str]:
         "model_id": model["id"],
         "tool_id": tool["id"],
         "tool_name": SECRET,
+        "template_id": template["id"],
     }
 
 
@@ -87,7 +89,7 @@ def _body(document: dict[str, Any], operation: dict[str, Any], belongings: dict[
         body[field] = (
             belongings.get(field) or (told.get("examples") or ["x@example.com" if field == "email" else "x"])[0]
         )
-    if name in ("NewAgent", "NewModel", "NewProviderKey", "NewTool"):
+    if name in ("NewAgent", "NewModel", "NewProviderKey", "NewTool", "NewTemplate"):
         body["name"] = "the-rival-s-own"
     if name == "PatchBudget":
         body["limit_usd"] = 1
@@ -113,6 +115,7 @@ async def test_no_route_shows_or_changes_another_tenant_s(document, belongings, 
             if by == "name":
                 values["agent_id"] = values["kurral_id"] = SECRET
                 values["provider_key_id"] = values["model_id"] = values["tool_id"] = SECRET
+                values["template_id"] = SECRET
             url = path.removeprefix("/api/v1")
             for parameter, value in values.items():
                 url = url.replace("{" + parameter + "}", value)
@@ -139,7 +142,7 @@ async def test_no_route_shows_or_changes_another_tenant_s(document, belongings, 
     assert (await acme.http.get(f"/artifacts/{SECRET}")).json()["inputs"] == {"is": SECRET}
     assert (await acme.http.get(f"/evaluations/{belongings['evaluation_id']}")).json()["response"] == SECRET
     assert (await acme.http.get(f"/budgets/{belongings['budget_id']}")).json()["limit_usd"] == 4321.5
-    for path in ("provider-keys", "models", "tools"):
+    for path in ("provider-keys", "models", "tools", "templates"):
         assert (await acme.http.get(f"/{path}/{SECRET}")).json()["name"] == SECRET
     assert (await acme.http.get(f"/tools/{SECRET}")).json()["enabled"] is True
 
@@ -248,5 +251,5 @@ async def test_only_the_operators_see_all_queues(acme: Tenant, system) -> None:
     assert (await acme.http.get("/queues")).json()["workers"] == []
     async with acme.with_key(system.admin_key) as operator:
         seen = (await operator.get("/queues")).json()
-    assert {worker["lane"] for worker in seen["workers"]} == {"build", "run", "llm", "record", "upkeep"}
-    assert {lane["lane"] for lane in seen["queues"]} == {"build", "run", "llm", "record"}
+    assert {worker["lane"] for worker in seen["workers"]} == {"build", "run", "llm", "plan", "record", "upkeep"}
+    assert {lane["lane"] for lane in seen["queues"]} == {"build", "run", "llm", "plan", "record"}

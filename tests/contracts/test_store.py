@@ -17,7 +17,8 @@ WITH_TENANT = (
     *("executions", "execution_events", "idempotency_keys", "evaluations", "artifacts", "artifact_ids"),
     *("artifact_bodies", "doomed_objects", "stat_deltas", "stat_rollups"),
     *("provider_keys", "models", "tools", "disabled_tools", "costs", "budgets", "cost_holds"),
-    *("execution_steps", "workspace_files"),
+    *("templates", "workflows", "crews", "tasks"),
+    *("execution_steps", "workspace_files", "trace_exports"),
 )
 
 

@@ -21,7 +21,7 @@ from tests.apart import Apart
 NOW = datetime(2028, 5, 31, 22, tzinfo=UTC)
 KEYS, AGENTS, WORKFLOWS = (
     [ids.encode(prefix, UUID(int=number)) for number in (first, first + 1)]
-    for prefix, first in (("key", 10), ("agent", 20), ("workflow", 30))
+    for prefix, first in (("key", 10), ("agent", 20), ("wf", 30))
 )
 SUBJECTS = {"tenant": [None], "key": KEYS, "agent": AGENTS, "workflow": WORKFLOWS}
 

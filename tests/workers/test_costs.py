@@ -118,7 +118,7 @@ class World:
                 settled = await costs.settle(tx, None, spender, call)
             assert settled.warnings == []
             tokens = {name: getattr(call.usage, name) for name in (*Usage.__struct_fields__, "total_tokens")}
-            named = {name: getattr(spender, name) for name in Spender.__struct_fields__ if name != "cost_limit"}
+            named = {name: getattr(spender, name) for name in Spender.__struct_fields__ if hasattr(Cost, name)}
             told = {name: getattr(call, name) for name in Call.__struct_fields__ if name != "usage"}
             self.rows[whose][settled.cost_id] = Cost(
                 id=settled.cost_id,

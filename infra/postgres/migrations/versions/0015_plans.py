@@ -14,9 +14,12 @@ def upgrade() -> None:
             ADD CONSTRAINT executions_kind_check CHECK (kind IN ('agent', 'tool', 'crew', 'workflow', 'generation')),
             DROP CONSTRAINT executions_lane_check,
             ADD CONSTRAINT executions_lane_check CHECK (lane IN ('run', 'llm', 'plan')),
+            -- What its agent was called then.
+            ADD COLUMN agent_name text,
             ADD COLUMN crew_id uuid, ADD COLUMN schedule_id uuid,
             -- The plan that this is a step of, the one that all belongs to, and which step: `review`, `review[3]`.
             ADD COLUMN parent_id uuid REFERENCES executions, ADD COLUMN root_id uuid, ADD COLUMN step text;
+        UPDATE executions SET agent_name = regexp_replace(run_name, '-[^-]*$', '') WHERE agent_id IS NOT NULL;
         DROP INDEX executions_tenant_id_id;
         -- Lists show what was started, not the steps of it.
         CREATE INDEX executions_tenant_id_id ON executions (tenant_id, id DESC) WHERE parent_id IS NULL;
@@ -35,8 +38,14 @@ def upgrade() -> None:
             execution_id uuid PRIMARY KEY REFERENCES executions,
             tenant_id text NOT NULL,
             plan json NOT NULL,
-            -- When models were called in the last minute, where that is bounded.
-            calls timestamptz[] NOT NULL DEFAULT '{}'
+            -- How often its steps were written down: who knows this one knows them all.
+            revision integer NOT NULL DEFAULT 0
+        );
+        -- When models were called in the last minute, where that is bounded.
+        CREATE TABLE plan_calls (
+            execution_id uuid PRIMARY KEY,
+            tenant_id text NOT NULL,
+            calls timestamptz[] NOT NULL
         );
         CREATE TABLE plan_steps (
             execution_id uuid NOT NULL REFERENCES plans,
@@ -301,6 +310,7 @@ def upgrade() -> None:
     )
     for table, rights in (
         ("plans", "SELECT, INSERT, UPDATE"),
+        ("plan_calls", "SELECT, INSERT, UPDATE"),
         ("plan_steps", "SELECT, INSERT, UPDATE"),
         ("plan_signals", "SELECT, INSERT, DELETE"),
     ):

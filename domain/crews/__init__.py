@@ -1,0 +1,26 @@
+"""Crews: agents that do tasks, as CrewAI has them. A crew is compiled into a plan when it is run."""
+
+from domain.crews.cases import create, debug, delete, get, list_crews, patch, written
+from domain.crews.compiling import check_inputs, planned, wanted
+from domain.crews.schema import Crew, Crews, Findings, Mistake, NewCrew, PatchCrew, Settings, Written
+
+__all__ = [
+    "Crew",
+    "Crews",
+    "Findings",
+    "Mistake",
+    "NewCrew",
+    "PatchCrew",
+    "Settings",
+    "Written",
+    "check_inputs",
+    "create",
+    "debug",
+    "delete",
+    "get",
+    "list_crews",
+    "patch",
+    "planned",
+    "wanted",
+    "written",
+]

@@ -1,0 +1,119 @@
+"""Whether a crew hangs together: everything that is wrong with it, and what is worth a second look."""
+
+import re
+
+from domain import llms, tools
+from domain.access import Caller
+from domain.crews import cast as casting
+from domain.crews import duties, reading
+from domain.crews.cast import Cast
+from domain.crews.schema import Settings
+from domain.errors import DomainError
+from domain.ports import Tx
+
+_NUMBER = re.compile(r"tools\[(\d+)\]")
+
+
+async def look(tx: Tx, caller: Caller, settings: Settings) -> Cast:
+    """All there is to know of a crew made of this."""
+    read = reading.read(settings)
+    cast = Cast(settings=settings, reading=read, errors=[*read.agents.mistakes, *read.tasks.mistakes])
+    await casting.gather(tx, caller, cast)
+    await duties.gather(tx, cast)
+    await _tools(tx, cast)
+    await _models(tx, cast)
+    _idle(cast)
+    return cast
+
+
+async def model_named(tx: Tx, reference: str) -> tuple[str, str | None]:
+    """A model and its provider, by the name of one or as `provider/model`. Errors: `invalid_field` (`model`)."""
+    provider, slash, name = reference.partition("/")
+    if slash and provider in llms.PROVIDERS:
+        await llms.resolve(tx, name, provider)
+        return name, provider
+    await llms.resolve(tx, reference)
+    return reference, None
+
+
+async def _tools(tx: Tx, cast: Cast) -> None:
+    wanted = [
+        (f"{one.place}.tools[{number}]", tool)
+        for one in cast.members.values()
+        if one.written
+        for number, tool in enumerate(one.agent.tools)
+    ]
+    wanted += [(f"{one.place}.tools[{number}]", tool) for one in cast.duties for number, tool in enumerate(one.tools)]
+    references = list(dict.fromkeys(tool for _, tool in wanted))
+    try:
+        await tools.named(tx, references)
+    except DomainError as error:
+        why = {}
+        for one in error.errors:
+            number = _NUMBER.fullmatch(one.field)
+            if number is not None:
+                why[references[int(number[1])]] = one.message
+        for field, tool in wanted:
+            if tool in why:
+                cast.wrong(field, why[tool])
+
+
+async def _models(tx: Tx, cast: Cast) -> None:
+    settings = cast.settings
+    wanted = [(name, getattr(settings, name)) for name in ("model", "manager_model", "planning_model")]
+    for member in cast.members.values():
+        if member.written:
+            said = cast.reading.agents.items[member.key]
+            wanted += [(f"{member.place}.{name}", getattr(said, name)) for name in ("llm", "model", "fallback_model")]
+    known: dict[tuple[str, bool], str | None] = {}
+    for field, name in wanted:
+        if name is None:
+            continue
+        # What is asked when another model does not answer is looked up by its name alone.
+        asked = (name, not field.endswith(".fallback_model"))
+        if asked not in known:
+            known[asked] = await _why_not(tx, *asked)
+        why = known[asked]
+        if why is not None:
+            cast.wrong(field, why)
+    if settings.planning_model is not None and not settings.planning:
+        cast.wrong("planning_model", "is the model that plans; planning is off.")
+    if settings.model is None:
+        _without_model(cast)
+
+
+async def _why_not(tx: Tx, name: str, by_provider: bool) -> str | None:
+    try:
+        await (model_named(tx, name) if by_provider else llms.resolve(tx, name))
+    except DomainError as error:
+        return error.errors[0].message
+    return None
+
+
+def _without_model(cast: Cast) -> None:
+    told = "names no model, nor does the crew: one must be named when it is run."
+    settings, manager = cast.settings, cast.manager
+    for member in cast.members.values():
+        led = member is manager and settings.manager_model is not None
+        if member.agent.kind == "llm" and member.agent.model is None and not led:
+            cast.warn(member.place, told)
+    if cast.hierarchical and manager is None and settings.manager_model is None:
+        cast.warn("manager_model", told)
+    if settings.planning and settings.planning_model is None:
+        cast.warn("planning_model", told)
+
+
+def _idle(cast: Cast) -> None:
+    """Tell of agents that nobody asks, and of those that have nobody to ask."""
+    if len(cast.team) < 2:
+        for member in cast.team:
+            if member.agent.allow_delegation:
+                cast.warn(f"{member.place}.allow_delegation", "does nothing: there is no other agent to delegate to.")
+    used = {duty.agent for duty in cast.duties}
+    if cast.hierarchical or cast.reading.tasks.unread:
+        return
+    if any(cast.members[key].agent.allow_delegation for key in used if key is not None):
+        return
+    for member in cast.members.values():
+        if member.key not in used:
+            cast.warn(member.place, "is given no task.")

@@ -1,0 +1,180 @@
+"""Reading agents and tasks as CrewAI writes them: YAML, with every mistake at once and the line of each."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Generic, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from domain import documents
+from domain.agents.schema import MaxSteps, MaxTokens, Seconds, Temperature, Tools, Words
+from domain.crews.schema import MAX_AGENTS, MAX_TASKS, Mistake, Reference, Settings
+from domain.errors import DomainError, misread
+from domain.tasks import Context, Path
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+_LINE: Final = re.compile(r"\bline (\d+)")
+_TOLD: Final = re.compile(r" \(line \d+\)$")
+Title = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^\x00]*$")]
+
+# What CrewAI knows and this does not, where something else can be done instead.
+_INSTEAD: Final = {
+    "max_rpm": "is for the whole crew here: set the crew's max_rpm.",
+    "planning_llm": "is for the whole crew here: set the crew's planning_model.",
+    "human_input": "is no field of an agent; a step of a workflow can ask for an approval.",
+    "allow_code_execution": "is not a field here: give the agent the tool `python`.",
+    "memory": "is not a field here: what agents know is in their tasks and their context.",
+    "guardrail": "is not a field here: put a task behind this one that checks its answer.",
+    "output_json": "is not a field here: say in expected_output what the answer shall look like.",
+    "output_pydantic": "is not a field here: say in expected_output what the answer shall look like.",
+}
+
+
+class YamlAgent(msgspec.Struct, kw_only=True):
+    """An agent of `agents_yaml`. `llm` and `model` are the same; `max_iter` bounds the calls of the model in a task,
+    `max_execution_time` is in seconds.
+    """
+
+    role: Words | None = None
+    goal: Words | None = None
+    backstory: Words | None = None
+    instructions: Words | None = None
+    llm: Reference | None = None
+    model: Reference | None = None
+    fallback_model: Reference | None = None
+    tools: Tools = []
+    allow_delegation: bool | None = None
+    verbose: bool | None = None
+    max_iter: MaxSteps | None = None
+    max_execution_time: Seconds | None = None
+    temperature: Temperature | None = None
+    max_tokens: MaxTokens | None = None
+
+
+class YamlTask(msgspec.Struct, kw_only=True):
+    """A task of `tasks_yaml`. `name` is what people call it, its key where there is none."""
+
+    name: Title | None = None
+    description: Words | None = None
+    expected_output: Words | None = None
+    agent: Reference | None = None
+    context: Context | None = None
+    tools: Tools = []
+    async_execution: bool = False
+    markdown: bool = False
+    output_file: Path | None = None
+    human_input: bool = False
+
+
+class Document(msgspec.Struct, Generic[T], kw_only=True):
+    """What one document holds, by key. `there` are the places of fields that have a value, in order or not.
+
+    `unread` means that nobody can say what it holds.
+    """
+
+    field: str
+    items: dict[str, T] = {}
+    lines: Mapping[str, int] = {}
+    there: set[str] = set()
+    unread: bool = False
+    mistakes: list[Mistake] = []
+
+    def mistake(self, place: str, message: str) -> Mistake:
+        """One at a place below the document: `write.agent`."""
+        inner = place
+        while inner and inner not in self.lines:
+            inner = inner[: max(inner.rfind("."), inner.rfind("["), 0)]
+        field = f"{self.field}.{place}" if place else self.field
+        return Mistake(field=field, message=message, line=self.lines.get(inner))
+
+
+class Reading(msgspec.Struct, kw_only=True):
+    """What both documents of a crew hold."""
+
+    agents: Document[YamlAgent]
+    tasks: Document[YamlTask]
+
+    def mistake(self, field: str, message: str) -> Mistake:
+        """One at a place: `tasks_yaml.write.agent`, or at a field of the crew itself."""
+        document, _, place = field.partition(".")
+        for one in (self.agents, self.tasks):
+            if one.field == document:
+                return one.mistake(place, message)
+        return Mistake(field=field, message=message)
+
+
+def read(settings: Settings) -> Reading:
+    """Both documents, each with its mistakes. Their parts that are in order are there all the same."""
+    return Reading(
+        agents=_read(settings.agents_yaml, "agents_yaml", YamlAgent, MAX_AGENTS),
+        tasks=_read(settings.tasks_yaml, "tasks_yaml", YamlTask, MAX_TASKS),
+    )
+
+
+def _read(text: str | None, field: str, kind: type[T], most: int) -> Document[T]:
+    if text is None or not text.strip():
+        return Document(field=field)
+    try:
+        parsed = documents.parse(text, field)
+    except DomainError as error:
+        return Document(field=field, unread=True, mistakes=_of_parser(error, field))
+    found = Document[T](field=field, lines=parsed.lines, items={}, mistakes=[])
+    if parsed.value is None:
+        return found
+    if not isinstance(parsed.value, dict):
+        found.unread = True
+        found.mistakes.append(found.mistake("", "must be a mapping: a key for each, and below it what it is."))
+        return found
+    if len(parsed.value) > most:
+        found.mistakes.append(found.mistake("", f"holds {len(parsed.value)}; {most} are allowed."))
+    for key, value in parsed.value.items():
+        _item(found, key, value, kind)
+    return found
+
+
+def _of_parser(error: DomainError, field: str) -> list[Mistake]:
+    found: list[Mistake] = []
+    for one in error.errors:
+        line = _LINE.search(one.field) or _LINE.search(one.message)
+        place = _TOLD.sub("", one.field)
+        found.append(Mistake(field=place, message=one.message, line=int(line[1]) if line else None))
+    return found or [Mistake(field=field, message=error.detail)]
+
+
+def _item(found: Document[T], key: Any, value: Any, kind: type[T]) -> None:
+    place = str(key)[:200]
+    if not isinstance(key, str) or KEY.fullmatch(key) is None:
+        told = "a key begins with a letter or _ and goes on with letters, digits, _ and -, at most 64 in all."
+        found.mistakes.append(found.mistake(place, told))
+    elif not isinstance(value, dict):
+        found.mistakes.append(found.mistake(place, "must be a mapping of fields."))
+        found.items[key] = kind()
+    else:
+        found.items[key] = _fields(found, key, value, kind)
+
+
+def _fields(found: Document[T], key: str, value: dict[Any, Any], kind: type[T]) -> T:
+    """What is in order of an item; the rest are mistakes."""
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    good: dict[str, Any] = {}
+    for name, given in value.items():
+        place = f"{key}.{str(name)[:200]}"
+        if name not in fields:
+            told = _INSTEAD.get(name) or f"is not a field here; there are {', '.join(fields)}."
+            found.mistakes.append(found.mistake(place, told))
+            continue
+        # Folded texts end with the line; a field without a value is none.
+        given = given.strip() if isinstance(given, str) else given
+        if given is None or given == "":
+            continue
+        found.there.add(place)
+        try:
+            good[name] = msgspec.convert(given, fields[name].type)
+        except msgspec.ValidationError as error:
+            wrong = misread(str(error), place)
+            # Null means that nothing is said, so that nobody needs to hear of it.
+            found.mistakes.append(found.mistake(wrong.field, wrong.message.replace(" | null`", "`")))
+    return kind(**good)

@@ -1,0 +1,129 @@
+"""What a model is told, and the JSON Schema of its answer."""
+
+from typing import Any, Final
+
+import msgspec
+
+from domain.generation.schema import Kind
+from domain.tools import ServerTool, Tool
+
+# The local model is small: what it may say is bounded, so that it comes to an end within its room.
+LOCAL_TOKENS: Final = 2_000
+LOCAL_TEMPERATURE: Final = 0.4
+TOKENS: Final = 4_000
+# How much of a crew's documents is read to name a run of it, in characters.
+READ: Final = 20_000
+LOCAL_READ: Final = 3_000
+# How much is told of each tool.
+_SHOWN: Final = 80
+
+_PLANNER: Final = {
+    "name": "Travel Planner",
+    "role": "Senior Travel Consultant",
+    "goal": "Plan trips that fit the budget and the wishes of travellers",
+    "backstory": "You are a consultant who has planned hundreds of trips and knows what can go wrong.",
+}
+_BOOKER: Final = {
+    "name": "Booking Clerk",
+    "role": "Booking Specialist",
+    "goal": "Find the best offers and book them without mistakes",
+    "backstory": "You are a clerk who knows all airlines and never misses a detail.",
+}
+_ROUTE: Final = {
+    "name": "Plan Route",
+    "description": "Choose the places to visit, and the order in which they are visited.",
+    "expected_output": "A list of places with the days spent in each",
+}
+_FLIGHTS: Final = {
+    "name": "Compare Flights",
+    "description": "Look up flights between the cities on the given days and compare their prices and times.",
+    "expected_output": "A table of the five best flights with prices and times",
+}
+_EXAMPLES: Final[dict[Kind, Any]] = {
+    "agent": _PLANNER,
+    "task": _FLIGHTS,
+    "crew": {
+        "name": "Travel Crew",
+        "description": "Plans trips from the first idea to the booking",
+        "process": "sequential",
+        "agents": [_PLANNER, _BOOKER],
+        "tasks": [{**_ROUTE, "agent": "Travel Planner"}, {**_FLIGHTS, "agent": "Booking Clerk"}],
+    },
+    "name": {"name": "Travel Team - Flights To Rome"},
+}
+_TOLD: Final[dict[Kind, str]] = {
+    "agent": "You design AI agents. Answer with one agent as a JSON object. For example, for planning trips:",
+    "task": "You design tasks for AI agents. Answer with one task as a JSON object. For example, for finding flights:",
+    "crew": (
+        "You design crews: AI agents that work on tasks together. Answer with one crew as a JSON object. "
+        "Each task names the agent of the crew that does it. For example, for planning trips:"
+    ),
+    "name": "You give short names to runs of AI agents, of two to six words. Answer with a JSON object. For example:",
+}
+_ASKED: Final[dict[Kind, str]] = {
+    "agent": "Design the agent of this description: ",
+    "task": "Design the task of this description: ",
+    "crew": "Design the crew of this description: ",
+    "name": "Name the run of this:\n",
+}
+
+
+def reference(tool: Tool) -> str:
+    """What a tool is called where one is chosen."""
+    return f"{tool.slug}/{tool.only}" if isinstance(tool, ServerTool) else tool.slug
+
+
+def instructions(kind: Kind, tools: list[Tool], agents: list[str]) -> str:
+    """What the model is told of its work, of the tools that it may choose among, and of the agents for a task."""
+    parts = [f"{_TOLD[kind]}\n{msgspec.json.encode(_EXAMPLES[kind]).decode()}"]
+    if tools:
+        known = "\n".join(f"- {reference(tool)}: {' '.join(tool.description.split())[:_SHOWN]}" for tool in tools)
+        parts.append(f"List the tools that are needed, if any, in the field `tools`. There are these:\n{known}")
+    if agents:
+        parts.append(f"Say in the field `agent` which of these agents shall do it, or null: {', '.join(agents)}.")
+    return "\n\n".join(parts)
+
+
+def question(kind: Kind, text: str) -> str:
+    """What the model is asked."""
+    return _ASKED[kind] + text
+
+
+def answer_schema(kind: Kind, local: bool, tools: list[Tool], agents: list[str]) -> dict[str, Any]:
+    """The JSON Schema of the answer. For the local model, whose answers follow it to the letter, all is bounded.
+
+    Others are kept to what is strict for OpenAI, which knows no lengths: their texts are cut afterwards.
+    """
+
+    def text(most: int) -> dict[str, Any]:
+        return {"type": "string", "minLength": 1, "maxLength": most} if local else {"type": "string"}
+
+    chosen = {"tools": _list({"type": "string", "enum": [reference(tool) for tool in tools]}, 0, 3 if local else 10)}
+    more = chosen if tools else {}
+    if kind == "name":
+        return _object(kind, name=text(60))
+    if kind == "agent":
+        return _object(kind, name=text(40), role=text(60), goal=text(160), backstory=text(240), **more)
+    if kind == "task":
+        by = {"agent": {"type": ["string", "null"], "enum": [*agents, None]}} if agents else {}
+        return _object(kind, name=text(40), description=text(300), expected_output=text(160), **by, **more)
+    agent = _object(None, name=text(40), role=text(60), goal=text(120), backstory=text(160), **more)
+    task = _object(None, name=text(40), description=text(200), expected_output=text(120), agent=text(40), **more)
+    return _object(
+        kind,
+        name=text(40),
+        description=text(160),
+        process={"type": "string", "enum": ["sequential", "hierarchical"]},
+        agents=_list(agent, 2, 3) if local else _list(agent, 1, 10),
+        tasks=_list(task, 2, 3) if local else _list(task, 1, 20),
+    )
+
+
+def _object(title: str | None, **properties: Any) -> dict[str, Any]:
+    named = {} if title is None else {"title": title}
+    closed = {"required": list(properties), "additionalProperties": False}
+    return {**named, "type": "object", "properties": properties, **closed}
+
+
+def _list(items: dict[str, Any], least: int, most: int) -> dict[str, Any]:
+    return {"type": "array", "items": items, "minItems": least, "maxItems": most}

@@ -1,0 +1,111 @@
+"""What can be thought up out of a description, and what is asked for it."""
+
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from domain import llms
+from domain.crews.schema import Process, Yaml
+from domain.states import Status
+
+Kind = Literal["agent", "task", "crew", "name"]
+
+MAX_TOOLS: Final = 24
+
+Description = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=4_000,
+        pattern=r"^[^\x00]*$",
+        examples=["Create a crew for content marketing including research, writing, and review"],
+    ),
+]
+ModelName = Annotated[str, Meta(min_length=1, max_length=200, examples=[llms.LOCAL])]
+ToolNames = Annotated[
+    list[Annotated[str, Meta(min_length=1, max_length=200)]], Meta(max_length=MAX_TOOLS, examples=[["http_request"]])
+]
+
+
+class Generate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What to think up, and with which model. `tools` are those to choose among, all that are enabled if left out."""
+
+    description: Description
+    model: ModelName = llms.LOCAL
+    tools: ToolNames | None = None
+
+
+class GenerateName(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What a run is about: a description, or the documents of a crew, or both."""
+
+    agents_yaml: Yaml | None = None
+    tasks_yaml: Yaml | None = None
+    description: Description | None = None
+    model: ModelName = llms.LOCAL
+
+
+class AgentDraft(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent to send to `POST /agents`."""
+
+    name: str
+    role: str
+    goal: str
+    backstory: str
+    tools: list[str]
+    model: str
+
+
+class TaskDraft(msgspec.Struct, frozen=True, kw_only=True):
+    """A task to send to `POST /tasks`. `agent` is one of the tenant's, or of the crew that the task belongs to."""
+
+    name: str
+    description: str
+    expected_output: str
+    agent: str | None
+    tools: list[str]
+
+
+class CrewDraft(msgspec.Struct, frozen=True, kw_only=True):
+    """A crew to send to `POST /crews`."""
+
+    name: str
+    description: str
+    process: Process
+    model: str
+    agents_yaml: str
+    tasks_yaml: str
+
+
+class AgentAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent, null while the model is at it. Its name is one that nobody in the tenant has at this moment."""
+
+    agent: AgentDraft | None
+    execution_id: str
+    status: Status
+
+
+class TaskAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A task, null while the model is at it."""
+
+    task: TaskDraft | None
+    execution_id: str
+    status: Status
+
+
+class CrewAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A crew, null while the model is at it; its agents and tasks also one by one, for whoever wants to keep them."""
+
+    crew: CrewDraft | None
+    agents: list[AgentDraft]
+    tasks: list[TaskDraft]
+    execution_id: str
+    status: Status
+
+
+class NameAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A name for a run, null while the model is at it."""
+
+    name: str | None
+    execution_id: str
+    status: Status

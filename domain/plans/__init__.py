@@ -1,0 +1,1 @@
+"""Plans: what crews and workflows become when they are started."""

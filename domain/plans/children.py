@@ -1,0 +1,114 @@
+"""Steps of a plan as executions: each is a child of the plan's own."""
+
+from typing import Any
+
+import msgspec
+
+from domain.agents import Spec
+from domain.executions.schema import (
+    DEFAULT_TIMEOUT,
+    LLM_TIMEOUT,
+    MAX_DEPTH,
+    Execution,
+    depth,
+    job_of,
+)
+from domain.executions.starting import TOOL_TIMEOUT, added, fresh
+from domain.plans.engine import StepFailed, begun
+from domain.plans.schema import PLAN_TIMEOUT, WHOLE, AgentWork, Plan, PlanStep, PlanWork, StepRun, ToolWork
+from domain.ports import Tx
+
+
+def place(run: StepRun) -> str:
+    """`review`, or `review[3]` for an item."""
+    return run.step if run.item == WHOLE else f"{run.step}[{run.item}]"
+
+
+async def start(
+    tx: Tx, parent: Execution, plan: Plan, step: PlanStep, run: StepRun, payload: dict[str, Any], spec: Spec | None
+) -> Execution:
+    """Write the execution of a step that starts now, and ring for it. Errors: `StepFailed`."""
+    if depth(payload) > MAX_DEPTH:
+        raise StepFailed("not_startable", f"The inputs nest deeper than {MAX_DEPTH} levels.")
+    work = step.work
+    child = fresh(tx, parent.tenant_id, parent.user_id, parent.key_id, _named(work), _given(parent, work, payload))
+    child = msgspec.structs.replace(
+        child,
+        parent_id=parent.id,
+        root_id=parent.root_id or parent.id,
+        step=place(run),
+        crew_id=parent.crew_id,
+        workflow_id=parent.workflow_id,
+        schedule_id=parent.schedule_id,
+        cost_limit=parent.cost_limit,
+    )
+    if isinstance(work, AgentWork):
+        return await _agent(tx, parent, plan, step, work, child, spec)
+    if isinstance(work, ToolWork):
+        timeout = step.timeout or TOOL_TIMEOUT
+        made = msgspec.structs.replace(child, kind="tool", lane="llm", mode="yolo", timeout=timeout, max_attempts=1)
+        return await added(tx, made, None)
+    made = of_plan(child, work.plan, parent.mode, step.timeout)
+    return await begin(tx, made, work.plan)
+
+
+def of_plan(execution: Execution, plan: Plan, mode: Any, timeout: int | None) -> Execution:
+    """An execution as one of a plan."""
+    return msgspec.structs.replace(
+        execution,
+        kind=plan.kind,
+        lane="plan",
+        crew_id=plan.crew_id or execution.crew_id,
+        workflow_id=execution.workflow_id or plan.workflow_id,
+        mode=mode,
+        timeout=timeout or PLAN_TIMEOUT,
+        max_attempts=1,
+        steps_total=len(plan.steps),
+    )
+
+
+async def begin(tx: Tx, execution: Execution, plan: Plan, runs: list[StepRun] | None = None) -> Execution:
+    """Write the execution of a plan, and the plan with it, and ring for it."""
+    await tx.executions.add(execution, None)
+    await tx.plans.add(execution.id, plan, begun(plan) if runs is None else runs, tx.now)
+    tx.ring(job_of(execution))
+    return execution
+
+
+async def _agent(
+    tx: Tx, parent: Execution, plan: Plan, step: PlanStep, work: AgentWork, child: Execution, spec: Spec | None
+) -> Execution:
+    if spec is None:
+        timeout = step.timeout or work.timeout or DEFAULT_TIMEOUT
+        made = msgspec.structs.replace(
+            child,
+            agent_id=work.agent_id,
+            agent_name=work.name,
+            agent_version_id=work.version_id,
+            timeout=timeout,
+            cost_limit=parent.cost_limit if work.calls_models else None,
+        )
+        return await added(tx, made, None)
+    if not child.input_data:
+        raise StepFailed("not_startable", f"The agent {work.name!r} is asked nothing: the step has no prompt.")
+    made = msgspec.structs.replace(
+        child,
+        agent_id=work.agent_id,
+        agent_name=work.name,
+        lane="llm",
+        mode=parent.mode or "safe",
+        model=spec.model,
+        timeout=step.timeout or spec.timeout or LLM_TIMEOUT,
+    )
+    return await added(tx, made, msgspec.structs.replace(spec, max_rpm=plan.max_rpm))
+
+
+def _named(work: AgentWork | ToolWork | PlanWork) -> str:
+    return work.plan.name if isinstance(work, PlanWork) else work.name
+
+
+def _given(parent: Execution, work: AgentWork | ToolWork | PlanWork, payload: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(work, ToolWork):
+        # The files of all that belongs to one run lie together.
+        return {"tool": work.tool, "args": payload, "execution_id": parent.root_id or parent.id}
+    return payload

@@ -1,0 +1,284 @@
+"""Stepping through a plan: what may start, what is to be tried again, when it has ended. Pure; no step is run here.
+
+    pending ──► waiting (for an approval) ──► running ──► completed | failed
+       └──► skipped | cancelled                  └──► pending (to be tried again)
+
+A step is ready when all that it depends on is settled: completed, skipped, or failed where that does not matter. After
+a failure that matters nothing new is started; what runs comes to its end, and then the plan has failed.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from domain.plans.schema import ENDED, MAX_ITEMS, WHOLE, Plan, PlanStep, StepRun, StepStatus
+
+Key = tuple[str, int]
+# Trying again changes nothing about these.
+FINAL: Final = frozenset(
+    {"rejected", "budget_exceeded", "cancelled", "bad_expression", "map_too_large", "not_startable"}
+)
+
+
+class StepFailed(Exception):
+    """A step cannot be judged or started. `kind` is its `error_type`."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind, self.message = kind, message
+
+
+class Judge(Protocol):
+    """What the plan's expressions say. Errors: `StepFailed`."""
+
+    def wanted(self, step: PlanStep) -> bool:
+        """What its `when` says."""
+        ...
+
+    def items(self, step: PlanStep) -> int:
+        """How many items the list has that it is mapped over."""
+        ...
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How a plan has ended; without `error_type` it is completed."""
+
+    error_type: str | None = None
+    error_message: str | None = None
+
+
+class Board:
+    """A plan and how far each of its steps is. `runs` has a row for every step, and for each item of a mapped one.
+
+    `changed` gathers what is to be written down.
+    """
+
+    def __init__(self, plan: Plan, runs: Iterable[StepRun]) -> None:
+        self.plan = plan
+        self.steps = {step.id: step for step in plan.steps}
+        self.runs: dict[Key, StepRun] = {}
+        self.changed: dict[Key, StepRun] = {}
+        self._items: dict[str, list[StepRun]] = {}
+        self._settled: set[str] = set()
+        self._failed: StepRun | None = None
+        for run in runs:
+            self._know(run)
+
+    # what happened
+
+    def ended(self, key: Key, error_type: str | None, error_message: str | None, now: datetime) -> bool:
+        """The try that was running has ended. Returns whether it was."""
+        run, step = self.runs[key], self.steps[key[0]]
+        if run.status != "running":
+            return False
+        if error_type is None:
+            self._move(run, "completed", finished_at=now, error_type=None, error_message=None)
+        elif error_type not in FINAL and run.tries <= step.retry.attempts:
+            due = now + timedelta(seconds=step.retry.pause(run.tries))
+            self._move(run, "pending", due_at=due, error_type=error_type, error_message=error_message)
+        else:
+            self._fail(run, error_type, error_message, now)
+        return True
+
+    def decided(self, step: str, approved: bool, by: str, reason: str | None, now: datetime) -> bool:
+        """Somebody decided on a step that waits. Returns whether it did."""
+        run = self.runs.get((step, WHOLE))
+        if run is None or run.status != "waiting":
+            return False
+        note = {"approved": approved, "decided_by": by, "decided_at": now, "reason": reason}
+        if approved:
+            self._move(run, "pending", **note)
+        else:
+            self._fail(run, "rejected", reason or "The step was rejected.", now, **note)
+        return True
+
+    # what follows
+
+    def moves(self, now: datetime) -> bool:
+        """Whether `advance` and `settle` would move anything now. Call both while it is so."""
+        if self.ready(now):
+            return True
+        if self.failing and any(
+            run.status in ("pending", "waiting") for run in self.runs.values() if run.item == WHOLE
+        ):
+            return True
+        mapped = (step_id for step_id in self._items if self.runs[step_id, WHOLE].status == "running")
+        return any(self._items_move(self.steps[step_id], now) for step_id in mapped)
+
+    def ready(self, now: datetime) -> list[PlanStep]:
+        """The steps that `advance` judges now; what their expressions refer to must be known by then."""
+        if self.failing:
+            return []
+        return [step for step in self.plan.steps if self._is_ready(step, now)]
+
+    def advance(self, ready: list[PlanStep], judge: Judge, now: datetime) -> list[StepRun]:
+        """Move these steps. Returns what is to be started now, which counts as running."""
+        starts: list[StepRun] = []
+        for step in ready:
+            if not self.failing:
+                self._advance(step, judge, now, starts)
+        return starts
+
+    def settle(self, now: datetime) -> list[StepRun]:
+        """Move the items of mapped steps, and stop what is not begun any more. Returns what is to be started now."""
+        starts: list[StepRun] = []
+        for step_id in list(self._items):
+            if self.runs[step_id, WHOLE].status == "running":
+                self._advance_items(self.runs[step_id, WHOLE], now, starts)
+        if self.failing:
+            for run in [
+                one for one in self.runs.values() if one.item == WHOLE and one.status in ("pending", "waiting")
+            ]:
+                self._move(run, "cancelled", finished_at=now)
+        return starts
+
+    def cancel(self, now: datetime) -> None:
+        """Nothing of it runs or waits any more."""
+        for run in self.runs.values():
+            if run.status not in ENDED:
+                self._move(run, "cancelled", finished_at=now)
+
+    @property
+    def failing(self) -> bool:
+        """Whether something failed that the plan cannot do without."""
+        return self._failed is not None
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How it has ended; None while it has not."""
+        if any(run.status not in ENDED for run in self.runs.values()):
+            return None
+        if self._failed is None:
+            return Outcome()
+        named, failed = self.steps[self._failed.step].name, self._failed
+        return Outcome(error_type=failed.error_type, error_message=f"The step {named!r} failed: {failed.error_message}")
+
+    @property
+    def completed(self) -> int:
+        """How many steps are done with: completed, or skipped."""
+        return sum(run.item == WHOLE and run.status in ("completed", "skipped") for run in self.runs.values())
+
+    def children(self, step: str) -> list[str]:
+        """The executions that a completed step is made of, a mapped one's in the order of its items."""
+        items = sorted(self._items.get(step, []), key=lambda run: run.item)
+        runs = [self.runs[step, WHOLE]] if self.steps[step].map is None else items
+        return [run.execution_id for run in runs if run.execution_id is not None]
+
+    # the rules
+
+    def _is_ready(self, step: PlanStep, now: datetime) -> bool:
+        return _is_due(self.runs[step.id, WHOLE], now) and all(one in self._settled for one in step.depends_on)
+
+    def _advance(self, step: PlanStep, judge: Judge, now: datetime, starts: list[StepRun]) -> None:
+        run = self.runs[step.id, WHOLE]
+        try:
+            if run.tries == 0 and run.approved is None and step.when is not None and not judge.wanted(step):
+                self._move(run, "skipped", finished_at=now)
+                return
+            if step.requires_approval and run.approved is None:
+                self._move(run, "waiting", started_at=now)
+                return
+            if step.map is None:
+                self._start(run, now, starts)
+                return
+            count = judge.items(step)
+            if count > MAX_ITEMS:
+                raise StepFailed("map_too_large", f"The list has {count} items; {MAX_ITEMS} are allowed.")
+        except StepFailed as failed:
+            self._fail(run, failed.kind, failed.message, now)
+            return
+        self._move(run, "running", tries=1, started_at=run.started_at or now)
+        self._items[step.id] = []
+        for item in range(count):
+            made = StepRun(step=step.id, item=item)
+            self._know(made)
+            self.changed[step.id, item] = made
+
+    def _items_move(self, step: PlanStep, now: datetime) -> bool:
+        items = self._items[step.id]
+        running = sum(one.status == "running" for one in items)
+        if self.failing or any(one.status == "failed" for one in items):
+            return not running
+        return all(one.status in ENDED for one in items) or (
+            running < step.max_parallel and any(_is_due(one, now) for one in items)
+        )
+
+    def _advance_items(self, whole: StepRun, now: datetime, starts: list[StepRun]) -> None:
+        step, items = self.steps[whole.step], self._items.get(whole.step, [])
+        failed = next((one for one in items if one.status == "failed"), None)
+        running = sum(one.status == "running" for one in items)
+        if failed is None and not self.failing:
+            for one in items:
+                if running < step.max_parallel and _is_due(one, now):
+                    self._start(one, now, starts)
+                    running += 1
+        if running:
+            return
+        if failed is not None or self.failing:
+            for one in items:
+                if one.status not in ENDED:
+                    self._move(one, "cancelled", finished_at=now)
+        if failed is not None:
+            self._fail(whole, failed.error_type, f"Item {failed.item}: {failed.error_message}", now)
+        elif self.failing and any(one.status == "cancelled" for one in items):
+            self._move(whole, "cancelled", finished_at=now)
+        elif all(one.status == "completed" for one in items):
+            self._move(whole, "completed", finished_at=now)
+        elif all(one.status in ENDED for one in items):
+            self._fail(whole, "cancelled", "An item was cancelled.", now)
+
+    def _start(self, run: StepRun, now: datetime, starts: list[StepRun]) -> None:
+        self._move(run, "running", tries=run.tries + 1, due_at=None, started_at=run.started_at or now)
+        starts.append(run)
+
+    def _fail(self, run: StepRun, kind: str | None, message: str | None, now: datetime, **more: Any) -> None:
+        self._move(run, "failed", error_type=kind, error_message=message, finished_at=now, **more)
+
+    def _move(self, run: StepRun, status: StepStatus, **more: Any) -> None:
+        run.status = status
+        for name, value in more.items():
+            setattr(run, name, value)
+        self.changed[run.step, run.item] = run
+        self._know(run)
+
+    def _know(self, run: StepRun) -> None:
+        key = run.step, run.item
+        if run.item != WHOLE and key not in self.runs:
+            self._items.setdefault(run.step, []).append(run)
+        self.runs[key] = run
+        if run.item != WHOLE:
+            return
+        lenient = self.steps[run.step].continue_on_failure
+        if run.status in ("completed", "skipped") or (run.status == "failed" and lenient):
+            self._settled.add(run.step)
+        elif run.status == "failed" and self._failed is None:
+            self._failed = run
+
+
+def _is_due(run: StepRun, now: datetime) -> bool:
+    return run.status == "pending" and (run.due_at is None or run.due_at <= now)
+
+
+def begun(plan: Plan) -> list[StepRun]:
+    """The steps of a plan before anything has happened."""
+    return [StepRun(step=step.id) for step in plan.steps]
+
+
+def resumed(plan: Plan, before: Iterable[StepRun]) -> list[StepRun]:
+    """The steps of a plan that is run again after a failure: what is completed or skipped stays so."""
+    kept: list[StepRun] = []
+    runs = {(run.step, run.item): run for run in before}
+    for step in plan.steps:
+        whole = runs[step.id, WHOLE]
+        items = [run for run in runs.values() if run.step == step.id and run.item != WHOLE]
+        if whole.status in ("completed", "skipped"):
+            kept += [whole, *items]
+        elif items:
+            # The list is the same: what it was made of has not changed.
+            kept.append(StepRun(step=step.id, status="running", tries=1, approved=whole.approved))
+            kept += [run if run.status == "completed" else StepRun(step=run.step, item=run.item) for run in items]
+        else:
+            kept.append(StepRun(step=step.id))
+    return kept

@@ -1,0 +1,77 @@
+"""Starting plans, and starting ended ones again from where they failed."""
+
+from typing import Any
+
+import msgspec
+
+from domain import expressions
+from domain.access import Caller
+from domain.errors import conflict, invalid
+from domain.executions import Execution, get
+from domain.executions.schema import Start, payload_of
+from domain.executions.starting import fresh
+from domain.expressions import BadExpression
+from domain.plans import children, rendering
+from domain.plans.engine import begun, resumed
+from domain.plans.schema import MAX_ITEMS, Plan, PlanStep
+from domain.ports import Tx
+from domain.states import TERMINAL
+
+
+async def start(tx: Tx, caller: Caller, plan: Plan, data: Start, schedule_id: str | None = None) -> Execution:
+    """Write a pending execution of a plan and ring for it. Errors: `invalid_field`."""
+    for field in ("agent_version_id", "max_attempts"):
+        if getattr(data, field) is not None:
+            raise invalid(field, f"is for agents; this is a {plan.kind}.")
+    given = payload_of(data)
+    _check_lists(plan, given)
+    execution = children.of_plan(
+        fresh(tx, caller.tenant_id, caller.user_id, caller.key_id, plan.name, given),
+        plan,
+        data.mode or "safe",
+        data.timeout,
+    )
+    named = {} if data.run_name is None else {"run_name": data.run_name}
+    execution = msgspec.structs.replace(
+        execution, model=data.model, cost_limit=data.cost_limit, schedule_id=schedule_id, **named
+    )
+    return await children.begin(tx, execution, plan)
+
+
+async def retry(tx: Tx, caller: Caller, execution_id: str, from_failed: bool) -> Execution:
+    """Run an ended plan again as it was then, as a new execution; only what is not completed, `from_failed`.
+
+    Errors: `not_found`, `conflict` for one that has not ended, or has nothing that failed.
+    """
+    old = await get(tx, execution_id)
+    plan = await tx.plans.get(execution_id)
+    if old.status not in TERMINAL:
+        raise conflict(f"The execution is {old.status}; only one that has ended can be run again.")
+    assert plan is not None, "a plan's execution without a plan"
+    if from_failed and old.status == "completed":
+        raise conflict("The execution is completed; none of its steps failed.")
+    made = fresh(tx, caller.tenant_id, caller.user_id, caller.key_id, plan.name, old.input_data)
+    made = children.of_plan(made, plan, old.mode, old.timeout)
+    kept: dict[str, Any] = {name: getattr(old, name) for name in ("run_name", "model", "cost_limit")}
+    made = msgspec.structs.replace(made, **kept, retry_of=old.id)
+    runs = resumed(plan, await tx.plans.runs(old.id)) if from_failed else begun(plan)
+    return await children.begin(tx, made, plan, runs)
+
+
+def _check_lists(plan: Plan, given: dict[str, Any]) -> None:
+    """Refuse at once a list that is too long, or none, where the inputs alone tell. Errors: `invalid_field`."""
+    for number, step in enumerate(plan.steps):
+        if step.map is not None and rendering.judged(_only_map(step)).names <= {"inputs"}:
+            field = f"steps[{number}].map"
+            try:
+                found = expressions.evaluate(step.map, {"inputs": given}) if isinstance(step.map, str) else step.map
+            except BadExpression as error:
+                raise invalid(field, error.message) from error
+            if not isinstance(found, list):
+                raise invalid(field, "is no list with these inputs.")
+            if len(found) > MAX_ITEMS:
+                raise invalid(field, f"has {len(found)} items with these inputs; {MAX_ITEMS} are allowed.")
+
+
+def _only_map(step: PlanStep) -> PlanStep:
+    return msgspec.structs.replace(step, when=None)

@@ -1,0 +1,57 @@
+"""Schedules: what is started by itself, when a cron line says so."""
+
+from domain.schedules.cases import (
+    create,
+    delete,
+    get,
+    history,
+    list_schedules,
+    patch,
+    run_now,
+    shown,
+    toggle,
+)
+from domain.schedules.firing import MISSED_SHOWN, ON_TIME, Turn, fire, turn
+from domain.schedules.schema import (
+    MAX_CATCH_UP,
+    TARGETS,
+    Due,
+    NewSchedule,
+    Outcome,
+    Overlap,
+    PatchSchedule,
+    Schedule,
+    ScheduleRun,
+    Schedules,
+    ShownSchedule,
+    Target,
+)
+
+__all__ = [
+    "MAX_CATCH_UP",
+    "MISSED_SHOWN",
+    "ON_TIME",
+    "TARGETS",
+    "Due",
+    "NewSchedule",
+    "Outcome",
+    "Overlap",
+    "PatchSchedule",
+    "Schedule",
+    "ScheduleRun",
+    "Schedules",
+    "ShownSchedule",
+    "Target",
+    "Turn",
+    "create",
+    "delete",
+    "fire",
+    "get",
+    "history",
+    "list_schedules",
+    "patch",
+    "run_now",
+    "shown",
+    "toggle",
+    "turn",
+]

@@ -1,0 +1,200 @@
+"""What a schedule is, and what becomes of its due times."""
+
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal, Protocol
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from domain.cron import MAX_LINE
+from domain.executions.schema import Dollars, Mode, StartAny
+from domain.names import Name
+from domain.pages import Listing, Page
+from domain.states import Status
+
+# `skip`: a due time passes while an execution of the schedule has not ended. `queue`: one waits for that end.
+Overlap = Literal["skip", "queue", "allow"]
+Outcome = Literal["fired", "queued", "skipped", "missed", "failed"]
+Target = Literal["agent", "crew", "workflow"]
+TARGETS: Final = ("agent_id", "crew_id", "workflow_id")
+MAX_SCHEDULES: Final = 1000
+MAX_CATCH_UP: Final = 100
+# How many due times that are to come are shown.
+SHOWN: Final = 5
+
+CronExpression = Annotated[
+    str,
+    Meta(min_length=1, max_length=MAX_LINE, examples=["0 9 * * *"], description="Five fields, or @daily and the like."),
+]
+Timezone = Annotated[str, Meta(min_length=1, max_length=64, examples=["Europe/Berlin"], description="Of the IANA's.")]
+Reference = Annotated[str, Meta(min_length=1, max_length=200, description="An id or a name.")]
+Inputs = Annotated[dict[str, Any], Meta(examples=[{"report_date": "today"}])]
+Model = Annotated[str, Meta(min_length=1, max_length=200)]
+CatchUp = Annotated[
+    int, Meta(ge=0, le=MAX_CATCH_UP, description="How many due times that nobody looked at are made up for.")
+]
+
+
+class Schedule(msgspec.Struct, kw_only=True):
+    """A schedule of an agent, a crew or a workflow. It runs on behalf of `user_id`: who said last what it does.
+
+    Of due times that have come together, the latest `catch_up` fire and the others are `missed`; one of the last
+    minute is on time and fires in any case. `next_run_at` is null while it is disabled. `last_run_at` and
+    `last_execution_id` are of what it started last, `last_status` what that has come to, `last_error` why it could not
+    start anything since. `run_count` counts what it started, with `run` too; the other counts are of due times.
+    """
+
+    id: str
+    name: str
+    cron_expression: str
+    timezone: str
+    agent_id: str | None = None
+    crew_id: str | None = None
+    workflow_id: str | None = None
+    inputs: dict[str, Any]
+    model: str | None
+    mode: Mode | None
+    cost_limit: float | None
+    enabled: bool
+    overlap: Overlap
+    catch_up: int
+    next_run_at: datetime | None = None
+    last_run_at: datetime | None = None
+    last_execution_id: str | None = None
+    last_status: Status | None = None
+    last_error: str | None = None
+    run_count: int = 0
+    missed_count: int = 0
+    skipped_count: int = 0
+    failed_count: int = 0
+    user_id: str
+    tenant_id: str
+    created_at: datetime
+    updated_at: datetime
+
+    def started(self, execution_id: str, now: datetime) -> None:
+        """It has started an execution."""
+        self.last_run_at, self.last_execution_id, self.last_error = now, execution_id, None
+        self.run_count += 1
+
+    @property
+    def start(self) -> StartAny:
+        """What it starts."""
+        return StartAny(
+            agent_id=self.agent_id,
+            crew_id=self.crew_id,
+            workflow_id=self.workflow_id,
+            inputs=self.inputs,
+            model=self.model,
+            mode=self.mode,
+            cost_limit=self.cost_limit,
+        )
+
+
+class ShownSchedule(Schedule, kw_only=True):
+    """A schedule, and when it is due next."""
+
+    upcoming: list[datetime] = []
+
+
+class NewSchedule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What to start, and when: one of `agent_id`, `crew_id` and `workflow_id`, by id or name."""
+
+    name: Annotated[Name, Meta(examples=["Daily Reports"])]
+    cron_expression: CronExpression
+    timezone: Timezone = "UTC"
+    agent_id: Reference | None = None
+    crew_id: Reference | None = None
+    workflow_id: Reference | None = None
+    inputs: Inputs = {}
+    model: Model | None = None
+    mode: Mode | None = None
+    cost_limit: Dollars | None = None
+    enabled: bool = True
+    overlap: Overlap = "skip"
+    catch_up: CatchUp = 1
+
+
+class PatchSchedule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What to change; `inputs` are replaced as a whole. An agent, a crew or a workflow takes the place of any other."""
+
+    name: Name | UnsetType = UNSET
+    cron_expression: CronExpression | UnsetType = UNSET
+    timezone: Timezone | UnsetType = UNSET
+    agent_id: Reference | UnsetType = UNSET
+    crew_id: Reference | UnsetType = UNSET
+    workflow_id: Reference | UnsetType = UNSET
+    inputs: Inputs | UnsetType = UNSET
+    model: Model | None | UnsetType = UNSET
+    mode: Mode | None | UnsetType = UNSET
+    cost_limit: Dollars | None | UnsetType = UNSET
+    enabled: bool | UnsetType = UNSET
+    overlap: Overlap | UnsetType = UNSET
+    catch_up: CatchUp | UnsetType = UNSET
+
+
+class ScheduleRun(msgspec.Struct, kw_only=True):
+    """What became of one due time, at `settled_at`: it `fired` as an execution, or why it did not.
+
+    Of the missed ones of a long outage only the latest are here; `missed_count` counts them all.
+    """
+
+    schedule_id: str
+    due_at: datetime
+    outcome: Outcome
+    execution_id: str | None = None
+    reason: str | None = None
+    settled_at: datetime
+
+
+class Due(msgspec.Struct, frozen=True, kw_only=True):
+    """A schedule of any tenant that something is to be done for."""
+
+    schedule_id: str
+    tenant_id: str
+
+
+class Schedules(Protocol):
+    """The schedules of the bound tenant; `due` and `forget` are of all tenants, before one is bound."""
+
+    async def add(self, schedule: Schedule) -> bool: ...
+    async def find(self, reference: str, lock: bool = False) -> Schedule | None: ...
+    async def take(self, schedule_id: str) -> Schedule | None:
+        """Lock one, or None if it is gone or another has it."""
+        ...
+
+    async def page(self, page: Page, enabled: bool | None) -> Listing[Schedule]: ...
+    async def save(self, schedule: Schedule) -> bool: ...
+    async def delete(self, schedule_id: str) -> None: ...
+    async def count(self) -> int:
+        """How many there are. Holds off other additions until the commit."""
+        ...
+
+    async def using(self, kind: Target, row_id: str) -> list[str]:
+        """Names of the schedules that start this."""
+        ...
+
+    async def running(self, schedule_id: str) -> bool:
+        """Whether an execution of it has not ended."""
+        ...
+
+    async def record(self, runs: list[ScheduleRun]) -> int:
+        """Write down what becomes of due times, once each. Returns how many were not known before."""
+        ...
+
+    async def queued(self, schedule_id: str) -> datetime | None:
+        """The due time that waits."""
+        ...
+
+    async def settle(self, run: ScheduleRun) -> None:
+        """Say anew what became of a due time."""
+        ...
+
+    async def runs(self, schedule_id: str, page: Page, outcome: Outcome | None) -> Listing[ScheduleRun]: ...
+    async def due(self, now: datetime, most: int) -> tuple[list[Due], datetime | None]:
+        """Schedules that something is to be done for now, and when the next one is due."""
+        ...
+
+    async def forget(self, before: datetime) -> int:
+        """Remove what became of due times before this one."""
+        ...

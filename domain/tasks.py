@@ -1,0 +1,240 @@
+"""The catalogue of tasks: what agents of crews are asked to do."""
+
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal, Protocol
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from domain import ids, names, tools, workspaces
+from domain.access import Caller
+from domain.chat import ToolFailed
+from domain.errors import DomainError, FieldError, conflict, invalid, not_found, refused
+from domain.names import Name
+from domain.pages import Listing, Page
+from domain.plans import compiling
+from domain.ports import Tx
+
+MAX_CONTEXT: Final = 100
+# A crew of these in which each needs the next would need them all at once to be looked at.
+_LOOKED_AT: Final = 1_000
+
+TaskName = Annotated[Name, Meta(examples=["Research Task"])]
+Words = Annotated[str, Meta(max_length=100_000, pattern=r"^[^\x00]*$")]
+Described = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=100_000,
+        pattern=r"^[^\x00]*$",
+        examples=["Research the latest developments in AI"],
+    ),
+]
+Expected = Annotated[Words, Meta(examples=["A comprehensive report on AI developments"])]
+Reference = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
+Path = Annotated[str, Meta(min_length=1, max_length=500, pattern=r"^[^\x00]*$", examples=["report.md"])]
+Tools = Annotated[list[Reference], Meta(max_length=64, examples=[["http_request"]])]
+Context = Annotated[
+    list[Reference],
+    Meta(
+        max_length=MAX_CONTEXT,
+        description="Tasks whose answers come with this one. Without it those of all before it, none for [].",
+        examples=[[]],
+    ),
+]
+
+
+class Task(msgspec.Struct, kw_only=True):
+    """A task, and what it is known by in a crew, its `slug`. `{name}` in its texts is an input of the crew's run.
+
+    `context` holds the ids of tasks whose answers come with it: none if it is empty, those of all that came before
+    if it is null. A crew goes on beside an `async_execution` until the next task that is not one. `tools` are given to
+    the agent for this task besides its own. What is answered is written to `output_file` of the run's workspace too.
+    """
+
+    id: str
+    name: str
+    slug: str
+    description: str
+    expected_output: str | None
+    agent: str | None
+    tools: list[str]
+    context: list[str] | None
+    async_execution: bool
+    markdown: bool
+    output_file: str | None
+    tenant_id: str
+    created_at: datetime
+    updated_at: datetime
+
+
+class NewTask(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What to add. The name is unique in the tenant; `agent` and `context` take ids, names and slugs."""
+
+    name: TaskName
+    description: Described
+    expected_output: Expected | None = None
+    agent: Reference | None = None
+    tools: Tools = []
+    context: Context | None = None
+    async_execution: bool = False
+    markdown: bool = False
+    output_file: Path | None = None
+
+
+class PatchTask(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What to change; `tools` and `context` are replaced as a whole."""
+
+    name: Name | UnsetType = UNSET
+    description: Described | UnsetType = UNSET
+    expected_output: Expected | None | UnsetType = UNSET
+    agent: Reference | None | UnsetType = UNSET
+    tools: Tools | UnsetType = UNSET
+    context: Context | None | UnsetType = UNSET
+    async_execution: bool | UnsetType = UNSET
+    markdown: bool | UnsetType = UNSET
+    output_file: Path | None | UnsetType = UNSET
+
+
+Sent = dict[str, Any]
+
+
+class Tasks(Protocol):
+    """The tasks of the bound tenant."""
+
+    async def add(self, task: Task) -> bool: ...
+    async def find(self, reference: str, lock: bool = False) -> Task | None: ...
+    async def among(self, references: list[str], lock: Literal["share"] | None = None) -> list[Task]:
+        """Those that one of the references names, by id, name or slug."""
+        ...
+
+    async def page(self, page: Page) -> Listing[Task]: ...
+    async def save(self, task: Task) -> bool: ...
+    async def delete(self, task_id: str) -> None: ...
+    async def followers(self, task_id: str) -> list[str]:
+        """The names of tasks that have this one in their context."""
+        ...
+
+
+async def create(tx: Tx, caller: Caller, data: NewTask) -> Task:
+    """Add a task. Errors: `conflict` for a taken name, `invalid_field` for unknown agents, tools and tasks."""
+    sent = {name: getattr(data, name) for name in NewTask.__struct_fields__}
+    task = Task(id=ids.new("task"), slug="", tenant_id=caller.tenant_id, created_at=tx.now, updated_at=tx.now, **sent)
+    await _check(tx, task, sent)
+    if not await tx.tasks.add(task):
+        raise names.taken("task", task.name)
+    return task
+
+
+async def _check(tx: Tx, task: Task, sent: Sent) -> None:
+    """See that what was sent means something, and put ids for the tasks named. Errors: `invalid_field`, all at once."""
+    wrong: list[FieldError] = []
+    task.slug = names.checked_slug(names.checked(task.name, "task"))
+    try:
+        if sent.get("agent") is not None:
+            await compiling.named(tx, sent["agent"], "agent")
+    except DomainError as error:
+        wrong += error.errors
+    try:
+        await tools.named(tx, sent.get("tools") or [])
+    except DomainError as error:
+        wrong += error.errors
+    try:
+        if sent.get("output_file") is not None:
+            task.output_file = checked_path(sent["output_file"])
+    except DomainError as error:
+        wrong += error.errors
+    if sent.get("context"):
+        wrong += await _look_around(tx, task, sent["context"])
+    if wrong:
+        raise refused(wrong)
+
+
+def unknown_task(reference: str) -> str:
+    """What is said of the name of a task that there is not."""
+    return f"there is no task {reference!r}; see /tasks for those there are."
+
+
+def checked_path(path: str) -> str:
+    """A path in a workspace. Errors: `invalid_field`."""
+    try:
+        return workspaces.checked(path)
+    except ToolFailed as error:
+        raise invalid("output_file", str(error)) from error
+
+
+async def _look_around(tx: Tx, task: Task, context: list[str]) -> list[FieldError]:
+    others = await named(tx, context)
+    wrong = [
+        FieldError(field=f"context[{number}]", message=unknown_task(reference))
+        for number, (reference, other) in enumerate(zip(context, others, strict=True))
+        if other is None
+    ]
+    found = [other for other in others if other is not None]
+    task.context = list(dict.fromkeys(one.id for one in found))
+    if task.id in task.context or await _leads_back(tx, task, found):
+        wrong.append(FieldError(field="context", message="makes a circle: one of these needs this task itself."))
+    return wrong
+
+
+async def _leads_back(tx: Tx, task: Task, found: list[Task]) -> bool:
+    seen: set[str] = set()
+    while found and len(seen) < _LOOKED_AT:
+        further = {one for other in found for one in other.context or ()} - seen
+        if task.id in further:
+            return True
+        seen |= further
+        found = await tx.tasks.among(sorted(further)) if further else []
+    return False
+
+
+async def named(tx: Tx, references: list[str]) -> list[Task | None]:
+    """The tasks of these ids, names or slugs, kept until the commit, and None for each that is none."""
+    found: dict[str, Task] = {}
+    for task in await tx.tasks.among(references, "share") if references else []:
+        found |= dict.fromkeys((task.id, task.name, task.slug), task)
+    return [found.get(reference) for reference in references]
+
+
+async def get(tx: Tx, reference: str, lock: bool = False) -> Task:
+    """A task by id, name or slug. Errors: `not_found`."""
+    task = await tx.tasks.find(reference, lock)
+    if task is None:
+        raise not_found("task", reference)
+    return task
+
+
+async def list_tasks(tx: Tx, page: Page) -> Listing[Task]:
+    """The tenant's tasks, newest first."""
+    return await tx.tasks.page(page)
+
+
+async def patch(tx: Tx, reference: str, data: PatchTask) -> Task:
+    """Change what was sent. Errors: `not_found`, `conflict` for a taken name, `invalid_field`."""
+    sent = {name: value for name in PatchTask.__struct_fields__ if (value := getattr(data, name)) is not UNSET}
+    return await _changed(tx, reference, sent)
+
+
+async def replace(tx: Tx, reference: str, data: NewTask) -> Task:
+    """Put another task in its place, of the same id: what was not sent is gone. Errors: as for `patch`."""
+    return await _changed(tx, reference, {name: getattr(data, name) for name in NewTask.__struct_fields__})
+
+
+async def _changed(tx: Tx, reference: str, sent: Sent) -> Task:
+    task = await get(tx, reference, lock=True)
+    for name, value in sent.items():
+        setattr(task, name, value)
+    await _check(tx, task, sent)
+    task.updated_at = tx.now
+    if not await tx.tasks.save(task):
+        raise names.taken("task", task.name)
+    return task
+
+
+async def delete(tx: Tx, reference: str) -> None:
+    """Remove a task. Errors: `not_found`, `conflict` while a crew or another task names it."""
+    task = await get(tx, reference, lock=True)
+    for kind, users in (("crew", await tx.crews.naming(task.id)), ("task", await tx.tasks.followers(task.id))):
+        if users:
+            raise conflict(f"The {kind} {users[0]!r} names this task.")
+    await tx.tasks.delete(task.id)

@@ -1,0 +1,203 @@
+"""Prompt templates: texts with `{name}` in them, for agents, for tasks, and for whoever asks for one filled."""
+
+from collections import Counter
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal, Protocol
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from domain import ids, names, placeholders
+from domain.access import Caller
+from domain.errors import FieldError, conflict, invalid, not_found, refused
+from domain.names import Name
+from domain.pages import Listing, Page
+from domain.ports import Tx
+
+_SHOWN_USERS: Final = 5
+
+TemplateName = Annotated[Name, Meta(examples=["Research Agent Template"])]
+Description = Annotated[str, Meta(max_length=10_000, pattern=r"^[^\x00]*$")]
+Text = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=100_000,
+        pattern=r"^[^\x00]*$",
+        examples=["You are a research agent. Your task is to {task_description}. Please provide {expected_output}."],
+    ),
+]
+Variable = Annotated[str, Meta(min_length=1, max_length=100_000)]
+Variables = Annotated[
+    list[Variable], Meta(max_length=50_000, description="The names in the text; left out, they are found there.")
+]
+Values = Annotated[dict[str, Any], Meta(examples=[{"task_description": "read", "expected_output": "a summary"}])]
+
+
+class Template(msgspec.Struct, kw_only=True):
+    """A template. `variables` are the names that stand as `{name}` in `template`."""
+
+    id: str
+    name: str
+    description: str | None
+    template: str
+    variables: list[str]
+    tenant_id: str
+    created_at: datetime
+    updated_at: datetime
+
+
+class NewTemplate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What to keep. The name is unique in the tenant and works wherever a template is named."""
+
+    name: TemplateName
+    description: Description | None = None
+    template: Text
+    variables: Variables | None = None
+
+
+class PatchTemplate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What to change. Runs under way, and what is retried of them, keep the text they were started with."""
+
+    name: Name | UnsetType = UNSET
+    description: Description | None | UnsetType = UNSET
+    template: Text | UnsetType = UNSET
+    variables: Variables | None | UnsetType = UNSET
+
+
+class Render(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A value for each of the template's variables. Texts are put in as they are, other values as JSON."""
+
+    variables: Values = {}
+
+
+class Rendered(msgspec.Struct, frozen=True, kw_only=True):
+    """A template's text with the values in it."""
+
+    template_id: str
+    name: str
+    rendered: str
+
+
+class Templates(Protocol):
+    """The templates of the bound tenant."""
+
+    async def add(self, template: Template) -> bool: ...
+    async def find(self, reference: str, lock: bool | Literal["share"] = False) -> Template | None: ...
+    async def page(self, page: Page) -> Listing[Template]: ...
+    async def save(self, template: Template) -> bool: ...
+    async def delete(self, template_id: str) -> None: ...
+    async def users(self, template_id: str) -> list[str]:
+        """What names this template, as `agent coder` or `task Research`."""
+        ...
+
+
+def checked_variables(text: str, sent: list[str] | None) -> list[str]:
+    """The variables of a text, in the order that was sent, if any was.
+
+    Errors: `invalid_field` naming each that is sent and not in the text, or in the text and not sent.
+    """
+    there = placeholders.places(text)
+    if sent is None:
+        return there
+    found, said = set(there), Counter(sent)
+    wrong = [(name, "does not stand in the template.") for name in said if name not in found]
+    wrong += [(name, "stands in the template and is missing here.") for name in there if name not in said]
+    wrong += [(name, "is named twice.") for name, times in said.items() if times > 1]
+    if wrong:
+        raise refused([FieldError(field="variables", message=f"{name[:200]!r} {why}") for name, why in wrong])
+    return sent
+
+
+def rendered(template: Template, values: dict[str, Any], field: str = "variables") -> str:
+    """The text with all its variables filled.
+
+    Errors: `invalid_field` naming each value that is missing or unknown as `variables.x`, or values that add too much.
+    """
+    wanted = set(template.variables)
+    wrong = [(name, "is required.") for name in template.variables if name not in values]
+    wrong += [(name, "is no variable of the template.") for name in values if name not in wanted]
+    if wrong:
+        raise refused([FieldError(field=f"{field}.{name[:200]}", message=why) for name, why in wrong])
+    return placeholders.filler(values, field)(template.template)
+
+
+async def create(tx: Tx, caller: Caller, data: NewTemplate) -> Template:
+    """Keep a template. Errors: `conflict` when the name is taken, `invalid_field`."""
+    template = Template(
+        id=ids.new("tpl"),
+        name=names.checked(data.name, "tpl"),
+        description=data.description,
+        template=data.template,
+        variables=checked_variables(data.template, data.variables),
+        tenant_id=caller.tenant_id,
+        created_at=tx.now,
+        updated_at=tx.now,
+    )
+    if not await tx.templates.add(template):
+        raise names.taken("template", template.name)
+    return template
+
+
+async def get(tx: Tx, reference: str, lock: bool = False) -> Template:
+    """A template by id or name. Errors: `not_found`."""
+    template = await tx.templates.find(reference, lock)
+    if template is None:
+        raise not_found("template", reference)
+    return template
+
+
+async def list_templates(tx: Tx, page: Page) -> Listing[Template]:
+    """The tenant's templates, newest first."""
+    return await tx.templates.page(page)
+
+
+async def patch(tx: Tx, reference: str, data: PatchTemplate) -> Template:
+    """Change what was sent. Errors: `not_found`, `conflict` for a taken name, `invalid_field`."""
+    template = await get(tx, reference, lock=True)
+    if data.name is not UNSET:
+        template.name = names.checked(data.name, "tpl")
+    if data.description is not UNSET:
+        template.description = data.description
+    if data.template is not UNSET:
+        template.template = data.template
+    if data.template is not UNSET or data.variables is not UNSET:
+        sent = None if data.variables is UNSET else data.variables
+        template.variables = checked_variables(template.template, sent)
+    template.updated_at = tx.now
+    if not await tx.templates.save(template):
+        raise names.taken("template", template.name)
+    return template
+
+
+async def delete(tx: Tx, reference: str) -> None:
+    """Remove a template. Errors: `not_found`, `conflict` naming the agents and tasks that use it."""
+    template = await get(tx, reference, lock=True)
+    users = await tx.templates.users(template.id)
+    if users:
+        more = f" and {len(users) - _SHOWN_USERS} more" if len(users) > _SHOWN_USERS else ""
+        raise conflict(f"The template {template.name!r} is used by {', '.join(users[:_SHOWN_USERS])}{more}.")
+    await tx.templates.delete(template.id)
+
+
+async def render(tx: Tx, reference: str, data: Render) -> Rendered:
+    """A template with these values. Errors: `not_found`, `invalid_field` naming `variables.x`."""
+    template = await get(tx, reference)
+    return Rendered(template_id=template.id, name=template.name, rendered=rendered(template, data.variables))
+
+
+async def named(tx: Tx, reference: str, field: str = "template") -> Template:
+    """The template that `field` names, which stays until the commit. Errors: `invalid_field`."""
+    template = await tx.templates.find(reference, "share")
+    if template is None:
+        raise invalid(field, f"there is no template {reference!r}; see /templates for those there are.")
+    return template
+
+
+async def filled(tx: Tx, reference: str, variables: dict[str, Any], field: str = "template") -> str:
+    """The text of the template that `field` names, with the `variables` that stand beside that field.
+
+    Errors: `invalid_field` for an unknown template, for variables that are missing or unknown.
+    """
+    beside = f"{field.removesuffix('template')}variables"
+    return rendered(await named(tx, reference, field), variables, beside)

@@ -1,0 +1,213 @@
+"""Attributes of spans, by the names that OpenTelemetry gives them.
+
+Semantic conventions 1.41 for generative AI (`docs/gen-ai/gen-ai-spans.md`, `gen-ai-agent-spans.md`; status
+Development), which the repository `semantic-conventions-genai` has gone on with since; the names for memory are from
+there. Providers keep our names for them: OpenTelemetry allows its own and others. Prompts and answers are opt-in there,
+and here.
+"""
+
+from datetime import timedelta
+from typing import Any, Final
+
+from domain.traces.schema import MAX_CONTENT, CallPart, Delegate, PlanPart, RunPart, StagePart, StepPart
+
+OPERATION: Final = "gen_ai.operation.name"
+PROVIDER: Final = "gen_ai.provider.name"
+INPUT: Final = "gen_ai.input.messages"
+OUTPUT: Final = "gen_ai.output.messages"
+ERROR: Final = "error.type"
+ERROR_MESSAGE: Final = "paddock.error.message"
+MAX_MESSAGE: Final = 1000
+
+
+def of_run(run: RunPart, plan: PlanPart | None, number: int | None) -> dict[str, Any]:
+    """Of an execution, which is try `number` of a step."""
+    found = {
+        **_what(run, plan),
+        "paddock.execution.id": run.id,
+        "paddock.execution.status": run.status,
+        "paddock.run_name": run.run_name,
+        "paddock.attempt": run.attempt or None,
+        "paddock.try": number,
+        "paddock.mode": run.mode,
+        "paddock.schedule.id": run.schedule_id,
+        "paddock.queued_ms": None if run.started_at is None else milliseconds(run.started_at - run.created_at),
+        **_error(run.error_type, run.error_message),
+    }
+    if run.kind == "tool":
+        found |= {"gen_ai.tool.call.arguments": _trimmed(run.input), "gen_ai.tool.call.result": _trimmed(run.output)}
+    else:
+        found |= _messages(run.input, run.output)
+    return _known(found)
+
+
+def _what(run: RunPart, plan: PlanPart | None) -> dict[str, Any]:
+    if run.kind in ("crew", "workflow"):
+        return {
+            OPERATION: "invoke_workflow",
+            "gen_ai.workflow.name": named(run, plan),
+            "paddock.crew.id": run.crew_id,
+            "paddock.workflow.id": run.workflow_id,
+        }
+    if run.kind == "tool":
+        return {OPERATION: "execute_tool", "gen_ai.tool.name": named(run, plan)}
+    return {
+        OPERATION: "invoke_agent",
+        "gen_ai.agent.id": run.agent_id,
+        "gen_ai.agent.name": named(run, plan),
+        "gen_ai.agent.version": run.agent_version_id,
+        PROVIDER: run.provider,
+        **_request(run),
+    }
+
+
+def of_stage(stage: StagePart) -> dict[str, Any]:
+    """Of a step of a plan, or an item of one."""
+    found = {
+        "paddock.step.id": stage.step,
+        "paddock.step.item": stage.item if stage.item >= 0 else None,
+        "paddock.step.status": stage.status,
+        "paddock.step.tries": stage.tries or None,
+        "paddock.step.approved": stage.approved,
+        "paddock.step.decided_by": stage.decided_by,
+        "paddock.step.execution.id": stage.child_id,
+        **_error(stage.error_type, stage.error_message),
+    }
+    return _known(found)
+
+
+def of_memory(steps: list[str], characters: int) -> dict[str, Any]:
+    """Of what a task was given of others."""
+    return {
+        OPERATION: "search_memory",
+        "gen_ai.memory.record.count": len(steps),
+        "paddock.context.steps": steps,
+        "paddock.context.characters": characters,
+    }
+
+
+def of_tool(step: StepPart) -> dict[str, Any]:
+    """Of a tool call of a model agent."""
+    found = {
+        OPERATION: "execute_tool",
+        "gen_ai.tool.name": step.name,
+        "gen_ai.tool.call.id": step.call_id,
+        "paddock.step.path": step.path,
+        "paddock.step.status": step.status,
+        "paddock.step.decided_by": step.decided_by,
+        "paddock.attempt": step.attempt,
+        ERROR: "rejected" if step.rejected else "tool_failed" if step.failed else None,
+    }
+    if step.delegate is None:
+        found |= {
+            "gen_ai.tool.call.arguments": _trimmed(step.given),
+            "gen_ai.tool.call.result": _trimmed(step.answer),
+        }
+    return _known(found)
+
+
+def of_delegate(step: StepPart) -> dict[str, Any]:
+    """Of the agent that a task was delegated to."""
+    agent = step.delegate or Delegate(name="delegate")
+    found = {
+        OPERATION: "invoke_agent",
+        "gen_ai.agent.id": agent.id,
+        "gen_ai.agent.name": agent.name,
+        PROVIDER: agent.provider,
+        **_request(agent),
+        "paddock.step.path": step.path,
+        **_messages(step.given, step.answer),
+    }
+    return _known(found)
+
+
+def of_call(call: CallPart, step: StepPart | None, asker: RunPart | Delegate) -> dict[str, Any]:
+    """Of a call of a model, and the step that it was made for."""
+    finish = step.finish if step is not None and call.status == "ok" else None
+    found = {
+        OPERATION: "chat",
+        PROVIDER: call.provider,
+        **_request(asker),
+        "gen_ai.request.model": call.model,
+        "gen_ai.response.finish_reasons": None if finish is None else [finish],
+        "gen_ai.response.time_to_first_chunk": None if call.first_token_ms is None else call.first_token_ms / 1000,
+        "gen_ai.usage.input_tokens": call.prompt_tokens,
+        "gen_ai.usage.output_tokens": call.completion_tokens,
+        "gen_ai.usage.cache_read.input_tokens": call.cached_tokens or None,
+        "gen_ai.usage.reasoning.output_tokens": call.reasoning_tokens or None,
+        "paddock.model.name": call.model_name,
+        "paddock.usage.estimated": call.estimated or None,
+        "paddock.step.path": None if step is None else step.path,
+        ERROR: call.error_type or ("cancelled" if call.status == "cancelled" else None),
+    }
+    if step is not None and call.status == "ok":
+        found |= _messages(None, step.answer)
+    return _known(found)
+
+
+def of_unbilled(step: StepPart, asker: RunPart | Delegate) -> dict[str, Any]:
+    """Of an answer whose bill is not kept any more."""
+    found = {
+        OPERATION: "chat",
+        **_request(asker),
+        "gen_ai.request.model": step.name,
+        "gen_ai.response.finish_reasons": None if step.finish is None else [step.finish],
+        "gen_ai.usage.input_tokens": step.prompt_tokens,
+        "gen_ai.usage.output_tokens": step.completion_tokens,
+        "paddock.model.name": step.name,
+        "paddock.step.path": step.path,
+        **_messages(None, step.answer),
+    }
+    return _known(found)
+
+
+def of_decision(decided_by: str | None, reason: str | None) -> dict[str, Any]:
+    """Of somebody's decision."""
+    return _known({"paddock.decided_by": decided_by, "paddock.reason": reason})
+
+
+def named(run: RunPart, plan: PlanPart | None = None) -> str:
+    """What a run is called: by its plan or agent, else as it was named when it was started."""
+    return (None if plan is None else plan.name) or run.agent_name or run.run_name.rpartition("-")[0] or run.run_name
+
+
+def milliseconds(length: timedelta) -> float:
+    """A duration, never below zero: clocks of two machines differ."""
+    return max(0.0, round(length / timedelta(milliseconds=1), 3))
+
+
+def _request(asker: RunPart | Delegate) -> dict[str, Any]:
+    return {
+        "gen_ai.request.model": asker.model,
+        "gen_ai.request.temperature": asker.temperature,
+        "gen_ai.request.max_tokens": asker.max_tokens,
+    }
+
+
+def _error(kind: str | None, message: str | None) -> dict[str, Any]:
+    return {ERROR: kind, ERROR_MESSAGE: None if kind is None or message is None else message[:MAX_MESSAGE]}
+
+
+def _messages(asked: str | None, answered: str | None) -> dict[str, Any]:
+    # As the conventions' JSON schemas of messages have them.
+    return {
+        INPUT: None if asked is None else [{"role": "user", "parts": _parts(asked)}],
+        OUTPUT: None if answered is None else [{"role": "assistant", "parts": _parts(answered)}],
+    }
+
+
+def _parts(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "content": _trimmed(text) or ""}] if text else []
+
+
+def _trimmed(text: str | None) -> str | None:
+    if text is None:
+        return None
+    written = text.encode("utf-8", "replace")
+    if len(written) <= MAX_CONTENT:
+        return text
+    return written[: MAX_CONTENT - 3].decode("utf-8", "ignore") + "…"
+
+
+def _known(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in found.items() if value is not None}

@@ -1,0 +1,200 @@
+"""The tree of spans, made of what is on record. Pure."""
+
+from collections import defaultdict, deque
+from typing import Final
+
+from domain import ids
+from domain.budgets import nanos
+from domain.plans.schema import WHOLE
+from domain.plans.schema import StepStatus as StageStatus
+from domain.states import TERMINAL, Status
+from domain.stats import SCALE
+from domain.traces import attributes, spans
+from domain.traces.attributes import named
+from domain.traces.schema import (
+    MAX_SPANS,
+    CallPart,
+    PlanPart,
+    RunPart,
+    Sources,
+    Span,
+    SpanStatus,
+    StagePart,
+    StepPart,
+    Trace,
+)
+from domain.traces.work import Work
+
+_RUNS: Final[dict[Status, SpanStatus]] = {
+    "pending": "running",
+    "preparing": "running",
+    "running": "running",
+    "waiting": "waiting",
+    "completed": "ok",
+    "failed": "error",
+    "cancelled": "cancelled",
+}
+_STAGES: Final[dict[StageStatus, SpanStatus]] = {
+    "pending": "running",
+    "running": "running",
+    "waiting": "waiting",
+    "completed": "ok",
+    "skipped": "ok",
+    "failed": "error",
+    "cancelled": "cancelled",
+}
+
+
+def trace(found: Sources, most: int = MAX_SPANS) -> Trace:
+    """The trace of the first of the executions."""
+    asked = found.runs[0]
+    root = _Tree(found).run(asked, None, None)
+    cut = _cut(root, most)
+    _sum(root)
+    return Trace(
+        execution_id=asked.id,
+        trace_id=trace_id(asked),
+        status=asked.status,
+        truncated=cut or found.more,
+        spans=[root],
+    )
+
+
+def trace_id(run: RunPart) -> str:
+    """The id that all of its trace has elsewhere: the 128 bits of the topmost execution's, in hexadecimal digits."""
+    known = ids.decode("exec", run.root_id or run.id)
+    assert known is not None, "an execution's id that is none"
+    return known.hex
+
+
+class _Tree:
+    def __init__(self, found: Sources) -> None:
+        self._children = defaultdict[str, dict[str, list[RunPart]]](lambda: defaultdict(list))
+        for run in sorted(found.runs, key=lambda one: one.id):
+            if run.parent_id is not None:
+                self._children[run.parent_id][run.step or ""].append(run)
+        self._plans = {plan.run_id: plan for plan in found.plans}
+        self._stages = defaultdict[str, dict[str, dict[int, StagePart]]](lambda: defaultdict(dict))
+        for stage in found.stages:
+            self._stages[stage.run_id][stage.step][stage.item] = stage
+        self._steps = defaultdict[str, list[StepPart]](list)
+        for step in found.steps:
+            self._steps[step.run_id].append(step)
+        self._calls = defaultdict[str, list[CallPart]](list)
+        for call in found.calls:
+            self._calls[call.run_id].append(call)
+
+    def run(self, run: RunPart, parent_id: str | None, number: int | None) -> Span:
+        """An execution with all below it; `number` counts the tries of a step."""
+        plan = self._plans.get(run.id)
+        over = run.status in TERMINAL
+        span = spans.span(
+            id=run.id,
+            parent_id=parent_id,
+            name=named(run, plan),
+            kind=run.kind if run.kind in ("crew", "workflow", "tool") else "agent",
+            status=_RUNS[run.status],
+            # One that was cancelled while it waited for a worker never began.
+            started_at=run.started_at or (run.created_at if over else None),
+            ended_at=run.completed_at if over else None,
+            attributes=attributes.of_run(run, plan, number),
+        )
+        span.children = Work(run, self._steps[run.id], self._calls[run.id]).below(span)
+        span.children += self._planned(run, plan, span)
+        spans.order(span)
+        return span
+
+    def _planned(self, run: RunPart, plan: PlanPart | None, span: Span) -> list[Span]:
+        """The steps of a plan that have begun, or will never."""
+        stages, children = self._stages[run.id], dict(self._children[run.id])
+        known = {step.id: step for step in (plan.steps or [] if plan is not None else [])}
+        found: list[Span] = []
+        for step_id, of_step in stages.items():
+            whole = of_step.get(WHOLE) or min(of_step.values(), key=lambda one: one.item)
+            if not _begun(whole):
+                continue
+            told = known.get(step_id)
+            made = self._stage(run, whole, step_id, span.id, (told and told.name) or step_id)
+            made.children = self._tries(children.pop(step_id, []), made.id)
+            made.children += self._context(stages, whole, (told and told.context) or [], made)
+            for stage in of_step.values():
+                if stage.item != WHOLE and _begun(stage):
+                    place = f"{step_id}[{stage.item}]"
+                    item = self._stage(run, stage, place, made.id, place)
+                    item.children = self._tries(children.pop(place, []), item.id)
+                    spans.order(item)
+                    made.children.append(item)
+            spans.order(made)
+            found.append(made)
+        for orphans in children.values():
+            # Of steps that were not read: there are too many.
+            found += self._tries(orphans, span.id)
+        return found
+
+    def _tries(self, runs: list[RunPart], parent_id: str) -> list[Span]:
+        return [self.run(run, parent_id, number) for number, run in enumerate(runs, 1)]
+
+    def _stage(self, run: RunPart, stage: StagePart, place: str, parent_id: str, name: str) -> Span:
+        over = run.status in TERMINAL
+        span = spans.span(
+            id=f"{run.id}/{place}",
+            parent_id=parent_id,
+            name=name,
+            kind="task" if run.kind == "crew" else "step",
+            status=_STAGES[stage.status],
+            started_at=stage.started_at or stage.finished_at,
+            ended_at=stage.finished_at or (run.completed_at if over else None),
+            attributes=attributes.of_stage(stage),
+        )
+        if over and span.status in ("running", "waiting"):
+            span.status = "cancelled"
+        if stage.decided_at is not None:
+            span.events = [spans.decision(bool(stage.approved), stage.decided_at, stage.decided_by, stage.reason)]
+        return span
+
+    def _context(
+        self, stages: dict[str, dict[int, StagePart]], stage: StagePart, context: list[str], task: Span
+    ) -> list[Span]:
+        """What a task was given of others when it was started."""
+        others = [stages.get(one, {}).get(WHOLE) for one in context]
+        given = [one for one in others if one is not None and one.status == "completed" and one.characters is not None]
+        if not given or not stage.tries:
+            return []
+        length = sum(one.characters or 0 for one in given)
+        memory = spans.span(
+            id=f"{task.id}#context",
+            parent_id=task.id,
+            name="context",
+            kind="memory",
+            status="ok",
+            started_at=task.started_at,
+            ended_at=task.started_at,
+            attributes=attributes.of_memory([one.step for one in given], length),
+        )
+        return [memory]
+
+
+def _begun(stage: StagePart) -> bool:
+    return stage.status != "pending" or stage.tries > 0 or stage.started_at is not None
+
+
+def _cut(root: Span, most: int) -> bool:
+    """Leave out what is more than so many spans, the deepest first. Returns whether there was any."""
+    room, cut, level = most - 1, False, deque([root])
+    while level:
+        span = level.popleft()
+        if len(span.children) > room:
+            span.children, cut = span.children[:room], True
+        room -= len(span.children)
+        level.extend(span.children)
+    return cut
+
+
+def _sum(span: Span) -> tuple[int, int]:
+    """Every span's cost and tokens: its own calls', or what is below it. In nano-dollars, so that nothing is lost."""
+    if not span.children:
+        return nanos(span.cost_usd), span.total_tokens
+    sums = [_sum(child) for child in span.children]
+    cost, tokens = sum(one for one, _ in sums), sum(one for _, one in sums)
+    span.cost_usd, span.total_tokens = cost / SCALE, tokens
+    return cost, tokens

@@ -1,0 +1,42 @@
+"""Workflows: steps with dependencies, kept under a name and compiled into a plan when they are started."""
+
+from domain.workflows.cases import create, delete, get, list_workflows, patch
+from domain.workflows.compiling import planned
+from domain.workflows.inputs import given
+from domain.workflows.reading import YAML, Sent, read, written
+from domain.workflows.schema import (
+    MAX_BODY,
+    Input,
+    NewWorkflow,
+    PatchWorkflow,
+    Step,
+    Workflow,
+    WorkflowItem,
+    Workflows,
+    WorkflowStatus,
+    YamlWorkflow,
+)
+
+__all__ = [
+    "MAX_BODY",
+    "YAML",
+    "Input",
+    "NewWorkflow",
+    "PatchWorkflow",
+    "Sent",
+    "Step",
+    "Workflow",
+    "WorkflowItem",
+    "WorkflowStatus",
+    "Workflows",
+    "YamlWorkflow",
+    "create",
+    "delete",
+    "get",
+    "given",
+    "list_workflows",
+    "patch",
+    "planned",
+    "read",
+    "written",
+]

@@ -1,0 +1,111 @@
+"""What a workflow is given when it is started, against what it says it takes."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from msgspec import UNSET
+
+from domain.errors import FieldError, refused
+from domain.workflows.schema import Input, InputType
+
+_WORDS: Final[dict[InputType, str]] = {
+    "string": "a text",
+    "number": "a number",
+    "integer": "a whole number",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "an object",
+}
+
+
+def declared(inputs: Mapping[str, Input] | None) -> list[FieldError]:
+    """What is wrong with what a workflow says of its inputs."""
+    found = []
+    for name, one in (inputs or {}).items():
+        if one.default is UNSET:
+            continue
+        wrong = None
+        if one.required:
+            wrong = "is never used of what is required."
+        elif not fits(one.default, one.type):
+            wrong = _wanted(one.type)
+        elif _holds_templates(one.default):
+            wrong = "must not hold {{: it is taken as it stands."
+        if wrong is not None:
+            found.append(FieldError(field=f"inputs.{name}.default", message=wrong))
+    return found
+
+
+def given(inputs: Mapping[str, Input] | None, sent: dict[str, Any]) -> dict[str, Any]:
+    """What was sent, with defaults for what was not. Errors: `invalid_field` naming each as `inputs.x`."""
+    found = mistaken(inputs, sent)
+    if found:
+        raise refused(found)
+    return sent | defaults(inputs, sent)
+
+
+def defaults(inputs: Mapping[str, Input] | None, sent: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands in for what was not sent."""
+    return {name: one.default for name, one in (inputs or {}).items() if one.default is not UNSET and name not in sent}
+
+
+def mistaken(
+    inputs: Mapping[str, Input] | None, sent: Mapping[str, Any], within: str = "inputs", templates: bool = False
+) -> list[FieldError]:
+    """What is wrong with what was sent. Without declared inputs anything goes.
+
+    With `templates`, a text that is one is whatever it will be.
+    """
+    if inputs is None:
+        return []
+    found = [
+        FieldError(field=f"{within}.{name}", message="is not an input of this workflow.")
+        for name in sent
+        if name not in inputs
+    ]
+    for name, one in inputs.items():
+        if name not in sent:
+            if one.required:
+                found.append(FieldError(field=f"{within}.{name}", message="is required."))
+        elif not (fits(sent[name], one.type) or (templates and _is_template(sent[name]))):
+            found.append(FieldError(field=f"{within}.{name}", message=_wanted(one.type)))
+    return found
+
+
+def fits(value: Any, kind: InputType | None) -> bool:
+    """Whether a JSON value is of a type, as JSON Schema has it: 1.0 is an integer, and true no number."""
+    match kind:
+        case None:
+            return True
+        case "boolean":
+            return isinstance(value, bool)
+        case "integer":
+            return not isinstance(value, bool) and (
+                isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+            )
+        case "number":
+            return not isinstance(value, bool) and isinstance(value, int | float)
+        case "string":
+            return isinstance(value, str)
+        case "array":
+            return isinstance(value, list)
+        case "object":
+            return isinstance(value, dict)
+
+
+def _holds_templates(value: Any) -> bool:
+    open_values = [value]
+    while open_values:
+        one = open_values.pop()
+        if isinstance(one, str) and "{{" in one:
+            return True
+        open_values += [*one, *one.values()] if isinstance(one, dict) else one if isinstance(one, list) else []
+    return False
+
+
+def _is_template(value: Any) -> bool:
+    return isinstance(value, str) and value.strip().startswith("{{") and value.strip().endswith("}}")
+
+
+def _wanted(kind: InputType | None) -> str:
+    return f"must be {_WORDS[kind or 'string']}."

@@ -1,0 +1,161 @@
+"""What a workflow is: steps with dependencies, as somebody wrote them. Starting one makes a plan of it."""
+
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal, Protocol
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from domain.names import Name
+from domain.pages import Listing, Page
+from domain.plans.schema import MAX_STEPS, PLAN_TIMEOUT, Retry
+
+WorkflowStatus = Literal["active", "archived"]
+InputType = Literal["string", "number", "integer", "boolean", "array", "object"]
+
+MAX_WORKFLOWS: Final = 1_000
+MAX_INPUTS: Final = 200
+# Bytes of a body that a workflow comes in.
+MAX_BODY: Final = 1024 * 1024
+# Words of paths.
+RESERVED: Final = frozenset({"executions"})
+# What a step can be, by the field that names it.
+WORKS: Final = ("agent", "crew", "tool", "workflow")
+
+StepId = Annotated[
+    str,
+    Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,63}(?!\n)$", max_length=64, examples=["review"]),
+]
+Named = Annotated[str, Meta(min_length=1, max_length=400, pattern=r"^[^\x00]*$")]
+Title = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
+Description = Annotated[str, Meta(max_length=10_000, pattern=r"^[^\x00]*$")]
+Prompt = Annotated[str, Meta(min_length=1, max_length=100_000, pattern=r"^[^\x00]*$")]
+Expression = Annotated[str, Meta(min_length=1, max_length=10_000, pattern=r"^[^\x00]*$")]
+Tries = Annotated[int, Meta(ge=0, le=10, description="Tries after the first one.")]
+Seconds = Annotated[int, Meta(ge=1, le=PLAN_TIMEOUT, description="Seconds of one try.", examples=[60])]
+Path = Annotated[str, Meta(min_length=1, max_length=500, pattern=r"^[^\x00]*$", examples=["report.md"])]
+
+
+class Input(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What a run can be given under a name. Without a `type` it may be anything; a `default` stands in for none."""
+
+    type: InputType | None = None
+    required: bool = False
+    default: Any = UNSET
+    description: Description | None = None
+
+
+class Step(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """One step: an agent, a crew, a tool or a workflow, by id or name; `server/tool` is one tool of an MCP server.
+
+    `prompt` is what an agent is asked. It and the strings in `inputs`, which are the arguments of a tool, may hold
+    `{{ … }}`. `when` and `map` are expressions of the same language; `map` may also be the list itself, and the step
+    is run for each `item` of it, at most `max_parallel` at once. `retry` is how often a failure is tried again.
+    """
+
+    id: StepId
+    name: Title | None = None
+    agent: Named | None = None
+    crew: Named | None = None
+    tool: Named | None = None
+    workflow: Named | None = None
+    prompt: Prompt | None = None
+    inputs: dict[str, Any] = {}
+    depends_on: Annotated[list[str], Meta(max_length=MAX_STEPS)] = []
+    when: Expression | None = None
+    map: Expression | list[Any] | None = None
+    max_parallel: Annotated[int, Meta(ge=1, le=1000)] | None = None
+    retry: Tries | Retry = 0
+    timeout: Seconds | None = None
+    requires_approval: bool = False
+    continue_on_failure: bool = False
+    output_file: Path | None = None
+
+    @property
+    def works(self) -> list[str]:
+        """Which of `WORKS` it names; it should be one."""
+        return [field for field in WORKS if getattr(self, field) is not None]
+
+
+Inputs = Annotated[dict[Annotated[str, Meta(min_length=1, max_length=64)], Input], Meta(max_length=MAX_INPUTS)]
+Steps = Annotated[
+    list[Step],
+    Meta(min_length=1, max_length=MAX_STEPS, examples=[[{"id": "greet", "agent": "my-agent", "prompt": "Hello"}]]),
+]
+
+
+class Workflow(msgspec.Struct, kw_only=True):
+    """A workflow. With `inputs` a run takes these and no others, without any it takes what it is given.
+
+    `outputs` is a template of what a run comes to; without one that is the answer of the last step.
+    """
+
+    id: str
+    name: str
+    description: str | None
+    status: WorkflowStatus
+    inputs: dict[str, Input] | None
+    steps: list[Step]
+    outputs: Any
+    steps_total: int
+    tenant_id: str
+    user_id: str
+    created_at: datetime
+    updated_at: datetime
+
+
+class WorkflowItem(msgspec.Struct, kw_only=True):
+    """A workflow in a list: `steps` is how many it has."""
+
+    id: str
+    name: str
+    description: str | None
+    status: WorkflowStatus
+    steps: int
+    tenant_id: str
+    user_id: str
+    created_at: datetime
+    updated_at: datetime
+
+
+class NewWorkflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What to create: a workflow. The name is unique in the tenant and works wherever a path takes a workflow."""
+
+    name: Annotated[Name, Meta(examples=["code-review"])]
+    description: Description | None = None
+    status: WorkflowStatus = "active"
+    inputs: Inputs | None = None
+    steps: Steps
+    outputs: Any = None
+
+
+class PatchWorkflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What to change. `inputs`, `steps` and `outputs` are replaced as a whole; an archived workflow is not started."""
+
+    name: Name | UnsetType = UNSET
+    description: Description | None | UnsetType = UNSET
+    status: WorkflowStatus | UnsetType = UNSET
+    inputs: Inputs | None | UnsetType = UNSET
+    steps: Steps | UnsetType = UNSET
+    outputs: Any = UNSET
+
+
+class YamlWorkflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A workflow, or what to change of one, as the text of a YAML document."""
+
+    yaml: str
+
+
+class Workflows(Protocol):
+    """The workflows of the bound tenant."""
+
+    async def add(self, workflow: Workflow) -> bool: ...
+    async def find(self, reference: str, lock: bool | Literal["share"] = False) -> Workflow | None: ...
+    async def page(self, page: Page, status: WorkflowStatus | None) -> Listing[WorkflowItem]: ...
+    async def save(self, workflow: Workflow) -> bool: ...
+    async def delete(self, workflow_id: str) -> None: ...
+    async def hold(self) -> None:
+        """Let nobody else write a workflow of the tenant until the commit."""
+        ...
+
+    async def count(self) -> int: ...

@@ -1,0 +1,100 @@
+"""Crews in Postgres."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import ForeignKey, Text, UniqueConstraint, any_, case, delete, func, literal, select, update
+from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain import ids
+from domain.crews import Crew
+from domain.pages import Listing, Page
+from infra.postgres.db import Base, Id, as_struct, timestamp
+from infra.postgres.pages import listed
+
+# A list leaves out texts larger than this many bytes; the crew itself shows them.
+LISTED_TEXT = 16 * 1024
+
+
+class CrewRow(Base):
+    """A crew. `agents` and `tasks` hold ids."""
+
+    __tablename__ = "crews"
+    __table_args__ = (UniqueConstraint("tenant_id", "name"),)
+    id: Mapped[str] = mapped_column(Id("crew"), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Text)
+    user_id: Mapped[str] = mapped_column(Id("user"), ForeignKey("users.id"))
+    name: Mapped[str] = mapped_column(Text)
+    description: Mapped[str | None] = mapped_column(Text)
+    process: Mapped[str] = mapped_column(Text)
+    model: Mapped[str | None] = mapped_column(Text)
+    manager_model: Mapped[str | None] = mapped_column(Text)
+    manager_agent: Mapped[str | None] = mapped_column(Text)
+    planning: Mapped[bool]
+    planning_model: Mapped[str | None] = mapped_column(Text)
+    max_rpm: Mapped[int | None]
+    verbose: Mapped[bool]
+    agents_yaml: Mapped[str | None] = mapped_column(Text)
+    tasks_yaml: Mapped[str | None] = mapped_column(Text)
+    agents: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    tasks: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    created_at: Mapped[datetime] = mapped_column(timestamp())
+    updated_at: Mapped[datetime] = mapped_column(timestamp())
+
+
+_STORED = [column.name for column in CrewRow.__table__.columns]
+_CHANGED = [name for name in _STORED if name not in ("id", "tenant_id", "user_id", "created_at")]
+
+
+def _trimmed(column: Any) -> Any:
+    return case((func.octet_length(column) <= LISTED_TEXT, column), else_=None).label(column.name)
+
+
+_LISTED = [
+    _trimmed(column) if column.name in ("agents_yaml", "tasks_yaml") else column for column in CrewRow.__table__.columns
+]
+
+
+class PostgresCrews:
+    """Implements `domain.crews.Crews`."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def add(self, crew: Crew) -> bool:
+        values = {name: getattr(crew, name) for name in _STORED}
+        made = await self._connection.execute(
+            insert(CrewRow).values(**values).on_conflict_do_nothing().returning(CrewRow.id)
+        )
+        return made.first() is not None
+
+    async def find(self, reference: str, lock: bool | Literal["share"] = False) -> Crew | None:
+        is_id = ids.decode("crew", reference) is not None
+        query = select(CrewRow).where(
+            CrewRow.id == reference if is_id else CrewRow.name == reference.replace("\0", "\ufffd")
+        )
+        if lock:
+            query = query.with_for_update(read=lock == "share")
+        row = (await self._connection.execute(query)).first()
+        return None if row is None else as_struct(row, Crew)
+
+    async def page(self, page: Page) -> Listing[Crew]:
+        return await listed(self._connection, select(*_LISTED), CrewRow.id.desc(), page, Crew)
+
+    async def save(self, crew: Crew) -> bool:
+        values = {name: getattr(crew, name) for name in _CHANGED}
+        try:
+            await self._connection.execute(update(CrewRow).where(CrewRow.id == crew.id).values(**values))
+        except IntegrityError:
+            return False
+        return True
+
+    async def delete(self, crew_id: str) -> None:
+        await self._connection.execute(delete(CrewRow).where(CrewRow.id == crew_id))
+
+    async def naming(self, task_id: str) -> list[str]:
+        query = select(CrewRow.name).where(literal(task_id) == any_(CrewRow.tasks)).order_by(CrewRow.id)
+        return list((await self._connection.execute(query)).scalars())

@@ -1,0 +1,271 @@
+"""Plans in Postgres: the plan as it was compiled, a row per step, and what was told of it since it was advanced."""
+
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import asyncpg
+import msgspec
+from sqlalchemy import ForeignKey, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain import ids
+from domain.events import Event
+from domain.executions import Execution
+from domain.plans.schema import Due, Plan, Progress, StepRun, Taken
+from infra.postgres.db import Base, Id, Raw, json_column, timestamp
+from infra.postgres.executions import SHAPE as EXECUTION
+
+
+class PlanRow(Base):
+    """A plan."""
+
+    __tablename__ = "plans"
+    execution_id: Mapped[str] = mapped_column(Id("exec"), ForeignKey("executions.id"), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Text)
+    plan: Mapped[Any] = mapped_column(json_column())
+    revision: Mapped[int]
+
+
+class PlanCallsRow(Base):
+    """When models were called for a plan in the last minute."""
+
+    __tablename__ = "plan_calls"
+    execution_id: Mapped[str] = mapped_column(Id("exec"), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Text)
+
+
+class PlanStepRow(Base):
+    """A step of an execution, or an item of one."""
+
+    __tablename__ = "plan_steps"
+    plan_id: Mapped[str] = mapped_column("execution_id", Id("exec"), primary_key=True)
+    step: Mapped[str] = mapped_column(Text, primary_key=True)
+    item: Mapped[int] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Text)
+    status: Mapped[str] = mapped_column(Text)
+    tries: Mapped[int]
+    child_id: Mapped[str | None] = mapped_column(Id("exec"))
+    due_at: Mapped[datetime | None] = mapped_column(timestamp())
+    error_type: Mapped[str | None] = mapped_column(Text)
+    error_message: Mapped[str | None] = mapped_column(Text)
+    approved: Mapped[bool | None]
+    decided_by: Mapped[str | None] = mapped_column(Id("user"))
+    decided_at: Mapped[datetime | None] = mapped_column(timestamp())
+    reason: Mapped[str | None] = mapped_column(Text)
+    started_at: Mapped[datetime | None] = mapped_column(timestamp())
+    finished_at: Mapped[datetime | None] = mapped_column(timestamp())
+
+
+# What of a step changes, its type in an array, and how it is written.
+_CHANGES: Final = {
+    "status": "text",
+    "tries": "integer",
+    "child_id": "uuid",
+    "due_at": "timestamptz",
+    "error_type": "text",
+    "error_message": "text",
+    "approved": "boolean",
+    "decided_by": "uuid",
+    "decided_at": "timestamptz",
+    "reason": "text",
+    "started_at": "timestamptz",
+    "finished_at": "timestamptz",
+}
+_RUNS: Final = f"SELECT step, item, {', '.join(_CHANGES)} FROM plan_steps WHERE execution_id = $1"
+_SAVE: Final = (
+    f"INSERT INTO plan_steps (execution_id, tenant_id, step, item, {', '.join(_CHANGES)}) "
+    "SELECT $1, current_setting('paddock.tenant_id'), * FROM unnest($2::text[], $3::integer[], "
+    + ", ".join(f"${place}::{kind}[]" for place, kind in enumerate(_CHANGES.values(), 4))
+    + ") ON CONFLICT (execution_id, step, item) DO UPDATE SET "
+    + ", ".join(f"{name} = excluded.{name}" for name in _CHANGES)
+)
+_TAKE: Final = "SELECT revision FROM plans WHERE execution_id = $1 FOR UPDATE"
+_PROGRESS: Final = """
+    SELECT s.step, s.item, s.child_id, c.status, c.error_type, c.error_message, c.waiting_for
+    FROM plan_steps s JOIN executions c ON c.id = s.child_id
+    WHERE s.execution_id = $1 AND s.status = 'running'
+"""
+# As much of what steps came to as can be shown or worked with at once, in bytes; what comes later is left out.
+MAX_OUTPUTS: Final = 8 * 1024 * 1024
+_OUTPUTS: Final = f"""
+    SELECT step, item, alone, CASE WHEN held <= {MAX_OUTPUTS} THEN output_data END AS output_data FROM (
+        SELECT s.step, s.item, c.output_data, s.child_id IS NULL AS alone,
+               sum(octet_length(c.output_data::text)) OVER (ORDER BY s.step, s.item) AS held
+        FROM plan_steps s LEFT JOIN executions c ON c.id = s.child_id
+        WHERE s.execution_id = $1 AND s.status = 'completed'
+    ) AS found ORDER BY step, item
+"""
+_MOVE: Final = """
+    WITH moved AS (
+        UPDATE executions SET
+            status = $2, attempt = 1, started_at = coalesce(started_at, $3), updated_at = $3, completed_at = $4,
+            steps_completed = $5, waiting_for = $6::text::json, output_data = $7::text::json, error_type = $8,
+            error_message = $9, last_seq = last_seq + $10::integer,
+            total_cost = CASE WHEN root_id IS NULL THEN total_cost ELSE (
+                SELECT coalesce(sum(c.total_cost), 0) FROM executions c WHERE c.parent_id = $1) END
+        WHERE id = $1 AND status IN ('pending', 'running', 'waiting') RETURNING tenant_id, last_seq
+    ), noted AS (
+        INSERT INTO execution_events (execution_id, seq, tenant_id, at, type, data)
+        SELECT $1, m.last_seq - $10::integer + w.number, m.tenant_id, w.at, w.type, w.data::json
+        FROM moved m
+        CROSS JOIN unnest($11::timestamptz[], $12::text[], $13::text[]) WITH ORDINALITY AS w(at, type, data, number)
+    )
+    SELECT count(*) FROM moved
+"""
+_SIGNAL: Final = """
+    INSERT INTO plan_signals (execution_id, tenant_id, due_at)
+    VALUES ($1, current_setting('paddock.tenant_id'), $2)
+"""
+
+
+class PostgresPlans:
+    """Implements `domain.plans.schema.Plans`."""
+
+    def __init__(self, raw: Raw) -> None:
+        self._raw = raw
+
+    async def add(self, execution_id: str, plan: Plan, runs: list[StepRun], now: datetime) -> None:
+        known = ids.decode("exec", execution_id)
+        await self._raw.execute(
+            "INSERT INTO plans (execution_id, tenant_id, plan) "
+            "VALUES ($1, current_setting('paddock.tenant_id'), $2::text::json)",
+            known,
+            msgspec.json.encode(plan).decode(),
+        )
+        await self.save(execution_id, runs)
+        await self._raw.execute(_SIGNAL, known, now)
+
+    async def get(self, execution_id: str) -> Plan | None:
+        found = await self._raw.fetchval(
+            "SELECT plan::text FROM plans WHERE execution_id = $1", ids.decode("exec", execution_id)
+        )
+        return None if found is None else msgspec.json.decode(found, type=Plan)
+
+    async def due(self, now: datetime, most: int) -> tuple[list[Due], float | None]:
+        records = await self._raw.fetch("SELECT * FROM due_plans($1, $2)", now, most)
+        found = [
+            Due(execution_id=ids.encode("exec", record["execution_id"]), tenant_id=record["tenant_id"])
+            for record in records
+            if record["execution_id"] is not None
+        ]
+        return found, next((record["next"] for record in records if record["execution_id"] is None), None)
+
+    async def take(self, execution_id: str, now: datetime, wait: bool = False) -> Taken | None:
+        known = ids.decode("exec", execution_id)
+        revision = await self._raw.fetchval(_TAKE if wait else f"{_TAKE} SKIP LOCKED", known)
+        if revision is None:
+            return None
+        # Before anything else is read: what is told from here on is seen by whoever takes it next.
+        await self._raw.execute("DELETE FROM plan_signals WHERE execution_id = $1 AND due_at <= $2", known, now)
+        fresh = await self._raw.fetchrow(f"SELECT {EXECUTION.columns} FROM executions WHERE id = $1", known)
+        assert fresh is not None
+        return Taken(revision=revision, execution=EXECUTION.read(fresh))
+
+    async def runs(self, execution_id: str) -> list[StepRun]:
+        records = await self._raw.fetch(_RUNS, ids.decode("exec", execution_id))
+        return [_run(record) for record in records]
+
+    async def progress(self, execution_id: str) -> list[Progress]:
+        records = await self._raw.fetch(_PROGRESS, ids.decode("exec", execution_id))
+        return [
+            Progress(
+                step=record["step"],
+                item=record["item"],
+                execution_id=ids.encode("exec", record["child_id"]),
+                status=record["status"],
+                error_type=record["error_type"],
+                error_message=record["error_message"],
+                waiting_for=record["waiting_for"] if record["status"] == "waiting" else None,
+            )
+            for record in records
+        ]
+
+    async def answers(self, executions: list[str]) -> dict[str, Any]:
+        known = [ids.decode("exec", one) for one in executions]
+        records = await self._raw.fetch("SELECT id, output_data FROM executions WHERE id = ANY ($1)", known)
+        return {ids.encode("exec", record["id"]): record["output_data"] for record in records}
+
+    async def outputs(self, execution_id: str) -> dict[str, Any]:
+        records = await self._raw.fetch(_OUTPUTS, ids.decode("exec", execution_id))
+        # A completed step without a child is one that is mapped.
+        found: dict[str, Any] = {
+            record["step"]: [] if record["alone"] else record["output_data"] for record in records if record["item"] < 0
+        }
+        for record in records:
+            if record["item"] >= 0 and record["step"] in found:
+                found[record["step"]].append(record["output_data"])
+        return found
+
+    async def save(self, execution_id: str, runs: list[StepRun]) -> None:
+        if not runs:
+            return
+        known = ids.decode("exec", execution_id)
+        await self._raw.execute(
+            _SAVE,
+            known,
+            [run.step for run in runs],
+            [run.item for run in runs],
+            *([_value(run, name) for run in runs] for name in _CHANGES),
+        )
+        await self._raw.execute("UPDATE plans SET revision = revision + 1 WHERE execution_id = $1", known)
+
+    async def signal(self, execution_id: str, due_at: datetime) -> None:
+        await self._raw.execute(_SIGNAL, ids.decode("exec", execution_id), due_at)
+
+    async def move(self, execution: Execution, told: list[Event], now: datetime) -> bool:
+        moved = await self._raw.fetchval(
+            _MOVE,
+            ids.decode("exec", execution.id),
+            execution.status,
+            now,
+            execution.completed_at,
+            execution.steps_completed,
+            _json(execution.waiting_for),
+            _json(execution.output_data),
+            execution.error_type,
+            execution.error_message,
+            len(told),
+            [event.at for event in told],
+            [event.type for event in told],
+            [msgspec.json.encode(event.data).decode() for event in told],
+        )
+        return bool(moved)
+
+    async def pace(self, execution_id: str, most: int, now: datetime) -> datetime:
+        known = ids.decode("exec", execution_id)
+        await self._raw.execute(
+            "INSERT INTO plan_calls (execution_id, tenant_id, calls) "
+            "VALUES ($1, current_setting('paddock.tenant_id'), '{}') ON CONFLICT DO NOTHING",
+            known,
+        )
+        calls = await self._raw.fetchval("SELECT calls FROM plan_calls WHERE execution_id = $1 FOR UPDATE", known)
+        minute = timedelta(minutes=1)
+        slot = now if len(calls) < most else max(now, calls[-most] + minute)
+        await self._raw.execute(
+            "UPDATE plan_calls SET calls = $2 WHERE execution_id = $1",
+            known,
+            [*calls, slot][-most:],
+        )
+        return slot
+
+
+def _value(run: StepRun, name: str) -> Any:
+    if name == "child_id":
+        return None if run.execution_id is None else ids.decode("exec", run.execution_id)
+    if name == "decided_by":
+        return None if run.decided_by is None else ids.decode("user", run.decided_by)
+    if name in ("error_message", "reason", "error_type"):
+        told: str | None = getattr(run, name)
+        return None if told is None else told.replace("\0", "\ufffd")
+    return getattr(run, name)
+
+
+def _run(record: asyncpg.Record) -> StepRun:
+    values = {name: record[name] for name in ("step", "item", *_CHANGES)}
+    child, by = values.pop("child_id"), values["decided_by"]
+    values["decided_by"] = None if by is None else ids.encode("user", by)
+    return StepRun(execution_id=None if child is None else ids.encode("exec", child), **values)
+
+
+def _json(value: Any) -> str | None:
+    return None if value is None else msgspec.json.encode(value).decode()

@@ -1,0 +1,91 @@
+"""The catalogue of tasks in Postgres."""
+
+from datetime import datetime
+from typing import Literal
+
+from sqlalchemy import Text, UniqueConstraint, any_, delete, literal, or_, select, update
+from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain import ids
+from domain.pages import Listing, Page
+from domain.tasks import Task
+from infra.postgres.db import Base, Id, as_struct, timestamp
+from infra.postgres.pages import listed
+
+
+class TaskRow(Base):
+    """A task. `context` holds ids of others."""
+
+    __tablename__ = "tasks"
+    __table_args__ = (UniqueConstraint("tenant_id", "slug"),)
+    id: Mapped[str] = mapped_column(Id("task"), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Text)
+    name: Mapped[str] = mapped_column(Text)
+    slug: Mapped[str] = mapped_column(Text)
+    description: Mapped[str] = mapped_column(Text)
+    expected_output: Mapped[str | None] = mapped_column(Text)
+    agent: Mapped[str | None] = mapped_column(Text)
+    tools: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    context: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    async_execution: Mapped[bool]
+    markdown: Mapped[bool]
+    output_file: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(timestamp())
+    updated_at: Mapped[datetime] = mapped_column(timestamp())
+
+
+_STORED = [column.name for column in TaskRow.__table__.columns]
+_CHANGED = [name for name in _STORED if name not in ("id", "tenant_id", "created_at")]
+
+
+class PostgresTasks:
+    """Implements `domain.tasks.Tasks`."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def add(self, task: Task) -> bool:
+        values = {name: getattr(task, name) for name in _STORED}
+        made = await self._connection.execute(
+            insert(TaskRow).values(**values).on_conflict_do_nothing().returning(TaskRow.id)
+        )
+        return made.first() is not None
+
+    async def find(self, reference: str, lock: bool = False) -> Task | None:
+        name = reference.replace("\0", "\ufffd")
+        is_id = ids.decode("task", reference) is not None
+        query = select(TaskRow).where(
+            TaskRow.id == reference if is_id else or_(TaskRow.slug == name, TaskRow.name == name)
+        )
+        row = (await self._connection.execute(query.with_for_update() if lock else query)).first()
+        return None if row is None else as_struct(row, Task)
+
+    async def among(self, references: list[str], lock: Literal["share"] | None = None) -> list[Task]:
+        known = [reference for reference in references if ids.decode("task", reference) is not None]
+        named = [reference.replace("\0", "\ufffd") for reference in references]
+        wanted = or_(TaskRow.id.in_(known), TaskRow.slug.in_(named), TaskRow.name.in_(named))
+        query = select(TaskRow).where(wanted).order_by(TaskRow.id)
+        if lock is not None:
+            query = query.with_for_update(read=True)
+        return [as_struct(row, Task) for row in await self._connection.execute(query)]
+
+    async def page(self, page: Page) -> Listing[Task]:
+        return await listed(self._connection, select(TaskRow), TaskRow.id.desc(), page, Task)
+
+    async def save(self, task: Task) -> bool:
+        values = {name: getattr(task, name) for name in _CHANGED}
+        try:
+            await self._connection.execute(update(TaskRow).where(TaskRow.id == task.id).values(**values))
+        except IntegrityError:
+            return False
+        return True
+
+    async def delete(self, task_id: str) -> None:
+        await self._connection.execute(delete(TaskRow).where(TaskRow.id == task_id))
+
+    async def followers(self, task_id: str) -> list[str]:
+        query = select(TaskRow.name).where(literal(task_id) == any_(TaskRow.context)).order_by(TaskRow.id)
+        return list((await self._connection.execute(query)).scalars())

@@ -1,0 +1,231 @@
+"""Stepping through plans: any plan, with any interleaving of finishes, failures, retries, cancels and crashes."""
+
+import copy
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from domain.plans.engine import FINAL, Board, StepFailed, begun, resumed
+from domain.plans.schema import ENDED, WHOLE, AgentWork, Plan, PlanStep, Retry, StepRun
+
+T0 = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    """Plans without circles: a step depends on such as come before it, and then they are shuffled."""
+    count = draw(st.integers(1, 8))
+    steps: list[PlanStep] = []
+    for number in range(count):
+        above = [f"s{other}" for other in range(number)]
+        steps.append(
+            PlanStep(
+                id=f"s{number}",
+                name=f"s{number}",
+                work=AgentWork(name="a"),
+                depends_on=draw(st.lists(st.sampled_from(above), unique=True, max_size=3)) if above else [],
+                when=draw(st.sampled_from([None, None, "true", "false", "broken"])),
+                map=draw(st.sampled_from([None, None, None, "0", "1", "3", "1001", "broken"])),
+                max_parallel=draw(st.integers(1, 3)),
+                retry=Retry(attempts=draw(st.integers(0, 2)), delay=draw(st.sampled_from([0.0, 5.0]))),
+                requires_approval=draw(st.integers(0, 4)) == 0,
+                continue_on_failure=draw(st.integers(0, 3)) == 0,
+            )
+        )
+    return Plan(kind="workflow", name="p", steps=draw(st.permutations(steps)))
+
+
+class Judge:
+    def wanted(self, step: PlanStep) -> bool:
+        if step.when == "broken":
+            raise StepFailed("bad_expression", "broken")
+        return step.when == "true"
+
+    def items(self, step: PlanStep) -> int:
+        if step.map == "broken":
+            raise StepFailed("bad_expression", "broken")
+        return int(str(step.map))
+
+
+class World:
+    """A plan, what is written down of it, and the children that run. A crash loses what is not written down."""
+
+    def __init__(self, plan: Plan, runs: list[StepRun] | None = None) -> None:
+        self.plan, self.now = plan, T0
+        self.rows = {(run.step, run.item): run for run in (begun(plan) if runs is None else runs)}
+        self.children: dict[int, tuple[str, int]] = {}
+        self.ended: dict[int, str | None] = {}
+        self.starts: dict[tuple[str, int], list[int]] = {}
+        self.recorded: set[tuple[str, int]] = set()
+        self.outcome: Any = None
+        self.order: list[tuple[str, int]] = []
+
+    def turn(self, crash: bool) -> None:
+        """One transaction: it is written down as a whole, or not at all."""
+        board = Board(self.plan, copy.deepcopy(list(self.rows.values())))
+        taken: list[tuple[str, int]] = []
+        for child, key in self.children.items():
+            if child in self.ended:
+                error = self.ended[child]
+                board.ended(key, error, None if error is None else "it failed", self.now)
+                taken.append(key) if error is None else None
+        starts: list[StepRun] = []
+        while board.moves(self.now):
+            starts += [*board.advance(board.ready(self.now), Judge(), self.now), *board.settle(self.now)]
+        again = Board(self.plan, copy.deepcopy(list(board.runs.values())))
+        assert [*again.advance(again.ready(self.now), Judge(), self.now), *again.settle(self.now)] == []
+        assert not again.changed, "it stopped while there was more to do"
+        if crash:
+            return
+        for run in starts:
+            self._check(run, board)
+        self.recorded |= set(taken)
+        self.children = {child: key for child, key in self.children.items() if child not in self.ended}
+        for run in starts:
+            key = run.step, run.item
+            number = sum(len(one) for one in self.starts.values())
+            self.starts.setdefault(key, []).append(number)
+            self.children[number] = key
+            self.order.append(key)
+        self.rows |= copy.deepcopy(board.changed)
+        self.outcome = board.outcome
+
+    def _check(self, run: StepRun, board: Board) -> None:
+        step, key = board.steps[run.step], (run.step, run.item)
+        assert key not in self.recorded, "run again after a recorded result"
+        assert len(self.starts.get(key, [])) <= step.retry.attempts, "more tries than allowed"
+        for other in step.depends_on:
+            before = board.runs[other, WHOLE]
+            assert before.status in ("completed", "skipped") or (
+                before.status == "failed" and board.steps[other].continue_on_failure
+            ), "started before what it depends on"
+        if step.requires_approval:
+            assert board.runs[run.step, WHOLE].approved is True
+
+    def cancel(self) -> None:
+        board = Board(self.plan, copy.deepcopy(list(self.rows.values())))
+        board.cancel(self.now)
+        self.rows |= board.changed
+        self.children, self.outcome = {}, "cancelled"
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(["finish", "fail", "final", "turn", "crash", "approve", "reject", "later", "cancel_child"]),
+        st.integers(0, 30),
+    ),
+    max_size=60,
+)
+
+
+def _happen(world: World, event: str, which: int) -> None:
+    running = [child for child in world.children if child not in world.ended]
+    if event in ("finish", "fail", "final", "cancel_child") and running:
+        errors = {"finish": None, "fail": "ValueError", "final": sorted(FINAL)[which % len(FINAL)]}
+        world.ended[running[which % len(running)]] = errors.get(event, "cancelled")
+    elif event in ("approve", "reject"):
+        waiting = [run for run in world.rows.values() if run.status == "waiting"]
+        if waiting:
+            board = Board(world.plan, copy.deepcopy(list(world.rows.values())))
+            chosen = waiting[which % len(waiting)].step
+            assert board.decided(chosen, event == "approve", "user", None, world.now)
+            world.rows |= board.changed
+    elif event == "later":
+        world.now += timedelta(seconds=which)
+    elif event == "turn":
+        world.turn(crash=False)
+    elif event == "crash":
+        world.turn(crash=True)
+
+
+def _to_its_end(world: World) -> None:
+    """Everything that runs ends well, everybody approves, time goes on: nothing hangs."""
+    for _ in range(400):
+        if world.outcome is not None:
+            return
+        for child in world.children:
+            world.ended.setdefault(child, None)
+        _happen(world, "approve", 0)
+        world.now += timedelta(seconds=30)
+        world.turn(crash=False)
+    raise AssertionError(f"it hangs: {world.rows}")
+
+
+@settings(max_examples=300, deadline=None)
+@given(plan=plans(), events=EVENTS)
+def test_any_plan_comes_to_one_end_whatever_happens(plan: Plan, events: list[tuple[str, int]]) -> None:
+    world = World(plan)
+    world.turn(crash=False)
+    for event, which in events:
+        if world.outcome is None:
+            _happen(world, event, which)
+    _to_its_end(world)
+    assert all(run.status in ENDED for run in world.rows.values())
+    assert not [child for child in world.children if child not in world.ended], "something runs after the end"
+    failed = [
+        run
+        for run in world.rows.values()
+        if run.item == WHOLE
+        and run.status == "failed"
+        and not next(step for step in plan.steps if step.id == run.step).continue_on_failure
+    ]
+    assert (world.outcome.error_type is not None) == bool(failed)
+    if not failed:
+        assert all(run.status != "cancelled" for run in world.rows.values() if run.item == WHOLE)
+    before = copy.deepcopy(world.rows)
+    world.turn(crash=False)
+    assert world.rows == before, "it went on after its end"
+
+
+@settings(max_examples=150, deadline=None)
+@given(plan=plans(), events=EVENTS)
+def test_run_again_from_where_it_failed_keeps_what_is_completed(plan: Plan, events: list[tuple[str, int]]) -> None:
+    first = World(plan)
+    first.turn(crash=False)
+    for event, which in events:
+        if first.outcome is None:
+            _happen(first, event, which)
+    if first.outcome is None:
+        first.cancel()
+    done = {key for key, run in first.rows.items() if run.status in ("completed", "skipped")}
+    again = World(plan, resumed(plan, copy.deepcopy(list(first.rows.values()))))
+    again.turn(crash=False)
+    _to_its_end(again)
+    assert not done & set(again.order), "what was completed was run again"
+
+
+@settings(max_examples=150, deadline=None)
+@given(plan=plans(), events=EVENTS, at=st.integers(0, 60))
+def test_nothing_runs_after_a_cancel(plan: Plan, events: list[tuple[str, int]], at: int) -> None:
+    world = World(plan)
+    world.turn(crash=False)
+    for event, which in events[:at]:
+        if world.outcome is None:
+            _happen(world, event, which)
+    world.cancel()
+    before = len(world.order)
+    for event, which in events[at:]:
+        _happen(world, event, which)
+    world.turn(crash=False)
+    assert len(world.order) == before
+    assert all(run.status in ENDED for run in world.rows.values())
+
+
+def test_a_step_that_failed_is_tried_again_after_longer_and_longer_pauses() -> None:
+    retry = Retry(attempts=3, delay=1, factor=2, max_delay=3)
+    assert [retry.pause(tries) for tries in (1, 2, 3, 4)] == [1, 2, 3, 3]
+    plan = Plan(kind="workflow", name="p", steps=[PlanStep(id="a", name="a", work=AgentWork(name="a"), retry=retry)])
+    board, now = Board(plan, begun(plan)), T0
+    for pause in (1, 2, 3):
+        assert [run.step for run in board.advance(board.ready(now), Judge(), now)] == ["a"]
+        board.ended(("a", WHOLE), "ValueError", "no", now)
+        assert board.runs["a", WHOLE].due_at == now + timedelta(seconds=pause)
+        assert board.ready(now + timedelta(seconds=pause - 0.001)) == []
+        now += timedelta(seconds=pause)
+    board.advance(board.ready(now), Judge(), now)
+    board.ended(("a", WHOLE), "ValueError", "no", now)
+    board.settle(now)
+    assert board.outcome is not None
+    assert (board.outcome.error_type, board.runs["a", WHOLE].tries) == ("ValueError", 4)

@@ -1,0 +1,181 @@
+"""The Templates part of seeds/kasal.md, with the body it shows, as api.md settles it; and agents that use one."""
+
+import asyncio
+from typing import Any
+
+from tests.clients import Tenant
+from tests.modelled import agent, fresh, model, run, start, until
+from tests.wire import Wire
+
+BODY = {
+    "name": "Research Agent Template",
+    "template": "You are a research agent. Your task is to {task_description}. Please provide {expected_output}.",
+    "variables": ["task_description", "expected_output"],
+}
+
+
+async def made(acme: Tenant, text: str, name: str | None = None) -> dict[str, Any]:
+    answer = await acme.http.post("/templates", json={"name": name or fresh("template"), "template": text})
+    assert answer.status_code == 201, answer.text
+    return dict(answer.json())
+
+
+def fields_of(answer: Any) -> list[str]:
+    assert answer.status_code == 422, answer.text
+    return [one["field"] for one in answer.json()["errors"]]
+
+
+async def test_templates_as_kasal_shows_them(acme: Tenant) -> None:
+    web = acme.http
+    answer = await web.post("/templates", json=BODY)
+    assert answer.status_code == 201, answer.text
+    one = answer.json()
+    assert one["id"].startswith("tpl_")
+    assert {name: one[name] for name in BODY} == BODY
+    assert (one["description"], one["tenant_id"]) == (None, acme.tenant_id)
+    assert (await web.get("/templates")).json() == {
+        "items": [one],
+        "total": 1,
+        "limit": 100,
+        "offset": 0,
+        "has_more": False,
+    }
+    for reference in (one["id"], one["name"]):
+        assert (await web.get(f"/templates/{reference}")).json() == one
+        filled = await web.post(
+            f"/templates/{reference}/render",
+            json={"variables": {"task_description": "count {bees}", "expected_output": {"a": [1, None]}}},
+        )
+        assert filled.status_code == 200
+        assert filled.json() == {
+            "template_id": one["id"],
+            "name": one["name"],
+            "rendered": 'You are a research agent. Your task is to count {bees}. Please provide {"a":[1,null]}.',
+        }
+    again = await web.post("/templates", json=BODY)
+    assert (again.status_code, again.json()["error"]) == (409, "conflict")
+    assert fields_of(await web.post("/templates", json={**BODY, "name": "x", "engine": "jinja"})) == ["engine"]
+    assert fields_of(await web.post("/templates", json={**BODY, "name": "a/b"})) == ["name"]
+    assert (await web.delete(f"/templates/{one['id']}")).status_code == 204
+    assert (await web.get(f"/templates/{one['name']}")).status_code == 404
+    assert (await web.post(f"/templates/{one['id']}/render", json={})).status_code == 404
+
+
+async def test_variables_are_those_of_the_text(acme: Tenant) -> None:
+    web = acme.http
+    one = await made(acme, "{b} and {a}", "pair")
+    assert one["variables"] == ["b", "a"]
+    wrong = await web.post("/templates", json={**BODY, "name": "x", "variables": ["expected_output", "tone"]})
+    assert fields_of(wrong) == ["variables", "variables"]
+    assert "'tone'" in wrong.text
+    assert "'task_description'" in wrong.text
+    assert fields_of(await web.post("/templates/pair/render", json={"variables": {"a": "1", "c": "2"}})) == [
+        "variables.b",
+        "variables.c",
+    ]
+    # A change of the text finds its variables anew, unless they are sent and are others.
+    changed = await web.patch("/templates/pair", json={"template": "{c}", "description": "one"})
+    assert (changed.json()["variables"], changed.json()["description"]) == (["c"], "one")
+    assert fields_of(await web.put("/templates/pair", json={"template": "{d}", "variables": ["c"]}))[0] == "variables"
+    assert fields_of(await web.put("/templates/pair", json={"variables": ["a"]}))[0] == "variables"
+    assert (await web.get("/templates/pair")).json()["template"] == "{c}"
+    await made(acme, "none", "taken")
+    assert (await web.patch("/templates/pair", json={"name": "taken"})).status_code == 409
+    renamed = (await web.put("/templates/pair", json={"name": "single", "variables": ["c"]})).json()
+    assert (renamed["name"], renamed["variables"], renamed["id"]) == ("single", ["c"], one["id"])
+
+
+async def test_what_is_rendered_is_bounded(acme: Tenant) -> None:
+    one = await made(acme, "{a}" * 30_000)
+    path = f"/templates/{one['id']}/render"
+    assert fields_of(await acme.http.post(path, json={"variables": {"a": "x" * 200}})) == ["variables"]
+    filled = await acme.http.post(path, json={"variables": {"a": "x" * 100}})
+    assert len(filled.json()["rendered"]) == 3_000_000
+    assert fields_of(await acme.http.post("/templates", json={"name": "x", "template": "x" * 100_001})) == ["template"]
+
+
+async def test_an_agent_says_what_its_template_says_when_it_starts(acme: Tenant, provider: Wire) -> None:
+    name = await model(acme, provider, fresh())
+    one = await made(acme, "Write about {topic}.")
+    writer = await agent(acme, name, role="a writer", template=one["id"], instructions="Be brief.")
+    assert (writer["template"], writer["template_id"], writer["template_text"]) == (one["name"], one["id"], None)
+    shown = (await acme.http.get(f"/agents/{writer['id']}?resolved=true")).json()
+    assert shown["template_text"] == "Write about {topic}."
+
+    async def told(**body: Any) -> str:
+        provider.say("ok", to=name)
+        assert (await run(acme, body.pop("agent", writer["id"]), task="Go", **body))["status"] == "completed"
+        return str(provider.requests[-1].body["messages"][0]["content"])
+
+    assert await told(inputs={"topic": "bees"}) == "You are a writer.\n\nWrite about bees.\n\nBe brief."
+    # A child takes it over, until it has one of its own or its parent has none any more.
+    child = await agent(acme, None, parent=writer["id"], instructions="Be long.")
+    assert await told(agent=child["id"]) == "You are a writer.\n\nWrite about {topic}.\n\nBe long."
+    other = await made(acme, "Sing of {topic}.")
+    changed = (await acme.http.patch(f"/agents/{child['id']}", json={"template": other["name"]})).json()
+    assert (changed["template"], changed["template_id"]) == (other["name"], other["id"])
+    assert "Sing of {topic}." in await told(agent=child["id"])
+    listed = {one["id"]: one["template"] for one in (await acme.http.get("/agents")).json()["items"]}
+    assert listed == {writer["id"]: one["name"], child["id"]: other["name"]}
+    gone = await acme.http.patch(f"/agents/{child['id']}", json={"template": None})
+    assert gone.json()["template"] is None
+    assert "Write about" in await told(agent=child["id"])
+    for body in ({"name": "x", "model": name, "template": "no such"}, {"name": "x", "template": one["id"][:-1] + "z"}):
+        refused = await acme.http.post("/agents", json=body)
+        assert fields_of(refused) == ["template"]
+
+
+async def test_a_run_keeps_the_text_it_was_started_with(acme: Tenant, provider: Wire) -> None:
+    name = await model(acme, provider, fresh())
+    one = await made(acme, "The first text.")
+    writer = await agent(acme, name, template=one["id"], tools=["filesystem_write"])
+    provider.call_tool("filesystem_write", {"path": "a", "content": "1"}, to=name)
+    provider.say("Done.", to=name)
+    execution_id = await start(acme, writer["id"], task="Write")
+    await until(acme, execution_id, "waiting")
+    changed = await acme.http.patch(f"/templates/{one['id']}", json={"template": "The second text."})
+    assert changed.status_code == 200
+    await acme.http.post(f"/executions/{execution_id}/approve")
+    await until(acme, execution_id, "completed")
+    assert provider.requests[-1].body["messages"][0]["content"] == "The first text."
+    provider.say("Again.", to=name)
+    again = (await acme.http.post(f"/executions/{execution_id}/retry", headers={"Prefer": "wait=30"})).json()
+    assert again["status"] == "completed"
+    assert provider.requests[-1].body["messages"][0]["content"] == "The first text."
+    provider.say("Anew.", to=name)
+    await run(acme, writer["id"], task="Write")
+    assert provider.requests[-1].body["messages"][0]["content"] == "The second text."
+
+
+async def test_a_template_that_is_used_stays(acme: Tenant) -> None:
+    one = await made(acme, "Text.")
+    users = [await agent(acme, "smollm2", template=one["id"]) for _ in range(6)]
+    refused = await acme.http.delete(f"/templates/{one['id']}")
+    assert (refused.status_code, refused.json()["error"]) == (409, "conflict")
+    named = [user["name"] for user in users if f"agent {user['name']}" in refused.json()["detail"]]
+    assert len(named) == 5
+    assert "and 1 more" in refused.json()["detail"]
+    for user in users[1:]:
+        await acme.http.delete(f"/agents/{user['id']}")
+    assert (await acme.http.delete(f"/templates/{one['id']}")).status_code == 409
+    await acme.http.patch(f"/agents/{users[0]['id']}", json={"template": None})
+    assert (await acme.http.delete(f"/templates/{one['id']}")).status_code == 204
+
+
+async def test_whoever_uses_a_template_and_whoever_deletes_it_take_turns(acme: Tenant) -> None:
+    for _ in range(8):
+        one = await made(acme, "Text.")
+        body = {"name": fresh("agent"), "model": "smollm2", "template": one["id"]}
+        used, gone = await asyncio.gather(
+            acme.http.post("/agents", json=body), acme.http.delete(f"/templates/{one['id']}")
+        )
+        assert (used.status_code, gone.status_code) in ((201, 409), (422, 204)), (used.text, gone.text)
+
+
+async def test_templates_of_others_are_none(acme: Tenant, rival: Tenant) -> None:
+    one = await made(acme, "Text.", "mine")
+    for reference in (one["id"], "mine"):
+        refused = await rival.http.post("/agents", json={"name": "x", "model": "smollm2", "template": reference})
+        assert fields_of(refused) == ["template"]
+    theirs = await made(rival, "Theirs.", "mine")
+    assert theirs["id"] != one["id"]

@@ -1,0 +1,364 @@
+"""Plans in their own database: the worker dies at every boundary there is, others race it, nothing is lost or doubled."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import pytest
+
+from domain import executions
+from domain.access import Caller
+from domain.executions import Ended, Execution, Start
+from domain.plans import advancing, starting
+from domain.plans.advancing import Busy, Known
+from domain.plans.schema import AgentWork, Plan, PlanStep, PlanWork, Retry
+from domain.ports import Outcome, Tx
+from infra.postgres.db import connect
+from infra.postgres.store import PostgresStore
+from scripts.up import System
+from tests.apart import NOW, Apart, apart
+from workers.plans import Planner
+
+
+class Silent:
+    """A doorbell that nobody hears."""
+
+    async def ring(self, jobs: Any, changed: Any = ()) -> None: ...
+    async def ring_lost(self, jobs: Any) -> int:
+        return 0
+
+
+class Killed(Exception):
+    """The process dies here."""
+
+
+class World:
+    def __init__(self, database: Apart, store: PostgresStore, caller: Caller, agent_id: str) -> None:
+        self.database, self.store, self.caller, self.agent_id = database, store, caller, agent_id
+        self.clock = [NOW]
+
+    def work(self) -> AgentWork:
+        return AgentWork(name="agent", agent_id=self.agent_id, version_id=self.version_id)
+
+    async def known(self) -> None:
+        found = await self.database.owner.fetchval("SELECT current_version_id FROM agents ORDER BY id DESC LIMIT 1")
+        from domain import ids
+
+        self.version_id = ids.encode("ver", found)
+
+    async def start(self, *steps: PlanStep, **more: Any) -> str:
+        plan = Plan(kind="workflow", name="plan", steps=list(steps), **more)
+        async with self.store.begin(self.caller) as tx:
+            return (await starting.start(tx, self.caller, plan, Start(inputs={"n": 1}))).id
+
+    async def get(self, execution_id: str) -> Execution:
+        async with self.store.begin(self.caller) as tx:
+            return await executions.get(tx, execution_id)
+
+    async def advance(self, execution_id: str, known: Known | None = None, die: bool = False) -> Known | None:
+        async with self.store.begin(self.caller) as tx:
+            after = await advancing.advance(tx, execution_id, known)
+            if die:
+                raise Killed
+            return after
+
+    async def due(self) -> list[str]:
+        async with self.store.begin_single() as tx:
+            return [one.execution_id for one in (await tx.plans.due(tx.now, 100))[0]]
+
+    async def work_off(self, most: int = 100, error: str | None = None) -> list[str]:
+        """Claim what waits in the run lane and settle it. Returns the steps."""
+        async with self.store.begin_single() as tx:
+            claimed = await executions.claim(tx, "worker", timedelta(seconds=60), most)
+        for one in claimed:
+            async with self.store.begin(self.caller) as tx:
+                outcome = Outcome(output=msgspec.json.encode({"step": one.step}))
+                failed = Outcome(error_type=error, error_message="no")
+                await executions.finish(tx, [Ended(execution=one, outcome=failed if error else outcome, written=[])])
+        return [one.step or "" for one in claimed]
+
+    async def to_its_end(self, execution_id: str) -> Execution:
+        for _ in range(100):
+            for one in await self.due():
+                await self.advance(one)
+            await self.work_off()
+            found = await self.get(execution_id)
+            if found.status in ("completed", "failed", "cancelled"):
+                return found
+            self.clock[0] += timedelta(seconds=1)
+        raise AssertionError(found)
+
+    async def children(self, execution_id: str) -> dict[str, list[str]]:
+        rows = await self.database.owner.fetch("SELECT step, status FROM executions WHERE parent_id IS NOT NULL")
+        found = dict[str, list[str]]()
+        for row in rows:
+            found.setdefault(row["step"], []).append(row["status"])
+        return found
+
+
+@asynccontextmanager
+async def _world(system: System) -> AsyncIterator[World]:
+    async with apart(system) as database:
+        caller = await database.tenant()
+        agent_id = await database.agent(caller)
+        engine = connect(database.url, pool_size=8, application="tests")
+        world: World
+        store = PostgresStore(engine, Silent(), lambda: world.clock[0])
+        world = World(database, store, caller, agent_id)
+        await world.known()
+        try:
+            yield world
+        finally:
+            await store.close()
+
+
+@pytest.fixture
+async def world(system: System) -> AsyncIterator[World]:
+    async with _world(system) as one:
+        yield one
+
+
+def _diamond(world: World) -> list[PlanStep]:
+    def step(step_id: str, *above: str, **more: Any) -> PlanStep:
+        return PlanStep(id=step_id, name=step_id, work=world.work(), depends_on=list(above), **more)
+
+    return [
+        step("a"),
+        step("b", "a"),
+        step("c", "a", map=[1, 2, 3], max_parallel=2),
+        step("d", "b", "c", inputs={"b": "{{ steps.b.outputs.step }}", "c": "{{ steps.c.outputs }}"}),
+    ]
+
+
+async def test_a_plan_comes_to_what_its_last_step_came_to(world: World) -> None:
+    execution_id = await world.start(*_diamond(world))
+    assert (await world.get(execution_id)).status == "pending"
+    ended = await world.to_its_end(execution_id)
+    assert (ended.status, ended.output_data) == ("completed", {"step": "d"})
+    assert (ended.steps_completed, ended.steps_total) == (4, 4)
+    assert ended.results == {
+        "a": {"step": "a"},
+        "b": {"step": "b"},
+        "c": [{"step": "c[0]"}, {"step": "c[1]"}, {"step": "c[2]"}],
+        "d": {"step": "d"},
+    }
+    given = await world.database.owner.fetchval("SELECT input_data::text FROM executions WHERE step = 'd'")
+    assert msgspec.json.decode(given) == {"b": "b", "c": ended.results["c"]}
+    assert await world.due() == [], "nothing is left to be told"
+
+
+async def test_the_worker_dies_at_every_boundary_and_each_step_runs_once(world: World) -> None:
+    """Before every commit of the plan worker in turn, and after it with all that it knew."""
+    boundaries = 0
+    for at in range(100):
+        execution_id = await world.start(*_diamond(world))
+        count, died = 0, False
+        for _ in range(60):
+            for one in await world.due():
+                die = count == at
+                count += 1
+                try:
+                    await world.advance(one, None, die)
+                except Killed:
+                    died = True
+            await world.work_off(1)
+            found = await world.get(execution_id)
+            if found.status == "completed":
+                break
+        assert found.status == "completed", found
+        rows = await world.database.owner.fetch(
+            "SELECT step, count(*) AS runs, max(attempt) AS attempts FROM executions "
+            "WHERE root_id = (SELECT max(id::text)::uuid FROM executions WHERE lane = 'plan') GROUP BY step"
+        )
+        assert {row["step"]: (row["runs"], row["attempts"]) for row in rows} == dict.fromkeys(
+            ("a", "b", "c[0]", "c[1]", "c[2]", "d"), (1, 1)
+        )
+        events = await world.database.owner.fetch(
+            "SELECT seq, type, data->>'status' AS status FROM execution_events "
+            "WHERE execution_id = (SELECT max(id::text)::uuid FROM executions WHERE lane = 'plan') ORDER BY seq"
+        )
+        assert [row["seq"] for row in events] == list(range(1, len(events) + 1))
+        ends = [row for row in events if row["type"] == "status" and row["status"] == "completed"]
+        assert ends == [events[-1]]
+        if not died:
+            boundaries = at
+            break
+    assert boundaries >= 5, "there were boundaries to die at"
+
+
+async def test_a_step_whose_run_worker_dies_is_run_again_and_the_others_are_not(world: World) -> None:
+    execution_id = await world.start(*_diamond(world))
+    await world.advance(execution_id)
+    async with world.store.begin_single() as tx:
+        (lost,) = await executions.claim(tx, "dead", timedelta(seconds=60), 10)
+    world.clock[0] += timedelta(seconds=61)
+    async with world.store.begin(world.caller) as tx:
+        await executions.take_back(tx, lost.id)
+    ended = await world.to_its_end(execution_id)
+    assert ended.status == "completed"
+    rows = await world.database.owner.fetch("SELECT step, attempt FROM executions WHERE parent_id IS NOT NULL")
+    assert {row["step"]: row["attempt"] for row in rows} == {
+        "a": 2,
+        **dict.fromkeys(("b", "c[0]", "c[1]", "c[2]", "d"), 1),
+    }
+
+
+async def test_planners_that_race_start_each_step_once(system: System, world: World) -> None:
+    plans = [await world.start(*_diamond(world)) for _ in range(8)]
+    rings = [asyncio.Event() for _ in range(3)]
+    planners = [asyncio.create_task(Planner(world.store, 2, ring).run()) for ring in rings]
+    try:
+        for _ in range(400):
+            for ring in rings:
+                ring.set()
+            await world.work_off()
+            if all([(await world.get(one)).status == "completed" for one in plans]):
+                break
+            await asyncio.sleep(0.01)
+        else:
+            raise AssertionError([await world.get(one) for one in plans])
+    finally:
+        for task in planners:
+            task.cancel()
+        await asyncio.gather(*planners, return_exceptions=True)
+    counted = await world.database.owner.fetch(
+        "SELECT root_id, step, count(*) AS runs FROM executions WHERE parent_id IS NOT NULL GROUP BY 1, 2"
+    )
+    assert len(counted) == 8 * 6
+    assert {row["runs"] for row in counted} == {1}
+
+
+async def test_what_somebody_else_is_at_is_left_to_them(world: World) -> None:
+    execution_id = await world.start(*_diamond(world))
+    async with world.store.begin(world.caller) as tx:
+        await advancing.advance(tx, execution_id, None)
+        with pytest.raises(Busy):
+            await world.advance(execution_id)
+    assert (await world.children(execution_id)) == {"a": ["pending"]}
+
+
+async def test_a_step_is_tried_again_as_often_as_it_may_and_then_the_plan_has_failed(world: World) -> None:
+    retry = Retry(attempts=2, delay=10, factor=2)
+    step = PlanStep(id="a", name="The first", work=world.work(), retry=retry)
+    after = PlanStep(id="b", name="b", work=world.work(), depends_on=["a"])
+    execution_id = await world.start(step, after)
+    for pause in (10, 20):
+        await world.advance(execution_id)
+        assert await world.work_off(error="ValueError") == ["a"]
+        await world.advance(execution_id)
+        assert await world.work_off() == [], "not before its time"
+        world.clock[0] += timedelta(seconds=pause)
+        assert await world.due() == [execution_id]
+    await world.advance(execution_id)
+    assert await world.work_off(error="ValueError") == ["a"]
+    await world.advance(execution_id)
+    ended = await world.get(execution_id)
+    assert (ended.status, ended.error_type) == ("failed", "ValueError")
+    assert ended.error_message == "The step 'The first' failed: no"
+    assert await world.children(execution_id) == {"a": ["failed"] * 3}
+
+
+async def test_run_again_from_the_failed_step_on(world: World) -> None:
+    steps = _diamond(world)
+    execution_id = await world.start(*steps)
+    await world.advance(execution_id)
+    await world.work_off()
+    await world.advance(execution_id)
+    async with world.store.begin_single() as tx:
+        claimed = await executions.claim(tx, "worker", timedelta(seconds=60), 10)
+    assert sorted(one.step or "" for one in claimed) == ["b", "c[0]", "c[1]"]
+    for one in claimed:
+        failed = one.step == "c[1]"
+        outcome = Outcome(error_type="E", error_message="no") if failed else Outcome(output=b'{"step": "kept"}')
+        async with world.store.begin(world.caller) as tx:
+            await executions.finish(tx, [Ended(execution=one, outcome=outcome, written=[])])
+    await world.advance(execution_id)
+    assert (await world.get(execution_id)).status == "failed"
+    async with world.store.begin(world.caller) as tx:
+        again = await starting.retry(tx, world.caller, execution_id, from_failed=True)
+    assert (again.retry_of, again.status) == (execution_id, "pending")
+    ended = await world.to_its_end(again.id)
+    assert ended.status == "completed"
+    assert ended.results is not None
+    assert ended.results["b"] == {"step": "kept"}
+    assert ended.results["c"] == [{"step": "kept"}, {"step": "c[1]"}, {"step": "c[2]"}]
+    rows = await world.database.owner.fetch("SELECT step FROM executions WHERE parent_id = $1", _uuid(again.id))
+    assert sorted(row["step"] for row in rows) == ["c[1]", "c[2]", "d"]
+
+
+def _uuid(execution_id: str) -> Any:
+    from domain import ids
+
+    return ids.decode("exec", execution_id)
+
+
+async def test_a_cancel_takes_the_whole_tree(world: World) -> None:
+    inner = Plan(kind="workflow", name="inner", steps=[PlanStep(id="x", name="x", work=world.work())])
+    execution_id = await world.start(
+        PlanStep(id="a", name="a", work=world.work()), PlanStep(id="i", name="i", work=PlanWork(plan=inner))
+    )
+    for _ in range(2):
+        for one in await world.due():
+            await world.advance(one)
+    assert await world.children(execution_id) == {"a": ["pending"], "i": ["running"], "x": ["pending"]}
+    async with world.store.begin(world.caller) as tx:
+        await executions.cancel(tx, execution_id)
+    assert await world.children(execution_id) == {"a": ["cancelled"], "i": ["cancelled"], "x": ["cancelled"]}
+    for _ in range(3):
+        for one in await world.due():
+            await world.advance(one)
+    left = await world.database.owner.fetch("SELECT DISTINCT status FROM plan_steps")
+    assert [row["status"] for row in left] == ["cancelled"]
+    assert await world.due() == []
+
+
+async def test_a_cancel_beside_an_advance_leaves_nothing_running(world: World) -> None:
+    """The advance has begun a step that the cancel cannot see yet."""
+    execution_id = await world.start(*_diamond(world))
+    cancelling: asyncio.Task[Any]
+
+    async def cancel() -> None:
+        async with world.store.begin(world.caller) as tx:
+            await executions.cancel(tx, execution_id)
+
+    async with world.store.begin(world.caller) as tx:
+        await advancing.advance(tx, execution_id, None)
+        cancelling = asyncio.create_task(cancel())
+        await asyncio.sleep(0.2)
+    await cancelling
+    for one in await world.due():
+        await world.advance(one)
+    assert (await world.get(execution_id)).status == "cancelled"
+    assert await world.children(execution_id) == {"a": ["cancelled"]}
+    assert await world.work_off() == []
+
+
+async def test_a_plan_that_takes_too_long_has_failed_and_runs_nothing(world: World) -> None:
+    plan = Plan(kind="workflow", name="plan", steps=_diamond(world))
+    async with world.store.begin(world.caller) as tx:
+        execution_id = (await starting.start(tx, world.caller, plan, Start(timeout=100))).id
+    await world.advance(execution_id)
+    world.clock[0] += timedelta(seconds=99)
+    assert await world.due() == []
+    world.clock[0] += timedelta(seconds=1)
+    assert await world.due() == [execution_id]
+    await world.advance(execution_id)
+    ended = await world.get(execution_id)
+    assert (ended.status, ended.error_type) == ("failed", "timeout")
+    assert await world.children(execution_id) == {"a": ["cancelled"]}
+
+
+async def test_calls_in_a_minute_are_bounded_over_all_workers(world: World) -> None:
+    execution_id = await world.start(*_diamond(world))
+
+    async def pace(tx: Tx) -> float:
+        return (await tx.plans.pace(execution_id, 3, tx.now) - NOW).total_seconds()
+
+    found = []
+    for _ in range(7):
+        async with world.store.begin(world.caller) as tx:
+            found.append(await pace(tx))
+    assert found == [0, 0, 0, 60, 60, 60, 120]

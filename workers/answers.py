@@ -1,0 +1,28 @@
+"""Answers of models that are to be JSON of a certain schema."""
+
+import re
+from typing import Any, Final
+
+import msgspec
+
+from domain.chat import ModelError, ToolFailed
+from domain.executions import MAX_DEPTH, depth
+from workers.arguments import checked
+
+# Models that are merely told to answer in JSON like to put it between fences.
+_FENCED: Final = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
+
+
+async def answered(text: str, schema: dict[str, Any]) -> bytes:
+    """The JSON of an answer. Errors: `ModelError` for one that is none, or does not fit the schema."""
+    fenced = _FENCED.fullmatch(text)
+    try:
+        value = msgspec.json.decode(fenced[1] if fenced else text)
+        if depth(value) > MAX_DEPTH:
+            raise ModelError("malformed", f"The answer nests deeper than {MAX_DEPTH} levels.")
+        await checked(schema, value)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ModelError("malformed", f"The model was to answer in JSON, and did not: {error}.") from error
+    except ToolFailed as error:
+        raise ModelError("malformed", f"The answer of the model does not fit what was asked for: {error}") from error
+    return msgspec.json.encode(value)

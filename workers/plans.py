@@ -1,0 +1,93 @@
+"""Advances plans, of whichever tenants: each in one short transaction, several at once."""
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from typing import Final
+
+import structlog
+
+from domain.errors import DomainError
+from domain.leases import LostLease
+from domain.plans import advancing
+from domain.plans.advancing import Busy, Known
+from domain.plans.schema import Due
+from domain.ports import Store
+
+_log = structlog.get_logger("paddock.plans")
+
+# How often to look without being rung, in seconds.
+LOOK: Final = 5.0
+# While somebody else is at a plan, or after something went wrong with it.
+SOON: Final = 0.05
+AWAY: Final = 1.0
+# Plans that are kept in mind between two times that they are advanced.
+KNOWN: Final = 200
+
+
+class Planner:
+    """The plan lane of one worker process, `slots` plans at a time."""
+
+    def __init__(self, store: Store, slots: int, rung: asyncio.Event) -> None:
+        self._store, self._slots, self._wake = store, slots, rung
+        self._known: OrderedDict[str, Known] = OrderedDict()
+        self._running: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def busy(self) -> int:
+        """How many plans are being advanced."""
+        return len(self._running)
+
+    async def run(self) -> None:
+        """Advance plans until cancelled. What is being done then is finished, which takes no time."""
+        try:
+            while True:
+                self._wake.clear()
+                pause = await self._look()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), pause)
+        finally:
+            if self._running:
+                await asyncio.wait(self._running.values(), timeout=5)
+
+    async def _look(self) -> float:
+        """Begin with what is due. Returns how many seconds there is nothing more to do."""
+        try:
+            async with self._store.begin_single() as tx:
+                due, following = await tx.plans.due(tx.now, self._slots + len(self._running))
+        except DomainError as error:
+            _log.warning("cannot look for plans", error=error.detail)
+            return AWAY
+        fresh = [one for one in due if one.execution_id not in self._running]
+        for one in fresh[: self._slots - len(self._running)]:
+            task = asyncio.create_task(self._advance(one))
+            self._running[one.execution_id] = task
+        # Whatever is advanced now wakes us when it is done.
+        return LOOK if following is None else min(LOOK, max(following, SOON))
+
+    async def _advance(self, one: Due) -> None:
+        known, pause = self._known.pop(one.execution_id, None), 0.0
+        try:
+            async with self._store.begin_for(one.tenant_id) as tx:
+                known = await advancing.advance(tx, one.execution_id, known)
+            if known is not None:
+                self._known[one.execution_id] = known
+                if len(self._known) > KNOWN:
+                    self._known.popitem(last=False)
+        except (Busy, LostLease):
+            # What was told of it is still there.
+            pause = SOON
+        except DomainError as error:
+            _log.warning("a plan waits", execution_id=one.execution_id, error=error.detail)
+            pause = AWAY
+        except Exception as error:
+            _log.exception("a plan could not be advanced", execution_id=one.execution_id)
+            pause = LOOK
+            with contextlib.suppress(DomainError, LostLease, Busy):
+                async with self._store.begin_for(one.tenant_id) as tx:
+                    await advancing.give_up(tx, one.execution_id, f"The worker failed: {type(error).__name__}.")
+        finally:
+            if pause:
+                await asyncio.sleep(pause)
+            del self._running[one.execution_id]
+            self._wake.set()
