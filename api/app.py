@@ -35,6 +35,7 @@ from api import (
     llms,
     provider_keys,
     queues,
+    schedules,
     stats,
     tasks,
     templates,
@@ -84,6 +85,7 @@ ROUTERS = (
     tools.router,
     traces.router,
     workflows.router,
+    schedules.router,
     queues.router,
 )
 _DESCRIPTION = """Upload an agent; Paddock builds it, runs it fenced in, and keeps everything the run left behind.

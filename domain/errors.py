@@ -42,7 +42,7 @@ CODES: Final = frozenset(
 
 
 MAX_ERRORS: Final = 20
-_PLACE: Final = re.compile(r"(.*) - at (?:key in )?`\$\.?(.*)`", re.DOTALL)
+_PLACE: Final = re.compile(r"(.*) - at (?:`?key`? in )?`\$\.?(.*)`", re.DOTALL)
 _NAMED: Final = (
     ("Object missing required field `", "is required."),
     ("Object contains unknown field `", "is not a field here."),

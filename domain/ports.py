@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from domain.plans.schema import Plans
     from domain.provider_keys import ProviderKeys
     from domain.queues import Queues
+    from domain.schedules import Schedules
     from domain.stats import Stats
     from domain.steps import Steps
     from domain.tasks import Tasks
@@ -65,6 +66,7 @@ class Tx(Protocol):
     workspaces: Workspaces
     answers: Answers
     queues: Queues
+    schedules: Schedules
     stats: Stats
     artifacts: Artifacts
     evaluations: Evaluations
@@ -78,6 +80,10 @@ class Tx(Protocol):
     tools: Tools
     traces: Traces
     workflows: Workflows
+
+    def savepoint(self) -> AbstractAsyncContextManager[None]:
+        """What is done within is undone, rings included, if it raises."""
+        ...
 
     def ring(self, job: Job) -> None:
         """Ring for this job once the transaction has committed, and never if it does not."""

@@ -44,8 +44,8 @@ class Refused(Exception):
 class Collector:
     """Takes traces.
 
-    A plain client, not `infra.http.Outbound`: whoever runs this installation says where the collector is, usually on the
-    very network that tenants' URLs must not reach. Redirects are not followed, so headers go nowhere else.
+    A plain client, not `infra.http.Outbound`: whoever runs this installation says where the collector is, usually on
+    the very network that tenants' URLs must not reach. Redirects are not followed, so headers go nowhere else.
     """
 
     def __init__(self, endpoint: str, headers: Mapping[str, str]) -> None:
@@ -139,11 +139,9 @@ def _put(
 
 
 def _name(span: Span) -> str:
-    """As the conventions name spans: `chat gpt-4`, `invoke_agent Researcher`. What has no operation has its own name."""
-    operation = span.attributes.get(OPERATION)
-    if span.kind == "model_call":
-        return f"{operation} {span.attributes['gen_ai.request.model']}"
-    return f"{operation} {span.name}" if operation is not None and span.kind != "memory" else f"{span.kind} {span.name}"
+    """As the conventions name spans: `chat gpt-4`, `invoke_agent Researcher`; else by its kind: `task research`."""
+    operation = span.attributes.get(OPERATION, span.kind)
+    return f"{operation} {span.attributes['gen_ai.request.model'] if span.kind == 'model_call' else span.name}"
 
 
 def _status(span: Span) -> dict[str, Any]:

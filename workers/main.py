@@ -43,6 +43,7 @@ from workers.llms import LlmRunner, Phone
 from workers.plans import Planner
 from workers.retention import Retention
 from workers.rounds import Work, ring_all, rounds
+from workers.schedules import Schedules
 from workers.scribe import Scribe
 from workers.stats import Folder
 from workers.tools import Workshop
@@ -258,6 +259,7 @@ async def serve_upkeep(settings: Settings) -> None:
                 group.create_task(upkeep.run())
                 # Apart: deleting what is too old may take long, and leases run out meanwhile.
                 group.create_task(Retention(parts.store).run())
+                group.create_task(Schedules(parts.store).run())
         finally:
             await _gone(parts, name)
 

@@ -7,7 +7,7 @@ from domain.access import Caller
 from domain.crews import cast as casting
 from domain.crews import duties, reading
 from domain.crews.cast import Cast
-from domain.crews.schema import Settings
+from domain.crews.schema import Mistake, Settings
 from domain.errors import DomainError
 from domain.ports import Tx
 
@@ -23,7 +23,16 @@ async def look(tx: Tx, caller: Caller, settings: Settings) -> Cast:
     await _tools(tx, cast)
     await _models(tx, cast)
     _idle(cast)
+    for found in (cast.errors, cast.warnings):
+        found.sort(key=_place)
     return cast
+
+
+def _place(mistake: Mistake) -> tuple[int, int]:
+    """In the order in which somebody reads: both documents line by line, and what is outside of them."""
+    document = mistake.field.split(".")[0]
+    order = {"agents_yaml": 0, "tasks_yaml": 1}
+    return order.get(document, 2), mistake.line or 0
 
 
 async def model_named(tx: Tx, reference: str) -> tuple[str, str | None]:

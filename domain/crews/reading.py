@@ -1,5 +1,6 @@
 """Reading agents and tasks as CrewAI writes them: YAML, with every mistake at once and the line of each."""
 
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Generic, TypeVar
@@ -10,14 +11,14 @@ from msgspec import Meta
 from domain import documents
 from domain.agents.schema import MaxSteps, MaxTokens, Seconds, Temperature, Tools, Words
 from domain.crews.schema import MAX_AGENTS, MAX_TASKS, Mistake, Reference, Settings
+from domain.crews.twins import apart
 from domain.errors import DomainError, misread
 from domain.tasks import Context, Path
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
-_LINE: Final = re.compile(r"\bline (\d+)")
-_TOLD: Final = re.compile(r" \(line \d+\)$")
+_LINE: Final = re.compile(r"line (\d+): ")
 Title = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^\x00]*$")]
 
 # What CrewAI knows and this does not, where something else can be done instead.
@@ -117,11 +118,25 @@ def read(settings: Settings) -> Reading:
 def _read(text: str | None, field: str, kind: type[T], most: int) -> Document[T]:
     if text is None or not text.strip():
         return Document(field=field)
+    twins: list[Mistake] = []
     try:
-        parsed = documents.parse(text, field)
+        try:
+            parsed = documents.parse(text, field)
+        except DomainError:
+            # One key too many hides nothing of what else is wrong.
+            again, rest = apart(text)
+            twins = [
+                Mistake(
+                    field=field, message=f"{one.key[:100]!r} is there twice, first on line {one.first}.", line=one.line
+                )
+                for one in again
+            ]
+            if not twins:
+                raise
+            parsed = documents.parse(rest, field)
     except DomainError as error:
-        return Document(field=field, unread=True, mistakes=_of_parser(error, field))
-    found = Document[T](field=field, lines=parsed.lines, items={}, mistakes=[])
+        return Document(field=field, unread=True, mistakes=[*twins, *_of_parser(error)])
+    found = Document[T](field=field, lines=parsed.lines, mistakes=twins)
     if parsed.value is None:
         return found
     if not isinstance(parsed.value, dict):
@@ -130,38 +145,40 @@ def _read(text: str | None, field: str, kind: type[T], most: int) -> Document[T]
         return found
     if len(parsed.value) > most:
         found.mistakes.append(found.mistake("", f"holds {len(parsed.value)}; {most} are allowed."))
-    for key, value in parsed.value.items():
+    for key, value in itertools.islice(parsed.value.items(), most):
         _item(found, key, value, kind)
     return found
 
 
-def _of_parser(error: DomainError, field: str) -> list[Mistake]:
+def _of_parser(error: DomainError) -> list[Mistake]:
     found: list[Mistake] = []
     for one in error.errors:
-        line = _LINE.search(one.field) or _LINE.search(one.message)
-        place = _TOLD.sub("", one.field)
-        found.append(Mistake(field=place, message=one.message, line=int(line[1]) if line else None))
-    return found or [Mistake(field=field, message=error.detail)]
+        line = _LINE.match(one.message)
+        told = one.message if line is None else one.message[line.end() :]
+        found.append(Mistake(field=one.field, message=told, line=None if line is None else int(line[1])))
+    return found
 
 
-def _item(found: Document[T], key: Any, value: Any, kind: type[T]) -> None:
-    place = str(key)[:200]
-    if not isinstance(key, str) or KEY.fullmatch(key) is None:
+def _item(found: Document[T], key: str, value: Any, kind: type[T]) -> None:
+    place = key[:200]
+    if KEY.fullmatch(key) is None:
         told = "a key begins with a letter or _ and goes on with letters, digits, _ and -, at most 64 in all."
         found.mistakes.append(found.mistake(place, told))
     elif not isinstance(value, dict):
         found.mistakes.append(found.mistake(place, "must be a mapping of fields."))
+        # Nobody is to be told besides that its fields are missing.
+        found.there |= {f"{key}.{name}" for name in kind.__struct_fields__}
         found.items[key] = kind()
     else:
         found.items[key] = _fields(found, key, value, kind)
 
 
-def _fields(found: Document[T], key: str, value: dict[Any, Any], kind: type[T]) -> T:
+def _fields(found: Document[T], key: str, value: dict[str, Any], kind: type[T]) -> T:
     """What is in order of an item; the rest are mistakes."""
     fields = {field.name: field for field in msgspec.structs.fields(kind)}
     good: dict[str, Any] = {}
     for name, given in value.items():
-        place = f"{key}.{str(name)[:200]}"
+        place = f"{key}.{name[:200]}"
         if name not in fields:
             told = _INSTEAD.get(name) or f"is not a field here; there are {', '.join(fields)}."
             found.mistakes.append(found.mistake(place, told))

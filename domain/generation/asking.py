@@ -23,33 +23,30 @@ _PLANNER: Final = {
     "goal": "Plan trips that fit the budget and the wishes of travellers",
     "backstory": "You are a consultant who has planned hundreds of trips and knows what can go wrong.",
 }
-_BOOKER: Final = {
-    "name": "Booking Clerk",
-    "role": "Booking Specialist",
-    "goal": "Find the best offers and book them without mistakes",
-    "backstory": "You are a clerk who knows all airlines and never misses a detail.",
-}
-_ROUTE: Final = {
-    "name": "Plan Route",
-    "description": "Choose the places to visit, and the order in which they are visited.",
-    "expected_output": "A list of places with the days spent in each",
-}
 _FLIGHTS: Final = {
     "name": "Compare Flights",
-    "description": "Look up flights between the cities on the given days and compare their prices and times.",
+    "description": "Look up flights between the two cities on the given days and compare their prices and times.",
     "expected_output": "A table of the five best flights with prices and times",
 }
-_EXAMPLES: Final[dict[Kind, Any]] = {
-    "agent": _PLANNER,
-    "task": _FLIGHTS,
-    "crew": {
-        "name": "Travel Crew",
-        "description": "Plans trips from the first idea to the booking",
-        "process": "sequential",
-        "agents": [_PLANNER, _BOOKER],
-        "tasks": [{**_ROUTE, "agent": "Travel Planner"}, {**_FLIGHTS, "agent": "Booking Clerk"}],
-    },
-    "name": {"name": "Travel Team - Flights To Rome"},
+_CREW: Final = {
+    "name": "Travel Crew",
+    "description": "Plans trips from the first idea to the booking",
+    "process": "sequential",
+    "agents": [_PLANNER, ...],
+    "tasks": [{**_FLIGHTS, "agent": _PLANNER["name"]}, ...],
+}
+
+
+def _example(value: Any) -> str:
+    return msgspec.json.encode(value, enc_hook=lambda _: msgspec.Raw(b"...")).decode()
+
+
+# Small models take much of an example over: it is as short as it can be.
+_EXAMPLES: Final[dict[Kind, str]] = {
+    "agent": _example(_PLANNER),
+    "task": _example(_FLIGHTS),
+    "crew": _example(_CREW),
+    "name": '{"name":"..."}',
 }
 _TOLD: Final[dict[Kind, str]] = {
     "agent": "You design AI agents. Answer with one agent as a JSON object. For example, for planning trips:",
@@ -58,7 +55,7 @@ _TOLD: Final[dict[Kind, str]] = {
         "You design crews: AI agents that work on tasks together. Answer with one crew as a JSON object. "
         "Each task names the agent of the crew that does it. For example, for planning trips:"
     ),
-    "name": "You give short names to runs of AI agents, of two to six words. Answer with a JSON object. For example:",
+    "name": "You give short names to runs of AI agents, of two to six words. Answer with a JSON object:",
 }
 _ASKED: Final[dict[Kind, str]] = {
     "agent": "Design the agent of this description: ",
@@ -75,7 +72,7 @@ def reference(tool: Tool) -> str:
 
 def instructions(kind: Kind, tools: list[Tool], agents: list[str]) -> str:
     """What the model is told of its work, of the tools that it may choose among, and of the agents for a task."""
-    parts = [f"{_TOLD[kind]}\n{msgspec.json.encode(_EXAMPLES[kind]).decode()}"]
+    parts = [f"{_TOLD[kind]}\n{_EXAMPLES[kind]}"]
     if tools:
         known = "\n".join(f"- {reference(tool)}: {' '.join(tool.description.split())[:_SHOWN]}" for tool in tools)
         parts.append(f"List the tools that are needed, if any, in the field `tools`. There are these:\n{known}")
@@ -95,20 +92,20 @@ def answer_schema(kind: Kind, local: bool, tools: list[Tool], agents: list[str])
     Others are kept to what is strict for OpenAI, which knows no lengths: their texts are cut afterwards.
     """
 
-    def text(most: int) -> dict[str, Any]:
-        return {"type": "string", "minLength": 1, "maxLength": most} if local else {"type": "string"}
+    def text(most: int, least: int = 1) -> dict[str, Any]:
+        return {"type": "string", "minLength": least, "maxLength": most} if local else {"type": "string"}
 
-    chosen = {"tools": _list({"type": "string", "enum": [reference(tool) for tool in tools]}, 0, 3 if local else 10)}
+    chosen = {"tools": _list({"type": "string", "enum": [reference(tool) for tool in tools]}, 0, 2 if local else 10)}
     more = chosen if tools else {}
     if kind == "name":
-        return _object(kind, name=text(60))
+        return _object(kind, name=text(60, 12))
     if kind == "agent":
         return _object(kind, name=text(40), role=text(60), goal=text(160), backstory=text(240), **more)
     if kind == "task":
         by = {"agent": {"type": ["string", "null"], "enum": [*agents, None]}} if agents else {}
         return _object(kind, name=text(40), description=text(300), expected_output=text(160), **by, **more)
-    agent = _object(None, name=text(40), role=text(60), goal=text(120), backstory=text(160), **more)
-    task = _object(None, name=text(40), description=text(200), expected_output=text(120), agent=text(40), **more)
+    agent = _object(None, name=text(40), role=text(60), goal=text(120), backstory=text(140), **more)
+    task = _object(None, name=text(40), description=text(160), expected_output=text(100), agent=text(40), **more)
     return _object(
         kind,
         name=text(40),

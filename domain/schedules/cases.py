@@ -3,18 +3,18 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from msgspec import UNSET
 
-from domain import agents, cron, crews, ids, launching, names, workflows
+from domain import agents, crews, cron, ids, launching, names, workflows
 from domain.access import Caller, require
 from domain.errors import DomainError, FieldError, conflict, invalid, not_found, refused
 from domain.executions.schema import Execution
 from domain.pages import Listing, Page
 from domain.ports import Tx
+from domain.schedules import firing
 from domain.schedules.schema import (
     MAX_SCHEDULES,
     SHOWN,
@@ -60,17 +60,17 @@ async def _check(tx: Tx, caller: Caller, schedule: Schedule) -> datetime | None:
     All mistakes are told at once. Errors: `invalid_field`.
     """
     wrong: list[FieldError] = []
-    due: datetime | None = None
+    line = there = due = None
     with _noting(wrong):
         names.checked(schedule.name, "sched")
     with _noting(wrong):
         line = cron.line(schedule.cron_expression)
-        due = line.next(tx.now, cron.zone(schedule.timezone))
+    with _noting(wrong):
+        there = cron.zone(schedule.timezone)
+    if line is not None and there is not None:
+        due = line.next(tx.now, there)
         if due is None:
-            raise invalid("cron_expression", "is not due within fifty years.")
-    if not wrong or wrong[-1].field != "timezone":
-        with _noting(wrong):
-            cron.zone(schedule.timezone)
+            wrong.append(FieldError(field="cron_expression", message="is not due within fifty years."))
     with _noting(wrong):
         await _check_start(tx, caller, schedule)
     if wrong:
@@ -138,11 +138,11 @@ async def get(tx: Tx, reference: str, lock: bool = False) -> Schedule:
 async def shown(tx: Tx, reference: str) -> ShownSchedule:
     """A schedule with its next due times. Errors: `not_found`."""
     schedule = await get(tx, reference)
-    upcoming = [] if schedule.next_run_at is None else [schedule.next_run_at]
-    if upcoming:
-        line, there = cron.line(schedule.cron_expression), cron.zone(schedule.timezone)
-        until = upcoming[0].replace(year=9000)
-        upcoming += islice(line.between(upcoming[0], until, there), SHOWN - 1)
+    line, there = cron.line(schedule.cron_expression), cron.zone(schedule.timezone)
+    upcoming, due = list[datetime](), schedule.next_run_at
+    while due is not None and len(upcoming) < SHOWN:
+        upcoming.append(due)
+        due = line.next(due, there)
     fields = {field: getattr(schedule, field) for field in Schedule.__struct_fields__}
     return ShownSchedule(**fields, upcoming=upcoming)
 
@@ -165,42 +165,44 @@ async def patch(tx: Tx, caller: Caller, reference: str, data: PatchSchedule) -> 
     require(caller, _NEEDED)
     schedule = await get(tx, reference, lock=True)
     sent = {field: value for field in PatchSchedule.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
-    was = schedule.enabled, schedule.cron_expression, schedule.timezone
+    before = msgspec.structs.replace(schedule)
     if set(TARGETS) & sent.keys():
         sent = dict.fromkeys(TARGETS) | sent
     for field, value in sent.items():
         setattr(schedule, field, value)
     due = await _check(tx, caller, schedule)
-    if was != (schedule.enabled, schedule.cron_expression, schedule.timezone):
-        await _reset(tx, schedule, due)
+    if any(getattr(schedule, field) != getattr(before, field) for field in ("enabled", "cron_expression", "timezone")):
+        await _reset(tx, before, schedule, due)
     return await _changed(tx, caller, schedule)
 
 
 async def toggle(tx: Tx, caller: Caller, reference: str) -> Schedule:
-    """Enable a disabled schedule, disable an enabled one. Errors: `not_found`; `missing_scope` and others to enable it."""
-    schedule = await get(tx, reference, lock=True)
-    schedule.enabled = not schedule.enabled
+    """Enable a disabled schedule, disable an enabled one.
+
+    Errors: `not_found`; `missing_scope` and `invalid_field` for one that is to be enabled.
+    """
+    before = await get(tx, reference, lock=True)
+    schedule = msgspec.structs.replace(before, enabled=not before.enabled)
     if not schedule.enabled:
-        await _reset(tx, schedule, None)
+        await _reset(tx, before, schedule, None)
         schedule.updated_at = tx.now
         await tx.schedules.save(schedule)
         return schedule
     require(caller, _NEEDED)
-    await _reset(tx, schedule, await _check(tx, caller, schedule))
+    await _reset(tx, before, schedule, await _check(tx, caller, schedule))
     return await _changed(tx, caller, schedule)
 
 
-async def _reset(tx: Tx, schedule: Schedule, due: datetime | None) -> None:
+async def _reset(tx: Tx, before: Schedule, schedule: Schedule, due: datetime | None) -> None:
     """It is due then and not before; of a schedule that is disabled nothing waits any more."""
+    schedule.missed_count += await firing.pass_over(tx, before)
     schedule.next_run_at = due
     waits = None if schedule.enabled else await tx.schedules.queued(schedule.id)
     if waits is not None:
         schedule.skipped_count += 1
         reason = "The schedule was disabled."
         await tx.schedules.settle(
-            ScheduleRun(
-                schedule_id=schedule.id, due_at=waits, outcome="skipped", reason=reason, settled_at=tx.now
-            )
+            ScheduleRun(schedule_id=schedule.id, due_at=waits, outcome="skipped", reason=reason, settled_at=tx.now)
         )
 
 

@@ -19,6 +19,7 @@ from domain.schedules.schema import Schedule, ScheduleRun
 ON_TIME: Final = timedelta(minutes=1)
 # So many of the missed due times of one outage get a row each; the others are counted.
 MISSED_SHOWN: Final = 100
+_SECOND: Final = timedelta(seconds=1)
 # Not the fault of what is started: the due time waits until it is over.
 _OUTAGES: Final = frozenset({"unavailable"})
 _RUNS: Final = frozenset({"run:agents"})
@@ -42,8 +43,8 @@ def turn(line: cron.Line, zone: ZoneInfo, first: datetime, now: datetime, catch_
     The latest `catch_up` fire; the very latest does in any case if it is on time. How much there is to do does not
     grow with how long nobody has looked.
     """
-    before = first - timedelta(seconds=1)
-    found = line.latest(before, now, zone, catch_up + MISSED_SHOWN)
+    before = first - _SECOND
+    found = line.latest(before, now, zone, max(catch_up, 1) + MISSED_SHOWN)
     on_time = bool(found) and now - found[-1] <= ON_TIME
     keep = min(len(found), max(catch_up, int(on_time)))
     missed, kept = found[: len(found) - keep], found[len(found) - keep :]
@@ -53,6 +54,20 @@ def turn(line: cron.Line, zone: ZoneInfo, first: datetime, now: datetime, catch_
         missed_count=line.count(before, now, zone) - keep if missed else 0,
         next=kept[1] if len(kept) > 1 else line.next(now, zone),
     )
+
+
+async def pass_over(tx: Tx, schedule: Schedule) -> int:
+    """Write down as missed what is due and was not met, of a schedule that is about to be another. Returns how many."""
+    first = schedule.next_run_at
+    if first is None or first > tx.now:
+        return 0
+    line, there, before = cron.line(schedule.cron_expression), cron.zone(schedule.timezone), first - _SECOND
+    missed = [_run(tx, schedule, due, "missed") for due in line.latest(before, tx.now, there, MISSED_SHOWN)]
+    for run in missed:
+        run.reason = "The schedule was changed."
+    if missed:
+        await tx.schedules.record(missed)
+    return line.count(before, tx.now, there)
 
 
 async def fire(tx: Tx, schedule_id: str) -> bool:
@@ -76,7 +91,15 @@ async def fire(tx: Tx, schedule_id: str) -> bool:
 
 
 async def _meet(tx: Tx, schedule: Schedule, first: datetime, runs: bool, waits: bool) -> None:
-    found = turn(cron.line(schedule.cron_expression), cron.zone(schedule.timezone), first, tx.now, schedule.catch_up)
+    try:
+        line, there = cron.line(schedule.cron_expression), cron.zone(schedule.timezone)
+    except DomainError as error:
+        # It was good once: the zone has gone from the database of this machine.
+        failed = _run(tx, schedule, first, "failed")
+        _give_up(schedule, failed, error)
+        await tx.schedules.record([failed])
+        return
+    found = turn(line, there, first, tx.now, schedule.catch_up)
     schedule.next_run_at = found.next
     schedule.missed_count += found.missed_count
     if found.missed:
@@ -103,9 +126,7 @@ async def _start(tx: Tx, schedule: Schedule, due: datetime) -> None:
     try:
         owner = await _owner(tx, schedule)
     except DomainError as error:
-        # It would not do better the next time.
-        schedule.enabled, schedule.next_run_at = False, None
-        _fail(schedule, run, error)
+        _give_up(schedule, run, error)
     else:
         try:
             async with tx.savepoint():
@@ -119,7 +140,7 @@ async def _start(tx: Tx, schedule: Schedule, due: datetime) -> None:
 
 
 async def _owner(tx: Tx, schedule: Schedule) -> Caller:
-    """On whose behalf it runs, with the role of now and no more than that needs. Errors: `forbidden`, `missing_scope`."""
+    """On whose behalf it runs, in the role of now, with no more than that needs. Errors: `forbidden`, `missing_scope`."""
     user = await tx.accounts.user(schedule.user_id)
     if user is None or not user.is_active:
         raise forbidden("Whoever it runs on behalf of is no active user of this tenant any more.")
@@ -132,6 +153,12 @@ async def _owner(tx: Tx, schedule: Schedule) -> Caller:
 def _run(tx: Tx, schedule: Schedule, due: datetime, outcome: str) -> ScheduleRun:
     made = {"schedule_id": schedule.id, "due_at": due, "outcome": outcome, "settled_at": tx.now}
     return msgspec.convert(made, ScheduleRun)
+
+
+def _give_up(schedule: Schedule, run: ScheduleRun, error: DomainError) -> None:
+    """It would do no better the next time."""
+    schedule.enabled, schedule.next_run_at = False, None
+    _fail(schedule, run, error)
 
 
 def _fail(schedule: Schedule, run: ScheduleRun, error: DomainError) -> None:

@@ -19,7 +19,13 @@ def span(**fields: Any) -> Span:
 
 def order(above: Span) -> None:
     """What lies below a span in the order in which it began."""
-    above.children.sort(key=lambda one: (one.started_at or one.ended_at or _NEVER, one.id))
+    above.children.sort(key=_when)
+
+
+def _when(one: Span) -> tuple[Any, ...]:
+    # At one moment: what a task was given before what it did with that, items by their number.
+    item = one.attributes.get("paddock.step.item", -1)
+    return one.started_at or one.ended_at or _NEVER, one.kind != "memory", item, one.id
 
 
 def decision(approved: bool, at: datetime, by: str | None, reason: str | None) -> SpanEvent:

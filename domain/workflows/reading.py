@@ -1,5 +1,6 @@
 """Reading what was sent, JSON or YAML, with every mistake at once, and writing a workflow as YAML."""
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Generic, TypeVar
@@ -95,10 +96,23 @@ def mistakes(value: Any, kind: Any, within: str = "") -> list[FieldError]:
         found += below
         if not below:
             try:
-                msgspec.convert(value[name], field.type)
+                msgspec.convert({name: value[name]}, _alone(kind, name))
             except msgspec.ValidationError as error:
-                found.append(misread(str(error), f"{place}{name}"))
+                found.append(misread(str(error), within))
     return found
+
+
+@functools.cache
+def _alone(kind: Any, name: str) -> Any:
+    """An object of that field alone, to see what is wrong with it.
+
+    Not the field's bare type: msgspec 0.22 frees too much after converting to `str` with a pattern or a list.
+    """
+    return msgspec.defstruct(name, [field for field in _typed(kind) if field[0] == name])
+
+
+def _typed(kind: Any) -> list[tuple[str, Any]]:
+    return [(field.name, field.type) for field in msgspec.structs.fields(kind)]
 
 
 def _below(value: Any, name: str, place: str) -> list[FieldError]:

@@ -63,7 +63,7 @@ class Step(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     inputs: dict[str, Any] = {}
     depends_on: Annotated[list[str], Meta(max_length=MAX_STEPS)] = []
     when: Expression | None = None
-    map: Expression | list[Any] | None = None
+    map: Annotated[str, Meta(min_length=1, max_length=10_000)] | list[Any] | None = None
     max_parallel: Annotated[int, Meta(ge=1, le=1000)] | None = None
     retry: Tries | Retry = 0
     timeout: Seconds | None = None

@@ -195,7 +195,12 @@ def _told(event: Event) -> str:
     if event.type == "cost":
         return f"Used {data.get('total_tokens')} tokens for ${data.get('cost_usd'):.6f}"
     if event.type == "approval":
-        return f"Tool calls {data.get('status')}: {', '.join(str(call.get('tool')) for call in data.get('calls', ()))}"
+        calls = ", ".join(str(call.get("tool") or call.get("step")) for call in data.get("calls", ()))
+        return f"Approval {data.get('status')}: {calls}"
+    if event.type == "step":
+        place = data.get("step") if data.get("item") is None else f"{data.get('step')}[{data['item']}]"
+        told = f": {data['error_message']}" if data.get("error_message") else ""
+        return f"The step {place} is {data.get('status')}{told}"
     return str(data.get("message", event.type))
 
 

@@ -31,6 +31,7 @@ from domain.plans.schema import Plans
 from domain.ports import Clock, Queue, Tx
 from domain.provider_keys import ProviderKeys
 from domain.queues import Queues
+from domain.schedules import Schedules
 from domain.stats import Stats
 from domain.steps import Steps
 from domain.tasks import Tasks
@@ -57,6 +58,7 @@ from infra.postgres.llms import PostgresLlms
 from infra.postgres.plans import PostgresPlans
 from infra.postgres.provider_keys import PostgresProviderKeys
 from infra.postgres.queues import PostgresQueues
+from infra.postgres.schedules import PostgresSchedules
 from infra.postgres.stats import PostgresStats
 from infra.postgres.steps import PostgresSteps
 from infra.postgres.tasks import PostgresTasks
@@ -88,6 +90,7 @@ class PostgresTx:
         self.now = now
         self.rings: list[Job] = []
         self.changes: list[Change] = []
+        self._raw = raw
         self.accounts: Accounts = PostgresAccounts(connection)
         self.tenants: Tenants = PostgresTenants(connection)
         self.keys: Keys = PostgresKeys(connection, raw)
@@ -100,6 +103,7 @@ class PostgresTx:
         self.workspaces: Workspaces = PostgresWorkspaces(raw)
         self.answers: Answers = PostgresAnswers(connection, raw)
         self.queues: Queues = PostgresQueues(connection)
+        self.schedules: Schedules = PostgresSchedules(connection)
         self.stats: Stats = PostgresStats(raw)
         self.artifacts: Artifacts = PostgresArtifacts(raw)
         self.evaluations: Evaluations = PostgresEvaluations(raw)
@@ -113,6 +117,19 @@ class PostgresTx:
         self.tools: Tools = PostgresTools(connection)
         self.traces: Traces = PostgresTraces(raw)
         self.workflows: Workflows = PostgresWorkflows(connection)
+
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
+        """What is done within is undone, rings included, if it raises."""
+        rings, changes = len(self.rings), len(self.changes)
+        await self._raw.execute("SAVEPOINT here")
+        try:
+            yield
+        except Exception:
+            del self.rings[rings:], self.changes[changes:]
+            await self._raw.execute("ROLLBACK TO SAVEPOINT here; RELEASE SAVEPOINT here")
+            raise
+        await self._raw.execute("RELEASE SAVEPOINT here")
 
     def ring(self, job: Job) -> None:
         """Ring for this job after the commit."""

@@ -17,6 +17,10 @@ OWN = {"me", "me_users", "logout", "patch_me", "create_key", "create_key_auth", 
 # What creates something in the caller's own tenant, whatever it is sent.
 CREATES = {"create_agent", "upload_artifact", "create_evaluation", "create_batch"}
 CREATES |= {"create_model", "create_provider_key", "create_tool", "create_budget", "create_template"}
+CREATES |= {"create_crew", "create_task"}
+# Says what is wrong with what it is sent.
+OWN |= {"debug_crew"}
+CREW = {"agents_yaml": "a: {role: Reader}", "tasks_yaml": "t: {description: Read, agent: a}"}
 RECORD = {"prompt": "What?", "response": SECRET}
 
 
@@ -42,6 +46,8 @@ async def belongings(acme: Tenant) -> dict[str, str]:
     model = await _made(acme, "/models", provider="openai", model="gpt-4", api_key_name=SECRET)
     tool = await _made(acme, "/tools", configuration={"api_endpoint": "https://x.example.com", "parameters": {}})
     template = await _made(acme, "/templates", template="Text.")
+    task = await _made(acme, "/tasks", description=SECRET)
+    crew = await _made(acme, "/crews", description=SECRET, **CREW)
     return {
         "agent_id": agent["id"],
         "version": version["id"],
@@ -58,6 +64,8 @@ async def belongings(acme: Tenant) -> dict[str, str]:
         "tool_id": tool["id"],
         "tool_name": SECRET,
         "template_id": template["id"],
+        "task_id": task["id"],
+        "crew_id": crew["id"],
     }
 
 
@@ -89,8 +97,10 @@ def _body(document: dict[str, Any], operation: dict[str, Any], belongings: dict[
         body[field] = (
             belongings.get(field) or (told.get("examples") or ["x@example.com" if field == "email" else "x"])[0]
         )
-    if name in ("NewAgent", "NewModel", "NewProviderKey", "NewTool", "NewTemplate"):
+    if name in ("NewAgent", "NewModel", "NewProviderKey", "NewTool", "NewTemplate", "NewTask", "NewCrew"):
         body["name"] = "the-rival-s-own"
+    if name == "NewCrew":
+        body |= CREW
     if name == "PatchBudget":
         body["limit_usd"] = 1
     elif name.startswith("Patch") and name not in ("PatchUser",):
@@ -115,7 +125,7 @@ async def test_no_route_shows_or_changes_another_tenant_s(document, belongings, 
             if by == "name":
                 values["agent_id"] = values["kurral_id"] = SECRET
                 values["provider_key_id"] = values["model_id"] = values["tool_id"] = SECRET
-                values["template_id"] = SECRET
+                values["template_id"] = values["task_id"] = values["crew_id"] = SECRET
             url = path.removeprefix("/api/v1")
             for parameter, value in values.items():
                 url = url.replace("{" + parameter + "}", value)
@@ -142,7 +152,7 @@ async def test_no_route_shows_or_changes_another_tenant_s(document, belongings, 
     assert (await acme.http.get(f"/artifacts/{SECRET}")).json()["inputs"] == {"is": SECRET}
     assert (await acme.http.get(f"/evaluations/{belongings['evaluation_id']}")).json()["response"] == SECRET
     assert (await acme.http.get(f"/budgets/{belongings['budget_id']}")).json()["limit_usd"] == 4321.5
-    for path in ("provider-keys", "models", "tools", "templates"):
+    for path in ("provider-keys", "models", "tools", "templates", "tasks", "crews"):
         assert (await acme.http.get(f"/{path}/{SECRET}")).json()["name"] == SECRET
     assert (await acme.http.get(f"/tools/{SECRET}")).json()["enabled"] is True
 
@@ -159,6 +169,14 @@ async def test_references_in_bodies_do_not_reach_across(belongings, rival: Tenan
         assert (await rival.http.post("/models", json={**model, "api_key_name": reference})).status_code == 422
         secret = {**tool["configuration"], "secrets": {"X-Key": reference}}
         assert (await rival.http.post("/tools", json={**tool, "configuration": secret})).status_code == 422
+    for agent_id, task_id in ((belongings["agent_id"], belongings["task_id"]), (SECRET, SECRET)):
+        crew = {"name": "mine", "tasks_yaml": f"t: {{description: D, agent: {agent_id}}}"}
+        for stolen in ({}, {"agents": [agent_id]}, {"tasks": [task_id]}):
+            assert (await rival.http.post("/crews", json={**crew, **stolen})).status_code == 422
+        for stolen in ({"agent": agent_id}, {"context": [task_id]}):
+            assert (
+                await rival.http.post("/tasks", json={"name": "mine", "description": "D", **stolen})
+            ).status_code == 422
     for query in (f"agent_id={belongings['agent_id']}", f"agent_version_id={belongings['version']}"):
         assert (await rival.http.get(f"/executions?{query}")).json()["items"] == []
 

@@ -31,44 +31,45 @@ async def wrong(acme: Tenant, *steps: dict[str, Any], **more: Any) -> dict[str, 
     return {one["field"]: one["message"] for one in answer.json()["errors"]}
 
 
-@pytest.mark.parametrize(
-    ("steps", "place", "message"),
-    [
-        ([step("a", "b")], "steps[0].depends_on[0]", "no step 'b'"),
-        ([step("a", "a")], "steps[0].depends_on[0]", "itself"),
-        ([step("a"), step("b"), step("a")], "steps[2].id", "'a'"),
-        ([{"id": "a"}], "steps[0]", "must name one of agent, crew, tool, workflow"),
-        ([step("a", agent="x")], "steps[0]", "not agent and tool"),
-        ([{"id": "a", "agent": "nobody", "prompt": "x"}], "steps[0].agent", "no agent 'nobody'"),
-        ([{"id": "a", "agent": "agent_01k00000000000000000000000", "prompt": "x"}], "steps[0].agent", "no agent"),
-        ([{"id": "a", "tool": "hammer"}], "steps[0].tool", "no tool 'hammer'"),
-        ([{"id": "a", "tool": "filesystem_list/x"}], "steps[0].tool", "no tool"),
-        ([{"id": "a", "crew": "nobody"}], "steps[0].crew", "no crew 'nobody'"),
-        ([{"id": "a", "workflow": "nothing"}], "steps[0].workflow", "no workflow 'nothing'"),
-        ([step("a", prompt="Hello")], "steps[0].prompt", "tool"),
-        ([step("a", max_parallel=2)], "steps[0].max_parallel", "mapped"),
-        ([step("a", timeout=3601)], "steps[0].timeout", "3600"),
-        ([step("a", output_file="../x")], "steps[0].output_file", "workspace"),
-        ([step("a", output_file="/etc/passwd")], "steps[0].output_file", "workspace"),
-        ([step("a", when="inputs.x ==")], "steps[0].when", ""),
-        ([step("a", when="steps.b.outputs == 1"), step("b")], "steps[0].when", "'b'"),
-        ([step("a", when="steps.c.outputs == 1")], "steps[0].when", "'c'"),
-        ([step("a", when="item == 1")], "steps[0].when", "item"),
-        ([step("a", when="item == 1", map="inputs.x")], "steps[0].when", "item"),
-        ([step("a", map="steps.b.outputs"), step("b")], "steps[0].map", "'b'"),
-        ([step("a", map=list(range(MAX_ITEMS + 1)))], "steps[0].map", str(MAX_ITEMS)),
-        ([step("a", map=["{{ nothing.x }}"])], "steps[0].map[0]", "nothing"),
-        ([step("a", inputs={"x": {"y": ["ok", "{{ item }}"]}})], "steps[0].inputs", "item"),
-        ([step("a", inputs={"x": {"y": ["ok", "{{ steps.z.outputs }}"]}})], "steps[0].inputs", "'z'"),
-        ([step("a", inputs={"x": {"y": ["ok", "{{ 1 + }}"]}})], "steps[0].inputs.x.y[1]", ""),
-        ([step("a", inputs={"x": "{{ inputs.x.__class__ }}", "y": "{{ open('f') }}"})], "steps[0].inputs.y", "open"),
-        ([step("a", inputs={"x": "{{ unclosed"})], "steps[0].inputs.x", ""),
-    ],
-)
-async def test_each_mistake_names_its_place(acme: Tenant, steps: list[Any], place: str, message: str) -> None:
-    told = await wrong(acme, *steps)
-    assert list(told) == [place], told
-    assert message in told[place]
+MISTAKES: list[tuple[list[Any], str, str]] = [
+    ([step("a", "b")], "steps[0].depends_on[0]", "no step 'b'"),
+    ([step("a", "a")], "steps[0].depends_on[0]", "itself"),
+    ([step("a"), step("b"), step("a")], "steps[2].id", "'a'"),
+    ([{"id": "a"}], "steps[0]", "must name one of agent, crew, tool, workflow"),
+    ([step("a", agent="x")], "steps[0]", "not agent and tool"),
+    ([{"id": "a", "agent": "nobody", "prompt": "x"}], "steps[0].agent", "no agent 'nobody'"),
+    ([{"id": "a", "agent": "agent_01k00000000000000000000000", "prompt": "x"}], "steps[0].agent", "no agent"),
+    ([{"id": "a", "tool": "hammer"}], "steps[0].tool", "no tool 'hammer'"),
+    ([{"id": "a", "tool": "filesystem_list/x"}], "steps[0].tool", "no tool"),
+    ([{"id": "a", "crew": "nobody"}], "steps[0].crew", "no crew 'nobody'"),
+    ([{"id": "a", "workflow": "nothing"}], "steps[0].workflow", "no workflow 'nothing'"),
+    ([step("a", prompt="Hello")], "steps[0].prompt", "tool"),
+    ([step("a", max_parallel=2)], "steps[0].max_parallel", "mapped"),
+    ([step("a", timeout=3601)], "steps[0].timeout", "3600"),
+    ([step("a", output_file="../x")], "steps[0].output_file", "workspace"),
+    ([step("a", output_file="/etc/passwd")], "steps[0].output_file", "workspace"),
+    ([step("a", when="inputs.x ==")], "steps[0].when", ""),
+    ([step("a", when="steps.b.outputs == 1"), step("b")], "steps[0].when", "'b'"),
+    ([step("a", when="steps.c.outputs == 1")], "steps[0].when", "'c'"),
+    ([step("a", when="item == 1")], "steps[0].when", "item"),
+    ([step("a", when="item == 1", map="inputs.x")], "steps[0].when", "item"),
+    ([step("a", map="steps.b.outputs"), step("b")], "steps[0].map", "'b'"),
+    ([step("a", map=list(range(MAX_ITEMS + 1)))], "steps[0].map", str(MAX_ITEMS)),
+    ([step("a", map=["{{ nothing.x }}"])], "steps[0].map[0]", "nothing"),
+    ([step("a", inputs={"x": {"y": ["ok", "{{ item }}"]}})], "steps[0].inputs", "item"),
+    ([step("a", inputs={"x": {"y": ["ok", "{{ steps.z.outputs }}"]}})], "steps[0].inputs", "'z'"),
+    ([step("a", inputs={"x": {"y": ["ok", "{{ 1 + }}"]}})], "steps[0].inputs.x.y[1]", ""),
+    ([step("a", inputs={"x": "{{ inputs.x.__class__ }}"})], "steps[0].inputs.x", "__class__"),
+    ([step("a", inputs={"x": "{{ open('f') }}"})], "steps[0].inputs.x", "open"),
+    ([step("a", inputs={"x": "{{ unclosed"})], "steps[0].inputs.x", ""),
+]
+
+
+async def test_each_mistake_names_its_place(acme: Tenant) -> None:
+    for steps, place, message in MISTAKES:
+        told = await wrong(acme, *steps)
+        assert list(told) == [place], (steps, told)
+        assert message in told[place], (steps, told)
 
 
 async def test_circles_are_named(acme: Tenant) -> None:
@@ -76,8 +77,8 @@ async def test_circles_are_named(acme: Tenant) -> None:
     ((place, message),) = told.items()
     assert place.startswith("steps[")
     assert place.endswith("].depends_on")
-    # It may begin anywhere, but goes the way of the work.
-    ways = ("a → b → c → a", "b → c → a → b", "c → a → b → c")
+    # It may begin anywhere; each waits for the next.
+    ways = ("a → c → b → a", "c → b → a → c", "b → a → c → b")
     assert any(way in message for way in ways), message
 
 
@@ -240,7 +241,7 @@ async def test_patching_changes_what_is_sent(acme: Tenant) -> None:
 
 
 async def test_a_workflow_cannot_contain_itself(acme: Tenant) -> None:
-    a, b, c = (await made(acme, LIST, name=name) for name in "abc")
+    a, b, c = [await made(acme, LIST, name=name) for name in "abc"]
     inner = {"id": "inner", "workflow": "a"}
     for one, other in ((b, a), (c, b)):
         answer = await acme.http.patch(

@@ -100,16 +100,16 @@ def test_every_field_of_both_documents_is_read() -> None:
         ("agents", "a: fine\n", "agents_yaml.a", 1, "must be a mapping of fields"),
         ("agents", "- a\n", "agents_yaml", None, "must be a mapping"),
         ("agents", "'a b':\n  role: R\n", "agents_yaml.a b", 1, "a key begins with"),
-        ("agents", "7:\n  role: R\n", "agents_yaml.7", 1, "a key begins with"),
+        ("agents", "7:\n  role: R\n", "agents_yaml", 1, "put 7 in quotes"),
         ("tasks", "t:\n  description: D\n  human_input: sure\n", "tasks_yaml.t.human_input", 3, "Expected `bool`"),
         ("tasks", "t:\n  description: D\n  context: u\n", "tasks_yaml.t.context", 3, "Expected `array"),
         ("tasks", "t:\n  description: D\n  guardrail: x\n", "tasks_yaml.t.guardrail", 3, "checks its answer"),
-        ("tasks", "t:\n  description: D\n  7: x\n", "tasks_yaml.t.7", 3, "is not a field here"),
+        ("tasks", "t:\n  description: D\n  7: x\n", "tasks_yaml", 3, "put 7 in quotes"),
         ("tasks", "t: {\n", "tasks_yaml", 2, ""),
         ("tasks", "t:\n  description: D\n\tagent: x\n", "tasks_yaml", 3, ""),
         ("tasks", "t: &x {description: D}\nu: *x\n", "tasks_yaml", None, ""),
         ("tasks", "t: !!python/object:os.system {}\n", "tasks_yaml", None, ""),
-        ("tasks", "t:\n  description: D\n  description: E\n", "tasks_yaml", 3, ""),
+        ("tasks", "t:\n  description: D\n  description: E\n", "tasks_yaml", 3, "twice, first on line 2"),
     ],
 )
 def test_a_mistake_is_told_with_its_place(document: str, text: str, field: str, line: int | None, words: str) -> None:
@@ -150,6 +150,44 @@ def test_a_document_that_nobody_can_read_hides_no_mistake_of_the_other() -> None
     found = sent("a: {\n", "t:\n  colour: red\n")
     assert found.agents.unread
     assert [field for field, _ in mistakes(found)] == ["agents_yaml", "tasks_yaml.t.colour"]
+
+
+def test_a_key_that_is_there_twice_hides_nothing_else() -> None:
+    tasks = textwrap.dedent("""\
+        t:
+          description: >
+            Of several
+            lines
+          colour: red
+          context:
+          - u
+          description: |
+            Once
+            more
+
+            and more
+          context:
+            - [deep, {er: 1, er: 2}]
+          agent: [a]
+        u: {agent: a, agent: b}
+        t:
+          agent: c
+        v: {agent: 5, mood: fine}
+    """)
+    found = sent(None, tasks)
+    assert mistakes(found) == [
+        ("tasks_yaml", 8),
+        ("tasks_yaml", 13),
+        ("tasks_yaml", 16),
+        ("tasks_yaml", 17),
+        ("tasks_yaml.t.colour", 5),
+        ("tasks_yaml.t.agent", 15),
+        ("tasks_yaml.v.agent", 19),
+        ("tasks_yaml.v.mood", 19),
+    ]
+    assert (found.tasks.items["t"].description, found.tasks.items["u"].agent) == ("Of several lines", "a")
+    # With something besides that nobody can read, both are told.
+    assert mistakes(sent(None, "t: {x: 1}\nt: 2\nu: !!str x\n")) == [("tasks_yaml", 2), ("tasks_yaml", 3)]
 
 
 def test_a_crew_is_not_endless() -> None:

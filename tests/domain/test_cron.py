@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from itertools import islice
+from itertools import islice, pairwise
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -96,7 +96,7 @@ def test_a_line_is_due_when_the_clock_says_so(name: str, change: datetime) -> No
         due = expected(text, seen)
         one, until = line(text), seen[-1][0]
         assert list(one.between(seen[0][0], until, there)) == due
-        assert all(earlier < later for earlier, later in zip(due, due[1:], strict=False))
+        assert all(earlier < later for earlier, later in pairwise(due))
         asked = seen[begin][0] + timedelta(seconds=seconds)
         assert next(one.between(asked, until, there), None) == next((at for at in due if at > asked), None)
 
@@ -160,7 +160,9 @@ def test_clocks_are_put_back() -> None:
     assert due("30 1 * * *", "America/New_York", "2026-11-01") == ["01:30-04:00"]
     assert due("45 1 * * *", "Australia/Lord_Howe", "2026-04-05") == ["01:45+11:00"]
     # What says how often is due both times.
-    assert due("*/30 2 * * *", "Europe/Berlin", "2026-10-25") == [f"02:{m}+0{o}:00" for o in (2, 1) for m in ("00", "30")]
+    assert due("*/30 2 * * *", "Europe/Berlin", "2026-10-25") == [
+        f"02:{m}+0{o}:00" for o in (2, 1) for m in ("00", "30")
+    ]
     assert due("30 * * * *", "America/New_York", "2026-11-01")[1:3] == ["01:30-04:00", "01:30-05:00"]
     assert due("30 * * * *", "Australia/Lord_Howe", "2026-04-05")[1:4] == ["01:30+11:00", "01:30+10:30", "02:30+10:30"]
     for name, day, minutes in (
@@ -208,7 +210,18 @@ def test_what_a_line_says() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "nonsense", "* * * *", "0 * * * * *", "@reboot", "@", "60 * * * *", "* 24 * * *", "* * 0 * *", "* * * 13 *"),
+        *(
+            "",
+            "nonsense",
+            "* * * *",
+            "0 * * * * *",
+            "@reboot",
+            "@",
+            "60 * * * *",
+            "* 24 * * *",
+            "* * 0 * *",
+            "* * * 13 *",
+        ),
         *("* * * * 8", "*/0 * * * *", "5-1 * * * *", "-1 * * * *", "1.5 * * * *", "* * * * MON#6", "* * * * MON#0"),
         *("0 0 30 2 *", "0 0 31 2,4,6 *", "0 0 * FOO *", "* * * * *\0", "٣ * * * *", "²L * * * *"),
         *("* * * * ²L", "0 0 LL * *", "a" * 201, "0," * 99 + "0 * * * *"),
@@ -221,7 +234,13 @@ def test_what_is_no_line_is_refused(text: str) -> None:
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.one_of(st.text(max_size=30), st.text("*/,-#LWAMON0123456789 ", max_size=30), st.lists(st.text("*/,-#LW5"), min_size=5, max_size=5).map(" ".join)))
+@given(
+    st.one_of(
+        st.text(max_size=30),
+        st.text("*/,-#LWAMON0123456789 ", max_size=30),
+        st.lists(st.text("*/,-#LW5"), min_size=5, max_size=5).map(" ".join),
+    )
+)
 def test_any_text_is_a_line_or_refused(text: str) -> None:
     try:
         found = line(text)
@@ -260,7 +279,17 @@ def test_years_of_a_minutely_line_take_no_longer_than_days() -> None:
 
 def test_zones() -> None:
     assert zone("Europe/Berlin").key == "Europe/Berlin"
-    for name in ("", "Mars/Olympus", "europe/berlin", "Europe", "../etc/passwd", "localtime", "Factory", "a\0", "x" * 999):
+    for name in (
+        "",
+        "Mars/Olympus",
+        "europe/berlin",
+        "Europe",
+        "../etc/passwd",
+        "localtime",
+        "Factory",
+        "a\0",
+        "x" * 999,
+    ):
         with pytest.raises(DomainError) as refused:
             zone(name)
         assert refused.value.errors[0].field == "timezone"

@@ -1,0 +1,12 @@
+"""Expressions and templates of plans: the Common Expression Language (CEL), and text with `{{ expressions }}` in it.
+
+An expression sees `inputs`, `steps.<id>`, and in a mapped step `item` and `index`: JSON values, and nothing else. It
+always ends: its only loops are `map`, `filter`, `all`, `exists` and `exists_one` over a list, never one within another.
+`expression` and `template` check at the door, `evaluate`, `truth` and `render` answer later.
+"""
+
+from domain.expressions.evaluating import evaluate, truth
+from domain.expressions.reading import BadExpression, Uses
+from domain.expressions.templates import expression, render, template
+
+__all__ = ["BadExpression", "Uses", "evaluate", "expression", "render", "template", "truth"]

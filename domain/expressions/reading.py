@@ -1,0 +1,324 @@
+"""What an expression says, before it is run: its words, what it uses, and what it may not hold.
+
+CEL's own parser has the last word on the grammar. The words are read here too, since it tells neither which steps an
+expression uses, nor whether loops stand within loops.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+MAX_LENGTH: Final = 1_000
+MAX_BRACKETS: Final = 32
+MAX_PATTERN: Final = 200
+ROOTS: Final = ("inputs", "steps", "item", "index")
+MACROS: Final = frozenset({"all", "exists", "exists_one", "filter", "map"})
+FUNCTIONS: Final = frozenset(
+    {"bytes", "double", "duration", "dyn", "has", "int", "size", "string", "timestamp", "type", "uint"}
+)
+METHODS: Final = frozenset(
+    {"contains", "endsWith", "getDate", "getDayOfMonth", "getDayOfWeek", "getDayOfYear", "getFullYear", "getHours"}
+    | {"getMilliseconds", "getMinutes", "getMonth", "getSeconds", "matches", "size", "startsWith"}
+)
+# Names of types, as in `type(item) == string`.
+TYPES: Final = frozenset({"bool", "double", "int", "list", "map", "null_type", "string", "uint"})
+_WORDS: Final = frozenset({"true", "false", "null", "in"})
+_TOKEN: Final = re.compile(
+    r"""(?P<space>[ \t\r\n\f]+)
+    |(?P<text>[rR]?(?:"(?:[^"\\\r\n]|\\.)*"|'(?:[^'\\\r\n]|\\.)*'))
+    |(?P<number>0x[0-9a-fA-F]+[uU]?|(?:[0-9]+\.[0-9]+|\.[0-9]+|[0-9]+)(?:[eE][+-]?[0-9]+)?[uU]?)
+    |(?P<name>[A-Za-z_][A-Za-z0-9_]*)
+    |(?P<sign>&&|\|\||==|!=|<=|>=|[-+*/%<>!?:.,()\[\]{}])""",
+    re.VERBOSE,
+)
+_PAIRS: Final = {")": "(", "]": "[", "}": "{"}
+
+Path = tuple[str | int, ...]
+
+
+class BadExpression(Exception):
+    """An expression or template that cannot be read or has no answer. `place` is where below the value it stands."""
+
+    def __init__(self, message: str, place: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.place = place
+
+
+class Uses(msgspec.Struct, frozen=True):
+    """What an expression looks at: ids of steps, and which of `inputs`, `steps`, `item` and `index`."""
+
+    steps: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
+
+    def __or__(self, other: "Uses") -> "Uses":
+        return Uses(self.steps | other.steps, self.names | other.names)
+
+
+class Word(msgspec.Struct, frozen=True):
+    """One word: `kind` is text, number, name or sign; `at` counts characters from 0."""
+
+    kind: str
+    text: str
+    at: int
+
+    @property
+    def ends_value(self) -> bool:
+        """Whether a `.` or `[` after it takes a part of a value."""
+        return self.text in (")", "]", "}") if self.kind == "sign" else self.text != "in"
+
+
+class Loop(msgspec.Struct, frozen=True):
+    """A macro: the words of the value before it run from `start` to `dot`, `end` is its closing bracket."""
+
+    kind: str
+    start: int
+    dot: int
+    end: int
+    variable: str
+    bodies: tuple[tuple[int, int], ...]
+
+
+def shown(source: str) -> str:
+    """An expression as errors name it."""
+    text = " ".join(source.split())
+    return f"`{text if len(text) <= 100 else text[:99] + '…'}`"
+
+
+def next_word(source: str, at: int) -> Word | None:
+    """The word at `at`, None for space. Errors: BadExpression for a character that no word begins with."""
+    match = _TOKEN.match(source, at)
+    if match is None:
+        raise BadExpression(f"{source[at]!r} is not part of expressions.")
+    if match.lastgroup == "space":
+        return None
+    return Word(str(match.lastgroup), match[0], at)
+
+
+def words(source: str) -> list[Word]:
+    """The words of an expression. Errors: BadExpression."""
+    if not source.strip():
+        raise BadExpression("An expression is missing.")
+    if len(source) > MAX_LENGTH:
+        raise BadExpression(f"An expression has at most {MAX_LENGTH} characters, not {len(source)}.")
+    found: list[Word] = []
+    at = 0
+    while at < len(source):
+        word = next_word(source, at)
+        if word is None:
+            match = _TOKEN.match(source, at)
+            at = match.end() if match is not None else len(source)
+            continue
+        before = found[-1] if found else None
+        if before is not None and before.at + len(before.text) == at:
+            if word.kind == "text" and before.kind == "text":
+                raise BadExpression("Text in three quotes is not part of expressions.")
+            if word.kind == "text" and before.kind == "name":
+                raise BadExpression(f"`{before.text}` before a quote is not part of expressions.")
+            if word.text == before.text == "/":
+                raise BadExpression("Comments are not part of expressions.")
+        found.append(word)
+        at += len(word.text)
+    return found
+
+
+def pairs(found: Sequence[Word]) -> dict[int, int]:
+    """From each bracket to the one it belongs to. Errors: BadExpression when they do not match or go too deep."""
+    opened: list[int] = []
+    matched: dict[int, int] = {}
+    for index, word in enumerate(found):
+        if word.kind != "sign":
+            continue
+        if word.text in _PAIRS.values():
+            opened.append(index)
+            if len(opened) > MAX_BRACKETS:
+                raise BadExpression(f"Brackets are nested deeper than {MAX_BRACKETS}.")
+        elif word.text in _PAIRS:
+            if not opened or found[opened[-1]].text != _PAIRS[word.text]:
+                raise BadExpression(f"`{word.text}` at character {word.at + 1} closes nothing.")
+            begin = opened.pop()
+            matched[begin], matched[index] = index, begin
+    if opened:
+        word = found[opened[-1]]
+        raise BadExpression(f"`{word.text}` at character {word.at + 1} is not closed.")
+    return matched
+
+
+def plain(text: str) -> str | None:
+    """What a quoted text says; None when it has escapes."""
+    raw = text[0] in "rR"
+    inner = text[2:-1] if raw else text[1:-1]
+    return inner if raw or "\\" not in inner else None
+
+
+def is_member(found: Sequence[Word], index: int) -> bool:
+    """Whether a name comes after a dot."""
+    return index > 0 and found[index - 1].text == "." and found[index - 1].kind == "sign"
+
+
+def is_called(found: Sequence[Word], index: int) -> bool:
+    """Whether a name comes before a round bracket."""
+    return index + 1 < len(found) and found[index + 1].text == "("
+
+
+def path(found: Sequence[Word], index: int) -> tuple[Path, int]:
+    """The longest path that begins with the name at `index`, and the index after it: `steps["a"].outputs[2]`."""
+    keys: list[str | int] = [found[index].text]
+    at = index + 1
+    while at + 1 < len(found):
+        if found[at].text == "." and found[at + 1].kind == "name" and not is_called(found, at + 1):
+            keys.append(found[at + 1].text)
+            at += 2
+        elif found[at].text == "[" and at + 2 < len(found) and found[at + 2].text == "]":
+            word = found[at + 1]
+            key = plain(word.text) if word.kind == "text" else None
+            if key is None and word.kind == "number" and re.fullmatch(r"0|[1-9][0-9]{0,8}", word.text):
+                keys.append(int(word.text))
+            elif key is not None:
+                keys.append(key)
+            else:
+                break
+            at += 3
+        else:
+            break
+    return tuple(keys), at
+
+
+def loops(found: Sequence[Word], matched: dict[int, int]) -> list[Loop]:
+    """The macros in the order of their names. Errors: BadExpression for one within another."""
+    made: list[Loop] = []
+    for index, word in enumerate(found):
+        if word.kind != "name" or word.text not in MACROS or not is_called(found, index) or not is_member(found, index):
+            continue
+        if made and index < made[-1].end:
+            raise BadExpression(f"`{word.text}` stands within `{made[-1].kind}`; loops cannot be nested.")
+        begin, end = index + 1, matched[index + 1]
+        commas, depth = [], 0
+        for at in range(begin + 1, end):
+            if found[at].kind != "sign":
+                continue
+            depth += (found[at].text in _PAIRS.values()) - (found[at].text in _PAIRS)
+            if found[at].text == "," and depth == 0:
+                commas.append(at)
+        bodies = tuple(zip([at + 1 for at in commas], [*commas[1:], end], strict=True))
+        most = 2 if word.text == "map" else 1
+        name = found[begin + 1]
+        if name.kind != "name" or not commas or commas[0] != begin + 2 or not 1 <= len(bodies) <= most:
+            raise BadExpression(f"`{word.text}` is written as `list.{word.text}(x, …)`.")
+        if name.text in {*ROOTS, *TYPES, *_WORDS} or name.text.startswith("__"):
+            raise BadExpression(f"`{name.text}` cannot be the variable of `{word.text}`; choose another name.")
+        made.append(Loop(word.text, _start(found, matched, index - 2), index - 1, end, name.text, bodies))
+    return made
+
+
+def _start(found: Sequence[Word], matched: dict[int, int], at: int) -> int:
+    """Where the value that ends at `at` begins."""
+    while at >= 0:
+        word = found[at]
+        if word.kind == "sign":
+            begin = matched.get(at, at)
+            before = found[begin - 1] if begin > 0 else None
+            if before is None or word.text not in ("]", ")"):
+                return begin
+            if word.text == "]" and before.ends_value:
+                at = begin - 1
+                continue
+            if word.text == "]" or before.kind != "name" or before.text == "in":
+                return begin
+            at = begin - 1
+        if not is_member(found, at):
+            return at
+        at -= 2
+    raise BadExpression("An expression cannot begin with a dot.")
+
+
+def check(found: Sequence[Word], matched: dict[int, int], made: Sequence[Loop]) -> Uses:
+    """What the words use. Errors: BadExpression naming what may not be there."""
+    steps: set[str] = set()
+    names: set[str] = set()
+    for index, word in enumerate(found):
+        after = found[index + 1].text if index + 1 < len(found) else ""
+        if word.kind == "text" and is_index(found, index):
+            key = plain(word.text)
+            if key is not None and key.startswith("__") and key.endswith("__"):
+                raise BadExpression(f"`{key}` cannot be reached: names with `__` around them are not part of values.")
+        if word.text == "." and word.kind == "sign" and (index == 0 or not found[index - 1].ends_value):
+            raise BadExpression(f"`.{after}` needs a value before the dot.")
+        if word.kind != "name":
+            continue
+        if word.text.startswith("__"):
+            raise BadExpression(f"`{word.text}` cannot be reached: no name in an expression begins with `__`.")
+        if after == "{":
+            raise BadExpression(f"`{word.text}{{…}}` is not part of expressions.")
+        if is_called(found, index):
+            _call(found, matched, index)
+        elif not is_member(found, index) and word.text not in _WORDS:
+            bound = any(
+                loop.variable == word.text and any(begin <= index < end for begin, end in loop.bodies) for loop in made
+            )
+            declared = any(loop.bodies[0][0] - 2 == index for loop in made)
+            if word.text in ROOTS:
+                names.add(word.text)
+                if word.text == "steps":
+                    steps.add(_step(found, index))
+            elif not bound and not declared and word.text not in TYPES:
+                raise BadExpression(f"There is no `{word.text}`; there are {', '.join(ROOTS)}.")
+    return Uses(frozenset(steps), frozenset(names))
+
+
+def is_index(found: Sequence[Word], index: int) -> bool:
+    """Whether a word is all that stands between square brackets after a value."""
+    return (
+        1 < index < len(found) - 1
+        and found[index - 1].text == "["
+        and found[index + 1].text == "]"
+        and found[index - 2].ends_value
+    )
+
+
+def _step(found: Sequence[Word], index: int) -> str:
+    keys, _ = path(found, index)
+    if len(keys) < 2 or not isinstance(keys[1], str):
+        raise BadExpression('`steps` must be followed by the id of a step, as `steps.id` or `steps["id"]`.')
+    return keys[1]
+
+
+def _call(found: Sequence[Word], matched: dict[int, int], index: int) -> None:
+    word, method = found[index], is_member(found, index)
+    known = METHODS | MACROS if method else FUNCTIONS
+    if word.text not in known:
+        dot, listed = ("." if method else "", ", ".join(sorted(known)))
+        raise BadExpression(f"There is no function `{dot}{word.text}()`; there are {listed}.")
+    if method and word.text == "matches":
+        # A pattern is compiled each time: one that is not written down, or that counts, could cost anything.
+        pattern = found[index + 2]
+        if matched[index + 1] != index + 3 or pattern.kind != "text":
+            raise BadExpression("`matches` takes one pattern, written in quotes.")
+        if len(pattern.text) > MAX_PATTERN:
+            raise BadExpression(f"A pattern of `matches` has at most {MAX_PATTERN} characters.")
+        if "{" in pattern.text or "\\x" in pattern.text or "\\u" in pattern.text or re.search(r"\\[0-7]", pattern.text):
+            raise BadExpression("A pattern of `matches` cannot hold `{` or escapes by number.")
+
+
+def parse_error(text: str) -> str:
+    """A sentence from what CEL's parser says: `ERROR: <input>:1:4: Syntax error: … expecting {…}`."""
+    match = re.search(r"ERROR: <input>:(\d+):(\d+): (?:Syntax error: )?([^\n]*)", text)
+    if match is None:
+        return "It cannot be read."
+    line, column, said = match[1], int(match[2]), match[3].split(" expecting ")[0][:200]
+    if "<EOF>" in said:
+        return "It ends too early."
+    where = f"character {column}" if line == "1" else f"line {line}, character {column}"
+    return f"It cannot be read at {where}: {said}."
+
+
+def kind_of(value: Any) -> str:
+    """What a JSON value is, in words."""
+    if value is None:
+        return "null"
+    for kind, told in ((bool, "true or false"), (str, "text"), (list, "a list"), (dict, "an object")):
+        if isinstance(value, kind):
+            return told
+    return "a number" if isinstance(value, int | float) else type(value).__name__

@@ -1,0 +1,167 @@
+"""Schedules in Postgres, and what became of their due times."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ForeignKey, Select, Text, UniqueConstraint, delete, exists, func, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain import ids
+from domain.pages import Listing, Page
+from domain.schedules import Due, Outcome, Schedule, ScheduleRun, Target
+from infra.postgres.db import Base, Id, as_struct, json_column, timestamp
+from infra.postgres.executions import ExecutionRow
+from infra.postgres.pages import listed
+
+
+class ScheduleRow(Base):
+    """A schedule. `next_run_at` is null while nothing is due."""
+
+    __tablename__ = "schedules"
+    __table_args__ = (UniqueConstraint("tenant_id", "name"),)
+    id: Mapped[str] = mapped_column(Id("sched"), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Text)
+    user_id: Mapped[str] = mapped_column(Id("user"), ForeignKey("users.id"))
+    name: Mapped[str] = mapped_column(Text)
+    cron_expression: Mapped[str] = mapped_column(Text)
+    timezone: Mapped[str] = mapped_column(Text)
+    agent_id: Mapped[str | None] = mapped_column(Id("agent"))
+    crew_id: Mapped[str | None] = mapped_column(Id("crew"))
+    workflow_id: Mapped[str | None] = mapped_column(Id("wf"))
+    inputs: Mapped[Any] = mapped_column(json_column())
+    model: Mapped[str | None] = mapped_column(Text)
+    mode: Mapped[str | None] = mapped_column(Text)
+    cost_limit: Mapped[float | None]
+    enabled: Mapped[bool]
+    overlap: Mapped[str] = mapped_column(Text)
+    catch_up: Mapped[int]
+    next_run_at: Mapped[datetime | None] = mapped_column(timestamp())
+    last_run_at: Mapped[datetime | None] = mapped_column(timestamp())
+    last_execution_id: Mapped[str | None] = mapped_column(Id("exec"))
+    last_error: Mapped[str | None] = mapped_column(Text)
+    run_count: Mapped[int]
+    missed_count: Mapped[int]
+    skipped_count: Mapped[int]
+    failed_count: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(timestamp())
+    updated_at: Mapped[datetime] = mapped_column(timestamp())
+
+
+class ScheduleRunRow(Base):
+    """A due time of a schedule that has come. Its key is what keeps it from coming twice."""
+
+    __tablename__ = "schedule_runs"
+    schedule_id: Mapped[str] = mapped_column(Id("sched"), ForeignKey("schedules.id"), primary_key=True)
+    due_at: Mapped[datetime] = mapped_column(timestamp(), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Text)
+    outcome: Mapped[str] = mapped_column(Text)
+    execution_id: Mapped[str | None] = mapped_column(Id("exec"))
+    reason: Mapped[str | None] = mapped_column(Text)
+    settled_at: Mapped[datetime] = mapped_column(timestamp())
+
+
+_S, _R = ScheduleRow, ScheduleRunRow
+_COLUMNS = [column.name for column in ScheduleRow.__table__.columns]
+_FIXED = frozenset({"id", "tenant_id", "created_at"})
+_TENANT = func.current_setting("paddock.tenant_id")
+# In the words of the index, so that it serves.
+_OPEN = text("executions.status NOT IN ('completed', 'failed', 'cancelled')")
+_LOCK = text(
+    "SELECT pg_advisory_xact_lock(hashtextextended('schedules of ' || current_setting('paddock.tenant_id'), 0))"
+)
+
+
+def _query() -> Select[Any]:
+    last = select(ExecutionRow.status).where(ExecutionRow.id == _S.last_execution_id)
+    return select(_S, last.scalar_subquery().label("last_status"))
+
+
+class PostgresSchedules:
+    """Implements `domain.schedules.Schedules`."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def add(self, schedule: Schedule) -> bool:
+        values = {name: getattr(schedule, name) for name in _COLUMNS}
+        made = await self._connection.execute(insert(_S).values(**values).on_conflict_do_nothing().returning(_S.id))
+        return made.first() is not None
+
+    async def find(self, reference: str, lock: bool = False) -> Schedule | None:
+        is_id = ids.decode("sched", reference) is not None
+        query = _query().where(_S.id == reference if is_id else _S.name == reference.replace("\0", "\ufffd"))
+        row = (await self._connection.execute(query.with_for_update(of=_S) if lock else query)).first()
+        return None if row is None else as_struct(row, Schedule)
+
+    async def take(self, schedule_id: str) -> Schedule | None:
+        query = select(_S).where(_S.id == schedule_id).with_for_update(skip_locked=True)
+        row = (await self._connection.execute(query)).first()
+        return None if row is None else as_struct(row, Schedule)
+
+    async def page(self, page: Page, enabled: bool | None) -> Listing[Schedule]:
+        query = _query() if enabled is None else _query().where(_S.enabled == enabled)
+        return await listed(self._connection, query, _S.id.desc(), page, Schedule)
+
+    async def save(self, schedule: Schedule) -> bool:
+        values = {name: getattr(schedule, name) for name in _COLUMNS if name not in _FIXED}
+        try:
+            await self._connection.execute(update(_S).where(_S.id == schedule.id).values(**values))
+        except IntegrityError:
+            return False
+        return True
+
+    async def delete(self, schedule_id: str) -> None:
+        await self._connection.execute(delete(_S).where(_S.id == schedule_id))
+
+    async def count(self) -> int:
+        await self._connection.execute(_LOCK)
+        return (await self._connection.execute(select(func.count()).select_from(_S))).scalar_one()
+
+    async def using(self, kind: Target, row_id: str) -> list[str]:
+        column = {"agent": _S.agent_id, "crew": _S.crew_id, "workflow": _S.workflow_id}[kind]
+        return list((await self._connection.execute(select(_S.name).where(column == row_id).order_by(_S.id))).scalars())
+
+    async def running(self, schedule_id: str) -> bool:
+        query = select(exists().where(ExecutionRow.schedule_id == schedule_id, _OPEN))
+        return (await self._connection.execute(query)).scalar_one()
+
+    async def record(self, runs: list[ScheduleRun]) -> int:
+        values = [
+            {**{name: getattr(run, name) for name in ScheduleRun.__struct_fields__}, "tenant_id": _TENANT}
+            for run in runs
+        ]
+        made = await self._connection.execute(insert(_R).values(values).on_conflict_do_nothing().returning(_R.due_at))
+        return len(made.all())
+
+    async def queued(self, schedule_id: str) -> datetime | None:
+        query = select(_R.due_at).where(_R.schedule_id == schedule_id, _R.outcome == "queued")
+        return (await self._connection.execute(query)).scalar()
+
+    async def settle(self, run: ScheduleRun) -> None:
+        values = {name: getattr(run, name) for name in ("outcome", "execution_id", "reason", "settled_at")}
+        met = update(_R).where(_R.schedule_id == run.schedule_id, _R.due_at == run.due_at)
+        await self._connection.execute(met.values(**values))
+
+    async def runs(self, schedule_id: str, page: Page, outcome: Outcome | None) -> Listing[ScheduleRun]:
+        query = select(_R).where(_R.schedule_id == schedule_id)
+        query = query if outcome is None else query.where(_R.outcome == outcome)
+        return await listed(self._connection, query, _R.due_at.desc(), page, ScheduleRun)
+
+    async def due(self, now: datetime, most: int) -> tuple[list[Due], datetime | None]:
+        rows = await self._connection.execute(
+            text("SELECT * FROM due_schedules(:now, :most)"), {"now": now, "most": most}
+        )
+        found, soon = list[Due](), None
+        for row in rows:
+            if row.schedule_id is None:
+                soon = row.next_at
+            else:
+                found.append(Due(schedule_id=ids.encode("sched", row.schedule_id), tenant_id=row.tenant_id))
+        return found, soon
+
+    async def forget(self, before: datetime) -> int:
+        gone = await self._connection.execute(text("SELECT forget_schedule_runs(:before)"), {"before": before})
+        return int(gone.scalar_one())

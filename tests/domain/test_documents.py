@@ -1,0 +1,172 @@
+"""YAML that people write: what it comes to, which line each place is on, and what is refused."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from domain.documents import MAX_DEPTH, MAX_NODES, MAX_SIZE, dump, parse
+from domain.errors import DomainError
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXT
+    | st.sampled_from(["yes", "no", "on", "1e5", "1.0", "~", "null", "True", ".nan", "<<", "=", "2020-01-01", "0x1f"])
+    | st.sampled_from(["a\nb\n", "a\n", "\na", "a \nb", "a\r\nb", " a\nb", "12:30:45", "1_000", "- a", "# a", "a: b"]),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(TEXT, inner, max_size=5),
+    max_leaves=20,
+)
+
+
+def refused(text: str) -> str:
+    with pytest.raises(DomainError) as caught:
+        parse(text, "yaml")
+    assert caught.value.code == "invalid_field"
+    assert [one.field for one in caught.value.errors] == ["yaml"]
+    return caught.value.errors[0].message
+
+
+def test_a_document_and_its_lines() -> None:
+    text = "name: review\n\nsteps:\n  - id: a\n    agent: x\n    with: {deep: [1, 2]}\n  - id: b\n    prompt: |\n      one\n      two\n"
+    made = parse(text, "yaml")
+    assert made.value == {
+        "name": "review",
+        "steps": [{"id": "a", "agent": "x", "with": {"deep": [1, 2]}}, {"id": "b", "prompt": "one\ntwo\n"}],
+    }
+    assert made.lines[""] == 1
+    assert made.lines["steps"] == 3
+    assert made.lines["steps[0]"] == 4
+    assert made.lines["steps[0].agent"] == 5
+    assert made.lines["steps[0].with.deep[1]"] == 6
+    assert made.lines["steps[1]"] == 7
+    assert made.lines["steps[1].prompt"] == 8
+
+
+def test_only_true_and_false_are_booleans_and_dates_are_text() -> None:
+    text = "on: push\na: [yes, no, off, y, 2020-01-01, 12:30:45, 007, 0x1f, 1_000, 1.2.3]\nb: [true, False, ~, null, 1, -2.5, 1e3]"
+    made = parse(text, "yaml").value
+    assert made["on"] == "push"
+    assert made["a"] == ["yes", "no", "off", "y", "2020-01-01", "12:30:45", "007", "0x1f", "1_000", "1.2.3"]
+    assert made["b"] == [True, False, None, None, 1, -2.5, 1000.0]
+
+
+BOMB = "a: &a [x, x, x, x]\n" + "".join(
+    f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join(['*' + chr(97 + n)] * 9)}]\n" for n in range(9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "about"),
+    [
+        (BOMB, 1, "anchors"),
+        ("a: 1\nb: &x 2\n", 2, "anchors"),
+        ("a: 1\n\nb: *x\n", 3, "aliases"),
+        ("a: 1\n<<: {b: 1}\n", 2, "merge"),
+        ("a: 1\nb: !x 2\n", 2, "tags"),
+        ("a: !!str 2\n", 1, "tags"),
+        ("a: ! 2\n", 1, "tags"),
+        ("\na: !!python/object/apply:os.system [id]\n", 2, "tags"),
+        ("%TAG ! tag:x,2000:\n---\na: 1\n", 1, "tags"),
+        ("a: 1\nb: 2\na: 3\n", 3, "'a' is there twice, first on line 1"),
+        ("a:\n  b: 1\n  'b': 2\n", 3, "twice"),
+        ("a: 1\n2: b\n", 2, "put 2 in quotes"),
+        ("true: b\n", 1, "quotes"),
+        ("? [a]\n: b\n", 1, "must be text"),
+        ("a: 1\nb: .nan\n", 2, ".nan"),
+        ("a: -.inf\n", 1, ".inf"),
+        ("a: 1e999\n", 1, "too large"),
+        ("a: 9223372036854775808\n", 1, "64 bits"),
+        ("a: " + "9" * 5000, 1, "64 bits"),
+        ("a: 1\n--- b\n", 2, "more than one"),
+        ("a: 1\nb: [\n", 3, "not YAML"),
+        ("a: 1\n\tb: 2\n", 2, "not YAML"),
+        ("a: 'x\n", 2, "not YAML"),
+        ("", 1, "empty"),
+        ("# nothing\n", 1, "empty"),
+        ("a: 1\nb: \x00\n", 2, "U+0000"),
+        ('a: 1\nb: "\\0"\n', 2, "U+0000"),
+        ("a: 1\nb: \ud800\n", 2, "U+D800"),
+        ('a: "\\ud800"\n', 1, "not YAML"),
+        ('{"a": "\\ud800"}', 1, "not YAML"),
+        ("\n" + "[" * 100, 2, "deeper"),
+        ("\n" + "- " * 100, 2, "deeper"),
+        ("{a: " * 100, 1, "deeper"),
+        ("a\n" * (MAX_SIZE // 2 + 1), MAX_SIZE // 2 + 2, "bytes"),
+        ("é" * (MAX_SIZE // 2 + 1), 1, "bytes"),
+        ("- a\n" * (MAX_NODES + 1), MAX_NODES, "values"),
+    ],
+)
+def test_what_is_refused_and_on_which_line(text: str, line: int, about: str) -> None:
+    message = refused(text)
+    assert message.startswith(f"line {line}: ")
+    assert about in message
+    assert len(message) < 500
+
+
+def test_as_deep_as_allowed() -> None:
+    parse("[" * MAX_DEPTH + "]" * MAX_DEPTH, "yaml")
+    assert "deeper" in refused("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1))
+
+
+def test_long_names_do_not_repeat_in_the_lines() -> None:
+    text = "".join("  " * n + "k" * 400 + ":\n" for n in range(20)) + "  " * 20 + "[" + "a," * 15_000 + "]"
+    made = parse(text, "yaml")
+    assert sum(map(len, made.lines)) < 1_000_000
+
+
+@given(JSON)
+@example({"a": "x\ny\n", "b": ["1e5", "<<", {}], "": []})
+@settings(max_examples=300)
+def test_what_is_dumped_is_read_again(value: Any) -> None:
+    text = dump(value)
+    assert parse(text, "yaml").value == value
+    assert [type(one) for one in flat(parse(text, "yaml").value)] == [type(one) for one in flat(value)]
+
+
+@given(JSON, st.sampled_from([None, 1, "\t"]), st.booleans())
+@settings(max_examples=300)
+def test_json_is_read_as_it_is(value: Any, indent: Any, ascii_only: bool) -> None:
+    if not isinstance(value, dict | list):
+        value = [value]
+    text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
+    try:
+        made = parse(text, "yaml").value
+    except DomainError as error:
+        # JSON lets characters stand that YAML wants escaped; line breaks of other alphabets are the same to YAML.
+        assert not ascii_only, error
+        return
+    if ascii_only:
+        assert made == value
+
+
+@given(st.text(max_size=200) | st.text(alphabet="{}[]:,-?&*!|>'\"%@`#\n\t ab1.~<", max_size=60))
+@settings(max_examples=500)
+def test_any_text_is_read_or_refused(text: str) -> None:
+    try:
+        made = parse(text, "yaml")
+    except DomainError as error:
+        assert error.code == "invalid_field"
+        assert error.errors[0].message.startswith("line ")
+    else:
+        assert parse(dump(made.value), "yaml").value == made.value
+
+
+def test_a_dump_is_for_people() -> None:
+    value = {"name": "review", "steps": [{"id": "a", "prompt": "one\ntwo\n"}], "aside": "é", "empty": {}}
+    assert dump(value) == ("name: review\nsteps:\n- id: a\n  prompt: |\n    one\n    two\naside: é\nempty: {}\n")
+    twice = ["a", "b"]
+    assert dump({"here": twice, "there": twice}) == "here:\n- a\n- b\nthere:\n- a\n- b\n"
+
+
+def flat(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [value, *(one for item in value.values() for one in flat(item))]
+    if isinstance(value, list):
+        return [value, *(one for item in value for one in flat(item))]
+    return [value]

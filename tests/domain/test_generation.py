@@ -1,0 +1,203 @@
+"""Whatever a model says of agents, tasks, crews and names: what is made of it can be created."""
+
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+import jsonschema
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from domain import documents, names, tools
+from domain.agents import checked_name
+from domain.builtin import BUILT_IN
+from domain.crews.reading import KEY, read
+from domain.crews.schema import PLANNING, Settings
+from domain.executions.schema import RunName
+from domain.generation import asking, drafts
+from domain.tools import ServerTool, Tool
+from infra.llm.local import MOST_PARTS, _parts
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+WORDS = st.one_of(st.text(max_size=80), st.text(alphabet="ab1 -_{}:#|>'\"\n", max_size=80))
+ANYTHING = st.one_of(WORDS, st.none(), st.integers(), st.lists(WORDS, max_size=2))
+ITEM = st.dictionaries(
+    st.sampled_from(["name", "role", "goal", "backstory", "description", "expected_output", "agent", "tools"]), ANYTHING
+)
+KNOWN = {"python", "http_request"}
+
+
+def offered(count: int) -> list[Tool]:
+    return [
+        Tool(
+            id=one.id,
+            name=one.name,
+            slug=f"{one.name}_{number}",
+            description=one.description,
+            category=one.category,
+            tool_type="custom",
+            configuration={},
+            parameters={},
+            enabled=True,
+            effects=True,
+            tenant_id="acme",
+            created_at=NOW,
+            updated_at=NOW,
+        )
+        for number, one in enumerate((BUILT_IN * 10)[:count])
+    ]
+
+
+@given(ANYTHING)
+def test_names_can_be_given_to_anything(said: Any) -> None:
+    name = drafts.name(said, "Agent")
+    assert checked_name(name) == names.checked(name, "task", frozenset({"debug"})) == name
+    assert names.slug(name)
+    assert len(name) <= drafts.NAME + 2
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ("Customer Service Agent", "Customer Service Agent"),
+        ("  customer_service_agent\n", "customer service agent"),
+        ("Research/Analysis: AI", "Research Analysis AI"),
+        ("executions", "executions 1"),
+        ("顧客", "顧客 1"),
+        ("..", "Agent"),
+        (None, "Agent"),
+        ("x" * 99, "x" * 50),
+    ],
+)
+def test_names_stay_what_they_are_as_far_as_they_can(said: Any, name: str) -> None:
+    assert drafts.name(said, "Agent") == name
+
+
+@given(ANYTHING)
+def test_runs_are_named_in_two_to_six_words(said: Any) -> None:
+    name = drafts.run_name(said)
+    assert 2 <= len([word for word in name.split() if re.search(r"[^\W_]", word)]) <= 6
+    assert len(name) <= 60
+    msgspec.convert(name, RunName)
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ("Research Team - AI Analysis", "Research Team - AI Analysis"),
+        ('"Weekly  report"', "Weekly report"),
+        ("Research", "Research Run"),
+        ("", "New Run"),
+        ("one two three four five six seven", "one two three four five six"),
+        ("one - two -", "one - two"),
+        ("x" * 70, "x" * 50 + " Run"),
+        (7, "New Run"),
+    ],
+)
+def test_names_of_runs(said: Any, name: str) -> None:
+    assert drafts.run_name(said) == name
+
+
+@given(ITEM, st.lists(ITEM, min_size=1, max_size=4), st.lists(ITEM, min_size=1, max_size=5))
+def test_a_crew_is_whole_whatever_was_said_of_it(
+    said: dict[str, Any], agents: list[dict[str, Any]], tasks: list[dict[str, Any]]
+) -> None:
+    # As they come from the use case: names that differ in their slugs.
+    called = [f"{drafts.name(one.get('name'), 'Agent')[:40]} {number}" for number, one in enumerate(agents)]
+    team = [drafts.agent(one, name, "smollm2", KNOWN) for one, name in zip(agents, called, strict=True)]
+    work = [
+        drafts.task(one, drafts.name(one.get("name"), "Task"), called[drafts.meant(one.get("agent"), called, n)], KNOWN)
+        for n, one in enumerate(tasks)
+    ]
+    crew = drafts.crew(said, "Crew", team, work, "smollm2")
+    written = documents.parse(crew.agents_yaml, "agents_yaml").value
+    asked = documents.parse(crew.tasks_yaml, "tasks_yaml").value
+    assert [one["role"] for one in written.values()] == [one.role for one in team]
+    assert [(one["name"], one["description"]) for one in asked.values()] == [
+        (one.name, one.description) for one in work
+    ]
+    assert all(KEY.fullmatch(key) for key in (*written, *asked))
+    assert PLANNING not in asked
+    by_key = dict(zip(written, called, strict=True))
+    assert [by_key[one["agent"]] for one in asked.values()] == [one.agent for one in work]
+    for draft in (*team, *work):
+        assert set(draft.tools) <= KNOWN
+        assert all(isinstance(value, list) or value.strip() for value in msgspec.to_builtins(draft).values())
+    reading = read(Settings(agents_yaml=crew.agents_yaml, tasks_yaml=crew.tasks_yaml))
+    assert [*reading.agents.mistakes, *reading.tasks.mistakes] == []
+    assert [one.description for one in reading.tasks.items.values()] == [one.description for one in work]
+
+
+def test_keys_differ_also_where_names_do_not() -> None:
+    made = drafts._keys(
+        ["Planning", "Planning", "planning", "2 Fast", "顧客 1", "x" * 50, "x" * 50], "task", (PLANNING,)
+    )
+    assert len(set(made)) == len(made)
+    assert all(KEY.fullmatch(key) for key in made)
+    assert PLANNING not in made
+
+
+def test_the_agent_that_is_meant() -> None:
+    team = ["Senior Writer", "Reviewer"]
+    assert [drafts.meant(said, team, 7) for said in ("reviewer", "senior_writer", "the writer", "Writer", None)] == [
+        *(1, 0, 1, 0, 1)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["agent", "task", "crew", "name"])
+@pytest.mark.parametrize("local", [True, False])
+def test_schemas_are_closed_and_fit_their_examples(kind: Any, local: bool) -> None:
+    choice, agents = offered(3), ["Writer"]
+    schema = asking.answer_schema(kind, local, choice, agents)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    example = msgspec.json.decode(asking._EXAMPLES[kind].replace(",...", ""))
+    bare = asking.answer_schema(kind, local, [], [])
+    if kind == "name":
+        example["name"] = "Travel Team - Flights To Rome"
+    for several in ("agents", "tasks"):
+        if several in example:
+            example[several] *= 2
+    jsonschema.validate(example, bare)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**example, "more": 1}, bare)
+
+    def walk(one: Any) -> None:
+        if one.get("type") == "object":
+            assert one["additionalProperties"] is False
+            assert one["required"] == list(one["properties"])
+            for inner in one["properties"].values():
+                walk(inner)
+        elif one.get("type") == "array":
+            assert one["maxItems"] <= 20
+            walk(one["items"])
+        elif local and "enum" not in one:
+            assert one["maxLength"] <= 300
+
+    walk(schema)
+
+
+def test_the_local_model_can_come_to_an_end() -> None:
+    """Its longest answer, a token for each letter, and the longest question have room in its window together."""
+    choice = offered(24)
+    for kind in ("agent", "task", "crew", "name"):
+        assert _parts(asking.answer_schema(kind, True, choice, ["a"] * 20)) <= MOST_PARTS
+
+    def longest(one: Any) -> int:
+        if one["type"] == "object":
+            return sum(longest(inner) + len(name) + 6 for name, inner in one["properties"].items())
+        if one["type"] == "array":
+            return int(one["maxItems"]) * (longest(one["items"]) + 2)
+        return max(len(str(value)) for value in one["enum"]) if "enum" in one else int(one["maxLength"])
+
+    # Four letters are about a token; here three make one.
+    assert longest(asking.answer_schema("crew", True, choice, [])) / 3 < asking.LOCAL_TOKENS
+
+
+def test_a_tool_of_a_server_is_chosen_by_itself() -> None:
+    (server,) = offered(1)
+    one = ServerTool(**{name: getattr(server, name) for name in Tool.__struct_fields__}, only="search")
+    assert asking.reference(one) == f"{server.slug}/search"
+    assert asking.reference(one) in asking.instructions("agent", [one], [])
+    assert tools.slug(server.name)

@@ -1,0 +1,336 @@
+"""Crews at work, on models that say what they are told to: who is asked what, in which order, and with what."""
+
+import asyncio
+import json
+from typing import Any
+
+from tests.clients import Tenant
+from tests.journeys.test_kasal_crews import fields, made
+from tests.modelled import agent, fresh, model
+from tests.wire import Answer, Asked, Wire, call, tokens_of
+
+
+async def models(acme: Tenant, provider: Wire, *names: str) -> list[str]:
+    """Models that nobody else asks, one for each agent."""
+    return [await model(acme, provider, fresh(name)) for name in names]
+
+
+async def start(acme: Tenant, crew: str, **body: Any) -> dict[str, Any]:
+    answer = await acme.http.post(f"/crews/{crew}/execute", json=body)
+    assert answer.status_code == 201, answer.text
+    return dict(answer.json())
+
+
+async def run(acme: Tenant, crew: str, **body: Any) -> dict[str, Any]:
+    ended = await acme.ended((await start(acme, crew, **body))["id"])
+    assert ended["status"] == "completed", ended
+    return ended
+
+
+def asked(provider: Wire, name: str) -> list[Asked]:
+    return [one for one in provider.requests if one.model == name]
+
+
+def crew_of(**members: str) -> str:
+    """Agents as YAML, each with its model."""
+    return "".join(f"{key}: {{role: The {key}, goal: Be a {key}, llm: {name}}}\n" for key, name in members.items())
+
+
+async def test_an_execution_of_a_crew_as_kasal_shows_it(acme: Tenant, provider: Wire) -> None:
+    web = acme.http
+    (name,) = await models(acme, provider, "gpt")
+    agents = (
+        "researcher:\n  role: >\n    {topic} researcher\n  goal: Find out\nwriter:\n  role: Writer\n  goal: Write\n"
+    )
+    tasks = (
+        "research:\n  description: Look into {topic}\n  expected_output: Facts\n  agent: researcher\n"
+        "write:\n  description: Write it\n  expected_output: A report\n  agent: writer\n  output_file: report.md\n"
+    )
+    crew = await made(acme, "/crews", name="Research Team", agents_yaml=agents, tasks_yaml=tasks, verbose=True)
+    missing = await web.post("/executions", json={"crew_id": crew["id"], "model": name})
+    assert fields(missing) == ["inputs.topic"]
+    body = {"crew_id": crew["id"], "inputs": {"topic": "AI developments in 2024"}, "model": name}
+    provider.say("Fact one.", to=name)
+    provider.say("Detailed research report...", to=name)
+    answer = await web.post("/executions", json=body)
+    assert answer.status_code == 201, answer.text
+    begun = answer.json()
+    assert begun["status"] == "pending"
+    assert begun["message"]
+    assert begun["run_name"].startswith("Research Team-")
+    assert begun["crew_id"] == crew["id"]
+    ended = await acme.ended(begun["execution_id"])
+    assert (ended["status"], ended["result"]) == ("completed", "Detailed research report..."), ended
+    assert ended["completed_at"] >= ended["created_at"]
+    assert ended["results"] == {
+        "research": {"content": "Fact one."},
+        "write": {"content": "Detailed research report..."},
+    }
+    assert (ended["steps_completed"], ended["steps_total"], ended["kind"]) == (2, 2, "crew")
+    first, second = asked(provider, name)
+    assert first.said("system").startswith("You are AI developments in 2024 researcher.")
+    assert "Look into AI developments in 2024" in first.said()
+    assert "What is expected of you: Facts" in first.said()
+    assert second.said("system").startswith("You are Writer.")
+    assert "Fact one." in second.said()
+    listed = (await web.get(f"/executions?crew_id={crew['id']}")).json()
+    assert [one["id"] for one in listed["items"]] == [ended["id"]]
+    children = (await web.get(f"/executions?parent_id={ended['id']}")).json()["items"]
+    assert {one["step"]: one["run_name"].rsplit("-", 1)[0] for one in children} == {
+        "research": "researcher",
+        "write": "writer",
+    }
+    logs = (await web.get(f"/execution-logs/{children[0]['id']}")).json()["items"]
+    assert any("Fact one." in one["message"] for one in logs), "verbose"
+    report = await web.get(f"/executions/{ended['id']}/files/report.md")
+    assert (report.status_code, report.text) == (200, "Detailed research report...")
+
+
+async def test_a_crew_that_is_not_there_or_has_no_model(acme: Tenant, rival: Tenant) -> None:
+    web = acme.http
+    agents, tasks = "a: {role: R, goal: G}\n", "t: {description: D, expected_output: E, agent: a}\n"
+    crew = await made(acme, "/crews", name="bare", agents_yaml=agents, tasks_yaml=tasks)
+    for tenant, reference in ((acme, "nobody"), (rival, crew["id"]), (rival, "bare")):
+        assert (await tenant.http.post(f"/crews/{reference}/execute", json={})).status_code == 404
+        assert (await tenant.http.post("/executions", json={"crew_id": reference})).status_code == 404
+    refused = await web.post("/crews/bare/execute", json={})
+    assert (refused.status_code, "'a' has no model" in refused.json()["detail"]) == (409, True)
+    assert fields(await web.post("/crews/bare/execute", json={"model": "no-such-model"})) == ["model"]
+    # What was there when the crew was made need not be there any more.
+    await agent(acme, "smollm2", name="temp")
+    await made(acme, "/crews", name="later", tasks_yaml=tasks.replace("agent: a", "agent: temp"))
+    assert (await web.delete("/agents/temp")).status_code == 204
+    assert fields(await web.post("/crews/later/execute", json={})) == ["tasks_yaml.t.agent (line 1)"]
+
+
+async def test_tasks_beside_one_another_and_what_comes_with_them(acme: Tenant, provider: Wire) -> None:
+    one, two, three, four = await models(acme, provider, "one", "two", "three", "four")
+    tasks = (
+        "first: {description: Begin, expected_output: E, agent: one}\n"
+        "left: {description: Left, expected_output: E, agent: two, async_execution: true}\n"
+        "right: {description: Right, expected_output: E, agent: three, async_execution: true, context: []}\n"
+        "last: {name: The last, description: End, expected_output: E, agent: four, context: [left], markdown: true}\n"
+    )
+    agents = crew_of(one=one, two=two, three=three, four=four)
+    await made(acme, "/crews", name="beside", agents_yaml=agents, tasks_yaml=tasks)
+    both = asyncio.Event()
+
+    provider.say("FIRST", to=one)
+    provider.say("LEFT", to=two, wait=1.0)
+    provider.say("RIGHT", to=three, wait=1.0)
+    provider.say("LAST", to=four)
+    ended = await run(acme, "beside")
+    both.set()
+    assert ended["result"] == "LAST"
+    (first,), (left,), (right,), (last,) = (asked(provider, name) for name in (one, two, three, four))
+    assert left.done is not None
+    assert right.done is not None
+    assert first.done is not None
+    assert left.at < right.done, "beside one another"
+    assert right.at < left.done, "beside one another"
+    assert last.at > max(left.done, right.done) > min(left.at, right.at) > first.done
+    assert "FIRST" in left.said(), "what came before comes along"
+    assert "FIRST" not in right.said(), "unless nothing is to"
+    assert "LEFT" in last.said()
+    assert "FIRST" not in last.said()
+    assert "RIGHT" not in last.said(), "it was not named"
+    assert "Markdown" in last.said()
+
+
+async def test_a_task_that_fails_ends_the_crew(acme: Tenant, provider: Wire) -> None:
+    one, two = await models(acme, provider, "one", "two")
+    tasks = (
+        "first: {description: D, expected_output: E, agent: one}\n"
+        "last: {description: D, expected_output: E, agent: two}\n"
+    )
+    await made(acme, "/crews", name="sad", agents_yaml=crew_of(one=one, two=two), tasks_yaml=tasks)
+    provider.fail(401, to=one)
+    ended = await acme.ended((await start(acme, "sad"))["id"])
+    assert (ended["status"], ended["error_type"]) == ("failed", "unauthorized")
+    assert "'first'" in ended["error_message"]
+    assert asked(provider, two) == []
+
+
+async def test_a_manager_has_the_crew_do_the_work(acme: Tenant, provider: Wire) -> None:
+    boss, one, two = await models(acme, provider, "boss", "one", "two")
+    tasks = (
+        "find: {description: 'Find {thing}', expected_output: E, agent: one, tools: [filesystem_read]}\n"
+        "tell: {description: Tell, expected_output: E}\n"
+    )
+    agents = crew_of(one=one, two=two)
+    await made(
+        acme,
+        "/crews",
+        name="led",
+        agents_yaml=agents,
+        tasks_yaml=tasks,
+        process="hierarchical",
+        manager_model=boss,
+    )
+    provider.say("", calls=[call("delegate", {"agent": "one", "task": "Look under the bed"})], to=boss)
+    provider.say("It was under the bed.", to=boss)
+    provider.say("", calls=[call("delegate", {"agent": "two", "task": "Put it nicely"})], to=boss)
+    provider.say("Found at last.", to=boss)
+    provider.say("Under the bed", to=one)
+    provider.say("Nicely put", to=two)
+    ended = await run(acme, "led", inputs={"thing": "the key"})
+    assert ended["result"] == "Found at last."
+    assert ended["results"]["find"] == {"content": "It was under the bed."}
+    managed = asked(provider, boss)
+    assert len(managed) == 4
+    assert "Find the key" in managed[0].said()
+    assert "'one' is suggested" in managed[0].said("system")
+    assert "suggested" not in managed[2].said("system")
+    assert managed[0].body["tool_choice"] == "required", "a manager does not do it alone"
+    assert managed[1].body.get("tool_choice") != "required"
+    (delegate,) = [tool["function"] for tool in managed[0].body["tools"]]
+    assert delegate["parameters"]["properties"]["agent"]["enum"] == ["one", "two"]
+    (first,), (second,) = asked(provider, one), asked(provider, two)
+    assert "Look under the bed" in first.said()
+    assert [tool["function"]["name"] for tool in first.body["tools"]] == ["filesystem_read"], "the task's tool"
+    assert not second.body.get("tools")
+    assert "It was under the bed." in managed[2].said(), "what came before"
+
+
+async def test_a_manager_of_one_s_own_who_does_not_come_to_an_end(acme: Tenant, provider: Wire) -> None:
+    boss, one = await models(acme, provider, "boss", "one")
+    await agent(acme, boss, name="the boss", role="Boss of {company}", max_steps=3)
+    tasks = "find: {description: D, expected_output: E}\n"
+    await made(
+        acme,
+        "/crews",
+        name="led",
+        agents_yaml=crew_of(one=one),
+        tasks_yaml=tasks,
+        process="hierarchical",
+        manager_agent="the_boss",
+    )
+    assert fields(await acme.http.post("/crews/led/execute", json={})) == ["inputs.company"]
+    provider.rule(
+        lambda it: Answer(calls=[call("delegate", {"agent": "one", "task": "More"})]) if it.model == boss else None
+    )
+    ended = await acme.ended((await start(acme, "led", inputs={"company": "Acme"}))["id"])
+    assert (ended["status"], ended["error_type"]) == ("failed", "too_many_steps")
+    assert len(asked(provider, boss)) == 3
+    assert asked(provider, boss)[0].said("system").startswith("You are Boss of Acme.")
+
+
+async def test_agents_that_may_delegate_ask_the_others_of_the_crew(acme: Tenant, provider: Wire) -> None:
+    one, two, stranger = await models(acme, provider, "one", "two", "stranger")
+    await agent(acme, stranger, name="stranger")
+    agents = crew_of(one=one, two=two).replace("goal: Be a one", "goal: G, allow_delegation: true")
+    agents = agents.replace("role: The two", "role: 'Expert on {topic}'")
+    tasks = "only: {description: D, expected_output: E, agent: one}\n"
+    await made(acme, "/crews", name="mates", agents_yaml=agents, tasks_yaml=tasks)
+    for mate in ("stranger", "two"):
+        provider.say("", calls=[call("delegate", {"agent": mate, "task": "Help"})], to=one)
+    provider.say("Done", to=one)
+    provider.say("Helped", to=two)
+    assert (await run(acme, "mates", inputs={"topic": "tea"}))["result"] == "Done"
+    assert asked(provider, stranger) == [], "no member of the crew"
+    (helped,) = asked(provider, two)
+    assert helped.said("system").startswith("You are Expert on tea.")
+    # Alone, nobody is asked: not the tenant's other agents either.
+    alone = agents.splitlines()[0]
+    await made(acme, "/crews", name="alone", agents_yaml=alone, tasks_yaml=tasks)
+    provider.say("By myself", to=one)
+    assert (await run(acme, "alone"))["result"] == "By myself"
+    assert not asked(provider, one)[-1].body.get("tools")
+
+
+async def test_planning_tells_each_task_how_to_go_about_it(acme: Tenant, provider: Wire) -> None:
+    planner, one = await models(acme, provider, "planner", "one")
+    tasks = (
+        "find: {description: 'Find {thing}', expected_output: Keys, agent: one}\n"
+        "tell: {description: Tell, expected_output: E, agent: one}\n"
+    )
+    await made(
+        acme,
+        "/crews",
+        name="planned",
+        agents_yaml=crew_of(one=one),
+        tasks_yaml=tasks,
+        planning=True,
+        planning_model=planner,
+    )
+    plans = [{"task": "tell", "plan": "Speak slowly."}, {"task": "find", "plan": "Look down first."}]
+    provider.say(json.dumps({"plans": plans}), to=planner)
+    provider.say("FOUND", to=one)
+    provider.say("TOLD", to=one)
+    ended = await run(acme, "planned", inputs={"thing": "keys"})
+    assert (ended["result"], ended["steps_total"]) == ("TOLD", 3)
+    assert ended["results"]["planning"] == {"plans": plans}
+    (planned,) = asked(provider, planner)
+    assert "Find keys" in planned.said()
+    assert "The one" in planned.said()
+    assert planned.body["response_format"]["type"] == "json_schema"
+    first, second = asked(provider, one)
+    assert "Look down first." in first.said()
+    assert "Speak slowly." not in first.said()
+    assert "Speak slowly." in second.said()
+
+
+async def test_the_calls_of_models_in_a_minute_are_bounded(acme: Tenant, provider: Wire) -> None:
+    (one,) = await models(acme, provider, "one")
+    tasks = "".join(f"t{number}: {{description: D, expected_output: E, agent: one}}\n" for number in range(3))
+    await made(acme, "/crews", name="slow", agents_yaml=crew_of(one=one), tasks_yaml=tasks, max_rpm=2)
+    begun = await start(acme, "slow")
+
+    async def third() -> list[dict[str, Any]]:
+        found = (await acme.http.get(f"/executions?parent_id={begun['id']}")).json()["items"]
+        return [found_one for found_one in found if found_one["step"] == "t2" and found_one["status"] == "running"]
+
+    for _ in range(300):
+        if await third():
+            break
+        await asyncio.sleep(0.05)
+    assert await third(), "it has begun"
+    await asyncio.sleep(1.5)
+    assert len(asked(provider, one)) == 2, "and waits for its turn"
+    assert (await acme.http.post(f"/executions/{begun['id']}/cancel")).status_code == 200
+
+
+async def test_a_crew_of_the_catalogue_on_its_models_and_on_another(acme: Tenant, provider: Wire) -> None:
+    one, crews, other = await models(acme, provider, "one", "crews", "other")
+    # Kept with its provider, as everywhere.
+    await agent(acme, one, name="First Agent", role="The {kind} one", tools=["filesystem_read"])
+    await agent(acme, None, name="second", role="The other")
+    await made(acme, "/tasks", name="Task one", description="Do {what}", agent="first_agent", tools=["http_request"])
+    await made(acme, "/tasks", name="Task two", description="Do more", agent="second")
+    await made(acme, "/crews", name="found", agents=["First Agent"], tasks=["Task one", "task_two"], model=crews)
+    inputs = {"kind": "first", "what": "this"}
+    assert fields(await acme.http.post("/crews/found/execute", json={})) == ["inputs.what", "inputs.kind"]
+    provider.rule(lambda it: Answer(tokens=tokens_of(f"by {it.model}")) if it.model in (one, crews, other) else None)
+    ended = await run(acme, "found", inputs=inputs)
+    assert ended["results"] == {"task_one": {"content": f"by {one}"}, "task_two": {"content": f"by {crews}"}}
+    (first,), (second,) = asked(provider, one), asked(provider, crews)
+    assert first.said("system").startswith("You are The first one.")
+    assert "Do this" in first.said()
+    assert {tool["function"]["name"] for tool in first.body["tools"]} == {"filesystem_read", "http_request"}
+    assert not second.body.get("tools")
+    assert f"by {one}" in second.said()
+    moved = await run(acme, "found", inputs=inputs, model=other)
+    assert {one["content"] for one in moved["results"].values()} == {f"by {other}"}
+    assert moved["model"] == other
+
+
+async def test_uploaded_agents_do_tasks_too(acme: Tenant, provider: Wire) -> None:
+    (one,) = await models(acme, provider, "one")
+    source = "def handle(payload):\n    return {'heard': payload['task']}\n"
+    code = await acme.deploy(source)
+    name = (await acme.http.get(f"/agents/{code}")).json()["name"]
+    tasks = (
+        "ask: {description: Ask, expected_output: E, agent: one}\n"
+        f"work: {{description: 'Work on {{thing}}', expected_output: E, agent: {name}}}\n"
+    )
+    wrong = tasks.replace("}\n", ", tools: [python]}\n")
+    refused = await acme.http.post("/crews", json={"name": "x", "agents_yaml": crew_of(one=one), "tasks_yaml": wrong})
+    assert fields(refused) == ["tasks_yaml.work.tools (line 2)"]
+    led = {"process": "hierarchical", "agents_yaml": crew_of(one=one), "tasks_yaml": tasks}
+    assert fields(await acme.http.post("/crews", json={"name": "x", **led})) == ["tasks_yaml.work.agent (line 2)"]
+    await made(acme, "/crews", name="mixed", agents_yaml=crew_of(one=one), tasks_yaml=tasks)
+    provider.say("ASKED", to=one)
+    ended = await run(acme, "mixed", inputs={"thing": "it"})
+    heard = ended["result"]["heard"]
+    assert "Work on it" in heard
+    assert "ASKED" in heard

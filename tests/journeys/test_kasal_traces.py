@@ -1,0 +1,272 @@
+"""The Execution History and Execution Trace parts of seeds/kasal.md: what a run was made of, and what it cost."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import asyncpg
+import pytest
+
+from domain import traces
+from tests.clients import MANIFEST, Tenant
+from tests.modelled import agent, fresh, model, run, start, until
+from tests.wire import Wire, call
+
+PRICE = {"input": 1000.0, "output": 2000.0}
+
+
+async def trace(acme: Tenant, execution_id: str, query: str = "") -> dict[str, Any]:
+    answer = await acme.http.get(f"/execution-trace/{execution_id}{query}")
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def spans(of: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """All spans of a trace, or of a span."""
+    for one in of["spans"] if "spans" in of else of["children"]:
+        yield one
+        yield from spans(one)
+
+
+def shape(span: dict[str, Any]) -> Any:
+    return f"{span['kind']} {span['name']}", [shape(child) for child in span["children"]]
+
+
+def check(whole: dict[str, Any]) -> None:
+    """What is true of every trace that has ended."""
+    found = list(spans(whole))
+    assert len({span["id"] for span in found}) == len(found)
+    for span in found:
+        assert span["ended_at"] >= span["started_at"], span
+        if span["children"]:
+            assert span["cost_usd"] == pytest.approx(sum(one["cost_usd"] for one in span["children"]), abs=1e-9)
+            assert span["total_tokens"] == sum(one["total_tokens"] for one in span["children"])
+        for child in span["children"]:
+            assert child["parent_id"] == span["id"]
+
+
+async def costs(acme: Tenant, execution_id: str) -> list[dict[str, Any]]:
+    return list((await acme.http.get(f"/costs?execution_id={execution_id}")).json()["items"])
+
+
+async def test_history_is_the_executions(acme: Tenant) -> None:
+    agent_id = await acme.deploy("def handle(p): return p\n")
+    made = [(await acme.run(agent_id, {"n": n}))["id"] for n in range(3)]
+    listed = (await acme.http.get("/execution-history?limit=2&offset=0")).json()
+    assert [one["execution_id"] for one in listed["items"]] == made[:0:-1]
+    assert (listed["total"], listed["has_more"]) == (3, True)
+    assert (await acme.http.get(f"/execution-history/{made[0]}")).json()["result"] == {"n": 0}
+
+
+async def test_an_agent_with_tools_that_delegates(acme: Tenant, provider: Wire) -> None:
+    boss = await model(acme, provider, fresh("boss"), price=PRICE)
+    helper = await model(acme, provider, fresh("helper"), price=PRICE)
+    other = await agent(acme, helper, role="Counter", tools=["filesystem_list"], temperature=0.1)
+    made = await agent(acme, boss, allow_delegation=True, tools=["filesystem_write"], temperature=0.6, max_tokens=99)
+    wrote = {"path": "a.txt", "content": "secret-words"}
+    provider.say("", to=boss, calls=[call("filesystem_write", wrote, id="w1"), call("no_such_tool", {}, id="n1")])
+    provider.say("", to=boss, calls=[call("delegate", {"agent": other["name"], "task": "Count the secret-files"})])
+    provider.say("", to=helper, calls=[call("filesystem_list", {})])
+    provider.say("One secret-file", to=helper)
+    provider.say("It said: one secret-file", to=boss)
+    ended = await run(acme, made["id"], task="Have the secret-files counted", mode="yolo")
+    assert ended["status"] == "completed", ended
+
+    whole = await trace(acme, ended["id"])
+    check(whole)
+    (root,) = whole["spans"]
+    assert (whole["execution_id"], whole["status"], whole["truncated"]) == (ended["id"], "completed", False)
+    assert shape(root) == (
+        f"agent {made['name']}",
+        [
+            (f"model_call {boss}", []),
+            ("tool filesystem_write", []),
+            ("tool no_such_tool", []),
+            (f"model_call {boss}", []),
+            (
+                "tool delegate",
+                [
+                    (
+                        f"agent {other['name']}",
+                        [(f"model_call {helper}", []), ("tool filesystem_list", []), (f"model_call {helper}", [])],
+                    )
+                ],
+            ),
+            (f"model_call {boss}", []),
+        ],
+    )
+    billed = await costs(acme, ended["id"])
+    assert root["cost_usd"] == pytest.approx(sum(one["cost_usd"] for one in billed), abs=1e-9)
+    assert root["cost_usd"] == pytest.approx(ended["total_cost"], abs=1e-9)
+    assert root["total_tokens"] == sum(one["total_tokens"] for one in billed)
+    assert {one["id"] for one in spans(whole) if one["kind"] == "model_call"} == {one["id"] for one in billed}
+
+    asked, first, wrong, *_ = root["children"]
+    told = root["attributes"]
+    assert told["gen_ai.operation.name"] == "invoke_agent"
+    assert (told["gen_ai.agent.id"], told["gen_ai.agent.name"]) == (made["id"], made["name"])
+    assert (told["gen_ai.request.temperature"], told["gen_ai.request.max_tokens"]) == (0.6, 99)
+    assert (told["paddock.execution.id"], told["paddock.attempt"], told["paddock.mode"]) == (ended["id"], 1, "yolo")
+    told = asked["attributes"]
+    assert (told["gen_ai.operation.name"], told["gen_ai.provider.name"]) == ("chat", "openai_compatible")
+    assert (told["gen_ai.request.model"], told["gen_ai.response.finish_reasons"]) == (boss, ["tool_calls"])
+    assert asked["total_tokens"] == told["gen_ai.usage.input_tokens"] + told["gen_ai.usage.output_tokens"] > 0
+    assert (first["status"], wrong["status"]) == ("ok", "error")
+    told = first["attributes"]
+    assert (told["gen_ai.tool.name"], told["gen_ai.tool.call.id"]) == ("filesystem_write", "w1")
+    assert wrong["attributes"]["error.type"] == "tool_failed"
+    nested = next(one for one in spans(whole) if one["name"] == other["name"])
+    assert nested["attributes"]["gen_ai.agent.id"] == other["id"]
+    assert nested["children"][0]["attributes"]["gen_ai.request.temperature"] == 0.1
+    assert nested["children"][-1]["attributes"]["gen_ai.response.finish_reasons"] == ["stop"]
+
+    # What was said is not in it, unless that is asked for.
+    assert "secret-" not in str(whole)
+    full = await trace(acme, ended["id"], "?content=true")
+    (root,) = full["spans"]
+    told = root["attributes"]
+    assert "Have the secret-files counted" in told["gen_ai.input.messages"][0]["parts"][0]["content"]
+    answer = {"role": "assistant", "parts": [{"type": "text", "content": "It said: one secret-file"}]}
+    assert told["gen_ai.output.messages"] == [answer]
+    assert root["children"][-1]["attributes"]["gen_ai.output.messages"] == [answer]
+    assert "secret-words" in root["children"][1]["attributes"]["gen_ai.tool.call.arguments"]
+    nested = next(one for one in spans(full) if one["name"] == other["name"])
+    assert nested["attributes"]["gen_ai.input.messages"][0]["parts"][0]["content"] == "Count the secret-files"
+    assert (await acme.http.get(f"/execution-trace/{ended['id']}?contents=true")).status_code == 422
+
+
+async def test_calls_that_failed_and_text_that_postgres_cannot_take_apart(acme: Tenant, provider: Wire) -> None:
+    name = await model(acme, provider, fresh())
+    made = await agent(acme, name)
+    provider.fail(503, to=name)
+    provider.say("a\0b", to=name)
+    ended = await run(acme, made["id"], task="x\0y")
+    assert ended["status"] == "completed", ended
+    (root,) = (await trace(acme, ended["id"], "?content=true"))["spans"]
+    failed, answered = root["children"]
+    assert (failed["status"], failed["attributes"]["error.type"]) == ("error", "unavailable")
+    assert answered["status"] == "ok"
+    assert {one["attributes"]["paddock.step.path"] for one in root["children"]} == {"1"}
+    assert "x\\u0000y" in root["attributes"]["gen_ai.input.messages"][0]["parts"][0]["content"]
+
+
+async def test_uploaded_code_that_calls_models(acme: Tenant, provider: Wire) -> None:
+    name = await model(acme, provider, "echo", price=PRICE)
+    source = """
+import json, os, urllib.request
+
+def ask(text):
+    body = json.dumps({"model": "echo", "messages": [{"role": "user", "content": text}]}).encode()
+    url = os.environ["OPENAI_BASE_URL"] + "/chat/completions"
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    return json.load(urllib.request.urlopen(request))["choices"][0]["message"]["content"]
+
+def handle(payload):
+    return [ask("one two"), ask("three")]
+"""
+    agent_id = await acme.deploy(source, manifest=f"{MANIFEST}models: [{name}]\n")
+    ended = await acme.run(agent_id, {"a": 1})
+    assert ended["result"] == ["one two", "three"], ended
+    whole = await trace(acme, ended["id"])
+    check(whole)
+    (root,) = whole["spans"]
+    assert [span["kind"] for span in spans(whole)] == ["agent", "model_call", "model_call"]
+    assert root["attributes"]["gen_ai.agent.version"] == ended["agent_version_id"]
+    assert root["cost_usd"] == pytest.approx(ended["total_cost"], abs=1e-9)
+    assert root["cost_usd"] > 0
+    assert [one["attributes"]["gen_ai.usage.output_tokens"] for one in root["children"]] == [2, 1]
+
+
+async def test_a_tool_by_itself_and_code_that_fails(acme: Tenant) -> None:
+    called = await acme.http.post("/tools/filesystem_write/execute", json={"args": {"path": "a", "content": "b"}})
+    whole = await trace(acme, called.json()["execution_id"], "?content=true")
+    (root,) = whole["spans"]
+    assert (root["kind"], root["name"], root["status"], root["children"]) == ("tool", "filesystem_write", "ok", [])
+    assert root["attributes"]["gen_ai.operation.name"] == "execute_tool"
+    assert '"path":"a"' in root["attributes"]["gen_ai.tool.call.arguments"]
+
+    failed = await acme.run(await acme.deploy("def handle(p): raise ValueError('no such luck')\n"))
+    whole = await trace(acme, failed["id"])
+    (root,) = whole["spans"]
+    assert (whole["status"], root["status"]) == ("failed", "error")
+    assert (root["attributes"]["error.type"], root["attributes"]["paddock.error.message"]) == (
+        "ValueError",
+        failed["error_message"],
+    )
+
+
+async def test_a_run_that_waits_is_decided_on_and_cancelled(acme: Tenant, provider: Wire) -> None:
+    name = await model(acme, provider, fresh())
+    made = await agent(acme, name, tools=["filesystem_write"])
+    calls = [call("filesystem_write", {"path": "a", "content": "1"}, id=f"c{n}") for n in (1, 2)]
+    provider.say("", to=name, calls=calls)
+    execution_id = await start(acme, made["id"], task="Write")
+    await until(acme, execution_id, "waiting")
+    whole = await trace(acme, execution_id)
+    (root,) = whole["spans"]
+    assert (whole["status"], root["status"], root["ended_at"], root["duration_ms"]) == (
+        "waiting",
+        "waiting",
+        None,
+        None,
+    )
+    assert [(one["kind"], one["status"]) for one in root["children"]] == [
+        ("model_call", "ok"),
+        ("tool", "waiting"),
+        ("tool", "waiting"),
+    ]
+    rejected = await acme.http.post(f"/executions/{execution_id}/reject", json={"call_id": "c1", "reason": "Not that"})
+    assert rejected.status_code == 200, rejected.text
+    (root,) = (await trace(acme, execution_id))["spans"]
+    (event,) = root["children"][1]["events"]
+    assert event["name"] == "rejected"
+    assert event["attributes"] == {"paddock.decided_by": acme.account["id"], "paddock.reason": "Not that"}
+    assert (await acme.http.post(f"/executions/{execution_id}/cancel")).status_code == 200
+    whole = await trace(acme, execution_id)
+    check(whole)
+    (root,) = whole["spans"]
+    assert [one["status"] for one in (root, *root["children"])] == ["cancelled", "ok", "cancelled", "cancelled"]
+
+
+async def test_it_is_read_by_who_may_read_executions_of_its_tenant(acme: Tenant, rival: Tenant, home: Tenant) -> None:
+    ended = await home.run("hello", {"name": "you"})
+    path = f"/execution-trace/{ended['id']}"
+    assert (await home.http.get(path)).status_code == 200
+    assert (await rival.http.get(path)).status_code == 404
+    async with home.with_key(await home.key(scopes=["read:agents"])) as blind:
+        assert (await blind.get(path)).status_code == 403
+    async with home.with_key(await home.key(scopes=["read:executions"])) as reader:
+        assert (await reader.get(path)).status_code == 200
+    for nothing in ("exec_01k00000000000000000000000", "nothing"):
+        assert (await home.http.get(f"/execution-trace/{nothing}")).status_code == 404
+
+
+async def test_it_is_one_statement_however_much_there_is(parts, acme: Tenant, provider: Wire) -> None:
+    """So it is of one moment, too."""
+    name = await model(acme, provider, fresh())
+    made = await agent(acme, name, tools=["filesystem_list"])
+    asked: list[str] = []
+
+    def note(record: asyncpg.LoggedQuery) -> None:
+        asked.append(record.query)
+
+    counts = []
+    for steps in (1, 6):
+        for _ in range(steps - 1):
+            provider.say("", to=name, calls=[call("filesystem_list", {}), call("filesystem_list", {})])
+        provider.say("done", to=name)
+        ended = await run(acme, made["id"], task="Go", mode="yolo")
+        assert ended["status"] == "completed", ended
+        async with parts.store.begin_for(acme.tenant_id) as tx:
+            raw = tx.traces._raw
+            raw.add_query_logger(note)
+            try:
+                asked.clear()
+                found = await traces.read(tx, ended["id"])
+            finally:
+                raw.remove_query_logger(note)
+        counts.append((len(asked), len(list(spans({"spans": [_plain(one) for one in traces.trace(found).spans]})))))
+    assert counts == [(1, 2), (1, 17)]
+
+
+def _plain(span: traces.Span) -> dict[str, Any]:
+    return {"id": span.id, "children": [_plain(child) for child in span.children]}

@@ -1,0 +1,71 @@
+"""Schedules: what is due is started, once, however many of these processes there are.
+
+Each due time is met in a transaction of its own, which holds the schedule's row. Whoever is killed in it has done
+nothing, and another does it.
+"""
+
+import asyncio
+from datetime import datetime, timedelta
+from typing import Final
+
+import structlog
+
+from domain import schedules
+from domain.errors import DomainError
+from domain.ports import Store
+from domain.schedules import Due
+
+# Seconds after which a schedule that was just made, or an execution that has ended, is seen.
+LOOK: Final = 1.0
+AWAY: Final = 1.0
+BATCH: Final = 500
+# For how long it is known what became of a due time.
+KEPT: Final = timedelta(days=90)
+_FORGET_EVERY: Final = timedelta(hours=1)
+
+_log = structlog.get_logger("paddock.schedules")
+
+
+class Schedules:
+    """Starts what is due."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._forgotten: datetime | None = None
+
+    async def run(self) -> None:
+        """Do so for as long as the process lives. Outages are waited out."""
+        while True:
+            try:
+                pause = await self()
+            except DomainError as error:
+                _log.warning("waits", error=error.detail)
+                pause = AWAY
+            except Exception:
+                _log.exception("failed unexpectedly")
+                pause = AWAY
+            await asyncio.sleep(pause)
+
+    async def __call__(self) -> float:
+        """Meet one due time of each schedule that has one. Returns for how many seconds there is nothing to do."""
+        async with self._store.begin_unbound() as tx:
+            now = tx.now
+            due, soon = await tx.schedules.due(now, BATCH)
+            if self._forgotten is None or now - self._forgotten >= _FORGET_EVERY:
+                await tx.schedules.forget(now - KEPT)
+                self._forgotten = now
+        met = [await self._meet(one) for one in due]
+        if any(met):
+            return 0.0
+        return LOOK if soon is None else min(LOOK, (soon - now).total_seconds())
+
+    async def _meet(self, one: Due) -> bool:
+        try:
+            async with self._store.begin_for(one.tenant_id) as tx:
+                return await schedules.fire(tx, one.schedule_id)
+        except Exception as error:
+            if isinstance(error, DomainError) and error.code == "unavailable":
+                raise
+            # A mistake of ours with one of them is not to stop the others.
+            _log.exception("failed unexpectedly", schedule_id=one.schedule_id)
+            return False
