@@ -71,7 +71,7 @@ async def execute_workflow(
 
 @delete(_ONE, opt=needs("write:catalog"))
 async def delete_workflow(front: Front, caller: Caller, workflow_id: str) -> None:
-    """Remove a workflow. Its executions go on, and the record of them stays."""
+    """Remove a workflow that no schedule starts. Its executions go on, and the record of them stays."""
     async with front.store.begin(caller) as tx:
         await workflows.delete(tx, workflow_id)
 

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from domain import executions, workflows
+from domain import crews, executions, workflows
 from domain.access import Caller
 from domain.errors import invalid
 from domain.executions import Execution, Start, StartAny, get
@@ -24,8 +24,6 @@ async def start(tx: Tx, caller: Caller, data: StartAny, schedule_id: str | None 
 
 async def start_crew(tx: Tx, caller: Caller, reference: str, data: Start, schedule_id: str | None = None) -> Execution:
     """Start a crew. Errors: `not_found`, `invalid_field`, `conflict`."""
-    from domain import crews  # noqa: PLC0415
-
     crew = await crews.get(tx, reference, lock="share")
     plan = await crews.planned(tx, caller, crew, data.model)
     crews.check_inputs(crew, plan, executions.payload_of(data))

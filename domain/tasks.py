@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal, Protocol
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from domain import ids, names, tools, workspaces
+from domain import ids, names, templates, tools, workspaces
 from domain.access import Caller
 from domain.chat import ToolFailed
 from domain.errors import DomainError, FieldError, conflict, invalid, not_found, refused
@@ -14,8 +14,10 @@ from domain.names import Name
 from domain.pages import Listing, Page
 from domain.plans import compiling
 from domain.ports import Tx
+from domain.templates import Values
 
 MAX_CONTEXT: Final = 100
+MAX_DESCRIPTION: Final = 100_000
 # A crew of these in which each needs the next would need them all at once to be looked at.
 _LOOKED_AT: Final = 1_000
 
@@ -25,7 +27,7 @@ Described = Annotated[
     str,
     Meta(
         min_length=1,
-        max_length=100_000,
+        max_length=MAX_DESCRIPTION,
         pattern=r"^[^\x00]*$",
         examples=["Research the latest developments in AI"],
     ),
@@ -50,12 +52,16 @@ class Task(msgspec.Struct, kw_only=True):
     `context` holds the ids of tasks whose answers come with it: none if it is empty, those of all that came before
     if it is null. A crew goes on beside an `async_execution` until the next task that is not one. `tools` are given to
     the agent for this task besides its own. What is answered is written to `output_file` of the run's workspace too.
+    With a `template`, the description is what that comes to with the `variables`, and follows it when it is changed.
     """
 
     id: str
     name: str
     slug: str
     description: str
+    template: str | None = None
+    template_id: str | None = None
+    variables: dict[str, Any] | None = None
     expected_output: str | None
     agent: str | None
     tools: list[str]
@@ -69,10 +75,15 @@ class Task(msgspec.Struct, kw_only=True):
 
 
 class NewTask(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What to add. The name is unique in the tenant; `agent` and `context` take ids, names and slugs."""
+    """What to add. The name is unique in the tenant; `agent` and `context` take ids, names and slugs.
+
+    A `description`, or a `template` with its `variables`.
+    """
 
     name: TaskName
-    description: Described
+    description: Described | None = None
+    template: Reference | None = None
+    variables: Values | None = None
     expected_output: Expected | None = None
     agent: Reference | None = None
     tools: Tools = []
@@ -83,10 +94,15 @@ class NewTask(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PatchTask(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What to change; `tools` and `context` are replaced as a whole."""
+    """What to change; `tools`, `context` and `variables` are replaced as a whole.
+
+    A `description` takes the place of a template; without its template a task keeps the text that it came to.
+    """
 
     name: Name | UnsetType = UNSET
     description: Described | UnsetType = UNSET
+    template: Reference | None | UnsetType = UNSET
+    variables: Values | None | UnsetType = UNSET
     expected_output: Expected | None | UnsetType = UNSET
     agent: Reference | None | UnsetType = UNSET
     tools: Tools | UnsetType = UNSET
@@ -111,6 +127,10 @@ class Tasks(Protocol):
     async def page(self, page: Page) -> Listing[Task]: ...
     async def save(self, task: Task) -> bool: ...
     async def delete(self, task_id: str) -> None: ...
+    async def of_template(self, template_id: str) -> list[Task]:
+        """Those that use a template, locked."""
+        ...
+
     async def followers(self, task_id: str) -> list[str]:
         """The names of tasks that have this one in their context."""
         ...
@@ -131,6 +151,10 @@ async def _check(tx: Tx, task: Task, sent: Sent) -> None:
     wrong: list[FieldError] = []
     task.slug = names.checked_slug(names.checked(task.name, "task"))
     try:
+        await _describe(tx, task, sent)
+    except DomainError as error:
+        wrong += error.errors
+    try:
         if sent.get("agent") is not None:
             await compiling.named(tx, sent["agent"], "agent")
     except DomainError as error:
@@ -148,6 +172,34 @@ async def _check(tx: Tx, task: Task, sent: Sent) -> None:
         wrong += await _look_around(tx, task, sent["context"])
     if wrong:
         raise refused(wrong)
+
+
+async def _describe(tx: Tx, task: Task, sent: Sent) -> None:
+    """Its description: what was sent, or what its template comes to. Errors: `invalid_field`."""
+    if sent.get("description") is not None:
+        if sent.get("template") is not None:
+            raise invalid("template", "stands for a description; send one of them.")
+        task.template = None
+    if task.template is None:
+        if task.description is None:
+            raise invalid("description", "is required, or a template.")
+        if sent.get("variables"):
+            raise invalid("variables", "are those of a template; name one.")
+        task.template_id = task.variables = None
+    elif {"template", "variables"} & sent.keys():
+        # One that it has already is not waited for: whoever changes that waits for this task.
+        found = await tx.templates.find(task.template)
+        if found is None or found.id != task.template_id:
+            found = await templates.named(tx, task.template)
+        task.template, task.template_id = found.name, found.id
+        task.description = described(templates.rendered(found, task.variables or {}))
+
+
+def described(text: str, field: str = "variables") -> str:
+    """What a template came to, if that can be a description. Errors: `invalid_field`."""
+    if not 0 < len(text) <= MAX_DESCRIPTION or "\0" in text:
+        raise invalid(field, f"make a description that is empty, holds U+0000, or is over {MAX_DESCRIPTION} long.")
+    return text
 
 
 def unknown_task(reference: str) -> str:

@@ -14,6 +14,7 @@ from domain.names import Name
 from domain.pages import Listing, Page
 from domain.ports import Tx
 
+MAX_TEXT: Final = 100_000
 _SHOWN_USERS: Final = 5
 
 TemplateName = Annotated[Name, Meta(examples=["Research Agent Template"])]
@@ -22,7 +23,7 @@ Text = Annotated[
     str,
     Meta(
         min_length=1,
-        max_length=100_000,
+        max_length=MAX_TEXT,
         pattern=r"^[^\x00]*$",
         examples=["You are a research agent. Your task is to {task_description}. Please provide {expected_output}."],
     ),
@@ -167,7 +168,22 @@ async def patch(tx: Tx, reference: str, data: PatchTemplate) -> Template:
     template.updated_at = tx.now
     if not await tx.templates.save(template):
         raise names.taken("template", template.name)
+    if data.template is not UNSET:
+        await _told_tasks(tx, template)
     return template
+
+
+async def _told_tasks(tx: Tx, template: Template) -> None:
+    """Have the tasks that use a template say what it says now. A variable that they have no value for stands as it is.
+
+    Errors: `invalid_field` for a text that cannot be a description.
+    """
+    for task in await tx.tasks.of_template(template.id):
+        text = placeholders.filler(task.variables or {}, "template")(template.template)
+        if not 0 < len(text) <= MAX_TEXT:
+            raise invalid("template", f"makes a description of {len(text)} characters for the task {task.name!r}.")
+        task.description, task.updated_at = text, tx.now
+        await tx.tasks.save(task)
 
 
 async def delete(tx: Tx, reference: str) -> None:

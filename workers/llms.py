@@ -6,8 +6,10 @@ from typing import Any
 import msgspec
 
 from domain.agents import Spec
+from domain.chat import ToolFailed
 from domain.costs import Spender
 from domain.executions import Execution
+from domain.placeholders import worded
 from domain.ports import Clock, Llm, Outcome, Prices
 from domain.steps import Step
 from workers.calls import ModelCalls
@@ -85,7 +87,28 @@ class LlmRunner(Runs):
         agent, done = await persist(known)
         if agent is None:
             raise RuntimeError("an execution of a model agent without its agent")
-        return await self._loop(execution, execution.root_id or execution.id, done, agent.max_rpm).work(agent)
+        workspace_id = execution.root_id or execution.id
+        outcome = await self._loop(execution, workspace_id, done, agent.max_rpm).work(agent)
+        if agent.output_file is None or outcome is None or outcome.output is None:
+            return outcome
+        return await self._filed(execution, workspace_id, agent.output_file, outcome)
+
+    async def _filed(self, execution: Execution, workspace_id: str, path: str, outcome: Outcome) -> Outcome:
+        """The outcome, once its answer lies in the workspace."""
+        answer = msgspec.json.decode(outcome.output or b"null")
+        text = answer["content"] if isinstance(answer, dict) and set(answer) == {"content"} else worded(answer)
+        workspace = Workspace(self._store, self._phone.shop.blobs, execution.tenant_id, workspace_id)
+        try:
+            commit = await workspace.write({path: str(text).encode("utf-8", "replace")})
+        except ToolFailed as failed:
+            return Outcome(error_type="output_file", error_message=str(failed))
+
+        async def written() -> None:
+            async with self._store.begin_for(execution.tenant_id) as tx:
+                await commit(tx)
+
+        await persist(written)
+        return outcome
 
     async def _tool(self, execution: Execution) -> Outcome:
         given = execution.input_data

@@ -86,13 +86,14 @@ class Spec(Agent, kw_only=True):
 
     It may `delegate` to its `team` besides, by name; a `manager` must do so before it answers. `answer_schema` is the
     JSON Schema of its answer, which is decoded then. `max_rpm` bounds the calls of models in a minute of the plan that
-    the run belongs to.
+    the run belongs to. The answer is written to `output_file` of the run's workspace too.
     """
 
     team: list[Agent] = msgspec.field(default_factory=list)
     manager: bool = False
     answer_schema: dict[str, Any] | None = None
     max_rpm: int | None = None
+    output_file: str | None = None
 
     @classmethod
     def of(cls, agent: Agent, **more: Any) -> "Spec":

@@ -12,6 +12,7 @@ from domain.documents import MAX_DEPTH, MAX_NODES
 # A document of so many values has no more.
 _MAX_EVENTS: Final = 3 * MAX_NODES
 _LINE: Final = re.compile(r"[^\r\n]+")
+_COMMA: Final = re.compile(r"\s*,")
 
 
 class Twin(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,12 +38,14 @@ def apart(text: str) -> tuple[list[Twin], str]:
 
     Of what cannot be read to its end there are none.
     """
+    text = text.removeprefix("\ufeff")
     try:
         twins = list(_found(text))
     except (yaml.YAMLError, _TooMuch):
         return [], text
     for twin in reversed(twins):
-        gone = text[twin.begin : twin.end].rstrip()
+        comma = _COMMA.match(text, twin.end)
+        gone = text[twin.begin : twin.end].rstrip() if comma is None else text[twin.begin : comma.end()]
         text = text[: twin.begin] + _LINE.sub("", gone) + text[twin.begin + len(gone) :]
     return twins, text
 
@@ -57,6 +60,9 @@ def _found(text: str) -> Iterator[Twin]:
     for number, event in enumerate(yaml.parse(text, Loader=yaml.CSafeLoader)):
         if number > _MAX_EVENTS or len(stack) > MAX_DEPTH:
             raise _TooMuch
+        # PyYAML's own parsers always say where.
+        assert event.start_mark is not None
+        assert event.end_mark is not None
         begin, end, line = event.start_mark.index, event.end_mark.index, event.start_mark.line + 1
         if isinstance(event, yaml.CollectionEndEvent):
             stack.pop()

@@ -6,6 +6,7 @@ seconds for a thousand small objects.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -25,6 +26,8 @@ _NUMBER: Final = 40
 _TEXT: Final = 60
 _LIST: Final = 70
 _NAME: Final = 150
+# Said of functions that exist, when there is none of that name for the kinds of values given.
+_UNFIT: Final = re.compile(r"Undefined variable or function: '(\w+)'")
 
 
 class _Spent(BadExpression):
@@ -247,6 +250,8 @@ def _weight(value: Any, most: int) -> int:
             raise BadExpression(f"A value in it is nested deeper than {MAX_DEPTH}.")
         if isinstance(one, str):
             work += _TEXT + len(one) // 2
+        elif isinstance(one, dict | list) and len(one) * _NUMBER > most:
+            return most + 1
         elif isinstance(one, dict):
             work += _LIST + _NAME * len(one) + sum(len(key) // 2 for key in one)
             left += [(item, depth + 1) for item in one.values()]
@@ -273,7 +278,9 @@ def _told(error: Exception) -> str:
         return f"There is no {error.args[0] if error.args else text!r}."
     if isinstance(error, IndexError):
         return f"The list is too short ({text[:100]})."
-    if "Undefined variable or function" in text or "No such overload" in text or isinstance(error, TypeError):
+    if (unfit := _UNFIT.match(text)) is not None:
+        return f"`{unfit[1]}` does not take a value of this kind."
+    if "No such overload" in text or isinstance(error, TypeError):
         return f"The kinds of values do not fit: {text.split('. ')[0][:200].rstrip('.')}."
     if text == "panic" or text.startswith("Conversion Error"):
         return "It has no answer."

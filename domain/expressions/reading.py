@@ -115,7 +115,7 @@ def words(source: str) -> list[Word]:
         if before is not None and before.at + len(before.text) == at:
             if word.kind == "text" and before.kind == "text":
                 raise BadExpression("Text in three quotes is not part of expressions.")
-            if word.kind == "text" and before.kind == "name":
+            if word.kind == "text" and re.fullmatch("[bBrR]{1,2}", before.text):
                 raise BadExpression(f"`{before.text}` before a quote is not part of expressions.")
             if word.text == before.text == "/":
                 raise BadExpression("Comments are not part of expressions.")
@@ -159,8 +159,8 @@ def is_member(found: Sequence[Word], index: int) -> bool:
 
 
 def is_called(found: Sequence[Word], index: int) -> bool:
-    """Whether a name comes before a round bracket."""
-    return index + 1 < len(found) and found[index + 1].text == "("
+    """Whether a name comes before a round bracket, and is not the `in` of `x in (a + b)`."""
+    return index + 1 < len(found) and found[index + 1].text == "(" and found[index].text != "in"
 
 
 def path(found: Sequence[Word], index: int) -> tuple[Path, int]:
@@ -202,7 +202,7 @@ def loops(found: Sequence[Word], matched: dict[int, int]) -> list[Loop]:
             depth += (found[at].text in _PAIRS.values()) - (found[at].text in _PAIRS)
             if found[at].text == "," and depth == 0:
                 commas.append(at)
-        bodies = tuple(zip([at + 1 for at in commas], [*commas[1:], end], strict=True))
+        bodies = tuple((at + 1, after) for at, after in zip(commas, [*commas[1:], end], strict=False))
         most = 2 if word.text == "map" else 1
         name = found[begin + 1]
         if name.kind != "name" or not commas or commas[0] != begin + 2 or not 1 <= len(bodies) <= most:
@@ -246,7 +246,7 @@ def check(found: Sequence[Word], matched: dict[int, int], made: Sequence[Loop]) 
                 raise BadExpression(f"`{key}` cannot be reached: names with `__` around them are not part of values.")
         if word.text == "." and word.kind == "sign" and (index == 0 or not found[index - 1].ends_value):
             raise BadExpression(f"`.{after}` needs a value before the dot.")
-        if word.kind != "name":
+        if word.kind != "name" or word.text == "in":
             continue
         if word.text.startswith("__"):
             raise BadExpression(f"`{word.text}` cannot be reached: no name in an expression begins with `__`.")
@@ -308,7 +308,7 @@ def parse_error(text: str) -> str:
     if match is None:
         return "It cannot be read."
     line, column, said = match[1], int(match[2]), match[3].split(" expecting ")[0][:200]
-    if "<EOF>" in said:
+    if "<EOF>" in said or said.startswith("Incomplete"):
         return "It ends too early."
     where = f"character {column}" if line == "1" else f"line {line}, character {column}"
     return f"It cannot be read at {where}: {said}."

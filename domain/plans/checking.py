@@ -7,7 +7,7 @@ from typing import Any, Final
 from domain import expressions
 from domain.errors import FieldError
 from domain.expressions import BadExpression, Uses
-from domain.plans.schema import MAX_ITEMS, MAX_STEPS, Plan, PlanStep
+from domain.plans.schema import MAX_ITEMS, MAX_STEPS, AgentWork, Plan, PlanStep
 
 _OF_ITEMS: Final = frozenset({"item", "index"})
 
@@ -25,6 +25,7 @@ def check(plan: Plan) -> list[FieldError]:
         found.append(circle)
     above = {} if found else _above(plan)
     for number, step in enumerate(plan.steps):
+        found += _output_file(step, f"steps[{number}].output_file")
         found += _expressions(step, f"steps[{number}]", known, above.get(step.id, known))
     found += _used("outputs", lambda: expressions.template(plan.outputs), known, known, frozenset({"inputs", "steps"}))
     return found
@@ -67,6 +68,15 @@ def _above(plan: Plan) -> dict[str, set[str]]:
     for step_id in TopologicalSorter({step.id: step.depends_on for step in plan.steps}).static_order():
         above[step_id] = set(steps[step_id].depends_on).union(*(above[one] for one in steps[step_id].depends_on))
     return above
+
+
+def _output_file(step: PlanStep, place: str) -> Iterator[FieldError]:
+    if step.output_file is None:
+        return
+    if not isinstance(step.work, AgentWork) or step.work.version_id is not None:
+        yield FieldError(field=place, message="is for what a model agent answers.")
+    if step.map is not None:
+        yield FieldError(field=place, message="is one file; the step answers once for each item of map.")
 
 
 def _expressions(step: PlanStep, place: str, known: set[str], above: set[str]) -> Iterator[FieldError]:

@@ -107,7 +107,7 @@ class PlanStep(msgspec.Struct, kw_only=True, frozen=True):
     timeout: int | None = None
     requires_approval: bool = False
     continue_on_failure: bool = False
-    # A file of the workspace that the answer is written to.
+    # A file of the workspace that the answer of a model agent is written to.
     output_file: str | None = None
 
 

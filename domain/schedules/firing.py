@@ -140,7 +140,7 @@ async def _start(tx: Tx, schedule: Schedule, due: datetime) -> None:
 
 
 async def _owner(tx: Tx, schedule: Schedule) -> Caller:
-    """On whose behalf it runs, in the role of now, with no more than that needs. Errors: `forbidden`, `missing_scope`."""
+    """On whose behalf it runs, in the role of now, with no more than it needs. Errors: `forbidden`, `missing_scope`."""
     user = await tx.accounts.user(schedule.user_id)
     if user is None or not user.is_active:
         raise forbidden("Whoever it runs on behalf of is no active user of this tenant any more.")

@@ -96,7 +96,13 @@ async def patch(tx: Tx, caller: Caller, reference: str, sent: Sent[PatchWorkflow
 
 
 async def delete(tx: Tx, reference: str) -> None:
-    """Remove a workflow. Its executions go on, and stay on record. Errors: `not_found`."""
+    """Remove a workflow. Its executions go on, and stay on record.
+
+    Errors: `not_found`, `conflict` while a schedule starts it.
+    """
     await tx.workflows.hold()
     workflow = await get(tx, reference, lock=True)
+    starting = await tx.schedules.using("workflow", workflow.id)
+    if starting:
+        raise conflict(f"The schedule {starting[0]!r} starts this workflow; delete that first.")
     await tx.workflows.delete(workflow.id)

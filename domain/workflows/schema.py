@@ -80,7 +80,7 @@ class Step(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 Inputs = Annotated[dict[Annotated[str, Meta(min_length=1, max_length=64)], Input], Meta(max_length=MAX_INPUTS)]
 Steps = Annotated[
     list[Step],
-    Meta(min_length=1, max_length=MAX_STEPS, examples=[[{"id": "greet", "agent": "my-agent", "prompt": "Hello"}]]),
+    Meta(min_length=1, max_length=MAX_STEPS, examples=[[{"id": "files", "tool": "filesystem_list"}]]),
 ]
 
 

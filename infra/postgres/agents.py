@@ -105,8 +105,11 @@ class PostgresAgents:
         return [_read(record) for record in records]
 
     async def page(self, page: Page, status: AgentStatus | None, parent_id: str | None) -> Listing[Agent]:
-        beside = (literal_column(_PARENT).label("parent"), literal_column(_TEMPLATE).label("template"))
-        query = select(*AgentRow.__table__.columns, *beside)
+        query = select(
+            *AgentRow.__table__.columns,
+            literal_column(_PARENT).label("parent"),
+            literal_column(_TEMPLATE).label("template"),
+        )
         query = query.where(AgentRow.deleted_at.is_(None))
         if parent_id is not None:
             query = query.where(AgentRow.parent_id == parent_id)

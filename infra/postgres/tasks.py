@@ -1,9 +1,20 @@
 """The catalogue of tasks in Postgres."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
-from sqlalchemy import Text, UniqueConstraint, any_, delete, literal, or_, select, update
+from sqlalchemy import (
+    ForeignKey,
+    Text,
+    UniqueConstraint,
+    any_,
+    delete,
+    literal,
+    literal_column,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -12,7 +23,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from domain import ids
 from domain.pages import Listing, Page
 from domain.tasks import Task
-from infra.postgres.db import Base, Id, as_struct, timestamp
+from infra.postgres.db import Base, Id, as_struct, json_column, timestamp
 from infra.postgres.pages import listed
 
 
@@ -26,6 +37,8 @@ class TaskRow(Base):
     name: Mapped[str] = mapped_column(Text)
     slug: Mapped[str] = mapped_column(Text)
     description: Mapped[str] = mapped_column(Text)
+    template_id: Mapped[str | None] = mapped_column(Id("tpl"), ForeignKey("templates.id"))
+    variables: Mapped[dict[str, Any] | None] = mapped_column(json_column())
     expected_output: Mapped[str | None] = mapped_column(Text)
     agent: Mapped[str | None] = mapped_column(Text)
     tools: Mapped[list[str]] = mapped_column(ARRAY(Text))
@@ -37,6 +50,9 @@ class TaskRow(Base):
     updated_at: Mapped[datetime] = mapped_column(timestamp())
 
 
+# The template's name is read beside the row, never written.
+_TEMPLATE = "(SELECT t.name FROM templates t WHERE t.id = tasks.template_id)"
+_SELECT: Any = select(*TaskRow.__table__.columns, literal_column(_TEMPLATE).label("template"))
 _STORED = [column.name for column in TaskRow.__table__.columns]
 _CHANGED = [name for name in _STORED if name not in ("id", "tenant_id", "created_at")]
 
@@ -57,9 +73,7 @@ class PostgresTasks:
     async def find(self, reference: str, lock: bool = False) -> Task | None:
         name = reference.replace("\0", "\ufffd")
         is_id = ids.decode("task", reference) is not None
-        query = select(TaskRow).where(
-            TaskRow.id == reference if is_id else or_(TaskRow.slug == name, TaskRow.name == name)
-        )
+        query = _SELECT.where(TaskRow.id == reference if is_id else or_(TaskRow.slug == name, TaskRow.name == name))
         row = (await self._connection.execute(query.with_for_update() if lock else query)).first()
         return None if row is None else as_struct(row, Task)
 
@@ -67,13 +81,13 @@ class PostgresTasks:
         known = [reference for reference in references if ids.decode("task", reference) is not None]
         named = [reference.replace("\0", "\ufffd") for reference in references]
         wanted = or_(TaskRow.id.in_(known), TaskRow.slug.in_(named), TaskRow.name.in_(named))
-        query = select(TaskRow).where(wanted).order_by(TaskRow.id)
+        query = _SELECT.where(wanted).order_by(TaskRow.id)
         if lock is not None:
             query = query.with_for_update(read=True)
         return [as_struct(row, Task) for row in await self._connection.execute(query)]
 
     async def page(self, page: Page) -> Listing[Task]:
-        return await listed(self._connection, select(TaskRow), TaskRow.id.desc(), page, Task)
+        return await listed(self._connection, _SELECT, TaskRow.id.desc(), page, Task)
 
     async def save(self, task: Task) -> bool:
         values = {name: getattr(task, name) for name in _CHANGED}
@@ -85,6 +99,10 @@ class PostgresTasks:
 
     async def delete(self, task_id: str) -> None:
         await self._connection.execute(delete(TaskRow).where(TaskRow.id == task_id))
+
+    async def of_template(self, template_id: str) -> list[Task]:
+        query = _SELECT.where(TaskRow.template_id == template_id).order_by(TaskRow.id).with_for_update()
+        return [as_struct(row, Task) for row in await self._connection.execute(query)]
 
     async def followers(self, task_id: str) -> list[str]:
         query = select(TaskRow.name).where(literal(task_id) == any_(TaskRow.context)).order_by(TaskRow.id)

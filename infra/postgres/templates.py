@@ -37,7 +37,8 @@ _LOCKS = {False: "", True: " FOR UPDATE", "share": " FOR SHARE"}
 _FIELDS = Template.__struct_fields__
 _CHANGED = [name for name in _FIELDS if name not in ("id", "tenant_id", "created_at")]
 _USERS = """
-    SELECT 'agent ' || name AS used_by FROM agents WHERE template_id = $1 AND deleted_at IS NULL ORDER BY 1
+    SELECT 'agent ' || name AS used_by FROM agents WHERE template_id = $1 AND deleted_at IS NULL
+    UNION ALL SELECT 'task ' || name FROM tasks WHERE template_id = $1 ORDER BY 1
 """
 
 

@@ -17,9 +17,11 @@ OWN = {"me", "me_users", "logout", "patch_me", "create_key", "create_key_auth", 
 # What creates something in the caller's own tenant, whatever it is sent.
 CREATES = {"create_agent", "upload_artifact", "create_evaluation", "create_batch"}
 CREATES |= {"create_model", "create_provider_key", "create_tool", "create_budget", "create_template"}
-CREATES |= {"create_crew", "create_task"}
+CREATES |= {"create_crew", "create_task", "create_workflow"}
+# Is refused, as it names what only another tenant has.
+REFERS = {"create_schedule"}
 # Says what is wrong with what it is sent.
-OWN |= {"debug_crew"}
+OWN |= {"debug_crew", "generate_agent", "generate_task", "generate_crew", "generate_name"}
 CREW = {"agents_yaml": "a: {role: Reader}", "tasks_yaml": "t: {description: Read, agent: a}"}
 RECORD = {"prompt": "What?", "response": SECRET}
 
@@ -48,6 +50,9 @@ async def belongings(acme: Tenant) -> dict[str, str]:
     template = await _made(acme, "/templates", template="Text.")
     task = await _made(acme, "/tasks", description=SECRET)
     crew = await _made(acme, "/crews", description=SECRET, **CREW)
+    workflow = await _made(acme, "/workflows", steps=[{"id": "files", "tool": "filesystem_list"}], description=SECRET)
+    when = {"cron_expression": "* * * * *", "enabled": False}
+    schedule = await _made(acme, "/scheduler/schedules", agent_id=agent["id"], inputs={"a": SECRET}, **when)
     return {
         "agent_id": agent["id"],
         "version": version["id"],
@@ -66,6 +71,8 @@ async def belongings(acme: Tenant) -> dict[str, str]:
         "template_id": template["id"],
         "task_id": task["id"],
         "crew_id": crew["id"],
+        "workflow_id": workflow["id"],
+        "schedule_id": schedule["id"],
     }
 
 
@@ -97,10 +104,23 @@ def _body(document: dict[str, Any], operation: dict[str, Any], belongings: dict[
         body[field] = (
             belongings.get(field) or (told.get("examples") or ["x@example.com" if field == "email" else "x"])[0]
         )
-    if name in ("NewAgent", "NewModel", "NewProviderKey", "NewTool", "NewTemplate", "NewTask", "NewCrew"):
+    if name in (
+        "NewAgent",
+        "NewModel",
+        "NewProviderKey",
+        "NewTool",
+        "NewTemplate",
+        "NewTask",
+        "NewCrew",
+        "NewWorkflow",
+    ):
         body["name"] = "the-rival-s-own"
+    if name in ("StartAny", "NewSchedule"):
+        body["agent_id"] = belongings["agent_id"]
     if name == "NewCrew":
         body |= CREW
+    if name == "NewTask":
+        body["description"] = "Read"
     if name == "PatchBudget":
         body["limit_usd"] = 1
     elif name.startswith("Patch") and name not in ("PatchUser",):
@@ -125,7 +145,8 @@ async def test_no_route_shows_or_changes_another_tenant_s(document, belongings, 
             if by == "name":
                 values["agent_id"] = values["kurral_id"] = SECRET
                 values["provider_key_id"] = values["model_id"] = values["tool_id"] = SECRET
-                values["template_id"] = values["task_id"] = values["crew_id"] = SECRET
+                values["template_id"] = values["task_id"] = values["crew_id"] = values["workflow_id"] = SECRET
+                values["schedule_id"] = SECRET
             url = path.removeprefix("/api/v1")
             for parameter, value in values.items():
                 url = url.replace("{" + parameter + "}", value)
@@ -136,7 +157,8 @@ async def test_no_route_shows_or_changes_another_tenant_s(document, belongings, 
             walked += 1
             own_list = "{" not in path and method == "GET"
             creates = operation["operationId"] in CREATES
-            expected = (200,) if own_list else (201, 409) if creates else (404,)
+            refers = operation["operationId"] in REFERS
+            expected = (200,) if own_list else (201, 409) if creates else (422,) if refers else (404,)
             assert answer.status_code in expected, (method, url, answer.status_code, answer.text)
             shown = answer.text.replace(url, "").replace(json.dumps(values["name"]), "")
             if not creates and answer.status_code == 200:
@@ -152,7 +174,7 @@ async def test_no_route_shows_or_changes_another_tenant_s(document, belongings, 
     assert (await acme.http.get(f"/artifacts/{SECRET}")).json()["inputs"] == {"is": SECRET}
     assert (await acme.http.get(f"/evaluations/{belongings['evaluation_id']}")).json()["response"] == SECRET
     assert (await acme.http.get(f"/budgets/{belongings['budget_id']}")).json()["limit_usd"] == 4321.5
-    for path in ("provider-keys", "models", "tools", "templates", "tasks", "crews"):
+    for path in ("provider-keys", "models", "tools", "templates", "tasks", "crews", "workflows", "scheduler/schedules"):
         assert (await acme.http.get(f"/{path}/{SECRET}")).json()["name"] == SECRET
     assert (await acme.http.get(f"/tools/{SECRET}")).json()["enabled"] is True
 
@@ -177,6 +199,12 @@ async def test_references_in_bodies_do_not_reach_across(belongings, rival: Tenan
             assert (
                 await rival.http.post("/tasks", json={"name": "mine", "description": "D", **stolen})
             ).status_code == 422
+    for reference, kind in ((belongings["workflow_id"], "workflow"), (SECRET, "workflow"), (SECRET, "agent")):
+        flow = {"name": "mine", "steps": [{"id": "a", kind: reference}]}
+        assert (await rival.http.post("/workflows", json=flow)).status_code == 422
+        body = {"scope": "workflow", "subject": reference, "limit_usd": 1, "period": "day"}
+        assert (await rival.http.post("/budgets", json=body)).status_code == 422
+    assert (await rival.http.get(f"/executions?workflow_id={belongings['workflow_id']}")).json()["items"] == []
     for query in (f"agent_id={belongings['agent_id']}", f"agent_version_id={belongings['version']}"):
         assert (await rival.http.get(f"/executions?{query}")).json()["items"] == []
 
@@ -203,7 +231,7 @@ async def test_every_route_asks_for_credentials(document, belongings, acme: Tena
 
 async def test_every_route_asks_for_its_scope(document, belongings, acme: Tenant) -> None:
     """A key that may do nothing we have is refused everywhere, but at what is its own user's."""
-    powerless = acme.with_key(await acme.key(scopes=["read:schedules"]))
+    powerless = acme.with_key(await acme.key(scopes=[]))
     async with powerless:
         for method, path, operation in _routes(document):
             if operation["operationId"] in UNAUTHENTICATED | {"me", "me_users", "logout"}:

@@ -386,6 +386,18 @@ async def test_budgets_name_workflows(acme: Tenant, rival: Tenant) -> None:
     assert (await acme.http.post("/budgets", json=body)).json()["errors"][0]["field"] == "subject"
 
 
+async def test_a_workflow_stays_while_a_schedule_starts_it(acme: Tenant) -> None:
+    flow = await made(acme, LIST)
+    body = {"name": "nightly", "cron_expression": "0 3 * * *", "workflow_id": flow["name"]}
+    schedule = await acme.http.post("/scheduler/schedules", json=body)
+    assert schedule.status_code == 201, schedule.text
+    refused = await acme.http.delete(f"/workflows/{flow['id']}")
+    assert (refused.status_code, refused.json()["error"]) == (409, "conflict")
+    assert "'nightly'" in refused.json()["detail"]
+    assert (await acme.http.delete(f"/scheduler/schedules/{schedule.json()['id']}")).status_code == 204
+    assert (await acme.http.delete(f"/workflows/{flow['id']}")).status_code == 204
+
+
 async def test_the_document_tells_of_both_forms(system, acme: Tenant) -> None:
     document = (await acme.http.get(f"{system.url}/openapi.json")).json()
     post = document["paths"]["/api/v1/workflows"]["post"]["requestBody"]["content"]

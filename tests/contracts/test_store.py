@@ -17,7 +17,7 @@ WITH_TENANT = (
     *("executions", "execution_events", "idempotency_keys", "evaluations", "artifacts", "artifact_ids"),
     *("artifact_bodies", "doomed_objects", "stat_deltas", "stat_rollups"),
     *("provider_keys", "models", "tools", "disabled_tools", "costs", "budgets", "cost_holds"),
-    *("templates", "workflows", "crews", "tasks"),
+    *("templates", "workflows", "crews", "tasks", "schedules", "schedule_runs"),
     *("execution_steps", "workspace_files", "trace_exports"),
 )
 

@@ -1,5 +1,6 @@
 """Crews: the order of their tasks, and their YAML, which is read to the end whatever is wrong with it."""
 
+import json
 import textwrap
 from typing import Any
 
@@ -8,10 +9,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from domain import documents
 from domain.crews.cast import Duty
 from domain.crews.compiling import ordered
 from domain.crews.reading import Reading, read
 from domain.crews.schema import MAX_AGENTS, Settings
+from domain.crews.twins import apart
 
 AGENTS = """\
 # Who does it.
@@ -57,9 +60,10 @@ write:
 """
 
 
+PRINTABLE = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=10)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=10),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(-1e9, 1e9) | PRINTABLE,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(PRINTABLE, inner, max_size=3),
     max_leaves=5,
 )
 
@@ -188,6 +192,23 @@ def test_a_key_that_is_there_twice_hides_nothing_else() -> None:
     assert (found.tasks.items["t"].description, found.tasks.items["u"].agent) == ("Of several lines", "a")
     # With something besides that nobody can read, both are told.
     assert mistakes(sent(None, "t: {x: 1}\nt: 2\nu: !!str x\n")) == [("tasks_yaml", 2), ("tasks_yaml", 3)]
+
+
+KEYS = st.text("abc", min_size=1, max_size=2)
+BLOCKS = st.dictionaries(KEYS, JSON, min_size=1, max_size=4)
+
+
+@given(BLOCKS, BLOCKS, st.booleans())
+def test_the_first_of_several_keys_stays(one: dict[str, Any], other: dict[str, Any], flow: bool) -> None:
+    if flow:
+        items = [json.dumps({key: value})[1:-1] for part in (one, other) for key, value in part.items()]
+        text = "{" + ", ".join(items) + "}"
+    else:
+        text = documents.dump(one) + documents.dump(other)
+    twins, rest = apart(text)
+    assert [twin.key for twin in twins] == [key for key in other if key in one]
+    assert rest.count("\n") == text.count("\n")
+    assert documents.parse(rest, "x").value == {**other, **one}
 
 
 def test_a_crew_is_not_endless() -> None:

@@ -122,7 +122,7 @@ def test_long_names_do_not_repeat_in_the_lines() -> None:
 
 @given(JSON)
 @example({"a": "x\ny\n", "b": ["1e5", "<<", {}], "": []})
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_what_is_dumped_is_read_again(value: Any) -> None:
     text = dump(value)
     assert parse(text, "yaml").value == value
@@ -130,7 +130,7 @@ def test_what_is_dumped_is_read_again(value: Any) -> None:
 
 
 @given(JSON, st.sampled_from([None, 1, "\t"]), st.booleans())
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_json_is_read_as_it_is(value: Any, indent: Any, ascii_only: bool) -> None:
     if not isinstance(value, dict | list):
         value = [value]
@@ -146,7 +146,7 @@ def test_json_is_read_as_it_is(value: Any, indent: Any, ascii_only: bool) -> Non
 
 
 @given(st.text(max_size=200) | st.text(alphabet="{}[]:,-?&*!|>'\"%@`#\n\t ab1.~<", max_size=60))
-@settings(max_examples=500)
+@settings(max_examples=300)
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
         made = parse(text, "yaml")

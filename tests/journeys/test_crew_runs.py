@@ -4,6 +4,8 @@ import asyncio
 import json
 from typing import Any
 
+from domain import crews
+from domain.access import SCOPES, Caller
 from tests.clients import Tenant
 from tests.journeys.test_kasal_crews import fields, made
 from tests.modelled import agent, fresh, model
@@ -113,14 +115,11 @@ async def test_tasks_beside_one_another_and_what_comes_with_them(acme: Tenant, p
     )
     agents = crew_of(one=one, two=two, three=three, four=four)
     await made(acme, "/crews", name="beside", agents_yaml=agents, tasks_yaml=tasks)
-    both = asyncio.Event()
-
     provider.say("FIRST", to=one)
     provider.say("LEFT", to=two, wait=1.0)
     provider.say("RIGHT", to=three, wait=1.0)
     provider.say("LAST", to=four)
     ended = await run(acme, "beside")
-    both.set()
     assert ended["result"] == "LAST"
     (first,), (left,), (right,), (last,) = (asked(provider, name) for name in (one, two, three, four))
     assert left.done is not None
@@ -135,6 +134,73 @@ async def test_tasks_beside_one_another_and_what_comes_with_them(acme: Tenant, p
     assert "FIRST" not in last.said()
     assert "RIGHT" not in last.said(), "it was not named"
     assert "Markdown" in last.said()
+
+
+async def test_every_field_of_an_agent_does_something(acme: Tenant, provider: Wire) -> None:
+    one, second = await models(acme, provider, "one", "second")
+    agents = (
+        f"a:\n  role: Reader of {{topic}}\n  goal: Read {{topic}}\n  backstory: Born in {{town}}\n  llm: {one}\n"
+        f"  instructions: Mind {{topic}}\n  fallback_model: {second}\n  tools: [filesystem_read]\n  verbose: true\n"
+        "  max_iter: 2\n  max_execution_time: 77\n  temperature: 0.25\n  max_tokens: 99\n"
+    )
+    tasks = "t: {name: The reading, description: Read, expected_output: E, agent: a}\n"
+    await made(acme, "/crews", name="full", agents_yaml=agents, tasks_yaml=tasks)
+    provider.fail(400, to=one)
+    provider.say("", calls=[call("filesystem_read", {"path": "x"})], to=second)
+    provider.say("", calls=[call("filesystem_read", {"path": "y"})], to=one)
+    ended = await acme.ended((await start(acme, "full", inputs={"topic": "owls", "town": "Rome"}))["id"])
+    assert (ended["status"], ended["error_type"]) == ("failed", "too_many_steps"), "max_iter"
+    assert "'The reading'" in ended["error_message"]
+    first, again = asked(provider, one)
+    assert len(asked(provider, second)) == 1, "fallback_model"
+    assert first.said("system") == "You are Reader of owls.\n\nBorn in Rome\n\nYour goal: Read owls\n\nMind owls"
+    assert (first.body["temperature"], first.body.get("max_completion_tokens") or first.body["max_tokens"]) == (
+        0.25,
+        99,
+    )
+    assert [tool["function"]["name"] for tool in again.body["tools"]] == ["filesystem_read"]
+    (child,) = (await acme.http.get(f"/executions?parent_id={ended['id']}")).json()["items"]
+    assert child["timeout"] == 77
+    logs = (await acme.http.get(f"/execution-logs/{child['id']}")).json()["items"]
+    assert any("Reader of owls" in one["message"] for one in logs), "verbose"
+
+
+async def test_a_plan_of_a_crew_names_models_of_providers(acme: Tenant, parts) -> None:
+    agents = "a: {role: R, goal: G, llm: openai/gpt-4o}\nb: {role: R, goal: G, verbose: false}\n"
+    tasks = "t: {description: D, expected_output: E, agent: a}\nu: {description: D, expected_output: E, agent: b}\n"
+    crew = await made(
+        acme,
+        "/crews",
+        name="x",
+        agents_yaml=agents,
+        tasks_yaml=tasks,
+        model="ollama/llama3:8b",
+        verbose=True,
+        max_rpm=7,
+    )
+    caller = Caller(tenant_id=acme.tenant_id, user_id=acme.account["id"], role="admin", scopes=SCOPES)
+    async with parts.store.begin(caller) as tx:
+        kept = await crews.get(tx, crew["id"])
+        plan = await crews.planned(tx, caller, kept)
+        moved = await crews.planned(tx, caller, kept, "deepseek/deepseek-chat")
+    specs = [step.work.spec for step in plan.steps]
+    assert [(one.provider, one.model, one.verbose) for one in specs] == [
+        ("openai", "gpt-4o", True),
+        ("ollama", "llama3:8b", False),
+    ]
+    assert {(step.work.spec.provider, step.work.spec.model) for step in moved.steps} == {("deepseek", "deepseek-chat")}
+    assert (plan.kind, plan.crew_id, plan.max_rpm, plan.name) == ("crew", crew["id"], 7, "x")
+
+
+async def test_a_crew_that_comes_to_too_much_is_not_run(acme: Tenant) -> None:
+    """Each task holds its agent and all whom that may ask."""
+    agents = "".join(f"a{n}: {{role: R, goal: G, llm: smollm2, backstory: {'x' * 4000}}}\n" for n in range(50))
+    tasks = "".join(f"t{n}: {{description: D, expected_output: E, agent: a{n}}}\n" for n in range(50))
+    led = {"process": "hierarchical", "model": "smollm2"}
+    await made(acme, "/crews", name="vast", agents_yaml=agents, tasks_yaml=tasks, **led)
+    refused = await acme.http.post("/crews/vast/execute", json={})
+    assert fields(refused) == ["tasks_yaml"]
+    assert "bytes" in refused.json()["detail"]
 
 
 async def test_a_task_that_fails_ends_the_crew(acme: Tenant, provider: Wire) -> None:
@@ -291,19 +357,18 @@ async def test_the_calls_of_models_in_a_minute_are_bounded(acme: Tenant, provide
 
 
 async def test_a_crew_of_the_catalogue_on_its_models_and_on_another(acme: Tenant, provider: Wire) -> None:
-    one, crews, other = await models(acme, provider, "one", "crews", "other")
-    # Kept with its provider, as everywhere.
+    one, common, other = await models(acme, provider, "one", "common", "other")
     await agent(acme, one, name="First Agent", role="The {kind} one", tools=["filesystem_read"])
     await agent(acme, None, name="second", role="The other")
     await made(acme, "/tasks", name="Task one", description="Do {what}", agent="first_agent", tools=["http_request"])
     await made(acme, "/tasks", name="Task two", description="Do more", agent="second")
-    await made(acme, "/crews", name="found", agents=["First Agent"], tasks=["Task one", "task_two"], model=crews)
+    await made(acme, "/crews", name="found", agents=["First Agent"], tasks=["Task one", "task_two"], model=common)
     inputs = {"kind": "first", "what": "this"}
     assert fields(await acme.http.post("/crews/found/execute", json={})) == ["inputs.what", "inputs.kind"]
-    provider.rule(lambda it: Answer(tokens=tokens_of(f"by {it.model}")) if it.model in (one, crews, other) else None)
+    provider.rule(lambda it: Answer(tokens=tokens_of(f"by {it.model}")) if it.model in (one, common, other) else None)
     ended = await run(acme, "found", inputs=inputs)
-    assert ended["results"] == {"task_one": {"content": f"by {one}"}, "task_two": {"content": f"by {crews}"}}
-    (first,), (second,) = asked(provider, one), asked(provider, crews)
+    assert ended["results"] == {"task_one": {"content": f"by {one}"}, "task_two": {"content": f"by {common}"}}
+    (first,), (second,) = asked(provider, one), asked(provider, common)
     assert first.said("system").startswith("You are The first one.")
     assert "Do this" in first.said()
     assert {tool["function"]["name"] for tool in first.body["tools"]} == {"filesystem_read", "http_request"}

@@ -162,6 +162,103 @@ async def test_a_template_that_is_used_stays(acme: Tenant) -> None:
     assert (await acme.http.delete(f"/templates/{one['id']}")).status_code == 204
 
 
+async def test_a_task_says_what_its_template_says(acme: Tenant) -> None:
+    web = acme.http
+    one = await made(acme, "Research {topic} for {reader}.", "research")
+    body = {"name": "Bees", "template": "research", "variables": {"topic": "bees", "reader": "{reader}"}}
+    answer = await web.post("/tasks", json=body)
+    assert answer.status_code == 201, answer.text
+    task = answer.json()
+    assert task["description"] == "Research bees for {reader}."
+    assert (task["template"], task["template_id"], task["variables"]) == ("research", one["id"], body["variables"])
+    path = f"/tasks/{task['id']}"
+    assert (await web.get(path)).json() == task
+    assert (await web.get("/tasks")).json()["items"] == [task]
+    # Its values, its template and the template's text can change.
+    changed = await web.patch(path, json={"variables": {"topic": "ants", "reader": "me"}})
+    assert changed.json()["description"] == "Research ants for me."
+    await web.patch(f"/templates/{one['id']}", json={"template": "Study {topic}, {depth}!", "name": "study"})
+    followed = (await web.get(path)).json()
+    assert (followed["description"], followed["template"]) == ("Study ants, {depth}!", "study")
+    other = await made(acme, "Sing.", "song")
+    assert fields_of(await web.patch(path, json={"template": "song"})) == ["variables.topic", "variables.reader"]
+    sung = (await web.put(path, json={"template": other["id"], "variables": {}})).json()
+    assert (sung["description"], sung["template"]) == ("Sing.", "song")
+    # What it does not follow any more, it keeps; what is said outright takes its place.
+    kept = (await web.patch(path, json={"template": None})).json()
+    assert (kept["description"], kept["template"], kept["template_id"], kept["variables"]) == (
+        "Sing.",
+        None,
+        None,
+        None,
+    )
+    await web.patch(path, json={"template": "song", "variables": {}})
+    said = (await web.patch(path, json={"description": "Hum."})).json()
+    assert (said["description"], said["template"], said["variables"]) == ("Hum.", None, None)
+    full = await web.put(f"{path}/full", json={"name": "Bees", "template": "song"})
+    assert (full.json()["description"], full.json()["template"]) == ("Sing.", "song")
+    refused = await web.delete("/templates/song")
+    assert refused.status_code == 409
+    assert "task Bees" in refused.json()["detail"]
+    assert (await web.delete(path)).status_code == 204
+    assert (await web.delete("/templates/song")).status_code == 204
+
+
+async def test_tasks_whose_template_is_no_good(acme: Tenant) -> None:
+    one = await made(acme, "{a}", "one")
+    for body, fields in (
+        ({"template": "none such"}, ["template"]),
+        ({"template": "one", "description": "And that.", "variables": {"a": "1"}}, ["template"]),
+        ({"template": "one"}, ["variables.a"]),
+        ({"template": "one", "variables": {"a": "1", "b": "2"}}, ["variables.b"]),
+        ({"template": "one", "variables": {"a": ""}}, ["variables"]),
+        ({"template": "one", "variables": {"a": "\0"}}, ["variables"]),
+        ({"template": "one", "variables": {"a": "x" * 100_001}}, ["variables"]),
+        ({"description": "That.", "variables": {"a": "1"}}, ["variables"]),
+        ({}, ["description"]),
+        # All that is wrong, at once.
+        ({"template": "one", "tools": ["none such"]}, ["variables.a", "tools[0]"]),
+    ):
+        assert fields_of(await acme.http.post("/tasks", json={"name": "t", **body})) == fields
+    used = await acme.http.post("/tasks", json={"name": "t", "template": "one", "variables": {"a": "x" * 99_999}})
+    assert used.status_code == 201
+    long = await acme.http.patch(f"/templates/{one['id']}", json={"template": "{a}{a}"})
+    assert fields_of(long) == ["template"]
+    assert (await acme.http.get("/templates/one")).json()["template"] == "{a}"
+
+
+async def test_a_crew_s_task_is_told_what_its_template_says_when_it_starts(acme: Tenant, provider: Wire) -> None:
+    name = await model(acme, provider, fresh())
+    await made(acme, "Write of {topic}. Be {tone}.", "house style")
+    writer = await agent(acme, name, role="Writer", goal="Write")
+    variables = {"topic": "{topic}", "tone": "kind"}
+    task = {"name": "Write", "template": "house style", "variables": variables, "agent": writer["id"]}
+    assert (await acme.http.post("/tasks", json=task)).status_code == 201
+    crew = await acme.http.post("/crews", json={"name": "c", "tasks": ["Write"], "agents": [writer["id"]]})
+    assert crew.status_code == 201, crew.text
+    provider.say("Done.", to=name)
+    path = f"/crews/{crew.json()['id']}/execute"
+    ran = await acme.http.post(path, json={"inputs": {"topic": "bees"}}, headers={"Prefer": "wait=30"})
+    assert ran.json()["status"] == "completed", ran.text
+    assert "Write of bees. Be kind." in provider.requests[-1].body["messages"][-1]["content"]
+
+
+async def test_changes_of_a_template_and_of_its_task_end_alike(acme: Tenant) -> None:
+    """However they meet, the task says what the template says last, and neither waits for the other for ever."""
+    one = await made(acme, "0 {a}")
+    task = await acme.http.post("/tasks", json={"name": "t", "template": one["id"], "variables": {"a": "0"}})
+    for number in range(1, 9):
+        answers = await asyncio.gather(
+            acme.http.patch(f"/templates/{one['id']}", json={"template": f"{number} {{a}}"}),
+            acme.http.patch(f"/tasks/{task.json()['id']}", json={"variables": {"a": str(number)}}),
+            acme.http.patch(f"/tasks/{task.json()['id']}", json={"template": one["id"]}),
+            acme.http.post("/tasks", json={"name": f"t{number}", "template": one["id"], "variables": {"a": "x"}}),
+        )
+        assert {answer.status_code for answer in answers} <= {200, 201}, [answer.text for answer in answers]
+        known = {one["name"]: one["description"] for one in (await acme.http.get("/tasks")).json()["items"]}
+        assert known == {"t": f"{number} {number}", **{f"t{n}": f"{number} x" for n in range(1, number + 1)}}
+
+
 async def test_whoever_uses_a_template_and_whoever_deletes_it_take_turns(acme: Tenant) -> None:
     for _ in range(8):
         one = await made(acme, "Text.")

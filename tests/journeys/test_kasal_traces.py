@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-import asyncpg
 import pytest
 
 from domain import traces
@@ -105,7 +104,8 @@ async def test_an_agent_with_tools_that_delegates(acme: Tenant, provider: Wire) 
     assert told["gen_ai.operation.name"] == "invoke_agent"
     assert (told["gen_ai.agent.id"], told["gen_ai.agent.name"]) == (made["id"], made["name"])
     assert (told["gen_ai.request.temperature"], told["gen_ai.request.max_tokens"]) == (0.6, 99)
-    assert (told["paddock.execution.id"], told["paddock.attempt"], told["paddock.mode"]) == (ended["id"], 1, "yolo")
+    assert (told["paddock.execution.id"], told["paddock.attempt"]) == (ended["id"], ended["attempt"])
+    assert told["paddock.mode"] == "yolo"
     told = asked["attributes"]
     assert (told["gen_ai.operation.name"], told["gen_ai.provider.name"]) == ("chat", "openai_compatible")
     assert (told["gen_ai.request.model"], told["gen_ai.response.finish_reasons"]) == (boss, ["tool_calls"])
@@ -169,11 +169,14 @@ def handle(payload):
     whole = await trace(acme, ended["id"])
     check(whole)
     (root,) = whole["spans"]
-    assert [span["kind"] for span in spans(whole)] == ["agent", "model_call", "model_call"]
+    # Two, or more where a worker was lost: all that was billed.
+    billed = await costs(acme, ended["id"])
+    assert [span["kind"] for span in spans(whole)] == ["agent", *["model_call"] * len(billed)]
+    assert {one["id"] for one in root["children"]} == {one["id"] for one in billed}
     assert root["attributes"]["gen_ai.agent.version"] == ended["agent_version_id"]
     assert root["cost_usd"] == pytest.approx(ended["total_cost"], abs=1e-9)
     assert root["cost_usd"] > 0
-    assert [one["attributes"]["gen_ai.usage.output_tokens"] for one in root["children"]] == [2, 1]
+    assert [one["attributes"]["gen_ai.usage.output_tokens"] for one in root["children"]][-2:] == [2, 1]
 
 
 async def test_a_tool_by_itself_and_code_that_fails(acme: Tenant) -> None:
@@ -246,7 +249,7 @@ async def test_it_is_one_statement_however_much_there_is(parts, acme: Tenant, pr
     made = await agent(acme, name, tools=["filesystem_list"])
     asked: list[str] = []
 
-    def note(record: asyncpg.LoggedQuery) -> None:
+    def note(record: Any) -> None:
         asked.append(record.query)
 
     counts = []

@@ -1,0 +1,540 @@
+"""Expressions and templates of plans: what they say, what they may not, and that they always end."""
+
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from domain.expressions import BadExpression, Uses, evaluate, expression, render, template, truth
+from domain.expressions.compiling import cel, guarded, parse
+from domain.expressions.evaluating import MAX_RESULT
+
+FILES = [{"name": "a.py", "size": 3}, {"name": "b.py", "size": 30}, {"name": "c.md", "size": 300}]
+SCOPE: dict[str, Any] = {
+    "inputs": {"files": FILES, "x": {"y": 1}, "name": "Ada", "n": 2, "f": 1.5, "none": None, "numbers": [3, 1, 2]},
+    "steps": {
+        "a": {"outputs": {"content": "hi", "y": [0, 1, {"z": 7}]}, "status": "completed", "error": None},
+        "a-b": {"outputs": {"ok": True}},
+    },
+    "item": {"name": "one"},
+    "index": 4,
+}
+
+
+def refused(source: str, scope: Any = None) -> str:
+    with pytest.raises(BadExpression) as caught:
+        expression(source) if scope is None else evaluate(source, scope)
+    return caught.value.message
+
+
+def native(source: str, scope: Any) -> Any:
+    return cel().compile(source).execute(scope)
+
+
+@pytest.mark.parametrize(
+    ("source", "value"),
+    [
+        ("inputs.x.y", 1),
+        ("steps.a.outputs.y[2].z", 7),
+        ('steps["a-b"].outputs.ok', True),
+        ("steps['a-b'].outputs", {"ok": True}),
+        ("item", {"name": "one"}),
+        ("item.name", "one"),
+        ("inputs.none", None),
+        ("index + 1", 5),
+        ("inputs.f > 1 && inputs.n == 2", True),
+        ("inputs.name + '!'", "Ada!"),
+        ("inputs.n > 1 ? 'many' : 'one'", "many"),
+        ("size(inputs.files)", 3),
+        ("inputs.files.size()", 3),
+        ("has(inputs.nope) ? inputs.nope : 0", 0),
+        ("has(inputs.x.y) && !has(inputs.x.z)", True),
+        ("'name' in inputs", True),
+        ("2 in [1, 2]", True),
+        ("2 in (inputs.numbers + [4]) && !('b' in {'a': 1}) && 'a' in{'a': 1}", True),
+        ("steps.a.error == null", True),
+        ("inputs.files.map(f, f.name)", ["a.py", "b.py", "c.md"]),
+        ("inputs.files.map(f, f.size > 5, f.name)", ["b.py", "c.md"]),
+        ("inputs.files.filter(f, f.size > 5)", FILES[1:]),
+        ("inputs.files.filter(f, f.size > 5).map(f, f.name)[0]", "b.py"),
+        ("(inputs.files + inputs.files).map(f, f.size).size()", 6),
+        ("inputs.files.filter(f, f.name.endsWith('.py')).size() == 2", True),
+        ("inputs.files.all(f, f.size < 1000) && inputs.files.exists(f, f.size < 10)", True),
+        ("inputs.files.exists_one(f, f.size > 5)", False),
+        ("!inputs.files.exists(f, f.size > 1000)", True),
+        ("has(inputs.nope) && inputs.nope.all(x, x > 1)", False),
+        ("inputs.numbers.all(x, x > inputs.n)", False),
+        ("[[1, 2], [3]].map(l, size(l))", [2, 1]),
+        ("inputs.x.map(key, key)", ["y"]),
+        ("[1, 2].map(x, {'n': x, 'of': inputs.name})", [{"n": 1, "of": "Ada"}, {"n": 2, "of": "Ada"}]),
+        ("[inputs.n, 1].map(x, x * 2)", [4, 2]),
+        ("inputs.name.matches('^[A-Z]') && inputs.name.matches(r'\\w+')", True),
+        ("type(inputs.n) == int && type(inputs.name) == string", True),
+        ("timestamp('2026-01-02T00:00:00Z') > timestamp('2026-01-01T00:00:00Z')", True),
+        ("string(timestamp('2026-01-02T00:00:00Z'))", "2026-01-02T00:00:00+00:00"),
+        ("int('3') + inputs.n", 5),
+        ("-9223372036854775808", -(2**63)),
+        ("'}}' + '{{'", "}}{{"),
+        ("{'b': 1, 'a': {'c': 2}}", {"a": {"c": 2}, "b": 1}),
+        ("null", None),
+        ("[]", []),
+    ],
+)
+def test_answers(source: str, value: Any) -> None:
+    assert evaluate(source, SCOPE) == value
+
+
+@pytest.mark.parametrize(
+    ("source", "steps", "names"),
+    [
+        ("inputs.x", [], ["inputs"]),
+        ("steps.a.outputs + steps['b c'].outputs", ["a", "b c"], ["steps"]),
+        ("item.x == index", [], ["item", "index"]),
+        ("steps.a.outputs.map(x, x + steps.b.outputs[0])", ["a", "b"], ["steps"]),
+        ("'inputs' + \"steps\"", [], []),
+        ("[1].map(x, x)", [], []),
+        ("has(steps.a.error)", ["a"], ["steps"]),
+        ("{'inputs': item.steps.nope}", [], ["item"]),
+    ],
+)
+def test_what_is_used(source: str, steps: list[str], names: list[str]) -> None:
+    assert expression(source) == Uses(frozenset(steps), frozenset(names))
+    assert template({"a": [f"x {{{{ {source} }}}}"]}) == Uses(frozenset(steps), frozenset(names))
+
+
+@pytest.mark.parametrize(
+    ("source", "about"),
+    [
+        ("", "missing"),
+        ("  \n", "missing"),
+        ("1 +", "ends too early"),
+        ("true ? 1", "ends too early"),
+        ("rb'a'", "`rb`"),
+        ("inputs'a'", "character 7"),
+        ("1 1", "character 3"),
+        ("inputs.x.", "character 10"),
+        ("(1", "`(` at character 1 is not closed"),
+        ("1)", "`)` at character 2 closes nothing"),
+        ("nope", "There is no `nope`; there are inputs, steps, item, index"),
+        ("inputs.a + env.b", "`env`"),
+        ("x + [1].map(x, x)[0]", "`x`"),
+        ("[x].map(x, x)", "`x`"),
+        ("{a: 1}", "`a`"),
+        ("inputs.__class__.__mro__", "`__class__`"),
+        ("inputs['__class__']", "`__class__`"),
+        ('steps["__init__"].outputs', "`__init__`"),
+        ("item.__init__.__globals__", "`__init__`"),
+        ("__import__('os')", "`__import__`"),
+        ("inputs.keys()", "`.keys()`"),
+        ("inputs.name.format(1)", "`.format()`"),
+        ("inputs.a.mro().x", "`.mro()`"),
+        ("eval('1')", "`eval()`"),
+        ("now()", "`now()`"),
+        ("optional.of(1)", "`optional`"),
+        ("cel.bind(x, 1, x)", "`cel`"),
+        ("[1].existsOne(x, x == 1)", "`.existsOne()`"),
+        ("Foo{a: 1}", "`Foo{…}`"),
+        ("inputs.x | upper", "'|'"),
+        ("inputs.x; 1", "';'"),
+        ("lambda: 1", "`lambda`"),
+        ("inputs.é", "'é'"),
+        ("`a`", "'`'"),
+        ("b'a'", "`b`"),
+        ("'''a'''", "three quotes"),
+        ('"""a"""', "three quotes"),
+        ("1 // 2", "Comments"),
+        (".inputs", "before the dot"),
+        ("1 + .inputs.x", "before the dot"),
+        ("steps", "id of a step"),
+        ("steps[0]", "id of a step"),
+        ("steps[inputs.x]", "id of a step"),
+        ("steps['a' + 'b']", "id of a step"),
+        ("steps.all(s, true)", "id of a step"),
+        ("size(steps)", "id of a step"),
+        ("[1].map(x, [2].map(y, y))", "`map` stands within `map`"),
+        ("[1].all(x, [2].exists(y, y == x))", "`exists` stands within `all`"),
+        ("[1].filter(x, [x].filter(y, true).size() > 0)", "within"),
+        ("[1].map(inputs, 1)", "choose another name"),
+        ("[1].map(__x, 1)", "`__x`"),
+        ("[1].map(x)", "is written as"),
+        ("[1].map(x.y, 1)", "is written as"),
+        ("[1].map(1, 1)", "is written as"),
+        ("[1].all(x, y, true)", "is written as"),
+        ("map(x, x)", "`map()`"),
+        ("inputs.name.matches(inputs.pattern)", "one pattern"),
+        ("inputs.name.matches('a' + 'b')", "one pattern"),
+        ("inputs.name.matches('(a{50}){50}')", "cannot hold"),
+        ("inputs.name.matches('a\\x7b9\\x7d')", "cannot hold"),
+        (f"inputs.name.matches('{'a' * 300}')", "at most 200"),
+        ("1 + " * 300 + "1", "at most 1000 characters"),
+        ("(" * 40 + "1" + ")" * 40, "nested deeper"),
+        ("[" * 400 + "]" * 400, "nested deeper"),
+        ("'a", "not part"),
+        ("99999999999999999999", "int literal"),
+    ],
+)
+def test_what_may_not_be_said(source: str, about: str) -> None:
+    assert about in refused(source)
+    assert about in refused(source, SCOPE)
+
+
+@pytest.mark.parametrize(
+    ("source", "about"),
+    [
+        ("inputs.nope", "There is no `inputs.nope`"),
+        ("inputs.x.z.y", "There is no `inputs.x.z`"),
+        ("inputs.x.z + 1", "There is no 'z'"),
+        ("steps.b.outputs", "There is no `steps.b`"),
+        ("inputs.name.first", "is text"),
+        ("inputs.files[3]", "3 items"),
+        ("inputs.files[3].name + ''", "too short"),
+        ("inputs.files.name", "is a list"),
+        ("inputs.x[0]", "is an object"),
+        ("inputs.n / 0", "by zero"),
+        ("9223372036854775807 + inputs.n", "overflow"),
+        ("inputs.name + 1", "do not fit"),
+        ("inputs.f + inputs.n", "do not fit"),
+        ("!inputs.n", "do not fit"),
+        ("size(inputs.n)", "`size` does not take"),
+        ("int(inputs.name)", "int"),
+        ("1.0 / 0.0", "finite"),
+        ("double('nan')", "finite"),
+        ("[1].map(x, 1.0 / 0.0)", "finite"),
+        ("bytes('a')", "bytes"),
+        ("timestamp('2026-01-02T00:00:00Z')", "datetime"),
+        ("[duration('1h')]", "timedelta"),
+        ("{1: 2}", "not all text"),
+        ("inputs.files.all(f, f.size)", "true or false"),
+        ("inputs.n.map(x, x)", "needs a list"),
+        ("inputs.name.all(x, true)", "needs a list"),
+        ("inputs.nope.all(x, true)", "There is no `inputs.nope`"),
+        ("inputs.files.map(f, f.nope)", "There is no `f.nope`"),
+    ],
+)
+def test_what_has_no_answer(source: str, about: str) -> None:
+    expression(source)
+    message = refused(source, SCOPE)
+    assert about in message
+    assert message.startswith(f"`{source}`: ")
+
+
+def test_outside_of_a_mapped_step_there_is_no_item() -> None:
+    for source in ("item", "item.name", "item == 1", "[1].map(x, item)", "[1].map(x, x + index)"):
+        assert "There is no `i" in refused(source, {"inputs": {}, "steps": {}})
+
+
+def test_conditions_are_true_or_false() -> None:
+    assert truth("inputs.n > 1", SCOPE) is True
+    assert truth("steps.a.status != 'completed'", SCOPE) is False
+    for source in ("inputs.n", "inputs.name", "null", "[true]"):
+        with pytest.raises(BadExpression, match="true or false"):
+            truth(source, SCOPE)
+
+
+NAMES = st.sampled_from(["a", "b", "in_", "size", "map", "if", "_x", "a-b", "x y", "é", "0", "", "'", "}}"])
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(VALUES, st.lists(NAMES | st.integers(0, 3), max_size=4), st.booleans())
+@settings(max_examples=500)
+def test_a_plain_path_is_what_cel_says(value: Any, keys: list[str | int], bracketed: bool) -> None:
+    source = "inputs"
+    for key in keys:
+        if isinstance(key, int):
+            source += f"[{key}]"
+        elif bracketed or not key.isidentifier() or not key.isascii():
+            assume("'" not in key)
+            source += f"['{key}']"
+        else:
+            source += f".{key}"
+    scope = {"inputs": value}
+    assert parse(source).last.path is not None
+    try:
+        wanted = native(source, scope)
+    except Exception:
+        refused(source, scope)
+    else:
+        assert evaluate(source, scope) == wanted
+        # And so it is for CEL with no more than it needs of the scope.
+        assert evaluate(f"[{source}]", scope) == [wanted]
+        assert evaluate(f"[1].map(x, {source})", scope) == [wanted]
+
+
+LISTS = st.sampled_from(["inputs.a", "inputs.b", "[1, 2, 3]", "(inputs.a + inputs.b)", "inputs.c.d", "[]", "inputs.no"])
+BODIES = st.sampled_from(["x", "x > 1", "x > 1 && x < 4", "x + 1", "x == inputs.n", "x.k", "inputs.no", "1 / x > 0"])
+LOOPS = st.sampled_from(["map", "filter", "all", "exists", "exists_one"])
+
+
+@given(
+    LISTS,
+    st.lists(st.tuples(LOOPS, BODIES), min_size=1, max_size=3),
+    st.sampled_from(
+        ["{}", "[{}]", "size({})", "!{}", "has(inputs.no) && {}", "has(inputs.n) || {}", "[{0}, {0}]", "{} == {}"]
+    ),
+)
+@example("inputs.a", [("exists", "1 / x > 0")], "{}")
+@settings(max_examples=500)
+def test_loops_are_what_cel_says(over: str, chain: list[tuple[str, str]], around: str) -> None:
+    one = over + "".join(f".{kind}(x, {body})" for kind, body in chain)
+    source = around.format(one, one)
+    scope = {"inputs": {"a": [1, 2, 0], "b": [5], "c": {"d": [{"k": 1}, {"k": 2}]}, "n": 2}}
+    try:
+        wanted = native(source, scope)
+    except Exception:
+        refused(source, scope)
+    else:
+        assert evaluate(source, scope) == wanted
+
+
+WORDS = st.sampled_from(
+    [
+        "inputs",
+        "steps",
+        ".a",
+        "item",
+        ".map(x,",
+        "x",
+        ")",
+        "(",
+        "[",
+        "]",
+        "{",
+        "}",
+        "+",
+        "'a'",
+        "1",
+        ".",
+        ",",
+        "?",
+        ":",
+        "&&",
+        "in",
+        "!",
+        "-",
+        "size(",
+        "has(",
+        ".filter(x,",
+        "==",
+        '"',
+        "\\",
+        " ",
+        "1.5",
+        "r'",
+        "{{",
+        "}}",
+        "__a",
+        "true",
+    ]
+)
+
+
+@given(st.text(max_size=100) | st.lists(WORDS, max_size=40).map("".join))
+@settings(max_examples=400)
+def test_any_text_is_read_or_refused(text: str) -> None:
+    for call in (
+        lambda: expression(text),
+        lambda: evaluate(text, SCOPE),
+        lambda: template(text),
+        lambda: render(text, SCOPE),
+        lambda: render("{{" + text + "}}", SCOPE),
+    ):
+        try:
+            call()
+        except BadExpression as error:
+            assert error.message
+
+
+@pytest.mark.parametrize(
+    ("source", "scope"),
+    [
+        ("['a']" + ".map(x, x + x)" * 60, {}),
+        ("[1]" + ".map(x, [x, x, x])" * 50, {}),
+        ("[['a']]" + ".map(x, x + x)" * 60, {}),
+        (" + ".join(["item"] * 100), {"item": "a" * 1_000_000}),
+        ("size(" + " + ".join(["item"] * 100) + ")", {"item": [1] * 100_000}),
+        ("[" + ", ".join(["item"] * 100) + "]", {"item": [1] * 100_000}),
+        ("item.all(x, x in item)", {"item": list(range(20_000))}),
+        ("item.filter(x, item == item)", {"item": list(range(20_000))}),
+        ("item.map(x, item)", {"item": list(range(20_000))}),
+        ("item.all(x, x == 1 || x != 1)", {"item": [1] * 2_000_000}),
+        ("item.map(x, true)", {"item": [1] * 2_000_000}),
+        ("item.map(x, x.a)", {"item": [{"a": "a" * 1000}] * 5_000}),
+        ("item == item", {"item": [{}] * 1_000_000}),
+        ("item[0] + 1", {"item": [{"a": 1}] * 1_000_000}),
+        ("item.map(x, x.matches('\\\\w+\\\\w+\\\\w+'))", {"item": ["a"] * 10_000}),
+        ("item + ''", {"item": "a" * (MAX_RESULT + 1)}),
+        ("has(inputs.no) && item.all(x, x in item)", {"inputs": {}, "item": list(range(20_000))}),
+    ],
+)
+def test_work_is_bounded(source: str, scope: Any) -> None:
+    expression(source.replace("inputs.no", "inputs.yes"))
+    message = refused(source, scope)
+    assert "too much work" in message or "larger than" in message
+
+
+def test_what_is_long_and_plain_is_fine() -> None:
+    long = {"item": [{"ok": n % 2 == 0, "name": f"n{n}", "more": "x" * 50} for n in range(10_000)]}
+    assert evaluate("item", long) is long["item"]
+    assert len(evaluate("item.filter(x, x.ok)", long)) == 5_000
+    assert len(evaluate("item.map(x, x.name + '!')", long)) == 10_000
+    assert evaluate("item.exists(x, x.name == 'n9999')", long) is True
+    assert evaluate("item.filter(x, x.name in inputs.names)", {**long, "inputs": {"names": ["n7"]}}) == [
+        long["item"][7]
+    ]
+
+
+def test_values_deeper_than_cel_should_go_are_refused() -> None:
+    deep: Any = 1
+    for _ in range(2_000):
+        deep = [deep]
+    assert "nested deeper" in refused("item == 1", {"item": deep})
+    assert "nested deeper" in refused("[1].map(x, item == 1)", {"item": deep})
+    assert evaluate("item[0][0]", {"item": deep}) is deep[0][0]
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 2**70, "\ud800", [{"a": "\udfff"}], {"\ud800": 1}])
+def test_values_that_cel_would_alter_are_refused(value: Any) -> None:
+    for source in ("[item]", "[1].map(x, [item])", "[[item]].map(x, x[0] == 1)", "item == 1"):
+        refused(source, {"item": value})
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"])).filter(
+    lambda text: not any(m in text for m in ("{{", "{%", "{#"))
+)
+
+
+@given(TEXTS)
+@example("}} { } %} #}")
+def test_plain_text_is_rendered_as_it_is(text: str) -> None:
+    assert template(text) == Uses()
+    assert render(text, {}) == text
+
+
+@given(TEXTS, TEXTS)
+def test_text_around_and_within_stays_as_it_is(before: str, within: str) -> None:
+    assume(not before.endswith("{"))
+    assert render(before + "{{ inputs.t }}{{ inputs.t }}", {"inputs": {"t": within}}) == before + within + within
+    # What comes of an expression is never read as a template again.
+    evil = within + "{{ inputs.secret }}{% x %}"
+    assert render("{{ inputs.t }}!", {"inputs": {"t": evil, "secret": 1}}) == evil + "!"
+    assert render("{{ inputs.t }}", {"inputs": {"t": evil, "secret": 1}}) == evil
+
+
+@pytest.mark.parametrize(
+    ("value", "made"),
+    [
+        ("{{ inputs.files }}", FILES),
+        ("{{inputs.n}}", 2),
+        ("\n  {{ inputs.x }}\n", {"y": 1}),
+        ("Hello {{ inputs.name }}, {{ inputs.n }}!", "Hello Ada, 2!"),
+        ("{{ inputs.n }}{{ inputs.n }}", "22"),
+        ("x={{ inputs.x }} n={{ inputs.none }} b={{ inputs.n == 2 }}", 'x={"y":1} n=null b=true'),
+        ("{{ '}}' }}", "}}"),
+        ("{{ '{{' }} {{ \"{%\" }}", "{{ {%"),
+        ('{{ "a\\"}}" }}', 'a"}}'),
+        ("{{ {'a': {'b': 1}}}}", {"a": {"b": 1}}),
+        ("{{ inputs.files.map(f,\n f.name) }}", ["a.py", "b.py", "c.md"]),
+        ({"a": ["{{ index }}", 1, None, {"b": "{{ item.name }}?"}]}, {"a": [4, 1, None, {"b": "one?"}]}),
+        (True, True),
+        (1.5, 1.5),
+    ],
+)
+def test_templates(value: Any, made: Any) -> None:
+    template(value)
+    assert render(value, SCOPE) == made
+
+
+@pytest.mark.parametrize(
+    ("value", "place", "about"),
+    [
+        ("{% for x in y %}", "", "Statements are not part of templates"),
+        ("{% import os %}", "", "Statements"),
+        ("a {# c #}", "", "Statements"),
+        ({"a": ["x", {"b": "{% x %}"}]}, ".a[1].b", "Statements"),
+        ("{{ inputs.x", "", "not closed"),
+        ("{{ inputs.x }", "", "not closed"),
+        ("a {{ 'b }} c", "", "not part"),
+        ("{{ {'a': 1 }}", "", "not closed"),
+        ("{{ }}", "", "missing"),
+        ("{{}}", "", "missing"),
+        (["{{ inputs.x|safe }}"], "[0]", "'|'"),
+        ({"files": ["{{ inputs.__class__.__mro__ }}"]}, ".files[0]", "`__class__`"),
+        ({"a": {"b": "{{ nope }}"}}, ".a.b", "`nope`"),
+        ("{{ self._TemplateReference__context }}", "", "`self`"),
+        ("{{ ''.__class__.__base__.__subclasses__() }}", "", "`__class__`"),
+        ("{{ cycler.__init__.__globals__.os.popen('id').read() }}", "", "`cycler`"),
+        ({"x": {"{{ inputs.a }}": 1}}, ".x", "Names of an object"),
+        ("{{ " + "1 + " * 400 + "1 }}", "", "not closed"),
+    ],
+)
+def test_templates_that_are_refused(value: Any, place: str, about: str) -> None:
+    for call in (lambda: template(value), lambda: render(value, SCOPE)):
+        with pytest.raises(BadExpression) as caught:
+            call()
+        assert caught.value.place == place
+        assert about in caught.value.message
+
+
+def test_what_cannot_be_rendered_is_named_by_its_place() -> None:
+    with pytest.raises(BadExpression) as caught:
+        render({"a": [1, "{{ inputs.nope }}"]}, SCOPE)
+    assert caught.value.place == ".a[1]"
+    deep: Any = "x"
+    for _ in range(100):
+        deep = [deep]
+    with pytest.raises(BadExpression, match="deeper"):
+        template(deep)
+
+
+def test_rendering_makes_no_more_than_its_bound() -> None:
+    scope = {"inputs": {"t": "a" * 1_000_000, "l": ["a" * 1_000] * 1_000}}
+    assert len(render("{{ inputs.t }}!" * 4, scope)) == 4_000_004
+    for value in ("{{ inputs.t }}!" * 5, ["{{ inputs.t }}"] * 5, ["{{ inputs.l }}"] * 5, ["{{ inputs.t }}!"] * 5):
+        with pytest.raises(BadExpression, match="larger than"):
+            render(value, scope)
+    # Each of them is within what one may take, and all together are not.
+    with pytest.raises(BadExpression, match="too much work"):
+        render(["{{ size(inputs.t + '') > 0 }}"] * 1_000, scope)
+
+
+def test_a_panic_of_the_library_is_an_error_and_no_more() -> None:
+    class PanicException(BaseException):  # as pyo3 has it
+        pass
+
+    def panic(kind: type[BaseException]) -> None:
+        raise kind
+
+    with pytest.raises(RuntimeError, match="panic"):
+        guarded(panic, PanicException)
+    with pytest.raises(KeyboardInterrupt):
+        guarded(panic, KeyboardInterrupt)
+
+
+def test_programs_are_used_from_any_thread() -> None:
+    assert evaluate("inputs.n + 40", SCOPE) == 42
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(evaluate("inputs.n + 40", SCOPE)))
+    thread.start()
+    thread.join()
+    assert found == [42]
+
+
+def test_the_command_line_of_the_library_is_not_imported() -> None:
+    code = (
+        "import sys; from domain.expressions import evaluate; assert 'cel' not in sys.modules;"
+        "assert evaluate('[1, 2].map(x, x + inputs.n)', {'inputs': {'n': 1}}) == [2, 3];"
+        "bad = {'typer', 'rich', 'prompt_toolkit', 'cel.cli'} & set(sys.modules); assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

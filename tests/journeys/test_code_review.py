@@ -1,0 +1,105 @@
+"""The workflow of `examples/code_review`, as `make demo` shows it."""
+
+from typing import Any
+
+from scripts import demo
+from scripts.demo_workflows import CODE, FOLDER, TESTS, show_code_review
+from tests.clients import Tenant
+from tests.modelled import agent, model, until
+from tests.wire import Wire
+
+YAML = {"Content-Type": "application/yaml"}
+
+
+async def test_the_demo_of_it_on_the_local_model(acme: Tenant, capsys: Any) -> None:
+    checker = demo.packed("code_review/checker")
+    for _ in range(2):
+        # The second time everything is there already.
+        await show_code_review(acme.http, demo._step, demo._expect, checker)
+    shown = capsys.readouterr().out
+    for line in (
+        "prices.py:1: unused-import: 'os' is imported and never used.",
+        "prices.py:4: mutable-default: total() shares this default among its calls.",
+        "prices.py:6: none-equality: None is compared with `is`.",
+        "tests: AssertionError: the second call remembers the first",
+        "3 of 4 steps done",
+    ):
+        assert line in shown, shown
+
+
+async def test_what_it_comes_to(acme: Tenant, provider: Wire) -> None:
+    checker = await acme.agent("checker")
+    await acme.built(checker["id"], demo.packed("code_review/checker"))
+    reviewer = await agent(acme, await model(acme, provider, "reviewing"), name="reviewer")
+    made = await acme.http.post("/workflows", content=(FOLDER / "workflow.yaml").read_text(), headers=YAML)
+    assert made.status_code == 201, made.text
+
+    async def review(**inputs: Any) -> dict[str, Any]:
+        started = await acme.http.post("/workflows/code-review/execute", json={"inputs": {"file": "a.py", **inputs}})
+        execution = await until(acme, started.json()["id"], "waiting")
+        assert [call["call_id"] for call in execution["waiting_for"]] == ["report"]
+        while execution["steps_completed"] < 3:
+            execution = (await acme.http.get(f"/executions/{execution['id']}")).json()
+        await acme.http.post(f"/executions/{execution['id']}/approve")
+        return await acme.ended(execution["id"])
+
+    provider.say("Mend the default first.", to="reviewing")
+    bad = await review(code=CODE, tests=TESTS)
+    assert bad["status"] == "completed", bad
+    assert [one["rule"] for one in bad["result"]["problems"]] == ["unused-import", "mutable-default", "none-equality"]
+    assert (bad["result"]["tests_passed"], bad["result"]["report"]) == (False, "report.md")
+    report = (await acme.http.get(f"/executions/{bad['id']}/files/report.md")).text
+    assert "a.py:4: mutable-default" in report
+    assert "the second call remembers the first" in report
+    assert report.rstrip().endswith("Mend the default first.")
+    assert "a.py:4: mutable-default" in provider.requests[-1].said()
+
+    good = await review(code="def one():\n    return 1\n", tests="assert one() == 1", priority="low")
+    assert good["result"] == {"file": "a.py", "problems": [], "tests_passed": True, "report": "report.md"}
+    assert "review" not in good["results"], "nobody was asked"
+    provider.fail(400, to="reviewing")
+    provider.fail(400, to="reviewing")
+    provider.fail(400, to="reviewing")
+    without = await review(code="def one(:")
+    assert without["status"] == "completed", "a second opinion is not needed"
+    assert [one["rule"] for one in without["result"]["problems"]] == ["syntax"]
+    report = (await acme.http.get(f"/executions/{without['id']}/files/report.md")).text
+    assert "There are none." in report
+    assert report.rstrip().endswith("Nobody was asked.")
+    assert reviewer["id"]
+
+
+async def test_the_checker_finds_what_it_looks_for(acme: Tenant) -> None:
+    checker = await acme.agent("checker")
+    await acme.built(checker["id"], demo.packed("code_review/checker"))
+    ways = "".join(f"    if x == {number}:\n        x += 1\n" for number in range(11))
+    code = f"""\
+import os, json
+from sys import path as where
+__all__ = ["json"]
+
+def many(x, *, list={{}}):
+{ways}    return x
+    print("never")
+
+def risky(command):
+    try:
+        eval(command)
+        subprocess.run(command, shell=True)
+    except:
+        raise
+    try:
+        pass
+    except ValueError:
+        pass
+    return command is "x" or command != None
+"""
+    found = (await acme.run(checker["id"], {"file": "x.py", "code": code}))["result"]
+    assert [(one["line"], one["rule"]) for one in found["problems"]] == [
+        *((1, "unused-import"), (2, "unused-import"), (5, "complex"), (5, "mutable-default"), (5, "shadowed-builtin")),
+        *((29, "unreachable"), (33, "eval"), (34, "shell"), (35, "bare-except"), (39, "silent-except")),
+        *((41, "literal-identity"), (41, "none-equality")),
+    ]
+    assert (found["lines"], found["functions"]) == (41, 2)
+    clean = (await acme.run(checker["id"], {"code": "import json\n\n\ndef f(x):\n    return json.dumps(x)\n"}))["result"]
+    assert (clean["problems"], clean["summary"]) == ([], "Nothing was found.")

@@ -1,0 +1,630 @@
+"""The export of traces: each ended execution reaches the collector, in OpenTelemetry's own words, whatever happens."""
+
+import asyncio
+import base64
+import contextlib
+import gzip
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from aiohttp import web
+from google.protobuf import json_format
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1 import trace_pb2
+
+from domain import costs, executions, ids, steps, traces
+from domain.access import Caller
+from domain.chat import Usage
+from domain.costs import Call, Spender
+from domain.executions import Ended, Execution, Start
+from domain.ports import Outcome
+from domain.secrets import Secret
+from domain.steps import Step
+from domain.traces import RunPart, Sources
+from infra import otlp
+from infra.otlp import Away, Collector, Refused
+from infra.postgres.db import connect
+from infra.postgres.store import PostgresStore
+from infra.settings import BadSettings, pairs, read
+from tests.apart import NOW, Apart, apart
+from tests.clients import tenant
+from tests.conftest import running
+from tests.modelled import agent, model, run
+from tests.wire import Wire
+from workers.traces import LEASE, Exporter
+
+
+@dataclass
+class Server:
+    """A collector. `answers` are the next ones, (status, headers, body); else it takes everything."""
+
+    url: str = ""
+    answers: list[tuple[int, dict[str, str], bytes]] = field(default_factory=list)
+    asked: list[tuple[dict[str, str], dict[str, Any]]] = field(default_factory=list)
+    wait: asyncio.Event | None = None
+
+    @property
+    def bodies(self) -> list[dict[str, Any]]:
+        return [body for _, body in self.asked]
+
+    @property
+    def traces(self) -> list[str]:
+        """The ids of the traces that came, in order."""
+        return [one["resourceSpans"][0]["scopeSpans"][0]["spans"][0]["traceId"] for one in self.bodies]
+
+    async def handle(self, request: web.Request) -> web.Response:
+        assert (request.method, request.path) == ("POST", "/v1/traces")
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        # aiohttp's server inflates it, as the header says.
+        self.asked.append((headers, json.loads(await request.read())))
+        if self.wait is not None:
+            await self.wait.wait()
+        status, more, body = self.answers.pop(0) if self.answers else (200, {}, b"{}")
+        return web.Response(status=status, headers={"Content-Type": "application/json", **more}, body=body)
+
+
+@contextlib.asynccontextmanager
+async def serving(port: int = 0) -> AsyncIterator[Server]:
+    server, app = Server(), web.Application(client_max_size=1 << 26)
+    app.router.add_route("*", "/{path:.*}", server.handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", port)
+    await site.start()
+    server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        yield server
+    finally:
+        await runner.cleanup()
+
+
+def parsed(body: dict[str, Any]) -> ExportTraceServiceRequest:
+    """As every receiver reads it; but that ids are hexadecimal in OTLP, where protobuf's JSON has base64."""
+
+    def bytes_of(value: Any) -> Any:
+        if isinstance(value, list):
+            return [bytes_of(one) for one in value]
+        if not isinstance(value, dict):
+            return value
+        ids_ = ("traceId", "spanId", "parentSpanId")
+        return {
+            name: base64.b64encode(bytes.fromhex(one)).decode() if name in ids_ else bytes_of(one)
+            for name, one in value.items()
+        }
+
+    return json_format.ParseDict(bytes_of(body), ExportTraceServiceRequest())
+
+
+def values(attributes: Any) -> dict[str, Any]:
+    found = {}
+    for one in attributes:
+        kind = one.value.WhichOneof("value")
+        value = getattr(one.value, kind)
+        found[one.key] = [item.string_value for item in value.values] if kind == "array_value" else value
+    return found
+
+
+def nanoseconds(at: datetime) -> int:
+    return (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000
+
+
+# What is sent.
+
+
+def test_a_trace_in_otlp() -> None:
+    begun, root_id = NOW + timedelta(microseconds=123), ids.new("exec")
+    one = traces.Span(
+        id="a",
+        parent_id=root_id,
+        name="m",
+        kind="model_call",
+        status="ok",
+        started_at=begun,
+        ended_at=begun + timedelta(seconds=2),
+        cost_usd=0.25,
+        total_tokens=7,
+        attributes={
+            "gen_ai.operation.name": "chat",
+            "gen_ai.request.model": "gpt",
+            "gen_ai.request.temperature": 0.5,
+            "gen_ai.usage.input_tokens": 3,
+            "gen_ai.response.finish_reasons": ["stop"],
+            "paddock.usage.estimated": True,
+        },
+    )
+    other = traces.Span(
+        id="b",
+        parent_id=root_id,
+        name="t",
+        kind="tool",
+        status="cancelled",
+        started_at=begun,
+        ended_at=None,
+        attributes={"gen_ai.operation.name": "execute_tool", "error.type": "cancelled"},
+        events=[traces.SpanEvent(name="approved", at=begun, attributes={"paddock.decided_by": "user_x"})],
+    )
+    root = traces.Span(
+        id=root_id,
+        parent_id=None,
+        name="Team",
+        kind="crew",
+        status="error",
+        started_at=begun,
+        ended_at=begun + timedelta(seconds=3),
+        attributes={"gen_ai.operation.name": "invoke_workflow", "paddock.error.message": "It broke."},
+        children=[one, other],
+    )
+    trace_id = ids.decode("exec", root_id).hex
+    made = traces.Trace(execution_id=root_id, trace_id=trace_id, status="failed", truncated=True, spans=[root])
+    body = otlp.request(made, "acme")
+    assert json.loads(gzip.decompress(otlp.packed(made, "acme"))) == body
+    (of_resource,) = parsed(body).resource_spans
+    told = values(of_resource.resource.attributes)
+    assert (told["service.name"], told["paddock.tenant.id"]) == ("paddock", "acme")
+    (scope,) = of_resource.scope_spans
+    first, second, third = scope.spans
+    assert [span.name for span in scope.spans] == ["invoke_workflow Team", "chat gpt", "execute_tool t"]
+    assert {span.trace_id.hex() for span in scope.spans} == {trace_id}
+    assert first.parent_span_id == b""
+    assert {second.parent_span_id, third.parent_span_id} == {first.span_id}
+    assert len({span.span_id for span in scope.spans}) == 3
+    assert {len(span.span_id) for span in scope.spans} == {8}
+    assert second.kind == trace_pb2.Span.SPAN_KIND_CLIENT
+    assert {first.kind, third.kind} == {trace_pb2.Span.SPAN_KIND_INTERNAL}
+    assert second.start_time_unix_nano == nanoseconds(begun)
+    assert second.end_time_unix_nano == nanoseconds(begun) + 2_000_000_000
+    # What has not ended, ends with what it belongs to.
+    assert third.end_time_unix_nano == first.end_time_unix_nano == nanoseconds(begun) + 3_000_000_000
+    told = values(second.attributes)
+    assert told["gen_ai.response.finish_reasons"] == ["stop"]
+    assert (told["gen_ai.request.temperature"], told["gen_ai.usage.input_tokens"]) == (0.5, 3)
+    assert (told["paddock.cost_usd"], told["paddock.total_tokens"]) == (0.25, 7)
+    assert told["paddock.usage.estimated"] is True
+    assert told["paddock.span.kind"] == "model_call"
+    assert values(first.attributes)["paddock.truncated"] is True
+    codes = [span.status.code for span in scope.spans]
+    assert codes == [trace_pb2.Status.STATUS_CODE_ERROR, trace_pb2.Status.STATUS_CODE_UNSET, 2]
+    assert [span.status.message for span in scope.spans] == ["It broke.", "", "cancelled"]
+    (event,) = third.events
+    assert (event.name, event.time_unix_nano) == ("approved", nanoseconds(begun))
+    assert values(event.attributes) == {"paddock.decided_by": "user_x"}
+
+
+def test_what_never_began_has_times_all_the_same() -> None:
+    part = RunPart(
+        id=ids.new("exec"),
+        tenant_id="t",
+        kind="agent",
+        status="cancelled",
+        run_name="a-1",
+        created_at=NOW,
+        completed_at=NOW + timedelta(seconds=1),
+    )
+    body = otlp.request(traces.trace(Sources(runs=[part])), "t")
+    (span,) = parsed(body).resource_spans[0].scope_spans[0].spans
+    assert span.end_time_unix_nano - span.start_time_unix_nano == 1_000_000_000
+
+
+# To whom.
+
+
+async def test_what_a_collector_answers() -> None:
+    async with serving() as server:
+        collector = Collector(f"{server.url}/", pairs(Secret("X-Team=a%20b, authorization=Bearer%20x"), "otlp_headers"))
+        body = gzip.compress(b'{"resourceSpans":[{"scopeSpans":[{"spans":[{"traceId":"00"}]}]}]}')
+        try:
+            assert await collector.send(body) is None
+            headers, _ = server.asked[0]
+            assert (headers["x-team"], headers["authorization"]) == ("a b", "Bearer x")
+            assert (headers["content-type"], headers["content-encoding"]) == ("application/json", "gzip")
+            server.answers.append((200, {}, b'{"partialSuccess":{"rejectedSpans":"2","errorMessage":"too old"}}'))
+            assert await collector.send(body) == "2 spans: too old"
+            server.answers.append((200, {}, b"no json at all"))
+            assert await collector.send(body) is None
+            for status in (429, 502, 503, 504):
+                server.answers.append((status, {"Retry-After": "7"}, b""))
+                with pytest.raises(Away) as away:
+                    await collector.send(body)
+                assert away.value.after == 7
+            for status in (301, 400, 401, 404, 413, 500):
+                server.answers.append((status, {"Location": "http://127.0.0.1:1/"}, b"never"))
+                with pytest.raises(Refused):
+                    await collector.send(body)
+        finally:
+            await collector.close()
+    whole = Collector(f"{server.url}/v1/traces", {})
+    with pytest.raises(Away):
+        await whole.send(body)
+    await whole.close()
+
+
+def test_pauses_grow_to_an_end_and_heed_what_was_asked() -> None:
+    longest = [max(otlp.pause(tries) for _ in range(50)) for tries in range(1, 30)]
+    assert all(timedelta(seconds=1) <= one <= timedelta(seconds=300) for one in longest)
+    assert otlp.pause(3) < otlp.pause(20)
+    assert otlp.pause(1, 600) == timedelta(seconds=600)
+    assert otlp.pause(1, 1e9) <= timedelta(hours=1)
+
+
+def test_settings_that_cannot_be(system: Any) -> None:
+    env = dict(system.environment)
+    for name, value in (
+        ("PADDOCK_OTLP_ENDPOINT", "127.0.0.1:4318"),
+        ("PADDOCK_OTLP_HEADERS", "no-value"),
+        ("PADDOCK_OTLP_HEADERS", "a=b%0d%0ac: d"),
+        ("PADDOCK_OTLP_HEADERS", "a b=secret"),
+    ):
+        with pytest.raises(BadSettings, match=name) as refused:
+            read({**env, name: value})
+        assert "secret" not in str(refused.value)
+    given = read({**env, "PADDOCK_OTLP_ENDPOINT": "https://c:4318", "PADDOCK_OTLP_HEADERS": "a=b,,c=d=e"})
+    assert pairs(given.otlp_headers, "otlp_headers") == {"a": "b", "c": "d=e"}
+
+
+# What is due, and what becomes of it.
+
+
+class NoQueue:
+    async def ring(self, jobs: Any, changed: Any = ()) -> None:
+        pass
+
+
+@dataclass
+class World:
+    """A database of its own with a clock that stands still, two exporters and a collector."""
+
+    database: Apart
+    store: PostgresStore
+    caller: Caller
+    server: Server
+    collector: Collector
+    clock: list[datetime]
+    agent_id: str
+
+    def exporter(self) -> Exporter:
+        return Exporter(self.store, self.collector)
+
+    def later(self, **much: float) -> None:
+        self.clock[0] += timedelta(**much)
+
+    async def begun(self) -> Execution:
+        async with self.store.begin(self.caller) as tx:
+            await executions.start(tx, self.caller, self.agent_id, Start())
+        async with self.store.begin_unbound() as tx:
+            (claimed,) = await executions.claim(tx, "w", timedelta(minutes=1), 1)
+        return claimed
+
+    async def ended(self, **outcome: Any) -> Execution:
+        """An execution that has just ended."""
+        one = await self.begun()
+        await self.finish(one, **outcome)
+        return one
+
+    async def finish(self, one: Execution, **outcome: Any) -> None:
+        async with self.store.begin_unbound() as tx:
+            made = Outcome(**(outcome or {"output": b"1"}))
+            await executions.finish(tx, [Ended(execution=one, outcome=made, written=[])])
+
+    async def left(self) -> list[tuple[str, int]]:
+        rows = await self.database.owner.fetch("SELECT execution_id, tries FROM trace_exports ORDER BY execution_id")
+        return [(ids.encode("exec", row["execution_id"]), row["tries"]) for row in rows]
+
+    async def due_in(self) -> float:
+        """Seconds until the next one is due."""
+        at = await self.database.owner.fetchval("SELECT min(due_at) FROM trace_exports")
+        return float((at - self.clock[0]).total_seconds())
+
+
+def trace_of(one: Execution) -> str:
+    return ids.decode("exec", one.id).hex
+
+
+@pytest.fixture
+async def world(system: Any) -> AsyncIterator[World]:
+    async with apart(system) as database, serving() as server:
+        clock = [NOW]
+        engine = connect(database.url, pool_size=6, application="tests")
+        store = PostgresStore(engine, NoQueue(), lambda: clock[0])
+        collector = Collector(server.url, {})
+        caller = await database.tenant()
+        try:
+            agent_id = await database.agent(caller)
+            yield World(database, store, caller, server, collector, clock, agent_id)
+        finally:
+            await collector.close()
+            await store.close()
+
+
+async def test_only_what_ends_once_it_is_switched_on(world: World) -> None:
+    before = await world.ended()
+    exporter = world.exporter()
+    assert await exporter() is False
+    running_then = await world.begun()
+    ended = await world.ended(error_type="ValueError", error_message="no")
+    await world.finish(running_then)
+    # Not at once: the last bills and steps are written after the end.
+    await exporter()
+    assert world.server.asked == []
+    world.later(seconds=3)
+    await exporter()
+    assert set(world.server.traces) == {trace_of(ended), trace_of(running_then)}
+    assert trace_of(before) not in world.server.traces
+    assert await world.left() == []
+    # Once.
+    world.later(days=1)
+    await exporter()
+    assert len(world.server.asked) == 2
+    spans = [parsed(body).resource_spans[0] for body in world.server.bodies]
+    told = {values(one.resource.attributes)["paddock.tenant.id"] for one in spans}
+    assert told == {world.caller.tenant_id}
+
+
+async def test_who_has_not_asked_for_a_week_has_switched_it_off(world: World) -> None:
+    exporter = world.exporter()
+    await exporter()
+    world.later(days=6)
+    kept = await world.ended()
+    world.later(days=2)
+    await world.ended()
+    assert [name for name, _ in await world.left()] == [kept.id]
+    # A process that goes on says so now and then.
+    await exporter()
+    again = await world.ended()
+    assert again.id in [name for name, _ in await world.left()]
+
+
+async def test_steps_of_a_plan_are_no_traces_of_their_own(world: World) -> None:
+    exporter = world.exporter()
+    await exporter()
+    parent, child = await world.begun(), await world.begun()
+    await world.database.owner.execute(
+        "UPDATE executions SET parent_id = $1, root_id = $1, step = 'a' WHERE id = $2",
+        *(ids.decode("exec", parent.id), ids.decode("exec", child.id)),
+    )
+    # The whole has ended, a part of it is still being stopped.
+    await world.finish(parent)
+    world.later(seconds=5)
+    await exporter()
+    assert world.server.asked == []
+    await world.finish(child)
+    world.later(seconds=6)
+    await exporter()
+    (body,) = world.server.bodies
+    first, second = parsed(body).resource_spans[0].scope_spans[0].spans
+    assert second.parent_span_id == first.span_id
+    assert {span.trace_id.hex() for span in (first, second)} == {trace_of(parent)}
+    assert await world.left() == []
+
+
+async def test_what_never_stops_is_not_waited_for_for_ever(world: World) -> None:
+    exporter = world.exporter()
+    await exporter()
+    parent, child = await world.begun(), await world.begun()
+    await world.database.owner.execute(
+        "UPDATE executions SET parent_id = $1, root_id = $1, step = 'a' WHERE id = $2",
+        *(ids.decode("exec", parent.id), ids.decode("exec", child.id)),
+    )
+    await world.finish(parent)
+    world.later(minutes=11)
+    await exporter()
+    (body,) = world.server.bodies
+    first, second = parsed(body).resource_spans[0].scope_spans[0].spans
+    assert second.end_time_unix_nano >= first.end_time_unix_nano
+
+
+async def test_several_exporters_send_each_once(world: World) -> None:
+    first, second = world.exporter(), world.exporter()
+    await first()
+    made = [await world.ended() for _ in range(40)]
+    world.later(seconds=3)
+    for _ in range(3):
+        await asyncio.gather(first(), second())
+    assert sorted(world.server.traces) == sorted(trace_of(one) for one in made)
+    assert await world.left() == []
+
+
+async def test_nothing_is_lost_while_the_collector_is_away(world: World) -> None:
+    exporter = world.exporter()
+    await exporter()
+    made = [await world.ended() for _ in range(10)]
+    world.later(seconds=3)
+    away = Exporter(world.store, Collector("http://127.0.0.1:1", {}))
+    assert await away() is False
+    # As few as it takes to see that nobody is there count as tried.
+    tried = [one for one in await world.left() if one[1] == 1]
+    assert len(await world.left()) == 10
+    assert 1 <= len(tried) <= 4
+    # It rests: not asked again in the same moment.
+    assert await away() is False
+    assert [one for one in await world.left() if one[1] == 1] == tried
+    for _ in range(6):
+        world.later(minutes=10)
+        await away()
+    assert len(await world.left()) == 10
+    world.later(minutes=10)
+    await exporter()
+    assert sorted(world.server.traces) == sorted(trace_of(one) for one in made)
+    assert await world.left() == []
+
+
+async def test_who_is_asked_to_wait_waits(world: World) -> None:
+    exporter = world.exporter()
+    await exporter()
+    await world.ended()
+    world.later(seconds=3)
+    world.server.answers.append((429, {"Retry-After": "1000"}, b""))
+    await exporter()
+    assert len(world.server.asked) == 1
+    assert await world.due_in() == pytest.approx(1000)
+    world.later(seconds=900)
+    await exporter()
+    assert len(world.server.asked) == 1
+    world.later(seconds=200)
+    await exporter()
+    assert len(world.server.asked) == 2
+    assert await world.left() == []
+
+
+async def test_what_is_refused_is_given_up_alone(world: World) -> None:
+    exporter = world.exporter()
+    await exporter()
+    for _ in range(3):
+        await world.ended()
+    world.later(seconds=3)
+    world.server.answers.append((400, {}, b"bad data"))
+    await exporter()
+    assert len(world.server.asked) == 3
+    assert await world.left() == []
+
+
+async def test_one_that_cannot_be_made_keeps_nobody_waiting(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    exporter = world.exporter()
+    await exporter()
+    broken, fine = await world.ended(), await world.ended()
+    world.later(seconds=3)
+    made = otlp.packed
+
+    def fails(trace: traces.Trace, tenant_id: str) -> bytes:
+        if trace.execution_id == broken.id:
+            raise RuntimeError("a mistake of ours")
+        return made(trace, tenant_id)
+
+    monkeypatch.setattr("workers.traces.packed", fails)
+    await exporter()
+    assert world.server.traces == [trace_of(fine)]
+    assert await world.left() == [(broken.id, 1)]
+    monkeypatch.undo()
+    world.later(minutes=6)
+    await exporter()
+    assert await world.left() == []
+
+
+async def test_a_worker_that_is_told_to_stop_gives_back_and_one_that_dies_is_waited_out(world: World) -> None:
+    exporter = world.exporter()
+    await exporter()
+    one = await world.ended()
+    world.later(seconds=3)
+    world.server.wait = asyncio.Event()
+    task = asyncio.create_task(exporter())
+    while not world.server.asked:
+        await asyncio.sleep(0.01)
+    # In the middle of sending: nobody else has it.
+    await world.exporter()()
+    assert len(world.server.asked) == 1
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    world.server.wait.set()
+    assert await world.left() == [(one.id, 0)]
+    # Claimed, and never heard of again.
+    async with world.store.begin_unbound() as tx:
+        assert [due.execution_id for due in await tx.traces.claim(10, tx.now, tx.now + LEASE)] == [one.id]
+    await exporter()
+    assert len(world.server.asked) == 1
+    world.later(minutes=11)
+    await exporter()
+    assert set(world.server.traces) == {trace_of(one)}
+    assert await world.left() == []
+
+
+async def test_a_database_that_does_not_answer_is_waited_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from domain.errors import DomainError
+
+    exporter = world.exporter()
+    await exporter()
+    one = await world.ended()
+    world.later(seconds=3)
+
+    def away(tenant_id: str) -> Any:
+        raise DomainError("unavailable", "Away.")
+
+    monkeypatch.setattr(world.store, "begin_for", away)
+    with pytest.raises(DomainError):
+        await exporter()
+    monkeypatch.undo()
+    assert await world.left() == [(one.id, 0)]
+    await exporter()
+    assert world.server.traces == [trace_of(one)]
+
+
+async def test_what_is_exported_is_what_the_api_shows(world: World) -> None:
+    """Names, parents, times and sums of a run with steps and bills."""
+    exporter = world.exporter()
+    await exporter()
+    one = await world.begun()
+    async with world.store.begin(world.caller) as tx:
+        for path, kind, length in (("1", "model", 2), ("1.0", "tool", 3), ("2", "model", 4)):
+            step = Step(
+                execution_id=one.id,
+                path=path,
+                kind=kind,
+                name="m",
+                status="finished",
+                attempt=1,
+                started_at=tx.now,
+                finished_at=tx.now + timedelta(seconds=length),
+                output={"result": 1} if kind == "tool" else {"finish": "stop", "message": {}, "usage": None},
+            )
+            await steps.write(tx, step, [])
+    for seconds in (2, 2):
+        world.later(seconds=seconds)
+        async with world.store.begin(world.caller) as tx:
+            call = Call(
+                provider="openai",
+                model="gpt",
+                model_name="m",
+                status="ok",
+                estimated=False,
+                usage=Usage(prompt_tokens=3, completion_tokens=4),
+                cost_usd=0.125,
+                duration_ms=1500.0,
+                first_token_ms=100.0,
+            )
+            await costs.settle(tx, None, Spender(execution_id=one.id, root_id=one.id), call)
+    await world.finish(one)
+    world.later(seconds=3)
+    await exporter()
+    async with world.store.begin(world.caller) as tx:
+        (root,) = traces.trace(await traces.read(tx, one.id)).spans
+    found = parsed(world.server.bodies[0]).resource_spans[0].scope_spans[0].spans
+    assert [span.name for span in found] == [f"invoke_agent {root.name}", "execute_tool m", "chat gpt", "chat gpt"]
+    shown = [root, *sorted(root.children, key=lambda span: span.started_at)]
+    by_id = {otlp.span_id(span): span for span in shown}
+    for span in found:
+        mine = by_id[span.span_id.hex()]
+        assert span.start_time_unix_nano == nanoseconds(mine.started_at)
+        assert span.end_time_unix_nano == nanoseconds(mine.ended_at)
+        told = values(span.attributes)
+        assert told["paddock.cost_usd"] == mine.cost_usd
+        assert {name: told[name] for name in mine.attributes} == mine.attributes
+    assert root.cost_usd == 0.25
+    assert {span.parent_span_id for span in found[1:]} == {found[0].span_id}
+
+
+async def test_a_record_worker_exports_where_a_collector_is_named(provider: Wire) -> None:
+    """The whole way: a system of its own, with the two variables set."""
+    async with serving() as server:
+        names = {"PADDOCK_OTLP_ENDPOINT": server.url, "PADDOCK_OTLP_HEADERS": "X-Token=abc"}
+        async with running(**names) as system, tenant(system.url) as acme:
+            name = await model(acme, provider, "echo")
+            made = await agent(acme, name)
+            ended = await run(acme, made["id"], task="Say it back")
+            assert ended["status"] == "completed", ended
+            for _ in range(600):
+                if server.asked:
+                    break
+                await asyncio.sleep(0.05)
+    (headers, body), *more = server.asked
+    assert more == []
+    assert headers["x-token"] == "abc"
+    (of_resource,) = parsed(body).resource_spans
+    assert values(of_resource.resource.attributes)["paddock.tenant.id"] == acme.tenant_id
+    root, asked = of_resource.scope_spans[0].spans
+    assert root.trace_id == ids.decode("exec", ended["id"]).bytes
+    assert (root.name, asked.name) == (f"invoke_agent {made['name']}", "chat echo")
+    assert asked.parent_span_id == root.span_id
+    assert "Say it back" not in json.dumps(body)
