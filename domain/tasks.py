@@ -18,7 +18,7 @@ from domain.templates import Values
 
 MAX_CONTEXT: Final = 100
 MAX_DESCRIPTION: Final = 100_000
-# A crew of these in which each needs the next would need them all at once to be looked at.
+# Tasks that are looked at for one that needs the first: no crew has as many.
 _LOOKED_AT: Final = 1_000
 
 TaskName = Annotated[Name, Meta(examples=["Research Task"])]
@@ -236,7 +236,7 @@ async def _leads_back(tx: Tx, task: Task, found: list[Task]) -> bool:
         if task.id in further:
             return True
         seen |= further
-        found = await tx.tasks.among(sorted(further)) if further else []
+        found = await tx.tasks.among(sorted(further)[:_LOOKED_AT]) if further else []
     return False
 
 

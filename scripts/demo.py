@@ -11,6 +11,9 @@ from typing import Any, Final
 
 import httpx
 
+from scripts.demo_crews import CrewFailed, show_newsroom
+from scripts.demo_workflows import WorkflowFailed, show_code_review
+
 EXAMPLES: Final = Path(__file__).resolve().parent.parent / "examples"
 TEXT: Final = (
     "A paddock is a small field where horses are kept. A fence stands around every paddock. "
@@ -59,9 +62,12 @@ async def demo(url: str, key: str) -> bool:
             await _show_failure(client)
             await _show_model_agent(client)
             await _show(client, "researcher", {"question": "What is a paddock?", "max_tokens": 60})
+            print("\nA crew and a workflow, on the local model:\n", flush=True)
+            await show_newsroom(client, _step, _expect)
+            await show_code_review(client, _step, _expect, packed("code_review/checker"))
             await _show_costs(client)
             await _show_records(client)
-    except (DemoFailed, httpx.HTTPError) as error:
+    except (DemoFailed, CrewFailed, WorkflowFailed, httpx.HTTPError) as error:
         print(f"\n  failed: {error}", flush=True)
         return False
     print(

@@ -1,6 +1,7 @@
 """Whether a crew hangs together: everything that is wrong with it, and what is worth a second look."""
 
 import re
+from typing import Final
 
 from domain import llms, tools
 from domain.access import Caller
@@ -11,7 +12,8 @@ from domain.crews.schema import Mistake, Settings
 from domain.errors import DomainError
 from domain.ports import Tx
 
-_NUMBER = re.compile(r"tools\[(\d+)\]")
+MAX_TOOLS: Final = 1_000
+_NUMBER: Final = re.compile(r"tools\[(\d+)\]")
 
 
 async def look(tx: Tx, caller: Caller, settings: Settings) -> Cast:
@@ -54,6 +56,9 @@ async def _tools(tx: Tx, cast: Cast) -> None:
     ]
     wanted += [(f"{one.place}.tools[{number}]", tool) for one in cast.duties for number, tool in enumerate(one.tools)]
     references = list(dict.fromkeys(tool for _, tool in wanted))
+    if len(references) > MAX_TOOLS:
+        cast.wrong("agents_yaml", f"names {len(references)} tools, with its tasks; {MAX_TOOLS} are allowed.")
+        return
     try:
         await tools.named(tx, references)
     except DomainError as error:

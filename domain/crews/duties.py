@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from domain import tasks
+from domain import placeholders, tasks
 from domain.crews.cast import Cast, Duty, hired
 from domain.crews.reading import YamlTask
 from domain.crews.schema import PLANNING
@@ -87,6 +87,8 @@ def _check(cast: Cast, duty: Duty) -> None:
             duty.output_file = tasks.checked_path(duty.output_file)
         except DomainError as error:
             cast.wrong(f"{duty.place}.output_file", error.errors[0].message)
+        if placeholders.places(duty.output_file):
+            cast.wrong(f"{duty.place}.output_file", "is the name of a file as it stands: inputs are not put into it.")
 
 
 async def _assign(tx: Tx, cast: Cast, duty: Duty) -> None:
@@ -104,8 +106,11 @@ async def _assign(tx: Tx, cast: Cast, duty: Duty) -> None:
         return
     if member is cast.manager:
         cast.wrong(field, f"{wanted!r} is the manager, who has the others do the tasks.")
-    if duty.tools and member.agent.kind == "code":
-        cast.wrong(f"{duty.place}.tools", f"{member.agent.name!r} runs uploaded code, which is given no tools.")
+    if member.agent.kind == "code":
+        told = f"is for model agents; {member.agent.name!r} runs uploaded code."
+        for name in ("tools", "output_file"):
+            if getattr(duty, name):
+                cast.wrong(f"{duty.place}.{name}", told)
 
 
 def _connect(cast: Cast) -> None:

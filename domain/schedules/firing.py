@@ -62,12 +62,16 @@ async def pass_over(tx: Tx, schedule: Schedule) -> int:
     if first is None or first > tx.now:
         return 0
     line, there, before = cron.line(schedule.cron_expression), cron.zone(schedule.timezone), first - _SECOND
-    missed = [_run(tx, schedule, due, "missed") for due in line.latest(before, tx.now, there, MISSED_SHOWN)]
-    for run in missed:
-        run.reason = "The schedule was changed."
-    if missed:
-        await tx.schedules.record(missed)
-    return line.count(before, tx.now, there)
+    missed = line.latest(before, tx.now, there, MISSED_SHOWN)
+    return await _miss(tx, schedule, missed, line.count(before, tx.now, there), "The schedule was changed.")
+
+
+async def _miss(tx: Tx, schedule: Schedule, latest: list[datetime], count: int, reason: str | None = None) -> int:
+    """Write down the latest of so many due times as missed. Returns how many were; others are known to be met."""
+    runs = [_run(tx, schedule, due, "missed") for due in latest]
+    for run in runs:
+        run.reason = reason
+    return count - len(runs) + await tx.schedules.record(runs) if runs else 0
 
 
 async def fire(tx: Tx, schedule_id: str) -> bool:
@@ -101,9 +105,7 @@ async def _meet(tx: Tx, schedule: Schedule, first: datetime, runs: bool, waits: 
         return
     found = turn(line, there, first, tx.now, schedule.catch_up)
     schedule.next_run_at = found.next
-    schedule.missed_count += found.missed_count
-    if found.missed:
-        await tx.schedules.record([_run(tx, schedule, due, "missed") for due in found.missed])
+    schedule.missed_count += await _miss(tx, schedule, found.missed, found.missed_count)
     if found.due is None:
         return
     run = _run(tx, schedule, found.due, "fired")

@@ -111,7 +111,8 @@ def of_delegate(step: StepPart) -> dict[str, Any]:
     agent = step.delegate or Delegate(name="delegate")
     found = {
         OPERATION: "invoke_agent",
-        "gen_ai.agent.id": agent.id,
+        # Who is of one crew alone has none.
+        "gen_ai.agent.id": agent.id or None,
         "gen_ai.agent.name": agent.name,
         PROVIDER: agent.provider,
         **_request(agent),

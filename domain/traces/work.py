@@ -75,6 +75,8 @@ class Work:
             ended_at=ended,
             attributes=attributes.of_tool(step),
         )
+        if span.status == "error" and step.finished_at is None and self._run.error_type is not None:
+            span.attributes[attributes.ERROR] = self._run.error_type
         if step.decided_at is not None:
             approved = step.status == "approved" or (step.status == "finished" and not step.rejected)
             span.events = [spans.decision(approved, step.decided_at, step.decided_by, step.reason)]
@@ -99,7 +101,8 @@ class Work:
         if step.status == "finished":
             return "error" if step.failed or step.rejected else "ok"
         if self._over:
-            return "cancelled"
+            # What was under way when all failed, failed with it: a delegated agent above all.
+            return "error" if step.status == "started" and self._run.status == "failed" else "cancelled"
         return "waiting" if step.status == "waiting" else "running"
 
     def _call(self, call: CallPart, step: StepPart | None, path: str) -> None:

@@ -370,6 +370,12 @@ def test_tool_calls_wait_are_decided_on_and_end_with_their_execution() -> None:
     (call_,) = tree(runs=[gone], steps=[tool_step(gone, "1.0", 1, None)]).children
     assert (call_.status, call_.ended_at, call_.duration_ms) == ("cancelled", at(30), 29_000.0)
 
+    broken = run(ended=30, status="failed", error_type="timeout")
+    steps = [tool_step(broken, "1.0", 1, None), tool_step(broken, "1.1", 1, None, status="waiting")]
+    under_way, waited = tree(runs=[broken], steps=steps).children
+    assert (under_way.status, under_way.attributes["error.type"]) == ("error", "timeout")
+    assert waited.status == "cancelled"
+
     told = {"decided_by": "user_x", "decided_at": at(2)}
     one = run()
     root = tree(

@@ -388,9 +388,9 @@ async def test_uploaded_agents_do_tasks_too(acme: Tenant, provider: Wire) -> Non
         "ask: {description: Ask, expected_output: E, agent: one}\n"
         f"work: {{description: 'Work on {{thing}}', expected_output: E, agent: {name}}}\n"
     )
-    wrong = tasks.replace("}\n", ", tools: [python]}\n")
+    wrong = tasks.replace("}\n", ", tools: [python], output_file: x}\n")
     refused = await acme.http.post("/crews", json={"name": "x", "agents_yaml": crew_of(one=one), "tasks_yaml": wrong})
-    assert fields(refused) == ["tasks_yaml.work.tools (line 2)"]
+    assert fields(refused) == ["tasks_yaml.work.tools (line 2)", "tasks_yaml.work.output_file (line 2)"]
     led = {"process": "hierarchical", "agents_yaml": crew_of(one=one), "tasks_yaml": tasks}
     assert fields(await acme.http.post("/crews", json={"name": "x", **led})) == ["tasks_yaml.work.agent (line 2)"]
     await made(acme, "/crews", name="mixed", agents_yaml=crew_of(one=one), tasks_yaml=tasks)

@@ -55,8 +55,7 @@ async def local(acme: Tenant, kind: str, description: str) -> dict[str, Any]:
 # The local model, which comes with Paddock
 
 
-@pytest.mark.parametrize("again", range(2))
-async def test_the_local_model_thinks_up_an_agent(acme: Tenant, again: int) -> None:
+async def test_the_local_model_thinks_up_an_agent(acme: Tenant) -> None:
     answer = await local(acme, "agent", SERVICE)
     assert set(answer["agent"]) == {"name", "role", "goal", "backstory", "tools", "model"}
     assert answer["agent"]["model"] == "smollm2"

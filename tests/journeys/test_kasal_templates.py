@@ -227,10 +227,11 @@ async def test_tasks_whose_template_is_no_good(acme: Tenant) -> None:
     assert (await acme.http.get("/templates/one")).json()["template"] == "{a}"
 
 
-async def test_a_crew_s_task_is_told_what_its_template_says_when_it_starts(acme: Tenant, provider: Wire) -> None:
+async def test_a_crew_s_tasks_and_agents_are_told_what_their_templates_say(acme: Tenant, provider: Wire) -> None:
     name = await model(acme, provider, fresh())
     await made(acme, "Write of {topic}. Be {tone}.", "house style")
-    writer = await agent(acme, name, role="Writer", goal="Write")
+    voice = await made(acme, "You know all of {topic}.")
+    writer = await agent(acme, name, role="Writer", goal="Write", template=voice["id"])
     variables = {"topic": "{topic}", "tone": "kind"}
     task = {"name": "Write", "template": "house style", "variables": variables, "agent": writer["id"]}
     assert (await acme.http.post("/tasks", json=task)).status_code == 201
@@ -240,7 +241,9 @@ async def test_a_crew_s_task_is_told_what_its_template_says_when_it_starts(acme:
     path = f"/crews/{crew.json()['id']}/execute"
     ran = await acme.http.post(path, json={"inputs": {"topic": "bees"}}, headers={"Prefer": "wait=30"})
     assert ran.json()["status"] == "completed", ran.text
-    assert "Write of bees. Be kind." in provider.requests[-1].body["messages"][-1]["content"]
+    told, *_, asked = provider.requests[-1].body["messages"]
+    assert "You know all of bees." in told["content"]
+    assert "Write of bees. Be kind." in asked["content"]
 
 
 async def test_changes_of_a_template_and_of_its_task_end_alike(acme: Tenant) -> None:

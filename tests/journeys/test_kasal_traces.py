@@ -273,3 +273,136 @@ async def test_it_is_one_statement_however_much_there_is(parts, acme: Tenant, pr
 
 def _plain(span: traces.Span) -> dict[str, Any]:
     return {"id": span.id, "children": [_plain(child) for child in span.children]}
+
+
+async def test_a_crew(acme: Tenant, provider: Wire) -> None:
+    name = await model(acme, provider, fresh(), price=PRICE)
+    agents = (
+        f"lead: {{role: Lead, goal: Lead, llm: {name}, temperature: 0.3}}\n"
+        f"writer: {{role: Writer, goal: Write, llm: {name}}}\n"
+    )
+    tasks = (
+        "research: {name: Find out, description: Look, expected_output: Facts, agent: lead}\n"
+        "write: {description: Write it, expected_output: A report, agent: writer, context: [research]}\n"
+    )
+    body = {"name": "team", "agents_yaml": agents, "tasks_yaml": tasks}
+    made = await acme.http.post("/crews", json=body)
+    assert made.status_code == 201, made.text
+    for words in ("Fact one, ä.", "The report."):
+        provider.say(words, to=name)
+    started = (await acme.http.post("/crews/team/execute", json={})).json()
+    ended = await acme.ended(started["id"])
+    assert ended["status"] == "completed", ended
+    whole = await trace(acme, ended["id"])
+    check(whole)
+    (root,) = whole["spans"]
+    assert shape(root) == (
+        "crew team",
+        [
+            ("task Find out", [("agent lead", [(f"model_call {name}", [])])]),
+            ("task write", [("memory context", []), ("agent writer", [(f"model_call {name}", [])])]),
+        ],
+    )
+    told = root["attributes"]
+    assert (told["gen_ai.operation.name"], told["gen_ai.workflow.name"]) == ("invoke_workflow", "team")
+    assert told["paddock.crew.id"] == made.json()["id"]
+    research, write = root["children"]
+    memory = write["children"][0]["attributes"]
+    assert memory["paddock.context.steps"] == ["research"]
+    assert memory["paddock.context.characters"] == len("Fact one, ä.")
+    assert research["children"][0]["attributes"]["gen_ai.request.temperature"] == 0.3
+    assert root["cost_usd"] == pytest.approx(ended["total_cost"], abs=1e-9)
+    assert root["cost_usd"] > 0
+    children = (await acme.http.get(f"/executions?parent_id={ended['id']}")).json()["items"]
+    billed = [one for child in children for one in await costs(acme, child["id"])]
+    assert root["cost_usd"] == pytest.approx(sum(one["cost_usd"] for one in billed), abs=1e-9)
+    # One step by its own id is a part of the same trace.
+    part = await trace(acme, research["children"][0]["id"])
+    assert part["trace_id"] == whole["trace_id"]
+    assert shape(part["spans"][0]) == shape(research["children"][0])
+
+
+async def test_a_workflow(acme: Tenant, provider: Wire) -> None:
+    """Items, a step that is tried again, one that is left out, an approval, a tool, and a workflow in it."""
+    name = await model(acme, provider, fresh(), price=PRICE)
+    reviewer = await agent(acme, name)
+    code = await acme.deploy("def handle(p): return p\n")
+    inner = {"name": fresh("inner"), "steps": [{"id": "list", "tool": "filesystem_list"}]}
+    assert (await acme.http.post("/workflows", json=inner)).status_code == 201
+    steps = [
+        {"id": "each", "agent": code, "map": "inputs.files", "inputs": {"file": "{{ item }}"}},
+        {"id": "never", "agent": code, "when": "false"},
+        {
+            "id": "review",
+            "agent": reviewer["name"],
+            "prompt": "Review it",
+            "depends_on": ["each"],
+            "retry": {"attempts": 1, "delay": 0},
+        },
+        {"id": "sub", "workflow": inner["name"], "depends_on": ["review"]},
+        {"id": "ask", "agent": code, "requires_approval": True, "depends_on": ["sub"]},
+    ]
+    made = await acme.http.post("/workflows", json={"name": fresh("flow"), "steps": steps})
+    assert made.status_code == 201, made.text
+    provider.fail(400, to=name)
+    provider.say("Fine", to=name)
+    started = await acme.http.post(
+        f"/workflows/{made.json()['id']}/execute", json={"inputs": {"files": ["a", "b"]}, "mode": "yolo"}
+    )
+    execution_id = started.json()["id"]
+    await until(acme, execution_id, "waiting")
+    (root,) = (await trace(acme, execution_id))["spans"]
+    (waiting,) = [one for one in root["children"] if one["status"] == "waiting"]
+    assert (root["status"], waiting["name"], waiting["ended_at"]) == ("waiting", "ask", None)
+    assert (await acme.http.post(f"/executions/{execution_id}/approve", json={"reason": "Go"})).status_code == 200
+    ended = await acme.ended(execution_id)
+    assert ended["status"] == "completed", ended
+    whole = await trace(acme, execution_id)
+    check(whole)
+    (root,) = whole["spans"]
+    named = {span["name"]: span for span in root["children"]}
+    assert shape(named["each"]) == (
+        "step each",
+        [(f"step each[{n}]", [(f"agent {named['each']['children'][n]['children'][0]['name']}", [])]) for n in (0, 1)],
+    )
+    assert [span["attributes"]["paddock.step.item"] for span in named["each"]["children"]] == [0, 1]
+    assert (named["never"]["status"], named["never"]["attributes"]["paddock.step.status"]) == ("ok", "skipped")
+    failed, again = named["review"]["children"]
+    assert [(one["kind"], one["status"], one["attributes"]["paddock.try"]) for one in (failed, again)] == [
+        ("agent", "error", 1),
+        ("agent", "ok", 2),
+    ]
+    assert failed["attributes"]["error.type"] == "refused"
+    assert [one["attributes"].get("error.type") for one in failed["children"]] == ["refused"]
+    assert shape(named["sub"]) == (
+        "step sub",
+        [(f"workflow {inner['name']}", [("step list", [("tool filesystem_list", [])])])],
+    )
+    (event,) = named["ask"]["events"]
+    assert event["name"] == "approved"
+    assert event["attributes"]["paddock.decided_by"] == acme.account["id"]
+    assert root["attributes"]["paddock.workflow.id"] == made.json()["id"]
+    assert root["cost_usd"] == pytest.approx(ended["total_cost"], abs=1e-9)
+    assert root["cost_usd"] > 0
+
+
+async def test_what_was_completed_before_is_not_run_again_and_says_where_it_was(acme: Tenant) -> None:
+    code = await acme.deploy("def handle(p):\n    if p.get('fail'):\n        raise ValueError('no')\n    return p\n")
+    steps = [
+        {"id": "a", "agent": code},
+        {"id": "b", "agent": code, "inputs": {"fail": True}, "depends_on": ["a"]},
+    ]
+    made = await acme.http.post("/workflows", json={"name": fresh("flow"), "steps": steps})
+    started = await acme.http.post(f"/workflows/{made.json()['id']}/execute", json={})
+    first = await acme.ended(started.json()["id"])
+    assert first["status"] == "failed"
+    again = await acme.http.post(f"/executions/{first['id']}/retry?from=failed")
+    assert again.status_code == 201, again.text
+    second = await acme.ended(again.json()["id"])
+    before, after = [(await trace(acme, one["id"]))["spans"][0] for one in (first, second)]
+    assert after["status"] == "error"
+    a, b = sorted(after["children"], key=lambda one: one["name"])
+    assert (a["status"], a["children"]) == ("ok", [])
+    was = next(one for one in before["children"] if one["name"] == "a")
+    assert a["attributes"]["paddock.step.execution.id"] == was["children"][0]["id"]
+    assert [one["status"] for one in b["children"]] == ["error"]

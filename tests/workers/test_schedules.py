@@ -311,15 +311,19 @@ async def test_another_line_or_zone_is_due_at_other_times(world: World) -> None:
 
 async def test_a_due_time_is_met_once_whatever_the_clocks_of_others_show(world: World) -> None:
     caller = await world.database.tenant()
-    schedule = await world.made(caller, "* * * * *", overlap="allow")
+    schedule = await world.made(caller, "* * * * *", overlap="allow", catch_up=9)
+    late = await world.made(caller, "* * * * *", overlap="allow", catch_up=0)
     await world.at(NOON + MINUTE)
     # Somebody's clock is behind: for them it is still to come.
     world.clock[0] = NOON + timedelta(seconds=59)
     changed = await world.patched(caller, schedule, cron_expression="*/1 * * * *")
     assert changed.next_run_at == NOON + MINUTE
+    await world.patched(caller, late, cron_expression="*/1 * * * *")
     await world.at(NOON + 2 * MINUTE)
-    assert len(await world.started(schedule)) == 2
-    assert len(await world.runs(schedule)) == 2
+    for one in (schedule, late):
+        assert len(await world.started(one)) == 2
+        assert [run.outcome for run in await world.runs(one)] == ["fired", "fired"]
+        assert (await world.found(one)).missed_count == 0
 
 
 async def test_it_runs_on_behalf_of_an_active_user_alone(world: World) -> None:
