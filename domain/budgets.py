@@ -131,13 +131,15 @@ class Budgets(Protocol):
         self,
         hold_id: str | None,
         execution_id: str | None,
-        root_id: str | None,
         subjects: list[str],
         run_limit: int | None,
         cost: int,
         now: datetime,
     ) -> list[Applied]:
-        """Give up a hold and count a cost everywhere. Returns what has to be warned of."""
+        """Give up a hold and count a cost everywhere, in all that the run belongs to as well.
+
+        Returns what has to be warned of.
+        """
         ...
 
 

@@ -235,7 +235,6 @@ async def settle(tx: Tx, hold_id: str | None, spender: Spender, call: Call, cost
     warned = await tx.budgets.spend(
         hold_id,
         spender.execution_id,
-        spender.root_id,
         spender.subjects,
         spender.run_limit,
         nanos(call.cost_usd),

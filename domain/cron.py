@@ -4,7 +4,7 @@ The fields are those of Debian's cron as the library cronsim reads them (its REA
 ranges and steps, and besides `L`, `LW`, `5L` and `MON#2`. If the day of the month or the day of the week begins with a
 `*`, a day has to match both, else one of them.
 
-Where clocks are put forward or back, it is as crontab(8) of Debian says, and cronsim for UTC and whole hours:
+Where clocks are put forward or back, it is as cron(8) of Debian says, and cronsim where hours are whole:
 - A line of which neither the minute nor the hour begins with a `*` means times of day. Each is due once a day: at the
   first moment at which the clock shows that time or a later one. What the clocks skip is so due right after the gap,
   all of it together once; what they show twice is due the first time.

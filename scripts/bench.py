@@ -22,7 +22,7 @@ import uvicorn
 from litestar import Litestar, get
 
 from infra.embedded.children import free_ports
-from scripts import recordbench, streambench
+from scripts import planbench, recordbench, streambench
 from scripts.resources import held, processor
 from scripts.soak import Client, Soaked, packed, soak
 from scripts.up import System
@@ -261,6 +261,8 @@ async def main() -> None:
             _print([*idle, *rows])
             print(f"\nsoak: {EXECUTIONS} executions of {TENANTS} tenants, {IN_FLIGHT} in flight")
             _print(_soaked(await soak(system, TENANTS, EXECUTIONS, IN_FLIGHT), base))
+    print("\nplans")
+    await planbench.main()
     print("\nstreams of models")
     await streambench.main()
     print("\nrecords")

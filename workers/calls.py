@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 import structlog
+from msgspec import UNSET, UnsetType
 
 from domain import costs, ids, llms
 from domain.chat import (
@@ -64,8 +65,10 @@ class ModelCalls:
     ) -> None:
         self._store, self._llm, self._prices, self._keyring = store, llm, prices, keyring
         self._execution, self.spender = execution, spender
-        # Calls in a minute at most, over all that the plan runs which this run belongs to.
-        self.max_rpm: int | None = None
+        # Calls in a minute at most, over all that the plan runs which this run belongs to; it is asked if not told.
+        self.max_rpm: int | None | UnsetType = UNSET
+        # Told of the seconds that a call is about to wait for its turn.
+        self.waits: Callable[[float], None] = lambda seconds: None
 
     async def target(self, name: str, provider: str | None = None) -> Target:
         """The model of that name, with its key. Errors: `ModelError` if the registry has none."""
@@ -181,15 +184,22 @@ class ModelCalls:
 
     async def _paced(self) -> None:
         """Wait until this call may be made."""
-        most, plan_id = self.max_rpm, self._execution.parent_id
-        if most is None or plan_id is None:
+        plan_id = self._execution.parent_id
+        if self.max_rpm is None or plan_id is None:
             return
 
         async def slot() -> float:
             async with self._store.begin_for(self._execution.tenant_id) as tx:
-                return (await tx.plans.pace(plan_id, most, tx.now) - tx.now).total_seconds()
+                if self.max_rpm is UNSET:
+                    self.max_rpm = await tx.plans.max_rpm(plan_id)
+                if self.max_rpm is None:
+                    return 0.0
+                return (await tx.plans.pace(plan_id, self.max_rpm, tx.now) - tx.now).total_seconds()
 
-        await asyncio.sleep(await persist(slot))
+        seconds = await persist(slot)
+        if seconds > 0:
+            self.waits(seconds)
+            await asyncio.sleep(seconds)
 
     async def _held(self, target: Target, meter: Meter, options: Options) -> tuple[str | None, Options]:
         """Set aside what the call may cost. The answer is bounded to what there is room for."""

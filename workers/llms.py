@@ -1,6 +1,7 @@
 """Runs executions of model agents, and tool calls by themselves: they wait for others more than they work."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -68,16 +69,18 @@ class LlmRunner(Runs):
 
     async def _outcome(self, execution: Execution) -> Outcome | None:
         try:
-            # Of this stretch of work: what it waited for an approval does not count.
+            # Of this stretch of work: what it waited for an approval does not count, nor for its turn (`max_rpm`).
             async with asyncio.timeout(execution.timeout) as limit:
-                return await self._tool(execution) if execution.kind == "tool" else await self._agent(execution)
+                if execution.kind == "tool":
+                    return await self._tool(execution)
+                return await self._agent(execution, lambda seconds: limit.reschedule((limit.when() or 0) + seconds))
         except TimeoutError:
             if not limit.expired():
                 raise
             told = f"The agent took longer than {execution.timeout} s."
             return Outcome(error_type="timeout", error_message=told)
 
-    async def _agent(self, execution: Execution) -> Outcome | None:
+    async def _agent(self, execution: Execution, waits: Callable[[float], None]) -> Outcome | None:
         async def known() -> tuple[Spec | None, list[Step]]:
             async with self._store.begin_for(execution.tenant_id) as tx:
                 spec = await tx.executions.spec(execution.id)
@@ -88,7 +91,9 @@ class LlmRunner(Runs):
         if agent is None:
             raise RuntimeError("an execution of a model agent without its agent")
         workspace_id = execution.root_id or execution.id
-        outcome = await self._loop(execution, workspace_id, done, agent.max_rpm).work(agent)
+        calls = self._phone.calls(execution)
+        calls.max_rpm, calls.waits = agent.max_rpm, waits
+        outcome = await self._loop(execution, workspace_id, done, calls).work(agent)
         if agent.output_file is None or outcome is None or outcome.output is None:
             return outcome
         return await self._filed(execution, workspace_id, agent.output_file, outcome)
@@ -112,13 +117,11 @@ class LlmRunner(Runs):
 
     async def _tool(self, execution: Execution) -> Outcome:
         given = execution.input_data
-        loop = self._loop(execution, given.get("execution_id", execution.id), [])
+        loop = self._loop(execution, given.get("execution_id", execution.id), [], self._phone.calls(execution))
         return await loop.tool(given["tool"], given["args"])
 
-    def _loop(self, execution: Execution, workspace_id: str, done: list[Step], max_rpm: int | None = None) -> Loop:
+    def _loop(self, execution: Execution, workspace_id: str, done: list[Step], calls: ModelCalls) -> Loop:
         shop = self._phone.shop
         workspace = Workspace(self._store, shop.blobs, execution.tenant_id, workspace_id)
         toolbox = Toolbox(shop, execution.tenant_id, workspace, execution.mode or "safe")
-        calls = self._phone.calls(execution)
-        calls.max_rpm = max_rpm
         return Loop(self._store, self._scribe, calls, toolbox, execution, self._clock, done)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections import OrderedDict
 from typing import Final
 
@@ -21,6 +22,8 @@ LOOK: Final = 5.0
 # While somebody else is at a plan, or after something went wrong with it.
 SOON: Final = 0.05
 AWAY: Final = 1.0
+# How long one turn of a plan keeps the others from theirs.
+TURN: Final = 0.2
 # Plans that are kept in mind between two times that they are advanced.
 KNOWN: Final = 200
 
@@ -32,6 +35,8 @@ class Planner:
         self._store, self._slots, self._wake = store, slots, rung
         self._known: OrderedDict[str, Known] = OrderedDict()
         self._running: dict[str, asyncio.Task[None]] = {}
+        # Plans that could not be advanced, and when to try again: they keep no others from their turn.
+        self._later: dict[str, float] = {}
 
     @property
     def busy(self) -> int:
@@ -54,22 +59,26 @@ class Planner:
         """Begin with what is due. Returns how many seconds there is nothing more to do."""
         try:
             async with self._store.begin_single() as tx:
-                due, following = await tx.plans.due(tx.now, self._slots + len(self._running))
+                due, following = await tx.plans.due(tx.now, self._slots + len(self._running) + len(self._later))
         except DomainError as error:
             _log.warning("cannot look for plans", error=error.detail)
             return AWAY
-        fresh = [one for one in due if one.execution_id not in self._running]
+        now = time.monotonic()
+        self._later = {execution_id: at for execution_id, at in self._later.items() if at > now}
+        fresh = [one for one in due if one.execution_id not in self._running and one.execution_id not in self._later]
         for one in fresh[: self._slots - len(self._running)]:
             task = asyncio.create_task(self._advance(one))
             self._running[one.execution_id] = task
         # Whatever is advanced now wakes us when it is done.
-        return LOOK if following is None else min(LOOK, max(following, SOON))
+        pauses = [at - now for at in self._later.values()] + ([] if following is None else [following])
+        return min(LOOK, max(min(pauses, default=LOOK), SOON))
 
     async def _advance(self, one: Due) -> None:
         known, pause = self._known.pop(one.execution_id, None), 0.0
         try:
             async with self._store.begin_for(one.tenant_id) as tx:
-                known = await advancing.advance(tx, one.execution_id, known)
+                enough = time.monotonic() + TURN
+                known = await advancing.advance(tx, one.execution_id, known, lambda: time.monotonic() > enough)
             if known is not None:
                 self._known[one.execution_id] = known
                 if len(self._known) > KNOWN:
@@ -83,11 +92,19 @@ class Planner:
         except Exception as error:
             _log.exception("a plan could not be advanced", execution_id=one.execution_id)
             pause = LOOK
-            with contextlib.suppress(DomainError, LostLease, Busy):
-                async with self._store.begin_for(one.tenant_id) as tx:
-                    await advancing.give_up(tx, one.execution_id, f"The worker failed: {type(error).__name__}.")
+            await self._give_up(one, f"The worker failed: {type(error).__name__}.")
         finally:
             if pause:
-                await asyncio.sleep(pause)
+                self._later[one.execution_id] = time.monotonic() + pause
             del self._running[one.execution_id]
             self._wake.set()
+
+    async def _give_up(self, one: Due, told: str) -> None:
+        try:
+            async with self._store.begin_for(one.tenant_id) as tx:
+                await advancing.give_up(tx, one.execution_id, told)
+        except (DomainError, LostLease, Busy):
+            # What was told of it is still there.
+            pass
+        except Exception:
+            _log.exception("a plan could not be given up", execution_id=one.execution_id)

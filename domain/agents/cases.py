@@ -150,7 +150,9 @@ async def delete(tx: Tx, reference: str) -> None:
     children = await tx.agents.children(agent.id)
     if children:
         raise conflict(f"The agent {children[0].name!r} inherits from this one.")
-    for execution_id in await tx.executions.cancel_oldest(agent.id, 0, "The agent was deleted.", tx.now):
+    if named := await tx.schedules.using("agent", agent.id):
+        raise conflict(f"The schedule {named[0]!r} starts this agent.")
+    for execution_id in await tx.executions.cancel_oldest(agent.id, 0, "The agent was deleted.", tx.now, True):
         tx.changed(execution_id, "cancelled")
     await tx.agents.delete(agent.id, tx.now)
 

@@ -20,7 +20,7 @@ from domain.crews.schema import (
     TaskShown,
     Written,
 )
-from domain.errors import not_found, refused
+from domain.errors import conflict, not_found, refused
 from domain.pages import Listing, Page
 from domain.ports import Tx
 
@@ -83,8 +83,13 @@ async def patch(tx: Tx, caller: Caller, reference: str, data: PatchCrew) -> Crew
 
 
 async def delete(tx: Tx, reference: str) -> None:
-    """Remove a crew. What runs of it goes on: it was written down when it began. Errors: `not_found`."""
+    """Remove a crew. What runs of it goes on: it was written down when it began.
+
+    Errors: `not_found`, `conflict` while a schedule starts it.
+    """
     crew = await get(tx, reference, lock=True)
+    if named := await tx.schedules.using("crew", crew.id):
+        raise conflict(f"The schedule {named[0]!r} starts this crew.")
     await tx.crews.delete(crew.id)
 
 

@@ -225,11 +225,16 @@ class Executions(Protocol):
         ...
 
     async def open_runs(self, agent_id: str) -> int:
-        """How many of an agent's executions have not ended. Holds off other starts of it until the commit."""
+        """How many of an agent's executions have not ended, steps of plans aside, which wait for their turn.
+
+        Holds off other starts of it until the commit.
+        """
         ...
 
-    async def cancel_oldest(self, agent_id: str, keep: int, reason: str, now: datetime) -> list[str]:
-        """Cancel an agent's open executions but the newest `keep`."""
+    async def cancel_oldest(
+        self, agent_id: str, keep: int, reason: str, now: datetime, steps: bool = False
+    ) -> list[str]:
+        """Cancel an agent's open executions but the newest `keep`; `steps` of plans as well, or not."""
         ...
 
     async def release(self, execution_id: str, attempt: int, now: datetime) -> Execution | None: ...

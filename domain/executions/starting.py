@@ -199,12 +199,17 @@ def _new(tx: Tx, caller: Caller, name: str, given: dict[str, Any]) -> Execution:
     return fresh(tx, caller.tenant_id, caller.user_id, caller.key_id, name, given)
 
 
+def run_name(name: str, execution_id: str) -> str:
+    """What an execution is called if nobody says otherwise."""
+    return f"{name}-{execution_id[-6:]}"
+
+
 def fresh(tx: Tx, tenant_id: str, user_id: str, key_id: str | None, name: str, given: Any) -> Execution:
     """A pending execution of an agent, for whoever starts it."""
     execution_id = ids.new("exec")
     return Execution(
         id=execution_id,
-        run_name=f"{name}-{execution_id[-6:]}",
+        run_name=run_name(name, execution_id),
         kind="agent",
         agent_id=None,
         agent_version_id=None,

@@ -5,6 +5,8 @@ from typing import Any
 import msgspec
 
 from domain.agents import Spec
+from domain.agents.prompts import messages
+from domain.errors import DomainError
 from domain.executions.schema import (
     DEFAULT_TIMEOUT,
     LLM_TIMEOUT,
@@ -14,7 +16,7 @@ from domain.executions.schema import (
     job_of,
 )
 from domain.executions.starting import TOOL_TIMEOUT, added, fresh
-from domain.plans.engine import StepFailed, begun
+from domain.plans.engine import Board, StepFailed, begun, resumed
 from domain.plans.schema import PLAN_TIMEOUT, WHOLE, AgentWork, Plan, PlanStep, PlanWork, StepRun, ToolWork
 from domain.ports import Tx
 
@@ -24,10 +26,25 @@ def place(run: StepRun) -> str:
     return run.step if run.item == WHOLE else f"{run.step}[{run.item}]"
 
 
+def call_within(execution_id: str, call_id: str) -> str:
+    """The id of a call that waits in an execution, where others of its id wait elsewhere."""
+    return f"{execution_id}:{call_id.removeprefix(f'{execution_id}:')}"
+
+
 async def start(
-    tx: Tx, parent: Execution, plan: Plan, step: PlanStep, run: StepRun, payload: dict[str, Any], spec: Spec | None
+    tx: Tx,
+    parent: Execution,
+    plan: Plan,
+    step: PlanStep,
+    run: StepRun,
+    payload: dict[str, Any],
+    spec: Spec | None,
+    before: str | None = None,
 ) -> Execution:
-    """Write the execution of a step that starts now, and ring for it. Errors: `StepFailed`."""
+    """Write the execution of a step that starts now, and ring for it. A plan goes on where the one `before` failed.
+
+    Errors: `StepFailed`.
+    """
     if depth(payload) > MAX_DEPTH:
         raise StepFailed("not_startable", f"The inputs nest deeper than {MAX_DEPTH} levels.")
     work = step.work
@@ -49,7 +66,22 @@ async def start(
         made = msgspec.structs.replace(child, kind="tool", lane="llm", mode="yolo", timeout=timeout, max_attempts=1)
         return await added(tx, made, None)
     made = of_plan(child, work.plan, parent.mode, step.timeout)
-    return await begin(tx, made, work.plan)
+    old = None if before is None else await tx.executions.get(before)
+    # What it was asked may be something else by now.
+    if old is None or old.lane != "plan" or old.input_data != payload:
+        return await begin(tx, made, work.plan)
+    made = msgspec.structs.replace(made, retry_of=old.id)
+    return await begin(tx, made, work.plan, await left(tx, old.id, work.plan))
+
+
+async def left(tx: Tx, execution_id: str, plan: Plan) -> list[StepRun]:
+    """The steps of an ended plan as they are run again from where it failed."""
+    board = Board(plan, await tx.plans.runs(execution_id))
+    for one in await tx.plans.progress(execution_id):
+        # Nobody may have taken it in yet when a plan is cancelled.
+        if one.status == "completed":
+            board.ended((one.step, one.item), None, None, tx.now)
+    return resumed(plan, board.runs.values())
 
 
 def of_plan(execution: Execution, plan: Plan, mode: Any, timeout: int | None) -> Execution:
@@ -70,7 +102,7 @@ def of_plan(execution: Execution, plan: Plan, mode: Any, timeout: int | None) ->
 async def begin(tx: Tx, execution: Execution, plan: Plan, runs: list[StepRun] | None = None) -> Execution:
     """Write the execution of a plan, and the plan with it, and ring for it."""
     await tx.executions.add(execution, None)
-    await tx.plans.add(execution.id, plan, begun(plan) if runs is None else runs, tx.now)
+    await tx.plans.add(execution.id, plan, begun(plan) if runs is None else runs)
     tx.ring(job_of(execution))
     return execution
 
@@ -91,6 +123,10 @@ async def _agent(
         return await added(tx, made, None)
     if not child.input_data:
         raise StepFailed("not_startable", f"The agent {work.name!r} is asked nothing: the step has no prompt.")
+    try:
+        messages(spec, child.input_data)
+    except DomainError as error:
+        raise StepFailed("not_startable", error.detail) from error
     made = msgspec.structs.replace(
         child,
         agent_id=work.agent_id,

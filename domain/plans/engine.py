@@ -13,12 +13,20 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from domain.plans.schema import ENDED, MAX_ITEMS, WHOLE, Plan, PlanStep, StepRun, StepStatus
+from domain.plans.schema import ENDED, MAX_ITEMS, MAX_RUNS, WHOLE, Plan, PlanStep, StepRun, StepStatus
 
 Key = tuple[str, int]
 # Trying again changes nothing about these.
 FINAL: Final = frozenset(
-    {"rejected", "budget_exceeded", "cancelled", "bad_expression", "map_too_large", "not_startable"}
+    {
+        "rejected",
+        "budget_exceeded",
+        "cancelled",
+        "bad_expression",
+        "map_too_large",
+        "not_startable",
+        "outputs_too_large",
+    }
 )
 
 
@@ -27,7 +35,8 @@ class StepFailed(Exception):
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
-        self.kind, self.message = kind, message
+        # It may quote values, and stands in columns of text, which hold no U+0000.
+        self.kind, self.message = kind, message.replace("\0", "\ufffd")
 
 
 class Judge(Protocol):
@@ -186,6 +195,9 @@ class Board:
             count = judge.items(step)
             if count > MAX_ITEMS:
                 raise StepFailed("map_too_large", f"The list has {count} items; {MAX_ITEMS} are allowed.")
+            if count + len(self.runs) > MAX_RUNS:
+                told = f"With its {count} items the plan comes to more than {MAX_RUNS} steps and items."
+                raise StepFailed("map_too_large", told)
         except StepFailed as failed:
             self._fail(run, failed.kind, failed.message, now)
             return
@@ -267,18 +279,43 @@ def begun(plan: Plan) -> list[StepRun]:
 
 
 def resumed(plan: Plan, before: Iterable[StepRun]) -> list[StepRun]:
-    """The steps of a plan that is run again after a failure: what is completed or skipped stays so."""
-    kept: list[StepRun] = []
+    """The steps of a plan that is run again after a failure: what is completed stays so.
+
+    So does what was skipped, and a list that a step is mapped over, unless something before it is run again: then they
+    are judged anew. A step that did not complete keeps the id of its last execution, which may be a plan to go on with.
+    """
     runs = {(run.step, run.item): run for run in before}
+    items: dict[str, list[StepRun]] = {}
+    for run in runs.values():
+        if run.item != WHOLE:
+            items.setdefault(run.step, []).append(run)
+    anew = _anew(plan, {step.id for step in plan.steps if runs[step.id, WHOLE].status not in ("completed", "skipped")})
+    kept: list[StepRun] = []
     for step in plan.steps:
-        whole = runs[step.id, WHOLE]
-        items = [run for run in runs.values() if run.step == step.id and run.item != WHOLE]
-        if whole.status in ("completed", "skipped"):
-            kept += [whole, *items]
-        elif items:
-            # The list is the same: what it was made of has not changed.
+        whole, mapped = runs[step.id, WHOLE], items.get(step.id, [])
+        if whole.status == "completed" or (whole.status == "skipped" and step.id not in anew):
+            kept += [whole, *mapped]
+        elif mapped and step.id not in anew:
             kept.append(StepRun(step=step.id, status="running", tries=1, approved=whole.approved))
-            kept += [run if run.status == "completed" else StepRun(step=run.step, item=run.item) for run in items]
+            kept += [run if run.status == "completed" else _again(run) for run in mapped]
         else:
-            kept.append(StepRun(step=step.id))
+            kept.append(_again(whole))
     return kept
+
+
+def _again(run: StepRun) -> StepRun:
+    return StepRun(step=run.step, item=run.item, execution_id=run.execution_id)
+
+
+def _anew(plan: Plan, again: set[str]) -> set[str]:
+    """The steps that come after one that is run `again`."""
+    after: dict[str, list[str]] = {}
+    for step in plan.steps:
+        for one in step.depends_on:
+            after.setdefault(one, []).append(step.id)
+    found, open_steps = set[str](), list(again)
+    while open_steps:
+        fresh = [one for one in after.get(open_steps.pop(), ()) if one not in found]
+        found.update(fresh)
+        open_steps += fresh
+    return found

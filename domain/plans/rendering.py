@@ -1,18 +1,19 @@
 """What a step is given when it starts: its templates filled, its agent as this run has it."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from domain import expressions
-from domain.agents import Spec
+from domain.agents import Agent, Spec
 from domain.errors import DomainError
 from domain.expressions import BadExpression, Uses
 from domain.placeholders import filler, worded
 from domain.plans.engine import StepFailed
 from domain.plans.schema import WHOLE, AgentWork, Plan, PlanStep, StepRun, TaskText
 
+A = TypeVar("A", bound=Agent)
 _FILLED: Final = ("role", "goal", "backstory", "template_text", "instructions")
 
 
@@ -29,6 +30,8 @@ class Scope:
         self._uses = {} if uses is None else uses
         self._steps = {step.id: step for step in plan.steps}
         self.outputs: dict[str, Any] = {}
+        # Steps of which cannot be known what they refer to, and why.
+        self.unknown: dict[str, StepFailed] = {}
         self._lists: dict[str, list[Any]] = {}
 
     def uses(self, step: PlanStep) -> Uses:
@@ -41,8 +44,15 @@ class Scope:
         """Those of the steps whose outputs are not known here yet."""
         return [one for one in steps if one not in self.outputs and self._is_completed(one)]
 
+    def forget(self) -> None:
+        """Let go of what is at hand, to make room."""
+        self.outputs.clear()
+        self._lists.clear()
+
     def wanted(self, step: PlanStep) -> bool:
         """What its `when` says. Errors: `StepFailed`."""
+        if step.id in self.unknown:
+            raise self.unknown[step.id]
         try:
             return expressions.truth(step.when or "true", self._scope(self.uses(step).steps))
         except BadExpression as error:
@@ -50,6 +60,8 @@ class Scope:
 
     def items(self, step: PlanStep) -> int:
         """How many items the step is mapped over. Errors: `StepFailed`."""
+        if step.id in self.unknown:
+            raise self.unknown[step.id]
         return len(self._list(step))
 
     def payload(self, step: PlanStep, run: StepRun) -> dict[str, Any]:
@@ -74,11 +86,16 @@ class Scope:
         if step.text is None:
             return work.spec
         filled = self._filler()
+
+        def with_inputs(agent: A) -> A:
+            texts = {name: filled(text) for name in _FILLED if (text := getattr(agent, name)) is not None}
+            return msgspec.structs.replace(agent, **texts)
+
         try:
-            texts = {name: filled(text) for name in _FILLED if (text := getattr(work.spec, name)) is not None}
+            team = [with_inputs(one) for one in work.spec.team]
+            return msgspec.structs.replace(with_inputs(work.spec), team=team)
         except DomainError as error:
             raise StepFailed("not_startable", error.detail) from error
-        return msgspec.structs.replace(work.spec, **texts)
 
     def result(self) -> Any:
         """What the completed plan came to. Errors: `StepFailed`."""

@@ -21,6 +21,8 @@ ENDED: Final[frozenset[str]] = frozenset({"completed", "failed", "skipped", "can
 
 MAX_STEPS: Final = 2_000
 MAX_ITEMS: Final = 1_000
+# Steps and items of one plan together.
+MAX_RUNS: Final = 20_000
 # Plans within plans.
 MAX_NESTED: Final = 5
 # The step itself, among the items of a step that is mapped over a list.
@@ -178,7 +180,7 @@ class Taken(msgspec.Struct, kw_only=True, frozen=True):
 class Plans(Protocol):
     """The plans of the bound tenant's executions."""
 
-    async def add(self, execution_id: str, plan: Plan, runs: list[StepRun], now: datetime) -> None:
+    async def add(self, execution_id: str, plan: Plan, runs: list[StepRun]) -> None:
         """Write a plan beside its execution, and that it is to be advanced."""
         ...
 
@@ -187,8 +189,16 @@ class Plans(Protocol):
         """Plans of any tenants, those told of first come first; and seconds until the next that is known of."""
         ...
 
-    async def take(self, execution_id: str, now: datetime, wait: bool = False) -> Taken | None:
-        """Lock a plan and forget what was told of it; None if somebody else is at it, unless they are waited for."""
+    async def take(self, execution_id: str, now: datetime) -> Taken | None:
+        """Lock a plan and forget what was told of it; None if somebody else is at it."""
+        ...
+
+    async def lock(self, execution_id: str) -> None:
+        """Lock a plan, when whoever is at it has done."""
+        ...
+
+    async def forget(self, execution_id: str) -> None:
+        """Forget what was told of a locked plan, and what is due later: it has ended."""
         ...
 
     async def runs(self, execution_id: str) -> list[StepRun]: ...
@@ -196,8 +206,8 @@ class Plans(Protocol):
         """How the children are of the steps that run."""
         ...
 
-    async def answers(self, executions: list[str]) -> dict[str, Any]:
-        """What children came to, by their ids."""
+    async def answers(self, executions: list[str]) -> tuple[dict[str, Any] | None, int]:
+        """What children came to, by their ids, and the bytes of that; None if it is too large to work with."""
         ...
 
     async def outputs(self, execution_id: str) -> dict[str, Any]:
@@ -205,9 +215,16 @@ class Plans(Protocol):
         ...
 
     async def save(self, execution_id: str, runs: list[StepRun]) -> None: ...
-    async def signal(self, execution_id: str, due_at: datetime) -> None: ...
+    async def signal(self, execution_id: str, due_at: datetime | None = None) -> None:
+        """Have a plan advanced at that time, or at once."""
+        ...
+
     async def move(self, execution: Execution, told: list[Event], now: datetime) -> bool:
         """Write down the state of a plan's execution, which has not ended, and what is told of it."""
+        ...
+
+    async def max_rpm(self, execution_id: str) -> int | None:
+        """How many calls of models the plan may make in a minute."""
         ...
 
     async def pace(self, execution_id: str, most: int, now: datetime) -> datetime:

@@ -142,26 +142,27 @@ class Work:
     def _matched(self) -> list[tuple[CallPart, StepPart | None]]:
         """Each bill with the answer that it is for."""
         ends = [step.finished_at or step.started_at for step in self._answers]
+        found: dict[str, StepPart] = {}
         taken: set[str] = set()
-        found: list[tuple[CallPart, StepPart | None]] = []
-        for call in self._calls:
+        # The last ones first: the bill of an answer is written with it. One before is of an attempt that was lost.
+        for call in reversed(self._calls):
             first = bisect_left(ends, call.created_at)
-            near = self._answers[first : first + _NEAR]
-            step = next((one for one in near if _fits(call, one) and one.path not in taken), None)
-            if step is not None and call.status == "ok":
-                taken.add(step.path)
-            found.append((call, step))
+            near = [one for one in self._answers[first : first + _NEAR] if _fits(call, one)]
+            if call.status == "ok":
+                near = [one for one in near if one.path not in taken]
+            if near:
+                found[call.id] = near[0]
+                if call.status == "ok":
+                    taken.add(near[0].path)
         # Where a clock was set back in between: in their order.
         left = defaultdict[str, deque[StepPart]](deque)
         for one in self._answers:
             if one.path not in taken:
                 left[one.name].append(one)
-        return [
-            (call, left[call.model_name].popleft())
-            if step is None and call.status == "ok" and left[call.model_name]
-            else (call, step)
-            for call, step in found
-        ]
+        for call in self._calls:
+            if call.status == "ok" and call.id not in found and left[call.model_name]:
+                found[call.id] = left[call.model_name].popleft()
+        return [(call, found.get(call.id)) for call in self._calls]
 
 
 class _Nested:

@@ -1,5 +1,6 @@
 """From a workflow to a plan, with all that it names found; and at the same time all that is wrong with it."""
 
+import asyncio
 from typing import Any, Final
 
 import msgspec
@@ -8,7 +9,7 @@ from domain import crews, llms
 from domain.access import Caller
 from domain.agents.schema import MAX_TIMEOUT
 from domain.chat import ToolFailed
-from domain.errors import DomainError, FieldError, conflict, not_found, refused
+from domain.errors import DomainError, FieldError, conflict, invalid, not_found, refused
 from domain.executions.schema import MAX_DEPTH, depth
 from domain.plans.checking import check
 from domain.plans.compiling import agent_work, tool_work
@@ -38,6 +39,8 @@ async def planned(tx: Tx, caller: Caller, workflow: Workflow, model: str | None 
     plan, found = await made.plan(workflow, [])
     if found:
         raise refused(found)
+    if model is not None and not _asks_models(plan, set()):
+        raise invalid("model", "is for model agents; no step is one.")
     if len(msgspec.json.encode(plan)) > MAX_PLAN:
         raise conflict(f"The plan of {workflow.name!r}, with every agent in it, is larger than {MAX_PLAN >> 20} MiB.")
     return plan
@@ -45,8 +48,9 @@ async def planned(tx: Tx, caller: Caller, workflow: Workflow, model: str | None 
 
 async def problems(tx: Tx, caller: Caller, workflow: Workflow) -> list[FieldError]:
     """All that is wrong with a workflow that lies in the database. An agent may have nothing to run yet."""
-    _, found = await _Compiling(tx, caller, None, for_run=False).plan(workflow, [])
-    return inputs.declared(workflow.inputs) + found
+    plan, found = await _Compiling(tx, caller, None, for_run=False).plan(workflow, [])
+    # Many expressions take a while, and others want to be answered.
+    return inputs.declared(workflow.inputs) + found + await asyncio.to_thread(check, plan)
 
 
 class _Compiling:
@@ -60,7 +64,10 @@ class _Compiling:
         self._sizes: dict[int, tuple[int, int]] = {}
 
     async def plan(self, workflow: Workflow, above: list[Workflow]) -> tuple[Plan, list[FieldError]]:
-        """The plan of a workflow within others, and what is wrong with it."""
+        """The plan of a workflow within others, and what is wrong with what it names, which may change.
+
+        What it says itself was checked when it was written.
+        """
         if self._for_run and workflow.status == "archived":
             raise conflict(f"The workflow {workflow.name!r} is archived.")
         found: list[FieldError] = []
@@ -71,7 +78,6 @@ class _Compiling:
             work, more = await self._work(step, at, [*above, workflow])
             steps.append(_step(step, work, more))
         plan = Plan(kind="workflow", name=workflow.name, steps=steps, outputs=workflow.outputs, workflow_id=workflow.id)
-        found += check(plan)
         _fits(workflow.outputs, _Place("", found), "outputs")
         count, levels = self._size(plan)
         if count > MAX_STEPS:
@@ -101,6 +107,9 @@ class _Compiling:
             return _NOTHING, {}
         if isinstance(work, AgentWork) and work.spec is not None and step.prompt is None and not step.inputs:
             at.wrong("prompt", "is required for a model agent, or inputs.")
+        if self._for_run and step.output_file and isinstance(work, AgentWork) and work.spec is None:
+            # Of that name there was a model agent when this was written.
+            at.wrong("output_file", "is for what a model agent answers.")
         return work, {}
 
     async def _looked_up(self, kind: str, reference: str) -> Work:
@@ -157,6 +166,18 @@ class _Compiling:
             count = len(plan.steps) + sum(count for count, _ in inner)
             known = self._sizes[id(plan)] = count, 1 + max((levels for _, levels in inner), default=0)
         return known
+
+
+def _asks_models(plan: Plan, seen: set[int]) -> bool:
+    if id(plan) in seen:
+        return False
+    seen.add(id(plan))
+    return any(
+        _asks_models(work.plan, seen)
+        if isinstance(work, PlanWork)
+        else isinstance(work, AgentWork) and work.spec is not None
+        for work in (step.work for step in plan.steps)
+    )
 
 
 class _Place:

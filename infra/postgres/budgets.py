@@ -45,6 +45,7 @@ class CostHoldRow(Base):
     id: Mapped[str] = mapped_column(Id("hold"), primary_key=True)
     tenant_id: Mapped[str] = mapped_column(Text)
     execution_id: Mapped[str | None] = mapped_column(Id("exec"))
+    root_id: Mapped[str | None] = mapped_column(Id("exec"))
     subjects: Mapped[list[UUID]] = mapped_column(ARRAY(Uuid))
     amount: Mapped[int] = mapped_column(BigInteger)
     until: Mapped[datetime] = mapped_column(timestamp())
@@ -64,7 +65,7 @@ _ADD: Final = (
     "created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
 )
 _HOLD: Final = "SELECT * FROM hold_cost($1, $2, $3, $4, $5, $6, $7, $8, $9)"
-_SPEND: Final = "SELECT * FROM spend_cost($1, $2, $3, $4, $5, $6, $7)"
+_SPEND: Final = "SELECT * FROM spend_cost($1, $2, $3, $4, $5, $6)"
 _PREFIX: Final[dict[Scope, str]] = {"key": "key", "agent": "agent", "workflow": "wf"}
 
 
@@ -153,16 +154,13 @@ class PostgresBudgets:
         self,
         hold_id: str | None,
         execution_id: str | None,
-        root_id: str | None,
         subjects: list[str],
         run_limit: int | None,
         cost: int,
         now: datetime,
     ) -> list[Applied]:
         held = None if hold_id is None else ids.decode("hold", hold_id)
-        records = await self._raw.fetch(
-            _SPEND, held, _run(execution_id), _run(root_id or execution_id), _subjects(subjects), run_limit, cost, now
-        )
+        records = await self._raw.fetch(_SPEND, held, _run(execution_id), _subjects(subjects), run_limit, cost, now)
         return [_applied(record) for record in records]
 
 

@@ -156,14 +156,30 @@ _REFERENCES = (
 )
 SHAPE = Shape(ExecutionRow, Execution)
 _STORED_AS = [(name, *_writer(ExecutionRow.__table__.columns[name].type)) for name in _STORED]
+# Runs in the order of ids, as leases are extended; then plans from the innermost out, as costs are counted and as
+# whoever ends one of them locks what is below it.
 _BELOW = f"""
     WITH RECURSIVE below AS (
-        SELECT e.id FROM executions e WHERE e.parent_id = $1
+        SELECT e.id, 1 AS deep FROM executions e WHERE e.parent_id = $1
         UNION ALL
-        SELECT e.id FROM executions e JOIN below b ON e.parent_id = b.id
+        SELECT e.id, b.deep + 1 FROM executions e JOIN below b ON e.parent_id = b.id
     )
-    SELECT e.id FROM executions e WHERE e.id IN (SELECT b.id FROM below b) AND e.status IN {_OPEN}
-    ORDER BY e.id FOR UPDATE
+    SELECT e.id FROM executions e JOIN below b ON b.id = e.id WHERE e.status IN {_OPEN}
+    ORDER BY e.lane = 'plan', CASE WHEN e.lane = 'plan' THEN -b.deep ELSE 0 END, e.id FOR NO KEY UPDATE OF e
+"""
+_CANCEL = f"""
+    WITH moved AS (
+        UPDATE executions SET
+            status = 'cancelled', error_type = 'cancelled', error_message = $2, lease_expires_at = NULL,
+            completed_at = $3, updated_at = $3, waiting_for = NULL, last_seq = last_seq + 1
+        WHERE id = ANY ($1) AND status IN {_OPEN} RETURNING *
+    ), noted AS (
+        INSERT INTO execution_events (execution_id, seq, tenant_id, at, type, data)
+        SELECT id, last_seq, tenant_id, $3, 'status', json_build_object(
+            'status', status, 'attempt', attempt, 'error_type', error_type, 'error_message', error_message)
+        FROM moved
+    )
+    SELECT id FROM moved
 """
 _GET = f"SELECT {SHAPE.columns} FROM executions WHERE id = $1"
 _SPEC = "SELECT spec FROM executions WHERE id = $1"
@@ -263,26 +279,26 @@ class PostgresExecutions:
         return await self._moved(_cancelled(moved, reason, now), now) is not None
 
     async def cancel_below(self, execution_id: str, reason: str, now: datetime) -> list[str]:
-        # In the order of ids, as leases are extended.
         found = await self._raw.fetch(_BELOW, ids.decode("exec", execution_id))
         if not found:
             return []
-        moved = update(E_).where(
-            E_.id.in_([ids.encode("exec", record["id"]) for record in found]), E_.status.in_(_OPEN)
-        )
-        rows = await self._connection.execute(_noted(_cancelled(moved, reason, now), now))
-        return [as_struct(row, Execution).id for row in rows]
+        records = await self._raw.fetch(_CANCEL, [record["id"] for record in found], reason, now)
+        return [ids.encode("exec", record["id"]) for record in records]
 
     async def open_runs(self, agent_id: str) -> int:
         known = ids.decode("agent", agent_id)
         await self._raw.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", agent_id)
-        query = f"SELECT count(*) FROM executions WHERE agent_id = $1 AND status IN {_OPEN}"
+        query = f"SELECT count(*) FROM executions WHERE agent_id = $1 AND status IN {_OPEN} AND parent_id IS NULL"
         return int(await self._raw.fetchval(query, known))
 
-    async def cancel_oldest(self, agent_id: str, keep: int, reason: str, now: datetime) -> list[str]:
+    async def cancel_oldest(
+        self, agent_id: str, keep: int, reason: str, now: datetime, steps: bool = False
+    ) -> list[str]:
         # Locked in the order of ids, as leases are extended, so that the two cannot deadlock; then counted.
         # A CTE is run once; a subquery that locks might be run again, and choose other rows then.
         of_agent = select(E_.id).where(E_.agent_id == agent_id, E_.status.in_(_OPEN))
+        if not steps:
+            of_agent = of_agent.where(E_.parent_id.is_(None))
         locked = of_agent.order_by(E_.id).with_for_update().cte("locked")
         chosen = select(locked.c.id).order_by(locked.c.id.desc()).offset(keep)
         moved = update(E_).where(E_.id.in_(chosen.scalar_subquery()))

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import asyncpg
 import msgspec
-from sqlalchemy import ForeignKey, Text
+from sqlalchemy import ARRAY, BigInteger, ForeignKey, Identity, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain import ids
@@ -23,6 +23,7 @@ class PlanRow(Base):
     execution_id: Mapped[str] = mapped_column(Id("exec"), ForeignKey("executions.id"), primary_key=True)
     tenant_id: Mapped[str] = mapped_column(Text)
     plan: Mapped[Any] = mapped_column(json_column())
+    max_rpm: Mapped[int | None]
     revision: Mapped[int]
 
 
@@ -32,6 +33,17 @@ class PlanCallsRow(Base):
     __tablename__ = "plan_calls"
     execution_id: Mapped[str] = mapped_column(Id("exec"), primary_key=True)
     tenant_id: Mapped[str] = mapped_column(Text)
+    calls: Mapped[list[datetime]] = mapped_column(ARRAY(timestamp()))
+
+
+class PlanSignalRow(Base):
+    """Something that may have changed for a plan, or will."""
+
+    __tablename__ = "plan_signals"
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    execution_id: Mapped[str] = mapped_column(Id("exec"), index=True)
+    tenant_id: Mapped[str] = mapped_column(Text)
+    due_at: Mapped[datetime] = mapped_column(timestamp(), index=True)
 
 
 class PlanStepRow(Base):
@@ -87,6 +99,8 @@ _PROGRESS: Final = """
 """
 # As much of what steps came to as can be shown or worked with at once, in bytes; what comes later is left out.
 MAX_OUTPUTS: Final = 8 * 1024 * 1024
+# As much as one step can be given to work with.
+MAX_ANSWERS: Final = 16 * 1024 * 1024
 _OUTPUTS: Final = f"""
     SELECT step, item, alone, CASE WHEN held <= {MAX_OUTPUTS} THEN output_data END AS output_data FROM (
         SELECT s.step, s.item, c.output_data, s.child_id IS NULL AS alone,
@@ -100,9 +114,7 @@ _MOVE: Final = """
         UPDATE executions SET
             status = $2, attempt = 1, started_at = coalesce(started_at, $3), updated_at = $3, completed_at = $4,
             steps_completed = $5, waiting_for = $6::text::json, output_data = $7::text::json, error_type = $8,
-            error_message = $9, last_seq = last_seq + $10::integer,
-            total_cost = CASE WHEN root_id IS NULL THEN total_cost ELSE (
-                SELECT coalesce(sum(c.total_cost), 0) FROM executions c WHERE c.parent_id = $1) END
+            error_message = $9, last_seq = last_seq + $10::integer
         WHERE id = $1 AND status IN ('pending', 'running', 'waiting') RETURNING tenant_id, last_seq
     ), noted AS (
         INSERT INTO execution_events (execution_id, seq, tenant_id, at, type, data)
@@ -114,7 +126,13 @@ _MOVE: Final = """
 """
 _SIGNAL: Final = """
     INSERT INTO plan_signals (execution_id, tenant_id, due_at)
-    VALUES ($1, current_setting('paddock.tenant_id'), $2)
+    VALUES ($1, current_setting('paddock.tenant_id'), coalesce($2, to_timestamp(0)))
+"""
+_ANSWERS: Final = f"""
+    SELECT id, CASE WHEN held <= {MAX_ANSWERS} THEN output_data END AS output_data, held FROM (
+        SELECT id, output_data, sum(octet_length(output_data::text)) OVER () AS held
+        FROM executions WHERE id = ANY ($1)
+    ) AS found
 """
 
 
@@ -124,16 +142,17 @@ class PostgresPlans:
     def __init__(self, raw: Raw) -> None:
         self._raw = raw
 
-    async def add(self, execution_id: str, plan: Plan, runs: list[StepRun], now: datetime) -> None:
+    async def add(self, execution_id: str, plan: Plan, runs: list[StepRun]) -> None:
         known = ids.decode("exec", execution_id)
         await self._raw.execute(
-            "INSERT INTO plans (execution_id, tenant_id, plan) "
-            "VALUES ($1, current_setting('paddock.tenant_id'), $2::text::json)",
+            "INSERT INTO plans (execution_id, tenant_id, plan, max_rpm) "
+            "VALUES ($1, current_setting('paddock.tenant_id'), $2::text::json, $3)",
             known,
             msgspec.json.encode(plan).decode(),
+            plan.max_rpm,
         )
         await self.save(execution_id, runs)
-        await self._raw.execute(_SIGNAL, known, now)
+        await self.signal(execution_id)
 
     async def get(self, execution_id: str) -> Plan | None:
         found = await self._raw.fetchval(
@@ -150,9 +169,15 @@ class PostgresPlans:
         ]
         return found, next((record["next"] for record in records if record["execution_id"] is None), None)
 
-    async def take(self, execution_id: str, now: datetime, wait: bool = False) -> Taken | None:
+    async def lock(self, execution_id: str) -> None:
+        await self._raw.execute(_TAKE, ids.decode("exec", execution_id))
+
+    async def forget(self, execution_id: str) -> None:
+        await self._raw.execute("DELETE FROM plan_signals WHERE execution_id = $1", ids.decode("exec", execution_id))
+
+    async def take(self, execution_id: str, now: datetime) -> Taken | None:
         known = ids.decode("exec", execution_id)
-        revision = await self._raw.fetchval(_TAKE if wait else f"{_TAKE} SKIP LOCKED", known)
+        revision = await self._raw.fetchval(f"{_TAKE} SKIP LOCKED", known)
         if revision is None:
             return None
         # Before anything else is read: what is told from here on is seen by whoever takes it next.
@@ -180,10 +205,13 @@ class PostgresPlans:
             for record in records
         ]
 
-    async def answers(self, executions: list[str]) -> dict[str, Any]:
+    async def answers(self, executions: list[str]) -> tuple[dict[str, Any] | None, int]:
         known = [ids.decode("exec", one) for one in executions]
-        records = await self._raw.fetch("SELECT id, output_data FROM executions WHERE id = ANY ($1)", known)
-        return {ids.encode("exec", record["id"]): record["output_data"] for record in records}
+        records = await self._raw.fetch(_ANSWERS, known)
+        size = int(records[0]["held"] or 0) if records else 0
+        if size > MAX_ANSWERS:
+            return None, size
+        return {ids.encode("exec", record["id"]): record["output_data"] for record in records}, size
 
     async def outputs(self, execution_id: str) -> dict[str, Any]:
         records = await self._raw.fetch(_OUTPUTS, ids.decode("exec", execution_id))
@@ -209,7 +237,7 @@ class PostgresPlans:
         )
         await self._raw.execute("UPDATE plans SET revision = revision + 1 WHERE execution_id = $1", known)
 
-    async def signal(self, execution_id: str, due_at: datetime) -> None:
+    async def signal(self, execution_id: str, due_at: datetime | None = None) -> None:
         await self._raw.execute(_SIGNAL, ids.decode("exec", execution_id), due_at)
 
     async def move(self, execution: Execution, told: list[Event], now: datetime) -> bool:
@@ -222,14 +250,19 @@ class PostgresPlans:
             execution.steps_completed,
             _json(execution.waiting_for),
             _json(execution.output_data),
-            execution.error_type,
-            execution.error_message,
+            _plain(execution.error_type),
+            _plain(execution.error_message),
             len(told),
             [event.at for event in told],
             [event.type for event in told],
             [msgspec.json.encode(event.data).decode() for event in told],
         )
         return bool(moved)
+
+    async def max_rpm(self, execution_id: str) -> int | None:
+        query = "SELECT max_rpm FROM plans WHERE execution_id = $1"
+        found: int | None = await self._raw.fetchval(query, ids.decode("exec", execution_id))
+        return found
 
     async def pace(self, execution_id: str, most: int, now: datetime) -> datetime:
         known = ids.decode("exec", execution_id)
@@ -244,7 +277,8 @@ class PostgresPlans:
         await self._raw.execute(
             "UPDATE plan_calls SET calls = $2 WHERE execution_id = $1",
             known,
-            [*calls, slot][-most:],
+            # Clocks differ: the last one is not always the latest.
+            sorted([*calls, slot])[-most:],
         )
         return slot
 
@@ -255,9 +289,12 @@ def _value(run: StepRun, name: str) -> Any:
     if name == "decided_by":
         return None if run.decided_by is None else ids.decode("user", run.decided_by)
     if name in ("error_message", "reason", "error_type"):
-        told: str | None = getattr(run, name)
-        return None if told is None else told.replace("\0", "\ufffd")
+        return _plain(getattr(run, name))
     return getattr(run, name)
+
+
+def _plain(text: str | None) -> str | None:
+    return None if text is None else text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
 def _run(record: asyncpg.Record) -> StepRun:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from domain.plans.schema import MAX_ITEMS, MAX_NESTED, MAX_STEPS
-from tests.clients import Tenant
+from tests.clients import Tenant, archive
 from tests.modelled import agent, fresh
 
 YAML = {"Content-Type": "application/yaml"}
@@ -46,8 +46,7 @@ MISTAKES: list[tuple[list[Any], str, str]] = [
     ([step("a", prompt="Hello")], "steps[0].prompt", "tool"),
     ([step("a", max_parallel=2)], "steps[0].max_parallel", "mapped"),
     ([step("a", timeout=3601)], "steps[0].timeout", "3600"),
-    ([step("a", output_file="../x")], "steps[0].output_file", "workspace"),
-    ([step("a", output_file="/etc/passwd")], "steps[0].output_file", "workspace"),
+    ([step("a", output_file="x")], "steps[0].output_file", "model agent"),
     ([step("a", when="inputs.x ==")], "steps[0].when", ""),
     ([step("a", when="steps.b.outputs == 1"), step("b")], "steps[0].when", "'b'"),
     ([step("a", when="steps.c.outputs == 1")], "steps[0].when", "'c'"),
@@ -318,6 +317,9 @@ async def test_what_cannot_be_started(acme: Tenant) -> None:
         answer = await acme.http.post(path, json=body)
         assert answer.status_code == 422, (body, answer.text)
         assert [one["field"] for one in answer.json()["errors"]] == [place], body
+    listing = await made(acme, LIST, {"id": "in", "workflow": (await made(acme, LIST))["id"]})
+    unasked = await acme.http.post(f"/workflows/{listing['id']}/execute", json={"model": "smollm2"})
+    assert (unasked.status_code, unasked.json()["errors"][0]["field"]) == (422, "model")
     await acme.http.patch(f"/workflows/{flow['id']}", json={"status": "archived"})
     archived = await acme.http.post(path, json={"inputs": {"x": "a"}})
     assert (archived.status_code, archived.json()["error"]) == (409, "conflict")
@@ -334,6 +336,17 @@ async def test_a_model_agent_is_asked_something(acme: Tenant) -> None:
     told = await wrong(acme, {"id": "a", "agent": writer["name"], "prompt": "x", "inputs": {"task": "y"}})
     assert list(told) == ["steps[0].prompt"]
     await made(acme, {"id": "a", "agent": writer["name"], "inputs": {"task": "y"}})
+    asked = {"id": "a", "agent": writer["name"], "prompt": "x"}
+    for path in ("../x", "/etc/passwd", "a//../../b", "."):
+        told = await wrong(acme, {**asked, "output_file": path})
+        assert list(told) == ["steps[0].output_file"], path
+        assert "workspace" in told["steps[0].output_file"]
+    flow = await made(acme, {**asked, "output_file": "a/b.md"})
+    await acme.http.delete(f"/agents/{writer['id']}")
+    coder = await acme.agent(writer["name"])
+    await acme.built(coder["id"], archive({"agent.py": "def handle(p): return p\n"}))
+    other = await acme.http.post(f"/workflows/{flow['id']}/execute", json={})
+    assert (other.status_code, other.json()["errors"][0]["field"]) == (422, "steps[0].output_file")
 
 
 async def test_what_a_workflow_within_takes(acme: Tenant) -> None:

@@ -19,6 +19,7 @@ WITH_TENANT = (
     *("provider_keys", "models", "tools", "disabled_tools", "costs", "budgets", "cost_holds"),
     *("templates", "workflows", "crews", "tasks", "schedules", "schedule_runs"),
     *("execution_steps", "workspace_files", "trace_exports"),
+    *("plans", "plan_steps", "plan_signals", "plan_calls"),
 )
 
 

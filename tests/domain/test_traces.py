@@ -105,7 +105,7 @@ def tree(**parts: Any) -> Span:
 
 PATHS = ["1", "2", "3", "1.0", "1.1", "2.0", "1.0/1", "1.0/2", "1.0/1.0", "1.0/1.0/1", "2.0/1", "9.9/1", "9.9/1.3/2"]
 SECONDS = st.integers(0, 200).map(lambda tenths: tenths / 10)
-COSTS = st.one_of(st.just(0.0), st.floats(0, 10), st.sampled_from([0.1, 0.2, 0.3, 1e-9, 3.3e-7]))
+COSTS = st.one_of(st.just(0.0), st.floats(0, 10), st.sampled_from([0.1, 0.2, 0.3, 1e-9, 3.3e-10]))
 
 
 @st.composite
@@ -200,6 +200,7 @@ def test_whatever_is_on_record_is_in_the_tree_once_and_adds_up(found: Sources, s
             assert span.total_tokens == sum(child.total_tokens for child in span.children)
         elif span.kind != "model_call":
             assert (span.cost_usd, span.total_tokens) == (0.0, 0)
+        assert span.cost_usd == nanos(span.cost_usd) / SCALE
         for child in span.children:
             assert child.parent_id == span.id
         begins = [child.started_at for child in span.children if child.started_at is not None]
@@ -312,15 +313,36 @@ def test_what_failed_for_another_model_is_where_it_was_asked() -> None:
         ],
         calls=[
             call(boss, 1),
-            call(boss, 3, model_name="primary", status="error", error_type="timeout"),
+            call(boss, 3, status="error", error_type="timeout"),
             call(boss, 6, model_name="fallback"),
             call(boss, 10),
         ],
     )
     assert shape(root.children[1].children[0]) == (
         "agent Helper",
-        [("model_call primary", []), ("model_call fallback", [])],
+        [("model_call m", []), ("model_call fallback", [])],
     )
+
+
+def test_bills_of_calls_side_by_side_are_told_apart_by_their_models() -> None:
+    one = run()
+    root = tree(
+        runs=[one],
+        steps=[model_step(one, "1.0/1", 0, 10), model_step(one, "1.1/1", 1, 11, name="n")],
+        calls=[call(one, 5, model_name="n", status="error"), call(one, 10), call(one, 11, model_name="n")],
+    )
+    assert [(span.name, span.attributes["paddock.step.path"]) for span in root.children] == [
+        *(("n", "1.1/1"), ("m", "1.0/1"), ("n", "1.1/1")),
+    ]
+
+
+def test_the_bill_of_an_attempt_that_was_lost_takes_no_answer_from_another() -> None:
+    """Both were answered; only the one that still held the execution wrote its answer down, with its bill."""
+    one = run()
+    root = tree(runs=[one], steps=[model_step(one, "1", 1, 5)], calls=[call(one, 3), call(one, 5)])
+    lost, kept = root.children
+    assert "gen_ai.response.finish_reasons" not in lost.attributes
+    assert kept.attributes["gen_ai.response.finish_reasons"] == ["stop"]
 
 
 def test_a_clock_that_was_set_back_loses_no_answer() -> None:
@@ -388,6 +410,7 @@ def test_tool_calls_wait_are_decided_on_and_end_with_their_execution() -> None:
     approved, rejected = root.children
     assert [(event.name, event.at) for event in approved.events] == [("approved", at(2))]
     assert (rejected.status, rejected.attributes["error.type"]) == ("error", "rejected")
+    assert [event.name for event in rejected.events] == ["rejected"]
     assert rejected.events[0].attributes == {"paddock.decided_by": "user_x", "paddock.reason": "no"}
 
 
@@ -482,6 +505,55 @@ def test_a_workflow_with_items_skipped_steps_and_one_in_another() -> None:
     assert (asked_.status, asked_.attributes["error.type"]) == ("error", "rejected")
     assert [event.name for event in asked_.events] == ["rejected"]
     assert (skipped.status, skipped.duration_ms, skipped.attributes["paddock.step.status"]) == ("ok", 0.0, "skipped")
+
+
+def test_what_an_ended_plan_left_undone_ended_with_it() -> None:
+    flow = run("workflow", status="cancelled", ended=50)
+    queued = run(begun=5, ended=49, started_at=None, status="cancelled", parent_id=flow.id, step="a")
+    root = tree(
+        runs=[flow, queued],
+        stages=[
+            stage(flow, "a", status="running", started_at=at(5), finished_at=None),
+            stage(flow, "b", status="waiting", tries=0, started_at=at(6), finished_at=None),
+        ],
+    )
+    assert [(one.status, one.ended_at) for one in root.children] == [("cancelled", at(50))] * 2
+    (never,) = root.children[0].children
+    assert (never.status, never.started_at, never.ended_at) == ("cancelled", at(5), at(49))
+    # While the plan goes on, so do they.
+    root = tree(
+        runs=[run("workflow", id=flow.id, ended=None)],
+        stages=[stage(flow, "a", status="waiting", tries=0, started_at=at(5), finished_at=None)],
+    )
+    assert [(one.status, one.ended_at) for one in root.children] == [("waiting", None)]
+
+
+def test_a_task_is_given_what_was_completed_once_it_starts() -> None:
+    crew = run("crew")
+    stages = [
+        stage(crew, "a", characters=10),
+        stage(crew, "b", status="failed", characters=None),
+        stage(crew, "c", status="skipped", characters=20),
+        stage(crew, "d", started_at=at(3)),
+        stage(crew, "e", status="cancelled", tries=0, started_at=None),
+    ]
+    told = [PlannedStep(id=step, context=["a", "b", "c", "gone"]) for step in "de"]
+    root = tree(runs=[crew], stages=stages, plans=[PlanPart(run_id=crew.id, steps=told)])
+    below = {one.name: [child.attributes["paddock.context.steps"] for child in one.children] for one in root.children}
+    assert below == {"a": [], "b": [], "c": [], "d": [["a"]], "e": []}
+
+
+def test_at_one_moment_context_comes_first_and_items_by_their_number() -> None:
+    crew = run("crew")
+    agent = run(parent_id=crew.id, step="b", begun=1)
+    root = tree(
+        runs=[crew, agent],
+        stages=[stage(crew, "a", characters=1), stage(crew, "b"), *(stage(crew, "c", n) for n in range(12))],
+        plans=[PlanPart(run_id=crew.id, steps=[PlannedStep(id="b", context=["a"])])],
+    )
+    _, given_, many = root.children
+    assert [child.kind for child in given_.children] == ["memory", "agent"]
+    assert [child.attributes["paddock.step.item"] for child in many.children] == list(range(12))
 
 
 def test_a_child_by_its_own_id_belongs_to_the_same_trace() -> None:

@@ -296,8 +296,13 @@ async def test_agents_that_may_delegate_ask_the_others_of_the_crew(acme: Tenant,
     assert asked(provider, stranger) == [], "no member of the crew"
     (helped,) = asked(provider, two)
     assert helped.said("system").startswith("You are Expert on tea.")
-    # Alone, nobody is asked: not the tenant's other agents either.
-    alone = agents.splitlines()[0]
+
+
+async def test_an_agent_that_may_delegate_asks_nobody_outside_of_the_crew(acme: Tenant, provider: Wire) -> None:
+    one, stranger = await models(acme, provider, "one", "stranger")
+    await agent(acme, stranger, name="stranger")
+    alone = crew_of(one=one).replace("goal: Be a one", "goal: G, allow_delegation: true")
+    tasks = "only: {description: D, expected_output: E, agent: one}\n"
     await made(acme, "/crews", name="alone", agents_yaml=alone, tasks_yaml=tasks)
     provider.say("By myself", to=one)
     assert (await run(acme, "alone"))["result"] == "By myself"

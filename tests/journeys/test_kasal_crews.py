@@ -312,6 +312,16 @@ async def test_a_crew_with_mistakes_is_not_let_in(acme: Tenant) -> None:
         assert fields(await web.post("/crews", json=body)) == [field], body
 
 
+async def test_a_crew_does_not_name_tools_without_end(acme: Tenant) -> None:
+    agents = "".join(
+        f"a{n}: {{role: R, goal: G, llm: smollm2, tools: [{', '.join(f't{n}_{m}' for m in range(60))}]}}\n"
+        for n in range(17)
+    )
+    body = {"agents_yaml": agents, "tasks_yaml": "t: {description: D, expected_output: E, agent: a0}\n"}
+    found = (await acme.http.post("/crews/debug", json=body)).json()
+    assert [one["message"].split(",")[0] for one in found["errors"]] == ["names 1020 tools"]
+
+
 async def test_crews_of_what_is_in_the_catalogue(acme: Tenant) -> None:
     web = acme.http
     await search_tool(acme)

@@ -161,12 +161,16 @@ async def test_a_task_for_an_agent_that_there_is(acme: Tenant, provider: Wire) -
     said = {"name": "Feedback: 2024/25", "description": "Read it.", "expected_output": "A table.", "tools": ["python"]}
     name = await thinker(acme, provider, {**said, "agent": analyst["name"]}, {**said, "agent": None})
     body = {"description": FEEDBACK, "model": name}
-    task = (await acme.http.post("/task-generation/generate", json=body)).json()["task"]
+    first = (await acme.http.post("/task-generation/generate", json=body)).json()
+    task = first["task"]
     assert task == {**said, "name": "Feedback 2024 25", "agent": analyst["name"]}
     created = await create(acme, "/tasks", task)
     assert created["tools"] == ["python"]
     second = (await acme.http.post("/task-generation/generate", json=body)).json()["task"]
     assert (second["name"], second["agent"]) == ("Feedback 2024 25 2", None)
+    # An agent that is gone by the time somebody looks is not named.
+    assert (await acme.http.delete(f"/agents/{analyst['id']}")).status_code == 204
+    assert (await acme.http.get(f"/task-generation/{first['execution_id']}")).json()["task"]["agent"] is None
 
 
 async def test_a_crew_is_put_right(acme: Tenant, provider: Wire) -> None:

@@ -406,3 +406,31 @@ async def test_what_was_completed_before_is_not_run_again_and_says_where_it_was(
     was = next(one for one in before["children"] if one["name"] == "a")
     assert a["attributes"]["paddock.step.execution.id"] == was["children"][0]["id"]
     assert [one["status"] for one in b["children"]] == ["error"]
+
+
+async def test_a_crew_whose_manager_delegates(acme: Tenant, provider: Wire) -> None:
+    lead, name = await model(acme, provider, fresh("lead")), await model(acme, provider, fresh())
+    body = {
+        "name": "led",
+        "agents_yaml": f"writer: {{role: Writer, goal: Write, llm: {name}}}\n",
+        "tasks_yaml": "write: {description: Write it, expected_output: A report, agent: writer}\n",
+        "process": "hierarchical",
+        "manager_model": lead,
+    }
+    made = await acme.http.post("/crews", json=body)
+    assert made.status_code == 201, made.text
+    provider.say("", to=lead, calls=[call("delegate", {"agent": "writer", "task": "Write the report"})])
+    provider.say("The report.", to=name)
+    provider.say("Here it is.", to=lead)
+    ended = await acme.ended((await acme.http.post("/crews/led/execute", json={})).json()["id"])
+    assert ended["status"] == "completed", ended
+    whole = await trace(acme, ended["id"])
+    check(whole)
+    (task,) = whole["spans"][0]["children"]
+    (manager,) = task["children"]
+    assert [shape(one) for one in manager["children"]] == [
+        (f"model_call {lead}", []),
+        ("tool delegate", [("agent writer", [(f"model_call {name}", [])])]),
+        (f"model_call {lead}", []),
+    ]
+    assert "gen_ai.agent.id" not in manager["children"][1]["children"][0]["attributes"]

@@ -2,122 +2,27 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
 import msgspec
 import pytest
 
-from domain import executions
-from domain.access import Caller
-from domain.executions import Ended, Execution, Start
+from domain import executions, ids
+from domain.executions import Ended, Start
 from domain.plans import advancing, starting
-from domain.plans.advancing import Busy, Known
-from domain.plans.schema import AgentWork, Plan, PlanStep, PlanWork, Retry
+from domain.plans.advancing import Busy
+from domain.plans.schema import Plan, PlanStep, PlanWork, Retry
 from domain.ports import Outcome, Tx
-from infra.postgres.db import connect
-from infra.postgres.store import PostgresStore
 from scripts.up import System
-from tests.apart import NOW, Apart, apart
+from tests.apart import NOW
+from tests.workers.planning import Killed, World, opened
 from workers.plans import Planner
-
-
-class Silent:
-    """A doorbell that nobody hears."""
-
-    async def ring(self, jobs: Any, changed: Any = ()) -> None: ...
-    async def ring_lost(self, jobs: Any) -> int:
-        return 0
-
-
-class Killed(Exception):
-    """The process dies here."""
-
-
-class World:
-    def __init__(self, database: Apart, store: PostgresStore, caller: Caller, agent_id: str) -> None:
-        self.database, self.store, self.caller, self.agent_id = database, store, caller, agent_id
-        self.clock = [NOW]
-
-    def work(self) -> AgentWork:
-        return AgentWork(name="agent", agent_id=self.agent_id, version_id=self.version_id)
-
-    async def known(self) -> None:
-        found = await self.database.owner.fetchval("SELECT current_version_id FROM agents ORDER BY id DESC LIMIT 1")
-        from domain import ids
-
-        self.version_id = ids.encode("ver", found)
-
-    async def start(self, *steps: PlanStep, **more: Any) -> str:
-        plan = Plan(kind="workflow", name="plan", steps=list(steps), **more)
-        async with self.store.begin(self.caller) as tx:
-            return (await starting.start(tx, self.caller, plan, Start(inputs={"n": 1}))).id
-
-    async def get(self, execution_id: str) -> Execution:
-        async with self.store.begin(self.caller) as tx:
-            return await executions.get(tx, execution_id)
-
-    async def advance(self, execution_id: str, known: Known | None = None, die: bool = False) -> Known | None:
-        async with self.store.begin(self.caller) as tx:
-            after = await advancing.advance(tx, execution_id, known)
-            if die:
-                raise Killed
-            return after
-
-    async def due(self) -> list[str]:
-        async with self.store.begin_single() as tx:
-            return [one.execution_id for one in (await tx.plans.due(tx.now, 100))[0]]
-
-    async def work_off(self, most: int = 100, error: str | None = None) -> list[str]:
-        """Claim what waits in the run lane and settle it. Returns the steps."""
-        async with self.store.begin_single() as tx:
-            claimed = await executions.claim(tx, "worker", timedelta(seconds=60), most)
-        for one in claimed:
-            async with self.store.begin(self.caller) as tx:
-                outcome = Outcome(output=msgspec.json.encode({"step": one.step}))
-                failed = Outcome(error_type=error, error_message="no")
-                await executions.finish(tx, [Ended(execution=one, outcome=failed if error else outcome, written=[])])
-        return [one.step or "" for one in claimed]
-
-    async def to_its_end(self, execution_id: str) -> Execution:
-        for _ in range(100):
-            for one in await self.due():
-                await self.advance(one)
-            await self.work_off()
-            found = await self.get(execution_id)
-            if found.status in ("completed", "failed", "cancelled"):
-                return found
-            self.clock[0] += timedelta(seconds=1)
-        raise AssertionError(found)
-
-    async def children(self, execution_id: str) -> dict[str, list[str]]:
-        rows = await self.database.owner.fetch("SELECT step, status FROM executions WHERE parent_id IS NOT NULL")
-        found = dict[str, list[str]]()
-        for row in rows:
-            found.setdefault(row["step"], []).append(row["status"])
-        return found
-
-
-@asynccontextmanager
-async def _world(system: System) -> AsyncIterator[World]:
-    async with apart(system) as database:
-        caller = await database.tenant()
-        agent_id = await database.agent(caller)
-        engine = connect(database.url, pool_size=8, application="tests")
-        world: World
-        store = PostgresStore(engine, Silent(), lambda: world.clock[0])
-        world = World(database, store, caller, agent_id)
-        await world.known()
-        try:
-            yield world
-        finally:
-            await store.close()
 
 
 @pytest.fixture
 async def world(system: System) -> AsyncIterator[World]:
-    async with _world(system) as one:
+    async with opened(system) as one:
         yield one
 
 
@@ -290,8 +195,6 @@ async def test_run_again_from_the_failed_step_on(world: World) -> None:
 
 
 def _uuid(execution_id: str) -> Any:
-    from domain import ids
-
     return ids.decode("exec", execution_id)
 
 

@@ -38,6 +38,8 @@ def upgrade() -> None:
             execution_id uuid PRIMARY KEY REFERENCES executions,
             tenant_id text NOT NULL,
             plan json NOT NULL,
+            -- Calls of models in a minute, over all that it runs.
+            max_rpm integer,
             -- How often its steps were written down: who knows this one knows them all.
             revision integer NOT NULL DEFAULT 0
         );
@@ -80,7 +82,7 @@ def upgrade() -> None:
         CREATE INDEX plan_signals_execution_id ON plan_signals (execution_id);
         ALTER TABLE plan_signals SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
-        -- However a child comes to its end, its plan learns of it in the same transaction.
+        -- However a child comes to its end, or waits for other decisions, its plan learns of it in the same transaction.
         CREATE FUNCTION signal_plan() RETURNS trigger
         LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$ BEGIN
             IF NEW.parent_id IS NOT NULL THEN
@@ -93,11 +95,14 @@ def upgrade() -> None:
             END IF;
             RETURN NULL;
         END $$;
-        CREATE TRIGGER signal_plan AFTER UPDATE OF status ON executions FOR EACH ROW
-            WHEN (NEW.status <> OLD.status AND (
-                (NEW.parent_id IS NOT NULL AND (
-                    NEW.status IN ('completed', 'failed', 'cancelled', 'waiting') OR OLD.status = 'waiting'))
-                OR (NEW.lane = 'plan' AND NEW.status = 'cancelled')))
+        CREATE TRIGGER signal_plan AFTER UPDATE OF status, waiting_for ON executions FOR EACH ROW
+            WHEN (
+                (NEW.status <> OLD.status AND (
+                    (NEW.parent_id IS NOT NULL AND (
+                        NEW.status IN ('completed', 'failed', 'cancelled', 'waiting') OR OLD.status = 'waiting'))
+                    OR (NEW.lane = 'plan' AND NEW.status = 'cancelled')))
+                OR (NEW.parent_id IS NOT NULL AND NEW.status = 'waiting' AND OLD.status = 'waiting'
+                    AND NEW.waiting_for::text IS DISTINCT FROM OLD.waiting_for::text))
             EXECUTE FUNCTION signal_plan();
 
         -- Plans of any tenants that something may have changed for, and how many seconds to the next that is known of.
@@ -247,16 +252,17 @@ def upgrade() -> None:
             RETURN QUERY SELECT wanted, true, NULL::uuid, NULL::text, NULL::text, NULL::bigint, NULL::bigint;
         END $$;
 
-        -- Gives up a hold and counts a cost in every budget that applies, enabled or not, and in the execution,
-        -- whatever has become of it. Returns what has reached 80 % and was not warned of yet.
+        -- Gives up a hold and counts a cost in every budget that applies, enabled or not, and in the execution with all
+        -- that it belongs to, whatever has become of them. Returns what has reached 80 % and was not warned of yet.
         CREATE FUNCTION spend_cost(
-            hold uuid, run uuid, root uuid, whose uuid[], run_limit bigint, cost bigint, at timestamptz
+            hold uuid, run uuid, whose uuid[], run_limit bigint, cost bigint, at timestamptz
         ) RETURNS TABLE (budget_id uuid, scope text, period text, limit_nanos bigint, amount bigint)
         LANGUAGE plpgsql AS $$
         #variable_conflict use_column
         DECLARE
             tenant text := current_setting('paddock.tenant_id');
             locked uuid[];
+            above uuid := run;
             spent_by_run bigint;
         BEGIN
             IF cost > 0 THEN
@@ -271,15 +277,12 @@ def upgrade() -> None:
             IF cost <= 0 THEN
                 RETURN;
             END IF;
-            UPDATE executions e
-            SET total_cost = ((e.total_cost * 1e9)::bigint + cost)::double precision / 1e9::double precision
-            WHERE e.id = run RETURNING (e.total_cost * 1e9)::bigint INTO spent_by_run;
-            IF root <> run THEN
-                -- After the run, which all who lock both do first.
+            -- From the run up to the root, which all who lock several of them do. The limit is that of the root.
+            WHILE above IS NOT NULL LOOP
                 UPDATE executions e
                 SET total_cost = ((e.total_cost * 1e9)::bigint + cost)::double precision / 1e9::double precision
-                WHERE e.id = root RETURNING (e.total_cost * 1e9)::bigint INTO spent_by_run;
-            END IF;
+                WHERE e.id = above RETURNING e.parent_id, (e.total_cost * 1e9)::bigint INTO above, spent_by_run;
+            END LOOP;
             RETURN QUERY
             WITH old AS (
                 SELECT b.id, CASE WHEN p.fresh THEN 0 ELSE b.spent END AS spent,
