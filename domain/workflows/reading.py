@@ -161,9 +161,9 @@ def written(workflow: Workflow) -> str:
 
 
 def said(part: msgspec.Struct) -> dict[str, Any]:
-    """What somebody said of a step or an input: its fields without those that are as they would be anyway."""
+    """What somebody said of a step, an input or a retry: its fields without those that are as they would be anyway."""
     return {
-        field.name: value
+        field.name: said(value) if isinstance(value, msgspec.Struct) else value
         for field in msgspec.structs.fields(part)
         if (value := getattr(part, field.name)) is not UNSET
         and value != (field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory())

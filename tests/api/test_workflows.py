@@ -1,5 +1,6 @@
 """Workflows at the door: what is refused and where the mistake is said to be, YAML and JSON, names, lists, budgets."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -169,6 +170,7 @@ outputs:
     written = await acme.http.get("/workflows/code-review", headers={"Accept": "application/yaml"})
     assert written.headers["content-type"].startswith("application/yaml")
     assert "description: |" in written.text
+    assert "max_delay" not in written.text, "nobody said so"
     theirs = await rival.http.post("/workflows", content=written.content, headers=YAML)
     assert theirs.status_code == 201, theirs.text
     assert (await rival.http.get("/workflows/code-review", headers={"Accept": "text/yaml"})).text == written.text
@@ -261,6 +263,18 @@ async def test_a_workflow_cannot_contain_itself(acme: Tenant) -> None:
     await acme.http.delete(f"/workflows/{free['id']}")
     taken = await acme.http.patch("/workflows/c", json={"name": "free"})
     assert (taken.status_code, "free → b → a → free" in taken.text) == (422, True), taken.text
+
+
+async def test_two_at_once_cannot_contain_each_other(acme: Tenant) -> None:
+    for _ in range(5):
+        one, other = [await made(acme, LIST) for _ in range(2)]
+        answers = await asyncio.gather(
+            *(
+                acme.http.patch(f"/workflows/{outer['id']}", json={"steps": [{"id": "in", "workflow": inner["id"]}]})
+                for outer, inner in ((one, other), (other, one))
+            )
+        )
+        assert sorted(answer.status_code for answer in answers) == [200, 422]
 
 
 async def test_workflows_nest_so_deep_and_no_deeper(acme: Tenant) -> None:

@@ -1,0 +1,573 @@
+"""Plans where it gets narrow: costs, limits, retries of plans in plans, what is too large, and planners in trouble."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import pytest
+
+from domain import agents, costs, executions, ids
+from domain.chat import Usage
+from domain.costs import Call, Spender
+from domain.errors import DomainError
+from domain.executions import Ended, Execution, Start
+from domain.plans import advancing, starting
+from domain.plans.rendering import Scope
+from domain.plans.schema import AgentWork, Plan, PlanStep, PlanWork, Retry, TaskText, ToolWork
+from domain.ports import Outcome
+from infra.postgres.plans import MAX_ANSWERS
+from scripts.up import System
+from tests.apart import NOW
+from tests.workers.planning import World, opened
+from workers.calls import ModelCalls
+from workers.plans import Planner
+
+
+@pytest.fixture
+async def world(system: System) -> AsyncIterator[World]:
+    async with opened(system) as one:
+        yield one
+
+
+def within(*steps: PlanStep, **more: Any) -> PlanWork:
+    return PlanWork(plan=Plan(kind="workflow", name="inner", steps=list(steps), **more))
+
+
+def step(world: World, step_id: str, *above: str, **more: Any) -> PlanStep:
+    return PlanStep(id=step_id, name=step_id, depends_on=list(above), **({"work": world.work()} | more))
+
+
+async def retried(world: World, execution_id: str) -> Execution:
+    async with world.store.begin(world.caller) as tx:
+        return await starting.retry(tx, world.caller, execution_id, from_failed=True)
+
+
+async def settle(world: World, **errors: str | None) -> list[str]:
+    """Settle all that can be claimed; a step named here fails."""
+    async with world.store.begin_single() as tx:
+        claimed = await executions.claim(tx, "worker", timedelta(seconds=60), 100)
+    for one in claimed:
+        failed = errors.get(one.step or "")
+        outcome = Outcome(output=msgspec.json.encode({"step": one.step}))
+        if failed:
+            outcome = Outcome(error_type=failed, error_message="no")
+        async with world.store.begin(world.caller) as tx:
+            await executions.finish(tx, [Ended(execution=one, outcome=outcome, written=[])])
+    return [one.step or "" for one in claimed]
+
+
+async def rows(world: World, query: str, *values: Any) -> list[tuple[Any, ...]]:
+    return [tuple(row) for row in await world.database.owner.fetch(query, *values)]
+
+
+async def signals(world: World) -> int:
+    return int(await world.database.owner.fetchval("SELECT count(*) FROM plan_signals"))
+
+
+# costs
+
+
+async def test_costs_are_those_of_all_below_whenever_they_come(world: World) -> None:
+    """A call that was under way when everything was cancelled is billed after it."""
+    root = await world.start(
+        PlanStep(
+            id="sub",
+            name="sub",
+            work=within(step(world, "a"), PlanStep(id="d", name="d", work=within(step(world, "b")))),
+        )
+    )
+    await world.turns()
+    await world.turns()
+    found = {
+        row[0]: row[1:] for row in await rows(world, "SELECT step, id, root_id FROM executions WHERE step IS NOT NULL")
+    }
+
+    async def spend(step_id: str, dollars: float) -> None:
+        run, root_id = found[step_id]
+        spender = Spender(
+            execution_id=ids.encode("exec", run),
+            root_id=ids.encode("exec", root_id),
+            user_id=world.caller.user_id,
+            cost_limit=10.0,
+        )
+        call = Call(
+            provider="p",
+            model="m",
+            model_name="m",
+            usage=Usage(),
+            cost_usd=dollars,
+            estimated=False,
+            status="ok",
+            error_type=None,
+            duration_ms=1.0,
+            first_token_ms=None,
+        )
+        async with world.store.begin(world.caller) as tx:
+            await costs.settle(tx, None, spender, call)
+
+    await spend("a", 0.1)
+    await asyncio.gather(*(spend(one, 0.01) for one in ("a", "b") * 10))
+    async with world.store.begin(world.caller) as tx:
+        await executions.cancel(tx, root)
+    await world.turns()
+    await spend("b", 0.2)
+    await spend("a", 0.000000001)
+    totals = dict(await rows(world, "SELECT coalesce(step, 'root'), total_cost FROM executions"))
+    assert totals == {
+        "a": pytest.approx(0.200000001, abs=1e-12),
+        "b": pytest.approx(0.3, abs=1e-12),
+        "d": pytest.approx(0.3, abs=1e-12),
+        "sub": pytest.approx(0.500000001, abs=1e-12),
+        "root": pytest.approx(0.500000001, abs=1e-12),
+    }
+    # The limit is that of all together.
+    async with world.store.begin(world.caller) as tx:
+        run, root_id = (ids.encode("exec", one) for one in found["b"])
+        spender = Spender(execution_id=run, root_id=root_id, user_id=world.caller.user_id, cost_limit=0.6)
+        hold = await costs.hold(tx, spender, 1.0, 0.01, 60)
+        assert hold.granted == pytest.approx(0.099999999, abs=1e-9)
+
+
+# what others do to agents
+
+
+async def test_who_starts_an_agent_takes_nothing_from_a_plan(world: World) -> None:
+    for policy in ("replace", "reject"):
+        agent_id = await world.database.agent(world.caller, max_concurrency=1, policy=policy)
+        version = await world.database.owner.fetchval(
+            "SELECT current_version_id FROM agents WHERE id = $1", ids.decode("agent", agent_id)
+        )
+        work = AgentWork(name="limited", agent_id=agent_id, version_id=ids.encode("ver", version))
+        root = await world.start(PlanStep(id="a", name="a", work=work), PlanStep(id="b", name="b", work=work))
+        await world.turns()
+        async with world.store.begin(world.caller) as tx:
+            direct = await executions.start(tx, world.caller, agent_id, Start(inputs={}))
+        assert await world.children(root) == {"a": ["pending"], "b": ["pending"]}
+        assert (await world.get(direct.id)).status == "pending"
+        assert (await world.to_its_end(root)).status == "completed"
+        await world.database.owner.execute("UPDATE executions SET parent_id = NULL, root_id = NULL, step = NULL")
+
+
+async def test_an_agent_that_is_deleted_under_way_is_not_run_any_more(world: World) -> None:
+    root = await world.start(step(world, "a"), step(world, "b", "a"))
+    await world.turns()
+    assert await world.work_off() == ["a"]
+    async with world.store.begin(world.caller) as tx:
+        await agents.delete(tx, world.agent_id)
+    await world.turns()
+    ended = await world.get(root)
+    assert (ended.status, ended.error_type) == ("failed", "not_startable")
+    assert "The agent 'agent' was deleted." in (ended.error_message or "")
+    assert ended.results == {"a": {"step": "a"}}
+
+
+async def test_deleting_an_agent_cancels_the_steps_that_run_it(world: World) -> None:
+    root = await world.start(step(world, "a"))
+    await world.turns()
+    async with world.store.begin(world.caller) as tx:
+        await agents.delete(tx, world.agent_id)
+    await world.turns()
+    ended = await world.get(root)
+    assert (ended.status, ended.error_type) == ("failed", "cancelled")
+
+
+async def test_one_slot_of_a_tenant_is_enough_for_plans_in_plans(world: World) -> None:
+    await world.database.owner.execute("UPDATE tenants SET max_concurrency = 1")
+    root = await world.start(
+        PlanStep(id="s", name="s", work=within(*(step(world, one) for one in "abc"))), step(world, "d")
+    )
+    assert (await world.to_its_end(root)).status == "completed"
+
+
+# run again
+
+
+async def test_a_plan_within_goes_on_where_it_failed(world: World) -> None:
+    sub = within(step(world, "x"), step(world, "y", "x"), step(world, "z", "y"))
+    root = await world.start(
+        PlanStep(id="each", name="each", work=sub, map=["p", "q"], inputs={"of": "{{ item }}"}),
+        step(world, "end", "each"),
+    )
+    await world.turns()
+    assert sorted(await settle(world)) == ["x", "x"]
+    await world.turns()
+    assert sorted(await settle(world, y="ValueError")) == ["y", "y"]
+    await world.turns()
+    assert (await world.get(root)).status == "failed"
+    # Once more it fails there, then one further on.
+    for expected, failing in ((["y"], "y"), (["y", "z"], "z"), (["z", "end"], "")):
+        root = (await retried(world, root)).id
+        await world.turns()
+        for one in expected:
+            assert set(await settle(world, **{failing: "E"})) == {one}
+            await world.turns()
+    ended = await world.get(root)
+    assert ended.status == "completed"
+    assert ended.results == {"each": [{"step": "z"}] * 2, "end": {"step": "end"}}
+    assert dict(await rows(world, "SELECT step, count(*) FROM executions WHERE lane = 'run' GROUP BY 1")) == {
+        **{"x": 2, "y": 6, "z": 4, "end": 1},
+    }
+    kept = "SELECT count(*) FROM executions WHERE lane = 'plan' AND retry_of IS NOT NULL AND parent_id IS NOT NULL"
+    assert await rows(world, kept) == [(6,)]
+
+
+async def test_a_plan_within_that_is_asked_something_else_begins_anew(world: World) -> None:
+    sub = within(step(world, "x"), step(world, "y", "x"))
+    root = await world.start(
+        step(world, "a", continue_on_failure=True),
+        PlanStep(id="sub", name="sub", work=sub, depends_on=["a"], inputs={"a": "{{ steps.a.status }}"}),
+    )
+    await world.turns()
+    await settle(world, a="ValueError")
+    await world.turns()
+    await settle(world)
+    await world.turns()
+    await settle(world, y="ValueError")
+    await world.turns()
+    assert (await world.get(root)).status == "failed"
+    again = await retried(world, root)
+    assert (await world.to_its_end(again.id)).status == "completed"
+    query = "SELECT step FROM executions WHERE lane = 'run' ORDER BY id"
+    assert [one for (one,) in await rows(world, query)] == ["a", "x", "y", "a", "x", "y"]
+
+
+async def test_what_was_skipped_is_judged_again_after_what_is_run_again(world: World) -> None:
+    root = await world.start(
+        step(world, "a", continue_on_failure=True),
+        step(world, "b", "a", when="steps.a.status == 'completed'"),
+        step(world, "each", "a", map="steps.a.status == 'completed' ? [1] : [1, 2, 3]", max_parallel=3),
+        step(world, "kept", when="false"),
+        step(world, "end", "b", "each"),
+    )
+    await world.turns()
+    await settle(world, a="ValueError")
+    await world.turns()
+    await settle(world, **{"each[1]": "ValueError"})
+    await world.turns()
+    assert (await world.get(root)).status == "failed"
+    again = await retried(world, root)
+    ended = await world.to_its_end(again.id)
+    assert ended.status == "completed", ended
+    assert ended.results == {
+        "a": {"step": "a"},
+        "b": {"step": "b"},
+        "each": [{"step": "each[0]"}],
+        "end": {"step": "end"},
+    }
+    assert ended.steps_completed == 5
+
+
+async def test_what_completed_before_a_cancel_was_taken_in_is_kept(world: World) -> None:
+    root = await world.start(step(world, "a"), step(world, "b", "a"))
+    await world.turns()
+    await settle(world)
+    async with world.store.begin(world.caller) as tx:
+        await executions.cancel(tx, root)
+    again = await retried(world, root)
+    await world.turns()
+    assert await settle(world) == ["b"]
+    assert (await world.to_its_end(again.id)).results == {"a": {"step": "a"}, "b": {"step": "b"}}
+
+
+async def test_only_a_name_that_was_given_is_kept(world: World) -> None:
+    for name in (None, "Mine"):
+        plan = Plan(kind="workflow", name="plan", steps=[step(world, "a")])
+        async with world.store.begin(world.caller) as tx:
+            made = await starting.start(tx, world.caller, plan, Start(run_name=name))
+            await executions.cancel(tx, made.id)
+            again = await starting.retry(tx, world.caller, made.id, from_failed=False)
+        assert again.run_name == (name or f"plan-{again.id[-6:]}")
+
+
+async def test_an_automatic_try_of_a_plan_within_is_a_whole_one(world: World) -> None:
+    sub = within(step(world, "x"), step(world, "y", "x"))
+    root = await world.start(PlanStep(id="sub", name="sub", work=sub, retry=Retry(attempts=1, delay=0)))
+    await world.turns()
+    await settle(world)
+    await world.turns()
+    await settle(world, y="ValueError")
+    assert (await world.to_its_end(root)).status == "completed"
+    query = "SELECT step FROM executions WHERE lane = 'run' ORDER BY id"
+    assert [one for (one,) in await rows(world, query)] == ["x", "y", "x", "y"]
+
+
+# what is too large, or no text
+
+
+async def test_outputs_that_are_too_large_fail_the_step_that_refers_to_them(world: World) -> None:
+    root = await world.start(
+        step(world, "a"),
+        step(world, "b", "a", inputs={"a": "{{ steps.a.outputs }}"}, continue_on_failure=True),
+        step(world, "c", "a", when="size(steps.a.outputs) > 3", continue_on_failure=True),
+    )
+    await world.turns()
+    await settle(world)
+    large = f'"{"x" * MAX_ANSWERS}"'
+    await world.database.owner.execute("UPDATE executions SET output_data = $1::json WHERE step = 'a'", large)
+    await world.turns()
+    failed = await rows(world, "SELECT step, error_type FROM plan_steps WHERE status = 'failed' ORDER BY 1")
+    assert failed == [("b", "outputs_too_large"), ("c", "outputs_too_large")]
+    assert (await world.get(root)).status == "completed"
+
+
+async def test_a_plan_whose_last_output_is_too_large_is_completed_without_one(world: World) -> None:
+    root = await world.start(step(world, "a"))
+    await world.turns()
+    await settle(world)
+    large = f'"{"x" * MAX_ANSWERS}"'
+    await world.database.owner.execute("UPDATE executions SET output_data = $1::json WHERE step = 'a'", large)
+    await world.turns()
+    ended = await world.get(root)
+    assert (ended.status, ended.output_data) == ("completed", None)
+    query = "SELECT data->>'message' FROM execution_events WHERE type = 'warning'"
+    ((told,),) = await rows(world, query)
+    assert "too much" in told
+
+
+async def test_values_without_a_place_in_texts_are_told_of_all_the_same(world: World) -> None:
+    """U+0000 in an answer that an error quotes."""
+    root = await world.start(step(world, "a"), step(world, "b", "a", map="steps.a.outputs"))
+    await world.turns()
+    await settle(world)
+    await world.database.owner.execute("UPDATE executions SET output_data = '\"\\u0000\"' WHERE step = 'a'")
+    await world.turns()
+    ended = await world.get(root)
+    assert (ended.status, ended.error_type) == ("failed", "bad_expression")
+    assert "map: is no list but \ufffd." in (ended.error_message or "")
+
+
+async def test_a_prompt_that_comes_to_too_much_fails_its_step_with_the_reason(world: World) -> None:
+    text = "{a}" * 2000
+    work = world.spec(instructions=text)
+    root = await world.start(PlanStep(id="a", name="a", work=work, inputs={"a": "{{ inputs.a }}"}, prompt="Go."))
+    await world.database.owner.execute(
+        "UPDATE executions SET input_data = $1::json", msgspec.json.encode({"a": "x" * 4000}).decode()
+    )
+    await world.turns()
+    ended = await world.get(root)
+    assert (ended.status, ended.error_type) == ("failed", "not_startable"), ended
+    assert "add more than" in (ended.error_message or "")
+
+
+async def test_a_plan_has_so_many_items_in_all(world: World) -> None:
+    mapped = [step(world, f"s{number}", map=list(range(1000)), max_parallel=1) for number in range(21)]
+    root = await world.start(*mapped)
+    await world.turns()
+    failed = await rows(world, "SELECT step, error_type FROM plan_steps WHERE status = 'failed' AND item < 0")
+    assert [kind for _, kind in failed] == ["map_too_large"]
+    assert (await world.get(root)).error_type == "map_too_large"
+
+
+def test_the_team_of_an_agent_is_told_the_inputs_as_it_is(world: World) -> None:
+    mate = msgspec.convert(msgspec.to_builtins(world.spec(goal="Know {topic}.").spec), agents.Agent)
+    work = world.spec(goal="Ask of {topic}.", team=[mate])
+    one = PlanStep(id="a", name="a", work=work, text=TaskText(description="Go."))
+    plan = Plan(kind="crew", name="c", steps=[one])
+    spec = Scope(plan, {"topic": "bees"}, {}).spec(work, one)
+    assert spec is not None
+    assert (spec.goal, [one.goal for one in spec.team]) == ("Ask of bees.", ["Know bees."])
+
+
+# what is accepted, and has an effect
+
+
+async def test_what_would_have_no_effect_is_refused(world: World) -> None:
+    code = Plan(
+        kind="workflow",
+        name="c",
+        steps=[step(world, "a"), PlanStep(id="t", name="t", work=ToolWork(name="x", tool="x"))],
+    )
+    model = Plan(
+        kind="workflow",
+        name="m",
+        steps=[PlanStep(id="s", name="s", work=within(PlanStep(id="m", name="m", work=world.spec(), prompt="Go.")))],
+    )
+    calls = msgspec.structs.replace(world.work(), calls_models=True)
+    caller = Plan(kind="workflow", name="x", steps=[PlanStep(id="a", name="a", work=calls)])
+    given: dict[str, Any] = {"cost_limit": 1.0, "mode": "safe", "model": "m"}
+    for plan, refused in ((code, set(given)), (caller, {"mode", "model"}), (model, set[str]())):
+        found = set()
+        for field, value in given.items():
+            try:
+                async with world.store.begin(world.caller) as tx:
+                    await starting.start(tx, world.caller, plan, Start(**{field: value}))
+            except DomainError as error:
+                found |= {one.field for one in error.errors}
+        assert found == refused
+
+
+async def test_lists_of_which_the_inputs_tell_are_looked_at_for_so_long_at_the_door(world: World) -> None:
+    """Each may take a fifth of a second; two thousand of them may not take minutes."""
+    heavy = "inputs.n.map(x, x + 1).map(y, y * 2)"
+    steps = [step(world, f"s{number}", map=heavy) for number in range(300)]
+    plan = Plan(kind="workflow", name="heavy", steps=steps)
+    async with world.store.begin(world.caller) as tx:
+        made = await starting.start(tx, world.caller, plan, Start(inputs={"n": list(range(1000))}))
+    assert made.status == "pending"
+    few = Plan(kind="workflow", name="few", steps=[step(world, "a", map="inputs.n")])
+    with pytest.raises(DomainError, match="is no list"):
+        async with world.store.begin(world.caller) as tx:
+            await starting.start(tx, world.caller, few, Start(inputs={"n": 1}))
+
+
+# turns
+
+
+async def test_nothing_is_told_of_a_plan_that_has_ended(world: World) -> None:
+    for ending in ("completed", "failed", "cancelled", "timeout"):
+        sub = PlanStep(id="sub", name="sub", work=within(step(world, "x")))
+        root = await world.start(step(world, "a"), sub)
+        await world.turns()
+        if ending == "cancelled":
+            async with world.store.begin(world.caller) as tx:
+                await executions.cancel(tx, root)
+        elif ending == "timeout":
+            world.clock[0] += timedelta(days=8)
+        else:
+            await settle(world, a="E" if ending == "failed" else None)
+        await world.turns()
+        ended = await world.get(root)
+        assert ended.status == ("failed" if ending == "timeout" else ending)
+        assert await signals(world) == 0
+        states = "SELECT DISTINCT status FROM executions WHERE completed_at IS NULL"
+        assert await rows(world, states) == []
+
+
+async def test_who_has_had_a_turn_lets_others_have_theirs(world: World) -> None:
+    root = await world.start(*(step(world, f"s{number}") for number in range(5)))
+    for number in range(1, 5):
+        async with world.store.begin(world.caller) as tx:
+            await advancing.advance(tx, root, None, lambda: True)
+        assert len(await world.children(root)) == number
+        assert await world.due() == [root]
+    await world.turns()
+    assert await world.due() == []
+    assert (await world.to_its_end(root)).status == "completed"
+
+
+async def test_the_clock_of_who_starts_a_plan_delays_nothing(world: World) -> None:
+    world.clock[0] += timedelta(minutes=5)
+    root = await world.start(step(world, "a"))
+    world.clock[0] -= timedelta(minutes=5)
+    assert await world.due() == [root]
+
+
+@contextlib.asynccontextmanager
+async def planner(world: World, slots: int) -> AsyncIterator[Planner]:
+    ring = asyncio.Event()
+    one = Planner(world.store, slots, ring)
+    task = asyncio.create_task(one.run())
+    try:
+        yield one
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def started(world: World, execution_id: str) -> None:
+    for _ in range(300):
+        if (await world.get(execution_id)).status == "running":
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it was not advanced")
+
+
+async def test_plans_that_somebody_holds_keep_no_others_from_their_turn(world: World) -> None:
+    """A process that is stopped in the middle of its transactions, for one."""
+    held = [await world.start(step(world, "a")) for _ in range(6)]
+    free = await world.start(step(world, "a"))
+    async with contextlib.AsyncExitStack() as stack:
+        for execution_id in held:
+            tx = await stack.enter_async_context(world.store.begin(world.caller))
+            await tx.plans.lock(execution_id)
+        async with planner(world, 1):
+            await started(world, free)
+            assert (await world.get(held[0])).status == "pending"
+
+
+async def test_plans_that_cannot_be_advanced_fail_and_keep_no_others_from_their_turn(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison = [await world.start(step(world, "a")) for _ in range(6)]
+    stuck = [await world.start(step(world, "a")) for _ in range(6)]
+    free = await world.start(step(world, "a"))
+    advance, give_up = advancing.advance, advancing.give_up
+
+    async def broken(tx: Any, execution_id: str, *more: Any) -> Any:
+        if execution_id in (*poison, *stuck):
+            raise KeyError("here")
+        return await advance(tx, execution_id, *more)
+
+    async def never(tx: Any, execution_id: str, told: str) -> None:
+        if execution_id in stuck:
+            raise KeyError("there")
+        await give_up(tx, execution_id, told)
+
+    monkeypatch.setattr(advancing, "advance", broken)
+    monkeypatch.setattr(advancing, "give_up", never)
+    async with planner(world, 1):
+        await started(world, free)
+    for execution_id in poison:
+        ended = await world.get(execution_id)
+        assert (ended.status, ended.error_type) == ("failed", "internal_error")
+        assert ended.error_message == "The worker failed: KeyError."
+    assert {(await world.get(one)).status for one in stuck} == {"pending"}
+
+
+async def test_a_plan_that_is_given_up_takes_all_below_it_along(world: World) -> None:
+    root = await world.start(PlanStep(id="sub", name="sub", work=within(step(world, "x"))), step(world, "a"))
+    await world.turns()
+    async with world.store.begin(world.caller) as tx:
+        await advancing.give_up(tx, root, "The worker failed.")
+    await world.turns()
+    assert await world.children(root) == {"sub": ["cancelled"], "a": ["cancelled"], "x": ["cancelled"]}
+    assert await signals(world) == 0
+    events = await rows(
+        world,
+        "SELECT type, data->>'status' FROM execution_events WHERE execution_id = $1 ORDER BY seq DESC LIMIT 1",
+        ids.decode("exec", root),
+    )
+    assert events == [("status", "failed")]
+
+
+# the pace of calls
+
+
+async def test_who_waits_for_a_turn_to_call_says_so_and_can_be_stopped(world: World) -> None:
+    """Of a code agent too, which nobody has told of `max_rpm`."""
+    root = await world.start(step(world, "a"), max_rpm=1)
+    await world.turns()
+    query = "SELECT id FROM executions WHERE step = 'a'"
+    run = await world.get(ids.encode("exec", await world.database.owner.fetchval(query)))
+    waits: list[float] = []
+    for _ in range(2):
+        anything: Any = None
+        calls = ModelCalls(world.store, anything, anything, anything, run, Spender())
+        calls.waits = waits.append
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await calls._paced()
+    assert waits == [60.0]
+    unpaced = await world.start(step(world, "b"))
+    await world.turns()
+    query = "SELECT id FROM executions WHERE step = 'b'"
+    run = await world.get(ids.encode("exec", await world.database.owner.fetchval(query)))
+    calls = ModelCalls(world.store, anything, anything, anything, run, Spender())
+    calls.waits = waits.append
+    for _ in range(3):
+        await calls._paced()
+    assert (waits, root != unpaced) == ([60.0], True)
+
+
+async def test_the_pace_holds_whatever_the_clocks_say(world: World) -> None:
+    root = await world.start(step(world, "a"), max_rpm=2)
+    found = []
+    for behind in (0, 5, 3, 1, 2, 4):
+        world.clock[0] = NOW - timedelta(seconds=behind)
+        async with world.store.begin(world.caller) as tx:
+            found.append((await tx.plans.pace(root, 2, tx.now) - NOW).total_seconds())
+    ordered = sorted(found)
+    assert all(later - earlier >= 60 for earlier, later in zip(ordered, ordered[2:], strict=False))
