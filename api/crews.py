@@ -59,7 +59,7 @@ async def patch_crew(front: Front, caller: Caller, crew_id: str, data: PatchCrew
 
 @delete(_ONE, opt=needs("write:catalog"))
 async def delete_crew(front: Front, caller: Caller, crew_id: str) -> None:
-    """Remove a crew. What runs of it goes on, and stays on record."""
+    """Remove a crew that no schedule starts. What runs of it goes on, and stays on record."""
     async with front.store.begin(caller) as tx:
         await crews.delete(tx, crew_id)
 

@@ -7,6 +7,7 @@ import structlog
 from litestar import Response
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
+from litestar.params import ParameterKwarg
 
 from api.requests import HttpRequest
 from domain.errors import DomainError, FieldError, invalid, misread, refused
@@ -90,7 +91,7 @@ def on_domain_error(request: HttpRequest, error: DomainError) -> Response[bytes]
 def on_http_error(request: HttpRequest, error: HTTPException) -> Response[bytes]:
     """Errors that Litestar raised: routing, reading and validating requests."""
     if isinstance(error, ValidationException):
-        return problem(request, _fields(error))
+        return problem(request, _fields(request, error))
     if isinstance(error, RequestEntityTooLarge):
         return problem(request, DomainError("body_too_large", "The request's body is larger than allowed here."))
     if "disconnected" in error.detail:
@@ -115,7 +116,7 @@ def on_any_error(request: HttpRequest, error: Exception) -> Response[bytes]:
     return problem(request, DomainError("internal_error", "An unexpected error; the log has it under the request_id."))
 
 
-def _fields(error: ValidationException) -> DomainError:
+def _fields(request: HttpRequest, error: ValidationException) -> DomainError:
     found: list[FieldError] = []
     for item in error.extra or []:
         if not isinstance(item, dict):
@@ -126,7 +127,14 @@ def _fields(error: ValidationException) -> DomainError:
                 return DomainError("malformed_request", "The body must be a JSON object.")
             found.append(misread(message, "" if key == "data" else key.removeprefix("data.")))
         else:
-            found.append(FieldError(field=key or "request", message=message))
+            found.append(FieldError(field=_sent_as(request, key) or "request", message=message))
     if not found:
         return invalid("request", error.detail)
     return refused(found)
+
+
+def _sent_as(request: HttpRequest, key: str) -> str:
+    """What a caller knows a handler's parameter as: `from` cannot be the name of one."""
+    known = request.route_handler.parsed_fn_signature.parameters.get(key)
+    named = known.kwarg_definition if known is not None else None
+    return (named.query if isinstance(named, ParameterKwarg) else None) or key

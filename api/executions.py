@@ -88,14 +88,20 @@ async def cancel_execution(front: Front, caller: Caller, execution_id: str) -> E
 
 @post("/executions/{execution_id:str}/approve", opt=needs("run:agents"), status_code=200)
 async def approve_execution(front: Front, caller: Caller, execution_id: str, data: Decision | None = None) -> Execution:
-    """Let waiting tool calls be made: all, or the one of `call_id`. The execution goes on when none waits any more."""
+    """Let waiting tool calls be made and waiting steps start: all, or the one of `call_id`.
+
+    An agent goes on when no call of it waits any more, a workflow or a crew with each step.
+    """
     async with front.store.begin(caller) as tx:
         return await deciding.decide(tx, caller, execution_id, True, data or Decision())
 
 
 @post("/executions/{execution_id:str}/reject", opt=needs("run:agents"), status_code=200)
 async def reject_execution(front: Front, caller: Caller, execution_id: str, data: Decision | None = None) -> Execution:
-    """Refuse waiting tool calls. The model is told so, with the `reason`, and goes on without them."""
+    """Refuse waiting tool calls and steps: all, or the one of `call_id`, with a `reason`.
+
+    The model is told so, and goes on without its calls; a step has failed.
+    """
     async with front.store.begin(caller) as tx:
         return await deciding.decide(tx, caller, execution_id, False, data or Decision())
 

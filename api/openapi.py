@@ -36,9 +36,11 @@ _LAST: Final = {
 }
 _WAITING: Final = (
     "execute_agent",
+    "execute_crew",
     "execute_workflow",
     "start_execution",
     "retry_execution",
+    "run_schedule",
     "generate",
     "get_execution",
     "get_version",
@@ -104,7 +106,8 @@ def finished(document: dict[str, Any]) -> dict[str, Any]:
     document = msgspec.json.decode(re.sub(r"Listing_domain\.[\w.]+\.(\w+?)_\b", r"ListingOf\1", text))
     schemas = document["components"]["schemas"]
     _, components = msgspec.json.schema_components(
-        [Problem, Artifact, NewEvaluation, NewWorkflow, PatchWorkflow, YamlWorkflow], ref_template="#/components/schemas/{name}"
+        [Problem, Artifact, NewEvaluation, NewWorkflow, PatchWorkflow, YamlWorkflow],
+        ref_template="#/components/schemas/{name}",
     )
     schemas.update(components)
     for path, item in document["paths"].items():
@@ -141,7 +144,8 @@ def _finish(path: str, method: str, operation: dict[str, Any]) -> None:
     headers = operation.setdefault("parameters", [])
     if any(name.startswith(waiting) for waiting in _WAITING):
         headers.append(_PREFER)
-    if method == "post" and "201" in operation["responses"] and name != "register":
+    makes = "201" in operation["responses"] or name.startswith("generate")
+    if method == "post" and makes and name != "register":
         headers.append(_KEY)
     if name == "stream_events":
         headers.append(_LAST)

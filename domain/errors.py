@@ -81,7 +81,7 @@ class DomainError(Exception):
 
 def not_found(kind: str, reference: str) -> DomainError:
     """The answer for an id that does not exist and for one of another tenant alike."""
-    return DomainError("not_found", f"There is no {kind} {reference!r}.")
+    return DomainError("not_found", f"There is no {kind} {reference[:200]!r}.")
 
 
 def invalid(field: str, message: str) -> DomainError:

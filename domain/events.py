@@ -48,7 +48,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     Of model agents: `token` and `thinking` are `{content, step}`, `tool_call` `{tool, args, call_id, step}`,
     `tool_result` `{tool, result | error, call_id, step}`, `model_call` `{model, provider, status, …}`, `cost`
     `{cost_usd, total_tokens, …}`, `approval` `{status, calls}`, `warning` `{message, …}`. Of crews and
-    workflows: `step` is `{step, item, status, tries, child_id, error_type, error_message, due_at}`.
+    workflows: `step` is `{step, item, status, tries, execution_id, error_type, error_message, due_at}`.
 
     `seq` is 0 until the event is appended.
     """

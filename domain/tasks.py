@@ -135,6 +135,10 @@ class Tasks(Protocol):
         """The names of tasks that have this one in their context."""
         ...
 
+    async def hold(self) -> None:
+        """Let nobody else say which tasks come with which until the commit."""
+        ...
+
 
 async def create(tx: Tx, caller: Caller, data: NewTask) -> Task:
     """Add a task. Errors: `conflict` for a taken name, `invalid_field` for unknown agents, tools and tasks."""
@@ -149,7 +153,10 @@ async def create(tx: Tx, caller: Caller, data: NewTask) -> Task:
 async def _check(tx: Tx, task: Task, sent: Sent) -> None:
     """See that what was sent means something, and put ids for the tasks named. Errors: `invalid_field`, all at once."""
     wrong: list[FieldError] = []
-    task.slug = names.checked_slug(names.checked(task.name, "task"))
+    try:
+        task.slug = names.checked_slug(names.checked(task.name, "task"))
+    except DomainError as error:
+        wrong += error.errors
     try:
         await _describe(tx, task, sent)
     except DomainError as error:
@@ -273,6 +280,9 @@ async def replace(tx: Tx, reference: str, data: NewTask) -> Task:
 
 
 async def _changed(tx: Tx, reference: str, sent: Sent) -> Task:
+    if sent.get("context"):
+        # Two that each name the other would wait for each other, or make a circle that neither sees.
+        await tx.tasks.hold()
     task = await get(tx, reference, lock=True)
     for name, value in sent.items():
         setattr(task, name, value)

@@ -39,8 +39,8 @@ def _place(mistake: Mistake) -> tuple[int, int]:
 
 async def model_named(tx: Tx, reference: str) -> tuple[str, str | None]:
     """A model and its provider, by the name of one or as `provider/model`. Errors: `invalid_field` (`model`)."""
-    provider, slash, name = reference.partition("/")
-    if slash and provider in llms.PROVIDERS:
+    provider, _, name = reference.partition("/")
+    if name and provider in llms.PROVIDERS:
         await llms.resolve(tx, name, provider)
         return name, provider
     await llms.resolve(tx, reference)

@@ -17,7 +17,7 @@ async def gather(tx: Tx, cast: Cast) -> None:
         cast.duties.append(_written(cast, key, said))
     for number, task in enumerate(await tasks.named(tx, cast.settings.tasks)):
         _listed(cast, number, task)
-    if not cast.duties and not cast.reading.tasks.unread:
+    if not cast.duties and not cast.settings.tasks and not cast.reading.tasks.unread:
         cast.wrong("tasks_yaml", "a crew needs a task.")
     for duty in cast.duties:
         if duty.key == PLANNING and cast.settings.planning:

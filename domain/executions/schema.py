@@ -52,8 +52,11 @@ class Execution(msgspec.Struct, kw_only=True):
     out_of_memory crashed result_not_json result_too_large sandbox_unavailable worker_lost
     version_unavailable internal_error cancelled`, `model_unavailable` where a worker cannot serve the models of a
     manifest, `tool_failed` of a tool call by itself, and for model agents `budget_exceeded too_many_steps` or what
-    went wrong with the model (`rate_limited unavailable timeout cut_off malformed refused unauthorized not_allowed`).
-    While the status is `waiting`, `waiting_for` holds the tool calls `{call_id, tool, args}` that wait for an approval.
+    went wrong with the model (`rate_limited unavailable timeout cut_off malformed refused unauthorized not_allowed`) or
+    with its file (`output_file`). A crew or a workflow has that of the step that failed, or `rejected bad_expression
+    map_too_large outputs_too_large not_startable`.
+    While the status is `waiting`, `waiting_for` holds the tool calls `{call_id, tool, args}` and the steps
+    `{call_id, step, name}` that wait for an approval. `results` has what completed steps came to, by id.
     """
 
     id: str

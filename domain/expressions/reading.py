@@ -48,13 +48,14 @@ class BadExpression(Exception):
 
 
 class Uses(msgspec.Struct, frozen=True):
-    """What an expression looks at: ids of steps, and which of `inputs`, `steps`, `item` and `index`."""
+    """What an expression looks at: ids of steps, which of `inputs`, `steps`, `item` and `index`, which inputs."""
 
     steps: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
+    inputs: frozenset[str] = frozenset()
 
     def __or__(self, other: "Uses") -> "Uses":
-        return Uses(self.steps | other.steps, self.names | other.names)
+        return Uses(self.steps | other.steps, self.names | other.names, self.inputs | other.inputs)
 
 
 class Word(msgspec.Struct, frozen=True):
@@ -238,6 +239,7 @@ def check(found: Sequence[Word], matched: dict[int, int], made: Sequence[Loop]) 
     """What the words use. Errors: BadExpression naming what may not be there."""
     steps: set[str] = set()
     names: set[str] = set()
+    inputs: set[str] = set()
     for index, word in enumerate(found):
         after = found[index + 1].text if index + 1 < len(found) else ""
         if word.kind == "text" and is_index(found, index):
@@ -263,9 +265,11 @@ def check(found: Sequence[Word], matched: dict[int, int], made: Sequence[Loop]) 
                 names.add(word.text)
                 if word.text == "steps":
                     steps.add(_step(found, index))
+                elif word.text == "inputs":
+                    inputs |= {key for key in path(found, index)[0][1:2] if isinstance(key, str)}
             elif not bound and not declared and word.text not in TYPES:
                 raise BadExpression(f"There is no `{word.text}`; there are {', '.join(ROOTS)}.")
-    return Uses(frozenset(steps), frozenset(names))
+    return Uses(frozenset(steps), frozenset(names), frozenset(inputs))
 
 
 def is_index(found: Sequence[Word], index: int) -> bool:

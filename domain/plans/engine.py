@@ -71,6 +71,15 @@ class Board:
         self.changed: dict[Key, StepRun] = {}
         self._items: dict[str, list[StepRun]] = {}
         self._settled: set[str] = set()
+        # Of every step how many others it still waits for, who waits for it, and those that pend and wait for none:
+        # looking at every step each time is too much where there are thousands.
+        self._waits = {step.id: len(set(step.depends_on)) for step in plan.steps}
+        self._after: dict[str, list[str]] = {}
+        for step in plan.steps:
+            for one in set(step.depends_on):
+                self._after.setdefault(one, []).append(step.id)
+        self._places = {step.id: place for place, step in enumerate(plan.steps)}
+        self._ripe: set[str] = set()
         self._failed: StepRun | None = None
         for run in runs:
             self._know(run)
@@ -120,7 +129,8 @@ class Board:
         """The steps that `advance` judges now; what their expressions refer to must be known by then."""
         if self.failing:
             return []
-        return [step for step in self.plan.steps if self._is_ready(step, now)]
+        ripe = sorted(self._ripe, key=lambda one: self._places[one])
+        return [self.steps[one] for one in ripe if _is_due(self.runs[one, WHOLE], now)]
 
     def advance(self, ready: list[PlanStep], judge: Judge, now: datetime) -> list[StepRun]:
         """Move these steps. Returns what is to be started now, which counts as running."""
@@ -176,9 +186,6 @@ class Board:
         return [run.execution_id for run in runs if run.execution_id is not None]
 
     # the rules
-
-    def _is_ready(self, step: PlanStep, now: datetime) -> bool:
-        return _is_due(self.runs[step.id, WHOLE], now) and all(one in self._settled for one in step.depends_on)
 
     def _advance(self, step: PlanStep, judge: Judge, now: datetime, starts: list[StepRun]) -> None:
         run = self.runs[step.id, WHOLE]
@@ -262,11 +269,25 @@ class Board:
         self.runs[key] = run
         if run.item != WHOLE:
             return
+        if run.status == "pending" and not self._waits[run.step]:
+            self._ripe.add(run.step)
+        else:
+            self._ripe.discard(run.step)
         lenient = self.steps[run.step].continue_on_failure
         if run.status in ("completed", "skipped") or (run.status == "failed" and lenient):
-            self._settled.add(run.step)
+            self._settle(run.step)
         elif run.status == "failed" and self._failed is None:
             self._failed = run
+
+    def _settle(self, step: str) -> None:
+        if step in self._settled:
+            return
+        self._settled.add(step)
+        for one in self._after.get(step, ()):
+            self._waits[one] -= 1
+            waiting = self.runs.get((one, WHOLE))
+            if not self._waits[one] and waiting is not None and waiting.status == "pending":
+                self._ripe.add(one)
 
 
 def _is_due(run: StepRun, now: datetime) -> bool:

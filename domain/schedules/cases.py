@@ -16,6 +16,7 @@ from domain.pages import Listing, Page
 from domain.ports import Tx
 from domain.schedules import firing
 from domain.schedules.schema import (
+    MAX_INPUTS,
     MAX_SCHEDULES,
     SHOWN,
     TARGETS,
@@ -71,6 +72,9 @@ async def _check(tx: Tx, caller: Caller, schedule: Schedule) -> datetime | None:
         due = line.next(tx.now, there)
         if due is None:
             wrong.append(FieldError(field="cron_expression", message="is not due within fifty years."))
+    size = len(msgspec.json.encode(schedule.inputs))
+    if size > MAX_INPUTS:
+        wrong.append(FieldError(field="inputs", message=f"are {size} bytes as JSON; {MAX_INPUTS} are allowed."))
     with _noting(wrong):
         await _check_start(tx, caller, schedule)
     if wrong:

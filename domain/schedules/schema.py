@@ -19,6 +19,8 @@ Target = Literal["agent", "crew", "workflow"]
 TARGETS: Final = ("agent_id", "crew_id", "workflow_id")
 MAX_SCHEDULES: Final = 1000
 MAX_CATCH_UP: Final = 100
+# Bytes of what a schedule sends, as JSON: a list shows that of many.
+MAX_INPUTS: Final = 64 * 1024
 # How many due times that are to come are shown.
 SHOWN: Final = 5
 
@@ -28,7 +30,7 @@ CronExpression = Annotated[
 ]
 Timezone = Annotated[str, Meta(min_length=1, max_length=64, examples=["Europe/Berlin"], description="Of the IANA's.")]
 Reference = Annotated[str, Meta(min_length=1, max_length=200, description="An id or a name.")]
-Inputs = Annotated[dict[str, Any], Meta(examples=[{"report_date": "today"}])]
+Inputs = Annotated[dict[str, Any], Meta(examples=[{"report_date": "today"}], description="At most 64 KiB as JSON.")]
 Model = Annotated[str, Meta(min_length=1, max_length=200)]
 CatchUp = Annotated[
     int, Meta(ge=0, le=MAX_CATCH_UP, description="How many due times that nobody looked at are made up for.")

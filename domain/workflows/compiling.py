@@ -10,12 +10,12 @@ from domain.access import Caller
 from domain.agents.schema import MAX_TIMEOUT
 from domain.chat import ToolFailed
 from domain.errors import DomainError, FieldError, conflict, invalid, not_found, refused
-from domain.executions.schema import MAX_DEPTH, depth
 from domain.plans.checking import check
 from domain.plans.compiling import agent_work, tool_work
 from domain.plans.schema import MAX_NESTED, MAX_STEPS, AgentWork, Plan, PlanStep, PlanWork, Retry, Work
 from domain.ports import Tx
 from domain.workflows import inputs
+from domain.workflows.checking import impossible
 from domain.workflows.schema import WORKS, Step, Workflow
 from domain.workspaces import checked as checked_path
 
@@ -50,7 +50,8 @@ async def problems(tx: Tx, caller: Caller, workflow: Workflow) -> list[FieldErro
     """All that is wrong with a workflow that lies in the database. An agent may have nothing to run yet."""
     plan, found = await _Compiling(tx, caller, None, for_run=False).plan(workflow, [])
     # Many expressions take a while, and others want to be answered.
-    return inputs.declared(workflow.inputs) + found + await asyncio.to_thread(check, plan)
+    more = await asyncio.to_thread(lambda: check(plan) + impossible(plan, workflow.inputs))
+    return inputs.declared(workflow.inputs) + found + more
 
 
 class _Compiling:
@@ -221,8 +222,9 @@ def _misused(step: Step, at: _Place) -> None:
 
 
 def _fits(value: Any, at: _Place, field: str) -> None:
-    if depth(value) > MAX_DEPTH:
-        at.wrong(field, f"nests deeper than {MAX_DEPTH} levels.")
+    wrong = inputs.unfit(value)
+    if wrong is not None:
+        at.wrong(field, wrong)
 
 
 def _step(step: Step, work: Work, more: dict[str, Any]) -> PlanStep:

@@ -6,6 +6,7 @@ from typing import Any, Final
 from msgspec import UNSET
 
 from domain.errors import FieldError, refused
+from domain.executions.schema import MAX_DEPTH, depth
 from domain.workflows.schema import Input, InputType
 
 _WORDS: Final[dict[InputType, str]] = {
@@ -22,10 +23,14 @@ def declared(inputs: Mapping[str, Input] | None) -> list[FieldError]:
     """What is wrong with what a workflow says of its inputs."""
     found = []
     for name, one in (inputs or {}).items():
+        if "\0" in name:
+            found.append(FieldError(field="inputs", message=f"{name!r} holds U+0000, which no name can."))
         if one.default is UNSET:
             continue
-        wrong = None
-        if one.required:
+        wrong = unfit(one.default)
+        if wrong is not None:
+            pass
+        elif one.required:
             wrong = "is never used of what is required."
         elif not fits(one.default, one.type):
             wrong = _wanted(one.type)
@@ -93,11 +98,22 @@ def fits(value: Any, kind: InputType | None) -> bool:
             return isinstance(value, dict)
 
 
+def unfit(value: Any) -> str | None:
+    """Why a value cannot be part of a workflow, which comes and goes as YAML too; None if it can."""
+    if depth(value) > MAX_DEPTH:
+        return f"nests deeper than {MAX_DEPTH} levels."
+    return "holds U+0000, which no text of a workflow can." if _holds(value, "\0") else None
+
+
 def _holds_templates(value: Any) -> bool:
+    return _holds(value, "{{")
+
+
+def _holds(value: Any, sought: str) -> bool:
     open_values = [value]
     while open_values:
         one = open_values.pop()
-        if isinstance(one, str) and "{{" in one:
+        if isinstance(one, str) and sought in one:
             return True
         open_values += [*one, *one.values()] if isinstance(one, dict) else one if isinstance(one, list) else []
     return False

@@ -61,7 +61,7 @@ class Step(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     workflow: Named | None = None
     prompt: Prompt | None = None
     inputs: dict[str, Any] = {}
-    depends_on: Annotated[list[str], Meta(max_length=MAX_STEPS)] = []
+    depends_on: Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=MAX_STEPS)] = []
     when: Expression | None = None
     map: Annotated[str, Meta(min_length=1, max_length=10_000)] | list[Any] | None = None
     max_parallel: Annotated[int, Meta(ge=1, le=1000)] | None = None

@@ -59,7 +59,7 @@ class ExecutionRow(Base):
             "executions_held",
             "tenant_id",
             "queue_id",
-            postgresql_where=text("status IN ('preparing', 'running')"),
+            postgresql_where=text("status IN ('preparing', 'running') AND lane <> 'plan'"),
         ),
         Index("executions_parent_id", "parent_id", "id", postgresql_where=text("parent_id IS NOT NULL")),
         Index("executions_root_id", "root_id", "id", postgresql_where=text("root_id IS NOT NULL")),

@@ -13,6 +13,7 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    text,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, insert
@@ -55,6 +56,7 @@ _TEMPLATE = "(SELECT t.name FROM templates t WHERE t.id = tasks.template_id)"
 _SELECT: Any = select(*TaskRow.__table__.columns, literal_column(_TEMPLATE).label("template"))
 _STORED = [column.name for column in TaskRow.__table__.columns]
 _CHANGED = [name for name in _STORED if name not in ("id", "tenant_id", "created_at")]
+_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('tasks of ' || current_setting('paddock.tenant_id'), 0))")
 
 
 class PostgresTasks:
@@ -107,3 +109,6 @@ class PostgresTasks:
     async def followers(self, task_id: str) -> list[str]:
         query = select(TaskRow.name).where(literal(task_id) == any_(TaskRow.context)).order_by(TaskRow.id)
         return list((await self._connection.execute(query)).scalars())
+
+    async def hold(self) -> None:
+        await self._connection.execute(_LOCK)

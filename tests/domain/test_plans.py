@@ -4,11 +4,12 @@ import copy
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domain.plans.engine import FINAL, Board, StepFailed, begun, resumed
-from domain.plans.schema import ENDED, WHOLE, AgentWork, Plan, PlanStep, Retry, StepRun
+from domain.plans.schema import ENDED, MAX_RUNS, WHOLE, AgentWork, Plan, PlanStep, Retry, StepRun
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -229,3 +230,68 @@ def test_a_step_that_failed_is_tried_again_after_longer_and_longer_pauses() -> N
     board.settle(now)
     assert board.outcome is not None
     assert (board.outcome.error_type, board.runs["a", WHOLE].tries) == ("ValueError", 4)
+
+
+@pytest.mark.parametrize("kind", sorted(FINAL))
+def test_what_trying_again_would_not_change_is_not_tried_again(kind: str) -> None:
+    step = PlanStep(id="a", name="a", work=AgentWork(name="a"), retry=Retry(attempts=5, delay=0))
+    plan = Plan(kind="workflow", name="p", steps=[step])
+    board = Board(plan, begun(plan))
+    board.advance(board.ready(T0), Judge(), T0)
+    assert board.ended(("a", WHOLE), kind, "no", T0)
+    assert board.runs["a", WHOLE].status == "failed"
+
+
+def test_what_is_ready_comes_in_the_order_of_the_plan() -> None:
+    steps = [
+        PlanStep(id=one, name=one, work=AgentWork(name="a"), depends_on=["z"] if one != "z" else []) for one in "cbaz"
+    ]
+    plan = Plan(kind="workflow", name="p", steps=steps)
+    board = Board(plan, begun(plan))
+    assert [step.id for step in board.ready(T0)] == ["z"]
+    board.advance(board.ready(T0), Judge(), T0)
+    assert board.ready(T0) == []
+    board.ended(("z", WHOLE), None, None, T0)
+    assert [step.id for step in board.ready(T0)] == ["c", "b", "a"]
+
+
+def test_a_plan_has_so_many_steps_and_items_in_all() -> None:
+    steps = [PlanStep(id=f"s{n}", name="s", work=AgentWork(name="a"), map="1000", max_parallel=1) for n in range(21)]
+    plan = Plan(kind="workflow", name="p", steps=steps)
+    board = Board(plan, begun(plan))
+    for step in board.ready(T0):
+        board.advance([step], Judge(), T0)
+    assert len(board.runs) <= MAX_RUNS
+    assert board.runs["s19", WHOLE].error_type == "map_too_large"
+
+
+def test_run_again_what_comes_after_a_failure_that_did_not_matter_is_judged_anew() -> None:
+    def step(step_id: str, *above: str, **more: Any) -> PlanStep:
+        return PlanStep(id=step_id, name=step_id, work=AgentWork(name="a"), depends_on=list(above), **more)
+
+    steps = [
+        step("a", continue_on_failure=True),
+        step("b", "a"),
+        step("m", "a", map="3"),
+        step("o"),
+        step("p", map="3"),
+    ]
+    plan = Plan(kind="workflow", name="p", steps=[*steps, step("k", "a")])
+    before = [
+        *(StepRun(step="a", status="failed", execution_id="e"), StepRun(step="b", status="skipped")),
+        *(StepRun(step="m", status="failed"), StepRun(step="m", item=0, status="completed")),
+        *(StepRun(step="o", status="skipped"), StepRun(step="k", status="completed")),
+        *(StepRun(step="p", status="failed"), StepRun(step="p", item=0, status="completed")),
+        StepRun(step="p", item=1, status="failed", execution_id="f"),
+    ]
+    found = {(run.step, run.item): (run.status, run.execution_id) for run in resumed(plan, before)}
+    assert found == {
+        ("a", WHOLE): ("pending", "e"),
+        ("b", WHOLE): ("pending", None),
+        ("m", WHOLE): ("pending", None),
+        ("o", WHOLE): ("skipped", None),
+        ("k", WHOLE): ("completed", None),
+        ("p", WHOLE): ("running", None),
+        ("p", 0): ("completed", None),
+        ("p", 1): ("pending", "f"),
+    }

@@ -271,7 +271,8 @@ async def test_whoever_has_something_started_may_start_it(acme: Tenant) -> None:
 async def test_what_a_schedule_starts(acme: Tenant) -> None:
     """An agent, a crew or a workflow, as its id or its name."""
     crew = await made(acme, "/crews", name="Reporters", **CREW)
-    flow = await made(acme, "/workflows", name="Files", steps=[{"id": "files", "tool": "filesystem_list"}])
+    steps = [{"id": "news", "crew": "Reporters", "inputs": {"report_date": "today"}}]
+    flow = await made(acme, "/workflows", name="News", steps=steps)
     for number, (field, one, kind) in enumerate((("crew_id", crew, "crew"), ("workflow_id", flow, "workflow"))):
         body = {**DAILY, "name": f"S{number}", field: one["name"], "mode": "sandbox", "cost_limit": 0.25}
         if kind == "workflow":

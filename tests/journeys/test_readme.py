@@ -15,8 +15,8 @@ README = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl, as the README's example does")
-async def test_the_shell_example_works(acme: Tenant, tmp_path: Path) -> None:
-    block = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)[0]
+async def test_the_shell_examples_work(acme: Tenant, tmp_path: Path) -> None:
+    block = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
     exports = f"export URL={acme.http.base_url} KEY={await acme.key()}"
     script = re.sub(r"^export URL=.*$", exports.replace("\\", ""), block, count=1, flags=re.MULTILINE)
     script = script.replace("greeter.tar.gz", str(tmp_path / "greeter.tar.gz"))
@@ -26,8 +26,9 @@ async def test_the_shell_example_works(acme: Tenant, tmp_path: Path) -> None:
     output, _ = await process.communicate()
     assert process.returncode == 0
     assert b'"output_data":{"result":"Hello, Ada!"}' in output
-    # The greeter's run and the poet's.
-    assert output.count(b'"status":"completed"') == 2, output
+    # The greeter's run and the poet's, the workflow's and the crew's.
+    assert output.count(b'"status":"completed"') == 4, output
+    assert b'"next_run_at":"' in output, "of the schedule"
 
 
 def test_the_manifest_and_the_function_are_the_example_s() -> None:

@@ -23,6 +23,7 @@ from scripts.up import System
 from tests.apart import NOW
 from tests.workers.planning import World, opened
 from workers.calls import ModelCalls
+from workers.llms import LlmRunner
 from workers.plans import Planner
 
 
@@ -208,7 +209,10 @@ async def test_a_plan_within_goes_on_where_it_failed(world: World) -> None:
     assert ended.status == "completed"
     assert ended.results == {"each": [{"step": "z"}] * 2, "end": {"step": "end"}}
     assert dict(await rows(world, "SELECT step, count(*) FROM executions WHERE lane = 'run' GROUP BY 1")) == {
-        **{"x": 2, "y": 6, "z": 4, "end": 1},
+        "x": 2,
+        "y": 6,
+        "z": 4,
+        "end": 1,
     }
     kept = "SELECT count(*) FROM executions WHERE lane = 'plan' AND retry_of IS NOT NULL AND parent_id IS NOT NULL"
     assert await rows(world, kept) == [(6,)]
@@ -337,6 +341,9 @@ async def test_values_without_a_place_in_texts_are_told_of_all_the_same(world: W
     ended = await world.get(root)
     assert (ended.status, ended.error_type) == ("failed", "bad_expression")
     assert "map: is no list but \ufffd." in (ended.error_message or "")
+    # Nor does the log hold what SQL could not read.
+    told = "SELECT data->>'error_message' FROM execution_events WHERE type = 'step' AND data->>'status' = 'failed'"
+    assert await rows(world, told) == [("map: is no list but \ufffd.",)]
 
 
 async def test_a_prompt_that_comes_to_too_much_fails_its_step_with_the_reason(world: World) -> None:
@@ -571,3 +578,22 @@ async def test_the_pace_holds_whatever_the_clocks_say(world: World) -> None:
             found.append((await tx.plans.pace(root, 2, tx.now) - NOW).total_seconds())
     ordered = sorted(found)
     assert all(later - earlier >= 60 for earlier, later in zip(ordered, ordered[2:], strict=False))
+
+
+class Paced(LlmRunner):
+    """Works for longer than it may, some of which it waits for its turn."""
+
+    def __init__(self, waiting: float) -> None:
+        self._waiting = waiting
+
+    async def _agent(self, execution: Execution, waits: Any) -> Outcome | None:
+        waits(self._waiting)
+        await asyncio.sleep(1.2)
+        return Outcome(output=b"1")
+
+
+async def test_waiting_for_a_turn_to_call_takes_nothing_from_the_time_of_a_run(world: World) -> None:
+    root = await world.start(step(world, "a"))
+    run = msgspec.structs.replace(await world.get(root), kind="agent", timeout=1)
+    kinds = [outcome and outcome.error_type for outcome in [await Paced(one)._outcome(run) for one in (0.0, 5.0)]]
+    assert kinds == ["timeout", None]

@@ -29,6 +29,14 @@ def upgrade() -> None:
         CREATE INDEX executions_workflow_id ON executions (workflow_id, id DESC) WHERE workflow_id IS NOT NULL;
         CREATE INDEX executions_schedule_id ON executions (schedule_id, id DESC) WHERE schedule_id IS NOT NULL;
 
+        -- Plans are no part of either: they are captured as what they are made of, and hold no worker. Claims and captures
+        -- look often, and would go through them all each time.
+        DROP INDEX executions_unrecorded, executions_held;
+        CREATE INDEX executions_unrecorded ON executions (completed_at)
+            WHERE completed_at IS NOT NULL AND NOT recorded AND lane <> 'plan';
+        CREATE INDEX executions_held ON executions (tenant_id, queue_id)
+            WHERE status IN ('preparing', 'running') AND lane <> 'plan';
+
         ALTER TABLE execution_events DROP CONSTRAINT execution_events_type_check,
             ADD CONSTRAINT execution_events_type_check CHECK (type IN (
                 'status', 'log', 'token', 'thinking', 'model_call', 'tool_call', 'tool_result', 'cost', 'approval',
