@@ -50,7 +50,7 @@ from api.door import Door
 from api.front import Front, provide_page
 from api.ingest import Ingest
 from api.openapi import finished, operation_id
-from api.room import Room
+from api.room import Room, Turns
 from domain import evaluations as domain_evaluations
 from domain.access import Caller
 from domain.artifacts import cases as artifact_cases
@@ -123,6 +123,7 @@ def create(settings: Settings, clock: Clock = utc_now) -> ASGIApp:
                     wired.store, wired.vault, artifact_cases.store, weigh=lambda one: len(one.packed), most=128
                 ),
                 large_bodies=Room(),
+                workflows=Turns(),
                 evaluations=Ingest(wired.store, wired.vault, domain_evaluations.created),
                 # A handful of batches is a transaction's worth of rows.
                 evaluation_batches=Ingest(wired.store, wired.vault, domain_evaluations.created_batches, most=8),

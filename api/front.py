@@ -11,7 +11,7 @@ from litestar import Response
 
 from api.ingest import Ingest
 from api.requests import HttpRequest, asked_for, idempotency_key
-from api.room import Room
+from api.room import Room, Turns
 from domain import executions
 from domain.access import Caller
 from domain.artifacts.cases import Stored
@@ -53,6 +53,7 @@ class Front(Parts, frozen=True, kw_only=True):
     events: Batches[Asked, Slice | DomainError]
     artifacts: Ingest[Stored]
     large_bodies: Room
+    workflows: Turns
     evaluations: Ingest[list[Evaluation]]
     evaluation_batches: Ingest[list[Evaluation]]
 

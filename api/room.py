@@ -1,4 +1,4 @@
-"""Room for large bodies: how much of them this process holds in memory at a time."""
+"""Room for large bodies, how much of them this process holds in memory at a time; and turns, one after the other."""
 
 import asyncio
 import tempfile
@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
+from weakref import WeakValueDictionary
 
 from api.requests import HttpRequest
 from infra.compression import LARGE
@@ -65,3 +66,14 @@ class Room:
             if not turn.done():
                 self._free -= needed
                 turn.set_result(None)
+
+
+class Turns:
+    """One at a time for each tenant, so that those who wait for what it has locked hold no connections meanwhile."""
+
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def of(self, tenant_id: str) -> asyncio.Lock:
+        """The lock to hold while it is the tenant's turn."""
+        return self._locks.setdefault(tenant_id, asyncio.Lock())

@@ -30,7 +30,8 @@ async def _sent(request: HttpRequest, kind: type[T]) -> Sent[T]:
 async def create_workflow(front: Front, request: HttpRequest, caller: Caller) -> Response[Workflow]:
     """Create a workflow of JSON or YAML. Whatever is wrong with it is told at once, each mistake with its place."""
     sent = await _sent(request, NewWorkflow)
-    return await created(front, request, caller, lambda tx: workflows.create(tx, caller, sent))
+    async with front.workflows.of(caller.tenant_id):
+        return await created(front, request, caller, lambda tx: workflows.create(tx, caller, sent))
 
 
 @get("/workflows", opt=needs("read:catalog"))
@@ -57,7 +58,7 @@ async def get_workflow(front: Front, request: HttpRequest, caller: Caller, workf
 async def patch_workflow(front: Front, request: HttpRequest, caller: Caller, workflow_id: str) -> Workflow:
     """Change what was sent, as JSON or YAML; PUT does the same. What runs already keeps the plan that it has."""
     sent = await _sent(request, PatchWorkflow)
-    async with front.store.begin(caller) as tx:
+    async with front.workflows.of(caller.tenant_id), front.store.begin(caller) as tx:
         return await workflows.patch(tx, caller, workflow_id, sent)
 
 
@@ -72,7 +73,7 @@ async def execute_workflow(
 @delete(_ONE, opt=needs("write:catalog"))
 async def delete_workflow(front: Front, caller: Caller, workflow_id: str) -> None:
     """Remove a workflow that no schedule starts. Its executions go on, and the record of them stays."""
-    async with front.store.begin(caller) as tx:
+    async with front.workflows.of(caller.tenant_id), front.store.begin(caller) as tx:
         await workflows.delete(tx, workflow_id)
 
 

@@ -9,7 +9,7 @@ from api.front import Front, needs
 from domain import workspaces
 from domain.access import Caller
 from domain.pages import Listing, Page
-from domain.workspaces import File, key_of
+from domain.workspaces import File
 
 
 @get("/executions/{execution_id:str}/files", opt=needs("read:executions"))
@@ -24,7 +24,7 @@ async def download_file(front: Front, caller: Caller, execution_id: str, path: s
     """A file of an execution's workspace. Never shown by a browser as a page of ours: it is a download."""
     name = str(path).lstrip("/")
     async with front.store.begin(caller) as tx:
-        found = await workspaces.file(tx, execution_id, name)
+        found, stored = await workspaces.file(tx, execution_id, name)
     headers = {
         "Content-Disposition": "attachment",
         "Content-Length": str(found.size_bytes),
@@ -32,7 +32,6 @@ async def download_file(front: Front, caller: Caller, execution_id: str, path: s
         "ETag": f'"{found.sha256}"',
     }
     media = mimetypes.guess_type(name)[0] or "application/octet-stream"
-    stored = key_of(caller.tenant_id, execution_id, found.sha256)
     return Stream(await front.blobs.get(stored), headers=headers, media_type=media)
 
 

@@ -35,7 +35,14 @@ class Workspaces(Protocol):
 
     async def all(self, execution_id: str) -> list[File]: ...
     async def find(self, execution_id: str, path: str) -> File | None: ...
+    async def key(self, execution_id: str, path: str) -> str | None:
+        """Where the bytes of a file lie in object storage."""
+        ...
+
     async def put(self, execution_id: str, file: File, key: str) -> None: ...
+    async def copy(self, execution_id: str, into: str) -> None:
+        """Give an execution the files of another, whose bytes stay where they are."""
+        ...
 
 
 def checked(path: object) -> str:
@@ -51,7 +58,7 @@ def checked(path: object) -> str:
 
 
 def key_of(tenant_id: str, execution_id: str, sha256: str) -> str:
-    """Where bytes of a workspace lie in object storage."""
+    """Where bytes that a workspace is given are put into object storage."""
     return f"workspaces/{tenant_id}/{execution_id}/{sha256}"
 
 
@@ -75,16 +82,20 @@ def room_for(files: list[File], changed: dict[str, int]) -> None:
 
 
 async def files(tx: Tx, execution_id: str, page: Page) -> Listing[File]:
-    """What a run has left behind, by name. Errors: `not_found`."""
-    await get(tx, execution_id)
-    found = await tx.workspaces.all(execution_id)
+    """What a run has left behind, by name; all that belongs to one run shares one workspace. Errors: `not_found`."""
+    found = await tx.workspaces.all(await _shared(tx, execution_id))
     return listing(found[page.offset : page.offset + page.limit + 1], len(found), page)
 
 
-async def file(tx: Tx, execution_id: str, path: str) -> File:
-    """One file. Errors: `not_found`."""
-    await get(tx, execution_id)
-    found = await tx.workspaces.find(execution_id, path)
-    if found is None:
+async def file(tx: Tx, execution_id: str, path: str) -> tuple[File, str]:
+    """One file, and where its bytes lie in object storage. Errors: `not_found`."""
+    owner = await _shared(tx, execution_id)
+    found, key = await tx.workspaces.find(owner, path), await tx.workspaces.key(owner, path)
+    if found is None or key is None:
         raise not_found("file", path)
-    return found
+    return found, key
+
+
+async def _shared(tx: Tx, execution_id: str) -> str:
+    execution = await get(tx, execution_id)
+    return execution.root_id or execution.id

@@ -7,7 +7,7 @@ from typing import Final
 
 from domain import workspaces
 from domain.chat import ToolFailed
-from domain.errors import DomainError
+from domain.errors import DomainError, not_found
 from domain.ports import Blobs, Store, Tx
 from domain.workspaces import File, checked, key_of
 from workers.leases import persist
@@ -74,7 +74,11 @@ class Workspace:
 
     async def _bytes(self, file: File) -> bytes:
         async def whole() -> bytes:
-            return b"".join([chunk async for chunk in await self._blobs.get(self._key(file.sha256))])
+            async with self._store.begin_for(self._tenant_id) as tx:
+                key = await tx.workspaces.key(self.execution_id, file.path)
+            if key is None:
+                raise not_found("file", file.path)
+            return b"".join([chunk async for chunk in await self._blobs.get(key)])
 
         try:
             return await persist(whole)

@@ -60,8 +60,12 @@ async def retry(tx: Tx, caller: Caller, execution_id: str, from_failed: bool) ->
     if old.run_name != run_name(plan.name, old.id):
         kept["run_name"] = old.run_name
     made = msgspec.structs.replace(made, **kept, retry_of=old.id)
-    runs = await children.left(tx, old.id, plan) if from_failed else begun(plan)
-    return await children.begin(tx, made, plan, runs)
+    if not from_failed:
+        return await children.begin(tx, made, plan, begun(plan))
+    made = await children.begin(tx, made, plan, await children.left(tx, old.id, plan))
+    # What is kept may have written files, which what is run again reads.
+    await tx.workspaces.copy(old.root_id or old.id, made.id)
+    return made
 
 
 def _check_lists(plan: Plan, given: dict[str, Any]) -> None:

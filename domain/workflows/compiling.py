@@ -108,6 +108,11 @@ class _Compiling:
             return _NOTHING, {}
         if isinstance(work, AgentWork) and work.spec is not None and step.prompt is None and not step.inputs:
             at.wrong("prompt", "is required for a model agent, or inputs.")
+        if isinstance(work, PlanWork):
+            given = step.inputs.keys() | ({"task"} if step.prompt is not None else set())
+            missing = ", ".join(repr(name) for name in crews.wanted(work.plan) if name not in given)
+            if missing:
+                at.wrong("inputs", f"lack {missing}, which texts of the crew {reference!r} name in braces.")
         if self._for_run and step.output_file and isinstance(work, AgentWork) and work.spec is None:
             # Of that name there was a model agent when this was written.
             at.wrong("output_file", "is for what a model agent answers.")

@@ -170,7 +170,10 @@ def _event(row: Any) -> Event:
 
 
 def _entry(event: Event, execution_id: str) -> LogEntry:
-    metadata = {"execution_id": execution_id, "seq": event.seq, "type": event.type, **event.data}
+    metadata = {**event.data, "execution_id": execution_id, "seq": event.seq, "type": event.type}
+    if event.type == "step":
+        # In the event itself `execution_id` is the step's.
+        metadata["child_id"] = event.data.get("execution_id")
     message = metadata.pop("message", None)
     level = metadata.pop("level", "ERROR" if event.data.get("status") == "failed" else "INFO")
     if event.type == "status":

@@ -34,6 +34,10 @@ _PUT: Final = """
         sha256 = excluded.sha256, size_bytes = excluded.size_bytes, key = excluded.key,
         updated_at = excluded.updated_at
 """
+_COPY: Final = """
+    INSERT INTO workspace_files (execution_id, path, tenant_id, sha256, size_bytes, key, updated_at)
+    SELECT $2, path, tenant_id, sha256, size_bytes, key, updated_at FROM workspace_files WHERE execution_id = $1
+"""
 
 
 class PostgresWorkspaces:
@@ -48,6 +52,16 @@ class PostgresWorkspaces:
     async def find(self, execution_id: str, path: str) -> File | None:
         record = await self._raw.fetchrow(_FIND, ids.decode("exec", execution_id), path.replace("\0", "\ufffd"))
         return None if record is None else _SHAPE.read(record)
+
+    async def key(self, execution_id: str, path: str) -> str | None:
+        query = "SELECT key FROM workspace_files WHERE execution_id = $1 AND path = $2"
+        found: str | None = await self._raw.fetchval(
+            query, ids.decode("exec", execution_id), path.replace("\0", "\ufffd")
+        )
+        return found
+
+    async def copy(self, execution_id: str, into: str) -> None:
+        await self._raw.execute(_COPY, ids.decode("exec", execution_id), ids.decode("exec", into))
 
     async def put(self, execution_id: str, file: File, key: str) -> None:
         await self._raw.execute(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from infra.wiring import Parts
 from scripts.up import System
 from tests.clients import Tenant, tenant
 
@@ -222,3 +223,17 @@ async def test_tasks_that_begin_to_need_each_other_at_once(acme: Tenant) -> None
             *(acme.http.patch(f"{TASKS}/{name}", json={"context": [other]}) for name, other in around)
         )
         assert sorted(one.status_code for one in answers) == [200, 200, 200, 422]
+
+
+async def test_workflows_that_are_long_in_the_making_keep_nobody_else_waiting(
+    acme: Tenant, rival: Tenant, parts: Parts, system: System
+) -> None:
+    """However many of one tenant's wait for each other, there are connections for the others."""
+    async with parts.store.begin_for(acme.tenant_id) as tx:
+        await tx.workflows.hold()
+        many = range(3 * system.settings.database_pool)
+        waiting = [asyncio.create_task(acme.http.post(WORKFLOWS, json=flow())) for _ in many]
+        for _ in many:
+            assert (await rival.http.get(WORKFLOWS)).status_code == 200
+        assert not any(one.done() for one in waiting)
+    assert {one.status_code for one in await asyncio.gather(*waiting)} == {201}

@@ -438,3 +438,22 @@ async def test_the_document_tells_of_both_forms(system, acme: Tenant) -> None:
     assert set(shown) == {"application/json", "application/yaml"}
     takes = document["components"]["schemas"]["NewWorkflow"]["properties"]["steps"]
     assert takes["items"]["$ref"].endswith("/Step")
+
+
+async def test_a_crew_within_has_to_be_given_what_its_texts_name(acme: Tenant) -> None:
+    crew = {
+        "name": "writers",
+        "model": "smollm2",
+        "agents_yaml": "writer:\n  role: a writer of {style} texts\n",
+        "tasks_yaml": "write:\n  description: Write about {topic}.\n  expected_output: A text.\n  agent: writer\n",
+    }
+    assert (await acme.http.post("/crews", json=crew)).status_code == 201
+    step: dict[str, Any] = {"id": "a", "crew": "writers", "inputs": {"style": "short"}}
+    answer = await acme.http.post("/workflows", json={"name": "lacking", "steps": [step]})
+    assert answer.status_code == 422
+    assert [(one["field"], "'topic'" in one["message"]) for one in answer.json()["errors"]] == [
+        ("steps[0].inputs", True)
+    ]
+    step["inputs"]["topic"] = "{{ inputs.topic }}"
+    answer = await acme.http.post("/workflows", json={"name": "given", "steps": [step]})
+    assert answer.status_code == 201, answer.text

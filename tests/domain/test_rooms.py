@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from api.room import Room
+from api.room import Room, Turns
 from infra.batches import Batches
 
 
@@ -25,6 +25,16 @@ async def test_bodies_that_do_not_fit_wait_in_turn() -> None:
     await asyncio.gather(*(hold(str(number), size) for number, size in enumerate(sizes)))
     assert log == [str(number) for number in range(len(sizes))]
     assert room._free == 100
+
+
+async def test_turns_are_of_one_tenant_and_forgotten() -> None:
+    turns = Turns()
+    async with turns.of("a"):
+        assert turns.of("a").locked()
+        async with turns.of("b"):
+            pass
+    assert not turns.of("a").locked()
+    assert not turns._locks
 
 
 async def test_whoever_stops_waiting_leaves_no_gap() -> None:

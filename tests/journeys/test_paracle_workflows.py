@@ -466,3 +466,37 @@ async def test_a_run_keeps_the_plan_it_was_started_with(acme: Tenant) -> None:
     await acme.http.post(f"/executions/{waiting['id']}/approve")
     ended = await acme.ended(waiting["id"])
     assert (ended["status"], ended["result"], ended["workflow_id"]) == ("completed", {"n": 1}, one)
+
+
+async def test_run_again_from_the_failed_step_finds_the_files_of_those_before(acme: Tenant) -> None:
+    steps = [
+        {"id": "write", "tool": "filesystem_write", "inputs": {"path": "note.txt", "content": "kept"}},
+        {
+            "id": "read",
+            "tool": "filesystem_read",
+            "inputs": {"path": "note.txt"},
+            "depends_on": ["write"],
+            "requires_approval": True,
+        },
+    ]
+    made = await acme.http.post("/workflows", json={"name": "notes", "steps": steps})
+    assert made.status_code == 201, made.text
+    first = (await acme.http.post("/workflows/notes/execute", json={})).json()["id"]
+    await until(acme, first, "waiting")
+    assert (await acme.http.post(f"/executions/{first}/reject", json={"reason": "Not yet."})).status_code == 200
+    failed = await until(acme, first, "failed")
+    assert (failed["error_type"], failed["results"]) == ("rejected", {"write": {"path": "note.txt", "size": 4}})
+    again = (await acme.http.post(f"/executions/{first}/retry", params={"from": "failed"})).json()
+    await until(acme, again["id"], "waiting")
+    assert (await acme.http.post(f"/executions/{again['id']}/approve")).status_code == 200
+    ended = await until(acme, again["id"], "completed")
+    assert ended["results"]["read"]["content"] == "kept"
+    children = (await acme.http.get("/executions", params={"parent_id": again["id"]})).json()["items"]
+    assert [one["step"] for one in children] == ["read"], "what had been written is not written again"
+    file = await acme.http.get(f"/executions/{children[0]['id']}/files/note.txt")
+    assert file.text == "kept", "a step shows the files of the run that it belongs to"
+    log = (await acme.http.get(f"/execution-logs/{again['id']}")).json()["items"]
+    assert {one["metadata"]["execution_id"] for one in log} == {again["id"]}
+    told = [one for one in log if one["metadata"]["type"] == "step" and one["metadata"]["status"] == "completed"]
+    assert told[-1]["metadata"]["child_id"] == children[0]["id"]
+    assert told[-1]["message"] == "The step read is completed"

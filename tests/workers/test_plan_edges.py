@@ -14,6 +14,7 @@ from domain.chat import Usage
 from domain.costs import Call, Spender
 from domain.errors import DomainError
 from domain.executions import Ended, Execution, Start
+from domain.leases import LostLease
 from domain.plans import advancing, starting
 from domain.plans.rendering import Scope
 from domain.plans.schema import AgentWork, Plan, PlanStep, PlanWork, Retry, TaskText, ToolWork
@@ -453,6 +454,26 @@ async def test_who_has_had_a_turn_lets_others_have_theirs(world: World) -> None:
     await world.turns()
     assert await world.due() == []
     assert (await world.to_its_end(root)).status == "completed"
+
+
+async def test_what_is_begun_while_a_plan_is_cancelled_is_not(world: World) -> None:
+    """The cancel commits after the turn has begun and before it writes down what came of it."""
+    root = await world.start(step(world, "a"))
+    with pytest.raises(LostLease):
+        async with world.store.begin(world.caller) as tx:
+            save = tx.plans.save
+
+            async def cancelled_meanwhile(*given: Any) -> None:
+                async with world.store.begin(world.caller) as other:
+                    await executions.cancel(other, root)
+                await save(*given)
+
+            tx.plans.save = cancelled_meanwhile  # type: ignore[method-assign]
+            await advancing.advance(tx, root, None)
+    assert await world.children(root) == {}
+    await world.turns()
+    assert (await world.get(root)).status == "cancelled"
+    assert await signals(world) == 0
 
 
 async def test_the_clock_of_who_starts_a_plan_delays_nothing(world: World) -> None:
