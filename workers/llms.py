@@ -77,7 +77,8 @@ class LlmRunner(Runs):
         except TimeoutError:
             if not limit.expired():
                 raise
-            told = f"The agent took longer than {execution.timeout} s."
+            who = "tool" if execution.kind == "tool" else "agent"
+            told = f"The {who} took longer than {execution.timeout} s."
             return Outcome(error_type="timeout", error_message=told)
 
     async def _agent(self, execution: Execution, waits: Callable[[float], None]) -> Outcome | None:

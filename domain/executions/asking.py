@@ -35,7 +35,12 @@ def narrowed(caller: Caller, wanted: Filter, *tenants: str | None) -> Filter:
 
 async def list_executions(tx: Tx, narrowed: Filter, page: Page) -> Listing[Execution]:
     """Executions, newest first. Agents, crews and workflows may be named; an unknown one has no executions."""
-    for field, known in (("agent_id", tx.agents), ("crew_id", tx.crews), ("workflow_id", tx.workflows)):
+    for field, known in (
+        ("agent_id", tx.agents),
+        ("crew_id", tx.crews),
+        ("workflow_id", tx.workflows),
+        ("schedule_id", tx.schedules),
+    ):
         reference = getattr(narrowed, field)
         found = None if reference is None else await known.find(reference)
         if found is not None:

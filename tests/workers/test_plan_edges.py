@@ -147,6 +147,11 @@ async def test_who_starts_an_agent_takes_nothing_from_a_plan(world: World) -> No
         await world.turns()
         async with world.store.begin(world.caller) as tx:
             direct = await executions.start(tx, world.caller, agent_id, Start(inputs={}))
+        if policy == "replace":
+            async with world.store.begin(world.caller) as tx:
+                newer = await executions.start(tx, world.caller, agent_id, Start(inputs={}))
+            assert (await world.get(direct.id)).status == "cancelled"
+            direct = newer
         assert await world.children(root) == {"a": ["pending"], "b": ["pending"]}
         assert (await world.get(direct.id)).status == "pending"
         assert (await world.to_its_end(root)).status == "completed"
