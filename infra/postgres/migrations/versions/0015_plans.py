@@ -29,8 +29,8 @@ def upgrade() -> None:
         CREATE INDEX executions_workflow_id ON executions (workflow_id, id DESC) WHERE workflow_id IS NOT NULL;
         CREATE INDEX executions_schedule_id ON executions (schedule_id, id DESC) WHERE schedule_id IS NOT NULL;
 
-        -- Plans are no part of either: they are captured as what they are made of, and hold no worker. Claims and captures
-        -- look often, and would go through them all each time.
+        -- Plans are no part of either: they are captured as what they are made of, and hold no worker. Claims and
+        -- captures look often, and would go through them all each time.
         DROP INDEX executions_unrecorded, executions_held;
         CREATE INDEX executions_unrecorded ON executions (completed_at)
             WHERE completed_at IS NOT NULL AND NOT recorded AND lane <> 'plan';
@@ -90,7 +90,7 @@ def upgrade() -> None:
         CREATE INDEX plan_signals_execution_id ON plan_signals (execution_id);
         ALTER TABLE plan_signals SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
-        -- However a child comes to its end, or waits for other decisions, its plan learns of it in the same transaction.
+        -- However a child comes to its end, or waits for decisions, its plan learns of it in the same transaction.
         CREATE FUNCTION signal_plan() RETURNS trigger
         LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$ BEGIN
             IF NEW.parent_id IS NOT NULL THEN
