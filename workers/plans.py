@@ -63,6 +63,10 @@ class Planner:
         except DomainError as error:
             _log.warning("cannot look for plans", error=error.detail)
             return AWAY
+        except Exception:
+            # A mistake of ours is no reason to leave what is being advanced.
+            _log.exception("cannot look for plans")
+            return AWAY
         now = time.monotonic()
         self._later = {execution_id: at for execution_id, at in self._later.items() if at > now}
         fresh = [one for one in due if one.execution_id not in self._running and one.execution_id not in self._later]

@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import ctypes
+import itertools
 import os
+import random
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Final
 
@@ -18,6 +20,8 @@ _PR_SET_KEEPCAPS: Final = 8
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 47, 2
 _CAP_DAC_OVERRIDE: Final = 1
 NOBODY: Final = 65534
+# Below are ports where services are looked for.
+_LOWEST_PORT: Final = 12_000
 
 
 class PartFailed(Exception):
@@ -26,14 +30,33 @@ class PartFailed(Exception):
 
 def free_ports(count: int) -> list[int]:
     """Ports on loopback that nobody uses right now, all different."""
-    sockets = [socket.socket() for _ in range(count)]
+    taken: list[socket.socket] = []
     try:
-        for made in sockets:
-            made.bind(("127.0.0.1", 0))
-        return [made.getsockname()[1] for made in sockets]
+        for port in _shuffled():
+            made = socket.socket()
+            taken.append(made)
+            try:
+                made.bind(("127.0.0.1", port))
+            except OSError:
+                taken.pop().close()
+            if len(taken) == count:
+                break
+        return [made.getsockname()[1] for made in taken]
     finally:
-        for made in sockets:
+        for made in taken:
             made.close()
+
+
+def _shuffled() -> Iterator[int]:
+    """Ports in random order. None that the kernel may give to a connection until whoever asked here has taken it."""
+    try:
+        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError):
+        first = 0
+    known = range(_LOWEST_PORT, first)
+    yield from random.sample(known, len(known))
+    # Whatever the kernel gives.
+    yield from itertools.repeat(0, 10_000)
 
 
 def bound_to_parent(death: signal.Signals) -> Callable[[], None]:

@@ -115,8 +115,11 @@ async def test_programs_without_a_gateway_have_no_socket(sandbox, code) -> None:
 
 async def test_where_nobody_serves_connections_are_refused_at_once(sandbox, code) -> None:
     outcome = await sandbox.run(_program(code, timeout=30), b"{}", _ignore)
-    assert outcome.error_type == "URLError"
-    assert "refused" in (outcome.error_message or "")
+    # Reset if it had got through just before the listener was closed.
+    assert (outcome.error_type, "refused" in (outcome.error_message or "")) in (
+        ("URLError", True),
+        ("ConnectionResetError", False),
+    )
     outcome = await sandbox.check(_program(code, ASK + "handle(0)\n", timeout=30), _ignore)
     assert outcome.error_type == "URLError"
     assert (await sandbox.check(_program(code), _ignore)).error_type is None
