@@ -11,6 +11,7 @@ from domain.agents.schema import (
     NewAgent,
     PatchAgent,
     Spec,
+    unlisted,
 )
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "patch",
     "resolved",
     "shown",
+    "unlisted",
 ]

@@ -81,6 +81,23 @@ class Agent(msgspec.Struct, kw_only=True):
     updated_at: datetime
 
 
+def unlisted(name: str, user_id: str, tenant_id: str, at: datetime, **more: Any) -> Agent:
+    """A model agent of one run alone: it is in no catalogue, and has no id."""
+    return Agent(
+        id="",
+        name=name,
+        description=None,
+        kind="llm",
+        user_id=user_id,
+        tenant_id=tenant_id,
+        status="ready",
+        current_version_id=None,
+        created_at=at,
+        updated_at=at,
+        **more,
+    )
+
+
 class Spec(Agent, kw_only=True):
     """A model agent as one run has it, with all that it inherits.
 

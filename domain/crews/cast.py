@@ -4,7 +4,7 @@ import msgspec
 
 from domain import agents, names
 from domain.access import Caller
-from domain.agents import Agent
+from domain.agents import Agent, unlisted
 from domain.crews.reading import Reading, YamlAgent
 from domain.crews.schema import Mistake, Settings
 from domain.errors import DomainError
@@ -91,15 +91,11 @@ def _written(tx: Tx, caller: Caller, cast: Cast, key: str, said: YamlAgent) -> M
         cast.warn(f"{place}.goal", "is missing: nothing says what this agent works towards.")
     if said.llm is not None and said.model is not None:
         cast.wrong(f"{place}.model", "means llm; one of them is enough.")
-    agent = Agent(
-        id="",
-        name=key,
-        description=None,
-        kind="llm",
-        user_id=caller.user_id,
-        tenant_id=caller.tenant_id,
-        status="ready",
-        current_version_id=None,
+    agent = unlisted(
+        key,
+        caller.user_id,
+        caller.tenant_id,
+        tx.now,
         role=said.role,
         goal=said.goal,
         backstory=said.backstory,
@@ -113,8 +109,6 @@ def _written(tx: Tx, caller: Caller, cast: Cast, key: str, said: YamlAgent) -> M
         tools=said.tools,
         allow_delegation=said.allow_delegation,
         verbose=said.verbose,
-        created_at=tx.now,
-        updated_at=tx.now,
     )
     return Member(key=key, place=place, agent=agent, written=True)
 

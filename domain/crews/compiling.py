@@ -7,7 +7,7 @@ import msgspec
 
 from domain import placeholders
 from domain.access import Caller
-from domain.agents import Agent, Spec
+from domain.agents import Agent, Spec, unlisted
 from domain.crews import checking
 from domain.crews.cast import Cast, Duty, Member
 from domain.crews.schema import PLANNING, Crew, StepShown
@@ -295,21 +295,7 @@ _MANAGER_STORY: Final = (
 def _nobody(cast: Cast, name: str, role: str, goal: str, backstory: str | None = None) -> Agent:
     """An agent that is made for the run."""
     one = next(iter(cast.members.values())).agent
-    return Agent(
-        id="",
-        name=name,
-        description=None,
-        kind="llm",
-        user_id=one.user_id,
-        tenant_id=one.tenant_id,
-        status="ready",
-        current_version_id=None,
-        role=role,
-        goal=goal,
-        backstory=backstory,
-        created_at=one.created_at,
-        updated_at=one.updated_at,
-    )
+    return unlisted(name, one.user_id, one.tenant_id, one.created_at, role=role, goal=goal, backstory=backstory)
 
 
 def _alone(agent: Agent) -> Agent:

@@ -8,7 +8,7 @@ import msgspec
 
 from domain import llms, names, tools
 from domain.access import Caller
-from domain.agents import Spec
+from domain.agents import Spec, unlisted
 from domain.errors import DomainError, conflict, invalid, not_found
 from domain.executions import Execution
 from domain.executions.schema import LLM_TIMEOUT
@@ -87,24 +87,18 @@ async def _started(
     agents: list[str],
 ) -> Execution:
     local = model.provider == "local"
-    spec = Spec(
-        id="",
-        name=_NAMES[kind],
-        description=None,
-        kind="llm",
-        user_id=caller.user_id,
-        tenant_id=caller.tenant_id,
-        status="ready",
-        current_version_id=None,
+    agent = unlisted(
+        _NAMES[kind],
+        caller.user_id,
+        caller.tenant_id,
+        tx.now,
         instructions=asking.instructions(kind, offered, agents),
         model=model_name,
         temperature=asking.LOCAL_TEMPERATURE if local else None,
         max_tokens=asking.LOCAL_TOKENS if local else asking.TOKENS,
         max_steps=1,
-        answer_schema=asking.answer_schema(kind, local, offered, agents),
-        created_at=tx.now,
-        updated_at=tx.now,
     )
+    spec = Spec.of(agent, answer_schema=asking.answer_schema(kind, local, offered, agents))
     made = msgspec.structs.replace(
         fresh(tx, caller.tenant_id, caller.user_id, caller.key_id, spec.name, {"task": asking.question(kind, text)}),
         kind="generation",

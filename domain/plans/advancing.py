@@ -149,8 +149,9 @@ class _Turn:
 
     async def _go_on(self) -> bool:
         """Returns whether there is more to do, in another turn."""
-        now, judged = self._tx.now, 0
-        while self._board.moves(now):
+        now, judged, before = self._tx.now, 0, -1
+        while self._board.moved != before:
+            before = self._board.moved
             for step in self._board.ready(now):
                 if judged and self._enough():
                     return True

@@ -61,7 +61,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 class Board:
     """A plan and how far each of its steps is. `runs` has a row for every step, and for each item of a mapped one.
 
-    `changed` gathers what is to be written down.
+    `changed` gathers what is to be written down, `moved` counts up whenever something moves: `advance` and `settle` are
+    to be called until nothing does.
     """
 
     def __init__(self, plan: Plan, runs: Iterable[StepRun]) -> None:
@@ -69,15 +70,13 @@ class Board:
         self.steps = {step.id: step for step in plan.steps}
         self.runs: dict[Key, StepRun] = {}
         self.changed: dict[Key, StepRun] = {}
+        self.moved = 0
         self._items: dict[str, list[StepRun]] = {}
         self._settled: set[str] = set()
         # Of every step how many others it still waits for, who waits for it, and those that pend and wait for none:
         # looking at every step each time is too much where there are thousands.
         self._waits = {step.id: len(set(step.depends_on)) for step in plan.steps}
-        self._after: dict[str, list[str]] = {}
-        for step in plan.steps:
-            for one in set(step.depends_on):
-                self._after.setdefault(one, []).append(step.id)
+        self._after = _after(plan)
         self._places = {step.id: place for place, step in enumerate(plan.steps)}
         self._ripe: set[str] = set()
         self._failed: StepRun | None = None
@@ -113,17 +112,6 @@ class Board:
         return True
 
     # what follows
-
-    def moves(self, now: datetime) -> bool:
-        """Whether `advance` and `settle` would move anything now. Call both while it is so."""
-        if self.ready(now):
-            return True
-        if self.failing and any(
-            run.status in ("pending", "waiting") for run in self.runs.values() if run.item == WHOLE
-        ):
-            return True
-        mapped = (step_id for step_id in self._items if self.runs[step_id, WHOLE].status == "running")
-        return any(self._items_move(self.steps[step_id], now) for step_id in mapped)
 
     def ready(self, now: datetime) -> list[PlanStep]:
         """The steps that `advance` judges now; what their expressions refer to must be known by then."""
@@ -215,15 +203,6 @@ class Board:
             self._know(made)
             self.changed[step.id, item] = made
 
-    def _items_move(self, step: PlanStep, now: datetime) -> bool:
-        items = self._items[step.id]
-        running = sum(one.status == "running" for one in items)
-        if self.failing or any(one.status == "failed" for one in items):
-            return not running
-        return all(one.status in ENDED for one in items) or (
-            running < step.max_parallel and any(_is_due(one, now) for one in items)
-        )
-
     def _advance_items(self, whole: StepRun, now: datetime, starts: list[StepRun]) -> None:
         step, items = self.steps[whole.step], self._items.get(whole.step, [])
         failed = next((one for one in items if one.status == "failed"), None)
@@ -260,6 +239,7 @@ class Board:
         for name, value in more.items():
             setattr(run, name, value)
         self.changed[run.step, run.item] = run
+        self.moved += 1
         self._know(run)
 
     def _know(self, run: StepRun) -> None:
@@ -292,6 +272,15 @@ class Board:
 
 def _is_due(run: StepRun, now: datetime) -> bool:
     return run.status == "pending" and (run.due_at is None or run.due_at <= now)
+
+
+def _after(plan: Plan) -> dict[str, list[str]]:
+    """The steps that depend on each."""
+    after: dict[str, list[str]] = {}
+    for step in plan.steps:
+        for one in set(step.depends_on):
+            after.setdefault(one, []).append(step.id)
+    return after
 
 
 def begun(plan: Plan) -> list[StepRun]:
@@ -330,10 +319,7 @@ def _again(run: StepRun) -> StepRun:
 
 def _anew(plan: Plan, again: set[str]) -> set[str]:
     """The steps that come after one that is run `again`."""
-    after: dict[str, list[str]] = {}
-    for step in plan.steps:
-        for one in step.depends_on:
-            after.setdefault(one, []).append(step.id)
+    after = _after(plan)
     found, open_steps = set[str](), list(again)
     while open_steps:
         fresh = [one for one in after.get(open_steps.pop(), ()) if one not in found]

@@ -168,19 +168,20 @@ class Scope:
         return next((worded(one.get("plan")) for one in plans if one.get("task") == mine), "")
 
 
-def judged(step: PlanStep) -> Uses:
-    """What must be known to tell whether a step is run, and over what it is mapped."""
-    found = [expressions.expression(step.when)] if step.when is not None else []
-    if step.map is not None:
-        found.append(expressions.expression(step.map) if isinstance(step.map, str) else expressions.template(step.map))
-    return _all(found)
+def listed(step: PlanStep) -> Uses:
+    """What must be known to tell over what a step is mapped."""
+    if isinstance(step.map, str):
+        return expressions.expression(step.map)
+    return expressions.template(step.map)
 
 
 def given(step: PlanStep) -> Uses:
-    """What must be known to start a step."""
+    """What must be known to tell whether a step is run, and to start it."""
     context = [*step.text.context, step.text.planned_by] if step.text is not None else []
     here = Uses(steps=frozenset(one for one in context if one is not None), names=frozenset())
-    found = [here, expressions.template(step.inputs), judged(step)]
+    found = [here, expressions.template(step.inputs), listed(step)]
+    if step.when is not None:
+        found.append(expressions.expression(step.when))
     if step.prompt is not None:
         found.append(expressions.template(step.prompt))
     return _all(found)

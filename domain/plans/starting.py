@@ -15,7 +15,7 @@ from domain.expressions import BadExpression
 from domain.expressions.evaluating import Budget
 from domain.plans import children, rendering
 from domain.plans.engine import begun
-from domain.plans.schema import MAX_ITEMS, AgentWork, Plan, PlanStep, PlanWork
+from domain.plans.schema import MAX_ITEMS, AgentWork, Plan, PlanWork
 from domain.ports import Tx
 from domain.states import TERMINAL
 
@@ -73,7 +73,7 @@ def _check_lists(plan: Plan, given: dict[str, Any]) -> None:
     # Over all of them: what takes longer than this is left to the run.
     budget = Budget()
     for number, step in enumerate(plan.steps):
-        if step.map is not None and rendering.judged(_only_map(step)).names <= {"inputs"}:
+        if step.map is not None and rendering.listed(step).names <= {"inputs"}:
             field = f"steps[{number}].map"
             try:
                 scope = {"inputs": given}
@@ -104,7 +104,3 @@ def _works(plan: Plan) -> Iterator[AgentWork]:
             yield from _works(step.work.plan)
         elif isinstance(step.work, AgentWork):
             yield step.work
-
-
-def _only_map(step: PlanStep) -> PlanStep:
-    return msgspec.structs.replace(step, when=None)

@@ -94,6 +94,16 @@ def _reader(kind: types.TypeEngine[Any]) -> Callable[[Any], Any] | None:
     return None
 
 
+def json_text(value: Any) -> str | None:
+    """A value as a parameter that is cast to json."""
+    return None if value is None else msgspec.json.encode(value).decode()
+
+
+def plain_text(text: str | None) -> str | None:
+    """Text that a column of text can hold: without U+0000 and halves of surrogate pairs."""
+    return None if text is None else text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+
+
 def connect(url: str, *, pool_size: int, application: str, as_owner: bool = False) -> AsyncEngine:
     """An engine on `url` (`postgresql://user:password@host:port/name`).
 

@@ -33,7 +33,7 @@ from domain.executions import Ended, Execution, Filter, RunLane, Settled, status
 from domain.leases import Lease
 from domain.pages import COUNT_BOUND, Listing, Page
 from domain.states import HELD
-from infra.postgres.db import Base, Id, Raw, Shape, as_struct, json_column, timestamp
+from infra.postgres.db import Base, Id, Raw, Shape, as_struct, json_column, plain_text, timestamp
 from infra.postgres.events import EventRow
 from infra.postgres.pages import listed
 
@@ -263,8 +263,8 @@ class PostgresExecutions:
             [one.execution.attempt for one in ended],
             [status_of(one.outcome) for one in ended],
             [None if one.outcome.output is None else one.outcome.output.decode() for one in ended],
-            [_text(one.outcome.error_type) for one in ended],
-            [_text(one.outcome.error_message) for one in ended],
+            [plain_text(one.outcome.error_type) for one in ended],
+            [plain_text(one.outcome.error_message) for one in ended],
             [len(one.written) for one in ended],
             now,
             *([line[field] for line in lines] for field in range(5)),
@@ -360,7 +360,3 @@ def _cancelled(moved: Update, reason: str, now: datetime) -> Update:
         completed_at=now,
         waiting_for=None,
     )
-
-
-def _text(value: str | None) -> str | None:
-    return None if value is None else value.encode("utf-8", "replace").decode().replace("\0", "\ufffd")

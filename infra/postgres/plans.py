@@ -12,7 +12,7 @@ from domain import ids
 from domain.events import Event
 from domain.executions import Execution
 from domain.plans.schema import Due, Plan, Progress, StepRun, Taken
-from infra.postgres.db import Base, Id, Raw, json_column, timestamp
+from infra.postgres.db import Base, Id, Raw, json_column, json_text, plain_text, timestamp
 from infra.postgres.executions import SHAPE as EXECUTION
 
 
@@ -248,10 +248,10 @@ class PostgresPlans:
             now,
             execution.completed_at,
             execution.steps_completed,
-            _json(execution.waiting_for),
-            _json(execution.output_data),
-            _plain(execution.error_type),
-            _plain(execution.error_message),
+            json_text(execution.waiting_for),
+            json_text(execution.output_data),
+            plain_text(execution.error_type),
+            plain_text(execution.error_message),
             len(told),
             [event.at for event in told],
             [event.type for event in told],
@@ -289,12 +289,8 @@ def _value(run: StepRun, name: str) -> Any:
     if name == "decided_by":
         return None if run.decided_by is None else ids.decode("user", run.decided_by)
     if name in ("error_message", "reason", "error_type"):
-        return _plain(getattr(run, name))
+        return plain_text(getattr(run, name))
     return getattr(run, name)
-
-
-def _plain(text: str | None) -> str | None:
-    return None if text is None else text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
 def _run(record: asyncpg.Record) -> StepRun:
@@ -302,7 +298,3 @@ def _run(record: asyncpg.Record) -> StepRun:
     child, by = values.pop("child_id"), values["decided_by"]
     values["decided_by"] = None if by is None else ids.encode("user", by)
     return StepRun(execution_id=None if child is None else ids.encode("exec", child), **values)
-
-
-def _json(value: Any) -> str | None:
-    return None if value is None else msgspec.json.encode(value).decode()

@@ -3,13 +3,12 @@
 from datetime import datetime
 from typing import Any, Final
 
-import msgspec
 from sqlalchemy import ForeignKey, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain import ids
 from domain.steps import Step, StepStatus
-from infra.postgres.db import Base, Id, Raw, Shape, json_column, timestamp
+from infra.postgres.db import Base, Id, Raw, Shape, json_column, json_text, timestamp
 
 
 class StepRow(Base):
@@ -82,8 +81,8 @@ class PostgresSteps:
             step.name,
             step.status,
             step.call_id,
-            _json(step.input),
-            _json(step.output),
+            json_text(step.input),
+            json_text(step.output),
             step.started_at,
             step.finished_at,
         )
@@ -95,7 +94,3 @@ class PostgresSteps:
         await self._raw.execute(
             _DECIDE, ids.decode("exec", execution_id), paths, status, ids.decode("user", by), reason, now
         )
-
-
-def _json(value: Any) -> str | None:
-    return None if value is None else msgspec.json.encode(value).decode()

@@ -73,7 +73,9 @@ class World:
                 board.ended(key, error, None if error is None else "it failed", self.now)
                 taken.append(key) if error is None else None
         starts: list[StepRun] = []
-        while board.moves(self.now):
+        before = -1
+        while board.moved != before:
+            before = board.moved
             starts += [*board.advance(board.ready(self.now), Judge(), self.now), *board.settle(self.now)]
         again = Board(self.plan, copy.deepcopy(list(board.runs.values())))
         assert [*again.advance(again.ready(self.now), Judge(), self.now), *again.settle(self.now)] == []
