@@ -50,6 +50,7 @@ from api.door import Door
 from api.front import Front, provide_page
 from api.ingest import Ingest
 from api.openapi import finished, operation_id
+from api.requests import MendingRequest
 from api.room import Room, Turns
 from domain import evaluations as domain_evaluations
 from domain.access import Caller
@@ -159,6 +160,7 @@ def create(settings: Settings, clock: Clock = utc_now) -> ASGIApp:
             UnicodeDecodeError: errors.on_unreadable,
             Exception: errors.on_any_error,
         },
+        request_class=MendingRequest,
         request_max_body_size=settings.body_max_bytes,
         cors_config=CORSConfig(
             allow_origins=list(settings.cors_origins),

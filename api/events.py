@@ -22,6 +22,7 @@ from domain.events import Asked, Event, LogEntry, Slice
 from domain.executions import Start
 from domain.pages import Listing, Page
 from domain.ports import Store
+from domain.texts import mend_json, mend_json_text
 from infra.batches import Batches
 
 # We use none of the three type parameters.
@@ -102,8 +103,9 @@ class _Resume(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     after: Annotated[int, Meta(ge=0, lt=10**9)] = 0
 
 
-async def _wanted(front: Front, caller: Caller, agent_id: str, told: str | bytes) -> tuple[str, int]:
+async def _wanted(front: Front, caller: Caller, agent_id: str, message: str | bytes) -> tuple[str, int]:
     """The execution that a message starts, or goes on reading, and after which event. Errors: those of both."""
+    told = mend_json_text(message) if isinstance(message, str) else mend_json(message)
     if isinstance(known := msgspec.json.decode(told), dict) and "execution_id" in known:
         resume = msgspec.convert(known, _Resume)
         async with front.store.begin(caller) as tx:

@@ -4,12 +4,27 @@ import hashlib
 from typing import Any
 
 from litestar import Request
+from litestar.types import Empty
 
 from domain.errors import invalid
 from domain.idempotency import MAX_KEY
+from domain.texts import mend_json
+
 
 # What Litestar calls a request; we use none of its three type parameters.
 HttpRequest = Request[Any, Any, Any]
+
+
+class MendingRequest(HttpRequest):
+    """A request whose body is mended when it is first read."""
+
+    async def body(self) -> bytes:
+        """Return the body; in JSON, halves of surrogate pairs are mended (see `domain.texts`)."""
+        first = self._connection_state.body is Empty
+        body = await super().body()
+        if first and "yaml" not in self.content_type[0]:
+            body = self._body = self._connection_state.body = mend_json(body)
+        return body
 
 
 def idempotency_key(request: HttpRequest) -> str | None:

@@ -9,6 +9,7 @@ from typing import Final
 from weakref import WeakValueDictionary
 
 from api.requests import HttpRequest
+from domain.texts import mend_json
 from infra.compression import LARGE
 
 # A body is held up to three times over: as it came, as it is kept, and compressed.
@@ -34,7 +35,7 @@ class Room:
                 file.write(chunk)
             async with self.hold(file.tell()):
                 file.seek(0)
-                yield await asyncio.to_thread(file.read)
+                yield await asyncio.to_thread(lambda: mend_json(file.read()))
 
     @asynccontextmanager
     async def hold(self, size: int) -> AsyncIterator[None]:

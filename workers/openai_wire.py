@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from domain.chat import CallPart, Message, ModelError, Options, Part, Reply, Text, ToolCall, ToolSpec, Usage
 from domain.errors import DomainError
+from domain.texts import mend_json
 
 MAX_MESSAGES: Final = 4096
 MAX_TOOLS: Final = 128
@@ -135,7 +136,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 def asked(body: bytes) -> Asked:
     """What a request's body asks for. Errors: `Refused`."""
     try:
-        raw = msgspec.json.decode(body)
+        raw = msgspec.json.decode(mend_json(body))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise Refused(400, "The body is not JSON.") from None
     if not isinstance(raw, dict):
