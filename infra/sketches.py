@@ -8,9 +8,7 @@ others do not. Bins are kept as pairs of a 2-byte key and an 8-byte count, big-e
 from typing import Any, Final
 
 import numpy as np
-from ddsketch.ddsketch import BaseDDSketch
 from ddsketch.mapping import LogarithmicMapping
-from ddsketch.store import DenseStore
 
 from domain.stats import ACCURACY
 
@@ -55,14 +53,26 @@ def merged(bins: bytes) -> bytes:
 
 
 def quantiles(bins: bytes, wanted: tuple[float, ...]) -> tuple[float | None, ...]:
-    """Quantiles of sketches one after the other, each within `ACCURACY` of the value at that rank."""
-    store, zeros = DenseStore(), 0
-    if bins:
-        keys, counts = _summed(bins)
-        for place, count in zip(keys.tolist(), counts.tolist(), strict=True):
-            if count > 0 and place == ZERO:
-                zeros = count
-            elif count > 0:
-                store.add(place, count)
-    sketch = BaseDDSketch(_MAPPING, store, DenseStore(), zeros)
-    return tuple(None if (found := sketch.get_quantile_value(q)) is None else float(found) for q in wanted)
+    """Return quantiles of concatenated sketches, interpolated as Postgres' `percentile_cont` does.
+
+    The quantile `q` of `n` values lies at rank `q * (n - 1)`, between the two values on either side of it. Each of
+    those is known within `ACCURACY`, so the quantile is too. None where no value is counted.
+    """
+    keys, counts = _summed(bins) if bins else (np.empty(0, np.int64), np.empty(0, np.int64))
+    keys, counts = keys[counts > 0], counts[counts > 0]
+    if not len(keys):
+        return (None,) * len(wanted)
+    ends = counts.cumsum()
+    last_rank = int(ends[-1]) - 1
+
+    def value_at(rank: int) -> float:
+        bin_key = int(keys[np.searchsorted(ends, rank, side="right")])
+        return 0.0 if bin_key == ZERO else float(_MAPPING.value(bin_key))
+
+    def quantile(fraction: float) -> float:
+        rank = fraction * last_rank
+        below = min(int(rank), last_rank)
+        low, high = value_at(below), value_at(min(below + 1, last_rank))
+        return low + (rank - below) * (high - low)
+
+    return tuple(quantile(fraction) for fraction in wanted)

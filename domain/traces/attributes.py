@@ -9,7 +9,8 @@ and here.
 from datetime import timedelta
 from typing import Any, Final
 
-from domain.traces.schema import MAX_CONTENT, CallPart, Delegate, PlanPart, RunPart, StagePart, StepPart
+from domain.traces.messages import answer_parts, text_parts, trim
+from domain.traces.schema import CallPart, Delegate, PlanPart, RunPart, StagePart, StepPart
 
 OPERATION: Final = "gen_ai.operation.name"
 PROVIDER: Final = "gen_ai.provider.name"
@@ -35,7 +36,7 @@ def of_run(run: RunPart, plan: PlanPart | None, number: int | None) -> dict[str,
         **_error(run.error_type, run.error_message),
     }
     if run.kind == "tool":
-        found |= {"gen_ai.tool.call.arguments": _trimmed(run.input), "gen_ai.tool.call.result": _trimmed(run.output)}
+        found |= {"gen_ai.tool.call.arguments": _trim(run.input), "gen_ai.tool.call.result": _trim(run.output)}
     else:
         found |= _messages(run.input, run.output)
     return _known(found)
@@ -100,8 +101,8 @@ def of_tool(step: StepPart) -> dict[str, Any]:
     }
     if step.delegate is None:
         found |= {
-            "gen_ai.tool.call.arguments": _trimmed(step.given),
-            "gen_ai.tool.call.result": _trimmed(step.answer),
+            "gen_ai.tool.call.arguments": _trim(step.given),
+            "gen_ai.tool.call.result": _trim(step.answer),
         }
     return _known(found)
 
@@ -142,8 +143,13 @@ def of_call(call: CallPart, step: StepPart | None, asker: RunPart | Delegate) ->
         ERROR: call.error_type or ("cancelled" if call.status == "cancelled" else None),
     }
     if step is not None and call.status == "ok":
-        found |= _messages(None, step.answer)
+        found |= _answer(step)
     return _known(found)
+
+
+def of_sent(messages: list[dict[str, Any]], omitted: int) -> dict[str, Any]:
+    """Return what a call of a model was sent; `omitted` counts its oldest messages that are not shown."""
+    return _known({INPUT: messages or None, "paddock.input.omitted_messages": omitted or None})
 
 
 def of_unbilled(step: StepPart, asker: RunPart | Delegate) -> dict[str, Any]:
@@ -157,7 +163,7 @@ def of_unbilled(step: StepPart, asker: RunPart | Delegate) -> dict[str, Any]:
         "gen_ai.usage.output_tokens": step.completion_tokens,
         "paddock.model.name": step.name,
         "paddock.step.path": step.path,
-        **_messages(None, step.answer),
+        **_answer(step),
     }
     return _known(found)
 
@@ -189,25 +195,21 @@ def _error(kind: str | None, message: str | None) -> dict[str, Any]:
     return {ERROR: kind, ERROR_MESSAGE: None if kind is None or message is None else message[:MAX_MESSAGE]}
 
 
+def _answer(step: StepPart) -> dict[str, Any]:
+    parts = answer_parts(step)
+    return {OUTPUT: None if step.answer is None else [{"role": "assistant", "parts": parts}]}
+
+
 def _messages(asked: str | None, answered: str | None) -> dict[str, Any]:
     # As the conventions' JSON schemas of messages have them.
     return {
-        INPUT: None if asked is None else [{"role": "user", "parts": _parts(asked)}],
-        OUTPUT: None if answered is None else [{"role": "assistant", "parts": _parts(answered)}],
+        INPUT: None if asked is None else [{"role": "user", "parts": text_parts(asked)}],
+        OUTPUT: None if answered is None else [{"role": "assistant", "parts": text_parts(answered)}],
     }
 
 
-def _parts(text: str) -> list[dict[str, str]]:
-    return [{"type": "text", "content": _trimmed(text) or ""}] if text else []
-
-
-def _trimmed(text: str | None) -> str | None:
-    if text is None:
-        return None
-    written = text.encode("utf-8", "replace")
-    if len(written) <= MAX_CONTENT:
-        return text
-    return written[: MAX_CONTENT - 3].decode("utf-8", "ignore") + "…"
+def _trim(text: str | None) -> str | None:
+    return None if text is None else trim(text)
 
 
 def _known(found: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
+from domain.chat import ToolCall
 from domain.executions.schema import Kind
 from domain.plans.schema import StepStatus as StageStatus
 from domain.states import Status
@@ -99,6 +100,8 @@ class RunPart(msgspec.Struct, kw_only=True, frozen=True):
     completed_at: datetime | None = None
     input: str | None = None
     output: str | None = None
+    # JSON of a model agent and its input, as `domain.traces.messages.FirstPrompt` reads it.
+    prompt: str | None = None
 
 
 class PlannedStep(msgspec.Struct, kw_only=True, frozen=True):
@@ -151,7 +154,8 @@ class Delegate(msgspec.Struct, kw_only=True, frozen=True):
 class StepPart(msgspec.Struct, kw_only=True, frozen=True):
     """A step of a model agent, see `domain.steps`. `failed` and `rejected` are of tool calls, what follows of answers.
 
-    `given` is what a tool was called with, or what was delegated, `answer` what came of it.
+    `given` is what a tool was called with, or what was delegated, `answer` what came of it, `tool_calls` what a model
+    asked for, `prompt` the agent and input of a delegation. All of these only where content is asked for.
     """
 
     run_id: str
@@ -174,6 +178,8 @@ class StepPart(msgspec.Struct, kw_only=True, frozen=True):
     completion_tokens: int | None = None
     given: str | None = None
     answer: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    prompt: str | None = None
 
 
 class CallPart(msgspec.Struct, kw_only=True, frozen=True):

@@ -11,6 +11,7 @@ from domain.states import TERMINAL, Status
 from domain.stats import SCALE
 from domain.traces import attributes, spans
 from domain.traces.attributes import named
+from domain.traces.messages import ContentBudget
 from domain.traces.schema import (
     MAX_SPANS,
     CallPart,
@@ -80,6 +81,7 @@ class _Tree:
         self._steps = defaultdict[str, list[StepPart]](list)
         for step in found.steps:
             self._steps[step.run_id].append(step)
+        self._budget = ContentBudget()
         self._calls = defaultdict[str, list[CallPart]](list)
         for call in found.calls:
             self._calls[call.run_id].append(call)
@@ -99,7 +101,7 @@ class _Tree:
             ended_at=run.completed_at if over else None,
             attributes=attributes.of_run(run, plan, number),
         )
-        span.children = Work(run, self._steps[run.id], self._calls[run.id]).below(span)
+        span.children = Work(run, self._steps[run.id], self._calls[run.id], self._budget).below(span)
         span.children += self._planned(run, plan, span)
         spans.order(span)
         return span

@@ -10,6 +10,7 @@ from domain.budgets import nanos
 from domain.states import TERMINAL
 from domain.stats import SCALE
 from domain.traces import attributes, spans
+from domain.traces.messages import ContentBudget, SentMessages
 from domain.traces.schema import CallPart, Delegate, RunPart, Span, SpanStatus, StepPart
 
 _CALLS: Final[dict[str, SpanStatus]] = {"ok": "ok", "error": "error", "cancelled": "cancelled"}
@@ -24,8 +25,9 @@ class Work:
     was being waited for when the bill was written; what has failed before an answer came belongs to that as well.
     """
 
-    def __init__(self, run: RunPart, steps: list[StepPart], calls: list[CallPart]) -> None:
+    def __init__(self, run: RunPart, steps: list[StepPart], calls: list[CallPart], budget: ContentBudget) -> None:
         self._run, self._over = run, run.status in TERMINAL
+        self._sent = SentMessages(run, steps, budget)
         self._answers = sorted(
             (step for step in steps if step.kind == "model"),
             key=lambda one: (one.finished_at or one.started_at, one.path),
@@ -122,6 +124,8 @@ class Work:
         span.duration_ms = round(call.duration_ms, 3)
         span.started_at = call.created_at - timedelta(milliseconds=call.duration_ms)
         span.cost_usd, span.total_tokens = nanos(call.cost_usd) / SCALE, call.total_tokens
+        sent = self._sent.of_step(step.path) if step is not None else self._sent.of_next(path)
+        span.attributes |= attributes.of_sent(*sent)
         place.children.append(span)
 
     def _unbilled(self, step: StepPart) -> None:
@@ -137,6 +141,7 @@ class Work:
             attributes=attributes.of_unbilled(step, self._askers[path]),
         )
         span.total_tokens = (step.prompt_tokens or 0) + (step.completion_tokens or 0)
+        span.attributes |= attributes.of_sent(*self._sent.of_step(step.path))
         self._places[path].children.append(span)
 
     def _matched(self) -> list[tuple[CallPart, StepPart | None]]:

@@ -46,6 +46,16 @@ _ANSWER: Final = (
     "THEN coalesce(e.output_data->>'content', e.output_data::text) ELSE e.output_data::text END"
 )
 _SAID: Final = f"CASE WHEN {_readable('s.output')} THEN s.output->'message'->>'content' ELSE s.output::text END"
+# The agent and the input that a prompt was made of, where they are not too much to be read for each call.
+_MAX_PROMPT: Final = 256 * 1024
+_PROMPT: Final = (
+    f"CASE WHEN $3 AND e.lane = 'llm' AND json_typeof(e.spec) = 'object' AND "
+    f"octet_length(e.spec::text) + octet_length(e.input_data::text) <= {_MAX_PROMPT} "
+    "THEN json_build_object('agent', e.spec, 'input', e.input_data)::text END"
+)
+_CALLED: Final = (
+    f"CASE WHEN $3 AND s.kind = 'model' AND {_readable('s.output')} THEN s.output->'message'->'tool_calls' END"
+)
 _DELEGATED: Final = f"s.name = 'delegate' AND {_readable('s.input')} AND json_typeof(s.input->'agent') = 'object'"
 
 # One statement, so that all is of one moment. What is too much is not read: every LATERAL below has a limit, so that it
@@ -63,7 +73,7 @@ _SOURCES: Final = rf"""
                e.agent_version_id, coalesce(spec.name, a.name) AS agent_name, e.crew_id, e.workflow_id, e.schedule_id,
                e.mode, e.model, spec.provider, spec.temperature, spec.max_tokens, e.attempt, e.error_type,
                e.error_message, e.created_at, e.started_at, e.completed_at,
-               {_shown("e.input_data::text")} AS input, {_shown(_ANSWER)} AS output
+               {_shown("e.input_data::text")} AS input, {_shown(_ANSWER)} AS output, {_PROMPT} AS prompt
         FROM tree t CROSS JOIN LATERAL (SELECT * FROM executions x WHERE x.id = t.id LIMIT 1) AS e
         LEFT JOIN LATERAL (SELECT x.name FROM agents x WHERE x.id = e.agent_id LIMIT 1) AS a ON true
         CROSS JOIN LATERAL json_to_record(
@@ -104,7 +114,10 @@ _SOURCES: Final = rf"""
                        max_tokens integer)) END AS delegate,
                answer.finish, answer.prompt_tokens, answer.completion_tokens,
                {_shown(f"CASE WHEN {_DELEGATED} THEN s.input->>'task' ELSE s.input::text END")} AS given,
-               {_shown(f"CASE WHEN s.kind = 'model' THEN {_SAID} ELSE s.output::text END")} AS answer
+               {_shown(f"CASE WHEN s.kind = 'model' THEN {_SAID} ELSE s.output::text END")} AS answer,
+               {_CALLED} AS tool_calls,
+               CASE WHEN $3 AND {_DELEGATED} AND octet_length(s.input::text) <= {_MAX_PROMPT} THEN json_build_object(
+                   'agent', s.input->'agent', 'input', json_build_object('task', s.input->'task'))::text END AS prompt
         FROM tree t CROSS JOIN LATERAL (
             SELECT * FROM execution_steps x WHERE x.execution_id = t.id ORDER BY x.started_at, x.path LIMIT $2) AS s
         CROSS JOIN LATERAL (

@@ -1,16 +1,15 @@
 """Sketches kept as bins tell what the library's own DDSketch tells, whatever was merged, added and taken away."""
 
-import math
 import struct
 from collections import Counter
 
 import numpy as np
-from ddsketch import DDSketch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from domain.stats import ACCURACY, QUANTILES
+from domain.stats import QUANTILES
 from infra.sketches import GAMMA, SMALLEST, ZERO, key, merged, quantiles
+from tests.workers.truth import assert_near, interpolate_quantile
 
 RANKS = (0.0, 0.01, 0.25, *QUANTILES, 1.0)
 # Zeros, what counts as zero, the largest a record may have, one value many times, and powers of gamma: ends of bins.
@@ -29,18 +28,6 @@ def sketch(values: list[float], sign: int = 1) -> bytes:
     return b"".join(struct.pack(">hq", place, sign * count) for place, count in counts.items())
 
 
-def at_rank(values: list[float], wanted: float) -> float:
-    """The exact quantile, by the rank that a DDSketch gives it."""
-    return sorted(values)[math.floor(wanted * (len(values) - 1))]
-
-
-def near(found: float | None, exact: float) -> bool:
-    assert found is not None
-    if exact < SMALLEST:
-        return found == 0
-    return abs(found - exact) <= ACCURACY * exact * (1 + 1e-9)
-
-
 @given(values=LISTS)
 @example(values=[])
 @example(values=[0.0])
@@ -48,15 +35,34 @@ def near(found: float | None, exact: float) -> bool:
 @example(values=[1e12] * 3)
 @example(values=[0.0, 1e12])
 @example(values=[SMALLEST])
-def test_quantiles_are_the_librarys_and_near_the_exact_ones(values: list[float]) -> None:
-    theirs = DDSketch(ACCURACY)
-    for value in values:
-        theirs.add(value if value >= SMALLEST else 0.0)
+@example(values=[1.0, 1000.0])
+@example(values=[1.0] * 99 + [1000.0])
+def test_quantiles_are_those_of_percentile_cont_within_the_stated_error(values: list[float]) -> None:
     for bins in (sketch(values), merged(sketch(values)), b"".join(sketch([value]) for value in values)):
         found = quantiles(bins, RANKS)
-        assert found == tuple(theirs.get_quantile_value(wanted) for wanted in RANKS)
         for wanted, value in zip(RANKS, found, strict=True):
-            assert near(value, at_rank(values, wanted)) if values else value is None
+            assert_near(value, interpolate_quantile(values, wanted))
+
+
+def test_the_slowest_of_a_few_shows() -> None:
+    p50, p95, p99 = quantiles(sketch([1.0, 1000.0]), (0.5, 0.95, 0.99))
+    assert_near(p50, 500.5)
+    assert_near(p95, 950.05)
+    assert_near(p99, 990.01)
+    (of_hundred,) = quantiles(sketch([1.0] * 99 + [1000.0]), (0.99,))
+    assert_near(of_hundred, 10.99)
+
+
+async def test_postgres_itself_tells_the_same(parts) -> None:
+    for values in ([7.0], [1.0, 1000.0], [3.0, 1.0, 2.0], [float(number**3) for number in range(1, 101)]):
+        async with parts.store.begin_unbound() as tx:
+            row = await tx._raw.fetchrow(
+                "SELECT percentile_cont($1::float8[]) WITHIN GROUP (ORDER BY v) AS found FROM unnest($2::float8[]) v",
+                list(RANKS),
+                values,
+            )
+        for ours, theirs in zip(quantiles(sketch(values), RANKS), row["found"], strict=True):
+            assert_near(ours, theirs)
 
 
 @given(value=VALUES)
@@ -99,5 +105,5 @@ def test_counts_of_millions_are_exact() -> None:
     many = np.array([(key(1.0), 3_000_000_000), (key(100.0), 1)], dtype=[("key", ">i2"), ("count", ">i8")]).tobytes()
     assert merged(many + many)[2:10] == struct.pack(">q", 6_000_000_000)
     low, high = quantiles(many + many, (0.5, 1.0))
-    assert near(low, 1.0)
-    assert near(high, 100.0)
+    assert_near(low, 1.0)
+    assert_near(high, 100.0)

@@ -24,6 +24,7 @@ from domain.traces import (
     Span,
     StagePart,
     StepPart,
+    messages,
 )
 
 T0 = datetime(2030, 1, 1, tzinfo=UTC)
@@ -588,3 +589,18 @@ def test_content_is_bounded_and_not_there_by_itself() -> None:
         assert text.endswith("…")
     assert agent.attributes["gen_ai.output.messages"][0]["parts"] == [{"type": "text", "content": "short"}]
     assert content(tool)["gen_ai.tool.call.arguments"] == "{}"
+
+
+def test_what_calls_were_sent_is_bounded_by_call_and_by_trace() -> None:
+    one = run(prompt='{"agent": 1}')
+    steps = [model_step(one, str(number), number, number + 1, answer="é" * 5000) for number in range(1, 101)]
+    calls = [call(one, number + 1) for number in range(1, 101)]
+    sent = [span.attributes for span in all_of(tree(runs=[one], steps=steps, calls=calls)) if span.kind == "model_call"]
+    sizes = [len(msgspec.json.encode(found.get("gen_ai.input.messages", []))) for found in sent]
+    assert max(sizes) <= messages.MAX_CALL_BYTES + 100
+    assert sum(sizes) <= messages.MAX_TRACE_BYTES + 10_000
+    # The newest stay, and what is left out is counted.
+    assert len(sent[3]["gen_ai.input.messages"]) == 4
+    assert "paddock.input.omitted_messages" not in sent[3]
+    assert sent[60]["paddock.input.omitted_messages"] + len(sent[60]["gen_ai.input.messages"]) == 61
+    assert sent[99]["paddock.input.omitted_messages"] > sent[60]["paddock.input.omitted_messages"]

@@ -30,6 +30,32 @@ def shape(span: dict[str, Any]) -> Any:
     return f"{span['kind']} {span['name']}", [shape(child) for child in span["children"]]
 
 
+def shown(span: dict[str, Any]) -> list[Any]:
+    """The messages of a span: role, texts, tool calls and their answers."""
+    return [
+        (
+            message["role"],
+            "".join(part.get("content") or part.get("response") or "" for part in message["parts"]),
+            [(part["id"], part["name"]) for part in message["parts"] if part["type"] == "tool_call"],
+            [part["id"] for part in message["parts"] if part["type"] == "tool_call_response"],
+        )
+        for message in span["attributes"]["gen_ai.input.messages"]
+    ]
+
+
+def sent(body: dict[str, Any]) -> list[Any]:
+    """The same of a request that reached the provider."""
+    return [
+        (
+            message["role"],
+            message.get("content") or "",
+            [(called["id"], called["function"]["name"]) for called in message.get("tool_calls", ())],
+            [message["tool_call_id"]] if "tool_call_id" in message else [],
+        )
+        for message in body["messages"]
+    ]
+
+
 def check(whole: dict[str, Any]) -> None:
     """What is true of every trace that has ended."""
     found = list(spans(whole))
@@ -132,6 +158,12 @@ async def test_an_agent_with_tools_that_delegates(acme: Tenant, provider: Wire) 
     nested = next(one for one in spans(full) if one["name"] == other["name"])
     assert nested["attributes"]["gen_ai.input.messages"][0]["parts"][0]["content"] == "Count the secret-files"
     assert (await acme.http.get(f"/execution-trace/{ended['id']}?contents=true")).status_code == 422
+    # Each call of a model shows what the provider was sent.
+    calls = sorted((one for one in spans(full) if one["kind"] == "model_call"), key=lambda one: one["started_at"])
+    assert [shown(one) for one in calls] == [
+        sent(one.body) for one in provider.requests if one.body["model"] in (boss, helper)
+    ]
+    assert len(calls) == 5
 
 
 async def test_calls_that_failed_and_text_that_postgres_cannot_take_apart(acme: Tenant, provider: Wire) -> None:
@@ -147,6 +179,21 @@ async def test_calls_that_failed_and_text_that_postgres_cannot_take_apart(acme: 
     assert answered["status"] == "ok"
     assert {one["attributes"]["paddock.step.path"] for one in root["children"]} == {"1"}
     assert "x\\u0000y" in root["attributes"]["gen_ai.input.messages"][0]["parts"][0]["content"]
+    assert shown(failed) == shown(answered)
+    assert shown(failed)[-1][1] == "x\0y"
+
+
+async def test_the_call_that_ended_a_run_shows_what_it_was_sent(acme: Tenant, provider: Wire) -> None:
+    name = await model(acme, provider, fresh())
+    made = await agent(acme, name, instructions="Be brief.")
+    provider.say("", to=name, calls=[call("filesystem_list", {}, id="l1")])
+    for _ in range(4):
+        provider.fail(400, to=name)
+    ended = await run(acme, made["id"], task="Look around")
+    assert ended["status"] == "failed", ended
+    calls = [one for one in spans(await trace(acme, ended["id"], "?content=true")) if one["kind"] == "model_call"]
+    assert [one[0] for one in shown(calls[-1])] == ["system", "user", "assistant", "tool"]
+    assert shown(calls[-1]) == sent(provider.requests[-1].body)
 
 
 async def test_uploaded_code_that_calls_models(acme: Tenant, provider: Wire) -> None:

@@ -1,7 +1,6 @@
 """Sums of costs are what brute force over the rows says, whatever was spent, deleted and folded when."""
 
 import asyncio
-import math
 from collections import Counter, defaultdict
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,12 +14,12 @@ from domain import costs, ids
 from domain.chat import Usage
 from domain.costs import Call, Cost, Filter, Spender
 from domain.pages import Page
-from domain.stats import ACCURACY, QUANTILES, SCALE
+from domain.stats import QUANTILES, SCALE
 from infra.postgres.store import PostgresStore
-from infra.sketches import SMALLEST
 from tests.apart import Apart
 from tests.workers.drawn import BOUNDS, EXECUTIONS, NAME, NAMES, NOWS, PAGE, PLACE, TENANT, TIMES, some
 from tests.workers.test_stats import own
+from tests.workers.truth import assert_near, interpolate_quantile
 from workers.retention import Retention
 from workers.stats import Folder
 
@@ -81,10 +80,6 @@ class Truth:
             if (value := getattr(row, name)) is not None:
                 found[value] += nanos([row])
         return {name: cost / SCALE for name, cost in sorted(found.items(), key=lambda one: (-one[1], one[0]))}
-
-    def quantile(self, share: float) -> float | None:
-        values = sorted(row.duration_ms for row in self.rows)
-        return values[math.floor(share * (len(values) - 1))] if values else None
 
     def groups(self) -> dict[Any, dict[str, int]]:
         found: dict[Any, Counter[str]] = defaultdict(Counter)
@@ -207,11 +202,7 @@ class World:
     def _check(self, summary: costs.CostSummary, rows: list[Cost]) -> None:
         truth, found = Truth(rows), msgspec.structs.asdict(summary)
         for share, name in zip(QUANTILES, ("p50_duration_ms", "p95_duration_ms", "p99_duration_ms"), strict=True):
-            exact, value = truth.quantile(share), found.pop(name)
-            if exact is None or exact < SMALLEST:
-                assert value == (None if exact is None else 0)
-            else:
-                assert abs(value - exact) <= ACCURACY * exact * (1 + 1e-9)
+            assert_near(found.pop(name), interpolate_quantile((row.duration_ms for row in rows), share))
         expected = {
             **{name: found[name] for name in ("period", "since", "until")},
             "total_cost": nanos(rows) / SCALE,

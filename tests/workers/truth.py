@@ -58,6 +58,23 @@ class Lost(Exception):
     """What ends a transaction before its commit."""
 
 
+def interpolate_quantile(values: Iterable[float], wanted: float) -> float | None:
+    """The exact quantile, as Postgres' `percentile_cont` has it; what counts as zero is zero."""
+    ordered = sorted(value if value >= SMALLEST else 0.0 for value in values)
+    if not ordered:
+        return None
+    rank = wanted * (len(ordered) - 1)
+    low, high = ordered[math.floor(rank)], ordered[math.ceil(rank)]
+    return low + (rank - math.floor(rank)) * (high - low)
+
+
+def assert_near(value: float | None, exact: float | None) -> None:
+    if value is None or exact is None:
+        assert value is exact
+    else:
+        assert abs(value - exact) <= ACCURACY * exact * (1 + 1e-9)
+
+
 class Truth:
     """Brute force over rows."""
 
@@ -76,13 +93,9 @@ class Truth:
         return dict(sorted(((k, n) for k, n in found.items() if k is not None), key=lambda one: (-one[1], one[0])))
 
     def check_quantiles(self, *found: float | None) -> None:
-        """By the rank that a DDSketch has for a quantile."""
+        """Hold quantiles to those that Postgres' `percentile_cont` interpolates, within the stated error."""
         for wanted, value in zip(QUANTILES, found, strict=True):
-            exact = sorted(self.values)[math.floor(wanted * (len(self.values) - 1))] if self.values else None
-            if exact is None or value is None or exact < SMALLEST:
-                assert value == (None if exact is None else 0)
-            else:
-                assert abs(value - exact) <= ACCURACY * exact * (1 + 1e-9)
+            assert_near(value, interpolate_quantile(self.values, wanted))
 
     def averages(self) -> dict[str, float | None]:
         return {

@@ -1,0 +1,138 @@
+"""The messages that a call of a model was sent, put together again from the steps that are on record."""
+
+from collections import defaultdict
+from typing import Any, Final
+
+import msgspec
+
+from domain.agents import Agent
+from domain.agents.prompts import messages as first_messages
+from domain.errors import DomainError
+from domain.traces.schema import MAX_CONTENT, RunPart, StepPart
+
+# What the messages of one call, and of all calls of a trace, may hold together, in bytes: each call is sent again what
+# the one before was sent.
+MAX_CALL_BYTES: Final = 64 * 1024
+MAX_TRACE_BYTES: Final = 4 * 1024 * 1024
+
+
+class ContentBudget:
+    """How many bytes of messages a trace may still show."""
+
+    def __init__(self, max_bytes: int = MAX_TRACE_BYTES) -> None:
+        self.left = max_bytes
+
+
+class FirstPrompt(msgspec.Struct, kw_only=True):
+    """The agent and the input that its first messages are made of."""
+
+    agent: Agent
+    input: Any
+
+
+class SentMessages:
+    """The messages of one execution's calls, by the path of their step. Empty where no content is asked for.
+
+    Their form is that of OpenTelemetry's `gen_ai.input.messages`: `{"role": …, "parts": [{"type": …}]}`.
+    """
+
+    def __init__(self, run: RunPart, steps: list[StepPart], budget: ContentBudget) -> None:
+        self._budget = budget
+        self._prompts = {"": run.prompt} | {f"{step.path}/": step.prompt for step in steps if step.prompt is not None}
+        self._asks = defaultdict[str, dict[int, StepPart]](dict)
+        self._calls = defaultdict[str, dict[int, StepPart]](dict)
+        for step in steps:
+            prefix, number = _split(step.path)
+            if step.kind == "model":
+                self._asks[prefix][int(number)] = step
+            else:
+                asked, _, place = number.partition(".")
+                self._calls[f"{prefix}{asked}"][int(place or 0)] = step
+
+    def of_step(self, path: str) -> tuple[list[dict[str, Any]], int]:
+        """Return what the call at this step was sent, and how many of its oldest messages are left out."""
+        prefix, number = _split(path)
+        return self._before(prefix, int(number))
+
+    def of_next(self, agent_path: str) -> tuple[list[dict[str, Any]], int]:
+        """Return the same of the call after an agent's last answer; `agent_path` is empty or its delegating step's."""
+        prefix = f"{agent_path}/" if agent_path else ""
+        return self._before(prefix, max(self._asks[prefix], default=0) + 1)
+
+    def _before(self, prefix: str, number: int) -> tuple[list[dict[str, Any]], int]:
+        prompt = self._prompts.get(prefix)
+        if prompt is None:
+            return [], 0
+        messages = _first(prompt)
+        for earlier in sorted(self._asks[prefix]):
+            if earlier >= number:
+                break
+            step = self._asks[prefix][earlier]
+            messages.append({"role": "assistant", "parts": answer_parts(step)})
+            results = self._calls[step.path]
+            messages += [_result(results[place]) for place in sorted(results)]
+        return self._bounded(messages)
+
+    def _bounded(self, messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
+        # The newest are what a reader looks for.
+        shown: list[dict[str, Any]] = []
+        room = min(MAX_CALL_BYTES, self._budget.left)
+        for message in reversed(messages):
+            size = len(msgspec.json.encode(message))
+            if size > room:
+                break
+            room -= size
+            self._budget.left -= size
+            shown.append(message)
+        return shown[::-1], len(messages) - len(shown)
+
+
+def answer_parts(step: StepPart) -> list[dict[str, Any]]:
+    """Return the parts of a model's answer: its text and the tool calls that it asked for."""
+    return [
+        *text_parts(step.answer or ""),
+        *(
+            {"type": "tool_call", "id": call.id, "name": call.name, "arguments": trim(call.arguments)}
+            for call in step.tool_calls
+        ),
+    ]
+
+
+def text_parts(text: str) -> list[dict[str, Any]]:
+    """Return a text as the parts of a message."""
+    return [{"type": "text", "content": trim(text)}] if text else []
+
+
+def trim(text: str) -> str:
+    """Return a text of `MAX_CONTENT` bytes at most."""
+    written = text.encode("utf-8", "replace")
+    if len(written) <= MAX_CONTENT:
+        return text
+    return written[: MAX_CONTENT - 3].decode("utf-8", "ignore") + "…"
+
+
+def _split(path: str) -> tuple[str, str]:
+    prefix, slash, number = path.rpartition("/")
+    return prefix + slash, number
+
+
+def _first(prompt: str) -> list[dict[str, Any]]:
+    try:
+        first = msgspec.json.decode(prompt, type=FirstPrompt)
+        messages = first_messages(first.agent, first.input)
+    except (msgspec.MsgspecError, DomainError):
+        # A prompt that was too long to be read here in full.
+        return [{"role": "user", "parts": text_parts(prompt)}]
+    return [{"role": message.role, "parts": text_parts(message.content)} for message in messages]
+
+
+def _result(step: StepPart) -> dict[str, Any]:
+    told = step.answer or ""
+    try:
+        answer = msgspec.json.decode(told)
+        told = msgspec.json.encode({"error": answer["error"]} if "error" in answer else answer.get("result")).decode()
+    except (msgspec.MsgspecError, TypeError, KeyError, AttributeError):
+        # The beginning of an answer that is too long to be shown.
+        pass
+    part = {"type": "tool_call_response", "id": step.call_id, "response": trim(told)}
+    return {"role": "tool", "parts": [part]}
