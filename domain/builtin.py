@@ -1,14 +1,11 @@
 """The tools that come with Paddock. Their names, ids and parameters are the same in every tenant."""
 
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
 
 from domain import ids
 
-# Built-in tools were there before anything else.
-EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _PATH: Final = {"type": "string", "minLength": 1, "maxLength": 500, "description": "Relative to the run's folder."}
 
 

@@ -8,7 +8,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from domain import ids, names, provider_keys, toolconfig
 from domain.access import Caller
-from domain.builtin import BUILT_IN, EPOCH, BuiltIn
+from domain.builtin import BUILT_IN, BuiltIn
 from domain.errors import DomainError, FieldError, conflict, invalid, not_found, refused
 from domain.names import Name, slug
 from domain.pages import Listing, Page, listing
@@ -122,6 +122,13 @@ class ToolAnswer(msgspec.Struct, frozen=True, kw_only=True):
     status: Status
 
 
+class BuiltInState(msgspec.Struct, frozen=True, kw_only=True):
+    """Since when a tenant has the built-in tools, and when it switched off which, by id."""
+
+    since: datetime
+    off: dict[str, datetime]
+
+
 class Tools(Protocol):
     """The bound tenant's own tools, and which of the built-in ones it has switched off."""
 
@@ -142,8 +149,8 @@ class Tools(Protocol):
         """Those whose secrets name this provider key, locked."""
         ...
 
-    async def switched_off(self) -> frozenset[str]:
-        """Ids of the built-in tools that are switched off."""
+    async def built_in_state(self) -> BuiltInState:
+        """Return since when the bound tenant has the built-in tools, and which it has switched off."""
         ...
 
     async def switch(self, tool_id: str, enabled: bool | None, now: datetime) -> bool:
@@ -151,7 +158,7 @@ class Tools(Protocol):
         ...
 
 
-def _shown(tool: BuiltIn, tenant_id: str, off: frozenset[str]) -> Tool:
+def _shown(tool: BuiltIn, tenant_id: str, state: BuiltInState) -> Tool:
     return Tool(
         id=tool.id,
         name=tool.name,
@@ -161,12 +168,12 @@ def _shown(tool: BuiltIn, tenant_id: str, off: frozenset[str]) -> Tool:
         tool_type="builtin",
         configuration={},
         parameters=tool.parameters,
-        enabled=tool.id not in off,
+        enabled=tool.id not in state.off,
         effects=tool.effects,
         fenced=tool.fenced,
         tenant_id=tenant_id,
-        created_at=EPOCH,
-        updated_at=EPOCH,
+        created_at=state.since,
+        updated_at=state.off.get(tool.id, state.since),
     )
 
 
@@ -236,7 +243,7 @@ def _has_effects(tool: Tool) -> bool:
 async def get(tx: Tx, caller: Caller, reference: str, lock: bool = False) -> Tool:
     """A tool by id, name or slug. Errors: `not_found`."""
     if reference in _NAMED:
-        return _shown(_NAMED[reference], caller.tenant_id, await tx.tools.switched_off())
+        return _shown(_NAMED[reference], caller.tenant_id, await tx.tools.built_in_state())
     tool = await tx.tools.find(reference, lock)
     if tool is None:
         raise not_found("tool", reference)
@@ -246,8 +253,8 @@ async def get(tx: Tx, caller: Caller, reference: str, lock: bool = False) -> Too
 async def list_tools(tx: Tx, caller: Caller, page: Page, narrowed: Filter) -> Listing[Tool]:
     """The tenant's own tools, newest first, then the built-in ones."""
     own = await tx.tools.page(page, narrowed)
-    off = await tx.tools.switched_off()
-    shown = [_shown(tool, caller.tenant_id, off) for tool in BUILT_IN]
+    state = await tx.tools.built_in_state()
+    shown = [_shown(tool, caller.tenant_id, state) for tool in BUILT_IN]
     built_in = [tool for tool in shown if narrowed.matches(tool)]
     begin = max(0, page.offset - own.total)
     items = own.items + built_in[begin : begin + page.limit - len(own.items)]
@@ -285,7 +292,9 @@ async def toggle(tx: Tx, caller: Caller, reference: str) -> Tool:
 
 
 async def _switched(tx: Tx, tool: Tool, enabled: bool | None) -> Tool:
-    tool.enabled = await tx.tools.switch(tool.id, enabled, tx.now)
+    was_enabled, tool.enabled = tool.enabled, await tx.tools.switch(tool.id, enabled, tx.now)
+    if tool.enabled != was_enabled:
+        tool.updated_at = tx.now
     return tool
 
 
@@ -312,12 +321,12 @@ async def named(tx: Tx, references: list[str]) -> list[Tool]:
     found: dict[str, Tool] = {}
     for tool in await tx.tools.among(own) if own else []:
         found |= dict.fromkeys((tool.id, tool.name, tool.slug), tool)
-    off = await tx.tools.switched_off() if len(own) < len(references) else frozenset()
+    state = await tx.tools.built_in_state() if len(own) < len(references) else None
     tools: dict[tuple[str, str], Tool] = {}
     wrong: list[FieldError] = []
     for number, reference in enumerate(references):
         head, slash, part = _split(reference)
-        chosen = _shown(_NAMED[head], "", off) if head in _NAMED else found.get(head)
+        chosen = _shown(_NAMED[head], "", state) if state and head in _NAMED else found.get(head)
         why = _unusable(reference, chosen, slash, part)
         if why is not None:
             wrong.append(FieldError(field=f"tools[{number}]", message=why))

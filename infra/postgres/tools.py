@@ -11,7 +11,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from domain import ids
 from domain.pages import Listing, Page
-from domain.tools import Filter, Tool
+from domain.tools import BuiltInState, Filter, Tool
+from infra.postgres.accounts import TenantRow
 from infra.postgres.db import Base, Id, as_struct, json_column, timestamp
 from infra.postgres.pages import listed
 
@@ -116,8 +117,12 @@ class PostgresTools:
         )
         return [as_struct(row, Tool) for row in await self._connection.execute(query)]
 
-    async def switched_off(self) -> frozenset[str]:
-        return frozenset((await self._connection.execute(select(DisabledToolRow.tool_id))).scalars())
+    async def built_in_state(self) -> BuiltInState:
+        query = select(TenantRow.created_at, DisabledToolRow.tool_id, DisabledToolRow.since).outerjoin(
+            DisabledToolRow, DisabledToolRow.tenant_id == TenantRow.id
+        )
+        rows = (await self._connection.execute(query.where(TenantRow.id == _TENANT))).all()
+        return BuiltInState(since=rows[0].created_at, off={row.tool_id: row.since for row in rows if row.tool_id})
 
     async def switch(self, tool_id: str, enabled: bool | None, now: datetime) -> bool:
         if enabled is not False:

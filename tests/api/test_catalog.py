@@ -211,7 +211,12 @@ async def test_built_in_tools_are_switched_per_tenant_and_nothing_else(acme: Ten
         assert (await acme.http.delete(f"/tools/{reference}")).status_code == 409
         assert (await acme.http.patch(f"/tools/{reference}", json={"description": "x"})).status_code == 409
     assert (await acme.http.patch("/tools/python/toggle-enabled")).json()["enabled"] is False
-    assert (await acme.http.get("/tools/python")).json()["enabled"] is False
+    off = (await acme.http.get("/tools/python")).json()
+    assert off["enabled"] is False
+    # As old as the tenant, and changed when it was switched off.
+    since = (await acme.http.get("/tenant")).json()["created_at"]
+    assert (tool["created_at"], tool["updated_at"], off["created_at"]) == (since, since, since)
+    assert off["updated_at"] > since
     assert (await rival.http.get("/tools/python")).json()["enabled"] is True
     assert [one["name"] for one in (await acme.http.get("/tools?enabled=false")).json()["items"]] == ["python"]
     assert (await acme.http.patch("/tools/python", json={"enabled": False})).json()["enabled"] is False

@@ -16,6 +16,7 @@ from domain.errors import DomainError
 from domain.llms import Model, checked_parameters, checked_url
 from domain.provider_keys import NewProviderKey, PatchProviderKey, last_four
 from domain.secrets import Secret
+from domain.tools import BuiltInState
 from infra.credentials import Keyring
 from infra.settings import BadSettings, read
 from tests.domain.test_rules import ENV
@@ -181,8 +182,8 @@ class Shelf:
     async def among(self, references: list[str]) -> list[Any]:
         return []
 
-    async def switched_off(self) -> frozenset[str]:
-        return self.off
+    async def built_in_state(self) -> BuiltInState:
+        return BuiltInState(since=NOW, off=dict.fromkeys(self.off, NOW))
 
 
 async def refused(awaited: Any) -> list[str]:
