@@ -10,7 +10,6 @@ from domain.errors import invalid
 from domain.idempotency import MAX_KEY
 from domain.texts import mend_json
 
-
 # What Litestar calls a request; we use none of its three type parameters.
 HttpRequest = Request[Any, Any, Any]
 
