@@ -18,6 +18,10 @@ CODES: Final = frozenset(
         "budget_exceeded",
         "concurrency_limit",
         "conflict",
+        "database_busy",
+        "database_read_only",
+        "database_slow",
+        "database_unsafe",
         "forbidden",
         "idempotency_conflict",
         "internal_error",
@@ -32,6 +36,7 @@ CODES: Final = frozenset(
         "rate_limit_exceeded",
         "refresh_token_reused",
         "sandbox_unavailable",
+        "storage_full",
         "storage_unavailable",
         "tool_failed",
         "unauthenticated",
@@ -40,6 +45,11 @@ CODES: Final = frozenset(
     }
 )
 
+# What passes by itself or with an operator's hand, and says nothing about what was asked: work waits and goes on.
+DATABASE_OUTAGES: Final = frozenset(
+    {"unavailable", "database_busy", "database_read_only", "database_slow", "database_unsafe", "storage_full"}
+)
+OUTAGES: Final = DATABASE_OUTAGES | {"storage_unavailable"}
 
 MAX_ERRORS: Final = 20
 _PLACE: Final = re.compile(r"(.*) - at (?:`?key`? in )?`\$\.?(.*)`", re.DOTALL)

@@ -7,10 +7,12 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 from redis.asyncio import Redis
 
+from domain.errors import DomainError
 from domain.jobs import Lane
 from domain.ports import Clock
 from infra.credentials import AccessTokens, Keyring, Passwords, Vault
 from infra.postgres.db import connect
+from infra.postgres.session import UnsafeSession
 from infra.postgres.store import PostgresStore
 from infra.queue import ArqQueue, arq_client
 from infra.r2 import S3Blobs
@@ -62,7 +64,8 @@ async def wire(
     """Open every connection of a process, and close them all in the end.
 
     It listens for rings of the lanes `rung`, for changes of rows of the lanes `heard`, and for rows of
-    the lanes `held` that are taken from it.
+    the lanes `held` that are taken from it. Errors: `UnsafeSession` when the database's sessions could read past
+    row-level security; a database that is away is waited for by those who ask it.
     """
     redis_url = settings.redis_url.reveal()
     redis, jobs = client(redis_url), arq_client(redis_url)
@@ -70,6 +73,7 @@ async def wire(
     engine = connect(settings.database_url.reveal(), pool_size=settings.database_pool, application=application)
     store = PostgresStore(engine, queue, clock)
     try:
+        await _refuse_unsafe(store)
         async with S3Blobs(settings) as blobs, Bell(redis_url, rung, heard, held) as bell:
             yield Parts(
                 settings=settings,
@@ -90,3 +94,11 @@ async def wire(
         await store.close()
         await redis.aclose()
         await jobs.aclose()
+
+
+async def _refuse_unsafe(store: PostgresStore) -> None:
+    try:
+        await store.check()
+    except DomainError as error:
+        if error.code == "database_unsafe":
+            raise UnsafeSession(error.detail) from error

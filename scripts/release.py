@@ -5,7 +5,8 @@ import sys
 from sqlalchemy import text
 
 from infra.postgres.db import connect
-from infra.postgres.migrate import UnsafeRole, migrate
+from infra.postgres.migrate import migrate
+from infra.postgres.session import UnsafeSession
 from infra.r2 import S3Blobs
 from infra.settings import Settings
 
@@ -14,7 +15,7 @@ async def release(settings: Settings, bucket: bool = True) -> None:
     """Migrate the database and see that the bucket is there. Ends the process with a reason if it cannot."""
     try:
         await migrate(settings.database_owner_url.reveal())
-    except UnsafeRole as error:
+    except UnsafeSession as error:
         sys.exit(f"paddock: {error}")
     if bucket:
         await ensure_bucket(settings)
@@ -31,6 +32,7 @@ async def set_plan(settings: Settings, tenant: str, plan: str) -> int:
     engine = connect(settings.database_owner_url.reveal(), pool_size=1, application="paddock plan", as_owner=True)
     try:
         async with engine.begin() as connection:
+            await connection.execute(text("SELECT set_config('paddock.every_tenant', 'on', true)"))
             changed = await connection.execute(
                 text("UPDATE tenants SET plan = :plan WHERE id = :tenant"), {"plan": plan, "tenant": tenant}
             )

@@ -6,6 +6,7 @@ import sys
 
 import api.app
 import workers.main
+from infra.postgres.session import UnsafeSession
 from infra.settings import BadSettings, Settings, read
 from infra.version import VERSION
 from scripts import bootstrap, release
@@ -24,6 +25,13 @@ def be(role: str) -> None:
 
     Or do `version`, `release`, `migrate`, `bucket` or `admin-key`, and end.
     """
+    try:
+        _be(role)
+    except UnsafeSession as error:
+        sys.exit(f"paddock: {error}")
+
+
+def _be(role: str) -> None:
     if role == "api":
         api.app.serve(settings())
     elif role in workers.main.SERVE:

@@ -10,7 +10,7 @@ import structlog
 
 from domain.artifacts import capture
 from domain.artifacts.cases import Ended, Stored, Waiting
-from domain.errors import DomainError
+from domain.errors import DATABASE_OUTAGES, DomainError
 from domain.ports import Blobs, Store
 from infra.compression import once, pack
 from workers.leases import persist
@@ -123,7 +123,7 @@ class Capturer:
             async with self._store.begin_for(tenant_id) as tx:
                 await capture.capture(tx, made, executions)
         except Exception as error:
-            if isinstance(error, DomainError) and error.code == "unavailable":
+            if isinstance(error, DomainError) and error.code in DATABASE_OUTAGES:
                 raise
             if len(executions) > 1:
                 for one in executions:

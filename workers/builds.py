@@ -10,7 +10,7 @@ import structlog
 from domain import archives, builds
 from domain.archives import BadArchive, Manifest
 from domain.builds import Built, Version
-from domain.errors import DomainError
+from domain.errors import DATABASE_OUTAGES, DomainError
 from domain.ports import Blobs, Outcome, Program, Sandbox, Store, Stream
 from domain.queues import Turn
 from infra.bundles import LIMITS, Bundles
@@ -83,7 +83,7 @@ class Builder:
         except BadArchive as bad:
             error = str(bad)
         except DomainError as failed:
-            if failed.code == "unavailable":
+            if failed.code in DATABASE_OUTAGES:
                 raise
             error = f"{failed.code}: {failed.detail}"
         line = "Ready.\n" if error is None else f"Failed: {error}\n"

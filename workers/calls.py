@@ -27,7 +27,7 @@ from domain.chat import (
     Usage,
 )
 from domain.costs import Call, Settled, Spender
-from domain.errors import DomainError
+from domain.errors import DATABASE_OUTAGES, DomainError
 from domain.events import Event
 from domain.executions import Execution
 from domain.leases import LostLease
@@ -80,7 +80,7 @@ class ModelCalls:
         try:
             found = await persist(resolved)
         except DomainError as error:
-            if error.code == "unavailable":
+            if error.code in DATABASE_OUTAGES:
                 raise
             raise ModelError("refused", error.detail) from error
         model, key = found.model, None

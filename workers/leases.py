@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
-from domain.errors import DomainError
+from domain.errors import OUTAGES, DomainError
 from domain.jobs import Lane
 from domain.leases import LostLease
 from domain.ports import Clock, SandboxLost, Store
@@ -151,7 +151,7 @@ async def persist(call: Callable[[], Awaitable[T]], patience: float = 300.0) -> 
         try:
             return await call()
         except DomainError as error:
-            if error.code not in ("unavailable", "storage_unavailable"):
+            if error.code not in OUTAGES:
                 raise
             if asyncio.get_running_loop().time() + pause > deadline:
                 raise

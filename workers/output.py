@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from domain.errors import DomainError
+from domain.errors import DATABASE_OUTAGES, DomainError
 from domain.events import MAX_LINE, Event, level_of, logged
 from domain.ports import Clock, Stream
 
@@ -40,8 +40,9 @@ class Output:
             self._pending += self._events(stream, line)
 
     async def flush_until(self, stop: asyncio.Event) -> None:
-        """Write what is there every `FLUSH` seconds until told to stop. Errors: those of `write` but `unavailable`.
+        """Write what is there every `FLUSH` seconds until told to stop. Errors: those of `write`.
 
+        What an outage of the database kept from being written is written later.
         Told, not cancelled: a write that is cancelled may have been committed, and would be written twice.
         """
         while not stop.is_set():
@@ -52,7 +53,7 @@ class Output:
                 try:
                     await self._write(batch)
                 except DomainError as error:
-                    if error.code != "unavailable":
+                    if error.code not in DATABASE_OUTAGES:
                         raise
                     self._pending = batch + self._pending
 

@@ -11,7 +11,7 @@ from typing import Final
 import structlog
 
 from domain import schedules
-from domain.errors import DomainError
+from domain.errors import DATABASE_OUTAGES, DomainError
 from domain.ports import Store
 from domain.schedules import Due
 
@@ -64,7 +64,7 @@ class Schedules:
             async with self._store.begin_for(one.tenant_id) as tx:
                 return await schedules.fire(tx, one.schedule_id)
         except Exception as error:
-            if isinstance(error, DomainError) and error.code == "unavailable":
+            if isinstance(error, DomainError) and error.code in DATABASE_OUTAGES:
                 raise
             # A mistake of ours with one of them is not to stop the others.
             _log.exception("failed unexpectedly", schedule_id=one.schedule_id)

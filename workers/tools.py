@@ -14,7 +14,7 @@ import structlog
 from domain import provider_keys, tools
 from domain.artifacts import cases as artifacts
 from domain.chat import ToolFailed, ToolSpec
-from domain.errors import DomainError
+from domain.errors import OUTAGES, DomainError
 from domain.executions import DEFAULT_MEMORY_MB
 from domain.executions.schema import Mode
 from domain.pages import Page
@@ -125,7 +125,7 @@ class Toolbox:
                 )
             return Done(result=await call_custom(self._shop.outbound, tool.configuration, args, secrets))
         except DomainError as error:
-            if error.code in ("unavailable", "storage_unavailable"):
+            if error.code in OUTAGES:
                 raise
             raise ToolFailed(error.detail) from error
         except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
@@ -176,7 +176,7 @@ class Toolbox:
         try:
             sealed = await persist(known)
         except DomainError as error:
-            if error.code in ("unavailable", "storage_unavailable"):
+            if error.code in OUTAGES:
                 raise
             raise ToolFailed(error.detail) from error
         try:

@@ -10,7 +10,7 @@ from msgspec import UNSET
 
 from domain import agents, crews, cron, ids, launching, names, workflows
 from domain.access import Caller, require
-from domain.errors import DomainError, FieldError, conflict, invalid, not_found, refused
+from domain.errors import DATABASE_OUTAGES, DomainError, FieldError, conflict, invalid, not_found, refused
 from domain.executions.schema import Execution
 from domain.pages import Listing, Page
 from domain.ports import Tx
@@ -108,7 +108,7 @@ async def _check_start(tx: Tx, caller: Caller, schedule: Schedule) -> None:
         if error.code == "invalid_field":
             # The inputs of a schedule are all that it sends.
             raise refused([_of_inputs(one) for one in error.errors]) from error
-        if error.code == "unavailable":
+        if error.code in DATABASE_OUTAGES:
             raise
 
 

@@ -11,7 +11,7 @@ import msgspec
 
 from domain import cron, launching
 from domain.access import Caller, require, scopes_in_force
-from domain.errors import DomainError, forbidden
+from domain.errors import DATABASE_OUTAGES, DomainError, forbidden
 from domain.ports import Tx
 from domain.schedules.schema import Schedule, ScheduleRun
 
@@ -20,8 +20,6 @@ ON_TIME: Final = timedelta(minutes=1)
 # So many of the missed due times of one outage get a row each; the others are counted.
 MISSED_SHOWN: Final = 100
 _SECOND: Final = timedelta(seconds=1)
-# Not the fault of what is started: the due time waits until it is over.
-_OUTAGES: Final = frozenset({"unavailable"})
 _RUNS: Final = frozenset({"run:agents"})
 
 
@@ -135,7 +133,8 @@ async def _start(tx: Tx, schedule: Schedule, due: datetime) -> None:
                 run.execution_id = (await launching.start(tx, owner, schedule.start, schedule.id)).id
             schedule.started(run.execution_id, tx.now)
         except DomainError as error:
-            if error.code in _OUTAGES:
+            # Not the fault of what is started: the due time waits until it is over.
+            if error.code in DATABASE_OUTAGES:
                 raise
             _fail(schedule, run, error)
     await tx.schedules.settle(run)

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
 from domain import ids
-from infra.postgres.role import APP_ROLE
+from infra.postgres.session import hold_sessions
 
 T = TypeVar("T")
 
@@ -107,18 +107,15 @@ def plain_text(text: str | None) -> str | None:
 def connect(url: str, *, pool_size: int, application: str, as_owner: bool = False) -> AsyncEngine:
     """An engine on `url` (`postgresql://user:password@host:port/name`).
 
-    Every connection takes on `APP_ROLE`, which cannot bypass row-level security, whoever logs in;
-    only migrations connect `as_owner`. Transactions begin and end by statements of `store`, in one round
-    trip with what binds their tenant, so SQLAlchemy is told to send none of its own.
+    Every transaction takes on `APP_ROLE`, which cannot bypass row-level security, whoever logs in and whatever
+    pooler is in between; only migrations connect `as_owner`. Transactions begin and end by statements of `store`,
+    in one round trip with what binds their tenant, so SQLAlchemy is told to send none of its own.
+    Connecting raises `UnsafeSession` where that role cannot be had.
     """
-    # Compiling a statement takes longer than any of ours runs.
-    settings = {"application_name": application, "jit": "off"}
-    if not as_owner:
-        settings["role"] = APP_ROLE
     scheme, _, rest = url.partition("://")
     if scheme not in ("postgres", "postgresql", "postgresql+asyncpg"):
         raise ValueError(f"PADDOCK_DATABASE_URL must begin with postgresql://, not {scheme}://")
-    return create_async_engine(
+    engine = create_async_engine(
         f"postgresql+asyncpg://{rest}",
         pool_size=pool_size,
         max_overflow=0,
@@ -126,7 +123,10 @@ def connect(url: str, *, pool_size: int, application: str, as_owner: bool = Fals
         pool_timeout=10,
         pool_recycle=1800,
         **({} if as_owner else {"isolation_level": "AUTOCOMMIT"}),
-        connect_args={"server_settings": settings, "timeout": 5, "command_timeout": 60},
+        # No other parameter of the start: poolers refuse those, or drop them.
+        connect_args={"server_settings": {"application_name": application}, "timeout": 5, "command_timeout": 60},
         json_serializer=lambda value: msgspec.json.encode(value).decode(),
         json_deserializer=msgspec.json.decode,
     )
+    hold_sessions(engine, as_owner=as_owner)
+    return engine

@@ -8,13 +8,10 @@ from sqlalchemy import Connection, text
 
 from infra.postgres.db import connect
 from infra.postgres.role import APP_ROLE
+from infra.postgres.session import UnsafeSession
 
 FOLDER = Path(__file__).parent / "migrations"
 _LOCK = 0x7061646463  # "paddc": one migration at a time
-
-
-class UnsafeRole(Exception):
-    """The application's role could read past row-level security."""
 
 
 def config() -> Config:
@@ -31,17 +28,20 @@ def _upgrade(connection: Connection) -> None:
 
 
 async def migrate(url: str) -> None:
-    """Migrate as the owner of the tables. Errors: `UnsafeRole` when the role of the application is too mighty."""
+    """Migrate as the owner of the tables. Errors: `UnsafeSession` when the role of the application is too mighty."""
     engine = connect(url, pool_size=1, application="paddock migrate", as_owner=True)
     try:
         async with engine.begin() as connection:
             await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+            # Row-level security holds the owner too, and migrations change rows of all tenants.
+            await connection.execute(text("SELECT set_config('paddock.every_tenant', 'on', true)"))
             await connection.run_sync(_upgrade)
+            await connection.execute(text("SELECT force_row_security_everywhere()"))
             mighty = await connection.execute(
                 text("SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = :role"), {"role": APP_ROLE}
             )
             if mighty.scalar_one():
-                raise UnsafeRole(
+                raise UnsafeSession(
                     f"The role {APP_ROLE} can bypass row-level security. "
                     f"Run: ALTER ROLE {APP_ROLE} NOSUPERUSER NOBYPASSRLS"
                 )

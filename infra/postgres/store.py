@@ -6,9 +6,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from typing import cast
 
-import asyncpg
-from sqlalchemy import exc
-from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from domain.access import Caller
@@ -55,10 +52,12 @@ from infra.postgres.executions import PostgresExecutions
 from infra.postgres.idempotency import PostgresAnswers
 from infra.postgres.keys import PostgresKeys
 from infra.postgres.llms import PostgresLlms
+from infra.postgres.outages import GONE, outage_of
 from infra.postgres.plans import PostgresPlans
 from infra.postgres.provider_keys import PostgresProviderKeys
 from infra.postgres.queues import PostgresQueues
 from infra.postgres.schedules import PostgresSchedules
+from infra.postgres.session import check_session, session_of
 from infra.postgres.stats import PostgresStats
 from infra.postgres.steps import PostgresSteps
 from infra.postgres.tasks import PostgresTasks
@@ -68,19 +67,6 @@ from infra.postgres.tools import PostgresTools
 from infra.postgres.traces import PostgresTraces
 from infra.postgres.workflows import PostgresWorkflows
 from infra.postgres.workspaces import PostgresWorkspaces
-
-_GONE = (OperationalError, OSError, TimeoutError, exc.TimeoutError)
-_PASSING = (
-    asyncpg.CannotConnectNowError,
-    asyncpg.ConnectionDoesNotExistError,
-    asyncpg.AdminShutdownError,
-    asyncpg.TooManyConnectionsError,
-    asyncpg.DeadlockDetectedError,
-    asyncpg.SerializationError,
-    asyncpg.InterfaceError,
-    # What asyncpg says of a connection that was lost in the middle of something.
-    asyncpg.InternalClientError,
-)
 
 
 class PostgresTx:
@@ -131,6 +117,10 @@ class PostgresTx:
             raise
         await self._raw.execute("RELEASE SAVEPOINT here")
 
+    async def check_session(self) -> None:
+        """See that row-level security holds this transaction. Errors: `UnsafeSession`."""
+        await check_session(self._raw)
+
     def ring(self, job: Job) -> None:
         """Ring for this job after the commit."""
         self.rings.append(job)
@@ -165,9 +155,9 @@ class PostgresStore:
         return self._begin(None)
 
     async def check(self) -> None:
-        """One round trip, for health. Errors: `unavailable`."""
-        async with self._begin(""):
-            pass
+        """See that a transaction is held by row-level security. Errors: an outage, `database_unsafe`."""
+        async with self._begin("") as tx:
+            await cast(PostgresTx, tx).check_session()
 
     async def close(self) -> None:
         """Close every connection."""
@@ -180,19 +170,18 @@ class PostgresStore:
             try:
                 tx = PostgresTx(connection, raw, self._clock())
                 yield tx
-                if tenant_id is not None:
+                if raw.is_in_transaction():
                     await raw.execute("COMMIT")
             finally:
                 # Rolled back if it was not committed, also when the task is being cancelled.
                 await asyncio.shield(_closed(connection, raw))
-        except _GONE as error:
-            raise _unavailable() from error
-        except DBAPIError as error:
-            if error.connection_invalidated or isinstance(getattr(error.orig, "__cause__", None), _PASSING):
-                raise _unavailable() from error
+        except DomainError:
             raise
-        except _PASSING as error:
-            raise _unavailable() from error
+        except Exception as error:
+            outage = outage_of(error)
+            if outage is None:
+                raise
+            raise outage from error
         if tx.rings or tx.changes:
             await self._queue.ring(tx.rings, tx.changes)
 
@@ -202,11 +191,13 @@ class PostgresStore:
             connection = await self._engine.connect()
             try:
                 raw = cast(Raw, (await connection.get_raw_connection()).driver_connection)
-                if tenant_id is not None:
-                    await raw.execute(f"BEGIN; SELECT set_config('paddock.tenant_id', {_quoted(tenant_id)}, true)")
+                session = session_of(connection)
+                if tenant_id is not None or not session.single:
+                    binding = f"SELECT set_config('paddock.tenant_id', {_quoted(tenant_id or '')}, true)"
+                    await raw.execute(session.opening + binding)
                 elif raw.is_closed():
                     raise ConnectionResetError("closed")
-            except (*_GONE, *_PASSING):
+            except GONE:
                 await connection.invalidate()
                 await connection.close()
                 if last:
@@ -237,11 +228,3 @@ async def _closed(connection: AsyncConnection, raw: Raw) -> None:
 async def _dropped(connection: AsyncConnection) -> None:
     await connection.invalidate()
     await connection.close()
-
-
-def _unavailable() -> DomainError:
-    return DomainError(
-        "unavailable",
-        "The database did not answer. Try again; with an Idempotency-Key nothing is done twice.",
-        retry_after=1,
-    )

@@ -46,17 +46,22 @@ async def test_the_role_can_bypass_nothing(application, acme: Tenant, home: Tena
 
 
 async def test_every_table_with_a_tenant_is_guarded(application) -> None:
+    """Partitions too, and from their owner too."""
     async with application.connect() as connection:
         rows = await connection.execute(
             text(
-                "SELECT c.relname, c.relrowsecurity FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid "
-                "WHERE c.relkind IN ('r', 'p') AND a.attname = 'tenant_id' "
-                "AND c.relnamespace = 'public'::regnamespace AND NOT c.relispartition"
+                "SELECT c.relname, c.relispartition, c.relrowsecurity AND c.relforcerowsecurity AS held, "
+                "ARRAY(SELECT p.polname::text FROM pg_policy p WHERE p.polrelid = c.oid) AS policies "
+                "FROM pg_class c WHERE c.relkind IN ('r', 'p') AND c.relnamespace = 'public'::regnamespace "
+                "AND (c.relname = 'tenants' OR EXISTS (SELECT FROM pg_attribute a "
+                "WHERE a.attrelid = c.oid AND a.attname = 'tenant_id' AND NOT a.attisdropped))"
             )
         )
-        found = {row.relname: row.relrowsecurity for row in rows}
-    assert set(found) | {"tenants"} == set(WITH_TENANT)
-    assert all(found.values())
+        found = rows.all()
+    assert {row.relname for row in found if not row.relispartition} == set(WITH_TENANT)
+    assert [row.relname for row in found if not row.held] == []
+    assert [row.relname for row in found if "of_the_owner" not in row.policies] == []
+    assert [row.relname for row in found if "bound" not in row.policies and not row.relispartition] == []
 
 
 async def test_partitions_are_reached_through_their_table_alone(application, home: Tenant) -> None:

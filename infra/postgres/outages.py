@@ -1,0 +1,73 @@
+"""What passes by itself, or with an operator's hand: from the database's words to an outage with a name."""
+
+from typing import Final
+
+import asyncpg
+from sqlalchemy import exc
+
+from domain.errors import DomainError
+from infra.postgres.session import UnsafeSession
+
+_AGAIN: Final = "Try again; with an Idempotency-Key nothing is done twice."
+# Connections that are of no use any more: what was asked may be asked again on a fresh one.
+GONE: Final = (
+    exc.OperationalError,
+    OSError,
+    TimeoutError,
+    exc.TimeoutError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.ConnectionDoesNotExistError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.InterfaceError,
+    # What asyncpg says of a connection that was lost in the middle of something.
+    asyncpg.InternalClientError,
+)
+_PASSING: Final = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+# SQLSTATE (Appendix A of PostgreSQL's manual) → code and what is wrong.
+_NAMED: Final = {
+    "53100": ("storage_full", "The disk of the database is full. Work goes on by itself once there is room."),
+    "53200": ("database_busy", "The database is out of memory."),
+    "53300": ("database_busy", "The database has no connection left: raise max_connections, or start fewer processes."),
+    "53400": ("database_busy", "The database is at a limit of its configuration."),
+    "25006": ("database_read_only", "The database takes no writes: it is a standby, or was set read-only."),
+    "57014": ("database_slow", "The database did not answer in the time that it is given."),
+}
+# The same by class of SQLSTATE: connecting, and logging in. Poolers say all they have to say as the first.
+_REFUSED: Final = {"08": "The way to the database is shut", "28": "The database refuses the login"}
+
+
+def outage_of(error: BaseException) -> DomainError | None:
+    """Name the outage that an error of the database is a sign of; `None` for any other error."""
+    for one in _causes(error):
+        if isinstance(one, UnsafeSession):
+            return DomainError("database_unsafe", str(one), retry_after=30)
+        if isinstance(one, exc.TimeoutError):
+            return _outage("database_busy", "All connections of this process to the database are in use.")
+        if isinstance(one, asyncpg.PostgresError):
+            state = one.sqlstate or ""
+            if state in _NAMED:
+                return _outage(*_NAMED[state])
+            if state[:2] in _REFUSED:
+                return _outage("unavailable", f"{_REFUSED[state[:2]]} ({one}).")
+    if isinstance(error, TimeoutError):
+        return _outage("database_slow", "The database did not answer in time.")
+    if any(isinstance(one, (*GONE, *_PASSING)) for one in _causes(error)):
+        return _outage("unavailable", "The database did not answer.")
+    if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
+        return _outage("unavailable", "The database did not answer.")
+    return None
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error, and what SQLAlchemy has wrapped in it."""
+    found = [error]
+    if isinstance(error, exc.DBAPIError) and error.orig is not None:
+        found.append(error.orig)
+        if error.orig.__cause__ is not None:
+            found.append(error.orig.__cause__)
+    return found
+
+
+def _outage(code: str, told: str) -> DomainError:
+    return DomainError(code, f"{told} {_AGAIN}", retry_after=5 if code == "storage_full" else 1)

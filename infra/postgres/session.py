@@ -1,0 +1,116 @@
+"""What a session of the database may do: nothing past row-level security, whoever logs in, through whatever pooler."""
+
+from typing import Any, Final, cast
+
+import asyncpg
+import msgspec
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.util import await_only
+
+from infra.postgres.role import APP_ROLE
+
+_KEY: Final = "paddock.session"
+# A pooler hands each transaction to another session of the server, where statements prepared before are not known.
+_WITHOUT_NAMES: Final[dict[str, Any]] = {
+    "statement_cache_size": 0,
+    "prepared_statement_cache_size": 0,
+    "prepared_statement_name_func": lambda: "",
+}
+_LOOK: Final = """
+    SELECT pg_backend_pid() AS pid, CAST(session_user AS text) AS login, CAST(current_user AS text) AS role,
+           r.rolsuper OR r.rolbypassrls AS mighty,
+           EXISTS (SELECT FROM pg_class c WHERE c.oid = to_regclass('public.tenants')
+                   AND pg_has_role(current_user, c.relowner, 'USAGE')) AS owns
+    FROM pg_roles r WHERE r.rolname = current_user
+"""
+
+
+class UnsafeSession(Exception):
+    """The session could read past row-level security. The message says why and what to do."""
+
+
+class Session(msgspec.Struct, frozen=True, kw_only=True):
+    """How transactions begin on a connection.
+
+    `opening` is the text before what binds the tenant. A statement by itself needs none where the login is
+    the application's own role and nothing stands between us and the server.
+    """
+
+    opening: str
+    single: bool
+
+
+def session_of(connection: AsyncConnection) -> Session:
+    """Return what was found when this connection was made."""
+    return cast(Session, connection.info[_KEY])
+
+
+def hold_sessions(engine: AsyncEngine, *, as_owner: bool) -> None:
+    """See to it that each connection of the engine is looked at when it is made.
+
+    Connecting raises `UnsafeSession` where the application's role cannot be taken on, or could bypass
+    row-level security. Only connections for migrations are `as_owner` and take on no role.
+    """
+    pooled = False
+
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def connect(dialect: Any, record: Any, given: list[Any], parameters: dict[str, Any]) -> Any:
+        nonlocal pooled
+        unnamed = pooled
+        made = dialect.connect(*given, **(parameters | _WITHOUT_NAMES if unnamed else parameters))
+        try:
+            direct = await_only(_look(made.driver_connection, record.info, as_owner))
+        except BaseException:
+            made.terminate()
+            raise
+        if direct or unnamed:
+            return made
+        made.close()
+        pooled = True
+        return connect(dialect, record, given, parameters)
+
+
+async def check_session(raw: "asyncpg.Connection[asyncpg.Record]") -> asyncpg.Record:
+    """Return what the session of an open transaction is. Errors: `UnsafeSession`."""
+    # Without a name: behind a pooler it would stay, and stand in the way of the next one's.
+    found = await (await raw.prepare(_LOOK, name="")).fetchrow()
+    if found is None or found["role"] != APP_ROLE:
+        role = "nobody" if found is None else found["role"]
+        raise UnsafeSession(f"Sessions of the database work as {role!r}, not as {APP_ROLE!r}.")
+    if found["mighty"]:
+        raise UnsafeSession(
+            f"The role {APP_ROLE} can bypass row-level security. Run: ALTER ROLE {APP_ROLE} NOSUPERUSER NOBYPASSRLS"
+        )
+    if found["owns"]:
+        raise UnsafeSession(
+            f"The role {APP_ROLE} has the rights of the tables' owner. Revoke from it the role that owns them."
+        )
+    return found
+
+
+async def _look(raw: "asyncpg.Connection[asyncpg.Record]", info: dict[str, Any], as_owner: bool) -> bool:
+    """Note how transactions begin. Returns whether nothing stands between us and the server."""
+    if as_owner:
+        pid = await (await raw.prepare("SELECT pg_backend_pid()", name="")).fetchval()
+        return bool(pid == raw.get_server_pid())
+    try:
+        await raw.execute(f"BEGIN; SET LOCAL ROLE {APP_ROLE}")
+    except (asyncpg.InsufficientPrivilegeError, asyncpg.InvalidParameterValueError) as error:
+        raise UnsafeSession(
+            f"The login of PADDOCK_DATABASE_URL cannot take on the role {APP_ROLE} ({error}). "
+            f"Run `paddock migrate`, and as the owner of the tables: GRANT {APP_ROLE} TO the login."
+        ) from error
+    found = await check_session(raw)
+    await raw.execute("COMMIT")
+    # A pooler makes up the number that a client is told, since the sessions behind it change.
+    direct = bool(found["pid"] == raw.get_server_pid())
+    # Compiling a statement takes longer than any of ours runs.
+    if direct:
+        await raw.execute("SET jit = off")
+    compiled = "" if direct else "SET LOCAL jit = off; "
+    info[_KEY] = Session(
+        opening=f"BEGIN; SET LOCAL ROLE {APP_ROLE}; {compiled}",
+        single=direct and found["login"] == APP_ROLE,
+    )
+    return direct
