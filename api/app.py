@@ -145,7 +145,11 @@ def create(settings: Settings, clock: Clock = utc_now) -> ASGIApp:
                     await writer
 
     app = Litestar(
-        [Router("/api/v1", route_handlers=[*ROUTERS]), health.router, *([docs.router] if settings.docs else [])],
+        [
+            Router("/api/v1", route_handlers=[*ROUTERS]),
+            health.router,
+            *([docs.router] if settings.docs else []),
+        ],
         lifespan=[parts],
         guards=[admit],
         dependencies={

@@ -39,6 +39,10 @@ class Door:
             # Kurral's client puts the prefix before its paths by itself, also where its `api_url` ends in it.
             scope["path"] = scope["path"].removeprefix(API)
             scope["raw_path"] = scope["path"].encode()
+        if scope["path"] == "/metrics" and scope.get("method") == "POST":
+            # AgentOps' client posts here if its `api_url` is the address of the server.
+            scope["path"] = f"{API}/metrics"
+            scope["raw_path"] = scope["path"].encode()
         front = self._front()
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         request_id = _request_id(headers.get("x-request-id"))

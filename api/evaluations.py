@@ -50,6 +50,16 @@ def provide_filter(
 @post("/evaluations", opt=needs("write:evaluations"))
 async def create_evaluation(front: Front, request: HttpRequest, caller: Caller) -> Response[Evaluation]:
     """Store an evaluation. Metrics that are left out are computed soon after (`metrics` tells)."""
+    return await _stored(front, request, caller)
+
+
+@post("/metrics", opt=needs("write:evaluations"))
+async def upload_metrics(front: Front, request: HttpRequest, caller: Caller) -> Response[Evaluation]:
+    """Store an evaluation, as AgentOps' client sends it: the same as `POST /evaluations`."""
+    return await _stored(front, request, caller)
+
+
+async def _stored(front: Front, request: HttpRequest, caller: Caller) -> Response[Evaluation]:
     sent = await request.body()
     data = [evaluations.read(sent)]
     made = evaluations.evaluated(caller.tenant_id, caller.user_id, data, front.clock(), batch=False)
@@ -125,6 +135,7 @@ router = Router(
     "/",
     route_handlers=[
         create_evaluation,
+        upload_metrics,
         create_batch,
         list_evaluations,
         get_evaluation_stats,

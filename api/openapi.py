@@ -79,11 +79,12 @@ def _or_yaml(name: str) -> dict[str, Any]:
     return {"required": True, "content": {**_json({"oneOf": forms}), YAML[0]: _TEXT}}
 
 
+_EVALUATION: Final = {"required": True, "content": _json({"$ref": "#/components/schemas/NewEvaluation"})}
 # Bodies that handlers read by themselves.
 _BODIES: Final = {
     "upload_archive": _ARCHIVE,
     "upload_artifact": {"required": True, "content": _json({"$ref": "#/components/schemas/Artifact"})},
-    "create_evaluation": {"required": True, "content": _json({"$ref": "#/components/schemas/NewEvaluation"})},
+    **dict.fromkeys(("create_evaluation", "upload_metrics"), _EVALUATION),
     "create_workflow": _or_yaml("NewWorkflow"),
     **dict.fromkeys(("patch_workflow", "patch_workflow_put"), _or_yaml("PatchWorkflow")),
     "create_batch": {"required": True, "content": _json({"anyOf": [_EVALUATIONS, _WRAPPED]})},

@@ -33,6 +33,9 @@ LLM_TIMEOUT: Final = 300
 DEFAULT_MEMORY_MB: Final = 512
 DEFAULT_ATTEMPTS: Final = 3
 MAX_DEPTH: Final = 128
+# As much of its log as an execution shows as text, in characters.
+MAX_LOGS: Final = 64 * 1024
+MAX_LOG_LINES: Final = 2000
 # A crew or a workflow may wait for people.
 MAX_PLAN_TIMEOUT: Final = 7 * 24 * 3600
 
@@ -57,6 +60,7 @@ class Execution(msgspec.Struct, kw_only=True):
     map_too_large outputs_too_large not_startable`.
     While the status is `waiting`, `waiting_for` holds the tool calls `{call_id, tool, args}` and the steps
     `{call_id, step, name}` that wait for an approval. `results` has what completed steps came to, by id.
+    `logs` has the first 64 KiB of the log as text, a line each; it is null in lists.
     """
 
     id: str
@@ -93,6 +97,7 @@ class Execution(msgspec.Struct, kw_only=True):
     steps_total: int
     steps_completed: int
     results: dict[str, Any] | None = None
+    logs: str | None = None
     total_cost: float
     created_at: datetime
     started_at: datetime | None

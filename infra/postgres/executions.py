@@ -30,6 +30,7 @@ from sqlalchemy.types import TypeEngine
 from domain import ids
 from domain.agents import Spec
 from domain.executions import Ended, Execution, Filter, RunLane, Settled, status_of
+from domain.executions.schema import MAX_LOG_LINES, MAX_LOGS
 from domain.leases import Lease
 from domain.pages import COUNT_BOUND, Listing, Page
 from domain.states import HELD
@@ -182,6 +183,18 @@ _CANCEL = f"""
     SELECT id FROM moved
 """
 _GET = f"SELECT {SHAPE.columns} FROM executions WHERE id = $1"
+# Lines until the limit is reached; the last one is cut where it is passed.
+_GET_WITH_LOGS = f"""
+    SELECT {SHAPE.columns}, (
+        SELECT left(string_agg(line, E'\n' ORDER BY seq), {MAX_LOGS}) FROM (
+            SELECT seq, line, sum(char_length(line) + 1) OVER (ORDER BY seq) - char_length(line) AS begins_at FROM (
+                SELECT seq, data->>'message' AS line FROM execution_events
+                WHERE execution_id = $1 AND type = 'log' ORDER BY seq LIMIT {MAX_LOG_LINES}
+            ) AS lines
+        ) AS placed WHERE begins_at <= {MAX_LOGS}
+    ) AS logs
+    FROM executions WHERE id = $1
+"""
 _SPEC = "SELECT spec FROM executions WHERE id = $1"
 _ADD = (
     f"WITH added AS (INSERT INTO executions ({', '.join(_STORED)}, last_seq) "
@@ -215,8 +228,12 @@ class PostgresExecutions:
 
     async def get(self, execution_id: str) -> Execution | None:
         known = ids.decode("exec", execution_id)
-        record = await self._raw.fetchrow(_GET, known) if known is not None else None
-        return None if record is None else SHAPE.read(record)
+        record = await self._raw.fetchrow(_GET_WITH_LOGS, known) if known is not None else None
+        if record is None:
+            return None
+        execution = SHAPE.read(record)
+        execution.logs = record["logs"]
+        return execution
 
     async def page(self, narrowed: Filter, page: Page) -> Listing[Execution]:
         heavy = ("input_data", "output_data", "waiting_for")

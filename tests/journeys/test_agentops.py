@@ -307,3 +307,20 @@ async def test_a_series_is_narrowed_by_times_as_well(acme: Tenant) -> None:
         answer = await acme.http.get(f"{path}?{name}={day_ago}")
         # Refusing it would do as well.
         assert answer.status_code == 422 or sum(one["count"] for one in answer.json()) == 1, path
+
+
+async def test_what_agentops_client_sends_is_stored(system: System, acme: Tenant) -> None:
+    # As `agentops-client` 0.2.2 posts it, whatever of the two its `api_url` is.
+    sent = {**SENT, "retrieved_docs": ["Paris is in France."], "session_id": None}
+    headers = {"X-API-Key": await acme.key()}
+    async with httpx.AsyncClient(timeout=5.0) as client:
+        for number, api_url in enumerate((system.url, f"{system.url}/api/v1"), 1):
+            answer = await client.post(f"{api_url}/metrics", json=sent, headers=headers)
+            assert answer.status_code == 201, answer.text
+            stored = await got(acme, f"/evaluations/{answer.json()['id']}")
+            assert {name: stored[name] for name in SENT} == SENT
+            assert stored["retrieved_docs"] == sent["retrieved_docs"]
+            assert (await got(acme, "/evaluations/stats"))["total_evaluations"] == number
+            assert (await client.post(f"{api_url}/metrics", json=sent)).status_code == 401
+            assert "x-ratelimit-limit" in answer.headers
+        assert "paddock_requests" in (await client.get(f"{system.url}/metrics")).text
