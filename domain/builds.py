@@ -92,7 +92,10 @@ class Builds(Protocol):
     async def claim(self, version_id: str, lease: Lease) -> Version | None: ...
     async def log(self, version_id: str, attempt: int, text: str) -> bool: ...
     async def settle(self, version_id: str, attempt: int, built: Built | None, error: str | None) -> bool: ...
-    async def release(self, version_id: str, attempt: int) -> bool: ...
+    async def release(self, version_id: str, attempt: int, counts: bool) -> bool:
+        """Queue a held version again. Without `counts` the attempt is not one of `MAX_ATTEMPTS`."""
+        ...
+
     async def take_back(self, version_id: str, max_attempts: int, reason: str) -> Version | None: ...
     async def newest(self, agent_id: str) -> Version | None: ...
 
@@ -215,9 +218,18 @@ async def finish(tx: Tx, version: Version, built: Built | None, error: str | Non
     tx.changed(version.id, "failed" if built is None else "ready")
 
 
+async def hand_over(tx: Tx, version: Version) -> None:
+    """Hand a held version back to the queue, as a worker does that is told to stop. The attempt does not count."""
+    await _queue_again(tx, version, counts=False)
+
+
 async def give_back(tx: Tx, version: Version) -> None:
-    """Hand a held version back to the queue, as a worker does that is told to stop."""
-    if await tx.builds.release(version.id, version.attempt):
+    """Hand a held version back to the queue after what it was built in was lost. The attempt counts."""
+    await _queue_again(tx, version, counts=True)
+
+
+async def _queue_again(tx: Tx, version: Version, counts: bool) -> None:
+    if await tx.builds.release(version.id, version.attempt, counts):
         tx.ring(job_of(version))
         tx.changed(version.id, "queued")
 

@@ -22,3 +22,7 @@ class LostLease(Exception):
     def __init__(self, row_id: str) -> None:
         super().__init__(f"{row_id} is not held by this attempt any more")
         self.row_id = row_id
+
+
+class HandOver(Exception):
+    """The worker is about to end, and its work stands at a step where another worker can go on."""

@@ -156,12 +156,17 @@ class BellWorker(Worker):
 
     bell: Bell
     lane: Lane
+    # Whether no new jobs may be taken; whoever makes it so wakes the bell.
+    ends: Callable[[], bool]
 
     async def main(self) -> None:
-        """Take jobs whenever the bell rings or a slot comes free, and look now and then in any case."""
+        """Take jobs whenever the bell rings or a slot comes free, and look now and then in any case, until it `ends`.
+
+        Jobs that run then are waited for.
+        """
         self.wake = self.bell.rung(self.lane)
         away = False
-        while True:
+        while not self.ends():
             self.wake.clear()
             try:
                 await self._poll_iteration()
@@ -172,8 +177,12 @@ class BellWorker(Worker):
                 away = True
                 await asyncio.sleep(0.5)
                 continue
+            if self.ends():
+                break
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.wake.wait(), LOOK)
+        if self.tasks:
+            await asyncio.wait(list(self.tasks.values()))
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
         """As arq does, but give back the slot that arq counts before it asks Redis, when Redis is away."""
@@ -189,11 +198,23 @@ class BellWorker(Worker):
         self.wake.set()
 
 
-def worker(redis: ArqRedis, bell: Bell, lane: Lane, slots: int, work: Callable[[], Awaitable[None]]) -> BellWorker:
-    """A worker of one lane that calls `work()` for each job, `slots` at a time."""
+def worker(
+    redis: ArqRedis,
+    bell: Bell,
+    lane: Lane,
+    slots: int,
+    work: Callable[[], Awaitable[None]],
+    ends: Callable[[], bool] = lambda: False,
+) -> BellWorker:
+    """A worker of one lane that calls `work()` for each job, `slots` at a time, until it `ends`."""
 
     async def run(*_: Any) -> None:
-        await work()
+        try:
+            await work()
+        except asyncio.CancelledError:
+            # Its row is back in the queue, with a ring of its own: this job is over, and no error.
+            if not ends():
+                raise
 
     made = BellWorker(
         functions=[func(cast(Any, run), name=lane, timeout=JOB_TIMEOUT, keep_result=0, max_tries=1_000)],
@@ -209,7 +230,7 @@ def worker(redis: ArqRedis, bell: Bell, lane: Lane, slots: int, work: Callable[[
         job_serializer=msgspec.msgpack.encode,
         job_deserializer=_decoder.decode,
     )
-    made.bell, made.lane = bell, lane
+    made.bell, made.lane, made.ends = bell, lane, ends
     return made
 
 

@@ -19,6 +19,7 @@ from typing import Final
 from infra.embedded.children import bound_to_parent
 
 RESTART: Final = 0.5
+# Seconds beyond its own draining that a process has to end.
 GRACE: Final = 8.0
 _context = multiprocessing.get_context("forkserver")
 _PR_SET_NAME: Final = 15
@@ -55,6 +56,7 @@ class Process:
 
     def __init__(self, name: str, role: str, environment: dict[str, str], say: Callable[[bytes], None]) -> None:
         self.name, self._role, self._environment, self._say = name, role, environment, say
+        self._grace = GRACE + float(environment.get("PADDOCK_DRAIN_SECONDS") or 0)
         self.pid: int | None = None
         self._ended = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -88,7 +90,7 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGTERM)
         try:
-            await asyncio.wait_for(self._ended.wait(), GRACE)
+            await asyncio.wait_for(self._ended.wait(), self._grace)
         except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)

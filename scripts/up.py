@@ -190,6 +190,8 @@ class System:
             "PADDOCK_RATE_LIMIT_PREMIUM": "0",
             "PADDOCK_DATA_DIR": str(self.data),
             "PADDOCK_PORT": str(self.port),
+            # Whoever presses Ctrl-C does not wait long for what runs.
+            "PADDOCK_DRAIN_SECONDS": "2",
         }
         return {**defaults, **os.environ, **env, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 

@@ -57,6 +57,7 @@ class Builder:
             version.id,
             version.attempt,
             self._work(version),
+            lambda: self._hand_over(version),
             lambda: self._give_back(version),
             lambda told: self._fail(version, f"internal_error: {told}"),
         )
@@ -68,7 +69,7 @@ class Builder:
             if turn is None:
                 return None
             # Another worker may have been quicker; then it is another version's turn.
-            for version in await taken(self._take(turn), self._give_back):
+            for version in await taken(self._take(turn), self._hand_over):
                 return version
 
     async def _take(self, turn: Turn) -> list[Version]:
@@ -188,6 +189,10 @@ class Builder:
 
     async def _fail(self, version: Version, error: str) -> None:
         await self._finish(version, None, error, f"Failed: {error}\n")
+
+    async def _hand_over(self, version: Version) -> None:
+        async with self._store.begin_for(version.tenant_id) as tx:
+            await builds.hand_over(tx, version)
 
     async def _give_back(self, version: Version) -> None:
         async with self._store.begin_for(version.tenant_id) as tx:

@@ -15,6 +15,7 @@ from domain.events import Event
 from domain.executions import Execution
 from domain.ports import Clock, Outcome, Sandbox, Store
 from infra.bundles import Bundles
+from workers.drain import Drain
 from workers.gateway import Calls, serving
 from workers.leases import Holder, persist, taken
 from workers.output import Output
@@ -113,22 +114,25 @@ class Runner(Runs):
 class Dispatcher:
     """Takes executions as slots come free: at once when rung, and several with one statement under load."""
 
-    def __init__(self, runner: Runs, slots: int, rung: asyncio.Event) -> None:
-        self._runner, self._slots, self._wake = runner, slots, rung
+    def __init__(self, runner: Runs, slots: int, rung: asyncio.Event, drain: Drain | None = None) -> None:
+        self._drain = drain or Drain()
+        self._runner, self._slots, self._wake = runner, slots, self._drain.wakes(rung)
         self._running: set[asyncio.Task[None]] = set()
         # Rung while every slot was taken.
         self._owed = False
 
     async def run(self) -> None:
-        """Take executions until cancelled; then give back what is held."""
+        """Take executions until draining begins, then wait for those that run. If cancelled, hand over what is held."""
         try:
-            while True:
+            while not self._drain.has_begun():
                 self._wake.clear()
                 free = self._slots - len(self._running)
                 claimed = await self._take(free) if free else 0
                 self._owed = claimed == free
-                if claimed < free or not free:
+                if (claimed < free or not free) and not self._drain.has_begun():
                     await self._woken()
+            while self._running:
+                await asyncio.wait(self._running)
         finally:
             for task in self._running:
                 task.cancel()
@@ -136,7 +140,7 @@ class Dispatcher:
 
     async def _take(self, free: int) -> int:
         try:
-            claimed = await taken(self._runner.claim(free), self._runner.give_back)
+            claimed = await taken(self._runner.claim(free), self._runner.hand_over)
         except DomainError as error:
             _log.warning("cannot take runs", error=error.detail)
             await asyncio.sleep(0.5)

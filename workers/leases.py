@@ -10,7 +10,7 @@ import structlog
 
 from domain.errors import OUTAGES, DomainError
 from domain.jobs import Lane
-from domain.leases import LostLease
+from domain.leases import HandOver, LostLease
 from domain.ports import Clock, SandboxLost, Store
 from infra.redis import TAKEN_STATUSES, Bell
 
@@ -62,13 +62,15 @@ class Holder:
         row_id: str,
         attempt: int,
         work: Coroutine[Any, Any, str | None],
+        hand_over: Callable[[], Awaitable[None]],
         give_back: Callable[[], Awaitable[None]],
         fail: Callable[[str], Awaitable[None]],
     ) -> bool:
         """Do claimed work to an end, whatever comes: `work` settles its row and returns the error it settled with.
 
-        `give_back` hands the row back when this process is told to stop or the sandbox was lost; `fail`
-        settles it with a reason. Returns whether it was the work that settled the row.
+        `hand_over` returns the row to its queue when this process is told to stop, `give_back` when the sandbox was
+        lost, which counts as an attempt; `fail` settles it with a reason. Returns whether it was the work that
+        settled the row.
         """
         try:
             error = await self.hold(row_id, attempt, work)
@@ -77,8 +79,11 @@ class Holder:
         except SandboxLost as lost:
             log.warning("the sandbox was lost; the row is given back", reason=str(lost))
             await persist(give_back)
+        except HandOver:
+            log.info("handed over at the end of a step")
+            await persist(hand_over)
         except asyncio.CancelledError:
-            await asyncio.shield(_given_back(log, give_back))
+            await asyncio.shield(_handed_over(log, hand_over))
             raise
         except Exception as unexpected:
             # A mistake of ours. Better a failure that says so now than three leases that run out.
@@ -122,23 +127,24 @@ class Holder:
                 self._held[one].cancel()
 
 
-async def taken(claim: Coroutine[Any, Any, list[T]], give_back: Callable[[T], Awaitable[None]]) -> list[T]:
-    """Claim rows. If this process is told to stop meanwhile, what was claimed all the same is given back."""
+async def taken(claim: Coroutine[Any, Any, list[T]], hand_over: Callable[[T], Awaitable[None]]) -> list[T]:
+    """Claim rows. If this process is told to stop meanwhile, what was claimed all the same is handed over."""
     claiming = asyncio.create_task(claim)
     try:
         return await asyncio.shield(claiming)
     except asyncio.CancelledError:
         await asyncio.wait((claiming,))
         claimed = [] if claiming.cancelled() or claiming.exception() is not None else claiming.result()
-        await asyncio.gather(*(give_back(one) for one in claimed), return_exceptions=True)
+        await asyncio.gather(*(hand_over(one) for one in claimed), return_exceptions=True)
         raise
 
 
-async def _given_back(log: Any, give_back: Callable[[], Awaitable[None]]) -> None:
+async def _handed_over(log: Any, hand_over: Callable[[], Awaitable[None]]) -> None:
     try:
-        await give_back()
+        await hand_over()
+        log.info("handed over")
     except DomainError as error:
-        log.warning("could not give a row back; its lease will run out", error=error.detail)
+        log.warning("could not hand a row over; its lease will run out", error=error.detail)
 
 
 async def persist(call: Callable[[], Awaitable[T]], patience: float = 300.0) -> T:

@@ -1,6 +1,7 @@
 """Runs executions of model agents, and tool calls by themselves: they wait for others more than they work."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,12 @@ from domain.agents import Spec
 from domain.chat import ToolFailed
 from domain.costs import Spender
 from domain.executions import Execution
+from domain.leases import HandOver, LostLease
 from domain.placeholders import worded
 from domain.ports import Clock, Llm, Outcome, Prices
 from domain.steps import Step
 from workers.calls import ModelCalls
+from workers.drain import Drain
 from workers.leases import Holder, persist
 from workers.loop import Loop
 from workers.runs import Runs
@@ -48,10 +51,17 @@ class LlmRunner(Runs):
     """The lane of model agents of one worker process."""
 
     def __init__(
-        self, name: str, phone: Phone, scribe: Scribe, holder: Holder, clock: Clock, most: int | None = None
+        self,
+        name: str,
+        phone: Phone,
+        scribe: Scribe,
+        holder: Holder,
+        clock: Clock,
+        most: int | None = None,
+        drain: Drain | None = None,
     ) -> None:
         super().__init__(name, phone.shop.store, holder, "llm", most)
-        self._phone, self._scribe, self._clock = phone, scribe, clock
+        self._phone, self._scribe, self._clock, self._drain = phone, scribe, clock, drain or Drain()
 
     async def work(self, execution: Execution, log: Any) -> str | None:
         """Run to an end, or to where somebody has to decide."""
@@ -64,6 +74,11 @@ class LlmRunner(Runs):
             settled = outcome
             await persist(lambda: self.end(execution, settled, []))
             return settled.error_type
+        except (HandOver, asyncio.CancelledError):
+            # What was told so far stays; whoever goes on tells the rest.
+            with contextlib.suppress(LostLease):
+                await self._scribe.flush(execution)
+            raise
         finally:
             self._scribe.forget(execution)
 
@@ -125,4 +140,4 @@ class LlmRunner(Runs):
         shop = self._phone.shop
         workspace = Workspace(self._store, shop.blobs, execution.tenant_id, workspace_id)
         toolbox = Toolbox(shop, execution.tenant_id, workspace, execution.mode or "safe")
-        return Loop(self._store, self._scribe, calls, toolbox, execution, self._clock, done)
+        return Loop(self._store, self._scribe, calls, toolbox, execution, self._clock, done, self._drain.has_begun)

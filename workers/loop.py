@@ -4,6 +4,7 @@ Whatever is finished is a step on record, so that another attempt goes on where 
 for again, and a tool call with effects is made at most once.
 """
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -17,6 +18,7 @@ from domain.chat import Message, ModelError, Options, Reply, Target, Text, Thoug
 from domain.errors import DomainError
 from domain.events import Event
 from domain.executions import Execution
+from domain.leases import HandOver
 from domain.ports import Clock, Outcome, Store, Tx
 from domain.steps import Step
 from workers.answers import answered
@@ -57,15 +59,16 @@ class Loop:
         execution: Execution,
         clock: Clock,
         done: list[Step],
+        drains: Callable[[], bool] = lambda: False,
     ) -> None:
         self._store, self._scribe, self._calls, self._tools = store, scribe, calls, tools
-        self._execution, self._clock = execution, clock
+        self._execution, self._clock, self._drains = execution, clock, drains
         self._steps = {step.path: step for step in done}
         decided = any(step.status in ("approved", "rejected") for step in done)
-        self._after_loss = execution.attempt - execution.resumes > 1 and not decided
+        self._after_loss = execution.attempt - execution.resumes - execution.handovers > 1 and not decided
 
     async def work(self, agent: Spec) -> Outcome | None:
-        """Work on the task of the execution. None if it is parked. Errors: `LostLease`."""
+        """Work on the task of the execution. None if it is parked. Errors: `LostLease`, and `HandOver`."""
         done = sum(step.status == "finished" for step in self._steps.values())
         if done:
             self._tell("log", level="INFO", stream="paddock", message=f"Goes on after {done} finished steps.")
@@ -135,6 +138,11 @@ class Loop:
         told = f"The model called tools {agent.max_steps or STEPS} times without coming to an answer (max_steps)."
         raise Failed("too_many_steps", told)
 
+    def _hand_over(self) -> None:
+        """Stop here if this worker is about to end: what is finished is on record. Errors: `HandOver`."""
+        if self._drains():
+            raise HandOver
+
     # one call of the model
 
     async def _ask(
@@ -143,6 +151,7 @@ class Loop:
         known = self._steps.get(path)
         if known is not None and known.status == "finished":
             return msgspec.convert(known.output["message"], Message)
+        self._hand_over()
         if self._after_loss:
             # What the lost attempt may have told of this answer.
             self._after_loss = False
@@ -193,14 +202,20 @@ class Loop:
         parts = self._calls.stream(
             target, messages, specs, options, also, again, lambda: self._scribe.flush(self._execution)
         )
-        async with contextlib.aclosing(parts):
-            async for part in parts:
-                if isinstance(part, Reply):
-                    return part
-                if isinstance(part, Text | Thought) and part.text:
-                    kind = "token" if isinstance(part, Text) else "thinking"
-                    self._tell(kind, content=part.text, step=path)
-                    await self._scribe.room(self._execution)
+        handed = False
+        try:
+            async with contextlib.aclosing(parts):
+                async for part in parts:
+                    if isinstance(part, Reply):
+                        return part
+                    if isinstance(part, Text | Thought) and part.text:
+                        kind, handed = "token" if isinstance(part, Text) else "thinking", True
+                        self._tell(kind, content=part.text, step=path)
+                        await self._scribe.room(self._execution)
+        except asyncio.CancelledError:
+            if handed and self._drains():
+                self._warn("The worker was stopped; another goes on from the last finished step.", discards=path)
+            raise
         raise ModelError("cut_off", "The answer ended before it was complete.")
 
     # tool calls
@@ -217,6 +232,7 @@ class Loop:
         known, tool = self._steps.get(path), bound.get(call.name)
         if known is not None and known.status == "finished":
             return dict(known.output)
+        self._hand_over()
         begun = self._clock() if known is None else known.started_at
         if tool is None:
             there = ", ".join(bound) or "none"

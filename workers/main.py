@@ -3,10 +3,9 @@
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
@@ -36,6 +35,7 @@ from infra.wiring import Parts, wire
 from workers.artifacts import Capturer, Remover, Storer
 from workers.builds import Builder
 from workers.calls import NamedCalls
+from workers.drain import Drain, with_company
 from workers.evaluations import Evaluator
 from workers.executions import Dispatcher, Runner
 from workers.leases import Holder
@@ -60,11 +60,16 @@ PLANS: Final = 4
 def run(process: str, settings: Settings) -> None:
     """Be the worker process named (`build`, `run`, `llm`, `plan`, `record` or `upkeep`) until SIGTERM or SIGINT."""
     configure_logging(settings.log_level, process)
-    uvloop.run(_until_told(SERVE[process](settings)))
+    uvloop.run(_serve(process, settings))
 
 
-async def serve_runs(settings: Settings) -> None:
-    """Run executions until cancelled; then give back what is held."""
+async def _serve(process: str, settings: Settings) -> None:
+    drain = Drain(settings.drain_seconds)
+    await drain.run(SERVE[process](settings, drain))
+
+
+async def serve_runs(settings: Settings, drain: Drain) -> None:
+    """Run executions until draining ends them."""
     sandbox = await sandbox_for_runs(settings.sandbox, settings.bwrap or None, settings.warm_memory_mb)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(sandbox.close)
@@ -81,28 +86,20 @@ async def serve_runs(settings: Settings) -> None:
             most,
             lambda execution: NamedCalls(phone.calls(execution)),
         )
-        await hands.serve(Dispatcher(runner, settings.run_slots, parts.bell.rung("run")).run(), lambda: sandbox.counts)
+        dispatcher = Dispatcher(runner, settings.run_slots, parts.bell.rung("run"), drain)
+        await hands.serve(dispatcher.run(), lambda: sandbox.counts)
 
 
-async def serve_llms(settings: Settings) -> None:
-    """Run model agents until cancelled; then give back what is held."""
+async def serve_llms(settings: Settings, drain: Drain) -> None:
+    """Run model agents until draining ends them, which is after their step."""
     sandbox = BubblewrapSandbox(bwrap=settings.bwrap or None)
     async with _hands(settings, "llm", settings.llm_slots, sandbox) as hands, _phone(hands.parts, sandbox) as phone:
         parts, most = hands.parts, settings.tenant_max_concurrency or None
         scribe = Scribe(parts.store, parts.clock)
-        runner = LlmRunner(hands.name, phone, scribe, hands.holder, parts.clock, most)
-        dispatcher = Dispatcher(runner, settings.llm_slots, parts.bell.rung("llm"))
-        await hands.serve(_with(scribe.run(), dispatcher.run()), lambda: Counts(warm=0, blank=0, making=0, busy=0))
-
-
-async def _with(company: Coroutine[Any, Any, None], work: Coroutine[Any, Any, None]) -> None:
-    """Work until cancelled; the company goes on until the work has ended."""
-    beside = asyncio.create_task(company)
-    try:
-        await work
-    finally:
-        beside.cancel()
-        await asyncio.gather(beside, return_exceptions=True)
+        runner = LlmRunner(hands.name, phone, scribe, hands.holder, parts.clock, most, drain)
+        dispatcher = Dispatcher(runner, settings.llm_slots, parts.bell.rung("llm"), drain)
+        work = with_company(dispatcher.run(), scribe.run())
+        await hands.serve(work, lambda: Counts(warm=0, blank=0, making=0, busy=0))
 
 
 @contextlib.asynccontextmanager
@@ -126,8 +123,8 @@ async def _phone(parts: Parts, sandbox: Sandbox) -> AsyncIterator[Phone]:
         await llm.close()
 
 
-async def serve_builds(settings: Settings) -> None:
-    """Build versions until cancelled; then give back what is held."""
+async def serve_builds(settings: Settings, drain: Drain) -> None:
+    """Build versions until draining ends them."""
     sandbox = BubblewrapSandbox(bwrap=settings.bwrap or None)
     async with _hands(settings, "build", settings.build_slots, sandbox) as hands:
         parts = hands.parts
@@ -136,7 +133,8 @@ async def serve_builds(settings: Settings) -> None:
         )
         jobs = arq_client(settings.redis_url.reveal())
         try:
-            worker = queue.worker(jobs, parts.bell, "build", settings.build_slots, builder)
+            drain.wakes(parts.bell.rung("build"))
+            worker = queue.worker(jobs, parts.bell, "build", settings.build_slots, builder, drain.has_begun)
             await hands.serve(_work_off(worker), lambda: Counts(warm=0, blank=0, making=0, busy=0))
         finally:
             await jobs.aclose()
@@ -155,12 +153,8 @@ class _Hands:
         self._settings, self._sandbox, self._info = settings, sandbox, _info(parts, self.name, lane, slots)
 
     async def serve(self, work: Coroutine[Any, Any, None], counts: Callable[[], Counts]) -> None:
-        """Work until cancelled, extending leases and giving signs of life."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self.holder.keep())
-            group.create_task(self._beat(counts))
-            group.create_task(_forget(self._settings))
-            group.create_task(work)
+        """Work to the end, extending leases and giving signs of life."""
+        await with_company(work, self.holder.keep(), self._beat(counts), _forget(self._settings))
 
     async def _beat(self, counts: Callable[[], Counts]) -> None:
         """Say every few seconds how busy this process is, and whether it can isolate code."""
@@ -188,8 +182,8 @@ async def _hands(settings: Settings, lane: Lane, slots: int, sandbox: Sandbox) -
             await _gone(parts, hands.name)
 
 
-async def serve_records(settings: Settings) -> None:
-    """Fold, store, judge, capture and export records until cancelled."""
+async def serve_records(settings: Settings, drain: Drain) -> None:
+    """Fold, store, judge, capture and export records until draining begins; rounds under way end first."""
     name = worker_id("record")
     async with wire(settings, "paddock record", rung=("record",)) as parts, _export(parts) as export:
         work: dict[str, tuple[Work, float]] = {
@@ -203,13 +197,21 @@ async def serve_records(settings: Settings) -> None:
         events = [asyncio.Event() for _ in work]
         info = _info(parts, name, "record", 0)
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(ring_all(parts.bell.rung("record"), events))
-                group.create_task(_beat_always(parts, info))
-                for (told, (one, pause)), event in zip(work.items(), events, strict=True):
-                    group.create_task(rounds(told, one, event, pause))
+            ringing, beating = ring_all(parts.bell.rung("record"), events), _beat_always(parts, info)
+            loops = [
+                rounds(name, one, event, pause, drain)
+                for (name, (one, pause)), event in zip(work.items(), events, strict=True)
+            ]
+            await with_company(_all(loops), ringing, beating)
         finally:
             await _gone(parts, name)
+
+
+async def _all(loops: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Run loops until all have ended."""
+    async with asyncio.TaskGroup() as group:
+        for loop in loops:
+            group.create_task(loop)
 
 
 @contextlib.asynccontextmanager
@@ -232,34 +234,31 @@ async def _beat_always(parts: Parts, info: WorkerInfo, busy: Callable[[], int] =
         await asyncio.sleep(BEAT)
 
 
-async def serve_plans(settings: Settings) -> None:
-    """Advance plans until cancelled."""
+async def serve_plans(settings: Settings, drain: Drain) -> None:
+    """Advance plans until draining begins; those that are being advanced are finished, which takes no time."""
     name = worker_id("plan")
     async with wire(settings, "paddock plan", rung=("plan",)) as parts:
-        planner = Planner(parts.store, PLANS, parts.bell.rung("plan"))
+        planner = Planner(parts.store, PLANS, parts.bell.rung("plan"), drain)
         info = _info(parts, name, "plan", PLANS)
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(_beat_always(parts, info, lambda: planner.busy))
-                group.create_task(planner.run())
+            await with_company(planner.run(), _beat_always(parts, info, lambda: planner.busy))
         finally:
             await _gone(parts, name)
 
 
-async def serve_upkeep(settings: Settings) -> None:
-    """Look after everything until cancelled."""
+async def serve_upkeep(settings: Settings, drain: Drain) -> None:
+    """Look after everything until draining begins."""
     name = worker_id("upkeep")
     async with wire(settings, "paddock upkeep") as parts:
-        upkeep = Upkeep(settings, parts.store, parts.queue, parts.blobs, parts.clock)
         info = _info(parts, name, "upkeep", 0)
-
+        loops = [
+            Upkeep(settings, parts.store, parts.queue, parts.blobs, parts.clock, drain).run(),
+            # Apart: deleting what is too old may take long, and leases run out meanwhile.
+            Retention(parts.store, drain).run(),
+            Schedules(parts.store, drain).run(),
+        ]
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(_beat_always(parts, info))
-                group.create_task(upkeep.run())
-                # Apart: deleting what is too old may take long, and leases run out meanwhile.
-                group.create_task(Retention(parts.store).run())
-                group.create_task(Schedules(parts.store).run())
+            await with_company(_all(loops), _beat_always(parts, info))
         finally:
             await _gone(parts, name)
 
@@ -306,7 +305,7 @@ async def _gone(parts: Parts, name: str) -> None:
 
 
 async def _work_off(worker: BellWorker) -> None:
-    """Take arq's jobs until cancelled; each then hands its row back before it ends."""
+    """Take arq's jobs until draining begins. If cancelled, each hands its row over before it ends."""
     try:
         await worker.main()
     finally:
@@ -315,15 +314,6 @@ async def _work_off(worker: BellWorker) -> None:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=5)
-
-
-async def _until_told(main: Awaitable[None]) -> None:
-    task = asyncio.ensure_future(main)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, task.cancel)
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
 
 
 SERVE: Final = {

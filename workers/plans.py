@@ -14,6 +14,7 @@ from domain.plans import advancing
 from domain.plans.advancing import Busy, Known
 from domain.plans.schema import Due
 from domain.ports import Store
+from workers.drain import Drain
 
 _log = structlog.get_logger("paddock.plans")
 
@@ -31,8 +32,9 @@ KNOWN: Final = 200
 class Planner:
     """The plan lane of one worker process, `slots` plans at a time."""
 
-    def __init__(self, store: Store, slots: int, rung: asyncio.Event) -> None:
-        self._store, self._slots, self._wake = store, slots, rung
+    def __init__(self, store: Store, slots: int, rung: asyncio.Event, drain: Drain | None = None) -> None:
+        self._drain = drain or Drain()
+        self._store, self._slots, self._wake = store, slots, self._drain.wakes(rung)
         self._known: OrderedDict[str, Known] = OrderedDict()
         self._running: dict[str, asyncio.Task[None]] = {}
         # Plans that could not be advanced, and when to try again: they keep no others from their turn.
@@ -44,11 +46,13 @@ class Planner:
         return len(self._running)
 
     async def run(self) -> None:
-        """Advance plans until cancelled. What is being done then is finished, which takes no time."""
+        """Advance plans until draining begins. What is being done then is finished, which takes no time."""
         try:
-            while True:
+            while not self._drain.has_begun():
                 self._wake.clear()
                 pause = await self._look()
+                if self._drain.has_begun():
+                    break
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), pause)
         finally:

@@ -4,7 +4,6 @@ They go the way that single deletions go, so statistics stay equal to the rows t
 record has gone is dropped as a whole.
 """
 
-import asyncio
 from datetime import timedelta
 from typing import Final
 
@@ -13,6 +12,7 @@ import structlog
 from domain.errors import DomainError
 from domain.ports import Store
 from domain.stats import KINDS, Kind
+from workers.drain import Drain
 
 BATCH: Final = 500
 GRACE: Final = timedelta(days=1)
@@ -29,23 +29,23 @@ _log = structlog.get_logger("paddock.retention")
 class Retention:
     """Makes partitions ahead of time, deletes what is too old, and drops partitions that are empty."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, drain: Drain | None = None) -> None:
+        self._store, self._drain = store, drain or Drain()
 
     async def run(self) -> None:
-        """Do all of it every hour, for as long as the process lives. Outages are waited out."""
+        """Do all of it every hour until draining begins. Outages are waited out."""
         pause = FIRST
-        while True:
+        while not self._drain.has_begun():
             try:
                 # At once: records of a month without a partition cannot be taken.
                 await self.make_partitions()
-                await asyncio.sleep(pause.total_seconds())
-                await self()
+                if await self._drain.sleep(pause.total_seconds()):
+                    await self()
                 pause = EVERY
             except DomainError as error:
                 _log.warning("waits", error=error.detail)
                 pause = AWAY
-                await asyncio.sleep(AWAY.total_seconds())
+                await self._drain.sleep(AWAY.total_seconds())
 
     async def make_partitions(self) -> int:
         """Returns how many were missing."""

@@ -8,6 +8,7 @@ from typing import Final
 import structlog
 
 from domain.errors import DomainError
+from workers.drain import Drain
 
 # How often to look without being rung, in seconds.
 LOOK: Final = 5.0
@@ -18,12 +19,13 @@ _log = structlog.get_logger("paddock.records")
 Work = Callable[[], Awaitable[bool]]
 
 
-async def rounds(name: str, work: Work, rung: asyncio.Event, pause: float) -> None:
-    """Do `work` until cancelled; it returns whether there is more to do. `pause` seconds lie between two rounds.
+async def rounds(name: str, work: Work, rung: asyncio.Event, pause: float, drain: Drain) -> None:
+    """Do `work` until draining begins; it returns whether there is more to do. `pause` seconds lie between two rounds.
 
     Outages are waited out. A mistake of ours is logged and does not end the process.
     """
-    while True:
+    drain.wakes(rung)
+    while not drain.has_begun():
         rung.clear()
         more, wait = False, pause
         try:
@@ -34,8 +36,7 @@ async def rounds(name: str, work: Work, rung: asyncio.Event, pause: float) -> No
         except Exception:
             _log.exception("failed unexpectedly", work=name)
             wait = LOOK
-        await asyncio.sleep(wait)
-        if not more:
+        if await drain.sleep(wait) and not more:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(rung.wait(), LOOK)
 

@@ -48,14 +48,20 @@ class Runs:
             execution.id,
             execution.attempt,
             self.work(execution, log),
+            lambda: self.hand_over(execution),
             lambda: self.give_back(execution),
             lambda told: self.end(execution, Outcome(error_type="internal_error", error_message=told), []),
         )
         # Whoever ended it instead may have made room for one that waits.
         self.waiting = self.waiting or not settled
 
+    async def hand_over(self, execution: Execution) -> None:
+        """Return a claimed execution to the queue for another worker. The attempt does not count."""
+        async with self._store.begin_for(execution.tenant_id) as tx:
+            await executions.hand_over(tx, execution)
+
     async def give_back(self, execution: Execution) -> None:
-        """Hand a claimed execution back to the queue."""
+        """Return a claimed execution to the queue after its sandbox was lost. The attempt counts."""
         async with self._store.begin_for(execution.tenant_id) as tx:
             await executions.give_back(tx, execution)
 

@@ -4,7 +4,6 @@ Each due time is met in a transaction of its own, which holds the schedule's row
 nothing, and another does it.
 """
 
-import asyncio
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -14,6 +13,7 @@ from domain import schedules
 from domain.errors import DATABASE_OUTAGES, DomainError
 from domain.ports import Store
 from domain.schedules import Due
+from workers.drain import Drain
 
 # Seconds after which a schedule that was just made, or an execution that has ended, is seen.
 LOOK: Final = 1.0
@@ -29,13 +29,14 @@ _log = structlog.get_logger("paddock.schedules")
 class Schedules:
     """Starts what is due."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, drain: Drain | None = None) -> None:
+        self._store, self._drain = store, drain or Drain()
         self._forgotten: datetime | None = None
 
     async def run(self) -> None:
-        """Do so for as long as the process lives. Outages are waited out."""
-        while True:
+        """Do so until draining begins. Outages are waited out."""
+        pause = 0.0
+        while await self._drain.sleep(pause):
             try:
                 pause = await self()
             except DomainError as error:
@@ -44,7 +45,6 @@ class Schedules:
             except Exception:
                 _log.exception("failed unexpectedly")
                 pause = AWAY
-            await asyncio.sleep(pause)
 
     async def __call__(self) -> float:
         """Meet one due time of each schedule that has one. Returns for how many seconds there is nothing to do."""

@@ -4,7 +4,6 @@ Every job can be derived again from a row, so this is what makes Redis a mere do
 these processes may run: each write is guarded by the state it expects.
 """
 
-import asyncio
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -17,6 +16,7 @@ from domain.jobs import Lane
 from domain.ports import Blob, Blobs, Clock, Queue, Store
 from infra.redis import GONE
 from infra.settings import Settings
+from workers.drain import Drain
 
 _log = structlog.get_logger("paddock.upkeep")
 
@@ -32,14 +32,23 @@ _SWEPT: Final = ("uploads/", "bundles/", "environments/", "workspaces/")
 class Upkeep:
     """One upkeep process."""
 
-    def __init__(self, settings: Settings, store: Store, queue: Queue, blobs: Blobs, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        queue: Queue,
+        blobs: Blobs,
+        clock: Clock,
+        drain: Drain | None = None,
+    ) -> None:
         self._settings, self._store, self._queue, self._blobs, self._clock = settings, store, queue, blobs, clock
+        self._drain = drain or Drain()
 
     async def run(self) -> None:
-        """Look after everything for as long as the process lives. Outages are waited out."""
+        """Look after everything until draining begins. Outages are waited out."""
         # The first sweep comes after a minute: a new installation has no bucket yet.
         swept = self._clock() - SWEEP + timedelta(minutes=1)
-        while True:
+        while not self._drain.has_begun():
             try:
                 await self.take_back()
                 await self.ring_lost()
@@ -50,7 +59,7 @@ class Upkeep:
                 _log.warning("upkeep waits", error=error.detail)
             except GONE as error:
                 _log.warning("upkeep waits for redis", error=str(error))
-            await asyncio.sleep(self._settings.upkeep_seconds)
+            await self._drain.sleep(self._settings.upkeep_seconds)
 
     async def take_back(self) -> int:
         """Return rows whose lease ran out to their queue, or fail them. Returns how many it looked at."""

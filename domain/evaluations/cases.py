@@ -40,7 +40,7 @@ class Evaluations(Protocol):
         ...
 
     async def release(self, claimed: list[Claimed]) -> None:
-        """Give these back; the attempt counts, but nothing failed."""
+        """Give these back, as a worker does that is told to stop. The attempt does not count."""
         ...
 
     async def fail(self, claimed: list[Claimed]) -> None:

@@ -72,8 +72,13 @@ def _kept(one: Ended, now: datetime) -> Ended:
     return msgspec.structs.replace(one, outcome=outcome, written=[*one.written, trace])
 
 
+async def hand_over(tx: Tx, execution: Execution) -> None:
+    """Hand a held execution back, as a worker does that is told to stop. The attempt does not count."""
+    _freed(tx, await tx.executions.hand_over(execution.id, execution.attempt, tx.now))
+
+
 async def give_back(tx: Tx, execution: Execution) -> None:
-    """Hand a held execution back, as a worker does that is told to stop. The attempt counts: it had begun."""
+    """Hand a held execution back after what it ran in was lost. The attempt counts: it may have been the reason."""
     _freed(tx, await tx.executions.release(execution.id, execution.attempt, tx.now))
 
 

@@ -89,6 +89,8 @@ class Execution(msgspec.Struct, kw_only=True):
     attempt: int
     # Attempts that only went on after an approval.
     resumes: int = 0
+    # Attempts that ended because their worker was stopped. Neither counts against `max_attempts`.
+    handovers: int = 0
     max_attempts: int
     timeout: int
     lane: RunLane = "run"
@@ -246,6 +248,10 @@ class Executions(Protocol):
         ...
 
     async def release(self, execution_id: str, attempt: int, now: datetime) -> Execution | None: ...
+    async def hand_over(self, execution_id: str, attempt: int, now: datetime) -> Execution | None:
+        """As `release`, but the attempt does not count."""
+        ...
+
     async def take_back(self, execution_id: str, now: datetime) -> Execution | None: ...
 
 

@@ -46,6 +46,7 @@ class VersionRow(Base):
     sha256: Mapped[str] = mapped_column(Text)
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     attempt: Mapped[int]
+    handovers: Mapped[int]
     worker: Mapped[str | None] = mapped_column(Text)
     lease_expires_at: Mapped[datetime | None] = mapped_column(timestamp())
     created_at: Mapped[datetime] = mapped_column(timestamp())
@@ -141,12 +142,14 @@ class PostgresBuilds:
         statement = update(VersionRow).where(*_held(version_id, attempt))
         return await self._moved(statement.values(**values, lease_expires_at=None, updated_at=self._now)) is not None
 
-    async def release(self, version_id: str, attempt: int) -> bool:
-        freed = update(VersionRow).where(*_held(version_id, attempt)).values(status="queued", **self._free())
+    async def release(self, version_id: str, attempt: int, counts: bool) -> bool:
+        handovers = VersionRow.handovers + (0 if counts else 1)
+        freed = update(VersionRow).where(*_held(version_id, attempt))
+        freed = freed.values(status="queued", handovers=handovers, **self._free())
         return await self._moved(freed) is not None
 
     async def take_back(self, version_id: str, max_attempts: int, reason: str) -> Version | None:
-        used_up = VersionRow.attempt >= max_attempts
+        used_up = VersionRow.attempt - VersionRow.handovers >= max_attempts
         return await self._moved(
             update(VersionRow)
             .where(

@@ -46,6 +46,7 @@ class EvaluationRow(Base):
     metrics: Mapped[str] = mapped_column(Text)
     computed: Mapped[list[str]] = mapped_column(ARRAY(Text))
     attempt: Mapped[int] = mapped_column(BigInteger)
+    handovers: Mapped[int]
     claimed_until: Mapped[datetime | None] = mapped_column(timestamp())
 
 
@@ -83,12 +84,12 @@ _SCORE: Final = (
 )
 _FAIL: Final = (
     "UPDATE evaluations e SET claimed_until = NULL, "
-    f"metrics = CASE WHEN e.attempt >= {MAX_ATTEMPTS} THEN 'failed' ELSE metrics END "
+    f"metrics = CASE WHEN e.attempt - e.handovers >= {MAX_ATTEMPTS} THEN 'failed' ELSE metrics END "
     "FROM unnest($1::uuid[], $2::bigint[]) AS g(id, attempt) "
     "WHERE e.id = g.id AND e.attempt = g.attempt AND e.metrics = 'pending'"
 )
 _RELEASE: Final = (
-    "UPDATE evaluations e SET claimed_until = NULL "
+    "UPDATE evaluations e SET claimed_until = NULL, handovers = e.handovers + 1 "
     "FROM unnest($1::uuid[], $2::bigint[]) AS g(id, attempt) "
     "WHERE e.id = g.id AND e.attempt = g.attempt AND e.metrics = 'pending'"
 )

@@ -92,6 +92,7 @@ class ExecutionRow(Base):
     step: Mapped[str | None] = mapped_column(Text)
     workflow_id: Mapped[str | None] = mapped_column(Id("wf"))
     resumes: Mapped[int]
+    handovers: Mapped[int]
     waiting_for: Mapped[Any | None] = mapped_column(json_column())
     status: Mapped[str] = mapped_column(Text)
     input_data: Mapped[Any] = mapped_column(json_column())
@@ -339,16 +340,20 @@ class PostgresExecutions:
     async def release(self, execution_id: str, attempt: int, now: datetime) -> Execution | None:
         return await self._freed(now, E_.id == execution_id, E_.attempt == attempt)
 
+    async def hand_over(self, execution_id: str, attempt: int, now: datetime) -> Execution | None:
+        moved = update(E_).where(E_.id == execution_id, E_.attempt == attempt, E_.status.in_(HELD))
+        freed = moved.values(status="pending", handovers=E_.handovers + 1, worker=None, lease_expires_at=None)
+        return await self._moved(freed, now)
+
     async def take_back(self, execution_id: str, now: datetime) -> Execution | None:
         return await self._freed(now, E_.id == execution_id, E_.lease_expires_at < now)
 
     async def _freed(self, now: datetime, *which: Any) -> Execution | None:
         """Pending again, or failed when its attempts are used up."""
-        # A claim after an approval is none after a loss.
-        used_up = E_.attempt - E_.resumes >= E_.max_attempts
-        reason = func.format(
-            "The worker stopped answering during attempt %s of %s.", E_.attempt - E_.resumes, E_.max_attempts
-        )
+        # A claim after an approval, or after a worker was stopped, is none after a loss.
+        counted = E_.attempt - E_.resumes - E_.handovers
+        used_up = counted >= E_.max_attempts
+        reason = func.format("The worker stopped answering during attempt %s of %s.", counted, E_.max_attempts)
         moved = (
             update(E_)
             .where(*which, E_.status.in_(HELD))

@@ -46,7 +46,7 @@ class Work:
         finally:
             self.running -= 1
 
-    async def give_back(self, _: object) -> None:
+    async def hand_over(self, _: object) -> None:
         self.returned += 1
 
 

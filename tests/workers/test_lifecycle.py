@@ -92,6 +92,16 @@ async def _live(url: str, caller: Caller, agent_id: str) -> None:
 
                 @rule(which=st.integers(0, 5))
                 def a_worker_is_told_to_stop(self, which: int) -> None:
+                    claim, before = self.claims[which % len(self.claims)], self._status()
+                    self._release_and_claim(lambda tx: executions.hand_over(tx, claim))
+                    if before.status not in TERMINAL and before.attempt == claim.attempt:
+                        # Claimed again at once, under a token of its own, however many attempts are left.
+                        after = self._status()
+                        assert (after.status, after.attempt) == ("preparing", claim.attempt + 1)
+                        assert after.handovers == before.handovers + 1
+
+                @rule(which=st.integers(0, 5))
+                def a_sandbox_is_lost(self, which: int) -> None:
                     claim = self.claims[which % len(self.claims)]
                     self._release_and_claim(lambda tx: executions.give_back(tx, claim))
 
@@ -131,7 +141,7 @@ async def _live(url: str, caller: Caller, agent_id: str) -> None:
                     if ended.status not in TERMINAL:
                         self._do(lambda tx: executions.cancel(tx, ended.id))
                         ended = self._status()
-                    assert ended.attempt <= self.max_attempts
+                    assert ended.attempt - ended.handovers <= self.max_attempts
                     events = self._do(lambda tx: events_of(tx, ended))
                     assert isinstance(events, list)
                     assert [event.seq for event in events] == list(range(1, len(events) + 1))

@@ -17,6 +17,7 @@ from infra.postgres.store import PostgresStore
 from infra.wiring import utc_now
 from tests.apart import apart
 from tests.clients import Tenant
+from workers.drain import Drain
 from workers.retention import Retention
 
 OLD = datetime.now(UTC) - timedelta(days=40)
@@ -217,11 +218,13 @@ async def test_this_month_and_the_month_of_yesterday_stay(system) -> None:
             await store.close()
 
 
-async def test_after_an_outage_deletions_are_tried_again_soon(monkeypatch) -> None:
+async def test_after_an_outage_deletions_are_tried_again_soon() -> None:
     slept, rounds = [0.0], list[float]()
 
-    async def sleep(seconds: float) -> None:
-        slept[0] += seconds
+    class Sleeping(Drain):
+        async def sleep(self, seconds: float) -> bool:
+            slept[0] += seconds
+            return True
 
     class Failing(Retention):
         async def make_partitions(self) -> int:
@@ -235,9 +238,8 @@ async def test_after_an_outage_deletions_are_tried_again_soon(monkeypatch) -> No
                 raise asyncio.CancelledError
             return {}
 
-    monkeypatch.setattr(asyncio, "sleep", sleep)
     with contextlib.suppress(asyncio.CancelledError):
-        await Failing(None).run()
+        await Failing(None, Sleeping()).run()
     assert rounds[:2] == [60, 3660]
     assert rounds[2] - rounds[1] <= 10
     assert rounds[3] - rounds[2] == 3600

@@ -1,0 +1,172 @@
+"""A worker that is told to end takes nothing new, lets what runs end for a while, and hands over the rest."""
+
+import asyncio
+import os
+import signal
+from typing import Any
+
+import pytest
+
+from domain import builds, evaluations, executions
+from domain.evaluations import evaluated
+from domain.executions import Start
+from domain.ports import Outcome
+from infra.postgres.db import connect
+from infra.postgres.store import PostgresStore
+from tests.apart import NOW, apart
+from tests.workers.test_dispatcher import Work
+from tests.workers.test_lifecycle import LEASE, Silent
+from workers.drain import Drain, with_company
+from workers.executions import Dispatcher
+from workers.rounds import rounds
+
+
+async def _until(true: Any) -> None:
+    async with asyncio.timeout(10):
+        while not true():
+            await asyncio.sleep(0.001)
+
+
+async def test_the_first_signal_lets_what_runs_end() -> None:
+    work, drain, rung = Work(pending=3), Drain(600), asyncio.Event()
+    main = asyncio.create_task(drain.run(Dispatcher(work, 2, rung, drain).run()))
+    await _until(lambda: work.running == 2)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await _until(drain.has_begun)
+    rung.set()
+    await asyncio.sleep(0.05)
+    assert not main.done()
+    work.release.set()
+    await asyncio.wait_for(main, 10)
+    # The third was there to be taken, and stays for another worker.
+    assert (work.done, work.pending, work.running) == (2, 1, 0)
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+async def test_the_second_signal_ends_the_waiting(second: signal.Signals) -> None:
+    work, drain = Work(pending=1), Drain(600)
+    main = asyncio.create_task(drain.run(Dispatcher(work, 1, asyncio.Event(), drain).run()))
+    await _until(lambda: work.running == 1)
+    os.kill(os.getpid(), signal.SIGINT)
+    await _until(drain.has_begun)
+    assert work.running == 1
+    os.kill(os.getpid(), second)
+    await asyncio.wait_for(main, 10)
+    assert (work.done, work.running) == (0, 0)
+
+
+async def test_what_runs_longer_than_the_drain_is_ended() -> None:
+    work, drain = Work(pending=1), Drain(0.05)
+    main = asyncio.create_task(drain.run(Dispatcher(work, 1, asyncio.Event(), drain).run()))
+    await _until(lambda: work.running == 1)
+    drain.begin("a test")
+    await asyncio.wait_for(main, 10)
+    assert (work.done, work.running) == (0, 0)
+
+
+async def test_a_round_under_way_is_finished_and_no_other_begun() -> None:
+    drain, gate, begun = Drain(600), asyncio.Event(), 0
+
+    async def work() -> bool:
+        nonlocal begun
+        begun += 1
+        await gate.wait()
+        return True
+
+    main = asyncio.create_task(drain.run(rounds("test", work, asyncio.Event(), 0.0, drain)))
+    await _until(lambda: begun == 1)
+    drain.begin("a test")
+    await asyncio.sleep(0.02)
+    assert not main.done()
+    gate.set()
+    await asyncio.wait_for(main, 10)
+    assert begun == 1
+
+
+async def test_leases_are_kept_until_the_work_has_ended() -> None:
+    """Whoever extends leases must not stop before those that are handed over are."""
+    order: list[str] = []
+
+    async def keep() -> None:
+        try:
+            await asyncio.sleep(600)
+        finally:
+            order.append("kept")
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(600)
+        finally:
+            await asyncio.sleep(0.01)
+            order.append("worked")
+
+    task = asyncio.create_task(with_company(work(), keep()))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert order == ["worked", "kept"]
+
+
+async def test_handing_over_never_uses_up_attempts(system) -> None:
+    """Executions, builds and evaluations: five workers are stopped in a row, and the sixth may still lose it once."""
+    async with apart(system) as database:
+        caller, now = await database.tenant(), NOW
+        agent_id = await database.agent(caller)
+        engine = connect(database.url, pool_size=2, application="tests")
+        store = PostgresStore(engine, Silent(), lambda: now)
+        try:
+            async with store.begin(caller) as tx:
+                made = await executions.start(tx, caller, agent_id, Start(max_attempts=2))
+                upload = builds.Upload(version_id=builds.new_id(), path="uploads/x", sha256="", size_bytes=0)
+                version = await builds.enqueue(tx, caller, agent_id, upload)
+                row = evaluations.read(b'{"prompt":"a","response":"b"}')
+                sent = evaluated(caller.tenant_id, caller.user_id, [row], tx.now, False)
+                await tx.evaluations.add(sent)
+            for number in range(1, 6):
+                async with store.begin_single() as tx:
+                    (execution,) = await executions.claim(tx, "w", LEASE, 1)
+                assert execution.attempt == number
+                async with store.begin(caller) as tx:
+                    building = await builds.claim(tx, version.id, "w", LEASE)
+                    assert building is not None
+                    (judging,) = await evaluations.claim(tx, 5, LEASE)
+                    await executions.hand_over(tx, execution)
+                    await builds.hand_over(tx, building)
+                    await tx.evaluations.release([judging])
+                # Whoever was stopped may not write any more, though nobody has it now.
+                ended = executions.Ended(execution=execution, outcome=Outcome(output=b"1"), written=[])
+                async with store.begin_single() as tx:
+                    assert not (await executions.finish(tx, [ended])).held
+            for number, status in ((6, "pending"), (7, "failed")):
+                async with store.begin_single() as tx:
+                    (execution,) = await executions.claim(tx, "w", LEASE, 1)
+                assert execution.attempt == number
+                now += LEASE * 2
+                async with store.begin(caller) as tx:
+                    await executions.take_back(tx, made.id)
+                    assert (await executions.get(tx, made.id)).status == status
+            async with store.begin(caller) as tx:
+                failed = await executions.get(tx, made.id)
+            assert failed.error_message == "The worker stopped answering during attempt 2 of 2."
+            for status in ("queued", "queued", "failed"):
+                async with store.begin(caller) as tx:
+                    assert await builds.claim(tx, version.id, "w", LEASE) is not None
+                now += LEASE * 2
+                async with store.begin(caller) as tx:
+                    await builds.take_back(tx, version.id)
+                    found = await tx.builds.get(version.id)
+                assert found is not None
+                assert found.status == status
+            for lost in (False, False, True):
+                async with store.begin_unbound() as tx:
+                    assert len(await evaluations.claim(tx, 5, LEASE)) == 1
+                now += LEASE * 2
+                async with store.begin_unbound() as tx:
+                    waiting = await evaluations.claim(tx, 0, LEASE)
+                assert waiting == []
+                async with store.begin(caller) as tx:
+                    found_row = await tx.evaluations.get(sent[0].id)
+                assert found_row is not None
+                assert found_row.metrics == ("failed" if lost else "pending")
+        finally:
+            await engine.dispose()
