@@ -17,6 +17,7 @@ from infra.bundles import LIMITS, Bundles
 from infra.environments import Environments, folder_size
 from infra.sandbox.guests import CHECK_SECONDS
 from workers.leases import Holder, persist, taken
+from workers.output import OutputText
 
 _log = structlog.get_logger("paddock.builds")
 
@@ -143,13 +144,13 @@ class Builder:
         return wanted.environment
 
     async def _try(self, version: Version, manifest: Manifest, code: Path, environment: str | None) -> None:
-        heard = bytearray()
+        printed = OutputText(SHOWN_OUTPUT)
         size = 0
 
-        def hear(_: Stream, data: bytes) -> None:
+        def hear(stream: Stream, data: bytes) -> None:
             nonlocal size
             size += len(data)
-            heard.extend(data[: SHOWN_OUTPUT - len(heard)])
+            printed.take(stream, data)
             if size > MAX_OUTPUT:
                 raise _TooMuchOutput
 
@@ -157,7 +158,7 @@ class Builder:
             code=code,
             environment=self._environments.path(environment) if environment else None,
             entrypoint=manifest.entrypoint,
-            timeout=CHECK_SECONDS,
+            timeout=manifest.timeout or CHECK_SECONDS,
             memory_mb=archives.memory_of(manifest.memory),
             gateway=manifest.models is not None,
         )
@@ -168,8 +169,8 @@ class Builder:
                 error_type="output_too_large",
                 error_message=f"Importing the entrypoint printed more than {MAX_OUTPUT} bytes.",
             )
-        if heard:
-            await self._say(version, f"Printed while importing:\n{heard.decode(errors='replace')}\n")
+        if said := printed.text():
+            await self._say(version, f"Printed while importing:\n{said}\n")
         if outcome.stack:
             await self._say(version, outcome.stack)
         if outcome.error_type is not None:

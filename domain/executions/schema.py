@@ -7,6 +7,8 @@ A worker claims a pending row (a lease and a fencing token, see `leases`), works
 open, and settles it. Cancelling settles the row at once; the worker notices and kills the tree.
 """
 
+import re
+import unicodedata
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Protocol
 
@@ -36,6 +38,12 @@ MAX_DEPTH: Final = 128
 # As much of its log as an execution shows as text, in characters.
 MAX_LOGS: Final = 64 * 1024
 MAX_LOG_LINES: Final = 2000
+# What Paddock itself says of a run is in small letters with underscores, or one of these.
+_PLATFORM_WORDS: Final = frozenset(
+    {"timeout", "crashed", "cancelled", "unavailable", "malformed", "refused", "unauthorized", "rejected"}
+)
+_PLATFORM_TYPE: Final = re.compile(r"[a-z0-9]+(_[a-z0-9]+)+")
+MAX_ERROR_TYPE: Final = 200
 # A crew or a workflow may wait for people.
 MAX_PLAN_TIMEOUT: Final = 7 * 24 * 3600
 
@@ -298,3 +306,15 @@ def tell_plan(tx: Tx, execution: Execution) -> None:
     plan_id = execution.parent_id or (execution.id if execution.lane == "plan" else None)
     if plan_id is not None:
         tx.ring(Job(lane="plan", row_id=plan_id, tenant_id=execution.tenant_id, attempt=0))
+
+
+def agent_error_type(name: str) -> str:
+    """Return the `error_type` for an exception's class name that an agent gave.
+
+    The platform's own words stay the platform's: `timeout` becomes `agent.timeout`. What is no name is `Exception`.
+    """
+    plain = unicodedata.normalize("NFKC", name[:MAX_ERROR_TYPE])[:MAX_ERROR_TYPE]
+    if not all(part.isidentifier() for part in plain.split(".")):
+        return "Exception"
+    is_platform = plain in _PLATFORM_WORDS or _PLATFORM_TYPE.fullmatch(plain) is not None
+    return f"agent.{plain}" if is_platform else plain

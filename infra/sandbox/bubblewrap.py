@@ -17,8 +17,8 @@ from domain.ports import ArchiveLimits, OnOutput, Outcome, Program, SandboxStatu
 from infra.sandbox import seccomp
 from infra.sandbox.cgroups import Cgroups
 from infra.sandbox.ending import Ending, StartFailed
-from infra.sandbox.fence import Fence, Mount, arguments, interpreter, interpreter_root
-from infra.sandbox.guests import ANSWER_BYTES, CHECK_SECONDS, crash, frame, head, outcome, unavailable, watch
+from infra.sandbox.fence import CODE, Fence, Mount, arguments, guest_mounts, interpreter
+from infra.sandbox.guests import ANSWER_BYTES, crash, frame, head, outcome, unavailable, watch
 from infra.sandbox.hosts import advice
 from infra.sandbox.listener import Listener
 from infra.sandbox.process import Bwrap, become, stage_folder, start
@@ -72,7 +72,7 @@ class BubblewrapSandbox:
 
     async def check(self, program: Program, on_output: OnOutput) -> Outcome:
         """Import the entrypoint."""
-        return await self._guest(program, "check", b"", on_output, min(program.timeout, CHECK_SECONDS))
+        return await self._guest(program, "check", b"", on_output, program.timeout)
 
     async def unpack(self, archive: Path, into: Path, limits: ArchiveLimits = UPLOADED) -> Unpacked:
         """Unpack an untrusted archive into an empty folder."""
@@ -118,7 +118,7 @@ class BubblewrapSandbox:
         """A fresh tree for the code of a program, still to be directed. Errors: `sandbox_unavailable`."""
         if program is None:
             raise NotImplementedError("bubblewrap makes no blank slots")
-        mounts = [Mount(source=str(program.code), target="/agent")]
+        mounts = [Mount(source=str(program.code), target=CODE)]
         if program.environment is not None:
             mounts.append(Mount(source=str(program.environment), target="/environment"))
         try:
@@ -205,10 +205,7 @@ class BubblewrapSandbox:
     ) -> tuple[Bwrap, Pipes]:
         if self._bwrap is None:
             raise StartFailed("there is no bwrap: install the package bubblewrap")
-        mounts = [Mount(source=str(GUEST), target="/guest"), *mounts]
-        root = interpreter_root()
-        if root is not None:
-            mounts.append(Mount(source=root, target=root))
+        mounts = [*guest_mounts(self.fence), *mounts]
         try:
             filter_fd = self._filter_fd(gateway)
             uid = take_uid() if self._as_root and self.fence.has("uid") else None

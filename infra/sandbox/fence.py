@@ -6,6 +6,7 @@ Nothing outside the tests builds a fence without all of them.
 
 import os
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,7 @@ GUARDS: Final = frozenset(
         "ipc",  # its own System V objects and message queues
         "limits",  # processes, memory, file size, open files, core dumps (set by the guest)
         "network",  # its own network with nothing in it
+        "packages",  # none of those that the host has installed, for no Python that is started inside
         "processes",  # its own process ids; the whole tree dies with the first of them
         "proc_masks",  # /proc/sys, /proc/keys and the like are empty
         "read_only",  # the root, /dev and the code cannot be written
@@ -37,8 +39,12 @@ GUARDS: Final = frozenset(
 TMP: Final = "/tmp"  # noqa: S108 - inside the sandbox, where nobody else is
 TMP_BYTES: Final = 64 * 1024 * 1024
 SHM_BYTES: Final = 64 * 1024 * 1024
+# Where a run begins: in the folder of its archive, as on its author's machine.
+CODE: Final = "/agent"
+# `python`, `python3` and `python3.11` by these names are the interpreter of the run, whatever else `/usr` holds.
+PYTHONS: Final = "/python"
 # All that an agent finds in its environment.
-ENVIRONMENT: Final = {"HOME": TMP, "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "TMPDIR": TMP}
+ENVIRONMENT: Final = {"HOME": TMP, "PATH": f"{PYTHONS}:/usr/bin:/bin", "LANG": "C.UTF-8", "TMPDIR": TMP}
 EMPTY_FOLDERS: Final = ("/proc/sys", "/proc/irq", "/proc/bus", "/proc/fs", "/proc/scsi", "/proc/acpi")
 EMPTY_FILES: Final = (
     "/proc/kcore",
@@ -53,6 +59,7 @@ EMPTY_FILES: Final = (
     "/proc/vmallocinfo",
     "/proc/pagetypeinfo",
 )
+_GUEST: Final = Path(__file__).parent / "guest"
 _LIBRARY_LINKS: Final = ("/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin")
 
 
@@ -96,6 +103,41 @@ def system_mounts(fence: Fence) -> Iterator[tuple[str, str, str]]:
             yield "--ro-bind-try", f"/{name}", f"/{name}"
 
 
+def python_links() -> list[tuple[str, str, str]]:
+    """Return bwrap arguments for the names of the interpreter in `PYTHONS`."""
+    series = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return [("--symlink", interpreter(), f"{PYTHONS}/{name}") for name in ("python", "python3", f"python{series}")]
+
+
+def guest_mounts(fence: Fence) -> list[Mount]:
+    """Return what every sandbox is shown besides the system and its own code, in the order of mounting.
+
+    The folders of the host's packages are covered by one that leads a started Python to the agent's own.
+    """
+    mounts = [Mount(source=str(_GUEST), target="/guest")]
+    root = interpreter_root()
+    if root is not None:
+        mounts.append(Mount(source=root, target=root))
+    if fence.has("packages"):
+        mounts += [Mount(source=str(_GUEST / "packages"), target=folder) for folder in _package_folders()]
+    return mounts + [Mount(source=str(_GUEST / "etc" / name), target=f"/etc/{name}") for name in ("passwd", "group")]
+
+
+def _package_folders() -> list[str]:
+    """Return the folders of this host, visible inside, from which an interpreter would load installed packages."""
+    bases = {Path("/usr"), Path("/usr/local"), Path(interpreter_root() or "/usr")}
+    found = {
+        folder
+        for base in bases
+        for kind in ("site-packages", "dist-packages")
+        for folder in base.glob(f"lib*/python*/{kind}")
+    }
+    names = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
+    found |= {Path(sysconfig.get_path(kind, vars=names)) for kind in ("purelib", "platlib")}
+    # Behind a link lies a folder that is found under its own name.
+    return sorted({str(folder.resolve()) for folder in found if folder.is_dir()})
+
+
 def interpreter_root() -> str | None:
     """The folder of the interpreter, if it lies outside `/usr`."""
     root = str(Path(sys.base_prefix).resolve())
@@ -128,10 +170,10 @@ def arguments(fence: Fence, mounts: list[Mount], seccomp_fd: int | None) -> list
     if fence.has("session"):
         args.append("--new-session")
     args += ["--cap-drop", "ALL"] if fence.has("capabilities") else ["--cap-add", "ALL"]
-    for mount in system_mounts(fence):
+    for mount in (*system_mounts(fence), *python_links()):
         args += mount
     for shown in mounts:
-        writable = shown.writable or (shown.target == "/agent" and not fence.has("read_only"))
+        writable = shown.writable or (shown.target == CODE and not fence.has("read_only"))
         args += ["--bind" if writable else "--ro-bind", shown.source, shown.target]
     args += ["--proc", "/proc"] if fence.has("processes") else ["--ro-bind", "/proc", "/proc"]
     if fence.has("proc_masks"):
@@ -151,5 +193,5 @@ def arguments(fence: Fence, mounts: list[Mount], seccomp_fd: int | None) -> list
         args += ["--remount-ro", "/dev", "--remount-ro", "/"]
     if fence.has("seccomp") and seccomp_fd is not None:
         args += ["--seccomp", str(seccomp_fd)]
-    args += ["--chdir", TMP]
+    args += ["--chdir", CODE if any(mount.target == CODE for mount in mounts) else TMP]
     return args

@@ -6,6 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from domain.errors import DomainError
+from domain.executions import agent_error_type
 from domain.ports import Outcome, Program, SandboxLost
 from infra.sandbox.ending import Ending
 from infra.sandbox.fence import Fence
@@ -14,6 +15,9 @@ from infra.sandbox.watch import MAX_FILES, Watch
 RESULT_BYTES: Final = 1024 * 1024
 # An answer is a result and a line before it.
 ANSWER_BYTES: Final = RESULT_BYTES + 64 * 1024
+# What an answer says of an error is the agent's to write, whole megabytes of it: in characters.
+MAX_MESSAGE: Final = 4000
+MAX_STACK: Final = 16_000
 PROCESSES: Final = 64
 CHECK_SECONDS: Final = 30.0
 
@@ -24,6 +28,8 @@ class _Head(msgspec.Struct, kw_only=True):
     error_type: str | None = None
     error_message: str | None = None
     stack: str | None = None
+    problem: str | None = None
+    size: int | None = None
 
 
 def frame(data: bytes) -> bytes:
@@ -88,18 +94,24 @@ def outcome(ending: Ending, timeout: float, memory_mb: int) -> Outcome:
     except (msgspec.MsgspecError, RecursionError):
         return crash(ending)
     if head.error_type is not None:
+        stack = None if head.stack is None else head.stack[-MAX_STACK:]
         if head.error_type == "MemoryError":
             message = f"The agent needed more than its {memory_mb} MiB of memory."
-            return Outcome(error_type="out_of_memory", error_message=message, stack=head.stack)
-        kind = head.error_type[:200]
-        return Outcome(error_type=kind, error_message=head.error_message or kind, stack=head.stack)
+            return Outcome(error_type="out_of_memory", error_message=message, stack=stack)
+        kind = agent_error_type(head.error_type)
+        return Outcome(error_type=kind, error_message=(head.error_message or kind)[:MAX_MESSAGE], stack=stack)
+    if len(body) > RESULT_BYTES:
+        size = max(head.size or 0, len(body))
+        message = f"The result is {size} bytes of JSON; {RESULT_BYTES} are allowed."
+        return Outcome(error_type="result_too_large", error_message=message)
     try:
         msgspec.json.decode(body)
     except RecursionError:
         # How deep a result may be is the domain's rule; this one cannot even be looked at.
         return Outcome(error_type="result_not_json", error_message="The result nests too deep to be read.")
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        return Outcome(error_type="result_not_json", error_message="The result is not JSON.")
+        message = (head.problem or "The result is not JSON.")[:MAX_MESSAGE]
+        return Outcome(error_type="result_not_json", error_message=message)
     return Outcome(output=body)
 
 
@@ -108,7 +120,11 @@ def crash(ending: Ending) -> Outcome:
     if ending.lost is not None:
         raise SandboxLost(ending.lost)
     status = ending.status or 0
+    # bubblewrap tells of a signal by a status past 128, and an agent may end with such a status by itself.
     number = status - 128 if status > 128 else -status
+    if status == 128 + signal.SIGKILL:
+        message = f"The agent's process ended with status {status}: killed, as by a host without memory, or by itself."
+        return Outcome(error_type="crashed", error_message=message)
     if number == signal.SIGKILL:
         return Outcome(
             error_type="out_of_memory",

@@ -16,6 +16,7 @@ import re
 import resource
 import signal
 import socket
+import subprocess
 import sys
 import time
 
@@ -54,7 +55,24 @@ def host_files(p):
     for path in [p["marker"], "/etc/passwd", "/etc/shadow", "/root", "/home", "/var", p["data"]]:
         with contextlib.suppress(OSError):
             found.append((path, _listed(path) if os.path.isdir(path) else open(path).read(50)))
-    return _got([one for one in found if one[1]])
+    # The one user that every sandbox knows is no user of the host.
+    return _got([one for one in found if one[1] and not str(one[1]).startswith("agent:x:65534:")])
+
+
+def host_packages(p):
+    """What the host has installed for itself: found by a Python that is started, or lying in its folders."""
+    told = "import importlib.metadata as m, json, sys; print(json.dumps([d.name for d in m.distributions()]))"
+    found = []
+    for python in (sys.executable, "python", "python3", "/usr/bin/python3", "/usr/local/bin/python3"):
+        for flags in ([], ["-I"], ["-S"], ["-E", "-s"]):
+            with contextlib.suppress(OSError, ValueError):
+                ran = subprocess.run([python, *flags, "-c", told], capture_output=True, check=False)
+                found += json.loads(ran.stdout or b"[]")
+    for base in {sys.base_prefix, "/usr", "/usr/local"}:
+        for folder in glob.glob(f"{base}/lib*/python*/*-packages/*"):
+            if os.path.basename(folder) != "paddock.pth":
+                found.append(folder)
+    return _got(found)
 
 
 def _listed(folder):

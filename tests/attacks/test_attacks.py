@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # attack → the guards it takes to be gone
 ATTACKS: dict[str, list[str]] = {
     "host_files": ["root"],
+    "host_packages": ["packages"],
     "other_versions": ["root"],
     "write_outside": ["read_only"],
     "worker_environment": ["environment"],

@@ -21,6 +21,7 @@ from infra.sandbox import seccomp
 from infra.sandbox.cgroups import Cgroups, Group
 from infra.sandbox.ending import StartFailed
 from infra.sandbox.fence import (
+    CODE,
     EMPTY_FILES,
     EMPTY_FOLDERS,
     ENVIRONMENT,
@@ -28,8 +29,10 @@ from infra.sandbox.fence import (
     TMP,
     TMP_BYTES,
     Fence,
+    guest_mounts,
     interpreter,
     interpreter_root,
+    python_links,
     system_mounts,
 )
 from infra.sandbox.guests import ANSWER_BYTES, head, unavailable, watch
@@ -141,7 +144,7 @@ class _Server:
         try:
             self._process = subprocess.Popen(
                 [interpreter(), "-I", "-S", str(_BEGIN), str(theirs.fileno())],
-                env=ENVIRONMENT if fence.has("environment") else {**os.environ, **ENVIRONMENT},
+                env={**({} if fence.has("environment") else os.environ), **ENVIRONMENT, "PWD": CODE},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -369,9 +372,8 @@ def configuration(fence: Fence) -> dict[str, Any]:
     """What a server must know of the fence, in plain words."""
     root = interpreter_root()
     own = ["/usr", *([root] if root is not None else [])]
-    mounts = [*system_mounts(fence), ("--ro-bind", str(_GUEST), "/guest")]
-    if root is not None:
-        mounts.append(("--ro-bind", root, root))
+    mounts = [*system_mounts(fence), *python_links()]
+    mounts += [("--ro-bind", mount.source, mount.target) for mount in guest_mounts(fence)]
     return {
         "stage": stage_folder(),
         "without": sorted(fence.without),

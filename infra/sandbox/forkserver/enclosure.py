@@ -124,7 +124,7 @@ class Enclosure:
                 kernel.read_only(self._inside(place), _SHUT)
         os.chdir(self._stage)
         kernel.enter_root()
-        os.chdir("/tmp")  # noqa: S108 - inside the sandbox
+        os.chdir("/agent")
         if self._as_root and self.has("uid"):
             os.setgroups([])
             os.setresgid(uid, uid, uid)
@@ -161,7 +161,7 @@ def _map(inside_uid: int, uid: int, inside_gid: int, gid: int) -> None:
 def _point(source: str, place: str) -> None:
     if os.path.isdir(source):
         os.makedirs(place, exist_ok=True)
-    else:
+    elif not os.path.exists(place):
         os.close(os.open(place, os.O_CREAT | os.O_WRONLY, 0o644))
 
 

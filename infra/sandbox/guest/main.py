@@ -3,17 +3,34 @@
 Reads frames (a length in four bytes, then as many) from one descriptor: first what to import and
 within which limits, then the payload. In between it may be made to wait, for as long as it takes until
 there is a payload. To the other descriptor it writes a byte per stage (`+` fenced, `=` imported, `!` the
-payload has been read), then a JSON line and, for a result, the result's JSON. What the agent prints goes
-to stdout and stderr. The host believes nothing of all this but its size and its syntax.
+payload has been read), then a JSON line and the result's JSON. For a result that cannot be JSON the line says
+in `problem` what is wrong with it, and what follows is none; one that is too large is cut just past its limit.
+What the agent prints goes to stdout and stderr. The host believes nothing of all this but its size and its syntax.
 """
 
 # Now, while the path holds the standard library alone: a module of the agent that is
 # called `resource` must not set the agent's limits.
+import _sitebuiltins
+import builtins
+import errno
 import importlib
 import json
 import os
 import resource
 import sys
+
+# What `site` adds for programs, without the tens of milliseconds that it takes.
+builtins.exit = _sitebuiltins.Quitter("exit", "Ctrl-D (i.e. EOF)")
+builtins.quit = _sitebuiltins.Quitter("quit", "Ctrl-D (i.e. EOF)")
+builtins.help = _sitebuiltins._Helper()
+builtins.copyright = _sitebuiltins._Printer("copyright", sys.copyright)
+builtins.credits = _sitebuiltins._Printer("credits", "See www.python.org for more information.")
+builtins.license = _sitebuiltins._Printer("license", "See https://www.python.org/psf/license/")
+
+MAX_MESSAGE = 4000
+MAX_STACK = 16000
+MAX_PLACE = 300
+_SCALARS = {str, int, float, bool, type(None)}
 
 
 def read_frame(fd):
@@ -73,10 +90,17 @@ def _failure(error, kind=None):
         message = str(error)
     except Exception:
         message = "(the exception cannot be shown)"
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        message = f"{message[:2000]}. The agent's folder is read-only: write to a path beneath /tmp."
     stack = "".join(traceback.format_exception(type(error), error, frames))
-    answer = {"error_type": kind or type(error).__name__, "error_message": message[:4000], "stack": stack[-16000:]}
-    # Broken surrogates would make the whole answer unreadable.
-    return {name: text.encode(errors="backslashreplace").decode() for name, text in answer.items()}
+    answer = {"error_type": kind or type(error).__name__, "error_message": message[:MAX_MESSAGE]}
+    answer["stack"] = stack[-MAX_STACK:]
+    return {name: _without_surrogates(text) for name, text in answer.items()}
+
+
+def _without_surrogates(text):
+    # Halves of surrogate pairs would make the whole answer unreadable.
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _run(function, payload):
@@ -87,12 +111,160 @@ def _run(function, payload):
     except BaseException as error:
         return _failure(error)
     try:
-        return {"output": json.dumps(result, allow_nan=False, ensure_ascii=False, separators=(",", ":"))}
-    except (TypeError, ValueError, RecursionError, RuntimeError) as error:
-        return {
-            "error_type": "result_not_json",
-            "error_message": f"The entrypoint returned {type(result).__name__}, which is not JSON: {error}"[:4000],
-        }
+        output = json.dumps(result, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        body = output.encode()
+        problem = find_duplicate_key(result)
+    except MemoryError:
+        raise
+    except Exception as error:
+        problem = _find_problem(result) or f"{type(error).__name__}: {error}"
+    if problem is None:
+        return {"body": body}
+    return {"problem": _without_surrogates(f"The result is not JSON: {problem}"[:MAX_MESSAGE])}
+
+
+def _has_odd_keys(result):
+    # What every result is looked at for: by types, as quick as can be.
+    pending = [result] if isinstance(result, (dict, list, tuple)) else []
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            if value and set(map(type, value)) != {str}:
+                return True
+            value = value.values()
+        if not set(map(type, value)) <= _SCALARS:
+            pending += [one for one in value if isinstance(one, (dict, list, tuple))]
+    return False
+
+
+def find_duplicate_key(result):
+    """Return where two keys of one dict are the same in JSON (`1` and `"1"`), or None."""
+    if not _has_odd_keys(result):
+        return None
+    pending = [("", result)]
+    while pending:
+        place, value = pending.pop()
+        if isinstance(value, dict):
+            if any(type(key) is not str for key in value):
+                names = {}
+                for key in value:
+                    name = _json_key(key)
+                    if name in names:
+                        return f"{_at(place)} has the keys {names[name]!r} and {key!r}, which are one key in JSON."
+                    names[name] = key
+            inner = value.items()
+        else:
+            inner = enumerate(value) if isinstance(value, (list, tuple)) else ()
+        pending += [(_below(place, key), one) for key, one in inner if isinstance(one, (dict, list, tuple))]
+    return None
+
+
+def _find_problem(result):
+    """Return the first place of a result that JSON cannot hold, and what is wrong there; None if it cannot be found."""
+    try:
+        return find_bad_value(result)
+    except Exception:
+        return None  # a container of the agent's own that cannot be looked through
+
+
+def find_bad_value(result):
+    """Return what is the first value or key that JSON cannot hold, and where; None if all can be held."""
+    # Depth first, and the containers around each place, to know a circle by.
+    pending = [("", result, ())]
+    while pending:
+        place, value, around = pending.pop()
+        if isinstance(value, (dict, list, tuple)):
+            if id(value) in around:
+                return f"{_at(place)} holds itself."
+            if len(around) > 500:
+                return f"{_at(place)} nests too deep."
+            if isinstance(value, dict):
+                for key in value:
+                    if not (key is None or isinstance(key, (str, int, float))):
+                        return f"{_at(place)} has the key {_short(repr(key))}, a {_kind(key)}. Use text for keys."
+                    problem = _bad_scalar(key)
+                    if problem is not None:
+                        return f"a key of {_at(place)} {problem}"
+                inner = list(value.items())
+            else:
+                inner = list(enumerate(value))
+            inside = (*around, id(value))
+            pending += [(_below(place, key), one, inside) for key, one in reversed(inner)]
+            continue
+        problem = _bad_scalar(value)
+        if problem is not None:
+            return f"{_at(place)} {problem}"
+    return None
+
+
+def _bad_scalar(value):
+    if value is None or isinstance(value, bool):
+        return None
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            return f"holds broken text: half of a surrogate pair at character {error.start}."
+        return None
+    if isinstance(value, int):
+        try:
+            int.__repr__(value)
+        except ValueError:
+            return "is a number of too many digits."
+        return None
+    if isinstance(value, float):
+        if value != value or value in (float("inf"), float("-inf")):
+            return f"is {float.__repr__(value)}, which JSON does not have. Return None or text in its place."
+        return None
+    return f"is a {_kind(value)}. Return {_instead(value)}."
+
+
+def _instead(value):
+    kind = type(value)
+    if hasattr(kind, "isoformat"):
+        return "its .isoformat()"
+    for method in ("model_dump", "tolist", "to_dict"):
+        if hasattr(kind, method):
+            return f"its .{method}()"
+    if hasattr(kind, "__dataclass_fields__"):
+        return "dataclasses.asdict() of it"
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return "text, such as its base64"
+    names = {base.__name__ for base in kind.__mro__}
+    if "Enum" in names:
+        return "its .value"
+    if names & {"Decimal", "UUID", "PurePath", "Fraction"}:
+        return "its str()"
+    if hasattr(kind, "__iter__"):
+        return "its list()"
+    return "text, a number, a list or a dict in its place"
+
+
+def _kind(value):
+    module, name = type(value).__module__, type(value).__qualname__
+    return name if module == "builtins" else f"{module}.{name}"
+
+
+def _json_key(key):
+    return str.__str__(key) if isinstance(key, str) else json.dumps(key)
+
+
+def _below(place, key):
+    if type(key) is int:
+        return f"{place}[{key}]"
+    if isinstance(key, str) and key.isidentifier():
+        return f"{place}.{_short(key)}" if place else _short(key)
+    return f"{place}[{_short(repr(key))}]"
+
+
+def _at(place):
+    if not place:
+        return "the result"
+    return f"`{place}`" if len(place) <= MAX_PLACE else f"`{place[: MAX_PLACE // 2]}…{place[-MAX_PLACE // 2 :]}`"
+
+
+def _short(text):
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def _answer(head, requests, answers):
@@ -101,7 +273,7 @@ def _answer(head, requests, answers):
     except BaseException as error:
         return _failure(error)
     if head["mode"] == "check":
-        return {"output": "null"}
+        return {"body": b"null"}
     os.write(answers, b"=")
     try:
         payload = read_frame(requests)
@@ -112,22 +284,11 @@ def _answer(head, requests, answers):
 
 
 def _send(fd, answer, most):
-    output = answer.pop("output", None)
-    if output is not None:
-        try:
-            body = output.encode()
-        except UnicodeEncodeError as error:
-            answer = {"error_type": "result_not_json", "error_message": f"The result holds broken text: {error}"[:4000]}
-            output = None
-        else:
-            if len(body) > most:
-                answer = {
-                    "error_type": "result_too_large",
-                    "error_message": f"The result is {len(body)} bytes of JSON; {most} are allowed.",
-                }
-                output = None
-    head = json.dumps(answer).encode("ascii")
-    data = head + b"\n" + (body if output is not None else b"")
+    # Without a body there is no JSON behind the line, and with one past its limit the host sees as much itself.
+    body = answer.pop("body", b"")
+    if len(body) > most:
+        answer["size"], body = len(body), body[: most + 1]
+    data = json.dumps(answer).encode("ascii") + b"\n" + body
     while data:
         data = data[os.write(fd, data) :]
     os.close(fd)
