@@ -3,8 +3,11 @@
 import asyncio
 import contextlib
 import gc
+import signal
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import uvicorn
 from litestar import Litestar, Router
@@ -58,8 +61,9 @@ from domain.artifacts import cases as artifact_cases
 from domain.errors import DomainError
 from domain.jobs import LANES
 from domain.ports import Clock
-from infra.settings import Settings
-from infra.telemetry import Metrics, configure_logging
+from infra.embedded.children import bound_to_parent
+from infra.settings import Settings, read
+from infra.telemetry import Metrics, clear_shared_metrics, open_telemetry, share_metrics
 from infra.version import VERSION
 from infra.wiring import utc_now, wire
 
@@ -179,7 +183,7 @@ def create(settings: Settings, clock: Clock = utc_now) -> ASGIApp:
             ],
         ),
         openapi_config=OpenAPIConfig(
-            title="Paddock",
+            title=settings.app_name,
             version=VERSION,
             description=_DESCRIPTION,
             # Our own pages serve the document; nothing is let in at the path that Litestar insists on.
@@ -222,18 +226,47 @@ def _query_names(app: Litestar) -> dict[tuple[str, str], frozenset[str]]:
     return names
 
 
-def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT."""
-    configure_logging(settings.log_level, "api")
-    uvicorn.run(
-        create(settings),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
+def serve(settings: Settings, shares_port: bool = False) -> None:
+    """Serve until SIGTERM or SIGINT: in this process, or in `api_workers` of them.
+
+    With `shares_port` this process is one of several that somebody else has started on one port.
+    """
+    open_telemetry(settings, "api")
+    if shares_port:
+        share_metrics(settings.metrics_dir)
+        uvicorn.Server(uvicorn.Config(create(settings), **_options(settings))).run([_shared_socket(settings)])
+    elif settings.api_workers == 1:
+        uvicorn.run(create(settings), **_options(settings))
+    else:
+        clear_shared_metrics(settings.metrics_dir)
+        uvicorn.run("api.app:create_worker", factory=True, workers=settings.api_workers, **_options(settings))
+
+
+def create_worker() -> ASGIApp:
+    """Make the app of one of several processes of `paddock api`, from the environment."""
+    # Its parent may be killed.
+    bound_to_parent(signal.SIGTERM)()
+    settings = read()
+    open_telemetry(settings, "api")
+    share_metrics(settings.metrics_dir)
+    return create(settings)
+
+
+def _shared_socket(settings: Settings) -> socket.socket:
+    shared = socket.create_server((settings.host, settings.port), reuse_port=True, backlog=2048)
+    shared.setblocking(False)
+    return shared
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    return {
+        "host": settings.host,
+        "port": settings.port,
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
         # Whom to believe about addresses is ours to decide: PADDOCK_TRUSTED_PROXIES.
-        proxy_headers=False,
-        timeout_graceful_shutdown=5,
-        ws_max_size=settings.body_max_bytes,
-    )
+        "proxy_headers": False,
+        "timeout_graceful_shutdown": 5,
+        "ws_max_size": settings.body_max_bytes,
+    }

@@ -124,8 +124,8 @@ async def metrics(front: Front) -> bytes:
             states = await tx.queues.run_states(tx.now - timedelta(hours=1))
             workers = await tx.queues.workers(tx.now - ALIVE)
     except DomainError:
-        return generate_latest(front.metrics.registry)
-    return generate_latest(front.metrics.registry) + generate_latest(_system(lanes, states, workers))
+        return front.metrics.exposition()
+    return front.metrics.exposition() + generate_latest(_system(lanes, states, workers))
 
 
 def _system(lanes: list[QueueStats], states: dict[str, int], workers: list[WorkerInfo]) -> CollectorRegistry:

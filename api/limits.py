@@ -35,7 +35,10 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def count(front: Front, caller: Caller | None, address: str) -> Usage:
-    """Count one request. A key's own limit per minute holds besides the tier's per hour; the tighter one is told."""
+    """Count one request. A limit per minute holds besides the tier's per hour; the tighter one is told.
+
+    It is a key's own one, else the installation's.
+    """
     now = front.clock().timestamp()
     settings = front.settings
     if caller is None:
@@ -46,8 +49,9 @@ async def count(front: Front, caller: Caller | None, address: str) -> Usage:
     usages = []
     if limit:
         usages.append(await _count(front, who, limit, HOUR, now))
-    if caller is not None and caller.key_rate_limit:
-        usages.append(await _count(front, who, caller.key_rate_limit, MINUTE, now))
+    per_minute = (caller.key_rate_limit if caller is not None else None) or settings.rate_limit_per_minute
+    if per_minute:
+        usages.append(await _count(front, who, per_minute, MINUTE, now))
     if not usages:
         return unlimited(now)
     return min(usages, key=lambda usage: (usage.limit - usage.used, -usage.reset))

@@ -16,7 +16,6 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from domain.secrets import Secret
 
 KEY_PREFIX: Final = "pdk_"
-_ALGORITHM: Final = "HS256"
 
 
 def new_token(prefix: str) -> str:
@@ -116,21 +115,23 @@ class Passwords:
 class AccessTokens:
     """Signed, short-lived bearer tokens. They name a session, which can be ended at any time."""
 
-    def __init__(self, secret: str, lifetime: timedelta) -> None:
+    def __init__(self, secret: str, lifetime: timedelta, algorithm: str = "HS256") -> None:
+        self._algorithm = algorithm
         # A key of its own, so that the secret's other uses and these signatures cannot be played against each other.
-        self._key = hmac.digest(secret.encode(), b"paddock access tokens", "sha256")
+        # As long as the hash, as RFC 7518 section 3.2 wants it.
+        self._key = hmac.digest(secret.encode(), b"paddock access tokens", f"sha{algorithm.removeprefix('HS')}")
         self.lifetime = lifetime
 
     def issue(self, user_id: str, session_id: str, now: datetime) -> str:
         """A token for one session of one user."""
         claims = {"sub": user_id, "sid": session_id, "iat": int(now.timestamp()), "exp": now + self.lifetime}
-        return jwt.encode(claims, self._key, _ALGORITHM)
+        return jwt.encode(claims, self._key, self._algorithm)
 
     def read(self, token: str) -> tuple[str, str] | None:
         """`(user_id, session_id)`, or None for a token that is forged, malformed or too old."""
         try:
             claims: dict[str, Any] = jwt.decode(
-                token, self._key, [_ALGORITHM], options={"require": ["sub", "sid", "exp"]}
+                token, self._key, [self._algorithm], options={"require": ["sub", "sid", "exp"]}
             )
         except jwt.InvalidTokenError:
             return None

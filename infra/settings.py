@@ -37,16 +37,22 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     sandbox: Literal["auto", "forkserver", "bubblewrap"] = "auto"
     warm_memory_mb: int = 512
     docs: bool = True
+    app_name: str = "Paddock"
+    environment: str = "production"
+    api_workers: int = 1
+    sentry_dsn: Secret = Secret("")
     log_level: str = "INFO"
     cors_origins: tuple[str, ...] = ("http://localhost:3000", "http://localhost:8000")
     trusted_proxies: tuple[str, ...] = ()
     private_hosts: tuple[str, ...] = ()
     database_pool: int = 10
     access_token_minutes: int = 30
+    jwt_algorithm: Literal["HS256", "HS384", "HS512"] = "HS256"
     refresh_token_days: int = 30
     rate_limit_anonymous: int = 100
     rate_limit_authenticated: int = 1000
     rate_limit_premium: int = 10000
+    rate_limit_per_minute: int = 0
     upload_max_bytes: int = 100 * 1024 * 1024
     body_max_bytes: int = 4 * 1024 * 1024
     lease_seconds: float = 15.0
@@ -70,6 +76,11 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
         """Where workers keep bundles and environments. Losing it costs time, nothing else."""
         return Path(self.data_dir).absolute() / "cache"
 
+    @property
+    def metrics_dir(self) -> Path:
+        """Return where several processes of the API add up what they count."""
+        return Path(self.data_dir).absolute() / "metrics"
+
 
 # Settings whose names are fixed by other systems' documents.
 _NAMES: Final = {
@@ -80,6 +91,23 @@ _NAMES: Final = {
     "r2_region": "R2_REGION",
     "cors_origins": "CORS_ORIGINS",
 }
+# What the documents of the systems that Paddock unites call a setting. Our own name goes first where both are set.
+ALIASES: Final = {
+    "access_token_minutes": ("ACCESS_TOKEN_EXPIRE_MINUTES", "PARACLE_JWT_EXPIRE_MINUTES"),
+    "api_workers": ("PARACLE_API_WORKERS",),
+    "app_name": ("APP_NAME",),
+    "docs": ("DOCS_ENABLED",),
+    "environment": ("ENVIRONMENT",),
+    "jwt_algorithm": ("ALGORITHM", "PARACLE_JWT_ALGORITHM"),
+    "rate_limit_anonymous": ("PARACLE_RATE_LIMIT_ANONYMOUS",),
+    "rate_limit_authenticated": ("PARACLE_RATE_LIMIT_AUTHENTICATED",),
+    "rate_limit_per_minute": ("RATE_LIMIT_PER_MINUTE",),
+    "run_slots": ("WORKER_CONCURRENCY",),
+    "sentry_dsn": ("SENTRY_DSN",),
+    "upload_max_bytes": ("UPLOAD_MAX_SIZE",),
+}
+MAX_NAME: Final = 64
+_DSN: Final = re.compile(r"https?://[^@/\s]+@[^/\s]+(/[^/\s]+)*/\d+")
 _HEADER: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _ON_OFF: Final = {"on": True, "off": False, "true": True, "false": False, "1": True, "0": False}
 
@@ -94,9 +122,10 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
     env = os.environ if environment is None else environment
     values: dict[str, Any] = {}
     for field in msgspec.structs.fields(Settings):
-        text = env.get(variable(field.name))
-        if text:
-            values[field.name] = _parse(field, text)
+        for name in (variable(field.name), *ALIASES.get(field.name, ())):
+            if text := env.get(name):
+                values[field.name] = _parse(field, name, text)
+                break
     if "database_url" in values:
         values.setdefault("database_owner_url", values["database_url"])
     if "R2_ACCOUNT_ID" in env:
@@ -111,7 +140,15 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
         raise BadSettings("Each of PADDOCK_ENCRYPTION_KEYS must have at least 32 characters, as openssl rand -hex 32")
     if settings.otlp_endpoint and not settings.otlp_endpoint.startswith(("http://", "https://")):
         raise BadSettings("PADDOCK_OTLP_ENDPOINT must begin with http:// or https://, as http://127.0.0.1:4318")
+    if settings.sentry_dsn.reveal() and not _DSN.fullmatch(settings.sentry_dsn.reveal()):
+        raise BadSettings("PADDOCK_SENTRY_DSN must be a DSN as Sentry shows it: https://KEY@HOST/PROJECT.")
     pairs(settings.otlp_headers, "otlp_headers")
+    for field_name in ("app_name", "environment"):
+        text = getattr(settings, field_name)
+        if not text.isprintable() or len(text) > MAX_NAME:
+            raise BadSettings(f"{variable(field_name)} must be printable text of at most {MAX_NAME} characters.")
+    if settings.api_workers < 1:
+        raise BadSettings("PADDOCK_API_WORKERS must be at least 1.")
     return settings
 
 
@@ -130,8 +167,7 @@ def pairs(given: Secret, field: str) -> dict[str, str]:
     return found
 
 
-def _parse(field: msgspec.structs.FieldInfo, text: str) -> Any:
-    name = variable(field.name)
+def _parse(field: msgspec.structs.FieldInfo, name: str, text: str) -> Any:
     if field.type is Secret:
         return Secret(text)
     if field.type is bool:

@@ -1,23 +1,33 @@
 """Logs as JSON lines on stdout, ours and the libraries', and the metrics of this process."""
 
 import logging
+import os
+import shutil
 import sys
 from collections.abc import MutableMapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, multiprocess, values
+
+from infra.error_reports import open_error_reports, report_exception
+from infra.settings import Settings
 
 
-def configure_logging(level: str, component: str) -> None:
-    """Send every log line of this process to stdout as JSON, with the component's name."""
+def configure_logging(level: str, component: str, reports: bool = False) -> None:
+    """Send every log line of this process to stdout as JSON, with the component's name.
+
+    With `reports`, exceptions go to `infra.error_reports` as well.
+    """
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
+        *([report_exception] if reports else []),
         structlog.processors.format_exc_info,
     ]
     structlog.configure(
@@ -53,12 +63,40 @@ def configure_logging(level: str, component: str) -> None:
         logging.getLogger(adopted).propagate = True
 
 
+def open_telemetry(settings: Settings, component: str) -> None:
+    """Begin to log, and to report errors where the settings say to whom."""
+    configure_logging(settings.log_level, component, reports=bool(settings.sentry_dsn.reveal()))
+    open_error_reports(settings.sentry_dsn, settings.environment, component)
+
+
 def _encode(event: Any, **_: Any) -> str:
     return msgspec.json.encode(event, enc_hook=repr).decode()
 
 
+def clear_shared_metrics(folder: Path) -> None:
+    """Forget what processes of the API have counted together before; call it before any of them starts."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def share_metrics(folder: Path) -> None:
+    """Count into `folder`, together with other processes, whatever metrics are made from now on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+    # The library looks at the variable when it is imported, which may have been long ago.
+    values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]
+
+
 class Metrics:
-    """What a process of the API counts. One registry per app, so that tests can have many."""
+    """What the API counts. One registry per app, so that tests can have many."""
+
+    def exposition(self) -> bytes:
+        """Return all of it in Prometheus' text format: of all processes that share a folder, else of this one."""
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return generate_latest(self.registry)
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

@@ -85,7 +85,11 @@ async def wire(
                 redis=redis,
                 counter=Counter(redis),
                 passwords=Passwords(),
-                tokens=AccessTokens(settings.secret_key.reveal(), timedelta(minutes=settings.access_token_minutes)),
+                tokens=AccessTokens(
+                    settings.secret_key.reveal(),
+                    timedelta(minutes=settings.access_token_minutes),
+                    settings.jwt_algorithm,
+                ),
                 vault=Vault(settings.secret_key.reveal()),
                 keyring=Keyring(settings.encryption_keys, settings.secret_key.reveal()),
             )

@@ -21,7 +21,7 @@ def settings() -> Settings:
 
 
 def be(role: str) -> None:
-    """Be `api` or a worker (`build`, `run`, `llm`, `record`, `upkeep`).
+    """Be `api`, one of several (`api-share`), or a worker (`build`, `run`, `llm`, `record`, `upkeep`).
 
     Or do `version`, `release`, `migrate`, `bucket` or `admin-key`, and end.
     """
@@ -34,6 +34,8 @@ def be(role: str) -> None:
 def _be(role: str) -> None:
     if role == "api":
         api.app.serve(settings())
+    elif role == "api-share":
+        api.app.serve(settings(), shares_port=True)
     elif role in workers.main.SERVE:
         workers.main.run(role, settings())
     elif role == "migrate":

@@ -22,6 +22,7 @@ from infra.embedded.postgres import EmbeddedPostgres
 from infra.embedded.seaweedfs import ACCESS_KEY, EmbeddedSeaweed
 from infra.embedded.valkey import EmbeddedValkey
 from infra.settings import BadSettings, Settings, read
+from infra.telemetry import clear_shared_metrics
 from scripts.logs import readable
 from scripts.processes import Process, preload
 
@@ -172,8 +173,14 @@ class System:
     def _begin(self) -> None:
         for number in range(self.workers):
             self._add("run" if self.workers == 1 else f"run-{number + 1}", "run")
-        for role in ("llm", "plan", "build", "record", "upkeep", "api"):
+        for role in ("llm", "plan", "build", "record", "upkeep"):
             self._add(role, role)
+        if self.settings.api_workers == 1:
+            self._add("api", "api")
+            return
+        clear_shared_metrics(self.settings.metrics_dir)
+        for number in range(self.settings.api_workers):
+            self._add(f"api-{number + 1}", "api-share")
 
     def _add(self, name: str, role: str) -> None:
         process = Process(name, role, self.environment, lambda line: self.say(readable(name, line)))

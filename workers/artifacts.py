@@ -101,8 +101,8 @@ class Remover:
 class Capturer:
     """Writes the artifact of every execution that has ended."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, environment: str) -> None:
+        self._store, self._environment = store, environment
 
     async def __call__(self) -> bool:
         """One round. Returns whether there may be more."""
@@ -119,7 +119,7 @@ class Capturer:
         try:
             async with self._store.begin_for(tenant_id) as tx:
                 ended = await tx.artifacts.ended(executions)
-            made = await asyncio.to_thread(_made, ended)
+            made = await asyncio.to_thread(_made, ended, self._environment)
             async with self._store.begin_for(tenant_id) as tx:
                 await capture.capture(tx, made, executions)
         except Exception as error:
@@ -135,6 +135,6 @@ class Capturer:
                 await tx.artifacts.mark_recorded(executions)
 
 
-def _made(ended: list[Ended]) -> list[Stored]:
-    made = [capture.of_execution(one) for one in ended]
+def _made(ended: list[Ended], environment: str) -> list[Stored]:
+    made = [capture.of_execution(one, environment) for one in ended]
     return [Stored(recorded=one, packed=pack(one.body)) for one in made]

@@ -30,7 +30,7 @@ from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.maker import Counts
 from infra.sandbox.warm import sandbox_for_runs
 from infra.settings import Settings, pairs, worker_id
-from infra.telemetry import configure_logging
+from infra.telemetry import open_telemetry
 from infra.wiring import Parts, wire
 from workers.artifacts import Capturer, Remover, Storer
 from workers.builds import Builder
@@ -59,7 +59,7 @@ PLANS: Final = 4
 
 def run(process: str, settings: Settings) -> None:
     """Be the worker process named (`build`, `run`, `llm`, `plan`, `record` or `upkeep`) until SIGTERM or SIGINT."""
-    configure_logging(settings.log_level, process)
+    open_telemetry(settings, process)
     uvloop.run(_serve(process, settings))
 
 
@@ -191,7 +191,7 @@ async def serve_records(settings: Settings, drain: Drain) -> None:
             "store": (Storer(parts.store, parts.blobs), 0.05),
             "remove": (Remover(parts.store, parts.blobs), 0.2),
             "judge": (Evaluator(parts.store, WordLlamaSimilarity()), 0.05),
-            "capture": (Capturer(parts.store), 0.1),
+            "capture": (Capturer(parts.store, parts.settings.environment), 0.1),
             **export,
         }
         events = [asyncio.Event() for _ in work]

@@ -14,13 +14,17 @@ from domain.ports import Tx
 from domain.steps import Step
 
 
-def of_execution(ended: Ended) -> Recorded:
-    """What an ended execution has on record: its input, output, error and duration, under its own id."""
+def of_execution(ended: Ended, environment: str) -> Recorded:
+    """What an ended execution has on record: its input, output, error and duration, under its own id.
+
+    `environment` is the installation's.
+    """
     run = ended.execution
     end = run.completed_at or run.updated_at
     artifact: dict[str, Any] = {
         "kurral_id": run.id,
         "run_id": run.run_name,
+        "environment": environment,
         "created_at": run.created_at,
         "created_by": run.user_id,
         "inputs": run.input_data,

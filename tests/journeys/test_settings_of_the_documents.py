@@ -1,0 +1,211 @@
+"""Settings that the five documents name: each has its effect here, by its own name and by ours."""
+
+import asyncio
+import base64
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from aiohttp import web
+
+from infra.credentials import AccessTokens
+from infra.embedded.children import free_ports
+from infra.settings import ALIASES, BadSettings, Settings, read, variable
+from tests.clients import tenant
+from tests.conftest import running
+from tests.journeys.test_up import _paddock, _until_ready
+
+ROOT = Path(__file__).parents[2]
+SEEDS = ("kurral", "anymind", "agentops", "kasal", "paracle")
+MINIMAL = {
+    "PADDOCK_DATABASE_URL": "postgresql://u:p@127.0.0.1/x",
+    "PADDOCK_REDIS_URL": "redis://127.0.0.1",
+    "PADDOCK_SECRET_KEY": "k" * 32,
+    "R2_ACCOUNT_ID": "a",
+    "R2_ACCESS_KEY_ID": "a",
+    "R2_SECRET_ACCESS_KEY": "s",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "field", "value"),
+    [
+        ("ALGORITHM", "HS512", "jwt_algorithm", "HS512"),
+        ("PARACLE_JWT_ALGORITHM", "HS384", "jwt_algorithm", "HS384"),
+        ("APP_NAME", "Agent Management API", "app_name", "Agent Management API"),
+        ("ACCESS_TOKEN_EXPIRE_MINUTES", "45", "access_token_minutes", 45),
+        ("PARACLE_JWT_EXPIRE_MINUTES", "60", "access_token_minutes", 60),
+        ("UPLOAD_MAX_SIZE", "104857600", "upload_max_bytes", 104857600),
+        ("WORKER_CONCURRENCY", "4", "run_slots", 4),
+        ("PARACLE_API_WORKERS", "4", "api_workers", 4),
+        ("PARACLE_RATE_LIMIT_ANONYMOUS", "100", "rate_limit_anonymous", 100),
+        ("PARACLE_RATE_LIMIT_AUTHENTICATED", "1000", "rate_limit_authenticated", 1000),
+        ("RATE_LIMIT_PER_MINUTE", "60", "rate_limit_per_minute", 60),
+        ("ENVIRONMENT", "staging", "environment", "staging"),
+        ("DOCS_ENABLED", "false", "docs", False),
+        ("CORS_ORIGINS", "https://app.example.com", "cors_origins", ("https://app.example.com",)),
+    ],
+)
+def test_a_document_s_name_sets_ours(name: str, text: str, field: str, value: Any) -> None:
+    assert getattr(read({**MINIMAL, name: text}), field) == value
+    if name != variable(field):
+        ours = str(value) if not isinstance(value, bool) else "on"
+        assert getattr(read({**MINIMAL, name: text, variable(field): ours}), field) in (value, True)
+    assert f"`{name}`" in (ROOT / "docs/configuration.md").read_text()
+
+
+def test_sentry_s_dsn_is_a_secret_of_the_installation() -> None:
+    dsn = "https://abc@sentry.example.com/4"
+    assert read({**MINIMAL, "SENTRY_DSN": dsn}).sentry_dsn.reveal() == dsn
+    assert dsn not in repr(read({**MINIMAL, "SENTRY_DSN": dsn}))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *(("ALGORITHM", text) for text in ("RS256", "none", "hs256")),
+        ("PADDOCK_JWT_ALGORITHM", "HS1"),
+        *(("ENVIRONMENT", text) for text in ("x" * 65, "a\nb")),
+        ("APP_NAME", "\x1b[31m"),
+        *(("PARACLE_API_WORKERS", text) for text in ("0", "-1", "two")),
+        *(("SENTRY_DSN", text) for text in ("on", "https://sentry.example.com/4", "https://a@host/", "a@host/1")),
+        ("RATE_LIMIT_PER_MINUTE", "sixty"),
+    ],
+)
+def test_nonsense_is_refused_and_the_variable_named(name: str, text: str) -> None:
+    with pytest.raises(BadSettings) as caught:
+        read({**MINIMAL, name: text})
+    field = next(one for one in Settings.__struct_fields__ if name in (variable(one), *ALIASES.get(one, ())))
+    assert name in str(caught.value) or variable(field) in str(caught.value)
+
+
+def test_every_setting_is_documented() -> None:
+    text = (ROOT / "docs/configuration.md").read_text()
+    # `PADDOCK_RATE_LIMIT_ANONYMOUS`, `_AUTHENTICATED`: a name may be told by its end.
+    ends = set(re.findall(r"`(_[A-Z_]+)`", text))
+    missing = [
+        name
+        for name in map(variable, Settings.__struct_fields__)
+        if f"`{name}`" not in text and not any(name.endswith(end) for end in ends)
+    ]
+    assert missing == []
+
+
+def test_every_variable_of_the_documents_is_in_the_table() -> None:
+    # The names as the documents' own configuration sections have them.
+    names = {
+        "kurral": "DATABASE_URL SECRET_KEY R2_ACCOUNT_ID R2_ACCESS_KEY_ID R2_SECRET_ACCESS_KEY R2_BUCKET_NAME ENVIRONMENT DEBUG CORS_ORIGINS",
+        "anymind": "APP_NAME APP_VERSION DEBUG DATABASE_URL SECRET_KEY ALGORITHM ACCESS_TOKEN_EXPIRE_MINUTES CORS_ORIGINS STORAGE_PATH UPLOAD_MAX_SIZE WORKER_CONCURRENCY",
+        "agentops": "SUPABASE_URL SUPABASE_KEY SUPABASE_SERVICE_KEY SECRET_KEY ALLOWED_ORIGINS API_PORT RATE_LIMIT_PER_MINUTE",
+        "kasal": "DOCS_ENABLED",
+        "paracle": "PARACLE_API_HOST PARACLE_API_PORT PARACLE_API_WORKERS PARACLE_DATABASE_URL PARACLE_REDIS_URL PARACLE_SECRET_KEY PARACLE_JWT_ALGORITHM PARACLE_JWT_EXPIRE_MINUTES PARACLE_RATE_LIMIT_ANONYMOUS PARACLE_RATE_LIMIT_AUTHENTICATED PARACLE_CORS_ORIGINS PARACLE_LOG_LEVEL",
+    }
+    assert set(names) == set(SEEDS)
+    table = (ROOT / "docs/configuration.md").read_text().split("## Names in other systems' documents")[1]
+    missing = [name for of_one in names.values() for name in of_one.split() if f"`{name}`" not in table]
+    assert missing == []
+
+
+@pytest.mark.parametrize("algorithm", ["HS256", "HS384", "HS512"])
+def test_tokens_are_signed_as_the_setting_says_and_otherwise_refused(algorithm: str) -> None:
+    from datetime import UTC, datetime, timedelta
+
+    tokens = AccessTokens("k" * 32, timedelta(minutes=5), algorithm)
+    token = tokens.issue("user_1", "ses_1", datetime.now(UTC))
+    assert json.loads(base64.urlsafe_b64decode(token.split(".")[0] + "=="))["alg"] == algorithm
+    assert tokens.read(token) == ("user_1", "ses_1")
+    for other in {"HS256", "HS384", "HS512"} - {algorithm}:
+        assert AccessTokens("k" * 32, timedelta(minutes=5), other).read(token) is None
+
+
+async def test_limit_environment_name_and_docs_of_a_running_system() -> None:
+    names = {"RATE_LIMIT_PER_MINUTE": "12", "ENVIRONMENT": "staging", "APP_NAME": "Our agents", "ALGORITHM": "HS512"}
+    async with running(**names) as system, tenant(system.url) as owner:
+        document = (await owner.http.get(f"{system.url}/openapi.json")).json()
+        assert document["info"]["title"] == "Our agents"
+        assert "Our agents" in (await owner.http.get(f"{system.url}/docs")).text
+        async with owner.with_key(await owner.key()) as cli:
+            answers = [await cli.get("/auth/me") for _ in range(13)]
+        statuses = [answer.status_code for answer in answers]
+        # Windows begin with the minute, which may turn meanwhile.
+        assert 429 in statuses or answers[-1].headers["x-ratelimit-limit"] == "12"
+        assert answers[0].headers["x-ratelimit-limit"] == "12"
+
+
+async def test_a_run_is_recorded_under_the_environment() -> None:
+    async with running(ENVIRONMENT="staging") as system, tenant(system.url) as owner:
+        agent = await owner.deploy("def handle(payload): return {}")
+        ended = await owner.run(agent)
+        for _ in range(400):
+            found = await owner.http.get(f"/artifacts/{ended['id']}/metadata")
+            if found.status_code == 200:
+                break
+            await asyncio.sleep(0.1)
+        assert found.json()["environment"] == "staging"
+        assert (await owner.http.get("/artifacts?environment=staging")).json()["total"] == 1
+
+
+async def test_several_processes_of_the_api_share_the_port_and_the_counts(tmp_path: Path) -> None:
+    data, port = tmp_path / "data", str(free_ports(1)[0])
+    async with _paddock("up", "--data", str(data), "--port", port, PARACLE_API_WORKERS="3") as process:
+        lines = await _until_ready(process)
+        assert sum("api-" in line and "pid" in line for line in lines) == 3
+        url = json.loads((data / "running.json").read_text())["url"]
+        for _ in range(30):
+            # A connection each, so that the kernel spreads them.
+            async with httpx.AsyncClient() as client:
+                assert (await client.get(f"{url}/health/live")).status_code == 200
+        counts = set()
+        for _ in range(5):
+            async with httpx.AsyncClient() as client:
+                text = (await client.get(f"{url}/metrics")).text
+            (line,) = re.findall(r'paddock_requests_total{endpoint="/health/live".*} ([\d.]+)', text)
+            counts.add(float(line))
+        assert counts == {30.0}
+
+
+async def test_unexpected_errors_are_reported_without_what_tenants_keep(tmp_path: Path) -> None:
+    received: list[dict[str, Any]] = []
+
+    async def envelope(request: web.Request) -> web.Response:
+        body = await request.read()
+        received.append({"path": request.path, "lines": [json.loads(line) for line in body.splitlines() if line]})
+        return web.json_response({})
+
+    app = web.Application()
+    app.router.add_post("/api/4/envelope/", envelope)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    (port,) = free_ports(1)
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    program = """
+import structlog, sentry_sdk
+from infra.settings import read
+from infra.telemetry import open_telemetry
+open_telemetry(read(), "api")
+password = "hunter2-of-a-tenant"
+try:
+    raise RuntimeError("the cause")
+except RuntimeError:
+    structlog.get_logger("paddock.x").exception("it broke", request_id="req_1", body=password)
+structlog.get_logger("paddock.x").error("no exception, no report")
+sentry_sdk.flush()
+"""
+    environment = {**MINIMAL, "SENTRY_DSN": f"http://abc@127.0.0.1:{port}/4", "ENVIRONMENT": "staging"}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program), env=environment, cwd=ROOT, stdout=subprocess.PIPE
+    )
+    printed, _ = await process.communicate()
+    await runner.cleanup()
+    assert process.returncode == 0
+    assert b"RuntimeError: the cause" in printed
+    (event,) = [line for one in received for line in one["lines"] if "exception" in line]
+    assert event["exception"]["values"][0]["value"] == "the cause"
+    assert (event["environment"], event["release"][:8]) == ("staging", "paddock@")
+    assert event["tags"] == {"component": "api", "logger": "paddock.x", "event": "it broke", "request_id": "req_1"}
+    assert "hunter2" not in str(received)
