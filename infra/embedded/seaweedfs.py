@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import shutil
 import signal
 import sysconfig
@@ -10,9 +9,12 @@ from pathlib import Path
 
 import httpx
 
+from infra.embedded.certificates import write_certificates, write_private
 from infra.embedded.children import Part, PartFailed, bound_to_parent, free_ports, start
+from infra.embedded.leftovers import end_leftovers
 
 ACCESS_KEY = "paddock"
+_NAME = "paddock-seaweedfs"
 _PORTS = ("master", "volume", "filer", "s3")
 
 
@@ -41,6 +43,8 @@ class EmbeddedSeaweed:
         """Start and wait until S3 answers, two to three seconds."""
         objects = self._folder / "objects"
         objects.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # It is told to end at once by the death of its parent, and loses nothing that way.
+        await end_leftovers(self._folder, binary().name, signal.SIGTERM, patience=3.0)
         self._configure()
         args = [str(binary()), "server", f"-dir={objects}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
         for number, name in enumerate(_PORTS):
@@ -75,16 +79,10 @@ class EmbeddedSeaweed:
             "credentials": [{"accessKey": ACCESS_KEY, "secretKey": self.secret_key}],
             "actions": ["Admin", "Read", "Write", "List", "Tagging"],
         }
-        sections = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
-        for name, text in (
-            ("s3.json", json.dumps({"identities": [identity]})),
-            # Without these keys anybody on loopback could read the volumes past S3.
-            ("security.toml", "".join(f'[{section}]\nkey = "{self._signing_key}"\n' for section in sections)),
-        ):
-            file = self._folder / name
-            file.touch(mode=0o600)
-            os.chmod(file, 0o600)
-            file.write_text(text)
+        certificates = self._folder / "certificates"
+        write_certificates(certificates, _NAME)
+        write_private(self._folder / "s3.json", json.dumps({"identities": [identity]}).encode())
+        write_private(self._folder / "security.toml", _security(self._signing_key, certificates).encode())
 
     async def _until_answering(self) -> None:
         assert self.part is not None
@@ -100,3 +98,18 @@ class EmbeddedSeaweed:
                     pass
                 await asyncio.sleep(0.05)
         raise PartFailed(f"seaweedfs was not ready after 20 s.\n{self.part.tail()}")
+
+
+def _security(signing_key: str, certificates: Path) -> str:
+    """Without these keys and certificates anybody on loopback could read and delete past S3."""
+    lines: list[str] = []
+    for section in ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read"):
+        lines += [f"[{section}]", f'key = "{signing_key}"']
+    ca = f'ca = "{certificates / "ca.crt"}"'
+    own = [f'cert = "{certificates / "own.crt"}"', f'key = "{certificates / "own.key"}"']
+    lines += ["[grpc]", ca, "[grpc.client]", *own, "[https.client]", "enabled = true", ca, *own]
+    for section in ("master", "volume", "filer", "s3"):
+        lines += [f"[grpc.{section}]", *own, f'allowed_commonNames = "{_NAME}"']
+    for section in ("master", "volume"):
+        lines += [f"[https.{section}]", ca, *own]
+    return "\n".join(lines) + "\n"

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 from infra.embedded.children import Part, PartFailed, bound_to_parent, free_ports, listening, start
+from infra.embedded.leftovers import end_leftovers
 
 
 def binary() -> Path:
@@ -33,6 +34,7 @@ class EmbeddedValkey:
     async def start(self) -> None:
         """Start and wait until it accepts connections."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        await end_leftovers(self._folder, binary().name, signal.SIGTERM)
         # In a file, because arguments are visible to every user of the machine.
         config = self._folder / "valkey.conf"
         config.touch(mode=0o600)
