@@ -19,6 +19,7 @@ T = TypeVar("T")
 # A cancelled run is killed within a second: the bell tells at once, and this is how often we look without it.
 LOOK: Final = 0.4
 _SPACING: Final = 0.05
+STORAGE_PATIENCE: Final = 300.0
 
 _log = structlog.get_logger("paddock.leases")
 
@@ -147,19 +148,22 @@ async def _handed_over(log: Any, hand_over: Callable[[], Awaitable[None]]) -> No
         log.warning("could not hand a row over; its lease will run out", error=error.detail)
 
 
-async def persist(call: Callable[[], Awaitable[T]], patience: float = 300.0) -> T:
+async def persist(call: Callable[[], Awaitable[T]], patience: float | None = None) -> T:
     """Call until database and object storage are there to answer, for `patience` seconds at most.
 
-    A result in hand is not dropped for an outage. Errors: any other, and the outage's own in the end.
+    A result in hand is not dropped for an outage: without a `patience`, one of the database or of a full disk is
+    waited out however long it takes, object storage that is away for `STORAGE_PATIENCE` seconds. Errors: any other, and
+    the outage's own in the end.
     """
-    deadline, pause = asyncio.get_running_loop().time() + patience, 0.1
+    began, pause = asyncio.get_running_loop().time(), 0.1
     while True:
         try:
             return await call()
         except DomainError as error:
             if error.code not in OUTAGES:
                 raise
-            if asyncio.get_running_loop().time() + pause > deadline:
+            most = STORAGE_PATIENCE if patience is None and error.code == "storage_unavailable" else patience
+            if most is not None and asyncio.get_running_loop().time() + pause > began + most:
                 raise
             await asyncio.sleep(pause)
             pause = min(pause * 2, 2.0)

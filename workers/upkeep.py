@@ -43,6 +43,10 @@ class Upkeep:
     ) -> None:
         self._settings, self._store, self._queue, self._blobs, self._clock = settings, store, queue, blobs, clock
         self._drain = drain or Drain()
+        self._lease = timedelta(seconds=settings.lease_seconds)
+        # Since when leases could be extended without a break, as far as we know, and when that was seen last.
+        self._extendable_since: datetime = clock()
+        self._seen_at: datetime | None = None
 
     async def run(self) -> None:
         """Look after everything until draining begins. Outages are waited out."""
@@ -62,9 +66,23 @@ class Upkeep:
             await self._drain.sleep(self._settings.upkeep_seconds)
 
     async def take_back(self) -> int:
-        """Return rows whose lease ran out to their queue, or fail them. Returns how many it looked at."""
+        """Return rows whose lease ran out to their queue, or fail them. Returns how many it looked at.
+
+        A lease counts from when it could be extended: while the database was away, slow or full, or this machine
+        asleep, healthy workers could not, and have the whole of it once that is over.
+        """
+        began = self._clock()
+        if self._seen_at is None or began - self._seen_at > self._break:
+            self._extendable_since = began
+        self._seen_at = None
         async with self._store.begin_unbound() as tx:
             expired = await tx.queues.expired(tx.now, BATCH)
+        now = self._clock()
+        if now - began > self._break:
+            # It answered late, and workers have waited as we did.
+            self._extendable_since = now
+        if now - self._extendable_since < self._lease:
+            expired = []
         for row in expired:
             _log.warning("lease expired", row_id=row.row_id)
             async with self._store.begin_for(row.tenant_id) as tx:
@@ -72,7 +90,13 @@ class Upkeep:
                     await builds.take_back(tx, row.row_id)
                 else:
                     await executions.take_back(tx, row.row_id)
+        self._seen_at = self._clock()
         return len(expired)
+
+    @property
+    def _break(self) -> timedelta:
+        """So much later than it should be, a look at the database shows that leases may not have been extended."""
+        return self._lease / 3 + timedelta(seconds=self._settings.upkeep_seconds)
 
     async def ring_lost(self) -> int:
         """Ring again for waiting rows whose ring was lost. Returns how many."""
