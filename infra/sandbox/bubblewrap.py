@@ -5,24 +5,25 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
 
 from domain import archives
-from domain.errors import DomainError
 from domain.executions import DEFAULT_MEMORY_MB
 from domain.ports import ArchiveLimits, OnOutput, Outcome, Program, SandboxStatus, Serve, Stream, Unpacked
 from infra.sandbox import seccomp
-from infra.sandbox.cgroups import Cgroups
+from infra.sandbox.cgroups import Cgroups, Group
 from infra.sandbox.ending import Ending, StartFailed
 from infra.sandbox.fence import CODE, Fence, Mount, arguments, guest_mounts, interpreter
-from infra.sandbox.guests import ANSWER_BYTES, crash, frame, head, outcome, unavailable, watch
+from infra.sandbox.guests import ANSWER_BYTES, CANNOT_ISOLATE, crash, frame, head, outcome, unavailable, watch
 from infra.sandbox.hosts import advice
 from infra.sandbox.listener import Listener
 from infra.sandbox.process import Bwrap, become, stage_folder, start
 from infra.sandbox.tree import Pipes, Tree
+from infra.sandbox.trial import try_out
 from infra.sandbox.users import free_uid, give, take_uid
 from infra.sandbox.watch import Watch
 
@@ -30,6 +31,10 @@ UNPACK_SECONDS: Final = 300.0
 UPLOADED: Final = ArchiveLimits(entries=10_000, depth=32, file=100 << 20, total=512 << 20)
 GUEST: Final = Path(__file__).parent / "guest"
 _NEEDED: Final = ("--disable-userns", "--as-pid-1", "--size", "--perms", "--info-fd")
+
+# A bwrap ends with the thread that started it, so that is one which lasts. Not the loop's own: to join a group may take
+# the kernel 20 ms.
+_STARTER: Final = ThreadPoolExecutor(1, "sandbox-start")
 
 _Command = Callable[[str, str], list[str]]  # from the descriptors of request and answer
 
@@ -58,7 +63,7 @@ class BubblewrapSandbox:
         self._bwrap = bwrap or find_bwrap()
         self._status: SandboxStatus | None = None
         self._filters: dict[bool, bytes] = {}
-        self._cgroups = Cgroups()
+        self._cgroups = Cgroups(memory=self.fence.has("cgroup"), cpu=self.fence.has("cpu"))
 
     async def status(self) -> SandboxStatus:
         """Whether code can be isolated here. A good answer is remembered; a bad one is looked into again."""
@@ -140,7 +145,10 @@ class BubblewrapSandbox:
 
     def watch(self, program: Program) -> Watch | None:
         """What watches a tree of this program."""
-        return watch(program.memory_mb, self.fence, program.gateway)
+        return self._watch(program.memory_mb, program.gateway)
+
+    def _watch(self, memory_mb: int, sockets: bool = False) -> Watch | None:
+        return watch(memory_mb, self.fence, sockets, sessions=not self._cgroups.shares_processors)
 
     async def _guest(
         self,
@@ -161,7 +169,7 @@ class BubblewrapSandbox:
     ) -> Ending:
         """Run one of our own programs in the fence, silent but for its answer."""
         tree = await self._make(command, mounts, passed, memory_mb)
-        tree.direct(b"", memory_mb, watch(memory_mb, self.fence))
+        tree.direct(b"", memory_mb, self._watch(memory_mb))
         return await self._ended(tree, b"", seconds, _ignore)
 
     async def _ended(self, tree: Tree, request: bytes, timeout: float, on_output: OnOutput) -> Ending:
@@ -179,29 +187,53 @@ class BubblewrapSandbox:
         memory_mb: int,
         listener: Listener | None = None,
     ) -> Tree:
-        group = self._cgroups.make(memory_mb) if self.fence.has("cgroup") else None
+        starting = asyncio.wrap_future(
+            _STARTER.submit(self._start, command, mounts, passed, listener is not None, memory_mb)
+        )
+        cancelled = False
+        while not starting.done():
+            try:
+                await asyncio.wait([starting])
+            except asyncio.CancelledError:
+                cancelled = True  # what is under way becomes a tree, to be ended as one
         try:
-            started, pipes = self._start(command, mounts, passed, listener is not None)
+            started, pipes, group = starting.result()
         except (StartFailed, seccomp.UnknownMachine) as error:
-            if group is not None:
-                group.remove()
             if listener is not None:
                 listener.close()
+            if cancelled:
+                raise asyncio.CancelledError from None
             raise unavailable(str(error)) from error
         if listener is not None:
             listener.theirs.close()
         tree = Tree(started, pipes, ANSWER_BYTES, group, listener)
-        if group is not None:
-            try:
-                # Joined while bwrap starts; only what is allocated from then on counts, and the guest is to come yet.
-                await asyncio.to_thread(group.join, started.pid)
-            except BaseException:
-                await tree.end()
-                raise
+        if cancelled:
+            await tree.end()
+            raise asyncio.CancelledError
         return tree
 
     def _start(
-        self, command: _Command, mounts: list[Mount], passed: tuple[int, ...], gateway: bool
+        self, command: _Command, mounts: list[Mount], passed: tuple[int, ...], gateway: bool, memory_mb: int
+    ) -> tuple[Bwrap, Pipes, Group | None]:
+        """Start bwrap, in a group of its own from its first moment where there are groups. Errors: `StartFailed`."""
+        try:
+            group = self._cgroups.make(memory_mb)
+        except OSError as error:
+            raise StartFailed(f"its control group cannot be made: {error}") from error
+        try:
+            return *self._start_in(group, command, mounts, passed, gateway), group
+        except BaseException:
+            if group is not None:
+                group.remove()
+            raise
+
+    def _start_in(
+        self,
+        group: Group | None,
+        command: _Command,
+        mounts: list[Mount],
+        passed: tuple[int, ...],
+        gateway: bool,
     ) -> tuple[Bwrap, Pipes]:
         if self._bwrap is None:
             raise StartFailed("there is no bwrap: install the package bubblewrap")
@@ -218,7 +250,7 @@ class BubblewrapSandbox:
             pipes, info = Pipes(), os.pipe()
             args = [bwrap, *arguments(self.fence, shown, filter_fd), "--info-fd", str(info[1]), "--"]
             args += [interpreter(), "-I", "-S", *command(str(pipes.feed[1]), str(pipes.answer[1]))]
-            return start(args, [*passed, filter_fd], pipes, info, before, self.fence, uid), pipes
+            return start(args, [*passed, filter_fd], pipes, info, before, self.fence, uid, group), pipes
         except (OSError, ValueError, StartFailed) as error:
             if uid is not None:
                 free_uid(uid)
@@ -254,16 +286,12 @@ class BubblewrapSandbox:
         return bwrap, shown, become(uid, stage, staged)
 
     async def _probe(self) -> SandboxStatus:
-        nothing = Program(
-            code=GUEST, environment=None, entrypoint="json:dumps", timeout=20, memory_mb=DEFAULT_MEMORY_MB
-        )
-        try:
-            outcome = await self._guest(nothing, "check", b"", _ignore, 20)
-        except DomainError as error:
-            return SandboxStatus(available=False, reason=f"{error.detail} {advice()}".strip())
-        if outcome.error_type is not None:
-            return SandboxStatus(available=False, reason=f"A trial run failed: {outcome.error_message} {advice()}")
-        return SandboxStatus(available=True)
+        problem = await try_out(self)
+        if problem is None:
+            return SandboxStatus(available=True)
+        if not problem.startswith(CANNOT_ISOLATE):
+            problem = f"{CANNOT_ISOLATE} {problem}"
+        return SandboxStatus(available=False, reason=f"{problem} {advice()}".strip())
 
 
 def find_bwrap() -> str | None:

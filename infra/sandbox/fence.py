@@ -16,6 +16,7 @@ import msgspec
 GUARDS: Final = frozenset(
     {
         "cgroup",  # memory of the whole tree, the kernel's for it included (where the worker may make groups)
+        "cpu",  # processors are shared by sandbox, at a lower weight than the host's, whatever sessions it makes
         "capabilities",  # none left, not even over the sandbox's own namespaces
         "descriptors",  # none of the worker's but the pipes meant for the guest
         "environment",  # empty, for bwrap itself as well: /proc shows it
@@ -29,6 +30,7 @@ GUARDS: Final = frozenset(
         "root",  # only the interpreter, the libraries and one version are there
         "seccomp",  # an allowlist of system calls
         "session",  # its own terminal session
+        "terminals",  # no pseudo terminals: the host has few
         "tmp_size",  # /tmp and /dev/shm are bounded
         "uid",  # a user id of its own on the host (when the worker is root)
         "userns",  # no further user namespaces
@@ -185,6 +187,9 @@ def arguments(fence: Fence, mounts: list[Mount], seccomp_fd: int | None) -> list
                 args += ["--ro-bind", "/dev/null", file]
     # Mapping /dev/zero makes memory that belongs to nobody.
     args += ["--dev", "/dev", "--ro-bind", "/dev/null", "/dev/zero"]
+    if fence.has("terminals"):
+        # What bubblewrap mounts there makes terminals of a number that the whole host shares; /dev/ptmx leads there.
+        args += ["--tmpfs", "/dev/pts", "--remount-ro", "/dev/pts"]
     for path, size in ((TMP, TMP_BYTES), ("/dev/shm", SHM_BYTES)):  # noqa: S108 - inside the sandbox
         if fence.has("tmp_size"):
             args += ["--size", str(size)]

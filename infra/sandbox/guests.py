@@ -10,7 +10,7 @@ from domain.executions import agent_error_type
 from domain.ports import Outcome, Program, SandboxLost
 from infra.sandbox.ending import Ending
 from infra.sandbox.fence import Fence
-from infra.sandbox.watch import MAX_FILES, Watch
+from infra.sandbox.watch import MAX_FILES, MAX_SESSIONS, Watch
 
 RESULT_BYTES: Final = 1024 * 1024
 # An answer is a result and a line before it.
@@ -20,6 +20,7 @@ MAX_MESSAGE: Final = 4000
 MAX_STACK: Final = 16_000
 PROCESSES: Final = 64
 CHECK_SECONDS: Final = 30.0
+CANNOT_ISOLATE: Final = "This host cannot isolate code:"
 
 
 class _Head(msgspec.Struct, kw_only=True):
@@ -30,6 +31,14 @@ class _Head(msgspec.Struct, kw_only=True):
     stack: str | None = None
     problem: str | None = None
     size: int | None = None
+
+
+# What the watch ends a tree for besides its memory.
+_STOPPED: Final = {
+    "too_many_files": f"The agent made more than {MAX_FILES} files.",
+    "too_many_sessions": f"The agent's processes made {{amount}} sessions; {MAX_SESSIONS} at a time are allowed.",
+    "not_measurable": "What the agent's processes hold could not be measured, so they were ended: {amount}.",
+}
 
 
 def frame(data: bytes) -> bytes:
@@ -49,14 +58,19 @@ def head(program: Program, mode: str, fence: Fence, **more: Any) -> bytes:
     return frame(msgspec.json.encode({**told, **more}))
 
 
-def watch(memory_mb: int, fence: Fence, sockets: bool = False) -> Watch | None:
-    """What watches a tree with this much memory, in MiB, and whether that may have sockets."""
-    return Watch(memory_mb, MAX_FILES, sockets) if fence.has("watch") else None
+def watch(memory_mb: int, fence: Fence, sockets: bool = False, *, sessions: bool = False) -> Watch | None:
+    """Return what watches a tree with this much memory, in MiB.
+
+    `sockets` says whether the tree may have some, `sessions` whether its sessions are bounded, as they are where no
+    control group shares the processors.
+    """
+    most = MAX_SESSIONS if sessions and fence.has("cpu") else None
+    return Watch(memory_mb, MAX_FILES, sockets, max_sessions=most) if fence.has("watch") else None
 
 
 def unavailable(reason: str) -> DomainError:
     """The error for a host that cannot isolate code."""
-    return DomainError("sandbox_unavailable", f"This host cannot isolate code: {reason}")
+    return DomainError("sandbox_unavailable", f"{CANNOT_ISOLATE} {reason}")
 
 
 def _limits(memory_mb: int) -> dict[str, int]:
@@ -81,7 +95,7 @@ def outcome(ending: Ending, timeout: float, memory_mb: int) -> Outcome:
                 error_type=kind,
                 error_message=f"The agent used all of its {memory_mb} MiB ({amount} MiB seen).",
             )
-        return Outcome(error_type="too_many_files", error_message=f"The agent made more than {MAX_FILES} files.")
+        return Outcome(error_type=kind, error_message=_STOPPED[kind].format(amount=amount))
     if ending.timed_out:
         return Outcome(error_type="timeout", error_message=f"The agent took longer than {timeout:g} s.")
     if ending.overflow:

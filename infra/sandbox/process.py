@@ -13,11 +13,12 @@ from typing import Final
 
 import msgspec
 
+from infra.sandbox.cgroups import Group, enter
 from infra.sandbox.ending import StartFailed
 from infra.sandbox.fence import Fence, Mount
+from infra.sandbox.proc import descendants
 from infra.sandbox.tree import Pipes
 from infra.sandbox.users import free_uid
-from infra.sandbox.watch import descendants
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNS: Final = 0x00020000
@@ -26,6 +27,8 @@ _PR_SET_PDEATHSIG: Final = 1
 _STAGES: Final = ("/run", "/mnt", "/opt")
 # How often, half a millisecond apart, to look whether a bwrap that shall make no more children has stopped.
 STOP_LOOKS: Final = 100
+# How much less important than the worker a sandbox is, where processors are shared by process.
+NICE: Final = 5
 
 
 def _checked(result: int, what: str) -> None:
@@ -40,7 +43,7 @@ def stage_folder() -> str:
 
 
 def become(uid: int, stage: str, mounts: list[Mount]) -> Callable[[], None]:
-    """What a child of a root worker does before it becomes bwrap.
+    """Return what a child of a root worker does before it becomes bwrap.
 
     In a mount namespace of its own it shows what the sandbox needs beneath `stage`, where a user
     without rights can reach it, and then turns into that user.
@@ -56,24 +59,33 @@ def become(uid: int, stage: str, mounts: list[Mount]) -> Callable[[], None]:
             if not is_folder:
                 os.close(os.open(target, os.O_CREAT | os.O_WRONLY))
             _checked(_libc.mount(source, target, None, ctypes.c_ulong(_MS_BIND), None), source.decode())
-        _prefer_for_oom()
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
     return before_exec
 
 
-def _prefer_for_oom() -> None:
-    # When the host runs out of memory it shall take an agent, not Postgres.
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")
+def _prepare(entrances: list[int], nice: bool, before_exec: Callable[[], None] | None) -> Callable[[], None]:
+    """Return what a child does before it becomes bwrap. What goes wrong is its last word on stderr."""
 
+    def prepare() -> None:
+        try:
+            # First of all: nothing that comes after may be outside of its group.
+            enter(entrances)
+            if nice:
+                os.nice(NICE)
+            # When the host runs out of memory it shall take an agent, not Postgres.
+            with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+                file.write("1000")
+            if before_exec is not None:
+                before_exec()
+            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        except OSError as error:
+            os.write(2, str(error).encode())
+            raise
 
-def _die_with_parent() -> None:
-    _prefer_for_oom()
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    return prepare
 
 
 class Bwrap:
@@ -161,6 +173,12 @@ def _runs(pid: int) -> bool:
     return False
 
 
+def _read_now(fd: int) -> str:
+    with contextlib.suppress(OSError):
+        return os.read(fd, 4096).decode(errors="replace")
+    return ""
+
+
 def start(
     args: list[str],
     passed: list[int],
@@ -169,10 +187,12 @@ def start(
     before_exec: Callable[[], None] | None,
     fence: Fence,
     uid: int | None,
+    group: Group | None,
 ) -> Bwrap:
-    """Start bwrap with an empty environment, as `uid` if there is one.
+    """Start bwrap with an empty environment, as `uid` if there is one, within its group.
 
-    Their ends of the pipes are closed here, and all of them if it fails. Errors: `StartFailed`.
+    Their ends of the pipes are closed here, and all of them if it fails. Whoever calls this is the parent: should
+    that thread end, bwrap ends as well. Errors: `StartFailed`.
     """
     feed, answer, out, err = pipes.theirs
     given = [*passed, feed, answer, info[1]]
@@ -180,20 +200,23 @@ def start(
         for fd in given:
             os.set_inheritable(fd, True)
     try:
-        process = subprocess.Popen(
-            args,
-            env={} if fence.has("environment") else None,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            pass_fds=given if fence.has("descriptors") else (),
-            close_fds=fence.has("descriptors"),
-            preexec_fn=before_exec or _die_with_parent,
-            cwd="/",
-        )
+        with contextlib.ExitStack() as stack:
+            entrances = stack.enter_context(group.open_entrances()) if group is not None else []
+            process = subprocess.Popen(
+                args,
+                env={} if fence.has("environment") else None,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                pass_fds=given if fence.has("descriptors") else (),
+                close_fds=fence.has("descriptors"),
+                preexec_fn=_prepare(entrances, fence.has("cpu"), before_exec),
+                cwd="/",
+            )
     except (OSError, ValueError, subprocess.SubprocessError) as error:
+        told = _read_now(pipes.ours[3])
         Pipes.close([*pipes.ours, info[0]])
-        raise StartFailed(f"{Path(args[0]).name}: {error}") from error
+        raise StartFailed(f"{Path(args[0]).name}: {told or error}") from error
     finally:
         Pipes.close([*pipes.theirs, info[1]])
     os.set_blocking(info[0], False)

@@ -103,6 +103,7 @@ class Tree:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._waiting: tuple[Stage, asyncio.Future[None]] | None = None
         self._early = False
+        self._unknown = False
         self._done: asyncio.Future[None] = self._loop.create_future()
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self.ending = Ending()
@@ -137,7 +138,11 @@ class Tree:
         if self.gone:
             return
         if self._group is not None and self._group.memory_mb != memory_mb:
-            self._group.limit(memory_mb)
+            try:
+                self._group.limit(memory_mb)
+            except OSError as error:
+                self._lose(StartFailed(f"its memory cannot be bounded: {error}"))
+                return
         self._watch = watch
         self._look_later()
         self._send(head)
@@ -200,12 +205,16 @@ class Tree:
         self._watch = None
         self._cancel("look")
         self._leader.signal(signal.SIGSTOP)
-        return await asyncio.to_thread(at_rest, self._leader.pid1)
+        return await asyncio.to_thread(at_rest, self._leader.pid1, self._fenced)
+
+    @property
+    def _fenced(self) -> bool:
+        return self.ending.stage >= Stage.FENCED
 
     @property
     def awake(self) -> bool:
         """Whether a paused tree runs all the same: then somebody in it has found a way to wake it."""
-        return self._leader.pid1 is not None and awake(self._leader.pid1)
+        return self._leader.pid1 is not None and awake(self._leader.pid1, self._fenced)
 
     def resume(self, watch: Watch | None) -> None:
         """Let it run again."""
@@ -342,8 +351,15 @@ class Tree:
     def _look(self) -> None:
         if self._watch is None:
             return
-        if self._leader.pid1 is None or self.ending.stage < Stage.FENCED:
+        if not self._fenced:
             # Until its fence stands, the folders that it sees are the host's.
+            self._look_later()
+            return
+        if self._leader.pid1 is None:
+            # Its number comes by another pipe than its marks do, and has until the next look.
+            if self._unknown:
+                self._stop_for("not_measurable:its first process is not known")
+            self._unknown = True
             self._look_later()
             return
         # In a thread: a tree of many processes takes milliseconds to look at.
@@ -353,12 +369,16 @@ class Tree:
     def _looked(self, looking: "asyncio.Future[str | None]") -> None:
         if looking.cancelled() or self._watch is None:
             return
-        reason = looking.result()
+        error = looking.exception()
+        reason = looking.result() if error is None else f"not_measurable:{type(error).__name__}"
         if reason is None:
             self._look_later()
         else:
-            self.ending.killed_for = reason
-            self.kill()
+            self._stop_for(reason)
+
+    def _stop_for(self, reason: str) -> None:
+        self.ending.killed_for = reason
+        self.kill()
 
     def _reached(self) -> None:
         if self._waiting is not None and not self._waiting[1].done():

@@ -5,15 +5,12 @@ from typing import Literal
 
 import structlog
 
-from domain.errors import DomainError
-from domain.executions import DEFAULT_MEMORY_MB
-from domain.ports import ArchiveLimits, OnOutput, Outcome, Program, SandboxStatus, Serve, Stream, Unpacked
-from infra.sandbox.bubblewrap import GUEST, UPLOADED, BubblewrapSandbox
-from infra.sandbox.ending import StartFailed
+from domain.ports import ArchiveLimits, OnOutput, Outcome, Program, SandboxStatus, Serve, Unpacked
+from infra.sandbox.bubblewrap import UPLOADED, BubblewrapSandbox
 from infra.sandbox.forkserver.client import ForkServer
-from infra.sandbox.guests import outcome
 from infra.sandbox.maker import Chosen, Counts
 from infra.sandbox.slots import Slots
+from infra.sandbox.trial import try_out
 
 _log = structlog.get_logger("paddock.sandbox")
 
@@ -37,7 +34,7 @@ class WarmSandbox:
         """Whether code can be isolated here."""
         status = await self._base.status()
         if status.available and self._server is not None and self._problem is not None:
-            self._problem = await _problem(self._server)
+            self._problem = await try_out(self._server)
             if self._problem is not None:
                 return SandboxStatus(available=False, reason=f"The fork server does not work: {self._problem}")
         return status
@@ -73,7 +70,7 @@ async def sandbox_for_runs(
     server = problem = None
     if how != "bubblewrap":
         server = ForkServer()
-        problem = await _problem(server)
+        problem = await try_out(server)
         if problem is not None:
             _log.warning("the fork server does not work here", reason=problem)
             if how == "auto":
@@ -82,19 +79,3 @@ async def sandbox_for_runs(
     made = WarmSandbox(base, server, warm_memory_mb, problem)
     made.slots.begin()
     return made
-
-
-async def _problem(server: ForkServer) -> str | None:
-    """Why a trial slot fails, or None."""
-    trial = Program(code=GUEST, environment=None, entrypoint="json:dumps", timeout=20, memory_mb=DEFAULT_MEMORY_MB)
-    try:
-        tree = await server.make(trial)
-        server.direct(tree, trial, "check")
-        told = outcome(await tree.run(b"", trial.timeout, _ignore), trial.timeout, trial.memory_mb)
-    except (DomainError, StartFailed) as error:
-        return str(error)
-    return told.error_message
-
-
-def _ignore(_: Stream, __: bytes) -> None:
-    return None

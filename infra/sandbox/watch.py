@@ -1,13 +1,26 @@
-"""Looking at a whole process tree while it runs: memory, and files in memory-backed folders."""
+"""Looking at a whole process tree while it runs: memory, files in memory-backed folders, sessions."""
 
 import contextlib
 import os
 import time
-from pathlib import Path
 from typing import Final
+
+from infra.sandbox.proc import (
+    PAGE,
+    Unmeasured,
+    find_sharers,
+    find_thread,
+    has_ended,
+    list_processes,
+    list_threads,
+    measure,
+    read_stat,
+)
 
 # Counting shared pages once is costly, so it is not done more often than this, in seconds.
 EXACT: Final = 0.3
+# What is over a limit is looked at again after this many seconds: a process that comes or goes is there and not there.
+AGAIN: Final = 0.01
 # How long a process may take to stop: on a busy machine it has to get its turn first.
 STOP_SECONDS: Final = 2.0
 
@@ -18,115 +31,184 @@ NOTICED: Final = 32 << 20
 
 # What a run may make of files in memory; the size of a tmpfs does not bound its inodes.
 MAX_FILES: Final = 20_000
+# Where no control group shares the processors, each session has as much of them as any other session of the host.
+MAX_SESSIONS: Final = 8
+# How much less than other sessions that of a sandbox gets then, as a nice value.
+_NICE: Final = 5
 
 
 class Watch:
-    """Looks at the whole tree while it runs: memory in MiB and files in memory-backed folders.
+    """Looks at the whole tree while it runs: memory in MiB, files in memory-backed folders, and sessions.
 
     Limits of single processes do not add up to a limit of the tree, and the size of a tmpfs does
     not bound its inodes. What lies in TCP sockets, where a program may have some, belongs to no process, and
     to no group in version 1. A look costs a fraction of a millisecond; the first is to come after one interval.
+    What cannot be measured is a reason to end the tree.
     """
 
-    def __init__(self, memory_mb: int, max_files: int, sockets: bool = False, interval: float = 0.05) -> None:
+    def __init__(
+        self,
+        memory_mb: int,
+        max_files: int,
+        sockets: bool = False,
+        interval: float = 0.05,
+        *,
+        max_sessions: int | None = None,
+    ) -> None:
         self._memory = memory_mb << 20
-        self._files, self._sockets = max_files, sockets
+        self._files, self._sockets, self._sessions = max_files, sockets, max_sessions
         self.interval = interval
         self._looked = 0.0
+        self._lowered = False
 
     def look(self, pid: int) -> str | None:
-        """The limit that the tree of this process has passed, as the reason to kill it, or None."""
+        """Return the limit that the tree of this process has passed, as the reason to kill it, or None. Blocks."""
+        reason = self._look(pid, throttled=True)
+        if reason is None:
+            return None
+        time.sleep(AGAIN)
+        return self._look(pid, throttled=False)
+
+    def _look(self, pid: int, throttled: bool) -> str | None:
+        try:
+            return self._measure(pid, throttled)
+        except Unmeasured as error:
+            return f"not_measurable:{error}"
+
+    def _measure(self, pid: int, throttled: bool) -> str | None:
+        processes = list_processes(pid)
         files, in_files = _files(pid)
         if files > self._files:
             return f"too_many_files:{files}"
         if self._sockets:
             in_files += _in_sockets(pid)
-        used = _resident(pid, False) + in_files
+        if self._sessions is not None:
+            self._lower(pid)
+            sessions = _count_sessions(processes)
+            if sessions > self._sessions:
+                return f"too_many_sessions:{sessions}"
+        used = in_files + sum(measure(process, "statm", _parse_resident) for process in processes)
         if used <= self._memory:
             return None
-        if time.monotonic() - self._looked < EXACT:
+        if throttled and time.monotonic() - self._looked < EXACT:
             return None
         self._looked = time.monotonic()
-        used = _resident(pid, True) + in_files
+        used = in_files + _count_exactly(pid, processes)
         return f"out_of_memory:{used >> 20}" if used > self._memory else None
+
+    def _lower(self, pid: int) -> None:
+        """Let the tree's first session have less of the processors than others, once, where sessions share them."""
+        if not self._lowered:
+            # Too often at a time is refused to ordinary users; then the next look tries again.
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/autogroup", "w") as file:
+                file.write(str(_NICE))
+                self._lowered = True
 
 
 def _files(pid: int) -> tuple[int, int]:
-    """How many files lie in the memory-backed folders of a sandbox, and how many bytes."""
+    """Return how many files lie in the memory-backed folders of a sandbox, and how many bytes. Errors: `Unmeasured`."""
+    thread = find_thread(f"/proc/{pid}")
+    if thread is None:
+        return 0, 0
     count = size = 0
-    for folder in ("tmp", "dev/shm"):
-        with contextlib.suppress(OSError):
-            usage = os.statvfs(f"/proc/{pid}/root/{folder}")
+    try:
+        for folder in ("tmp", "dev/shm"):
+            usage = os.statvfs(f"{thread}/root/{folder}")
             count += usage.f_files - usage.f_ffree
             size += (usage.f_blocks - usage.f_bfree) * usage.f_frsize
+    except OSError as error:
+        if has_ended(f"/proc/{pid}"):
+            return 0, 0
+        raise Unmeasured(f"its files cannot be counted ({error.strerror})") from error
     return count, size
 
 
+def _count_exactly(pid: int, processes: list[str]) -> int:
+    """Return the bytes that processes hold, what they share counted once. Errors: `Unmeasured`."""
+    before = find_sharers(pid)
+    held = {process: measure(process, "smaps_rollup", _parse_proportional) for process in processes}
+    # Before and after: then also in between, as none comes to share memory that has some of its own.
+    twice = before & find_sharers(pid) if before else before
+    return sum(held.values()) - sum(size for process, size in held.items() if process.rpartition("/")[2] in twice)
+
+
+def _count_sessions(processes: list[str]) -> int:
+    return len({stat[3] for process in processes if (stat := read_stat(process)) and stat[0] not in ("Z", "X")})
+
+
 def _in_sockets(pid: int) -> int:
-    """Bytes that the TCP sockets of a sandbox's network hold in the kernel."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        lines = Path(f"/proc/{pid}/net/sockstat").read_text().splitlines()
-        words = next((line for line in lines if line.startswith("TCP:")), "").split()
-        # `inuse` is this network's, `mem` the whole host's, in pages.
-        count, pages = int(words[2]), int(words[10])
-        return count * SOCKET + (_queued(pid) if count and pages * 4096 > NOTICED else 0)
-    return 0
+    """Return the bytes that the TCP sockets of a sandbox's network hold in the kernel. Errors: `Unmeasured`."""
+    return measure(f"/proc/{pid}", "net/sockstat", lambda text: _parse_sockets(pid, text))
 
 
-def _queued(pid: int) -> int:
+def _parse_sockets(pid: int, sockstat: str) -> int | None:
+    words = next((line for line in sockstat.splitlines() if line.startswith("TCP:")), "").split()
+    if not words:
+        return None
+    # `inuse` is this network's, `mem` the whole host's, in pages.
+    count, pages = int(words[2]), int(words[10])
+    queued = measure(f"/proc/{pid}", "net/tcp", _parse_queues) if count and pages * PAGE > NOTICED else 0
+    return count * SOCKET + queued
+
+
+def _parse_queues(table: str) -> int | None:
+    lines = table.splitlines()
     total = 0
-    for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
+    for line in lines[1:]:
         _, _, _, state, queues, *_ = line.split()
         if state != "0A":  # of a listener it is the length of its queue
             total += sum(int(part, 16) for part in queues.split(":"))
-    return total
+    return total if lines else None
 
 
-def _resident(pid: int, exact: bool) -> int:
-    """Bytes of memory a tree holds. `exact` counts shared pages once, and costs more to know."""
-    total = 0
-    for here in (pid, *descendants(pid)):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            total += _proportional(here) if exact else int(Path(f"/proc/{here}/statm").read_text().split()[1]) * 4096
-    return total
+def _parse_resident(statm: str) -> int | None:
+    size, resident, *_ = statm.split()
+    return int(resident) * PAGE if int(size) else None
 
 
-def descendants(pid: int) -> list[int]:
-    """Every process below one, as far as this process may see."""
-    found, unseen = [], [pid]
-    while unseen:
-        here = unseen.pop()
-        with contextlib.suppress(OSError, ValueError):
-            for task in os.listdir(f"/proc/{here}/task"):
-                children = [int(child) for child in Path(f"/proc/{here}/task/{task}/children").read_text().split()]
-                found += children
-                unseen += children
-    return found
+def _parse_proportional(rollup: str) -> int | None:
+    """Return the bytes that a process holds, pages that it shares by its part of them."""
+    return next((int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss:")), None)
 
 
-def _proportional(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    return 0
+def _parse_private(rollup: str) -> int | None:
+    """Return the bytes that a process shares with no other."""
+    lines = [line.split() for line in rollup.splitlines()]
+    private = [int(line[1]) for line in lines if line[0].startswith("Private_")]
+    return sum(private) * 1024 if private else None
 
 
-def at_rest(pid: int | None) -> int | None:
-    """The bytes that a process alone holds, files in memory included, once it and all its threads have stopped.
+def at_rest(pid: int | None, fenced: bool) -> int | None:
+    """Return the bytes that a process alone holds, files in memory included, once it and all its threads have stopped.
 
-    None if it is not alone, or has made more files than a run may.
+    None if it is not alone, has made more files than a run may, or cannot be measured. Before it is `fenced`, the
+    folders and processes that it sees are the host's, and nothing runs in it but our own code. Blocks.
     """
-    if pid is None or not stopped(pid) or descendants(pid):
+    if pid is None or not stopped(pid):
         return None
-    files, in_files = _files(pid)
-    return None if files > MAX_FILES else _private(pid) + in_files + _in_sockets(pid)
+    process = f"/proc/{pid}"
+    try:
+        if not fenced:
+            return measure(process, "smaps_rollup", _parse_private)
+        if len(list_processes(pid)) != 1:
+            return None
+        files, in_files = _files(pid)
+        if files > MAX_FILES:
+            return None
+        return in_files + _in_sockets(pid) + measure(process, "smaps_rollup", _parse_private)
+    except Unmeasured:
+        return None
 
 
-def awake(pid: int) -> bool:
-    """Whether a process that was stopped runs again, or has started others."""
-    with contextlib.suppress(OSError):
-        return not _rests(pid) or bool(descendants(pid))
-    return False
+def awake(pid: int, fenced: bool) -> bool:
+    """Whether a process that was stopped runs again, or has started others, or cannot be looked at.
+
+    As for `at_rest`, what it sees before it is `fenced` is the host's.
+    """
+    try:
+        return not _rests(pid) or (fenced and len(list_processes(pid)) > 1)
+    except (OSError, Unmeasured):
+        return True
 
 
 def stopped(pid: int) -> bool:
@@ -141,13 +223,5 @@ def stopped(pid: int) -> bool:
 
 
 def _rests(pid: int) -> bool:
-    tasks = [Path(f"/proc/{pid}/task/{task}/stat") for task in os.listdir(f"/proc/{pid}/task")]
-    return all(stat.read_text().rsplit(")", 1)[1].split()[0] in ("T", "t", "Z", "X") for stat in tasks)
-
-
-def _private(pid: int) -> int:
-    """Bytes of memory that a process shares with no other."""
-    with contextlib.suppress(OSError, ValueError):
-        lines = [line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
-        return sum(int(line[1]) for line in lines if line[0].startswith("Private_")) * 1024
-    return 0
+    stats = [read_stat(thread) for thread in list_threads(f"/proc/{pid}")]
+    return all(not stat or stat[0] in ("T", "t", "Z", "X") for stat in stats)

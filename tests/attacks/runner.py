@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +27,7 @@ from domain.chat import ErrorKind, Message, ModelError, Options, Part, Reply, Te
 from domain.errors import DomainError
 from domain.ports import Program
 from infra.sandbox.bubblewrap import BubblewrapSandbox
+from infra.sandbox.cgroups import Cgroups
 from infra.sandbox.fence import Fence
 from infra.sandbox.forkserver.client import ForkServer
 from infra.sandbox.warm import WarmSandbox
@@ -134,7 +136,13 @@ async def attack(way: str, name: str, without: list[str], code: Path, base: dict
 async def _attack(
     sandbox: WarmSandbox, way: str, name: str, without: list[str], code: Path, base: dict[str, Any]
 ) -> dict[str, Any]:
-    memory = {"fork_bomb": 1500, "thread_bomb": 1500, "inodes": 1000, "disk": 1000}.get(name, MEMORY)
+    memory = {
+        "fork_bomb": 1500,
+        "thread_bomb": 1500,
+        "inodes": 1000,
+        "disk": 1000,
+        "inodes_of_an_ended_thread": 1000,
+    }.get(name, MEMORY)
     program = Program(
         code=code,
         environment=None,
@@ -148,13 +156,17 @@ async def _attack(
         if way.endswith("-warm"):
             await _warmed(sandbox, program, base)
         began = time.monotonic()
-        async with (
-            _beside(sandbox, program, base) if name == "gateway_others" else contextlib.nullcontext(base) as told
-        ):
-            outcome = await sandbox.run(program, json.dumps({**told, "attack": name}).encode(), _ignore, serve)
+        with _neighbour() if name == "processors" else contextlib.nullcontext() as neighbour:
+            async with (
+                _beside(sandbox, program, base) if name == "gateway_others" else contextlib.nullcontext(base) as told
+            ):
+                outcome = await sandbox.run(program, json.dumps({**told, "attack": name}).encode(), _ignore, serve)
+            left_to_others = _processor_seconds(neighbour.pid) if neighbour is not None else 0.0
     except DomainError as error:
         return {"attack": name, "without": without, "error_type": error.code, "error_message": error.detail}
     told = json.loads(outcome.output) if outcome.output else {"broke": False}
+    if "used" in told:
+        told["broke"], told["got"] = told["used"] > left_to_others, [told["used"], left_to_others]
     left = survivors()
     for pid in left:
         with contextlib.suppress(ProcessLookupError):
@@ -163,11 +175,31 @@ async def _attack(
         "attack": name,
         "without": without,
         "broke": bool(told["broke"] or left),
+        "groups": Cgroups().bounds_memory,
         "got": told.get("got", []) + left,
         "error_type": outcome.error_type,
         "error_message": outcome.error_message,
         "seconds": round(time.monotonic() - began, 2),
     }
+
+
+PROCESSOR = min(os.sched_getaffinity(0))
+
+
+@contextlib.contextmanager
+def _neighbour() -> Iterator[subprocess.Popen[bytes]]:
+    """One process of the host in a session of its own, which wants all of the processor that the attack runs on."""
+    spin = f"import os; os.sched_setaffinity(0, {{{PROCESSOR}}})\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-I", "-S", "-c", spin], start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _processor_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextlib.asynccontextmanager
@@ -281,6 +313,7 @@ async def attacks() -> None:
             "ipc": os.readlink("/proc/self/ns/ipc"),
             "name": NAME,
             "much": 400,
+            "processor": PROCESSOR,
             "key": hashlib.sha256(KEY.encode()).hexdigest(),
             "kinds": [*get_args(ErrorKind), "late", "broken", "unavailable_here"],
         }

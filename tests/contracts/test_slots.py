@@ -21,9 +21,9 @@ from infra.sandbox.demand import Demand
 from infra.sandbox.fence import Fence
 from infra.sandbox.forkserver.client import LOST, ForkServer
 from infra.sandbox.maker import Counts
+from infra.sandbox.proc import descendants
 from infra.sandbox.slots import Slots
 from infra.sandbox.warm import WarmSandbox, sandbox_for_runs
-from infra.sandbox.watch import descendants
 
 MARKED = """
 import os, time

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from infra.sandbox.watch import descendants
+from infra.sandbox.proc import descendants
 from scripts.demo import packed
 from scripts.processes import Process
 from scripts.up import System

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import os
 import signal
@@ -246,7 +247,7 @@ class ForkServer:
 
     def __init__(self, fence: Fence | None = None) -> None:
         self.fence = fence or Fence()
-        self._cgroups = Cgroups()
+        self._cgroups = Cgroups(memory=self.fence.has("cgroup"), cpu=self.fence.has("cpu"))
         self._numbers = itertools.count()
         self._lock = asyncio.Lock()
         self._server: _Server | None = None
@@ -269,7 +270,7 @@ class ForkServer:
 
     def watch(self, program: Program) -> Watch | None:
         """What watches a tree of this program."""
-        return watch(program.memory_mb, self.fence)
+        return watch(program.memory_mb, self.fence, sessions=not self._cgroups.shares_processors)
 
     @property
     def pid(self) -> int | None:
@@ -310,9 +311,9 @@ class ForkServer:
         try:
             async with asyncio.timeout(START_SECONDS):
                 await forked.made
-            if self.fence.has("cgroup") and forked.pid1 is not None:
+            if forked.pid1 is not None:
                 joining = asyncio.get_running_loop().run_in_executor(None, self._group, memory_mb, forked.pid1)
-                joining.add_done_callback(lambda joined: tree.belongs_to(joined.result()))
+                joining.add_done_callback(functools.partial(_belongs, tree))
                 # Whoever is cancelled meanwhile leaves a group that goes with the tree all the same.
                 await asyncio.shield(joining)
         except TimeoutError:
@@ -326,9 +327,14 @@ class ForkServer:
         return tree
 
     def _group(self, memory_mb: int, pid: int) -> Group | None:
+        """Put a slot that nothing untrusted has touched into a group of its own. Errors: `OSError`."""
         group = self._cgroups.make(memory_mb)
         if group is not None:
-            group.join(pid)
+            try:
+                group.join(pid)
+            except OSError:
+                group.remove()
+                raise
         return group
 
     async def _running(self) -> _Server:
@@ -386,6 +392,11 @@ def configuration(fence: Fence) -> dict[str, Any]:
         "filter": seccomp.program().hex(),
         "guest": str(_GUEST / "main.py"),
     }
+
+
+def _belongs(tree: Tree, joining: "asyncio.Future[Group | None]") -> None:
+    if not joining.cancelled() and joining.exception() is None:
+        tree.belongs_to(joining.result())
 
 
 def _pid(pidfd: int) -> int | None:

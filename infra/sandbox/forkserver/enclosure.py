@@ -19,6 +19,8 @@ _NAMESPACES = {
     "ipc": kernel.CLONE_NEWIPC,
 }
 INSIDE = 65534
+# As `infra/sandbox/process.py` has it.
+NICE = 5
 
 
 class Enclosure:
@@ -81,6 +83,12 @@ class Enclosure:
             _point(source, self._inside(f"dev/{name}"))
             kernel.mount(source, self._inside(f"dev/{name}"), None, MS_BIND)
             kernel.read_only(self._inside(f"dev/{name}"), MS_RDONLY | MS_NOSUID | MS_NOEXEC)
+        if not self.has("terminals"):
+            os.makedirs(self._inside("dev/pts"), 0o755)
+            kernel.mount(
+                "devpts", self._inside("dev/pts"), "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666"
+            )
+            os.symlink("pts/ptmx", self._inside("dev/ptmx"))
         for name, target in _LINKS.items():
             os.symlink(target, self._inside(f"dev/{name}"))
         if self.has("read_only"):
@@ -93,6 +101,8 @@ class Enclosure:
         with open("/proc/self/oom_score_adj", "w") as file:
             # When the host runs out of memory it shall take an agent, not Postgres.
             file.write("1000")
+        if self.has("cpu"):
+            os.nice(NICE)
         flags = kernel.CLONE_NEWNS | kernel.CLONE_NEWUTS | kernel.CLONE_NEWCGROUP
         for guard, flag in _NAMESPACES.items():
             if self.has(guard):
