@@ -3,17 +3,17 @@
 import asyncio
 import time
 from collections.abc import Awaitable
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final, Literal
 
 import msgspec
 from litestar import Response, Router, get
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from api.front import PUBLIC, Front
 from domain.errors import DomainError
 from domain.jobs import LANES
-from domain.queues import ALIVE, QueueStats, WorkerInfo
+from domain.queues import ALIVE, gauge_leader
+from infra.gauges import read_gauges
 from infra.queue import ping
 from infra.redis import GONE
 from infra.version import VERSION
@@ -117,48 +117,14 @@ async def ready(front: Front) -> Response[Health]:
 
 @get("/metrics", opt=PUBLIC, media_type="text/plain; version=0.0.4")
 async def metrics(front: Front) -> bytes:
-    """Prometheus: requests of this process, and queues, runs and sandbox slots of the whole system."""
+    """Prometheus: requests; and queues, runs and slots of the whole system, unless a worker `upkeep` exports those."""
+    own = front.metrics.exposition()
     try:
         async with front.store.begin_unbound() as tx:
-            lanes = await tx.queues.stats(tx.now)
-            states = await tx.queues.run_states(tx.now - timedelta(hours=1))
-            workers = await tx.queues.workers(tx.now - ALIVE)
+            exported = gauge_leader(await tx.queues.workers(tx.now - ALIVE)) is not None
+        return own if exported else own + await read_gauges(front.store)
     except DomainError:
-        return front.metrics.exposition()
-    return front.metrics.exposition() + generate_latest(_system(lanes, states, workers))
-
-
-def _system(lanes: list[QueueStats], states: dict[str, int], workers: list[WorkerInfo]) -> CollectorRegistry:
-    registry = CollectorRegistry()
-
-    def gauge(name: str, told: str, *labels: str) -> Gauge:
-        return Gauge(name, told, labels, registry=registry)
-
-    depth = gauge("paddock_queue_depth", "Rows that wait for a worker.", "lane")
-    oldest = gauge("paddock_queue_oldest_seconds", "How long the oldest has waited.", "lane")
-    running = gauge("paddock_queue_running", "Rows that a worker holds.", "lane")
-    for lane in lanes:
-        depth.labels(lane.lane).set(lane.depth)
-        oldest.labels(lane.lane).set(lane.oldest_seconds or 0)
-        running.labels(lane.lane).set(lane.running)
-    lag = gauge("paddock_ingest_lag_seconds", "How long the oldest record has waited to be stored or judged.")
-    lag.set(next((lane.oldest_seconds or 0 for lane in lanes if lane.lane == "record"), 0))
-    runs = gauge("paddock_runs", "Executions by state; ended ones of the last hour.", "status")
-    for status, count in states.items():
-        runs.labels(status).set(count)
-    told = "Slots of live workers; for runs also the sandboxes that wait, warm or blank."
-    slots = gauge("paddock_sandbox_slots", told, "lane", "state")
-    for lane_name in ("build", "run"):
-        mine = [worker for worker in workers if worker.lane == lane_name]
-        busy = sum(worker.busy for worker in mine)
-        slots.labels(lane_name, "busy").set(busy)
-        slots.labels(lane_name, "free").set(sum(worker.slots for worker in mine) - busy)
-    for state in ("warm", "blank"):
-        slots.labels("run", state).set(sum(getattr(worker, state) for worker in workers))
-    alive = gauge("paddock_workers", "Live worker processes.", "lane")
-    for lane_name in {worker.lane for worker in workers}:
-        alive.labels(lane_name).set(sum(1 for worker in workers if worker.lane == lane_name))
-    return registry
+        return own
 
 
 router = Router("/", route_handlers=[health, health_below, live, database, ready, metrics], tags=["health"])

@@ -3,6 +3,7 @@
 Upkeep sees ids, tenants and times alone, through views that hold nothing a tenant wrote.
 """
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final, Protocol
 
@@ -29,7 +30,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A worker process, by its last sign of life.
 
     `busy` of its `slots` have work; `warm` and `blank` sandboxes wait for some. `problem` says why it
-    cannot run code, if it cannot.
+    cannot run code, if it cannot. It serves its health and metrics on `metrics_port`, if on any.
     """
 
     id: str
@@ -41,8 +42,18 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     warm: int
     blank: int
     problem: str | None
+    metrics_port: int | None = None
     started_at: datetime
     seen_at: datetime
+
+
+def gauge_leader(workers: Iterable[WorkerInfo]) -> WorkerInfo | None:
+    """Return the one process that exports what is counted in the database: the oldest upkeep that serves metrics.
+
+    Whoever sees the same signs of life comes to the same one.
+    """
+    serving = [worker for worker in workers if worker.lane == "upkeep" and worker.metrics_port is not None]
+    return min(serving, key=lambda worker: (worker.started_at, worker.id), default=None)
 
 
 class Expired(msgspec.Struct, frozen=True, kw_only=True):

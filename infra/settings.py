@@ -57,6 +57,7 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     body_max_bytes: int = 4 * 1024 * 1024
     lease_seconds: float = 15.0
     drain_seconds: float = 20.0
+    worker_port: int = 0
     upkeep_seconds: float = 2.0
     staging_hours: float = 24.0
     cache_days: float = 14.0

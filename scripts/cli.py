@@ -14,6 +14,24 @@ def _role(asked: argparse.Namespace) -> None:
     be(asked.role)
 
 
+def _worker(asked: argparse.Namespace) -> None:
+    from scripts.roles import be
+
+    if asked.once_idle is not None and asked.role == "upkeep":
+        sys.exit("paddock: upkeep has something to do for as long as the system runs; start it without --once-idle.")
+    be(asked.role, asked.once_idle)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, not {text!r}")
+    return seconds
+
+
 def _up(asked: argparse.Namespace) -> None:
     from scripts.up import up
 
@@ -85,8 +103,10 @@ def parser() -> argparse.ArgumentParser:
         both.add_argument("--workers", type=int, default=1, help="how many run workers (default 1)")
         both.add_argument("--once", action="store_true", help="stop again once everything has worked")
     command("api", "serve the API", _role).set_defaults(role="api")
-    worker = command("worker", "work on one lane", _role)
+    worker = command("worker", "work on one lane", _worker)
     worker.add_argument("role", metavar="LANE", choices=("build", "run", "llm", "plan", "record", "upkeep"))
+    told = "end when there was nothing to do for so many seconds, for autoscalers"
+    worker.add_argument("--once-idle", type=_seconds, metavar="SECONDS", help=told)
     release = command("migrate", "bring the database to the newest schema and create the bucket", _role)
     release.set_defaults(role="release")
     command("admin-key", "create an admin if there is none, and print a key", _role).set_defaults(role="admin-key")

@@ -20,24 +20,25 @@ def settings() -> Settings:
         sys.exit(f"paddock: {error}")
 
 
-def be(role: str) -> None:
-    """Be `api`, one of several (`api-share`), or a worker (`build`, `run`, `llm`, `record`, `upkeep`).
+def be(role: str, once_idle: float | None = None) -> None:
+    """Be `api`, one of several (`api-share`), or a worker (`build`, `run`, `llm`, `plan`, `record`, `upkeep`).
 
+    A worker ends once there was nothing to do for `once_idle` seconds.
     Or do `version`, `release`, `migrate`, `bucket` or `admin-key`, and end.
     """
     try:
-        _be(role)
+        _be(role, once_idle)
     except UnsafeSession as error:
         sys.exit(f"paddock: {error}")
 
 
-def _be(role: str) -> None:
+def _be(role: str, once_idle: float | None) -> None:
     if role == "api":
         api.app.serve(settings())
     elif role == "api-share":
         api.app.serve(settings(), shares_port=True)
     elif role in workers.main.SERVE:
-        workers.main.run(role, settings())
+        workers.main.run(role, settings(), once_idle)
     elif role == "migrate":
         asyncio.run(release.release(settings(), bucket=False))
     elif role == "version":

@@ -29,6 +29,7 @@ from scripts.processes import Process, preload
 Demo = Callable[[str, str], Coroutine[Any, Any, bool]]
 Parts = tuple[EmbeddedPostgres | None, EmbeddedValkey | None, EmbeddedSeaweed | None]
 LOOK: Final = 0.5
+API_ROLES: Final = ("api", "api-share")
 
 
 class Secrets(msgspec.Struct, kw_only=True):
@@ -183,7 +184,13 @@ class System:
             self._add(f"api-{number + 1}", "api-share")
 
     def _add(self, name: str, role: str) -> None:
-        process = Process(name, role, self.environment, lambda line: self.say(readable(name, line)))
+        environment = self.environment
+        if self.settings.worker_port and role not in API_ROLES:
+            # Each worker has a port of its own, in the order in which they are started.
+            port = self.settings.worker_port + len(self.processes)
+            _check_port(port, "PADDOCK_WORKER_PORT")
+            environment = {**environment, "PADDOCK_WORKER_PORT": str(port)}
+        process = Process(name, role, environment, lambda line: self.say(readable(name, line)))
         self.processes.append(process)
         ended = f"{name} ended with status {{}}; starting it again"
         self._tasks.append(asyncio.create_task(process.keep(lambda status: self.say(ended.format(status)))))
@@ -232,13 +239,13 @@ class System:
             yield
 
 
-def _check_port(port: int) -> None:
+def _check_port(port: int, setting: str = "--port") -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise PartFailed(f"port {port} cannot be used ({error.strerror}); choose another with --port.") from None
+            raise PartFailed(f"port {port} cannot be used ({error.strerror}); choose another with {setting}.") from None
 
 
 def _table(system: System, health: dict[str, object]) -> str:

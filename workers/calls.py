@@ -69,6 +69,7 @@ class ModelCalls:
         self.max_rpm: int | None | UnsetType = UNSET
         # Told of the seconds that a call is about to wait for its turn.
         self.waits: Callable[[float], None] = lambda seconds: None
+        self.on_call: Callable[[Call], None] = lambda call: None
 
     async def target(self, name: str, provider: str | None = None) -> Target:
         """The model of that name, with its key. Errors: `ModelError` if the registry has none."""
@@ -249,6 +250,7 @@ class ModelCalls:
             first_token_ms=None if meter.first is None else (meter.first - meter.begun) * 1000,
         )
 
+        self.on_call(call)
         cost_id = ids.new("cost")
 
         async def write() -> None:

@@ -1,25 +1,47 @@
-"""Ending a worker process: first nothing new is taken, then what runs may end, then the rest is handed back."""
+"""The life of a worker process: what its loops do, and how it ends.
+
+It ends in three steps: nothing new is taken, then what runs may end, then the rest is handed back.
+"""
 
 import asyncio
 import contextlib
 import signal
-from collections.abc import Awaitable, Coroutine
-from typing import Any
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final
 
 import structlog
+
+from domain.errors import DomainError
+from infra.worker_metrics import WorkerMetrics
+
+# A loop that has not turned for so many seconds hangs. A turn may take a minute where the database is slow.
+STALLED_SECONDS: Final = 300.0
 
 _log = structlog.get_logger("paddock.workers")
 
 
 class Drain:
-    """Tells the loops of one process that it is about to end. What runs has `seconds` left from then on."""
+    """Tells the loops of one process that it is about to end. What runs has `seconds` left from then on.
 
-    def __init__(self, seconds: float = 0.0) -> None:
-        self._seconds = seconds
+    The loops tell it of each turn. With `once_idle`, the process ends when there was nothing to do for so many seconds.
+    """
+
+    def __init__(
+        self,
+        seconds: float = 0.0,
+        once_idle: float | None = None,
+        metrics: WorkerMetrics | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._seconds, self._once_idle, self._now = seconds, once_idle, now
+        self.metrics = metrics or WorkerMetrics()
         self._begun = asyncio.Event()
         self._woken: list[asyncio.Event] = []
         self._main: asyncio.Future[None] | None = None
         self._forced = False
+        self._turned: dict[str, float] = {}
+        self._worked = now()
 
     def has_begun(self) -> bool:
         """Whether no new work may be taken any more."""
@@ -68,6 +90,42 @@ class Drain:
             self.force()
         else:
             self.begin(number.name)
+
+    # what the loops do
+
+    def note_turn(self, loop: str, found: bool | None) -> None:
+        """Note that a loop has turned, and whether it found work. None: it could not look."""
+        self._turned[loop] = self._now()
+        self.metrics.turns.labels(loop, {True: "worked", False: "idle", None: "failed"}[found]).inc()
+        if found is not False:
+            self.note_work()
+
+    def note_work(self) -> None:
+        """Note that there is something to do."""
+        self._worked = self._now()
+
+    def stalled_loops(self) -> list[str]:
+        """Return the loops that have not turned for long."""
+        return sorted(loop for loop, at in self._turned.items() if self._now() - at > STALLED_SECONDS)
+
+    async def end_when_idle(self, busy: Callable[[], int], check: Callable[[], Awaitable[None]]) -> None:
+        """Begin to drain once nothing was to be done for long, if that is wanted. `check` asks the database.
+
+        What cannot be looked at may hold work: while the database is away, nobody is idle.
+        """
+        if self._once_idle is None:
+            return
+        while await self.sleep(min(self._once_idle / 4, 1.0)):
+            if busy():
+                self.note_work()
+            if self._now() - self._worked < self._once_idle:
+                continue
+            try:
+                await check()
+            except DomainError:
+                self.note_work()
+            else:
+                self.begin(f"there was nothing to do for {self._once_idle:g} s")
 
 
 async def with_company(work: Coroutine[Any, Any, None], *company: Coroutine[Any, Any, None]) -> None:

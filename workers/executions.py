@@ -128,6 +128,8 @@ class Dispatcher:
                 self._wake.clear()
                 free = self._slots - len(self._running)
                 claimed = await self._take(free) if free else 0
+                if not free:
+                    self._drain.note_turn("claim", True)
                 self._owed = claimed == free
                 if (claimed < free or not free) and not self._drain.has_begun():
                     await self._woken()
@@ -142,9 +144,11 @@ class Dispatcher:
         try:
             claimed = await taken(self._runner.claim(free), self._runner.hand_over)
         except DomainError as error:
+            self._drain.note_turn("claim", None)
             _log.warning("cannot take runs", error=error.detail)
             await asyncio.sleep(0.5)
             return free
+        self._drain.note_turn("claim", bool(claimed))
         for execution in claimed:
             task = asyncio.create_task(self._runner(execution))
             self._running.add(task)

@@ -13,6 +13,7 @@ from domain.jobs import Lane
 from domain.leases import HandOver, LostLease
 from domain.ports import Clock, SandboxLost, Store
 from infra.redis import TAKEN_STATUSES, Bell
+from workers.drain import Drain
 
 T = TypeVar("T")
 
@@ -27,7 +28,10 @@ _log = structlog.get_logger("paddock.leases")
 class Holder:
     """The rows that this process holds. One statement extends them all."""
 
-    def __init__(self, store: Store, bell: Bell, clock: Clock, lane: Lane, lease: timedelta) -> None:
+    def __init__(
+        self, store: Store, bell: Bell, clock: Clock, lane: Lane, lease: timedelta, drain: Drain | None = None
+    ) -> None:
+        self._drain = drain or Drain()
         self._store, self._bell, self._clock, self._lane, self.lease = store, bell, clock, lane, lease
         # By row and attempt: a row that was taken back may be claimed again before its first attempt here has ended.
         self._held: dict[tuple[str, int], asyncio.Task[Any]] = {}
@@ -44,6 +48,7 @@ class Holder:
         task, mine = asyncio.create_task(work), (row_id, attempt)
         self._held[mine] = task
         self._any.set()
+        self._drain.note_work()
         with self._bell.listen(row_id, TAKEN_STATUSES, self._changed):
             try:
                 return await task
@@ -56,6 +61,7 @@ class Holder:
             finally:
                 del self._held[mine]
                 self._lost.discard(mine)
+                self._drain.note_work()
 
     async def attend(
         self,
@@ -76,26 +82,35 @@ class Holder:
         try:
             error = await self.hold(row_id, attempt, work)
         except LostLease:
+            self._count("lost")
             log.info("stopped: the row was cancelled or taken back")
         except SandboxLost as lost:
+            self._count("sandbox_lost")
             log.warning("the sandbox was lost; the row is given back", reason=str(lost))
             await persist(give_back)
         except HandOver:
+            self._count("handed_over")
             log.info("handed over at the end of a step")
             await persist(hand_over)
         except asyncio.CancelledError:
+            self._count("handed_over")
             await asyncio.shield(_handed_over(log, hand_over))
             raise
         except Exception as unexpected:
+            self._count("error")
             # A mistake of ours. Better a failure that says so now than three leases that run out.
             log.exception("failed unexpectedly")
             told = f"The worker failed: {type(unexpected).__name__}."
             with contextlib.suppress(LostLease):
                 await persist(lambda: fail(told))
         else:
+            self._count("ok" if error is None else "failed")
             log.info("ended", error=error)
             return True
         return False
+
+    def _count(self, outcome: str) -> None:
+        self._drain.metrics.rows.labels(self._lane, outcome).inc()
 
     async def keep(self) -> None:
         """Run for as long as the process does."""
@@ -119,6 +134,7 @@ class Holder:
                 held = await tx.queues.extend(self._lane, asked, now + self.lease, now + self.lease * 2 / 3)
         except Exception as error:
             # Work goes on: if the row was taken back meanwhile, the fencing token keeps us from settling it.
+            self._drain.metrics.lease_failures.inc()
             _log.warning("cannot extend leases", error=str(error))
             return
         for one in mine:

@@ -9,7 +9,7 @@ import msgspec
 
 from domain.agents import Spec
 from domain.chat import ToolFailed
-from domain.costs import Spender
+from domain.costs import Call, Spender
 from domain.executions import Execution
 from domain.leases import HandOver, LostLease
 from domain.placeholders import worded
@@ -31,6 +31,8 @@ class Phone(msgspec.Struct, frozen=True, kw_only=True):
     shop: Workshop
     llm: Llm
     prices: Prices
+    # Told of every call that was billed.
+    on_call: Callable[[Call], None] = lambda call: None
 
     def calls(self, execution: Execution) -> ModelCalls:
         """The model calls of one run."""
@@ -44,7 +46,9 @@ class Phone(msgspec.Struct, frozen=True, kw_only=True):
             user_id=execution.user_id,
             cost_limit=execution.cost_limit,
         )
-        return ModelCalls(self.shop.store, self.llm, self.prices, self.shop.keyring, execution, spender)
+        made = ModelCalls(self.shop.store, self.llm, self.prices, self.shop.keyring, execution, spender)
+        made.on_call = self.on_call
+        return made
 
 
 class LlmRunner(Runs):

@@ -13,6 +13,7 @@ import structlog
 import uvloop
 from msgspec.structs import replace
 
+from domain.costs import Call
 from domain.errors import DomainError
 from domain.jobs import Lane
 from domain.ports import Sandbox, Store
@@ -32,12 +33,14 @@ from infra.sandbox.warm import sandbox_for_runs
 from infra.settings import Settings, pairs, worker_id
 from infra.telemetry import open_telemetry
 from infra.wiring import Parts, wire
+from infra.worker_metrics import WorkerMetrics
 from workers.artifacts import Capturer, Remover, Storer
 from workers.builds import Builder
 from workers.calls import NamedCalls
 from workers.drain import Drain, with_company
 from workers.evaluations import Evaluator
 from workers.executions import Dispatcher, Runner
+from workers.health import WorkerHealth
 from workers.leases import Holder
 from workers.llms import LlmRunner, Phone
 from workers.plans import Planner
@@ -57,14 +60,17 @@ BEAT: Final = 5.0
 PLANS: Final = 4
 
 
-def run(process: str, settings: Settings) -> None:
-    """Be the worker process named (`build`, `run`, `llm`, `plan`, `record` or `upkeep`) until SIGTERM or SIGINT."""
+def run(process: str, settings: Settings, once_idle: float | None = None) -> None:
+    """Be the worker process named (`build`, `run`, `llm`, `plan`, `record` or `upkeep`) until SIGTERM or SIGINT.
+
+    With `once_idle` it also ends when there was nothing to do for so many seconds.
+    """
     open_telemetry(settings, process)
-    uvloop.run(_serve(process, settings))
+    uvloop.run(_serve(process, settings, once_idle))
 
 
-async def _serve(process: str, settings: Settings) -> None:
-    drain = Drain(settings.drain_seconds)
+async def _serve(process: str, settings: Settings, once_idle: float | None) -> None:
+    drain = Drain(settings.drain_seconds, once_idle)
     await drain.run(SERVE[process](settings, drain))
 
 
@@ -73,9 +79,9 @@ async def serve_runs(settings: Settings, drain: Drain) -> None:
     sandbox = await sandbox_for_runs(settings.sandbox, settings.bwrap or None, settings.warm_memory_mb)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(sandbox.close)
-        hands = await stack.enter_async_context(_hands(settings, "run", settings.run_slots, sandbox))
+        hands = await stack.enter_async_context(_hands(settings, drain, "run", settings.run_slots, sandbox))
         parts, most = hands.parts, settings.tenant_max_concurrency or None
-        phone = await stack.enter_async_context(_phone(parts, sandbox))
+        phone = await stack.enter_async_context(_phone(parts, sandbox, drain))
         runner = Runner(
             hands.name,
             parts.store,
@@ -93,7 +99,9 @@ async def serve_runs(settings: Settings, drain: Drain) -> None:
 async def serve_llms(settings: Settings, drain: Drain) -> None:
     """Run model agents until draining ends them, which is after their step."""
     sandbox = BubblewrapSandbox(bwrap=settings.bwrap or None)
-    async with _hands(settings, "llm", settings.llm_slots, sandbox) as hands, _phone(hands.parts, sandbox) as phone:
+    async with contextlib.AsyncExitStack() as stack:
+        hands = await stack.enter_async_context(_hands(settings, drain, "llm", settings.llm_slots, sandbox))
+        phone = await stack.enter_async_context(_phone(hands.parts, sandbox, drain))
         parts, most = hands.parts, settings.tenant_max_concurrency or None
         scribe = Scribe(parts.store, parts.clock)
         runner = LlmRunner(hands.name, phone, scribe, hands.holder, parts.clock, most, drain)
@@ -103,7 +111,7 @@ async def serve_llms(settings: Settings, drain: Drain) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _phone(parts: Parts, sandbox: Sandbox) -> AsyncIterator[Phone]:
+async def _phone(parts: Parts, sandbox: Sandbox, drain: Drain) -> AsyncIterator[Phone]:
     settings = parts.settings
     outbound = Outbound(settings.private_hosts)
     door, url = settings.local_model_door or None, settings.local_model_url or None
@@ -118,15 +126,22 @@ async def _phone(parts: Parts, sandbox: Sandbox) -> AsyncIterator[Phone]:
         room=asyncio.Semaphore(settings.run_slots),
     )
     try:
-        yield Phone(shop=shop, llm=llm, prices=GenaiPrices())
+        yield Phone(shop=shop, llm=llm, prices=GenaiPrices(), on_call=lambda call: _count_call(drain.metrics, call))
     finally:
         await llm.close()
+
+
+def _count_call(metrics: WorkerMetrics, call: Call) -> None:
+    metrics.model_calls.labels(call.provider, call.status).inc()
+    metrics.model_seconds.labels(call.provider).observe(call.duration_ms / 1000)
+    metrics.model_tokens.labels(call.provider, "prompt").inc(call.usage.prompt_tokens)
+    metrics.model_tokens.labels(call.provider, "completion").inc(call.usage.completion_tokens)
 
 
 async def serve_builds(settings: Settings, drain: Drain) -> None:
     """Build versions until draining ends them."""
     sandbox = BubblewrapSandbox(bwrap=settings.bwrap or None)
-    async with _hands(settings, "build", settings.build_slots, sandbox) as hands:
+    async with _hands(settings, drain, "build", settings.build_slots, sandbox) as hands:
         parts = hands.parts
         builder = Builder(
             hands.name, parts.store, sandbox, parts.blobs, hands.bundles, hands.environments, hands.holder
@@ -134,7 +149,13 @@ async def serve_builds(settings: Settings, drain: Drain) -> None:
         jobs = arq_client(settings.redis_url.reveal())
         try:
             drain.wakes(parts.bell.rung("build"))
-            worker = queue.worker(jobs, parts.bell, "build", settings.build_slots, builder, drain.has_begun)
+
+            def ends() -> bool:
+                # Asked in each turn of the loop that takes jobs. What they are is counted where they are held.
+                drain.note_turn("jobs", False)
+                return drain.has_begun()
+
+            worker = queue.worker(jobs, parts.bell, "build", settings.build_slots, builder, ends)
             await hands.serve(_work_off(worker), lambda: Counts(warm=0, blank=0, making=0, busy=0))
         finally:
             await jobs.aclose()
@@ -144,27 +165,31 @@ class _Hands:
     """What a process of either lane has, and what it does besides its work."""
 
     def __init__(
-        self, settings: Settings, parts: Parts, leases: Store, lane: Lane, slots: int, sandbox: Sandbox
+        self, settings: Settings, drain: Drain, parts: Parts, leases: Store, lane: Lane, slots: int, sandbox: Sandbox
     ) -> None:
-        self.name, self.parts = worker_id(lane), parts
+        self.name, self.parts, self._drain = worker_id(lane), parts, drain
         self.environments = Environments(settings.cache, parts.blobs, sandbox)
         self.bundles = Bundles(settings.cache, parts.blobs, sandbox, self.environments)
-        self.holder = Holder(leases, parts.bell, parts.clock, lane, timedelta(seconds=settings.lease_seconds))
+        self.holder = Holder(leases, parts.bell, parts.clock, lane, timedelta(seconds=settings.lease_seconds), drain)
         self._settings, self._sandbox, self._info = settings, sandbox, _info(parts, self.name, lane, slots)
+        self._problem: str | None = None
+        self.health = WorkerHealth(self.name, lane, parts, drain, lambda: self._problem)
 
     async def serve(self, work: Coroutine[Any, Any, None], counts: Callable[[], Counts]) -> None:
         """Work to the end, extending leases and giving signs of life."""
-        await with_company(work, self.holder.keep(), self._beat(counts), _forget(self._settings))
+        _show(self._drain, self._info, lambda: self.holder.busy)
+        _show_sandboxes(self._drain, counts)
+        idle = self._drain.end_when_idle(lambda: self.holder.busy, self.parts.store.check)
+        await with_company(work, self.holder.keep(), self._beat(counts), _forget(self._settings), idle)
 
     async def _beat(self, counts: Callable[[], Counts]) -> None:
         """Say every few seconds how busy this process is, and whether it can isolate code."""
-        told: str | None = None
         while True:
             status = await self._sandbox.status()
             problem = None if status.available else status.reason
-            if problem and problem != told:
+            if problem and problem != self._problem:
                 _log.error("runs are refused on this host", reason=problem)
-            told, now = problem, counts()
+            self._problem, now = problem, counts()
             await _sign(
                 self.parts,
                 replace(self._info, busy=self.holder.busy, warm=now.warm, blank=now.blank, problem=problem),
@@ -173,11 +198,12 @@ class _Hands:
 
 
 @contextlib.asynccontextmanager
-async def _hands(settings: Settings, lane: Lane, slots: int, sandbox: Sandbox) -> AsyncIterator[_Hands]:
+async def _hands(settings: Settings, drain: Drain, lane: Lane, slots: int, sandbox: Sandbox) -> AsyncIterator[_Hands]:
     async with wire(settings, f"paddock {lane}", rung=(lane,), held=(lane,)) as parts, parts.apart() as leases:
-        hands = _Hands(settings, parts, leases, lane, slots, sandbox)
+        hands = _Hands(settings, drain, parts, leases, lane, slots, sandbox)
         try:
-            yield hands
+            async with hands.health.serving():
+                yield hands
         finally:
             await _gone(parts, hands.name)
 
@@ -197,12 +223,12 @@ async def serve_records(settings: Settings, drain: Drain) -> None:
         events = [asyncio.Event() for _ in work]
         info = _info(parts, name, "record", 0)
         try:
-            ringing, beating = ring_all(parts.bell.rung("record"), events), _beat_always(parts, info)
+            ringing = ring_all(parts.bell.rung("record"), events, drain)
             loops = [
                 rounds(name, one, event, pause, drain)
                 for (name, (one, pause)), event in zip(work.items(), events, strict=True)
             ]
-            await with_company(_all(loops), ringing, beating)
+            await _serve_alone(parts, info, drain, _all(loops), company=(ringing,))
         finally:
             await _gone(parts, name)
 
@@ -228,6 +254,40 @@ async def _export(parts: Parts) -> AsyncIterator[dict[str, tuple[Work, float]]]:
         await collector.close()
 
 
+async def _serve_alone(
+    parts: Parts,
+    info: WorkerInfo,
+    drain: Drain,
+    work: Coroutine[Any, Any, None],
+    busy: Callable[[], int] = lambda: 0,
+    company: tuple[Coroutine[Any, Any, None], ...] = (),
+) -> None:
+    """Work to the end in a process that holds no leases, giving signs of life."""
+    _show(drain, info, busy)
+    async with WorkerHealth(info.id, info.lane, parts, drain, lambda: None).serving():
+        idle = drain.end_when_idle(busy, parts.store.check)
+        await with_company(work, _beat_always(parts, info, busy), idle, *company)
+
+
+def _show(drain: Drain, info: WorkerInfo, busy: Callable[[], int]) -> None:
+    """Export how busy this process is."""
+    metrics = drain.metrics
+    metrics.add_gauge("paddock_worker_slots", "How much this process does at a time.", lambda: info.slots)
+    metrics.add_gauge("paddock_worker_busy", "How much it does now: rows that it holds, plans that it advances.", busy)
+    metrics.add_gauge("paddock_worker_draining", "1 once it is about to end.", lambda: float(drain.has_begun()))
+
+
+def _show_sandboxes(drain: Drain, counts: Callable[[], Counts]) -> None:
+    """Export the sandboxes of this process."""
+
+    def show(state: str) -> None:
+        told = "Sandboxes of this process, by state."
+        drain.metrics.add_gauge("paddock_worker_sandboxes", told, lambda: getattr(counts(), state), state=state)
+
+    for state in Counts.__struct_fields__:
+        show(state)
+
+
 async def _beat_always(parts: Parts, info: WorkerInfo, busy: Callable[[], int] = lambda: 0) -> None:
     while True:
         await _sign(parts, replace(info, busy=busy()))
@@ -241,7 +301,7 @@ async def serve_plans(settings: Settings, drain: Drain) -> None:
         planner = Planner(parts.store, PLANS, parts.bell.rung("plan"), drain)
         info = _info(parts, name, "plan", PLANS)
         try:
-            await with_company(planner.run(), _beat_always(parts, info, lambda: planner.busy))
+            await _serve_alone(parts, info, drain, planner.run(), lambda: planner.busy)
         finally:
             await _gone(parts, name)
 
@@ -258,7 +318,7 @@ async def serve_upkeep(settings: Settings, drain: Drain) -> None:
             Schedules(parts.store, drain).run(),
         ]
         try:
-            await with_company(_all(loops), _beat_always(parts, info))
+            await _serve_alone(parts, info, drain, _all(loops))
         finally:
             await _gone(parts, name)
 
@@ -275,6 +335,7 @@ def _info(parts: Parts, name: str, lane: str, slots: int) -> WorkerInfo:
         warm=0,
         blank=0,
         problem=None,
+        metrics_port=parts.settings.worker_port or None,
         started_at=now,
         seen_at=now,
     )

@@ -65,12 +65,15 @@ class Planner:
             async with self._store.begin_single() as tx:
                 due, following = await tx.plans.due(tx.now, self._slots + len(self._running) + len(self._later))
         except DomainError as error:
+            self._drain.note_turn("plans", None)
             _log.warning("cannot look for plans", error=error.detail)
             return AWAY
         except Exception:
+            self._drain.note_turn("plans", None)
             # A mistake of ours is no reason to leave what is being advanced.
             _log.exception("cannot look for plans")
             return AWAY
+        self._drain.note_turn("plans", bool(due))
         now = time.monotonic()
         self._later = {execution_id: at for execution_id, at in self._later.items() if at > now}
         fresh = [one for one in due if one.execution_id not in self._running and one.execution_id not in self._later]

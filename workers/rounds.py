@@ -28,23 +28,26 @@ async def rounds(name: str, work: Work, rung: asyncio.Event, pause: float, drain
     while not drain.has_begun():
         rung.clear()
         more, wait = False, pause
+        found: bool | None = None
         try:
-            more = await work()
+            found = more = await work()
         except DomainError as error:
             _log.warning("waits", work=name, error=error.detail)
             more, wait = True, AWAY
         except Exception:
             _log.exception("failed unexpectedly", work=name)
             wait = LOOK
+        drain.note_turn(name, found)
         if await drain.sleep(wait) and not more:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(rung.wait(), LOOK)
 
 
-async def ring_all(rung: asyncio.Event, events: Sequence[asyncio.Event]) -> None:
-    """Pass every ring on to all."""
+async def ring_all(rung: asyncio.Event, events: Sequence[asyncio.Event], drain: Drain) -> None:
+    """Pass every ring on to all. Whoever rings has something to do for us."""
     while True:
         await rung.wait()
         rung.clear()
+        drain.note_work()
         for event in events:
             event.set()

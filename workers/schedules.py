@@ -39,7 +39,9 @@ class Schedules:
         while await self._drain.sleep(pause):
             try:
                 pause = await self()
+                self._drain.note_turn("schedules", pause == 0.0)
             except DomainError as error:
+                self._drain.note_turn("schedules", None)
                 _log.warning("waits", error=error.detail)
                 pause = AWAY
             except Exception:

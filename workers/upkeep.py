@@ -54,14 +54,17 @@ class Upkeep:
         swept = self._clock() - SWEEP + timedelta(minutes=1)
         while not self._drain.has_begun():
             try:
-                await self.take_back()
+                looked = await self.take_back()
                 await self.ring_lost()
+                self._drain.note_turn("upkeep", bool(looked))
                 if self._clock() - swept >= SWEEP:
                     await self.sweep()
                     swept = self._clock()
             except DomainError as error:
+                self._drain.note_turn("upkeep", None)
                 _log.warning("upkeep waits", error=error.detail)
             except GONE as error:
+                self._drain.note_turn("upkeep", None)
                 _log.warning("upkeep waits for redis", error=str(error))
             await self._drain.sleep(self._settings.upkeep_seconds)
 
@@ -119,6 +122,8 @@ class Upkeep:
         before = now - timedelta(hours=self._settings.staging_hours)
         removed["uploads_aborted"] = sum([await self._blobs.abort_uploads(prefix, before) for prefix in _SWEPT])
         removed["objects"] = sum([await self._sweep_objects(prefix, before) for prefix in _SWEPT])
+        for kind, count in removed.items():
+            self._drain.metrics.removed.labels(kind).inc(count)
         if any(removed.values()):
             _log.info("swept", **removed)
         return removed
@@ -134,6 +139,8 @@ class Upkeep:
         return removed + (await self._remove_unknown(batch) if batch else 0)
 
     async def _remove_unknown(self, blobs: list[Blob]) -> int:
+        # Buckets may be large.
+        self._drain.note_turn("upkeep", True)
         keys = [blob.key for blob in blobs]
         async with self._store.begin_unbound() as tx:
             known = await tx.queues.known_objects(keys)

@@ -27,6 +27,7 @@ class WorkerRow(Base):
     warm: Mapped[int]
     blank: Mapped[int]
     problem: Mapped[str | None] = mapped_column(Text)
+    metrics_port: Mapped[int | None]
     started_at: Mapped[datetime] = mapped_column(timestamp())
     seen_at: Mapped[datetime] = mapped_column(timestamp())
 

@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 
 from domain import builds, evaluations, executions
+from domain.errors import DomainError
 from domain.evaluations import evaluated
 from domain.executions import Start
 from domain.ports import Outcome
+from domain.queues import WorkerInfo, gauge_leader
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
 from tests.apart import NOW, apart
 from tests.workers.test_dispatcher import Work
 from tests.workers.test_lifecycle import LEASE, Silent
-from workers.drain import Drain, with_company
+from workers.drain import STALLED_SECONDS, Drain, with_company
 from workers.executions import Dispatcher
 from workers.rounds import rounds
 
@@ -170,3 +172,54 @@ async def test_handing_over_never_uses_up_attempts(system) -> None:
                 assert found_row.metrics == ("failed" if lost else "pending")
         finally:
             await engine.dispose()
+
+
+async def test_only_who_has_nothing_to_do_ends_when_idle() -> None:
+    now, busy, away = [0.0], [1], [True]
+    drain = Drain(0, once_idle=0.02, now=lambda: now[0])
+
+    async def check() -> None:
+        if away[0]:
+            raise DomainError("unavailable", "away")
+
+    watching = asyncio.create_task(drain.end_when_idle(lambda: busy[0], check))
+    now[0] = 100
+    await asyncio.sleep(0.05)
+    assert not drain.has_begun(), "it has rows"
+    busy[0] = 0
+    now[0] = 200
+    await asyncio.sleep(0.05)
+    assert not drain.has_begun(), "what waits cannot be seen"
+    away[0] = False
+    drain.note_turn("claim", True)
+    await asyncio.sleep(0.05)
+    assert not drain.has_begun(), "there was something just now"
+    drain.note_turn("claim", False)
+    now[0] = 300
+    await asyncio.wait_for(watching, 10)
+    assert drain.has_begun()
+
+
+async def test_a_loop_that_hangs_is_named() -> None:
+    now = [0.0]
+    drain = Drain(now=lambda: now[0])
+    drain.note_turn("claim", False)
+    drain.note_turn("fold", None)
+    assert drain.stalled_loops() == []
+    now[0] = STALLED_SECONDS + 1
+    drain.note_turn("fold", False)
+    assert drain.stalled_loops() == ["claim"]
+
+
+def test_the_oldest_upkeep_that_serves_metrics_leads() -> None:
+    def worker(name: str, lane: str, port: int | None, minute: int) -> WorkerInfo:
+        started = NOW.replace(minute=minute)
+        return WorkerInfo(
+            id=name, lane=lane, host="h", pid=1, slots=0, busy=0, warm=0, blank=0, problem=None, metrics_port=port,
+            started_at=started, seen_at=NOW,
+        )  # fmt: skip
+
+    old, new = worker("upkeep@b", "upkeep", 1, 1), worker("upkeep@a", "upkeep", 1, 2)
+    silent, other = worker("upkeep@c", "upkeep", None, 0), worker("run@a", "run", 1, 0)
+    assert gauge_leader([new, silent, old, other]) == old
+    assert gauge_leader([silent, other]) is None

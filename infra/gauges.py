@@ -1,0 +1,70 @@
+"""What is counted in the database, as Prometheus gauges of the whole system. One process exports them."""
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Final
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from domain.ports import Store
+from domain.queues import ALIVE, QueueStats, WorkerInfo
+
+RECENT: Final = timedelta(hours=1)
+
+
+async def read_gauges(store: Store) -> bytes:
+    """Return queues, runs by state, slots and workers in Prometheus' text format. Errors: `unavailable`."""
+    async with store.begin_unbound() as tx:
+        lanes = await tx.queues.stats(tx.now)
+        states = await tx.queues.run_states(tx.now - RECENT)
+        workers = await tx.queues.workers(tx.now - ALIVE)
+    registry = CollectorRegistry()
+    registry.register(_Gauges([*_of_lanes(lanes), _of_runs(states), *_of_workers(workers)]))
+    return generate_latest(registry)
+
+
+class _Gauges(Collector):
+    # Families rather than `Gauge`s: those would be kept in files where processes of the API share their counts.
+    def __init__(self, families: list[GaugeMetricFamily]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        return self._families
+
+
+def _of_lanes(lanes: list[QueueStats]) -> list[GaugeMetricFamily]:
+    depth = GaugeMetricFamily("paddock_queue_depth", "Rows that wait for a worker.", labels=["lane"])
+    oldest = GaugeMetricFamily("paddock_queue_oldest_seconds", "How long the oldest has waited.", labels=["lane"])
+    running = GaugeMetricFamily("paddock_queue_running", "Rows that a worker holds.", labels=["lane"])
+    for lane in lanes:
+        depth.add_metric([lane.lane], lane.depth)
+        oldest.add_metric([lane.lane], lane.oldest_seconds or 0)
+        running.add_metric([lane.lane], lane.running)
+    told = "How long the oldest record has waited to be stored or judged."
+    seconds = next((lane.oldest_seconds or 0 for lane in lanes if lane.lane == "record"), 0)
+    return [depth, oldest, running, GaugeMetricFamily("paddock_ingest_lag_seconds", told, value=seconds)]
+
+
+def _of_runs(states: dict[str, int]) -> GaugeMetricFamily:
+    runs = GaugeMetricFamily("paddock_runs", "Executions by state; ended ones of the last hour.", labels=["status"])
+    for status, count in states.items():
+        runs.add_metric([status], count)
+    return runs
+
+
+def _of_workers(workers: list[WorkerInfo]) -> list[GaugeMetricFamily]:
+    told = "Slots of live workers; for runs also the sandboxes that wait, warm or blank."
+    slots = GaugeMetricFamily("paddock_sandbox_slots", told, labels=["lane", "state"])
+    for lane in ("build", "run"):
+        mine = [worker for worker in workers if worker.lane == lane]
+        busy = sum(worker.busy for worker in mine)
+        slots.add_metric([lane, "busy"], busy)
+        slots.add_metric([lane, "free"], sum(worker.slots for worker in mine) - busy)
+    for state in ("warm", "blank"):
+        slots.add_metric(["run", state], sum(getattr(worker, state) for worker in workers))
+    alive = GaugeMetricFamily("paddock_workers", "Live worker processes.", labels=["lane"])
+    for lane in sorted({worker.lane for worker in workers}):
+        alive.add_metric([lane], sum(1 for worker in workers if worker.lane == lane))
+    return [slots, alive]

@@ -1,0 +1,64 @@
+"""What a worker process counts of its own work, for Prometheus."""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+
+class WorkerMetrics:
+    """The metrics of one worker process, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._gauges: dict[str, Gauge] = {}
+        # CPU, memory and file descriptors of the process.
+        ProcessCollector(registry=self.registry)
+        self.rows = Counter(
+            "paddock_worker_rows_total",
+            "Claimed executions and versions that this process is done with, by how.",
+            ["lane", "outcome"],
+            registry=self.registry,
+        )
+        self.lease_failures = Counter(
+            "paddock_worker_lease_failures_total",
+            "Times that leases could not be extended.",
+            registry=self.registry,
+        )
+        self.turns = Counter(
+            "paddock_worker_turns_total",
+            "Turns of the loops of this process, by whether they found work.",
+            ["loop", "outcome"],
+            registry=self.registry,
+        )
+        self.removed = Counter(
+            "paddock_worker_removed_total",
+            "Rows and objects that this process removed because their time was over.",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.model_calls = Counter(
+            "paddock_worker_model_calls_total",
+            "Calls of models that were made and billed.",
+            ["provider", "status"],
+            registry=self.registry,
+        )
+        self.model_seconds = Histogram(
+            "paddock_worker_model_call_seconds",
+            "Seconds from the call of a model to the end of its answer.",
+            ["provider"],
+            registry=self.registry,
+            buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),
+        )
+        self.model_tokens = Counter(
+            "paddock_worker_model_tokens_total",
+            "Tokens of calls of models.",
+            ["provider", "kind"],
+            registry=self.registry,
+        )
+
+    def add_gauge(self, name: str, description: str, read: Callable[[], float], **labels: str) -> None:
+        """Add a gauge, or one more set of labels of it, that is read whenever somebody asks for the metrics."""
+        gauge = self._gauges.get(name)
+        if gauge is None:
+            gauge = self._gauges[name] = Gauge(name, description, list(labels), registry=self.registry)
+        (gauge.labels(**labels) if labels else gauge).set_function(read)

@@ -1,0 +1,240 @@
+"""Workers tell their health and metrics on ports of their own, one of them those of the whole system."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from infra.embedded.children import free_ports
+from scripts.up import System
+from tests.clients import Tenant, tenant
+from tests.conftest import running
+from tests.modelled import agent, fresh, model, run
+from tests.wire import Wire
+
+SYSTEM = {"paddock_queue_depth", "paddock_queue_oldest_seconds", "paddock_runs", "paddock_ingest_lag_seconds"}
+
+
+def _first_of(count: int) -> int:
+    """A port after which as many others are free."""
+    for _ in range(100):
+        (port,) = free_ports(1)
+        if set(range(port, port + count)) <= set(_free(range(port, port + count))):
+            return port
+    raise AssertionError("there are no free ports in a row")
+
+
+def _free(ports: range) -> list[int]:
+    import socket
+
+    free = []
+    for port in ports:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                free.append(port)
+    return free
+
+
+@pytest.fixture(scope="module")
+async def system() -> AsyncIterator[System]:
+    """One of its own, with ports for its workers."""
+    async with running(PADDOCK_WORKER_PORT=str(_first_of(8)), PADDOCK_LEASE_SECONDS="30") as one:
+        yield one
+
+
+@pytest.fixture
+async def owner(system: System) -> AsyncIterator[Tenant]:
+    async with tenant(system.url) as made:
+        yield made
+
+
+def _url(system: System, name: str) -> str:
+    place = [process.name for process in system.processes].index(name)
+    return f"http://127.0.0.1:{system.settings.worker_port + place}"
+
+
+async def _metrics(url: str) -> dict[tuple[str, ...], float]:
+    async with httpx.AsyncClient(timeout=30) as client:
+        answer = await client.get(f"{url}/metrics")
+    assert answer.status_code == 200
+    families = text_string_to_metric_families(answer.text)
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+async def test_every_worker_is_live_and_ready_on_a_port_of_its_own(system: System) -> None:
+    names = [process.name for process in system.processes if process.name != "api"]
+    assert sorted(names) == ["build", "llm", "plan", "record", "run", "upkeep"]
+    async with httpx.AsyncClient(timeout=30) as client:
+        for name in names:
+            for path in ("live", "ready"):
+                answer = await client.get(f"{_url(system, name)}/health/{path}")
+                assert (answer.status_code, answer.json()["lane"]) == (200, name), answer.text
+                assert answer.json()["problems"] == {}
+
+
+async def test_metrics_are_those_of_the_process(system: System, owner: Tenant, provider: Wire) -> None:
+    sleeper = await owner.deploy("def handle(p):\n    return 1 / p['n']\n")
+    for n in (1, 0, 1):
+        await owner.run(sleeper, {"n": n})
+    name = await model(owner, provider, fresh())
+    made = await agent(owner, name)
+    provider.say("Done", to=name)
+    await run(owner, made["id"], task="Go")
+    runs = await _metrics(_url(system, "run"))
+    assert runs["paddock_worker_rows_total", "run", "ok"] == 2
+    assert runs["paddock_worker_rows_total", "run", "failed"] == 1
+    assert runs["paddock_worker_slots",] == system.settings.run_slots
+    assert runs["paddock_worker_busy",] == 0
+    assert runs["paddock_worker_turns_total", "claim", "worked"] >= 1
+    assert ("paddock_worker_sandboxes", "warm") in runs
+    assert runs["process_resident_memory_bytes",] > 1024 * 1024
+    llm = await _metrics(_url(system, "llm"))
+    assert llm["paddock_worker_model_calls_total", "openai_compatible", "ok"] == 1
+    assert llm["paddock_worker_model_tokens_total", "completion", "openai_compatible"] >= 1
+    assert (await _metrics(_url(system, "build")))["paddock_worker_rows_total", "build", "ok"] == 1
+    # Nothing of one process shows at another.
+    assert ("paddock_worker_model_calls_total", "openai_compatible", "ok") not in runs
+    for lane, loop in (("plan", "plans"), ("record", "fold"), ("upkeep", "schedules")):
+        told = await _metrics(_url(system, lane))
+        assert any(key[:2] == ("paddock_worker_turns_total", loop) for key in told), lane
+
+
+async def test_one_process_exports_what_the_database_counts(system: System) -> None:
+    exporting = [
+        process.name
+        for process in system.processes
+        if process.name != "api" and {key[0] for key in await _metrics(_url(system, process.name))} >= SYSTEM
+    ]
+    assert exporting == ["upkeep"]
+    api = {key[0] for key in await _metrics(system.url)}
+    assert "paddock_requests_total" in api
+    assert not api & SYSTEM
+    # A second upkeep, as many as one likes: still one of them.
+    (port,) = free_ports(1)
+    second = _worker(system, "upkeep", PADDOCK_WORKER_PORT=str(port))
+    try:
+        await _answers(f"http://127.0.0.1:{port}/health/ready")
+        # Signs of life come every few seconds; whoever is older leads.
+        assert not {key[0] for key in await _metrics(f"http://127.0.0.1:{port}")} & SYSTEM
+        assert {key[0] for key in await _metrics(_url(system, "upkeep"))} >= SYSTEM
+    finally:
+        second.terminate()
+        assert second.wait(60) == 0
+
+
+async def test_a_draining_worker_is_live_but_not_ready(system: System, owner: Tenant) -> None:
+    sleeper = await owner.deploy("import time\ndef handle(p):\n    time.sleep(p['for'])\n    return p\n")
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    process = next(one for one in system.processes if one.name == "run")
+    await owner.run(sleeper, {"for": 0})
+    assert process.pid is not None
+    # The only one that takes anything then.
+    os.kill(process.pid, signal.SIGSTOP)
+    extra = _worker(system, "run", PADDOCK_WORKER_PORT=str(port), PADDOCK_DRAIN_SECONDS="60")
+    try:
+        await _answers(f"{url}/health/ready")
+        execution = await owner.start(sleeper, {"for": 8})
+        async with asyncio.timeout(60):
+            while (await _metrics(url))["paddock_worker_busy",] == 0:
+                await asyncio.sleep(0.05)
+        extra.send_signal(signal.SIGTERM)
+        async with httpx.AsyncClient(timeout=30) as client, asyncio.timeout(60):
+            while (ready := await client.get(f"{url}/health/ready")).status_code == 200:
+                await asyncio.sleep(0.05)
+            assert list(ready.json()["problems"]) == ["drain"]
+            assert (await client.get(f"{url}/health/live")).status_code == 200
+            assert (await _metrics(url))["paddock_worker_draining",] == 1
+        assert await asyncio.to_thread(extra.wait, 90) == 0
+        ended = await owner.ended(execution["id"])
+        assert (ended["status"], ended["attempt"]) == ("completed", 1)
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+        extra.kill()
+        extra.wait()
+
+
+async def test_a_port_that_is_taken_is_named(system: System) -> None:
+    taken = _worker(system, "plan", stderr=subprocess.PIPE)
+    _, told = await asyncio.to_thread(taken.communicate, timeout=90)
+    assert taken.returncode == 1
+    assert f"PADDOCK_WORKER_PORT {system.settings.worker_port} cannot be listened on".encode() in told
+
+
+async def test_redis_away_makes_workers_unready_and_not_dead(system: System) -> None:
+    valkey = system.parts[1]
+    assert valkey is not None
+    assert valkey.part is not None
+    os.kill(valkey.part.process.pid, signal.SIGSTOP)
+    try:
+        async with httpx.AsyncClient(timeout=30) as client:
+            ready = await client.get(f"{_url(system, 'run')}/health/ready")
+            assert ready.status_code == 503
+            assert list(ready.json()["problems"]) == ["redis"]
+            assert (await client.get(f"{_url(system, 'run')}/health/live")).status_code == 200
+    finally:
+        os.kill(valkey.part.process.pid, signal.SIGCONT)
+    await _answers(f"{_url(system, 'run')}/health/ready")
+
+
+async def test_a_worker_with_nothing_to_do_ends(system: System, owner: Tenant) -> None:
+    sleeper = await owner.deploy("import time\ndef handle(p):\n    time.sleep(p['for'])\n    return p\n")
+    process = next(one for one in system.processes if one.name == "run")
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        # Longer than the idleness that ends it: what runs is something to do.
+        execution = await owner.start(sleeper, {"for": 4})
+        workers = [_worker(system, lane, "--once-idle", "2") for lane in ("run", "llm", "plan", "build", "record")]
+        assert [await asyncio.to_thread(worker.wait, 120) for worker in workers] == [0] * 5
+        ended = (await owner.http.get(f"/executions/{execution['id']}")).json()
+        assert (ended["status"], ended["attempt"]) == ("completed", 1)
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+
+
+def test_upkeep_is_never_idle_and_times_are_numbers() -> None:
+    for arguments, told in (
+        (["upkeep", "--once-idle", "5"], "start it without --once-idle"),
+        (["run", "--once-idle", "soon"], "must be a number of seconds above 0, not 'soon'"),
+        (["run", "--once-idle", "0"], "must be a number of seconds above 0, not '0'"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "scripts.cli", "worker", *arguments], capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode != 0
+        assert told in done.stderr
+
+
+def _worker(system: System, lane: str, *arguments: str, stderr: int | None = None, **environment: str):
+    """A worker as production starts it, beside those of the system."""
+    own = {"PADDOCK_WORKER_PORT": str(system.settings.worker_port) if stderr else "0", **environment}
+    return subprocess.Popen(
+        [sys.executable, "-m", "scripts.cli", "worker", lane, *arguments],
+        env={**system.environment, **own},
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.DEVNULL,
+        stderr=stderr or subprocess.DEVNULL,
+    )
+
+
+async def _answers(url: str) -> None:
+    async with httpx.AsyncClient(timeout=30) as client, asyncio.timeout(90):
+        while True:
+            try:
+                if (await client.get(url)).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            await asyncio.sleep(0.1)

@@ -1,0 +1,111 @@
+"""Health and metrics of one worker process, on a port of its own, without authentication."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+from prometheus_client import generate_latest
+
+from domain.errors import DomainError
+from domain.ports import Store
+from domain.queues import ALIVE, gauge_leader
+from infra.gauges import read_gauges
+from infra.queue import ping
+from infra.redis import GONE
+from infra.version import VERSION
+from infra.wiring import Parts
+from workers.drain import Drain
+
+# Seconds that a part has to answer.
+PATIENCE: Final = 3.0
+
+
+class WorkerHealth:
+    """What a worker process says of itself. `problem` tells why it cannot isolate code, if it cannot."""
+
+    def __init__(self, name: str, lane: str, parts: Parts, drain: Drain, problem: Callable[[], str | None]) -> None:
+        self._name, self._lane, self._parts, self._drain, self._problem = name, lane, parts, drain, problem
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """Serve on `PADDOCK_WORKER_PORT` meanwhile, if that is set. Ends the process where the port is taken."""
+        settings = self._parts.settings
+        if not settings.worker_port:
+            yield
+            return
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/health/live", self._live),
+                web.get("/health/ready", self._ready),
+                web.get("/metrics", self._metrics),
+            ]
+        )
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        try:
+            try:
+                await web.TCPSite(runner, settings.host, settings.worker_port).start()
+            except OSError as error:
+                # Another worker has it: each process on a machine wants its own.
+                sys.exit(f"paddock: PADDOCK_WORKER_PORT {settings.worker_port} cannot be listened on: {error.strerror}")
+            yield
+        finally:
+            await runner.cleanup()
+
+    async def _live(self, _: web.Request) -> web.Response:
+        stalled = self._drain.stalled_loops()
+        return self._answer({"loops": f"not turned for long: {', '.join(stalled)}"} if stalled else {})
+
+    async def _ready(self, _: web.Request) -> web.Response:
+        problems: dict[str, str] = {}
+        if self._drain.has_begun():
+            problems["drain"] = "The worker is about to end and takes nothing new."
+        asked = {"database": self._parts.store.check(), "redis": ping(self._parts.redis)}
+        answers = await asyncio.gather(*(_problem_of(part) for part in asked.values()))
+        problems |= {name: told for name, told in zip(asked, answers, strict=True) if told}
+        sandbox = self._problem()
+        if sandbox is not None:
+            problems["sandbox"] = sandbox
+        return self._answer(problems)
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        body = generate_latest(self._drain.metrics.registry)
+        if self._lane == "upkeep":
+            try:
+                if await self._is_leader(self._parts.store):
+                    body += await read_gauges(self._parts.store)
+            except DomainError:
+                # What it counts itself is known without the database.
+                pass
+        return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def _is_leader(self, store: Store) -> bool:
+        async with store.begin_unbound() as tx:
+            leader = gauge_leader(await tx.queues.workers(tx.now - ALIVE))
+        return leader is not None and leader.id == self._name
+
+    def _answer(self, problems: dict[str, str]) -> web.Response:
+        body = {
+            "status": "unhealthy" if problems else "healthy",
+            "version": VERSION,
+            "worker": self._name,
+            "lane": self._lane,
+            "problems": problems,
+        }
+        return web.json_response(body=msgspec.json.encode(body), status=503 if problems else 200)
+
+
+async def _problem_of(part: Any) -> str | None:
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await part
+    except DomainError as error:
+        return error.detail
+    except (*GONE, TimeoutError) as error:
+        return f"{type(error).__name__}: {error}".strip(": ")
+    return None
