@@ -1,96 +1,205 @@
 """Whether the arguments of a tool call fit the tool's JSON Schema. Both are strangers' words.
 
-A schema can keep a process busy for hours: a regular expression that backtracks, references that double at each step.
-So expressions are matched by an engine that does not backtrack (Rust's, which holds no lookaround), no reference leads
-anywhere but into the schema itself, and whoever takes too long is not checked to the end.
+A schema can keep a process busy for hours, or fill its memory: expressions that backtrack or repeat a thousand times,
+references that double at each step, alternatives that all report errors. So a check is bounded in its processor time,
+in the number and size of its expressions and in the errors it makes, and it runs in a thread of its own kind, one per
+tenant at a time. Expressions are matched by RE2, which does not backtrack, bounds its memory and frees the interpreter.
+
+A schema is read as `domain.json_schemas` reads it: what is not understood is left to whoever gets the call.
 """
 
 import asyncio
 import itertools
+import re
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
-from functools import lru_cache, wraps
+from concurrent.futures import ThreadPoolExecutor
+from functools import wraps
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import jsonschema
+import msgspec
+import re2
+import structlog
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
-from pydantic_core import SchemaError, SchemaValidator, core_schema
-from pydantic_core import ValidationError as NoMatch
 from referencing import Registry
 
 from domain.chat import ToolFailed
+from domain.json_schemas import normalize_schema
+from domain.texts import mend_json_text
 
-SECONDS: Final = 2.0
-# Expressions and texts longer than this are not matched: together they would take too long even so.
-LONGEST_PATTERN: Final = 500
-LONGEST_TEXT: Final = 16 * 1024
+# Of processor time: what others do meanwhile makes no check fail.
+CHECK_SECONDS: Final = 1.0
+MAX_THREADS: Final = 2
+MAX_PATTERNS: Final = 64
+# Of one compiled expression; those of a check are forgotten when it ends.
+MAX_PATTERN_BYTES: Final = 512 * 1024
+# Instructions of an expression times characters of a text: the most that one match may have to look at.
+MAX_MATCH_STEPS: Final = 16_000_000
+_TOO_LONG: Final = f"the arguments could not be checked against the tool's schema in {CHECK_SECONDS:g} s: it is too complex."
+MAX_ERRORS: Final = 10_000
+MAX_ERROR_CHARACTERS: Final = 32 * 1024 * 1024
+MAX_WHOLE: Final = 1e21
 # How many errors are looked at for the one that tells most.
-ERRORS: Final = 10
+SHOWN_ERRORS: Final = 10
 
-_deadline: ContextVar[float] = ContextVar("_deadline")
+_log = structlog.get_logger("paddock.tools")
+_pool: Final = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="arguments")
+_turns: Final[WeakValueDictionary[str, asyncio.Lock]] = WeakValueDictionary()
+_thread: Final = threading.local()
 
 
 class _TooLong(Exception):
     pass
 
 
-async def checked(schema: dict[str, Any], args: dict[str, Any]) -> None:
-    """Errors: `ToolFailed`, naming an argument that does not fit, or telling that the schema itself is no good."""
-    try:
-        wrong = await asyncio.to_thread(_first_wrong, schema, args)
-    except _TooLong:
-        raise ToolFailed(f"the arguments could not be checked against the tool's schema in {SECONDS:g} s.") from None
-    except Exception as error:  # whatever a library makes of a schema that is none
-        told = f"the tool's own schema is broken: {type(error).__name__}: {error}"
-        raise ToolFailed(told[:500]) from error
-    if wrong is not None:
-        place = ".".join(str(part) for part in wrong.absolute_path)
-        raise ToolFailed(f"{place or 'arguments'}: {wrong.message}"[:1000])
+class _Undecided(Exception):
+    """An expression cannot be matched where a match would be a refusal."""
 
 
-def _first_wrong(schema: dict[str, Any], args: dict[str, Any]) -> ValidationError | None:
-    _deadline.set(time.monotonic() + SECONDS)
-    found = _Validator(schema, registry=Registry()).iter_errors(args)
-    wrong: ValidationError | None = best_match(itertools.islice(found, ERRORS))
-    return wrong
+class _Work:
+    """What one check has used. `negated` counts the keywords around that turn a match into a refusal."""
 
+    def __init__(self) -> None:
+        self._until = time.thread_time() + CHECK_SECONDS
+        self._errors, self._characters = MAX_ERRORS, MAX_ERROR_CHARACTERS
+        self._patterns: dict[str, Any] = {}
+        self.negated = 0
 
-def _timed(check: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(check)
-    def timed(validator: Any, value: Any, instance: Any, schema: Any) -> Any:
-        if time.monotonic() > _deadline.get():
+    def look_at_clock(self) -> None:
+        if time.thread_time() > self._until:
             raise _TooLong
-        return check(validator, value, instance, schema)
 
-    return timed
+    def count_error(self, error: ValidationError) -> None:
+        self._errors -= 1
+        self._characters -= len(error.message)
+        if self._errors < 0 or self._characters < 0:
+            raise _TooLong
+
+    def matches(self, pattern: Any, text: str) -> bool | None:
+        """Whether an expression matches anywhere in a text; None where it cannot be told."""
+        self.look_at_clock()
+        compiled = self._compiled(pattern)
+        if compiled is None or compiled.programsize * len(text) > MAX_MATCH_STEPS:
+            found = None
+        elif compiled.search(text) is not None:
+            return True
+        else:
+            # `\w` and the like are ASCII's in some languages, and everybody's in others.
+            found = False if text.isascii() or "\\" not in pattern else None
+        if found is None and self.negated:
+            raise _Undecided
+        return found
+
+    def _compiled(self, pattern: Any) -> Any:
+        if pattern not in self._patterns:
+            if len(self._patterns) >= MAX_PATTERNS:
+                return None
+            try:
+                self._patterns[pattern] = re2.compile(_ESCAPED.sub(r"\\x{\1}", pattern), _OPTIONS)
+            except (re2.error, UnicodeError):
+                self._patterns[pattern] = None
+        return self._patterns[pattern]
+
+    def forget_patterns(self) -> None:
+        """Free the memory of expressions, which the library would keep for later."""
+        if self._patterns:
+            re2.purge()
 
 
-@lru_cache(maxsize=512)
-def _expression(pattern: str) -> SchemaValidator | None:
+async def checked(schema: dict[str, Any], args: Any, tenant_id: str = "") -> None:
+    """Check arguments against a schema. Errors: `ToolFailed`, naming an argument that does not fit.
+
+    A tenant has one check at work at a time, so that its schemas keep nobody else waiting.
+    """
+    turn = _turns.get(tenant_id)
+    if turn is None:
+        turn = _turns[tenant_id] = asyncio.Lock()
+    async with turn:
+        try:
+            wrong = await asyncio.get_running_loop().run_in_executor(_pool, _first_wrong, schema, args)
+        except _TooLong:
+            raise ToolFailed(_TOO_LONG) from None
+    if wrong is not None:
+        raise ToolFailed(wrong)
+
+
+def read_arguments(text: str) -> dict[str, Any]:
+    """Return the arguments that a model wrote as JSON, whole numbers as such. Errors: `ToolFailed`."""
     try:
-        return SchemaValidator(core_schema.str_schema(pattern=pattern, regex_engine="rust-regex"))
-    except SchemaError:
+        args = msgspec.json.decode(mend_json_text(text or "{}"))
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+        raise ToolFailed(f"the arguments are not JSON: {error}.") from error
+    if not isinstance(args, dict):
+        raise ToolFailed("the arguments must be a JSON object.")
+    return {name: write_whole(value) for name, value in args.items()}
+
+
+def write_whole(value: Any) -> Any:
+    """Return a JSON value in which `5.0` is 5, up to where JavaScript begins to write exponents.
+
+    Models write either, to a schema they are the same, and servers often take but one.
+    """
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < MAX_WHOLE else value
+    if isinstance(value, dict):
+        return {name: write_whole(one) for name, one in value.items()}
+    return [write_whole(one) for one in value] if isinstance(value, list) else value
+
+
+def _first_wrong(schema: dict[str, Any], args: Any) -> str | None:
+    work = _thread.work = _Work()
+    try:
+        found = _Validator(normalize_schema(schema), registry=Registry()).iter_errors(args)
+        wrong = best_match(itertools.islice(found, SHOWN_ERRORS))
+    except (_Undecided, RecursionError):
         return None
+    except _TooLong:
+        raise
+    except Exception as error:  # whatever the library makes of words that no draft knows
+        _log.warning("arguments are not checked", error=type(error).__name__, told=str(error)[:200])
+        return None
+    finally:
+        work.forget_patterns()
+    if wrong is None:
+        return None
+    place = ".".join(str(part)[:200] for part in itertools.islice(wrong.absolute_path, 32))
+    return f"{place or 'arguments'}: {wrong.message}"[:1000]
 
 
-def _matches(pattern: Any, text: str) -> bool:
-    """Whether it matches anywhere in a text, which is taken for granted where it cannot be told."""
-    if not isinstance(pattern, str) or len(pattern) > LONGEST_PATTERN or len(text) > LONGEST_TEXT:
-        return True
-    known = _expression(pattern)
-    if known is None:
-        return True
-    try:
-        known.validate_python(text)
-    except NoMatch:
-        return False
-    return True
+def _bounded(check: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(check)
+    def bounded(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+        work: _Work = _thread.work
+        work.look_at_clock()
+        for error in check(validator, value, instance, schema) or ():
+            work.count_error(error)
+            yield error
+
+    return bounded
+
+
+def _negated(check: Callable[..., Any]) -> Callable[..., Any]:
+    """For keywords that refuse a value because a part of the schema accepts it."""
+
+    @wraps(check)
+    def negated(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+        work: _Work = _thread.work
+        work.negated += 1
+        try:
+            errors = list(check(validator, value, instance, schema) or ())
+        finally:
+            work.negated -= 1
+        yield from errors
+
+    return negated
 
 
 def _pattern(_: Any, pattern: Any, instance: Any, __: Any) -> Iterator[ValidationError]:
-    if isinstance(instance, str) and not _matches(pattern, instance):
+    if isinstance(instance, str) and _thread.work.matches(pattern, instance) is False:
         yield ValidationError(f"{instance[:200]!r} does not match {pattern!r}")
 
 
@@ -98,32 +207,41 @@ def _pattern_properties(validator: Any, patterns: Any, instance: Any, _: Any) ->
     if isinstance(instance, dict):
         for pattern, schema in patterns.items():
             for name, value in instance.items():
-                if _matches(pattern, name):
+                if _thread.work.matches(pattern, name):
                     yield from validator.descend(value, schema, path=name, schema_path=pattern)
 
 
 def _additional_properties(validator: Any, others: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
-    if not isinstance(instance, dict):
+    if not isinstance(instance, dict) or others is True:
         return
-    known, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
-    extra = [name for name in instance if name not in known and not any(_matches(one, name) for one in patterns)]
+    extra = [name for name in instance if name not in schema.get("properties", {})]
+    for pattern in schema.get("patternProperties", {}):
+        extra = [name for name in extra if _thread.work.matches(pattern, name) is False]
     if isinstance(others, dict):
         for name in extra:
             yield from validator.descend(instance[name], others, path=name)
-    elif not others and extra:
+    elif extra:
         shown = ", ".join(repr(name[:200]) for name in extra[:10])
         yield ValidationError(f"Additional properties are not allowed ({shown} unexpected)")
 
 
+# As ECMAScript writes characters, and RE2 does not.
+_ESCAPED: Final = re.compile(r"\\u([0-9A-Fa-f]{4})")
+_OPTIONS: Final = re2.Options()
+_OPTIONS.max_mem = MAX_PATTERN_BYTES
+_OPTIONS.log_errors = False
+_OPTIONS.never_capture = True
+
 # Left to whoever gets the call: what compares all pairs, or matches expressions of its own accord.
-_UNCHECKED: Final = ("uniqueItems", "unevaluatedProperties", "unevaluatedItems")
+_UNCHECKED: Final = ("uniqueItems", "unevaluatedProperties", "unevaluatedItems", "format", "$dynamicRef")
 _OURS: Final[dict[str, Callable[..., Any]]] = {
     "pattern": _pattern,
     "patternProperties": _pattern_properties,
     "additionalProperties": _additional_properties,
+    **{name: _negated(Draft202012Validator.VALIDATORS[name]) for name in ("not", "if", "oneOf")},
 }
 _CHECKS: Final = {
-    name: _timed(check)
+    name: _bounded(check)
     for name, check in ({**dict(Draft202012Validator.VALIDATORS), **_OURS}).items()
     if name not in _UNCHECKED
 }

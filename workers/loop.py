@@ -93,6 +93,8 @@ class Loop:
         """Make the one call of an execution that is a tool call. Errors: `LostLease`."""
         problems: list[str] = []
         bound = await self._tools.bound([name], problems.append)
+        for problem in problems:
+            self._warn(problem)
         if len(bound) != 1:
             told = problems[0] if problems else f"The server {name!r} has several tools; name one of them."
             return Outcome(error_type="tool_failed", error_message=told)
@@ -113,10 +115,12 @@ class Loop:
         await persist(write)
 
     async def _answer(self, agent: Agent, messages: list[Message], prefix: str, deep: int) -> str:
-        bound = await self._tools.bound(agent.tools, self._warn) if agent.tools else {}
+        delegates = self._delegates(agent, deep)
+        reserved = {DELEGATE.name} if delegates else ()
+        bound = await self._tools.bound(agent.tools, self._warn, reserved) if agent.tools else {}
         specs = [one.spec for one in bound.values()]
-        if self._delegates(agent, deep):
-            specs = [*(spec for spec in specs if spec.name != DELEGATE.name), delegate(agent)]
+        if delegates:
+            specs.append(delegate(agent))
         for number in range(1, (agent.max_steps or STEPS) + 1):
             path = f"{prefix}{number}"
             message = await self._ask(path, agent, tuple(messages), tuple(specs))

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import codecs
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +27,9 @@ from infra.sandbox import toolkit
 from infra.tools.custom import call_custom
 from infra.tools.http_request import http_request
 from workers.arguments import checked as arguments_fit
+from workers.arguments import read_arguments
 from workers.leases import persist
+from workers.tool_names import assign_names
 from workers.workspaces import Commit, Workspace
 
 _log = structlog.get_logger("paddock.tools")
@@ -41,7 +43,6 @@ MOST_TOOLS: Final = 128
 _ENCODING: Final = re.compile(
     r"ascii|utf-(8|16|32)(-[bl]e|-sig)?|iso8859-\d+|cp\d+|gb\w+|hz|big5\w*|euc_\w+|iso2022_\w+|shift_jis\w*|koi8-\w|mac-\w+"
 )
-_OTHERS: Final = re.compile(r"[^A-Za-z0-9_-]+")
 
 
 class Bound(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,32 +83,40 @@ class Toolbox:
     def __init__(self, shop: Workshop, tenant_id: str, workspace: Workspace, mode: Mode) -> None:
         self._shop, self._tenant_id, self._workspace, self._mode = shop, tenant_id, workspace, mode
 
-    async def bound(self, names: list[str], warn: Callable[[str], None]) -> dict[str, Bound]:
-        """The tools of that name, by the name under which a model calls them.
+    async def bound(
+        self, names: list[str], warn: Callable[[str], None], reserved: Collection[str] = ()
+    ) -> dict[str, Bound]:
+        """The tools of that name, by the name under which a model calls them, which is none of `reserved`.
 
         Those that are gone, switched off, not allowed in this mode or not to be reached are left out with a warning.
         """
-        found: dict[str, Bound] = {}
+        found: dict[tuple[str, str | None], Bound] = {}
         for tool in await persist(lambda: self._named(names, warn)):
             if self._mode == "sandbox" and not tool.fenced:
                 warn(f"The tool {tool.name!r} works outside of the sandbox and is left out in this mode.")
                 continue
             try:
-                several = await self._remote(tool) if tool.tool_type == "mcp" else [_local(tool)]
+                several = await self._remote(tool, warn) if tool.tool_type == "mcp" else [_local(tool)]
             except ToolFailed as error:
                 warn(f"The tools of {tool.name!r} cannot be had: {error}")
                 continue
             for one in several:
-                if len(found) >= MOST_TOOLS:
-                    warn(f"There are more than {MOST_TOOLS} tools; {one.spec.name!r} is left out.")
-                elif found.setdefault(one.spec.name, one) is not one:
-                    warn(f"Two tools are called {one.spec.name!r}; the second is left out.")
-        return found
+                found.setdefault((one.tool.id, one.remote), one)
+        tools = list(found.values())
+        if len(tools) > MOST_TOOLS:
+            others = ", ".join(repr(one.spec.name) for one in tools[MOST_TOOLS : MOST_TOOLS + 20])
+            warn(f"There are {len(tools)} tools, and {MOST_TOOLS} at most can be had; left out are {others}.")
+            tools = tools[:MOST_TOOLS]
+        wanted = [(one.spec.name, f"{one.tool.slug}/{one.remote or ''}") for one in tools]
+        return {
+            name: msgspec.structs.replace(one, spec=msgspec.structs.replace(one.spec, name=name))
+            for name, one in zip(assign_names(wanted, reserved), tools, strict=True)
+        }
 
     async def call(self, bound: Bound, arguments: str) -> Done:
         """Call a tool with arguments as a model wrote them. Errors: `ToolFailed`."""
-        args = _arguments(arguments)
-        await arguments_fit(bound.spec.parameters, args)
+        args = read_arguments(arguments)
+        await arguments_fit(bound.spec.parameters, args, self._tenant_id)
         tool = bound.tool
         if self._mode == "sandbox" and not tool.fenced:
             raise ToolFailed("this tool works outside of the sandbox.")
@@ -146,21 +155,24 @@ class Toolbox:
                 rest = [name for number, name in enumerate(names) if f"tools[{number}]" not in bad]
                 return await tools.named(tx, rest)
 
-    async def _remote(self, tool: Tool) -> list[Bound]:
+    async def _remote(self, tool: Tool, warn: Callable[[str], None]) -> list[Bound]:
         # Imported when it is first needed: that takes most of a second.
         from infra.tools.mcp import list_tools
 
         only = tool.only if isinstance(tool, ServerTool) else None
-        specs = await list_tools(self._shop.outbound, tool.configuration, await self._secrets(tool))
+        problems: list[tuple[str, str]] = []
+        secrets = await self._secrets(tool)
+        specs = await list_tools(
+            self._shop.outbound, tool.configuration, secrets, lambda *problem: problems.append(problem)
+        )
         chosen = [spec for spec in specs if only in (None, spec.name)]
+        for name, message in problems:
+            if only is None or name == repr(only):
+                warn(f"The tool {name} of {tool.name!r} {message}")
         if only is not None and not chosen:
             raise ToolFailed(f"the server has no tool {only!r}.")
         return [
-            Bound(
-                spec=msgspec.structs.replace(spec, name=_OTHERS.sub("_", f"{tool.slug}_{spec.name}")[:64]),
-                tool=tool,
-                remote=spec.name,
-            )
+            Bound(spec=msgspec.structs.replace(spec, name=f"{tool.slug}_{spec.name}"), tool=tool, remote=spec.name)
             for spec in chosen
         ]
 
@@ -280,17 +292,6 @@ _BUILT_IN: Final[dict[str, Callable[[Toolbox, dict[str, Any]], Awaitable[Done]]]
 def _local(tool: Tool) -> Bound:
     spec = ToolSpec(name=tool.slug, description=tool.description or tool.name, parameters=tool.parameters)
     return Bound(spec=spec, tool=tool)
-
-
-def _arguments(arguments: str) -> dict[str, Any]:
-    """Arguments as a model wrote them. Errors: `ToolFailed`."""
-    try:
-        args = msgspec.json.decode(arguments or "{}")
-    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
-        raise ToolFailed(f"the arguments are not JSON: {error}.") from error
-    if not isinstance(args, dict):
-        raise ToolFailed("the arguments must be a JSON object.")
-    return args
 
 
 def _decoded(data: bytes, encoding: str) -> str:

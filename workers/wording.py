@@ -7,6 +7,7 @@ import msgspec
 from domain.chat import Message, ToolCall, ToolFailed
 from domain.executions import depth
 from domain.executions.schema import MAX_DEPTH
+from domain.texts import mend_json_text
 from workers.tools import SHOWN
 
 
@@ -37,7 +38,7 @@ def kept(result: dict[str, Any]) -> dict[str, Any]:
 def shown(arguments: str) -> Any:
     """Arguments as people read them: JSON if they are, and not too much."""
     try:
-        value = msgspec.json.decode(arguments or "{}")
+        value = msgspec.json.decode(mend_json_text(arguments or "{}"))
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return arguments[:SHOWN]
     return value if len(arguments) <= 4 * SHOWN and depth(value) <= MAX_DEPTH else arguments[:SHOWN]

@@ -5,6 +5,7 @@ output schemas are not checked against, as a regular expression in one could kee
 """
 
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, TypeVar
 
@@ -20,20 +21,23 @@ from msgspec import UNSET, UnsetType
 from pydantic import ValidationError
 
 from domain.chat import ToolFailed, ToolSpec
-from domain.toolconfig import Mcp, self_contained
+from domain.texts import mend_json
+from domain.toolconfig import Mcp
 from infra.http import Outbound, Refused
 from infra.tools.custom import clean_all, hide, scrub, secret_headers
 from infra.tools.http_request import MAX_BODY, clean
+from infra.tools.mcp_results import MAX_DESCRIPTION, LenientDispatcher, WarnAboutTool
 from infra.version import VERSION
 
 MAX_TOOLS: Final = 200
 MAX_PAGES: Final = 100
-MAX_NAME: Final = 128
-MAX_DESCRIPTION: Final = 4096
 MAX_BYTES: Final = 4 * 1024 * 1024  # of all that a server says in one call of ours
 SHOWN_OF_ERRORS: Final = 2000
 # A server that does not take our goodbye must not keep the answer from its caller.
 GOODBYE: Final = {"connect": 2.0, "read": 2.0, "write": 2.0, "pool": 2.0}
+
+_UNREADABLE: Final = "The server's answer is not what MCP says."
+_ADVICE: Final = re.compile(r"\s*For further information visit https://errors\.pydantic\.dev/\S*")
 
 T = TypeVar("T")
 _log = structlog.get_logger("paddock.tools")
@@ -42,14 +46,20 @@ for _noisy in ("mcp", "client"):
     logging.getLogger(_noisy).setLevel(logging.CRITICAL)
 
 
-async def list_tools(outbound: Outbound, configuration: dict[str, Any], secrets: dict[str, str]) -> list[ToolSpec]:
+async def list_tools(
+    outbound: Outbound,
+    configuration: dict[str, Any],
+    secrets: dict[str, str],
+    warn: WarnAboutTool | None = None,
+) -> list[ToolSpec]:
     """The tools of a server, 200 at most, under the server's own names of up to 128 characters.
 
     Those names need not fit what model providers take: who shows them to a model maps them. `configuration` is as
-    `domain.toolconfig.checked_mcp` passed it, `secrets` the values of its secret headers by name. Errors: `ToolFailed`.
+    `domain.toolconfig.checked_mcp` passed it, `secrets` the values of its secret headers by name. `warn` is told of
+    entries that are left out or taken otherwise than they stand. Errors: `ToolFailed`.
     """
-
     async def work(client: Client) -> list[mcp_types.Tool]:
+        _read_leniently(client, warn)
         found: list[mcp_types.Tool] = []
         cursor = None
         for _ in range(MAX_PAGES):
@@ -62,14 +72,19 @@ async def list_tools(outbound: Outbound, configuration: dict[str, Any], secrets:
 
     specs: dict[str, ToolSpec] = {}
     for tool in await _talk(outbound, configuration, secrets, work):
-        schema = {**tool.input_schema, "type": "object"}
-        if not tool.name.isprintable() or not 0 < len(tool.name) <= MAX_NAME or not self_contained(schema):
-            _log.warning("tool of an MCP server left out", tool=tool.name[:MAX_NAME])
+        if tool.name in specs:
+            if warn is not None:
+                warn(repr(tool.name), "is listed twice; the first one is taken.")
             continue
         about = clean(tool.description or "")[:MAX_DESCRIPTION]
-        told = scrub(clean_all({"description": about, "parameters": schema}), hide(secrets))
+        told = scrub(clean_all({"description": about, "parameters": tool.input_schema}), hide(secrets))
         specs[tool.name] = ToolSpec(name=tool.name, **told)
     return list(specs.values())
+
+
+def _read_leniently(client: Client, warn: WarnAboutTool | None = None) -> None:
+    """Let a bad entry cost that entry. The library has no place of its own where results can be mended."""
+    client.session._dispatcher = LenientDispatcher(client.session._dispatcher, warn)
 
 
 async def call_mcp(
@@ -82,14 +97,15 @@ async def call_mcp(
     """
 
     async def work(client: Client) -> mcp_types.CallToolResult:
+        _read_leniently(client)
         client.session.validate_tool_result = _believed  # type: ignore[method-assign,assignment]
         return await client.call_tool(name, args)
 
     result = await _talk(outbound, configuration, secrets, work)
     hidden = hide(secrets)
-    text = scrub(clean("\n".join(map(_as_text, result.content))), hidden)
+    text = scrub(clean("\n".join(piece.text for piece in result.content if piece.type == "text")), hidden)
     if result.is_error:
-        raise ToolFailed(f"The tool failed: {text[:SHOWN_OF_ERRORS] or 'it does not say why'}")
+        raise ToolFailed(f"The tool failed: {_plain(text)[:SHOWN_OF_ERRORS] or 'it does not say why'}")
     answer: dict[str, Any] = {"content": text[:MAX_BODY]}
     truncated = len(text) > MAX_BODY
     if result.structured_content is not None:
@@ -149,13 +165,15 @@ def _words(error: BaseException, seconds: float) -> str:
         if isinstance(leaf, Refused):
             return str(leaf)
         if isinstance(leaf, MCPError):
-            return f"The server answered: {clean(leaf.message)[:SHOWN_OF_ERRORS]}"
+            if leaf.code == mcp_types.PARSE_ERROR and leaf.message.startswith("Failed to parse"):
+                return _UNREADABLE  # what our own library made of an answer
+            return f"The server answered: {_plain(clean(leaf.message))[:SHOWN_OF_ERRORS]}"
         if isinstance(leaf, TimeoutError | httpx2.TimeoutException):
             return f"There was no answer within {seconds:g} seconds."
         if isinstance(leaf, httpx2.ConnectError):
             return "The server cannot be reached."
         if isinstance(leaf, ValidationError):
-            return "The server's answer is not what MCP says."
+            return _UNREADABLE
     _log.warning("an MCP server was not understood", errors=[type(leaf).__name__ for leaf in leaves])
     return "The server's answer is not proper HTTP or not what MCP says, or was cut off."
 
@@ -166,18 +184,9 @@ def _leaves(error: BaseException) -> list[BaseException]:
     return [error]
 
 
-def _as_text(content: Any) -> str:
-    match content:
-        case mcp_types.TextContent(text=text):
-            return text
-        case mcp_types.EmbeddedResource(resource=mcp_types.TextResourceContents(text=text)):
-            return text
-        case mcp_types.ResourceLink(uri=uri):
-            return str(uri)
-        case mcp_types.ImageContent(mime_type=kind) | mcp_types.AudioContent(mime_type=kind):
-            return f"[{kind}]"
-        case _:
-            return f"[{content.type}]"
+def _plain(text: str) -> str:
+    """Words of an error without the advertisements of the library that made it."""
+    return _ADVICE.sub("", text).strip()
 
 
 async def _short_goodbye(request: httpx2.Request) -> None:
@@ -200,7 +209,8 @@ class _Meter:
         if response.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
             raise _TooMuch("packed")
         if isinstance(response.stream, httpx2.AsyncByteStream):
-            response.stream = _Counted(response.stream, self)
+            kind = response.headers.get("content-type", "").lower()
+            response.stream = _Counted(response.stream, self, in_lines=kind.startswith("text/event-stream"))
 
     def count(self, size: int) -> None:
         self.left -= size
@@ -210,13 +220,22 @@ class _Meter:
 
 
 class _Counted(httpx2.AsyncByteStream):
-    def __init__(self, stream: httpx2.AsyncByteStream, meter: _Meter) -> None:
-        self._stream, self._meter = stream, meter
+    """A body, counted, whose texts hold no half of a character: the library's reader would refuse all of it."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream, meter: _Meter, in_lines: bool) -> None:
+        self._stream, self._meter, self._in_lines = stream, meter, in_lines
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        rest = b""
         async for part in self._stream:
             self._meter.count(len(part))
-            yield part
+            rest += part
+            end = max(rest.rfind(b"\n"), rest.rfind(b"\r")) + 1 if self._in_lines else 0
+            if end:
+                yield mend_json(rest[:end])
+                rest = rest[end:]
+        if rest:
+            yield mend_json(rest)
 
     async def aclose(self) -> None:
         await self._stream.aclose()
