@@ -142,11 +142,15 @@ Part = Text | Thought | CallPart | Reply
 
 
 class ModelError(Exception):
-    """A model did not answer as it should. `retry_after` is in seconds, where the provider said so."""
+    """A model did not answer as it should. `retry_after` is in seconds, where the provider said so.
+
+    `tool` is the name of the tool that the provider refuses, where it said which.
+    """
 
     def __init__(self, kind: ErrorKind, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.kind, self.message, self.retry_after = kind, message, retry_after
+        self.tool: str | None = None
 
     @property
     def passes(self) -> bool:

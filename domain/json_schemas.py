@@ -32,6 +32,7 @@ _FORMATS: Final[dict[str, str]] = {
     **dict.fromkeys(("datetime", "timestamp"), "date-time"),
     "url": "uri",
 }
+_WORDS: Final = ("title", "description", "default", "examples")
 _IGNORED: Final = frozenset(
     {"$schema", "$id", "id", "$comment", "$anchor", "$vocabulary", "$defs", "definitions", "title", "description"}
     | {"default", "examples", "example", "deprecated", "readOnly", "writeOnly", "nullable", "x-nullable", "required"}
@@ -52,11 +53,7 @@ def normalize_schema(schema: Any) -> dict[str, Any]:
 
 def is_matchable(pattern: Any) -> bool:
     """Return whether a regular expression is one to match with: text, not too long, without looking around."""
-    return (
-        isinstance(pattern, str)
-        and len(pattern) <= MAX_PATTERN_CHARACTERS
-        and _LOOKS_AROUND.search(pattern) is None
-    )
+    return isinstance(pattern, str) and len(pattern) <= MAX_PATTERN_CHARACTERS and _LOOKS_AROUND.search(pattern) is None
 
 
 class _SchemaReader:
@@ -256,9 +253,13 @@ class _SchemaReader:
         return keyword in found
 
     def _read_one(self, keyword: str, value: Any, found: dict[str, Any], depth: int) -> bool:
-        if isinstance(value, dict | bool):
-            found[keyword] = self._read(value, depth + 1)
-        return keyword in found
+        if not isinstance(value, dict | bool):
+            return False
+        one = self._read(value, depth + 1)
+        if keyword == "not" and not one and value and value is not True:
+            return False  # nothing of it was understood, and the opposite of everything is nothing
+        found[keyword] = one
+        return True
 
     def _read_several(self, keyword: str, value: Any, found: dict[str, Any], depth: int) -> bool:
         """Of alternatives each must be understood, or none is left that may be the right one."""
@@ -284,7 +285,8 @@ class _SchemaReader:
     def _read_patterned(self, keyword: str, value: Any, found: dict[str, Any], depth: int) -> bool:
         known = value if isinstance(value, dict) else {}
         matchable = {pattern: one for pattern, one in known.items() if is_matchable(pattern)}
-        self._read_named(keyword, matchable, found, depth)
+        if matchable:
+            self._read_named(keyword, matchable, found, depth)
         if whole := isinstance(value, dict) and len(matchable) == len(value):
             return whole
         # Which other names there may be cannot be told any more.
@@ -370,7 +372,9 @@ def _with_null(schema: dict[str, Any]) -> dict[str, Any]:
         schema["type"] = list(dict.fromkeys([*(types if isinstance(types, list) else [types]), "null"]))
     if not schema.keys() & {"$ref", "const", "allOf", "anyOf", "oneOf", "not", "if"}:
         return schema
-    words = {name: schema.pop(name) for name in ("title", "description", "default", "examples") if name in schema}
+    words: dict[str, Any] = {
+        name: schema.pop(name) for name in ("title", "description", "default", "examples") if name in schema
+    }
     return {**words, "anyOf": [schema, {"type": "null"}]}
 
 

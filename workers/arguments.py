@@ -21,7 +21,6 @@ from weakref import WeakValueDictionary
 
 import jsonschema
 import msgspec
-import re2
 import structlog
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
@@ -39,13 +38,17 @@ MAX_PATTERNS: Final = 64
 MAX_PATTERN_BYTES: Final = 512 * 1024
 # Instructions of an expression times characters of a text: the most that one match may have to look at.
 MAX_MATCH_STEPS: Final = 16_000_000
-_TOO_LONG: Final = f"the arguments could not be checked against the tool's schema in {CHECK_SECONDS:g} s: it is too complex."
+_TOO_LONG: Final = (
+    f"the arguments could not be checked against the tool's schema in {CHECK_SECONDS:g} s: it is too complex."
+)
 MAX_ERRORS: Final = 10_000
 MAX_ERROR_CHARACTERS: Final = 32 * 1024 * 1024
 MAX_WHOLE: Final = 1e21
 # How many errors are looked at for the one that tells most.
 SHOWN_ERRORS: Final = 10
 
+# As ECMAScript writes characters, and RE2 does not.
+_ESCAPED: Final = re.compile(r"\\u([0-9A-Fa-f]{4})")
 _log = structlog.get_logger("paddock.tools")
 _pool: Final = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="arguments")
 _turns: Final[WeakValueDictionary[str, asyncio.Lock]] = WeakValueDictionary()
@@ -98,8 +101,13 @@ class _Work:
         if pattern not in self._patterns:
             if len(self._patterns) >= MAX_PATTERNS:
                 return None
+            # Imported where it is needed: few schemas have expressions.
+            import re2
+
+            options = re2.Options()
+            options.max_mem, options.log_errors, options.never_capture = MAX_PATTERN_BYTES, False, True
             try:
-                self._patterns[pattern] = re2.compile(_ESCAPED.sub(r"\\x{\1}", pattern), _OPTIONS)
+                self._patterns[pattern] = re2.compile(_ESCAPED.sub(r"\\x{\1}", pattern), options)
             except (re2.error, UnicodeError):
                 self._patterns[pattern] = None
         return self._patterns[pattern]
@@ -107,6 +115,8 @@ class _Work:
     def forget_patterns(self) -> None:
         """Free the memory of expressions, which the library would keep for later."""
         if self._patterns:
+            import re2
+
             re2.purge()
 
 
@@ -224,13 +234,6 @@ def _additional_properties(validator: Any, others: Any, instance: Any, schema: A
         shown = ", ".join(repr(name[:200]) for name in extra[:10])
         yield ValidationError(f"Additional properties are not allowed ({shown} unexpected)")
 
-
-# As ECMAScript writes characters, and RE2 does not.
-_ESCAPED: Final = re.compile(r"\\u([0-9A-Fa-f]{4})")
-_OPTIONS: Final = re2.Options()
-_OPTIONS.max_mem = MAX_PATTERN_BYTES
-_OPTIONS.log_errors = False
-_OPTIONS.never_capture = True
 
 # Left to whoever gets the call: what compares all pairs, or matches expressions of its own accord.
 _UNCHECKED: Final = ("uniqueItems", "unevaluatedProperties", "unevaluatedItems", "format", "$dynamicRef")

@@ -64,6 +64,7 @@ class Loop:
         self._store, self._scribe, self._calls, self._tools = store, scribe, calls, tools
         self._execution, self._clock, self._drains = execution, clock, drains
         self._steps = {step.path: step for step in done}
+        self._refused: set[tuple[str, str]] = set()  # models, and the tools that their providers do not take
         decided = any(step.status in ("approved", "rejected") for step in done)
         self._after_loss = execution.attempt - execution.resumes - execution.handovers > 1 and not decided
 
@@ -172,13 +173,29 @@ class Loop:
     ) -> Reply:
         try:
             target = await self._calls.target(agent.model or "", agent.provider)
-            return await self._streamed(path, agent, target, messages, specs)
+            return await self._without_refused(path, agent, target, messages, specs)
         except ModelError as error:
             if agent.fallback_model is None or error.kind == "not_allowed":
                 raise
             told = f"The model {agent.model!r} did not answer; {agent.fallback_model!r} is asked. {error.message}"
             self._warn(told, step=path, discards=path)
-        return await self._streamed(path, agent, await self._calls.target(agent.fallback_model), messages, specs)
+        target = await self._calls.target(agent.fallback_model)
+        return await self._without_refused(path, agent, target, messages, specs)
+
+    async def _without_refused(
+        self, path: str, agent: Agent, target: Target, messages: tuple[Message, ...], specs: tuple[ToolSpec, ...]
+    ) -> Reply:
+        """Ask a model, without a tool that its provider refuses: the model might never have called it."""
+        while True:
+            left = tuple(spec for spec in specs if (target.name, spec.name) not in self._refused)
+            try:
+                return await self._streamed(path, agent, target, messages, left)
+            except ModelError as error:
+                if error.tool is None or not any(spec.name == error.tool for spec in left):
+                    raise
+                self._refused.add((target.name, error.tool))
+                told = f"The tool {error.tool!r} is left out for {target.name!r}, whose provider refuses it. "
+                self._warn(told + error.message, step=path, discards=path)
 
     async def _streamed(
         self, path: str, agent: Agent, target: Target, messages: tuple[Message, ...], specs: tuple[ToolSpec, ...]

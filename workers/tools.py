@@ -20,6 +20,7 @@ from domain.executions.schema import Mode
 from domain.pages import Page
 from domain.ports import Blobs, Program, Sandbox, Store, Stream
 from domain.tools import ServerTool, Tool
+from domain.wire_names import assign_names
 from domain.workspaces import checked
 from infra.credentials import Keyring
 from infra.http import Outbound
@@ -29,7 +30,6 @@ from infra.tools.http_request import http_request
 from workers.arguments import checked as arguments_fit
 from workers.arguments import read_arguments
 from workers.leases import persist
-from workers.tool_names import assign_names
 from workers.workspaces import Commit, Workspace
 
 _log = structlog.get_logger("paddock.tools")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from domain.chat import Ask, Part
 from infra.llm.local import Served, aimed
 from infra.llm.prices import GenaiPrices
+from infra.llm.tool_schemas import stream_adapted
 
 if TYPE_CHECKING:
     import httpx2
@@ -39,6 +40,11 @@ class PydanticLlm:
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Part, None]:
         """See `domain.ports.Llm`. Errors: `domain.chat.ModelError`."""
+        async with aclosing(stream_adapted(ask, self._stream)) as parts:
+            async for part in parts:
+                yield part
+
+    async def _stream(self, ask: Ask) -> AsyncGenerator[Part, None]:
         if self._module is None:
             await self.warm()
         module = self._module

@@ -83,9 +83,11 @@ def aimed(ask: Ask, served: Served) -> Ask:
     llama.cpp lets text come before a call, even where one is required, and so small a model never ends its text.
     Errors: `ModelError` for a JSON Schema that would keep the server, which all share, busy for minutes.
     """
-    for schema in filter(None, (ask.options.schema, *(tool.parameters for tool in ask.tools))):
+    schemas = {f"tools[{number}]": tool.parameters for number, tool in enumerate(ask.tools)}
+    for where, schema in {"The schema of the answer": ask.options.schema or {}, **schemas}.items():
         if _parts(schema) > MOST_PARTS:
-            raise ModelError("refused", f"The local model takes JSON Schemas of at most {MOST_PARTS} parts.")
+            told = f"{where} has more than the {MOST_PARTS} parts that the local model takes of a JSON Schema."
+            raise ModelError("refused", told)
     ask = msgspec.structs.replace(ask, target=msgspec.structs.replace(ask.target, api_key=served.api_key))
     if ask.options.tool_choice != "required" or not ask.tools:
         return ask

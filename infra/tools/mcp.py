@@ -58,6 +58,7 @@ async def list_tools(
     `domain.toolconfig.checked_mcp` passed it, `secrets` the values of its secret headers by name. `warn` is told of
     entries that are left out or taken otherwise than they stand. Errors: `ToolFailed`.
     """
+
     async def work(client: Client) -> list[mcp_types.Tool]:
         _read_leniently(client, warn)
         found: list[mcp_types.Tool] = []

@@ -67,22 +67,25 @@ def _mend_list(result: dict[str, Any], warnings: _Warnings) -> dict[str, Any]:
 
 def _mend_tool(entry: Any, number: int, warnings: _Warnings) -> dict[str, Any] | None:
     if not isinstance(entry, dict):
-        return warnings.add(f"number {number}", "is left out: it is no object.")
+        warnings.add(f"number {number}", "is left out: it is no object.")
+        return None
     name = entry.get("name")
     if not isinstance(name, str) or not name:
-        return warnings.add(f"number {number}", "is left out: it has no name.")
+        warnings.add(f"number {number}", "is left out: it has no name.")
+        return None
     shown = repr(name[:MAX_NAME])
     if len(name) > MAX_NAME or not name.isprintable():
-        return warnings.add(
-            shown, f"is left out: its name must be printable and have at most {MAX_NAME} characters."
-        )
+        warnings.add(shown, f"is left out: its name must be printable and have at most {MAX_NAME} characters.")
+        return None
     given = entry.get("inputSchema")
     if given is not None and not isinstance(given, dict):
-        return warnings.add(shown, f"is left out: its inputSchema is no object but {type(given).__name__}.")
+        warnings.add(shown, f"is left out: its inputSchema is no object but {type(given).__name__}.")
+        return None
     schema = normalize_schema(given or {})
     types = schema.get("type", "object")
     if "object" not in (types if isinstance(types, list) else [types]):
-        return warnings.add(shown, f"is left out: its inputSchema is of type {types!r}, and arguments are an object.")
+        warnings.add(shown, f"is left out: its inputSchema is of type {types!r}, and arguments are an object.")
+        return None
     if "type" not in schema:
         warnings.add(shown, "has an inputSchema that does not say `type: object`; it is taken as if it did.")
     description = entry.get("description")

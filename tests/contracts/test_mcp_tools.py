@@ -298,17 +298,136 @@ async def test_pages_of_tools(here: Place):
     assert len(here.requests) < 110
 
 
-async def test_tools_that_cannot_be_offered_are_left_out(here: Place):
+async def test_a_bad_entry_costs_that_entry(here: Place):
+    plain = {"type": "object"}
     tools = [
-        {"name": "", "inputSchema": {"type": "object"}},
-        {"name": "a" * 129, "inputSchema": {"type": "object"}},
-        {"name": "a\nb", "inputSchema": {"type": "object"}},
-        {"name": "leads-out", "inputSchema": {"type": "object", "properties": {"a": {"$ref": "http://127.0.0.1/"}}}},
-        {"name": "good", "description": "a\x00", "inputSchema": {"type": "object"}},
+        {"name": "", "inputSchema": plain},
+        {"name": "a" * 129, "inputSchema": plain},
+        {"name": "a\nb", "inputSchema": plain},
+        {"name": "text", "inputSchema": "object"},
+        {"name": "listed", "inputSchema": {"type": "array"}},
+        {"inputSchema": plain},
+        "tool",
+        None,
+        {"name": "twice", "inputSchema": plain},
+        {"name": "twice", "inputSchema": plain},
+        # These are taken.
+        {"name": "leads-out", "inputSchema": {**plain, "properties": {"a": {"$ref": "http://127.0.0.1/"}}}},
+        {"name": "odd", "description": 5, "outputSchema": "x", "annotations": [], "icons": 1, "inputSchema": plain},
+        {"name": "bare", "inputSchema": {"properties": {"a": {"type": "string"}}}},
+        {"name": "empty", "inputSchema": {}},
+        {"name": "none"},
+        {"name": "upper", "inputSchema": {"type": "OBJECT"}},
+        {"name": "refers", "inputSchema": {"$ref": "#/$defs/a", "$defs": {"a": plain}}},
+        {"name": "half", "description": "half \ud83d", "inputSchema": {**plain, "title": "\ud83d\ude00"}},
+        {"name": "good", "description": "a\x00", "inputSchema": plain},
     ]
-    scripted(here, lambda method, params: {"tools": tools} if method == "tools/list" else None)
-    [good] = await list_tools(LET, mcp(here.url), {})
-    assert (good.name, good.description, good.parameters) == ("good", "a\ufffd", {"type": "object"})
+    told: list[tuple[str, str]] = []
+    scripted(
+        here, lambda method, params: {"tools": tools, "_meta": 5, "nextCursor": 5} if method == "tools/list" else None
+    )
+    found = {tool.name: tool for tool in await list_tools(LET, mcp(here.url), {}, lambda *one: told.append(one))}
+    assert list(found) == [
+        "twice", "leads-out", "odd", "bare", "empty", "none", "upper", "refers", "half", "good"
+    ]  # fmt: skip
+    assert all(tool.parameters["type"] == "object" for tool in found.values())
+    assert (found["good"].description, found["good"].parameters) == ("a\ufffd", plain)
+    assert (found["half"].description, found["half"].parameters["title"]) == ("half \ufffd", "😀")
+    assert found["leads-out"].parameters == {**plain, "properties": {"a": {}}}
+    assert found["bare"].parameters["properties"] == {"a": {"type": "string"}}
+    left_out = {name for name, message in told if "left out" in message}
+    assert left_out == {
+        "number 1",
+        repr("a" * 128),
+        "'a\\nb'",
+        "'text'",
+        "'listed'",
+        "number 6",
+        "number 7",
+        "number 8",
+    }
+    assert {name for name, _ in told} - left_out == {"'twice'", "'bare'", "'empty'", "'none'", "'refers'"}
+    scripted(here, lambda method, params: {"tools": [5] * 500} if method == "tools/list" else None)
+    told.clear()
+    assert await list_tools(LET, mcp(here.url), {}, lambda *one: told.append(one)) == []
+    assert 0 < len(told) <= 20
+
+
+@pytest.mark.parametrize(
+    ("result", "content"),
+    [
+        ({"content": [{"type": "text", "text": "half \ud83d"}]}, "half \ufffd"),
+        ({"content": [{"type": "text", "text": "\ud83d\ude00"}]}, "😀"),
+        ({"content": [{"type": "text", "text": 5}, {"type": "text"}, None, "plain"]}, "5\n\nnull\nplain"),
+        ({"content": {"type": "text", "text": "alone"}}, "alone"),
+        ({"content": "plain"}, "plain"),
+        ({"content": None}, ""),
+        ({"content": [{"type": "video", "data": 5}, {"type": "image"}, {"type": 5}]}, '[video]\n[image]\n{"type":5}'),
+        ({"content": [{"type": "resource", "resource": {"text": "t"}}, {"type": "resource"}]}, "t\n[resource]"),
+        ({"content": [], "structuredContent": [1, 2]}, "[1,2]"),
+        ({"content": [{"type": "text", "text": "a"}], "isError": None, "_meta": 5}, "a"),
+    ],
+)
+async def test_odd_content_costs_no_answer(here: Place, result: dict[str, Any], content: str):
+    scripted(here, lambda method, params: result if method == "tools/call" else None)
+    assert (await call_mcp(LET, mcp(here.url), {}, "t", {}))["content"] == content
+
+
+async def test_halves_of_characters_in_streams(here: Place):
+    """As escapes and as bytes, in an event stream that comes in pieces."""
+    body = (
+        b'{"jsonrpc":"2.0","id":%d,"result":{"content":[{"type":"text","text":"\\ud83d \xed\xa0\xbd \\ud83d\\ude00"}]}}'
+    )
+
+    def results(method: str, params: Any) -> Any:
+        if method != "tools/call":
+            return None
+        number = json.loads(here.requests[-1].body)["id"]
+
+        async def pieces(writer: asyncio.StreamWriter) -> None:
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+            data = b"event: message\ndata: " + body % number + b"\n\n"
+            for at in range(0, len(data), 7):
+                writer.write(data[at : at + 7])
+                await writer.drain()
+                await asyncio.sleep(0)
+            writer.close()
+
+        return pieces
+
+    scripted(here, results)
+    assert (await call_mcp(LET, mcp(here.url), {}, "t", {}))["content"] == "\ufffd \ufffd 😀"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"jsonrpc":"2.0","id":1,"result":5}',
+        b'{"jsonrpc":"2.0"}',
+        b'{"jsonrpc":"2.0","id":2,"result":{"tools":{"a":1}}}',
+        b"nothing",
+        b"\xff\xfe",
+        b"[" * 5000,
+    ],
+)
+async def test_failures_tell_nothing_of_the_library(here: Place, body: bytes):
+    def results(method: str, params: Any) -> Any:
+        return reply(body, content_type="application/json") if method.startswith("tools/") else None
+
+    scripted(here, results)
+    for work in (list_tools(LET, mcp(here.url), {}), call_mcp(LET, mcp(here.url), {}, "t", {})):
+        with pytest.raises(ToolFailed) as failed:
+            await work
+        assert not any(word in str(failed.value) for word in ("pydantic", "validation error", "union["))
+
+
+async def test_failures_of_servers_come_without_advertisements(here: Place):
+    told = "1 validation error for addArguments\na\n  Input should be a number\n    For further information visit "
+    told += "https://errors.pydantic.dev/2.11/v/int_parsing"
+    failing = {"content": [{"type": "text", "text": told}], "isError": True}
+    scripted(here, lambda method, params: failing if method == "tools/call" else None)
+    with pytest.raises(ToolFailed, match="Input should be a number$"):
+        await call_mcp(LET, mcp(here.url), {}, "t", {})
 
 
 async def test_packed_answers_are_not_unpacked(here: Place):

@@ -1,0 +1,359 @@
+"""Tools as every provider takes them, and what comes back as the tools themselves take it.
+
+Providers refuse a whole request for one tool whose schema has alternatives at its top, a property with an odd name or
+a word of an old draft (Anthropic: `[a-zA-Z0-9_.-]{1,64}`, JSON Schema 2020-12, an object without alternatives at the
+top; OpenAI and those that copy it: no alternatives either, and arrays that name their items). So a request holds
+schemas that say no more than all of them understand. What is lost is checked when the call is made.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from functools import lru_cache
+from typing import Any, Final
+
+import msgspec
+
+from domain.chat import Ask, CallPart, Message, ModelError, Part, Reply, ToolCall, ToolSpec
+from domain.json_schemas import DEFINITIONS, normalize_schema, subschemas
+from domain.texts import mend_json_text
+from domain.wire_names import PROPERTY_CHARACTERS, assign_names, fits
+
+# Schemas within one another, or around a value, that are followed.
+MAX_DEPTH: Final = 32
+MAX_AROUND: Final = 64
+# Of a schema as JSON: those are remembered, so that each step of a run does not adapt them again.
+MAX_REMEMBERED_BYTES: Final = 32 * 1024
+REMEMBERED_SCHEMAS: Final = 256
+# Of all schemas of a call together: adapting them takes tens of milliseconds.
+LARGE_BYTES: Final = 64 * 1024
+MAX_NEEDS: Final = 10
+# What stands at the top of a schema besides an object's own words.
+_ALTERNATIVES: Final = ("anyOf", "oneOf")
+_NOT_AT_THE_TOP: Final = (*_ALTERNATIVES, "allOf", "not", "if", "then", "else", "enum", "const", "$ref")
+# How providers say which tool is meant: by number (Gemini's first, which has groups), or by name.
+_BY_NUMBER: Final = re.compile(r"\b(?:function_?declarations|functionDeclarations)\[(\d+)\]|\btools(?:\.|\[)(\d+)\b")
+_BY_NAME: Final = re.compile(r"\b(?:function|tool)(?: name)?:? ['\"`]([A-Za-z0-9_-]{1,64})['\"`]", re.IGNORECASE)
+
+Parts = AsyncGenerator[Part, None]
+
+
+class AdaptedSchema(msgspec.Struct, frozen=True, kw_only=True):
+    """A schema for the wire, the same with its own names, names of properties that differ, and what it cannot say."""
+
+    wire: dict[str, Any]
+    own: dict[str, Any]
+    renamed: dict[str, str]  # from the tool's own name to the one on the wire
+    needs: str = ""
+
+
+class AdaptedTools:
+    """The tools of one call, and its messages, as they stand on the wire."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._tools = ask.tools
+        called = [call.name for message in ask.messages for call in message.tool_calls]
+        called += [message.name for message in ask.messages if message.role == "tool" and message.name]
+        own = list(dict.fromkeys([*(tool.name for tool in ask.tools), *called]))
+        self._names = dict(zip(own, assign_names([(name, name) for name in own]), strict=True))
+        self._own_names = {wire: name for name, wire in self._names.items()}
+        self._schemas = {tool.name: adapt_schema(tool.parameters) for tool in ask.tools}
+        self.ask = msgspec.structs.replace(
+            ask,
+            tools=tuple(self._wire_tool(tool) for tool in ask.tools),
+            messages=tuple(self._wire_message(message) for message in ask.messages),
+        )
+
+    def _wire_tool(self, tool: ToolSpec) -> ToolSpec:
+        schema = self._schemas[tool.name]
+        description = f"{tool.description}\n{schema.needs}".strip() if schema.needs else tool.description
+        return ToolSpec(name=self._names[tool.name], description=description, parameters=schema.wire)
+
+    def _wire_message(self, message: Message) -> Message:
+        if message.role == "tool" and message.name:
+            return msgspec.structs.replace(message, name=self._names[message.name])
+        if not message.tool_calls:
+            return message
+        calls = tuple(
+            ToolCall(id=call.id, name=self._names[call.name], arguments=self._arguments(call, to_wire=True))
+            for call in message.tool_calls
+        )
+        return msgspec.structs.replace(message, tool_calls=calls)
+
+    def _arguments(self, call: ToolCall, to_wire: bool) -> str:
+        schema = self._schemas.get(call.name)
+        if schema is None or not schema.renamed:
+            return call.arguments
+        try:
+            given = msgspec.json.decode(mend_json_text(call.arguments or "{}"))
+        except (msgspec.MsgspecError, RecursionError, UnicodeError):
+            return call.arguments
+        names = schema.renamed if to_wire else {wire: own for own, wire in schema.renamed.items()}
+        return msgspec.json.encode(_rename(given, [schema.own], schema.own, names, to_wire)).decode()
+
+    async def restore(self, parts: Parts) -> Parts:
+        """Yield the parts of an answer in the tools' own names. Arguments with renamed properties come in one piece."""
+        held: dict[int, tuple[str, list[str]]] = {}
+        async for part in parts:
+            if isinstance(part, CallPart):
+                name = None if part.name is None else self._own_names.get(part.name, part.name)
+                if name is not None and (schema := self._schemas.get(name)) is not None and schema.renamed:
+                    held[part.index] = (name, [part.arguments])
+                    yield msgspec.structs.replace(part, name=name, arguments="")
+                elif part.index in held:
+                    held[part.index][1].append(part.arguments)
+                else:
+                    yield part if name == part.name else msgspec.structs.replace(part, name=name)
+            elif isinstance(part, Reply):
+                for index, (name, pieces) in held.items():
+                    call = ToolCall(id="", name=name, arguments="".join(pieces))
+                    yield CallPart(index=index, arguments=self._arguments(call, to_wire=False))
+                yield self._own_reply(part)
+            else:
+                yield part
+
+    def _own_reply(self, reply: Reply) -> Reply:
+        calls: list[ToolCall] = []
+        for call in reply.message.tool_calls:
+            named = msgspec.structs.replace(call, name=self._own_names.get(call.name, call.name))
+            arguments = mend_json_text(self._arguments(named, to_wire=False))
+            calls.append(msgspec.structs.replace(named, arguments=arguments))
+        return msgspec.structs.replace(reply, message=msgspec.structs.replace(reply.message, tool_calls=tuple(calls)))
+
+    def name_tool(self, error: ModelError) -> None:
+        """Put the name of the tool that a provider refuses into its words: they tell its number alone."""
+        if error.kind != "refused":
+            return
+        tool: ToolSpec | None = None
+        if (number := _BY_NUMBER.search(error.message)) is not None:
+            at = int((number[1] or number[2])[:6])
+            tool = self._tools[at] if at < len(self._tools) else None
+        elif (named := _BY_NAME.search(error.message)) is not None:
+            own = self._own_names.get(named[1])
+            tool = next((one for one in self._tools if one.name == own), None)
+        if tool is not None:
+            error.tool = tool.name
+            error.message = f"{error.message} (This is about the tool {tool.name!r}.)"
+
+
+async def stream_adapted(ask: Ask, stream: Callable[[Ask], Parts]) -> Parts:
+    """Yield the parts of an answer to a call whose tools are adapted to the wire. Errors: those of `stream`."""
+    if not ask.tools and not any(message.tool_calls for message in ask.messages):
+        async with aclosing(stream(ask)) as parts:
+            async for part in parts:
+                yield part
+        return
+    # Strangers' schemas: what takes long shall not keep the others of this process waiting.
+    tools = await asyncio.to_thread(AdaptedTools, ask) if _is_large(ask.tools) else AdaptedTools(ask)
+    try:
+        async with aclosing(stream(tools.ask)) as wire_parts, aclosing(tools.restore(wire_parts)) as parts:
+            async for part in parts:
+                yield part
+    except ModelError as error:
+        tools.name_tool(error)
+        raise
+
+
+def _is_large(tools: Sequence[ToolSpec]) -> bool:
+    left = LARGE_BYTES
+    for tool in tools:
+        try:
+            left -= len(msgspec.json.encode(tool.parameters))
+        except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError, TypeError):
+            return True
+        if left < 0:
+            return True
+    return False
+
+
+def adapt_schema(schema: dict[str, Any]) -> AdaptedSchema:
+    """Return the schema of a tool's arguments as providers take it."""
+    try:
+        written = msgspec.json.encode(schema)
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError, TypeError):
+        return _adapt(schema)
+    return _adapt_written(written) if len(written) <= MAX_REMEMBERED_BYTES else _adapt(schema)
+
+
+@lru_cache(maxsize=REMEMBERED_SCHEMAS)
+def _adapt_written(written: bytes) -> AdaptedSchema:
+    return _adapt(msgspec.json.decode(written))
+
+
+def _adapt(schema: dict[str, Any]) -> AdaptedSchema:
+    own = normalize_schema(schema)
+    definitions = own.pop(DEFINITIONS, {})
+    needed = _needed(own, definitions)
+    own = {**_folded(own, definitions, 0), "type": "object"}
+    own.setdefault("properties", {})
+    if definitions:
+        own[DEFINITIONS] = definitions
+    _complete(own)
+    odd: dict[str, None] = {}
+    known: set[str] = set()
+    _collect_names(own, known, odd)
+    if not odd:
+        return AdaptedSchema(wire=own, own=own, renamed={}, needs=_in_words(needed))
+    names = assign_names([(name, name) for name in [*known, *odd]], characters=PROPERTY_CHARACTERS)
+    renamed = {name: wire for name, wire in zip([*known, *odd], names, strict=True) if name in odd}
+    needs = _in_words([[renamed.get(name, name) for name in one] for one in needed])
+    return AdaptedSchema(wire=_renamed_schema(own, renamed), own=own, renamed=renamed, needs=needs)
+
+
+def _in_words(needed: list[list[str]]) -> str:
+    sets = [" with ".join(f"`{name[:64]}`" for name in one) for one in needed]
+    return f"Needs {' or '.join(sets)}." if sets else ""
+
+
+def _needed(schema: dict[str, Any], definitions: dict[str, Any]) -> list[list[str]]:
+    """What each of the alternatives at the top requires, if each requires something."""
+    for keyword in _ALTERNATIVES:
+        sets = [_target(one, definitions).get("required", []) for one in schema.get(keyword, [])]
+        if len(sets) > 1 and all(sets) and len(sets) <= MAX_NEEDS:
+            return sets
+    return []
+
+
+def _target(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """The schema that a reference leads to, its own words before that one's."""
+    for _ in range(MAX_DEPTH):
+        if not isinstance(reference := schema.get("$ref"), str):
+            break
+        rest = {keyword: value for keyword, value in schema.items() if keyword != "$ref"}
+        schema = {**definitions.get(reference.rpartition("/")[2], {}), **rest}
+    return schema
+
+
+def _folded(schema: dict[str, Any], definitions: dict[str, Any], depth: int) -> dict[str, Any]:
+    """An object's schema with the properties of all its alternatives, of which none is required but by all."""
+    schema = _target(schema, definitions)
+    folded = {keyword: value for keyword, value in schema.items() if keyword not in _NOT_AT_THE_TOP}
+    if depth > MAX_DEPTH:
+        return folded
+    properties: dict[str, list[Any]] = {name: [one] for name, one in folded.get("properties", {}).items()}
+    required = dict.fromkeys(folded.get("required", []))
+    for keyword in ("allOf", *_ALTERNATIVES):
+        branches = [_folded(one, definitions, depth + 1) for one in schema.get(keyword, [])]
+        for branch in branches:
+            for name, one in branch.get("properties", {}).items():
+                if one not in (found := properties.setdefault(name, [])):
+                    found.append(one)
+        sets = [set(branch.get("required", [])) for branch in branches]
+        if sets:
+            shared = set.union(*sets) if keyword == "allOf" else set.intersection(*sets)
+            required |= dict.fromkeys(sorted(shared))
+    if properties:
+        folded["properties"] = {
+            name: several[0] if len(several) == 1 else {"anyOf": [one for one in several if one] or [{}]}
+            for name, several in properties.items()
+        }
+    if required:
+        folded["required"] = list(required)
+    return folded
+
+
+def _complete(schema: dict[str, Any]) -> None:
+    """Say what some providers want to be told: the items of arrays, and the type of what has a format."""
+    if "format" in schema and not schema.keys() & {"type", "enum", *_NOT_AT_THE_TOP}:
+        schema["type"] = "string"
+    types = schema.get("type")
+    if "array" in (types if isinstance(types, list) else [types]):
+        schema.setdefault("items", {})
+    for one in subschemas(schema):
+        _complete(one)
+
+
+def _collect_names(schema: dict[str, Any], known: set[str], odd: dict[str, None]) -> None:
+    for name in schema.get("properties", {}):
+        if fits(name, PROPERTY_CHARACTERS):
+            known.add(name)
+        else:
+            odd[name] = None
+    for one in subschemas(schema):
+        _collect_names(one, known, odd)
+
+
+def _renamed_schema(schema: Any, names: dict[str, str]) -> Any:
+    """The same schema with properties renamed, each of them told its own name."""
+    found = dict(schema)
+    for keyword in (DEFINITIONS, "properties", "patternProperties", "dependentSchemas"):
+        if keyword in found:
+            found[keyword] = {name: _renamed_schema(one, names) for name, one in found[keyword].items()}
+    for keyword in ("allOf", "anyOf", "oneOf", "prefixItems"):
+        if keyword in found:
+            found[keyword] = [_renamed_schema(one, names) for one in found[keyword]]
+    for keyword in ("not", "if", "then", "else", "contains", "propertyNames", "items", "additionalProperties"):
+        if isinstance(found.get(keyword), dict):
+            found[keyword] = _renamed_schema(found[keyword], names)
+    for keyword in ("properties", "dependentSchemas"):
+        if keyword in found:
+            found[keyword] = {
+                names.get(name, name): _with_own_name(one, name) if name in names and keyword == "properties" else one
+                for name, one in found[keyword].items()
+            }
+    if "required" in found:
+        found["required"] = [names.get(name, name) for name in found["required"]]
+    if "dependentRequired" in found:
+        found["dependentRequired"] = {
+            names.get(name, name): [names.get(one, one) for one in several]
+            for name, several in found["dependentRequired"].items()
+        }
+    return found
+
+
+def _with_own_name(schema: dict[str, Any], name: str) -> dict[str, Any]:
+    return {**schema, "description": f"(its name is {name!r}) {schema.get('description', '')}".rstrip()}
+
+
+def _rename(
+    value: Any,
+    schemas: Sequence[dict[str, Any]],
+    root: dict[str, Any],
+    names: dict[str, str],
+    to_wire: bool,
+    depth: int = 0,
+) -> Any:
+    """A value whose keys are renamed where one of the schemas around it has them as properties."""
+    if depth > 2 * MAX_DEPTH or not isinstance(value, dict | list):
+        return value
+    around = _around(schemas, root)
+    if isinstance(value, list):
+        inner: list[dict[str, Any]] = []
+        for schema in around:
+            inner += [one for one in (*schema.get("prefixItems", ()), schema.get("items")) if isinstance(one, dict)]
+        return [_rename(one, inner, root, names, to_wire, depth + 1) for one in value]
+    found: dict[str, Any] = {}
+    for key, one in value.items():
+        other = names.get(key)
+        own = key if to_wire else other if other is not None else key
+        known = [schema["properties"][own] for schema in around if own in schema.get("properties", {})]
+        if not known:
+            own = key
+            for schema in around:
+                patterned = schema.get("patternProperties", {}).values()
+                known += [more for more in (schema.get("additionalProperties"), *patterned) if isinstance(more, dict)]
+        elif other is not None:
+            key = other
+        found[key] = _rename(one, known, root, names, to_wire, depth + 1)
+    return found
+
+
+def _around(schemas: Sequence[dict[str, Any]], root: dict[str, Any]) -> list[dict[str, Any]]:
+    """Schemas that hold for a value together with those that are given: what they refer to, and alternatives."""
+    found: list[dict[str, Any]] = []
+    waiting = list(schemas)
+    while waiting and len(found) < MAX_AROUND:
+        schema = waiting.pop()
+        if any(schema is one for one in found):
+            continue
+        found.append(schema)
+        for keyword in ("allOf", *_ALTERNATIVES):
+            waiting += schema.get(keyword, [])
+        waiting += [schema[keyword] for keyword in ("if", "then", "else") if keyword in schema]
+        reference = schema.get("$ref")
+        if reference == "#":
+            waiting.append(root)
+        elif isinstance(reference, str):
+            waiting += [one for one in [root.get(DEFINITIONS, {}).get(reference.rpartition("/")[2])] if one is not None]
+    return found
