@@ -4,7 +4,7 @@ Pure rules alone. Where an address leads is looked at when the connection is mad
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import parse_qsl, urlsplit
 
@@ -29,6 +29,9 @@ _HOST: Final = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]+\]")
 _REFERENCES: Final = ("$ref", "$dynamicRef", "$recursiveRef")
 _WORD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
+BodyFormat = Literal["json", "form", "multipart"]
+_FORMS: Final[dict[str, BodyFormat]] = {"application/x-www-form-urlencoded": "form", "multipart/form-data": "multipart"}
+
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 Url = Annotated[str, Meta(min_length=1, max_length=2048)]
 Headers = Annotated[dict[str, str], Meta(max_length=MAX_HEADERS)]
@@ -40,7 +43,8 @@ Seconds = Annotated[float, Meta(gt=0, le=MAX_TIMEOUT)]
 class Custom(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A custom HTTP tool. `{name}` in the path of `api_endpoint` is filled from the arguments.
 
-    The other arguments go into the query for GET and DELETE, else into a JSON body. `parameters` is a JSON Schema of
+    The other arguments go into the query for GET and DELETE, else into the body: as JSON, or as a form where the header
+    Content-Type says `application/x-www-form-urlencoded` or `multipart/form-data`. `parameters` is a JSON Schema of
     type object, or only its `properties`. `timeout` in seconds, for the whole call.
     """
 
@@ -69,6 +73,8 @@ def checked_custom(configuration: dict[str, Any]) -> tuple[dict[str, Any], dict[
     told = _read(configuration, Custom)
     names = _checked_endpoint("configuration.api_endpoint", told.api_endpoint, placeholders=True)
     _checked_headers(told.headers, told.secrets)
+    if told.method not in ("GET", "DELETE"):
+        _check_media_type(told.headers)
     schema = _checked_parameters(told.parameters)
     known = schema["properties"]
     for name in names:
@@ -92,6 +98,25 @@ def checked_mcp(configuration: dict[str, Any]) -> dict[str, Any]:
     _checked_headers(told.headers, told.secrets)
     built: dict[str, Any] = msgspec.to_builtins(told)
     return built
+
+
+def body_format(headers: Mapping[str, str]) -> BodyFormat | None:
+    """Return how a body of the media type that headers ask for is written; None for one that we cannot write."""
+    named = next((value for name, value in headers.items() if name.lower() == "content-type"), "application/json")
+    kind, *parameters = [part.strip().lower() for part in named.split(";")]
+    charset = next((part.partition("=")[2].strip(' "') for part in parameters if part.startswith("charset")), "utf-8")
+    if charset not in ("utf-8", "utf8"):
+        return None
+    if kind in ("application/json", "text/json") or re.fullmatch(r"application/[a-z0-9.+-]+\+json", kind):
+        return "json"
+    return _FORMS.get(kind)
+
+
+def _check_media_type(headers: dict[str, str]) -> None:
+    if body_format(headers) is None:
+        field = next(name for name in headers if name.lower() == "content-type")
+        told = "must be application/json, application/x-www-form-urlencoded or multipart/form-data, in UTF-8: "
+        raise invalid(f"configuration.headers.{field}", told + "bodies of other media types are not written here.")
 
 
 def wrong_header(name: str, value: str) -> str | None:

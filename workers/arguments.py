@@ -27,6 +27,7 @@ from jsonschema.exceptions import ValidationError, best_match
 from referencing import Registry
 
 from domain.chat import ToolFailed
+from domain.json_numbers import write_whole
 from domain.json_schemas import normalize_schema
 from domain.texts import mend_json_text
 
@@ -43,7 +44,6 @@ _TOO_LONG: Final = (
 )
 MAX_ERRORS: Final = 10_000
 MAX_ERROR_CHARACTERS: Final = 32 * 1024 * 1024
-MAX_WHOLE: Final = 1e21
 # How many errors are looked at for the one that tells most.
 SHOWN_ERRORS: Final = 10
 
@@ -146,18 +146,6 @@ def read_arguments(text: str) -> dict[str, Any]:
     if not isinstance(args, dict):
         raise ToolFailed("the arguments must be a JSON object.")
     return {name: write_whole(value) for name, value in args.items()}
-
-
-def write_whole(value: Any) -> Any:
-    """Return a JSON value in which `5.0` is 5, up to where JavaScript begins to write exponents.
-
-    Models write either, to a schema they are the same, and servers often take but one.
-    """
-    if isinstance(value, float):
-        return int(value) if value.is_integer() and abs(value) < MAX_WHOLE else value
-    if isinstance(value, dict):
-        return {name: write_whole(one) for name, one in value.items()}
-    return [write_whole(one) for one in value] if isinstance(value, list) else value
 
 
 def _first_wrong(schema: dict[str, Any], args: Any) -> str | None:

@@ -5,6 +5,7 @@ import base64
 import codecs
 import re
 from collections.abc import Awaitable, Callable, Collection
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -125,13 +126,8 @@ class Toolbox:
                 return await _BUILT_IN[tool.name](self, args)
             secrets = await self._secrets(tool)
             if tool.tool_type == "mcp":
-                from infra.tools.mcp import call_mcp
-
-                return Done(
-                    result=await call_mcp(
-                        self._shop.outbound, tool.configuration, secrets, bound.remote or bound.spec.name, args
-                    )
-                )
+                mcp, name = await _loaded_mcp(), bound.remote or bound.spec.name
+                return Done(result=await mcp.call_mcp(self._shop.outbound, tool.configuration, secrets, name, args))
             return Done(result=await call_custom(self._shop.outbound, tool.configuration, args, secrets))
         except DomainError as error:
             if error.code in OUTAGES:
@@ -156,13 +152,11 @@ class Toolbox:
                 return await tools.named(tx, rest)
 
     async def _remote(self, tool: Tool, warn: Callable[[str], None]) -> list[Bound]:
-        # Imported when it is first needed: that takes most of a second.
-        from infra.tools.mcp import list_tools
-
         only = tool.only if isinstance(tool, ServerTool) else None
         problems: list[tuple[str, str]] = []
         secrets = await self._secrets(tool)
-        specs = await list_tools(
+        mcp = await _loaded_mcp()
+        specs = await mcp.list_tools(
             self._shop.outbound, tool.configuration, secrets, lambda *problem: problems.append(problem)
         )
         chosen = [spec for spec in specs if only in (None, spec.name)]
@@ -287,6 +281,11 @@ _BUILT_IN: Final[dict[str, Callable[[Toolbox, dict[str, Any]], Awaitable[Done]]]
     "http_request": Toolbox._http,
     "search_artifacts": Toolbox._search,
 }
+
+
+async def _loaded_mcp() -> Any:
+    """The client of MCP servers, imported when it is first needed: a second or more, in which leases go on."""
+    return await asyncio.to_thread(import_module, "infra.tools.mcp")
 
 
 def _local(tool: Tool) -> Bound:

@@ -32,8 +32,11 @@ MAX_NEEDS: Final = 10
 # What stands at the top of a schema besides an object's own words.
 _ALTERNATIVES: Final = ("anyOf", "oneOf")
 _NOT_AT_THE_TOP: Final = (*_ALTERNATIVES, "allOf", "not", "if", "then", "else", "enum", "const", "$ref")
-# How providers say which tool is meant: by number (Gemini's first, which has groups), or by name.
-_BY_NUMBER: Final = re.compile(r"\b(?:function_?declarations|functionDeclarations)\[(\d+)\]|\btools(?:\.|\[)(\d+)\b")
+# How providers say which tool is meant: by number (Gemini counts within a group), or by name.
+_BY_NUMBER: Final = (
+    re.compile(r"\bfunction_?[dD]eclarations\[(\d{1,4})\]"),
+    re.compile(r"\btools(?:\.|\[)(\d{1,4})\b"),
+)
 _BY_NAME: Final = re.compile(r"\b(?:function|tool)(?: name)?:? ['\"`]([A-Za-z0-9_-]{1,64})['\"`]", re.IGNORECASE)
 
 Parts = AsyncGenerator[Part, None]
@@ -126,8 +129,9 @@ class AdaptedTools:
         if error.kind != "refused":
             return
         tool: ToolSpec | None = None
-        if (number := _BY_NUMBER.search(error.message)) is not None:
-            at = int((number[1] or number[2])[:6])
+        numbers = [found for one in _BY_NUMBER if (found := one.search(error.message)) is not None]
+        if numbers:
+            at = int(numbers[0][1])
             tool = self._tools[at] if at < len(self._tools) else None
         elif (named := _BY_NAME.search(error.message)) is not None:
             own = self._own_names.get(named[1])

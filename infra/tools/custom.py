@@ -2,13 +2,14 @@
 
 import re
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx2
 import msgspec
 
 from domain.chat import ToolFailed
-from domain.toolconfig import PLACEHOLDER, Custom, wrong_header
+from domain.json_numbers import write_whole
+from domain.toolconfig import PLACEHOLDER, Custom, body_format, wrong_header
 from infra.http import Outbound
 from infra.tools.http_request import AGENT, MAX_BODY, as_text, clean, read, told_apart
 
@@ -28,26 +29,25 @@ async def call_custom(
     told = msgspec.convert(configuration, Custom)
     headers = secret_headers(told.headers, told.secrets, secrets)
     url, rest = filled(told.api_endpoint, args)
-    content = None
+    body: dict[str, Any] = {}
     if told.method in ("GET", "DELETE"):
-        url = url.copy_with(params=httpx2.QueryParams([*url.params.multi_items(), *_query(rest)])) if rest else url
+        url = url.copy_with(params=httpx2.QueryParams([*url.params.multi_items(), *_pairs(rest)])) if rest else url
     else:
-        content = msgspec.json.encode(rest)
-        headers.setdefault("content-type", "application/json")
+        body = _written(rest, headers)
     hidden = hide(secrets)
     # What is cut in the middle of a secret would show its beginning, so that much more is read and then dropped.
     margin = max(map(len, hidden), default=0)
     async with told_apart(told.timeout), outbound.client2(timeout=told.timeout) as client:
-        request = client.build_request(told.method, url, headers=headers, content=content)
+        request = client.build_request(told.method, url, headers=headers, **body)
         response = await client.send(request, stream=True)
         try:
-            body, truncated = await read(response, MAX_BODY + margin)
+            answered, truncated = await read(response, MAX_BODY + margin)
         finally:
             await response.aclose()
-    text = scrub(as_text(response, body), hidden)
-    if truncated or len(body) > MAX_BODY:
+    text = scrub(as_text(response, answered), hidden)
+    if truncated or len(answered) > MAX_BODY:
         truncated, text = True, text[: max(0, min(MAX_BODY, len(text) - margin))]
-    answer = text if truncated else _parsed(body, text, hidden)
+    answer = text if truncated else _parsed(answered, text, hidden)
     if response.status_code >= 400:
         # Written anew, as the endpoint's own way of writing JSON may hide a secret from us.
         shown = answer if isinstance(answer, str) else msgspec.json.encode(answer).decode()
@@ -72,9 +72,7 @@ def filled(endpoint: str, args: dict[str, Any]) -> tuple[httpx2.URL, dict[str, A
     def value(match: re.Match[str]) -> str:
         name = match[1]
         given = args.get(name)
-        if isinstance(given, bool):
-            given = "true" if given else "false"
-        text = str(given) if isinstance(given, (str, int, float)) else ""
+        text = _text(given) if isinstance(given, (str, int, float)) else ""
         if not text:
             raise ToolFailed(f"{name}: is required, as text or a number.")
         if any(part.strip() in (".", "..") for part in re.split(r"[/\\]", text)):
@@ -125,13 +123,32 @@ def scrub(value: Any, hidden: list[str]) -> Any:
     return STARS if isinstance(value, (int, float)) and str(value) in hidden else value
 
 
-def _query(args: dict[str, Any]) -> list[tuple[str, str]]:
+def _written(args: dict[str, Any], headers: httpx2.Headers) -> dict[str, Any]:
+    """The body in the media type that the headers ask for, JSON if they ask for none."""
+    match body_format(headers):
+        case "form":
+            return {"content": urlencode(_pairs(args), errors="replace").encode()}
+        case "multipart" if pairs := _pairs(args):
+            # With a boundary of the library's own.
+            del headers["content-type"]
+            return {"files": [(name, (None, text.encode("utf-8", "replace"))) for name, text in pairs]}
+        case "multipart":
+            return {"content": b""}
+        case _:
+            headers.setdefault("content-type", "application/json")
+            return {"content": msgspec.json.encode(write_whole(args))}
+
+
+def _pairs(args: dict[str, Any]) -> list[tuple[str, str]]:
+    """Arguments as forms and queries have them: a list is its name again and again, null is left out."""
     pairs: list[tuple[str, str]] = []
     for name, given in args.items():
-        for one in given if isinstance(given, list) else [given]:
-            if one is not None:
-                pairs.append((name, one if isinstance(one, str) else msgspec.json.encode(one).decode()))
+        pairs += [(name, _text(one)) for one in (given if isinstance(given, list) else [given]) if one is not None]
     return pairs
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(write_whole(value)).decode()
 
 
 def _parsed(body: bytes, text: str, hidden: list[str]) -> Any:

@@ -109,6 +109,57 @@ async def test_dots_that_several_placeholders_make(here: Place):
     assert here.connections == 0
 
 
+async def test_whole_numbers_are_written_whole(here: Place):
+    """In path, query and body, however a model writes them."""
+    args = {"id": 5.0, "page": 2.0, "half": 0.5, "big": 1e20, "huge": 1e21, "l": [3.0], "o": {"a": [4.0]}}
+    await call(custom(here, "/users/{id}", method="GET", parameters={"id": ANY}), args)
+    query = "page=2&half=0.5&big=100000000000000000000&huge=1e21&l=3&o=%7B%22a%22%3A%5B4%5D%7D"
+    assert here.requests[0].target == f"/users/5?{query}"
+    await call(custom(here, "/users/{id}", parameters={"id": ANY}), args)
+    body = b'{"page":2,"half":0.5,"big":100000000000000000000,"huge":1e21,"l":[3],"o":{"a":[4]}}'
+    assert (here.requests[1].target, here.requests[1].body) == ("/users/5", body)
+    await call(custom(here, "/{id}", parameters={"id": ANY}), {"id": 1e20})
+    assert here.requests[2].target == "/100000000000000000000"
+
+
+FORM = "application/x-www-form-urlencoded"
+
+
+@pytest.mark.parametrize("kind", [FORM, FORM.upper(), f"{FORM}; charset=UTF-8"])
+async def test_a_form_where_one_was_asked_for(here: Place, kind: str):
+    args = {"to": "+49 170", "body": "Hello & goodbye ü", "l": ["a", 2.0], "t": True, "n": None, "o": {"k": 1}}
+    await call(custom(here, headers={"content-Type": kind}), args)
+    [asked] = here.requests
+    assert asked.headers["content-type"] == kind
+    assert asked.body == b"to=%2B49+170&body=Hello+%26+goodbye+%C3%BC&l=a&l=2&t=true&o=%7B%22k%22%3A1%7D"
+    await call(custom(here, headers={"Content-Type": kind}), {})
+    assert here.requests[1].body == b""
+
+
+async def test_a_form_of_parts(here: Place):
+    configuration = custom(here, headers={"Content-Type": "multipart/form-data; boundary=mine"})
+    await call(configuration, {"to": "a\r\nb", "l": [1.0, "ü"], 'n"m': "x"})
+    [asked] = here.requests
+    kind, boundary = asked.headers["content-type"].split("; boundary=")
+    assert (kind, boundary == "mine") == ("multipart/form-data", False)
+    parts = asked.body.split(b"--" + boundary.encode())
+    assert [part.strip().rsplit(b"\r\n\r\n")[-1] for part in parts[1:-1]] == [b"a\r\nb", b"1", "ü".encode(), b"x"]
+    assert [part.count(b'name="l"') for part in parts] == [0, 0, 1, 1, 0, 0]
+    await call(configuration, {})
+
+
+@pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "application/vnd.api+json", "text/json"])
+async def test_json_by_other_names(here: Place, kind: str):
+    await call(custom(here, headers={"Content-Type": kind}), {"a": 1})
+    assert (here.requests[0].headers["content-type"], here.requests[0].body) == (kind, b'{"a":1}')
+
+
+async def test_parameters_with_odd_names(here: Place):
+    configuration = custom(here, method="GET", parameters={"$filter": ANY, "sort[by]": ANY})
+    await call(configuration, {"$filter": "a eq 'b'", "sort[by]": "x"})
+    assert here.requests[0].target == "/?%24filter=a+eq+%27b%27&sort%5Bby%5D=x"
+
+
 async def test_secrets_are_sent_and_never_shown(here: Place, caplog: pytest.LogCaptureFixture):
     """An endpoint that repeats everything: as text, in JSON values and keys, escaped, as a number, and in errors."""
     caplog.set_level(logging.DEBUG)
@@ -239,6 +290,10 @@ def test_parameters():
         ({"parameters": {"a": {"anyOf": [{"$ref": "file:///etc/passwd"}]}}}, "configuration.parameters"),
         ({"parameters": {"a": {"description": "x" * 70_000}}}, "configuration.parameters"),
         ({"headers": {"Host": "b"}}, "configuration.headers.Host"),
+        ({"headers": {"Content-Type": "application/xml"}}, "configuration.headers.Content-Type"),
+        ({"headers": {"content-type": "text/plain"}}, "configuration.headers.content-type"),
+        ({"headers": {"Content-Type": "application/octet-stream"}}, "configuration.headers.Content-Type"),
+        ({"headers": {"Content-Type": f"{FORM}; charset=latin-1"}}, "configuration.headers.Content-Type"),
         ({"headers": {"X-A": "b\r\nc"}}, "configuration.headers.X-A"),
         ({"headers": {"X-A": "b", "x-a": "c"}}, "configuration.headers.x-a"),
         ({"secrets": {"Host": "b"}}, "configuration.secrets.Host"),
