@@ -36,7 +36,7 @@ async def get_model(front: Front, caller: Caller, model_id: str) -> Model:
 async def patch_model(front: Front, caller: Caller, model_id: str, data: PatchModel) -> Model:
     """Change what was sent; PUT does the same. Calls that begin later see it."""
     async with front.store.begin(caller) as tx:
-        return await llms.patch(tx, model_id, data)
+        return await llms.patch(tx, caller, model_id, data)
 
 
 @delete(_ONE, opt=needs("write:catalog"))

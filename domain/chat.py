@@ -1,5 +1,6 @@
 """What is said to language models and what they answer, in the terms that all providers share."""
 
+from collections.abc import Callable
 from typing import Any, Final, Literal
 
 import msgspec
@@ -8,6 +9,8 @@ from domain.secrets import Secret
 
 Role = Literal["system", "user", "assistant", "tool"]
 Finish = Literal["stop", "length", "tool_calls", "content_filter"]
+# Which of OpenAI's two interfaces a model is asked over.
+Api = Literal["responses", "chat"]
 ErrorKind = Literal[
     "rate_limited",  # 429: passes by itself, maybe after `retry_after`
     "unavailable",  # 5xx, or nobody answers: passes by itself
@@ -29,14 +32,25 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
     arguments: str
 
 
+class ProviderParts(msgspec.Struct, frozen=True, kw_only=True):
+    """An answer as its provider wrote it, with reasoning that it wants back to go on: signed, sealed, or by id.
+
+    `writer` is who wrote it: nobody else is given these. What the parts hold is the business of `infra.llm` alone.
+    """
+
+    writer: str
+    parts: tuple[dict[str, Any], ...]
+
+
 class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """One message. `tool_call_id` and `name` belong to role `tool`, `tool_calls` to role `assistant`."""
+    """One message. `tool_call_id` and `name` belong to role `tool`, `tool_calls` and the last to role `assistant`."""
 
     role: Role
     content: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     name: str | None = None
+    provider_parts: ProviderParts | None = None
 
 
 class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +65,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """A model to call. `name` is its name in the registry, `model` the provider's own name for it.
 
     `base_url` None means the provider's usual one. `price` is dollars per million tokens where it was set by hand.
+    `api` None leaves to the provider's habit which interface is used.
     """
 
     name: str
@@ -60,6 +75,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     api_key: Secret | None = None
     parameters: dict[str, Any] = {}
     price: "Price | None" = None
+    api: Api | None = None
 
 
 class Price(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,13 +102,17 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """One call of a model. `timeout` is in seconds, for the next part of the answer."""
+    """One call of a model. `timeout` is in seconds, for the next part of the answer.
+
+    `on_sent` is called once the request has gone out: from then on its prompt is owed.
+    """
 
     target: Target
     messages: tuple[Message, ...]
     tools: tuple[ToolSpec, ...] = ()
     options: Options = Options()
     timeout: float = 60.0
+    on_sent: Callable[[], None] | None = None
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,15 +150,30 @@ class CallPart(msgspec.Struct, frozen=True, kw_only=True):
     arguments: str = ""
 
 
+class ReportedUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens of the call so far, as the provider reports them; None where it does not, or what it says cannot be."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+class Notice(msgspec.Struct, frozen=True):
+    """What was odd about an answer that counts all the same. For the log of the run."""
+
+    message: str
+
+
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole answer, always the last part. `usage` is None when the provider did not tell."""
+    """The whole answer, always the last part. `usage` is None when the provider did not report all of it."""
 
     message: Message
     finish: Finish
     usage: Usage | None
 
 
-Part = Text | Thought | CallPart | Reply
+Part = Text | Thought | CallPart | ReportedUsage | Notice | Reply
 
 
 class ModelError(Exception):

@@ -10,9 +10,9 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from domain import ids, names, provider_keys
-from domain.access import Caller
-from domain.chat import Price
-from domain.errors import FieldError, invalid, not_found, refused
+from domain.access import Caller, require
+from domain.chat import Api, Price
+from domain.errors import DomainError, FieldError, forbidden, invalid, not_found, refused
 from domain.names import Name
 from domain.pages import Listing, Page
 from domain.ports import Tx
@@ -30,11 +30,19 @@ _KNOWN: Final[tuple[tuple[re.Pattern[str], Provider], ...]] = (
     (re.compile(r"deepseek-"), "deepseek"),
     (re.compile(r"databricks-"), "databricks"),
 )
-# What a call is made of besides parameters: set for each call, not for a model.
-_NO_PARAMETERS: Final = frozenset(
-    {"model", "messages", "system", "input", "stream", "stream_options", "tools", "tool_choice", "functions", "n"}
-    | {"timeout", "extra_headers", "extra_query"}
+# What a call decides after it was allowed for: another model would answer than the one that is paid for, another prompt
+# than the one that was counted, more or longer answers than what was held for it. No parameter of a model, by any name.
+RESERVED_PARAMETERS: Final = frozenset(
+    {"model", "models", "fallbacks", "route", "messages", "system", "input", "prompt", "instructions", "conversation"}
+    | {"conversation_id", "previous_response_id", "stream", "stream_options", "tools", "native_tools", "mcp_servers"}
+    | {"tool_choice", "functions", "function_call", "n", "best_of", "num_return_sequences", "num_predict", "background"}
+    | {"max_new_tokens", "max_tokens_to_sample", "max_gen_len", "max_length", "container"}
+    | {"timeout", "transport", "extra_headers", "extra_query", "headers", "api_base", "base_url"}
 )
+# How long an answer may be, which a call bounds further: a parameter by these names alone.
+_MOST_TOKENS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+# Dollars per million tokens below which a price is none: no budget would ever stop such a model.
+FREE_BELOW: Final = 0.001
 _SECRETS: Final = re.compile(r"(?i)(api_?key|authorization|password|secret|(access|auth|bearer)_token)")
 _NUMBERS: Final = {
     "temperature": (0, 2),
@@ -65,6 +73,7 @@ class NewPrice(Price, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Model(msgspec.Struct, kw_only=True):
     """A model that agents can be given. `model` is the provider's own name for it, `price` wins over known prices.
 
+    `api` is which of OpenAI's interfaces is used, null for the provider's habit: `responses` for OpenAI, else `chat`.
     `parameters` hold for each call that does not say otherwise. `api_key_name` is a provider key's slug;
     without one, the tenant's only key whose `service` is the provider is used, if there is one.
     """
@@ -75,6 +84,7 @@ class Model(msgspec.Struct, kw_only=True):
     model: str
     base_url: str | None
     api_key_name: str | None
+    api: Api | None
     parameters: dict[str, Any]
     price: Price | None
     tenant_id: str
@@ -90,6 +100,7 @@ class NewModel(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     model: ModelName
     base_url: BaseUrl | None = None
     api_key_name: KeyName | None = None
+    api: Api | None = None
     parameters: Parameters = {}
     price: NewPrice | None = None
 
@@ -102,6 +113,7 @@ class PatchModel(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     model: ModelName | UnsetType = UNSET
     base_url: BaseUrl | None | UnsetType = UNSET
     api_key_name: KeyName | None | UnsetType = UNSET
+    api: Api | None | UnsetType = UNSET
     parameters: Parameters | UnsetType = UNSET
     price: NewPrice | None | UnsetType = UNSET
 
@@ -153,17 +165,31 @@ def checked_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
     return parameters
 
 
-def _wrong(name: str, value: Any) -> str | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if name in _NO_PARAMETERS:
+def most_tokens(parameters: dict[str, Any]) -> int | None:
+    """Return how long an answer may be by the parameters of a model, by whichever name, `extra_body` included."""
+    extra = parameters.get("extra_body")
+    sources = [parameters, extra if isinstance(extra, dict) else {}]
+    given = [source[name] for source in sources for name in _MOST_TOKENS if name in source]
+    return min((value for value in given if type(value) is int and value > 0), default=None)
+
+
+def _wrong(name: str, value: Any, within: str | None = None) -> str | None:
+    """Return what is wrong with a parameter, or with one `within` another."""
+    # Servers that fold names, and names that a library has for one provider, mean the same.
+    plain = name.strip().lower().replace("-", "_")
+    bare = plain.removeprefix("openai_").removeprefix("anthropic_")
+    if bare in RESERVED_PARAMETERS or (plain != name and plain in (*_MOST_TOKENS, "extra_body")):
         return "is set for each call; it is no parameter of a model."
+    if within is not None and plain in _MOST_TOKENS:
+        return "bounds the answer: give it as a parameter by itself, as max_tokens."
+    if within is not None and plain == "extra_body":
+        return "must not be within itself."
     if _SECRETS.fullmatch(name):
         return "looks like a secret; keep it under /provider-keys and name it in api_key_name."
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if name in _NUMBERS and not (is_number and _NUMBERS[name][0] <= value <= _NUMBERS[name][1]):
         return f"must be a number from {_NUMBERS[name][0]} to {_NUMBERS[name][1]}."
-    if name in ("max_tokens", "max_completion_tokens", "top_k") and not (
-        type(value) is int and 1 <= value <= 10_000_000
-    ):
+    if name in (*_MOST_TOKENS, "top_k") and not (type(value) is int and 1 <= value <= 10_000_000):
         return "must be a whole number from 1 to 10000000."
     if name == "seed" and not (type(value) is int and abs(value) < 2**63):
         return "must be a whole number."
@@ -180,7 +206,7 @@ def _wrong(name: str, value: Any) -> str | None:
         # What goes to the provider as it stands. The same must not be said there either.
         if not isinstance(value, dict):
             return "must be an object."
-        return next((f"{one!r} {why}" for one, inner in value.items() if (why := _wrong(one, inner))), None)
+        return next((f"{one!r} {why}" for one, inner in value.items() if (why := _wrong(one, inner, name))), None)
     return None
 
 
@@ -195,6 +221,22 @@ def _check(model: Model) -> None:
         for field in ("base_url", "api_key_name"):
             if getattr(model, field) is not None:
                 raise invalid(field, "has no effect on the local model, which runs here and asks for no key.")
+    if model.api is not None and model.provider in ("anthropic", "local"):
+        raise invalid("api", f"has no effect on models of {model.provider}: there is one interface to them.")
+
+
+def _check_price(caller: Caller, model: Model) -> None:
+    """Refuse a price that no budget counts to those who may not change budgets. The local model is free anyhow."""
+    price = model.price
+    if price is None or model.provider == "local":
+        return
+    cached = price.input if price.cached_input is None else price.cached_input
+    if min(price.input, price.output, cached) < FREE_BELOW:
+        try:
+            require(caller, "write:costs")
+        except DomainError as error:
+            told = f"`price`: below {FREE_BELOW} dollars no budget counts it, which only 'write:costs' may say."
+            raise forbidden(f"{told} {error.detail}", "missing_scope") from None
 
 
 async def create(tx: Tx, caller: Caller, data: NewModel) -> Model:
@@ -206,6 +248,7 @@ async def create(tx: Tx, caller: Caller, data: NewModel) -> Model:
         model=data.model,
         base_url=data.base_url,
         api_key_name=data.api_key_name,
+        api=data.api,
         parameters=data.parameters,
         price=data.price,
         tenant_id=caller.tenant_id,
@@ -213,6 +256,7 @@ async def create(tx: Tx, caller: Caller, data: NewModel) -> Model:
         updated_at=tx.now,
     )
     _check(model)
+    _check_price(caller, model)
     if model.api_key_name is not None:
         model.api_key_name = await provider_keys.named(tx, model.api_key_name, "api_key_name")
     if not await tx.llms.add(model):
@@ -230,6 +274,7 @@ async def equip(tx: Tx, tenant_id: str) -> None:
             model=LOCAL,
             base_url=None,
             api_key_name=None,
+            api=None,
             parameters={},
             price=Price(input=0.0, output=0.0),
             tenant_id=tenant_id,
@@ -252,7 +297,7 @@ async def list_models(tx: Tx, page: Page, provider: Provider | None) -> Listing[
     return await tx.llms.page(page, provider)
 
 
-async def patch(tx: Tx, reference: str, data: PatchModel) -> Model:
+async def patch(tx: Tx, caller: Caller, reference: str, data: PatchModel) -> Model:
     """Change what was sent. Errors: `not_found`, `conflict` for a taken name, `invalid_field`."""
     model = await get(tx, reference, lock=True)
     for field in PatchModel.__struct_fields__:
@@ -260,6 +305,9 @@ async def patch(tx: Tx, reference: str, data: PatchModel) -> Model:
         if value is not UNSET:
             setattr(model, field, value)
     _check(model)
+    if any(getattr(data, field) is not UNSET for field in ("price", "provider", "model", "base_url")):
+        # A model that is free must not become another one that is not.
+        _check_price(caller, model)
     if model.api_key_name is not None and data.api_key_name is not UNSET:
         model.api_key_name = await provider_keys.named(tx, model.api_key_name, "api_key_name")
     model.updated_at = tx.now
@@ -308,6 +356,7 @@ def _unregistered(name: str, provider: str | None, now: datetime) -> Model:
         model=name,
         base_url=None,
         api_key_name=None,
+        api=None,
         parameters={},
         price=None,
         tenant_id="",

@@ -12,6 +12,7 @@ import re
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable
+from contextvars import ContextVar
 from functools import cache, partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any, Final, NamedTuple, NoReturn
@@ -204,7 +205,26 @@ class _Transport(httpx.AsyncHTTPTransport):
         )
 
 
-class _Transport2(httpx2.AsyncHTTPTransport):
+# Called once the request that is being made has gone out.
+request_sent: ContextVar[Callable[[], None] | None] = ContextVar("request_sent", default=None)
+
+
+class TellingTransport2(httpx2.AsyncHTTPTransport):
+    """Calls `request_sent` when the last byte of a request has been written."""
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send the request."""
+        if (sent := request_sent.get()) is not None:
+
+            async def trace(event: str, info: object) -> None:
+                if event.endswith("send_request_body.complete"):
+                    sent()
+
+            request.extensions = {**request.extensions, "trace": trace}
+        return await super().handle_async_request(request)
+
+
+class _Transport2(TellingTransport2):
     def __init__(self, guard: _Guard) -> None:
         super().__init__(verify=tls(), trust_env=False)
         self._pool = httpcore2.AsyncConnectionPool(

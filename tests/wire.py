@@ -1,4 +1,4 @@
-"""A scripted model provider on 127.0.0.1: it speaks OpenAI's and Anthropic's wire, and answers what a test told it to.
+"""A scripted model provider on 127.0.0.1: it speaks OpenAI's two wires and Anthropic's, and answers what a test told it to.
 
     async with wire() as provider:               # provider.url is http://127.0.0.1:PORT/v1
         provider.say("Hello there")              # the next answer, whoever asks
@@ -30,6 +30,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from aiohttp import web
+
+from tests.responses_wire import TOOLS_REFUSED, Responses, messages_of, reasoning_problem, thinking_problem
 
 GARBAGE = '{"id": "chatcmpl-1", "choices": [{"delta": oops'
 
@@ -106,9 +108,14 @@ class Asked:
         bearer = self.headers.get("authorization", "")
         return self.headers.get("x-api-key") or (bearer[7:] if bearer.lower().startswith("bearer ") else None)
 
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation, whichever wire it came over."""
+        return messages_of(self.body) if "input" in self.body else self.body.get("messages", [])
+
     def said(self, role: str = "user") -> str:
         """The text of the last message of a role."""
-        for message in reversed(self.body.get("messages", ())):
+        for message in reversed(self.messages):
             if message["role"] == role:
                 return text_of(message.get("content"))
         return ""
@@ -146,6 +153,7 @@ class Wire:
         self.keys: set[str] = set()  # those accepted; none: anybody may ask
         self.models: list[str] = ["echo"]
         self.open = 0  # answers under way
+        self.is_strict = False  # as today's models are: tools over Responses alone, reasoning given back as it was
         self._keeps = keeps
         self._queues: dict[str | None, deque[Answer]] = defaultdict(deque)
         self._rules: list[Rule] = []
@@ -217,6 +225,7 @@ class Wire:
         self._queues.clear()
         self._rules.clear()
         self.keys.clear()
+        self.is_strict = False
 
     # What it saw
 
@@ -251,7 +260,8 @@ class Wire:
                 answer = queue.popleft()
             else:
                 answer = Answer(tokens=tokens_of(asked.said()))
-        limit = asked.body.get("max_completion_tokens") or asked.body.get("max_tokens")
+        names = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+        limit = next((asked.body[name] for name in names if asked.body.get(name)), None)
         if limit and len(answer.tokens) > limit and not answer.calls:
             answer = replace(answer, tokens=answer.tokens[:limit], finish="length")
         return answer
@@ -263,10 +273,13 @@ class Wire:
         if self._keeps:
             self.requests.append(asked)
             self._changed.set()
-        voice = (Anthropic if request.path.endswith("/messages") else OpenAI)(asked)
+        voice = _VOICES[request.path.rpartition("/")[2]](asked)
         if self.keys and asked.key not in self.keys:
             asked.done = time.monotonic()
             return refusal(voice, Answer(status=401, message=f"Incorrect API key provided: {asked.key}"))
+        if self.is_strict and (problem := strict_problem(asked)) is not None:
+            asked.done = time.monotonic()
+            return refusal(voice, Answer(status=400, message=problem))
         answer = self.answer_to(asked)
         task = asyncio.current_task()
         assert task is not None
@@ -283,9 +296,7 @@ class Wire:
             self.open -= 1
             self._changed.set()
 
-    async def _answer(
-        self, request: web.Request, asked: Asked, answer: Answer, voice: "OpenAI | Anthropic"
-    ) -> web.StreamResponse:
+    async def _answer(self, request: web.Request, asked: Asked, answer: Answer, voice: "Voice") -> web.StreamResponse:
         if answer.wait:
             await asyncio.sleep(answer.wait)
         if answer.status != 200:
@@ -326,9 +337,7 @@ class Wire:
         await response.write_eof()
         return response
 
-    async def _whole(
-        self, request: web.Request, asked: Asked, answer: Answer, voice: "OpenAI | Anthropic"
-    ) -> web.StreamResponse:
+    async def _whole(self, request: web.Request, asked: Asked, answer: Answer, voice: "Voice") -> web.StreamResponse:
         match answer.ending:
             case "hang":
                 await asyncio.Event().wait()
@@ -417,7 +426,7 @@ def by_name(asked: Asked) -> Answer | None:
     if told["cut"]:
         return Answer(tokens=numbered(int(told["cut"])), ending="cut", after=int(told["cut"]))
     if told["call"]:
-        last = asked.body["messages"][-1]
+        last = asked.messages[-1]
         parts = last.get("content") if isinstance(last.get("content"), list) else []
         if last["role"] == "tool" or any(part.get("type") == "tool_result" for part in parts):
             return Answer(tokens=tokens_of(text_of(last.get("content"))))
@@ -435,7 +444,16 @@ def by_name(asked: Asked) -> Answer | None:
     return Answer(ending="unfinished")
 
 
-def refusal(voice: "OpenAI | Anthropic", answer: Answer) -> web.Response:
+def strict_problem(asked: Asked) -> str | None:
+    """What today's models refuse a request for."""
+    if asked.path.endswith("/messages"):
+        return thinking_problem(asked)
+    if asked.path.endswith("/responses"):
+        return reasoning_problem(asked)
+    return TOOLS_REFUSED if asked.body.get("tools") else None
+
+
+def refusal(voice: "Voice", answer: Answer) -> web.Response:
     headers = {} if answer.retry_after is None else {"retry-after": answer.retry_after}
     message = answer.message or f"scripted failure {answer.status}"
     return web.json_response(voice.error(answer.status, message), status=answer.status, headers=headers)
@@ -444,7 +462,7 @@ def refusal(voice: "OpenAI | Anthropic", answer: Answer) -> web.Response:
 def _usage(asked: Asked, answer: Answer) -> tuple[int, int]:
     prompt = answer.prompt
     if prompt is None:
-        prompt = sum(len(text_of(message.get("content")).split()) for message in asked.body.get("messages", ()))
+        prompt = sum(len(text_of(message.get("content")).split()) for message in asked.messages)
         prompt += len(text_of(asked.body.get("system")).split())
     completion = answer.completion
     if completion is None:
@@ -616,6 +634,10 @@ class Anthropic:
         return {"type": "error", "error": {"type": f"status_{status}", "message": message}, "request_id": self.id}
 
 
+Voice = OpenAI | Anthropic | Responses
+_VOICES: dict[str, type[Voice]] = {"completions": OpenAI, "messages": Anthropic, "responses": Responses}
+
+
 @asynccontextmanager
 async def wire(port: int = 0, keeps: bool = True) -> AsyncIterator[Wire]:
     """A provider on a free port. What is under way when the block ends is dropped."""
@@ -623,6 +645,7 @@ async def wire(port: int = 0, keeps: bool = True) -> AsyncIterator[Wire]:
     app = web.Application(client_max_size=1 << 26)
     app.router.add_post("/{before:.*}chat/completions", served.serve)
     app.router.add_post("/{before:.*}messages", served.serve)
+    app.router.add_post("/{before:.*}responses", served.serve)
     app.router.add_get("/{before:.*}models", served.list_models)
     # `handler_cancellation`: a handler ends the moment its client hangs up, so that `gone` is true at once.
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.5)

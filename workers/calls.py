@@ -17,11 +17,13 @@ from msgspec import UNSET, UnsetType
 from domain import costs, ids, llms
 from domain.chat import (
     Ask,
+    ErrorKind,
     Message,
     ModelError,
     Options,
     Part,
     Reply,
+    ReportedUsage,
     Target,
     ToolSpec,
     Usage,
@@ -33,9 +35,10 @@ from domain.executions import Execution
 from domain.leases import LostLease
 from domain.ports import Llm, Prices, Store, Tx
 from domain.secrets import Secret
+from domain.texts import mend_text
 from infra.credentials import Keyring
 from workers.leases import persist
-from workers.metering import Meter, believed, kept_text, sound
+from workers.metering import Meter, sound
 
 _log = structlog.get_logger("paddock.models")
 
@@ -99,6 +102,7 @@ class ModelCalls:
             api_key=key,
             parameters=model.parameters,
             price=model.price,
+            api=model.api,
         )
 
     async def stream(
@@ -148,7 +152,9 @@ class ModelCalls:
         meter = Meter(messages, tools)
         await self._paced()
         hold_id, options = await self._held(target, meter, options)
-        ask = Ask(target=target, messages=messages, tools=tools, options=options, timeout=SILENCE)
+        ask = Ask(
+            target=target, messages=messages, tools=tools, options=options, timeout=SILENCE, on_sent=meter.note_sent
+        )
         reply: Reply | None = None
         meter.begun = time.monotonic()
         try:
@@ -156,6 +162,8 @@ class ModelCalls:
                 async for given in parts:
                     part = sound(given)
                     meter.take(part)
+                    if isinstance(part, ReportedUsage):
+                        continue
                     if isinstance(part, Reply):
                         reply = part
                         break
@@ -168,13 +176,13 @@ class ModelCalls:
             if before is not None:
                 await before()
         except ModelError as error:
-            error.message = kept_text(error.message)
+            error.message = mend_text(error.message)
             try:
                 if before is not None:
                     with contextlib.suppress(LostLease):
                         await before()
             finally:
-                await _seen_through(self._settled(hold_id, target, meter, None, "error", error.kind))
+                await _seen_through(self._settled(hold_id, target, meter, reply, "error", error.kind))
             raise
         except BaseException:
             # Cancelled, or lost, or nobody wants the rest: what was used is owed all the same.
@@ -204,7 +212,7 @@ class ModelCalls:
 
     async def _held(self, target: Target, meter: Meter, options: Options) -> tuple[str | None, Options]:
         """Set aside what the call may cost. The answer is bounded to what there is room for."""
-        most = options.max_tokens or _number(target.parameters.get("max_tokens")) or ANSWER
+        most = options.max_tokens or llms.most_tokens(target.parameters) or ANSWER
         prompt = self._cost(target, Usage(prompt_tokens=meter.most_prompt))
         answer = self._cost(target, Usage(prompt_tokens=meter.most_prompt, completion_tokens=most)) - prompt
         wanted = prompt + answer
@@ -231,11 +239,10 @@ class ModelCalls:
         meter: Meter,
         reply: Reply | None,
         status: costs.CallStatus,
-        error_type: str | None,
+        error_type: ErrorKind | None,
         also: Also | None = None,
     ) -> None:
-        told = None if reply is None else believed(reply.usage)
-        usage = told or meter.guess()
+        usage, is_estimated = meter.owed(error_type)
         now = time.monotonic()
         call = Call(
             provider=target.provider,
@@ -243,7 +250,7 @@ class ModelCalls:
             model_name=target.name,
             usage=usage,
             cost_usd=min(self._cost(target, usage), DEAREST),
-            estimated=told is None and usage.total_tokens > 0,
+            estimated=is_estimated,
             status=status,
             error_type=error_type,
             duration_ms=(now - meter.begun) * 1000,
@@ -309,22 +316,6 @@ class ModelCalls:
         return self._prices.cost(target, usage) or 0.0
 
 
-class NamedCalls:
-    """Implements `workers.gateway.Calls`: model calls of an uploaded agent, by the names in its manifest."""
-
-    def __init__(self, calls: ModelCalls) -> None:
-        self._calls = calls
-
-    async def stream(
-        self, name: str, messages: tuple[Message, ...], tools: tuple[ToolSpec, ...], options: Options
-    ) -> AsyncGenerator[Part, None]:
-        """The parts of an answer. Errors: `ModelError`, `budget_exceeded`."""
-        target = await self._calls.target(name)
-        async with contextlib.aclosing(self._calls.stream(target, messages, tools, options)) as parts:
-            async for part in parts:
-                yield part
-
-
 async def _seen_through(settling: Coroutine[Any, Any, None]) -> None:
     """Settle a call to the end also when the run is cancelled meanwhile: what was used must be billed."""
     task = asyncio.create_task(settling)
@@ -347,7 +338,3 @@ def _pause(number: int, retry_after: float | None) -> float | None:
         return None if retry_after > LONGEST_PAUSE else max(retry_after, 0.05)
     # Jitter, so that runs that failed together do not come back together.
     return float(PAUSE * 2 ** (number - 1) * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
-
-
-def _number(value: Any) -> int | None:
-    return value if type(value) is int and value > 0 else None

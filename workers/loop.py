@@ -14,7 +14,19 @@ import msgspec
 from domain import agents, steps
 from domain.agents import Agent, Spec
 from domain.agents.prompts import messages as first_messages
-from domain.chat import Message, ModelError, Options, Reply, Target, Text, Thought, ToolCall, ToolFailed, ToolSpec
+from domain.chat import (
+    Message,
+    ModelError,
+    Notice,
+    Options,
+    Reply,
+    Target,
+    Text,
+    Thought,
+    ToolCall,
+    ToolFailed,
+    ToolSpec,
+)
 from domain.errors import DomainError
 from domain.events import Event
 from domain.executions import Execution
@@ -163,6 +175,9 @@ class Loop:
             self._warn("The worker was lost; the run goes on from its last finished step.", step=path, discards=path)
         primary = await self._first_that_works(path, agent, messages, specs)
         if primary.finish == "length" and not primary.message.tool_calls:
+            if not primary.message.content.strip():
+                told = "The model used up all the tokens of its answer (max_tokens) on thoughts, and gave none."
+                raise Failed("refused", told)
             self._warn("The answer was cut at the most tokens it may have.", step=path)
         if primary.finish == "content_filter" and not primary.message.content:
             raise Failed("refused", "The provider's filter withheld the answer.")
@@ -177,7 +192,7 @@ class Loop:
         except ModelError as error:
             if agent.fallback_model is None or error.kind == "not_allowed":
                 raise
-            told = f"The model {agent.model!r} did not answer; {agent.fallback_model!r} is asked. {error.message}"
+            told = f"The model {agent.model!r} gave no answer; {agent.fallback_model!r} is asked. {error.message}"
             self._warn(told, step=path, discards=path)
         target = await self._calls.target(agent.fallback_model)
         return await self._without_refused(path, agent, target, messages, specs)
@@ -212,7 +227,8 @@ class Loop:
             self._steps[path] = step
 
         def again(error: ModelError, pause: float) -> None:
-            told = f"The model {target.name!r} did not answer and is asked again in {pause:.1f} s. {error.message}"
+            what = "gave no answer that counts" if error.kind in ("cut_off", "malformed") else "did not answer"
+            told = f"The model {target.name!r} {what} and is asked again in {pause:.1f} s. {error.message}"
             self._warn(told, step=path, discards=path)
 
         options = Options(temperature=agent.temperature, max_tokens=agent.max_tokens)
@@ -229,6 +245,8 @@ class Loop:
                 async for part in parts:
                     if isinstance(part, Reply):
                         return part
+                    if isinstance(part, Notice):
+                        self._warn(part.message, step=path)
                     if isinstance(part, Text | Thought) and part.text:
                         kind, handed = "token" if isinstance(part, Text) else "thinking", True
                         self._tell(kind, content=part.text, step=path)

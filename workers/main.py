@@ -36,13 +36,13 @@ from infra.wiring import Parts, wire
 from infra.worker_metrics import WorkerMetrics
 from workers.artifacts import Capturer, Remover, Storer
 from workers.builds import Builder
-from workers.calls import NamedCalls
 from workers.drain import Drain, with_company
 from workers.evaluations import Evaluator
 from workers.executions import Dispatcher, Runner
 from workers.health import WorkerHealth
 from workers.leases import Holder
 from workers.llms import LlmRunner, Phone
+from workers.named_calls import NamedCalls
 from workers.plans import Planner
 from workers.retention import Retention
 from workers.rounds import Work, ring_all, rounds

@@ -5,10 +5,26 @@ from typing import Final
 
 import msgspec
 
-from domain.chat import CallPart, Message, Part, Text, Thought, ToolCall, ToolSpec, Usage
+from domain.chat import (
+    CallPart,
+    ErrorKind,
+    Message,
+    Notice,
+    Part,
+    Reply,
+    ReportedUsage,
+    Text,
+    Thought,
+    ToolCall,
+    ToolSpec,
+    Usage,
+)
+from domain.texts import mend_text
 
 # What a server may say that one call used, in tokens: more is made up.
 MOST_TOKENS: Final = 10**9
+# Errors after which a provider has worked on the prompt, or may have: a refusal costs nothing, silence may.
+_WORKED: Final[frozenset[ErrorKind]] = frozenset({"timeout", "cut_off", "malformed"})
 
 
 class Meter:
@@ -19,9 +35,24 @@ class Meter:
         self.answer_bytes = self.parts = 0
         self.begun = time.monotonic()
         self.first: float | None = None
+        self._is_sent = False
+        self._reported: ReportedUsage | None = None
+        self._reported_at = 0  # bytes of the answer when it was reported
+
+    def note_sent(self) -> None:
+        """Note that the request has gone out: its prompt is owed, whatever becomes of the answer."""
+        self._is_sent = True
 
     def take(self, part: Part) -> None:
         """Count a part of the answer."""
+        self._is_sent = True
+        if isinstance(part, ReportedUsage):
+            self._reported, self._reported_at = part, self.answer_bytes
+            return
+        if isinstance(part, Reply):
+            if part.usage is not None and self._reported is None:
+                self._reported, self._reported_at = _reported(part.usage), self.answer_bytes
+            return
         self.parts += 1
         if self.first is None:
             self.first = time.monotonic()
@@ -35,49 +66,72 @@ class Meter:
         """Tokens of the prompt, rather too many: half as many as bytes."""
         return self.prompt_bytes // 2 + 16
 
-    def guess(self) -> Usage:
-        """Tokens by rule of thumb, for providers that do not tell: a token is four bytes."""
-        answered = self.first is not None
-        return Usage(
-            prompt_tokens=self.prompt_bytes // 4 + 1 if answered else 0, completion_tokens=-(-self.answer_bytes // 4)
+    def owed(self, error: ErrorKind | None = None) -> tuple[Usage, bool]:
+        """Return the tokens to bill, and whether any of them are estimated: a token is four bytes.
+
+        What was reported counts, also when the call failed afterwards, with what came since. A report of nothing for
+        what was there is none.
+        """
+        reported = self._reported
+        if reported is None and (not self._is_sent or (error not in (None, *_WORKED) and self.first is None)):
+            return Usage(), False
+        told = reported or ReportedUsage()
+        prompt, completion = _plausible(told.prompt_tokens), _plausible(told.completion_tokens)
+        if completion == 0 and self.answer_bytes:
+            completion = None
+        since = self.answer_bytes - (self._reported_at if completion is not None else 0)
+        guessed = -(-since // 4)
+        is_estimated = not prompt or guessed > 0
+        prompt = prompt or self.prompt_bytes // 4 + 1
+        completion = (completion or 0) + guessed
+        usage = Usage(
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            cached_tokens=min(_plausible(told.cached_tokens) or 0, prompt),
+            reasoning_tokens=min(_plausible(told.reasoning_tokens) or 0, completion),
         )
+        return usage, is_estimated
 
 
-def kept_text(text: str) -> str:
-    """Text that can be kept: halves of surrogate pairs that came alone are no characters."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+def _reported(usage: Usage) -> ReportedUsage:
+    return ReportedUsage(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cached_tokens=usage.cached_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
+    )
+
+
+def _plausible(tokens: int | None) -> int | None:
+    return tokens if tokens is not None and 0 <= tokens <= MOST_TOKENS else None
 
 
 def plain(text: str) -> str:
     """Text that columns of text can hold: without U+0000 as well."""
-    return kept_text(text).replace("\0", "\ufffd")
-
-
-def believed(usage: Usage | None) -> Usage | None:
-    """What a server says was used, unless it cannot be."""
-    if usage is None:
-        return None
-    numbers = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens)
-    return usage if all(0 <= number <= MOST_TOKENS for number in numbers) else None
+    return mend_text(text).replace("\0", "\ufffd")
 
 
 def sound(part: Part) -> Part:
     """A part whose texts can be kept, whatever a server put into them."""
     if isinstance(part, Text):
-        return part if part.text.isascii() else Text(kept_text(part.text))
+        return part if part.text.isascii() else Text(mend_text(part.text))
     if isinstance(part, Thought):
-        return part if part.text.isascii() else Thought(kept_text(part.text))
+        return part if part.text.isascii() else Thought(mend_text(part.text))
+    if isinstance(part, Notice):
+        return Notice(plain(part.message))
+    if isinstance(part, ReportedUsage):
+        return part
     if isinstance(part, CallPart):
         if part.id is None and part.name is None and part.arguments.isascii():
             return part
         name = None if part.name is None else plain(part.name)
         given = None if part.id is None else plain(part.id)
-        return CallPart(index=part.index, id=given, name=name, arguments=kept_text(part.arguments))
+        return CallPart(index=part.index, id=given, name=name, arguments=mend_text(part.arguments))
     calls = tuple(
-        ToolCall(id=plain(call.id), name=plain(call.name), arguments=kept_text(call.arguments))
+        ToolCall(id=plain(call.id), name=plain(call.name), arguments=mend_text(call.arguments))
         for call in part.message.tool_calls
     )
-    message = msgspec.structs.replace(part.message, content=kept_text(part.message.content), tool_calls=calls)
+    message = msgspec.structs.replace(part.message, content=mend_text(part.message.content), tool_calls=calls)
     return msgspec.structs.replace(part, message=message)
 
 

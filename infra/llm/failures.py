@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
@@ -17,11 +17,9 @@ from pydantic_ai.exceptions import (
     UserError,
 )
 
-from domain.chat import Ask, ErrorKind, ModelError, Target
+from domain.chat import Ask, ModelError, Target
 from infra.http import Refused
-
-# What providers call an error that comes inside a stream, where there is no status.
-_IN_STREAM: Final = {"rate_limit": 429, "invalid_request": 400, "context_length": 400, "authentication": 401}
+from infra.llm import error_words
 
 
 def late(ask: Ask, began: bool) -> ModelError:
@@ -35,6 +33,13 @@ def unfinished(target: Target) -> ModelError:
     return ModelError("cut_off", f"The answer of {_who(target)} ended before it was finished.")
 
 
+def empty(target: Target) -> ModelError:
+    """An answer came, and there is none in it."""
+    return ModelError(
+        "malformed", f"The answer of {_who(target)} is empty: there is neither text nor a tool call in it."
+    )
+
+
 def malformed(target: Target, why: str) -> ModelError:
     """An answer is not what the protocol says. `why` is ours or the provider's text."""
     return ModelError("malformed", f"The answer of {_who(target)} cannot be read: {clean(target, why)}")
@@ -43,9 +48,7 @@ def malformed(target: Target, why: str) -> ModelError:
 def in_stream(target: Target, error: Any) -> ModelError:
     """The provider says, in the middle of an answer, that it failed."""
     body = error if isinstance(error, dict) else {"message": str(error)}
-    code = str(body.get("code") or body.get("type") or "")
-    status = next((status for word, status in _IN_STREAM.items() if word in code), 500)
-    return _of_status(target, int(code) if code.isdigit() and 400 <= int(code) < 600 else status, body, None)
+    return _of_status(target, error_words.status_of(body), body, error_words.retry_after_of(body))
 
 
 def failure(error: BaseException, ask: Ask, base_url: str | None, answered: bool) -> ModelError:
@@ -58,7 +61,7 @@ def failure(error: BaseException, ask: Ask, base_url: str | None, answered: bool
             return ModelError("not_allowed", str(cause))
     match error:
         case ModelQuotaExceededError():
-            said = _said(target, error.body)
+            said = clean(target, error_words.sentence_of(error.body))
             return ModelError("refused", f"The account at {target.provider} has nothing left: {said}")
         case ModelHTTPError():
             status = 429 if isinstance(error, ModelRateLimitError) else error.status_code
@@ -92,32 +95,26 @@ def clean(target: Target, text: str) -> str:
     return text if len(text) <= 300 else f"{text[:300]}…"
 
 
-def _of_status(target: Target, status: int, body: object, retry_after: float | None) -> ModelError:
-    said, who = _said(target, body), _subject(target)
+def _of_status(target: Target, status: int | None, body: object, retry_after: float | None) -> ModelError:
+    """An error by its words and its status, wherever it came: the same mean the same."""
+    said, who = clean(target, error_words.sentence_of(body)), _subject(target)
     wait = retry_after if retry_after is not None and math.isfinite(retry_after) and retry_after >= 0 else None
-    kind: ErrorKind
-    match status:
-        case 429:
-            kind, words = "rate_limited", f"{who} is called too often"
-        case 401 | 403:
-            kind = "unauthorized"
+    kind = error_words.kind_of(body, status)
+    number = f" ({status})" if status is not None else ""
+    match kind:
+        case "rate_limited":
+            words = f"{who} is called too often"
+        case "unauthorized":
             words = f"{who} does not accept the API key" if target.api_key else f"{who} needs an API key"
-        case 408:
-            kind, words = "timeout", f"{who} did not get the request in time"
-        case _ if status >= 500:
-            kind, words = "unavailable", f"{who} failed ({status})"
-        case 404:
-            kind, words = "refused", f"{who} is not known there (404)"
+        case "timeout":
+            words = f"{who} did not get the request in time"
+        case "unavailable":
+            words = f"{who} failed{number}"
+        case _ if status == 404:
+            words = f"{who} is not known there (404)"
         case _:
-            kind, words = "refused", f"{who} refused the request ({status})"
+            words = f"{who} refused the request{number}"
     return ModelError(kind, f"{words}: {said}" if said else f"{words}.", retry_after=wait)
-
-
-def _said(target: Target, body: object) -> str:
-    """The provider's own words, out of the shapes that errors come in."""
-    while isinstance(body, dict):
-        body = body.get("error") or body.get("message") or body.get("detail") or ""
-    return clean(target, body if isinstance(body, str) else str(body or ""))
 
 
 def _who(target: Target) -> str:

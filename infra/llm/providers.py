@@ -4,15 +4,16 @@ The libraries of OpenAI and Anthropic fill every gap from the process environmen
 headers. None of that may reach a tenant's model, so every such argument is given, and what cannot be is put right.
 """
 
-from collections.abc import Callable
-from typing import Any, Final, cast
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, cast
 
 import httpx2
 from anthropic import AsyncAnthropic
 from anthropic import Omit as AnthropicOmit
 from openai import AsyncOpenAI, Omit
-from pydantic_ai.models.anthropic import AnthropicModel, AnthropicModelSettings
-from pydantic_ai.models.openai import OpenAIChatModel, OpenAIChatModelSettings
+from pydantic_ai.models import Model
+from pydantic_ai.models.anthropic import AnthropicModelSettings
+from pydantic_ai.models.openai import OpenAIChatModelSettings, OpenAIResponsesModelSettings
 from pydantic_ai.profiles import ModelProfile, merge_profile
 from pydantic_ai.profiles.openai import OpenAIModelProfile
 from pydantic_ai.providers.anthropic import AnthropicProvider
@@ -22,8 +23,12 @@ from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
 from pydantic_ai.settings import ModelSettings
 
+from domain import llms
 from domain.chat import Ask, ModelError, Options, Target
+from domain.llms import RESERVED_PARAMETERS
+from infra.llm import wire_models
 
+Wire = Literal["anthropic", "responses", "chat"]
 Profile = Callable[[str], ModelProfile | None]
 
 # Where a provider lives unless told. Databricks and openai_compatible have no such place, `local` brings its own.
@@ -48,13 +53,27 @@ _SETTINGS: Final[dict[str, str]] = {
     **{name: name for name in ("temperature", "max_tokens", "top_p", "top_k", "seed", "presence_penalty")},
     **{name: name for name in ("frequency_penalty", "logit_bias", "parallel_tool_calls", "thinking", "service_tier")},
     "max_completion_tokens": "max_tokens",
+    "max_output_tokens": "max_tokens",
     "stop": "stop_sequences",
     "stop_sequences": "stop_sequences",
     "reasoning_effort": "openai_reasoning_effort",
-    "tool_choice": "tool_choice",
+    "verbosity": "openai_text_verbosity",
+    "store": "openai_store",
 }
-# What a call itself says. Were they taken from parameters, another model would answer than the one that is paid for.
-RESERVED: Final = frozenset({"model", "messages", "stream", "stream_options", "tools", "n", "timeout", "extra_headers"})
+# What chat completions take and Responses do not, as parameters of models call it.
+_CHAT_ONLY: Final = frozenset(
+    {"stop", "stop_sequences", "seed", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs"}
+    | {"top_logprobs", "response_format", "modalities", "audio", "prediction", "web_search_options"}
+)
+# The fewest tokens that Responses can be bounded to.
+_LEAST_OUTPUT: Final = 16
+# Models of OpenAI that do not reason: there is nothing of theirs to look up later, so nothing has to be stored.
+_PLAIN_MODELS: Final = ("gpt-3", "gpt-4", "chatgpt-4")
+# Addresses that know chat completions alone, as they said themselves.
+_chat_only: set[str] = set()
+_MAX_CHAT_ONLY: Final = 10_000
+# The fewest tokens that Anthropic lets a model think.
+_LEAST_THINKING: Final = 1024
 
 # They tell a provider about this host: which system, which Python.
 _CHATTER: Final = tuple(
@@ -63,8 +82,74 @@ _CHATTER: Final = tuple(
 )
 
 
-def openai_model(kind: type[OpenAIChatModel], target: Target, base_url: str | None, http: Any) -> OpenAIChatModel:
-    """A model that speaks OpenAI's wire. Errors: `ModelError` refused for a provider nobody knows, or without a URL."""
+def wire_of(ask: Ask) -> Wire:
+    """Return which wire a call goes over. Errors: `ModelError` refused for what the model's `api` cannot do.
+
+    OpenAI's newer models take tools over Responses alone. Unless the model says so itself, a call that asks for what
+    only chat completions have goes there: the older models know both.
+    """
+    target = ask.target
+    if target.provider == "anthropic":
+        return "anthropic"
+    if target.api == "chat" or (target.api is None and target.provider != "openai"):
+        return "chat"
+    only = _chat_only_option(ask)
+    if target.api is None:
+        return "chat" if only or target.base_url in _chat_only else "responses"
+    if only:
+        raise ModelError(
+            "refused", f"OpenAI's Responses take no {only!r}: leave it out, or give the model {target.name} `api` chat."
+        )
+    return "responses"
+
+
+def _chat_only_option(ask: Ask) -> str | None:
+    options = {
+        "stop": ask.options.stop,
+        "seed": ask.options.seed,
+        "presence_penalty": ask.options.presence_penalty,
+        "frequency_penalty": ask.options.frequency_penalty,
+    }
+    asked = {**ask.target.parameters, **{name: value for name, value in options.items() if value is not None}}
+    if (found := next((name for name in _CHAT_ONLY & asked.keys() if asked[name] not in (None, 0)), None)) is not None:
+        return found
+    most = ask.options.max_tokens or llms.most_tokens(ask.target.parameters)
+    return "max_tokens" if most is not None and most < _LEAST_OUTPUT else None
+
+
+def may_be_chat_only(target: Target, wire: Wire, status: int, body: object) -> bool:
+    """Tell whether a server at an address of its own refused Responses because it has never heard of them."""
+    if wire != "responses" or target.api is not None or target.base_url is None:
+        return False
+    error = body.get("error") if isinstance(body, Mapping) else None
+    told = error if isinstance(error, Mapping) else body if isinstance(body, Mapping) else {}
+    # A model that is not known is refused with a word for that; a path, with a number or a page.
+    is_named = isinstance(code := told.get("code"), str) and not code.isdigit()
+    return status in (404, 405, 501) and not is_named and "model" not in str(told.get("message") or "").lower()
+
+
+def note_chat_only(target: Target) -> None:
+    """Remember that the server of a target knows chat completions alone."""
+    if len(_chat_only) >= _MAX_CHAT_ONLY:
+        _chat_only.clear()
+    _chat_only.add(target.base_url or "")
+
+
+def writer(target: Target, wire: Wire) -> str:
+    """Return who writes an answer, for `domain.chat.ProviderParts`: the wire and where it leads."""
+    return f"{wire} {target.provider} {target.base_url or _HOMES.get(target.provider, '')}"
+
+
+def model(target: Target, wire: Wire, base_url: str | None, http: httpx2.AsyncClient) -> Model[Any]:
+    """Return the model to ask. Errors: `ModelError` refused for an unknown provider, or one without a URL."""
+    if wire == "anthropic":
+        return _anthropic_model(target, base_url, http)
+    return _openai_model(wire_models.Responses if wire == "responses" else wire_models.Chat, target, base_url, http)
+
+
+def _openai_model(
+    kind: type[wire_models.Chat | wire_models.Responses], target: Target, base_url: str | None, http: Any
+) -> Model[Any]:
     if (profile := _PROFILES.get(target.provider)) is None:
         raise ModelError("refused", f"There is no provider {target.provider!r}.")
     if (url := base_url or _HOMES.get(target.provider)) is None:
@@ -88,8 +173,7 @@ def openai_model(kind: type[OpenAIChatModel], target: Target, base_url: str | No
     return kind(target.model, provider=provider)
 
 
-def anthropic_model(target: Target, base_url: str | None, http: httpx2.AsyncClient) -> AnthropicModel:
-    """A model that speaks Anthropic's wire."""
+def _anthropic_model(target: Target, base_url: str | None, http: httpx2.AsyncClient) -> wire_models.Messages:
     url = (base_url or _HOMES["anthropic"]).rstrip("/").removesuffix("/v1")
     client = AsyncAnthropic(
         api_key=_key(target),
@@ -103,35 +187,76 @@ def anthropic_model(target: Target, base_url: str | None, http: httpx2.AsyncClie
     # The header that Anthropic documents and gateways know; the library by itself sends the key as a bearer token.
     headers |= {"Authorization": AnthropicOmit(), "X-Api-Key": _key(target) or AnthropicOmit()}
     client._custom_headers = headers
-    return AnthropicModel(target.model, provider=AnthropicProvider(anthropic_client=client))
+    return wire_models.Messages(target.model, provider=AnthropicProvider(anthropic_client=client))
 
 
-def settings(ask: Ask) -> ModelSettings:
-    """How to answer: the target's parameters below the options of the call. Errors: `ModelError` refused."""
-    target, native = ask.target, _native(ask.target)
+def settings(ask: Ask, wire: Wire) -> ModelSettings:
+    """Return how to answer: the target's parameters below the options of the call. Errors: `ModelError` refused."""
+    target, native = ask.target, _native(wire)
     told: dict[str, Any] = {}
     body: dict[str, Any] = {}
-    for name, value in target.parameters.items():
-        if name == "extra_body" and isinstance(value, dict):
-            body |= value
+    given = dict(target.parameters)
+    extra = given.pop("extra_body", None)
+    given |= extra if isinstance(extra, dict) else {}
+    bare = {name: name.removeprefix("openai_").removeprefix("anthropic_") for name in given}
+    if reserved := [name for name in given if bare[name] in RESERVED_PARAMETERS]:
+        raise ModelError("refused", f"The parameter {min(reserved)!r} of the model {target.name} cannot be set.")
+    for name, value in given.items():
+        if name == "thinking" and isinstance(value, dict):
+            # As Anthropic documents it; DeepSeek's and others' is of the same form, and goes out as it stands.
+            (told if wire == "anthropic" else body)["anthropic_thinking" if wire == "anthropic" else name] = value
         elif name in native:
             told[name] = value
         elif (known := _SETTINGS.get(name)) is None or (known.startswith("openai_") and known not in native):
             body[name] = value
         else:
             told[known] = [value] if known == "stop_sequences" and isinstance(value, str) else value
-    if reserved := RESERVED & body.keys():
-        raise ModelError("refused", f"The parameter {min(reserved)!r} of the model {target.name} cannot be set.")
+    if (most := llms.most_tokens(target.parameters)) is not None:
+        told["max_tokens"] = most
     told |= _options(ask.options)
     if told.get("tool_choice") == "required" and not ask.tools:
         del told["tool_choice"]
+    if wire == "responses":
+        told = _for_responses(told, target)
+    if wire == "anthropic" and "anthropic_thinking" in told:
+        told["anthropic_thinking"] = _thinking(told, ask, writer(target, wire))
     # Nothing of a call waits longer than `ask.timeout`, which is watched where the parts are read.
     told |= {"timeout": httpx2.Timeout(None, connect=10.0), "extra_headers": {"User-Agent": "paddock"}}
-    if not _key(target) and target.provider != "anthropic":
+    if not _key(target) and wire != "anthropic":
         told["extra_headers"]["Authorization"] = Omit()  # or the library refuses to ask without a key
     if body:
         told["extra_body"] = body
     return cast(ModelSettings, told)
+
+
+def _for_responses(told: dict[str, Any], target: Target) -> dict[str, Any]:
+    """Leave out what says nothing, and have nothing stored that need not be."""
+    told = {name: value for name, value in told.items() if name not in _CHAT_ONLY}
+    reasons = OpenAIProvider.model_profile(target.model) or {}
+    if reasons.get("openai_supports_encrypted_reasoning_content") or target.model.startswith(_PLAIN_MODELS):
+        # Reasoning comes sealed, or not at all. A model that nobody knows may need its answers to be looked up by id.
+        told.setdefault("openai_store", False)
+    return told
+
+
+def _thinking(told: Mapping[str, Any], ask: Ask, writer: str) -> Any:
+    """Return how Anthropic's model is to think, as far as it can within this call.
+
+    It has to answer within `max_tokens`, and cannot begin to think in the middle of a turn: where another provider
+    made the calls whose results are told now, it goes on without.
+    """
+    thinking = told["anthropic_thinking"]
+    if not isinstance(thinking, Mapping) or thinking.get("type") == "disabled":
+        return thinking
+    turn = next((message for message in reversed(ask.messages) if message.role != "tool"), None)
+    if turn is not None and turn.tool_calls and ask.messages[-1].role == "tool":
+        kept = turn.provider_parts
+        if kept is None or kept.writer != writer:
+            return {"type": "disabled"}
+    budget, most = thinking.get("budget_tokens"), told.get("max_tokens")
+    if isinstance(budget, int) and isinstance(most, int) and budget >= most:
+        return {**thinking, "budget_tokens": most // 2} if most >= 2 * _LEAST_THINKING else {"type": "disabled"}
+    return thinking
 
 
 def _options(options: Options) -> dict[str, Any]:
@@ -149,11 +274,15 @@ def _options(options: Options) -> dict[str, Any]:
     return {name: value for name, value in told.items() if value is not None}
 
 
-def _native(target: Target) -> frozenset[str]:
-    """The settings that pydantic-ai has for this wire alone, all of them with the wire's name in front."""
-    wire = "anthropic" if target.provider == "anthropic" else "openai"
-    kind: Any = AnthropicModelSettings if wire == "anthropic" else OpenAIChatModelSettings
-    return frozenset(name for name in kind.__annotations__ if name.startswith(f"{wire}_"))
+def _native(wire: Wire) -> frozenset[str]:
+    """Return the settings that pydantic-ai has for this wire alone, all of them with the wire's name in front."""
+    kinds: dict[Wire, Any] = {
+        "anthropic": AnthropicModelSettings,
+        "responses": OpenAIResponsesModelSettings,
+        "chat": OpenAIChatModelSettings,
+    }
+    prefix = "anthropic_" if wire == "anthropic" else "openai_"
+    return frozenset(name for name in kinds[wire].__optional_keys__ if name.startswith(prefix))
 
 
 def _tamed(target: Target, profile: Profile) -> Profile:

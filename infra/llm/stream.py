@@ -1,48 +1,60 @@
 """One call: the request made by pydantic-ai's model, its answer as parts, every failure a `ModelError`."""
 
 import asyncio
-import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
 from typing import Any, Final
 
 import httpx2
-from pydantic_ai.messages import (
-    PartDeltaEvent,
-    PartStartEvent,
-    TextPart,
-    TextPartDelta,
-    ThinkingPart,
-    ThinkingPartDelta,
-    ToolCallPart,
-    ToolCallPartDelta,
-)
-from pydantic_ai.models import Model, StreamedResponse
+from pydantic_ai.exceptions import ModelHTTPError
 
-from domain.chat import Ask, Finish, ModelError, Part, Usage
-from infra.llm import chunks, failures, providers, words
+from domain.chat import Ask, ModelError, Part
+from infra.http import TellingTransport2, request_sent
+from infra.llm import anthropic_reader, chat_reader, failures, providers, responses_reader, words
+from infra.llm.providers import Wire
 
-_FINISHES: Final[dict[str, Finish]] = {"length": "length", "content_filter": "content_filter"}
+_READERS: Final[dict[Wire, Callable[[httpx2.Response, Ask, str], AsyncGenerator[Part, None]]]] = {
+    "anthropic": anthropic_reader.read,
+    "responses": responses_reader.read,
+    "chat": chat_reader.read,
+}
 
 
-def plain_client() -> httpx2.AsyncClient:
-    """For servers of our own on this host."""
-    return httpx2.AsyncClient(trust_env=False, limits=httpx2.Limits(max_connections=None))
+class ChatOnly(Exception):
+    """The server does not know OpenAI's Responses."""
 
 
 async def parts(ask: Ask, base_url: str | None, http: httpx2.AsyncClient) -> AsyncGenerator[Part, None]:
-    """The answer to `ask` from a provider, at its usual place if `base_url` is None. Errors: `ModelError`."""
+    """Yield the answer to `ask` from a provider, at its usual place if `base_url` is None. Errors: `ModelError`."""
+    try:
+        wire = providers.wire_of(ask)
+        async with aclosing(_parts(ask, base_url, http, wire)) as answer:
+            async for part in answer:
+                yield part
+    except ChatOnly:
+        providers.note_chat_only(ask.target)
+        async with aclosing(_parts(ask, base_url, http, "chat")) as answer:
+            async for part in answer:
+                yield part
+
+
+async def _parts(ask: Ask, base_url: str | None, http: httpx2.AsyncClient, wire: Wire) -> AsyncGenerator[Part, None]:
     answered = began = False
     try:
-        model = _model(ask, base_url, http)
-        settings, parameters = providers.settings(ask), words.parameters(ask, model)
+        model = providers.model(ask.target, wire, base_url, http)
+        writer = providers.writer(ask.target, wire)
+        settings, parameters = providers.settings(ask, wire), words.parameters(ask, model)
+        messages = words.history(ask.messages, ask.target, writer, wire == "chat")
         async with AsyncExitStack() as stack:
             async with asyncio.timeout(ask.timeout):
-                request = model.request_stream(words.history(ask.messages), settings, parameters)
-                answer: Any = await stack.enter_async_context(request)
+                request = model.request_stream(messages, settings, parameters)
+                token = request_sent.set(ask.on_sent)
+                try:
+                    response: Any = await stack.enter_async_context(request)
+                finally:
+                    request_sent.reset(token)
             answered = True
-            reading = chunks.read(answer, ask) if isinstance(model, chunks.Chat) else _events(answer, ask)
-            async with aclosing(reading):
+            async with aclosing(_READERS[wire](response, ask, writer)) as reading:
                 async for part in reading:
                     began = True
                     yield part
@@ -50,62 +62,15 @@ async def parts(ask: Ask, base_url: str | None, http: httpx2.AsyncClient) -> Asy
         raise
     except TimeoutError:
         raise failures.late(ask, began) from None
+    except ModelHTTPError as error:
+        if providers.may_be_chat_only(ask.target, wire, error.status_code, error.body):
+            raise ChatOnly from None
+        raise failures.failure(error, ask, base_url, answered) from None
     except Exception as error:
         raise failures.failure(error, ask, base_url, answered) from None
 
 
-def _model(ask: Ask, base_url: str | None, http: httpx2.AsyncClient) -> Model[Any]:
-    if ask.target.provider == "anthropic":
-        return providers.anthropic_model(ask.target, base_url, http)
-    return providers.openai_model(chunks.Chat, ask.target, base_url, http)
-
-
-async def _events(stream: StreamedResponse, ask: Ask) -> AsyncGenerator[Part, None]:
-    """The parts of what pydantic-ai tells of an answer."""
-    answer = chunks.Growing(ask)
-    calls: dict[int, int] = {}  # from the part's number to the call's
-    events = aiter(stream)
-    while True:
-        try:
-            async with asyncio.timeout(ask.timeout):
-                event = await anext(events)
-        except StopAsyncIteration:
-            break
-        match event:
-            case PartDeltaEvent(delta=TextPartDelta(content_delta=text)) | PartStartEvent(part=TextPart(content=text)):
-                if text:
-                    yield answer.text(text)
-            case (
-                PartDeltaEvent(delta=ThinkingPartDelta(content_delta=text))
-                | PartStartEvent(part=ThinkingPart(content=text))
-            ):
-                if text:
-                    yield answer.thought(text)
-            case PartStartEvent(index=at, part=ToolCallPart() as call):
-                part = answer.begin(call.tool_call_id, call.tool_name, _arguments(call.args))
-                calls[at] = part.index
-                yield part
-            case PartDeltaEvent(index=at, delta=ToolCallPartDelta(args_delta=more)) if more and at in calls:
-                yield answer.go_on(calls[at], _arguments(more))
-    raw = (stream.provider_details or {}).get("finish_reason")
-    if raw is None:
-        raise failures.unfinished(ask.target)
-    for rest in answer.rest():
-        yield rest
-    yield answer.reply(_FINISHES.get(str(stream.finish_reason), "stop"), _used(stream))
-
-
-def _arguments(given: str | dict[str, Any] | None) -> str:
-    return given or "" if isinstance(given, str | None) else json.dumps(given) if given else ""
-
-
-def _used(stream: StreamedResponse) -> Usage | None:
-    usage = stream.usage
-    if not usage.input_tokens and not usage.output_tokens:
-        return None
-    return Usage(
-        prompt_tokens=usage.input_tokens,
-        completion_tokens=usage.output_tokens,
-        cached_tokens=usage.cache_read_tokens,
-        reasoning_tokens=usage.details.get("thinking_tokens", usage.details.get("reasoning_tokens", 0)),
-    )
+def plain_client() -> httpx2.AsyncClient:
+    """Return a client for servers of our own on this host."""
+    transport = TellingTransport2(trust_env=False, limits=httpx2.Limits(max_connections=None))
+    return httpx2.AsyncClient(trust_env=False, transport=transport)

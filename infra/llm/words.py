@@ -12,40 +12,72 @@ from pydantic_ai.messages import (
     ModelResponsePart,
     SystemPromptPart,
     TextPart,
+    ThinkingPart,
     ToolCallPart,
     ToolReturnPart,
     UserPromptPart,
 )
 from pydantic_ai.models import Model, ModelRequestParameters
-from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.output import OutputObjectDefinition
 from pydantic_ai.tools import ToolDefinition
 
-from domain.chat import Ask, Message
+from domain.chat import Ask, Message, Target
+from infra.llm.call_ids import map_call_ids
 
 
-def history(messages: Sequence[Message]) -> list[ModelMessage]:
-    """A conversation: what assistants said are responses, between two is one request. Empty answers are left out."""
+def history(messages: Sequence[Message], target: Target, writer: str, is_chat: bool) -> list[ModelMessage]:
+    """Return a conversation: what assistants said are responses, between two is one request.
+
+    Empty answers are left out. What `writer` wants back of its own answers is in them; what others wrote is not.
+    """
     said: list[ModelMessage] = []
     asked: list[ModelRequestPart] = []
     tools: dict[str, str] = {}
-    for message in messages:
+    for message in map_call_ids(messages, target, is_chat):
         if message.role != "assistant":
             asked.append(_request_part(message, tools))
             continue
-        parts: list[ModelResponsePart] = [TextPart(message.content)] if message.content else []
-        for call in message.tool_calls:
-            tools[call.id] = call.name
-            # Arguments that are no JSON object go back as {"INVALID_JSON": "…"}: servers that read them would refuse.
-            parts.append(ToolCallPart(call.name, call.arguments, tool_call_id=call.id))
-        if parts:
+        tools.update({call.id: call.name for call in message.tool_calls})
+        if response := _response(message, writer):
             if asked:
                 said.append(ModelRequest(parts=asked))
                 asked = []
-            said.append(ModelResponse(parts=parts))
+            said.append(response)
     if asked:
         said.append(ModelRequest(parts=asked))
     return said
+
+
+def _response(message: Message, writer: str) -> ModelResponse | None:
+    # Arguments that are no JSON object go back as {"INVALID_JSON": "…"}: servers that read them would refuse.
+    calls = [ToolCallPart(call.name, call.arguments, tool_call_id=call.id) for call in message.tool_calls]
+    kept = message.provider_parts
+    if kept is None or kept.writer != writer:
+        texts: list[ModelResponsePart] = [TextPart(message.content)] if message.content else []
+        return ModelResponse(parts=[*texts, *calls]) if texts or calls else None
+    parts: list[ModelResponsePart] = []
+    fields: dict[str, Any] = {}
+    for part in kept.parts:
+        if "text" in part:
+            parts.append(TextPart(part["text"]))
+        elif "call" in part:
+            calls[part["call"]].provider_details = part.get("extra")
+            parts.append(calls[part["call"]])
+        elif (item := part["item"]).get("type") == "thinking":
+            if item["signature"]:
+                parts.append(_thinking(item["thinking"], item["signature"]))
+        elif item.get("type") == "redacted_thinking":
+            parts.append(_thinking("", item.get("data"), id_="redacted_thinking"))
+        elif item.get("type") == "reasoning":
+            parts.append(ThinkingPart("", provider_details={"item": {"summary": [], **item}}))
+        else:
+            fields |= item
+    return ModelResponse(parts=parts, provider_details={"fields": fields})
+
+
+def _thinking(text: str, signature: str | None, id_: str | None = None) -> ThinkingPart:
+    return ThinkingPart(text, id=id_, signature=signature, provider_name="anthropic")
 
 
 def _request_part(message: Message, tools: dict[str, str]) -> ModelRequestPart:
@@ -84,7 +116,9 @@ def parameters(ask: Ask, model: Model[Any]) -> ModelRequestParameters:
 def _strict(schema: dict[str, Any], model: Model[Any]) -> bool | None:
     """None, which is as strict as can be, for a schema that says the same when it is strict; else False."""
     transformer = model.profile.get("json_schema_transformer")
-    if transformer is None or not isinstance(model, OpenAIChatModel):  # Anthropic's are always strict
+    if transformer is None or not isinstance(
+        model, OpenAIChatModel | OpenAIResponsesModel
+    ):  # Anthropic's are always strict
         return None
     walk = transformer(_copy(schema), strict=None)
     walk.walk()

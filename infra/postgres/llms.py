@@ -28,6 +28,7 @@ class ModelRow(Base):
     model: Mapped[str] = mapped_column(Text)
     base_url: Mapped[str | None] = mapped_column(Text)
     api_key_name: Mapped[str | None] = mapped_column(Text)
+    api: Mapped[str | None] = mapped_column(Text)
     parameters: Mapped[dict[str, Any]] = mapped_column(json_column())
     price: Mapped[Any | None] = mapped_column(json_column())
     created_at: Mapped[datetime] = mapped_column(timestamp())

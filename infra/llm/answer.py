@@ -1,0 +1,237 @@
+"""An answer that grows piece by piece, whichever wire it comes over."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+from uuid import uuid4
+
+import msgspec
+
+from domain.chat import (
+    Ask,
+    CallPart,
+    Finish,
+    Message,
+    Notice,
+    Part,
+    ProviderParts,
+    Reply,
+    ReportedUsage,
+    Text,
+    Thought,
+    ToolCall,
+    Usage,
+)
+from domain.texts import TextMender, mend_json
+from infra.llm import failures
+from infra.llm.event_stream import LONGEST
+
+# Bytes of JSON that are kept for the provider with one answer.
+_MAX_KEPT_BYTES: Final = 4 << 20
+# Bytes that are no UTF-8, as Python escapes them when it decodes JSON that holds them.
+_ESCAPED_BYTES: Final = re.compile("(?<![\ud800-\udbff])[\udc80-\udcff]+")
+_OPEN_BYTES: Final = re.compile("(?:^|[^\ud800-\udbff])([\udc80-\udcff]{1,3})$")
+
+
+class PieceMender:
+    """Mends text in pieces: halves of emoji, and characters whose bytes were cut apart, are put together again."""
+
+    def __init__(self) -> None:
+        self._mender = TextMender()
+        self._bytes = ""
+        self._is_whole = True
+
+    def add(self, piece: str) -> str:
+        """Return what can be passed on by now."""
+        if self._is_whole and piece.isascii():
+            return piece
+        self._is_whole = False
+        text, self._bytes = self._bytes + piece, ""
+        if (found := _OPEN_BYTES.search(text)) and _may_go_on(found[1].encode("utf-8", "surrogateescape")):
+            text, self._bytes = text[: found.start(1)], found[1]
+        return self._mender.add(_ESCAPED_BYTES.sub(_decoded, text))
+
+    def finish(self) -> str:
+        """Return what was held back."""
+        held, self._bytes = _ESCAPED_BYTES.sub(_decoded, self._bytes), ""
+        return self._mender.add(held) + self._mender.finish()
+
+
+def _may_go_on(tail: bytes) -> bool:
+    """Tell whether bytes are the beginning of a character."""
+    lead = tail[0]
+    length = 2 if 0xC2 <= lead <= 0xDF else 3 if 0xE0 <= lead <= 0xEF else 4 if 0xF0 <= lead <= 0xF4 else 0
+    return len(tail) < length and all(0x80 <= byte <= 0xBF for byte in tail[1:])
+
+
+def _decoded(found: re.Match[str]) -> str:
+    return found[0].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+class _Call:
+    """A tool call that grows. `extra` is what its provider wants back with it."""
+
+    def __init__(self, id_: str, name: str) -> None:
+        self.id, self.name = id_, name
+        self.arguments: list[str] = []
+        self.mender = PieceMender()
+        self.extra: dict[str, Any] = {}
+
+
+class Answer:
+    """What has come of one answer. Each piece is handed back as the parts to show, in which texts are whole."""
+
+    def __init__(self, ask: Ask, writer: str) -> None:
+        self._ask, self._writer = ask, writer
+        self._calls: list[_Call] = []
+        # In the order in which they came: pieces of text, numbers of calls, items that the provider wants back.
+        self._order: list[list[str] | int | dict[str, Any]] = []
+        self._size = 0
+        self._text, self._thought = PieceMender(), PieceMender()
+        self.notices: list[str] = []
+        self.usage: ReportedUsage | None = None
+        self.is_refused = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether neither text nor a tool call came."""
+        return not self._calls and not self.content.strip()
+
+    @property
+    def content(self) -> str:
+        """The text so far."""
+        return "".join(piece for pieces in self._order if isinstance(pieces, list) for piece in pieces)
+
+    def add_text(self, piece: str) -> Sequence[Part]:
+        """Take a piece of the text."""
+        self._grow(piece)
+        return self._show(self._text.add(piece))
+
+    def add_thought(self, piece: str) -> Sequence[Part]:
+        """Take a piece of a thought: shown, and no part of the answer."""
+        self._grow(piece)
+        mended = self._thought.add(piece)
+        return (Thought(mended),) if mended else ()
+
+    def begin_call(self, id_: str | None, name: str) -> CallPart:
+        """Take a tool call's beginning. Servers that name no id get one from us: results are matched by it."""
+        call = _Call(id_ or f"call_{uuid4().hex}", name)
+        self._order.append(len(self._calls))
+        self._calls.append(call)
+        return CallPart(index=len(self._calls) - 1, id=call.id, name=name)
+
+    def add_arguments(self, index: int, piece: str) -> Sequence[CallPart]:
+        """Take a piece of the arguments of call number `index`."""
+        self._grow(piece)
+        call = self._calls[index]
+        mended = call.mender.add(piece)
+        if not mended:
+            return ()
+        call.arguments.append(mended)
+        return (CallPart(index=index, arguments=mended),)
+
+    def arguments_of(self, index: int) -> str:
+        """Return the arguments of a call so far."""
+        return "".join(self._calls[index].arguments)
+
+    def keep_with_call(self, index: int, **extra: Any) -> None:
+        """Keep what the provider wants back with a call."""
+        self._calls[index].extra.update(extra)
+
+    def keep(self, item: dict[str, Any]) -> None:
+        """Keep an item that the provider wants back, at this place of the answer. It may be filled in later."""
+        self._order.append(item)
+
+    def report(self, usage: ReportedUsage | None) -> Sequence[ReportedUsage]:
+        """Take the tokens that are reported; fields that are told again replace the earlier ones."""
+        if usage is None:
+            return ()
+        before = self.usage or ReportedUsage()
+        names = ReportedUsage.__struct_fields__
+        told = {name: getattr(usage, name) for name in names}
+        self.usage = ReportedUsage(
+            **{name: getattr(before, name) if told[name] is None else told[name] for name in names}
+        )
+        return (self.usage,)
+
+    def note(self, message: str) -> None:
+        """Note what was odd, once."""
+        if message not in self.notices:
+            self.notices.append(message)
+
+    def finish(self) -> Iterable[Part]:
+        """Yield what was held back, and what calls without any arguments lack to be JSON."""
+        yield from self._show(self._text.finish())
+        if thought := self._thought.finish():
+            yield Thought(thought)
+        for index, call in enumerate(self._calls):
+            if rest := call.mender.finish():
+                call.arguments.append(rest)
+                yield CallPart(index=index, arguments=rest)
+            if not "".join(call.arguments).strip():
+                call.arguments.append("{}")
+                yield CallPart(index=index, arguments="{}")
+        for notice in self.notices:
+            yield Notice(notice)
+
+    def reply(self, finish: Finish) -> Reply:
+        """Return the whole answer. Errors: `ModelError` for one that is missing."""
+        calls = tuple(ToolCall(id=call.id, name=call.name, arguments="".join(call.arguments)) for call in self._calls)
+        if self.is_refused:
+            finish = "content_filter"
+        elif finish in ("stop", "tool_calls"):  # not every server tells them apart
+            finish = "tool_calls" if calls else "stop"
+        # Where the caller names a word to stop at, an answer may be nothing but that word.
+        if finish == "stop" and self.is_empty and not self._ask.options.stop:
+            raise failures.empty(self._ask.target)
+        message = Message(
+            role="assistant", content=self.content, tool_calls=calls, provider_parts=self._provider_parts()
+        )
+        return Reply(message=message, finish=finish, usage=self._whole_usage())
+
+    def _provider_parts(self) -> ProviderParts | None:
+        """Return the answer as its provider wants it back; None if that is no more than its text and its calls."""
+        parts: list[dict[str, Any]] = []
+        for one in self._order:
+            if isinstance(one, list):
+                parts.append({"text": "".join(one)})
+            elif isinstance(one, int):
+                extra = self._calls[one].extra
+                parts.append({"call": one, "extra": extra} if extra else {"call": one})
+            elif one:
+                parts.append({"item": one})
+        if not any("item" in part or "extra" in part for part in parts):
+            return None
+        try:
+            source = msgspec.json.encode(parts)
+        except (UnicodeEncodeError, OverflowError):
+            source = mend_json(json.dumps(parts).encode())
+        if len(source) > _MAX_KEPT_BYTES:
+            return None
+        return ProviderParts(writer=self._writer, parts=msgspec.json.decode(source, type=tuple[dict[str, Any], ...]))
+
+    def _whole_usage(self) -> Usage | None:
+        told = self.usage
+        if told is None or told.prompt_tokens is None or told.completion_tokens is None:
+            return None
+        return Usage(
+            prompt_tokens=told.prompt_tokens,
+            completion_tokens=told.completion_tokens,
+            cached_tokens=told.cached_tokens or 0,
+            reasoning_tokens=told.reasoning_tokens or 0,
+        )
+
+    def _show(self, piece: str) -> Sequence[Part]:
+        if not piece:
+            return ()
+        if self._order and isinstance(last := self._order[-1], list):
+            last.append(piece)
+        else:
+            self._order.append([piece])
+        return (Text(piece),)
+
+    def _grow(self, piece: str) -> None:
+        self._size += len(piece)
+        if self._size > LONGEST:
+            raise failures.malformed(self._ask.target, "it is too long.")

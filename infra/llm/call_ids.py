@@ -1,0 +1,66 @@
+"""Ids of tool calls, as the provider that is asked takes them.
+
+A conversation may have begun at another provider, whose ids this one refuses (`functions.list:0` at Anthropic, more
+than nine letters at Mistral), and some servers give several calls one id. So each call of a request has one id of its
+own on the wire, the same in call and result, and the same in every later request of the conversation.
+"""
+
+import hashlib
+import re
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from typing import Final
+from urllib.parse import urlsplit
+
+from msgspec.structs import replace
+
+from domain.chat import Message, Target, ToolCall
+
+# What Anthropic and OpenAI's Responses take. Chat completions take more, and Kimi wants its own back as they were.
+_NARROW: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_CHAT: Final = re.compile(r"[\x21-\x7e]{1,40}")
+_MISTRAL: Final = re.compile(r"[A-Za-z0-9]{9}")
+
+
+def map_call_ids(messages: Sequence[Message], target: Target, is_chat: bool) -> list[Message]:
+    """Return the messages with every id fit for the wire of `target`. Ids that fit, and are used once, stay."""
+    pattern = _pattern(target, is_chat)
+    given = {call.id for message in messages for call in message.tool_calls if pattern.fullmatch(call.id)}
+    used: set[str] = set()
+    waiting: dict[str, deque[str]] = defaultdict(deque)  # from an id as it came to those on the wire, oldest first
+    mapped: list[Message] = []
+    for message in messages:
+        if message.tool_calls:
+            calls: list[ToolCall] = []
+            # A result belongs to the latest call of its id: numbers that begin anew with each answer are common.
+            for id_ in {call.id for call in message.tool_calls}:
+                waiting.pop(id_, None)
+            for call in message.tool_calls:
+                wire_id = _wire_id(call.id, pattern, given, used)
+                waiting[call.id].append(wire_id)
+                calls.append(replace(call, id=wire_id))
+            message = replace(message, tool_calls=tuple(calls))
+        elif message.role == "tool":
+            ids = waiting[message.tool_call_id or ""]
+            if not ids:
+                ids.append(_wire_id(message.tool_call_id or "", pattern, given, used))
+            message = replace(message, tool_call_id=ids.popleft() if len(ids) > 1 else ids[0])
+        mapped.append(message)
+    return mapped
+
+
+def _pattern(target: Target, is_chat: bool) -> re.Pattern[str]:
+    if not is_chat:
+        return _NARROW
+    host = urlsplit(target.base_url or "").hostname or ""
+    return _MISTRAL if "mistral" in host else _CHAT
+
+
+def _wire_id(id_: str, pattern: re.Pattern[str], given: set[str], used: set[str]) -> str:
+    wire_id, number = id_, 0
+    while wire_id in used or not pattern.fullmatch(wire_id) or (wire_id != id_ and wire_id in given):
+        digest = hashlib.sha256(f"{number}\0{id_}".encode("utf-8", "surrogatepass")).hexdigest()
+        wire_id = digest[:9] if pattern is _MISTRAL else f"call_{digest[:24]}"
+        number += 1
+    used.add(wire_id)
+    return wire_id

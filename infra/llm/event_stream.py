@@ -1,0 +1,186 @@
+"""A provider's response, read as server-sent events, and as whatever else servers send in their place.
+
+What cannot be read is passed over and remembered: only if the answer turns out to be missing does it matter.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, Final, NamedTuple
+
+import httpx2
+import msgspec
+
+from domain.chat import Ask
+from infra.llm import failures
+
+# A server that a tenant chose may send for ever. Bytes of one line, and characters of one answer.
+LONGEST: Final = 8 << 20
+# Seconds that a server has to end its answer after it said that it has.
+LINGER: Final = 0.5
+# Characters of an unreadable body that are shown.
+_SHOWN: Final = 200
+_BOM: Final = b"\xef\xbb\xbf"
+_NOTHING: Final = object()
+
+
+class Event(NamedTuple):
+    """An event whose data is a JSON object. The name is empty where there was none."""
+
+    name: str
+    data: dict[str, Any]
+
+
+class EventStream:
+    """The events of one response."""
+
+    def __init__(self, response: httpx2.Response, ask: Ask) -> None:
+        self._response, self._ask = response, ask
+        self.is_done = False  # `[DONE]` came
+        self.unreadable = ""  # the first event that was no JSON
+        self._ended = False
+        self._begun = False
+        self._rest = b""
+        self._skips_newline = False
+        self._name = ""
+        self._pending: list[bytes] = []
+        self._body = bytearray()  # lines that belong to no event
+
+    def end(self) -> None:
+        """Expect nothing more: the answer is whole, and the server should end the body soon."""
+        self._ended = True
+
+    async def batches(self) -> AsyncGenerator[list[Event], None]:
+        """Yield the events that one read brought, none waited for longer than the call's timeout.
+
+        Comments, with which servers say that they are alive, count for nothing. After the last event the body is read
+        to its end, as the connection can be used again then. Errors: `ModelError`, `TimeoutError`, those of httpx2.
+        """
+        clock = asyncio.get_running_loop().time
+        due = clock() + self._ask.timeout
+        ended = False
+        async with aclosing(self._response.aiter_bytes()) as pieces:
+            while True:
+                try:
+                    async with asyncio.timeout_at(due):
+                        piece = await anext(pieces)
+                except StopAsyncIteration:
+                    break
+                except TimeoutError:
+                    if ended:
+                        break
+                    raise
+                if not ended and (batch := self._events(piece)):
+                    yield batch
+                    due = clock() + self._ask.timeout
+                if not ended and (self.is_done or self._ended):
+                    ended, due = True, clock() + LINGER
+        if not ended and (batch := self._events(b"\n\n" if self._rest or self._pending else b"")):
+            yield batch
+
+    def whole_body(self) -> list[dict[str, Any]]:
+        """Return the JSON objects of a body without events: one, a list, or one a line. Empty if it is none."""
+        value = _decode(bytes(self._body)) if self._body.strip() else None
+        if value is _NOTHING:
+            value = []
+            for line in filter(None, map(bytes.strip, bytes(self._body).splitlines())):
+                if (decoded := _decode(line)) is _NOTHING:
+                    return []
+                value.append(decoded)
+        return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, dict)]
+
+    def shown_body(self) -> str:
+        """Return what a body without events was, for people; empty if there was nothing in it."""
+        text = self._body.decode("utf-8", "replace").strip()
+        if not text:
+            return ""
+        kind = self._response.headers.get("content-type", "").partition(";")[0].strip()[:100]
+        return f"it is {kind or 'of no type'}, no answer of a model: {text[:_SHOWN]}"
+
+    def _events(self, piece: bytes) -> list[Event]:
+        events: list[Event] = []
+        for line in self._lines(piece):
+            if not line:
+                self._finish_event(events)
+            elif line.startswith(b"data:"):
+                value = line[5:].strip()
+                if value == b"[DONE]":
+                    self._finish_event(events)
+                    self.is_done = True
+                    break
+                if value:
+                    self._take_data(value, events)
+            elif line.startswith(b"event:"):
+                self._name = line[6:].strip().decode("utf-8", "replace")
+            elif not line.startswith((b":", b"id:", b"retry:")) and line not in (b"data", b"event", b"id", b"retry"):
+                if len(self._body) + len(line) > LONGEST:
+                    raise failures.malformed(self._ask.target, "it is too long.")
+                self._body += line + b"\n"
+        return events
+
+    def _lines(self, piece: bytes) -> list[bytes]:
+        if self._skips_newline and piece.startswith(b"\n"):
+            piece = piece[1:]
+        self._skips_newline = piece.endswith(b"\r")
+        text = self._rest + piece
+        if not self._begun and len(text) >= len(_BOM):
+            self._begun, text = True, text.removeprefix(_BOM)
+        if b"\r" in text:
+            text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        *lines, self._rest = text.split(b"\n")
+        if len(self._rest) > LONGEST:
+            raise failures.malformed(self._ask.target, "a line of it is too long.")
+        return lines
+
+    def _take_data(self, value: bytes, events: list[Event]) -> None:
+        """Read a line of data as soon as it is JSON: servers that put no blank line between events are common."""
+        decoded = _decode(value)
+        if decoded is _NOTHING or (self._pending and not (isinstance(decoded, dict) and decoded)):
+            if sum(map(len, self._pending)) + len(value) > LONGEST:
+                raise failures.malformed(self._ask.target, "an event of it is too long.")
+            self._pending.append(value)
+            return
+        if self._pending:
+            self._note(b"\n".join(self._pending))
+            self._pending.clear()
+        self._add(decoded, events)
+
+    def _finish_event(self, events: list[Event]) -> None:
+        if self._pending:
+            # The standard joins the lines of an event.
+            joined = b"\n".join(self._pending)
+            self._pending.clear()
+            decoded = _decode(joined)
+            if decoded is not _NOTHING:
+                self._add(decoded, events)
+            elif self._name == "error":
+                events.append(Event("error", {"message": joined.decode("utf-8", "replace")}))
+            else:
+                self._note(joined)
+        self._name = ""
+
+    def _add(self, decoded: Any, events: list[Event]) -> None:
+        if isinstance(decoded, list) and len(decoded) == 1:
+            decoded = decoded[0]
+        if isinstance(decoded, dict):
+            events.append(Event(self._name, decoded))
+        elif self._name == "error" and isinstance(decoded, str):
+            events.append(Event("error", {"message": decoded}))
+
+    def _note(self, data: bytes) -> None:
+        self.unreadable = self.unreadable or data[:_SHOWN].decode("utf-8", "replace")
+
+
+def _decode(value: bytes) -> Any:
+    """Return the JSON value; `_NOTHING` if it is none. Halves of characters are left in texts, for those to mend."""
+    try:
+        return msgspec.json.decode(value)
+    except RecursionError:
+        return _NOTHING
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        pass
+    try:
+        return json.loads(value.decode("utf-8", "surrogateescape"), strict=False)
+    except (ValueError, RecursionError):
+        return _NOTHING

@@ -1,0 +1,175 @@
+"""Tool calls in chat completions: numbered, named and cut into pieces in as many ways as there are servers."""
+
+import json
+import re
+from collections.abc import Generator, Iterable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from domain.chat import Ask, CallPart
+from infra.llm import failures
+from infra.llm.answer import Answer
+
+# More calls in one answer are a server gone wild; what is done with many is the caller's business.
+MAX_CALLS: Final = 1000
+_STRUCTURE: Final = re.compile(r'["\\{}\[\]]')
+
+
+class _Begun:
+    """A call that has begun, as the server speaks of it."""
+
+    def __init__(self, index: int, id_: str | None, name: str) -> None:
+        self.index, self.id, self.name = index, id_, name
+        self.length = 0  # of its arguments
+        self.is_whole = False  # its arguments are a JSON object, told to the end
+        self._depth = 0
+        self._is_text = self._is_escaped = False
+
+    def grow(self, arguments: str) -> None:
+        """Follow the brackets of the arguments, piece by piece: to decode all of them each time would take too long."""
+        self.length += len(arguments)
+        if self._is_escaped and arguments:
+            self._is_escaped, start = False, 1
+        else:
+            start = 0
+        for found in _STRUCTURE.finditer(arguments, start):
+            mark, at = found[0], found.start()
+            if at < start:
+                continue  # behind a backslash
+            if mark == "\\":
+                start = at + 2
+                self._is_escaped = start > len(arguments)
+            elif mark == '"':
+                self._is_text = not self._is_text
+            elif not self._is_text:
+                self._depth += 1 if mark in "{[" else -1
+                self.is_whole = self._depth == 0
+
+
+class CallReader:
+    """Reads pieces of tool calls into an answer.
+
+    An id that is known goes on with its call, an unknown one begins another. Without an id the number decides, then
+    the order. A name after arguments that are a whole JSON object begins another call, and a whole call that is told
+    twice under one id counts once.
+    """
+
+    def __init__(self, answer: Answer, ask: Ask) -> None:
+        self._answer, self._ask = answer, ask
+        self._begun: list[_Begun] = []
+        self._by_number: dict[int, _Begun] = {}
+        # Ids and arguments that came before their call's name, by number.
+        self._early: dict[int | None, tuple[str | None, str]] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no call came."""
+        return not self._begun
+
+    def take(self, calls: Any) -> Iterable[CallPart]:
+        """Read the calls of one event or message: a list, or a single one."""
+        if isinstance(calls, dict):
+            calls = [calls] if {"function", "name", "id"} & calls.keys() else list(calls.values())
+        for call in calls if isinstance(calls, list) else ():
+            if isinstance(call, dict):
+                yield from self._take_one(call)
+
+    def _take_one(self, call: dict[str, Any]) -> Iterable[CallPart]:
+        function = call["function"] if isinstance(call.get("function"), dict) else call
+        number, id_, name = _number(call.get("index")), _word(call.get("id")), _word(function.get("name"))
+        arguments = _arguments(function.get("arguments", function.get("parameters", function.get("input"))))
+        begun = self._find(number, id_, name, arguments)
+        if begun is None:
+            if number in self._early:
+                early_id, early_arguments = self._early.pop(number)
+                id_, arguments = id_ or early_id, early_arguments + arguments
+            if name is None:
+                self._early[number] = (id_, arguments)
+                return
+            begun = yield from self._begin(number, id_, name)
+        begun.id = begun.id or id_
+        if isinstance(extra := call.get("extra_content"), dict):
+            self._answer.keep_with_call(begun.index, extra_content=extra)
+        yield from self._add(begun, arguments)
+
+    def _begin(self, number: int | None, id_: str | None, name: str) -> Generator[CallPart, None, _Begun]:
+        if len(self._begun) >= MAX_CALLS:
+            raise failures.malformed(self._ask.target, f"it has more than {MAX_CALLS} tool calls.")
+        part = self._answer.begin_call(id_, name)
+        begun = _Begun(part.index, id_, name)
+        self._begun.append(begun)
+        self._by_number[part.index if number is None else number] = begun
+        yield part
+        return begun
+
+    def _find(self, number: int | None, id_: str | None, name: str | None, arguments: str) -> _Begun | None:
+        """Return the call that a piece goes on with; None if it begins another."""
+        at_number = self._by_number.get(number) if number is not None else None
+        next_in_order = at_number if number is not None else (self._begun[-1] if self._begun else None)
+        if id_ is None:
+            return None if next_in_order is None or self._begins(next_in_order, name) else next_in_order
+        same = [begun for begun in self._begun if begun.id == id_]
+        if not same:
+            # An id that comes late belongs to the call that had none; one that is new in each piece, to no call.
+            is_late = next_in_order is not None and (
+                name is None or (next_in_order.id is None and not self._begins(next_in_order, name))
+            )
+            return next_in_order if is_late else None
+        begun = at_number if at_number in same else same[-1]
+        if self._is_repeated(begun, name, arguments):
+            return begun
+        if number is not None and at_number is None:
+            return None  # several calls of one id, told apart by number
+        return None if name is not None and begun.is_whole and arguments.lstrip().startswith("{") else begun
+
+    def _begins(self, begun: _Begun, name: str | None) -> bool:
+        """Tell whether a name begins another call than the one that would go on."""
+        return name is not None and (begun.is_whole or name != begun.name)
+
+    def _is_repeated(self, begun: _Begun, name: str | None, arguments: str) -> bool:
+        """Tell whether a whole call is told once more."""
+        if name not in (None, begun.name) or not begun.is_whole:
+            return False
+        bare = arguments.strip()
+        return bare in ("", "{}") if begun.length == 0 else self._is_same(begun, bare)
+
+    def _is_same(self, begun: _Begun, bare: str) -> bool:
+        return len(bare) <= begun.length < len(bare) + 64 and self._answer.arguments_of(begun.index).strip() == bare
+
+    def _add(self, begun: _Begun, arguments: str) -> Sequence[CallPart]:
+        bare = arguments.strip()
+        if begun.is_whole and (not bare or bare == "{}" or self._is_same(begun, bare)):
+            return ()
+        if begun.length == 0 and bare in ("{}", "null"):
+            # Perhaps nothing yet: some send `{}` first and the arguments after. If none follow, `{}` is what they are.
+            begun.is_whole = bare == "{}"
+            return ()
+        begun.grow(arguments)
+        return self._answer.add_arguments(begun.index, arguments)
+
+
+def _number(value: Any) -> int | None:
+    if isinstance(value, str) and value.isdecimal() and len(value) < 6:
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _word(value: Any) -> str | None:
+    """Return a name or an id: text, or a number as text."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    return value.strip() or None if isinstance(value, str) else None
+
+
+def _arguments(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    try:
+        return msgspec.json.encode(value).decode()
+    except (msgspec.MsgspecError, ValueError, RecursionError, UnicodeEncodeError):
+        return json.dumps(value)

@@ -1,0 +1,61 @@
+"""Counts of tokens as providers report them: under several names, as numbers of any kind, or as nonsense."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+from domain.chat import ReportedUsage
+
+# What one call may have used, in tokens: more is made up.
+MAX_TOKENS: Final = 10**9
+_PROMPT: Final = ("prompt_tokens", "input_tokens", "prompt_eval_count")
+_COMPLETION: Final = ("completion_tokens", "output_tokens", "eval_count")
+_CACHED: Final = ("cached_tokens", "prompt_cache_hit_tokens")
+_REASONING: Final = ("reasoning_tokens", "thinking_tokens")
+
+
+def read_count(value: Any) -> int | None:
+    """Return a count of tokens; None for what is none. A part of a token counts as one."""
+    if isinstance(value, str) and len(value) <= 32:
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_TOKENS:
+        return None
+    return math.ceil(value)
+
+
+def read_usage(usage: Any) -> ReportedUsage | None:
+    """Return what a usage object of OpenAI's wires says, field by field; None if that is nothing."""
+    if not isinstance(usage, Mapping):
+        return None
+    prompt, completion = _first(usage, _PROMPT), _first(usage, _COMPLETION)
+    prompt_details = _details(usage, "prompt_tokens_details", "input_tokens_details")
+    completion_details = _details(usage, "completion_tokens_details", "output_tokens_details")
+    cached = _first(prompt_details, _CACHED) or _first(usage, _CACHED)
+    reasoning = _first(completion_details, _REASONING) or _first(usage, _REASONING)
+    total = read_count(usage.get("total_tokens"))
+    if total is not None:
+        if prompt is not None and completion is not None and total == prompt + completion + (reasoning or 0):
+            completion = total - prompt  # some count reasoning beside the completion, not within it
+        elif prompt is None and completion is not None and total > completion:
+            prompt = total - completion
+        elif completion is None and prompt is not None and total > prompt:
+            completion = total - prompt
+    if prompt is None and completion is None:
+        return None
+    return ReportedUsage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        cached_tokens=cached if prompt is None or cached is None else min(cached, prompt),
+        reasoning_tokens=reasoning if completion is None or reasoning is None else min(reasoning, completion),
+    )
+
+
+def _first(source: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+    return next((count for name in names if (count := read_count(source.get(name))) is not None), None)
+
+
+def _details(usage: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    return next((usage[name] for name in names if isinstance(usage.get(name), Mapping)), {})

@@ -1,0 +1,86 @@
+"""pydantic-ai's models, which make the requests, but for one step: a stream is the response itself, not yet read.
+
+What an answer's provider wants back with the next request comes as provider details of our own (`infra.llm.words`).
+"""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from openai import AsyncStream
+from pydantic_ai.messages import ModelResponse, ThinkingPart
+from pydantic_ai.models.anthropic import AnthropicModel
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
+
+
+class Chat(OpenAIChatModel):
+    """OpenAI's chat completions."""
+
+    async def _process_streamed_response(self, response: AsyncStream[Any], *args: Any, **kwargs: Any) -> Any:
+        return response.response
+
+    def accepts_stateless_artifacts(self, response: ModelResponse, part: Any = None) -> bool:
+        """Give back whatever is there: what others wrote is not."""
+        return True
+
+    def _map_model_response(self, message: ModelResponse) -> Any:
+        mapped: Any = super()._map_model_response(message)
+        if mapped is not None:
+            mapped.update((message.provider_details or {}).get("fields", {}))
+        return mapped
+
+
+class Responses(OpenAIResponsesModel):
+    """OpenAI's Responses."""
+
+    async def _process_streamed_response(self, response: Any, *args: Any, **kwargs: Any) -> Any:
+        return response.response
+
+    def _map_response_thinking_part(self, item: ThinkingPart, response_context: Any, context: Any, **more: Any) -> None:
+        # As it came: pydantic-ai would leave out what it does not know.
+        context.openai_messages.append((item.provider_details or {})["item"])
+
+
+class Messages(AnthropicModel):
+    """Anthropic's messages."""
+
+    @asynccontextmanager
+    async def request_stream(
+        self, messages: Any, model_settings: Any, model_request_parameters: Any, run_context: Any = None
+    ) -> AsyncGenerator[Any, None]:
+        """Make the request; the response is that of httpx."""
+        settings, parameters = self.prepare_request(model_settings, model_request_parameters)
+        prepared: Any = settings or {}
+        response: Any = await self._messages_create(messages, True, prepared, parameters)
+        async with response:
+            yield response.response
+
+    async def _create_message(
+        self,
+        client: Any,
+        messages: Any,
+        model_settings: Any,
+        prepared: Any,
+        stream: bool,
+        container_param: Any,
+        thinking: Any,
+        betas: set[str],
+        thinking_override: dict[str, object] | None,
+    ) -> Any:
+        """Send the request, and read nothing of the answer: pydantic-ai would look at its first event here."""
+        body: Any = self._messages_create_params(
+            messages,
+            model_settings,
+            prepared,
+            container_param,
+            thinking,
+            thinking_override,
+        )
+        more = {"betas": sorted(betas)} if betas else {}
+        return await client.beta.messages.create(
+            **body, **more, stream=True, timeout=model_settings["timeout"], extra_headers=prepared.extra_headers
+        )
+
+    def accepts_stateless_artifacts(self, response: ModelResponse, part: Any = None) -> bool:
+        """Give back whatever is there: what others wrote is not."""
+        return True
