@@ -4,7 +4,10 @@ Both are text from strangers. They are parsed here after the archive was opened 
 """
 
 import hashlib
+import math
 import re
+import unicodedata
+from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
@@ -17,14 +20,22 @@ from domain.executions import DEFAULT_MEMORY_MB
 
 MANIFESTS: Final = ("agent.yaml", "anymind.yaml")
 MAX_MANIFEST: Final = 64 * 1024
-MAX_REQUIREMENTS: Final = 256 * 1024
+# A lock file has a hundred hashes for each of its larger packages.
+MAX_REQUIREMENTS: Final = 1024 * 1024
 MIN_MEMORY_MB: Final = 64
 MAX_MEMORY_MB: Final = 8192
 MAX_LINE: Final = 4096
 MAX_MODELS: Final = 32
 _ENTRYPOINT: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
-_MEMORY: Final = re.compile(r"(\d{1,6})\s*(M|MB|MiB|G|GB|GiB)?", re.IGNORECASE)
-_HASH: Final = re.compile(r"\s+--hash=sha256:[0-9a-f]{64}")
+_MEMORY: Final = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*(M|MB|Mi|MiB|G|GB|Gi|GiB)?", re.IGNORECASE)
+# Those that pip calls strong.
+_HASH: Final = re.compile(
+    r" --hash[= ] ?((?:sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})(?!\S))", re.I
+)
+_LINE: Final = re.compile(r"\r\n|\r|\n")
+_COMMENT: Final = re.compile(r"(^|\s)#.*$")
+_LABEL_CONTROLS: Final = frozenset("\t\n\v\f\r\x85")
+_NEARLY: Final = re.compile(r"\s*(agents?|anymind|manifest)\.ya?ml(\.txt)?\s*", re.IGNORECASE)
 
 
 class BadArchive(Exception):
@@ -64,6 +75,21 @@ class _NoAliases(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+class WrittenFloat(float):
+    """A number of a manifest that knows how it was written: `3.10` is no 3.1 where it is a version."""
+
+    written: str
+
+
+def _written_float(loader: _NoAliases, node: yaml.ScalarNode) -> WrittenFloat:
+    number = WrittenFloat(loader.construct_yaml_float(node))
+    number.written = node.value
+    return number
+
+
+_NoAliases.add_constructor("tag:yaml.org,2002:float", _written_float)
+
+
 def parse_manifest(file: str, text: str, python: str) -> Manifest:
     """Read a manifest. `python` is the version that would run it (`3.11.7`). Errors: `BadArchive`."""
     try:
@@ -86,13 +112,19 @@ def parse_manifest(file: str, text: str, python: str) -> Manifest:
     for key in ("name", "entrypoint", "description", "framework"):
         if key in values and not isinstance(values[key], str):
             raise BadArchive(f"{file}: `{key}` must be text.")
-        if key in values and not values[key].isprintable():
-            raise BadArchive(f"{file}: `{key}` holds characters that cannot be shown.")
+        if key in values:
+            # A block of YAML (`|`, `>`) ends with a line break.
+            values[key] = values[key].strip()
+            bad = next((character for character in values[key] if _is_unshowable(character)), None)
+            if bad is not None:
+                raise BadArchive(f"{file}: `{key}` holds a character that cannot be shown: U+{ord(bad):04X}.")
     if not _ENTRYPOINT.fullmatch(values["entrypoint"]):
         raise BadArchive(f"{file}: `entrypoint` must look like package.module:function.")
     timeout = values.get("timeout")
+    if isinstance(timeout, float) and timeout.is_integer():
+        timeout = int(timeout)
     if timeout is not None and (type(timeout) is not int or not 1 <= timeout <= MAX_TIMEOUT):
-        raise BadArchive(f"{file}: `timeout` must be whole seconds from 1 to {MAX_TIMEOUT}.")
+        raise BadArchive(f"{file}: `timeout` must be whole seconds from 1 to {MAX_TIMEOUT}, such as 30.")
     wanted = _python(file, values.get("python"), python)
     return Manifest(
         name=values["name"],
@@ -106,18 +138,30 @@ def parse_manifest(file: str, text: str, python: str) -> Manifest:
     )
 
 
+def _is_unshowable(character: str) -> bool:
+    """Whether a label cannot hold a character: line breaks, spaces and joiners of any script it can."""
+    return unicodedata.category(character) in ("Cc", "Cs") and character not in _LABEL_CONTROLS
+
+
 def _python(file: str, wanted: Any, have: str) -> str | None:
     if wanted is None:
         return None
-    text = str(wanted)
+    text = wanted.written if isinstance(wanted, WrittenFloat) else str(wanted)
+    text = text.strip()
+    quotes = ""
+    if isinstance(wanted, float) and text != str(float(wanted)):
+        quotes = f" Write it in quotes, as '{text}': without them YAML reads the number {float(wanted)}."
     if not text.isprintable():
         raise BadArchive(f"{file}: `python` holds characters that cannot be shown.")
     try:
-        allowed = SpecifierSet(f"=={text}.*" if re.fullmatch(r"\d+(\.\d+)?", text) else text)
+        if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text):
+            allowed = SpecifierSet(f"=={text}.*")
+        else:
+            allowed = SpecifierSet(f"=={text}" if re.fullmatch(r"[0-9]+(\.[0-9]+)+\w*(\.\*)?", text) else text)
     except InvalidSpecifier:
         raise BadArchive(f"{file}: `python` must be a version such as '3.11' or a range such as '>=3.11'.") from None
-    if not allowed.contains(have):
-        raise BadArchive(f"{file}: `python` asks for {text}, and this host runs {have}.")
+    if not allowed.contains(have, prereleases=True):
+        raise BadArchive(f"{file}: `python` asks for {text}, and this host runs {have}.{quotes}")
     return text
 
 
@@ -126,8 +170,8 @@ def _memory(file: str, value: Any) -> int | None:
         return None
     match = _MEMORY.fullmatch(str(value).strip())
     if match is None or isinstance(value, bool):
-        raise BadArchive(f"{file}: `memory` must be MiB, or text such as 512MB or 1GB.")
-    size = int(match.group(1)) * (1024 if (match.group(2) or "").upper().startswith("G") else 1)
+        raise BadArchive(f"{file}: `memory` must be MiB, or text such as 512MB, 1GB or 1.5GB.")
+    size = math.ceil(float(match.group(1)) * (1024 if (match.group(2) or "").upper().startswith("G") else 1))
     if not MIN_MEMORY_MB <= size <= MAX_MEMORY_MB:
         raise BadArchive(f"{file}: `memory` must be from {MIN_MEMORY_MB} to {MAX_MEMORY_MB} MiB, not {size}.")
     return size
@@ -152,34 +196,91 @@ def memory_of(version_memory: int | None) -> int:
     return version_memory or DEFAULT_MEMORY_MB
 
 
+def explain_missing_manifest(top: list[str], nested: list[str]) -> str:
+    """Return why there is no manifest, from the names at the top and the paths of manifests one folder below."""
+    near = [name for name in top if _NEARLY.fullmatch(name)]
+    told = [f"There is no {' or '.join(MANIFESTS)} at the top of the archive."]
+    if near:
+        told.append(f"Found {near[0]}: call it {MANIFESTS[0]}.")
+    elif nested:
+        told.append(f"Found {', '.join(nested[:5])} beside other folders: pack the one folder itself.")
+    backslashes = [name for name in top if "\\" in name]
+    if backslashes:
+        told.append(explain_backslashes(backslashes))
+    shown = ", ".join(ascii(name)[1:-1] for name in top[:10])
+    more = f" and {len(top) - 10} more" if len(top) > 10 else ""
+    told.append(f"At the top there are: {shown}{more}.")
+    return " ".join(told)
+
+
+def explain_backslashes(names: list[str]) -> str:
+    """Return what is wrong with names in an archive that hold backslashes where folders are meant."""
+    return (
+        f"{', '.join(names[:3])}: a backslash is part of a name here and leads into no folder. "
+        "Pack the folder with `tar -czf`, which writes slashes."
+    )
+
+
 def parse_requirements(text: str, python: str) -> Requirements | None:
     """Read requirements.txt; None when it asks for nothing. `python` is part of the environment's hash.
 
-    Names, extras, versions, markers and sha256 hashes alone: an option, a URL or a path would let an
+    Names, extras, versions, markers and hashes alone: an option, a URL or a path would let an
     archive choose where this host installs from. Errors: `BadArchive` naming the line.
     """
     kept: list[str] = []
-    joined = text.replace("\\\r\n", " ").replace("\\\n", " ")
-    for number, raw in enumerate(joined.splitlines(), 1):
-        line = " ".join(re.sub(r"(^|\s)#.*$", "", raw[: MAX_LINE + 1]).split())
-        if not line:
-            continue
-        if len(raw) > MAX_LINE:
-            raise BadArchive(f"requirements.txt, line {number}: is longer than {MAX_LINE} characters.")
-        hashes = _HASH.findall(line)
-        bare = _HASH.sub("", line).strip()
+    for number, raw in _join_lines(text):
+        hashes = {item.lower() for item in _HASH.findall(raw)}
+        bare = _HASH.sub("", raw).strip()
+        place = f"requirements.txt, line {number}"
+        if len(bare) > MAX_LINE:
+            raise BadArchive(f"{place}: is longer than {MAX_LINE} characters.")
+        if re.search(r"(^|\s)--hash\b", bare):
+            told = "a hash must be --hash=sha256: and 64 hex digits, or sha384 or sha512"
+            raise BadArchive(f"{place}: {told}: {bare[:80]!r}.")
         if bare.startswith("-"):
-            raise BadArchive(f"requirements.txt, line {number}: options are not allowed: {bare[:80]!r}.")
+            raise BadArchive(f"{place}: options are not allowed: {bare[:80]!r}. {_instead_of(bare)}")
         try:
             requirement = Requirement(bare)
         except (InvalidRequirement, RecursionError):
-            raise BadArchive(f"requirements.txt, line {number}: not a requirement: {bare[:80]!r}.") from None
+            raise BadArchive(f"{place}: not a requirement: {bare[:80]!r}.") from None
         if requirement.url:
-            raise BadArchive(f"requirements.txt, line {number}: URLs and paths are not allowed: {bare[:80]!r}.")
-        kept.append(str(requirement) + "".join(f" {item.strip()}" for item in sorted(hashes)))
+            raise BadArchive(f"{place}: URLs and paths are not allowed: {bare[:80]!r}.")
+        kept.append(str(requirement) + "".join(f" --hash={item}" for item in sorted(hashes)))
     if not kept:
         return None
     lines = "\n".join(sorted(set(kept))) + "\n"
     series = ".".join(python.split(".")[:2])
     digest = hashlib.sha256(f"python {series}\n{lines}".encode()).hexdigest()
     return Requirements(text=lines, environment=digest[:40])
+
+
+def _join_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Yield each requirement with the number of the line on which it begins, comments and empty ones left out.
+
+    A backslash at its end continues a line. Errors: `BadArchive` for a line of the file that is too long.
+    """
+    joined: list[str] = []
+    first = 1
+    lines = _LINE.split(text)
+    for number, line in enumerate(lines, 1):
+        if len(line) > MAX_LINE:
+            raise BadArchive(f"requirements.txt, line {number}: is longer than {MAX_LINE} characters.")
+        if not joined:
+            first = number
+        # What is behind a comment's sign belongs to the comment, also a backslash.
+        bare = _COMMENT.sub("", line)
+        continues = bare == line and bare.rstrip(" \t").endswith("\\") and number < len(lines)
+        joined.append(bare.rstrip(" \t")[:-1] if continues else bare)
+        if not continues:
+            whole = " ".join(" ".join(joined).split())
+            joined = []
+            if whole:
+                yield first, whole
+
+
+def _instead_of(option: str) -> str:
+    if re.match(r"-e\b|--editable\b", option):
+        return "Leave it out: the modules of the archive are found without being installed."
+    if re.match(r"-[rc]\b|--(requirement|constraint)\b", option):
+        return "Write its lines into this file."
+    return "Leave it out: where packages come from is this host's to say."

@@ -195,18 +195,31 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ArchiveLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What an archive may hold: entries in all, folders deep, bytes per file and in total."""
+    """What an archive may hold: entries in all, folders deep, bytes per file and in total.
+
+    `skip_litter` leaves out what systems put beside people's files (`._*`, `__MACOSX`, `Thumbs.db`).
+    """
 
     entries: int
     depth: int
     file: int
     total: int
+    skip_litter: bool = False
 
 
 class Unpacked(msgspec.Struct, frozen=True, kw_only=True):
-    """What came out of an archive, or why nothing did. `root` is the folder inside it that holds the manifest."""
+    """What came out of an archive, or why nothing did. `root` is the folder inside it that holds the manifest.
+
+    Where there is no manifest, `top` are the names at the top, folders with a slash behind, and `nested` the
+    manifests in those folders. `left_out` lie beside the folder `root`, and `backslashes` are names that hold any.
+    At most 40 of each; what is no UTF-8 is shown with escapes.
+    """
 
     error: str | None = None
+    top: list[str] = []
+    nested: list[str] = []
+    left_out: list[str] = []
+    backslashes: list[str] = []
     root: str = ""
     manifest: str | None = None
     manifest_name: str | None = None

@@ -121,7 +121,8 @@ class Environments:
                 await asyncio.gather(told, return_exceptions=True)
         shown = _shown(said.decode(errors="replace"), scratch)
         if process.returncode != 0:
-            raise BadArchive(f"requirements.txt: cannot be installed.\n{shown}")
+            reason = explain_missing_wheel(shown)
+            raise BadArchive(f"requirements.txt: cannot be installed. {reason}".rstrip() + f"\n{shown}")
         return shown
 
     async def _pip_index(self, environment: dict[str, str]) -> dict[str, str]:
@@ -163,7 +164,32 @@ def _key(environment: str) -> str:
 def _shown(said: str, scratch: Path) -> str:
     # Indexes may carry passwords in their addresses, and paths of this host are nobody's business.
     hidden = re.sub(r"(\w+://)[^/\s@]+@", r"\1***@", said.replace(str(scratch), ""))
+    # A switch that an author of requirements does not have.
+    hidden = hidden.replace(" (i.e., with `--no-build`)", "")
     return "\n".join(line for line in hidden.splitlines() if not line.startswith("Using "))[-4000:] + "\n"
+
+
+def explain_missing_wheel(said: str) -> str:
+    """Return a sentence on packages that have no wheel to install, from uv's output; empty when it is not that.
+
+    It names the packages, those that need them where the author did not, and what to do.
+    """
+    words = " ".join(said.split())
+    sources = sorted(set(re.findall(r"Wheels are required for `([^`]+)`", words)))
+    others = sorted(set(re.findall(r"we only found wheels for `([^`]+)`", words)) - set(sources))
+    found = [(name, "is published without a wheel that can be installed here") for name in sources]
+    found += [(name, "has wheels for other versions of Python or other systems only") for name in others]
+    if not found:
+        return ""
+    told = []
+    for name, what in found:
+        needing = re.search(rf"(\S+)(?: and \S+)? depends on {re.escape(name)}(?![\w.-]*\w)", words)
+        wanted = f", which {needing.group(1)} needs," if needing else ""
+        told.append(f"{name}{wanted} {what}")
+    return (
+        f"{'; '.join(told)}. Packages are installed from wheels alone, as building one runs a stranger's code: "
+        "ask for another package or version, or put its modules into the archive."
+    )
 
 
 def folder_size(folder: Path) -> int:

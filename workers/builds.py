@@ -102,13 +102,19 @@ class Builder:
                 raise BadArchive(unpacked.error)
             await self._say(version, f"Unpacked {unpacked.files} entries, {unpacked.size} bytes.\n")
             if unpacked.manifest is None or unpacked.manifest_name is None:
-                raise BadArchive(f"There is no {' or '.join(archives.MANIFESTS)} at the top of the archive.")
+                raise BadArchive(archives.explain_missing_manifest(unpacked.top, unpacked.nested))
+            if unpacked.left_out:
+                told = f"Left out, as it lies beside the folder of the manifest: {', '.join(unpacked.left_out)}.\n"
+                await self._say(version, told)
             manifest = archives.parse_manifest(unpacked.manifest_name, unpacked.manifest, _PYTHON)
             root = out / unpacked.root
             environment = await self._install(version, unpacked.requirements)
-            for broken in await self._sandbox.compile(root, "/agent"):
-                await self._say(version, f"Does not compile: {broken}\n")
-            await self._try(version, manifest, root, environment)
+            broken = await self._sandbox.compile(root, "/agent")
+            for told in broken:
+                await self._say(version, f"Does not compile: {told}\n")
+            hints = [f"Does not compile: {broken[0]}"] if broken else []
+            hints += [archives.explain_backslashes(unpacked.backslashes)] if unpacked.backslashes else []
+            await self._try(version, manifest, root, environment, hints)
             size = await asyncio.to_thread(folder_size, root)
             if size > LIMITS.total:
                 raise BadArchive(f"Compiled, the files take {size >> 20} MiB; {LIMITS.total >> 20} are allowed.")
@@ -143,7 +149,10 @@ class Builder:
         await self._say(version, await persist(lambda: self._environments.install(wanted)))
         return wanted.environment
 
-    async def _try(self, version: Version, manifest: Manifest, code: Path, environment: str | None) -> None:
+    async def _try(
+        self, version: Version, manifest: Manifest, code: Path, environment: str | None, hints: list[str]
+    ) -> None:
+        """Import the entrypoint. `hints` are said of an import that fails. Errors: `BadArchive`."""
         printed = OutputText(SHOWN_OUTPUT)
         size = 0
 
@@ -174,7 +183,8 @@ class Builder:
         if outcome.stack:
             await self._say(version, outcome.stack)
         if outcome.error_type is not None:
-            raise BadArchive(f"{manifest.entrypoint}: {outcome.error_type}: {outcome.error_message}")
+            told = f"{manifest.entrypoint}: {outcome.error_type}: {outcome.error_message}"
+            raise BadArchive("\n".join([told, *hints]))
 
     async def _say(self, version: Version, text: str) -> None:
         async def write() -> None:

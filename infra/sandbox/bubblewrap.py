@@ -18,7 +18,17 @@ from infra.sandbox import seccomp
 from infra.sandbox.cgroups import Cgroups, Group
 from infra.sandbox.ending import Ending, StartFailed
 from infra.sandbox.fence import CODE, Fence, Mount, arguments, guest_mounts, interpreter
-from infra.sandbox.guests import ANSWER_BYTES, CANNOT_ISOLATE, crash, frame, head, outcome, unavailable, watch
+from infra.sandbox.guests import (
+    ANSWER_BYTES,
+    CANNOT_ISOLATE,
+    MAX_MESSAGE,
+    crash,
+    frame,
+    head,
+    outcome,
+    unavailable,
+    watch,
+)
 from infra.sandbox.hosts import advice
 from infra.sandbox.listener import Listener
 from infra.sandbox.process import Bwrap, become, stage_folder, start
@@ -28,7 +38,10 @@ from infra.sandbox.users import free_uid, give, take_uid
 from infra.sandbox.watch import Watch
 
 UNPACK_SECONDS: Final = 300.0
-UPLOADED: Final = ArchiveLimits(entries=10_000, depth=32, file=100 << 20, total=512 << 20)
+UPLOADED: Final = ArchiveLimits(entries=10_000, depth=32, file=100 << 20, total=512 << 20, skip_litter=True)
+# Ours say more than an agent's: a whole manifest and requirements with all their hashes.
+TOOL_ANSWER_BYTES: Final = 8 * 1024 * 1024
+MAX_BROKEN: Final = 20
 GUEST: Final = Path(__file__).parent / "guest"
 _NEEDED: Final = ("--disable-userns", "--as-pid-1", "--size", "--perms", "--info-fd")
 
@@ -101,7 +114,8 @@ class BubblewrapSandbox:
         if ending.timed_out:
             return Unpacked(error=f"Unpacking took longer than {UNPACK_SECONDS:.0f} s.")
         try:
-            return msgspec.json.decode(ending.answer, type=Unpacked)
+            unpacked = msgspec.json.decode(ending.answer, type=Unpacked)
+            return msgspec.structs.replace(unpacked, error=unpacked.error and unpacked.error[:MAX_MESSAGE])
         except msgspec.MsgspecError:
             return Unpacked(error=f"Unpacking failed: {crash(ending).error_message}")
 
@@ -115,7 +129,7 @@ class BubblewrapSandbox:
             DEFAULT_MEMORY_MB,
         )
         try:
-            return msgspec.json.decode(ending.answer, type=_Broken).broken
+            return [told[:MAX_MESSAGE] for told in msgspec.json.decode(ending.answer, type=_Broken).broken[:MAX_BROKEN]]
         except msgspec.MsgspecError:
             return [crash(ending).error_message or "The compiler crashed."]
 
@@ -169,6 +183,7 @@ class BubblewrapSandbox:
     ) -> Ending:
         """Run one of our own programs in the fence, silent but for its answer."""
         tree = await self._make(command, mounts, passed, memory_mb)
+        tree.allow_answer(TOOL_ANSWER_BYTES)
         tree.direct(b"", memory_mb, self._watch(memory_mb))
         return await self._ended(tree, b"", seconds, _ignore)
 

@@ -126,6 +126,10 @@ class Tree:
         """The number of its first process on this host, once it is known."""
         return self._leader.pid1
 
+    def allow_answer(self, most: int) -> None:
+        """Bound the answer by so many bytes from here on."""
+        self._most = most
+
     def belongs_to(self, group: Group | None) -> None:
         """It has joined a group, which is removed when it has ended."""
         if self.gone and group is not None:

@@ -48,6 +48,18 @@ def test_a_whole_manifest() -> None:
         ("a: &a [x]\nb: *a\n", "aliases"),
         ("!!python/object/apply:os.system ['x']", "line 1"),
         ("[" * 20000, "agent.yaml"),
+        (GOOD + "python: 3.10", "asks for 3.10, and this host runs 3.11.7. Write it in quotes, as '3.10'"),
+        (GOOD + "python: 3.12", "asks for 3.12, and this host runs 3.11.7."),
+        (GOOD + "python: 3.11.8", "asks for 3.11.8, and this host runs 3.11.7."),
+        (GOOD + "timeout: 30.5", "`timeout` must be whole seconds"),
+        (GOOD + "timeout: .inf", "`timeout` must be whole seconds"),
+        (GOOD + "timeout: .nan", "`timeout` must be whole seconds"),
+        (GOOD + "memory: 0.5MB", "64"),
+        (GOOD + "memory: 1,5GB", "`memory` must be MiB, or text such as 512MB, 1GB or 1.5GB"),
+        (GOOD + "memory: .inf", "`memory`"),
+        (GOOD + 'description: "a\\e[31m"', "`description` holds a character that cannot be shown: U+001B"),
+        (GOOD + 'description: "\\ud83d"', "`description` holds a character that cannot be shown: U+D83D"),
+        ("name: a\nentrypoint: |\n  a:b\n  c:d\n", "package.module:function"),
     ],
 )
 def test_each_mistake_is_named(text: str, told: str) -> None:
@@ -106,3 +118,135 @@ def test_hashes_and_markers_stay() -> None:
 
 def test_nothing_asked_for_is_no_environment() -> None:
     assert parse_requirements("# nothing\n\n", "3.11.7") is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a\nb",
+        "\u200d👩\u200d💻",
+        "می\u200cخواهم",
+        "non\u00a0breaking",
+        "全角\u3000空白",
+        "a\tb",
+        "\ufeffmark",
+        "a\u2028b",
+        "日本語",
+    ],
+)
+def test_labels_hold_what_people_write(value: str) -> None:
+    quoted = '"' + "".join(f"\\U{ord(letter):08x}" for letter in value) + '"'
+    text = f"name: {quoted}\nentrypoint: a.b:c\ndescription: {quoted}\nframework: {quoted}\n"
+    manifest = parse_manifest("agent.yaml", text, "3.11.7")
+    assert manifest.name == manifest.description == manifest.framework == value
+
+
+@pytest.mark.parametrize("style", ["|", ">", "|-", ">+", "|+"])
+def test_every_field_may_be_a_block(style: str) -> None:
+    fields = {
+        "name": "a",
+        "entrypoint": "a.b:c",
+        "framework": "f",
+        "description": "d",
+        "python": "3.11",
+        "memory": "1GB",
+    }
+    text = "".join(f"{name}: {style}\n  {value}\n\n" for name, value in fields.items())
+    manifest = parse_manifest("agent.yaml", text, "3.11.7")
+    assert (manifest.name, manifest.entrypoint, manifest.framework, manifest.memory) == ("a", "a.b:c", "f", 1024)
+    assert (manifest.description, manifest.python) == ("d", "3.11")
+    assert parse_manifest("agent.yaml", text.replace("\n", "\r\n"), "3.11.7") == manifest
+
+
+@pytest.mark.parametrize(
+    ("value", "have"),
+    [
+        ("3.11.7", "3.11.7"),
+        ("3.11", "3.11.7"),
+        ("'3.11'", "3.11.7"),
+        ("3.10", "3.10.4"),
+        ("3.1", "3.1.5"),
+        ("3", "3.12.0"),
+        ("'>=3.10, <3.13'", "3.11.7"),
+        ("'>=3.11'", "3.14.0rc1"),
+        ("3.11.*", "3.11.7"),
+        ("==3.11.7", "3.11.7"),
+    ],
+)
+def test_a_version_of_python_is_read_as_it_is_written(value: str, have: str) -> None:
+    assert parse_manifest("agent.yaml", f"{GOOD}python: {value}", have).python == value.strip("'")
+
+
+@pytest.mark.parametrize(
+    ("value", "size"),
+    [
+        ("512", 512),
+        ("512.0", 512),
+        ("1.5GB", 1536),
+        ("1.5 gib", 1536),
+        ("0.5G", 512),
+        ("512Mi", 512),
+        ("2Gi", 2048),
+        ("100.4MB", 101),
+        ("'1 GB'", 1024),
+    ],
+)
+def test_memory_is_whole_mebibytes_in_the_end(value: str, size: int) -> None:
+    assert parse_manifest("agent.yaml", f"{GOOD}memory: {value}", "3.11.7").memory == size
+
+
+def test_a_timeout_may_be_written_with_a_point() -> None:
+    timeout = parse_manifest("agent.yaml", GOOD + "timeout: 30.0", "3.11.7").timeout
+    assert (timeout, type(timeout)) == (30, int)
+
+
+HASHES = {"sha256": "a" * 64, "sha384": "b" * 96, "sha512": "C" * 128}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_requirement_may_have_very_many_hashes(end: str) -> None:
+    many = [f"    --hash=sha256:{number:064x} \\" for number in range(150)]
+    strong = [f"    --hash={kind}:{digits} \\" for kind, digits in HASHES.items()]
+    lines = ["# locked", "pydantic-core==2.41.5 ; python_version >= '3.9' \\", *many, *strong]
+    lines += ["    --hash sha256:" + "d" * 64, "    # via pydantic", "six==1.17.0"]
+    kept = parse_requirements(end.join(lines) + end, "3.11.7")
+    assert kept is not None
+    first, second = kept.text.splitlines()
+    assert first.count("--hash=") == 154
+    assert f"--hash=sha512:{'c' * 128}" in first
+    assert second == "six==1.17.0"
+    assert kept == parse_requirements("\n".join(lines), "3.11.7")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("six==1.17.0 --hash=md5:" + "a" * 32, "a hash must be --hash=sha256:"),
+        ("six==1.17.0 --hash=sha256:" + "a" * 63, "a hash must be --hash=sha256:"),
+        ("six==1.17.0 --hash=sha512:" + "a" * 64, "a hash must be --hash=sha256:"),
+        ("-e .", "the modules of the archive are found without being installed"),
+        ("-r more.txt", "Write its lines into this file"),
+        ("--index-url http://127.0.0.1/", "where packages come from is this host's to say"),
+        ("x" * 5000, "is longer than 4096 characters"),
+        ("x \\\n" + " \\\n".join(["y" * 4000] * 3), "is longer than 4096 characters"),
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_line_of_requirements_is_named_by_its_number_in_the_file(line: str, told: str, end: str) -> None:
+    before = ["# tools", "idna==3.10 \\", "    --hash=sha256:" + "a" * 64 + " \\", "    --hash=sha256:" + "b" * 64, ""]
+    with pytest.raises(BadArchive, match=r"requirements\.txt, line 6: ") as caught:
+        parse_requirements(end.join([*before, *line.split("\n"), "six"]), "3.11.7")
+    assert told in str(caught.value)
+
+
+def test_requirements_of_nothing_but_spaces_are_read_in_no_time() -> None:
+    """Looking for hashes in a long run of spaces took the square of its length."""
+    assert parse_requirements((" " * 4000 + "\\\n") * 250 + "six", "3.11.7") is not None
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_requirements_or_a_bad_archive(text: str) -> None:
+    try:
+        parse_requirements(text, "3.11.7")
+    except BadArchive:
+        pass

@@ -32,8 +32,9 @@ def main():
             if not name.endswith(".py"):
                 continue
             if total > MAX_TOTAL:
-                broken.append(f"{path[5:]}: left out, the bytecode so far is larger than {MAX_TOTAL} bytes")
+                broken.append(f"{path[len('/out/') :]}: left out, the bytecode so far is larger than {MAX_TOTAL} bytes")
                 continue
+            shown = path[len("/out/") :]
             try:
                 # Checked by hash and never: the files lie read-only from now on.
                 made = py_compile.compile(
@@ -44,10 +45,14 @@ def main():
                 )
                 total += os.path.getsize(made)
             except py_compile.PyCompileError as error:
-                broken.append(error.msg.strip()[-500:])
+                # What the compiler says of NUL characters names no file, and what it says of a long line is cut.
+                told = error.msg.strip()[-500:]
+                broken.append(told if shown in told else f"{shown}: {told}")
             except (OSError, ValueError, RecursionError, MemoryError) as error:
-                broken.append(f"{path[5:]}: {type(error).__name__}: {error}"[:500])
-    os.write(answers, json.dumps({"broken": broken[:20], "count": len(broken)}).encode())
+                broken.append(f"{shown}: {type(error).__name__}: {error}"[:500])
+    # A name that is no UTF-8 has halves of surrogate pairs, which no answer can hold.
+    told = [one.encode("utf-8", "backslashreplace").decode() for one in broken[:20]]
+    os.write(answers, json.dumps({"broken": told, "count": len(broken)}).encode())
     os._exit(0)
 
 

@@ -4,8 +4,10 @@ Its arguments are the descriptors of the archive and of the answer, and what is 
 `/out` is the empty folder to fill. Files and folders only, each opened
 beneath `/out` one component at a time without following links, each created anew. `tarfile`'s own
 filters are not relied on (CVE-2025-4517). Answers with a byte when it is up, then one JSON object.
+A hard link becomes a copy of its file. What systems put beside people's files is left out.
 """
 
+import codecs
 import gzip
 import json
 import os
@@ -20,8 +22,28 @@ class Refused(Exception):
     pass
 
 
+# What macOS, Windows and file managers leave in folders, in small letters; and `._*`, the other half of macOS's files.
+LITTER = frozenset(
+    {
+        *(".ds_store", "__macosx", ".appledouble", ".apdisk", ".fseventsd", ".localized", ".spotlight-v100"),
+        *(".temporaryitems", ".trashes", ".volumeicon.icns", "icon\r", "$recycle.bin", "desktop.ini", "ehthumbs.db"),
+        *("system volume information", "thumbs.db", "thumbs.db:encryptable", ".directory", "@eadir"),
+    }
+)
+MAX_SHOWN = 40
+
+
 def _shown(name):
     return ascii(name[:200])
+
+
+def _is_litter(parts):
+    return any(part.startswith("._") or part.lower() in LITTER for part in parts)
+
+
+def _plain(name):
+    # A name that is no UTF-8 has halves of surrogate pairs, which no answer can hold.
+    return name.encode("utf-8", "backslashreplace").decode()[:200]
 
 
 def _parts(name, limits):
@@ -65,7 +87,8 @@ def _write(folder, name, source, size, executable, shown):
     try:
         file = os.open(name, flags, 0o755 if executable else 0o644, dir_fd=folder)
     except FileExistsError:
-        raise Refused(f"{shown}: is in the archive twice.") from None
+        told = "is in the archive twice. Pack the folder anew: `tar -r` adds a file and replaces none."
+        raise Refused(f"{shown}: {told}") from None
     try:
         left = size
         while left:
@@ -79,9 +102,29 @@ def _write(folder, name, source, size, executable, shown):
         os.close(file)
 
 
+def _linked(root, member, limits, shown):
+    """The regular file, unpacked before, that a hard link names."""
+    parts = _parts(member.linkname, limits)
+    told = f"{shown}: is a hard link to {_shown(member.linkname)}, which is no file before it in the archive."
+    here = os.dup(root)
+    try:
+        for part in parts[:-1]:
+            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
+            os.close(here)
+            here = below
+        file = os.open(parts[-1] if parts else ".", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
+    except OSError:
+        raise Refused(told) from None
+    finally:
+        os.close(here)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise Refused(told)
+    return open(file, "rb")
+
+
 _KINDS = {
     tarfile.SYMTYPE: "a symbolic link",
-    tarfile.LNKTYPE: "a hard link",
     tarfile.CHRTYPE: "a device",
     tarfile.BLKTYPE: "a device",
     tarfile.FIFOTYPE: "a pipe",
@@ -90,36 +133,75 @@ _KINDS = {
 
 
 def _unpack(stream, root, limits):
-    count = total = 0
+    count = total = litter = skipped = 0
+    backslashes = []
     with tarfile.open(fileobj=stream, mode="r|", tarinfo=tarfile.TarInfo) as archive:
         for member in archive:
+            archive.members = []  # a stream's members are never looked at again
+            shown = _shown(member.name)
+            parts = _parts(member.name, limits)
+            if limits["skip_litter"] and _is_litter(parts):
+                # It counts for nothing, but reading past it takes time as well.
+                litter, skipped = litter + 1, skipped + member.size
+                if litter > limits["entries"] or skipped > limits["total"]:
+                    raise Refused(f"{shown}: the archive has too much of what systems put beside files; leave it out.")
+                continue
             count += 1
             if count > limits["entries"]:
                 raise Refused(f"The archive has more than {limits['entries']} entries.")
-            shown = _shown(member.name)
-            parts = _parts(member.name, limits)
+            if "\\" in member.name and len(backslashes) < MAX_SHOWN:
+                backslashes.append(_plain(member.name))
             if member.isdir():
                 os.close(_folder(root, parts, limits["entries"]))
                 continue
-            if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE) or member.issparse():
+            if member.islnk():
+                source = _linked(root, member, limits, shown)
+                size, mode = os.fstat(source.fileno()).st_size, os.fstat(source.fileno()).st_mode
+            elif member.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE) and not member.issparse():
+                source, size, mode = archive.extractfile(member), member.size, member.mode
+            else:
                 kind = _KINDS.get(member.type, "sparse" if member.issparse() else "of an unknown kind")
-                raise Refused(f"{shown}: is {kind}; only files and folders are allowed.")
+                how = " `tar --dereference` packs what links lead to." if member.issym() else ""
+                raise Refused(f"{shown}: is {kind}; only files and folders are allowed.{how}")
             if not parts:
                 raise Refused("A file in the archive has no name.")
-            if member.size > limits["file"]:
+            if size > limits["file"]:
                 raise Refused(f"{shown}: is larger than {limits['file']} bytes.")
-            total += member.size
+            total += size
             if total > limits["total"]:
                 raise Refused(f"{shown}: with it, the files are larger than {limits['total']} bytes together.")
             folder = _folder(root, parts[:-1], limits["entries"])
             try:
-                _write(folder, parts[-1], archive.extractfile(member), member.size, member.mode & 0o100, shown)
+                with source:
+                    _write(folder, parts[-1], source, size, mode & 0o100, shown)
             finally:
                 os.close(folder)
-            archive.members = []  # a stream's members are never looked at again
     if not count:
         raise Refused("The archive is empty.")
-    return count, total
+    return {"files": count, "size": total, "backslashes": backslashes}
+
+
+# The longer mark first: it begins with the shorter one's.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def _decoded(name, data):
+    """Text in the encoding that its mark tells, else UTF-8."""
+    encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "utf-8-sig")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        told = f"is not {encoding.removesuffix('-sig').upper()} text (byte {error.start}, line {line})"
+        raise Refused(f"{name}: {told}; save it as UTF-8.") from None
+    if "\0" in text:
+        raise Refused(f"{name}: holds NUL characters, as UTF-16 without a mark does; save it as UTF-8.")
+    return text
 
 
 def _text(root, name, most):
@@ -134,38 +216,60 @@ def _text(root, name, most):
         data = opened.read(most + 1)
     if len(data) > most:
         raise Refused(f"{name}: is larger than {most} bytes.")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise Refused(f"{name}: is not UTF-8 text (byte {error.start}).") from None
+    return _decoded(name, data)
+
+
+def _opened(root, name):
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
+
+
+def _manifest(folder, request):
+    for name in request["manifests"]:
+        manifest = _text(folder, name, request["max_manifest"])
+        if manifest is not None:
+            requirements = _text(folder, "requirements.txt", request["max_requirements"])
+            return {"manifest": manifest, "manifest_name": name, "requirements": requirements}
+    return None
 
 
 def _found(root, request):
-    """The folder that holds the manifest: the top, or the single folder that everything lies in."""
-    entries = os.listdir(root)
-    for base in ["", *([entries[0]] if len(entries) == 1 else [])]:
-        try:
-            folder = os.open(base or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root)
-        except NotADirectoryError:
-            continue
-        for name in request["manifests"]:
-            manifest = _text(folder, name, request["max_manifest"])
-            if manifest is not None:
-                requirements = _text(folder, "requirements.txt", request["max_requirements"])
-                return {
-                    "root": base,
-                    "manifest": manifest,
-                    "manifest_name": name,
-                    "requirements": requirements,
-                }
-    return {}
+    """The folder that holds the manifest: the top, or the one folder there, whatever files lie beside it."""
+    at_top = _manifest(root, request)
+    if at_top is not None:
+        return {**at_top, "root": ""}
+    entries = sorted(os.listdir(root))
+    folders = [name for name in entries if stat.S_ISDIR(os.stat(name, dir_fd=root, follow_symlinks=False).st_mode)]
+    visible = [name for name in folders if not name.startswith(".")] or folders
+    if len(visible) == 1:
+        folder = _opened(root, visible[0])
+        below = _manifest(folder, request)
+        os.close(folder)
+        if below is not None:
+            left_out = [_plain(name) for name in entries if name != visible[0]]
+            return {**below, "root": _renamed(root, visible[0], entries), "left_out": left_out[:MAX_SHOWN]}
+    nested = []
+    for name in visible[:MAX_SHOWN]:
+        folder = _opened(root, name)
+        nested += [f"{_plain(name)}/{one}" for one in os.listdir(folder) if one in request["manifests"]]
+        os.close(folder)
+    top = [_plain(name) + ("/" if name in folders else "") for name in entries[:MAX_SHOWN]]
+    return {"top": top, "nested": nested}
+
+
+def _renamed(root, name, taken):
+    """The name of the folder as the host can be told it."""
+    if _plain(name) == name:
+        return name
+    plain = next(word for word in ("agent", "agent_", "agent__") if word not in taken)
+    os.rename(name, plain, src_dir_fd=root, dst_dir_fd=root)
+    return plain
 
 
 def _run(request):
     root = os.open("/out", os.O_RDONLY | os.O_DIRECTORY)
     try:
         with gzip.GzipFile(fileobj=os.fdopen(int(sys.argv[1]), "rb"), mode="rb") as stream:
-            files, size = _unpack(stream, root, request["limits"])
+            told = _unpack(stream, root, request["limits"])
     except Refused as error:
         return {"error": str(error)}
     except gzip.BadGzipFile:
@@ -188,7 +292,7 @@ def _run(request):
         found = _found(root, request)
     except Refused as error:
         return {"error": str(error)}
-    return {"files": files, "size": size, **found}
+    return {**told, **found}
 
 
 def main():
