@@ -1,12 +1,14 @@
 """Logs as JSON lines on stdout, ours and the libraries', and the metrics of this process."""
 
+import json
 import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -14,6 +16,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 
 from infra.error_reports import open_error_reports, report_exception
 from infra.settings import Settings
+
+# What moves a terminal's cursor, begins a line or turns the direction of writing around (Unicode TR 36).
+_CONTROLS: Final = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def configure_logging(level: str, component: str, reports: bool = False) -> None:
@@ -69,8 +74,19 @@ def open_telemetry(settings: Settings, component: str) -> None:
     open_error_reports(settings.sentry_dsn, settings.environment, component)
 
 
+def escape_controls(text: str) -> str:
+    """Return a text that shows on a terminal as one line and does nothing to it: what steers one is written out."""
+    return _CONTROLS.sub(lambda found: ascii(found.group())[1:-1], text)
+
+
 def _encode(event: Any, **_: Any) -> str:
-    return msgspec.json.encode(event, enc_hook=repr).decode()
+    try:
+        text = msgspec.json.encode(event, enc_hook=repr).decode()
+    except UnicodeEncodeError:
+        # Half of a surrogate pair, which UTF-8 does not have.
+        return json.dumps(event, default=repr)
+    # JSON leaves these as they are, and a terminal acts on some of them.
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
 def clear_shared_metrics(folder: Path) -> None:

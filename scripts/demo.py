@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import httpx
 
+from infra.telemetry import escape_controls
 from scripts.demo_crews import CrewFailed, show_newsroom
 from scripts.demo_workflows import WorkflowFailed, show_code_review
 
@@ -40,7 +41,9 @@ def packed(example: str) -> bytes:
 async def _step(told: str) -> AsyncIterator[list[str]]:
     began, said = time.perf_counter(), list[str]()
     yield said
-    print(f"  {told:<52}{(time.perf_counter() - began) * 1000:>9.1f} ms   {' '.join(said)}", flush=True)
+    print(
+        f"  {told:<52}{(time.perf_counter() - began) * 1000:>9.1f} ms   {escape_controls(' '.join(said))}", flush=True
+    )
 
 
 def _expect(answer: httpx.Response, *statuses: int) -> Any:
@@ -68,7 +71,7 @@ async def demo(url: str, key: str) -> bool:
             await _show_costs(client)
             await _show_records(client)
     except (DemoFailed, CrewFailed, WorkflowFailed, httpx.HTTPError) as error:
-        print(f"\n  failed: {error}", flush=True)
+        print(f"\n  failed: {escape_controls(str(error))}", flush=True)
         return False
     print(
         f"\n  It works. Try it yourself:\n\n    curl -s {url}/api/v1/agents/hello/execute -H 'X-API-Key: {key}' \\",

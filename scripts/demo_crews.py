@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import httpx
 
+from infra.telemetry import escape_controls
+
 FOLDER: Final = Path(__file__).resolve().parent.parent / "examples" / "newsroom"
 TOPIC: Final = "horses"
 
@@ -48,7 +50,7 @@ async def show_newsroom(client: httpx.AsyncClient, step: Step, expect: Expect) -
             raise CrewFailed(f"the crew is {ended['status']}: {ended['error_message']}")
         said.append(f"{ended['steps_completed']} of {ended['steps_total']} tasks, ${ended['total_cost']:.2f}")
     for name in ("research", "write", "headline"):
-        print(f"      {name}: {_line(ended['results'][name])}", flush=True)
+        print(f"      {name}: {escape_controls(_line(ended['results'][name]))}", flush=True)
     async with step("GET  /executions/{id}/files/article.md what the writer wrote") as said:
         article = await client.get(f"/executions/{ended['id']}/files/article.md")
         if article.status_code != 200 or not article.text:

@@ -8,6 +8,8 @@ from typing import Any, Final
 
 import httpx
 
+from infra.telemetry import escape_controls
+
 FOLDER: Final = Path(__file__).resolve().parent.parent / "examples" / "code_review"
 CODE: Final = """import os
 
@@ -57,8 +59,8 @@ async def show_code_review(client: httpx.AsyncClient, step: Step, expect: Expect
     path = f"/executions/{run['execution_id']}"
     results = waiting["results"]
     for line in results["analyze"]["summary"].splitlines():
-        print(f"      {line}", flush=True)
-    print(f"      tests: {results['test']['error'].strip().splitlines()[-1]}", flush=True)
+        print(f"      {escape_controls(line)}", flush=True)
+    print(f"      tests: {escape_controls(results['test']['error'].strip().splitlines()[-1])}", flush=True)
     async with step("POST /executions/{id}/approve        let it write its report") as said:
         expect(await client.post(f"{path}/approve", json={"reason": "Well said."}), 200)
         ended = expect(await client.get(path, headers={"Prefer": "wait=60"}), 200)

@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import msgspec
 
+from infra.telemetry import escape_controls
 from scripts.up import Running
 
 
@@ -26,7 +27,7 @@ def show(data: Path, url: str | None, key: str | None) -> int:
         print(f"paddock: {url} does not answer: {error}", file=sys.stderr)
         return 1
     if answer.status_code != 200:
-        print(f"paddock: {answer.json().get('detail', answer.text)}", file=sys.stderr)
+        print(f"paddock: {escape_controls(str(answer.json().get('detail', answer.text)))}", file=sys.stderr)
         return 1
     body = answer.json()
     print(f"{'lane':8}{'depth':>8}{'running':>9}{'failed 24h':>12}{'oldest':>10}")
@@ -35,5 +36,6 @@ def show(data: Path, url: str | None, key: str | None) -> int:
         print(f"{lane['lane']:8}{lane['depth']:>8}{lane['running']:>9}{lane['failed']:>12}{oldest:>10}")
     for worker in body["workers"]:
         problem = f"  {worker['problem']}" if worker["problem"] else ""
-        print(f"worker {worker['id']}: {worker['busy']} of {worker['slots']} slots busy{problem}")
+        line = f"worker {worker['id']}: {worker['busy']} of {worker['slots']} slots busy{problem}"
+        print(escape_controls(line))
     return 0
