@@ -9,7 +9,8 @@ from domain.access import Caller
 from domain.llms import Model, NewModel, PatchModel, Provider
 from domain.pages import Listing, Page
 
-_ONE = "/models/{model_id:str}"
+# Names of models may hold slashes: `openai/gpt-4o`.
+_ONE = "/models/{model_id:path}"
 
 
 @post("/models", opt=needs("write:catalog"))
@@ -29,21 +30,21 @@ async def list_models(front: Front, caller: Caller, part: Page, provider: Provid
 async def get_model(front: Front, caller: Caller, model_id: str) -> Model:
     """A model by id or name."""
     async with front.store.begin(caller) as tx:
-        return await llms.get(tx, model_id)
+        return await llms.get(tx, model_id.removeprefix("/"))
 
 
 @route(_ONE, http_method=["PATCH", "PUT"], opt=needs("write:catalog"), status_code=200)
 async def patch_model(front: Front, caller: Caller, model_id: str, data: PatchModel) -> Model:
     """Change what was sent; PUT does the same. Calls that begin later see it."""
     async with front.store.begin(caller) as tx:
-        return await llms.patch(tx, caller, model_id, data)
+        return await llms.patch(tx, caller, model_id.removeprefix("/"), data)
 
 
 @delete(_ONE, opt=needs("write:catalog"))
 async def delete_model(front: Front, caller: Caller, model_id: str) -> None:
     """Remove a model from the registry."""
     async with front.store.begin(caller) as tx:
-        await llms.delete(tx, model_id)
+        await llms.delete(tx, model_id.removeprefix("/"))
 
 
 router = Router("/", route_handlers=[create_model, list_models, get_model, patch_model, delete_model], tags=["models"])

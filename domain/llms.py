@@ -13,7 +13,6 @@ from domain import ids, names, provider_keys
 from domain.access import Caller, require
 from domain.chat import Api, Price
 from domain.errors import DomainError, FieldError, forbidden, invalid, not_found, refused
-from domain.names import Name
 from domain.pages import Listing, Page
 from domain.ports import Tx
 
@@ -53,6 +52,7 @@ _NUMBERS: Final = {
 
 ProviderName = Annotated[Provider, Meta(examples=["openai"])]
 ModelName = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00-\x20\x7f]+(?!\n)$", examples=["gpt-4"])]
+EntryName = Annotated[str, Meta(min_length=1, max_length=256)]
 BaseUrl = Annotated[str, Meta(min_length=1, max_length=2000, examples=["https://api.example.com/v1"])]
 KeyName = Annotated[str, Meta(min_length=1, max_length=128, examples=["openai_api_key"])]
 Parameters = Annotated[
@@ -95,7 +95,7 @@ class Model(msgspec.Struct, kw_only=True):
 class NewModel(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What to register. The name is unique in the tenant and works wherever a model is named."""
 
-    name: Annotated[Name, Meta(examples=["custom-gpt-4"])]
+    name: Annotated[EntryName, Meta(examples=["custom-gpt-4"])]
     provider: ProviderName
     model: ModelName
     base_url: BaseUrl | None = None
@@ -108,7 +108,7 @@ class NewModel(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class PatchModel(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What to change. `parameters` and `price` are replaced as a whole."""
 
-    name: Name | UnsetType = UNSET
+    name: EntryName | UnsetType = UNSET
     provider: ProviderName | UnsetType = UNSET
     model: ModelName | UnsetType = UNSET
     base_url: BaseUrl | None | UnsetType = UNSET
@@ -211,7 +211,9 @@ def _wrong(name: str, value: Any, within: str | None = None) -> str | None:
 
 
 def _check(model: Model) -> None:
-    names.checked(model.name, "model")
+    names.checked(model.name, "model", pattern=names.MODEL_NAME, held="control characters")
+    if "" in model.name.split("/"):
+        raise invalid("name", "must not begin or end with /, or hold // : it stands in paths.")
     checked_parameters(model.parameters)
     if model.base_url is not None:
         checked_url("base_url", model.base_url)
@@ -324,11 +326,20 @@ async def delete(tx: Tx, reference: str) -> None:
 async def resolve(tx: Tx, name: str, provider: str | None = None) -> Resolved:
     """The model that an agent means, registered or not, and its key. A key that is missing is no error here.
 
+    `name` is one of the registry, a provider's own name of a model, or `provider/name` as LiteLLM and CrewAI write it.
     Errors: `invalid_field` (`model`, `provider`) when nothing tells whose model that is.
     """
     model = await tx.llms.find(name)
     if model is None:
-        model = _unregistered(name, provider, tx.now)
+        asked = name
+        before, _, rest = name.partition("/")
+        if rest and before in PROVIDERS and provider in (None, before):
+            name, provider = rest, before
+            model = await tx.llms.find(name)
+        if model is None:
+            model = _unregistered(name, provider, tx.now, asked)
+        elif provider != model.provider:
+            raise invalid("model", _unknown_model(asked))
     elif provider not in (None, model.provider):
         raise invalid("provider", f"the model {model.name!r} is registered with the provider {model.provider!r}.")
     if model.provider == "local":
@@ -340,15 +351,25 @@ async def resolve(tx: Tx, name: str, provider: str | None = None) -> Resolved:
     return Resolved(model=model, sealed_key=sealed)
 
 
-def _unregistered(name: str, provider: str | None, now: datetime) -> Model:
+def _unknown_model(name: str) -> str:
+    """Say what to register for a name that nothing is known of, and how it is referred to then."""
+    own = name.partition("/")[2] or name
+    return (
+        f"there is no model {name!r}: register one of that name under /models, with its provider, the provider's name "
+        f"for it (such as {own!r}) and its base_url if it has one; then {name!r} refers to it."
+    )
+
+
+def _unregistered(name: str, provider: str | None, now: datetime, asked: str) -> Model:
     known = [one for one in PROVIDERS if one == provider]
     if provider is not None and not known:
         raise invalid("provider", f"must be one of {', '.join(PROVIDERS)}.")
     guessed = known or [one for pattern, one in _KNOWN if pattern.match(name)]
     if not guessed:
-        raise invalid("model", f"there is no model {name!r}: register it under /models or name its provider.")
+        raise invalid("model", _unknown_model(asked))
     if guessed[0] in NEEDS_URL:
-        raise invalid("model", f"{name!r} needs the address of its provider: register it under /models.")
+        told = f"{asked!r} needs the address of its provider: register it under /models with a base_url, by this name."
+        raise invalid("model", told)
     return Model(
         id="",
         name=name,

@@ -74,6 +74,10 @@ class ProviderKeys(Protocol):
     async def page(self, page: Page, service: str | None) -> Listing[ProviderKey]: ...
     async def save(self, key: ProviderKey, sealed: bytes | None) -> bool: ...
     async def delete(self, key_id: str) -> None: ...
+    async def holders(self, slugs: list[str]) -> dict[str, str]:
+        """The names of the keys that have these slugs, by slug."""
+        ...
+
     async def users(self, slug: str) -> list[str]:
         """What names this key, as `model fast` or `tool Search`."""
         ...
@@ -109,7 +113,7 @@ async def create(tx: Tx, caller: Caller, data: NewProviderKey, seal: Seal) -> Pr
     key = ProviderKey(
         id=ids.new("pkey"),
         name=names.checked(data.name, "pkey"),
-        slug=names.checked_slug(data.name),
+        slug=await _slug(tx, data.name),
         service=data.service,
         last_four=last_four(checked_key(data.key)),
         tenant_id=caller.tenant_id,
@@ -119,6 +123,13 @@ async def create(tx: Tx, caller: Caller, data: NewProviderKey, seal: Seal) -> Pr
     if not await tx.provider_keys.add(key, seal(data.key.encode())):
         raise names.taken("provider key", key.name)
     return key
+
+
+async def _slug(tx: Tx, name: str, of: ProviderKey | None = None) -> str:
+    """Return the slug of a key's name. Errors: `conflict` for a name that is alike."""
+    holders = await tx.provider_keys.holders(names.slug_candidates("key", name))
+    own = "" if of is None else of.slug
+    return names.choose_slug("key", name, own, {slug: other for slug, other in holders.items() if slug != own})
 
 
 async def get(tx: Tx, reference: str, lock: bool | Literal["share"] = False) -> ProviderKey:
@@ -155,7 +166,8 @@ async def patch(tx: Tx, reference: str, data: PatchProviderKey, seal: Seal) -> P
     key = await get(tx, reference, lock=True)
     before, fresh = key.slug, None
     if data.name is not UNSET:
-        key.name, key.slug = names.checked(data.name, "pkey"), names.checked_slug(data.name)
+        key.slug = await _slug(tx, names.checked(data.name, "pkey"), key)
+        key.name = data.name
     if data.service is not UNSET:
         key.service = data.service
     if data.key is not UNSET:

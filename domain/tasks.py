@@ -154,8 +154,12 @@ async def _check(tx: Tx, task: Task, sent: Sent) -> None:
     """See that what was sent means something, and put ids for the tasks named. Errors: `invalid_field`, all at once."""
     wrong: list[FieldError] = []
     try:
-        task.slug = names.checked_slug(names.checked(task.name, "task"))
+        others = await tx.tasks.among(names.slug_candidates("task", names.checked(task.name, "task")))
+        holders = {other.slug: other.name for other in others if other.id != task.id}
+        task.slug = names.choose_slug("task", task.name, task.slug, holders)
     except DomainError as error:
+        if error.code != "invalid_field":
+            raise
         wrong += error.errors
     try:
         await _describe(tx, task, sent)
@@ -199,7 +203,7 @@ async def _describe(tx: Tx, task: Task, sent: Sent) -> None:
         if found is None or found.id != task.template_id:
             found = await templates.named(tx, task.template)
         task.template, task.template_id = found.name, found.id
-        task.description = described(templates.rendered(found, task.variables or {}))
+        task.description = described(templates.rendered(found, task.variables or {}, again=True))
 
 
 def described(text: str, field: str = "variables") -> str:

@@ -102,7 +102,7 @@ def checked_variables(text: str, sent: list[str] | None) -> list[str]:
     if sent is None:
         return there
     found, said = set(there), Counter(sent)
-    wrong = [(name, "does not stand in the template.") for name in said if name not in found]
+    wrong = [(name, _why_not_there(text, name)) for name in said if name not in found]
     wrong += [(name, "stands in the template and is missing here.") for name in there if name not in said]
     wrong += [(name, "is named twice.") for name, times in said.items() if times > 1]
     if wrong:
@@ -110,17 +110,26 @@ def checked_variables(text: str, sent: list[str] | None) -> list[str]:
     return sent
 
 
-def rendered(template: Template, values: dict[str, Any], field: str = "variables") -> str:
-    """The text with all its variables filled.
+def _why_not_there(text: str, name: str) -> str:
+    """Say that a name does not stand in a template, and how to write it where it seems to."""
+    seeming = next((one for one in placeholders.find_unfilled(text) if name in one), None)
+    told = "does not stand in the template."
+    return told if seeming is None else f"{told[:-1]}: {seeming[:200]} is left as it stands; write {{{name}}}."
+
+
+def rendered(template: Template, values: dict[str, Any], field: str = "variables", again: bool = False) -> str:
+    """The text with all its variables filled; with `again`, as a text whose values may hold places of their own.
 
     Errors: `invalid_field` naming each value that is missing or unknown as `variables.x`, or values that add too much.
     """
     wanted = set(template.variables)
     wrong = [(name, "is required.") for name in template.variables if name not in values]
-    wrong += [(name, "is no variable of the template.") for name in values if name not in wanted]
+    wrong += [
+        (name, f"is no variable: it {_why_not_there(template.template, name)}") for name in values if name not in wanted
+    ]
     if wrong:
         raise refused([FieldError(field=f"{field}.{name[:200]}", message=why) for name, why in wrong])
-    return placeholders.filler(values, field)(template.template)
+    return placeholders.filler(values, field, again=again, nested=again)(template.template)
 
 
 async def create(tx: Tx, caller: Caller, data: NewTemplate) -> Template:
@@ -179,7 +188,7 @@ async def _told_tasks(tx: Tx, template: Template) -> None:
     Errors: `invalid_field` for a text that cannot be a description.
     """
     for task in await tx.tasks.of_template(template.id):
-        text = placeholders.filler(task.variables or {}, "template")(template.template)
+        text = placeholders.filler(task.variables or {}, "template", again=True, nested=True)(template.template)
         if not 0 < len(text) <= MAX_TEXT:
             raise invalid("template", f"makes a description of {len(text)} characters for the task {task.name!r}.")
         task.description, task.updated_at = text, tx.now

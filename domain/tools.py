@@ -216,11 +216,12 @@ async def create(tx: Tx, caller: Caller, data: NewTool) -> Tool:
 
 async def _check(tx: Tx, tool: Tool) -> None:
     """Complete a tool by what follows from its name and its configuration. Errors: `invalid_field`, `conflict`."""
-    tool.slug = names.checked_slug(names.checked(tool.name, "tool"))
-    if tool.slug in RESERVED:
+    if names.fold_name(names.checked(tool.name, "tool")) in RESERVED:
         raise invalid("name", f"{tool.name!r} means something else in a path.")
-    if tool.slug in _NAMED:
-        raise names.taken("tool", tool.name)
+    others = await tx.tools.among(names.slug_candidates("tool", tool.name))
+    holders = {reference: one.name for reference, one in _NAMED.items()} | {word: word for word in RESERVED}
+    holders |= {other.slug: other.name for other in others if other.id != tool.id}
+    tool.slug = names.choose_slug("tool", tool.name, tool.slug, holders)
     if len(msgspec.json.encode(tool.configuration)) > MAX_CONFIGURATION:
         raise invalid("configuration", f"must be at most {MAX_CONFIGURATION // 1024} KiB of JSON.")
     if tool.tool_type == "mcp":

@@ -4,8 +4,9 @@ There is no folder behind it on any host: a name here leads to nothing but the r
 """
 
 import re
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -13,6 +14,7 @@ from domain.chat import ToolFailed
 from domain.errors import not_found
 from domain.executions.asking import get
 from domain.pages import Listing, Page, listing
+from domain.placeholders import filler
 from domain.ports import Tx
 
 MAX_FILES: Final = 500
@@ -55,6 +57,15 @@ def checked(path: object) -> str:
     if len("/".join(parts)) > 500:
         raise ToolFailed("path is longer than 500 characters.")
     return "/".join(parts)
+
+
+def fill_path(path: str, values: Mapping[str, Any]) -> str:
+    """Return a path whose places are filled, as it is kept. Errors: `ToolFailed` when that leads out, or nowhere."""
+    filled = filler(values, "inputs")(path)
+    try:
+        return checked(filled)
+    except ToolFailed as error:
+        raise ToolFailed(f"{path[:200]!r} comes to {filled[:200]!r}; {error}") from None
 
 
 def key_of(tenant_id: str, execution_id: str, sha256: str) -> str:

@@ -6,7 +6,7 @@ import msgspec
 
 from domain.agents import Agent, Spec
 from domain.chat import ToolFailed, ToolSpec
-from domain.names import slug
+from domain.names import is_meant, slug
 
 DELEGATE: Final = ToolSpec(
     name="delegate",
@@ -53,12 +53,17 @@ def mate_of(agent: Agent, name: str) -> Spec | None:
     team = _team(agent)
     if not team:
         return None
-    for meant in ({one.name: one for one in team}, {slug(one.name): one for one in team}):
-        found = meant.get(name) or meant.get(slug(name))
-        if found is not None:
-            others = [one for one in team if one.name != found.name] if found.allow_delegation else []
-            return Spec.of(msgspec.structs.replace(found, allow_delegation=None), team=others)
+    named = [one for one in team if one.name == name]
+    alike = named or [one for one in team if is_meant(name, one.name)] or [one for one in team if _has_slug(one, name)]
+    if alike:
+        found = alike[0]
+        others = [one for one in team if one.name != found.name] if found.allow_delegation else []
+        return Spec.of(msgspec.structs.replace(found, allow_delegation=None), team=others)
     raise ToolFailed(f"there is no {name!r} in this team; there are: {', '.join(one.name for one in team)}.")
+
+
+def _has_slug(agent: Agent, name: str) -> bool:
+    return slug(agent.name) == slug(name) != ""
 
 
 def _team(agent: Agent) -> list[Agent]:

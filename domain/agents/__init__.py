@@ -3,6 +3,7 @@
 from domain.agents.cases import checked_name, create, delete, get, list_agents, patch, shown
 from domain.agents.inheritance import merged, resolved
 from domain.agents.schema import (
+    MAX_OF_SLUG,
     Agent,
     AgentKind,
     Agents,
@@ -15,6 +16,7 @@ from domain.agents.schema import (
 )
 
 __all__ = [
+    "MAX_OF_SLUG",
     "Agent",
     "AgentKind",
     "AgentStatus",

@@ -12,6 +12,8 @@ from domain.placeholders import filler, worded
 def messages(agent: Agent, given: Any) -> list[Message]:
     """Who it is, and its task with the inputs. `{name}` in any of its texts is the input of that name.
 
+    A task that comes alone is no text with places: it stays as somebody wrote it.
+
     Errors: `invalid_field` when that comes to too much.
     """
     inputs = dict(given) if isinstance(given, dict) else {}
@@ -25,7 +27,8 @@ def messages(agent: Agent, given: Any) -> list[Message]:
     ]
     system = filled("\n\n".join(part for part in told if part))
     task = inputs.pop("task", None)
-    asked = filled(worded(task)) if task is not None else ""
+    asked = worded(task) if task is not None else ""
     if inputs:
+        asked = filled(asked)
         asked += ("\n\n" if asked else "") + "Inputs:\n" + msgspec.json.format(msgspec.json.encode(inputs)).decode()
     return [*([Message(role="system", content=system)] if system else []), Message(role="user", content=asked)]

@@ -16,12 +16,15 @@ ConcurrencyPolicy = Literal["queue", "reject", "replace"]
 NAME: Final = re.compile(r"[^\x00-\x1f/\\]{1,128}")
 RESERVED: Final = frozenset({".", "..", "executions"})
 MAX_TIMEOUT: Final = 3600
+# Agents that one slug finds, among which there is the one that is meant.
+MAX_OF_SLUG: Final = 50
 MAX_STEPS: Final = 100
 Name = Annotated[str, Meta(min_length=1, max_length=128, examples=["my-agent"])]
 MaxConcurrency = Annotated[int, Meta(ge=1, le=100_000, examples=[4])]
 Description = Annotated[str, Meta(max_length=10_000, pattern=r"^[^\x00]*$", examples=["My AI agent"])]
 Words = Annotated[str, Meta(max_length=100_000, pattern=r"^[^\x00]*$")]
 Named = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
+ModelReference = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00]*$")]
 Temperature = Annotated[float, Meta(ge=0, le=2, examples=[0.7])]
 MaxTokens = Annotated[int, Meta(ge=1, le=1_000_000, examples=[2000])]
 MaxSteps = Annotated[int, Meta(ge=1, le=MAX_STEPS, description="Calls of the model in one run at most.")]
@@ -129,9 +132,9 @@ class LlmFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     backstory: Words | None | UnsetType = UNSET
     instructions: Words | None | UnsetType = UNSET
     provider: Named | None | UnsetType = UNSET
-    model: Named | None | UnsetType = UNSET
-    llm: Named | None | UnsetType = UNSET
-    fallback_model: Named | None | UnsetType = UNSET
+    model: ModelReference | None | UnsetType = UNSET
+    llm: ModelReference | None | UnsetType = UNSET
+    fallback_model: ModelReference | None | UnsetType = UNSET
     temperature: Temperature | None | UnsetType = UNSET
     max_tokens: MaxTokens | None | UnsetType = UNSET
     max_steps: MaxSteps | None | UnsetType = UNSET
@@ -176,7 +179,7 @@ class Agents(Protocol):
     async def add(self, agent: Agent) -> bool: ...
     async def find(self, reference: str, lock: bool | Literal["share"] = False) -> Agent | None: ...
     async def of_slug(self, slug: str) -> list[Agent]:
-        """Those whose name makes this slug (see `domain.names.slug`), two at most."""
+        """Those whose name makes this slug (see `domain.names.slug`), `MAX_OF_SLUG` at most."""
         ...
 
     async def page(self, page: Page, status: AgentStatus | None, parent_id: str | None) -> Listing[Agent]: ...

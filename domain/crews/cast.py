@@ -1,8 +1,10 @@
 """Who belongs to a crew and what they do, found out piece by piece, with all that is wrong."""
 
+from typing import Final
+
 import msgspec
 
-from domain import agents, names
+from domain import agents, names, placeholders
 from domain.access import Caller
 from domain.agents import Agent, unlisted
 from domain.crews.reading import Reading, YamlAgent
@@ -10,6 +12,9 @@ from domain.crews.schema import Mistake, Settings
 from domain.errors import DomainError
 from domain.plans import compiling
 from domain.ports import Tx
+
+# Warnings of one kind about one text.
+_MOST_TOLD: Final = 5
 
 
 class Member(msgspec.Struct, kw_only=True):
@@ -70,6 +75,12 @@ class Cast(msgspec.Struct, kw_only=True):
         """Note what is worth a second look."""
         self.warnings.append(self.reading.mistake(field, message))
 
+    def warn_of_unfilled(self, field: str, text: str | None) -> None:
+        """Note what looks like a place of an input in a text, and is left as it stands."""
+        for one in placeholders.find_unfilled(text or "")[:_MOST_TOLD]:
+            told = f"{one[:100]} is left as it stands: an input's place is {{name}}, of letters, digits, _ and -."
+            self.warn(field, told)
+
 
 async def gather(tx: Tx, caller: Caller, cast: Cast) -> None:
     """The agents of the crew, and its manager."""
@@ -91,6 +102,8 @@ def _written(tx: Tx, caller: Caller, cast: Cast, key: str, said: YamlAgent) -> M
         cast.warn(f"{place}.goal", "is missing: nothing says what this agent works towards.")
     if said.llm is not None and said.model is not None:
         cast.wrong(f"{place}.model", "means llm; one of them is enough.")
+    for name in ("role", "goal", "backstory", "instructions"):
+        cast.warn_of_unfilled(f"{place}.{name}", getattr(said, name))
     agent = unlisted(
         key,
         caller.user_id,

@@ -39,12 +39,8 @@ def _place(mistake: Mistake) -> tuple[int, int]:
 
 async def model_named(tx: Tx, reference: str) -> tuple[str, str | None]:
     """A model and its provider, by the name of one or as `provider/model`. Errors: `invalid_field` (`model`)."""
-    provider, _, name = reference.partition("/")
-    if name and provider in llms.PROVIDERS:
-        await llms.resolve(tx, name, provider)
-        return name, provider
-    await llms.resolve(tx, reference)
-    return reference, None
+    model = (await llms.resolve(tx, reference)).model
+    return (reference, None) if model.name == reference else (model.name, model.provider)
 
 
 async def _tools(tx: Tx, cast: Cast) -> None:
@@ -79,15 +75,13 @@ async def _models(tx: Tx, cast: Cast) -> None:
         if member.written:
             said = cast.reading.agents.items[member.key]
             wanted += [(f"{member.place}.{name}", getattr(said, name)) for name in ("llm", "model", "fallback_model")]
-    known: dict[tuple[str, bool], str | None] = {}
+    known: dict[str, str | None] = {}
     for field, name in wanted:
         if name is None:
             continue
-        # What is asked when another model does not answer is looked up by its name alone.
-        asked = (name, not field.endswith(".fallback_model"))
-        if asked not in known:
-            known[asked] = await _why_not(tx, *asked)
-        why = known[asked]
+        if name not in known:
+            known[name] = await _why_not(tx, name)
+        why = known[name]
         if why is not None:
             cast.wrong(field, why)
     if settings.planning_model is not None and not settings.planning:
@@ -96,9 +90,9 @@ async def _models(tx: Tx, cast: Cast) -> None:
         _without_model(cast)
 
 
-async def _why_not(tx: Tx, name: str, by_provider: bool) -> str | None:
+async def _why_not(tx: Tx, name: str) -> str | None:
     try:
-        await (model_named(tx, name) if by_provider else llms.resolve(tx, name))
+        await llms.resolve(tx, name)
     except DomainError as error:
         return error.errors[0].message
     return None

@@ -8,6 +8,7 @@ import msgspec
 from domain import placeholders
 from domain.access import Caller
 from domain.agents import Agent, Spec, unlisted
+from domain.chat import ToolFailed
 from domain.crews import checking
 from domain.crews.cast import Cast, Duty, Member
 from domain.crews.schema import PLANNING, Crew, StepShown
@@ -15,6 +16,7 @@ from domain.errors import FieldError, conflict, invalid, refused
 from domain.plans import compiling
 from domain.plans.schema import AgentWork, Plan, PlanStep, TaskText
 from domain.ports import Tx
+from domain.workspaces import fill_path
 
 # Calls of a manager's model in one task, if its agent does not say.
 MANAGER_STEPS: Final = 12
@@ -80,11 +82,25 @@ async def planned(tx: Tx, caller: Caller, crew: Crew, model: str | None = None) 
 
 
 def check_inputs(crew: Crew, plan: Plan, given: dict[str, Any]) -> None:
-    """See that a value is given for each name in braces. Errors: `invalid_field` naming each as `inputs.topic`."""
+    """See that a value is given for each name in braces, and that files are named by paths in the workspace.
+
+    Errors: `invalid_field` naming each as `inputs.topic`.
+    """
     missing = [name for name in wanted(plan) if name not in given]
     if missing:
         told = f"is required: texts of the crew {crew.name!r} name it in braces."
         raise refused([FieldError(field=f"inputs.{name}", message=told) for name in missing])
+    wrong: list[FieldError] = []
+    for step in plan.steps:
+        named = placeholders.places(step.output_file or "")
+        try:
+            fill_path(step.output_file, given) if step.output_file is not None and named else None
+        except ToolFailed as error:
+            wrong.append(
+                FieldError(field=f"inputs.{named[0]}", message=f"the output_file of the task {step.name!r}, {error}")
+            )
+    if wrong:
+        raise refused(wrong)
 
 
 def wanted(plan: Plan) -> list[str]:
@@ -92,7 +108,7 @@ def wanted(plan: Plan) -> list[str]:
     found: dict[str, None] = {}
     for step in plan.steps:
         if step.text is not None:
-            for text in (step.text.description, step.text.expected_output):
+            for text in (step.text.description, step.text.expected_output, step.output_file):
                 found |= dict.fromkeys(placeholders.places(text or ""))
         if isinstance(step.work, AgentWork) and step.work.spec is not None:
             for agent in (step.work.spec, *step.work.spec.team):
@@ -104,7 +120,7 @@ def inputs_of(cast: Cast) -> list[str]:
     """The inputs that the texts of a crew name."""
     found: dict[str, None] = {}
     for duty in cast.duties:
-        for text in (duty.description, duty.expected_output):
+        for text in (duty.description, duty.expected_output, duty.output_file):
             found |= dict.fromkeys(placeholders.places(text or ""))
     for member in cast.members.values():
         found |= dict.fromkeys(_places(member.agent))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from domain import placeholders, tasks
+from domain import tasks
 from domain.crews.cast import Cast, Duty, hired
 from domain.crews.reading import YamlTask
 from domain.crews.schema import PLANNING
@@ -87,8 +87,8 @@ def _check(cast: Cast, duty: Duty) -> None:
             duty.output_file = tasks.checked_path(duty.output_file)
         except DomainError as error:
             cast.wrong(f"{duty.place}.output_file", error.errors[0].message)
-        if placeholders.places(duty.output_file):
-            cast.wrong(f"{duty.place}.output_file", "is the name of a file as it stands: inputs are not put into it.")
+    for name in ("description", "expected_output", "output_file"):
+        cast.warn_of_unfilled(f"{duty.place}.{name}", getattr(duty, name))
 
 
 async def _assign(tx: Tx, cast: Cast, duty: Duty) -> None:

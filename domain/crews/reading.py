@@ -8,8 +8,9 @@ from typing import Annotated, Any, Final, Generic, TypeVar
 import msgspec
 from msgspec import Meta
 
-from domain import documents
-from domain.agents.schema import MaxSteps, MaxTokens, Seconds, Temperature, Tools, Words
+from domain import documents, names
+from domain.agents.schema import MaxSteps, MaxTokens, ModelReference, Seconds, Temperature, Tools, Words
+from domain.crews.crewai_fields import is_default, refuse_field
 from domain.crews.schema import MAX_AGENTS, MAX_TASKS, Mistake, Reference, Settings
 from domain.crews.twins import apart
 from domain.errors import DomainError, misread
@@ -17,21 +18,8 @@ from domain.tasks import Context, Path
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _LINE: Final = re.compile(r"line (\d+): ")
 Title = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^\x00]*$")]
-
-# What CrewAI knows and this does not, where something else can be done instead.
-_INSTEAD: Final = {
-    "max_rpm": "is for the whole crew here: set the crew's max_rpm.",
-    "planning_llm": "is for the whole crew here: set the crew's planning_model.",
-    "human_input": "is no field of an agent; a step of a workflow can ask for an approval.",
-    "allow_code_execution": "is not a field here: give the agent the tool `python`.",
-    "memory": "is not a field here: what agents know is in their tasks and their context.",
-    "guardrail": "is not a field here: put a task behind this one that checks its answer.",
-    "output_json": "is not a field here: say in expected_output what the answer shall look like.",
-    "output_pydantic": "is not a field here: say in expected_output what the answer shall look like.",
-}
 
 
 class YamlAgent(msgspec.Struct, kw_only=True):
@@ -43,9 +31,9 @@ class YamlAgent(msgspec.Struct, kw_only=True):
     goal: Words | None = None
     backstory: Words | None = None
     instructions: Words | None = None
-    llm: Reference | None = None
-    model: Reference | None = None
-    fallback_model: Reference | None = None
+    llm: ModelReference | None = None
+    model: ModelReference | None = None
+    fallback_model: ModelReference | None = None
     tools: Tools = []
     allow_delegation: bool | None = None
     verbose: bool | None = None
@@ -161,9 +149,8 @@ def _of_parser(error: DomainError) -> list[Mistake]:
 
 def _item(found: Document[T], key: str, value: Any, kind: type[T]) -> None:
     place = key[:200]
-    if KEY.fullmatch(key) is None:
-        told = "a key begins with a letter or _ and goes on with letters, digits, _ and -, at most 64 in all."
-        found.mistakes.append(found.mistake(place, told))
+    if names.KEY.fullmatch(key) is None:
+        found.mistakes.append(found.mistake(place, f"a key {names.KEY_RULE}"))
     elif not isinstance(value, dict):
         found.mistakes.append(found.mistake(place, "must be a mapping of fields."))
         # Nobody is to be told besides that its fields are missing.
@@ -180,8 +167,8 @@ def _fields(found: Document[T], key: str, value: dict[str, Any], kind: type[T]) 
     for name, given in value.items():
         place = f"{key}.{name[:200]}"
         if name not in fields:
-            told = _INSTEAD.get(name) or f"is not a field here; there are {', '.join(fields)}."
-            found.mistakes.append(found.mistake(place, told))
+            if not is_default(name, given):
+                found.mistakes.append(found.mistake(place, refuse_field(name, fields)))
             continue
         # Folded texts end with the line; a field without a value is none.
         given = given.strip() if isinstance(given, str) else given

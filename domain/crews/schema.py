@@ -27,7 +27,7 @@ Description = Annotated[
 ]
 Yaml = Annotated[str, Meta(max_length=MAX_YAML, pattern=r"^[^\x00]*$", description="As CrewAI writes it.")]
 Reference = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
-Model = Annotated[Reference, Meta(examples=["gpt-4"])]
+Model = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00]*$", examples=["gpt-4"])]
 Rpm = Annotated[int, Meta(ge=1, le=10_000, description="Calls of models in a minute at most.")]
 AgentNames = Annotated[list[Reference], Meta(max_length=MAX_AGENTS, examples=[[]])]
 TaskNames = Annotated[list[Reference], Meta(max_length=MAX_TASKS, examples=[[]])]

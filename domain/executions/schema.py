@@ -148,7 +148,7 @@ class Start(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     task: Annotated[str, Meta(max_length=100_000)] | None = None
     agent_version_id: str | None = None
     mode: Mode | None = None
-    model: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+    model: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
     cost_limit: Dollars | None = None
     timeout: Timeout | None = None
     max_attempts: Attempts | None = None

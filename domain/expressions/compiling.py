@@ -21,6 +21,7 @@ from domain.expressions.reading import (
     pairs,
     parse_error,
     path,
+    quote_members,
     shown,
     words,
 )
@@ -86,8 +87,12 @@ def guarded(call: Any, *arguments: Any) -> Any:
 @lru_cache(maxsize=512)
 def parse(source: str) -> Parsed:
     """Read and check an expression. Errors: BadExpression, of which nothing is kept."""
+    asked = source
     try:
         found = words(source)
+        if not source.isascii():
+            source = quote_members(source, found)
+            found = words(source)
         matched = pairs(found)
         made = loops(found, matched)
         uses = check(found, matched, made)
@@ -109,7 +114,7 @@ def parse(source: str) -> Parsed:
             left[loop.start] = Word("name", f"__{number}", found[loop.start].at)
         return Parsed(uses, tuple(passes), _leaf([word for word in left if word is not None]))
     except BadExpression as error:
-        raise BadExpression(f"{shown(source)}: {error.message}") from None
+        raise BadExpression(f"{shown(asked)}: {error.message}") from None
 
 
 def _compiled(source: str) -> Any:

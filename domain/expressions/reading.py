@@ -29,7 +29,7 @@ _TOKEN: Final = re.compile(
     r"""(?P<space>[ \t\r\n\f]+)
     |(?P<text>[rR]?(?:"(?:[^"\\\r\n]|\\.)*"|'(?:[^'\\\r\n]|\\.)*'))
     |(?P<number>0x[0-9a-fA-F]+[uU]?|(?:[0-9]+\.[0-9]+|\.[0-9]+|[0-9]+)(?:[eE][+-]?[0-9]+)?[uU]?)
-    |(?P<name>[A-Za-z_][A-Za-z0-9_]*)
+    |(?P<name>[^\W\d]\w*)
     |(?P<sign>&&|\|\||==|!=|<=|>=|[-+*/%<>!?:.,()\[\]{}])""",
     re.VERBOSE,
 )
@@ -123,6 +123,17 @@ def words(source: str) -> list[Word]:
         found.append(word)
         at += len(word.text)
     return found
+
+
+def quote_members(source: str, found: Sequence[Word]) -> str:
+    """Return an expression in which names that CEL has no letters for are in quotes: `steps["研究"]`."""
+    parts: list[str] = []
+    at = 0
+    for index, word in enumerate(found):
+        if word.kind == "name" and not word.text.isascii() and is_member(found, index):
+            parts += [source[at : found[index - 1].at], f'["{word.text}"]']
+            at = word.at + len(word.text)
+    return "".join([*parts, source[at:]])
 
 
 def pairs(found: Sequence[Word]) -> dict[int, int]:

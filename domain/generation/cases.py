@@ -29,6 +29,7 @@ from domain.generation.schema import (
 from domain.pages import Page
 from domain.ports import Tx
 from domain.states import TERMINAL
+from domain.tasks import Task
 from domain.tools import Filter, Tool
 
 # A task is offered the newest agents of the tenant.
@@ -127,7 +128,7 @@ async def task_of(tx: Tx, execution: Execution) -> TaskAnswer:
     task = None
     if _has_ended(execution):
         said = _object(execution)
-        called = await _free(drafts.name(said.get("name"), "Task"), _task_by_slug(tx), set())
+        called = await _free(drafts.name(said.get("name"), "Task"), _task_alike(tx), set())
         by = said.get("agent")
         known = isinstance(by, str) and await tx.agents.find(by) is not None
         task = drafts.task(said, called, by if known else None, await _known(tx, said))
@@ -150,7 +151,7 @@ async def crew_of(tx: Tx, execution: Execution) -> CrewAnswer:
         agents.append(drafts.agent(one, called, model, known))
     taken = set()
     for place, one in enumerate(_objects(said, "tasks") or [{}]):
-        called = await _free(drafts.name(one.get("name"), "Task"), _task_by_slug(tx), taken)
+        called = await _free(drafts.name(one.get("name"), "Task"), _task_alike(tx), taken)
         by = agents[drafts.meant(one.get("agent"), members, place)].name
         tasks.append(drafts.task(one, called, by, known))
     called = await _free(drafts.name(said.get("name"), "Crew"), tx.crews.find, set())
@@ -215,16 +216,20 @@ async def _known(tx: Tx, *said: dict[str, Any]) -> set[str]:
 
 
 async def _free(name: str, find: Callable[[str], Awaitable[Any]], taken: set[str]) -> str:
-    """A name that nobody has: this one, or with a number behind it. `taken` are slugs, this one's from now on."""
+    """A name that nobody has: this one, or with a number behind it. `taken` are folded names, this one from now on."""
     for number in range(1, _TRIES + 1):
         called = name if number == 1 else f"{name} {number}"
-        if names.slug(called) not in taken and await find(called) is None:
+        if names.fold_name(called) not in taken and await find(called) is None:
             break
     else:
         called = f"{name[:20]} {secrets.token_hex(4)}"
-    taken.add(names.slug(called))
+    taken.add(names.fold_name(called))
     return called
 
 
-def _task_by_slug(tx: Tx) -> Callable[[str], Awaitable[Any]]:
-    return lambda name: tx.tasks.find(names.slug(name))
+def _task_alike(tx: Tx) -> Callable[[str], Awaitable[Any]]:
+    async def find(name: str) -> Task | None:
+        found = await tx.tasks.among(names.slug_candidates("task", name))
+        return next((one for one in found if names.fold_name(one.name) == names.fold_name(name)), None)
+
+    return find

@@ -31,12 +31,12 @@ def text(value: Any, otherwise: str) -> str:
 
 
 def name(value: Any, otherwise: str) -> str:
-    """A name that can stand in a path, and has a slug."""
+    """A name that can stand in a path."""
     said = _UNNAMEABLE.sub(" ", value.replace("_", " ")) if isinstance(value, str) else ""
     said = " ".join(said.split())[:NAME].strip(" .,&'+-")
     if not said:
         return otherwise
-    return said if names.slug(said) and said.lower() not in _RESERVED else f"{said} 1"
+    return said if said.lower() not in _RESERVED else f"{said} 1"
 
 
 def run_name(value: Any) -> str:
@@ -86,11 +86,11 @@ def task(said: dict[str, Any], called: str, by: str | None, known: Container[str
 
 def meant(said: Any, members: list[str], place: int) -> int:
     """Which of the members somebody means by a name: that one, or one that is much like it, or else by turns."""
-    wanted = names.slug(said) if isinstance(said, str) else ""
-    slugs = [names.slug(member) for member in members]
-    if wanted in slugs:
-        return slugs.index(wanted)
-    near = [number for number, slug in enumerate(slugs) if wanted and (wanted in slug or slug in wanted)]
+    wanted = names.fold_name(said) if isinstance(said, str) else ""
+    folded = [names.fold_name(member) for member in members]
+    if wanted in folded:
+        return folded.index(wanted)
+    near = [number for number, one in enumerate(folded) if wanted and (wanted in one or one in wanted)]
     return near[0] if near else place % len(members)
 
 

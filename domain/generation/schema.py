@@ -22,7 +22,7 @@ Description = Annotated[
         examples=["Create a crew for content marketing including research, writing, and review"],
     ),
 ]
-ModelName = Annotated[str, Meta(min_length=1, max_length=200, examples=[llms.LOCAL])]
+ModelName = Annotated[str, Meta(min_length=1, max_length=256, examples=[llms.LOCAL])]
 ToolNames = Annotated[
     list[Annotated[str, Meta(min_length=1, max_length=200)]], Meta(max_length=MAX_TOOLS, examples=[["http_request"]])
 ]

@@ -136,7 +136,9 @@ async def _agent(
         model=spec.model,
         timeout=step.timeout or spec.timeout or LLM_TIMEOUT,
     )
-    return await added(tx, made, msgspec.structs.replace(spec, max_rpm=plan.max_rpm, output_file=step.output_file))
+    return await added(
+        tx, made, msgspec.structs.replace(spec, max_rpm=plan.max_rpm, output_file=spec.output_file or step.output_file)
+    )
 
 
 def _named(work: AgentWork | ToolWork | PlanWork) -> str:

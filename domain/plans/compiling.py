@@ -37,7 +37,8 @@ async def named(tx: Tx, reference: str, field: str) -> Agent:
     found = await tx.agents.find(reference, lock="share")
     if found is not None:
         return found
-    alike = await tx.agents.of_slug(names.slug(reference))
+    slug = names.slug(reference)
+    alike = [one for one in await tx.agents.of_slug(slug) if names.is_meant(reference, one.name)] if slug else []
     if len(alike) > 1:
         raise invalid(field, f"{reference!r} may be any of {', '.join(repr(one.name) for one in alike)}.")
     if not alike:

@@ -7,11 +7,13 @@ import msgspec
 
 from domain import expressions
 from domain.agents import Agent, Spec
+from domain.chat import ToolFailed
 from domain.errors import DomainError
 from domain.expressions import BadExpression, Uses
 from domain.placeholders import filler, worded
 from domain.plans.engine import StepFailed
 from domain.plans.schema import WHOLE, AgentWork, Plan, PlanStep, StepRun, TaskText
+from domain.workspaces import fill_path
 
 A = TypeVar("A", bound=Agent)
 _FILLED: Final = ("role", "goal", "backstory", "template_text", "instructions")
@@ -85,7 +87,8 @@ class Scope:
             return None
         if step.text is None:
             return work.spec
-        filled = self._filler()
+        # The texts are filled once more when the agent is asked, with what it is asked.
+        filled = self._filler(again=True)
 
         def with_inputs(agent: A) -> A:
             texts = {name: filled(text) for name in _FILLED if (text := getattr(agent, name)) is not None}
@@ -93,7 +96,10 @@ class Scope:
 
         try:
             team = [with_inputs(one) for one in work.spec.team]
-            return msgspec.structs.replace(with_inputs(work.spec), team=team)
+            output_file = fill_path(step.output_file, self._values()) if step.output_file is not None else None
+            return msgspec.structs.replace(with_inputs(work.spec), team=team, output_file=output_file)
+        except ToolFailed as error:
+            raise StepFailed("output_file", str(error)) from error
         except DomainError as error:
             raise StepFailed("not_startable", error.detail) from error
 
@@ -138,8 +144,11 @@ class Scope:
             self._lists[step.id] = found
         return self._lists[step.id]
 
-    def _filler(self) -> Callable[[str], str]:
-        return filler(self._inputs if isinstance(self._inputs, dict) else {}, "inputs")
+    def _values(self) -> dict[str, Any]:
+        return self._inputs if isinstance(self._inputs, dict) else {}
+
+    def _filler(self, again: bool = False) -> Callable[[str], str]:
+        return filler(self._values(), "inputs", again=again)
 
     def _task(self, text: TaskText) -> str:
         filled = self._filler()

@@ -31,7 +31,7 @@ CronExpression = Annotated[
 Timezone = Annotated[str, Meta(min_length=1, max_length=64, examples=["Europe/Berlin"], description="Of the IANA's.")]
 Reference = Annotated[str, Meta(min_length=1, max_length=200, description="An id or a name.")]
 Inputs = Annotated[dict[str, Any], Meta(examples=[{"report_date": "today"}], description="At most 64 KiB as JSON.")]
-Model = Annotated[str, Meta(min_length=1, max_length=200)]
+Model = Annotated[str, Meta(min_length=1, max_length=256)]
 CatchUp = Annotated[
     int, Meta(ge=0, le=MAX_CATCH_UP, description="How many due times that nobody looked at are made up for.")
 ]

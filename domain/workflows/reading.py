@@ -10,6 +10,7 @@ from msgspec import UNSET
 
 from domain import documents
 from domain.errors import DomainError, FieldError, invalid, misread, refused
+from domain.names import KEY_RULE
 from domain.plans.schema import MAX_STEPS
 from domain.workflows.schema import Input, PatchWorkflow, Step, Workflow, YamlWorkflow
 
@@ -18,6 +19,10 @@ T = TypeVar("T")
 YAML: Final = ("application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml")
 # What holds structs of its own, each of which is read for itself.
 _PARTS: Final[dict[str, type[msgspec.Struct]]] = {"steps": Step, "inputs": Input}
+
+
+# In place of the patterns that say the same.
+_RULES: Final = {"id": KEY_RULE}
 
 
 class Sent(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
@@ -98,7 +103,8 @@ def mistakes(value: Any, kind: Any, within: str = "") -> list[FieldError]:
             try:
                 msgspec.convert({name: value[name]}, _alone(kind, name))
             except msgspec.ValidationError as error:
-                found.append(misread(str(error), within))
+                wrong = misread(str(error), within)
+                found.append(FieldError(field=wrong.field, message=_RULES.get(name, wrong.message)))
     return found
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal, Protocol
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from domain.names import Name
+from domain.names import KEY, Name
 from domain.pages import Listing, Page
 from domain.plans.schema import MAX_STEPS, PLAN_TIMEOUT, Retry
 
@@ -24,7 +24,12 @@ WORKS: Final = ("agent", "crew", "tool", "workflow")
 
 StepId = Annotated[
     str,
-    Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,63}(?!\n)$", max_length=64, examples=["review"]),
+    Meta(
+        pattern=f"^{KEY.pattern}$(?!\n)",
+        max_length=64,
+        examples=["review"],
+        description='Of any script. In expressions `steps.id`; where it is no word, `steps["an id"]`.',
+    ),
 ]
 Named = Annotated[str, Meta(min_length=1, max_length=400, pattern=r"^[^\x00]*$")]
 Title = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]

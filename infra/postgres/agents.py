@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain import ids
-from domain.agents import Agent, AgentStatus
+from domain.agents import MAX_OF_SLUG, Agent, AgentStatus
 from domain.pages import Listing, Page
 from infra.postgres.db import Base, Id, Raw, Shape, timestamp
 from infra.postgres.pages import listed
@@ -97,7 +97,7 @@ class PostgresAgents:
 
     async def of_slug(self, slug: str) -> list[Agent]:
         made = "left(btrim(regexp_replace(lower(name), '[^a-z0-9]+', '_', 'g'), '_'), 64)"
-        records = await self._raw.fetch(f"{_FIND} {made} = $1 ORDER BY id LIMIT 2", slug)
+        records = await self._raw.fetch(f"{_FIND} {made} = $1 ORDER BY id LIMIT {MAX_OF_SLUG}", slug)
         return [_read(record) for record in records]
 
     async def children(self, agent_id: str) -> list[Agent]:

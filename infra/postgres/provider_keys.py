@@ -63,7 +63,9 @@ class PostgresProviderKeys:
             record = await self._raw.fetchrow(f"{_FIND} id = $1{_LOCKS[lock]}", known)
         else:
             name = reference.replace("\0", "\ufffd")
-            record = await self._raw.fetchrow(f"{_FIND} (name = $1 OR slug = $1){_LOCKS[lock]}", name)
+            record = await self._raw.fetchrow(
+                f"{_FIND} (name = $1 OR slug = $1) ORDER BY name = $1 DESC LIMIT 1{_LOCKS[lock]}", name
+            )
         return None if record is None else _SHAPE.read(record)
 
     async def page(self, page: Page, service: str | None) -> Listing[ProviderKey]:
@@ -85,6 +87,10 @@ class PostgresProviderKeys:
 
     async def delete(self, key_id: str) -> None:
         await self._connection.execute(delete(ProviderKeyRow).where(ProviderKeyRow.id == key_id))
+
+    async def holders(self, slugs: list[str]) -> dict[str, str]:
+        found = await self._raw.fetch("SELECT slug, name FROM provider_keys WHERE slug = ANY($1::text[])", slugs)
+        return {record["slug"]: record["name"] for record in found}
 
     async def users(self, slug: str) -> list[str]:
         return [record["used_by"] for record in await self._raw.fetch(_USERS, slug)]

@@ -75,7 +75,8 @@ class PostgresTasks:
     async def find(self, reference: str, lock: bool = False) -> Task | None:
         name = reference.replace("\0", "\ufffd")
         is_id = ids.decode("task", reference) is not None
-        query = _SELECT.where(TaskRow.id == reference if is_id else or_(TaskRow.slug == name, TaskRow.name == name))
+        wanted = TaskRow.id == reference if is_id else or_(TaskRow.slug == name, TaskRow.name == name)
+        query = _SELECT.where(wanted).order_by((TaskRow.name == name).desc())
         row = (await self._connection.execute(query.with_for_update() if lock else query)).first()
         return None if row is None else as_struct(row, Task)
 

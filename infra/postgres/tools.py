@@ -72,7 +72,7 @@ class PostgresTools:
         name = reference.replace("\0", "\ufffd")
         is_id = ids.decode("tool", reference) is not None
         wanted = ToolRow.id == reference if is_id else or_(ToolRow.slug == name, ToolRow.name == name)
-        query = select(ToolRow).where(wanted)
+        query = select(ToolRow).where(wanted).order_by((ToolRow.name == name).desc())
         row = (await self._connection.execute(query.with_for_update() if lock else query)).first()
         return None if row is None else as_struct(row, Tool)
 

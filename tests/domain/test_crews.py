@@ -103,7 +103,7 @@ def test_every_field_of_both_documents_is_read() -> None:
         ("agents", "a:\n  role: R\n  tools:\n  - x\n  - 5\n", "agents_yaml.a.tools", None, "Expected `str`, got `int`"),
         ("agents", "a: fine\n", "agents_yaml.a", 1, "must be a mapping of fields"),
         ("agents", "- a\n", "agents_yaml", None, "must be a mapping"),
-        ("agents", "'a b':\n  role: R\n", "agents_yaml.a b", 1, "a key begins with"),
+        ("agents", "'a[b':\n  role: R\n", "agents_yaml.a[b", 1, "a key must be"),
         ("agents", "7:\n  role: R\n", "agents_yaml", 1, "put 7 in quotes"),
         ("tasks", "t:\n  description: D\n  human_input: sure\n", "tasks_yaml.t.human_input", 3, "Expected `bool`"),
         ("tasks", "t:\n  description: D\n  context: u\n", "tasks_yaml.t.context", 3, "Expected `array"),
@@ -138,7 +138,7 @@ def test_all_mistakes_of_both_documents_are_told_at_once() -> None:
         t:
           description:
           agent: [a]
-        "?": {}
+        "[?]": {}
     """)
     assert mistakes(sent(agents, tasks)) == [
         ("agents_yaml.a.role", 2),
@@ -146,7 +146,7 @@ def test_all_mistakes_of_both_documents_are_told_at_once() -> None:
         ("agents_yaml.a.max_tokens", 4),
         ("agents_yaml.b", 5),
         ("tasks_yaml.t.agent", 3),
-        ("tasks_yaml.?", 4),
+        ("tasks_yaml.[?]", 4),
     ]
 
 

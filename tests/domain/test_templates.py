@@ -60,7 +60,7 @@ def errors_of(make: Any) -> list[tuple[str, str]]:
 
 
 def test_variables_are_found_in_their_order_each_once() -> None:
-    assert places("{b} {a} {b} {{c}} {1} { d} {e.f} {} {_9} {é}") == ["b", "a", "c", "_9"]
+    assert places("{b} {a} {b} {{c}} {1} { d} {e.f} {} {_9} {é}") == ["b", "a", "_9", "é"]
     assert checked_variables("{b} {a}", None) == ["b", "a"]
     assert checked_variables("{b} {a}", ["a", "b"]) == ["a", "b"]
 
@@ -75,7 +75,7 @@ def test_variables_that_do_not_fit_are_all_named() -> None:
 def test_filling_is_exact_and_no_value_is_filled_again(text: str, values: dict[str, Any]) -> None:
     one = template(text)
     full = {name: values.get(name, "{" + name + "}!") for name in one.variables}
-    parts = re.split(r"\{([A-Za-z_][A-Za-z0-9_]*)\}", text)
+    parts = re.split(r"(?<!\{)\{([A-Za-z_][A-Za-z0-9_]*)\}", text)
     words = ["null" if (value := full[name]) is None else str(value) for name in parts[1::2]]
     expected = "".join(a + b for a, b in zip(parts[::2], [*words, ""], strict=True))
     assert rendered(one, full) == expected

@@ -39,7 +39,7 @@ def test_all_mistakes_are_told_at_once_each_with_its_place() -> None:
         "steps": [
             {"agent": "writer", "depends_on": "b", "retry": {"attempts": 11, "wait": 1}},
             STEP,
-            {"id": "1st", "timeout": 0, "map": 7, "max_parallel": 0, "requires_approval": "no"},
+            {"id": "a[1]", "timeout": 0, "map": 7, "max_parallel": 0, "requires_approval": "no"},
             "then rest",
             {"id": "a\n", "retry": -1, "inputs": [], "output_file": ""},
         ],
@@ -56,10 +56,12 @@ def test_all_mistakes_are_told_at_once_each_with_its_place() -> None:
     )
 
 
-@pytest.mark.parametrize("step_id", ["a", "_", "A-1_b", "x" * 64])
+@pytest.mark.parametrize(
+    "step_id", ["a", "_", "A-1_b", "x" * 64, "ä", "研究", "a.b", "-a", "2nd", "Write it up", "🔎", "C++"]
+)
 def test_ids_of_steps(step_id: str) -> None:
     assert read(json.dumps({**GOOD, "steps": [{**STEP, "id": step_id}]}).encode(), "", NewWorkflow).data.steps
-    for bad in (step_id + " ", "-" + step_id, step_id + "\n", "x" * 65, "", "ä", "a.b", "a[0]"):
+    for bad in (step_id + " ", " " + step_id, step_id + "\n", "x" * 65, "", "a[0]", "a\u2028b", "a\x85b", "a\tb"):
         assert places({**GOOD, "steps": [{**STEP, "id": bad}]}) == ["steps[0].id"]
 
 

@@ -291,9 +291,9 @@ async def test_a_crew_with_mistakes_is_not_let_in(acme: Tenant) -> None:
         assert fields(await web.patch(path, json={"tasks_yaml": wrong})) == fields(refused)
         assert fields(await web.put(path, json={"manager_model": "gpt-4"})) == ["manager_model"]
     assert (await web.get(f"/crews/{crew['id']}")).json() == crew
-    unfilled = TASKS_YAML.replace("article.md", "about-{topic}.md")
+    outside = TASKS_YAML.replace("article.md", "../about-{topic}.md")
     for body, field in (
-        ({**CREW, "name": "x", "tasks_yaml": unfilled}, "tasks_yaml.write.output_file (line 11)"),
+        ({**CREW, "name": "x", "tasks_yaml": outside}, "tasks_yaml.write.output_file (line 11)"),
         ({"name": "debug"}, "name"),
         ({"name": "x", "agents_yaml": AGENTS_YAML}, "tasks_yaml"),
         ({"name": "x", "colour": "red"}, "colour"),

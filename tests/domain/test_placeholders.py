@@ -1,0 +1,98 @@
+r"""One grammar for places in texts: what is one, what is left, what is told of, and how to write braces themselves."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from domain.errors import DomainError
+from domain.placeholders import escape_places, filler, find_unfilled, places
+from domain.workspaces import fill_path
+
+VALUES = {"name": "Ada", "age": 36, "target-audience": "kids", "имя": "Аня", "नाम": "राम", "größe": 1, "x": "{name}"}
+# Whatever a reader of braces can lose its place over.
+_PIECES = ("{name}", "{x}", "{", "}", "\\", "$", "{{", "}}", "name", "{age}", " ", "{task}")
+_TEXTS = st.lists(st.sampled_from(_PIECES), max_size=10).map("".join)
+
+
+@pytest.mark.parametrize(
+    ("text", "found", "filled"),
+    [
+        ("{name} {target-audience} {имя} {नाम} {größe}", ["name", "target-audience", "имя", "नाम", "größe"], None),
+        ('{"a": {age}, "b": {"c": "{name}"}}', ["age", "name"], '{"a": 36, "b": {"c": "Ada"}}'),
+        ("#{age} f({name})", ["age", "name"], "#36 f(Ada)"),
+        (r"\{name} \\{name} \\\{name} \\\\{name}", ["name"], r"{name} \Ada \{name} \\Ada"),
+        (r"\{nope} {nope} C:\dir \{ \{a b} \n", ["nope"], r"{nope} {nope} C:\dir \{ \{a b} \n"),
+        ("{x}", ["x"], "{name}"),
+    ],
+)
+def test_places_are_filled(text: str, found: list[str], filled: str | None) -> None:
+    assert (places(text), find_unfilled(text)) == (found, ["{a b}"] if "a b" in text else [])
+    assert filler(VALUES, "inputs")(text) == (filled or "Ada kids Аня राम 1")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{{name}}", ["{{name}}"]),
+        ("{{{name}}} {{{{name}}}}", ["{{{name}}}", "{{{{name}}}}"]),
+        ("{{ name }} {{имя}}", ["{{ name }}", "{{имя}}"]),
+        ("{{name}", ["{{name}"]),
+        ("${name} $${name} ${{ name }}", ["${name}", "${{ name }}"]),
+        ("{ name } {user.name} {first name}", ["{ name }", "{user.name}", "{first name}"]),
+        ("{} {1} {-} {name!r} {age:>3} {'name'} {name\n}", []),
+        ('{"title": "…", "n": 1} { a: 1, b: 2 }', []),
+    ],
+)
+def test_what_is_no_place_is_left_whole(text: str, told: list[str]) -> None:
+    assert (places(text), find_unfilled(text)) == ([], told)
+    assert filler(VALUES, "inputs")(text) == text
+
+
+@given(_TEXTS)
+def test_a_text_that_is_escaped_is_filled_to_itself(text: str) -> None:
+    assert filler({"name": "no", "x": "no", "age": "no", "task": "no"}, "inputs")(escape_places(text)) == text
+
+
+@pytest.mark.parametrize("value", ["{task}", "\\{task}", "Ada", "{{task}}", "\\"])
+@pytest.mark.parametrize("text", ["{name}", "a {name} b", r"\\{name}", r"\{name}", r"{other} \{other} {task}"])
+def test_filling_in_two_turns_fills_no_value(text: str, value: str) -> None:
+    first = filler({"name": value}, "inputs", again=True)(text)
+    expected = filler({"name": value, "task": "T"}, "inputs")(text)
+    assert filler({"task": "T"}, "inputs")(first) == expected
+
+
+def test_nested_values_hold_places_of_the_next_turn() -> None:
+    first = filler({"who": "{audience}"}, "variables", again=True, nested=True)(r"For {who}, \{who} as it stands")
+    assert filler({"audience": "kids", "who": "no"}, "inputs")(first) == "For kids, {who} as it stands"
+
+
+@pytest.mark.parametrize(
+    ("path", "values", "filled"),
+    [
+        ("out/{name}.md", {"name": "a"}, "out/a.md"),
+        ("out/{name}.md", {"name": "a/b"}, "out/a/b.md"),
+        ("{name}", {"name": "报告.md"}, "报告.md"),
+        ("{n}.md", {"n": 5}, "5.md"),
+        ("out/{name}.md", {"name": "../x"}, None),
+        ("{name}", {"name": "/etc/passwd"}, None),
+        ("{name}", {"name": ""}, None),
+        ("{name}", {"name": "."}, None),
+        ("{name}", {"name": "a\0b"}, None),
+        ("{name}", {"name": "a\\b"}, None),
+        ("{name}", {"name": "x" * 600}, None),
+        ("{a}{a}", {"a": "."}, None),
+    ],
+)
+def test_paths_are_filled_and_then_checked(path: str, values: dict[str, Any], filled: str | None) -> None:
+    if filled is not None:
+        assert fill_path(path, values) == filled
+        return
+    with pytest.raises(Exception, match="comes to"):
+        fill_path(path, values)
+
+
+def test_a_path_is_bounded_as_texts_are() -> None:
+    with pytest.raises(DomainError):
+        fill_path("{a}" * 5, {"a": "x" * 1_000_000})
