@@ -19,6 +19,7 @@ from domain.keys import KeyIdentity
 from domain.ports import Store
 from infra.batches import Batches
 from infra.credentials import KEY_PREFIX, same, token_hash
+from infra.outage_log import tell_outage
 
 _log = structlog.get_logger("paddock.auth")
 FLUSH: Final = 2.0
@@ -167,6 +168,6 @@ class KeyUse:
             async with front.store.begin_unbound() as tx:
                 await tx.keys.count_use(uses)
         except Exception as error:
-            _log.warning("uses of keys are not written yet", error=str(error))
+            tell_outage(_log, "uses of keys are not written yet", error)
             for key_id, (count, at) in uses.items():
                 self._uses[key_id] = (self._uses.get(key_id, (0, at))[0] + count, self._uses.get(key_id, (0, at))[1])

@@ -10,7 +10,8 @@ from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from litestar.params import ParameterKwarg
 
 from api.requests import HttpRequest
-from domain.errors import DomainError, FieldError, invalid, misread, refused
+from domain.errors import OUTAGES, DomainError, FieldError, invalid, misread, refused
+from infra.outage_log import tell_outage
 
 _log = structlog.get_logger("paddock.api")
 
@@ -90,6 +91,8 @@ def problem(request: HttpRequest, error: DomainError) -> Response[bytes]:
 
 def on_domain_error(request: HttpRequest, error: DomainError) -> Response[bytes]:
     """Errors that the domain raised."""
+    if error.code in OUTAGES:
+        tell_outage(_log, "refused in an outage", error)
     return problem(request, error)
 
 

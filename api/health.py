@@ -40,7 +40,9 @@ async def _measure(part: Awaitable[None]) -> tuple[float, str | None]:
             await part
     except DomainError as error:
         problem = error.detail
-    except (*GONE, TimeoutError) as error:
+    except TimeoutError:
+        problem = f"There was no answer within {PATIENCE:g} s."
+    except GONE as error:
         problem = f"{type(error).__name__}: {error}".strip(": ")
     return round((time.perf_counter() - began) * 1000, 2), problem
 

@@ -13,11 +13,23 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from domain.errors import DomainError, not_found
 from domain.ports import Blob
+from infra.disks import embedded_folder, full_disk, is_full
 from infra.settings import Settings
 
 PART: Final = 8 * 1024 * 1024
 CHUNK: Final = 256 * 1024
 _MISSING: Final = {"NoSuchKey", "404", "NotFound"}
+# What servers of S3 say of a full disk or quota.
+_FULL: Final = {
+    "InsufficientCapacity",
+    "InsufficientStorage",
+    "QuotaExceeded",
+    "QuotaExceededException",
+    "XMinioStorageFull",
+}
+# As much as an object may well have.
+_ROOM: Final = 1024 * 1024
+_PROBE: Final = "health/room"
 
 
 @asynccontextmanager
@@ -33,6 +45,11 @@ async def _answers(key: str = "") -> AsyncIterator[None]:
 
 
 def _away(error: Exception) -> DomainError:
+    if isinstance(error, ClientError):
+        answer = error.response
+        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        if status == 507 or answer.get("Error", {}).get("Code") in _FULL:
+            return full_disk("object storage")
     return DomainError(
         "storage_unavailable", f"Object storage cannot be reached ({type(error).__name__}). Try again.", retry_after=5
     )
@@ -46,6 +63,10 @@ class S3Blobs:
         self._bucket = settings.r2_bucket_name
         self._stack = AsyncExitStack()
         self._client: Any = None
+        # Where it lies, if that is known here: the embedded one says no more than that it failed.
+        self._disk = embedded_folder(Path(settings.data_dir), "seaweedfs", settings.r2_endpoint_url)
+        # Whether it was full when it was last written to, as far as this process knows.
+        self._was_full = False
 
     async def __aenter__(self) -> "S3Blobs":
         self._client = await self._stack.enter_async_context(
@@ -83,12 +104,28 @@ class S3Blobs:
                 await self._client.create_bucket(Bucket=self._bucket)
 
     async def check(self) -> None:
-        """One cheap round trip, for health."""
+        """One cheap round trip, for health. While it was full when it was written to last, something is written."""
         async with _answers():
             await self._client.head_bucket(Bucket=self._bucket)
+        if is_full(self._disk):
+            raise full_disk("object storage")
+        if self._was_full:
+            await self.put(_PROBE, _once(bytes(_ROOM)))
+            await self.delete([_PROBE])
 
     async def put(self, key: str, chunks: AsyncIterator[bytes]) -> int:
         """Store a stream. What `chunks` raises passes through, and nothing is stored."""
+        try:
+            size = await self._put(key, chunks)
+        except DomainError as error:
+            if error.code == "storage_unavailable" and is_full(self._disk, 2 * PART):
+                error = full_disk("object storage")
+            self._was_full = self._was_full or error.code == "storage_full"
+            raise error from error.__cause__
+        self._was_full = False
+        return size
+
+    async def _put(self, key: str, chunks: AsyncIterator[bytes]) -> int:
         parts: list[dict[str, Any]] = []
         upload: str | None = None
         buffer, size = bytearray(), 0
@@ -177,6 +214,10 @@ class S3Blobs:
         async with _answers(key), body as stream:
             while chunk := await stream.read(CHUNK):
                 yield chunk
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    yield data
 
 
 async def _chunks(path: Path) -> AsyncIterator[bytes]:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import msgspec
 from redis.asyncio import Redis
@@ -11,6 +12,7 @@ from domain.errors import DomainError
 from domain.jobs import Lane
 from domain.ports import Clock
 from infra.credentials import AccessTokens, Keyring, Passwords, Vault
+from infra.disks import embedded_folder
 from infra.postgres.db import connect
 from infra.postgres.session import UnsafeSession
 from infra.postgres.store import PostgresStore
@@ -45,7 +47,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     async def apart(self) -> AsyncIterator[PostgresStore]:
         """A store with a connection of its own, for what must not wait its turn: leases run out meanwhile."""
         engine = connect(self.settings.database_url.reveal(), pool_size=1, application="paddock leases")
-        store = PostgresStore(engine, self.queue, self.clock)
+        store = PostgresStore(engine, self.queue, self.clock, _disk_of_database(self.settings))
         try:
             yield store
         finally:
@@ -71,7 +73,7 @@ async def wire(
     redis, jobs = client(redis_url), arq_client(redis_url)
     queue = ArqQueue(jobs)
     engine = connect(settings.database_url.reveal(), pool_size=settings.database_pool, application=application)
-    store = PostgresStore(engine, queue, clock)
+    store = PostgresStore(engine, queue, clock, _disk_of_database(settings))
     try:
         await _refuse_unsafe(store)
         async with S3Blobs(settings) as blobs, Bell(redis_url, rung, heard, held) as bell:
@@ -98,6 +100,10 @@ async def wire(
         await store.close()
         await redis.aclose()
         await jobs.aclose()
+
+
+def _disk_of_database(settings: Settings) -> Path | None:
+    return embedded_folder(Path(settings.data_dir), "postgres", settings.database_url.reveal())
 
 
 async def _refuse_unsafe(store: PostgresStore) -> None:

@@ -21,6 +21,7 @@ from infra.embedded.model import Door
 from infra.embedded.postgres import EmbeddedPostgres
 from infra.embedded.seaweedfs import ACCESS_KEY, EmbeddedSeaweed
 from infra.embedded.valkey import EmbeddedValkey
+from infra.outage_log import EVERY
 from infra.settings import BadSettings, Settings, read
 from infra.telemetry import clear_shared_metrics
 from scripts.logs import readable
@@ -30,6 +31,8 @@ Demo = Callable[[str, str], Coroutine[Any, Any, bool]]
 Parts = tuple[EmbeddedPostgres | None, EmbeddedValkey | None, EmbeddedSeaweed | None]
 LOOK: Final = 0.5
 API_ROLES: Final = ("api", "api-share")
+# A part that does not start is tried again after growing pauses up to this one, and that is told once a minute.
+LONGEST: Final = 8.0
 
 
 class Secrets(msgspec.Struct, kw_only=True):
@@ -210,12 +213,22 @@ class System:
         return {**defaults, **os.environ, **env, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
     async def _mend(self, part: EmbeddedPostgres | EmbeddedValkey | EmbeddedSeaweed) -> None:
+        pause, told = LOOK, -EVERY
         while True:
-            await asyncio.sleep(LOOK)
-            if part.part is not None and not part.part.alive():
-                self.say(f"{part.part.name} ended with status {part.part.process.returncode}; starting it again")
-                with contextlib.suppress(PartFailed):
-                    await part.start()
+            await asyncio.sleep(pause)
+            if part.part is None or part.part.alive():
+                pause = LOOK
+                continue
+            ended, failed = part.part, ""
+            pause = min(2 * pause, LONGEST)
+            try:
+                await part.start()
+            except Exception as error:  # whatever it is, this is what brings the part back
+                # What it printed last says why, for example that there is no room on its disk.
+                failed = f" It does not start: {_last_line(error)}"
+            if not failed or time.monotonic() - told >= EVERY:
+                told = time.monotonic()
+                self.say(f"{ended.name} ended with status {ended.process.returncode}; it is started again.{failed}")
 
     async def _until_ready(self) -> None:
         async with httpx.AsyncClient(timeout=5) as client:
@@ -237,6 +250,12 @@ class System:
             except BlockingIOError:
                 raise PartFailed(f"another `paddock up` runs on {self.data}.") from None
             yield
+
+
+def _last_line(error: Exception) -> str:
+    """What a part that did not start said last that matters."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return next((line for line in reversed(lines) if "FATAL" in line or "PANIC" in line), lines[-1])
 
 
 def _check_port(port: int, setting: str = "--port") -> None:

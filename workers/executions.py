@@ -15,6 +15,7 @@ from domain.events import Event
 from domain.executions import Execution
 from domain.ports import Clock, Outcome, Sandbox, Store
 from infra.bundles import Bundles
+from infra.outage_log import tell_outage
 from workers.drain import Drain
 from workers.gateway import Calls, serving
 from workers.leases import Holder, persist, taken
@@ -145,7 +146,7 @@ class Dispatcher:
             claimed = await taken(self._runner.claim(free), self._runner.hand_over)
         except DomainError as error:
             self._drain.note_turn("claim", None)
-            _log.warning("cannot take runs", error=error.detail)
+            tell_outage(_log, "cannot take runs", error)
             await asyncio.sleep(0.5)
             return free
         self._drain.note_turn("claim", bool(claimed))

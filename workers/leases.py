@@ -12,6 +12,8 @@ from domain.errors import OUTAGES, DomainError
 from domain.jobs import Lane
 from domain.leases import HandOver, LostLease
 from domain.ports import Clock, SandboxLost, Store
+from infra.disks import FULL, full_disk
+from infra.outage_log import tell_outage
 from infra.redis import TAKEN_STATUSES, Bell
 from workers.drain import Drain
 
@@ -135,7 +137,7 @@ class Holder:
         except Exception as error:
             # Work goes on: if the row was taken back meanwhile, the fencing token keeps us from settling it.
             self._drain.metrics.lease_failures.inc()
-            _log.warning("cannot extend leases", error=str(error))
+            tell_outage(_log, "cannot extend leases", error)
             return
         for one in mine:
             row_id, attempt = one
@@ -161,7 +163,7 @@ async def _handed_over(log: Any, hand_over: Callable[[], Awaitable[None]]) -> No
         await hand_over()
         log.info("handed over")
     except DomainError as error:
-        log.warning("could not hand a row over; its lease will run out", error=error.detail)
+        tell_outage(log, "could not hand a row over; its lease will run out", error)
 
 
 async def persist(call: Callable[[], Awaitable[T]], patience: float | None = None) -> T:
@@ -175,11 +177,13 @@ async def persist(call: Callable[[], Awaitable[T]], patience: float | None = Non
     while True:
         try:
             return await call()
-        except DomainError as error:
-            if error.code not in OUTAGES:
+        except (DomainError, OSError) as raised:
+            error = full_disk("this worker") if isinstance(raised, OSError) and raised.errno in FULL else raised
+            if not isinstance(error, DomainError) or error.code not in OUTAGES:
                 raise
             most = STORAGE_PATIENCE if patience is None and error.code == "storage_unavailable" else patience
             if most is not None and asyncio.get_running_loop().time() + pause > began + most:
                 raise
+            tell_outage(_log, "work waits", error)
             await asyncio.sleep(pause)
             pause = min(pause * 2, 2.0)

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
@@ -20,12 +21,14 @@ from domain.ports import Sandbox, Store
 from domain.queues import WorkerInfo
 from infra import queue
 from infra.bundles import Bundles
+from infra.disks import full_disk, is_full
 from infra.embeddings import WordLlamaSimilarity
 from infra.environments import Environments, forget_unused
 from infra.http import Outbound
 from infra.llm import GenaiPrices, PydanticLlm
 from infra.llm.local import LocalModel
 from infra.otlp import Collector
+from infra.outage_log import tell_outage
 from infra.queue import BellWorker, arq_client
 from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.maker import Counts
@@ -343,11 +346,13 @@ def _info(parts: Parts, name: str, lane: str, slots: int) -> WorkerInfo:
 
 async def _sign(parts: Parts, info: WorkerInfo) -> None:
     """A sign of life."""
+    full = info.lane in ("build", "run", "llm") and is_full(Path(parts.settings.data_dir))
+    problem = info.problem or (full_disk(f"the worker {info.id}").detail if full else None)
     try:
         async with parts.store.begin_unbound() as tx:
-            await tx.queues.beat(replace(info, seen_at=tx.now))
+            await tx.queues.beat(replace(info, seen_at=tx.now, problem=problem))
     except Exception as error:
-        _log.warning("cannot give a sign of life", error=str(error))
+        tell_outage(_log, "cannot give a sign of life", error)
 
 
 async def _forget(settings: Settings) -> None:

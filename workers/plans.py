@@ -14,6 +14,7 @@ from domain.plans import advancing
 from domain.plans.advancing import Busy, Known
 from domain.plans.schema import Due
 from domain.ports import Store
+from infra.outage_log import tell_outage
 from workers.drain import Drain
 
 _log = structlog.get_logger("paddock.plans")
@@ -66,7 +67,7 @@ class Planner:
                 due, following = await tx.plans.due(tx.now, self._slots + len(self._running) + len(self._later))
         except DomainError as error:
             self._drain.note_turn("plans", None)
-            _log.warning("cannot look for plans", error=error.detail)
+            tell_outage(_log, "cannot look for plans", error)
             return AWAY
         except Exception:
             self._drain.note_turn("plans", None)
@@ -98,7 +99,7 @@ class Planner:
             # What was told of it is still there.
             pause = SOON
         except DomainError as error:
-            _log.warning("a plan waits", execution_id=one.execution_id, error=error.detail)
+            tell_outage(_log, "a plan waits", error, execution_id=one.execution_id)
             pause = AWAY
         except Exception as error:
             _log.exception("a plan could not be advanced", execution_id=one.execution_id)

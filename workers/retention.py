@@ -12,6 +12,7 @@ import structlog
 from domain.errors import DomainError
 from domain.ports import Store
 from domain.stats import KINDS, Kind
+from infra.outage_log import tell_outage
 from workers.drain import Drain
 
 BATCH: Final = 500
@@ -43,7 +44,7 @@ class Retention:
                     await self()
                 pause = EVERY
             except DomainError as error:
-                _log.warning("waits", error=error.detail)
+                tell_outage(_log, "waits", error)
                 pause = AWAY
                 await self._drain.sleep(AWAY.total_seconds())
 

@@ -8,6 +8,7 @@ from typing import Final
 import structlog
 
 from domain.errors import DomainError
+from infra.outage_log import tell_outage
 from workers.drain import Drain
 
 # How often to look without being rung, in seconds.
@@ -32,7 +33,7 @@ async def rounds(name: str, work: Work, rung: asyncio.Event, pause: float, drain
         try:
             found = more = await work()
         except DomainError as error:
-            _log.warning("waits", work=name, error=error.detail)
+            tell_outage(_log, "waits", error, work=name)
             more, wait = True, AWAY
         except Exception:
             _log.exception("failed unexpectedly", work=name)

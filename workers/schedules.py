@@ -13,6 +13,7 @@ from domain import schedules
 from domain.errors import DATABASE_OUTAGES, DomainError
 from domain.ports import Store
 from domain.schedules import Due
+from infra.outage_log import tell_outage
 from workers.drain import Drain
 
 # Seconds after which a schedule that was just made, or an execution that has ended, is seen.
@@ -42,7 +43,7 @@ class Schedules:
                 self._drain.note_turn("schedules", pause == 0.0)
             except DomainError as error:
                 self._drain.note_turn("schedules", None)
-                _log.warning("waits", error=error.detail)
+                tell_outage(_log, "waits", error)
                 pause = AWAY
             except Exception:
                 _log.exception("failed unexpectedly")

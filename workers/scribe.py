@@ -10,6 +10,7 @@ from domain.events import Event, Written
 from domain.executions import Execution
 from domain.leases import LostLease
 from domain.ports import Clock, Store
+from infra.outage_log import tell_outage
 
 # Seconds in which words gather. Whoever reads along sees them so much later at most, and two network trips. The more
 # there is to write the longer: a pause is as long as the last writing, so that the database keeps up.
@@ -115,7 +116,7 @@ class Scribe:
                 await self._write(batch)
                 return
             except DomainError as error:
-                _log.warning("events wait", error=error.detail)
+                tell_outage(_log, "events wait", error)
                 await asyncio.sleep(AWAY)
             except Exception as error:
                 if len(batch) > 1:

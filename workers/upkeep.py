@@ -14,6 +14,7 @@ from domain.errors import DomainError
 from domain.idempotency import LIFETIME
 from domain.jobs import Lane
 from domain.ports import Blob, Blobs, Clock, Queue, Store
+from infra.outage_log import tell_outage
 from infra.redis import GONE
 from infra.settings import Settings
 from workers.drain import Drain
@@ -62,7 +63,7 @@ class Upkeep:
                     swept = self._clock()
             except DomainError as error:
                 self._drain.note_turn("upkeep", None)
-                _log.warning("upkeep waits", error=error.detail)
+                tell_outage(_log, "upkeep waits", error)
             except GONE as error:
                 self._drain.note_turn("upkeep", None)
                 _log.warning("upkeep waits for redis", error=str(error))

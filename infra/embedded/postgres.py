@@ -14,6 +14,7 @@ from infra.embedded.leftovers import PATIENCE, end_leftovers
 from infra.postgres.role import APP_ROLE
 
 OWNER = "paddock"
+_RECOVERY = 120.0
 
 
 def binaries() -> Path:
@@ -112,15 +113,19 @@ class EmbeddedPostgres:
         if done.returncode != 0:
             raise PartFailed(f"initdb failed.\n{done.stderr.decode(errors='replace')[-2000:]}")
 
+    async def _connected(self) -> "asyncpg.Connection[asyncpg.Record]":
+        """Wait until it has recovered, which may take long after a kill. Errors: `PartFailed`."""
+        assert self.part is not None
+        for _ in range(int(_RECOVERY / 0.05)):
+            if not self.part.alive():
+                raise PartFailed(f"postgres ended with status {self.part.process.returncode}.\n{self.part.tail()}")
+            with contextlib.suppress(asyncpg.CannotConnectNowError, asyncpg.ConnectionDoesNotExistError, OSError):
+                return await asyncpg.connect(self.owner_url)
+            await asyncio.sleep(0.05)
+        raise PartFailed("postgres does not finish its recovery.")
+
     async def _see_to_role(self) -> None:
-        for _ in range(250):
-            try:
-                connection = await asyncpg.connect(self.owner_url)
-                break
-            except asyncpg.CannotConnectNowError:
-                await asyncio.sleep(0.02)
-        else:
-            raise PartFailed("postgres does not finish its recovery.")
+        connection = await self._connected()
         try:
             exists = await connection.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", APP_ROLE)
             verb = "ALTER" if exists else "CREATE"

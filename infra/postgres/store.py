@@ -1,11 +1,14 @@
 """Transactions: bound to one tenant when they begin, ringing for jobs once they have committed."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
-from typing import cast
+from pathlib import Path
+from typing import Final, cast
 
+import asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from domain.access import Caller
@@ -38,6 +41,7 @@ from domain.tools import Tools
 from domain.traces import Traces
 from domain.workflows.schema import Workflows
 from domain.workspaces import Workspaces
+from infra.disks import full_disk, is_full
 from infra.postgres.accounts import PostgresAccounts
 from infra.postgres.agents import PostgresAgents
 from infra.postgres.artifacts import PostgresArtifacts
@@ -67,6 +71,12 @@ from infra.postgres.tools import PostgresTools
 from infra.postgres.traces import PostgresTraces
 from infra.postgres.workflows import PostgresWorkflows
 from infra.postgres.workspaces import PostgresWorkspaces
+
+# More than a full disk takes, on nobody's account.
+_ROOM: Final = """
+    CREATE TEMPORARY TABLE paddock_room (filling text) ON COMMIT DROP;
+    INSERT INTO paddock_room SELECT md5(n::text) FROM generate_series(1, 20000) AS n
+"""
 
 
 class PostgresTx:
@@ -117,9 +127,14 @@ class PostgresTx:
             raise
         await self._raw.execute("RELEASE SAVEPOINT here")
 
-    async def check_session(self) -> None:
-        """See that row-level security holds this transaction. Errors: `UnsafeSession`."""
+    async def check_session(self, writing: bool) -> None:
+        """See that row-level security holds this transaction, and that it may write. Errors: `UnsafeSession`."""
         await check_session(self._raw)
+        if await self._raw.fetchval("SELECT current_setting('transaction_read_only')") == "on":
+            raise asyncpg.ReadOnlySQLTransactionError("read-only")
+        if writing:
+            with contextlib.suppress(asyncpg.InsufficientPrivilegeError):
+                await self._raw.execute(_ROOM)
 
     def ring(self, job: Job) -> None:
         """Ring for this job after the commit."""
@@ -133,10 +148,14 @@ class PostgresTx:
 class PostgresStore:
     """Begins transactions. Errors: `unavailable` while the database cannot be reached."""
 
-    def __init__(self, engine: AsyncEngine, queue: Queue, clock: Clock) -> None:
+    def __init__(self, engine: AsyncEngine, queue: Queue, clock: Clock, disk: Path | None = None) -> None:
+        """`disk` is where the database lies, if that is known here."""
         self._engine = engine
         self._queue = queue
         self._clock = clock
+        self._disk = disk
+        # Whether its disk was full when it was last written to, as far as this process knows.
+        self._was_full = False
 
     def begin(self, caller: Caller) -> AbstractAsyncContextManager[Tx]:
         """For a caller: sees and writes its tenant's rows alone."""
@@ -155,9 +174,13 @@ class PostgresStore:
         return self._begin(None)
 
     async def check(self) -> None:
-        """See that a transaction is held by row-level security. Errors: an outage, `database_unsafe`."""
+        """See that transactions are held by row-level security and may write. Errors: an outage, `database_unsafe`.
+
+        While the disk was full when this process wrote last, more is written than a full one takes.
+        """
         async with self._begin("") as tx:
-            await cast(PostgresTx, tx).check_session()
+            await cast(PostgresTx, tx).check_session(writing=self._was_full)
+        self._was_full = False
 
     async def close(self) -> None:
         """Close every connection."""
@@ -181,6 +204,10 @@ class PostgresStore:
             outage = outage_of(error)
             if outage is None:
                 raise
+            if outage.code == "unavailable" and is_full(self._disk):
+                # Out of room for its log, Postgres ends.
+                outage = full_disk("the database")
+            self._was_full = self._was_full or outage.code == "storage_full"
             raise outage from error
         if tx.rings or tx.changes:
             await self._queue.ring(tx.rings, tx.changes)

@@ -1,0 +1,29 @@
+"""One line a minute for an outage, however many requests and leases meet it."""
+
+import time
+from typing import Any, Final
+
+from domain.errors import OUTAGES, DomainError
+
+EVERY: Final = 60.0
+_told_at: dict[str, float] = {}
+
+
+def tell_outage(log: Any, event: str, error: BaseException, **fields: Any) -> None:
+    """Log that something waits or was refused: each error as it is, but an outage once a minute.
+
+    The line has the outage's `code`; what else met it within the minute is not in the log.
+    """
+    if not isinstance(error, DomainError) or error.code not in OUTAGES:
+        log.warning(event, error=str(error), **fields)
+        return
+    now = time.monotonic()
+    if now - _told_at.get(error.code, -EVERY) < EVERY:
+        return
+    _told_at[error.code] = now
+    log.warning(event, code=error.code, error=error.detail, **fields)
+
+
+def forget_outages() -> None:
+    """Tell the next one at once. For tests."""
+    _told_at.clear()

@@ -1,0 +1,255 @@
+"""Full disks and their like, injected where they come from: an outage with a name, quiet, and over by itself."""
+
+import asyncio
+import errno
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+import pytest
+import structlog
+
+from domain.errors import DomainError
+from infra import disks, outage_log, r2
+from infra.postgres.db import connect
+from infra.postgres.store import PostgresStore
+from scripts.up import System
+from tests.apart import NOW, apart
+from tests.clients import Tenant
+from workers import leases
+from workers.leases import persist
+
+WRITTEN = ("executions", "workers", "agents", "agent_versions", "evaluations", "execution_events", "api_keys")
+
+
+@asynccontextmanager
+async def failing(system: System, state: str) -> AsyncIterator[None]:
+    """Each write to the busiest tables fails as Postgres itself fails it."""
+    owner = await asyncpg.connect(system.settings.database_owner_url.reveal())
+    await owner.execute(
+        f"CREATE FUNCTION out_of_order() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        f"RAISE EXCEPTION 'could not extend file \"base/5/16384\": injected' USING ERRCODE = '{state}'; END $$; "
+        "GRANT EXECUTE ON FUNCTION out_of_order TO PUBLIC"
+    )
+    try:
+        for table in WRITTEN:
+            await owner.execute(
+                f"CREATE TRIGGER out_of_order BEFORE INSERT OR UPDATE ON {table} FOR EACH STATEMENT "
+                "EXECUTE FUNCTION out_of_order()"
+            )
+        yield
+    finally:
+        await owner.execute("DROP FUNCTION out_of_order() CASCADE")
+        await owner.close()
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "word"),
+    [
+        ("53100", "storage_full", "disk of the database is full"),
+        ("25006", "database_read_only", "takes no writes"),
+        ("53300", "database_busy", "no connection left"),
+        ("53200", "database_busy", "out of memory"),
+        ("57014", "database_slow", "did not answer in the time"),
+    ],
+)
+async def test_an_outage_has_a_name_and_one_line_a_minute(
+    system: System, home: Tenant, state: str, code: str, word: str
+) -> None:
+    echo = await home.deploy("import time\ndef handle(p):\n    time.sleep(p.get('for', 0))\n    return p\n")
+    held = await home.start(echo, {"for": 4})
+    while (await home.http.get(f"/executions/{held['id']}")).json()["status"] != "running":
+        await asyncio.sleep(0.05)
+    begun = len(system.lines)  # type: ignore[attr-defined]
+    async with failing(system, state):
+        for _ in range(5):
+            for path in ("/evaluations", f"/agents/{echo}/execute"):
+                body = {"prompt": "a", "response": "b"} if path == "/evaluations" else {"payload": {}}
+                answer = await home.http.post(path, json=body)
+                assert (answer.status_code, answer.json()["error"]) == (503, code), answer.text
+                assert word in answer.json()["detail"]
+                assert answer.headers["retry-after"]
+        assert (await home.http.get("/agents")).status_code == 200
+        await asyncio.sleep(1.5)
+    ended = await home.ended(held["id"])
+    assert (ended["status"], ended["attempt"]) == ("completed", 1)
+    assert (await home.run(echo, {"n": 1}))["status"] == "completed"
+    lines = [line for line in system.lines[begun:] if " request " not in line]  # type: ignore[attr-defined]
+    assert not [line for line in lines if "Traceback" in line or "unexpected" in line], lines
+    for component in ("api", "run", "upkeep"):
+        told = [line for line in lines if line.split()[1] == component and f"code={code}" in line]
+        # A process may have told of the same outage within the minute before this test.
+        assert len(told) <= 1, told
+
+
+async def test_health_says_that_the_disk_is_full_until_there_is_room(system: System, monkeypatch) -> None:
+    async with apart(system) as database:
+        store = PostgresStore(connect(database.url, pool_size=2, application="tests"), None, lambda: NOW)  # type: ignore[arg-type]
+        await store.check()
+        with pytest.raises(DomainError) as caught:
+            async with store.begin_unbound() as tx:
+                await tx._raw.execute("DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '53100'; END $$")  # type: ignore[attr-defined]
+        assert caught.value.code == "storage_full"
+        # It was full: health writes, and is told that it still is.
+        monkeypatch.setattr(
+            "infra.postgres.store._ROOM", "DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '53100'; END $$"
+        )
+        for _ in range(2):
+            with pytest.raises(DomainError, match="disk of the database is full"):
+                await store.check()
+        monkeypatch.undo()
+        await store.check()
+        assert store._was_full is False
+        await store.close()
+
+
+async def test_a_database_that_became_read_only_is_not_ready(system: System) -> None:
+    async with apart(system) as database:
+        name = await database.owner.fetchval("SELECT current_database()")
+        await database.owner.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        store = PostgresStore(connect(database.url, pool_size=1, application="tests"), None, lambda: NOW)  # type: ignore[arg-type]
+        with pytest.raises(DomainError) as caught:
+            await store.check()
+        assert caught.value.code == "database_read_only"
+        await store.close()
+
+
+async def test_out_of_connections_and_out_of_patience(system: System) -> None:
+    role = f"few_{secrets.token_hex(4)}"
+    async with apart(system) as database:
+        await database.owner.execute(
+            f"CREATE ROLE {role} LOGIN PASSWORD '{role}' CONNECTION LIMIT 1; GRANT paddock_app TO {role}"
+        )
+        host = database.url.rpartition("@")[2]
+        engine = connect(f"postgresql://{role}:{role}@{host}", pool_size=2, application="tests")
+        store = PostgresStore(engine, None, lambda: NOW)  # type: ignore[arg-type]
+        try:
+            async with store.begin_unbound():
+                with pytest.raises(DomainError) as caught:
+                    async with store.begin_unbound():
+                        pass
+            assert (caught.value.code, "no connection left" in caught.value.detail) == ("database_busy", True)
+            async with store.begin_unbound() as tx:
+                await tx._raw.execute("SET LOCAL statement_timeout = 1")  # type: ignore[attr-defined]
+                with pytest.raises(DomainError) as caught:
+                    async with store.begin_unbound():
+                        pass
+            with pytest.raises(DomainError) as caught:
+                async with store.begin_unbound() as tx:
+                    await tx._raw.execute("SET LOCAL statement_timeout = 1; SELECT pg_sleep(5)")  # type: ignore[attr-defined]
+            assert caught.value.code == "database_slow"
+            with pytest.raises(DomainError) as caught:
+                async with store.begin_unbound() as tx:
+                    await tx._raw.execute("SELECT pg_sleep(5)", timeout=0.05)  # type: ignore[attr-defined]
+            assert caught.value.code == "database_slow"
+        finally:
+            await store.close()
+            wrong = connect(f"postgresql://{role}:wrong@{host}", pool_size=1, application="tests")
+            with pytest.raises(DomainError, match="refuses the login"):
+                await PostgresStore(wrong, None, lambda: NOW).check()  # type: ignore[arg-type]
+            await wrong.dispose()
+            await database.owner.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+async def test_a_full_object_storage_has_a_name_and_health_says_it(parts, system: System, monkeypatch) -> None:
+    """What the embedded one says is no more than that it failed; the room on its disk tells the rest."""
+    blobs = r2.S3Blobs(system.settings)
+    async with blobs:
+        assert blobs._disk == system.data / "seaweedfs"
+        for failed, full, code in (
+            ({"Error": {"Code": "InternalError"}, "ResponseMetadata": {"HTTPStatusCode": 500}}, True, "storage_full"),
+            (
+                {"Error": {"Code": "InternalError"}, "ResponseMetadata": {"HTTPStatusCode": 500}},
+                False,
+                "storage_unavailable",
+            ),
+            (
+                {"Error": {"Code": "XMinioStorageFull"}, "ResponseMetadata": {"HTTPStatusCode": 507}},
+                False,
+                "storage_full",
+            ),
+            ({"Error": {"Code": "QuotaExceeded"}, "ResponseMetadata": {"HTTPStatusCode": 403}}, False, "storage_full"),
+        ):
+            blobs._was_full = False
+            with monkeypatch.context() as patched:
+
+                async def refuse(failed=failed, **_: object) -> None:
+                    raise r2.ClientError(failed, "PutObject")
+
+                patched.setattr(blobs._client, "put_object", refuse)
+                patched.setattr(r2, "is_full", lambda folder, least=0, full=full: full)
+                with pytest.raises(DomainError) as caught:
+                    await blobs.put("uploads/x", r2._once(b"x"))
+                assert caught.value.code == code
+                if code == "storage_full":
+                    with pytest.raises(DomainError) as caught:
+                        await blobs.check()
+                    assert caught.value.code == "storage_full"
+            await blobs.check()
+            assert blobs._was_full is False
+
+
+def test_a_disk_with_room_is_not_full(tmp_path) -> None:
+    assert not disks.is_full(tmp_path)
+    assert disks.is_full(tmp_path, 1 << 62)
+    assert not disks.is_full(tmp_path / "gone")
+    assert not disks.is_full(None)
+    assert disks.embedded_folder(tmp_path, "seaweedfs", "http://127.0.0.1:1") is None
+    (tmp_path / "seaweedfs").mkdir()
+    assert disks.embedded_folder(tmp_path, "seaweedfs", "http://127.0.0.1:1") == tmp_path / "seaweedfs"
+    assert disks.embedded_folder(tmp_path, "seaweedfs", "https://x.r2.cloudflarestorage.com") is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+async def test_a_full_disk_of_a_worker_is_waited_out(number: int, monkeypatch) -> None:
+    tries = 0
+
+    async def fetch() -> str:
+        nonlocal tries
+        tries += 1
+        if tries < 4:
+            raise OSError(number, "no room")
+        return "there"
+
+    monkeypatch.setattr(outage_log, "_told_at", {})
+    with structlog.testing.capture_logs() as logs:
+        monkeypatch.setattr(leases, "_log", structlog.get_logger())
+        assert await persist(fetch) == "there"
+    assert [(line["event"], line["code"]) for line in logs] == [("work waits", "storage_full")]
+    with pytest.raises(OSError, match="denied"):
+        await persist(_denied)
+
+
+async def _denied() -> None:
+    raise OSError(errno.EACCES, "denied")
+
+
+async def test_a_worker_whose_disk_is_full_says_so_in_health(system: System, home: Tenant, monkeypatch) -> None:
+    from workers import main
+
+    signs = []
+
+    class Tx:
+        now = NOW
+
+        class queues:  # noqa: N801
+            @staticmethod
+            async def beat(info) -> None:
+                signs.append(info.problem)
+
+    class Store:
+        @asynccontextmanager
+        async def begin_unbound(self):
+            yield Tx
+
+    class Parts:
+        settings, store, clock = system.settings, Store(), staticmethod(lambda: NOW)
+
+    for full in (False, True):
+        monkeypatch.setattr(main, "is_full", lambda folder, full=full: full)
+        for lane in ("run", "upkeep"):
+            await main._sign(Parts, main._info(Parts, f"{lane}@here", lane, 1))
+    assert signs[:2] == [None, None]
+    assert "disk of the worker run@here is full" in signs[2]
+    assert signs[3] is None
