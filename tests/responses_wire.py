@@ -52,8 +52,10 @@ def thinking_problem(asked: "Asked") -> str | None:
     """What is wrong with the thoughts that are given back to Anthropic, while the model is to think."""
     if (asked.body.get("thinking") or {}).get("type") in (None, "disabled"):
         return None
-    for number, message in enumerate(asked.body["messages"]):
-        blocks = message["content"] if isinstance(message["content"], list) else []
+    for number, message in reversed(list(enumerate(asked.body["messages"]))):
+        blocks = message["content"] if isinstance(message["content"], list) else [{"type": "text"}]
+        if message["role"] == "user" and any(block["type"] != "tool_result" for block in blocks):
+            return None  # what was thought in earlier turns is left to the client
         if not any(block["type"] == "tool_use" for block in blocks):
             continue
         first = blocks[0]

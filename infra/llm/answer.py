@@ -23,7 +23,7 @@ from domain.chat import (
     ToolCall,
     Usage,
 )
-from domain.texts import TextMender, mend_json
+from domain.texts import mend_json, mend_text
 from infra.llm import failures
 from infra.llm.event_stream import LONGEST
 
@@ -38,24 +38,27 @@ class PieceMender:
     """Mends text in pieces: halves of emoji, and characters whose bytes were cut apart, are put together again."""
 
     def __init__(self) -> None:
-        self._mender = TextMender()
-        self._bytes = ""
-        self._is_whole = True
+        self._held = ""
 
     def add(self, piece: str) -> str:
         """Return what can be passed on by now."""
-        if self._is_whole and piece.isascii():
+        if not self._held and piece.isascii():
             return piece
-        self._is_whole = False
-        text, self._bytes = self._bytes + piece, ""
-        if (found := _OPEN_BYTES.search(text)) and _may_go_on(found[1].encode("utf-8", "surrogateescape")):
-            text, self._bytes = text[: found.start(1)], found[1]
-        return self._mender.add(_ESCAPED_BYTES.sub(_decoded, text))
+        text, self._held = self._held + piece, ""
+        if "\ud800" <= text[-1:] <= "\udbff":
+            self._held = text[-1]
+        elif (found := _OPEN_BYTES.search(text)) and _may_go_on(found[1].encode("utf-8", "surrogateescape")):
+            self._held = found[1]
+        return _mended(text.removesuffix(self._held))
 
     def finish(self) -> str:
         """Return what was held back."""
-        held, self._bytes = _ESCAPED_BYTES.sub(_decoded, self._bytes), ""
-        return self._mender.add(held) + self._mender.finish()
+        held, self._held = self._held, ""
+        return _mended(held)
+
+
+def _mended(text: str) -> str:
+    return mend_text(_ESCAPED_BYTES.sub(_decoded, text))
 
 
 def _may_go_on(tail: bytes) -> bool:
