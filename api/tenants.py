@@ -19,7 +19,8 @@ async def get_tenant(front: Front, caller: Caller) -> Tenant:
 async def patch_tenant(front: Front, caller: Caller, data: PatchTenant) -> Tenant:
     """Change what was sent. Executions beyond `max_concurrency` wait for those that run.
 
-    Artifacts, evaluations and costs from more than `retention_days` ago are deleted within the hour.
+    Artifacts, evaluations, costs, ended executions and unused versions from more than `retention_days` ago are deleted
+    within the hour.
     """
     async with front.store.begin(caller) as tx:
         return await tenants.patch(tx, caller, data)

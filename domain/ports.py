@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from domain.plans.schema import Plans
     from domain.provider_keys import ProviderKeys
     from domain.queues import Queues
+    from domain.retention import RetentionRepository
     from domain.schedules import Schedules
     from domain.stats import Stats
     from domain.steps import Steps
@@ -80,6 +81,7 @@ class Tx(Protocol):
     tools: Tools
     traces: Traces
     workflows: Workflows
+    retention: RetentionRepository
 
     def savepoint(self) -> AbstractAsyncContextManager[None]:
         """What is done within is undone, rings included, if it raises."""

@@ -19,8 +19,9 @@ class Tenant(msgspec.Struct, kw_only=True):
     """A tenant. At most `max_concurrency` of its executions run at the same time; the others wait.
 
     The installation may set a lower bound for all (`PADDOCK_TENANT_MAX_CONCURRENCY`); the lower one holds.
-    Artifacts, evaluations and costs from more than `retention_days` ago are deleted, with all they count; null keeps
-    them.
+    Artifacts, evaluations and costs from more than `retention_days` ago are deleted, with all they count, and so are
+    executions that ended before, with their logs, steps and files, and versions that serve nothing any more. null keeps
+    them for as long as the installation does (`PADDOCK_RETENTION_DAYS`).
     """
 
     id: str

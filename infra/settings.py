@@ -60,6 +60,7 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     worker_port: int = 0
     upkeep_seconds: float = 2.0
     staging_hours: float = 24.0
+    retention_days: int = 0
     cache_days: float = 14.0
     run_slots: int = 8
     llm_slots: int = 256

@@ -317,7 +317,7 @@ async def serve_upkeep(settings: Settings, drain: Drain) -> None:
         loops = [
             Upkeep(settings, parts.store, parts.queue, parts.blobs, parts.clock, drain).run(),
             # Apart: deleting what is too old may take long, and leases run out meanwhile.
-            Retention(parts.store, drain).run(),
+            Retention(parts.store, drain, settings.retention_days).run(),
             Schedules(parts.store, drain).run(),
         ]
         try:

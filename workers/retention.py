@@ -1,21 +1,25 @@
-"""Retention: records older than their tenant keeps them go, with their bodies and what they count.
+"""Retention: what is too old goes, by tenant or by itself, in batches; `domain.retention` says what.
 
-They go the way that single deletions go, so statistics stay equal to the rows there are. A month whose last
-record has gone is dropped as a whole.
+Records go the way that single deletions go, so statistics stay equal to the rows there are. A month whose last
+record has gone is dropped as a whole. Objects whose rows have gone are swept by `workers.upkeep`.
 """
 
-from datetime import timedelta
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Final
 
 import structlog
 
 from domain.errors import DomainError
-from domain.ports import Store
+from domain.ports import Store, Tx
+from domain.retention import EXPIRY, Expiring
 from domain.stats import KINDS, Kind
 from infra.outage_log import tell_outage
 from workers.drain import Drain
 
-BATCH: Final = 500
+RECORDS: Final = 500
 GRACE: Final = timedelta(days=1)
 EVERY: Final = timedelta(hours=1)
 # A new installation has enough to do.
@@ -26,12 +30,23 @@ AHEAD: Final = 2
 
 _log = structlog.get_logger("paddock.retention")
 
+_Forget = Callable[[Tx, datetime], Awaitable[int]]
+# In this order: each refers to what comes after it.
+_FORGET: Final[dict[str, _Forget]] = {
+    "executions": lambda tx, before: tx.retention.forget_executions(before),
+    "versions": lambda tx, before: tx.retention.forget_versions(before),
+    "agents": lambda tx, before: tx.retention.forget_agents(before),
+}
+
 
 class Retention:
-    """Makes partitions ahead of time, deletes what is too old, and drops partitions that are empty."""
+    """Makes partitions ahead of time, removes what is too old, and drops partitions that are empty.
 
-    def __init__(self, store: Store, drain: Drain | None = None) -> None:
-        self._store, self._drain = store, drain or Drain()
+    `default_days` is how long tenants keep what they made who do not say so themselves; 0 is for good.
+    """
+
+    def __init__(self, store: Store, drain: Drain | None = None, default_days: int = 0) -> None:
+        self._store, self._drain, self._default_days = store, drain or Drain(), default_days
 
     async def run(self) -> None:
         """Do all of it every hour until draining begins. Outages are waited out."""
@@ -49,30 +64,52 @@ class Retention:
                 await self._drain.sleep(AWAY.total_seconds())
 
     async def make_partitions(self) -> int:
-        """Returns how many were missing."""
+        """Make the partitions that are missing. Returns how many."""
         async with self._store.begin_unbound() as tx:
             made = await tx.queues.make_partitions(tx.now, AHEAD)
         if made:
             _log.info("made partitions", partitions=made)
         return made
 
-    async def __call__(self) -> dict[str, int]:
-        """Returns how much of each kind has gone."""
+    async def __call__(self) -> Counter[str]:
+        """Remove all that is too old. Returns how much of each kind has gone."""
+        gone: Counter[str] = Counter()
+        for expiring, age in EXPIRY.items():
+            gone[expiring] += await self._repeat(expiring, partial(self._expire, expiring, age))
         async with self._store.begin_unbound() as tx:
-            retained = await tx.queues.retained()
-        gone = dict.fromkeys((*KINDS, "partitions"), 0)
+            retained = await tx.retention.tenants(self._default_days)
         for tenant_id, days in retained:
+            age = timedelta(days=days)
             for kind in KINDS:
-                while deleted := await self._delete(tenant_id, kind, timedelta(days=days)):
-                    gone[kind] += deleted
-                    if deleted < BATCH:
-                        break
+                gone[kind] += await self._repeat(kind, partial(self._delete, tenant_id, kind, age))
+            for name, forget in _FORGET.items():
+                gone[name] += await self._repeat(name, partial(self._forget, tenant_id, age, forget))
         for kind in KINDS:
-            while dropped := await self._drop_empty(kind):
-                gone["partitions"] += dropped
+            gone["partitions"] += await self._repeat("partitions", partial(self._drop_empty, kind))
         if any(gone.values()):
-            _log.info("too old", **gone)
+            _log.info("too old", **{kind: count for kind, count in gone.items() if count})
         return gone
+
+    async def _repeat(self, kind: str, remove: Callable[[], Awaitable[int]]) -> int:
+        """Remove batch after batch until there is none. What fails waits for the next time, and stops nothing else."""
+        total = 0
+        try:
+            while not self._drain.has_begun() and (removed := await remove()):
+                total += removed
+        except DomainError:
+            raise
+        except Exception:
+            _log.exception("cannot remove what is too old", kind=kind)
+        self._drain.metrics.removed.labels(kind).inc(total)
+        return total
+
+    async def _expire(self, kind: Expiring, age: timedelta) -> int:
+        async with self._store.begin_unbound() as tx:
+            return await tx.retention.forget_expired(kind, tx.now - age)
+
+    async def _forget(self, tenant_id: str, age: timedelta, forget: _Forget) -> int:
+        async with self._store.begin_for(tenant_id) as tx:
+            return await forget(tx, tx.now - age)
 
     async def _drop_empty(self, kind: Kind) -> int:
         # Each in a transaction of its own, as it stops all others of the table: with both tables locked, one that uses
@@ -84,7 +121,7 @@ class Retention:
         async with self._store.begin_for(tenant_id) as tx:
             before = tx.now - age
             if kind == "evaluations":
-                return await tx.evaluations.delete_many(await tx.evaluations.older(before, BATCH))
+                return await tx.evaluations.delete_many(await tx.evaluations.older(before, RECORDS))
             if kind == "costs":
-                return await tx.costs.delete_many(await tx.costs.older(before, BATCH))
-            return await tx.artifacts.delete(await tx.artifacts.older(before, BATCH), tx.now)
+                return await tx.costs.delete_many(await tx.costs.older(before, RECORDS))
+            return await tx.artifacts.delete(await tx.artifacts.older(before, RECORDS), tx.now)

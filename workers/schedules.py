@@ -4,7 +4,6 @@ Each due time is met in a transaction of its own, which holds the schedule's row
 nothing, and another does it.
 """
 
-from datetime import datetime, timedelta
 from typing import Final
 
 import structlog
@@ -20,9 +19,6 @@ from workers.drain import Drain
 LOOK: Final = 1.0
 AWAY: Final = 1.0
 BATCH: Final = 500
-# For how long it is known what became of a due time.
-KEPT: Final = timedelta(days=90)
-_FORGET_EVERY: Final = timedelta(hours=1)
 
 _log = structlog.get_logger("paddock.schedules")
 
@@ -32,7 +28,6 @@ class Schedules:
 
     def __init__(self, store: Store, drain: Drain | None = None) -> None:
         self._store, self._drain = store, drain or Drain()
-        self._forgotten: datetime | None = None
 
     async def run(self) -> None:
         """Do so until draining begins. Outages are waited out."""
@@ -54,9 +49,6 @@ class Schedules:
         async with self._store.begin_unbound() as tx:
             now = tx.now
             due, soon = await tx.schedules.due(now, BATCH)
-            if self._forgotten is None or now - self._forgotten >= _FORGET_EVERY:
-                await tx.schedules.forget(now - KEPT)
-                self._forgotten = now
         met = [await self._meet(one) for one in due]
         if any(met):
             return 0.0

@@ -11,7 +11,6 @@ import structlog
 
 from domain import builds, executions
 from domain.errors import DomainError
-from domain.idempotency import LIFETIME
 from domain.jobs import Lane
 from domain.ports import Blob, Blobs, Clock, Queue, Store
 from infra.outage_log import tell_outage
@@ -112,14 +111,9 @@ class Upkeep:
         return rung
 
     async def sweep(self) -> dict[str, int]:
-        """Remove what is old and belongs to nothing. Returns how much of each kind."""
+        """Remove objects that are old and belong to nothing. Returns how much of each kind."""
         now = self._clock()
-        async with self._store.begin_unbound() as tx:
-            removed = {
-                "answers": await tx.queues.forget_answers(now - LIFETIME),
-                "sessions": await tx.queues.forget_sessions(now),
-            }
-            await tx.queues.forget_workers(now - timedelta(minutes=5))
+        removed: dict[str, int] = {}
         before = now - timedelta(hours=self._settings.staging_hours)
         removed["uploads_aborted"] = sum([await self._blobs.abort_uploads(prefix, before) for prefix in _SWEPT])
         removed["objects"] = sum([await self._sweep_objects(prefix, before) for prefix in _SWEPT])

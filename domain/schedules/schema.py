@@ -196,7 +196,3 @@ class Schedules(Protocol):
     async def due(self, now: datetime, most: int) -> tuple[list[Due], datetime | None]:
         """Schedules that something is to be done for now, and when the next one is due."""
         ...
-
-    async def forget(self, before: datetime) -> int:
-        """Remove what became of due times before this one."""
-        ...

@@ -133,9 +133,6 @@ class PostgresQueues:
     async def gone(self, worker_id: str) -> None:
         await self._connection.execute(delete(WorkerRow).where(WorkerRow.id == worker_id))
 
-    async def forget_workers(self, before: datetime) -> None:
-        await self._connection.execute(delete(WorkerRow).where(WorkerRow.seen_at < before))
-
     async def known_objects(self, paths: list[str]) -> set[str]:
         rows = await self._connection.execute(
             text("SELECT path FROM known_objects(CAST(:paths AS text[])) AS path"), {"paths": paths}
@@ -156,16 +153,3 @@ class PostgresQueues:
             text("SELECT drop_empty_partition(:kind, :before)"), {"kind": kind, "before": before}
         )
         return int(dropped.scalar_one())
-
-    async def retained(self) -> list[tuple[str, int]]:
-        rows = await self._connection.execute(text("SELECT tenant_id, days FROM retained()"))
-        return [(row.tenant_id, row.days) for row in rows]
-
-    async def forget_answers(self, before: datetime) -> int:
-        return await self._count("SELECT forget_answers(:before)", before)
-
-    async def forget_sessions(self, before: datetime) -> int:
-        return await self._count("SELECT forget_sessions(:before)", before)
-
-    async def _count(self, call: str, before: datetime) -> int:
-        return int((await self._connection.execute(text(call), {"before": before})).scalar_one())

@@ -161,7 +161,3 @@ class PostgresSchedules:
             else:
                 found.append(Due(schedule_id=ids.encode("sched", row.schedule_id), tenant_id=row.tenant_id))
         return found, soon
-
-    async def forget(self, before: datetime) -> int:
-        gone = await self._connection.execute(text("SELECT forget_schedule_runs(:before)"), {"before": before})
-        return int(gone.scalar_one())

@@ -31,6 +31,7 @@ from domain.plans.schema import Plans
 from domain.ports import Clock, Queue, Tx
 from domain.provider_keys import ProviderKeys
 from domain.queues import Queues
+from domain.retention import RetentionRepository
 from domain.schedules import Schedules
 from domain.stats import Stats
 from domain.steps import Steps
@@ -60,6 +61,7 @@ from infra.postgres.outages import GONE, outage_of
 from infra.postgres.plans import PostgresPlans
 from infra.postgres.provider_keys import PostgresProviderKeys
 from infra.postgres.queues import PostgresQueues
+from infra.postgres.retention import PostgresRetention
 from infra.postgres.schedules import PostgresSchedules
 from infra.postgres.session import check_session, session_of
 from infra.postgres.stats import PostgresStats
@@ -113,6 +115,7 @@ class PostgresTx:
         self.tools: Tools = PostgresTools(connection)
         self.traces: Traces = PostgresTraces(raw)
         self.workflows: Workflows = PostgresWorkflows(connection)
+        self.retention: RetentionRepository = PostgresRetention(raw)
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:

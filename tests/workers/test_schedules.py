@@ -16,12 +16,13 @@ from domain import cron, ids, schedules
 from domain.access import Caller
 from domain.errors import DomainError
 from domain.pages import Page
+from domain.retention import EXPIRY
 from domain.schedules import MISSED_SHOWN, ON_TIME, NewSchedule, PatchSchedule, Schedule, ScheduleRun, turn
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
 from tests.apart import Apart, apart
 from tests.workers.test_lifecycle import Silent
-from workers.schedules import KEPT, LOOK, Schedules
+from workers.schedules import LOOK, Schedules
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
@@ -437,12 +438,19 @@ async def test_what_became_of_due_times_is_forgotten_in_the_end(world: World) ->
         await world.at(NOON + day * DAY)
     assert [run.outcome for run in await world.runs(schedule)] == ["fired", "queued"]
     first, second = (NOON + (day - 0.5) * DAY for day in (1, 2))
-    await world.at(first + KEPT)
+    kept = EXPIRY["schedule_runs"]
+
+    async def forget(at: datetime) -> None:
+        await world.at(at)
+        async with world.stores[0].begin_unbound() as tx:
+            await tx.retention.forget_expired("schedule_runs", tx.now - kept)
+
+    await forget(first + kept)
     assert (await world.runs(schedule))[0].due_at == first
-    await world.at(first + KEPT + HOUR)
+    await forget(first + kept + HOUR)
     assert [(run.due_at, run.outcome) for run in await world.runs(schedule)][0] == (second, "queued")
     # What waits stays, however long.
-    await world.at(first + KEPT + 5 * DAY)
+    await forget(first + kept + 5 * DAY)
     runs = await world.runs(schedule)
     assert [run.outcome for run in runs][:2] == ["queued", "missed"]
     assert [run.due_at for run in runs][:2] == [second, first + 5 * DAY]

@@ -1,0 +1,39 @@
+"""Removing what is too old, in functions of the owner: the application itself may not delete executions or events."""
+
+from datetime import datetime
+from uuid import UUID
+
+from domain import ids
+from domain.retention import BATCH, MAX_BATCH_EVENTS, Expiring
+from infra.postgres.db import Raw
+
+
+class PostgresRetention:
+    """Implements `domain.retention.RetentionRepository`."""
+
+    def __init__(self, raw: Raw) -> None:
+        self._raw = raw
+
+    async def tenants(self, default_days: int) -> list[tuple[str, int]]:
+        records = await self._raw.fetch("SELECT tenant_id, days FROM retained_tenants($1)", default_days)
+        return [(record["tenant_id"], record["days"]) for record in records]
+
+    async def forget_expired(self, kind: Expiring, before: datetime) -> int:
+        return int(await self._raw.fetchval("SELECT forget_expired($1, $2, $3)", kind, before, BATCH))
+
+    async def forget_executions(self, before: datetime) -> int:
+        query = "SELECT forget_executions($1, $2, $3)"
+        return int(await self._raw.fetchval(query, before, BATCH, MAX_BATCH_EVENTS))
+
+    async def forget_versions(self, before: datetime) -> int:
+        query = "SELECT forget_versions($1, $2, $3)"
+        return int(await self._raw.fetchval(query, before, await self._named("ver"), BATCH))
+
+    async def forget_agents(self, before: datetime) -> int:
+        query = "SELECT forget_agents($1, $2, $3)"
+        return int(await self._raw.fetchval(query, before, await self._named("agent"), BATCH))
+
+    async def _named(self, prefix: str) -> list[UUID]:
+        records = await self._raw.fetch("SELECT id FROM named_in_plans() AS id")
+        known = (ids.decode(prefix, record["id"]) for record in records)
+        return [one for one in known if one is not None]
