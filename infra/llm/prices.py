@@ -7,7 +7,6 @@ from domain.chat import Price, Target, Usage
 
 # Whose prices are looked up whatever the URL. Those of others are found by their URL, or else by the model's name.
 _KNOWN: Final = frozenset({"openai", "anthropic", "deepseek"})
-_FREE: Final = frozenset({"local", "ollama"})
 
 
 class GenaiPrices:
@@ -17,7 +16,7 @@ class GenaiPrices:
         """See `domain.ports.Prices`."""
         if target.price is not None:
             return _by_hand(target.price, usage)
-        if target.provider in _FREE:
+        if target.provider == "local" or (target.provider == "ollama" and not target.base_url):
             return 0.0
         from genai_prices import Usage as Used
         from genai_prices import calc_price
@@ -31,6 +30,8 @@ class GenaiPrices:
         if target.base_url and target.provider not in _KNOWN:
             with suppress(LookupError):
                 return float(calc_price(used, target.model, provider_api_url=target.base_url).total_price)
+        if target.provider == "ollama":
+            return 0.0  # wherever it runs, unless the address is that of somebody who asks for money
         with suppress(LookupError):
             whose = target.provider if target.provider in _KNOWN else None
             return float(calc_price(used, target.model, provider_id=whose).total_price)

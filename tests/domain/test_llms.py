@@ -85,6 +85,8 @@ def test_addresses_that_are_taken(url: str) -> None:
         ("top_k", [40], [0.5]),
         ("logit_bias", [{"50256": -100}], ["x"]),
         ("extra_body", [{"top_k": 3, "any": {}}], ["x", {"model": "dearer"}, {"extra_body": {"stream": True}}]),
+        ("max_completion_tokens", [100], [0, "2"]),
+        ("max_output_tokens", [100], [0, "2"]),
         ("reasoning_effort", ["low", {"any": [1]}], []),
     ],
 )
@@ -93,6 +95,37 @@ def test_known_parameters_are_checked_and_others_pass(name: str, good: list[Any]
         assert checked_parameters({name: value}) == {name: value}
     for value in bad:
         assert field_of(lambda value=value: checked_parameters({name: value})) == f"parameters.{name}"
+
+
+DECIDED = [
+    *("model", "models", "messages", "system", "input", "prompt", "instructions", "tools", "functions", "n", "best_of"),
+    *("stream", "previous_response_id", "conversation", "background", "num_predict", "max_new_tokens", "extra_query"),
+    *("extra_headers", "Model", "MESSAGES", " n ", "extra-headers", "openai_previous_response_id", "openai_background"),
+    *("openai_native_tools", "openai_conversation_id", "anthropic_container", "openai_transport"),
+]
+
+
+@pytest.mark.parametrize("name", DECIDED)
+def test_what_a_call_decides_is_no_parameter_by_any_name(name: str) -> None:
+    for parameters in ({name: 1}, {"extra_body": {name: 1}}):
+        with pytest.raises(DomainError) as caught:
+            checked_parameters(parameters)
+        [error] = caught.value.errors
+        assert error.field == f"parameters.{next(iter(parameters))}"
+        assert repr(name) in error.message or error.field == f"parameters.{name}"
+
+
+@pytest.mark.parametrize(
+    "name", ["max_tokens", "max_completion_tokens", "max_output_tokens", "Max_Tokens", "max-tokens"]
+)
+def test_the_length_of_an_answer_is_bounded_in_one_place(name: str) -> None:
+    assert field_of(lambda: checked_parameters({"extra_body": {name: 100_000}})) == "parameters.extra_body"
+    if name.islower() and "-" not in name:
+        assert llms.most_tokens({name: 7}) == 7
+    assert llms.most_tokens({"max_tokens": 9, "max_completion_tokens": 7}) == 7
+    assert llms.most_tokens({"max_tokens": "9"}) is None
+    # One that was registered before counts as what it says.
+    assert llms.most_tokens({"extra_body": {"max_tokens": 5}}) == 5
 
 
 def test_keys_are_never_printed_and_four_characters_only_of_long_ones() -> None:
