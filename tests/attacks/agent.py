@@ -67,17 +67,20 @@ def host_files(p):
 
 def host_packages(p):
     """What the host has installed for itself: found by a Python that is started, or lying in its folders."""
-    told = "import importlib.metadata as m, json, sys; print(json.dumps([d.name for d in m.distributions()]))"
-    found = []
-    for python in (sys.executable, "python", "python3", "/usr/bin/python3", "/usr/local/bin/python3"):
-        for flags in ([], ["-I"], ["-S"], ["-E", "-s"]):
-            with contextlib.suppress(OSError, ValueError):
-                ran = subprocess.run([python, *flags, "-c", told], capture_output=True, check=False)
-                found += json.loads(ran.stdout or b"[]")
-    for base in {sys.base_prefix, "/usr", "/usr/local"}:
-        for folder in glob.glob(f"{base}/lib*/python*/*-packages/*"):
-            if os.path.basename(folder) != "paddock.pth":
-                found.append(folder)
+    found = [
+        path
+        for base in {sys.base_prefix, "/usr", "/usr/local"}
+        for path in glob.glob(f"{base}/lib*/python*/*-packages/*")
+        if os.path.basename(path) != "paddock.pth"
+    ]
+    # Where nothing lies in the folders that we know of, a Python may know of others. Few: each start takes its time.
+    told = "import importlib.metadata as m, json; print(json.dumps([d.name for d in m.distributions()]))"
+    for command in ([sys.executable], ["python3", "-I"], ["/usr/bin/python3"]):
+        with contextlib.suppress(OSError, ValueError):
+            ran = subprocess.run([*command, "-c", told], capture_output=True, check=False)
+            found += json.loads(ran.stdout or b"[]")
+        if found:
+            break
     return _got(found)
 
 
