@@ -28,11 +28,11 @@ MAX_LINE: Final = 4096
 MAX_MODELS: Final = 32
 _ENTRYPOINT: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 _MEMORY: Final = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*(M|MB|Mi|MiB|G|GB|Gi|GiB)?", re.IGNORECASE)
+_SECONDS: Final = re.compile(r"\s*([0-9]{1,6})\s*s?\s*")
 # Those that pip calls strong.
 _HASH: Final = re.compile(
     r" --hash[= ] ?((?:sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})(?!\S))", re.I
 )
-_LINE: Final = re.compile(r"\r\n|\r|\n")
 _COMMENT: Final = re.compile(r"(^|\s)#.*$")
 _LABEL_CONTROLS: Final = frozenset("\t\n\v\f\r\x85")
 _NEARLY: Final = re.compile(r"\s*(agents?|anymind|manifest)\.ya?ml(\.txt)?\s*", re.IGNORECASE)
@@ -123,6 +123,8 @@ def parse_manifest(file: str, text: str, python: str) -> Manifest:
     timeout = values.get("timeout")
     if isinstance(timeout, float) and timeout.is_integer():
         timeout = int(timeout)
+    if isinstance(timeout, str) and (seconds := _SECONDS.fullmatch(timeout)):
+        timeout = int(seconds.group(1))
     if timeout is not None and (type(timeout) is not int or not 1 <= timeout <= MAX_TIMEOUT):
         raise BadArchive(f"{file}: `timeout` must be whole seconds from 1 to {MAX_TIMEOUT}, such as 30.")
     wanted = _python(file, values.get("python"), python)
@@ -207,7 +209,7 @@ def explain_missing_manifest(top: list[str], nested: list[str]) -> str:
     backslashes = [name for name in top if "\\" in name]
     if backslashes:
         told.append(explain_backslashes(backslashes))
-    shown = ", ".join(ascii(name)[1:-1] for name in top[:10])
+    shown = ", ".join(top[:10])
     more = f" and {len(top) - 10} more" if len(top) > 10 else ""
     told.append(f"At the top there are: {shown}{more}.")
     return " ".join(told)
@@ -261,16 +263,15 @@ def _join_lines(text: str) -> Iterator[tuple[int, str]]:
     """
     joined: list[str] = []
     first = 1
-    lines = _LINE.split(text)
-    for number, line in enumerate(lines, 1):
-        if len(line) > MAX_LINE:
+    for number, line in enumerate([*text.splitlines(), ""], 1):
+        # What is behind a comment's sign belongs to the comment, also a backslash.
+        bare = _COMMENT.sub("", line).rstrip()
+        if len(bare) > MAX_LINE:
             raise BadArchive(f"requirements.txt, line {number}: is longer than {MAX_LINE} characters.")
         if not joined:
             first = number
-        # What is behind a comment's sign belongs to the comment, also a backslash.
-        bare = _COMMENT.sub("", line)
-        continues = bare == line and bare.rstrip(" \t").endswith("\\") and number < len(lines)
-        joined.append(bare.rstrip(" \t")[:-1] if continues else bare)
+        continues = bare.endswith("\\") and line.rstrip() == bare
+        joined.append(bare.removesuffix("\\") if continues else bare)
         if not continues:
             whole = " ".join(" ".join(joined).split())
             joined = []

@@ -196,8 +196,9 @@ def test_memory_is_whole_mebibytes_in_the_end(value: str, size: int) -> None:
 
 
 def test_a_timeout_may_be_written_with_a_point() -> None:
-    timeout = parse_manifest("agent.yaml", GOOD + "timeout: 30.0", "3.11.7").timeout
-    assert (timeout, type(timeout)) == (30, int)
+    for value in ("30.0", "30", "'30'", "30s", "'30 s'", ">\n  30\n"):
+        timeout = parse_manifest("agent.yaml", f"{GOOD}timeout: {value}", "3.11.7").timeout
+        assert (timeout, type(timeout)) == (30, int)
 
 
 HASHES = {"sha256": "a" * 64, "sha384": "b" * 96, "sha512": "C" * 128}
@@ -237,6 +238,20 @@ def test_a_line_of_requirements_is_named_by_its_number_in_the_file(line: str, to
     with pytest.raises(BadArchive, match=r"requirements\.txt, line 6: ") as caught:
         parse_requirements(end.join([*before, *line.split("\n"), "six"]), "3.11.7")
     assert told in str(caught.value)
+
+
+def test_what_was_read_before_is_read_still() -> None:
+    for text in (
+        "six \\\n",
+        "six \\",
+        "six\x0cidna\n",
+        "# " + "x" * 5000 + "\nsix",
+        "six # why \\\nidna",
+        "six \\  \n",
+    ):
+        kept = parse_requirements(text, "3.11.7")
+        assert kept is not None
+        assert kept.text.split() == (["idna", "six"] if "idna" in text else ["six"])
 
 
 def test_requirements_of_nothing_but_spaces_are_read_in_no_time() -> None:

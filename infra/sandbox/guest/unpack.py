@@ -42,8 +42,8 @@ def _is_litter(parts):
 
 
 def _plain(name):
-    # A name that is no UTF-8 has halves of surrogate pairs, which no answer can hold.
-    return name.encode("utf-8", "backslashreplace").decode()[:200]
+    # A name that is no UTF-8 has halves of surrogate pairs, which no answer can hold, and others steer terminals.
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name[:200])
 
 
 def _parts(name, limits):
