@@ -22,9 +22,13 @@ from domain.accounts import (
     Tokens,
     User,
 )
+from domain.emails import check_email
 from domain.errors import invalid
 from domain.pages import Listing, Page
 from infra.credentials import new_token, token_hash
+
+# Whoever has no account yet has little to say.
+MAX_BODY = 64 * 1024
 
 
 def _lifetime(front: Front) -> timedelta:
@@ -39,11 +43,11 @@ def _tokens(front: Front, user_id: str, session_id: str, refresh: str) -> Tokens
     )
 
 
-@post("/auth/register", opt=PUBLIC)
+@post("/auth/register", opt=PUBLIC, request_max_body_size=MAX_BODY)
 async def register(front: Front, data: Register) -> Registered:
     """Create a user, and its tenant unless an invitation to one came along. Answers with a first session."""
     tenant_id = accounts.tenant_for(data)
-    accounts.checked_username(data.username, accounts.checked_email(data.email))
+    accounts.checked_username(data.username, check_email(data.email))
     hashed, refresh = await front.passwords.hash(data.password), new_token("pdr_")
     async with front.store.begin_for(tenant_id) as tx:
         user = await accounts.register(tx, tenant_id, data, hashed, token_hash(data.invite_token or ""))
@@ -51,21 +55,24 @@ async def register(front: Front, data: Register) -> Registered:
     return Registered(**asdict(user), **asdict(_tokens(front, user.id, session_id, refresh)))
 
 
-@post("/auth/login", opt=PUBLIC, status_code=200)
-async def login(front: Front, data: Login) -> Tokens:
-    """Open a session. A wrong name takes as long as a wrong password."""
-    async with front.store.begin_unbound() as tx:
-        found = await tx.accounts.find_login(accounts.login_name(data))
-    right = await front.passwords.verify(found.password_hash if found else None, data.password)
-    if found is None or not right or not found.is_active:
-        raise bad_login()
+@post("/auth/login", opt=PUBLIC, status_code=200, request_max_body_size=MAX_BODY)
+async def login(front: Front, request: HttpRequest, data: Login) -> Tokens:
+    """Open a session. A wrong name takes as long as a wrong password, and wrong ones are counted."""
+    name = accounts.login_name(data)
+    async with front.guesses.turn(name, request.scope["state"]["address"]) as count_wrong:
+        async with front.store.begin_unbound() as tx:
+            found = await tx.accounts.find_login(name)
+        right = await front.passwords.verify(found.password_hash if found else None, data.password)
+        if found is None or not right or not found.is_active:
+            await count_wrong()
+            raise bad_login()
     refresh = new_token("pdr_")
     async with front.store.begin_for(found.tenant_id) as tx:
         session_id = await accounts.open_session(tx, found.user_id, token_hash(refresh), _lifetime(front))
     return _tokens(front, found.user_id, session_id, refresh)
 
 
-@post("/auth/refresh", opt=PUBLIC, status_code=200)
+@post("/auth/refresh", opt=PUBLIC, status_code=200, request_max_body_size=MAX_BODY)
 async def refresh(front: Front, data: Refresh) -> Tokens:
     """Trade a refresh token for new tokens. A token that was used before ends its whole session."""
     async with front.store.begin_unbound() as tx:
@@ -96,15 +103,18 @@ async def me(front: Front, caller: Caller) -> User:
 
 
 @patch("/users/me", opt=needs("account"))
-async def patch_me(front: Front, caller: Caller, data: PatchMe) -> User:
+async def patch_me(front: Front, request: HttpRequest, caller: Caller, data: PatchMe) -> User:
     """Change one's own profile. A new password needs the current one and ends all other sessions."""
-    hashed = await _new_hash(front, caller, data)
+    hashed = await _new_hash(front, caller, data, request.scope["state"]["address"])
     async with front.store.begin(caller) as tx:
         return await accounts.patch_me(tx, caller, data, hashed)
 
 
-async def _new_hash(front: Front, caller: Caller, data: PatchMe) -> str | None:
-    """The hash of a new password, if one was sent with the right current one. Errors: `invalid_field`."""
+async def _new_hash(front: Front, caller: Caller, data: PatchMe, address: str) -> str | None:
+    """The hash of a new password, if one was sent with the right current one.
+
+    Errors: `invalid_field`, `rate_limit_exceeded`.
+    """
     if data.password is UNSET:
         if data.current_password is not UNSET:
             raise invalid("current_password", "goes with a new password.")
@@ -112,8 +122,10 @@ async def _new_hash(front: Front, caller: Caller, data: PatchMe) -> str | None:
     async with front.store.begin(caller) as tx:
         stored = await tx.accounts.password_hash(caller.user_id)
     current = "" if data.current_password is UNSET else data.current_password
-    if not await front.passwords.verify(stored, current):
-        raise invalid("current_password", "is wrong.")
+    async with front.guesses.turn(caller.user_id, address) as count_wrong:
+        if not await front.passwords.verify(stored, current):
+            await count_wrong()
+            raise invalid("current_password", "is wrong.")
     return await front.passwords.hash(data.password)
 
 

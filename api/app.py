@@ -49,8 +49,10 @@ from api import (
     workspaces,
 )
 from api.auth import KeyUse, admit, lookups
+from api.connections import ConnectionBounds
 from api.door import Door
 from api.front import Front, provide_page
+from api.guesses import GuessLimiter
 from api.ingest import Ingest
 from api.openapi import finished, operation_id
 from api.requests import MendingRequest
@@ -62,7 +64,7 @@ from domain.errors import DomainError
 from domain.jobs import LANES
 from domain.ports import Clock
 from infra.embedded.children import bound_to_parent
-from infra.settings import Settings, read
+from infra.settings import Settings, parse_networks, read
 from infra.telemetry import Metrics, clear_shared_metrics, open_telemetry, share_metrics
 from infra.version import VERSION
 from infra.wiring import utc_now, wire
@@ -129,6 +131,7 @@ def create(settings: Settings, clock: Clock = utc_now) -> ASGIApp:
                 ),
                 large_bodies=Room(),
                 workflows=Turns(),
+                guesses=GuessLimiter(wired.counter, wired.clock, settings.login_failures),
                 evaluations=Ingest(wired.store, wired.vault, domain_evaluations.created),
                 # A handful of batches is a transaction's worth of rows.
                 evaluation_batches=Ingest(wired.store, wired.vault, domain_evaluations.created_batches, most=8),
@@ -201,7 +204,8 @@ def create(settings: Settings, clock: Clock = utc_now) -> ASGIApp:
         ),
         logging_config=None,
     )
-    return Door(app, lambda: app.state.front, uses)
+    trusted = parse_networks(settings.trusted_proxies, "trusted_proxies")
+    return Door(app, lambda: app.state.front, uses, trusted, ConnectionBounds(settings, trusted))
 
 
 def _collect_less() -> None:
@@ -269,4 +273,7 @@ def _options(settings: Settings) -> dict[str, Any]:
         "proxy_headers": False,
         "timeout_graceful_shutdown": 5,
         "ws_max_size": settings.body_max_bytes,
+        # By name, as each of several processes makes its own.
+        "http": "api.connections:BoundedHttp",
+        "ws": "api.connections:BoundedWebSockets",
     }

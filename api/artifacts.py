@@ -9,7 +9,7 @@ from litestar import Response, Router, delete, get, post
 from litestar.di import Provide
 from litestar.response import Stream
 
-from api.exports import Format, exported
+from api.exports import CSV_OPTIONS, Format, exported
 from api.front import Front, needs
 from api.requests import HttpRequest
 from domain import artifacts
@@ -22,6 +22,7 @@ from domain.artifacts.schema import Level
 from domain.errors import DomainError
 from domain.pages import Listing, Page
 from infra.compression import LARGE, begun, once, packed, unpacked
+from infra.tables import CsvOptions
 
 _READ = needs("read:artifacts")
 _WRITE = needs("write:artifacts")
@@ -92,11 +93,13 @@ async def list_semantic_buckets(front: Front, caller: Caller, part: Page) -> Lis
         return await cases.semantic_buckets(tx, part)
 
 
-@get("/artifacts/export", opt=_READ)
-async def export_artifacts(front: Front, caller: Caller, narrowed: Filter, format: Format = "csv") -> Stream:
+@get("/artifacts/export", opt=_READ, dependencies=CSV_OPTIONS)
+async def export_artifacts(
+    front: Front, caller: Caller, narrowed: Filter, csv_options: CsvOptions, format: Format = "csv"
+) -> Stream:
     """Every artifact that the filter lets through, without its body, newest first, as a file."""
     after = functools.partial(cases.after, wanted=narrowed)
-    return exported(front, caller, Metadata, after, format, "artifacts")
+    return exported(front, caller, Metadata, after, format, "artifacts", csv_options)
 
 
 @get("/artifacts/{kurral_id:str}", opt=_READ)

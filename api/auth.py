@@ -23,6 +23,8 @@ from infra.outage_log import tell_outage
 
 _log = structlog.get_logger("paddock.auth")
 FLUSH: Final = 2.0
+# How long a stream may go on after its key or user was revoked.
+RECHECK_SECONDS: Final = 3.0
 
 
 def _refused(detail: str) -> DomainError:
@@ -32,11 +34,11 @@ def _refused(detail: str) -> DomainError:
 async def identify(front: Front, headers: dict[str, str], query_token: str | None = None) -> Caller | None:
     """The caller of a request, or None for nobody. Errors: `unauthenticated` for credentials that do not hold.
 
-    `query_token` is for WebSockets of browsers, which cannot set headers.
+    `query_token` is for WebSockets and EventSources of browsers, which cannot set headers.
     """
-    # The last is how Kurral's client sends it.
-    key = headers.get("x-api-key", headers.get("kurral"))
-    if key is not None:
+    # The last is how Kurral's client sends it. An empty one is what an unset variable leaves behind: no key.
+    key = (headers.get("x-api-key", "") or headers.get("kurral", "")).strip()
+    if key:
         return await _by_key(front, key)
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
     if not scheme and query_token:
@@ -75,8 +77,12 @@ async def _by_token(front: Front, token: str) -> Caller:
     named = front.tokens.read(token)
     if named is None:
         raise _refused("The access token is not valid or has expired.")
+    return await _by_session(front, *named)
+
+
+async def _by_session(front: Front, user_id: str, session_id: str) -> Caller:
     async with front.store.begin_single() as tx:
-        found = await tx.accounts.find_session(*named)
+        found = await tx.accounts.find_session(user_id, session_id)
     if found is None or not found.is_active:
         raise _refused("The session of this access token has ended.")
     return Caller(
@@ -87,6 +93,47 @@ async def _by_token(front: Front, token: str) -> Caller:
         plan=found.plan,
         session_id=found.session_id,
     )
+
+
+class Admission:
+    """Whether whoever opened a stream may still read it: its key or user may be revoked meanwhile.
+
+    A session holds for longer than the token that it was shown by, and so a stream does too.
+    """
+
+    def __init__(
+        self, front: Front, connection: ASGIConnection[Any, Any, Any, Any], caller: Caller, scope: str
+    ) -> None:
+        self._front, self._caller, self._scope = front, caller, scope
+        self._headers = {name.lower(): value for name, value in connection.headers.items()}
+        self._token = connection.query_params.get("access_token")
+        self._loop = asyncio.get_running_loop()
+        self.next_check = self._loop.time() + RECHECK_SECONDS
+
+    async def check(self) -> None:
+        """Look again, if it is time to. Errors: `unauthenticated`, `missing_scope`."""
+        if self._loop.time() < self.next_check:
+            return
+        self.next_check = self._loop.time() + RECHECK_SECONDS
+        try:
+            access.require(await self._find(), self._scope)
+        except DomainError as error:
+            # What cannot be looked at now is looked at next time.
+            if error.code in ("unauthenticated", "missing_scope"):
+                raise
+
+    async def _find(self) -> Caller:
+        if self._caller.session_id is not None:
+            return await _by_session(self._front, self._caller.user_id, self._caller.session_id)
+        found = await identify(self._front, self._headers, self._token)
+        if found is None:
+            raise _refused("The API key is not valid: unknown, revoked or expired.")
+        return found
+
+    @property
+    def seconds_left(self) -> float:
+        """Until it is time to look again."""
+        return max(0.0, self.next_check - self._loop.time())
 
 
 async def readmit(front: Front, socket: WebSocket[Any, Any, Any], scope: str) -> Caller:

@@ -1,61 +1,67 @@
-"""The documentation pages: Swagger UI from a wheel, so that it works without the internet; ReDoc; the document."""
+"""The documentation pages: Swagger UI from a wheel, ReDoc from its own release; and the document. All work offline."""
 
 import importlib.resources
+from importlib.resources.abc import Traversable
 from typing import Any, Final
 
 from litestar import Response, Router, get
 from litestar.exceptions import NotFoundException
-from litestar.openapi.plugins import RedocRenderPlugin, SwaggerRenderPlugin
 
 from api.front import PUBLIC
 from api.requests import HttpRequest
 
-_ASSETS: Final = {
-    "swagger-ui-bundle.js": "text/javascript",
-    "swagger-ui-standalone-preset.js": "text/javascript",
-    "swagger-ui.css": "text/css",
-    "favicon-32x32.png": "image/png",
+_PAGES: Final = importlib.resources.files("api") / "pages"
+_SWAGGER: Final = importlib.resources.files("swagger_ui") / "static"
+_SCRIPT: Final = "text/javascript"
+_ASSETS: Final[dict[str, tuple[Traversable, str]]] = {
+    "docs.js": (_PAGES, _SCRIPT),
+    "redoc.js": (_PAGES, _SCRIPT),
+    "redoc.standalone.js": (_PAGES, _SCRIPT),
+    "redoc.standalone.js.LICENSE.txt": (_PAGES, "text/plain"),
+    "swagger-ui-bundle.js": (_SWAGGER, _SCRIPT),
+    "swagger-ui-standalone-preset.js": (_SWAGGER, _SCRIPT),
+    "swagger-ui.css": (_SWAGGER, "text/css"),
+    "favicon-32x32.png": (_SWAGGER, "image/png"),
 }
-_ICON: Final = '<link rel="icon" href="/docs/assets/favicon-32x32.png">'
-_swagger: Final = SwaggerRenderPlugin(
-    js_url="/docs/assets/swagger-ui-bundle.js",
-    css_url="/docs/assets/swagger-ui.css",
-    standalone_preset_js_url="/docs/assets/swagger-ui-standalone-preset.js",
-    favicon=_ICON,
+# Both pages put styles into themselves; ReDoc searches in a worker that it makes of its own text.
+PAGE_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src data:; "
+    "connect-src 'self'; worker-src blob:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
-_redoc: Final = RedocRenderPlugin(favicon=_ICON, google_fonts=False)
+
+
+def _page(name: str) -> Response[bytes]:
+    page = (_PAGES / name).read_bytes()
+    return Response(page, media_type="text/html", headers={"Content-Security-Policy": PAGE_POLICY})
 
 
 @get("/docs", opt=PUBLIC, include_in_schema=False, media_type="text/html")
-async def swagger(request: HttpRequest) -> bytes:
+async def swagger() -> Response[bytes]:
     """Swagger UI."""
-    return _swagger.render(request, _document(request))
+    return _page("docs.html")
 
 
 @get("/redoc", opt=PUBLIC, include_in_schema=False, media_type="text/html")
-async def redoc(request: HttpRequest) -> bytes:
-    """ReDoc. Its script comes from its makers' host, as no package carries it."""
-    return _redoc.render(request, _document(request))
+async def redoc() -> Response[bytes]:
+    """ReDoc."""
+    return _page("redoc.html")
 
 
 @get("/openapi.json", opt=PUBLIC, include_in_schema=False)
 async def document(request: HttpRequest) -> dict[str, Any]:
     """The OpenAPI document."""
-    return _document(request)
+    document: dict[str, Any] = request.app.state.document
+    return document
 
 
 @get("/docs/assets/{name:str}", opt=PUBLIC, include_in_schema=False)
 async def asset(name: str) -> Response[bytes]:
-    """A file of Swagger UI."""
+    """A file of the pages."""
     if name not in _ASSETS:
         raise NotFoundException(f"There is no {name!r} here.")
-    data = importlib.resources.files("swagger_ui").joinpath("static", name).read_bytes()
-    return Response(data, media_type=_ASSETS[name], headers={"Cache-Control": "public, max-age=86400"})
-
-
-def _document(request: HttpRequest) -> dict[str, Any]:
-    document: dict[str, Any] = request.app.state.document
-    return document
+    folder, media_type = _ASSETS[name]
+    headers = {"Cache-Control": "public, max-age=86400"}
+    return Response((folder / name).read_bytes(), media_type=media_type, headers=headers)
 
 
 router = Router("/", route_handlers=[swagger, redoc, document, asset])

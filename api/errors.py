@@ -1,6 +1,6 @@
 """From errors to RFC 9457 problem+json: one table from code to status."""
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -11,6 +11,7 @@ from litestar.params import ParameterKwarg
 
 from api.requests import HttpRequest
 from domain.errors import OUTAGES, DomainError, FieldError, invalid, misread, refused
+from domain.field_errors import name_allowed_values
 from infra.outage_log import tell_outage
 
 _log = structlog.get_logger("paddock.api")
@@ -135,10 +136,23 @@ def _fields(request: HttpRequest, error: ValidationException) -> DomainError:
                 return DomainError("malformed_request", "The body must be a JSON object.")
             found.append(misread(message, "" if key == "data" else key.removeprefix("data.")))
         else:
-            found.append(FieldError(field=_sent_as(request, key) or "request", message=message))
+            wrong = FieldError(field=_sent_as(request, key) or "request", message=message)
+            found.append(name_allowed_values(wrong, _annotation(request, key)))
     if not found:
         return invalid("request", error.detail)
     return refused(found)
+
+
+def _annotation(request: HttpRequest, key: str) -> Any:
+    """The type of a handler's parameter, or of one of the functions that it depends on."""
+    handler = request.route_handler
+    for signature in (
+        handler.parsed_fn_signature,
+        *(one.parsed_fn_signature for one in handler.resolve_dependencies().values()),
+    ):
+        if key in signature.parameters:
+            return signature.parameters[key].raw
+    return None
 
 
 def _sent_as(request: HttpRequest, key: str) -> str:

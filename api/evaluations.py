@@ -8,7 +8,7 @@ from litestar import Response, Router, delete, get, post
 from litestar.di import Provide
 from litestar.response import Stream
 
-from api.exports import Format, exported
+from api.exports import CSV_OPTIONS, Format, exported
 from api.front import Front, needs
 from api.requests import HttpRequest
 from domain import evaluations
@@ -16,6 +16,7 @@ from domain.access import Caller
 from domain.evaluations import Batch, Evaluation, EvaluationPoint, EvaluationStats, Filter
 from domain.pages import Listing, Page
 from domain.stats import Bucket
+from infra.tables import CsvOptions
 
 _READ = needs("read:evaluations")
 # An ordinary batch of a thousand; a thread takes longer than reading it.
@@ -109,12 +110,14 @@ async def get_evaluation_timeseries(
         return await evaluations.timeseries(tx, narrowed, days, bucket)
 
 
-@get("/evaluations/export", opt=_READ)
-async def export_evaluations(front: Front, caller: Caller, narrowed: Filter, format: Format = "csv") -> Stream:
+@get("/evaluations/export", opt=_READ, dependencies=CSV_OPTIONS)
+async def export_evaluations(
+    front: Front, caller: Caller, narrowed: Filter, csv_options: CsvOptions, format: Format = "csv"
+) -> Stream:
     """Every evaluation that the filter lets through, newest first, as a file."""
     wanted = evaluations.narrowed(narrowed)
     after = functools.partial(evaluations.after, wanted=wanted)
-    return exported(front, caller, Evaluation, after, format, "evaluations")
+    return exported(front, caller, Evaluation, after, format, "evaluations", csv_options)
 
 
 @get("/evaluations/{evaluation_id:str}", opt=_READ)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Final
@@ -10,9 +11,10 @@ import msgspec
 from litestar import Response, Router, WebSocket, get, websocket
 from litestar.exceptions import WebSocketDisconnect
 from litestar.response import ServerSentEvent, ServerSentEventMessage
-from msgspec import Meta
+from msgspec import UNSET, Meta
 
-from api.auth import readmit
+from api.auth import Admission, readmit
+from api.bodies import decode_body, read_aside
 from api.front import Front, find_execution, needs
 from api.requests import HttpRequest
 from domain import agents, events, executions
@@ -20,6 +22,7 @@ from domain.access import Caller
 from domain.errors import DomainError, invalid, not_found
 from domain.events import Asked, Event, LogEntry, Slice
 from domain.executions import Start
+from domain.json_limits import check_body
 from domain.pages import Listing, Page
 from domain.ports import Store
 from domain.texts import mend_json, mend_json_text
@@ -52,17 +55,20 @@ async def execution_logs(front: Front, caller: Caller, execution_id: str, part: 
 
 @get("/executions/{execution_id:str}/events", opt=needs("read:executions"), media_type="text/event-stream")
 async def stream_events(
-    front: Front, request: HttpRequest, caller: Caller, execution_id: str
+    front: Front, request: HttpRequest, caller: Caller, execution_id: str, access_token: str | None = None
 ) -> ServerSentEvent | Response[None]:
     """The event log as server-sent events, live. `Last-Event-ID` resumes after an event; the last one is terminal.
 
-    204 when nothing can follow: that tells an EventSource not to come back.
+    `access_token` takes what `Authorization` does, for an EventSource of a browser, which cannot set headers.
+    204 when nothing can follow: that tells an EventSource not to come back. When the key or user is revoked
+    meanwhile, the last event is `error`.
     """
     after = _last_event_id(request)
     known = await read(front, caller, execution_id, after)
     if known.ended and not known.events:
         return Response(None, status_code=204)
-    return ServerSentEvent(_as_sse(front, caller, execution_id, after))
+    admission = Admission(front, request, caller, "read:executions")
+    return ServerSentEvent(_as_sse(front, caller, execution_id, after, admission))
 
 
 @websocket("/execution-logs/{execution_id:str}/stream", opt=needs("read:executions"))
@@ -71,8 +77,9 @@ async def stream_logs(socket: Socket, front: Front, caller: Caller, execution_id
     await socket.accept()
     async with _ending(socket):
         after = _sequence("after", socket.query_params.get("after", "0"))
+        admission = Admission(front, socket, caller, "read:executions")
         async with _Inbox(socket) as inbox:
-            async for event in follow(front, caller, execution_id, after, inbox.gone):
+            async for event in follow(front, caller, execution_id, after, inbox.gone, admission):
                 await _send(socket, _flat(event))
         await socket.close(1000)
 
@@ -91,9 +98,16 @@ async def stream_agent(socket: Socket, front: Front, agent_id: str) -> None:
             told = await inbox.next()
             caller = await readmit(front, socket, "run:agents")
             execution_id, after = await _wanted(front, caller, agent_id, told)
-            async for event in follow(front, caller, execution_id, after, inbox.gone):
+            admission = Admission(front, socket, caller, "run:agents")
+            async for event in follow(front, caller, execution_id, after, inbox.gone, admission):
                 await _send(socket, _flat(event))
             await _send(socket, await _complete(front, caller, execution_id))
+
+
+class _Named(msgspec.Struct):
+    """Enough of a message to tell whether it names an execution."""
+
+    execution_id: Any = UNSET
 
 
 class _Resume(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -105,17 +119,23 @@ class _Resume(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 async def _wanted(front: Front, caller: Caller, agent_id: str, message: str | bytes) -> tuple[str, int]:
     """The execution that a message starts, or goes on reading, and after which event. Errors: those of both."""
-    told = mend_json_text(message) if isinstance(message, str) else mend_json(message)
-    if isinstance(known := msgspec.json.decode(told), dict) and "execution_id" in known:
-        resume = msgspec.convert(known, _Resume)
+    read = await read_aside(len(message), functools.partial(_decode_message, message))
+    if isinstance(read, _Resume):
         async with front.store.begin(caller) as tx:
-            agent, found = await agents.get(tx, agent_id), await executions.get(tx, resume.execution_id)
+            agent, found = await agents.get(tx, agent_id), await executions.get(tx, read.execution_id)
         if found.agent_id != agent.id:
-            raise not_found("execution", resume.execution_id)
-        return found.id, resume.after
-    data = msgspec.json.decode(told, type=Start)
+            raise not_found("execution", read.execution_id)
+        return found.id, read.after
     async with front.store.begin(caller) as tx:
-        return (await executions.start(tx, caller, agent_id, data)).id, 0
+        return (await executions.start(tx, caller, agent_id, read)).id, 0
+
+
+def _decode_message(message: str | bytes) -> _Resume | Start:
+    source = mend_json_text(message).encode() if isinstance(message, str) else mend_json(message)
+    check_body(source)
+    resumes = msgspec.json.decode(source, type=_Named).execution_id is not UNSET
+    decoded: _Resume | Start = decode_body(source, _Resume if resumes else Start)
+    return decoded
 
 
 class _Inbox:
@@ -183,15 +203,16 @@ async def read(front: Front, caller: Caller, execution_id: str, after: int) -> S
 
 
 async def follow(
-    front: Front, caller: Caller, execution_id: str, after: int, gone: asyncio.Event | None
+    front: Front, caller: Caller, execution_id: str, after: int, gone: asyncio.Event | None, admission: Admission
 ) -> AsyncGenerator[Event, None]:
     """Every event after number `after`, as they come, up to the terminal one. No transaction is open in between.
 
-    Errors: `not_found`, `invalid_field`, and `WebSocketDisconnect` once `gone` is set.
+    Errors: `not_found`, `invalid_field`, `WebSocketDisconnect` once `gone` is set, and those of `Admission.check`.
     """
     with front.bell.listen(execution_id) as heard:
         while True:
             heard.clear()
+            await admission.check()
             found = await read(front, caller, execution_id, after)
             for event in found.events:
                 yield event
@@ -199,7 +220,7 @@ async def follow(
             if found.ended:
                 return
             if after >= found.last:
-                await _heard_or_gone(heard, gone, front.bell.patience)
+                await _heard_or_gone(heard, gone, min(front.bell.patience, admission.seconds_left))
 
 
 async def _heard_or_gone(heard: asyncio.Event, gone: asyncio.Event | None, patience: float) -> None:
@@ -211,8 +232,10 @@ async def _heard_or_gone(heard: asyncio.Event, gone: asyncio.Event | None, patie
         raise WebSocketDisconnect(detail="the client has gone")
 
 
-async def _as_sse(front: Front, caller: Caller, execution_id: str, after: int) -> AsyncIterator[ServerSentEventMessage]:
-    source = follow(front, caller, execution_id, after, None)
+async def _as_sse(
+    front: Front, caller: Caller, execution_id: str, after: int, admission: Admission
+) -> AsyncIterator[ServerSentEventMessage]:
+    source = follow(front, caller, execution_id, after, None, admission)
     following = asyncio.ensure_future(anext(source, None))
     try:
         while True:
@@ -220,7 +243,11 @@ async def _as_sse(front: Front, caller: Caller, execution_id: str, after: int) -
             if not done:
                 yield ServerSentEventMessage(comment="still here")
                 continue
-            event = following.result()
+            try:
+                event = following.result()
+            except DomainError as error:
+                yield ServerSentEventMessage(data=_text(_told(error)), event="error")
+                return
             if event is None:
                 return
             yield ServerSentEventMessage(data=_text(_flat(event)), event=event.type, id=event.seq)
@@ -256,9 +283,12 @@ async def _complete(front: Front, caller: Caller, execution_id: str) -> dict[str
     }
 
 
+def _told(error: DomainError) -> dict[str, Any]:
+    return {"type": "error", "error": error.code, "detail": error.detail, "errors": error.errors}
+
+
 async def _refuse(socket: Socket, error: DomainError) -> None:
-    told = {"type": "error", "error": error.code, "detail": error.detail, "errors": error.errors}
-    await _send(socket, told)
+    await _send(socket, _told(error))
     await socket.close(_CLOSE.get(error.code, 1008), error.code)
 
 

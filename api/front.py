@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol, TypeVar
 import msgspec
 from litestar import Response
 
+from api.guesses import GuessLimiter
 from api.ingest import Ingest
 from api.requests import HttpRequest, asked_for, idempotency_key
 from api.room import Room, Turns
@@ -54,6 +55,7 @@ class Front(Parts, frozen=True, kw_only=True):
     artifacts: Ingest[Stored]
     large_bodies: Room
     workflows: Turns
+    guesses: GuessLimiter
     evaluations: Ingest[list[Evaluation]]
     evaluation_batches: Ingest[list[Evaluation]]
 

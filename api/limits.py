@@ -1,4 +1,7 @@
-"""Rate limits: per key, per user, per anonymous address; counted in Redis, locally while it is away."""
+"""Rate limits: per user with all its keys, per key that sets one, per anonymous address.
+
+Counted in Redis, locally while it is away.
+"""
 
 from typing import Final
 
@@ -44,14 +47,17 @@ async def count(front: Front, caller: Caller | None, address: str) -> Usage:
     if caller is None:
         who, limit = f"address:{address}", settings.rate_limit_anonymous
     else:
-        who = f"key:{caller.key_id}" if caller.key_id else f"user:{caller.user_id}"
+        # All keys of a user share the user's limit: else it would be a matter of having more of them.
+        who = f"user:{caller.user_id}"
         limit = settings.rate_limit_premium if caller.plan == "premium" else settings.rate_limit_authenticated
     usages = []
     if limit:
         usages.append(await _count(front, who, limit, HOUR, now))
     per_minute = (caller.key_rate_limit if caller is not None else None) or settings.rate_limit_per_minute
     if per_minute:
-        usages.append(await _count(front, who, per_minute, MINUTE, now))
+        # A limit that a key sets is its own; all keys of a user share the installation's.
+        own = caller is not None and caller.key_rate_limit
+        usages.append(await _count(front, f"key:{caller.key_id}" if caller and own else who, per_minute, MINUTE, now))
     if not usages:
         return unlimited(now)
     return min(usages, key=lambda usage: (usage.limit - usage.used, -usage.reset))

@@ -1,11 +1,13 @@
 """A request, as handlers see it, and the key that makes repeating it safe."""
 
+import functools
 import hashlib
 from typing import Any
 
 from litestar import Request
 from litestar.types import Empty
 
+from api.bodies import decode_body, read_aside
 from domain.errors import invalid
 from domain.idempotency import MAX_KEY
 from domain.texts import mend_json
@@ -15,15 +17,22 @@ HttpRequest = Request[Any, Any, Any]
 
 
 class MendingRequest(HttpRequest):
-    """A request whose body is mended when it is first read."""
+    """A request whose body is mended when it is first read, and whose JSON is bounded and of the handler's type."""
 
     async def body(self) -> bytes:
         """Return the body; in JSON, halves of surrogate pairs are mended (see `domain.texts`)."""
         first = self._connection_state.body is Empty
         body = await super().body()
         if first and "yaml" not in self.content_type[0]:
-            body = self._body = self._connection_state.body = mend_json(body)
+            mended = await read_aside(len(body), functools.partial(mend_json, body))
+            body = self._body = self._connection_state.body = mended
         return body
+
+    async def json(self) -> Any:
+        """Return the body as the type of the handler's `data`. Errors: `malformed_request`, `invalid_field`."""
+        body = await self.body()
+        kind = self.route_handler.parsed_fn_signature.parameters["data"].raw
+        return await read_aside(len(body), functools.partial(decode_body, body, kind))
 
 
 def idempotency_key(request: HttpRequest) -> str | None:

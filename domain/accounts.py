@@ -14,12 +14,12 @@ from msgspec import UNSET, Meta, UnsetType
 
 from domain import ids, llms
 from domain.access import OPERATORS, Caller, Role
+from domain.emails import check_email, normalize_email
 from domain.errors import DomainError, conflict, forbidden, invalid, not_found
 from domain.pages import Listing, Page
 from domain.ports import Tx
 
 NO_NUL: Final = r"^[^\x00]*$"
-EMAIL: Final = re.compile(r"[^@\s\x00]{1,64}@[^@\s\x00]{1,189}")
 USERNAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 TENANT: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{1,62}")
 PERSONAL: Final = "personal-"
@@ -164,20 +164,13 @@ class Accounts(Protocol):
     async def revoke_sessions(self, user_id: str, keep: str | None, now: datetime) -> None: ...
 
 
-def checked_email(text: str) -> str:
-    """Lower-cased, so that one mailbox is one account. Errors: `invalid_field` for what no mailbox looks like."""
-    if not EMAIL.fullmatch(text):
-        raise invalid("email", "must be an e-mail address.")
-    return text.lower()
-
-
 def checked_username(text: str | None, email: str) -> str | None:
     """A name, or the user's own e-mail address. Another's address would let one pose as another at login."""
-    if text is None or (text.lower() != email and not USERNAME.fullmatch(text)):
-        if text is None:
-            return None
+    if text is None or USERNAME.fullmatch(text):
+        return text
+    if normalize_email(text) != email:
         raise invalid("username", "may hold letters, digits, '_', '.' and '-', 63 at most, or your own e-mail.")
-    return text
+    return text if text.lower() == email else email
 
 
 def tenant_for(data: Register) -> str:
@@ -206,7 +199,11 @@ async def register(
     Errors: `invitation_required` (the tenant exists and no valid invitation came along), `conflict`
     naming `email` or `username` when it is taken.
     """
-    email = checked_email(data.email)
+    email = check_email(data.email)
+    # Before anything is said of the tenant: who sends what is taken anyway learns nothing of it.
+    for field, name in (("email", email), ("username", checked_username(data.username, email))):
+        if name is not None and await tx.accounts.find_login(name) is not None:
+            _refuse_taken(field)
     may_found = by_operator or (tenant_id != OPERATORS and data.invite_token is None)
     is_new = may_found and await tx.accounts.add_tenant(tenant_id, tx.now)
     if is_new:
@@ -214,8 +211,8 @@ async def register(
     role = "admin" if is_new else await tx.accounts.take_invite(email, invite_hash, tx.now)
     if role is None:
         raise forbidden(
-            f"Joining the tenant {tenant_id!r} needs an invitation from its admin (POST /api/v1/users/invites): "
-            "register with the e-mail it was made for and its `invite_token`.",
+            "This tenant_id is not free. Take another one, or join with an invitation (POST /api/v1/users/invites): "
+            "register with the e-mail that it was made for and its `invite_token`.",
             "invitation_required",
         )
     user = User(
@@ -235,7 +232,7 @@ async def register(
 
 def login_name(data: Login) -> str:
     """What to look the user up by. Errors: `invalid_field` when neither or both names are sent and differ."""
-    names = {name.lower() for name in (data.email, data.username) if name}
+    names = {normalize_email(name) for name in (data.email, data.username) if name}
     if len(names) != 1:
         raise invalid("username", "send `email` or `username`, and not two different ones.")
     return names.pop()
@@ -341,7 +338,7 @@ async def invite(tx: Tx, caller: Caller, data: NewInvite, token: str, token_hash
     """Invite a person by e-mail address; the token is handed over by whoever invites."""
     made = Invite(
         id=ids.new("inv"),
-        email=checked_email(data.email),
+        email=check_email(data.email),
         role=data.role,
         tenant_id=caller.tenant_id,
         expires_at=tx.now + INVITE_LIFETIME,

@@ -1,7 +1,7 @@
 """API keys: 256 random bits shown once, stored as their SHA-256, with scopes, expiry and usage."""
 
 from datetime import datetime
-from typing import Annotated, Protocol
+from typing import Annotated, Final, Protocol
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -16,6 +16,9 @@ from domain.times import utc
 Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$", examples=["My CLI Key"])]
 Description = Annotated[str, Meta(max_length=2000, pattern=r"^[^\x00]*$")]
 PerMinute = Annotated[int, Meta(ge=1, le=1_000_000, examples=[600])]
+
+
+MAX_KEYS_PER_USER: Final = 100
 
 
 class ApiKey(msgspec.Struct, kw_only=True):
@@ -86,6 +89,7 @@ class Keys(Protocol):
         ...
 
     async def count_use(self, uses: dict[str, tuple[int, datetime]]) -> None: ...
+    async def count_active(self, user_id: str, now: datetime) -> int: ...
     async def add(self, key: ApiKey, key_hash: bytes) -> None: ...
     async def get(self, key_id: str, owner: str | None, lock: bool = False) -> ApiKey | None: ...
     async def page(self, owner: str | None, page: Page) -> Listing[ApiKey]: ...
@@ -132,7 +136,15 @@ def _checked_expiry(at: datetime | None, now: datetime) -> datetime | None:
 
 
 async def create(tx: Tx, caller: Caller, data: NewKey, key: str, key_hash: bytes) -> CreatedKey:
-    """Make a key. Errors: `invalid_field` for unknown or ungranted scopes and past expiries."""
+    """Make a key.
+
+    Errors: `invalid_field` for unknown or ungranted scopes and past expiries, `conflict` for more than
+    `MAX_KEYS_PER_USER`.
+    """
+    # Held until the commit, so that keys of one user are counted one after the other.
+    await tx.accounts.user(caller.user_id, lock=True)
+    if await tx.keys.count_active(caller.user_id, tx.now) >= MAX_KEYS_PER_USER:
+        raise conflict(f"A user may have {MAX_KEYS_PER_USER} keys in force; revoke or delete one that is not needed.")
     made = CreatedKey(
         id=ids.new("key"),
         name=data.name,

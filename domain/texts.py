@@ -5,6 +5,7 @@ as the escape `\\ud83d` in JSON, or as three bytes that are no UTF-8. No databas
 Everything that enters is mended here, once: halves that meet are one character, a half alone is U+FFFD.
 """
 
+import codecs
 import re
 from typing import Final
 
@@ -34,11 +35,13 @@ def mend_text(text: str) -> str:
 
 
 def mend_json(source: bytes) -> bytes:
-    """Return JSON whose texts hold no half of a surrogate pair, neither as an escape nor as bytes.
+    """Return JSON without a BOM, whose texts hold no half of a surrogate pair, neither as an escape nor as bytes.
 
     What is not JSON, or not UTF-8 otherwise, is returned as it came, for its reader to refuse. The work grows with
     the size alone, whatever the source holds.
     """
+    # What Windows' editors put before a text. RFC 8259 section 8.1 lets readers pass over it.
+    source = source.removeprefix(codecs.BOM_UTF8)
     if _RAW_HALF.search(source):
         source = _LONE_RAW.sub("\ufffd".encode(), source)
         source = _RAW_PAIR.sub(_join_raw_pair, source, count=_MAX_RAW_PAIRS)

@@ -137,6 +137,10 @@ class Bell:
             rung.set()
 
 
+def _window_key(who: str, window: int, start: int) -> str:
+    return f"paddock:limit:{who}:{window}:{start}"
+
+
 class Counter:
     """Counts uses per window, in Redis, or in this process while Redis is away."""
 
@@ -151,13 +155,23 @@ class Counter:
         """Count one use by `who` in the present window of so many seconds; returns the uses so far."""
         start = int(now) // window * window
         if time.monotonic() >= self._down_until:
-            used = await self._uses.add((f"paddock:limit:{who}:{window}:{start}", start + window + 1))
+            used = await self._uses.add((_window_key(who, window, start), start + window + 1))
             if used is not None:
                 return used
         self._local = {key: used for key, used in self._local.items() if key[1] + key[2] > now}
         here = (who, start, window)
         self._local[here] = self._local.get(here, 0) + 1
         return self._local[here]
+
+    async def used(self, who: str, window: int, now: float) -> int:
+        """Return the uses by `who` in the present window, without counting one."""
+        start = int(now) // window * window
+        if time.monotonic() >= self._down_until:
+            try:
+                return int(await self._redis.get(_window_key(who, window, start)) or 0)
+            except GONE:
+                self._down_until = time.monotonic() + 1.0
+        return self._local.get((who, start, window), 0)
 
     async def _count_all(self, uses: list[tuple[str, int]]) -> list[int | None]:
         """Count each use of a key that expires at a time; None for all while Redis is away."""

@@ -4,6 +4,7 @@ import os
 import re
 import socket
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin
 from urllib.parse import unquote
@@ -45,6 +46,11 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     cors_origins: tuple[str, ...] = ("http://localhost:3000", "http://localhost:8000")
     trusted_proxies: tuple[str, ...] = ()
     private_hosts: tuple[str, ...] = ()
+    login_failures: int = 20
+    connections_per_address: int = 512
+    request_head_bytes: int = 64 * 1024
+    request_head_seconds: float = 20.0
+    request_body_seconds: float = 20.0
     database_pool: int = 10
     access_token_minutes: int = 30
     jwt_algorithm: Literal["HS256", "HS384", "HS512"] = "HS256"
@@ -151,7 +157,30 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
             raise BadSettings(f"{variable(field_name)} must be printable text of at most {MAX_NAME} characters.")
     if settings.api_workers < 1:
         raise BadSettings("PADDOCK_API_WORKERS must be at least 1.")
+    parse_networks(settings.trusted_proxies, "trusted_proxies")
     return settings
+
+
+def parse_networks(entries: tuple[str, ...], field: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Return addresses and networks as networks; those of IPv4 within IPv6 as those of IPv4.
+
+    Errors: `BadSettings` naming the entry.
+    """
+    found: list[IPv4Network | IPv6Network] = []
+    for entry in entries:
+        try:
+            network = ip_network(entry[1:-1] if entry.startswith("[") and entry.endswith("]") else entry)
+        except ValueError as error:
+            why = f": {error}" if "host bits" in str(error) else ""
+            raise BadSettings(
+                f"{variable(field)} takes addresses and networks, comma-separated (10.0.0.7, 10.0.0.0/8, fd00::/8); "
+                f"{entry!r} is neither{why}."
+            ) from None
+        mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+        found.append(
+            ip_network(f"{mapped}/{network.prefixlen - 96}") if mapped and network.prefixlen >= 96 else network
+        )
+    return tuple(found)
 
 
 def pairs(given: Secret, field: str) -> dict[str, str]:

@@ -6,8 +6,10 @@ structs, unions) is a column of JSON text. Integers in Parquet are 64 bits wide.
 """
 
 import asyncio
+import codecs
 import csv
 import io
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -20,10 +22,13 @@ from domain.errors import invalid
 
 FORMATS: Final = ("csv", "jsonl", "parquet")
 MEDIA: Final[dict[str, str]] = {
-    "csv": "text/csv; charset=utf-8",
+    "csv": "text/csv",
     "jsonl": "application/x-ndjson",
     "parquet": "application/vnd.apache.parquet",
 }
+
+# What Excel, LibreOffice and Sheets begin a formula with, also full-width ones, and what they pass over before it.
+_FORMULA: Final = re.compile(r"[\s\x00]*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
 
 # A row group is compressed in one go, so these bound what an export holds; readers like them no smaller.
 GROUP_ROWS: Final = 20_000
@@ -40,6 +45,13 @@ class Column(msgspec.Struct, frozen=True, kw_only=True):
     attribute: str
     name: str
     shape: Shape
+
+
+class CsvOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """For spreadsheets: a mark of UTF-8 before the first byte, an apostrophe before what they take for a formula."""
+
+    bom: bool = False
+    escape_formulas: bool = False
 
 
 def columns(kind: type[msgspec.Struct]) -> list[Column]:
@@ -74,7 +86,9 @@ _SHAPES: Final[dict[type[inspect.Type], Shape]] = {
 }
 
 
-def encoded(kind: type[msgspec.Struct], pages: Pages, format: str) -> AsyncIterator[bytes]:
+def encoded(
+    kind: type[msgspec.Struct], pages: Pages, format: str, options: CsvOptions | None = None
+) -> AsyncIterator[bytes]:
     """A file of all rows of all pages, as chunks of bytes. `pages` is closed at the end, also at an early one.
 
     - `csv`: RFC 4180 with CRLF and always a header. None is empty, as is an empty text: CSV cannot tell
@@ -82,14 +96,19 @@ def encoded(kind: type[msgspec.Struct], pages: Pages, format: str) -> AsyncItera
     - `jsonl`: every row as the API shows it, on a line of its own.
     - `parquet`: zstd, times as microseconds in UTC, lists as lists of strings, every column nullable.
 
-    Values are written as they are stored. In particular a text that begins with `=`, `+`, `-` or `@` is not
-    defused, since that would alter the data: whoever opens a CSV in a spreadsheet imports it as text.
+    Values are written as they are stored, unless `options` ask for what alters them.
 
-    Errors: `invalid_field` at once for a format outside `FORMATS`; what `pages` raises passes through, and
-    the file then has no proper end.
+    Errors: `invalid_field` at once for a format outside `FORMATS`, and for options of another than CSV. What
+    `pages` raises passes through, and the file then has no proper end.
     """
     if format not in FORMATS:
         raise invalid("format", f"must be one of {', '.join(FORMATS)}.")
+    wanted = options or CsvOptions()
+    if format == "csv":
+        return _csv(columns(kind), pages, wanted)
+    for name in CsvOptions.__struct_fields__:
+        if getattr(wanted, name):
+            raise invalid(name, f"is for CSV alone, not for {format}.")
     return _ENCODERS[format](columns(kind), pages)
 
 
@@ -104,17 +123,26 @@ async def _closed(pages: Pages) -> AsyncIterator[Pages]:
             await close()
 
 
-async def _csv(cast: list[Column], pages: Pages) -> AsyncIterator[bytes]:
+async def _csv(cast: list[Column], pages: Pages, options: CsvOptions) -> AsyncIterator[bytes]:
     async with _closed(pages):
-        yield _lines([[column.name for column in cast]])
+        yield (codecs.BOM_UTF8 if options.bom else b"") + _lines([[column.name for column in cast]])
         async for page in pages:
             if page:
-                yield await asyncio.to_thread(_cells, cast, page)
+                yield await asyncio.to_thread(_cells, cast, page, options)
 
 
-def _cells(cast: list[Column], page: Rows) -> bytes:
+def _cells(cast: list[Column], page: Rows, options: CsvOptions) -> bytes:
     table = [list(map(_CELLS[column.shape], _values(column, page))) for column in cast]
+    if options.escape_formulas:
+        # Numbers and times of ours begin with none of these but a minus, which is theirs.
+        texts = [column.shape in ("text", "texts", "json") for column in cast]
+        table = [list(map(_escape_formula, cells)) if text else cells for text, cells in zip(texts, table, strict=True)]
     return _lines(zip(*table, strict=True))
+
+
+def _escape_formula(cell: Any) -> Any:
+    """The cell as a spreadsheet shows it: an apostrophe before what it would calculate."""
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
 
 
 def _lines(rows: Any) -> bytes:
@@ -247,7 +275,6 @@ class _Parquet:
 
 
 _ENCODERS: Final[dict[str, Callable[[list[Column], Pages], AsyncIterator[bytes]]]] = {
-    "csv": _csv,
     "jsonl": _jsonl,
     "parquet": _parquet,
 }

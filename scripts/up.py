@@ -205,6 +205,7 @@ class System:
             "PADDOCK_RATE_LIMIT_ANONYMOUS": "0",
             "PADDOCK_RATE_LIMIT_AUTHENTICATED": "0",
             "PADDOCK_RATE_LIMIT_PREMIUM": "0",
+            "PADDOCK_CONNECTIONS_PER_ADDRESS": "0",
             "PADDOCK_DATA_DIR": str(self.data),
             "PADDOCK_PORT": str(self.port),
             # Whoever presses Ctrl-C does not wait long for what runs.

@@ -1,5 +1,6 @@
 """Clients that speak to a running system from outside, as users do."""
 
+import asyncio
 import io
 import secrets
 import tarfile
@@ -12,7 +13,9 @@ import httpx
 from domain.events import Asked, Event
 from domain.executions import Execution
 from domain.ports import Tx
+from infra.embedded.children import free_ports
 from scripts.demo import packed
+from scripts.processes import Process
 
 MANIFEST = "name: test\nentrypoint: agent:handle\n"
 
@@ -112,6 +115,27 @@ async def tenant(url: str) -> AsyncIterator[Tenant]:
         assert answer.status_code == 201, answer.text
         http.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
         yield Tenant(http, answer.json(), password)
+
+
+@asynccontextmanager
+async def api_beside(system: Any, **environment: str) -> AsyncIterator[str]:
+    """Another process of the API on the system's parts, with other settings; its address."""
+    port = str(free_ports(1)[0])
+    process = Process("beside", "api", {**system.environment, "PADDOCK_PORT": port, **environment}, lambda _: None)
+    running = asyncio.create_task(process.run())
+    url = f"http://127.0.0.1:{port}"
+    try:
+        async with httpx.AsyncClient() as client:
+            for _ in range(600):
+                try:
+                    await client.get(f"{url}/health/live")
+                    break
+                except httpx.TransportError:
+                    await asyncio.sleep(0.05)
+        yield url
+    finally:
+        await process.stop()
+        await running
 
 
 async def events_of(tx: Tx, execution: Execution, seq: int = 0) -> list[Event]:

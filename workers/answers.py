@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from domain.chat import ModelError, ToolFailed
-from domain.executions import MAX_DEPTH, depth
+from domain.json_limits import JsonTooLarge, check_json
 from workers.arguments import checked
 
 # Models that are merely told to answer in JSON like to put it between fences.
@@ -17,11 +17,13 @@ async def answered(text: str, schema: dict[str, Any]) -> bytes:
     """The JSON of an answer. Errors: `ModelError` for one that is none, or does not fit the schema."""
     fenced = _FENCED.fullmatch(text)
     try:
-        value = msgspec.json.decode(fenced[1] if fenced else text)
-        if depth(value) > MAX_DEPTH:
-            raise ModelError("malformed", f"The answer nests deeper than {MAX_DEPTH} levels.")
+        written = (fenced[1] if fenced else text).encode("utf-8", "surrogatepass")
+        check_json(written)
+        value = msgspec.json.decode(written)
         await checked(schema, value)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except JsonTooLarge as error:
+        raise ModelError("malformed", f"The answer {error.reason}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelError("malformed", f"The model was to answer in JSON, and did not: {error}.") from error
     except ToolFailed as error:
         raise ModelError("malformed", f"The answer of the model does not fit what was asked for: {error}") from error

@@ -17,6 +17,7 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from domain.chat import Message, ModelError, Options, Part, Reply, ToolSpec
+from domain.json_limits import SMALL_JSON_BYTES
 from domain.ports import Serve
 from workers.openai_wire import Asked, Refused, Writer, asked, failed, listed, no_model, refusal
 
@@ -201,7 +202,8 @@ class _Gateway:
             raise Refused(429, f"All requests at work together are larger than {MAX_HELD} bytes.", "too_large_together")
         self._held += size
         try:
-            wanted = asked(body)
+            # A large one is read beside the loop, which is that of all other runs too.
+            wanted = asked(body) if size <= SMALL_JSON_BYTES else await asyncio.to_thread(asked, body)
             del body
             self._known(wanted.model)
             parts = self._calls.stream(wanted.model, wanted.messages, wanted.tools, wanted.options)

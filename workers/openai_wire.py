@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from domain.chat import CallPart, Message, ModelError, Options, Part, Reply, Text, ToolCall, ToolSpec, Usage
 from domain.errors import DomainError
+from domain.json_limits import JsonTooLarge, check_json
 from domain.texts import mend_json
 
 MAX_MESSAGES: Final = 4096
@@ -135,6 +136,10 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 def asked(body: bytes) -> Asked:
     """What a request's body asks for. Errors: `Refused`."""
+    try:
+        check_json(body)
+    except JsonTooLarge as error:
+        raise Refused(400, f"The body {error.reason}") from None
     try:
         raw = msgspec.json.decode(mend_json(body))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

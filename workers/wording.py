@@ -5,8 +5,7 @@ from typing import Any
 import msgspec
 
 from domain.chat import Message, ToolCall, ToolFailed
-from domain.executions import depth
-from domain.executions.schema import MAX_DEPTH
+from domain.json_limits import JsonTooLarge, check_json
 from domain.texts import mend_json_text
 from workers.tools import SHOWN
 
@@ -30,18 +29,27 @@ def kept(result: dict[str, Any]) -> dict[str, Any]:
         text = msgspec.json.encode(result).decode()
     except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError, TypeError) as error:
         raise ToolFailed(f"the answer cannot be kept as JSON: {error}"[:500]) from error
-    if len(text) > 4 * SHOWN or depth(result) > MAX_DEPTH:
+    if len(text) > 4 * SHOWN or not _is_within_limits(text):
         return {"text": text[:SHOWN], "truncated": True}
     return result
 
 
 def shown(arguments: str) -> Any:
     """Arguments as people read them: JSON if they are, and not too much."""
-    try:
-        value = msgspec.json.decode(mend_json_text(arguments or "{}"))
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+    if len(arguments) > 4 * SHOWN or not _is_within_limits(arguments):
         return arguments[:SHOWN]
-    return value if len(arguments) <= 4 * SHOWN and depth(value) <= MAX_DEPTH else arguments[:SHOWN]
+    try:
+        return msgspec.json.decode(mend_json_text(arguments or "{}"))
+    except (msgspec.MsgspecError, RecursionError, UnicodeError):
+        return arguments[:SHOWN]
+
+
+def _is_within_limits(text: str) -> bool:
+    try:
+        check_json(text.encode("utf-8", "surrogatepass"))
+    except JsonTooLarge:
+        return False
+    return True
 
 
 def transcript(messages: tuple[Message, ...]) -> str:

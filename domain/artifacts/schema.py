@@ -6,9 +6,7 @@ Source: KurralArtifact of kurral 0.1.1 to 0.4.0, `models/kurral.py`.
 """
 
 import codecs
-from collections.abc import Iterator
 from datetime import datetime
-from itertools import accumulate
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -16,10 +14,13 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 from msgspec.structs import replace
 
 from domain.errors import DomainError, FieldError, misread, refused
+from domain.json_limits import JsonLimits, check_body
 
 # Clients and our own readers recurse; Python's stop near 1000 levels, wherever their stack stands at that moment.
 # An execution's input may nest 128 deep, and lies one level deep in its artifact.
 MAX_DEPTH: Final = 130
+# Nearly all of its values and numbers stay slices.
+LIMITS: Final = JsonLimits(depth=MAX_DEPTH, values=None, number_characters=None)
 MAX_CALLS: Final = 10_000
 
 Free = Raw | UnsetType
@@ -220,8 +221,6 @@ class _Upload(Artifact, frozen=True, kw_only=True):
 _UPLOADS: Final = msgspec.json.Decoder(_Upload)
 _PARAMETERS: Final = msgspec.json.Decoder(Parameters)
 _CHUNK: Final = 1 << 20
-_BRACKETS: Final = bytes({0x5B: 1, 0x7B: 1, 0x5D: 255, 0x7D: 255}.get(byte, 0) for byte in range(256))
-_NOT_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 
 def read(sent: bytes) -> Artifact:
@@ -230,6 +229,7 @@ def read(sent: bytes) -> Artifact:
     Errors: `malformed_request` for what is not a JSON object in UTF-8 or nests deeper than `MAX_DEPTH`;
     `invalid_field`.
     """
+    check_body(sent, LIMITS)
     try:
         _check_text(sent)
         packed = msgspec.json.format(sent, indent=-1)
@@ -242,9 +242,7 @@ def read(sent: bytes) -> Artifact:
     except UnicodeDecodeError:
         raise DomainError("malformed_request", "The body is not UTF-8 text.") from None
     except RecursionError:
-        raise _too_deep() from None
-    if _nests_too_deeply(packed):
-        raise _too_deep()
+        raise DomainError("malformed_request", "The body nests too deeply.") from None
     if isinstance(upload.artifact_data, UnsetType):
         return upload
     beside = [name for name in Artifact.__struct_fields__ if getattr(upload, name) not in (None, UNSET)]
@@ -277,10 +275,6 @@ def _refusal(message: str, within: str = "") -> DomainError:
     return refused([replace(found, field=found.field.removeprefix("artifact_data."))])
 
 
-def _too_deep() -> DomainError:
-    return DomainError("malformed_request", f"The body nests deeper than {MAX_DEPTH} levels.")
-
-
 def _check_text(sent: bytes) -> None:
     """Slices are copied through unread, so that nothing else would notice what is not UTF-8."""
     if sent.isascii():
@@ -289,27 +283,3 @@ def _check_text(sent: bytes) -> None:
     for begin in range(0, len(sent), _CHUNK):
         decoder.decode(sent[begin : begin + _CHUNK])
     decoder.decode(b"", final=True)
-
-
-def _nests_too_deeply(text: bytes) -> bool:
-    """Whether valid JSON nests deeper than `MAX_DEPTH`. Works in pieces: its memory is bounded."""
-    if text.count(b"[") + text.count(b"{") <= MAX_DEPTH:
-        return False
-    level = 0
-    for brackets in _brackets(text):
-        levels = list(accumulate(memoryview(brackets).cast("b"), initial=level))
-        if max(levels) > MAX_DEPTH:
-            return True
-        level = levels[-1]
-    return False
-
-
-def _brackets(text: bytes) -> Iterator[bytes]:
-    """The brackets outside of strings, in order: 1 for one that opens, 255 (-1) for one that closes."""
-    in_string = escaped = False
-    for begin in range(0, len(text), _CHUNK):
-        piece = text[begin + escaped : begin + _CHUNK].replace(b"\\\\", b"")
-        escaped = piece.endswith(b"\\")
-        parts = piece.replace(b'\\"', b"").split(b'"')
-        yield b"".join(parts[in_string::2]).translate(_BRACKETS, _NOT_BRACKETS)
-        in_string ^= len(parts) % 2 == 0

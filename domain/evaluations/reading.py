@@ -7,9 +7,10 @@ import msgspec
 from msgspec import UnsetType
 
 from domain import ids
-from domain.errors import DomainError, FieldError, invalid, misread, refused
-from domain.evaluations.schema import MAX_BATCH, MAX_METADATA, Evaluation, NewEvaluation
-from domain.executions import MAX_DEPTH, depth
+from domain.errors import MAX_ERRORS, DomainError, FieldError, invalid, misread, refused
+from domain.evaluations.schema import BATCH_LIMITS, MAX_BATCH, MAX_METADATA, Evaluation, NewEvaluation
+from domain.field_errors import collect_field_errors
+from domain.json_limits import JsonTooLarge, check_body, check_json
 from domain.times import recorded
 
 _LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
@@ -28,13 +29,13 @@ _TEXTS: Final = ("prompt", "response", "mode", "model_name", "agent_name", "sess
 
 def read(body: bytes) -> NewEvaluation:
     """One evaluation. Errors: `malformed_request`, `invalid_field`."""
+    check_body(body)
     try:
         return _ONE.decode(body)
     except msgspec.ValidationError as error:
-        found = misread(str(error))
-        if found.field == "body":
+        if misread(str(error)).field == "body":
             raise DomainError("malformed_request", "The body must be a JSON object.") from None
-        raise refused([found]) from None
+        raise _refuse_fields(body, error) from None
     except _UNREADABLE as error:
         raise _unreadable(error) from None
 
@@ -45,6 +46,7 @@ def read_batch(body: bytes) -> list[NewEvaluation]:
     Errors: `malformed_request`, `invalid_field` with the place, for example `evaluations[3].latency_sec`.
     """
     try:
+        check_body(body, BATCH_LIMITS)
         raw: bytes | msgspec.Raw = body
         if body.lstrip()[:1] == b"{":
             raw = _WRAPPED.decode(body).evaluations
@@ -69,8 +71,19 @@ def _misplaced(raw: bytes | msgspec.Raw, error: msgspec.ValidationError) -> Doma
         try:
             _ONE.decode(row)
         except msgspec.ValidationError as wrong:
-            found.append(misread(str(wrong), f"evaluations[{number}]"))
+            found += _refuse_fields(row, wrong, f"evaluations[{number}]").errors
+        if len(found) >= MAX_ERRORS:
+            break
     return refused(found)
+
+
+def _refuse_fields(row: bytes | msgspec.Raw, error: msgspec.ValidationError, within: str = "") -> DomainError:
+    """Every field at fault of what was refused for one of them."""
+    try:
+        found = collect_field_errors(msgspec.json.decode(row), NewEvaluation, within)
+    except _UNREADABLE:
+        found = []
+    return refused(found or [misread(str(error), within)])
 
 
 def _unreadable(error: Exception) -> DomainError:
@@ -130,14 +143,16 @@ def _check_metadata(sent: bytes) -> None:
     if len(sent) > MAX_METADATA:
         raise invalid("metadata", f"is larger than {MAX_METADATA} bytes.")
     try:
+        check_json(sent)
+    except JsonTooLarge as error:
+        raise invalid("metadata", error.reason) from None
+    try:
         # Read once to see that it can be read again, which a slice was not yet.
         found = msgspec.json.decode(sent)
     except _UNREADABLE as error:
         raise invalid("metadata", f"cannot be read: {error}.") from None
     if found is not None and not isinstance(found, dict):
         raise invalid("metadata", "must be an object.")
-    if depth(found) > MAX_DEPTH:
-        raise invalid("metadata", f"nests deeper than {MAX_DEPTH} levels.")
 
 
 def _incomplete(data: NewEvaluation) -> bool:

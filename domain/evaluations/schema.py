@@ -6,7 +6,11 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from domain.json_limits import JsonLimits
+
 MAX_BATCH: Final = 1000
+# Those of its metadata, which are not made into objects all at once, are counted with them.
+BATCH_LIMITS: Final = JsonLimits(depth=512, values=1_000_000)
 MAX_TEXT: Final = 1_000_000
 MAX_DOCS: Final = 256
 MAX_METADATA: Final = 64 * 1024

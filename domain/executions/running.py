@@ -6,7 +6,8 @@ import msgspec
 
 from domain import events
 from domain.events import Event
-from domain.executions.schema import MAX_DEPTH, Ended, Execution, RunLane, Settled, depth, job_of, status_of, tell_plan
+from domain.executions.schema import Ended, Execution, RunLane, Settled, job_of, status_of, tell_plan
+from domain.json_limits import JsonTooLarge, check_json
 from domain.leases import Lease, LostLease
 from domain.ports import Outcome, Tx
 
@@ -47,9 +48,12 @@ async def record(tx: Tx, execution: Execution, written: list[Event]) -> None:
 
 
 def settled(outcome: Outcome) -> Outcome:
-    """An outcome that can be kept: a result that nests beyond reason is none."""
-    if outcome.output is not None and depth(msgspec.json.decode(outcome.output)) > MAX_DEPTH:
-        return Outcome(error_type="result_not_json", error_message=f"The result nests deeper than {MAX_DEPTH} levels.")
+    """Return an outcome that can be kept: a result that is beyond the bounds of JSON is none."""
+    try:
+        if outcome.output is not None:
+            check_json(outcome.output)
+    except JsonTooLarge as error:
+        return Outcome(error_type="result_not_json", error_message=f"The result {error.reason}")
     return outcome
 
 

@@ -19,6 +19,7 @@ from domain.agents.schema import Spec
 from domain.errors import invalid
 from domain.events import Event
 from domain.jobs import Job
+from domain.json_limits import MAX_JSON_DEPTH, check_field
 from domain.leases import Lease
 from domain.pages import Listing, Page
 from domain.ports import Outcome, Tx
@@ -34,7 +35,7 @@ DEFAULT_TIMEOUT: Final = 30
 LLM_TIMEOUT: Final = 300
 DEFAULT_MEMORY_MB: Final = 512
 DEFAULT_ATTEMPTS: Final = 3
-MAX_DEPTH: Final = 128
+MAX_DEPTH: Final = MAX_JSON_DEPTH
 # As much of its log as an execution shows as text, in characters.
 MAX_LOGS: Final = 64 * 1024
 MAX_LOG_LINES: Final = 2000
@@ -263,27 +264,13 @@ class Executions(Protocol):
     async def take_back(self, execution_id: str, now: datetime) -> Execution | None: ...
 
 
-def depth(value: Any) -> int:
-    """How deep a JSON value nests; a scalar is 0. Walks without recursion, so that depth cannot break it."""
-    deepest, open_values = 0, [(value, 0)]
-    while open_values:
-        item, level = open_values.pop()
-        deepest = max(deepest, level)
-        if isinstance(item, dict):
-            open_values.extend((child, level + 1) for child in item.values())
-        elif isinstance(item, list):
-            open_values.extend((child, level + 1) for child in item)
-    return deepest
-
-
 def payload_of(data: Start) -> dict[str, Any]:
     """What the entrypoint receives. Errors: `invalid_field` for both names at once, or too deep a nesting."""
     if data.payload is not None and data.inputs is not None:
         raise invalid("inputs", "means payload; send one of them.")
     field = "inputs" if data.inputs is not None else "payload"
     payload = dict(data.payload or data.inputs or {})
-    if depth(payload) > MAX_DEPTH:
-        raise invalid(field, f"nests deeper than {MAX_DEPTH} levels.")
+    check_field(field, payload)
     if data.task is not None:
         if "task" in payload:
             raise invalid("task", f"is given twice, here and inside {field}.")

@@ -16,13 +16,12 @@ from domain.executions.schema import (
     DEFAULT_ATTEMPTS,
     DEFAULT_TIMEOUT,
     LLM_TIMEOUT,
-    MAX_DEPTH,
     Execution,
     Start,
-    depth,
     job_of,
     payload_of,
 )
+from domain.json_limits import check_field
 from domain.ports import Tx
 from domain.states import TERMINAL
 
@@ -71,8 +70,7 @@ async def start_call(tx: Tx, caller: Caller, name: str, data: tools.ExecuteTool)
         raise invalid("tool", f"picks a tool of an MCP server; {tool.name!r} is none.")
     if data.tool is None and tool.tool_type == "mcp":
         raise invalid("tool", "is required: name the tool of this MCP server.")
-    if depth(data.args) > MAX_DEPTH:
-        raise invalid("args", f"nests deeper than {MAX_DEPTH} levels.")
+    check_field("args", data.args)
     if data.execution_id is not None:
         await get(tx, data.execution_id)
     given: dict[str, Any] = {"tool": tool.id if data.tool is None else f"{tool.id}/{data.tool}", "args": data.args}

@@ -10,12 +10,11 @@ from domain.errors import DomainError
 from domain.executions.schema import (
     DEFAULT_TIMEOUT,
     LLM_TIMEOUT,
-    MAX_DEPTH,
     Execution,
-    depth,
     job_of,
 )
 from domain.executions.starting import TOOL_TIMEOUT, added, fresh
+from domain.json_limits import JsonTooLarge, check_value
 from domain.plans.engine import Board, StepFailed, begun, resumed
 from domain.plans.schema import PLAN_TIMEOUT, WHOLE, AgentWork, Plan, PlanStep, PlanWork, StepRun, ToolWork
 from domain.ports import Tx
@@ -45,8 +44,10 @@ async def start(
 
     Errors: `StepFailed`.
     """
-    if depth(payload) > MAX_DEPTH:
-        raise StepFailed("not_startable", f"The inputs nest deeper than {MAX_DEPTH} levels.")
+    try:
+        check_value(payload)
+    except JsonTooLarge as error:
+        raise StepFailed("not_startable", f"What the step is given {error.reason}") from None
     work = step.work
     child = fresh(tx, parent.tenant_id, parent.user_id, parent.key_id, _named(work), _given(parent, work, payload))
     child = msgspec.structs.replace(

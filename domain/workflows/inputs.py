@@ -6,7 +6,7 @@ from typing import Any, Final
 from msgspec import UNSET
 
 from domain.errors import FieldError, refused
-from domain.executions.schema import MAX_DEPTH, depth
+from domain.json_limits import JsonTooLarge, check_value
 from domain.workflows.schema import Input, InputType
 
 _WORDS: Final[dict[InputType, str]] = {
@@ -100,8 +100,10 @@ def fits(value: Any, kind: InputType | None) -> bool:
 
 def unfit(value: Any) -> str | None:
     """Why a value cannot be part of a workflow, which comes and goes as YAML too; None if it can."""
-    if depth(value) > MAX_DEPTH:
-        return f"nests deeper than {MAX_DEPTH} levels."
+    try:
+        check_value(value)
+    except JsonTooLarge as error:
+        return error.reason
     return "holds U+0000, which no text of a workflow can." if _holds(value, "\0") else None
 
 

@@ -10,6 +10,7 @@ from msgspec import UNSET
 
 from domain import documents
 from domain.errors import DomainError, FieldError, invalid, misread, refused
+from domain.json_limits import check_body
 from domain.names import KEY_RULE
 from domain.plans.schema import MAX_STEPS
 from domain.workflows.schema import Input, PatchWorkflow, Step, Workflow, YamlWorkflow
@@ -52,6 +53,7 @@ def read(sent: bytes, media: str, kind: type[T]) -> Sent[T]:
             return _parsed(sent.decode(), kind)
         except UnicodeDecodeError as error:
             raise DomainError("malformed_request", "The body is not UTF-8 text.") from error
+    check_body(sent)
     try:
         value = msgspec.json.decode(sent)
     except msgspec.DecodeError as error:

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any
 
 import asyncpg
-from sqlalchemy import BigInteger, ForeignKey, LargeBinary, Text, delete, select, text, update
+from sqlalchemy import BigInteger, ForeignKey, LargeBinary, Text, delete, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
@@ -63,6 +63,11 @@ class PostgresKeys:
                 "times": [uses[key][1] for key in keys],
             },
         )
+
+    async def count_active(self, user_id: str, now: datetime) -> int:
+        in_force = ApiKeyRow.is_active, or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > now)
+        query = select(func.count()).select_from(ApiKeyRow).where(ApiKeyRow.user_id == user_id, *in_force)
+        return int((await self._connection.execute(query)).scalar_one())
 
     async def add(self, key: ApiKey, key_hash: bytes) -> None:
         values = {name: getattr(key, name) for name in ApiKey.__struct_fields__}

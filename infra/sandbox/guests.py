@@ -7,6 +7,7 @@ import msgspec
 
 from domain.errors import DomainError
 from domain.executions import agent_error_type
+from domain.json_limits import JsonTooLarge, check_json
 from domain.ports import Outcome, Program, SandboxLost
 from infra.sandbox.ending import Ending
 from infra.sandbox.fence import Fence
@@ -118,6 +119,10 @@ def outcome(ending: Ending, timeout: float, memory_mb: int) -> Outcome:
         size = max(head.size or 0, len(body))
         message = f"The result is {size} bytes of JSON; {RESULT_BYTES} are allowed."
         return Outcome(error_type="result_too_large", error_message=message)
+    try:
+        check_json(body)
+    except JsonTooLarge as error:
+        return Outcome(error_type="result_not_json", error_message=f"The result {error.reason}")
     try:
         msgspec.json.decode(body)
     except RecursionError:

@@ -1,16 +1,13 @@
 """The three tiers, on an API of its own beside the system's; and the same with Redis away."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
 import pytest
 
-from infra.embedded.children import free_ports
-from scripts.processes import Process
 from scripts.release import set_plan
-from tests.clients import Tenant
+from tests.clients import Tenant, api_beside
 
 TIERS = {
     "PADDOCK_RATE_LIMIT_ANONYMOUS": "4",
@@ -21,24 +18,8 @@ TIERS = {
 
 @asynccontextmanager
 async def _api(system, **environment: str) -> AsyncIterator[str]:
-    port = str(free_ports(1)[0])
-    process = Process(
-        "limited", "api", {**system.environment, **TIERS, "PADDOCK_PORT": port, **environment}, lambda _: None
-    )
-    running = asyncio.create_task(process.run())
-    url = f"http://127.0.0.1:{port}"
-    try:
-        async with httpx.AsyncClient() as client:
-            for _ in range(200):
-                try:
-                    await client.get(f"{url}/health/live")
-                    break
-                except httpx.TransportError:
-                    await asyncio.sleep(0.05)
+    async with api_beside(system, **TIERS, **environment) as url:
         yield f"{url}/api/v1"
-    finally:
-        await process.stop()
-        await running
 
 
 async def _statuses(http: httpx.AsyncClient, times: int) -> list[int]:

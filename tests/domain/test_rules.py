@@ -11,7 +11,7 @@ from domain import access, executions
 from domain.access import BY_ROLE, SCOPES, Caller, scopes_in_force
 from domain.errors import CODES, DomainError
 from domain.events import level_of
-from domain.executions import MAX_DEPTH, Start, depth, payload_of
+from domain.executions import MAX_DEPTH, Start, payload_of
 from domain.pages import MAX_LIMIT, listing, page_of
 from domain.ports import Outcome
 from domain.times import utc
@@ -64,19 +64,6 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=20,
 )
-
-
-def _depth(value: Any) -> int:
-    if isinstance(value, dict):
-        return 1 + max(map(_depth, value.values()), default=-1 + 0) if value else 0
-    if isinstance(value, list):
-        return 1 + max(map(_depth, value), default=-1) if value else 0
-    return 0
-
-
-@given(json_values)
-def test_depth_is_what_recursion_would_say(value: Any) -> None:
-    assert depth(value) == _depth(value)
 
 
 def test_a_payload_may_not_nest_beyond_reason() -> None:
