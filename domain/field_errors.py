@@ -64,13 +64,14 @@ def _walk(value: Any, kind: Any, within: str, strict: bool) -> Iterator[FieldErr
 
 
 def _walk_field(value: Any, field: msgspec.structs.FieldInfo, place: str, strict: bool) -> Iterator[FieldError]:
-    below = False
-    for path, part, kind in _parts(value, field.type):
-        for error in _walk(part, kind, f"{place}{path}", strict):
-            below = True
-            yield error
-    if not below:
-        yield from _check_whole(value, field.type, place, strict)
+    whole = list(_check_whole(value, field.type, place, strict))
+    # What is wrong with the field itself, such as its length, goes before what is in it.
+    if whole and whole[0].field != place:
+        for path, part, kind in _parts(value, field.type):
+            for error in _walk(part, kind, f"{place}{path}", strict):
+                whole = []
+                yield error
+    yield from whole
 
 
 def _check_whole(value: Any, kind: Any, place: str, strict: bool) -> Iterator[FieldError]:

@@ -27,6 +27,7 @@ from jsonschema.exceptions import ValidationError, best_match
 from referencing import Registry
 
 from domain.chat import ToolFailed
+from domain.json_limits import JsonTooLarge, check_json
 from domain.json_numbers import write_whole
 from domain.json_schemas import normalize_schema
 from domain.texts import mend_json_text
@@ -140,7 +141,10 @@ async def checked(schema: dict[str, Any], args: Any, tenant_id: str = "") -> Non
 def read_arguments(text: str) -> dict[str, Any]:
     """Return the arguments that a model wrote as JSON, whole numbers as such. Errors: `ToolFailed`."""
     try:
+        check_json(text.encode("utf-8", "surrogatepass"))
         args = msgspec.json.decode(mend_json_text(text or "{}"))
+    except JsonTooLarge as error:
+        raise ToolFailed(f"the arguments cannot be read: what was sent {error.reason}") from error
     except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
         raise ToolFailed(f"the arguments are not JSON: {error}.") from error
     if not isinstance(args, dict):

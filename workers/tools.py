@@ -18,7 +18,6 @@ from domain.chat import ToolFailed, ToolSpec
 from domain.errors import OUTAGES, DomainError
 from domain.executions import DEFAULT_MEMORY_MB
 from domain.executions.schema import Mode
-from domain.json_limits import JsonTooLarge, check_json
 from domain.pages import Page
 from domain.ports import Blobs, Program, Sandbox, Store, Stream
 from domain.tools import ServerTool, Tool

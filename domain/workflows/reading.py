@@ -1,6 +1,5 @@
 """Reading what was sent, JSON or YAML, with every mistake at once, and writing a workflow as YAML."""
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Generic, TypeVar
@@ -10,16 +9,14 @@ from msgspec import UNSET
 
 from domain import documents
 from domain.errors import DomainError, FieldError, invalid, misread, refused
+from domain.field_errors import collect_field_errors
 from domain.json_limits import check_body
 from domain.names import KEY_RULE
-from domain.plans.schema import MAX_STEPS
-from domain.workflows.schema import Input, PatchWorkflow, Step, Workflow, YamlWorkflow
+from domain.workflows.schema import PatchWorkflow, Workflow, YamlWorkflow
 
 T = TypeVar("T")
 # What YAML calls itself; RFC 9512 settled on the first.
 YAML: Final = ("application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml")
-# What holds structs of its own, each of which is read for itself.
-_PARTS: Final[dict[str, type[msgspec.Struct]]] = {"steps": Step, "inputs": Input}
 
 
 # In place of the patterns that say the same.
@@ -77,68 +74,16 @@ def _parsed(text: str, kind: type[T], within: str = "body") -> Sent[T]:
 
 def _made(value: dict[str, Any], kind: type[T]) -> T:
     """Errors: `invalid_field`, with a mistake for each field that has one."""
-    found = mistakes(value, kind)
-    if found:
-        raise refused(found)
-    return msgspec.convert(value, kind)
-
-
-def mistakes(value: Any, kind: Any, within: str = "") -> list[FieldError]:
-    """What is wrong with each field of an object, one mistake for each."""
-    if not isinstance(value, dict):
-        return [_misread(value, kind, within)]
-    fields = {field.name: field for field in msgspec.structs.fields(kind)}
-    place = f"{within}." if within else ""
-    found = [
-        FieldError(field=f"{place}{str(name)[:200]}", message="is not a field here.")
-        for name in value
-        if name not in fields
-    ]
-    for name, field in fields.items():
-        if name not in value:
-            if field.required:
-                found.append(FieldError(field=f"{place}{name}", message="is required."))
-            continue
-        below = _below(value[name], name, f"{place}{name}")
-        found += below
-        if not below:
-            try:
-                msgspec.convert({name: value[name]}, _alone(kind, name))
-            except msgspec.ValidationError as error:
-                wrong = misread(str(error), within)
-                found.append(FieldError(field=wrong.field, message=_RULES.get(name, wrong.message)))
-    return found
-
-
-@functools.cache
-def _alone(kind: Any, name: str) -> Any:
-    """An object of that field alone, to see what is wrong with it.
-
-    Not the field's bare type: msgspec 0.22 frees too much after converting to `str` with a pattern or a list.
-    """
-    return msgspec.defstruct(name, [field for field in _typed(kind) if field[0] == name])
-
-
-def _typed(kind: Any) -> list[tuple[str, Any]]:
-    return [(field.name, field.type) for field in msgspec.structs.fields(kind)]
-
-
-def _below(value: Any, name: str, place: str) -> list[FieldError]:
-    part = _PARTS.get(name)
-    if name == "steps" and isinstance(value, list) and len(value) <= MAX_STEPS:
-        return [one for number, item in enumerate(value) for one in mistakes(item, part, f"{place}[{number}]")]
-    # A step has inputs too, which are nobody's structs.
-    if name == "inputs" and "[" not in place and isinstance(value, dict):
-        return [one for key, item in value.items() for one in mistakes(item, part, f"{place}.{key}")]
-    return []
-
-
-def _misread(value: Any, kind: Any, within: str) -> FieldError:
     try:
-        msgspec.convert(value, kind)
+        return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        return misread(str(error), within)
-    raise AssertionError("unreachable")
+        found = collect_field_errors(value, kind) or [misread(str(error))]
+        raise refused([_in_our_words(one) for one in found]) from None
+
+
+def _in_our_words(error: FieldError) -> FieldError:
+    rule = _RULES.get(error.field.rpartition(".")[2])
+    return error if rule is None or "regex" not in error.message else msgspec.structs.replace(error, message=rule)
 
 
 def _placed(error: DomainError, lines: dict[str, int]) -> DomainError:

@@ -37,7 +37,7 @@ def test_all_mistakes_are_told_at_once_each_with_its_place() -> None:
         "colour": "red",
         "inputs": {"topic": {"type": "text"}, "tone": {"required": "yes", "unit": "°"}, "length": 3},
         "steps": [
-            {"agent": "writer", "depends_on": "b", "retry": {"attempts": 11, "wait": 1}},
+            {"agent": "writer", "depends_on": "b", "retry": {"attempts": 11}},
             STEP,
             {"id": "a[1]", "timeout": 0, "map": 7, "max_parallel": 0, "requires_approval": "no"},
             "then rest",
