@@ -87,6 +87,9 @@ _NAME: Final = re.compile(r"(?=.{1,253}$)[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.
 _BRACKETS: Final = re.compile(r"\[([0-9a-f]*:[0-9a-f:./]*)\](?::([0-9]+))?")
 
 
+NO_PUBLIC_HOST: Final = "it is no public host that is known here"
+
+
 class Refused(Exception):
     """A connection that is not made: the host that was asked for, the address it leads to if one was found, and why.
 
@@ -94,7 +97,9 @@ class Refused(Exception):
     """
 
     def __init__(self, host: str, address: str | None, reason: str) -> None:
-        super().__init__(f"Connections to {host[:253]} are refused: {reason}.")
+        # Who may name hosts here must not learn which there are: unknown ones and private ones are refused alike.
+        told = NO_PUBLIC_HOST if reason.startswith("it leads to") else reason
+        super().__init__(f"Connections to {host[:253]} are refused: {told}.")
         self.host, self.address, self.reason = host, address, reason
 
 
@@ -172,8 +177,13 @@ class _Guard(httpcore.AsyncNetworkBackend, httpcore2.AsyncNetworkBackend):
                 addresses = await self._admit(host, port)
         except TimeoutError:
             raise self._core.ConnectTimeout(f"{host} was not resolved in time") from None
+        except socket.gaierror as error:
+            if error.errno in (socket.EAI_NONAME, socket.EAI_NODATA):
+                _refuse(host, port, None, NO_PUBLIC_HOST)
+            # The one who should know does not answer, and may do so later.
+            raise self._core.ConnectError(f"{host} cannot be looked up now") from None
         except (OSError, ValueError):
-            raise self._core.ConnectError(f"{host} is not known here") from None
+            _refuse(host, port, None, NO_PUBLIC_HOST)
         failed: Exception = self._core.ConnectError(f"{host} has no address")
         for tried, address in enumerate(addresses):
             # One address that swallows packets must not cost the others their turn.

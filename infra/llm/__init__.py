@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from domain.chat import Ask, Part
+from infra.llm.key_mask import stream_masked
 from infra.llm.local import Served, aimed
 from infra.llm.prices import GenaiPrices
 from infra.llm.tool_schemas import stream_adapted
@@ -40,9 +41,12 @@ class PydanticLlm:
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Part, None]:
         """See `domain.ports.Llm`. Errors: `domain.chat.ModelError`."""
-        async with aclosing(stream_adapted(ask, self._stream)) as parts:
+        async with aclosing(stream_masked(ask, self._adapted)) as parts:
             async for part in parts:
                 yield part
+
+    def _adapted(self, ask: Ask) -> AsyncGenerator[Part, None]:
+        return stream_adapted(ask, self._stream)
 
     async def _stream(self, ask: Ask) -> AsyncGenerator[Part, None]:
         if self._module is None:

@@ -1,19 +1,24 @@
 """Custom HTTP tools: an endpoint that a tenant configured, called with the arguments of a model."""
 
+import asyncio
 import re
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlencode
 
 import httpx2
 import msgspec
 
 from domain.chat import ToolFailed
+from domain.json_limits import JsonTooLarge, check_json
 from domain.json_numbers import write_whole
 from domain.toolconfig import PLACEHOLDER, Custom, body_format, wrong_header
 from infra.http import Outbound
 from infra.tools.http_request import AGENT, MAX_BODY, as_text, clean, read, told_apart
 
+T = TypeVar("T")
 SHOWN_OF_ERRORS: Final = 2000
+WALKED_AT_ONCE: Final = 16 * 1024
 STARS: Final = "***"
 
 
@@ -47,7 +52,7 @@ async def call_custom(
     text = scrub(as_text(response, answered), hidden)
     if truncated or len(answered) > MAX_BODY:
         truncated, text = True, text[: max(0, min(MAX_BODY, len(text) - margin))]
-    answer = text if truncated else _parsed(answered, text, hidden)
+    answer = text if truncated else await walk_aside(len(answered), _parsed, answered, text, hidden)
     if response.status_code >= 400:
         # Written anew, as the endpoint's own way of writing JSON may hide a secret from us.
         shown = answer if isinstance(answer, str) else msgspec.json.encode(answer).decode()
@@ -154,9 +159,20 @@ def _text(value: Any) -> str:
 def _parsed(body: bytes, text: str, hidden: list[str]) -> Any:
     """JSON if it is that, else `text`: also where it is nested so deep that nobody could write it down again."""
     try:
-        return scrub(clean_all(msgspec.json.decode(body)), hidden)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        check_json(body)
+        return scrub_clean(msgspec.json.decode(body), hidden)
+    except (JsonTooLarge, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return text
+
+
+async def walk_aside(size: int, walk: Callable[..., T], *args: Any) -> T:
+    """Return what `walk` makes of JSON of so many bytes: in a thread, if that takes longer than others should wait."""
+    return walk(*args) if size <= WALKED_AT_ONCE else await asyncio.to_thread(walk, *args)
+
+
+def scrub_clean(value: Any, hidden: list[str]) -> Any:
+    """Return a JSON value whose texts Postgres can hold, with stars for secrets."""
+    return scrub(clean_all(value), hidden)
 
 
 def clean_all(value: Any) -> Any:

@@ -21,10 +21,11 @@ from msgspec import UNSET, UnsetType
 from pydantic import ValidationError
 
 from domain.chat import ToolFailed, ToolSpec
+from domain.json_limits import JsonTooLarge, check_json
 from domain.texts import mend_json
 from domain.toolconfig import Mcp
 from infra.http import Outbound, Refused
-from infra.tools.custom import clean_all, hide, scrub, secret_headers
+from infra.tools.custom import clean_all, hide, scrub, scrub_clean, secret_headers, walk_aside
 from infra.tools.http_request import MAX_BODY, clean
 from infra.tools.mcp_results import MAX_DESCRIPTION, LenientDispatcher, WarnAboutTool
 from infra.version import VERSION
@@ -110,11 +111,11 @@ async def call_mcp(
     answer: dict[str, Any] = {"content": text[:MAX_BODY]}
     truncated = len(text) > MAX_BODY
     if result.structured_content is not None:
-        structured = scrub(clean_all(result.structured_content), hidden)
-        if len(msgspec.json.encode(structured)) > MAX_BODY:
+        size = len(msgspec.json.encode(result.structured_content))
+        if size > MAX_BODY:
             truncated = True
         else:
-            answer["structured_content"] = structured
+            answer["structured_content"] = await walk_aside(size, scrub_clean, result.structured_content, hidden)
     return {**answer, "truncated": True} if truncated else answer
 
 
@@ -233,10 +234,19 @@ class _Counted(httpx2.AsyncByteStream):
             rest += part
             end = max(rest.rfind(b"\n"), rest.rfind(b"\r")) + 1 if self._in_lines else 0
             if end:
-                yield mend_json(rest[:end])
+                yield self._check(mend_json(rest[:end]))
                 rest = rest[end:]
         if rest:
-            yield mend_json(rest)
+            yield self._check(mend_json(rest))
+
+    def _check(self, whole: bytes) -> bytes:
+        """Whole lines, or a whole answer, which the library decodes where everything else waits for it."""
+        try:
+            check_json(whole)
+        except JsonTooLarge:
+            self._meter.full = True
+            raise _TooMuch("too many values, or too deep") from None
+        return whole
 
     async def aclose(self) -> None:
         await self._stream.aclose()

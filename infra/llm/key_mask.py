@@ -1,0 +1,74 @@
+"""Stars for a provider's key in its answers: whoever answers may write the key back, and answers are shown and kept."""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Final
+
+from msgspec.structs import replace
+
+from domain.chat import Ask, CallPart, Part, Reply, Text, Thought
+
+STARS: Final = "***"
+# Shorter ones are no secrets, and words of an answer.
+MIN_KEY_CHARACTERS: Final = 8
+
+
+class KeyMask:
+    """Masks a key in text that comes in pieces; what may be the key's beginning is held back."""
+
+    def __init__(self, key: str) -> None:
+        self._key, self._held = key, ""
+
+    def add(self, piece: str) -> str:
+        """Return what can be handed on by now."""
+        text = (self._held + piece).replace(self._key, STARS)
+        held = next((size for size in range(len(self._key) - 1, 0, -1) if text.endswith(self._key[:size])), 0)
+        self._held = text[len(text) - held :]
+        return text[: len(text) - held]
+
+    def finish(self) -> str:
+        """Return what was held back, which is no key."""
+        held, self._held = self._held, ""
+        return held
+
+
+async def stream_masked(ask: Ask, stream: Callable[[Ask], AsyncGenerator[Part, None]]) -> AsyncGenerator[Part, None]:
+    """The parts of an answer without the key that it was asked with. What a provider signed stays as it is."""
+    key = ask.target.api_key.reveal() if ask.target.api_key is not None else ""
+    async with aclosing(stream(ask)) as parts:
+        if len(key) < MIN_KEY_CHARACTERS:
+            async for part in parts:
+                yield part
+            return
+        masks: dict[object, KeyMask] = {}
+        async for part in parts:
+            if isinstance(part, Text | Thought):
+                if text := masks.setdefault(type(part), KeyMask(key)).add(part.text):
+                    yield replace(part, text=text)
+            elif isinstance(part, CallPart):
+                arguments = masks.setdefault(part.index, KeyMask(key)).add(part.arguments)
+                if arguments or part.id is not None or part.name is not None:
+                    yield replace(part, arguments=arguments)
+            elif isinstance(part, Reply):
+                for rest in _finish(masks):
+                    yield rest
+                yield _mask_reply(part, key)
+            else:
+                yield part
+
+
+def _finish(masks: dict[object, KeyMask]) -> list[Part]:
+    found: list[Part] = []
+    for kind, mask in masks.items():
+        if held := mask.finish():
+            if isinstance(kind, int):
+                found.append(CallPart(index=kind, arguments=held))
+            else:
+                found.append(Thought(held) if kind is Thought else Text(held))
+    return found
+
+
+def _mask_reply(reply: Reply, key: str) -> Reply:
+    message = reply.message
+    calls = tuple(replace(call, arguments=call.arguments.replace(key, STARS)) for call in message.tool_calls)
+    return replace(reply, message=replace(message, content=message.content.replace(key, STARS), tool_calls=calls))
