@@ -73,7 +73,7 @@ async def test_e_mails_of_before_are_folded_and_look_alikes_stay_apart(system: S
         "bob＠example.com": "bob@example.com",
         "ｂob@example.com": "ｂob@example.com",
     }
-    async with database_at(system, "0024") as (beside, owner):
+    async with database_at(system, "0025") as (beside, owner):
         await owner.execute("INSERT INTO tenants (id, plan, created_at) VALUES ('one', 'standard', now())")
         for email in before:
             await owner.execute(

@@ -12,8 +12,8 @@ import idna
 from alembic import op
 from sqlalchemy import text
 
-revision = "0025"
-down_revision = "0024"
+revision = "0026"
+down_revision = "0025"
 
 _log = logging.getLogger("alembic.runtime.migration")
 
