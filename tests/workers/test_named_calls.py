@@ -1,0 +1,72 @@
+"""Reasoning of models that an uploaded agent calls: OpenAI's wire has no place for it, so it is kept beside the run."""
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from domain.chat import Message, Options, Part, ProviderParts, Reply, ToolCall
+from workers import named_calls
+from workers.named_calls import NamedCalls
+
+
+class Calls:
+    """Model calls that note what they were asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Message, ...]] = []
+        self.answers: list[Message] = []
+
+    async def target(self, name: str) -> Any:
+        return name
+
+    async def stream(
+        self, target: Any, messages: tuple[Message, ...], tools: Any, options: Any
+    ) -> AsyncGenerator[Part, None]:
+        self.asked.append(messages)
+        yield Reply(message=self.answers.pop(0), finish="tool_calls", usage=None)
+
+
+def answer(id_: str, size: int = 1, content: str = "") -> Message:
+    parts = ProviderParts(
+        writer="w", parts=({"item": {"type": "reasoning", "of": id_, "filler": "x" * size}}, {"call": 0})
+    )
+    call = ToolCall(id=id_, name="f", arguments="{}")
+    return Message(role="assistant", content=content, tool_calls=(call,), provider_parts=parts)
+
+
+async def ask(calls: NamedCalls, *messages: Message) -> None:
+    async for _ in calls.stream("m", messages, (), Options()):
+        pass
+
+
+def sent_back(message: Message) -> Message:
+    """As the agent's library sends it: without what it has never seen."""
+    return Message(role="assistant", content=message.content, tool_calls=message.tool_calls)
+
+
+async def test_it_is_put_back_into_the_answer_that_it_came_with() -> None:
+    inner = Calls()
+    calls = NamedCalls(inner)  # type: ignore[arg-type]
+    first, second = answer("a"), answer("b", content="I look.")
+    inner.answers = [first, second, answer("c"), answer("d")]
+    await ask(calls, Message(role="user", content="go"))
+    await ask(calls, sent_back(first))
+    await ask(calls, sent_back(first), Message(role="tool", content="", tool_call_id="a"), sent_back(second))
+    assert [message.provider_parts for message in inner.asked[-1]] == [
+        first.provider_parts,
+        None,
+        second.provider_parts,
+    ]
+    changed = Message(role="assistant", content="I was changed.", tool_calls=second.tool_calls)
+    await ask(calls, changed)
+    assert inner.asked[-1] == (changed,)
+
+
+async def test_the_oldest_is_forgotten_where_it_gets_too_much() -> None:
+    inner = Calls()
+    calls = NamedCalls(inner)  # type: ignore[arg-type]
+    many = [answer(f"c{number}", named_calls.MAX_KEPT_BYTES // 3) for number in range(4)]
+    inner.answers = [*many, answer("x")]
+    for _ in many:
+        await ask(calls)
+    await ask(calls, *map(sent_back, many))
+    assert [message.provider_parts is not None for message in inner.asked[-1]] == [False, False, True, True]
