@@ -7,7 +7,9 @@ import msgspec
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import Method
 
+from api import websockets
 from api.errors import TABLE, Problem
+from api.examples import example_of
 from domain.artifacts.schema import Artifact
 from domain.evaluations import MAX_BATCH, NewEvaluation
 from domain.workflows import YAML, NewWorkflow, PatchWorkflow, YamlWorkflow
@@ -71,12 +73,14 @@ _EVALUATIONS: Final = {
     "maxItems": MAX_BATCH,
 }
 _WRAPPED: Final = {"type": "object", "required": ["evaluations"], "properties": {"evaluations": _EVALUATIONS}}
-_TEXT: Final = {"schema": {"type": "string", "description": "A YAML document."}}
+# In the responses alone: generators of clients drop a route whose body may also be of a type that they do not know.
+_YAML_TEXT: Final = {"schema": {"type": "string", "description": "A YAML document."}}
 
 
-def _or_yaml(name: str) -> dict[str, Any]:
-    forms = [{"$ref": f"#/components/schemas/{one}"} for one in (name, "YamlWorkflow")]
-    return {"required": True, "content": {**_json({"oneOf": forms}), YAML[0]: _TEXT}}
+def _workflow(name: str) -> dict[str, Any]:
+    forms = [{"$ref": f"#/components/schemas/{form}"} for form in (name, "YamlWorkflow")]
+    told = f"JSON as here, or the same as YAML under `Content-Type: {YAML[0]}`."
+    return {"required": True, "description": told, "content": _json({"oneOf": forms})}
 
 
 _EVALUATION: Final = {"required": True, "content": _json({"$ref": "#/components/schemas/NewEvaluation"})}
@@ -85,8 +89,8 @@ _BODIES: Final = {
     "upload_archive": _ARCHIVE,
     "upload_artifact": {"required": True, "content": _json({"$ref": "#/components/schemas/Artifact"})},
     **dict.fromkeys(("create_evaluation", "upload_metrics"), _EVALUATION),
-    "create_workflow": _or_yaml("NewWorkflow"),
-    **dict.fromkeys(("patch_workflow", "patch_workflow_put"), _or_yaml("PatchWorkflow")),
+    "create_workflow": _workflow("NewWorkflow"),
+    **dict.fromkeys(("patch_workflow", "patch_workflow_put"), _workflow("PatchWorkflow")),
     "create_batch": {"required": True, "content": _json({"anyOf": [_EVALUATIONS, _WRAPPED]})},
 }
 
@@ -110,11 +114,25 @@ def finished(document: dict[str, Any]) -> dict[str, Any]:
         [Problem, Artifact, NewEvaluation, NewWorkflow, PatchWorkflow, YamlWorkflow],
         ref_template="#/components/schemas/{name}",
     )
-    schemas.update(components)
+    schemas.update(components | websockets.SCHEMAS)
+    _describe_items(schemas)
     for path, item in document["paths"].items():
         for method, operation in item.items():
             _finish(path, method, operation)
+    document["paths"].update(websockets.PATHS)
     return document
+
+
+def _describe_items(schema: Any) -> None:
+    """Say of every array that its items may be anything, where nothing is said: generators ask for that."""
+    if isinstance(schema, dict):
+        if schema.get("type") == "array" and not {"items", "prefixItems"} & schema.keys():
+            schema["items"] = {}
+        for value in schema.values():
+            _describe_items(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            _describe_items(value)
 
 
 def _finish(path: str, method: str, operation: dict[str, Any]) -> None:
@@ -152,13 +170,23 @@ def _finish(path: str, method: str, operation: dict[str, Any]) -> None:
         headers.append(_LAST)
     if name in _BODIES:
         operation["requestBody"] = _BODIES[name]
+    if "requestBody" in operation:
+        operation["requestBody"] = _with_example(operation["requestBody"], example_of(name))
     if name == "get_artifact":
         operation["responses"]["200"]["content"] = _json({"$ref": "#/components/schemas/Artifact"})
     if name == "get_workflow":
-        operation["responses"]["200"]["content"][YAML[0]] = _TEXT
+        operation["responses"]["200"]["content"]["text/yaml"] = _YAML_TEXT
     if name.startswith("export_"):
         file = {"schema": {"type": "string", "format": "binary"}}
         operation["responses"]["200"]["content"] = dict.fromkeys(MEDIA.values(), file)
+
+
+def _with_example(body: dict[str, Any], example: Any) -> dict[str, Any]:
+    content = {
+        kind: told | ({"example": example} if kind == "application/json" and example is not None else {})
+        for kind, told in body["content"].items()
+    }
+    return {**body, "content": content}
 
 
 def _example(path: str, status: int, code: str) -> dict[str, Any]:
