@@ -124,14 +124,14 @@ async def _after_upload(
     return Response(row, status_code=201, headers={**answer.headers, **headers})
 
 
-@get("/uploads/{path:path}", opt=needs("read:agents"), media_type="application/gzip")
+@get("/uploads/{path:path}", opt=needs("read:agents"), media_type="application/octet-stream")
 async def download_archive(front: Front, caller: Caller, path: str) -> Stream:
     """The archive as it was uploaded, by a version's `tarball_path`."""
     async with front.store.begin(caller) as tx:
         version = await builds.stored_at(tx, str(path).lstrip("/"))
     name = f"{version.agent_id}-{version.version}.tar.gz"
     headers = {"Content-Disposition": f'attachment; filename="{name}"', "Content-Length": str(version.size_bytes)}
-    return Stream(await front.blobs.get(version.tarball_path), headers=headers, media_type="application/gzip")
+    return Stream(await front.blobs.get(version.tarball_path), headers=headers, media_type="application/octet-stream")
 
 
 @get("/agents/{agent_id:str}/versions", opt=needs("read:agents"))

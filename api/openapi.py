@@ -73,6 +73,7 @@ _EVALUATIONS: Final = {
     "maxItems": MAX_BATCH,
 }
 _WRAPPED: Final = {"type": "object", "required": ["evaluations"], "properties": {"evaluations": _EVALUATIONS}}
+_FILE: Final = {"schema": {"type": "string", "format": "binary"}}
 # In the responses alone: generators of clients drop a route whose body may also be of a type that they do not know.
 _YAML_TEXT: Final = {"schema": {"type": "string", "description": "A YAML document."}}
 
@@ -177,8 +178,9 @@ def _finish(path: str, method: str, operation: dict[str, Any]) -> None:
     if name == "get_workflow":
         operation["responses"]["200"]["content"]["text/yaml"] = _YAML_TEXT
     if name.startswith("export_"):
-        file = {"schema": {"type": "string", "format": "binary"}}
-        operation["responses"]["200"]["content"] = dict.fromkeys(MEDIA.values(), file)
+        operation["responses"]["200"]["content"] = dict.fromkeys(MEDIA.values(), _FILE)
+    if "application/octet-stream" in operation["responses"].get("200", {}).get("content", {}):
+        operation["responses"]["200"]["content"] = {"application/octet-stream": _FILE}
 
 
 def _with_example(body: dict[str, Any], example: Any) -> dict[str, Any]:

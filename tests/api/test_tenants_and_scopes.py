@@ -8,6 +8,8 @@ from typing import Any
 
 import httpx
 import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.clients import Tenant, archive
 
@@ -15,7 +17,7 @@ SECRET = "belongs-to-acme-alone"
 UNAUTHENTICATED = {"register", "login", "refresh"}
 OWN = {"me", "me_users", "logout", "patch_me", "create_key", "create_key_auth", "invite", "patch_tenant"}
 # What creates something in the caller's own tenant, whatever it is sent.
-CREATES = {"create_agent", "upload_artifact", "create_evaluation", "create_batch"}
+CREATES = {"create_agent", "upload_artifact", "create_evaluation", "upload_metrics", "create_batch"}
 CREATES |= {"create_model", "create_provider_key", "create_tool", "create_budget", "create_template"}
 CREATES |= {"create_crew", "create_task", "create_workflow"}
 # Is refused, as it names what only another tenant has.
@@ -88,9 +90,9 @@ def _body(document: dict[str, Any], operation: dict[str, Any], belongings: dict[
         return {"files": {"file": ("a.tar.gz", archive({"agent.py": ""}))}}
     if operation["operationId"] == "upload_artifact":
         return {"json": {"kurral_id": "the-rival-s-own"}}
-    if operation["operationId"] in ("create_evaluation", "create_batch"):
+    if operation["operationId"] in ("create_evaluation", "upload_metrics", "create_batch"):
         rival = {"prompt": "a", "response": "b"}
-        return {"json": rival if operation["operationId"] == "create_evaluation" else [rival]}
+        return {"json": [rival] if operation["operationId"] == "create_batch" else rival}
     if "application/json" not in content:
         return {}
     told = content["application/json"]["schema"]
@@ -133,7 +135,7 @@ def _routes(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
         (method.upper(), path, operation)
         for path, item in document["paths"].items()
         for method, operation in item.items()
-        if path.startswith("/api/v1")
+        if path.startswith("/api/v1") and "x-websocket" not in operation
     ]
 
 
@@ -177,6 +179,33 @@ async def test_no_route_shows_or_changes_another_tenant_s(document, belongings, 
     for path in ("provider-keys", "models", "tools", "templates", "tasks", "crews", "workflows", "scheduler/schedules"):
         assert (await acme.http.get(f"/{path}/{SECRET}")).json()["name"] == SECRET
     assert (await acme.http.get(f"/tools/{SECRET}")).json()["enabled"] is True
+
+
+async def test_no_websocket_shows_another_tenant_s(document, belongings, acme: Tenant, rival: Tenant) -> None:
+    walked = 0
+    for path, item in document["paths"].items():
+        if "x-websocket" not in item.get("get", {}):
+            continue
+        walked += 1
+        url = f"{rival.http.base_url}".replace("http", "ws", 1).removesuffix("/api/v1/") + path.format(**belongings)
+        for headers, code in (
+            ({"Authorization": rival.http.headers["Authorization"]}, 4404),
+            ({"X-API-Key": await acme.key(scopes=[])}, 4403),
+            ({}, 4401),
+        ):
+            with pytest.raises((ConnectionClosed, InvalidStatus)) as caught:
+                async with connect(url, additional_headers=headers) as socket:
+                    await socket.send(json.dumps({"payload": {}}))
+                    while True:
+                        assert SECRET not in await socket.recv()
+            error = caught.value
+            if isinstance(error, InvalidStatus):
+                # Refused before it was a WebSocket, for which ASGI has one status.
+                assert error.response.status_code == 403
+            else:
+                assert error.rcvd is not None
+                assert error.rcvd.code == code
+    assert walked == 2
 
 
 async def test_references_in_bodies_do_not_reach_across(belongings, rival: Tenant) -> None:

@@ -427,15 +427,16 @@ async def test_a_workflow_stays_while_a_schedule_starts_it(acme: Tenant) -> None
 
 async def test_the_document_tells_of_both_forms(system, acme: Tenant) -> None:
     document = (await acme.http.get(f"{system.url}/openapi.json")).json()
-    post = document["paths"]["/api/v1/workflows"]["post"]["requestBody"]["content"]
-    patch = document["paths"]["/api/v1/workflows/{workflow_id}"]["patch"]["requestBody"]["content"]
-    for content, schema in ((post, "NewWorkflow"), (patch, "PatchWorkflow")):
-        forms = [one["$ref"].rsplit("/", 1)[-1] for one in content["application/json"]["schema"]["oneOf"]]
+    post = document["paths"]["/api/v1/workflows"]["post"]["requestBody"]
+    patch = document["paths"]["/api/v1/workflows/{workflow_id}"]["patch"]["requestBody"]
+    for body, schema in ((post, "NewWorkflow"), (patch, "PatchWorkflow")):
+        forms = [one["$ref"].rsplit("/", 1)[-1] for one in body["content"]["application/json"]["schema"]["oneOf"]]
         assert forms == [schema, "YamlWorkflow"]
-        assert content["application/yaml"]["schema"]["type"] == "string"
+        # Not as a type of its own: generators of clients leave out routes that take a type they do not know.
+        assert "application/yaml" in body["description"]
         assert set(forms) <= set(document["components"]["schemas"])
     shown = document["paths"]["/api/v1/workflows/{workflow_id}"]["get"]["responses"]["200"]["content"]
-    assert set(shown) == {"application/json", "application/yaml"}
+    assert set(shown) == {"application/json", "text/yaml"}
     takes = document["components"]["schemas"]["NewWorkflow"]["properties"]["steps"]
     assert takes["items"]["$ref"].endswith("/Step")
 
