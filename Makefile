@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+# What generates clients of the API, for the tests alone: it is large, and nothing that runs needs it.
+CLIENTS := .clients
+CLIENTS_STAMP := $(CLIENTS)/.ready
 
 .PHONY: help setup demo up test check bench lock clean
 
@@ -22,16 +25,23 @@ $(STAMP): pyproject.toml requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
+$(CLIENTS_STAMP): $(STAMP) tests/generated_clients/requirements.lock tests/generated_clients/package-lock.json
+	@test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	@$(BIN)/uv pip sync --quiet --python $(CLIENTS)/bin/python --require-hashes tests/generated_clients/requirements.lock
+	@cp tests/generated_clients/package.json tests/generated_clients/package-lock.json $(CLIENTS)/
+	@cd $(CLIENTS) && PATH="$$PWD/bin:$$PATH" npm ci --no-audit --no-fund --loglevel=error --ignore-scripts >/dev/null
+	@touch $(CLIENTS_STAMP)
+
 demo: setup ## start everything, run the main job, serve until Ctrl-C (ARGS=--once ends after the job)
 	@$(BIN)/paddock demo $(ARGS)
 
 up: setup ## start everything and serve
 	@$(BIN)/paddock up $(ARGS)
 
-test: setup ## every test, on the real parts
+test: setup $(CLIENTS_STAMP) ## every test, on the real parts
 	@$(BIN)/python -m pytest $(ARGS)
 
-check: setup ## format, lint, types, imports, lock file, then the tests
+check: setup $(CLIENTS_STAMP) ## format, lint, types, imports, lock file, then the tests
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
@@ -45,7 +55,8 @@ bench: setup ## the benchmarks, as ratios measured in one run
 lock: setup ## compile the lock files anew from pyproject.toml
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --extra embedded --extra model --extra dev pyproject.toml -o requirements.lock
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header pyproject.toml -o requirements-runtime.lock
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header tests/generated_clients/requirements.in -o tests/generated_clients/requirements.lock
 	@grep -A40 '^uv==' requirements.lock | awk 'NR==1 || /--hash/ {print; next} {exit}' > requirements-uv.lock
 
 clean: ## remove the environment and the data of the demo
-	rm -rf $(VENV) .paddock
+	rm -rf $(VENV) $(CLIENTS) .paddock

@@ -6,7 +6,12 @@ import sys
 from pathlib import Path
 from typing import Final
 
-LOCKS: Final = ("requirements.lock", "requirements-runtime.lock", "requirements-uv.lock")
+LOCKS: Final = (
+    "requirements.lock",
+    "requirements-runtime.lock",
+    "requirements-uv.lock",
+    "tests/generated_clients/requirements.lock",
+)
 # Written in halves, so that this file does not name what it looks for.
 HOSTS: Final = tuple(
     "".join(parts)
