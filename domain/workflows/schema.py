@@ -25,7 +25,7 @@ WORKS: Final = ("agent", "crew", "tool", "workflow")
 StepId = Annotated[
     str,
     Meta(
-        pattern=f"^{KEY.pattern}$(?!\n)",
+        pattern=rf"^{KEY.pattern}$(?!\n)",
         max_length=64,
         examples=["review"],
         description='Of any script. In expressions `steps.id`; where it is no word, `steps["an id"]`.',
