@@ -3,14 +3,13 @@
 import asyncio
 import functools
 from collections.abc import AsyncIterator
-from datetime import datetime
 
 from litestar import Response, Router, delete, get, post
 from litestar.di import Provide
 from litestar.response import Stream
 
 from api.exports import CSV_OPTIONS, Format, exported
-from api.front import Front, needs
+from api.front import Front, QueryTime, needs
 from api.requests import HttpRequest
 from domain import artifacts
 from domain.access import Caller
@@ -20,7 +19,8 @@ from domain.artifacts.cases import BucketCount, Filter, Stored
 from domain.artifacts.record import Metadata, Status
 from domain.artifacts.schema import Level
 from domain.errors import DomainError
-from domain.pages import Listing, Page
+from domain.pages import Listing, Page, listing
+from domain.times import read_time_or_none
 from infra.compression import LARGE, begun, once, packed, unpacked
 from infra.tables import CsvOptions
 
@@ -37,8 +37,8 @@ def provide_filter(
     model_name: str | None = None,
     provider: str | None = None,
     status: Status | None = None,
-    start_date: datetime | None = None,
-    end_date: datetime | None = None,
+    start_date: QueryTime = None,
+    end_date: QueryTime = None,
     run_id: str | None = None,
     tag: str | None = None,
     error_type: str | None = None,
@@ -56,8 +56,8 @@ def provide_filter(
         model_name=model_name,
         provider=provider,
         status=status,
-        start_date=start_date,
-        end_date=end_date,
+        start_date=read_time_or_none("start_date", start_date),
+        end_date=read_time_or_none("end_date", end_date, end=True),
         run_id=run_id,
         tag=tag,
         error_type=error_type,
@@ -117,12 +117,15 @@ async def get_artifact_metadata(front: Front, caller: Caller, kurral_id: str, te
 
 
 @get("/artifacts/{kurral_id:str}/tool-calls", opt=_READ)
-async def get_tool_calls(front: Front, caller: Caller, kurral_id: str, tenant_id: str | None = None) -> list[CallNode]:
-    """An artifact's tool calls as a tree, each with those that it made."""
+async def get_tool_calls(
+    front: Front, caller: Caller, kurral_id: str, part: Page, tenant_id: str | None = None
+) -> Listing[CallNode]:
+    """An artifact's tool calls as a tree, each with those that it made; a page has so many that no other made."""
     size, chunks = await _body(front, caller, kurral_id, tenant_id)
     async with front.large_bodies.hold(size):
         whole = b"".join([chunk async for chunk in chunks])
-        return await asyncio.to_thread(cases.calls_of, whole)
+        calls = await asyncio.to_thread(cases.calls_of, whole)
+    return listing(calls[part.offset : part.offset + part.limit], len(calls), part)
 
 
 @delete("/artifacts/{kurral_id:str}", opt=_WRITE)

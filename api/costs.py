@@ -1,19 +1,15 @@
 """What calls of models cost: one by one, and summed up."""
 
-from typing import Annotated
-
 from litestar import Router, get
-from litestar.params import Parameter
 
-from api.front import Front, needs
+from api.front import Front, QueryTime, needs
 from domain import costs
 from domain.access import Caller
 from domain.costs import CallStatus, CostListing, CostSummary, Filter, SummaryPeriod
 from domain.pages import Page
-from domain.times import moment
+from domain.times import read_time_or_none
 
 _READ = needs("read:costs")
-Moment = Annotated[str | None, Parameter(description="A date or a time (RFC 3339), UTC unless it says otherwise.")]
 
 
 @get("/costs", opt=_READ)
@@ -27,8 +23,8 @@ async def list_costs(
     model: str | None = None,
     model_name: str | None = None,
     status: CallStatus | None = None,
-    since: Moment = None,
-    until: Moment = None,
+    since: QueryTime = None,
+    until: QueryTime = None,
 ) -> CostListing:
     """Calls of models, newest first, and what all that match cost. `agent_id` takes a name too."""
     wanted = Filter(
@@ -38,8 +34,8 @@ async def list_costs(
         model=model,
         model_name=model_name,
         status=status,
-        since=moment("since", since),
-        until=moment("until", until),
+        since=read_time_or_none("since", since),
+        until=read_time_or_none("until", until, end=True),
     )
     async with front.store.begin(caller) as tx:
         return await costs.list_costs(tx, wanted, part)
@@ -50,15 +46,16 @@ async def get_cost_summary(
     front: Front,
     caller: Caller,
     period: SummaryPeriod | None = None,
-    since: Moment = None,
-    until: Moment = None,
+    since: QueryTime = None,
+    until: QueryTime = None,
 ) -> CostSummary:
     """Sums over the last day, week (if nothing is said) or month of 30 days, or from `since` to before `until`.
 
     Exact at any moment.
     """
     async with front.store.begin(caller) as tx:
-        return await costs.summary(tx, period, moment("since", since), moment("until", until))
+        ends = read_time_or_none("since", since), read_time_or_none("until", until, end=True)
+        return await costs.summary(tx, period, *ends)
 
 
 router = Router("/", route_handlers=[list_costs, get_cost_summary], tags=["costs"])

@@ -2,20 +2,20 @@
 
 import asyncio
 import functools
-from datetime import datetime
 
 from litestar import Response, Router, delete, get, post
 from litestar.di import Provide
 from litestar.response import Stream
 
 from api.exports import CSV_OPTIONS, Format, exported
-from api.front import Front, needs
+from api.front import Front, QueryTime, needs
 from api.requests import HttpRequest
 from domain import evaluations
 from domain.access import Caller
 from domain.evaluations import Batch, Evaluation, EvaluationPoint, EvaluationStats, Filter
 from domain.pages import Listing, Page
-from domain.stats import Bucket
+from domain.stats import Bucket, Series, series_of
+from domain.times import read_time_or_none
 from infra.tables import CsvOptions
 
 _READ = needs("read:evaluations")
@@ -31,8 +31,8 @@ def provide_filter(
     session_id: str | None = None,
     execution_id: str | None = None,
     artifact_id: str | None = None,
-    since: datetime | None = None,
-    until: datetime | None = None,
+    since: QueryTime = None,
+    until: QueryTime = None,
 ) -> Filter:
     """Which evaluations: equal in every parameter that is given, from `since` on and before `until`."""
     return Filter(
@@ -43,8 +43,8 @@ def provide_filter(
         session_id=session_id,
         execution_id=execution_id,
         artifact_id=artifact_id,
-        since=since,
-        until=until,
+        since=read_time_or_none("since", since),
+        until=read_time_or_none("until", until, end=True),
     )
 
 
@@ -104,10 +104,10 @@ async def get_evaluation_stats(
 @get("/evaluations/timeseries", opt=_READ)
 async def get_evaluation_timeseries(
     front: Front, caller: Caller, narrowed: Filter, days: int = 7, bucket: Bucket = "day"
-) -> list[EvaluationPoint]:
+) -> Series[EvaluationPoint]:
     """Evaluations of the last `days` dates (UTC), per day or hour, oldest first."""
     async with front.store.begin(caller) as tx:
-        return await evaluations.timeseries(tx, narrowed, days, bucket)
+        return series_of(await evaluations.timeseries(tx, narrowed, days, bucket), days, bucket)
 
 
 @get("/evaluations/export", opt=_READ, dependencies=CSV_OPTIONS)

@@ -1,12 +1,11 @@
 """Executions: start, list, get, cancel, retry. One resource on the paths of five systems."""
 
-from datetime import datetime
 from typing import Annotated, Literal
 
 from litestar import Response, Router, get, post
 from litestar.params import Parameter
 
-from api.front import Front, find_execution, needs, started, waited
+from api.front import Front, QueryTime, find_execution, needs, started, waited
 from api.requests import HttpRequest
 from domain import executions, launching
 from domain.access import Caller
@@ -14,6 +13,7 @@ from domain.executions import Decision, Execution, Filter, Kind, Start, StartAny
 from domain.pages import Listing, Page
 from domain.plans import deciding
 from domain.states import TERMINAL, Status
+from domain.times import read_time_or_none
 
 _LISTS = ["/executions", "/runtime/executions", "/execution-history"]
 _ONE = [
@@ -52,15 +52,14 @@ async def list_executions(
     workflow_id: str | None = None,
     schedule_id: str | None = None,
     parent_id: str | None = None,
-    since: datetime | None = None,
-    until: datetime | None = None,
+    since: QueryTime = None,
+    until: QueryTime = None,
     group_id: str | None = None,
     tenant_id: str | None = None,
 ) -> Listing[Execution]:
     """Executions, newest first; the steps of one with `parent_id`. What is larger than 16 KiB is left out of lists."""
-    wanted = Filter(
-        status, kind, agent_id, agent_version_id, crew_id, workflow_id, schedule_id, parent_id, since, until
-    )
+    first, last = read_time_or_none("since", since), read_time_or_none("until", until, end=True)
+    wanted = Filter(status, kind, agent_id, agent_version_id, crew_id, workflow_id, schedule_id, parent_id, first, last)
     narrowed = executions.narrowed(caller, wanted, group_id, tenant_id)
     async with front.store.begin(caller) as tx:
         return await executions.list_executions(tx, narrowed, part)

@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol, TypeVar
+from typing import Annotated, Any, Final, Protocol, TypeVar
 
 import msgspec
 from litestar import Response
+from litestar.params import Parameter
 
 from api.guesses import GuessLimiter
 from api.ingest import Ingest
@@ -30,6 +31,16 @@ from infra.telemetry import Metrics
 from infra.wiring import Parts
 
 T = TypeVar("T")
+
+
+# A time in a query, read by `domain.times`; as the end of a stretch, a date is the whole of that day.
+QueryTime = Annotated[
+    str | None,
+    Parameter(
+        description="A date, a time (RFC 3339) or seconds since 1970; UTC unless it says otherwise. "
+        "As the end of a stretch a date is the whole of that day."
+    ),
+]
 
 
 class HasStatus(Protocol):

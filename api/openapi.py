@@ -109,7 +109,7 @@ def operation_id(handler: HTTPRouteHandler, method: Method, path: list[str | Any
 def finished(document: dict[str, Any]) -> dict[str, Any]:
     """Litestar's document with our errors, headers and bodies in it."""
     text = msgspec.json.encode(document).decode()
-    document = msgspec.json.decode(re.sub(r"Listing_domain\.[\w.]+\.(\w+?)_\b", r"ListingOf\1", text))
+    document = msgspec.json.decode(re.sub(r"(Listing|Series)_domain\.[\w.]+\.(\w+?)_\b", r"\1Of\2", text))
     schemas = document["components"]["schemas"]
     _, components = msgspec.json.schema_components(
         [Problem, Artifact, NewEvaluation, NewWorkflow, PatchWorkflow, YamlWorkflow],

@@ -1,15 +1,15 @@
 """The queues, for admins."""
 
-import msgspec
 from litestar import Router, get
 
 from api.front import Front, needs
 from domain.access import OPERATORS, Caller
+from domain.pages import Listing
 from domain.queues import ALIVE, QueueStats, WorkerInfo
 
 
-class Queues(msgspec.Struct, frozen=True, kw_only=True):
-    """Every lane, and the workers that were alive a moment ago."""
+class Queues(Listing[QueueStats], frozen=True, kw_only=True):
+    """Every lane, and the workers that were alive a moment ago. `queues` is `items`."""
 
     queues: list[QueueStats]
     workers: list[WorkerInfo]
@@ -23,8 +23,14 @@ async def get_queues(front: Front, caller: Caller) -> Queues:
     """
     async with front.store.begin(caller) as tx:
         if caller.tenant_id != OPERATORS:
-            return Queues(queues=await tx.queues.stats(tx.now, caller.tenant_id), workers=[])
-        return Queues(queues=await tx.queues.stats(tx.now), workers=await tx.queues.workers(tx.now - ALIVE))
+            return _listed(await tx.queues.stats(tx.now, caller.tenant_id), [])
+        return _listed(await tx.queues.stats(tx.now), await tx.queues.workers(tx.now - ALIVE))
+
+
+def _listed(lanes: list[QueueStats], workers: list[WorkerInfo]) -> Queues:
+    return Queues(
+        items=lanes, queues=lanes, workers=workers, total=len(lanes), limit=len(lanes), offset=0, has_more=False
+    )
 
 
 router = Router("/", route_handlers=[get_queues], tags=["operations"])

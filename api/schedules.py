@@ -8,6 +8,7 @@ from domain import schedules
 from domain.access import Caller
 from domain.executions import Execution
 from domain.pages import Listing, Page
+from domain.ports import Tx
 from domain.schedules import NewSchedule, Outcome, PatchSchedule, Schedule, ScheduleRun, ShownSchedule
 
 _ALL = "/scheduler/schedules"
@@ -15,9 +16,15 @@ _ONE = "/scheduler/schedules/{schedule_id:str}"
 
 
 @post(_ALL, opt=needs("write:schedules"))
-async def create_schedule(front: Front, request: HttpRequest, caller: Caller, data: NewSchedule) -> Response[Schedule]:
+async def create_schedule(
+    front: Front, request: HttpRequest, caller: Caller, data: NewSchedule
+) -> Response[ShownSchedule]:
     """Start an agent, a crew or a workflow whenever a cron line says so. Needs the scope `run:agents` besides."""
-    return await created(front, request, caller, lambda tx: schedules.create(tx, caller, data))
+
+    async def make(tx: Tx) -> ShownSchedule:
+        return schedules.with_upcoming(tx, await schedules.create(tx, caller, data))
+
+    return await created(front, request, caller, make)
 
 
 @get(_ALL, opt=needs("read:schedules"))
@@ -35,17 +42,17 @@ async def get_schedule(front: Front, caller: Caller, schedule_id: str) -> ShownS
 
 
 @route(_ONE, http_method=["PATCH", "PUT"], opt=needs("write:schedules"), status_code=200)
-async def patch_schedule(front: Front, caller: Caller, schedule_id: str, data: PatchSchedule) -> Schedule:
+async def patch_schedule(front: Front, caller: Caller, schedule_id: str, data: PatchSchedule) -> ShownSchedule:
     """Change what was sent; PUT does the same. Needs the scope `run:agents` besides: it runs on your behalf then."""
     async with front.store.begin(caller) as tx:
-        return await schedules.patch(tx, caller, schedule_id, data)
+        return schedules.with_upcoming(tx, await schedules.patch(tx, caller, schedule_id, data))
 
 
 @patch("/scheduler/schedules/{schedule_id:str}/toggle", opt=needs("write:schedules"))
-async def toggle_schedule(front: Front, caller: Caller, schedule_id: str) -> Schedule:
+async def toggle_schedule(front: Front, caller: Caller, schedule_id: str) -> ShownSchedule:
     """Disable an enabled schedule, enable a disabled one. What was due meanwhile is not made up for."""
     async with front.store.begin(caller) as tx:
-        return await schedules.toggle(tx, caller, schedule_id)
+        return schedules.with_upcoming(tx, await schedules.toggle(tx, caller, schedule_id))
 
 
 @delete(_ONE, opt=needs("write:schedules"))

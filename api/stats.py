@@ -8,7 +8,7 @@ from api.front import Front, needs
 from domain.access import Caller
 from domain.artifacts import cases
 from domain.artifacts.cases import ArtifactPoint, ArtifactStats, Filter
-from domain.stats import Bucket
+from domain.stats import Bucket, Series, series_of
 
 _READ = needs("read:stats")
 
@@ -23,10 +23,10 @@ async def get_stats(front: Front, caller: Caller, narrowed: Filter) -> ArtifactS
 @get("/stats/timeseries", opt=_READ)
 async def get_timeseries(
     front: Front, caller: Caller, narrowed: Filter, days: int = 7, bucket: Bucket = "day"
-) -> list[ArtifactPoint]:
+) -> Series[ArtifactPoint]:
     """Artifacts of the last `days` dates (UTC), per day or hour, oldest first."""
     async with front.store.begin(caller) as tx:
-        return await cases.timeseries(tx, narrowed, days, bucket)
+        return series_of(await cases.timeseries(tx, narrowed, days, bucket), days, bucket)
 
 
 router = Router(

@@ -1,7 +1,8 @@
 """When a cron line is due: five fields, in a time zone, clock changes included.
 
 The fields are those of Debian's cron as the library cronsim reads them (its README has the table): with names, lists,
-ranges and steps, and besides `L`, `LW`, `5L` and `MON#2`. If the day of the month or the day of the week begins with a
+ranges and steps, and besides `L`, `LW`, `5L` and `MON#2`. A range may go past the end
+(`FRI-MON`, `23-1`). If the day of the month or the day of the week begins with a
 `*`, a day has to match both, else one of them.
 
 Where clocks are put forward or back, it is as cron(8) of Debian says, and cronsim where hours are whole:
@@ -26,6 +27,7 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
+from domain.cron_syntax import FIELDS, explain_refusal, find_long_step, unroll_ranges
 from domain.errors import invalid
 
 MAX_LINE: Final = 200
@@ -65,14 +67,25 @@ def line(expression: str, field: str = "cron_expression") -> "Line":
     if len(expression) > MAX_LINE:
         raise invalid(field, f"must be at most {MAX_LINE} characters long.")
     text = ALIASES.get(expression.strip().lower(), expression)
-    if len(text.split()) != 5:
-        known = ", ".join(ALIASES)
-        raise invalid(field, f"must be minute, hour, day of month, month and day of week, or one of {known}.")
+    if text.lstrip().startswith("@"):
+        raise invalid(field, f"{text.strip()[:50]!r} is not known; there are {', '.join(ALIASES)}.")
+    if len(text.split()) != len(FIELDS):
+        raise invalid(field, explain_refusal(text))
     try:
-        return Line(text)
-    except CronSimError as error:
-        part = str(error).removeprefix("Bad ")
-        raise invalid(field, f"its {part} is not valid, or is one that never comes.") from None
+        return Line(unroll_ranges(text))
+    except CronSimError:
+        raise invalid(field, explain_refusal(text)) from None
+
+
+def refuse_long_steps(expression: str, field: str = "cron_expression") -> None:
+    """Refuse a line with a step that nobody means, such as `*/90` minutes: it is due every hour.
+
+    For lines that are new: one that has been kept goes on as it was. Errors: `invalid_field`.
+    """
+    text = ALIASES.get(expression.strip().lower(), expression)
+    told = find_long_step(text) if len(text.split()) == len(FIELDS) else None
+    if told is not None:
+        raise invalid(field, told)
 
 
 class Line:

@@ -11,7 +11,7 @@ from domain.access import BY_ROLE, SCOPES, Caller, Role, scopes_in_force
 from domain.errors import conflict, invalid, not_found
 from domain.pages import Listing, Page
 from domain.ports import Tx
-from domain.times import utc
+from domain.times import SentTime, read_time
 
 Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$", examples=["My CLI Key"])]
 Description = Annotated[str, Meta(max_length=2000, pattern=r"^[^\x00]*$")]
@@ -53,7 +53,7 @@ class NewKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     description: Description | None = None
     scopes: Annotated[list[str], Meta(examples=[["read:agents", "run:agents"]])] | None = None
     rate_limit_per_minute: PerMinute | None = None
-    expires_at: datetime | None = None
+    expires_at: SentTime | None = None
 
 
 class PatchKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -63,7 +63,7 @@ class PatchKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     description: Description | None | UnsetType = UNSET
     scopes: list[str] | UnsetType = UNSET
     rate_limit_per_minute: PerMinute | None | UnsetType = UNSET
-    expires_at: datetime | None | UnsetType = UNSET
+    expires_at: SentTime | None | UnsetType = UNSET
 
 
 class KeyIdentity(msgspec.Struct, kw_only=True):
@@ -126,10 +126,11 @@ def checked_scopes(caller: Caller, asked: list[str] | None) -> list[str]:
     return sorted(set(asked))
 
 
-def _checked_expiry(at: datetime | None, now: datetime) -> datetime | None:
+def _checked_expiry(at: SentTime | None, now: datetime) -> datetime | None:
     if at is None:
         return None
-    checked = utc("expires_at", at)
+    # A key that holds until a day holds on that day.
+    checked = read_time("expires_at", at, end=True)
     if checked <= now:
         raise invalid("expires_at", "is in the past.")
     return checked

@@ -8,13 +8,15 @@ from the records themselves; one statement reads all three, so the answer is exa
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
 import msgspec
 
 from domain.errors import invalid
-from domain.times import assumed
+from domain.pages import Listing
+from domain.times import read_time_or_none
 
+T = TypeVar("T")
 Kind = Literal["artifacts", "costs", "evaluations"]
 Level = Literal["hour", "day", "month"]
 Bucket = Literal["hour", "day"]
@@ -212,13 +214,49 @@ async def filled(tx: Any, question: Question, bucket: Bucket, begins: list[datet
     return [{"begin": begin, **found.get(begin, {})} for begin in begins]
 
 
+class Series(Listing[T], Generic[T], frozen=True, kw_only=True):
+    """A timeseries, oldest first and whole: of the `days` from `start_date` to before `end_date`. `data` is `items`."""
+
+    data: list[T]
+    start_date: datetime
+    end_date: datetime
+    days: int
+
+
+class HasDate(Protocol):
+    """A point of a timeseries."""
+
+    @property
+    def date(self) -> datetime:
+        """When its hour or day begins."""
+        ...
+
+
+P = TypeVar("P", bound=HasDate)
+
+
+def series_of(points: list[P], days: int, bucket: Bucket) -> Series[P]:
+    """Return the points of a timeseries in its envelope."""
+    return Series(
+        items=points,
+        data=points,
+        total=len(points),
+        limit=len(points),
+        offset=0,
+        has_more=False,
+        start_date=points[0].date,
+        end_date=points[-1].date + _STEPS[_hour if bucket == "hour" else _day],
+        days=days,
+    )
+
+
 def between(since: datetime | None, until: datetime | None, names: tuple[str, str]) -> tuple[Any, Any]:
     """Both ends of a stretch in UTC, which they are in if they name no offset.
 
     Errors: `invalid_field` naming the end that is none, or lies before the other.
     """
-    first = None if since is None else assumed(names[0], since)
-    last = None if until is None else assumed(names[1], until)
+    first = read_time_or_none(names[0], since)
+    last = read_time_or_none(names[1], until)
     if first is not None and last is not None and last < first:
         raise invalid(names[1], f"lies before {names[0]}.")
     return first, last

@@ -31,7 +31,7 @@ def show(data: Path, url: str | None, key: str | None) -> int:
         return 1
     body = answer.json()
     print(f"{'lane':8}{'depth':>8}{'running':>9}{'failed 24h':>12}{'oldest':>10}")
-    for lane in body["queues"]:
+    for lane in body["items"]:
         oldest = "-" if lane["oldest_seconds"] is None else f"{lane['oldest_seconds']:.1f} s"
         print(f"{lane['lane']:8}{lane['depth']:>8}{lane['running']:>9}{lane['failed']:>12}{oldest:>10}")
     for worker in body["workers"]:

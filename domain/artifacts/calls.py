@@ -9,7 +9,7 @@ import msgspec
 
 from domain.artifacts.schema import CallStatus, ToolCall
 from domain.errors import DomainError, FieldError
-from domain.times import assumed
+from domain.times import read_time
 
 # Whoever encodes or shows the tree recurses.
 MAX_NESTING: Final = 100
@@ -53,7 +53,7 @@ def failed(call: ToolCall) -> bool:
 def in_utc(field: str, at: datetime, found: list[FieldError]) -> datetime:
     """A time in UTC; one without an offset is UTC, as Kurral's clients mean it. Notes one beyond all years."""
     try:
-        return assumed(field, at)
+        return read_time(field, at)
     except DomainError as error:
         found.extend(error.errors)
         return at.replace(tzinfo=UTC)

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from domain.errors import DomainError, FieldError, misread, refused
 from domain.json_limits import JsonLimits, check_body
+from domain.times import mend_times
 
 # Clients and our own readers recurse; Python's stop near 1000 levels, wherever their stack stands at that moment.
 # An execution's input may nest 128 deep, and lies one level deep in its artifact.
@@ -236,7 +237,7 @@ def read(sent: bytes) -> Artifact:
         # The slices below hold on to the buffer they lie in: one of the two is to be freed, if they are the same.
         upload = _UPLOADS.decode(sent if len(packed) == len(sent) else packed)
     except msgspec.ValidationError as error:
-        raise _refusal(str(error)) from None
+        upload = _read_again(packed, error)
     except msgspec.DecodeError as error:
         raise DomainError("malformed_request", f"The body is not JSON: {error}.") from None
     except UnicodeDecodeError:
@@ -249,6 +250,16 @@ def read(sent: bytes) -> Artifact:
     if beside:
         raise refused([FieldError(field=name, message="is not a field beside artifact_data.") for name in beside])
     return upload.artifact_data
+
+
+def _read_again(packed: bytes, error: msgspec.ValidationError) -> _Upload:
+    """The upload, if only its times were in the way. Errors: `invalid_field`, `malformed_request`."""
+    if "datetime" not in str(error):
+        raise _refusal(str(error)) from None
+    try:
+        return _UPLOADS.decode(mend_times(packed, _Upload))
+    except msgspec.ValidationError as still:
+        raise _refusal(str(still)) from None
 
 
 def parameters_of(artifact: Artifact) -> Parameters:

@@ -11,7 +11,7 @@ from domain.errors import MAX_ERRORS, DomainError, FieldError, invalid, misread,
 from domain.evaluations.schema import BATCH_LIMITS, MAX_BATCH, MAX_METADATA, Evaluation, NewEvaluation
 from domain.field_errors import collect_field_errors
 from domain.json_limits import JsonTooLarge, check_body, check_json
-from domain.times import recorded
+from domain.times import mend_times, recorded
 
 _LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _BATCH: Final = msgspec.json.Decoder(list[NewEvaluation])
@@ -31,13 +31,23 @@ def read(body: bytes) -> NewEvaluation:
     """One evaluation. Errors: `malformed_request`, `invalid_field`."""
     check_body(body)
     try:
-        return _ONE.decode(body)
+        return _decoded(body)
     except msgspec.ValidationError as error:
         if misread(str(error)).field == "body":
             raise DomainError("malformed_request", "The body must be a JSON object.") from None
         raise _refuse_fields(body, error) from None
     except _UNREADABLE as error:
         raise _unreadable(error) from None
+
+
+def _decoded(source: bytes | msgspec.Raw) -> NewEvaluation:
+    """One evaluation, its time in any form that is read here. Errors: those of msgspec."""
+    try:
+        return _ONE.decode(source)
+    except msgspec.ValidationError as error:
+        if "datetime" not in str(error):
+            raise
+    return _ONE.decode(mend_times(source, NewEvaluation))
 
 
 def read_batch(body: bytes) -> list[NewEvaluation]:
@@ -53,7 +63,10 @@ def read_batch(body: bytes) -> list[NewEvaluation]:
         rows = _LIST.decode(raw)
         if not 1 <= len(rows) <= MAX_BATCH:
             raise invalid("evaluations", f"must have from 1 to {MAX_BATCH} rows, not {len(rows)}.")
-        return _BATCH.decode(raw)
+        try:
+            return _BATCH.decode(raw)
+        except msgspec.ValidationError:
+            return [_decoded(row) for row in rows]
     except msgspec.ValidationError as error:
         raise _misplaced(raw, error) from None
     except _UNREADABLE as error:
@@ -69,7 +82,7 @@ def _misplaced(raw: bytes | msgspec.Raw, error: msgspec.ValidationError) -> Doma
     found: list[FieldError] = []
     for number, row in enumerate(rows):
         try:
-            _ONE.decode(row)
+            _decoded(row)
         except msgspec.ValidationError as wrong:
             found += _refuse_fields(row, wrong, f"evaluations[{number}]").errors
         if len(found) >= MAX_ERRORS:

@@ -8,7 +8,6 @@ from domain.executions.schema import Execution, Filter, tell_plan
 from domain.pages import Listing, Page
 from domain.ports import Tx
 from domain.states import TERMINAL
-from domain.times import utc
 
 
 async def get(tx: Tx, execution_id: str) -> Execution:
@@ -22,12 +21,7 @@ async def get(tx: Tx, execution_id: str) -> Execution:
 
 
 def narrowed(caller: Caller, wanted: Filter, *tenants: str | None) -> Filter:
-    """The filter with what a tenant filter means: one's own tenant changes nothing, another has no rows.
-
-    Errors: `invalid_field` for a time without an offset.
-    """
-    times = {field: utc(field, at) for field in ("since", "until") if (at := getattr(wanted, field)) is not None}
-    wanted = msgspec.structs.replace(wanted, **times)
+    """The filter with what a tenant filter means: one's own tenant changes nothing, another has no rows."""
     if any(tenant is not None and tenant != caller.tenant_id for tenant in tenants):
         return msgspec.structs.replace(wanted, agent_id="(another tenant)")
     return wanted

@@ -10,6 +10,7 @@ from domain.schedules.cases import (
     run_now,
     shown,
     toggle,
+    with_upcoming,
 )
 from domain.schedules.firing import MISSED_SHOWN, ON_TIME, Turn, fire, turn
 from domain.schedules.schema import (
@@ -54,4 +55,5 @@ __all__ = [
     "shown",
     "toggle",
     "turn",
+    "with_upcoming",
 ]

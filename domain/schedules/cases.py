@@ -66,6 +66,7 @@ async def _check(tx: Tx, caller: Caller, schedule: Schedule) -> datetime | None:
         names.checked(schedule.name, "sched")
     with _noting(wrong):
         line = cron.line(schedule.cron_expression)
+        cron.refuse_long_steps(schedule.cron_expression)
     with _noting(wrong):
         there = cron.zone(schedule.timezone)
     if line is not None and there is not None:
@@ -141,9 +142,13 @@ async def get(tx: Tx, reference: str, lock: bool = False) -> Schedule:
 
 async def shown(tx: Tx, reference: str) -> ShownSchedule:
     """A schedule with its next due times. Errors: `not_found`."""
-    schedule = await get(tx, reference)
+    return with_upcoming(tx, await get(tx, reference))
+
+
+def with_upcoming(tx: Tx, schedule: Schedule) -> ShownSchedule:
+    """Return a schedule with its next due times; of a disabled one, those that it would have."""
     line, there = cron.line(schedule.cron_expression), cron.zone(schedule.timezone)
-    upcoming, due = list[datetime](), schedule.next_run_at
+    upcoming, due = list[datetime](), schedule.next_run_at or line.next(tx.now, there)
     while due is not None and len(upcoming) < SHOWN:
         upcoming.append(due)
         due = line.next(due, there)

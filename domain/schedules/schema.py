@@ -94,7 +94,7 @@ class Schedule(msgspec.Struct, kw_only=True):
 
 
 class ShownSchedule(Schedule, kw_only=True):
-    """A schedule, and when it is due next."""
+    """A schedule, and when it is due next; of one that is disabled, when it would be."""
 
     upcoming: list[datetime] = []
 

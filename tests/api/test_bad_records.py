@@ -229,7 +229,7 @@ async def test_ten_thousand_tool_calls_are_taken(acme: Tenant) -> None:
     calls = [{"tool_name": "t", "id": str(n), "parent_id": str(n // 100) if n else None} for n in range(10_000)]
     made = await acme.http.post(UPLOAD, json={"kurral_id": "many", "tool_calls": calls})
     assert made.json()["tool_calls"] == 10_000, made.text
-    tree = (await acme.http.get("/artifacts/many/tool-calls")).json()
+    tree = (await acme.http.get("/artifacts/many/tool-calls")).json()["items"]
     assert len(tree[0]["children"]) == 99
 
 

@@ -243,7 +243,7 @@ async def test_a_tenant_sees_and_counts_its_own_alone(acme: Tenant, rival: Tenan
         assert (await acme.http.get(path)).status_code == 404
         assert (await acme.http.delete(path)).status_code == 404
     assert (await got(acme, "/evaluations/stats"))["total_hallucinations"] == 0
-    assert sum(one["count"] for one in await got(acme, "/evaluations/timeseries")) == 1
+    assert sum(one["count"] for one in (await got(acme, "/evaluations/timeseries"))["items"]) == 1
     exported = (await acme.http.get("/evaluations/export?format=jsonl")).content.splitlines()
     assert [json.loads(line)["id"] for line in exported] == [mine["id"]]
     assert (await got(rival, f"/evaluations/{theirs['id']}"))["tenant_id"] == rival.tenant_id
@@ -281,14 +281,14 @@ async def test_the_series_counts_late_records_where_they_belong(acme: Tenant) ->
     now = datetime.now(UTC)
     for days, latency in ((0, 1.0), (2, 3.0), (2, 5.0), (40, 7.0)):
         await evaluate(acme, created_at=(now - timedelta(days=days)).isoformat(), latency_sec=latency)
-    series = await got(acme, "/evaluations/timeseries?days=90")
+    series = (await got(acme, "/evaluations/timeseries?days=90"))["items"]
     assert len(series) == 90
     found = {one["date"][:10]: (one["count"], one["avg_latency"]) for one in series if one["count"]}
     days = [(now - timedelta(days=ago)).date().isoformat() for ago in (0, 2, 40)]
     assert found == dict(zip(days, ((1, 1.0), (2, 4.0), (1, 7.0)), strict=True))
     assert [one["avg_latency"] for one in series if not one["count"]] == [None] * 87
-    assert sum(one["count"] for one in await got(acme, "/evaluations/timeseries")) == 3
-    hours = await got(acme, "/evaluations/timeseries?days=3&bucket=hour")
+    assert sum(one["count"] for one in (await got(acme, "/evaluations/timeseries"))["items"]) == 3
+    hours = (await got(acme, "/evaluations/timeseries?days=3&bucket=hour"))["data"]
     assert (len(hours), sum(one["count"] for one in hours)) == (72, 3)
     assert (await got(acme, "/evaluations/stats?days=7"))["total_evaluations"] == 3
     assert (await got(acme, "/evaluations/stats"))["total_evaluations"] == 4
@@ -306,7 +306,7 @@ async def test_a_series_is_narrowed_by_times_as_well(acme: Tenant) -> None:
     for path, name in (("/evaluations/timeseries", "until"), ("/stats/timeseries", "end_date")):
         answer = await acme.http.get(f"{path}?{name}={day_ago}")
         # Refusing it would do as well.
-        assert answer.status_code == 422 or sum(one["count"] for one in answer.json()) == 1, path
+        assert answer.status_code == 422 or sum(one["count"] for one in answer.json()["items"]) == 1, path
 
 
 async def test_what_agentops_client_sends_is_stored(system: System, acme: Tenant) -> None:

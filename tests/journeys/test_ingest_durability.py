@@ -210,7 +210,7 @@ async def _all_there_once(owner: Tenant, writers: list[Writer]) -> None:
         ("avg_factual_support", "factual_support"),
     ):
         assert stats[name] == pytest.approx(sum(row[field] for row in rows) / len(rows)), name
-    series = (await owner.http.get("/evaluations/timeseries")).json()
+    series = (await owner.http.get("/evaluations/timeseries")).json()["items"]
     assert sum(one["count"] for one in series) == len(rows)
     stats = (await owner.http.get("/stats")).json()
     assert stats["total_artifacts"] == len(kept)

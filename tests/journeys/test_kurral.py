@@ -144,13 +144,16 @@ async def test_the_whole_document(acme: Tenant) -> None:
         narrowed = (await cli.get("/stats?environment=production&semantic_bucket=support")).json()
         assert (narrowed["total_artifacts"], narrowed["error_rate"], narrowed["total_cost_usd"]) == (1, 100.0, 0.5)
 
-        days = (await cli.get("/stats/timeseries?days=7")).json()
+        series = (await cli.get("/stats/timeseries?days=7")).json()
+        days = series["data"]
+        assert (series["items"], series["days"], series["start_date"]) == (days, 7, days[0]["date"])
+        assert series["end_date"] > days[-1]["date"]
         assert len(days) == 7
         assert [one["date"] for one in days] == sorted(one["date"] for one in days)
         names = ("count", "total_tokens", "errors", "deterministic")
         assert [sum(one[name] for one in days) for name in names] == [3, 450, 1, 1]
         assert sum(one["total_cost"] for one in days) == pytest.approx(0.5042)
-        hours = (await cli.get("/stats/timeseries?days=7&bucket=hour&environment=staging")).json()
+        hours = (await cli.get("/stats/timeseries?days=7&bucket=hour&environment=staging")).json()["data"]
         assert (len(hours), sum(one["count"] for one in hours)) == (7 * 24, 1)
         assert (await cli.delete(f"/artifacts/{first}")).status_code == 403
 
@@ -259,14 +262,14 @@ async def test_tool_calls_are_a_tree_by_their_parents(acme: Tenant) -> None:
     ]
     made = await upload(acme, {"tool_calls": calls})
     assert (made["tool_calls"], made["tool_errors"]) == (4, 1)
-    tree = (await acme.http.get(f"/artifacts/{made['kurral_id']}/tool-calls")).json()
+    tree = (await acme.http.get(f"/artifacts/{made['kurral_id']}/tool-calls")).json()["items"]
     assert [node["call"]["tool_name"] for node in tree] == ["t1", "alone"]
     assert tree[0]["call"]["latency_ms"] == 1000
     assert [node["call"]["id"] for node in tree[0]["children"]] == ["branch"]
     assert tree[0]["children"][0]["call"]["input"] == {"a": [1, None]}
     assert [node["call"]["id"] for node in tree[0]["children"][0]["children"]] == ["leaf"]
     kept = await upload(acme, artifact())
-    (root,) = (await acme.http.get(f"/artifacts/{kept['kurral_id']}/tool-calls")).json()
+    (root,) = (await acme.http.get(f"/artifacts/{kept['kurral_id']}/tool-calls")).json()["items"]
     assert (root["call"]["output"]["naïve"], root["children"][0]["call"]["tool_name"]) == ("✓", "refund")
     assert (await acme.http.get("/artifacts/none/tool-calls")).status_code == 404
 

@@ -95,7 +95,7 @@ async def test_tool_calls_of_large_bodies_are_read_in_turn(acme: Tenant, rival: 
     async with asyncio.timeout(PATIENCE):
         answers = await asyncio.gather(*(acme.http.get(path) for _ in range(6)))
     for answer in answers:
-        assert [one["call"]["tool_name"] for one in answer.json()] == ["search"]
+        assert [one["call"]["tool_name"] for one in answer.json()["items"]] == ["search"]
     assert (await rival.http.get(path)).status_code == 404
 
 

@@ -1,0 +1,95 @@
+"""Cron lines: ranges past the end, steps that nobody means, and what is said of what is not known."""
+
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from domain import cron
+from domain.errors import DomainError
+
+MONDAY = datetime(2030, 1, 7, tzinfo=UTC)
+
+
+def due(line: str, count: int = 8) -> list[datetime]:
+    found, at = [], MONDAY
+    for _ in range(count):
+        at = cron.line(line).next(at, ZoneInfo("UTC")) or MONDAY
+        found.append(at)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("line", "same"),
+    [
+        ("0 9 * * MON-SUN", "0 9 * * *"),
+        ("0 9 * * SAT-SUN", "0 9 * * 6-7"),
+        ("0 9 * * sat-0", "0 9 * * 6,0"),
+        ("0 9 * * THU-SUN/2", "0 9 * * 4,6"),
+        ("0 9 * * FRI-MON", "0 9 * * FRI,SAT,SUN,MON"),
+        ("0 9 * * FRI-MON/2", "0 9 * * 5,0"),
+        ("0 9 * * 7-2", "0 9 * * 0,1,2"),
+        ("0 9 * * 3-3", "0 9 * * 3"),
+        ("0 23-1 * * *", "0 23,0,1 * * *"),
+        ("50-10/5 9 * * *", "50,55,0,5,10 9 * * *"),
+        ("0 9 28-3 * *", "0 9 28,29,30,31,1,2,3 * *"),
+        ("0 9 1 NOV-FEB *", "0 9 1 11,12,1,2 *"),
+        ("0 9 * * MON,FRI-SUN", "0 9 * * 1,5,6,0"),
+        ("@DAILY", "0 0 * * *"),
+    ],
+)
+def test_ranges_go_on_past_the_end(line: str, same: str) -> None:
+    assert due(line) == due(same)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("0 9 ? * MON", ("day of month", "'?'", "write *")),
+        ("0 9 15W * *", ("'15W'", "weekday")),
+        ("0 9 L-3 * *", ("'L-3'", "last day")),
+        ("0 0 9 * * *", ("6 fields", "seconds", "'0 9 * * *'")),
+        ("0 0 9 * * * 2030", ("7 fields", "years")),
+        ("0 9 * *", ("4 fields", "day of week")),
+        ("@reboot", ("'@reboot'", "@daily")),
+        ("@every 5m", ("@every", "@hourly")),
+        ("H 9 * * *", ("minute", "'H'")),
+        ("0 9 * * MONDAY", ("day of week", "'MONDAY'", "MON")),
+        ("0 9 * MAI *", ("month", "'MAI'", "MAY")),
+        ("61 9 * * *", ("minute", "'61'", "0 to 59")),
+        ("0 24 * * *", ("hour", "'24'", "0 to 23")),
+        ("0 9 * * 8", ("day of week", "'8'")),
+        ("0 9 * * 1-8", ("day of week", "'8'")),
+        ("*/0 * * * *", ("minute", "'*/0'", "from 1")),
+        ("*/x * * * *", ("minute", "'*/x'")),
+        ("0 9 * * MON#6", ("'MON#6'", "MON#2")),
+        ("0,,5 9 * * *", ("minute", "missing")),
+        ("1-2-3 9 * * *", ("minute", "'1-2-3'")),
+        ("0 9 31 2 *", ("never due",)),
+        ("٣ 9 * * *", ("minute", "'٣'")),
+    ],
+)
+def test_what_is_not_known_is_named(line: str, words: tuple[str, ...]) -> None:
+    with pytest.raises(DomainError) as caught:
+        cron.line(line)
+    (error,) = caught.value.errors
+    assert error.field == "cron_expression"
+    assert all(word in error.message for word in words), error.message
+
+
+@pytest.mark.parametrize(
+    "line", ["*/90 * * * *", "0 */36 * * *", "0 9 */40 * *", "0 9 1 */13 *", "0 9 * * */8", "0-30/70 * * * *"]
+)
+def test_steps_that_are_longer_than_their_field_are_refused_anew(line: str) -> None:
+    # What was kept before goes on.
+    assert cron.line(line)
+    with pytest.raises(DomainError, match="at most"):
+        cron.refuse_long_steps(line)
+
+
+@pytest.mark.parametrize(
+    "line", ["*/60 * * * *", "*/45 * * * *", "0 */24 * * *", "0 9 L * 5L", "0 9 LW * MON#2", "@weekly"]
+)
+def test_what_stays_allowed(line: str) -> None:
+    assert cron.line(line)
+    cron.refuse_long_steps(line)
