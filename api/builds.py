@@ -96,7 +96,9 @@ async def upload_archive(front: Front, request: HttpRequest, caller: Caller, age
         await agents.get(tx, agent_id)
     upload = await _store(front, request, caller)
     fingerprint = bytes.fromhex(upload.sha256)
-    answer = await created(front, request, caller, lambda tx: builds.enqueue(tx, caller, agent_id, upload), fingerprint)
+    quota = front.settings.tenant_max_stored_bytes
+    make = lambda tx: builds.enqueue(tx, caller, agent_id, upload, quota)  # noqa: E731
+    answer = await created(front, request, caller, make, fingerprint)
     return await _after_upload(front, request, caller, agent_id, upload, answer)
 
 

@@ -39,6 +39,7 @@ TABLE: Final[dict[str, tuple[int, str]]] = {
     "missing_scope": (403, "A scope is missing"),
     "model_unavailable": (503, "A model does not answer"),
     "not_found": (404, "Not found"),
+    "quota_exceeded": (413, "The tenant has stored as much as it may"),
     "rate_limit_exceeded": (429, "Too many requests"),
     "refresh_token_reused": (401, "The refresh token was used before"),
     "sandbox_unavailable": (503, "This host cannot isolate code"),

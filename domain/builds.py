@@ -12,7 +12,7 @@ import msgspec
 from domain import agents, ids
 from domain.access import Caller
 from domain.agents import Agent
-from domain.errors import conflict, not_found
+from domain.errors import DomainError, conflict, not_found
 from domain.jobs import Job
 from domain.leases import Lease, LostLease
 from domain.pages import Listing, Page
@@ -80,6 +80,14 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
 
 
+class BundleSize(msgspec.Struct, frozen=True, kw_only=True):
+    """What a version takes on a worker's disk, in bytes. Versions with the same `environment` share it."""
+
+    unpacked_bytes: int
+    environment: str | None
+    environment_bytes: int
+
+
 class Builds(Protocol):
     """The versions of the bound tenant's agents."""
 
@@ -96,6 +104,14 @@ class Builds(Protocol):
         """Queue a held version again. Without `counts` the attempt is not one of `MAX_ATTEMPTS`."""
         ...
 
+    async def stored_bytes(self) -> int:
+        """Return what the tenant's archives, unpacked versions and environments take together; locks that sum."""
+        ...
+
+    async def reserve(self, version_id: str, attempt: int, size: BundleSize) -> bool:
+        """Write down what a held version takes. False if it is not held any more."""
+        ...
+
     async def take_back(self, version_id: str, max_attempts: int, reason: str) -> Version | None: ...
     async def newest(self, agent_id: str) -> Version | None: ...
 
@@ -110,18 +126,49 @@ def bundle_path(tenant_id: str, version_id: str) -> str:
     return f"bundles/{tenant_id}/{version_id}.tar.gz"
 
 
+def check_quota(stored_bytes: int, quota: int) -> None:
+    """Refuse what would take a tenant over its quota of bytes. Errors: `quota_exceeded`."""
+    if stored_bytes > quota:
+        raise DomainError(
+            "quota_exceeded",
+            f"With this archive, what the tenant has uploaded would take {_mebibytes(stored_bytes)} MiB, packed, "
+            f"unpacked and with its requirements installed; the quota is {_mebibytes(quota)} MiB. Delete agents that "
+            "are not needed any more, or ask the operator for a larger PADDOCK_TENANT_MAX_STORED_BYTES.",
+        )
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / (1 << 20):.1f}".removesuffix(".0")
+
+
+async def reserve_space(tx: Tx, version: Version, size: BundleSize, quota: int) -> None:
+    """Write down what a version that is being built takes, if its tenant may have that. A `quota` of 0 does not bound.
+
+    Errors: `quota_exceeded`, `LostLease`.
+    """
+    if not await tx.builds.reserve(version.id, version.attempt, size):
+        raise LostLease(version.id)
+    if quota:
+        check_quota(await tx.builds.stored_bytes(), quota)
+
+
 def job_of(version: Version) -> Job:
     """The build job of a version in its present state."""
     return Job(lane="build", row_id=version.id, tenant_id=version.tenant_id, attempt=version.attempt)
 
 
-async def enqueue(tx: Tx, caller: Caller, reference: str, upload: Upload) -> Version:
-    """Make a version of an upload and ring for its build. Errors: `not_found`, `agent_archived`."""
+async def enqueue(tx: Tx, caller: Caller, reference: str, upload: Upload, quota: int = 0) -> Version:
+    """Make a version of an upload and ring for its build. A tenant stores at most `quota` bytes; 0 is no quota.
+
+    Errors: `not_found`, `agent_archived`, `quota_exceeded`.
+    """
     agent = await agents.get(tx, reference, lock=True)
     if agent.status == "archived":
         raise conflict(f"The agent {agent.name!r} is archived.", "agent_archived")
     if agent.kind != "code":
         raise conflict(f"{agent.name!r} is a model agent; it runs no archives.")
+    if quota:
+        check_quota(await tx.builds.stored_bytes() + upload.size_bytes, quota)
     number = await tx.builds.next_number(agent.id)
     version = Version(
         id=upload.version_id,

@@ -33,6 +33,7 @@ CODES: Final = frozenset(
         "missing_scope",
         "model_unavailable",
         "not_found",
+        "quota_exceeded",
         "rate_limit_exceeded",
         "refresh_token_reused",
         "sandbox_unavailable",

@@ -12,7 +12,7 @@ import shutil
 import sys
 import sysconfig
 import tarfile
-import tempfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +21,7 @@ import structlog
 from domain.archives import BadArchive, Requirements
 from domain.errors import DomainError
 from domain.ports import ArchiveLimits, Blobs, Sandbox
+from infra.folder_cache import DOWNLOADS, FolderCache
 
 INSTALL_SECONDS: Final = 600
 MAX_BYTES: Final = 4 << 30
@@ -33,10 +34,12 @@ _log = structlog.get_logger("paddock.environments")
 
 
 class Environments:
-    """The environments of this machine, in `cache/environments`, and those of all machines in object storage."""
+    """The environments of this machine, in the cache, and those of all machines in object storage.
 
-    def __init__(self, cache: Path, blobs: Blobs, sandbox: Sandbox) -> None:
-        self._folder = cache / "environments"
+    Whoever has one installed or fetched holds it (`hold`) from before until it is not needed any more.
+    """
+
+    def __init__(self, cache: FolderCache, blobs: Blobs, sandbox: Sandbox) -> None:
         self._cache = cache
         self._blobs = blobs
         self._sandbox = sandbox
@@ -45,7 +48,15 @@ class Environments:
 
     def path(self, environment: str) -> Path:
         """Where an environment lies once it is here."""
-        return self._folder / environment
+        return self._cache.path("environments", environment)
+
+    def hold(self, environment: str) -> AbstractContextManager[Path]:
+        """Keep an environment in the cache while this is entered, be it there already or not."""
+        return self._cache.hold("environments", environment)
+
+    async def measure(self, environment: str) -> int:
+        """Return the bytes that an environment which is here takes on disk."""
+        return await asyncio.to_thread(self._cache.measure, "environments", environment)
 
     async def install(self, wanted: Requirements) -> str:
         """Make an environment unless it is there. Returns what there is to say in the build log.
@@ -59,7 +70,6 @@ class Environments:
                 if error.code != "not_found":
                     raise
             else:
-                use(self.path(wanted.environment))
                 return "The environment of these requirements was there already.\n"
             return await self._make(wanted)
 
@@ -67,15 +77,16 @@ class Environments:
         """Bring an environment to this machine. Errors: `not_found`, `storage_unavailable`."""
         if self.path(environment).is_dir():
             return
-        await fetch_folder(self._blobs, self._sandbox, _key(environment), self.path(environment), LIMITS)
+        await fetch_folder(
+            self._cache, self._blobs, self._sandbox, _key(environment), ("environments", environment), LIMITS
+        )
 
     async def _make(self, wanted: Requirements) -> str:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=self._folder))
-        try:
+        async with self._cache.scratch("environments") as scratch:
             target = scratch / "environment"
             target.mkdir(mode=0o755)
-            said = await self._uv(scratch, target, wanted.text)
+            with self._cache.hold("", DOWNLOADS):
+                said = await self._uv(scratch, target, wanted.text)
             size = await asyncio.to_thread(folder_size, target)
             if size > MAX_BYTES:
                 raise BadArchive(f"requirements.txt: installed, the requirements take {size >> 20} MiB; too much.")
@@ -84,8 +95,7 @@ class Environments:
             await asyncio.to_thread(pack, target, archive)
             await self._blobs.put_file(_key(wanted.environment), archive)
             place(target, self.path(wanted.environment))
-        finally:
-            await asyncio.to_thread(shutil.rmtree, scratch, True)
+        await asyncio.to_thread(self._cache.make_room)
         return said
 
     async def _uv(self, scratch: Path, target: Path, text: str) -> str:
@@ -95,7 +105,7 @@ class Environments:
         if uv is None:
             raise BadArchive("requirements.txt: this host has no uv to install requirements with.")
         environment = {name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)}
-        environment |= {"PATH": "/usr/bin:/bin", "UV_CACHE_DIR": str(self._cache / "uv"), "NO_COLOR": "1"}
+        environment |= {"PATH": "/usr/bin:/bin", "UV_CACHE_DIR": str(self._cache.downloads), "NO_COLOR": "1"}
         environment |= await self._pip_index(environment)
         process = await asyncio.create_subprocess_exec(
             *(uv, "pip", "install", "--target", str(target), "--python", sys.executable, "--only-binary", ":all:"),
@@ -227,41 +237,20 @@ def place(made: Path, path: Path) -> None:
             raise
 
 
-def use(path: Path) -> None:
-    """Note that a cached folder was used, for `forget_unused`."""
-    os.utime(path)
-
-
-async def fetch_folder(blobs: Blobs, sandbox: Sandbox, key: str, path: Path, limits: ArchiveLimits) -> None:
-    """Bring a packed folder from object storage, whole or not at all.
+async def fetch_folder(
+    cache: FolderCache, blobs: Blobs, sandbox: Sandbox, key: str, place_of: tuple[str, str], limits: ArchiveLimits
+) -> None:
+    """Bring a packed folder from object storage to its place (kind and name) in the cache, whole or not at all.
 
     It is unpacked inside the fence although this host packed it: object storage is not this host.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=path.parent))
-    try:
+    kind, name = place_of
+    async with cache.scratch(kind) as scratch:
         archive, target = scratch / "archive", scratch / "folder"
         await blobs.fetch(key, archive)
         target.mkdir(mode=0o755)
         unpacked = await sandbox.unpack(archive, target, limits)
         if unpacked.error is not None:
             raise DomainError("storage_unavailable", f"{key} in object storage is damaged: {unpacked.error}")
-        place(target, path)
-    finally:
-        await asyncio.to_thread(shutil.rmtree, scratch, True)
-
-
-def forget_unused(cache: Path, before: float) -> int:
-    """Remove cached folders that were last used before a time (seconds since 1970). Returns how many."""
-    removed = 0
-    for kind in ("environments", "bundles"):
-        for folder in (cache / kind).glob("*"):
-            if folder.stat().st_mtime < before:
-                away = folder.with_name(f".old-{folder.name}-{os.getpid()}")
-                folder.rename(away)
-                shutil.rmtree(away, ignore_errors=True)
-                removed += 1
-        for rest in (cache / kind).glob(".*"):
-            if rest.stat().st_mtime < before:
-                shutil.rmtree(rest, ignore_errors=True)
-    return removed
+        place(target, cache.path(kind, name))
+    await asyncio.to_thread(cache.make_room)

@@ -1,13 +1,14 @@
 """Builds versions: fetch, unpack in the fence, install, compile, try the import, store, settle."""
 
 import asyncio
+import contextlib
 import platform
 from pathlib import Path
 from typing import Final
 
 import structlog
 
-from domain import archives, builds
+from domain import archives, builds, executions
 from domain.archives import BadArchive, Manifest
 from domain.builds import Built, Version
 from domain.errors import DATABASE_OUTAGES, DomainError
@@ -15,7 +16,9 @@ from domain.ports import Blobs, Outcome, Program, Sandbox, Store, Stream
 from domain.queues import Turn
 from infra.bundles import LIMITS, Bundles
 from infra.environments import Environments, folder_size
+from infra.folder_cache import disk_usage
 from infra.sandbox.guests import CHECK_SECONDS
+from workers.drain import Drain
 from workers.leases import Holder, persist, taken
 from workers.output import OutputText
 
@@ -42,15 +45,29 @@ class Builder:
         bundles: Bundles,
         environments: Environments,
         holder: Holder,
+        *,
+        quota: int,
+        slots: int,
+        drain: Drain,
     ) -> None:
         self._name, self._store, self._sandbox, self._blobs = name, store, sandbox, blobs
         self._bundles, self._environments, self._holder = bundles, environments, holder
+        self._quota, self._slots, self._drain = quota, slots, drain
+        self._busy = 0
 
     async def __call__(self) -> None:
-        """Build the version whose turn it is, if any waits."""
-        version = await self._claim()
-        if version is None:
-            return
+        """Build what waits, one version after the other, as long as this worker has a slot for it.
+
+        A slot that was left to others has nobody who rings for it again: who comes free looks further.
+        """
+        self._busy += 1
+        try:
+            while not self._drain.has_begun() and (version := await self._claim()) is not None:
+                await self._build_claimed(version)
+        finally:
+            self._busy -= 1
+
+    async def _build_claimed(self, version: Version) -> None:
         log = _log.bind(version_id=version.id, attempt=version.attempt)
         log.info("build started")
         await self._holder.attend(
@@ -66,7 +83,7 @@ class Builder:
     async def _claim(self) -> Version | None:
         while True:
             async with self._store.begin_single() as tx:
-                turn = await tx.queues.next_build()
+                turn = await tx.queues.next_build(self._slots - self._busy < executions.spare_slots(self._slots))
             if turn is None:
                 return None
             # Another worker may have been quicker; then it is another version's turn.
@@ -93,7 +110,7 @@ class Builder:
         return error
 
     async def _build(self, version: Version) -> Built:
-        with self._bundles.scratch() as scratch:
+        async with self._bundles.scratch() as scratch, contextlib.AsyncExitStack() as held:
             archive, out = scratch / "archive.tar.gz", scratch / "out"
             out.mkdir(mode=0o755)
             await persist(lambda: self._fetch(version, archive))
@@ -108,7 +125,7 @@ class Builder:
                 await self._say(version, told)
             manifest = archives.parse_manifest(unpacked.manifest_name, unpacked.manifest, _PYTHON)
             root = out / unpacked.root
-            environment = await self._install(version, unpacked.requirements)
+            environment = await self._install(version, unpacked.requirements, held)
             broken = await self._sandbox.compile(root, "/agent")
             for told in broken:
                 await self._say(version, f"Does not compile: {told}\n")
@@ -118,6 +135,7 @@ class Builder:
             size = await asyncio.to_thread(folder_size, root)
             if size > LIMITS.total:
                 raise BadArchive(f"Compiled, the files take {size >> 20} MiB; {LIMITS.total >> 20} are allowed.")
+            await self._reserve(version, root, environment)
             key = builds.bundle_path(version.tenant_id, version.id)
             await persist(lambda: self._bundles.store(version, root, key, scratch))
             return Built(
@@ -141,10 +159,25 @@ class Builder:
                 raise BadArchive("The uploaded archive is gone from object storage.") from error
             raise
 
-    async def _install(self, version: Version, text: str | None) -> str | None:
+    async def _reserve(self, version: Version, root: Path, environment: str | None) -> None:
+        size = builds.BundleSize(
+            unpacked_bytes=await asyncio.to_thread(disk_usage, root),
+            environment=environment,
+            environment_bytes=await self._environments.measure(environment) if environment else 0,
+        )
+
+        async def write() -> None:
+            async with self._store.begin_for(version.tenant_id) as tx:
+                await builds.reserve_space(tx, version, size, self._quota)
+
+        await persist(write)
+
+    async def _install(self, version: Version, text: str | None, held: contextlib.AsyncExitStack) -> str | None:
+        """Install the requirements; the environment stays on this machine as long as it is held."""
         wanted = archives.parse_requirements(text, _PYTHON) if text is not None else None
         if wanted is None:
             return None
+        held.enter_context(self._environments.hold(wanted.environment))
         await self._say(version, "Installing requirements.\n")
         await self._say(version, await persist(lambda: self._environments.install(wanted)))
         return wanted.environment

@@ -1,6 +1,7 @@
 """Runs executions: each in the sandbox; and dealing out slots to runs."""
 
 import asyncio
+import contextlib
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Final
@@ -12,7 +13,7 @@ from domain import executions
 from domain.builds import Version
 from domain.errors import DomainError, not_found
 from domain.events import Event
-from domain.executions import Execution
+from domain.executions import Execution, LaneShare
 from domain.ports import Clock, Outcome, Sandbox, Store
 from infra.bundles import Bundles
 from infra.outage_log import tell_outage
@@ -40,10 +41,10 @@ class Runner(Runs):
         bundles: Bundles,
         holder: Holder,
         clock: Clock,
-        most: int | None = None,
+        share: LaneShare,
         calls_for: Callable[[Execution], Calls] | None = None,
     ) -> None:
-        super().__init__(name, store, holder, "run", most)
+        super().__init__(name, store, holder, "run", share)
         self._sandbox, self._bundles, self._clock, self._calls_for = sandbox, bundles, clock, calls_for
         self._versions: OrderedDict[str, Version] = OrderedDict()
 
@@ -76,11 +77,14 @@ class Runner(Runs):
             if version.models and self._calls_for is None:
                 told = "The version calls models, and this worker was started without any way to call them."
                 return Outcome(error_type="model_unavailable", error_message=told)
-            program = await persist(lambda: self._bundles.program(version, execution.timeout))
-            if execution.status == "preparing":
-                await persist(lambda: self._begin(execution))
-            serve = serving(self._calls_for(execution), version.models) if self._calls_for and version.models else None
-            return await self._sandbox.run(program, msgspec.json.encode(execution.input_data), output.take, serve)
+            async with contextlib.AsyncExitStack() as held:
+                opening = self._bundles.open_program
+                program = await persist(lambda: held.enter_async_context(opening(version, execution.timeout)))
+                if execution.status == "preparing":
+                    await persist(lambda: self._begin(execution))
+                calls = self._calls_for(execution) if self._calls_for and version.models else None
+                serve = serving(calls, version.models or []) if calls is not None else None
+                return await self._sandbox.run(program, msgspec.json.encode(execution.input_data), output.take, serve)
         except DomainError as error:
             if error.code not in ("sandbox_unavailable", "storage_unavailable", "not_found"):
                 raise

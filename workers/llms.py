@@ -10,7 +10,7 @@ import msgspec
 from domain.agents import Spec
 from domain.chat import ToolFailed
 from domain.costs import Call, Spender
-from domain.executions import Execution
+from domain.executions import Execution, LaneShare
 from domain.leases import HandOver, LostLease
 from domain.placeholders import worded
 from domain.ports import Clock, Llm, Outcome, Prices
@@ -61,10 +61,10 @@ class LlmRunner(Runs):
         scribe: Scribe,
         holder: Holder,
         clock: Clock,
-        most: int | None = None,
+        share: LaneShare,
         drain: Drain | None = None,
     ) -> None:
-        super().__init__(name, phone.shop.store, holder, "llm", most)
+        super().__init__(name, phone.shop.store, holder, "llm", share)
         self._phone, self._scribe, self._clock, self._drain = phone, scribe, clock, drain or Drain()
 
     async def work(self, execution: Execution, log: Any) -> str | None:

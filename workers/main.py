@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import socket
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +15,7 @@ from msgspec.structs import replace
 
 from domain.costs import Call
 from domain.errors import DomainError
+from domain.executions import LaneShare, spare_slots
 from domain.jobs import Lane
 from domain.ports import Sandbox, Store
 from domain.queues import WorkerInfo
@@ -23,7 +23,8 @@ from infra import queue
 from infra.bundles import Bundles
 from infra.disks import full_disk, is_full
 from infra.embeddings import WordLlamaSimilarity
-from infra.environments import Environments, forget_unused
+from infra.environments import Environments
+from infra.folder_cache import FolderCache
 from infra.http import Outbound
 from infra.llm import GenaiPrices, PydanticLlm
 from infra.llm.local import LocalModel
@@ -39,6 +40,7 @@ from infra.wiring import Parts, wire
 from infra.worker_metrics import WorkerMetrics
 from workers.artifacts import Capturer, Remover, Storer
 from workers.builds import Builder
+from workers.caches import tidy_cache
 from workers.drain import Drain, with_company
 from workers.evaluations import Evaluator
 from workers.executions import Dispatcher, Runner
@@ -59,6 +61,8 @@ from workers.upkeep import Upkeep
 _log = structlog.get_logger("paddock.workers")
 
 BEAT: Final = 5.0
+# How long what was deleted stays in the caches of a machine, at most.
+TIDY_SECONDS: Final = 30.0
 # Plans that are advanced at once: each takes a connection for some milliseconds.
 PLANS: Final = 4
 
@@ -83,7 +87,7 @@ async def serve_runs(settings: Settings, drain: Drain) -> None:
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(sandbox.close)
         hands = await stack.enter_async_context(_hands(settings, drain, "run", settings.run_slots, sandbox))
-        parts, most = hands.parts, settings.tenant_max_concurrency or None
+        parts, share = hands.parts, _share(settings, settings.run_slots)
         phone = await stack.enter_async_context(_phone(parts, sandbox, drain))
         runner = Runner(
             hands.name,
@@ -92,7 +96,7 @@ async def serve_runs(settings: Settings, drain: Drain) -> None:
             hands.bundles,
             hands.holder,
             parts.clock,
-            most,
+            share,
             lambda execution: NamedCalls(phone.calls(execution)),
         )
         dispatcher = Dispatcher(runner, settings.run_slots, parts.bell.rung("run"), drain)
@@ -105,9 +109,9 @@ async def serve_llms(settings: Settings, drain: Drain) -> None:
     async with contextlib.AsyncExitStack() as stack:
         hands = await stack.enter_async_context(_hands(settings, drain, "llm", settings.llm_slots, sandbox))
         phone = await stack.enter_async_context(_phone(hands.parts, sandbox, drain))
-        parts, most = hands.parts, settings.tenant_max_concurrency or None
+        parts, share = hands.parts, _share(settings, settings.llm_slots)
         scribe = Scribe(parts.store, parts.clock)
-        runner = LlmRunner(hands.name, phone, scribe, hands.holder, parts.clock, most, drain)
+        runner = LlmRunner(hands.name, phone, scribe, hands.holder, parts.clock, share, drain)
         dispatcher = Dispatcher(runner, settings.llm_slots, parts.bell.rung("llm"), drain)
         work = with_company(dispatcher.run(), scribe.run())
         await hands.serve(work, lambda: Counts(warm=0, blank=0, making=0, busy=0))
@@ -147,7 +151,16 @@ async def serve_builds(settings: Settings, drain: Drain) -> None:
     async with _hands(settings, drain, "build", settings.build_slots, sandbox) as hands:
         parts = hands.parts
         builder = Builder(
-            hands.name, parts.store, sandbox, parts.blobs, hands.bundles, hands.environments, hands.holder
+            hands.name,
+            parts.store,
+            sandbox,
+            parts.blobs,
+            hands.bundles,
+            hands.environments,
+            hands.holder,
+            quota=settings.tenant_max_stored_bytes,
+            slots=settings.build_slots,
+            drain=drain,
         )
         jobs = arq_client(settings.redis_url.reveal())
         try:
@@ -171,8 +184,9 @@ class _Hands:
         self, settings: Settings, drain: Drain, parts: Parts, leases: Store, lane: Lane, slots: int, sandbox: Sandbox
     ) -> None:
         self.name, self.parts, self._drain = worker_id(lane), parts, drain
-        self.environments = Environments(settings.cache, parts.blobs, sandbox)
-        self.bundles = Bundles(settings.cache, parts.blobs, sandbox, self.environments)
+        self.cache = FolderCache(settings.cache, settings.cache_max_bytes)
+        self.environments = Environments(self.cache, parts.blobs, sandbox)
+        self.bundles = Bundles(self.cache, parts.blobs, sandbox, self.environments)
         self.holder = Holder(leases, parts.bell, parts.clock, lane, timedelta(seconds=settings.lease_seconds), drain)
         self._settings, self._sandbox, self._info = settings, sandbox, _info(parts, self.name, lane, slots)
         self._problem: str | None = None
@@ -183,7 +197,17 @@ class _Hands:
         _show(self._drain, self._info, lambda: self.holder.busy)
         _show_sandboxes(self._drain, counts)
         idle = self._drain.end_when_idle(lambda: self.holder.busy, self.parts.store.check)
-        await with_company(work, self.holder.keep(), self._beat(counts), _forget(self._settings), idle)
+        await with_company(work, self.holder.keep(), self._beat(counts), self._tidy(), idle)
+
+    async def _tidy(self) -> None:
+        """Keep the caches of this machine within their bounds, without what nobody needs any more."""
+        while True:
+            try:
+                removed = await tidy_cache(self.cache, self.parts.store, self._settings.cache_days * 86400)
+                self.bundles.forget(removed)
+            except (DomainError, OSError) as error:
+                _log.warning("cannot tidy the cache", error=str(error))
+            await asyncio.sleep(TIDY_SECONDS)
 
     async def _beat(self, counts: Callable[[], Counts]) -> None:
         """Say every few seconds how busy this process is, and whether it can isolate code."""
@@ -355,13 +379,9 @@ async def _sign(parts: Parts, info: WorkerInfo) -> None:
         tell_outage(_log, "cannot give a sign of life", error)
 
 
-async def _forget(settings: Settings) -> None:
-    """Remove cached folders of this machine that were not used for long, once an hour."""
-    while True:
-        await asyncio.sleep(3600)
-        removed = await asyncio.to_thread(forget_unused, settings.cache, time.time() - settings.cache_days * 86400)
-        if removed:
-            _log.info("forgot unused caches", folders=removed)
+def _share(settings: Settings, slots: int) -> LaneShare:
+    """What of its slots a worker leaves to others."""
+    return LaneShare(most=settings.tenant_max_concurrency or None, spare=spare_slots(slots))
 
 
 async def _gone(parts: Parts, name: str) -> None:

@@ -6,7 +6,7 @@ import structlog
 
 from domain import executions
 from domain.events import Event
-from domain.executions import Ended, Execution, RunLane
+from domain.executions import Ended, Execution, LaneShare, RunLane
 from domain.leases import LostLease
 from domain.ports import Outcome, Store
 from infra.batches import Batches
@@ -16,10 +16,10 @@ _log: Final = structlog.get_logger("paddock.executions")
 
 
 class Runs:
-    """The executions of one lane that this process holds. `most` bounds what a tenant may have running."""
+    """The executions of one lane that this process holds. `share` bounds what a tenant may have running."""
 
-    def __init__(self, name: str, store: Store, holder: Holder, lane: RunLane, most: int | None = None) -> None:
-        self._name, self._store, self._holder, self._lane, self._most = name, store, holder, lane, most
+    def __init__(self, name: str, store: Store, holder: Holder, lane: RunLane, share: LaneShare) -> None:
+        self._name, self._store, self._holder, self._lane, self._share = name, store, holder, lane, share
         self._endings = Batches(self._settle)
         # Whether executions may have waited when the last one was settled.
         self.waiting = True
@@ -36,7 +36,7 @@ class Runs:
         """Claim up to `slots` executions, of whichever tenants are next."""
         async with self._store.begin_single() as tx:
             return await executions.claim(
-                tx, self._name, self._holder.lease, slots, self.at_hand(), self._most, self._lane
+                tx, self._name, self._holder.lease, slots, self.at_hand(), self._share, self._lane
             )
 
     async def __call__(self, execution: Execution) -> None:

@@ -6,7 +6,17 @@ import msgspec
 
 from domain import events
 from domain.events import Event
-from domain.executions.schema import Ended, Execution, RunLane, Settled, job_of, status_of, tell_plan
+from domain.executions.schema import (
+    WHOLE_LANE,
+    Ended,
+    Execution,
+    LaneShare,
+    RunLane,
+    Settled,
+    job_of,
+    status_of,
+    tell_plan,
+)
 from domain.json_limits import JsonTooLarge, check_json
 from domain.leases import Lease, LostLease
 from domain.ports import Outcome, Tx
@@ -18,16 +28,16 @@ async def claim(
     lease: timedelta,
     slots: int,
     at_hand: frozenset[str] = frozenset(),
-    most: int | None = None,
+    share: LaneShare = WHOLE_LANE,
     lane: RunLane = "run",
 ) -> list[Execution]:
     """Take up to `slots` pending executions over all tenants, fairly and within the limits of agents and tenants.
 
     One is `running` at once if it is of a model agent, or if its version is among those `at_hand` on the worker's
-    machine, else `preparing`. `most` bounds every tenant's running executions, besides its own limit.
+    machine, else `preparing`. `share` bounds every tenant's running executions, besides its own limit.
     """
     held = Lease(worker=worker, taken_at=tx.now, until=tx.now + lease)
-    taken = await tx.executions.claim(held, slots, at_hand, most, lane)
+    taken = await tx.executions.claim(held, slots, at_hand, share, lane)
     for execution in taken:
         tx.changed(execution.id, execution.status)
     return taken

@@ -207,6 +207,23 @@ class Decision(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     reason: Annotated[str, Meta(max_length=4000, pattern=r"^[^\x00]*$")] | None = None
 
 
+class LaneShare(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker leaves to others: no tenant has more than `most` executions running, and the last `spare` of the
+    worker's slots are for tenants that have none running in its lane, where there is more than one tenant.
+    """
+
+    most: int | None = None
+    spare: int = 0
+
+
+WHOLE_LANE: Final = LaneShare()
+
+
+def spare_slots(slots: int) -> int:
+    """Return how many of a worker's slots are for tenants that have none: an eighth, but one at least, of several."""
+    return max(1, slots // 8) if slots > 1 else 0
+
+
 class Executions(Protocol):
     """The executions of the bound tenant. Every write is guarded by the state it expects."""
 
@@ -228,7 +245,7 @@ class Executions(Protocol):
     async def get(self, execution_id: str) -> Execution | None: ...
     async def page(self, narrowed: Filter, page: Page) -> Listing[Execution]: ...
     async def claim(
-        self, lease: Lease, slots: int, at_hand: frozenset[str], most: int | None, lane: RunLane
+        self, lease: Lease, slots: int, at_hand: frozenset[str], share: LaneShare, lane: RunLane
     ) -> list[Execution]:
         """Claim up to `slots` pending executions over all tenants, those of whoever has the least running first."""
         ...

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain import ids
-from domain.builds import Built, Version
+from domain.builds import Built, BundleSize, Version
 from domain.leases import Lease
 from domain.pages import Listing, Page
 from infra.postgres.agents import AgentRow
@@ -45,6 +45,8 @@ class VersionRow(Base):
     models: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     sha256: Mapped[str] = mapped_column(Text)
     size_bytes: Mapped[int] = mapped_column(BigInteger)
+    unpacked_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    environment_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     attempt: Mapped[int]
     handovers: Mapped[int]
     worker: Mapped[str | None] = mapped_column(Text)
@@ -58,6 +60,18 @@ def _held(version_id: str, attempt: int) -> tuple[Any, ...]:
 
 
 _SHAPE = Shape(VersionRow, Version)
+# Of agents that were not deleted: archives whatever came of them, the rest of what is or may become ready.
+_STORED = """
+    WITH mine AS (
+        SELECT v.*, v.status IN ('building', 'ready') AS unpacked
+        FROM agent_versions v JOIN agents a ON a.id = v.agent_id WHERE a.deleted_at IS NULL
+    )
+    SELECT coalesce(sum(size_bytes), 0) + coalesce(sum(unpacked_bytes) FILTER (WHERE unpacked), 0)
+         + (SELECT coalesce(sum(largest), 0) FROM (
+               SELECT max(environment_bytes) AS largest FROM mine
+               WHERE unpacked AND environment IS NOT NULL GROUP BY environment) AS environments)
+    FROM mine
+"""
 _FIND = f"SELECT {_SHAPE.columns} FROM agent_versions WHERE "
 
 
@@ -141,6 +155,18 @@ class PostgresBuilds:
             values = {name: getattr(built, name) for name in Built.__struct_fields__} | {"status": "ready"}
         statement = update(VersionRow).where(*_held(version_id, attempt))
         return await self._moved(statement.values(**values, lease_expires_at=None, updated_at=self._now)) is not None
+
+    async def stored_bytes(self) -> int:
+        # Two uploads that are counted at once would both find room for the same last bytes.
+        await self._raw.execute(
+            "SELECT pg_advisory_xact_lock(hashtextextended('stored:' || current_setting('paddock.tenant_id'), 0))"
+        )
+        return int(await self._raw.fetchval(_STORED))
+
+    async def reserve(self, version_id: str, attempt: int, size: BundleSize) -> bool:
+        values = {name: getattr(size, name) for name in BundleSize.__struct_fields__}
+        held = update(VersionRow).where(*_held(version_id, attempt))
+        return await self._moved(held.values(**values, updated_at=self._now)) is not None
 
     async def release(self, version_id: str, attempt: int, counts: bool) -> bool:
         handovers = VersionRow.handovers + (0 if counts else 1)

@@ -29,7 +29,7 @@ from sqlalchemy.types import TypeEngine
 
 from domain import ids
 from domain.agents import Spec
-from domain.executions import Ended, Execution, Filter, RunLane, Settled, status_of
+from domain.executions import Ended, Execution, Filter, LaneShare, RunLane, Settled, status_of
 from domain.executions.schema import MAX_LOG_LINES, MAX_LOGS
 from domain.leases import Lease
 from domain.pages import COUNT_BOUND, Listing, Page
@@ -203,7 +203,7 @@ _ADD = (
     "INSERT INTO execution_events (execution_id, seq, tenant_id, at, type, data) "
     "SELECT id, 1, tenant_id, created_at, 'status', json_build_object('status', status, 'attempt', attempt) FROM added"
 )
-_CLAIM = f"SELECT {SHAPE.columns} FROM claim_runs($1, $2, $3, $4, $5, $6, $7)"
+_CLAIM = f"SELECT {SHAPE.columns} FROM claim_runs($1, $2, $3, $4, $5, $6, $7, $8)"
 _SETTLE = "SELECT * FROM settle_runs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
 
 
@@ -258,10 +258,11 @@ class PostgresExecutions:
         return await listed(self._connection, query, E_.id.desc(), page, Execution, COUNT_BOUND)
 
     async def claim(
-        self, lease: Lease, slots: int, at_hand: frozenset[str], most: int | None, lane: RunLane
+        self, lease: Lease, slots: int, at_hand: frozenset[str], share: LaneShare, lane: RunLane
     ) -> list[Execution]:
         versions = [ids.decode("ver", version_id) for version_id in at_hand]
-        records = await self._raw.fetch(_CLAIM, lease.worker, slots, lease.taken_at, lease.until, versions, most, lane)
+        times = lease.taken_at, lease.until
+        records = await self._raw.fetch(_CLAIM, lease.worker, slots, *times, versions, share.most, lane, share.spare)
         return [SHAPE.read(record) for record in records]
 
     async def begin_running(self, execution_id: str, attempt: int, now: datetime) -> bool:

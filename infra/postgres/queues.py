@@ -88,8 +88,9 @@ class PostgresQueues:
             for row in rows
         ]
 
-    async def next_build(self) -> Turn | None:
-        row = (await self._connection.execute(text("SELECT * FROM next_build()"))).first()
+    async def next_build(self, newcomers: bool) -> Turn | None:
+        query = text("SELECT * FROM next_build(:newcomers)")
+        row = (await self._connection.execute(query, {"newcomers": newcomers})).first()
         return None if row is None else Turn(row_id=ids.encode("ver", row.row_id), tenant_id=row.tenant_id)
 
     async def expired(self, now: datetime, limit: int) -> list[Expired]:
@@ -138,6 +139,20 @@ class PostgresQueues:
             text("SELECT path FROM known_objects(CAST(:paths AS text[])) AS path"), {"paths": paths}
         )
         return {row.path for row in rows}
+
+    async def known_versions(self, version_ids: list[str]) -> set[str]:
+        known = {ids.decode("ver", version_id): version_id for version_id in version_ids}
+        rows = await self._connection.execute(
+            text("SELECT id FROM known_versions(CAST(:ids AS uuid[])) AS id"),
+            {"ids": [row_id for row_id in known if row_id is not None]},
+        )
+        return {known[row.id] for row in rows}
+
+    async def known_environments(self, names: list[str]) -> set[str]:
+        rows = await self._connection.execute(
+            text("SELECT name FROM known_environments(CAST(:names AS text[])) AS name"), {"names": names}
+        )
+        return {row.name for row in rows}
 
     async def make_partitions(self, now: datetime, ahead: int) -> int:
         made = [

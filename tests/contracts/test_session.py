@@ -70,7 +70,7 @@ async def test_a_dropped_role_shows_no_other_tenant(elsewhere: Managed) -> None:
         assert await seen(store, "one") == {"one"}
         assert await seen(store, None) == set()
         async with store.begin_single() as tx:
-            assert await tx.queues.next_build() is None
+            assert await tx.queues.next_build(False) is None
 
 
 async def test_a_superuser_who_logs_in_is_held_too(elsewhere: Managed) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from domain import executions, ids
 from domain.access import Caller
-from domain.executions import Execution, Start
+from domain.executions import Execution, LaneShare, Start
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
 from tests.apart import NOW, Apart, apart
@@ -17,6 +17,7 @@ from tests.clients import Tenant, tenant
 from tests.workers.test_lifecycle import Silent
 
 LEASE = timedelta(seconds=10)
+WHOLE = LaneShare()
 # Of each agent: its limit, how many of its runs are held already, and how many wait.
 AGENT = st.tuples(st.one_of(st.none(), st.integers(1, 4)), st.integers(0, 3), st.integers(0, 6))
 TENANT = st.tuples(st.one_of(st.none(), st.integers(1, 5)), st.lists(AGENT, min_size=1, max_size=3))
@@ -28,14 +29,18 @@ def expected(
     owners: dict[str, str],
     limits: dict[str, int | None],
     slots: int,
+    spare: int,
 ) -> list[str]:
     """The rule, said slowly: one claim after the other, each for whoever has the least running by then.
 
-    `owners` are the tenants of agents; `held` and `limits` are by id of either.
+    The last `spare` of the slots are for tenants that have none. `owners` are the tenants of agents; `held` and
+    `limits` are by id of either.
     """
     running, left, chosen = Counter(held), sorted(waiting, key=lambda one: one.id), list[str]()
 
     def free(one: Execution) -> bool:
+        if len(chosen) >= slots - spare and running[one.tenant_id]:
+            return False
         return all(running[name] < (limits[name] or 999) for name in (one.agent_id or "", one.tenant_id))
 
     for agent_id, count in held.items():
@@ -55,7 +60,9 @@ class World:
     def __init__(self, database: Apart, store: PostgresStore) -> None:
         self._database, self._store = database, store
 
-    async def check(self, tenants: list[tuple[int | None, list[tuple[int | None, int, int]]]], slots: int) -> None:
+    async def check(
+        self, tenants: list[tuple[int | None, list[tuple[int | None, int, int]]]], slots: int, spare: int
+    ) -> None:
         await self._database.owner.execute("TRUNCATE execution_events, executions, agent_versions, agents CASCADE")
         limits: dict[str, int | None] = {}
         owners: dict[str, str] = {}
@@ -74,8 +81,8 @@ class World:
             table, key = ("agents", ids.decode("agent", row_id)) if row_id in owners else ("tenants", row_id)
             await self._database.owner.execute(f"UPDATE {table} SET max_concurrency = $2 WHERE id = $1", key, limit)
         await self._database.owner.execute("UPDATE executions SET status = 'pending' WHERE status = 'waiting'")
-        claimed = [one.id for one in await self._claim(slots)]
-        assert sorted(claimed) == sorted(expected(waiting, held, owners, limits, slots))
+        claimed = [one.id for one in await self._claim(slots, LaneShare(spare=spare))]
+        assert sorted(claimed) == sorted(expected(waiting, held, owners, limits, slots, spare))
 
     async def _start(self, caller: Caller, agent_id: str, count: int) -> list[Execution]:
         async with self._store.begin(caller) as tx:
@@ -85,9 +92,9 @@ class World:
         # What shall wait must not be claimed as one of the held of the next agent.
         await self._database.owner.execute("UPDATE executions SET status = 'waiting' WHERE status = 'pending'")
 
-    async def _claim(self, slots: int) -> list[Execution]:
+    async def _claim(self, slots: int, share: LaneShare = WHOLE) -> list[Execution]:
         async with self._store.begin_single() as tx:
-            return await executions.claim(tx, "w", LEASE, slots)
+            return await executions.claim(tx, "w", LEASE, slots, share=share)
 
 
 async def test_the_claim_is_what_the_rule_says(system) -> None:
@@ -102,12 +109,14 @@ async def test_the_claim_is_what_the_rule_says(system) -> None:
                 return holding, database, connect(database.url, pool_size=2, application="tests")
 
             holding, database, engine = runner.run(opened())
+            # Of a tenant that is alone, no slot is kept from it.
+            runner.run(database.tenant())
             world = World(database, PostgresStore(engine, Silent(), lambda: NOW))
 
             @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-            @given(tenants=st.lists(TENANT, min_size=1, max_size=4), slots=st.integers(1, 8))
-            def check(tenants, slots) -> None:
-                runner.run(world.check(tenants, slots))
+            @given(tenants=st.lists(TENANT, min_size=1, max_size=4), slots=st.integers(1, 8), spare=st.integers(0, 3))
+            def check(tenants, slots, spare) -> None:
+                runner.run(world.check(tenants, slots, spare))
 
             try:
                 check()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from domain.events import MAX_LINE, Event
 from domain.jobs import Job
-from infra.environments import forget_unused, uv_index
+from infra.environments import uv_index
+from infra.folder_cache import FolderCache
 from infra.redis import Counter
 from tests.clients import Tenant
 from workers.output import KEPT, Output
@@ -69,8 +70,8 @@ def test_caches_that_nobody_used_are_forgotten(tmp_path: Path) -> None:
             folder.mkdir(parents=True)
             (folder / "file").touch()
             os.utime(folder, (time.time() - age, time.time() - age))
-    assert forget_unused(tmp_path, time.time() - 50) == 2
-    assert sorted(path.name for path in tmp_path.glob("*/*")) == ["new", "new"]
+    assert FolderCache(tmp_path, 0).remove_unused(time.time() - 50) == 2
+    assert sorted(path.name for path in tmp_path.glob("[be]*/*")) == ["new", "new"]
 
 
 async def test_output_is_whole_up_to_its_limit() -> None:

@@ -1,0 +1,129 @@
+"""The cache of folders: bounded, shared by processes, and never without what is in use."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from infra import folder_cache
+from infra.folder_cache import FolderCache
+
+MIB = 1 << 20
+
+
+def _place(cache: FolderCache, kind: str, name: str, size: int, used: float) -> Path:
+    path = cache.path(kind, name)
+    path.mkdir(parents=True)
+    (path / "file").write_bytes(b"x" * size)
+    os.utime(path, (used, used))
+    return path
+
+
+def _names(cache: FolderCache) -> list[str]:
+    return sorted(cache.list_names("bundles") + cache.list_names("environments"))
+
+
+def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
+    cache = FolderCache(tmp_path, 3 * MIB + 64 * 1024)
+    for age, (kind, name) in enumerate([("bundles", "a"), ("environments", "b"), ("bundles", "c"), ("bundles", "d")]):
+        _place(cache, kind, name, MIB, 1000.0 + age)
+    with cache.hold("bundles", "a"):
+        pass  # used just now
+    assert cache.make_room() == 1
+    assert _names(cache) == ["a", "c", "d"]
+    assert cache.make_room() == 0
+
+
+def test_what_is_in_use_stays_whatever_the_bound(tmp_path: Path) -> None:
+    cache, other = FolderCache(tmp_path, 1), FolderCache(tmp_path, 1)
+    for name in ("a", "b"):
+        _place(cache, "bundles", name, MIB, 1000.0)
+    with cache.hold("bundles", "a"), cache.hold("bundles", "a"):
+        assert other.make_room() == 1
+        assert _names(cache) == ["a"]
+        assert not other.remove("bundles", "a")
+        assert other.remove_all("bundles", ["a"], time.time() + 100) == 0
+    assert other.remove("bundles", "a")
+    assert _names(cache) == []
+    # Nothing is left behind: neither the folders nor their locks.
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_what_uv_downloads_counts_and_goes_as_a_whole(tmp_path: Path) -> None:
+    cache = FolderCache(tmp_path, 2 * MIB)
+    for number in range(4):
+        (cache.downloads / f"archive-{number}").mkdir(parents=True)
+        (cache.downloads / f"archive-{number}" / "wheel").write_bytes(b"x" * MIB)
+    _place(cache, "environments", "e", 1024, time.time() + 100)
+    with cache.hold("", folder_cache.DOWNLOADS):
+        assert cache.make_room() == 1  # the environment, although it is younger: this is in use
+    assert cache.make_room() == 1
+    assert not cache.downloads.exists()
+
+
+def test_another_process_s_folders_are_its_own_until_it_ends(tmp_path: Path) -> None:
+    cache = FolderCache(tmp_path, 1)
+    _place(cache, "bundles", "a", MIB, 1000.0)
+    program = (
+        "import asyncio, sys, time\nfrom pathlib import Path\nfrom infra.folder_cache import FolderCache\n"
+        "async def main():\n"
+        "    cache = FolderCache(Path(sys.argv[1]), 0)\n"
+        "    with cache.hold('bundles', 'a'):\n"
+        "        async with cache.scratch('bundles') as made:\n"
+        "            (made / 'file').write_text('x')\n"
+        "            print(made.name, flush=True)\n"
+        "            time.sleep(600)\n"
+        "asyncio.run(main())\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        scratch = cache.path("bundles", other.stdout.readline().strip())
+        os.utime(scratch, (1000.0, 1000.0))
+        assert cache.make_room() == 0
+        cache.remove_unused(time.time() + 100)
+        assert scratch.is_dir()
+        assert _names(cache) == ["a"]
+        other.kill()
+    assert cache.make_room() == 1
+    cache.remove_unused(time.time() - 100)
+    assert not scratch.exists()
+
+
+async def test_whoever_holds_a_folder_finds_it_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Folders are removed and placed while others come to use them."""
+    cache, found = FolderCache(tmp_path, 0), list[bool]()
+
+    def use() -> None:
+        for _ in range(300):
+            with cache.hold("bundles", "a") as path:
+                if not path.is_dir():
+                    made = tmp_path / "bundles" / f".new-{time.monotonic_ns()}-{os.urandom(4).hex()}"
+                    made.mkdir(parents=True)
+                    (made / "file").write_text("x")
+                    try:
+                        made.rename(path)
+                    except OSError:
+                        assert path.is_dir()
+                for _ in range(3):
+                    found.append((path / "file").exists())
+
+    def remove() -> None:
+        for _ in range(600):
+            cache.remove("bundles", "a")
+
+    await asyncio.gather(*(asyncio.to_thread(work) for work in (use, use, remove)))
+    assert all(found)
+    assert len(found) == 1800
+
+
+async def test_a_scratch_folder_is_gone_in_the_end(tmp_path: Path) -> None:
+    cache = FolderCache(tmp_path, 0)
+    with pytest.raises(RuntimeError, match="enough"):
+        async with cache.scratch("environments") as made:
+            (made / "deep" / "er").mkdir(parents=True)
+            raise RuntimeError("enough")
+    assert [path for path in tmp_path.rglob("*") if path.is_file() or path.name.startswith(".")] == []
