@@ -75,7 +75,7 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     local_model_door: str = ""
     local_model_idle: float = 600.0
     cache_max_bytes: int = 20 << 30
-    tenant_max_concurrency: int = 0
+    tenant_max_concurrency: int = 200
     tenant_max_stored_bytes: int = 10 << 30
     build_slots: int = 2
     otlp_endpoint: str = ""
