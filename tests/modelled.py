@@ -48,7 +48,8 @@ async def events(acme: Tenant, execution_id: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     async with acme.http.stream("GET", f"/executions/{execution_id}/events") as answer:
         async for line in answer.aiter_lines():
-            if line.startswith("data:"):
+            # Without data it only keeps the connection open.
+            if line.startswith("data:") and line[5:].strip():
                 found.append(json.loads(line[5:]))
     return found
 
