@@ -16,7 +16,7 @@ import structlog
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from domain.chat import Message, ModelError, Options, Part, Reply, ToolSpec
+from domain.chat import Message, ModelError, Options, Part, Reply, Thought, ToolSpec
 from domain.json_limits import SMALL_JSON_BYTES
 from domain.ports import Serve
 from workers.openai_wire import Asked, Refused, Writer, asked, failed, listed, no_model, refusal
@@ -227,14 +227,18 @@ class _Gateway:
 
     async def _whole(self, wanted: Asked, parts: AsyncGenerator[Part, None]) -> web.StreamResponse:
         reply: Reply | None = None
+        thoughts: list[str] = []
         try:
             async for part in parts:
-                reply = part if isinstance(part, Reply) else reply
+                if isinstance(part, Reply):
+                    reply = part
+                elif isinstance(part, Thought):
+                    thoughts.append(part.text)
         except Exception as error:
             raise _refused(error, wanted) from error
         if reply is None:
             raise _refused(_unfinished(), wanted)
-        return _json(Writer(wanted).whole(reply))
+        return _json(Writer(wanted).whole(reply, "".join(thoughts)))
 
     async def _streamed(
         self, request: web.BaseRequest, wanted: Asked, parts: AsyncGenerator[Part, None]

@@ -143,9 +143,17 @@ async def test_an_answer_whole_and_in_pieces(served: Served) -> None:
 
     served.calls.parts.insert(1, Thought("hm"))
     chunks = [one async for one in await served.ask(stream=True)]
-    assert [one.choices[0].delta.content for one in chunks] == ["", "Hel", "lo", None]
+    assert [one.choices[0].delta.content for one in chunks] == ["", "Hel", None, "lo", None]
+    assert [getattr(one.choices[0].delta, "reasoning_content", None) for one in chunks] == [
+        None,
+        None,
+        "hm",
+        None,
+        None,
+    ]
     assert chunks[0].choices[0].delta.role == "assistant"
-    assert [one.choices[0].finish_reason for one in chunks] == [None, None, None, "stop"]
+    assert [one.choices[0].finish_reason for one in chunks] == [None, None, None, None, "stop"]
+    assert (await served.ask()).choices[0].message.reasoning_content == "hm"
     assert len({one.id for one in chunks}) == 1
     assert all(one.usage is None for one in chunks)
 
@@ -267,24 +275,192 @@ async def test_tools_as_the_library_makes_them(served: Served) -> None:
     assert served.calls.asked[-1][1][1] == Message(role="assistant", tool_calls=(call,))
 
 
-def test_every_field_that_does_nothing_is_refused_by_name() -> None:
-    good = {"model": "m", "messages": HELLO}
-    for field, value in {
-        "user": "me",
-        "metadata": {"a": "b"},
-        "store": True,
-        "logprobs": True,
-        "logit_bias": {"1": 1},
-        "service_tier": "auto",
-        "functions": [],
-        "modalities": ["text"],
-        "reasoning_effort": "low",
-    }.items():
-        with pytest.raises(Refused) as caught:
-            openai_wire.asked(json.dumps({**good, field: value}).encode())
-        assert (caught.value.status, caught.value.body["error"]["param"]) == (400, field)
-        # What is null was not said.
-        openai_wire.asked(json.dumps({**good, field: None}).encode())
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("service_tier", "auto"),
+        ("safety_identifier", "u-1"),
+        ("prompt_cache_key", "k"),
+        ("prompt_cache_retention", "24h"),
+        ("user", "me"),
+        ("metadata", {"a": "b"}),
+        ("store", True),
+        ("prediction", {"type": "content", "content": "x"}),
+        ("modalities", ["text"]),
+        ("logprobs", False),
+        ("top_logprobs", 0),
+        ("logit_bias", {}),
+        ("functions", []),
+        ("n", 1),
+        ("stop", []),
+        ("tools", []),
+        ("tool_choice", "auto"),
+        ("tool_choice", "none"),
+        ("parallel_tool_calls", True),
+        ("stream_options", {}),
+        ("stream_options", {"include_usage": False}),
+        ("response_format", {"type": "text"}),
+        *[(field, None) for field in ("top_logprobs", "store", "functions", "audio", "reasoning_effort", "anything")],
+    ],
+)  # fmt: skip
+def test_what_changes_nothing_is_taken(field: str, value: Any) -> None:
+    plain = openai_wire.asked(json.dumps({"model": "m", "messages": HELLO}).encode())
+    assert openai_wire.asked(json.dumps({"model": "m", "messages": HELLO, field: value}).encode()) == plain
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("logprobs", True),
+        ("top_logprobs", 2),
+        ("logit_bias", {"1": 1}),
+        ("n", 2),
+        ("reasoning_effort", "low"),
+        ("verbosity", "low"),
+        ("modalities", ["text", "audio"]),
+        ("audio", {"voice": "x"}),
+        ("functions", [{"name": "a"}]),
+        ("function_call", {"name": "a"}),
+        ("web_search_options", {}),
+        ("top_k", 5),
+        ("extra_body", {}),
+        ("anything", 1),
+    ],
+)
+def test_what_would_change_something_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(Refused, match=field) as caught:
+        openai_wire.asked(json.dumps({"model": "m", "messages": HELLO, field: value}).encode())
+    assert (caught.value.status, caught.value.body["error"]["param"]) == (400, field)
+
+
+OTHER = {"name": "other", "parameters": {"type": "object", "properties": {}}}
+BOTH = [{"type": "function", "function": ADD}, {"type": "function", "function": OTHER}]
+NAMED = {"type": "function", "name": "add"}
+
+
+@pytest.mark.parametrize(
+    ("choice", "shown", "mode"),
+    [
+        (None, ["add", "other"], "auto"),
+        ("auto", ["add", "other"], "auto"),
+        ("any", ["add", "other"], "required"),
+        ("required", ["add", "other"], "required"),
+        ({"type": "auto"}, ["add", "other"], "auto"),
+        ({"type": "none"}, ["add", "other"], "none"),
+        ({"type": "required"}, ["add", "other"], "required"),
+        ({"type": "function", "function": {"name": "add"}}, ["add"], "required"),
+        ({"function": {"name": "other"}}, ["other"], "required"),
+        (NAMED, ["add"], "required"),
+        ({"type": "tool", "name": "add"}, ["add"], "required"),
+        ({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED]}}, ["add"], "auto"),
+        (
+            {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "function": {"name": "other"}}]},
+            ["other"], "required",
+        ),
+    ],
+)  # fmt: skip
+def test_which_tools_may_be_called(choice: Any, shown: list[str], mode: str) -> None:
+    body = {"model": "m", "messages": HELLO, "tools": BOTH, "tool_choice": choice}
+    found = openai_wire.asked(json.dumps(body).encode())
+    assert ([tool.name for tool in found.tools], found.options.tool_choice) == (shown, mode)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    ["add", 5, [], {}, {"type": "function"}, {"type": "function", "function": {"name": "none"}}, {"type": "custom"},
+     {"type": "allowed_tools"}, {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}},
+     {"type": "allowed_tools", "allowed_tools": {"mode": "maybe", "tools": [NAMED]}}, {"type": ["auto"]}],
+)  # fmt: skip
+def test_choices_that_are_none(choice: Any) -> None:
+    body = {"model": "m", "messages": HELLO, "tools": BOTH, "tool_choice": choice}
+    with pytest.raises(Refused, match="`tool_choice`") as caught:
+        openai_wire.asked(json.dumps(body).encode())
+    assert caught.value.body["error"]["param"] == "tool_choice"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "read"),
+    [
+        ({"properties": {}}, {"type": "object", "properties": {}}),
+        ({}, {"type": "object", "properties": {}}),
+        (None, {"type": "object", "properties": {}}),
+        ({"type": ["object", "null"]}, {"type": "object"}),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {}}}, {"type": "object", "$ref": "#/$defs/a", "$defs": {"a": {}}}),
+    ],
+)
+def test_parameters_without_a_type(parameters: Any, read: dict[str, Any]) -> None:
+    tool = {"type": "function", "function": {"name": "a", "parameters": parameters, "strict": True}}
+    found = openai_wire.asked(json.dumps({"model": "m", "messages": HELLO, "tools": [tool]}).encode())
+    assert found.tools[0].parameters == read
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+FRAMEWORKS: dict[str, list[dict[str, Any]]] = {
+    # The dump of an answer, as openai's library prints it, and as instructor sends it back to have it mended.
+    "a dumped answer": [
+        *HELLO,
+        {"role": "assistant", "content": None, "refusal": None, "annotations": [], "audio": None, "function_call": None,
+         "tool_calls": [{**CALL, "index": 0, "extra_content": {"google": {"thought_signature": "x"}}}], "parsed": None},
+        {"role": "tool", "tool_call_id": "c1", "name": "add", "content": "Validation Error found: 1 error"},
+        {"role": "user", "content": "Recall the function correctly, fix the errors"},
+    ],
+    "names of speakers": [{"role": "system", "content": "x", "name": "chief"}, {"role": "user", "content": "x", "name": "eve"}],
+    "thoughts": [*HELLO, {"role": "assistant", "content": "x", "reasoning_content": "hm", "thinking_blocks": [{}]}, *HELLO],
+    "parts anywhere": [
+        {"role": "system", "content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]},
+        {"role": "user", "content": [{"type": "input_text", "text": "a"}, "b", {"text": "c"}]},
+        {"role": "assistant", "content": [{"type": "output_text", "text": "x", "annotations": []}], "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "x", "citations": None}]},
+    ],
+    "no content": [*HELLO, {"role": "assistant", "content": None, "tool_calls": []}, {"role": "user", "content": []}],
+    "a refusal": [*HELLO, {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}, *HELLO],
+    "parsed arguments": [
+        *HELLO,
+        {"role": "assistant", "content": "", "tool_calls": [{"id": "c1", "function": {"name": "add", "arguments": {"a": 1}}}]},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_messages_of_frameworks(name: str) -> None:
+    body = json.dumps({"model": "m", "messages": FRAMEWORKS[name], "tools": BOTH}).encode()
+    found = openai_wire.asked(b"\xef\xbb\xbf" + body)
+    assert len(found.messages) == len(FRAMEWORKS[name])
+    if name == "parts anywhere":
+        assert [one.content for one in found.messages] == ["x", "a\nb\nc", "x", "x"]
+    if name == "parsed arguments":
+        assert found.messages[1].tool_calls[0].arguments == '{"a":1}'
+    if name == "a refusal":
+        assert found.messages[1].content == "No."
+
+
+def test_half_an_emoji_in_a_request() -> None:
+    body = b'{"model":"m","messages":[{"role":"user","content":"\\ud83d \\ud83d\\ude00"}]}'
+    assert openai_wire.asked(body).messages[0].content == "\ufffd 😀"
+
+
+LANGCHAIN = {
+    "tools": [{"type": "function", "function": {"name": "Answer", "description": "An answer.", "parameters": {
+        "properties": {"text": {"type": "string"}}, "required": ["text"], "type": "object"}}}],
+    "tool_choice": {"type": "function", "function": {"name": "Answer"}},
+    "parallel_tool_calls": False, "stream": False, "temperature": 0.7, "n": 1,
+}  # fmt: skip
+JSON_SCHEMA = {
+    "response_format": {"type": "json_schema", "json_schema": {"name": "Answer", "strict": True, "schema": {
+        "type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"], "additionalProperties": False}}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", [LANGCHAIN, JSON_SCHEMA])
+async def test_structured_output_of_frameworks(served: Served, fields: dict[str, Any]) -> None:
+    """What instructor's default mode, and LangChain's `with_structured_output` in both of its methods, send."""
+    call = ToolCall(id="c1", name="Answer", arguments='{"text":"hi"}')
+    served.calls.parts = [_reply('{"text":"hi"}', (call,) if "tools" in fields else (), "stop")]
+    status, _, told = await served.post({"model": "small", "messages": HELLO, **fields})
+    assert status == 200, told
+    _, _, specs, options = served.calls.asked[-1]
+    assert [tool.name for tool in specs] == (["Answer"] if "tools" in fields else [])
+    assert (options.tool_choice, options.schema is None) == (("required", True) if specs else ("auto", False))
 
 
 @pytest.mark.parametrize(
@@ -294,23 +470,29 @@ def test_every_field_that_does_nothing_is_refused_by_name() -> None:
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user"}]}, "content"),
         ({"messages": [{"role": "function", "content": "x"}]}, "role"),
-        ({"messages": [{"role": "user", "content": "x", "name": "eve"}]}, "name"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "image_url"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "'image_url'",
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "odd": 1}]}]}, "odd"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]}, "must be text"),
+        ({"messages": [{"role": "user", "content": [5]}]}, "content.0."),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "'input_audio'"),
+        ({"messages": [{"role": "assistant", "content": "", "function_call": {"name": "a"}}]}, "function_call"),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "c9"}]}, "tool_call_id"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "tool_call_id"),
         ({"messages": HELLO * 5000}, "messages"),
-        ({"tools": []}, "tools"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "name"),
         ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "array"}}}]}, "parameters"),
         ({"tools": [{"type": "function", "function": ADD}] * 2}, "two tools"),
         ({"tools": [{"type": "web_search"}]}, "type"),
-        ({"tool_choice": "auto"}, "tool_choice"),
-        ({"parallel_tool_calls": True}, "parallel_tool_calls"),
         ({"tools": [{"type": "function", "function": ADD}], "tool_choice": {"type": "function"}}, "tool_choice"),
         ({"temperature": 3}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"max_tokens": 5, "max_completion_tokens": 5}, "max_completion_tokens"),
+        ({"tool_choice": "required"}, "no `tools`"),
+        ({"tool_choice": {"type": "function", "function": {"name": "add"}}}, "'add'"),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"other": True}}, "other"),
         ({"response_format": {"type": "json_schema"}}, "json_schema"),
