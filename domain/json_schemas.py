@@ -178,17 +178,14 @@ class _SchemaReader:
         pointer = self._local_pointer(value)
         if pointer is None:
             return False
-        if pointer == "":
-            if depth == 0:
-                return False  # itself
-            found["$ref"] = "#"
-            return True
+        if pointer == "" and depth == 0:
+            return False  # itself
         seen = {pointer}
         try:
             target = _resolve(self._root, pointer)
             while isinstance(target, dict) and target.keys() - _IGNORED == {"$ref"}:
-                pointer = self._local_pointer(target["$ref"]) or ""
-                if pointer in seen:
+                pointer = self._local_pointer(target["$ref"])
+                if pointer is None or pointer in seen:
                     return False
                 seen.add(pointer)
                 target = _resolve(self._root, pointer)
@@ -197,7 +194,7 @@ class _SchemaReader:
         if not isinstance(target, dict | bool):
             return False
         if pointer not in self._names:
-            name = re.sub(r"[^A-Za-z0-9_]+", "_", pointer.rpartition("/")[2])[:48] or "definition"
+            name = re.sub(r"[^A-Za-z0-9_]+", "_", pointer.rpartition("/")[2])[:48] or "root"
             if name in self._names.values():
                 name = f"{name}_{len(self._names)}"
             self._names[pointer] = name

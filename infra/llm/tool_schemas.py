@@ -7,6 +7,7 @@ schemas that say no more than all of them understand. What is lost is checked wh
 """
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -29,6 +30,7 @@ REMEMBERED_SCHEMAS: Final = 256
 # Of all schemas of a call together: adapting them takes tens of milliseconds.
 LARGE_BYTES: Final = 64 * 1024
 MAX_NEEDS: Final = 10
+MAX_BOUND: Final = 2**53
 # What stands at the top of a schema besides an object's own words.
 _ALTERNATIVES: Final = ("anyOf", "oneOf")
 _NOT_AT_THE_TOP: Final = (*_ALTERNATIVES, "allOf", "not", "if", "then", "else", "enum", "const", "$ref")
@@ -264,8 +266,26 @@ def _complete(schema: dict[str, Any]) -> None:
     types = schema.get("type")
     if "array" in (types if isinstance(types, list) else [types]):
         schema.setdefault("items", {})
+    for kind in ("Length", "Items", "Properties"):
+        if schema.get(f"min{kind}", 0) > schema.get(f"max{kind}", math.inf):
+            del schema[f"min{kind}"], schema[f"max{kind}"]  # nothing fits, and grammars cannot say so
+    for keyword, whole in (("minimum", math.ceil), ("exclusiveMinimum", math.floor)):
+        _complete_bound(schema, keyword, whole)
+    for keyword, whole in (("maximum", math.floor), ("exclusiveMaximum", math.ceil)):
+        _complete_bound(schema, keyword, whole)
     for one in subschemas(schema):
         _complete(one)
+
+
+def _complete_bound(schema: dict[str, Any], keyword: str, whole: Callable[[float], int]) -> None:
+    """Bounds of whole numbers are whole, and none is larger than a grammar can be made of."""
+    bound = schema.get(keyword)
+    if bound is None:
+        return
+    if abs(bound) > MAX_BOUND:
+        del schema[keyword]
+    elif schema.get("type") == "integer":
+        schema[keyword] = whole(bound)
 
 
 def _collect_names(schema: dict[str, Any], known: set[str], odd: dict[str, None]) -> None:
@@ -355,9 +375,6 @@ def _around(schemas: Sequence[dict[str, Any]], root: dict[str, Any]) -> list[dic
         for keyword in ("allOf", *_ALTERNATIVES):
             waiting += schema.get(keyword, [])
         waiting += [schema[keyword] for keyword in ("if", "then", "else") if keyword in schema]
-        reference = schema.get("$ref")
-        if reference == "#":
-            waiting.append(root)
-        elif isinstance(reference, str):
+        if isinstance(reference := schema.get("$ref"), str):
             waiting += [one for one in [root.get(DEFINITIONS, {}).get(reference.rpartition("/")[2])] if one is not None]
     return found

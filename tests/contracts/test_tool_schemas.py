@@ -83,6 +83,21 @@ def test_alternatives_are_folded() -> None:
     assert both == {"anyOf": [TEXT, {"type": "integer"}]}
 
 
+def test_what_makers_of_grammars_refuse() -> None:
+    """As the local model's does: references to the root, bounds of whole numbers that are none, contradictions."""
+    odd = {
+        "self": {"$ref": "#"}, "whole": {"type": "integer", "minimum": 0.5, "exclusiveMaximum": 3.5},
+        "large": {"type": "integer", "maximum": 1e300}, "none": {"type": "string", "minLength": 5, "maxLength": 1},
+        "dated": {"format": "date"}, "fraction": {"type": "number", "minimum": 0.5},
+    }  # fmt: skip
+    wire = adapt_schema({"properties": odd}).wire["properties"]
+    assert wire == {
+        "self": {"$ref": "#/$defs/root"}, "whole": {"type": "integer", "minimum": 1, "exclusiveMaximum": 4},
+        "large": {"type": "integer"}, "none": TEXT, "dated": {"type": "string", "format": "date"},
+        "fraction": {"type": "number", "minimum": 0.5},
+    }  # fmt: skip
+
+
 def _ask(tools: list[ToolSpec], *messages: Message) -> Ask:
     return Ask(target=TARGET, tools=tuple(tools), messages=messages)
 

@@ -104,7 +104,8 @@ def test_references_lead_to_definitions(place: str) -> None:
         "type": "object",
         "properties": {"next": {"$ref": reference}},
     }
-    assert found["properties"]["self"] == {"$ref": "#"}
+    assert found["properties"]["self"] == {"$ref": "#/$defs/root"}
+    assert found["$defs"]["root"]["properties"] == found["properties"]
     based = normalize_schema(
         {"$id": "https://a.test/s.json", "$ref": "https://a.test/s.json#/$defs/a", "$defs": {"a": TEXT}}
     )
