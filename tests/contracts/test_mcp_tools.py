@@ -421,6 +421,21 @@ async def test_failures_tell_nothing_of_the_library(here: Place, body: bytes):
         assert not any(word in str(failed.value) for word in ("pydantic", "validation error", "union["))
 
 
+@pytest.mark.parametrize("value", [b"[" * 200 + b"]" * 200, b"[" + b"0," * 400_000 + b"0]"])
+@pytest.mark.parametrize("kind", ["application/json", "text/event-stream"])
+async def test_answers_that_would_keep_their_reader_busy(here: Place, value: bytes, kind: str):
+    def results(method: str, params: Any) -> Any:
+        if method != "tools/call":
+            return None
+        number = json.loads(here.requests[-1].body)["id"]
+        body = b'{"jsonrpc":"2.0","id":%d,"result":{"content":[],"structuredContent":{"a":%s}}}' % (number, value)
+        return reply(body if kind.endswith("json") else b"data: " + body + b"\n\n", content_type=kind)
+
+    scripted(here, results)
+    with pytest.raises(ToolFailed, match="sends too much"):
+        await call_mcp(LET, mcp(here.url), {}, "t", {})
+
+
 async def test_failures_of_servers_come_without_advertisements(here: Place):
     told = "1 validation error for addArguments\na\n  Input should be a number\n    For further information visit "
     told += "https://errors.pydantic.dev/2.11/v/int_parsing"
