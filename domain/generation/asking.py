@@ -1,5 +1,6 @@
 """What a model is told, and the JSON Schema of its answer."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -16,6 +17,8 @@ READ: Final = 20_000
 LOCAL_READ: Final = 3_000
 # How much is told of each tool.
 _SHOWN: Final = 80
+# Texts of the example that are no chance any more.
+_REPEATED: Final = 2
 
 _PLANNER: Final = {
     "name": "Travel Planner",
@@ -57,6 +60,22 @@ _TOLD: Final[dict[Kind, str]] = {
     ),
     "name": "You give short names to runs of AI agents, of two to six words. Answer with a JSON object:",
 }
+# The local model says an example again rather than think of something else: it is told what to say, and shown none.
+_TOLD_LOCAL: Final[dict[Kind, str]] = {
+    "agent": (
+        "You design AI agents. Answer with one agent as a JSON object: its name, its role, its goal and its backstory. "
+        "All of them are about what the description says."
+    ),
+    "task": (
+        "You design tasks for AI agents. Answer with one task as a JSON object: its name, its description and its "
+        "expected output. All of them are about what the description says."
+    ),
+    "crew": (
+        "You design crews: AI agents that work on tasks together. Answer with one crew as a JSON object: its name, its "
+        "description, its agents, and its tasks, each with the name of the agent that does it. All of them are about "
+        "what the description says."
+    ),
+}
 _ASKED: Final[dict[Kind, str]] = {
     "agent": "Design the agent of this description: ",
     "task": "Design the task of this description: ",
@@ -70,9 +89,23 @@ def reference(tool: Tool) -> str:
     return f"{tool.slug}/{tool.only}" if isinstance(tool, ServerTool) else tool.slug
 
 
-def instructions(kind: Kind, tools: list[Tool], agents: list[str]) -> str:
+def repeats_example(kind: Kind, said: Mapping[str, Any]) -> bool:
+    """Whether a model has said the example again that it was shown, in two of its texts."""
+    example: dict[Kind, Mapping[str, Any]] = {"agent": _PLANNER, "task": _FLIGHTS, "crew": _CREW}
+    shown = {name: text for name, text in example.get(kind, {}).items() if isinstance(text, str) and name != "process"}
+    if not shown:
+        return False
+    return sum(_folded(said.get(name)) == _folded(text) for name, text in shown.items()) >= _REPEATED
+
+
+def _folded(text: Any) -> str:
+    return " ".join(text.casefold().split()).rstrip(".") if isinstance(text, str) else ""
+
+
+def instructions(kind: Kind, tools: list[Tool], agents: list[str], local: bool = False) -> str:
     """What the model is told of its work, of the tools that it may choose among, and of the agents for a task."""
-    parts = [f"{_TOLD[kind]}\n{_EXAMPLES[kind]}"]
+    told = _TOLD_LOCAL.get(kind) if local else None
+    parts = [told or f"{_TOLD[kind]}\n{_EXAMPLES[kind]}"]
     if tools:
         known = "\n".join(f"- {reference(tool)}: {' '.join(tool.description.split())[:_SHOWN]}" for tool in tools)
         parts.append(f"List the tools that are needed, if any, in the field `tools`. There are these:\n{known}")

@@ -93,7 +93,7 @@ async def _started(
         caller.user_id,
         caller.tenant_id,
         tx.now,
-        instructions=asking.instructions(kind, offered, agents),
+        instructions=asking.instructions(kind, offered, agents, local),
         model=model_name,
         temperature=asking.LOCAL_TEMPERATURE if local else None,
         max_tokens=asking.LOCAL_TOKENS if local else asking.TOKENS,
@@ -116,7 +116,7 @@ async def agent_of(tx: Tx, execution: Execution) -> AgentAnswer:
     spec = await _spec(tx, execution, "agent")
     agent = None
     if _has_ended(execution):
-        said = _object(execution)
+        said = _thought_up(execution, "agent")
         called = await _free(drafts.name(said.get("name"), "Agent"), tx.agents.find, set())
         agent = drafts.agent(said, called, spec.model or "", await _known(tx, said))
     return AgentAnswer(agent=agent, execution_id=execution.id, status=execution.status)
@@ -127,7 +127,7 @@ async def task_of(tx: Tx, execution: Execution) -> TaskAnswer:
     await _spec(tx, execution, "task")
     task = None
     if _has_ended(execution):
-        said = _object(execution)
+        said = _thought_up(execution, "task")
         called = await _free(drafts.name(said.get("name"), "Task"), _task_alike(tx), set())
         by = said.get("agent")
         known = isinstance(by, str) and await tx.agents.find(by) is not None
@@ -140,7 +140,7 @@ async def crew_of(tx: Tx, execution: Execution) -> CrewAnswer:
     spec = await _spec(tx, execution, "crew")
     if not _has_ended(execution):
         return CrewAnswer(crew=None, agents=[], tasks=[], execution_id=execution.id, status=execution.status)
-    said = _object(execution)
+    said = _thought_up(execution, "crew")
     model, known = spec.model or "", await _known(tx, said, *_objects(said, "agents"), *_objects(said, "tasks"))
     agents: list[AgentDraft] = []
     tasks: list[TaskDraft] = []
@@ -192,6 +192,18 @@ def _has_ended(execution: Execution) -> bool:
     if execution.error_type in _PASSING:
         raise DomainError("model_unavailable", told)
     raise invalid("model", f"{execution.model!r} came to no answer that can be used ({execution.error_type}). {told}")
+
+
+def _thought_up(execution: Execution, kind: Kind) -> dict[str, Any]:
+    """What the model said. Errors: `invalid_field` where that is nothing but the example that it was shown."""
+    said = _object(execution)
+    parts: list[tuple[Kind, dict[str, Any]]] = [(kind, said)]
+    parts += [("agent", one) for one in _objects(said, "agents")]
+    parts += [("task", one) for one in _objects(said, "tasks")]
+    if any(asking.repeats_example(part, one) for part, one in parts):
+        told = f"{execution.model!r} repeated the example that it was shown, and thought nothing up"
+        raise invalid("model", f"{told}: ask a larger model.")
+    return said
 
 
 def _object(execution: Execution) -> dict[str, Any]:

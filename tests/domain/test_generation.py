@@ -201,3 +201,20 @@ def test_a_tool_of_a_server_is_chosen_by_itself() -> None:
     assert asking.reference(one) == f"{server.slug}/search"
     assert asking.reference(one) in asking.instructions("agent", [one], [])
     assert tools.slug(server.name)
+
+
+def test_an_example_that_is_repeated_is_noticed() -> None:
+    for kind in ("agent", "task"):
+        example = msgspec.json.decode(asking._EXAMPLES[kind])
+        assert asking.repeats_example(kind, example)
+        assert asking.repeats_example(kind, {name: f" {text.upper()}." for name, text in example.items()})
+        # One text alike may be chance: somebody asks for a planner of travels.
+        assert not asking.repeats_example(kind, {"name": example["name"]})
+        assert not asking.repeats_example(kind, {"name": "Horses", "role": 5})
+
+
+def test_the_local_model_is_shown_no_example() -> None:
+    for kind in ("agent", "task", "crew"):
+        assert "Travel" in asking.instructions(kind, [], []) or "Flights" in asking.instructions(kind, [], [])
+        local = asking.instructions(kind, [], [], local=True)
+        assert not any(word in local for word in ("Travel", "Flights", "{"))
