@@ -79,6 +79,8 @@ class Upkeep:
             self._extendable_since = began
         self._seen_at = None
         async with self._store.begin_unbound() as tx:
+            # What can be read may not be writable, for the workers neither.
+            await tx.queues.touch()
             expired = await tx.queues.expired(tx.now, BATCH)
         now = self._clock()
         if now - began > self._break:

@@ -120,6 +120,9 @@ class PostgresQueues:
         )
         return {ids.encode(prefix, row.row_id) for row in rows}
 
+    async def touch(self) -> None:
+        await self._connection.execute(text("UPDATE workers SET seen_at = seen_at WHERE lane = 'upkeep'"))
+
     async def workers(self, since: datetime) -> list[WorkerInfo]:
         rows = await self._connection.execute(
             select(WorkerRow).where(WorkerRow.seen_at >= since).order_by(WorkerRow.id)

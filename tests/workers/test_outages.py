@@ -44,7 +44,7 @@ class Clocked(PostgresStore):
 
     @asynccontextmanager
     async def _slowly(self) -> AsyncIterator[Tx]:
-        if self.away is not None:
+        if self.away:
             raise DomainError(self.away, "away")
         async with super().begin_unbound() as tx:
             self.now, self.late = self.now + self.late, timedelta()
@@ -148,6 +148,27 @@ async def test_a_worker_that_died_in_the_outage_loses_its_run_a_lease_after_it(s
         assert not await world.extends()
         assert not await world.settles()
         world.run = again
+        assert await world.settles()
+        await store.close()
+
+
+async def test_a_database_that_only_reads_is_noticed_before_any_lease_has_run_out(system) -> None:
+    """It is writable again in the moment in which the lease runs out, and upkeep is quicker than the worker."""
+    async with apart(system) as database:
+        world = await _held(database, system)
+        store, owner = world.store, database.owner
+        await world.rounds(3)
+        await owner.execute(
+            "CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            "RAISE EXCEPTION 'x' USING ERRCODE = '53100'; END $$; "
+            "CREATE TRIGGER no_room BEFORE UPDATE ON workers FOR EACH STATEMENT EXECUTE FUNCTION no_room()"
+        )
+        store.away = ""
+        while store.now < NOW + LEASE:
+            assert await world.rounds(1) == 0
+        await owner.execute("DROP FUNCTION no_room() CASCADE")
+        assert await world.rounds(2) == 0
+        assert await world.extends()
         assert await world.settles()
         await store.close()
 
