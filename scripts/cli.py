@@ -45,6 +45,18 @@ def _demo(asked: argparse.Namespace) -> None:
     sys.exit(asyncio.run(up(Path(asked.data), asked.port, asked.workers, asked.once, demo)))
 
 
+def _backup(asked: argparse.Namespace) -> None:
+    from scripts.backup import back_up
+
+    sys.exit(asyncio.run(back_up(Path(asked.folder).absolute(), Path(asked.data).absolute())))
+
+
+def _restore(asked: argparse.Namespace) -> None:
+    from scripts.backup import restore
+
+    sys.exit(asyncio.run(restore(Path(asked.folder).absolute(), Path(asked.data).absolute())))
+
+
 def _queues(asked: argparse.Namespace) -> None:
     from scripts.queues import show
 
@@ -107,6 +119,14 @@ def parser() -> argparse.ArgumentParser:
     worker.add_argument("role", metavar="LANE", choices=("build", "run", "llm", "plan", "record", "upkeep"))
     told = "end when there was nothing to do for so many seconds, for autoscalers"
     worker.add_argument("--once-idle", type=_seconds, metavar="SECONDS", help=told)
+    told = "write the embedded database, object storage and secrets of an installation, running or not, to a new folder"
+    backup = command("backup", told, _backup)
+    backup.add_argument("folder", metavar="DIR")
+    backup.add_argument("--data", default=".paddock", help="of the installation (default .paddock)")
+    told = "make an installation from such a folder, and say what is missing in it"
+    restored = command("restore", told, _restore)
+    restored.add_argument("folder", metavar="DIR")
+    restored.add_argument("--data", default=".paddock", help="where to, an empty folder (default .paddock)")
     release = command("migrate", "bring the database to the newest schema and create the bucket", _role)
     release.set_defaults(role="release")
     command("admin-key", "create an admin if there is none, and print a key", _role).set_defaults(role="admin-key")

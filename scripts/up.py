@@ -28,8 +28,14 @@ from scripts.logs import readable
 from scripts.processes import Process, preload
 
 Demo = Callable[[str, str], Coroutine[Any, Any, bool]]
+_REACHED: Final = (
+    *("PADDOCK_DATABASE_URL", "PADDOCK_DATABASE_OWNER_URL", "PADDOCK_REDIS_URL", "PADDOCK_DATA_DIR"),
+    *("R2_ENDPOINT_URL", "R2_ACCESS_KEY_ID", "R2_SECRET_ACCESS_KEY", "R2_BUCKET_NAME"),
+)
 Parts = tuple[EmbeddedPostgres | None, EmbeddedValkey | None, EmbeddedSeaweed | None]
 LOOK: Final = 0.5
+# A file beside the data while a backup is being restored.
+RESTORING: Final = "restoring"
 API_ROLES: Final = ("api", "api-share")
 # A part that does not start is tried again after growing pauses up to this one, and that is told once a minute.
 LONGEST: Final = 8.0
@@ -52,6 +58,8 @@ class Running(msgspec.Struct, kw_only=True):
 
     url: str
     admin_key: str
+    # How to reach the embedded database and storage, where both are.
+    environment: dict[str, str] = {}
 
 
 def load_secrets(data: Path) -> Secrets:
@@ -71,6 +79,23 @@ def save(file: Path, what: Secrets | Running) -> None:
     fresh.touch(mode=0o600)
     fresh.write_bytes(msgspec.json.format(msgspec.json.encode(what)))
     fresh.replace(file)
+
+
+@contextlib.contextmanager
+def locked(data: Path) -> Iterator[None]:
+    """Keep every other process away from an installation. Errors: `PartFailed` when one is there."""
+    with (data / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PartFailed(f"another `paddock up` runs on {data}.") from None
+        yield
+
+
+def refuse_half_restored(data: Path) -> None:
+    """Errors: `PartFailed` where a restore was not finished."""
+    if (data / RESTORING).exists():
+        raise PartFailed(f"a restore to {data} was not finished; remove the folder and restore again.")
 
 
 @contextlib.asynccontextmanager
@@ -119,7 +144,8 @@ class System:
         preload()
         self.data.mkdir(parents=True, exist_ok=True)
         os.chmod(self.data, 0o700)
-        with self._locked():
+        with locked(self.data):
+            refuse_half_restored(self.data)
             _check_port(self.port)
             known = load_secrets(self.data)
             async with embedded(self.data, known) as (parts, env):
@@ -162,7 +188,8 @@ class System:
         if self.admin_key != known.admin_key:
             known.admin_key = self.admin_key
             save(self.data / "secrets.json", known)
-        save(self.data / "running.json", Running(url=self.url, admin_key=self.admin_key))
+        reached = {name: self.environment[name] for name in _REACHED} if postgres and seaweed else {}
+        save(self.data / "running.json", Running(url=self.url, admin_key=self.admin_key, environment=reached))
         await self._until_ready()
 
     async def _once(self, role: str, **environment: str) -> str:
@@ -242,15 +269,6 @@ class System:
                         return
                 await asyncio.sleep(0.05)
         raise PartFailed("the API and the workers were not ready after 30 s; see the log above.")
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        with (self.data / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise PartFailed(f"another `paddock up` runs on {self.data}.") from None
-            yield
 
 
 def _last_line(error: Exception) -> str:

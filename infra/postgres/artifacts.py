@@ -21,6 +21,7 @@ from infra.postgres.bulk import Bulk
 from infra.postgres.db import Base, Id, Raw, Shape, timestamp
 from infra.postgres.executions import ExecutionRow
 from infra.postgres.facts import ARTIFACTS
+from infra.postgres.objects import artifact_key
 from infra.postgres.records import Records
 from infra.postgres.steps import StepRow
 
@@ -166,7 +167,7 @@ def _ended(record: Any, calls: Mapping[str, list[Step]]) -> Ended:
 
 def key_of(metadata: Metadata) -> str:
     """Where an artifact's body lies in object storage."""
-    return f"artifacts/{metadata.tenant_id}/{metadata.received_at:%Y/%m}/{metadata.id}"
+    return artifact_key(metadata.tenant_id, metadata.received_at, metadata.id)
 
 
 class PostgresArtifacts:
