@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from msgspec.structs import replace
 
 from domain.errors import DomainError
 from domain.secrets import Secret
+from infra.embedded.postgres import binaries
 from infra.postgres import session
 from infra.postgres.db import connect
 from infra.postgres.migrate import migrate
@@ -207,6 +209,23 @@ async def test_an_operator_sets_a_plan_as_an_owner_who_is_held(elsewhere: Manage
     settings = replace(system.settings, database_owner_url=Secret(elsewhere.url()))
     assert await set_plan(settings, "three", "premium") == 0
     assert await set_plan(settings, "nobody", "premium") == 1
+
+
+async def test_the_owner_dumps_all_of_it_as_the_page_on_operations_says(elsewhere: Managed) -> None:
+    def dumped(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(binaries() / "pg_dump"), "--data-only", "--table=users", f"--dbname={elsewhere.url()}", *args],
+            env={"PATH": "/usr/bin:/bin", **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert "row-level security" in dumped().stderr
+    assert "example.com" not in dumped("--enable-row-security").stdout
+    whole = dumped("--enable-row-security", PGOPTIONS="-c paddock.every_tenant=on")
+    assert whole.returncode == 0, whole.stderr
+    assert all(f"{name}@example.com" in whole.stdout for name in TENANTS)
 
 
 @needs_pgbouncer
