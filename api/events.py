@@ -22,7 +22,7 @@ from domain.access import Caller
 from domain.errors import DomainError, invalid, not_found
 from domain.events import Asked, Event, LogEntry, Slice
 from domain.executions import Start
-from domain.json_limits import check_body
+from domain.json_limits import BODY_LIMITS, JsonTooLarge, check_json
 from domain.pages import Listing, Page
 from domain.ports import Store
 from domain.texts import mend_json, mend_json_text
@@ -132,7 +132,10 @@ async def _wanted(front: Front, caller: Caller, agent_id: str, message: str | by
 
 def _decode_message(message: str | bytes) -> _Resume | Start:
     source = mend_json_text(message).encode() if isinstance(message, str) else mend_json(message)
-    check_body(source)
+    try:
+        check_json(source, BODY_LIMITS)
+    except JsonTooLarge as error:
+        raise invalid("message", error.reason) from None
     resumes = msgspec.json.decode(source, type=_Named).execution_id is not UNSET
     decoded: _Resume | Start = decode_body(source, _Resume if resumes else Start)
     return decoded

@@ -45,7 +45,7 @@ async def test_a_message_of_small_values_is_refused_over_a_websocket(home: Tenan
     async with websockets.connect(url, max_size=None) as socket:
         await socket.send('{"payload": {"a": [' + "[]," * 400_000 + "1]}}")
         told = json.loads(await socket.recv())
-        assert (told["type"], told["error"]) == ("error", "malformed_request")
+        assert (told["type"], told["error"]) == ("error", "invalid_field")
         assert "250000 values" in told["detail"]
 
 
