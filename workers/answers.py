@@ -13,14 +13,14 @@ from workers.arguments import checked
 _FENCED: Final = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
 
 
-async def answered(text: str, schema: dict[str, Any]) -> bytes:
+async def answered(text: str, schema: dict[str, Any], tenant_id: str = "") -> bytes:
     """The JSON of an answer. Errors: `ModelError` for one that is none, or does not fit the schema."""
     fenced = _FENCED.fullmatch(text)
     try:
         written = (fenced[1] if fenced else text).encode("utf-8", "surrogatepass")
         check_json(written)
         value = msgspec.json.decode(written)
-        await checked(schema, value)
+        await checked(schema, value, tenant_id)
     except JsonTooLarge as error:
         raise ModelError("malformed", f"The answer {error.reason}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

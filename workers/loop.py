@@ -88,7 +88,7 @@ class Loop:
         try:
             answer = await self._answer(agent, first_messages(agent, self._execution.input_data), "", 0)
             if agent.answer_schema is not None:
-                return Outcome(output=await answered(answer, agent.answer_schema))
+                return Outcome(output=await answered(answer, agent.answer_schema, self._execution.tenant_id))
         except Parked:
             await self._park()
             return None
