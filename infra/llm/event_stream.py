@@ -45,6 +45,7 @@ class EventStream:
         self._skips_newline = False
         self._name = ""
         self._pending: list[bytes] = []
+        self._pending_size = 0
         self._body = bytearray()  # lines that belong to no event
 
     def end(self) -> None:
@@ -137,13 +138,15 @@ class EventStream:
         """Read a line of data as soon as it is JSON: servers that put no blank line between events are common."""
         decoded = _decode(value)
         if decoded is _NOTHING or (self._pending and not (isinstance(decoded, dict) and decoded)):
-            if sum(map(len, self._pending)) + len(value) > LONGEST:
+            self._pending_size += len(value)
+            if self._pending_size > LONGEST:
                 raise failures.malformed(self._ask.target, "an event of it is too long.")
             self._pending.append(value)
             return
         if self._pending:
             self._note(b"\n".join(self._pending))
             self._pending.clear()
+            self._pending_size = 0
         self._add(decoded, events)
 
     def _finish_event(self, events: list[Event]) -> None:
@@ -151,6 +154,7 @@ class EventStream:
             # The standard joins the lines of an event.
             joined = b"\n".join(self._pending)
             self._pending.clear()
+            self._pending_size = 0
             decoded = _decode(joined)
             if decoded is not _NOTHING:
                 self._add(decoded, events)
