@@ -59,7 +59,7 @@ class _Reader:
         if (error := error_words.find_error(event.name, data)) is not None:
             raise failures.in_stream(self._ask.target, error)
         kind = data.get("type") or event.name
-        number = data.get("index")
+        number = data["index"] if isinstance(data.get("index"), int | str) else None
         match kind:
             case "message_start":
                 yield from self._message(data.get("message"))

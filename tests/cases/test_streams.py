@@ -460,6 +460,12 @@ async def test_nothing_is_no_answer_on_other_wires(provider: str):
     assert played.error.kind == "malformed"
 
 
+@pytest.mark.parametrize("number", [None, [1], {}, "0", 1.5])
+async def test_blocks_that_are_numbered_oddly(number: Any):
+    body = anthropic(*PIECES).replace('"index": 0', f'"index": {json.dumps(number)}')
+    assert (await play_body(body, provider="anthropic")).text == "Paris."
+
+
 async def test_items_of_responses_without_their_deltas():
     call = {"type": "function_call", "id": "fc", "call_id": "c", "name": "f", "arguments": '{"a": 1}'}
     done = event({"type": "response.output_item.done", "output_index": 0, "item": call})
