@@ -8,7 +8,12 @@ STAMP := $(VENV)/.ready
 CLIENTS := .clients
 CLIENTS_STAMP := $(CLIENTS)/.ready
 
-.PHONY: help setup demo up test check bench lock clean
+LOCK := requirements.lock
+DOWNLOAD := 600 MB
+# What a command says, without the list of everything it has installed, and its status.
+shown = ( { $(1) 2>&1; echo $$? >$(VENV)/.status; } | grep -v '^ [-+~] '; exit "$$(cat $(VENV)/.status)" )
+
+.PHONY: help setup packages demo up test check bench lock clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -16,14 +21,18 @@ help: ## what there is
 setup: $(STAMP) ## install into .venv; leaves .venv/bin/paddock
 
 $(STAMP): pyproject.toml requirements.lock
+	@$(MAKE) --no-print-directory packages
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+packages: # what is locked, into .venv; a part of setup
 	@$(PYTHON) -c 'import sys; sys.exit("paddock needs Python 3.11 or newer, this is %s" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "python3 cannot make a virtual environment; install the package python3-venv" >&2; exit 1; }
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-uv.lock
-	@$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock || { \
+	@echo "Installing $$(grep -c '==' $(LOCK)) packages into $(VENV). The first time they are downloaded: about $(DOWNLOAD)."
+	@$(call shown,$(BIN)/uv pip sync --compile-bytecode --python $(BIN)/python --require-hashes $(LOCK)) || { \
 		echo "uv could not install; trying pip, which may be configured otherwise"; \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock; }
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
-	@touch $(STAMP)
+		$(BIN)/python -m pip install --disable-pip-version-check --require-hashes --no-deps -r $(LOCK); }
 
 $(CLIENTS_STAMP): $(STAMP) tests/generated_clients/requirements.lock tests/generated_clients/package-lock.json
 	@test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)

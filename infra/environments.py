@@ -12,6 +12,7 @@ import shutil
 import sys
 import sysconfig
 import tarfile
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
@@ -24,6 +25,10 @@ from domain.ports import ArchiveLimits, Blobs, Sandbox
 from infra.folder_cache import DOWNLOADS, FolderCache
 
 INSTALL_SECONDS: Final = 600
+# As much of what the installer says as a build log takes at a time, in characters.
+MAX_SAID: Final = 4000
+# Adds lines to a build log.
+Say = Callable[[str], Awaitable[None]]
 MAX_BYTES: Final = 4 << 30
 LIMITS: Final = ArchiveLimits(entries=200_000, depth=64, file=2 << 30, total=MAX_BYTES)
 _PASSED_ON: Final = re.compile(
@@ -58,8 +63,8 @@ class Environments:
         """Return the bytes that an environment which is here takes on disk."""
         return await asyncio.to_thread(self._cache.measure, "environments", environment)
 
-    async def install(self, wanted: Requirements) -> str:
-        """Make an environment unless it is there. Returns what there is to say in the build log.
+    async def install(self, wanted: Requirements, say: Say) -> None:
+        """Make an environment unless it is there, and `say` in the build log what the installer says, as it does.
 
         Errors: `BadArchive` with the installer's reason.
         """
@@ -70,8 +75,9 @@ class Environments:
                 if error.code != "not_found":
                     raise
             else:
-                return "The environment of these requirements was there already.\n"
-            return await self._make(wanted)
+                await say("The environment of these requirements was there already.\n")
+                return
+            await self._make(wanted, say)
 
     async def fetch(self, environment: str) -> None:
         """Bring an environment to this machine. Errors: `not_found`, `storage_unavailable`."""
@@ -81,12 +87,12 @@ class Environments:
             self._cache, self._blobs, self._sandbox, _key(environment), ("environments", environment), LIMITS
         )
 
-    async def _make(self, wanted: Requirements) -> str:
+    async def _make(self, wanted: Requirements, say: Say) -> None:
         async with self._cache.scratch("environments") as scratch:
             target = scratch / "environment"
             target.mkdir(mode=0o755)
             with self._cache.hold("", DOWNLOADS):
-                said = await self._uv(scratch, target, wanted.text)
+                await self._uv(scratch, target, wanted.text, say)
             size = await asyncio.to_thread(folder_size, target)
             if size > MAX_BYTES:
                 raise BadArchive(f"requirements.txt: installed, the requirements take {size >> 20} MiB; too much.")
@@ -96,9 +102,8 @@ class Environments:
             await self._blobs.put_file(_key(wanted.environment), archive)
             place(target, self.path(wanted.environment))
         await asyncio.to_thread(self._cache.make_room)
-        return said
 
-    async def _uv(self, scratch: Path, target: Path, text: str) -> str:
+    async def _uv(self, scratch: Path, target: Path, text: str, say: Say) -> None:
         requirements = scratch / "requirements.txt"
         requirements.write_text(text)
         uv = shutil.which("uv", path=f"{sysconfig.get_path('scripts')}:{os.environ.get('PATH', '')}")
@@ -109,31 +114,38 @@ class Environments:
         environment |= await self._pip_index(environment)
         process = await asyncio.create_subprocess_exec(
             *(uv, "pip", "install", "--target", str(target), "--python", sys.executable, "--only-binary", ":all:"),
-            *("--link-mode", "copy", "--no-progress", "--requirement", str(requirements)),
+            *("--link-mode", "copy", "--requirement", str(requirements)),
             env=environment,
             cwd=scratch,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
-        told = asyncio.create_task(process.communicate())
+        assert process.stdout is not None
+        log = _InstallerLog(process.stdout, scratch)
+        reading = asyncio.create_task(log.read())
         try:
             async with asyncio.timeout(INSTALL_SECONDS):
-                while not (await asyncio.wait((told,), timeout=1.0))[0]:
+                while not (await asyncio.wait((reading,), timeout=1.0))[0]:
                     if await asyncio.to_thread(folder_size, target) > MAX_BYTES:
                         raise BadArchive(f"requirements.txt: installed, it takes more than {MAX_BYTES >> 20} MiB.")
-                said, _ = told.result()
+                    if lines := log.take():
+                        await say(lines)
+                await process.wait()
         except TimeoutError:
             raise BadArchive(f"requirements.txt: installing took longer than {INSTALL_SECONDS} s.") from None
         finally:
             if process.returncode is None:
                 process.kill()
-                await asyncio.gather(told, return_exceptions=True)
-        shown = _shown(said.decode(errors="replace"), scratch)
+                await process.wait()
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
         if process.returncode != 0:
+            shown = log.text()
             reason = explain_missing_wheel(shown)
             raise BadArchive(f"requirements.txt: cannot be installed. {reason}".rstrip() + f"\n{shown}")
-        return shown
+        if lines := log.take():
+            await say(lines)
 
     async def _pip_index(self, environment: dict[str, str]) -> dict[str, str]:
         """What pip is configured with, in uv's words, unless uv itself is configured by its environment."""
@@ -171,12 +183,35 @@ def _key(environment: str) -> str:
     return f"environments/{environment}.tar.gz"
 
 
-def _shown(said: str, scratch: Path) -> str:
-    # Indexes may carry passwords in their addresses, and paths of this host are nobody's business.
-    hidden = re.sub(r"(\w+://)[^/\s@]+@", r"\1***@", said.replace(str(scratch), ""))
-    # A switch that an author of requirements does not have.
-    hidden = hidden.replace(" (i.e., with `--no-build`)", "")
-    return "\n".join(line for line in hidden.splitlines() if not line.startswith("Using "))[-4000:] + "\n"
+class _InstallerLog:
+    """What the installer writes, line by line, without passwords and paths of this host."""
+
+    def __init__(self, stream: asyncio.StreamReader, scratch: Path) -> None:
+        self._stream, self._scratch = stream, str(scratch)
+        self._lines: list[str] = []
+        self._taken = 0
+
+    async def read(self) -> None:
+        """Read to the end."""
+        while line := await self._stream.readline():
+            shown = self._clean(line.decode(errors="replace"))
+            if shown and not shown.startswith("Using "):
+                self._lines.append(shown)
+
+    def take(self) -> str:
+        """Return the lines that have come since the last call."""
+        fresh, self._taken = self._lines[self._taken :], len(self._lines)
+        return "".join(f"{line}\n" for line in fresh)[-MAX_SAID:]
+
+    def text(self) -> str:
+        """Return the last of everything."""
+        return "\n".join(self._lines)[-MAX_SAID:] + "\n"
+
+    def _clean(self, line: str) -> str:
+        # Indexes may carry passwords in their addresses, and paths of this host are nobody's business.
+        line = re.sub(r"(\w+://)[^/\s@]+@", r"\1***@", line.rstrip().replace(self._scratch, ""))
+        # A switch that an author of requirements does not have.
+        return line.replace(" (i.e., with `--no-build`)", "")
 
 
 def explain_missing_wheel(said: str) -> str:

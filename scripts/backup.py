@@ -21,7 +21,8 @@ from infra.postgres.objects import pointed_to
 from infra.r2 import S3Blobs
 from infra.settings import BadSettings, Settings, read
 from infra.version import VERSION
-from scripts.up import RESTORING, Running, Secrets, embedded, load_secrets, locked, refuse_half_restored
+from scripts.running import find_running
+from scripts.up import RESTORING, Secrets, embedded, load_secrets, locked, refuse_half_restored
 
 T = TypeVar("T")
 
@@ -145,11 +146,10 @@ async def _reached(data: Path) -> AsyncIterator[tuple[Settings, str]]:
 
 
 def _running(data: Path, known: Secrets) -> tuple[Settings, str]:
-    try:
-        running = msgspec.json.decode((data / "running.json").read_bytes(), type=Running)
-    except OSError:
-        raise BadBackup(f"what works on {data} is not ready yet, or about to stop; try again.") from None
-    if not running.environment:
+    running = find_running(data)
+    if running is None:
+        raise BadBackup(f"what works on {data} is not ready yet, or about to stop; try again.")
+    if not running.embedded:
         raise BadBackup(f"what runs on {data} has a database or a storage of your own: see docs/operations.md.")
     settings = read({**os.environ, **running.environment, "PADDOCK_SECRET_KEY": known.secret_key})
     return settings, settings.database_owner_url.reveal()

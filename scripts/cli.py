@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -42,7 +43,8 @@ def _demo(asked: argparse.Namespace) -> None:
     from scripts.demo import demo
     from scripts.up import up
 
-    sys.exit(asyncio.run(up(Path(asked.data), asked.port, asked.workers, asked.once, demo)))
+    shown = functools.partial(demo, ends=asked.once)
+    sys.exit(asyncio.run(up(Path(asked.data), asked.port, asked.workers, asked.once, shown)))
 
 
 def _backup(asked: argparse.Namespace) -> None:
@@ -67,14 +69,24 @@ def _plan(asked: argparse.Namespace) -> None:
     from scripts.release import set_plan
     from scripts.roles import settings
 
-    sys.exit(asyncio.run(set_plan(settings(), asked.tenant, asked.plan)))
+    sys.exit(asyncio.run(set_plan(settings(Path(asked.data)), asked.tenant, asked.plan)))
 
 
-def _keys(_: argparse.Namespace) -> None:
+def _keys(asked: argparse.Namespace) -> None:
     from scripts.keys import rotate
     from scripts.roles import settings
 
-    sys.exit(asyncio.run(rotate(settings())))
+    sys.exit(asyncio.run(rotate(settings(Path(asked.data)))))
+
+
+def _admin_key(asked: argparse.Namespace) -> None:
+    from scripts.bootstrap import admin_key
+    from scripts.roles import settings
+    from scripts.running import find_running
+
+    running = None if "PADDOCK_DATABASE_URL" in os.environ else find_running(Path(asked.data))
+    known = running.admin_key if running is not None else os.environ.get("PADDOCK_KNOWN_ADMIN_KEY")
+    print(asyncio.run(admin_key(settings(Path(asked.data)), known)))
 
 
 def _model(asked: argparse.Namespace) -> None:
@@ -129,23 +141,32 @@ def parser() -> argparse.ArgumentParser:
     restored.add_argument("--data", default=".paddock", help="where to, an empty folder (default .paddock)")
     release = command("migrate", "bring the database to the newest schema and create the bucket", _role)
     release.set_defaults(role="release")
-    command("admin-key", "create an admin if there is none, and print a key", _role).set_defaults(role="admin-key")
+    _find(command("admin-key", "create an admin if there is none, and print a key", _admin_key))
     plan = command("plan", "set a tenant's plan, which picks its rate limit", _plan)
     plan.add_argument("tenant")
     plan.add_argument("plan", choices=("standard", "premium"))
+    _find(plan)
     told = "the tenants' keys for outside services: seal them anew with the first of PADDOCK_ENCRYPTION_KEYS"
-    command("keys", told, _keys).add_argument("what", choices=("rotate",))
+    keys = command("keys", told, _keys)
+    keys.add_argument("what", choices=("rotate",))
+    _find(keys)
     model = command(
         "model", "serve the local model for PADDOCK_LOCAL_MODEL_URL; `paddock up` does so by itself", _model
     )
     model.add_argument("--host", default="127.0.0.1", help="where to listen (default 127.0.0.1)")
     model.add_argument("--port", type=int, default=8010, help="of the model (default 8010)")
     queues = command("queues", "show what waits and runs, per lane", _queues)
-    queues.add_argument("--data", default=".paddock", help="of a running `paddock up`")
+    _find(queues)
     queues.add_argument("--url", help="of the API, instead")
     queues.add_argument("--key", help="an admin's API key, instead")
     command("version", "print the version", _version)
     return made
+
+
+def _find(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--data", default=".paddock", help="of a running `paddock up`, where the environment names no database"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

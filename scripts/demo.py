@@ -14,7 +14,9 @@ import httpx
 from infra.telemetry import escape_controls
 from scripts.demo_crews import CrewFailed, show_newsroom
 from scripts.demo_workflows import WorkflowFailed, show_code_review
+from scripts.running import command_name
 
+BUILD_SECONDS: Final = 300
 EXAMPLES: Final = Path(__file__).resolve().parent.parent / "examples"
 TEXT: Final = (
     "A paddock is a small field where horses are kept. A fence stands around every paddock. "
@@ -52,8 +54,8 @@ def _expect(answer: httpx.Response, *statuses: int) -> Any:
     return answer.json()
 
 
-async def demo(url: str, key: str) -> bool:
-    """Show the main job on a running system. Returns whether all of it worked."""
+async def demo(url: str, key: str, ends: bool = False) -> bool:
+    """Show the main job on a running system, which `ends` afterwards. Returns whether all of it worked."""
     print("\nThe main job, through HTTP:\n", flush=True)
     try:
         async with httpx.AsyncClient(base_url=f"{url}/api/v1", headers={"X-API-Key": key}, timeout=90) as client:
@@ -73,6 +75,9 @@ async def demo(url: str, key: str) -> bool:
     except (DemoFailed, CrewFailed, WorkflowFailed, httpx.HTTPError) as error:
         print(f"\n  failed: {escape_controls(str(error))}", flush=True)
         return False
+    if ends:
+        print(f"\n  It works. To try it yourself: {command_name()} up", flush=True)
+        return True
     print(
         f"\n  It works. Try it yourself:\n\n    curl -s {url}/api/v1/agents/hello/execute -H 'X-API-Key: {key}' \\",
         flush=True,
@@ -97,8 +102,7 @@ async def _show(client: httpx.AsyncClient, example: str, payload: dict[str, Any]
         )
         said.append(f"{version['version']} {version['status']}")
     async with _step(f"GET  /agents/{example}/versions/{version['version']:<8} wait for the build") as said:
-        path = f"/agents/{example}/versions/{version['id']}"
-        built = _expect(await client.get(path, headers={"Prefer": "wait=60"}), 200)
+        built = await _follow_build(client, f"/agents/{example}/versions/{version['id']}")
         if built["status"] != "ready":
             raise DemoFailed(f"the build is {built['status']}: {built['build_log']}")
         said.append(built["status"])
@@ -115,6 +119,20 @@ async def _show(client: httpx.AsyncClient, example: str, payload: dict[str, Any]
         thought = {"prompt": str(payload), "response": str(ended["output_data"]), "latency_sec": 0.1}
         judged = _expect(await client.post("/evaluations", json={**thought, "execution_id": ended["id"]}), 201)
         said.append(f"metrics {judged['metrics']}")
+
+
+async def _follow_build(client: httpx.AsyncClient, path: str) -> Any:
+    """Print the build's log as it grows, until the build has ended. Returns the version."""
+    shown = 0
+    for _ in range(BUILD_SECONDS):
+        version = _expect(await client.get(path, headers={"Prefer": "wait=1"}), 200)
+        lines = (version["build_log"] or "").splitlines()
+        for line in lines[shown:]:
+            print(f"      | {escape_controls(line)}", flush=True)
+        shown = len(lines)
+        if version["status"] in ("ready", "failed"):
+            return version
+    raise DemoFailed(f"the build has not ended after {BUILD_SECONDS} s; it is {version['status']}")
 
 
 async def _show_model_agent(client: httpx.AsyncClient) -> None:

@@ -5,19 +5,17 @@ import sys
 from pathlib import Path
 
 import httpx
-import msgspec
 
 from infra.telemetry import escape_controls
-from scripts.up import Running
+from scripts.running import find_running
 
 
 def show(data: Path, url: str | None, key: str | None) -> int:
     """Print the queues and workers. Returns an exit code."""
     url, key = url or os.environ.get("PADDOCK_URL"), key or os.environ.get("PADDOCK_API_KEY")
     if url is None or key is None:
-        try:
-            running = msgspec.json.decode((data / "running.json").read_bytes(), type=Running)
-        except (OSError, msgspec.MsgspecError):
+        running = find_running(data)
+        if running is None:
             print(f"paddock: nothing runs on {data}; name --url and --key.", file=sys.stderr)
             return 1
         url, key = url or running.url, key or running.admin_key

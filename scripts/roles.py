@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+from pathlib import Path
 
 import api.app
 import workers.main
@@ -10,12 +11,13 @@ from infra.postgres.session import UnsafeSession
 from infra.settings import BadSettings, Settings, read
 from infra.version import VERSION
 from scripts import bootstrap, release
+from scripts.running import settings_of
 
 
-def settings() -> Settings:
-    """The settings of this process; without them it ends with the reason."""
+def settings(data: Path | None = None) -> Settings:
+    """The settings of this process, or of the `paddock up` on `data`; without them it ends with the reason."""
     try:
-        return read()
+        return read() if data is None else settings_of(data)
     except BadSettings as error:
         sys.exit(f"paddock: {error}")
 

@@ -26,14 +26,13 @@ from infra.settings import BadSettings, Settings, read
 from infra.telemetry import clear_shared_metrics
 from scripts.logs import readable
 from scripts.processes import Process, preload
+from scripts.running import Running, command_name, kept_environment
 
 Demo = Callable[[str, str], Coroutine[Any, Any, bool]]
-_REACHED: Final = (
-    *("PADDOCK_DATABASE_URL", "PADDOCK_DATABASE_OWNER_URL", "PADDOCK_REDIS_URL", "PADDOCK_DATA_DIR"),
-    *("R2_ENDPOINT_URL", "R2_ACCESS_KEY_ID", "R2_SECRET_ACCESS_KEY", "R2_BUCKET_NAME"),
-)
 Parts = tuple[EmbeddedPostgres | None, EmbeddedValkey | None, EmbeddedSeaweed | None]
 LOOK: Final = 0.5
+# Twenty a second: a busy machine takes a minute.
+READY_LOOKS: Final = 2400
 # A file beside the data while a backup is being restored.
 RESTORING: Final = "restoring"
 API_ROLES: Final = ("api", "api-share")
@@ -51,15 +50,6 @@ class Secrets(msgspec.Struct, kw_only=True):
     s3_secret: str
     s3_signing: str
     admin_key: str | None = None
-
-
-class Running(msgspec.Struct, kw_only=True):
-    """How to reach a running installation, in `running.json` beside its data."""
-
-    url: str
-    admin_key: str
-    # How to reach the embedded database and storage, where both are.
-    environment: dict[str, str] = {}
 
 
 def load_secrets(data: Path) -> Secrets:
@@ -188,9 +178,17 @@ class System:
         if self.admin_key != known.admin_key:
             known.admin_key = self.admin_key
             save(self.data / "secrets.json", known)
-        reached = {name: self.environment[name] for name in _REACHED} if postgres and seaweed else {}
-        save(self.data / "running.json", Running(url=self.url, admin_key=self.admin_key, environment=reached))
+        save(self.data / "running.json", self._running())
         await self._until_ready()
+
+    def _running(self) -> Running:
+        postgres, _, seaweed = self.parts
+        return Running(
+            url=self.url,
+            admin_key=self.admin_key,
+            environment=kept_environment(self.environment),
+            embedded=bool(postgres and seaweed),
+        )
 
     async def _once(self, role: str, **environment: str) -> str:
         """Run a role to its end. Returns what it printed. Errors: `PartFailed` with that."""
@@ -260,7 +258,7 @@ class System:
 
     async def _until_ready(self) -> None:
         async with httpx.AsyncClient(timeout=5) as client:
-            for _ in range(600):
+            for _ in range(READY_LOOKS):
                 with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):
                     health = (await client.get(f"{self.url}/health")).json()
                     lanes = {"build", "run", "llm", "plan", "record", "upkeep"}
@@ -268,7 +266,7 @@ class System:
                     if health["status"] == "healthy" or not any(lane in workers for lane in lanes | {"database"}):
                         return
                 await asyncio.sleep(0.05)
-        raise PartFailed("the API and the workers were not ready after 30 s; see the log above.")
+        raise PartFailed("the API and the workers did not become ready; see the log above.")
 
 
 def _last_line(error: Exception) -> str:
@@ -301,7 +299,8 @@ def _table(system: System, health: dict[str, object]) -> str:
     ]
     rows += [(process.name, f"pid {process.pid}", "") for process in system.processes if process.name != "api"]
     lines = [f"  {name:<10}{where:<24}{what}".rstrip() for name, where, what in rows]
-    return "\n".join([*lines, "", f"  admin key {system.admin_key}"])
+    data = "" if system.data == Path(".paddock").absolute() else f" --data {system.data}"
+    return "\n".join([*lines, "", f"  admin key {system.admin_key}", f"  queues    {command_name()} queues{data}"])
 
 
 async def up(data: Path, port: int, workers: int, once: bool, demo: Demo | None = None) -> int:
@@ -314,6 +313,12 @@ async def up(data: Path, port: int, workers: int, once: bool, demo: Demo | None 
     loop = asyncio.get_running_loop()
     main = asyncio.current_task()
     ready = False
+    showing = demo is not None
+
+    def say(line: str) -> None:
+        # The requests of the demo itself would bury what it shows.
+        if not showing or " request method=" not in line:
+            print(line, flush=True)
 
     def stop() -> None:
         told.set()
@@ -323,7 +328,7 @@ async def up(data: Path, port: int, workers: int, once: bool, demo: Demo | None 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
     try:
-        async with System(data, port, workers, lambda line: print(line, flush=True)).running() as system:
+        async with System(data, port, workers, say).running() as system:
             async with httpx.AsyncClient(timeout=10) as client:
                 health = (await client.get(f"{system.url}/health")).json()
             print(_table(system, health), flush=True)
@@ -332,6 +337,7 @@ async def up(data: Path, port: int, workers: int, once: bool, demo: Demo | None 
             print(f"\nready {system.url} after {time.monotonic() - began:.1f} s", flush=True)
             ready = True
             worked = await _shown(demo, system, told) if demo is not None else True
+            showing = False
             if not once and not told.is_set():
                 print("\nServing until Ctrl-C.", flush=True)
                 await told.wait()

@@ -179,7 +179,7 @@ class Builder:
             return None
         held.enter_context(self._environments.hold(wanted.environment))
         await self._say(version, "Installing requirements.\n")
-        await self._say(version, await persist(lambda: self._environments.install(wanted)))
+        await persist(lambda: self._environments.install(wanted, lambda said: self._say(version, said)))
         return wanted.environment
 
     async def _try(
@@ -220,6 +220,9 @@ class Builder:
             raise BadArchive("\n".join([told, *hints]))
 
     async def _say(self, version: Version, text: str) -> None:
+        for line in text.splitlines():
+            _log.info("build log", version_id=version.id, line=line)
+
         async def write() -> None:
             async with self._store.begin_for(version.tenant_id) as tx:
                 await builds.log(tx, version, text)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import stat
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ import httpx
 import pytest
 
 from infra.embedded.children import free_ports
+from scripts.running import command_name
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,7 +71,77 @@ async def test_demo_once_shows_the_main_job_and_ends(tmp_path: Path) -> None:
         assert "It works" in text
         assert "{'result': 'Hello, Ada!'}" in text
         assert "NothingToSummarize" in text
+        # The builds' logs, as they grow; the requests of the demo itself are not shown.
+        assert "      | Installing requirements." in text
+        assert "line=Installing requirements." in text
+        assert " request method=" not in text.split("It works")[0]
+        # Nobody is sent to a server that is gone.
+        assert "curl" not in text
+        assert text.rstrip().split("To try it yourself: ")[1].split()[1] == "up"
     assert _using(tmp_path) == []
+
+
+async def test_other_commands_find_the_running_installation(tmp_path: Path) -> None:
+    data, port = tmp_path / "data", str(free_ports(1)[0])
+    async with _paddock("up", "--data", str(data), "--port", port) as process:
+        lines = await _until_ready(process)
+        (shown,) = [line.split("queues", 1)[1].strip() for line in lines if line.startswith("  queues")]
+        assert shown.endswith(f" queues --data {data}")
+        key = json.loads((data / "running.json").read_text())["admin_key"]
+        for arguments, expected in (
+            (("admin-key",), key),
+            (("plan", "default", "premium"), "default is premium now"),
+            (("keys", "rotate"), "0 sealed anew, 0 were sealed"),
+            (("queues",), "lane"),
+        ):
+            async with _paddock(*arguments, "--data", str(data)) as asked:
+                output, _ = await asked.communicate()
+            assert asked.returncode == 0, output.decode()
+            assert expected in output.decode()
+    for arguments in (("admin-key",), ("plan", "default", "premium"), ("keys", "rotate")):
+        async with _paddock(*arguments, "--data", str(data)) as asked:
+            output, _ = await asked.communicate()
+        assert asked.returncode == 1
+        assert "PADDOCK_DATABASE_URL is not set" in output.decode()
+
+
+def test_the_printed_command_can_be_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / ".venv/bin/paddock"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(program), "up"])
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert command_name() == ".venv/bin/paddock"
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    assert command_name() == "paddock"
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.chdir("/")
+    assert command_name() == str(program).lstrip("/")
+
+
+def test_set_up_shows_how_far_it_is(tmp_path: Path) -> None:
+    """The line of the Makefile that installs, on the smallest lock file."""
+    made = subprocess.run(
+        ["make", "-s", "packages", f"VENV={tmp_path / 'venv'}", "LOCK=requirements-uv.lock"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr
+    assert f"Installing 1 packages into {tmp_path / 'venv'}" in made.stdout
+    assert "MB" in made.stdout
+    assert "Installed 1 package" in made.stdout or "Audited 1 package" in made.stdout
+    refused = subprocess.run(
+        ["make", "-s", "packages", f"VENV={tmp_path / 'venv'}", f"LOCK={tmp_path / 'none.lock'}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode != 0
 
 
 async def test_demo_fails_when_the_main_job_does(tmp_path: Path) -> None:

@@ -1,0 +1,72 @@
+"""How other commands find a running `paddock up`, and how to call them."""
+
+import fcntl
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import msgspec
+
+from infra.settings import Settings, read
+
+# What of the environment a running installation writes down for other commands. The file is its owner's alone.
+_KEPT = ("PADDOCK_", "R2_")
+
+
+class Running(msgspec.Struct, kw_only=True):
+    """How to reach a running installation, in `running.json` beside its data.
+
+    `environment` has its settings, `embedded` tells whether its database and its object storage are its own.
+    """
+
+    url: str
+    admin_key: str
+    environment: dict[str, str] = {}
+    embedded: bool = False
+
+
+def kept_environment(environment: dict[str, str]) -> dict[str, str]:
+    """Return what another command needs of the environment of a running installation."""
+    return {name: value for name, value in environment.items() if name.startswith(_KEPT)}
+
+
+def find_running(data: Path) -> Running | None:
+    """Return the `paddock up` that serves this folder, or None."""
+    if not _is_locked(data):
+        # What one that was killed has left behind.
+        return None
+    try:
+        return msgspec.json.decode((data / "running.json").read_bytes(), type=Running)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def _is_locked(data: Path) -> bool:
+    try:
+        with (data / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def settings_of(data: Path) -> Settings:
+    """Read the settings: of the environment if it names a database, else of the `paddock up` on this folder.
+
+    Errors: `BadSettings`.
+    """
+    running = None if "PADDOCK_DATABASE_URL" in os.environ else find_running(data)
+    return read(os.environ if running is None else {**os.environ, **running.environment})
+
+
+def command_name() -> str:
+    """Return how this command can be called again from this folder: `paddock`, or its path where PATH has it not."""
+    program = Path(sys.argv[0])
+    found = shutil.which("paddock")
+    if program.name != "paddock" or (found is not None and Path(found).resolve() == program.resolve()):
+        return "paddock"
+    path = os.path.relpath(program)
+    return path if not path.startswith("..") else str(program.absolute())
