@@ -96,7 +96,7 @@ async def test_all_mistakes_of_a_workflow_are_told_at_once(acme: Tenant) -> None
         "outputs",
     } >= set(told), told
     assert {"steps[0].agent", "steps[1].depends_on[0]", "steps[1].when", "steps[2]", "outputs"} <= set(told), told
-    answer = await acme.http.post("/workflows", json={"steps": [{**asked, "id": "1"}], "colour": 1})
+    answer = await acme.http.post("/workflows", json={"steps": [{**asked, "id": "a[1]"}], "colour": 1})
     assert {one["field"] for one in answer.json()["errors"]} == {"name", "colour", "steps[0].id"}
 
 
