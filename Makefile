@@ -9,7 +9,8 @@ CLIENTS := .clients
 CLIENTS_STAMP := $(CLIENTS)/.ready
 
 LOCK := requirements.lock
-DOWNLOAD := 600 MB
+# As `du -sm .venv` says of the whole.
+SIZE := 1300 MB
 # What a command says, without the list of everything it has installed, and its status.
 shown = ( { $(1) 2>&1; echo $$? >$(VENV)/.status; } | grep -v '^ [-+~] '; exit "$$(cat $(VENV)/.status)" )
 
@@ -29,14 +30,15 @@ packages: # what is locked, into .venv; a part of setup
 	@$(PYTHON) -c 'import sys; sys.exit("paddock needs Python 3.11 or newer, this is %s" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "python3 cannot make a virtual environment; install the package python3-venv" >&2; exit 1; }
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-uv.lock
-	@echo "Installing $$(grep -c '==' $(LOCK)) packages into $(VENV). The first time they are downloaded: about $(DOWNLOAD)."
+	@echo "Installing $$(grep -c '==' $(LOCK)) packages into $(VENV), $(SIZE) on disk; the first time they are downloaded."
 	@$(call shown,$(BIN)/uv pip sync --compile-bytecode --python $(BIN)/python --require-hashes $(LOCK)) || { \
 		echo "uv could not install; trying pip, which may be configured otherwise"; \
 		$(BIN)/python -m pip install --disable-pip-version-check --require-hashes --no-deps -r $(LOCK); }
 
 $(CLIENTS_STAMP): $(STAMP) tests/generated_clients/requirements.lock tests/generated_clients/package-lock.json
 	@test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
-	@$(BIN)/uv pip sync --quiet --python $(CLIENTS)/bin/python --require-hashes tests/generated_clients/requirements.lock
+	@$(BIN)/uv pip sync --quiet --python $(CLIENTS)/bin/python --require-hashes tests/generated_clients/requirements.lock || \
+		$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r tests/generated_clients/requirements.lock
 	@cp tests/generated_clients/package.json tests/generated_clients/package-lock.json $(CLIENTS)/
 	@cd $(CLIENTS) && PATH="$$PWD/bin:$$PATH" npm ci --no-audit --no-fund --loglevel=error --ignore-scripts >/dev/null
 	@touch $(CLIENTS_STAMP)
