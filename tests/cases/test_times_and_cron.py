@@ -1,4 +1,7 @@
-"""Times in queries and bodies, read alike everywhere; lines of schedules, and when they would be due; lists."""
+"""Times in queries and bodies, read alike everywhere; lines of schedules, and when they would be due; lists.
+
+Cases 28-cron-days-that-end-on-sunday and 29-times-in-queries.
+"""
 
 from datetime import UTC, datetime
 from typing import Any
