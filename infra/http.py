@@ -7,6 +7,7 @@ and TLS and the Host header still carry the name. Whatever follows (models, tool
 """
 
 import asyncio
+import contextlib
 import logging
 import re
 import socket
@@ -235,11 +236,38 @@ class TellingTransport2(httpx2.AsyncHTTPTransport):
 
 
 class _Transport2(TellingTransport2):
-    def __init__(self, guard: _Guard) -> None:
+    def __init__(self, guard: _Guard, max_error_bytes: int | None) -> None:
         super().__init__(verify=tls(), trust_env=False)
+        self._max_error_bytes = max_error_bytes
         self._pool = httpcore2.AsyncConnectionPool(
             ssl_context=tls(), max_connections=1000, max_keepalive_connections=100, network_backend=guard
         )
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send the request."""
+        response = await super().handle_async_request(request)
+        if self._max_error_bytes is None or response.status_code < 400:
+            return response
+        return await _cut_body(response, self._max_error_bytes)
+
+
+async def _cut_body(response: httpx2.Response, max_bytes: int) -> httpx2.Response:
+    """Read the beginning of a body, and hang up on the rest of a longer one. What fails in the middle is cut there."""
+    body = bytearray()
+    try:
+        with contextlib.suppress(httpx2.TransportError, httpx2.DecodingError):
+            async with contextlib.aclosing(response.aiter_bytes()) as pieces:
+                async for piece in pieces:
+                    body += piece[: max_bytes - len(body)]
+                    if len(body) >= max_bytes:
+                        break
+    finally:
+        await response.aclose()
+    described = (b"content-encoding", b"content-length", b"transfer-encoding")
+    headers = [(name, value) for name, value in response.headers.raw if name.lower() not in described]
+    return httpx2.Response(
+        response.status_code, headers=headers, content=bytes(body), extensions=dict(response.extensions)
+    )
 
 
 class Outbound:
@@ -263,10 +291,15 @@ class Outbound:
         transport = _Transport(_Guard(httpcore, partial(self.admit, strict=strict)))
         return httpx.AsyncClient(transport=transport, timeout=limits, trust_env=False, follow_redirects=False)
 
-    def client2(self, strict: bool = False, timeout: float = 60.0) -> httpx2.AsyncClient:
-        """The same of httpx2, which the libraries of openai, anthropic and mcp take."""
+    def client2(
+        self, strict: bool = False, timeout: float = 60.0, max_error_bytes: int | None = None
+    ) -> httpx2.AsyncClient:
+        """The same of httpx2, which the libraries of openai, anthropic and mcp take.
+
+        With `max_error_bytes` the body of an answer from status 400 on is cut there: those libraries read all of it.
+        """
         limits = httpx2.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))
-        transport = _Transport2(_Guard(httpcore2, partial(self.admit, strict=strict)))
+        transport = _Transport2(_Guard(httpcore2, partial(self.admit, strict=strict)), max_error_bytes)
         return httpx2.AsyncClient(transport=transport, timeout=limits, trust_env=False, follow_redirects=False)
 
     async def admit(self, host: str, port: int, strict: bool = False) -> list[str]:

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, aclosing
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from domain.chat import Ask, Part
 from infra.llm.key_mask import stream_masked
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from infra.http import Outbound
 
 __all__ = ["GenaiPrices", "PydanticLlm", "Serving"]
+
+# What a provider says of an error; a server that a tenant chose may send without end.
+MAX_ERROR_BYTES: Final = 256 * 1024
 
 
 class Serving(Protocol):
@@ -60,7 +63,7 @@ class PydanticLlm:
                     async for part in parts:
                         yield part
             return
-        self._guarded = self._guarded or self._outbound.client2()
+        self._guarded = self._guarded or self._outbound.client2(max_error_bytes=MAX_ERROR_BYTES)
         async with aclosing(module.parts(ask, ask.target.base_url, self._guarded)) as parts:
             async for part in parts:
                 yield part

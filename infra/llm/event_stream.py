@@ -5,20 +5,25 @@ What cannot be read is passed over and remembered: only if the answer turns out 
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import httpx2
 import msgspec
 
-from domain.chat import Ask, Part
+from domain.chat import Ask
+from domain.json_limits import JsonLimits, JsonTooLarge, check_json
 from infra.llm import failures
 
 # A server that a tenant chose may send for ever. Bytes of one line, and characters of one answer.
 LONGEST: Final = 8 << 20
 # Seconds that a server has to end its answer after it said that it has.
 LINGER: Final = 0.5
+# Bytes that are read before others have their turn.
+_AT_ONCE: Final = 64 * 1024
+# Of one event. Deep ones and long numbers cost no more than their size.
+_LIMITS: Final = JsonLimits(depth=LONGEST, number_characters=None)
 # Characters of an unreadable body that are shown.
 _SHOWN: Final = 200
 _BOM: Final = b"\xef\xbb\xbf"
@@ -47,8 +52,6 @@ class EventStream:
         self._pending: list[bytes] = []
         self._pending_size = 0
         self._body = bytearray()  # lines that belong to no event
-        # Whether it was read as a body, as it held no event of an answer.
-        self.is_body = False
 
     def end(self) -> None:
         """Expect nothing more: the answer is whole, and the server should end the body soon."""
@@ -74,11 +77,16 @@ class EventStream:
                     if ended:
                         break
                     raise
-                if not ended and (batch := self._events(piece)):
-                    yield batch
-                    due = clock() + self._ask.timeout
-                if not ended and (self.is_done or self._ended):
-                    ended, due = True, clock() + LINGER
+                for begin in range(0, len(piece), _AT_ONCE):
+                    if ended:
+                        break
+                    if batch := self._events(piece[begin : begin + _AT_ONCE]):
+                        yield batch
+                        due = clock() + self._ask.timeout
+                    if self.is_done or self._ended:
+                        ended, due = True, clock() + LINGER
+                    # What was packed may be megabytes: others have their turn.
+                    await asyncio.sleep(0)
         if not ended and (batch := self._events(b"\n\n" if self._rest or self._pending else b"")):
             yield batch
 
@@ -178,46 +186,15 @@ class EventStream:
         self.unreadable = self.unreadable or data[:_SHOWN].decode("utf-8", "replace")
 
 
-class EventReader(Protocol):
-    """Makes parts of an answer out of the events of one wire."""
-
-    # Whether anything of an answer has come.
-    has_events: bool
-
-    @property
-    def is_ended(self) -> bool:
-        """Tell whether the answer has said that it is whole."""
-        ...
-
-    def take(self, event: Event) -> Iterable[Part]:
-        """Read an event. Errors: `ModelError` for one that is an error."""
-        ...
-
-
-async def read_events(stream: EventStream, reader: EventReader) -> AsyncGenerator[Part, None]:
-    """Yield the parts that a reader makes of a stream, or of the body where no events came.
-
-    Errors: those of the reader, `TimeoutError`, and those of httpx2.
-    """
-    async with aclosing(stream.batches()) as batches:
-        async for batch in batches:
-            for event in batch:
-                for part in reader.take(event):
-                    yield part
-            if reader.is_ended:
-                stream.end()
-    if not reader.has_events:
-        stream.is_body = True
-        for data in stream.whole_body():
-            for part in reader.take(Event("", data)):
-                yield part
-
-
 def _decode(value: bytes) -> Any:
-    """Return the JSON value; `_NOTHING` if it is none. Halves of characters are left in texts, for those to mend."""
+    """Return the JSON value; `_NOTHING` if it is none, or of too many values to be read while others wait.
+
+    Halves of characters are left in texts, for those to mend.
+    """
     try:
+        check_json(value, _LIMITS)
         return msgspec.json.decode(value)
-    except RecursionError:
+    except (RecursionError, JsonTooLarge):
         return _NOTHING
     except (msgspec.DecodeError, UnicodeDecodeError):
         pass
