@@ -48,7 +48,7 @@ async def stream_masked(ask: Ask, stream: Callable[[Ask], AsyncGenerator[Part, N
             elif isinstance(part, CallPart):
                 arguments = masks.setdefault(part.index, KeyMask(key)).add(part.arguments)
                 if arguments or part.id is not None or part.name is not None:
-                    yield replace(part, arguments=arguments)
+                    yield replace(part, id=_mask(part.id, key), name=_mask(part.name, key), arguments=arguments)
             elif isinstance(part, Reply):
                 for rest in _finish(masks):
                     yield rest
@@ -70,5 +70,17 @@ def _finish(masks: dict[object, KeyMask]) -> list[Part]:
 
 def _mask_reply(reply: Reply, key: str) -> Reply:
     message = reply.message
-    calls = tuple(replace(call, arguments=call.arguments.replace(key, STARS)) for call in message.tool_calls)
+    calls = tuple(
+        replace(
+            call,
+            id=call.id.replace(key, STARS),
+            name=call.name.replace(key, STARS),
+            arguments=call.arguments.replace(key, STARS),
+        )
+        for call in message.tool_calls
+    )
     return replace(reply, message=replace(message, content=message.content.replace(key, STARS), tool_calls=calls))
+
+
+def _mask(text: str | None, key: str) -> str | None:
+    return None if text is None else text.replace(key, STARS)

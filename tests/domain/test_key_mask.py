@@ -62,3 +62,11 @@ async def test_without_a_key_and_with_a_word_for_one_answers_are_as_they_come() 
     for key in (None, "ollama"):
         parts = [Text("ollama"), answer("ollama", "{}")]
         assert await collect(key, *parts) == parts
+
+
+async def test_names_and_ids_of_calls_do_not_hold_the_key() -> None:
+    call = ToolCall(id=f"call-{KEY}", name=KEY, arguments="{}")
+    reply = Reply(message=Message(role="assistant", tool_calls=(call,)), finish="tool_calls", usage=None)
+    got = await collect(KEY, CallPart(index=0, id=f"call-{KEY}", name=KEY, arguments="{}"), reply)
+    assert got[0] == CallPart(index=0, id="call-***", name="***", arguments="{}")
+    assert KEY not in str(got)
