@@ -43,6 +43,8 @@ _MOST_TOKENS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens
 # Dollars per million tokens below which a price is none: no budget would ever stop such a model.
 FREE_BELOW: Final = 0.001
 _SECRETS: Final = re.compile(r"(?i)(api_?key|authorization|password|secret|(access|auth|bearer)_token)")
+# Where a word begins in `maxTokens`.
+_CAPITAL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _NUMBERS: Final = {
     "temperature": (0, 2),
     "top_p": (0, 1),
@@ -176,7 +178,7 @@ def most_tokens(parameters: dict[str, Any]) -> int | None:
 def _wrong(name: str, value: Any, within: str | None = None) -> str | None:
     """Return what is wrong with a parameter, or with one `within` another."""
     # Servers that fold names, and names that a library has for one provider, mean the same.
-    plain = name.strip().lower().replace("-", "_")
+    plain = _CAPITAL.sub("_", name.strip()).lower().replace("-", "_")
     bare = plain.removeprefix("openai_").removeprefix("anthropic_")
     if bare in RESERVED_PARAMETERS or (plain != name and plain in (*_MOST_TOKENS, "extra_body")):
         return "is set for each call; it is no parameter of a model."

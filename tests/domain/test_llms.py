@@ -102,6 +102,7 @@ DECIDED = [
     *("stream", "previous_response_id", "conversation", "background", "num_predict", "max_new_tokens", "extra_query"),
     *("extra_headers", "Model", "MESSAGES", " n ", "extra-headers", "openai_previous_response_id", "openai_background"),
     *("openai_native_tools", "openai_conversation_id", "anthropic_container", "openai_transport"),
+    *("numPredict", "bestOf", "toolChoice", "baseUrl", "maxNewTokens", "previousResponseId"),
 ]
 
 
@@ -116,7 +117,11 @@ def test_what_a_call_decides_is_no_parameter_by_any_name(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["max_tokens", "max_completion_tokens", "max_output_tokens", "Max_Tokens", "max-tokens"]
+    "name",
+    [
+        *("max_tokens", "max_completion_tokens", "max_output_tokens"),
+        *("Max_Tokens", "max-tokens", "maxTokens", "maxOutputTokens", "MaxCompletionTokens"),
+    ],
 )
 def test_the_length_of_an_answer_is_bounded_in_one_place(name: str) -> None:
     assert field_of(lambda: checked_parameters({"extra_body": {name: 100_000}})) == "parameters.extra_body"
