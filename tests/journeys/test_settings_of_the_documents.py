@@ -194,6 +194,14 @@ try:
 except RuntimeError:
     structlog.get_logger("paddock.x").exception("it broke", request_id="req_1", body=password)
 structlog.get_logger("paddock.x").error("no exception, no report")
+import asyncpg
+try:
+    try:
+        raise asyncpg.CheckViolationError("new row violates a check\\nDETAIL:  Failing row contains (swordfish).")
+    except asyncpg.PostgresError as error:
+        raise ValueError("wrapped") from error
+except ValueError:
+    structlog.get_logger("paddock.x").exception("a row broke")
 sentry_sdk.flush()
 """
     environment = {**MINIMAL, "SENTRY_DSN": f"http://abc@127.0.0.1:{port}/4", "ENVIRONMENT": "staging"}
@@ -204,7 +212,11 @@ sentry_sdk.flush()
     await runner.cleanup()
     assert process.returncode == 0
     assert b"RuntimeError: the cause" in printed
-    (event,) = [line for one in received for line in one["lines"] if "exception" in line]
+    event, of_row = [line for one in received for line in one["lines"] if "exception" in line]
+    assert [one["type"] for one in of_row["exception"]["values"]] == ["CheckViolationError", "ValueError"]
+    assert of_row["exception"]["values"][1]["value"] == "wrapped"
+    assert b"swordfish" in printed
+    assert "swordfish" not in str(received)
     assert event["exception"]["values"][0]["value"] == "the cause"
     assert (event["environment"], event["release"][:8]) == ("staging", "paddock@")
     assert event["tags"] == {"component": "api", "logger": "paddock.x", "event": "it broke", "request_id": "req_1"}
