@@ -26,6 +26,20 @@ def normalize_address(text: str) -> str:
     return str(mapped or address)
 
 
+def counted_address(address: str) -> str:
+    """Return what bounds count a normalized address by: a public one of IPv6 by its network of 64 bits.
+
+    Whoever has one address of it has all of them, and may take another for each request.
+    """
+    try:
+        known = ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(known, IPv6Address) and known.is_global:
+        return str(IPv6Network((known, 64), strict=False))
+    return address
+
+
 def is_within(address: str, networks: tuple[Network, ...]) -> bool:
     """Whether a normalized address lies in one of the networks."""
     try:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from api.addresses import is_within, normalize_address
+from api.addresses import counted_address, is_within, normalize_address
 from infra.settings import Settings
 
 # Of a body, a second: what comes more slowly holds a connection for nothing.
@@ -36,6 +36,7 @@ class ConnectionBounds:
         address = normalize_address(peer[0]) if isinstance(peer, tuple) else "unknown"
         if not self._per_address or is_within(address, self._trusted):
             return ""
+        address = counted_address(address)
         if self._open[address] >= self._per_address:
             return None
         self._open[address] += 1

@@ -13,11 +13,10 @@ import structlog
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import limits
-from api.addresses import Network, caller_address
+from api.addresses import Network, caller_address, counted_address
 from api.auth import KeyUse, identify
 from api.connections import ConnectionBounds
 from api.front import Front
-from api.proxy_logins import select_headers, take_out_credential
 from domain import ids
 from domain.errors import DomainError
 
@@ -65,15 +64,10 @@ class Door:
             # AgentOps' client posts here if its `api_url` is the address of the server.
             scope["path"] = f"{API}/metrics"
             scope["raw_path"] = scope["path"].encode()
-        take_out_credential(scope)
         front = self._front()
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         request_id = _request_id(headers.get("x-request-id"))
-        state: dict[str, Any] = {
-            "request_id": request_id,
-            "address": _address(scope, self._trusted),
-            "forwarded": select_headers(scope, self._trusted, front.settings),
-        }
+        state: dict[str, Any] = {"request_id": request_id, "address": _address(scope, self._trusted)}
         scope["state"] = state
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
@@ -119,12 +113,12 @@ class Door:
         caller = None
         try:
             token = _query_token(scope) if "method" not in scope or _is_event_stream(scope) else None
-            caller = await identify(front, headers, token, state["forwarded"])
+            caller = await identify(front, headers, token)
         except DomainError as error:
             state["refusal"] = error
         state["caller"] = caller
         if caller is not None:
-            structlog.contextvars.bind_contextvars(tenant_id=caller.tenant_id, user_id=caller.user_id)
+            structlog.contextvars.bind_contextvars(tenant_id=caller.tenant_id)
             if caller.key_id is not None:
                 self._uses.count(caller.key_id, front.clock())
         usage = await limits.count(front, caller, state["address"])
@@ -155,8 +149,10 @@ def _has(headers: list[tuple[bytes, bytes]], name: bytes) -> bool:
 
 
 def _end_line(headers: list[tuple[bytes, bytes]]) -> bool:
-    """Make room for a line break after JSON of a known length; returns whether there is."""
-    if not any(name.lower() == b"content-type" and _JSON.match(value) for name, value in headers):
+    """Make room for a line break after JSON of a known length; returns whether there is. Files stay as they are."""
+    if _has(headers, b"content-disposition") or not any(
+        name.lower() == b"content-type" and _JSON.match(value) for name, value in headers
+    ):
         return False
     for number, (name, value) in enumerate(headers):
         if name.lower() == b"content-length" and value != b"0":
@@ -180,4 +176,4 @@ def _address(scope: Scope, trusted: tuple[Network, ...]) -> str:
     client = scope.get("client")
     # Of several headers one list is made, as RFC 9110 section 5.3 has it.
     forwarded = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for")
-    return caller_address(client[0] if client else "unknown", forwarded.decode("latin-1"), trusted)
+    return counted_address(caller_address(client[0] if client else "unknown", forwarded.decode("latin-1"), trusted))

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import websockets
 
-from api import bodies
+from api import bodies, door
 from domain.errors import DomainError
 from domain.executions import Start
 from tests.clients import Tenant
@@ -188,3 +188,12 @@ async def test_websockets_that_end_well_are_no_errors_in_the_metrics(home: Tenan
         await asyncio.sleep(0.05)
     assert after.get("1000", 0) - before.get("1000", 0) >= 2, (before, after)
     assert after.get("500") == before.get("500")
+
+
+def test_files_of_json_stay_as_they_are_on_a_terminal() -> None:
+    shown = [(b"content-type", b"application/json"), (b"content-length", b"2")]
+    file = [*shown, (b"Content-Disposition", b"attachment"), (b"ETag", b'"x"')]
+    assert not door._end_line(file)
+    assert file[1] == (b"content-length", b"2")
+    assert door._end_line(shown)
+    assert shown[1] == (b"content-length", b"3")

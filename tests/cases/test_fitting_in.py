@@ -3,14 +3,18 @@
 import csv
 import io
 import json
+from typing import Any
 
 import httpx
 import pytest
 
-from api.addresses import caller_address, normalize_address
-from infra.settings import BadSettings, parse_networks
+from api import door
+from api.addresses import caller_address, counted_address, normalize_address
+from api.connections import ConnectionBounds
+from infra.settings import BadSettings, parse_networks, read
 from tests.cases.case_inputs import case_folder
 from tests.clients import Tenant, api_beside
+from tests.journeys.test_settings_of_the_documents import MINIMAL
 
 BROWSER = {"Accept": "text/event-stream", "Origin": "http://localhost:3000"}
 
@@ -130,6 +134,32 @@ def test_the_caller_behind_proxies_is_one_however_its_address_is_written(
     peer: str, forwarded: str, caller: str
 ) -> None:
     assert caller_address(peer, forwarded, TRUSTED) == caller
+
+
+@pytest.mark.parametrize(
+    ("address", "counted"),
+    [
+        ("2a00:1450:4001:81b::200e", "2a00:1450:4001:81b::/64"),
+        ("2a00:1450:4001:81b:ffff::1", "2a00:1450:4001:81b::/64"),
+        ("2a00:1450:4001:81c::1", "2a00:1450:4001:81c::/64"),
+        # A network of one's own is full of others.
+        *((own, own) for own in ("fd00::1", "fe80::1", "::1", "8.8.8.8", "unknown", "_hidden")),
+    ],
+)
+def test_all_addresses_of_a_public_network_count_as_one(address: str, counted: str) -> None:
+    assert counted_address(address) == counted
+    assert counted_address(counted) == counted
+
+
+def test_the_limits_of_an_address_hold_for_its_network() -> None:
+    settings = read({**MINIMAL, "PADDOCK_CONNECTIONS_PER_ADDRESS": "2"})
+    bounds = ConnectionBounds(settings, ())
+    opened = [bounds.open((f"2a00:1450:4001:81b::{number}", 1, 0, 0)) for number in range(3)]
+    assert opened[2] is None
+    bounds.close(opened[0] or "")
+    assert bounds.open(("2a00:1450:4001:81b::9", 1, 0, 0)) is not None
+    scope: Any = {"client": ("2a00:1450:4001:81b::7", 1), "headers": []}
+    assert door._address(scope, ()) == opened[1]
 
 
 def test_an_address_has_one_form() -> None:
