@@ -1,4 +1,4 @@
-"""Who is calling: an API key first, else a bearer token; and what a route asks of the caller."""
+"""Who is calling: an API key first, else a bearer token, else whom a trusted proxy names; and what a route asks."""
 
 import asyncio
 import contextlib
@@ -12,6 +12,7 @@ from litestar.handlers.base import BaseRouteHandler
 
 from api import limits
 from api.front import Front
+from api.proxy_logins import Headers, identify_by_proxy
 from domain import access, keys
 from domain.access import Caller, scopes_in_force
 from domain.errors import DomainError, FieldError
@@ -31,10 +32,14 @@ def _refused(detail: str) -> DomainError:
     return DomainError("unauthenticated", detail)
 
 
-async def identify(front: Front, headers: dict[str, str], query_token: str | None = None) -> Caller | None:
-    """The caller of a request, or None for nobody. Errors: `unauthenticated` for credentials that do not hold.
+async def identify(
+    front: Front, headers: dict[str, str], query_token: str | None = None, forwarded: Headers | None = None
+) -> Caller | None:
+    """The caller of a request, or None for nobody.
 
-    `query_token` is for WebSockets and EventSources of browsers, which cannot set headers.
+    `query_token` is for WebSockets and EventSources of browsers, which cannot set headers. `forwarded` are the headers
+    of a trusted proxy, which sign in a user without a credential.
+    Errors: `unauthenticated` for credentials that do not hold, `forbidden` for whom the proxy may not sign in.
     """
     # The last is how Kurral's client sends it. An empty one is what an unset variable leaves behind: no key.
     key = (headers.get("x-api-key", "") or headers.get("kurral", "")).strip()
@@ -44,7 +49,7 @@ async def identify(front: Front, headers: dict[str, str], query_token: str | Non
     if not scheme and query_token:
         scheme, credentials = "bearer", query_token
     if not scheme:
-        return None
+        return None if forwarded is None else await identify_by_proxy(front, forwarded)
     if scheme.lower() != "bearer" or not credentials.strip():
         raise _refused("The Authorization header must be `Bearer` and a token or an API key.")
     token = credentials.strip()
@@ -107,11 +112,12 @@ class Admission:
         self._front, self._caller, self._scope = front, caller, scope
         self._headers = {name.lower(): value for name, value in connection.headers.items()}
         self._token = connection.query_params.get("access_token")
+        self._forwarded: Headers | None = connection.scope["state"].get("forwarded")
         self._loop = asyncio.get_running_loop()
         self.next_check = self._loop.time() + RECHECK_SECONDS
 
     async def check(self) -> None:
-        """Look again, if it is time to. Errors: `unauthenticated`, `missing_scope`."""
+        """Look again, if it is time to. Errors: `unauthenticated`, `forbidden`, `missing_scope`."""
         if self._loop.time() < self.next_check:
             return
         self.next_check = self._loop.time() + RECHECK_SECONDS
@@ -119,13 +125,13 @@ class Admission:
             access.require(await self._find(), self._scope)
         except DomainError as error:
             # What cannot be looked at now is looked at next time.
-            if error.code in ("unauthenticated", "missing_scope"):
+            if error.code in ("unauthenticated", "forbidden", "missing_scope"):
                 raise
 
     async def _find(self) -> Caller:
         if self._caller.session_id is not None:
             return await _by_session(self._front, self._caller.user_id, self._caller.session_id)
-        found = await identify(self._front, self._headers, self._token)
+        found = await identify(self._front, self._headers, self._token, self._forwarded)
         if found is None:
             raise _refused("The API key is not valid: unknown, revoked or expired.")
         return found
@@ -139,10 +145,11 @@ class Admission:
 async def readmit(front: Front, socket: WebSocket[Any, Any, Any], scope: str) -> Caller:
     """The caller of an open WebSocket, authenticated and counted anew for one more piece of work.
 
-    Errors: `unauthenticated`, `missing_scope`, `rate_limit_exceeded`.
+    Errors: `unauthenticated`, `forbidden`, `missing_scope`, `rate_limit_exceeded`.
     """
     headers = {name.lower(): value for name, value in socket.headers.items()}
-    caller = await identify(front, headers, socket.query_params.get("access_token"))
+    forwarded = socket.scope["state"].get("forwarded")
+    caller = await identify(front, headers, socket.query_params.get("access_token"), forwarded)
     if caller is None:
         raise _refused("Send an API key as X-API-Key, or a bearer token in Authorization.")
     access.require(caller, scope)

@@ -17,6 +17,7 @@ from api.addresses import Network, caller_address, counted_address
 from api.auth import KeyUse, identify
 from api.connections import ConnectionBounds
 from api.front import Front
+from api.proxy_logins import select_headers, take_out_credential
 from domain import ids
 from domain.errors import DomainError
 
@@ -64,10 +65,15 @@ class Door:
             # AgentOps' client posts here if its `api_url` is the address of the server.
             scope["path"] = f"{API}/metrics"
             scope["raw_path"] = scope["path"].encode()
+        take_out_credential(scope)
         front = self._front()
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         request_id = _request_id(headers.get("x-request-id"))
-        state: dict[str, Any] = {"request_id": request_id, "address": _address(scope, self._trusted)}
+        state: dict[str, Any] = {
+            "request_id": request_id,
+            "address": _address(scope, self._trusted),
+            "forwarded": select_headers(scope, self._trusted, front.settings),
+        }
         scope["state"] = state
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
@@ -113,12 +119,12 @@ class Door:
         caller = None
         try:
             token = _query_token(scope) if "method" not in scope or _is_event_stream(scope) else None
-            caller = await identify(front, headers, token)
+            caller = await identify(front, headers, token, state["forwarded"])
         except DomainError as error:
             state["refusal"] = error
         state["caller"] = caller
         if caller is not None:
-            structlog.contextvars.bind_contextvars(tenant_id=caller.tenant_id)
+            structlog.contextvars.bind_contextvars(tenant_id=caller.tenant_id, user_id=caller.user_id)
             if caller.key_id is not None:
                 self._uses.count(caller.key_id, front.clock())
         usage = await limits.count(front, caller, state["address"])

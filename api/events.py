@@ -33,7 +33,13 @@ Socket = WebSocket[Any, Any, Any]
 
 KEEPALIVE: Final = 15.0
 # RFC 6455 section 7.4: 1000 is a normal end, 1008 a broken policy, 4000 and above are ours.
-_CLOSE: Final = {"not_found": 4404, "unauthenticated": 4401, "missing_scope": 4403, "rate_limit_exceeded": 4429}
+_CLOSE: Final = {
+    "not_found": 4404,
+    "unauthenticated": 4401,
+    "forbidden": 4403,
+    "missing_scope": 4403,
+    "rate_limit_exceeded": 4429,
+}
 
 
 @get("/logs/{agent_id:str}", opt=needs("read:executions"))

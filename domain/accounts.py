@@ -23,6 +23,9 @@ NO_NUL: Final = r"^[^\x00]*$"
 USERNAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 TENANT: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{1,62}")
 PERSONAL: Final = "personal-"
+# Tenants that a trusted proxy signs in to: `domain.proxy_logins`.
+WORKSPACE: Final = "workspace-"
+_RESERVED: Final = (PERSONAL, WORKSPACE)
 INVITE_LIFETIME: Final = timedelta(days=7)
 
 Password = Annotated[str, Meta(min_length=8, max_length=256, examples=["securepassword123"])]
@@ -134,6 +137,14 @@ class Identity(msgspec.Struct, kw_only=True):
     session_id: str | None = None
 
 
+class ProxyUser(Identity, kw_only=True):
+    """A user that a trusted proxy may mean. `external_id` is the user's id there."""
+
+    email: str
+    external_id: str | None
+    has_password: bool
+
+
 class RefreshGrant(Identity, kw_only=True):
     """What is known of a presented refresh token."""
 
@@ -148,8 +159,11 @@ class Accounts(Protocol):
     async def find_login(self, name: str) -> Identity | None: ...
     async def find_session(self, user_id: str, session_id: str) -> Identity | None: ...
     async def find_refresh(self, token_hash: bytes) -> RefreshGrant | None: ...
-    async def add_tenant(self, tenant_id: str, now: datetime) -> bool: ...
-    async def add_user(self, user: User, password_hash: str) -> str | None: ...
+    async def find_proxy_users(self, tenant_id: str, external_id: str | None, email: str) -> list[ProxyUser]: ...
+    async def save_proxy_login(self, user_id: str, email: str, external_id: str | None, now: datetime) -> None: ...
+    async def add_tenant(self, tenant_id: str, now: datetime, by_proxy: bool = False) -> bool: ...
+    async def is_tenant_by_proxy(self, tenant_id: str) -> bool: ...
+    async def add_user(self, user: User, password_hash: str, external_id: str | None = None) -> str | None: ...
     async def user(self, user_id: str, lock: bool = False) -> User | None: ...
     async def password_hash(self, user_id: str) -> str: ...
     async def users(self, page: Page) -> Listing[User]: ...
@@ -182,11 +196,11 @@ def tenant_for(data: Register) -> str:
         if data.invite_token is not None:
             raise invalid("tenant_id", "is required with an invite_token: the tenant that invites.")
         return PERSONAL + ids.new("t").removeprefix("t_")
-    if not TENANT.fullmatch(named) or (named.startswith(PERSONAL) and data.invite_token is None):
+    if not TENANT.fullmatch(named) or (named.startswith(_RESERVED) and data.invite_token is None):
         raise invalid(
             "tenant_id",
             "must be 2 to 63 of a-z, 0-9, '_', '.', '-', begin with a letter or digit, "
-            f"and not begin with {PERSONAL!r} without an invitation.",
+            f"and not begin with {PERSONAL!r} or {WORKSPACE!r} without an invitation.",
         )
     return named
 
@@ -287,7 +301,10 @@ async def rotate(
 async def logout(tx: Tx, caller: Caller) -> None:
     """End the session of this token: its refresh tokens and its access token are void from now on."""
     if caller.session_id is None:
-        raise invalid("Authorization", "logging out needs the bearer token of a login, not an API key.")
+        raise invalid(
+            "Authorization",
+            "logging out needs the bearer token of a login. An API key and a proxy's sign-in have no session.",
+        )
     await tx.accounts.revoke_session(caller.session_id, tx.now)
 
 

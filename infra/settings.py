@@ -45,6 +45,8 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     log_level: str = "INFO"
     cors_origins: tuple[str, ...] = ("http://localhost:3000", "http://localhost:8000")
     trusted_proxies: tuple[str, ...] = ()
+    proxy_login: Literal["off", "databricks"] = "off"
+    proxy_workspace: str = ""
     private_hosts: tuple[str, ...] = ()
     login_failures: int = 20
     connections_per_address: int = 512
@@ -109,6 +111,7 @@ ALIASES: Final = {
     "docs": ("DOCS_ENABLED",),
     "environment": ("ENVIRONMENT",),
     "jwt_algorithm": ("ALGORITHM", "PARACLE_JWT_ALGORITHM"),
+    "proxy_workspace": ("DATABRICKS_WORKSPACE_ID",),
     "rate_limit_anonymous": ("PARACLE_RATE_LIMIT_ANONYMOUS",),
     "rate_limit_authenticated": ("PARACLE_RATE_LIMIT_AUTHENTICATED",),
     "rate_limit_per_minute": ("RATE_LIMIT_PER_MINUTE",),
@@ -117,6 +120,9 @@ ALIASES: Final = {
     "upload_max_bytes": ("UPLOAD_MAX_SIZE",),
 }
 MAX_NAME: Final = 64
+# With the prefix of their tenants, 63 characters.
+WORKSPACE_ID: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,52}")
+WORKSPACE_RULE: Final = "must be 1 to 53 of a-z, 0-9, '_' and '-', and begin with a letter or digit."
 _DSN: Final = re.compile(r"https?://[^@/\s]+@[^/\s]+(/[^/\s]+)*/\d+")
 _HEADER: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _ON_OFF: Final = {"on": True, "off": False, "true": True, "false": False, "1": True, "0": False}
@@ -160,7 +166,19 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
     if settings.api_workers < 1:
         raise BadSettings("PADDOCK_API_WORKERS must be at least 1.")
     parse_networks(settings.trusted_proxies, "trusted_proxies")
+    if settings.proxy_login != "off":
+        _check_proxy_login(settings)
     return settings
+
+
+def _check_proxy_login(settings: Settings) -> None:
+    if not settings.trusted_proxies:
+        raise BadSettings(
+            f"PADDOCK_PROXY_LOGIN={settings.proxy_login} needs PADDOCK_TRUSTED_PROXIES: the addresses of the "
+            "proxies whose headers may sign in. Anybody else could send such headers."
+        )
+    if settings.proxy_workspace and not WORKSPACE_ID.fullmatch(settings.proxy_workspace):
+        raise BadSettings(f"PADDOCK_PROXY_WORKSPACE {WORKSPACE_RULE}")
 
 
 def parse_networks(entries: tuple[str, ...], field: str) -> tuple[IPv4Network | IPv6Network, ...]:

@@ -10,7 +10,7 @@ import msgspec
 from domain.chat import Ask, Finish, Part, ReportedUsage
 from infra.llm import error_words, failures
 from infra.llm.answer import Answer
-from infra.llm.event_stream import Event, EventStream
+from infra.llm.event_stream import Event, EventStream, read_events
 from infra.llm.usage import read_count
 
 _FINISHES: Final[dict[str, Finish]] = {
@@ -24,17 +24,9 @@ async def read(response: httpx2.Response, ask: Ask, writer: str) -> AsyncGenerat
     """Yield the parts of an answer. Errors: `ModelError`, `TimeoutError`, and those of httpx2."""
     stream = EventStream(response, ask)
     reader = _Reader(ask, writer)
-    async with aclosing(stream.batches()) as batches:
-        async for batch in batches:
-            for event in batch:
-                for part in reader.take(event):
-                    yield part
-            if reader.is_stopped:
-                stream.end()
-    if not reader.has_events:
-        for data in stream.whole_body():
-            for part in reader.take(Event("", data)):
-                yield part
+    async with aclosing(read_events(stream, reader)) as parts:
+        async for part in parts:
+            yield part
     for part in reader.end(stream):
         yield part
 
@@ -50,7 +42,7 @@ class _Reader:
         self._counts: dict[str, int] = {}
         self._odd: dict[str, Any] | None = None
         self.has_events = False
-        self.is_stopped = False
+        self.is_ended = False
         self.stop_reason = ""
 
     def take(self, event: Event) -> Iterable[Part]:
@@ -73,10 +65,10 @@ class _Reader:
                 self._note_stop(data.get("delta"))
                 yield from self._report(data.get("usage"))
             case "message_stop":
-                self.is_stopped = True
+                self.is_ended = True
             case "message":
                 yield from self._message(data)
-                self.is_stopped = not self._answer.is_empty
+                self.is_ended = not self._answer.is_empty
             case _:
                 if self._odd is None and error_words.has_sentence(data):
                     self._odd = data
@@ -86,7 +78,7 @@ class _Reader:
     def end(self, stream: EventStream) -> Iterable[Part]:
         """Yield the end of the answer. Errors: `ModelError` if it is missing or broke off."""
         target = self._ask.target
-        if not self.stop_reason and not self.is_stopped:
+        if not self.stop_reason and not self.is_ended:
             if self._odd is not None:
                 raise failures.in_stream(target, self._odd)
             if self._answer.is_empty and (shown := stream.shown_body()):

@@ -48,6 +48,8 @@ async def read(response: httpx2.Response, ask: Ask, writer: str) -> AsyncGenerat
             for part in reader.take(Event("", data)):
                 yield part
         reader.is_body = reader.has_events
+    if stream.is_body:
+        reader.is_body = reader.has_events
     elif not stream.is_done and not reader.finish:
         # What followed the events may say why they ended.
         for data in stream.whole_body():
@@ -73,6 +75,11 @@ class _Reader:
         self.has_events = False
         self.is_body = False
         self.finish = ""
+
+    @property
+    def is_ended(self) -> bool:
+        """Return False: `[DONE]` ends such a stream, which its reader looks for itself."""
+        return False
 
     def take(self, event: Event) -> Iterable[Part]:
         """Read an event. Errors: `ModelError` for one that is an error, after the usage it may report."""

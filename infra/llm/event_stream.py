@@ -5,14 +5,14 @@ What cannot be read is passed over and remembered: only if the answer turns out 
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import httpx2
 import msgspec
 
-from domain.chat import Ask
+from domain.chat import Ask, Part
 from domain.json_limits import JsonLimits, JsonTooLarge, check_json
 from infra.llm import failures
 
@@ -52,6 +52,8 @@ class EventStream:
         self._pending: list[bytes] = []
         self._pending_size = 0
         self._body = bytearray()  # lines that belong to no event
+        # Whether it was read as a body, as it held no event of an answer.
+        self.is_body = False
 
     def end(self) -> None:
         """Expect nothing more: the answer is whole, and the server should end the body soon."""
@@ -92,6 +94,10 @@ class EventStream:
 
     def whole_body(self) -> list[dict[str, Any]]:
         """Return the JSON objects of a body without events: one, a list, or one a line. Empty if it is none."""
+        try:
+            check_json(bytes(self._body), _LIMITS)
+        except JsonTooLarge:
+            return []
         value = _decode(bytes(self._body)) if self._body.strip() else None
         if value is _NOTHING:
             value = []
@@ -184,6 +190,41 @@ class EventStream:
 
     def _note(self, data: bytes) -> None:
         self.unreadable = self.unreadable or data[:_SHOWN].decode("utf-8", "replace")
+
+
+class EventReader(Protocol):
+    """Makes parts of an answer out of the events of one wire."""
+
+    # Whether anything of an answer has come.
+    has_events: bool
+
+    @property
+    def is_ended(self) -> bool:
+        """Tell whether the answer has said that it is whole."""
+        ...
+
+    def take(self, event: Event) -> Iterable[Part]:
+        """Read an event. Errors: `ModelError` for one that is an error."""
+        ...
+
+
+async def read_events(stream: EventStream, reader: EventReader) -> AsyncGenerator[Part, None]:
+    """Yield the parts that a reader makes of a stream, or of the body where no events came.
+
+    Errors: those of the reader, `TimeoutError`, and those of httpx2.
+    """
+    async with aclosing(stream.batches()) as batches:
+        async for batch in batches:
+            for event in batch:
+                for part in reader.take(event):
+                    yield part
+            if reader.is_ended:
+                stream.end()
+    if not reader.has_events:
+        stream.is_body = True
+        for data in stream.whole_body():
+            for part in reader.take(Event("", data)):
+                yield part
 
 
 def _decode(value: bytes) -> Any:

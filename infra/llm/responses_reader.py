@@ -9,7 +9,7 @@ import httpx2
 from domain.chat import Ask, Part
 from infra.llm import error_words, failures
 from infra.llm.answer import Answer
-from infra.llm.event_stream import Event, EventStream
+from infra.llm.event_stream import Event, EventStream, read_events
 from infra.llm.usage import read_usage
 
 _THOUGHTS: Final = ("response.reasoning_summary_text.delta", "response.reasoning_text.delta")
@@ -19,17 +19,9 @@ async def read(response: httpx2.Response, ask: Ask, writer: str) -> AsyncGenerat
     """Yield the parts of an answer. Errors: `ModelError`, `TimeoutError`, and those of httpx2."""
     stream = EventStream(response, ask)
     reader = _Reader(ask, writer)
-    async with aclosing(stream.batches()) as batches:
-        async for batch in batches:
-            for event in batch:
-                for part in reader.take(event):
-                    yield part
-            if reader.status:
-                stream.end()
-    if not reader.has_events:
-        for data in stream.whole_body():
-            for part in reader.take(Event("", data)):
-                yield part
+    async with aclosing(read_events(stream, reader)) as parts:
+        async for part in parts:
+            yield part
     for part in reader.end(stream):
         yield part
 
@@ -56,6 +48,11 @@ class _Reader:
         self.has_events = False
         self.status = ""
         self.reason = ""
+
+    @property
+    def is_ended(self) -> bool:
+        """Tell whether the response has said how it ended."""
+        return bool(self.status)
 
     def take(self, event: Event) -> Iterable[Part]:
         """Read an event. Errors: `ModelError` for one that is an error, after the usage it may report."""

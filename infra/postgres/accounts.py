@@ -1,9 +1,10 @@
 """Users, tenants, invitations and sessions in Postgres."""
 
+import contextlib
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey, LargeBinary, Text, exists, func, select, text, update
+from sqlalchemy import ForeignKey, LargeBinary, Text, case, exists, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -11,20 +12,21 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from domain import ids
 from domain.access import Role
-from domain.accounts import Identity, Invite, RefreshGrant, User
+from domain.accounts import Identity, Invite, ProxyUser, RefreshGrant, User
 from domain.pages import Listing, Page
 from infra.postgres.db import Base, Id, as_struct, timestamp
 from infra.postgres.pages import listed
 
 
 class TenantRow(Base):
-    """A tenant; `plan` picks its rate limit."""
+    """A tenant; `plan` picks its rate limit. `by_proxy` is for those that a trusted proxy's sign-in made."""
 
     __tablename__ = "tenants"
     id: Mapped[str] = mapped_column(Text, primary_key=True)
     plan: Mapped[str] = mapped_column(Text)
     max_concurrency: Mapped[int | None]
     retention_days: Mapped[int | None]
+    by_proxy: Mapped[bool]
     created_at: Mapped[datetime] = mapped_column(timestamp())
 
 
@@ -37,6 +39,7 @@ class UserRow(Base):
     email: Mapped[str] = mapped_column(Text, unique=True)
     username: Mapped[str | None] = mapped_column(Text)
     full_name: Mapped[str | None] = mapped_column(Text)
+    external_id: Mapped[str | None] = mapped_column(Text)
     password_hash: Mapped[str] = mapped_column(Text)
     role: Mapped[str] = mapped_column(Text)
     is_active: Mapped[bool]
@@ -81,7 +84,11 @@ class RefreshRow(Base):
 
 
 _TENANT = func.current_setting("paddock.tenant_id")
-_FIELDS = {"users_email_key": "email", "users_username_key": "username"}
+_FIELDS = {
+    "users_email_key": "email",
+    "users_username_key": "username",
+    "users_external_id_key": "external_id",
+}
 
 
 def _identity(row: Any) -> dict[str, Any]:
@@ -115,19 +122,44 @@ class PostgresAccounts:
         row = found.first()
         return None if row is None else as_struct(_identity(row), RefreshGrant)
 
-    async def add_tenant(self, tenant_id: str, now: datetime) -> bool:
+    async def find_proxy_users(self, tenant_id: str, external_id: str | None, email: str) -> list[ProxyUser]:
+        found = await self._connection.execute(
+            text("SELECT * FROM find_proxy_users(:tenant, :external, :email)"),
+            {"tenant": tenant_id, "external": external_id, "email": email},
+        )
+        return [as_struct(_identity(row), ProxyUser) for row in found]
+
+    async def save_proxy_login(self, user_id: str, email: str, external_id: str | None, now: datetime) -> None:
+        values = {
+            "email": email,
+            # A user name that is the e-mail address stays so.
+            "username": case((func.lower(UserRow.username) == UserRow.email, email), else_=UserRow.username),
+            "external_id": func.coalesce(UserRow.external_id, external_id),
+            "updated_at": now,
+        }
+        # Another request may be doing the same, or somebody may be registering with this address.
+        with contextlib.suppress(IntegrityError):
+            await self._connection.execute(update(UserRow).where(UserRow.id == user_id).values(**values))
+
+    async def add_tenant(self, tenant_id: str, now: datetime, by_proxy: bool = False) -> bool:
         made = await self._connection.execute(
             insert(TenantRow)
-            .values(id=tenant_id, plan="standard", created_at=now)
+            .values(id=tenant_id, plan="standard", created_at=now, by_proxy=by_proxy)
             .on_conflict_do_nothing()
             .returning(TenantRow.id)
         )
         return made.first() is not None
 
-    async def add_user(self, user: User, password_hash: str) -> str | None:
+    async def is_tenant_by_proxy(self, tenant_id: str) -> bool:
+        found = await self._connection.execute(select(TenantRow.by_proxy).where(TenantRow.id == tenant_id))
+        return bool(found.scalar_one_or_none())
+
+    async def add_user(self, user: User, password_hash: str, external_id: str | None = None) -> str | None:
         values = {name: getattr(user, name) for name in User.__struct_fields__}
         try:
-            await self._connection.execute(insert(UserRow).values(**values, password_hash=password_hash))
+            await self._connection.execute(
+                insert(UserRow).values(**values, password_hash=password_hash, external_id=external_id)
+            )
         except IntegrityError as error:
             return _taken(error)
         return None
