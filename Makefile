@@ -32,8 +32,8 @@ packages: # what is locked, into .venv; a part of setup
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-uv.lock
 	@echo "Installing $$(grep -c '==' $(LOCK)) packages into $(VENV), $(SIZE) on disk; the first time they are downloaded."
 	@$(call shown,$(BIN)/uv pip sync --compile-bytecode --python $(BIN)/python --require-hashes $(LOCK)) || { \
-		echo "uv could not install; trying pip, which may be configured otherwise"; \
-		$(BIN)/python -m pip install --disable-pip-version-check --require-hashes --no-deps -r $(LOCK); }
+		echo "uv could not install; trying pip, which may be configured otherwise. It says nothing until it is done."; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $(LOCK); }
 
 $(CLIENTS_STAMP): $(STAMP) tests/generated_clients/requirements.lock tests/generated_clients/package-lock.json
 	@test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)

@@ -18,6 +18,9 @@ from domain.errors import DomainError, invalid
 from domain.pages import Listing, Page
 
 _GZIP: Final = b"\x1f\x8b"
+_NO_GZIP: Final = (
+    "File must be a .tar.gz archive: this one is {}. Pack the folder with `tar -czf agent.tar.gz -C FOLDER .`"
+)
 
 
 def _fetcher(front: Front, caller: Caller, agent_id: str, version: str) -> Callable[[], Awaitable[Version]]:
@@ -51,7 +54,9 @@ class Archive:
             async for chunk in self._file():
                 begin = (begin + chunk[: len(_GZIP)])[: len(_GZIP)]
                 if not _GZIP.startswith(begin):
-                    raise DomainError("malformed_request", "File must be a .tar.gz archive: this one is not gzip.")
+                    raise DomainError(
+                        "malformed_request", _NO_GZIP.format("a zip, not gzip" if begin == b"PK" else "not gzip")
+                    )
                 self.size += len(chunk)
                 if self.size > self._most:
                     raise DomainError("archive_too_large", f"The archive is larger than {self._most} bytes.")

@@ -244,7 +244,7 @@ def parse_requirements(text: str, python: str) -> Requirements | None:
         try:
             requirement = Requirement(bare)
         except (InvalidRequirement, RecursionError):
-            raise BadArchive(f"{place}: not a requirement: {bare[:80]!r}.") from None
+            raise BadArchive(f"{place}: not a requirement: {bare[:80]!r}.{_explain_requirement(bare)}") from None
         if requirement.url:
             raise BadArchive(f"{place}: URLs and paths are not allowed: {bare[:80]!r}.")
         kept.append(str(requirement) + "".join(f" --hash={item}" for item in sorted(hashes)))
@@ -277,6 +277,14 @@ def _join_lines(text: str) -> Iterator[tuple[int, str]]:
             joined = []
             if whole:
                 yield first, whole
+
+
+def _explain_requirement(line: str) -> str:
+    if "://" in line or line.startswith((".", "/")):
+        return " URLs and paths are not allowed: name a package of the index, or put its modules into the archive."
+    if re.match(r"[\w.\-\[\],]+ *=[^=]", line):
+        return " A version is pinned with `==`."
+    return " Write a name and versions, such as `httpx>=0.28`."
 
 
 def _instead_of(option: str) -> str:

@@ -63,6 +63,8 @@ def unroll_ranges(text: str) -> str:
 
 
 def _unrolled(field: CronField, item: str) -> str:
+    if field.names is _DAYS and (day := field.names.get(item[:-1].upper())) is not None and item[-1] in "Ll":
+        return f"{day}L"
     found = _RANGE.fullmatch(item)
     first, last = (field.number(found[1]), field.number(found[2])) if found is not None else (None, None)
     if found is None or first is None or last is None or first <= last:
@@ -89,13 +91,15 @@ def explain_refusal(text: str) -> str:
     """Say what of a line is not known, and what can be written instead."""
     parts = text.split()
     if len(parts) in (6, 7):
-        rest = " ".join(parts[1:6])
+        has_year = len(parts) == 6 and re.fullmatch(r"[0-9]{4}", parts[-1]) is not None
+        rest, left_out = (parts[:5], "year") if has_year else (parts[1:6], "seconds")
         return (
             f"has {len(parts)} fields: seconds and years are not known here. Send minute, hour, day of month, month "
-            f"and day of week; without its seconds this is {rest!r}."
+            f"and day of week; without its {left_out} this is {' '.join(rest)!r}."
         )
     if len(parts) != len(FIELDS):
-        return f"has {len(parts)} fields; send minute, hour, day of month, month and day of week."
+        count = "1 field" if len(parts) == 1 else f"{len(parts)} fields"
+        return f"has {count}; send minute, hour, day of month, month and day of week."
     for field, part in zip(FIELDS, parts, strict=True):
         for item in part.split(","):
             why = _explained(field, item)

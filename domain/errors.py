@@ -55,6 +55,17 @@ OUTAGES: Final = DATABASE_OUTAGES | {"storage_unavailable"}
 MAX_ERRORS: Final = 20
 # What `domain.times` reads, in place of the type that msgspec names.
 TIME_RULE: Final = "must be a date or a time, for example 2030-01-01, 2030-01-01T00:00:00Z or 1893456000."
+# What msgspec shows as a regex, in words: what texts of ours may not hold.
+_IN_WORDS: Final = {
+    repr(pattern): told
+    for pattern, told in (
+        (r"^[^\x00]*$", "must not hold the character U+0000."),
+        (r"^[^\x00-\x1f]*$(?!\n)", "must not hold line breaks or other control characters."),
+        (r"^[^\x00-\x20\x7f]+(?!\n)$", "must not hold spaces or control characters."),
+        (r"^[A-Za-z0-9][A-Za-z0-9_.-]*(?!\n)$", "must be letters A to Z, digits, _, . and -."),
+        (r"^[a-z0-9][a-z0-9_-]*(?!\n)$", "must be small letters a to z, digits, _ and -."),
+    )
+}
 _PLACE: Final = re.compile(r"(.*) - at (?:`?key`? in )?`\$\.?(.*)`", re.DOTALL)
 _NAMED: Final = (
     ("Object missing required field `", "is required."),
@@ -129,7 +140,7 @@ def misread(sentence: str, within: str = "") -> FieldError:
         if said.startswith(begin):
             name = said.removeprefix(begin).split("`")[0][:200]
             return FieldError(field=_joined(within, path, name), message=told)
-    said = TIME_RULE if "datetime" in said else said
+    said = TIME_RULE if "datetime" in said else _IN_WORDS.get(said.rpartition(" regex ")[2], said)
     return FieldError(field=_joined(within, path) or "body", message=said)
 
 

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from domain.errors import invalid, misread, refused
+from domain.field_errors import collect_field_errors
 
 MAX_TIMEOUT: Final = 300
 MAX_HEADERS: Final = 64
@@ -152,7 +153,8 @@ def _read(configuration: dict[str, Any], kind: type[Any]) -> Any:
     try:
         return msgspec.convert(configuration, kind)
     except msgspec.ValidationError as error:
-        raise refused([misread(str(error), "configuration")]) from None
+        found = collect_field_errors(configuration, kind, "configuration")
+        raise refused(found or [misread(str(error), "configuration")]) from None
 
 
 def _checked_endpoint(field: str, url: str, placeholders: bool) -> list[str]:

@@ -111,7 +111,8 @@ async def restore(folder: Path, data: Path) -> int:
     except (BadBackup, PartFailed, BadSettings, DomainError, OSError, msgspec.MsgspecError) as error:
         print(f"paddock: {getattr(error, 'detail', error)}", file=sys.stderr)
         return 1
-    print(f"restored what there was at {about.began_at:%Y-%m-%d %H:%M:%S} UTC to {data}; start it with `paddock up`")
+    began_at = f"{about.began_at:%Y-%m-%d %H:%M:%S} UTC"
+    print(f"restored what there was at {began_at} to {data}; start it with `paddock up --data {data}`")
     for told, keys in (("damaged in the backup", sorted(broken)), ("needed by rows, and not in the backup", missing)):
         if keys:
             print(f"paddock: {len(keys)} objects are {told}:", file=sys.stderr)

@@ -143,6 +143,8 @@ def read_arguments(text: str) -> dict[str, Any]:
     try:
         check_json(text.encode("utf-8", "surrogatepass"))
         args = msgspec.json.decode(mend_json_text(text or "{}"))
+        if isinstance(args, str) and args.lstrip().startswith("{"):  # some servers encode them twice
+            return read_arguments(args)
     except JsonTooLarge as error:
         raise ToolFailed(f"the arguments cannot be read: what was sent {error.reason}") from error
     except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:

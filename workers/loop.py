@@ -179,8 +179,10 @@ class Loop:
                 told = "The model used up all the tokens of its answer (max_tokens) on thoughts, and gave none."
                 raise Failed("refused", told)
             self._warn("The answer was cut at the most tokens it may have.", step=path)
-        if primary.finish == "content_filter" and not primary.message.content:
-            raise Failed("refused", "The provider's filter withheld the answer.")
+        if primary.finish == "content_filter":
+            if not primary.message.content:
+                raise Failed("refused", "The provider's filter withheld the answer.")
+            self._warn("The answer is a refusal, or the provider's filter cut it.", step=path)
         return primary.message
 
     async def _first_that_works(

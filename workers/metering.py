@@ -59,7 +59,9 @@ class Meter:
         if isinstance(part, Text | Thought):
             self.answer_bytes += len(part.text.encode())
         elif isinstance(part, CallPart):
-            self.answer_bytes += len(part.arguments.encode()) + len((part.name or "").encode())
+            # A call that came without arguments is given `{}` when the answer has ended: the model wrote none of it.
+            arguments = "" if part.arguments == "{}" else part.arguments
+            self.answer_bytes += len(arguments.encode()) + len((part.name or "").encode())
 
     @property
     def most_prompt(self) -> int:

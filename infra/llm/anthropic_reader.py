@@ -105,6 +105,7 @@ class _Reader:
         for number, block in enumerate(content if isinstance(content, list) else ()):
             yield from self._begin(number, block)
             yield from self._stop(number)
+        yield from self._report(message.get("usage"))  # once more: it counts the content that came with it
 
     def _begin(self, number: Any, block: Any) -> Iterable[Part]:
         if not isinstance(block, Mapping):

@@ -85,10 +85,16 @@ class _Reader:
         """Read an event. Errors: `ModelError` for one that is an error, after the usage it may report."""
         data = event.data
         choice = _choice(data)
-        for usage in (data.get("usage"), choice.get("usage"), _within(data, "x_groq").get("usage")):
+        reports = [data.get("usage"), choice.get("usage"), _within(data, "x_groq").get("usage")]
+        reports += [data] if "eval_count" in data else []
+        for usage in reports:
             yield from self._answer.report(read_usage(usage))
-        if "eval_count" in data:
-            yield from self._answer.report(read_usage(data))
+        yield from self._take_answer(event, choice)
+        for usage in reports:  # once more: it counts the text that came with it
+            yield from self._answer.report(read_usage(usage))
+
+    def _take_answer(self, event: Event, choice: Mapping[str, Any]) -> Iterable[Part]:
+        data = event.data
         for place in (data, choice):
             if (error := error_words.find_error(event.name if place is data else "", place)) is not None:
                 raise failures.in_stream(self._ask.target, error)

@@ -127,6 +127,7 @@ class _Reader:
         for number, item in enumerate(output if isinstance(output, list) else ()):
             if isinstance(item, Mapping):
                 yield from self._item(self._number({"output_index": number}, item), item, is_done=True)
+        yield from self._answer.report(read_usage(response.get("usage")))  # once more: it counts the items beside it
         details = response.get("incomplete_details")
         self.reason = str(details.get("reason") or "") if isinstance(details, Mapping) else ""
         self.status = "incomplete" if self.reason else ends

@@ -73,6 +73,7 @@ async def play(
         model=model,
         base_url=url if provider == "anthropic" else f"{url}/v1",
         parameters=more.pop("parameters", {}),
+        api=more.pop("api", None),
     )
     messages = tuple(messages) or (Message(role="user", content="x"),)
     llm, played = PydanticLlm(Outbound(("127.0.0.1",)), Here()), Played()

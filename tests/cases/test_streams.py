@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from domain.chat import ReportedUsage
+from domain.chat import ReportedUsage, Usage
 from tests.cases.case_inputs import case_folder
-from tests.cases.played import play, play_body
+from tests.cases.played import play, play_body, serving
+from workers.metering import Meter
 
 DONE = "data: [DONE]\n\n"
 
@@ -326,6 +327,51 @@ async def test_usage_is_read_as_far_as_it_goes(usage: Any, reported: tuple[int |
     ):
         played = await play_body(body)
         assert (played.text, played.reported) == ("Paris.", wanted)
+
+
+CLAUDE = {"type": "message", "role": "assistant", "stop_reason": "end_turn"}
+CLAUDE |= {"content": [{"type": "text", "text": "Paris."}], "usage": {"input_tokens": 9, "output_tokens": 2}}
+RESPONSE = {"object": "response", "status": "completed", "usage": {"input_tokens": 9, "output_tokens": 2}}
+RESPONSE |= {
+    "output": [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Paris."}]}]
+}
+TOLD = {"prompt_tokens": 9, "completion_tokens": 2}
+
+
+@pytest.mark.parametrize(
+    ("body", "provider", "api"),
+    [
+        (chunk("stop", usage=TOLD, content="Paris.") + DONE, "openai_compatible", "chat"),
+        (
+            chunk(usage={"prompt_tokens": 9, "completion_tokens": 1}, content="Par")
+            + chunk("stop", usage=TOLD, content="is.")
+            + DONE,
+            "openai_compatible",
+            "chat",
+        ),
+        (
+            json.dumps({"choices": [{"message": {"content": "Paris."}, "finish_reason": "stop"}], "usage": TOLD}),
+            "openai_compatible",
+            "chat",
+        ),
+        (
+            json.dumps({"message": {"content": "Paris."}, "done": True, "prompt_eval_count": 9, "eval_count": 2}),
+            "openai_compatible",
+            "chat",
+        ),
+        (json.dumps(CLAUDE), "anthropic", None),
+        (json.dumps(RESPONSE), "openai_compatible", "responses"),
+    ],
+    ids=["last event", "each event", "JSON", "Ollama", "Anthropic", "Responses"],
+)
+async def test_text_beside_the_usage_is_in_it(body: str, provider: str, api: str | None):
+    async with serving(body) as url:
+        played = await play(url, provider=provider, api=api)
+    assert played.text == "Paris."
+    meter = Meter((), ())
+    for part in played.parts:
+        meter.take(part)
+    assert meter.owed() == (Usage(prompt_tokens=9, completion_tokens=2), False)
 
 
 async def test_numbers_that_are_none_do_not_fail_an_answer():

@@ -35,6 +35,8 @@ def due(line: str, count: int = 8) -> list[datetime]:
         ("0 9 28-3 * *", "0 9 28,29,30,31,1,2,3 * *"),
         ("0 9 1 NOV-FEB *", "0 9 1 11,12,1,2 *"),
         ("0 9 * * MON,FRI-SUN", "0 9 * * 1,5,6,0"),
+        ("0 9 * * FRIL", "0 9 * * 5L"),
+        ("0 9 * * MON,sunl", "0 9 * * 1,0L"),
         ("@DAILY", "0 0 * * *"),
     ],
 )
@@ -51,6 +53,8 @@ def test_ranges_go_on_past_the_end(line: str, same: str) -> None:
         ("0 0 9 * * *", ("6 fields", "seconds", "'0 9 * * *'")),
         ("0 0 9 * * * 2030", ("7 fields", "years")),
         ("0 9 * *", ("4 fields", "day of week")),
+        ("9:00", ("1 field;",)),
+        ("0 9 * * 1 2030", ("6 fields", "without its year this is '0 9 * * 1'")),
         ("@reboot", ("'@reboot'", "@daily")),
         ("@every 5m", ("@every", "@hourly")),
         ("H 9 * * *", ("minute", "'H'")),

@@ -121,6 +121,8 @@ async def test_what_is_no_gzip_is_refused_at_the_door(home: Tenant) -> None:
             continue
         assert refused.status_code == 400
         assert "gzip" in refused.json()["detail"]
+        assert "tar -czf" in refused.json()["detail"]
+        assert (data[:2] == b"PK") == ("is a zip" in refused.json()["detail"])
     assert (await home.http.post(f"/uploads/agent/{agent['id']}", files={"other": ("x", GOOD)})).status_code == 422
     twice = [("file", ("a", GOOD)), ("file", ("b", GOOD))]
     assert (await home.http.post(f"/uploads/agent/{agent['id']}", files=twice)).status_code == 422

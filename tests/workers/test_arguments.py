@@ -1,6 +1,7 @@
 """Schemas made to keep a worker busy or to fill its memory: each is stopped by a guard, and runs on without it."""
 
 import asyncio
+import json
 import threading
 from typing import Any
 
@@ -182,6 +183,8 @@ async def test_what_is_checked(schema: dict[str, Any], args: dict[str, Any], wro
         ('{"a": 5.0, "b": [1e20, 0.5, -0.0], "c": {"d": 1e21}}', {"a": 5, "b": [10**20, 0.5, 0], "c": {"d": 1e21}}),
         ('{"a": "\\ud83d", "\\ude00": "\\ud83d\\ude00"}', {"a": "\ufffd", "\ufffd": "😀"}),
         ("", {}),
+        (json.dumps('{"a": 5.0}'), {"a": 5}),
+        (json.dumps(' {"a": "{b}"}'), {"a": "{b}"}),
     ],
 )
 def test_arguments_as_models_write_them(text: str, args: dict[str, Any]) -> None:
@@ -190,7 +193,7 @@ def test_arguments_as_models_write_them(text: str, args: dict[str, Any]) -> None
     assert repr(found).count(".0") == 0
 
 
-@pytest.mark.parametrize("text", ["[]", "nothing", '{"a":', "5", "[" * 100_000])
+@pytest.mark.parametrize("text", ["[]", "nothing", '"{"', '"text"', '{"a":', "5", "[" * 100_000])
 def test_arguments_that_are_none(text: str) -> None:
     with pytest.raises(ToolFailed, match="the arguments "):
         read_arguments(text)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from domain.chat import ErrorKind, Message, Reply, ReportedUsage, Text, Usage
+from domain.chat import CallPart, ErrorKind, Message, Reply, ReportedUsage, Text, Usage
 from workers.metering import Meter
 
 PROMPT = 400  # bytes, with what a message costs by itself
@@ -91,3 +91,12 @@ def test_an_answer_s_own_usage_counts_where_nothing_else_was_reported() -> None:
     message = Message(role="assistant", content="a")
     one.take(Reply(message=message, finish="stop", usage=Usage(prompt_tokens=9, completion_tokens=1)))
     assert one.owed() == (Usage(prompt_tokens=9, completion_tokens=1), False)
+
+
+def test_what_a_call_without_arguments_is_given_costs_nothing() -> None:
+    one = meter()
+    one.take(CallPart(index=0, id="a", name="list"))
+    one.take(ReportedUsage(prompt_tokens=1000, completion_tokens=5))
+    one.take(CallPart(index=0, arguments="{}"))
+    usage, is_estimated = one.owed()
+    assert (tokens(usage), is_estimated) == ((1000, 5, 0, 0), False)

@@ -6,7 +6,7 @@ from typing import Any
 from tests.cases.played import serving
 from tests.cases.test_streams import chunk, event
 from tests.clients import Tenant
-from tests.modelled import agent, fresh, model, run, start
+from tests.modelled import agent, events, fresh, model, run, start
 from tests.wire import Answer, Wire
 
 PRICE = {"input": 1000.0, "output": 1000.0}
@@ -74,3 +74,11 @@ async def test_an_answer_of_thoughts_alone_that_used_up_its_tokens_is_no_success
     ended = await run(acme, (await agent(acme, name))["id"], task="x")
     assert (ended["status"], ended["error_type"]) == ("failed", "refused")
     assert "max_tokens" in ended["error_message"]
+
+
+async def test_an_answer_that_the_filter_cut_counts_with_a_warning(acme: Tenant, provider: Wire) -> None:
+    name = await model(acme, provider, fresh())
+    provider.queue(Answer(tokens=["Par"], finish="content_filter"), to=name)
+    ended = await run(acme, (await agent(acme, name))["id"], task="x")
+    assert (ended["status"], ended["output_data"]) == ("completed", {"content": "Par"})
+    assert any("filter" in one["message"] for one in await events(acme, ended["id"]) if one["type"] == "warning")

@@ -1,0 +1,37 @@
+"""What is said of fields that break a rule: in words, with what may be sent instead."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from domain import llms, provider_keys, tools
+from domain.agents.schema import Description
+from domain.errors import DomainError
+from domain.executions.schema import RunName
+from domain.field_errors import collect_field_errors
+from domain.toolconfig import checked_custom
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "told"),
+    [
+        (Description, "a\0b", "must not hold the character U+0000."),
+        (RunName, "a\nb", "must not hold line breaks or other control characters."),
+        (llms.ModelName, "a b", "must not hold spaces or control characters."),
+        (provider_keys.Service, "open ai", "must be letters A to Z, digits, _, . and -."),
+        (tools.Category, "My Tools", "must be small letters a to z, digits, _ and -."),
+    ],
+)
+def test_rules_of_characters_are_told_in_words(kind: Any, value: str, told: str) -> None:
+    named = msgspec.defstruct("Named", [("field", kind)])
+    [error] = collect_field_errors({"field": value}, named)
+    assert (error.field, error.message) == ("field", told)
+
+
+def test_all_that_is_wrong_with_a_tool_is_told_with_what_may_be_sent() -> None:
+    with pytest.raises(DomainError) as caught:
+        checked_custom({"api_endpoint": "https://example.com", "method": "get", "timeout": "x"})
+    told = {error.field: error.message for error in caught.value.errors}
+    assert told.keys() == {"configuration.method", "configuration.timeout"}
+    assert "'GET'" in told["configuration.method"]
