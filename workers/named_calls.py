@@ -1,6 +1,7 @@
 """Model calls of an uploaded agent, by the names in its manifest."""
 
 import contextlib
+import hashlib
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from typing import Final
@@ -13,6 +14,8 @@ from workers.calls import ModelCalls
 
 # Bytes of JSON that are kept of a run's answers for their providers. The oldest are forgotten first.
 MAX_KEPT_BYTES: Final = 8 << 20
+# What one takes besides, however little it is.
+ENTRY_BYTES: Final = 512
 
 
 class NamedCalls:
@@ -24,7 +27,7 @@ class NamedCalls:
 
     def __init__(self, calls: ModelCalls) -> None:
         self._calls = calls
-        self._kept: OrderedDict[tuple[str, ...], tuple[ProviderParts, int]] = OrderedDict()
+        self._kept: OrderedDict[bytes, tuple[ProviderParts, int]] = OrderedDict()
         self._size = 0
 
     async def stream(
@@ -46,7 +49,7 @@ class NamedCalls:
     def _keep(self, message: Message) -> None:
         if message.provider_parts is None or not message.tool_calls:
             return
-        size = len(msgspec.json.encode(message.provider_parts))
+        size = len(msgspec.json.encode(message.provider_parts)) + ENTRY_BYTES
         _, before = self._kept.pop(_key(message), (None, 0))
         self._kept[_key(message)] = (message.provider_parts, size)
         self._size += size - before
@@ -55,5 +58,7 @@ class NamedCalls:
             self._size -= freed
 
 
-def _key(message: Message) -> tuple[str, ...]:
-    return (message.content, *(call.id for call in message.tool_calls))
+def _key(message: Message) -> bytes:
+    # Not the text itself: it may be megabytes, beside parts of a few bytes.
+    named = [message.content, *(call.id for call in message.tool_calls)]
+    return hashlib.sha256(repr(named).encode("utf-8", "surrogatepass")).digest()

@@ -1,7 +1,11 @@
 """Reasoning of models that an uploaded agent calls: OpenAI's wire has no place for it, so it is kept beside the run."""
 
+import gc
+import weakref
 from collections.abc import AsyncGenerator
 from typing import Any
+
+import pytest
 
 from domain.chat import Message, Options, Part, ProviderParts, Reply, ToolCall
 from workers import named_calls
@@ -70,3 +74,33 @@ async def test_the_oldest_is_forgotten_where_it_gets_too_much() -> None:
         await ask(calls)
     await ask(calls, *map(sent_back, many))
     assert [message.provider_parts is not None for message in inner.asked[-1]] == [False, False, True, True]
+
+
+class LongText(str):
+    """A text that can be seen to be gone."""
+
+
+async def test_texts_are_not_kept_with_it() -> None:
+    inner = Calls()
+    calls = NamedCalls(inner)  # type: ignore[arg-type]
+    text = LongText("x" * 1000)
+    inner.answers = [answer("a", content=text)]
+    seen = weakref.ref(text)
+    await ask(calls)
+    del text
+    gc.collect()
+    assert seen() is None
+
+
+async def test_many_little_ones_are_too_much_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(named_calls, "MAX_KEPT_BYTES", 10 * named_calls.ENTRY_BYTES)
+    inner = Calls()
+    calls = NamedCalls(inner)  # type: ignore[arg-type]
+    many = [answer(f"c{number}") for number in range(20)]
+    inner.answers = [*many, answer("x")]
+    for _ in many:
+        await ask(calls)
+    await ask(calls, *map(sent_back, many))
+    kept = [message.provider_parts is not None for message in inner.asked[-1]]
+    assert kept[-1]
+    assert not any(kept[:10])
