@@ -13,8 +13,8 @@ from litestar.handlers.base import BaseRouteHandler
 from api import limits
 from api.front import Front
 from api.proxy_logins import Headers, identify_by_proxy
-from domain import access, keys
-from domain.access import Caller, scopes_in_force
+from domain import access, accounts, keys
+from domain.access import Caller
 from domain.errors import DomainError, FieldError
 from domain.keys import KeyIdentity
 from domain.ports import Store
@@ -90,14 +90,7 @@ async def _by_session(front: Front, user_id: str, session_id: str) -> Caller:
         found = await tx.accounts.find_session(user_id, session_id)
     if found is None or not found.is_active:
         raise _refused("The session of this access token has ended.")
-    return Caller(
-        tenant_id=found.tenant_id,
-        user_id=found.user_id,
-        role=found.role,
-        scopes=scopes_in_force(found.role, None),
-        plan=found.plan,
-        session_id=found.session_id,
-    )
+    return accounts.caller_from_identity(found)
 
 
 class Admission:

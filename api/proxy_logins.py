@@ -12,8 +12,8 @@ from litestar.types import Scope
 
 from api.addresses import Network, is_within, normalize_address
 from api.front import Front
-from domain import proxy_logins
-from domain.access import Caller, scopes_in_force
+from domain import accounts, proxy_logins
+from domain.access import Caller
 from domain.accounts import ProxyUser
 from domain.emails import check_email
 from domain.errors import DomainError, forbidden
@@ -94,13 +94,7 @@ async def identify_by_proxy(front: Front, headers: Headers) -> Caller | None:
             await tx.accounts.save_proxy_login(user.user_id, login.email, login.external_id, tx.now)
     if user is None or not user.is_active:
         raise refuse_login("This user has been shut out. An admin of the workspace can let the user in again.")
-    return Caller(
-        tenant_id=user.tenant_id,
-        user_id=user.user_id,
-        role=user.role,
-        scopes=scopes_in_force(user.role, None),
-        plan=user.plan,
-    )
+    return accounts.caller_from_identity(user)
 
 
 async def _add_user(front: Front, login: ProxyLogin) -> None:

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from domain import ids, llms
-from domain.access import OPERATORS, Caller, Role
+from domain.access import OPERATORS, Caller, Role, scopes_in_force
 from domain.emails import check_email, normalize_email
 from domain.errors import DomainError, conflict, forbidden, invalid, not_found
 from domain.pages import Listing, Page
@@ -176,6 +176,18 @@ class Accounts(Protocol):
     async def use_refresh(self, token_hash: bytes, now: datetime) -> bool: ...
     async def revoke_session(self, session_id: str, now: datetime) -> None: ...
     async def revoke_sessions(self, user_id: str, keep: str | None, now: datetime) -> None: ...
+
+
+def caller_from_identity(identity: Identity) -> Caller:
+    """Return the caller that a person is: all that the role allows."""
+    return Caller(
+        tenant_id=identity.tenant_id,
+        user_id=identity.user_id,
+        role=identity.role,
+        scopes=scopes_in_force(identity.role, None),
+        plan=identity.plan,
+        session_id=identity.session_id,
+    )
 
 
 def checked_username(text: str | None, email: str) -> str | None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import secrets
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
@@ -103,29 +104,25 @@ async def member(acme: Tenant, system):
         yield Tenant(http, account, body["password"])
 
 
-@pytest.mark.parametrize("how", ["key revoked", "key deleted", "user shut out by key", "user shut out", "logged out"])
-async def test_streams_end_when_who_reads_them_is_shut_out(acme: Tenant, member: Tenant, how: str) -> None:
-    agent = await acme.deploy(SLOW, "name: slow\nentrypoint: agent:handle\ntimeout: 300\n")
-    run = await acme.start(agent)
-    made = (await member.http.post("/api-keys", json={"name": "streams"})).json()
-    token = member.account["access_token"] if how in ("user shut out", "logged out") else made["key"]
+@contextlib.asynccontextmanager
+async def read_until_shut_out(
+    owner: Tenant, run_id: str, headers: dict[str, str], query: str = ""
+) -> AsyncIterator[None]:
+    """Read a run's streams of both kinds; what is done meanwhile must end them, and not the run."""
     began = {"sse": asyncio.Event(), "ws": asyncio.Event()}
 
     async def server_sent() -> list[str]:
         lines: list[str] = []
-        url = f"{acme.http.base_url}executions/{run['id']}/events"
-        async with (
-            httpx.AsyncClient(timeout=90) as client,
-            client.stream("GET", url, headers={"Authorization": f"Bearer {token}"}) as stream,
-        ):
+        url = f"{owner.http.base_url}executions/{run_id}/events"
+        async with httpx.AsyncClient(timeout=90) as client, client.stream("GET", url, headers=headers) as stream:
             async for line in stream.aiter_lines():
                 lines.append(line)
                 began["sse"].set()
         return lines
 
     async def over_websocket() -> int | None:
-        url = str(acme.http.base_url).replace("http://", "ws://")
-        async with websockets.connect(f"{url}execution-logs/{run['id']}/stream?access_token={token}") as socket:
+        url = f"{owner.http.base_url}execution-logs/{run_id}/stream{query}".replace("http://", "ws://")
+        async with websockets.connect(url, additional_headers={} if query else headers) as socket:
             with contextlib.suppress(websockets.ConnectionClosed):
                 while True:
                     await socket.recv()
@@ -137,24 +134,34 @@ async def test_streams_end_when_who_reads_them_is_shut_out(acme: Tenant, member:
         async with asyncio.timeout(90):
             for one in began.values():
                 await one.wait()
-            if how == "key revoked":
-                answer = await acme.http.post(f"/api-keys/{made['id']}/revoke")
-            elif how == "key deleted":
-                answer = await acme.http.delete(f"/api-keys/{made['id']}")
-            elif how == "logged out":
-                answer = await member.http.post("/auth/logout")
-            else:
-                answer = await acme.http.patch(f"/users/{member.account['id']}", json={"is_active": False})
-            assert answer.status_code in (200, 204), answer.text
+            yield
             lines, code = await reading
         assert code == 4401
         assert "event: error" in lines
         assert any('"unauthenticated"' in line for line in lines[-4:])
-        assert (await acme.http.get(f"/executions/{run['id']}")).json()["status"] == "running"
+        assert (await owner.http.get(f"/executions/{run_id}")).json()["status"] == "running"
     finally:
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
-        await acme.http.post(f"/executions/{run['id']}/cancel")
+        await owner.http.post(f"/executions/{run_id}/cancel")
+
+
+@pytest.mark.parametrize("how", ["key revoked", "key deleted", "user shut out by key", "user shut out", "logged out"])
+async def test_streams_end_when_who_reads_them_is_shut_out(acme: Tenant, member: Tenant, how: str) -> None:
+    agent = await acme.deploy(SLOW, "name: slow\nentrypoint: agent:handle\ntimeout: 300\n")
+    run = await acme.start(agent)
+    made = (await member.http.post("/api-keys", json={"name": "streams"})).json()
+    token = member.account["access_token"] if how in ("user shut out", "logged out") else made["key"]
+    async with read_until_shut_out(acme, run["id"], {"Authorization": f"Bearer {token}"}, f"?access_token={token}"):
+        if how == "key revoked":
+            answer = await acme.http.post(f"/api-keys/{made['id']}/revoke")
+        elif how == "key deleted":
+            answer = await acme.http.delete(f"/api-keys/{made['id']}")
+        elif how == "logged out":
+            answer = await member.http.post("/auth/logout")
+        else:
+            answer = await acme.http.patch(f"/users/{member.account['id']}", json={"is_active": False})
+        assert answer.status_code in (200, 204), answer.text
 
 
 async def test_look_alike_addresses_are_one_account(acme: Tenant, system) -> None:

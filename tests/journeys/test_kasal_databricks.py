@@ -16,7 +16,7 @@ import pytest
 import websockets
 
 from scripts.up import System
-from tests.attacks.test_accounts import SLOW
+from tests.attacks.test_accounts import SLOW, read_until_shut_out
 from tests.clients import Tenant, api_beside
 from tests.conftest import running
 
@@ -279,44 +279,9 @@ async def test_streams_end_when_the_user_is_shut_out(app: System) -> None:
         owner = Tenant(http, await admin.me(app.url), "")
         agent = await owner.deploy(SLOW, "name: slow\nentrypoint: agent:handle\ntimeout: 300\n")
         run = await owner.start(agent)
-        began = {"sse": asyncio.Event(), "ws": asyncio.Event()}
-
-        async def server_sent() -> list[str]:
-            lines: list[str] = []
-            path = f"{app.url}/api/v1/executions/{run['id']}/events"
-            async with (
-                httpx.AsyncClient(timeout=90) as client,
-                client.stream("GET", path, headers=member.headers) as stream,
-            ):
-                async for line in stream.aiter_lines():
-                    lines.append(line)
-                    began["sse"].set()
-            return lines
-
-        async def over_websocket() -> int | None:
-            path = f"{app.url.replace('http://', 'ws://')}/api/v1/execution-logs/{run['id']}/stream"
-            async with websockets.connect(path, additional_headers=member.headers) as socket:
-                with contextlib.suppress(websockets.ConnectionClosed):
-                    while True:
-                        await socket.recv()
-                        began["ws"].set()
-            return socket.close_code
-
-        reading = asyncio.gather(server_sent(), over_websocket())
-        try:
-            async with asyncio.timeout(90):
-                for one in began.values():
-                    await one.wait()
-                shut = await http.patch(f"/users/{user_id}", json={"is_active": False})
-                assert shut.status_code == 200, shut.text
-                lines, code = await reading
-            assert code == 4401
-            assert "event: error" in lines
-            assert any('"unauthenticated"' in line for line in lines[-4:])
-        finally:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
-            await http.post(f"/executions/{run['id']}/cancel")
+        async with read_until_shut_out(owner, run["id"], member.headers):
+            shut = await http.patch(f"/users/{user_id}", json={"is_active": False})
+            assert shut.status_code == 200, shut.text
     refused = await member.ask(app.url, "GET", "/auth/me")
     assert refused.status_code == 401
     assert "shut out" in refused.json()["detail"]
