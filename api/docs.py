@@ -1,5 +1,6 @@
 """The documentation pages: Swagger UI from a wheel, ReDoc from its own release; and the document. All work offline."""
 
+import html
 import importlib.resources
 from importlib.resources.abc import Traversable
 from typing import Any, Final
@@ -7,12 +8,13 @@ from typing import Any, Final
 from litestar import Response, Router, get
 from litestar.exceptions import NotFoundException
 
-from api.front import PUBLIC
+from api.front import PUBLIC, Front
 from api.requests import HttpRequest
 
 _PAGES: Final = importlib.resources.files("api") / "pages"
 _SWAGGER: Final = importlib.resources.files("swagger_ui") / "static"
 _SCRIPT: Final = "text/javascript"
+_TITLE: Final = b"<title>Paddock</title>"
 _ASSETS: Final[dict[str, tuple[Traversable, str]]] = {
     "docs.js": (_PAGES, _SCRIPT),
     "redoc.js": (_PAGES, _SCRIPT),
@@ -30,21 +32,21 @@ PAGE_POLICY: Final = (
 )
 
 
-def _page(name: str) -> Response[bytes]:
-    page = (_PAGES / name).read_bytes()
+def _page(name: str, title: str) -> Response[bytes]:
+    page = (_PAGES / name).read_bytes().replace(_TITLE, f"<title>{html.escape(title)}</title>".encode())
     return Response(page, media_type="text/html", headers={"Content-Security-Policy": PAGE_POLICY})
 
 
 @get("/docs", opt=PUBLIC, include_in_schema=False, media_type="text/html")
-async def swagger() -> Response[bytes]:
+async def swagger(front: Front) -> Response[bytes]:
     """Swagger UI."""
-    return _page("docs.html")
+    return _page("docs.html", front.settings.app_name)
 
 
 @get("/redoc", opt=PUBLIC, include_in_schema=False, media_type="text/html")
-async def redoc() -> Response[bytes]:
+async def redoc(front: Front) -> Response[bytes]:
     """ReDoc."""
-    return _page("redoc.html")
+    return _page("redoc.html", front.settings.app_name)
 
 
 @get("/openapi.json", opt=PUBLIC, include_in_schema=False)
