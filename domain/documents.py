@@ -166,7 +166,8 @@ class _Reader:
 
     def _key(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent, line: int, inside: _Open) -> str:
         if not isinstance(event, yaml.ScalarEvent):
-            raise _Refused(line, "a name must be text, not a list or an object.")
+            told = "a name must be text, not a list or an object. Put a value that begins with {{ in quotes."
+            raise _Refused(line, told)
         if event.implicit[0] and event.value == "<<":
             raise _Refused(line, "merge keys (<<) are not allowed.")
         key = _scalar(event, line)

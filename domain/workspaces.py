@@ -22,6 +22,10 @@ MAX_FILE: Final = 8 * 1024 * 1024
 MAX_TOTAL: Final = 32 * 1024 * 1024
 _PART: Final = re.compile(r"[^\x00-\x1f\x7f/\\]{1,255}")
 
+_PATH_RULE: Final = (
+    "it must be relative, its parts without `..`, backslashes, line breaks and more than 255 characters."
+)
+
 
 class File(msgspec.Struct, frozen=True, kw_only=True):
     """A file of a workspace. `path` is relative, with `/` between its parts; `sha256` in hex."""
@@ -53,7 +57,7 @@ def checked(path: object) -> str:
         raise ToolFailed("path must be a text.")
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if not parts or path.startswith("/") or ".." in parts or any(_PART.fullmatch(part) is None for part in parts):
-        raise ToolFailed(f"{path[:200]!r} is no path in the workspace: it must be relative, without `..`.")
+        raise ToolFailed(f"{path[:200]!r} is no path in the workspace: {_PATH_RULE}")
     if len("/".join(parts)) > 500:
         raise ToolFailed("path is longer than 500 characters.")
     return "/".join(parts)

@@ -92,7 +92,8 @@ def next_word(source: str, at: int) -> Word | None:
     """The word at `at`, None for space. Errors: BadExpression for a character that no word begins with."""
     match = _TOKEN.match(source, at)
     if match is None:
-        raise BadExpression(f"{source[at]!r} is not part of expressions.")
+        instead = " Values are compared with `==`." if source[at] == "=" else ""
+        raise BadExpression(f"{source[at]!r} is not part of expressions.{instead}")
     if match.lastgroup == "space":
         return None
     return Word(str(match.lastgroup), match[0], at)

@@ -78,6 +78,7 @@ BOMB = "a: &a [x, x, x, x]\n" + "".join(
         ("a: 1\n2: b\n", 2, "put 2 in quotes"),
         ("true: b\n", 1, "quotes"),
         ("? [a]\n: b\n", 1, "must be text"),
+        ("a: 1\nb: {{ inputs.c }}\n", 2, "Put a value that begins with {{ in quotes."),
         ("a: 1\nb: .nan\n", 2, ".nan"),
         ("a: -.inf\n", 1, ".inf"),
         ("a: 1e999\n", 1, "too large"),

@@ -471,6 +471,7 @@ def test_templates(value: Any, made: Any) -> None:
         ("{{ }}", "", "missing"),
         ("{{}}", "", "missing"),
         (["{{ inputs.x|safe }}"], "[0]", "'|'"),
+        ("{{ inputs.x = 3 }}", "", "compared with `==`"),
         ({"files": ["{{ inputs.__class__.__mro__ }}"]}, ".files[0]", "`__class__`"),
         ({"a": {"b": "{{ nope }}"}}, ".a.b", "`nope`"),
         ("{{ self._TemplateReference__context }}", "", "`self`"),

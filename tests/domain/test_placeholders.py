@@ -93,6 +93,11 @@ def test_paths_are_filled_and_then_checked(path: str, values: dict[str, Any], fi
         fill_path(path, values)
 
 
+def test_of_a_path_it_is_told_what_it_may_not_hold() -> None:
+    with pytest.raises(Exception, match="without `..`, backslashes, line breaks"):
+        fill_path("out/{a}.md", {"a": "b\\c"})
+
+
 def test_a_path_is_bounded_as_texts_are() -> None:
     with pytest.raises(DomainError):
         fill_path("{a}" * 5, {"a": "x" * 1_000_000})
