@@ -18,6 +18,8 @@ from infra.llm import failures
 
 # A server that a tenant chose may send for ever. Bytes of one line, and characters of one answer.
 LONGEST: Final = 8 << 20
+# Of a whole response, unpacked: names, signatures and sealed items are kept until its end, whatever they are in.
+MAX_RESPONSE_BYTES: Final = 128 << 20
 # Seconds that a server has to end its answer after it said that it has.
 LINGER: Final = 0.5
 # Bytes that are read before others have their turn.
@@ -68,6 +70,7 @@ class EventStream:
         clock = asyncio.get_running_loop().time
         due = clock() + self._ask.timeout
         ended = False
+        room = MAX_RESPONSE_BYTES
         async with aclosing(self._response.aiter_bytes()) as pieces:
             while True:
                 try:
@@ -79,6 +82,9 @@ class EventStream:
                     if ended:
                         break
                     raise
+                room -= len(piece)
+                if room < 0 and not ended:
+                    raise failures.malformed(self._ask.target, "it is too long.")
                 for begin in range(0, len(piece), _AT_ONCE):
                     if ended:
                         break

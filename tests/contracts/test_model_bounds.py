@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from domain.chat import Ask, Message, Target
-from infra.llm import MAX_ERROR_BYTES
+from infra.llm import MAX_ERROR_BYTES, event_stream
 from infra.llm.event_stream import EventStream
 from tests.cases.played import play, play_body
 
@@ -87,6 +87,48 @@ async def test_an_answer_of_too_many_values_is_none() -> None:
     played = await play_body(many, "application/json")
     assert played.error is not None
     assert played.error.kind == "malformed"
+
+
+def event(**data: Any) -> bytes:
+    return f"event: {data.get('type', '')}\ndata: {json.dumps(data)}\n\n".encode()
+
+
+LARGE = "n" * (1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("provider", "one"),
+    [
+        (
+            "openai_compatible",
+            lambda number: event(
+                choices=[{"delta": {"tool_calls": [{"index": number, "function": {"name": f"{number}{LARGE}"}}]}}]
+            ),
+        ),
+        ("openai_compatible", lambda _: event(choices=[{"delta": {"reasoning_details": [{"data": LARGE}]}}])),
+        (
+            "anthropic",
+            lambda number: event(
+                type="content_block_start", index=number, content_block={"type": "redacted_thinking", "data": LARGE}
+            ),
+        ),
+        (
+            "openai",
+            lambda number: event(
+                type="response.output_item.done",
+                output_index=number,
+                item={"type": "reasoning", "id": f"r{number}", "encrypted_content": LARGE},
+            ),
+        ),
+    ],
+)
+async def test_an_answer_is_bounded_in_what_is_kept_of_it_unseen(
+    monkeypatch: pytest.MonkeyPatch, provider: str, one: Callable[[int], bytes]
+) -> None:
+    monkeypatch.setattr(event_stream, "MAX_RESPONSE_BYTES", 8 << 20)
+    played = await play_body(b"".join(map(one, range(9))), provider=provider)
+    assert played.error is not None
+    assert (played.error.kind, "it is too long" in played.error.message) == ("malformed", True), played.error.message
 
 
 async def test_others_have_their_turn_within_a_piece_that_was_packed() -> None:
