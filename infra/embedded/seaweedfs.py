@@ -55,8 +55,8 @@ class EmbeddedSeaweed:
             *("-master.telemetry=false", "-master.electionTimeout=1s", "-master.heartbeatInterval=200ms"),
             *("-volume.preStopSeconds=0", "-volume.max=0", "-master.volumeSizeLimitMB=256"),
         ]
-        # What it keeps after a burst of uploads takes up to 240 MiB. With a limit near that its collector runs without end,
-        # and costs a tenth of a core at idle.
+        # What it keeps after a burst of uploads takes up to 240 MiB. With a limit near that its collector runs without
+        # end, and costs a tenth of a core at idle.
         memory = "512MiB"
         self.part = start(
             "seaweedfs",
