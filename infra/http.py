@@ -9,14 +9,13 @@ and TLS and the Host header still carry the name. Whatever follows (models, tool
 import asyncio
 import contextlib
 import logging
-import re
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from functools import cache, partial
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Any, Final, NamedTuple, NoReturn
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Any, Final, NoReturn
 
 import certifi
 import httpcore
@@ -25,7 +24,7 @@ import httpx
 import httpx2
 import structlog
 
-from infra.settings import BadSettings, variable
+from infra.settings import NUMERIC, place
 
 _log = structlog.get_logger("paddock.outbound")
 # They print every URL, with the query that may hold a token.
@@ -82,12 +81,6 @@ _V6: Final = tuple(
 )
 _GLOBAL_V6: Final = IPv6Network("2000::/3")
 _NAT64: Final = IPv6Network("64:ff9b::/96")
-# Resolvers read a name as an address when its last part is a number (127.1, 0x7f.1, 0177.0.0.1, 2130706433).
-_NUMERIC: Final = re.compile(r"(?:^|\.)(?:0x[0-9a-f]*|[0-9]+)\.*$")
-_NAME: Final = re.compile(r"(?=.{1,253}$)[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)*")
-_BRACKETS: Final = re.compile(r"\[([0-9a-f]*:[0-9a-f:./]*)\](?::([0-9]+))?")
-
-
 NO_PUBLIC_HOST: Final = "it is no public host that is known here"
 
 
@@ -122,38 +115,6 @@ async def look_up(host: str, port: int) -> list[str]:
     """The addresses that the system's resolver gives. Errors: `OSError`, `ValueError` for what is no name at all."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [f"{to[0]}%{to[3]}" if len(to) == 4 and to[3] and "%" not in str(to[0]) else str(to[0]) for *_, to in found]
-
-
-class Place(NamedTuple):
-    """A destination let through: a name or a network, on one port or on all."""
-
-    name: str | None
-    network: IPv4Network | IPv6Network | None
-    port: int | None
-
-
-def place(entry: str) -> Place:
-    """From `host`, `ip` or `cidr`, with `:port` or not (`[v6]:port`). Errors: `BadSettings` naming the entry."""
-    text = entry.strip().lower()
-    if brackets := _BRACKETS.fullmatch(text):
-        host, digits = brackets[1], brackets[2]
-    elif text.count(":") > 1:
-        host, digits = text, None
-    else:
-        host, colon, digits = text.partition(":")
-        digits = digits if colon else None
-    port = int(digits) if digits is not None and re.fullmatch(r"[0-9]{1,5}", digits) else None
-    if (digits is None) == (port is None) and (port is None or 0 < port < 65536):
-        try:
-            if "%" not in host:
-                return Place(None, ip_network(host), port)
-        except ValueError:
-            if _NAME.fullmatch(host) and not _NUMERIC.search(host):
-                return Place(host, None, port)
-    raise BadSettings(
-        f"{variable('private_hosts')}: {entry!r} is neither a host, an address nor a network, with or without a port "
-        "(ollama:11434, 10.0.0.7, 10.1.0.0/16, [fd00::1]:8080)."
-    )
 
 
 class _Guard(httpcore.AsyncNetworkBackend, httpcore2.AsyncNetworkBackend):
@@ -315,7 +276,7 @@ class Outbound:
             found = [name]
         elif name.endswith("."):
             refuse(None, "a host must not end in a dot")
-        elif _NUMERIC.search(name):
+        elif NUMERIC.search(name):
             refuse(None, "it is an address in an unusual notation")
         else:
             named = not strict and any(one.name == name and one.port in (None, port) for one in self._allowed)

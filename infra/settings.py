@@ -6,7 +6,7 @@ import socket
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Any, Final, Literal, get_args, get_origin
+from typing import Any, Final, Literal, NamedTuple, get_args, get_origin
 from urllib.parse import unquote
 
 import msgspec
@@ -123,6 +123,10 @@ MAX_NAME: Final = 64
 # With the prefix of their tenants, 63 characters.
 WORKSPACE_ID: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,52}")
 WORKSPACE_RULE: Final = "must be 1 to 53 of a-z, 0-9, '_' and '-', and begin with a letter or digit."
+# Resolvers read a name as an address when its last part is a number (127.1, 0x7f.1, 0177.0.0.1, 2130706433).
+NUMERIC: Final = re.compile(r"(?:^|\.)(?:0x[0-9a-f]*|[0-9]+)\.*$")
+_NAME: Final = re.compile(r"(?=.{1,253}$)[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)*")
+_BRACKETS: Final = re.compile(r"\[([0-9a-f]*:[0-9a-f:./]*)\](?::([0-9]+))?")
 _DSN: Final = re.compile(r"https?://[^@/\s]+@[^/\s]+(/[^/\s]+)*/\d+")
 _HEADER: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _ON_OFF: Final = {"on": True, "off": False, "true": True, "false": False, "1": True, "0": False}
@@ -166,6 +170,8 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
     if settings.api_workers < 1:
         raise BadSettings("PADDOCK_API_WORKERS must be at least 1.")
     parse_networks(settings.trusted_proxies, "trusted_proxies")
+    for entry in settings.private_hosts:
+        place(entry)
     if settings.proxy_login != "off":
         _check_proxy_login(settings)
     return settings
@@ -246,3 +252,35 @@ def _parse(field: msgspec.structs.FieldInfo, name: str, text: str) -> Any:
 def worker_id(lane: str) -> str:
     """A name for this process that no other process has at the same time."""
     return f"{lane}@{socket.gethostname()}:{os.getpid()}"
+
+
+class Place(NamedTuple):
+    """A destination let through: a name or a network, on one port or on all."""
+
+    name: str | None
+    network: IPv4Network | IPv6Network | None
+    port: int | None
+
+
+def place(entry: str) -> Place:
+    """From `host`, `ip` or `cidr`, with `:port` or not (`[v6]:port`). Errors: `BadSettings` naming the entry."""
+    text = entry.strip().lower()
+    if brackets := _BRACKETS.fullmatch(text):
+        host, digits = brackets[1], brackets[2]
+    elif text.count(":") > 1:
+        host, digits = text, None
+    else:
+        host, colon, digits = text.partition(":")
+        digits = digits if colon else None
+    port = int(digits) if digits is not None and re.fullmatch(r"[0-9]{1,5}", digits) else None
+    if (digits is None) == (port is None) and (port is None or 0 < port < 65536):
+        try:
+            if "%" not in host:
+                return Place(None, ip_network(host), port)
+        except ValueError:
+            if _NAME.fullmatch(host) and not NUMERIC.search(host):
+                return Place(host, None, port)
+    raise BadSettings(
+        f"{variable('private_hosts')}: {entry!r} is neither a host, an address nor a network, with or without a port "
+        "(ollama:11434, 10.0.0.7, 10.1.0.0/16, [fd00::1]:8080)."
+    )

@@ -177,6 +177,12 @@ def test_nonsense_among_the_proxies_fails_at_start(entry: str) -> None:
         parse_networks(("127.0.0.1", entry), "trusted_proxies")
 
 
+@pytest.mark.parametrize("entry", ["foo bar:x", "ollama:0", "10.0.0.0/33", "http://ollama:11434"])
+def test_nonsense_among_the_private_hosts_fails_at_start(entry: str) -> None:
+    with pytest.raises(BadSettings, match="PADDOCK_PRIVATE_HOSTS: "):
+        read({**MINIMAL, "PADDOCK_PRIVATE_HOSTS": f"ollama:11434,{entry}"})
+
+
 async def test_the_limit_bites_behind_a_proxy_that_writes_ports(system) -> None:
     settings = {"PADDOCK_TRUSTED_PROXIES": "127.0.0.0/8", "PADDOCK_RATE_LIMIT_ANONYMOUS": "5"}
     async with api_beside(system, **settings) as url, httpx.AsyncClient(base_url=url) as client:

@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from infra.http import Outbound, Refused, danger, look_up, tls
-from infra.http import place as parsed
 from infra.settings import BadSettings
+from infra.settings import place as parsed
 from tests.contracts.places import PUBLIC, Place, detour, names, place, reply
 
 CLIENTS = ["client", "client2"]
