@@ -17,7 +17,14 @@ def messages(agent: Agent, given: Any) -> list[Message]:
     Errors: `invalid_field` when that comes to too much.
     """
     inputs = dict(given) if isinstance(given, dict) else {}
-    filled = filler(inputs, "inputs")
+    values = dict(inputs)
+    filled = filler(values, "inputs")
+    task = inputs.pop("task", None)
+    asked = worded(task) if task is not None else ""
+    if inputs:
+        asked = filled(asked)
+    if task is not None:
+        values["task"] = asked  # `{task}` in the agent's texts is what is asked
     told = [
         f"You are {agent.role}." if agent.role else "",
         agent.backstory or "",
@@ -26,9 +33,6 @@ def messages(agent: Agent, given: Any) -> list[Message]:
         agent.instructions or "",
     ]
     system = filled("\n\n".join(part for part in told if part))
-    task = inputs.pop("task", None)
-    asked = worded(task) if task is not None else ""
     if inputs:
-        asked = filled(asked)
         asked += ("\n\n" if asked else "") + "Inputs:\n" + msgspec.json.format(msgspec.json.encode(inputs)).decode()
     return [*([Message(role="system", content=system)] if system else []), Message(role="user", content=asked)]

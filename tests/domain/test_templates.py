@@ -107,6 +107,14 @@ def test_an_agent_is_told_its_template_before_its_instructions() -> None:
     assert told[1].content.startswith("Go")
 
 
+def test_the_task_in_an_agents_texts_is_what_is_asked() -> None:
+    told = messages(agent(instructions="You were asked: {task}"), {"topic": "b{x}", "x": 1, "task": "Count {topic}"})
+    assert told[0].content == "You were asked: Count b{x}"
+    assert told[1].content.startswith("Count b{x}\n\nInputs:")
+    alone = messages(agent(instructions="You were asked: {task}"), {"task": "Count {topic}"})
+    assert [one.content for one in alone] == ["You were asked: Count {topic}", "Count {topic}"]
+
+
 def test_a_template_is_inherited_whole() -> None:
     parent = agent(template="house style", template_id="tpl_1")
     child, own = agent(), agent(template="mine", template_id="tpl_2")
