@@ -144,7 +144,7 @@ async def patch(tx: Tx, reference: str, data: PatchAgent) -> Agent:
 async def delete(tx: Tx, reference: str) -> None:
     """Remove an agent: its name is free again, its waiting and running executions are cancelled.
 
-    The record of its executions stays; its archives are removed by upkeep.
+    The record of its executions stays; its archives leave object storage soon, as they no longer count for the quota.
     """
     agent = await get(tx, reference, lock=True)
     children = await tx.agents.children(agent.id)
@@ -155,6 +155,7 @@ async def delete(tx: Tx, reference: str) -> None:
     for execution_id in await tx.executions.cancel_oldest(agent.id, 0, "The agent was deleted.", tx.now, True):
         tx.changed(execution_id, "cancelled")
     await tx.agents.delete(agent.id, tx.now)
+    tx.ring(Job(lane="record", row_id=agent.id, tenant_id="", attempt=0))
 
 
 def _name_taken(name: str) -> DomainError:

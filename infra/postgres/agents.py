@@ -1,7 +1,7 @@
 """Agents in Postgres."""
 
-from datetime import datetime
-from typing import Any, Literal
+from datetime import datetime, timedelta
+from typing import Any, Final, Literal
 
 from sqlalchemy import ARRAY, ForeignKey, Index, Text, literal_column, select, text, update
 from sqlalchemy.dialects.postgresql import insert
@@ -11,9 +11,18 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from domain import ids
 from domain.agents import MAX_OF_SLUG, Agent, AgentStatus
+from domain.builds import bundle_path
 from domain.pages import Listing, Page
 from infra.postgres.db import Base, Id, Raw, Shape, timestamp
 from infra.postgres.pages import listed
+
+REMOVED_AGAIN: Final = timedelta(hours=1)
+_OBJECTS: Final = "SELECT id, tenant_id, tarball_path FROM agent_versions WHERE agent_id = $1"
+_DOOM: Final = """
+    INSERT INTO doomed_objects (key, tenant_id, due, again_at)
+    SELECT key, current_setting('paddock.tenant_id'), $2, $3 FROM unnest($1::text[]) AS key
+    ON CONFLICT DO NOTHING
+"""
 
 
 class AgentRow(Base):
@@ -129,6 +138,11 @@ class PostgresAgents:
 
     async def delete(self, agent_id: str, now: datetime) -> None:
         await self._connection.execute(update(AgentRow).where(AgentRow.id == agent_id).values(deleted_at=now))
+        versions = await self._raw.fetch(_OBJECTS, ids.decode("agent", agent_id))
+        keys = [version["tarball_path"] for version in versions]
+        keys += [bundle_path(version["tenant_id"], ids.encode("ver", version["id"])) for version in versions]
+        # Once more later: a build that was under way may write its bundle meanwhile.
+        await self._raw.execute(_DOOM, keys, now, now + REMOVED_AGAIN)
 
 
 def _read(record: Any) -> Agent:

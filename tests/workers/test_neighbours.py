@@ -215,6 +215,31 @@ async def test_quotas_and_bounds_of_a_running_system() -> None:
             assert (await acme.built(agent_id, archive(filler)))["status"] == "ready"
 
 
+async def test_what_was_deleted_leaves_object_storage(parts, acme: Tenant) -> None:
+    """Or uploading and deleting would store without end, as what is deleted does not count for the quota."""
+
+    async def stored() -> set[str]:
+        return {
+            blob.key
+            for prefix in ("uploads", "bundles")
+            for blob in [blob async for blob in parts.blobs.under(f"{prefix}/{acme.tenant_id}/")]
+        }
+
+    kept, deleted = await acme.deploy(QUICK), await acme.deploy(QUICK)
+    versions = {
+        agent_id: (await acme.http.get(f"/agents/{agent_id}/versions")).json()["items"][0]["id"]
+        for agent_id in (kept, deleted)
+    }
+    assert len(await stored()) == 4
+    assert (await acme.http.delete(f"/agents/{deleted}")).status_code == 204
+    for _ in range(300):
+        if len(left := await stored()) == 2:
+            break
+        await asyncio.sleep(0.1)
+    assert all(versions[kept] in key for key in left), left
+    assert (await acme.run(kept))["status"] == "completed"
+
+
 async def test_what_was_deleted_leaves_the_cache(system, parts, acme: Tenant) -> None:
     kept, deleted = await acme.deploy(QUICK), await acme.deploy(QUICK)
     versions = {}
