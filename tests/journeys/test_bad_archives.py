@@ -166,7 +166,7 @@ async def test_nothing_that_was_there_is_lost_by_a_bad_version(home: Tenant) -> 
         ("def handle(p): return float('nan')", "result_not_json", "JSON"),
         ("def handle(p): return 'x' * (2 << 20)", "result_too_large", "1048576"),
         ("def handle(p): return '\\ud800'", "result_not_json", "broken text"),
-        ("def handle(p):\n    x = []\n    for _ in range(500): x = [x]\n    return x", "result_not_json", "128"),
+        ("def handle(p):\n    x = []\n    for _ in range(500): x = [x]\n    return x", "result_not_json", "129"),
         ("def handle(p): raise KeyError('\\ud800')", "KeyError", "ud800"),
         ("def handle(p): raise SystemExit(3)", "SystemExit", "3"),
         ("import os\ndef handle(p): os._exit(7)", "crashed", "status 7"),
