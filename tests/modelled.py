@@ -59,7 +59,7 @@ def said(told: list[dict[str, Any]]) -> str:
     return "".join(one["content"] for one in told if one["type"] == "token")
 
 
-async def until(acme: Tenant, execution_id: str, status: str, patience: float = 20.0) -> dict[str, Any]:
+async def until(acme: Tenant, execution_id: str, status: str, patience: float = 90.0) -> dict[str, Any]:
     """The execution once it has come to a status."""
     for _ in range(int(patience / 0.05)):
         found = (await acme.http.get(f"/executions/{execution_id}")).json()

@@ -229,12 +229,12 @@ class Wire:
 
     # What it saw
 
-    async def until_asked(self, count: int = 1, timeout: float = 10.0) -> Asked:
+    async def until_asked(self, count: int = 1, timeout: float = 60.0) -> Asked:
         """The last request, once there are as many."""
         await self._until(lambda: len(self.requests) >= count, timeout)
         return self.requests[-1]
 
-    async def until_gone(self, count: int = 1, timeout: float = 10.0) -> Asked:
+    async def until_gone(self, count: int = 1, timeout: float = 60.0) -> Asked:
         """The last request whose client hung up early, once there are as many."""
         await self._until(lambda: len(self.gone) >= count, timeout)
         return self.gone[-1]

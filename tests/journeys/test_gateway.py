@@ -123,7 +123,7 @@ async def test_the_end_of_a_run_ends_its_calls(acme: Tenant, provider: Wire, how
     agent_id = await _chatter(acme, name)
     provider.reset()
     provider.slow(500, 0.1, to=name)
-    made = await acme.start(agent_id, {"do": "ask", "model": name}, timeout=4 if how == "timeout" else 60)
+    made = await acme.start(agent_id, {"do": "ask", "model": name}, timeout=12 if how == "timeout" else 60)
     await provider.until_asked()
     await asyncio.sleep(0.3)
     if how == "cancel":
