@@ -118,7 +118,7 @@ def cwd():
 
 @kind(cwd)
 def _():
-    return os.getcwd() != "/tmp"
+    return os.getcwd() != "/agent"
 
 
 def umask():

@@ -229,7 +229,7 @@ async def remains(way: str, folder: Path) -> None:
     whole, open_fence = _sandbox(way, []), _sandbox(way, ["read_only"])
     try:
         for kind in KINDS:
-            control = (open_fence, open_code) if kind == "file_in_code" else (whole, code)
+            control = (open_fence, open_code) if kind in ("file_in_code", "file_in_cwd") else (whole, code)
             told = {"kind": kind, "together": await _remaining(*control, kind, ["leave", "look"]), "apart": []}
             for do in (["leave"], ["look"], ["leave"], ["look"], ["look"]):
                 async with asyncio.timeout(20):
