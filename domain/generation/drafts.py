@@ -42,6 +42,8 @@ def name(value: Any, otherwise: str) -> str:
 def run_name(value: Any) -> str:
     """Two to six words, at most `RUN_NAME` characters."""
     said = _QUOTES.sub(" ", value).split() if isinstance(value, str) else []
+    # A chain of words is as many words.
+    said = [word for part in said for word in (part.split("-") if part.count("-") > 1 else [part])]
     kept: list[str] = []
     for part in (one[:NAME] for one in said):
         if _words([*kept, part]) > RUN_WORDS or len(" ".join([*kept, part])) > RUN_NAME:
@@ -52,7 +54,7 @@ def run_name(value: Any) -> str:
 
 
 def _words(parts: list[str]) -> int:
-    return sum(_WORD.search(part) is not None for part in parts)
+    return sum(_WORD.search(word) is not None for part in parts for word in part.split("-"))
 
 
 def listed(value: Any) -> list[str]:

@@ -211,7 +211,7 @@ async def test_so_many_items_at_once_and_no_more(acme: Tenant) -> None:
 
 async def test_a_list_that_is_too_long_is_refused_at_the_start(acme: Tenant) -> None:
     one = await flow(acme, {"id": "each", "tool": "filesystem_list", "map": "inputs.n"})
-    for given in ({"n": [0] * 1_000_000}, {"n": 5}, {}):
+    for given in ({"n": [0] * 200_000}, {"n": 5}, {}):
         answer = await acme.http.post(f"/workflows/{one}/execute", json={"inputs": given})
         assert answer.status_code == 422, answer.text
         assert [error["field"] for error in answer.json()["errors"]] == ["steps[0].map"]
