@@ -38,6 +38,8 @@ class SentMessages:
 
     def __init__(self, run: RunPart, steps: list[StepPart], budget: ContentBudget) -> None:
         self._budget = budget
+        # Made once for an agent, however many calls it made.
+        self._histories: dict[str, tuple[list[dict[str, Any]], dict[int, int]]] = {}
         self._prompts = {"": run.prompt} | {f"{step.path}/": step.prompt for step in steps if step.prompt is not None}
         self._asks = defaultdict[str, dict[int, StepPart]](dict)
         self._calls = defaultdict[str, dict[int, StepPart]](dict)
@@ -60,18 +62,24 @@ class SentMessages:
         return self._before(prefix, max(self._asks[prefix], default=0) + 1)
 
     def _before(self, prefix: str, number: int) -> tuple[list[dict[str, Any]], int]:
+        if prefix not in self._histories:
+            self._histories[prefix] = self._history(prefix)
+        messages, begins = self._histories[prefix]
+        return self._bounded(messages[: begins.get(number, len(messages))])
+
+    def _history(self, prefix: str) -> tuple[list[dict[str, Any]], dict[int, int]]:
+        """All messages of an agent, and how many of them came before each of its steps."""
         prompt = self._prompts.get(prefix)
         if prompt is None:
-            return [], 0
-        messages = _first(prompt)
-        for earlier in sorted(self._asks[prefix]):
-            if earlier >= number:
-                break
-            step = self._asks[prefix][earlier]
+            return [], {}
+        messages, begins = _first(prompt), dict[int, int]()
+        for number in sorted(self._asks[prefix]):
+            step = self._asks[prefix][number]
+            begins[number] = len(messages)
             messages.append({"role": "assistant", "parts": answer_parts(step)})
             results = self._calls[step.path]
             messages += [_result(results[place]) for place in sorted(results)]
-        return self._bounded(messages)
+        return messages, begins
 
     def _bounded(self, messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
         # The newest are what a reader looks for.

@@ -122,7 +122,7 @@ async def test_steps_of_any_script(acme: Tenant, provider: Wire) -> None:
     for wrong in ("", "a ", "a\n", "x" * 65, "a[0]"):
         refused = await acme.http.post("/workflows", json={"name": "x", "steps": [{**steps[0], "id": wrong}]})
         assert fields(refused) == ["steps[0].id"]
-        assert "64" in refused.json()["detail"]
+        assert ("length <= 64" if len(wrong) > 64 else "64 characters") in refused.json()["detail"]
 
 
 @pytest.mark.parametrize(
