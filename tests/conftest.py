@@ -20,6 +20,8 @@ from tests.wire import wire as provided
 FAST = {
     "PADDOCK_LEASE_SECONDS": "2",
     "PADDOCK_UPKEEP_SECONDS": "0.3",
+    # The whole run shares some tenants, and may take longer than a token of production lives.
+    "PADDOCK_ACCESS_TOKEN_MINUTES": "600",
     # Where the tests' own providers of models and tools are.
     "PADDOCK_PRIVATE_HOSTS": "127.0.0.1",
 }

@@ -14,6 +14,7 @@ from api.connections import ConnectionBounds
 from infra.settings import BadSettings, parse_networks, read
 from tests.cases.case_inputs import case_folder
 from tests.clients import Tenant, api_beside
+from tests.journeys.test_agentops import judged
 from tests.journeys.test_settings_of_the_documents import MINIMAL
 
 BROWSER = {"Accept": "text/event-stream", "Origin": "http://localhost:3000"}
@@ -77,6 +78,8 @@ async def test_an_export_can_be_opened_in_a_spreadsheet(acme: Tenant) -> None:
     def read(content: bytes) -> list[dict[str, str]]:
         return list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline="")))
 
+    for evaluation_id in answer.json()["ids"]:
+        await judged(acme, evaluation_id)
     plain = await export()
     assert not plain.startswith(b"\xef\xbb\xbf")
     assert {one[name] for one in read(plain) for name in fields} == texts
