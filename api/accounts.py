@@ -9,7 +9,6 @@ from msgspec.structs import asdict
 from api.front import ANYBODY, PUBLIC, Front, bad_login, created, needs
 from api.requests import HttpRequest
 from domain import accounts
-from domain.access import Caller
 from domain.accounts import (
     Invite,
     Login,
@@ -22,9 +21,10 @@ from domain.accounts import (
     Tokens,
     User,
 )
-from domain.emails import check_email
-from domain.errors import invalid
-from domain.pages import Listing, Page
+from domain.accounts.emails import check_email
+from domain.shared.access import Caller
+from domain.shared.errors import invalid
+from domain.shared.pages import Listing, Page
 from infra.credentials import new_token, token_hash
 
 # Whoever has no account yet has little to say.

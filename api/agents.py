@@ -5,9 +5,9 @@ from litestar import Response, Router, delete, get, post, route
 from api.front import Front, created, needs
 from api.requests import HttpRequest
 from domain import agents
-from domain.access import Caller
 from domain.agents import Agent, AgentStatus, NewAgent, PatchAgent
-from domain.pages import Listing, Page
+from domain.shared.access import Caller
+from domain.shared.pages import Listing, Page
 
 
 @post("/agents", opt=needs("write:agents"))

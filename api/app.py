@@ -58,11 +58,11 @@ from api.openapi import finished, operation_id
 from api.requests import MendingRequest
 from api.room import Room, Turns
 from domain import evaluations as domain_evaluations
-from domain.access import Caller
-from domain.artifacts import cases as artifact_cases
-from domain.errors import DomainError
-from domain.jobs import LANES
+from domain.artifacts import service as artifact_cases
 from domain.ports import Clock
+from domain.shared.access import Caller
+from domain.shared.errors import DomainError
+from domain.shared.jobs import LANES
 from infra.embedded.children import bound_to_parent
 from infra.settings import Settings, parse_networks, read
 from infra.telemetry import Metrics, clear_shared_metrics, open_telemetry, share_metrics

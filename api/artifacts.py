@@ -12,15 +12,15 @@ from api.exports import CSV_OPTIONS, Format, exported
 from api.front import Front, QueryTime, needs
 from api.requests import HttpRequest
 from domain import artifacts
-from domain.access import Caller
-from domain.artifacts import cases
+from domain.artifacts import service
 from domain.artifacts.calls import CallNode
-from domain.artifacts.cases import BucketCount, Filter, Stored
 from domain.artifacts.record import Metadata, Status
 from domain.artifacts.schema import Level
-from domain.errors import DomainError
-from domain.pages import Listing, Page, listing
-from domain.times import read_time_or_none
+from domain.artifacts.service import BucketCount, Filter, Stored
+from domain.shared.access import Caller
+from domain.shared.errors import DomainError
+from domain.shared.pages import Listing, Page, listing
+from domain.shared.times import read_time_or_none
 from infra.compression import LARGE, begun, once, packed, unpacked
 from infra.tables import CsvOptions
 
@@ -64,7 +64,7 @@ def provide_filter(
         search=search,
         execution_id=execution_id,
     )
-    return cases.narrowed(wanted, caller.tenant_id, tenant_id, group_id)
+    return service.narrowed(wanted, caller.tenant_id, tenant_id, group_id)
 
 
 @post("/artifacts/upload", opt=_WRITE, request_max_body_size=32 * 1024 * 1024)
@@ -90,7 +90,7 @@ async def list_artifacts(front: Front, caller: Caller, part: Page, narrowed: Fil
 async def list_semantic_buckets(front: Front, caller: Caller, part: Page) -> Listing[BucketCount]:
     """The semantic buckets there are, the fullest first."""
     async with front.store.begin(caller) as tx:
-        return await cases.semantic_buckets(tx, part)
+        return await service.semantic_buckets(tx, part)
 
 
 @get("/artifacts/export", opt=_READ, dependencies=CSV_OPTIONS)
@@ -98,7 +98,7 @@ async def export_artifacts(
     front: Front, caller: Caller, narrowed: Filter, csv_options: CsvOptions, format: Format = "csv"
 ) -> Stream:
     """Every artifact that the filter lets through, without its body, newest first, as a file."""
-    after = functools.partial(cases.after, wanted=narrowed)
+    after = functools.partial(service.after, wanted=narrowed)
     return exported(front, caller, Metadata, after, format, "artifacts", csv_options)
 
 
@@ -113,7 +113,7 @@ async def get_artifact(front: Front, caller: Caller, kurral_id: str, tenant_id: 
 async def get_artifact_metadata(front: Front, caller: Caller, kurral_id: str, tenant_id: str | None = None) -> Metadata:
     """An artifact without its body."""
     async with front.store.begin(caller) as tx:
-        return await cases.get(tx, kurral_id, tenant_id)
+        return await service.get(tx, kurral_id, tenant_id)
 
 
 @get("/artifacts/{kurral_id:str}/tool-calls", opt=_READ)
@@ -124,7 +124,7 @@ async def get_tool_calls(
     size, chunks = await _body(front, caller, kurral_id, tenant_id)
     async with front.large_bodies.hold(size):
         whole = b"".join([chunk async for chunk in chunks])
-        calls = await asyncio.to_thread(cases.calls_of, whole)
+        calls = await asyncio.to_thread(service.calls_of, whole)
     return listing(calls[part.offset : part.offset + part.limit], len(calls), part)
 
 
@@ -132,7 +132,7 @@ async def get_tool_calls(
 async def delete_artifact(front: Front, caller: Caller, kurral_id: str, tenant_id: str | None = None) -> None:
     """Delete an artifact, its body, and what it counts in statistics."""
     async with front.store.begin(caller) as tx:
-        await cases.delete(tx, kurral_id, tenant_id)
+        await service.delete(tx, kurral_id, tenant_id)
 
 
 async def _body(
@@ -143,7 +143,7 @@ async def _body(
     Errors: `not_found`, `internal_error`, `storage_unavailable`.
     """
     async with front.store.begin(caller) as tx:
-        found = await cases.body(tx, kurral_id, tenant_id)
+        found = await service.body(tx, kurral_id, tenant_id)
     try:
         stored = await front.blobs.get(found.key) if found.packed is None else once(found.packed)
         return found.size, await begun(unpacked(stored))
@@ -152,7 +152,7 @@ async def _body(
             raise
         # Deleted while we looked; the row tells.
         async with front.store.begin(caller) as tx:
-            await cases.get(tx, kurral_id, tenant_id)
+            await service.get(tx, kurral_id, tenant_id)
         raise DomainError("internal_error", f"The body of {kurral_id!r} is missing.") from error
 
 

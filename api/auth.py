@@ -13,13 +13,15 @@ from litestar.handlers.base import BaseRouteHandler
 from api import limits
 from api.front import Front
 from api.proxy_logins import Headers, identify_by_proxy
-from domain import access, accounts, keys
-from domain.access import Caller
-from domain.errors import DomainError, FieldError
-from domain.keys import KeyIdentity
+from domain import accounts
+from domain.accounts import keys
+from domain.accounts.keys import KeyIdentity
 from domain.ports import Store
-from infra.batches import Batches
+from domain.shared import access
+from domain.shared.access import Caller
+from domain.shared.errors import DomainError, FieldError
 from infra.credentials import KEY_PREFIX, same, token_hash
+from infra.group_commit import Batches
 from infra.outage_log import tell_outage
 
 _log = structlog.get_logger("paddock.auth")

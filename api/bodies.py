@@ -12,9 +12,9 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from domain.errors import DomainError, misread, refused
-from domain.field_errors import collect_field_errors
-from domain.json_limits import SMALL_JSON_BYTES, check_body
+from domain.shared.errors import DomainError, misread, refused
+from domain.shared.field_errors import collect_field_errors
+from domain.shared.json_limits import SMALL_JSON_BYTES, check_body
 
 T = TypeVar("T")
 _READER: Final = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bodies")

@@ -4,10 +4,10 @@ from litestar import Response, Router, delete, get, patch, post
 
 from api.front import Front, created, needs
 from api.requests import HttpRequest
-from domain import budgets
-from domain.access import Caller
-from domain.budgets import Budget, NewBudget, PatchBudget
-from domain.pages import Listing, Page
+from domain.costs import budgets
+from domain.costs.budgets import Budget, NewBudget, PatchBudget
+from domain.shared.access import Caller
+from domain.shared.pages import Listing, Page
 
 _READ, _WRITE = needs("read:costs"), needs("write:costs")
 

@@ -12,10 +12,10 @@ from multipart import MultipartError, MultipartSegment, PushMultipartParser, par
 from api.front import Front, created, needs, prefer_wait, waited
 from api.requests import HttpRequest, idempotency_key
 from domain import agents, builds
-from domain.access import Caller
 from domain.builds import Upload, Version
-from domain.errors import DomainError, invalid
-from domain.pages import Listing, Page
+from domain.shared.access import Caller
+from domain.shared.errors import DomainError, invalid
+from domain.shared.pages import Listing, Page
 
 _GZIP: Final = b"\x1f\x8b"
 _NO_GZIP: Final = (

@@ -4,10 +4,10 @@ from litestar import Router, get
 
 from api.front import Front, QueryTime, needs
 from domain import costs
-from domain.access import Caller
 from domain.costs import CallStatus, CostListing, CostSummary, Filter, SummaryPeriod
-from domain.pages import Page
-from domain.times import read_time_or_none
+from domain.shared.access import Caller
+from domain.shared.pages import Page
+from domain.shared.times import read_time_or_none
 
 _READ = needs("read:costs")
 

@@ -4,11 +4,11 @@ from litestar import Response, Router, delete, get, post, route
 
 from api.front import Front, created, needs, started
 from api.requests import HttpRequest
-from domain import crews, launching
-from domain.access import Caller
+from domain import crews, launch
 from domain.crews import Crew, Findings, NewCrew, PatchCrew, Settings, Written
 from domain.executions import Execution, Start
-from domain.pages import Listing, Page
+from domain.shared.access import Caller
+from domain.shared.pages import Listing, Page
 
 _ONE = "/crews/{crew_id:str}"
 
@@ -69,7 +69,7 @@ async def execute_crew(
     front: Front, request: HttpRequest, caller: Caller, crew_id: str, data: Start
 ) -> Response[Execution]:
     """Run a crew. `inputs` holds a value for each name that stands in braces in its texts."""
-    return await started(front, request, caller, lambda tx: launching.start_crew(tx, caller, crew_id, data))
+    return await started(front, request, caller, lambda tx: launch.start_crew(tx, caller, crew_id, data))
 
 
 router = Router(

@@ -18,8 +18,8 @@ from api.auth import KeyUse, identify
 from api.connections import ConnectionBounds
 from api.front import Front
 from api.proxy_logins import select_headers, take_out_credential
-from domain import ids
-from domain.errors import DomainError
+from domain.shared import ids
+from domain.shared.errors import DomainError
 
 _log = structlog.get_logger("paddock.access")
 API: Final = "/api/v1"

@@ -10,8 +10,8 @@ from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from litestar.params import ParameterKwarg
 
 from api.requests import HttpRequest
-from domain.errors import OUTAGES, DomainError, FieldError, invalid, misread, refused
-from domain.field_errors import name_allowed_values
+from domain.shared.errors import OUTAGES, DomainError, FieldError, invalid, misread, refused
+from domain.shared.field_errors import name_allowed_values
 from infra.outage_log import tell_outage
 
 _log = structlog.get_logger("paddock.api")

@@ -11,11 +11,11 @@ from api.exports import CSV_OPTIONS, Format, exported
 from api.front import Front, QueryTime, needs
 from api.requests import HttpRequest
 from domain import evaluations
-from domain.access import Caller
 from domain.evaluations import Batch, Evaluation, EvaluationPoint, EvaluationStats, Filter
-from domain.pages import Listing, Page
+from domain.shared.access import Caller
+from domain.shared.pages import Listing, Page
+from domain.shared.times import read_time_or_none
 from domain.stats import Bucket, Series, series_of
-from domain.times import read_time_or_none
 from infra.tables import CsvOptions
 
 _READ = needs("read:evaluations")

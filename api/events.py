@@ -18,15 +18,15 @@ from api.bodies import decode_body, read_aside
 from api.front import Front, find_execution, needs
 from api.requests import HttpRequest
 from domain import agents, events, executions
-from domain.access import Caller
-from domain.errors import DomainError, invalid, not_found
 from domain.events import Asked, Event, LogEntry, Slice
 from domain.executions import Start
-from domain.json_limits import BODY_LIMITS, JsonTooLarge, check_json
-from domain.pages import Listing, Page
 from domain.ports import Store
-from domain.texts import mend_json, mend_json_text
-from infra.batches import Batches
+from domain.shared.access import Caller
+from domain.shared.errors import DomainError, invalid, not_found
+from domain.shared.json_limits import BODY_LIMITS, JsonTooLarge, check_json
+from domain.shared.pages import Listing, Page
+from domain.shared.unicode_text import mend_json, mend_json_text
+from infra.group_commit import Batches
 
 # We use none of the three type parameters.
 Socket = WebSocket[Any, Any, Any]

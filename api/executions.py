@@ -7,13 +7,13 @@ from litestar.params import Parameter
 
 from api.front import Front, QueryTime, find_execution, needs, started, waited
 from api.requests import HttpRequest
-from domain import executions, launching
-from domain.access import Caller
+from domain import executions, launch
 from domain.executions import Decision, Execution, Filter, Kind, Start, StartAny
-from domain.pages import Listing, Page
-from domain.plans import deciding
-from domain.states import TERMINAL, Status
-from domain.times import read_time_or_none
+from domain.plans import approvals
+from domain.shared.access import Caller
+from domain.shared.pages import Listing, Page
+from domain.shared.status import TERMINAL, Status
+from domain.shared.times import read_time_or_none
 
 _LISTS = ["/executions", "/runtime/executions", "/execution-history"]
 _ONE = [
@@ -28,7 +28,7 @@ _ONE = [
 @post("/executions", opt=needs("run:agents"))
 async def start_execution(front: Front, request: HttpRequest, caller: Caller, data: StartAny) -> Response[Execution]:
     """Start an execution. 201 with its first state; `Prefer: wait=N` holds the answer until it has ended."""
-    return await started(front, request, caller, lambda tx: launching.start(tx, caller, data))
+    return await started(front, request, caller, lambda tx: launch.start(tx, caller, data))
 
 
 @post(["/agents/{agent_id:str}/execute", "/runtime/{agent_id:str}/execute"], opt=needs("run:agents"))
@@ -92,7 +92,7 @@ async def approve_execution(front: Front, caller: Caller, execution_id: str, dat
     An agent goes on when no call of it waits any more, a workflow or a crew with each step.
     """
     async with front.store.begin(caller) as tx:
-        return await deciding.decide(tx, caller, execution_id, True, data or Decision())
+        return await approvals.decide(tx, caller, execution_id, True, data or Decision())
 
 
 @post("/executions/{execution_id:str}/reject", opt=needs("run:agents"), status_code=200)
@@ -102,7 +102,7 @@ async def reject_execution(front: Front, caller: Caller, execution_id: str, data
     The model is told so, and goes on without its calls; a step has failed.
     """
     async with front.store.begin(caller) as tx:
-        return await deciding.decide(tx, caller, execution_id, False, data or Decision())
+        return await approvals.decide(tx, caller, execution_id, False, data or Decision())
 
 
 @post("/executions/{execution_id:str}/retry", opt=needs("run:agents"))
@@ -117,9 +117,7 @@ async def retry_execution(
 
     A crew or a workflow `from=failed` keeps what its completed steps came to, and runs the others.
     """
-    return await started(
-        front, request, caller, lambda tx: launching.retry(tx, caller, execution_id, begin == "failed")
-    )
+    return await started(front, request, caller, lambda tx: launch.retry(tx, caller, execution_id, begin == "failed"))
 
 
 router = Router(

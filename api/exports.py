@@ -8,8 +8,8 @@ from litestar.di import Provide
 from litestar.response import Stream
 
 from api.front import Front
-from domain.access import Caller
 from domain.ports import Tx
+from domain.shared.access import Caller
 from infra.tables import MEDIA, CsvOptions, encoded
 
 T = TypeVar("T", bound=msgspec.Struct)

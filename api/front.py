@@ -15,25 +15,25 @@ from api.ingest import Ingest
 from api.requests import HttpRequest, asked_for, idempotency_key
 from api.room import Room, Turns
 from domain import executions
-from domain.access import Caller
-from domain.artifacts.cases import Stored
-from domain.errors import DomainError, invalid
+from domain.accounts.keys import KeyIdentity
+from domain.artifacts.service import Stored
 from domain.evaluations import Evaluation
 from domain.events import Asked, Slice
 from domain.executions import Execution
-from domain.idempotency import replay
-from domain.keys import KeyIdentity
-from domain.pages import Page, page_of
 from domain.ports import Tx
-from domain.states import TERMINAL
-from infra.batches import Batches
+from domain.shared.access import Caller
+from domain.shared.errors import DomainError, invalid
+from domain.shared.idempotency import replay
+from domain.shared.pages import Page, page_of
+from domain.shared.status import TERMINAL
+from infra.group_commit import Batches
 from infra.telemetry import Metrics
 from infra.wiring import Parts
 
 T = TypeVar("T")
 
 
-# A time in a query, read by `domain.times`; as the end of a stretch, a date is the whole of that day.
+# A time in a query, read by `domain.shared.times`; as the end of a stretch, a date is the whole of that day.
 QueryTime = Annotated[
     str | None,
     Parameter(

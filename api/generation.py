@@ -8,11 +8,11 @@ from litestar import Response, Router, get, post
 from api.front import Front, find_execution, needs, started, waited
 from api.requests import HttpRequest
 from domain import generation
-from domain.access import Caller
 from domain.executions import Execution
 from domain.generation import AgentAnswer, CrewAnswer, Generate, GenerateName, NameAnswer, TaskAnswer
 from domain.ports import Tx
-from domain.states import TERMINAL
+from domain.shared.access import Caller
+from domain.shared.status import TERMINAL
 
 T = TypeVar("T")
 

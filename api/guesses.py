@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from api.room import Turns
-from domain.errors import DomainError
 from domain.ports import Clock
+from domain.shared.errors import DomainError
 from infra.redis import Counter
 
 HOUR: Final = 3600

@@ -10,11 +10,11 @@ import msgspec
 from litestar import Response, Router, get
 
 from api.front import PUBLIC, Front
-from domain.errors import DomainError
-from domain.jobs import LANES
 from domain.queues import ALIVE, gauge_leader
+from domain.shared.errors import DomainError
+from domain.shared.jobs import LANES
 from infra.gauges import read_gauges
-from infra.queue import ping
+from infra.notifications import ping
 from infra.redis import GONE
 from infra.version import VERSION
 

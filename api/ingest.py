@@ -12,12 +12,12 @@ import msgspec
 from litestar import Response
 
 from api.requests import HttpRequest, asked_for, idempotency_key
-from domain.access import Caller
-from domain.errors import DomainError
-from domain.idempotency import Answer, Asked, replay
 from domain.ports import Store, Tx
-from infra.batches import Batches
+from domain.shared.access import Caller
+from domain.shared.errors import DomainError
+from domain.shared.idempotency import Answer, Asked, replay
 from infra.credentials import Vault
+from infra.group_commit import Batches
 
 T = TypeVar("T")
 

@@ -4,10 +4,10 @@ from litestar import Response, Router, delete, get, patch, post
 
 from api.front import Front, created, needs
 from api.requests import HttpRequest
-from domain import keys
-from domain.access import Caller
-from domain.keys import ApiKey, CreatedKey, NewKey, PatchKey
-from domain.pages import Listing, Page
+from domain.accounts import keys
+from domain.accounts.keys import ApiKey, CreatedKey, NewKey, PatchKey
+from domain.shared.access import Caller
+from domain.shared.pages import Listing, Page
 from infra.credentials import KEY_PREFIX, new_token, token_hash
 
 # `/auth/api-keys` is AgentOps' name for the same thing.

@@ -8,8 +8,8 @@ from typing import Final
 import msgspec
 
 from api.front import Front
-from domain.access import Caller
-from domain.errors import DomainError
+from domain.shared.access import Caller
+from domain.shared.errors import DomainError
 
 HOUR: Final = 3600
 MINUTE: Final = 60

@@ -5,9 +5,9 @@ from litestar import Response, Router, delete, get, post, route
 from api.front import Front, created, needs
 from api.requests import HttpRequest
 from domain import llms
-from domain.access import Caller
 from domain.llms import Model, NewModel, PatchModel, Provider
-from domain.pages import Listing, Page
+from domain.shared.access import Caller
+from domain.shared.pages import Listing, Page
 
 # Names of models may hold slashes: `openai/gpt-4o`.
 _ONE = "/models/{model_id:path}"

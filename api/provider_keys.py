@@ -5,9 +5,9 @@ from litestar import Response, Router, delete, get, post, route
 from api.front import Front, created, needs
 from api.requests import HttpRequest
 from domain import provider_keys
-from domain.access import Caller
-from domain.pages import Listing, Page
 from domain.provider_keys import NewProviderKey, PatchProviderKey, ProviderKey
+from domain.shared.access import Caller
+from domain.shared.pages import Listing, Page
 
 _ONE = "/provider-keys/{provider_key_id:str}"
 

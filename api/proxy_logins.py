@@ -12,12 +12,12 @@ from litestar.types import Scope
 
 from api.addresses import Network, is_within, normalize_address
 from api.front import Front
-from domain import accounts, proxy_logins
-from domain.access import Caller
-from domain.accounts import ProxyUser
-from domain.emails import check_email
-from domain.errors import DomainError, forbidden
-from domain.proxy_logins import ProxyLogin, refuse_login
+from domain import accounts
+from domain.accounts import ProxyUser, proxy_logins
+from domain.accounts.emails import check_email
+from domain.accounts.proxy_logins import ProxyLogin, refuse_login
+from domain.shared.access import Caller
+from domain.shared.errors import DomainError, forbidden
 from infra.settings import WORKSPACE_ID, WORKSPACE_RULE, Settings
 
 # Names in lower case and values, as ASGI has them: of one name there may be several.

@@ -3,9 +3,9 @@
 from litestar import Router, get
 
 from api.front import Front, needs
-from domain.access import OPERATORS, Caller
-from domain.pages import Listing
 from domain.queues import ALIVE, QueueStats, WorkerInfo
+from domain.shared.access import OPERATORS, Caller
+from domain.shared.pages import Listing
 
 
 class Queues(Listing[QueueStats], frozen=True, kw_only=True):

@@ -8,9 +8,9 @@ from litestar import Request
 from litestar.types import Empty
 
 from api.bodies import decode_body, read_aside
-from domain.errors import invalid
-from domain.idempotency import MAX_KEY
-from domain.texts import mend_json
+from domain.shared.errors import invalid
+from domain.shared.idempotency import MAX_KEY
+from domain.shared.unicode_text import mend_json
 
 # What Litestar calls a request; we use none of its three type parameters.
 HttpRequest = Request[Any, Any, Any]
@@ -20,7 +20,7 @@ class MendingRequest(HttpRequest):
     """A request whose body is mended when it is first read, and whose JSON is bounded and of the handler's type."""
 
     async def body(self) -> bytes:
-        """Return the body; in JSON, halves of surrogate pairs are mended (see `domain.texts`)."""
+        """Return the body; in JSON, halves of surrogate pairs are mended (see `domain.shared.unicode_text`)."""
         first = self._connection_state.body is Empty
         body = await super().body()
         if first and "yaml" not in self.content_type[0]:

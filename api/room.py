@@ -9,7 +9,7 @@ from typing import Final
 from weakref import WeakValueDictionary
 
 from api.requests import HttpRequest
-from domain.texts import mend_json
+from domain.shared.unicode_text import mend_json
 from infra.compression import LARGE
 
 # A body is held up to three times over: as it came, as it is kept, and compressed.

@@ -5,11 +5,11 @@ from litestar import Response, Router, delete, get, patch, post, route
 from api.front import Front, created, needs, started
 from api.requests import HttpRequest
 from domain import schedules
-from domain.access import Caller
 from domain.executions import Execution
-from domain.pages import Listing, Page
 from domain.ports import Tx
 from domain.schedules import NewSchedule, Outcome, PatchSchedule, Schedule, ScheduleRun, ShownSchedule
+from domain.shared.access import Caller
+from domain.shared.pages import Listing, Page
 
 _ALL = "/scheduler/schedules"
 _ONE = "/scheduler/schedules/{schedule_id:str}"

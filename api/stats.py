@@ -5,9 +5,9 @@ from litestar.di import Provide
 
 from api.artifacts import provide_filter
 from api.front import Front, needs
-from domain.access import Caller
-from domain.artifacts import cases
-from domain.artifacts.cases import ArtifactPoint, ArtifactStats, Filter
+from domain.artifacts import service
+from domain.artifacts.service import ArtifactPoint, ArtifactStats, Filter
+from domain.shared.access import Caller
 from domain.stats import Bucket, Series, series_of
 
 _READ = needs("read:stats")
@@ -17,7 +17,7 @@ _READ = needs("read:stats")
 async def get_stats(front: Front, caller: Caller, narrowed: Filter) -> ArtifactStats:
     """Figures over artifacts. Exact at any moment."""
     async with front.store.begin(caller) as tx:
-        return await cases.stats(tx, narrowed)
+        return await service.stats(tx, narrowed)
 
 
 @get("/stats/timeseries", opt=_READ)
@@ -26,7 +26,7 @@ async def get_timeseries(
 ) -> Series[ArtifactPoint]:
     """Artifacts of the last `days` dates (UTC), per day or hour, oldest first."""
     async with front.store.begin(caller) as tx:
-        return series_of(await cases.timeseries(tx, narrowed, days, bucket), days, bucket)
+        return series_of(await service.timeseries(tx, narrowed, days, bucket), days, bucket)
 
 
 router = Router(

@@ -5,8 +5,8 @@ from litestar import Response, Router, delete, get, post, put, route
 from api.front import Front, created, needs
 from api.requests import HttpRequest
 from domain import tasks
-from domain.access import Caller
-from domain.pages import Listing, Page
+from domain.shared.access import Caller
+from domain.shared.pages import Listing, Page
 from domain.tasks import NewTask, PatchTask, Task
 
 _ONE = "/tasks/{task_id:str}"

@@ -5,8 +5,8 @@ from litestar import Response, Router, delete, get, post, route
 from api.front import Front, created, needs
 from api.requests import HttpRequest
 from domain import templates
-from domain.access import Caller
-from domain.pages import Listing, Page
+from domain.shared.access import Caller
+from domain.shared.pages import Listing, Page
 from domain.templates import NewTemplate, PatchTemplate, Render, Rendered, Template
 
 _ONE = "/templates/{template_id:str}"

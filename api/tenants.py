@@ -3,9 +3,9 @@
 from litestar import Router, get, patch
 
 from api.front import Front, needs
-from domain import tenants
-from domain.access import Caller
-from domain.tenants import PatchTenant, Tenant
+from domain.accounts import tenants
+from domain.accounts.tenants import PatchTenant, Tenant
+from domain.shared.access import Caller
 
 
 @get("/tenant", opt=needs("read:agents"))

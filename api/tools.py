@@ -7,11 +7,11 @@ from litestar import Response, Router, delete, get, patch, post, route
 from api.front import Front, created, needs, started
 from api.requests import HttpRequest
 from domain import tools
-from domain.access import Caller
-from domain.errors import DomainError
 from domain.executions import Execution
-from domain.executions.starting import start_call
-from domain.pages import Listing, Page
+from domain.executions.service import start_call
+from domain.shared.access import Caller
+from domain.shared.errors import DomainError
+from domain.shared.pages import Listing, Page
 from domain.tools import ExecuteTool, Filter, NewTool, PatchTool, Tool, ToolAnswer, ToolType
 
 _ONE = "/tools/{tool_id:str}"

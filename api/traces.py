@@ -6,7 +6,7 @@ from litestar import Router, get
 
 from api.front import Front, needs
 from domain import traces
-from domain.access import Caller
+from domain.shared.access import Caller
 from domain.traces import Trace
 
 

@@ -8,10 +8,10 @@ from litestar import Response, Router, delete, get, post, route
 
 from api.front import Front, created, needs, started
 from api.requests import HttpRequest
-from domain import launching, workflows
-from domain.access import Caller
+from domain import launch, workflows
 from domain.executions import Execution, Start
-from domain.pages import Listing, Page
+from domain.shared.access import Caller
+from domain.shared.pages import Listing, Page
 from domain.workflows import MAX_BODY, YAML, NewWorkflow, PatchWorkflow, Sent, Workflow, WorkflowItem, WorkflowStatus
 
 T = TypeVar("T")
@@ -67,7 +67,7 @@ async def execute_workflow(
     front: Front, request: HttpRequest, caller: Caller, workflow_id: str, data: Start
 ) -> Response[Execution]:
     """Start a workflow. 201 with its execution, of which each step is one of its own."""
-    return await started(front, request, caller, lambda tx: launching.start_workflow(tx, caller, workflow_id, data))
+    return await started(front, request, caller, lambda tx: launch.start_workflow(tx, caller, workflow_id, data))
 
 
 @delete(_ONE, opt=needs("write:catalog"))

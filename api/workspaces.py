@@ -7,8 +7,8 @@ from litestar.response import Stream
 
 from api.front import Front, needs
 from domain import workspaces
-from domain.access import Caller
-from domain.pages import Listing, Page
+from domain.shared.access import Caller
+from domain.shared.pages import Listing, Page
 from domain.workspaces import File
 
 

@@ -9,10 +9,10 @@ from typing import Any, Final, Literal, Protocol
 import msgspec
 
 from domain import agents
-from domain.errors import DomainError, invalid, not_found
-from domain.pages import Listing, Page
 from domain.ports import Tx
-from domain.states import TERMINAL, Status
+from domain.shared.errors import DomainError, invalid, not_found
+from domain.shared.pages import Listing, Page
+from domain.shared.status import TERMINAL, Status
 
 EventType = Literal[
     "status",

@@ -17,32 +17,32 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import msgspec
 
 if TYPE_CHECKING:
-    from domain.access import Caller
     from domain.accounts import Accounts
+    from domain.accounts.keys import Keys
+    from domain.accounts.tenants import Tenants
     from domain.agents import Agents
-    from domain.artifacts.cases import Artifacts
-    from domain.budgets import Budgets
+    from domain.artifacts.service import Artifacts
     from domain.builds import Builds
-    from domain.chat import Ask, Part, Target, Usage
     from domain.costs import Costs
+    from domain.costs.budgets import Budgets
     from domain.crews import Crews
     from domain.evaluations import Evaluations
     from domain.events import Events
     from domain.executions import Executions
-    from domain.idempotency import Answers
-    from domain.jobs import Change, Job
-    from domain.keys import Keys
+    from domain.executions.steps import Steps
     from domain.llms import Llms
+    from domain.llms.messages import Ask, Part, Target, Usage
     from domain.plans.schema import Plans
     from domain.provider_keys import ProviderKeys
     from domain.queues import Queues
     from domain.retention import RetentionRepository
     from domain.schedules import Schedules
+    from domain.shared.access import Caller
+    from domain.shared.idempotency import Answers
+    from domain.shared.jobs import Change, Job
     from domain.stats import Stats
-    from domain.steps import Steps
     from domain.tasks import Tasks
     from domain.templates import Templates
-    from domain.tenants import Tenants
     from domain.tools import Tools
     from domain.traces import Traces
     from domain.workflows.schema import Workflows
@@ -279,7 +279,7 @@ class Llm(Protocol):
         """The parts of an answer as they come; the last one is its `Reply`.
 
         Closing the generator, or cancelling whoever waits for it, ends the provider's connection at once.
-        Errors: `domain.chat.ModelError`.
+        Errors: `domain.llms.messages.ModelError`.
         """
         ...
 

@@ -8,12 +8,12 @@ from typing import Annotated, Final, Literal, Protocol
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from domain import ids, names
-from domain.access import Caller
-from domain.errors import conflict, invalid, not_found
-from domain.names import Name
-from domain.pages import Listing, Page
 from domain.ports import Tx
+from domain.shared import ids, names
+from domain.shared.access import Caller
+from domain.shared.errors import conflict, invalid, not_found
+from domain.shared.names import Name
+from domain.shared.pages import Listing, Page
 
 # Keys travel in headers, which hold no other characters (RFC 9110 section 5.5).
 KEY: Final = re.compile(r"[!-~](?:[ -~]*[!-~])?")

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from domain.jobs import Job, Lane
+from domain.shared.jobs import Job, Lane
 from domain.stats import Kind
 
 # A worker that gave no sign of life for this long is not counted; it gives one every five seconds.

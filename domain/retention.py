@@ -7,7 +7,7 @@ time goes by itself.
 from datetime import datetime, timedelta
 from typing import Final, Literal, Protocol
 
-from domain.idempotency import LIFETIME
+from domain.shared.idempotency import LIFETIME
 
 Expiring = Literal[
     "answers", "refresh_tokens", "sessions", "invites", "holds", "schedule_runs", "trace_exports", "workers"

@@ -12,9 +12,9 @@ from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
 import msgspec
 
-from domain.errors import invalid
-from domain.pages import Listing
-from domain.times import read_time_or_none
+from domain.shared.errors import invalid
+from domain.shared.pages import Listing
+from domain.shared.times import read_time_or_none
 
 T = TypeVar("T")
 Kind = Literal["artifacts", "costs", "evaluations"]

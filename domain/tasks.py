@@ -6,14 +6,15 @@ from typing import Annotated, Any, Final, Literal, Protocol
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from domain import ids, names, templates, tools, workspaces
-from domain.access import Caller
-from domain.chat import ToolFailed
-from domain.errors import DomainError, FieldError, conflict, invalid, not_found, refused
-from domain.names import Name
-from domain.pages import Listing, Page
-from domain.plans import compiling
+from domain import templates, tools, workspaces
+from domain.llms.messages import ToolFailed
+from domain.plans import resolution
 from domain.ports import Tx
+from domain.shared import ids, names
+from domain.shared.access import Caller
+from domain.shared.errors import DomainError, FieldError, conflict, invalid, not_found, refused
+from domain.shared.names import Name
+from domain.shared.pages import Listing, Page
 from domain.templates import Values
 
 MAX_CONTEXT: Final = 100
@@ -167,7 +168,7 @@ async def _check(tx: Tx, task: Task, sent: Sent) -> None:
         wrong += error.errors
     try:
         if sent.get("agent") is not None:
-            await compiling.named(tx, sent["agent"], "agent")
+            await resolution.named(tx, sent["agent"], "agent")
     except DomainError as error:
         wrong += error.errors
     try:

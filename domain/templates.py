@@ -7,12 +7,12 @@ from typing import Annotated, Any, Final, Literal, Protocol
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from domain import ids, names, placeholders
-from domain.access import Caller
-from domain.errors import FieldError, conflict, invalid, not_found, refused
-from domain.names import Name
-from domain.pages import Listing, Page
 from domain.ports import Tx
+from domain.shared import ids, names, placeholders
+from domain.shared.access import Caller
+from domain.shared.errors import FieldError, conflict, invalid, not_found, refused
+from domain.shared.names import Name
+from domain.shared.pages import Listing, Page
 
 MAX_TEXT: Final = 100_000
 _SHOWN_USERS: Final = 5

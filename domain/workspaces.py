@@ -10,12 +10,12 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from domain.chat import ToolFailed
-from domain.errors import not_found
-from domain.executions.asking import get
-from domain.pages import Listing, Page, listing
-from domain.placeholders import filler
+from domain.executions.queries import get
+from domain.llms.messages import ToolFailed
 from domain.ports import Tx
+from domain.shared.errors import not_found
+from domain.shared.pages import Listing, Page, listing
+from domain.shared.placeholders import filler
 
 MAX_FILES: Final = 500
 MAX_FILE: Final = 8 * 1024 * 1024

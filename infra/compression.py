@@ -8,7 +8,7 @@ from typing import Final
 
 import zstandard
 
-from domain.errors import DomainError
+from domain.shared.errors import DomainError
 
 LEVEL: Final = 3
 # What takes longer than a few milliseconds is done in a thread.

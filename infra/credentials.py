@@ -13,7 +13,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
-from domain.secrets import Secret
+from domain.shared.secrets import Secret
 
 KEY_PREFIX: Final = "pdk_"
 

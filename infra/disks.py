@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from domain.errors import DomainError
+from domain.shared.errors import DomainError
 
 # Servers need some room to say no, and stop before the last block.
 LEAST: Final = 16 * 1024 * 1024

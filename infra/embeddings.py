@@ -12,7 +12,7 @@ ones counted as 0. That sees what a text is about. It cannot see
 
 Cosines are used as they are. On questions with right answers they were measured at .5 to .85 to the question
 and at .6 to .95 to the sources, on unrelated answers below .15 to both; `tests/contracts/test_embeddings.py`
-holds them to that. With the weights of `domain.metrics` these fall on both sides of its threshold.
+holds them to that. With the weights of `domain.evaluations.scoring` these fall on both sides of its threshold.
 """
 
 import logging
@@ -33,7 +33,7 @@ Vectors = NDArray[np.float32]
 
 
 class WordLlamaSimilarity:
-    """Implements `domain.metrics.Similarity`. Threads may share one; the model is loaded on first use.
+    """Implements `domain.evaluations.scoring.Similarity`. Threads may share one; the model is loaded on first use.
 
     The model takes about 85 MB once loaded. Never touches the network. The same texts give the same numbers.
     """

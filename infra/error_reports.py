@@ -3,7 +3,7 @@
 from collections.abc import MutableMapping
 from typing import Any, Final
 
-from domain.secrets import Secret
+from domain.shared.secrets import Secret
 from infra.version import VERSION
 
 # Libraries whose errors quote what a statement was given, or the whole row that did not fit.

@@ -3,7 +3,7 @@
 import time
 from typing import Any, Final
 
-from domain.errors import OUTAGES, DomainError
+from domain.shared.errors import OUTAGES, DomainError
 
 EVERY: Final = 60.0
 _told_at: dict[str, float] = {}

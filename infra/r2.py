@@ -11,8 +11,8 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 from botocore.exceptions import BotoCoreError, ClientError
 
-from domain.errors import DomainError, not_found
 from domain.ports import Blob
+from domain.shared.errors import DomainError, not_found
 from infra.disks import embedded_folder, full_disk, is_full
 from infra.settings import Settings
 

@@ -14,8 +14,8 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from domain.jobs import PREFIX, Lane
-from infra.batches import Batches
+from domain.shared.jobs import PREFIX, Lane
+from infra.group_commit import Batches
 
 CHANGED: Final = "paddock:changed:"
 # What another than its holder makes of a row: the only changes that a holder needs to hear of.

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from domain.secrets import Secret
+from domain.shared.secrets import Secret
 
 
 class BadSettings(Exception):

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import inspect
 
-from domain.errors import invalid
+from domain.shared.errors import invalid
 
 FORMATS: Final = ("csv", "jsonl", "parquet")
 MEDIA: Final[dict[str, str]] = {

@@ -8,15 +8,15 @@ from pathlib import Path
 import msgspec
 from redis.asyncio import Redis
 
-from domain.errors import DomainError
-from domain.jobs import Lane
 from domain.ports import Clock
+from domain.shared.errors import DomainError
+from domain.shared.jobs import Lane
 from infra.credentials import AccessTokens, Keyring, Passwords, Vault
 from infra.disks import embedded_folder
+from infra.notifications import ArqQueue, arq_client
 from infra.postgres.db import connect
 from infra.postgres.session import UnsafeSession
 from infra.postgres.store import PostgresStore
-from infra.queue import ArqQueue, arq_client
 from infra.r2 import S3Blobs
 from infra.redis import Bell, Counter, client
 from infra.settings import Settings

@@ -13,8 +13,8 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from domain.errors import DomainError
 from domain.ports import Blob
+from domain.shared.errors import DomainError
 from infra.embedded.children import PartFailed
 from infra.embedded.dumps import dump_database, load_database
 from infra.postgres.objects import pointed_to

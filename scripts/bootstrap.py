@@ -2,10 +2,10 @@
 
 import secrets
 
-from domain import accounts, keys
-from domain.access import OPERATORS, SCOPES, Caller
-from domain.accounts import Register
-from domain.keys import NewKey
+from domain import accounts
+from domain.accounts import Register, keys
+from domain.accounts.keys import NewKey
+from domain.shared.access import OPERATORS, SCOPES, Caller
 from infra.credentials import KEY_PREFIX, new_token, token_hash
 from infra.settings import Settings
 from infra.wiring import wire

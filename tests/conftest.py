@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from domain.jobs import LANES
+from domain.shared.jobs import LANES
 from infra.embedded.children import free_ports
 from infra.wiring import Parts, wire
 from scripts.up import System
-from tests.clients import Tenant, tenant
-from tests.wire import Wire
-from tests.wire import wire as provided
+from tests.support.clients import Tenant, tenant
+from tests.support.fake_provider import Wire
+from tests.support.fake_provider import wire as provided
 
 # Short, so that tests of lost workers do not wait for what production has time for.
 FAST = {

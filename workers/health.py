@@ -10,15 +10,15 @@ import msgspec
 from aiohttp import web
 from prometheus_client import generate_latest
 
-from domain.errors import DomainError
 from domain.ports import Store
 from domain.queues import ALIVE, gauge_leader
+from domain.shared.errors import DomainError
 from infra.gauges import read_gauges
-from infra.queue import ping
+from infra.notifications import ping
 from infra.redis import GONE
 from infra.version import VERSION
 from infra.wiring import Parts
-from workers.drain import Drain
+from workers.lifecycle import Drain
 
 # Seconds that a part has to answer.
 PATIENCE: Final = 3.0

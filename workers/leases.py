@@ -8,14 +8,14 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
-from domain.errors import OUTAGES, DomainError
-from domain.jobs import Lane
-from domain.leases import HandOver, LostLease
 from domain.ports import Clock, SandboxLost, Store
+from domain.shared.errors import OUTAGES, DomainError
+from domain.shared.jobs import Lane
+from domain.shared.leases import HandOver, LostLease
 from infra.disks import FULL, full_disk
 from infra.outage_log import tell_outage
 from infra.redis import TAKEN_STATUSES, Bell
-from workers.drain import Drain
+from workers.lifecycle import Drain
 
 T = TypeVar("T")
 

@@ -14,49 +14,49 @@ import uvloop
 from msgspec.structs import replace
 
 from domain.costs import Call
-from domain.errors import DomainError
 from domain.executions import LaneShare, spare_slots
-from domain.jobs import Lane
 from domain.ports import Sandbox, Store
 from domain.queues import WorkerInfo
-from infra import queue
-from infra.bundles import Bundles
+from domain.shared.errors import DomainError
+from domain.shared.jobs import Lane
+from infra import notifications
+from infra.build_cache.bundles import Bundles
+from infra.build_cache.environments import Environments
+from infra.build_cache.folders import FolderCache
 from infra.disks import full_disk, is_full
 from infra.embeddings import WordLlamaSimilarity
-from infra.environments import Environments
-from infra.folder_cache import FolderCache
 from infra.http import Outbound
 from infra.llm import GenaiPrices, PydanticLlm
 from infra.llm.local import LocalModel
+from infra.notifications import BellWorker, arq_client
 from infra.otlp import Collector
 from infra.outage_log import tell_outage
-from infra.queue import BellWorker, arq_client
+from infra.sandbox.backend import Counts
 from infra.sandbox.bubblewrap import BubblewrapSandbox
-from infra.sandbox.maker import Counts
 from infra.sandbox.warm import sandbox_for_runs
 from infra.settings import Settings, pairs, worker_id
 from infra.telemetry import open_telemetry
 from infra.wiring import Parts, wire
 from infra.worker_metrics import WorkerMetrics
-from workers.artifacts import Capturer, Remover, Storer
-from workers.builds import Builder
-from workers.caches import tidy_cache
-from workers.drain import Drain, with_company
-from workers.evaluations import Evaluator
-from workers.executions import Dispatcher, Runner
+from workers.agent.runner import LlmRunner, Phone
+from workers.agent.tools import Workshop
+from workers.build.builder import Builder
+from workers.cache_cleanup import tidy_cache
+from workers.event_writer import Scribe
 from workers.health import WorkerHealth
 from workers.leases import Holder
-from workers.llms import LlmRunner, Phone
-from workers.named_calls import NamedCalls
-from workers.plans import Planner
-from workers.retention import Retention
-from workers.rounds import Work, ring_all, rounds
-from workers.schedules import Schedules
-from workers.scribe import Scribe
-from workers.stats import Folder
-from workers.tools import Workshop
-from workers.traces import Exporter
+from workers.lifecycle import Drain, with_company
+from workers.plan.advancer import Planner
+from workers.polling import Work, ring_all, rounds
+from workers.record.artifacts import Capturer, Remover, Storer
+from workers.record.evaluations import Evaluator
+from workers.record.stats import Folder
+from workers.record.traces import Exporter
+from workers.run.code_runner import Dispatcher, Runner
+from workers.run.named_models import NamedCalls
 from workers.upkeep import Upkeep
+from workers.upkeep.retention import Retention
+from workers.upkeep.schedules import Schedules
 
 _log = structlog.get_logger("paddock.workers")
 
@@ -171,7 +171,7 @@ async def serve_builds(settings: Settings, drain: Drain) -> None:
                 drain.note_turn("jobs", False)
                 return drain.has_begun()
 
-            worker = queue.worker(jobs, parts.bell, "build", settings.build_slots, builder, ends)
+            worker = notifications.worker(jobs, parts.bell, "build", settings.build_slots, builder, ends)
             await hands.serve(_work_off(worker), lambda: Counts(warm=0, blank=0, making=0, busy=0))
         finally:
             await jobs.aclose()

@@ -1,6 +1,5 @@
 """Agents: what a tenant runs. A `code` agent gets its versions from uploaded archives, an `llm` agent has a model."""
 
-from domain.agents.cases import checked_name, create, delete, get, list_agents, patch, shown
 from domain.agents.inheritance import merged, resolved
 from domain.agents.schema import (
     MAX_OF_SLUG,
@@ -14,6 +13,7 @@ from domain.agents.schema import (
     Spec,
     unlisted,
 )
+from domain.agents.service import checked_name, create, delete, get, list_agents, patch, shown
 
 __all__ = [
     "MAX_OF_SLUG",

@@ -5,8 +5,8 @@ from typing import Final
 import msgspec
 
 from domain.agents.schema import LLM_FIELDS, Agent
-from domain.errors import invalid
 from domain.ports import Tx
+from domain.shared.errors import invalid
 
 MAX_DEPTH: Final = 5
 

@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 
 from domain.agents.schema import Agent
-from domain.chat import Message
-from domain.placeholders import filler, worded
+from domain.llms.messages import Message
+from domain.shared.placeholders import filler, worded
 
 
 def messages(agent: Agent, given: Any) -> list[Message]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal, Protocol
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from domain.pages import Listing, Page
+from domain.shared.pages import Listing, Page
 
 AgentStatus = Literal["draft", "building", "ready", "failed", "archived"]
 AgentKind = Literal["code", "llm"]
@@ -179,7 +179,7 @@ class Agents(Protocol):
     async def add(self, agent: Agent) -> bool: ...
     async def find(self, reference: str, lock: bool | Literal["share"] = False) -> Agent | None: ...
     async def of_slug(self, slug: str) -> list[Agent]:
-        """Those whose name makes this slug (see `domain.names.slug`), `MAX_OF_SLUG` at most."""
+        """Those whose name makes this slug (see `domain.shared.names.slug`), `MAX_OF_SLUG` at most."""
         ...
 
     async def page(self, page: Page, status: AgentStatus | None, parent_id: str | None) -> Listing[Agent]: ...

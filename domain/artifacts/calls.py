@@ -8,8 +8,8 @@ from typing import Final
 import msgspec
 
 from domain.artifacts.schema import CallStatus, ToolCall
-from domain.errors import DomainError, FieldError
-from domain.times import read_time
+from domain.shared.errors import DomainError, FieldError
+from domain.shared.times import read_time
 
 # Whoever encodes or shows the tree recurses.
 MAX_NESTING: Final = 100

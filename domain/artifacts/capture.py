@@ -6,12 +6,12 @@ import msgspec
 
 from domain.agents import Agent
 from domain.agents.prompts import messages
-from domain.artifacts.cases import Ended, Stored, Used
 from domain.artifacts.record import Recorded, recorded
+from domain.artifacts.service import Ended, Stored, Used
 from domain.executions import Execution
-from domain.jobs import Job
+from domain.executions.steps import Step
 from domain.ports import Tx
-from domain.steps import Step
+from domain.shared.jobs import Job
 
 
 def of_execution(ended: Ended, environment: str) -> Recorded:

@@ -8,12 +8,12 @@ from uuid import uuid4
 
 import msgspec
 
-from domain import ids
 from domain.artifacts import calls, determinism, schema
 from domain.artifacts.schema import Artifact, ArtifactError, Level, LlmConfig, TokenUsage, ToolCall
-from domain.artifacts.words import words
-from domain.errors import DomainError, FieldError, refused
-from domain.times import recorded as made_at
+from domain.artifacts.search_text import words
+from domain.shared import ids
+from domain.shared.errors import DomainError, FieldError, refused
+from domain.shared.times import recorded as made_at
 
 MAX_NAME: Final = 200
 MAX_KURRAL_ID: Final = 128

@@ -13,9 +13,9 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 from msgspec.structs import replace
 
-from domain.errors import DomainError, FieldError, misread, refused
-from domain.json_limits import JsonLimits, check_body
-from domain.times import mend_times
+from domain.shared.errors import DomainError, FieldError, misread, refused
+from domain.shared.json_limits import JsonLimits, check_body
+from domain.shared.times import mend_times
 
 # Clients and our own readers recurse; Python's stop near 1000 levels, wherever their stack stands at that moment.
 # An execution's input may nest 128 deep, and lies one level deep in its artifact.

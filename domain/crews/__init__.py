@@ -1,8 +1,8 @@
 """Crews: agents that do tasks, as CrewAI has them. A crew is compiled into a plan when it is run."""
 
-from domain.crews.cases import create, debug, delete, get, list_crews, patch, written
-from domain.crews.compiling import check_inputs, planned, wanted
+from domain.crews.compiler import check_inputs, planned, wanted
 from domain.crews.schema import Crew, Crews, Findings, Mistake, NewCrew, PatchCrew, Settings, Written
+from domain.crews.service import create, debug, delete, get, list_crews, patch, written
 
 __all__ = [
     "Crew",

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, Final
 
-from domain.placeholders import worded
+from domain.shared.placeholders import worded
 
 # What CrewAI knows and this does not, where something else can be done instead.
 _INSTEAD: Final = {

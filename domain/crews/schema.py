@@ -6,9 +6,9 @@ from typing import Annotated, Final, Literal, Protocol
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from domain.errors import FieldError
-from domain.names import Name
-from domain.pages import Listing, Page
+from domain.shared.errors import FieldError
+from domain.shared.names import Name
+from domain.shared.pages import Listing, Page
 
 Process = Literal["sequential", "hierarchical"]
 

@@ -1,10 +1,12 @@
 """Evaluations: what somebody, or a worker, thinks of one answer of a model.
 
 Metrics that the caller sends are stored as sent. Those left out are computed by a worker from prompt, response
-and `retrieved_docs` (`domain.metrics`), which is what `metrics` tells: `sent`, or `pending` until `computed`.
+and `retrieved_docs` (`domain.evaluations.scoring`). `metrics` tells so: `sent`, or `pending` until `computed`.
 """
 
-from domain.evaluations.cases import (
+from domain.evaluations.parser import evaluated, read, read_batch
+from domain.evaluations.schema import MAX_ATTEMPTS, MAX_BATCH, Batch, Claimed, Evaluation, Filter, NewEvaluation
+from domain.evaluations.service import (
     Evaluations,
     add,
     after,
@@ -17,9 +19,7 @@ from domain.evaluations.cases import (
     missing,
     settle,
 )
-from domain.evaluations.figures import EvaluationPoint, EvaluationStats, narrowed, question, stats, timeseries
-from domain.evaluations.reading import evaluated, read, read_batch
-from domain.evaluations.schema import MAX_ATTEMPTS, MAX_BATCH, Batch, Claimed, Evaluation, Filter, NewEvaluation
+from domain.evaluations.statistics import EvaluationPoint, EvaluationStats, narrowed, question, stats, timeseries
 
 __all__ = [
     "MAX_ATTEMPTS",

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from domain.json_limits import JsonLimits
+from domain.shared.json_limits import JsonLimits
 
 MAX_BATCH: Final = 1000
 # Those of its metadata, which are not made into objects all at once, are counted with them.

@@ -1,16 +1,7 @@
 """Executions: one run of an agent, from `pending` to exactly one terminal state."""
 
-from domain.executions.asking import cancel, cancel_below, get, list_executions, narrowed
-from domain.executions.running import (
-    begin_running,
-    claim,
-    finish,
-    give_back,
-    hand_over,
-    record,
-    settled,
-    take_back,
-)
+from domain.executions.claims import begin_running, claim, finish, give_back, hand_over, record, settled, take_back
+from domain.executions.queries import cancel, cancel_below, get, list_executions, narrowed
 from domain.executions.schema import (
     DEFAULT_ATTEMPTS,
     DEFAULT_MEMORY_MB,
@@ -36,7 +27,7 @@ from domain.executions.schema import (
     status_of,
     tell_plan,
 )
-from domain.executions.starting import retry, start, start_call
+from domain.executions.service import retry, start, start_call
 
 __all__ = [
     "DEFAULT_ATTEMPTS",

@@ -16,14 +16,14 @@ import msgspec
 from msgspec import Meta
 
 from domain.agents.schema import Spec
-from domain.errors import invalid
 from domain.events import Event
-from domain.jobs import Job
-from domain.json_limits import MAX_JSON_DEPTH, check_field
-from domain.leases import Lease
-from domain.pages import Listing, Page
 from domain.ports import Outcome, Tx
-from domain.states import Status
+from domain.shared.errors import invalid
+from domain.shared.jobs import Job
+from domain.shared.json_limits import MAX_JSON_DEPTH, check_field
+from domain.shared.leases import Lease
+from domain.shared.pages import Listing, Page
+from domain.shared.status import Status
 
 Kind = Literal["agent", "tool", "crew", "workflow", "generation"]
 RunLane = Literal["run", "llm", "plan"]

@@ -5,8 +5,8 @@ always ends: its only loops are `map`, `filter`, `all`, `exists` and `exists_one
 `expression` and `template` check at the door, `evaluate`, `truth` and `render` answer later.
 """
 
-from domain.expressions.evaluating import evaluate, truth
-from domain.expressions.reading import BadExpression, Uses
+from domain.expressions.evaluator import evaluate, truth
+from domain.expressions.parser import BadExpression, Uses
 from domain.expressions.templates import expression, render, template
 
 __all__ = ["BadExpression", "Uses", "evaluate", "expression", "render", "template", "truth"]

@@ -6,9 +6,9 @@ from typing import Any, Final
 
 import msgspec
 
-from domain.expressions.compiling import parse
-from domain.expressions.evaluating import MAX_WORK, Budget, evaluate
-from domain.expressions.reading import MAX_LENGTH, BadExpression, Uses, next_word, shown
+from domain.expressions.compiler import parse
+from domain.expressions.evaluator import MAX_WORK, Budget, evaluate
+from domain.expressions.parser import MAX_LENGTH, BadExpression, Uses, next_word, shown
 
 # Bytes that one call of `render` may make.
 MAX_TEXT: Final = 4 * 1024 * 1024

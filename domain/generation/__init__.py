@@ -4,7 +4,6 @@ A generation is an execution: one call of a model that answers in JSON of a sche
 other. What comes of the answer is made valid here, whatever the model said.
 """
 
-from domain.generation.cases import agent_of, crew_of, name_of, start, start_name, task_of
 from domain.generation.schema import (
     AgentAnswer,
     AgentDraft,
@@ -16,6 +15,7 @@ from domain.generation.schema import (
     TaskAnswer,
     TaskDraft,
 )
+from domain.generation.service import agent_of, crew_of, name_of, start, start_name, task_of
 
 __all__ = [
     "AgentAnswer",

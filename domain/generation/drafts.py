@@ -5,9 +5,9 @@ import re
 from collections.abc import Container, Iterable
 from typing import Any, Final
 
-from domain import documents, names
 from domain.crews.schema import PLANNING
 from domain.generation.schema import AgentDraft, CrewDraft, TaskDraft
+from domain.shared import names, yaml_reader
 
 NAME: Final = 50
 RUN_NAME: Final = 60
@@ -119,8 +119,8 @@ def crew(said: dict[str, Any], called: str, agents: list[AgentDraft], tasks: lis
         description=text(said.get("description"), called),
         process="hierarchical" if said.get("process") == "hierarchical" else "sequential",
         model=model,
-        agents_yaml=documents.dump(team),
-        tasks_yaml=documents.dump(work),
+        agents_yaml=yaml_reader.dump(team),
+        tasks_yaml=yaml_reader.dump(work),
     )
 
 

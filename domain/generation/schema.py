@@ -7,7 +7,7 @@ from msgspec import Meta
 
 from domain import llms
 from domain.crews.schema import Process, Yaml
-from domain.states import Status
+from domain.shared.status import Status
 
 Kind = Literal["agent", "task", "crew", "name"]
 

@@ -13,7 +13,7 @@ from msgspec import Meta
 from domain.agents.schema import Spec
 from domain.events import Event
 from domain.executions.schema import Execution
-from domain.states import Status
+from domain.shared.status import Status
 
 PlanKind = Literal["crew", "workflow"]
 StepStatus = Literal["pending", "waiting", "running", "completed", "failed", "skipped", "cancelled"]

@@ -1,18 +1,5 @@
 """Schedules: what is started by itself, when a cron line says so."""
 
-from domain.schedules.cases import (
-    create,
-    delete,
-    get,
-    history,
-    list_schedules,
-    patch,
-    run_now,
-    shown,
-    toggle,
-    with_upcoming,
-)
-from domain.schedules.firing import MISSED_SHOWN, ON_TIME, Turn, fire, turn
 from domain.schedules.schema import (
     MAX_CATCH_UP,
     TARGETS,
@@ -27,6 +14,19 @@ from domain.schedules.schema import (
     ShownSchedule,
     Target,
 )
+from domain.schedules.service import (
+    create,
+    delete,
+    get,
+    history,
+    list_schedules,
+    patch,
+    run_now,
+    shown,
+    toggle,
+    with_upcoming,
+)
+from domain.schedules.trigger import MISSED_SHOWN, ON_TIME, Turn, fire, turn
 
 __all__ = [
     "MAX_CATCH_UP",

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Final, Literal, Protocol
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from domain.cron import MAX_LINE
 from domain.executions.schema import Dollars, Mode, StartAny
-from domain.names import Name
-from domain.pages import Listing, Page
-from domain.states import Status
+from domain.schedules.cron import MAX_LINE
+from domain.shared.names import Name
+from domain.shared.pages import Listing, Page
+from domain.shared.status import Status
 
 # `skip`: a due time passes while an execution of the schedule has not ended. `queue`: one waits for that end.
 Overlap = Literal["skip", "queue", "allow"]

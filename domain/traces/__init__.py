@@ -1,7 +1,7 @@
 """Traces: what an execution was made of, as a tree of spans. Made of what is on record, whenever somebody asks."""
 
-from domain.errors import not_found
 from domain.ports import Tx
+from domain.shared.errors import not_found
 from domain.traces.schema import (
     MAX_SPANS,
     CallPart,

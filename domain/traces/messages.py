@@ -7,7 +7,7 @@ import msgspec
 
 from domain.agents import Agent
 from domain.agents.prompts import messages as first_messages
-from domain.errors import DomainError
+from domain.shared.errors import DomainError
 from domain.traces.schema import MAX_CONTENT, RunPart, StepPart
 
 # What the messages of one call, and of all calls of a trace, may hold together, in bytes: each call is sent again what

@@ -5,11 +5,11 @@ from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
-from domain.chat import ToolCall
 from domain.executions.schema import Kind
+from domain.executions.steps import StepStatus
+from domain.llms.messages import ToolCall
 from domain.plans.schema import StepStatus as StageStatus
-from domain.states import Status
-from domain.steps import StepStatus
+from domain.shared.status import Status
 
 SpanKind = Literal["crew", "workflow", "task", "step", "agent", "model_call", "tool", "memory"]
 SpanStatus = Literal["ok", "error", "running", "waiting", "cancelled"]
@@ -152,7 +152,9 @@ class Delegate(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class StepPart(msgspec.Struct, kw_only=True, frozen=True):
-    """A step of a model agent, see `domain.steps`. `failed` and `rejected` are of tool calls, what follows of answers.
+    """A step of a model agent, see `domain.executions.steps`.
+
+    `failed` and `rejected` are of tool calls, what follows of answers.
 
     `given` is what a tool was called with, or what was delegated, `answer` what came of it, `tool_calls` what a model
     asked for, `prompt` the agent and input of a delegation. All of these only where content is asked for.

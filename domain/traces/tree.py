@@ -3,13 +3,14 @@
 from collections import defaultdict, deque
 from typing import Final
 
-from domain import ids
-from domain.budgets import nanos
+from domain.costs.budgets import nanos
 from domain.plans.schema import WHOLE
 from domain.plans.schema import StepStatus as StageStatus
-from domain.states import TERMINAL, Status
+from domain.shared import ids
+from domain.shared.status import TERMINAL, Status
 from domain.stats import SCALE
 from domain.traces import attributes, spans
+from domain.traces.agent_spans import Work
 from domain.traces.attributes import named
 from domain.traces.messages import ContentBudget
 from domain.traces.schema import (
@@ -24,7 +25,6 @@ from domain.traces.schema import (
     StepPart,
     Trace,
 )
-from domain.traces.work import Work
 
 _RUNS: Final[dict[Status, SpanStatus]] = {
     "pending": "running",

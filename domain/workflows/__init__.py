@@ -1,9 +1,8 @@
 """Workflows: steps with dependencies, kept under a name and compiled into a plan when they are started."""
 
-from domain.workflows.cases import create, delete, get, list_workflows, patch
-from domain.workflows.compiling import planned
+from domain.workflows.compiler import planned
 from domain.workflows.inputs import given
-from domain.workflows.reading import YAML, Sent, read, written
+from domain.workflows.parser import YAML, Sent, read, written
 from domain.workflows.schema import (
     MAX_BODY,
     Input,
@@ -16,6 +15,7 @@ from domain.workflows.schema import (
     WorkflowStatus,
     YamlWorkflow,
 )
+from domain.workflows.service import create, delete, get, list_workflows, patch
 
 __all__ = [
     "MAX_BODY",

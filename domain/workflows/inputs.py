@@ -5,8 +5,8 @@ from typing import Any, Final
 
 from msgspec import UNSET
 
-from domain.errors import FieldError, refused
-from domain.json_limits import JsonTooLarge, check_value
+from domain.shared.errors import FieldError, refused
+from domain.shared.json_limits import JsonTooLarge, check_value
 from domain.workflows.schema import Input, InputType
 
 _WORDS: Final[dict[InputType, str]] = {

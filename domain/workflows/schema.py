@@ -6,9 +6,9 @@ from typing import Annotated, Any, Final, Literal, Protocol
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from domain.names import KEY, Name
-from domain.pages import Listing, Page
 from domain.plans.schema import MAX_STEPS, PLAN_TIMEOUT, Retry
+from domain.shared.names import KEY, Name
+from domain.shared.pages import Listing, Page
 
 WorkflowStatus = Literal["active", "archived"]
 InputType = Literal["string", "number", "integer", "boolean", "array", "object"]

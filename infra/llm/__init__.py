@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from domain.chat import Ask, Part
+from domain.llms.messages import Ask, Part
 from infra.llm.key_mask import stream_masked
 from infra.llm.local import Served, aimed
 from infra.llm.prices import GenaiPrices
@@ -43,7 +43,7 @@ class PydanticLlm:
         self._loading = asyncio.Lock()
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Part, None]:
-        """See `domain.ports.Llm`. Errors: `domain.chat.ModelError`."""
+        """See `domain.ports.Llm`. Errors: `domain.llms.messages.ModelError`."""
         async with aclosing(stream_masked(ask, self._adapted)) as parts:
             async for part in parts:
                 yield part

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import msgspec
 
-from domain.chat import (
+from domain.llms.messages import (
     Ask,
     CallPart,
     Finish,
@@ -23,7 +23,7 @@ from domain.chat import (
     ToolCall,
     Usage,
 )
-from domain.texts import mend_json, mend_text
+from domain.shared.unicode_text import mend_json, mend_text
 from infra.llm import failures
 from infra.llm.event_stream import LONGEST
 

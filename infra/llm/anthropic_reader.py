@@ -7,7 +7,7 @@ from typing import Any, Final
 import httpx2
 import msgspec
 
-from domain.chat import Ask, Finish, Part, ReportedUsage
+from domain.llms.messages import Ask, Finish, Part, ReportedUsage
 from infra.llm import error_words, failures
 from infra.llm.answer import Answer
 from infra.llm.event_stream import Event, EventStream, read_events

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from msgspec.structs import replace
 
-from domain.chat import Message, Target, ToolCall
+from domain.llms.messages import Message, Target, ToolCall
 
 # What Anthropic and OpenAI's Responses take. Chat completions take more, and Kimi wants its own back as they were.
 _NARROW: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")

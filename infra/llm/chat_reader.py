@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import httpx2
 
-from domain.chat import Ask, Finish, Part
+from domain.llms.messages import Ask, Finish, Part
 from infra.llm import error_words, failures
 from infra.llm.answer import Answer
 from infra.llm.event_stream import Event, EventStream

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from domain.chat import ErrorKind
+from domain.llms.messages import ErrorKind
 
 # Words within a `code` or a `type`, in lower case and without anything between; the first that is found counts.
 _WORDS: Final[tuple[tuple[ErrorKind, tuple[str, ...]], ...]] = (

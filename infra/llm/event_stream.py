@@ -12,8 +12,8 @@ from typing import Any, Final, NamedTuple, Protocol
 import httpx2
 import msgspec
 
-from domain.chat import Ask, Part
-from domain.json_limits import JsonLimits, JsonTooLarge, check_json
+from domain.llms.messages import Ask, Part
+from domain.shared.json_limits import JsonLimits, JsonTooLarge, check_json
 from infra.llm import failures
 
 # A server that a tenant chose may send for ever. Bytes of one line, and characters of one answer.

@@ -17,7 +17,7 @@ from pydantic_ai.exceptions import (
     UserError,
 )
 
-from domain.chat import Ask, ModelError, Target
+from domain.llms.messages import Ask, ModelError, Target
 from infra.http import Refused
 from infra.llm import error_words
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from domain.chat import Ask, CallPart, Part, Reply, Text, Thought
+from domain.llms.messages import Ask, CallPart, Part, Reply, Text, Thought
 
 STARS: Final = "***"
 # Shorter ones are no secrets, and words of an answer.

@@ -1,6 +1,6 @@
 """The model on this host, as workers reach it: through the door of `paddock up`, or at a URL of its own.
 
-Errors are `domain.chat.ModelError`, kind `unavailable`, as the next call may well find it there.
+Errors are `domain.llms.messages.ModelError`, kind `unavailable`, as the next call may well find it there.
 """
 
 import asyncio
@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import msgspec
 
-from domain.chat import Ask, Message, ModelError
-from domain.secrets import Secret
+from domain.llms.messages import Ask, Message, ModelError
+from domain.shared.secrets import Secret
 
 _START: Final = 90.0
 # Schemas become grammars: one of thousands of parts takes minutes to compile.

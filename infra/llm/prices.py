@@ -3,7 +3,7 @@
 from contextlib import suppress
 from typing import Final
 
-from domain.chat import Price, Target, Usage
+from domain.llms.messages import Price, Target, Usage
 
 # Whose prices are looked up whatever the URL. Those of others are found by their URL, or else by the model's name.
 _KNOWN: Final = frozenset({"openai", "anthropic", "deepseek"})

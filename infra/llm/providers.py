@@ -24,8 +24,8 @@ from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
 from pydantic_ai.settings import ModelSettings
 
 from domain import llms
-from domain.chat import Ask, ModelError, Options, Target
 from domain.llms import RESERVED_PARAMETERS
+from domain.llms.messages import Ask, ModelError, Options, Target
 from infra.llm import wire_models
 
 Wire = Literal["anthropic", "responses", "chat"]
@@ -136,7 +136,7 @@ def note_chat_only(target: Target) -> None:
 
 
 def writer(target: Target, wire: Wire) -> str:
-    """Return who writes an answer, for `domain.chat.ProviderParts`: the wire and where it leads."""
+    """Return who writes an answer, for `domain.llms.messages.ProviderParts`: the wire and where it leads."""
     return f"{wire} {target.provider} {target.base_url or _HOMES.get(target.provider, '')}"
 
 

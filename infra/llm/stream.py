@@ -8,7 +8,7 @@ from typing import Any, Final
 import httpx2
 from pydantic_ai.exceptions import ModelHTTPError
 
-from domain.chat import Ask, ModelError, Part
+from domain.llms.messages import Ask, ModelError, Part
 from infra.http import TellingTransport2, request_sent
 from infra.llm import anthropic_reader, chat_reader, failures, providers, responses_reader, words
 from infra.llm.providers import Wire

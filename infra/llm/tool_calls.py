@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from domain.chat import Ask, CallPart
+from domain.llms.messages import Ask, CallPart
 from infra.llm import failures
 from infra.llm.answer import Answer
 

@@ -16,10 +16,10 @@ from typing import Any, Final
 
 import msgspec
 
-from domain.chat import Ask, CallPart, Message, ModelError, Part, Reply, ToolCall, ToolSpec
-from domain.json_schemas import DEFINITIONS, normalize_schema, subschemas
-from domain.texts import mend_json_text
-from domain.wire_names import PROPERTY_CHARACTERS, assign_names, fits
+from domain.llms.messages import Ask, CallPart, Message, ModelError, Part, Reply, ToolCall, ToolSpec
+from domain.shared.json_schemas import DEFINITIONS, normalize_schema, subschemas
+from domain.shared.unicode_text import mend_json_text
+from domain.shared.wire_names import PROPERTY_CHARACTERS, assign_names, fits
 
 # Schemas within one another, or around a value, that are followed.
 MAX_DEPTH: Final = 32

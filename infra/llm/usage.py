@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
-from domain.chat import ReportedUsage
+from domain.llms.messages import ReportedUsage
 
 # What one call may have used, in tokens: more is made up.
 MAX_TOKENS: Final = 10**9

@@ -10,18 +10,18 @@ from sqlalchemy import BigInteger, Integer, LargeBinary, Text
 from sqlalchemy.dialects.postgresql import ARRAY, TSVECTOR
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain import ids
 from domain.agents import Agent
-from domain.artifacts.cases import Body, Ended, Filter, Stored, Used, Waiting, question
 from domain.artifacts.record import Metadata
+from domain.artifacts.service import Body, Ended, Filter, Stored, Used, Waiting, question
 from domain.executions import Execution
-from domain.pages import Listing, Page
-from domain.steps import Step
+from domain.executions.steps import Step
+from domain.shared import ids
+from domain.shared.pages import Listing, Page
 from infra.postgres.bulk import Bulk
 from infra.postgres.db import Base, Id, Raw, Shape, timestamp
 from infra.postgres.executions import ExecutionRow
-from infra.postgres.facts import ARTIFACTS
 from infra.postgres.objects import artifact_key
+from infra.postgres.record_measures import ARTIFACTS
 from infra.postgres.records import Records
 from infra.postgres.steps import StepRow
 
@@ -171,7 +171,7 @@ def key_of(metadata: Metadata) -> str:
 
 
 class PostgresArtifacts:
-    """Implements `domain.artifacts.cases.Artifacts`."""
+    """Implements `domain.artifacts.service.Artifacts`."""
 
     def __init__(self, raw: Raw) -> None:
         self._raw = raw

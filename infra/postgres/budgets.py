@@ -13,9 +13,9 @@ from sqlalchemy import BigInteger, Text, Uuid
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain import ids
-from domain.budgets import Applied, Budget, Scope, nanos, status_of
-from domain.pages import Listing, Page, listing
+from domain.costs.budgets import Applied, Budget, Scope, nanos, status_of
+from domain.shared import ids
+from domain.shared.pages import Listing, Page, listing
 from domain.stats import SCALE
 from infra.postgres.db import Base, Id, Raw, timestamp
 
@@ -70,7 +70,7 @@ _PREFIX: Final[dict[Scope, str]] = {"key": "key", "agent": "agent", "workflow": 
 
 
 class PostgresBudgets:
-    """Implements `domain.budgets.Budgets`."""
+    """Implements `domain.costs.budgets.Budgets`."""
 
     def __init__(self, raw: Raw) -> None:
         self._raw = raw

@@ -8,10 +8,10 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain import ids
 from domain.builds import Built, BundleSize, Version
-from domain.leases import Lease
-from domain.pages import Listing, Page
+from domain.shared import ids
+from domain.shared.leases import Lease
+from domain.shared.pages import Listing, Page
 from infra.postgres.agents import AgentRow
 from infra.postgres.db import Base, Id, Raw, Shape, as_struct, timestamp
 from infra.postgres.pages import listed

@@ -8,7 +8,7 @@ from sqlalchemy import BigInteger, Boolean, DateTime, Float, Integer, LargeBinar
 from sqlalchemy.dialects.postgresql import ARRAY, JSON
 from sqlalchemy.types import TypeEngine
 
-from domain import ids
+from domain.shared import ids
 from infra.postgres.db import Base, Id
 
 T = TypeVar("T")

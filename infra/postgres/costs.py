@@ -7,13 +7,13 @@ import msgspec
 from sqlalchemy import BigInteger, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain import ids
-from domain.budgets import nanos
 from domain.costs import Call, Cost, CostListing, Spender
-from domain.pages import Page
+from domain.costs.budgets import nanos
+from domain.shared import ids
+from domain.shared.pages import Page
 from domain.stats import SCALE, Question
 from infra.postgres.db import Base, Id, Raw, Shape, timestamp
-from infra.postgres.facts import COSTS
+from infra.postgres.record_measures import COSTS
 from infra.postgres.records import Records
 from infra.postgres.stats import PostgresStats
 

@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
-from domain import ids
+from domain.shared import ids
 from infra.postgres.session import hold_sessions
 
 T = TypeVar("T")

@@ -7,13 +7,13 @@ from sqlalchemy import BigInteger, Text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain import ids
 from domain.evaluations import MAX_ATTEMPTS, Claimed, Evaluation, Filter, missing, question
-from domain.metrics import Scores
-from domain.pages import Listing, Page
+from domain.evaluations.scoring import Scores
+from domain.shared import ids
+from domain.shared.pages import Listing, Page
 from infra.postgres.bulk import Bulk
 from infra.postgres.db import Base, Id, Raw, Shape, json_column, timestamp
-from infra.postgres.facts import EVALUATIONS
+from infra.postgres.record_measures import EVALUATIONS
 from infra.postgres.records import Records
 
 

@@ -13,10 +13,10 @@ from sqlalchemy import ForeignKey, Text, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain import ids
 from domain.events import Asked, Event, LogEntry, Slice, Written
-from domain.pages import COUNT_BOUND, Listing, Page, listing
-from domain.states import TERMINAL, Status
+from domain.shared import ids
+from domain.shared.pages import COUNT_BOUND, Listing, Page, listing
+from domain.shared.status import TERMINAL, Status
 from infra.postgres.db import Base, Id, Raw, as_struct, json_column, timestamp
 
 

@@ -27,13 +27,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import TypeEngine
 
-from domain import ids
 from domain.agents import Spec
 from domain.executions import Ended, Execution, Filter, LaneShare, RunLane, Settled, status_of
 from domain.executions.schema import MAX_LOG_LINES, MAX_LOGS
-from domain.leases import Lease
-from domain.pages import COUNT_BOUND, Listing, Page
-from domain.states import HELD
+from domain.shared import ids
+from domain.shared.leases import Lease
+from domain.shared.pages import COUNT_BOUND, Listing, Page
+from domain.shared.status import HELD
 from infra.postgres.db import Base, Id, Raw, Shape, as_struct, json_column, plain_text, timestamp
 from infra.postgres.events import EventRow
 from infra.postgres.pages import listed

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.sql import func
 
-from domain.idempotency import LIFETIME, Answer, Asked
+from domain.shared.idempotency import LIFETIME, Answer, Asked
 from infra.postgres.db import Base, Raw, as_struct, timestamp
 
 
@@ -51,7 +51,7 @@ _FORGET_MANY = """
 
 
 class PostgresAnswers:
-    """Implements `domain.idempotency.Answers`."""
+    """Implements `domain.shared.idempotency.Answers`."""
 
     def __init__(self, connection: AsyncConnection, raw: Raw) -> None:
         self._connection = connection

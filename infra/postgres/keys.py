@@ -9,9 +9,9 @@ from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain import ids
-from domain.keys import ApiKey, KeyIdentity
-from domain.pages import Listing, Page
+from domain.accounts.keys import ApiKey, KeyIdentity
+from domain.shared import ids
+from domain.shared.pages import Listing, Page
 from infra.postgres.db import Base, Id, Raw, as_struct, timestamp
 from infra.postgres.pages import listed
 
@@ -42,7 +42,7 @@ _COUNT = text("SELECT count_key_use(CAST(:ids AS uuid[]), CAST(:uses AS bigint[]
 
 
 class PostgresKeys:
-    """Implements `domain.keys.Keys`."""
+    """Implements `domain.accounts.keys.Keys`."""
 
     def __init__(self, connection: AsyncConnection, raw: Raw) -> None:
         self._connection = connection

@@ -10,7 +10,7 @@ from infra.postgres.db import connect
 from infra.postgres.role import APP_ROLE
 from infra.postgres.session import UnsafeSession
 
-FOLDER = Path(__file__).parent / "migrations"
+FOLDER = Path(__file__).parent / "schema"
 _LOCK = 0x7061646463  # "paddc": one migration at a time
 
 

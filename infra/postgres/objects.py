@@ -6,7 +6,7 @@ from typing import Final
 
 import asyncpg
 
-from domain import ids
+from domain.shared import ids
 
 _KEPT: Final = """
     SELECT v.tarball_path FROM agent_versions v JOIN agents a ON a.id = v.agent_id WHERE a.deleted_at IS NULL

@@ -5,7 +5,7 @@ from typing import Final
 import asyncpg
 from sqlalchemy import exc
 
-from domain.errors import DomainError
+from domain.shared.errors import DomainError
 from infra.postgres.session import UnsafeSession
 
 _AGAIN: Final = "Try again; with an Idempotency-Key nothing is done twice."

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, Select, func, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from domain.pages import Listing, Page, listing
+from domain.shared.pages import Listing, Page, listing
 from infra.postgres.db import as_struct
 
 T = TypeVar("T")

@@ -8,10 +8,10 @@ import msgspec
 from sqlalchemy import ARRAY, BigInteger, ForeignKey, Identity, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain import ids
 from domain.events import Event
 from domain.executions import Execution
 from domain.plans.schema import Due, Plan, Progress, StepRun, Taken
+from domain.shared import ids
 from infra.postgres.db import Base, Id, Raw, json_column, json_text, plain_text, timestamp
 from infra.postgres.executions import SHAPE as EXECUTION
 

@@ -9,9 +9,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain import ids
-from domain.pages import Listing, Page
 from domain.provider_keys import ProviderKey
+from domain.shared import ids
+from domain.shared.pages import Listing, Page
 from infra.postgres.db import Base, Id, Raw, Shape, timestamp
 from infra.postgres.pages import listed
 

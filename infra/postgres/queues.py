@@ -7,9 +7,9 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain import ids
-from domain.jobs import LANES, PREFIX, Job, Lane
 from domain.queues import Expired, QueueStats, Turn, WorkerInfo
+from domain.shared import ids
+from domain.shared.jobs import LANES, PREFIX, Job, Lane
 from domain.stats import KINDS, Kind
 from infra.postgres.db import Base, as_struct, timestamp
 

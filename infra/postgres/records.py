@@ -3,11 +3,11 @@
 from datetime import datetime
 from typing import Any, TypeVar
 
-from domain import ids
-from domain.pages import COUNT_BOUND, Listing, Page, listing
+from domain.shared import ids
+from domain.shared.pages import COUNT_BOUND, Listing, Page, listing
 from domain.stats import Question
 from infra.postgres.db import Raw, Shape
-from infra.postgres.facts import Facts
+from infra.postgres.record_measures import Facts
 from infra.postgres.stats import PostgresStats
 
 T = TypeVar("T")

@@ -3,8 +3,8 @@
 from datetime import datetime
 from uuid import UUID
 
-from domain import ids
 from domain.retention import BATCH, MAX_BATCH_EVENTS, Expiring
+from domain.shared import ids
 from infra.postgres.db import Raw
 
 

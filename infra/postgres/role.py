@@ -2,5 +2,5 @@
 
 from typing import Final
 
-# Every connection of the application takes it on; see migrations/versions/0001_accounts.py.
+# Every connection of the application takes it on; see schema/versions/0001_accounts.py.
 APP_ROLE: Final = "paddock_app"

@@ -9,9 +9,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain import ids
-from domain.pages import Listing, Page
 from domain.schedules import Due, Outcome, Schedule, ScheduleRun, Target
+from domain.shared import ids
+from domain.shared.pages import Listing, Page
 from infra.postgres.db import Base, Id, as_struct, json_column, timestamp
 from infra.postgres.executions import ExecutionRow
 from infra.postgres.pages import listed

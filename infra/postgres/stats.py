@@ -15,7 +15,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.stats import QUANTILES, Bucket, Cover, Found, Kind, Question, Span, Sums, Unfolded, cover
 from infra.postgres.db import Base, Raw, timestamp
-from infra.postgres.facts import FACTS, Facts
+from infra.postgres.record_measures import FACTS, Facts
 from infra.sketches import merged, quantiles
 
 

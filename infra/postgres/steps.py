@@ -6,8 +6,8 @@ from typing import Any, Final
 from sqlalchemy import ForeignKey, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain import ids
-from domain.steps import Step, StepStatus
+from domain.executions.steps import Step, StepStatus
+from domain.shared import ids
 from infra.postgres.db import Base, Id, Raw, Shape, json_column, json_text, timestamp
 
 
@@ -62,7 +62,7 @@ _DECIDE: Final = """
 
 
 class PostgresSteps:
-    """Implements `domain.steps.Steps`."""
+    """Implements `domain.executions.steps.Steps`."""
 
     def __init__(self, raw: Raw) -> None:
         self._raw = raw

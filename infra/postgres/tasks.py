@@ -21,8 +21,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain import ids
-from domain.pages import Listing, Page
+from domain.shared import ids
+from domain.shared.pages import Listing, Page
 from domain.tasks import Task
 from infra.postgres.db import Base, Id, as_struct, json_column, timestamp
 from infra.postgres.pages import listed

@@ -3,13 +3,13 @@
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from domain.tenants import Tenant
+from domain.accounts.tenants import Tenant
 from infra.postgres.accounts import TenantRow
 from infra.postgres.db import as_struct
 
 
 class PostgresTenants:
-    """Implements `domain.tenants.Tenants`."""
+    """Implements `domain.accounts.tenants.Tenants`."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection

@@ -8,7 +8,7 @@ import msgspec
 from sqlalchemy import Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain import ids
+from domain.shared import ids
 from domain.traces.schema import MAX_CONTENT, CallPart, Due, PlanPart, RunPart, Sources, StagePart, StepPart
 from infra.postgres.db import Base, Id, Raw, timestamp
 
@@ -105,7 +105,7 @@ _SOURCES: Final = rf"""
     SELECT 'step', row_to_json(found)::text FROM (
         SELECT s.execution_id AS run_id, s.path, s.kind, s.name, s.status, s.attempt, s.call_id, s.decided_by,
                s.decided_at, s.reason, s.started_at, s.finished_at,
-               -- As the loop writes them, see workers/loop.py.
+               -- As the loop writes them, see workers/agent/loop.py.
                s.kind = 'tool' AND s.output::text LIKE '{{"error":%' AS failed,
                s.kind = 'tool' AND s.output::text LIKE '{{"error":%,"rejected":true}}' AS rejected,
                CASE WHEN {_DELEGATED} THEN (

@@ -6,7 +6,7 @@ from typing import Final
 from sqlalchemy import BigInteger, ForeignKey, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain import ids
+from domain.shared import ids
 from domain.workspaces import File
 from infra.postgres.db import Base, Id, Raw, Shape, timestamp
 

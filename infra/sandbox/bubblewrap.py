@@ -11,14 +11,14 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from domain import archives
+from domain.builds import manifest
 from domain.executions import DEFAULT_MEMORY_MB
 from domain.ports import ArchiveLimits, OnOutput, Outcome, Program, SandboxStatus, Serve, Stream, Unpacked
 from infra.sandbox import seccomp
 from infra.sandbox.cgroups import Cgroups, Group
-from infra.sandbox.ending import Ending, StartFailed
+from infra.sandbox.exit_report import Ending, StartFailed
 from infra.sandbox.fence import CODE, Fence, Mount, arguments, guest_mounts, interpreter
-from infra.sandbox.guests import (
+from infra.sandbox.guest_protocol import (
     ANSWER_BYTES,
     CANNOT_ISOLATE,
     MAX_MESSAGE,
@@ -29,13 +29,13 @@ from infra.sandbox.guests import (
     unavailable,
     watch,
 )
-from infra.sandbox.hosts import advice
+from infra.sandbox.isolation_hints import advice
 from infra.sandbox.listener import Listener
 from infra.sandbox.process import Bwrap, become, stage_folder, start
-from infra.sandbox.tree import Pipes, Tree
-from infra.sandbox.trial import try_out
+from infra.sandbox.process_tree import Pipes, Tree
+from infra.sandbox.self_test import try_out
 from infra.sandbox.users import free_uid, give, take_uid
-from infra.sandbox.watch import Watch
+from infra.sandbox.watchdog import Watch
 
 UNPACK_SECONDS: Final = 300.0
 UPLOADED: Final = ArchiveLimits(entries=10_000, depth=32, file=100 << 20, total=512 << 20, skip_litter=True)
@@ -96,9 +96,9 @@ class BubblewrapSandbox:
         """Unpack an untrusted archive into an empty folder."""
         request = {
             "limits": limits,
-            "manifests": archives.MANIFESTS,
-            "max_manifest": archives.MAX_MANIFEST,
-            "max_requirements": archives.MAX_REQUIREMENTS,
+            "manifests": manifest.MANIFESTS,
+            "max_manifest": manifest.MAX_MANIFEST,
+            "max_requirements": manifest.MAX_REQUIREMENTS,
         }
         opened = os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
         try:

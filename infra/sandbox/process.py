@@ -14,10 +14,10 @@ from typing import Final
 import msgspec
 
 from infra.sandbox.cgroups import Group, enter
-from infra.sandbox.ending import StartFailed
+from infra.sandbox.exit_report import StartFailed
 from infra.sandbox.fence import Fence, Mount
 from infra.sandbox.proc import descendants
-from infra.sandbox.tree import Pipes
+from infra.sandbox.process_tree import Pipes
 from infra.sandbox.users import free_uid
 
 _libc = ctypes.CDLL(None, use_errno=True)

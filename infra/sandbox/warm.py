@@ -6,11 +6,11 @@ from typing import Literal
 import structlog
 
 from domain.ports import ArchiveLimits, OnOutput, Outcome, Program, SandboxStatus, Serve, Unpacked
+from infra.sandbox.backend import Chosen, Counts
 from infra.sandbox.bubblewrap import UPLOADED, BubblewrapSandbox
 from infra.sandbox.forkserver.client import ForkServer
-from infra.sandbox.maker import Chosen, Counts
-from infra.sandbox.slots import Slots
-from infra.sandbox.trial import try_out
+from infra.sandbox.pool import Slots
+from infra.sandbox.self_test import try_out
 
 _log = structlog.get_logger("paddock.sandbox")
 

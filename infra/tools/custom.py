@@ -9,10 +9,10 @@ from urllib.parse import quote, urlencode
 import httpx2
 import msgspec
 
-from domain.chat import ToolFailed
-from domain.json_limits import JsonTooLarge, check_json
-from domain.json_numbers import write_whole
-from domain.toolconfig import PLACEHOLDER, Custom, body_format, wrong_header
+from domain.llms.messages import ToolFailed
+from domain.shared.json_limits import JsonTooLarge, check_json
+from domain.shared.json_numbers import write_whole
+from domain.tools.configuration import PLACEHOLDER, Custom, body_format, wrong_header
 from infra.http import Outbound
 from infra.tools.http_request import AGENT, MAX_BODY, as_text, clean, read, told_apart
 
@@ -25,7 +25,7 @@ STARS: Final = "***"
 async def call_custom(
     outbound: Outbound, configuration: dict[str, Any], args: dict[str, Any], secrets: dict[str, str]
 ) -> dict[str, Any]:
-    """Call an endpoint as `domain.toolconfig.checked_custom` passed it; back comes `{status, body}`.
+    """Call an endpoint as `domain.tools.configuration.checked_custom` passed it; back comes `{status, body}`.
 
     `secrets` are the values of the secret headers by the header's name; wherever the answer holds one there are stars.
     A body that is JSON comes parsed; one of more than 256 KiB is cut text, with `truncated: true`.

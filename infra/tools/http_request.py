@@ -12,9 +12,9 @@ import httpx2
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from domain.chat import ToolFailed
-from domain.errors import misread
-from domain.toolconfig import MAX_HEADERS, wrong_header, wrong_url
+from domain.llms.messages import ToolFailed
+from domain.shared.errors import misread
+from domain.tools.configuration import MAX_HEADERS, wrong_header, wrong_url
 from infra.http import Outbound, Refused
 
 MAX_BODY: Final = 256 * 1024

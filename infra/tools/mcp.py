@@ -20,10 +20,10 @@ from mcp.shared.exceptions import MCPError
 from msgspec import UNSET, UnsetType
 from pydantic import ValidationError
 
-from domain.chat import ToolFailed, ToolSpec
-from domain.json_limits import JsonTooLarge, check_json
-from domain.texts import mend_json
-from domain.toolconfig import Mcp
+from domain.llms.messages import ToolFailed, ToolSpec
+from domain.shared.json_limits import JsonTooLarge, check_json
+from domain.shared.unicode_text import mend_json
+from domain.tools.configuration import Mcp
 from infra.http import Outbound, Refused
 from infra.tools.custom import clean_all, hide, scrub, scrub_clean, secret_headers, walk_aside
 from infra.tools.http_request import MAX_BODY, clean
@@ -56,7 +56,8 @@ async def list_tools(
     """The tools of a server, 200 at most, under the server's own names of up to 128 characters.
 
     Those names need not fit what model providers take: who shows them to a model maps them. `configuration` is as
-    `domain.toolconfig.checked_mcp` passed it, `secrets` the values of its secret headers by name. `warn` is told of
+    `domain.tools.configuration.checked_mcp` passed it, `secrets` the values of its secret headers by name.
+    `warn` is told of
     entries that are left out or taken otherwise than they stand. Errors: `ToolFailed`.
     """
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from domain.json_schemas import normalize_schema
+from domain.shared.json_schemas import normalize_schema
 
 MAX_NAME: Final = 128
 MAX_DESCRIPTION: Final = 4096

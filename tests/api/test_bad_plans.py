@@ -10,7 +10,7 @@ import pytest
 
 from infra.wiring import Parts
 from scripts.up import System
-from tests.clients import Tenant, tenant
+from tests.support.clients import Tenant, tenant
 
 CATALOGUE = ("workflows", "crews", "tasks", "templates", "scheduler/schedules", "executions")
 WORKFLOWS, CREWS, TASKS, TEMPLATES, SCHEDULES = (f"/{one}" for one in CATALOGUE[:5])

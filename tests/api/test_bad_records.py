@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from scripts.up import System
-from tests.clients import Tenant, tenant
+from tests.support.clients import Tenant, tenant
 
 _FILE = Path(__file__).parents[1] / "journeys" / "kurral_artifact.json"
 ARTIFACT: dict[str, Any] = json.loads(_FILE.read_bytes()) | {"created_at": "2026-01-01T00:00:00Z"}

@@ -11,10 +11,10 @@ import pytest
 import websockets
 
 from api import bodies, door
-from domain.errors import DomainError
 from domain.executions import Start
-from tests.clients import Tenant
+from domain.shared.errors import DomainError
 from tests.domain.test_json_limits import ADVERSARIAL
+from tests.support.clients import Tenant
 
 JSON = {"Content-Type": "application/json"}
 DOORS = (

@@ -7,11 +7,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from domain import ids, llms, tools
-from domain.builtin import BUILT_IN
-from domain.errors import DomainError
+from domain import llms, tools
+from domain.shared import ids
+from domain.shared.errors import DomainError
 from domain.tools import MAX_TOOLS, ServerTool, Tool
-from tests.clients import Tenant
+from domain.tools.builtin import BUILT_IN
+from tests.support.clients import Tenant
 
 KEY = "sk-0123456789-abcdefgh-hidden"
 CUSTOM = {"api_endpoint": "https://api.example.com/search", "method": "GET", "parameters": {"q": {"type": "string"}}}

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.clients import Tenant
+from tests.support.clients import Tenant
 
 SLEEPER = "import time\ndef handle(p):\n    time.sleep(p['for'])\n    return p\n"
 

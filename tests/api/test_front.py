@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.clients import Tenant
+from tests.support.clients import Tenant
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ async def test_every_field_of_a_start_has_its_effect(home: Tenant) -> None:
 
 
 async def test_versions_can_be_chosen_and_activated(home: Tenant) -> None:
-    from tests.clients import archive
+    from tests.support.clients import archive
 
     agent_id = await home.deploy("def handle(p): return 1\n")
     second = await home.built(agent_id, archive({"agent.py": "def handle(p): return 2\n"}))
@@ -349,9 +349,9 @@ async def test_lists_tell_their_queries(parts, home: Tenant) -> None:
     def count(*_: Any) -> None:
         counts.append(1)
 
-    from domain import ids
     from domain.executions import Filter
-    from domain.pages import Page
+    from domain.shared import ids
+    from domain.shared.pages import Page
 
     event.listen(engine, "before_cursor_execute", count)
     try:

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from scripts.release import set_plan
-from tests.clients import Tenant, api_beside
+from tests.support.clients import Tenant, api_beside
 
 TIERS = {
     "PADDOCK_RATE_LIMIT_ANONYMOUS": "4",

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients import Tenant
+from tests.support.clients import Tenant
 
 MODEL = {"name": "fast", "provider": "openai", "model": "gpt-4o"}
 FREE = {"input": 0, "output": 0}

@@ -14,8 +14,8 @@ from api.connections import ConnectionBounds
 from api.door import Door
 from api.proxy_logins import Headers, read_login, select_headers, take_out_credential
 from domain.accounts import ProxyUser
-from domain.errors import DomainError
-from domain.proxy_logins import ProxyLogin, has_changed, select_user
+from domain.accounts.proxy_logins import ProxyLogin, has_changed, select_user
+from domain.shared.errors import DomainError
 from infra.settings import BadSettings, Settings, parse_networks, read
 from tests.journeys.test_settings_of_the_documents import MINIMAL
 

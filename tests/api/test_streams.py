@@ -8,7 +8,7 @@ import httpx
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from tests.clients import Tenant
+from tests.support.clients import Tenant
 
 TALKER = "import time\ndef handle(p):\n    for n in range(p.get('lines', 5)):\n        print('line', n, flush=True)\n        time.sleep(p.get('pause', 0.05))\n    return 'done'\n"
 

@@ -11,7 +11,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.clients import Tenant, archive
+from tests.support.clients import Tenant, archive
 
 SECRET = "belongs-to-acme-alone"
 UNAUTHENTICATED = {"register", "login", "refresh"}

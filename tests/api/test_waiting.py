@@ -7,11 +7,11 @@ import msgspec
 import pytest
 
 from api import front
-from domain.jobs import Change
-from domain.states import TERMINAL
+from domain.shared.jobs import Change
+from domain.shared.status import TERMINAL
 from infra import redis
 from infra.redis import Bell
-from tests.clients import Tenant
+from tests.support.clients import Tenant
 
 
 class Row(msgspec.Struct):

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from domain.plans.schema import MAX_ITEMS, MAX_NESTED, MAX_STEPS
-from tests.clients import Tenant, archive
-from tests.modelled import agent, fresh
+from tests.support.clients import Tenant, archive
+from tests.support.model_fixtures import agent, fresh
 
 YAML = {"Content-Type": "application/yaml"}
 LIST = {"id": "list", "tool": "filesystem_list"}

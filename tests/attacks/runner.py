@@ -23,17 +23,17 @@ from typing import Any, get_args
 
 import structlog
 
-from domain.chat import ErrorKind, Message, ModelError, Options, Part, Reply, Text, ToolSpec
-from domain.errors import DomainError
+from domain.llms.messages import ErrorKind, Message, ModelError, Options, Part, Reply, Text, ToolSpec
 from domain.ports import Program
+from domain.shared.errors import DomainError
 from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.cgroups import Cgroups
 from infra.sandbox.fence import Fence
 from infra.sandbox.forkserver.client import ForkServer
 from infra.sandbox.warm import WarmSandbox
 from tests.attacks.remains import KINDS
-from workers import gateway
-from workers.openai_wire import Refused
+from workers.run import gateway
+from workers.run.openai_wire import Refused
 
 SECRET = "the-worker-s-secret"
 KEY = f"sk-pdk-{os.urandom(16).hex()}"

@@ -9,8 +9,8 @@ import httpx
 import pytest
 import websockets
 
-from domain import keys
-from tests.clients import Tenant, api_beside, tenant
+from domain.accounts import keys
+from tests.support.clients import Tenant, api_beside, tenant
 
 SLOW = "import time\ndef handle(p):\n    for n in range(600):\n        print(n, flush=True)\n        time.sleep(0.2)\n"
 

@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.attacks.remains import KINDS
-from tests.clients import Tenant
-from tests.modelled import model
-from tests.wire import Wire
+from tests.support.clients import Tenant
+from tests.support.fake_provider import Wire
+from tests.support.model_fixtures import model
 
 ROOT = Path(__file__).resolve().parents[2]
 

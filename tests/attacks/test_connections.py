@@ -11,7 +11,7 @@ import httpx
 import pytest
 import websockets
 
-from tests.clients import Tenant, api_beside
+from tests.support.clients import Tenant, api_beside
 
 BOUNDS = {
     "PADDOCK_REQUEST_HEAD_BYTES": "8192",

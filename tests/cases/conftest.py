@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cases.case_inputs import serve_folder
+from tests.support.case_inputs import serve_folder
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.cases.case_inputs import case_folder
-from tests.clients import MANIFEST, Tenant, archive
+from tests.support.case_inputs import case_folder
+from tests.support.clients import MANIFEST, Tenant, archive
 
 SOURCE = "def handle(p):\n    return 'ran'\n"
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.clients import Tenant
 from tests.journeys.test_kasal_crews import made
-from tests.modelled import fresh, model
-from tests.wire import Wire
+from tests.support.clients import Tenant
+from tests.support.fake_provider import Wire
+from tests.support.model_fixtures import fresh, model
 
 PAGE = Path(__file__).parents[2] / "docs" / "crews.md"
 AGENT: dict[str, Any] = {"role": "r", "goal": "g", "llm": "smollm2"}

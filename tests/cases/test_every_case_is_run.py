@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cases.case_inputs import INPUTS
+from tests.support.case_inputs import INPUTS
 
 HERE = Path(__file__).parent
 # Reports that are a list of requests, and have no files.

@@ -12,10 +12,10 @@ from api import door
 from api.addresses import caller_address, counted_address, normalize_address
 from api.connections import ConnectionBounds
 from infra.settings import BadSettings, parse_networks, read
-from tests.cases.case_inputs import case_folder
-from tests.clients import Tenant, api_beside
 from tests.journeys.test_agentops import judged
 from tests.journeys.test_settings_of_the_documents import MINIMAL
+from tests.support.case_inputs import case_folder
+from tests.support.clients import Tenant, api_beside
 
 BROWSER = {"Accept": "text/event-stream", "Origin": "http://localhost:3000"}
 

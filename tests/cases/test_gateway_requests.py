@@ -2,8 +2,8 @@
 
 import json
 
-from tests.cases.case_inputs import case_folder
-from tests.clients import Tenant
+from tests.support.case_inputs import case_folder
+from tests.support.clients import Tenant
 
 # The same fields one at a time, together, and what would change the answer.
 FIELDS = """

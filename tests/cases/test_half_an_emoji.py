@@ -7,8 +7,8 @@ import pytest
 from websockets.asyncio.client import connect
 
 from scripts.up import System
-from tests.cases.case_inputs import case_folder
-from tests.clients import Tenant
+from tests.support.case_inputs import case_folder
+from tests.support.clients import Tenant
 
 BODIES = case_folder("15-half-an-emoji")
 JSON = {"Content-Type": "application/json"}

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from tests.cases.case_inputs import case_folder
-from tests.cases.played import play, play_body
 from tests.cases.test_streams import DONE, STOP, anthropic, chunk, event, piece
+from tests.support.case_inputs import case_folder
+from tests.support.scripted_model import play, play_body
 
 HIGH, LOW = "\\ud83d", "\\ude00"
 

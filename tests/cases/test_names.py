@@ -6,12 +6,12 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.cases.case_inputs import case_folder
 from tests.cases.test_places import crew_of
-from tests.clients import Tenant
 from tests.journeys.test_kasal_crews import fields, made
-from tests.modelled import agent, fresh, model, run
-from tests.wire import Wire
+from tests.support.case_inputs import case_folder
+from tests.support.clients import Tenant
+from tests.support.fake_provider import Wire
+from tests.support.model_fixtures import agent, fresh, model, run
 
 SCRIPTS = case_folder("27-names-in-other-scripts")
 MODELS = case_folder("33-models-named-as-crews-name-them")

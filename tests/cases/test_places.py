@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from tests.cases.case_inputs import case_folder
-from tests.clients import Tenant
 from tests.journeys.test_kasal_crews import fields, made
-from tests.modelled import agent, fresh, model, run
-from tests.wire import Wire
+from tests.support.case_inputs import case_folder
+from tests.support.clients import Tenant
+from tests.support.fake_provider import Wire
+from tests.support.model_fixtures import agent, fresh, model, run
 
 FILES = case_folder("04-crewai-output-file-with-inputs")
 TEXTS = case_folder("32-places-in-texts")

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from tests.cases.case_inputs import case_folder
-from tests.cases.played import play, play_body
 from tests.cases.test_streams import DONE, chunk, event
-from tests.clients import Tenant
-from tests.modelled import agent, events, run
+from tests.support.case_inputs import case_folder
+from tests.support.clients import Tenant
+from tests.support.model_fixtures import agent, events, run
+from tests.support.scripted_model import play, play_body
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from domain.chat import Ask, Message, ModelError, Options, Reply, Target, ToolCall, ToolSpec
+from domain.llms.messages import Ask, Message, ModelError, Options, Reply, Target, ToolCall, ToolSpec
 from infra.http import Outbound
 from infra.llm import PydanticLlm
-from tests.cases.case_inputs import case_folder
-from tests.cases.played import play, serving
 from tests.cases.test_streams import DONE, chunk
-from tests.clients import Tenant
 from tests.contracts.test_llm import Here
 from tests.journeys.test_model_failures import kill_worker
-from tests.modelled import agent, events, fresh, run, start, until
-from tests.wire import Answer, Asked, Wire, call, wire
+from tests.support.case_inputs import case_folder
+from tests.support.clients import Tenant
+from tests.support.fake_provider import Answer, Asked, Wire, call, wire
+from tests.support.model_fixtures import agent, events, fresh, run, start, until
+from tests.support.scripted_model import play, serving
 
 LIST = ToolSpec(name="filesystem_list", description="Lists.", parameters={"type": "object", "properties": {}})
 THINKING = {"thinking": {"type": "enabled", "budget_tokens": 1024}, "max_tokens": 4000}

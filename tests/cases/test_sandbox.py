@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.cases.case_inputs import case_folder
-from tests.clients import Tenant
+from tests.support.case_inputs import case_folder
+from tests.support.clients import Tenant
 
 
 async def _deployed(tenant: Tenant, case: str, name: str) -> str:

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from domain.chat import ReportedUsage, Usage
-from tests.cases.case_inputs import case_folder
-from tests.cases.played import play, play_body, serving
-from workers.metering import Meter
+from domain.llms.messages import ReportedUsage, Usage
+from tests.support.case_inputs import case_folder
+from tests.support.scripted_model import play, play_body, serving
+from workers.usage import Meter
 
 DONE = "data: [DONE]\n\n"
 

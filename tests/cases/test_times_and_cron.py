@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from domain.errors import TIME_RULE
-from tests.clients import Tenant
+from domain.shared.errors import TIME_RULE
 from tests.journeys.test_kasal_crews import fields, made
-from tests.modelled import agent
+from tests.support.clients import Tenant
+from tests.support.model_fixtures import agent
 
 LISTS = [
     *(("/stats", "start_date", "end_date"), ("/artifacts", "start_date", "end_date")),

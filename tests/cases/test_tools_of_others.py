@@ -8,10 +8,10 @@ from typing import Any
 
 import httpx
 
-from tests.cases.case_inputs import case_folder
-from tests.clients import Tenant
-from tests.modelled import agent, events, fresh, model, run
-from tests.wire import Wire, call
+from tests.support.case_inputs import case_folder
+from tests.support.clients import Tenant
+from tests.support.fake_provider import Wire, call
+from tests.support.model_fixtures import agent, events, fresh, model, run
 
 Serve = Callable[[Path], Awaitable[str]]
 
@@ -156,7 +156,7 @@ async def test_names_that_become_one(acme: Tenant, provider: Wire, serve_case: S
 
 
 def _calls_its_tool(name: str) -> Any:
-    from tests.wire import Answer
+    from tests.support.fake_provider import Answer
 
     def rule(asked: Any) -> Answer | None:
         if asked.model != name:
@@ -222,7 +222,7 @@ async def test_half_an_emoji_in_arguments(acme: Tenant, serve_case: Serve) -> No
 
 async def test_a_tool_that_the_provider_refuses_is_left_out(acme: Tenant, provider: Wire, serve_case: Serve) -> None:
     """For reasons that nobody foresaw: the run goes on without it, and is told which tool it was."""
-    from tests.wire import Answer
+    from tests.support.fake_provider import Answer
 
     server = await _server(acme, await serve_case(case_folder("24-mcp-schemas-that-providers-refuse")))
     name = await model(acme, provider, fresh())

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from domain.errors import DomainError
+from domain.shared.errors import DomainError
 from infra.r2 import PART, S3Blobs
 from infra.settings import Secret
 

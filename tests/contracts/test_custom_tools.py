@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from domain.chat import ToolFailed
-from domain.errors import DomainError
-from domain.toolconfig import checked_custom
+from domain.llms.messages import ToolFailed
+from domain.shared.errors import DomainError
+from domain.tools.configuration import checked_custom
 from infra.http import Outbound
 from infra.tools.custom import call_custom
-from tests.contracts.places import Place, place, reply
+from tests.support.outbound_servers import Place, place, reply
 
 SECRET = "sk-very-secret-0123456789"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from domain.metrics import Sent, scores
+from domain.evaluations.scoring import Sent, scores
 from infra import embeddings
 from infra.embeddings import WordLlamaSimilarity
 

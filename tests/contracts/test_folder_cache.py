@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from infra import folder_cache
-from infra.folder_cache import FolderCache
+from infra.build_cache import folders
+from infra.build_cache.folders import FolderCache
 
 MIB = 1 << 20
 
@@ -59,7 +59,7 @@ def test_what_uv_downloads_counts_and_goes_as_a_whole(tmp_path: Path) -> None:
         (cache.downloads / f"archive-{number}").mkdir(parents=True)
         (cache.downloads / f"archive-{number}" / "wheel").write_bytes(b"x" * MIB)
     _place(cache, "environments", "e", 1024, time.time() + 100)
-    with cache.hold("", folder_cache.DOWNLOADS):
+    with cache.hold("", folders.DOWNLOADS):
         assert cache.make_room() == 1  # the environment, although it is younger: this is in use
     assert cache.make_room() == 1
     assert not cache.downloads.exists()
@@ -69,7 +69,7 @@ def test_another_process_s_folders_are_its_own_until_it_ends(tmp_path: Path) -> 
     cache = FolderCache(tmp_path, 1)
     _place(cache, "bundles", "a", MIB, 1000.0)
     program = (
-        "import asyncio, sys, time\nfrom pathlib import Path\nfrom infra.folder_cache import FolderCache\n"
+        "import asyncio, sys, time\nfrom pathlib import Path\nfrom infra.build_cache.folders import FolderCache\n"
         "async def main():\n"
         "    cache = FolderCache(Path(sys.argv[1]), 0)\n"
         "    with cache.hold('bundles', 'a'):\n"

@@ -12,16 +12,16 @@ import msgspec
 import openai
 import pytest
 
-from domain.chat import CallPart, Message, Options, Part, Reply, Text, ToolCall, ToolSpec, Usage
+from domain.llms.messages import CallPart, Message, Options, Part, Reply, Text, ToolCall, ToolSpec, Usage
 from domain.ports import Program, SandboxLost, Serve
 from infra.sandbox import seccomp
 from infra.sandbox.bubblewrap import BubblewrapSandbox
-from infra.sandbox.ending import Stage
+from infra.sandbox.exit_report import Stage
 from infra.sandbox.forkserver.client import ForkServer
 from infra.sandbox.listener import Listener, received
 from infra.sandbox.warm import WarmSandbox
 from tests.contracts.test_sandbox import _as_before, _begun, _descriptors, _ignore, _verdict
-from workers.gateway import serving
+from workers.run.gateway import serving
 
 PACKAGES = Path(openai.__file__).parents[1]
 WAYS = ["bubblewrap", "forkserver", "bubblewrap-warm", "forkserver-warm"]

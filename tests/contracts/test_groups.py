@@ -13,14 +13,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from domain.errors import DomainError
 from domain.ports import Program
+from domain.shared.errors import DomainError
 from infra.sandbox import cgroups
 from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.cgroups import Cgroups, Group, enter
 from infra.sandbox.forkserver.client import ForkServer
 from infra.sandbox.proc import descendants, has_ended
-from infra.sandbox.tree import Tree
+from infra.sandbox.process_tree import Tree
 from infra.sandbox.warm import WarmSandbox
 
 SLEEP = "import os, time\ntime.sleep(0.3)\ndef handle(p):\n    os.fork()\n    time.sleep(0.3)\n    return 1\n"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from domain.chat import (
+from domain.llms.messages import (
     Ask,
     CallPart,
     Message,
@@ -29,11 +29,11 @@ from domain.chat import (
     ToolSpec,
     Usage,
 )
-from domain.secrets import Secret
+from domain.shared.secrets import Secret
 from infra.http import Outbound
 from infra.llm import PydanticLlm
 from infra.llm.local import Served
-from tests.wire import Answer, Wire, call, wire
+from tests.support.fake_provider import Answer, Wire, call, wire
 
 KEY = "sk-very-secret-0123456789"
 # `openai` is asked over Responses, others over chat completions.

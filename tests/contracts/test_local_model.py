@@ -15,8 +15,8 @@ import openai
 import pytest
 
 import infra.embedded.model as embedded
-from domain.chat import Ask, CallPart, Message, ModelError, Options, Part, Reply, Target, Text, ToolSpec
-from domain.secrets import Secret
+from domain.llms.messages import Ask, CallPart, Message, ModelError, Options, Part, Reply, Target, Text, ToolSpec
+from domain.shared.secrets import Secret
 from infra.embedded.model import CONTEXT, SLOTS, Door
 from infra.http import Outbound
 from infra.llm import PydanticLlm

@@ -16,12 +16,12 @@ from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp_types import ImageContent, TextContent
 
-from domain.chat import ToolFailed
-from domain.errors import DomainError
-from domain.toolconfig import checked_mcp
+from domain.llms.messages import ToolFailed
+from domain.shared.errors import DomainError
+from domain.tools.configuration import checked_mcp
 from infra.http import Outbound
 from infra.tools.mcp import call_mcp, list_tools
-from tests.contracts.places import Place, names, place, reply
+from tests.support.outbound_servers import Place, names, place, reply
 
 SECRET = "sk-very-secret-0123456789"
 

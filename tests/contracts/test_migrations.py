@@ -9,7 +9,7 @@ import asyncpg
 from alembic import command
 from sqlalchemy import Connection
 
-from domain import ids
+from domain.shared import ids
 from infra.postgres.db import connect
 from infra.postgres.migrate import config, migrate
 from scripts.up import System

@@ -9,10 +9,10 @@ from typing import Any, cast
 import pytest
 from aiohttp import web
 
-from domain.chat import Ask, Message, Target
+from domain.llms.messages import Ask, Message, Target
 from infra.llm import MAX_ERROR_BYTES, event_stream
 from infra.llm.event_stream import EventStream
-from tests.cases.played import play, play_body
+from tests.support.scripted_model import play, play_body
 
 EACH = pytest.mark.parametrize("provider", ["openai", "openai_compatible", "anthropic"])
 PIECE = b"x" * (1 << 20)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from domain.chat import ToolFailed
+from domain.llms.messages import ToolFailed
 from infra.http import Outbound
 from infra.tools.http_request import http_request
-from tests.contracts.places import Place, detour, names, place, reply
+from tests.support.outbound_servers import Place, detour, names, place, reply
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import pytest
 from aiohttp import web
 from msgspec.structs import replace
 
-from domain.chat import Api, Ask, Options
+from domain.llms.messages import Api, Ask, Options
 from infra.llm import PydanticLlm, providers
 from tests.contracts.test_llm import ADD, CONVERSATION, KEY, SCHEMA, all_of, asks, fails, llm, served
-from tests.wire import Wire
+from tests.support.fake_provider import Wire
 
 __all__ = ["llm", "served"]
 RESPONSES, CHAT = "/v1/responses", "/v1/chat/completions"

@@ -27,7 +27,7 @@ from structlog.testing import capture_logs
 from infra.http import Outbound, Refused, danger, look_up, tls
 from infra.settings import BadSettings
 from infra.settings import place as parsed
-from tests.contracts.places import PUBLIC, Place, detour, names, place, reply
+from tests.support.outbound_servers import PUBLIC, Place, detour, names, place, reply
 
 CLIENTS = ["client", "client2"]
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from domain.chat import Price, Target, Usage
+from domain.llms.messages import Price, Target, Usage
 from infra.llm import GenaiPrices
 
 prices = GenaiPrices()

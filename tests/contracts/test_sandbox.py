@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from domain.errors import DomainError
 from domain.ports import Program
+from domain.shared.errors import DomainError
 from infra.sandbox import seccomp
 from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.fence import Fence

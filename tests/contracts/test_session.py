@@ -12,8 +12,8 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 
-from domain.errors import DomainError
-from domain.secrets import Secret
+from domain.shared.errors import DomainError
+from domain.shared.secrets import Secret
 from infra.embedded.postgres import binaries
 from infra.postgres import session
 from infra.postgres.db import connect
@@ -22,9 +22,9 @@ from infra.postgres.store import PostgresStore
 from infra.wiring import wire
 from scripts.release import set_plan
 from scripts.up import System
-from tests.clients import tenant
 from tests.conftest import running
-from tests.pooled import Managed, managed, needs_pgbouncer, pgbouncer, without_the_role
+from tests.support.clients import tenant
+from tests.support.pgbouncer import Managed, managed, needs_pgbouncer, pgbouncer, without_the_role
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 TENANTS = ("one", "two", "three")

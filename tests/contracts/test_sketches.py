@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from domain.stats import QUANTILES
 from infra.sketches import GAMMA, SMALLEST, ZERO, key, merged, quantiles
-from tests.workers.truth import assert_near, interpolate_quantile
+from tests.support.stats_oracle import assert_near, interpolate_quantile
 
 RANKS = (0.0, 0.01, 0.25, *QUANTILES, 1.0)
 # Zeros, what counts as zero, the largest a record may have, one value many times, and powers of gamma: ends of bins.

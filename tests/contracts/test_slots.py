@@ -13,16 +13,17 @@ from typing import Any
 
 import pytest
 
-from domain.errors import DomainError
 from domain.ports import Program, SandboxLost
-from infra.sandbox import demand, slots
+from domain.shared.errors import DomainError
+from infra.sandbox import demand
+from infra.sandbox import pool as slots
+from infra.sandbox.backend import Counts
 from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.demand import Demand
 from infra.sandbox.fence import Fence
 from infra.sandbox.forkserver.client import LOST, ForkServer
-from infra.sandbox.maker import Counts
+from infra.sandbox.pool import Slots
 from infra.sandbox.proc import descendants
-from infra.sandbox.slots import Slots
 from infra.sandbox.warm import WarmSandbox, sandbox_for_runs
 
 MARKED = """

@@ -8,9 +8,9 @@ from alembic.migration import MigrationContext
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from domain.errors import DomainError
+from domain.shared.errors import DomainError
 from infra.postgres.db import Base, connect
-from tests.clients import Tenant
+from tests.support.clients import Tenant
 
 WITH_TENANT = (
     *("tenants", "users", "invites", "sessions", "refresh_tokens", "api_keys", "agents", "agent_versions"),
@@ -123,7 +123,7 @@ async def test_migrations_and_row_classes_agree(system) -> None:
 
 
 async def test_nothing_is_rung_for_what_was_not_committed(parts, home: Tenant) -> None:
-    from domain.jobs import Job
+    from domain.shared.jobs import Job
 
     before = await parts.queue.depth("build")
     with pytest.raises(RuntimeError):

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from domain.errors import DomainError
+from domain.shared.errors import DomainError
 from infra import tables
 from infra.tables import FORMATS, MEDIA, columns, encoded
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from domain.chat import Ask, CallPart, Message, ModelError, Part, Reply, Target, ToolCall, ToolSpec
+from domain.llms.messages import Ask, CallPart, Message, ModelError, Part, Reply, Target, ToolCall, ToolSpec
 from infra.llm.tool_schemas import AdaptedTools, adapt_schema, stream_adapted
 
 TARGET = Target(name="m", provider="openai", model="m")

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain import ids
 from domain.artifacts import CallNode, ToolCall, checked, read, tree
 from domain.artifacts.calls import MAX_NESTING
 from domain.artifacts.determinism import WEIGHTS, level_of
-from domain.artifacts.words import LONGEST, MOST, searchable
-from tests.domain.records import NOW, body, fields, record
+from domain.artifacts.search_text import LONGEST, MOST, searchable
+from domain.shared import ids
+from tests.support.sample_artifacts import NOW, body, fields, record
 
 KURRAL = Path(__file__).parents[1] / "journeys" / "kurral_artifact.json"
 

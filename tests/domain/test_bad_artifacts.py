@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain import ids
 from domain.artifacts.schema import MAX_DEPTH
-from domain.errors import MAX_ERRORS
-from tests.domain.records import NOW, body, fields, record, refusal
+from domain.shared import ids
+from domain.shared.errors import MAX_ERRORS
+from tests.support.sample_artifacts import NOW, body, fields, record, refusal
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.chat import Message, Target, ToolCall
+from domain.llms.messages import Message, Target, ToolCall
 from infra.llm.call_ids import map_call_ids
 
 CLAUDE = (Target(name="m", provider="anthropic", model="m"), False)

@@ -9,12 +9,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain import documents
-from domain.crews.cast import Duty
-from domain.crews.compiling import ordered
-from domain.crews.reading import Reading, read
+from domain.crews.compiler import ordered
+from domain.crews.duplicate_keys import apart
+from domain.crews.parser import Reading, read
+from domain.crews.roster import Duty
 from domain.crews.schema import MAX_AGENTS, Settings
-from domain.crews.twins import apart
+from domain.shared import yaml_reader
 
 AGENTS = """\
 # Who does it.
@@ -204,11 +204,11 @@ def test_the_first_of_several_keys_stays(one: dict[str, Any], other: dict[str, A
         items = [json.dumps({key: value})[1:-1] for part in (one, other) for key, value in part.items()]
         text = "{" + ", ".join(items) + "}"
     else:
-        text = documents.dump(one) + documents.dump(other)
+        text = yaml_reader.dump(one) + yaml_reader.dump(other)
     twins, rest = apart(text)
     assert [twin.key for twin in twins] == [key for key in other if key in one]
     assert rest.count("\n") == text.count("\n")
-    assert documents.parse(rest, "x").value == {**other, **one}
+    assert yaml_reader.parse(rest, "x").value == {**other, **one}
 
 
 def test_a_crew_is_not_endless() -> None:

@@ -10,8 +10,8 @@ from cronsim import CronSim
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domain.cron import ALIASES, line, zone
-from domain.errors import DomainError
+from domain.schedules.cron import ALIASES, line, zone
+from domain.shared.errors import DomainError
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 # A moment at which clocks were changed, in both directions: by an hour, by half an hour, by two hours, at midnight, in

@@ -5,8 +5,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from domain import cron
-from domain.errors import DomainError
+from domain.schedules import cron
+from domain.shared.errors import DomainError
 
 MONDAY = datetime(2030, 1, 7, tzinfo=UTC)
 

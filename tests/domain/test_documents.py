@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from domain.documents import MAX_DEPTH, MAX_NODES, MAX_SIZE, dump, parse
-from domain.errors import DomainError
+from domain.shared.errors import DomainError
+from domain.shared.yaml_reader import MAX_DEPTH, MAX_NODES, MAX_SIZE, dump, parse
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
 JSON = st.recursive(

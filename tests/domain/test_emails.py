@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.accounts import Login, checked_username, login_name
-from domain.emails import check_email, normalize_email
-from domain.errors import DomainError
+from domain.accounts.emails import check_email, normalize_email
+from domain.shared.errors import DomainError
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from domain.expressions import BadExpression, Uses, evaluate, expression, render, template, truth
-from domain.expressions.compiling import cel, guarded, parse
-from domain.expressions.evaluating import MAX_RESULT
+from domain.expressions.compiler import cel, guarded, parse
+from domain.expressions.evaluator import MAX_RESULT
 
 FILES = [{"name": "a.py", "size": 3}, {"name": "b.py", "size": 30}, {"name": "c.md", "size": 300}]
 SCOPE: dict[str, Any] = {

@@ -7,10 +7,10 @@ import pytest
 
 from domain import llms, provider_keys, tools
 from domain.agents.schema import Description
-from domain.errors import DomainError
 from domain.executions.schema import RunName
-from domain.field_errors import collect_field_errors
-from domain.toolconfig import checked_custom
+from domain.shared.errors import DomainError
+from domain.shared.field_errors import collect_field_errors
+from domain.tools.configuration import checked_custom
 
 
 @pytest.mark.parametrize(

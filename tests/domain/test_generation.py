@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain import documents, names, tools
 from domain.agents import checked_name
-from domain.builtin import BUILT_IN
-from domain.crews.reading import read
+from domain.crews.parser import read
 from domain.crews.schema import PLANNING, Settings
 from domain.executions.schema import RunName
-from domain.generation import asking, drafts
-from domain.names import KEY
+from domain.generation import drafts, prompts
+from domain.shared import names, yaml_reader
+from domain.shared.names import KEY
 from domain.tools import ServerTool, Tool
+from domain.tools.builtin import BUILT_IN
 from infra.llm.local import MOST_PARTS, _parts
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -112,8 +112,8 @@ def test_a_crew_is_whole_whatever_was_said_of_it(
         for n, one in enumerate(tasks)
     ]
     crew = drafts.crew(said, "Crew", team, work, "smollm2")
-    written = documents.parse(crew.agents_yaml, "agents_yaml").value
-    asked = documents.parse(crew.tasks_yaml, "tasks_yaml").value
+    written = yaml_reader.parse(crew.agents_yaml, "agents_yaml").value
+    asked = yaml_reader.parse(crew.tasks_yaml, "tasks_yaml").value
     assert [one["role"] for one in written.values()] == [one.role for one in team]
     assert [(one["name"], one["description"]) for one in asked.values()] == [
         (one.name, one.description) for one in work
@@ -150,10 +150,10 @@ def test_the_agent_that_is_meant() -> None:
 @pytest.mark.parametrize("local", [True, False])
 def test_schemas_are_closed_and_fit_their_examples(kind: Any, local: bool) -> None:
     choice, agents = offered(3), ["Writer"]
-    schema = asking.answer_schema(kind, local, choice, agents)
+    schema = prompts.answer_schema(kind, local, choice, agents)
     jsonschema.Draft202012Validator.check_schema(schema)
-    example = msgspec.json.decode(asking._EXAMPLES[kind].replace(",...", ""))
-    bare = asking.answer_schema(kind, local, [], [])
+    example = msgspec.json.decode(prompts._EXAMPLES[kind].replace(",...", ""))
+    bare = prompts.answer_schema(kind, local, [], [])
     if kind == "name":
         example["name"] = "Travel Team - Flights To Rome"
     for several in ("agents", "tasks"):
@@ -182,7 +182,7 @@ def test_the_local_model_can_come_to_an_end() -> None:
     """Its longest answer, a token for each letter, and the longest question have room in its window together."""
     choice = offered(24)
     for kind in ("agent", "task", "crew", "name"):
-        assert _parts(asking.answer_schema(kind, True, choice, ["a"] * 20)) <= MOST_PARTS
+        assert _parts(prompts.answer_schema(kind, True, choice, ["a"] * 20)) <= MOST_PARTS
 
     def longest(one: Any) -> int:
         if one["type"] == "object":
@@ -192,29 +192,29 @@ def test_the_local_model_can_come_to_an_end() -> None:
         return max(len(str(value)) for value in one["enum"]) if "enum" in one else int(one["maxLength"])
 
     # Four letters are about a token; here three make one.
-    assert longest(asking.answer_schema("crew", True, choice, [])) / 3 < asking.LOCAL_TOKENS
+    assert longest(prompts.answer_schema("crew", True, choice, [])) / 3 < prompts.LOCAL_TOKENS
 
 
 def test_a_tool_of_a_server_is_chosen_by_itself() -> None:
     (server,) = offered(1)
     one = ServerTool(**{name: getattr(server, name) for name in Tool.__struct_fields__}, only="search")
-    assert asking.reference(one) == f"{server.slug}/search"
-    assert asking.reference(one) in asking.instructions("agent", [one], [])
-    assert tools.slug(server.name)
+    assert prompts.reference(one) == f"{server.slug}/search"
+    assert prompts.reference(one) in prompts.instructions("agent", [one], [])
+    assert names.slug(server.name)
 
 
 def test_an_example_that_is_repeated_is_noticed() -> None:
     for kind in ("agent", "task"):
-        example = msgspec.json.decode(asking._EXAMPLES[kind])
-        assert asking.repeats_example(kind, example)
-        assert asking.repeats_example(kind, {name: f" {text.upper()}." for name, text in example.items()})
+        example = msgspec.json.decode(prompts._EXAMPLES[kind])
+        assert prompts.repeats_example(kind, example)
+        assert prompts.repeats_example(kind, {name: f" {text.upper()}." for name, text in example.items()})
         # One text alike may be chance: somebody asks for a planner of travels.
-        assert not asking.repeats_example(kind, {"name": example["name"]})
-        assert not asking.repeats_example(kind, {"name": "Horses", "role": 5})
+        assert not prompts.repeats_example(kind, {"name": example["name"]})
+        assert not prompts.repeats_example(kind, {"name": "Horses", "role": 5})
 
 
 def test_the_local_model_is_shown_no_example() -> None:
     for kind in ("agent", "task", "crew"):
-        assert "Travel" in asking.instructions(kind, [], []) or "Flights" in asking.instructions(kind, [], [])
-        local = asking.instructions(kind, [], [], local=True)
+        assert "Travel" in prompts.instructions(kind, [], []) or "Flights" in prompts.instructions(kind, [], [])
+        local = prompts.instructions(kind, [], [], local=True)
         assert not any(word in local for word in ("Travel", "Flights", "{"))

@@ -4,7 +4,7 @@ from unittest import mock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain import ids
+from domain.shared import ids
 
 
 @given(st.uuids(), st.from_regex(r"[a-z]{1,10}", fullmatch=True))
@@ -38,7 +38,7 @@ def test_the_specification_s_own_example() -> None:
 @given(st.integers(0, 2**128 - 1), st.integers(1, 3000))
 def test_many_ids_are_as_good_as_many_single_ones(tail: int, count: int) -> None:
     first = tail & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62
-    with mock.patch("domain.ids.uuid7", return_value=uuid.UUID(int=first)):
+    with mock.patch("domain.shared.ids.uuid7", return_value=uuid.UUID(int=first)):
         made = ids.many("eval", count)
     values = [ids.decode("eval", one) for one in made]
     assert None not in values

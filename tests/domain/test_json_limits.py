@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domain import json_limits
-from domain.json_limits import (
+from domain.shared import json_limits
+from domain.shared.json_limits import (
     MAX_JSON_DEPTH,
     MAX_JSON_VALUES,
     MAX_NUMBER_CHARACTERS,

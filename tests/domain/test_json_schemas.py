@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from domain.json_schemas import MAX_SCHEMA_DEPTH, MAX_SCHEMA_NODES, normalize_schema, subschemas
+from domain.shared.json_schemas import MAX_SCHEMA_DEPTH, MAX_SCHEMA_NODES, normalize_schema, subschemas
 
 TEXT = {"type": "string"}
 NUMBER = {"type": "number"}

@@ -5,8 +5,8 @@ from collections.abc import AsyncGenerator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.chat import Ask, CallPart, Message, Part, Reply, Target, Text, Thought, ToolCall
-from domain.secrets import Secret
+from domain.llms.messages import Ask, CallPart, Message, Part, Reply, Target, Text, Thought, ToolCall
+from domain.shared.secrets import Secret
 from infra.llm.key_mask import KeyMask, stream_masked
 
 KEY = "abcabcabd"

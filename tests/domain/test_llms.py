@@ -10,13 +10,14 @@ from cryptography.fernet import Fernet
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain import ids, llms, names, provider_keys, tools
-from domain.builtin import BUILT_IN
-from domain.errors import DomainError
+from domain import llms, provider_keys, tools
 from domain.llms import Model, checked_parameters, checked_url
 from domain.provider_keys import NewProviderKey, PatchProviderKey, last_four
-from domain.secrets import Secret
+from domain.shared import ids, names
+from domain.shared.errors import DomainError
+from domain.shared.secrets import Secret
 from domain.tools import BuiltInState
+from domain.tools.builtin import BUILT_IN
 from infra.credentials import Keyring
 from infra.settings import BadSettings, read
 from tests.domain.test_rules import ENV

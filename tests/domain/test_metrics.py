@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.metrics import (
+from domain.evaluations.scoring import (
     LONGEST,
     MOST_CLAIMS,
     MOST_SOURCES,

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain import names
-from domain.errors import DomainError
 from domain.expressions import expression, render
+from domain.shared import names
+from domain.shared.errors import DomainError
 
 ANY = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=128)
 

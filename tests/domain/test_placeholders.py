@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.errors import DomainError
-from domain.placeholders import escape_places, filler, find_unfilled, places
+from domain.shared.errors import DomainError
+from domain.shared.placeholders import escape_places, filler, find_unfilled, places
 from domain.workspaces import fill_path
 
 VALUES = {"name": "Ada", "age": 36, "target-audience": "kids", "имя": "Аня", "नाम": "राम", "größe": 1, "x": "{name}"}

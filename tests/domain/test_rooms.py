@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from api.room import Room, Turns
-from infra.batches import Batches
+from infra.group_commit import Batches
 
 
 async def test_bodies_that_do_not_fit_wait_in_turn() -> None:

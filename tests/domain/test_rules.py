@@ -7,14 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain import access, executions
-from domain.access import BY_ROLE, SCOPES, Caller, scopes_in_force
-from domain.errors import CODES, DomainError
+from domain import executions
 from domain.events import level_of
 from domain.executions import MAX_DEPTH, Start, payload_of
-from domain.pages import MAX_LIMIT, listing, page_of
 from domain.ports import Outcome
-from domain.times import read_time
+from domain.shared import access
+from domain.shared.access import BY_ROLE, SCOPES, Caller, scopes_in_force
+from domain.shared.errors import CODES, DomainError
+from domain.shared.pages import MAX_LIMIT, listing, page_of
+from domain.shared.times import read_time
 from infra.settings import BadSettings, Secret, read
 
 ENV = {

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from domain.errors import DomainError
+from domain.shared.errors import DomainError
 from domain.stats import BEGINNING, END, MAX_DAYS, Cover, buckets, cover, last_days
 
 LATEST = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)

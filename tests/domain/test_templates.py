@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain import ids
 from domain.agents import Agent, merged
 from domain.agents.prompts import messages
-from domain.errors import DomainError
-from domain.placeholders import MAX_FILLED, filler, places
+from domain.shared import ids
+from domain.shared.errors import DomainError
+from domain.shared.placeholders import MAX_FILLED, filler, places
 from domain.templates import Template, checked_variables, rendered
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)

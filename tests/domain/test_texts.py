@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.texts import TextMender, mend_json, mend_json_text, mend_text
+from domain.shared.unicode_text import TextMender, mend_json, mend_json_text, mend_text
 
 # Escapes and what stands near them: every way in which a reader of escapes can lose its place.
 _PIECES = ("\\ud83d", "\\uD83D", "\\ude00", "\\uDE00", "\\\\", "\\n", '\\"', "\\u0041", "ud83d", "é", "😀", "x", "\\/")

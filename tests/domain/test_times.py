@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from domain.artifacts.schema import Artifact
 from domain.artifacts.schema import read as read_artifact
-from domain.errors import TIME_RULE, DomainError
-from domain.evaluations.reading import read as read_evaluation
-from domain.evaluations.reading import read_batch
-from domain.times import mend_times, read_time
+from domain.evaluations.parser import read as read_evaluation
+from domain.evaluations.parser import read_batch
+from domain.shared.errors import TIME_RULE, DomainError
+from domain.shared.times import mend_times, read_time
 
 AT = datetime(2026, 2, 1, 8, 30, tzinfo=UTC)
 DAY = datetime(2026, 2, 1, tzinfo=UTC)

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domain import ids, traces
-from domain.budgets import nanos
+from domain import traces
+from domain.costs.budgets import nanos
 from domain.plans.schema import WHOLE
+from domain.shared import ids
 from domain.stats import SCALE
 from domain.traces import (
     CallPart,

@@ -5,7 +5,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.wire_names import PROPERTY_CHARACTERS, assign_names, fits
+from domain.shared.wire_names import PROPERTY_CHARACTERS, assign_names, fits
 
 SIX = ["read/file", "read file", "read.file", "read_file", "поиск", "найти"]
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domain.errors import DomainError
 from domain.plans.schema import MAX_STEPS, Retry
+from domain.shared.errors import DomainError
 from domain.workflows import Input, NewWorkflow, PatchWorkflow, Step, Workflow, inputs, read, written
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)

@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from infra.embedded.leftovers import end_leftovers, working_on
 from infra.embedded.postgres import binaries
 from infra.embedded.seaweedfs import ACCESS_KEY
-from tests.embedded.held import SECRET, parts
+from tests.support.folder_holder import SECRET, parts
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 async def held(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, list[str]]]:
     """The parts in a process of their own; it, and how to reach them."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.embedded.held", str(folder), cwd=ROOT, stdout=subprocess.PIPE
+        sys.executable, "-m", "tests.support.folder_holder", str(folder), cwd=ROOT, stdout=subprocess.PIPE
     )
     try:
         assert process.stdout is not None

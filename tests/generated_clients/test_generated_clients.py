@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.clients import Tenant
+from tests.support.clients import Tenant
 
 TOOLS = Path(__file__).parents[2] / ".clients"
 SOURCE = "def handle(payload):\n    return {'hello': payload['name']}\n"

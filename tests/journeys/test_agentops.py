@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from scripts.up import System
-from tests.clients import Tenant
+from tests.support.clients import Tenant
 
 SENT: dict[str, Any] = {
     "prompt": "What is the capital of France?",

@@ -16,8 +16,8 @@ import pytest
 
 from infra.embedded.children import free_ports
 from scripts.up import System
-from tests.clients import Tenant, archive, tenant
 from tests.conftest import FAST, running
+from tests.support.clients import Tenant, archive, tenant
 
 ROOT = Path(__file__).resolve().parents[2]
 ECHO = "def handle(p):\n    print('said')\n    return p\n"

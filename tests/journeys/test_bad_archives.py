@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.clients import MANIFEST, Tenant, archive
+from tests.support.clients import MANIFEST, Tenant, archive
 
 
 def _tar(*members: tuple[tarfile.TarInfo, bytes], mode: str = "w:gz") -> bytes:

@@ -4,9 +4,9 @@ from typing import Any
 
 from scripts import demo
 from scripts.demo_workflows import CODE, FOLDER, TESTS, show_code_review
-from tests.clients import Tenant
-from tests.modelled import agent, model, until
-from tests.wire import Wire
+from tests.support.clients import Tenant
+from tests.support.fake_provider import Wire
+from tests.support.model_fixtures import agent, model, until
 
 YAML = {"Content-Type": "application/yaml"}
 

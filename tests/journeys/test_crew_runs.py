@@ -5,11 +5,11 @@ import json
 from typing import Any
 
 from domain import crews
-from domain.access import SCOPES, Caller
-from tests.clients import Tenant
+from domain.shared.access import SCOPES, Caller
 from tests.journeys.test_kasal_crews import fields, made
-from tests.modelled import agent, fresh, model
-from tests.wire import Answer, Asked, Wire, call, tokens_of
+from tests.support.clients import Tenant
+from tests.support.fake_provider import Answer, Asked, Wire, call, tokens_of
+from tests.support.model_fixtures import agent, fresh, model
 
 
 async def models(acme: Tenant, provider: Wire, *names: str) -> list[str]:

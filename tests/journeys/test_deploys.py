@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from scripts.up import System
-from tests.clients import Tenant, archive
 from tests.conftest import running
-from tests.modelled import agent, events, fresh, model, said, start
-from tests.wire import Wire, call
+from tests.support.clients import Tenant, archive
+from tests.support.fake_provider import Wire, call
+from tests.support.model_fixtures import agent, events, fresh, model, said, start
 
 SLEEPER = "import time\ndef handle(p):\n    time.sleep(p['for'])\n    return p\n"
 

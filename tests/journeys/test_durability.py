@@ -14,7 +14,7 @@ from infra.sandbox.proc import descendants
 from scripts.demo import packed
 from scripts.processes import Process
 from scripts.up import System
-from tests.clients import Tenant
+from tests.support.clients import Tenant
 
 SLEEPER = "import time\ndef handle(p):\n    print('begin', flush=True)\n    time.sleep(p['for'])\n    return p\n"
 
@@ -94,7 +94,7 @@ async def test_an_execution_whose_workers_all_die_fails_and_says_so(system, home
 async def test_a_killed_build_worker_builds_again(system, acme) -> None:
     slow = "import time\ntime.sleep(1.5)\ndef handle(p): return 1\n"
     agent = await acme.agent()
-    from tests.clients import archive
+    from tests.support.clients import archive
 
     version = (await acme.upload(agent["id"], archive({"agent.py": slow}))).json()
     path = f"/agents/{agent['id']}/versions/{version['id']}"

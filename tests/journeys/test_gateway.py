@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.clients import Tenant, archive
-from tests.modelled import events, fresh, model, until
-from tests.wire import Wire, call
+from tests.support.clients import Tenant, archive
+from tests.support.fake_provider import Wire, call
+from tests.support.model_fixtures import events, fresh, model, until
 
 # The same requirements as the example's: built once.
 OPENAI = "openai>=2\n"

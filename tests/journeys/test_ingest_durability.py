@@ -12,14 +12,14 @@ import asyncpg
 import httpx
 import pytest
 
-from domain.artifacts import cases
-from domain.errors import DomainError
+from domain.artifacts import service
+from domain.shared.errors import DomainError
 from infra.embedded.children import PartFailed
 from infra.wiring import Parts
 from scripts.processes import Process
 from scripts.up import System
-from tests.clients import Tenant, tenant
 from tests.conftest import running
+from tests.support.clients import Tenant, tenant
 
 WRITERS = 8
 SCORES = {"semantic_drift": 0.5, "uncertainty": 0.25, "factual_support": 0.125, "hallucination_probability": 0.4,
@@ -239,9 +239,9 @@ async def test_two_slow_uploads_hold_up_nobody_else(system: System, acme: Tenant
             writer.close()
 
 
-async def _place(parts: Parts, owner: Tenant, name: str) -> cases.Body:
+async def _place(parts: Parts, owner: Tenant, name: str) -> service.Body:
     async with parts.store.begin_for(owner.tenant_id) as tx:
-        return await cases.body(tx, name)
+        return await service.body(tx, name)
 
 
 @asynccontextmanager

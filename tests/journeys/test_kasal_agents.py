@@ -1,8 +1,8 @@
 """Kasal's agents, as seeds/kasal.md shows them, and one run of theirs."""
 
-from tests.clients import Tenant
-from tests.modelled import fresh, model
-from tests.wire import Wire
+from tests.support.clients import Tenant
+from tests.support.fake_provider import Wire
+from tests.support.model_fixtures import fresh, model
 
 AGENT = {
     "name": "Research Agent",

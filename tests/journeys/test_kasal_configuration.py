@@ -1,6 +1,6 @@
 """The Models, API keys and Tools parts of seeds/kasal.md, with the bodies it shows, as api.md settles them."""
 
-from tests.clients import Tenant
+from tests.support.clients import Tenant
 
 OPENAI = "sk-proj-0123456789abcdefWXYZ"
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.clients import Tenant
-from tests.modelled import agent, fresh
+from tests.support.clients import Tenant
+from tests.support.model_fixtures import agent, fresh
 
 AGENTS_YAML = """\
 research_agent:

@@ -17,8 +17,8 @@ import websockets
 
 from scripts.up import System
 from tests.attacks.test_accounts import SLOW, read_until_shut_out
-from tests.clients import Tenant, api_beside
 from tests.conftest import running
+from tests.support.clients import Tenant, api_beside
 
 CREDENTIAL = f"dapi{secrets.token_hex(16)}"
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from tests.clients import Tenant
-from tests.modelled import agent, events, fresh, model, until
-from tests.wire import Wire
+from tests.support.clients import Tenant
+from tests.support.fake_provider import Wire
+from tests.support.model_fixtures import agent, events, fresh, model, until
 
 SERVICE = "Create a customer service agent that can handle inquiries and escalate complex issues"
 FEEDBACK = "Create a task for analyzing customer feedback data"

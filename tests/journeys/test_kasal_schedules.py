@@ -9,9 +9,9 @@ import asyncpg
 import httpx
 import pytest
 
-from domain import ids
-from tests.clients import Tenant
-from tests.modelled import fresh
+from domain.shared import ids
+from tests.support.clients import Tenant
+from tests.support.model_fixtures import fresh
 
 CREW = {"agents_yaml": "a: {role: Reader, llm: smollm2}", "tasks_yaml": "t: {description: '{report_date}', agent: a}"}
 DAILY = {

@@ -3,9 +3,9 @@
 import asyncio
 from typing import Any
 
-from tests.clients import Tenant
-from tests.modelled import agent, fresh, model, run, start, until
-from tests.wire import Wire
+from tests.support.clients import Tenant
+from tests.support.fake_provider import Wire
+from tests.support.model_fixtures import agent, fresh, model, run, start, until
 
 BODY = {
     "name": "Research Agent Template",

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from domain import traces
-from tests.clients import MANIFEST, Tenant
-from tests.modelled import agent, fresh, model, run, start, until
-from tests.wire import Wire, call
+from tests.support.clients import MANIFEST, Tenant
+from tests.support.fake_provider import Wire, call
+from tests.support.model_fixtures import agent, fresh, model, run, start, until
 
 PRICE = {"input": 1000.0, "output": 2000.0}
 

@@ -11,14 +11,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from domain import ids, provider_keys
-from domain.access import Caller
+from domain import provider_keys
 from domain.provider_keys import NewProviderKey, PatchProviderKey
-from domain.secrets import Secret
+from domain.shared import ids
+from domain.shared.access import Caller
+from domain.shared.secrets import Secret
 from infra.wiring import Parts, wire
 from scripts.keys import BATCH, reseal
 from scripts.up import System
-from tests.apart import Apart, apart
+from tests.support.isolated_database import Apart, apart
 
 ROOT = Path(__file__).resolve().parents[2]
 OLD, NEW, LOST = "old-" + "o" * 40, "new-" + "n" * 40, "lost" + "l" * 40

@@ -15,12 +15,12 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from domain.artifacts import cases
-from domain.errors import DomainError
+from domain.artifacts import service
+from domain.shared.errors import DomainError
 from infra.compression import unpacked
 from infra.wiring import Parts
 from scripts.up import System
-from tests.clients import Tenant
+from tests.support.clients import Tenant
 
 ARTIFACT: dict[str, Any] = json.loads((Path(__file__).parent / "kurral_artifact.json").read_bytes())
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z?")
@@ -72,7 +72,7 @@ async def key_in_storage(parts: Parts, owner: Tenant, kurral_id: str) -> str:
 
     async def look() -> str | None:
         async with parts.store.begin_for(owner.tenant_id) as tx:
-            found = await cases.body(tx, kurral_id)
+            found = await service.body(tx, kurral_id)
         return found.key if found.packed is None else None
 
     return str(await soon(look))

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import httpx
 
-from domain.secrets import Secret
+from domain.shared.secrets import Secret
 from infra.embedded.children import free_ports
 from infra.llm.local import LocalModel
-from tests.clients import Tenant
-from tests.modelled import agent, events, run, said
+from tests.support.clients import Tenant
+from tests.support.model_fixtures import agent, events, run, said
 
 ROOT = Path(__file__).resolve().parents[2]
 # `paddock up`, and a worker that holds the model as long as this runs.

@@ -1,6 +1,6 @@
 """`logs` of an execution (seeds/anymind.md): the first 64 KiB of what it wrote, as text."""
 
-from tests.clients import Tenant
+from tests.support.clients import Tenant
 
 PRINTS = """
 def handle(payload):

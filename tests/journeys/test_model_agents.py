@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from tests.clients import Tenant
-from tests.modelled import agent, events, fresh, model, run, said, start, until
-from tests.wire import Wire, call
+from tests.support.clients import Tenant
+from tests.support.fake_provider import Wire, call
+from tests.support.model_fixtures import agent, events, fresh, model, run, said, start, until
 
 
 async def test_a_task_is_answered_and_streamed(acme: Tenant, provider: Wire) -> None:

@@ -10,9 +10,9 @@ import pytest
 from websockets.asyncio.client import connect
 
 from scripts.up import System
-from tests.clients import Tenant
-from tests.modelled import agent, events, fresh, model, run, said, start, until
-from tests.wire import Asked, Wire, call
+from tests.support.clients import Tenant
+from tests.support.fake_provider import Asked, Wire, call
+from tests.support.model_fixtures import agent, events, fresh, model, run, said, start, until
 
 PRICE = {"input": 1000.0, "output": 1000.0}
 

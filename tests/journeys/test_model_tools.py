@@ -6,11 +6,11 @@ import json
 import pytest
 
 from scripts.up import System
-from tests.clients import Tenant
-from tests.contracts.places import place, reply
 from tests.contracts.test_mcp_tools import mcp_server
-from tests.modelled import agent, events, fresh, model, run
-from tests.wire import Wire, call
+from tests.support.clients import Tenant
+from tests.support.fake_provider import Wire, call
+from tests.support.model_fixtures import agent, events, fresh, model, run
+from tests.support.outbound_servers import place, reply
 
 SECRET = "sk-never-to-be-seen-0123456789"
 

@@ -2,8 +2,8 @@
 
 from scripts.demo import _expect, _step
 from scripts.demo_crews import newsroom, show_newsroom
-from tests.clients import Tenant
 from tests.journeys.test_kasal_crews import made
+from tests.support.clients import Tenant
 
 
 async def test_the_newsroom(acme: Tenant, capsys) -> None:

@@ -4,7 +4,7 @@ import json
 
 from websockets.asyncio.client import connect
 
-from tests.clients import Tenant
+from tests.support.clients import Tenant
 
 
 async def test_agents_as_paracle_shows_them(acme: Tenant) -> None:

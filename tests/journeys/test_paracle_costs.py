@@ -5,14 +5,15 @@ from typing import Any
 
 import pytest
 
-from domain import costs, ids
-from domain.chat import Usage
+from domain import costs
 from domain.costs import Call, Spender
+from domain.llms.messages import Usage
+from domain.shared import ids
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
 from infra.wiring import Parts
 from scripts.up import System
-from tests.clients import Tenant
+from tests.support.clients import Tenant
 from tests.workers.test_lifecycle import Silent
 
 DAY = timedelta(days=1)

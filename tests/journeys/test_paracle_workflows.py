@@ -4,9 +4,9 @@ import asyncio
 from itertools import pairwise
 from typing import Any
 
-from tests.clients import Tenant
-from tests.modelled import agent, events, fresh, model, until
-from tests.wire import Wire
+from tests.support.clients import Tenant
+from tests.support.fake_provider import Wire
+from tests.support.model_fixtures import agent, events, fresh, model, until
 
 # Echoes what it is given, or fails with what it is told to.
 ECHO = """

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from scripts.up import System
-from tests.clients import Tenant
+from tests.support.clients import Tenant
 
 STEPS = ("one", "two", "three", "four")
 SLEEPER = "import time\ndef handle(p):\n    time.sleep(0.15)\n    return {'at': time.time()}\n"

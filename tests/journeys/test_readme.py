@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scripts.cli import parser
-from tests.clients import Tenant
+from tests.support.clients import Tenant
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()

@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.clients import Tenant, archive
-from tests.modelled import events, fresh, model, run
-from tests.wire import Wire
+from tests.support.clients import Tenant, archive
+from tests.support.fake_provider import Wire
+from tests.support.model_fixtures import events, fresh, model, run
 
 MANIFEST = "name: asker\nentrypoint: agent:handle\nmodels: [{name}]\nmemory: 512MB\ntimeout: 60\n"
 ASKER = """

@@ -16,9 +16,9 @@ from aiohttp import web
 from infra.credentials import AccessTokens
 from infra.embedded.children import free_ports
 from infra.settings import ALIASES, BadSettings, Settings, read, variable
-from tests.clients import tenant
 from tests.conftest import running
 from tests.journeys.test_up import _paddock, _until_ready
+from tests.support.clients import tenant
 
 ROOT = Path(__file__).parents[2]
 SEEDS = ("kurral", "anymind", "agentops", "kasal", "paracle")

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import zstandard
 
-from domain.errors import DomainError
+from domain.shared.errors import DomainError
 from infra import compression
 from infra.compression import AT_ONCE, CHUNK, LARGE, begun, once, pack, unpacked
 from infra.wiring import Parts
-from scripts.resources import held
+from scripts.bench.resources import held
 from scripts.up import System
-from tests.clients import Tenant
 from tests.journeys.test_kurral import key_in_storage, upload
+from tests.support.clients import Tenant
 
 MIB = 1024 * 1024
 BOMB: dict[str, Any] = {"outputs": {"text": "a" * (31 * MIB)}, "tool_calls": [{"tool_name": "search"}]}

@@ -5,7 +5,7 @@ import os
 import signal
 from pathlib import Path
 
-from scripts.soak import soak
+from scripts.bench.soak import soak
 from scripts.up import System
 from tests.conftest import running
 
@@ -63,7 +63,7 @@ async def test_killed_slots_workers_and_redis_in_the_middle_lose_nothing() -> No
 
 async def test_a_soak_would_notice_what_ran_twice_or_not_at_all(home) -> None:
     """The check itself: a run whose answer is another's counts as lost, one that is told twice as twice."""
-    from scripts.soak import Client, _twice
+    from scripts.bench.soak import Client, _twice
 
     execution = await home.run("hello", {"name": "x"})
     key = await home.key()

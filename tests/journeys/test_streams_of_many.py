@@ -5,11 +5,11 @@ import json
 
 from websockets.asyncio.client import connect
 
-from scripts.resources import held
+from scripts.bench.resources import held
 from scripts.up import System
-from tests.clients import Tenant
-from tests.modelled import agent, fresh, model, said
-from tests.wire import Wire
+from tests.support.clients import Tenant
+from tests.support.fake_provider import Wire
+from tests.support.model_fixtures import agent, fresh, model, said
 
 STREAMS, TOKENS = 200, 500
 # MiB that a process may come to hold more than before.

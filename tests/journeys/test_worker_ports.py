@@ -14,10 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from infra.embedded.children import free_ports
 from scripts.up import System
-from tests.clients import Tenant, tenant
 from tests.conftest import running
-from tests.modelled import agent, fresh, model, run
-from tests.wire import Wire
+from tests.support.clients import Tenant, tenant
+from tests.support.fake_provider import Wire
+from tests.support.model_fixtures import agent, fresh, model, run
 
 SYSTEM = {"paddock_queue_depth", "paddock_queue_oldest_seconds", "paddock_runs", "paddock_ingest_lag_seconds"}
 

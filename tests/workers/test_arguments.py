@@ -9,9 +9,9 @@ import pytest
 import re2
 from jsonschema.exceptions import ValidationError
 
-from domain.chat import ToolFailed
-from workers import arguments
-from workers.arguments import checked, read_arguments
+from domain.llms.messages import ToolFailed
+from workers.agent import arguments
+from workers.agent.arguments import checked, read_arguments
 
 LOOKS = 20_000  # more of them than any guard leaves time for
 

@@ -9,13 +9,13 @@ import pytest
 from domain import executions
 from domain.events import logged
 from domain.executions import Ended, Start
-from domain.leases import LostLease
 from domain.ports import Outcome
+from domain.shared.leases import LostLease
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
 from infra.redis import Bell
-from tests.apart import NOW, apart
-from tests.clients import events_of
+from tests.support.clients import events_of
+from tests.support.isolated_database import NOW, apart
 from tests.workers.test_lifecycle import Silent
 from workers.leases import Holder
 

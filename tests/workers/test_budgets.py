@@ -9,16 +9,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from domain import budgets, costs, ids
-from domain.budgets import Budget, NewBudget, PatchBudget, began, dollars, nanos
-from domain.costs import Hold, Spender
-from domain.errors import DomainError
-from domain.pages import Page
+from domain import costs
+from domain.costs import Hold, Spender, budgets
+from domain.costs.budgets import Budget, NewBudget, PatchBudget, began, dollars, nanos
+from domain.shared import ids
+from domain.shared.errors import DomainError
+from domain.shared.pages import Page
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
-from tests.apart import Apart, apart
-from tests.clients import Tenant
-from tests.workers.ledger import AGENTS, BUDGET, KEYS, NOW, STEP, WORKFLOWS, Bench, Checked, called, started
+from tests.support.budget_model import AGENTS, BUDGET, KEYS, NOW, STEP, WORKFLOWS, Bench, Checked, called, started
+from tests.support.clients import Tenant
+from tests.support.isolated_database import Apart, apart
 from tests.workers.test_lifecycle import Silent
 from tests.workers.test_stats import own
 

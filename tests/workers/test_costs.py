@@ -10,18 +10,19 @@ import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from domain import costs, ids
-from domain.chat import Usage
+from domain import costs
 from domain.costs import Call, Cost, Filter, Spender
-from domain.pages import Page
+from domain.llms.messages import Usage
+from domain.shared import ids
+from domain.shared.pages import Page
 from domain.stats import QUANTILES, SCALE
 from infra.postgres.store import PostgresStore
-from tests.apart import Apart
-from tests.workers.drawn import BOUNDS, EXECUTIONS, NAME, NAMES, NOWS, PAGE, PLACE, TENANT, TIMES, some
+from tests.support.isolated_database import Apart
+from tests.support.stats_oracle import assert_near, interpolate_quantile
+from tests.support.stats_strategies import BOUNDS, EXECUTIONS, NAME, NAMES, NOWS, PAGE, PLACE, TENANT, TIMES, some
 from tests.workers.test_stats import own
-from tests.workers.truth import assert_near, interpolate_quantile
-from workers.retention import Retention
-from workers.stats import Folder
+from workers.record.stats import Folder
+from workers.upkeep.retention import Retention
 
 DAYS = {"day": 1, "week": 7, "month": 30}
 AGENTS = [ids.encode("agent", UUID(int=number)) for number in (1, 2)]

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from domain.errors import DomainError
-from infra.batches import Batches
-from workers import executions
-from workers.executions import Dispatcher
+from domain.shared.errors import DomainError
+from infra.group_commit import Batches
+from workers.run import code_runner
+from workers.run.code_runner import Dispatcher
 
 
 class Work:
@@ -69,7 +69,7 @@ async def _until(true: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_looking(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executions, "LOOK", 3600.0)
+    monkeypatch.setattr(code_runner, "LOOK", 3600.0)
 
 
 async def test_a_ring_wakes_it_and_nothing_else_does() -> None:
@@ -116,7 +116,7 @@ async def test_a_ring_while_every_slot_is_taken_is_not_forgotten() -> None:
 
 
 async def test_a_missed_ring_is_found_by_looking(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executions, "LOOK", 0.05)
+    monkeypatch.setattr(code_runner, "LOOK", 0.05)
     work, rung = Work(), asyncio.Event()
     async with dispatching(work, 2, rung):
         work.pending = 1

@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 
 from domain import builds, evaluations, executions
-from domain.errors import DomainError
 from domain.evaluations import evaluated
 from domain.executions import Start
 from domain.ports import Outcome
 from domain.queues import WorkerInfo, gauge_leader
+from domain.shared.errors import DomainError
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
-from tests.apart import NOW, apart
+from tests.support.isolated_database import NOW, apart
 from tests.workers.test_dispatcher import Work
 from tests.workers.test_lifecycle import LEASE, Silent
-from workers.drain import STALLED_SECONDS, Drain, with_company
-from workers.executions import Dispatcher
-from workers.rounds import rounds
+from workers.lifecycle import STALLED_SECONDS, Drain, with_company
+from workers.polling import rounds
+from workers.run.code_runner import Dispatcher
 
 
 async def _until(true: Any) -> None:

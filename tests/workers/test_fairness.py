@@ -7,13 +7,14 @@ from datetime import timedelta
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from domain import executions, ids
-from domain.access import Caller
+from domain import executions
 from domain.executions import Execution, LaneShare, Start
+from domain.shared import ids
+from domain.shared.access import Caller
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
-from tests.apart import NOW, Apart, apart
-from tests.clients import Tenant, tenant
+from tests.support.clients import Tenant, tenant
+from tests.support.isolated_database import NOW, Apart, apart
 from tests.workers.test_lifecycle import Silent
 
 LEASE = timedelta(seconds=10)

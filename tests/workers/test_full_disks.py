@@ -10,13 +10,13 @@ import asyncpg
 import pytest
 import structlog
 
-from domain.errors import DomainError
+from domain.shared.errors import DomainError
 from infra import disks, outage_log, r2
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
 from scripts.up import System
-from tests.apart import NOW, apart
-from tests.clients import Tenant
+from tests.support.clients import Tenant
+from tests.support.isolated_database import NOW, apart
 from workers import leases
 from workers.leases import persist
 

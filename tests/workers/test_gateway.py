@@ -13,11 +13,23 @@ import pytest
 from openai.types.chat import ChatCompletionMessage
 from pydantic import BaseModel
 
-from domain.chat import CallPart, Message, ModelError, Options, Part, Reply, Text, Thought, ToolCall, ToolSpec, Usage
-from domain.errors import DomainError
-from workers import gateway, openai_wire
-from workers.gateway import serving
-from workers.openai_wire import Refused
+from domain.llms.messages import (
+    CallPart,
+    Message,
+    ModelError,
+    Options,
+    Part,
+    Reply,
+    Text,
+    Thought,
+    ToolCall,
+    ToolSpec,
+    Usage,
+)
+from domain.shared.errors import DomainError
+from workers.run import gateway, openai_wire
+from workers.run.gateway import serving
+from workers.run.openai_wire import Refused
 
 KEY = "sk-the-provider-s-own-key"
 HELLO = [{"role": "user", "content": "hello"}]

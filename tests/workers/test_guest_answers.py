@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.chat import ErrorKind
 from domain.executions import agent_error_type
-from infra.sandbox.ending import Ending
+from domain.llms.messages import ErrorKind
+from infra.sandbox.exit_report import Ending
 from infra.sandbox.guest import main as guest
-from infra.sandbox.guests import MAX_MESSAGE, MAX_STACK, RESULT_BYTES, outcome
+from infra.sandbox.guest_protocol import MAX_MESSAGE, MAX_STACK, RESULT_BYTES, outcome
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -9,17 +9,17 @@ import httpx2
 import msgspec
 import pytest
 
-from domain.chat import ModelError, ToolFailed
-from domain.executions.running import settled
-from domain.json_limits import MAX_JSON_VALUES
+from domain.executions.claims import settled
+from domain.llms.messages import ModelError, ToolFailed
 from domain.ports import Outcome
+from domain.shared.json_limits import MAX_JSON_VALUES
 from domain.workflows.inputs import unfit
 from infra.tools import custom
 from infra.tools.mcp import _Counted, _Meter, _TooMuch
-from workers.answers import answered
-from workers.arguments import read_arguments
-from workers.openai_wire import Refused, asked
-from workers.wording import kept, shown
+from workers.agent.arguments import read_arguments
+from workers.agent.json_answers import answered
+from workers.agent.messages import kept, shown
+from workers.run.openai_wire import Refused, asked
 
 MANY = "[" + "[]," * MAX_JSON_VALUES + "1]"
 DEEP = "[" * 200 + "]" * 200

@@ -8,16 +8,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from domain import executions
-from domain.access import Caller
 from domain.events import logged
 from domain.executions import Ended, Execution, Settled, Start
-from domain.leases import LostLease
 from domain.ports import Outcome
-from domain.states import TERMINAL
+from domain.shared.access import Caller
+from domain.shared.leases import LostLease
+from domain.shared.status import TERMINAL
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
-from tests.apart import NOW, apart
-from tests.clients import events_of
+from tests.support.clients import events_of
+from tests.support.isolated_database import NOW, apart
 
 LEASE = timedelta(seconds=10)
 

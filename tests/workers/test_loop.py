@@ -12,22 +12,21 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import connect
 
-from domain import steps
-from domain.chat import Ask, Message, Options, Part, Reply, Target, Text, Usage
 from domain.costs import Spender
-from domain.errors import DomainError
 from domain.events import Asked, Event, Written
-from domain.executions import Execution
+from domain.executions import Execution, steps
+from domain.executions.steps import Step
+from domain.llms.messages import Ask, Message, Options, Part, Reply, Target, Text, Usage
 from domain.ports import Tx
-from domain.steps import Step
+from domain.shared.errors import DomainError
 from infra.llm import GenaiPrices
 from infra.wiring import Parts
 from scripts.up import System
-from tests.clients import Tenant
-from tests.modelled import agent, events, fresh, model, run, start, until
-from tests.wire import Answer, Wire, call
-from workers.calls import ModelCalls
-from workers.scribe import Scribe
+from tests.support.clients import Tenant
+from tests.support.fake_provider import Answer, Wire, call
+from tests.support.model_fixtures import agent, events, fresh, model, run, start, until
+from workers.event_writer import Scribe
+from workers.model_calls import ModelCalls
 
 PRICE = {"input": 1000.0, "output": 1000.0}
 HALF = "half \ud83d of a pair"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from domain.chat import CallPart, ErrorKind, Message, Reply, ReportedUsage, Text, Usage
-from workers.metering import Meter
+from domain.llms.messages import CallPart, ErrorKind, Message, Reply, ReportedUsage, Text, Usage
+from workers.usage import Meter
 
 PROMPT = 400  # bytes, with what a message costs by itself
 GUESS = PROMPT // 4 + 1

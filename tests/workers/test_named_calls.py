@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from domain.chat import Message, Options, Part, ProviderParts, Reply, ToolCall
-from workers import named_calls
-from workers.named_calls import NamedCalls
+from domain.llms.messages import Message, Options, Part, ProviderParts, Reply, ToolCall
+from workers.run import named_models
+from workers.run.named_models import NamedCalls
 
 
 class Calls:
@@ -68,7 +68,7 @@ async def test_it_is_put_back_into_the_answer_that_it_came_with() -> None:
 async def test_the_oldest_is_forgotten_where_it_gets_too_much() -> None:
     inner = Calls()
     calls = NamedCalls(inner)  # type: ignore[arg-type]
-    many = [answer(f"c{number}", named_calls.MAX_KEPT_BYTES // 3) for number in range(4)]
+    many = [answer(f"c{number}", named_models.MAX_KEPT_BYTES // 3) for number in range(4)]
     inner.answers = [*many, answer("x")]
     for _ in many:
         await ask(calls)
@@ -93,7 +93,7 @@ async def test_texts_are_not_kept_with_it() -> None:
 
 
 async def test_many_little_ones_are_too_much_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(named_calls, "MAX_KEPT_BYTES", 10 * named_calls.ENTRY_BYTES)
+    monkeypatch.setattr(named_models, "MAX_KEPT_BYTES", 10 * named_models.ENTRY_BYTES)
     inner = Calls()
     calls = NamedCalls(inner)  # type: ignore[arg-type]
     many = [answer(f"c{number}") for number in range(20)]

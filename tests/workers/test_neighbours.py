@@ -7,19 +7,20 @@ from datetime import timedelta
 
 import pytest
 
-from domain import agents, builds, executions, ids
-from domain.access import Caller
+from domain import agents, builds, executions
 from domain.builds import BundleSize, Upload, Version
-from domain.errors import DomainError
 from domain.executions import LaneShare, Start, spare_slots
-from infra.folder_cache import FolderCache
+from domain.shared import ids
+from domain.shared.access import Caller
+from domain.shared.errors import DomainError
+from infra.build_cache.folders import FolderCache
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
-from tests.apart import NOW, Apart, apart
-from tests.clients import Tenant, archive
 from tests.conftest import running
+from tests.support.clients import Tenant, archive
+from tests.support.isolated_database import NOW, Apart, apart
 from tests.workers.test_lifecycle import Silent
-from workers.caches import tidy_cache
+from workers.cache_cleanup import tidy_cache
 
 LEASE = timedelta(seconds=10)
 QUICK = "def handle(p):\n    return 1\n"
@@ -180,7 +181,7 @@ async def test_quotas_and_bounds_of_a_running_system() -> None:
     async with running(
         PADDOCK_TENANT_MAX_STORED_BYTES=str(12 * MIB), PADDOCK_CACHE_MAX_BYTES=str(bound), PADDOCK_WARM_MEMORY_MB="0"
     ) as system:
-        from tests.clients import tenant
+        from tests.support.clients import tenant
 
         async with tenant(system.url) as acme, tenant(system.url) as rival:
             filler = {"agent.py": QUICK, "filler.bin": b"\0" * (5 * MIB)}

@@ -10,19 +10,19 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from domain import ids
 from domain.retention import BATCH, EXPIRY
+from domain.shared import ids
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
 from infra.wiring import Parts, utc_now
 from scripts.up import System
-from tests.apart import Apart, apart
-from tests.clients import Tenant, archive
-from tests.modelled import agent, fresh, model
-from tests.wire import Wire, call
+from tests.support.clients import Tenant, archive
+from tests.support.fake_provider import Wire, call
+from tests.support.isolated_database import Apart, apart
+from tests.support.model_fixtures import agent, fresh, model
 from tests.workers.test_retention import NoQueue
-from workers.retention import Retention
 from workers.upkeep import Upkeep
+from workers.upkeep.retention import Retention
 
 SLEEPER = "import time\ndef handle(p):\n    print('said')\n    time.sleep(p.get('for', 0))\n    return p\n"
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"

@@ -16,26 +16,27 @@ from google.protobuf import json_format
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1 import trace_pb2
 
-from domain import costs, executions, ids, steps, traces
-from domain.access import Caller
-from domain.chat import Usage
+from domain import costs, executions, traces
 from domain.costs import Call, Spender
-from domain.executions import Ended, Execution, Start
+from domain.executions import Ended, Execution, Start, steps
+from domain.executions.steps import Step
+from domain.llms.messages import Usage
 from domain.ports import Outcome
-from domain.secrets import Secret
-from domain.steps import Step
+from domain.shared import ids
+from domain.shared.access import Caller
+from domain.shared.secrets import Secret
 from domain.traces import RunPart, Sources
 from infra import otlp
 from infra.otlp import Away, Collector, Refused
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
 from infra.settings import BadSettings, pairs, read
-from tests.apart import NOW, Apart, apart
-from tests.clients import tenant
 from tests.conftest import running
-from tests.modelled import agent, model, run
-from tests.wire import Wire
-from workers.traces import LEASE, Exporter
+from tests.support.clients import tenant
+from tests.support.fake_provider import Wire
+from tests.support.isolated_database import NOW, Apart, apart
+from tests.support.model_fixtures import agent, model, run
+from workers.record.traces import LEASE, Exporter
 
 
 @dataclass
@@ -493,7 +494,7 @@ async def test_one_that_cannot_be_made_keeps_nobody_waiting(world: World, monkey
             raise RuntimeError("a mistake of ours")
         return made(trace, tenant_id)
 
-    monkeypatch.setattr("workers.traces.packed", fails)
+    monkeypatch.setattr("workers.record.traces.packed", fails)
     await exporter()
     assert world.server.traces == [trace_of(fine)]
     assert await world.left() == [(broken.id, 1)]
@@ -532,7 +533,7 @@ async def test_a_worker_that_is_told_to_stop_gives_back_and_one_that_dies_is_wai
 
 
 async def test_a_database_that_does_not_answer_is_waited_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from domain.errors import DomainError
+    from domain.shared.errors import DomainError
 
     exporter = world.exporter()
     await exporter()

@@ -12,14 +12,14 @@ import pytest
 from msgspec.structs import replace
 
 from domain import executions
-from domain.errors import DATABASE_OUTAGES, DomainError
 from domain.executions import Ended, Execution, Start
 from domain.ports import Outcome, Tx
+from domain.shared.errors import DATABASE_OUTAGES, DomainError
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
 from scripts.up import System
-from tests.apart import NOW, Apart, apart
-from tests.clients import Tenant
+from tests.support.clients import Tenant
+from tests.support.isolated_database import NOW, Apart, apart
 from tests.workers.test_lifecycle import Silent
 from workers import leases
 from workers.leases import persist

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from domain.events import MAX_LINE, Event
 from domain.ports import Stream
-from workers.output import KEPT, LINES, MAX_STATES_BYTES, Output, OutputLine, OutputText, cut_text
+from workers.run.output import KEPT, LINES, MAX_STATES_BYTES, Output, OutputLine, OutputText, cut_text
 
 NOW: Final = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 
-from domain import executions, ids
-from domain.errors import DomainError
+from domain import executions
 from domain.events import Asked
 from domain.executions import Decision, Execution
-from domain.leases import LostLease
-from domain.plans import deciding
-from domain.plans.advancing import Busy
+from domain.plans import approvals
+from domain.plans.coordinator import Busy
 from domain.plans.schema import Plan, PlanStep, PlanWork
+from domain.shared import ids
+from domain.shared.errors import DomainError
+from domain.shared.leases import LostLease
 from scripts.up import System
-from tests.workers.planning import World, opened
+from tests.support.plan_builders import World, opened
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ async def world(system: System) -> AsyncIterator[World]:
 
 async def decide(world: World, execution_id: str, approved: bool = True, call_id: str | None = None) -> Execution:
     async with world.store.begin(world.caller) as tx:
-        return await deciding.decide(tx, world.caller, execution_id, approved, Decision(call_id=call_id, reason="So."))
+        return await approvals.decide(tx, world.caller, execution_id, approved, Decision(call_id=call_id, reason="So."))
 
 
 async def waiting(world: World, execution_id: str) -> list[str]:

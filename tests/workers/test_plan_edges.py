@@ -9,23 +9,24 @@ from typing import Any
 import msgspec
 import pytest
 
-from domain import agents, costs, executions, ids
-from domain.chat import Usage
+from domain import agents, costs, executions
 from domain.costs import Call, Spender
-from domain.errors import DomainError
 from domain.executions import Ended, Execution, Start
-from domain.leases import LostLease
-from domain.plans import advancing, starting
-from domain.plans.rendering import Scope
+from domain.llms.messages import Usage
+from domain.plans import coordinator, service
+from domain.plans.renderer import Scope
 from domain.plans.schema import AgentWork, Plan, PlanStep, PlanWork, Retry, TaskText, ToolWork
 from domain.ports import Outcome
+from domain.shared import ids
+from domain.shared.errors import DomainError
+from domain.shared.leases import LostLease
 from infra.postgres.plans import MAX_ANSWERS
 from scripts.up import System
-from tests.apart import NOW
-from tests.workers.planning import World, opened
-from workers.calls import ModelCalls
-from workers.llms import LlmRunner
-from workers.plans import Planner
+from tests.support.isolated_database import NOW
+from tests.support.plan_builders import World, opened
+from workers.agent.runner import LlmRunner
+from workers.model_calls import ModelCalls
+from workers.plan.advancer import Planner
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def step(world: World, step_id: str, *above: str, **more: Any) -> PlanStep:
 
 async def retried(world: World, execution_id: str) -> Execution:
     async with world.store.begin(world.caller) as tx:
-        return await starting.retry(tx, world.caller, execution_id, from_failed=True)
+        return await service.retry(tx, world.caller, execution_id, from_failed=True)
 
 
 async def settle(world: World, **errors: str | None) -> list[str]:
@@ -286,9 +287,9 @@ async def test_only_a_name_that_was_given_is_kept(world: World) -> None:
     for name in (None, "Mine"):
         plan = Plan(kind="workflow", name="plan", steps=[step(world, "a")])
         async with world.store.begin(world.caller) as tx:
-            made = await starting.start(tx, world.caller, plan, Start(run_name=name))
+            made = await service.start(tx, world.caller, plan, Start(run_name=name))
             await executions.cancel(tx, made.id)
-            again = await starting.retry(tx, world.caller, made.id, from_failed=False)
+            again = await service.retry(tx, world.caller, made.id, from_failed=False)
         assert again.run_name == (name or f"plan-{again.id[-6:]}")
 
 
@@ -406,7 +407,7 @@ async def test_what_would_have_no_effect_is_refused(world: World) -> None:
         for field, value in given.items():
             try:
                 async with world.store.begin(world.caller) as tx:
-                    await starting.start(tx, world.caller, plan, Start(**{field: value}))
+                    await service.start(tx, world.caller, plan, Start(**{field: value}))
             except DomainError as error:
                 found |= {one.field for one in error.errors}
         assert found == refused
@@ -418,12 +419,12 @@ async def test_lists_of_which_the_inputs_tell_are_looked_at_for_so_long_at_the_d
     steps = [step(world, f"s{number}", map=heavy) for number in range(300)]
     plan = Plan(kind="workflow", name="heavy", steps=steps)
     async with world.store.begin(world.caller) as tx:
-        made = await starting.start(tx, world.caller, plan, Start(inputs={"n": list(range(1000))}))
+        made = await service.start(tx, world.caller, plan, Start(inputs={"n": list(range(1000))}))
     assert made.status == "pending"
     few = Plan(kind="workflow", name="few", steps=[step(world, "a", map="inputs.n")])
     with pytest.raises(DomainError, match="is no list"):
         async with world.store.begin(world.caller) as tx:
-            await starting.start(tx, world.caller, few, Start(inputs={"n": 1}))
+            await service.start(tx, world.caller, few, Start(inputs={"n": 1}))
 
 
 # turns
@@ -453,7 +454,7 @@ async def test_who_has_had_a_turn_lets_others_have_theirs(world: World) -> None:
     root = await world.start(*(step(world, f"s{number}") for number in range(5)))
     for number in range(1, 5):
         async with world.store.begin(world.caller) as tx:
-            await advancing.advance(tx, root, None, lambda: True)
+            await coordinator.advance(tx, root, None, lambda: True)
         assert len(await world.children(root)) == number
         assert await world.due() == [root]
     await world.turns()
@@ -474,7 +475,7 @@ async def test_what_is_begun_while_a_plan_is_cancelled_is_not(world: World) -> N
                 await save(*given)
 
             tx.plans.save = cancelled_meanwhile  # type: ignore[method-assign]
-            await advancing.advance(tx, root, None)
+            await coordinator.advance(tx, root, None)
     assert await world.children(root) == {}
     await world.turns()
     assert (await world.get(root)).status == "cancelled"
@@ -527,7 +528,7 @@ async def test_plans_that_cannot_be_advanced_fail_and_keep_no_others_from_their_
     poison = [await world.start(step(world, "a")) for _ in range(6)]
     stuck = [await world.start(step(world, "a")) for _ in range(6)]
     free = await world.start(step(world, "a"))
-    advance, give_up = advancing.advance, advancing.give_up
+    advance, give_up = coordinator.advance, coordinator.give_up
 
     async def broken(tx: Any, execution_id: str, *more: Any) -> Any:
         if execution_id in (*poison, *stuck):
@@ -539,8 +540,8 @@ async def test_plans_that_cannot_be_advanced_fail_and_keep_no_others_from_their_
             raise KeyError("there")
         await give_up(tx, execution_id, told)
 
-    monkeypatch.setattr(advancing, "advance", broken)
-    monkeypatch.setattr(advancing, "give_up", never)
+    monkeypatch.setattr(coordinator, "advance", broken)
+    monkeypatch.setattr(coordinator, "give_up", never)
     async with planner(world, 1):
         await started(world, free)
     for execution_id in poison:
@@ -554,7 +555,7 @@ async def test_a_plan_that_is_given_up_takes_all_below_it_along(world: World) ->
     root = await world.start(PlanStep(id="sub", name="sub", work=within(step(world, "x"))), step(world, "a"))
     await world.turns()
     async with world.store.begin(world.caller) as tx:
-        await advancing.give_up(tx, root, "The worker failed.")
+        await coordinator.give_up(tx, root, "The worker failed.")
     await world.turns()
     assert await world.children(root) == {"sub": ["cancelled"], "a": ["cancelled"], "x": ["cancelled"]}
     assert await signals(world) == 0

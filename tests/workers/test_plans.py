@@ -8,16 +8,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from domain import executions, ids
+from domain import executions
 from domain.executions import Ended, Start
-from domain.plans import advancing, starting
-from domain.plans.advancing import Busy
+from domain.plans import coordinator, service
+from domain.plans.coordinator import Busy
 from domain.plans.schema import Plan, PlanStep, PlanWork, Retry
 from domain.ports import Outcome, Tx
+from domain.shared import ids
 from scripts.up import System
-from tests.apart import NOW
-from tests.workers.planning import Killed, World, opened
-from workers.plans import Planner
+from tests.support.isolated_database import NOW
+from tests.support.plan_builders import Killed, World, opened
+from workers.plan.advancer import Planner
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ async def test_planners_that_race_start_each_step_once(system: System, world: Wo
 async def test_what_somebody_else_is_at_is_left_to_them(world: World) -> None:
     execution_id = await world.start(*_diamond(world))
     async with world.store.begin(world.caller) as tx:
-        await advancing.advance(tx, execution_id, None)
+        await coordinator.advance(tx, execution_id, None)
         with pytest.raises(Busy):
             await world.advance(execution_id)
     assert (await world.children(execution_id)) == {"a": ["pending"]}
@@ -183,7 +184,7 @@ async def test_run_again_from_the_failed_step_on(world: World) -> None:
     await world.advance(execution_id)
     assert (await world.get(execution_id)).status == "failed"
     async with world.store.begin(world.caller) as tx:
-        again = await starting.retry(tx, world.caller, execution_id, from_failed=True)
+        again = await service.retry(tx, world.caller, execution_id, from_failed=True)
     assert (again.retry_of, again.status) == (execution_id, "pending")
     ended = await world.to_its_end(again.id)
     assert ended.status == "completed"
@@ -228,7 +229,7 @@ async def test_a_cancel_beside_an_advance_leaves_nothing_running(world: World) -
             await executions.cancel(tx, execution_id)
 
     async with world.store.begin(world.caller) as tx:
-        await advancing.advance(tx, execution_id, None)
+        await coordinator.advance(tx, execution_id, None)
         cancelling = asyncio.create_task(cancel())
         await asyncio.sleep(0.2)
     await cancelling
@@ -242,7 +243,7 @@ async def test_a_cancel_beside_an_advance_leaves_nothing_running(world: World) -
 async def test_a_plan_that_takes_too_long_has_failed_and_runs_nothing(world: World) -> None:
     plan = Plan(kind="workflow", name="plan", steps=_diamond(world))
     async with world.store.begin(world.caller) as tx:
-        execution_id = (await starting.start(tx, world.caller, plan, Start(timeout=100))).id
+        execution_id = (await service.start(tx, world.caller, plan, Start(timeout=100))).id
     await world.advance(execution_id)
     world.clock[0] += timedelta(seconds=99)
     assert await world.due() == []

@@ -8,9 +8,9 @@ import httpx
 import pytest
 
 from domain import evaluations
-from domain.errors import DomainError
-from tests.clients import Tenant
-from workers.artifacts import Storer
+from domain.shared.errors import DomainError
+from tests.support.clients import Tenant
+from workers.record.artifacts import Storer
 
 
 async def _uploaded(tenant: Tenant, count: int = 1) -> list[str]:
@@ -62,7 +62,7 @@ async def test_of_a_round_only_what_was_deleted_goes_also_if_deleting_fails_at_f
             await parts.blobs.delete(keys)
 
     assert (await acme.http.delete(f"/artifacts/{dropped}")).status_code == 204
-    from domain.artifacts.cases import Waiting
+    from domain.artifacts.service import Waiting
     from workers.leases import persist
 
     storer = Storer(parts.store, Away())  # type: ignore[arg-type]

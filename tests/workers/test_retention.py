@@ -8,17 +8,17 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 
 from domain import evaluations
-from domain.errors import DomainError
-from domain.pages import Page
+from domain.shared.errors import DomainError
+from domain.shared.pages import Page
 from domain.stats import KINDS
 from infra.postgres.db import connect
 from infra.postgres.role import APP_ROLE
 from infra.postgres.store import PostgresStore
 from infra.wiring import utc_now
-from tests.apart import apart
-from tests.clients import Tenant
-from workers.drain import Drain
-from workers.retention import Retention
+from tests.support.clients import Tenant
+from tests.support.isolated_database import apart
+from workers.lifecycle import Drain
+from workers.upkeep.retention import Retention
 
 OLD = datetime.now(UTC) - timedelta(days=40)
 

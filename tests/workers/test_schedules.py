@@ -12,17 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domain import cron, ids, schedules
-from domain.access import Caller
-from domain.errors import DomainError
-from domain.pages import Page
+from domain import schedules
 from domain.retention import EXPIRY
-from domain.schedules import MISSED_SHOWN, ON_TIME, NewSchedule, PatchSchedule, Schedule, ScheduleRun, turn
+from domain.schedules import MISSED_SHOWN, ON_TIME, NewSchedule, PatchSchedule, Schedule, ScheduleRun, cron, turn
+from domain.shared import ids
+from domain.shared.access import Caller
+from domain.shared.errors import DomainError
+from domain.shared.pages import Page
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
-from tests.apart import Apart, apart
+from tests.support.isolated_database import Apart, apart
 from tests.workers.test_lifecycle import Silent
-from workers.schedules import LOOK, Schedules
+from workers.upkeep.schedules import LOOK, Schedules
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)

@@ -12,21 +12,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from domain import artifacts, evaluations
-from domain.artifacts import cases
-from domain.artifacts.cases import Stored
+from domain.artifacts import service
 from domain.artifacts.record import Recorded
+from domain.artifacts.service import Stored
 from domain.evaluations import Evaluation, NewEvaluation
-from domain.metrics import Scores
-from domain.pages import Page
+from domain.evaluations.scoring import Scores
+from domain.shared.pages import Page
 from domain.stats import KINDS
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
 from infra.sketches import bin_of, key
-from tests.apart import Apart, apart
-from tests.workers.drawn import ASK, DAY, HOUR, LEASE, NAMES, NOWS, STEP
+from tests.support.isolated_database import Apart, apart
+from tests.support.stats_environment import World
+from tests.support.stats_oracle import Owner, _names, _scores
+from tests.support.stats_strategies import ASK, DAY, HOUR, LEASE, NAMES, NOWS, STEP
 from tests.workers.test_lifecycle import Silent
-from tests.workers.truth import Owner, _names, _scores
-from tests.workers.world import World
 
 
 async def own(system: Any, body: Callable[[asyncio.Runner, Apart, PostgresStore, list[datetime]], None]) -> None:
@@ -165,7 +165,7 @@ async def test_whoever_asks_meanwhile_is_told_what_there_was_at_some_moment(syst
                     async with store.begin(owner.caller) as tx:
                         first = await evaluations.stats(tx, evaluations.Filter(since=since), None)
                         points = await evaluations.timeseries(tx, evaluations.Filter(), 90, "hour")
-                        second = await cases.stats(tx, cases.Filter(start_date=since))
+                        second = await service.stats(tx, service.Filter(start_date=since))
                     counts = [first.total_evaluations, sum(first.by_model.values()), second.total_artifacts]
                     counts += [sum(point.count for point in points), sum(second.by_status.values())]
                     assert [count % TEN for count in counts] == [0] * len(counts)

@@ -7,12 +7,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from domain.events import MAX_LINE, Event
-from domain.jobs import Job
-from infra.environments import uv_index
-from infra.folder_cache import FolderCache
+from domain.shared.jobs import Job
+from infra.build_cache.environments import uv_index
+from infra.build_cache.folders import FolderCache
 from infra.redis import Counter
-from tests.clients import Tenant
-from workers.output import KEPT, Output
+from tests.support.clients import Tenant
+from workers.run.output import KEPT, Output
 from workers.upkeep import Upkeep
 
 

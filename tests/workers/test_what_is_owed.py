@@ -3,11 +3,11 @@
 import asyncio
 from typing import Any
 
-from tests.cases.played import serving
 from tests.cases.test_streams import chunk, event
-from tests.clients import Tenant
-from tests.modelled import agent, events, fresh, model, run, start
-from tests.wire import Answer, Wire
+from tests.support.clients import Tenant
+from tests.support.fake_provider import Answer, Wire
+from tests.support.model_fixtures import agent, events, fresh, model, run, start
+from tests.support.scripted_model import serving
 
 PRICE = {"input": 1000.0, "output": 1000.0}
 

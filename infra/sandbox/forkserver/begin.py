@@ -12,7 +12,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.a
 sys.path.append(ROOT)
 
 from infra.sandbox.forkserver import kernel  # noqa: E402
-from infra.sandbox.forkserver.enclosure import Enclosure  # noqa: E402
+from infra.sandbox.forkserver.slot_fence import Enclosure  # noqa: E402
 
 
 def begin(connection: socket.socket) -> None:

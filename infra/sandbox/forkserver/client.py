@@ -20,7 +20,7 @@ from domain.executions import DEFAULT_MEMORY_MB
 from domain.ports import Program
 from infra.sandbox import seccomp
 from infra.sandbox.cgroups import Cgroups, Group
-from infra.sandbox.ending import StartFailed
+from infra.sandbox.exit_report import StartFailed
 from infra.sandbox.fence import (
     CODE,
     EMPTY_FILES,
@@ -36,11 +36,11 @@ from infra.sandbox.fence import (
     python_links,
     system_mounts,
 )
-from infra.sandbox.guests import ANSWER_BYTES, head, unavailable, watch
+from infra.sandbox.guest_protocol import ANSWER_BYTES, head, unavailable, watch
 from infra.sandbox.process import stage_folder
-from infra.sandbox.tree import Pipes, Tree
+from infra.sandbox.process_tree import Pipes, Tree
 from infra.sandbox.users import free_uid, take_uid
-from infra.sandbox.watch import Watch
+from infra.sandbox.watchdog import Watch
 
 # All slots of a server share one layout of memory and one hash seed: a server is replaced after so many.
 ROTATE_SLOTS: Final = 5000

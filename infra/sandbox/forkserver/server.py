@@ -28,7 +28,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.a
 sys.path.append(ROOT)
 
 from infra.sandbox.forkserver import kernel  # noqa: E402
-from infra.sandbox.forkserver.enclosure import Enclosure  # noqa: E402
+from infra.sandbox.forkserver.slot_fence import Enclosure  # noqa: E402
 
 sys.path.remove(ROOT)
 sys.path_importer_cache.pop(ROOT, None)

@@ -1,0 +1,99 @@
+"""Sign-in by a trusted proxy: the proxy has authenticated the user, and names the user and the workspace.
+
+A workspace is a tenant, `workspace-<id>`. Its users have no password; each request is identified anew, by the user's id
+at the proxy, else by the e-mail address. No account is taken over: see `select_user`. (ADR 18)
+"""
+
+from typing import Final
+
+import msgspec
+
+from domain import llms
+from domain.accounts import WORKSPACE, ProxyUser, User
+from domain.ports import Tx
+from domain.shared import ids
+from domain.shared.errors import DomainError, conflict, forbidden
+
+# What is stored of a user who has none: no password matches it.
+NO_PASSWORD: Final = ""
+
+
+class ProxyLogin(msgspec.Struct, frozen=True, kw_only=True):
+    """What a proxy says of the user of a request. `email` is in its normal form."""
+
+    workspace: str
+    email: str
+    external_id: str | None = None
+    full_name: str | None = None
+
+    @property
+    def tenant_id(self) -> str:
+        """The tenant of the workspace."""
+        return WORKSPACE + self.workspace
+
+
+def select_user(login: ProxyLogin, candidates: list[ProxyUser]) -> ProxyUser | None:
+    """Return the user that a login names, or None for one who has not been here before.
+
+    `candidates` are the user with this external id in the tenant of the workspace, and the user with this e-mail
+    address in any tenant. Errors: `forbidden` where the address belongs to an account that the login does not prove.
+    """
+    if (user := _find_by_external_id(login, candidates)) is not None or not candidates:
+        return user
+    user = candidates[0]
+    if user.tenant_id != login.tenant_id:
+        raise forbidden("This e-mail address belongs to an account of another tenant, which the proxy cannot sign in.")
+    if user.has_password:
+        raise forbidden("This e-mail address belongs to an account with a password: log in with it.")
+    if login.external_id is not None and user.external_id not in (None, login.external_id):
+        raise forbidden("This e-mail address belongs to another user of the proxy, whose X-Forwarded-User differs.")
+    return user
+
+
+def has_changed(login: ProxyLogin, user: ProxyUser, candidates: list[ProxyUser]) -> bool:
+    """Return whether what is stored of a user is to be changed: the external id came first now, or a new e-mail.
+
+    An address that another account has stays with that account.
+    """
+    if login.external_id is not None and user.external_id is None:
+        return True
+    return user.email != login.email and all(other.email != login.email for other in candidates)
+
+
+async def add_user(tx: Tx, login: ProxyLogin) -> None:
+    """Add a user who has not been here before; the first of a workspace is its admin, the others are members.
+
+    Errors: `forbidden` where the tenant was not made by such a login, `conflict` when somebody was faster.
+    """
+    is_new = await tx.accounts.add_tenant(login.tenant_id, tx.now, by_proxy=True)
+    if is_new:
+        await llms.equip(tx, login.tenant_id)
+    elif not await tx.accounts.is_tenant_by_proxy(login.tenant_id):
+        raise forbidden(
+            f"The tenant {login.tenant_id!r} was not made for this workspace: the proxy signs nobody in to it."
+        )
+    user = User(
+        id=ids.new("user"),
+        email=login.email,
+        username=None,
+        full_name=login.full_name,
+        role="admin" if is_new else "member",
+        tenant_id=login.tenant_id,
+        is_active=True,
+        created_at=tx.now,
+        updated_at=tx.now,
+    )
+    if await tx.accounts.add_user(user, NO_PASSWORD, login.external_id) is not None:
+        raise conflict("This user was added by another request at the same time.")
+
+
+def refuse_login(detail: str) -> DomainError:
+    """Return the refusal of what a proxy sent, or of a user who was shut out."""
+    return DomainError("unauthenticated", detail)
+
+
+def _find_by_external_id(login: ProxyLogin, candidates: list[ProxyUser]) -> ProxyUser | None:
+    if login.external_id is None:
+        return None
+    wanted = login.tenant_id, login.external_id
+    return next((user for user in candidates if (user.tenant_id, user.external_id) == wanted), None)

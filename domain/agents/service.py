@@ -1,0 +1,165 @@
+"""Agents: what a tenant runs."""
+
+from typing import Literal
+
+from msgspec import UNSET
+
+from domain import llms, templates, tools
+from domain.agents.inheritance import adopted, resolved
+from domain.agents.schema import (
+    LLM_FIELDS,
+    NAME,
+    RESERVED,
+    Agent,
+    AgentStatus,
+    LlmFields,
+    NewAgent,
+    PatchAgent,
+)
+from domain.ports import Tx
+from domain.shared import ids, names
+from domain.shared.access import Caller
+from domain.shared.errors import DomainError, conflict, invalid, not_found
+from domain.shared.jobs import Job
+from domain.shared.pages import Listing, Page, listing
+
+
+def checked_name(name: str) -> str:
+    """A name that can stand in a path and in a log line. Errors: `invalid_field`."""
+    return names.checked(name, "agent", RESERVED, NAME, "slashes or control characters")
+
+
+async def create(tx: Tx, caller: Caller, data: NewAgent) -> Agent:
+    """Create an agent: a model agent is `ready` at once, another waits in `draft` for its archive.
+
+    Errors: `conflict` when the name is taken, `invalid_field` for unknown models, tools, templates and parents.
+    """
+    agent = Agent(
+        id=ids.new("agent"),
+        name=checked_name(data.name),
+        description=data.description,
+        kind="llm" if data.sent() else "code",
+        user_id=caller.user_id,
+        tenant_id=caller.tenant_id,
+        status="draft",
+        current_version_id=None,
+        max_concurrency=data.max_concurrency,
+        concurrency_policy=data.concurrency_policy,
+        created_at=tx.now,
+        updated_at=tx.now,
+    )
+    await _say(tx, agent, data)
+    if not await tx.agents.add(agent):
+        raise _name_taken(agent.name)
+    return agent
+
+
+async def _say(tx: Tx, agent: Agent, data: LlmFields) -> None:
+    """Take over what was said about the model. Errors: `invalid_field`."""
+    sent = data.sent()
+    if not sent:
+        return
+    if agent.kind != "llm":
+        raise invalid(next(iter(sent)), "is for model agents; this one runs uploaded code.")
+    if "llm" in sent:
+        if "model" in sent:
+            raise invalid("llm", "means model; send one of them.")
+        sent["model"] = sent.pop("llm")
+    if "parent" in sent:
+        parent = None if sent["parent"] is None else await adopted(tx, agent, sent["parent"])
+        agent.parent, agent.parent_id = (None, None) if parent is None else (parent.name, parent.id)
+    if "template" in sent:
+        chosen = None if sent["template"] is None else await templates.named(tx, sent["template"])
+        sent["template"], sent["template_id"] = (None, None) if chosen is None else (chosen.name, chosen.id)
+    for name in (*LLM_FIELDS, "tools"):
+        if name in sent:
+            setattr(agent, name, sent[name])
+    if {"model", "provider"} & sent.keys() and agent.model is not None:
+        await llms.resolve(tx, agent.model, agent.provider)
+    if agent.provider is not None and agent.model is None:
+        raise invalid("provider", "says whose model it is; name the model too.")
+    if sent.get("fallback_model") is not None:
+        try:
+            await llms.resolve(tx, sent["fallback_model"])
+        except DomainError as error:
+            raise invalid("fallback_model", error.detail.removeprefix("model: ")) from error
+    if "tools" in sent:
+        await tools.named(tx, agent.tools)
+    if agent.status in ("draft", "ready"):
+        agent.status = "ready" if (await resolved(tx, agent)).model is not None else "draft"
+
+
+async def shown(tx: Tx, reference: str, in_force: bool) -> Agent:
+    """An agent as it was said, or as it is in force with what it inherits. Errors: `not_found`."""
+    agent = await get(tx, reference)
+    return await resolved(tx, agent) if in_force else agent
+
+
+async def get(tx: Tx, reference: str, lock: bool | Literal["share"] = False) -> Agent:
+    """An agent by id or name. Errors: `not_found`."""
+    agent = await tx.agents.find(reference, lock)
+    if agent is None:
+        raise not_found("agent", reference)
+    return agent
+
+
+async def list_agents(tx: Tx, page: Page, status: AgentStatus | None, parent: str | None = None) -> Listing[Agent]:
+    """The tenant's agents, newest first; the children of one, if it is named. An unknown one has none."""
+    if parent is None:
+        return await tx.agents.page(page, status, None)
+    found = await tx.agents.find(parent)
+    return listing([], 0, page) if found is None else await tx.agents.page(page, status, found.id)
+
+
+async def patch(tx: Tx, reference: str, data: PatchAgent) -> Agent:
+    """Change what was sent. Errors: `not_found`, `conflict` for a taken name or nothing to bring back."""
+    agent = await get(tx, reference, lock=True)
+    if data.name is not UNSET:
+        agent.name = checked_name(data.name)
+    if data.description is not UNSET:
+        agent.description = data.description
+    if data.max_concurrency is not UNSET:
+        agent.max_concurrency = data.max_concurrency
+    if data.concurrency_policy is not UNSET:
+        agent.concurrency_policy = data.concurrency_policy
+    await _say(tx, agent, data)
+    if data.status == "archived":
+        agent.status = "archived"
+    elif data.status == "ready" and agent.status == "archived":
+        runs = agent.current_version_id or (await resolved(tx, agent)).model
+        agent.status = "ready" if runs else "draft"
+    elif data.status == "ready" and agent.status != "ready":
+        if agent.kind == "llm":
+            raise conflict("The agent has no model; it becomes ready when it or its parent names one.")
+        raise conflict(f"The agent is {agent.status}; it becomes ready when a version of it is built.")
+    agent.updated_at = tx.now
+    if not await tx.agents.save(agent):
+        raise _name_taken(agent.name)
+    if data.max_concurrency is not UNSET:
+        # What waited for the old limit may run under the new one.
+        lane: Literal["run", "llm"] = "llm" if agent.kind == "llm" else "run"
+        tx.ring(Job(lane=lane, row_id=agent.id, tenant_id=agent.tenant_id, attempt=0))
+    return agent
+
+
+async def delete(tx: Tx, reference: str) -> None:
+    """Remove an agent: its name is free again, its waiting and running executions are cancelled.
+
+    The record of its executions stays; its archives leave object storage soon, as they no longer count for the quota.
+    """
+    agent = await get(tx, reference, lock=True)
+    children = await tx.agents.children(agent.id)
+    if children:
+        raise conflict(f"The agent {children[0].name!r} inherits from this one.")
+    if named := await tx.schedules.using("agent", agent.id):
+        raise conflict(f"The schedule {named[0]!r} starts this agent.")
+    for execution_id in await tx.executions.cancel_oldest(agent.id, 0, "The agent was deleted.", tx.now, True):
+        tx.changed(execution_id, "cancelled")
+    await tx.agents.delete(agent.id, tx.now)
+    tx.ring(Job(lane="record", row_id=agent.id, tenant_id="", attempt=0))
+
+
+def _name_taken(name: str) -> DomainError:
+    return DomainError(
+        "conflict", f"There is an agent named {name!r} already.", invalid("name", "is taken in this tenant.").errors
+    )

@@ -1,0 +1,143 @@
+"""Crews: create, list, change, delete, and say what is wrong with one."""
+
+from typing import Literal
+
+from msgspec import UNSET
+
+from domain.crews import compiler, renderer, validation
+from domain.crews.roster import Cast
+from domain.crews.schema import (
+    RESERVED,
+    SETTINGS,
+    AgentShown,
+    Crew,
+    Findings,
+    NewCrew,
+    PatchCrew,
+    Settings,
+    TaskShown,
+    Written,
+)
+from domain.ports import Tx
+from domain.shared import ids, names
+from domain.shared.access import Caller
+from domain.shared.errors import conflict, not_found, refused
+from domain.shared.pages import Listing, Page
+
+
+async def create(tx: Tx, caller: Caller, data: NewCrew) -> Crew:
+    """Create a crew. Errors: `conflict` for a taken name, `invalid_field` with all that is wrong with it."""
+    crew = Crew(
+        id=ids.new("crew"),
+        name=names.checked(data.name, "crew", RESERVED),
+        description=data.description,
+        user_id=caller.user_id,
+        tenant_id=caller.tenant_id,
+        created_at=tx.now,
+        updated_at=tx.now,
+        **{name: getattr(data, name) for name in SETTINGS},
+    )
+    await _check(tx, caller, crew)
+    if not await tx.crews.add(crew):
+        raise names.taken("crew", crew.name)
+    return crew
+
+
+async def _check(tx: Tx, caller: Caller, crew: Crew) -> None:
+    """See that the crew hangs together, and put ids for the agents and tasks named. Errors: `invalid_field`."""
+    cast = await validation.look(tx, caller, crew.settings)
+    if cast.errors:
+        raise refused([one.error for one in cast.errors])
+    members = [cast.hired[reference] for reference in crew.agents]
+    crew.agents = [one.agent.id for one in members if one is not None]
+    crew.tasks = [duty.task_id for duty in cast.duties if duty.task_id is not None]
+
+
+async def get(tx: Tx, reference: str, lock: bool | Literal["share"] = False) -> Crew:
+    """A crew by id or name. Errors: `not_found`."""
+    crew = await tx.crews.find(reference, lock)
+    if crew is None:
+        raise not_found("crew", reference)
+    return crew
+
+
+async def list_crews(tx: Tx, page: Page) -> Listing[Crew]:
+    """The tenant's crews, newest first."""
+    return await tx.crews.page(page)
+
+
+async def patch(tx: Tx, caller: Caller, reference: str, data: PatchCrew) -> Crew:
+    """Change what was sent. Errors: `not_found`, `conflict` for a taken name, `invalid_field`."""
+    crew = await get(tx, reference, lock=True)
+    sent = {name: value for name in PatchCrew.__struct_fields__ if (value := getattr(data, name)) is not UNSET}
+    if "name" in sent:
+        names.checked(sent["name"], "crew", RESERVED)
+    for name, value in sent.items():
+        setattr(crew, name, value)
+    if sent.keys() & set(SETTINGS):
+        await _check(tx, caller, crew)
+    crew.updated_at = tx.now
+    if not await tx.crews.save(crew):
+        raise names.taken("crew", crew.name)
+    return crew
+
+
+async def delete(tx: Tx, reference: str) -> None:
+    """Remove a crew. What runs of it goes on: it was written down when it began.
+
+    Errors: `not_found`, `conflict` while a schedule starts it.
+    """
+    crew = await get(tx, reference, lock=True)
+    if named := await tx.schedules.using("crew", crew.id):
+        raise conflict(f"The schedule {named[0]!r} starts this crew.")
+    await tx.crews.delete(crew.id)
+
+
+async def written(tx: Tx, caller: Caller, reference: str) -> Written:
+    """A crew as CrewAI writes it. Errors: `not_found`, `invalid_field` with what is wrong with it by now."""
+    crew = await get(tx, reference)
+    cast = await validation.look(tx, caller, crew.settings)
+    if cast.errors:
+        raise refused([one.error for one in cast.errors])
+    return renderer.written(cast)
+
+
+async def debug(tx: Tx, caller: Caller, data: Settings) -> Findings:
+    """Everything that is wrong with a crew made of this, and what it comes to."""
+    cast = await validation.look(tx, caller, data)
+    valid = not cast.errors
+    order = compiler.ordered(cast.duties)
+    return Findings(
+        valid=valid,
+        errors=cast.errors,
+        warnings=cast.warnings,
+        agents=_agents(cast),
+        tasks=[
+            TaskShown(
+                key=duty.key,
+                name=duty.name,
+                agent=duty.agent,
+                context=order[duty.key].context,
+                tools=duty.tools,
+                async_execution=duty.async_execution,
+                output_file=duty.output_file,
+            )
+            for duty in cast.duties
+        ],
+        inputs=compiler.inputs_of(cast),
+        steps=compiler.outline(cast) if valid else [],
+    )
+
+
+def _agents(cast: Cast) -> list[AgentShown]:
+    return [
+        AgentShown(
+            key=one.key,
+            agent_id=one.agent.id or None,
+            role=one.agent.role,
+            model=one.agent.model or (cast.settings.model if one.agent.kind == "llm" else None),
+            tools=one.agent.tools,
+            allow_delegation=bool(one.agent.allow_delegation),
+        )
+        for one in cast.members.values()
+    ]

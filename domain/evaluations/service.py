@@ -1,0 +1,138 @@
+"""Evaluations as they are kept: stored, listed, deleted, and completed by a worker."""
+
+from datetime import datetime, timedelta
+from typing import Final, Protocol
+
+from domain.evaluations.parser import in_row
+from domain.evaluations.schema import Batch, Claimed, Evaluation, Filter
+from domain.evaluations.scoring import Scores
+from domain.evaluations.statistics import narrowed
+from domain.ports import Tx
+from domain.shared.errors import DomainError, invalid, not_found
+from domain.shared.jobs import Job
+from domain.shared.pages import Listing, Page
+
+_METRICS: Final = tuple(Scores.__struct_fields__)
+
+
+class Evaluations(Protocol):
+    """The evaluations of the bound tenant. Whatever changes them writes their deltas in the same statement."""
+
+    async def add(self, evaluations: list[Evaluation]) -> None: ...
+    async def get(self, evaluation_id: str) -> Evaluation | None: ...
+    async def page(self, narrowed: Filter, page: Page) -> Listing[Evaluation]: ...
+    async def after(self, narrowed: Filter, place: tuple[datetime, str] | None, limit: int) -> list[Evaluation]:
+        """The next `limit`, newest first, after the one at `place`."""
+        ...
+
+    async def delete_many(self, evaluation_ids: list[str]) -> int: ...
+    async def older(self, before: datetime, limit: int) -> list[str]:
+        """The oldest evaluations from before a time."""
+        ...
+
+    async def linked(self, executions: set[str], artifacts: set[str]) -> tuple[set[str], set[str]]:
+        """Which of these executions and artifacts there are."""
+        ...
+
+    async def claim(self, most: int, now: datetime, until: datetime) -> list[Claimed]: ...
+    async def score(self, scored: list[tuple[Claimed, Scores]]) -> int:
+        """Write computed metrics to those still held by their attempt. Returns how many."""
+        ...
+
+    async def release(self, claimed: list[Claimed]) -> None:
+        """Give these back, as a worker does that is told to stop. The attempt does not count."""
+        ...
+
+    async def fail(self, claimed: list[Claimed]) -> None:
+        """Leave these without the metrics they lack, or to another attempt while there are any left."""
+        ...
+
+
+async def add(tx: Tx, submissions: list[list[Evaluation]], batches: bool) -> list[DomainError | None]:
+    """Store what several callers of one tenant sent, each all or nothing. Returns what is wrong with each, if anything.
+
+    What is wrong can only be a link that leads nowhere; all else was checked before.
+    """
+    executions = {one.execution_id for sent in submissions for one in sent if one.execution_id is not None}
+    artifacts = {one.artifact_id for sent in submissions for one in sent if one.artifact_id is not None}
+    problems: list[DomainError | None] = [None] * len(submissions)
+    if executions or artifacts:
+        there = await tx.evaluations.linked(executions, artifacts)
+        problems = [_dangling(sent, batches, *there) for sent in submissions]
+    good = [one for sent, problem in zip(submissions, problems, strict=True) if problem is None for one in sent]
+    if good:
+        await tx.evaluations.add(good)
+        tx.ring(Job(lane="record", row_id=good[0].id, tenant_id=good[0].tenant_id, attempt=0))
+    return problems
+
+
+def _dangling(sent: list[Evaluation], batch: bool, executions: set[str], artifacts: set[str]) -> DomainError | None:
+    for number, one in enumerate(sent):
+        for field, value, there in (
+            ("execution_id", one.execution_id, executions),
+            ("artifact_id", one.artifact_id, artifacts),
+        ):
+            if value is not None and value not in there:
+                error = invalid(field, f"there is no {field.removesuffix('_id')} {value!r}.")
+                return in_row(error, number) if batch else error
+    return None
+
+
+async def get(tx: Tx, evaluation_id: str) -> Evaluation:
+    """An evaluation. Errors: `not_found`."""
+    found = await tx.evaluations.get(evaluation_id)
+    if found is None:
+        raise not_found("evaluation", evaluation_id)
+    return found
+
+
+async def list_evaluations(tx: Tx, wanted: Filter, page: Page) -> Listing[Evaluation]:
+    """Evaluations, newest first. Errors: `invalid_field`."""
+    return await tx.evaluations.page(narrowed(wanted), page)
+
+
+async def after(tx: Tx, last: Evaluation | None, limit: int, *, wanted: Filter) -> list[Evaluation]:
+    """The next evaluations after `last`, newest first."""
+    return await tx.evaluations.after(wanted, None if last is None else (last.created_at, last.id), limit)
+
+
+async def created(tx: Tx, submissions: list[list[Evaluation]]) -> list[Evaluation | DomainError]:
+    """Store one evaluation of each caller."""
+    problems = await add(tx, submissions, batches=False)
+    return [problem or sent[0] for sent, problem in zip(submissions, problems, strict=True)]
+
+
+async def created_batches(tx: Tx, submissions: list[list[Evaluation]]) -> list[Batch | DomainError]:
+    """Store a batch of each caller, all or nothing."""
+    problems = await add(tx, submissions, batches=True)
+    return [
+        problem or Batch(created=len(sent), ids=[one.id for one in sent])
+        for sent, problem in zip(submissions, problems, strict=True)
+    ]
+
+
+async def delete(tx: Tx, evaluation_id: str) -> None:
+    """Delete an evaluation and what it counts in statistics. Errors: `not_found`."""
+    if not await tx.evaluations.delete_many([evaluation_id]):
+        raise not_found("evaluation", evaluation_id)
+    tx.ring(Job(lane="record", row_id=evaluation_id, tenant_id="", attempt=0))
+
+
+async def claim(tx: Tx, most: int, lease: timedelta) -> list[Claimed]:
+    """Take evaluations of any tenants whose metrics are to be computed."""
+    return await tx.evaluations.claim(most, tx.now, tx.now + lease)
+
+
+async def settle(tx: Tx, rows: list[tuple[Claimed, Scores | None]]) -> None:
+    """Write down what was computed for evaluations of the bound tenant; None for what could not be."""
+    scored = [(one, found) for one, found in rows if found is not None]
+    if scored:
+        await tx.evaluations.score(scored)
+        tx.ring(Job(lane="record", row_id=scored[0][0].evaluation.id, tenant_id="", attempt=0))
+    if failed := [one for one, found in rows if found is None]:
+        await tx.evaluations.fail(failed)
+
+
+def missing(evaluation: Evaluation) -> list[str]:
+    """The metrics that the caller left out."""
+    return [name for name in _METRICS if getattr(evaluation, name) is None]

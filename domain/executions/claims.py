@@ -1,0 +1,110 @@
+"""What workers do with executions: claim, begin, record, settle, give back."""
+
+from datetime import datetime, timedelta
+
+import msgspec
+
+from domain import events
+from domain.events import Event
+from domain.executions.schema import (
+    WHOLE_LANE,
+    Ended,
+    Execution,
+    LaneShare,
+    RunLane,
+    Settled,
+    job_of,
+    status_of,
+    tell_plan,
+)
+from domain.ports import Outcome, Tx
+from domain.shared.json_limits import JsonTooLarge, check_json
+from domain.shared.leases import Lease, LostLease
+
+
+async def claim(
+    tx: Tx,
+    worker: str,
+    lease: timedelta,
+    slots: int,
+    at_hand: frozenset[str] = frozenset(),
+    share: LaneShare = WHOLE_LANE,
+    lane: RunLane = "run",
+) -> list[Execution]:
+    """Take up to `slots` pending executions over all tenants, fairly and within the limits of agents and tenants.
+
+    One is `running` at once if it is of a model agent, or if its version is among those `at_hand` on the worker's
+    machine, else `preparing`. `share` bounds every tenant's running executions, besides its own limit.
+    """
+    held = Lease(worker=worker, taken_at=tx.now, until=tx.now + lease)
+    taken = await tx.executions.claim(held, slots, at_hand, share, lane)
+    for execution in taken:
+        tx.changed(execution.id, execution.status)
+    return taken
+
+
+async def begin_running(tx: Tx, execution: Execution) -> None:
+    """The version lies ready on this machine; the agent starts now. Errors: `LostLease`."""
+    if not await tx.executions.begin_running(execution.id, execution.attempt, tx.now):
+        raise LostLease(execution.id)
+    tx.changed(execution.id, "running")
+
+
+async def record(tx: Tx, execution: Execution, written: list[Event]) -> None:
+    """Append what the agent wrote to the log of an execution held by this attempt. Errors: `LostLease`."""
+    if not await tx.events.append_held(execution.id, execution.attempt, written):
+        raise LostLease(execution.id)
+    tx.changed(execution.id, "running")
+
+
+def settled(outcome: Outcome) -> Outcome:
+    """Return an outcome that can be kept: a result that is beyond the bounds of JSON is none."""
+    try:
+        if outcome.output is not None:
+            check_json(outcome.output)
+    except JsonTooLarge as error:
+        return Outcome(error_type="result_not_json", error_message=f"The result {error.reason}")
+    return outcome
+
+
+async def finish(tx: Tx, ended: list[Ended]) -> Settled:
+    """Settle executions of any tenants with what their sandboxes left behind."""
+    kept = [_kept(one, tx.now) for one in ended]
+    found = await tx.executions.settle(kept, tx.now)
+    for one in kept:
+        if (one.execution.id, one.execution.attempt) in found.held:
+            tx.changed(one.execution.id, status_of(one.outcome))
+            tell_plan(tx, one.execution)
+    return found
+
+
+def _kept(one: Ended, now: datetime) -> Ended:
+    outcome = settled(one.outcome)
+    if not outcome.stack:
+        return msgspec.structs.replace(one, outcome=outcome)
+    trace = events.logged("ERROR", outcome.stack, now, "traceback")
+    return msgspec.structs.replace(one, outcome=outcome, written=[*one.written, trace])
+
+
+async def hand_over(tx: Tx, execution: Execution) -> None:
+    """Hand a held execution back, as a worker does that is told to stop. The attempt does not count."""
+    _freed(tx, await tx.executions.hand_over(execution.id, execution.attempt, tx.now))
+
+
+async def give_back(tx: Tx, execution: Execution) -> None:
+    """Hand a held execution back after what it ran in was lost. The attempt counts: it may have been the reason."""
+    _freed(tx, await tx.executions.release(execution.id, execution.attempt, tx.now))
+
+
+async def take_back(tx: Tx, execution_id: str) -> None:
+    """Give an expired lease's execution back to the queue, or fail it when its attempts are used up."""
+    _freed(tx, await tx.executions.take_back(execution_id, tx.now))
+
+
+def _freed(tx: Tx, after: Execution | None) -> None:
+    if after is None:
+        return
+    if after.status == "pending":
+        tx.ring(job_of(after))
+    tell_plan(tx, after)
+    tx.changed(after.id, after.status)

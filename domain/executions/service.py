@@ -1,0 +1,241 @@
+"""Starting executions, and starting ended ones again."""
+
+from typing import Any, Final
+
+import msgspec
+
+from domain import agents, llms, tools
+from domain.agents import Agent, Spec
+from domain.agents.prompts import messages
+from domain.agents.schema import MAX_TIMEOUT
+from domain.builds import Version
+from domain.executions.queries import get
+from domain.executions.schema import (
+    DEFAULT_ATTEMPTS,
+    DEFAULT_TIMEOUT,
+    LLM_TIMEOUT,
+    Execution,
+    Start,
+    job_of,
+    payload_of,
+)
+from domain.ports import Tx
+from domain.shared import ids
+from domain.shared.access import Caller
+from domain.shared.errors import conflict, invalid
+from domain.shared.json_limits import check_field
+from domain.shared.status import TERMINAL
+
+# A tool that is run by itself takes no longer than whoever asked for it would wait.
+TOOL_TIMEOUT: Final = 60
+
+
+async def start(tx: Tx, caller: Caller, reference: str, data: Start, schedule_id: str | None = None) -> Execution:
+    """Write a pending execution of an agent and ring for it.
+
+    Errors: `not_found`, `agent_archived`, `version_not_ready`, `invalid_field`, `concurrency_limit`.
+    """
+    payload = payload_of(data)
+    if data.timeout is not None and data.timeout > MAX_TIMEOUT:
+        raise invalid("timeout", f"must be at most {MAX_TIMEOUT} seconds for an agent.")
+    agent = await _startable(tx, reference)
+    if agent.kind == "llm":
+        spec, execution = await _of_model(tx, caller, agent, data, payload)
+        await _make_room(tx, agent)
+        return await added(tx, _called(execution, data, schedule_id), spec)
+    version = await runnable(tx, agent, data.agent_version_id)
+    for field in ("mode", "model"):
+        if getattr(data, field) is not None:
+            raise invalid(field, f"is for model agents; {agent.name!r} runs uploaded code.")
+    if data.cost_limit is not None and not version.models:
+        raise invalid("cost_limit", f"bounds what calls of models cost; {agent.name!r} names no models.")
+    await _make_room(tx, agent)
+    execution = _of_version(tx, caller, agent, version, data, payload)
+    return await added(tx, _called(execution, data, schedule_id), None)
+
+
+def _called(execution: Execution, data: Start, schedule_id: str | None) -> Execution:
+    named = execution.run_name if data.run_name is None else data.run_name
+    return msgspec.structs.replace(execution, run_name=named, schedule_id=schedule_id)
+
+
+async def start_call(tx: Tx, caller: Caller, name: str, data: tools.ExecuteTool) -> Execution:
+    """Write a pending execution of one tool call, in the workspace of another execution if that is named.
+
+    Errors: `not_found`, `conflict` for a disabled tool, `invalid_field`.
+    """
+    tool = await tools.get(tx, caller, name)
+    if not tool.enabled:
+        raise conflict(f"The tool {tool.name!r} is disabled.")
+    if data.tool is not None and tool.tool_type != "mcp":
+        raise invalid("tool", f"picks a tool of an MCP server; {tool.name!r} is none.")
+    if data.tool is None and tool.tool_type == "mcp":
+        raise invalid("tool", "is required: name the tool of this MCP server.")
+    check_field("args", data.args)
+    if data.execution_id is not None:
+        await get(tx, data.execution_id)
+    given: dict[str, Any] = {"tool": tool.id if data.tool is None else f"{tool.id}/{data.tool}", "args": data.args}
+    if data.execution_id is not None:
+        given["execution_id"] = data.execution_id
+    made = _new(tx, caller, tool.slug, given)
+    made = msgspec.structs.replace(made, kind="tool", lane="llm", mode="yolo", timeout=TOOL_TIMEOUT, max_attempts=1)
+    return await added(tx, made, None)
+
+
+async def retry(tx: Tx, caller: Caller, execution_id: str) -> Execution:
+    """Run an ended execution again, as a new one with the same version, input and limits.
+
+    A model agent is run as it was then. Errors: `not_found`, `conflict` for one that has not ended,
+    `version_not_ready`, `agent_archived`, `concurrency_limit`.
+    """
+    old = await get(tx, execution_id)
+    if old.status not in TERMINAL:
+        raise conflict(f"The execution is {old.status}; only one that has ended can be run again.")
+    name, spec = old.run_name.rsplit("-", 1)[0], await tx.executions.spec(old.id)
+    if old.agent_id is not None:
+        agent = await _startable(tx, old.agent_id)
+        if old.lane == "run":
+            await runnable(tx, agent, old.agent_version_id)
+        name = agent.name
+        await _make_room(tx, agent)
+    again = _new(tx, caller, name, old.input_data)
+    kept = (
+        "kind",
+        "lane",
+        "agent_id",
+        "agent_name",
+        "agent_version_id",
+        "mode",
+        "model",
+        "cost_limit",
+        "timeout",
+        "max_attempts",
+    )
+    made = msgspec.structs.replace(again, **{field: getattr(old, field) for field in kept}, retry_of=old.id)
+    return await added(tx, made, spec)
+
+
+async def _startable(tx: Tx, reference: str) -> Agent:
+    # Shared, so that archiving or deleting waits for this, and this for them; starts do not wait for each other.
+    agent = await agents.get(tx, reference, lock="share")
+    if agent.status == "archived":
+        raise conflict(f"The agent {agent.name!r} is archived.", "agent_archived")
+    return agent
+
+
+async def _make_room(tx: Tx, agent: Agent) -> None:
+    """Apply what the agent says about one execution more than its limit."""
+    most = agent.max_concurrency
+    if most is None or agent.concurrency_policy == "queue":
+        return
+    if await tx.executions.open_runs(agent.id) < most:
+        return
+    if agent.concurrency_policy == "reject":
+        raise conflict(f"{most} executions of {agent.name!r} have not ended; no more are let in.", "concurrency_limit")
+    for replaced in await tx.executions.cancel_oldest(agent.id, most - 1, "Replaced by a newer execution.", tx.now):
+        tx.changed(replaced, "cancelled")
+
+
+async def runnable(tx: Tx, agent: Agent, version_id: str | None) -> Version:
+    """The version of an agent that a run would be of. Errors: `version_not_ready`, `invalid_field`."""
+    wanted = version_id or agent.current_version_id
+    if wanted is None:
+        newest = await tx.builds.newest(agent.id)
+        state = "it has no version yet" if newest is None else f"its version {newest.version} is {newest.status}"
+        raise conflict(f"The agent {agent.name!r} has nothing to run: {state}.", "version_not_ready")
+    version = await tx.builds.find(agent.id, wanted)
+    if version is None:
+        raise invalid("agent_version_id", f"the agent {agent.name!r} has no such version.")
+    if version.status != "ready":
+        raise conflict(f"Version {version.version} is {version.status}, not ready.", "version_not_ready")
+    return version
+
+
+def _of_version(
+    tx: Tx, caller: Caller, agent: Agent, version: Version, data: Start, payload: dict[str, Any]
+) -> Execution:
+    return msgspec.structs.replace(
+        _new(tx, caller, agent.name, payload),
+        agent_id=agent.id,
+        agent_name=agent.name,
+        agent_version_id=version.id,
+        cost_limit=data.cost_limit,
+        timeout=data.timeout or version.timeout or DEFAULT_TIMEOUT,
+        max_attempts=data.max_attempts or DEFAULT_ATTEMPTS,
+    )
+
+
+async def _of_model(
+    tx: Tx, caller: Caller, agent: Agent, data: Start, payload: dict[str, Any]
+) -> tuple[Spec, Execution]:
+    """The agent as this run will have it, and its execution."""
+    if data.agent_version_id is not None:
+        raise invalid("agent_version_id", f"{agent.name!r} is a model agent; it has no versions.")
+    if not payload:
+        raise invalid("task", "is required: say what the agent shall do, here or in inputs.")
+    spec = await agents.resolved(tx, agent)
+    if data.model is not None:
+        await llms.resolve(tx, data.model)
+        spec = msgspec.structs.replace(spec, model=data.model, provider=None)
+    if spec.model is None:
+        raise conflict(f"The agent {agent.name!r} has no model: name one in it, in its parent or here.")
+    messages(spec, payload)
+    execution = msgspec.structs.replace(
+        _new(tx, caller, agent.name, payload),
+        lane="llm",
+        agent_id=agent.id,
+        agent_name=agent.name,
+        mode=data.mode or "safe",
+        model=spec.model,
+        cost_limit=data.cost_limit,
+        timeout=data.timeout or spec.timeout or LLM_TIMEOUT,
+        max_attempts=data.max_attempts or DEFAULT_ATTEMPTS,
+    )
+    return Spec.of(spec), execution
+
+
+def _new(tx: Tx, caller: Caller, name: str, given: dict[str, Any]) -> Execution:
+    return fresh(tx, caller.tenant_id, caller.user_id, caller.key_id, name, given)
+
+
+def run_name(name: str, execution_id: str) -> str:
+    """What an execution is called if nobody says otherwise."""
+    return f"{name}-{execution_id[-6:]}"
+
+
+def fresh(tx: Tx, tenant_id: str, user_id: str, key_id: str | None, name: str, given: Any) -> Execution:
+    """A pending execution of an agent, for whoever starts it."""
+    execution_id = ids.new("exec")
+    return Execution(
+        id=execution_id,
+        run_name=run_name(name, execution_id),
+        kind="agent",
+        agent_id=None,
+        agent_version_id=None,
+        user_id=user_id,
+        tenant_id=tenant_id,
+        status="pending",
+        input_data=given,
+        output_data=None,
+        error_message=None,
+        error_type=None,
+        attempt=0,
+        max_attempts=DEFAULT_ATTEMPTS,
+        timeout=DEFAULT_TIMEOUT,
+        key_id=key_id,
+        retry_of=None,
+        steps_total=1,
+        steps_completed=0,
+        total_cost=0.0,
+        created_at=tx.now,
+        started_at=None,
+        completed_at=None,
+        updated_at=tx.now,
+    )
+
+
+async def added(tx: Tx, execution: Execution, spec: Spec | None) -> Execution:
+    """Write an execution and ring for it."""
+    await tx.executions.add(execution, spec)
+    tx.ring(job_of(execution))
+    return execution

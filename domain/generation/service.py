@@ -1,0 +1,248 @@
+"""Starting generations, and what comes of them."""
+
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+
+from domain import llms, tools
+from domain.agents import Spec, unlisted
+from domain.executions import Execution
+from domain.executions.schema import LLM_TIMEOUT
+from domain.executions.service import added, fresh
+from domain.generation import drafts, prompts
+from domain.generation.schema import (
+    MAX_TOOLS,
+    AgentAnswer,
+    AgentDraft,
+    CrewAnswer,
+    Generate,
+    GenerateName,
+    Kind,
+    NameAnswer,
+    TaskAnswer,
+    TaskDraft,
+)
+from domain.ports import Tx
+from domain.shared import names
+from domain.shared.access import Caller
+from domain.shared.errors import DomainError, conflict, invalid, not_found
+from domain.shared.pages import Page
+from domain.shared.status import TERMINAL
+from domain.tasks import Task
+from domain.tools import Filter, Tool
+
+# A task is offered the newest agents of the tenant.
+MAX_AGENTS: Final = 20
+_TRIES: Final = 20
+# Errors that another call may not meet.
+_PASSING: Final = frozenset(
+    {"rate_limited", "unavailable", "timeout", "cut_off", "worker_lost", "internal_error", "model_unavailable"}
+)
+_NAMES: Final[dict[Kind, str]] = {
+    "agent": "agent-generation",
+    "task": "task-generation",
+    "crew": "crew-generation",
+    "name": "name-generation",
+}
+
+
+async def start(tx: Tx, caller: Caller, kind: Kind, data: Generate) -> Execution:
+    """Write a pending execution that thinks up an agent, a task or a crew, and ring for it.
+
+    Errors: `invalid_field` for an unknown model, for unknown and disabled tools.
+    """
+    model = (await llms.resolve(tx, data.model)).model
+    offered = await _offered(tx, caller, data.tools)
+    found = await tx.agents.page(Page(limit=MAX_AGENTS), "ready", None) if kind == "task" else None
+    agents = [] if found is None else [one.name for one in found.items]
+    return await _started(tx, caller, kind, data.model, model, data.description, offered, agents)
+
+
+async def start_name(tx: Tx, caller: Caller, data: GenerateName) -> Execution:
+    """Write a pending execution that thinks up a name for a run. Errors: `invalid_field`."""
+    model = (await llms.resolve(tx, data.model)).model
+    most = prompts.LOCAL_READ if model.provider == "local" else prompts.READ
+    said = [one.strip() for one in (data.description, data.agents_yaml, data.tasks_yaml) if one and one.strip()]
+    if not said:
+        raise invalid("description", "is required: say what the run is about, here, in agents_yaml or in tasks_yaml.")
+    read = "\n\n".join(one[: most // len(said)] for one in said)
+    return await _started(tx, caller, "name", data.model, model, read, [], [])
+
+
+async def _offered(tx: Tx, caller: Caller, wanted: list[str] | None) -> list[Tool]:
+    if wanted is not None:
+        return await tools.named(tx, wanted)
+    found = await tools.list_tools(tx, caller, Page(limit=MAX_TOOLS), Filter(enabled=True))
+    return found.items
+
+
+async def _started(
+    tx: Tx,
+    caller: Caller,
+    kind: Kind,
+    model_name: str,
+    model: llms.Model,
+    text: str,
+    offered: list[Tool],
+    agents: list[str],
+) -> Execution:
+    local = model.provider == "local"
+    agent = unlisted(
+        _NAMES[kind],
+        caller.user_id,
+        caller.tenant_id,
+        tx.now,
+        instructions=prompts.instructions(kind, offered, agents, local),
+        model=model_name,
+        temperature=prompts.LOCAL_TEMPERATURE if local else None,
+        max_tokens=prompts.LOCAL_TOKENS if local else prompts.TOKENS,
+        max_steps=1,
+    )
+    spec = Spec.of(agent, answer_schema=prompts.answer_schema(kind, local, offered, agents))
+    made = msgspec.structs.replace(
+        fresh(tx, caller.tenant_id, caller.user_id, caller.key_id, spec.name, {"task": prompts.question(kind, text)}),
+        kind="generation",
+        lane="llm",
+        mode="sandbox",
+        model=model_name,
+        timeout=LLM_TIMEOUT,
+    )
+    return await added(tx, made, spec)
+
+
+async def agent_of(tx: Tx, execution: Execution) -> AgentAnswer:
+    """The agent that a generation came to. Errors: `not_found`, and what became of the generation."""
+    spec = await _spec(tx, execution, "agent")
+    agent = None
+    if _has_ended(execution):
+        said = _thought_up(execution, "agent")
+        called = await _free(drafts.name(said.get("name"), "Agent"), tx.agents.find, set())
+        agent = drafts.agent(said, called, spec.model or "", await _known(tx, said))
+    return AgentAnswer(agent=agent, execution_id=execution.id, status=execution.status)
+
+
+async def task_of(tx: Tx, execution: Execution) -> TaskAnswer:
+    """The task that a generation came to. Errors: as for agents."""
+    await _spec(tx, execution, "task")
+    task = None
+    if _has_ended(execution):
+        said = _thought_up(execution, "task")
+        called = await _free(drafts.name(said.get("name"), "Task"), _task_alike(tx), set())
+        by = said.get("agent")
+        known = isinstance(by, str) and await tx.agents.find(by) is not None
+        task = drafts.task(said, called, by if known else None, await _known(tx, said))
+    return TaskAnswer(task=task, execution_id=execution.id, status=execution.status)
+
+
+async def crew_of(tx: Tx, execution: Execution) -> CrewAnswer:
+    """The crew that a generation came to, with its agents and tasks. Errors: as for agents."""
+    spec = await _spec(tx, execution, "crew")
+    if not _has_ended(execution):
+        return CrewAnswer(crew=None, agents=[], tasks=[], execution_id=execution.id, status=execution.status)
+    said = _thought_up(execution, "crew")
+    model, known = spec.model or "", await _known(tx, said, *_objects(said, "agents"), *_objects(said, "tasks"))
+    agents: list[AgentDraft] = []
+    tasks: list[TaskDraft] = []
+    members, taken = [], set[str]()
+    for one in _objects(said, "agents") or [{}]:
+        members.append(drafts.name(one.get("name"), "Agent"))
+        called = await _free(members[-1], tx.agents.find, taken)
+        agents.append(drafts.agent(one, called, model, known))
+    taken = set()
+    for place, one in enumerate(_objects(said, "tasks") or [{}]):
+        called = await _free(drafts.name(one.get("name"), "Task"), _task_alike(tx), taken)
+        by = agents[drafts.meant(one.get("agent"), members, place)].name
+        tasks.append(drafts.task(one, called, by, known))
+    called = await _free(drafts.name(said.get("name"), "Crew"), tx.crews.find, set())
+    return CrewAnswer(
+        crew=drafts.crew(said, called, agents, tasks, model),
+        agents=agents,
+        tasks=tasks,
+        execution_id=execution.id,
+        status=execution.status,
+    )
+
+
+async def name_of(tx: Tx, execution: Execution) -> NameAnswer:
+    """The name that a generation came to. Errors: as for agents."""
+    await _spec(tx, execution, "name")
+    name = drafts.run_name(_object(execution).get("name")) if _has_ended(execution) else None
+    return NameAnswer(name=name, execution_id=execution.id, status=execution.status)
+
+
+async def _spec(tx: Tx, execution: Execution, kind: Kind) -> Spec:
+    spec = await tx.executions.spec(execution.id) if execution.kind == "generation" else None
+    if spec is None or spec.name != _NAMES[kind]:
+        raise not_found(_NAMES[kind].replace("-", " "), execution.id)
+    return spec
+
+
+def _has_ended(execution: Execution) -> bool:
+    """Whether there is an answer. Errors: why there will be none."""
+    if execution.status not in TERMINAL:
+        return False
+    told = execution.error_message or "The model did not answer."
+    if execution.status == "cancelled":
+        raise conflict(f"The generation was cancelled: {told}")
+    if execution.error_type is None:
+        return True
+    if execution.error_type == "budget_exceeded":
+        raise DomainError("budget_exceeded", told)
+    if execution.error_type in _PASSING:
+        raise DomainError("model_unavailable", told)
+    raise invalid("model", f"{execution.model!r} came to no answer that can be used ({execution.error_type}). {told}")
+
+
+def _thought_up(execution: Execution, kind: Kind) -> dict[str, Any]:
+    """What the model said. Errors: `invalid_field` where that is nothing but the example that it was shown."""
+    said = _object(execution)
+    parts: list[tuple[Kind, dict[str, Any]]] = [(kind, said)]
+    parts += [("agent", one) for one in _objects(said, "agents")]
+    parts += [("task", one) for one in _objects(said, "tasks")]
+    if any(prompts.repeats_example(part, one) for part, one in parts):
+        told = f"{execution.model!r} repeated the example that it was shown, and thought nothing up"
+        raise invalid("model", f"{told}: ask a larger model.")
+    return said
+
+
+def _object(execution: Execution) -> dict[str, Any]:
+    said = execution.output_data
+    return said if isinstance(said, dict) else {}
+
+
+def _objects(said: dict[str, Any], field: str) -> list[dict[str, Any]]:
+    found = said.get(field)
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+async def _known(tx: Tx, *said: dict[str, Any]) -> set[str]:
+    """Those of the tools chosen that the tenant still has, and has not disabled."""
+    wanted = drafts.listed([tool for one in said for tool in drafts.listed(one.get("tools"))])
+    try:
+        await tools.named(tx, wanted)
+    except DomainError as error:
+        gone = {one.field for one in error.errors}
+        return {tool for number, tool in enumerate(wanted) if f"tools[{number}]" not in gone}
+    return set(wanted)
+
+
+async def _free(name: str, find: Callable[[str], Awaitable[Any]], taken: set[str]) -> str:
+    """A name that nobody has: this one, or with a number behind it. `taken` are folded names, this one from now on."""
+    for number in range(1, _TRIES + 1):
+        called = name if number == 1 else f"{name} {number}"
+        if names.fold_name(called) not in taken and await find(called) is None:
+            break
+    else:
+        called = f"{name[:20]} {secrets.token_hex(4)}"
+    taken.add(names.fold_name(called))
+    return called
+
+
+def _task_alike(tx: Tx) -> Callable[[str], Awaitable[Any]]:
+    async def find(name: str) -> Task | None:
+        found = await tx.tasks.among(names.slug_candidates("task", name))
+        return next((one for one in found if names.fold_name(one.name) == names.fold_name(name)), None)
+
+    return find

@@ -1,0 +1,54 @@
+"""Starting whatever can be started: an agent, a crew, a workflow."""
+
+import msgspec
+
+from domain import crews, executions, workflows
+from domain.executions import Execution, Start, StartAny, get
+from domain.plans import service
+from domain.ports import Tx
+from domain.shared.access import Caller
+from domain.shared.errors import invalid
+
+
+async def start(tx: Tx, caller: Caller, data: StartAny, schedule_id: str | None = None) -> Execution:
+    """Start what is named: one of `agent_id`, `crew_id`, `workflow_id`. Errors: those of each, `invalid_field`."""
+    named = [field for field in ("agent_id", "crew_id", "workflow_id") if getattr(data, field) is not None]
+    if len(named) != 1:
+        raise invalid(named[1] if named else "agent_id", "send one of agent_id, crew_id and workflow_id.")
+    if data.crew_id is not None:
+        return await start_crew(tx, caller, data.crew_id, data, schedule_id)
+    if data.workflow_id is not None:
+        return await start_workflow(tx, caller, data.workflow_id, data, schedule_id)
+    return await executions.start(tx, caller, data.agent_id or "", data, schedule_id)
+
+
+async def start_crew(tx: Tx, caller: Caller, reference: str, data: Start, schedule_id: str | None = None) -> Execution:
+    """Start a crew. Errors: `not_found`, `invalid_field`, `conflict`."""
+    crew = await crews.get(tx, reference, lock="share")
+    plan = await crews.planned(tx, caller, crew, data.model)
+    crews.check_inputs(crew, plan, executions.payload_of(data))
+    return await service.start(tx, caller, plan, data, schedule_id)
+
+
+async def start_workflow(
+    tx: Tx, caller: Caller, reference: str, data: Start, schedule_id: str | None = None
+) -> Execution:
+    """Start a workflow. Errors: `not_found`, `invalid_field`, `conflict`."""
+    workflow = await workflows.get(tx, reference)
+    plan = await workflows.planned(tx, caller, workflow, data.model)
+    given = workflows.given(workflow.inputs, executions.payload_of(data))
+    taken = msgspec.structs.replace(data, payload=given, inputs=None, task=None)
+    return await service.start(tx, caller, plan, taken, schedule_id)
+
+
+async def retry(tx: Tx, caller: Caller, execution_id: str, from_failed: bool) -> Execution:
+    """Run an ended execution again, as it was then; of a plan only what is not completed, `from_failed`.
+
+    Errors: `not_found`, `conflict`, and those of starting it.
+    """
+    old = await get(tx, execution_id)
+    if old.lane == "plan":
+        return await service.retry(tx, caller, execution_id, from_failed)
+    if from_failed:
+        raise invalid("from", "is for crews and workflows; an agent is run again as a whole.")
+    return await executions.retry(tx, caller, execution_id)

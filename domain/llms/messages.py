@@ -1,0 +1,197 @@
+"""What is said to language models and what they answer, in the terms that all providers share."""
+
+from collections.abc import Callable
+from typing import Any, Final, Literal
+
+import msgspec
+
+from domain.shared.secrets import Secret
+
+Role = Literal["system", "user", "assistant", "tool"]
+Finish = Literal["stop", "length", "tool_calls", "content_filter"]
+# Which of OpenAI's two interfaces a model is asked over.
+Api = Literal["responses", "chat"]
+ErrorKind = Literal[
+    "rate_limited",  # 429: passes by itself, maybe after `retry_after`
+    "unavailable",  # 5xx, or nobody answers: passes by itself
+    "timeout",  # no answer, or no next part, in time
+    "cut_off",  # the answer ended in the middle
+    "malformed",  # the answer is not what the provider's protocol says
+    "refused",  # 4xx: the same request will be refused again
+    "unauthorized",  # the key is missing or not accepted
+    "not_allowed",  # the address is one that must not be reached from here
+]
+PASSING: Final[frozenset[str]] = frozenset({"rate_limited", "unavailable", "timeout", "cut_off", "malformed"})
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that a model asks for. `arguments` is JSON text as the model wrote it, valid or not."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class ProviderParts(msgspec.Struct, frozen=True, kw_only=True):
+    """An answer as its provider wrote it, with reasoning that it wants back to go on: signed, sealed, or by id.
+
+    `writer` is who wrote it: nobody else is given these. What the parts hold is the business of `infra.llm` alone.
+    """
+
+    writer: str
+    parts: tuple[dict[str, Any], ...]
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """One message. `tool_call_id` and `name` belong to role `tool`, `tool_calls` and the last to role `assistant`."""
+
+    role: Role
+    content: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+    provider_parts: ProviderParts | None = None
+
+
+class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool as a model sees it. `parameters` is a JSON Schema of type object; the name fits `[A-Za-z0-9_-]{1,64}`."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """A model to call. `name` is its name in the registry, `model` the provider's own name for it.
+
+    `base_url` None means the provider's usual one. `price` is dollars per million tokens where it was set by hand.
+    `api` None leaves to the provider's habit which interface is used.
+    """
+
+    name: str
+    provider: str
+    model: str
+    base_url: str | None = None
+    api_key: Secret | None = None
+    parameters: dict[str, Any] = {}
+    price: "Price | None" = None
+    api: Api | None = None
+
+
+class Price(msgspec.Struct, frozen=True, kw_only=True):
+    """US dollars per million tokens. Cached prompt tokens cost as much as others unless told."""
+
+    input: float
+    output: float
+    cached_input: float | None = None
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """How to answer. None leaves it to the provider. `schema` asks for JSON of that JSON Schema."""
+
+    temperature: float | None = None
+    max_tokens: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    tool_choice: Literal["auto", "none", "required"] = "auto"
+    parallel_tool_calls: bool | None = None
+    schema: dict[str, Any] | None = None
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
+    """One call of a model. `timeout` is in seconds, for the next part of the answer.
+
+    `on_sent` is called once the request has gone out: from then on its prompt is owed.
+    """
+
+    target: Target
+    messages: tuple[Message, ...]
+    tools: tuple[ToolSpec, ...] = ()
+    options: Options = Options()
+    timeout: float = 60.0
+    on_sent: Callable[[], None] | None = None
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens of one call. Cached ones are part of the prompt's, reasoning ones part of the completion's."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+class Text(msgspec.Struct, frozen=True):
+    """A piece of the answer's text."""
+
+    text: str
+
+
+class Thought(msgspec.Struct, frozen=True):
+    """A piece of what a model thinks aloud. No part of its answer."""
+
+    text: str
+
+
+class CallPart(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of a tool call: `id` and `name` come with the first piece of call number `index`."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+class ReportedUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens of the call so far, as the provider reports them; None where it does not, or what it says cannot be."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+class Notice(msgspec.Struct, frozen=True):
+    """What was odd about an answer that counts all the same. For the log of the run."""
+
+    message: str
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole answer, always the last part. `usage` is None when the provider did not report all of it."""
+
+    message: Message
+    finish: Finish
+    usage: Usage | None
+
+
+Part = Text | Thought | CallPart | ReportedUsage | Notice | Reply
+
+
+class ModelError(Exception):
+    """A model did not answer as it should. `retry_after` is in seconds, where the provider said so.
+
+    `tool` is the name of the tool that the provider refuses, where it said which.
+    """
+
+    def __init__(self, kind: ErrorKind, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.kind, self.message, self.retry_after = kind, message, retry_after
+        self.tool: str | None = None
+
+    @property
+    def passes(self) -> bool:
+        """Whether the same call may well succeed later."""
+        return self.kind in PASSING
+
+
+class ToolFailed(Exception):
+    """A tool did not do what it was asked. The message is for the model that asked, and for the log."""

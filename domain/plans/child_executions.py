@@ -1,0 +1,153 @@
+"""Steps of a plan as executions: each is a child of the plan's own."""
+
+from typing import Any
+
+import msgspec
+
+from domain.agents import Spec
+from domain.agents.prompts import messages
+from domain.executions.schema import (
+    DEFAULT_TIMEOUT,
+    LLM_TIMEOUT,
+    Execution,
+    job_of,
+)
+from domain.executions.service import TOOL_TIMEOUT, added, fresh
+from domain.plans.engine import Board, StepFailed, begun, resumed
+from domain.plans.schema import PLAN_TIMEOUT, WHOLE, AgentWork, Plan, PlanStep, PlanWork, StepRun, ToolWork
+from domain.ports import Tx
+from domain.shared.errors import DomainError
+from domain.shared.json_limits import JsonTooLarge, check_value
+
+
+def place(run: StepRun) -> str:
+    """`review`, or `review[3]` for an item."""
+    return run.step if run.item == WHOLE else f"{run.step}[{run.item}]"
+
+
+def call_within(execution_id: str, call_id: str) -> str:
+    """The id of a call that waits in an execution, where others of its id wait elsewhere."""
+    return f"{execution_id}:{call_id.removeprefix(f'{execution_id}:')}"
+
+
+async def start(
+    tx: Tx,
+    parent: Execution,
+    plan: Plan,
+    step: PlanStep,
+    run: StepRun,
+    payload: dict[str, Any],
+    spec: Spec | None,
+    before: str | None = None,
+) -> Execution:
+    """Write the execution of a step that starts now, and ring for it. A plan goes on where the one `before` failed.
+
+    Errors: `StepFailed`.
+    """
+    try:
+        check_value(payload)
+    except JsonTooLarge as error:
+        raise StepFailed("not_startable", f"What the step is given {error.reason}") from None
+    work = step.work
+    child = fresh(tx, parent.tenant_id, parent.user_id, parent.key_id, _named(work), _given(parent, work, payload))
+    child = msgspec.structs.replace(
+        child,
+        parent_id=parent.id,
+        root_id=parent.root_id or parent.id,
+        step=place(run),
+        crew_id=parent.crew_id,
+        workflow_id=parent.workflow_id,
+        schedule_id=parent.schedule_id,
+        cost_limit=parent.cost_limit,
+    )
+    if isinstance(work, AgentWork):
+        return await _agent(tx, parent, plan, step, work, child, spec)
+    if isinstance(work, ToolWork):
+        timeout = step.timeout or TOOL_TIMEOUT
+        made = msgspec.structs.replace(child, kind="tool", lane="llm", mode="yolo", timeout=timeout, max_attempts=1)
+        return await added(tx, made, None)
+    made = of_plan(child, work.plan, parent.mode, step.timeout)
+    old = None if before is None else await tx.executions.get(before)
+    # What it was asked may be something else by now.
+    if old is None or old.lane != "plan" or old.input_data != payload:
+        return await begin(tx, made, work.plan)
+    made = msgspec.structs.replace(made, retry_of=old.id)
+    return await begin(tx, made, work.plan, await left(tx, old.id, work.plan))
+
+
+async def left(tx: Tx, execution_id: str, plan: Plan) -> list[StepRun]:
+    """The steps of an ended plan as they are run again from where it failed."""
+    board = Board(plan, await tx.plans.runs(execution_id))
+    for one in await tx.plans.progress(execution_id):
+        # Nobody may have taken it in yet when a plan is cancelled.
+        if one.status == "completed":
+            board.ended((one.step, one.item), None, None, tx.now)
+    return resumed(plan, board.runs.values())
+
+
+def of_plan(execution: Execution, plan: Plan, mode: Any, timeout: int | None) -> Execution:
+    """An execution as one of a plan."""
+    return msgspec.structs.replace(
+        execution,
+        kind=plan.kind,
+        lane="plan",
+        crew_id=plan.crew_id or execution.crew_id,
+        workflow_id=execution.workflow_id or plan.workflow_id,
+        mode=mode,
+        timeout=timeout or PLAN_TIMEOUT,
+        max_attempts=1,
+        steps_total=len(plan.steps),
+    )
+
+
+async def begin(tx: Tx, execution: Execution, plan: Plan, runs: list[StepRun] | None = None) -> Execution:
+    """Write the execution of a plan, and the plan with it, and ring for it."""
+    await tx.executions.add(execution, None)
+    await tx.plans.add(execution.id, plan, begun(plan) if runs is None else runs)
+    tx.ring(job_of(execution))
+    return execution
+
+
+async def _agent(
+    tx: Tx, parent: Execution, plan: Plan, step: PlanStep, work: AgentWork, child: Execution, spec: Spec | None
+) -> Execution:
+    if spec is None:
+        timeout = step.timeout or work.timeout or DEFAULT_TIMEOUT
+        made = msgspec.structs.replace(
+            child,
+            agent_id=work.agent_id,
+            agent_name=work.name,
+            agent_version_id=work.version_id,
+            timeout=timeout,
+            cost_limit=parent.cost_limit if work.calls_models else None,
+        )
+        return await added(tx, made, None)
+    if not child.input_data:
+        raise StepFailed("not_startable", f"The agent {work.name!r} is asked nothing: the step has no prompt.")
+    try:
+        messages(spec, child.input_data)
+    except DomainError as error:
+        raise StepFailed("not_startable", error.detail) from error
+    made = msgspec.structs.replace(
+        child,
+        agent_id=work.agent_id,
+        agent_name=work.name,
+        lane="llm",
+        mode=parent.mode or "safe",
+        model=spec.model,
+        timeout=step.timeout or spec.timeout or LLM_TIMEOUT,
+    )
+    return await added(
+        tx, made, msgspec.structs.replace(spec, max_rpm=plan.max_rpm, output_file=spec.output_file or step.output_file)
+    )
+
+
+def _named(work: AgentWork | ToolWork | PlanWork) -> str:
+    return work.plan.name if isinstance(work, PlanWork) else work.name
+
+
+def _given(parent: Execution, work: AgentWork | ToolWork | PlanWork, payload: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(work, ToolWork):
+        # The files of all that belongs to one run lie together.
+        return {"tool": work.tool, "args": payload, "execution_id": parent.root_id or parent.id}
+    return payload

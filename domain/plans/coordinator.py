@@ -1,0 +1,308 @@
+"""Advancing a plan: one short transaction that takes in what its steps came to and starts what is ready.
+
+Nothing is held in between. A worker that dies in it leaves everything as it was, with what was told of the plan, so
+another one does the same again.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import Any, Final
+
+import msgspec
+
+from domain import executions
+from domain.agents import Spec
+from domain.events import Event
+from domain.executions import Execution
+from domain.expressions import Uses
+from domain.plans import child_executions, renderer
+from domain.plans.engine import Board, Outcome, StepFailed
+from domain.plans.renderer import Scope
+from domain.plans.schema import WHOLE, AgentWork, Plan, PlanStep, Progress, StepRun
+from domain.ports import Tx
+from domain.shared.jobs import Job
+from domain.shared.leases import LostLease
+from domain.shared.status import TERMINAL, Status
+
+
+class Known(msgspec.Struct, kw_only=True):
+    """What is known of a plan between two times that it is advanced. `revision` tells whether it still holds."""
+
+    plan: Plan
+    revision: int = -1
+    board: Board | None = None
+    uses: dict[str, Uses] = {}
+
+
+# Bytes of outputs that are kept at hand in one turn, before others take their place.
+MAX_HELD: Final = 16 * 1024 * 1024
+
+
+class Busy(Exception):
+    """Somebody else advances this plan at the moment."""
+
+
+async def advance(
+    tx: Tx, execution_id: str, known: Known | None, enough: Callable[[], bool] = lambda: False
+) -> Known | None:
+    """Advance a plan as far as it goes now; the rest is for another turn once it is `enough` for this one.
+
+    None when it has ended. Errors: `Busy`, `LostLease`.
+    """
+    taken = await tx.plans.take(execution_id, tx.now)
+    if taken is None:
+        raise Busy
+    if taken.execution.status in TERMINAL:
+        await _swept(tx, taken.execution)
+        return None
+    if known is None:
+        plan = await tx.plans.get(execution_id)
+        assert plan is not None, "a plan's execution without a plan"
+        known = Known(plan=plan)
+    if known.board is None or known.revision != taken.revision:
+        known.board = Board(known.plan, await tx.plans.runs(execution_id))
+    turn = _Turn(tx, taken.execution, known, known.board, enough)
+    ended = await turn.take()
+    # `save` counts up by one.
+    known.revision = taken.revision + bool(turn.saved)
+    return None if ended else known
+
+
+async def give_up(tx: Tx, execution_id: str, told: str) -> None:
+    """End a plan that cannot be advanced, for a mistake of ours. Errors: `Busy`, `LostLease`."""
+    taken = await tx.plans.take(execution_id, tx.now)
+    if taken is None:
+        raise Busy
+    await executions.cancel_below(tx, execution_id, told)
+    await tx.plans.forget(execution_id)
+    if taken.execution.status in TERMINAL:
+        return
+    after = msgspec.structs.replace(
+        taken.execution,
+        status="failed",
+        waiting_for=None,
+        completed_at=tx.now,
+        error_type="internal_error",
+        error_message=told,
+    )
+    event = {"status": "failed", "attempt": 1, "error_type": "internal_error", "error_message": told}
+    if not await tx.plans.move(after, [Event(type="status", data=event, at=tx.now)], tx.now):
+        raise LostLease(execution_id)
+    tx.changed(execution_id, "failed")
+    executions.tell_plan(tx, after)
+
+
+class _Turn:
+    """One time that a plan is advanced."""
+
+    def __init__(self, tx: Tx, execution: Execution, known: Known, board: Board, enough: Callable[[], bool]) -> None:
+        self._tx, self._execution, self._known, self._board, self._enough = tx, execution, known, board, enough
+        self._plan = known.plan
+        self._scope = Scope(known.plan, execution.input_data, board.runs, known.uses)
+        # Bytes of outputs at hand; agents that are known to be there.
+        self._held = 0
+        self._there: set[str] = set()
+        self.saved = 0
+
+    async def take(self) -> bool:
+        """Returns whether the plan has ended."""
+        tx, now, first = self._tx, self._tx.now, self._execution.status == "pending"
+        progress = await tx.plans.progress(self._execution.id)
+        for one in progress:
+            self._take_in(one)
+        began = self._execution.started_at or now
+        deadline = began + timedelta(seconds=self._execution.timeout)
+        outcome: Outcome | None
+        more = False
+        if now >= deadline:
+            told = f"The {self._plan.kind} took longer than {self._execution.timeout} s."
+            outcome = Outcome(error_type="timeout", error_message=told)
+            await executions.cancel_below(tx, self._execution.id, told)
+            self._board.cancel(now)
+        else:
+            more = await self._go_on()
+            outcome = self._board.outcome
+        changed, self._board.changed = list(self._board.changed.values()), {}
+        await tx.plans.save(self._execution.id, changed)
+        self.saved = len(changed)
+        for due_at in {run.due_at for run in changed if run.status == "pending" and run.due_at is not None}:
+            await tx.plans.signal(self._execution.id, due_at)
+        if more:
+            await tx.plans.signal(self._execution.id)
+        if first and outcome is None:
+            await tx.plans.signal(self._execution.id, deadline)
+        events = [Event(type="step", data=told_of(run), at=now) for run in changed]
+        waiting = self._waiting(progress)
+        await self._move(events, outcome, waiting)
+        if outcome is not None:
+            await tx.plans.forget(self._execution.id)
+        return outcome is not None
+
+    def _take_in(self, one: Progress) -> None:
+        """What has become of a child."""
+        if one.status == "completed":
+            self._board.ended((one.step, one.item), None, None, self._tx.now)
+        elif one.status in TERMINAL:
+            kind = "cancelled" if one.status == "cancelled" else one.error_type or "failed"
+            self._board.ended((one.step, one.item), kind, one.error_message, self._tx.now)
+
+    async def _go_on(self) -> bool:
+        """Returns whether there is more to do, in another turn."""
+        now, judged, before = self._tx.now, 0, -1
+        while self._board.moved != before:
+            before = self._board.moved
+            for step in self._board.ready(now):
+                if judged and self._enough():
+                    return True
+                judged += 1
+                await self._judgeable(step)
+                for run in self._board.advance([step], self._scope, now):
+                    await self._start(run)
+            for run in self._board.settle(now):
+                await self._start(run)
+        return False
+
+    async def _judgeable(self, step: PlanStep) -> None:
+        if step.when is None and step.map is None:
+            return
+        try:
+            await self._load(self._scope.uses(step).steps)
+        except StepFailed as failed:
+            self._scope.unknown[step.id] = failed
+
+    async def _start(self, run: StepRun) -> None:
+        step = self._board.steps[run.step]
+        # Where a plan is run again from where it failed, the first try goes on with what is left of a plan within it.
+        before = run.execution_id if run.tries == 1 else None
+        try:
+            await self._load(self._scope.uses(step).steps)
+            payload = self._scope.payload(step, run)
+            spec = await self._agent(step.work, step) if isinstance(step.work, AgentWork) else None
+            child = await child_executions.start(
+                self._tx, self._execution, self._plan, step, run, payload, spec, before
+            )
+        except StepFailed as failed:
+            self._board.ended((run.step, run.item), failed.kind, failed.message, self._tx.now)
+        else:
+            run.execution_id = child.id
+
+    async def _agent(self, work: AgentWork, step: PlanStep) -> Spec | None:
+        if work.agent_id is not None and work.agent_id not in self._there:
+            # Shared, so that whoever deletes it waits for this, and then finds what was started.
+            if await self._tx.agents.find(work.agent_id, lock="share") is None:
+                raise StepFailed("not_startable", f"The agent {work.name!r} was deleted.")
+            self._there.add(work.agent_id)
+        return self._scope.spec(work, step)
+
+    async def _load(self, steps: Iterable[str]) -> None:
+        """Have the outputs of steps at hand. Errors: `StepFailed` where they are too large together."""
+        if self._held > MAX_HELD and self._scope.missing(steps):
+            self._scope.forget()
+            self._held = 0
+        missing = {step: self._board.children(step) for step in self._scope.missing(steps)}
+        if not missing:
+            return
+        found, size = await self._tx.plans.answers([one for made in missing.values() for one in made])
+        if found is None:
+            named = ", ".join(sorted(missing)[:10])
+            told = f"The outputs that it refers to come to {size} bytes, which is too much: {named}."
+            raise StepFailed("outputs_too_large", told)
+        self._held += size
+        for step, made in missing.items():
+            answers = [found.get(one) for one in made]
+            self._scope.outputs[step] = answers if self._board.steps[step].map is not None else answers[0]
+
+    def _waiting(self, progress: list[Progress]) -> list[dict[str, Any]]:
+        """What waits for somebody's decision: steps of the plan, and what waits within them, each by its own id."""
+        steps = [
+            {"call_id": run.step, "step": run.step, "name": self._board.steps[run.step].name}
+            for run in self._board.runs.values()
+            if run.status == "waiting"
+        ]
+        calls = [
+            {**call, "step": _place(one), "execution_id": call.get("execution_id", one.execution_id)}
+            for one in progress
+            if one.status == "waiting" and self._board.runs[one.step, one.item].status == "running"
+            for call in one.waiting_for or []
+        ]
+        # Models number their calls anew in each run: who approves one of them must not approve another by its id.
+        known = Counter(call["call_id"] for call in (*steps, *calls))
+        for call in calls:
+            if known[call["call_id"]] > 1:
+                call["call_id"] = child_executions.call_within(call["execution_id"], call["call_id"])
+        return [*steps, *calls]
+
+    async def _move(self, events: list[Event], outcome: Outcome | None, waiting: list[dict[str, Any]]) -> None:
+        tx, before = self._tx, self._execution
+        status: Status = "waiting" if waiting else "running"
+        values: dict[str, Any] = {}
+        if outcome is not None:
+            if outcome.error_type is None:
+                outcome, values = await self._result(events)
+            status, waiting = ("failed" if outcome.error_type else "completed"), []
+            values |= {"completed_at": tx.now}
+            values |= {"error_type": outcome.error_type, "error_message": outcome.error_message}
+        after = msgspec.structs.replace(
+            before, status=status, waiting_for=waiting or None, steps_completed=self._board.completed, **values
+        )
+        fresh = [one for one in waiting if one not in (before.waiting_for or [])]
+        if fresh:
+            events.append(Event(type="approval", data={"status": "waiting", "calls": fresh}, at=tx.now))
+        if status != before.status:
+            told = {"status": status, "attempt": 1, "error_type": after.error_type}
+            events.append(Event(type="status", data={**told, "error_message": after.error_message}, at=tx.now))
+        if not await tx.plans.move(after, events, tx.now):
+            # Cancelled at this moment: what was begun here is not.
+            raise LostLease(before.id)
+        tx.changed(before.id, status)
+        if outcome is not None and before.parent_id is not None:
+            tx.ring(Job(lane="plan", row_id=before.parent_id, tenant_id=before.tenant_id, attempt=0))
+
+    async def _result(self, events: list[Event]) -> tuple[Outcome, dict[str, Any]]:
+        try:
+            await self._load(renderer.shown(self._plan))
+            return Outcome(), {"output_data": self._scope.result()}
+        except StepFailed as failed:
+            if failed.kind != "outputs_too_large" or self._plan.outputs is not None:
+                return Outcome(error_type=failed.kind, error_message=failed.message), {}
+            # Nobody asked for all of it in one, and the steps have it.
+            told = f"The {self._plan.kind} has no output of its own. {failed.message}"
+            events.append(Event(type="warning", data={"message": told}, at=self._tx.now))
+            return Outcome(), {"output_data": None}
+
+
+async def _swept(tx: Tx, execution: Execution) -> None:
+    """An ended plan runs nothing any more."""
+    told = "What it belongs to was cancelled." if execution.status == "cancelled" else "What it belongs to has ended."
+    await executions.cancel_below(tx, execution.id, told)
+    plan = await tx.plans.get(execution.id)
+    assert plan is not None, "a plan's execution without a plan"
+    board = Board(plan, await tx.plans.runs(execution.id))
+    for one in await tx.plans.progress(execution.id):
+        if one.status == "completed":
+            board.ended((one.step, one.item), None, None, tx.now)
+    board.cancel(tx.now)
+    await tx.plans.save(execution.id, list(board.changed.values()))
+    await tx.plans.forget(execution.id)
+
+
+def _place(one: Progress) -> str:
+    return one.step if one.item == WHOLE else f"{one.step}[{one.item}]"
+
+
+def told_of(run: StepRun) -> dict[str, Any]:
+    """What the log says of a step that has moved."""
+    told: dict[str, Any] = {
+        "step": run.step,
+        "status": run.status,
+        "tries": run.tries,
+        "execution_id": run.execution_id,
+    }
+    if run.item != WHOLE:
+        told["item"] = run.item
+    if run.error_type is not None:
+        told |= {"error_type": run.error_type, "error_message": run.error_message}
+    if run.due_at is not None:
+        told["due_at"] = run.due_at
+    return told

@@ -1,0 +1,169 @@
+"""What is done for a schedule that is due: one due time at a time, each in a transaction with what it starts.
+
+Whoever does it holds the row of the schedule, so that each due time is met once, however many try.
+"""
+
+from datetime import datetime, timedelta
+from typing import Final
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from domain import launch
+from domain.ports import Tx
+from domain.schedules import cron
+from domain.schedules.schema import Schedule, ScheduleRun
+from domain.shared.access import Caller, require, scopes_in_force
+from domain.shared.errors import DATABASE_OUTAGES, DomainError, forbidden
+
+# A due time of so long ago is no missed one.
+ON_TIME: Final = timedelta(minutes=1)
+# So many of the missed due times of one outage get a row each; the others are counted.
+MISSED_SHOWN: Final = 100
+_SECOND: Final = timedelta(seconds=1)
+_RUNS: Final = frozenset({"run:agents"})
+
+
+class Turn(msgspec.Struct, kw_only=True, frozen=True):
+    """What is to be done of the due times that have come.
+
+    `due` fires, if any does; then it is the turn of `next`. The `missed` do not fire, `missed_count` in all.
+    """
+
+    due: datetime | None
+    missed: list[datetime]
+    missed_count: int
+    next: datetime | None
+
+
+def turn(line: cron.Line, zone: ZoneInfo, first: datetime, now: datetime, catch_up: int) -> Turn:
+    """Whose turn it is when nobody has looked since `first` was due.
+
+    The latest `catch_up` fire; the very latest does in any case if it is on time. How much there is to do does not
+    grow with how long nobody has looked.
+    """
+    before = first - _SECOND
+    found = line.latest(before, now, zone, max(catch_up, 1) + MISSED_SHOWN)
+    on_time = bool(found) and now - found[-1] <= ON_TIME
+    keep = min(len(found), max(catch_up, int(on_time)))
+    missed, kept = found[: len(found) - keep], found[len(found) - keep :]
+    return Turn(
+        due=kept[0] if kept else None,
+        missed=missed[-MISSED_SHOWN:],
+        missed_count=line.count(before, now, zone) - keep if missed else 0,
+        next=kept[1] if len(kept) > 1 else line.next(now, zone),
+    )
+
+
+async def pass_over(tx: Tx, schedule: Schedule) -> int:
+    """Write down as missed what is due and was not met, of a schedule that is about to be another. Returns how many."""
+    first = schedule.next_run_at
+    if first is None or first > tx.now:
+        return 0
+    line, there, before = cron.line(schedule.cron_expression), cron.zone(schedule.timezone), first - _SECOND
+    missed = line.latest(before, tx.now, there, MISSED_SHOWN)
+    return await _miss(tx, schedule, missed, line.count(before, tx.now, there), "The schedule was changed.")
+
+
+async def _miss(tx: Tx, schedule: Schedule, latest: list[datetime], count: int, reason: str | None = None) -> int:
+    """Write down the latest of so many due times as missed. Returns how many were; others are known to be met."""
+    runs = [_run(tx, schedule, due, "missed") for due in latest]
+    for run in runs:
+        run.reason = reason
+    return count - len(runs) + await tx.schedules.record(runs) if runs else 0
+
+
+async def fire(tx: Tx, schedule_id: str) -> bool:
+    """Do one thing of what a schedule is due for: start what waits, or meet the next due time.
+
+    Returns whether there was anything, and nobody else is at it.
+    """
+    schedule = await tx.schedules.take(schedule_id)
+    if schedule is None or not schedule.enabled:
+        return False
+    waits = await tx.schedules.queued(schedule.id)
+    runs = (waits is not None or schedule.overlap != "allow") and await tx.schedules.running(schedule.id)
+    if waits is not None and not runs:
+        await _start(tx, schedule, waits)
+    elif schedule.next_run_at is not None and schedule.next_run_at <= tx.now:
+        await _meet(tx, schedule, schedule.next_run_at, runs, waits is not None)
+    else:
+        return False
+    await tx.schedules.save(schedule)
+    return True
+
+
+async def _meet(tx: Tx, schedule: Schedule, first: datetime, runs: bool, waits: bool) -> None:
+    try:
+        line, there = cron.line(schedule.cron_expression), cron.zone(schedule.timezone)
+    except DomainError as error:
+        # It was good once: the zone has gone from the database of this machine.
+        failed = _run(tx, schedule, first, "failed")
+        _give_up(schedule, failed, error)
+        await tx.schedules.record([failed])
+        return
+    found = turn(line, there, first, tx.now, schedule.catch_up)
+    schedule.next_run_at = found.next
+    schedule.missed_count += await _miss(tx, schedule, found.missed, found.missed_count)
+    if found.due is None:
+        return
+    run = _run(tx, schedule, found.due, "fired")
+    if runs and schedule.overlap != "allow":
+        queue = schedule.overlap == "queue" and not waits
+        run.outcome = "queued" if queue else "skipped"
+        run.reason = "Another due time waits." if waits else "An execution of before has not ended."
+    # One that is known was met before the clock of whoever changed the schedule had come to it.
+    if not await tx.schedules.record([run]):
+        return
+    if run.outcome == "fired":
+        await _start(tx, schedule, found.due)
+    elif run.outcome == "skipped":
+        schedule.skipped_count += 1
+
+
+async def _start(tx: Tx, schedule: Schedule, due: datetime) -> None:
+    """Start it for a due time, and write down what came of that."""
+    run = _run(tx, schedule, due, "fired")
+    try:
+        owner = await _owner(tx, schedule)
+    except DomainError as error:
+        _give_up(schedule, run, error)
+    else:
+        try:
+            async with tx.savepoint():
+                run.execution_id = (await launch.start(tx, owner, schedule.start, schedule.id)).id
+            schedule.started(run.execution_id, tx.now)
+        except DomainError as error:
+            # Not the fault of what is started: the due time waits until it is over.
+            if error.code in DATABASE_OUTAGES:
+                raise
+            _fail(schedule, run, error)
+    await tx.schedules.settle(run)
+
+
+async def _owner(tx: Tx, schedule: Schedule) -> Caller:
+    """On whose behalf it runs, in the role of now, with no more than it needs. Errors: `forbidden`, `missing_scope`."""
+    user = await tx.accounts.user(schedule.user_id)
+    if user is None or not user.is_active:
+        raise forbidden("Whoever it runs on behalf of is no active user of this tenant any more.")
+    scopes = scopes_in_force(user.role, _RUNS)
+    owner = Caller(tenant_id=schedule.tenant_id, user_id=user.id, role=user.role, scopes=scopes)
+    require(owner, "run:agents")
+    return owner
+
+
+def _run(tx: Tx, schedule: Schedule, due: datetime, outcome: str) -> ScheduleRun:
+    made = {"schedule_id": schedule.id, "due_at": due, "outcome": outcome, "settled_at": tx.now}
+    return msgspec.convert(made, ScheduleRun)
+
+
+def _give_up(schedule: Schedule, run: ScheduleRun, error: DomainError) -> None:
+    """It would do no better the next time."""
+    schedule.enabled, schedule.next_run_at = False, None
+    _fail(schedule, run, error)
+
+
+def _fail(schedule: Schedule, run: ScheduleRun, error: DomainError) -> None:
+    run.outcome, run.reason = "failed", error.detail
+    schedule.last_error = error.detail
+    schedule.failed_count += 1

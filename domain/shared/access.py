@@ -1,0 +1,72 @@
+"""Who may do what: roles, the scopes they carry, and the caller of a request."""
+
+from typing import Final, Literal
+
+import msgspec
+
+from domain.shared.errors import forbidden
+
+# The tenant of whoever runs the installation: the only one that sees all queues and workers.
+OPERATORS: Final = "default"
+
+Role = Literal["admin", "member", "viewer"]
+
+RESOURCES: Final = (
+    "agents",
+    "executions",
+    "artifacts",
+    "evaluations",
+    "stats",
+    "costs",
+    "catalog",
+    "schedules",
+)
+READ: Final = frozenset(f"read:{name}" for name in RESOURCES)
+WRITE: Final = frozenset(f"write:{name}" for name in RESOURCES)
+SCOPES: Final = READ | WRITE | {"run:agents", "admin"}
+
+BY_ROLE: Final[dict[Role, frozenset[str]]] = {
+    "admin": SCOPES,
+    "member": SCOPES - {"admin"},
+    "viewer": READ,
+}
+
+
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
+    """An authenticated caller, as every use case receives it.
+
+    `scopes` are those in force now: what the role allows, cut down to what the key carries.
+    `key_id` is set for API keys, `session_id` for bearer tokens from a login.
+    """
+
+    tenant_id: str
+    user_id: str
+    role: Role
+    scopes: frozenset[str]
+    plan: str = "standard"
+    key_id: str | None = None
+    session_id: str | None = None
+    key_rate_limit: int | None = None
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether this caller administers its tenant. A key needs the scope as well as its owner the role."""
+        return "admin" in self.scopes
+
+
+def scopes_in_force(role: Role, key_scopes: frozenset[str] | None) -> frozenset[str]:
+    """What a caller may do: never more than the role of the user allows today, whatever a key was given."""
+    return BY_ROLE[role] if key_scopes is None else BY_ROLE[role] & key_scopes
+
+
+def require(caller: Caller, scope: str) -> None:
+    """Raise `missing_scope` unless the caller holds `scope`.
+
+    `admin` stands for every scope. `account` is the pseudo-scope of managing one's own keys: a
+    person who logged in has it, a key only with `admin`, so that a leaked key cannot mint others.
+    """
+    if "admin" in caller.scopes or scope in caller.scopes:
+        return
+    if scope == "account" and caller.key_id is None:
+        return
+    raise forbidden(f"This needs the scope {scope!r}, which the caller does not hold.", "missing_scope")

@@ -1,0 +1,148 @@
+"""Errors the domain raises: a stable code, a sentence for a person, and the fields at fault.
+
+No HTTP here. `api/errors.py` maps each code to a status, workers map them to a settled row.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+# Every code the product can answer with. A code outside this set is a programming error.
+CODES: Final = frozenset(
+    {
+        "agent_archived",
+        "archive_too_large",
+        "body_too_large",
+        "budget_exceeded",
+        "concurrency_limit",
+        "conflict",
+        "database_busy",
+        "database_read_only",
+        "database_slow",
+        "database_unsafe",
+        "forbidden",
+        "idempotency_conflict",
+        "internal_error",
+        "invalid_credentials",
+        "invalid_field",
+        "invitation_required",
+        "malformed_request",
+        "method_not_allowed",
+        "missing_scope",
+        "model_unavailable",
+        "not_found",
+        "quota_exceeded",
+        "rate_limit_exceeded",
+        "refresh_token_reused",
+        "sandbox_unavailable",
+        "storage_full",
+        "storage_unavailable",
+        "tool_failed",
+        "unauthenticated",
+        "unavailable",
+        "version_not_ready",
+    }
+)
+
+# What passes by itself or with an operator's hand, and says nothing about what was asked: work waits and goes on.
+DATABASE_OUTAGES: Final = frozenset(
+    {"unavailable", "database_busy", "database_read_only", "database_slow", "database_unsafe", "storage_full"}
+)
+OUTAGES: Final = DATABASE_OUTAGES | {"storage_unavailable"}
+
+MAX_ERRORS: Final = 20
+# What `domain.shared.times` reads, in place of the type that msgspec names.
+TIME_RULE: Final = "must be a date or a time, for example 2030-01-01, 2030-01-01T00:00:00Z or 1893456000."
+# What msgspec shows as a regex, in words: what texts of ours may not hold.
+_IN_WORDS: Final = {
+    repr(pattern): told
+    for pattern, told in (
+        (r"^[^\x00]*$", "must not hold the character U+0000."),
+        (r"^[^\x00-\x1f]*$(?!\n)", "must not hold line breaks or other control characters."),
+        (r"^[^\x00-\x20\x7f]+(?!\n)$", "must not hold spaces or control characters."),
+        (r"^[A-Za-z0-9][A-Za-z0-9_.-]*(?!\n)$", "must be letters A to Z, digits, _, . and -."),
+        (r"^[a-z0-9][a-z0-9_-]*(?!\n)$", "must be small letters a to z, digits, _ and -."),
+    )
+}
+_PLACE: Final = re.compile(r"(.*) - at (?:`?key`? in )?`\$\.?(.*)`", re.DOTALL)
+_NAMED: Final = (
+    ("Object missing required field `", "is required."),
+    ("Object contains unknown field `", "is not a field here."),
+)
+
+
+class FieldError(msgspec.Struct, frozen=True, kw_only=True):
+    """One field of a request and what is wrong with it."""
+
+    field: str
+    message: str
+
+
+class DomainError(Exception):
+    """A rule was broken.
+
+    `code` is one of `CODES`, `detail` a full sentence, `errors` the fields at fault if any,
+    `retry_after` seconds for errors that pass by themselves.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        errors: Iterable[FieldError] = (),
+        retry_after: int | None = None,
+    ) -> None:
+        if code not in CODES:
+            raise ValueError(f"unknown error code {code!r}")
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.errors = tuple(errors)
+        self.retry_after = retry_after
+
+
+def not_found(kind: str, reference: str) -> DomainError:
+    """The answer for an id that does not exist and for one of another tenant alike."""
+    return DomainError("not_found", f"There is no {kind} {reference[:200]!r}.")
+
+
+def invalid(field: str, message: str) -> DomainError:
+    """One field breaks a rule."""
+    return DomainError("invalid_field", f"{field}: {message}", [FieldError(field=field, message=message)])
+
+
+def conflict(detail: str, code: str = "conflict") -> DomainError:
+    """The request is well formed, but the state of the thing does not allow it."""
+    return DomainError(code, detail)
+
+
+def forbidden(detail: str, code: str = "forbidden") -> DomainError:
+    """The caller is known and may not do this."""
+    return DomainError(code, detail)
+
+
+def refused(found: list[FieldError]) -> DomainError:
+    """The first `MAX_ERRORS` fields at fault as one error."""
+    told = found[:MAX_ERRORS]
+    return DomainError("invalid_field", "; ".join(f"{one.field}: {one.message}" for one in told), told)
+
+
+def misread(sentence: str, within: str = "") -> FieldError:
+    """From what msgspec says of a body to the field it means, below `within`, and what is wrong with it.
+
+    It names missing and unknown fields in the sentence, and the place at its end: `… - at `$.a[...].b``.
+    """
+    place = _PLACE.fullmatch(sentence)
+    said, path = (place[1], place[2]) if place is not None else (sentence, "")
+    for begin, told in _NAMED:
+        if said.startswith(begin):
+            name = said.removeprefix(begin).split("`")[0][:200]
+            return FieldError(field=_joined(within, path, name), message=told)
+    said = TIME_RULE if "datetime" in said else _IN_WORDS.get(said.rpartition(" regex ")[2], said)
+    return FieldError(field=_joined(within, path) or "body", message=said)
+
+
+def _joined(*parts: str) -> str:
+    return ".".join(filter(None, parts)).replace(".[", "[")

@@ -1,0 +1,1 @@
+"""Folders that workers of one machine keep on disk: bundles of versions and installed environments."""

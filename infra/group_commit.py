@@ -1,0 +1,84 @@
+"""Writing together what several tasks have to write: while one batch is on its way, the next one gathers."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+from domain.shared.errors import DomainError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Batches(Generic[T, R]):
+    """Gathers items for `write`, which takes many and returns a result for each, in their order.
+
+    Nobody waits for a batch to fill: what is there at an idle moment is written at once. A batch has up
+    to `most` items that weigh up to `heaviest` together; an item heavier than that is written alone.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[list[T]], Awaitable[list[R]]],
+        most: int = 256,
+        weigh: Callable[[T], int] = lambda item: 0,
+        heaviest: int = 0,
+    ) -> None:
+        self._write, self._most, self._weigh, self._heaviest = write, most, weigh, heaviest
+        self._waiting: list[tuple[T, asyncio.Future[R]]] = []
+        self._writer: asyncio.Task[None] | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits or is being written."""
+        return self._writer is None
+
+    async def add(self, item: T) -> R:
+        """Write one item. Errors: those of `write`; an item that spoils a batch fails alone."""
+        result: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, result))
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._drain())
+        return await result
+
+    async def _drain(self) -> None:
+        try:
+            while self._waiting:
+                await self._gathered()
+                size = self._size()
+                batch, self._waiting = self._waiting[:size], self._waiting[size:]
+                await self._write_batch(batch)
+        finally:
+            self._writer = None
+
+    async def _gathered(self) -> None:
+        """Let whoever can run now add what it has: a turn of the loop costs less than a batch of its own."""
+        before = -1
+        while before != len(self._waiting) < self._most:
+            before = len(self._waiting)
+            await asyncio.sleep(0)
+
+    def _size(self) -> int:
+        weight = 0
+        for size, (item, _) in enumerate(self._waiting[: self._most]):
+            weight += self._weigh(item)
+            if weight > self._heaviest:
+                return max(size, 1)
+        return min(len(self._waiting), self._most)
+
+    async def _write_batch(self, batch: list[tuple[T, asyncio.Future[R]]]) -> None:
+        try:
+            results = await self._write([item for item, _ in batch])
+        except Exception as error:
+            passing = isinstance(error, DomainError)
+            if len(batch) > 1 and not passing:
+                for one in batch:
+                    await self._write_batch([one])
+                return
+            for _, waiting in batch:
+                if not waiting.done():
+                    waiting.set_exception(error)
+        else:
+            for (_, waiting), result in zip(batch, results, strict=True):
+                if not waiting.done():
+                    waiting.set_result(result)

@@ -1,0 +1,239 @@
+"""The doorbell: what is published wakes workers and waiters; builds are arq jobs besides.
+
+A run is claimed where fairness can be decided, in Postgres, so its ring is one message without a job
+(docs/adr/0008). Builds take seconds, and arq deals them out to workers: a job per row and attempt, which
+is a turn to build, not the right to a certain row. arq keeps no truth here: no results, no retries, no
+pickles. What it forgets, upkeep rings again.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, cast
+
+import msgspec
+import structlog
+from arq.connections import ArqRedis
+from arq.constants import in_progress_key_prefix, job_key_prefix
+from arq.worker import Worker, func
+from redis.asyncio import ConnectionPool, Redis
+
+from domain.shared.jobs import Change, Job, Lane
+from infra.redis import CHANGED, GONE, RING, TAKEN, TAKEN_STATUSES, Bell
+
+# Longer than any job may take; a lost job is found by upkeep long before arq would miss it.
+JOB_TIMEOUT: Final = 2 * 3600
+_VARIANTS: Final = 10
+# While Redis is away: seconds between tries, and how much is kept.
+AGAIN: Final = 0.5
+# Seconds after which a build worker looks without being rung.
+LOOK: Final = 5.0
+MOST: Final = 10_000
+
+_log = structlog.get_logger("paddock.queue")
+_decoder = msgspec.msgpack.Decoder()
+
+
+def queue_name(lane: Lane) -> str:
+    """The sorted set of a lane's waiting jobs."""
+    return f"paddock:queue:{lane}"
+
+
+def arq_client(url: str) -> ArqRedis:
+    """A client with arq's commands, that speaks msgpack and gives up quickly."""
+    pool = ConnectionPool.from_url(url, socket_connect_timeout=0.5, socket_timeout=2.0, health_check_interval=30)
+    return ArqRedis(pool, job_serializer=msgspec.msgpack.encode, job_deserializer=_decoder.decode)
+
+
+class ArqQueue:
+    """Implements `domain.ports.Queue`."""
+
+    def __init__(self, redis: ArqRedis) -> None:
+        self._redis = redis
+        self._away = False
+        self._jobs: list[Job] = []
+        self._changed: list[Change] = []
+        self._ringing: asyncio.Task[None] | None = None
+
+    async def ring(self, jobs: Sequence[Job], changed: Sequence[Change] = ()) -> None:
+        """Ring for jobs and wake waiters. Nobody waits for that: what comes while one message is sent gathers.
+
+        While Redis is away, the latest are kept until it is back.
+        """
+        self._jobs = [*self._jobs, *jobs][-MOST:]
+        self._changed = [*self._changed, *changed][-MOST:]
+        if self._ringing is None:
+            self._ringing = asyncio.create_task(self._ring_all())
+
+    async def close(self) -> None:
+        """Send what is still to be sent, unless Redis is away."""
+        if self._ringing is not None:
+            if self._away:
+                self._ringing.cancel()
+            await asyncio.wait((self._ringing,))
+
+    async def ring_lost(self, jobs: Sequence[Job]) -> int:
+        """Ring for runs and records, and for builds that no queue lists and no worker took. Returns how many of these.
+
+        Errors: those of redis.
+
+        A job that was taken but whose row still waits belongs to a worker that died in between. arq
+        would hold its id for `JOB_TIMEOUT`, so it is rung under another one; the row's lease keeps
+        two workers apart in any case.
+        """
+        rung = [job for job in jobs if job.lane == "build" and await self._ring_if_lost(job)]
+        lanes = {job.lane for job in rung} | {job.lane for job in jobs if job.lane != "build"}
+        if lanes:
+            await self._publish(lanes, ())
+        return len(rung)
+
+    async def depth(self, lane: Lane) -> int:
+        """How many jobs the lane's queue lists."""
+        return int(await self._redis.zcard(queue_name(lane)))
+
+    async def _ring_all(self) -> None:
+        try:
+            while self._jobs or self._changed:
+                jobs, self._jobs = self._jobs, []
+                changed, self._changed = self._changed, []
+                try:
+                    await self._ring(jobs, changed)
+                    self._away = False
+                except GONE as error:
+                    if not self._away:
+                        _log.warning("redis is away; what is to be rung waits for it", error=str(error))
+                    self._away = True
+                    self._jobs, self._changed = [*jobs, *self._jobs][-MOST:], [*changed, *self._changed][-MOST:]
+                    await asyncio.sleep(AGAIN)
+        finally:
+            self._ringing = None
+
+    async def _ring(self, jobs: Sequence[Job], changed: Sequence[Change]) -> None:
+        for job in jobs:
+            if job.lane == "build":
+                await self._enqueue(job, job.id)
+        await self._publish({job.lane for job in jobs}, changed)
+
+    async def _ring_if_lost(self, job: Job) -> bool:
+        for number in range(_VARIANTS):
+            job_id = job.id if number == 0 else f"{job.id}:{number}"
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.zscore(queue_name(job.lane), job_id)
+                pipe.exists(in_progress_key_prefix + job_id)
+                pipe.exists(job_key_prefix + job_id)
+                listed, taken, known = await pipe.execute()
+            if listed is not None and not taken:
+                return False
+            if not known and not taken:
+                return await self._enqueue(job, job_id)
+        return False
+
+    async def _enqueue(self, job: Job, job_id: str) -> bool:
+        made = await self._redis.enqueue_job(
+            job.lane, job.row_id, job.tenant_id, _job_id=job_id, _queue_name=queue_name(job.lane)
+        )
+        return made is not None
+
+    async def _publish(self, lanes: set[Lane], changed: Sequence[Change]) -> None:
+        messages = [(RING + lane, "") for lane in lanes]
+        told = dict[str, list[str]]()
+        for change in changed:
+            prefix = change.row_id.partition("_")[0]
+            for channel in (CHANGED, TAKEN) if change.status in TAKEN_STATUSES else (CHANGED,):
+                told.setdefault(channel + prefix, []).append(f"{change.row_id}:{change.status}")
+        messages += [(channel, " ".join(changes)) for channel, changes in told.items()]
+        if len(messages) == 1:
+            await self._redis.publish(*messages[0])
+            return
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for channel, message in messages:
+                pipe.publish(channel, message)
+            await pipe.execute()
+
+
+class BellWorker(Worker):
+    """An arq worker that starts a rung job at once, and outlives Redis being away."""
+
+    bell: Bell
+    lane: Lane
+    # Whether no new jobs may be taken; whoever makes it so wakes the bell.
+    ends: Callable[[], bool]
+
+    async def main(self) -> None:
+        """Take jobs whenever the bell rings or a slot comes free, and look now and then in any case, until it `ends`.
+
+        Jobs that run then are waited for.
+        """
+        self.wake = self.bell.rung(self.lane)
+        away = False
+        while not self.ends():
+            self.wake.clear()
+            try:
+                await self._poll_iteration()
+                away = False
+            except GONE as error:
+                if not away:
+                    _log.warning("redis is away; no new jobs until it is back", error=str(error))
+                away = True
+                await asyncio.sleep(0.5)
+                continue
+            if self.ends():
+                break
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.wake.wait(), LOOK)
+        if self.tasks:
+            await asyncio.wait(list(self.tasks.values()))
+
+    async def start_jobs(self, job_ids: list[bytes]) -> None:
+        """As arq does, but give back the slot that arq counts before it asks Redis, when Redis is away."""
+        try:
+            await super().start_jobs(job_ids)
+        except GONE:
+            self.job_counter -= 1
+            self.sem.release()
+            raise
+
+    def _release_sem_dec_counter_on_complete(self) -> None:
+        super()._release_sem_dec_counter_on_complete()
+        self.wake.set()
+
+
+def worker(
+    redis: ArqRedis,
+    bell: Bell,
+    lane: Lane,
+    slots: int,
+    work: Callable[[], Awaitable[None]],
+    ends: Callable[[], bool] = lambda: False,
+) -> BellWorker:
+    """A worker of one lane that calls `work()` for each job, `slots` at a time, until it `ends`."""
+
+    async def run(*_: Any) -> None:
+        try:
+            await work()
+        except asyncio.CancelledError:
+            # Its row is back in the queue, with a ring of its own: this job is over, and no error.
+            if not ends():
+                raise
+
+    made = BellWorker(
+        functions=[func(cast(Any, run), name=lane, timeout=JOB_TIMEOUT, keep_result=0, max_tries=1_000)],
+        queue_name=queue_name(lane),
+        redis_pool=redis,
+        max_jobs=slots,
+        keep_result=0,
+        job_timeout=JOB_TIMEOUT,
+        handle_signals=False,
+        health_check_interval=3600,
+        log_results=False,
+        retry_jobs=False,
+        job_serializer=msgspec.msgpack.encode,
+        job_deserializer=_decoder.decode,
+    )
+    made.bell, made.lane, made.ends = bell, lane, ends
+    return made
+
+
+async def ping(redis: Redis) -> None:
+    """One round trip, for health. Errors: those of redis."""
+    await redis.ping()

@@ -1,0 +1,181 @@
+"""Load on an API and on Postgres, from a process of its own, and a bare handler to compare with."""
+
+import asyncio
+import contextlib
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import asyncpg
+import msgspec
+import uvicorn
+import uvloop
+from litestar import Litestar, Request, post
+
+from domain import evaluations
+from domain.evaluations import NewEvaluation
+from domain.shared import ids
+from infra.embedded.children import free_ports
+
+PATIENCE = 120
+
+
+class Fired(msgspec.Struct):
+    """What a client saw: how long all took, and milliseconds of each answer."""
+
+    seconds: float
+    took: list[float]
+
+    @property
+    def rate(self) -> float:
+        """Answers per second."""
+        return len(self.took) / self.seconds
+
+    @property
+    def p50(self) -> float:
+        """Milliseconds of half the answers, at most."""
+        return statistics.median(self.took)
+
+
+class _Sender(asyncio.Protocol):
+    """One connection that is kept: sends the next request when the last one is answered. Reads no more than it must."""
+
+    def __init__(self, fire: "_Fire") -> None:
+        self._fire = fire
+        self._seen, self._left = bytearray(), 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's are of no class that asyncio knows.
+        self._transport = cast(asyncio.Transport, transport)
+        self._next()
+
+    def data_received(self, data: bytes) -> None:
+        if self._left == 0:
+            self._seen += data
+            end = self._seen.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            head = bytes(self._seen[:end]).lower()
+            if not head.startswith(self._fire.status):
+                self._fire.failed(bytes(self._seen))
+                return
+            self._left = int(head.partition(b"content-length:")[2].partition(b"\r")[0]) - (len(self._seen) - end - 4)
+            self._seen.clear()
+        else:
+            self._left -= len(data)
+        if self._left == 0:
+            self._fire.took.append((time.perf_counter() - self._began) * 1000)
+            self._next()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fire.ended(self)
+
+    def _next(self) -> None:
+        request = next(self._fire.requests, None)
+        if request is None:
+            self._transport.close()
+            return
+        self._began = time.perf_counter()
+        self._transport.write(request)
+
+
+class _Fire:
+    """The requests of all connections, and what came of them."""
+
+    def __init__(self, requests: list[bytes], total: int, status: int) -> None:
+        self.requests = iter([requests[number % len(requests)] for number in range(total)])
+        self.status = f"http/1.1 {status}".encode()
+        self.took: list[float] = []
+        self._total = total
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._open: set[_Sender] = set()
+
+    async def run(self, port: int, width: int) -> Fired:
+        began = time.perf_counter()
+        for _ in range(width):
+            sender = _Sender(self)
+            self._open.add(sender)
+            await asyncio.get_running_loop().create_connection(lambda sender=sender: sender, "127.0.0.1", port)  # type: ignore[misc]
+        await self._done
+        return Fired(time.perf_counter() - began, self.took)
+
+    def failed(self, answer: bytes) -> None:
+        if not self._done.done():
+            self._done.set_exception(RuntimeError(answer[:2000].decode(errors="replace")))
+
+    def ended(self, sender: _Sender) -> None:
+        self._open.discard(sender)
+        if not self._done.done() and (len(self.took) == self._total or not self._open):
+            whole = len(self.took) == self._total
+            self._done.set_result(None) if whole else self.failed(b"connections were closed without an answer")
+
+
+def fire(port: int, requests: list[bytes], total: int, width: int, status: int) -> Fired:
+    """Send `total` of `requests`, over and over, `width` at a time. Errors: `RuntimeError` for another status."""
+
+    async def run() -> Fired:
+        firing = _Fire(requests, total, status)
+        asyncio.get_running_loop().set_exception_handler(lambda _, told: firing.failed(str(told).encode()))
+        async with asyncio.timeout(PATIENCE):
+            return await firing.run(port, width)
+
+    return uvloop.run(run())
+
+
+def copy(url: str, table: str, columns: list[str], rows: list[tuple[Any, ...]], times: int) -> tuple[float, float]:
+    """COPY `rows`, so many times, each with new ids and a commit. Returns seconds, and processor time of the client."""
+
+    async def run() -> tuple[float, float]:
+        connection = await asyncpg.connect(url)
+        seconds = processors = 0.0
+        try:
+            for _ in range(times):
+                fresh = ids.many("eval", len(rows))
+                sent = [(ids.decode("eval", one), *row) for one, row in zip(fresh, rows, strict=True)]
+                began, busy = time.perf_counter(), time.process_time()
+                await connection.copy_records_to_table(table, records=sent, columns=["id", *columns])
+                seconds, processors = (
+                    seconds + time.perf_counter() - began,
+                    processors + time.process_time() - busy,
+                )
+        finally:
+            await connection.close()
+        return seconds, processors
+
+    return uvloop.run(run())
+
+
+def bare(port: int) -> None:
+    """Litestar handlers that read what the real ones read, and store nothing; in a process of their own."""
+
+    @post("/evaluations")
+    async def evaluation(request: Request[Any, Any, Any]) -> NewEvaluation:
+        return evaluations.read(await request.body())
+
+    @post("/artifacts", request_max_body_size=32 * 1024 * 1024)
+    async def artifact(request: Request[Any, Any, Any]) -> dict[str, int]:
+        return {"size_bytes": len(await request.body())}
+
+    app = Litestar([evaluation, artifact], openapi_config=None, logging_config=None)
+    uvicorn.run(app, port=port, log_config=None, access_log=False, server_header=False)
+
+
+@contextlib.asynccontextmanager
+async def bare_running() -> AsyncIterator[int]:
+    """The bare handlers, in a process of their own; the port."""
+    port = free_ports(1)[0]
+    code = f"from scripts.bench.load import bare; bare({port})"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
+    try:
+        for _ in range(200):
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.close()
+                break
+            await asyncio.sleep(0.05)
+        yield port
+    finally:
+        process.terminate()
+        await process.wait()

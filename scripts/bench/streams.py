@@ -1,0 +1,204 @@
+"""What streaming a model's answer through Paddock costs, against reading the same provider directly, in one run.
+
+`python -m scripts.bench.streams` starts a system of its own and the tests' provider in a process of its own, and reads
+200 answers of 500 tokens at the same time: through model agents over WebSockets, and straight from the provider.
+Nothing is asserted but that every token came, in order.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import tempfile
+import time
+from asyncio.subprocess import DEVNULL
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import uvloop
+from websockets.asyncio.client import connect
+
+from infra.embedded.children import free_ports
+from scripts.bench.resources import held
+from scripts.up import System
+
+STREAMS, TOKENS = 200, 500
+# Milliseconds between two tokens, as a model of that size makes them; and none, for the most that goes through.
+PACES = (40, 0)
+WARM = 20
+
+Row = tuple[str, str, str]
+
+
+class Read(msgspec.Struct):
+    """What one reader saw: when it asked and when it had all, in seconds; and how late each token came, in ms."""
+
+    asked: float
+    ended: float
+    late: list[float]
+
+
+@asynccontextmanager
+async def provider() -> AsyncIterator[str]:
+    """The scripted provider, in a process of its own; its URL."""
+    port = free_ports(1)[0]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.support.fake_provider", str(port), stdout=DEVNULL
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        async with httpx.AsyncClient() as client:
+            for _ in range(200):
+                try:
+                    await client.get(f"{url}/v1/models")
+                    break
+                except httpx.TransportError:
+                    await asyncio.sleep(0.05)
+        yield f"{url}/v1"
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def direct(url: str, model: str) -> Read:
+    """One answer, straight from the provider."""
+    body = {"model": model, "stream": True, "messages": [{"role": "user", "content": "Go"}]}
+    take = _Taker()
+    async with (
+        httpx.AsyncClient(timeout=120) as client,
+        client.stream("POST", f"{url}/chat/completions", json=body) as answer,
+    ):
+        async for line in answer.aiter_lines():
+            if line.startswith("data: {"):
+                take(_delta(msgspec.json.decode(line[6:])))
+    return take.whole()
+
+
+async def through(system: System, agent: str) -> Read:
+    """One answer, through a model agent over its WebSocket."""
+    url = f"ws://127.0.0.1:{system.port}/api/v1/agents/{agent}/stream"
+    seqs = list[int]()
+    async with connect(url, additional_headers={"X-API-Key": system.admin_key}, open_timeout=60) as socket:
+        take = _Taker()
+        await socket.send(json.dumps({"task": "Go"}))
+        async for message in socket:
+            event = msgspec.json.decode(message)
+            if event["type"] == "complete":
+                if event["status"] != "completed":
+                    raise SystemExit(f"a run {event['status']}: {event['error_message']}")
+                break
+            seqs.append(event["seq"])
+            if event["type"] == "token":
+                take(event["content"])
+    if seqs != list(range(1, len(seqs) + 1)):
+        raise SystemExit("events were lost, doubled or out of order")
+    return take.whole()
+
+
+class _Taker:
+    """Takes the pieces of an answer: every token in its order, with the time at which it was sent."""
+
+    def __init__(self) -> None:
+        self._read = Read(asked=time.monotonic(), ended=0.0, late=[])
+        self._rest = ""
+
+    def __call__(self, piece: str) -> None:
+        *words, self._rest = (self._rest + piece).split(" ")
+        # The last may be cut by what came with it; a piece of ours ends where a token does.
+        self._take([*words, self._rest] if piece and piece[-1].isdigit() else words)
+        if piece and piece[-1].isdigit():
+            self._rest = ""
+
+    def _take(self, words: list[str]) -> None:
+        now = time.monotonic()
+        for word in filter(None, words):
+            number, _, sent = word[1:].partition("@")
+            if int(number) != len(self._read.late):
+                raise SystemExit(f"token {number} came where {len(self._read.late)} was due")
+            self._read.late.append(1000 * now - int(sent) / 1000)
+
+    def whole(self) -> Read:
+        """What was seen of a whole answer."""
+        if len(self._read.late) != TOKENS:
+            raise SystemExit(f"{len(self._read.late)} tokens of {TOKENS} came")
+        self._read.ended = time.monotonic()
+        return self._read
+
+
+def _delta(chunk: dict[str, Any]) -> str:
+    choices = chunk.get("choices") or [{}]
+    return (choices[0].get("delta") or {}).get("content") or ""
+
+
+async def _all(read: Callable[[], Coroutine[Any, Any, Read]], count: int = STREAMS) -> list[Read]:
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(read()) for _ in range(count)]
+    return [task.result() for task in tasks]
+
+
+def _rate(reads: list[Read]) -> float:
+    """Tokens per second of all together."""
+    return len(reads) * TOKENS / (max(one.ended for one in reads) - min(one.asked for one in reads))
+
+
+def _late(reads: list[Read]) -> list[float]:
+    """How late tokens came after the provider had sent them, in milliseconds, in rising order."""
+    return sorted(late for one in reads for late in one.late)
+
+
+async def measure(system: System, url: str) -> list[Row]:
+    """Both ways at each pace."""
+    rows: list[Row] = []
+    headers = {"X-API-Key": system.admin_key}
+    async with httpx.AsyncClient(base_url=f"{system.url}/api/v1", headers=headers, timeout=60) as client:
+        for pace in PACES:
+            name = f"stamped-tokens-{TOKENS}" + (f"-delay-{pace}" if pace else "")
+            body = {"name": f"bench-{pace}", "provider": "openai_compatible", "model": name, "base_url": url}
+            (await client.post("/models", json=body)).raise_for_status()
+            made = {"name": f"bench-{pace}", "model": f"bench-{pace}"}
+            (await client.post("/agents", json=made)).raise_for_status()
+            await _all(lambda pace=pace: through(system, f"bench-{pace}"), WARM if not pace else 2)  # type: ignore[misc]
+            before = _memory(system)
+            theirs = await _all(lambda name=name: direct(url, name))  # type: ignore[misc]
+            mine = await _all(lambda pace=pace: through(system, f"bench-{pace}"))  # type: ignore[misc]
+            after = _memory(system)
+            label = f"{STREAMS} streams of {TOKENS} tokens, " + (
+                f"one per {pace} ms" if pace else "as fast as they come"
+            )
+            rate, base = _rate(mine), _rate(theirs)
+            rows.append((f"{label}, tokens per second", f"{rate / base:.2f}", f"direct ({rate:.0f} to {base:.0f}/s)"))
+            if pace:
+                ours, base_late = _late(mine), _late(theirs)
+                middle, most = len(ours) // 2, int(len(ours) * 0.95)
+                added = ours[middle] - base_late[middle]
+                told = f"the pause between two (p50 {ours[middle]:.0f} to {base_late[middle]:.0f} ms"
+                told += f", p95 {ours[most]:.0f} to {base_late[most]:.0f})"
+                rows.append((f"{label}, delay added per token", f"{added / pace:.2f}", told))
+            for process in ("llm", "api"):
+                told = f"before ({before[process]} to {after[process]} MiB)"
+                rows.append((f"{label}, memory of {process}", f"{after[process] / before[process]:.2f}", told))
+    return rows
+
+
+def _memory(system: System) -> dict[str, int]:
+    return {one.name: round(held(one.pid)) for one in system.processes if one.pid is not None}
+
+
+async def main() -> None:
+    """Measure and print."""
+    os.environ["PADDOCK_PRIVATE_HOSTS"] = "127.0.0.1"
+    with tempfile.TemporaryDirectory(prefix="paddock-bench-") as folder:
+        system = System(Path(folder) / "data", free_ports(1)[0], 1, lambda _: None)
+        async with system.running(), provider() as url:
+            rows = await measure(system, url)
+    print(f"{'figure':<76}{'ratio':>7}   to")
+    for what, ratio, to in rows:
+        print(f"{what:<76}{ratio:>7}   {to}", flush=True)
+
+
+if __name__ == "__main__":
+    uvloop.run(main())

@@ -1,0 +1,268 @@
+"""The benchmarks: ratios measured in one run, on this machine, with every part on it. Nothing is asserted.
+
+`make bench` starts a system of its own, warms it up, prints one table, soaks the system and prints another.
+"""
+
+import asyncio
+import contextlib
+import functools
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import uvicorn
+from litestar import Litestar, get
+
+from infra.embedded.children import free_ports
+from scripts.bench import plans, records, streams
+from scripts.bench.resources import held, processor
+from scripts.bench.soak import Client, Soaked, packed, soak
+from scripts.up import System
+
+SOLO = 200
+# Seconds between one measurement and the next, in which slots are refilled.
+PAUSE = 0.03
+SETTLE, IDLE = 30, 60
+FRESH = 12
+MANY = 1500
+IN_FLIGHT = 16
+READS = 2000
+TENANTS = 20
+EXECUTIONS = 5000
+NO_OP = "def handle(payload):\n    return payload\n"
+NUMPY = "import numpy\ndef handle(payload):\n    return {'sum': int(numpy.arange(10).sum())}\n"
+
+Row = tuple[str, str, str]
+
+
+def _interpreter() -> float:
+    """Milliseconds of one `python -I -S -c pass`."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-I", "-S", "-c", "pass"], check=True)
+    return (time.perf_counter() - began) * 1000
+
+
+def quantile(values: list[float], share: float) -> float:
+    """The value that `share` of them do not exceed."""
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
+
+
+async def _timed(call: Callable[[], Awaitable[Any]]) -> tuple[float, Any]:
+    began = time.perf_counter()
+    answer = await call()
+    return (time.perf_counter() - began) * 1000, answer
+
+
+async def _run(client: Client, agent_id: str) -> Any:
+    ended = await client.run(agent_id, {"n": 1})
+    if ended["status"] != "completed":
+        raise SystemExit(f"a run failed: {ended}")
+    return ended
+
+
+async def _in_flight(call: Callable[[], Awaitable[Any]], total: int, width: int) -> float:
+    """Calls per second with so many in flight."""
+    left = iter(range(total))
+
+    async def work() -> None:
+        for _ in left:
+            await call()
+
+    began = time.perf_counter()
+    await asyncio.gather(*(work() for _ in range(width)))
+    return total / (time.perf_counter() - began)
+
+
+def _seconds(start: str, end: str) -> float:
+    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
+
+
+def _bare(port: int) -> None:
+    """A Litestar handler that does nothing, in a process of its own."""
+
+    @get("/", sync_to_thread=False)
+    def nothing() -> dict[str, str]:
+        return {"status": "completed"}
+
+    uvicorn.run(
+        Litestar([nothing], openapi_config=None, logging_config=None), port=port, log_config=None, access_log=False
+    )
+
+
+async def _bare_rate() -> float:
+    port = free_ports(1)[0]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", f"from scripts.bench.suite import _bare; _bare({port})")
+    )
+    try:
+        async with aiohttp.ClientSession() as http:
+
+            async def call() -> None:
+                async with http.get(f"http://127.0.0.1:{port}/") as answer:
+                    await answer.read()
+
+            for _ in range(200):
+                with contextlib.suppress(aiohttp.ClientConnectionError):
+                    await call()
+                    break
+                await asyncio.sleep(0.05)
+            await _in_flight(call, 200, IN_FLIGHT)
+            return await _in_flight(call, READS, IN_FLIGHT)
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def _solo(
+    client: Client, agent_id: str, count: int, pause: float = PAUSE
+) -> tuple[list[float], list[float], list[Any]]:
+    """One run and one interpreter's start in turn, each with the machine to itself: what they took, and the runs."""
+    for _ in range(20):
+        await _run(client, agent_id)
+    took, floor, runs = list[float](), list[float](), list[Any]()
+    for _ in range(count):
+        await asyncio.sleep(pause)
+        one, ended = await _timed(functools.partial(_run, client, agent_id))
+        took.append(one)
+        runs.append(ended)
+        await asyncio.sleep(pause)
+        floor.append(await asyncio.to_thread(_interpreter))
+    return took, floor, runs
+
+
+async def _latency(client: Client, agent_id: str) -> tuple[list[Row], float, float, str]:
+    took, floor, runs = await _solo(client, agent_id, SOLO)
+    base, p50, p95 = statistics.median(floor), statistics.median(took), quantile(took, 0.95)
+    waits = [_seconds(run["created_at"], run["started_at"]) * 1000 for run in runs]
+    chained = [(await _timed(functools.partial(_run, client, agent_id)))[0] for _ in range(SOLO)]
+    next_p50 = statistics.median(chained)
+    start = "python -I -S -c pass"
+    return (
+        [
+            ("hot no-op, submit to result, p50", f"{p50 / base:.2f}", start),
+            ("hot no-op, submit to result, p95", f"{p95 / base:.2f}", start),
+            ("hot no-op, submit to result, p95", f"{p95 / p50:.2f}", "its own p50"),
+            ("the same, the next at once, p50", f"{next_p50 / base:.2f}", start),
+            (
+                "the same, the next at once, p95",
+                f"{quantile(chained, 0.95) / statistics.median(chained):.2f}",
+                "its p50",
+            ),
+            ("hot no-op, enqueue to start, p50", f"{statistics.median(waits) / base:.2f}", start),
+        ],
+        base,
+        p50,
+        str(runs[0]["id"]),
+    )
+
+
+async def _numpy(client: Client, no_op: float) -> Row:
+    name = "hot agent that imports numpy, p50"
+    try:
+        agent_id = await client.deploy("numpy", packed(NUMPY, **{"requirements.txt": "numpy\n"}))
+    except RuntimeError as error:
+        return name, "-", f"not measured: {str(error)[:60]}"
+    # Its slots take longer to refill: hot is who finds one.
+    took, floor, _ = await _solo(client, agent_id, SOLO // 4, PAUSE * 8)
+    return name, f"{statistics.median(took) / statistics.median(floor) / no_op:.2f}", "the no-op's p50"
+
+
+async def _fresh(client: Client, base: float) -> Row:
+    """The first run of a version that nobody has run yet."""
+    agents = [await client.deploy(f"fresh-{number}", packed(NO_OP)) for number in range(FRESH)]
+    await asyncio.sleep(1)
+    took = [(await _timed(functools.partial(_run, client, agent_id)))[0] for agent_id in agents]
+    return "first run of a version, p50", f"{statistics.median(took) / base:.2f}", "python -I -S -c pass"
+
+
+async def measure(system: System) -> tuple[list[Row], float]:
+    """Every figure: what, the ratio, and what it is a ratio of; and milliseconds of an interpreter's start."""
+    async with Client(system.url, {"X-API-Key": system.admin_key}) as client:
+        agent_id = await client.deploy("no-op", packed(NO_OP))
+        rows, base, p50, known = await _latency(client, agent_id)
+        rows.append(await _numpy(client, p50 / base))
+        rows.append(await _fresh(client, base))
+        await _in_flight(lambda: _run(client, agent_id), 200, IN_FLIGHT)
+        rate = await _in_flight(lambda: _run(client, agent_id), MANY, IN_FLIGHT)
+        rows.append(_rate(f"completed runs, {IN_FLIGHT} in flight", rate, base))
+        await _in_flight(lambda: client.call("GET", f"executions/{known}"), 200, IN_FLIGHT)
+        reads = await _in_flight(lambda: client.call("GET", f"executions/{known}"), READS, IN_FLIGHT)
+    rows.append(("GET /executions/{id} per second", f"{reads / await _bare_rate():.2f}", "a bare Litestar handler"))
+    return rows, base
+
+
+def _rate(what: str, rate: float, base: float) -> Row:
+    return what, f"{rate * base / 1000:.2f}", f"interpreter starts, one after the other ({rate:.0f} runs/s)"
+
+
+def _soaked(found: Soaked, base: float) -> list[Row]:
+    start = "python -I -S -c pass"
+    p50 = quantile(found.took, 0.5)
+    rows = [
+        _rate(f"completed runs, {len(found.took)} of {TENANTS} tenants", found.rate, base),
+        ("submit to result, p50", f"{p50 / base:.2f}", start),
+        ("submit to result, p95", f"{quantile(found.took, 0.95) / p50:.2f}", "its p50"),
+        ("submit to result, p99", f"{quantile(found.took, 0.99) / p50:.2f}", "its p50"),
+        ("lost", f"{len(found.lost)}", "executions"),
+        ("settled twice, or run after their end", f"{len(found.twice)}", "executions"),
+        ("run anew after a lost worker", f"{found.retried}", "executions"),
+    ]
+    for name, (before, after) in found.memory.items():
+        rows.append((f"memory of {name}, after", f"{after / max(before, 1):.2f}", f"before ({before:.0f} MiB)"))
+    return rows
+
+
+async def _idle() -> list[Row]:
+    """What `paddock up` takes when nobody uses it, from a while after its start."""
+    with tempfile.TemporaryDirectory(prefix="paddock-bench-") as folder:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "scripts.cli", "up", "--data", folder, "--port", str(free_ports(1)[0])),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        try:
+            assert process.stdout is not None
+            async for line in process.stdout:
+                if line.startswith(b"ready"):
+                    break
+            await asyncio.sleep(SETTLE)
+            before = processor(process.pid)
+            await asyncio.sleep(IDLE)
+            share, memory = (processor(process.pid) - before) / IDLE, held(process.pid)
+        finally:
+            process.terminate()
+            await process.wait()
+    return [
+        (f"`paddock up`, idle for {IDLE} s", f"{share * 100:.2f}", "per cent of one core, all processes"),
+        ("its memory, shared pages counted once", f"{memory / 700:.2f}", f"700 MiB ({memory:.0f} MiB)"),
+    ]
+
+
+def _print(rows: list[Row]) -> None:
+    print(f"{'figure':<44}{'ratio':>8}   to")
+    for what, ratio, to in rows:
+        print(f"{what:<44}{ratio:>8}   {to}", flush=True)
+
+
+async def main() -> None:
+    """Measure, soak and print."""
+    idle = await _idle()
+    with tempfile.TemporaryDirectory(prefix="paddock-bench-") as folder:
+        system = System(Path(folder) / "data", free_ports(1)[0], 1, lambda _: None)
+        async with system.running():
+            rows, base = await measure(system)
+            _print([*idle, *rows])
+            print(f"\nsoak: {EXECUTIONS} executions of {TENANTS} tenants, {IN_FLIGHT} in flight")
+            _print(_soaked(await soak(system, TENANTS, EXECUTIONS, IN_FLIGHT), base))
+    print("\nplans")
+    await plans.main()
+    print("\nstreams of models")
+    await streams.main()
+    print("\nrecords")
+    await records.main(records.FULL)

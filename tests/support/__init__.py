@@ -1,0 +1,1 @@
+"""Fakes, builders, oracles and clients that several test suites share."""

@@ -1,0 +1,304 @@
+"""Budgets on the bench: a tenant with a clock that is turned by hand, and a plain model of what budgets have to be."""
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from hypothesis import strategies as st
+
+from domain import costs
+from domain.costs import Call, Hold, Settled, Spender, budgets
+from domain.costs.budgets import Budget, PatchBudget, began, dollars, nanos
+from domain.llms.messages import Usage
+from domain.shared import ids
+from domain.shared.access import Caller
+from domain.shared.errors import DomainError
+from domain.shared.pages import Page
+from infra.postgres.store import PostgresStore
+from tests.support.isolated_database import Apart
+
+# A Wednesday, in a week that has two months.
+NOW = datetime(2028, 5, 31, 22, tzinfo=UTC)
+KEYS, AGENTS, WORKFLOWS = (
+    [ids.encode(prefix, UUID(int=number)) for number in (first, first + 1)]
+    for prefix, first in (("key", 10), ("agent", 20), ("wf", 30))
+)
+SUBJECTS = {"tenant": [None], "key": KEYS, "agent": AGENTS, "workflow": WORKFLOWS}
+
+
+def called(cost: float, **fields: Any) -> Call:
+    given = {"status": "ok", "estimated": False, "duration_ms": 12.5, "usage": Usage(prompt_tokens=3), **fields}
+    return Call(provider="openai", model="gpt", model_name="gpt", cost_usd=cost, **given)
+
+
+async def started(database: Apart, caller: Caller, total_cost: float = 0.0, status: str = "running") -> str:
+    """An execution; its id."""
+    execution_id = ids.uuid7()
+    await database.owner.execute(
+        "INSERT INTO executions (id, tenant_id, user_id, run_name, kind, status, attempt, max_attempts, timeout, "
+        "steps_total, steps_completed, total_cost, last_seq, created_at, updated_at) "
+        "VALUES ($1, $2, $3, 'run', 'agent', $4, 1, 3, 30, 1, 0, $5, 1, $6, $6)",
+        *(execution_id, caller.tenant_id, ids.decode("user", caller.user_id), status, total_cost, NOW),
+    )
+    return ids.encode("exec", execution_id)
+
+
+async def made(tx: Any, caller: Caller, scope: str, subject: str | None, limit: float, period: str = "total") -> Budget:
+    """A budget, also for what is not there: which is checked in `create`, and elsewhere here."""
+    budget = Budget(
+        id=ids.new("bud"),
+        tenant_id=caller.tenant_id,
+        scope=scope,
+        subject=subject,
+        limit_usd=limit,
+        period=period,
+        enabled=True,
+        period_start=began(period, tx.now),
+        spent_usd=0.0,
+        held_usd=0.0,
+        remaining_usd=limit,
+        status="ok",
+        warned_at=None,
+        created_at=tx.now,
+        updated_at=tx.now,
+    )
+    await tx.budgets.add(budget, 0)
+    return budget
+
+
+class Bench:
+    """One tenant in a database of its own, and a clock that is turned by hand."""
+
+    def __init__(self, database: Apart, store: PostgresStore, caller: Caller, clock: list[datetime]) -> None:
+        self.database, self.store, self.caller, self.clock = database, store, caller, clock
+
+    async def do(self, work: Callable[[Any], Awaitable[Any]]) -> Any:
+        async with self.store.begin(self.caller) as tx:
+            return await work(tx)
+
+    async def budget(self, scope: str, subject: str | None, limit: float, period: str = "total") -> Budget:
+        return await self.do(lambda tx: made(tx, self.caller, scope, subject, limit, period))
+
+    async def hold(self, spender: Spender, wanted: float, least: float | None = None, seconds: float = 60) -> Hold:
+        enough = wanted if least is None else least
+        return await self.do(lambda tx: costs.hold(tx, spender, wanted, enough, seconds))
+
+    async def settle(self, hold_id: str | None, spender: Spender, cost: float) -> Settled:
+        return await self.do(lambda tx: costs.settle(tx, hold_id, spender, called(cost)))
+
+    async def all(self) -> list[Budget]:
+        return list((await self.do(lambda tx: budgets.list_budgets(tx, Page(limit=1000)))).items)
+
+    async def get(self, budget_id: str) -> Budget:
+        return await self.do(lambda tx: budgets.get(tx, budget_id))
+
+    async def total_cost(self, execution_id: str) -> float:
+        query = "SELECT total_cost FROM executions WHERE id = $1"
+        return await self.database.owner.fetchval(query, ids.decode("exec", execution_id))
+
+
+# A plain model.
+
+
+class Ledger:
+    """What budgets have to be."""
+
+    def __init__(self) -> None:
+        self.budgets: list[dict[str, Any]] = []
+        self.holds: list[dict[str, Any]] = []
+        self.runs: dict[str, int] = {}
+
+    def present(self, budget: dict[str, Any], now: datetime) -> None:
+        if budget["began"] < (start := began(budget["period"], now)):
+            budget |= {"began": start, "spent": 0, "warned": None}
+
+    def applying(self, spender: Spender, now: datetime) -> list[dict[str, Any]]:
+        found = [one for one in self.budgets if one["subject"] is None or one["subject"] in spender.subjects]
+        for one in found:
+            self.present(one, now)
+        return found
+
+    def held(self, budget: dict[str, Any] | None, run: str | None, now: datetime) -> int:
+        return sum(
+            one["amount"]
+            for one in self.holds
+            if not one["settled"]
+            and one["until"] > now
+            and (
+                one["spender"].execution_id == run
+                if budget is None
+                else budget["subject"] is None or budget["subject"] in one["spender"].subjects
+            )
+        )
+
+    def hold(self, spender: Spender, wanted: int, least: int, now: datetime) -> tuple[int, dict[str, Any]] | None:
+        """The room and whose it is, or None if there is no limit."""
+        limits = [
+            (one["limit"] - one["spent"] - self.held(one, None, now), one["id"], one)
+            for one in self.applying(spender, now)
+            if one["enabled"]
+        ]
+        if spender.run_limit is not None:
+            room = spender.run_limit - self.runs[spender.execution_id] - self.held(None, spender.execution_id, now)
+            limits.append((room, "~", {"scope": "run", "limit": spender.run_limit, "period": "total"}))
+        if not limits:
+            return None
+        room, _, whose = min(limits, key=lambda one: one[:2])
+        return room, whose
+
+    def settle(self, hold: dict[str, Any] | None, spender: Spender, cost: int, now: datetime) -> list[str | None]:
+        """Returns what is warned of."""
+        warned: list[str | None] = []
+        if hold is not None:
+            hold["settled"] = True
+        if cost == 0:
+            return warned
+        for one in self.applying(spender, now):
+            one["spent"] += cost
+            if one["enabled"] and one["warned"] is None and one["spent"] * 10 >= one["limit"] * 8:
+                one["warned"] = now
+                warned.append(one["id"])
+        before = self.runs[spender.execution_id]
+        self.runs[spender.execution_id] += cost
+        limit = spender.run_limit
+        if limit is not None and before * 10 < limit * 8 <= (before + cost) * 10:
+            warned.append(None)
+        return sorted(warned, key=lambda one: one or "~")
+
+
+AMOUNT = st.sampled_from([1, 10**7, 10**8, 2 * 10**8, 10**9]) | st.integers(1, 10**9)
+LIMIT = st.sampled_from([1, 10**8, 5 * 10**8, 10**9, 10**10])
+BUDGET = st.tuples(
+    st.sampled_from(sorted(SUBJECTS)), st.integers(0, 1), LIMIT, st.sampled_from(["day", "week", "month", "total"])
+)
+SPENDER = st.tuples(*[st.integers(0, 2)] * 3, st.integers(0, 1), st.sampled_from([None, None, 10**8, 10**9]))
+PASSING = st.sampled_from(
+    [timedelta(seconds=30), timedelta(seconds=61), timedelta(hours=2), timedelta(days=1), timedelta(days=4)]
+)
+PLACE = st.integers(0, 100)
+STEP = st.one_of(
+    st.tuples(st.just("create"), BUDGET),
+    st.tuples(st.just("hold"), SPENDER, AMOUNT, st.integers(0, 10**9)),
+    st.tuples(st.just("hold"), SPENDER, AMOUNT, st.just(1)),
+    st.tuples(st.just("settle"), PLACE, st.sampled_from([0.0, 0.5, 1.0, 1.0, 1.5])),
+    st.tuples(st.just("settle"), PLACE, st.just(1.0)),
+    st.tuples(st.just("pay"), SPENDER, AMOUNT),
+    st.tuples(st.just("limit"), PLACE, LIMIT),
+    st.tuples(st.just("enable"), PLACE, st.booleans()),
+    st.tuples(st.just("delete"), PLACE),
+    st.tuples(st.just("wait"), PASSING),
+)
+
+
+class Checked:
+    """The real thing beside its model."""
+
+    def __init__(self, bench: Bench, runs: list[str]) -> None:
+        self.bench, self.runs, self.model = bench, runs, Ledger()
+        self.model.runs = dict.fromkeys(runs, 0)
+
+    def spender(self, drawn: tuple[Any, ...]) -> Spender:
+        *places, run, limit = drawn
+        chosen = [(*of, None)[place] for of, place in zip((KEYS, AGENTS, WORKFLOWS), places, strict=True)]
+        return Spender(
+            execution_id=self.runs[run],
+            key_id=chosen[0],
+            agent_id=chosen[1],
+            workflow_id=chosen[2],
+            cost_limit=None if limit is None else limit / 10**9,
+        )
+
+    def chosen(self, place: int) -> dict[str, Any] | None:
+        of = self.model.budgets
+        return of[place % len(of)] if of else None
+
+    async def create(self, drawn: tuple[Any, ...]) -> None:
+        scope, place, limit, period = drawn
+        if len(self.model.budgets) >= 6:
+            return
+        subject = SUBJECTS[scope][place % len(SUBJECTS[scope])]
+        budget = await self.bench.budget(scope, subject, limit / 10**9, period)
+        start = began(period, self.bench.clock[0])
+        self.model.budgets.append(
+            {"id": budget.id, "scope": scope, "subject": subject, "limit": limit, "period": period, "began": start}
+            | {"enabled": True, "spent": 0, "warned": None}
+        )
+
+    async def hold(self, drawn: tuple[Any, ...], wanted: int, least: int) -> None:
+        spender, now = self.spender(drawn), self.bench.clock[0]
+        expected = self.model.hold(spender, wanted, least, now)
+        enough = max(1, min(least, wanted))
+        try:
+            found = await self.bench.hold(spender, wanted / 10**9, least / 10**9)
+        except DomainError as error:
+            assert expected is not None
+            room, whose = expected
+            assert room < enough
+            assert error.code == "budget_exceeded"
+            assert f"{dollars(whose['limit'])}" in error.detail
+            assert f"has {dollars(max(room, 0))} left" in error.detail
+            assert (whose["scope"] == "run") == ("cost limit" in error.detail)
+            return
+        if expected is None:
+            assert found == Hold(id=None, granted=wanted / 10**9)
+            return
+        granted = min(wanted, expected[0])
+        assert granted >= enough
+        assert (found.id is not None, nanos(found.granted)) == (True, granted)
+        self.model.holds.append(
+            {"id": found.id, "spender": spender, "amount": granted, "until": now + timedelta(seconds=60)}
+            | {"settled": False}
+        )
+
+    async def settle(self, place: int, share: float) -> None:
+        waiting = [one for one in self.model.holds if not one["settled"]]
+        if not waiting:
+            return
+        hold = waiting[place % len(waiting)]
+        await self._settle(hold, hold["spender"], int(hold["amount"] * share))
+
+    async def pay(self, drawn: tuple[Any, ...], cost: int) -> None:
+        await self._settle(None, self.spender(drawn), cost)
+
+    async def _settle(self, hold: dict[str, Any] | None, spender: Spender, cost: int) -> None:
+        expected = self.model.settle(hold, spender, cost, self.bench.clock[0])
+        found = await self.bench.settle(None if hold is None else hold["id"], spender, cost / 10**9)
+        assert [one.budget_id for one in found.warnings] == expected
+
+    async def limit(self, place: int, limit: int) -> None:
+        if (one := self.chosen(place)) is not None:
+            self.model.present(one, self.bench.clock[0])
+            one["limit"] = limit
+            if one["spent"] * 10 < limit * 8:
+                one["warned"] = None
+            await self.bench.do(lambda tx: budgets.patch(tx, one["id"], PatchBudget(limit_usd=limit / 10**9)))
+
+    async def enable(self, place: int, enabled: bool) -> None:
+        if (one := self.chosen(place)) is not None:
+            one["enabled"] = enabled
+            await self.bench.do(lambda tx: budgets.patch(tx, one["id"], PatchBudget(enabled=enabled)))
+
+    async def delete(self, place: int) -> None:
+        if (one := self.chosen(place)) is not None:
+            self.model.budgets.remove(one)
+            await self.bench.do(lambda tx: budgets.delete(tx, one["id"]))
+
+    async def wait(self, passing: timedelta) -> None:
+        self.bench.clock[0] += passing
+
+    async def check(self) -> None:
+        now, found = self.bench.clock[0], {one.id: one for one in await self.bench.all()}
+        assert len(found) == len(self.model.budgets)
+        for one in self.model.budgets:
+            self.model.present(one, now)
+            budget, held = found[one["id"]], self.model.held(one, None, now)
+            left = max(0, one["limit"] - one["spent"] - held)
+            amounts = (budget.limit_usd, budget.spent_usd, budget.held_usd, budget.remaining_usd)
+            assert tuple(map(nanos, amounts)) == (one["limit"], one["spent"], held, left)
+            share = one["spent"] / one["limit"]
+            assert budget.status == ("exhausted" if share >= 1 else "warned" if share >= 0.8 else "ok")
+            assert (budget.warned_at, budget.enabled) == (one["warned"], one["enabled"])
+            assert budget.period_start == (None if one["period"] == "total" else one["began"])
+        for run, spent in self.model.runs.items():
+            assert await self.bench.total_cost(run) == spent / 10**9

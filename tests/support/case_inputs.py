@@ -1,0 +1,40 @@
+"""The folders of the cases' inputs, and a process that plays provider, MCP server and endpoint from one."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+
+from infra.embedded.children import free_ports
+
+INPUTS = Path(__file__).parents[1] / "cases" / "inputs"
+
+
+def case_folder(name: str) -> Path:
+    """Return the folder of a case's inputs."""
+    folder = INPUTS / name
+    assert folder.is_dir(), folder
+    return folder
+
+
+@asynccontextmanager
+async def serve_folder(folder: Path) -> AsyncIterator[str]:
+    """Run `inputs/fake.py` on a folder; yields its address."""
+    (port,) = free_ports(1)
+    fake = await asyncio.create_subprocess_exec(sys.executable, str(INPUTS / "fake.py"), str(folder), str(port))
+    url = f"http://127.0.0.1:{port}"
+    try:
+        async with httpx.AsyncClient() as http:
+            for _ in range(200):
+                try:
+                    await http.get(f"{url}/log")
+                    break
+                except httpx.TransportError:
+                    await asyncio.sleep(0.05)
+        yield url
+    finally:
+        fake.kill()
+        await fake.wait()

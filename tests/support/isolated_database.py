@@ -1,0 +1,73 @@
+"""A database of its own beside the running system's: no worker claims what a test puts there."""
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from domain.shared import ids
+from domain.shared.access import BY_ROLE, Caller
+from infra.postgres.migrate import migrate
+from scripts.up import System
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+class Apart:
+    """The database. `url` is the application's, `owner` a connection that sees all."""
+
+    def __init__(self, url: str, owner: asyncpg.Connection) -> None:
+        self.url, self.owner = url, owner
+
+    async def tenant(self) -> Caller:
+        """A tenant with one user, who may do everything."""
+        tenant_id, user = f"t-{secrets.token_hex(6)}", ids.uuid7()
+        await self.owner.execute(
+            "INSERT INTO tenants (id, plan, created_at) VALUES ($1, 'standard', $2)", tenant_id, NOW
+        )
+        await self.owner.execute(
+            "INSERT INTO users (id, tenant_id, email, password_hash, role, is_active, created_at, updated_at) "
+            "VALUES ($1, $2, $3, '', 'admin', true, $4, $4)",
+            *(user, tenant_id, f"{tenant_id}@example.com", NOW),
+        )
+        return Caller(tenant_id=tenant_id, user_id=ids.encode("user", user), role="admin", scopes=BY_ROLE["admin"])
+
+    async def agent(self, caller: Caller, max_concurrency: int | None = None, policy: str = "queue") -> str:
+        """A ready agent of the tenant; its id."""
+        agent, version = ids.uuid7(), ids.uuid7()
+        user = ids.decode("user", caller.user_id)
+        await self.owner.execute(
+            "INSERT INTO agents (id, tenant_id, user_id, name, kind, status, current_version_id, max_concurrency, "
+            "concurrency_policy, created_at, updated_at) VALUES ($1, $2, $3, $4, 'code', 'ready', $5, $6, $7, $8, $8)",
+            *(agent, caller.tenant_id, user, secrets.token_hex(6), version, max_concurrency, policy, NOW),
+        )
+        await self.owner.execute(
+            "INSERT INTO agent_versions (id, tenant_id, agent_id, number, version, status, tarball_path, entrypoint, "
+            "sha256, size_bytes, attempt, created_at, updated_at) "
+            "VALUES ($1, $2, $3, 1, 'v1', 'ready', $4, 'agent:handle', '', 0, 1, $5, $5)",
+            *(version, caller.tenant_id, agent, str(version), NOW),
+        )
+        return ids.encode("agent", agent)
+
+
+@asynccontextmanager
+async def apart(system: System) -> AsyncIterator[Apart]:
+    """Made, migrated, and dropped in the end."""
+    name = f"apart_{secrets.token_hex(6)}"
+    owner_url, app_url = (url.reveal() for url in (system.settings.database_owner_url, system.settings.database_url))
+    server = await asyncpg.connect(owner_url)
+    try:
+        await server.execute(f"CREATE DATABASE {name}")
+        beside = urlsplit(owner_url)._replace(path=f"/{name}").geturl()
+        await migrate(beside)
+        owner = await asyncpg.connect(beside)
+        try:
+            yield Apart(urlsplit(app_url)._replace(path=f"/{name}").geturl(), owner)
+        finally:
+            await owner.close()
+    finally:
+        await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await server.close()

@@ -1,0 +1,105 @@
+"""What stands between us and Postgres elsewhere: PgBouncer, a proxy that drops a parameter, an owner who is no superuser."""
+
+import asyncio
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+
+from infra.embedded.children import bound_to_parent, free_ports, listening, not_root, start
+from infra.postgres.role import APP_ROLE
+from scripts.up import System
+from tests.support.case_inputs import INPUTS
+
+needs_pgbouncer = pytest.mark.skipif(
+    shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/usr/local/bin") is None,
+    reason="pgbouncer is not installed; with it (apt-get install pgbouncer), these tests run",
+)
+
+
+class Managed:
+    """A database as a provider gives it out: its owner is no superuser, and the application logs in as the owner."""
+
+    def __init__(self, server_url: str, name: str, login: str, password: str) -> None:
+        self.server_url, self.name, self.login, self.password = server_url, name, login, password
+        self.superuser_url = urlsplit(server_url)._replace(path=f"/{name}").geturl()
+
+    def url(self, port: int | None = None) -> str:
+        port = port or urlsplit(self.server_url).port or 0
+        return f"postgresql://{self.login}:{self.password}@127.0.0.1:{port}/{self.name}"
+
+
+@asynccontextmanager
+async def managed(system: System) -> AsyncIterator[Managed]:
+    """Made beside the running system's database, not migrated; dropped in the end."""
+    server_url = system.settings.database_owner_url.reveal()
+    made = Managed(server_url, f"managed_{secrets.token_hex(6)}", f"owner_{secrets.token_hex(6)}", secrets.token_hex(8))
+    server = await asyncpg.connect(server_url)
+    try:
+        await server.execute(f"CREATE ROLE {made.login} LOGIN NOSUPERUSER PASSWORD '{made.password}'")
+        await server.execute(f"GRANT {APP_ROLE} TO {made.login} WITH ADMIN OPTION")
+        await server.execute(f"CREATE DATABASE {made.name} OWNER {made.login}")
+        yield made
+    finally:
+        await server.execute(f"DROP DATABASE IF EXISTS {made.name} WITH (FORCE)")
+        await server.execute(f"DROP ROLE IF EXISTS {made.login}")
+        await server.close()
+
+
+@asynccontextmanager
+async def pgbouncer(behind: Managed, *, size: int = 6) -> AsyncIterator[int]:
+    """A real PgBouncer in transaction mode, told nothing about us but whom to let in; yields its port."""
+    (port,) = free_ports(1)
+    program = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/usr/local/bin")
+    assert program is not None
+    with tempfile.TemporaryDirectory(prefix="paddock-pgbouncer-") as name:
+        folder = Path(name)
+        (folder / "users.txt").write_text(f'"{behind.login}" "{behind.password}"\n')
+        (folder / "pgbouncer.ini").write_text(
+            f"[databases]\n* = host=127.0.0.1 port={urlsplit(behind.server_url).port}\n"
+            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = scram-sha-256\n"
+            f"auth_file = {folder}/users.txt\npool_mode = transaction\ndefault_pool_size = {size}\n"
+            "max_client_conn = 400\nunix_socket_dir =\n"
+        )
+        part = start(
+            "pgbouncer",
+            [program, str(folder / "pgbouncer.ini")],
+            log=folder / "log",
+            cwd=folder,
+            environment={"PATH": "/usr/bin:/bin"},
+            before_exec=not_root(signal.SIGKILL),
+        )
+        try:
+            await part.until(listening(port), 30)
+            yield port
+        finally:
+            await part.stop()
+
+
+@asynccontextmanager
+async def without_the_role(server_url: str) -> AsyncIterator[int]:
+    """The proxy that drops `role` from what a session begins with; yields its port."""
+    (port,) = free_ports(1)
+    with tempfile.TemporaryDirectory(prefix="paddock-proxy-") as name:
+        part = start(
+            "proxy",
+            [sys.executable, str(INPUTS / "drop_role_proxy.py"), str(port), str(urlsplit(server_url).port)],
+            log=Path(name) / "log",
+            cwd=Path(name),
+            environment={},
+            before_exec=bound_to_parent(signal.SIGKILL),
+        )
+        try:
+            await part.until(listening(port), 30)
+            yield port
+        finally:
+            await part.stop()
+            await asyncio.sleep(0)

@@ -1,0 +1,169 @@
+"""Plans in a database of their own, advanced, run and settled by hand, at a time that is told."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+
+from domain import executions
+from domain.agents import Spec
+from domain.executions import Ended, Execution, RunLane, Start, steps
+from domain.executions.steps import Step
+from domain.plans import coordinator, service
+from domain.plans.coordinator import Known
+from domain.plans.schema import AgentWork, Plan, PlanStep
+from domain.ports import Outcome
+from domain.shared import ids
+from domain.shared.access import Caller
+from infra.postgres.db import connect
+from infra.postgres.store import PostgresStore
+from scripts.up import System
+from tests.support.isolated_database import NOW, Apart, apart
+
+
+class Silent:
+    """A doorbell that nobody hears."""
+
+    async def ring(self, jobs: Any, changed: Any = ()) -> None: ...
+    async def ring_lost(self, jobs: Any) -> int:
+        return 0
+
+
+class Killed(Exception):
+    """The process dies here."""
+
+
+class World:
+    def __init__(self, database: Apart, store: PostgresStore, caller: Caller, agent_id: str) -> None:
+        self.database, self.store, self.caller, self.agent_id = database, store, caller, agent_id
+        self.clock = [NOW]
+
+    def work(self) -> AgentWork:
+        return AgentWork(name="agent", agent_id=self.agent_id, version_id=self.version_id)
+
+    async def known(self) -> None:
+        found = await self.database.owner.fetchval("SELECT current_version_id FROM agents ORDER BY id DESC LIMIT 1")
+        self.version_id = ids.encode("ver", found)
+
+    async def start(self, *steps: PlanStep, **more: Any) -> str:
+        plan = Plan(kind="workflow", name="plan", steps=list(steps), **more)
+        async with self.store.begin(self.caller) as tx:
+            return (await service.start(tx, self.caller, plan, Start(inputs={"n": 1}))).id
+
+    async def get(self, execution_id: str) -> Execution:
+        async with self.store.begin(self.caller) as tx:
+            return await executions.get(tx, execution_id)
+
+    async def advance(self, execution_id: str, known: Known | None = None, die: bool = False) -> Known | None:
+        async with self.store.begin(self.caller) as tx:
+            after = await coordinator.advance(tx, execution_id, known)
+            if die:
+                raise Killed
+            return after
+
+    async def due(self) -> list[str]:
+        async with self.store.begin_single() as tx:
+            return [one.execution_id for one in (await tx.plans.due(tx.now, 100))[0]]
+
+    async def work_off(self, most: int = 100, error: str | None = None, lane: RunLane = "run") -> list[str]:
+        """Claim what waits in a lane and settle it. Returns the steps."""
+        async with self.store.begin_single() as tx:
+            claimed = await executions.claim(tx, "worker", timedelta(seconds=60), most, lane=lane)
+        for one in claimed:
+            async with self.store.begin(self.caller) as tx:
+                outcome = Outcome(output=msgspec.json.encode({"step": one.step}))
+                failed = Outcome(error_type=error, error_message="no")
+                await executions.finish(tx, [Ended(execution=one, outcome=failed if error else outcome, written=[])])
+        return [one.step or "" for one in claimed]
+
+    async def to_its_end(self, execution_id: str) -> Execution:
+        for _ in range(100):
+            for one in await self.due():
+                await self.advance(one)
+            await self.work_off()
+            found = await self.get(execution_id)
+            if found.status in ("completed", "failed", "cancelled"):
+                return found
+            self.clock[0] += timedelta(seconds=1)
+        raise AssertionError(found)
+
+    async def children(self, execution_id: str) -> dict[str, list[str]]:
+        rows = await self.database.owner.fetch("SELECT step, status FROM executions WHERE parent_id IS NOT NULL")
+        found = dict[str, list[str]]()
+        for row in rows:
+            found.setdefault(row["step"], []).append(row["status"])
+        return found
+
+    def spec(self, **more: Any) -> AgentWork:
+        """A model agent that nobody keeps."""
+        fields: dict[str, Any] = {
+            "id": "",
+            "name": "asker",
+            "description": None,
+            "kind": "llm",
+            "status": "ready",
+            "model": "m",
+            "user_id": self.caller.user_id,
+            "tenant_id": self.caller.tenant_id,
+            "current_version_id": None,
+            "created_at": NOW,
+            "updated_at": NOW,
+        }
+        return AgentWork(name="asker", spec=Spec(**(fields | more)))
+
+    async def ask(self, *call_ids: str) -> Execution:
+        """Claim the next run of a model agent and have it wait for these tool calls."""
+        async with self.store.begin_single() as tx:
+            (taken,) = await executions.claim(tx, "worker", timedelta(seconds=60), 1, lane="llm")
+        async with self.store.begin(self.caller) as tx:
+            waiting = [
+                Step(
+                    execution_id=taken.id,
+                    path=f"1.{place}",
+                    kind="tool",
+                    name="mail",
+                    status="waiting",
+                    attempt=taken.attempt,
+                    call_id=call_id,
+                    input={},
+                    started_at=tx.now,
+                )
+                for place, call_id in enumerate(call_ids)
+            ]
+            for step in waiting:
+                await steps.write(tx, step, [])
+            await steps.park(tx, taken, waiting)
+        return taken
+
+    async def answer(self) -> list[str]:
+        """Claim what waits of model agents and have it answer. Returns the steps."""
+        return await self.work_off(lane="llm")
+
+    async def turns(self) -> None:
+        """Advance until nothing more is due."""
+        for _ in range(50):
+            due = await self.due()
+            if not due:
+                return
+            for one in due:
+                await self.advance(one)
+        raise AssertionError(f"it goes on and on: {due}")
+
+
+@asynccontextmanager
+async def opened(system: System) -> AsyncIterator[World]:
+    """A world, while it is needed."""
+    async with apart(system) as database:
+        caller = await database.tenant()
+        agent_id = await database.agent(caller)
+        engine = connect(database.url, pool_size=8, application="tests")
+        world: World
+        store = PostgresStore(engine, Silent(), lambda: world.clock[0])
+        world = World(database, store, caller, agent_id)
+        await world.known()
+        try:
+            yield world
+        finally:
+            await store.close()

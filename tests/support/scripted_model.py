@@ -1,0 +1,122 @@
+"""Calls of models that `inputs/fake.py` plays, or a scripted body, through the client that workers use."""
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+from domain.llms.messages import (
+    Ask,
+    Message,
+    ModelError,
+    Notice,
+    Options,
+    Part,
+    Reply,
+    ReportedUsage,
+    Target,
+    Text,
+    Thought,
+    ToolSpec,
+)
+from infra.http import Outbound
+from infra.llm import PydanticLlm
+from tests.contracts.test_llm import Here
+
+TOOLS = tuple(
+    ToolSpec(name=name, description="", parameters={"type": "object", "properties": {}})
+    for name in ("filesystem_write", "filesystem_list")
+)
+
+
+@dataclass
+class Played:
+    """What came of a call: the reply or the error, and the parts before."""
+
+    parts: list[Part] = field(default_factory=list)
+    reply: Reply | None = None
+    error: ModelError | None = None
+
+    @property
+    def text(self) -> str:
+        assert self.reply is not None, self.error
+        assert "".join(part.text for part in self.parts if isinstance(part, Text)) == self.reply.message.content
+        return self.reply.message.content
+
+    @property
+    def thoughts(self) -> str:
+        return "".join(part.text for part in self.parts if isinstance(part, Thought))
+
+    @property
+    def calls(self) -> list[tuple[str, str]]:
+        assert self.reply is not None, self.error
+        return [(call.name, call.arguments) for call in self.reply.message.tool_calls]
+
+    @property
+    def notices(self) -> list[str]:
+        return [part.message for part in self.parts if isinstance(part, Notice)]
+
+    @property
+    def reported(self) -> ReportedUsage | None:
+        return next((part for part in reversed(self.parts) if isinstance(part, ReportedUsage)), None)
+
+
+async def play(
+    url: str, model: str = "m", provider: str = "openai_compatible", messages: Iterable[Message] = (), **more: Any
+) -> Played:
+    """Call a model at `url`, which ends before `/v1`."""
+    target = Target(
+        name=model,
+        provider=provider,
+        model=model,
+        base_url=url if provider == "anthropic" else f"{url}/v1",
+        parameters=more.pop("parameters", {}),
+        api=more.pop("api", None),
+    )
+    messages = tuple(messages) or (Message(role="user", content="x"),)
+    llm, played = PydanticLlm(Outbound(("127.0.0.1",)), Here()), Played()
+    try:
+        async for part in llm.stream(Ask(target=target, messages=messages, tools=TOOLS, **more)):
+            if isinstance(part, Reply):
+                played.reply = part
+            else:
+                played.parts.append(part)
+    except ModelError as error:
+        played.error = error
+    finally:
+        await llm.close()
+    return played
+
+
+@asynccontextmanager
+async def serving(body: bytes | str, kind: str = "text/event-stream", status: int = 200) -> AsyncIterator[str]:
+    """A server that answers everything with one body; its address."""
+
+    async def answer(request: web.Request) -> web.Response:
+        data = body.encode() if isinstance(body, str) else body
+        return web.Response(body=data, status=status, headers={"content-type": kind})
+
+    app = web.Application()
+    app.router.add_post("/{path:.*}", answer)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[union-attr]
+    finally:
+        await runner.cleanup()
+
+
+async def play_body(
+    body: bytes | str,
+    kind: str = "text/event-stream",
+    status: int = 200,
+    provider: str = "openai_compatible",
+    **more: Any,
+) -> Played:
+    """Call a model whose server answers with one body."""
+    async with serving(body, kind, status) as url:
+        return await play(url, provider=provider, options=more.pop("options", Options()), **more)

@@ -1,0 +1,331 @@
+"""The world of the property test of statistics: two tenants, and everything that can happen to their records."""
+
+import asyncio
+import json
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+import pytest
+
+from domain import artifacts, evaluations
+from domain.artifacts import Metadata, service
+from domain.artifacts.service import Stored
+from domain.evaluations import Claimed, NewEvaluation
+from domain.evaluations.scoring import Scores
+from domain.shared.errors import DomainError
+from domain.shared.pages import Page
+from domain.stats import SCALE
+from infra.postgres.store import PostgresStore
+from tests.support.isolated_database import Apart
+from tests.support.stats_oracle import (
+    Lost,
+    Owner,
+    _chosen,
+    _known,
+    _names,
+    _scores,
+    buckets_of,
+    check_evaluations,
+    check_groups,
+    check_page,
+)
+from tests.support.stats_strategies import DAY, LEASE, OTHERS
+from workers.record.stats import Folder
+
+
+class World:
+    """Two tenants in one database."""
+
+    def __init__(self, database: Apart, store: PostgresStore, owners: list[Owner], clock: list[datetime]) -> None:
+        self._database, self._store, self._owners, self._clock = database, store, owners, clock
+
+    # What is done to it.
+
+    async def insert(self, whose: int, batches: list[list[NewEvaluation]]) -> None:
+        owner = self._owners[whose]
+        async with self._store.begin(owner.caller) as tx:
+            made = [evaluations.evaluated(*_names(owner), batch, tx.now, batch=True) for batch in batches]
+            if batches == [batches[0][:1]]:
+                assert await evaluations.created(tx, made) == made[0]
+            else:
+                answers = await evaluations.created_batches(tx, made)
+                assert answers == [evaluations.Batch(created=len(sent), ids=[one.id for one in sent]) for sent in made]
+        owner.evaluations |= {one.id: one for batch in made for one in batch}
+
+    async def delete(self, whose: int, places: list[int]) -> None:
+        owner = self._owners[whose]
+        chosen = _chosen(owner.evaluations, places)
+        async with self._store.begin(owner.caller) as tx:
+            for row_id in chosen:
+                await evaluations.delete(tx, row_id)
+                assert await tx.evaluations.delete_many([row_id]) == 0
+        owner.gone += [owner.evaluations.pop(row_id) for row_id in chosen]
+
+    async def compute(self, most: int, drawn: list[Scores | None], twist: str) -> None:
+        claimed = await self._claim(most)
+        if twist == "late":
+            # The lease runs out, another worker has it, and then the first comes back.
+            lost, claimed = claimed, await self._claim(most, later=2 * LEASE)
+            assert {one.evaluation.id for one in lost} == {one.evaluation.id for one in claimed}
+            await self._settle([(one, found) for one, found in zip(lost, _scores(lost, [OTHERS]), strict=True)])
+        if twist == "deleted" and claimed:
+            lost_id = claimed[0].evaluation.id
+            for number, owner in enumerate(self._owners):
+                if lost_id in owner.evaluations:
+                    await self.delete(number, [sorted(owner.evaluations).index(lost_id)])
+        scores = _scores(claimed, drawn)
+        await self._settle(list(zip(claimed, scores, strict=True)))
+        for one, found in zip(claimed, scores, strict=True):
+            row = next(
+                (o.evaluations[one.evaluation.id] for o in self._owners if one.evaluation.id in o.evaluations), None
+            )
+            if row is not None and found is not None:
+                row.computed, row.metrics = evaluations.missing(row), "computed"
+                for name in Scores.__struct_fields__:
+                    setattr(row, name, getattr(found, name))
+            elif row is not None and one.attempt >= evaluations.MAX_ATTEMPTS:
+                row.metrics = "failed"
+        if twist == "twice":
+            # What was written down stays; one that could not be computed was given back, so that leaves it out.
+            written = [one for one, found in zip(claimed, scores, strict=True) if found is not None]
+            await self._settle(list(zip(written, _scores(written, [OTHERS]), strict=True)))
+
+    async def upload(self, whose: int, sent: list[dict[str, Any]], execution_id: str | None) -> None:
+        owner, known = self._owners[whose], {}
+        async with self._store.begin(owner.caller) as tx:
+            made = [
+                artifacts.recorded(
+                    json.dumps(one).encode(),
+                    **dict(zip(("tenant_id", "user_id"), _names(owner), strict=True)),
+                    now=tx.now,
+                    execution_id=execution_id,
+                )
+                for one in sent
+            ]
+            answers = await service.store(tx, [Stored(recorded=one, packed=b"packed") for one in made])
+        before = {one.metadata.kurral_id: one for one in owner.artifacts.values()}
+        for one, answer in zip(made, answers, strict=True):
+            if isinstance(answer, Metadata) and answer.id == one.metadata.id:
+                assert one.metadata.kurral_id not in before | known, "stored twice"
+                known[one.metadata.kurral_id] = one
+        for one, answer in zip(made, answers, strict=True):
+            first = (before | known)[one.metadata.kurral_id]
+            if first.fingerprint == one.fingerprint:
+                assert answer == first.metadata
+            else:
+                assert isinstance(answer, DomainError)
+                assert answer.code == "conflict"
+        owner.artifacts |= {one.metadata.id: one for one in known.values()}
+
+    async def forget(self, whose: int, places: list[int]) -> None:
+        owner = self._owners[whose]
+        chosen = _chosen(owner.artifacts, places)
+        async with self._store.begin(owner.caller) as tx:
+            if len(chosen) == 1:
+                await service.delete(tx, owner.artifacts[chosen[0]].metadata.kurral_id)
+            else:
+                assert await tx.artifacts.delete(chosen, tx.now) == len(chosen)
+            assert await tx.artifacts.delete(chosen, tx.now) == 0
+        owner.gone += [owner.artifacts.pop(row_id).metadata for row_id in chosen]
+
+    async def fold(self, whose: int, kind: Any, most: int) -> None:
+        before = await self._deltas(whose, kind)
+        async with self._store.begin(self._owners[whose].caller) as tx:
+            folded = await tx.stats.fold(kind, most)
+        assert folded == min(most, before)
+        assert await self._deltas(whose, kind) == before - folded
+
+    async def fold_beside(self, whose: int, kind: Any, most: int, lost: bool) -> None:
+        """Two at once: the second has nothing to do, and whoever asks meanwhile sees what was there before."""
+        owner = self._owners[whose]
+        try:
+            async with self._store.begin(owner.caller) as tx, self._store.begin(owner.caller) as other:
+                await tx.stats.fold(kind, most)
+                assert await other.stats.fold(kind, most) == 0
+                await self.ask(whose)
+                if lost:
+                    raise Lost
+        except Lost:
+            pass
+        await asyncio.gather(*(self._fold(whose, kind, most) for _ in range(2)), self.ask(whose))
+
+    async def fold_all(self) -> None:
+        folder = Folder(self._store)
+        while await folder():
+            pass
+        assert await self._database.owner.fetchval("SELECT count(*) FROM stat_deltas") == 0
+
+    async def turn_clock(self, now: datetime) -> None:
+        self._clock[0] = now
+
+    async def steal(self, whose: int, place: int) -> None:
+        mine, theirs = self._owners[whose], self._owners[1 - whose]
+        async with self._store.begin(mine.caller) as tx:
+            for row_id in _chosen(theirs.evaluations, [place]):
+                assert await tx.evaluations.get(row_id) is None
+                assert await tx.evaluations.delete_many([row_id]) == 0
+            for row_id in _chosen(theirs.artifacts, [place]):
+                assert await tx.artifacts.get(row_id) is None
+                assert await tx.artifacts.delete([row_id], tx.now) == 0
+
+    # What it says.
+
+    async def ask(
+        self,
+        whose: int,
+        of_evaluations: dict[str, Any] | None = None,
+        of_artifacts: dict[str, Any] | None = None,
+        bounds: tuple[datetime | int | None, datetime | int | None] = (None, None),
+        days: int = 90,
+        bucket: Any = "day",
+        page: Page = Page(limit=100),  # noqa: B008
+        place: int = 0,
+    ) -> None:
+        owner = self._owners[whose]
+        since, until = owner.bounds(*bounds)
+        evaluated, recorded = list(owner.evaluations.values()), [row.metadata for row in owner.artifacts.values()]
+        first = evaluations.Filter(**_known(of_evaluations or {}, evaluated), since=since, until=until)
+        second = service.Filter(**_known(of_artifacts or {}, recorded), start_date=since, end_date=until)
+        async with self._store.begin(owner.caller) as tx:
+            await self._ask_evaluations(tx, owner, first, days, bucket)
+            await self._ask_artifacts(tx, owner, second, days, bucket, page)
+            # Lists: any page, and reading on from any row, be it there or not.
+            for truth, listed, after in (
+                (
+                    owner.evaluated(first).rows,
+                    await evaluations.list_evaluations(tx, first, page),
+                    lambda row: evaluations.after(tx, row, page.limit, wanted=first),
+                ),
+                (
+                    [row.metadata for row in owner.recorded(second).rows],
+                    await tx.artifacts.page(second, page),
+                    lambda row: service.after(tx, row, page.limit, wanted=second),
+                ),
+            ):
+                check_page(truth, listed, page)
+                known = [None, *truth, *(row for row in owner.gone if truth and isinstance(row, type(truth[0])))]
+                last = known[place % len(known)]
+                rest = (
+                    truth if last is None else [r for r in truth if (r.created_at, r.id) < (last.created_at, last.id)]
+                )
+                assert await after(last) == rest[: page.limit]
+
+    async def _ask_evaluations(self, tx: Any, owner: Owner, wanted: Any, days: int, bucket: Any) -> None:
+        truth = owner.evaluated(wanted)
+        await check_groups(tx, evaluations.question(wanted), truth)
+        await check_evaluations(await evaluations.stats(tx, wanted, None), truth, wanted.since)
+        if wanted.until is None or wanted.since is None:
+            since = (tx.now - days * DAY).replace(minute=0, second=0, microsecond=0)
+            of_days = msgspec.structs.replace(wanted, since=None)
+            if wanted.until is None or wanted.until >= since:
+                truth = owner.evaluated(msgspec.structs.replace(of_days, since=since))
+                await check_evaluations(await evaluations.stats(tx, of_days, days), truth, since)
+        free = msgspec.structs.replace(wanted, since=None, until=None)
+        if wanted != free:
+            with pytest.raises(DomainError, match="days"):
+                await evaluations.timeseries(tx, wanted, days, bucket)
+        points = await evaluations.timeseries(tx, free, days, bucket)
+        for begin, end, point in buckets_of(tx.now, days, bucket, points):
+            truth = owner.evaluated(msgspec.structs.replace(free, since=begin, until=end))
+            assert msgspec.structs.asdict(point) == {
+                "date": begin,
+                "count": len(truth.rows),
+                "hallucinations": truth.total["hallucinated"],
+                "hallucination_rate": truth.rate("hallucinated", "judged"),
+                **truth.averages(),
+            }
+
+    async def _ask_artifacts(self, tx: Any, owner: Owner, wanted: Any, days: int, bucket: Any, page: Page) -> None:
+        truth = owner.recorded(wanted)
+        await check_groups(tx, service.question(wanted), truth)
+        found = msgspec.structs.asdict(await service.stats(tx, wanted))
+        truth.check_quantiles(*(found.pop(name) for name in ("p50", "p95", "p99")))
+        known = truth.total["duration_ms_known"]
+        expected = {
+            "total_artifacts": len(truth.rows),
+            "total_size_gb": truth.total["size_bytes"] / 10**9,
+            **{
+                f"by_{name}": truth.by(n)
+                for n, name in ((0, "environment"), (2, "replay_level"), (6, "semantic_bucket"))
+            },
+            **{f"by_{name}": truth.by(n) for n, name in ((3, "model"), (4, "provider"), (5, "status"))},
+            "total_cost_usd": truth.total["cost_usd"] / SCALE,
+            "total_tokens": truth.total["tokens"],
+            "avg_duration_ms": truth.total["duration_ms"] / (1000 * known) if known else None,
+            "error_rate": truth.rate("errors", "count", 100),
+            "deterministic_rate": truth.rate("deterministic", "count", 100),
+        }
+        assert found == expected
+        assert [list(found[name]) for name in expected if name.startswith("by_")] == [
+            list(expected[name]) for name in expected if name.startswith("by_")
+        ]
+        counted = [
+            service.BucketCount(semantic_bucket=name, count=count)
+            for name, count in owner.recorded(service.Filter()).by(6).items()
+        ]
+        check_page(counted, await service.semantic_buckets(tx, page), page)
+        free = msgspec.structs.replace(wanted, start_date=None, end_date=None)
+        if wanted != free:
+            with pytest.raises(DomainError, match="days"):
+                await service.timeseries(tx, wanted, days, bucket)
+        points = await service.timeseries(tx, free, days, bucket)
+        for begin, end, point in buckets_of(tx.now, days, bucket, points):
+            truth = owner.recorded(msgspec.structs.replace(free, start_date=begin, end_date=end))
+            assert msgspec.structs.asdict(point) == {
+                "date": begin,
+                "count": len(truth.rows),
+                "total_cost": truth.total["cost_usd"] / SCALE,
+                "total_tokens": truth.total["tokens"],
+                "errors": truth.total["errors"],
+                "deterministic": truth.total["deterministic"],
+            }
+
+    async def check(self, steps: list[tuple[tuple[Any, ...], tuple[Any, ...]]]) -> None:
+        for (name, *arguments), asked in steps:
+            await getattr(self, name)(*arguments)
+            await self.ask(*asked)
+        # The same questions once more, of what is partly folded and of what is folded.
+        for fold in (lambda: self.fold(0, "evaluations", 3), self.fold_all):
+            for whose in (0, 1):
+                await self.ask(whose)
+                await self.ask(whose, bucket="hour", days=2)
+            await fold()
+            for _, asked in steps[-5:]:
+                await self.ask(*asked)
+        for whose in (0, 1):
+            await self.ask(whose)
+        await self.clear()
+
+    async def clear(self) -> None:
+        """Delete everything: nothing is left to count, before it is folded and after."""
+        for whose, owner in enumerate(self._owners):
+            await self.delete(whose, list(range(len(owner.evaluations))))
+            await self.forget(whose, list(range(len(owner.artifacts))))
+            await self.ask(whose)
+        await self.fold_all()
+        for whose in (0, 1):
+            await self.ask(whose)
+        for table in ("stat_deltas", "stat_rollups", "evaluations", "artifacts", "artifact_ids", "artifact_bodies"):
+            assert await self._database.owner.fetchval(f"SELECT count(*) FROM {table}") == 0, table
+
+    async def _fold(self, whose: int, kind: Any, most: int) -> int:
+        async with self._store.begin(self._owners[whose].caller) as tx:
+            return await tx.stats.fold(kind, most)
+
+    async def _deltas(self, whose: int, kind: str) -> int:
+        query = "SELECT count(*) FROM stat_deltas WHERE tenant_id = $1 AND kind = $2"
+        return int(await self._database.owner.fetchval(query, self._owners[whose].caller.tenant_id, kind))
+
+    async def _claim(self, most: int, later: timedelta = timedelta(0)) -> list[Claimed]:
+        self._clock[0] += later
+        async with self._store.begin_unbound() as tx:
+            claimed = await evaluations.claim(tx, most, LEASE)
+        self._clock[0] -= later
+        return claimed
+
+    async def _settle(self, rows: list[tuple[Claimed, Scores | None]]) -> None:
+        for owner in self._owners:
+            mine = [row for row in rows if row[0].evaluation.tenant_id == owner.caller.tenant_id]
+            async with self._store.begin_for(owner.caller.tenant_id) as tx:
+                await evaluations.settle(tx, mine)

@@ -1,0 +1,232 @@
+"""The truth that statistics are held to: sums and quantiles over the rows, by brute force."""
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from domain import evaluations
+from domain.artifacts import service
+from domain.artifacts.record import Recorded
+from domain.evaluations import Claimed, Evaluation
+from domain.evaluations.scoring import Scores
+from domain.shared.access import Caller
+from domain.shared.pages import Listing, Page
+from domain.shared.times import OLDEST
+from domain.stats import ACCURACY, QUANTILES, SCALE
+from infra.sketches import SMALLEST
+from tests.support.stats_strategies import BEGINS, BESIDE, DAY, HOUR, NOWS
+
+_LISTS = {"semantic_bucket": "semantic_buckets", "tag": "tags"}
+_MEASURED = ("latency_sec", "throughput_qps", "semantic_drift", "uncertainty", "factual_support")
+_TOLD = ("latency", "throughput", *_MEASURED[2:])
+
+
+def scaled(value: float | None, by: int = SCALE) -> int:
+    return 0 if value is None else round(value * by)
+
+
+def counts_as(row: Evaluation | Recorded) -> tuple[tuple[Any, ...], dict[str, int], float | None]:
+    """Dimensions, measures, and the value that quantiles are taken of."""
+    if isinstance(row, Evaluation):
+        dims = row.model_name, row.agent_name, row.mode, row.hallucinated
+        measures = {"count": 1, "hallucinated": int(row.hallucinated or 0), "judged": int(row.hallucinated is not None)}
+        for name in _MEASURED:
+            value = getattr(row, name)
+            measures |= {name: scaled(value), f"{name}_known": int(value is not None)}
+        return dims, measures, row.latency_sec
+    made = row.metadata
+    measures = {
+        "count": 1,
+        "errors": int(made.status == "error"),
+        "deterministic": int(made.deterministic),
+        "size_bytes": made.size_bytes,
+        "cost_usd": scaled(made.cost_usd),
+        "tokens": made.total_tokens or 0,
+        "duration_ms": scaled(made.duration_ms, 1000),
+        "duration_ms_known": int(made.duration_ms is not None),
+    }
+    names = ("environment", "deterministic", "replay_level", "model_name", "provider", "status")
+    return (*(getattr(made, name) for name in names), tuple(made.semantic_buckets)), measures, made.duration_ms
+
+
+class Lost(Exception):
+    """What ends a transaction before its commit."""
+
+
+def interpolate_quantile(values: Iterable[float], wanted: float) -> float | None:
+    """The exact quantile, as Postgres' `percentile_cont` has it; what counts as zero is zero."""
+    ordered = sorted(value if value >= SMALLEST else 0.0 for value in values)
+    if not ordered:
+        return None
+    rank = wanted * (len(ordered) - 1)
+    low, high = ordered[math.floor(rank)], ordered[math.ceil(rank)]
+    return low + (rank - math.floor(rank)) * (high - low)
+
+
+def assert_near(value: float | None, exact: float | None) -> None:
+    if value is None or exact is None:
+        assert value is exact
+    else:
+        assert abs(value - exact) <= ACCURACY * exact * (1 + 1e-9)
+
+
+class Truth:
+    """Brute force over rows."""
+
+    def __init__(self, rows: Iterable[Evaluation | Recorded]) -> None:
+        self.rows, self.groups, self.values = list(rows), defaultdict[Any, Counter[str]](Counter), list[float]()
+        for dims, measures, value in map(counts_as, self.rows):
+            self.groups[dims].update(measures)
+            self.values += [] if value is None else [value]
+        self.total = sum(self.groups.values(), Counter[str]())
+
+    def by(self, place: int) -> dict[Any, int]:
+        found: Counter[Any] = Counter()
+        for dims, measures in self.groups.items():
+            for value in dims[place] if isinstance(dims[place], tuple) else (dims[place],):
+                found[value] += measures["count"]
+        return dict(sorted(((k, n) for k, n in found.items() if k is not None), key=lambda one: (-one[1], one[0])))
+
+    def check_quantiles(self, *found: float | None) -> None:
+        """Hold quantiles to those that Postgres' `percentile_cont` interpolates, within the stated error."""
+        for wanted, value in zip(QUANTILES, found, strict=True):
+            assert_near(value, interpolate_quantile(self.values, wanted))
+
+    def averages(self) -> dict[str, float | None]:
+        return {
+            f"avg_{told}": self.total[name] / (SCALE * known) if (known := self.total[f"{name}_known"]) else None
+            for told, name in zip(_TOLD, _MEASURED, strict=True)
+        }
+
+    def rate(self, of: str, among: str, whole: float = 1) -> float:
+        return whole * self.total[of] / self.total[among] if self.total[among] else 0.0
+
+
+class Owner:
+    """A tenant, and the rows that it has to have. `gone` are rows that it has no more."""
+
+    def __init__(self, caller: Caller) -> None:
+        self.caller = caller
+        self.evaluations: dict[str, Evaluation] = {}
+        self.artifacts: dict[str, Recorded] = {}
+        self.gone: list[Any] = []
+
+    def bounds(self, *wanted: datetime | int | None) -> tuple[datetime | None, datetime | None]:
+        times = sorted(row.created_at for row in self.evaluations.values())
+        times += sorted(row.metadata.created_at for row in self.artifacts.values())
+        since, until = (
+            one if not isinstance(one, int) else times[one % len(times)] if times else None for one in wanted
+        )
+        return (until, since) if since and until and until < since else (since, until)
+
+    def evaluated(self, wanted: evaluations.Filter) -> Truth:
+        names = [name for name in wanted.__struct_fields__ if name not in ("since", "until")]
+        return Truth(
+            row
+            for row in sorted(self.evaluations.values(), key=lambda row: (row.created_at, row.id), reverse=True)
+            if all(getattr(wanted, name) in (None, getattr(row, name)) for name in names)
+            and (wanted.since or row.created_at) <= row.created_at
+            and (wanted.until is None or row.created_at < wanted.until)
+        )
+
+    def recorded(self, wanted: service.Filter) -> Truth:
+        names = ("environment", "deterministic", "replay_level", "model_name", "provider", "status", "run_id")
+        names += ("error_type", "execution_id", "labelled_tenant")
+        rows = sorted(self.artifacts.values(), key=lambda r: (r.metadata.created_at, r.metadata.id), reverse=True)
+        return Truth(
+            row
+            for row in rows
+            for made in (row.metadata,)
+            if all(getattr(wanted, name) in (None, getattr(made, name)) for name in names)
+            and (wanted.semantic_bucket is None or wanted.semantic_bucket in made.semantic_buckets)
+            and (wanted.tag is None or wanted.tag in made.tags)
+            and (wanted.search is None or wanted.search.lower() in row.failures.lower().split())
+            and (wanted.start_date or made.created_at) <= made.created_at
+            and (wanted.end_date is None or made.created_at < wanted.end_date)
+        )
+
+
+def _names(owner: Owner) -> tuple[str, str]:
+    return owner.caller.tenant_id, owner.caller.user_id
+
+
+def _known(wanted: dict[str, Any], rows: list[Any]) -> dict[str, Any]:
+    """A filter, with the rows' own values where it has numbers."""
+    found = {}
+    for name, value in wanted.items():
+        if type(value) is int:
+            value = getattr(rows[value % len(rows)], _LISTS.get(name, name)) if rows else None
+            value = (value or [None])[0] if name in _LISTS else value
+        found[name] = value
+    return found
+
+
+def _chosen(rows: dict[str, Any], places: list[int]) -> list[str]:
+    return list(dict.fromkeys(sorted(rows)[place % len(rows)] for place in places)) if rows else []
+
+
+def _scores(claimed: list[Claimed], drawn: list[Scores | None]) -> list[Scores | None]:
+    """Drawn scores where the caller sent none; some cannot be computed."""
+    made: list[Scores | None] = []
+    for number, one in enumerate(claimed):
+        found = drawn[number % len(drawn)]
+        sent = {name: getattr(one.evaluation, name) for name in Scores.__struct_fields__}
+        sent = {name: value for name, value in sent.items() if value is not None}
+        made.append(None if found is None else msgspec.structs.replace(found, **sent))
+    return made
+
+
+def buckets_of(now: datetime, days: int, bucket: str, points: list[Any]) -> Iterable[tuple[datetime, datetime, Any]]:
+    """The points with their begin and end; all of those with records, and a few of the others."""
+    begin = now.replace(hour=0, minute=0, second=0, microsecond=0) - (days - 1) * DAY
+    step = DAY if bucket == "day" else HOUR
+    assert len(points) == days * (DAY // step)
+    assert [point.date for point in points] == [begin + number * step for number in range(len(points))]
+    near = {(time.replace(minute=0, second=0, microsecond=0) - begin) // step for time in (*_ALL_TIMES, now)}
+    return [(p.date, p.date + step, p) for number, p in enumerate(points) if p.count or number in near]
+
+
+_ALL_TIMES = [max(at + by, OLDEST) for at in BEGINS for by in BESIDE] + NOWS
+
+
+def check_page(truth: list[Any], listed: Listing[Any], page: Page) -> None:
+    assert listed == Listing(
+        items=truth[page.offset : page.offset + page.limit],
+        total=len(truth),
+        limit=page.limit,
+        offset=page.offset,
+        has_more=page.offset + page.limit < len(truth),
+    )
+
+
+async def check_groups(tx: Any, question: Any, truth: Truth) -> None:
+    """The very sums, as whole numbers."""
+    shown: dict[Any, Any] = {"true": True, "false": False}
+    members = {"hallucinated": shown.get, "deterministic": shown.get, "semantic_bucket": lambda v: tuple(json.loads(v))}
+    found = {
+        tuple(members[name](value) if name in members else value for name, value in group.dims.items()): group.measures
+        for group in (await tx.stats.sums(question)).groups
+    }
+    assert found == {dims: dict(measures) for dims, measures in truth.groups.items()}
+
+
+async def check_evaluations(answer: evaluations.EvaluationStats, truth: Truth, since: datetime | None) -> None:
+    found = msgspec.structs.asdict(answer)
+    truth.check_quantiles(*(found.pop(f"p{number}_latency") for number in (50, 95, 99)))
+    expected = {
+        "total_evaluations": len(truth.rows),
+        "total_hallucinations": truth.total["hallucinated"],
+        "hallucination_rate": truth.rate("hallucinated", "judged"),
+        **truth.averages(),
+        **{f"by_{name}": truth.by(place) for place, name in enumerate(("model", "agent", "mode"))},
+        "since": since,
+    }
+    assert found == expected
+    assert [list(found[f"by_{name}"]) for name in ("model", "agent", "mode")] == [
+        list(expected[f"by_{name}"]) for name in ("model", "agent", "mode")
+    ]

@@ -1,0 +1,249 @@
+"""Whether the arguments of a tool call fit the tool's JSON Schema. Both are strangers' words.
+
+A schema can keep a process busy for hours, or fill its memory: expressions that backtrack or repeat a thousand times,
+references that double at each step, alternatives that all report errors. So a check is bounded in its processor time,
+in the number and size of its expressions and in the errors it makes, and it runs in a thread of its own kind, one per
+tenant at a time. Expressions are matched by RE2, which does not backtrack, bounds its memory and frees the interpreter.
+
+A schema is read as `domain.shared.json_schemas` reads it: what is not understood is left to whoever gets the call.
+"""
+
+import asyncio
+import itertools
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import wraps
+from typing import Any, Final
+from weakref import WeakValueDictionary
+
+import jsonschema
+import msgspec
+import structlog
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError, best_match
+from referencing import Registry
+
+from domain.llms.messages import ToolFailed
+from domain.shared.json_limits import JsonTooLarge, check_json
+from domain.shared.json_numbers import write_whole
+from domain.shared.json_schemas import normalize_schema
+from domain.shared.unicode_text import mend_json_text
+
+# Of processor time: what others do meanwhile makes no check fail.
+CHECK_SECONDS: Final = 1.0
+MAX_THREADS: Final = 2
+MAX_PATTERNS: Final = 64
+# Of one compiled expression; those of a check are forgotten when it ends.
+MAX_PATTERN_BYTES: Final = 512 * 1024
+# Instructions of an expression times characters of a text: the most that one match may have to look at.
+MAX_MATCH_STEPS: Final = 16_000_000
+_TOO_LONG: Final = (
+    f"the arguments could not be checked against the tool's schema in {CHECK_SECONDS:g} s: it is too complex."
+)
+MAX_ERRORS: Final = 10_000
+MAX_ERROR_CHARACTERS: Final = 32 * 1024 * 1024
+# How many errors are looked at for the one that tells most.
+SHOWN_ERRORS: Final = 10
+
+# As ECMAScript writes characters, and RE2 does not.
+_ESCAPED: Final = re.compile(r"\\u([0-9A-Fa-f]{4})")
+_log = structlog.get_logger("paddock.tools")
+_pool: Final = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="arguments")
+_turns: Final[WeakValueDictionary[str, asyncio.Lock]] = WeakValueDictionary()
+_thread: Final = threading.local()
+
+
+class _TooLong(Exception):
+    pass
+
+
+class _Undecided(Exception):
+    """An expression cannot be matched where a match would be a refusal."""
+
+
+class _Work:
+    """What one check has used. `negated` counts the keywords around that turn a match into a refusal."""
+
+    def __init__(self) -> None:
+        self._until = time.thread_time() + CHECK_SECONDS
+        self._errors, self._characters = MAX_ERRORS, MAX_ERROR_CHARACTERS
+        self._patterns: dict[str, Any] = {}
+        self.negated = 0
+
+    def look_at_clock(self) -> None:
+        if time.thread_time() > self._until:
+            raise _TooLong
+
+    def count_error(self, error: ValidationError) -> None:
+        self._errors -= 1
+        self._characters -= len(error.message)
+        if self._errors < 0 or self._characters < 0:
+            raise _TooLong
+
+    def matches(self, pattern: Any, text: str) -> bool | None:
+        """Whether an expression matches anywhere in a text; None where it cannot be told."""
+        self.look_at_clock()
+        compiled = self._compiled(pattern)
+        if compiled is None or compiled.programsize * len(text) > MAX_MATCH_STEPS:
+            found = None
+        elif compiled.search(text) is not None:
+            return True
+        else:
+            # `\w` and the like are ASCII's in some languages, and everybody's in others.
+            found = False if text.isascii() or "\\" not in pattern else None
+        if found is None and self.negated:
+            raise _Undecided
+        return found
+
+    def _compiled(self, pattern: Any) -> Any:
+        if pattern not in self._patterns:
+            if len(self._patterns) >= MAX_PATTERNS:
+                return None
+            # Imported where it is needed: few schemas have expressions.
+            import re2
+
+            options = re2.Options()
+            options.max_mem, options.log_errors, options.never_capture = MAX_PATTERN_BYTES, False, True
+            try:
+                self._patterns[pattern] = re2.compile(_ESCAPED.sub(r"\\x{\1}", pattern), options)
+            except (re2.error, UnicodeError):
+                self._patterns[pattern] = None
+        return self._patterns[pattern]
+
+    def forget_patterns(self) -> None:
+        """Free the memory of expressions, which the library would keep for later."""
+        if self._patterns:
+            import re2
+
+            re2.purge()
+
+
+async def checked(schema: dict[str, Any], args: Any, tenant_id: str = "") -> None:
+    """Check arguments against a schema. Errors: `ToolFailed`, naming an argument that does not fit.
+
+    A tenant has one check at work at a time, so that its schemas keep nobody else waiting.
+    """
+    turn = _turns.get(tenant_id)
+    if turn is None:
+        turn = _turns[tenant_id] = asyncio.Lock()
+    async with turn:
+        try:
+            wrong = await asyncio.get_running_loop().run_in_executor(_pool, _first_wrong, schema, args)
+        except _TooLong:
+            raise ToolFailed(_TOO_LONG) from None
+    if wrong is not None:
+        raise ToolFailed(wrong)
+
+
+def read_arguments(text: str) -> dict[str, Any]:
+    """Return the arguments that a model wrote as JSON, whole numbers as such. Errors: `ToolFailed`."""
+    try:
+        check_json(text.encode("utf-8", "surrogatepass"))
+        args = msgspec.json.decode(mend_json_text(text or "{}"))
+        if isinstance(args, str) and args.lstrip().startswith("{"):  # some servers encode them twice
+            return read_arguments(args)
+    except JsonTooLarge as error:
+        raise ToolFailed(f"the arguments cannot be read: what was sent {error.reason}") from error
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+        raise ToolFailed(f"the arguments are not JSON: {error}.") from error
+    if not isinstance(args, dict):
+        raise ToolFailed("the arguments must be a JSON object.")
+    return {name: write_whole(value) for name, value in args.items()}
+
+
+def _first_wrong(schema: dict[str, Any], args: Any) -> str | None:
+    work = _thread.work = _Work()
+    try:
+        found = _Validator(normalize_schema(schema), registry=Registry()).iter_errors(args)
+        wrong = best_match(itertools.islice(found, SHOWN_ERRORS))
+    except (_Undecided, RecursionError):
+        return None
+    except _TooLong:
+        raise
+    except Exception as error:  # whatever the library makes of words that no draft knows
+        _log.warning("arguments are not checked", error=type(error).__name__, told=str(error)[:200])
+        return None
+    finally:
+        work.forget_patterns()
+    if wrong is None:
+        return None
+    place = ".".join(str(part)[:200] for part in itertools.islice(wrong.absolute_path, 32))
+    return f"{place or 'arguments'}: {wrong.message}"[:1000]
+
+
+def _bounded(check: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(check)
+    def bounded(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+        work: _Work = _thread.work
+        work.look_at_clock()
+        for error in check(validator, value, instance, schema) or ():
+            work.count_error(error)
+            yield error
+
+    return bounded
+
+
+def _negated(check: Callable[..., Any]) -> Callable[..., Any]:
+    """For keywords that refuse a value because a part of the schema accepts it."""
+
+    @wraps(check)
+    def negated(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+        work: _Work = _thread.work
+        work.negated += 1
+        try:
+            errors = list(check(validator, value, instance, schema) or ())
+        finally:
+            work.negated -= 1
+        yield from errors
+
+    return negated
+
+
+def _pattern(_: Any, pattern: Any, instance: Any, __: Any) -> Iterator[ValidationError]:
+    if isinstance(instance, str) and _thread.work.matches(pattern, instance) is False:
+        yield ValidationError(f"{instance[:200]!r} does not match {pattern!r}")
+
+
+def _pattern_properties(validator: Any, patterns: Any, instance: Any, _: Any) -> Iterator[ValidationError]:
+    if isinstance(instance, dict):
+        for pattern, schema in patterns.items():
+            for name, value in instance.items():
+                if _thread.work.matches(pattern, name):
+                    yield from validator.descend(value, schema, path=name, schema_path=pattern)
+
+
+def _additional_properties(validator: Any, others: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    if not isinstance(instance, dict) or others is True:
+        return
+    extra = [name for name in instance if name not in schema.get("properties", {})]
+    for pattern in schema.get("patternProperties", {}):
+        extra = [name for name in extra if _thread.work.matches(pattern, name) is False]
+    if isinstance(others, dict):
+        for name in extra:
+            yield from validator.descend(instance[name], others, path=name)
+    elif extra:
+        shown = ", ".join(repr(name[:200]) for name in extra[:10])
+        yield ValidationError(f"Additional properties are not allowed ({shown} unexpected)")
+
+
+# Left to whoever gets the call: what compares all pairs, or matches expressions of its own accord.
+_UNCHECKED: Final = ("uniqueItems", "unevaluatedProperties", "unevaluatedItems", "format", "$dynamicRef")
+_OURS: Final[dict[str, Callable[..., Any]]] = {
+    "pattern": _pattern,
+    "patternProperties": _pattern_properties,
+    "additionalProperties": _additional_properties,
+    **{name: _negated(Draft202012Validator.VALIDATORS[name]) for name in ("not", "if", "oneOf")},
+}
+_CHECKS: Final = {
+    name: _bounded(check)
+    for name, check in ({**dict(Draft202012Validator.VALIDATORS), **_OURS}).items()
+    if name not in _UNCHECKED
+}
+_Validator: Final = jsonschema.validators.create(
+    meta_schema=Draft202012Validator.META_SCHEMA,
+    validators=_CHECKS,
+    type_checker=Draft202012Validator.TYPE_CHECKER,
+)

@@ -1,0 +1,30 @@
+"""Answers of models that are to be JSON of a certain schema."""
+
+import re
+from typing import Any, Final
+
+import msgspec
+
+from domain.llms.messages import ModelError, ToolFailed
+from domain.shared.json_limits import JsonTooLarge, check_json
+from workers.agent.arguments import checked
+
+# Models that are merely told to answer in JSON like to put it between fences.
+_FENCED: Final = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
+
+
+async def answered(text: str, schema: dict[str, Any], tenant_id: str = "") -> bytes:
+    """The JSON of an answer. Errors: `ModelError` for one that is none, or does not fit the schema."""
+    fenced = _FENCED.fullmatch(text)
+    try:
+        written = (fenced[1] if fenced else text).encode("utf-8", "surrogatepass")
+        check_json(written)
+        value = msgspec.json.decode(written)
+        await checked(schema, value, tenant_id)
+    except JsonTooLarge as error:
+        raise ModelError("malformed", f"The answer {error.reason}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ModelError("malformed", f"The model was to answer in JSON, and did not: {error}.") from error
+    except ToolFailed as error:
+        raise ModelError("malformed", f"The answer of the model does not fit what was asked for: {error}") from error
+    return msgspec.json.encode(value)

@@ -1,0 +1,417 @@
+"""The loop of a model agent: ask the model, make the tool calls of its answer, ask again, until it calls none.
+
+Whatever is finished is a step on record, so that another attempt goes on where this one ended: answers are not asked
+for again, and a tool call with effects is made at most once.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+
+from domain import agents
+from domain.agents import Agent, Spec
+from domain.agents.prompts import messages as first_messages
+from domain.events import Event
+from domain.executions import Execution, steps
+from domain.executions.steps import Step
+from domain.llms.messages import (
+    Message,
+    ModelError,
+    Notice,
+    Options,
+    Reply,
+    Target,
+    Text,
+    Thought,
+    ToolCall,
+    ToolFailed,
+    ToolSpec,
+)
+from domain.ports import Clock, Outcome, Store, Tx
+from domain.shared.errors import DomainError
+from domain.shared.leases import HandOver
+from workers.agent.delegation import DELEGATE, Delegation, delegate, mate_of
+from workers.agent.json_answers import answered
+from workers.agent.messages import kept, result_message, shown, transcript
+from workers.agent.tools import SHOWN, Bound, Done, Toolbox
+from workers.event_writer import Scribe
+from workers.leases import persist
+from workers.model_calls import ModelCalls
+from workers.usage import plain
+
+STEPS: Final = 20
+# How many agents may be at work for one another: the one that was asked, one that it asked, and one more.
+DELEGATIONS: Final = 2
+
+
+class Parked(Exception):
+    """Tool calls wait for somebody's decision."""
+
+
+class Failed(Exception):
+    """The run ends with an error of its own."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.outcome = Outcome(error_type=kind, error_message=message)
+
+
+class Loop:
+    """One attempt at an execution of a model agent."""
+
+    def __init__(
+        self,
+        store: Store,
+        scribe: Scribe,
+        calls: ModelCalls,
+        tools: Toolbox,
+        execution: Execution,
+        clock: Clock,
+        done: list[Step],
+        drains: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._store, self._scribe, self._calls, self._tools = store, scribe, calls, tools
+        self._execution, self._clock, self._drains = execution, clock, drains
+        self._steps = {step.path: step for step in done}
+        self._refused: set[tuple[str, str]] = set()  # models, and the tools that their providers do not take
+        decided = any(step.status in ("approved", "rejected") for step in done)
+        self._after_loss = execution.attempt - execution.resumes - execution.handovers > 1 and not decided
+
+    async def work(self, agent: Spec) -> Outcome | None:
+        """Work on the task of the execution. None if it is parked. Errors: `LostLease`, and `HandOver`."""
+        done = sum(step.status == "finished" for step in self._steps.values())
+        if done:
+            self._tell("log", level="INFO", stream="paddock", message=f"Goes on after {done} finished steps.")
+        try:
+            answer = await self._answer(agent, first_messages(agent, self._execution.input_data), "", 0)
+            if agent.answer_schema is not None:
+                return Outcome(output=await answered(answer, agent.answer_schema, self._execution.tenant_id))
+        except Parked:
+            await self._park()
+            return None
+        except Failed as failed:
+            return failed.outcome
+        except ModelError as error:
+            return Outcome(error_type=error.kind, error_message=error.message)
+        except DomainError as error:
+            if error.code != "budget_exceeded":
+                raise
+            return Outcome(error_type=error.code, error_message=error.detail)
+        return Outcome(output=msgspec.json.encode({"content": answer}))
+
+    async def tool(self, name: str, args: dict[str, Any]) -> Outcome:
+        """Make the one call of an execution that is a tool call. Errors: `LostLease`."""
+        problems: list[str] = []
+        bound = await self._tools.bound([name], problems.append)
+        for problem in problems:
+            self._warn(problem)
+        if len(bound) != 1:
+            told = problems[0] if problems else f"The server {name!r} has several tools; name one of them."
+            return Outcome(error_type="tool_failed", error_message=told)
+        called = ToolCall(id="call_1", name=next(iter(bound)), arguments=msgspec.json.encode(args).decode())
+        answer = await self._call("1", called, bound) or {"error": "waits for an approval."}
+        if "error" in answer:
+            return Outcome(error_type="tool_failed", error_message=str(answer["error"]))
+        return Outcome(output=msgspec.json.encode(answer["result"]))
+
+    async def _park(self) -> None:
+        await self._scribe.flush(self._execution)
+        waiting = [step for step in self._steps.values() if step.status == "waiting"]
+
+        async def write() -> None:
+            async with self._store.begin_for(self._execution.tenant_id) as tx:
+                await steps.park(tx, self._execution, waiting)
+
+        await persist(write)
+
+    async def _answer(self, agent: Agent, messages: list[Message], prefix: str, deep: int) -> str:
+        delegates = self._delegates(agent, deep)
+        reserved = {DELEGATE.name} if delegates else ()
+        bound = await self._tools.bound(agent.tools, self._warn, reserved) if agent.tools else {}
+        specs = [one.spec for one in bound.values()]
+        if delegates:
+            specs.append(delegate(agent))
+        for number in range(1, (agent.max_steps or STEPS) + 1):
+            path = f"{prefix}{number}"
+            message = await self._ask(path, agent, tuple(messages), tuple(specs))
+            if not message.tool_calls:
+                return message.content
+            if len(message.tool_calls) > steps.MAX_CALLS:
+                told = f"The model asks for {len(message.tool_calls)} tool calls at once; {steps.MAX_CALLS} are made."
+                self._warn(told, step=path)
+            answers = [
+                await self._called(f"{path}.{place}", call, bound, agent, deep)
+                if place < steps.MAX_CALLS
+                else {"error": f"not made: more than {steps.MAX_CALLS} calls at once."}
+                for place, call in enumerate(message.tool_calls)
+            ]
+            if None in answers:
+                raise Parked
+            messages.append(message)
+            messages += [result_message(call, answer) for call, answer in zip(message.tool_calls, answers, strict=True)]
+        told = f"The model called tools {agent.max_steps or STEPS} times without coming to an answer (max_steps)."
+        raise Failed("too_many_steps", told)
+
+    def _hand_over(self) -> None:
+        """Stop here if this worker is about to end: what is finished is on record. Errors: `HandOver`."""
+        if self._drains():
+            raise HandOver
+
+    # one call of the model
+
+    async def _ask(
+        self, path: str, agent: Agent, messages: tuple[Message, ...], specs: tuple[ToolSpec, ...]
+    ) -> Message:
+        known = self._steps.get(path)
+        if known is not None and known.status == "finished":
+            return msgspec.convert(known.output["message"], Message)
+        self._hand_over()
+        if self._after_loss:
+            # What the lost attempt may have told of this answer.
+            self._after_loss = False
+            self._warn("The worker was lost; the run goes on from its last finished step.", step=path, discards=path)
+        primary = await self._first_that_works(path, agent, messages, specs)
+        if primary.finish == "length" and not primary.message.tool_calls:
+            if not primary.message.content.strip():
+                told = "The model used up all the tokens of its answer (max_tokens) on thoughts, and gave none."
+                raise Failed("refused", told)
+            self._warn("The answer was cut at the most tokens it may have.", step=path)
+        if primary.finish == "content_filter":
+            if not primary.message.content:
+                raise Failed("refused", "The provider's filter withheld the answer.")
+            self._warn("The answer is a refusal, or the provider's filter cut it.", step=path)
+        return primary.message
+
+    async def _first_that_works(
+        self, path: str, agent: Agent, messages: tuple[Message, ...], specs: tuple[ToolSpec, ...]
+    ) -> Reply:
+        try:
+            target = await self._calls.target(agent.model or "", agent.provider)
+            return await self._without_refused(path, agent, target, messages, specs)
+        except ModelError as error:
+            if agent.fallback_model is None or error.kind == "not_allowed":
+                raise
+            told = f"The model {agent.model!r} gave no answer; {agent.fallback_model!r} is asked. {error.message}"
+            self._warn(told, step=path, discards=path)
+        target = await self._calls.target(agent.fallback_model)
+        return await self._without_refused(path, agent, target, messages, specs)
+
+    async def _without_refused(
+        self, path: str, agent: Agent, target: Target, messages: tuple[Message, ...], specs: tuple[ToolSpec, ...]
+    ) -> Reply:
+        """Ask a model, without a tool that its provider refuses: the model might never have called it."""
+        while True:
+            left = tuple(spec for spec in specs if (target.name, spec.name) not in self._refused)
+            try:
+                return await self._streamed(path, agent, target, messages, left)
+            except ModelError as error:
+                if error.tool is None or not any(spec.name == error.tool for spec in left):
+                    raise
+                self._refused.add((target.name, error.tool))
+                told = f"The tool {error.tool!r} is left out for {target.name!r}, whose provider refuses it. "
+                self._warn(told + error.message, step=path, discards=path)
+
+    async def _streamed(
+        self, path: str, agent: Agent, target: Target, messages: tuple[Message, ...], specs: tuple[ToolSpec, ...]
+    ) -> Reply:
+        begun = self._clock()
+        if agent.verbose:
+            told = f"Step {path}: asks {target.name} with {len(messages)} messages and {len(specs)} tools.\n"
+            self._tell("log", level="DEBUG", stream="paddock", message=plain(told + transcript(messages))[:SHOWN])
+
+        async def also(tx: Tx, reply: Reply) -> None:
+            output = {"message": reply.message, "finish": reply.finish, "usage": reply.usage}
+            step = self._step(path, "model", target.name, "finished", begun, output=msgspec.to_builtins(output))
+            await steps.write(tx, step, [])
+            self._steps[path] = step
+
+        def again(error: ModelError, pause: float) -> None:
+            what = "gave no answer that counts" if error.kind in ("cut_off", "malformed") else "did not answer"
+            told = f"The model {target.name!r} {what} and is asked again in {pause:.1f} s. {error.message}"
+            self._warn(told, step=path, discards=path)
+
+        options = Options(temperature=agent.temperature, max_tokens=agent.max_tokens)
+        if isinstance(agent, Spec):
+            must = agent.manager and path == "1" and any(spec.name == DELEGATE.name for spec in specs)
+            schema = None if specs else agent.answer_schema
+            options = msgspec.structs.replace(options, schema=schema, tool_choice="required" if must else "auto")
+        parts = self._calls.stream(
+            target, messages, specs, options, also, again, lambda: self._scribe.flush(self._execution)
+        )
+        handed = False
+        try:
+            async with contextlib.aclosing(parts):
+                async for part in parts:
+                    if isinstance(part, Reply):
+                        return part
+                    if isinstance(part, Notice):
+                        self._warn(part.message, step=path)
+                    if isinstance(part, Text | Thought) and part.text:
+                        kind, handed = "token" if isinstance(part, Text) else "thinking", True
+                        self._tell(kind, content=part.text, step=path)
+                        await self._scribe.room(self._execution)
+        except asyncio.CancelledError:
+            if handed and self._drains():
+                self._warn("The worker was stopped; another goes on from the last finished step.", discards=path)
+            raise
+        raise ModelError("cut_off", "The answer ended before it was complete.")
+
+    # tool calls
+
+    async def _called(
+        self, path: str, call: ToolCall, bound: dict[str, Bound], agent: Agent, deep: int
+    ) -> dict[str, Any] | None:
+        """What a tool call came to; None if it waits for a decision."""
+        if call.name == DELEGATE.name and self._delegates(agent, deep):
+            return await self._delegated(path, call, agent, deep)
+        return await self._call(path, call, bound)
+
+    async def _call(self, path: str, call: ToolCall, bound: dict[str, Bound]) -> dict[str, Any] | None:
+        known, tool = self._steps.get(path), bound.get(call.name)
+        if known is not None and known.status == "finished":
+            return dict(known.output)
+        self._hand_over()
+        begun = self._clock() if known is None else known.started_at
+        if tool is None:
+            there = ", ".join(bound) or "none"
+            return await self._finished(
+                path, call, begun, {"error": f"there is no tool {call.name!r}; there are: {there}."}
+            )
+        if known is not None and known.status == "rejected":
+            told = "The call was rejected." + (f" {known.reason}" if known.reason else "")
+            return await self._finished(path, call, begun, {"error": told, "rejected": True})
+        if known is not None and known.status == "started" and tool.effects:
+            told = "The worker was lost during this call. Whether it took effect is not known; it is not made again."
+            return await self._finished(path, call, begun, {"error": told})
+        if tool.effects and self._execution.mode == "safe" and (known is None or known.status == "waiting"):
+            if known is None:
+                await self._begun(path, call, "waiting")
+            return None
+        if tool.effects or known is None:
+            await self._begun(path, call, "started", told=known is None)
+        try:
+            done = await self._tools.call(tool, call.arguments)
+            result = kept(done.result)
+        except ToolFailed as error:
+            return await self._finished(path, call, begun, {"error": plain(str(error))})
+        return await self._finished(path, call, begun, {"result": result}, done)
+
+    def _delegates(self, agent: Agent, deep: int) -> bool:
+        return deep < DELEGATIONS and bool(agent.allow_delegation or (isinstance(agent, Spec) and agent.team))
+
+    async def _delegated(self, path: str, call: ToolCall, agent: Agent, deep: int) -> dict[str, Any] | None:
+        """Have another agent do a task, in steps of its own below this one."""
+        known = self._steps.get(path)
+        if known is not None and known.status == "finished":
+            return dict(known.output)
+        begun = self._clock() if known is None else known.started_at
+        try:
+            args = msgspec.json.decode(call.arguments or "{}", type=Delegation)
+            if known is None:
+                mate = mate_of(agent, args.agent)
+                other = mate if mate is not None else Spec.of(await persist(lambda: self._other(args.agent)))
+                # As it is now: another attempt shall meet the same agent.
+                await self._begun(path, call, "started", given={"agent": msgspec.to_builtins(other), "task": args.task})
+            else:
+                other = msgspec.convert(known.input["agent"], Spec)
+            told = _task(other, args.task)
+        except (msgspec.MsgspecError, RecursionError, ToolFailed) as error:
+            return await self._finished(path, call, begun, {"error": str(error)})
+        answer = await self._answer(other, told, f"{path}/", deep + 1)
+        return await self._finished(path, call, begun, {"result": {"content": answer}})
+
+    async def _other(self, name: str) -> Agent:
+        async with self._store.begin_for(self._execution.tenant_id) as tx:
+            found = await tx.agents.find(name)
+            if (
+                found is None
+                or found.kind != "llm"
+                or found.status == "archived"
+                or found.id == self._execution.agent_id
+            ):
+                raise ToolFailed(f"there is no other model agent {name!r} to ask.")
+            try:
+                other = await agents.resolved(tx, found)
+            except DomainError as error:
+                if error.code != "invalid_field":
+                    raise
+                raise ToolFailed(f"the agent {name!r} cannot be asked: {error.detail}") from error
+        if other.model is None:
+            raise ToolFailed(f"the agent {name!r} has no model.")
+        return other
+
+    async def _begun(
+        self, path: str, call: ToolCall, status: steps.StepStatus, told: bool = True, given: Any = None
+    ) -> None:
+        """Note that a call is about to be made, or waits, before anything of it happens."""
+        args = shown(call.arguments)
+        event = Event(
+            type="tool_call",
+            data={"tool": call.name, "args": args, "call_id": call.id, "step": path},
+            at=self._clock(),
+        )
+        known = self._steps.get(path)
+        begun = self._clock() if known is None else known.started_at
+        step = self._step(
+            path, "tool", call.name, status, begun, call_id=call.id, input=args if given is None else given
+        )
+        await self._write(step, [event] if told else [])
+
+    async def _finished(
+        self, path: str, call: ToolCall, begun: Any, answer: dict[str, Any], done: Done | None = None
+    ) -> dict[str, Any]:
+        event = Event(
+            type="tool_result",
+            data={"tool": call.name, "call_id": call.id, "step": path, **answer},
+            at=self._clock(),
+        )
+        known = self._steps.get(path)
+        given = shown(call.arguments) if known is None else known.input
+        step = self._step(path, "tool", call.name, "finished", begun, call_id=call.id, input=given, output=answer)
+        await self._write(step, [event], None if done is None else done.commit)
+        return answer
+
+    # what is written
+
+    def _step(self, path: str, kind: Any, name: str, status: steps.StepStatus, begun: Any, **more: Any) -> Step:
+        return Step(
+            execution_id=self._execution.id,
+            path=path,
+            kind=kind,
+            name=name,
+            status=status,
+            attempt=self._execution.attempt,
+            started_at=begun,
+            finished_at=self._clock() if status == "finished" else None,
+            **more,
+        )
+
+    async def _write(
+        self, step: Step, told: list[Event], commit: Callable[[Tx], Awaitable[None]] | None = None
+    ) -> None:
+        await self._scribe.flush(self._execution)
+
+        async def write() -> None:
+            async with self._store.begin_for(self._execution.tenant_id) as tx:
+                await steps.write(tx, step, told)
+                if commit is not None:
+                    await commit(tx)
+
+        await persist(write)
+        self._steps[step.path] = step
+
+    def _tell(self, kind: str, **data: Any) -> None:
+        self._scribe.tell(self._execution, kind, **data)
+
+    def _warn(self, message: str, **more: Any) -> None:
+        self._tell("warning", message=message, **more)
+
+
+def _task(agent: Agent, task: str) -> list[Message]:
+    try:
+        return first_messages(agent, {"task": task})
+    except DomainError as error:
+        raise ToolFailed(f"the task is too long for the agent {agent.name!r}.") from error

@@ -1,0 +1,95 @@
+"""A run's workspace as its tools see it: files by name, whose bytes are in object storage by content."""
+
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Final
+
+from domain import workspaces
+from domain.llms.messages import ToolFailed
+from domain.ports import Blobs, Store, Tx
+from domain.shared.errors import DomainError, not_found
+from domain.workspaces import File, checked, key_of
+from workers.leases import persist
+
+# What goes into a sandbox together, in bytes.
+MOST: Final = 8 * 1024 * 1024
+
+# Called in the transaction that finishes the step which wrote the files.
+Commit = Callable[[Tx], Awaitable[None]]
+
+
+class Workspace:
+    """The files of one execution. What is written counts when its step is finished."""
+
+    def __init__(self, store: Store, blobs: Blobs, tenant_id: str, execution_id: str) -> None:
+        self._store, self._blobs, self._tenant_id, self.execution_id = store, blobs, tenant_id, execution_id
+
+    async def files(self) -> list[File]:
+        """All files, by name."""
+
+        async def known() -> list[File]:
+            async with self._store.begin_for(self._tenant_id) as tx:
+                return await tx.workspaces.all(self.execution_id)
+
+        return await persist(known)
+
+    async def read(self, path: str) -> bytes:
+        """The bytes of a file. Errors: `ToolFailed` when there is none."""
+        name = checked(path)
+
+        async def known() -> File | None:
+            async with self._store.begin_for(self._tenant_id) as tx:
+                return await tx.workspaces.find(self.execution_id, name)
+
+        found = await persist(known)
+        if found is None:
+            raise ToolFailed(f"there is no file {name!r} in the workspace.")
+        return await self._bytes(found)
+
+    async def read_all(self) -> dict[str, bytes]:
+        """The bytes of all files. Errors: `ToolFailed` when they are too many for a sandbox."""
+        found = await self.files()
+        if sum(file.size_bytes for file in found) > MOST:
+            raise ToolFailed(f"the files of this run are larger than the {MOST} bytes that go into a sandbox.")
+        return {file.path: await self._bytes(file) for file in found}
+
+    async def write(self, changed: dict[str, bytes]) -> Commit:
+        """Store bytes of files; they become the files' when what is returned is called. Errors: `ToolFailed`."""
+        named = {checked(path): data for path, data in changed.items()}
+        workspaces.room_for(await self.files(), {path: len(data) for path, data in named.items()})
+        hashes = {path: hashlib.sha256(data).hexdigest() for path, data in named.items()}
+        for path, data in named.items():
+            await persist(partial(self._put, hashes[path], data))
+
+        async def commit(tx: Tx) -> None:
+            for path, data in named.items():
+                file = File(path=path, size_bytes=len(data), sha256=hashes[path], updated_at=tx.now)
+                await tx.workspaces.put(self.execution_id, file, self._key(hashes[path]))
+
+        return commit
+
+    async def _put(self, sha256: str, data: bytes) -> None:
+        await self._blobs.put(self._key(sha256), _once(data))
+
+    async def _bytes(self, file: File) -> bytes:
+        async def whole() -> bytes:
+            async with self._store.begin_for(self._tenant_id) as tx:
+                key = await tx.workspaces.key(self.execution_id, file.path)
+            if key is None:
+                raise not_found("file", file.path)
+            return b"".join([chunk async for chunk in await self._blobs.get(key)])
+
+        try:
+            return await persist(whole)
+        except DomainError as error:
+            if error.code != "not_found":
+                raise
+            raise ToolFailed(f"the bytes of {file.path!r} are gone from object storage.") from error
+
+    def _key(self, sha256: str) -> str:
+        return key_of(self._tenant_id, self.execution_id, sha256)
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    yield data

@@ -1,0 +1,1 @@
+"""Build uploaded archives into versions that can run."""

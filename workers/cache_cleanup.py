@@ -1,0 +1,38 @@
+"""Keeping the caches of one machine: within their bounds, and without what was deleted."""
+
+import asyncio
+import time
+from typing import Final
+
+import structlog
+
+from domain.ports import Store
+from infra.build_cache.folders import FolderCache
+
+# An environment that no version has stays this long: whoever mends a build that failed asks for it again. Seconds.
+UNCLAIMED_SECONDS: Final = 3600.0
+
+_log = structlog.get_logger("paddock.cache")
+
+
+async def tidy_cache(cache: FolderCache, store: Store, unused_seconds: float) -> list[str]:
+    """Remove what was not used for so long, what belongs to deleted agents, and what is too much.
+
+    Returns the versions that were deleted. Errors: `unavailable` and other outages of the database, `OSError`.
+    """
+    now = time.time()
+    removed = await asyncio.to_thread(cache.remove_unused, now - unused_seconds)
+    versions, environments = await asyncio.to_thread(
+        lambda: (cache.list_names("bundles"), cache.list_names("environments"))
+    )
+    async with store.begin_unbound() as tx:
+        known = await tx.queues.known_versions(versions) if versions else set()
+        claimed = await tx.queues.known_environments(environments) if environments else set()
+    gone = [name for name in versions if name not in known]
+    unclaimed = [name for name in environments if name not in claimed]
+    removed += await asyncio.to_thread(cache.remove_all, "bundles", gone, now)
+    removed += await asyncio.to_thread(cache.remove_all, "environments", unclaimed, now - UNCLAIMED_SECONDS)
+    removed += await asyncio.to_thread(cache.make_room)
+    if removed:
+        _log.info("removed from the cache", folders=removed)
+    return gone

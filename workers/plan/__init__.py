@@ -1,0 +1,1 @@
+"""Advance plans, one short transaction at a time."""

@@ -1,0 +1,122 @@
+"""Advances plans, of whichever tenants: each in one short transaction, several at once."""
+
+import asyncio
+import contextlib
+import time
+from collections import OrderedDict
+from typing import Final
+
+import structlog
+
+from domain.plans import coordinator
+from domain.plans.coordinator import Busy, Known
+from domain.plans.schema import Due
+from domain.ports import Store
+from domain.shared.errors import DomainError
+from domain.shared.leases import LostLease
+from infra.outage_log import tell_outage
+from workers.lifecycle import Drain
+
+_log = structlog.get_logger("paddock.plans")
+
+# How often to look without being rung, in seconds.
+LOOK: Final = 5.0
+# While somebody else is at a plan, or after something went wrong with it.
+SOON: Final = 0.05
+AWAY: Final = 1.0
+# How long one turn of a plan keeps the others from theirs.
+TURN: Final = 0.2
+# Plans that are kept in mind between two times that they are advanced.
+KNOWN: Final = 200
+
+
+class Planner:
+    """The plan lane of one worker process, `slots` plans at a time."""
+
+    def __init__(self, store: Store, slots: int, rung: asyncio.Event, drain: Drain | None = None) -> None:
+        self._drain = drain or Drain()
+        self._store, self._slots, self._wake = store, slots, self._drain.wakes(rung)
+        self._known: OrderedDict[str, Known] = OrderedDict()
+        self._running: dict[str, asyncio.Task[None]] = {}
+        # Plans that could not be advanced, and when to try again: they keep no others from their turn.
+        self._later: dict[str, float] = {}
+
+    @property
+    def busy(self) -> int:
+        """How many plans are being advanced."""
+        return len(self._running)
+
+    async def run(self) -> None:
+        """Advance plans until draining begins. What is being done then is finished, which takes no time."""
+        try:
+            while not self._drain.has_begun():
+                self._wake.clear()
+                pause = await self._look()
+                if self._drain.has_begun():
+                    break
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), pause)
+        finally:
+            if self._running:
+                await asyncio.wait(self._running.values(), timeout=5)
+
+    async def _look(self) -> float:
+        """Begin with what is due. Returns how many seconds there is nothing more to do."""
+        try:
+            async with self._store.begin_single() as tx:
+                due, following = await tx.plans.due(tx.now, self._slots + len(self._running) + len(self._later))
+        except DomainError as error:
+            self._drain.note_turn("plans", None)
+            tell_outage(_log, "cannot look for plans", error)
+            return AWAY
+        except Exception:
+            self._drain.note_turn("plans", None)
+            # A mistake of ours is no reason to leave what is being advanced.
+            _log.exception("cannot look for plans")
+            return AWAY
+        self._drain.note_turn("plans", bool(due))
+        now = time.monotonic()
+        self._later = {execution_id: at for execution_id, at in self._later.items() if at > now}
+        fresh = [one for one in due if one.execution_id not in self._running and one.execution_id not in self._later]
+        for one in fresh[: self._slots - len(self._running)]:
+            task = asyncio.create_task(self._advance(one))
+            self._running[one.execution_id] = task
+        # Whatever is advanced now wakes us when it is done.
+        pauses = [at - now for at in self._later.values()] + ([] if following is None else [following])
+        return min(LOOK, max(min(pauses, default=LOOK), SOON))
+
+    async def _advance(self, one: Due) -> None:
+        known, pause = self._known.pop(one.execution_id, None), 0.0
+        try:
+            async with self._store.begin_for(one.tenant_id) as tx:
+                enough = time.monotonic() + TURN
+                known = await coordinator.advance(tx, one.execution_id, known, lambda: time.monotonic() > enough)
+            if known is not None:
+                self._known[one.execution_id] = known
+                if len(self._known) > KNOWN:
+                    self._known.popitem(last=False)
+        except (Busy, LostLease):
+            # What was told of it is still there.
+            pause = SOON
+        except DomainError as error:
+            tell_outage(_log, "a plan waits", error, execution_id=one.execution_id)
+            pause = AWAY
+        except Exception as error:
+            _log.exception("a plan could not be advanced", execution_id=one.execution_id)
+            pause = LOOK
+            await self._give_up(one, f"The worker failed: {type(error).__name__}.")
+        finally:
+            if pause:
+                self._later[one.execution_id] = time.monotonic() + pause
+            del self._running[one.execution_id]
+            self._wake.set()
+
+    async def _give_up(self, one: Due, told: str) -> None:
+        try:
+            async with self._store.begin_for(one.tenant_id) as tx:
+                await coordinator.give_up(tx, one.execution_id, told)
+        except (DomainError, LostLease, Busy):
+            # What was told of it is still there.
+            pass
+        except Exception:
+            _log.exception("a plan could not be given up", execution_id=one.execution_id)

@@ -1,0 +1,1 @@
+"""Store records: artifact bodies, evaluation scores, statistics, and exported traces."""

@@ -1,0 +1,140 @@
+"""Artifacts: bodies go to object storage, objects of deleted ones go away, and executions get theirs written."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from domain.artifacts import capture
+from domain.artifacts.service import Ended, Stored, Waiting
+from domain.ports import Blobs, Store
+from domain.shared.errors import DATABASE_OUTAGES, DomainError
+from infra.compression import once, pack
+from workers.leases import persist
+
+# How long a round may take to write bodies; see `infra.postgres.artifacts.AGAIN`, which has to be longer.
+ROUND: Final = timedelta(seconds=60)
+LEASE: Final = timedelta(seconds=90)
+BODIES, BODY_BYTES = 128, 16 * 1024 * 1024
+AT_A_TIME: Final = 16
+DOOMED: Final = 500
+CAPTURED: Final = 50
+
+_log = structlog.get_logger("paddock.artifacts")
+
+
+class Storer:
+    """Moves bodies from Postgres to object storage. Writing one twice is the same as writing it once."""
+
+    def __init__(self, store: Store, blobs: Blobs) -> None:
+        self._store, self._blobs = store, blobs
+        self._slots = asyncio.Semaphore(AT_A_TIME)
+
+    async def __call__(self) -> bool:
+        """One round. Returns whether there may be more. Errors: `storage_unavailable`; what waits goes on waiting."""
+        async with self._store.begin_unbound() as tx:
+            waiting = await tx.artifacts.claim_bodies(BODIES, BODY_BYTES, tx.now, tx.now + LEASE)
+        if not waiting:
+            return False
+        putting = {asyncio.create_task(self._put(one)): one for one in waiting}
+        try:
+            # All of them within the lease, however many wait for a slot: what is put later would be nobody's.
+            await asyncio.wait(putting, timeout=ROUND.total_seconds())
+        except asyncio.CancelledError:
+            # Told to stop: whoever comes next need not wait for the lease. Writing a body twice does no harm.
+            await asyncio.shield(self._given_up(putting, waiting))
+            raise
+        done = [one for task, one in putting.items() if task.done() and task.exception() is None]
+        failed = [one for one in waiting if one not in done]
+        if done:
+            await persist(lambda: self._settle(done))
+        await self._given_up(putting, failed)
+        for task in putting:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
+        return True
+
+    async def _given_up(self, putting: Iterable[asyncio.Task[None]], bodies: list[Waiting]) -> None:
+        for task in putting:
+            task.cancel()
+        await asyncio.gather(*putting, return_exceptions=True)
+        if bodies:
+            await self._release([one.id for one in bodies])
+
+    async def _release(self, ids: list[str]) -> None:
+        async with self._store.begin_unbound() as tx:
+            await tx.artifacts.release_bodies(ids)
+
+    async def _put(self, one: Waiting) -> None:
+        async with self._slots:
+            await self._blobs.put(one.key, once(one.packed))
+
+    async def _settle(self, done: list[Waiting]) -> None:
+        async with self._store.begin_unbound() as tx:
+            gone = await tx.artifacts.stored([one.id for one in done])
+        # Deleted while it was written: what was written is deleted as well. May be done again, or by two at once.
+        late = [one.key for one in done if one.id in gone]
+        if late:
+            await self._blobs.delete(late)
+
+
+class Remover:
+    """Deletes the objects of deleted artifacts."""
+
+    def __init__(self, store: Store, blobs: Blobs) -> None:
+        self._store, self._blobs = store, blobs
+
+    async def __call__(self) -> bool:
+        """One round. Returns whether there may be more. Errors: `storage_unavailable`."""
+        async with self._store.begin_unbound() as tx:
+            now, keys = tx.now, await tx.artifacts.doomed(tx.now, DOOMED)
+        if keys:
+            await self._blobs.delete(keys)
+            async with self._store.begin_unbound() as tx:
+                await tx.artifacts.gone(keys, now)
+        return len(keys) == DOOMED
+
+
+class Capturer:
+    """Writes the artifact of every execution that has ended."""
+
+    def __init__(self, store: Store, environment: str) -> None:
+        self._store, self._environment = store, environment
+
+    async def __call__(self) -> bool:
+        """One round. Returns whether there may be more."""
+        async with self._store.begin_unbound() as tx:
+            ended = await tx.artifacts.unrecorded(CAPTURED)
+        of_tenant = defaultdict[str, list[str]](list)
+        for tenant_id, execution_id in ended:
+            of_tenant[tenant_id].append(execution_id)
+        for tenant_id, executions in of_tenant.items():
+            await self._capture(tenant_id, executions)
+        return len(ended) == CAPTURED
+
+    async def _capture(self, tenant_id: str, executions: list[str]) -> None:
+        try:
+            async with self._store.begin_for(tenant_id) as tx:
+                ended = await tx.artifacts.ended(executions)
+            made = await asyncio.to_thread(_made, ended, self._environment)
+            async with self._store.begin_for(tenant_id) as tx:
+                await capture.capture(tx, made, executions)
+        except Exception as error:
+            if isinstance(error, DomainError) and error.code in DATABASE_OUTAGES:
+                raise
+            if len(executions) > 1:
+                for one in executions:
+                    await self._capture(tenant_id, [one])
+                return
+            # It would come first in every round to come.
+            _log.exception("an execution has no artifact", execution_id=executions[0])
+            async with self._store.begin_for(tenant_id) as tx:
+                await tx.artifacts.mark_recorded(executions)
+
+
+def _made(ended: list[Ended], environment: str) -> list[Stored]:
+    made = [capture.of_execution(one, environment) for one in ended]
+    return [Stored(recorded=one, packed=pack(one.body)) for one in made]

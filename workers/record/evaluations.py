@@ -1,0 +1,67 @@
+"""Computing the metrics of evaluations that came without them."""
+
+import asyncio
+from collections import defaultdict
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from domain import evaluations
+from domain.evaluations import Claimed
+from domain.evaluations.scoring import Scores, Sent, Similarity, scores
+from domain.ports import Store
+from workers.leases import persist
+
+# Long enough for megabytes of text; a killed worker's evaluations wait it out.
+LEASE: Final = timedelta(minutes=2)
+BATCH: Final = 64
+
+_log = structlog.get_logger("paddock.evaluations")
+
+
+class Evaluator:
+    """Claims evaluations, computes what they lack with no transaction open, and writes it down."""
+
+    def __init__(self, store: Store, similarity: Similarity) -> None:
+        self._store, self._similarity = store, similarity
+
+    async def __call__(self) -> bool:
+        """One round. Returns whether there may be more."""
+        async with self._store.begin_unbound() as tx:
+            claimed = await evaluations.claim(tx, BATCH, LEASE)
+        if not claimed:
+            return False
+        try:
+            scored = await asyncio.to_thread(self._score, claimed)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._release(claimed))
+            raise
+        of_tenant = defaultdict[str, list[tuple[Claimed, Scores | None]]](list)
+        for one, found in zip(claimed, scored, strict=True):
+            of_tenant[one.evaluation.tenant_id].append((one, found))
+        for tenant_id, rows in of_tenant.items():
+            await persist(lambda tenant_id=tenant_id, rows=rows: self._settle(tenant_id, rows))  # type: ignore[misc]
+        return True
+
+    def _score(self, claimed: list[Claimed]) -> list[Scores | None]:
+        found: list[Scores | None] = []
+        for one in claimed:
+            row = one.evaluation
+            sent = Sent(**{name: getattr(row, name) for name in Sent.__struct_fields__})
+            try:
+                found.append(scores(row.prompt, row.response, row.retrieved_docs or [], sent, self._similarity))
+            except Exception:
+                # One that cannot be judged must not keep the others from being.
+                _log.exception("metrics cannot be computed", evaluation_id=row.id, attempt=one.attempt)
+                found.append(None)
+        return found
+
+    async def _release(self, claimed: list[Claimed]) -> None:
+        for tenant_id in {one.evaluation.tenant_id for one in claimed}:
+            async with self._store.begin_for(tenant_id) as tx:
+                await tx.evaluations.release([one for one in claimed if one.evaluation.tenant_id == tenant_id])
+
+    async def _settle(self, tenant_id: str, rows: list[tuple[Claimed, Scores | None]]) -> None:
+        async with self._store.begin_for(tenant_id) as tx:
+            await evaluations.settle(tx, rows)

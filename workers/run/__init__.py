@@ -1,0 +1,1 @@
+"""Run uploaded code in the sandbox, with its output and its gateway to models."""

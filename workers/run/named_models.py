@@ -1,0 +1,64 @@
+"""Model calls of an uploaded agent, by the names in its manifest."""
+
+import contextlib
+import hashlib
+from collections import OrderedDict
+from collections.abc import AsyncGenerator
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from domain.llms.messages import Message, Options, Part, ProviderParts, Reply, ToolSpec
+from workers.model_calls import ModelCalls
+
+# Bytes of JSON that are kept of a run's answers for their providers. The oldest are forgotten first.
+MAX_KEPT_BYTES: Final = 8 << 20
+# What one takes besides, however little it is.
+ENTRY_BYTES: Final = 512
+
+
+class NamedCalls:
+    """Implements `workers.run.gateway.Calls`.
+
+    OpenAI's wire, which agents speak, has no place for reasoning that a provider wants back with the results of tools.
+    It is kept here while the run lasts, and put back into answers that the agent sends again.
+    """
+
+    def __init__(self, calls: ModelCalls) -> None:
+        self._calls = calls
+        self._kept: OrderedDict[bytes, tuple[ProviderParts, int]] = OrderedDict()
+        self._size = 0
+
+    async def stream(
+        self, name: str, messages: tuple[Message, ...], tools: tuple[ToolSpec, ...], options: Options
+    ) -> AsyncGenerator[Part, None]:
+        """Yield the parts of an answer. Errors: `ModelError`, `budget_exceeded`."""
+        target = await self._calls.target(name)
+        messages = tuple(self._restored(message) for message in messages)
+        async with contextlib.aclosing(self._calls.stream(target, messages, tools, options)) as parts:
+            async for part in parts:
+                if isinstance(part, Reply):
+                    self._keep(part.message)
+                yield part
+
+    def _restored(self, message: Message) -> Message:
+        kept = self._kept.get(_key(message)) if message.tool_calls else None
+        return message if kept is None else replace(message, provider_parts=kept[0])
+
+    def _keep(self, message: Message) -> None:
+        if message.provider_parts is None or not message.tool_calls:
+            return
+        size = len(msgspec.json.encode(message.provider_parts)) + ENTRY_BYTES
+        _, before = self._kept.pop(_key(message), (None, 0))
+        self._kept[_key(message)] = (message.provider_parts, size)
+        self._size += size - before
+        while self._size > MAX_KEPT_BYTES:
+            _, (_, freed) = self._kept.popitem(last=False)
+            self._size -= freed
+
+
+def _key(message: Message) -> bytes:
+    # Not the text itself: it may be megabytes, beside parts of a few bytes.
+    named = [message.content, *(call.id for call in message.tool_calls)]
+    return hashlib.sha256(repr(named).encode("utf-8", "surrogatepass")).digest()

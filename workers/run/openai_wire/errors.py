@@ -1,0 +1,81 @@
+"""What an agent is told when its request is refused, or the call of a model fails."""
+
+from domain.llms.messages import ModelError
+from domain.shared.errors import DomainError
+
+
+class Refused(Exception):
+    """A request answered with an error. `again` tells the client whether to try once more; None leaves it to it."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+        kind: str | None = None,
+        again: bool | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.retry_after, self.again = status, retry_after, again
+        usual = "invalid_request_error" if status < 500 else "server_error"
+        self.body = {"error": {"message": message, "type": kind or usual, "param": param, "code": code}}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What tells the client whether and when to try again."""
+        told = {} if self.again is None else {"x-should-retry": "true" if self.again else "false"}
+        return told if self.retry_after is None else {**told, "Retry-After": f"{max(0.0, self.retry_after):g}"}
+
+
+def no_model(name: str) -> Refused:
+    """The refusal of a model that the version does not name."""
+    return Refused(
+        404, f"The model {name[:256]!r} is not among the `models` of the manifest.", "model_not_found", "model"
+    )
+
+
+def refusal(error: Exception, model: str) -> Refused | None:
+    """How a failed call is told to the agent; None for what is nobody's business but ours.
+
+    A provider's own words are passed on only where they say what is wrong with the request: others may hold
+    addresses, or a piece of a key.
+    """
+    if isinstance(error, ModelError):
+        return _of_model(error, model)
+    if isinstance(error, DomainError):
+        if error.code == "budget_exceeded":
+            return Refused(402, error.detail, error.code, kind=error.code, again=False)
+        if error.code == "model_unavailable":
+            return Refused(503, f"The model {model!r} cannot be reached now.", error.code)
+        if error.code in ("not_found", "invalid_field"):
+            words = f"There is no model {model!r} now: register it under /models."
+            return Refused(404, words, "model_not_found", "model")
+    return None
+
+
+def _of_model(error: ModelError, model: str) -> Refused:
+    match error.kind:
+        case "rate_limited":
+            words = f"The provider of {model!r} takes no more requests for now."
+            return Refused(429, words, "rate_limit_exceeded", kind="requests", retry_after=error.retry_after)
+        case "unavailable":
+            return Refused(
+                503, f"The model {model!r} cannot be reached now.", error.kind, retry_after=error.retry_after
+            )
+        case "timeout":
+            return Refused(504, f"The model {model!r} did not answer in time.", error.kind)
+        case "cut_off" | "malformed":
+            return Refused(502, f"The answer of {model!r} broke off or could not be read.", error.kind)
+        case "refused":
+            return Refused(400, error.message, "refused_by_provider", again=False)
+        case "unauthorized":
+            words = (
+                f"The provider of {model!r} does not accept the key that is kept for it. The agent's own key has no "
+                "part in this: whoever operates this installation, or keeps its provider keys, must mend it."
+            )
+            return Refused(502, words, "provider_key_refused", again=False)
+        case "not_allowed":
+            words = f"The address of {model!r} is one that must not be reached from this installation."
+            return Refused(502, words, "address_not_allowed", again=False)

@@ -1,0 +1,94 @@
+"""Answers as OpenAI writes them, whole or in chunks."""
+
+import time
+import uuid
+from typing import Any
+
+import msgspec
+
+from domain.llms.messages import CallPart, Part, Reply, Text, Thought, Usage
+from workers.run.openai_wire.errors import Refused
+from workers.run.openai_wire.schema import Asked, given
+
+
+class Writer:
+    """Writes one answer, whole or in chunks."""
+
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
+        self._id, self._created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
+
+    def whole(self, reply: Reply, thoughts: str = "") -> dict[str, Any]:
+        """The answer as one object. What the model thought aloud stands beside it, as DeepSeek has it."""
+        message: dict[str, Any] = {"role": "assistant", "content": reply.message.content}
+        if thoughts:
+            message["reasoning_content"] = thoughts
+        if reply.message.tool_calls:
+            message["content"] = reply.message.content or None
+            message["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in reply.message.tool_calls
+            ]
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reply.finish}
+        return {**self._head("chat.completion"), "choices": [choice], "usage": _usage(reply.usage)}
+
+    def first(self) -> bytes:
+        """What a stream begins with."""
+        return self._chunk({"role": "assistant", "content": ""}, None)
+
+    def part(self, part: Part) -> bytes:
+        """A part as it came; nothing for what is no part of an answer."""
+        if isinstance(part, Text):
+            return self._chunk({"content": part.text}, None)
+        if isinstance(part, Thought):
+            return self._chunk({"reasoning_content": part.text}, None) if part.text else b""
+        if not isinstance(part, CallPart):
+            return b""
+        call: dict[str, Any] = {
+            "index": part.index,
+            "function": given({"name": part.name}) | {"arguments": part.arguments},
+        }
+        if part.id is not None:
+            call |= {"id": part.id, "type": "function"}
+        return self._chunk({"tool_calls": [call]}, None)
+
+    def last(self, reply: Reply) -> bytes:
+        """What a stream ends with when it ends well."""
+        told = self._chunk({}, reply.finish)
+        if self._asked.include_usage:
+            told += _event({**self._head("chat.completion.chunk"), "choices": [], "usage": _usage(reply.usage)})
+        return told + b"data: [DONE]\n\n"
+
+    def _chunk(self, delta: dict[str, Any], finish: str | None) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+        usage = {"usage": None} if self._asked.include_usage else {}
+        return _event({**self._head("chat.completion.chunk"), "choices": [choice], **usage})
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self._id, "object": kind, "created": self._created, "model": self._asked.model}
+
+
+def failed(refused: Refused) -> bytes:
+    """What a stream ends with when it does not end well."""
+    return _event(refused.body)
+
+
+def _event(told: dict[str, Any]) -> bytes:
+    return b"data: " + msgspec.json.encode(told) + b"\n\n"
+
+
+def _usage(usage: Usage | None) -> dict[str, Any] | None:
+    if usage is None:
+        return None
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
+
+
+def listed(name: str) -> dict[str, Any]:
+    """A model in a list of models."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "paddock"}

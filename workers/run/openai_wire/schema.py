@@ -1,0 +1,117 @@
+"""A request for a completion as OpenAI's clients send it, once what has no effect is put aside."""
+
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from domain.llms.messages import Message, Options, ToolSpec
+
+MAX_MESSAGES: Final = 4096
+MAX_TOOLS: Final = 128
+_Penalty = Annotated[float, Meta(ge=-2, le=2)]
+_Tokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+_Word = Annotated[str, Meta(min_length=1, max_length=256)]
+_ToolName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+
+class CalledFunction(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The function of a call that a model asked for. Some clients send its arguments parsed."""
+
+    name: _Word
+    arguments: str | dict[str, Any] = ""
+
+
+class RequestedCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A call that a model asked for in a message before."""
+
+    id: _Word
+    function: CalledFunction
+    type: Literal["function"] = "function"
+
+
+class RequestMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A message of the conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Any] | None = None
+    refusal: str | None = None
+    tool_calls: list[RequestedCall] | None = None
+    tool_call_id: str | None = None
+
+
+class OfferedFunction(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`strict` asks for arguments that fit the schema, which is what the provider is given in either case."""
+
+    name: _ToolName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class OfferedTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A tool that the model may call."""
+
+    type: Literal["function"]
+    function: OfferedFunction
+
+
+class AnswerSchema(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A schema of the answer."""
+
+    name: _ToolName
+    description: str | None = None
+    schema: dict[str, Any] = {}
+    strict: bool | None = None
+
+
+class AnswerFormat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Whether the answer is text or JSON."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: AnswerSchema | None = None
+
+
+class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Obfuscation pads chunks against whoever measures them on their way, which here is within one machine."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class ChatRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The body of a request. `tool_choice` has too many shapes for a type."""
+
+    model: str
+    messages: Annotated[list[RequestMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    tools: Annotated[list[OfferedTool], Meta(max_length=MAX_TOOLS)] = []
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    max_tokens: _Tokens | None = None
+    max_completion_tokens: _Tokens | None = None
+    stop: str | Annotated[list[str], Meta(max_length=16)] | None = None
+    seed: int | None = None
+    presence_penalty: _Penalty | None = None
+    frequency_penalty: _Penalty | None = None
+    response_format: AnswerFormat | None = None
+    n: int = 1
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """A request for a completion, in our shapes."""
+
+    model: str
+    messages: tuple[Message, ...]
+    tools: tuple[ToolSpec, ...]
+    options: Options
+    stream: bool
+    include_usage: bool
+
+
+def given(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields that say something: clients that send null where they mean nothing are common."""
+    return {name: value for name, value in fields.items() if value is not None}

@@ -1,0 +1,272 @@
+"""What an agent prints, as log events: split into lines, bounded, written while it runs."""
+
+import asyncio
+import codecs
+import contextlib
+import re
+import unicodedata
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from typing import Final, get_args
+
+import msgspec
+
+from domain.events import MAX_LINE, Event, Level, level_of, logged
+from domain.ports import Clock, Stream
+from domain.shared.errors import DATABASE_OUTAGES, DomainError
+
+KEPT: Final = 64 * 1024
+LINES: Final = 4000
+FLUSH: Final = 0.1
+# A line that has not ended is shown after this long, in seconds, and then after twice as long each time.
+FIRST_SHOWN_SECONDS: Final = 1.0
+MAX_SHOWN_SECONDS: Final = 60.0
+# What the states of redrawn lines may take of a log besides `KEPT`, and one of them, in bytes.
+MAX_STATES_BYTES: Final = 16 * 1024
+MAX_STATE_BYTES: Final = 1024
+# A character may have marks and joiners behind it; one with more of them than this is cut.
+_MAX_MARKS: Final = 16
+_JOINER: Final = "\u200d"
+# Escape sequences of a terminal, which show nothing by themselves (ECMA-48).
+_ESCAPES: Final = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\^_])")
+_ERASED: Final = re.compile(r"[^\x08]\x08")
+# More backspaces behind one another than this are none that a program means: they are left out.
+_MAX_ERASED: Final = 2000
+
+
+class OutputPiece(msgspec.Struct, frozen=True):
+    """A line, or a part of one that is too long or too late for one event. `ends` is whether a line break follows."""
+
+    text: str
+    level: Level
+    ends: bool = False
+
+
+class OutputLine:
+    """The line of one stream that has not ended yet. Of a line that is redrawn (`\\r`, `\\b`) the last state counts."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._begin()
+
+    def _begin(self) -> None:
+        self._text = ""
+        self._shown: str | None = None
+        self._is_replaced = self._is_begun = self._has_return = False
+        self._named_level: Level | None = None
+        self._due: datetime | None = None
+        self._wait = FIRST_SHOWN_SECONDS
+
+    @property
+    def is_redrawn(self) -> bool:
+        """Whether what comes next may replace what is there."""
+        return self._is_replaced or self._has_return
+
+    def feed(self, data: bytes, last: bool = False) -> list[OutputPiece]:
+        """Take what was printed and return the lines that are whole by now, with `last` also one without an end."""
+        pieces: list[OutputPiece] = []
+        *ended, rest = self._decoder.decode(data, last).split("\n")
+        for part in ended:
+            self._draw(part)
+            pieces += self._take_long_parts()
+            pieces += self._take_rest(ends=True)
+            self._begin()
+        self._draw(rest)
+        pieces += self._take_long_parts()
+        return pieces + self._take_rest(ends=False) if last else pieces
+
+    def show(self, now: datetime) -> OutputPiece | None:
+        """Return what is due to be seen of a line without an end: the state of a redrawn one, else what came of it.
+
+        The former stays and may be replaced, the latter is given away.
+        """
+        if not self._text or self._text == self._shown:
+            return None
+        self._due = self._due or now + timedelta(seconds=self._wait)
+        if now < self._due:
+            return None
+        self._wait = min(2 * self._wait, MAX_SHOWN_SECONDS)
+        self._due = now + timedelta(seconds=self._wait)
+        if not self.is_redrawn:
+            return self._take(len(self._text))
+        if len(self._text.encode()) > MAX_STATE_BYTES:
+            return None
+        self._shown = self._text
+        return OutputPiece(self._text, self._level())
+
+    def _draw(self, part: str) -> None:
+        first, *states = part.split("\r")
+        self._write(first)
+        if not states:
+            return
+        self._has_return = True
+        # Of many states the last that shows anything: bars are wiped with spaces, and end with a return.
+        for number in range(len(states) - 1, -1, -1):
+            if states[number] and not _is_blank(states[number]):
+                self._write(states[number])
+                self._has_return = number < len(states) - 1
+                return
+
+    def _write(self, text: str) -> None:
+        if not text or (self._has_return and _is_blank(text)):
+            return
+        if self._has_return:
+            self._text, self._is_replaced, self._has_return = text, True, False
+        else:
+            self._text += text
+        if "\b" in text:
+            self._is_replaced = True
+            self._text = _erase(self._text)
+
+    def _take_long_parts(self) -> list[OutputPiece]:
+        pieces = []
+        while (cut := cut_text(self._text, MAX_LINE)) < len(self._text):
+            pieces.append(self._take(cut))
+        return pieces
+
+    def _take_rest(self, ends: bool) -> list[OutputPiece]:
+        if self._text == self._shown or not (self._text or (ends and not self._is_begun)):
+            return []
+        return [self._take(len(self._text), ends)]
+
+    def _take(self, count: int, ends: bool = False) -> OutputPiece:
+        piece = OutputPiece(self._text[:count], self._level(), ends)
+        self._text, self._is_begun = self._text[count:], True
+        return piece
+
+    def _level(self) -> Level:
+        # All pieces of a line have the level that its beginning names.
+        if self._named_level is None or (self.is_redrawn and not self._is_begun):
+            self._named_level = level_of(self._stream, self._text[:20])
+        return self._named_level
+
+
+def cut_text(text: str, max_bytes: int) -> int:
+    """Return how many characters of a text fit into so many bytes, not to be cut within one that is seen as one."""
+    if 4 * len(text) <= max_bytes:
+        return len(text)
+    data = text.encode()
+    if len(data) <= max_bytes:
+        return len(text)
+    cut = len(data[:max_bytes].decode(errors="ignore"))
+    for back in range(min(_MAX_MARKS, cut - 1)):
+        at = cut - back
+        if not (text[at] == _JOINER or text[at - 1] == _JOINER or unicodedata.category(text[at])[0] == "M"):
+            return at
+    return cut
+
+
+def _erase(text: str) -> str:
+    """Apply the backspaces of a text."""
+    # Spinners are gone after this, quickly; what is left is few.
+    text = _ERASED.sub("", text)
+    first, *parts = text.split("\b")
+    characters = list(first)
+    for part in parts:
+        if characters and len(parts) <= _MAX_ERASED:
+            characters.pop()
+        characters += part
+    return "".join(characters)
+
+
+def _is_blank(text: str) -> bool:
+    return not (_ESCAPES.sub("", text) if "\x1b" in text else text).strip()
+
+
+class Output:
+    """Collects output and hands it to `write` in batches. Keeps `KEPT` bytes and says what it dropped."""
+
+    def __init__(self, write: Callable[[list[Event]], Awaitable[None]], clock: Clock) -> None:
+        self._write, self._clock = write, clock
+        self._lines: dict[Stream, OutputLine] = {stream: OutputLine(stream) for stream in get_args(Stream)}
+        self._pending: list[Event] = []
+        self._kept = self._dropped = self._count = self._states = 0
+
+    def take(self, stream: Stream, data: bytes) -> None:
+        """Accept a piece of output. Never blocks the agent on a database."""
+        if self._dropped:
+            self._dropped += len(data)
+            return
+        for piece in self._lines[stream].feed(data):
+            self._keep(stream, piece)
+
+    async def flush_until(self, stop: asyncio.Event) -> None:
+        """Write what is there every `FLUSH` seconds until told to stop. Errors: those of `write`.
+
+        What an outage of the database kept from being written is written later.
+        Told, not cancelled: a write that is cancelled may have been committed, and would be written twice.
+        """
+        while not stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), FLUSH)
+            self._show_lines()
+            if self._pending and not stop.is_set():
+                batch, self._pending = self._pending, []
+                try:
+                    await self._write(batch)
+                except DomainError as error:
+                    if error.code not in DATABASE_OUTAGES:
+                        raise
+                    self._pending = batch + self._pending
+
+    def rest(self) -> list[Event]:
+        """What has not been written, unfinished lines included, and a line that tells what was dropped."""
+        for stream, line in self._lines.items():
+            for piece in line.feed(b"", last=True):
+                self._keep(stream, piece)
+        self._lines = {stream: OutputLine(stream) for stream in self._lines}
+        if self._dropped:
+            told = f"Only the first {KEPT} bytes and {LINES} lines of output are kept; {self._dropped} more bytes came."
+            self._pending.append(logged("WARNING", told, self._clock(), "paddock"))
+            self._dropped = 0
+        rest, self._pending = self._pending, []
+        return rest
+
+    def _show_lines(self) -> None:
+        """Show lines that have not ended for a while. A state that is redrawn later counts as none that is kept."""
+        for stream, line in self._lines.items():
+            piece = line.show(self._clock())
+            if piece is None:
+                continue
+            size = len(piece.text.encode())
+            if not line.is_redrawn:
+                self._keep(stream, piece)
+            elif self._states + size <= MAX_STATES_BYTES and not self._dropped:
+                self._states += size
+                self._pending.append(logged(piece.level, piece.text, self._clock(), stream))
+
+    def _keep(self, stream: Stream, piece: OutputPiece) -> None:
+        room = KEPT - self._kept if self._count < LINES and not self._dropped else 0
+        count = cut_text(piece.text, room) if room > 0 else 0
+        self._dropped += len(piece.text[count:].encode()) + (piece.ends and room <= 0)
+        if count or (room > 0 and not piece.text):
+            self._kept += len(piece.text[:count].encode()) + piece.ends
+            self._count += 1
+            self._pending.append(logged(piece.level, piece.text[:count], self._clock(), stream))
+
+
+class OutputText:
+    """The beginning of what is printed, in at most `max_bytes`, as one text: for a build log."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._lines: dict[Stream, OutputLine] = {stream: OutputLine(stream) for stream in get_args(Stream)}
+        self._room, self._parts = max_bytes, [""]
+
+    def take(self, stream: Stream, data: bytes) -> None:
+        """Accept a piece of output."""
+        if self._room > 0:
+            self._keep(self._lines[stream].feed(data))
+
+    def text(self) -> str:
+        """Return what was printed so far, lines without an end included."""
+        for line in self._lines.values():
+            self._keep(line.feed(b"", last=True))
+        return "".join(self._parts)
+
+    def _keep(self, pieces: list[OutputPiece]) -> None:
+        for piece in pieces:
+            whole = piece.text + ("\n" if piece.ends else "")
+            kept = whole[: cut_text(whole, self._room)] if self._room > 0 else ""
+            self._room -= len(whole.encode())
+            self._parts.append(kept)
