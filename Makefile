@@ -14,7 +14,7 @@ SIZE := 1300 MB
 # What a command says, without the list of everything it has installed, and its status.
 shown = ( { $(1) 2>&1; echo $$? >$(VENV)/.status; } | grep -v '^ [-+~] '; exit "$$(cat $(VENV)/.status)" )
 
-.PHONY: help setup packages demo up test check bench lock clean
+.PHONY: help setup packages demo up test check names bench lock clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -59,6 +59,9 @@ check: setup $(CLIENTS_STAMP) ## format, lint, types, imports, lock file, then t
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m scripts.lockcheck
 	@$(BIN)/python -m pytest $(ARGS)
+
+names: setup ## the names, docstrings and words that break the rules, and the share of one-word names by package
+	@$(BIN)/python -m tests.language $(ARGS)
 
 bench: setup ## the benchmarks, as ratios measured in one run
 	@$(BIN)/python -m scripts.bench $(ARGS)
