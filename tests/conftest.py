@@ -1,6 +1,7 @@
 """One real system for the whole run: Postgres, Valkey, SeaweedFS, the API and the workers as processes."""
 
 import os
+import secrets
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ from domain.shared.jobs import LANES
 from infra.embedded.children import free_ports
 from infra.wiring import Parts, wire
 from scripts.up import System
-from tests.support.clients import Tenant, tenant
+from tests.support.clients import Tenant, found_tenant, tenant
 from tests.support.fake_provider import Wire
 from tests.support.fake_provider import wire as provided
 
@@ -64,18 +65,25 @@ async def provider() -> AsyncIterator[Wire]:
         yield one
 
 
-@pytest.fixture
-async def acme(system: System) -> AsyncIterator[Tenant]:
-    """A tenant of its own for each test, with its admin logged in."""
-    async with tenant(system.url) as made:
-        yield made
+@pytest.fixture(scope="session")
+async def credentials(parts: Parts) -> tuple[str, str]:
+    """One password and its hash, for all tenants that tests add: hashing costs a quarter of a second of processor."""
+    password = secrets.token_urlsafe(12)
+    return password, await parts.passwords.hash(password)
 
 
 @pytest.fixture
-async def rival(system: System) -> AsyncIterator[Tenant]:
-    """Another tenant, that must see nothing of the first."""
-    async with tenant(system.url) as made:
-        yield made
+async def acme(system: System, parts: Parts, credentials: tuple[str, str]) -> AsyncIterator[Tenant]:
+    """Yield a tenant of its own for each test, with its admin logged in."""
+    async with found_tenant(parts, system.url, credentials) as tenant:
+        yield tenant
+
+
+@pytest.fixture
+async def rival(system: System, parts: Parts, credentials: tuple[str, str]) -> AsyncIterator[Tenant]:
+    """Yield another tenant, that must see nothing of the first."""
+    async with found_tenant(parts, system.url, credentials) as tenant:
+        yield tenant
 
 
 @pytest.fixture(scope="session")

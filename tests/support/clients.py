@@ -6,14 +6,20 @@ import secrets
 import tarfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 import httpx
+import msgspec
 
+from domain import accounts
+from domain.accounts import Register
 from domain.events import Asked, Event
 from domain.executions import Execution
 from domain.ports import Tx
+from infra.credentials import new_token, token_hash
 from infra.embedded.children import free_ports
+from infra.wiring import Parts
 from scripts.demo import packed
 from scripts.processes import Process
 
@@ -115,6 +121,26 @@ async def tenant(url: str) -> AsyncIterator[Tenant]:
         assert answer.status_code == 201, answer.text
         http.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
         yield Tenant(http, answer.json(), password)
+
+
+@asynccontextmanager
+async def found_tenant(resources: Parts, url: str, credentials: tuple[str, str]) -> AsyncIterator[Tenant]:
+    """Add a tenant and its admin straight to the database, with a password whose slow hash exists already.
+
+    `credentials` are the password and its hash. It is what `POST /auth/register` does, without the time of hashing.
+    """
+    password, password_hash = credentials
+    name, refresh = secrets.token_hex(6), new_token("pdr_")
+    data = Register(email=f"{name}@example.com", password=password, tenant_id=f"tenant-{name}")
+    async with resources.store.begin_for(f"tenant-{name}") as tx:
+        user = await accounts.register(tx, f"tenant-{name}", data, password_hash, token_hash(""))
+        session_id = await accounts.open_session(tx, user.id, token_hash(refresh), timedelta(days=1))
+    access_token = resources.tokens.issue(user.id, session_id, resources.clock())
+    lifetime = int(resources.tokens.lifetime.total_seconds())
+    account = {"access_token": access_token, "refresh_token": refresh, "expires_in": lifetime, "token_type": "bearer"}
+    async with httpx.AsyncClient(base_url=f"{url}/api/v1", timeout=90) as http:
+        http.headers["Authorization"] = f"Bearer {access_token}"
+        yield Tenant(http, {**msgspec.to_builtins(user), **account}, password)
 
 
 @asynccontextmanager

@@ -53,21 +53,33 @@ class Apart:
         return ids.encode("agent", agent)
 
 
+# Migrated once per server and copied for every test: copying takes a twentieth of the time.
+_TEMPLATES: dict[str, str] = {}
+
+
+async def _template(server: asyncpg.Connection, owner_url: str) -> str:
+    """Return the name of a migrated, empty database to copy, made on first use."""
+    if owner_url not in _TEMPLATES:
+        name = f"template_{secrets.token_hex(6)}"
+        await server.execute(f"CREATE DATABASE {name}")
+        await migrate(urlsplit(owner_url)._replace(path=f"/{name}").geturl())
+        _TEMPLATES[owner_url] = name
+    return _TEMPLATES[owner_url]
+
+
 @asynccontextmanager
 async def apart(system: System) -> AsyncIterator[Apart]:
-    """Made, migrated, and dropped in the end."""
+    """Yield a migrated database, dropped in the end."""
     name = f"apart_{secrets.token_hex(6)}"
     owner_url, app_url = (url.reveal() for url in (system.settings.database_owner_url, system.settings.database_url))
     server = await asyncpg.connect(owner_url)
     try:
-        await server.execute(f"CREATE DATABASE {name}")
-        beside = urlsplit(owner_url)._replace(path=f"/{name}").geturl()
-        await migrate(beside)
-        owner = await asyncpg.connect(beside)
+        await server.execute(f"CREATE DATABASE {name} TEMPLATE {await _template(server, owner_url)}")
+        owner = await asyncpg.connect(urlsplit(owner_url)._replace(path=f"/{name}").geturl())
         try:
             yield Apart(urlsplit(app_url)._replace(path=f"/{name}").geturl(), owner)
         finally:
             await owner.close()
     finally:
-        await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await server.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         await server.close()
