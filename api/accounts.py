@@ -1,13 +1,16 @@
-"""Accounts: register, login, refresh, logout, users, invitations."""
+"""Handle accounts: registration, login, sessions, users and invitations."""
 
 from datetime import timedelta
+from typing import Final
 
 from litestar import Response, Router, get, patch, post
 from msgspec import UNSET
 from msgspec.structs import asdict
 
-from api.front import ANYBODY, PUBLIC, Front, bad_login, created, needs
-from api.requests import HttpRequest
+from api.idempotency import ResourceCreator
+from api.operations import AUTHENTICATED, IDEMPOTENCY_KEY, PUBLIC, requires_scope
+from api.password_guesses import GuessLimiter
+from api.requests import HttpRequest, Store
 from domain import accounts
 from domain.accounts import (
     Invite,
@@ -22,154 +25,180 @@ from domain.accounts import (
     User,
 )
 from domain.accounts.emails import check_email
+from domain.ports import Clock
 from domain.shared.access import Caller
-from domain.shared.errors import invalid
+from domain.shared.errors import DomainError, invalid
 from domain.shared.pages import Listing, Page
-from infra.credentials import new_token, token_hash
+from infra.credentials import AccessTokens, Passwords, new_token, token_hash
 
-# Whoever has no account yet has little to say.
-MAX_BODY = 64 * 1024
-
-
-def _lifetime(front: Front) -> timedelta:
-    return timedelta(days=front.settings.refresh_token_days)
+# Requests without an account are small.
+MAX_PUBLIC_BODY_BYTES: Final = 64 * 1024
+REFRESH_PREFIX: Final = "pdr_"
+INVITE_PREFIX: Final = "pdi_"
 
 
-def _tokens(front: Front, user_id: str, session_id: str, refresh: str) -> Tokens:
-    return Tokens(
-        access_token=front.tokens.issue(user_id, session_id, front.clock()),
-        refresh_token=refresh,
-        expires_in=int(front.tokens.lifetime.total_seconds()),
-    )
+class TokenIssuer:
+    """Issue the access tokens of sessions, and know how long their refresh tokens last."""
+
+    def __init__(self, tokens: AccessTokens, clock: Clock, refresh_lifetime: timedelta) -> None:
+        self._tokens, self._clock, self.refresh_lifetime = tokens, clock, refresh_lifetime
+
+    def issue_tokens(self, user_id: str, session_id: str, refresh_token: str) -> Tokens:
+        """Return a session's tokens, with a new access token."""
+        return Tokens(
+            access_token=self._tokens.issue(user_id, session_id, self._clock()),
+            refresh_token=refresh_token,
+            expires_in=int(self._tokens.lifetime.total_seconds()),
+        )
 
 
-@post("/auth/register", opt=PUBLIC, request_max_body_size=MAX_BODY)
-async def register(front: Front, data: Register) -> Registered:
-    """Create a user, and its tenant unless an invitation to one came along. Answers with a first session."""
+@post("/auth/register", opt=PUBLIC, request_max_body_size=MAX_PUBLIC_BODY_BYTES)
+async def register_user(store: Store, passwords: Passwords, token_issuer: TokenIssuer, data: Register) -> Registered:
+    """Create a user and a first session. The user gets a new tenant, or joins the tenant of an invitation."""
     tenant_id = accounts.tenant_for(data)
     accounts.checked_username(data.username, check_email(data.email))
-    hashed, refresh = await front.passwords.hash(data.password), new_token("pdr_")
-    async with front.store.begin_for(tenant_id) as tx:
-        user = await accounts.register(tx, tenant_id, data, hashed, token_hash(data.invite_token or ""))
-        session_id = await accounts.open_session(tx, user.id, token_hash(refresh), _lifetime(front))
-    return Registered(**asdict(user), **asdict(_tokens(front, user.id, session_id, refresh)))
+    password_hash, refresh_token = await passwords.hash(data.password), new_token(REFRESH_PREFIX)
+    lifetime = token_issuer.refresh_lifetime
+    async with store.begin_for(tenant_id) as tx:
+        user = await accounts.register(tx, tenant_id, data, password_hash, token_hash(data.invite_token or ""))
+        session_id = await accounts.open_session(tx, user.id, token_hash(refresh_token), lifetime)
+    return Registered(**asdict(user), **asdict(token_issuer.issue_tokens(user.id, session_id, refresh_token)))
 
 
-@post("/auth/login", opt=PUBLIC, status_code=200, request_max_body_size=MAX_BODY)
-async def login(front: Front, request: HttpRequest, data: Login) -> Tokens:
-    """Open a session. A wrong name takes as long as a wrong password, and wrong ones are counted."""
+@post("/auth/login", opt=PUBLIC, status_code=200, request_max_body_size=MAX_PUBLIC_BODY_BYTES)
+async def log_in(
+    store: Store,
+    passwords: Passwords,
+    token_issuer: TokenIssuer,
+    guess_limiter: GuessLimiter,
+    request: HttpRequest,
+    data: Login,
+) -> Tokens:
+    """Open a session. Wrong passwords are counted; after too many, logins are refused for up to an hour."""
     name = accounts.login_name(data)
-    async with front.guesses.turn(name, request.scope["state"]["address"]) as count_wrong:
-        async with front.store.begin_unbound() as tx:
-            found = await tx.accounts.find_login(name)
-        right = await front.passwords.verify(found.password_hash if found else None, data.password)
-        if found is None or not right or not found.is_active:
+    async with guess_limiter.limit_guesses(name, request.scope["state"]["address"]) as count_wrong:
+        async with store.begin_unbound() as tx:
+            user = await tx.accounts.find_login(name)
+        # An unknown name takes as long as a wrong password, so that names cannot be found out by time.
+        is_right = await passwords.verify(user.password_hash if user else None, data.password)
+        if user is None or not is_right or not user.is_active:
             await count_wrong()
-            raise bad_login()
-    refresh = new_token("pdr_")
-    async with front.store.begin_for(found.tenant_id) as tx:
-        session_id = await accounts.open_session(tx, found.user_id, token_hash(refresh), _lifetime(front))
-    return _tokens(front, found.user_id, session_id, refresh)
+            raise _refuse_login()
+    refresh_token = new_token(REFRESH_PREFIX)
+    async with store.begin_for(user.tenant_id) as tx:
+        lifetime = token_issuer.refresh_lifetime
+        session_id = await accounts.open_session(tx, user.user_id, token_hash(refresh_token), lifetime)
+    return token_issuer.issue_tokens(user.user_id, session_id, refresh_token)
 
 
-@post("/auth/refresh", opt=PUBLIC, status_code=200, request_max_body_size=MAX_BODY)
-async def refresh(front: Front, data: Refresh) -> Tokens:
-    """Trade a refresh token for new tokens. A token that was used before ends its whole session."""
-    async with front.store.begin_unbound() as tx:
+def _refuse_login() -> DomainError:
+    """Return the same error for an unknown user, a wrong password and a deactivated user."""
+    return DomainError("invalid_credentials", "The user name or the password is wrong.")
+
+
+@post("/auth/refresh", opt=PUBLIC, status_code=200, request_max_body_size=MAX_PUBLIC_BODY_BYTES)
+async def refresh_tokens(store: Store, token_issuer: TokenIssuer, data: Refresh) -> Tokens:
+    """Exchange a refresh token for new tokens. Using a refresh token twice ends its whole session."""
+    async with store.begin_unbound() as tx:
         grant = await tx.accounts.find_refresh(token_hash(data.refresh_token))
     if grant is None:
         raise accounts.unknown_refresh()
-    fresh = new_token("pdr_")
-    async with front.store.begin_for(grant.tenant_id) as tx:
-        hashes = token_hash(data.refresh_token), token_hash(fresh)
-        refusal = await accounts.rotate(tx, grant, *hashes, _lifetime(front))
-    if refusal is not None:
-        raise refusal
-    return _tokens(front, grant.user_id, grant.session_id or "", fresh)
+    refresh_token = new_token(REFRESH_PREFIX)
+    async with store.begin_for(grant.tenant_id) as tx:
+        hashes = token_hash(data.refresh_token), token_hash(refresh_token)
+        error = await accounts.rotate(tx, grant, *hashes, token_issuer.refresh_lifetime)
+    # Raised here and not in the transaction, which must be committed: it ends the session of a reused token.
+    if error is not None:
+        raise error
+    return token_issuer.issue_tokens(grant.user_id, grant.session_id or "", refresh_token)
 
 
-@post("/auth/logout", opt=ANYBODY, status_code=204)
-async def logout(front: Front, caller: Caller) -> None:
-    """End this session: its refresh tokens and its access token are void at once."""
-    async with front.store.begin(caller) as tx:
+@post("/auth/logout", opt=AUTHENTICATED, status_code=204)
+async def log_out(store: Store, caller: Caller) -> None:
+    """End this session. Its refresh tokens and its access token are invalid at once."""
+    async with store.begin(caller) as tx:
         await accounts.logout(tx, caller)
 
 
-@get(["/auth/me", "/users/me"], opt=ANYBODY)
-async def me(front: Front, caller: Caller) -> User:
-    """The caller's own user."""
-    async with front.store.begin(caller) as tx:
+@get(["/auth/me", "/users/me"], opt=AUTHENTICATED)
+async def get_me(store: Store, caller: Caller) -> User:
+    """Return the caller's own user."""
+    async with store.begin(caller) as tx:
         return await accounts.me(tx, caller)
 
 
-@patch("/users/me", opt=needs("account"))
-async def patch_me(front: Front, request: HttpRequest, caller: Caller, data: PatchMe) -> User:
-    """Change one's own profile. A new password needs the current one and ends all other sessions."""
-    hashed = await _new_hash(front, caller, data, request.scope["state"]["address"])
-    async with front.store.begin(caller) as tx:
-        return await accounts.patch_me(tx, caller, data, hashed)
+@patch("/users/me", opt=requires_scope("account"))
+async def update_me(
+    store: Store,
+    passwords: Passwords,
+    guess_limiter: GuessLimiter,
+    request: HttpRequest,
+    caller: Caller,
+    data: PatchMe,
+) -> User:
+    """Change your own profile. A new password requires the current one and ends all your other sessions."""
+    address = request.scope["state"]["address"]
+    password_hash = None
+    if data.password is not UNSET:
+        current_password = "" if data.current_password is UNSET else data.current_password
+        async with store.begin(caller) as tx:
+            stored_hash = await tx.accounts.password_hash(caller.user_id)
+        async with guess_limiter.limit_guesses(caller.user_id, address) as count_wrong:
+            if not await passwords.verify(stored_hash, current_password):
+                await count_wrong()
+                raise invalid("current_password", "is wrong.")
+        password_hash = await passwords.hash(data.password)
+    elif data.current_password is not UNSET:
+        raise invalid("current_password", "is only allowed together with a new `password`.")
+    async with store.begin(caller) as tx:
+        return await accounts.patch_me(tx, caller, data, password_hash)
 
 
-async def _new_hash(front: Front, caller: Caller, data: PatchMe, address: str) -> str | None:
-    """The hash of a new password, if one was sent with the right current one.
-
-    Errors: `invalid_field`, `rate_limit_exceeded`.
-    """
-    if data.password is UNSET:
-        if data.current_password is not UNSET:
-            raise invalid("current_password", "goes with a new password.")
-        return None
-    async with front.store.begin(caller) as tx:
-        stored = await tx.accounts.password_hash(caller.user_id)
-    current = "" if data.current_password is UNSET else data.current_password
-    async with front.guesses.turn(caller.user_id, address) as count_wrong:
-        if not await front.passwords.verify(stored, current):
-            await count_wrong()
-            raise invalid("current_password", "is wrong.")
-    return await front.passwords.hash(data.password)
+@get("/users", opt=requires_scope("admin"))
+async def list_users(store: Store, caller: Caller, pagination: Page) -> Listing[User]:
+    """List the tenant's users."""
+    async with store.begin(caller) as tx:
+        return await tx.accounts.users(pagination)
 
 
-@get("/users", opt=needs("admin"))
-async def list_users(front: Front, caller: Caller, part: Page) -> Listing[User]:
-    """The tenant's users."""
-    async with front.store.begin(caller) as tx:
-        return await tx.accounts.users(part)
-
-
-@get("/users/{user_id:str}", opt=needs("admin"))
-async def get_user(front: Front, caller: Caller, user_id: str) -> User:
-    """One user of the tenant."""
-    async with front.store.begin(caller) as tx:
+@get("/users/{user_id:str}", opt=requires_scope("admin"))
+async def get_user(store: Store, caller: Caller, user_id: str) -> User:
+    """Return a user of the tenant."""
+    async with store.begin(caller) as tx:
         return await accounts.get(tx, user_id)
 
 
-@patch("/users/{user_id:str}", opt=needs("admin"))
-async def patch_user(front: Front, caller: Caller, user_id: str, data: PatchUser) -> User:
-    """Change a user's role, or shut the user out. A tenant keeps at least one active admin."""
-    async with front.store.begin(caller) as tx:
+@patch("/users/{user_id:str}", opt=requires_scope("admin"))
+async def update_user(store: Store, caller: Caller, user_id: str, data: PatchUser) -> User:
+    """Change a user's role, or deactivate the user. A tenant keeps at least one active admin."""
+    async with store.begin(caller) as tx:
         return await accounts.patch_user(tx, user_id, data)
 
 
-@post("/users/invites", opt=needs("admin"))
-async def invite(front: Front, request: HttpRequest, caller: Caller, data: NewInvite) -> Response[Invite]:
-    """Invite a person into the tenant. The answer's `invite_token` is shown this once; hand it over."""
-    token = new_token("pdi_")
-    return await created(front, request, caller, lambda tx: accounts.invite(tx, caller, data, token, token_hash(token)))
+@post("/users/invites", opt=requires_scope("admin", IDEMPOTENCY_KEY))
+async def invite_user(
+    creator: ResourceCreator, request: HttpRequest, caller: Caller, data: NewInvite
+) -> Response[Invite]:
+    """Invite a person into the tenant. `invite_token` is shown only in this answer; pass it on."""
+    token = new_token(INVITE_PREFIX)
+    return await creator.create_idempotently(
+        request, caller, lambda tx: accounts.invite(tx, caller, data, token, token_hash(token))
+    )
 
 
 router = Router(
     "/",
     route_handlers=[
-        register,
-        login,
-        refresh,
-        logout,
-        me,
-        patch_me,
+        register_user,
+        log_in,
+        refresh_tokens,
+        log_out,
+        get_me,
+        update_me,
         list_users,
         get_user,
-        patch_user,
-        invite,
+        update_user,
+        invite_user,
     ],
     tags=["accounts"],
 )

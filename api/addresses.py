@@ -1,23 +1,23 @@
-"""Addresses of callers, written in one way; and which of them are proxies that are believed."""
+"""Normalize addresses of callers, and find the caller behind trusted proxies."""
 
 import re
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Final
 
 Network = IPv4Network | IPv6Network
-# As Azure's gateways write it into X-Forwarded-For, and what RFC 7239 has for IPv6.
-_BRACKETS: Final = re.compile(r"\[([^\]]+)\](?::\d{1,5})?")
+# Azure's gateways write addresses with ports into X-Forwarded-For; RFC 7239 has brackets around IPv6.
+_BRACKETED: Final = re.compile(r"\[([^\]]+)\](?::\d{1,5})?")
 _WITH_PORT: Final = re.compile(r"([^:]+):\d{1,5}")
 
 
 def normalize_address(text: str) -> str:
     """Return an address without port, brackets, quotes and zone, in its shortest form; IPv4 within IPv6 as IPv4.
 
-    What is no address comes back lower-cased, as far as 64 characters.
+    Any other text is returned in lower case, cut to 64 characters.
     """
     bare = text.strip().strip('"')
-    if (found := _BRACKETS.fullmatch(bare) or _WITH_PORT.fullmatch(bare)) is not None:
-        bare = found[1]
+    if (match := _BRACKETED.fullmatch(bare) or _WITH_PORT.fullmatch(bare)) is not None:
+        bare = match[1]
     try:
         address = ip_address(bare.partition("%")[0])
     except ValueError:
@@ -26,34 +26,35 @@ def normalize_address(text: str) -> str:
     return str(mapped or address)
 
 
-def counted_address(address: str) -> str:
-    """Return what bounds count a normalized address by: a public one of IPv6 by its network of 64 bits.
+def group_address(address: str) -> str:
+    """Return the address or network by which limits count a normalized address.
 
-    Whoever has one address of it has all of them, and may take another for each request.
+    Public IPv6 addresses count by their network of 64 bits: a client has all of its addresses, and could use a new one
+    for each request.
     """
     try:
-        known = ip_address(address)
+        parsed = ip_address(address)
     except ValueError:
         return address
-    if isinstance(known, IPv6Address) and known.is_global:
-        return str(IPv6Network((known, 64), strict=False))
+    if isinstance(parsed, IPv6Address) and parsed.is_global:
+        return str(IPv6Network((parsed, 64), strict=False))
     return address
 
 
 def is_within(address: str, networks: tuple[Network, ...]) -> bool:
-    """Whether a normalized address lies in one of the networks."""
+    """Return whether a normalized address lies in one of the networks."""
     try:
-        known = ip_address(address)
+        parsed = ip_address(address)
     except ValueError:
         return False
-    return any(known in network for network in networks)
+    return any(parsed in network for network in networks)
 
 
-def caller_address(peer: str, forwarded: str, trusted: tuple[Network, ...]) -> str:
-    """Return who is at the other end: the last hop of X-Forwarded-For that no trusted proxy stands for.
+def find_caller_address(peer: str, forwarded: str, trusted: tuple[Network, ...]) -> str:
+    """Return the caller's address: the last hop of X-Forwarded-For that is not a trusted proxy.
 
-    It is believed from trusted proxies alone, from its right. What is no address, as `unknown` or `_hidden` of
-    RFC 7239, is a caller by its text.
+    The header is only used from trusted proxies, and read from its right. A hop that is not an address, such as
+    `unknown` or `_hidden` of RFC 7239, identifies a caller by its text.
     """
     address = normalize_address(peer)
     for hop in reversed(forwarded.split(",")):

@@ -1,49 +1,52 @@
-"""Agents: create, list, change, delete."""
+"""Handle agents: create, list, get, update and delete."""
 
 from litestar import Response, Router, delete, get, post, route
 
-from api.front import Front, created, needs
-from api.requests import HttpRequest
+from api.idempotency import ResourceCreator
+from api.operations import IDEMPOTENCY_KEY, requires_scope
+from api.requests import HttpRequest, Store
 from domain import agents
 from domain.agents import Agent, AgentStatus, NewAgent, PatchAgent
 from domain.shared.access import Caller
 from domain.shared.pages import Listing, Page
 
 
-@post("/agents", opt=needs("write:agents"))
-async def create_agent(front: Front, request: HttpRequest, caller: Caller, data: NewAgent) -> Response[Agent]:
-    """Create an agent. With a model (or any field of a model agent) it is ready to run; without, upload an archive."""
-    return await created(front, request, caller, lambda tx: agents.create(tx, caller, data))
+@post("/agents", opt=requires_scope("write:agents", IDEMPOTENCY_KEY))
+async def create_agent(
+    creator: ResourceCreator, request: HttpRequest, caller: Caller, data: NewAgent
+) -> Response[Agent]:
+    """Create an agent. With a model, or any other field of a model agent, it is ready; otherwise upload an archive."""
+    return await creator.create_idempotently(request, caller, lambda tx: agents.create(tx, caller, data))
 
 
-@get("/agents", opt=needs("read:agents"))
+@get("/agents", opt=requires_scope("read:agents"))
 async def list_agents(
-    front: Front, caller: Caller, part: Page, status: AgentStatus | None = None, parent: str | None = None
+    store: Store, caller: Caller, pagination: Page, status: AgentStatus | None = None, parent: str | None = None
 ) -> Listing[Agent]:
-    """The tenant's agents, newest first; `parent` narrows them to those that inherit from an agent."""
-    async with front.store.begin(caller) as tx:
-        return await agents.list_agents(tx, part, status, parent)
+    """List the tenant's agents, newest first. `parent` selects those that inherit from an agent."""
+    async with store.begin(caller) as tx:
+        return await agents.list_agents(tx, pagination, status, parent)
 
 
-@get("/agents/{agent_id:str}", opt=needs("read:agents"))
-async def get_agent(front: Front, caller: Caller, agent_id: str, resolved: bool = False) -> Agent:
-    """An agent by id or name. `resolved=true` shows what is in force, with all that it inherits."""
-    async with front.store.begin(caller) as tx:
+@get("/agents/{agent_id:str}", opt=requires_scope("read:agents"))
+async def get_agent(store: Store, caller: Caller, agent_id: str, resolved: bool = False) -> Agent:
+    """Return an agent by id or name. `resolved=true` includes everything that it inherits."""
+    async with store.begin(caller) as tx:
         return await agents.shown(tx, agent_id, resolved)
 
 
-@route("/agents/{agent_id:str}", http_method=["PATCH", "PUT"], opt=needs("write:agents"), status_code=200)
-async def patch_agent(front: Front, caller: Caller, agent_id: str, data: PatchAgent) -> Agent:
-    """Change what was sent; PUT does the same. `archived` stops new executions."""
-    async with front.store.begin(caller) as tx:
+@route("/agents/{agent_id:str}", http_method=["PATCH", "PUT"], opt=requires_scope("write:agents"), status_code=200)
+async def update_agent(store: Store, caller: Caller, agent_id: str, data: PatchAgent) -> Agent:
+    """Change the fields that are sent; PUT does the same. An `archived` agent starts no new executions."""
+    async with store.begin(caller) as tx:
         return await agents.patch(tx, agent_id, data)
 
 
-@delete("/agents/{agent_id:str}", opt=needs("write:agents"))
-async def delete_agent(front: Front, caller: Caller, agent_id: str) -> None:
-    """Remove an agent and cancel its executions; the record of them stays."""
-    async with front.store.begin(caller) as tx:
+@delete("/agents/{agent_id:str}", opt=requires_scope("write:agents"))
+async def delete_agent(store: Store, caller: Caller, agent_id: str) -> None:
+    """Delete an agent and cancel its executions, whose records stay."""
+    async with store.begin(caller) as tx:
         await agents.delete(tx, agent_id)
 
 
-router = Router("/", route_handlers=[create_agent, list_agents, get_agent, patch_agent, delete_agent], tags=["agents"])
+router = Router("/", route_handlers=[create_agent, list_agents, get_agent, update_agent, delete_agent], tags=["agents"])

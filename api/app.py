@@ -1,4 +1,4 @@
-"""The ASGI application: routes, errors, and the parts they work with."""
+"""Create and serve the ASGI application: its routes, error handlers and services."""
 
 import asyncio
 import contextlib
@@ -7,17 +7,17 @@ import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 import uvicorn
 from litestar import Litestar, Router
 from litestar.config.cors import CORSConfig
-from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
-from litestar.types import ASGIApp, Scope
+from litestar.types import ASGIApp
 
 from api import (
     accounts,
@@ -48,26 +48,37 @@ from api import (
     workflows,
     workspaces,
 )
-from api.auth import KeyUse, admit, lookups
+from api.accounts import TokenIssuer
+from api.artifacts import ArtifactIngest, ArtifactReader
+from api.auth import Authenticator, KeyUsageWriter, authorize_route
+from api.body_memory import BodyMemoryLimiter
+from api.builds import ArchiveUploader
 from api.connections import ConnectionBounds
-from api.door import Door
-from api.front import Front, provide_page
-from api.guesses import GuessLimiter
-from api.ingest import Ingest
-from api.openapi import finished, operation_id
+from api.evaluations import EvaluationIngest
+from api.event_feed import EventFeed
+from api.generation import GenerationRunner
+from api.health import HealthChecker
+from api.idempotency import ResourceCreator, SealedAnswers
+from api.ingest import BatchIngest
+from api.keyed_locks import KeyedLocks
+from api.limits import RateLimiter
+from api.middleware import RequestMiddleware
+from api.openapi import build_document, create_operation_id
+from api.password_guesses import GuessLimiter
+from api.proxy_logins import ProxyLogins
 from api.requests import MendingRequest
-from api.room import Room, Turns
+from api.state import DEPENDENCIES, ApiServices
+from api.waiting import ExecutionStarter, StatusWaiter
 from domain import evaluations as domain_evaluations
-from domain.artifacts import service as artifact_cases
+from domain.artifacts import service as artifact_service
 from domain.ports import Clock
-from domain.shared.access import Caller
 from domain.shared.errors import DomainError
 from domain.shared.jobs import LANES
 from infra.embedded.children import bound_to_parent
 from infra.settings import Settings, parse_networks, read
 from infra.telemetry import Metrics, clear_shared_metrics, open_telemetry, share_metrics
 from infra.version import VERSION
-from infra.wiring import utc_now, wire
+from infra.wiring import Parts, utc_now, wire
 
 ROUTERS = (
     accounts.router,
@@ -95,55 +106,32 @@ ROUTERS = (
     schedules.router,
     queues.router,
 )
-_DESCRIPTION = """Upload an agent; Paddock builds it, runs it fenced in, and keeps everything the run left behind.
+MAX_ARTIFACT_BATCH = 128
+# A few batches of evaluations have enough rows for one transaction.
+MAX_EVALUATION_BATCHES = 8
+GC_THRESHOLDS = (20_000, 10, 10)
+_DESCRIPTION = """Upload an agent; Paddock builds it, runs it in a sandbox, and keeps the records of its runs.
 
 Send an API key as `X-API-Key`, or a bearer token from `POST /api/v1/auth/login`. Errors are
 `application/problem+json`; lists are `{items, total, limit, offset, has_more}`, newest first."""
 
 
-def provide_front(scope: Scope) -> Front:
-    """The parts of this process. From the app itself: asking for `state` would copy all of it for every request."""
-    front: Front = scope["litestar_app"].state.front
-    return front
-
-
-def provide_caller(scope: Scope, front: Front) -> Caller:
-    """The caller that `admit` let in. Asks for `front` only to come after it: side by side would cost two tasks."""
-    caller: Caller = scope["state"]["caller"]
-    return caller
-
-
-def create(settings: Settings, clock: Clock = utc_now) -> ASGIApp:
-    """The whole application, door included. Its lifespan opens and closes every connection."""
-    uses = KeyUse()
+def create_app(settings: Settings, clock: Clock = utc_now) -> ASGIApp:
+    """Create the whole application, middleware included. Its lifespan opens and closes every connection."""
+    key_usage = KeyUsageWriter()
 
     @asynccontextmanager
-    async def parts(app: Litestar) -> AsyncIterator[None]:
-        async with wire(settings, "paddock api", heard=LANES, clock=clock) as wired:
-            values = {name: getattr(wired, name) for name in wired.__struct_fields__}
-            app.state.front = Front(
-                **values,
-                metrics=Metrics(),
-                keys=lookups(wired.store),
-                events=events.readers(wired.store),
-                artifacts=Ingest(
-                    wired.store, wired.vault, artifact_cases.store, weigh=lambda one: len(one.packed), most=128
-                ),
-                large_bodies=Room(),
-                workflows=Turns(),
-                guesses=GuessLimiter(wired.counter, wired.clock, settings.login_failures),
-                evaluations=Ingest(wired.store, wired.vault, domain_evaluations.created),
-                # A handful of batches is a transaction's worth of rows.
-                evaluation_batches=Ingest(wired.store, wired.vault, domain_evaluations.created_batches, most=8),
-            )
-            app.state.query_names = _query_names(app)
-            app.state.document = finished(app.openapi_schema.to_schema())
+    async def open_services(app: Litestar) -> AsyncIterator[None]:
+        async with wire(settings, "paddock api", heard=LANES, clock=clock) as resources:
+            app.state.services = create_services(resources)
+            app.state.query_parameters = _list_query_parameters(app)
+            app.state.openapi_document = build_document(app)
             with contextlib.suppress(DomainError):
-                # Upkeep does it too, but may be asleep when a month begins.
-                async with wired.store.begin_unbound() as tx:
+                # Upkeep does it too, but may not run when a month begins.
+                async with resources.store.begin_unbound() as tx:
                     await tx.queues.make_partitions(tx.now, 1)
-            _collect_less()
-            writer = asyncio.create_task(uses.write_always(app.state.front))
+            _reduce_garbage_collection()
+            writer = asyncio.create_task(key_usage.run_until_cancelled(resources.store))
             try:
                 yield
             finally:
@@ -157,123 +145,181 @@ def create(settings: Settings, clock: Clock = utc_now) -> ASGIApp:
             health.router,
             *([docs.router] if settings.docs else []),
         ],
-        lifespan=[parts],
-        guards=[admit],
-        dependencies={
-            "front": Provide(provide_front, sync_to_thread=False),
-            "caller": Provide(provide_caller, sync_to_thread=False),
-            "part": Provide(provide_page, sync_to_thread=False),
-        },
+        lifespan=[open_services],
+        guards=[authorize_route],
+        dependencies=DEPENDENCIES,
         exception_handlers={
             DomainError: errors.on_domain_error,
             HTTPException: errors.on_http_error,
-            RecursionError: errors.on_unreadable,
-            UnicodeDecodeError: errors.on_unreadable,
-            Exception: errors.on_any_error,
+            RecursionError: errors.on_unreadable_body,
+            UnicodeDecodeError: errors.on_unreadable_body,
+            Exception: errors.on_unexpected_error,
         },
         request_class=MendingRequest,
         request_max_body_size=settings.body_max_bytes,
-        cors_config=CORSConfig(
-            allow_origins=list(settings.cors_origins),
-            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"],
-            allow_headers=[
-                *("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer"),
-                *("X-API-Key", "X-Request-ID"),
-            ],
-            expose_headers=[
-                *("X-Request-ID", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset"),
-                *("Retry-After", "Idempotency-Replayed", "Preference-Applied"),
-            ],
-        ),
-        openapi_config=OpenAPIConfig(
-            title=settings.app_name,
-            version=VERSION,
-            description=_DESCRIPTION,
-            # Our own pages serve the document; nothing is let in at the path that Litestar insists on.
-            path="/_litestar",
-            render_plugins=[JsonRenderPlugin(path="/openapi.json")],
-            use_handler_docstrings=True,
-            operation_id_creator=operation_id,
-            components=Components(
-                security_schemes={
-                    "ApiKey": SecurityScheme(type="apiKey", name="X-API-Key", security_scheme_in="header"),
-                    "Bearer": SecurityScheme(type="http", scheme="bearer"),
-                }
-            ),
-            security=[{"ApiKey": []}, {"Bearer": []}],
-        ),
+        cors_config=_configure_cors(settings),
+        openapi_config=_configure_openapi(settings),
         logging_config=None,
     )
     trusted = parse_networks(settings.trusted_proxies, "trusted_proxies")
-    return Door(app, lambda: app.state.front, uses, trusted, ConnectionBounds(settings, trusted))
+    bounds = ConnectionBounds(settings, trusted)
+    return RequestMiddleware(app, lambda: app.state.services, key_usage, trusted, bounds)
 
 
-def _collect_less() -> None:
-    """What lives as long as the process is looked at no more; requests leave few circles behind.
+def create_services(resources: Parts) -> ApiServices:
+    """Create the services of this process from its open resources."""
+    settings, clock, store, blobs = resources.settings, resources.clock, resources.store, resources.blobs
+    answers = SealedAnswers(resources.vault)
+    creator = ResourceCreator(store, answers)
+    waiter = StatusWaiter(store, resources.bell)
+    starter = ExecutionStarter(creator, waiter)
+    body_memory = BodyMemoryLimiter()
+    artifact_batches = BatchIngest(
+        store,
+        answers,
+        artifact_service.store,
+        measure=lambda artifact: len(artifact.packed),
+        max_items=MAX_ARTIFACT_BATCH,
+    )
+    evaluation_batches = BatchIngest(
+        store, answers, domain_evaluations.created_batches, max_items=MAX_EVALUATION_BATCHES
+    )
+    return ApiServices(
+        settings=settings,
+        clock=clock,
+        store=store,
+        blobs=blobs,
+        metrics=Metrics(),
+        keyring=resources.keyring,
+        passwords=resources.passwords,
+        authenticator=Authenticator(store, clock, resources.tokens, ProxyLogins(store, settings)),
+        rate_limiter=RateLimiter(resources.counter, settings, clock),
+        guess_limiter=GuessLimiter(resources.counter, clock, settings.login_failures),
+        token_issuer=TokenIssuer(resources.tokens, clock, timedelta(days=settings.refresh_token_days)),
+        creator=creator,
+        waiter=waiter,
+        starter=starter,
+        event_feed=EventFeed(store, resources.bell),
+        archive_uploader=ArchiveUploader(store, blobs, settings, creator, waiter),
+        generation_runner=GenerationRunner(store, starter, waiter),
+        body_memory=body_memory,
+        artifact_ingest=ArtifactIngest(body_memory=body_memory, batches=artifact_batches, clock=clock),
+        artifact_reader=ArtifactReader(store, blobs),
+        evaluation_ingest=EvaluationIngest(
+            body_memory=body_memory,
+            single=BatchIngest(store, answers, domain_evaluations.created),
+            batches=evaluation_batches,
+            clock=clock,
+        ),
+        workflow_locks=KeyedLocks(),
+        health_checker=HealthChecker(store, resources.redis, blobs, clock),
+    )
 
-    Looking for circles every 700 objects took a quarter of the time of a batch.
+
+def _configure_cors(settings: Settings) -> CORSConfig:
+    return CORSConfig(
+        allow_origins=list(settings.cors_origins),
+        allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"],
+        allow_headers=[
+            *("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer"),
+            *("X-API-Key", "X-Request-ID"),
+        ],
+        expose_headers=[
+            *("X-Request-ID", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset"),
+            *("Retry-After", "Idempotency-Replayed", "Preference-Applied"),
+        ],
+    )
+
+
+def _configure_openapi(settings: Settings) -> OpenAPIConfig:
+    return OpenAPIConfig(
+        title=settings.app_name,
+        version=VERSION,
+        description=_DESCRIPTION,
+        # Our own pages serve the document; requests to the path that Litestar insists on are refused.
+        path="/_litestar",
+        render_plugins=[JsonRenderPlugin(path="/openapi.json")],
+        use_handler_docstrings=True,
+        operation_id_creator=create_operation_id,
+        components=Components(
+            security_schemes={
+                "ApiKey": SecurityScheme(type="apiKey", name="X-API-Key", security_scheme_in="header"),
+                "Bearer": SecurityScheme(type="http", scheme="bearer"),
+            }
+        ),
+        security=[{"ApiKey": []}, {"Bearer": []}],
+    )
+
+
+def _reduce_garbage_collection() -> None:
+    """Exclude long-lived objects from garbage collection, and collect less often.
+
+    Requests leave few reference cycles; collecting every 700 objects took a quarter of the time of a batch.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 10, 10)
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
-def _query_names(app: Litestar) -> dict[tuple[str, str], frozenset[str]]:
-    """For each route, the query parameters that do something: any other is refused."""
+def _list_query_parameters(app: Litestar) -> dict[tuple[str, str], frozenset[str]]:
+    """Return the query parameters of each route by path and method; others are refused."""
     names: dict[tuple[str, str], frozenset[str]] = {}
     for path, item in (app.openapi_schema.paths or {}).items():
         for method in ("get", "post", "put", "patch", "delete"):
             operation = getattr(item, method)
             if operation is not None:
-                found = [one for one in operation.parameters or () if getattr(one, "param_in", "") == "query"]
-                names[(path, method.upper())] = frozenset(one.name for one in found)
+                parameters = operation.parameters or ()
+                query = [parameter for parameter in parameters if getattr(parameter, "param_in", "") == "query"]
+                names[(path, method.upper())] = frozenset(parameter.name for parameter in query)
     return names
 
 
 def serve(settings: Settings, shares_port: bool = False) -> None:
-    """Serve until SIGTERM or SIGINT: in this process, or in `api_workers` of them.
+    """Serve until SIGTERM or SIGINT, in this process or in `api_workers` child processes.
 
-    With `shares_port` this process is one of several that somebody else has started on one port.
+    With `shares_port` this process is one of several that its parent has started on one port.
     """
     open_telemetry(settings, "api")
     if shares_port:
         share_metrics(settings.metrics_dir)
-        uvicorn.Server(uvicorn.Config(create(settings), **_options(settings))).run([_shared_socket(settings)])
+        uvicorn.Server(uvicorn.Config(create_app(settings), **_configure_server(settings))).run(
+            [_open_shared_socket(settings)]
+        )
     elif settings.api_workers == 1:
-        uvicorn.run(create(settings), **_options(settings))
+        uvicorn.run(create_app(settings), **_configure_server(settings))
     else:
         clear_shared_metrics(settings.metrics_dir)
-        uvicorn.run("api.app:create_worker", factory=True, workers=settings.api_workers, **_options(settings))
+        uvicorn.run("api.app:create_worker", factory=True, workers=settings.api_workers, **_configure_server(settings))
 
 
 def create_worker() -> ASGIApp:
-    """Make the app of one of several processes of `paddock api`, from the environment."""
-    # Its parent may be killed.
+    """Create the app of one of several processes of `paddock api`, from the environment."""
+    # The parent may be killed; this process then ends too.
     bound_to_parent(signal.SIGTERM)()
     settings = read()
     open_telemetry(settings, "api")
     share_metrics(settings.metrics_dir)
-    return create(settings)
+    return create_app(settings)
 
 
-def _shared_socket(settings: Settings) -> socket.socket:
+def _open_shared_socket(settings: Settings) -> socket.socket:
     shared = socket.create_server((settings.host, settings.port), reuse_port=True, backlog=2048)
     shared.setblocking(False)
     return shared
 
 
-def _options(settings: Settings) -> dict[str, Any]:
+def _configure_server(settings: Settings) -> dict[str, Any]:
     return {
         "host": settings.host,
         "port": settings.port,
         "log_config": None,
         "access_log": False,
         "server_header": False,
-        # Whom to believe about addresses is ours to decide: PADDOCK_TRUSTED_PROXIES.
+        # PADDOCK_TRUSTED_PROXIES decides which proxies are trusted, not uvicorn.
         "proxy_headers": False,
         "timeout_graceful_shutdown": 5,
         "ws_max_size": settings.body_max_bytes,
-        # By name, as each of several processes makes its own.
+        # By name, because each of several processes creates its own.
         "http": "api.connections:BoundedHttp",
         "ws": "api.connections:BoundedWebSockets",
     }

@@ -1,159 +1,214 @@
-"""Artifacts: upload, lists, bodies, tool calls, figures, and their export."""
+"""Handle artifacts: upload, list, read, delete and export them, and read their tool calls."""
 
 import asyncio
 import functools
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
+import msgspec
 from litestar import Response, Router, delete, get, post
 from litestar.di import Provide
 from litestar.response import Stream
 
-from api.exports import CSV_OPTIONS, Format, exported
-from api.front import Front, QueryTime, needs
-from api.requests import HttpRequest
-from domain import artifacts
+from api.body_memory import BodyMemoryLimiter
+from api.exports import CSV_OPTIONS, ExportFormat, RecordExport, stream_export
+from api.ingest import BatchIngest
+from api.operations import IDEMPOTENCY_KEY, read_body_as, requires_scope, return_files, return_json
+from api.requests import HttpRequest, QueryTime, Store
+from domain import artifacts, ports
 from domain.artifacts import service
 from domain.artifacts.calls import CallNode
 from domain.artifacts.record import Metadata, Status
-from domain.artifacts.schema import Level
+from domain.artifacts.schema import Artifact, Level
 from domain.artifacts.service import BucketCount, Filter, Stored
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError
 from domain.shared.pages import Listing, Page, listing
 from domain.shared.times import read_time_or_none
 from infra.compression import LARGE, begun, once, packed, unpacked
-from infra.tables import CsvOptions
+from infra.tables import MEDIA, CsvOptions
 
-_READ = needs("read:artifacts")
-_WRITE = needs("write:artifacts")
-
-
-def provide_filter(
-    caller: Caller,
-    environment: str | None = None,
-    semantic_bucket: str | None = None,
-    deterministic: bool | None = None,
-    replay_level: Level | None = None,
-    model_name: str | None = None,
-    provider: str | None = None,
-    status: Status | None = None,
-    start_date: QueryTime = None,
-    end_date: QueryTime = None,
-    run_id: str | None = None,
-    tag: str | None = None,
-    error_type: str | None = None,
-    search: str | None = None,
-    execution_id: str | None = None,
-    tenant_id: str | None = None,
-    group_id: str | None = None,
-) -> Filter:
-    """Which artifacts: equal in every parameter that is given, from `start_date` on and before `end_date`."""
-    wanted = Filter(
-        environment=environment,
-        semantic_bucket=semantic_bucket,
-        deterministic=deterministic,
-        replay_level=replay_level,
-        model_name=model_name,
-        provider=provider,
-        status=status,
-        start_date=read_time_or_none("start_date", start_date),
-        end_date=read_time_or_none("end_date", end_date, end=True),
-        run_id=run_id,
-        tag=tag,
-        error_type=error_type,
-        search=search,
-        execution_id=execution_id,
-    )
-    return service.narrowed(wanted, caller.tenant_id, tenant_id, group_id)
+_READ = requires_scope("read:artifacts")
+MAX_ARTIFACT_BYTES = 32 * 1024 * 1024
 
 
-@post("/artifacts/upload", opt=_WRITE, request_max_body_size=32 * 1024 * 1024)
-async def upload_artifact(front: Front, request: HttpRequest, caller: Caller) -> Response[Metadata]:
-    """Store an artifact of up to 32 MiB, bare or under `artifact_data`. The same one again is answered as at first."""
-    async with front.large_bodies.body(request) as sent:
-        read = functools.partial(
-            artifacts.recorded, sent, tenant_id=caller.tenant_id, user_id=caller.user_id, now=front.clock()
+@dataclass(frozen=True, kw_only=True)
+class ArtifactQuery:
+    """Hold the query parameters that select artifacts."""
+
+    environment: str | None = None
+    semantic_bucket: str | None = None
+    deterministic: bool | None = None
+    replay_level: Level | None = None
+    model_name: str | None = None
+    provider: str | None = None
+    status: Status | None = None
+    start_date: QueryTime = None
+    end_date: QueryTime = None
+    run_id: str | None = None
+    tag: str | None = None
+    error_type: str | None = None
+    search: str | None = None
+    execution_id: str | None = None
+    tenant_id: str | None = None
+    group_id: str | None = None
+
+    def to_filter(self, caller: Caller) -> Filter:
+        """Return the filter: equal in every given parameter, from `start_date` on and before `end_date`."""
+        artifact_filter = Filter(
+            environment=self.environment,
+            semantic_bucket=self.semantic_bucket,
+            deterministic=self.deterministic,
+            replay_level=self.replay_level,
+            model_name=self.model_name,
+            provider=self.provider,
+            status=self.status,
+            start_date=read_time_or_none("start_date", self.start_date),
+            end_date=read_time_or_none("end_date", self.end_date, end=True),
+            run_id=self.run_id,
+            tag=self.tag,
+            error_type=self.error_type,
+            search=self.search,
+            execution_id=self.execution_id,
         )
-        recorded = read() if len(sent) < LARGE else await asyncio.to_thread(read)
-        item = Stored(recorded=recorded, packed=await packed(recorded.body))
-        return await front.artifacts.add(request, caller, item, sent)
+        return service.narrowed(artifact_filter, caller.tenant_id, self.tenant_id, self.group_id)
+
+
+ARTIFACT_QUERY = {"query_filter": Provide(ArtifactQuery, sync_to_thread=False)}
+
+
+class ArtifactIngest(msgspec.Struct, frozen=True, kw_only=True):
+    """Read uploaded artifacts within the memory for bodies, and store those of concurrent requests together."""
+
+    body_memory: BodyMemoryLimiter
+    batches: BatchIngest[Stored]
+    clock: ports.Clock
+
+    async def add_artifact(self, request: HttpRequest, caller: Caller) -> Response[Metadata]:
+        """Store the artifact of a request; answer 201 with its metadata."""
+        async with self.body_memory.read_body(request) as body:
+            read = functools.partial(
+                artifacts.recorded, body, tenant_id=caller.tenant_id, user_id=caller.user_id, now=self.clock()
+            )
+            recorded = read() if len(body) < LARGE else await asyncio.to_thread(read)
+            artifact = Stored(recorded=recorded, packed=await packed(recorded.body))
+            return await self.batches.add_item(request, caller, artifact, body)
+
+
+class ArtifactReader:
+    """Read bodies of artifacts from the database or from object storage."""
+
+    def __init__(self, store: ports.Store, blobs: ports.Blobs) -> None:
+        self._store, self._blobs = store, blobs
+
+    async def open_body(
+        self, caller: Caller, kurral_id: str, tenant_id: str | None
+    ) -> tuple[int, AsyncIterator[bytes]]:
+        """Return a body's size and its chunks, decompressed while they are read. No transaction stays open.
+
+        Errors: `not_found`, `internal_error`, `storage_unavailable`.
+        """
+        async with self._store.begin(caller) as tx:
+            location = await service.body(tx, kurral_id, tenant_id)
+        try:
+            stored = await self._blobs.get(location.key) if location.packed is None else once(location.packed)
+            return location.size, await begun(unpacked(stored))
+        except DomainError as error:
+            if error.code != "not_found":
+                raise
+            # If the artifact was deleted meanwhile, its row is gone too.
+            async with self._store.begin(caller) as tx:
+                await service.get(tx, kurral_id, tenant_id)
+            raise DomainError("internal_error", f"The body of {kurral_id!r} is missing.") from error
+
+
+@post(
+    "/artifacts/upload",
+    opt=requires_scope("write:artifacts", IDEMPOTENCY_KEY, read_body_as(Artifact)),
+    request_max_body_size=MAX_ARTIFACT_BYTES,
+)
+async def upload_artifact(artifact_ingest: ArtifactIngest, request: HttpRequest, caller: Caller) -> Response[Metadata]:
+    """Store an artifact of up to 32 MiB, bare or under `artifact_data`.
+
+    A repeated upload of the same artifact gets the first answer again.
+    """
+    return await artifact_ingest.add_artifact(request, caller)
 
 
 @get("/artifacts", opt=_READ)
-async def list_artifacts(front: Front, caller: Caller, part: Page, narrowed: Filter) -> Listing[Metadata]:
-    """Artifacts without their bodies, newest first."""
-    async with front.store.begin(caller) as tx:
-        return await tx.artifacts.page(narrowed, part)
+async def list_artifacts(
+    store: Store, caller: Caller, pagination: Page, query_filter: ArtifactQuery
+) -> Listing[Metadata]:
+    """List artifacts without their bodies, newest first."""
+    artifact_filter = query_filter.to_filter(caller)
+    async with store.begin(caller) as tx:
+        return await tx.artifacts.page(artifact_filter, pagination)
 
 
 @get("/artifacts/semantic-buckets/list", opt=_READ)
-async def list_semantic_buckets(front: Front, caller: Caller, part: Page) -> Listing[BucketCount]:
-    """The semantic buckets there are, the fullest first."""
-    async with front.store.begin(caller) as tx:
-        return await service.semantic_buckets(tx, part)
+async def list_semantic_buckets(store: Store, caller: Caller, pagination: Page) -> Listing[BucketCount]:
+    """List the semantic buckets with their number of artifacts, the largest first."""
+    async with store.begin(caller) as tx:
+        return await service.semantic_buckets(tx, pagination)
 
 
-@get("/artifacts/export", opt=_READ, dependencies=CSV_OPTIONS)
+@get(
+    "/artifacts/export",
+    opt=requires_scope("read:artifacts", return_files(*MEDIA.values())),
+    dependencies=CSV_OPTIONS,
+)
 async def export_artifacts(
-    front: Front, caller: Caller, narrowed: Filter, csv_options: CsvOptions, format: Format = "csv"
+    store: Store,
+    caller: Caller,
+    query_filter: ArtifactQuery,
+    csv_options: CsvOptions,
+    format: ExportFormat = "csv",
 ) -> Stream:
-    """Every artifact that the filter lets through, without its body, newest first, as a file."""
-    after = functools.partial(service.after, wanted=narrowed)
-    return exported(front, caller, Metadata, after, format, "artifacts", csv_options)
+    """Export all artifacts that match the filter, without their bodies, newest first, as a file."""
+    list_after = functools.partial(service.after, wanted=query_filter.to_filter(caller))
+    export = RecordExport(name="artifacts", row_type=Metadata, list_after=list_after)
+    return stream_export(store, caller, export, format, csv_options)
 
 
-@get("/artifacts/{kurral_id:str}", opt=_READ)
-async def get_artifact(front: Front, caller: Caller, kurral_id: str, tenant_id: str | None = None) -> Stream:
-    """The whole artifact, by its `kurral_id` or `id`."""
-    _, chunks = await _body(front, caller, kurral_id, tenant_id)
+@get("/artifacts/{kurral_id:str}", opt=requires_scope("read:artifacts", return_json(Artifact)))
+async def get_artifact(
+    artifact_reader: ArtifactReader, caller: Caller, kurral_id: str, tenant_id: str | None = None
+) -> Stream:
+    """Return a whole artifact, by its `kurral_id` or `id`."""
+    _, chunks = await artifact_reader.open_body(caller, kurral_id, tenant_id)
     return Stream(chunks, media_type="application/json")
 
 
 @get("/artifacts/{kurral_id:str}/metadata", opt=_READ)
-async def get_artifact_metadata(front: Front, caller: Caller, kurral_id: str, tenant_id: str | None = None) -> Metadata:
-    """An artifact without its body."""
-    async with front.store.begin(caller) as tx:
+async def get_artifact_metadata(store: Store, caller: Caller, kurral_id: str, tenant_id: str | None = None) -> Metadata:
+    """Return an artifact without its body."""
+    async with store.begin(caller) as tx:
         return await service.get(tx, kurral_id, tenant_id)
 
 
 @get("/artifacts/{kurral_id:str}/tool-calls", opt=_READ)
-async def get_tool_calls(
-    front: Front, caller: Caller, kurral_id: str, part: Page, tenant_id: str | None = None
+async def list_artifact_tool_calls(
+    artifact_reader: ArtifactReader,
+    body_memory: BodyMemoryLimiter,
+    caller: Caller,
+    pagination: Page,
+    kurral_id: str,
+    tenant_id: str | None = None,
 ) -> Listing[CallNode]:
-    """An artifact's tool calls as a tree, each with those that it made; a page has so many that no other made."""
-    size, chunks = await _body(front, caller, kurral_id, tenant_id)
-    async with front.large_bodies.hold(size):
-        whole = b"".join([chunk async for chunk in chunks])
-        calls = await asyncio.to_thread(service.calls_of, whole)
-    return listing(calls[part.offset : part.offset + part.limit], len(calls), part)
+    """List an artifact's tool calls as trees, each call with those that it made. A page counts the outermost calls."""
+    size, chunks = await artifact_reader.open_body(caller, kurral_id, tenant_id)
+    async with body_memory.reserve_memory(size):
+        body = b"".join([chunk async for chunk in chunks])
+        calls = await asyncio.to_thread(service.calls_of, body)
+    page_calls = calls[pagination.offset : pagination.offset + pagination.limit]
+    return listing(page_calls, len(calls), pagination)
 
 
-@delete("/artifacts/{kurral_id:str}", opt=_WRITE)
-async def delete_artifact(front: Front, caller: Caller, kurral_id: str, tenant_id: str | None = None) -> None:
-    """Delete an artifact, its body, and what it counts in statistics."""
-    async with front.store.begin(caller) as tx:
+@delete("/artifacts/{kurral_id:str}", opt=requires_scope("write:artifacts"))
+async def delete_artifact(store: Store, caller: Caller, kurral_id: str, tenant_id: str | None = None) -> None:
+    """Delete an artifact, its body, and its share of the statistics."""
+    async with store.begin(caller) as tx:
         await service.delete(tx, kurral_id, tenant_id)
-
-
-async def _body(
-    front: Front, caller: Caller, kurral_id: str, tenant_id: str | None
-) -> tuple[int, AsyncIterator[bytes]]:
-    """A body's size and its chunks, decompressed on their way. By then all of it is here, and nothing else is held.
-
-    Errors: `not_found`, `internal_error`, `storage_unavailable`.
-    """
-    async with front.store.begin(caller) as tx:
-        found = await service.body(tx, kurral_id, tenant_id)
-    try:
-        stored = await front.blobs.get(found.key) if found.packed is None else once(found.packed)
-        return found.size, await begun(unpacked(stored))
-    except DomainError as error:
-        if error.code != "not_found":
-            raise
-        # Deleted while we looked; the row tells.
-        async with front.store.begin(caller) as tx:
-            await service.get(tx, kurral_id, tenant_id)
-        raise DomainError("internal_error", f"The body of {kurral_id!r} is missing.") from error
 
 
 router = Router(
@@ -165,9 +220,9 @@ router = Router(
         export_artifacts,
         get_artifact,
         get_artifact_metadata,
-        get_tool_calls,
+        list_artifact_tool_calls,
         delete_artifact,
     ],
-    dependencies={"narrowed": Provide(provide_filter, sync_to_thread=False)},
+    dependencies=ARTIFACT_QUERY,
     tags=["artifacts"],
 )

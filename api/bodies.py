@@ -1,7 +1,7 @@
-"""Bodies of requests, and messages of WebSockets, as JSON of a type: bounded before, and with all mistakes told after.
+"""Decode bodies of requests and messages of WebSockets as JSON of a type, within bounds and with every field error.
 
-Small ones are read at once. A larger one is read in a thread, one after the other: whoever sends many of them waits for
-those before, and nobody else does.
+Small bodies are decoded at once. Larger ones are decoded in one thread, in their order, so that a client which sends
+many of them delays no other client.
 """
 
 import asyncio
@@ -17,26 +17,26 @@ from domain.shared.field_errors import collect_field_errors
 from domain.shared.json_limits import SMALL_JSON_BYTES, check_body
 
 T = TypeVar("T")
-_READER: Final = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bodies")
+_DECODER_THREAD: Final = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bodies")
 
 
-async def read_aside(size: int, read: Callable[[], T]) -> T:
-    """Return what `read` makes of so many bytes, in the readers' thread if there are many of them."""
+async def run_off_loop(size: int, decode: Callable[[], T]) -> T:
+    """Return the result of `decode` for a body of this size; a large one is decoded in the decoder thread."""
     if size <= SMALL_JSON_BYTES:
-        return read()
-    return await asyncio.get_running_loop().run_in_executor(_READER, read)
+        return decode()
+    return await asyncio.get_running_loop().run_in_executor(_DECODER_THREAD, decode)
 
 
 def decode_body(body: bytes, kind: Any) -> Any:
-    """Return JSON as a `kind`. Texts are taken for numbers where those are meant, as in queries.
+    """Decode JSON as a `kind`. Texts are accepted for numbers, as in queries.
 
-    Errors: `malformed_request` for what is not JSON or beyond its bounds, `invalid_field` with every field at fault.
+    Errors: `malformed_request` for invalid or too large JSON, `invalid_field` with every field error.
     """
     check_body(body)
     try:
-        return _decoder(kind).decode(body)
+        return _get_decoder(kind).decode(body)
     except msgspec.ValidationError as error:
-        raise _refuse_fields(body, kind, error) from None
+        raise _describe_field_errors(body, kind, error) from None
     except RecursionError:
         raise DomainError("malformed_request", "The body nests too deeply.") from None
     except msgspec.DecodeError as error:
@@ -44,15 +44,15 @@ def decode_body(body: bytes, kind: Any) -> Any:
 
 
 @functools.cache
-def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+def _get_decoder(kind: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(kind, strict=False)
 
 
-def _refuse_fields(body: bytes, kind: Any, error: msgspec.ValidationError) -> DomainError:
+def _describe_field_errors(body: bytes, kind: Any, error: msgspec.ValidationError) -> DomainError:
     try:
         value = msgspec.json.decode(body)
     except msgspec.DecodeError as unreadable:
-        # Such as a number past all bounds: it has no type that it could have.
+        # For example a number past all bounds, which fits no type.
         return DomainError("malformed_request", f"The body cannot be read: {unreadable}.")
     if value is None:
         return DomainError("malformed_request", "The body must be a JSON object.")

@@ -1,53 +1,56 @@
-"""Budgets: create, list, change, delete."""
+"""Handle budgets: create, list, get, update and delete."""
 
 from litestar import Response, Router, delete, get, patch, post
 
-from api.front import Front, created, needs
-from api.requests import HttpRequest
+from api.idempotency import ResourceCreator
+from api.operations import IDEMPOTENCY_KEY, requires_scope
+from api.requests import HttpRequest, Store
 from domain.costs import budgets
 from domain.costs.budgets import Budget, NewBudget, PatchBudget
 from domain.shared.access import Caller
 from domain.shared.pages import Listing, Page
 
-_READ, _WRITE = needs("read:costs"), needs("write:costs")
+_READ, _WRITE = requires_scope("read:costs"), requires_scope("write:costs")
 
 
-@post("/budgets", opt=_WRITE)
-async def create_budget(front: Front, request: HttpRequest, caller: Caller, data: NewBudget) -> Response[Budget]:
-    """Limit what is spent on models. The budget begins with what its period has spent already."""
-    return await created(front, request, caller, lambda tx: budgets.create(tx, caller, data))
+@post("/budgets", opt=requires_scope("write:costs", IDEMPOTENCY_KEY))
+async def create_budget(
+    creator: ResourceCreator, request: HttpRequest, caller: Caller, data: NewBudget
+) -> Response[Budget]:
+    """Limit the cost of models. The budget starts with the cost of its current period so far."""
+    return await creator.create_idempotently(request, caller, lambda tx: budgets.create(tx, caller, data))
 
 
 @get("/budgets", opt=_READ)
-async def list_budgets(front: Front, caller: Caller, part: Page) -> Listing[Budget]:
-    """The tenant's budgets, newest first."""
-    async with front.store.begin(caller) as tx:
-        return await budgets.list_budgets(tx, part)
+async def list_budgets(store: Store, caller: Caller, pagination: Page) -> Listing[Budget]:
+    """List the tenant's budgets, newest first."""
+    async with store.begin(caller) as tx:
+        return await budgets.list_budgets(tx, pagination)
 
 
 @get("/budgets/{budget_id:str}", opt=_READ)
-async def get_budget(front: Front, caller: Caller, budget_id: str) -> Budget:
-    """One budget, with what it has spent."""
-    async with front.store.begin(caller) as tx:
+async def get_budget(store: Store, caller: Caller, budget_id: str) -> Budget:
+    """Return a budget, with the cost of its current period."""
+    async with store.begin(caller) as tx:
         return await budgets.get(tx, budget_id)
 
 
 @patch("/budgets/{budget_id:str}", opt=_WRITE)
-async def patch_budget(front: Front, caller: Caller, budget_id: str, data: PatchBudget) -> Budget:
-    """Change the limit, or whether it holds. What is spent stays."""
-    async with front.store.begin(caller) as tx:
+async def update_budget(store: Store, caller: Caller, budget_id: str, data: PatchBudget) -> Budget:
+    """Change a budget's limit, or activate or deactivate it. Its cost so far stays."""
+    async with store.begin(caller) as tx:
         return await budgets.patch(tx, budget_id, data)
 
 
 @delete("/budgets/{budget_id:str}", opt=_WRITE)
-async def delete_budget(front: Front, caller: Caller, budget_id: str) -> None:
-    """Remove a budget. Calls under way go on."""
-    async with front.store.begin(caller) as tx:
+async def delete_budget(store: Store, caller: Caller, budget_id: str) -> None:
+    """Delete a budget. Model calls in progress continue."""
+    async with store.begin(caller) as tx:
         await budgets.delete(tx, budget_id)
 
 
 router = Router(
     "/",
-    route_handlers=[create_budget, list_budgets, get_budget, patch_budget, delete_budget],
+    route_handlers=[create_budget, list_budgets, get_budget, update_budget, delete_budget],
     tags=["budgets"],
 )

@@ -1,168 +1,207 @@
-"""Uploads and versions: an archive streams through to object storage and becomes a version to build."""
+"""Handle archives and versions: stream an archive to object storage and make a version of it to build."""
 
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final
+from collections.abc import AsyncIterator
+from typing import Final
 
 from litestar import Response, Router, get, post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.response import Stream
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
-from api.front import Front, created, needs, prefer_wait, waited
-from api.requests import HttpRequest, idempotency_key
-from domain import agents, builds
+from api.idempotency import CREATED_STATUS, ResourceCreator, read_idempotency_key
+from api.operations import IDEMPOTENCY_KEY, PREFER_WAIT, RequestBody, requires_scope, return_files
+from api.requests import Blobs, HttpRequest, Store, read_preferred_wait
+from api.waiting import StatusWaiter
+from domain import agents, builds, ports
 from domain.builds import Upload, Version
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError, invalid
 from domain.shared.pages import Listing, Page
+from infra.settings import Settings
 
-_GZIP: Final = b"\x1f\x8b"
-_NO_GZIP: Final = (
+_GZIP_MAGIC: Final = b"\x1f\x8b"
+_NOT_GZIP_TEXT: Final = (
     "File must be a .tar.gz archive: this one is {}. Pack the folder with `tar -czf agent.tar.gz -C FOLDER .`"
+)
+_BINARY_TYPE: Final = "application/octet-stream"
+_ARCHIVE_BODY: Final = RequestBody(
+    content={
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file"],
+                "properties": {"file": {"type": "string", "format": "binary", "description": "A .tar.gz archive."}},
+            }
+        }
+    }
 )
 
 
-def _fetcher(front: Front, caller: Caller, agent_id: str, version: str) -> Callable[[], Awaitable[Version]]:
-    async def fetch() -> Version:
-        async with front.store.begin(caller) as tx:
-            return await builds.get(tx, agent_id, version)
+class ArchiveStream:
+    """Read the `file` part of a multipart request as a stream, and hash and bound it meanwhile."""
 
-    return fetch
-
-
-class Archive:
-    """The `file` part of a multipart request, as a stream that is hashed and bounded on its way."""
-
-    def __init__(self, request: HttpRequest, most: int) -> None:
+    def __init__(self, request: HttpRequest, max_bytes: int) -> None:
         kind, options = parse_options_header(request.headers.get("Content-Type", ""))
         if kind != "multipart/form-data" or not options.get("boundary"):
             raise DomainError("malformed_request", "Send multipart/form-data with the archive in the field `file`.")
-        self._request, self._boundary, self._most = request, options["boundary"], most
+        self._request, self._boundary, self._max_bytes = request, options["boundary"], max_bytes
         self._hash = hashlib.sha256()
         self.size = 0
 
     @property
     def sha256(self) -> str:
-        """Of what has passed so far, in hex."""
+        """Return the hash of the bytes read so far, in hex."""
         return self._hash.hexdigest()
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The archive's bytes. Errors: `malformed_request`, `archive_too_large`, `invalid_field` naming `file`."""
-        begin = b""
+    async def read_chunks(self) -> AsyncIterator[bytes]:
+        """Read the archive's bytes. Errors: `malformed_request`, `archive_too_large`, `invalid_field` for `file`."""
+        magic = b""
         try:
-            async for chunk in self._file():
-                begin = (begin + chunk[: len(_GZIP)])[: len(_GZIP)]
-                if not _GZIP.startswith(begin):
-                    raise DomainError(
-                        "malformed_request", _NO_GZIP.format("a zip, not gzip" if begin == b"PK" else "not gzip")
-                    )
+            async for chunk in self._read_file():
+                magic = (magic + chunk[: len(_GZIP_MAGIC)])[: len(_GZIP_MAGIC)]
+                if not _GZIP_MAGIC.startswith(magic):
+                    actual = "a zip file" if magic == b"PK" else "not gzip"
+                    raise DomainError("malformed_request", _NOT_GZIP_TEXT.format(actual))
                 self.size += len(chunk)
-                if self.size > self._most:
-                    raise DomainError("archive_too_large", f"The archive is larger than {self._most} bytes.")
+                if self.size > self._max_bytes:
+                    raise DomainError("archive_too_large", f"The archive must be at most {self._max_bytes} bytes.")
                 self._hash.update(chunk)
                 yield chunk
         except MultipartError as error:
             raise DomainError("malformed_request", f"The multipart body is damaged: {error}.") from None
         if self.size == 0:
-            raise invalid("file", "is missing or empty; send the archive in this field.")
+            raise invalid("file", "is missing or empty. Send the archive in this field.")
 
-    async def _file(self) -> AsyncIterator[bytes]:
-        seen = False
-        # Bytes of other fields are read past; this bounds how many.
-        most = self._most + 1024 * 1024
-        with PushMultipartParser(self._boundary, max_segment_size=most + 1, max_segment_count=16) as parser:
+    async def _read_file(self) -> AsyncIterator[bytes]:
+        has_file = False
+        # Bytes of other fields are skipped; this bounds how many.
+        max_bytes = self._max_bytes + 1024 * 1024
+        with PushMultipartParser(self._boundary, max_segment_size=max_bytes + 1, max_segment_count=16) as parser:
             async for data in self._request.stream():
                 for item in parser.parse(data):
                     if isinstance(item, MultipartSegment):
                         if item.name != "file":
-                            raise invalid(str(item.name), "is not a field here; there is: file.")
-                        if seen:
-                            raise invalid("file", "is there twice; send one archive at a time.")
-                        seen = True
+                            raise invalid(str(item.name), "is not a known field. Send the archive in the field `file`.")
+                        if has_file:
+                            raise invalid("file", "is sent twice. Send one archive at a time.")
+                        has_file = True
                     elif item:
                         yield bytes(item)
 
 
+class ArchiveUploader:
+    """Stream uploaded archives to object storage and make versions of them, which are built in the background."""
+
+    def __init__(
+        self, store: ports.Store, blobs: ports.Blobs, settings: Settings, creator: ResourceCreator, waiter: StatusWaiter
+    ) -> None:
+        self._store, self._blobs, self._settings = store, blobs, settings
+        self._creator, self._waiter = creator, waiter
+
+    async def upload_archive(self, request: HttpRequest, caller: Caller, agent_id: str) -> Response[Version]:
+        """Store the archive of a request; answer 201 with its version, after its build if the caller prefers to wait.
+
+        Errors: `not_found`, those of `ArchiveStream.read_chunks` and `builds.enqueue`.
+        """
+        # Both headers are checked before the archive is read.
+        read_idempotency_key(request)
+        seconds = read_preferred_wait(request)
+        async with self._store.begin(caller) as tx:
+            await agents.get(tx, agent_id)
+        upload = await self._store_archive(request, caller)
+        quota = self._settings.tenant_max_stored_bytes
+        answer = await self._creator.create_idempotently(
+            request,
+            caller,
+            lambda tx: builds.enqueue(tx, caller, agent_id, upload, quota),
+            fingerprint=bytes.fromhex(upload.sha256),
+        )
+        version_id = upload.version_id
+        if "Idempotency-Replayed" in answer.headers:
+            # The first request's copy stays.
+            await self._blobs.delete([upload.path])
+            version_id = answer.content["id"]
+        if not seconds:
+            return answer
+        version, headers = await self.wait_for_build(request, caller, agent_id, version_id)
+        return Response(version, status_code=CREATED_STATUS, headers={**answer.headers, **headers})
+
+    async def wait_for_build(
+        self, request: HttpRequest, caller: Caller, agent_id: str, version_id: str
+    ) -> tuple[Version, dict[str, str]]:
+        """Return a version and response headers, once it is built or `Prefer: wait=N` runs out."""
+
+        async def fetch_version() -> Version:
+            return await self.find_version(caller, agent_id, version_id)
+
+        return await self._waiter.wait_for_status(request, version_id, fetch_version, builds.FINAL)
+
+    async def find_version(self, caller: Caller, agent_id: str, version: str) -> Version:
+        """Return a version by id, name or number, read in a transaction of its own. Errors: `not_found`."""
+        async with self._store.begin(caller) as tx:
+            return await builds.get(tx, agent_id, version)
+
+    async def _store_archive(self, request: HttpRequest, caller: Caller) -> Upload:
+        """Stream the archive to object storage. Upkeep removes it if no version is made of it."""
+        version_id = builds.new_id()
+        path = builds.archive_path(caller.tenant_id, version_id)
+        archive = ArchiveStream(request, self._settings.upload_max_bytes)
+        await self._blobs.put(path, archive.read_chunks())
+        return Upload(version_id=version_id, path=path, sha256=archive.sha256, size_bytes=archive.size)
+
+
 @post(
     "/uploads/agent/{agent_id:str}",
-    opt=needs("write:agents"),
+    opt=requires_scope("write:agents", PREFER_WAIT, IDEMPOTENCY_KEY, _ARCHIVE_BODY),
     request_max_body_size=None,
     responses={201: ResponseSpec(Version, description="The new version, `queued`")},
 )
-async def upload_archive(front: Front, request: HttpRequest, caller: Caller, agent_id: str) -> Response[Version]:
+async def upload_archive(
+    archive_uploader: ArchiveUploader, request: HttpRequest, caller: Caller, agent_id: str
+) -> Response[Version]:
     """Upload a `.tar.gz` as multipart field `file`. It becomes a version, which is built in the background.
 
     `Prefer: wait=N` holds the answer until the build has ended.
     """
-    idempotency_key(request)
-    prefer_wait(request)
-    async with front.store.begin(caller) as tx:
-        await agents.get(tx, agent_id)
-    upload = await _store(front, request, caller)
-    fingerprint = bytes.fromhex(upload.sha256)
-    quota = front.settings.tenant_max_stored_bytes
-    make = lambda tx: builds.enqueue(tx, caller, agent_id, upload, quota)  # noqa: E731
-    answer = await created(front, request, caller, make, fingerprint)
-    return await _after_upload(front, request, caller, agent_id, upload, answer)
+    return await archive_uploader.upload_archive(request, caller, agent_id)
 
 
-async def _store(front: Front, request: HttpRequest, caller: Caller) -> Upload:
-    """Stream the request's archive to object storage. Upkeep removes it if no version comes of it."""
-    version_id = builds.new_id()
-    path = builds.archive_path(caller.tenant_id, version_id)
-    archive = Archive(request, front.settings.upload_max_bytes)
-    await front.blobs.put(path, archive.chunks())
-    return Upload(version_id=version_id, path=path, sha256=archive.sha256, size_bytes=archive.size)
-
-
-async def _after_upload(
-    front: Front, request: HttpRequest, caller: Caller, agent_id: str, upload: Upload, answer: Response[Any]
-) -> Response[Any]:
-    """Drop the second copy of a repeated upload, and wait for the build if the caller prefers to."""
-    version_id = upload.version_id
-    if "Idempotency-Replayed" in answer.headers:
-        await front.blobs.delete([upload.path])
-        version_id = answer.content["id"]
-    if not prefer_wait(request):
-        return answer
-    fetch = _fetcher(front, caller, agent_id, version_id)
-    row, headers = await waited(front, request, version_id, fetch, builds.FINAL)
-    return Response(row, status_code=201, headers={**answer.headers, **headers})
-
-
-@get("/uploads/{path:path}", opt=needs("read:agents"), media_type="application/octet-stream")
-async def download_archive(front: Front, caller: Caller, path: str) -> Stream:
-    """The archive as it was uploaded, by a version's `tarball_path`."""
-    async with front.store.begin(caller) as tx:
+@get(
+    "/uploads/{path:path}",
+    opt=requires_scope("read:agents", return_files(_BINARY_TYPE)),
+    media_type=_BINARY_TYPE,
+)
+async def download_archive(store: Store, blobs: Blobs, caller: Caller, path: str) -> Stream:
+    """Return an archive as it was uploaded, by a version's `tarball_path`."""
+    async with store.begin(caller) as tx:
         version = await builds.stored_at(tx, str(path).lstrip("/"))
     name = f"{version.agent_id}-{version.version}.tar.gz"
     headers = {"Content-Disposition": f'attachment; filename="{name}"', "Content-Length": str(version.size_bytes)}
-    return Stream(await front.blobs.get(version.tarball_path), headers=headers, media_type="application/octet-stream")
+    return Stream(await blobs.get(version.tarball_path), headers=headers, media_type=_BINARY_TYPE)
 
 
-@get("/agents/{agent_id:str}/versions", opt=needs("read:agents"))
-async def list_versions(front: Front, caller: Caller, agent_id: str, part: Page) -> Listing[Version]:
-    """An agent's versions, newest first."""
-    async with front.store.begin(caller) as tx:
-        return await builds.list_versions(tx, agent_id, part)
+@get("/agents/{agent_id:str}/versions", opt=requires_scope("read:agents"))
+async def list_versions(store: Store, caller: Caller, agent_id: str, pagination: Page) -> Listing[Version]:
+    """List an agent's versions, newest first."""
+    async with store.begin(caller) as tx:
+        return await builds.list_versions(tx, agent_id, pagination)
 
 
-@get("/agents/{agent_id:str}/versions/{version:str}", opt=needs("read:agents"))
+@get("/agents/{agent_id:str}/versions/{version:str}", opt=requires_scope("read:agents", PREFER_WAIT))
 async def get_version(
-    front: Front, request: HttpRequest, caller: Caller, agent_id: str, version: str
+    archive_uploader: ArchiveUploader, request: HttpRequest, caller: Caller, agent_id: str, version: str
 ) -> Response[Version]:
-    """A version by id, name (`v3`) or number, with its build log. `Prefer: wait=N` waits for its build."""
-    fetch = _fetcher(front, caller, agent_id, version)
-    found = await fetch()
-    row, headers = await waited(front, request, found.id, fetch, builds.FINAL)
-    return Response(row, headers=headers)
+    """Return a version by id, name (`v3`) or number, with its build log. `Prefer: wait=N` waits for its build."""
+    found = await archive_uploader.find_version(caller, agent_id, version)
+    built, headers = await archive_uploader.wait_for_build(request, caller, agent_id, found.id)
+    return Response(built, headers=headers)
 
 
-@post("/agents/{agent_id:str}/versions/{version:str}/activate", opt=needs("write:agents"), status_code=200)
-async def activate_version(front: Front, caller: Caller, agent_id: str, version: str) -> Version:
-    """Make a ready version the one that executions run."""
-    async with front.store.begin(caller) as tx:
+@post("/agents/{agent_id:str}/versions/{version:str}/activate", opt=requires_scope("write:agents"), status_code=200)
+async def activate_version(store: Store, caller: Caller, agent_id: str, version: str) -> Version:
+    """Make a ready version the one that new executions run."""
+    async with store.begin(caller) as tx:
         return await builds.activate(tx, agent_id, version)
 
 

@@ -1,7 +1,7 @@
-"""Connections, bounded: how large and slow a request's head may be, how slow its body, how many one address may have.
+"""Limit connections: size and duration of a request's head, slowness of its body, connections per address.
 
-uvicorn and its parser have no such bounds: 300 MiB of headers were held, and half a request for as long as it took.
-Written against uvicorn's protocol classes, whose callbacks of httptools are stable; the tests send attacks for real.
+uvicorn and its parser have none of these limits: they held 300 MiB of headers, and half a request without end.
+Written against uvicorn's protocol classes, whose httptools callbacks are stable; the tests send real attacks.
 """
 
 import asyncio
@@ -12,15 +12,15 @@ from typing import Any, Final
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from api.addresses import counted_address, is_within, normalize_address
+from api.addresses import group_address, is_within, normalize_address
 from infra.settings import Settings
 
-# Of a body, a second: what comes more slowly holds a connection for nothing.
-MIN_BODY_RATE: Final = 1024
+# Slower bodies are refused, so that they do not occupy connections.
+MIN_BODY_BYTES_PER_SECOND: Final = 1024
 
 
 class ConnectionBounds:
-    """What one process lets its connections do, and how many each address has now."""
+    """Hold the limits of one process's connections, and count the connections of each address."""
 
     def __init__(self, settings: Settings, trusted: tuple[IPv4Network | IPv6Network, ...]) -> None:
         self.head_bytes = settings.request_head_bytes
@@ -28,66 +28,66 @@ class ConnectionBounds:
         self._per_address, self._trusted = settings.connections_per_address, trusted
         self._open: Counter[str] = Counter()
 
-    def open(self, peer: Any) -> str | None:
-        """Count a connection; returns what to close it with, or None where the address has all that it may have.
+    def open_connection(self, peer: Any) -> str | None:
+        """Count a connection; return the address to close it with, or None if the address has too many.
 
-        Those of trusted proxies are of many callers: they have no bound.
+        Connections of trusted proxies serve many callers and have no limit.
         """
         address = normalize_address(peer[0]) if isinstance(peer, tuple) else "unknown"
         if not self._per_address or is_within(address, self._trusted):
             return ""
-        address = counted_address(address)
+        address = group_address(address)
         if self._open[address] >= self._per_address:
             return None
         self._open[address] += 1
         return address
 
-    def close(self, address: str) -> None:
-        """The connection that `open` returned this for is gone."""
+    def close_connection(self, address: str) -> None:
+        """Stop counting a closed connection, by the address that `open_connection` returned."""
         if address:
             self._open[address] -= 1
             if self._open[address] <= 0:
                 del self._open[address]
 
 
-def bounds_of(app: Any) -> ConnectionBounds:
-    """Return the bounds of an application: it carries them, as uvicorn makes protocols by their name alone."""
+def find_bounds(app: Any) -> ConnectionBounds:
+    """Return the bounds of an application. It carries them because uvicorn creates protocols by name alone."""
     bounds: ConnectionBounds = app.bounds
     return bounds
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """HTTP/1.1 as uvicorn speaks it; whoever goes past a bound is told so and hung up on."""
+    """Speak HTTP/1.1 as uvicorn does; a client that exceeds a limit gets an error and is disconnected."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._bounds = bounds_of(self.app)
+        self._bounds = find_bounds(self.app)
         self._address: str | None = None
         self._refused = False
-        # Of the request that is on its way: whether its head, or its body, has begun to come and is not there yet; and
-        # whether one ended among the bytes that are read just now.
+        # Whether the head or the body of the current request is incomplete, and whether a request ended among the bytes
+        # that are being read.
         self._in_head = self._in_body = self._ended = False
-        # What the parser has given of a head; and what has come of one, that it may still keep to itself.
+        # Bytes of a head that the parser has reported, and that have arrived, some of which it may still buffer.
         self._head_size = self._head_raw = self._body_size = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take a connection, if its address may have one more."""
+        """Accept a connection, if its address may have one more."""
         super().connection_made(transport)
-        self._address = self._bounds.open(transport.get_extra_info("peername"))
+        self._address = self._bounds.open_connection(transport.get_extra_info("peername"))
         if self._address is None:
-            self._refuse(429, "This address has too many connections open.")
+            self._refuse_request(429, "Too many open connections from this address.")
             return
-        self._start(self._bounds.head_seconds, self._on_slow_head)
+        self._start_timer(self._bounds.head_seconds, self._on_slow_head)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection. One that became a WebSocket is lost there."""
-        self._stop()
-        self._bounds.close(self._address or "")
+        """Stop counting the connection, unless it became a WebSocket, which counts it then."""
+        self._stop_timer()
+        self._bounds.close_connection(self._address or "")
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Read on, and count."""
+        """Parse and count bytes."""
         if self._refused:
             return
         self._ended = False
@@ -99,127 +99,127 @@ class BoundedHttp(HttpToolsProtocol):
         if self._in_body:
             if self._timer is None:
                 self._body_size = 0
-                self._start(self._bounds.body_seconds, self._on_slow_body)
+                self._start_timer(self._bounds.body_seconds, self._on_slow_body)
             return
         if self._in_head and not self._ended:
             self._head_raw += len(data)
             if self._head_raw > self._bounds.head_bytes:
                 self._refuse_head()
                 return
-        # Empty lines before a head are no head yet, and hold a connection just as well.
+        # Empty lines before a head do not start it, but occupy the connection too.
         if self._timer is None and (self._in_head or self.cycle is None or self.cycle.response_complete):
-            self._start(self._bounds.head_seconds, self._on_slow_head)
+            self._start_timer(self._bounds.head_seconds, self._on_slow_head)
 
     def on_message_begin(self) -> None:
-        """Begin to count a head."""
+        """Start counting a head."""
         self._in_head, self._in_body = True, False
         self._head_size = self._head_raw = 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        """Count the target."""
+        """Count the bytes of the target."""
         super().on_url(url)
-        self._count(len(url))
+        self._count_head(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Count a header with its colon and line break."""
+        """Count the bytes of a header with its colon and line break."""
         if not self._refused:
-            self._count(len(name) + len(value) + 4)
+            self._count_head(len(name) + len(value) + 4)
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Hand the request over, unless its head was too large."""
+        """Pass the request on, unless its head was too large."""
         if self._refused:
             return
-        self._stop()
+        self._stop_timer()
         self._in_head, self._in_body = False, True
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Hand a part of the body over."""
+        """Pass a part of the body on."""
         if not self._refused:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Wait for the next request, for which there are no bytes yet."""
+        """Wait for the next request."""
         if self._refused:
             return
-        self._stop()
+        self._stop_timer()
         self._in_head, self._in_body, self._ended = False, False, True
         super().on_message_complete()
 
     def handle_websocket_upgrade(self) -> None:
-        """Hand the connection over, together with its place among those of its address."""
-        self._stop()
+        """Pass the connection on to the WebSocket protocol, which counts it from now on."""
+        self._stop_timer()
         address, self._address = self._address, ""
         super().handle_websocket_upgrade()
         protocol = self.transport.get_protocol()
         if isinstance(protocol, BoundedWebSockets):
             protocol.address = address or ""
         else:
-            self._bounds.close(address or "")
+            self._bounds.close_connection(address or "")
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP, unless there is an answer."""
+        """Answer invalid HTTP with 400, unless the request is already refused."""
         if not self._refused:
             self._refused = True
-            self._stop()
+            self._stop_timer()
             super().send_400_response(msg)
 
-    def _count(self, size: int) -> None:
+    def _count_head(self, size: int) -> None:
         self._head_size += size
         if self._head_size > self._bounds.head_bytes and not self._refused:
             self._refuse_head()
 
     def _refuse_head(self) -> None:
-        self._refuse(431, f"The head of a request may have {self._bounds.head_bytes} bytes.")
+        self._refuse_request(431, f"The head of a request must be at most {self._bounds.head_bytes} bytes.")
 
     def _on_slow_head(self) -> None:
         self._timer = None
-        self._refuse(408, "The head of the request took too long to come.")
+        self._refuse_request(408, "The head of the request arrived too slowly.")
 
     def _on_slow_body(self) -> None:
         self._timer = None
         if not self._in_body or self.transport.is_closing():
             return
-        # What we do not take does not come either; and whoever has an answer already is no more waited for.
-        slow = self._body_size < MIN_BODY_RATE * self._bounds.body_seconds
-        if slow and not self.flow.read_paused and not self.cycle.response_started:
-            self._refuse(408, "The body of the request comes too slowly.")
+        # A paused read or an early answer is not the client's slowness.
+        is_slow = self._body_size < MIN_BODY_BYTES_PER_SECOND * self._bounds.body_seconds
+        if is_slow and not self.flow.read_paused and not self.cycle.response_started:
+            self._refuse_request(408, "The body of the request arrives too slowly.")
             return
         self._body_size = 0
-        self._start(self._bounds.body_seconds, self._on_slow_body)
+        self._start_timer(self._bounds.body_seconds, self._on_slow_body)
 
-    def _refuse(self, status: int, detail: str) -> None:
+    def _refuse_request(self, status: int, detail: str) -> None:
         self._refused = True
-        self._stop()
+        self._stop_timer()
         if not self.transport.is_closing():
             body = detail.encode()
             head = b"content-type: text/plain; charset=utf-8\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
             self.transport.write(STATUS_LINE[status] + head % len(body) + body)
             self.transport.close()
 
-    def _start(self, seconds: float, then: Any) -> None:
-        self._stop()
+    def _start_timer(self, seconds: float, callback: Any) -> None:
+        self._stop_timer()
         if seconds:
-            self._timer = self.loop.call_later(seconds, then)
+            self._timer = self.loop.call_later(seconds, callback)
 
-    def _stop(self) -> None:
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
 
 class BoundedWebSockets(WebSocketsSansIOProtocol):
-    """WebSockets as uvicorn speaks them, whose connections count among those of their address."""
+    """Speak WebSockets as uvicorn does, and count their connections with those of their address."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._bounds = bounds_of(self.app)
+        self._bounds = find_bounds(self.app)
         self.address = ""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Stop counting the connection."""
         address, self.address = self.address, ""
-        self._bounds.close(address)
+        self._bounds.close_connection(address)
         super().connection_lost(exc)

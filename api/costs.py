@@ -1,61 +1,71 @@
-"""What calls of models cost: one by one, and summed up."""
+"""Handle costs of model calls: list them and return their sums."""
+
+from dataclasses import dataclass
 
 from litestar import Router, get
+from litestar.di import Provide
 
-from api.front import Front, QueryTime, needs
+from api.operations import requires_scope
+from api.requests import QueryTime, Store
 from domain import costs
 from domain.costs import CallStatus, CostListing, CostSummary, Filter, SummaryPeriod
 from domain.shared.access import Caller
 from domain.shared.pages import Page
 from domain.shared.times import read_time_or_none
 
-_READ = needs("read:costs")
+_READ = requires_scope("read:costs")
 
 
-@get("/costs", opt=_READ)
-async def list_costs(
-    front: Front,
-    caller: Caller,
-    part: Page,
-    agent_id: str | None = None,
-    execution_id: str | None = None,
-    provider: str | None = None,
-    model: str | None = None,
-    model_name: str | None = None,
-    status: CallStatus | None = None,
-    since: QueryTime = None,
-    until: QueryTime = None,
-) -> CostListing:
-    """Calls of models, newest first, and what all that match cost. `agent_id` takes a name too."""
-    wanted = Filter(
-        agent_id=agent_id,
-        execution_id=execution_id,
-        provider=provider,
-        model=model,
-        model_name=model_name,
-        status=status,
-        since=read_time_or_none("since", since),
-        until=read_time_or_none("until", until, end=True),
-    )
-    async with front.store.begin(caller) as tx:
-        return await costs.list_costs(tx, wanted, part)
+@dataclass(frozen=True, kw_only=True)
+class CostQuery:
+    """Hold the query parameters that select model calls."""
+
+    agent_id: str | None = None
+    execution_id: str | None = None
+    provider: str | None = None
+    model: str | None = None
+    model_name: str | None = None
+    status: CallStatus | None = None
+    since: QueryTime = None
+    until: QueryTime = None
+
+    def to_filter(self) -> Filter:
+        """Return the filter: equal in every given parameter, from `since` on and before `until`."""
+        return Filter(
+            agent_id=self.agent_id,
+            execution_id=self.execution_id,
+            provider=self.provider,
+            model=self.model,
+            model_name=self.model_name,
+            status=self.status,
+            since=read_time_or_none("since", self.since),
+            until=read_time_or_none("until", self.until, end=True),
+        )
+
+
+@get("/costs", opt=_READ, dependencies={"query_filter": Provide(CostQuery, sync_to_thread=False)})
+async def list_costs(store: Store, caller: Caller, pagination: Page, query_filter: CostQuery) -> CostListing:
+    """List model calls, newest first, with the total cost of all that match. `agent_id` takes a name too."""
+    cost_filter = query_filter.to_filter()
+    async with store.begin(caller) as tx:
+        return await costs.list_costs(tx, cost_filter, pagination)
 
 
 @get("/costs/summary", opt=_READ)
 async def get_cost_summary(
-    front: Front,
+    store: Store,
     caller: Caller,
     period: SummaryPeriod | None = None,
     since: QueryTime = None,
     until: QueryTime = None,
 ) -> CostSummary:
-    """Sums over the last day, week (if nothing is said) or month of 30 days, or from `since` to before `until`.
+    """Return the costs of the last day, week (the default) or month of 30 days, or from `since` to before `until`.
 
-    Exact at any moment.
+    They are exact at any moment.
     """
-    async with front.store.begin(caller) as tx:
-        ends = read_time_or_none("since", since), read_time_or_none("until", until, end=True)
-        return await costs.summary(tx, period, *ends)
+    first, last = read_time_or_none("since", since), read_time_or_none("until", until, end=True)
+    async with store.begin(caller) as tx:
+        return await costs.summary(tx, period, first, last)
 
 
 router = Router("/", route_handlers=[list_costs, get_cost_summary], tags=["costs"])

@@ -1,9 +1,11 @@
-"""Crews: create, list, change, delete, look for mistakes, run."""
+"""Handle crews: create, list, get, update, delete, debug and execute."""
 
 from litestar import Response, Router, delete, get, post, route
 
-from api.front import Front, created, needs, started
-from api.requests import HttpRequest
+from api.idempotency import ResourceCreator
+from api.operations import IDEMPOTENCY_KEY, PREFER_WAIT, requires_scope
+from api.requests import HttpRequest, Store
+from api.waiting import ExecutionStarter
 from domain import crews, launch
 from domain.crews import Crew, Findings, NewCrew, PatchCrew, Settings, Written
 from domain.executions import Execution, Start
@@ -13,63 +15,63 @@ from domain.shared.pages import Listing, Page
 _ONE = "/crews/{crew_id:str}"
 
 
-@post("/crews", opt=needs("write:catalog"))
-async def create_crew(front: Front, request: HttpRequest, caller: Caller, data: NewCrew) -> Response[Crew]:
-    """Create a crew of CrewAI's YAML, of agents and tasks that are there already, or of both.
+@post("/crews", opt=requires_scope("write:catalog", IDEMPOTENCY_KEY))
+async def create_crew(creator: ResourceCreator, request: HttpRequest, caller: Caller, data: NewCrew) -> Response[Crew]:
+    """Create a crew from CrewAI's YAML, from existing agents and tasks, or from both.
 
-    Everything that is wrong with it is told at once, as `tasks_yaml.write.agent (line 7)`.
+    The answer lists all errors at once, each with its place, such as `tasks_yaml.write.agent (line 7)`.
     """
-    return await created(front, request, caller, lambda tx: crews.create(tx, caller, data))
+    return await creator.create_idempotently(request, caller, lambda tx: crews.create(tx, caller, data))
 
 
-@post("/crews/debug", opt=needs("read:catalog"), status_code=200)
-async def debug_crew(front: Front, caller: Caller, data: Settings) -> Findings:
-    """Everything that is wrong with a crew, with lines, and the steps that it comes to. Nothing is kept."""
-    async with front.store.begin(caller) as tx:
+@post("/crews/debug", opt=requires_scope("read:catalog"), status_code=200)
+async def debug_crew(store: Store, caller: Caller, data: Settings) -> Findings:
+    """Check a crew without creating it: return all its errors, with their lines, and the steps of its plan."""
+    async with store.begin(caller) as tx:
         return await crews.debug(tx, caller, data)
 
 
-@get("/crews", opt=needs("read:catalog"))
-async def list_crews(front: Front, caller: Caller, part: Page) -> Listing[Crew]:
-    """The tenant's crews, newest first. YAML of more than 16 KiB is left out of lists."""
-    async with front.store.begin(caller) as tx:
-        return await crews.list_crews(tx, part)
+@get("/crews", opt=requires_scope("read:catalog"))
+async def list_crews(store: Store, caller: Caller, pagination: Page) -> Listing[Crew]:
+    """List the tenant's crews, newest first. Lists leave out YAML above 16 KiB."""
+    async with store.begin(caller) as tx:
+        return await crews.list_crews(tx, pagination)
 
 
-@get(_ONE, opt=needs("read:catalog"))
-async def get_crew(front: Front, caller: Caller, crew_id: str) -> Crew:
-    """A crew by id or name."""
-    async with front.store.begin(caller) as tx:
+@get(_ONE, opt=requires_scope("read:catalog"))
+async def get_crew(store: Store, caller: Caller, crew_id: str) -> Crew:
+    """Return a crew by id or name."""
+    async with store.begin(caller) as tx:
         return await crews.get(tx, crew_id)
 
 
-@get("/crews/{crew_id:str}/yaml", opt=needs("read:catalog"))
-async def get_crew_yaml(front: Front, caller: Caller, crew_id: str) -> Written:
-    """A crew in CrewAI's form, whatever it was made of. Posted again it makes the same crew."""
-    async with front.store.begin(caller) as tx:
+@get("/crews/{crew_id:str}/yaml", opt=requires_scope("read:catalog"))
+async def get_crew_yaml(store: Store, caller: Caller, crew_id: str) -> Written:
+    """Return a crew as CrewAI's YAML, however it was created. Creating a crew from it makes the same crew."""
+    async with store.begin(caller) as tx:
         return await crews.written(tx, caller, crew_id)
 
 
-@route(_ONE, http_method=["PATCH", "PUT"], opt=needs("write:catalog"), status_code=200)
-async def patch_crew(front: Front, caller: Caller, crew_id: str, data: PatchCrew) -> Crew:
-    """Change what was sent; PUT does the same. What runs of it goes on as it was."""
-    async with front.store.begin(caller) as tx:
+@route(_ONE, http_method=["PATCH", "PUT"], opt=requires_scope("write:catalog"), status_code=200)
+async def update_crew(store: Store, caller: Caller, crew_id: str, data: PatchCrew) -> Crew:
+    """Change the fields that are sent; PUT does the same. Running executions keep the old plan."""
+    async with store.begin(caller) as tx:
         return await crews.patch(tx, caller, crew_id, data)
 
 
-@delete(_ONE, opt=needs("write:catalog"))
-async def delete_crew(front: Front, caller: Caller, crew_id: str) -> None:
-    """Remove a crew that no schedule starts. What runs of it goes on, and stays on record."""
-    async with front.store.begin(caller) as tx:
+@delete(_ONE, opt=requires_scope("write:catalog"))
+async def delete_crew(store: Store, caller: Caller, crew_id: str) -> None:
+    """Delete a crew that no schedule uses. Its executions continue and stay on record."""
+    async with store.begin(caller) as tx:
         await crews.delete(tx, crew_id)
 
 
-@post("/crews/{crew_id:str}/execute", opt=needs("run:agents"))
+@post("/crews/{crew_id:str}/execute", opt=requires_scope("run:agents", PREFER_WAIT, IDEMPOTENCY_KEY))
 async def execute_crew(
-    front: Front, request: HttpRequest, caller: Caller, crew_id: str, data: Start
+    starter: ExecutionStarter, request: HttpRequest, caller: Caller, crew_id: str, data: Start
 ) -> Response[Execution]:
-    """Run a crew. `inputs` holds a value for each name that stands in braces in its texts."""
-    return await started(front, request, caller, lambda tx: launch.start_crew(tx, caller, crew_id, data))
+    """Execute a crew. `inputs` holds a value for each `{name}` in its texts."""
+    return await starter.start_execution(request, caller, lambda tx: launch.start_crew(tx, caller, crew_id, data))
 
 
 router = Router(
@@ -80,7 +82,7 @@ router = Router(
         list_crews,
         get_crew,
         get_crew_yaml,
-        patch_crew,
+        update_crew,
         delete_crew,
         execute_crew,
     ],

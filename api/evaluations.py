@@ -1,136 +1,206 @@
-"""Evaluations: one, a batch, lists, figures, and their export."""
+"""Handle evaluations: store one or a batch, list and export them, and return their statistics."""
 
 import asyncio
 import functools
+from dataclasses import dataclass
+from typing import Any, Final
 
+import msgspec
 from litestar import Response, Router, delete, get, post
 from litestar.di import Provide
 from litestar.response import Stream
 
-from api.exports import CSV_OPTIONS, Format, exported
-from api.front import Front, QueryTime, needs
-from api.requests import HttpRequest
-from domain import evaluations
-from domain.evaluations import Batch, Evaluation, EvaluationPoint, EvaluationStats, Filter
+from api.body_memory import BodyMemoryLimiter
+from api.exports import CSV_OPTIONS, ExportFormat, RecordExport, stream_export
+from api.ingest import BatchIngest
+from api.operations import (
+    IDEMPOTENCY_KEY,
+    RequestBody,
+    describe_json,
+    read_body_as,
+    refer_to,
+    requires_scope,
+    return_files,
+)
+from api.requests import HttpRequest, QueryTime, Store
+from domain import evaluations, ports
+from domain.evaluations import (
+    MAX_BATCH,
+    Batch,
+    Evaluation,
+    EvaluationPoint,
+    EvaluationStats,
+    Filter,
+    NewEvaluation,
+)
 from domain.shared.access import Caller
 from domain.shared.pages import Listing, Page
 from domain.shared.times import read_time_or_none
 from domain.stats import Bucket, Series, series_of
-from infra.tables import CsvOptions
+from infra.tables import MEDIA, CsvOptions
 
-_READ = needs("read:evaluations")
-# An ordinary batch of a thousand; a thread takes longer than reading it.
-READ_AT_ONCE = 1024 * 1024
+_READ = requires_scope("read:evaluations")
+_CREATE = requires_scope("write:evaluations", IDEMPOTENCY_KEY, read_body_as(NewEvaluation))
+# Holds an ordinary batch of a thousand. Below this size, reading is faster than handing over to a thread.
+MAX_INLINE_READ_BYTES = 1024 * 1024
+MAX_BATCH_BODY_BYTES = 32 * 1024 * 1024
 
-
-def provide_filter(
-    hallucinated: bool | None = None,
-    mode: str | None = None,
-    model_name: str | None = None,
-    agent_name: str | None = None,
-    session_id: str | None = None,
-    execution_id: str | None = None,
-    artifact_id: str | None = None,
-    since: QueryTime = None,
-    until: QueryTime = None,
-) -> Filter:
-    """Which evaluations: equal in every parameter that is given, from `since` on and before `until`."""
-    return Filter(
-        hallucinated=hallucinated,
-        mode=mode,
-        model_name=model_name,
-        agent_name=agent_name,
-        session_id=session_id,
-        execution_id=execution_id,
-        artifact_id=artifact_id,
-        since=read_time_or_none("since", since),
-        until=read_time_or_none("until", until, end=True),
-    )
+_BATCH_LIST: Final[dict[str, Any]] = {
+    "type": "array",
+    "items": refer_to(NewEvaluation),
+    "minItems": 1,
+    "maxItems": MAX_BATCH,
+}
+_BATCH_OBJECT: Final = {"type": "object", "required": ["evaluations"], "properties": {"evaluations": _BATCH_LIST}}
+_BATCH_BODY: Final = RequestBody(
+    content=describe_json({"anyOf": [_BATCH_LIST, _BATCH_OBJECT]}), body_types=(NewEvaluation,)
+)
 
 
-@post("/evaluations", opt=needs("write:evaluations"))
-async def create_evaluation(front: Front, request: HttpRequest, caller: Caller) -> Response[Evaluation]:
-    """Store an evaluation. Metrics that are left out are computed soon after (`metrics` tells)."""
-    return await _stored(front, request, caller)
+@dataclass(frozen=True, kw_only=True)
+class EvaluationQuery:
+    """Hold the query parameters that select evaluations."""
+
+    hallucinated: bool | None = None
+    mode: str | None = None
+    model_name: str | None = None
+    agent_name: str | None = None
+    session_id: str | None = None
+    execution_id: str | None = None
+    artifact_id: str | None = None
+    since: QueryTime = None
+    until: QueryTime = None
+
+    def to_filter(self) -> Filter:
+        """Return the filter: equal in every given parameter, from `since` on and before `until`."""
+        return Filter(
+            hallucinated=self.hallucinated,
+            mode=self.mode,
+            model_name=self.model_name,
+            agent_name=self.agent_name,
+            session_id=self.session_id,
+            execution_id=self.execution_id,
+            artifact_id=self.artifact_id,
+            since=read_time_or_none("since", self.since),
+            until=read_time_or_none("until", self.until, end=True),
+        )
 
 
-@post("/metrics", opt=needs("write:evaluations"))
-async def upload_metrics(front: Front, request: HttpRequest, caller: Caller) -> Response[Evaluation]:
+class EvaluationIngest(msgspec.Struct, frozen=True, kw_only=True):
+    """Read evaluations within the memory for bodies, and store those of concurrent requests together."""
+
+    body_memory: BodyMemoryLimiter
+    single: BatchIngest[list[Evaluation]]
+    batches: BatchIngest[list[Evaluation]]
+    clock: ports.Clock
+
+    async def add_evaluation(self, request: HttpRequest, caller: Caller) -> Response[Evaluation]:
+        """Store the evaluation of a request; answer 201 with it."""
+        body = await request.body()
+        data = [evaluations.read(body)]
+        created = evaluations.evaluated(caller.tenant_id, caller.user_id, data, self.clock(), batch=False)
+        return await self.single.add_item(request, caller, created, body)
+
+    async def add_batch(self, request: HttpRequest, caller: Caller) -> Response[Batch]:
+        """Store the batch of a request, all of it or none; answer 201 with it."""
+        async with self.body_memory.read_body(request) as body:
+            is_large = len(body) > MAX_INLINE_READ_BYTES
+            read = functools.partial(self._read_batch, caller, body)
+            created = await asyncio.to_thread(read) if is_large else read()
+            return await self.batches.add_item(request, caller, created, body)
+
+    def _read_batch(self, caller: Caller, body: bytes) -> list[Evaluation]:
+        data = evaluations.read_batch(body)
+        return evaluations.evaluated(caller.tenant_id, caller.user_id, data, self.clock(), batch=True)
+
+
+@post("/evaluations", opt=_CREATE)
+async def create_evaluation(
+    evaluation_ingest: EvaluationIngest, request: HttpRequest, caller: Caller
+) -> Response[Evaluation]:
+    """Store an evaluation. Missing metrics are computed soon after; `metrics` shows when they are."""
+    return await evaluation_ingest.add_evaluation(request, caller)
+
+
+@post("/metrics", opt=_CREATE)
+async def upload_metrics(
+    evaluation_ingest: EvaluationIngest, request: HttpRequest, caller: Caller
+) -> Response[Evaluation]:
     """Store an evaluation, as AgentOps' client sends it: the same as `POST /evaluations`."""
-    return await _stored(front, request, caller)
+    return await evaluation_ingest.add_evaluation(request, caller)
 
 
-async def _stored(front: Front, request: HttpRequest, caller: Caller) -> Response[Evaluation]:
-    sent = await request.body()
-    data = [evaluations.read(sent)]
-    made = evaluations.evaluated(caller.tenant_id, caller.user_id, data, front.clock(), batch=False)
-    return await front.evaluations.add(request, caller, made, sent)
-
-
-@post("/evaluations/batch", opt=needs("write:evaluations"), request_max_body_size=32 * 1024 * 1024)
-async def create_batch(front: Front, request: HttpRequest, caller: Caller) -> Response[Batch]:
-    """Store up to 1000 evaluations, all or none: a JSON list of them, or `{"evaluations": […]}`."""
-    async with front.large_bodies.body(request) as sent:
-        made = await _evaluated(front, caller, sent)
-        return await front.evaluation_batches.add(request, caller, made, sent)
-
-
-async def _evaluated(front: Front, caller: Caller, sent: bytes) -> list[Evaluation]:
-    """A batch as it is stored, read in a thread if that takes long."""
-
-    def read() -> list[Evaluation]:
-        data = evaluations.read_batch(sent)
-        return evaluations.evaluated(caller.tenant_id, caller.user_id, data, front.clock(), batch=True)
-
-    return read() if len(sent) <= READ_AT_ONCE else await asyncio.to_thread(read)
+@post(
+    "/evaluations/batch",
+    opt=requires_scope("write:evaluations", IDEMPOTENCY_KEY, _BATCH_BODY),
+    request_max_body_size=MAX_BATCH_BODY_BYTES,
+)
+async def create_evaluation_batch(
+    evaluation_ingest: EvaluationIngest, request: HttpRequest, caller: Caller
+) -> Response[Batch]:
+    """Store up to 1000 evaluations, all or none. Send a JSON list of them, or `{"evaluations": […]}`."""
+    return await evaluation_ingest.add_batch(request, caller)
 
 
 @get("/evaluations", opt=_READ)
-async def list_evaluations(front: Front, caller: Caller, part: Page, narrowed: Filter) -> Listing[Evaluation]:
-    """Evaluations, newest first."""
-    async with front.store.begin(caller) as tx:
-        return await evaluations.list_evaluations(tx, narrowed, part)
+async def list_evaluations(
+    store: Store, caller: Caller, pagination: Page, query_filter: EvaluationQuery
+) -> Listing[Evaluation]:
+    """List evaluations, newest first."""
+    evaluation_filter = query_filter.to_filter()
+    async with store.begin(caller) as tx:
+        return await evaluations.list_evaluations(tx, evaluation_filter, pagination)
 
 
 @get("/evaluations/stats", opt=_READ)
 async def get_evaluation_stats(
-    front: Front, caller: Caller, narrowed: Filter, days: int | None = None
+    store: Store, caller: Caller, query_filter: EvaluationQuery, days: int | None = None
 ) -> EvaluationStats:
-    """Figures over all evaluations, or those of the last `days` times 24 hours. Exact at any moment."""
-    async with front.store.begin(caller) as tx:
-        return await evaluations.stats(tx, narrowed, days)
+    """Return statistics over all evaluations, or those of the last `days` times 24 hours. Exact at any moment."""
+    evaluation_filter = query_filter.to_filter()
+    async with store.begin(caller) as tx:
+        return await evaluations.stats(tx, evaluation_filter, days)
 
 
 @get("/evaluations/timeseries", opt=_READ)
 async def get_evaluation_timeseries(
-    front: Front, caller: Caller, narrowed: Filter, days: int = 7, bucket: Bucket = "day"
+    store: Store, caller: Caller, query_filter: EvaluationQuery, days: int = 7, bucket: Bucket = "day"
 ) -> Series[EvaluationPoint]:
-    """Evaluations of the last `days` dates (UTC), per day or hour, oldest first."""
-    async with front.store.begin(caller) as tx:
-        return series_of(await evaluations.timeseries(tx, narrowed, days, bucket), days, bucket)
+    """Return statistics over the evaluations of the last `days` dates (UTC), per day or hour, oldest first."""
+    evaluation_filter = query_filter.to_filter()
+    async with store.begin(caller) as tx:
+        return series_of(await evaluations.timeseries(tx, evaluation_filter, days, bucket), days, bucket)
 
 
-@get("/evaluations/export", opt=_READ, dependencies=CSV_OPTIONS)
+@get(
+    "/evaluations/export",
+    opt=requires_scope("read:evaluations", return_files(*MEDIA.values())),
+    dependencies=CSV_OPTIONS,
+)
 async def export_evaluations(
-    front: Front, caller: Caller, narrowed: Filter, csv_options: CsvOptions, format: Format = "csv"
+    store: Store,
+    caller: Caller,
+    query_filter: EvaluationQuery,
+    csv_options: CsvOptions,
+    format: ExportFormat = "csv",
 ) -> Stream:
-    """Every evaluation that the filter lets through, newest first, as a file."""
-    wanted = evaluations.narrowed(narrowed)
-    after = functools.partial(evaluations.after, wanted=wanted)
-    return exported(front, caller, Evaluation, after, format, "evaluations", csv_options)
+    """Export all evaluations that match the filter, newest first, as a file."""
+    list_after = functools.partial(evaluations.after, wanted=evaluations.narrowed(query_filter.to_filter()))
+    export = RecordExport(name="evaluations", row_type=Evaluation, list_after=list_after)
+    return stream_export(store, caller, export, format, csv_options)
 
 
 @get("/evaluations/{evaluation_id:str}", opt=_READ)
-async def get_evaluation(front: Front, caller: Caller, evaluation_id: str) -> Evaluation:
-    """One evaluation."""
-    async with front.store.begin(caller) as tx:
+async def get_evaluation(store: Store, caller: Caller, evaluation_id: str) -> Evaluation:
+    """Return an evaluation."""
+    async with store.begin(caller) as tx:
         return await evaluations.get(tx, evaluation_id)
 
 
-@delete("/evaluations/{evaluation_id:str}", opt=needs("write:evaluations"))
-async def delete_evaluation(front: Front, caller: Caller, evaluation_id: str) -> None:
-    """Delete an evaluation, and what it counts in statistics."""
-    async with front.store.begin(caller) as tx:
+@delete("/evaluations/{evaluation_id:str}", opt=requires_scope("write:evaluations"))
+async def delete_evaluation(store: Store, caller: Caller, evaluation_id: str) -> None:
+    """Delete an evaluation and its share of the statistics."""
+    async with store.begin(caller) as tx:
         await evaluations.delete(tx, evaluation_id)
 
 
@@ -139,7 +209,7 @@ router = Router(
     route_handlers=[
         create_evaluation,
         upload_metrics,
-        create_batch,
+        create_evaluation_batch,
         list_evaluations,
         get_evaluation_stats,
         get_evaluation_timeseries,
@@ -147,6 +217,6 @@ router = Router(
         get_evaluation,
         delete_evaluation,
     ],
-    dependencies={"narrowed": Provide(provide_filter, sync_to_thread=False)},
+    dependencies={"query_filter": Provide(EvaluationQuery, sync_to_thread=False)},
     tags=["evaluations"],
 )

@@ -1,6 +1,6 @@
-"""An example body for every route that takes one. Each works as it stands, in the order of the documentation.
+"""Provide an example body for every route that takes one. Each works unchanged, in the order of the documentation.
 
-What an example names (`poet`, `press`, `welcome`) is what another example makes, so that a reader can follow the page
+Examples use the names that other examples create (`poet`, `press`, `welcome`), so that a reader can follow the page
 with nothing but an account. `tests/api/test_examples.py` sends them all.
 """
 
@@ -26,29 +26,29 @@ _TASK: Final = {
 }
 _GENERATE: Final = {"description": "An agent that sums up the news of a day.", "model": "smollm2"}
 
-# By the operation, further paths and verbs of one handler included.
-EXAMPLES: Final[dict[str, Any]] = {
-    "register": {"email": "user@example.com", "password": "securepassword123", "full_name": "John Doe"},
-    "login": {"email": "user@example.com", "password": "securepassword123"},
-    "refresh": {"refresh_token": "the refresh_token that login answered with"},
-    "patch_me": {"full_name": "John Doe"},
-    "patch_user": {"role": "viewer"},
-    "invite": {"email": "colleague@example.com", "role": "member"},
-    "patch_tenant": {"max_concurrency": 10, "retention_days": 90},
+# By operation id; further paths and methods of a handler share its example.
+EXAMPLE_BODIES: Final[dict[str, Any]] = {
+    "register_user": {"email": "user@example.com", "password": "securepassword123", "full_name": "John Doe"},
+    "log_in": {"email": "user@example.com", "password": "securepassword123"},
+    "refresh_tokens": {"refresh_token": "the refresh_token that login answered with"},
+    "update_me": {"full_name": "John Doe"},
+    "update_user": {"role": "viewer"},
+    "invite_user": {"email": "colleague@example.com", "role": "member"},
+    "update_tenant": {"max_concurrency": 10, "retention_days": 90},
     "create_key": {
         "name": "ci",
         "description": "Used by the nightly job.",
         "scopes": ["read:agents", "run:agents", "read:executions"],
         "rate_limit_per_minute": 120,
     },
-    "patch_key": {"description": "Used by the weekly job."},
+    "update_key": {"description": "Used by the weekly job."},
     "create_agent": {
         "name": "poet",
         "model": "smollm2",
         "instructions": "Answer in one short sentence.",
         "max_tokens": 60,
     },
-    "patch_agent": {"description": "Writes one short sentence.", "temperature": 0.2},
+    "update_agent": {"description": "Writes one short sentence.", "temperature": 0.2},
     "execute_agent": {"task": "Say something about horses.", "timeout": 120},
     "start_execution": {"agent_id": "poet", "task": "Say something about horses.", "timeout": 120},
     "approve_execution": {"reason": "Looks right."},
@@ -66,13 +66,13 @@ EXAMPLES: Final[dict[str, Any]] = {
     },
     "create_evaluation": _EVALUATION,
     "upload_metrics": _EVALUATION,
-    "create_batch": {"evaluations": [_EVALUATION, {"prompt": "What is 2 + 2?", "response": "4"}]},
+    "create_evaluation_batch": {"evaluations": [_EVALUATION, {"prompt": "What is 2 + 2?", "response": "4"}]},
     "create_budget": {"scope": "tenant", "limit_usd": 100, "period": "month"},
-    "patch_budget": {"limit_usd": 200},
+    "update_budget": {"limit_usd": 200},
     "create_provider_key": {"name": "openai", "service": "openai", "key": "sk-your-key-as-openai-shows-it"},
-    "patch_provider_key": {"key": "sk-another-key-as-openai-shows-it"},
+    "update_provider_key": {"key": "sk-another-key-as-openai-shows-it"},
     "create_model": {"name": "fast", "provider": "openai", "model": "gpt-4o-mini", "parameters": {"temperature": 0.2}},
-    "patch_model": {"parameters": {"temperature": 0.7}},
+    "update_model": {"parameters": {"temperature": 0.7}},
     "create_tool": {
         "name": "weather",
         "description": "The weather of a city.",
@@ -82,21 +82,21 @@ EXAMPLES: Final[dict[str, Any]] = {
             "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
         },
     },
-    "patch_tool": {"description": "The weather of a city, now."},
+    "update_tool": {"description": "The weather of a city, now."},
     "execute_tool": {"args": {"path": "notes.txt", "content": "Horses sleep standing up."}},
     "create_template": {
         "name": "greeting",
         "description": "The first sentence of a mail.",
         "template": "Dear {name}, thank you for writing about {topic}.",
     },
-    "patch_template": {"description": "How a mail begins."},
+    "update_template": {"description": "How a mail begins."},
     "render_template": {"variables": {"name": "Ada", "topic": "horses"}},
     "create_task": _TASK,
-    "patch_task": {"expected_output": "Two short sentences."},
+    "update_task": {"expected_output": "Two short sentences."},
     "replace_task": _TASK,
     "create_crew": {"name": "press", "description": "Writes for children.", **_CREW},
     "debug_crew": _CREW,
-    "patch_crew": {"description": "Writes for everybody."},
+    "update_crew": {"description": "Writes for everybody."},
     "execute_crew": {"inputs": {"topic": "horses"}},
     "create_workflow": {
         "name": "welcome",
@@ -112,7 +112,7 @@ EXAMPLES: Final[dict[str, Any]] = {
             },
         ],
     },
-    "patch_workflow": {"description": "A card with a rhyme."},
+    "update_workflow": {"description": "A card with a rhyme."},
     "execute_workflow": {"inputs": {"name": "Ada"}},
     "generate_agent": _GENERATE,
     "generate_task": {"description": "Sum up the news of a day.", "model": "smollm2"},
@@ -124,14 +124,14 @@ EXAMPLES: Final[dict[str, Any]] = {
         "agent_id": "poet",
         "inputs": {"task": "Say something about horses."},
     },
-    "patch_schedule": {"cron_expression": "30 9 * * MON-FRI"},
+    "update_schedule": {"cron_expression": "30 9 * * MON-FRI"},
 }
 
 
-def example_of(operation_id: str) -> Any:
-    """Return the example of an operation; `patch_agent_put` and `create_key_auth` have that of their handler."""
-    while operation_id not in EXAMPLES:
-        operation_id, _, cut = operation_id.rpartition("_")
-        if not cut:
+def find_example(operation_id: str) -> Any:
+    """Return the example of an operation; `update_agent_put` and `create_key_auth` have that of their handler."""
+    while operation_id not in EXAMPLE_BODIES:
+        operation_id, separator, _ = operation_id.rpartition("_")
+        if not separator:
             return None
-    return EXAMPLES[operation_id]
+    return EXAMPLE_BODIES[operation_id]

@@ -1,22 +1,25 @@
-"""Executions: start, list, get, cancel, retry. One resource on the paths of five systems."""
+"""Handle executions: start, list, get, cancel, approve, reject and retry. One resource on the paths of five systems."""
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal
 
 from litestar import Response, Router, get, post
+from litestar.di import Provide
 from litestar.params import Parameter
 
-from api.front import Front, QueryTime, find_execution, needs, started, waited
-from api.requests import HttpRequest
+from api.operations import IDEMPOTENCY_KEY, MAIN_PATH_KEY, PREFER_WAIT, requires_scope
+from api.requests import HttpRequest, QueryTime, Store
+from api.waiting import ExecutionStarter, StatusWaiter
 from domain import executions, launch
 from domain.executions import Decision, Execution, Filter, Kind, Start, StartAny
 from domain.plans import approvals
 from domain.shared.access import Caller
 from domain.shared.pages import Listing, Page
-from domain.shared.status import TERMINAL, Status
+from domain.shared.status import Status
 from domain.shared.times import read_time_or_none
 
-_LISTS = ["/executions", "/runtime/executions", "/execution-history"]
-_ONE = [
+_LIST_PATHS = ["/executions", "/runtime/executions", "/execution-history"]
+_ITEM_PATHS = [
     "/executions/{execution_id:str}",
     "/runtime/executions/{execution_id:str}",
     "/execution-history/{execution_id:str}",
@@ -25,89 +28,113 @@ _ONE = [
 ]
 
 
-@post("/executions", opt=needs("run:agents"))
-async def start_execution(front: Front, request: HttpRequest, caller: Caller, data: StartAny) -> Response[Execution]:
-    """Start an execution. 201 with its first state; `Prefer: wait=N` holds the answer until it has ended."""
-    return await started(front, request, caller, lambda tx: launch.start(tx, caller, data))
+_START: Final = requires_scope("run:agents", PREFER_WAIT, IDEMPOTENCY_KEY)
+_MAIN_PATH: Final = {MAIN_PATH_KEY: "executions"}
 
 
-@post(["/agents/{agent_id:str}/execute", "/runtime/{agent_id:str}/execute"], opt=needs("run:agents"))
+@dataclass(frozen=True, kw_only=True)
+class ExecutionQuery:
+    """Hold the query parameters that select executions."""
+
+    status: Status | None = None
+    kind: Kind | None = None
+    agent_id: str | None = None
+    agent_version_id: str | None = None
+    crew_id: str | None = None
+    workflow_id: str | None = None
+    schedule_id: str | None = None
+    parent_id: str | None = None
+    since: QueryTime = None
+    until: QueryTime = None
+    group_id: str | None = None
+    tenant_id: str | None = None
+
+    def to_filter(self, caller: Caller) -> Filter:
+        """Return the filter: equal in every given parameter, from `since` on and before `until`."""
+        execution_filter = Filter(
+            self.status,
+            self.kind,
+            self.agent_id,
+            self.agent_version_id,
+            self.crew_id,
+            self.workflow_id,
+            self.schedule_id,
+            self.parent_id,
+            read_time_or_none("since", self.since),
+            read_time_or_none("until", self.until, end=True),
+        )
+        return executions.narrowed(caller, execution_filter, self.group_id, self.tenant_id)
+
+
+@post("/executions", opt=_START)
+async def start_execution(
+    starter: ExecutionStarter, request: HttpRequest, caller: Caller, data: StartAny
+) -> Response[Execution]:
+    """Start an execution. Answers with its first state; `Prefer: wait=N` holds the answer until it has ended."""
+    return await starter.start_execution(request, caller, lambda tx: launch.start(tx, caller, data))
+
+
+@post(["/agents/{agent_id:str}/execute", "/runtime/{agent_id:str}/execute"], opt=_START)
 async def execute_agent(
-    front: Front, request: HttpRequest, caller: Caller, agent_id: str, data: Start
+    starter: ExecutionStarter, request: HttpRequest, caller: Caller, agent_id: str, data: Start
 ) -> Response[Execution]:
     """Start an execution of the agent in the path."""
-    return await started(front, request, caller, lambda tx: executions.start(tx, caller, agent_id, data))
+    return await starter.start_execution(request, caller, lambda tx: executions.start(tx, caller, agent_id, data))
 
 
-@get(_LISTS, opt={**needs("read:executions"), "home": "executions"})
+@get(_LIST_PATHS, opt={**requires_scope("read:executions"), **_MAIN_PATH})
 async def list_executions(
-    front: Front,
-    caller: Caller,
-    part: Page,
-    status: Status | None = None,
-    kind: Kind | None = None,
-    agent_id: str | None = None,
-    agent_version_id: str | None = None,
-    crew_id: str | None = None,
-    workflow_id: str | None = None,
-    schedule_id: str | None = None,
-    parent_id: str | None = None,
-    since: QueryTime = None,
-    until: QueryTime = None,
-    group_id: str | None = None,
-    tenant_id: str | None = None,
+    store: Store, caller: Caller, pagination: Page, query_filter: ExecutionQuery
 ) -> Listing[Execution]:
-    """Executions, newest first; the steps of one with `parent_id`. What is larger than 16 KiB is left out of lists."""
-    first, last = read_time_or_none("since", since), read_time_or_none("until", until, end=True)
-    wanted = Filter(status, kind, agent_id, agent_version_id, crew_id, workflow_id, schedule_id, parent_id, first, last)
-    narrowed = executions.narrowed(caller, wanted, group_id, tenant_id)
-    async with front.store.begin(caller) as tx:
-        return await executions.list_executions(tx, narrowed, part)
+    """List executions, newest first; with `parent_id` the steps of one. Lists leave out values above 16 KiB."""
+    execution_filter = query_filter.to_filter(caller)
+    async with store.begin(caller) as tx:
+        return await executions.list_executions(tx, execution_filter, pagination)
 
 
-@get(_ONE, opt={**needs("read:executions"), "home": "executions"})
-async def get_execution(front: Front, request: HttpRequest, caller: Caller, execution_id: str) -> Response[Execution]:
-    """One execution. `Prefer: wait=N` holds the answer until it has ended."""
-    row, headers = await waited(
-        front, request, execution_id, lambda: find_execution(front, caller, execution_id), TERMINAL
-    )
+@get(_ITEM_PATHS, opt={**requires_scope("read:executions", PREFER_WAIT), **_MAIN_PATH})
+async def get_execution(
+    waiter: StatusWaiter, request: HttpRequest, caller: Caller, execution_id: str
+) -> Response[Execution]:
+    """Return an execution. `Prefer: wait=N` holds the answer until it has ended."""
+    row, headers = await waiter.wait_for_execution(request, caller, execution_id)
     return Response(row, headers=headers)
 
 
 @post(
     ["/executions/{execution_id:str}/cancel", "/runtime/executions/{execution_id:str}/cancel"],
-    opt=needs("run:agents"),
+    opt=requires_scope("run:agents"),
     status_code=200,
 )
-async def cancel_execution(front: Front, caller: Caller, execution_id: str) -> Execution:
-    """Cancel an execution. One that runs is killed within a second, with everything it started."""
-    async with front.store.begin(caller) as tx:
+async def cancel_execution(store: Store, caller: Caller, execution_id: str) -> Execution:
+    """Cancel an execution. A running one is killed within a second, with everything it started."""
+    async with store.begin(caller) as tx:
         return await executions.cancel(tx, execution_id)
 
 
-@post("/executions/{execution_id:str}/approve", opt=needs("run:agents"), status_code=200)
-async def approve_execution(front: Front, caller: Caller, execution_id: str, data: Decision | None = None) -> Execution:
-    """Let waiting tool calls be made and waiting steps start: all, or the one of `call_id`.
+@post("/executions/{execution_id:str}/approve", opt=requires_scope("run:agents"), status_code=200)
+async def approve_execution(store: Store, caller: Caller, execution_id: str, data: Decision | None = None) -> Execution:
+    """Approve waiting tool calls and steps: all, or the one of `call_id`.
 
-    An agent goes on when no call of it waits any more, a workflow or a crew with each step.
+    An agent continues once none of its calls waits, a workflow or a crew with each approved step.
     """
-    async with front.store.begin(caller) as tx:
+    async with store.begin(caller) as tx:
         return await approvals.decide(tx, caller, execution_id, True, data or Decision())
 
 
-@post("/executions/{execution_id:str}/reject", opt=needs("run:agents"), status_code=200)
-async def reject_execution(front: Front, caller: Caller, execution_id: str, data: Decision | None = None) -> Execution:
-    """Refuse waiting tool calls and steps: all, or the one of `call_id`, with a `reason`.
+@post("/executions/{execution_id:str}/reject", opt=requires_scope("run:agents"), status_code=200)
+async def reject_execution(store: Store, caller: Caller, execution_id: str, data: Decision | None = None) -> Execution:
+    """Reject waiting tool calls and steps: all, or the one of `call_id`, with a `reason`.
 
-    The model is told so, and goes on without its calls; a step has failed.
+    The model receives the reason and continues without its calls; a rejected step fails.
     """
-    async with front.store.begin(caller) as tx:
+    async with store.begin(caller) as tx:
         return await approvals.decide(tx, caller, execution_id, False, data or Decision())
 
 
-@post("/executions/{execution_id:str}/retry", opt=needs("run:agents"))
+@post("/executions/{execution_id:str}/retry", opt=_START)
 async def retry_execution(
-    front: Front,
+    starter: ExecutionStarter,
     request: HttpRequest,
     caller: Caller,
     execution_id: str,
@@ -115,9 +142,11 @@ async def retry_execution(
 ) -> Response[Execution]:
     """Run an ended execution again, as a new one with the same version and input.
 
-    A crew or a workflow `from=failed` keeps what its completed steps came to, and runs the others.
+    A crew or a workflow with `from=failed` keeps the results of its completed steps, and runs the others.
     """
-    return await started(front, request, caller, lambda tx: launch.retry(tx, caller, execution_id, begin == "failed"))
+    return await starter.start_execution(
+        request, caller, lambda tx: launch.retry(tx, caller, execution_id, begin == "failed")
+    )
 
 
 router = Router(
@@ -132,5 +161,6 @@ router = Router(
         reject_execution,
         retry_execution,
     ],
+    dependencies={"query_filter": Provide(ExecutionQuery, sync_to_thread=False)},
     tags=["executions"],
 )

@@ -1,51 +1,56 @@
-"""Whole lists as files, read page by page: no transaction is open while a client reads."""
+"""Export whole lists as files, read page by page: no transaction is open while a client reads."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Final, Literal, TypeVar
+from typing import Final, Generic, Literal, TypeVar
 
 import msgspec
 from litestar.di import Provide
 from litestar.response import Stream
 
-from api.front import Front
-from domain.ports import Tx
+from domain.ports import Store, Tx
 from domain.shared.access import Caller
 from infra.tables import MEDIA, CsvOptions, encoded
 
 T = TypeVar("T", bound=msgspec.Struct)
-Format = Literal["csv", "jsonl", "parquet"]
+ExportFormat = Literal["csv", "jsonl", "parquet"]
 
-PAGE = 500
+EXPORT_PAGE_ROWS: Final = 500
+
+
+class RecordExport(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+    """Describe an export: the file's name without its ending, the rows' type, and how to read the next rows.
+
+    `list_after` returns the rows that follow the last one it returned, None at first.
+    """
+
+    name: str
+    row_type: type[T]
+    list_after: Callable[[Tx, T | None, int], Awaitable[list[T]]]
 
 
 def provide_csv_options(bom: bool = False, escape_formulas: bool = False) -> CsvOptions:
-    """Return how a CSV is to be written; either option is for spreadsheets, and for CSV alone."""
+    """Return how to write a CSV file; both options are for spreadsheets and apply to CSV alone."""
     return CsvOptions(bom=bom, escape_formulas=escape_formulas)
 
 
 CSV_OPTIONS: Final = {"csv_options": Provide(provide_csv_options, sync_to_thread=False)}
 
 
-def exported(
-    front: Front,
-    caller: Caller,
-    kind: type[T],
-    after: Callable[[Tx, T | None, int], Awaitable[list[T]]],
-    wanted: Format,
-    name: str,
-    options: CsvOptions,
+def stream_export(
+    store: Store, caller: Caller, export: RecordExport[T], file_format: ExportFormat, options: CsvOptions
 ) -> Stream:
-    """A file of all that `after` gives, which is asked for the records that follow the last one it gave."""
+    """Return an export as a file that is written while it is read."""
 
-    async def pages() -> AsyncIterator[list[T]]:
+    async def read_pages() -> AsyncIterator[list[T]]:
         last: T | None = None
         while True:
-            async with front.store.begin(caller) as tx:
-                rows = await after(tx, last, PAGE)
+            async with store.begin(caller) as tx:
+                rows = await export.list_after(tx, last, EXPORT_PAGE_ROWS)
             if not rows:
                 return
             yield rows
             last = rows[-1]
 
-    headers = {"Content-Disposition": f'attachment; filename="{name}.{wanted}"'}
-    return Stream(encoded(kind, pages(), wanted, options), media_type=MEDIA[wanted], headers=headers)
+    headers = {"Content-Disposition": f'attachment; filename="{export.name}.{file_format}"'}
+    content = encoded(export.row_type, read_pages(), file_format, options)
+    return Stream(content, media_type=MEDIA[file_format], headers=headers)

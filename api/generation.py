@@ -1,108 +1,131 @@
-"""Generation: agents, tasks, crews and names of runs out of a description."""
+"""Handle generation: have a model write agents, tasks, crews and names of runs from a description."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from litestar import Response, Router, get, post
 
-from api.front import Front, find_execution, needs, started, waited
+from api.operations import IDEMPOTENCY_KEY, PREFER_WAIT, requires_scope
 from api.requests import HttpRequest
-from domain import generation
+from api.waiting import ExecutionStarter, StatusWaiter
+from domain import generation, ports
 from domain.executions import Execution
 from domain.generation import AgentAnswer, CrewAnswer, Generate, GenerateName, NameAnswer, TaskAnswer
 from domain.ports import Tx
 from domain.shared.access import Caller
-from domain.shared.status import TERMINAL
 
 T = TypeVar("T")
 
-# Seconds for which a model is waited for.
-PATIENCE = 60
+# How long callers wait for the model if they send no `Prefer`.
+GENERATION_WAIT_SECONDS = 60
+_GENERATE = requires_scope("run:agents", PREFER_WAIT, IDEMPOTENCY_KEY)
+_GET_GENERATED = requires_scope("read:executions", PREFER_WAIT)
 
 
-@post("/agent-generation/generate", opt=needs("run:agents"), status_code=200)
-async def generate_agent(front: Front, request: HttpRequest, caller: Caller, data: Generate) -> Response[AgentAnswer]:
-    """Have a model think up an agent. Within a minute, or to be had later at `/agent-generation/{execution_id}`."""
-    return await _now(
-        front, request, caller, lambda tx: generation.start(tx, caller, "agent", data), generation.agent_of
-    )
+class GenerationRunner:
+    """Start generations, and answer with what the model wrote."""
+
+    def __init__(self, store: ports.Store, starter: ExecutionStarter, waiter: StatusWaiter) -> None:
+        self._store, self._starter, self._waiter = store, starter, waiter
+
+    async def start_generation(
+        self,
+        request: HttpRequest,
+        caller: Caller,
+        start: Callable[[Tx], Awaitable[Execution]],
+        read_answer: Callable[[Tx, Execution], Awaitable[T]],
+    ) -> Response[T]:
+        """Start a generation, and answer with its result, or its state after `GENERATION_WAIT_SECONDS`."""
+        ended = await self._starter.start_execution(request, caller, start, GENERATION_WAIT_SECONDS)
+        async with self._store.begin(caller) as tx:
+            return Response(await read_answer(tx, ended.content), headers=ended.headers)
+
+    async def find_generation(
+        self,
+        request: HttpRequest,
+        caller: Caller,
+        execution_id: str,
+        read_answer: Callable[[Tx, Execution], Awaitable[T]],
+    ) -> Response[T]:
+        """Answer with the result of a generation that was started before."""
+        execution, headers = await self._waiter.wait_for_execution(request, caller, execution_id)
+        async with self._store.begin(caller) as tx:
+            return Response(await read_answer(tx, execution), headers=headers)
 
 
-@get("/agent-generation/{execution_id:str}", opt=needs("read:executions"))
-async def generated_agent(
-    front: Front, request: HttpRequest, caller: Caller, execution_id: str
+@post("/agent-generation/generate", opt=_GENERATE, status_code=200)
+async def generate_agent(
+    generation_runner: GenerationRunner, request: HttpRequest, caller: Caller, data: Generate
 ) -> Response[AgentAnswer]:
-    """What a generation came to. `Prefer: wait=N` holds the answer until it has ended."""
-    return await _later(front, request, caller, execution_id, generation.agent_of)
-
-
-@post("/task-generation/generate", opt=needs("run:agents"), status_code=200)
-async def generate_task(front: Front, request: HttpRequest, caller: Caller, data: Generate) -> Response[TaskAnswer]:
-    """Have a model think up a task. Within a minute, or to be had later at `/task-generation/{execution_id}`."""
-    return await _now(front, request, caller, lambda tx: generation.start(tx, caller, "task", data), generation.task_of)
-
-
-@get("/task-generation/{execution_id:str}", opt=needs("read:executions"))
-async def generated_task(front: Front, request: HttpRequest, caller: Caller, execution_id: str) -> Response[TaskAnswer]:
-    """What a generation came to. `Prefer: wait=N` holds the answer until it has ended."""
-    return await _later(front, request, caller, execution_id, generation.task_of)
-
-
-@post("/crew-generation/generate", opt=needs("run:agents"), status_code=200)
-async def generate_crew(front: Front, request: HttpRequest, caller: Caller, data: Generate) -> Response[CrewAnswer]:
-    """Have a model think up a crew. Within a minute, or to be had later at `/crew-generation/{execution_id}`."""
-    return await _now(front, request, caller, lambda tx: generation.start(tx, caller, "crew", data), generation.crew_of)
-
-
-@get("/crew-generation/{execution_id:str}", opt=needs("read:executions"))
-async def generated_crew(front: Front, request: HttpRequest, caller: Caller, execution_id: str) -> Response[CrewAnswer]:
-    """What a generation came to. `Prefer: wait=N` holds the answer until it has ended."""
-    return await _later(front, request, caller, execution_id, generation.crew_of)
-
-
-@post("/executions/generate-name", opt=needs("run:agents"), status_code=200)
-async def generate_name(front: Front, request: HttpRequest, caller: Caller, data: GenerateName) -> Response[NameAnswer]:
-    """Have a model name a run in two to six words, to be sent as `run_name` when it is started."""
-    return await _now(front, request, caller, lambda tx: generation.start_name(tx, caller, data), generation.name_of)
-
-
-async def _now(
-    front: Front,
-    request: HttpRequest,
-    caller: Caller,
-    make: Callable[[Tx], Awaitable[Execution]],
-    read: Callable[[Tx, Execution], Awaitable[T]],
-) -> Response[T]:
-    """Start a generation, and answer with what it came to if that takes no longer than `PATIENCE`."""
-    ended = await started(front, request, caller, make, PATIENCE)
-    async with front.store.begin(caller) as tx:
-        return Response(await read(tx, ended.content), headers=ended.headers)
-
-
-async def _later(
-    front: Front,
-    request: HttpRequest,
-    caller: Caller,
-    execution_id: str,
-    read: Callable[[Tx, Execution], Awaitable[T]],
-) -> Response[T]:
-    """What a generation that was started before came to."""
-    row, headers = await waited(
-        front, request, execution_id, lambda: find_execution(front, caller, execution_id), TERMINAL
+    """Have a model write an agent. After a minute without a result, poll `/agent-generation/{execution_id}`."""
+    return await generation_runner.start_generation(
+        request, caller, lambda tx: generation.start(tx, caller, "agent", data), generation.agent_of
     )
-    async with front.store.begin(caller) as tx:
-        return Response(await read(tx, row), headers=headers)
+
+
+@get("/agent-generation/{execution_id:str}", opt=_GET_GENERATED)
+async def get_generated_agent(
+    generation_runner: GenerationRunner, request: HttpRequest, caller: Caller, execution_id: str
+) -> Response[AgentAnswer]:
+    """Return the result of a generation. `Prefer: wait=N` holds the answer until it has ended."""
+    return await generation_runner.find_generation(request, caller, execution_id, generation.agent_of)
+
+
+@post("/task-generation/generate", opt=_GENERATE, status_code=200)
+async def generate_task(
+    generation_runner: GenerationRunner, request: HttpRequest, caller: Caller, data: Generate
+) -> Response[TaskAnswer]:
+    """Have a model write a task. After a minute without a result, poll `/task-generation/{execution_id}`."""
+    return await generation_runner.start_generation(
+        request, caller, lambda tx: generation.start(tx, caller, "task", data), generation.task_of
+    )
+
+
+@get("/task-generation/{execution_id:str}", opt=_GET_GENERATED)
+async def get_generated_task(
+    generation_runner: GenerationRunner, request: HttpRequest, caller: Caller, execution_id: str
+) -> Response[TaskAnswer]:
+    """Return the result of a generation. `Prefer: wait=N` holds the answer until it has ended."""
+    return await generation_runner.find_generation(request, caller, execution_id, generation.task_of)
+
+
+@post("/crew-generation/generate", opt=_GENERATE, status_code=200)
+async def generate_crew(
+    generation_runner: GenerationRunner, request: HttpRequest, caller: Caller, data: Generate
+) -> Response[CrewAnswer]:
+    """Have a model write a crew. After a minute without a result, poll `/crew-generation/{execution_id}`."""
+    return await generation_runner.start_generation(
+        request, caller, lambda tx: generation.start(tx, caller, "crew", data), generation.crew_of
+    )
+
+
+@get("/crew-generation/{execution_id:str}", opt=_GET_GENERATED)
+async def get_generated_crew(
+    generation_runner: GenerationRunner, request: HttpRequest, caller: Caller, execution_id: str
+) -> Response[CrewAnswer]:
+    """Return the result of a generation. `Prefer: wait=N` holds the answer until it has ended."""
+    return await generation_runner.find_generation(request, caller, execution_id, generation.crew_of)
+
+
+@post("/executions/generate-name", opt=_GENERATE, status_code=200)
+async def generate_name(
+    generation_runner: GenerationRunner, request: HttpRequest, caller: Caller, data: GenerateName
+) -> Response[NameAnswer]:
+    """Have a model name a run in two to six words. Send the name as `run_name` when you start the run."""
+    return await generation_runner.start_generation(
+        request, caller, lambda tx: generation.start_name(tx, caller, data), generation.name_of
+    )
 
 
 router = Router(
     "/",
     route_handlers=[
         generate_agent,
-        generated_agent,
+        get_generated_agent,
         generate_task,
-        generated_task,
+        get_generated_task,
         generate_crew,
-        generated_crew,
+        get_generated_crew,
         generate_name,
     ],
     tags=["generation"],

@@ -1,4 +1,4 @@
-"""Health for people and probes, and metrics for Prometheus. At the root, without authentication."""
+"""Report health to people and probes, and metrics to Prometheus. At the root, without authentication."""
 
 import asyncio
 import time
@@ -8,125 +8,171 @@ from typing import Final, Literal
 
 import msgspec
 from litestar import Response, Router, get
+from redis.asyncio import Redis
 
-from api.front import PUBLIC, Front
+from api.operations import PUBLIC
+from api.requests import Store
+from domain import ports
 from domain.queues import ALIVE, gauge_leader
 from domain.shared.errors import DomainError
 from domain.shared.jobs import LANES
 from infra.gauges import read_gauges
 from infra.notifications import ping
+from infra.postgres.store import PostgresStore
 from infra.redis import GONE
+from infra.telemetry import Metrics
 from infra.version import VERSION
 
-PATIENCE: Final = 3.0
-Verdict = Literal["healthy", "degraded", "unhealthy"]
+CHECK_TIMEOUT_SECONDS: Final = 3.0
+HealthStatus = Literal["healthy", "degraded", "unhealthy"]
 
 
 class Health(msgspec.Struct, kw_only=True):
-    """The verdict over all parts. `services` has one per part, `milliseconds` what each took to answer."""
+    """Describe the state of the system. `services` has an entry per service, `milliseconds` its response time."""
 
-    status: Verdict
+    status: HealthStatus
     version: str
     timestamp: datetime
-    services: dict[str, Verdict]
+    services: dict[str, HealthStatus]
     milliseconds: dict[str, float]
     problems: dict[str, str]
 
 
-async def _measure(part: Awaitable[None]) -> tuple[float, str | None]:
+class ServiceCheck(msgspec.Struct, frozen=True):
+    """Hold how long a service took to answer, and its problem if it has one."""
+
+    milliseconds: float
+    problem: str | None
+
+    @property
+    def status(self) -> HealthStatus:
+        """Return the service's state."""
+        return "healthy" if self.problem is None else "unhealthy"
+
+
+class HealthChecker:
+    """Check all services at the same time, each anew for every request."""
+
+    def __init__(self, store: PostgresStore, redis: Redis, blobs: ports.Blobs, clock: ports.Clock) -> None:
+        self._store, self._redis, self._blobs, self._clock = store, redis, blobs, clock
+
+    async def check_all(self) -> Health:
+        """Check every service. The system is degraded while only services other than the database are unhealthy."""
+        names = ("database", "redis", "storage", "workers")
+        results = await asyncio.gather(
+            self.check_database(),
+            _run_check(ping(self._redis)),
+            _run_check(self._blobs.check()),
+            _run_check(self._check_workers()),
+        )
+        checks = dict(zip(names, results, strict=True))
+        status: HealthStatus = "healthy"
+        if checks["database"].problem:
+            status = "unhealthy"
+        elif any(check.problem for check in results):
+            status = "degraded"
+        return Health(
+            status=status,
+            version=VERSION,
+            timestamp=self._clock(),
+            services={name: check.status for name, check in checks.items()},
+            milliseconds={name: check.milliseconds for name, check in checks.items()},
+            problems={name: check.problem for name, check in checks.items() if check.problem},
+        )
+
+    async def check_database(self) -> ServiceCheck:
+        """Check the database alone."""
+        return await _run_check(self._store.check())
+
+    async def _check_workers(self) -> None:
+        async with self._store.begin_unbound() as tx:
+            workers = await tx.queues.workers(tx.now - ALIVE)
+        missing = [lane for lane in (*LANES, "upkeep") if not any(worker.lane == lane for worker in workers)]
+        if missing:
+            raise DomainError("unavailable", f"No worker is alive for: {', '.join(missing)}.")
+        problem = next((worker.problem for worker in workers if worker.problem), None)
+        if problem:
+            raise DomainError("sandbox_unavailable", problem)
+
+
+async def _run_check(check: Awaitable[None]) -> ServiceCheck:
     began, problem = time.perf_counter(), None
     try:
-        async with asyncio.timeout(PATIENCE):
-            await part
+        async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
+            await check
     except DomainError as error:
         problem = error.detail
     except TimeoutError:
-        problem = f"There was no answer within {PATIENCE:g} s."
+        problem = f"No answer within {CHECK_TIMEOUT_SECONDS:g} s."
     except GONE as error:
         problem = f"{type(error).__name__}: {error}".strip(": ")
-    return round((time.perf_counter() - began) * 1000, 2), problem
-
-
-async def _workers(front: Front) -> None:
-    async with front.store.begin_unbound() as tx:
-        alive = await tx.queues.workers(tx.now - ALIVE)
-    missing = [lane for lane in (*LANES, "upkeep") if not any(worker.lane == lane for worker in alive)]
-    if missing:
-        raise DomainError("unavailable", f"No worker is alive for: {', '.join(missing)}.")
-    problem = next((worker.problem for worker in alive if worker.problem), None)
-    if problem:
-        raise DomainError("sandbox_unavailable", problem)
-
-
-async def _health(front: Front) -> Health:
-    names = ("database", "redis", "storage", "workers")
-    measured = await asyncio.gather(
-        _measure(front.store.check()),
-        _measure(ping(front.redis)),
-        _measure(front.blobs.check()),
-        _measure(_workers(front)),
-    )
-    services: dict[str, Verdict] = {}
-    for name, (_, problem) in zip(names, measured, strict=True):
-        services[name] = "healthy" if problem is None else "unhealthy"
-    bad = [name for name, verdict in services.items() if verdict == "unhealthy"]
-    return Health(
-        status="healthy" if not bad else ("unhealthy" if "database" in bad else "degraded"),
-        version=VERSION,
-        timestamp=front.clock(),
-        services=services,
-        milliseconds={name: took for name, (took, _) in zip(names, measured, strict=True)},
-        problems={name: problem for name, (_, problem) in zip(names, measured, strict=True) if problem},
-    )
+    return ServiceCheck(round((time.perf_counter() - began) * 1000, 2), problem)
 
 
 @get("/health", opt=PUBLIC)
-async def health(front: Front) -> Health:
-    """Every part, each asked just now. 200 whatever the verdict; `/health/ready` is for load balancers."""
-    return await _health(front)
+async def get_health(health_checker: HealthChecker) -> Health:
+    """Check every service now. The status code is always 200; `/health/ready` is for load balancers."""
+    return await health_checker.check_all()
 
 
 @get("/api/v1/health", opt=PUBLIC, include_in_schema=False)
-async def health_below(front: Front) -> Health:
-    """Where Kurral's client looks for `/health`, below its `api_url`."""
-    return await _health(front)
+async def get_health_below_prefix(health_checker: HealthChecker) -> Health:
+    """Answer Kurral's client, which looks for `/health` below its `api_url`."""
+    return await health_checker.check_all()
 
 
 @get("/health/live", opt=PUBLIC)
-async def live() -> dict[str, str]:
-    """Whether this process answers at all."""
+async def check_liveness() -> dict[str, str]:
+    """Confirm that this process answers at all."""
     return {"status": "healthy"}
 
 
 @get("/health/db", opt=PUBLIC)
-async def database(front: Front) -> Response[dict[str, str | float]]:
-    """Whether the database answers: 200, else 503."""
-    took, problem = await _measure(front.store.check())
-    verdict = "healthy" if problem is None else "unhealthy"
-    body: dict[str, str | float] = {"status": verdict, "milliseconds": took, "problem": problem or ""}
-    return Response(body, status_code=200 if problem is None else 503)
+async def check_database(health_checker: HealthChecker) -> Response[dict[str, str | float]]:
+    """Check the database: 200 if it answers, else 503."""
+    check = await health_checker.check_database()
+    body: dict[str, str | float] = {
+        "status": check.status,
+        "milliseconds": check.milliseconds,
+        "problem": check.problem or "",
+    }
+    return Response(body, status_code=503 if check.problem else 200)
 
 
 @get("/health/ready", opt=PUBLIC)
-async def ready(front: Front) -> Response[Health]:
-    """Whether requests should be sent here: 200 while the database answers, else 503.
+async def check_readiness(health_checker: HealthChecker) -> Response[Health]:
+    """Check whether this process can take requests: 200 while the database answers, else 503.
 
-    Without Redis or object storage most requests still work, so they do not take the API out of service.
+    Most requests work without Redis or object storage, so an outage of those does not take the API out of service.
     """
-    found = await _health(front)
-    return Response(found, status_code=503 if found.status == "unhealthy" else 200)
+    health = await health_checker.check_all()
+    return Response(health, status_code=503 if health.status == "unhealthy" else 200)
 
 
 @get("/metrics", opt=PUBLIC, media_type="text/plain; version=0.0.4")
-async def metrics(front: Front) -> bytes:
-    """Prometheus: requests; and queues, runs and slots of the whole system, unless a worker `upkeep` exports those."""
-    own = front.metrics.exposition()
+async def get_metrics(store: Store, metrics: Metrics) -> bytes:
+    """Return Prometheus metrics: requests of this API, and queues, runs and slots of the whole system.
+
+    The metrics of the whole system are left out while a worker of the lane `upkeep` exports them.
+    """
+    request_metrics = metrics.exposition()
     try:
-        async with front.store.begin_unbound() as tx:
-            exported = gauge_leader(await tx.queues.workers(tx.now - ALIVE)) is not None
-        return own if exported else own + await read_gauges(front.store)
+        async with store.begin_unbound() as tx:
+            has_exporter = gauge_leader(await tx.queues.workers(tx.now - ALIVE)) is not None
+        return request_metrics if has_exporter else request_metrics + await read_gauges(store)
     except DomainError:
-        return own
+        return request_metrics
 
 
-router = Router("/", route_handlers=[health, health_below, live, database, ready, metrics], tags=["health"])
+router = Router(
+    "/",
+    route_handlers=[
+        get_health,
+        get_health_below_prefix,
+        check_liveness,
+        check_database,
+        check_readiness,
+        get_metrics,
+    ],
+    tags=["health"],
+)

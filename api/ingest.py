@@ -1,8 +1,4 @@
-"""Records of concurrent requests written together: one transaction, one commit, for all that came meanwhile.
-
-A request is answered when its commit is durable. Each tenant has transactions of its own; what spoils one
-request spoils no other.
-"""
+"""Store records of concurrent requests together: one transaction and one commit for all that arrived meanwhile."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -11,128 +7,139 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from litestar import Response
 
-from api.requests import HttpRequest, asked_for, idempotency_key
+from api.idempotency import CREATED_STATUS, ClaimId, SealedAnswers, identify_claim, read_claim
+from api.requests import HttpRequest
 from domain.ports import Store, Tx
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError
-from domain.shared.idempotency import Answer, Asked, replay
-from infra.credentials import Vault
+from domain.shared.idempotency import Answer, Asked
 from infra.group_commit import Batches
 
 T = TypeVar("T")
 
-# What `write` returns for an item: what the answer shows, or what is wrong with it.
-Made = Any
-Write = Callable[[Tx, list[T]], Awaitable[list[Made | DomainError]]]
+MAX_BATCH_ITEMS = 256
+MAX_BATCH_BYTES = 16 * 1024 * 1024
+# Stores items of one tenant; returns for each what the answer shows, or what is wrong with it.
+ItemWriter = Callable[[Tx, list[T]], Awaitable[list[Any | DomainError]]]
 
 
-class _Sent(msgspec.Struct, Generic[T], frozen=True):
-    item: T
-    asked: Asked | None
+class IngestItem(msgspec.Struct, Generic[T], frozen=True):
+    """Hold an item and the claim of its request's Idempotency-Key, if it has one."""
+
+    content: T
+    claim: Asked | None
 
 
-class Ingest(Generic[T]):
-    """Gathers items of concurrent requests for `write`, which takes those of one tenant and says what became of each.
+class IngestOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold what one transaction did: results of the stored items, and answers and errors by claim."""
 
-    `weigh` is an item's size in bytes; one transaction takes up to `most` items and, but for a first one that
-    is larger, `heaviest` bytes.
+    results: dict[int, Any | DomainError]
+    answers: dict[ClaimId, Answer]
+    errors: dict[ClaimId, DomainError]
+
+
+class BatchIngest(Generic[T]):
+    """Gather items of concurrent requests and store those of one tenant together with `write`.
+
+    A request is answered when its commit is durable. Each tenant has its own transactions, and an item that fails
+    does not fail the others. `measure` returns an item's size in bytes; one transaction takes up to `max_items` items
+    of up to `MAX_BATCH_BYTES` together, or one larger item.
     """
 
     def __init__(
         self,
         store: Store,
-        vault: Vault,
-        write: Write[T],
-        weigh: Callable[[T], int] = lambda item: 0,
-        most: int = 256,
-        heaviest: int = 16 * 1024 * 1024,
+        answers: SealedAnswers,
+        write: ItemWriter[T],
+        *,
+        measure: Callable[[T], int] = lambda item: 0,
+        max_items: int = MAX_BATCH_ITEMS,
     ) -> None:
-        self._store, self._vault, self._write = store, vault, write
-        self._weigh, self._most, self._heaviest = weigh, most, heaviest
-        self._tenants: dict[str, Batches[_Sent[T], Response[Any] | DomainError]] = {}
+        self._store, self._answers, self._write = store, answers, write
+        self._measure, self._max_items = measure, max_items
+        self._tenant_batches: dict[str, Batches[IngestItem[T], Response[Any] | DomainError]] = {}
 
-    async def add(self, request: HttpRequest, caller: Caller, item: T, sent: bytes) -> Response[Any]:
-        """Store one item, that came as the body `sent`.
+    async def add_item(self, request: HttpRequest, caller: Caller, content: T, body: bytes) -> Response[Any]:
+        """Store one item, which arrived as this body.
 
-        201 with what was made of it, or the first answer again for a repeated Idempotency-Key.
+        Answers 201 with what `write` returned for it, or with the first answer again for a repeated Idempotency-Key.
         """
-        key = idempotency_key(request)
-        asked = None
-        if key is not None:
-            asked = Asked(owner=caller.key_id or caller.user_id, key=key, fingerprint=asked_for(request, sent))
-        batches = self._tenants.get(caller.tenant_id)
+        claim = read_claim(request, caller, body)
+        batches = self._tenant_batches.get(caller.tenant_id)
         if batches is None:
-            batches = self._tenants[caller.tenant_id] = self._batches(caller.tenant_id)
+            batches = self._tenant_batches[caller.tenant_id] = self._open_batches(caller.tenant_id)
         try:
-            # Shielded: a client that goes away takes nobody else's record with it.
-            answer = await asyncio.shield(asyncio.ensure_future(batches.add(_Sent(item, asked))))
+            # Shielded: a client that disconnects must not cancel the records of other clients.
+            answer = await asyncio.shield(asyncio.ensure_future(batches.add(IngestItem(content, claim))))
         finally:
-            if batches.idle and self._tenants.get(caller.tenant_id) is batches:
-                self._tenants.pop(caller.tenant_id, None)
+            if batches.idle and self._tenant_batches.get(caller.tenant_id) is batches:
+                self._tenant_batches.pop(caller.tenant_id, None)
         if isinstance(answer, DomainError):
             raise answer
         return answer
 
-    def _batches(self, tenant_id: str) -> Batches[_Sent[T], Response[Any] | DomainError]:
+    def _open_batches(self, tenant_id: str) -> Batches[IngestItem[T], Response[Any] | DomainError]:
         return Batches(
-            lambda sent: self._write_all(tenant_id, sent),
-            self._most,
-            weigh=lambda one: self._weigh(one.item),
-            heaviest=self._heaviest,
+            lambda items: self._write_batch(tenant_id, items),
+            self._max_items,
+            weigh=lambda item: self._measure(item.content),
+            heaviest=MAX_BATCH_BYTES,
         )
 
-    async def _write_all(self, tenant_id: str, sent: list[_Sent[T]]) -> list[Response[Any] | DomainError]:
-        asked: dict[tuple[str, str], Asked] = {}
-        for one in sent:
-            if one.asked is not None:
-                asked.setdefault((one.asked.owner, one.asked.key), one.asked)
+    async def _write_batch(self, tenant_id: str, items: list[IngestItem[T]]) -> list[Response[Any] | DomainError]:
+        # Of several items with the same key, the first is stored and the others get its answer.
+        claims: dict[ClaimId, Asked] = {}
+        for item in items:
+            if item.claim is not None:
+                claims.setdefault(identify_claim(item.claim), item.claim)
         async with self._store.begin_for(tenant_id) as tx:
-            first = await tx.answers.claim_many(list(asked.values()), tx.now) if asked else {}
-            fresh = [one for one in sent if _is_fresh(one, asked, first)]
-            made = await self._write(tx, [one.item for one in fresh]) if fresh else []
-            kept: dict[tuple[str, str], bytes] = {}
-            failed: dict[tuple[str, str], DomainError] = {}
-            for one, result in zip(fresh, made, strict=True):
-                if one.asked is not None:
-                    pair = (one.asked.owner, one.asked.key)
-                    if isinstance(result, DomainError):
-                        failed[pair] = result
-                    else:
-                        kept[pair] = msgspec.json.encode(result)
-            if kept:
-                await tx.answers.keep_many({pair: self._vault.seal(body) for pair, body in kept.items()})
-            if failed:
-                await tx.answers.forget_many(list(failed))
-        results = iter(made)
-        answers: list[Response[Any] | DomainError] = []
-        for one in sent:
-            if _is_fresh(one, asked, first):
-                result = next(results)
-                answers.append(result if isinstance(result, DomainError) else Response(result, status_code=201))
-            else:
-                assert one.asked is not None
-                pair = (one.asked.owner, one.asked.key)
-                answers.append(self._again(one.asked, first.get(pair), asked[pair], kept.get(pair), failed.get(pair)))
-        return answers
+            first_answers = await self._answers.claim_keys(tx, claims.values())
+            new_positions = [
+                position
+                for position, item in enumerate(items)
+                if item.claim is None
+                or (
+                    claims[identify_claim(item.claim)] is item.claim and identify_claim(item.claim) not in first_answers
+                )
+            ]
+            outcome = await self._write_new(tx, items, new_positions)
+        answers = {**first_answers, **outcome.answers}
+        return [
+            self._answer_item(outcome.results[position])
+            if position in outcome.results
+            else self._answer_repetition(item, answers, outcome.errors)
+            for position, item in enumerate(items)
+        ]
 
-    def _again(
-        self, asked: Asked, before: Answer | None, beside: Asked, body: bytes | None, failed: DomainError | None
+    async def _write_new(self, tx: Tx, items: list[IngestItem[T]], positions: list[int]) -> IngestOutcome:
+        """Store the items at these positions; keep answers under their keys, and release the keys of failed ones."""
+        written = await self._write(tx, [items[position].content for position in positions]) if positions else []
+        results = dict(zip(positions, written, strict=True))
+        created: list[tuple[Asked, Any]] = []
+        errors: dict[ClaimId, DomainError] = {}
+        for position, result in results.items():
+            claim = items[position].claim
+            if claim is not None and isinstance(result, DomainError):
+                errors[identify_claim(claim)] = result
+            elif claim is not None:
+                created.append((claim, result))
+        answers = await self._answers.save_answers(tx, created)
+        if errors:
+            await tx.answers.forget_many(list(errors))
+        return IngestOutcome(results=results, answers=answers, errors=errors)
+
+    def _answer_item(self, result: Any | DomainError) -> Response[Any] | DomainError:
+        return result if isinstance(result, DomainError) else Response(result, status_code=CREATED_STATUS)
+
+    def _answer_repetition(
+        self, item: IngestItem[T], answers: dict[ClaimId, Answer], errors: dict[ClaimId, DomainError]
     ) -> Response[Any] | DomainError:
-        """The answer to a request whose key was used before, or by another one of the same transaction."""
-        if before is None:
-            if failed is not None:
-                return failed
-            before = Answer(fingerprint=beside.fingerprint, status=201, body=self._vault.seal(body or b""))
+        """Answer a request whose key was used before, or by another request of the same transaction."""
+        assert item.claim is not None
+        claim_id = identify_claim(item.claim)
+        if claim_id in errors:
+            return errors[claim_id]
         try:
-            found = replay(before, asked.fingerprint)
+            return self._answers.replay_answer(answers[claim_id], item.claim)
         except DomainError as error:
             return error
-        content = msgspec.json.decode(self._vault.open(found.body))
-        return Response(content, status_code=found.status, headers={"Idempotency-Replayed": "true"})
-
-
-def _is_fresh(one: _Sent[Any], asked: dict[tuple[str, str], Asked], first: dict[tuple[str, str], Answer]) -> bool:
-    if one.asked is None:
-        return True
-    pair = (one.asked.owner, one.asked.key)
-    return asked[pair] is one.asked and pair not in first

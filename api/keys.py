@@ -1,9 +1,10 @@
-"""API keys: create, list, change, revoke, delete."""
+"""Handle API keys: create, list, get, update, revoke and delete."""
 
 from litestar import Response, Router, delete, get, patch, post
 
-from api.front import Front, created, needs
-from api.requests import HttpRequest
+from api.idempotency import ResourceCreator
+from api.operations import IDEMPOTENCY_KEY, requires_scope
+from api.requests import HttpRequest, Store
 from domain.accounts import keys
 from domain.accounts.keys import ApiKey, CreatedKey, NewKey, PatchKey
 from domain.shared.access import Caller
@@ -11,52 +12,56 @@ from domain.shared.pages import Listing, Page
 from infra.credentials import KEY_PREFIX, new_token, token_hash
 
 # `/auth/api-keys` is AgentOps' name for the same thing.
-_ALL = ["/api-keys", "/auth/api-keys"]
-_ONE = ["/api-keys/{key_id:str}", "/auth/api-keys/{key_id:str}"]
+_LIST_PATHS = ["/api-keys", "/auth/api-keys"]
+_ITEM_PATHS = ["/api-keys/{key_id:str}", "/auth/api-keys/{key_id:str}"]
 
 
-@post(_ALL, opt=needs("account"))
-async def create_key(front: Front, request: HttpRequest, caller: Caller, data: NewKey) -> Response[CreatedKey]:
-    """Create a key. The answer's `key` is shown this once."""
-    key = new_token(KEY_PREFIX)
-    return await created(front, request, caller, lambda tx: keys.create(tx, caller, data, key, token_hash(key)))
+@post(_LIST_PATHS, opt=requires_scope("account", IDEMPOTENCY_KEY))
+async def create_key(
+    creator: ResourceCreator, request: HttpRequest, caller: Caller, data: NewKey
+) -> Response[CreatedKey]:
+    """Create a key. `key` is shown only in this answer."""
+    secret = new_token(KEY_PREFIX)
+    return await creator.create_idempotently(
+        request, caller, lambda tx: keys.create(tx, caller, data, secret, token_hash(secret))
+    )
 
 
-@get(_ALL, opt=needs("account"))
-async def list_keys(front: Front, caller: Caller, part: Page) -> Listing[ApiKey]:
-    """One's own keys; an admin sees the tenant's."""
-    async with front.store.begin(caller) as tx:
-        return await keys.list_keys(tx, caller, part)
+@get(_LIST_PATHS, opt=requires_scope("account"))
+async def list_keys(store: Store, caller: Caller, pagination: Page) -> Listing[ApiKey]:
+    """List your own keys; an admin sees all keys of the tenant."""
+    async with store.begin(caller) as tx:
+        return await keys.list_keys(tx, caller, pagination)
 
 
-@get(_ONE, opt=needs("account"))
-async def get_key(front: Front, caller: Caller, key_id: str) -> ApiKey:
-    """One key."""
-    async with front.store.begin(caller) as tx:
+@get(_ITEM_PATHS, opt=requires_scope("account"))
+async def get_key(store: Store, caller: Caller, key_id: str) -> ApiKey:
+    """Return a key, without its secret."""
+    async with store.begin(caller) as tx:
         return await keys.get(tx, caller, key_id)
 
 
-@patch(_ONE, opt=needs("account"))
-async def patch_key(front: Front, caller: Caller, key_id: str, data: PatchKey) -> ApiKey:
-    """Change what was sent. The key itself never changes."""
-    async with front.store.begin(caller) as tx:
+@patch(_ITEM_PATHS, opt=requires_scope("account"))
+async def update_key(store: Store, caller: Caller, key_id: str, data: PatchKey) -> ApiKey:
+    """Change the fields that are sent. The secret itself never changes."""
+    async with store.begin(caller) as tx:
         return await keys.patch(tx, caller, key_id, data)
 
 
-@post("/api-keys/{key_id:str}/revoke", opt=needs("account"), status_code=200)
-async def revoke_key(front: Front, caller: Caller, key_id: str) -> ApiKey:
-    """Make a key useless from the next request on, and keep it on the list."""
-    async with front.store.begin(caller) as tx:
+@post("/api-keys/{key_id:str}/revoke", opt=requires_scope("account"), status_code=200)
+async def revoke_key(store: Store, caller: Caller, key_id: str) -> ApiKey:
+    """Revoke a key from the next request on, and keep it in lists."""
+    async with store.begin(caller) as tx:
         return await keys.revoke(tx, caller, key_id)
 
 
-@delete(_ONE, opt=needs("account"))
-async def delete_key(front: Front, caller: Caller, key_id: str) -> None:
-    """Remove a key for good."""
-    async with front.store.begin(caller) as tx:
+@delete(_ITEM_PATHS, opt=requires_scope("account"))
+async def delete_key(store: Store, caller: Caller, key_id: str) -> None:
+    """Delete a key permanently."""
+    async with store.begin(caller) as tx:
         await keys.delete(tx, caller, key_id)
 
 
 router = Router(
-    "/", route_handlers=[create_key, list_keys, get_key, patch_key, revoke_key, delete_key], tags=["api keys"]
+    "/", route_handlers=[create_key, list_keys, get_key, update_key, revoke_key, delete_key], tags=["api keys"]
 )

@@ -1,206 +1,144 @@
-"""The OpenAPI document: what Litestar makes of the handlers, and what only we know about every route."""
+"""Build the OpenAPI document: what Litestar reads from handlers, their declared details, and the error responses."""
 
 import re
 from typing import Any, Final
 
 import msgspec
+from litestar import Litestar
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import Method
 
 from api import websockets
-from api.errors import TABLE, Problem
-from api.examples import example_of
-from domain.artifacts.schema import Artifact
-from domain.evaluations import MAX_BATCH, NewEvaluation
-from domain.workflows import YAML, NewWorkflow, PatchWorkflow, YamlWorkflow
-from infra.tables import MEDIA
+from api.errors import ERROR_TABLE, Problem
+from api.examples import find_example
+from api.operations import MAIN_PATH_KEY, NO_CALLER, SCHEMA_REF
 
-_ERRORS: Final = {"400": "malformed_request", "401": "unauthenticated", "403": "missing_scope", "404": "not_found"}
-_ALWAYS: Final = {"422": "invalid_field", "429": "rate_limit_exceeded", "503": "unavailable"}
-_PREFER: Final = {
-    "name": "Prefer",
-    "in": "header",
-    "description": "`wait=N`: hold the answer until the work has ended, for N seconds at most (60).",
-    "schema": {"type": "string"},
-    "example": "wait=30",
+_PROBLEM_TYPE: Final = "application/problem+json"
+# The code that stands for each status of error responses.
+_ERROR_CODES: Final = {
+    "400": "malformed_request",
+    "401": "unauthenticated",
+    "403": "missing_scope",
+    "404": "not_found",
+    "409": "conflict",
+    "413": "body_too_large",
+    "422": "invalid_field",
+    "429": "rate_limit_exceeded",
+    "503": "unavailable",
 }
-_KEY: Final = {
-    "name": "Idempotency-Key",
-    "in": "header",
-    "description": "The same key and body again answer as the first did, for 24 hours.",
-    "schema": {"type": "string", "maxLength": 255},
-}
-_LAST: Final = {
-    "name": "Last-Event-ID",
-    "in": "header",
-    "description": "Resume after this event.",
-    "schema": {"type": "integer"},
-}
-_WAITING: Final = (
-    "execute_agent",
-    "execute_crew",
-    "execute_workflow",
-    "start_execution",
-    "retry_execution",
-    "run_schedule",
-    "generate",
-    "get_execution",
-    "get_version",
-    "upload_archive",
-)
-_ARCHIVE: Final = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["file"],
-                "properties": {"file": {"type": "string", "format": "binary", "description": "A .tar.gz archive."}},
-            }
-        }
-    },
-}
+_WRITE_STATUSES: Final = ("409", "413")
+# Litestar names `Listing[Agent]` by the module of its parameter.
+_GENERIC_NAME: Final = re.compile(r"\b([A-Z]\w*?)_domain\.[\w.]+\.(\w+?)_\b")
+# Methods whose operations have the handler's name alone; PUT of a handler that also takes PATCH does not.
+_PLAIN_METHODS: Final = ("GET", "POST", "PATCH", "DELETE")
 
 
-def _json(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"application/json": {"schema": schema}}
+def create_operation_id(handler: HTTPRouteHandler, method: Method, path: list[str | Any]) -> str:
+    """Return the handler's name, such as `get_agent`.
 
-
-_EVALUATIONS: Final = {
-    "type": "array",
-    "items": {"$ref": "#/components/schemas/NewEvaluation"},
-    "minItems": 1,
-    "maxItems": MAX_BATCH,
-}
-_WRAPPED: Final = {"type": "object", "required": ["evaluations"], "properties": {"evaluations": _EVALUATIONS}}
-_FILE: Final = {"schema": {"type": "string", "format": "binary"}}
-# In the responses alone: generators of clients drop a route whose body may also be of a type that they do not know.
-_YAML_TEXT: Final = {"schema": {"type": "string", "description": "A YAML document."}}
-
-
-def _workflow(name: str) -> dict[str, Any]:
-    forms = [{"$ref": f"#/components/schemas/{form}"} for form in (name, "YamlWorkflow")]
-    told = f"JSON as here, or the same as YAML under `Content-Type: {YAML[0]}`."
-    return {"required": True, "description": told, "content": _json({"oneOf": forms})}
-
-
-_EVALUATION: Final = {"required": True, "content": _json({"$ref": "#/components/schemas/NewEvaluation"})}
-# Bodies that handlers read by themselves.
-_BODIES: Final = {
-    "upload_archive": _ARCHIVE,
-    "upload_artifact": {"required": True, "content": _json({"$ref": "#/components/schemas/Artifact"})},
-    **dict.fromkeys(("create_evaluation", "upload_metrics"), _EVALUATION),
-    "create_workflow": _workflow("NewWorkflow"),
-    **dict.fromkeys(("patch_workflow", "patch_workflow_put"), _workflow("PatchWorkflow")),
-    "create_batch": {"required": True, "content": _json({"anyOf": [_EVALUATIONS, _WRAPPED]})},
-}
-
-
-def operation_id(handler: HTTPRouteHandler, method: Method, path: list[str | Any]) -> str:
-    """`get_agent`; on further paths of one handler, with the path's first word: `get_execution_runtime`."""
+    Further paths of a handler add their first word (`get_execution_runtime`), and PUT beside PATCH adds `put`.
+    """
     words = [part for part in path if isinstance(part, str)][2:]
-    others = sorted(str(one) for one in handler.paths)
+    paths = sorted(str(handler_path) for handler_path in handler.paths)
     name = str(handler.fn.__name__)
-    if len(others) > 1 and handler.opt.get("home", others[0]).strip("/").split("/")[0] != words[0]:
+    if len(paths) > 1 and handler.opt.get(MAIN_PATH_KEY, paths[0]).strip("/").split("/")[0] != words[0]:
         name = f"{name}_{words[0].replace('-', '_')}"
-    return name if method in ("GET", "POST", "PATCH", "DELETE") else f"{name}_{method.lower()}"
+    if method not in _PLAIN_METHODS and len(handler.http_methods) > 1:
+        return f"{name}_{method.lower()}"
+    return name
 
 
-def finished(document: dict[str, Any]) -> dict[str, Any]:
-    """Litestar's document with our errors, headers and bodies in it."""
-    text = msgspec.json.encode(document).decode()
-    document = msgspec.json.decode(re.sub(r"(Listing|Series)_domain\.[\w.]+\.(\w+?)_\b", r"\1Of\2", text))
-    schemas = document["components"]["schemas"]
-    _, components = msgspec.json.schema_components(
-        [Problem, Artifact, NewEvaluation, NewWorkflow, PatchWorkflow, YamlWorkflow],
-        ref_template="#/components/schemas/{name}",
-    )
-    schemas.update(components | websockets.SCHEMAS)
-    _describe_items(schemas)
-    for path, item in document["paths"].items():
-        for method, operation in item.items():
-            _finish(path, method, operation)
+def build_document(app: Litestar) -> dict[str, Any]:
+    """Return the app's OpenAPI document."""
+    text = msgspec.json.encode(app.openapi_schema.to_schema()).decode()
+    document: dict[str, Any] = msgspec.json.decode(_GENERIC_NAME.sub(r"\2\1", text))
+    handlers = _list_handlers(app)
+    body_types: list[type] = [Problem]
+    for (path, method), handler in handlers.items():
+        _complete_operation(path, method, document["paths"][path][method], handler)
+        body_types += [kind for detail in handler.opt["details"] for kind in detail.body_types]
+    _, schemas = msgspec.json.schema_components(dict.fromkeys(body_types), ref_template=SCHEMA_REF)
+    components = document["components"]
+    components["schemas"].update(schemas | websockets.SCHEMAS)
+    components["responses"] = {_name_response(code): _describe_error(status) for status, code in _ERROR_CODES.items()}
+    _allow_any_items(components["schemas"])
     document["paths"].update(websockets.PATHS)
     return document
 
 
-def _describe_items(schema: Any) -> None:
-    """Say of every array that its items may be anything, where nothing is said: generators ask for that."""
+def _list_handlers(app: Litestar) -> dict[tuple[str, str], HTTPRouteHandler]:
+    """Return the handler of every documented operation, by path and method in lower case."""
+    return {
+        (route.path_format, method.lower()): handler
+        for route in app.routes
+        for handler in getattr(route, "route_handlers", ())
+        if isinstance(handler, HTTPRouteHandler) and handler.resolve_include_in_schema()
+        for method in handler.http_methods
+        if method != "OPTIONS"
+    }
+
+
+def _complete_operation(path: str, method: str, operation: dict[str, Any], handler: HTTPRouteHandler) -> None:
+    is_public = handler.opt["required_scope"] == NO_CALLER
+    if is_public:
+        operation["security"] = []
+    responses = operation["responses"]
+    for status, code in _ERROR_CODES.items():
+        responses.pop(status, None)
+        is_impossible = (
+            (status == "403" and is_public)
+            or (status == "404" and "{" not in path)
+            or (status in _WRITE_STATUSES and method == "get")
+        )
+        if not is_impossible:
+            responses[status] = {"$ref": f"#/components/responses/{_name_response(code)}"}
+    if "201" in responses:
+        responses["201"]["description"] = "Created"
+    operation.setdefault("parameters", [])
+    for detail in handler.opt["details"]:
+        detail.apply_to(operation)
+    if "requestBody" in operation:
+        operation["requestBody"] = _add_example(operation["requestBody"], find_example(operation["operationId"]))
+
+
+def _add_example(body: dict[str, Any], example: Any) -> dict[str, Any]:
+    content = {media_type: dict(schema) for media_type, schema in body["content"].items()}
+    if example is not None and "application/json" in content:
+        content["application/json"]["example"] = example
+    return {**body, "content": content}
+
+
+def _allow_any_items(schema: Any) -> None:
+    """Declare for every array without a type of items that they may be anything: generators of clients require it."""
     if isinstance(schema, dict):
         if schema.get("type") == "array" and not {"items", "prefixItems"} & schema.keys():
             schema["items"] = {}
         for value in schema.values():
-            _describe_items(value)
+            _allow_any_items(value)
     elif isinstance(schema, list):
         for value in schema:
-            _describe_items(value)
+            _allow_any_items(value)
 
 
-def _finish(path: str, method: str, operation: dict[str, Any]) -> None:
-    name = operation["operationId"]
-    public = path.startswith(("/health", "/metrics")) or name in ("register", "login", "refresh")
-    if public:
-        operation["security"] = []
-    codes = {**_ERRORS, **_ALWAYS}
-    if public:
-        codes.pop("403")
-    if "{" not in path:
-        codes.pop("404")
-    if method != "get":
-        codes |= {"409": "conflict", "413": "body_too_large"}
-    operation["responses"].pop("400", None)
-    for status, code in codes.items():
-        operation["responses"][status] = {
-            "description": TABLE[code][1],
-            "content": {
-                "application/problem+json": {
-                    "schema": {"$ref": "#/components/schemas/Problem"},
-                    "example": _example(path, int(status), code),
-                }
-            },
-        }
-    if "201" in operation["responses"]:
-        operation["responses"]["201"]["description"] = "Created"
-    headers = operation.setdefault("parameters", [])
-    if any(name.startswith(waiting) for waiting in _WAITING):
-        headers.append(_PREFER)
-    makes = "201" in operation["responses"] or name.startswith("generate")
-    if method == "post" and makes and name != "register":
-        headers.append(_KEY)
-    if name == "stream_events":
-        headers.append(_LAST)
-    if name in _BODIES:
-        operation["requestBody"] = _BODIES[name]
-    if "requestBody" in operation:
-        operation["requestBody"] = _with_example(operation["requestBody"], example_of(name))
-    if name == "get_artifact":
-        operation["responses"]["200"]["content"] = _json({"$ref": "#/components/schemas/Artifact"})
-    if name == "get_workflow":
-        operation["responses"]["200"]["content"]["text/yaml"] = _YAML_TEXT
-    if name.startswith("export_"):
-        operation["responses"]["200"]["content"] = dict.fromkeys(MEDIA.values(), _FILE)
-    if "application/octet-stream" in operation["responses"].get("200", {}).get("content", {}):
-        operation["responses"]["200"]["content"] = {"application/octet-stream": _FILE}
+def _name_response(code: str) -> str:
+    return "".join(word.capitalize() for word in code.split("_"))
 
 
-def _with_example(body: dict[str, Any], example: Any) -> dict[str, Any]:
-    content = {
-        kind: told | ({"example": example} if kind == "application/json" and example is not None else {})
-        for kind, told in body["content"].items()
-    }
-    return {**body, "content": content}
-
-
-def _example(path: str, status: int, code: str) -> dict[str, Any]:
-    told = {
+def _describe_error(status: str) -> dict[str, Any]:
+    code = _ERROR_CODES[status]
+    title = ERROR_TABLE[code][1]
+    example: dict[str, Any] = {
         "type": f"urn:paddock:error:{code}",
-        "title": TABLE[code][1],
-        "status": status,
-        "detail": TABLE[code][1] + ".",
-        "instance": path,
+        "title": title,
+        "status": int(status),
+        "detail": f"{title}.",
+        "instance": "/api/v1/agents",
         "error": code,
         "request_id": "req_01k0000000000000000000000",
     }
     if code == "invalid_field":
-        told["errors"] = [{"field": "name", "message": "is required."}]
-    return told | ({"retry_after": 60} if status == 429 else {})
+        example["errors"] = [{"field": "name", "message": "is required."}]
+    if status == "429":
+        example["retry_after"] = 60
+    schema = {"$ref": SCHEMA_REF.format(name=Problem.__name__)}
+    return {"description": title, "content": {_PROBLEM_TYPE: {"schema": schema, "example": example}}}

@@ -1,53 +1,57 @@
-"""Keys for outside services: keep, list, change, remove. None is ever shown."""
+"""Handle keys for outside services: create, list, get, update and delete. No answer shows a key."""
 
 from litestar import Response, Router, delete, get, post, route
 
-from api.front import Front, created, needs
-from api.requests import HttpRequest
+from api.idempotency import ResourceCreator
+from api.operations import IDEMPOTENCY_KEY, requires_scope
+from api.requests import HttpRequest, Store
 from domain import provider_keys
 from domain.provider_keys import NewProviderKey, PatchProviderKey, ProviderKey
 from domain.shared.access import Caller
 from domain.shared.pages import Listing, Page
+from infra.credentials import Keyring
 
-_ONE = "/provider-keys/{provider_key_id:str}"
+_ITEM_PATH = "/provider-keys/{provider_key_id:str}"
 
 
-@post("/provider-keys", opt=needs("write:catalog"))
+@post("/provider-keys", opt=requires_scope("write:catalog", IDEMPOTENCY_KEY))
 async def create_provider_key(
-    front: Front, request: HttpRequest, caller: Caller, data: NewProviderKey
+    creator: ResourceCreator, keyring: Keyring, request: HttpRequest, caller: Caller, data: NewProviderKey
 ) -> Response[ProviderKey]:
-    """Keep a key for an outside service. It is sealed, and no answer shows it."""
-    seal = front.keyring.seal
-    return await created(front, request, caller, lambda tx: provider_keys.create(tx, caller, data, seal))
+    """Store a key for an outside service. It is encrypted, and no answer shows it."""
+    seal = keyring.seal
+    return await creator.create_idempotently(request, caller, lambda tx: provider_keys.create(tx, caller, data, seal))
 
 
-@get("/provider-keys", opt=needs("read:catalog"))
+@get("/provider-keys", opt=requires_scope("read:catalog"))
 async def list_provider_keys(
-    front: Front, caller: Caller, part: Page, service: str | None = None
+    store: Store, caller: Caller, pagination: Page, service: str | None = None
 ) -> Listing[ProviderKey]:
-    """The tenant's keys for outside services, newest first."""
-    async with front.store.begin(caller) as tx:
-        return await provider_keys.list_keys(tx, part, service)
+    """List the tenant's keys for outside services, newest first."""
+    async with store.begin(caller) as tx:
+        return await provider_keys.list_keys(tx, pagination, service)
 
 
-@get(_ONE, opt=needs("read:catalog"))
-async def get_provider_key(front: Front, caller: Caller, provider_key_id: str) -> ProviderKey:
-    """A key by id, name or slug."""
-    async with front.store.begin(caller) as tx:
+@get(_ITEM_PATH, opt=requires_scope("read:catalog"))
+async def get_provider_key(store: Store, caller: Caller, provider_key_id: str) -> ProviderKey:
+    """Return a key by id, name or slug, without its value."""
+    async with store.begin(caller) as tx:
         return await provider_keys.get(tx, provider_key_id)
 
 
-@route(_ONE, http_method=["PATCH", "PUT"], opt=needs("write:catalog"), status_code=200)
-async def patch_provider_key(front: Front, caller: Caller, provider_key_id: str, data: PatchProviderKey) -> ProviderKey:
-    """Change what was sent; PUT does the same. Models and tools that name a renamed key follow it."""
-    async with front.store.begin(caller) as tx:
-        return await provider_keys.patch(tx, provider_key_id, data, front.keyring.seal)
+@route(_ITEM_PATH, http_method=["PATCH", "PUT"], opt=requires_scope("write:catalog"), status_code=200)
+async def update_provider_key(
+    store: Store, keyring: Keyring, caller: Caller, provider_key_id: str, data: PatchProviderKey
+) -> ProviderKey:
+    """Change the fields that are sent; PUT does the same. Models and tools follow a renamed key."""
+    async with store.begin(caller) as tx:
+        return await provider_keys.patch(tx, provider_key_id, data, keyring.seal)
 
 
-@delete(_ONE, opt=needs("write:catalog"))
-async def delete_provider_key(front: Front, caller: Caller, provider_key_id: str) -> None:
-    """Remove a key for good. One that a model or a tool names stays, with 409."""
-    async with front.store.begin(caller) as tx:
+@delete(_ITEM_PATH, opt=requires_scope("write:catalog"))
+async def delete_provider_key(store: Store, caller: Caller, provider_key_id: str) -> None:
+    """Delete a key permanently. A key that a model or a tool uses is refused with 409."""
+    async with store.begin(caller) as tx:
         await provider_keys.delete(tx, provider_key_id)
 
 
@@ -57,7 +61,7 @@ router = Router(
         create_provider_key,
         list_provider_keys,
         get_provider_key,
-        patch_provider_key,
+        update_provider_key,
         delete_provider_key,
     ],
     tags=["provider keys"],

@@ -1,34 +1,35 @@
-"""The queues, for admins."""
+"""Report the state of the queues to admins."""
 
 from litestar import Router, get
 
-from api.front import Front, needs
+from api.operations import requires_scope
+from api.requests import Store
 from domain.queues import ALIVE, QueueStats, WorkerInfo
 from domain.shared.access import OPERATORS, Caller
 from domain.shared.pages import Listing
 
 
-class Queues(Listing[QueueStats], frozen=True, kw_only=True):
-    """Every lane, and the workers that were alive a moment ago. `queues` is `items`."""
+class QueueOverview(Listing[QueueStats], frozen=True, kw_only=True):
+    """List every lane, and the workers that are alive. `queues` is the same list as `items`."""
 
     queues: list[QueueStats]
     workers: list[WorkerInfo]
 
 
-@get("/queues", opt=needs("admin"))
-async def get_queues(front: Front, caller: Caller) -> Queues:
-    """Depth, running, failed in the last day and oldest waiting, per lane: of all tenants for the operators' admins.
+@get("/queues", opt=requires_scope("admin"))
+async def get_queues(store: Store, caller: Caller) -> QueueOverview:
+    """Return depth, running rows, failures of the last day and oldest waiting row per lane.
 
-    An admin of another tenant sees that tenant's rows and no workers.
+    Admins of the operators' tenant see all tenants; other admins see their own tenant's rows and no workers.
     """
-    async with front.store.begin(caller) as tx:
+    async with store.begin(caller) as tx:
         if caller.tenant_id != OPERATORS:
-            return _listed(await tx.queues.stats(tx.now, caller.tenant_id), [])
-        return _listed(await tx.queues.stats(tx.now), await tx.queues.workers(tx.now - ALIVE))
+            return _make_overview(await tx.queues.stats(tx.now, caller.tenant_id), [])
+        return _make_overview(await tx.queues.stats(tx.now), await tx.queues.workers(tx.now - ALIVE))
 
 
-def _listed(lanes: list[QueueStats], workers: list[WorkerInfo]) -> Queues:
-    return Queues(
+def _make_overview(lanes: list[QueueStats], workers: list[WorkerInfo]) -> QueueOverview:
+    return QueueOverview(
         items=lanes, queues=lanes, workers=workers, total=len(lanes), limit=len(lanes), offset=0, has_more=False
     )
 

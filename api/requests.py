@@ -1,30 +1,44 @@
-"""A request, as handlers see it, and the key that makes repeating it safe."""
+"""Define what handlers receive: the request, the store, and the headers they read by hand."""
 
 import functools
-import hashlib
-from typing import Any
+import re
+from typing import Annotated, Any, Final
 
 from litestar import Request
+from litestar.params import Parameter, SkipValidation
 from litestar.types import Empty
 
-from api.bodies import decode_body, read_aside
+from api.bodies import decode_body, run_off_loop
+from domain import ports
 from domain.shared.errors import invalid
-from domain.shared.idempotency import MAX_KEY
 from domain.shared.unicode_text import mend_json
 
 # What Litestar calls a request; we use none of its three type parameters.
 HttpRequest = Request[Any, Any, Any]
+# Protocols have no instances that Litestar could check.
+Store = SkipValidation[ports.Store]
+Blobs = SkipValidation[ports.Blobs]
+# A time in a query, read by `domain.shared.times`; as the end of a stretch, a date is the whole of that day.
+QueryTime = Annotated[
+    str | None,
+    Parameter(
+        description="A date, a time (RFC 3339) or seconds since 1970, in UTC unless it names another zone. "
+        "A date at the end of a range includes that whole day."
+    ),
+]
+MAX_WAIT_SECONDS: Final = 60
+_WAIT_PATTERN: Final = re.compile(r"(?:^|[,;\s])wait=(\d+)(?:$|[,;\s])")
 
 
 class MendingRequest(HttpRequest):
-    """A request whose body is mended when it is first read, and whose JSON is bounded and of the handler's type."""
+    """Mend a request's body when it is first read, and bound its JSON and decode it as the handler's type."""
 
     async def body(self) -> bytes:
         """Return the body; in JSON, halves of surrogate pairs are mended (see `domain.shared.unicode_text`)."""
-        first = self._connection_state.body is Empty
+        is_first_read = self._connection_state.body is Empty
         body = await super().body()
-        if first and "yaml" not in self.content_type[0]:
-            mended = await read_aside(len(body), functools.partial(mend_json, body))
+        if is_first_read and "yaml" not in self.content_type[0]:
+            mended = await run_off_loop(len(body), functools.partial(mend_json, body))
             body = self._body = self._connection_state.body = mended
         return body
 
@@ -32,17 +46,13 @@ class MendingRequest(HttpRequest):
         """Return the body as the type of the handler's `data`. Errors: `malformed_request`, `invalid_field`."""
         body = await self.body()
         kind = self.route_handler.parsed_fn_signature.parameters["data"].raw
-        return await read_aside(len(body), functools.partial(decode_body, body, kind))
+        return await run_off_loop(len(body), functools.partial(decode_body, body, kind))
 
 
-def idempotency_key(request: HttpRequest) -> str | None:
-    """The request's Idempotency-Key. Errors: `invalid_field`."""
-    key = request.headers.get("Idempotency-Key")
-    if key is not None and not (0 < len(key) <= MAX_KEY and key.isprintable()):
-        raise invalid("Idempotency-Key", f"must be 1 to {MAX_KEY} printable characters.")
-    return key
-
-
-def asked_for(request: HttpRequest, body: bytes) -> bytes:
-    """A hash of what a request asks for: its method, its path and its body."""
-    return hashlib.sha256(f"{request.method} {request.url.path}\n".encode() + body).digest()
+def read_preferred_wait(request: HttpRequest) -> int:
+    """Return the seconds of `Prefer: wait=N` (RFC 7240), 0 without. Errors: `invalid_field` past a minute."""
+    match = _WAIT_PATTERN.search(request.headers.get("Prefer", ""))
+    seconds = int(match.group(1)[:9]) if match else 0
+    if seconds > MAX_WAIT_SECONDS:
+        raise invalid("Prefer", f"wait must be at most {MAX_WAIT_SECONDS} seconds.")
+    return seconds

@@ -1,37 +1,39 @@
-"""Statistics over artifacts."""
+"""Handle statistics over artifacts."""
 
 from litestar import Router, get
-from litestar.di import Provide
 
-from api.artifacts import provide_filter
-from api.front import Front, needs
+from api.artifacts import ARTIFACT_QUERY, ArtifactQuery
+from api.operations import requires_scope
+from api.requests import Store
 from domain.artifacts import service
-from domain.artifacts.service import ArtifactPoint, ArtifactStats, Filter
+from domain.artifacts.service import ArtifactPoint, ArtifactStats
 from domain.shared.access import Caller
 from domain.stats import Bucket, Series, series_of
 
-_READ = needs("read:stats")
+_READ = requires_scope("read:stats")
 
 
 @get("/stats", opt=_READ)
-async def get_stats(front: Front, caller: Caller, narrowed: Filter) -> ArtifactStats:
-    """Figures over artifacts. Exact at any moment."""
-    async with front.store.begin(caller) as tx:
-        return await service.stats(tx, narrowed)
+async def get_artifact_stats(store: Store, caller: Caller, query_filter: ArtifactQuery) -> ArtifactStats:
+    """Return statistics over artifacts. They are exact at any moment."""
+    artifact_filter = query_filter.to_filter(caller)
+    async with store.begin(caller) as tx:
+        return await service.stats(tx, artifact_filter)
 
 
 @get("/stats/timeseries", opt=_READ)
-async def get_timeseries(
-    front: Front, caller: Caller, narrowed: Filter, days: int = 7, bucket: Bucket = "day"
+async def get_artifact_timeseries(
+    store: Store, caller: Caller, query_filter: ArtifactQuery, days: int = 7, bucket: Bucket = "day"
 ) -> Series[ArtifactPoint]:
-    """Artifacts of the last `days` dates (UTC), per day or hour, oldest first."""
-    async with front.store.begin(caller) as tx:
-        return series_of(await service.timeseries(tx, narrowed, days, bucket), days, bucket)
+    """Return statistics over the artifacts of the last `days` dates (UTC), per day or hour, oldest first."""
+    artifact_filter = query_filter.to_filter(caller)
+    async with store.begin(caller) as tx:
+        return series_of(await service.timeseries(tx, artifact_filter, days, bucket), days, bucket)
 
 
 router = Router(
     "/",
-    route_handlers=[get_stats, get_timeseries],
-    dependencies={"narrowed": Provide(provide_filter, sync_to_thread=False)},
+    route_handlers=[get_artifact_stats, get_artifact_timeseries],
+    dependencies=ARTIFACT_QUERY,
     tags=["stats"],
 )

@@ -1,29 +1,30 @@
-"""The caller's tenant: see it, and limit how much of it runs at the same time."""
+"""Handle the caller's tenant: get it and update its limits."""
 
 from litestar import Router, get, patch
 
-from api.front import Front, needs
+from api.operations import requires_scope
+from api.requests import Store
 from domain.accounts import tenants
 from domain.accounts.tenants import PatchTenant, Tenant
 from domain.shared.access import Caller
 
 
-@get("/tenant", opt=needs("read:agents"))
-async def get_tenant(front: Front, caller: Caller) -> Tenant:
-    """The caller's tenant."""
-    async with front.store.begin(caller) as tx:
+@get("/tenant", opt=requires_scope("read:agents"))
+async def get_tenant(store: Store, caller: Caller) -> Tenant:
+    """Return the caller's tenant."""
+    async with store.begin(caller) as tx:
         return await tenants.get(tx, caller)
 
 
-@patch("/tenant", opt=needs("admin"))
-async def patch_tenant(front: Front, caller: Caller, data: PatchTenant) -> Tenant:
-    """Change what was sent. Executions beyond `max_concurrency` wait for those that run.
+@patch("/tenant", opt=requires_scope("admin"))
+async def update_tenant(store: Store, caller: Caller, data: PatchTenant) -> Tenant:
+    """Change the fields that are sent. Executions beyond `max_concurrency` wait for running ones to end.
 
-    Artifacts, evaluations, costs, ended executions and unused versions from more than `retention_days` ago are deleted
-    within the hour.
+    Artifacts, evaluations, costs, ended executions and unused versions older than `retention_days` are deleted within
+    an hour.
     """
-    async with front.store.begin(caller) as tx:
+    async with store.begin(caller) as tx:
         return await tenants.patch(tx, caller, data)
 
 
-router = Router("/", route_handlers=[get_tenant, patch_tenant], tags=["accounts"])
+router = Router("/", route_handlers=[get_tenant, update_tenant], tags=["accounts"])

@@ -1,11 +1,13 @@
-"""The catalogue of tools: built in, custom HTTP calls, MCP servers."""
+"""Handle the catalogue of tools: built-in tools, custom HTTP calls and MCP servers."""
 
 from typing import Any
 
 from litestar import Response, Router, delete, get, patch, post, route
 
-from api.front import Front, created, needs, started
-from api.requests import HttpRequest
+from api.idempotency import ResourceCreator
+from api.operations import IDEMPOTENCY_KEY, requires_scope
+from api.requests import HttpRequest, Store
+from api.waiting import ExecutionStarter
 from domain import tools
 from domain.executions import Execution
 from domain.executions.service import start_call
@@ -14,88 +16,90 @@ from domain.shared.errors import DomainError
 from domain.shared.pages import Listing, Page
 from domain.tools import ExecuteTool, Filter, NewTool, PatchTool, Tool, ToolAnswer, ToolType
 
-_ONE = "/tools/{tool_id:str}"
-# Seconds for which a call is waited for.
-PATIENCE = 60
+_ITEM_PATH = "/tools/{tool_id:str}"
+# How long callers wait for a call if they send no `Prefer`.
+TOOL_CALL_WAIT_SECONDS = 60
 
 
-@post("/tools", opt=needs("write:catalog"))
-async def create_tool(front: Front, request: HttpRequest, caller: Caller, data: NewTool) -> Response[Tool]:
-    """Add a custom HTTP tool or an MCP server."""
-    return await created(front, request, caller, lambda tx: tools.create(tx, caller, data))
+@post("/tools", opt=requires_scope("write:catalog", IDEMPOTENCY_KEY))
+async def create_tool(creator: ResourceCreator, request: HttpRequest, caller: Caller, data: NewTool) -> Response[Tool]:
+    """Create a custom HTTP tool, or add an MCP server."""
+    return await creator.create_idempotently(request, caller, lambda tx: tools.create(tx, caller, data))
 
 
-@get("/tools", opt=needs("read:catalog"))
+@get("/tools", opt=requires_scope("read:catalog"))
 async def list_tools(
-    front: Front,
+    store: Store,
     caller: Caller,
-    part: Page,
+    pagination: Page,
     category: str | None = None,
     enabled: bool | None = None,
     tool_type: ToolType | None = None,
 ) -> Listing[Tool]:
-    """The tenant's own tools, newest first, then the built-in ones."""
-    async with front.store.begin(caller) as tx:
-        return await tools.list_tools(tx, caller, part, Filter(category, enabled, tool_type))
+    """List the tenant's own tools, newest first, then the built-in ones."""
+    async with store.begin(caller) as tx:
+        return await tools.list_tools(tx, caller, pagination, Filter(category, enabled, tool_type))
 
 
-@get("/tools/enabled", opt=needs("read:catalog"))
+@get("/tools/enabled", opt=requires_scope("read:catalog"))
 async def list_enabled_tools(
-    front: Front, caller: Caller, part: Page, category: str | None = None, tool_type: ToolType | None = None
+    store: Store, caller: Caller, pagination: Page, category: str | None = None, tool_type: ToolType | None = None
 ) -> Listing[Tool]:
-    """The same without disabled ones: what agents can be given."""
-    async with front.store.begin(caller) as tx:
-        return await tools.list_tools(tx, caller, part, Filter(category, True, tool_type))
+    """List the enabled tools, which agents can use."""
+    async with store.begin(caller) as tx:
+        return await tools.list_tools(tx, caller, pagination, Filter(category, True, tool_type))
 
 
-@get("/tools/configurations/{tool_name:str}/schema", opt=needs("read:catalog"))
-async def get_tool_schema(front: Front, caller: Caller, tool_name: str) -> dict[str, Any]:
-    """A JSON Schema: of what a tool's calls take, or for `custom` and `mcp` of their `configuration`."""
-    async with front.store.begin(caller) as tx:
+@get("/tools/configurations/{tool_name:str}/schema", opt=requires_scope("read:catalog"))
+async def get_tool_schema(store: Store, caller: Caller, tool_name: str) -> dict[str, Any]:
+    """Return a JSON Schema: of a tool's arguments, or for `custom` and `mcp` of their `configuration`."""
+    async with store.begin(caller) as tx:
         return await tools.schema(tx, caller, tool_name)
 
 
-@get(_ONE, opt=needs("read:catalog"))
-async def get_tool(front: Front, caller: Caller, tool_id: str) -> Tool:
-    """A tool by id, name or slug."""
-    async with front.store.begin(caller) as tx:
+@get(_ITEM_PATH, opt=requires_scope("read:catalog"))
+async def get_tool(store: Store, caller: Caller, tool_id: str) -> Tool:
+    """Return a tool by id, name or slug."""
+    async with store.begin(caller) as tx:
         return await tools.get(tx, caller, tool_id)
 
 
-@route(_ONE, http_method=["PATCH", "PUT"], opt=needs("write:catalog"), status_code=200)
-async def patch_tool(front: Front, caller: Caller, tool_id: str, data: PatchTool) -> Tool:
-    """Change what was sent; PUT does the same. A built-in tool takes `enabled` alone."""
-    async with front.store.begin(caller) as tx:
+@route(_ITEM_PATH, http_method=["PATCH", "PUT"], opt=requires_scope("write:catalog"), status_code=200)
+async def update_tool(store: Store, caller: Caller, tool_id: str, data: PatchTool) -> Tool:
+    """Change the fields that are sent; PUT does the same. A built-in tool only takes `enabled`."""
+    async with store.begin(caller) as tx:
         return await tools.patch(tx, caller, tool_id, data)
 
 
-@patch("/tools/{tool_id:str}/toggle-enabled", opt=needs("write:catalog"))
-async def toggle_tool(front: Front, caller: Caller, tool_id: str) -> Tool:
-    """Disable an enabled tool, enable a disabled one; built-in ones for this tenant alone."""
-    async with front.store.begin(caller) as tx:
+@patch("/tools/{tool_id:str}/toggle-enabled", opt=requires_scope("write:catalog"))
+async def toggle_tool(store: Store, caller: Caller, tool_id: str) -> Tool:
+    """Disable an enabled tool, or enable a disabled one. A built-in tool changes for this tenant only."""
+    async with store.begin(caller) as tx:
         return await tools.toggle(tx, caller, tool_id)
 
 
-@delete(_ONE, opt=needs("write:catalog"))
-async def delete_tool(front: Front, caller: Caller, tool_id: str) -> None:
-    """Remove a tool. Built-in ones can be disabled only."""
-    async with front.store.begin(caller) as tx:
+@delete(_ITEM_PATH, opt=requires_scope("write:catalog"))
+async def delete_tool(store: Store, caller: Caller, tool_id: str) -> None:
+    """Delete a tool. Built-in tools can only be disabled."""
+    async with store.begin(caller) as tx:
         await tools.delete(tx, caller, tool_id)
 
 
-@post("/tools/{tool_id:str}/execute", opt=needs("run:agents"), status_code=200)
+@post("/tools/{tool_id:str}/execute", opt=requires_scope("run:agents"), status_code=200)
 async def execute_tool(
-    front: Front, request: HttpRequest, caller: Caller, tool_id: str, data: ExecuteTool
+    starter: ExecutionStarter, request: HttpRequest, caller: Caller, tool_id: str, data: ExecuteTool
 ) -> Response[ToolAnswer]:
-    """Call a tool and answer with its result: within a minute, or with the execution to ask for it later.
+    """Call a tool and return its result. After a minute without one, poll the execution that the answer names.
 
     Errors of the tool are 422 `tool_failed`. The call is an execution; its files are at `/executions/{id}/files`.
     """
-    ended = await started(front, request, caller, lambda tx: start_call(tx, caller, tool_id, data), PATIENCE)
-    return Response(_answer(ended.content), headers=ended.headers)
+    ended = await starter.start_execution(
+        request, caller, lambda tx: start_call(tx, caller, tool_id, data), TOOL_CALL_WAIT_SECONDS
+    )
+    return Response(_answer_from_execution(ended.content), headers=ended.headers)
 
 
-def _answer(call: Execution) -> ToolAnswer:
+def _answer_from_execution(call: Execution) -> ToolAnswer:
     if call.error_type is not None:
         raise DomainError("tool_failed", call.error_message or "The tool failed.")
     return ToolAnswer(result=call.output_data, execution_id=call.id, status=call.status)
@@ -109,7 +113,7 @@ router = Router(
         list_enabled_tools,
         get_tool_schema,
         get_tool,
-        patch_tool,
+        update_tool,
         toggle_tool,
         delete_tool,
         execute_tool,

@@ -1,25 +1,26 @@
-"""What an execution was made of, as a tree of spans."""
+"""Handle traces of executions: trees of spans."""
 
 import asyncio
 
 from litestar import Router, get
 
-from api.front import Front, needs
+from api.operations import requires_scope
+from api.requests import Store
 from domain import traces
 from domain.shared.access import Caller
 from domain.traces import Trace
 
 
-@get("/execution-trace/{execution_id:str}", opt=needs("read:executions"))
-async def get_trace(front: Front, caller: Caller, execution_id: str, content: bool = False) -> Trace:
-    """The trace of an execution, also while it runs: its steps, agents, calls of models and tools, and their cost.
+@get("/execution-trace/{execution_id:str}", opt=requires_scope("read:executions"))
+async def get_trace(store: Store, caller: Caller, execution_id: str, content: bool = False) -> Trace:
+    """Return the trace of an execution, even while it runs: its steps, agents, model and tool calls, and their cost.
 
-    With `content`, spans show what was asked and answered too, up to 4 KiB each.
+    With `content`, spans include inputs and outputs, up to 4 KiB each.
     """
-    async with front.store.begin(caller) as tx:
-        found = await traces.read(tx, execution_id, content)
-    # There may be thousands of spans; others have their turn meanwhile.
-    return await asyncio.to_thread(traces.trace, found)
+    async with store.begin(caller) as tx:
+        records = await traces.read(tx, execution_id, content)
+    # There may be thousands of spans; a thread keeps the event loop free.
+    return await asyncio.to_thread(traces.trace, records)
 
 
 router = Router("/", route_handlers=[get_trace], tags=["executions"])

@@ -1,9 +1,11 @@
-"""How the OpenAPI document describes WebSockets, for which OpenAPI has no words of its own.
+"""Describe the WebSockets in the OpenAPI document, although OpenAPI has no notion of them.
 
-Each is a GET that answers 101; what is sent both ways is in `x-websocket`, by schema.
+Each is a GET that answers 101; `x-websocket` lists the schemas of the messages in both directions.
 """
 
 from typing import Any, Final
+
+from domain.executions import Start
 
 _ID: Final = {"type": "string"}
 SCHEMAS: Final[dict[str, Any]] = {
@@ -13,7 +15,10 @@ SCHEMAS: Final[dict[str, Any]] = {
         "type": "object",
         "required": ["seq", "type", "at"],
         "properties": {
-            "seq": {"type": "integer", "description": "Its number in the log; a stream can be resumed after it."},
+            "seq": {
+                "type": "integer",
+                "description": "The event's number in the log; a stream can be resumed after it.",
+            },
             "type": {"type": "string", "examples": ["status", "log", "token", "thinking", "tool_call", "tool_result"]},
             "at": {"type": "string", "format": "date-time"},
         },
@@ -21,7 +26,7 @@ SCHEMAS: Final[dict[str, Any]] = {
     },
     "StreamComplete": {
         "title": "StreamComplete",
-        "description": "What an execution came to, after its last event.",
+        "description": "The result of an execution, sent after its last event.",
         "type": "object",
         "required": ["type", "execution_id", "status", "result", "cost"],
         "properties": {
@@ -36,7 +41,7 @@ SCHEMAS: Final[dict[str, Any]] = {
     },
     "StreamError": {
         "title": "StreamError",
-        "description": "Why a stream ends; the socket is closed after it.",
+        "description": "The error that ends a stream; the socket is closed after it.",
         "type": "object",
         "required": ["type", "error", "detail"],
         "properties": {
@@ -48,7 +53,7 @@ SCHEMAS: Final[dict[str, Any]] = {
     },
     "StreamResume": {
         "title": "StreamResume",
-        "description": "Go on reading an execution of this agent after an event.",
+        "description": "Resume reading an execution of this agent after an event.",
         "type": "object",
         "required": ["execution_id"],
         "properties": {"execution_id": _ID, "after": {"type": "integer", "minimum": 0, "default": 0}},
@@ -57,11 +62,13 @@ SCHEMAS: Final[dict[str, Any]] = {
 }
 
 
-def _refer(*names: str) -> list[dict[str, str]]:
+def _list_references(*names: str) -> list[dict[str, str]]:
     return [{"$ref": f"#/components/schemas/{name}"} for name in names]
 
 
-def _operation(operation_id: str, summary: str, told: str, parameters: list[Any], **messages: Any) -> dict[str, Any]:
+def _describe_socket(
+    operation_id: str, summary: str, description: str, parameters: list[Any], **messages: Any
+) -> dict[str, Any]:
     token = {
         "name": "access_token",
         "in": "query",
@@ -73,39 +80,39 @@ def _operation(operation_id: str, summary: str, told: str, parameters: list[Any]
         "tags": ["logs and events"],
         "operationId": operation_id,
         "summary": summary,
-        "description": told,
+        "description": description,
         "deprecated": False,
         "parameters": [*parameters, token],
-        "responses": {"101": {"description": "The connection is a WebSocket from here on."}},
+        "responses": {"101": {"description": "The connection becomes a WebSocket."}},
         "x-websocket": messages,
     }
 
 
-def _path_id(name: str) -> dict[str, Any]:
+def _describe_path_id(name: str) -> dict[str, Any]:
     return {"name": name, "in": "path", "required": True, "schema": _ID}
 
 
 PATHS: Final[dict[str, Any]] = {
     "/api/v1/agents/{agent_id}/stream": {
-        "get": _operation(
+        "get": _describe_socket(
             "stream_agent",
             "Stream Agent (WebSocket)",
-            "Send what to run as JSON (`Start`) and receive the events of its execution as they happen, then a "
+            f"Send the input of a run as JSON (`{Start.__name__}`), receive the events of its execution, live, then a "
             "`StreamComplete`. Several may be sent, one after the other. Closing the socket stops no execution: "
-            "`StreamResume` goes on reading one. Before it is closed for a reason, a `StreamError` tells it.",
-            [_path_id("agent_id")],
-            send=_refer("Start", "StreamResume"),
-            receive=_refer("StreamedEvent", "StreamComplete", "StreamError"),
+            "`StreamResume` resumes reading one. A `StreamError` is sent before the socket is closed for an error.",
+            [_describe_path_id("agent_id")],
+            send=_list_references(Start.__name__, "StreamResume"),
+            receive=_list_references("StreamedEvent", "StreamComplete", "StreamError"),
         )
     },
     "/api/v1/execution-logs/{execution_id}/stream": {
-        "get": _operation(
+        "get": _describe_socket(
             "stream_logs",
             "Stream Logs (WebSocket)",
             "Receive the event log of an execution, live, one JSON object per message. After the last event the socket "
             "is closed (1000).",
             [
-                _path_id("execution_id"),
+                _describe_path_id("execution_id"),
                 {
                     "name": "after",
                     "in": "query",
@@ -115,7 +122,7 @@ PATHS: Final[dict[str, Any]] = {
                 },
             ],
             send=[],
-            receive=_refer("StreamedEvent", "StreamError"),
+            receive=_list_references("StreamedEvent", "StreamError"),
         )
     },
 }

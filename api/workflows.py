@@ -1,4 +1,4 @@
-"""Workflows: create, list, change, delete, execute. They come and go as JSON or as YAML."""
+"""Handle workflows, as JSON or YAML: create, list, get, update, delete and execute."""
 
 import asyncio
 import functools
@@ -6,74 +6,121 @@ from typing import TypeVar
 
 from litestar import Response, Router, delete, get, post, route
 
-from api.front import Front, created, needs, started
-from api.requests import HttpRequest
+from api.idempotency import ResourceCreator
+from api.keyed_locks import KeyedLocks
+from api.operations import (
+    IDEMPOTENCY_KEY,
+    PREFER_WAIT,
+    RequestBody,
+    ResponseContent,
+    read_body_as,
+    requires_scope,
+)
+from api.requests import HttpRequest, Store
+from api.waiting import ExecutionStarter
 from domain import launch, workflows
 from domain.executions import Execution, Start
 from domain.shared.access import Caller
 from domain.shared.pages import Listing, Page
-from domain.workflows import MAX_BODY, YAML, NewWorkflow, PatchWorkflow, Sent, Workflow, WorkflowItem, WorkflowStatus
+from domain.workflows import (
+    MAX_BODY,
+    YAML,
+    NewWorkflow,
+    PatchWorkflow,
+    Sent,
+    Workflow,
+    WorkflowItem,
+    WorkflowStatus,
+    YamlWorkflow,
+)
 
 T = TypeVar("T")
-_ONE = "/workflows/{workflow_id:str}"
-# Reading a larger body takes longer than others should wait.
-READ_AT_ONCE = 16 * 1024
+_ITEM_PATH = "/workflows/{workflow_id:str}"
+# Reading a larger body would block the event loop for too long.
+MAX_INLINE_READ_BYTES = 16 * 1024
 
 
-async def _sent(request: HttpRequest, kind: type[T]) -> Sent[T]:
+# In responses alone: generators of clients drop a route whose body may also have a type that they do not know.
+_YAML_RESPONSE = ResponseContent(
+    content={"text/yaml": {"schema": {"type": "string", "description": "A YAML document."}}}, adds=True
+)
+
+
+def _describe_body(kind: type) -> RequestBody:
+    description = f"JSON of this schema, or the same as YAML with `Content-Type: {YAML[0]}`."
+    return read_body_as(kind, YamlWorkflow, description=description)
+
+
+async def _read_body(request: HttpRequest, kind: type[T]) -> Sent[T]:
     body = await request.body()
     read = functools.partial(workflows.read, body, request.content_type[0], kind)
-    return read() if len(body) <= READ_AT_ONCE else await asyncio.to_thread(read)
+    return read() if len(body) <= MAX_INLINE_READ_BYTES else await asyncio.to_thread(read)
 
 
-@post("/workflows", opt=needs("write:catalog"), request_max_body_size=MAX_BODY)
-async def create_workflow(front: Front, request: HttpRequest, caller: Caller) -> Response[Workflow]:
-    """Create a workflow of JSON or YAML. Whatever is wrong with it is told at once, each mistake with its place."""
-    sent = await _sent(request, NewWorkflow)
-    async with front.workflows.of(caller.tenant_id):
-        return await created(front, request, caller, lambda tx: workflows.create(tx, caller, sent))
+@post(
+    "/workflows",
+    opt=requires_scope("write:catalog", IDEMPOTENCY_KEY, _describe_body(NewWorkflow)),
+    request_max_body_size=MAX_BODY,
+)
+async def create_workflow(
+    creator: ResourceCreator, workflow_locks: KeyedLocks, request: HttpRequest, caller: Caller
+) -> Response[Workflow]:
+    """Create a workflow from JSON or YAML. The answer lists all errors at once, each with its place."""
+    body = await _read_body(request, NewWorkflow)
+    async with workflow_locks.get_lock(caller.tenant_id):
+        return await creator.create_idempotently(request, caller, lambda tx: workflows.create(tx, caller, body))
 
 
-@get("/workflows", opt=needs("read:catalog"))
+@get("/workflows", opt=requires_scope("read:catalog"))
 async def list_workflows(
-    front: Front, caller: Caller, part: Page, status: WorkflowStatus | None = None
+    store: Store, caller: Caller, pagination: Page, status: WorkflowStatus | None = None
 ) -> Listing[WorkflowItem]:
-    """The tenant's workflows, newest first. `steps` is how many each has."""
-    async with front.store.begin(caller) as tx:
-        return await workflows.list_workflows(tx, part, status)
+    """List the tenant's workflows, newest first. `steps` is the number of its steps."""
+    async with store.begin(caller) as tx:
+        return await workflows.list_workflows(tx, pagination, status)
 
 
-@get(_ONE, opt=needs("read:catalog"))
-async def get_workflow(front: Front, request: HttpRequest, caller: Caller, workflow_id: str) -> Response[Workflow]:
-    """A workflow by id or name. With `Accept: application/yaml` as YAML that makes the same one again."""
-    async with front.store.begin(caller) as tx:
-        found = await workflows.get(tx, workflow_id)
-    wanted = request.accept.best_match(["application/json", *YAML])
-    if wanted in YAML:
-        return Response(workflows.written(found).encode(), media_type=wanted)  # type: ignore[arg-type]
-    return Response(found)
+@get(_ITEM_PATH, opt=requires_scope("read:catalog", _YAML_RESPONSE))
+async def get_workflow(store: Store, request: HttpRequest, caller: Caller, workflow_id: str) -> Response[Workflow]:
+    """Return a workflow by id or name. `Accept: application/yaml` returns YAML that creates the same workflow."""
+    async with store.begin(caller) as tx:
+        workflow = await workflows.get(tx, workflow_id)
+    media_type = request.accept.best_match(["application/json", *YAML])
+    if media_type in YAML:
+        return Response(workflows.written(workflow).encode(), media_type=media_type)  # type: ignore[arg-type]
+    return Response(workflow)
 
 
-@route(_ONE, http_method=["PATCH", "PUT"], opt=needs("write:catalog"), status_code=200, request_max_body_size=MAX_BODY)
-async def patch_workflow(front: Front, request: HttpRequest, caller: Caller, workflow_id: str) -> Workflow:
-    """Change what was sent, as JSON or YAML; PUT does the same. What runs already keeps the plan that it has."""
-    sent = await _sent(request, PatchWorkflow)
-    async with front.workflows.of(caller.tenant_id), front.store.begin(caller) as tx:
-        return await workflows.patch(tx, caller, workflow_id, sent)
+@route(
+    _ITEM_PATH,
+    http_method=["PATCH", "PUT"],
+    opt=requires_scope("write:catalog", _describe_body(PatchWorkflow)),
+    status_code=200,
+    request_max_body_size=MAX_BODY,
+)
+async def update_workflow(
+    store: Store, workflow_locks: KeyedLocks, request: HttpRequest, caller: Caller, workflow_id: str
+) -> Workflow:
+    """Change the fields that are sent, as JSON or YAML; PUT does the same. Running executions keep the old plan."""
+    body = await _read_body(request, PatchWorkflow)
+    async with workflow_locks.get_lock(caller.tenant_id), store.begin(caller) as tx:
+        return await workflows.patch(tx, caller, workflow_id, body)
 
 
-@post("/workflows/{workflow_id:str}/execute", opt=needs("run:agents"))
+@post("/workflows/{workflow_id:str}/execute", opt=requires_scope("run:agents", PREFER_WAIT, IDEMPOTENCY_KEY))
 async def execute_workflow(
-    front: Front, request: HttpRequest, caller: Caller, workflow_id: str, data: Start
+    starter: ExecutionStarter, request: HttpRequest, caller: Caller, workflow_id: str, data: Start
 ) -> Response[Execution]:
-    """Start a workflow. 201 with its execution, of which each step is one of its own."""
-    return await started(front, request, caller, lambda tx: launch.start_workflow(tx, caller, workflow_id, data))
+    """Execute a workflow. Answers with its execution; each step is an execution of its own."""
+    return await starter.start_execution(
+        request, caller, lambda tx: launch.start_workflow(tx, caller, workflow_id, data)
+    )
 
 
-@delete(_ONE, opt=needs("write:catalog"))
-async def delete_workflow(front: Front, caller: Caller, workflow_id: str) -> None:
-    """Remove a workflow that no schedule starts. Its executions go on, and the record of them stays."""
-    async with front.workflows.of(caller.tenant_id), front.store.begin(caller) as tx:
+@delete(_ITEM_PATH, opt=requires_scope("write:catalog"))
+async def delete_workflow(store: Store, workflow_locks: KeyedLocks, caller: Caller, workflow_id: str) -> None:
+    """Delete a workflow that no schedule uses. Its executions continue and stay on record."""
+    async with workflow_locks.get_lock(caller.tenant_id), store.begin(caller) as tx:
         await workflows.delete(tx, workflow_id)
 
 
@@ -83,7 +130,7 @@ router = Router(
         create_workflow,
         list_workflows,
         get_workflow,
-        patch_workflow,
+        update_workflow,
         delete_workflow,
         execute_workflow,
     ],

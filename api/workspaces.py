@@ -1,38 +1,39 @@
-"""The files that a run of a model agent leaves behind."""
+"""Handle the files of executions: list and download them."""
 
 import mimetypes
 
 from litestar import Router, get
 from litestar.response import Stream
 
-from api.front import Front, needs
+from api.operations import requires_scope
+from api.requests import Blobs, Store
 from domain import workspaces
 from domain.shared.access import Caller
 from domain.shared.pages import Listing, Page
 from domain.workspaces import File
 
 
-@get("/executions/{execution_id:str}/files", opt=needs("read:executions"))
-async def list_files(front: Front, caller: Caller, execution_id: str, part: Page) -> Listing[File]:
-    """The files of an execution's workspace, by name."""
-    async with front.store.begin(caller) as tx:
-        return await workspaces.files(tx, execution_id, part)
+@get("/executions/{execution_id:str}/files", opt=requires_scope("read:executions"))
+async def list_files(store: Store, caller: Caller, execution_id: str, pagination: Page) -> Listing[File]:
+    """List the files of an execution's workspace, by name."""
+    async with store.begin(caller) as tx:
+        return await workspaces.files(tx, execution_id, pagination)
 
 
-@get("/executions/{execution_id:str}/files/{path:path}", opt=needs("read:executions"))
-async def download_file(front: Front, caller: Caller, execution_id: str, path: str) -> Stream:
-    """A file of an execution's workspace. Never shown by a browser as a page of ours: it is a download."""
+@get("/executions/{execution_id:str}/files/{path:path}", opt=requires_scope("read:executions"))
+async def download_file(store: Store, blobs: Blobs, caller: Caller, execution_id: str, path: str) -> Stream:
+    """Download a file of an execution's workspace. Browsers save it and never render it as a page."""
     name = str(path).lstrip("/")
-    async with front.store.begin(caller) as tx:
-        found, stored = await workspaces.file(tx, execution_id, name)
+    async with store.begin(caller) as tx:
+        file, blob_key = await workspaces.file(tx, execution_id, name)
     headers = {
         "Content-Disposition": "attachment",
-        "Content-Length": str(found.size_bytes),
+        "Content-Length": str(file.size_bytes),
         "X-Content-Type-Options": "nosniff",
-        "ETag": f'"{found.sha256}"',
+        "ETag": f'"{file.sha256}"',
     }
-    media = mimetypes.guess_type(name)[0] or "application/octet-stream"
-    return Stream(await front.blobs.get(stored), headers=headers, media_type=media)
+    media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
+    return Stream(await blobs.get(blob_key), headers=headers, media_type=media_type)
 
 
 router = Router("/", route_handlers=[list_files, download_file], tags=["executions"])

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import websockets
 
-from api import bodies, door
+from api import bodies, middleware
 from domain.executions import Start
 from domain.shared.errors import DomainError
 from tests.domain.test_json_limits import ADVERSARIAL
@@ -56,9 +56,9 @@ async def test_large_bodies_are_read_beside_the_loop_and_one_at_a_time() -> None
         threads.append(threading.current_thread().name)
         return "read"
 
-    assert await bodies.read_aside(64 * 1024, read) == "read"
+    assert await bodies.run_off_loop(64 * 1024, read) == "read"
     here = threading.current_thread().name
-    assert await asyncio.gather(*(bodies.read_aside(64 * 1024 + 1, read) for _ in range(8))) == ["read"] * 8
+    assert await asyncio.gather(*(bodies.run_off_loop(64 * 1024 + 1, read) for _ in range(8))) == ["read"] * 8
     assert threads[0] == here
     assert {name.rpartition("_")[0] for name in threads[1:]} == {"bodies"}
     assert len(set(threads[1:])) == 1
@@ -193,7 +193,7 @@ async def test_websockets_that_end_well_are_no_errors_in_the_metrics(home: Tenan
 def test_files_of_json_stay_as_they_are_on_a_terminal() -> None:
     shown = [(b"content-type", b"application/json"), (b"content-length", b"2")]
     file = [*shown, (b"Content-Disposition", b"attachment"), (b"ETag", b'"x"')]
-    assert not door._end_line(file)
+    assert not middleware._reserve_line_end(file)
     assert file[1] == (b"content-length", b"2")
-    assert door._end_line(shown)
+    assert middleware._reserve_line_end(shown)
     assert shown[1] == (b"content-length", b"3")

@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 
-from api.examples import EXAMPLES, example_of
+from api.examples import EXAMPLE_BODIES, find_example
 from tests.conftest import running
 
 # What the examples make, by the parameter of a path that names it.
@@ -20,12 +20,12 @@ NAMED = {
     "provider_key_id": "openai",
     "schedule_id": "morning",
 }
-LAST = ("approve_execution", "reject_execution", "patch_user")
+LAST = ("approve_execution", "reject_execution", "update_user")
 
 
 async def _waiting(http: httpx.AsyncClient) -> str:
     """A new run of the workflow once it waits for its approval."""
-    run = await http.post("/api/v1/workflows/welcome/execute", json=EXAMPLES["execute_workflow"])
+    run = await http.post("/api/v1/workflows/welcome/execute", json=EXAMPLE_BODIES["execute_workflow"])
     for _ in range(600):
         found = (await http.get(f"/api/v1/executions/{run.json()['id']}")).json()
         if found["status"] == "waiting":
@@ -41,7 +41,7 @@ async def _values(http: httpx.AsyncClient, operation_id: str, made: dict[str, st
         values["execution_id"] = await _waiting(http)
     if operation_id == "execute_tool":
         values["tool_id"] = "filesystem_write"
-    if operation_id == "patch_user":
+    if operation_id == "update_user":
         token = (await http.post("/api/v1/users/invites", json={"email": "other@example.com"})).json()["invite_token"]
         me = (await http.get("/api/v1/auth/me")).json()
         body = {"email": "other@example.com", "password": "long enough", "tenant_id": me["tenant_id"]}
@@ -61,13 +61,13 @@ async def test_every_example_works_as_it_stands() -> None:
         }
         missing = [key for key, content in wanted.items() if "example" not in content]
         assert missing == []
-        order = [*(name for name in EXAMPLES if name not in LAST), *LAST]
+        order = [*(name for name in EXAMPLE_BODIES if name not in LAST), *LAST]
         made: dict[str, str] = {}
         sent = set()
         for name in order:
             for key, content in wanted.items():
                 operation_id, method, path = key
-                if example_of(operation_id) is not EXAMPLES[name] or not operation_id.startswith(name):
+                if find_example(operation_id) is not EXAMPLE_BODIES[name] or not operation_id.startswith(name):
                     continue
                 body: Any = content["example"]
                 if name == "refresh":
@@ -78,9 +78,9 @@ async def test_every_example_works_as_it_stands() -> None:
                 assert answer.status_code in (200, 201), (operation_id, url, answer.text)
                 sent.add(key)
                 found = answer.json()
-                if name == "login":
+                if name == "log_in":
                     http.headers["Authorization"] = f"Bearer {found['access_token']}"
-                if name in ("login", "refresh"):
+                if name in ("log_in", "refresh_tokens"):
                     made["refresh_token"] = found["refresh_token"]
                 if name in ("create_key", "create_budget"):
                     made[{"create_key": "key_id", "create_budget": "budget_id"}[name]] = found["id"]

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.auth import KeyUse
+from api.auth import KeyUsageWriter
 from api.connections import ConnectionBounds
-from api.door import Door
-from api.proxy_logins import Headers, read_login, select_headers, take_out_credential
+from api.middleware import RequestMiddleware
+from api.proxy_logins import ProxyHeaders, read_login, remove_credential, select_headers
 from domain.accounts import ProxyUser
 from domain.accounts.proxy_logins import ProxyLogin, has_changed, select_user
 from domain.shared.errors import DomainError
@@ -28,7 +28,7 @@ def settings(**values: str) -> Settings:
     return read({**MINIMAL, **on, **values})
 
 
-def headers(*pairs: tuple[str, str | bytes]) -> Headers:
+def headers(*pairs: tuple[str, str | bytes]) -> ProxyHeaders:
     return tuple((k.lower().encode(), v if isinstance(v, bytes) else v.encode()) for k, v in pairs)
 
 
@@ -77,8 +77,8 @@ def test_who_is_not_named_is_nobody(pairs: tuple[tuple[str, str], ...]) -> None:
     ("pairs", "said"),
     [
         ((("X-Forwarded-User", "4711"),), "X-Forwarded-Email is required"),
-        ((("X-Forwarded-Email", "a@example.com"), ("X-Forwarded-Email", "b@example.com")), "came 2 times"),
-        ((("X-Forwarded-Email", "a@example.com"), ("X-Forwarded-Email", "a@example.com")), "came 2 times"),
+        ((("X-Forwarded-Email", "a@example.com"), ("X-Forwarded-Email", "b@example.com")), "was sent 2 times"),
+        ((("X-Forwarded-Email", "a@example.com"), ("X-Forwarded-Email", "a@example.com")), "was sent 2 times"),
         ((("X-Forwarded-Email", "a@example.com, b@example.com"),), "must be an e-mail address"),
         ((("X-Forwarded-Email", "a@example.com,b@example.com"),), "must be an e-mail address"),
         ((("X-Forwarded-Email", "ada"),), "must be an e-mail address"),
@@ -88,7 +88,7 @@ def test_who_is_not_named_is_nobody(pairs: tuple[tuple[str, str], ...]) -> None:
         ((("X-Forwarded-Email", b"\xff@example.com"),), "UTF-8"),
         ((("X-Forwarded-Email", "a" * 300 + "@example.com"),), "at most 254"),
         ((("X-Forwarded-Email", "аda@example.com"),), "alphabets"),
-        ((("X-Forwarded-Email", "a@example.com"), ("X-Forwarded-User", "1"), ("X-Forwarded-User", "2")), "came 2"),
+        ((("X-Forwarded-Email", "a@example.com"), ("X-Forwarded-User", "1"), ("X-Forwarded-User", "2")), "was sent 2"),
         ((("X-Forwarded-Email", "a@example.com"), ("X-Forwarded-User", "x" * 256)), "at most 255"),
         ((("X-Forwarded-Email", "a@example.com"), ("X-Forwarded-User", "a\tb")), "printable"),
     ],
@@ -121,7 +121,7 @@ def test_the_workspace_is_the_header_s_or_the_installation_s() -> None:
     assert "names no workspace" in refusal(EMAIL).detail
     for bad in ("A", "../x", "a b", "-1", "ü", "x" * 54, "a.b"):
         assert "X-Databricks-Org-Id" in refusal(EMAIL, ("X-Databricks-Org-Id", bad)).detail
-    assert "came 2 times" in refusal(EMAIL, WORKSPACE, WORKSPACE).detail
+    assert "was sent 2 times" in refusal(EMAIL, WORKSPACE, WORKSPACE).detail
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_the_credential_for_databricks_goes_no_further() -> None:
     scope: Any = {
         "headers": [(b"x-forwarded-access-token", b"dapi1"), (b"host", b"a"), (b"x-forwarded-access-token", b"")]
     }
-    take_out_credential(scope)
+    remove_credential(scope)
     assert scope["headers"] == [(b"host", b"a")]
 
 
@@ -237,17 +237,19 @@ def test_any_bytes_name_somebody_or_are_refused(pairs: list[tuple[str, bytes]]) 
 SETTINGS = settings()
 
 
-async def test_the_app_behind_the_door_does_not_see_the_credential() -> None:
+async def test_the_app_behind_the_middleware_does_not_see_the_credential() -> None:
     seen: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.append(scope)
 
-    front: Any = SimpleNamespace(settings=settings(), clock=lambda: datetime.now(UTC), metrics=MagicMock())
+    services: Any = SimpleNamespace(settings=settings(), clock=lambda: datetime.now(UTC), metrics=MagicMock())
     trusted = parse_networks(TRUSTED, "trusted_proxies")
-    door = Door(app, lambda: front, KeyUse(), trusted, ConnectionBounds(front.settings, trusted))
+    middleware = RequestMiddleware(
+        app, lambda: services, KeyUsageWriter(), trusted, ConnectionBounds(services.settings, trusted)
+    )
     sent = [*headers(EMAIL, WORKSPACE), (b"x-forwarded-access-token", b"dapi1")]
     scope: Any = {"type": "http", "method": "GET", "path": "/health", "client": ("10.0.0.1", 1), "headers": sent}
-    await door(scope, MagicMock(), MagicMock())
-    assert seen[0]["state"]["forwarded"] == headers(EMAIL, WORKSPACE)
+    await middleware(scope, MagicMock(), MagicMock())
+    assert seen[0]["state"]["proxy_headers"] == headers(EMAIL, WORKSPACE)
     assert "dapi1" not in repr(seen)

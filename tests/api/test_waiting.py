@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from api import front
+from api.waiting import StatusWaiter
 from domain.shared.jobs import Change
 from domain.shared.status import TERMINAL
 from infra import redis
@@ -30,8 +30,10 @@ class Waiter:
 
     async def wait(self) -> Row:
         with self.bell.listen(self.row_id, TERMINAL) as heard:
-            ringing: Any = self
-            return await front._held(ringing, heard, self.fetch, TERMINAL, 30, Row("pending"))
+            store: Any = None
+            return await StatusWaiter(store, self.bell).poll_until_final(
+                heard, self.fetch, TERMINAL, 30, Row("pending")
+            )
 
 
 async def test_it_looks_once_when_the_end_is_told_and_never_before(parts) -> None:

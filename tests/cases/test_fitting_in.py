@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from api import door
-from api.addresses import caller_address, counted_address, normalize_address
+from api import middleware
+from api.addresses import find_caller_address, group_address, normalize_address
 from api.connections import ConnectionBounds
 from infra.settings import BadSettings, parse_networks, read
 from tests.journeys.test_agentops import judged
@@ -136,7 +136,7 @@ TRUSTED = parse_networks(("127.0.0.0/8", "10.0.0.0/8", "::1", "[fd00::1]", "::ff
 def test_the_caller_behind_proxies_is_one_however_its_address_is_written(
     peer: str, forwarded: str, caller: str
 ) -> None:
-    assert caller_address(peer, forwarded, TRUSTED) == caller
+    assert find_caller_address(peer, forwarded, TRUSTED) == caller
 
 
 @pytest.mark.parametrize(
@@ -150,19 +150,19 @@ def test_the_caller_behind_proxies_is_one_however_its_address_is_written(
     ],
 )
 def test_all_addresses_of_a_public_network_count_as_one(address: str, counted: str) -> None:
-    assert counted_address(address) == counted
-    assert counted_address(counted) == counted
+    assert group_address(address) == counted
+    assert group_address(counted) == counted
 
 
 def test_the_limits_of_an_address_hold_for_its_network() -> None:
     settings = read({**MINIMAL, "PADDOCK_CONNECTIONS_PER_ADDRESS": "2"})
     bounds = ConnectionBounds(settings, ())
-    opened = [bounds.open((f"2a00:1450:4001:81b::{number}", 1, 0, 0)) for number in range(3)]
+    opened = [bounds.open_connection((f"2a00:1450:4001:81b::{number}", 1, 0, 0)) for number in range(3)]
     assert opened[2] is None
-    bounds.close(opened[0] or "")
-    assert bounds.open(("2a00:1450:4001:81b::9", 1, 0, 0)) is not None
+    bounds.close_connection(opened[0] or "")
+    assert bounds.open_connection(("2a00:1450:4001:81b::9", 1, 0, 0)) is not None
     scope: Any = {"client": ("2a00:1450:4001:81b::7", 1), "headers": []}
-    assert door._address(scope, ()) == opened[1]
+    assert middleware._find_address(scope, ()) == opened[1]
 
 
 def test_an_address_has_one_form() -> None:

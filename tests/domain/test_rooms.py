@@ -4,17 +4,18 @@ import asyncio
 
 import pytest
 
-from api.room import Room, Turns
+from api.body_memory import BodyMemoryLimiter
+from api.keyed_locks import KeyedLocks
 from infra.group_commit import Batches
 
 
 async def test_bodies_that_do_not_fit_wait_in_turn() -> None:
-    room, inside, log = Room(100), 0, []
+    room, inside, log = BodyMemoryLimiter(100), 0, []
 
     async def hold(name: str, length: int) -> None:
         nonlocal inside
         weight = min(length, 100)
-        async with room.hold(length):
+        async with room.reserve_memory(length):
             inside += weight
             assert inside <= 100
             log.append(name)
@@ -24,35 +25,35 @@ async def test_bodies_that_do_not_fit_wait_in_turn() -> None:
     sizes = [60, 60, 10, 30, 500, 0, 1, 99, 100]
     await asyncio.gather(*(hold(str(number), size) for number, size in enumerate(sizes)))
     assert log == [str(number) for number in range(len(sizes))]
-    assert room._free == 100
+    assert room.free_bytes == 100
 
 
 async def test_turns_are_of_one_tenant_and_forgotten() -> None:
-    turns = Turns()
-    async with turns.of("a"):
-        assert turns.of("a").locked()
-        async with turns.of("b"):
+    turns = KeyedLocks()
+    async with turns.get_lock("a"):
+        assert turns.get_lock("a").locked()
+        async with turns.get_lock("b"):
             pass
-    assert not turns.of("a").locked()
-    assert not turns._locks
+    assert not turns.get_lock("a").locked()
+    assert not len(turns)
 
 
 async def test_whoever_stops_waiting_leaves_no_gap() -> None:
-    room = Room(100)
-    async with room.hold(80):
+    room = BodyMemoryLimiter(100)
+    async with room.reserve_memory(80):
         waiting = [asyncio.create_task(_hold(room, size)) for size in (50, 20, 10)]
         await asyncio.sleep(0)
         assert not any(task.done() for task in waiting)
         waiting[0].cancel()
         # The two behind it fit beside the one that is in.
         await asyncio.wait_for(asyncio.gather(*waiting[1:]), 1)
-    assert room._free == 100
+    assert room.free_bytes == 100
     with pytest.raises(asyncio.CancelledError):
         await waiting[0]
 
 
-async def _hold(room: Room, size: int) -> None:
-    async with room.hold(size):
+async def _hold(room: BodyMemoryLimiter, size: int) -> None:
+    async with room.reserve_memory(size):
         await asyncio.sleep(0)
 
 

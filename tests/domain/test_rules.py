@@ -148,6 +148,6 @@ def test_secrets_do_not_show() -> None:
 
 
 def test_every_code_has_a_status() -> None:
-    from api.errors import TABLE
+    from api.errors import ERROR_TABLE
 
-    assert set(TABLE) == CODES
+    assert set(ERROR_TABLE) == CODES

@@ -290,7 +290,7 @@ async def test_streams_end_when_the_user_is_shut_out(app: System) -> None:
             assert shut.status_code == 200, shut.text
     refused = await member.ask(app.url, "GET", "/auth/me")
     assert refused.status_code == 401
-    assert "shut out" in refused.json()["detail"]
+    assert "deactivated" in refused.json()["detail"]
     # Nor as somebody new.
     assert (await Person(workspace, email=member.email, user="9").ask(app.url, "GET", "/auth/me")).status_code == 401
 

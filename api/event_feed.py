@@ -1,0 +1,69 @@
+"""Follow the event logs of executions, live."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from litestar.exceptions import WebSocketDisconnect
+
+from api.auth import StreamAccess
+from domain import events
+from domain.events import Asked, Event, Slice
+from domain.ports import Store
+from domain.shared.errors import DomainError
+from infra.group_commit import Batches
+from infra.redis import Bell
+
+MAX_READ_BATCH = 64
+
+
+class EventFeed:
+    """Read and follow event logs. One statement reads for all streams that were rung since the last one began."""
+
+    def __init__(self, store: Store, bell: Bell) -> None:
+        self._store, self._bell = store, bell
+        self._reads: Batches[Asked, Slice | DomainError] = Batches(self._read_slices, most=MAX_READ_BATCH)
+
+    async def read_slice(self, position: Asked) -> Slice:
+        """Return the events that follow a position in a log. Errors: `not_found`, `invalid_field`."""
+        result = await self._reads.add(position)
+        if isinstance(result, DomainError):
+            raise result
+        return result
+
+    async def follow_events(
+        self, position: Asked, access: StreamAccess, gone: asyncio.Event | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """Yield every event after a position as it is written, up to the terminal one. No transaction stays open.
+
+        Errors: `not_found`, `invalid_field`, `WebSocketDisconnect` once `gone` is set, and those of
+        `StreamAccess.check_access`.
+        """
+        sequence = position.seq
+        with self._bell.listen(position.execution_id) as ring:
+            while True:
+                ring.clear()
+                await access.check_access()
+                log_slice = await self.read_slice(
+                    Asked(tenant_id=position.tenant_id, execution_id=position.execution_id, seq=sequence)
+                )
+                for event in log_slice.events:
+                    yield event
+                    sequence = event.seq
+                if log_slice.ended:
+                    return
+                if sequence >= log_slice.last:
+                    await _wait_for_ring(ring, gone, min(self._bell.patience, access.seconds_left))
+
+    async def _read_slices(self, positions: list[Asked]) -> list[Slice | DomainError]:
+        async with self._store.begin_single() as tx:
+            return await events.after(tx, positions)
+
+
+async def _wait_for_ring(ring: asyncio.Event, gone: asyncio.Event | None, seconds: float) -> None:
+    """Wait until the bell rings or the seconds are over. Errors: `WebSocketDisconnect` once the client is gone."""
+    waits = [asyncio.create_task(event.wait()) for event in (ring, gone) if event is not None]
+    await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+    if gone is not None and gone.is_set():
+        raise WebSocketDisconnect(detail="the client disconnected")
