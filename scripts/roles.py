@@ -39,8 +39,8 @@ def _be(role: str, once_idle: float | None) -> None:
         api.app.serve(settings())
     elif role == "api-share":
         api.app.serve(settings(), shares_port=True)
-    elif role in workers.main.SERVE:
-        workers.main.run(role, settings(), once_idle)
+    elif role in workers.main.SERVE_BY_PROCESS:
+        workers.main.run_worker(role, settings(), once_idle)
     elif role == "migrate":
         asyncio.run(release.release(settings(), bucket=False))
     elif role == "version":

@@ -15,7 +15,7 @@ UNCLAIMED_SECONDS: Final = 3600.0
 _log = structlog.get_logger("paddock.cache")
 
 
-async def tidy_cache(cache: FolderCache, store: Store, unused_seconds: float) -> list[str]:
+async def clean_cache(cache: FolderCache, store: Store, unused_seconds: float) -> list[str]:
     """Remove what was not used for so long, what belongs to deleted agents, and what is too much.
 
     Returns the versions that were deleted. Errors: `unavailable` and other outages of the database, `OSError`.

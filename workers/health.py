@@ -21,7 +21,7 @@ from infra.wiring import Parts
 from workers.lifecycle import Drain
 
 # Seconds that a part has to answer.
-PATIENCE: Final = 3.0
+CHECK_TIMEOUT_SECONDS: Final = 3.0
 
 
 class WorkerHealth:
@@ -31,7 +31,7 @@ class WorkerHealth:
         self._name, self._lane, self._parts, self._drain, self._problem = name, lane, parts, drain, problem
 
     @asynccontextmanager
-    async def serving(self) -> AsyncIterator[None]:
+    async def serve(self) -> AsyncIterator[None]:
         """Serve on `PADDOCK_WORKER_PORT` meanwhile, if that is set. Ends the process where the port is taken."""
         settings = self._parts.settings
         if not settings.worker_port:
@@ -40,9 +40,9 @@ class WorkerHealth:
         app = web.Application()
         app.add_routes(
             [
-                web.get("/health/live", self._live),
-                web.get("/health/ready", self._ready),
-                web.get("/metrics", self._metrics),
+                web.get("/health/live", self._handle_live),
+                web.get("/health/ready", self._handle_ready),
+                web.get("/metrics", self._handle_metrics),
             ]
         )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
@@ -57,23 +57,23 @@ class WorkerHealth:
         finally:
             await runner.cleanup()
 
-    async def _live(self, _: web.Request) -> web.Response:
-        stalled = self._drain.stalled_loops()
-        return self._answer({"loops": f"not turned for long: {', '.join(stalled)}"} if stalled else {})
+    async def _handle_live(self, _: web.Request) -> web.Response:
+        stalled = self._drain.list_stalled_loops()
+        return self._health_response({"loops": f"not turned for long: {', '.join(stalled)}"} if stalled else {})
 
-    async def _ready(self, _: web.Request) -> web.Response:
+    async def _handle_ready(self, _: web.Request) -> web.Response:
         problems: dict[str, str] = {}
         if self._drain.has_begun():
             problems["drain"] = "The worker is about to end and takes nothing new."
         asked = {"database": self._parts.store.check(), "redis": ping(self._parts.redis)}
-        answers = await asyncio.gather(*(_problem_of(part) for part in asked.values()))
+        answers = await asyncio.gather(*(_find_problem(part) for part in asked.values()))
         problems |= {name: told for name, told in zip(asked, answers, strict=True) if told}
         sandbox = self._problem()
         if sandbox is not None:
             problems["sandbox"] = sandbox
-        return self._answer(problems)
+        return self._health_response(problems)
 
-    async def _metrics(self, _: web.Request) -> web.Response:
+    async def _handle_metrics(self, _: web.Request) -> web.Response:
         body = generate_latest(self._drain.metrics.registry)
         if self._lane == "upkeep":
             try:
@@ -89,7 +89,7 @@ class WorkerHealth:
             leader = gauge_leader(await tx.queues.workers(tx.now - ALIVE))
         return leader is not None and leader.id == self._name
 
-    def _answer(self, problems: dict[str, str]) -> web.Response:
+    def _health_response(self, problems: dict[str, str]) -> web.Response:
         body = {
             "status": "unhealthy" if problems else "healthy",
             "version": VERSION,
@@ -100,9 +100,9 @@ class WorkerHealth:
         return web.json_response(body=msgspec.json.encode(body), status=503 if problems else 200)
 
 
-async def _problem_of(part: Any) -> str | None:
+async def _find_problem(part: Any) -> str | None:
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
             await part
     except DomainError as error:
         return error.detail

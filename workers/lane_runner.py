@@ -10,68 +10,68 @@ from domain.executions import Ended, Execution, LaneShare, RunLane
 from domain.ports import Outcome, Store
 from domain.shared.leases import LostLease
 from infra.group_commit import Batches
-from workers.leases import Holder
+from workers.leases import LeaseKeeper
 
 _log: Final = structlog.get_logger("paddock.executions")
 
 
-class Runs:
+class LaneRunner:
     """The executions of one lane that this process holds. `share` bounds what a tenant may have running."""
 
-    def __init__(self, name: str, store: Store, holder: Holder, lane: RunLane, share: LaneShare) -> None:
-        self._name, self._store, self._holder, self._lane, self._share = name, store, holder, lane, share
-        self._endings = Batches(self._settle)
+    def __init__(self, name: str, store: Store, holder: LeaseKeeper, lane: RunLane, share: LaneShare) -> None:
+        self._name, self._store, self._leases, self._lane, self._share = name, store, holder, lane, share
+        self._settlements = Batches(self._settle_batch)
         # Whether executions may have waited when the last one was settled.
-        self.waiting = True
+        self.may_have_pending = True
 
-    def at_hand(self) -> frozenset[str]:
+    def list_ready_versions(self) -> frozenset[str]:
         """The versions that lie ready on this machine."""
         return frozenset()
 
-    async def work(self, execution: Execution, log: Any) -> str | None:
+    async def run_execution(self, execution: Execution, log: Any) -> str | None:
         """Work on a claimed execution, settle it by `end`, and return the error that it was settled with."""
         raise NotImplementedError
 
-    async def claim(self, slots: int) -> list[Execution]:
+    async def claim_executions(self, slots: int) -> list[Execution]:
         """Claim up to `slots` executions, of whichever tenants are next."""
         async with self._store.begin_single() as tx:
             return await executions.claim(
-                tx, self._name, self._holder.lease, slots, self.at_hand(), self._share, self._lane
+                tx, self._name, self._leases.lease_duration, slots, self.list_ready_versions(), self._share, self._lane
             )
 
     async def __call__(self, execution: Execution) -> None:
         """Run a claimed execution to its end."""
         log = _log.bind(execution_id=execution.id, attempt=execution.attempt)
         log.info("run started", agent_id=execution.agent_id, version_id=execution.agent_version_id)
-        settled = await self._holder.attend(
+        settled = await self._leases.run_leased(
             log,
             execution.id,
             execution.attempt,
-            self.work(execution, log),
-            lambda: self.hand_over(execution),
-            lambda: self.give_back(execution),
-            lambda told: self.end(execution, Outcome(error_type="internal_error", error_message=told), []),
+            self.run_execution(execution, log),
+            lambda: self.hand_over_execution(execution),
+            lambda: self.release_execution(execution),
+            lambda told: self.settle_execution(execution, Outcome(error_type="internal_error", error_message=told), []),
         )
         # Whoever ended it instead may have made room for one that waits.
-        self.waiting = self.waiting or not settled
+        self.may_have_pending = self.may_have_pending or not settled
 
-    async def hand_over(self, execution: Execution) -> None:
+    async def hand_over_execution(self, execution: Execution) -> None:
         """Return a claimed execution to the queue for another worker. The attempt does not count."""
         async with self._store.begin_for(execution.tenant_id) as tx:
             await executions.hand_over(tx, execution)
 
-    async def give_back(self, execution: Execution) -> None:
+    async def release_execution(self, execution: Execution) -> None:
         """Return a claimed execution to the queue after its sandbox was lost. The attempt counts."""
         async with self._store.begin_for(execution.tenant_id) as tx:
             await executions.give_back(tx, execution)
 
-    async def end(self, execution: Execution, outcome: Outcome, rest: list[Event]) -> None:
+    async def settle_execution(self, execution: Execution, outcome: Outcome, rest: list[Event]) -> None:
         """Settle. Errors: `LostLease`."""
-        if not await self._endings.add(Ended(execution=execution, outcome=outcome, written=rest)):
+        if not await self._settlements.add(Ended(execution=execution, outcome=outcome, written=rest)):
             raise LostLease(execution.id)
 
-    async def _settle(self, ended: list[Ended]) -> list[bool]:
+    async def _settle_batch(self, ended: list[Ended]) -> list[bool]:
         async with self._store.begin_single() as tx:
             settled = await executions.finish(tx, ended)
-        self.waiting = settled.waiting
+        self.may_have_pending = settled.waiting
         return [(one.execution.id, one.execution.attempt) in settled.held for one in ended]

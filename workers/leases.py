@@ -20,32 +20,32 @@ from workers.lifecycle import Drain
 T = TypeVar("T")
 
 # A cancelled run is killed within a second: the bell tells at once, and this is how often we look without it.
-LOOK: Final = 0.4
-_SPACING: Final = 0.05
-STORAGE_PATIENCE: Final = 300.0
+LEASE_POLL_SECONDS: Final = 0.4
+_MIN_EXTEND_GAP_SECONDS: Final = 0.05
+MAX_STORAGE_OUTAGE_SECONDS: Final = 300.0
 
 _log = structlog.get_logger("paddock.leases")
 
 
-class Holder:
+class LeaseKeeper:
     """The rows that this process holds. One statement extends them all."""
 
     def __init__(
         self, store: Store, bell: Bell, clock: Clock, lane: Lane, lease: timedelta, drain: Drain | None = None
     ) -> None:
         self._drain = drain or Drain()
-        self._store, self._bell, self._clock, self._lane, self.lease = store, bell, clock, lane, lease
+        self._store, self._bell, self._clock, self._lane, self.lease_duration = store, bell, clock, lane, lease
         # By row and attempt: a row that was taken back may be claimed again before its first attempt here has ended.
         self._held: dict[tuple[str, int], asyncio.Task[Any]] = {}
         self._lost: set[tuple[str, int]] = set()
         self._changed, self._any = asyncio.Event(), asyncio.Event()
 
     @property
-    def busy(self) -> int:
+    def lease_count(self) -> int:
         """How many rows are held."""
         return len(self._held)
 
-    async def hold(self, row_id: str, attempt: int, work: Coroutine[Any, Any, T]) -> T:
+    async def hold_lease(self, row_id: str, attempt: int, work: Coroutine[Any, Any, T]) -> T:
         """Do the work while the lease is extended. Errors: `LostLease`, by which time the work has stopped."""
         task, mine = asyncio.create_task(work), (row_id, attempt)
         self._held[mine] = task
@@ -65,7 +65,7 @@ class Holder:
                 self._lost.discard(mine)
                 self._drain.note_work()
 
-    async def attend(
+    async def run_leased(
         self,
         log: Any,
         row_id: str,
@@ -82,58 +82,60 @@ class Holder:
         settled the row.
         """
         try:
-            error = await self.hold(row_id, attempt, work)
+            error = await self.hold_lease(row_id, attempt, work)
         except LostLease:
-            self._count("lost")
+            self._count_outcome("lost")
             log.info("stopped: the row was cancelled or taken back")
         except SandboxLost as lost:
-            self._count("sandbox_lost")
+            self._count_outcome("sandbox_lost")
             log.warning("the sandbox was lost; the row is given back", reason=str(lost))
-            await persist(give_back)
+            await retry_through_outage(give_back)
         except HandOver:
-            self._count("handed_over")
+            self._count_outcome("handed_over")
             log.info("handed over at the end of a step")
-            await persist(hand_over)
+            await retry_through_outage(hand_over)
         except asyncio.CancelledError:
-            self._count("handed_over")
-            await asyncio.shield(_handed_over(log, hand_over))
+            self._count_outcome("handed_over")
+            await asyncio.shield(_hand_over_on_stop(log, hand_over))
             raise
         except Exception as unexpected:
-            self._count("error")
+            self._count_outcome("error")
             # A mistake of ours. Better a failure that says so now than three leases that run out.
             log.exception("failed unexpectedly")
             told = f"The worker failed: {type(unexpected).__name__}."
             with contextlib.suppress(LostLease):
-                await persist(lambda: fail(told))
+                await retry_through_outage(lambda: fail(told))
         else:
-            self._count("ok" if error is None else "failed")
+            self._count_outcome("ok" if error is None else "failed")
             log.info("ended", error=error)
             return True
         return False
 
-    def _count(self, outcome: str) -> None:
+    def _count_outcome(self, outcome: str) -> None:
         self._drain.metrics.rows.labels(self._lane, outcome).inc()
 
-    async def keep(self) -> None:
+    async def extend_leases(self) -> None:
         """Run for as long as the process does."""
         while True:
             if not self._held:
                 self._any.clear()
                 await self._any.wait()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), LOOK)
+                await asyncio.wait_for(self._changed.wait(), LEASE_POLL_SECONDS)
             self._changed.clear()
             if self._held:
-                await self._look()
-                await asyncio.sleep(_SPACING)
+                await self._extend_held_leases()
+                await asyncio.sleep(_MIN_EXTEND_GAP_SECONDS)
 
-    async def _look(self) -> None:
+    async def _extend_held_leases(self) -> None:
         # Sorted by attempt: of two attempts at one row the newer one may be held, the older one is lost.
         mine = sorted(self._held, key=lambda one: one[1])
         asked, now = dict(mine), self._clock()
         try:
             async with self._store.begin_unbound() as tx:
-                held = await tx.queues.extend(self._lane, asked, now + self.lease, now + self.lease * 2 / 3)
+                held = await tx.queues.extend(
+                    self._lane, asked, now + self.lease_duration, now + self.lease_duration * 2 / 3
+                )
         except Exception as error:
             # Work goes on: if the row was taken back meanwhile, the fencing token keeps us from settling it.
             self._drain.metrics.lease_failures.inc()
@@ -146,7 +148,7 @@ class Holder:
                 self._held[one].cancel()
 
 
-async def taken(claim: Coroutine[Any, Any, list[T]], hand_over: Callable[[T], Awaitable[None]]) -> list[T]:
+async def claim_or_release(claim: Coroutine[Any, Any, list[T]], hand_over: Callable[[T], Awaitable[None]]) -> list[T]:
     """Claim rows. If this process is told to stop meanwhile, what was claimed all the same is handed over."""
     claiming = asyncio.create_task(claim)
     try:
@@ -158,7 +160,7 @@ async def taken(claim: Coroutine[Any, Any, list[T]], hand_over: Callable[[T], Aw
         raise
 
 
-async def _handed_over(log: Any, hand_over: Callable[[], Awaitable[None]]) -> None:
+async def _hand_over_on_stop(log: Any, hand_over: Callable[[], Awaitable[None]]) -> None:
     try:
         await hand_over()
         log.info("handed over")
@@ -166,7 +168,7 @@ async def _handed_over(log: Any, hand_over: Callable[[], Awaitable[None]]) -> No
         tell_outage(log, "could not hand a row over; its lease will run out", error)
 
 
-async def persist(call: Callable[[], Awaitable[T]], patience: float | None = None) -> T:
+async def retry_through_outage(call: Callable[[], Awaitable[T]], max_seconds: float | None = None) -> T:
     """Call until database and object storage are there to answer, for `patience` seconds at most.
 
     A result in hand is not dropped for an outage: without a `patience`, one of the database or of a full disk is
@@ -181,7 +183,11 @@ async def persist(call: Callable[[], Awaitable[T]], patience: float | None = Non
             error = full_disk("this worker") if isinstance(raised, OSError) and raised.errno in FULL else raised
             if not isinstance(error, DomainError) or error.code not in OUTAGES:
                 raise
-            most = STORAGE_PATIENCE if patience is None and error.code == "storage_unavailable" else patience
+            most = (
+                MAX_STORAGE_OUTAGE_SECONDS
+                if max_seconds is None and error.code == "storage_unavailable"
+                else max_seconds
+            )
             if most is not None and asyncio.get_running_loop().time() + pause > began + most:
                 raise
             tell_outage(_log, "work waits", error)

@@ -47,7 +47,7 @@ class Drain:
         """Whether no new work may be taken any more."""
         return self._begun.is_set()
 
-    def wakes(self, event: asyncio.Event) -> asyncio.Event:
+    def wake_on_drain(self, event: asyncio.Event) -> asyncio.Event:
         """Have the event set when draining begins, so that whoever waits for it looks up. Returns the event."""
         self._woken.append(event)
         if self.has_begun():
@@ -60,7 +60,7 @@ class Drain:
             await asyncio.wait_for(self._begun.wait(), seconds)
         return not self.has_begun()
 
-    def begin(self, reason: str) -> None:
+    def begin_drain(self, reason: str) -> None:
         """Begin to drain, and end what still runs `seconds` from now. Further calls change nothing."""
         if self.has_begun():
             return
@@ -68,9 +68,9 @@ class Drain:
         self._begun.set()
         for event in self._woken:
             event.set()
-        asyncio.get_running_loop().call_later(self._seconds, self.force)
+        asyncio.get_running_loop().call_later(self._seconds, self.force_end)
 
-    def force(self) -> None:
+    def force_end(self) -> None:
         """End what still runs: it is cancelled, and hands its rows back."""
         if self._main is not None and not self._main.done() and not self._forced:
             self._forced = True
@@ -87,13 +87,13 @@ class Drain:
 
     def _on_signal(self, number: signal.Signals) -> None:
         if self.has_begun():
-            self.force()
+            self.force_end()
         else:
-            self.begin(number.name)
+            self.begin_drain(number.name)
 
     # what the loops do
 
-    def note_turn(self, loop: str, found: bool | None) -> None:
+    def note_round(self, loop: str, found: bool | None) -> None:
         """Note that a loop has turned, and whether it found work. None: it could not look."""
         self._turned[loop] = self._now()
         self.metrics.turns.labels(loop, {True: "worked", False: "idle", None: "failed"}[found]).inc()
@@ -104,7 +104,7 @@ class Drain:
         """Note that there is something to do."""
         self._worked = self._now()
 
-    def stalled_loops(self) -> list[str]:
+    def list_stalled_loops(self) -> list[str]:
         """Return the loops that have not turned for long."""
         return sorted(loop for loop, at in self._turned.items() if self._now() - at > STALLED_SECONDS)
 
@@ -125,10 +125,10 @@ class Drain:
             except DomainError:
                 self.note_work()
             else:
-                self.begin(f"there was nothing to do for {self._once_idle:g} s")
+                self.begin_drain(f"there was nothing to do for {self._once_idle:g} s")
 
 
-async def with_company(work: Coroutine[Any, Any, None], *company: Coroutine[Any, Any, None]) -> None:
+async def run_with_background(work: Coroutine[Any, Any, None], *company: Coroutine[Any, Any, None]) -> None:
     """Do the work to its end, while the company goes on until then. If one of the company fails, all of it ends."""
     async with asyncio.TaskGroup() as group:
         beside = [group.create_task(one) for one in company]

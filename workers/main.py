@@ -38,36 +38,36 @@ from infra.settings import Settings, pairs, worker_id
 from infra.telemetry import open_telemetry
 from infra.wiring import Parts, wire
 from infra.worker_metrics import WorkerMetrics
-from workers.agent.runner import LlmRunner, Phone
-from workers.agent.tools import Workshop
-from workers.build.builder import Builder
-from workers.cache_cleanup import tidy_cache
-from workers.event_writer import Scribe
+from workers.agent.runner import AgentRunner, ModelCallFactory
+from workers.agent.tools import ToolDependencies
+from workers.build.builder import VersionBuilder
+from workers.cache_cleanup import clean_cache
+from workers.event_writer import EventWriter
 from workers.health import WorkerHealth
-from workers.leases import Holder
-from workers.lifecycle import Drain, with_company
-from workers.plan.advancer import Planner
+from workers.leases import LeaseKeeper
+from workers.lifecycle import Drain, run_with_background
+from workers.plan.advancer import PlanAdvancer
 from workers.polling import Work, ring_all, rounds
-from workers.record.artifacts import Capturer, Remover, Storer
-from workers.record.evaluations import Evaluator
-from workers.record.stats import Folder
-from workers.record.traces import Exporter
-from workers.run.code_runner import Dispatcher, Runner
-from workers.run.named_models import NamedCalls
+from workers.record.artifacts import ArtifactCapturer, BodyUploader, ObjectRemover
+from workers.record.evaluations import EvaluationScorer
+from workers.record.stats import StatsFolder
+from workers.record.traces import TraceExporter
+from workers.run.code_runner import Claimer, CodeRunner
+from workers.run.named_models import NamedModelCalls
 from workers.upkeep import Upkeep
-from workers.upkeep.retention import Retention
-from workers.upkeep.schedules import Schedules
+from workers.upkeep.retention import RetentionSweeper
+from workers.upkeep.schedules import ScheduleStarter
 
 _log = structlog.get_logger("paddock.workers")
 
-BEAT: Final = 5.0
+HEARTBEAT_SECONDS: Final = 5.0
 # How long what was deleted stays in the caches of a machine, at most.
-TIDY_SECONDS: Final = 30.0
+CACHE_CLEANUP_SECONDS: Final = 30.0
 # Plans that are advanced at once: each takes a connection for some milliseconds.
-PLANS: Final = 4
+PLAN_SLOTS: Final = 4
 
 
-def run(process: str, settings: Settings, once_idle: float | None = None) -> None:
+def run_worker(process: str, settings: Settings, once_idle: float | None = None) -> None:
     """Be the worker process named (`build`, `run`, `llm`, `plan`, `record` or `upkeep`) until SIGTERM or SIGINT.
 
     With `once_idle` it also ends when there was nothing to do for so many seconds.
@@ -78,7 +78,7 @@ def run(process: str, settings: Settings, once_idle: float | None = None) -> Non
 
 async def _serve(process: str, settings: Settings, once_idle: float | None) -> None:
     drain = Drain(settings.drain_seconds, once_idle)
-    await drain.run(SERVE[process](settings, drain))
+    await drain.run(SERVE_BY_PROCESS[process](settings, drain))
 
 
 async def serve_runs(settings: Settings, drain: Drain) -> None:
@@ -89,7 +89,7 @@ async def serve_runs(settings: Settings, drain: Drain) -> None:
         hands = await stack.enter_async_context(_hands(settings, drain, "run", settings.run_slots, sandbox))
         parts, share = hands.parts, _share(settings, settings.run_slots)
         phone = await stack.enter_async_context(_phone(parts, sandbox, drain))
-        runner = Runner(
+        runner = CodeRunner(
             hands.name,
             parts.store,
             sandbox,
@@ -97,9 +97,9 @@ async def serve_runs(settings: Settings, drain: Drain) -> None:
             hands.holder,
             parts.clock,
             share,
-            lambda execution: NamedCalls(phone.calls(execution)),
+            lambda execution: NamedModelCalls(phone.create_calls(execution)),
         )
-        dispatcher = Dispatcher(runner, settings.run_slots, parts.bell.rung("run"), drain)
+        dispatcher = Claimer(runner, settings.run_slots, parts.bell.rung("run"), drain)
         await hands.serve(dispatcher.run(), lambda: sandbox.counts)
 
 
@@ -110,30 +110,32 @@ async def serve_llms(settings: Settings, drain: Drain) -> None:
         hands = await stack.enter_async_context(_hands(settings, drain, "llm", settings.llm_slots, sandbox))
         phone = await stack.enter_async_context(_phone(hands.parts, sandbox, drain))
         parts, share = hands.parts, _share(settings, settings.llm_slots)
-        scribe = Scribe(parts.store, parts.clock)
-        runner = LlmRunner(hands.name, phone, scribe, hands.holder, parts.clock, share, drain)
-        dispatcher = Dispatcher(runner, settings.llm_slots, parts.bell.rung("llm"), drain)
-        work = with_company(dispatcher.run(), scribe.run())
+        scribe = EventWriter(parts.store, parts.clock)
+        runner = AgentRunner(hands.name, phone, scribe, hands.holder, parts.clock, share, drain)
+        dispatcher = Claimer(runner, settings.llm_slots, parts.bell.rung("llm"), drain)
+        work = run_with_background(dispatcher.run(), scribe.run())
         await hands.serve(work, lambda: Counts(warm=0, blank=0, making=0, busy=0))
 
 
 @contextlib.asynccontextmanager
-async def _phone(parts: Parts, sandbox: Sandbox, drain: Drain) -> AsyncIterator[Phone]:
+async def _phone(parts: Parts, sandbox: Sandbox, drain: Drain) -> AsyncIterator[ModelCallFactory]:
     settings = parts.settings
     outbound = Outbound(settings.private_hosts)
     door, url = settings.local_model_door or None, settings.local_model_url or None
     key = settings.local_model_key if settings.local_model_key.reveal() else None
     llm = PydanticLlm(outbound, LocalModel(door, url, key))
-    shop = Workshop(
+    shop = ToolDependencies(
         store=parts.store,
         blobs=parts.blobs,
         sandbox=sandbox,
         outbound=outbound,
         keyring=parts.keyring,
-        room=asyncio.Semaphore(settings.run_slots),
+        sandbox_slots=asyncio.Semaphore(settings.run_slots),
     )
     try:
-        yield Phone(shop=shop, llm=llm, prices=GenaiPrices(), on_call=lambda call: _count_call(drain.metrics, call))
+        yield ModelCallFactory(
+            dependencies=shop, llm=llm, prices=GenaiPrices(), on_call=lambda call: _count_call(drain.metrics, call)
+        )
     finally:
         await llm.close()
 
@@ -150,7 +152,7 @@ async def serve_builds(settings: Settings, drain: Drain) -> None:
     sandbox = BubblewrapSandbox(bwrap=settings.bwrap or None)
     async with _hands(settings, drain, "build", settings.build_slots, sandbox) as hands:
         parts = hands.parts
-        builder = Builder(
+        builder = VersionBuilder(
             hands.name,
             parts.store,
             sandbox,
@@ -164,11 +166,11 @@ async def serve_builds(settings: Settings, drain: Drain) -> None:
         )
         jobs = arq_client(settings.redis_url.reveal())
         try:
-            drain.wakes(parts.bell.rung("build"))
+            drain.wake_on_drain(parts.bell.rung("build"))
 
             def ends() -> bool:
                 # Asked in each turn of the loop that takes jobs. What they are is counted where they are held.
-                drain.note_turn("jobs", False)
+                drain.note_round("jobs", False)
                 return drain.has_begun()
 
             worker = notifications.worker(jobs, parts.bell, "build", settings.build_slots, builder, ends)
@@ -177,7 +179,7 @@ async def serve_builds(settings: Settings, drain: Drain) -> None:
             await jobs.aclose()
 
 
-class _Hands:
+class LaneResources:
     """What a process of either lane has, and what it does besides its work."""
 
     def __init__(
@@ -187,27 +189,29 @@ class _Hands:
         self.cache = FolderCache(settings.cache, settings.cache_max_bytes)
         self.environments = Environments(self.cache, parts.blobs, sandbox)
         self.bundles = Bundles(self.cache, parts.blobs, sandbox, self.environments)
-        self.holder = Holder(leases, parts.bell, parts.clock, lane, timedelta(seconds=settings.lease_seconds), drain)
+        self.holder = LeaseKeeper(
+            leases, parts.bell, parts.clock, lane, timedelta(seconds=settings.lease_seconds), drain
+        )
         self._settings, self._sandbox, self._info = settings, sandbox, _info(parts, self.name, lane, slots)
         self._problem: str | None = None
         self.health = WorkerHealth(self.name, lane, parts, drain, lambda: self._problem)
 
     async def serve(self, work: Coroutine[Any, Any, None], counts: Callable[[], Counts]) -> None:
         """Work to the end, extending leases and giving signs of life."""
-        _show(self._drain, self._info, lambda: self.holder.busy)
+        _show(self._drain, self._info, lambda: self.holder.lease_count)
         _show_sandboxes(self._drain, counts)
-        idle = self._drain.end_when_idle(lambda: self.holder.busy, self.parts.store.check)
-        await with_company(work, self.holder.keep(), self._beat(counts), self._tidy(), idle)
+        idle = self._drain.end_when_idle(lambda: self.holder.lease_count, self.parts.store.check)
+        await run_with_background(work, self.holder.extend_leases(), self._beat(counts), self._tidy(), idle)
 
     async def _tidy(self) -> None:
         """Keep the caches of this machine within their bounds, without what nobody needs any more."""
         while True:
             try:
-                removed = await tidy_cache(self.cache, self.parts.store, self._settings.cache_days * 86400)
+                removed = await clean_cache(self.cache, self.parts.store, self._settings.cache_days * 86400)
                 self.bundles.forget(removed)
             except (DomainError, OSError) as error:
                 _log.warning("cannot tidy the cache", error=str(error))
-            await asyncio.sleep(TIDY_SECONDS)
+            await asyncio.sleep(CACHE_CLEANUP_SECONDS)
 
     async def _beat(self, counts: Callable[[], Counts]) -> None:
         """Say every few seconds how busy this process is, and whether it can isolate code."""
@@ -219,17 +223,19 @@ class _Hands:
             self._problem, now = problem, counts()
             await _sign(
                 self.parts,
-                replace(self._info, busy=self.holder.busy, warm=now.warm, blank=now.blank, problem=problem),
+                replace(self._info, busy=self.holder.lease_count, warm=now.warm, blank=now.blank, problem=problem),
             )
-            await asyncio.sleep(BEAT)
+            await asyncio.sleep(HEARTBEAT_SECONDS)
 
 
 @contextlib.asynccontextmanager
-async def _hands(settings: Settings, drain: Drain, lane: Lane, slots: int, sandbox: Sandbox) -> AsyncIterator[_Hands]:
+async def _hands(
+    settings: Settings, drain: Drain, lane: Lane, slots: int, sandbox: Sandbox
+) -> AsyncIterator[LaneResources]:
     async with wire(settings, f"paddock {lane}", rung=(lane,), held=(lane,)) as parts, parts.apart() as leases:
-        hands = _Hands(settings, drain, parts, leases, lane, slots, sandbox)
+        hands = LaneResources(settings, drain, parts, leases, lane, slots, sandbox)
         try:
-            async with hands.health.serving():
+            async with hands.health.serve():
                 yield hands
         finally:
             await _gone(parts, hands.name)
@@ -240,11 +246,11 @@ async def serve_records(settings: Settings, drain: Drain) -> None:
     name = worker_id("record")
     async with wire(settings, "paddock record", rung=("record",)) as parts, _export(parts) as export:
         work: dict[str, tuple[Work, float]] = {
-            "fold": (Folder(parts.store), 0.5),
-            "store": (Storer(parts.store, parts.blobs), 0.05),
-            "remove": (Remover(parts.store, parts.blobs), 0.2),
-            "judge": (Evaluator(parts.store, WordLlamaSimilarity()), 0.05),
-            "capture": (Capturer(parts.store, parts.settings.environment), 0.1),
+            "fold": (StatsFolder(parts.store), 0.5),
+            "store": (BodyUploader(parts.store, parts.blobs), 0.05),
+            "remove": (ObjectRemover(parts.store, parts.blobs), 0.2),
+            "judge": (EvaluationScorer(parts.store, WordLlamaSimilarity()), 0.05),
+            "capture": (ArtifactCapturer(parts.store, parts.settings.environment), 0.1),
             **export,
         }
         events = [asyncio.Event() for _ in work]
@@ -276,7 +282,7 @@ async def _export(parts: Parts) -> AsyncIterator[dict[str, tuple[Work, float]]]:
         return
     collector = Collector(settings.otlp_endpoint, pairs(settings.otlp_headers, "otlp_headers"))
     try:
-        yield {"export": (Exporter(parts.store, collector), 0.05)}
+        yield {"export": (TraceExporter(parts.store, collector), 0.05)}
     finally:
         await collector.close()
 
@@ -291,9 +297,9 @@ async def _serve_alone(
 ) -> None:
     """Work to the end in a process that holds no leases, giving signs of life."""
     _show(drain, info, busy)
-    async with WorkerHealth(info.id, info.lane, parts, drain, lambda: None).serving():
+    async with WorkerHealth(info.id, info.lane, parts, drain, lambda: None).serve():
         idle = drain.end_when_idle(busy, parts.store.check)
-        await with_company(work, _beat_always(parts, info, busy), idle, *company)
+        await run_with_background(work, _beat_always(parts, info, busy), idle, *company)
 
 
 def _show(drain: Drain, info: WorkerInfo, busy: Callable[[], int]) -> None:
@@ -318,17 +324,17 @@ def _show_sandboxes(drain: Drain, counts: Callable[[], Counts]) -> None:
 async def _beat_always(parts: Parts, info: WorkerInfo, busy: Callable[[], int] = lambda: 0) -> None:
     while True:
         await _sign(parts, replace(info, busy=busy()))
-        await asyncio.sleep(BEAT)
+        await asyncio.sleep(HEARTBEAT_SECONDS)
 
 
 async def serve_plans(settings: Settings, drain: Drain) -> None:
     """Advance plans until draining begins; those that are being advanced are finished, which takes no time."""
     name = worker_id("plan")
     async with wire(settings, "paddock plan", rung=("plan",)) as parts:
-        planner = Planner(parts.store, PLANS, parts.bell.rung("plan"), drain)
-        info = _info(parts, name, "plan", PLANS)
+        planner = PlanAdvancer(parts.store, PLAN_SLOTS, parts.bell.rung("plan"), drain)
+        info = _info(parts, name, "plan", PLAN_SLOTS)
         try:
-            await _serve_alone(parts, info, drain, planner.run(), lambda: planner.busy)
+            await _serve_alone(parts, info, drain, planner.run(), lambda: planner.busy_count)
         finally:
             await _gone(parts, name)
 
@@ -341,8 +347,8 @@ async def serve_upkeep(settings: Settings, drain: Drain) -> None:
         loops = [
             Upkeep(settings, parts.store, parts.queue, parts.blobs, parts.clock, drain).run(),
             # Apart: deleting what is too old may take long, and leases run out meanwhile.
-            Retention(parts.store, drain, settings.retention_days).run(),
-            Schedules(parts.store, drain).run(),
+            RetentionSweeper(parts.store, drain, settings.retention_days).run(),
+            ScheduleStarter(parts.store, drain).run(),
         ]
         try:
             await _serve_alone(parts, info, drain, _all(loops))
@@ -402,7 +408,7 @@ async def _work_off(worker: BellWorker) -> None:
             await asyncio.wait(tasks, timeout=5)
 
 
-SERVE: Final = {
+SERVE_BY_PROCESS: Final = {
     "build": serve_builds,
     "run": serve_runs,
     "llm": serve_llms,

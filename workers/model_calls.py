@@ -38,27 +38,27 @@ from domain.shared.leases import LostLease
 from domain.shared.secrets import Secret
 from domain.shared.unicode_text import mend_text
 from infra.credentials import Keyring
-from workers.leases import persist
-from workers.usage import Meter, sound
+from workers.leases import retry_through_outage
+from workers.usage import UsageMeter, clean_part
 
 _log = structlog.get_logger("paddock.models")
 
 # How often a call is tried in all, and the seconds between: doubled each time, up to what a provider may ask for.
-TRIES: Final = 4
-PAUSE: Final = 0.5
-LONGEST_PAUSE: Final = 30.0
+MAX_CALL_TRIES: Final = 4
+RETRY_PAUSE_SECONDS: Final = 0.5
+MAX_RETRY_PAUSE_SECONDS: Final = 30.0
 # Seconds that a model may be silent.
-SILENCE: Final = 120.0
+MAX_SILENCE_SECONDS: Final = 120.0
 # What an answer may be held for where nobody bounds it, and the least that is worth asking for, in tokens.
-ANSWER: Final = 4096
-LEAST: Final = 16
+DEFAULT_ANSWER_TOKENS: Final = 4096
+MIN_ANSWER_TOKENS: Final = 16
 # What one call may cost in dollars: more is made up.
-DEAREST: Final = 100_000_000.0
+MAX_CALL_COST_USD: Final = 100_000_000.0
 # After how many parts of an answer other runs have their turn.
-TURN: Final = 8
+PARTS_PER_YIELD: Final = 8
 
 # Called in the transaction that writes down a call that was answered, with the answer.
-Also = Callable[[Tx, Reply], Awaitable[None]]
+OnAnswered = Callable[[Tx, Reply], Awaitable[None]]
 
 
 class ModelCalls:
@@ -68,14 +68,14 @@ class ModelCalls:
         self, store: Store, llm: Llm, prices: Prices, keyring: Keyring, execution: Execution, spender: Spender
     ) -> None:
         self._store, self._llm, self._prices, self._keyring = store, llm, prices, keyring
-        self._execution, self.spender = execution, spender
+        self._execution, self.attribution = execution, spender
         # Calls in a minute at most, over all that the plan runs which this run belongs to; it is asked if not told.
         self.max_rpm: int | None | UnsetType = UNSET
         # Told of the seconds that a call is about to wait for its turn.
-        self.waits: Callable[[float], None] = lambda seconds: None
+        self.on_wait: Callable[[float], None] = lambda seconds: None
         self.on_call: Callable[[Call], None] = lambda call: None
 
-    async def target(self, name: str, provider: str | None = None) -> Target:
+    async def resolve_target(self, name: str, provider: str | None = None) -> Target:
         """The model of that name, with its key. Errors: `ModelError` if the registry has none."""
 
         async def resolved() -> llms.Resolved:
@@ -83,7 +83,7 @@ class ModelCalls:
                 return await llms.resolve(tx, name, provider)
 
         try:
-            found = await persist(resolved)
+            found = await retry_through_outage(resolved)
         except DomainError as error:
             if error.code in DATABASE_OUTAGES:
                 raise
@@ -106,13 +106,13 @@ class ModelCalls:
             api=model.api,
         )
 
-    async def stream(
+    async def stream_answer(
         self,
         target: Target,
         messages: tuple[Message, ...],
         tools: tuple[ToolSpec, ...],
         options: Options,
-        also: Also | None = None,
+        also: OnAnswered | None = None,
         again: Callable[[ModelError, float], None] | None = None,
         before: Callable[[], Awaitable[None]] | None = None,
     ) -> AsyncGenerator[Part, None]:
@@ -122,18 +122,20 @@ class ModelCalls:
         `before` is awaited before an answer is written down, `also` writes along.
         Errors: `ModelError`, `budget_exceeded`, `LostLease`.
         """
-        for number in range(1, TRIES + 1):
+        for number in range(1, MAX_CALL_TRIES + 1):
             handed = False
             try:
-                async with contextlib.aclosing(self._once(target, messages, tools, options, also, before)) as parts:
+                async with contextlib.aclosing(
+                    self._stream_once(target, messages, tools, options, also, before)
+                ) as parts:
                     async for part in parts:
                         handed = True
                         yield part
                 return
             except ModelError as error:
-                if not error.passes or number == TRIES or (handed and again is None):
+                if not error.passes or number == MAX_CALL_TRIES or (handed and again is None):
                     raise
-                pause = _pause(number, error.retry_after)
+                pause = _choose_retry_pause(number, error.retry_after)
                 if pause is None:
                     raise
                 _log.info("a model call is made again", model=target.name, error=error.kind, seconds=round(pause, 2))
@@ -141,35 +143,40 @@ class ModelCalls:
                     again(error, pause)
                 await asyncio.sleep(pause)
 
-    async def _once(
+    async def _stream_once(
         self,
         target: Target,
         messages: tuple[Message, ...],
         tools: tuple[ToolSpec, ...],
         options: Options,
-        also: Also | None,
+        also: OnAnswered | None,
         before: Callable[[], Awaitable[None]] | None,
     ) -> AsyncGenerator[Part, None]:
-        meter = Meter(messages, tools)
-        await self._paced()
-        hold_id, options = await self._held(target, meter, options)
+        meter = UsageMeter(messages, tools)
+        await self._wait_for_rate_limit()
+        hold_id, options = await self._reserve_budget(target, meter, options)
         ask = Ask(
-            target=target, messages=messages, tools=tools, options=options, timeout=SILENCE, on_sent=meter.note_sent
+            target=target,
+            messages=messages,
+            tools=tools,
+            options=options,
+            timeout=MAX_SILENCE_SECONDS,
+            on_sent=meter.note_sent,
         )
         reply: Reply | None = None
-        meter.begun = time.monotonic()
+        meter.started_at = time.monotonic()
         try:
             async with contextlib.aclosing(self._llm.stream(ask)) as parts:
                 async for given in parts:
-                    part = sound(given)
-                    meter.take(part)
+                    part = clean_part(given)
+                    meter.count_part(part)
                     if isinstance(part, ReportedUsage):
                         continue
                     if isinstance(part, Reply):
                         reply = part
                         break
                     yield part
-                    if meter.parts % TURN == 0:
+                    if meter.part_count % PARTS_PER_YIELD == 0:
                         # What has arrived already is read without waiting: others want their turn, leases above all.
                         await asyncio.sleep(0)
             if reply is None:
@@ -183,16 +190,16 @@ class ModelCalls:
                     with contextlib.suppress(LostLease):
                         await before()
             finally:
-                await _seen_through(self._settled(hold_id, target, meter, reply, "error", error.kind))
+                await _finish_despite_cancel(self._settle_call(hold_id, target, meter, reply, "error", error.kind))
             raise
         except BaseException:
             # Cancelled, or lost, or nobody wants the rest: what was used is owed all the same.
-            await _seen_through(self._settled(hold_id, target, meter, reply, "cancelled", None))
+            await _finish_despite_cancel(self._settle_call(hold_id, target, meter, reply, "cancelled", None))
             raise
-        await _seen_through(self._settled(hold_id, target, meter, reply, "ok", None, also))
+        await _finish_despite_cancel(self._settle_call(hold_id, target, meter, reply, "ok", None, also))
         yield reply
 
-    async def _paced(self) -> None:
+    async def _wait_for_rate_limit(self) -> None:
         """Wait until this call may be made."""
         plan_id = self._execution.parent_id
         if self.max_rpm is None or plan_id is None:
@@ -206,56 +213,58 @@ class ModelCalls:
                     return 0.0
                 return (await tx.plans.pace(plan_id, self.max_rpm, tx.now) - tx.now).total_seconds()
 
-        seconds = await persist(slot)
+        seconds = await retry_through_outage(slot)
         if seconds > 0:
-            self.waits(seconds)
+            self.on_wait(seconds)
             await asyncio.sleep(seconds)
 
-    async def _held(self, target: Target, meter: Meter, options: Options) -> tuple[str | None, Options]:
+    async def _reserve_budget(self, target: Target, meter: UsageMeter, options: Options) -> tuple[str | None, Options]:
         """Set aside what the call may cost. The answer is bounded to what there is room for."""
-        most = options.max_tokens or llms.most_tokens(target.parameters) or ANSWER
-        prompt = self._cost(target, Usage(prompt_tokens=meter.most_prompt))
-        answer = self._cost(target, Usage(prompt_tokens=meter.most_prompt, completion_tokens=most)) - prompt
+        most = options.max_tokens or llms.most_tokens(target.parameters) or DEFAULT_ANSWER_TOKENS
+        prompt = self._price_usage(target, Usage(prompt_tokens=meter.max_prompt_tokens))
+        answer = (
+            self._price_usage(target, Usage(prompt_tokens=meter.max_prompt_tokens, completion_tokens=most)) - prompt
+        )
         wanted = prompt + answer
         if wanted <= 0:
             return None, options
-        least = prompt + answer * min(1.0, LEAST / most)
+        least = prompt + answer * min(1.0, MIN_ANSWER_TOKENS / most)
         seconds = self._execution.timeout + 60.0
 
         async def held() -> costs.Hold:
             async with self._store.begin_for(self._execution.tenant_id) as tx:
-                return await costs.hold(tx, self.spender, wanted, least, seconds)
+                return await costs.hold(tx, self.attribution, wanted, least, seconds)
 
-        hold = await persist(held, patience=30)
+        hold = await retry_through_outage(held, max_seconds=30)
         if hold.id is None and hold.granted >= wanted:
             return None, options
         if hold.granted < wanted:
             most = max(1, int((hold.granted - prompt) / (answer / most)))
         return hold.id, msgspec.structs.replace(options, max_tokens=most)
 
-    async def _settled(
+    async def _settle_call(
         self,
         hold_id: str | None,
         target: Target,
-        meter: Meter,
+        meter: UsageMeter,
         reply: Reply | None,
         status: costs.CallStatus,
         error_type: ErrorKind | None,
-        also: Also | None = None,
+        also: OnAnswered | None = None,
     ) -> None:
-        usage, is_estimated = meter.owed(error_type)
+        usage, is_estimated = meter.measure_usage(error_type)
         now = time.monotonic()
         call = Call(
             provider=target.provider,
             model=target.model,
             model_name=target.name,
             usage=usage,
-            cost_usd=min(self._cost(target, usage), DEAREST),
+            cost_usd=min(self._price_usage(target, usage), MAX_CALL_COST_USD),
             estimated=is_estimated,
             status=status,
             error_type=error_type,
-            duration_ms=(now - meter.begun) * 1000,
-            first_token_ms=None if meter.first is None else (meter.first - meter.begun) * 1000,
+            duration_ms=(now - meter.started_at) * 1000,
+            first_token_ms=None if meter.first_part_at is None else (meter.first_part_at - meter.started_at) * 1000,
         )
 
         self.on_call(call)
@@ -263,24 +272,24 @@ class ModelCalls:
 
         async def write() -> None:
             async with self._store.begin_for(self._execution.tenant_id) as tx:
-                settled = await costs.settle(tx, hold_id, self.spender, call, cost_id)
+                settled = await costs.settle(tx, hold_id, self.attribution, call, cost_id)
                 if settled.repeated:
                     # The answer to an earlier commit of the same was lost on its way.
                     return
-                held = await self._told(tx, call, settled)
+                held = await self._record_call(tx, call, settled)
                 if held and also is not None and reply is not None:
                     await also(tx, reply)
             if not held and also is not None:
                 # What was used is on record; nothing more is this attempt's to write.
                 raise LostLease(self._execution.id)
 
-        await persist(write)
+        await retry_through_outage(write)
 
-    async def _told(self, tx: Tx, call: Call, settled: Settled) -> bool:
+    async def _record_call(self, tx: Tx, call: Call, settled: Settled) -> bool:
         """Note the call and its cost in the log. False if the run is not held any more."""
         usage = call.usage
         events: list[Event] = [
-            _event(
+            _new_event(
                 tx,
                 "model_call",
                 model=call.model_name,
@@ -290,7 +299,7 @@ class ModelCalls:
                 duration_ms=round(call.duration_ms, 1),
                 first_token_ms=None if call.first_token_ms is None else round(call.first_token_ms, 1),
             ),
-            _event(
+            _new_event(
                 tx,
                 "cost",
                 cost_id=settled.cost_id,
@@ -305,7 +314,7 @@ class ModelCalls:
             ),
         ]
         events += [
-            _event(tx, "warning", about="budget", message=one.message, budget_id=one.budget_id, scope=one.scope)
+            _new_event(tx, "warning", about="budget", message=one.message, budget_id=one.budget_id, scope=one.scope)
             for one in settled.warnings
         ]
         held = await tx.events.append_held(self._execution.id, self._execution.attempt, events)
@@ -313,11 +322,11 @@ class ModelCalls:
             tx.changed(self._execution.id, "running")
         return held
 
-    def _cost(self, target: Target, usage: Usage) -> float:
+    def _price_usage(self, target: Target, usage: Usage) -> float:
         return self._prices.cost(target, usage) or 0.0
 
 
-async def _seen_through(settling: Coroutine[Any, Any, None]) -> None:
+async def _finish_despite_cancel(settling: Coroutine[Any, Any, None]) -> None:
     """Settle a call to the end also when the run is cancelled meanwhile: what was used must be billed."""
     task = asyncio.create_task(settling)
     try:
@@ -329,13 +338,13 @@ async def _seen_through(settling: Coroutine[Any, Any, None]) -> None:
         raise
 
 
-def _event(tx: Tx, kind: Any, **data: Any) -> Event:
+def _new_event(tx: Tx, kind: Any, **data: Any) -> Event:
     return Event(type=kind, data=data, at=tx.now)
 
 
-def _pause(number: int, retry_after: float | None) -> float | None:
+def _choose_retry_pause(number: int, retry_after: float | None) -> float | None:
     """Seconds until the next try; None if the provider wants us to wait longer than anybody would."""
     if retry_after is not None:
-        return None if retry_after > LONGEST_PAUSE else max(retry_after, 0.05)
+        return None if retry_after > MAX_RETRY_PAUSE_SECONDS else max(retry_after, 0.05)
     # Jitter, so that runs that failed together do not come back together.
-    return float(PAUSE * 2 ** (number - 1) * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+    return float(RETRY_PAUSE_SECONDS * 2 ** (number - 1) * random.uniform(0.5, 1.0))  # noqa: S311 - no secret

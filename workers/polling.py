@@ -25,7 +25,7 @@ async def rounds(name: str, work: Work, rung: asyncio.Event, pause: float, drain
 
     Outages are waited out. A mistake of ours is logged and does not end the process.
     """
-    drain.wakes(rung)
+    drain.wake_on_drain(rung)
     while not drain.has_begun():
         rung.clear()
         more, wait = False, pause
@@ -38,7 +38,7 @@ async def rounds(name: str, work: Work, rung: asyncio.Event, pause: float, drain
         except Exception:
             _log.exception("failed unexpectedly", work=name)
             wait = LOOK
-        drain.note_turn(name, found)
+        drain.note_round(name, found)
         if await drain.sleep(wait) and not more:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(rung.wait(), LOOK)

@@ -22,19 +22,21 @@ from domain.llms.messages import (
 from domain.shared.unicode_text import mend_text
 
 # What a server may say that one call used, in tokens: more is made up.
-MOST_TOKENS: Final = 10**9
+MAX_CALL_TOKENS: Final = 10**9
 # Errors after which a provider has worked on the prompt, or may have: a refusal costs nothing, silence may.
-_WORKED: Final[frozenset[ErrorKind]] = frozenset({"timeout", "cut_off", "malformed"})
+_BILLED_ERRORS: Final[frozenset[ErrorKind]] = frozenset({"timeout", "cut_off", "malformed"})
 
 
-class Meter:
+class UsageMeter:
     """What has come of one call so far."""
 
     def __init__(self, messages: tuple[Message, ...], tools: tuple[ToolSpec, ...]) -> None:
-        self.prompt_bytes = sum(_size(message) for message in messages) + sum(_tool_size(tool) for tool in tools)
-        self.answer_bytes = self.parts = 0
-        self.begun = time.monotonic()
-        self.first: float | None = None
+        self.prompt_bytes = sum(_measure_message(message) for message in messages) + sum(
+            _measure_tool(tool) for tool in tools
+        )
+        self.answer_bytes = self.part_count = 0
+        self.started_at = time.monotonic()
+        self.first_part_at: float | None = None
         self._is_sent = False
         self._reported: ReportedUsage | None = None
         self._reported_at = 0  # bytes of the answer when it was reported
@@ -43,7 +45,7 @@ class Meter:
         """Note that the request has gone out: its prompt is owed, whatever becomes of the answer."""
         self._is_sent = True
 
-    def take(self, part: Part) -> None:
+    def count_part(self, part: Part) -> None:
         """Count a part of the answer."""
         self._is_sent = True
         if isinstance(part, ReportedUsage):
@@ -51,11 +53,11 @@ class Meter:
             return
         if isinstance(part, Reply):
             if part.usage is not None and self._reported is None:
-                self._reported, self._reported_at = _reported(part.usage), self.answer_bytes
+                self._reported, self._reported_at = _reported_usage(part.usage), self.answer_bytes
             return
-        self.parts += 1
-        if self.first is None:
-            self.first = time.monotonic()
+        self.part_count += 1
+        if self.first_part_at is None:
+            self.first_part_at = time.monotonic()
         if isinstance(part, Text | Thought):
             self.answer_bytes += len(part.text.encode())
         elif isinstance(part, CallPart):
@@ -64,21 +66,23 @@ class Meter:
             self.answer_bytes += len(arguments.encode()) + len((part.name or "").encode())
 
     @property
-    def most_prompt(self) -> int:
+    def max_prompt_tokens(self) -> int:
         """Tokens of the prompt, rather too many: half as many as bytes."""
         return self.prompt_bytes // 2 + 16
 
-    def owed(self, error: ErrorKind | None = None) -> tuple[Usage, bool]:
+    def measure_usage(self, error: ErrorKind | None = None) -> tuple[Usage, bool]:
         """Return the tokens to bill, and whether any of them are estimated: a token is four bytes.
 
         What was reported counts, also when the call failed afterwards, with what came since. A report of nothing for
         what was there is none.
         """
         reported = self._reported
-        if reported is None and (not self._is_sent or (error not in (None, *_WORKED) and self.first is None)):
+        if reported is None and (
+            not self._is_sent or (error not in (None, *_BILLED_ERRORS) and self.first_part_at is None)
+        ):
             return Usage(), False
         told = reported or ReportedUsage()
-        prompt, completion = _plausible(told.prompt_tokens), _plausible(told.completion_tokens)
+        prompt, completion = _check_token_count(told.prompt_tokens), _check_token_count(told.completion_tokens)
         if completion == 0 and self.answer_bytes:
             completion = None
         since = self.answer_bytes - (self._reported_at if completion is not None else 0)
@@ -89,13 +93,13 @@ class Meter:
         usage = Usage(
             prompt_tokens=prompt,
             completion_tokens=completion,
-            cached_tokens=min(_plausible(told.cached_tokens) or 0, prompt),
-            reasoning_tokens=min(_plausible(told.reasoning_tokens) or 0, completion),
+            cached_tokens=min(_check_token_count(told.cached_tokens) or 0, prompt),
+            reasoning_tokens=min(_check_token_count(told.reasoning_tokens) or 0, completion),
         )
         return usage, is_estimated
 
 
-def _reported(usage: Usage) -> ReportedUsage:
+def _reported_usage(usage: Usage) -> ReportedUsage:
     return ReportedUsage(
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
@@ -104,43 +108,43 @@ def _reported(usage: Usage) -> ReportedUsage:
     )
 
 
-def _plausible(tokens: int | None) -> int | None:
-    return tokens if tokens is not None and 0 <= tokens <= MOST_TOKENS else None
+def _check_token_count(tokens: int | None) -> int | None:
+    return tokens if tokens is not None and 0 <= tokens <= MAX_CALL_TOKENS else None
 
 
-def plain(text: str) -> str:
+def clean_text(text: str) -> str:
     """Text that columns of text can hold: without U+0000 as well."""
     return mend_text(text).replace("\0", "\ufffd")
 
 
-def sound(part: Part) -> Part:
+def clean_part(part: Part) -> Part:
     """A part whose texts can be kept, whatever a server put into them."""
     if isinstance(part, Text):
         return part if part.text.isascii() else Text(mend_text(part.text))
     if isinstance(part, Thought):
         return part if part.text.isascii() else Thought(mend_text(part.text))
     if isinstance(part, Notice):
-        return Notice(plain(part.message))
+        return Notice(clean_text(part.message))
     if isinstance(part, ReportedUsage):
         return part
     if isinstance(part, CallPart):
         if part.id is None and part.name is None and part.arguments.isascii():
             return part
-        name = None if part.name is None else plain(part.name)
-        given = None if part.id is None else plain(part.id)
+        name = None if part.name is None else clean_text(part.name)
+        given = None if part.id is None else clean_text(part.id)
         return CallPart(index=part.index, id=given, name=name, arguments=mend_text(part.arguments))
     calls = tuple(
-        ToolCall(id=plain(call.id), name=plain(call.name), arguments=mend_text(call.arguments))
+        ToolCall(id=clean_text(call.id), name=clean_text(call.name), arguments=mend_text(call.arguments))
         for call in part.message.tool_calls
     )
     message = msgspec.structs.replace(part.message, content=mend_text(part.message.content), tool_calls=calls)
     return msgspec.structs.replace(part, message=message)
 
 
-def _size(message: Message) -> int:
+def _measure_message(message: Message) -> int:
     calls = sum(len(call.name.encode()) + len(call.arguments.encode()) for call in message.tool_calls)
     return len(message.content.encode()) + calls + 16
 
 
-def _tool_size(tool: ToolSpec) -> int:
+def _measure_tool(tool: ToolSpec) -> int:
     return len(tool.description.encode()) + len(str(tool.parameters).encode()) + len(tool.name) + 32

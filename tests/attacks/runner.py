@@ -33,7 +33,7 @@ from infra.sandbox.forkserver.client import ForkServer
 from infra.sandbox.warm import WarmSandbox
 from tests.attacks.remains import KINDS
 from workers.run import gateway
-from workers.run.openai_wire import Refused
+from workers.run.openai_wire import GatewayRefusal
 
 SECRET = "the-worker-s-secret"
 KEY = f"sk-pdk-{os.urandom(16).hex()}"
@@ -90,8 +90,8 @@ class Provider:
 
 # Guards of the gateway itself: how each is taken away.
 GATEWAY_GUARDS: dict[str, tuple[Any, str, Any]] = {
-    "manifest": (gateway._Gateway, "_known", lambda _, name: name),
-    "words": (gateway, "_refused", lambda error, _: Refused(500, str(error))),
+    "manifest": (gateway._ModelGateway, "_known", lambda _, name: name),
+    "words": (gateway, "_refused", lambda error, _: GatewayRefusal(500, str(error))),
 }
 
 
@@ -151,7 +151,7 @@ async def _attack(
         memory_mb=memory,
         gateway="-gateway" in way,
     )
-    serve = gateway.serving(Provider("mine"), ["small"]) if program.gateway else None
+    serve = gateway.serve_gateway(Provider("mine"), ["small"]) if program.gateway else None
     try:
         if way.endswith("-warm"):
             await _warmed(sandbox, program, base)
@@ -207,7 +207,7 @@ async def _beside(sandbox: WarmSandbox, program: Program, base: dict[str, Any]) 
     """While another run has a gateway of its own."""
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     payload = json.dumps({**base, "attack": "gateway_wait"}).encode()
-    serve = gateway.serving(Provider("another's"), ["small"])
+    serve = gateway.serve_gateway(Provider("another's"), ["small"])
     running = asyncio.create_task(sandbox.run(program, payload, lambda _, data: port.set_result(int(data)), serve))
     try:
         async with asyncio.timeout(10):

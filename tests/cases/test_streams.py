@@ -8,7 +8,7 @@ import pytest
 from domain.llms.messages import ReportedUsage, Usage
 from tests.support.case_inputs import case_folder
 from tests.support.scripted_model import play, play_body, serving
-from workers.usage import Meter
+from workers.usage import UsageMeter
 
 DONE = "data: [DONE]\n\n"
 
@@ -368,10 +368,10 @@ async def test_text_beside_the_usage_is_in_it(body: str, provider: str, api: str
     async with serving(body) as url:
         played = await play(url, provider=provider, api=api)
     assert played.text == "Paris."
-    meter = Meter((), ())
+    meter = UsageMeter((), ())
     for part in played.parts:
-        meter.take(part)
-    assert meter.owed() == (Usage(prompt_tokens=9, completion_tokens=2), False)
+        meter.count_part(part)
+    assert meter.measure_usage() == (Usage(prompt_tokens=9, completion_tokens=2), False)
 
 
 async def test_numbers_that_are_none_do_not_fail_an_answer():

@@ -21,7 +21,7 @@ from infra.sandbox.forkserver.client import ForkServer
 from infra.sandbox.listener import Listener, received
 from infra.sandbox.warm import WarmSandbox
 from tests.contracts.test_sandbox import _as_before, _begun, _descriptors, _ignore, _verdict
-from workers.run.gateway import serving
+from workers.run.gateway import serve_gateway
 
 PACKAGES = Path(openai.__file__).parents[1]
 WAYS = ["bubblewrap", "forkserver", "bubblewrap-warm", "forkserver-warm"]
@@ -474,7 +474,7 @@ class Scripted:
 async def test_the_real_library_unchanged(sandbox, code) -> None:
     program = _program(code, LIBRARY, environment=PACKAGES, memory_mb=512, timeout=40)
     for _ in range(2):
-        outcome = await sandbox.run(program, b"{}", _ignore, serving(Scripted(), ["small", "large"]))
+        outcome = await sandbox.run(program, b"{}", _ignore, serve_gateway(Scripted(), ["small", "large"]))
         assert outcome.output is not None, outcome
         assert msgspec.json.decode(outcome.output) == {
             "models": ["small", "large"],

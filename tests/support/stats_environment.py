@@ -31,7 +31,7 @@ from tests.support.stats_oracle import (
     check_page,
 )
 from tests.support.stats_strategies import DAY, LEASE, OTHERS
-from workers.record.stats import Folder
+from workers.record.stats import StatsFolder
 
 
 class World:
@@ -151,7 +151,7 @@ class World:
         await asyncio.gather(*(self._fold(whose, kind, most) for _ in range(2)), self.ask(whose))
 
     async def fold_all(self) -> None:
-        folder = Folder(self._store)
+        folder = StatsFolder(self._store)
         while await folder():
             pass
         assert await self._database.owner.fetchval("SELECT count(*) FROM stat_deltas") == 0

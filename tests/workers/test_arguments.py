@@ -11,7 +11,7 @@ from jsonschema.exceptions import ValidationError
 
 from domain.llms.messages import ToolFailed
 from workers.agent import arguments
-from workers.agent.arguments import checked, read_arguments
+from workers.agent.arguments import read_arguments, validate_arguments
 
 LOOKS = 20_000  # more of them than any guard leaves time for
 
@@ -56,7 +56,7 @@ async def test_slow_schemas(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     schema, args = SLOW[name]
     monkeypatch.setattr(arguments, "CHECK_SECONDS", 0.05)
     with pytest.raises(ToolFailed, match="could not be checked"):
-        await checked(schema, args)
+        await validate_arguments(schema, args)
     looks = 0
 
     def look(_: Any) -> None:
@@ -65,13 +65,13 @@ async def test_slow_schemas(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         if looks > LOOKS:
             raise _Endless
 
-    monkeypatch.setattr(arguments._Work, "look_at_clock", look)
+    monkeypatch.setattr(arguments._CheckLimits, "look_at_clock", look)
     assert await _goes_on(schema, args) or looks > LOOKS
 
 
 async def _goes_on(schema: dict[str, Any], args: Any) -> bool:
     try:
-        await checked(schema, args)
+        await validate_arguments(schema, args)
     except _Endless:
         return True
     return False
@@ -89,11 +89,11 @@ async def test_errors_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) ->
             made += len(error.message)
 
         with pytest.raises(ToolFailed, match="could not be checked"):
-            await checked(schema, args)
+            await validate_arguments(schema, args)
         with monkeypatch.context() as without:
-            without.setattr(arguments._Work, "count_error", count)
+            without.setattr(arguments._CheckLimits, "count_error", count)
             with pytest.raises(ToolFailed, match="a: "):
-                await checked(schema, args)
+                await validate_arguments(schema, args)
         assert made > 2_000_000
 
 
@@ -109,28 +109,28 @@ async def test_patterns_are_few_and_small(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(re2, "compile", compile_)
     schema = {"patternProperties": {f"^(?:[a-z]{{1,99}}){{0,9}}{n}$": {"type": "null"} for n in range(300)}}
-    await checked(schema, {"a": 1})
+    await validate_arguments(schema, {"a": 1})
     assert 0 < len(compiled) <= arguments.MAX_PATTERNS
     assert re2._Regexp._make.cache_info().currsize == 0
     # Too large to be compiled, and so not checked; with more room, it is.
     large = _of(a={"pattern": r"^\p{L}{300}$"})
-    await checked(large, {"a": "x"})
+    await validate_arguments(large, {"a": "x"})
     with monkeypatch.context() as without:
         without.setattr(arguments, "MAX_PATTERN_BYTES", 64 << 20)
         with pytest.raises(ToolFailed, match="does not match"):
-            await checked(large, {"a": "x"})
+            await validate_arguments(large, {"a": "x"})
     slow = _of(a={"pattern": "|".join([r"a.{0,20}b"] * 20)})
-    await checked(slow, {"a": "ac" * 8192})
+    await validate_arguments(slow, {"a": "ac" * 8192})
     with monkeypatch.context() as without:
         without.setattr(arguments, "MAX_MATCH_STEPS", 10**12)
         with pytest.raises(ToolFailed, match="does not match"):
-            await checked(slow, {"a": "ac" * 8192})
+            await validate_arguments(slow, {"a": "ac" * 8192})
 
 
 async def test_one_tenants_checks_wait_for_each_other_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many checks a tenant begins, another one's is next; and other work of the process is not kept waiting."""
     inside, release = threading.Event(), threading.Event()
-    true = arguments._first_wrong
+    true = arguments._find_first_error
 
     def slow(schema: dict[str, Any], args: Any) -> str | None:
         if "slow" in args:
@@ -139,10 +139,10 @@ async def test_one_tenants_checks_wait_for_each_other_alone(monkeypatch: pytest.
         return true(schema, args)
 
     monkeypatch.setattr(arguments, "_first_wrong", slow)
-    attack = [asyncio.create_task(checked({}, {"slow": n}, "rival")) for n in range(50)]
+    attack = [asyncio.create_task(validate_arguments({}, {"slow": n}, "rival")) for n in range(50)]
     try:
         await asyncio.to_thread(inside.wait, 30)
-        await asyncio.wait_for(checked(_of(a={"type": "integer"}), {"a": 1}, "acme"), 30)
+        await asyncio.wait_for(validate_arguments(_of(a={"type": "integer"}), {"a": 1}, "acme"), 30)
         assert not any(task.done() for task in attack)
     finally:
         release.set()
@@ -171,10 +171,10 @@ async def test_one_tenants_checks_wait_for_each_other_alone(monkeypatch: pytest.
 )  # fmt: skip
 async def test_what_is_checked(schema: dict[str, Any], args: dict[str, Any], wrong: str | None) -> None:
     if wrong is None:
-        await checked(schema, args)
+        await validate_arguments(schema, args)
     else:
         with pytest.raises(ToolFailed, match=wrong):
-            await checked(schema, args)
+            await validate_arguments(schema, args)
 
 
 @pytest.mark.parametrize(

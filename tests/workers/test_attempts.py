@@ -17,7 +17,7 @@ from infra.redis import Bell
 from tests.support.clients import events_of
 from tests.support.isolated_database import NOW, apart
 from tests.workers.test_lifecycle import Silent
-from workers.leases import Holder
+from workers.leases import LeaseKeeper
 
 LEASE = timedelta(seconds=10)
 
@@ -44,22 +44,22 @@ class Extending:
 
 async def test_an_older_attempt_is_stopped_and_does_not_let_go_of_the_newer_one() -> None:
     store: Any = Extending()
-    holder = Holder(store, Bell("redis://127.0.0.1:1"), lambda: datetime.now(UTC), "run", LEASE)
-    keeping = asyncio.create_task(holder.keep())
+    holder = LeaseKeeper(store, Bell("redis://127.0.0.1:1"), lambda: datetime.now(UTC), "run", LEASE)
+    keeping = asyncio.create_task(holder.extend_leases())
     gate = asyncio.Event()
     try:
-        older = asyncio.create_task(holder.hold("exec_x", 1, gate.wait()))
+        older = asyncio.create_task(holder.hold_lease("exec_x", 1, gate.wait()))
         await asyncio.sleep(0)
-        newer = asyncio.create_task(holder.hold("exec_x", 2, gate.wait()))
+        newer = asyncio.create_task(holder.hold_lease("exec_x", 2, gate.wait()))
         async with asyncio.timeout(5):
             with pytest.raises(LostLease):
                 await older
-        assert holder.busy == 1
+        assert holder.lease_count == 1
         await asyncio.sleep(0.6)
         assert not newer.done()
         gate.set()
         assert await newer is True
-        assert holder.busy == 0
+        assert holder.lease_count == 0
     finally:
         keeping.cancel()
 

@@ -21,8 +21,8 @@ from tests.support.isolated_database import Apart
 from tests.support.stats_oracle import assert_near, interpolate_quantile
 from tests.support.stats_strategies import BOUNDS, EXECUTIONS, NAME, NAMES, NOWS, PAGE, PLACE, TENANT, TIMES, some
 from tests.workers.test_stats import own
-from workers.record.stats import Folder
-from workers.upkeep.retention import Retention
+from workers.record.stats import StatsFolder
+from workers.upkeep.retention import RetentionSweeper
 
 DAYS = {"day": 1, "week": 7, "month": 30}
 AGENTS = [ids.encode("agent", UUID(int=number)) for number in (1, 2)]
@@ -142,7 +142,7 @@ class World:
         before = self.clock[0] - timedelta(days=days)
         old = [one for one, row in self.rows[whose].items() if row.created_at < before]
         tenant_id = self.callers[whose].tenant_id
-        assert await Retention(self.store)._delete(tenant_id, "costs", timedelta(days=days)) == len(old)
+        assert await RetentionSweeper(self.store)._delete_records(tenant_id, "costs", timedelta(days=days)) == len(old)
         for one in old:
             del self.rows[whose][one]
 
@@ -151,7 +151,7 @@ class World:
             await tx.stats.fold("costs", most)
 
     async def fold_all(self) -> None:
-        folder = Folder(self.store)
+        folder = StatsFolder(self.store)
         while await folder():
             pass
         assert await self.database.owner.fetchval("SELECT count(*) FROM stat_deltas") == 0

@@ -10,7 +10,7 @@ import pytest
 from domain.shared.errors import DomainError
 from infra.group_commit import Batches
 from workers.run import code_runner
-from workers.run.code_runner import Dispatcher
+from workers.run.code_runner import Claimer
 
 
 class Work:
@@ -52,7 +52,7 @@ class Work:
 
 @asynccontextmanager
 async def dispatching(work: Any, slots: int, rung: asyncio.Event) -> AsyncIterator[asyncio.Task[None]]:
-    task = asyncio.create_task(Dispatcher(work, slots, rung).run())
+    task = asyncio.create_task(Claimer(work, slots, rung).run())
     await asyncio.sleep(0.01)
     try:
         yield task

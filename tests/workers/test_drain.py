@@ -18,9 +18,9 @@ from infra.postgres.store import PostgresStore
 from tests.support.isolated_database import NOW, apart
 from tests.workers.test_dispatcher import Work
 from tests.workers.test_lifecycle import LEASE, Silent
-from workers.lifecycle import STALLED_SECONDS, Drain, with_company
+from workers.lifecycle import STALLED_SECONDS, Drain, run_with_background
 from workers.polling import rounds
-from workers.run.code_runner import Dispatcher
+from workers.run.code_runner import Claimer
 
 
 async def _until(true: Any) -> None:
@@ -31,7 +31,7 @@ async def _until(true: Any) -> None:
 
 async def test_the_first_signal_lets_what_runs_end() -> None:
     work, drain, rung = Work(pending=3), Drain(600), asyncio.Event()
-    main = asyncio.create_task(drain.run(Dispatcher(work, 2, rung, drain).run()))
+    main = asyncio.create_task(drain.run(Claimer(work, 2, rung, drain).run()))
     await _until(lambda: work.running == 2)
     os.kill(os.getpid(), signal.SIGTERM)
     await _until(drain.has_begun)
@@ -47,7 +47,7 @@ async def test_the_first_signal_lets_what_runs_end() -> None:
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 async def test_the_second_signal_ends_the_waiting(second: signal.Signals) -> None:
     work, drain = Work(pending=1), Drain(600)
-    main = asyncio.create_task(drain.run(Dispatcher(work, 1, asyncio.Event(), drain).run()))
+    main = asyncio.create_task(drain.run(Claimer(work, 1, asyncio.Event(), drain).run()))
     await _until(lambda: work.running == 1)
     os.kill(os.getpid(), signal.SIGINT)
     await _until(drain.has_begun)
@@ -59,9 +59,9 @@ async def test_the_second_signal_ends_the_waiting(second: signal.Signals) -> Non
 
 async def test_what_runs_longer_than_the_drain_is_ended() -> None:
     work, drain = Work(pending=1), Drain(0.05)
-    main = asyncio.create_task(drain.run(Dispatcher(work, 1, asyncio.Event(), drain).run()))
+    main = asyncio.create_task(drain.run(Claimer(work, 1, asyncio.Event(), drain).run()))
     await _until(lambda: work.running == 1)
-    drain.begin("a test")
+    drain.begin_drain("a test")
     await asyncio.wait_for(main, 10)
     assert (work.done, work.running) == (0, 0)
 
@@ -77,7 +77,7 @@ async def test_a_round_under_way_is_finished_and_no_other_begun() -> None:
 
     main = asyncio.create_task(drain.run(rounds("test", work, asyncio.Event(), 0.0, drain)))
     await _until(lambda: begun == 1)
-    drain.begin("a test")
+    drain.begin_drain("a test")
     await asyncio.sleep(0.02)
     assert not main.done()
     gate.set()
@@ -102,7 +102,7 @@ async def test_leases_are_kept_until_the_work_has_ended() -> None:
             await asyncio.sleep(0.01)
             order.append("worked")
 
-    task = asyncio.create_task(with_company(work(), keep()))
+    task = asyncio.create_task(run_with_background(work(), keep()))
     await asyncio.sleep(0.01)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -191,10 +191,10 @@ async def test_only_who_has_nothing_to_do_ends_when_idle() -> None:
     await asyncio.sleep(0.05)
     assert not drain.has_begun(), "what waits cannot be seen"
     away[0] = False
-    drain.note_turn("claim", True)
+    drain.note_round("claim", True)
     await asyncio.sleep(0.05)
     assert not drain.has_begun(), "there was something just now"
-    drain.note_turn("claim", False)
+    drain.note_round("claim", False)
     now[0] = 300
     await asyncio.wait_for(watching, 10)
     assert drain.has_begun()
@@ -203,12 +203,12 @@ async def test_only_who_has_nothing_to_do_ends_when_idle() -> None:
 async def test_a_loop_that_hangs_is_named() -> None:
     now = [0.0]
     drain = Drain(now=lambda: now[0])
-    drain.note_turn("claim", False)
-    drain.note_turn("fold", None)
-    assert drain.stalled_loops() == []
+    drain.note_round("claim", False)
+    drain.note_round("fold", None)
+    assert drain.list_stalled_loops() == []
     now[0] = STALLED_SECONDS + 1
-    drain.note_turn("fold", False)
-    assert drain.stalled_loops() == ["claim"]
+    drain.note_round("fold", False)
+    assert drain.list_stalled_loops() == ["claim"]
 
 
 def test_the_oldest_upkeep_that_serves_metrics_leads() -> None:

@@ -18,7 +18,7 @@ from scripts.up import System
 from tests.support.clients import Tenant
 from tests.support.isolated_database import NOW, apart
 from workers import leases
-from workers.leases import persist
+from workers.leases import retry_through_outage
 
 WRITTEN = ("executions", "workers", "agents", "agent_versions", "evaluations", "execution_events", "api_keys")
 
@@ -215,10 +215,10 @@ async def test_a_full_disk_of_a_worker_is_waited_out(number: int, monkeypatch) -
     monkeypatch.setattr(outage_log, "_told_at", {})
     with structlog.testing.capture_logs() as logs:
         monkeypatch.setattr(leases, "_log", structlog.get_logger())
-        assert await persist(fetch) == "there"
+        assert await retry_through_outage(fetch) == "there"
     assert [(line["event"], line["code"]) for line in logs] == [("work waits", "storage_full")]
     with pytest.raises(OSError, match="denied"):
-        await persist(_denied)
+        await retry_through_outage(_denied)
 
 
 async def _denied() -> None:

@@ -28,8 +28,8 @@ from domain.llms.messages import (
 )
 from domain.shared.errors import DomainError
 from workers.run import gateway, openai_wire
-from workers.run.gateway import serving
-from workers.run.openai_wire import Refused
+from workers.run.gateway import serve_gateway
+from workers.run.openai_wire import GatewayRefusal
 
 KEY = "sk-the-provider-s-own-key"
 HELLO = [{"role": "user", "content": "hello"}]
@@ -125,7 +125,7 @@ async def _serving(calls: Scripted) -> AsyncIterator[Served]:
     listener.bind(("127.0.0.1", 0))
     listener.listen(128)
     listener.setblocking(False)
-    async with serving(calls, ["small", "large"])(listener):
+    async with serve_gateway(calls, ["small", "large"])(listener):
         served = Served(calls, listener.getsockname()[1])
         async with served.client:
             yield served
@@ -316,8 +316,8 @@ async def test_tools_as_the_library_makes_them(served: Served) -> None:
     ],
 )  # fmt: skip
 def test_what_changes_nothing_is_taken(field: str, value: Any) -> None:
-    plain = openai_wire.asked(json.dumps({"model": "m", "messages": HELLO}).encode())
-    assert openai_wire.asked(json.dumps({"model": "m", "messages": HELLO, field: value}).encode()) == plain
+    plain = openai_wire.parse_request(json.dumps({"model": "m", "messages": HELLO}).encode())
+    assert openai_wire.parse_request(json.dumps({"model": "m", "messages": HELLO, field: value}).encode()) == plain
 
 
 @pytest.mark.parametrize(
@@ -340,8 +340,8 @@ def test_what_changes_nothing_is_taken(field: str, value: Any) -> None:
     ],
 )
 def test_what_would_change_something_is_refused_by_name(field: str, value: Any) -> None:
-    with pytest.raises(Refused, match=field) as caught:
-        openai_wire.asked(json.dumps({"model": "m", "messages": HELLO, field: value}).encode())
+    with pytest.raises(GatewayRefusal, match=field) as caught:
+        openai_wire.parse_request(json.dumps({"model": "m", "messages": HELLO, field: value}).encode())
     assert (caught.value.status, caught.value.body["error"]["param"]) == (400, field)
 
 
@@ -373,7 +373,7 @@ NAMED = {"type": "function", "name": "add"}
 )  # fmt: skip
 def test_which_tools_may_be_called(choice: Any, shown: list[str], mode: str) -> None:
     body = {"model": "m", "messages": HELLO, "tools": BOTH, "tool_choice": choice}
-    found = openai_wire.asked(json.dumps(body).encode())
+    found = openai_wire.parse_request(json.dumps(body).encode())
     assert ([tool.name for tool in found.tools], found.options.tool_choice) == (shown, mode)
 
 
@@ -385,8 +385,8 @@ def test_which_tools_may_be_called(choice: Any, shown: list[str], mode: str) -> 
 )  # fmt: skip
 def test_choices_that_are_none(choice: Any) -> None:
     body = {"model": "m", "messages": HELLO, "tools": BOTH, "tool_choice": choice}
-    with pytest.raises(Refused, match="`tool_choice`") as caught:
-        openai_wire.asked(json.dumps(body).encode())
+    with pytest.raises(GatewayRefusal, match="`tool_choice`") as caught:
+        openai_wire.parse_request(json.dumps(body).encode())
     assert caught.value.body["error"]["param"] == "tool_choice"
 
 
@@ -402,7 +402,7 @@ def test_choices_that_are_none(choice: Any) -> None:
 )
 def test_parameters_without_a_type(parameters: Any, read: dict[str, Any]) -> None:
     tool = {"type": "function", "function": {"name": "a", "parameters": parameters, "strict": True}}
-    found = openai_wire.asked(json.dumps({"model": "m", "messages": HELLO, "tools": [tool]}).encode())
+    found = openai_wire.parse_request(json.dumps({"model": "m", "messages": HELLO, "tools": [tool]}).encode())
     assert found.tools[0].parameters == read
 
 
@@ -436,7 +436,7 @@ FRAMEWORKS: dict[str, list[dict[str, Any]]] = {
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_messages_of_frameworks(name: str) -> None:
     body = json.dumps({"model": "m", "messages": FRAMEWORKS[name], "tools": BOTH}).encode()
-    found = openai_wire.asked(b"\xef\xbb\xbf" + body)
+    found = openai_wire.parse_request(b"\xef\xbb\xbf" + body)
     assert len(found.messages) == len(FRAMEWORKS[name])
     if name == "parts anywhere":
         assert [one.content for one in found.messages] == ["x", "a\nb\nc", "x", "x"]
@@ -448,7 +448,7 @@ def test_messages_of_frameworks(name: str) -> None:
 
 def test_half_an_emoji_in_a_request() -> None:
     body = b'{"model":"m","messages":[{"role":"user","content":"\\ud83d \\ud83d\\ude00"}]}'
-    assert openai_wire.asked(body).messages[0].content == "\ufffd 😀"
+    assert openai_wire.parse_request(body).messages[0].content == "\ufffd 😀"
 
 
 LANGCHAIN = {
@@ -513,8 +513,8 @@ async def test_structured_output_of_frameworks(served: Served, fields: dict[str,
     ],
 )
 def test_what_cannot_be_done_is_refused_with_a_reason(fields: dict[str, Any], word: str) -> None:
-    with pytest.raises(Refused, match=word) as caught:
-        openai_wire.asked(json.dumps({"model": "m", "messages": HELLO, **fields}).encode())
+    with pytest.raises(GatewayRefusal, match=word) as caught:
+        openai_wire.parse_request(json.dumps({"model": "m", "messages": HELLO, **fields}).encode())
     assert caught.value.status == 400
 
 
@@ -522,8 +522,8 @@ def test_what_cannot_be_done_is_refused_with_a_reason(fields: dict[str, Any], wo
     "body", [b"", b"[1]", b"{", b'"x"', b"\xff\xfe", b"[" * 100_000, b'{"messages":' + b"[" * 5000]
 )
 def test_what_is_no_request_is_refused(body: bytes) -> None:
-    with pytest.raises(Refused) as caught:
-        openai_wire.asked(body)
+    with pytest.raises(GatewayRefusal) as caught:
+        openai_wire.parse_request(body)
     assert caught.value.status == 400
 
 
@@ -716,19 +716,19 @@ async def test_large_bodies_are_refused_before_they_are_held(served: Served) -> 
     assert status == 415
     served.calls.say("ok")
     most = {"model": "small", "messages": [{"role": "user", "content": "x" * (4 << 20)}]}
-    most["messages"][0]["content"] = "x" * (gateway.MAX_BODY - 100)
+    most["messages"][0]["content"] = "x" * (gateway.MAX_BODY_BYTES - 100)
     assert (await served.post(most))[0] == 200
 
 
 async def test_all_requests_of_a_run_together_are_bounded(served: Served) -> None:
     served.calls.say("x", "y")
     served.calls.delay = 1.0
-    large = {"model": "small", "messages": [{"role": "user", "content": "x" * (gateway.MAX_BODY - 100)}]}
+    large = {"model": "small", "messages": [{"role": "user", "content": "x" * (gateway.MAX_BODY_BYTES - 100)}]}
     told = await asyncio.gather(*(served.post(large) for _ in range(8)))
     statuses = [status for status, _, _ in told]
     assert 200 in statuses
     assert 429 in statuses
-    assert served.calls.most <= gateway.MAX_HELD // (gateway.MAX_BODY - 200)
+    assert served.calls.most <= gateway.MAX_CONCURRENT_BYTES // (gateway.MAX_BODY_BYTES - 200)
 
 
 async def test_requests_and_connections_are_bounded_and_none_is_lost(served: Served) -> None:
@@ -736,9 +736,9 @@ async def test_requests_and_connections_are_bounded_and_none_is_lost(served: Ser
     served.calls.delay = 0.02
     answers = await asyncio.gather(*(served.ask() for _ in range(150)))
     assert len(answers) == 150
-    assert served.calls.most <= gateway.REQUESTS
+    assert served.calls.most <= gateway.MAX_CONCURRENT_REQUESTS
     # Whoever holds every connection open, saying nothing, keeps only itself waiting, and not for ever.
-    held = [await served.raw() for _ in range(gateway.CONNECTIONS + 20)]
+    held = [await served.raw() for _ in range(gateway.MAX_CONNECTIONS + 20)]
     for _, writer in held:
         writer.close()
     assert (await served.ask()).choices[0].message.content == "ok"

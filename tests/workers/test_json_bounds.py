@@ -17,9 +17,9 @@ from domain.workflows.inputs import unfit
 from infra.tools import custom
 from infra.tools.mcp import _Counted, _Meter, _TooMuch
 from workers.agent.arguments import read_arguments
-from workers.agent.json_answers import answered
-from workers.agent.messages import kept, shown
-from workers.run.openai_wire import Refused, asked
+from workers.agent.json_answers import parse_json_answer
+from workers.agent.messages import limit_result, render_arguments
+from workers.run.openai_wire import GatewayRefusal, parse_request
 
 MANY = "[" + "[]," * MAX_JSON_VALUES + "1]"
 DEEP = "[" * 200 + "]" * 200
@@ -30,12 +30,12 @@ LONG = "[" + "9" * 2000 + "," + '"' + "x" * 70_000 + '"' + "]"
     ("text", "why"), [(MANY, "250000 values"), (DEEP, "deeper than 129"), (LONG, "1300 characters")]
 )
 async def test_each_door_refuses_what_would_take_long(text: str, why: str) -> None:
-    with pytest.raises(Refused, match=why):
-        asked(b'{"model": "m", "messages": ' + text.encode() + b"}")
+    with pytest.raises(GatewayRefusal, match=why):
+        parse_request(b'{"model": "m", "messages": ' + text.encode() + b"}")
     with pytest.raises(ToolFailed, match=why):
         read_arguments('{"a": ' + text + "}")
     with pytest.raises(ModelError, match=why):
-        await answered(text, {})
+        await parse_json_answer(text, {})
     outcome = settled(Outcome(output=text.encode()))
     assert outcome.error_type == "result_not_json"
     assert outcome.error_message is not None
@@ -43,12 +43,12 @@ async def test_each_door_refuses_what_would_take_long(text: str, why: str) -> No
 
 
 def test_what_is_shown_and_kept_is_bounded() -> None:
-    assert shown('{"a": ' + DEEP + "}") == '{"a": ' + DEEP + "}"
-    assert shown('{"a": [1]}') == {"a": [1]}
-    assert shown("not json") == "not json"
+    assert render_arguments('{"a": ' + DEEP + "}") == '{"a": ' + DEEP + "}"
+    assert render_arguments('{"a": [1]}') == {"a": [1]}
+    assert render_arguments("not json") == "not json"
     deep = json.loads(DEEP)
-    assert kept({"result": deep})["truncated"] is True
-    assert kept({"result": [1]}) == {"result": [1]}
+    assert limit_result({"result": deep})["truncated"] is True
+    assert limit_result({"result": [1]}) == {"result": [1]}
     assert unfit(deep) == "nests deeper than 129 levels."
     assert unfit(json.loads(MANY)) is not None
 

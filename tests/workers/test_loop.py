@@ -25,7 +25,7 @@ from scripts.up import System
 from tests.support.clients import Tenant
 from tests.support.fake_provider import Answer, Wire, call
 from tests.support.model_fixtures import agent, events, fresh, model, run, start, until
-from workers.event_writer import Scribe
+from workers.event_writer import EventWriter
 from workers.model_calls import ModelCalls
 
 PRICE = {"input": 1000.0, "output": 1000.0}
@@ -202,8 +202,8 @@ def attempt(execution_id: str) -> Any:
 
 
 @asynccontextmanager
-async def writing(store: Slow) -> AsyncIterator[Scribe]:
-    scribe = Scribe(store, lambda: datetime.now(UTC), pause=0.01)  # type: ignore[arg-type]
+async def writing(store: Slow) -> AsyncIterator[EventWriter]:
+    scribe = EventWriter(store, lambda: datetime.now(UTC), pause=0.01)  # type: ignore[arg-type]
     task = asyncio.create_task(scribe.run())
     try:
         yield scribe
@@ -214,7 +214,7 @@ async def writing(store: Slow) -> AsyncIterator[Scribe]:
 async def test_what_is_on_its_way_is_waited_for() -> None:
     store = Slow(seconds=0.2)
     async with writing(store) as scribe:
-        scribe.tell(attempt("one"), "token", content="Hi", step="1")
+        scribe.add_event(attempt("one"), "token", content="Hi", step="1")
         await asyncio.sleep(0.1)
         await scribe.flush(attempt("one"))
         assert store.order == ["one"]
@@ -224,13 +224,13 @@ async def test_what_cannot_be_written_fails_its_own_run() -> None:
     store = Slow(bad="two")
     async with writing(store) as scribe:
         for name in ("one", "two", "three"):
-            scribe.tell(attempt(name), "token", content="Hi", step="1")
+            scribe.add_event(attempt(name), "token", content="Hi", step="1")
         async with asyncio.timeout(5):
             flushed = [scribe.flush(attempt(name)) for name in ("one", "two", "three")]
             results = await asyncio.gather(*flushed, return_exceptions=True)
             with pytest.raises(UnicodeError):
                 await scribe.flush(attempt("two"))
-            scribe.tell(attempt("one"), "token", content="more", step="1")
+            scribe.add_event(attempt("one"), "token", content="more", step="1")
             await scribe.flush(attempt("one"))
     assert [type(one) for one in results] == [type(None), UnicodeError, type(None)]
     assert sorted(store.order) == ["one", "one", "three"]
@@ -306,7 +306,7 @@ async def test_a_commit_whose_answer_was_lost_counts_once(acme: Tenant, provider
     async def also(tx: Tx, _: Reply) -> None:
         await steps.write(tx, step(execution, "9", "finished"), [])
 
-    async for _ in calls.stream(TARGET, (Message(role="user", content="Hi"),), (), Options(), also):
+    async for _ in calls.stream_answer(TARGET, (Message(role="user", content="Hi"),), (), Options(), also):
         pass
     costs = (await acme.http.get(f"/costs?execution_id={execution.id}")).json()
     assert [one["total_tokens"] for one in costs["items"]] == [2000]
@@ -326,7 +326,7 @@ async def test_a_run_that_ends_while_a_call_is_settled_pays_for_it(acme: Tenant,
     store = Forgetful(parts.store, loses=0, seconds=0.3)
 
     async def ask() -> None:
-        async for _ in calling(store, parts, execution).stream(
+        async for _ in calling(store, parts, execution).stream_answer(
             TARGET, (Message(role="user", content="Hi"),), (), Options()
         ):
             pass

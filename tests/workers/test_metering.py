@@ -3,14 +3,14 @@
 import pytest
 
 from domain.llms.messages import CallPart, ErrorKind, Message, Reply, ReportedUsage, Text, Usage
-from workers.usage import Meter
+from workers.usage import UsageMeter
 
 PROMPT = 400  # bytes, with what a message costs by itself
 GUESS = PROMPT // 4 + 1
 
 
-def meter(sent: bool = True) -> Meter:
-    one = Meter((Message(role="user", content="x" * (PROMPT - 16)),), ())
+def meter(sent: bool = True) -> UsageMeter:
+    one = UsageMeter((Message(role="user", content="x" * (PROMPT - 16)),), ())
     if sent:
         one.note_sent()
     return one
@@ -21,8 +21,8 @@ def tokens(usage: Usage) -> tuple[int, int, int, int]:
 
 
 def test_a_prompt_is_owed_once_it_is_sent() -> None:
-    assert meter(sent=False).owed() == (Usage(), False)
-    usage, is_estimated = meter().owed()
+    assert meter(sent=False).measure_usage() == (Usage(), False)
+    usage, is_estimated = meter().measure_usage()
     assert (tokens(usage), is_estimated) == ((GUESS, 0, 0, 0), True)
 
 
@@ -40,28 +40,28 @@ def test_a_prompt_is_owed_once_it_is_sent() -> None:
     ],
 )
 def test_what_was_refused_costs_nothing_and_silence_may(error: ErrorKind, owes: bool) -> None:
-    usage, _ = meter().owed(error)
+    usage, _ = meter().measure_usage(error)
     assert usage.prompt_tokens == (GUESS if owes else 0)
     begun = meter()
-    begun.take(Text("12345678"))
-    usage, is_estimated = begun.owed(error)
+    begun.count_part(Text("12345678"))
+    usage, is_estimated = begun.measure_usage(error)
     assert (tokens(usage), is_estimated) == ((GUESS, 2, 0, 0), True)
 
 
 @pytest.mark.parametrize("error", [None, "unavailable", "cut_off"])
 def test_what_was_reported_counts_also_when_the_call_fails(error: ErrorKind | None) -> None:
     one = meter()
-    one.take(Text("12345678"))
-    one.take(ReportedUsage(prompt_tokens=1000, completion_tokens=5, cached_tokens=4, reasoning_tokens=3))
-    usage, is_estimated = one.owed(error)
+    one.count_part(Text("12345678"))
+    one.count_part(ReportedUsage(prompt_tokens=1000, completion_tokens=5, cached_tokens=4, reasoning_tokens=3))
+    usage, is_estimated = one.measure_usage(error)
     assert (tokens(usage), is_estimated) == ((1000, 5, 4, 3), False)
 
 
 def test_what_came_after_the_report_is_added_by_estimate() -> None:
     one = meter()
-    one.take(ReportedUsage(prompt_tokens=1000, completion_tokens=1))
-    one.take(Text("x" * 40))
-    usage, is_estimated = one.owed("cut_off")
+    one.count_part(ReportedUsage(prompt_tokens=1000, completion_tokens=1))
+    one.count_part(Text("x" * 40))
+    usage, is_estimated = one.measure_usage("cut_off")
     assert (tokens(usage), is_estimated) == ((1000, 11, 0, 0), True)
 
 
@@ -80,23 +80,23 @@ def test_reports_of_nothing_for_something_are_not_believed(
     reported: ReportedUsage, owed: tuple[int, ...], is_estimated: bool
 ) -> None:
     one = meter()
-    one.take(Text("12345678"))
-    one.take(reported)
-    usage, estimated = one.owed()
+    one.count_part(Text("12345678"))
+    one.count_part(reported)
+    usage, estimated = one.measure_usage()
     assert (tokens(usage), estimated) == (owed, is_estimated)
 
 
 def test_an_answer_s_own_usage_counts_where_nothing_else_was_reported() -> None:
     one = meter()
     message = Message(role="assistant", content="a")
-    one.take(Reply(message=message, finish="stop", usage=Usage(prompt_tokens=9, completion_tokens=1)))
-    assert one.owed() == (Usage(prompt_tokens=9, completion_tokens=1), False)
+    one.count_part(Reply(message=message, finish="stop", usage=Usage(prompt_tokens=9, completion_tokens=1)))
+    assert one.measure_usage() == (Usage(prompt_tokens=9, completion_tokens=1), False)
 
 
 def test_what_a_call_without_arguments_is_given_costs_nothing() -> None:
     one = meter()
-    one.take(CallPart(index=0, id="a", name="list"))
-    one.take(ReportedUsage(prompt_tokens=1000, completion_tokens=5))
-    one.take(CallPart(index=0, arguments="{}"))
-    usage, is_estimated = one.owed()
+    one.count_part(CallPart(index=0, id="a", name="list"))
+    one.count_part(ReportedUsage(prompt_tokens=1000, completion_tokens=5))
+    one.count_part(CallPart(index=0, arguments="{}"))
+    usage, is_estimated = one.measure_usage()
     assert (tokens(usage), is_estimated) == ((1000, 5, 0, 0), False)

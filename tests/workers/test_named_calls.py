@@ -9,7 +9,7 @@ import pytest
 
 from domain.llms.messages import Message, Options, Part, ProviderParts, Reply, ToolCall
 from workers.run import named_models
-from workers.run.named_models import NamedCalls
+from workers.run.named_models import NamedModelCalls
 
 
 class Calls:
@@ -37,8 +37,8 @@ def answer(id_: str, size: int = 1, content: str = "") -> Message:
     return Message(role="assistant", content=content, tool_calls=(call,), provider_parts=parts)
 
 
-async def ask(calls: NamedCalls, *messages: Message) -> None:
-    async for _ in calls.stream("m", messages, (), Options()):
+async def ask(calls: NamedModelCalls, *messages: Message) -> None:
+    async for _ in calls.stream_answer("m", messages, (), Options()):
         pass
 
 
@@ -49,7 +49,7 @@ def sent_back(message: Message) -> Message:
 
 async def test_it_is_put_back_into_the_answer_that_it_came_with() -> None:
     inner = Calls()
-    calls = NamedCalls(inner)  # type: ignore[arg-type]
+    calls = NamedModelCalls(inner)  # type: ignore[arg-type]
     first, second = answer("a"), answer("b", content="I look.")
     inner.answers = [first, second, answer("c"), answer("d")]
     await ask(calls, Message(role="user", content="go"))
@@ -67,8 +67,8 @@ async def test_it_is_put_back_into_the_answer_that_it_came_with() -> None:
 
 async def test_the_oldest_is_forgotten_where_it_gets_too_much() -> None:
     inner = Calls()
-    calls = NamedCalls(inner)  # type: ignore[arg-type]
-    many = [answer(f"c{number}", named_models.MAX_KEPT_BYTES // 3) for number in range(4)]
+    calls = NamedModelCalls(inner)  # type: ignore[arg-type]
+    many = [answer(f"c{number}", named_models.MAX_PROVIDER_PARTS_BYTES // 3) for number in range(4)]
     inner.answers = [*many, answer("x")]
     for _ in many:
         await ask(calls)
@@ -82,7 +82,7 @@ class LongText(str):
 
 async def test_texts_are_not_kept_with_it() -> None:
     inner = Calls()
-    calls = NamedCalls(inner)  # type: ignore[arg-type]
+    calls = NamedModelCalls(inner)  # type: ignore[arg-type]
     text = LongText("x" * 1000)
     inner.answers = [answer("a", content=text)]
     seen = weakref.ref(text)
@@ -93,9 +93,9 @@ async def test_texts_are_not_kept_with_it() -> None:
 
 
 async def test_many_little_ones_are_too_much_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(named_models, "MAX_KEPT_BYTES", 10 * named_models.ENTRY_BYTES)
+    monkeypatch.setattr(named_models, "MAX_KEPT_BYTES", 10 * named_models.ENTRY_OVERHEAD_BYTES)
     inner = Calls()
-    calls = NamedCalls(inner)  # type: ignore[arg-type]
+    calls = NamedModelCalls(inner)  # type: ignore[arg-type]
     many = [answer(f"c{number}") for number in range(20)]
     inner.answers = [*many, answer("x")]
     for _ in many:

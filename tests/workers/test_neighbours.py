@@ -20,7 +20,7 @@ from tests.conftest import running
 from tests.support.clients import Tenant, archive
 from tests.support.isolated_database import NOW, Apart, apart
 from tests.workers.test_lifecycle import Silent
-from workers.cache_cleanup import tidy_cache
+from workers.cache_cleanup import clean_cache
 
 LEASE = timedelta(seconds=10)
 QUICK = "def handle(p):\n    return 1\n"
@@ -255,9 +255,9 @@ async def test_what_was_deleted_leaves_the_cache(system, parts, acme: Tenant) ->
     assert set(versions.values()) <= set(cache.list_names("bundles"))
     assert (await acme.http.delete(f"/agents/{deleted}")).status_code == 204
     with cache.hold("bundles", versions[deleted]):
-        await tidy_cache(cache, parts.store, 3600)
+        await clean_cache(cache, parts.store, 3600)
         assert versions[deleted] in cache.list_names("bundles"), "somebody uses it"
-    gone = await tidy_cache(cache, parts.store, 3600)
+    gone = await clean_cache(cache, parts.store, 3600)
     assert versions[deleted] in gone or versions[deleted] not in cache.list_names("bundles")
     assert versions[deleted] not in cache.list_names("bundles")
     assert versions[kept] in cache.list_names("bundles")

@@ -22,7 +22,7 @@ from tests.support.isolated_database import Apart, apart
 from tests.support.model_fixtures import agent, fresh, model
 from tests.workers.test_retention import NoQueue
 from workers.upkeep import Upkeep
-from workers.upkeep.retention import Retention
+from workers.upkeep.retention import RetentionSweeper
 
 SLEEPER = "import time\ndef handle(p):\n    print('said')\n    time.sleep(p.get('for', 0))\n    return p\n"
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
@@ -72,7 +72,7 @@ async def _age(owner: asyncpg.Connection, tenant_id: str, days: int) -> None:
 async def _retain(acme: Tenant, parts: Parts) -> Counter[str]:
     """Remove what this tenant has from more than thirty days ago; and nobody else's."""
     assert (await acme.http.patch("/tenant", json={"retention_days": 30})).status_code == 200
-    gone = await Retention(parts.store)()
+    gone = await RetentionSweeper(parts.store)()
     await acme.http.patch("/tenant", json={"retention_days": None})
     return gone
 
@@ -152,7 +152,7 @@ async def test_old_executions_leave_nothing_behind(system, parts, acme: Tenant, 
         assert await _left(owner, [theirs]) != {}
         assert await owner.fetchval("SELECT count(*) FROM executions WHERE tenant_id = $1", acme.tenant_id) == 1
     later = Upkeep(parts.settings, parts.store, parts.queue, parts.blobs, lambda: datetime.now(UTC) + timedelta(days=2))
-    await later.sweep()
+    await later.sweep_objects()
     assert [blob.key async for blob in parts.blobs.under(key)] == []
     for execution_id in made["executions"]:
         assert (await acme.http.get(f"/executions/{execution_id}")).status_code == 404
@@ -213,7 +213,7 @@ async def test_versions_that_serve_go_on_serving(system, parts, acme: Tenant) ->
         assert (gone["executions"], gone["versions"]) == (1, 1)
         assert await _left(owner, [used]) == {"artifacts": 1}
     later = Upkeep(parts.settings, parts.store, parts.queue, parts.blobs, lambda: datetime.now(UTC) + timedelta(days=2))
-    await later.sweep()
+    await later.sweep_objects()
     for version in (*versions[:3], its):
         for key in (version["tarball_path"], version["bundle_path"]):
             assert [blob.key async for blob in parts.blobs.under(key)] == []
@@ -278,7 +278,7 @@ async def test_it_goes_in_batches_and_ends_between_two_of_them(system) -> None:
             other = await own.tenant()
             async with store.begin_for(other.tenant_id) as tx:
                 assert await tx.retention.forget_executions(tx.now) == 0
-            assert (await Retention(store)())["executions"] == 2
+            assert (await RetentionSweeper(store)())["executions"] == 2
             assert await own.owner.fetchval("SELECT count(*) FROM execution_events") == 0
         finally:
             await store.close()
@@ -332,7 +332,7 @@ async def test_what_has_expired_goes_and_what_has_not_stays(system) -> None:
                     await own.owner.execute(insert, tenant, user, at)
                     name = table.get(kind, kind)
                     count = await own.owner.fetchval(f"SELECT count(*) FROM {name}")
-                    gone = await Retention(store)()
+                    gone = await RetentionSweeper(store)()
                     assert gone[kind] == (0 if younger else (2 if kind == "trace_exports" else 1)), kind
                     left = await own.owner.fetchval(f"SELECT count(*) FROM {name}")
                     assert left == count - gone[kind], kind

@@ -36,7 +36,7 @@ from tests.support.clients import tenant
 from tests.support.fake_provider import Wire
 from tests.support.isolated_database import NOW, Apart, apart
 from tests.support.model_fixtures import agent, model, run
-from workers.record.traces import LEASE, Exporter
+from workers.record.traces import EXPORT_LEASE, TraceExporter
 
 
 @dataclass
@@ -286,8 +286,8 @@ class World:
     clock: list[datetime]
     agent_id: str
 
-    def exporter(self) -> Exporter:
-        return Exporter(self.store, self.collector)
+    def exporter(self) -> TraceExporter:
+        return TraceExporter(self.store, self.collector)
 
     def later(self, **much: float) -> None:
         self.clock[0] += timedelta(**much)
@@ -433,7 +433,7 @@ async def test_nothing_is_lost_while_the_collector_is_away(world: World) -> None
     await exporter()
     made = [await world.ended() for _ in range(10)]
     world.later(seconds=3)
-    away = Exporter(world.store, Collector("http://127.0.0.1:1", {}))
+    away = TraceExporter(world.store, Collector("http://127.0.0.1:1", {}))
     assert await away() is False
     # As few as it takes to see that nobody is there count as tried.
     tried = [one for one in await world.left() if one[1] == 1]
@@ -523,7 +523,7 @@ async def test_a_worker_that_is_told_to_stop_gives_back_and_one_that_dies_is_wai
     assert await world.left() == [(one.id, 0)]
     # Claimed, and never heard of again.
     async with world.store.begin_unbound() as tx:
-        assert [due.execution_id for due in await tx.traces.claim(10, tx.now, tx.now + LEASE)] == [one.id]
+        assert [due.execution_id for due in await tx.traces.claim(10, tx.now, tx.now + EXPORT_LEASE)] == [one.id]
     await exporter()
     assert len(world.server.asked) == 1
     world.later(minutes=11)

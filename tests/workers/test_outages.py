@@ -22,7 +22,7 @@ from tests.support.clients import Tenant
 from tests.support.isolated_database import NOW, Apart, apart
 from tests.workers.test_lifecycle import Silent
 from workers import leases
-from workers.leases import persist
+from workers.leases import retry_through_outage
 from workers.upkeep import Upkeep
 
 LEASE, ROUND = timedelta(seconds=15), timedelta(seconds=2)
@@ -68,7 +68,7 @@ class World:
         taken = 0
         for _ in range(count):
             try:
-                taken += await self.upkeep.take_back()
+                taken += await self.upkeep.requeue_expired()
             except DomainError:
                 assert self.store.away is not None
             self.store.now += ROUND
@@ -200,11 +200,11 @@ async def test_a_result_in_hand_waits_for_the_database_for_as_long_as_it_takes(m
 
         if code == "storage_unavailable":
             with pytest.raises(DomainError, match="away"):
-                await persist(call)
+                await retry_through_outage(call)
         else:
-            assert await persist(call) == "settled"
+            assert await retry_through_outage(call) == "settled"
             with pytest.raises(DomainError, match="away"):
-                await persist(lambda code=code: _raise(code), patience=30)
+                await retry_through_outage(lambda code=code: _raise(code), max_seconds=30)
 
 
 async def _raise(code: str) -> None:

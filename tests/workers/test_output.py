@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from domain.events import MAX_LINE, Event
 from domain.ports import Stream
-from workers.run.output import KEPT, LINES, MAX_STATES_BYTES, Output, OutputLine, OutputText, cut_text
+from workers.run.output import (
+    MAX_LOG_BYTES,
+    MAX_LOG_LINES,
+    MAX_STATES_BYTES,
+    OutputLine,
+    OutputLog,
+    OutputText,
+    cut_text,
+)
 
 NOW: Final = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -21,7 +29,7 @@ class Printed:
     def __init__(self) -> None:
         self.now = NOW
         self.written: list[Event] = []
-        self.output = Output(self._write, lambda: self.now)
+        self.output = OutputLog(self._write, lambda: self.now)
 
     async def _write(self, batch: list[Event]) -> None:
         self.written += batch
@@ -36,11 +44,11 @@ class Printed:
         await flushing
 
     def take(self, text: str | bytes, stream: Stream = "stdout") -> None:
-        self.output.take(stream, text.encode() if isinstance(text, str) else text)
+        self.output.add_output(stream, text.encode() if isinstance(text, str) else text)
 
     def messages(self) -> list[str]:
         """All that was written in the end."""
-        return [event.data["message"] for event in [*self.written, *self.output.rest()]]
+        return [event.data["message"] for event in [*self.written, *self.output.take_rest()]]
 
 
 @pytest.mark.parametrize("text", ["价格" * 3000, "é" * 5000, "👩‍👩‍👧" * 1500, "e\u0301" * 6000, "नमस्ते" * 1400])
@@ -175,28 +183,31 @@ def test_what_a_terminal_would_show(text: str | bytes, expected: list[str]) -> N
 
 def test_the_limit_of_all_output_cuts_between_characters_too() -> None:
     printed = Printed()
-    printed.take("x" + "价" * KEPT + "\nlater\n")
+    printed.take("x" + "价" * MAX_LOG_BYTES + "\nlater\n")
     *kept, told = printed.messages()
     assert "\ufffd" not in "".join(kept)
-    assert KEPT - 4 < len("".join(kept).encode()) <= KEPT
-    assert f"{len(('x' + '价' * KEPT).encode()) - len(''.join(kept).encode())}" in told or "more bytes came" in told
+    assert MAX_LOG_BYTES - 4 < len("".join(kept).encode()) <= MAX_LOG_BYTES
+    assert (
+        f"{len(('x' + '价' * MAX_LOG_BYTES).encode()) - len(''.join(kept).encode())}" in told
+        or "more bytes came" in told
+    )
     many = Printed()
-    many.take("\n" * (LINES + 10))
-    assert len(many.messages()) == LINES + 1
+    many.take("\n" * (MAX_LOG_LINES + 10))
+    assert len(many.messages()) == MAX_LOG_LINES + 1
 
 
 def test_all_pieces_of_a_line_have_its_level() -> None:
     line = OutputLine("stderr")
-    pieces = line.feed(b"ERROR: " + b"x" * 20_000 + b"\nplain\n")
+    pieces = line.feed_bytes(b"ERROR: " + b"x" * 20_000 + b"\nplain\n")
     assert [piece.level for piece in pieces] == ["ERROR", "ERROR", "ERROR", "INFO"]
 
 
 def test_the_output_of_an_import_is_cut_alike() -> None:
     text = OutputText(100)
-    text.take("stderr", "".join(f"\r{n}%" for n in range(101)).encode())
-    text.take("stdout", "价".encode()[:1])
-    text.take("stdout", "价".encode()[1:] + b"\n")
-    text.take("stdout", "é".encode() * 100)
-    assert text.text().startswith("价\n")
-    assert "\ufffd" not in text.text()
-    assert len(text.text().encode()) <= 100
+    text.add_output("stderr", "".join(f"\r{n}%" for n in range(101)).encode())
+    text.add_output("stdout", "价".encode()[:1])
+    text.add_output("stdout", "价".encode()[1:] + b"\n")
+    text.add_output("stdout", "é".encode() * 100)
+    assert text.get_text().startswith("价\n")
+    assert "\ufffd" not in text.get_text()
+    assert len(text.get_text().encode()) <= 100

@@ -24,9 +24,9 @@ from infra.postgres.plans import MAX_ANSWERS
 from scripts.up import System
 from tests.support.isolated_database import NOW
 from tests.support.plan_builders import World, opened
-from workers.agent.runner import LlmRunner
+from workers.agent.runner import AgentRunner
 from workers.model_calls import ModelCalls
-from workers.plan.advancer import Planner
+from workers.plan.advancer import PlanAdvancer
 
 
 @pytest.fixture
@@ -490,9 +490,9 @@ async def test_the_clock_of_who_starts_a_plan_delays_nothing(world: World) -> No
 
 
 @contextlib.asynccontextmanager
-async def planner(world: World, slots: int) -> AsyncIterator[Planner]:
+async def planner(world: World, slots: int) -> AsyncIterator[PlanAdvancer]:
     ring = asyncio.Event()
-    one = Planner(world.store, slots, ring)
+    one = PlanAdvancer(world.store, slots, ring)
     task = asyncio.create_task(one.run())
     try:
         yield one
@@ -580,19 +580,19 @@ async def test_who_waits_for_a_turn_to_call_says_so_and_can_be_stopped(world: Wo
     for _ in range(2):
         anything: Any = None
         calls = ModelCalls(world.store, anything, anything, anything, run, Spender())
-        calls.waits = waits.append
+        calls.on_wait = waits.append
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.5):
-                await calls._paced()
+                await calls._wait_for_rate_limit()
     assert waits == [60.0]
     unpaced = await world.start(step(world, "b"))
     await world.turns()
     query = "SELECT id FROM executions WHERE step = 'b'"
     run = await world.get(ids.encode("exec", await world.database.owner.fetchval(query)))
     calls = ModelCalls(world.store, anything, anything, anything, run, Spender())
-    calls.waits = waits.append
+    calls.on_wait = waits.append
     for _ in range(3):
-        await calls._paced()
+        await calls._wait_for_rate_limit()
     assert (waits, root != unpaced) == ([60.0], True)
 
 
@@ -607,7 +607,7 @@ async def test_the_pace_holds_whatever_the_clocks_say(world: World) -> None:
     assert all(later - earlier >= 60 for earlier, later in zip(ordered, ordered[2:], strict=False))
 
 
-class Paced(LlmRunner):
+class Paced(AgentRunner):
     """Works for longer than it may, some of which it waits for its turn."""
 
     def __init__(self, waiting: float) -> None:
@@ -622,5 +622,7 @@ class Paced(LlmRunner):
 async def test_waiting_for_a_turn_to_call_takes_nothing_from_the_time_of_a_run(world: World) -> None:
     root = await world.start(step(world, "a"))
     run = msgspec.structs.replace(await world.get(root), kind="agent", timeout=1)
-    kinds = [outcome and outcome.error_type for outcome in [await Paced(one)._outcome(run) for one in (0.0, 5.0)]]
+    kinds = [
+        outcome and outcome.error_type for outcome in [await Paced(one)._run_within_timeout(run) for one in (0.0, 5.0)]
+    ]
     assert kinds == ["timeout", None]

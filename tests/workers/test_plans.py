@@ -18,7 +18,7 @@ from domain.shared import ids
 from scripts.up import System
 from tests.support.isolated_database import NOW
 from tests.support.plan_builders import Killed, World, opened
-from workers.plan.advancer import Planner
+from workers.plan.advancer import PlanAdvancer
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ async def test_a_step_whose_run_worker_dies_is_run_again_and_the_others_are_not(
 async def test_planners_that_race_start_each_step_once(system: System, world: World) -> None:
     plans = [await world.start(*_diamond(world)) for _ in range(8)]
     rings = [asyncio.Event() for _ in range(3)]
-    planners = [asyncio.create_task(Planner(world.store, 2, ring).run()) for ring in rings]
+    planners = [asyncio.create_task(PlanAdvancer(world.store, 2, ring).run()) for ring in rings]
     try:
         for _ in range(400):
             for ring in rings:

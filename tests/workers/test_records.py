@@ -10,7 +10,7 @@ import pytest
 from domain import evaluations
 from domain.shared.errors import DomainError
 from tests.support.clients import Tenant
-from workers.record.artifacts import Storer
+from workers.record.artifacts import BodyUploader
 
 
 async def _uploaded(tenant: Tenant, count: int = 1) -> list[str]:
@@ -63,11 +63,11 @@ async def test_of_a_round_only_what_was_deleted_goes_also_if_deleting_fails_at_f
 
     assert (await acme.http.delete(f"/artifacts/{dropped}")).status_code == 204
     from domain.artifacts.service import Waiting
-    from workers.leases import persist
+    from workers.leases import retry_through_outage
 
-    storer = Storer(parts.store, Away())  # type: ignore[arg-type]
+    storer = BodyUploader(parts.store, Away())  # type: ignore[arg-type]
     round_ = [Waiting(id=one, key=key, packed=b"") for one, key in keys.items()]
-    await persist(lambda: storer._settle(round_))
+    await retry_through_outage(lambda: storer._settle_uploads(round_))
     assert failures == []
     assert await _readable(acme, [kept])
     assert [blob.key async for blob in parts.blobs.under(keys[dropped])] == []

@@ -18,7 +18,7 @@ from infra.wiring import utc_now
 from tests.support.clients import Tenant
 from tests.support.isolated_database import apart
 from workers.lifecycle import Drain
-from workers.upkeep.retention import Retention
+from workers.upkeep.retention import RetentionSweeper
 
 OLD = datetime.now(UTC) - timedelta(days=40)
 
@@ -44,7 +44,7 @@ async def test_a_tenant_s_old_records_go_and_nobody_else_s(system, parts, acme: 
     patched = await acme.http.patch("/tenant", json={"retention_days": 30})
     assert patched.json()["retention_days"] == 30
     assert (await acme.http.patch("/tenant", json={"retention_days": 0})).status_code == 422
-    gone = await Retention(parts.store)()
+    gone = await RetentionSweeper(parts.store)()
 
     assert (gone["evaluations"], gone["artifacts"]) == (3, 1)
     for tenant, left in ((acme, 1), (rival, 2)):
@@ -59,7 +59,7 @@ async def test_a_tenant_s_old_records_go_and_nobody_else_s(system, parts, acme: 
     while [blob async for blob in parts.blobs.under(key)]:
         await asyncio.sleep(0.05)
     await acme.http.patch("/tenant", json={"retention_days": None})
-    assert (await Retention(parts.store)())["evaluations"] == 0
+    assert (await RetentionSweeper(parts.store)())["evaluations"] == 0
 
 
 async def test_months_are_made_ahead_and_dropped_when_empty(system) -> None:
@@ -71,9 +71,9 @@ async def test_months_are_made_ahead_and_dropped_when_empty(system) -> None:
         try:
             before = [row["relname"] for row in await own.owner.fetch(names)]
             assert len(before) == 3 * len(KINDS)
-            assert await Retention(store).make_partitions() == 0
+            assert await RetentionSweeper(store).make_partitions() == 0
             later[0] += timedelta(days=100)
-            made = await Retention(store).make_partitions()
+            made = await RetentionSweeper(store).make_partitions()
             assert made == len(await own.owner.fetch(names)) - len(before)
             assert made > 0
             caller = await own.tenant()
@@ -83,7 +83,7 @@ async def test_months_are_made_ahead_and_dropped_when_empty(system) -> None:
                 "VALUES (first_id(now()), $1, gen_random_uuid(), now(), 'a', 'b', 'sent')",
                 caller.tenant_id,
             )
-            gone = await Retention(store)()
+            gone = await RetentionSweeper(store)()
             left = [row["relname"] for row in await own.owner.fetch(names)]
             month = utc_now().strftime("_%Y_%m")
             assert f"evaluations{month}" in left
@@ -123,7 +123,7 @@ async def test_dropping_stops_nobody_and_waits_for_nobody(system) -> None:
                     await own.owner.execute("SELECT make_partitions('evaluations', '2001-01-05', 0)")
                     gone = 0
                     while not gone:
-                        gone = (await Retention(store)())["partitions"]
+                        gone = (await RetentionSweeper(store)())["partitions"]
             finally:
                 done.set()
 
@@ -135,8 +135,8 @@ async def test_dropping_stops_nobody_and_waits_for_nobody(system) -> None:
             await own.owner.execute("SELECT make_partitions('evaluations', '2001-01-05', 0)")
             async with store.begin_for(caller.tenant_id) as tx:
                 await tx.evaluations.page(evaluations.Filter(), Page())
-                assert (await Retention(store)())["partitions"] == 0
-            assert (await Retention(store)())["partitions"] == 1
+                assert (await RetentionSweeper(store)())["partitions"] == 0
+            assert (await RetentionSweeper(store)())["partitions"] == 1
         finally:
             await store.close()
 
@@ -163,7 +163,7 @@ async def test_whoever_uses_both_tables_goes_on_too(system) -> None:
                 for _ in range(5):
                     for kind in KINDS:
                         await own.owner.execute("SELECT make_partitions($1, '2001-01-05', 0)", kind)
-                    await Retention(store)()
+                    await RetentionSweeper(store)()
             finally:
                 done.set()
 
@@ -183,7 +183,7 @@ async def test_a_long_reader_of_one_table_keeps_nobody_from_the_other(system) ->
                     await own.owner.execute(f"SELECT make_partitions($1, '{year}-01-05', 0)", kind)
             async with reader.transaction():
                 await reader.fetch("SELECT id FROM evaluations LIMIT 1")
-                dropping = asyncio.create_task(Retention(store)())
+                dropping = asyncio.create_task(RetentionSweeper(store)())
                 longest, begun = 0.0, time.monotonic()
                 while not dropping.done():
                     asked = time.monotonic()
@@ -193,7 +193,7 @@ async def test_a_long_reader_of_one_table_keeps_nobody_from_the_other(system) ->
                 assert (await dropping)["partitions"] == 3 * (len(KINDS) - 1)
             # It waited for the reader once, for a second; whoever came to the other table did not.
             assert longest < 0.7 < time.monotonic() - begun < 10
-            assert (await Retention(store)())["partitions"] == 3
+            assert (await RetentionSweeper(store)())["partitions"] == 3
         finally:
             await reader.close()
             await store.close()
@@ -207,11 +207,11 @@ async def test_this_month_and_the_month_of_yesterday_stay(system) -> None:
         try:
             for kind in KINDS:
                 await own.owner.execute("SELECT make_partitions($1, '2001-01-05', 2)", kind)
-            assert (await Retention(store)())["partitions"] == len(KINDS)
+            assert (await RetentionSweeper(store)())["partitions"] == len(KINDS)
             left = [f"{kind}_2001_{month}" for kind in KINDS for month in ("02", "03")]
             assert [row["relname"] for row in await own.owner.fetch(names)] == left
             now[0] += timedelta(minutes=1)
-            assert (await Retention(store)())["partitions"] == len(KINDS)
+            assert (await RetentionSweeper(store)())["partitions"] == len(KINDS)
             left = [f"{kind}_2001_03" for kind in KINDS]
             assert [row["relname"] for row in await own.owner.fetch(names)] == left
         finally:
@@ -226,7 +226,7 @@ async def test_after_an_outage_deletions_are_tried_again_soon() -> None:
             slept[0] += seconds
             return True
 
-    class Failing(Retention):
+    class Failing(RetentionSweeper):
         async def make_partitions(self) -> int:
             return 0
 

@@ -23,7 +23,7 @@ from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
 from tests.support.isolated_database import Apart, apart
 from tests.workers.test_lifecycle import Silent
-from workers.upkeep.schedules import LOOK, Schedules
+from workers.upkeep.schedules import SCHEDULE_POLL_SECONDS, ScheduleStarter
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
@@ -52,12 +52,12 @@ class World:
     def __init__(self, database: Apart, stores: list[Mortal], clock: list[datetime]) -> None:
         self.database, self.stores, self.clock = database, stores, clock
         self.store = stores[0]
-        self.workers: list[Schedules] = []
+        self.workers: list[ScheduleStarter] = []
 
     async def drain(self) -> None:
         """All workers at once, until there is nothing to do."""
 
-        async def work(worker: Schedules) -> None:
+        async def work(worker: ScheduleStarter) -> None:
             while await worker() == 0:
                 pass
 
@@ -114,7 +114,7 @@ async def world(system) -> AsyncIterator[World]:
 @pytest.fixture(autouse=True)
 async def noon(world: World) -> AsyncIterator[None]:
     world.clock[0] = NOON
-    world.workers = [Schedules(store) for store in world.stores]
+    world.workers = [ScheduleStarter(store) for store in world.stores]
     yield
     await world.database.owner.execute("DELETE FROM schedules")
 
@@ -421,15 +421,15 @@ async def test_a_schedule_that_cannot_be_read_stops_no_other(world: World, monke
 async def test_it_looks_again_when_something_is_due_and_every_second(world: World) -> None:
     caller = await world.database.tenant()
     worker = world.workers[0]
-    assert await worker() == LOOK <= 1
+    assert await worker() == SCHEDULE_POLL_SECONDS <= 1
     await world.made(caller, "* * * * *", enabled=False)
-    assert await worker() == LOOK
+    assert await worker() == SCHEDULE_POLL_SECONDS
     await world.made(caller, "* * * * *")
     world.clock[0] = NOON + timedelta(seconds=59.75)
     assert await worker() == pytest.approx(0.25)
     world.clock[0] = NOON + MINUTE
     assert await worker() == 0
-    assert await worker() == LOOK
+    assert await worker() == SCHEDULE_POLL_SECONDS
 
 
 async def test_what_became_of_due_times_is_forgotten_in_the_end(world: World) -> None:

@@ -12,7 +12,7 @@ from infra.build_cache.environments import uv_index
 from infra.build_cache.folders import FolderCache
 from infra.redis import Counter
 from tests.support.clients import Tenant
-from workers.run.output import KEPT, Output
+from workers.run.output import MAX_LOG_BYTES, OutputLog
 from workers.upkeep import Upkeep
 
 
@@ -26,12 +26,12 @@ async def test_old_uploads_that_belong_to_nothing_are_removed(parts, home: Tenan
     orphan = f"uploads/{home.tenant_id}/ver_orphan.tar.gz"
     await parts.blobs.put(orphan, _one(b"x"))
     now = Upkeep(parts.settings, parts.store, parts.queue, parts.blobs, lambda: datetime.now(UTC))
-    await now.sweep()
+    await now.sweep_objects()
     assert [blob.key async for blob in parts.blobs.under(orphan)] == [orphan]
     later = Upkeep(
         parts.settings, parts.store, parts.queue, parts.blobs, lambda: datetime.now(UTC) + timedelta(hours=25)
     )
-    removed = await later.sweep()
+    removed = await later.sweep_objects()
     assert removed["objects"] >= 1
     assert [blob.key async for blob in parts.blobs.under(orphan)] == []
     assert [blob.key async for blob in parts.blobs.under(kept)] == [kept]
@@ -46,7 +46,7 @@ async def test_objects_of_deleted_agents_are_removed(parts, acme: Tenant) -> Non
     later = Upkeep(
         parts.settings, parts.store, parts.queue, parts.blobs, lambda: datetime.now(UTC) + timedelta(hours=25)
     )
-    await later.sweep()
+    await later.sweep_objects()
     for key in (version["tarball_path"], version["bundle_path"]):
         assert [blob.key async for blob in parts.blobs.under(key)] == []
 
@@ -80,22 +80,22 @@ async def test_output_is_whole_up_to_its_limit() -> None:
     async def write(batch: list[Event]) -> None:
         written.extend(batch)
 
-    output = Output(write, lambda: datetime.now(UTC))
+    output = OutputLog(write, lambda: datetime.now(UTC))
     stop = asyncio.Event()
     flushing = asyncio.create_task(output.flush_until(stop))
-    output.take("stdout", b"one\ntwo\nthr")
-    output.take("stdout", b"ee\n" + b"A" * 20_000 + b"\n")
+    output.add_output("stdout", b"one\ntwo\nthr")
+    output.add_output("stdout", b"ee\n" + b"A" * 20_000 + b"\n")
     await asyncio.sleep(0.25)
     assert [event.data["message"] for event in written][:3] == ["one", "two", "three"]
     assert sum(len(event.data["message"]) for event in written[3:]) == 20_000
     assert all(len(event.data["message"]) <= MAX_LINE for event in written)
-    output.take("stderr", b"x" * (2 * KEPT))
+    output.add_output("stderr", b"x" * (2 * MAX_LOG_BYTES))
     stop.set()
     await flushing
-    rest = output.rest()
+    rest = output.take_rest()
     assert "Only the first 65536 bytes and 4000 lines" in rest[-1].data["message"]
     total = sum(len(event.data["message"]) for event in [*written, *rest[:-1]])
-    assert KEPT - 20 <= total <= KEPT
+    assert MAX_LOG_BYTES - 20 <= total <= MAX_LOG_BYTES
 
 
 async def test_limits_are_counted_here_while_redis_is_away() -> None:

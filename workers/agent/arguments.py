@@ -33,60 +33,60 @@ from domain.shared.json_schemas import normalize_schema
 from domain.shared.unicode_text import mend_json_text
 
 # Of processor time: what others do meanwhile makes no check fail.
-CHECK_SECONDS: Final = 1.0
-MAX_THREADS: Final = 2
+MAX_CHECK_SECONDS: Final = 1.0
+MAX_CHECK_THREADS: Final = 2
 MAX_PATTERNS: Final = 64
 # Of one compiled expression; those of a check are forgotten when it ends.
 MAX_PATTERN_BYTES: Final = 512 * 1024
 # Instructions of an expression times characters of a text: the most that one match may have to look at.
 MAX_MATCH_STEPS: Final = 16_000_000
-_TOO_LONG: Final = (
-    f"the arguments could not be checked against the tool's schema in {CHECK_SECONDS:g} s: it is too complex."
+_TOO_COMPLEX_TEXT: Final = (
+    f"the arguments could not be checked against the tool's schema in {MAX_CHECK_SECONDS:g} s: it is too complex."
 )
-MAX_ERRORS: Final = 10_000
+MAX_SCHEMA_ERRORS: Final = 10_000
 MAX_ERROR_CHARACTERS: Final = 32 * 1024 * 1024
 # How many errors are looked at for the one that tells most.
-SHOWN_ERRORS: Final = 10
+MAX_COMPARED_ERRORS: Final = 10
 
 # As ECMAScript writes characters, and RE2 does not.
-_ESCAPED: Final = re.compile(r"\\u([0-9A-Fa-f]{4})")
+_UNICODE_ESCAPE: Final = re.compile(r"\\u([0-9A-Fa-f]{4})")
 _log = structlog.get_logger("paddock.tools")
-_pool: Final = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="arguments")
-_turns: Final[WeakValueDictionary[str, asyncio.Lock]] = WeakValueDictionary()
-_thread: Final = threading.local()
+_pool: Final = ThreadPoolExecutor(MAX_CHECK_THREADS, thread_name_prefix="arguments")
+_tenant_locks: Final[WeakValueDictionary[str, asyncio.Lock]] = WeakValueDictionary()
+_thread_state: Final = threading.local()
 
 
-class _TooLong(Exception):
+class _CheckTooLong(Exception):
     pass
 
 
-class _Undecided(Exception):
+class _UndecidedMatch(Exception):
     """An expression cannot be matched where a match would be a refusal."""
 
 
-class _Work:
+class _CheckLimits:
     """What one check has used. `negated` counts the keywords around that turn a match into a refusal."""
 
     def __init__(self) -> None:
-        self._until = time.thread_time() + CHECK_SECONDS
-        self._errors, self._characters = MAX_ERRORS, MAX_ERROR_CHARACTERS
+        self._until = time.thread_time() + MAX_CHECK_SECONDS
+        self._errors, self._characters = MAX_SCHEMA_ERRORS, MAX_ERROR_CHARACTERS
         self._patterns: dict[str, Any] = {}
-        self.negated = 0
+        self.negation_depth = 0
 
-    def look_at_clock(self) -> None:
+    def check_time(self) -> None:
         if time.thread_time() > self._until:
-            raise _TooLong
+            raise _CheckTooLong
 
     def count_error(self, error: ValidationError) -> None:
         self._errors -= 1
         self._characters -= len(error.message)
         if self._errors < 0 or self._characters < 0:
-            raise _TooLong
+            raise _CheckTooLong
 
-    def matches(self, pattern: Any, text: str) -> bool | None:
+    def match_pattern(self, pattern: Any, text: str) -> bool | None:
         """Whether an expression matches anywhere in a text; None where it cannot be told."""
-        self.look_at_clock()
-        compiled = self._compiled(pattern)
+        self.check_time()
+        compiled = self._compile_pattern(pattern)
         if compiled is None or compiled.programsize * len(text) > MAX_MATCH_STEPS:
             found = None
         elif compiled.search(text) is not None:
@@ -94,11 +94,11 @@ class _Work:
         else:
             # `\w` and the like are ASCII's in some languages, and everybody's in others.
             found = False if text.isascii() or "\\" not in pattern else None
-        if found is None and self.negated:
-            raise _Undecided
+        if found is None and self.negation_depth:
+            raise _UndecidedMatch
         return found
 
-    def _compiled(self, pattern: Any) -> Any:
+    def _compile_pattern(self, pattern: Any) -> Any:
         if pattern not in self._patterns:
             if len(self._patterns) >= MAX_PATTERNS:
                 return None
@@ -108,7 +108,7 @@ class _Work:
             options = re2.Options()
             options.max_mem, options.log_errors, options.never_capture = MAX_PATTERN_BYTES, False, True
             try:
-                self._patterns[pattern] = re2.compile(_ESCAPED.sub(r"\\x{\1}", pattern), options)
+                self._patterns[pattern] = re2.compile(_UNICODE_ESCAPE.sub(r"\\x{\1}", pattern), options)
             except (re2.error, UnicodeError):
                 self._patterns[pattern] = None
         return self._patterns[pattern]
@@ -121,19 +121,19 @@ class _Work:
             re2.purge()
 
 
-async def checked(schema: dict[str, Any], args: Any, tenant_id: str = "") -> None:
+async def validate_arguments(schema: dict[str, Any], args: Any, tenant_id: str = "") -> None:
     """Check arguments against a schema. Errors: `ToolFailed`, naming an argument that does not fit.
 
     A tenant has one check at work at a time, so that its schemas keep nobody else waiting.
     """
-    turn = _turns.get(tenant_id)
+    turn = _tenant_locks.get(tenant_id)
     if turn is None:
-        turn = _turns[tenant_id] = asyncio.Lock()
+        turn = _tenant_locks[tenant_id] = asyncio.Lock()
     async with turn:
         try:
-            wrong = await asyncio.get_running_loop().run_in_executor(_pool, _first_wrong, schema, args)
-        except _TooLong:
-            raise ToolFailed(_TOO_LONG) from None
+            wrong = await asyncio.get_running_loop().run_in_executor(_pool, _find_first_error, schema, args)
+        except _CheckTooLong:
+            raise ToolFailed(_TOO_COMPLEX_TEXT) from None
     if wrong is not None:
         raise ToolFailed(wrong)
 
@@ -154,14 +154,14 @@ def read_arguments(text: str) -> dict[str, Any]:
     return {name: write_whole(value) for name, value in args.items()}
 
 
-def _first_wrong(schema: dict[str, Any], args: Any) -> str | None:
-    work = _thread.work = _Work()
+def _find_first_error(schema: dict[str, Any], args: Any) -> str | None:
+    work = _thread_state.work = _CheckLimits()
     try:
         found = _Validator(normalize_schema(schema), registry=Registry()).iter_errors(args)
-        wrong = best_match(itertools.islice(found, SHOWN_ERRORS))
-    except (_Undecided, RecursionError):
+        wrong = best_match(itertools.islice(found, MAX_COMPARED_ERRORS))
+    except (_UndecidedMatch, RecursionError):
         return None
-    except _TooLong:
+    except _CheckTooLong:
         raise
     except Exception as error:  # whatever the library makes of words that no draft knows
         _log.warning("arguments are not checked", error=type(error).__name__, told=str(error)[:200])
@@ -174,11 +174,11 @@ def _first_wrong(schema: dict[str, Any], args: Any) -> str | None:
     return f"{place or 'arguments'}: {wrong.message}"[:1000]
 
 
-def _bounded(check: Callable[..., Any]) -> Callable[..., Any]:
+def _limit_check(check: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(check)
     def bounded(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
-        work: _Work = _thread.work
-        work.look_at_clock()
+        work: _CheckLimits = _thread_state.work
+        work.check_time()
         for error in check(validator, value, instance, schema) or ():
             work.count_error(error)
             yield error
@@ -186,41 +186,41 @@ def _bounded(check: Callable[..., Any]) -> Callable[..., Any]:
     return bounded
 
 
-def _negated(check: Callable[..., Any]) -> Callable[..., Any]:
+def _negate_check(check: Callable[..., Any]) -> Callable[..., Any]:
     """For keywords that refuse a value because a part of the schema accepts it."""
 
     @wraps(check)
     def negated(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
-        work: _Work = _thread.work
-        work.negated += 1
+        work: _CheckLimits = _thread_state.work
+        work.negation_depth += 1
         try:
             errors = list(check(validator, value, instance, schema) or ())
         finally:
-            work.negated -= 1
+            work.negation_depth -= 1
         yield from errors
 
     return negated
 
 
-def _pattern(_: Any, pattern: Any, instance: Any, __: Any) -> Iterator[ValidationError]:
-    if isinstance(instance, str) and _thread.work.matches(pattern, instance) is False:
+def _check_pattern(_: Any, pattern: Any, instance: Any, __: Any) -> Iterator[ValidationError]:
+    if isinstance(instance, str) and _thread_state.work.matches(pattern, instance) is False:
         yield ValidationError(f"{instance[:200]!r} does not match {pattern!r}")
 
 
-def _pattern_properties(validator: Any, patterns: Any, instance: Any, _: Any) -> Iterator[ValidationError]:
+def _check_pattern_properties(validator: Any, patterns: Any, instance: Any, _: Any) -> Iterator[ValidationError]:
     if isinstance(instance, dict):
         for pattern, schema in patterns.items():
             for name, value in instance.items():
-                if _thread.work.matches(pattern, name):
+                if _thread_state.work.matches(pattern, name):
                     yield from validator.descend(value, schema, path=name, schema_path=pattern)
 
 
-def _additional_properties(validator: Any, others: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+def _check_additional_properties(validator: Any, others: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
     if not isinstance(instance, dict) or others is True:
         return
     extra = [name for name in instance if name not in schema.get("properties", {})]
     for pattern in schema.get("patternProperties", {}):
-        extra = [name for name in extra if _thread.work.matches(pattern, name) is False]
+        extra = [name for name in extra if _thread_state.work.matches(pattern, name) is False]
     if isinstance(others, dict):
         for name in extra:
             yield from validator.descend(instance[name], others, path=name)
@@ -230,20 +230,20 @@ def _additional_properties(validator: Any, others: Any, instance: Any, schema: A
 
 
 # Left to whoever gets the call: what compares all pairs, or matches expressions of its own accord.
-_UNCHECKED: Final = ("uniqueItems", "unevaluatedProperties", "unevaluatedItems", "format", "$dynamicRef")
-_OURS: Final[dict[str, Callable[..., Any]]] = {
-    "pattern": _pattern,
-    "patternProperties": _pattern_properties,
-    "additionalProperties": _additional_properties,
-    **{name: _negated(Draft202012Validator.VALIDATORS[name]) for name in ("not", "if", "oneOf")},
+_UNCHECKED_KEYWORDS: Final = ("uniqueItems", "unevaluatedProperties", "unevaluatedItems", "format", "$dynamicRef")
+_OWN_CHECKS: Final[dict[str, Callable[..., Any]]] = {
+    "pattern": _check_pattern,
+    "patternProperties": _check_pattern_properties,
+    "additionalProperties": _check_additional_properties,
+    **{name: _negate_check(Draft202012Validator.VALIDATORS[name]) for name in ("not", "if", "oneOf")},
 }
-_CHECKS: Final = {
-    name: _bounded(check)
-    for name, check in ({**dict(Draft202012Validator.VALIDATORS), **_OURS}).items()
-    if name not in _UNCHECKED
+_LIMITED_CHECKS: Final = {
+    name: _limit_check(check)
+    for name, check in ({**dict(Draft202012Validator.VALIDATORS), **_OWN_CHECKS}).items()
+    if name not in _UNCHECKED_KEYWORDS
 }
 _Validator: Final = jsonschema.validators.create(
     meta_schema=Draft202012Validator.META_SCHEMA,
-    validators=_CHECKS,
+    validators=_LIMITED_CHECKS,
     type_checker=Draft202012Validator.TYPE_CHECKER,
 )

@@ -8,7 +8,7 @@ from domain.agents import Agent, Spec
 from domain.llms.messages import ToolFailed, ToolSpec
 from domain.shared.names import is_meant, slug
 
-DELEGATE: Final = ToolSpec(
+DELEGATE_TOOL: Final = ToolSpec(
     name="delegate",
     description="Ask another agent of this team to do a task, and get its answer.",
     parameters={
@@ -23,34 +23,34 @@ DELEGATE: Final = ToolSpec(
 )
 
 
-class Delegation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class DelegateArguments(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What `delegate` takes."""
 
     agent: str
     task: str
 
 
-def delegate(agent: Agent) -> ToolSpec:
+def describe_delegate_tool(agent: Agent) -> ToolSpec:
     """The tool as an agent is given it: with a team, it tells who is in it."""
-    team = _team(agent)
+    team = _list_team(agent)
     if not team:
-        return DELEGATE
+        return DELEGATE_TOOL
     known = "; ".join(f"{one.name}: {one.role or one.goal or one.description or 'an agent'}" for one in team)
     named = {"type": "string", "enum": [one.name for one in team]}
-    properties = {**DELEGATE.parameters["properties"], "agent": named}
+    properties = {**DELEGATE_TOOL.parameters["properties"], "agent": named}
     return ToolSpec(
-        name=DELEGATE.name,
-        description=f"{DELEGATE.description} The team: {known}.",
-        parameters={**DELEGATE.parameters, "properties": properties},
+        name=DELEGATE_TOOL.name,
+        description=f"{DELEGATE_TOOL.description} The team: {known}.",
+        parameters={**DELEGATE_TOOL.parameters, "properties": properties},
     )
 
 
-def mate_of(agent: Agent, name: str) -> Spec | None:
+def find_teammate(agent: Agent, name: str) -> Spec | None:
     """Who of an agent's team is meant; None if it has none, and may ask whom it likes. Errors: `ToolFailed`.
 
     Whoever is asked may ask the others of the team, if it may delegate at all.
     """
-    team = _team(agent)
+    team = _list_team(agent)
     if not team:
         return None
     named = [one for one in team if one.name == name]
@@ -66,5 +66,5 @@ def _has_slug(agent: Agent, name: str) -> bool:
     return slug(agent.name) == slug(name) != ""
 
 
-def _team(agent: Agent) -> list[Agent]:
+def _list_team(agent: Agent) -> list[Agent]:
     return agent.team if isinstance(agent, Spec) else []

@@ -7,20 +7,20 @@ import msgspec
 
 from domain.llms.messages import ModelError, ToolFailed
 from domain.shared.json_limits import JsonTooLarge, check_json
-from workers.agent.arguments import checked
+from workers.agent.arguments import validate_arguments
 
 # Models that are merely told to answer in JSON like to put it between fences.
-_FENCED: Final = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
+_FENCED_JSON: Final = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
 
 
-async def answered(text: str, schema: dict[str, Any], tenant_id: str = "") -> bytes:
+async def parse_json_answer(text: str, schema: dict[str, Any], tenant_id: str = "") -> bytes:
     """The JSON of an answer. Errors: `ModelError` for one that is none, or does not fit the schema."""
-    fenced = _FENCED.fullmatch(text)
+    fenced = _FENCED_JSON.fullmatch(text)
     try:
         written = (fenced[1] if fenced else text).encode("utf-8", "surrogatepass")
         check_json(written)
         value = msgspec.json.decode(written)
-        await checked(schema, value, tenant_id)
+        await validate_arguments(schema, value, tenant_id)
     except JsonTooLarge as error:
         raise ModelError("malformed", f"The answer {error.reason}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -33,25 +33,25 @@ from domain.llms.messages import (
 from domain.ports import Clock, Outcome, Store, Tx
 from domain.shared.errors import DomainError
 from domain.shared.leases import HandOver
-from workers.agent.delegation import DELEGATE, Delegation, delegate, mate_of
-from workers.agent.json_answers import answered
-from workers.agent.messages import kept, result_message, shown, transcript
-from workers.agent.tools import SHOWN, Bound, Done, Toolbox
-from workers.event_writer import Scribe
-from workers.leases import persist
+from workers.agent.delegation import DELEGATE_TOOL, DelegateArguments, describe_delegate_tool, find_teammate
+from workers.agent.json_answers import parse_json_answer
+from workers.agent.messages import limit_result, render_arguments, render_tool_result, render_transcript
+from workers.agent.tools import MAX_SHOWN_CHARACTERS, BoundTool, Toolbox, ToolResult
+from workers.event_writer import EventWriter
+from workers.leases import retry_through_outage
 from workers.model_calls import ModelCalls
-from workers.usage import plain
+from workers.usage import clean_text
 
-STEPS: Final = 20
+DEFAULT_MAX_STEPS: Final = 20
 # How many agents may be at work for one another: the one that was asked, one that it asked, and one more.
-DELEGATIONS: Final = 2
+MAX_DELEGATION_DEPTH: Final = 2
 
 
-class Parked(Exception):
+class AgentParked(Exception):
     """Tool calls wait for somebody's decision."""
 
 
-class Failed(Exception):
+class AgentFailed(Exception):
     """The run ends with an error of its own."""
 
     def __init__(self, kind: str, message: str) -> None:
@@ -59,13 +59,13 @@ class Failed(Exception):
         self.outcome = Outcome(error_type=kind, error_message=message)
 
 
-class Loop:
+class AgentLoop:
     """One attempt at an execution of a model agent."""
 
     def __init__(
         self,
         store: Store,
-        scribe: Scribe,
+        scribe: EventWriter,
         calls: ModelCalls,
         tools: Toolbox,
         execution: Execution,
@@ -73,14 +73,14 @@ class Loop:
         done: list[Step],
         drains: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._store, self._scribe, self._calls, self._tools = store, scribe, calls, tools
+        self._store, self._events, self._calls, self._tools = store, scribe, calls, tools
         self._execution, self._clock, self._drains = execution, clock, drains
         self._steps = {step.path: step for step in done}
         self._refused: set[tuple[str, str]] = set()  # models, and the tools that their providers do not take
         decided = any(step.status in ("approved", "rejected") for step in done)
         self._after_loss = execution.attempt - execution.resumes - execution.handovers > 1 and not decided
 
-    async def work(self, agent: Spec) -> Outcome | None:
+    async def run_agent(self, agent: Spec) -> Outcome | None:
         """Work on the task of the execution. None if it is parked. Errors: `LostLease`, and `HandOver`."""
         done = sum(step.status == "finished" for step in self._steps.values())
         if done:
@@ -88,11 +88,11 @@ class Loop:
         try:
             answer = await self._answer(agent, first_messages(agent, self._execution.input_data), "", 0)
             if agent.answer_schema is not None:
-                return Outcome(output=await answered(answer, agent.answer_schema, self._execution.tenant_id))
-        except Parked:
+                return Outcome(output=await parse_json_answer(answer, agent.answer_schema, self._execution.tenant_id))
+        except AgentParked:
             await self._park()
             return None
-        except Failed as failed:
+        except AgentFailed as failed:
             return failed.outcome
         except ModelError as error:
             return Outcome(error_type=error.kind, error_message=error.message)
@@ -102,10 +102,10 @@ class Loop:
             return Outcome(error_type=error.code, error_message=error.detail)
         return Outcome(output=msgspec.json.encode({"content": answer}))
 
-    async def tool(self, name: str, args: dict[str, Any]) -> Outcome:
+    async def run_tool(self, name: str, args: dict[str, Any]) -> Outcome:
         """Make the one call of an execution that is a tool call. Errors: `LostLease`."""
         problems: list[str] = []
-        bound = await self._tools.bound([name], problems.append)
+        bound = await self._tools.bind_tools([name], problems.append)
         for problem in problems:
             self._warn(problem)
         if len(bound) != 1:
@@ -118,23 +118,23 @@ class Loop:
         return Outcome(output=msgspec.json.encode(answer["result"]))
 
     async def _park(self) -> None:
-        await self._scribe.flush(self._execution)
+        await self._events.flush(self._execution)
         waiting = [step for step in self._steps.values() if step.status == "waiting"]
 
         async def write() -> None:
             async with self._store.begin_for(self._execution.tenant_id) as tx:
                 await steps.park(tx, self._execution, waiting)
 
-        await persist(write)
+        await retry_through_outage(write)
 
     async def _answer(self, agent: Agent, messages: list[Message], prefix: str, deep: int) -> str:
         delegates = self._delegates(agent, deep)
-        reserved = {DELEGATE.name} if delegates else ()
-        bound = await self._tools.bound(agent.tools, self._warn, reserved) if agent.tools else {}
+        reserved = {DELEGATE_TOOL.name} if delegates else ()
+        bound = await self._tools.bind_tools(agent.tools, self._warn, reserved) if agent.tools else {}
         specs = [one.spec for one in bound.values()]
         if delegates:
-            specs.append(delegate(agent))
-        for number in range(1, (agent.max_steps or STEPS) + 1):
+            specs.append(describe_delegate_tool(agent))
+        for number in range(1, (agent.max_steps or DEFAULT_MAX_STEPS) + 1):
             path = f"{prefix}{number}"
             message = await self._ask(path, agent, tuple(messages), tuple(specs))
             if not message.tool_calls:
@@ -149,11 +149,13 @@ class Loop:
                 for place, call in enumerate(message.tool_calls)
             ]
             if None in answers:
-                raise Parked
+                raise AgentParked
             messages.append(message)
-            messages += [result_message(call, answer) for call, answer in zip(message.tool_calls, answers, strict=True)]
-        told = f"The model called tools {agent.max_steps or STEPS} times without coming to an answer (max_steps)."
-        raise Failed("too_many_steps", told)
+            messages += [
+                render_tool_result(call, answer) for call, answer in zip(message.tool_calls, answers, strict=True)
+            ]
+        told = f"The model called tools {agent.max_steps or DEFAULT_MAX_STEPS} times without coming to an answer (max_steps)."
+        raise AgentFailed("too_many_steps", told)
 
     def _hand_over(self) -> None:
         """Stop here if this worker is about to end: what is finished is on record. Errors: `HandOver`."""
@@ -177,11 +179,11 @@ class Loop:
         if primary.finish == "length" and not primary.message.tool_calls:
             if not primary.message.content.strip():
                 told = "The model used up all the tokens of its answer (max_tokens) on thoughts, and gave none."
-                raise Failed("refused", told)
+                raise AgentFailed("refused", told)
             self._warn("The answer was cut at the most tokens it may have.", step=path)
         if primary.finish == "content_filter":
             if not primary.message.content:
-                raise Failed("refused", "The provider's filter withheld the answer.")
+                raise AgentFailed("refused", "The provider's filter withheld the answer.")
             self._warn("The answer is a refusal, or the provider's filter cut it.", step=path)
         return primary.message
 
@@ -189,14 +191,14 @@ class Loop:
         self, path: str, agent: Agent, messages: tuple[Message, ...], specs: tuple[ToolSpec, ...]
     ) -> Reply:
         try:
-            target = await self._calls.target(agent.model or "", agent.provider)
+            target = await self._calls.resolve_target(agent.model or "", agent.provider)
             return await self._without_refused(path, agent, target, messages, specs)
         except ModelError as error:
             if agent.fallback_model is None or error.kind == "not_allowed":
                 raise
             told = f"The model {agent.model!r} gave no answer; {agent.fallback_model!r} is asked. {error.message}"
             self._warn(told, step=path, discards=path)
-        target = await self._calls.target(agent.fallback_model)
+        target = await self._calls.resolve_target(agent.fallback_model)
         return await self._without_refused(path, agent, target, messages, specs)
 
     async def _without_refused(
@@ -220,7 +222,12 @@ class Loop:
         begun = self._clock()
         if agent.verbose:
             told = f"Step {path}: asks {target.name} with {len(messages)} messages and {len(specs)} tools.\n"
-            self._tell("log", level="DEBUG", stream="paddock", message=plain(told + transcript(messages))[:SHOWN])
+            self._tell(
+                "log",
+                level="DEBUG",
+                stream="paddock",
+                message=clean_text(told + render_transcript(messages))[:MAX_SHOWN_CHARACTERS],
+            )
 
         async def also(tx: Tx, reply: Reply) -> None:
             output = {"message": reply.message, "finish": reply.finish, "usage": reply.usage}
@@ -235,11 +242,11 @@ class Loop:
 
         options = Options(temperature=agent.temperature, max_tokens=agent.max_tokens)
         if isinstance(agent, Spec):
-            must = agent.manager and path == "1" and any(spec.name == DELEGATE.name for spec in specs)
+            must = agent.manager and path == "1" and any(spec.name == DELEGATE_TOOL.name for spec in specs)
             schema = None if specs else agent.answer_schema
             options = msgspec.structs.replace(options, schema=schema, tool_choice="required" if must else "auto")
-        parts = self._calls.stream(
-            target, messages, specs, options, also, again, lambda: self._scribe.flush(self._execution)
+        parts = self._calls.stream_answer(
+            target, messages, specs, options, also, again, lambda: self._events.flush(self._execution)
         )
         handed = False
         try:
@@ -252,7 +259,7 @@ class Loop:
                     if isinstance(part, Text | Thought) and part.text:
                         kind, handed = "token" if isinstance(part, Text) else "thinking", True
                         self._tell(kind, content=part.text, step=path)
-                        await self._scribe.room(self._execution)
+                        await self._events.wait_for_space(self._execution)
         except asyncio.CancelledError:
             if handed and self._drains():
                 self._warn("The worker was stopped; another goes on from the last finished step.", discards=path)
@@ -262,14 +269,14 @@ class Loop:
     # tool calls
 
     async def _called(
-        self, path: str, call: ToolCall, bound: dict[str, Bound], agent: Agent, deep: int
+        self, path: str, call: ToolCall, bound: dict[str, BoundTool], agent: Agent, deep: int
     ) -> dict[str, Any] | None:
         """What a tool call came to; None if it waits for a decision."""
-        if call.name == DELEGATE.name and self._delegates(agent, deep):
+        if call.name == DELEGATE_TOOL.name and self._delegates(agent, deep):
             return await self._delegated(path, call, agent, deep)
         return await self._call(path, call, bound)
 
-    async def _call(self, path: str, call: ToolCall, bound: dict[str, Bound]) -> dict[str, Any] | None:
+    async def _call(self, path: str, call: ToolCall, bound: dict[str, BoundTool]) -> dict[str, Any] | None:
         known, tool = self._steps.get(path), bound.get(call.name)
         if known is not None and known.status == "finished":
             return dict(known.output)
@@ -283,24 +290,24 @@ class Loop:
         if known is not None and known.status == "rejected":
             told = "The call was rejected." + (f" {known.reason}" if known.reason else "")
             return await self._finished(path, call, begun, {"error": told, "rejected": True})
-        if known is not None and known.status == "started" and tool.effects:
+        if known is not None and known.status == "started" and tool.has_effects:
             told = "The worker was lost during this call. Whether it took effect is not known; it is not made again."
             return await self._finished(path, call, begun, {"error": told})
-        if tool.effects and self._execution.mode == "safe" and (known is None or known.status == "waiting"):
+        if tool.has_effects and self._execution.mode == "safe" and (known is None or known.status == "waiting"):
             if known is None:
                 await self._begun(path, call, "waiting")
             return None
-        if tool.effects or known is None:
+        if tool.has_effects or known is None:
             await self._begun(path, call, "started", told=known is None)
         try:
-            done = await self._tools.call(tool, call.arguments)
-            result = kept(done.result)
+            done = await self._tools.call_tool(tool, call.arguments)
+            result = limit_result(done.result)
         except ToolFailed as error:
-            return await self._finished(path, call, begun, {"error": plain(str(error))})
+            return await self._finished(path, call, begun, {"error": clean_text(str(error))})
         return await self._finished(path, call, begun, {"result": result}, done)
 
     def _delegates(self, agent: Agent, deep: int) -> bool:
-        return deep < DELEGATIONS and bool(agent.allow_delegation or (isinstance(agent, Spec) and agent.team))
+        return deep < MAX_DELEGATION_DEPTH and bool(agent.allow_delegation or (isinstance(agent, Spec) and agent.team))
 
     async def _delegated(self, path: str, call: ToolCall, agent: Agent, deep: int) -> dict[str, Any] | None:
         """Have another agent do a task, in steps of its own below this one."""
@@ -309,10 +316,12 @@ class Loop:
             return dict(known.output)
         begun = self._clock() if known is None else known.started_at
         try:
-            args = msgspec.json.decode(call.arguments or "{}", type=Delegation)
+            args = msgspec.json.decode(call.arguments or "{}", type=DelegateArguments)
             if known is None:
-                mate = mate_of(agent, args.agent)
-                other = mate if mate is not None else Spec.of(await persist(lambda: self._other(args.agent)))
+                mate = find_teammate(agent, args.agent)
+                other = (
+                    mate if mate is not None else Spec.of(await retry_through_outage(lambda: self._other(args.agent)))
+                )
                 # As it is now: another attempt shall meet the same agent.
                 await self._begun(path, call, "started", given={"agent": msgspec.to_builtins(other), "task": args.task})
             else:
@@ -347,7 +356,7 @@ class Loop:
         self, path: str, call: ToolCall, status: steps.StepStatus, told: bool = True, given: Any = None
     ) -> None:
         """Note that a call is about to be made, or waits, before anything of it happens."""
-        args = shown(call.arguments)
+        args = render_arguments(call.arguments)
         event = Event(
             type="tool_call",
             data={"tool": call.name, "args": args, "call_id": call.id, "step": path},
@@ -361,7 +370,7 @@ class Loop:
         await self._write(step, [event] if told else [])
 
     async def _finished(
-        self, path: str, call: ToolCall, begun: Any, answer: dict[str, Any], done: Done | None = None
+        self, path: str, call: ToolCall, begun: Any, answer: dict[str, Any], done: ToolResult | None = None
     ) -> dict[str, Any]:
         event = Event(
             type="tool_result",
@@ -369,7 +378,7 @@ class Loop:
             at=self._clock(),
         )
         known = self._steps.get(path)
-        given = shown(call.arguments) if known is None else known.input
+        given = render_arguments(call.arguments) if known is None else known.input
         step = self._step(path, "tool", call.name, "finished", begun, call_id=call.id, input=given, output=answer)
         await self._write(step, [event], None if done is None else done.commit)
         return answer
@@ -392,7 +401,7 @@ class Loop:
     async def _write(
         self, step: Step, told: list[Event], commit: Callable[[Tx], Awaitable[None]] | None = None
     ) -> None:
-        await self._scribe.flush(self._execution)
+        await self._events.flush(self._execution)
 
         async def write() -> None:
             async with self._store.begin_for(self._execution.tenant_id) as tx:
@@ -400,11 +409,11 @@ class Loop:
                 if commit is not None:
                     await commit(tx)
 
-        await persist(write)
+        await retry_through_outage(write)
         self._steps[step.path] = step
 
     def _tell(self, kind: str, **data: Any) -> None:
-        self._scribe.tell(self._execution, kind, **data)
+        self._events.add_event(self._execution, kind, **data)
 
     def _warn(self, message: str, **more: Any) -> None:
         self._tell("warning", message=message, **more)

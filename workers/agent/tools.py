@@ -28,45 +28,45 @@ from infra.http import Outbound
 from infra.sandbox import toolkit
 from infra.tools.custom import call_custom
 from infra.tools.http_request import http_request
-from workers.agent.arguments import checked as arguments_fit
 from workers.agent.arguments import read_arguments
-from workers.agent.workspaces import Commit, Workspace
-from workers.leases import persist
+from workers.agent.arguments import validate_arguments as arguments_fit
+from workers.agent.workspaces import CommitFiles, RunWorkspace
+from workers.leases import retry_through_outage
 
 _log = structlog.get_logger("paddock.tools")
 
-TOOLKIT: Final = Path(toolkit.__file__).parent
-PYTHON_SECONDS: Final = 30.0
+TOOLKIT_PATH: Final = Path(toolkit.__file__).parent
+PYTHON_TIMEOUT_SECONDS: Final = 30.0
 # What a model is shown of a text file, and of any result, in characters.
-SHOWN: Final = 64 * 1024
-MOST_TOOLS: Final = 128
+MAX_SHOWN_CHARACTERS: Final = 64 * 1024
+MAX_BOUND_TOOLS: Final = 128
 # Encodings of texts. Python knows others, of which some are no text and some take minutes for a file (punycode).
-_ENCODING: Final = re.compile(
+_TEXT_ENCODINGS: Final = re.compile(
     r"ascii|utf-(8|16|32)(-[bl]e|-sig)?|iso8859-\d+|cp\d+|gb\w+|hz|big5\w*|euc_\w+|iso2022_\w+|shift_jis\w*|koi8-\w|mac-\w+"
 )
 
 
-class Bound(msgspec.Struct, frozen=True, kw_only=True):
+class BoundTool(msgspec.Struct, frozen=True, kw_only=True):
     """A tool of a run under the name by which its model calls it. `remote` is an MCP server's own name for it."""
 
     spec: ToolSpec
     tool: Tool
-    remote: str | None = None
+    remote_name: str | None = None
 
     @property
-    def effects(self) -> bool:
+    def has_effects(self) -> bool:
         """Whether a call changes anything that outlives a repetition of it."""
         return self.tool.effects
 
 
-class Done(msgspec.Struct, frozen=True, kw_only=True):
+class ToolResult(msgspec.Struct, frozen=True, kw_only=True):
     """A finished call: its result, and what is to be written together with it."""
 
     result: dict[str, Any]
-    commit: Commit | None = None
+    commit: CommitFiles | None = None
 
 
-class Workshop(msgspec.Struct, frozen=True, kw_only=True):
+class ToolDependencies(msgspec.Struct, frozen=True, kw_only=True):
     """What tools work with, in one worker process."""
 
     store: Store
@@ -75,46 +75,48 @@ class Workshop(msgspec.Struct, frozen=True, kw_only=True):
     outbound: Outbound
     keyring: Keyring
     # How many sandboxes of tools there may be at the same time.
-    room: asyncio.Semaphore
+    sandbox_slots: asyncio.Semaphore
 
 
 class Toolbox:
     """The tools of one run."""
 
-    def __init__(self, shop: Workshop, tenant_id: str, workspace: Workspace, mode: Mode) -> None:
-        self._shop, self._tenant_id, self._workspace, self._mode = shop, tenant_id, workspace, mode
+    def __init__(self, shop: ToolDependencies, tenant_id: str, workspace: RunWorkspace, mode: Mode) -> None:
+        self._dependencies, self._tenant_id, self._workspace, self._mode = shop, tenant_id, workspace, mode
 
-    async def bound(
+    async def bind_tools(
         self, names: list[str], warn: Callable[[str], None], reserved: Collection[str] = ()
-    ) -> dict[str, Bound]:
+    ) -> dict[str, BoundTool]:
         """The tools of that name, by the name under which a model calls them, which is none of `reserved`.
 
         Those that are gone, switched off, not allowed in this mode or not to be reached are left out with a warning.
         """
-        found: dict[tuple[str, str | None], Bound] = {}
-        for tool in await persist(lambda: self._named(names, warn)):
+        found: dict[tuple[str, str | None], BoundTool] = {}
+        for tool in await retry_through_outage(lambda: self._list_named_tools(names, warn)):
             if self._mode == "sandbox" and not tool.fenced:
                 warn(f"The tool {tool.name!r} works outside of the sandbox and is left out in this mode.")
                 continue
             try:
-                several = await self._remote(tool, warn) if tool.tool_type == "mcp" else [_local(tool)]
+                several = (
+                    await self._bind_remote_tools(tool, warn) if tool.tool_type == "mcp" else [_bind_local_tool(tool)]
+                )
             except ToolFailed as error:
                 warn(f"The tools of {tool.name!r} cannot be had: {error}")
                 continue
             for one in several:
-                found.setdefault((one.tool.id, one.remote), one)
+                found.setdefault((one.tool.id, one.remote_name), one)
         tools = list(found.values())
-        if len(tools) > MOST_TOOLS:
-            others = ", ".join(repr(one.spec.name) for one in tools[MOST_TOOLS : MOST_TOOLS + 20])
-            warn(f"There are {len(tools)} tools, and {MOST_TOOLS} at most can be had; left out are {others}.")
-            tools = tools[:MOST_TOOLS]
-        wanted = [(one.spec.name, f"{one.tool.slug}/{one.remote or ''}") for one in tools]
+        if len(tools) > MAX_BOUND_TOOLS:
+            others = ", ".join(repr(one.spec.name) for one in tools[MAX_BOUND_TOOLS : MAX_BOUND_TOOLS + 20])
+            warn(f"There are {len(tools)} tools, and {MAX_BOUND_TOOLS} at most can be had; left out are {others}.")
+            tools = tools[:MAX_BOUND_TOOLS]
+        wanted = [(one.spec.name, f"{one.tool.slug}/{one.remote_name or ''}") for one in tools]
         return {
             name: msgspec.structs.replace(one, spec=msgspec.structs.replace(one.spec, name=name))
             for name, one in zip(assign_names(wanted, reserved), tools, strict=True)
         }
 
-    async def call(self, bound: Bound, arguments: str) -> Done:
+    async def call_tool(self, bound: BoundTool, arguments: str) -> ToolResult:
         """Call a tool with arguments as a model wrote them. Errors: `ToolFailed`."""
         args = read_arguments(arguments)
         await arguments_fit(bound.spec.parameters, args, self._tenant_id)
@@ -123,12 +125,14 @@ class Toolbox:
             raise ToolFailed("this tool works outside of the sandbox.")
         try:
             if tool.tool_type == "builtin":
-                return await _BUILT_IN[tool.name](self, args)
-            secrets = await self._secrets(tool)
+                return await _BUILTIN_TOOLS[tool.name](self, args)
+            secrets = await self._open_secrets(tool)
             if tool.tool_type == "mcp":
-                mcp, name = await _loaded_mcp(), bound.remote or bound.spec.name
-                return Done(result=await mcp.call_mcp(self._shop.outbound, tool.configuration, secrets, name, args))
-            return Done(result=await call_custom(self._shop.outbound, tool.configuration, args, secrets))
+                mcp, name = await _load_mcp(), bound.remote_name or bound.spec.name
+                return ToolResult(
+                    result=await mcp.call_mcp(self._dependencies.outbound, tool.configuration, secrets, name, args)
+                )
+            return ToolResult(result=await call_custom(self._dependencies.outbound, tool.configuration, args, secrets))
         except DomainError as error:
             if error.code in OUTAGES:
                 raise
@@ -138,8 +142,8 @@ class Toolbox:
             _log.warning("a tool's answer cannot be read", tool=tool.name, error=type(error).__name__)
             raise ToolFailed(f"the tool's answer cannot be read ({type(error).__name__}).") from error
 
-    async def _named(self, names: list[str], warn: Callable[[str], None]) -> list[Tool]:
-        async with self._shop.store.begin_for(self._tenant_id) as tx:
+    async def _list_named_tools(self, names: list[str], warn: Callable[[str], None]) -> list[Tool]:
+        async with self._dependencies.store.begin_for(self._tenant_id) as tx:
             try:
                 return await tools.named(tx, names)
             except DomainError as error:
@@ -151,13 +155,13 @@ class Toolbox:
                 rest = [name for number, name in enumerate(names) if f"tools[{number}]" not in bad]
                 return await tools.named(tx, rest)
 
-    async def _remote(self, tool: Tool, warn: Callable[[str], None]) -> list[Bound]:
+    async def _bind_remote_tools(self, tool: Tool, warn: Callable[[str], None]) -> list[BoundTool]:
         only = tool.only if isinstance(tool, ServerTool) else None
         problems: list[tuple[str, str]] = []
-        secrets = await self._secrets(tool)
-        mcp = await _loaded_mcp()
+        secrets = await self._open_secrets(tool)
+        mcp = await _load_mcp()
         specs = await mcp.list_tools(
-            self._shop.outbound, tool.configuration, secrets, lambda *problem: problems.append(problem)
+            self._dependencies.outbound, tool.configuration, secrets, lambda *problem: problems.append(problem)
         )
         chosen = [spec for spec in specs if only in (None, spec.name)]
         for name, message in problems:
@@ -166,88 +170,92 @@ class Toolbox:
         if only is not None and not chosen:
             raise ToolFailed(f"the server has no tool {only!r}.")
         return [
-            Bound(spec=msgspec.structs.replace(spec, name=f"{tool.slug}_{spec.name}"), tool=tool, remote=spec.name)
+            BoundTool(
+                spec=msgspec.structs.replace(spec, name=f"{tool.slug}_{spec.name}"), tool=tool, remote_name=spec.name
+            )
             for spec in chosen
         ]
 
-    async def _secrets(self, tool: Tool) -> dict[str, str]:
+    async def _open_secrets(self, tool: Tool) -> dict[str, str]:
         named = tool.secrets
         if not named:
             return {}
 
         async def known() -> dict[str, bytes]:
-            async with self._shop.store.begin_for(self._tenant_id) as tx:
+            async with self._dependencies.store.begin_for(self._tenant_id) as tx:
                 return {header: await provider_keys.sealed(tx, slug) for header, slug in named.items()}
 
         try:
-            sealed = await persist(known)
+            sealed = await retry_through_outage(known)
         except DomainError as error:
             if error.code in OUTAGES:
                 raise
             raise ToolFailed(error.detail) from error
         try:
-            return {header: self._shop.keyring.open(key).decode() for header, key in sealed.items()}
+            return {header: self._dependencies.keyring.open(key).decode() for header, key in sealed.items()}
         except ValueError as error:
             raise ToolFailed("a key of this tool cannot be read with PADDOCK_ENCRYPTION_KEYS any more.") from error
 
     # what is built in
 
-    async def _read(self, args: dict[str, Any]) -> Done:
-        data, encoding = await self._workspace.read(args["path"]), args.get("encoding", "utf-8")
-        text = _decoded(data, encoding)
-        cut = {"truncated": True} if len(text) > SHOWN else {}
-        return Done(result={"content": text[:SHOWN], "size": len(data), **cut})
+    async def _read_file(self, args: dict[str, Any]) -> ToolResult:
+        data, encoding = await self._workspace.read_file(args["path"]), args.get("encoding", "utf-8")
+        text = _decode_text(data, encoding)
+        cut = {"truncated": True} if len(text) > MAX_SHOWN_CHARACTERS else {}
+        return ToolResult(result={"content": text[:MAX_SHOWN_CHARACTERS], "size": len(data), **cut})
 
-    async def _write(self, args: dict[str, Any]) -> Done:
+    async def _write_file(self, args: dict[str, Any]) -> ToolResult:
         data = args["content"].encode("utf-8", "replace")
         if args.get("append"):
-            known = {file.path for file in await self._workspace.files()}
+            known = {file.path for file in await self._workspace.list_files()}
             path = checked(args["path"])
-            data = (await self._workspace.read(path) if path in known else b"") + data
-        commit = await self._workspace.write({args["path"]: data})
-        return Done(result={"path": checked(args["path"]), "size": len(data)}, commit=commit)
+            data = (await self._workspace.read_file(path) if path in known else b"") + data
+        commit = await self._workspace.write_files({args["path"]: data})
+        return ToolResult(result={"path": checked(args["path"]), "size": len(data)}, commit=commit)
 
-    async def _list(self, args: dict[str, Any]) -> Done:
+    async def _list_files(self, args: dict[str, Any]) -> ToolResult:
         wanted = args.get("path", ".")
         prefix = "" if wanted in (".", "", "./") else checked(wanted) + "/"
-        found = [file for file in await self._workspace.files() if file.path.startswith(prefix)]
+        found = [file for file in await self._workspace.list_files() if file.path.startswith(prefix)]
         if prefix and not found:
             raise ToolFailed(f"there is no folder {wanted!r} in the workspace.")
-        return Done(result={"files": [{"path": file.path, "size": file.size_bytes} for file in found]})
+        return ToolResult(result={"files": [{"path": file.path, "size": file.size_bytes} for file in found]})
 
-    async def _python(self, args: dict[str, Any]) -> Done:
-        files = {path: base64.b64encode(data).decode() for path, data in (await self._workspace.read_all()).items()}
+    async def _run_python(self, args: dict[str, Any]) -> ToolResult:
+        files = {
+            path: base64.b64encode(data).decode() for path, data in (await self._workspace.read_all_files()).items()
+        }
         program = Program(
-            code=TOOLKIT,
+            code=TOOLKIT_PATH,
             environment=None,
             entrypoint="python_tool:run",
-            timeout=float(args.get("timeout", PYTHON_SECONDS)),
+            timeout=float(args.get("timeout", PYTHON_TIMEOUT_SECONDS)),
             memory_mb=DEFAULT_MEMORY_MB,
         )
         payload = msgspec.json.encode({"code": args["code"], "files": files})
-        async with self._shop.room:
-            outcome = await self._shop.sandbox.run(program, payload, _ignore)
+        async with self._dependencies.sandbox_slots:
+            outcome = await self._dependencies.sandbox.run(program, payload, _ignore_output)
         if outcome.output is None:
             raise ToolFailed((outcome.error_message or outcome.error_type or "").replace("The agent", "The program"))
         try:
             # The program may have made anything of it.
-            answer = msgspec.json.decode(outcome.output, type=_Ran)
+            answer = msgspec.json.decode(outcome.output, type=_PythonAnswer)
             changed = {path: base64.b64decode(data, validate=True) for path, data in answer.files.items()}
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise ToolFailed("what the program left behind cannot be read.") from error
-        commit = await self._workspace.write(changed) if changed else None
+        commit = await self._workspace.write_files(changed) if changed else None
         told = {"stdout": answer.stdout, "stderr": answer.stderr, "value": answer.value, "error": answer.error}
         result: dict[str, Any] = {name: text for name, text in told.items() if text}
         if changed:
             result["files_written"] = sorted(changed)
         if answer.left_out:
             result["files_too_large"] = answer.left_out[:100]
-        return Done(result=result or {"stdout": ""}, commit=commit)
+        return ToolResult(result=result or {"stdout": ""}, commit=commit)
 
-    async def _http(self, args: dict[str, Any]) -> Done:
-        return Done(result=await http_request(self._shop.outbound, args))
+    async def _request_http(self, args: dict[str, Any]) -> ToolResult:
+        return ToolResult(result=await http_request(self._dependencies.outbound, args))
 
-    async def _search(self, args: dict[str, Any]) -> Done:
+    async def _search_artifacts(self, args: dict[str, Any]) -> ToolResult:
         wanted = artifacts.Filter(
             search=args.get("query"),
             **{name: args[name] for name in ("model_name", "status", "tag", "semantic_bucket") if name in args},
@@ -255,14 +263,14 @@ class Toolbox:
         narrowed = artifacts.narrowed(wanted, self._tenant_id)
 
         async def known() -> Any:
-            async with self._shop.store.begin_for(self._tenant_id) as tx:
+            async with self._dependencies.store.begin_for(self._tenant_id) as tx:
                 return await tx.artifacts.page(narrowed, Page(limit=args.get("limit", 10), offset=0))
 
-        found = await persist(known)
-        return Done(result={"artifacts": msgspec.to_builtins(found.items), "total": found.total})
+        found = await retry_through_outage(known)
+        return ToolResult(result={"artifacts": msgspec.to_builtins(found.items), "total": found.total})
 
 
-class _Ran(msgspec.Struct, kw_only=True):
+class _PythonAnswer(msgspec.Struct, kw_only=True):
     """What the `python` tool answers from inside the fence."""
 
     stdout: str = ""
@@ -273,32 +281,32 @@ class _Ran(msgspec.Struct, kw_only=True):
     left_out: list[str] = []
 
 
-_BUILT_IN: Final[dict[str, Callable[[Toolbox, dict[str, Any]], Awaitable[Done]]]] = {
-    "filesystem_read": Toolbox._read,
-    "filesystem_write": Toolbox._write,
-    "filesystem_list": Toolbox._list,
-    "python": Toolbox._python,
-    "http_request": Toolbox._http,
-    "search_artifacts": Toolbox._search,
+_BUILTIN_TOOLS: Final[dict[str, Callable[[Toolbox, dict[str, Any]], Awaitable[ToolResult]]]] = {
+    "filesystem_read": Toolbox._read_file,
+    "filesystem_write": Toolbox._write_file,
+    "filesystem_list": Toolbox._list_files,
+    "python": Toolbox._run_python,
+    "http_request": Toolbox._request_http,
+    "search_artifacts": Toolbox._search_artifacts,
 }
 
 
-async def _loaded_mcp() -> Any:
+async def _load_mcp() -> Any:
     """The client of MCP servers, imported when it is first needed: a second or more, in which leases go on."""
     return await asyncio.to_thread(import_module, "infra.tools.mcp")
 
 
-def _local(tool: Tool) -> Bound:
+def _bind_local_tool(tool: Tool) -> BoundTool:
     spec = ToolSpec(name=tool.slug, description=tool.description or tool.name, parameters=tool.parameters)
-    return Bound(spec=spec, tool=tool)
+    return BoundTool(spec=spec, tool=tool)
 
 
-def _decoded(data: bytes, encoding: str) -> str:
+def _decode_text(data: bytes, encoding: str) -> str:
     try:
         name = codecs.lookup(encoding).name
     except (LookupError, ValueError):
         name = ""
-    if _ENCODING.fullmatch(name) is None:
+    if _TEXT_ENCODINGS.fullmatch(name) is None:
         raise ToolFailed(f"there is no text encoding {encoding!r}.")
     try:
         return data.decode(name)
@@ -307,5 +315,5 @@ def _decoded(data: bytes, encoding: str) -> str:
         raise ToolFailed(f"the file is not {encoding} text{at}.") from error
 
 
-def _ignore(_: Stream, __: bytes) -> None:
+def _ignore_output(_: Stream, __: bytes) -> None:
     return None

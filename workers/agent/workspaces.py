@@ -10,31 +10,31 @@ from domain.llms.messages import ToolFailed
 from domain.ports import Blobs, Store, Tx
 from domain.shared.errors import DomainError, not_found
 from domain.workspaces import File, checked, key_of
-from workers.leases import persist
+from workers.leases import retry_through_outage
 
 # What goes into a sandbox together, in bytes.
-MOST: Final = 8 * 1024 * 1024
+MAX_SANDBOX_FILE_BYTES: Final = 8 * 1024 * 1024
 
 # Called in the transaction that finishes the step which wrote the files.
-Commit = Callable[[Tx], Awaitable[None]]
+CommitFiles = Callable[[Tx], Awaitable[None]]
 
 
-class Workspace:
+class RunWorkspace:
     """The files of one execution. What is written counts when its step is finished."""
 
     def __init__(self, store: Store, blobs: Blobs, tenant_id: str, execution_id: str) -> None:
         self._store, self._blobs, self._tenant_id, self.execution_id = store, blobs, tenant_id, execution_id
 
-    async def files(self) -> list[File]:
+    async def list_files(self) -> list[File]:
         """All files, by name."""
 
         async def known() -> list[File]:
             async with self._store.begin_for(self._tenant_id) as tx:
                 return await tx.workspaces.all(self.execution_id)
 
-        return await persist(known)
+        return await retry_through_outage(known)
 
-    async def read(self, path: str) -> bytes:
+    async def read_file(self, path: str) -> bytes:
         """The bytes of a file. Errors: `ToolFailed` when there is none."""
         name = checked(path)
 
@@ -42,37 +42,39 @@ class Workspace:
             async with self._store.begin_for(self._tenant_id) as tx:
                 return await tx.workspaces.find(self.execution_id, name)
 
-        found = await persist(known)
+        found = await retry_through_outage(known)
         if found is None:
             raise ToolFailed(f"there is no file {name!r} in the workspace.")
-        return await self._bytes(found)
+        return await self._download_bytes(found)
 
-    async def read_all(self) -> dict[str, bytes]:
+    async def read_all_files(self) -> dict[str, bytes]:
         """The bytes of all files. Errors: `ToolFailed` when they are too many for a sandbox."""
-        found = await self.files()
-        if sum(file.size_bytes for file in found) > MOST:
-            raise ToolFailed(f"the files of this run are larger than the {MOST} bytes that go into a sandbox.")
-        return {file.path: await self._bytes(file) for file in found}
+        found = await self.list_files()
+        if sum(file.size_bytes for file in found) > MAX_SANDBOX_FILE_BYTES:
+            raise ToolFailed(
+                f"the files of this run are larger than the {MAX_SANDBOX_FILE_BYTES} bytes that go into a sandbox."
+            )
+        return {file.path: await self._download_bytes(file) for file in found}
 
-    async def write(self, changed: dict[str, bytes]) -> Commit:
+    async def write_files(self, changed: dict[str, bytes]) -> CommitFiles:
         """Store bytes of files; they become the files' when what is returned is called. Errors: `ToolFailed`."""
         named = {checked(path): data for path, data in changed.items()}
-        workspaces.room_for(await self.files(), {path: len(data) for path, data in named.items()})
+        workspaces.room_for(await self.list_files(), {path: len(data) for path, data in named.items()})
         hashes = {path: hashlib.sha256(data).hexdigest() for path, data in named.items()}
         for path, data in named.items():
-            await persist(partial(self._put, hashes[path], data))
+            await retry_through_outage(partial(self._upload_bytes, hashes[path], data))
 
         async def commit(tx: Tx) -> None:
             for path, data in named.items():
                 file = File(path=path, size_bytes=len(data), sha256=hashes[path], updated_at=tx.now)
-                await tx.workspaces.put(self.execution_id, file, self._key(hashes[path]))
+                await tx.workspaces.put(self.execution_id, file, self._object_key(hashes[path]))
 
         return commit
 
-    async def _put(self, sha256: str, data: bytes) -> None:
-        await self._blobs.put(self._key(sha256), _once(data))
+    async def _upload_bytes(self, sha256: str, data: bytes) -> None:
+        await self._blobs.put(self._object_key(sha256), _stream_once(data))
 
-    async def _bytes(self, file: File) -> bytes:
+    async def _download_bytes(self, file: File) -> bytes:
         async def whole() -> bytes:
             async with self._store.begin_for(self._tenant_id) as tx:
                 key = await tx.workspaces.key(self.execution_id, file.path)
@@ -81,15 +83,15 @@ class Workspace:
             return b"".join([chunk async for chunk in await self._blobs.get(key)])
 
         try:
-            return await persist(whole)
+            return await retry_through_outage(whole)
         except DomainError as error:
             if error.code != "not_found":
                 raise
             raise ToolFailed(f"the bytes of {file.path!r} are gone from object storage.") from error
 
-    def _key(self, sha256: str) -> str:
+    def _object_key(self, sha256: str) -> str:
         return key_of(self._tenant_id, self.execution_id, sha256)
 
 
-async def _once(data: bytes) -> AsyncIterator[bytes]:
+async def _stream_once(data: bytes) -> AsyncIterator[bytes]:
     yield data

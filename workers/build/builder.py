@@ -19,22 +19,22 @@ from infra.build_cache.bundles import LIMITS, Bundles
 from infra.build_cache.environments import Environments, folder_size
 from infra.build_cache.folders import disk_usage
 from infra.sandbox.guest_protocol import CHECK_SECONDS
-from workers.leases import Holder, persist, taken
+from workers.leases import LeaseKeeper, claim_or_release, retry_through_outage
 from workers.lifecycle import Drain
 from workers.run.output import OutputText
 
 _log = structlog.get_logger("paddock.builds")
 
-MAX_OUTPUT: Final = 16 * 1024 * 1024
-SHOWN_OUTPUT: Final = 8 * 1024
-_PYTHON: Final = platform.python_version()
+MAX_IMPORT_OUTPUT_BYTES: Final = 16 * 1024 * 1024
+MAX_SHOWN_OUTPUT_BYTES: Final = 8 * 1024
+_PYTHON_VERSION: Final = platform.python_version()
 
 
 class _TooMuchOutput(Exception):
     pass
 
 
-class Builder:
+class VersionBuilder:
     """The build lane of one worker process."""
 
     def __init__(
@@ -45,61 +45,61 @@ class Builder:
         blobs: Blobs,
         bundles: Bundles,
         environments: Environments,
-        holder: Holder,
+        holder: LeaseKeeper,
         *,
         quota: int,
         slots: int,
         drain: Drain,
     ) -> None:
         self._name, self._store, self._sandbox, self._blobs = name, store, sandbox, blobs
-        self._bundles, self._environments, self._holder = bundles, environments, holder
+        self._bundles, self._environments, self._leases = bundles, environments, holder
         self._quota, self._slots, self._drain = quota, slots, drain
-        self._busy = 0
+        self._busy_count = 0
 
     async def __call__(self) -> None:
         """Build what waits, one version after the other, as long as this worker has a slot for it.
 
         A slot that was left to others has nobody who rings for it again: who comes free looks further.
         """
-        self._busy += 1
+        self._busy_count += 1
         try:
-            while not self._drain.has_begun() and (version := await self._claim()) is not None:
+            while not self._drain.has_begun() and (version := await self._claim_next()) is not None:
                 await self._build_claimed(version)
         finally:
-            self._busy -= 1
+            self._busy_count -= 1
 
     async def _build_claimed(self, version: Version) -> None:
         log = _log.bind(version_id=version.id, attempt=version.attempt)
         log.info("build started")
-        await self._holder.attend(
+        await self._leases.run_leased(
             log,
             version.id,
             version.attempt,
-            self._work(version),
-            lambda: self._hand_over(version),
-            lambda: self._give_back(version),
-            lambda told: self._fail(version, f"internal_error: {told}"),
+            self._build_and_settle(version),
+            lambda: self._hand_over_version(version),
+            lambda: self._release_version(version),
+            lambda told: self._fail_version(version, f"internal_error: {told}"),
         )
 
-    async def _claim(self) -> Version | None:
+    async def _claim_next(self) -> Version | None:
         while True:
             async with self._store.begin_single() as tx:
-                turn = await tx.queues.next_build(self._slots - self._busy < executions.spare_slots(self._slots))
+                turn = await tx.queues.next_build(self._slots - self._busy_count < executions.spare_slots(self._slots))
             if turn is None:
                 return None
             # Another worker may have been quicker; then it is another version's turn.
-            for version in await taken(self._take(turn), self._hand_over):
+            for version in await claim_or_release(self._claim_version(turn), self._hand_over_version):
                 return version
 
-    async def _take(self, turn: Turn) -> list[Version]:
+    async def _claim_version(self, turn: Turn) -> list[Version]:
         async with self._store.begin_for(turn.tenant_id) as tx:
-            version = await builds.claim(tx, turn.row_id, self._name, self._holder.lease)
+            version = await builds.claim(tx, turn.row_id, self._name, self._leases.lease_duration)
         return [] if version is None else [version]
 
-    async def _work(self, version: Version) -> str | None:
+    async def _build_and_settle(self, version: Version) -> str | None:
         built, error = None, None
         try:
-            built = await self._build(version)
+            built = await self._build_version(version)
         except BadArchive as bad:
             error = str(bad)
         except DomainError as failed:
@@ -107,43 +107,43 @@ class Builder:
                 raise
             error = f"{failed.code}: {failed.detail}"
         line = "Ready.\n" if error is None else f"Failed: {error}\n"
-        await persist(lambda: self._finish(version, built, error, line))
+        await retry_through_outage(lambda: self._settle_version(version, built, error, line))
         return error
 
-    async def _build(self, version: Version) -> Built:
+    async def _build_version(self, version: Version) -> Built:
         async with self._bundles.scratch() as scratch, contextlib.AsyncExitStack() as held:
             archive, out = scratch / "archive.tar.gz", scratch / "out"
             out.mkdir(mode=0o755)
-            await persist(lambda: self._fetch(version, archive))
+            await retry_through_outage(lambda: self._download_archive(version, archive))
             unpacked = await self._sandbox.unpack(archive, out)
             if unpacked.error is not None:
                 raise BadArchive(unpacked.error)
-            await self._say(version, f"Unpacked {unpacked.files} entries, {unpacked.size} bytes.\n")
+            await self._log_line(version, f"Unpacked {unpacked.files} entries, {unpacked.size} bytes.\n")
             if unpacked.manifest is None or unpacked.manifest_name is None:
                 raise BadArchive(archives.explain_missing_manifest(unpacked.top, unpacked.nested))
             if unpacked.left_out:
                 told = f"Left out, as it lies beside the folder of the manifest: {', '.join(unpacked.left_out)}.\n"
-                await self._say(version, told)
-            manifest = archives.parse_manifest(unpacked.manifest_name, unpacked.manifest, _PYTHON)
+                await self._log_line(version, told)
+            manifest = archives.parse_manifest(unpacked.manifest_name, unpacked.manifest, _PYTHON_VERSION)
             root = out / unpacked.root
-            environment = await self._install(version, unpacked.requirements, held)
+            environment = await self._install_requirements(version, unpacked.requirements, held)
             broken = await self._sandbox.compile(root, "/agent")
             for told in broken:
-                await self._say(version, f"Does not compile: {told}\n")
+                await self._log_line(version, f"Does not compile: {told}\n")
             hints = [f"Does not compile: {broken[0]}"] if broken else []
             hints += [archives.explain_backslashes(unpacked.backslashes)] if unpacked.backslashes else []
-            await self._try(version, manifest, root, environment, hints)
+            await self._check_import(version, manifest, root, environment, hints)
             size = await asyncio.to_thread(folder_size, root)
             if size > LIMITS.total:
                 raise BadArchive(f"Compiled, the files take {size >> 20} MiB; {LIMITS.total >> 20} are allowed.")
-            await self._reserve(version, root, environment)
+            await self._reserve_space(version, root, environment)
             key = builds.bundle_path(version.tenant_id, version.id)
-            await persist(lambda: self._bundles.store(version, root, key, scratch))
+            await retry_through_outage(lambda: self._bundles.store(version, root, key, scratch))
             return Built(
                 entrypoint=manifest.entrypoint,
                 config=unpacked.manifest,
                 framework=manifest.framework,
-                python=_PYTHON,
+                python=_PYTHON_VERSION,
                 timeout=manifest.timeout,
                 memory=manifest.memory,
                 environment=environment,
@@ -151,7 +151,7 @@ class Builder:
                 bundle_path=key,
             )
 
-    async def _fetch(self, version: Version, archive: Path) -> None:
+    async def _download_archive(self, version: Version, archive: Path) -> None:
         archive.unlink(missing_ok=True)
         try:
             await self._blobs.fetch(version.tarball_path, archive)
@@ -160,7 +160,7 @@ class Builder:
                 raise BadArchive("The uploaded archive is gone from object storage.") from error
             raise
 
-    async def _reserve(self, version: Version, root: Path, environment: str | None) -> None:
+    async def _reserve_space(self, version: Version, root: Path, environment: str | None) -> None:
         size = builds.BundleSize(
             unpacked_bytes=await asyncio.to_thread(disk_usage, root),
             environment=environment,
@@ -171,30 +171,34 @@ class Builder:
             async with self._store.begin_for(version.tenant_id) as tx:
                 await builds.reserve_space(tx, version, size, self._quota)
 
-        await persist(write)
+        await retry_through_outage(write)
 
-    async def _install(self, version: Version, text: str | None, held: contextlib.AsyncExitStack) -> str | None:
+    async def _install_requirements(
+        self, version: Version, text: str | None, held: contextlib.AsyncExitStack
+    ) -> str | None:
         """Install the requirements; the environment stays on this machine as long as it is held."""
-        wanted = archives.parse_requirements(text, _PYTHON) if text is not None else None
+        wanted = archives.parse_requirements(text, _PYTHON_VERSION) if text is not None else None
         if wanted is None:
             return None
         held.enter_context(self._environments.hold(wanted.environment))
-        await self._say(version, "Installing requirements.\n")
-        await persist(lambda: self._environments.install(wanted, lambda said: self._say(version, said)))
+        await self._log_line(version, "Installing requirements.\n")
+        await retry_through_outage(
+            lambda: self._environments.install(wanted, lambda said: self._log_line(version, said))
+        )
         return wanted.environment
 
-    async def _try(
+    async def _check_import(
         self, version: Version, manifest: Manifest, code: Path, environment: str | None, hints: list[str]
     ) -> None:
         """Import the entrypoint. `hints` are said of an import that fails. Errors: `BadArchive`."""
-        printed = OutputText(SHOWN_OUTPUT)
+        printed = OutputText(MAX_SHOWN_OUTPUT_BYTES)
         size = 0
 
         def hear(stream: Stream, data: bytes) -> None:
             nonlocal size
             size += len(data)
-            printed.take(stream, data)
-            if size > MAX_OUTPUT:
+            printed.add_output(stream, data)
+            if size > MAX_IMPORT_OUTPUT_BYTES:
                 raise _TooMuchOutput
 
         program = Program(
@@ -210,17 +214,17 @@ class Builder:
         except _TooMuchOutput:
             outcome = Outcome(
                 error_type="output_too_large",
-                error_message=f"Importing the entrypoint printed more than {MAX_OUTPUT} bytes.",
+                error_message=f"Importing the entrypoint printed more than {MAX_IMPORT_OUTPUT_BYTES} bytes.",
             )
-        if said := printed.text():
-            await self._say(version, f"Printed while importing:\n{said}\n")
+        if said := printed.get_text():
+            await self._log_line(version, f"Printed while importing:\n{said}\n")
         if outcome.stack:
-            await self._say(version, outcome.stack)
+            await self._log_line(version, outcome.stack)
         if outcome.error_type is not None:
             told = f"{manifest.entrypoint}: {outcome.error_type}: {outcome.error_message}"
             raise BadArchive("\n".join([told, *hints]))
 
-    async def _say(self, version: Version, text: str) -> None:
+    async def _log_line(self, version: Version, text: str) -> None:
         for line in text.splitlines():
             _log.info("build log", version_id=version.id, line=line)
 
@@ -228,20 +232,20 @@ class Builder:
             async with self._store.begin_for(version.tenant_id) as tx:
                 await builds.log(tx, version, text)
 
-        await persist(write)
+        await retry_through_outage(write)
 
-    async def _finish(self, version: Version, built: Built | None, error: str | None, line: str) -> None:
+    async def _settle_version(self, version: Version, built: Built | None, error: str | None, line: str) -> None:
         async with self._store.begin_for(version.tenant_id) as tx:
             await builds.log(tx, version, line)
             await builds.finish(tx, version, built, error)
 
-    async def _fail(self, version: Version, error: str) -> None:
-        await self._finish(version, None, error, f"Failed: {error}\n")
+    async def _fail_version(self, version: Version, error: str) -> None:
+        await self._settle_version(version, None, error, f"Failed: {error}\n")
 
-    async def _hand_over(self, version: Version) -> None:
+    async def _hand_over_version(self, version: Version) -> None:
         async with self._store.begin_for(version.tenant_id) as tx:
             await builds.hand_over(tx, version)
 
-    async def _give_back(self, version: Version) -> None:
+    async def _release_version(self, version: Version) -> None:
         async with self._store.begin_for(version.tenant_id) as tx:
             await builds.give_back(tx, version)

@@ -20,29 +20,29 @@ from workers.lifecycle import Drain
 _log = structlog.get_logger("paddock.plans")
 
 # How often to look without being rung, in seconds.
-LOOK: Final = 5.0
+PLAN_POLL_SECONDS: Final = 5.0
 # While somebody else is at a plan, or after something went wrong with it.
-SOON: Final = 0.05
-AWAY: Final = 1.0
+BUSY_RETRY_SECONDS: Final = 0.05
+OUTAGE_RETRY_SECONDS: Final = 1.0
 # How long one turn of a plan keeps the others from theirs.
-TURN: Final = 0.2
+MAX_ADVANCE_SECONDS: Final = 0.2
 # Plans that are kept in mind between two times that they are advanced.
-KNOWN: Final = 200
+MAX_CACHED_PLANS: Final = 200
 
 
-class Planner:
+class PlanAdvancer:
     """The plan lane of one worker process, `slots` plans at a time."""
 
     def __init__(self, store: Store, slots: int, rung: asyncio.Event, drain: Drain | None = None) -> None:
         self._drain = drain or Drain()
-        self._store, self._slots, self._wake = store, slots, self._drain.wakes(rung)
-        self._known: OrderedDict[str, Known] = OrderedDict()
+        self._store, self._slots, self._wake = store, slots, self._drain.wake_on_drain(rung)
+        self._cached_plans: OrderedDict[str, Known] = OrderedDict()
         self._running: dict[str, asyncio.Task[None]] = {}
         # Plans that could not be advanced, and when to try again: they keep no others from their turn.
-        self._later: dict[str, float] = {}
+        self._retry_at: dict[str, float] = {}
 
     @property
-    def busy(self) -> int:
+    def busy_count(self) -> int:
         """How many plans are being advanced."""
         return len(self._running)
 
@@ -51,7 +51,7 @@ class Planner:
         try:
             while not self._drain.has_begun():
                 self._wake.clear()
-                pause = await self._look()
+                pause = await self._start_due_plans()
                 if self._drain.has_begun():
                     break
                 with contextlib.suppress(TimeoutError):
@@ -60,58 +60,58 @@ class Planner:
             if self._running:
                 await asyncio.wait(self._running.values(), timeout=5)
 
-    async def _look(self) -> float:
+    async def _start_due_plans(self) -> float:
         """Begin with what is due. Returns how many seconds there is nothing more to do."""
         try:
             async with self._store.begin_single() as tx:
-                due, following = await tx.plans.due(tx.now, self._slots + len(self._running) + len(self._later))
+                due, following = await tx.plans.due(tx.now, self._slots + len(self._running) + len(self._retry_at))
         except DomainError as error:
-            self._drain.note_turn("plans", None)
+            self._drain.note_round("plans", None)
             tell_outage(_log, "cannot look for plans", error)
-            return AWAY
+            return OUTAGE_RETRY_SECONDS
         except Exception:
-            self._drain.note_turn("plans", None)
+            self._drain.note_round("plans", None)
             # A mistake of ours is no reason to leave what is being advanced.
             _log.exception("cannot look for plans")
-            return AWAY
-        self._drain.note_turn("plans", bool(due))
+            return OUTAGE_RETRY_SECONDS
+        self._drain.note_round("plans", bool(due))
         now = time.monotonic()
-        self._later = {execution_id: at for execution_id, at in self._later.items() if at > now}
-        fresh = [one for one in due if one.execution_id not in self._running and one.execution_id not in self._later]
+        self._retry_at = {execution_id: at for execution_id, at in self._retry_at.items() if at > now}
+        fresh = [one for one in due if one.execution_id not in self._running and one.execution_id not in self._retry_at]
         for one in fresh[: self._slots - len(self._running)]:
-            task = asyncio.create_task(self._advance(one))
+            task = asyncio.create_task(self._advance_plan(one))
             self._running[one.execution_id] = task
         # Whatever is advanced now wakes us when it is done.
-        pauses = [at - now for at in self._later.values()] + ([] if following is None else [following])
-        return min(LOOK, max(min(pauses, default=LOOK), SOON))
+        pauses = [at - now for at in self._retry_at.values()] + ([] if following is None else [following])
+        return min(PLAN_POLL_SECONDS, max(min(pauses, default=PLAN_POLL_SECONDS), BUSY_RETRY_SECONDS))
 
-    async def _advance(self, one: Due) -> None:
-        known, pause = self._known.pop(one.execution_id, None), 0.0
+    async def _advance_plan(self, one: Due) -> None:
+        known, pause = self._cached_plans.pop(one.execution_id, None), 0.0
         try:
             async with self._store.begin_for(one.tenant_id) as tx:
-                enough = time.monotonic() + TURN
+                enough = time.monotonic() + MAX_ADVANCE_SECONDS
                 known = await coordinator.advance(tx, one.execution_id, known, lambda: time.monotonic() > enough)
             if known is not None:
-                self._known[one.execution_id] = known
-                if len(self._known) > KNOWN:
-                    self._known.popitem(last=False)
+                self._cached_plans[one.execution_id] = known
+                if len(self._cached_plans) > MAX_CACHED_PLANS:
+                    self._cached_plans.popitem(last=False)
         except (Busy, LostLease):
             # What was told of it is still there.
-            pause = SOON
+            pause = BUSY_RETRY_SECONDS
         except DomainError as error:
             tell_outage(_log, "a plan waits", error, execution_id=one.execution_id)
-            pause = AWAY
+            pause = OUTAGE_RETRY_SECONDS
         except Exception as error:
             _log.exception("a plan could not be advanced", execution_id=one.execution_id)
-            pause = LOOK
-            await self._give_up(one, f"The worker failed: {type(error).__name__}.")
+            pause = PLAN_POLL_SECONDS
+            await self._fail_plan(one, f"The worker failed: {type(error).__name__}.")
         finally:
             if pause:
-                self._later[one.execution_id] = time.monotonic() + pause
+                self._retry_at[one.execution_id] = time.monotonic() + pause
             del self._running[one.execution_id]
             self._wake.set()
 
-    async def _give_up(self, one: Due, told: str) -> None:
+    async def _fail_plan(self, one: Due, told: str) -> None:
         try:
             async with self._store.begin_for(one.tenant_id) as tx:
                 await coordinator.give_up(tx, one.execution_id, told)

@@ -13,66 +13,68 @@ from domain.artifacts.service import Ended, Stored, Waiting
 from domain.ports import Blobs, Store
 from domain.shared.errors import DATABASE_OUTAGES, DomainError
 from infra.compression import once, pack
-from workers.leases import persist
+from workers.leases import retry_through_outage
 
 # How long a round may take to write bodies; see `infra.postgres.artifacts.AGAIN`, which has to be longer.
-ROUND: Final = timedelta(seconds=60)
-LEASE: Final = timedelta(seconds=90)
-BODIES, BODY_BYTES = 128, 16 * 1024 * 1024
-AT_A_TIME: Final = 16
-DOOMED: Final = 500
-CAPTURED: Final = 50
+MAX_UPLOAD_TIME: Final = timedelta(seconds=60)
+BODY_LEASE: Final = timedelta(seconds=90)
+MAX_CLAIMED_BODIES, MAX_CLAIMED_BYTES = 128, 16 * 1024 * 1024
+MAX_CONCURRENT_UPLOADS: Final = 16
+MAX_DELETED_OBJECTS: Final = 500
+MAX_CAPTURED_EXECUTIONS: Final = 50
 
 _log = structlog.get_logger("paddock.artifacts")
 
 
-class Storer:
+class BodyUploader:
     """Moves bodies from Postgres to object storage. Writing one twice is the same as writing it once."""
 
     def __init__(self, store: Store, blobs: Blobs) -> None:
         self._store, self._blobs = store, blobs
-        self._slots = asyncio.Semaphore(AT_A_TIME)
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT_UPLOADS)
 
     async def __call__(self) -> bool:
         """One round. Returns whether there may be more. Errors: `storage_unavailable`; what waits goes on waiting."""
         async with self._store.begin_unbound() as tx:
-            waiting = await tx.artifacts.claim_bodies(BODIES, BODY_BYTES, tx.now, tx.now + LEASE)
+            waiting = await tx.artifacts.claim_bodies(
+                MAX_CLAIMED_BODIES, MAX_CLAIMED_BYTES, tx.now, tx.now + BODY_LEASE
+            )
         if not waiting:
             return False
-        putting = {asyncio.create_task(self._put(one)): one for one in waiting}
+        putting = {asyncio.create_task(self._upload_body(one)): one for one in waiting}
         try:
             # All of them within the lease, however many wait for a slot: what is put later would be nobody's.
-            await asyncio.wait(putting, timeout=ROUND.total_seconds())
+            await asyncio.wait(putting, timeout=MAX_UPLOAD_TIME.total_seconds())
         except asyncio.CancelledError:
             # Told to stop: whoever comes next need not wait for the lease. Writing a body twice does no harm.
-            await asyncio.shield(self._given_up(putting, waiting))
+            await asyncio.shield(self._abandon_uploads(putting, waiting))
             raise
         done = [one for task, one in putting.items() if task.done() and task.exception() is None]
         failed = [one for one in waiting if one not in done]
         if done:
-            await persist(lambda: self._settle(done))
-        await self._given_up(putting, failed)
+            await retry_through_outage(lambda: self._settle_uploads(done))
+        await self._abandon_uploads(putting, failed)
         for task in putting:
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise error
         return True
 
-    async def _given_up(self, putting: Iterable[asyncio.Task[None]], bodies: list[Waiting]) -> None:
+    async def _abandon_uploads(self, putting: Iterable[asyncio.Task[None]], bodies: list[Waiting]) -> None:
         for task in putting:
             task.cancel()
         await asyncio.gather(*putting, return_exceptions=True)
         if bodies:
-            await self._release([one.id for one in bodies])
+            await self._release_bodies([one.id for one in bodies])
 
-    async def _release(self, ids: list[str]) -> None:
+    async def _release_bodies(self, ids: list[str]) -> None:
         async with self._store.begin_unbound() as tx:
             await tx.artifacts.release_bodies(ids)
 
-    async def _put(self, one: Waiting) -> None:
+    async def _upload_body(self, one: Waiting) -> None:
         async with self._slots:
             await self._blobs.put(one.key, once(one.packed))
 
-    async def _settle(self, done: list[Waiting]) -> None:
+    async def _settle_uploads(self, done: list[Waiting]) -> None:
         async with self._store.begin_unbound() as tx:
             gone = await tx.artifacts.stored([one.id for one in done])
         # Deleted while it was written: what was written is deleted as well. May be done again, or by two at once.
@@ -81,7 +83,7 @@ class Storer:
             await self._blobs.delete(late)
 
 
-class Remover:
+class ObjectRemover:
     """Deletes the objects of deleted artifacts."""
 
     def __init__(self, store: Store, blobs: Blobs) -> None:
@@ -90,15 +92,15 @@ class Remover:
     async def __call__(self) -> bool:
         """One round. Returns whether there may be more. Errors: `storage_unavailable`."""
         async with self._store.begin_unbound() as tx:
-            now, keys = tx.now, await tx.artifacts.doomed(tx.now, DOOMED)
+            now, keys = tx.now, await tx.artifacts.doomed(tx.now, MAX_DELETED_OBJECTS)
         if keys:
             await self._blobs.delete(keys)
             async with self._store.begin_unbound() as tx:
                 await tx.artifacts.gone(keys, now)
-        return len(keys) == DOOMED
+        return len(keys) == MAX_DELETED_OBJECTS
 
 
-class Capturer:
+class ArtifactCapturer:
     """Writes the artifact of every execution that has ended."""
 
     def __init__(self, store: Store, environment: str) -> None:
@@ -107,19 +109,19 @@ class Capturer:
     async def __call__(self) -> bool:
         """One round. Returns whether there may be more."""
         async with self._store.begin_unbound() as tx:
-            ended = await tx.artifacts.unrecorded(CAPTURED)
+            ended = await tx.artifacts.unrecorded(MAX_CAPTURED_EXECUTIONS)
         of_tenant = defaultdict[str, list[str]](list)
         for tenant_id, execution_id in ended:
             of_tenant[tenant_id].append(execution_id)
         for tenant_id, executions in of_tenant.items():
-            await self._capture(tenant_id, executions)
-        return len(ended) == CAPTURED
+            await self._capture_executions(tenant_id, executions)
+        return len(ended) == MAX_CAPTURED_EXECUTIONS
 
-    async def _capture(self, tenant_id: str, executions: list[str]) -> None:
+    async def _capture_executions(self, tenant_id: str, executions: list[str]) -> None:
         try:
             async with self._store.begin_for(tenant_id) as tx:
                 ended = await tx.artifacts.ended(executions)
-            made = await asyncio.to_thread(_made, ended, self._environment)
+            made = await asyncio.to_thread(_build_artifacts, ended, self._environment)
             async with self._store.begin_for(tenant_id) as tx:
                 await capture.capture(tx, made, executions)
         except Exception as error:
@@ -127,7 +129,7 @@ class Capturer:
                 raise
             if len(executions) > 1:
                 for one in executions:
-                    await self._capture(tenant_id, [one])
+                    await self._capture_executions(tenant_id, [one])
                 return
             # It would come first in every round to come.
             _log.exception("an execution has no artifact", execution_id=executions[0])
@@ -135,6 +137,6 @@ class Capturer:
                 await tx.artifacts.mark_recorded(executions)
 
 
-def _made(ended: list[Ended], environment: str) -> list[Stored]:
+def _build_artifacts(ended: list[Ended], environment: str) -> list[Stored]:
     made = [capture.of_execution(one, environment) for one in ended]
     return [Stored(recorded=one, packed=pack(one.body)) for one in made]

@@ -11,16 +11,16 @@ from domain import evaluations
 from domain.evaluations import Claimed
 from domain.evaluations.scoring import Scores, Sent, Similarity, scores
 from domain.ports import Store
-from workers.leases import persist
+from workers.leases import retry_through_outage
 
 # Long enough for megabytes of text; a killed worker's evaluations wait it out.
-LEASE: Final = timedelta(minutes=2)
-BATCH: Final = 64
+SCORING_LEASE: Final = timedelta(minutes=2)
+MAX_SCORING_BATCH: Final = 64
 
 _log = structlog.get_logger("paddock.evaluations")
 
 
-class Evaluator:
+class EvaluationScorer:
     """Claims evaluations, computes what they lack with no transaction open, and writes it down."""
 
     def __init__(self, store: Store, similarity: Similarity) -> None:
@@ -29,22 +29,22 @@ class Evaluator:
     async def __call__(self) -> bool:
         """One round. Returns whether there may be more."""
         async with self._store.begin_unbound() as tx:
-            claimed = await evaluations.claim(tx, BATCH, LEASE)
+            claimed = await evaluations.claim(tx, MAX_SCORING_BATCH, SCORING_LEASE)
         if not claimed:
             return False
         try:
-            scored = await asyncio.to_thread(self._score, claimed)
+            scored = await asyncio.to_thread(self._score_claimed, claimed)
         except asyncio.CancelledError:
-            await asyncio.shield(self._release(claimed))
+            await asyncio.shield(self._release_claimed(claimed))
             raise
         of_tenant = defaultdict[str, list[tuple[Claimed, Scores | None]]](list)
         for one, found in zip(claimed, scored, strict=True):
             of_tenant[one.evaluation.tenant_id].append((one, found))
         for tenant_id, rows in of_tenant.items():
-            await persist(lambda tenant_id=tenant_id, rows=rows: self._settle(tenant_id, rows))  # type: ignore[misc]
+            await retry_through_outage(lambda tenant_id=tenant_id, rows=rows: self._settle_scores(tenant_id, rows))  # type: ignore[misc]
         return True
 
-    def _score(self, claimed: list[Claimed]) -> list[Scores | None]:
+    def _score_claimed(self, claimed: list[Claimed]) -> list[Scores | None]:
         found: list[Scores | None] = []
         for one in claimed:
             row = one.evaluation
@@ -57,11 +57,11 @@ class Evaluator:
                 found.append(None)
         return found
 
-    async def _release(self, claimed: list[Claimed]) -> None:
+    async def _release_claimed(self, claimed: list[Claimed]) -> None:
         for tenant_id in {one.evaluation.tenant_id for one in claimed}:
             async with self._store.begin_for(tenant_id) as tx:
                 await tx.evaluations.release([one for one in claimed if one.evaluation.tenant_id == tenant_id])
 
-    async def _settle(self, tenant_id: str, rows: list[tuple[Claimed, Scores | None]]) -> None:
+    async def _settle_scores(self, tenant_id: str, rows: list[tuple[Claimed, Scores | None]]) -> None:
         async with self._store.begin_for(tenant_id) as tx:
             await evaluations.settle(tx, rows)

@@ -12,74 +12,76 @@ from domain.shared.errors import DomainError
 from domain.shared.status import TERMINAL
 from domain.traces import Due, Sources
 from infra.otlp import Away, Collector, Refused, packed, pause
-from workers.leases import persist
+from workers.leases import retry_through_outage
 
-BATCH: Final = 32
-AT_A_TIME: Final = 4
+MAX_EXPORT_BATCH: Final = 32
+MAX_CONCURRENT_EXPORTS: Final = 4
 # Much longer than a round takes.
-LEASE: Final = timedelta(minutes=10)
+EXPORT_LEASE: Final = timedelta(minutes=10)
 # How often it is said that traces are wanted, see migration 0020.
-WANTED: Final = timedelta(hours=1)
+DEMAND_INTERVAL: Final = timedelta(hours=1)
 # What belongs to an ended execution ends soon; that long it is waited for.
-STRAGGLING: Final = timedelta(minutes=10)
-AGAIN: Final = timedelta(seconds=5)
+MAX_STRAGGLER_WAIT: Final = timedelta(minutes=10)
+STRAGGLER_RETRY_DELAY: Final = timedelta(seconds=5)
 
 _log = structlog.get_logger("paddock.traces")
 
 
-class Exporter:
+class TraceExporter:
     """Exports traces in rounds. While the collector is away nothing is lost: what is due waits in the database."""
 
     def __init__(self, store: Store, collector: Collector) -> None:
         self._store, self._collector = store, collector
-        self._said: datetime | None = None
-        self._rest: datetime | None = None
-        self._failures = 0
+        self._demand_noted_at: datetime | None = None
+        self._paused_until: datetime | None = None
+        self._failure_count = 0
 
     async def __call__(self) -> bool:
         """One round. Returns whether there may be more."""
         async with self._store.begin_unbound() as tx:
             now = tx.now
-            if said := self._said is None or now - self._said >= WANTED:
+            if said := self._demand_noted_at is None or now - self._demand_noted_at >= DEMAND_INTERVAL:
                 await tx.traces.wanted(now)
-            rests = self._rest is not None and now < self._rest
-            claimed = [] if rests else await tx.traces.claim(BATCH, now, now + LEASE)
-        self._said = now if said else self._said
+            rests = self._paused_until is not None and now < self._paused_until
+            claimed = [] if rests else await tx.traces.claim(MAX_EXPORT_BATCH, now, now + EXPORT_LEASE)
+        self._demand_noted_at = now if said else self._demand_noted_at
         if not claimed:
             return False
-        turn = _Round(self._store, self._collector, claimed, now)
+        turn = _ExportBatch(self._store, self._collector, claimed, now)
         try:
-            await turn.take()
+            await turn.export_all()
         finally:
             # Also when told to stop: whoever comes next need not wait for the lease.
             await asyncio.shield(turn.settle())
-        if turn.lost is not None:
-            raise turn.lost
-        self._failures = self._failures + 1 if turn.away is not None else 0
-        self._rest = None if turn.away is None else now + pause(self._failures, turn.away.after)
-        return len(claimed) == BATCH and turn.away is None
+        if turn.database_error is not None:
+            raise turn.database_error
+        self._failure_count = self._failure_count + 1 if turn.collector_outage is not None else 0
+        self._paused_until = (
+            None if turn.collector_outage is None else now + pause(self._failure_count, turn.collector_outage.after)
+        )
+        return len(claimed) == MAX_EXPORT_BATCH and turn.collector_outage is None
 
 
-class _Round:
+class _ExportBatch:
     """What one round has claimed, and what becomes of it."""
 
     def __init__(self, store: Store, collector: Collector, claimed: list[Due], now: datetime) -> None:
         self._store, self._collector, self._claimed, self._now = store, collector, claimed, now
-        self.away: Away | None = None
-        self.lost: DomainError | None = None
-        self._done: list[str] = []
+        self.collector_outage: Away | None = None
+        self.database_error: DomainError | None = None
+        self._exported: list[str] = []
         # With the seconds after which it may be tried again, if somebody said so.
         self._failed: dict[str, float | None] = {}
-        self._early: list[str] = []
+        self._stragglers: list[str] = []
 
-    async def take(self) -> None:
+    async def export_all(self) -> None:
         """Send them all, or as many as it takes to see that the collector is away."""
-        slots = asyncio.Semaphore(AT_A_TIME)
+        slots = asyncio.Semaphore(MAX_CONCURRENT_EXPORTS)
 
         async def one(due: Due) -> None:
             async with slots:
-                if self.away is None and self.lost is None:
-                    await self._export(due)
+                if self.collector_outage is None and self.database_error is None:
+                    await self._export_trace(due)
 
         async with asyncio.TaskGroup() as group:
             for due in self._claimed:
@@ -87,33 +89,33 @@ class _Round:
 
     async def settle(self) -> None:
         """Write down what became of them. What was not tried is due again at once."""
-        known = {*self._done, *self._failed, *self._early}
+        known = {*self._exported, *self._failed, *self._stragglers}
         rest = [due.execution_id for due in self._claimed if due.execution_id not in known]
 
         async def write() -> None:
             async with self._store.begin_unbound() as tx:
-                await tx.traces.exported(self._done)
-                await tx.traces.postpone(self._early, self._now + AGAIN, False)
+                await tx.traces.exported(self._exported)
+                await tx.traces.postpone(self._stragglers, self._now + STRAGGLER_RETRY_DELAY, False)
                 await tx.traces.postpone(rest, self._now, False)
                 for due in self._claimed:
                     if due.execution_id in self._failed:
                         until = self._now + pause(due.tries, self._failed[due.execution_id])
                         await tx.traces.postpone([due.execution_id], until, True)
 
-        await persist(write)
+        await retry_through_outage(write)
 
-    async def _export(self, due: Due) -> None:
+    async def _export_trace(self, due: Due) -> None:
         log = _log.bind(execution_id=due.execution_id, tenant_id=due.tenant_id)
         try:
-            told = await self._sent(due)
+            told = await self._send_trace(due)
         except Away as away:
             log.warning("the collector of traces is away; they are sent later", error=str(away))
-            self.away, self._failed[due.execution_id] = away, away.after
+            self.collector_outage, self._failed[due.execution_id] = away, away.after
         except Refused as refused:
             log.error("the collector does not take a trace; it is given up", error=str(refused))
-            self._done.append(due.execution_id)
+            self._exported.append(due.execution_id)
         except DomainError as error:
-            self.lost = error
+            self.database_error = error
         except Exception:
             # Others are not kept waiting by it.
             log.exception("a trace could not be exported")
@@ -122,24 +124,26 @@ class _Round:
             if told is not None:
                 log.warning("the collector left out spans of a trace", told=told)
 
-    async def _sent(self, due: Due) -> str | None:
+    async def _send_trace(self, due: Due) -> str | None:
         async with self._store.begin_for(due.tenant_id) as tx:
             found = await tx.traces.sources(due.execution_id, False, traces.MAX_SPANS)
-        if found is not None and _straggling(found, self._now):
-            self._early.append(due.execution_id)
+        if found is not None and _has_stragglers(found, self._now):
+            self._stragglers.append(due.execution_id)
             return None
         told = None
         if found is not None:
-            told = await self._collector.send(await asyncio.to_thread(_packed, found, due.tenant_id))
-        self._done.append(due.execution_id)
+            told = await self._collector.send(await asyncio.to_thread(_pack_trace, found, due.tenant_id))
+        self._exported.append(due.execution_id)
         return told
 
 
-def _straggling(found: Sources, now: datetime) -> bool:
+def _has_stragglers(found: Sources, now: datetime) -> bool:
     """Whether some of it is still being stopped."""
     ended = found.runs[0].completed_at
-    return ended is not None and now - ended < STRAGGLING and any(run.status not in TERMINAL for run in found.runs)
+    return (
+        ended is not None and now - ended < MAX_STRAGGLER_WAIT and any(run.status not in TERMINAL for run in found.runs)
+    )
 
 
-def _packed(found: Sources, tenant_id: str) -> bytes:
+def _pack_trace(found: Sources, tenant_id: str) -> bytes:
     return packed(traces.trace(found), tenant_id)

@@ -19,31 +19,40 @@ from aiohttp.web_protocol import RequestHandler
 from domain.llms.messages import Message, ModelError, Options, Part, Reply, Thought, ToolSpec
 from domain.ports import Serve
 from domain.shared.json_limits import SMALL_JSON_BYTES
-from workers.run.openai_wire import Asked, Refused, Writer, asked, failed, listed, no_model, refusal
+from workers.run.openai_wire import (
+    CompletionRenderer,
+    CompletionRequest,
+    GatewayRefusal,
+    parse_request,
+    refusal_from_error,
+    render_failure,
+    render_model,
+    unknown_model,
+)
 
-MAX_BODY: Final = 4 << 20
+MAX_BODY_BYTES: Final = 4 << 20
 # All requests of a run that are being answered together may hold so much, in bytes as they were sent.
-MAX_HELD: Final = 16 << 20
+MAX_CONCURRENT_BYTES: Final = 16 << 20
 # Of one run; whoever wants more waits, in the kernel or here.
-CONNECTIONS: Final = 40
-REQUESTS: Final = 32
-READING: Final = 4
+MAX_CONNECTIONS: Final = 40
+MAX_CONCURRENT_REQUESTS: Final = 32
+MAX_CONCURRENT_READS: Final = 4
 # A request's head must be there so long after its connection, or the answer before it; seconds.
-HEAD_SECONDS: Final = 20.0
-BODY_SECONDS: Final = 30.0
+HEAD_TIMEOUT_SECONDS: Final = 20.0
+BODY_TIMEOUT_SECONDS: Final = 30.0
 # And the agent must take a piece of an answer, once there is no room for more.
-WRITE_SECONDS: Final = 30.0
+WRITE_TIMEOUT_SECONDS: Final = 30.0
 
 _log = structlog.get_logger("paddock.gateway")
 # What aiohttp has to say is what an agent sent wrongly, as often as it likes.
-_unheard = logging.getLogger("paddock.gateway.http")
-_unheard.setLevel(logging.CRITICAL + 1)
+_silent_log = logging.getLogger("paddock.gateway.http")
+_silent_log.setLevel(logging.CRITICAL + 1)
 
 
-class Calls(Protocol):
+class GatewayCalls(Protocol):
     """Calls of models for one execution, with all that belongs to one: key, budget, retries, cost and events."""
 
-    def stream(
+    def stream_answer(
         self, name: str, messages: tuple[Message, ...], tools: tuple[ToolSpec, ...], options: Options
     ) -> AsyncGenerator[Part, None]:
         """The parts of an answer as they come, the last one its `Reply`. It is closed, or read to its end.
@@ -54,41 +63,41 @@ class Calls(Protocol):
         ...
 
 
-def serving(calls: Calls, models: Sequence[str]) -> Serve:
+def serve_gateway(calls: GatewayCalls, models: Sequence[str]) -> Serve:
     """Serves the named models on the listener of a run."""
 
     @contextlib.asynccontextmanager
     async def serve(listener: socket.socket) -> AsyncIterator[None]:
-        gateway = _Gateway(calls, tuple(models))
-        accepting = asyncio.create_task(gateway.accept(listener))
+        gateway = _ModelGateway(calls, tuple(models))
+        accepting = asyncio.create_task(gateway.accept_connections(listener))
         try:
             yield
         finally:
             accepting.cancel()
             await asyncio.wait([accepting])
-            await gateway.end()
+            await gateway.close()
 
     return serve
 
 
-class _Server(web.Server):
+class _GatewayServer(web.Server):
     """aiohttp's, bounded."""
 
     def __init__(
-        self, handler: Any, room: asyncio.Semaphore, transports: dict[RequestHandler, asyncio.Transport]
+        self, handler: Any, connection_slots: asyncio.Semaphore, transports: dict[RequestHandler, asyncio.Transport]
     ) -> None:
         super().__init__(
             handler,
-            request_factory=self._request,
+            request_factory=self._build_request,
             handler_cancellation=True,
             access_log=None,
-            logger=_unheard,
-            keepalive_timeout=HEAD_SECONDS,
+            logger=_silent_log,
+            keepalive_timeout=HEAD_TIMEOUT_SECONDS,
             lingering_time=1.0,
             auto_decompress=False,
             max_headers=64,
         )
-        self._room, self._transports = room, transports
+        self._connection_slots, self._transports = connection_slots, transports
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
@@ -97,29 +106,32 @@ class _Server(web.Server):
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)
         if self._transports.pop(handler, None) is not None:
-            self._room.release()
+            self._connection_slots.release()
 
-    def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
-        return web.BaseRequest(message, payload, protocol, writer, task, self._loop, client_max_size=MAX_BODY)
+    def _build_request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+        return web.BaseRequest(message, payload, protocol, writer, task, self._loop, client_max_size=MAX_BODY_BYTES)
 
 
-class _Gateway:
+class _ModelGateway:
     """What one entering of `serving` needs."""
 
-    def __init__(self, calls: Calls, models: tuple[str, ...]) -> None:
+    def __init__(self, calls: GatewayCalls, models: tuple[str, ...]) -> None:
         self._calls, self._models = calls, models
-        self._room = asyncio.Semaphore(CONNECTIONS)
-        self._requests, self._reading = asyncio.Semaphore(REQUESTS), asyncio.Semaphore(READING)
-        self._held = 0
+        self._connection_slots = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._request_slots, self._read_slots = (
+            asyncio.Semaphore(MAX_CONCURRENT_REQUESTS),
+            asyncio.Semaphore(MAX_CONCURRENT_READS),
+        )
+        self._bytes_in_progress = 0
         self._transports: dict[RequestHandler, asyncio.Transport] = {}
         self._answering: set[asyncio.Task[web.StreamResponse]] = set()
-        self._server = _Server(self._handle, self._room, self._transports)
+        self._server = _GatewayServer(self._handle_request, self._connection_slots, self._transports)
 
-    async def accept(self, listener: socket.socket) -> None:
+    async def accept_connections(self, listener: socket.socket) -> None:
         """Take connections as there is room for them, until cancelled; others wait in the listener's queue."""
         loop = asyncio.get_running_loop()
         while True:
-            await self._room.acquire()
+            await self._connection_slots.acquire()
             taken: socket.socket | None = None
             try:
                 taken, _ = await loop.sock_accept(listener)
@@ -129,103 +141,111 @@ class _Gateway:
                 _log.warning("cannot take a connection", error=str(error))
                 if taken is not None:
                     taken.close()
-                self._room.release()
+                self._connection_slots.release()
                 await asyncio.sleep(0.1)
 
-    async def end(self) -> None:
+    async def close(self) -> None:
         """Break off everything, and wait until the calls of models are settled."""
         answering = set(self._answering)
         for task in answering:
-            _cancel(task)
+            _cancel_once(task)
         for transport in list(self._transports.values()):
             transport.abort()
         if answering:
             await asyncio.wait(answering)
 
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _handle_request(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer in a task of its own: whoever hangs up, and the end of the run, cancel a call once between them."""
-        task = asyncio.create_task(self._answer(request))
+        task = asyncio.create_task(self._answer_request(request))
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            _cancel(task)
+            _cancel_once(task)
             raise
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _answer_request(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
-            answer = await self._answered(request)
-        except Refused as refused:
-            answer = _error(refused)
+            answer = await self._route_request(request)
+        except GatewayRefusal as refused:
+            answer = _error_response(refused)
         except web.HTTPRequestEntityTooLarge:
-            answer = _error(Refused(413, f"The body is larger than {MAX_BODY} bytes.", "too_large"))
+            answer = _error_response(
+                GatewayRefusal(413, f"The body is larger than {MAX_BODY_BYTES} bytes.", "too_large")
+            )
             answer.force_close()
         except web.RequestPayloadError:
-            answer = _error(Refused(400, "The body breaks off."))
+            answer = _error_response(GatewayRefusal(400, "The body breaks off."))
         except ConnectionError:
             raise
         except Exception:
             _log.exception("a request could not be answered")
-            answer = _error(_OURS)
-        self._make_room(answer)
+            answer = _error_response(_INTERNAL_ERROR)
+        self._close_if_full(answer)
         return answer
 
-    def _make_room(self, answer: web.StreamResponse) -> None:
+    def _close_if_full(self, answer: web.StreamResponse) -> None:
         """Where every connection is taken, none is kept for later: others wait."""
-        if self._room.locked() and not answer.prepared:
+        if self._connection_slots.locked() and not answer.prepared:
             answer.force_close()
 
-    async def _answered(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _route_request(self, request: web.BaseRequest) -> web.StreamResponse:
         wanted, path = request.method, request.path
         if path == "/v1/chat/completions":
-            _only("POST", wanted, path)
-            async with self._requests:
-                return await self._complete(request)
+            _require_method("POST", wanted, path)
+            async with self._request_slots:
+                return await self._complete_chat(request)
         if path == "/v1/models":
-            _only("GET", wanted, path)
-            return _json({"object": "list", "data": [listed(name) for name in self._models]})
+            _require_method("GET", wanted, path)
+            return _json_response({"object": "list", "data": [render_model(name) for name in self._models]})
         if path.startswith("/v1/models/"):
-            _only("GET", wanted, path)
-            return _json(listed(self._known(path.removeprefix("/v1/models/"))))
-        raise Refused(404, f"There is no {wanted} {path[:200]} here: chat completions and models alone.", "unknown_url")
+            _require_method("GET", wanted, path)
+            return _json_response(render_model(self._check_model(path.removeprefix("/v1/models/"))))
+        raise GatewayRefusal(
+            404, f"There is no {wanted} {path[:200]} here: chat completions and models alone.", "unknown_url"
+        )
 
-    def _known(self, name: str) -> str:
+    def _check_model(self, name: str) -> str:
         if name not in self._models:
-            raise no_model(name)
+            raise unknown_model(name)
         return name
 
-    async def _complete(self, request: web.BaseRequest) -> web.StreamResponse:
-        body = await self._body(request)
+    async def _complete_chat(self, request: web.BaseRequest) -> web.StreamResponse:
+        body = await self._read_body(request)
         size = len(body)
-        if self._held + size > MAX_HELD:
-            raise Refused(429, f"All requests at work together are larger than {MAX_HELD} bytes.", "too_large_together")
-        self._held += size
+        if self._bytes_in_progress + size > MAX_CONCURRENT_BYTES:
+            raise GatewayRefusal(
+                429,
+                f"All requests at work together are larger than {MAX_CONCURRENT_BYTES} bytes.",
+                "too_large_together",
+            )
+        self._bytes_in_progress += size
         try:
             # A large one is read beside the loop, which is that of all other runs too.
-            wanted = asked(body) if size <= SMALL_JSON_BYTES else await asyncio.to_thread(asked, body)
+            wanted = parse_request(body) if size <= SMALL_JSON_BYTES else await asyncio.to_thread(parse_request, body)
             del body
-            self._known(wanted.model)
-            parts = self._calls.stream(wanted.model, wanted.messages, wanted.tools, wanted.options)
+            self._check_model(wanted.model)
+            parts = self._calls.stream_answer(wanted.model, wanted.messages, wanted.tools, wanted.options)
             async with contextlib.aclosing(parts):
                 if wanted.stream:
-                    return await self._streamed(request, wanted, parts)
-                return await self._whole(wanted, parts)
+                    return await self._send_stream(request, wanted, parts)
+                return await self._send_whole(wanted, parts)
         finally:
-            self._held -= size
+            self._bytes_in_progress -= size
 
-    async def _body(self, request: web.BaseRequest) -> bytes:
+    async def _read_body(self, request: web.BaseRequest) -> bytes:
         if request.headers.get("Content-Encoding", "identity") != "identity":
-            raise Refused(415, "The body must not be compressed.")
-        if (request.content_length or 0) > MAX_BODY:
-            raise web.HTTPRequestEntityTooLarge(MAX_BODY, request.content_length or 0)
+            raise GatewayRefusal(415, "The body must not be compressed.")
+        if (request.content_length or 0) > MAX_BODY_BYTES:
+            raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, request.content_length or 0)
         try:
-            async with self._reading, asyncio.timeout(BODY_SECONDS):
+            async with self._read_slots, asyncio.timeout(BODY_TIMEOUT_SECONDS):
                 return await request.read()
         except TimeoutError:
-            raise Refused(408, "The body took too long to come.") from None
+            raise GatewayRefusal(408, "The body took too long to come.") from None
 
-    async def _whole(self, wanted: Asked, parts: AsyncGenerator[Part, None]) -> web.StreamResponse:
+    async def _send_whole(self, wanted: CompletionRequest, parts: AsyncGenerator[Part, None]) -> web.StreamResponse:
         reply: Reply | None = None
         thoughts: list[str] = []
         try:
@@ -235,89 +255,93 @@ class _Gateway:
                 elif isinstance(part, Thought):
                     thoughts.append(part.text)
         except Exception as error:
-            raise _refused(error, wanted) from error
+            raise _refuse_call(error, wanted) from error
         if reply is None:
-            raise _refused(_unfinished(), wanted)
-        return _json(Writer(wanted).whole(reply, "".join(thoughts)))
+            raise _refuse_call(_unfinished_error(), wanted)
+        return _json_response(CompletionRenderer(wanted).render_whole(reply, "".join(thoughts)))
 
-    async def _streamed(
-        self, request: web.BaseRequest, wanted: Asked, parts: AsyncGenerator[Part, None]
+    async def _send_stream(
+        self, request: web.BaseRequest, wanted: CompletionRequest, parts: AsyncGenerator[Part, None]
     ) -> web.StreamResponse:
         try:
             # While nothing has come, an error still is one of HTTP, and a client may try again.
             first = await anext(parts)
         except StopAsyncIteration:
-            raise _refused(_unfinished(), wanted) from None
+            raise _refuse_call(_unfinished_error(), wanted) from None
         except Exception as error:
-            raise _refused(error, wanted) from error
+            raise _refuse_call(error, wanted) from error
         response = web.StreamResponse(
-            headers={**_OWN, "Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
+            headers={**_OWN_HEADERS, "Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
         )
-        self._make_room(response)
+        self._close_if_full(response)
         await response.prepare(request)
-        writer, reply = Writer(wanted), None
-        await _write(request, response, writer.first())
+        writer, reply = CompletionRenderer(wanted), None
+        await _write_chunk(request, response, writer.render_first())
         part: Part | None = first
         while part is not None:
             if isinstance(part, Reply):
                 reply = part
-            elif told := writer.part(part):
-                await _write(request, response, told)
+            elif told := writer.render_part(part):
+                await _write_chunk(request, response, told)
             try:
                 part = await anext(parts, None)
             except Exception as error:
-                await _write(request, response, failed(_refused(error, wanted)))
+                await _write_chunk(request, response, render_failure(_refuse_call(error, wanted)))
                 return response
-        ending = writer.last(reply) if reply is not None else failed(_refused(_unfinished(), wanted))
-        await _write(request, response, ending)
+        ending = (
+            writer.render_last(reply)
+            if reply is not None
+            else render_failure(_refuse_call(_unfinished_error(), wanted))
+        )
+        await _write_chunk(request, response, ending)
         return response
 
 
-_OWN: Final = {"Server": "paddock"}
-_OURS: Final = Refused(500, "Something went wrong here; it is in the worker's log.", "internal_error")
+_OWN_HEADERS: Final = {"Server": "paddock"}
+_INTERNAL_ERROR: Final = GatewayRefusal(500, "Something went wrong here; it is in the worker's log.", "internal_error")
 
 
-def _json(told: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+def _json_response(told: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
     return web.Response(
         body=msgspec.json.encode(told),
         status=status,
-        headers={**_OWN, **(headers or {}), "Content-Type": "application/json"},
+        headers={**_OWN_HEADERS, **(headers or {}), "Content-Type": "application/json"},
     )
 
 
-def _error(refused: Refused) -> web.StreamResponse:
-    return _json(refused.body, refused.status, refused.headers)
+def _error_response(refused: GatewayRefusal) -> web.StreamResponse:
+    return _json_response(refused.body, refused.status, refused.headers)
 
 
-def _only(method: str, wanted: str, path: str) -> None:
+def _require_method(method: str, wanted: str, path: str) -> None:
     if wanted != method:
-        raise Refused(405, f"{path} takes {method} alone.", "method_not_allowed")
+        raise GatewayRefusal(405, f"{path} takes {method} alone.", "method_not_allowed")
 
 
-def _cancel(task: asyncio.Task[Any]) -> None:
+def _cancel_once(task: asyncio.Task[Any]) -> None:
     """Once: it is settling what was used, and a second time would interrupt that."""
     if not task.cancelling():
         task.cancel()
 
 
-def _unfinished() -> ModelError:
+def _unfinished_error() -> ModelError:
     return ModelError("cut_off", "the answer ended without its end")
 
 
-def _refused(error: Exception, wanted: Asked) -> Refused:
+def _refuse_call(error: Exception, wanted: CompletionRequest) -> GatewayRefusal:
     """The words for a call that failed, and a line in our log where the agent is told less than we know."""
-    told = refusal(error, wanted.model)
+    told = refusal_from_error(error, wanted.model)
     if told is None:
         _log.error("a call of a model failed", model=wanted.model, exc_info=error)
-        return _OURS
+        return _INTERNAL_ERROR
     if told.status >= 500:
         _log.warning("a call of a model failed", model=wanted.model, status=told.status, error=str(error))
     return told
 
 
-async def _write(request: web.BaseRequest, response: web.StreamResponse, told: bytes) -> None:
+async def _write_chunk(request: web.BaseRequest, response: web.StreamResponse, told: bytes) -> None:
     try:
-        async with asyncio.timeout(WRITE_SECONDS):
+        async with asyncio.timeout(WRITE_TIMEOUT_SECONDS):
             await response.write(told)
     except TimeoutError:
         if request.transport is not None:

@@ -13,13 +13,13 @@ from domain.llms.messages import Message, Options, Part, ProviderParts, Reply, T
 from workers.model_calls import ModelCalls
 
 # Bytes of JSON that are kept of a run's answers for their providers. The oldest are forgotten first.
-MAX_KEPT_BYTES: Final = 8 << 20
+MAX_PROVIDER_PARTS_BYTES: Final = 8 << 20
 # What one takes besides, however little it is.
-ENTRY_BYTES: Final = 512
+ENTRY_OVERHEAD_BYTES: Final = 512
 
 
-class NamedCalls:
-    """Implements `workers.run.gateway.Calls`.
+class NamedModelCalls:
+    """Implements `workers.run.gateway.GatewayCalls`.
 
     OpenAI's wire, which agents speak, has no place for reasoning that a provider wants back with the results of tools.
     It is kept here while the run lasts, and put back into answers that the agent sends again.
@@ -27,38 +27,38 @@ class NamedCalls:
 
     def __init__(self, calls: ModelCalls) -> None:
         self._calls = calls
-        self._kept: OrderedDict[bytes, tuple[ProviderParts, int]] = OrderedDict()
+        self._provider_parts: OrderedDict[bytes, tuple[ProviderParts, int]] = OrderedDict()
         self._size = 0
 
-    async def stream(
+    async def stream_answer(
         self, name: str, messages: tuple[Message, ...], tools: tuple[ToolSpec, ...], options: Options
     ) -> AsyncGenerator[Part, None]:
         """Yield the parts of an answer. Errors: `ModelError`, `budget_exceeded`."""
-        target = await self._calls.target(name)
-        messages = tuple(self._restored(message) for message in messages)
-        async with contextlib.aclosing(self._calls.stream(target, messages, tools, options)) as parts:
+        target = await self._calls.resolve_target(name)
+        messages = tuple(self._restore_provider_parts(message) for message in messages)
+        async with contextlib.aclosing(self._calls.stream_answer(target, messages, tools, options)) as parts:
             async for part in parts:
                 if isinstance(part, Reply):
-                    self._keep(part.message)
+                    self._save_provider_parts(part.message)
                 yield part
 
-    def _restored(self, message: Message) -> Message:
-        kept = self._kept.get(_key(message)) if message.tool_calls else None
+    def _restore_provider_parts(self, message: Message) -> Message:
+        kept = self._provider_parts.get(_hash_message(message)) if message.tool_calls else None
         return message if kept is None else replace(message, provider_parts=kept[0])
 
-    def _keep(self, message: Message) -> None:
+    def _save_provider_parts(self, message: Message) -> None:
         if message.provider_parts is None or not message.tool_calls:
             return
-        size = len(msgspec.json.encode(message.provider_parts)) + ENTRY_BYTES
-        _, before = self._kept.pop(_key(message), (None, 0))
-        self._kept[_key(message)] = (message.provider_parts, size)
+        size = len(msgspec.json.encode(message.provider_parts)) + ENTRY_OVERHEAD_BYTES
+        _, before = self._provider_parts.pop(_hash_message(message), (None, 0))
+        self._provider_parts[_hash_message(message)] = (message.provider_parts, size)
         self._size += size - before
-        while self._size > MAX_KEPT_BYTES:
-            _, (_, freed) = self._kept.popitem(last=False)
+        while self._size > MAX_PROVIDER_PARTS_BYTES:
+            _, (_, freed) = self._provider_parts.popitem(last=False)
             self._size -= freed
 
 
-def _key(message: Message) -> bytes:
+def _hash_message(message: Message) -> bytes:
     # Not the text itself: it may be megabytes, beside parts of a few bytes.
     named = [message.content, *(call.id for call in message.tool_calls)]
     return hashlib.sha256(repr(named).encode("utf-8", "surrogatepass")).digest()

@@ -15,9 +15,9 @@ from domain.events import MAX_LINE, Event, Level, level_of, logged
 from domain.ports import Clock, Stream
 from domain.shared.errors import DATABASE_OUTAGES, DomainError
 
-KEPT: Final = 64 * 1024
-LINES: Final = 4000
-FLUSH: Final = 0.1
+MAX_LOG_BYTES: Final = 64 * 1024
+MAX_LOG_LINES: Final = 4000
+FLUSH_SECONDS: Final = 0.1
 # A line that has not ended is shown after this long, in seconds, and then after twice as long each time.
 FIRST_SHOWN_SECONDS: Final = 1.0
 MAX_SHOWN_SECONDS: Final = 60.0
@@ -26,12 +26,12 @@ MAX_STATES_BYTES: Final = 16 * 1024
 MAX_STATE_BYTES: Final = 1024
 # A character may have marks and joiners behind it; one with more of them than this is cut.
 _MAX_MARKS: Final = 16
-_JOINER: Final = "\u200d"
+_ZERO_WIDTH_JOINER: Final = "\u200d"
 # Escape sequences of a terminal, which show nothing by themselves (ECMA-48).
-_ESCAPES: Final = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\^_])")
-_ERASED: Final = re.compile(r"[^\x08]\x08")
+_ESCAPE_SEQUENCES: Final = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\^_])")
+_BACKSPACED: Final = re.compile(r"[^\x08]\x08")
 # More backspaces behind one another than this are none that a program means: they are left out.
-_MAX_ERASED: Final = 2000
+_MAX_BACKSPACES: Final = 2000
 
 
 class OutputPiece(msgspec.Struct, frozen=True):
@@ -48,9 +48,9 @@ class OutputLine:
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._begin()
+        self._reset_line()
 
-    def _begin(self) -> None:
+    def _reset_line(self) -> None:
         self._text = ""
         self._shown: str | None = None
         self._is_replaced = self._is_begun = self._has_return = False
@@ -63,20 +63,20 @@ class OutputLine:
         """Whether what comes next may replace what is there."""
         return self._is_replaced or self._has_return
 
-    def feed(self, data: bytes, last: bool = False) -> list[OutputPiece]:
+    def feed_bytes(self, data: bytes, last: bool = False) -> list[OutputPiece]:
         """Take what was printed and return the lines that are whole by now, with `last` also one without an end."""
         pieces: list[OutputPiece] = []
         *ended, rest = self._decoder.decode(data, last).split("\n")
         for part in ended:
-            self._draw(part)
+            self._apply_returns(part)
             pieces += self._take_long_parts()
             pieces += self._take_rest(ends=True)
-            self._begin()
-        self._draw(rest)
+            self._reset_line()
+        self._apply_returns(rest)
         pieces += self._take_long_parts()
         return pieces + self._take_rest(ends=False) if last else pieces
 
-    def show(self, now: datetime) -> OutputPiece | None:
+    def show_unfinished(self, now: datetime) -> OutputPiece | None:
         """Return what is due to be seen of a line without an end: the state of a redrawn one, else what came of it.
 
         The former stays and may be replaced, the latter is given away.
@@ -89,26 +89,26 @@ class OutputLine:
         self._wait = min(2 * self._wait, MAX_SHOWN_SECONDS)
         self._due = now + timedelta(seconds=self._wait)
         if not self.is_redrawn:
-            return self._take(len(self._text))
+            return self._take_piece(len(self._text))
         if len(self._text.encode()) > MAX_STATE_BYTES:
             return None
         self._shown = self._text
-        return OutputPiece(self._text, self._level())
+        return OutputPiece(self._text, self._decide_level())
 
-    def _draw(self, part: str) -> None:
+    def _apply_returns(self, part: str) -> None:
         first, *states = part.split("\r")
-        self._write(first)
+        self._append_text(first)
         if not states:
             return
         self._has_return = True
         # Of many states the last that shows anything: bars are wiped with spaces, and end with a return.
         for number in range(len(states) - 1, -1, -1):
             if states[number] and not _is_blank(states[number]):
-                self._write(states[number])
+                self._append_text(states[number])
                 self._has_return = number < len(states) - 1
                 return
 
-    def _write(self, text: str) -> None:
+    def _append_text(self, text: str) -> None:
         if not text or (self._has_return and _is_blank(text)):
             return
         if self._has_return:
@@ -117,25 +117,25 @@ class OutputLine:
             self._text += text
         if "\b" in text:
             self._is_replaced = True
-            self._text = _erase(self._text)
+            self._text = _apply_backspaces(self._text)
 
     def _take_long_parts(self) -> list[OutputPiece]:
         pieces = []
         while (cut := cut_text(self._text, MAX_LINE)) < len(self._text):
-            pieces.append(self._take(cut))
+            pieces.append(self._take_piece(cut))
         return pieces
 
     def _take_rest(self, ends: bool) -> list[OutputPiece]:
         if self._text == self._shown or not (self._text or (ends and not self._is_begun)):
             return []
-        return [self._take(len(self._text), ends)]
+        return [self._take_piece(len(self._text), ends)]
 
-    def _take(self, count: int, ends: bool = False) -> OutputPiece:
-        piece = OutputPiece(self._text[:count], self._level(), ends)
+    def _take_piece(self, count: int, ends: bool = False) -> OutputPiece:
+        piece = OutputPiece(self._text[:count], self._decide_level(), ends)
         self._text, self._is_begun = self._text[count:], True
         return piece
 
-    def _level(self) -> Level:
+    def _decide_level(self) -> Level:
         # All pieces of a line have the level that its beginning names.
         if self._named_level is None or (self.is_redrawn and not self._is_begun):
             self._named_level = level_of(self._stream, self._text[:20])
@@ -152,29 +152,33 @@ def cut_text(text: str, max_bytes: int) -> int:
     cut = len(data[:max_bytes].decode(errors="ignore"))
     for back in range(min(_MAX_MARKS, cut - 1)):
         at = cut - back
-        if not (text[at] == _JOINER or text[at - 1] == _JOINER or unicodedata.category(text[at])[0] == "M"):
+        if not (
+            text[at] == _ZERO_WIDTH_JOINER
+            or text[at - 1] == _ZERO_WIDTH_JOINER
+            or unicodedata.category(text[at])[0] == "M"
+        ):
             return at
     return cut
 
 
-def _erase(text: str) -> str:
+def _apply_backspaces(text: str) -> str:
     """Apply the backspaces of a text."""
     # Spinners are gone after this, quickly; what is left is few.
-    text = _ERASED.sub("", text)
+    text = _BACKSPACED.sub("", text)
     first, *parts = text.split("\b")
     characters = list(first)
     for part in parts:
-        if characters and len(parts) <= _MAX_ERASED:
+        if characters and len(parts) <= _MAX_BACKSPACES:
             characters.pop()
         characters += part
     return "".join(characters)
 
 
 def _is_blank(text: str) -> bool:
-    return not (_ESCAPES.sub("", text) if "\x1b" in text else text).strip()
+    return not (_ESCAPE_SEQUENCES.sub("", text) if "\x1b" in text else text).strip()
 
 
-class Output:
+class OutputLog:
     """Collects output and hands it to `write` in batches. Keeps `KEPT` bytes and says what it dropped."""
 
     def __init__(self, write: Callable[[list[Event]], Awaitable[None]], clock: Clock) -> None:
@@ -183,13 +187,13 @@ class Output:
         self._pending: list[Event] = []
         self._kept = self._dropped = self._count = self._states = 0
 
-    def take(self, stream: Stream, data: bytes) -> None:
+    def add_output(self, stream: Stream, data: bytes) -> None:
         """Accept a piece of output. Never blocks the agent on a database."""
         if self._dropped:
             self._dropped += len(data)
             return
-        for piece in self._lines[stream].feed(data):
-            self._keep(stream, piece)
+        for piece in self._lines[stream].feed_bytes(data):
+            self._keep_pieces(stream, piece)
 
     async def flush_until(self, stop: asyncio.Event) -> None:
         """Write what is there every `FLUSH` seconds until told to stop. Errors: those of `write`.
@@ -199,7 +203,7 @@ class Output:
         """
         while not stop.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), FLUSH)
+                await asyncio.wait_for(stop.wait(), FLUSH_SECONDS)
             self._show_lines()
             if self._pending and not stop.is_set():
                 batch, self._pending = self._pending, []
@@ -210,14 +214,14 @@ class Output:
                         raise
                     self._pending = batch + self._pending
 
-    def rest(self) -> list[Event]:
+    def take_rest(self) -> list[Event]:
         """What has not been written, unfinished lines included, and a line that tells what was dropped."""
         for stream, line in self._lines.items():
-            for piece in line.feed(b"", last=True):
-                self._keep(stream, piece)
+            for piece in line.feed_bytes(b"", last=True):
+                self._keep_pieces(stream, piece)
         self._lines = {stream: OutputLine(stream) for stream in self._lines}
         if self._dropped:
-            told = f"Only the first {KEPT} bytes and {LINES} lines of output are kept; {self._dropped} more bytes came."
+            told = f"Only the first {MAX_LOG_BYTES} bytes and {MAX_LOG_LINES} lines of output are kept; {self._dropped} more bytes came."
             self._pending.append(logged("WARNING", told, self._clock(), "paddock"))
             self._dropped = 0
         rest, self._pending = self._pending, []
@@ -226,18 +230,18 @@ class Output:
     def _show_lines(self) -> None:
         """Show lines that have not ended for a while. A state that is redrawn later counts as none that is kept."""
         for stream, line in self._lines.items():
-            piece = line.show(self._clock())
+            piece = line.show_unfinished(self._clock())
             if piece is None:
                 continue
             size = len(piece.text.encode())
             if not line.is_redrawn:
-                self._keep(stream, piece)
+                self._keep_pieces(stream, piece)
             elif self._states + size <= MAX_STATES_BYTES and not self._dropped:
                 self._states += size
                 self._pending.append(logged(piece.level, piece.text, self._clock(), stream))
 
-    def _keep(self, stream: Stream, piece: OutputPiece) -> None:
-        room = KEPT - self._kept if self._count < LINES and not self._dropped else 0
+    def _keep_pieces(self, stream: Stream, piece: OutputPiece) -> None:
+        room = MAX_LOG_BYTES - self._kept if self._count < MAX_LOG_LINES and not self._dropped else 0
         count = cut_text(piece.text, room) if room > 0 else 0
         self._dropped += len(piece.text[count:].encode()) + (piece.ends and room <= 0)
         if count or (room > 0 and not piece.text):
@@ -253,18 +257,18 @@ class OutputText:
         self._lines: dict[Stream, OutputLine] = {stream: OutputLine(stream) for stream in get_args(Stream)}
         self._room, self._parts = max_bytes, [""]
 
-    def take(self, stream: Stream, data: bytes) -> None:
+    def add_output(self, stream: Stream, data: bytes) -> None:
         """Accept a piece of output."""
         if self._room > 0:
-            self._keep(self._lines[stream].feed(data))
+            self._keep_pieces(self._lines[stream].feed_bytes(data))
 
-    def text(self) -> str:
+    def get_text(self) -> str:
         """Return what was printed so far, lines without an end included."""
         for line in self._lines.values():
-            self._keep(line.feed(b"", last=True))
+            self._keep_pieces(line.feed_bytes(b"", last=True))
         return "".join(self._parts)
 
-    def _keep(self, pieces: list[OutputPiece]) -> None:
+    def _keep_pieces(self, pieces: list[OutputPiece]) -> None:
         for piece in pieces:
             whole = piece.text + ("\n" if piece.ends else "")
             kept = whole[: cut_text(whole, self._room)] if self._room > 0 else ""

@@ -21,12 +21,12 @@ from workers.lifecycle import Drain
 _log = structlog.get_logger("paddock.upkeep")
 
 # A waiting row this old is checked for its ring; younger ones are most likely just being taken.
-RING_AGE: Final = timedelta(seconds=2)
-BATCH: Final = 500
+MIN_RING_AGE: Final = timedelta(seconds=2)
+MAX_UPKEEP_BATCH: Final = 500
 # The record lane looks by itself every few seconds, and may have very many rows that wait.
-RUNG: Final[tuple[Lane, ...]] = ("build", "run", "llm", "plan")
-SWEEP: Final = timedelta(hours=1)
-_SWEPT: Final = ("uploads/", "bundles/", "environments/", "workspaces/")
+RUNG_LANES: Final[tuple[Lane, ...]] = ("build", "run", "llm", "plan")
+SWEEP_INTERVAL: Final = timedelta(hours=1)
+_SWEPT_PREFIXES: Final = ("uploads/", "bundles/", "environments/", "workspaces/")
 
 
 class Upkeep:
@@ -51,39 +51,39 @@ class Upkeep:
     async def run(self) -> None:
         """Look after everything until draining begins. Outages are waited out."""
         # The first sweep comes after a minute: a new installation has no bucket yet.
-        swept = self._clock() - SWEEP + timedelta(minutes=1)
+        swept = self._clock() - SWEEP_INTERVAL + timedelta(minutes=1)
         while not self._drain.has_begun():
             try:
-                looked = await self.take_back()
-                await self.ring_lost()
-                self._drain.note_turn("upkeep", bool(looked))
-                if self._clock() - swept >= SWEEP:
-                    await self.sweep()
+                looked = await self.requeue_expired()
+                await self.ring_lost_jobs()
+                self._drain.note_round("upkeep", bool(looked))
+                if self._clock() - swept >= SWEEP_INTERVAL:
+                    await self.sweep_objects()
                     swept = self._clock()
             except DomainError as error:
-                self._drain.note_turn("upkeep", None)
+                self._drain.note_round("upkeep", None)
                 tell_outage(_log, "upkeep waits", error)
             except GONE as error:
-                self._drain.note_turn("upkeep", None)
+                self._drain.note_round("upkeep", None)
                 _log.warning("upkeep waits for redis", error=str(error))
             await self._drain.sleep(self._settings.upkeep_seconds)
 
-    async def take_back(self) -> int:
+    async def requeue_expired(self) -> int:
         """Return rows whose lease ran out to their queue, or fail them. Returns how many it looked at.
 
         A lease counts from when it could be extended: while the database was away, slow or full, or this machine
         asleep, healthy workers could not, and have the whole of it once that is over.
         """
         began = self._clock()
-        if self._seen_at is None or began - self._seen_at > self._break:
+        if self._seen_at is None or began - self._seen_at > self._outage_threshold:
             self._extendable_since = began
         self._seen_at = None
         async with self._store.begin_unbound() as tx:
             # What can be read may not be writable, for the workers neither.
             await tx.queues.touch()
-            expired = await tx.queues.expired(tx.now, BATCH)
+            expired = await tx.queues.expired(tx.now, MAX_UPKEEP_BATCH)
         now = self._clock()
-        if now - began > self._break:
+        if now - began > self._outage_threshold:
             # It answered late, and workers have waited as we did.
             self._extendable_since = now
         if now - self._extendable_since < self._lease:
@@ -99,45 +99,51 @@ class Upkeep:
         return len(expired)
 
     @property
-    def _break(self) -> timedelta:
+    def _outage_threshold(self) -> timedelta:
         """So much later than it should be, a look at the database shows that leases may not have been extended."""
         return self._lease / 3 + timedelta(seconds=self._settings.upkeep_seconds)
 
-    async def ring_lost(self) -> int:
+    async def ring_lost_jobs(self) -> int:
         """Ring again for waiting rows whose ring was lost. Returns how many."""
         async with self._store.begin_unbound() as tx:
-            waiting = [job for lane in RUNG for job in await tx.queues.waiting(lane, tx.now - RING_AGE, BATCH)]
+            waiting = [
+                job
+                for lane in RUNG_LANES
+                for job in await tx.queues.waiting(lane, tx.now - MIN_RING_AGE, MAX_UPKEEP_BATCH)
+            ]
         rung = await self._queue.ring_lost(waiting) if waiting else 0
         if rung:
             _log.info("rang again", jobs=rung)
         return rung
 
-    async def sweep(self) -> dict[str, int]:
+    async def sweep_objects(self) -> dict[str, int]:
         """Remove objects that are old and belong to nothing. Returns how much of each kind."""
         now = self._clock()
         removed: dict[str, int] = {}
         before = now - timedelta(hours=self._settings.staging_hours)
-        removed["uploads_aborted"] = sum([await self._blobs.abort_uploads(prefix, before) for prefix in _SWEPT])
-        removed["objects"] = sum([await self._sweep_objects(prefix, before) for prefix in _SWEPT])
+        removed["uploads_aborted"] = sum(
+            [await self._blobs.abort_uploads(prefix, before) for prefix in _SWEPT_PREFIXES]
+        )
+        removed["objects"] = sum([await self._sweep_prefix(prefix, before) for prefix in _SWEPT_PREFIXES])
         for kind, count in removed.items():
             self._drain.metrics.removed.labels(kind).inc(count)
         if any(removed.values()):
             _log.info("swept", **removed)
         return removed
 
-    async def _sweep_objects(self, prefix: str, before: datetime) -> int:
+    async def _sweep_prefix(self, prefix: str, before: datetime) -> int:
         removed, batch = 0, list[Blob]()
         async for blob in self._blobs.under(prefix):
             if blob.modified < before:
                 batch.append(blob)
-            if len(batch) == BATCH:
+            if len(batch) == MAX_UPKEEP_BATCH:
                 removed += await self._remove_unknown(batch)
                 batch = []
         return removed + (await self._remove_unknown(batch) if batch else 0)
 
     async def _remove_unknown(self, blobs: list[Blob]) -> int:
         # Buckets may be large.
-        self._drain.note_turn("upkeep", True)
+        self._drain.note_round("upkeep", True)
         keys = [blob.key for blob in blobs]
         async with self._store.begin_unbound() as tx:
             known = await tx.queues.known_objects(keys)

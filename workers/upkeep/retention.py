@@ -19,27 +19,27 @@ from domain.stats import KINDS, Kind
 from infra.outage_log import tell_outage
 from workers.lifecycle import Drain
 
-RECORDS: Final = 500
-GRACE: Final = timedelta(days=1)
-EVERY: Final = timedelta(hours=1)
+MAX_DELETED_RECORDS: Final = 500
+PARTITION_GRACE: Final = timedelta(days=1)
+RETENTION_INTERVAL: Final = timedelta(hours=1)
 # A new installation has enough to do.
-FIRST: Final = timedelta(minutes=1)
-AWAY: Final = timedelta(seconds=5)
+FIRST_RUN_DELAY: Final = timedelta(minutes=1)
+OUTAGE_RETRY_DELAY: Final = timedelta(seconds=5)
 # Months made ahead of time: an installation may be asleep for long, or its upkeep.
-AHEAD: Final = 2
+MONTHS_AHEAD: Final = 2
 
 _log = structlog.get_logger("paddock.retention")
 
-_Forget = Callable[[Tx, datetime], Awaitable[int]]
+_ForgetRows = Callable[[Tx, datetime], Awaitable[int]]
 # In this order: each refers to what comes after it.
-_FORGET: Final[dict[str, _Forget]] = {
+_FORGET_BY_KIND: Final[dict[str, _ForgetRows]] = {
     "executions": lambda tx, before: tx.retention.forget_executions(before),
     "versions": lambda tx, before: tx.retention.forget_versions(before),
     "agents": lambda tx, before: tx.retention.forget_agents(before),
 }
 
 
-class Retention:
+class RetentionSweeper:
     """Makes partitions ahead of time, removes what is too old, and drops partitions that are empty.
 
     `default_days` is how long tenants keep what they made who do not say so themselves; 0 is for good.
@@ -50,23 +50,23 @@ class Retention:
 
     async def run(self) -> None:
         """Do all of it every hour until draining begins. Outages are waited out."""
-        pause = FIRST
+        pause = FIRST_RUN_DELAY
         while not self._drain.has_begun():
             try:
                 # At once: records of a month without a partition cannot be taken.
                 await self.make_partitions()
                 if await self._drain.sleep(pause.total_seconds()):
                     await self()
-                pause = EVERY
+                pause = RETENTION_INTERVAL
             except DomainError as error:
                 tell_outage(_log, "waits", error)
-                pause = AWAY
-                await self._drain.sleep(AWAY.total_seconds())
+                pause = OUTAGE_RETRY_DELAY
+                await self._drain.sleep(OUTAGE_RETRY_DELAY.total_seconds())
 
     async def make_partitions(self) -> int:
         """Make the partitions that are missing. Returns how many."""
         async with self._store.begin_unbound() as tx:
-            made = await tx.queues.make_partitions(tx.now, AHEAD)
+            made = await tx.queues.make_partitions(tx.now, MONTHS_AHEAD)
         if made:
             _log.info("made partitions", partitions=made)
         return made
@@ -75,22 +75,22 @@ class Retention:
         """Remove all that is too old. Returns how much of each kind has gone."""
         gone: Counter[str] = Counter()
         for expiring, age in EXPIRY.items():
-            gone[expiring] += await self._repeat(expiring, partial(self._expire, expiring, age))
+            gone[expiring] += await self._remove_in_batches(expiring, partial(self._forget_expired, expiring, age))
         async with self._store.begin_unbound() as tx:
             retained = await tx.retention.tenants(self._default_days)
         for tenant_id, days in retained:
             age = timedelta(days=days)
             for kind in KINDS:
-                gone[kind] += await self._repeat(kind, partial(self._delete, tenant_id, kind, age))
-            for name, forget in _FORGET.items():
-                gone[name] += await self._repeat(name, partial(self._forget, tenant_id, age, forget))
+                gone[kind] += await self._remove_in_batches(kind, partial(self._delete_records, tenant_id, kind, age))
+            for name, forget in _FORGET_BY_KIND.items():
+                gone[name] += await self._remove_in_batches(name, partial(self._forget_rows, tenant_id, age, forget))
         for kind in KINDS:
-            gone["partitions"] += await self._repeat("partitions", partial(self._drop_empty, kind))
+            gone["partitions"] += await self._remove_in_batches("partitions", partial(self._drop_empty_partition, kind))
         if any(gone.values()):
             _log.info("too old", **{kind: count for kind, count in gone.items() if count})
         return gone
 
-    async def _repeat(self, kind: str, remove: Callable[[], Awaitable[int]]) -> int:
+    async def _remove_in_batches(self, kind: str, remove: Callable[[], Awaitable[int]]) -> int:
         """Remove batch after batch until there is none. What fails waits for the next time, and stops nothing else."""
         total = 0
         try:
@@ -103,25 +103,25 @@ class Retention:
         self._drain.metrics.removed.labels(kind).inc(total)
         return total
 
-    async def _expire(self, kind: Expiring, age: timedelta) -> int:
+    async def _forget_expired(self, kind: Expiring, age: timedelta) -> int:
         async with self._store.begin_unbound() as tx:
             return await tx.retention.forget_expired(kind, tx.now - age)
 
-    async def _forget(self, tenant_id: str, age: timedelta, forget: _Forget) -> int:
+    async def _forget_rows(self, tenant_id: str, age: timedelta, forget: _ForgetRows) -> int:
         async with self._store.begin_for(tenant_id) as tx:
             return await forget(tx, tx.now - age)
 
-    async def _drop_empty(self, kind: Kind) -> int:
+    async def _drop_empty_partition(self, kind: Kind) -> int:
         # Each in a transaction of its own, as it stops all others of the table: with both tables locked, one that uses
         # both would deadlock with it. Ids of yesterday may still be on their way.
         async with self._store.begin_unbound() as tx:
-            return await tx.queues.drop_empty_partition(kind, tx.now - GRACE)
+            return await tx.queues.drop_empty_partition(kind, tx.now - PARTITION_GRACE)
 
-    async def _delete(self, tenant_id: str, kind: Kind, age: timedelta) -> int:
+    async def _delete_records(self, tenant_id: str, kind: Kind, age: timedelta) -> int:
         async with self._store.begin_for(tenant_id) as tx:
             before = tx.now - age
             if kind == "evaluations":
-                return await tx.evaluations.delete_many(await tx.evaluations.older(before, RECORDS))
+                return await tx.evaluations.delete_many(await tx.evaluations.older(before, MAX_DELETED_RECORDS))
             if kind == "costs":
-                return await tx.costs.delete_many(await tx.costs.older(before, RECORDS))
-            return await tx.artifacts.delete(await tx.artifacts.older(before, RECORDS), tx.now)
+                return await tx.costs.delete_many(await tx.costs.older(before, MAX_DELETED_RECORDS))
+            return await tx.artifacts.delete(await tx.artifacts.older(before, MAX_DELETED_RECORDS), tx.now)

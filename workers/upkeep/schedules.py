@@ -16,14 +16,14 @@ from infra.outage_log import tell_outage
 from workers.lifecycle import Drain
 
 # Seconds after which a schedule that was just made, or an execution that has ended, is seen.
-LOOK: Final = 1.0
-AWAY: Final = 1.0
-BATCH: Final = 500
+SCHEDULE_POLL_SECONDS: Final = 1.0
+OUTAGE_RETRY_SECONDS: Final = 1.0
+MAX_DUE_SCHEDULES: Final = 500
 
 _log = structlog.get_logger("paddock.schedules")
 
 
-class Schedules:
+class ScheduleStarter:
     """Starts what is due."""
 
     def __init__(self, store: Store, drain: Drain | None = None) -> None:
@@ -35,26 +35,26 @@ class Schedules:
         while await self._drain.sleep(pause):
             try:
                 pause = await self()
-                self._drain.note_turn("schedules", pause == 0.0)
+                self._drain.note_round("schedules", pause == 0.0)
             except DomainError as error:
-                self._drain.note_turn("schedules", None)
+                self._drain.note_round("schedules", None)
                 tell_outage(_log, "waits", error)
-                pause = AWAY
+                pause = OUTAGE_RETRY_SECONDS
             except Exception:
                 _log.exception("failed unexpectedly")
-                pause = AWAY
+                pause = OUTAGE_RETRY_SECONDS
 
     async def __call__(self) -> float:
         """Meet one due time of each schedule that has one. Returns for how many seconds there is nothing to do."""
         async with self._store.begin_unbound() as tx:
             now = tx.now
-            due, soon = await tx.schedules.due(now, BATCH)
-        met = [await self._meet(one) for one in due]
+            due, soon = await tx.schedules.due(now, MAX_DUE_SCHEDULES)
+        met = [await self._start_due(one) for one in due]
         if any(met):
             return 0.0
-        return LOOK if soon is None else min(LOOK, (soon - now).total_seconds())
+        return SCHEDULE_POLL_SECONDS if soon is None else min(SCHEDULE_POLL_SECONDS, (soon - now).total_seconds())
 
-    async def _meet(self, one: Due) -> bool:
+    async def _start_due(self, one: Due) -> bool:
         try:
             async with self._store.begin_for(one.tenant_id) as tx:
                 return await schedules.fire(tx, one.schedule_id)

@@ -4,9 +4,18 @@ From platform.openai.com/docs/api-reference/chat. What changes nothing about an 
 and is not done here is refused by name.
 """
 
-from workers.run.openai_wire.errors import Refused, no_model, refusal
-from workers.run.openai_wire.parser import asked
-from workers.run.openai_wire.renderer import Writer, failed, listed
-from workers.run.openai_wire.schema import Asked
+from workers.run.openai_wire.errors import GatewayRefusal, refusal_from_error, unknown_model
+from workers.run.openai_wire.parser import parse_request
+from workers.run.openai_wire.renderer import CompletionRenderer, render_failure, render_model
+from workers.run.openai_wire.schema import CompletionRequest
 
-__all__ = ["Asked", "Refused", "Writer", "asked", "failed", "listed", "no_model", "refusal"]
+__all__ = [
+    "CompletionRenderer",
+    "CompletionRequest",
+    "GatewayRefusal",
+    "parse_request",
+    "refusal_from_error",
+    "render_failure",
+    "render_model",
+    "unknown_model",
+]

@@ -4,7 +4,7 @@ from domain.llms.messages import ModelError
 from domain.shared.errors import DomainError
 
 
-class Refused(Exception):
+class GatewayRefusal(Exception):
     """A request answered with an error. `again` tells the client whether to try once more; None leaves it to it."""
 
     def __init__(
@@ -14,68 +14,68 @@ class Refused(Exception):
         code: str | None = None,
         param: str | None = None,
         kind: str | None = None,
-        again: bool | None = None,
+        should_retry: bool | None = None,
         retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.retry_after, self.again = status, retry_after, again
+        self.status, self.retry_after, self.should_retry = status, retry_after, should_retry
         usual = "invalid_request_error" if status < 500 else "server_error"
         self.body = {"error": {"message": message, "type": kind or usual, "param": param, "code": code}}
 
     @property
     def headers(self) -> dict[str, str]:
         """What tells the client whether and when to try again."""
-        told = {} if self.again is None else {"x-should-retry": "true" if self.again else "false"}
+        told = {} if self.should_retry is None else {"x-should-retry": "true" if self.should_retry else "false"}
         return told if self.retry_after is None else {**told, "Retry-After": f"{max(0.0, self.retry_after):g}"}
 
 
-def no_model(name: str) -> Refused:
+def unknown_model(name: str) -> GatewayRefusal:
     """The refusal of a model that the version does not name."""
-    return Refused(
+    return GatewayRefusal(
         404, f"The model {name[:256]!r} is not among the `models` of the manifest.", "model_not_found", "model"
     )
 
 
-def refusal(error: Exception, model: str) -> Refused | None:
+def refusal_from_error(error: Exception, model: str) -> GatewayRefusal | None:
     """How a failed call is told to the agent; None for what is nobody's business but ours.
 
     A provider's own words are passed on only where they say what is wrong with the request: others may hold
     addresses, or a piece of a key.
     """
     if isinstance(error, ModelError):
-        return _of_model(error, model)
+        return _refusal_from_model_error(error, model)
     if isinstance(error, DomainError):
         if error.code == "budget_exceeded":
-            return Refused(402, error.detail, error.code, kind=error.code, again=False)
+            return GatewayRefusal(402, error.detail, error.code, kind=error.code, should_retry=False)
         if error.code == "model_unavailable":
-            return Refused(503, f"The model {model!r} cannot be reached now.", error.code)
+            return GatewayRefusal(503, f"The model {model!r} cannot be reached now.", error.code)
         if error.code in ("not_found", "invalid_field"):
             words = f"There is no model {model!r} now: register it under /models."
-            return Refused(404, words, "model_not_found", "model")
+            return GatewayRefusal(404, words, "model_not_found", "model")
     return None
 
 
-def _of_model(error: ModelError, model: str) -> Refused:
+def _refusal_from_model_error(error: ModelError, model: str) -> GatewayRefusal:
     match error.kind:
         case "rate_limited":
             words = f"The provider of {model!r} takes no more requests for now."
-            return Refused(429, words, "rate_limit_exceeded", kind="requests", retry_after=error.retry_after)
+            return GatewayRefusal(429, words, "rate_limit_exceeded", kind="requests", retry_after=error.retry_after)
         case "unavailable":
-            return Refused(
+            return GatewayRefusal(
                 503, f"The model {model!r} cannot be reached now.", error.kind, retry_after=error.retry_after
             )
         case "timeout":
-            return Refused(504, f"The model {model!r} did not answer in time.", error.kind)
+            return GatewayRefusal(504, f"The model {model!r} did not answer in time.", error.kind)
         case "cut_off" | "malformed":
-            return Refused(502, f"The answer of {model!r} broke off or could not be read.", error.kind)
+            return GatewayRefusal(502, f"The answer of {model!r} broke off or could not be read.", error.kind)
         case "refused":
-            return Refused(400, error.message, "refused_by_provider", again=False)
+            return GatewayRefusal(400, error.message, "refused_by_provider", should_retry=False)
         case "unauthorized":
             words = (
                 f"The provider of {model!r} does not accept the key that is kept for it. The agent's own key has no "
                 "part in this: whoever operates this installation, or keeps its provider keys, must mend it."
             )
-            return Refused(502, words, "provider_key_refused", again=False)
+            return GatewayRefusal(502, words, "provider_key_refused", should_retry=False)
         case "not_allowed":
             words = f"The address of {model!r} is one that must not be reached from this installation."
-            return Refused(502, words, "address_not_allowed", again=False)
+            return GatewayRefusal(502, words, "address_not_allowed", should_retry=False)

@@ -7,18 +7,18 @@ from typing import Any
 import msgspec
 
 from domain.llms.messages import CallPart, Part, Reply, Text, Thought, Usage
-from workers.run.openai_wire.errors import Refused
-from workers.run.openai_wire.schema import Asked, given
+from workers.run.openai_wire.errors import GatewayRefusal
+from workers.run.openai_wire.schema import CompletionRequest, drop_nulls
 
 
-class Writer:
+class CompletionRenderer:
     """Writes one answer, whole or in chunks."""
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: CompletionRequest) -> None:
         self._asked = asked
         self._id, self._created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
 
-    def whole(self, reply: Reply, thoughts: str = "") -> dict[str, Any]:
+    def render_whole(self, reply: Reply, thoughts: str = "") -> dict[str, Any]:
         """The answer as one object. What the model thought aloud stands beside it, as DeepSeek has it."""
         message: dict[str, Any] = {"role": "assistant", "content": reply.message.content}
         if thoughts:
@@ -30,54 +30,56 @@ class Writer:
                 for call in reply.message.tool_calls
             ]
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reply.finish}
-        return {**self._head("chat.completion"), "choices": [choice], "usage": _usage(reply.usage)}
+        return {**self._render_head("chat.completion"), "choices": [choice], "usage": _render_usage(reply.usage)}
 
-    def first(self) -> bytes:
+    def render_first(self) -> bytes:
         """What a stream begins with."""
-        return self._chunk({"role": "assistant", "content": ""}, None)
+        return self._render_chunk({"role": "assistant", "content": ""}, None)
 
-    def part(self, part: Part) -> bytes:
+    def render_part(self, part: Part) -> bytes:
         """A part as it came; nothing for what is no part of an answer."""
         if isinstance(part, Text):
-            return self._chunk({"content": part.text}, None)
+            return self._render_chunk({"content": part.text}, None)
         if isinstance(part, Thought):
-            return self._chunk({"reasoning_content": part.text}, None) if part.text else b""
+            return self._render_chunk({"reasoning_content": part.text}, None) if part.text else b""
         if not isinstance(part, CallPart):
             return b""
         call: dict[str, Any] = {
             "index": part.index,
-            "function": given({"name": part.name}) | {"arguments": part.arguments},
+            "function": drop_nulls({"name": part.name}) | {"arguments": part.arguments},
         }
         if part.id is not None:
             call |= {"id": part.id, "type": "function"}
-        return self._chunk({"tool_calls": [call]}, None)
+        return self._render_chunk({"tool_calls": [call]}, None)
 
-    def last(self, reply: Reply) -> bytes:
+    def render_last(self, reply: Reply) -> bytes:
         """What a stream ends with when it ends well."""
-        told = self._chunk({}, reply.finish)
+        told = self._render_chunk({}, reply.finish)
         if self._asked.include_usage:
-            told += _event({**self._head("chat.completion.chunk"), "choices": [], "usage": _usage(reply.usage)})
+            told += _sse_event(
+                {**self._render_head("chat.completion.chunk"), "choices": [], "usage": _render_usage(reply.usage)}
+            )
         return told + b"data: [DONE]\n\n"
 
-    def _chunk(self, delta: dict[str, Any], finish: str | None) -> bytes:
+    def _render_chunk(self, delta: dict[str, Any], finish: str | None) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
         usage = {"usage": None} if self._asked.include_usage else {}
-        return _event({**self._head("chat.completion.chunk"), "choices": [choice], **usage})
+        return _sse_event({**self._render_head("chat.completion.chunk"), "choices": [choice], **usage})
 
-    def _head(self, kind: str) -> dict[str, Any]:
+    def _render_head(self, kind: str) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._asked.model}
 
 
-def failed(refused: Refused) -> bytes:
+def render_failure(refused: GatewayRefusal) -> bytes:
     """What a stream ends with when it does not end well."""
-    return _event(refused.body)
+    return _sse_event(refused.body)
 
 
-def _event(told: dict[str, Any]) -> bytes:
+def _sse_event(told: dict[str, Any]) -> bytes:
     return b"data: " + msgspec.json.encode(told) + b"\n\n"
 
 
-def _usage(usage: Usage | None) -> dict[str, Any] | None:
+def _render_usage(usage: Usage | None) -> dict[str, Any] | None:
     if usage is None:
         return None
     return {
@@ -89,6 +91,6 @@ def _usage(usage: Usage | None) -> dict[str, Any] | None:
     }
 
 
-def listed(name: str) -> dict[str, Any]:
+def render_model(name: str) -> dict[str, Any]:
     """A model in a list of models."""
     return {"id": name, "object": "model", "created": 0, "owned_by": "paddock"}

@@ -101,7 +101,7 @@ class ChatRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     stream_options: StreamOptions = StreamOptions()
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
+class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request for a completion, in our shapes."""
 
     model: str
@@ -112,6 +112,6 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     include_usage: bool
 
 
-def given(fields: dict[str, Any]) -> dict[str, Any]:
+def drop_nulls(fields: dict[str, Any]) -> dict[str, Any]:
     """Return the fields that say something: clients that send null where they mean nothing are common."""
     return {name: value for name, value in fields.items() if value is not None}

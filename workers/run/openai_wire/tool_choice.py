@@ -3,67 +3,72 @@
 from typing import Any, Final, Literal
 
 from domain.llms.messages import ToolSpec
-from workers.run.openai_wire.errors import Refused
+from workers.run.openai_wire.errors import GatewayRefusal
 
 ToolChoice = Literal["auto", "none", "required"]
-_MODES: Final[dict[Any, ToolChoice]] = {"auto": "auto", "none": "none", "required": "required", "any": "required"}
-_SHAPES: Final = (
+_CHOICE_MODES: Final[dict[Any, ToolChoice]] = {
+    "auto": "auto",
+    "none": "none",
+    "required": "required",
+    "any": "required",
+}
+_SHAPES_TEXT: Final = (
     'must be "auto", "none", "required", {"type": "function", "function": {"name": …}} or '
     '{"type": "allowed_tools", "allowed_tools": {"mode": …, "tools": […]}}.'
 )
 
 
-def chosen_tools(choice: Any, tools: tuple[ToolSpec, ...]) -> tuple[tuple[ToolSpec, ...], ToolChoice]:
+def choose_tools(choice: Any, tools: tuple[ToolSpec, ...]) -> tuple[tuple[ToolSpec, ...], ToolChoice]:
     """Return the tools that a model is shown, and whether it may, must or must not call one.
 
     One that is chosen by name is the only one shown, and must be called. Errors: `Refused`.
     """
-    mode, names = _read(choice)
+    mode, names = _parse_choice(choice)
     if names is not None:
         known = {tool.name for tool in tools}
         if unknown := next((name for name in names if name not in known), None):
-            raise _refused(f"names {unknown[:64]!r}, which is not among `tools`.")
+            raise _choice_refusal(f"names {unknown[:64]!r}, which is not among `tools`.")
         tools = tuple(tool for tool in tools if tool.name in names)
     if not tools:
         if mode == "required":
-            raise _refused("asks for a call, and there are no `tools`.")
+            raise _choice_refusal("asks for a call, and there are no `tools`.")
         return (), "auto"
     return tools, mode
 
 
-def _read(choice: Any) -> tuple[ToolChoice, list[str] | None]:
+def _parse_choice(choice: Any) -> tuple[ToolChoice, list[str] | None]:
     if choice is None:
         return "auto", None
     if isinstance(choice, str):
-        return _mode(choice), None
+        return _parse_mode(choice), None
     if not isinstance(choice, dict):
-        raise _refused(_SHAPES)
+        raise _choice_refusal(_SHAPES_TEXT)
     kind = choice.get("type", "function")
     if kind in ("function", "tool"):  # the second is Anthropic's
-        return "required", [_name(choice)]
+        return "required", [_parse_tool_name(choice)]
     if kind == "allowed_tools":
         inner = choice.get("allowed_tools", choice)
         tools = inner.get("tools") if isinstance(inner, dict) else None
         if not isinstance(tools, list) or not tools:
-            raise _refused(_SHAPES)
-        return _mode(inner.get("mode", "auto")), [_name(tool) for tool in tools]
-    return _mode(kind), None
+            raise _choice_refusal(_SHAPES_TEXT)
+        return _parse_mode(inner.get("mode", "auto")), [_parse_tool_name(tool) for tool in tools]
+    return _parse_mode(kind), None
 
 
-def _mode(word: Any) -> ToolChoice:
-    mode = _MODES.get(word) if isinstance(word, str) else None
+def _parse_mode(word: Any) -> ToolChoice:
+    mode = _CHOICE_MODES.get(word) if isinstance(word, str) else None
     if mode is None:
-        raise _refused(_SHAPES)
+        raise _choice_refusal(_SHAPES_TEXT)
     return mode
 
 
-def _name(choice: Any) -> str:
+def _parse_tool_name(choice: Any) -> str:
     inner = choice.get("function", choice) if isinstance(choice, dict) else None
     name = inner.get("name") if isinstance(inner, dict) else None
     if not isinstance(name, str) or not name:
-        raise _refused(_SHAPES)
+        raise _choice_refusal(_SHAPES_TEXT)
     return name
 
 
-def _refused(told: str) -> Refused:
-    return Refused(400, f"`tool_choice` {told}", param="tool_choice")
+def _choice_refusal(told: str) -> GatewayRefusal:
+    return GatewayRefusal(400, f"`tool_choice` {told}", param="tool_choice")
