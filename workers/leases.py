@@ -9,11 +9,11 @@ from typing import Any, Final, TypeVar
 import structlog
 
 from domain.ports import Clock, SandboxLost, Store
-from domain.shared.errors import OUTAGES, DomainError
+from domain.shared.errors import DomainError
 from domain.shared.jobs import Lane
 from domain.shared.leases import HandOver, LostLease
-from infra.disks import FULL, full_disk
 from infra.outage_log import tell_outage
+from infra.polling import retry_through_outage
 from infra.redis import TAKEN_STATUSES, Bell
 from workers.lifecycle import Drain
 
@@ -22,7 +22,6 @@ T = TypeVar("T")
 # A cancelled run is killed within a second: the bell tells at once, and this is how often we look without it.
 LEASE_POLL_SECONDS: Final = 0.4
 _MIN_EXTEND_GAP_SECONDS: Final = 0.05
-MAX_STORAGE_OUTAGE_SECONDS: Final = 300.0
 
 _log = structlog.get_logger("paddock.leases")
 
@@ -166,30 +165,3 @@ async def _hand_over_on_stop(log: Any, hand_over: Callable[[], Awaitable[None]])
         log.info("handed over")
     except DomainError as error:
         tell_outage(log, "could not hand a row over; its lease will run out", error)
-
-
-async def retry_through_outage(call: Callable[[], Awaitable[T]], max_seconds: float | None = None) -> T:
-    """Call until database and object storage are there to answer, for `patience` seconds at most.
-
-    A result in hand is not dropped for an outage: without a `patience`, one of the database or of a full disk is
-    waited out however long it takes, object storage that is away for `STORAGE_PATIENCE` seconds. Errors: any other, and
-    the outage's own in the end.
-    """
-    began, pause = asyncio.get_running_loop().time(), 0.1
-    while True:
-        try:
-            return await call()
-        except (DomainError, OSError) as raised:
-            error = full_disk("this worker") if isinstance(raised, OSError) and raised.errno in FULL else raised
-            if not isinstance(error, DomainError) or error.code not in OUTAGES:
-                raise
-            most = (
-                MAX_STORAGE_OUTAGE_SECONDS
-                if max_seconds is None and error.code == "storage_unavailable"
-                else max_seconds
-            )
-            if most is not None and asyncio.get_running_loop().time() + pause > began + most:
-                raise
-            tell_outage(_log, "work waits", error)
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 2.0)

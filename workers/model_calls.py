@@ -38,7 +38,7 @@ from domain.shared.leases import LostLease
 from domain.shared.secrets import Secret
 from domain.shared.unicode_text import mend_text
 from infra.credentials import Keyring
-from workers.leases import retry_through_outage
+from infra.polling import retry_through_outage
 from workers.usage import UsageMeter, clean_part
 
 _log = structlog.get_logger("paddock.models")

@@ -54,7 +54,7 @@ SLOW = {
 @pytest.mark.parametrize("name", SLOW)
 async def test_slow_schemas(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     schema, args = SLOW[name]
-    monkeypatch.setattr(arguments, "CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(arguments, "MAX_CHECK_SECONDS", 0.05)
     with pytest.raises(ToolFailed, match="could not be checked"):
         await validate_arguments(schema, args)
     looks = 0
@@ -65,7 +65,7 @@ async def test_slow_schemas(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         if looks > LOOKS:
             raise _Endless
 
-    monkeypatch.setattr(arguments._CheckLimits, "look_at_clock", look)
+    monkeypatch.setattr(arguments._CheckLimits, "check_time", look)
     assert await _goes_on(schema, args) or looks > LOOKS
 
 
@@ -78,7 +78,7 @@ async def _goes_on(schema: dict[str, Any], args: Any) -> bool:
 
 
 async def test_errors_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arguments, "CHECK_SECONDS", 60.0)
+    monkeypatch.setattr(arguments, "MAX_CHECK_SECONDS", 60.0)
     many = (_of(a={"anyOf": [{"items": False}] * 100}), {"a": list(range(1000))})
     large = (_of(a={"anyOf": [{"items": {"not": {}}}] * 100}), {"a": ["x" * 100_000] * 20})
     for schema, args in (many, large):
@@ -138,7 +138,7 @@ async def test_one_tenants_checks_wait_for_each_other_alone(monkeypatch: pytest.
             assert release.wait(30)
         return true(schema, args)
 
-    monkeypatch.setattr(arguments, "_first_wrong", slow)
+    monkeypatch.setattr(arguments, "_find_first_error", slow)
     attack = [asyncio.create_task(validate_arguments({}, {"slow": n}, "rival")) for n in range(50)]
     try:
         await asyncio.to_thread(inside.wait, 30)

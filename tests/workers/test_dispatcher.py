@@ -21,11 +21,11 @@ class Work:
         self.running = self.most = self.done = self.returned = 0
         self.release = asyncio.Event()
         self.claiming: asyncio.Event | None = None
-        self.fails, self.waiting = 0, False
+        self.fails, self.may_have_pending = 0, False
         # Whether what waits was submitted after the settle that would have told of it.
         self.blind = False
 
-    async def claim(self, slots: int) -> list[Any]:
+    async def claim_executions(self, slots: int) -> list[Any]:
         if self.claiming is not None:
             await self.claiming.wait()
         if self.fails:
@@ -42,11 +42,11 @@ class Work:
         try:
             await self.release.wait()
             self.done += 1
-            self.waiting = self.pending > 0 and not self.blind
+            self.may_have_pending = self.pending > 0 and not self.blind
         finally:
             self.running -= 1
 
-    async def hand_over(self, _: object) -> None:
+    async def hand_over_execution(self, _: object) -> None:
         self.returned += 1
 
 
@@ -69,7 +69,7 @@ async def _until(true: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_looking(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(code_runner, "LOOK", 3600.0)
+    monkeypatch.setattr(code_runner, "CLAIM_POLL_SECONDS", 3600.0)
 
 
 async def test_a_ring_wakes_it_and_nothing_else_does() -> None:
@@ -116,7 +116,7 @@ async def test_a_ring_while_every_slot_is_taken_is_not_forgotten() -> None:
 
 
 async def test_a_missed_ring_is_found_by_looking(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(code_runner, "LOOK", 0.05)
+    monkeypatch.setattr(code_runner, "CLAIM_POLL_SECONDS", 0.05)
     work, rung = Work(), asyncio.Event()
     async with dispatching(work, 2, rung):
         work.pending = 1

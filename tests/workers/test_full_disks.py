@@ -11,14 +11,13 @@ import pytest
 import structlog
 
 from domain.shared.errors import DomainError
-from infra import disks, outage_log, r2
+from infra import disks, outage_log, polling, r2
+from infra.polling import retry_through_outage
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
 from scripts.up import System
 from tests.support.clients import Tenant
 from tests.support.isolated_database import NOW, apart
-from workers import leases
-from workers.leases import retry_through_outage
 
 WRITTEN = ("executions", "workers", "agents", "agent_versions", "evaluations", "execution_events", "api_keys")
 
@@ -214,9 +213,9 @@ async def test_a_full_disk_of_a_worker_is_waited_out(number: int, monkeypatch) -
 
     monkeypatch.setattr(outage_log, "_told_at", {})
     with structlog.testing.capture_logs() as logs:
-        monkeypatch.setattr(leases, "_log", structlog.get_logger())
+        monkeypatch.setattr(polling, "_log", structlog.get_logger())
         assert await retry_through_outage(fetch) == "there"
-    assert [(line["event"], line["code"]) for line in logs] == [("work waits", "storage_full")]
+    assert [(line["event"], line["code"]) for line in logs] == [("work waits for an outage to end", "storage_full")]
     with pytest.raises(OSError, match="denied"):
         await retry_through_outage(_denied)
 

@@ -53,7 +53,7 @@ class Scripted:
     def say(self, *words: str, **more: Any) -> None:
         self.parts = [*map(Text, words), _reply("".join(words), **more)]
 
-    async def stream(
+    async def stream_answer(
         self, name: str, messages: tuple[Message, ...], tools: tuple[ToolSpec, ...], options: Options
     ) -> AsyncGenerator[Part, None]:
         self.asked.append((name, messages, tools, options))
@@ -667,7 +667,7 @@ async def test_a_call_is_cancelled_once_however_often_it_is_given_up() -> None:
     """It settles what was used while the client is gone, and then the run as well."""
     settled = asyncio.Event()
 
-    async def stream(*_: Any) -> AsyncGenerator[Part, None]:
+    async def stream_answer(*_: Any) -> AsyncGenerator[Part, None]:
         try:
             yield Text("a")
             await asyncio.sleep(30)
@@ -676,7 +676,7 @@ async def test_a_call_is_cancelled_once_however_often_it_is_given_up() -> None:
             settled.set()
 
     calls = Scripted()
-    calls.stream = stream  # type: ignore[method-assign]
+    calls.stream_answer = stream_answer  # type: ignore[method-assign]
     async with _serving(calls) as served:
         asked = await served.ask(stream=True)
         await anext(asked)
@@ -686,7 +686,7 @@ async def test_a_call_is_cancelled_once_however_often_it_is_given_up() -> None:
 
 
 async def test_a_client_that_does_not_read_stops_the_model(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway, "WRITE_SECONDS", 0.5)
+    monkeypatch.setattr(gateway, "WRITE_TIMEOUT_SECONDS", 0.5)
     served.calls.endless = True
     with socket.create_connection(("127.0.0.1", served.port)) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -745,8 +745,8 @@ async def test_requests_and_connections_are_bounded_and_none_is_lost(served: Ser
 
 
 async def test_slow_heads_and_bodies_are_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway, "HEAD_SECONDS", 0.3)
-    monkeypatch.setattr(gateway, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(gateway, "HEAD_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(gateway, "BODY_TIMEOUT_SECONDS", 0.3)
     async with _serving(Scripted()) as served:
         for begun in (b"", b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"):
             reader, writer = await served.raw()

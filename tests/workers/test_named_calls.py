@@ -19,10 +19,10 @@ class Calls:
         self.asked: list[tuple[Message, ...]] = []
         self.answers: list[Message] = []
 
-    async def target(self, name: str) -> Any:
+    async def resolve_target(self, name: str) -> Any:
         return name
 
-    async def stream(
+    async def stream_answer(
         self, target: Any, messages: tuple[Message, ...], tools: Any, options: Any
     ) -> AsyncGenerator[Part, None]:
         self.asked.append(messages)
@@ -93,7 +93,7 @@ async def test_texts_are_not_kept_with_it() -> None:
 
 
 async def test_many_little_ones_are_too_much_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(named_models, "MAX_KEPT_BYTES", 10 * named_models.ENTRY_OVERHEAD_BYTES)
+    monkeypatch.setattr(named_models, "MAX_PROVIDER_PARTS_BYTES", 10 * named_models.ENTRY_OVERHEAD_BYTES)
     inner = Calls()
     calls = NamedModelCalls(inner)  # type: ignore[arg-type]
     many = [answer(f"c{number}") for number in range(20)]

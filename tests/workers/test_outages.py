@@ -15,14 +15,14 @@ from domain import executions
 from domain.executions import Ended, Execution, Start
 from domain.ports import Outcome, Tx
 from domain.shared.errors import DATABASE_OUTAGES, DomainError
+from infra import polling
+from infra.polling import retry_through_outage
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
 from scripts.up import System
 from tests.support.clients import Tenant
 from tests.support.isolated_database import NOW, Apart, apart
 from tests.workers.test_lifecycle import Silent
-from workers import leases
-from workers.leases import retry_through_outage
 from workers.upkeep import Upkeep
 
 LEASE, ROUND = timedelta(seconds=15), timedelta(seconds=2)
@@ -190,7 +190,7 @@ async def test_a_result_in_hand_waits_for_the_database_for_as_long_as_it_takes(m
         nonlocal slept
         slept += seconds
 
-    monkeypatch.setattr(leases.asyncio, "sleep", sleep)
+    monkeypatch.setattr(polling.asyncio, "sleep", sleep)
     for code in (*OUTAGES, "storage_unavailable"):
 
         async def call(code: str = code, began: float = slept) -> str:

@@ -63,7 +63,7 @@ async def test_of_a_round_only_what_was_deleted_goes_also_if_deleting_fails_at_f
 
     assert (await acme.http.delete(f"/artifacts/{dropped}")).status_code == 204
     from domain.artifacts.service import Waiting
-    from workers.leases import retry_through_outage
+    from infra.polling import retry_through_outage
 
     storer = BodyUploader(parts.store, Away())  # type: ignore[arg-type]
     round_ = [Waiting(id=one, key=key, packed=b"") for one, key in keys.items()]

@@ -203,7 +203,7 @@ def _negate_check(check: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _check_pattern(_: Any, pattern: Any, instance: Any, __: Any) -> Iterator[ValidationError]:
-    if isinstance(instance, str) and _thread_state.work.matches(pattern, instance) is False:
+    if isinstance(instance, str) and _thread_state.work.match_pattern(pattern, instance) is False:
         yield ValidationError(f"{instance[:200]!r} does not match {pattern!r}")
 
 
@@ -211,7 +211,7 @@ def _check_pattern_properties(validator: Any, patterns: Any, instance: Any, _: A
     if isinstance(instance, dict):
         for pattern, schema in patterns.items():
             for name, value in instance.items():
-                if _thread_state.work.matches(pattern, name):
+                if _thread_state.work.match_pattern(pattern, name):
                     yield from validator.descend(value, schema, path=name, schema_path=pattern)
 
 
@@ -220,7 +220,7 @@ def _check_additional_properties(validator: Any, others: Any, instance: Any, sch
         return
     extra = [name for name in instance if name not in schema.get("properties", {})]
     for pattern in schema.get("patternProperties", {}):
-        extra = [name for name in extra if _thread_state.work.matches(pattern, name) is False]
+        extra = [name for name in extra if _thread_state.work.match_pattern(pattern, name) is False]
     if isinstance(others, dict):
         for name in extra:
             yield from validator.descend(instance[name], others, path=name)

@@ -33,12 +33,12 @@ from domain.llms.messages import (
 from domain.ports import Clock, Outcome, Store, Tx
 from domain.shared.errors import DomainError
 from domain.shared.leases import HandOver
+from infra.polling import retry_through_outage
 from workers.agent.delegation import DELEGATE_TOOL, DelegateArguments, describe_delegate_tool, find_teammate
 from workers.agent.json_answers import parse_json_answer
 from workers.agent.messages import limit_result, render_arguments, render_tool_result, render_transcript
 from workers.agent.tools import MAX_SHOWN_CHARACTERS, BoundTool, Toolbox, ToolResult
 from workers.event_writer import EventWriter
-from workers.leases import retry_through_outage
 from workers.model_calls import ModelCalls
 from workers.usage import clean_text
 
@@ -154,7 +154,8 @@ class AgentLoop:
             messages += [
                 render_tool_result(call, answer) for call, answer in zip(message.tool_calls, answers, strict=True)
             ]
-        told = f"The model called tools {agent.max_steps or DEFAULT_MAX_STEPS} times without coming to an answer (max_steps)."
+        count = agent.max_steps or DEFAULT_MAX_STEPS
+        told = f"The model called tools {count} times without coming to an answer (max_steps)."
         raise AgentFailed("too_many_steps", told)
 
     def _hand_over(self) -> None:

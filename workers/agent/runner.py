@@ -15,12 +15,13 @@ from domain.llms.messages import ToolFailed
 from domain.ports import Clock, Llm, Outcome, Prices
 from domain.shared.leases import HandOver, LostLease
 from domain.shared.placeholders import worded
+from infra.polling import retry_through_outage
 from workers.agent.loop import AgentLoop
 from workers.agent.tools import Toolbox, ToolDependencies
 from workers.agent.workspaces import RunWorkspace
 from workers.event_writer import EventWriter
 from workers.lane_runner import LaneRunner
-from workers.leases import LeaseKeeper, retry_through_outage
+from workers.leases import LeaseKeeper
 from workers.lifecycle import Drain
 from workers.model_calls import ModelCalls
 

@@ -25,13 +25,13 @@ from domain.tools import ServerTool, Tool
 from domain.workspaces import checked
 from infra.credentials import Keyring
 from infra.http import Outbound
+from infra.polling import retry_through_outage
 from infra.sandbox import toolkit
 from infra.tools.custom import call_custom
 from infra.tools.http_request import http_request
 from workers.agent.arguments import read_arguments
 from workers.agent.arguments import validate_arguments as arguments_fit
 from workers.agent.workspaces import CommitFiles, RunWorkspace
-from workers.leases import retry_through_outage
 
 _log = structlog.get_logger("paddock.tools")
 

@@ -10,7 +10,7 @@ from domain.llms.messages import ToolFailed
 from domain.ports import Blobs, Store, Tx
 from domain.shared.errors import DomainError, not_found
 from domain.workspaces import File, checked, key_of
-from workers.leases import retry_through_outage
+from infra.polling import retry_through_outage
 
 # What goes into a sandbox together, in bytes.
 MAX_SANDBOX_FILE_BYTES: Final = 8 * 1024 * 1024

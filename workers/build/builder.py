@@ -18,8 +18,9 @@ from domain.shared.errors import DATABASE_OUTAGES, DomainError
 from infra.build_cache.bundles import LIMITS, Bundles
 from infra.build_cache.environments import Environments, folder_size
 from infra.build_cache.folders import disk_usage
+from infra.polling import retry_through_outage
 from infra.sandbox.guest_protocol import CHECK_SECONDS
-from workers.leases import LeaseKeeper, claim_or_release, retry_through_outage
+from workers.leases import LeaseKeeper, claim_or_release
 from workers.lifecycle import Drain
 from workers.run.output import OutputText
 

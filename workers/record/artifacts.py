@@ -13,7 +13,7 @@ from domain.artifacts.service import Ended, Stored, Waiting
 from domain.ports import Blobs, Store
 from domain.shared.errors import DATABASE_OUTAGES, DomainError
 from infra.compression import once, pack
-from workers.leases import retry_through_outage
+from infra.polling import retry_through_outage
 
 # How long a round may take to write bodies; see `infra.postgres.artifacts.AGAIN`, which has to be longer.
 MAX_UPLOAD_TIME: Final = timedelta(seconds=60)

@@ -11,7 +11,7 @@ from domain import evaluations
 from domain.evaluations import Claimed
 from domain.evaluations.scoring import Scores, Sent, Similarity, scores
 from domain.ports import Store
-from workers.leases import retry_through_outage
+from infra.polling import retry_through_outage
 
 # Long enough for megabytes of text; a killed worker's evaluations wait it out.
 SCORING_LEASE: Final = timedelta(minutes=2)

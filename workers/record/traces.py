@@ -12,7 +12,7 @@ from domain.shared.errors import DomainError
 from domain.shared.status import TERMINAL
 from domain.traces import Due, Sources
 from infra.otlp import Away, Collector, Refused, packed, pause
-from workers.leases import retry_through_outage
+from infra.polling import retry_through_outage
 
 MAX_EXPORT_BATCH: Final = 32
 MAX_CONCURRENT_EXPORTS: Final = 4

@@ -17,8 +17,9 @@ from domain.ports import Clock, Outcome, Sandbox, Store
 from domain.shared.errors import DomainError, not_found
 from infra.build_cache.bundles import Bundles
 from infra.outage_log import tell_outage
+from infra.polling import retry_through_outage
 from workers.lane_runner import LaneRunner
-from workers.leases import LeaseKeeper, claim_or_release, retry_through_outage
+from workers.leases import LeaseKeeper, claim_or_release
 from workers.lifecycle import Drain
 from workers.run.gateway import GatewayCalls, serve_gateway
 from workers.run.output import OutputLog

@@ -221,7 +221,8 @@ class OutputLog:
                 self._keep_pieces(stream, piece)
         self._lines = {stream: OutputLine(stream) for stream in self._lines}
         if self._dropped:
-            told = f"Only the first {MAX_LOG_BYTES} bytes and {MAX_LOG_LINES} lines of output are kept; {self._dropped} more bytes came."
+            told = f"Only the first {MAX_LOG_BYTES} bytes and {MAX_LOG_LINES} lines of output are kept; "
+            told += f"{self._dropped} more bytes came."
             self._pending.append(logged("WARNING", told, self._clock(), "paddock"))
             self._dropped = 0
         rest, self._pending = self._pending, []
