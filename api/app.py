@@ -74,7 +74,7 @@ from domain.artifacts import service as artifact_service
 from domain.ports import Clock
 from domain.shared.errors import DomainError
 from domain.shared.jobs import LANES
-from infra.embedded.children import bound_to_parent
+from infra.embedded.children import create_parent_bond
 from infra.settings import Settings, parse_networks, read
 from infra.telemetry import Metrics, clear_shared_metrics, open_telemetry, share_metrics
 from infra.version import VERSION
@@ -295,7 +295,7 @@ def serve(settings: Settings, shares_port: bool = False) -> None:
 def create_worker() -> ASGIApp:
     """Create the app of one of several processes of `paddock api`, from the environment."""
     # The parent may be killed; this process then ends too.
-    bound_to_parent(signal.SIGTERM)()
+    create_parent_bond(signal.SIGTERM)()
     settings = read()
     open_telemetry(settings, "api")
     share_metrics(settings.metrics_dir)

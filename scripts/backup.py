@@ -15,7 +15,7 @@ import msgspec
 
 from domain.ports import Blob
 from domain.shared.errors import DomainError
-from infra.embedded.children import PartFailed
+from infra.embedded.children import EmbeddedServiceError
 from infra.embedded.dumps import dump_database, load_database
 from infra.postgres.objects import pointed_to
 from infra.r2 import S3Blobs
@@ -78,7 +78,7 @@ async def back_up(folder: Path, data: Path) -> int:
         about = About(format=_FORMAT, version=VERSION, began_at=began, objects=len(kept), bytes=size)
         (fresh / "backup.json").write_bytes(msgspec.json.format(msgspec.json.encode(about)))
         fresh.rename(folder)
-    except (BadBackup, PartFailed, BadSettings, DomainError, OSError) as error:
+    except (BadBackup, EmbeddedServiceError, BadSettings, DomainError, OSError) as error:
         shutil.rmtree(fresh, ignore_errors=True)
         print(f"paddock: {getattr(error, 'detail', error)}", file=sys.stderr)
         return 1
@@ -108,7 +108,7 @@ async def restore(folder: Path, data: Path) -> int:
                 there = kept.keys() - broken
                 missing = [key async for key in pointed_to(owner_url) if key not in there]
         (data / RESTORING).unlink()
-    except (BadBackup, PartFailed, BadSettings, DomainError, OSError, msgspec.MsgspecError) as error:
+    except (BadBackup, EmbeddedServiceError, BadSettings, DomainError, OSError, msgspec.MsgspecError) as error:
         print(f"paddock: {getattr(error, 'detail', error)}", file=sys.stderr)
         return 1
     began_at = f"{about.began_at:%Y-%m-%d %H:%M:%S} UTC"
@@ -139,7 +139,7 @@ async def _reached(data: Path) -> AsyncIterator[tuple[Settings, str]]:
     async with contextlib.AsyncExitStack() as stack:
         try:
             stack.enter_context(locked(data))
-        except PartFailed:
+        except EmbeddedServiceError:
             reached = _running(data, known)
         else:
             reached = await stack.enter_async_context(_started(data, known))

@@ -90,14 +90,16 @@ def _admin_key(asked: argparse.Namespace) -> None:
 
 
 def _model(asked: argparse.Namespace) -> None:
-    from infra.embedded.children import PartFailed
-    from infra.embedded.model import KEY, serve
+    from infra.embedded.children import EmbeddedServiceError
+    from infra.embedded.model import MODEL_KEY_VARIABLE, serve_model
 
-    if not (key := os.environ.get(KEY, "")):
-        sys.exit(f"paddock: {KEY} is not set; whoever calls the model must know it. For example: openssl rand -hex 32")
+    if not (key := os.environ.get(MODEL_KEY_VARIABLE, "")):
+        sys.exit(
+            f"paddock: {MODEL_KEY_VARIABLE} is not set; whoever calls the model must know it. For example: openssl rand -hex 32"  # noqa: E501
+        )
     try:
-        serve(asked.host, asked.port, key, lambda url: print(f"serving at {url}", flush=True))
-    except PartFailed as error:
+        serve_model(asked.host, asked.port, key, lambda url: print(f"serving at {url}", flush=True))
+    except EmbeddedServiceError as error:
         sys.exit(f"paddock: {error}")
 
 

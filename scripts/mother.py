@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 
-from infra.embedded.children import bound_to_parent
+from infra.embedded.children import create_parent_bond
 
-bound_to_parent(signal.SIGKILL)()
+create_parent_bond(signal.SIGKILL)()
 if os.getppid() == 1:
     sys.exit("paddock: the parent is gone already")

@@ -16,7 +16,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Final
 
-from infra.embedded.children import bound_to_parent
+from infra.embedded.children import create_parent_bond
 
 RESTART: Final = 0.5
 # Seconds beyond its own draining that a process has to end.
@@ -34,7 +34,7 @@ def preload() -> None:
 def _be(role: str, environment: dict[str, str], output: Connection) -> None:
     """What a fresh child does: it becomes `role`, and dies with whoever asked for it."""
     # The mother ends when the one that started her does, and the child ends with its mother.
-    bound_to_parent(signal.SIGKILL)()
+    create_parent_bond(signal.SIGKILL)()
     os.setsid()
     ctypes.CDLL(None).prctl(_PR_SET_NAME, f"paddock-{role}"[:15].encode())
     os.dup2(output.fileno(), 1)

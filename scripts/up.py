@@ -16,8 +16,8 @@ from typing import Any, Final
 import httpx
 import msgspec
 
-from infra.embedded.children import PartFailed
-from infra.embedded.model import Door
+from infra.embedded.children import EmbeddedServiceError
+from infra.embedded.model import ModelBroker
 from infra.embedded.postgres import EmbeddedPostgres
 from infra.embedded.seaweedfs import ACCESS_KEY, EmbeddedSeaweed
 from infra.embedded.valkey import EmbeddedValkey
@@ -73,19 +73,19 @@ def save(file: Path, what: Secrets | Running) -> None:
 
 @contextlib.contextmanager
 def locked(data: Path) -> Iterator[None]:
-    """Keep every other process away from an installation. Errors: `PartFailed` when one is there."""
+    """Keep every other process away from an installation. Errors: `EmbeddedServiceError` when one is there."""
     with (data / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise PartFailed(f"another `paddock up` runs on {data}.") from None
+            raise EmbeddedServiceError(f"another `paddock up` runs on {data}.") from None
         yield
 
 
 def refuse_half_restored(data: Path) -> None:
-    """Errors: `PartFailed` where a restore was not finished."""
+    """Errors: `EmbeddedServiceError` where a restore was not finished."""
     if (data / RESTORING).exists():
-        raise PartFailed(f"a restore to {data} was not finished; remove the folder and restore again.")
+        raise EmbeddedServiceError(f"a restore to {data} was not finished; remove the folder and restore again.")
 
 
 @contextlib.asynccontextmanager
@@ -125,12 +125,12 @@ class System:
         self.environment: dict[str, str] = {}
         self.admin_key = ""
         self.parts: Parts = (None, None, None)
-        self.door: Door
+        self.model_broker: ModelBroker
         self._tasks: list[asyncio.Task[None]] = []
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["System"]:
-        """Everything started and ready. Errors: `PartFailed`, `BadSettings`."""
+        """Everything started and ready. Errors: `EmbeddedServiceError`, `BadSettings`."""
         preload()
         self.data.mkdir(parents=True, exist_ok=True)
         os.chmod(self.data, 0o700)
@@ -140,10 +140,12 @@ class System:
             known = load_secrets(self.data)
             async with embedded(self.data, known) as (parts, env):
                 self.parts = parts
-                with contextlib.closing(Door(self.data / "model")) as self.door:
-                    self.environment = self._environment(env | {"PADDOCK_LOCAL_MODEL_DOOR": self.door.address}, known)
+                with contextlib.closing(ModelBroker(self.data / "model")) as self.model_broker:
+                    self.environment = self._environment(
+                        env | {"PADDOCK_LOCAL_MODEL_DOOR": self.model_broker.address}, known
+                    )
                     self.settings = read(self.environment)
-                    async with self.door.open(self.settings.local_model_idle, self.say):
+                    async with self.model_broker.accept_workers(self.settings.local_model_idle, self.say):
                         try:
                             await self._start(known)
                             yield self
@@ -191,12 +193,12 @@ class System:
         )
 
     async def _once(self, role: str, **environment: str) -> str:
-        """Run a role to its end. Returns what it printed. Errors: `PartFailed` with that."""
+        """Run a role to its end. Returns what it printed. Errors: `EmbeddedServiceError` with that."""
         printed: list[bytes] = []
         status = await Process(role, role, {**self.environment, **environment}, printed.append).run()
         text = b"".join(printed).decode(errors="replace")
         if status != 0:
-            raise PartFailed(f"{role} ended with status {status}.\n{text}")
+            raise EmbeddedServiceError(f"{role} ended with status {status}.\n{text}")
         return text
 
     def _begin(self) -> None:
@@ -242,10 +244,10 @@ class System:
         pause, told = LOOK, -EVERY
         while True:
             await asyncio.sleep(pause)
-            if part.part is None or part.part.alive():
+            if part.child is None or part.child.is_alive():
                 pause = LOOK
                 continue
-            ended, failed = part.part, ""
+            ended, failed = part.child, ""
             pause = min(2 * pause, LONGEST)
             try:
                 await part.start()
@@ -266,7 +268,7 @@ class System:
                     if health["status"] == "healthy" or not any(lane in workers for lane in lanes | {"database"}):
                         return
                 await asyncio.sleep(0.05)
-        raise PartFailed("the API and the workers did not become ready; see the log above.")
+        raise EmbeddedServiceError("the API and the workers did not become ready; see the log above.")
 
 
 def _last_line(error: Exception) -> str:
@@ -281,7 +283,9 @@ def _check_port(port: int, setting: str = "--port") -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise PartFailed(f"port {port} cannot be used ({error.strerror}); choose another with {setting}.") from None
+            raise EmbeddedServiceError(
+                f"port {port} cannot be used ({error.strerror}); choose another with {setting}."
+            ) from None
 
 
 def _table(system: System, health: dict[str, object]) -> str:
@@ -342,7 +346,7 @@ async def up(data: Path, port: int, workers: int, once: bool, demo: Demo | None 
                 print("\nServing until Ctrl-C.", flush=True)
                 await told.wait()
             return 0 if worked else 1
-    except (PartFailed, BadSettings) as error:
+    except (EmbeddedServiceError, BadSettings) as error:
         print(f"paddock: {error}", file=sys.stderr)
         return 1
     except asyncio.CancelledError:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from domain.shared.jobs import LANES
-from infra.embedded.children import free_ports
+from infra.embedded.children import find_free_ports
 from infra.wiring import Parts, wire
 from scripts.up import System
 from tests.support.clients import Tenant, found_tenant, tenant
@@ -36,7 +36,7 @@ async def running(**environment: str) -> AsyncIterator[System]:
     try:
         with tempfile.TemporaryDirectory(prefix="paddock-test-") as folder:
             lines: list[str] = []
-            system = System(Path(folder) / "data", free_ports(1)[0], 1, lines.append)
+            system = System(Path(folder) / "data", find_free_ports(1)[0], 1, lines.append)
             system.lines = lines  # type: ignore[attr-defined]
             async with system.running():
                 yield system

@@ -30,9 +30,9 @@ async def clean_cache(cache: FolderCache, store: Store, unused_seconds: float) -
         claimed = await tx.queues.known_environments(environments) if environments else set()
     gone = [name for name in versions if name not in known]
     unclaimed = [name for name in environments if name not in claimed]
-    removed += await asyncio.to_thread(cache.remove_all, "bundles", gone, now)
-    removed += await asyncio.to_thread(cache.remove_all, "environments", unclaimed, now - UNCLAIMED_SECONDS)
-    removed += await asyncio.to_thread(cache.make_room)
+    removed += await asyncio.to_thread(cache.remove_folders, "bundles", gone, now)
+    removed += await asyncio.to_thread(cache.remove_folders, "environments", unclaimed, now - UNCLAIMED_SECONDS)
+    removed += await asyncio.to_thread(cache.evict_excess)
     if removed:
         _log.info("removed from the cache", folders=removed)
     return gone

@@ -20,8 +20,8 @@ from domain.queues import WorkerInfo
 from domain.shared.errors import DomainError
 from domain.shared.jobs import Lane
 from infra import notifications
-from infra.build_cache.bundles import Bundles
-from infra.build_cache.environments import Environments
+from infra.build_cache.bundles import BundleCache
+from infra.build_cache.environments import EnvironmentCache
 from infra.build_cache.folders import FolderCache
 from infra.disks import full_disk, is_full
 from infra.embeddings import WordLlamaSimilarity
@@ -31,9 +31,9 @@ from infra.llm.local import LocalModel
 from infra.notifications import BellWorker, arq_client
 from infra.otlp import Collector
 from infra.outage_log import tell_outage
-from infra.sandbox.backend import Counts
+from infra.sandbox.backend import SlotCounts
 from infra.sandbox.bubblewrap import BubblewrapSandbox
-from infra.sandbox.warm import sandbox_for_runs
+from infra.sandbox.warm import open_run_sandbox
 from infra.settings import Settings, pairs, worker_id
 from infra.telemetry import open_telemetry
 from infra.wiring import Parts, wire
@@ -83,7 +83,7 @@ async def _serve(process: str, settings: Settings, once_idle: float | None) -> N
 
 async def serve_runs(settings: Settings, drain: Drain) -> None:
     """Run executions until draining ends them."""
-    sandbox = await sandbox_for_runs(settings.sandbox, settings.bwrap or None, settings.warm_memory_mb)
+    sandbox = await open_run_sandbox(settings.sandbox, settings.bwrap or None, settings.warm_memory_mb)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(sandbox.close)
         hands = await stack.enter_async_context(_hands(settings, drain, "run", settings.run_slots, sandbox))
@@ -114,7 +114,7 @@ async def serve_llms(settings: Settings, drain: Drain) -> None:
         runner = AgentRunner(hands.name, phone, scribe, hands.holder, parts.clock, share, drain)
         dispatcher = Claimer(runner, settings.llm_slots, parts.bell.rung("llm"), drain)
         work = run_with_background(dispatcher.run(), scribe.run())
-        await hands.serve(work, lambda: Counts(warm=0, blank=0, making=0, busy=0))
+        await hands.serve(work, lambda: SlotCounts(warm=0, blank=0, making=0, busy=0))
 
 
 @contextlib.asynccontextmanager
@@ -174,7 +174,7 @@ async def serve_builds(settings: Settings, drain: Drain) -> None:
                 return drain.has_begun()
 
             worker = notifications.worker(jobs, parts.bell, "build", settings.build_slots, builder, ends)
-            await hands.serve(_work_off(worker), lambda: Counts(warm=0, blank=0, making=0, busy=0))
+            await hands.serve(_work_off(worker), lambda: SlotCounts(warm=0, blank=0, making=0, busy=0))
         finally:
             await jobs.aclose()
 
@@ -187,8 +187,8 @@ class LaneResources:
     ) -> None:
         self.name, self.parts, self._drain = worker_id(lane), parts, drain
         self.cache = FolderCache(settings.cache, settings.cache_max_bytes)
-        self.environments = Environments(self.cache, parts.blobs, sandbox)
-        self.bundles = Bundles(self.cache, parts.blobs, sandbox, self.environments)
+        self.environments = EnvironmentCache(self.cache, parts.blobs, sandbox)
+        self.bundles = BundleCache(self.cache, parts.blobs, sandbox, self.environments)
         self.holder = LeaseKeeper(
             leases, parts.bell, parts.clock, lane, timedelta(seconds=settings.lease_seconds), drain
         )
@@ -196,7 +196,7 @@ class LaneResources:
         self._problem: str | None = None
         self.health = WorkerHealth(self.name, lane, parts, drain, lambda: self._problem)
 
-    async def serve(self, work: Coroutine[Any, Any, None], counts: Callable[[], Counts]) -> None:
+    async def serve(self, work: Coroutine[Any, Any, None], counts: Callable[[], SlotCounts]) -> None:
         """Work to the end, extending leases and giving signs of life."""
         _show(self._drain, self._info, lambda: self.holder.lease_count)
         _show_sandboxes(self._drain, counts)
@@ -208,12 +208,12 @@ class LaneResources:
         while True:
             try:
                 removed = await clean_cache(self.cache, self.parts.store, self._settings.cache_days * 86400)
-                self.bundles.forget(removed)
+                self.bundles.forget_versions(removed)
             except (DomainError, OSError) as error:
                 _log.warning("cannot tidy the cache", error=str(error))
             await asyncio.sleep(CACHE_CLEANUP_SECONDS)
 
-    async def _beat(self, counts: Callable[[], Counts]) -> None:
+    async def _beat(self, counts: Callable[[], SlotCounts]) -> None:
         """Say every few seconds how busy this process is, and whether it can isolate code."""
         while True:
             status = await self._sandbox.status()
@@ -310,14 +310,14 @@ def _show(drain: Drain, info: WorkerInfo, busy: Callable[[], int]) -> None:
     metrics.add_gauge("paddock_worker_draining", "1 once it is about to end.", lambda: float(drain.has_begun()))
 
 
-def _show_sandboxes(drain: Drain, counts: Callable[[], Counts]) -> None:
+def _show_sandboxes(drain: Drain, counts: Callable[[], SlotCounts]) -> None:
     """Export the sandboxes of this process."""
 
     def show(state: str) -> None:
         told = "Sandboxes of this process, by state."
         drain.metrics.add_gauge("paddock_worker_sandboxes", told, lambda: getattr(counts(), state), state=state)
 
-    for state in Counts.__struct_fields__:
+    for state in SlotCounts.__struct_fields__:
         show(state)
 
 

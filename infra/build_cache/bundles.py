@@ -9,40 +9,40 @@ from typing import Final
 from domain.builds import Version
 from domain.builds.manifest import memory_of
 from domain.ports import ArchiveLimits, Blobs, Program, Sandbox
-from infra.build_cache.environments import Environments, fetch_folder, pack, place
+from infra.build_cache.environments import EnvironmentCache, fetch_folder, pack_folder, place_folder
 from infra.build_cache.folders import FolderCache
 
 # Twice an upload's: bytecode lies beside the sources.
-LIMITS: Final = ArchiveLimits(entries=40_000, depth=40, file=256 << 20, total=1 << 30)
+BUNDLE_LIMITS: Final = ArchiveLimits(entries=40_000, depth=40, file=256 << 20, total=1 << 30)
 
 
-class Bundles:
+class BundleCache:
     """The versions of this machine, in the cache."""
 
-    def __init__(self, cache: FolderCache, blobs: Blobs, sandbox: Sandbox, environments: Environments) -> None:
+    def __init__(self, cache: FolderCache, blobs: Blobs, sandbox: Sandbox, environments: EnvironmentCache) -> None:
         self._cache = cache
         self._blobs = blobs
         self._sandbox = sandbox
         self._environments = environments
         self._locks: dict[str, asyncio.Lock] = {}
-        self._at_hand: set[str] = set()
+        self._local_version_ids: set[str] = set()
 
     @property
-    def at_hand(self) -> frozenset[str]:
+    def local_version_ids(self) -> frozenset[str]:
         """The versions that were run here and can be run again without fetching anything."""
-        return frozenset(self._at_hand)
+        return frozenset(self._local_version_ids)
 
-    def scratch(self) -> AbstractAsyncContextManager[Path]:
+    def open_scratch(self) -> AbstractAsyncContextManager[Path]:
         """An empty folder on the same file system as the bundles, gone in the end."""
-        return self._cache.scratch("bundles")
+        return self._cache.open_scratch("bundles")
 
-    async def store(self, version: Version, folder: Path, key: str, scratch: Path) -> None:
+    async def store_bundle(self, version: Version, folder: Path, key: str, scratch: Path) -> None:
         """Keep a built folder here and in object storage under `key`. The folder is moved."""
         archive = scratch / "bundle.tar.gz"
-        await asyncio.to_thread(pack, folder, archive)
+        await asyncio.to_thread(pack_folder, folder, archive)
         await self._blobs.put_file(key, archive)
-        place(folder, self._cache.path("bundles", version.id))
-        await asyncio.to_thread(self._cache.make_room)
+        place_folder(folder, self._cache.get_path("bundles", version.id))
+        await asyncio.to_thread(self._cache.evict_excess)
 
     @asynccontextmanager
     async def open_program(self, version: Version, timeout: float) -> AsyncIterator[Program]:
@@ -53,16 +53,16 @@ class Bundles:
         with ExitStack() as held:
             environment = None
             async with self._locks.setdefault(version.id, asyncio.Lock()):
-                code = held.enter_context(self._cache.hold("bundles", version.id))
+                code = held.enter_context(self._cache.lock_folder("bundles", version.id))
                 if version.environment:
-                    environment = held.enter_context(self._environments.hold(version.environment))
+                    environment = held.enter_context(self._environments.lock_environment(version.environment))
                 if not code.is_dir():
                     place_of = ("bundles", version.id)
                     key = version.bundle_path or ""
-                    await fetch_folder(self._cache, self._blobs, self._sandbox, key, place_of, LIMITS)
+                    await fetch_folder(self._cache, self._blobs, self._sandbox, key, place_of, BUNDLE_LIMITS)
                 if version.environment:
-                    await self._environments.fetch(version.environment)
-            self._at_hand.add(version.id)
+                    await self._environments.fetch_environment(version.environment)
+            self._local_version_ids.add(version.id)
             yield Program(
                 code=code,
                 environment=environment,
@@ -72,6 +72,6 @@ class Bundles:
                 gateway=bool(version.models),
             )
 
-    def forget(self, version_ids: list[str]) -> None:
+    def forget_versions(self, version_ids: list[str]) -> None:
         """These are not at hand any more."""
-        self._at_hand.difference_update(version_ids)
+        self._local_version_ids.difference_update(version_ids)

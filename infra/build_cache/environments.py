@@ -22,23 +22,23 @@ import structlog
 from domain.builds.manifest import BadArchive, Requirements
 from domain.ports import ArchiveLimits, Blobs, Sandbox
 from domain.shared.errors import DomainError
-from infra.build_cache.folders import DOWNLOADS, FolderCache
+from infra.build_cache.folders import DOWNLOADS_FOLDER, FolderCache
 
-INSTALL_SECONDS: Final = 600
+INSTALL_TIMEOUT_SECONDS: Final = 600
 # As much of what the installer says as a build log takes at a time, in characters.
-MAX_SAID: Final = 4000
+MAX_LOG_CHARS: Final = 4000
 # Adds lines to a build log.
-Say = Callable[[str], Awaitable[None]]
-MAX_BYTES: Final = 4 << 30
-LIMITS: Final = ArchiveLimits(entries=200_000, depth=64, file=2 << 30, total=MAX_BYTES)
-_PASSED_ON: Final = re.compile(
+AppendLog = Callable[[str], Awaitable[None]]
+MAX_ENVIRONMENT_BYTES: Final = 4 << 30
+ENVIRONMENT_LIMITS: Final = ArchiveLimits(entries=200_000, depth=64, file=2 << 30, total=MAX_ENVIRONMENT_BYTES)
+_INHERITED_VARIABLES: Final = re.compile(
     r"UV_.*|PIP_.*|SSL_CERT_(FILE|DIR)|(HTTPS?|ALL|NO)_PROXY|HOME|XDG_CONFIG_.*", re.IGNORECASE
 )
 
 _log = structlog.get_logger("paddock.environments")
 
 
-class Environments:
+class EnvironmentCache:
     """The environments of this machine, in the cache, and those of all machines in object storage.
 
     Whoever has one installed or fetched holds it (`hold`) from before until it is not needed any more.
@@ -49,69 +49,74 @@ class Environments:
         self._blobs = blobs
         self._sandbox = sandbox
         self._locks: dict[str, asyncio.Lock] = {}
-        self._index: dict[str, str] | None = None
+        self._pip_variables: dict[str, str] | None = None
 
-    def path(self, environment: str) -> Path:
+    def get_path(self, environment: str) -> Path:
         """Where an environment lies once it is here."""
-        return self._cache.path("environments", environment)
+        return self._cache.get_path("environments", environment)
 
-    def hold(self, environment: str) -> AbstractContextManager[Path]:
+    def lock_environment(self, environment: str) -> AbstractContextManager[Path]:
         """Keep an environment in the cache while this is entered, be it there already or not."""
-        return self._cache.hold("environments", environment)
+        return self._cache.lock_folder("environments", environment)
 
-    async def measure(self, environment: str) -> int:
+    async def measure_environment(self, environment: str) -> int:
         """Return the bytes that an environment which is here takes on disk."""
-        return await asyncio.to_thread(self._cache.measure, "environments", environment)
+        return await asyncio.to_thread(self._cache.measure_folder, "environments", environment)
 
-    async def install(self, wanted: Requirements, say: Say) -> None:
+    async def install_requirements(self, wanted: Requirements, say: AppendLog) -> None:
         """Make an environment unless it is there, and `say` in the build log what the installer says, as it does.
 
         Errors: `BadArchive` with the installer's reason.
         """
         async with self._locks.setdefault(wanted.environment, asyncio.Lock()):
             try:
-                await self.fetch(wanted.environment)
+                await self.fetch_environment(wanted.environment)
             except DomainError as error:
                 if error.code != "not_found":
                     raise
             else:
                 await say("The environment of these requirements was there already.\n")
                 return
-            await self._make(wanted, say)
+            await self._build_environment(wanted, say)
 
-    async def fetch(self, environment: str) -> None:
+    async def fetch_environment(self, environment: str) -> None:
         """Bring an environment to this machine. Errors: `not_found`, `storage_unavailable`."""
-        if self.path(environment).is_dir():
+        if self.get_path(environment).is_dir():
             return
         await fetch_folder(
-            self._cache, self._blobs, self._sandbox, _key(environment), ("environments", environment), LIMITS
+            self._cache,
+            self._blobs,
+            self._sandbox,
+            _get_object_key(environment),
+            ("environments", environment),
+            ENVIRONMENT_LIMITS,
         )
 
-    async def _make(self, wanted: Requirements, say: Say) -> None:
-        async with self._cache.scratch("environments") as scratch:
+    async def _build_environment(self, wanted: Requirements, say: AppendLog) -> None:
+        async with self._cache.open_scratch("environments") as scratch:
             target = scratch / "environment"
             target.mkdir(mode=0o755)
-            with self._cache.hold("", DOWNLOADS):
-                await self._uv(scratch, target, wanted.text, say)
-            size = await asyncio.to_thread(folder_size, target)
-            if size > MAX_BYTES:
+            with self._cache.lock_folder("", DOWNLOADS_FOLDER):
+                await self._run_uv(scratch, target, wanted.text, say)
+            size = await asyncio.to_thread(count_file_bytes, target)
+            if size > MAX_ENVIRONMENT_BYTES:
                 raise BadArchive(f"requirements.txt: installed, the requirements take {size >> 20} MiB; too much.")
             await self._sandbox.compile(target, "/environment")
             archive = scratch / "environment.tar.gz"
-            await asyncio.to_thread(pack, target, archive)
-            await self._blobs.put_file(_key(wanted.environment), archive)
-            place(target, self.path(wanted.environment))
-        await asyncio.to_thread(self._cache.make_room)
+            await asyncio.to_thread(pack_folder, target, archive)
+            await self._blobs.put_file(_get_object_key(wanted.environment), archive)
+            place_folder(target, self.get_path(wanted.environment))
+        await asyncio.to_thread(self._cache.evict_excess)
 
-    async def _uv(self, scratch: Path, target: Path, text: str, say: Say) -> None:
+    async def _run_uv(self, scratch: Path, target: Path, text: str, say: AppendLog) -> None:
         requirements = scratch / "requirements.txt"
         requirements.write_text(text)
         uv = shutil.which("uv", path=f"{sysconfig.get_path('scripts')}:{os.environ.get('PATH', '')}")
         if uv is None:
             raise BadArchive("requirements.txt: this host has no uv to install requirements with.")
-        environment = {name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)}
-        environment |= {"PATH": "/usr/bin:/bin", "UV_CACHE_DIR": str(self._cache.downloads), "NO_COLOR": "1"}
-        environment |= await self._pip_index(environment)
+        environment = {name: value for name, value in os.environ.items() if _INHERITED_VARIABLES.fullmatch(name)}
+        environment |= {"PATH": "/usr/bin:/bin", "UV_CACHE_DIR": str(self._cache.downloads_path), "NO_COLOR": "1"}
+        environment |= await self._read_pip_index(environment)
         process = await asyncio.create_subprocess_exec(
             *(uv, "pip", "install", "--target", str(target), "--python", sys.executable, "--only-binary", ":all:"),
             *("--link-mode", "copy", "--requirement", str(requirements)),
@@ -123,17 +128,19 @@ class Environments:
         )
         assert process.stdout is not None
         log = _InstallerLog(process.stdout, scratch)
-        reading = asyncio.create_task(log.read())
+        reading = asyncio.create_task(log.read_lines())
         try:
-            async with asyncio.timeout(INSTALL_SECONDS):
+            async with asyncio.timeout(INSTALL_TIMEOUT_SECONDS):
                 while not (await asyncio.wait((reading,), timeout=1.0))[0]:
-                    if await asyncio.to_thread(folder_size, target) > MAX_BYTES:
-                        raise BadArchive(f"requirements.txt: installed, it takes more than {MAX_BYTES >> 20} MiB.")
-                    if lines := log.take():
+                    if await asyncio.to_thread(count_file_bytes, target) > MAX_ENVIRONMENT_BYTES:
+                        raise BadArchive(
+                            f"requirements.txt: installed, it takes more than {MAX_ENVIRONMENT_BYTES >> 20} MiB."
+                        )
+                    if lines := log.take_new_text():
                         await say(lines)
                 await process.wait()
         except TimeoutError:
-            raise BadArchive(f"requirements.txt: installing took longer than {INSTALL_SECONDS} s.") from None
+            raise BadArchive(f"requirements.txt: installing took longer than {INSTALL_TIMEOUT_SECONDS} s.") from None
         finally:
             if process.returncode is None:
                 process.kill()
@@ -141,15 +148,15 @@ class Environments:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
         if process.returncode != 0:
-            shown = log.text()
+            shown = log.get_text()
             reason = explain_missing_wheel(shown)
             raise BadArchive(f"requirements.txt: cannot be installed. {reason}".rstrip() + f"\n{shown}")
-        if lines := log.take():
+        if lines := log.take_new_text():
             await say(lines)
 
-    async def _pip_index(self, environment: dict[str, str]) -> dict[str, str]:
+    async def _read_pip_index(self, environment: dict[str, str]) -> dict[str, str]:
         """What pip is configured with, in uv's words, unless uv itself is configured by its environment."""
-        if self._index is None:
+        if self._pip_variables is None:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "pip", "config", "list"),
                 env={**environment, "PATH": "/usr/bin:/bin"},
@@ -157,11 +164,11 @@ class Environments:
                 stderr=asyncio.subprocess.DEVNULL,
             )
             told, _ = await process.communicate()
-            self._index = uv_index(told.decode(errors="replace"))
-        return {name: value for name, value in self._index.items() if name not in environment}
+            self._pip_variables = uv_variables_from_pip(told.decode(errors="replace"))
+        return {name: value for name, value in self._pip_variables.items() if name not in environment}
 
 
-def uv_index(pip_config: str) -> dict[str, str]:
+def uv_variables_from_pip(pip_config: str) -> dict[str, str]:
     """`pip config list` as variables of uv: the index, further indexes, folders of wheels, the certificates."""
     found: dict[str, str] = {}
     for line in pip_config.splitlines():
@@ -179,7 +186,7 @@ def uv_index(pip_config: str) -> dict[str, str]:
     return made
 
 
-def _key(environment: str) -> str:
+def _get_object_key(environment: str) -> str:
     return f"environments/{environment}.tar.gz"
 
 
@@ -189,25 +196,25 @@ class _InstallerLog:
     def __init__(self, stream: asyncio.StreamReader, scratch: Path) -> None:
         self._stream, self._scratch = stream, str(scratch)
         self._lines: list[str] = []
-        self._taken = 0
+        self._taken_count = 0
 
-    async def read(self) -> None:
+    async def read_lines(self) -> None:
         """Read to the end."""
         while line := await self._stream.readline():
-            shown = self._clean(line.decode(errors="replace"))
+            shown = self._clean_line(line.decode(errors="replace"))
             if shown and not shown.startswith("Using "):
                 self._lines.append(shown)
 
-    def take(self) -> str:
+    def take_new_text(self) -> str:
         """Return the lines that have come since the last call."""
-        fresh, self._taken = self._lines[self._taken :], len(self._lines)
-        return "".join(f"{line}\n" for line in fresh)[-MAX_SAID:]
+        fresh, self._taken_count = self._lines[self._taken_count :], len(self._lines)
+        return "".join(f"{line}\n" for line in fresh)[-MAX_LOG_CHARS:]
 
-    def text(self) -> str:
+    def get_text(self) -> str:
         """Return the last of everything."""
-        return "\n".join(self._lines)[-MAX_SAID:] + "\n"
+        return "\n".join(self._lines)[-MAX_LOG_CHARS:] + "\n"
 
-    def _clean(self, line: str) -> str:
+    def _clean_line(self, line: str) -> str:
         # Indexes may carry passwords in their addresses, and paths of this host are nobody's business.
         line = re.sub(r"(\w+://)[^/\s@]+@", r"\1***@", line.rstrip().replace(self._scratch, ""))
         # A switch that an author of requirements does not have.
@@ -237,7 +244,7 @@ def explain_missing_wheel(said: str) -> str:
     )
 
 
-def folder_size(folder: Path) -> int:
+def count_file_bytes(folder: Path) -> int:
     """Bytes of all files beneath a folder."""
     total = 0
     for here, _, names in os.walk(folder):
@@ -247,7 +254,7 @@ def folder_size(folder: Path) -> int:
     return total
 
 
-def pack(folder: Path, archive: Path) -> None:
+def pack_folder(folder: Path, archive: Path) -> None:
     """Write a `.tar.gz` of the files and folders beneath `folder`, owned by nobody, links left out."""
 
     def plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
@@ -262,7 +269,7 @@ def pack(folder: Path, archive: Path) -> None:
             packed.add(entry, arcname=entry.name, filter=plain)
 
 
-def place(made: Path, path: Path) -> None:
+def place_folder(made: Path, path: Path) -> None:
     """Put a finished folder where it belongs, at once; if another worker was faster, its folder stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -280,12 +287,12 @@ async def fetch_folder(
     It is unpacked inside the fence although this host packed it: object storage is not this host.
     """
     kind, name = place_of
-    async with cache.scratch(kind) as scratch:
+    async with cache.open_scratch(kind) as scratch:
         archive, target = scratch / "archive", scratch / "folder"
         await blobs.fetch(key, archive)
         target.mkdir(mode=0o755)
         unpacked = await sandbox.unpack(archive, target, limits)
         if unpacked.error is not None:
             raise DomainError("storage_unavailable", f"{key} in object storage is damaged: {unpacked.error}")
-        place(target, cache.path(kind, name))
-    await asyncio.to_thread(cache.make_room)
+        place_folder(target, cache.get_path(kind, name))
+    await asyncio.to_thread(cache.evict_excess)

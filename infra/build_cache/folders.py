@@ -19,12 +19,12 @@ from typing import Final
 
 import structlog
 
-KINDS: Final = ("bundles", "environments")
+FOLDER_KINDS: Final = ("bundles", "environments")
 # Not a folder per thing but one for all that uv downloads; it goes as a whole.
-DOWNLOADS: Final = "uv"
+DOWNLOADS_FOLDER: Final = "uv"
 # What is being made is locked as soon as it is there, or nearly so; seconds.
 UNLOCKED_SECONDS: Final = 60.0
-_MAKING, _LEAVING = ".new-", ".old-"
+_NEW_PREFIX, _OLD_PREFIX = ".new-", ".old-"
 
 _log = structlog.get_logger("paddock.cache")
 _numbers = itertools.count()
@@ -39,22 +39,22 @@ class FolderCache:
         # Sizes by name and inode: what has been placed does not change any more.
         self._sizes: dict[tuple[str, int], int] = {}
 
-    def path(self, kind: str, name: str) -> Path:
+    def get_path(self, kind: str, name: str) -> Path:
         """Return where a folder lies once it is here."""
         return self.folder / kind / name
 
     @property
-    def downloads(self) -> Path:
+    def downloads_path(self) -> Path:
         """Where uv keeps what it downloads."""
-        return self.folder / DOWNLOADS
+        return self.folder / DOWNLOADS_FOLDER
 
     @contextlib.contextmanager
-    def hold(self, kind: str, name: str) -> Iterator[Path]:
+    def lock_folder(self, kind: str, name: str) -> Iterator[Path]:
         """Keep a folder from being removed, be it there already or not, and note that it is used now."""
-        lock = self._lock(kind, name, fcntl.LOCK_SH)
+        lock = self._open_lock(kind, name, fcntl.LOCK_SH)
         assert lock is not None
         try:
-            path = self.path(kind, name)
+            path = self.get_path(kind, name)
             with contextlib.suppress(FileNotFoundError):
                 os.utime(path)
             yield path
@@ -62,18 +62,18 @@ class FolderCache:
             os.close(lock)
 
     @contextlib.asynccontextmanager
-    async def scratch(self, kind: str) -> AsyncIterator[Path]:
+    async def open_scratch(self, kind: str) -> AsyncIterator[Path]:
         """Yield an empty folder on the same file system as those of a kind; gone in the end."""
         parent = self.folder / kind
         parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=_MAKING, dir=parent))
-        lock = self._lock(kind, made.name, fcntl.LOCK_SH)
+        made = Path(tempfile.mkdtemp(prefix=_NEW_PREFIX, dir=parent))
+        lock = self._open_lock(kind, made.name, fcntl.LOCK_SH)
         assert lock is not None
         try:
             yield made
         finally:
             await asyncio.to_thread(shutil.rmtree, made, True)
-            self._lock_path(kind, made.name).unlink(missing_ok=True)
+            self._get_lock_path(kind, made.name).unlink(missing_ok=True)
             os.close(lock)
 
     def list_names(self, kind: str) -> list[str]:
@@ -82,23 +82,23 @@ class FolderCache:
             return [name for name in os.listdir(self.folder / kind) if not name.startswith(".")]
         return []
 
-    def make_room(self) -> int:
+    def evict_excess(self) -> int:
         """Remove what was used longest ago until the rest is within the bound. Returns how many folders. Blocks."""
         entries = []
-        for kind in KINDS:
+        for kind in FOLDER_KINDS:
             entries += [(kind, name) for name in self.list_names(kind)]
-        if self.downloads.is_dir():
-            entries.append(("", DOWNLOADS))
+        if self.downloads_path.is_dir():
+            entries.append(("", DOWNLOADS_FOLDER))
         found = []
         for kind, name in entries:
             with contextlib.suppress(FileNotFoundError):
-                status = os.stat(self.path(kind, name))
-                found.append((status.st_mtime, kind, name, self._measure(kind, name, status.st_ino)))
+                status = os.stat(self.get_path(kind, name))
+                found.append((status.st_mtime, kind, name, self._measure_cached(kind, name, status.st_ino)))
         total, removed = sum(size for *_, size in found), 0
         for _, kind, name, size in sorted(found):
             if not self._max_bytes or total <= self._max_bytes:
                 break
-            if self.remove(kind, name):
+            if self.remove_folder(kind, name):
                 total -= size
                 removed += 1
         if self._max_bytes and total > self._max_bytes:
@@ -108,55 +108,55 @@ class FolderCache:
     def remove_unused(self, before: float) -> int:
         """Remove what was last used before a time, in seconds since 1970, and what was never finished. Blocks."""
         removed = 0
-        for kind in KINDS:
-            removed += self.remove_all(kind, self.list_names(kind), before)
+        for kind in FOLDER_KINDS:
+            removed += self.remove_folders(kind, self.list_names(kind), before)
             with contextlib.suppress(FileNotFoundError):
-                rest = [name for name in os.listdir(self.folder / kind) if name.startswith((_MAKING, _LEAVING))]
-                self.remove_all(kind, rest, time.time() - UNLOCKED_SECONDS)
-        return removed + self.remove_all("", [DOWNLOADS], before)
+                rest = [name for name in os.listdir(self.folder / kind) if name.startswith((_NEW_PREFIX, _OLD_PREFIX))]
+                self.remove_folders(kind, rest, time.time() - UNLOCKED_SECONDS)
+        return removed + self.remove_folders("", [DOWNLOADS_FOLDER], before)
 
-    def remove_all(self, kind: str, names: Iterable[str], before: float) -> int:
+    def remove_folders(self, kind: str, names: Iterable[str], before: float) -> int:
         """Remove those of these folders that were last used before a time and are not in use. Returns how many."""
         removed = 0
         for name in names:
             with contextlib.suppress(FileNotFoundError):
-                if os.stat(self.path(kind, name)).st_mtime < before:
-                    removed += self.remove(kind, name)
+                if os.stat(self.get_path(kind, name)).st_mtime < before:
+                    removed += self.remove_folder(kind, name)
         return removed
 
-    def remove(self, kind: str, name: str) -> bool:
+    def remove_folder(self, kind: str, name: str) -> bool:
         """Remove a folder unless it is in use. Blocks for as long as its files take."""
-        lock = self._lock(kind, name, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = self._open_lock(kind, name, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if lock is None:
             return False
         try:
-            path = self.path(kind, name)
-            leaving = path.with_name(f"{_LEAVING}{name}-{os.getpid()}-{next(_numbers)}")
+            path = self.get_path(kind, name)
+            leaving = path.with_name(f"{_OLD_PREFIX}{name}-{os.getpid()}-{next(_numbers)}")
             with contextlib.suppress(FileNotFoundError):
                 path.rename(leaving)
-            self._lock_path(kind, name).unlink(missing_ok=True)
+            self._get_lock_path(kind, name).unlink(missing_ok=True)
         finally:
             os.close(lock)
         shutil.rmtree(leaving, ignore_errors=True)
         return not leaving.exists()
 
-    def measure(self, kind: str, name: str) -> int:
+    def measure_folder(self, kind: str, name: str) -> int:
         """Return the bytes that a folder takes on disk. Blocks. Errors: `FileNotFoundError`."""
-        return self._measure(kind, name, os.stat(self.path(kind, name)).st_ino)
+        return self._measure_cached(kind, name, os.stat(self.get_path(kind, name)).st_ino)
 
-    def _measure(self, kind: str, name: str, inode: int) -> int:
-        if name == DOWNLOADS:
-            return disk_usage(self.path(kind, name))
+    def _measure_cached(self, kind: str, name: str, inode: int) -> int:
+        if name == DOWNLOADS_FOLDER:
+            return count_disk_bytes(self.get_path(kind, name))
         if (name, inode) not in self._sizes:
-            self._sizes[name, inode] = disk_usage(self.path(kind, name))
+            self._sizes[name, inode] = count_disk_bytes(self.get_path(kind, name))
         return self._sizes[name, inode]
 
-    def _lock_path(self, kind: str, name: str) -> Path:
+    def _get_lock_path(self, kind: str, name: str) -> Path:
         return self.folder / "locks" / (kind or "all") / name
 
-    def _lock(self, kind: str, name: str, how: int) -> int | None:
+    def _open_lock(self, kind: str, name: str, how: int) -> int | None:
         """Return a locked descriptor; None if it would have to be waited for and `how` says not to."""
-        path = self._lock_path(kind, name)
+        path = self._get_lock_path(kind, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -175,7 +175,7 @@ class FolderCache:
             os.close(lock)
 
 
-def disk_usage(folder: Path) -> int:
+def count_disk_bytes(folder: Path) -> int:
     """Return the bytes that the files beneath a folder take on disk, or would if they had no holes."""
     total = 0
     for here, folders, names in os.walk(folder):

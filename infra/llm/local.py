@@ -28,7 +28,7 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Told(msgspec.Struct, frozen=True):
-    """What the door says (see `infra.embedded.model.Running`)."""
+    """What the door says (see `infra.embedded.model.ModelServerAddress`)."""
 
     url: str = ""
     key: str = ""

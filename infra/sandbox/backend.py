@@ -5,55 +5,55 @@ from typing import Literal, Protocol
 import msgspec
 
 from domain.ports import Program
-from infra.sandbox.process_tree import Tree
-from infra.sandbox.watchdog import Watch
+from infra.sandbox.process_tree import ProcessTree
+from infra.sandbox.watchdog import ResourceWatchdog
 
 
-class Maker(Protocol):
+class SandboxBackend(Protocol):
     """A way of making sandboxes. `blanks` says whether it can make them before it is known for what."""
 
-    blanks: bool
+    supports_blanks: bool
 
-    async def make(self, program: Program | None) -> Tree:
+    async def start_tree(self, program: Program | None) -> ProcessTree:
         """A fresh tree, to be directed; for None a blank one. Errors: `sandbox_unavailable`."""
         ...
 
-    def direct(self, tree: Tree, program: Program, mode: Literal["run", "check"]) -> None:
+    def assign_program(self, tree: ProcessTree, program: Program, mode: Literal["run", "check"]) -> None:
         """Tell it what to import."""
         ...
 
-    def watch(self, program: Program) -> Watch | None:
+    def create_watchdog(self, program: Program) -> ResourceWatchdog | None:
         """What watches a tree of this program."""
         ...
 
 
-class Chosen:
+class BackendRouter:
     """Programs with a gateway are the first maker's, all others and blank slots the second's.
 
     One pool over both, so that what waits shares one bound of memory.
     """
 
-    def __init__(self, gateway: Maker, others: Maker) -> None:
+    def __init__(self, gateway: SandboxBackend, others: SandboxBackend) -> None:
         self._gateway, self._others = gateway, others
-        self.blanks = others.blanks
+        self.supports_blanks = others.supports_blanks
 
-    async def make(self, program: Program | None) -> Tree:
+    async def start_tree(self, program: Program | None) -> ProcessTree:
         """A fresh tree, to be directed; for None a blank one. Errors: `sandbox_unavailable`."""
-        return await self._of(program).make(program)
+        return await self._select_backend(program).start_tree(program)
 
-    def direct(self, tree: Tree, program: Program, mode: Literal["run", "check"]) -> None:
+    def assign_program(self, tree: ProcessTree, program: Program, mode: Literal["run", "check"]) -> None:
         """Tell it what to import."""
-        self._of(program).direct(tree, program, mode)
+        self._select_backend(program).assign_program(tree, program, mode)
 
-    def watch(self, program: Program) -> Watch | None:
+    def create_watchdog(self, program: Program) -> ResourceWatchdog | None:
         """What watches a tree of this program."""
-        return self._of(program).watch(program)
+        return self._select_backend(program).create_watchdog(program)
 
-    def _of(self, program: Program | None) -> Maker:
+    def _select_backend(self, program: Program | None) -> SandboxBackend:
         return self._gateway if program is not None and program.gateway else self._others
 
 
-class Counts(msgspec.Struct, frozen=True, kw_only=True):
+class SlotCounts(msgspec.Struct, frozen=True, kw_only=True):
     """How many slots there are: pre-imported, blank, being made, and with a run in them."""
 
     warm: int

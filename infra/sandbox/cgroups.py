@@ -16,7 +16,7 @@ from typing import Final
 
 import structlog
 
-ROOT: Final = Path("/sys/fs/cgroup")
+CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
 # Processor time of a sandbox where others want it too: a quarter of what a session outside gets. Version 1 counts
 # from 1024, version 2 from 100.
 CPU_SHARES: Final = 256
@@ -25,7 +25,7 @@ CPU_WEIGHT: Final = 25
 _log = structlog.get_logger("paddock.sandbox")
 
 
-class Group:
+class ControlGroup:
     """One sandbox's group: a folder in each hierarchy, of which `memory` bounds the memory, if any does."""
 
     def __init__(self, folders: tuple[Path, ...], memory: Path | None, version: int) -> None:
@@ -33,7 +33,7 @@ class Group:
         self.memory_mb = 0
 
     @contextlib.contextmanager
-    def open_entrances(self) -> Iterator[list[int]]:
+    def open_process_lists(self) -> Iterator[list[int]]:
         """Yield descriptors through which a child puts itself into the group, by `enter`. Errors: `OSError`."""
         with contextlib.ExitStack() as stack:
             entrances = []
@@ -42,7 +42,7 @@ class Group:
                 stack.callback(os.close, entrances[-1])
             yield entrances
 
-    def join(self, pid: int) -> None:
+    def add_process(self, pid: int) -> None:
         """Put a process into the group; what it starts from then on belongs to it as well. Errors: `OSError`."""
         for folder in self._folders:
             (folder / "cgroup.procs").write_text(str(pid))
@@ -52,7 +52,7 @@ class Group:
         found = [set(map(int, (folder / "cgroup.procs").read_text().split())) for folder in self._folders]
         return set.intersection(*found)
 
-    def limit(self, memory_mb: int) -> None:
+    def limit_memory(self, memory_mb: int) -> None:
         """Bound its memory, in MiB. Errors: `OSError`."""
         self.memory_mb = memory_mb
         if self._memory is not None:
@@ -60,7 +60,7 @@ class Group:
             file = "memory.max" if self._version == 2 else "memory.limit_in_bytes"
             (self._memory / file).write_text(str((memory_mb + 32) << 20))
 
-    def ran_out(self) -> bool:
+    def has_run_out(self) -> bool:
         """Whether the kernel killed something in it for memory."""
         if self._memory is None:
             return False
@@ -77,60 +77,62 @@ class Group:
                 try:
                     folder.rmdir()
                 except OSError:
-                    _left.add(self)
+                    _unremoved_groups.add(self)
                     return False
-        _left.discard(self)
+        _unremoved_groups.discard(self)
         return True
 
 
 # Groups that were not empty yet when their sandbox had ended.
-_left: set[Group] = set()
-_numbers = itertools.count()
+_unremoved_groups: set[ControlGroup] = set()
+_group_numbers = itertools.count()
 
 
-def enter(entrances: list[int]) -> None:
+def join_group(entrances: list[int]) -> None:
     """Put this process into the groups whose entrances these are. Errors: `OSError`."""
     for entrance in entrances:
         os.write(entrance, b"0")
 
 
-class Cgroups:
+class ControlGroupFactory:
     """Where this process may make groups, found out once per process by making one.
 
     `memory` and `cpu` say which of the two are wanted; only the attack suite wants less than both.
     """
 
-    def __init__(self, root: Path = ROOT, memory: bool = True, cpu: bool = True) -> None:
-        self._places = _find_places(root)
-        self.bounds_memory = memory and self._places.memory is not None
-        self.shares_processors = cpu and self._places.cpu is not None
+    def __init__(self, root: Path = CGROUP_ROOT, memory: bool = True, cpu: bool = True) -> None:
+        self._parents = _find_parents(root)
+        self.bounds_memory = memory and self._parents.memory is not None
+        self.shares_processors = cpu and self._parents.cpu is not None
 
-    def make(self, memory_mb: int) -> Group | None:
+    def create_group(self, memory_mb: int) -> ControlGroup | None:
         """Return a group with a limit in MiB, or None where there are no groups. Errors: `OSError`."""
-        for left in list(_left):
+        for left in list(_unremoved_groups):
             left.remove()
-        memory = self._places.memory if self.bounds_memory else None
-        cpu = self._places.cpu if self.shares_processors else None
-        return _make(memory, cpu, self._places.version, memory_mb)
+        memory = self._parents.memory if self.bounds_memory else None
+        cpu = self._parents.cpu if self.shares_processors else None
+        return _create_group(memory, cpu, self._parents.version, memory_mb)
 
 
-class _Places:
+class _GroupParents:
     """The folders in which groups can be made, per kind."""
 
     def __init__(self, version: int, memory: Path | None = None, cpu: Path | None = None) -> None:
         self.version, self.memory, self.cpu = version, memory, cpu
 
 
-def _make(memory: Path | None, cpu: Path | None, version: int, memory_mb: int) -> Group | None:
+def _create_group(memory: Path | None, cpu: Path | None, version: int, memory_mb: int) -> ControlGroup | None:
     parents = list(dict.fromkeys(parent for parent in (memory, cpu) if parent is not None))
     if not parents:
         return None
-    name = f"paddock-{os.getpid()}-{next(_numbers)}"
-    group = Group(tuple(parent / name for parent in parents), memory / name if memory is not None else None, version)
+    name = f"paddock-{os.getpid()}-{next(_group_numbers)}"
+    group = ControlGroup(
+        tuple(parent / name for parent in parents), memory / name if memory is not None else None, version
+    )
     try:
         for parent in parents:
             (parent / name).mkdir()
-        group.limit(memory_mb)
+        group.limit_memory(memory_mb)
         if cpu is not None:
             file, weight = ("cpu.weight", CPU_WEIGHT) if version == 2 else ("cpu.shares", CPU_SHARES)
             (cpu / name / file).write_text(str(weight))
@@ -148,28 +150,28 @@ def _make(memory: Path | None, cpu: Path | None, version: int, memory_mb: int) -
 
 
 @functools.cache
-def _find_places(root: Path) -> _Places:
+def _find_parents(root: Path) -> _GroupParents:
     """Return where groups can be made, each kind tried with a process that does nothing."""
-    places = _candidates(root)
+    places = _find_candidates(root)
     for parent in {places.memory, places.cpu} - {None}:
         for left in parent.glob("paddock-*"):  # type: ignore[union-attr]
             if not Path(f"/proc/{left.name.split('-')[1]}").exists():
                 with contextlib.suppress(OSError):
                     left.rmdir()
-    memory = places.memory if _works(places.memory, None, places.version) else None
-    cpu = places.cpu if _works(None, places.cpu, places.version) else None
-    return _Places(places.version, memory, cpu)
+    memory = places.memory if _can_create(places.memory, None, places.version) else None
+    cpu = places.cpu if _can_create(None, places.cpu, places.version) else None
+    return _GroupParents(places.version, memory, cpu)
 
 
-def _works(memory: Path | None, cpu: Path | None, version: int) -> bool:
+def _can_create(memory: Path | None, cpu: Path | None, version: int) -> bool:
     if memory is None and cpu is None:
         return False
     try:
-        group = _make(memory, cpu, version, 32)
+        group = _create_group(memory, cpu, version, 32)
         assert group is not None
         try:
-            with group.open_entrances() as entrances:
-                subprocess.run(["/bin/true"], env={}, check=True, preexec_fn=functools.partial(enter, entrances))
+            with group.open_process_lists() as entrances:
+                subprocess.run(["/bin/true"], env={}, check=True, preexec_fn=functools.partial(join_group, entrances))
         finally:
             group.remove()
     except (OSError, subprocess.SubprocessError) as error:
@@ -178,7 +180,7 @@ def _works(memory: Path | None, cpu: Path | None, version: int) -> bool:
     return True
 
 
-def _candidates(root: Path) -> _Places:
+def _find_candidates(root: Path) -> _GroupParents:
     if (root / "cgroup.controllers").exists():
         lines = Path("/proc/self/cgroup").read_text().splitlines()
         here = root / next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
@@ -187,12 +189,14 @@ def _candidates(root: Path) -> _Places:
             with contextlib.suppress(OSError):
                 enabled = (parent / "cgroup.subtree_control").read_text().split()
                 if {"memory", "cpu"} & set(enabled) and os.access(parent, os.W_OK):
-                    return _Places(2, parent if "memory" in enabled else None, parent if "cpu" in enabled else None)
-        return _Places(2)
+                    return _GroupParents(
+                        2, parent if "memory" in enabled else None, parent if "cpu" in enabled else None
+                    )
+        return _GroupParents(2)
     if os.geteuid() != 0:
-        return _Places(1)
+        return _GroupParents(1)
     memory, cpu = root / "memory", root / "cpu"
-    return _Places(
+    return _GroupParents(
         1,
         memory if (memory / "memory.limit_in_bytes").exists() else None,
         cpu if (cpu / "cpu.shares").exists() else None,

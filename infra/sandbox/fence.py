@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-GUARDS: Final = frozenset(
+GUARD_NAMES: Final = frozenset(
     {
         "cgroup",  # memory of the whole tree, the kernel's for it included (where the worker may make groups)
         "cpu",  # processors are shared by sandbox, at a lower weight than the host's, whatever sessions it makes
@@ -38,15 +38,20 @@ GUARDS: Final = frozenset(
     }
 )
 
-TMP: Final = "/tmp"  # noqa: S108 - inside the sandbox, where nobody else is
+TMP_FOLDER: Final = "/tmp"  # noqa: S108 - inside the sandbox, where nobody else is
 TMP_BYTES: Final = 64 * 1024 * 1024
 SHM_BYTES: Final = 64 * 1024 * 1024
 # Where a run begins: in the folder of its archive, as on its author's machine.
-CODE: Final = "/agent"
+CODE_FOLDER: Final = "/agent"
 # `python`, `python3` and `python3.11` by these names are the interpreter of the run, whatever else `/usr` holds.
-PYTHONS: Final = "/python"
+PYTHON_FOLDER: Final = "/python"
 # All that an agent finds in its environment.
-ENVIRONMENT: Final = {"HOME": TMP, "PATH": f"{PYTHONS}:/usr/bin:/bin", "LANG": "C.UTF-8", "TMPDIR": TMP}
+GUEST_ENVIRONMENT: Final = {
+    "HOME": TMP_FOLDER,
+    "PATH": f"{PYTHON_FOLDER}:/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "TMPDIR": TMP_FOLDER,
+}
 EMPTY_FOLDERS: Final = ("/proc/sys", "/proc/irq", "/proc/bus", "/proc/fs", "/proc/scsi", "/proc/acpi")
 EMPTY_FILES: Final = (
     "/proc/kcore",
@@ -61,7 +66,7 @@ EMPTY_FILES: Final = (
     "/proc/vmallocinfo",
     "/proc/pagetypeinfo",
 )
-_GUEST: Final = Path(__file__).parent / "guest"
+_GUEST_SOURCE: Final = Path(__file__).parent / "guest"
 _LIBRARY_LINKS: Final = ("/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin")
 
 
@@ -71,16 +76,16 @@ class Fence(msgspec.Struct, frozen=True, kw_only=True):
     without: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        unknown = self.without - GUARDS
+        unknown = self.without - GUARD_NAMES
         if unknown:
             raise ValueError(f"no such guards: {', '.join(sorted(unknown))}")
 
-    def has(self, guard: str) -> bool:
+    def has_guard(self, guard: str) -> bool:
         """Whether a guard stands."""
         return guard not in self.without
 
 
-class Mount(msgspec.Struct, frozen=True, kw_only=True):
+class HostMount(msgspec.Struct, frozen=True, kw_only=True):
     """A host folder or file shown inside."""
 
     source: str
@@ -88,7 +93,7 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True):
     writable: bool = False
 
 
-def system_mounts(fence: Fence) -> Iterator[tuple[str, str, str]]:
+def list_system_mounts(fence: Fence) -> Iterator[tuple[str, str, str]]:
     """bwrap arguments for the libraries of the host: `/usr`, and the links or folders that lead into it."""
     yield "--ro-bind", "/usr", "/usr"
     for path in _LIBRARY_LINKS:
@@ -99,35 +104,42 @@ def system_mounts(fence: Fence) -> Iterator[tuple[str, str, str]]:
     for path in ("/etc/ld.so.cache", "/etc/alternatives"):
         if os.path.exists(path):
             yield "--ro-bind", path, path
-    if not fence.has("root"):
-        taken = (interpreter_root() or "/").split("/")[1]
+    if not fence.has_guard("root"):
+        taken = (find_interpreter_root() or "/").split("/")[1]
         for name in sorted({"boot", "etc", "home", "media", "opt", "root", "srv", "var"} - {taken}):
             yield "--ro-bind-try", f"/{name}", f"/{name}"
 
 
-def python_links() -> list[tuple[str, str, str]]:
+def list_python_links() -> list[tuple[str, str, str]]:
     """Return bwrap arguments for the names of the interpreter in `PYTHONS`."""
     series = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return [("--symlink", interpreter(), f"{PYTHONS}/{name}") for name in ("python", "python3", f"python{series}")]
+    return [
+        ("--symlink", find_interpreter(), f"{PYTHON_FOLDER}/{name}")
+        for name in ("python", "python3", f"python{series}")
+    ]
 
 
-def guest_mounts(fence: Fence) -> list[Mount]:
+def list_guest_mounts(fence: Fence) -> list[HostMount]:
     """Return what every sandbox is shown besides the system and its own code, in the order of mounting.
 
     The folders of the host's packages are covered by one that leads a started Python to the agent's own.
     """
-    mounts = [Mount(source=str(_GUEST), target="/guest")]
-    root = interpreter_root()
+    mounts = [HostMount(source=str(_GUEST_SOURCE), target="/guest")]
+    root = find_interpreter_root()
     if root is not None:
-        mounts.append(Mount(source=root, target=root))
-    if fence.has("packages"):
-        mounts += [Mount(source=str(_GUEST / "packages"), target=folder) for folder in _package_folders()]
-    return mounts + [Mount(source=str(_GUEST / "etc" / name), target=f"/etc/{name}") for name in ("passwd", "group")]
+        mounts.append(HostMount(source=root, target=root))
+    if fence.has_guard("packages"):
+        mounts += [
+            HostMount(source=str(_GUEST_SOURCE / "packages"), target=folder) for folder in _list_package_folders()
+        ]
+    return mounts + [
+        HostMount(source=str(_GUEST_SOURCE / "etc" / name), target=f"/etc/{name}") for name in ("passwd", "group")
+    ]
 
 
-def _package_folders() -> list[str]:
+def _list_package_folders() -> list[str]:
     """Return the folders of this host, visible inside, from which an interpreter would load installed packages."""
-    bases = {Path("/usr"), Path("/usr/local"), Path(interpreter_root() or "/usr")}
+    bases = {Path("/usr"), Path("/usr/local"), Path(find_interpreter_root() or "/usr")}
     found = {
         folder
         for base in bases
@@ -140,18 +152,18 @@ def _package_folders() -> list[str]:
     return sorted({str(folder.resolve()) for folder in found if folder.is_dir()})
 
 
-def interpreter_root() -> str | None:
+def find_interpreter_root() -> str | None:
     """The folder of the interpreter, if it lies outside `/usr`."""
     root = str(Path(sys.base_prefix).resolve())
     return None if root == "/usr" or root.startswith("/usr/") else root
 
 
-def interpreter() -> str:
+def find_interpreter() -> str:
     """The real path of the interpreter, the same inside and outside."""
     return str(Path(sys.executable).resolve())
 
 
-def arguments(fence: Fence, mounts: list[Mount], seccomp_fd: int | None) -> list[str]:
+def build_arguments(fence: Fence, mounts: list[HostMount], seccomp_fd: int | None) -> list[str]:
     """Everything between `bwrap` and the program, in the order in which bwrap acts on it."""
     args: list[str] = ["--unshare-user"]
     for guard, flags in (
@@ -159,26 +171,26 @@ def arguments(fence: Fence, mounts: list[Mount], seccomp_fd: int | None) -> list
         ("ipc", ("--unshare-ipc",)),
         ("processes", ("--unshare-pid", "--as-pid-1")),
     ):
-        if fence.has(guard):
+        if fence.has_guard(guard):
             args += flags
     args += ["--unshare-uts", "--unshare-cgroup-try", "--hostname", "sandbox", "--uid", "65534", "--gid", "65534"]
-    if fence.has("environment"):
+    if fence.has_guard("environment"):
         args.append("--clearenv")
     args.append("--die-with-parent")
-    for name, value in ENVIRONMENT.items():
+    for name, value in GUEST_ENVIRONMENT.items():
         args += ["--setenv", name, value]
-    if fence.has("userns"):
+    if fence.has_guard("userns"):
         args.append("--disable-userns")
-    if fence.has("session"):
+    if fence.has_guard("session"):
         args.append("--new-session")
-    args += ["--cap-drop", "ALL"] if fence.has("capabilities") else ["--cap-add", "ALL"]
-    for mount in (*system_mounts(fence), *python_links()):
+    args += ["--cap-drop", "ALL"] if fence.has_guard("capabilities") else ["--cap-add", "ALL"]
+    for mount in (*list_system_mounts(fence), *list_python_links()):
         args += mount
     for shown in mounts:
-        writable = shown.writable or (shown.target == CODE and not fence.has("read_only"))
+        writable = shown.writable or (shown.target == CODE_FOLDER and not fence.has_guard("read_only"))
         args += ["--bind" if writable else "--ro-bind", shown.source, shown.target]
-    args += ["--proc", "/proc"] if fence.has("processes") else ["--ro-bind", "/proc", "/proc"]
-    if fence.has("proc_masks"):
+    args += ["--proc", "/proc"] if fence.has_guard("processes") else ["--ro-bind", "/proc", "/proc"]
+    if fence.has_guard("proc_masks"):
         for folder in EMPTY_FOLDERS:
             if os.path.isdir(folder):
                 args += ["--tmpfs", folder, "--remount-ro", folder]
@@ -187,16 +199,16 @@ def arguments(fence: Fence, mounts: list[Mount], seccomp_fd: int | None) -> list
                 args += ["--ro-bind", "/dev/null", file]
     # Mapping /dev/zero makes memory that belongs to nobody.
     args += ["--dev", "/dev", "--ro-bind", "/dev/null", "/dev/zero"]
-    if fence.has("terminals"):
+    if fence.has_guard("terminals"):
         # What bubblewrap mounts there makes terminals of a number that the whole host shares; /dev/ptmx leads there.
         args += ["--tmpfs", "/dev/pts", "--remount-ro", "/dev/pts"]
-    for path, size in ((TMP, TMP_BYTES), ("/dev/shm", SHM_BYTES)):  # noqa: S108 - inside the sandbox
-        if fence.has("tmp_size"):
+    for path, size in ((TMP_FOLDER, TMP_BYTES), ("/dev/shm", SHM_BYTES)):  # noqa: S108 - inside the sandbox
+        if fence.has_guard("tmp_size"):
             args += ["--size", str(size)]
         args += ["--perms", "0700", "--tmpfs", path]
-    if fence.has("read_only"):
+    if fence.has_guard("read_only"):
         args += ["--remount-ro", "/dev", "--remount-ro", "/"]
-    if fence.has("seccomp") and seccomp_fd is not None:
+    if fence.has_guard("seccomp") and seccomp_fd is not None:
         args += ["--seccomp", str(seccomp_fd)]
-    args += ["--chdir", CODE if any(mount.target == CODE for mount in mounts) else TMP]
+    args += ["--chdir", CODE_FOLDER if any(mount.target == CODE_FOLDER for mount in mounts) else TMP_FOLDER]
     return args

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 
-def advice() -> str:
+def find_isolation_hint() -> str:
     """One sentence that names the setting at fault, as far as it can be told from here."""
-    if _read("/proc/sys/kernel/unprivileged_userns_clone") == "0":
+    if _read_setting("/proc/sys/kernel/unprivileged_userns_clone") == "0":
         return "Allow user namespaces: sysctl -w kernel.unprivileged_userns_clone=1"
-    if _read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
+    if _read_setting("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
         return "Allow user namespaces: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
-    if _read("/proc/sys/user/max_user_namespaces") == "0":
+    if _read_setting("/proc/sys/user/max_user_namespaces") == "0":
         return "Allow user namespaces: sysctl -w user.max_user_namespaces=10000"
     if Path("/.dockerenv").exists():
         return (
@@ -19,7 +19,7 @@ def advice() -> str:
     return ""
 
 
-def _read(path: str) -> str | None:
+def _read_setting(path: str) -> str | None:
     try:
         return Path(path).read_text().strip()
     except OSError:

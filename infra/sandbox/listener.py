@@ -17,46 +17,46 @@ import structlog
 from domain.ports import SandboxLost, Serve
 
 # What a connection may hold in the worker's kernel, in bytes for each direction; accepted ones inherit it.
-BUFFER: Final = 128 * 1024
+SOCKET_BUFFER_BYTES: Final = 128 * 1024
 
 _log = structlog.get_logger("paddock.sandbox")
 
 
-class Listener:
+class GatewayListener:
     """The worker's side of one handover. It owns the socket, once there is one, until it is closed."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._ours.setblocking(False)
-        self._got: asyncio.Future[socket.socket | None] = self._loop.create_future()
-        self._refused: Callable[[SandboxLost], None] | None = None
-        self._serving = False
+        self._worker_end, self.guest_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._worker_end.setblocking(False)
+        self._handed_over: asyncio.Future[socket.socket | None] = self._loop.create_future()
+        self._on_refused: Callable[[SandboxLost], None] | None = None
+        self._is_serving = False
 
-    def begin(self, refused: Callable[[SandboxLost], None]) -> None:
+    def start_receiving(self, refused: Callable[[SandboxLost], None]) -> None:
         """Listen for the handover; `refused` is told if it is not what it should be."""
-        self._refused = refused
-        self._loop.add_reader(self._ours, self._receive)
+        self._on_refused = refused
+        self._loop.add_reader(self._worker_end, self._receive_socket)
 
-    def shut(self) -> None:
+    def end_handover(self) -> None:
         """What has not been handed over by now never is."""
-        if not self._got.done():
-            self._receive(last=True)
+        if not self._handed_over.done():
+            self._receive_socket(last=True)
 
     def close(self) -> None:
         """Free everything: the sandbox's network ends with the last of its sockets."""
-        self.theirs.close()
-        self._end(None)
-        self._free()
+        self.guest_end.close()
+        self._finish_handover(None)
+        self._close_socket()
 
     @contextlib.asynccontextmanager
-    async def served(self, serve: Serve | None, end: Callable[[], None]) -> AsyncIterator[None]:
+    async def serve_connections(self, serve: Serve | None, end: Callable[[], None]) -> AsyncIterator[None]:
         """Serve while this is entered, from when there is a listener. Without `serve`, connections are refused.
 
         Should serving fail, `end` is called and the error raised in the end.
         """
-        self._serving = True
-        serving = self._loop.create_task(self._serve(serve))
+        self._is_serving = True
+        serving = self._loop.create_task(self._serve_socket(serve))
         serving.add_done_callback(lambda task: None if task.cancelled() or task.exception() is None else end())
         try:
             yield
@@ -69,16 +69,16 @@ class Listener:
                 except asyncio.CancelledError:
                     # Whoever is impatient waits as well: calls of models are settled before the run is.
                     cancelled = True
-            self._serving = False
-            if self._got.done():
-                self._free()
+            self._is_serving = False
+            if self._handed_over.done():
+                self._close_socket()
             if not cancelled and not serving.cancelled():
                 serving.result()
             if cancelled:
                 raise asyncio.CancelledError
 
-    async def _serve(self, serve: Serve | None) -> None:
-        given = await asyncio.shield(self._got)
+    async def _serve_socket(self, serve: Serve | None) -> None:
+        given = await asyncio.shield(self._handed_over)
         if given is None:
             return
         if serve is None:
@@ -88,37 +88,37 @@ class Listener:
         async with serve(given):
             await self._loop.create_future()
 
-    def _free(self) -> None:
+    def _close_socket(self) -> None:
         """Close the socket, unless somebody waits for connections on it: its number would be another's meanwhile."""
-        given = self._got.result()
-        if given is not None and not self._serving and given.fileno() >= 0:
+        given = self._handed_over.result()
+        if given is not None and not self._is_serving and given.fileno() >= 0:
             # Whoever served may have been stopped in the middle of beginning to. A number that stays listened to
             # makes the loop deaf to the next descriptor that gets it: a process whose end nobody hears of.
             self._loop.remove_reader(given)
             given.close()
 
-    def _receive(self, last: bool = False) -> None:
+    def _receive_socket(self, last: bool = False) -> None:
         try:
-            given, problem = received(self._ours)
+            given, problem = receive_listener(self._worker_end)
         except BlockingIOError:
             if last:
-                self._end(None)
+                self._finish_handover(None)
             return
-        self._end(given)
+        self._finish_handover(given)
         if problem is not None:
             _log.error("a sandbox handed over what is no gateway's listener", problem=problem)
-            if self._refused is not None:
-                self._refused(SandboxLost(f"The sandbox handed over no listener for its gateway: {problem}."))
+            if self._on_refused is not None:
+                self._on_refused(SandboxLost(f"The sandbox handed over no listener for its gateway: {problem}."))
 
-    def _end(self, given: socket.socket | None) -> None:
-        if self._got.done():
+    def _finish_handover(self, given: socket.socket | None) -> None:
+        if self._handed_over.done():
             return
-        self._loop.remove_reader(self._ours)
-        self._ours.close()
-        self._got.set_result(given)
+        self._loop.remove_reader(self._worker_end)
+        self._worker_end.close()
+        self._handed_over.set_result(given)
 
 
-def received(pair: socket.socket) -> tuple[socket.socket | None, str | None]:
+def receive_listener(pair: socket.socket) -> tuple[socket.socket | None, str | None]:
     """The one listener that lies in a socket pair, or what is wrong with what does. Errors: `BlockingIOError`.
 
     Everything else that comes along is closed. Neither a socket nor a problem means that nobody will send anything.
@@ -145,17 +145,17 @@ def received(pair: socket.socket) -> tuple[socket.socket | None, str | None]:
     except OSError:
         os.close(fds[0])
         return None, "no socket"
-    problem = _problem(given)
+    problem = _find_socket_problem(given)
     if problem is not None:
         given.close()
         return None, problem
     given.setblocking(False)
     for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-        given.setsockopt(socket.SOL_SOCKET, option, BUFFER)
+        given.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
     return given, None
 
 
-def _problem(given: socket.socket) -> str | None:
+def _find_socket_problem(given: socket.socket) -> str | None:
     """Why this is no TCP listener on 127.0.0.1, as the kernel knows it."""
     expected = (
         (socket.SO_DOMAIN, socket.AF_INET, "no IPv4 socket"),

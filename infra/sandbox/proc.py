@@ -11,17 +11,17 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Final
 
-PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 # A thread that ends between two reads is looked past so many times.
-_ATTEMPTS: Final = 4
-_EXITING: Final = 0x4  # PF_EXITING
+_MAX_READ_ATTEMPTS: Final = 4
+_PF_EXITING: Final = 0x4  # PF_EXITING
 _KCMP: Final = {"x86_64": 312, "aarch64": 272}.get(os.uname().machine, -1)
 _KCMP_VM: Final = 1
 _libc = ctypes.CDLL(None, use_errno=True)
-_GONE: Final = (FileNotFoundError, ProcessLookupError)
+_GONE_ERRORS: Final = (FileNotFoundError, ProcessLookupError)
 
 
-class Unmeasured(Exception):
+class UnmeasurableProcess(Exception):
     """Something of a guest that is there could not be read. The message names it."""
 
 
@@ -38,20 +38,20 @@ def list_processes(pid: int) -> list[str]:
         return []
     try:
         if os.stat(f"{thread}/ns/pid").st_ino == os.stat("/proc/self/ns/pid").st_ino:
-            return [process, *(f"/proc/{child}" for child in descendants(pid))]
+            return [process, *(f"/proc/{child}" for child in list_descendants(pid))]
         inside = f"{thread}/root/proc"
         return [f"{inside}/{name}" for name in os.listdir(inside) if name.isdigit()]
     except OSError as error:
         if has_ended(process):
             return []
-        raise Unmeasured(f"its processes cannot be listed ({error.strerror})") from error
+        raise UnmeasurableProcess(f"its processes cannot be listed ({error.strerror})") from error
 
 
-def descendants(pid: int) -> list[int]:
+def list_descendants(pid: int) -> list[int]:
     """Return every process below one, as far as this process may see."""
     found, unseen = list[int](), [pid]
     while unseen:
-        children = _children(unseen.pop())
+        children = _list_children(unseen.pop())
         found += children
         unseen += children
     return found
@@ -64,20 +64,20 @@ def find_sharers(pid: int) -> set[str]:
     none.
     """
     found = set()
-    for parent in (pid, *descendants(pid)):
-        for child in _children(parent):
+    for parent in (pid, *list_descendants(pid)):
+        for child in _list_children(parent):
             if _libc.syscall(_KCMP, parent, child, _KCMP_VM, 0, 0) == 0:
                 with contextlib.suppress(OSError, StopIteration):
-                    lines = _read(f"/proc/{child}/status").splitlines()
+                    lines = _read_file(f"/proc/{child}/status").splitlines()
                     found.add(next(line.split()[-1] for line in lines if line.startswith("NSpid:")))
     return found
 
 
-def _children(pid: int) -> list[int]:
+def _list_children(pid: int) -> list[int]:
     found: list[int] = []
     with contextlib.suppress(OSError, ValueError):
         for task in os.listdir(f"/proc/{pid}/task"):
-            found += map(int, _read(f"/proc/{pid}/task/{task}/children").split())
+            found += map(int, _read_file(f"/proc/{pid}/task/{task}/children").split())
     return found
 
 
@@ -85,10 +85,10 @@ def find_thread(process: str) -> str | None:
     """Return the folder of a thread that lives, or None once all have ended. Errors: `Unmeasured`."""
     try:
         for thread in list_threads(process):
-            if _lives(read_stat(thread)):
+            if _is_alive(read_stat(thread)):
                 return thread
     except OSError as error:
-        raise Unmeasured(f"its threads cannot be read ({error.strerror})") from error
+        raise UnmeasurableProcess(f"its threads cannot be read ({error.strerror})") from error
     return None
 
 
@@ -101,7 +101,7 @@ def list_threads(process: str) -> Iterator[str]:
     """Yield the folders of a process' threads, the first before the others; none once it has gone."""
     try:
         names = os.listdir(f"{process}/task")
-    except _GONE:
+    except _GONE_ERRORS:
         return
     for name in names:
         yield f"{process}/task/{name}"
@@ -110,38 +110,38 @@ def list_threads(process: str) -> Iterator[str]:
 def read_stat(thread: str) -> list[str]:
     """Return the fields of `stat` behind the name, from the state on; empty once the thread has gone."""
     try:
-        return _read(f"{thread}/stat").rpartition(")")[2].split()
-    except _GONE:
+        return _read_file(f"{thread}/stat").rpartition(")")[2].split()
+    except _GONE_ERRORS:
         return []
 
 
-def measure(process: str, file: str, parse: Callable[[str], int | None]) -> int:
+def measure_process(process: str, file: str, parse: Callable[[str], int | None]) -> int:
     """Return what `parse` makes of a file of the process or, once its first thread has ended, of one that lives.
 
     `parse` answers None for a thread without memory of its own. 0 once the process has ended. Errors: `Unmeasured`.
     """
     thread: str | None = process
-    for _ in range(_ATTEMPTS):
+    for _ in range(_MAX_READ_ATTEMPTS):
         try:
-            value = parse(_read(f"{thread}/{file}"))
-        except _GONE:
+            value = parse(_read_file(f"{thread}/{file}"))
+        except _GONE_ERRORS:
             value = None
         except (OSError, ValueError, IndexError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it has another form"
-            raise Unmeasured(f"{file} cannot be read ({reason})") from error
+            raise UnmeasurableProcess(f"{file} cannot be read ({reason})") from error
         if value is not None:
             return value
         thread = find_thread(process)
         if thread is None:
             return 0
-    raise Unmeasured(f"{file} of a process that lives is empty")
+    raise UnmeasurableProcess(f"{file} of a process that lives is empty")
 
 
-def _lives(stat: list[str]) -> bool:
+def _is_alive(stat: list[str]) -> bool:
     # One that is on its way out has let go of its memory already, and looks alive until it has its turn.
-    return bool(stat) and stat[0] not in ("Z", "X", "x") and not int(stat[6]) & _EXITING
+    return bool(stat) and stat[0] not in ("Z", "X", "x") and not int(stat[6]) & _PF_EXITING
 
 
-def _read(path: str) -> str:
+def _read_file(path: str) -> str:
     with open(path) as file:
         return file.read()

@@ -7,11 +7,11 @@ from typing import Final
 from domain.executions import DEFAULT_MEMORY_MB
 from domain.ports import Program, Stream
 from domain.shared.errors import DomainError
-from infra.sandbox.backend import Maker
-from infra.sandbox.exit_report import Stage, StartFailed
-from infra.sandbox.guest_protocol import frame, outcome
+from infra.sandbox.backend import SandboxBackend
+from infra.sandbox.exit_report import GuestStage, SandboxStartError
+from infra.sandbox.guest_protocol import encode_frame, outcome_from_report
 
-TRIAL: Final = Program(
+TRIAL_PROGRAM: Final = Program(
     code=Path(__file__).parent / "guest",
     environment=None,
     entrypoint="json:dumps",
@@ -20,32 +20,36 @@ TRIAL: Final = Program(
 )
 
 
-async def try_out(maker: Maker) -> str | None:
+async def run_self_test(maker: SandboxBackend) -> str | None:
     """Return why a trial sandbox fails, or None."""
     try:
-        tree = await maker.make(TRIAL)
+        tree = await maker.start_tree(TRIAL_PROGRAM)
     except DomainError as error:
         return error.detail
     try:
-        maker.direct(tree, TRIAL, "run")
-        watch, reason = maker.watch(TRIAL), None
-        if await tree.reach(Stage.IMPORTED, TRIAL.timeout) and watch is not None and tree.pid is not None:
-            reason = await asyncio.to_thread(watch.look, tree.pid)
-        ending = await tree.run(frame(b"{}"), TRIAL.timeout, _ignore)
+        maker.assign_program(tree, TRIAL_PROGRAM, "run")
+        watch, reason = maker.create_watchdog(TRIAL_PROGRAM), None
+        if (
+            await tree.wait_for_stage(GuestStage.IMPORTED, TRIAL_PROGRAM.timeout)
+            and watch is not None
+            and tree.pid is not None
+        ):
+            reason = await asyncio.to_thread(watch.find_excess, tree.pid)
+        ending = await tree.run(encode_frame(b"{}"), TRIAL_PROGRAM.timeout, _ignore_output)
         # Its own watch may have been quicker.
-        kind, _, told = (ending.killed_for or reason or "").partition(":")
+        kind, _, told = (ending.kill_reason or reason or "").partition(":")
         if kind == "not_measurable":
             return (
                 f"it cannot be looked into: {told}. A worker that is root needs the capability SYS_PTRACE; one that is "
                 "not root needs none."
             )
-        result = outcome(ending, TRIAL.timeout, TRIAL.memory_mb)
-    except StartFailed as error:
+        result = outcome_from_report(ending, TRIAL_PROGRAM.timeout, TRIAL_PROGRAM.memory_mb)
+    except SandboxStartError as error:
         return str(error)
     finally:
-        await tree.end()
+        await tree.kill_and_wait()
     return None if result.error_type is None else f"a trial run failed: {result.error_message}"
 
 
-def _ignore(_: Stream, __: bytes) -> None:
+def _ignore_output(_: Stream, __: bytes) -> None:
     return None

@@ -8,7 +8,7 @@ root; `syncfs` writes out whole file systems of the host.
 
 from typing import Final
 
-X86_64: Final = {
+X86_64_CALLS: Final = {
     "access": 21,
     "alarm": 37,
     "arch_prctl": 158,
@@ -207,7 +207,7 @@ X86_64: Final = {
     "writev": 20,
 }
 
-AARCH64: Final = {
+AARCH64_CALLS: Final = {
     "brk": 214,
     "capget": 90,
     "chdir": 49,
@@ -373,12 +373,12 @@ AARCH64: Final = {
 }
 
 # What programs with a gateway may call besides; `socket` and `setsockopt` with few arguments alone.
-CONNECTING: Final = {
+GATEWAY_CALLS: Final = {
     "x86_64": {"bind": 49, "connect": 42, "listen": 50},
     "aarch64": {"bind": 200, "connect": 203, "listen": 201},
 }
-SOCKET: Final = {"x86_64": 41, "aarch64": 198}
-SETSOCKOPT: Final = {"x86_64": 54, "aarch64": 208}
+SOCKET_NUMBERS: Final = {"x86_64": 41, "aarch64": 198}
+SETSOCKOPT_NUMBERS: Final = {"x86_64": 54, "aarch64": 208}
 
 # Numbers above these did not exist when the tables were made.
-NEWEST: Final = 450
+NEWEST_CALL_NUMBER: Final = 450

@@ -5,12 +5,12 @@ import os
 from pathlib import Path
 from typing import Final
 
-_BLOCK: Final = 256
+_UID_BLOCK_SIZE: Final = 256
 _numbers = itertools.count()
-_taken: set[int] = set()
+_reserved_uids: set[int] = set()
 
 
-def give(folder: str, uid: int) -> None:
+def change_owner(folder: str, uid: int) -> None:
     """Make a user own a folder and all beneath it, never following a link."""
     os.chown(folder, uid, uid, follow_symlinks=False)
     for _, folders, files, here in os.fwalk(folder, follow_symlinks=False):
@@ -18,7 +18,7 @@ def give(folder: str, uid: int) -> None:
             os.chown(name, uid, uid, dir_fd=here, follow_symlinks=False)
 
 
-def take_uid() -> int:
+def reserve_uid() -> int:
     """A user id that belongs to nobody and to no other tree of this host until it is freed.
 
     A block of 256 per process id, above all that people and packages use; where fewer ids are
@@ -27,16 +27,16 @@ def take_uid() -> int:
     last = max(
         int(line.split()[0]) + int(line.split()[2]) - 1 for line in Path("/proc/self/uid_map").read_text().splitlines()
     )
-    for _ in range(_BLOCK):
+    for _ in range(_UID_BLOCK_SIZE):
         number = next(_numbers)
-        wanted = 1_000_000_000 + (os.getpid() % 4_194_304) * _BLOCK + number % _BLOCK
+        wanted = 1_000_000_000 + (os.getpid() % 4_194_304) * _UID_BLOCK_SIZE + number % _UID_BLOCK_SIZE
         uid = wanted if wanted <= min(last, 2**31 - 2) else max(1, last - 1 - number % 4096)
-        if uid not in _taken:
-            _taken.add(uid)
+        if uid not in _reserved_uids:
+            _reserved_uids.add(uid)
             return uid
     raise OSError("every user id for sandboxes is taken")
 
 
-def free_uid(uid: int) -> None:
+def release_uid(uid: int) -> None:
     """Its tree is gone."""
-    _taken.discard(uid)
+    _reserved_uids.discard(uid)

@@ -6,11 +6,11 @@ from typing import Literal
 import structlog
 
 from domain.ports import ArchiveLimits, OnOutput, Outcome, Program, SandboxStatus, Serve, Unpacked
-from infra.sandbox.backend import Chosen, Counts
-from infra.sandbox.bubblewrap import UPLOADED, BubblewrapSandbox
-from infra.sandbox.forkserver.client import ForkServer
-from infra.sandbox.pool import Slots
-from infra.sandbox.self_test import try_out
+from infra.sandbox.backend import BackendRouter, SlotCounts
+from infra.sandbox.bubblewrap import UPLOAD_ARCHIVE_LIMITS, BubblewrapSandbox
+from infra.sandbox.forkserver.client import ForkServerBackend
+from infra.sandbox.pool import SlotPool
+from infra.sandbox.self_test import run_self_test
 
 _log = structlog.get_logger("paddock.sandbox")
 
@@ -19,35 +19,35 @@ class WarmSandbox:
     """Runs in slots of a pool; everything else is bubblewrap's, cold. `close` leaves no process behind."""
 
     def __init__(
-        self, base: BubblewrapSandbox, server: ForkServer | None, warm_memory_mb: int, problem: str | None = None
+        self, base: BubblewrapSandbox, server: ForkServerBackend | None, warm_memory_mb: int, problem: str | None = None
     ) -> None:
         self._base, self._server, self._problem = base, server, problem
         # The fork server fences its slots in with one filter, the one without sockets.
-        self.slots = Slots(Chosen(base, server) if server is not None else base, warm_memory_mb)
+        self.pool = SlotPool(BackendRouter(base, server) if server is not None else base, warm_memory_mb)
 
     @property
-    def counts(self) -> Counts:
+    def counts(self) -> SlotCounts:
         """How many slots there are, for metrics."""
-        return self.slots.counts
+        return self.pool.counts
 
     async def status(self) -> SandboxStatus:
         """Whether code can be isolated here."""
         status = await self._base.status()
         if status.available and self._server is not None and self._problem is not None:
-            self._problem = await try_out(self._server)
+            self._problem = await run_self_test(self._server)
             if self._problem is not None:
                 return SandboxStatus(available=False, reason=f"The fork server does not work: {self._problem}")
         return status
 
     async def run(self, program: Program, payload: bytes, on_output: OnOutput, serve: Serve | None = None) -> Outcome:
         """Call the entrypoint with a payload, in a warm slot if there is one."""
-        return await self.slots.run(program, payload, on_output, serve)
+        return await self.pool.run(program, payload, on_output, serve)
 
     async def check(self, program: Program, on_output: OnOutput) -> Outcome:
         """Import the entrypoint."""
         return await self._base.check(program, on_output)
 
-    async def unpack(self, archive: Path, into: Path, limits: ArchiveLimits = UPLOADED) -> Unpacked:
+    async def unpack(self, archive: Path, into: Path, limits: ArchiveLimits = UPLOAD_ARCHIVE_LIMITS) -> Unpacked:
         """Unpack an untrusted archive into an empty folder."""
         return await self._base.unpack(archive, into, limits)
 
@@ -57,25 +57,25 @@ class WarmSandbox:
 
     async def close(self) -> None:
         """Kill every slot and the fork server."""
-        await self.slots.close()
+        await self.pool.close()
         if self._server is not None:
             await self._server.close()
 
 
-async def sandbox_for_runs(
+async def open_run_sandbox(
     how: Literal["auto", "forkserver", "bubblewrap"], bwrap: str | None, warm_memory_mb: int
 ) -> WarmSandbox:
     """The sandbox of a run worker. `auto` takes the fork server where it works and says why where it does not."""
     base = BubblewrapSandbox(bwrap=bwrap)
     server = problem = None
     if how != "bubblewrap":
-        server = ForkServer()
-        problem = await try_out(server)
+        server = ForkServerBackend()
+        problem = await run_self_test(server)
         if problem is not None:
             _log.warning("the fork server does not work here", reason=problem)
             if how == "auto":
                 await server.close()
                 server = None
     made = WarmSandbox(base, server, warm_memory_mb, problem)
-    made.slots.begin()
+    made.pool.start_refilling()
     return made

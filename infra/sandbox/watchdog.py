@@ -6,38 +6,38 @@ import time
 from typing import Final
 
 from infra.sandbox.proc import (
-    PAGE,
-    Unmeasured,
+    PAGE_BYTES,
+    UnmeasurableProcess,
     find_sharers,
     find_thread,
     has_ended,
     list_processes,
     list_threads,
-    measure,
+    measure_process,
     read_stat,
 )
 
 # Counting shared pages once is costly, so it is not done more often than this, in seconds.
-EXACT: Final = 0.3
+EXACT_COUNT_SECONDS: Final = 0.3
 # What is over a limit is looked at again after this many seconds: a process that comes or goes is there and not there.
-AGAIN: Final = 0.01
+RECHECK_SECONDS: Final = 0.01
 # How long a process may take to stop: on a busy machine it has to get its turn first.
-STOP_SECONDS: Final = 2.0
+STOP_TIMEOUT_SECONDS: Final = 2.0
 
 # What a socket without anything in it is taken to hold, and what those of the whole host may hold together in the
 # kernel until those of a sandbox are counted one by one, which takes milliseconds; bytes.
-SOCKET: Final = 4096
-NOTICED: Final = 32 << 20
+EMPTY_SOCKET_BYTES: Final = 4096
+SOCKET_SCAN_BYTES: Final = 32 << 20
 
 # What a run may make of files in memory; the size of a tmpfs does not bound its inodes.
 MAX_FILES: Final = 20_000
 # Where no control group shares the processors, each session has as much of them as any other session of the host.
 MAX_SESSIONS: Final = 8
 # How much less than other sessions that of a sandbox gets then, as a nice value.
-_NICE: Final = 5
+_AUTOGROUP_NICE: Final = 5
 
 
-class Watch:
+class ResourceWatchdog:
     """Looks at the whole tree while it runs: memory in MiB, files in memory-backed folders, and sessions.
 
     Limits of single processes do not add up to a limit of the tree, and the size of a tmpfs does
@@ -55,57 +55,57 @@ class Watch:
         *,
         max_sessions: int | None = None,
     ) -> None:
-        self._memory = memory_mb << 20
-        self._files, self._sockets, self._sessions = max_files, sockets, max_sessions
-        self.interval = interval
-        self._looked = 0.0
-        self._lowered = False
+        self._memory_limit_bytes = memory_mb << 20
+        self._max_files, self._counts_sockets, self._max_sessions = max_files, sockets, max_sessions
+        self.interval_seconds = interval
+        self._last_exact_count = 0.0
+        self._is_priority_lowered = False
 
-    def look(self, pid: int) -> str | None:
+    def find_excess(self, pid: int) -> str | None:
         """Return the limit that the tree of this process has passed, as the reason to kill it, or None. Blocks."""
-        reason = self._look(pid, throttled=True)
+        reason = self._check_limits(pid, throttled=True)
         if reason is None:
             return None
-        time.sleep(AGAIN)
-        return self._look(pid, throttled=False)
+        time.sleep(RECHECK_SECONDS)
+        return self._check_limits(pid, throttled=False)
 
-    def _look(self, pid: int, throttled: bool) -> str | None:
+    def _check_limits(self, pid: int, throttled: bool) -> str | None:
         try:
-            return self._measure(pid, throttled)
-        except Unmeasured as error:
+            return self._measure_tree(pid, throttled)
+        except UnmeasurableProcess as error:
             return f"not_measurable:{error}"
 
-    def _measure(self, pid: int, throttled: bool) -> str | None:
+    def _measure_tree(self, pid: int, throttled: bool) -> str | None:
         processes = list_processes(pid)
-        files, in_files = _files(pid)
-        if files > self._files:
+        files, in_files = _measure_files(pid)
+        if files > self._max_files:
             return f"too_many_files:{files}"
-        if self._sockets:
-            in_files += _in_sockets(pid)
-        if self._sessions is not None:
-            self._lower(pid)
+        if self._counts_sockets:
+            in_files += _measure_sockets(pid)
+        if self._max_sessions is not None:
+            self._lower_priority(pid)
             sessions = _count_sessions(processes)
-            if sessions > self._sessions:
+            if sessions > self._max_sessions:
                 return f"too_many_sessions:{sessions}"
-        used = in_files + sum(measure(process, "statm", _parse_resident) for process in processes)
-        if used <= self._memory:
+        used = in_files + sum(measure_process(process, "statm", _parse_resident) for process in processes)
+        if used <= self._memory_limit_bytes:
             return None
-        if throttled and time.monotonic() - self._looked < EXACT:
+        if throttled and time.monotonic() - self._last_exact_count < EXACT_COUNT_SECONDS:
             return None
-        self._looked = time.monotonic()
+        self._last_exact_count = time.monotonic()
         used = in_files + _count_exactly(pid, processes)
-        return f"out_of_memory:{used >> 20}" if used > self._memory else None
+        return f"out_of_memory:{used >> 20}" if used > self._memory_limit_bytes else None
 
-    def _lower(self, pid: int) -> None:
+    def _lower_priority(self, pid: int) -> None:
         """Let the tree's first session have less of the processors than others, once, where sessions share them."""
-        if not self._lowered:
+        if not self._is_priority_lowered:
             # Too often at a time is refused to ordinary users; then the next look tries again.
             with contextlib.suppress(OSError), open(f"/proc/{pid}/autogroup", "w") as file:
-                file.write(str(_NICE))
-                self._lowered = True
+                file.write(str(_AUTOGROUP_NICE))
+                self._is_priority_lowered = True
 
 
-def _files(pid: int) -> tuple[int, int]:
+def _measure_files(pid: int) -> tuple[int, int]:
     """Return how many files lie in the memory-backed folders of a sandbox, and how many bytes. Errors: `Unmeasured`."""
     thread = find_thread(f"/proc/{pid}")
     if thread is None:
@@ -119,14 +119,14 @@ def _files(pid: int) -> tuple[int, int]:
     except OSError as error:
         if has_ended(f"/proc/{pid}"):
             return 0, 0
-        raise Unmeasured(f"its files cannot be counted ({error.strerror})") from error
+        raise UnmeasurableProcess(f"its files cannot be counted ({error.strerror})") from error
     return count, size
 
 
 def _count_exactly(pid: int, processes: list[str]) -> int:
     """Return the bytes that processes hold, what they share counted once. Errors: `Unmeasured`."""
     before = find_sharers(pid)
-    held = {process: measure(process, "smaps_rollup", _parse_proportional) for process in processes}
+    held = {process: measure_process(process, "smaps_rollup", _parse_proportional) for process in processes}
     # Before and after: then also in between, as none comes to share memory that has some of its own.
     twice = before & find_sharers(pid) if before else before
     return sum(held.values()) - sum(size for process, size in held.items() if process.rpartition("/")[2] in twice)
@@ -136,9 +136,9 @@ def _count_sessions(processes: list[str]) -> int:
     return len({stat[3] for process in processes if (stat := read_stat(process)) and stat[0] not in ("Z", "X")})
 
 
-def _in_sockets(pid: int) -> int:
+def _measure_sockets(pid: int) -> int:
     """Return the bytes that the TCP sockets of a sandbox's network hold in the kernel. Errors: `Unmeasured`."""
-    return measure(f"/proc/{pid}", "net/sockstat", lambda text: _parse_sockets(pid, text))
+    return measure_process(f"/proc/{pid}", "net/sockstat", lambda text: _parse_sockets(pid, text))
 
 
 def _parse_sockets(pid: int, sockstat: str) -> int | None:
@@ -147,8 +147,12 @@ def _parse_sockets(pid: int, sockstat: str) -> int | None:
         return None
     # `inuse` is this network's, `mem` the whole host's, in pages.
     count, pages = int(words[2]), int(words[10])
-    queued = measure(f"/proc/{pid}", "net/tcp", _parse_queues) if count and pages * PAGE > NOTICED else 0
-    return count * SOCKET + queued
+    queued = (
+        measure_process(f"/proc/{pid}", "net/tcp", _parse_queues)
+        if count and pages * PAGE_BYTES > SOCKET_SCAN_BYTES
+        else 0
+    )
+    return count * EMPTY_SOCKET_BYTES + queued
 
 
 def _parse_queues(table: str) -> int | None:
@@ -163,7 +167,7 @@ def _parse_queues(table: str) -> int | None:
 
 def _parse_resident(statm: str) -> int | None:
     size, resident, *_ = statm.split()
-    return int(resident) * PAGE if int(size) else None
+    return int(resident) * PAGE_BYTES if int(size) else None
 
 
 def _parse_proportional(rollup: str) -> int | None:
@@ -178,50 +182,50 @@ def _parse_private(rollup: str) -> int | None:
     return sum(private) * 1024 if private else None
 
 
-def at_rest(pid: int | None, fenced: bool) -> int | None:
+def measure_stopped(pid: int | None, fenced: bool) -> int | None:
     """Return the bytes that a process alone holds, files in memory included, once it and all its threads have stopped.
 
     None if it is not alone, has made more files than a run may, or cannot be measured. Before it is `fenced`, the
     folders and processes that it sees are the host's, and nothing runs in it but our own code. Blocks.
     """
-    if pid is None or not stopped(pid):
+    if pid is None or not wait_until_stopped(pid):
         return None
     process = f"/proc/{pid}"
     try:
         if not fenced:
-            return measure(process, "smaps_rollup", _parse_private)
+            return measure_process(process, "smaps_rollup", _parse_private)
         if len(list_processes(pid)) != 1:
             return None
-        files, in_files = _files(pid)
+        files, in_files = _measure_files(pid)
         if files > MAX_FILES:
             return None
-        return in_files + _in_sockets(pid) + measure(process, "smaps_rollup", _parse_private)
-    except Unmeasured:
+        return in_files + _measure_sockets(pid) + measure_process(process, "smaps_rollup", _parse_private)
+    except UnmeasurableProcess:
         return None
 
 
-def awake(pid: int, fenced: bool) -> bool:
+def is_awake(pid: int, fenced: bool) -> bool:
     """Whether a process that was stopped runs again, or has started others, or cannot be looked at.
 
     As for `at_rest`, what it sees before it is `fenced` is the host's.
     """
     try:
-        return not _rests(pid) or (fenced and len(list_processes(pid)) > 1)
-    except (OSError, Unmeasured):
+        return not _is_stopped(pid) or (fenced and len(list_processes(pid)) > 1)
+    except (OSError, UnmeasurableProcess):
         return True
 
 
-def stopped(pid: int) -> bool:
+def wait_until_stopped(pid: int) -> bool:
     """Whether a process and all its threads stop, or end, within `STOP_SECONDS`. Blocks."""
-    until = time.monotonic() + STOP_SECONDS
+    until = time.monotonic() + STOP_TIMEOUT_SECONDS
     while time.monotonic() < until and os.path.exists(f"/proc/{pid}"):
         with contextlib.suppress(OSError):
-            if _rests(pid):
+            if _is_stopped(pid):
                 return True
         time.sleep(0.0005)
     return False
 
 
-def _rests(pid: int) -> bool:
+def _is_stopped(pid: int) -> bool:
     stats = [read_stat(thread) for thread in list_threads(f"/proc/{pid}")]
     return all(not stat or stat[0] in ("T", "t", "Z", "X") for stat in stats)

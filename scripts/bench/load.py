@@ -17,7 +17,7 @@ from litestar import Litestar, Request, post
 from domain import evaluations
 from domain.evaluations import NewEvaluation
 from domain.shared import ids
-from infra.embedded.children import free_ports
+from infra.embedded.children import find_free_ports
 
 PATIENCE = 120
 
@@ -165,7 +165,7 @@ def bare(port: int) -> None:
 @contextlib.asynccontextmanager
 async def bare_running() -> AsyncIterator[int]:
     """The bare handlers, in a process of their own; the port."""
-    port = free_ports(1)[0]
+    port = find_free_ports(1)[0]
     code = f"from scripts.bench.load import bare; bare({port})"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
     try:

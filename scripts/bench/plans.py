@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from infra.embedded.children import free_ports
+from infra.embedded.children import find_free_ports
 from scripts.bench.soak import Client, packed
 from scripts.up import System
 
@@ -86,7 +86,7 @@ async def measure(system: System) -> list[Row]:
 async def main() -> None:
     """Measure on a system of its own, and print."""
     with tempfile.TemporaryDirectory(prefix="paddock-bench-") as folder:
-        system = System(Path(folder) / "data", free_ports(1)[0], 1, lambda _: None)
+        system = System(Path(folder) / "data", find_free_ports(1)[0], 1, lambda _: None)
         async with system.running():
             for what, ratio, to in await measure(system):
                 print(f"{what:<64}{ratio:>8}   {to}", flush=True)

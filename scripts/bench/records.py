@@ -26,7 +26,7 @@ import msgspec
 
 from domain.shared import ids
 from domain.stats import QUANTILES, Kind
-from infra.embedded.children import free_ports
+from infra.embedded.children import find_free_ports
 from infra.postgres.db import Raw
 from infra.postgres.record_measures import FACTS
 from infra.postgres.stats import PostgresStats
@@ -283,7 +283,7 @@ class Bench:
 
     def _postgres(self) -> int | None:
         part = self.system.parts[0]
-        return part.part.process.pid if part is not None and part.part is not None else None
+        return part.child.process.pid if part is not None and part.child is not None else None
 
     def _process(self, name: str) -> int:
         return next(one.pid for one in self.system.processes if one.name == name and one.pid is not None)
@@ -319,7 +319,7 @@ async def measure(system: System, sizes: tuple[int, int] = FULL) -> list[Row]:
 async def main(sizes: tuple[int, int]) -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory(prefix="paddock-bench-") as folder:
-        system = System(Path(folder) / "data", free_ports(1)[0], 1, lambda _: None)
+        system = System(Path(folder) / "data", find_free_ports(1)[0], 1, lambda _: None)
         async with system.running():
             print(f"{'figure':<58}{'ratio':>8}   to")
             for what, ratio, to in await measure(system, sizes):

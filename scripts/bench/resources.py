@@ -13,8 +13,8 @@ def memory(system: System) -> dict[str, float]:
     """MiB that each process and what it started hold, shared pages counted once (`Pss` of smaps_rollup)."""
     roots = {process.name: process.pid for process in system.processes}
     for part in system.parts:
-        if part is not None and part.part is not None:
-            roots[part.part.name] = part.part.process.pid
+        if part is not None and part.child is not None:
+            roots[part.child.name] = part.child.process.pid
     return {name: held(pid) for name, pid in roots.items() if pid is not None}
 
 

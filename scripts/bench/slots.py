@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from domain.ports import Program, Stream
-from infra.sandbox.backend import Maker
+from infra.sandbox.backend import SandboxBackend
 from infra.sandbox.bubblewrap import BubblewrapSandbox
-from infra.sandbox.exit_report import Stage
-from infra.sandbox.forkserver.client import ForkServer
-from infra.sandbox.guest_protocol import frame
-from infra.sandbox.process_tree import Tree
+from infra.sandbox.exit_report import GuestStage
+from infra.sandbox.forkserver.client import ForkServerBackend
+from infra.sandbox.guest_protocol import encode_frame
+from infra.sandbox.process_tree import ProcessTree
 from infra.sandbox.warm import WarmSandbox
 
 T = TypeVar("T")
@@ -41,9 +41,9 @@ async def main() -> None:
             code=Path(folder), environment=None, entrypoint="agent:handle", timeout=SECONDS, memory_mb=256
         )
         for name in ("forkserver", "bubblewrap"):
-            server = ForkServer() if name == "forkserver" else None
+            server = ForkServerBackend() if name == "forkserver" else None
             sandbox = WarmSandbox(BubblewrapSandbox(), server, 512)
-            maker: Maker = server or BubblewrapSandbox()
+            maker: SandboxBackend = server or BubblewrapSandbox()
             try:
                 took, held = await _stages(maker, program)
                 for what, seconds in took.items():
@@ -64,7 +64,7 @@ def _interpreter() -> float:
     return statistics.median(took)
 
 
-async def _stages(maker: Maker, program: Program) -> tuple[dict[str, list[float]], list[int]]:
+async def _stages(maker: SandboxBackend, program: Program) -> tuple[dict[str, list[float]], list[int]]:
     took: dict[str, list[float]] = {}
     held: list[int] = []
 
@@ -74,35 +74,35 @@ async def _stages(maker: Maker, program: Program) -> tuple[dict[str, list[float]
         took.setdefault(what, []).append(time.perf_counter() - began)
         return result
 
-    async def fresh() -> Tree:
-        tree = await maker.make(program)
-        if maker.blanks:
-            await tree.reach(Stage.BLANK, SECONDS)
+    async def fresh() -> ProcessTree:
+        tree = await maker.start_tree(program)
+        if maker.supports_blanks:
+            await tree.wait_for_stage(GuestStage.BLANK, SECONDS)
         return tree
 
-    async def imported(tree: Tree) -> None:
-        maker.direct(tree, program, "run")
-        if not await tree.reach(Stage.IMPORTED, SECONDS):
+    async def imported(tree: ProcessTree) -> None:
+        maker.assign_program(tree, program, "run")
+        if not await tree.wait_for_stage(GuestStage.IMPORTED, SECONDS):
             raise RuntimeError("the import did not end well")
 
-    async def called(tree: Tree, since: Stage) -> None:
+    async def called(tree: ProcessTree, since: GuestStage) -> None:
         tree.resume(None)
-        await tree.run(frame(b"{}"), SECONDS, _ignore, since, early=True)
+        await tree.run(encode_frame(b"{}"), SECONDS, _ignore, since, returns_early=True)
 
-    async def at_once(tree: Tree) -> None:
-        maker.direct(tree, program, "run")
-        await called(tree, Stage.FENCED)
+    async def at_once(tree: ProcessTree) -> None:
+        maker.assign_program(tree, program, "run")
+        await called(tree, GuestStage.FENCED)
 
     async def cold() -> None:
-        await at_once(await maker.make(program))
+        await at_once(await maker.start_tree(program))
 
     await cold()
     for _ in range(ROUNDS):
         tree = await timed("made", fresh())
         await timed("imported", imported(tree))
         held.append(await tree.pause() or 0)
-        await timed("payload to result, warm", called(tree, Stage.TAKEN))
-        if maker.blanks:
+        await timed("payload to result, warm", called(tree, GuestStage.PAYLOAD_READ))
+        if maker.supports_blanks:
             tree = await fresh()
             await timed("run in a blank slot", at_once(tree))
         await timed("run cold", cold())

@@ -22,7 +22,7 @@ import msgspec
 import uvloop
 from websockets.asyncio.client import connect
 
-from infra.embedded.children import free_ports
+from infra.embedded.children import find_free_ports
 from scripts.bench.resources import held
 from scripts.up import System
 
@@ -45,7 +45,7 @@ class Read(msgspec.Struct):
 @asynccontextmanager
 async def provider() -> AsyncIterator[str]:
     """The scripted provider, in a process of its own; its URL."""
-    port = free_ports(1)[0]
+    port = find_free_ports(1)[0]
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.support.fake_provider", str(port), stdout=DEVNULL
     )
@@ -192,7 +192,7 @@ async def main() -> None:
     """Measure and print."""
     os.environ["PADDOCK_PRIVATE_HOSTS"] = "127.0.0.1"
     with tempfile.TemporaryDirectory(prefix="paddock-bench-") as folder:
-        system = System(Path(folder) / "data", free_ports(1)[0], 1, lambda _: None)
+        system = System(Path(folder) / "data", find_free_ports(1)[0], 1, lambda _: None)
         async with system.running(), provider() as url:
             rows = await measure(system, url)
     print(f"{'figure':<76}{'ratio':>7}   to")

@@ -20,7 +20,7 @@ import aiohttp
 import uvicorn
 from litestar import Litestar, get
 
-from infra.embedded.children import free_ports
+from infra.embedded.children import find_free_ports
 from scripts.bench import plans, records, streams
 from scripts.bench.resources import held, processor
 from scripts.bench.soak import Client, Soaked, packed, soak
@@ -97,7 +97,7 @@ def _bare(port: int) -> None:
 
 
 async def _bare_rate() -> float:
-    port = free_ports(1)[0]
+    port = find_free_ports(1)[0]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", f"from scripts.bench.suite import _bare; _bare({port})")
     )
@@ -223,7 +223,7 @@ async def _idle() -> list[Row]:
     """What `paddock up` takes when nobody uses it, from a while after its start."""
     with tempfile.TemporaryDirectory(prefix="paddock-bench-") as folder:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "scripts.cli", "up", "--data", folder, "--port", str(free_ports(1)[0])),
+            *(sys.executable, "-m", "scripts.cli", "up", "--data", folder, "--port", str(find_free_ports(1)[0])),
             stdout=asyncio.subprocess.PIPE,
         )
         try:
@@ -254,7 +254,7 @@ async def main() -> None:
     """Measure, soak and print."""
     idle = await _idle()
     with tempfile.TemporaryDirectory(prefix="paddock-bench-") as folder:
-        system = System(Path(folder) / "data", free_ports(1)[0], 1, lambda _: None)
+        system = System(Path(folder) / "data", find_free_ports(1)[0], 1, lambda _: None)
         async with system.running():
             rows, base = await measure(system)
             _print([*idle, *rows])

@@ -27,9 +27,9 @@ from domain.llms.messages import ErrorKind, Message, ModelError, Options, Part, 
 from domain.ports import Program
 from domain.shared.errors import DomainError
 from infra.sandbox.bubblewrap import BubblewrapSandbox
-from infra.sandbox.cgroups import Cgroups
+from infra.sandbox.cgroups import ControlGroupFactory
 from infra.sandbox.fence import Fence
-from infra.sandbox.forkserver.client import ForkServer
+from infra.sandbox.forkserver.client import ForkServerBackend
 from infra.sandbox.warm import WarmSandbox
 from tests.attacks.remains import KINDS
 from workers.run import gateway
@@ -111,7 +111,7 @@ def _taken_away(without: list[str]) -> Iterator[list[str]]:
 
 def _sandbox(way: str, without: list[str]) -> WarmSandbox:
     fence = Fence(without=frozenset(without))
-    server = ForkServer(fence) if way.startswith("forkserver") else None
+    server = ForkServerBackend(fence) if way.startswith("forkserver") else None
     return WarmSandbox(BubblewrapSandbox(fence), server, 512 if way.endswith("-warm") else 0)
 
 
@@ -175,7 +175,7 @@ async def _attack(
         "attack": name,
         "without": without,
         "broke": bool(told["broke"] or left),
-        "groups": Cgroups().bounds_memory,
+        "groups": ControlGroupFactory().bounds_memory,
         "got": told.get("got", []) + left,
         "error_type": outcome.error_type,
         "error_message": outcome.error_message,

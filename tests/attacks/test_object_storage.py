@@ -10,7 +10,7 @@ from aiobotocore.session import get_session
 
 from infra.embedded import seaweedfs
 from infra.embedded.certificates import write_certificates
-from infra.embedded.seaweedfs import ACCESS_KEY, EmbeddedSeaweed, binary
+from infra.embedded.seaweedfs import ACCESS_KEY, EmbeddedSeaweed, find_binary
 from scripts.up import System
 
 # Names of the ports, each followed by the one for gRPC.
@@ -29,7 +29,7 @@ async def calls(storage: EmbeddedSeaweed, command: str, cwd: Path) -> str:
     """What `weed shell` gets out of the master and the filer, by gRPC, with what it finds in a folder."""
     at = ports(storage)
     shell = await asyncio.create_subprocess_exec(
-        *(str(binary()), "shell", f"-master=127.0.0.1:{at['master']}.{at['master_grpc']}"),
+        *(str(find_binary()), "shell", f"-master=127.0.0.1:{at['master']}.{at['master_grpc']}"),
         f"-filer=127.0.0.1:{at['filer']}.{at['filer_grpc']}",
         cwd=cwd,
         env={"PATH": "/usr/bin:/bin", "HOME": str(cwd)},
@@ -81,7 +81,7 @@ async def test_a_certificate_of_another_authority_opens_nothing(system: System, 
     storage = system.parts[2]
     assert storage is not None
     write_certificates(tmp_path / "certificates", "paddock-seaweedfs")
-    (tmp_path / "security.toml").write_text(seaweedfs._security("0" * 64, tmp_path / "certificates"))
+    (tmp_path / "security.toml").write_text(seaweedfs._build_security("0" * 64, tmp_path / "certificates"))
     assert "paddock" not in await calls(storage, "fs.ls /buckets", tmp_path)
 
 
@@ -106,12 +106,12 @@ async def test_the_files_with_keys_are_their_owners_alone(system: System) -> Non
 
 
 async def test_the_attack_succeeds_without_the_guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = seaweedfs._security
+    whole = seaweedfs._build_security
 
     def keys_alone(signing_key: str, certificates: Path) -> str:
         return whole(signing_key, certificates).partition("[grpc]")[0]
 
-    monkeypatch.setattr(seaweedfs, "_security", keys_alone)
+    monkeypatch.setattr(seaweedfs, "_build_security", keys_alone)
     storage = EmbeddedSeaweed(tmp_path / "seaweedfs", "0" * 64, "0" * 64)
     await storage.start()
     (tmp_path / "stranger").mkdir()

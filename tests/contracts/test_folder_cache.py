@@ -16,7 +16,7 @@ MIB = 1 << 20
 
 
 def _place(cache: FolderCache, kind: str, name: str, size: int, used: float) -> Path:
-    path = cache.path(kind, name)
+    path = cache.get_path(kind, name)
     path.mkdir(parents=True)
     (path / "file").write_bytes(b"x" * size)
     os.utime(path, (used, used))
@@ -31,23 +31,23 @@ def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
     cache = FolderCache(tmp_path, 3 * MIB + 64 * 1024)
     for age, (kind, name) in enumerate([("bundles", "a"), ("environments", "b"), ("bundles", "c"), ("bundles", "d")]):
         _place(cache, kind, name, MIB, 1000.0 + age)
-    with cache.hold("bundles", "a"):
+    with cache.lock_folder("bundles", "a"):
         pass  # used just now
-    assert cache.make_room() == 1
+    assert cache.evict_excess() == 1
     assert _names(cache) == ["a", "c", "d"]
-    assert cache.make_room() == 0
+    assert cache.evict_excess() == 0
 
 
 def test_what_is_in_use_stays_whatever_the_bound(tmp_path: Path) -> None:
     cache, other = FolderCache(tmp_path, 1), FolderCache(tmp_path, 1)
     for name in ("a", "b"):
         _place(cache, "bundles", name, MIB, 1000.0)
-    with cache.hold("bundles", "a"), cache.hold("bundles", "a"):
-        assert other.make_room() == 1
+    with cache.lock_folder("bundles", "a"), cache.lock_folder("bundles", "a"):
+        assert other.evict_excess() == 1
         assert _names(cache) == ["a"]
-        assert not other.remove("bundles", "a")
-        assert other.remove_all("bundles", ["a"], time.time() + 100) == 0
-    assert other.remove("bundles", "a")
+        assert not other.remove_folder("bundles", "a")
+        assert other.remove_folders("bundles", ["a"], time.time() + 100) == 0
+    assert other.remove_folder("bundles", "a")
     assert _names(cache) == []
     # Nothing is left behind: neither the folders nor their locks.
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
@@ -56,13 +56,13 @@ def test_what_is_in_use_stays_whatever_the_bound(tmp_path: Path) -> None:
 def test_what_uv_downloads_counts_and_goes_as_a_whole(tmp_path: Path) -> None:
     cache = FolderCache(tmp_path, 2 * MIB)
     for number in range(4):
-        (cache.downloads / f"archive-{number}").mkdir(parents=True)
-        (cache.downloads / f"archive-{number}" / "wheel").write_bytes(b"x" * MIB)
+        (cache.downloads_path / f"archive-{number}").mkdir(parents=True)
+        (cache.downloads_path / f"archive-{number}" / "wheel").write_bytes(b"x" * MIB)
     _place(cache, "environments", "e", 1024, time.time() + 100)
-    with cache.hold("", folders.DOWNLOADS):
-        assert cache.make_room() == 1  # the environment, although it is younger: this is in use
-    assert cache.make_room() == 1
-    assert not cache.downloads.exists()
+    with cache.lock_folder("", folders.DOWNLOADS_FOLDER):
+        assert cache.evict_excess() == 1  # the environment, although it is younger: this is in use
+    assert cache.evict_excess() == 1
+    assert not cache.downloads_path.exists()
 
 
 def test_another_process_s_folders_are_its_own_until_it_ends(tmp_path: Path) -> None:
@@ -72,8 +72,8 @@ def test_another_process_s_folders_are_its_own_until_it_ends(tmp_path: Path) -> 
         "import asyncio, sys, time\nfrom pathlib import Path\nfrom infra.build_cache.folders import FolderCache\n"
         "async def main():\n"
         "    cache = FolderCache(Path(sys.argv[1]), 0)\n"
-        "    with cache.hold('bundles', 'a'):\n"
-        "        async with cache.scratch('bundles') as made:\n"
+        "    with cache.lock_folder('bundles', 'a'):\n"
+        "        async with cache.open_scratch('bundles') as made:\n"
         "            (made / 'file').write_text('x')\n"
         "            print(made.name, flush=True)\n"
         "            time.sleep(600)\n"
@@ -81,14 +81,14 @@ def test_another_process_s_folders_are_its_own_until_it_ends(tmp_path: Path) -> 
     )
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
-        scratch = cache.path("bundles", other.stdout.readline().strip())
+        scratch = cache.get_path("bundles", other.stdout.readline().strip())
         os.utime(scratch, (1000.0, 1000.0))
-        assert cache.make_room() == 0
+        assert cache.evict_excess() == 0
         cache.remove_unused(time.time() + 100)
         assert scratch.is_dir()
         assert _names(cache) == ["a"]
         other.kill()
-    assert cache.make_room() == 1
+    assert cache.evict_excess() == 1
     cache.remove_unused(time.time() - 100)
     assert not scratch.exists()
 
@@ -99,7 +99,7 @@ async def test_whoever_holds_a_folder_finds_it_whole_or_not_at_all(tmp_path: Pat
 
     def use() -> None:
         for _ in range(300):
-            with cache.hold("bundles", "a") as path:
+            with cache.lock_folder("bundles", "a") as path:
                 if not path.is_dir():
                     made = tmp_path / "bundles" / f".new-{time.monotonic_ns()}-{os.urandom(4).hex()}"
                     made.mkdir(parents=True)
@@ -113,7 +113,7 @@ async def test_whoever_holds_a_folder_finds_it_whole_or_not_at_all(tmp_path: Pat
 
     def remove() -> None:
         for _ in range(600):
-            cache.remove("bundles", "a")
+            cache.remove_folder("bundles", "a")
 
     await asyncio.gather(*(asyncio.to_thread(work) for work in (use, use, remove)))
     assert all(found)
@@ -123,7 +123,7 @@ async def test_whoever_holds_a_folder_finds_it_whole_or_not_at_all(tmp_path: Pat
 async def test_a_scratch_folder_is_gone_in_the_end(tmp_path: Path) -> None:
     cache = FolderCache(tmp_path, 0)
     with pytest.raises(RuntimeError, match="enough"):
-        async with cache.scratch("environments") as made:
+        async with cache.open_scratch("environments") as made:
             (made / "deep" / "er").mkdir(parents=True)
             raise RuntimeError("enough")
     assert [path for path in tmp_path.rglob("*") if path.is_file() or path.name.startswith(".")] == []

@@ -16,9 +16,9 @@ from domain.llms.messages import CallPart, Message, Options, Part, Reply, Text, 
 from domain.ports import Program, SandboxLost, Serve
 from infra.sandbox import seccomp
 from infra.sandbox.bubblewrap import BubblewrapSandbox
-from infra.sandbox.exit_report import Stage
-from infra.sandbox.forkserver.client import ForkServer
-from infra.sandbox.listener import Listener, received
+from infra.sandbox.exit_report import GuestStage
+from infra.sandbox.forkserver.client import ForkServerBackend
+from infra.sandbox.listener import GatewayListener, receive_listener
 from infra.sandbox.warm import WarmSandbox
 from tests.contracts.test_sandbox import _as_before, _begun, _descriptors, _ignore, _verdict
 from workers.run.gateway import serve_gateway
@@ -35,7 +35,7 @@ def handle(p):
 
 @pytest.fixture(params=WAYS)
 async def sandbox(request: pytest.FixtureRequest) -> AsyncIterator[WarmSandbox]:
-    server = ForkServer() if request.param.startswith("forkserver") else None
+    server = ForkServerBackend() if request.param.startswith("forkserver") else None
     made = WarmSandbox(BubblewrapSandbox(), server, 512 if request.param.endswith("-warm") else 0)
     yield made
     await made.close()
@@ -275,7 +275,7 @@ def test_nothing_but_one_listener_is_taken(what: str) -> None:
         stack.enter_context(theirs)
         socket.send_fds(theirs, [b"listener"], _wrong()[what](stack))
         before = _descriptors()
-        given, problem = received(ours)
+        given, problem = receive_listener(ours)
         assert given is None
         assert problem
         assert _descriptors() == before
@@ -285,7 +285,7 @@ def test_one_listener_is_taken_and_what_it_accepts_is_bounded() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs, _listening() as mine:
         socket.send_fds(theirs, [b"listener"], [mine.fileno()])
-        given, problem = received(ours)
+        given, problem = receive_listener(ours)
         assert problem is None
         assert given is not None
         with given:
@@ -298,13 +298,13 @@ def test_one_listener_is_taken_and_what_it_accepts_is_bounded() -> None:
 
 
 async def test_what_comes_after_the_import_is_never_taken() -> None:
-    listener = Listener()
+    listener = GatewayListener()
     lost: list[Exception] = []
-    listener.begin(lost.append)
-    listener.shut()
+    listener.start_receiving(lost.append)
+    listener.end_handover()
     with _listening() as mine, pytest.raises(OSError):
-        socket.send_fds(listener.theirs, [b"listener"], [mine.fileno()])
-    async with listener.served(_saying("x"), lambda: None):
+        socket.send_fds(listener.guest_end, [b"listener"], [mine.fileno()])
+    async with listener.serve_connections(_saying("x"), lambda: None):
         await asyncio.sleep(0.05)
     listener.close()
     assert lost == []
@@ -313,22 +313,22 @@ async def test_what_comes_after_the_import_is_never_taken() -> None:
 async def test_a_guest_that_hands_over_something_else_is_lost(code) -> None:
     """Only one that is broken could: it is trusted code until then. Its run is nobody's success."""
     base = BubblewrapSandbox()
-    tree = await base.make(_program(code, "import time\ntime.sleep(20)\ndef handle(p): return 1\n"))
+    tree = await base.start_tree(_program(code, "import time\ntime.sleep(20)\ndef handle(p): return 1\n"))
     assert tree._listener is not None
-    ours = tree._listener._ours
+    ours = tree._listener._worker_end
     asyncio.get_running_loop().remove_reader(ours)
     mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     os.dup2(mine.fileno(), ours.fileno())
     mine.setblocking(False)
-    tree._listener.begin(tree._lose)
+    tree._listener.start_receiving(tree._fail_tree)
     with theirs, open("/etc/hostname") as file:
         socket.send_fds(theirs, [b"listener"], [file.fileno()])
     mine.close()
-    base.direct(tree, _program(code), "run")
+    base.assign_program(tree, _program(code), "run")
     with pytest.raises(SandboxLost, match="no listener"):
-        async with tree.served(_saying("x")):
-            await tree.run(b"\0\0\0\2{}", 15, _ignore, Stage.FENCED)
-    await tree.end()
+        async with tree.serve_gateway(_saying("x")):
+            await tree.run(b"\0\0\0\2{}", 15, _ignore, GuestStage.FENCED)
+    await tree.kill_and_wait()
 
 
 # the filter
@@ -361,7 +361,7 @@ def test_the_filter_lets_through_tcp_and_no_more(machine: str) -> None:
         },
     }[machine]
     arch = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}[machine]
-    filters = {gateway: seccomp.program(machine, gateway) for gateway in (False, True)}
+    filters = {gateway: seccomp.build_filter(machine, gateway) for gateway in (False, True)}
 
     def verdict(call: str, *arguments: int, gateway: bool = True) -> int:
         return _verdict(filters[gateway], arch, numbers[call], *arguments)
@@ -489,11 +489,11 @@ async def test_the_real_library_unchanged(sandbox, code) -> None:
 
 
 async def test_a_server_that_is_stopped_while_it_begins_leaves_no_deaf_descriptor() -> None:
-    loop, listener = asyncio.get_running_loop(), Listener()
-    listener.begin(lambda lost: None)
+    loop, listener = asyncio.get_running_loop(), GatewayListener()
+    listener.start_receiving(lambda lost: None)
     given = socket.create_server(("127.0.0.1", 0))
     number = given.fileno()
-    socket.send_fds(listener.theirs, [b"x"], [number])
+    socket.send_fds(listener.guest_end, [b"x"], [number])
 
     @contextlib.asynccontextmanager
     async def careless(handed: socket.socket) -> AsyncIterator[None]:
@@ -502,9 +502,9 @@ async def test_a_server_that_is_stopped_while_it_begins_leaves_no_deaf_descripto
         await asyncio.Event().wait()
         yield
 
-    async with listener.served(careless, lambda: None):
+    async with listener.serve_connections(careless, lambda: None):
         await asyncio.sleep(0.05)
-        handed = listener._got.result()
+        handed = listener._handed_over.result()
         assert handed is not None
         number = handed.fileno()
     listener.close()

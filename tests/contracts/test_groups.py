@@ -17,14 +17,16 @@ from domain.ports import Program
 from domain.shared.errors import DomainError
 from infra.sandbox import cgroups
 from infra.sandbox.bubblewrap import BubblewrapSandbox
-from infra.sandbox.cgroups import Cgroups, Group, enter
-from infra.sandbox.forkserver.client import ForkServer
-from infra.sandbox.proc import descendants, has_ended
-from infra.sandbox.process_tree import Tree
+from infra.sandbox.cgroups import ControlGroup, ControlGroupFactory, join_group
+from infra.sandbox.forkserver.client import ForkServerBackend
+from infra.sandbox.proc import has_ended, list_descendants
+from infra.sandbox.process_tree import ProcessTree
 from infra.sandbox.warm import WarmSandbox
 
 SLEEP = "import os, time\ntime.sleep(0.3)\ndef handle(p):\n    os.fork()\n    time.sleep(0.3)\n    return 1\n"
-UNIFIED = next((path for path in (cgroups.ROOT, cgroups.ROOT / "unified") if (path / "cgroup.procs").exists()), None)
+UNIFIED = next(
+    (path for path in (cgroups.CGROUP_ROOT, cgroups.CGROUP_ROOT / "unified") if (path / "cgroup.procs").exists()), None
+)
 
 
 def _ignore(_: str, __: bytes) -> None:
@@ -65,19 +67,19 @@ KINDS: dict[str, Callable[[BubblewrapSandbox, Path], Any]] = {
 }
 
 
-@pytest.mark.skipif(not Cgroups().bounds_memory, reason="this host gives this user no control groups")
+@pytest.mark.skipif(not ControlGroupFactory().bounds_memory, reason="this host gives this user no control groups")
 @pytest.mark.parametrize("kind", KINDS)
 async def test_every_process_that_bubblewrap_makes_is_in_the_group(
     monkeypatch: pytest.MonkeyPatch, code: Path, kind: str
 ) -> None:
     sandbox, looks = BubblewrapSandbox(), list[tuple[set[int], set[int]]]()
-    make = sandbox._make
+    make = sandbox._start_tree
 
-    async def observe(tree: Tree) -> None:
-        while not tree.gone:
+    async def observe(tree: ProcessTree) -> None:
+        while not tree.is_gone:
             if (pid := tree.pid) is not None and tree._group is not None:
                 # Before its members: whoever is born in between is a member and not among these.
-                born = {pid, *descendants(pid)}
+                born = {pid, *list_descendants(pid)}
                 members = tree._group.list_members()
                 # One that has ended is no member any more.
                 looks.append(({one for one in born if not has_ended(f"/proc/{one}")}, members))
@@ -85,12 +87,12 @@ async def test_every_process_that_bubblewrap_makes_is_in_the_group(
 
     observers = []
 
-    async def made(*arguments: Any) -> Tree:
+    async def made(*arguments: Any) -> ProcessTree:
         tree = await make(*arguments)
         observers.append(asyncio.create_task(observe(tree)))
         return tree
 
-    monkeypatch.setattr(sandbox, "_make", made)
+    monkeypatch.setattr(sandbox, "_start_tree", made)
     await KINDS[kind](sandbox, code)
     await asyncio.gather(*observers)
     assert looks, "there was nothing to look at"
@@ -99,20 +101,20 @@ async def test_every_process_that_bubblewrap_makes_is_in_the_group(
 
 
 @pytest.fixture
-def closed(tmp_path: Path) -> Group:
+def closed(tmp_path: Path) -> ControlGroup:
     """A group that nobody can join."""
     (tmp_path / "cgroup.procs").symlink_to("/dev/full")
-    return Group((tmp_path,), None, 1)
+    return ControlGroup((tmp_path,), None, 1)
 
 
 @pytest.mark.parametrize("way", ["bubblewrap", "forkserver"])
 async def test_without_its_group_a_sandbox_does_not_start(
-    monkeypatch: pytest.MonkeyPatch, code: Path, closed: Group, way: str
+    monkeypatch: pytest.MonkeyPatch, code: Path, closed: ControlGroup, way: str
 ) -> None:
-    server = ForkServer() if way == "forkserver" else None
+    server = ForkServerBackend() if way == "forkserver" else None
     base = BubblewrapSandbox()
     sandbox = WarmSandbox(base, server, 0)
-    monkeypatch.setattr((server or base)._cgroups, "make", lambda _: closed)
+    monkeypatch.setattr((server or base)._cgroups, "create_group", lambda _: closed)
     with pytest.raises(DomainError) as caught:
         await sandbox.run(_program(code), b"{}", _ignore)
     assert caught.value.code == "sandbox_unavailable"
@@ -120,10 +122,10 @@ async def test_without_its_group_a_sandbox_does_not_start(
     if server is None:
         assert not (await sandbox.status()).available
 
-    def no_more(_: int) -> Group:
+    def no_more(_: int) -> ControlGroup:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr((server or base)._cgroups, "make", no_more)
+    monkeypatch.setattr((server or base)._cgroups, "create_group", no_more)
     with pytest.raises(DomainError) as caught:
         await sandbox.run(_program(code), b"{}", _ignore)
     assert caught.value.code == "sandbox_unavailable"
@@ -135,12 +137,12 @@ def test_a_child_joins_a_version_2_group_before_it_is_a_program() -> None:
     assert UNIFIED is not None
     folder = UNIFIED / f"paddock-{os.getpid()}-test"
     folder.mkdir()
-    group = Group((folder,), None, 2)
+    group = ControlGroup((folder,), None, 2)
     try:
-        with group.open_entrances() as entrances:
+        with group.open_process_lists() as entrances:
             told = subprocess.run(
                 ["/bin/cat", "/proc/self/cgroup"],
-                preexec_fn=functools.partial(enter, entrances),
+                preexec_fn=functools.partial(join_group, entrances),
                 capture_output=True,
                 text=True,
                 check=True,
@@ -159,24 +161,24 @@ def test_version_2_groups_are_made_where_controllers_are_delegated(
 ) -> None:
     (tmp_path / "cgroup.controllers").write_text("memory cpu pids io\n")
     (tmp_path / "cgroup.subtree_control").write_text(enabled + "\n")
-    places = cgroups._candidates(tmp_path)
+    places = cgroups._find_candidates(tmp_path)
     assert (places.version, places.memory, places.cpu) == (
         2,
         tmp_path if memory else None,
         tmp_path if cpu else None,
     )
     # The kernel does not make the files of a group here, so that it turns out that there are none.
-    found = Cgroups(tmp_path)
+    found = ControlGroupFactory(tmp_path)
     assert (found.bounds_memory, found.shares_processors) == (False, False)
 
 
-@pytest.mark.skipif(not Cgroups().bounds_memory, reason="this host gives this user no control groups")
+@pytest.mark.skipif(not ControlGroupFactory().bounds_memory, reason="this host gives this user no control groups")
 async def test_groups_go_with_their_sandboxes(code: Path) -> None:
     """One that was still emptying is removed before the next is made."""
-    made = Cgroups().make(64)
+    made = ControlGroupFactory().create_group(64)
     assert made is not None
     with subprocess.Popen(["/bin/sleep", "60"]) as holding:
-        made.join(holding.pid)
+        made.add_process(holding.pid)
         assert not made.remove()
         holding.kill()
     sandbox = BubblewrapSandbox()

@@ -17,7 +17,7 @@ import pytest
 import infra.embedded.model as embedded
 from domain.llms.messages import Ask, CallPart, Message, ModelError, Options, Part, Reply, Target, Text, ToolSpec
 from domain.shared.secrets import Secret
-from infra.embedded.model import CONTEXT, SLOTS, Door
+from infra.embedded.model import CONTEXT_TOKENS, MODEL_SLOTS, ModelBroker
 from infra.http import Outbound
 from infra.llm import PydanticLlm
 from infra.llm.local import LocalModel, Served, aimed
@@ -39,14 +39,14 @@ ENDLESS = {"ignore_eos": True}
 class Opened:
     """A door that somebody holds open, what was said behind it, and what a worker sees of it."""
 
-    def __init__(self, door: Door, lines: list[str]) -> None:
+    def __init__(self, door: ModelBroker, lines: list[str]) -> None:
         self.door, self.lines = door, lines
         self.local = LocalModel(door.address, None)
 
     @property
     def pid(self) -> int:
-        assert self.door.server.part is not None
-        return self.door.server.part.process.pid
+        assert self.door.server.child is not None
+        return self.door.server.child.process.pid
 
     @property
     def starts(self) -> int:
@@ -56,8 +56,8 @@ class Opened:
 @contextlib.asynccontextmanager
 async def opened(folder: Path, idle: float = 60.0) -> AsyncIterator[Opened]:
     lines: list[str] = []
-    with contextlib.closing(Door(folder / "model")) as door:
-        async with door.open(idle, lines.append):
+    with contextlib.closing(ModelBroker(folder / "model")) as door:
+        async with door.accept_workers(idle, lines.append):
             yield Opened(door, lines)
 
 
@@ -121,9 +121,9 @@ async def quiet(here: Opened) -> None:
     """Until the server computes nothing more."""
     async with asyncio.timeout(20):
         while True:
-            before = here.door.server.spent()
+            before = here.door.server.read_cpu_seconds()
             await asyncio.sleep(0.3)
-            if here.door.server.spent() - before < 0.05:
+            if here.door.server.read_cpu_seconds() - before < 0.05:
                 return
 
 
@@ -207,9 +207,9 @@ async def test_without_streaming(here: Opened) -> None:
 async def test_a_prompt_that_is_too_long_is_refused_and_harms_nobody(here: Opened, llm: PydanticLlm) -> None:
     before = await pid_of(here)
     with pytest.raises(ModelError) as caught:
-        await all_of(llm, asks("word " * (CONTEXT + 1000)))
+        await all_of(llm, asks("word " * (CONTEXT_TOKENS + 1000)))
     assert caught.value.kind == "refused"
-    assert str(CONTEXT) in caught.value.message
+    assert str(CONTEXT_TOKENS) in caught.value.message
     assert before == await pid_of(here)
 
 
@@ -250,8 +250,8 @@ async def test_two_answers_are_written_at_the_same_time(llm: PydanticLlm) -> Non
 
 
 async def test_more_than_there_are_slots_wait_their_turn(llm: PydanticLlm) -> None:
-    replies = await asyncio.gather(*(all_of(llm, asks(f"Say {n}.", max_tokens=4)) for n in range(SLOTS * 3)))
-    assert len(replies) == SLOTS * 3
+    replies = await asyncio.gather(*(all_of(llm, asks(f"Say {n}.", max_tokens=4)) for n in range(MODEL_SLOTS * 3)))
+    assert len(replies) == MODEL_SLOTS * 3
 
 
 # Who gives up
@@ -260,7 +260,7 @@ async def test_more_than_there_are_slots_wait_their_turn(llm: PydanticLlm) -> No
 async def test_a_stream_that_is_given_up_frees_its_slot(here: Opened, llm: PydanticLlm) -> None:
     target = Target(name="smollm2", provider="local", model="smollm2", parameters=ENDLESS)
     ask = Ask(target=target, messages=(Message(role="user", content="Count"),), options=Options(max_tokens=3500))
-    tasks = [asyncio.create_task(all_of(llm, ask)) for _ in range(SLOTS)]
+    tasks = [asyncio.create_task(all_of(llm, ask)) for _ in range(MODEL_SLOTS)]
     await asyncio.sleep(1.5)
     for task in tasks:
         task.cancel()
@@ -285,7 +285,7 @@ async def test_an_answer_in_one_piece_that_is_given_up_frees_its_slot(here: Open
 
 async def test_it_starts_once_for_all_who_ask_and_ends_when_nobody_does(tmp_path: Path) -> None:
     async with opened(tmp_path, idle=1.0) as here:
-        assert here.door.server.part is None
+        assert here.door.server.child is None
         assert not (tmp_path / "model").exists()
 
         async def held() -> tuple[int, str]:
@@ -358,7 +358,7 @@ async def test_closing_the_door_ends_it_in_time(tmp_path: Path) -> None:
 async def test_closing_the_door_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
     async with opened(tmp_path) as here:
         waiting = asyncio.create_task(all_of(PydanticLlm(Outbound(), here.local), asks("Hello")))
-        await until(lambda: here.door.server.part is not None)
+        await until(lambda: here.door.server.child is not None)
         pid = here.pid
     assert gone(pid)
     with pytest.raises(ModelError):

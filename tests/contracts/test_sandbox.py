@@ -15,8 +15,8 @@ from domain.shared.errors import DomainError
 from infra.sandbox import seccomp
 from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.fence import Fence
-from infra.sandbox.forkserver.client import ForkServer
-from infra.sandbox.proc import descendants
+from infra.sandbox.forkserver.client import ForkServerBackend
+from infra.sandbox.proc import list_descendants
 from infra.sandbox.warm import WarmSandbox
 
 SLEEP = "import time\ndef handle(p):\n    time.sleep(30)\n"
@@ -30,7 +30,7 @@ WAYS = ["bubblewrap", "forkserver", "bubblewrap-warm", "forkserver-warm"]
 
 
 async def _made(way: str) -> AsyncIterator[WarmSandbox]:
-    server = ForkServer() if way.startswith("forkserver") else None
+    server = ForkServerBackend() if way.startswith("forkserver") else None
     made = WarmSandbox(BubblewrapSandbox(), server, 256 if way.endswith("-warm") else 0)
     yield made
     await made.close()
@@ -118,7 +118,7 @@ async def test_early_and_double_cancels_leave_no_process(cold, code) -> None:
     program = _program(code, SLEEP)
     tasks = (await _begun(cold, program))[1]
     server = cold._server.pid if cold._server is not None else None
-    before = _bwraps() | set(descendants(server) if server else [])
+    before = _bwraps() | set(list_descendants(server) if server else [])
     for number in range(40):
         running = asyncio.create_task(cold.run(program, b"{}", _ignore))
         await asyncio.sleep(number * 0.001)
@@ -128,7 +128,7 @@ async def test_early_and_double_cancels_leave_no_process(cold, code) -> None:
         with pytest.raises(asyncio.CancelledError):
             await running
     await asyncio.sleep(0.3)
-    assert (_bwraps() | set(descendants(server) if server else [])) - before == set()
+    assert (_bwraps() | set(list_descendants(server) if server else [])) - before == set()
     assert len(asyncio.all_tasks()) == tasks
 
 
@@ -227,7 +227,7 @@ def test_a_fence_knows_its_guards() -> None:
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_the_filter_is_a_valid_program(machine: str) -> None:
     """Every jump lands inside the program, and every path ends in a verdict."""
-    data = seccomp.program(machine)
+    data = seccomp.build_filter(machine)
     code = [struct.unpack("=HBBI", data[start : start + 8]) for start in range(0, len(data), 8)]
     assert len(code) < 4096
     for number, (operation, if_true, if_false, _) in enumerate(code):
@@ -293,7 +293,7 @@ def test_the_filter_s_verdicts() -> None:
             },
         ),
     ):
-        data = seccomp.program(name)
+        data = seccomp.build_filter(name)
 
         def verdict(
             call: str, *arguments: int, data: bytes = data, arch: int = arch, table: dict[str, int] = table
@@ -324,9 +324,9 @@ def test_the_filter_s_verdicts() -> None:
         assert verdict("ioctl", 0, 0x5401) == allow
         assert _verdict(data, arch, 9999) == enosys
         assert _verdict(data, 0x40000003, 1) == kill
-    assert _verdict(seccomp.program("x86_64"), 0xC000003E, 0x40000000) == kill
+    assert _verdict(seccomp.build_filter("x86_64"), 0xC000003E, 0x40000000) == kill
 
 
 def test_other_machines_are_refused() -> None:
     with pytest.raises(seccomp.UnknownMachine):
-        seccomp.program("riscv64")
+        seccomp.build_filter("riscv64")

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from domain.shared.errors import DomainError
 from domain.shared.secrets import Secret
-from infra.embedded.postgres import binaries
+from infra.embedded.postgres import find_binaries
 from infra.postgres import session
 from infra.postgres.db import connect
 from infra.postgres.migrate import migrate
@@ -214,7 +214,7 @@ async def test_an_operator_sets_a_plan_as_an_owner_who_is_held(elsewhere: Manage
 async def test_the_owner_dumps_all_of_it_as_the_page_on_operations_says(elsewhere: Managed) -> None:
     def dumped(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(binaries() / "pg_dump"), "--data-only", "--table=users", f"--dbname={elsewhere.url()}", *args],
+            [str(find_binaries() / "pg_dump"), "--data-only", "--table=users", f"--dbname={elsewhere.url()}", *args],
             env={"PATH": "/usr/bin:/bin", **environment},
             capture_output=True,
             text=True,

@@ -17,14 +17,14 @@ from domain.ports import Program, SandboxLost
 from domain.shared.errors import DomainError
 from infra.sandbox import demand
 from infra.sandbox import pool as slots
-from infra.sandbox.backend import Counts
+from infra.sandbox.backend import SlotCounts
 from infra.sandbox.bubblewrap import BubblewrapSandbox
-from infra.sandbox.demand import Demand
+from infra.sandbox.demand import SlotDemand
 from infra.sandbox.fence import Fence
-from infra.sandbox.forkserver.client import LOST, ForkServer
-from infra.sandbox.pool import Slots
-from infra.sandbox.proc import descendants
-from infra.sandbox.warm import WarmSandbox, sandbox_for_runs
+from infra.sandbox.forkserver.client import SERVER_LOST_MESSAGE, ForkServerBackend
+from infra.sandbox.pool import SlotPool
+from infra.sandbox.proc import list_descendants
+from infra.sandbox.warm import WarmSandbox, open_run_sandbox
 
 MARKED = """
 import os, time
@@ -44,7 +44,7 @@ def _ignore(_: str, __: bytes) -> None:
 
 @pytest.fixture(params=["bubblewrap", "forkserver"])
 async def warm(request: pytest.FixtureRequest) -> AsyncIterator[WarmSandbox]:
-    made = WarmSandbox(BubblewrapSandbox(), ForkServer() if request.param == "forkserver" else None, 256)
+    made = WarmSandbox(BubblewrapSandbox(), ForkServerBackend() if request.param == "forkserver" else None, 256)
     yield made
     await made.close()
 
@@ -62,7 +62,7 @@ def _program(code: Path, source: str = MARKED, **more: Any) -> Program:
     )
 
 
-async def _run(sandbox: WarmSandbox | Slots, program: Program, **payload: Any) -> dict[str, Any]:
+async def _run(sandbox: WarmSandbox | SlotPool, program: Program, **payload: Any) -> dict[str, Any]:
     payload["submitted"] = time.monotonic()
     outcome = await sandbox.run(program, json.dumps(payload).encode(), _ignore)
     assert outcome.output is not None, outcome
@@ -75,10 +75,10 @@ async def _until(true: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-def _stopped(of: WarmSandbox | Slots) -> list[int]:
+def _stopped(of: WarmSandbox | SlotPool) -> list[int]:
     """The first processes of slots that wait, and are indeed stopped."""
-    pool, found = of.slots if isinstance(of, WarmSandbox) else of, []
-    for pid in [tree.pid or 0 for tree in pool._idle]:
+    pool, found = of.pool if isinstance(of, WarmSandbox) else of, []
+    for pid in [tree.pid or 0 for tree in pool._idle_slots]:
         with contextlib.suppress(OSError):
             if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T":
                 found.append(pid)
@@ -93,7 +93,7 @@ def _children() -> set[int]:
 
 async def _quiet(sandbox: WarmSandbox, count: int = 1) -> None:
     """All slots that shall wait are there: `count` of the version, and the blank ones."""
-    blanks = slots.BLANKS if sandbox.slots._maker.blanks else 0
+    blanks = slots.BLANK_SLOT_COUNT if sandbox.pool._backend.supports_blanks else 0
     await _until(lambda: sandbox.counts.warm >= count and (sandbox.counts.blank, sandbox.counts.making) == (blanks, 0))
 
 
@@ -138,9 +138,9 @@ async def test_idle_slots_that_die_cost_no_run_and_are_replaced(warm, code) -> N
 
 
 async def test_a_blank_slot_that_dies_costs_no_run(code) -> None:
-    sandbox = await sandbox_for_runs("forkserver", None, 256)
+    sandbox = await open_run_sandbox("forkserver", None, 256)
     try:
-        await _until(lambda: sandbox.counts.blank == slots.BLANKS)
+        await _until(lambda: sandbox.counts.blank == slots.BLANK_SLOT_COUNT)
         for pid in _stopped(sandbox):
             os.kill(pid, signal.SIGKILL)
         assert (await _run(sandbox, _program(code)))["calls"] == 1
@@ -214,7 +214,7 @@ async def test_memory_and_entrypoint_are_part_of_what_a_slot_is(warm, code) -> N
 
 async def test_a_version_that_is_not_used_cools_down(code) -> None:
     now = 1000.0
-    pool = Slots(BubblewrapSandbox(), 256, clock=lambda: now)
+    pool = SlotPool(BubblewrapSandbox(), 256, clock=lambda: now)
     try:
         program = _program(code)
         await _run(pool, program)
@@ -222,24 +222,24 @@ async def test_a_version_that_is_not_used_cools_down(code) -> None:
         await _run(pool, program)
         await _until(lambda: pool.counts.warm == 2)
         first = set(_stopped(pool))
-        now += demand.COOL + 1
-        pool.look()
+        now += demand.COOL_AFTER_SECONDS + 1
+        pool.sweep_slots()
         assert pool.counts.warm == 1
-        now += slots.MAX_AGE - demand.COOL
-        pool.look()
+        now += slots.MAX_SLOT_AGE_SECONDS - demand.COOL_AFTER_SECONDS
+        pool.sweep_slots()
         assert pool.counts.warm == 0, "it is too old"
         await _until(lambda: pool.counts.warm == 1)
         assert not first & set(_stopped(pool)), "and another took its place"
-        now += demand.COLD
-        pool.look()
-        assert pool.counts == Counts(warm=0, blank=0, making=0, busy=0)
+        now += demand.COLD_AFTER_SECONDS
+        pool.sweep_slots()
+        assert pool.counts == SlotCounts(warm=0, blank=0, making=0, busy=0)
         await _until(lambda: not pool._trees)
     finally:
         await pool.close()
 
 
 async def test_idle_slots_keep_to_their_memory_and_the_least_recently_used_give_way(code) -> None:
-    pool = Slots(BubblewrapSandbox(), 70)
+    pool = SlotPool(BubblewrapSandbox(), 70)
     source = "held = bytearray(20 << 20)\n" + MARKED
     first, second = _program(code, source), _program(code.with_name("second"), source)
     big = _program(code.with_name("big"), source.replace("20 << 20", "80 << 20"))
@@ -254,7 +254,7 @@ async def test_idle_slots_keep_to_their_memory_and_the_least_recently_used_give_
         await _run(pool, big)
         await _until(lambda: pool.counts.making == 0)
         assert (await _run(pool, big))["waited"] is False, "what does not fit is not kept"
-        assert sum(slot.memory for version in pool._versions.values() for slot in version.ready) <= 70 << 20
+        assert sum(slot.memory_bytes for version in pool._versions.values() for slot in version.idle_slots) <= 70 << 20
     finally:
         await pool.close()
 
@@ -331,7 +331,7 @@ async def test_a_run_may_be_cancelled_while_its_slot_is_being_made(warm, code) -
 
 
 async def test_the_end_of_the_fork_server_is_survived(code) -> None:
-    server = ForkServer()
+    server = ForkServerBackend()
     sandbox = WarmSandbox(BubblewrapSandbox(), server, 256)
     program = _program(code)
     try:
@@ -341,8 +341,8 @@ async def test_the_end_of_the_fork_server_is_survived(code) -> None:
             running = asyncio.create_task(sandbox.run(program, b'{"sleep": 20, "submitted": 0}', _ignore))
             await asyncio.sleep(0.2)
             victim = server.pid or 0
-            os.kill(victim if which == "parent" else descendants(victim)[0], signal.SIGKILL)
-            with pytest.raises(SandboxLost, match=LOST):
+            os.kill(victim if which == "parent" else list_descendants(victim)[0], signal.SIGKILL)
+            with pytest.raises(SandboxLost, match=SERVER_LOST_MESSAGE):
                 await running
             assert (await _run(sandbox, program))["calls"] == 1
             await _quiet(sandbox)
@@ -353,8 +353,8 @@ async def test_the_end_of_the_fork_server_is_survived(code) -> None:
 
 
 async def test_a_worn_fork_server_is_replaced_when_its_slots_are_gone(code, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.sandbox.forkserver.client.ROTATE_SLOTS", 4)
-    server = ForkServer()
+    monkeypatch.setattr("infra.sandbox.forkserver.client.MAX_SERVER_SLOTS", 4)
+    server = ForkServerBackend()
     sandbox = WarmSandbox(BubblewrapSandbox(), server, 256)
     program = _program(code)
     pids = set()
@@ -365,7 +365,7 @@ async def test_a_worn_fork_server_is_replaced_when_its_slots_are_gone(code, monk
                 pids.add(server.pid)
 
         def only_waiting_slots_keep_one() -> bool:
-            counts, alive = sandbox.counts, [old for old in server._retired if not old.gone.done()]
+            counts, alive = sandbox.counts, [old for old in server._retired_servers if not old.gone.done()]
             return len(alive) <= counts.warm + counts.blank + counts.making
 
         await _until(only_waiting_slots_keep_one)
@@ -385,7 +385,7 @@ async def test_closing_leaves_no_process_and_no_descriptor(code) -> None:
 
     before = left()
     for how in ("bubblewrap", "forkserver"):
-        sandbox = await sandbox_for_runs(how, None, 256)
+        sandbox = await open_run_sandbox(how, None, 256)
         await _run(sandbox, program)
         running = [asyncio.create_task(sandbox.run(one, b"{}", _ignore)) for one in (slow, slow)]
         await asyncio.sleep(0.15)
@@ -398,37 +398,37 @@ async def test_closing_leaves_no_process_and_no_descriptor(code) -> None:
 
 
 async def test_where_the_fork_server_does_not_work_bubblewrap_does(code, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.sandbox.forkserver.client._BEGIN", Path("/nowhere/begin.py"))
-    sandbox = await sandbox_for_runs("auto", None, 64)
+    monkeypatch.setattr("infra.sandbox.forkserver.client._LAUNCHER_PATH", Path("/nowhere/begin.py"))
+    sandbox = await open_run_sandbox("auto", None, 64)
     try:
         assert (await _run(sandbox, _program(code)))["calls"] == 1
-        assert sandbox.slots._maker.blanks is False
+        assert sandbox.pool._backend.supports_blanks is False
     finally:
         await sandbox.close()
 
 
 def test_how_many_slots_a_version_deserves() -> None:
-    one = Demand()
-    assert one.wanted(0) == 0
+    one = SlotDemand()
+    assert one.count_wanted_slots(0) == 0
     for _ in range(6):
-        one.begin(100)
+        one.record_start(100)
     for _ in range(6):
-        one.end(101)
-    assert one.wanted(101) == 6
-    assert one.wanted(101 + demand.COOL) == 1
-    assert one.wanted(101 + demand.COLD) == 0
-    one.begin(1000)
-    assert one.wanted(1000 + demand.COLD) == 1, "it runs all the time"
-    one.end(1400)
-    assert one.wanted(1401) == 1, "an old peak is forgotten"
-    one.begin(1402)
-    one.end(1402)
-    one.begin(1402)
-    one.end(1402)
-    assert one.wanted(1402) == demand.LEAST
+        one.record_end(101)
+    assert one.count_wanted_slots(101) == 6
+    assert one.count_wanted_slots(101 + demand.COOL_AFTER_SECONDS) == 1
+    assert one.count_wanted_slots(101 + demand.COLD_AFTER_SECONDS) == 0
+    one.record_start(1000)
+    assert one.count_wanted_slots(1000 + demand.COLD_AFTER_SECONDS) == 1, "it runs all the time"
+    one.record_end(1400)
+    assert one.count_wanted_slots(1401) == 1, "an old peak is forgotten"
+    one.record_start(1402)
+    one.record_end(1402)
+    one.record_start(1402)
+    one.record_end(1402)
+    assert one.count_wanted_slots(1402) == demand.MIN_WARM_SLOTS
     for _ in range(100):
-        one.begin(1402)
-    assert one.wanted(1402) == demand.MOST_PER_VERSION
+        one.record_start(1402)
+    assert one.count_wanted_slots(1402) == demand.MAX_VERSION_SLOTS
 
 
 WAKER = """
@@ -448,7 +448,7 @@ def handle(p):
 
 
 async def test_an_idle_slot_cannot_wake_itself(code) -> None:
-    sandbox = WarmSandbox(BubblewrapSandbox(), ForkServer(), 256)
+    sandbox = WarmSandbox(BubblewrapSandbox(), ForkServerBackend(), 256)
     try:
         assert json.loads((await sandbox.run(_program(code, WAKER), b"{}", _ignore)).output or b"") == {"made": -1}
     finally:
@@ -458,25 +458,25 @@ async def test_an_idle_slot_cannot_wake_itself(code) -> None:
 async def test_a_slot_that_woke_all_the_same_is_killed(code) -> None:
     """The second net, seen where the first is taken away."""
     fence = Fence(without=frozenset({"seccomp"}))
-    sandbox = WarmSandbox(BubblewrapSandbox(fence), ForkServer(fence), 256)
+    sandbox = WarmSandbox(BubblewrapSandbox(fence), ForkServerBackend(fence), 256)
     try:
         assert json.loads((await sandbox.run(_program(code, WAKER), b"{}", _ignore)).output or b"") == {"made": 0}
         await _until(lambda: sandbox.counts.warm > 0)
-        slot = next(tree for tree in sandbox.slots._idle if tree.ending.stage > 2)
-        await _until(lambda: slot.awake)
-        sandbox.slots.look()
-        await _until(lambda: slot.gone)
+        slot = next(tree for tree in sandbox.pool._idle_slots if tree.report.stage > 2)
+        await _until(lambda: slot.is_awake)
+        sandbox.pool.sweep_slots()
+        await _until(lambda: slot.is_gone)
     finally:
         await sandbox.close()
 
 
 async def test_files_in_memory_count_for_the_memory_of_a_slot(code) -> None:
     source = "open('/tmp/big', 'wb').write(bytes(40 << 20))\ndef handle(p): return 1\n"
-    sandbox = WarmSandbox(BubblewrapSandbox(), ForkServer(), 256)
+    sandbox = WarmSandbox(BubblewrapSandbox(), ForkServerBackend(), 256)
     try:
         await sandbox.run(_program(code, source), b"{}", _ignore)
         await _until(lambda: sandbox.counts.warm > 0)
-        assert max(slot.memory for slot in sandbox.slots._idle.values()) > 40 << 20
+        assert max(slot.memory_bytes for slot in sandbox.pool._idle_slots.values()) > 40 << 20
     finally:
         await sandbox.close()
 
@@ -484,7 +484,7 @@ async def test_files_in_memory_count_for_the_memory_of_a_slot(code) -> None:
 async def test_waiting_for_a_slot_counts_for_the_timeout(code) -> None:
     """A version whose import hangs once slots are made ahead takes no longer than it may."""
     flag = "import os, time\nif os.path.exists('/agent/hang'): time.sleep(60)\ndef handle(p): return 1\n"
-    sandbox = WarmSandbox(BubblewrapSandbox(), ForkServer(), 256)
+    sandbox = WarmSandbox(BubblewrapSandbox(), ForkServerBackend(), 256)
     program = _program(code, flag, timeout=3)
     try:
         await sandbox.run(program, b"{}", _ignore)

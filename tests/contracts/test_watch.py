@@ -11,7 +11,7 @@ import pytest
 from domain.ports import Outcome, Program
 from infra.sandbox import proc
 from infra.sandbox.bubblewrap import BubblewrapSandbox
-from infra.sandbox.forkserver.client import ForkServer
+from infra.sandbox.forkserver.client import ForkServerBackend
 from infra.sandbox.warm import WarmSandbox
 
 # An agent whose first thread has ended when it is imported: another says that it is imported, holds much, and waits.
@@ -48,7 +48,7 @@ def _program(code: Path, source: str, memory_mb: int = 128) -> Program:
 
 @pytest.fixture(params=["bubblewrap", "forkserver"])
 def made(request: pytest.FixtureRequest) -> WarmSandbox:
-    return WarmSandbox(BubblewrapSandbox(), ForkServer() if request.param == "forkserver" else None, 256)
+    return WarmSandbox(BubblewrapSandbox(), ForkServerBackend() if request.param == "forkserver" else None, 256)
 
 
 async def test_an_idle_slot_whose_first_thread_has_ended_is_measured(made: WarmSandbox, readable: Path) -> None:
@@ -58,15 +58,15 @@ async def test_an_idle_slot_whose_first_thread_has_ended_is_measured(made: WarmS
     async with asyncio.timeout(60):
         while not made.counts.warm:
             await asyncio.sleep(0.01)
-    version = next(iter(made.slots._versions.values()))
+    version = next(iter(made.pool._versions.values()))
     (readable / "hidden").write_text("400")
-    for slot in list(version.ready):
-        made.slots._drop(version.ready, slot)
-    made.slots._refill()
+    for slot in list(version.idle_slots):
+        made.pool._drop_slot(version.idle_slots, slot)
+    made.pool._refill_slots()
     async with asyncio.timeout(60):
         while made.counts.making or not version.paused_until:
             await asyncio.sleep(0.01)
-    assert version.memory > 400 << 20
+    assert version.slot_bytes > 400 << 20
     assert made.counts.warm == 0
     await made.close()
 
@@ -78,7 +78,7 @@ async def test_what_cannot_be_measured_is_ended(
     program = _program(readable, "import time\ndef handle(p):\n    time.sleep(20)\n    return 1\n")
     # First as it is, so that everything that lasts is there.
     await made.run(msgspec.structs.replace(program, entrypoint="json:dumps"), b"{}", _ignore)
-    read, listed = proc._read, os.listdir
+    read, listed = proc._read_file, os.listdir
 
     def refused_read(path: str) -> str:
         if path.endswith(file):
@@ -90,7 +90,7 @@ async def test_what_cannot_be_measured_is_ended(
             raise PermissionError(13, "Permission denied", path)
         return listed(path)
 
-    monkeypatch.setattr(proc, "_read", refused_read)
+    monkeypatch.setattr(proc, "_read_file", refused_read)
     monkeypatch.setattr(proc.os, "listdir", refused_list)
     outcome = await made.run(program, b"{}", _ignore)
     monkeypatch.undo()
@@ -101,7 +101,7 @@ async def test_what_cannot_be_measured_is_ended(
 
 
 async def test_a_host_that_cannot_look_into_sandboxes_cannot_isolate(monkeypatch: pytest.MonkeyPatch) -> None:
-    read = proc._read
+    read = proc._read_file
 
     def refused(path: str) -> str:
         if path.endswith("/statm"):
@@ -109,7 +109,7 @@ async def test_a_host_that_cannot_look_into_sandboxes_cannot_isolate(monkeypatch
         return read(path)
 
     sandbox = BubblewrapSandbox()
-    monkeypatch.setattr(proc, "_read", refused)
+    monkeypatch.setattr(proc, "_read_file", refused)
     status = await sandbox.status()
     assert not status.available
     assert "SYS_PTRACE" in status.reason

@@ -14,8 +14,8 @@ import pytest
 from aiobotocore.session import get_session
 from redis.asyncio import Redis
 
-from infra.embedded.leftovers import end_leftovers, working_on
-from infra.embedded.postgres import binaries
+from infra.embedded.leftovers import end_leftovers, find_leftovers
+from infra.embedded.postgres import find_binaries
 from infra.embedded.seaweedfs import ACCESS_KEY
 from tests.support.folder_holder import SECRET, parts
 
@@ -53,14 +53,14 @@ def called(pid: int, word: str) -> bool:
 
 def masters(data: Path) -> list[int]:
     """Processes that work on the folder and were started by none of the others."""
-    all_of_them = working_on(data, "postgres")
+    all_of_them = find_leftovers(data, "postgres")
     return [pid for pid in all_of_them if parent(pid) not in all_of_them]
 
 
 def generations(data: Path) -> int:
     """To how many segments of shared memory the processes on the folder are attached: one for each server."""
     found: set[str] = set()
-    for pid in working_on(data, "postgres"):
+    for pid in find_leftovers(data, "postgres"):
         with suppress(OSError):
             lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
             found |= {line.split()[4] for line in lines if "/SYSV" in line}
@@ -93,14 +93,14 @@ async def test_started_at_once_on_the_folder_of_a_killed_system(tmp_path: Path, 
         await redis.execute_command("WAITAOF", 1, 0, 5000)
         await redis.aclose()
         (first,) = masters(data)
-        backends = [pid for pid in working_on(data, "postgres") if pid != first]
+        backends = [pid for pid in find_leftovers(data, "postgres") if pid != first]
         stop = {
             "checkpointer": [pid for pid in backends if called(pid, "checkpointer")],
             "orphan": [pid for pid in backends if called(pid, "checkpointer")],
             "all": [
-                *working_on(data, "postgres"),
-                *working_on(tmp_path / "valkey", "valkey-server"),
-                *working_on(tmp_path / "seaweedfs", "weed"),
+                *find_leftovers(data, "postgres"),
+                *find_leftovers(tmp_path / "valkey", "valkey-server"),
+                *find_leftovers(tmp_path / "seaweedfs", "weed"),
             ],
             "none": [],
         }[which]
@@ -111,7 +111,7 @@ async def test_started_at_once_on_the_folder_of_a_killed_system(tmp_path: Path, 
             process.kill()
             await process.wait()
             again = parts(tmp_path)
-            again[0].patience = 2.0
+            again[0].leftover_grace_seconds = 2.0
             starting = asyncio.gather(*(part.start() for part in again))
             most = 0
             while not starting.done():
@@ -121,10 +121,10 @@ async def test_started_at_once_on_the_folder_of_a_killed_system(tmp_path: Path, 
                 await starting
                 assert most == 1
                 assert len(masters(data)) == 1
-                assert first not in working_on(data, "postgres")
-                assert not set(stop) & set(working_on(data, "postgres"))
-                assert len(working_on(tmp_path / "valkey", "valkey-server")) == 1
-                assert len(working_on(tmp_path / "seaweedfs", "weed")) == 1
+                assert first not in find_leftovers(data, "postgres")
+                assert not set(stop) & set(find_leftovers(data, "postgres"))
+                assert len(find_leftovers(tmp_path / "valkey", "valkey-server")) == 1
+                assert len(find_leftovers(tmp_path / "seaweedfs", "weed")) == 1
                 new = await asyncpg.connect(again[0].owner_url)
                 assert await new.fetchval("SELECT array_agg(n ORDER BY n) FROM kept") == list(range(1, 2001))
                 await new.close()
@@ -158,11 +158,11 @@ async def test_a_server_that_somebody_else_runs_on_the_folder_is_ended_before_ou
     (postgres, *_) = parts(tmp_path)
     await postgres.start()
     other, (own,) = parts(tmp_path)[0], masters(tmp_path / "postgres" / "data")
-    assert own == postgres.part.process.pid
+    assert own == postgres.child.process.pid
     await other.start()
     try:
-        assert not postgres.part.alive()
-        assert masters(tmp_path / "postgres" / "data") == [other.part.process.pid]
+        assert not postgres.child.is_alive()
+        assert masters(tmp_path / "postgres" / "data") == [other.child.process.pid]
     finally:
         await other.stop()
 
@@ -172,21 +172,21 @@ async def test_what_is_no_server_of_the_folder_is_left_alone(tmp_path: Path) -> 
     elsewhere.mkdir()
     with subprocess.Popen(["/bin/sleep", "600"], cwd=tmp_path) as shell:
         try:
-            assert working_on(tmp_path, "postgres") == []
-            assert working_on(tmp_path, "sleep") == [shell.pid]
-            assert working_on(elsewhere, "sleep") == []
+            assert find_leftovers(tmp_path, "postgres") == []
+            assert find_leftovers(tmp_path, "sleep") == [shell.pid]
+            assert find_leftovers(elsewhere, "sleep") == []
             (tmp_path / "link").symlink_to(tmp_path)
-            assert working_on(tmp_path / "link", "sleep") == [shell.pid]
-            await end_leftovers(elsewhere, "sleep", signal.SIGTERM, patience=0.1)
+            assert find_leftovers(tmp_path / "link", "sleep") == [shell.pid]
+            await end_leftovers(elsewhere, "sleep", signal.SIGTERM, grace_seconds=0.1)
             assert shell.poll() is None
-            await end_leftovers(tmp_path, "sleep", signal.SIGTERM, leader=1, patience=0.1)
+            await end_leftovers(tmp_path, "sleep", signal.SIGTERM, leader=1, grace_seconds=0.1)
         finally:
             shell.kill()
     assert shell.returncode == -signal.SIGKILL
 
 
 def test_postgres_is_looked_for_under_its_name() -> None:
-    assert (binaries() / "postgres").resolve().name == "postgres"
+    assert (find_binaries() / "postgres").resolve().name == "postgres"
 
 
 async def test_objects_outlive_a_kill(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ async def test_objects_outlive_a_kill(tmp_path: Path) -> None:
         async with get_session().create_client("s3", endpoint_url=urls[2], **given) as client:
             await client.create_bucket(Bucket="paddock")
             await client.put_object(Bucket="paddock", Key="kept", Body=b"1" * 100_000)
-        with stopped(working_on(tmp_path / "seaweedfs", "weed")):
+        with stopped(find_leftovers(tmp_path / "seaweedfs", "weed")):
             process.kill()
             await process.wait()
             again = parts(tmp_path)[2]

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.embedded.children import free_ports
+from infra.embedded.children import find_free_ports
 from scripts.up import System
 from tests.conftest import FAST, running
 from tests.support.clients import Tenant, archive, tenant
@@ -41,7 +41,7 @@ async def on(data: Path) -> AsyncIterator[System]:
     before = dict(os.environ)
     os.environ.update(FAST)
     try:
-        system = System(data, free_ports(1)[0], 1, lambda line: None)
+        system = System(data, find_free_ports(1)[0], 1, lambda line: None)
         async with system.running():
             yield system
     finally:
@@ -144,7 +144,7 @@ async def loses(folder: Path) -> None:
     (folder / "cold" / "database.dump").write_bytes(b"no dump")
     status, said = await paddock("restore", str(folder / "cold"), "--data", str(folder / "broken"))
     assert (status, "pg_restore ended" in said) == (1, True), said
-    status, said = await paddock("up", "--data", str(folder / "broken"), "--port", str(free_ports(1)[0]), "--once")
+    status, said = await paddock("up", "--data", str(folder / "broken"), "--port", str(find_free_ports(1)[0]), "--once")
     assert (status, "was not finished" in said) == (1, True), said
     shutil.rmtree(folder / "broken")
 

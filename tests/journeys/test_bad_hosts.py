@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.embedded.children import free_ports
+from infra.embedded.children import find_free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 _CLONE_NEWUSER, _CLONE_NEWNS = 0x10000000, 0x00020000
@@ -46,7 +46,7 @@ def test_root_without_user_namespaces(tmp_path: Path) -> None:
     log = tmp_path / "log"
     command = [sys.executable, "-m", "scripts.cli", "up", "--once", "--data", str(tmp_path / "data")]
     for _ in range(2):  # the second time on the data of the first
-        status = _in_a_host_without_namespaces([*command, "--port", str(free_ports(1)[0])], log)
+        status = _in_a_host_without_namespaces([*command, "--port", str(find_free_ports(1)[0])], log)
         text = log.read_text()
         assert status == 0, text
         line = next(line for line in text.splitlines() if "no runs on this host" in line)

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from infra.sandbox.proc import descendants
+from infra.sandbox.proc import list_descendants
 from scripts.demo import packed
 from scripts.processes import Process
 from scripts.up import System
@@ -74,7 +74,7 @@ async def test_a_killed_fork_server_costs_an_attempt_and_nothing_else(system, ho
         await _until(home, execution["id"], "running")
     await asyncio.sleep(0.3)
     worker = _process(system, "run").pid
-    servers = [pid for pid in descendants(worker or 0) if b"begin.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    servers = [pid for pid in list_descendants(worker or 0) if b"begin.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert len(servers) == 1
     os.kill(servers[0], signal.SIGKILL)
     await _settled_once(home, executions)
@@ -118,12 +118,12 @@ async def test_flushing_redis_loses_nothing(system, home, sleeper) -> None:
 async def test_redis_killed_while_work_is_submitted(system, home, sleeper) -> None:
     valkey = system.parts[1]
     assert valkey is not None
-    assert valkey.part is not None
-    old = valkey.part.process.pid
+    assert valkey.child is not None
+    old = valkey.child.process.pid
     os.kill(old, signal.SIGKILL)
     executions = [await home.start(sleeper, {"for": 0.1, "n": n}) for n in range(8)]
     await _settled_once(home, executions)
-    assert valkey.part.process.pid != old
+    assert valkey.child.process.pid != old
 
 
 async def test_postgres_stopped_and_started(system, home, sleeper) -> None:
@@ -131,8 +131,8 @@ async def test_postgres_stopped_and_started(system, home, sleeper) -> None:
     await _until(home, executions[0]["id"], "running")
     postgres = system.parts[0]
     assert postgres is not None
-    assert postgres.part is not None
-    old = postgres.part.process.pid
+    assert postgres.child is not None
+    old = postgres.child.process.pid
     os.kill(old, signal.SIGINT)
     refused = 0
     for _ in range(200):
@@ -140,10 +140,10 @@ async def test_postgres_stopped_and_started(system, home, sleeper) -> None:
         if answer.status_code == 503:
             refused += 1
             assert answer.json()["error"] == "unavailable"
-        if postgres.part.process.pid != old and answer.status_code == 200:
+        if postgres.child.process.pid != old and answer.status_code == 200:
             break
         await asyncio.sleep(0.02)
-    assert postgres.part.process.pid != old
+    assert postgres.child.process.pid != old
     await _settled_once(home, executions)
 
 
@@ -151,9 +151,9 @@ async def test_storage_away_while_builds_wait(system, acme) -> None:
     agent = await acme.agent()
     seaweed = system.parts[2]
     assert seaweed is not None
-    assert seaweed.part is not None
+    assert seaweed.child is not None
     version = (await acme.upload(agent["id"], packed("hello"))).json()
-    os.kill(seaweed.part.process.pid, signal.SIGKILL)
+    os.kill(seaweed.child.process.pid, signal.SIGKILL)
     refused = await acme.upload(agent["id"], packed("hello"))
     assert refused.status_code in (201, 503)
     if refused.status_code == 503:

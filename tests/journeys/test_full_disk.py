@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from infra.embedded.children import free_ports
+from infra.embedded.children import find_free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,7 +28,7 @@ def can_mount(folder: Path) -> bool:
 
 
 async def test_a_disk_that_fills_up_and_has_room_again(tmp_path: Path) -> None:
-    disk, (port,) = tmp_path / "disk", free_ports(1)
+    disk, (port,) = tmp_path / "disk", find_free_ports(1)
     disk.mkdir()
     if shutil.which("unshare") is None or not can_mount(disk):
         pytest.skip("no file system can be mounted here, not even in a namespace of its own")

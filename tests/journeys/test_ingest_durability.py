@@ -14,7 +14,7 @@ import pytest
 
 from domain.artifacts import service
 from domain.shared.errors import DomainError
-from infra.embedded.children import PartFailed
+from infra.embedded.children import EmbeddedServiceError
 from infra.wiring import Parts
 from scripts.processes import Process
 from scripts.up import System
@@ -100,14 +100,14 @@ async def _kill_process(system: System, name: str) -> None:
 async def _kill_part(system: System, number: int) -> None:
     part = system.parts[number]
     assert part is not None
-    assert part.part is not None
-    old = part.part.process.pid
+    assert part.child is not None
+    old = part.child.process.pid
     os.kill(old, signal.SIGKILL)
     for _ in range(600):
-        if part.part.process.pid != old and part.part.alive():
+        if part.child.process.pid != old and part.child.is_alive():
             return
         await asyncio.sleep(0.05)
-    raise AssertionError(f"{part.part.name} was not started again")
+    raise AssertionError(f"{part.child.name} was not started again")
 
 
 async def _lines(owner: Tenant, path: str) -> list[dict[str, Any]]:
@@ -249,19 +249,19 @@ async def _away(system: System, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Object storage gone, and not started again before the end."""
     seaweed = system.parts[2]
     assert seaweed is not None
-    assert seaweed.part is not None
+    assert seaweed.child is not None
 
     async def refuse() -> None:
-        raise PartFailed("not yet")
+        raise EmbeddedServiceError("not yet")
 
     with monkeypatch.context() as patched:
         patched.setattr(seaweed, "start", refuse)
         await seaweed.stop()
         yield
-    old = seaweed.part
+    old = seaweed.child
 
     async def back() -> bool:
-        return seaweed.part is not old and seaweed.part is not None and seaweed.part.alive()
+        return seaweed.child is not old and seaweed.child is not None and seaweed.child.is_alive()
 
     await _soon(back)
 

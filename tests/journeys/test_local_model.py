@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 
 from domain.shared.secrets import Secret
-from infra.embedded.children import free_ports
+from infra.embedded.children import find_free_ports
 from infra.llm.local import LocalModel
 from tests.support.clients import Tenant
 from tests.support.model_fixtures import agent, events, run, said
@@ -26,9 +26,9 @@ from scripts.up import System
 
 async def main():
     async with System(Path(sys.argv[1]), int(sys.argv[2]), 1, lambda line: None).running() as system:
-        print("asleep", system.door.server.part, flush=True)
+        print("asleep", system.model_broker.server.child, flush=True)
         async with LocalModel(system.settings.local_model_door, None).serving():
-            print("pid", system.door.server.part.process.pid, flush=True)
+            print("pid", system.model_broker.server.child.process.pid, flush=True)
             await asyncio.sleep(600)
 
 asyncio.run(main())
@@ -69,11 +69,11 @@ async def test_an_agent_answers_without_anything_configured(system, acme: Tenant
     (cost,) = [one for one in told if one["type"] == "cost"]
     assert cost["prompt_tokens"] > 10
     assert cost["completion_tokens"] > 0
-    assert system.door.server.alive()
+    assert system.model_broker.server.is_alive()
 
 
 async def test_up_killed_takes_the_model_with_it(tmp_path: Path) -> None:
-    async with _python("-c", UP, str(tmp_path / "data"), str(free_ports(1)[0])) as process:
+    async with _python("-c", UP, str(tmp_path / "data"), str(find_free_ports(1)[0])) as process:
         assert await _line(process) == "asleep None"
         word, pid = (await _line(process)).split()
         assert word == "pid"
@@ -89,7 +89,7 @@ async def test_up_killed_takes_the_model_with_it(tmp_path: Path) -> None:
 
 
 async def test_a_process_of_its_own_with_a_key() -> None:
-    port, key = free_ports(1)[0], "a-key-that-both-know"
+    port, key = find_free_ports(1)[0], "a-key-that-both-know"
     command = ("-m", "scripts.cli", "model", "--port", str(port))
     async with _python(*command, PADDOCK_LOCAL_MODEL_KEY=key) as process:
         assert await _line(process) == f"serving at http://127.0.0.1:{port}/v1"

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from infra.credentials import AccessTokens
-from infra.embedded.children import free_ports
+from infra.embedded.children import find_free_ports
 from infra.settings import ALIASES, BadSettings, Settings, read, variable
 from tests.conftest import running
 from tests.journeys.test_up import _paddock, _until_ready
@@ -151,7 +151,7 @@ async def test_a_run_is_recorded_under_the_environment() -> None:
 
 
 async def test_several_processes_of_the_api_share_the_port_and_the_counts(tmp_path: Path) -> None:
-    data, port = tmp_path / "data", str(free_ports(1)[0])
+    data, port = tmp_path / "data", str(find_free_ports(1)[0])
     async with _paddock("up", "--data", str(data), "--port", port, PARACLE_API_WORKERS="3") as process:
         lines = await _until_ready(process)
         assert sum("api-" in line and "pid" in line for line in lines) == 3
@@ -181,7 +181,7 @@ async def test_unexpected_errors_are_reported_without_what_tenants_keep(tmp_path
     app.router.add_post("/api/4/envelope/", envelope)
     runner = web.AppRunner(app)
     await runner.setup()
-    (port,) = free_ports(1)
+    (port,) = find_free_ports(1)
     await web.TCPSite(runner, "127.0.0.1", port).start()
     program = """
 import structlog, sentry_sdk

@@ -51,8 +51,8 @@ async def test_killed_slots_workers_and_redis_in_the_middle_lose_nothing() -> No
                 assert worker is not None
                 os.kill(worker, signal.SIGKILL)
                 await asyncio.sleep(3.0)
-            assert valkey.part is not None
-            valkey.part.process.kill()
+            assert valkey.child is not None
+            valkey.child.process.kill()
 
         found = await soak(system, tenants=5, executions=1200, in_flight=24, during=worst)
         assert killed > 0

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from infra.embedded.children import free_ports
+from infra.embedded.children import find_free_ports
 from scripts.running import command_name
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,7 +63,7 @@ def _using(folder: Path) -> list[tuple[int, str]]:
 
 
 async def test_demo_once_shows_the_main_job_and_ends(tmp_path: Path) -> None:
-    port = str(free_ports(1)[0])
+    port = str(find_free_ports(1)[0])
     async with _paddock("demo", "--once", "--data", str(tmp_path / "data"), "--port", port) as process:
         output, _ = await process.communicate()
         text = output.decode()
@@ -82,7 +82,7 @@ async def test_demo_once_shows_the_main_job_and_ends(tmp_path: Path) -> None:
 
 
 async def test_other_commands_find_the_running_installation(tmp_path: Path) -> None:
-    data, port = tmp_path / "data", str(free_ports(1)[0])
+    data, port = tmp_path / "data", str(find_free_ports(1)[0])
     async with _paddock("up", "--data", str(data), "--port", port) as process:
         lines = await _until_ready(process)
         (shown,) = [line.split("queues", 1)[1].strip() for line in lines if line.startswith("  queues")]
@@ -146,7 +146,7 @@ def test_set_up_shows_how_far_it_is(tmp_path: Path) -> None:
 
 async def test_demo_fails_when_the_main_job_does(tmp_path: Path) -> None:
     """The exit code is the main job's: here the fence cannot be built."""
-    port = str(free_ports(1)[0])
+    port = str(find_free_ports(1)[0])
     environment = {"PADDOCK_BWRAP": "/usr/bin/false"}
     async with _paddock("demo", "--once", "--data", str(tmp_path / "data"), "--port", port, **environment) as process:
         output, _ = await process.communicate()
@@ -157,7 +157,7 @@ async def test_demo_fails_when_the_main_job_does(tmp_path: Path) -> None:
 
 
 async def test_up_killed_leaves_no_orphan_and_starts_again_on_the_same_data(tmp_path: Path) -> None:
-    data, port = tmp_path / "data", str(free_ports(1)[0])
+    data, port = tmp_path / "data", str(find_free_ports(1)[0])
     async with _paddock("up", "--data", str(data), "--port", port) as process:
         await _until_ready(process)
         running = json.loads((data / "running.json").read_text())
@@ -179,7 +179,7 @@ async def test_up_killed_leaves_no_orphan_and_starts_again_on_the_same_data(tmp_
             assert (await http.get("/agents/kept")).status_code == 200
         # A second one on the same data, or the same port, says so and leaves the first alone.
         for arguments, told in (
-            (("--data", str(data), "--port", str(free_ports(1)[0])), "another `paddock up`"),
+            (("--data", str(data), "--port", str(find_free_ports(1)[0])), "another `paddock up`"),
             (("--data", str(tmp_path / "other"), "--port", port), f"port {port} cannot be used"),
         ):
             async with _paddock("up", *arguments) as second:
@@ -214,7 +214,7 @@ async def test_up_on_parts_of_one_s_own(system, tmp_path: Path) -> None:
         "R2_SECRET_ACCESS_KEY": settings.r2_secret_access_key.reveal(),
         "R2_BUCKET_NAME": "another",
     }
-    port = str(free_ports(1)[0])
+    port = str(find_free_ports(1)[0])
     async with _paddock("up", "--once", "--data", str(tmp_path / "data"), "--port", port, **environment) as process:
         output, _ = await process.communicate()
     text = output.decode()

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from infra.embedded.children import free_ports
+from infra.embedded.children import find_free_ports
 from scripts.up import System
 from tests.conftest import running
 from tests.support.clients import Tenant, tenant
@@ -25,7 +25,7 @@ SYSTEM = {"paddock_queue_depth", "paddock_queue_oldest_seconds", "paddock_runs",
 def _first_of(count: int) -> int:
     """A port after which as many others are free."""
     for _ in range(100):
-        (port,) = free_ports(1)
+        (port,) = find_free_ports(1)
         if set(range(port, port + count)) <= set(_free(range(port, port + count))):
             return port
     raise AssertionError("there are no free ports in a row")
@@ -121,7 +121,7 @@ async def test_one_process_exports_what_the_database_counts(system: System) -> N
     assert "paddock_requests_total" in api
     assert not api & SYSTEM
     # A second upkeep, as many as one likes: still one of them.
-    (port,) = free_ports(1)
+    (port,) = find_free_ports(1)
     second = _worker(system, "upkeep", PADDOCK_WORKER_PORT=str(port))
     try:
         await _answers(f"http://127.0.0.1:{port}/health/ready")
@@ -135,7 +135,7 @@ async def test_one_process_exports_what_the_database_counts(system: System) -> N
 
 async def test_a_draining_worker_is_live_but_not_ready(system: System, owner: Tenant) -> None:
     sleeper = await owner.deploy("import time\ndef handle(p):\n    time.sleep(p['for'])\n    return p\n")
-    (port,) = free_ports(1)
+    (port,) = find_free_ports(1)
     url = f"http://127.0.0.1:{port}"
     process = next(one for one in system.processes if one.name == "run")
     await owner.run(sleeper, {"for": 0})
@@ -175,8 +175,8 @@ async def test_a_port_that_is_taken_is_named(system: System) -> None:
 async def test_redis_away_makes_workers_unready_and_not_dead(system: System) -> None:
     valkey = system.parts[1]
     assert valkey is not None
-    assert valkey.part is not None
-    os.kill(valkey.part.process.pid, signal.SIGSTOP)
+    assert valkey.child is not None
+    os.kill(valkey.child.process.pid, signal.SIGSTOP)
     try:
         async with httpx.AsyncClient(timeout=30) as client:
             ready = await client.get(f"{_url(system, 'run')}/health/ready")
@@ -184,7 +184,7 @@ async def test_redis_away_makes_workers_unready_and_not_dead(system: System) -> 
             assert list(ready.json()["problems"]) == ["redis"]
             assert (await client.get(f"{_url(system, 'run')}/health/live")).status_code == 200
     finally:
-        os.kill(valkey.part.process.pid, signal.SIGCONT)
+        os.kill(valkey.child.process.pid, signal.SIGCONT)
     await _answers(f"{_url(system, 'run')}/health/ready")
 
 

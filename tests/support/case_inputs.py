@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from infra.embedded.children import free_ports
+from infra.embedded.children import find_free_ports
 
 INPUTS = Path(__file__).parents[1] / "cases" / "inputs"
 
@@ -23,7 +23,7 @@ def case_folder(name: str) -> Path:
 @asynccontextmanager
 async def serve_folder(folder: Path) -> AsyncIterator[str]:
     """Run `inputs/fake.py` on a folder; yields its address."""
-    (port,) = free_ports(1)
+    (port,) = find_free_ports(1)
     fake = await asyncio.create_subprocess_exec(sys.executable, str(INPUTS / "fake.py"), str(folder), str(port))
     url = f"http://127.0.0.1:{port}"
     try:

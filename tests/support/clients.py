@@ -18,7 +18,7 @@ from domain.events import Asked, Event
 from domain.executions import Execution
 from domain.ports import Tx
 from infra.credentials import new_token, token_hash
-from infra.embedded.children import free_ports
+from infra.embedded.children import find_free_ports
 from infra.wiring import Parts
 from scripts.demo import packed
 from scripts.processes import Process
@@ -146,7 +146,7 @@ async def found_tenant(resources: Parts, url: str, credentials: tuple[str, str])
 @asynccontextmanager
 async def api_beside(system: Any, **environment: str) -> AsyncIterator[str]:
     """Another process of the API on the system's parts, with other settings; its address."""
-    port = str(free_ports(1)[0])
+    port = str(find_free_ports(1)[0])
     process = Process("beside", "api", {**system.environment, "PADDOCK_PORT": port, **environment}, lambda _: None)
     running = asyncio.create_task(process.run())
     url = f"http://127.0.0.1:{port}"

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from infra.embedded.children import bound_to_parent, free_ports, listening, not_root, start
+from infra.embedded.children import create_nobody_setup, create_parent_bond, find_free_ports, listening, start_child
 from infra.postgres.role import APP_ROLE
 from scripts.up import System
 from tests.support.case_inputs import INPUTS
@@ -57,7 +57,7 @@ async def managed(system: System) -> AsyncIterator[Managed]:
 @asynccontextmanager
 async def pgbouncer(behind: Managed, *, size: int = 6) -> AsyncIterator[int]:
     """A real PgBouncer in transaction mode, told nothing about us but whom to let in; yields its port."""
-    (port,) = free_ports(1)
+    (port,) = find_free_ports(1)
     program = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/usr/local/bin")
     assert program is not None
     with tempfile.TemporaryDirectory(prefix="paddock-pgbouncer-") as name:
@@ -69,16 +69,16 @@ async def pgbouncer(behind: Managed, *, size: int = 6) -> AsyncIterator[int]:
             f"auth_file = {folder}/users.txt\npool_mode = transaction\ndefault_pool_size = {size}\n"
             "max_client_conn = 400\nunix_socket_dir =\n"
         )
-        part = start(
+        part = start_child(
             "pgbouncer",
             [program, str(folder / "pgbouncer.ini")],
             log=folder / "log",
             cwd=folder,
             environment={"PATH": "/usr/bin:/bin"},
-            before_exec=not_root(signal.SIGKILL),
+            before_exec=create_nobody_setup(signal.SIGKILL),
         )
         try:
-            await part.until(listening(port), 30)
+            await part.wait_until(listening(port), 30)
             yield port
         finally:
             await part.stop()
@@ -87,18 +87,18 @@ async def pgbouncer(behind: Managed, *, size: int = 6) -> AsyncIterator[int]:
 @asynccontextmanager
 async def without_the_role(server_url: str) -> AsyncIterator[int]:
     """The proxy that drops `role` from what a session begins with; yields its port."""
-    (port,) = free_ports(1)
+    (port,) = find_free_ports(1)
     with tempfile.TemporaryDirectory(prefix="paddock-proxy-") as name:
-        part = start(
+        part = start_child(
             "proxy",
             [sys.executable, str(INPUTS / "drop_role_proxy.py"), str(port), str(urlsplit(server_url).port)],
             log=Path(name) / "log",
             cwd=Path(name),
             environment={},
-            before_exec=bound_to_parent(signal.SIGKILL),
+            before_exec=create_parent_bond(signal.SIGKILL),
         )
         try:
-            await part.until(listening(port), 30)
+            await part.wait_until(listening(port), 30)
             yield port
         finally:
             await part.stop()

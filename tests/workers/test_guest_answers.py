@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from domain.executions import agent_error_type
 from domain.llms.messages import ErrorKind
-from infra.sandbox.exit_report import Ending
+from infra.sandbox.exit_report import ExitReport
 from infra.sandbox.guest import main as guest
-from infra.sandbox.guest_protocol import MAX_MESSAGE, MAX_STACK, RESULT_BYTES, outcome
+from infra.sandbox.guest_protocol import MAX_MESSAGE_CHARS, MAX_RESULT_BYTES, MAX_STACK_CHARS, outcome_from_report
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -23,7 +23,7 @@ PLACES = st.lists(st.integers(0, 3) | st.sampled_from(["a", "b c", "ключ", "
 
 
 def _told(answer: bytes) -> Any:
-    return outcome(Ending(answer=answer), 30, 64)
+    return outcome_from_report(ExitReport(answer=answer), 30, 64)
 
 
 def _sent(head: dict[str, Any], body: bytes = b"") -> Any:
@@ -32,7 +32,7 @@ def _sent(head: dict[str, Any], body: bytes = b"") -> Any:
 
 @given(JSON)
 def test_what_json_can_hold_has_no_problem(value: Any) -> None:
-    told = guest._run(lambda _: value, "{}")
+    told = guest._run_entrypoint(lambda _: value, "{}")
     assert msgspec.json.decode(told["body"]) == msgspec.json.decode(json.dumps(value))
     assert guest.find_bad_value(value) is None
 
@@ -42,7 +42,7 @@ def test_what_it_cannot_hold_is_found_where_it_stands(place: list[int | str], ba
     value: Any = bad
     for step in reversed(place):
         value = {step: value, "z": 1} if isinstance(step, str) else [0] * step + [value, "after"]
-    problem = guest._run(lambda _: value, "{}")["problem"]
+    problem = guest._run_entrypoint(lambda _: value, "{}")["problem"]
     shown = ""
     for step in place:
         is_name = isinstance(step, str) and step.isidentifier()
@@ -60,11 +60,11 @@ def test_what_it_cannot_hold_is_found_where_it_stands(place: list[int | str], ba
     ],
 )
 def test_two_keys_that_are_one_in_json_are_refused(value: Any, keys: str) -> None:
-    assert f"has the keys {keys}, which are one key in JSON" in guest._run(lambda _: value, "{}")["problem"]
+    assert f"has the keys {keys}, which are one key in JSON" in guest._run_entrypoint(lambda _: value, "{}")["problem"]
 
 
 def test_keys_that_stay_apart_are_taken() -> None:
-    assert json.loads(guest._run(lambda _: {1: "a", "2": "b", None: 0}, "{}")["body"]) == {
+    assert json.loads(guest._run_entrypoint(lambda _: {1: "a", "2": "b", None: 0}, "{}")["body"]) == {
         "1": "a",
         "2": "b",
         "null": 0,
@@ -74,7 +74,7 @@ def test_keys_that_stay_apart_are_taken() -> None:
 def test_a_result_that_holds_itself_is_told_of() -> None:
     ring: list[Any] = [1]
     ring.append({"a": ring})
-    assert "holds itself" in guest._run(lambda _: ring, "{}")["problem"]
+    assert "holds itself" in guest._run_entrypoint(lambda _: ring, "{}")["problem"]
 
 
 @pytest.mark.parametrize(
@@ -98,18 +98,18 @@ def test_what_is_no_name_is_an_exception(name: str) -> None:
 def test_words_in_the_answer_are_cut() -> None:
     told = _sent({"error_type": "E" * 400_000, "error_message": "m" * 300_000, "stack": "s" * 300_000 + "end"})
     assert len(told.error_type) <= 200
-    assert told.error_message == "m" * MAX_MESSAGE
-    assert told.stack == ("s" * 300_000 + "end")[-MAX_STACK:]
-    assert len(_sent({"problem": "p" * 500_000}).error_message) == MAX_MESSAGE
+    assert told.error_message == "m" * MAX_MESSAGE_CHARS
+    assert told.stack == ("s" * 300_000 + "end")[-MAX_STACK_CHARS:]
+    assert len(_sent({"problem": "p" * 500_000}).error_message) == MAX_MESSAGE_CHARS
 
 
 def test_a_result_is_judged_by_what_came_and_not_by_what_is_said_of_it() -> None:
     assert _sent({"problem": "forged"}, b"1").output == b"1"
     assert _sent({"size": 10**9}, b"1").output == b"1"
-    large = _sent({"size": RESULT_BYTES + 5}, b"1" * (RESULT_BYTES + 1))
+    large = _sent({"size": MAX_RESULT_BYTES + 5}, b"1" * (MAX_RESULT_BYTES + 1))
     assert (large.error_type, large.error_message) == (
         "result_too_large",
-        f"The result is {RESULT_BYTES + 5} bytes of JSON; {RESULT_BYTES} are allowed.",
+        f"The result is {MAX_RESULT_BYTES + 5} bytes of JSON; {MAX_RESULT_BYTES} are allowed.",
     )
     assert _told(b"").error_type == "crashed"
 
@@ -118,4 +118,4 @@ def test_a_result_is_judged_by_what_came_and_not_by_what_is_said_of_it() -> None
     ("status", "kind"), [(137, "crashed"), (-9, "out_of_memory"), (139, "crashed"), (1, "crashed")]
 )
 def test_a_status_of_its_own_is_no_lack_of_memory(status: int, kind: str) -> None:
-    assert outcome(Ending(status=status), 30, 64).error_type == kind
+    assert outcome_from_report(ExitReport(status=status), 30, 64).error_type == kind

@@ -208,7 +208,7 @@ async def test_quotas_and_bounds_of_a_running_system() -> None:
                     assert (await acme.run(agent_id))["status"] == "completed"
                 assert (await rival.run(theirs))["status"] == "completed"
             sizes = FolderCache(cache, 0)
-            held = {name: sizes.measure("bundles", name) for name in sizes.list_names("bundles")}
+            held = {name: sizes.measure_folder("bundles", name) for name in sizes.list_names("bundles")}
             assert sum(held.values()) <= bound, held
             # What is deleted makes room.
             assert (await acme.http.delete(f"/agents/{mine[0]}")).status_code == 204
@@ -248,13 +248,13 @@ async def test_what_was_deleted_leaves_the_cache(system, parts, acme: Tenant) ->
         assert (await acme.run(agent_id))["status"] == "completed"
         versions[agent_id] = (await acme.http.get(f"/agents/{agent_id}/versions")).json()["items"][0]["id"]
     cache = FolderCache(system.settings.cache, 0)
-    environments = cache.path("environments", "0" * 64), cache.path("environments", "1" * 64)
+    environments = cache.get_path("environments", "0" * 64), cache.get_path("environments", "1" * 64)
     for path, age in zip(environments, (0, 2 * 3600), strict=True):
         path.mkdir(parents=True)
         os.utime(path, (time.time() - age, time.time() - age))
     assert set(versions.values()) <= set(cache.list_names("bundles"))
     assert (await acme.http.delete(f"/agents/{deleted}")).status_code == 204
-    with cache.hold("bundles", versions[deleted]):
+    with cache.lock_folder("bundles", versions[deleted]):
         await clean_cache(cache, parts.store, 3600)
         assert versions[deleted] in cache.list_names("bundles"), "somebody uses it"
     gone = await clean_cache(cache, parts.store, 3600)

@@ -219,8 +219,8 @@ async def test_postgres_away_for_longer_than_a_lease(system: System, home: Tenan
             await asyncio.sleep(0.05)
     postgres = system.parts[0]
     assert postgres is not None
-    assert postgres.part is not None
-    start, old = postgres.start, postgres.part.process.pid
+    assert postgres.child is not None
+    start, old = postgres.start, postgres.child.process.pid
 
     async def later() -> None:
         # More than two leases of this system.
@@ -236,4 +236,4 @@ async def test_postgres_away_for_longer_than_a_lease(system: System, home: Tenan
                 break
             await asyncio.sleep(0.2)
         assert (ended.json()["status"], ended.json()["attempt"]) == ("completed", 1), ended.text
-    assert postgres.part.process.pid != old
+    assert postgres.child.process.pid != old

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from domain.events import MAX_LINE, Event
 from domain.shared.jobs import Job
-from infra.build_cache.environments import uv_index
+from infra.build_cache.environments import uv_variables_from_pip
 from infra.build_cache.folders import FolderCache
 from infra.redis import Counter
 from tests.support.clients import Tenant
@@ -112,13 +112,13 @@ async def test_limits_are_counted_here_while_redis_is_away() -> None:
 
 def test_pip_s_configuration_in_uv_s_words() -> None:
     told = "global.index-url='https://i.test/simple'\nglobal.extra-index-url='https://a.test https://b.test'\nglobal.cert='/c.pem'\n"
-    assert uv_index(told) == {
+    assert uv_variables_from_pip(told) == {
         "UV_DEFAULT_INDEX": "https://i.test/simple",
         "UV_INDEX": "https://a.test https://b.test",
         "UV_INDEX_STRATEGY": "unsafe-best-match",
         "SSL_CERT_FILE": "/c.pem",
     }
-    assert uv_index("") == {}
+    assert uv_variables_from_pip("") == {}
 
 
 async def test_an_environment_is_installed_once(home: Tenant) -> None:

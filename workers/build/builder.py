@@ -15,11 +15,11 @@ from domain.builds.manifest import BadArchive, Manifest
 from domain.ports import Blobs, Outcome, Program, Sandbox, Store, Stream
 from domain.queues import Turn
 from domain.shared.errors import DATABASE_OUTAGES, DomainError
-from infra.build_cache.bundles import LIMITS, Bundles
-from infra.build_cache.environments import Environments, folder_size
-from infra.build_cache.folders import disk_usage
+from infra.build_cache.bundles import BUNDLE_LIMITS, BundleCache
+from infra.build_cache.environments import EnvironmentCache, count_file_bytes
+from infra.build_cache.folders import count_disk_bytes
 from infra.polling import retry_through_outage
-from infra.sandbox.guest_protocol import CHECK_SECONDS
+from infra.sandbox.guest_protocol import CHECK_TIMEOUT_SECONDS
 from workers.leases import LeaseKeeper, claim_or_release
 from workers.lifecycle import Drain
 from workers.run.output import OutputText
@@ -44,8 +44,8 @@ class VersionBuilder:
         store: Store,
         sandbox: Sandbox,
         blobs: Blobs,
-        bundles: Bundles,
-        environments: Environments,
+        bundles: BundleCache,
+        environments: EnvironmentCache,
         holder: LeaseKeeper,
         *,
         quota: int,
@@ -112,7 +112,7 @@ class VersionBuilder:
         return error
 
     async def _build_version(self, version: Version) -> Built:
-        async with self._bundles.scratch() as scratch, contextlib.AsyncExitStack() as held:
+        async with self._bundles.open_scratch() as scratch, contextlib.AsyncExitStack() as held:
             archive, out = scratch / "archive.tar.gz", scratch / "out"
             out.mkdir(mode=0o755)
             await retry_through_outage(lambda: self._download_archive(version, archive))
@@ -134,12 +134,12 @@ class VersionBuilder:
             hints = [f"Does not compile: {broken[0]}"] if broken else []
             hints += [archives.explain_backslashes(unpacked.backslashes)] if unpacked.backslashes else []
             await self._check_import(version, manifest, root, environment, hints)
-            size = await asyncio.to_thread(folder_size, root)
-            if size > LIMITS.total:
-                raise BadArchive(f"Compiled, the files take {size >> 20} MiB; {LIMITS.total >> 20} are allowed.")
+            size = await asyncio.to_thread(count_file_bytes, root)
+            if size > BUNDLE_LIMITS.total:
+                raise BadArchive(f"Compiled, the files take {size >> 20} MiB; {BUNDLE_LIMITS.total >> 20} are allowed.")
             await self._reserve_space(version, root, environment)
             key = builds.bundle_path(version.tenant_id, version.id)
-            await retry_through_outage(lambda: self._bundles.store(version, root, key, scratch))
+            await retry_through_outage(lambda: self._bundles.store_bundle(version, root, key, scratch))
             return Built(
                 entrypoint=manifest.entrypoint,
                 config=unpacked.manifest,
@@ -163,9 +163,9 @@ class VersionBuilder:
 
     async def _reserve_space(self, version: Version, root: Path, environment: str | None) -> None:
         size = builds.BundleSize(
-            unpacked_bytes=await asyncio.to_thread(disk_usage, root),
+            unpacked_bytes=await asyncio.to_thread(count_disk_bytes, root),
             environment=environment,
-            environment_bytes=await self._environments.measure(environment) if environment else 0,
+            environment_bytes=await self._environments.measure_environment(environment) if environment else 0,
         )
 
         async def write() -> None:
@@ -181,10 +181,10 @@ class VersionBuilder:
         wanted = archives.parse_requirements(text, _PYTHON_VERSION) if text is not None else None
         if wanted is None:
             return None
-        held.enter_context(self._environments.hold(wanted.environment))
+        held.enter_context(self._environments.lock_environment(wanted.environment))
         await self._log_line(version, "Installing requirements.\n")
         await retry_through_outage(
-            lambda: self._environments.install(wanted, lambda said: self._log_line(version, said))
+            lambda: self._environments.install_requirements(wanted, lambda said: self._log_line(version, said))
         )
         return wanted.environment
 
@@ -204,9 +204,9 @@ class VersionBuilder:
 
         program = Program(
             code=code,
-            environment=self._environments.path(environment) if environment else None,
+            environment=self._environments.get_path(environment) if environment else None,
             entrypoint=manifest.entrypoint,
-            timeout=manifest.timeout or CHECK_SECONDS,
+            timeout=manifest.timeout or CHECK_TIMEOUT_SECONDS,
             memory_mb=archives.memory_of(manifest.memory),
             gateway=manifest.models is not None,
         )

@@ -15,7 +15,7 @@ from domain.events import Event
 from domain.executions import Execution, LaneShare
 from domain.ports import Clock, Outcome, Sandbox, Store
 from domain.shared.errors import DomainError, not_found
-from infra.build_cache.bundles import Bundles
+from infra.build_cache.bundles import BundleCache
 from infra.outage_log import tell_outage
 from infra.polling import retry_through_outage
 from workers.lane_runner import LaneRunner
@@ -39,7 +39,7 @@ class CodeRunner(LaneRunner):
         name: str,
         store: Store,
         sandbox: Sandbox,
-        bundles: Bundles,
+        bundles: BundleCache,
         holder: LeaseKeeper,
         clock: Clock,
         share: LaneShare,
@@ -51,7 +51,7 @@ class CodeRunner(LaneRunner):
 
     def list_ready_versions(self) -> frozenset[str]:
         """The versions that were run here and are known."""
-        return frozenset(self._bundles.at_hand & self._versions.keys())
+        return frozenset(self._bundles.local_version_ids & self._versions.keys())
 
     async def run_execution(self, execution: Execution, log: Any) -> str | None:
         """Run it in the sandbox and settle it with what that left behind."""

@@ -8,25 +8,25 @@ import os
 import socket
 import sys
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-sys.path.append(ROOT)
+PROJECT_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+sys.path.append(PROJECT_ROOT)
 
 from infra.sandbox.forkserver import kernel  # noqa: E402
-from infra.sandbox.forkserver.slot_fence import Enclosure  # noqa: E402
+from infra.sandbox.forkserver.slot_fence import SlotFence  # noqa: E402
 
 
-def begin(connection: socket.socket) -> None:
+def launch_server(connection: socket.socket) -> None:
     """Become two: the server, and its parent, which ends as it ends."""
     kernel.die_with_parent()
     told = json.loads(connection.recv(1 << 20))
-    enclosure = Enclosure(told)
-    enclosure.separate()
+    enclosure = SlotFence(told)
+    enclosure.create_namespaces()
     pid = os.fork()
     if pid:
         connection.close()
         os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0x7F)
     kernel.die_with_parent()
-    enclosure.build()
+    enclosure.build_template()
     # The slots' streams will be pipes; Python looks at the start whether they can be rewound.
     reader, writer = os.pipe()
     for standard in (1, 2):
@@ -38,4 +38,4 @@ def begin(connection: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    begin(socket.socket(fileno=int(sys.argv[1])))
+    launch_server(socket.socket(fileno=int(sys.argv[1])))

@@ -29,15 +29,15 @@ _MOUNT_SETATTR: Final = 442
 _CLOSE_RANGE: Final = 436
 
 
-class _MountAttributes(ctypes.Structure):
+class MountAttributes(ctypes.Structure):  # noqa: D101
     _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "userns_fd")]
 
 
-class _Program(ctypes.Structure):
+class FilterProgram(ctypes.Structure):  # noqa: D101
     _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
 
 
-def _checked(result: int, what: str) -> None:
+def _check_result(result: int, what: str) -> None:
     if result != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
@@ -45,79 +45,79 @@ def _checked(result: int, what: str) -> None:
 
 def unshare(flags: int) -> None:
     """New namespaces for this process; `CLONE_NEWPID` for the children it will have."""
-    _checked(_libc.unshare(flags), f"unshare {flags:#x}")
+    _check_result(_libc.unshare(flags), f"unshare {flags:#x}")
 
 
-def setns(fd: int, flags: int) -> None:
+def enter_namespace(fd: int, flags: int) -> None:
     """Back into the namespace that a descriptor stands for."""
-    _checked(_libc.setns(fd, flags), "setns")
+    _check_result(_libc.setns(fd, flags), "setns")
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, options: str = "") -> None:
     """mount(2)."""
     told = options.encode() or None
     result = _libc.mount(source.encode(), target.encode(), kind and kind.encode(), ctypes.c_ulong(flags), told)
-    _checked(result, f"mount {source} on {target}")
+    _check_result(result, f"mount {source} on {target}")
 
 
-def read_only(target: str, flags: int) -> None:
+def make_read_only(target: str, flags: int) -> None:
     """Add `MS_RDONLY` and the like to a mount and all beneath it, whatever they were mounted with."""
-    attributes = _MountAttributes(set=flags)
+    attributes = MountAttributes(set=flags)
     size = ctypes.c_size_t(ctypes.sizeof(attributes))
     result = _libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, target.encode(), _AT_RECURSIVE, ctypes.byref(attributes), size)
-    _checked(result, f"mount_setattr {target}")
+    _check_result(result, f"mount_setattr {target}")
 
 
 def enter_root() -> None:
     """Make the current folder, a mount point, the root, and let go of the old one."""
-    _checked(_libc.syscall(_PIVOT_ROOT, b".", b"."), "pivot_root")
-    _checked(_libc.umount2(b".", _MNT_DETACH), "umount2")
+    _check_result(_libc.syscall(_PIVOT_ROOT, b".", b"."), "pivot_root")
+    _check_result(_libc.umount2(b".", _MNT_DETACH), "umount2")
 
 
 def set_hostname(name: bytes) -> None:
     """sethostname(2)."""
-    _checked(_libc.sethostname(name, len(name)), "sethostname")
+    _check_result(_libc.sethostname(name, len(name)), "sethostname")
 
 
 def die_with_parent() -> None:
     """SIGKILL when the parent ends."""
-    _checked(_libc.prctl(_PDEATHSIG, 9, 0, 0, 0), "prctl PDEATHSIG")
+    _check_result(_libc.prctl(_PDEATHSIG, 9, 0, 0, 0), "prctl PDEATHSIG")
 
 
-def show_to_own_user() -> None:
+def make_dumpable() -> None:
     """Let the files of this process in `/proc` belong to its user, as after an exec."""
-    _checked(_libc.prctl(_DUMPABLE, 1, 0, 0, 0), "prctl DUMPABLE")
+    _check_result(_libc.prctl(_DUMPABLE, 1, 0, 0, 0), "prctl DUMPABLE")
 
 
 def drop_capabilities() -> None:
     """Give up every capability, for good."""
-    _checked(_libc.prctl(_CAP_AMBIENT, _AMBIENT_CLEAR_ALL, 0, 0, 0), "prctl CAP_AMBIENT")
+    _check_result(_libc.prctl(_CAP_AMBIENT, _AMBIENT_CLEAR_ALL, 0, 0, 0), "prctl CAP_AMBIENT")
     for number in range(64):
         if _libc.prctl(_CAPBSET_DROP, number, 0, 0, 0) != 0:
             if ctypes.get_errno() == _EINVAL and number > 0:
                 break
-            _checked(-1, f"prctl CAPBSET_DROP {number}")
+            _check_result(-1, f"prctl CAPBSET_DROP {number}")
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    _checked(_libc.capset(ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)())), "capset")
+    _check_result(_libc.capset(ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)())), "capset")
 
 
 def forbid_new_privileges() -> None:
     """No program started from here on gets more than its parent had."""
-    _checked(_libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl NO_NEW_PRIVS")
+    _check_result(_libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl NO_NEW_PRIVS")
 
 
-def filter_calls(program: bytes) -> None:
+def install_filter(program: bytes) -> None:
     """Install a system call filter, given as `struct sock_filter[]`."""
     held = ctypes.create_string_buffer(program, len(program))
-    filled = _Program(len(program) // 8, ctypes.addressof(held))
-    _checked(_libc.prctl(_SECCOMP, _SECCOMP_FILTER, ctypes.byref(filled), 0, 0), "prctl SECCOMP")
+    filled = FilterProgram(len(program) // 8, ctypes.addressof(held))
+    _check_result(_libc.prctl(_SECCOMP, _SECCOMP_FILTER, ctypes.byref(filled), 0, 0), "prctl SECCOMP")
 
 
-def close_all_but(kept: set[int]) -> None:
+def close_other_descriptors(kept: set[int]) -> None:
     """Close every descriptor above stderr that is not named."""
     first = 3
     for fd in [*sorted(kept), 2**32 - 1]:
         if first < fd:
             last = ctypes.c_uint(fd - 1 if fd < 2**32 - 1 else fd)
-            _checked(_libc.syscall(_CLOSE_RANGE, ctypes.c_uint(first), last, 0), "close_range")
+            _check_result(_libc.syscall(_CLOSE_RANGE, ctypes.c_uint(first), last, 0), "close_range")
         first = max(first, fd + 1)

@@ -13,7 +13,7 @@ import os
 import resource  # noqa: F401
 import sys
 
-BARE = frozenset(sys.modules)
+GUEST_MODULES = frozenset(sys.modules)
 
 import asyncio  # noqa: E402, F401 - ahead of time, for agents: it takes as long as everything else together
 import contextlib  # noqa: E402
@@ -24,33 +24,33 @@ import socket  # noqa: E402
 import traceback  # noqa: E402 - ahead of time, too
 from typing import Any  # noqa: E402
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-sys.path.append(ROOT)
+PROJECT_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+sys.path.append(PROJECT_ROOT)
 
 from infra.sandbox.forkserver import kernel  # noqa: E402
-from infra.sandbox.forkserver.slot_fence import Enclosure  # noqa: E402
+from infra.sandbox.forkserver.slot_fence import SlotFence  # noqa: E402
 
-sys.path.remove(ROOT)
-sys.path_importer_cache.pop(ROOT, None)
+sys.path.remove(PROJECT_ROOT)
+sys.path_importer_cache.pop(PROJECT_ROOT, None)
 
-_GUEST = "/guest/main.py"
-_DESCRIPTORS = 4
+_GUEST_PATH = "/guest/main.py"
+_SLOT_DESCRIPTORS = 4
 
 
-class Server:
+class SlotServer:
     """The loop: requests in, slots and their endings out."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._told = json.loads(connection.recv(1 << 20))
-        self._enclosure = Enclosure(self._told)
+        self._configuration = json.loads(connection.recv(1 << 20))
+        self._fence = SlotFence(self._configuration)
         self._slots: dict[int, int] = {}
         self._namespace = os.open("/proc/self/ns/pid", os.O_RDONLY)
         wake, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._wake = wake
+        self._wakeup_fd = wake
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
-        self._guest = _load_guest(self._told["guest"])
+        self._guest = _load_guest(self._configuration["guest"])
 
     def run(self) -> None:
         """Serve until the worker is gone."""
@@ -59,53 +59,53 @@ class Server:
         gc.freeze()
         poll = select.poll()
         poll.register(self._connection, select.POLLIN)
-        poll.register(self._wake, select.POLLIN)
-        self._say({"ready": True})
+        poll.register(self._wakeup_fd, select.POLLIN)
+        self._send_message({"is_ready": True})
         while True:
             for fd, _ in poll.poll():
-                if fd == self._wake:
-                    os.read(self._wake, 4096)
-                    self._reap()
-                elif not self._request():
+                if fd == self._wakeup_fd:
+                    os.read(self._wakeup_fd, 4096)
+                    self._reap_slots()
+                elif not self._handle_request():
                     return
 
-    def _say(self, what: dict[str, object], fds: tuple[int, ...] = ()) -> None:
+    def _send_message(self, what: dict[str, object], fds: tuple[int, ...] = ()) -> None:
         socket.send_fds(self._connection, [json.dumps(what).encode()], fds)
 
-    def _request(self) -> bool:
-        data, fds, _, _ = socket.recv_fds(self._connection, 4096, _DESCRIPTORS)
+    def _handle_request(self) -> bool:
+        data, fds, _, _ = socket.recv_fds(self._connection, 4096, _SLOT_DESCRIPTORS)
         if not data:
             return False
         request = json.loads(data)
         try:
-            pid = self._fork(request["uid"], fds)
+            pid = self._fork_slot(request["uid"], fds)
         except OSError as error:
-            self._say({"slot": request["slot"], "error": str(error)})
+            self._send_message({"slot": request["slot"], "error": str(error)})
             return True
         finally:
             for fd in fds:
                 os.close(fd)
         self._slots[pid] = request["slot"]
         pidfd = os.pidfd_open(pid)
-        self._say({"slot": request["slot"], "made": True}, (pidfd,))
+        self._send_message({"slot": request["slot"], "is_started": True}, (pidfd,))
         os.close(pidfd)
         return True
 
-    def _fork(self, uid: int, fds: list[int]) -> int:
+    def _fork_slot(self, uid: int, fds: list[int]) -> int:
         # The child is the first of a process namespace of its own, and a child of ours all the same.
-        separate = self._enclosure.has("processes")
+        separate = self._fence.has_guard("processes")
         if separate:
             kernel.unshare(kernel.CLONE_NEWPID)
         try:
             pid = os.fork()
             if pid == 0:
-                self._become(uid, *fds)
+                self._become_slot(uid, *fds)
         finally:
             if separate:
-                kernel.setns(self._namespace, kernel.CLONE_NEWPID)
+                kernel.enter_namespace(self._namespace, kernel.CLONE_NEWPID)
         return pid
 
-    def _reap(self) -> None:
+    def _reap_slots(self) -> None:
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -114,44 +114,44 @@ class Server:
             if pid == 0:
                 return
             if pid in self._slots:
-                self._say({"slot": self._slots.pop(pid), "status": os.waitstatus_to_exitcode(status)})
+                self._send_message({"slot": self._slots.pop(pid), "status": os.waitstatus_to_exitcode(status)})
 
-    def _become(self, uid: int, feed: int, answer: int, out: int, err: int) -> None:
+    def _become_slot(self, uid: int, feed: int, answer: int, out: int, err: int) -> None:
         """Be a slot. Never returns."""
         try:
             os.dup2(out, 1)
             os.dup2(err, 2)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            if self._enclosure.has("descriptors"):
-                kernel.close_all_but({feed, answer})
+            if self._fence.has_guard("descriptors"):
+                kernel.close_other_descriptors({feed, answer})
             else:
                 for fd in (out, err):
                     os.close(fd)
-            self._enclosure.prepare(uid)
+            self._fence.prepare_slot(uid)
             os.write(answer, b".")
             try:
                 head = json.loads(self._guest.read_frame(feed))
             except EOFError:
                 os._exit(0)  # nobody wants this slot
-            self._enclosure.close(uid, head["code"], head["environment"])
-            self._look_like_a_guest(head["path"])
+            self._fence.enclose_slot(uid, head["code"], head["environment"])
+            self._restore_guest_state(head["path"])
             os.write(answer, b"+")
         except BaseException as error:
             os.write(2, f"{type(error).__name__}: {error}".encode())
             os._exit(1)
         try:
-            self._guest.serve(head, feed, answer)
+            self._guest.serve_run(head, feed, answer)
         except BaseException:
             traceback.print_exc()
         os._exit(1)
 
-    def _look_like_a_guest(self, path: list[str]) -> None:
+    def _restore_guest_state(self, path: list[str]) -> None:
         """Leave the agent the modules and the names that it finds in a guest that was started by itself."""
         gc.enable()
-        sys.argv[:] = [_GUEST]
-        sys.orig_argv[:] = [sys.executable, "-I", "-S", _GUEST]
-        ahead = [name for name in sys.modules if name not in BARE]
+        sys.argv[:] = [_GUEST_PATH]
+        sys.orig_argv[:] = [sys.executable, "-I", "-S", _GUEST_PATH]
+        ahead = [name for name in sys.modules if name not in GUEST_MODULES]
         # A module of the agent's own comes before one of the standard library that was not loaded yet.
         with contextlib.suppress(OSError):
             shown = {entry.partition(".")[0] for folder in path for entry in os.listdir(folder)}
@@ -166,11 +166,11 @@ class Server:
 def _load_guest(path: str) -> Any:
     """The guest as a module under the name that it has inside."""
     guest = type(sys)("guest")
-    guest.__file__ = _GUEST
+    guest.__file__ = _GUEST_PATH
     with open(path) as file:
-        exec(compile(file.read(), _GUEST, "exec"), guest.__dict__)  # noqa: S102 - our own file
+        exec(compile(file.read(), _GUEST_PATH, "exec"), guest.__dict__)  # noqa: S102 - our own file
     return guest
 
 
 if __name__ == "__main__":
-    Server(socket.socket(fileno=int(sys.argv[1]))).run()
+    SlotServer(socket.socket(fileno=int(sys.argv[1]))).run()

@@ -14,14 +14,14 @@ import signal
 import sys
 
 # Constants are folded: a few lines of source can become gigabytes of bytecode.
-MAX_FILE = 16 << 20
-MAX_TOTAL = 256 << 20
+MAX_FILE_BYTES = 16 << 20
+MAX_TOTAL_BYTES = 256 << 20
 
 
 def main():
     answers = int(sys.argv[1])
     os.write(answers, b"+")
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE, MAX_FILE))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_BYTES, MAX_FILE_BYTES))
     resource.setrlimit(resource.RLIMIT_DATA, (384 << 20, 384 << 20))
     # Past its size limit, a write is an error and not the end.
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -31,8 +31,10 @@ def main():
             path = os.path.join(folder, name)
             if not name.endswith(".py"):
                 continue
-            if total > MAX_TOTAL:
-                broken.append(f"{path[len('/out/') :]}: left out, the bytecode so far is larger than {MAX_TOTAL} bytes")
+            if total > MAX_TOTAL_BYTES:
+                broken.append(
+                    f"{path[len('/out/') :]}: left out, the bytecode so far is larger than {MAX_TOTAL_BYTES} bytes"
+                )
                 continue
             shown = path[len("/out/") :]
             try:

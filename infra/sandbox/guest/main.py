@@ -27,10 +27,10 @@ builtins.copyright = _sitebuiltins._Printer("copyright", sys.copyright)
 builtins.credits = _sitebuiltins._Printer("credits", "See www.python.org for more information.")
 builtins.license = _sitebuiltins._Printer("license", "See https://www.python.org/psf/license/")
 
-MAX_MESSAGE = 4000
-MAX_STACK = 16000
-MAX_PLACE = 300
-_SCALARS = {str, int, float, bool, type(None)}
+MAX_MESSAGE_CHARS = 4000
+MAX_STACK_CHARS = 16000
+MAX_PATH_CHARS = 300
+_SCALAR_TYPES = {str, int, float, bool, type(None)}
 
 
 def read_frame(fd):
@@ -48,13 +48,13 @@ def _read_exactly(fd, count):
     return b"".join(parts)
 
 
-def _limit(limits):
+def _apply_limits(limits):
     for name, value in limits.items():
         kind = getattr(resource, "RLIMIT_" + name)
         resource.setrlimit(kind, (value, value))
 
 
-def _resolve(entrypoint):
+def _import_entrypoint(entrypoint):
     module_name, _, path = entrypoint.partition(":")
     found = importlib.import_module(module_name)
     for name in path.split("."):
@@ -64,7 +64,7 @@ def _resolve(entrypoint):
     return found
 
 
-def _call(function, payload):
+def _call_entrypoint(function, payload):
     result = function(payload)
     if hasattr(result, "__await__"):
         import asyncio
@@ -76,7 +76,7 @@ def _call(function, payload):
     return result
 
 
-def _failure(error, kind=None):
+def _describe_failure(error, kind=None):
     # Late, because it costs milliseconds; whatever module of the agent this may find harms its author alone.
     import traceback
 
@@ -93,23 +93,23 @@ def _failure(error, kind=None):
     if isinstance(error, OSError) and error.errno == errno.EROFS:
         message = f"{message[:2000]}. The agent's folder is read-only: write to a path beneath /tmp."
     stack = "".join(traceback.format_exception(type(error), error, frames))
-    answer = {"error_type": kind or type(error).__name__, "error_message": message[:MAX_MESSAGE]}
-    answer["stack"] = stack[-MAX_STACK:]
-    return {name: _without_surrogates(text) for name, text in answer.items()}
+    answer = {"error_type": kind or type(error).__name__, "error_message": message[:MAX_MESSAGE_CHARS]}
+    answer["stack"] = stack[-MAX_STACK_CHARS:]
+    return {name: _escape_surrogates(text) for name, text in answer.items()}
 
 
-def _without_surrogates(text):
+def _escape_surrogates(text):
     # Halves of surrogate pairs would make the whole answer unreadable.
     return text.encode(errors="backslashreplace").decode()
 
 
-def _run(function, payload):
+def _run_entrypoint(function, payload):
     try:
-        result = _call(function, json.loads(payload))
+        result = _call_entrypoint(function, json.loads(payload))
     except SystemExit as error:
-        return _failure(error, "SystemExit")
+        return _describe_failure(error, "SystemExit")
     except BaseException as error:
-        return _failure(error)
+        return _describe_failure(error)
     try:
         output = json.dumps(result, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
         body = output.encode()
@@ -120,7 +120,7 @@ def _run(function, payload):
         problem = _find_problem(result) or f"{type(error).__name__}: {error}"
     if problem is None:
         return {"body": body}
-    return {"problem": _without_surrogates(f"The result is not JSON: {problem}"[:MAX_MESSAGE])}
+    return {"problem": _escape_surrogates(f"The result is not JSON: {problem}"[:MAX_MESSAGE_CHARS])}
 
 
 def _has_odd_keys(result):
@@ -132,7 +132,7 @@ def _has_odd_keys(result):
             if value and set(map(type, value)) != {str}:
                 return True
             value = value.values()
-        if not set(map(type, value)) <= _SCALARS:
+        if not set(map(type, value)) <= _SCALAR_TYPES:
             pending += [one for one in value if isinstance(one, (dict, list, tuple))]
     return False
 
@@ -148,14 +148,16 @@ def find_duplicate_key(result):
             if any(type(key) is not str for key in value):
                 names = {}
                 for key in value:
-                    name = _json_key(key)
+                    name = _encode_key(key)
                     if name in names:
-                        return f"{_at(place)} has the keys {names[name]!r} and {key!r}, which are one key in JSON."
+                        return (
+                            f"{_quote_path(place)} has the keys {names[name]!r} and {key!r}, which are one key in JSON."
+                        )
                     names[name] = key
             inner = value.items()
         else:
             inner = enumerate(value) if isinstance(value, (list, tuple)) else ()
-        pending += [(_below(place, key), one) for key, one in inner if isinstance(one, (dict, list, tuple))]
+        pending += [(_join_path(place, key), one) for key, one in inner if isinstance(one, (dict, list, tuple))]
     return None
 
 
@@ -175,29 +177,29 @@ def find_bad_value(result):
         place, value, around = pending.pop()
         if isinstance(value, (dict, list, tuple)):
             if id(value) in around:
-                return f"{_at(place)} holds itself."
+                return f"{_quote_path(place)} holds itself."
             if len(around) > 500:
-                return f"{_at(place)} nests too deep."
+                return f"{_quote_path(place)} nests too deep."
             if isinstance(value, dict):
                 for key in value:
                     if not (key is None or isinstance(key, (str, int, float))):
-                        return f"{_at(place)} has the key {_short(repr(key))}, a {_kind(key)}. Use text for keys."
-                    problem = _bad_scalar(key)
+                        return f"{_quote_path(place)} has the key {_shorten_text(repr(key))}, a {_get_type_name(key)}. Use text for keys."  # noqa: E501
+                    problem = _find_scalar_problem(key)
                     if problem is not None:
-                        return f"a key of {_at(place)} {problem}"
+                        return f"a key of {_quote_path(place)} {problem}"
                 inner = list(value.items())
             else:
                 inner = list(enumerate(value))
             inside = (*around, id(value))
-            pending += [(_below(place, key), one, inside) for key, one in reversed(inner)]
+            pending += [(_join_path(place, key), one, inside) for key, one in reversed(inner)]
             continue
-        problem = _bad_scalar(value)
+        problem = _find_scalar_problem(value)
         if problem is not None:
-            return f"{_at(place)} {problem}"
+            return f"{_quote_path(place)} {problem}"
     return None
 
 
-def _bad_scalar(value):
+def _find_scalar_problem(value):
     if value is None or isinstance(value, bool):
         return None
     if isinstance(value, str):
@@ -216,10 +218,10 @@ def _bad_scalar(value):
         if value != value or value in (float("inf"), float("-inf")):
             return f"is {float.__repr__(value)}, which JSON does not have. Return None or text in its place."
         return None
-    return f"is a {_kind(value)}. Return {_instead(value)}."
+    return f"is a {_get_type_name(value)}. Return {_suggest_replacement(value)}."
 
 
-def _instead(value):
+def _suggest_replacement(value):
     kind = type(value)
     if hasattr(kind, "isoformat"):
         return "its .isoformat()"
@@ -240,38 +242,42 @@ def _instead(value):
     return "text, a number, a list or a dict in its place"
 
 
-def _kind(value):
+def _get_type_name(value):
     module, name = type(value).__module__, type(value).__qualname__
     return name if module == "builtins" else f"{module}.{name}"
 
 
-def _json_key(key):
+def _encode_key(key):
     return str.__str__(key) if isinstance(key, str) else json.dumps(key)
 
 
-def _below(place, key):
+def _join_path(place, key):
     if type(key) is int:
         return f"{place}[{key}]"
     if isinstance(key, str) and key.isidentifier():
-        return f"{place}.{_short(key)}" if place else _short(key)
-    return f"{place}[{_short(repr(key))}]"
+        return f"{place}.{_shorten_text(key)}" if place else _shorten_text(key)
+    return f"{place}[{_shorten_text(repr(key))}]"
 
 
-def _at(place):
+def _quote_path(place):
     if not place:
         return "the result"
-    return f"`{place}`" if len(place) <= MAX_PLACE else f"`{place[: MAX_PLACE // 2]}…{place[-MAX_PLACE // 2 :]}`"
+    return (
+        f"`{place}`"
+        if len(place) <= MAX_PATH_CHARS
+        else f"`{place[: MAX_PATH_CHARS // 2]}…{place[-MAX_PATH_CHARS // 2 :]}`"
+    )
 
 
-def _short(text):
+def _shorten_text(text):
     return text if len(text) <= 60 else text[:59] + "…"
 
 
-def _answer(head, requests, answers):
+def _build_answer(head, requests, answers):
     try:
-        function = _resolve(head["entrypoint"])
+        function = _import_entrypoint(head["entrypoint"])
     except BaseException as error:
-        return _failure(error)
+        return _describe_failure(error)
     if head["mode"] == "check":
         return {"body": b"null"}
     os.write(answers, b"=")
@@ -280,10 +286,10 @@ def _answer(head, requests, answers):
     except EOFError:
         os._exit(0)  # nobody wants this slot any more
     os.write(answers, b"!")
-    return _run(function, payload)
+    return _run_entrypoint(function, payload)
 
 
-def _send(fd, answer, most):
+def _send_answer(fd, answer, most):
     # Without a body there is no JSON behind the line, and with one past its limit the host sees as much itself.
     body = answer.pop("body", b"")
     if len(body) > most:
@@ -294,7 +300,7 @@ def _send(fd, answer, most):
     os.close(fd)
 
 
-def _hand_over(fd):
+def _hand_over_listener(fd):
     """Make a listener in this sandbox's own network and give it away whole: what is asked there, others answer."""
     import socket
 
@@ -307,27 +313,27 @@ def _hand_over(fd):
     os.environ.update(OPENAI_BASE_URL=url, OPENAI_API_BASE=url, OPENAI_API_KEY="paddock")
 
 
-def serve(head, requests, answers, hand=None):
+def serve_run(head, requests, answers, hand=None):
     """Be the guest that `head` asks for. Never returns."""
     for fd in (requests, answers):
         os.set_inheritable(fd, False)
-    _limit(head["limits"])
+    _apply_limits(head["limits"])
     if hand is not None:
-        _hand_over(hand)
+        _hand_over_listener(hand)
     sys.dont_write_bytecode = True
     sys.path[:0] = head["path"]
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
-        answer = _answer(head, requests, answers)
+        answer = _build_answer(head, requests, answers)
     except MemoryError as error:
-        answer = _failure(error)
+        answer = _describe_failure(error)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except Exception:
             pass
-    _send(answers, answer, head["most"])
+    _send_answer(answers, answer, head["most"])
     # Not sys.exit: threads and exit handlers of the agent get no say in how long this takes.
     os._exit(0)
 
@@ -336,4 +342,4 @@ if __name__ == "__main__":
     feed, told, *hands = map(int, sys.argv[1:])
     del sys.argv[1:]
     os.write(told, b"+")
-    serve(json.loads(read_frame(feed)), feed, told, *hands)
+    serve_run(json.loads(read_frame(feed)), feed, told, *hands)

@@ -18,60 +18,60 @@ import tarfile
 import zlib
 
 
-class Refused(Exception):
+class ArchiveRefused(Exception):
     pass
 
 
 # What macOS, Windows and file managers leave in folders, in small letters; and `._*`, the other half of macOS's files.
-LITTER = frozenset(
+LITTER_NAMES = frozenset(
     {
         *(".ds_store", "__macosx", ".appledouble", ".apdisk", ".fseventsd", ".localized", ".spotlight-v100"),
         *(".temporaryitems", ".trashes", ".volumeicon.icns", "icon\r", "$recycle.bin", "desktop.ini", "ehthumbs.db"),
         *("system volume information", "thumbs.db", "thumbs.db:encryptable", ".directory", "@eadir"),
     }
 )
-MAX_SHOWN = 40
+MAX_LISTED_NAMES = 40
 
 
-def _shown(name):
+def _quote_name(name):
     return ascii(name[:200])
 
 
 def _is_litter(parts):
-    return any(part.startswith("._") or part.lower() in LITTER for part in parts)
+    return any(part.startswith("._") or part.lower() in LITTER_NAMES for part in parts)
 
 
-def _plain(name):
+def _escape_name(name):
     # A name that is no UTF-8 has halves of surrogate pairs, which no answer can hold, and others steer terminals.
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name[:200])
 
 
-def _parts(name, limits):
+def _split_name(name, limits):
     if "\0" in name or name.startswith("/"):
-        raise Refused(f"{_shown(name)}: absolute names are not allowed.")
+        raise ArchiveRefused(f"{_quote_name(name)}: absolute names are not allowed.")
     if len(name.encode(errors="surrogateescape")) > 1024:
-        raise Refused(f"{_shown(name)}: the name is longer than 1024 bytes.")
+        raise ArchiveRefused(f"{_quote_name(name)}: the name is longer than 1024 bytes.")
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if ".." in parts:
-        raise Refused(f"{_shown(name)}: '..' is not allowed.")
+        raise ArchiveRefused(f"{_quote_name(name)}: '..' is not allowed.")
     if len(parts) > limits["depth"]:
-        raise Refused(f"{_shown(name)}: deeper than {limits['depth']} folders.")
+        raise ArchiveRefused(f"{_quote_name(name)}: deeper than {limits['depth']} folders.")
     return parts
 
 
-_made = 0
+_folder_count = 0
 
 
-def _folder(root, parts, most):
+def _open_folder(root, parts, most):
     """A descriptor of the folder `parts` beneath `root`, made where it is missing, never through a link."""
-    global _made
+    global _folder_count
     here = os.dup(root)
     for part in parts:
         try:
             os.mkdir(part, 0o755, dir_fd=here)
-            _made += 1
-            if _made > most:
-                raise Refused(f"The archive makes more than {most} folders.")
+            _folder_count += 1
+            if _folder_count > most:
+                raise ArchiveRefused(f"The archive makes more than {most} folders.")
         except FileExistsError:
             pass
         try:
@@ -82,19 +82,19 @@ def _folder(root, parts, most):
     return here
 
 
-def _write(folder, name, source, size, executable, shown):
+def _write_file(folder, name, source, size, executable, shown):
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         file = os.open(name, flags, 0o755 if executable else 0o644, dir_fd=folder)
     except FileExistsError:
         told = "is in the archive twice. Pack the folder anew: `tar -r` adds a file and replaces none."
-        raise Refused(f"{shown}: {told}") from None
+        raise ArchiveRefused(f"{shown}: {told}") from None
     try:
         left = size
         while left:
             chunk = source.read(min(left, 1 << 20))
             if not chunk:
-                raise Refused(f"{shown}: the archive ends in the middle of this file.")
+                raise ArchiveRefused(f"{shown}: the archive ends in the middle of this file.")
             left -= len(chunk)
             while chunk:
                 chunk = chunk[os.write(file, chunk) :]
@@ -102,10 +102,10 @@ def _write(folder, name, source, size, executable, shown):
         os.close(file)
 
 
-def _linked(root, member, limits, shown):
+def _open_link_target(root, member, limits, shown):
     """The regular file, unpacked before, that a hard link names."""
-    parts = _parts(member.linkname, limits)
-    told = f"{shown}: is a hard link to {_shown(member.linkname)}, which is no file before it in the archive."
+    parts = _split_name(member.linkname, limits)
+    told = f"{shown}: is a hard link to {_quote_name(member.linkname)}, which is no file before it in the archive."
     here = os.dup(root)
     try:
         for part in parts[:-1]:
@@ -114,16 +114,16 @@ def _linked(root, member, limits, shown):
             here = below
         file = os.open(parts[-1] if parts else ".", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
     except OSError:
-        raise Refused(told) from None
+        raise ArchiveRefused(told) from None
     finally:
         os.close(here)
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
-        raise Refused(told)
+        raise ArchiveRefused(told)
     return open(file, "rb")
 
 
-_KINDS = {
+_TYPE_NAMES = {
     tarfile.SYMTYPE: "a symbolic link",
     tarfile.CHRTYPE: "a device",
     tarfile.BLKTYPE: "a device",
@@ -132,57 +132,59 @@ _KINDS = {
 }
 
 
-def _unpack(stream, root, limits):
+def _unpack_archive(stream, root, limits):
     count = total = litter = skipped = 0
     backslashes = []
     with tarfile.open(fileobj=stream, mode="r|", tarinfo=tarfile.TarInfo) as archive:
         for member in archive:
             archive.members = []  # a stream's members are never looked at again
-            shown = _shown(member.name)
-            parts = _parts(member.name, limits)
+            shown = _quote_name(member.name)
+            parts = _split_name(member.name, limits)
             if limits["skip_litter"] and _is_litter(parts):
                 # It counts for nothing, but reading past it takes time as well.
                 litter, skipped = litter + 1, skipped + member.size
                 if litter > limits["entries"] or skipped > limits["total"]:
-                    raise Refused(f"{shown}: the archive has too much of what systems put beside files; leave it out.")
+                    raise ArchiveRefused(
+                        f"{shown}: the archive has too much of what systems put beside files; leave it out."
+                    )
                 continue
             count += 1
             if count > limits["entries"]:
-                raise Refused(f"The archive has more than {limits['entries']} entries.")
-            if "\\" in member.name and len(backslashes) < MAX_SHOWN:
-                backslashes.append(_plain(member.name))
+                raise ArchiveRefused(f"The archive has more than {limits['entries']} entries.")
+            if "\\" in member.name and len(backslashes) < MAX_LISTED_NAMES:
+                backslashes.append(_escape_name(member.name))
             if member.isdir():
-                os.close(_folder(root, parts, limits["entries"]))
+                os.close(_open_folder(root, parts, limits["entries"]))
                 continue
             if member.islnk():
-                source = _linked(root, member, limits, shown)
+                source = _open_link_target(root, member, limits, shown)
                 size, mode = os.fstat(source.fileno()).st_size, os.fstat(source.fileno()).st_mode
             elif member.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE) and not member.issparse():
                 source, size, mode = archive.extractfile(member), member.size, member.mode
             else:
-                kind = _KINDS.get(member.type, "sparse" if member.issparse() else "of an unknown kind")
+                kind = _TYPE_NAMES.get(member.type, "sparse" if member.issparse() else "of an unknown kind")
                 how = " `tar --dereference` packs what links lead to." if member.issym() else ""
-                raise Refused(f"{shown}: is {kind}; only files and folders are allowed.{how}")
+                raise ArchiveRefused(f"{shown}: is {kind}; only files and folders are allowed.{how}")
             if not parts:
-                raise Refused("A file in the archive has no name.")
+                raise ArchiveRefused("A file in the archive has no name.")
             if size > limits["file"]:
-                raise Refused(f"{shown}: is larger than {limits['file']} bytes.")
+                raise ArchiveRefused(f"{shown}: is larger than {limits['file']} bytes.")
             total += size
             if total > limits["total"]:
-                raise Refused(f"{shown}: with it, the files are larger than {limits['total']} bytes together.")
-            folder = _folder(root, parts[:-1], limits["entries"])
+                raise ArchiveRefused(f"{shown}: with it, the files are larger than {limits['total']} bytes together.")
+            folder = _open_folder(root, parts[:-1], limits["entries"])
             try:
                 with source:
-                    _write(folder, parts[-1], source, size, mode & 0o100, shown)
+                    _write_file(folder, parts[-1], source, size, mode & 0o100, shown)
             finally:
                 os.close(folder)
     if not count:
-        raise Refused("The archive is empty.")
+        raise ArchiveRefused("The archive is empty.")
     return {"files": count, "size": total, "backslashes": backslashes}
 
 
 # The longer mark first: it begins with the shorter one's.
-_MARKS = (
+_BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -190,87 +192,91 @@ _MARKS = (
 )
 
 
-def _decoded(name, data):
+def _decode_text(name, data):
     """Text in the encoding that its mark tells, else UTF-8."""
-    encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "utf-8-sig")
+    encoding = next((encoding for mark, encoding in _BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8-sig")
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         told = f"is not {encoding.removesuffix('-sig').upper()} text (byte {error.start}, line {line})"
-        raise Refused(f"{name}: {told}; save it as UTF-8.") from None
+        raise ArchiveRefused(f"{name}: {told}; save it as UTF-8.") from None
     if "\0" in text:
-        raise Refused(f"{name}: holds NUL characters, as UTF-16 without a mark does; save it as UTF-8.")
+        raise ArchiveRefused(f"{name}: holds NUL characters, as UTF-16 without a mark does; save it as UTF-8.")
     return text
 
 
-def _text(root, name, most):
+def _read_text(root, name, most):
     try:
         file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=root)
     except OSError:
         return None
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
-        raise Refused(f"{name}: is a folder, not a file.")
+        raise ArchiveRefused(f"{name}: is a folder, not a file.")
     with open(file, "rb") as opened:
         data = opened.read(most + 1)
     if len(data) > most:
-        raise Refused(f"{name}: is larger than {most} bytes.")
-    return _decoded(name, data)
+        raise ArchiveRefused(f"{name}: is larger than {most} bytes.")
+    return _decode_text(name, data)
 
 
-def _opened(root, name):
+def _open_subfolder(root, name):
     return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
 
 
-def _manifest(folder, request):
+def _read_manifest(folder, request):
     for name in request["manifests"]:
-        manifest = _text(folder, name, request["max_manifest"])
+        manifest = _read_text(folder, name, request["max_manifest"])
         if manifest is not None:
-            requirements = _text(folder, "requirements.txt", request["max_requirements"])
+            requirements = _read_text(folder, "requirements.txt", request["max_requirements"])
             return {"manifest": manifest, "manifest_name": name, "requirements": requirements}
     return None
 
 
-def _found(root, request):
+def _find_manifest(root, request):
     """The folder that holds the manifest: the top, or the one folder there, whatever files lie beside it."""
-    at_top = _manifest(root, request)
+    at_top = _read_manifest(root, request)
     if at_top is not None:
         return {**at_top, "root": ""}
     entries = sorted(os.listdir(root))
     folders = [name for name in entries if stat.S_ISDIR(os.stat(name, dir_fd=root, follow_symlinks=False).st_mode)]
     visible = [name for name in folders if not name.startswith(".")] or folders
     if len(visible) == 1:
-        folder = _opened(root, visible[0])
-        below = _manifest(folder, request)
+        folder = _open_subfolder(root, visible[0])
+        below = _read_manifest(folder, request)
         os.close(folder)
         if below is not None:
-            left_out = [_plain(name) for name in entries if name != visible[0]]
-            return {**below, "root": _renamed(root, visible[0], entries), "left_out": left_out[:MAX_SHOWN]}
+            left_out = [_escape_name(name) for name in entries if name != visible[0]]
+            return {
+                **below,
+                "root": _make_name_printable(root, visible[0], entries),
+                "left_out": left_out[:MAX_LISTED_NAMES],
+            }
     nested = []
-    for name in visible[:MAX_SHOWN]:
-        folder = _opened(root, name)
-        nested += [f"{_plain(name)}/{one}" for one in os.listdir(folder) if one in request["manifests"]]
+    for name in visible[:MAX_LISTED_NAMES]:
+        folder = _open_subfolder(root, name)
+        nested += [f"{_escape_name(name)}/{one}" for one in os.listdir(folder) if one in request["manifests"]]
         os.close(folder)
-    top = [_plain(name) + ("/" if name in folders else "") for name in entries[:MAX_SHOWN]]
+    top = [_escape_name(name) + ("/" if name in folders else "") for name in entries[:MAX_LISTED_NAMES]]
     return {"top": top, "nested": nested}
 
 
-def _renamed(root, name, taken):
+def _make_name_printable(root, name, taken):
     """The name of the folder as the host can be told it."""
-    if _plain(name) == name:
+    if _escape_name(name) == name:
         return name
     plain = next(word for word in ("agent", "agent_", "agent__") if word not in taken)
     os.rename(name, plain, src_dir_fd=root, dst_dir_fd=root)
     return plain
 
 
-def _run(request):
+def _answer_request(request):
     root = os.open("/out", os.O_RDONLY | os.O_DIRECTORY)
     try:
         with gzip.GzipFile(fileobj=os.fdopen(int(sys.argv[1]), "rb"), mode="rb") as stream:
-            told = _unpack(stream, root, request["limits"])
-    except Refused as error:
+            told = _unpack_archive(stream, root, request["limits"])
+    except ArchiveRefused as error:
         return {"error": str(error)}
     except gzip.BadGzipFile:
         return {"error": "The file is not a gzip archive."}
@@ -285,12 +291,12 @@ def _run(request):
     except (MemoryError, RecursionError):
         return {"error": "A header of the archive is too large."}
     except OSError as error:
-        return {"error": f"The archive cannot be unpacked: {error.strerror} ({_shown(str(error.filename))})."}
+        return {"error": f"The archive cannot be unpacked: {error.strerror} ({_quote_name(str(error.filename))})."}
     except (ValueError, OverflowError) as error:
         return {"error": f"The tar archive is damaged: {error}."}
     try:
-        found = _found(root, request)
-    except Refused as error:
+        found = _find_manifest(root, request)
+    except ArchiveRefused as error:
         return {"error": str(error)}
     return {**told, **found}
 
@@ -300,7 +306,7 @@ def main():
     os.write(answers, b"+")
     resource.setrlimit(resource.RLIMIT_DATA, (256 << 20, 256 << 20))
     os.umask(0o022)
-    data = json.dumps(_run(request)).encode("ascii", "replace")
+    data = json.dumps(_answer_request(request)).encode("ascii", "replace")
     while data:
         data = data[os.write(answers, data) :]
     os._exit(0)

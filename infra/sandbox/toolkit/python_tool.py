@@ -11,30 +11,30 @@ import io
 import os
 import traceback
 
-FOLDER = "/tmp/workspace"
-PRINTED = 64 * 1024
+WORKSPACE_FOLDER = "/tmp/workspace"
+MAX_PRINTED_CHARS = 64 * 1024
 # An answer has a megabyte; what files take of it is a third longer in base 64.
-FILES = 640 * 1024
+MAX_FILES_BYTES = 640 * 1024
 
 
-class Bounded(io.StringIO):
+class BoundedOutput(io.StringIO):
     """Keeps the beginning of what is printed, and says what it dropped."""
 
-    dropped = 0
+    dropped_chars = 0
 
     def write(self, text):
-        room = PRINTED - self.tell()
-        self.dropped += max(0, len(text) - room)
+        room = MAX_PRINTED_CHARS - self.tell()
+        self.dropped_chars += max(0, len(text) - room)
         super().write(text[:room])
         return len(text)
 
-    def told(self):
-        return self.getvalue() + (f"\n… {self.dropped} more characters" if self.dropped else "")
+    def get_text(self):
+        return self.getvalue() + (f"\n… {self.dropped_chars} more characters" if self.dropped_chars else "")
 
 
 def run(payload):
-    os.makedirs(FOLDER, exist_ok=True)
-    os.chdir(FOLDER)
+    os.makedirs(WORKSPACE_FOLDER, exist_ok=True)
+    os.chdir(WORKSPACE_FOLDER)
     before = {}
     for path, text in payload["files"].items():
         data = base64.b64decode(text)
@@ -42,30 +42,30 @@ def run(payload):
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(path, "wb") as file:
             file.write(data)
-    out, err, answer = Bounded(), Bounded(), {}
+    out, err, answer = BoundedOutput(), BoundedOutput(), {}
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            value = _evaluated(payload["code"])
+            value = _evaluate_code(payload["code"])
             if value is not None:
-                answer["value"] = repr(value)[:PRINTED]
+                answer["value"] = repr(value)[:MAX_PRINTED_CHARS]
         except SystemExit as ended:
             if ended.code not in (None, 0):
-                answer["error"] = f"SystemExit: {ended.code}"[:PRINTED]
+                answer["error"] = f"SystemExit: {ended.code}"[:MAX_PRINTED_CHARS]
         except BaseException as error:
-            told = "".join(traceback.format_exception(type(error), error, _own(error.__traceback__)))
-            answer["error"] = told[-PRINTED:]
-    answer["stdout"], answer["stderr"] = out.told(), err.told()
-    answer = {name: _plain(text) for name, text in answer.items()}
-    answer["files"], answer["left_out"] = _changed(before)
+            told = "".join(traceback.format_exception(type(error), error, _strip_own_frames(error.__traceback__)))
+            answer["error"] = told[-MAX_PRINTED_CHARS:]
+    answer["stdout"], answer["stderr"] = out.get_text(), err.get_text()
+    answer = {name: _escape_surrogates(text) for name, text in answer.items()}
+    answer["files"], answer["left_out"] = _collect_changed_files(before)
     return answer
 
 
-def _plain(text):
+def _escape_surrogates(text):
     """Text without halves of surrogate pairs, which no answer can hold."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _evaluated(code):
+def _evaluate_code(code):
     """Run a program; the value of its last line, if that is an expression."""
     tree = ast.parse(code, "<program>")
     names = {"__name__": "__main__", "__builtins__": __builtins__}
@@ -74,19 +74,19 @@ def _evaluated(code):
     return None if last is None else eval(compile(ast.Expression(last.value), "<program>", "eval"), names)
 
 
-def _own(trace):
+def _strip_own_frames(trace):
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
     return trace
 
 
-def _changed(before):
+def _collect_changed_files(before):
     """The files that are new or others than before, and those that are too large to be kept."""
-    files, left_out, room = {}, [], FILES
-    for folder, _, names in os.walk(FOLDER):
+    files, left_out, room = {}, [], MAX_FILES_BYTES
+    for folder, _, names in os.walk(WORKSPACE_FOLDER):
         for name in sorted(names):
             full = os.path.join(folder, name)
-            path = os.path.relpath(full, FOLDER)
+            path = os.path.relpath(full, WORKSPACE_FOLDER)
             if os.path.islink(full) or not os.path.isfile(full):
                 continue
             with open(full, "rb") as file:
@@ -94,8 +94,8 @@ def _changed(before):
             if before.get(path) == hashlib.sha256(data).digest():
                 continue
             # A name that is no UTF-8 cannot be told.
-            if len(data) > room or _plain(path) != path:
-                left_out.append(_plain(path))
+            if len(data) > room or _escape_surrogates(path) != path:
+                left_out.append(_escape_surrogates(path))
                 continue
             room -= len(data)
             files[path] = base64.b64encode(data).decode()
