@@ -7,7 +7,7 @@ from api.operations import IDEMPOTENCY_KEY, PREFER_WAIT, requires_scope
 from api.requests import HttpRequest, Store
 from api.waiting import ExecutionStarter
 from domain import crews, launch
-from domain.crews import Crew, Findings, NewCrew, PatchCrew, Settings, Written
+from domain.crews import Crew, CrewSettings, CrewValidation, CrewYaml, NewCrew, PatchCrew
 from domain.executions import Execution, Start
 from domain.shared.access import Caller
 from domain.shared.pages import Listing, Page
@@ -21,14 +21,14 @@ async def create_crew(creator: ResourceCreator, request: HttpRequest, caller: Ca
 
     The answer lists all errors at once, each with its place, such as `tasks_yaml.write.agent (line 7)`.
     """
-    return await creator.create_idempotently(request, caller, lambda tx: crews.create(tx, caller, data))
+    return await creator.create_idempotently(request, caller, lambda tx: crews.create_crew(tx, caller, data))
 
 
 @post("/crews/debug", opt=requires_scope("read:catalog"), status_code=200)
-async def debug_crew(store: Store, caller: Caller, data: Settings) -> Findings:
+async def debug_crew(store: Store, caller: Caller, data: CrewSettings) -> CrewValidation:
     """Check a crew without creating it: return all its errors, with their lines, and the steps of its plan."""
     async with store.begin(caller) as tx:
-        return await crews.debug(tx, caller, data)
+        return await crews.debug_crew(tx, caller, data)
 
 
 @get("/crews", opt=requires_scope("read:catalog"))
@@ -42,28 +42,28 @@ async def list_crews(store: Store, caller: Caller, pagination: Page) -> Listing[
 async def get_crew(store: Store, caller: Caller, crew_id: str) -> Crew:
     """Return a crew by id or name."""
     async with store.begin(caller) as tx:
-        return await crews.get(tx, crew_id)
+        return await crews.get_crew(tx, crew_id)
 
 
 @get("/crews/{crew_id:str}/yaml", opt=requires_scope("read:catalog"))
-async def get_crew_yaml(store: Store, caller: Caller, crew_id: str) -> Written:
+async def get_crew_yaml(store: Store, caller: Caller, crew_id: str) -> CrewYaml:
     """Return a crew as CrewAI's YAML, however it was created. Creating a crew from it makes the same crew."""
     async with store.begin(caller) as tx:
-        return await crews.written(tx, caller, crew_id)
+        return await crews.export_crew(tx, caller, crew_id)
 
 
 @route(_ONE, http_method=["PATCH", "PUT"], opt=requires_scope("write:catalog"), status_code=200)
 async def update_crew(store: Store, caller: Caller, crew_id: str, data: PatchCrew) -> Crew:
     """Change the fields that are sent; PUT does the same. Running executions keep the old plan."""
     async with store.begin(caller) as tx:
-        return await crews.patch(tx, caller, crew_id, data)
+        return await crews.update_crew(tx, caller, crew_id, data)
 
 
 @delete(_ONE, opt=requires_scope("write:catalog"))
 async def delete_crew(store: Store, caller: Caller, crew_id: str) -> None:
     """Delete a crew that no schedule uses. Its executions continue and stay on record."""
     async with store.begin(caller) as tx:
-        await crews.delete(tx, crew_id)
+        await crews.delete_crew(tx, crew_id)
 
 
 @post("/crews/{crew_id:str}/execute", opt=requires_scope("run:agents", PREFER_WAIT, IDEMPOTENCY_KEY))

@@ -71,7 +71,7 @@ async def start_execution(
     starter: ExecutionStarter, request: HttpRequest, caller: Caller, data: StartAny
 ) -> Response[Execution]:
     """Start an execution. Answers with its first state; `Prefer: wait=N` holds the answer until it has ended."""
-    return await starter.start_execution(request, caller, lambda tx: launch.start(tx, caller, data))
+    return await starter.start_execution(request, caller, lambda tx: launch.start_target(tx, caller, data))
 
 
 @post(["/agents/{agent_id:str}/execute", "/runtime/{agent_id:str}/execute"], opt=_START)
@@ -119,7 +119,7 @@ async def approve_execution(store: Store, caller: Caller, execution_id: str, dat
     An agent continues once none of its calls waits, a workflow or a crew with each approved step.
     """
     async with store.begin(caller) as tx:
-        return await approvals.decide(tx, caller, execution_id, True, data or Decision())
+        return await approvals.decide_approval(tx, caller, execution_id, True, data or Decision())
 
 
 @post("/executions/{execution_id:str}/reject", opt=requires_scope("run:agents"), status_code=200)
@@ -129,7 +129,7 @@ async def reject_execution(store: Store, caller: Caller, execution_id: str, data
     The model receives the reason and continues without its calls; a rejected step fails.
     """
     async with store.begin(caller) as tx:
-        return await approvals.decide(tx, caller, execution_id, False, data or Decision())
+        return await approvals.decide_approval(tx, caller, execution_id, False, data or Decision())
 
 
 @post("/executions/{execution_id:str}/retry", opt=_START)
@@ -145,7 +145,7 @@ async def retry_execution(
     A crew or a workflow with `from=failed` keeps the results of its completed steps, and runs the others.
     """
     return await starter.start_execution(
-        request, caller, lambda tx: launch.retry(tx, caller, execution_id, begin == "failed")
+        request, caller, lambda tx: launch.retry_execution(tx, caller, execution_id, begin == "failed")
     )
 
 

@@ -10,7 +10,14 @@ from api.requests import HttpRequest
 from api.waiting import ExecutionStarter, StatusWaiter
 from domain import generation, ports
 from domain.executions import Execution
-from domain.generation import AgentAnswer, CrewAnswer, Generate, GenerateName, NameAnswer, TaskAnswer
+from domain.generation import (
+    AgentGeneration,
+    CrewGeneration,
+    GenerationStart,
+    NameGeneration,
+    NameGenerationStart,
+    TaskGeneration,
+)
 from domain.ports import Tx
 from domain.shared.access import Caller
 
@@ -55,65 +62,74 @@ class GenerationRunner:
 
 @post("/agent-generation/generate", opt=_GENERATE, status_code=200)
 async def generate_agent(
-    generation_runner: GenerationRunner, request: HttpRequest, caller: Caller, data: Generate
-) -> Response[AgentAnswer]:
+    generation_runner: GenerationRunner, request: HttpRequest, caller: Caller, data: GenerationStart
+) -> Response[AgentGeneration]:
     """Have a model write an agent. After a minute without a result, poll `/agent-generation/{execution_id}`."""
     return await generation_runner.start_generation(
-        request, caller, lambda tx: generation.start(tx, caller, "agent", data), generation.agent_of
+        request,
+        caller,
+        lambda tx: generation.start_generation(tx, caller, "agent", data),
+        generation.get_agent_generation,
     )
 
 
 @get("/agent-generation/{execution_id:str}", opt=_GET_GENERATED)
 async def get_generated_agent(
     generation_runner: GenerationRunner, request: HttpRequest, caller: Caller, execution_id: str
-) -> Response[AgentAnswer]:
+) -> Response[AgentGeneration]:
     """Return the result of a generation. `Prefer: wait=N` holds the answer until it has ended."""
-    return await generation_runner.find_generation(request, caller, execution_id, generation.agent_of)
+    return await generation_runner.find_generation(request, caller, execution_id, generation.get_agent_generation)
 
 
 @post("/task-generation/generate", opt=_GENERATE, status_code=200)
 async def generate_task(
-    generation_runner: GenerationRunner, request: HttpRequest, caller: Caller, data: Generate
-) -> Response[TaskAnswer]:
+    generation_runner: GenerationRunner, request: HttpRequest, caller: Caller, data: GenerationStart
+) -> Response[TaskGeneration]:
     """Have a model write a task. After a minute without a result, poll `/task-generation/{execution_id}`."""
     return await generation_runner.start_generation(
-        request, caller, lambda tx: generation.start(tx, caller, "task", data), generation.task_of
+        request,
+        caller,
+        lambda tx: generation.start_generation(tx, caller, "task", data),
+        generation.get_task_generation,
     )
 
 
 @get("/task-generation/{execution_id:str}", opt=_GET_GENERATED)
 async def get_generated_task(
     generation_runner: GenerationRunner, request: HttpRequest, caller: Caller, execution_id: str
-) -> Response[TaskAnswer]:
+) -> Response[TaskGeneration]:
     """Return the result of a generation. `Prefer: wait=N` holds the answer until it has ended."""
-    return await generation_runner.find_generation(request, caller, execution_id, generation.task_of)
+    return await generation_runner.find_generation(request, caller, execution_id, generation.get_task_generation)
 
 
 @post("/crew-generation/generate", opt=_GENERATE, status_code=200)
 async def generate_crew(
-    generation_runner: GenerationRunner, request: HttpRequest, caller: Caller, data: Generate
-) -> Response[CrewAnswer]:
+    generation_runner: GenerationRunner, request: HttpRequest, caller: Caller, data: GenerationStart
+) -> Response[CrewGeneration]:
     """Have a model write a crew. After a minute without a result, poll `/crew-generation/{execution_id}`."""
     return await generation_runner.start_generation(
-        request, caller, lambda tx: generation.start(tx, caller, "crew", data), generation.crew_of
+        request,
+        caller,
+        lambda tx: generation.start_generation(tx, caller, "crew", data),
+        generation.get_crew_generation,
     )
 
 
 @get("/crew-generation/{execution_id:str}", opt=_GET_GENERATED)
 async def get_generated_crew(
     generation_runner: GenerationRunner, request: HttpRequest, caller: Caller, execution_id: str
-) -> Response[CrewAnswer]:
+) -> Response[CrewGeneration]:
     """Return the result of a generation. `Prefer: wait=N` holds the answer until it has ended."""
-    return await generation_runner.find_generation(request, caller, execution_id, generation.crew_of)
+    return await generation_runner.find_generation(request, caller, execution_id, generation.get_crew_generation)
 
 
 @post("/executions/generate-name", opt=_GENERATE, status_code=200)
 async def generate_name(
-    generation_runner: GenerationRunner, request: HttpRequest, caller: Caller, data: GenerateName
-) -> Response[NameAnswer]:
+    generation_runner: GenerationRunner, request: HttpRequest, caller: Caller, data: NameGenerationStart
+) -> Response[NameGeneration]:
     """Have a model name a run in two to six words. Send the name as `run_name` when you start the run."""
     return await generation_runner.start_generation(
-        request, caller, lambda tx: generation.start_name(tx, caller, data), generation.name_of
+        request, caller, lambda tx: generation.start_name_generation(tx, caller, data), generation.get_name_generation
     )
 
 

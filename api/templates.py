@@ -8,7 +8,7 @@ from api.requests import HttpRequest, Store
 from domain import templates
 from domain.shared.access import Caller
 from domain.shared.pages import Listing, Page
-from domain.templates import NewTemplate, PatchTemplate, Render, Rendered, Template
+from domain.templates import NewTemplate, PatchTemplate, RenderedTemplate, Template, TemplateRender
 
 _ITEM_PATH = "/templates/{template_id:str}"
 
@@ -18,7 +18,7 @@ async def create_template(
     creator: ResourceCreator, request: HttpRequest, caller: Caller, data: NewTemplate
 ) -> Response[Template]:
     """Create a template for agents and tasks. `{name}` in its text is a variable."""
-    return await creator.create_idempotently(request, caller, lambda tx: templates.create(tx, caller, data))
+    return await creator.create_idempotently(request, caller, lambda tx: templates.create_template(tx, caller, data))
 
 
 @get("/templates", opt=requires_scope("read:catalog"))
@@ -32,28 +32,28 @@ async def list_templates(store: Store, caller: Caller, pagination: Page) -> List
 async def get_template(store: Store, caller: Caller, template_id: str) -> Template:
     """Return a template by id or name."""
     async with store.begin(caller) as tx:
-        return await templates.get(tx, template_id)
+        return await templates.get_template(tx, template_id)
 
 
 @route(_ITEM_PATH, http_method=["PATCH", "PUT"], opt=requires_scope("write:catalog"), status_code=200)
 async def update_template(store: Store, caller: Caller, template_id: str, data: PatchTemplate) -> Template:
     """Change the fields that are sent; PUT does the same. Started executions keep the old text."""
     async with store.begin(caller) as tx:
-        return await templates.patch(tx, template_id, data)
+        return await templates.update_template(tx, template_id, data)
 
 
 @delete(_ITEM_PATH, opt=requires_scope("write:catalog"))
 async def delete_template(store: Store, caller: Caller, template_id: str) -> None:
     """Delete a template that no agent and no task uses."""
     async with store.begin(caller) as tx:
-        await templates.delete(tx, template_id)
+        await templates.delete_template(tx, template_id)
 
 
 @post("/templates/{template_id:str}/render", opt=requires_scope("read:catalog"), status_code=200)
-async def render_template(store: Store, caller: Caller, template_id: str, data: Render) -> Rendered:
+async def render_template(store: Store, caller: Caller, template_id: str, data: TemplateRender) -> RenderedTemplate:
     """Return the template's text with a value for each of its variables."""
     async with store.begin(caller) as tx:
-        return await templates.render(tx, template_id, data)
+        return await templates.render_template(tx, template_id, data)
 
 
 router = Router(

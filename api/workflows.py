@@ -23,15 +23,15 @@ from domain.executions import Execution, Start
 from domain.shared.access import Caller
 from domain.shared.pages import Listing, Page
 from domain.workflows import (
-    MAX_BODY,
-    YAML,
+    MAX_WORKFLOW_BODY_BYTES,
+    YAML_MEDIA_TYPES,
     NewWorkflow,
+    ParsedBody,
     PatchWorkflow,
-    Sent,
     Workflow,
-    WorkflowItem,
     WorkflowStatus,
-    YamlWorkflow,
+    WorkflowSummary,
+    WorkflowYaml,
 )
 
 T = TypeVar("T")
@@ -47,20 +47,20 @@ _YAML_RESPONSE = ResponseContent(
 
 
 def _describe_body(kind: type) -> RequestBody:
-    description = f"JSON of this schema, or the same as YAML with `Content-Type: {YAML[0]}`."
-    return read_body_as(kind, YamlWorkflow, description=description)
+    description = f"JSON of this schema, or the same as YAML with `Content-Type: {YAML_MEDIA_TYPES[0]}`."
+    return read_body_as(kind, WorkflowYaml, description=description)
 
 
-async def _read_body(request: HttpRequest, kind: type[T]) -> Sent[T]:
+async def _read_body(request: HttpRequest, kind: type[T]) -> ParsedBody[T]:
     body = await request.body()
-    read = functools.partial(workflows.read, body, request.content_type[0], kind)
+    read = functools.partial(workflows.parse_body, body, request.content_type[0], kind)
     return read() if len(body) <= MAX_INLINE_READ_BYTES else await asyncio.to_thread(read)
 
 
 @post(
     "/workflows",
     opt=requires_scope("write:catalog", IDEMPOTENCY_KEY, _describe_body(NewWorkflow)),
-    request_max_body_size=MAX_BODY,
+    request_max_body_size=MAX_WORKFLOW_BODY_BYTES,
 )
 async def create_workflow(
     creator: ResourceCreator, workflow_locks: KeyedLocks, request: HttpRequest, caller: Caller
@@ -68,13 +68,15 @@ async def create_workflow(
     """Create a workflow from JSON or YAML. The answer lists all errors at once, each with its place."""
     body = await _read_body(request, NewWorkflow)
     async with workflow_locks.get_lock(caller.tenant_id):
-        return await creator.create_idempotently(request, caller, lambda tx: workflows.create(tx, caller, body))
+        return await creator.create_idempotently(
+            request, caller, lambda tx: workflows.create_workflow(tx, caller, body)
+        )
 
 
 @get("/workflows", opt=requires_scope("read:catalog"))
 async def list_workflows(
     store: Store, caller: Caller, pagination: Page, status: WorkflowStatus | None = None
-) -> Listing[WorkflowItem]:
+) -> Listing[WorkflowSummary]:
     """List the tenant's workflows, newest first. `steps` is the number of its steps."""
     async with store.begin(caller) as tx:
         return await workflows.list_workflows(tx, pagination, status)
@@ -84,10 +86,10 @@ async def list_workflows(
 async def get_workflow(store: Store, request: HttpRequest, caller: Caller, workflow_id: str) -> Response[Workflow]:
     """Return a workflow by id or name. `Accept: application/yaml` returns YAML that creates the same workflow."""
     async with store.begin(caller) as tx:
-        workflow = await workflows.get(tx, workflow_id)
-    media_type = request.accept.best_match(["application/json", *YAML])
-    if media_type in YAML:
-        return Response(workflows.written(workflow).encode(), media_type=media_type)  # type: ignore[arg-type]
+        workflow = await workflows.get_workflow(tx, workflow_id)
+    media_type = request.accept.best_match(["application/json", *YAML_MEDIA_TYPES])
+    if media_type in YAML_MEDIA_TYPES:
+        return Response(workflows.render_workflow(workflow).encode(), media_type=media_type)  # type: ignore[arg-type]
     return Response(workflow)
 
 
@@ -96,7 +98,7 @@ async def get_workflow(store: Store, request: HttpRequest, caller: Caller, workf
     http_method=["PATCH", "PUT"],
     opt=requires_scope("write:catalog", _describe_body(PatchWorkflow)),
     status_code=200,
-    request_max_body_size=MAX_BODY,
+    request_max_body_size=MAX_WORKFLOW_BODY_BYTES,
 )
 async def update_workflow(
     store: Store, workflow_locks: KeyedLocks, request: HttpRequest, caller: Caller, workflow_id: str
@@ -104,7 +106,7 @@ async def update_workflow(
     """Change the fields that are sent, as JSON or YAML; PUT does the same. Running executions keep the old plan."""
     body = await _read_body(request, PatchWorkflow)
     async with workflow_locks.get_lock(caller.tenant_id), store.begin(caller) as tx:
-        return await workflows.patch(tx, caller, workflow_id, body)
+        return await workflows.update_workflow(tx, caller, workflow_id, body)
 
 
 @post("/workflows/{workflow_id:str}/execute", opt=requires_scope("run:agents", PREFER_WAIT, IDEMPOTENCY_KEY))
@@ -121,7 +123,7 @@ async def execute_workflow(
 async def delete_workflow(store: Store, workflow_locks: KeyedLocks, caller: Caller, workflow_id: str) -> None:
     """Delete a workflow that no schedule uses. Its executions continue and stay on record."""
     async with workflow_locks.get_lock(caller.tenant_id), store.begin(caller) as tx:
-        await workflows.delete(tx, workflow_id)
+        await workflows.delete_workflow(tx, workflow_id)
 
 
 router = Router(

@@ -10,7 +10,7 @@ from domain.shared.access import Caller
 from domain.shared.errors import invalid
 
 
-async def start(tx: Tx, caller: Caller, data: StartAny, schedule_id: str | None = None) -> Execution:
+async def start_target(tx: Tx, caller: Caller, data: StartAny, schedule_id: str | None = None) -> Execution:
     """Start what is named: one of `agent_id`, `crew_id`, `workflow_id`. Errors: those of each, `invalid_field`."""
     named = [field for field in ("agent_id", "crew_id", "workflow_id") if getattr(data, field) is not None]
     if len(named) != 1:
@@ -24,31 +24,31 @@ async def start(tx: Tx, caller: Caller, data: StartAny, schedule_id: str | None 
 
 async def start_crew(tx: Tx, caller: Caller, reference: str, data: Start, schedule_id: str | None = None) -> Execution:
     """Start a crew. Errors: `not_found`, `invalid_field`, `conflict`."""
-    crew = await crews.get(tx, reference, lock="share")
-    plan = await crews.planned(tx, caller, crew, data.model)
-    crews.check_inputs(crew, plan, executions.payload_of(data))
-    return await service.start(tx, caller, plan, data, schedule_id)
+    crew = await crews.get_crew(tx, reference, lock="share")
+    plan = await crews.compile_crew(tx, caller, crew, data.model)
+    crews.validate_inputs(crew, plan, executions.payload_of(data))
+    return await service.start_plan(tx, caller, plan, data, schedule_id)
 
 
 async def start_workflow(
     tx: Tx, caller: Caller, reference: str, data: Start, schedule_id: str | None = None
 ) -> Execution:
     """Start a workflow. Errors: `not_found`, `invalid_field`, `conflict`."""
-    workflow = await workflows.get(tx, reference)
-    plan = await workflows.planned(tx, caller, workflow, data.model)
-    given = workflows.given(workflow.inputs, executions.payload_of(data))
+    workflow = await workflows.get_workflow(tx, reference)
+    plan = await workflows.compile_workflow(tx, caller, workflow, data.model)
+    given = workflows.resolve_inputs(workflow.inputs, executions.payload_of(data))
     taken = msgspec.structs.replace(data, payload=given, inputs=None, task=None)
-    return await service.start(tx, caller, plan, taken, schedule_id)
+    return await service.start_plan(tx, caller, plan, taken, schedule_id)
 
 
-async def retry(tx: Tx, caller: Caller, execution_id: str, from_failed: bool) -> Execution:
+async def retry_execution(tx: Tx, caller: Caller, execution_id: str, from_failed: bool) -> Execution:
     """Run an ended execution again, as it was then; of a plan only what is not completed, `from_failed`.
 
     Errors: `not_found`, `conflict`, and those of starting it.
     """
     old = await get(tx, execution_id)
     if old.lane == "plan":
-        return await service.retry(tx, caller, execution_id, from_failed)
+        return await service.retry_plan(tx, caller, execution_id, from_failed)
     if from_failed:
         raise invalid("from", "is for crews and workflows; an agent is run again as a whole.")
     return await executions.retry(tx, caller, execution_id)

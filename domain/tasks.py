@@ -15,32 +15,32 @@ from domain.shared.access import Caller
 from domain.shared.errors import DomainError, FieldError, conflict, invalid, not_found, refused
 from domain.shared.names import Name
 from domain.shared.pages import Listing, Page
-from domain.templates import Values
+from domain.templates import TemplateValues
 
-MAX_CONTEXT: Final = 100
-MAX_DESCRIPTION: Final = 100_000
+MAX_CONTEXT_TASKS: Final = 100
+MAX_DESCRIPTION_LENGTH: Final = 100_000
 # Tasks that are looked at for one that needs the first: no crew has as many.
 _LOOKED_AT: Final = 1_000
 
 TaskName = Annotated[Name, Meta(examples=["Research Task"])]
-Words = Annotated[str, Meta(max_length=100_000, pattern=r"^[^\x00]*$")]
-Described = Annotated[
+LongText = Annotated[str, Meta(max_length=100_000, pattern=r"^[^\x00]*$")]
+TaskDescription = Annotated[
     str,
     Meta(
         min_length=1,
-        max_length=MAX_DESCRIPTION,
+        max_length=MAX_DESCRIPTION_LENGTH,
         pattern=r"^[^\x00]*$",
         examples=["Research the latest developments in AI"],
     ),
 ]
-Expected = Annotated[Words, Meta(examples=["A comprehensive report on AI developments"])]
+ExpectedOutput = Annotated[LongText, Meta(examples=["A comprehensive report on AI developments"])]
 Reference = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
-Path = Annotated[str, Meta(min_length=1, max_length=500, pattern=r"^[^\x00]*$", examples=["report.md"])]
+OutputPath = Annotated[str, Meta(min_length=1, max_length=500, pattern=r"^[^\x00]*$", examples=["report.md"])]
 Tools = Annotated[list[Reference], Meta(max_length=64, examples=[["http_request"]])]
-Context = Annotated[
+ContextNames = Annotated[
     list[Reference],
     Meta(
-        max_length=MAX_CONTEXT,
+        max_length=MAX_CONTEXT_TASKS,
         description="Tasks whose answers come with this one. Without it those of all before it, none for [].",
         examples=[[]],
     ),
@@ -82,16 +82,16 @@ class NewTask(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """
 
     name: TaskName
-    description: Described | None = None
+    description: TaskDescription | None = None
     template: Reference | None = None
-    variables: Values | None = None
-    expected_output: Expected | None = None
+    variables: TemplateValues | None = None
+    expected_output: ExpectedOutput | None = None
     agent: Reference | None = None
     tools: Tools = []
-    context: Context | None = None
+    context: ContextNames | None = None
     async_execution: bool = False
     markdown: bool = False
-    output_file: Path | None = None
+    output_file: OutputPath | None = None
 
 
 class PatchTask(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -101,19 +101,19 @@ class PatchTask(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """
 
     name: Name | UnsetType = UNSET
-    description: Described | UnsetType = UNSET
+    description: TaskDescription | UnsetType = UNSET
     template: Reference | None | UnsetType = UNSET
-    variables: Values | None | UnsetType = UNSET
-    expected_output: Expected | None | UnsetType = UNSET
+    variables: TemplateValues | None | UnsetType = UNSET
+    expected_output: ExpectedOutput | None | UnsetType = UNSET
     agent: Reference | None | UnsetType = UNSET
     tools: Tools | UnsetType = UNSET
-    context: Context | None | UnsetType = UNSET
+    context: ContextNames | None | UnsetType = UNSET
     async_execution: bool | UnsetType = UNSET
     markdown: bool | UnsetType = UNSET
-    output_file: Path | None | UnsetType = UNSET
+    output_file: OutputPath | None | UnsetType = UNSET
 
 
-Sent = dict[str, Any]
+SentFields = dict[str, Any]
 
 
 class Tasks(Protocol):
@@ -121,27 +121,27 @@ class Tasks(Protocol):
 
     async def add(self, task: Task) -> bool: ...
     async def find(self, reference: str, lock: bool = False) -> Task | None: ...
-    async def among(self, references: list[str], lock: Literal["share"] | None = None) -> list[Task]:
+    async def list_by_references(self, references: list[str], lock: Literal["share"] | None = None) -> list[Task]:
         """Those that one of the references names, by id, name or slug."""
         ...
 
-    async def page(self, page: Page) -> Listing[Task]: ...
+    async def list_page(self, page: Page) -> Listing[Task]: ...
     async def save(self, task: Task) -> bool: ...
     async def delete(self, task_id: str) -> None: ...
-    async def of_template(self, template_id: str) -> list[Task]:
+    async def list_by_template(self, template_id: str) -> list[Task]:
         """Those that use a template, locked."""
         ...
 
-    async def followers(self, task_id: str) -> list[str]:
+    async def list_names_by_context(self, task_id: str) -> list[str]:
         """The names of tasks that have this one in their context."""
         ...
 
-    async def hold(self) -> None:
+    async def lock_contexts(self) -> None:
         """Let nobody else say which tasks come with which until the commit."""
         ...
 
 
-async def create(tx: Tx, caller: Caller, data: NewTask) -> Task:
+async def create_task(tx: Tx, caller: Caller, data: NewTask) -> Task:
     """Add a task. Errors: `conflict` for a taken name, `invalid_field` for unknown agents, tools and tasks."""
     sent = {name: getattr(data, name) for name in NewTask.__struct_fields__}
     task = Task(id=ids.new("task"), slug="", tenant_id=caller.tenant_id, created_at=tx.now, updated_at=tx.now, **sent)
@@ -151,11 +151,11 @@ async def create(tx: Tx, caller: Caller, data: NewTask) -> Task:
     return task
 
 
-async def _check(tx: Tx, task: Task, sent: Sent) -> None:
+async def _check(tx: Tx, task: Task, sent: SentFields) -> None:
     """See that what was sent means something, and put ids for the tasks named. Errors: `invalid_field`, all at once."""
     wrong: list[FieldError] = []
     try:
-        others = await tx.tasks.among(names.slug_candidates("task", names.checked(task.name, "task")))
+        others = await tx.tasks.list_by_references(names.slug_candidates("task", names.checked(task.name, "task")))
         holders = {other.slug: other.name for other in others if other.id != task.id}
         task.slug = names.choose_slug("task", task.name, task.slug, holders)
     except DomainError as error:
@@ -168,7 +168,7 @@ async def _check(tx: Tx, task: Task, sent: Sent) -> None:
         wrong += error.errors
     try:
         if sent.get("agent") is not None:
-            await resolution.named(tx, sent["agent"], "agent")
+            await resolution.resolve_agent(tx, sent["agent"], "agent")
     except DomainError as error:
         wrong += error.errors
     try:
@@ -177,7 +177,7 @@ async def _check(tx: Tx, task: Task, sent: Sent) -> None:
         wrong += error.errors
     try:
         if sent.get("output_file") is not None:
-            task.output_file = checked_path(sent["output_file"])
+            task.output_file = validate_output_path(sent["output_file"])
     except DomainError as error:
         wrong += error.errors
     if sent.get("context"):
@@ -186,7 +186,7 @@ async def _check(tx: Tx, task: Task, sent: Sent) -> None:
         raise refused(wrong)
 
 
-async def _describe(tx: Tx, task: Task, sent: Sent) -> None:
+async def _describe(tx: Tx, task: Task, sent: SentFields) -> None:
     """Its description: what was sent, or what its template comes to. Errors: `invalid_field`."""
     if sent.get("description") is not None:
         if sent.get("template") is not None:
@@ -202,24 +202,26 @@ async def _describe(tx: Tx, task: Task, sent: Sent) -> None:
         # One that it has already is not waited for: whoever changes that waits for this task.
         found = await tx.templates.find(task.template)
         if found is None or found.id != task.template_id:
-            found = await templates.named(tx, task.template)
+            found = await templates.resolve_template(tx, task.template)
         task.template, task.template_id = found.name, found.id
-        task.description = described(templates.rendered(found, task.variables or {}, again=True))
+        task.description = validate_description(templates.render_text(found, task.variables or {}, keep_escapes=True))
 
 
-def described(text: str, field: str = "variables") -> str:
+def validate_description(text: str, field: str = "variables") -> str:
     """What a template came to, if that can be a description. Errors: `invalid_field`."""
-    if not 0 < len(text) <= MAX_DESCRIPTION or "\0" in text:
-        raise invalid(field, f"make a description that is empty, holds U+0000, or is over {MAX_DESCRIPTION} long.")
+    if not 0 < len(text) <= MAX_DESCRIPTION_LENGTH or "\0" in text:
+        raise invalid(
+            field, f"make a description that is empty, holds U+0000, or is over {MAX_DESCRIPTION_LENGTH} long."
+        )
     return text
 
 
-def unknown_task(reference: str) -> str:
+def explain_unknown_task(reference: str) -> str:
     """What is said of the name of a task that there is not."""
     return f"there is no task {reference!r}; see /tasks for those there are."
 
 
-def checked_path(path: str) -> str:
+def validate_output_path(path: str) -> str:
     """A path in a workspace. Errors: `invalid_field`."""
     try:
         return workspaces.checked(path)
@@ -228,9 +230,9 @@ def checked_path(path: str) -> str:
 
 
 async def _look_around(tx: Tx, task: Task, context: list[str]) -> list[FieldError]:
-    others = await named(tx, context)
+    others = await find_tasks(tx, context)
     wrong = [
-        FieldError(field=f"context[{number}]", message=unknown_task(reference))
+        FieldError(field=f"context[{number}]", message=explain_unknown_task(reference))
         for number, (reference, other) in enumerate(zip(context, others, strict=True))
         if other is None
     ]
@@ -248,19 +250,19 @@ async def _leads_back(tx: Tx, task: Task, found: list[Task]) -> bool:
         if task.id in further:
             return True
         seen |= further
-        found = await tx.tasks.among(sorted(further)[:_LOOKED_AT]) if further else []
+        found = await tx.tasks.list_by_references(sorted(further)[:_LOOKED_AT]) if further else []
     return False
 
 
-async def named(tx: Tx, references: list[str]) -> list[Task | None]:
+async def find_tasks(tx: Tx, references: list[str]) -> list[Task | None]:
     """The tasks of these ids, names or slugs, kept until the commit, and None for each that is none."""
     found: dict[str, Task] = {}
-    for task in await tx.tasks.among(references, "share") if references else []:
+    for task in await tx.tasks.list_by_references(references, "share") if references else []:
         found |= dict.fromkeys((task.id, task.name, task.slug), task)
     return [found.get(reference) for reference in references]
 
 
-async def get(tx: Tx, reference: str, lock: bool = False) -> Task:
+async def get_task(tx: Tx, reference: str, lock: bool = False) -> Task:
     """A task by id, name or slug. Errors: `not_found`."""
     task = await tx.tasks.find(reference, lock)
     if task is None:
@@ -270,25 +272,25 @@ async def get(tx: Tx, reference: str, lock: bool = False) -> Task:
 
 async def list_tasks(tx: Tx, page: Page) -> Listing[Task]:
     """The tenant's tasks, newest first."""
-    return await tx.tasks.page(page)
+    return await tx.tasks.list_page(page)
 
 
-async def patch(tx: Tx, reference: str, data: PatchTask) -> Task:
+async def update_task(tx: Tx, reference: str, data: PatchTask) -> Task:
     """Change what was sent. Errors: `not_found`, `conflict` for a taken name, `invalid_field`."""
     sent = {name: value for name in PatchTask.__struct_fields__ if (value := getattr(data, name)) is not UNSET}
     return await _changed(tx, reference, sent)
 
 
-async def replace(tx: Tx, reference: str, data: NewTask) -> Task:
+async def replace_task(tx: Tx, reference: str, data: NewTask) -> Task:
     """Put another task in its place, of the same id: what was not sent is gone. Errors: as for `patch`."""
     return await _changed(tx, reference, {name: getattr(data, name) for name in NewTask.__struct_fields__})
 
 
-async def _changed(tx: Tx, reference: str, sent: Sent) -> Task:
+async def _changed(tx: Tx, reference: str, sent: SentFields) -> Task:
     if sent.get("context"):
         # Two that each name the other would wait for each other, or make a circle that neither sees.
-        await tx.tasks.hold()
-    task = await get(tx, reference, lock=True)
+        await tx.tasks.lock_contexts()
+    task = await get_task(tx, reference, lock=True)
     for name, value in sent.items():
         setattr(task, name, value)
     await _check(tx, task, sent)
@@ -298,10 +300,13 @@ async def _changed(tx: Tx, reference: str, sent: Sent) -> Task:
     return task
 
 
-async def delete(tx: Tx, reference: str) -> None:
+async def delete_task(tx: Tx, reference: str) -> None:
     """Remove a task. Errors: `not_found`, `conflict` while a crew or another task names it."""
-    task = await get(tx, reference, lock=True)
-    for kind, users in (("crew", await tx.crews.naming(task.id)), ("task", await tx.tasks.followers(task.id))):
+    task = await get_task(tx, reference, lock=True)
+    for kind, users in (
+        ("crew", await tx.crews.list_names_by_task(task.id)),
+        ("task", await tx.tasks.list_names_by_context(task.id)),
+    ):
         if users:
             raise conflict(f"The {kind} {users[0]!r} names this task.")
     await tx.tasks.delete(task.id)

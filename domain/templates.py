@@ -14,16 +14,16 @@ from domain.shared.errors import FieldError, conflict, invalid, not_found, refus
 from domain.shared.names import Name
 from domain.shared.pages import Listing, Page
 
-MAX_TEXT: Final = 100_000
+MAX_TEMPLATE_LENGTH: Final = 100_000
 _SHOWN_USERS: Final = 5
 
 TemplateName = Annotated[Name, Meta(examples=["Research Agent Template"])]
 Description = Annotated[str, Meta(max_length=10_000, pattern=r"^[^\x00]*$")]
-Text = Annotated[
+TemplateText = Annotated[
     str,
     Meta(
         min_length=1,
-        max_length=MAX_TEXT,
+        max_length=MAX_TEMPLATE_LENGTH,
         pattern=r"^[^\x00]*$",
         examples=["You are a research agent. Your task is to {task_description}. Please provide {expected_output}."],
     ),
@@ -32,7 +32,9 @@ Variable = Annotated[str, Meta(min_length=1, max_length=100_000)]
 Variables = Annotated[
     list[Variable], Meta(max_length=50_000, description="The names in the text; left out, they are found there.")
 ]
-Values = Annotated[dict[str, Any], Meta(examples=[{"task_description": "read", "expected_output": "a summary"}])]
+TemplateValues = Annotated[
+    dict[str, Any], Meta(examples=[{"task_description": "read", "expected_output": "a summary"}])
+]
 
 
 class Template(msgspec.Struct, kw_only=True):
@@ -53,7 +55,7 @@ class NewTemplate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     name: TemplateName
     description: Description | None = None
-    template: Text
+    template: TemplateText
     variables: Variables | None = None
 
 
@@ -62,17 +64,17 @@ class PatchTemplate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     name: Name | UnsetType = UNSET
     description: Description | None | UnsetType = UNSET
-    template: Text | UnsetType = UNSET
+    template: TemplateText | UnsetType = UNSET
     variables: Variables | None | UnsetType = UNSET
 
 
-class Render(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class TemplateRender(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A value for each of the template's variables. Texts are put in as they are, other values as JSON."""
 
-    variables: Values = {}
+    variables: TemplateValues = {}
 
 
-class Rendered(msgspec.Struct, frozen=True, kw_only=True):
+class RenderedTemplate(msgspec.Struct, frozen=True, kw_only=True):
     """A template's text with the values in it."""
 
     template_id: str
@@ -85,20 +87,20 @@ class Templates(Protocol):
 
     async def add(self, template: Template) -> bool: ...
     async def find(self, reference: str, lock: bool | Literal["share"] = False) -> Template | None: ...
-    async def page(self, page: Page) -> Listing[Template]: ...
+    async def list_page(self, page: Page) -> Listing[Template]: ...
     async def save(self, template: Template) -> bool: ...
     async def delete(self, template_id: str) -> None: ...
-    async def users(self, template_id: str) -> list[str]:
+    async def list_users(self, template_id: str) -> list[str]:
         """What names this template, as `agent coder` or `task Research`."""
         ...
 
 
-def checked_variables(text: str, sent: list[str] | None) -> list[str]:
+def validate_variables(text: str, sent: list[str] | None) -> list[str]:
     """The variables of a text, in the order that was sent, if any was.
 
     Errors: `invalid_field` naming each that is sent and not in the text, or in the text and not sent.
     """
-    there = placeholders.places(text)
+    there = placeholders.find_placeholders(text)
     if sent is None:
         return there
     found, said = set(there), Counter(sent)
@@ -117,7 +119,9 @@ def _why_not_there(text: str, name: str) -> str:
     return told if seeming is None else f"{told[:-1]}: {seeming[:200]} is left as it stands; write {{{name}}}."
 
 
-def rendered(template: Template, values: dict[str, Any], field: str = "variables", again: bool = False) -> str:
+def render_text(
+    template: Template, values: dict[str, Any], field: str = "variables", keep_escapes: bool = False
+) -> str:
     """The text with all its variables filled; with `again`, as a text whose values may hold places of their own.
 
     Errors: `invalid_field` naming each value that is missing or unknown as `variables.x`, or values that add too much.
@@ -129,17 +133,19 @@ def rendered(template: Template, values: dict[str, Any], field: str = "variables
     ]
     if wrong:
         raise refused([FieldError(field=f"{field}.{name[:200]}", message=why) for name, why in wrong])
-    return placeholders.filler(values, field, again=again, nested=again)(template.template)
+    return placeholders.create_filler(values, field, keep_escapes=keep_escapes, allow_nested=keep_escapes)(
+        template.template
+    )
 
 
-async def create(tx: Tx, caller: Caller, data: NewTemplate) -> Template:
+async def create_template(tx: Tx, caller: Caller, data: NewTemplate) -> Template:
     """Keep a template. Errors: `conflict` when the name is taken, `invalid_field`."""
     template = Template(
         id=ids.new("tpl"),
         name=names.checked(data.name, "tpl"),
         description=data.description,
         template=data.template,
-        variables=checked_variables(data.template, data.variables),
+        variables=validate_variables(data.template, data.variables),
         tenant_id=caller.tenant_id,
         created_at=tx.now,
         updated_at=tx.now,
@@ -149,7 +155,7 @@ async def create(tx: Tx, caller: Caller, data: NewTemplate) -> Template:
     return template
 
 
-async def get(tx: Tx, reference: str, lock: bool = False) -> Template:
+async def get_template(tx: Tx, reference: str, lock: bool = False) -> Template:
     """A template by id or name. Errors: `not_found`."""
     template = await tx.templates.find(reference, lock)
     if template is None:
@@ -159,12 +165,12 @@ async def get(tx: Tx, reference: str, lock: bool = False) -> Template:
 
 async def list_templates(tx: Tx, page: Page) -> Listing[Template]:
     """The tenant's templates, newest first."""
-    return await tx.templates.page(page)
+    return await tx.templates.list_page(page)
 
 
-async def patch(tx: Tx, reference: str, data: PatchTemplate) -> Template:
+async def update_template(tx: Tx, reference: str, data: PatchTemplate) -> Template:
     """Change what was sent. Errors: `not_found`, `conflict` for a taken name, `invalid_field`."""
-    template = await get(tx, reference, lock=True)
+    template = await get_template(tx, reference, lock=True)
     if data.name is not UNSET:
         template.name = names.checked(data.name, "tpl")
     if data.description is not UNSET:
@@ -173,7 +179,7 @@ async def patch(tx: Tx, reference: str, data: PatchTemplate) -> Template:
         template.template = data.template
     if data.template is not UNSET or data.variables is not UNSET:
         sent = None if data.variables is UNSET else data.variables
-        template.variables = checked_variables(template.template, sent)
+        template.variables = validate_variables(template.template, sent)
     template.updated_at = tx.now
     if not await tx.templates.save(template):
         raise names.taken("template", template.name)
@@ -187,31 +193,33 @@ async def _told_tasks(tx: Tx, template: Template) -> None:
 
     Errors: `invalid_field` for a text that cannot be a description.
     """
-    for task in await tx.tasks.of_template(template.id):
-        text = placeholders.filler(task.variables or {}, "template", again=True, nested=True)(template.template)
-        if not 0 < len(text) <= MAX_TEXT:
+    for task in await tx.tasks.list_by_template(template.id):
+        text = placeholders.create_filler(task.variables or {}, "template", keep_escapes=True, allow_nested=True)(
+            template.template
+        )
+        if not 0 < len(text) <= MAX_TEMPLATE_LENGTH:
             raise invalid("template", f"makes a description of {len(text)} characters for the task {task.name!r}.")
         task.description, task.updated_at = text, tx.now
         await tx.tasks.save(task)
 
 
-async def delete(tx: Tx, reference: str) -> None:
+async def delete_template(tx: Tx, reference: str) -> None:
     """Remove a template. Errors: `not_found`, `conflict` naming the agents and tasks that use it."""
-    template = await get(tx, reference, lock=True)
-    users = await tx.templates.users(template.id)
+    template = await get_template(tx, reference, lock=True)
+    users = await tx.templates.list_users(template.id)
     if users:
         more = f" and {len(users) - _SHOWN_USERS} more" if len(users) > _SHOWN_USERS else ""
         raise conflict(f"The template {template.name!r} is used by {', '.join(users[:_SHOWN_USERS])}{more}.")
     await tx.templates.delete(template.id)
 
 
-async def render(tx: Tx, reference: str, data: Render) -> Rendered:
+async def render_template(tx: Tx, reference: str, data: TemplateRender) -> RenderedTemplate:
     """A template with these values. Errors: `not_found`, `invalid_field` naming `variables.x`."""
-    template = await get(tx, reference)
-    return Rendered(template_id=template.id, name=template.name, rendered=rendered(template, data.variables))
+    template = await get_template(tx, reference)
+    return RenderedTemplate(template_id=template.id, name=template.name, rendered=render_text(template, data.variables))
 
 
-async def named(tx: Tx, reference: str, field: str = "template") -> Template:
+async def resolve_template(tx: Tx, reference: str, field: str = "template") -> Template:
     """The template that `field` names, which stays until the commit. Errors: `invalid_field`."""
     template = await tx.templates.find(reference, "share")
     if template is None:
@@ -219,10 +227,10 @@ async def named(tx: Tx, reference: str, field: str = "template") -> Template:
     return template
 
 
-async def filled(tx: Tx, reference: str, variables: dict[str, Any], field: str = "template") -> str:
+async def fill_template(tx: Tx, reference: str, variables: dict[str, Any], field: str = "template") -> str:
     """The text of the template that `field` names, with the `variables` that stand beside that field.
 
     Errors: `invalid_field` for an unknown template, for variables that are missing or unknown.
     """
     beside = f"{field.removesuffix('template')}variables"
-    return rendered(await named(tx, reference, field), variables, beside)
+    return render_text(await resolve_template(tx, reference, field), variables, beside)

@@ -15,7 +15,7 @@ from domain.llms.messages import ToolFailed
 from domain.ports import Tx
 from domain.shared.errors import not_found
 from domain.shared.pages import Listing, Page, listing
-from domain.shared.placeholders import filler
+from domain.shared.placeholders import create_filler
 
 MAX_FILES: Final = 500
 MAX_FILE: Final = 8 * 1024 * 1024
@@ -65,7 +65,7 @@ def checked(path: object) -> str:
 
 def fill_path(path: str, values: Mapping[str, Any]) -> str:
     """Return a path whose places are filled, as it is kept. Errors: `ToolFailed` when that leads out, or nowhere."""
-    filled = filler(values, "inputs")(path)
+    filled = create_filler(values, "inputs")(path)
     try:
         return checked(filled)
     except ToolFailed as error:

@@ -208,10 +208,10 @@ class ModelCalls:
         async def slot() -> float:
             async with self._store.begin_for(self._execution.tenant_id) as tx:
                 if self.max_rpm is UNSET:
-                    self.max_rpm = await tx.plans.max_rpm(plan_id)
+                    self.max_rpm = await tx.plans.get_max_rpm(plan_id)
                 if self.max_rpm is None:
                     return 0.0
-                return (await tx.plans.pace(plan_id, self.max_rpm, tx.now) - tx.now).total_seconds()
+                return (await tx.plans.reserve_model_call(plan_id, self.max_rpm, tx.now) - tx.now).total_seconds()
 
         seconds = await retry_through_outage(slot)
         if seconds > 0:

@@ -6,7 +6,7 @@ import msgspec
 
 from domain.agents.schema import Agent
 from domain.llms.messages import Message
-from domain.shared.placeholders import filler, worded
+from domain.shared.placeholders import create_filler, format_value
 
 
 def messages(agent: Agent, given: Any) -> list[Message]:
@@ -18,9 +18,9 @@ def messages(agent: Agent, given: Any) -> list[Message]:
     """
     inputs = dict(given) if isinstance(given, dict) else {}
     values = dict(inputs)
-    filled = filler(values, "inputs")
+    filled = create_filler(values, "inputs")
     task = inputs.pop("task", None)
-    asked = worded(task) if task is not None else ""
+    asked = format_value(task) if task is not None else ""
     if inputs:
         asked = filled(asked)
     if task is not None:

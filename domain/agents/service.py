@@ -69,7 +69,7 @@ async def _say(tx: Tx, agent: Agent, data: LlmFields) -> None:
         parent = None if sent["parent"] is None else await adopted(tx, agent, sent["parent"])
         agent.parent, agent.parent_id = (None, None) if parent is None else (parent.name, parent.id)
     if "template" in sent:
-        chosen = None if sent["template"] is None else await templates.named(tx, sent["template"])
+        chosen = None if sent["template"] is None else await templates.resolve_template(tx, sent["template"])
         sent["template"], sent["template_id"] = (None, None) if chosen is None else (chosen.name, chosen.id)
     for name in (*LLM_FIELDS, "tools"):
         if name in sent:
@@ -151,7 +151,7 @@ async def delete(tx: Tx, reference: str) -> None:
     children = await tx.agents.children(agent.id)
     if children:
         raise conflict(f"The agent {children[0].name!r} inherits from this one.")
-    if named := await tx.schedules.using("agent", agent.id):
+    if named := await tx.schedules.list_names_by_target("agent", agent.id):
         raise conflict(f"The schedule {named[0]!r} starts this agent.")
     for execution_id in await tx.executions.cancel_oldest(agent.id, 0, "The agent was deleted.", tx.now, True):
         tx.changed(execution_id, "cancelled")

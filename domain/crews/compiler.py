@@ -7,8 +7,8 @@ import msgspec
 
 from domain.agents import Agent, Spec, unlisted
 from domain.crews import validation
-from domain.crews.roster import Cast, Duty, Member
-from domain.crews.schema import PLANNING, Crew, StepShown
+from domain.crews.roster import CrewMember, CrewRoster, CrewTask
+from domain.crews.schema import PLANNING_STEP, Crew, CrewStepSummary
 from domain.llms.messages import ToolFailed
 from domain.plans import resolution
 from domain.plans.schema import AgentWork, Plan, PlanStep, TaskText
@@ -19,29 +19,29 @@ from domain.shared.errors import FieldError, conflict, invalid, refused
 from domain.workspaces import fill_path
 
 # Calls of a manager's model in one task, if its agent does not say.
-MANAGER_STEPS: Final = 12
+DEFAULT_MANAGER_STEPS: Final = 12
 # Bytes of a plan: each step holds its agent, and whom that may ask.
-MAX_PLAN: Final = 8 * 1024 * 1024
+MAX_CREW_PLAN_BYTES: Final = 8 * 1024 * 1024
 # Characters of the plan of one task, and how many tokens it is given with what stands around it.
 _PLAN_LENGTH: Final = 300
 _PLAN_TOKENS: Final = 160
 _TEXTS: Final = ("role", "goal", "backstory", "instructions")
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True):
+class TaskOrder(msgspec.Struct, frozen=True, kw_only=True):
     """What a task waits for, and the tasks whose answers come with it."""
 
     depends_on: list[str]
     context: list[str]
 
 
-def ordered(duties: Sequence[Duty]) -> dict[str, Order]:
+def order_tasks(duties: Sequence[CrewTask]) -> dict[str, TaskOrder]:
     """The order of CrewAI, by key: a task waits for the last one that was not asynchronous, and one that is not
     asynchronous waits for all that were begun before it.
 
     Where no context is named it is the answers of all that have ended when the task begins.
     """
-    order: dict[str, Order] = {}
+    order: dict[str, TaskOrder] = {}
     ended: list[str] = []
     beside: list[str] = []
     for duty in duties:
@@ -49,7 +49,7 @@ def ordered(duties: Sequence[Duty]) -> dict[str, Order]:
             ended += beside
         needed = (beside if beside and not duty.async_execution else ended[-1:]) + (duty.context or [])
         waits = list(dict.fromkeys(needed))
-        order[duty.key] = Order(
+        order[duty.key] = TaskOrder(
             depends_on=[one for one in order if one in waits],
             context=list(ended) if duty.context is None else list(duty.context),
         )
@@ -61,38 +61,38 @@ def ordered(duties: Sequence[Duty]) -> dict[str, Order]:
     return order
 
 
-async def planned(tx: Tx, caller: Caller, crew: Crew, model: str | None = None) -> Plan:
+async def compile_crew(tx: Tx, caller: Caller, crew: Crew, model: str | None = None) -> Plan:
     """The plan of a crew as it is now; all of it on `model`, if that is given.
 
     Errors: `invalid_field` with all that is wrong with the crew by now, `conflict` for agents without a model.
     """
-    cast = await validation.look(tx, caller, crew.settings)
+    cast = await validation.validate_crew(tx, caller, crew.settings)
     if cast.errors:
-        raise refused([one.error for one in cast.errors])
-    steps = await _steps(tx, cast, None if model is None else await validation.model_named(tx, model))
+        raise refused([one.field_error for one in cast.errors])
+    steps = await _steps(tx, cast, None if model is None else await validation.resolve_model_name(tx, model))
     plan = Plan(kind="crew", name=crew.name, crew_id=crew.id, max_rpm=crew.max_rpm, steps=steps)
     size = len(msgspec.json.encode(plan))
-    if size > MAX_PLAN:
+    if size > MAX_CREW_PLAN_BYTES:
         raise invalid(
             "tasks_yaml",
             f"the crew comes to {size} bytes: each task holds its agent, and all whom that may ask; "
-            f"{MAX_PLAN} are allowed.",
+            f"{MAX_CREW_PLAN_BYTES} are allowed.",
         )
     return plan
 
 
-def check_inputs(crew: Crew, plan: Plan, given: dict[str, Any]) -> None:
+def validate_inputs(crew: Crew, plan: Plan, given: dict[str, Any]) -> None:
     """See that a value is given for each name in braces, and that files are named by paths in the workspace.
 
     Errors: `invalid_field` naming each as `inputs.topic`.
     """
-    missing = [name for name in wanted(plan) if name not in given]
+    missing = [name for name in list_plan_inputs(plan) if name not in given]
     if missing:
         told = f"is required: texts of the crew {crew.name!r} name it in braces."
         raise refused([FieldError(field=f"inputs.{name}", message=told) for name in missing])
     wrong: list[FieldError] = []
     for step in plan.steps:
-        named = placeholders.places(step.output_file or "")
+        named = placeholders.find_placeholders(step.output_file or "")
         try:
             fill_path(step.output_file, given) if step.output_file is not None and named else None
         except ToolFailed as error:
@@ -103,25 +103,25 @@ def check_inputs(crew: Crew, plan: Plan, given: dict[str, Any]) -> None:
         raise refused(wrong)
 
 
-def wanted(plan: Plan) -> list[str]:
+def list_plan_inputs(plan: Plan) -> list[str]:
     """The inputs that the texts of a crew's plan name, in the order in which they come."""
     found: dict[str, None] = {}
     for step in plan.steps:
         if step.text is not None:
             for text in (step.text.description, step.text.expected_output, step.output_file):
-                found |= dict.fromkeys(placeholders.places(text or ""))
+                found |= dict.fromkeys(placeholders.find_placeholders(text or ""))
         if isinstance(step.work, AgentWork) and step.work.spec is not None:
             for agent in (step.work.spec, *step.work.spec.team):
                 found |= dict.fromkeys(_places(agent))
     return list(found)
 
 
-def inputs_of(cast: Cast) -> list[str]:
+def list_roster_inputs(cast: CrewRoster) -> list[str]:
     """The inputs that the texts of a crew name."""
     found: dict[str, None] = {}
-    for duty in cast.duties:
+    for duty in cast.tasks:
         for text in (duty.description, duty.expected_output, duty.output_file):
-            found |= dict.fromkeys(placeholders.places(text or ""))
+            found |= dict.fromkeys(placeholders.find_placeholders(text or ""))
     for member in cast.members.values():
         found |= dict.fromkeys(_places(member.agent))
     return list(found)
@@ -130,46 +130,50 @@ def inputs_of(cast: Cast) -> list[str]:
 def _places(agent: Agent) -> list[str]:
     texts = [getattr(agent, name) or "" for name in (*_TEXTS, "template_text")]
     # In the texts of an agent, that is what it is asked.
-    return [name for text in texts for name in placeholders.places(text) if name != "task"]
+    return [name for text in texts for name in placeholders.find_placeholders(text) if name != "task"]
 
 
-def outline(cast: Cast) -> list[StepShown]:
+def outline_steps(cast: CrewRoster) -> list[CrewStepSummary]:
     """The steps that a crew without mistakes is run in."""
-    order = ordered(cast.duties)
-    first = [StepShown(id=PLANNING, name=PLANNING, agent="planner", depends_on=[])] if cast.settings.planning else []
-    before = [PLANNING] if cast.settings.planning else []
+    order = order_tasks(cast.tasks)
+    first = (
+        [CrewStepSummary(id=PLANNING_STEP, name=PLANNING_STEP, agent="planner", depends_on=[])]
+        if cast.settings.planning
+        else []
+    )
+    before = [PLANNING_STEP] if cast.settings.planning else []
     return first + [
-        StepShown(
+        CrewStepSummary(
             id=duty.key,
             name=duty.name,
-            agent=_manager_key(cast) if cast.hierarchical else duty.agent or "",
+            agent=_manager_key(cast) if cast.is_hierarchical else duty.agent or "",
             depends_on=order[duty.key].depends_on or before,
         )
-        for duty in cast.duties
+        for duty in cast.tasks
     ]
 
 
-def _manager_key(cast: Cast) -> str:
+def _manager_key(cast: CrewRoster) -> str:
     return "manager" if cast.manager is None else cast.manager.key
 
 
-async def _steps(tx: Tx, cast: Cast, model: tuple[str, str | None] | None) -> list[PlanStep]:
+async def _steps(tx: Tx, cast: CrewRoster, model: tuple[str, str | None] | None) -> list[PlanStep]:
     makes = _Makes(tx, cast, model)
-    order = ordered(cast.duties)
+    order = order_tasks(cast.tasks)
     planning = cast.settings.planning
     steps = [await makes.planning()] if planning else []
-    for duty in cast.duties:
+    for duty in cast.tasks:
         steps.append(
             PlanStep(
                 id=duty.key,
                 name=duty.name,
                 work=await makes.work(duty),
-                depends_on=order[duty.key].depends_on or ([PLANNING] if planning else []),
+                depends_on=order[duty.key].depends_on or ([PLANNING_STEP] if planning else []),
                 text=TaskText(
                     description=duty.description,
                     expected_output=duty.expected_output,
                     context=order[duty.key].context,
-                    planned_by=PLANNING if planning else None,
+                    planned_by=PLANNING_STEP if planning else None,
                     markdown=duty.markdown,
                 ),
                 output_file=duty.output_file,
@@ -181,17 +185,17 @@ async def _steps(tx: Tx, cast: Cast, model: tuple[str, str | None] | None) -> li
 class _Makes:
     """Writes down who does a step: the agents of a cast on the models that they have in this run."""
 
-    def __init__(self, tx: Tx, cast: Cast, model: tuple[str, str | None] | None) -> None:
+    def __init__(self, tx: Tx, cast: CrewRoster, model: tuple[str, str | None] | None) -> None:
         self._tx, self._cast, self._model = tx, cast, model
         self._named: dict[str, tuple[str, str | None]] = {}
 
-    async def work(self, duty: Duty) -> AgentWork:
+    async def work(self, duty: CrewTask) -> AgentWork:
         """Who does a task. Errors: `conflict` without a model, `version_not_ready`."""
-        if self._cast.hierarchical:
+        if self._cast.is_hierarchical:
             return await self._managed(duty)
         member = self._cast.members[duty.agent or ""]
         if member.agent.kind == "code":
-            return await resolution.agent_work(self._tx, member.agent.id, member.place)
+            return await resolution.resolve_agent_work(self._tx, member.agent.id, member.path)
         agent = await self._equipped(member, duty)
         team = [await self._equipped(one) for one in self._others(member)] if agent.allow_delegation else []
         return _work(Spec.of(_alone(agent) if not team else agent, team=team))
@@ -204,12 +208,12 @@ class _Makes:
             cast.settings.planning_model,
             "The planning",
         )
-        count = len(cast.duties)
+        count = len(cast.tasks)
         agent = msgspec.structs.replace(agent, max_tokens=_PLAN_TOKENS * count + 200, max_steps=1, temperature=0.0)
         one = {
             "type": "object",
             "properties": {
-                "task": {"type": "string", "enum": [duty.key for duty in cast.duties]},
+                "task": {"type": "string", "enum": [duty.key for duty in cast.tasks]},
                 "plan": {"type": "string", "maxLength": _PLAN_LENGTH},
             },
             "required": ["task", "plan"],
@@ -222,15 +226,15 @@ class _Makes:
             "required": ["plans"],
             "additionalProperties": False,
         }
-        told = "\n\n".join([_TO_PLAN, *(self._described(duty) for duty in cast.duties)])
+        told = "\n\n".join([_TO_PLAN, *(self._described(duty) for duty in cast.tasks)])
         return PlanStep(
-            id=PLANNING,
-            name=PLANNING,
+            id=PLANNING_STEP,
+            name=PLANNING_STEP,
             work=_work(Spec.of(agent, answer_schema=schema)),
             text=TaskText(description=told),
         )
 
-    async def _managed(self, duty: Duty) -> AgentWork:
+    async def _managed(self, duty: CrewTask) -> AgentWork:
         cast, settings = self._cast, self._cast.settings
         if cast.manager is None:
             agent = _nobody(cast, "manager", _MANAGER_ROLE, _MANAGER_GOAL, _MANAGER_STORY)
@@ -243,11 +247,14 @@ class _Makes:
             agent.instructions = f"{agent.instructions}\n\n{hint}" if agent.instructions else hint
         team = [await self._equipped(one, duty if suggested in (None, one) else None) for one in cast.team]
         agent = msgspec.structs.replace(
-            agent, allow_delegation=True, max_steps=agent.max_steps or MANAGER_STEPS, verbose=self._verbose(agent)
+            agent,
+            allow_delegation=True,
+            max_steps=agent.max_steps or DEFAULT_MANAGER_STEPS,
+            verbose=self._verbose(agent),
         )
         return _work(Spec.of(agent, manager=True, team=team))
 
-    async def _equipped(self, member: Member, duty: Duty | None = None) -> Agent:
+    async def _equipped(self, member: CrewMember, duty: CrewTask | None = None) -> Agent:
         """A member on its model, with the tools of a task besides its own."""
         agent = await self._on_model(self._folded(member.agent), None, f"The agent {member.key!r}")
         agent.tools = list(dict.fromkeys([*agent.tools, *(duty.tools if duty is not None else ())]))
@@ -277,16 +284,16 @@ class _Makes:
 
     async def _resolved(self, reference: str) -> tuple[str, str | None]:
         if reference not in self._named:
-            self._named[reference] = await validation.model_named(self._tx, reference)
+            self._named[reference] = await validation.resolve_model_name(self._tx, reference)
         return self._named[reference]
 
     def _verbose(self, agent: Agent) -> bool:
         return self._cast.settings.verbose if agent.verbose is None else agent.verbose
 
-    def _others(self, member: Member) -> list[Member]:
+    def _others(self, member: CrewMember) -> list[CrewMember]:
         return [one for one in self._cast.team if one is not member]
 
-    def _described(self, duty: Duty) -> str:
+    def _described(self, duty: CrewTask) -> str:
         member = self._cast.members.get(duty.agent or "")
         who = f", done by {member.agent.role or member.agent.name}" if member is not None else ""
         parts = [f"Task `{duty.key}`{who}:", duty.description]
@@ -308,7 +315,7 @@ _MANAGER_STORY: Final = (
 )
 
 
-def _nobody(cast: Cast, name: str, role: str, goal: str, backstory: str | None = None) -> Agent:
+def _nobody(cast: CrewRoster, name: str, role: str, goal: str, backstory: str | None = None) -> Agent:
     """An agent that is made for the run."""
     one = next(iter(cast.members.values())).agent
     return unlisted(name, one.user_id, one.tenant_id, one.created_at, role=role, goal=goal, backstory=backstory)

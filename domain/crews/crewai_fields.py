@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, Final
 
-from domain.shared.placeholders import worded
+from domain.shared.placeholders import format_value
 
 # What CrewAI knows and this does not, where something else can be done instead.
 _INSTEAD: Final = {
@@ -56,11 +56,11 @@ def is_default(name: str, given: Any) -> bool:
     return any(type(given) is type(one) and given == one for one in (_DEFAULTS[name], *_NOTHING))
 
 
-def refuse_field(name: str, fields: Iterable[str]) -> str:
+def explain_unknown_field(name: str, fields: Iterable[str]) -> str:
     """Say why a field is not taken, and what to do instead."""
     if name in _INSTEAD:
         return _INSTEAD[name]
     if name in _DEFAULTS:
-        told = worded(_DEFAULTS[name])
+        told = format_value(_DEFAULTS[name])
         return f"is not a field here: only what CrewAI does by default, {told}, may be written out."
     return f"is not a field here; there are {', '.join(fields)}."

@@ -7,10 +7,10 @@ from typing import Final
 import msgspec
 import yaml
 
-from domain.shared.yaml_reader import MAX_DEPTH, MAX_NODES
+from domain.shared.yaml_reader import MAX_YAML_DEPTH, MAX_YAML_NODES
 
 # A document of so many values has no more.
-_MAX_EVENTS: Final = 3 * MAX_NODES
+_MAX_EVENTS: Final = 3 * MAX_YAML_NODES
 _LINE: Final = re.compile(r"[^\r\n]+")
 _COMMA: Final = re.compile(r"\s*,")
 
@@ -58,7 +58,7 @@ def _found(text: str) -> Iterator[Twin]:
     stack: list[_Open] = []
     hidden: _Open | None = None
     for number, event in enumerate(yaml.parse(text, Loader=yaml.CSafeLoader)):
-        if number > _MAX_EVENTS or len(stack) > MAX_DEPTH:
+        if number > _MAX_EVENTS or len(stack) > MAX_YAML_DEPTH:
             raise _TooMuch
         # PyYAML's own parsers always say where.
         assert event.start_mark is not None

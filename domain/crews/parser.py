@@ -9,12 +9,12 @@ import msgspec
 from msgspec import Meta
 
 from domain.agents.schema import MaxSteps, MaxTokens, ModelReference, Seconds, Temperature, Tools, Words
-from domain.crews.crewai_fields import is_default, refuse_field
+from domain.crews.crewai_fields import explain_unknown_field, is_default
 from domain.crews.duplicate_keys import apart
-from domain.crews.schema import MAX_AGENTS, MAX_TASKS, Mistake, Reference, Settings
+from domain.crews.schema import MAX_CREW_AGENTS, MAX_CREW_TASKS, CrewProblem, CrewSettings, Reference
 from domain.shared import names, yaml_reader
 from domain.shared.errors import DomainError, misread
-from domain.tasks import Context, Path
+from domain.tasks import ContextNames, OutputPath
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -50,15 +50,15 @@ class YamlTask(msgspec.Struct, kw_only=True):
     description: Words | None = None
     expected_output: Words | None = None
     agent: Reference | None = None
-    context: Context | None = None
+    context: ContextNames | None = None
     tools: Tools = []
     async_execution: bool = False
     markdown: bool = False
-    output_file: Path | None = None
+    output_file: OutputPath | None = None
     human_input: bool = False
 
 
-class Document(msgspec.Struct, Generic[T], kw_only=True):
+class CrewDocument(msgspec.Struct, Generic[T], kw_only=True):
     """What one document holds, by key. `there` are the places of fields that have a value, in order or not.
 
     `unread` means that nobody can say what it holds.
@@ -67,100 +67,100 @@ class Document(msgspec.Struct, Generic[T], kw_only=True):
     field: str
     items: dict[str, T] = {}
     lines: Mapping[str, int] = {}
-    there: set[str] = set()
-    unread: bool = False
-    mistakes: list[Mistake] = []
+    present_fields: set[str] = set()
+    is_unreadable: bool = False
+    problems: list[CrewProblem] = []
 
-    def mistake(self, place: str, message: str) -> Mistake:
+    def locate_problem(self, place: str, message: str) -> CrewProblem:
         """One at a place below the document: `write.agent`."""
         inner = place
         while inner and inner not in self.lines:
             inner = inner[: max(inner.rfind("."), inner.rfind("["), 0)]
         field = f"{self.field}.{place}" if place else self.field
-        return Mistake(field=field, message=message, line=self.lines.get(inner))
+        return CrewProblem(field=field, message=message, line=self.lines.get(inner))
 
 
-class Reading(msgspec.Struct, kw_only=True):
+class CrewDocuments(msgspec.Struct, kw_only=True):
     """What both documents of a crew hold."""
 
-    agents: Document[YamlAgent]
-    tasks: Document[YamlTask]
+    agents: CrewDocument[YamlAgent]
+    tasks: CrewDocument[YamlTask]
 
-    def mistake(self, field: str, message: str) -> Mistake:
+    def locate_problem(self, field: str, message: str) -> CrewProblem:
         """One at a place: `tasks_yaml.write.agent`, or at a field of the crew itself."""
         document, _, place = field.partition(".")
         for one in (self.agents, self.tasks):
             if one.field == document:
-                return one.mistake(place, message)
-        return Mistake(field=field, message=message)
+                return one.locate_problem(place, message)
+        return CrewProblem(field=field, message=message)
 
 
-def read(settings: Settings) -> Reading:
+def parse_documents(settings: CrewSettings) -> CrewDocuments:
     """Both documents, each with its mistakes. Their parts that are in order are there all the same."""
-    return Reading(
-        agents=_read(settings.agents_yaml, "agents_yaml", YamlAgent, MAX_AGENTS),
-        tasks=_read(settings.tasks_yaml, "tasks_yaml", YamlTask, MAX_TASKS),
+    return CrewDocuments(
+        agents=_read(settings.agents_yaml, "agents_yaml", YamlAgent, MAX_CREW_AGENTS),
+        tasks=_read(settings.tasks_yaml, "tasks_yaml", YamlTask, MAX_CREW_TASKS),
     )
 
 
-def _read(text: str | None, field: str, kind: type[T], most: int) -> Document[T]:
+def _read(text: str | None, field: str, kind: type[T], most: int) -> CrewDocument[T]:
     if text is None or not text.strip():
-        return Document(field=field)
-    twins: list[Mistake] = []
+        return CrewDocument(field=field)
+    twins: list[CrewProblem] = []
     try:
         try:
-            parsed = yaml_reader.parse(text, field)
+            parsed = yaml_reader.parse_yaml(text, field)
         except DomainError:
             # One key too many hides nothing of what else is wrong.
             again, rest = apart(text)
             twins = [
-                Mistake(
+                CrewProblem(
                     field=field, message=f"{one.key[:100]!r} is there twice, first on line {one.first}.", line=one.line
                 )
                 for one in again
             ]
             if not twins:
                 raise
-            parsed = yaml_reader.parse(rest, field)
+            parsed = yaml_reader.parse_yaml(rest, field)
     except DomainError as error:
-        return Document(field=field, unread=True, mistakes=[*twins, *_of_parser(error)])
-    found = Document[T](field=field, lines=parsed.lines, mistakes=twins)
+        return CrewDocument(field=field, is_unreadable=True, problems=[*twins, *_of_parser(error)])
+    found = CrewDocument[T](field=field, lines=parsed.lines, problems=twins)
     if parsed.value is None:
         return found
     if not isinstance(parsed.value, dict):
-        found.unread = True
-        found.mistakes.append(found.mistake("", "must be a mapping: a key for each, and below it what it is."))
+        found.is_unreadable = True
+        found.problems.append(found.locate_problem("", "must be a mapping: a key for each, and below it what it is."))
         return found
     if len(parsed.value) > most:
-        found.mistakes.append(found.mistake("", f"holds {len(parsed.value)}; {most} are allowed."))
+        found.problems.append(found.locate_problem("", f"holds {len(parsed.value)}; {most} are allowed."))
     for key, value in itertools.islice(parsed.value.items(), most):
         _item(found, key, value, kind)
     return found
 
 
-def _of_parser(error: DomainError) -> list[Mistake]:
-    found: list[Mistake] = []
+def _of_parser(error: DomainError) -> list[CrewProblem]:
+    found: list[CrewProblem] = []
     for one in error.errors:
         line = _LINE.match(one.message)
         told = one.message if line is None else one.message[line.end() :]
-        found.append(Mistake(field=one.field, message=told, line=None if line is None else int(line[1])))
+        found.append(CrewProblem(field=one.field, message=told, line=None if line is None else int(line[1])))
     return found
 
 
-def _item(found: Document[T], key: str, value: Any, kind: type[T]) -> None:
+def _item(found: CrewDocument[T], key: str, value: Any, kind: type[T]) -> None:
     place = key[:200]
     if names.KEY.fullmatch(key) is None:
-        found.mistakes.append(found.mistake(place, f"a key {names.KEY_RULE}"))
+        found.problems.append(found.locate_problem(place, f"a key {names.KEY_RULE}"))
     elif not isinstance(value, dict):
-        found.mistakes.append(found.mistake(place, "must be a mapping of fields."))
+        found.problems.append(found.locate_problem(place, "must be a mapping of fields."))
         # Nobody is to be told besides that its fields are missing.
-        found.there |= {f"{key}.{name}" for name in kind.__struct_fields__}
+        found.present_fields |= {f"{key}.{name}" for name in kind.__struct_fields__}
         found.items[key] = kind()
     else:
         found.items[key] = _fields(found, key, value, kind)
 
 
-def _fields(found: Document[T], key: str, value: dict[str, Any], kind: type[T]) -> T:
+def _fields(found: CrewDocument[T], key: str, value: dict[str, Any], kind: type[T]) -> T:
     """What is in order of an item; the rest are mistakes."""
     fields = {field.name: field for field in msgspec.structs.fields(kind)}
     good: dict[str, Any] = {}
@@ -168,17 +168,17 @@ def _fields(found: Document[T], key: str, value: dict[str, Any], kind: type[T]) 
         place = f"{key}.{name[:200]}"
         if name not in fields:
             if not is_default(name, given):
-                found.mistakes.append(found.mistake(place, refuse_field(name, fields)))
+                found.problems.append(found.locate_problem(place, explain_unknown_field(name, fields)))
             continue
         # Folded texts end with the line; a field without a value is none.
         given = given.strip() if isinstance(given, str) else given
         if given is None or given == "":
             continue
-        found.there.add(place)
+        found.present_fields.add(place)
         try:
             good[name] = msgspec.convert(given, fields[name].type)
         except msgspec.ValidationError as error:
             wrong = misread(str(error), place)
             # Null means that nothing is said, so that nobody needs to hear of it.
-            found.mistakes.append(found.mistake(wrong.field, wrong.message.replace(" | null`", "`")))
+            found.problems.append(found.locate_problem(wrong.field, wrong.message.replace(" | null`", "`")))
     return kind(**good)

@@ -3,27 +3,27 @@
 from typing import Any
 
 from domain.agents import Agent
-from domain.crews.roster import Cast, Duty, Member
-from domain.crews.schema import Written
+from domain.crews.roster import CrewMember, CrewRoster, CrewTask
+from domain.crews.schema import CrewYaml
 from domain.shared import yaml_reader
 
 _SAID = ("role", "goal", "backstory")
 
 
-def written(cast: Cast) -> Written:
+def render_crew(cast: CrewRoster) -> CrewYaml:
     """Both documents. Agents that run uploaded code have no place in them; tasks name those by their name."""
     settings = cast.settings
     if not settings.agents and not settings.tasks and settings.agents_yaml and settings.tasks_yaml:
-        return Written(agents_yaml=settings.agents_yaml, tasks_yaml=settings.tasks_yaml)
+        return CrewYaml(agents_yaml=settings.agents_yaml, tasks_yaml=settings.tasks_yaml)
     members = [one for one in cast.members.values() if one.agent.kind == "llm" and not _is_only_manager(cast, one)]
     agents = {one.key: _agent(one.agent) for one in members}
-    tasks = {duty.key: _task(cast, duty) for duty in cast.duties}
-    return Written(agents_yaml=yaml_reader.dump(agents), tasks_yaml=yaml_reader.dump(tasks))
+    tasks = {duty.key: _task(cast, duty) for duty in cast.tasks}
+    return CrewYaml(agents_yaml=yaml_reader.dump_yaml(agents), tasks_yaml=yaml_reader.dump_yaml(tasks))
 
 
-def _is_only_manager(cast: Cast, member: Member) -> bool:
+def _is_only_manager(cast: CrewRoster, member: CrewMember) -> bool:
     """A manager from the catalogue is named by the crew, and would be an agent of its own here."""
-    return member is cast.manager and not member.written
+    return member is cast.manager and not member.is_from_yaml
 
 
 def _agent(agent: Agent) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def _agent(agent: Agent) -> dict[str, Any]:
     return {name: value for name, value in told.items() if value is not None}
 
 
-def _task(cast: Cast, duty: Duty) -> dict[str, Any]:
+def _task(cast: CrewRoster, duty: CrewTask) -> dict[str, Any]:
     member = cast.members.get(duty.agent or "")
     by_name = member is not None and (member.agent.kind == "code" or _is_only_manager(cast, member))
     told = {

@@ -6,8 +6,8 @@ import msgspec
 
 from domain import agents
 from domain.agents import Agent, unlisted
-from domain.crews.parser import Reading, YamlAgent
-from domain.crews.schema import Mistake, Settings
+from domain.crews.parser import CrewDocuments, YamlAgent
+from domain.crews.schema import CrewProblem, CrewSettings
 from domain.plans import resolution
 from domain.ports import Tx
 from domain.shared import names, placeholders
@@ -18,25 +18,25 @@ from domain.shared.errors import DomainError
 _MOST_TOLD: Final = 5
 
 
-class Member(msgspec.Struct, kw_only=True):
+class CrewMember(msgspec.Struct, kw_only=True):
     """An agent of the crew with all that it inherits. `place` is where it is named, `written` whether in YAML."""
 
     key: str
-    place: str
+    path: str
     agent: Agent
-    written: bool = False
+    is_from_yaml: bool = False
 
 
-class Duty(msgspec.Struct, kw_only=True):
+class CrewTask(msgspec.Struct, kw_only=True):
     """A task of the crew: `agent` and `context` are keys of it. `context` is None where nothing is said of it."""
 
     key: str
-    place: str
+    path: str
     name: str
     description: str
     expected_output: str | None
     agent: str | None
-    wanted_context: list[str] | None
+    context_references: list[str] | None
     tools: list[str]
     async_execution: bool
     markdown: bool
@@ -45,66 +45,66 @@ class Duty(msgspec.Struct, kw_only=True):
     context: list[str] | None = None
 
 
-class Cast(msgspec.Struct, kw_only=True):
+class CrewRoster(msgspec.Struct, kw_only=True):
     """A crew as it is known so far. The `manager` is a member too, and not of the `team`."""
 
-    settings: Settings
-    reading: Reading
-    members: dict[str, Member] = {}
-    manager: Member | None = None
-    duties: list[Duty] = []
-    errors: list[Mistake] = []
-    warnings: list[Mistake] = []
+    settings: CrewSettings
+    documents: CrewDocuments
+    members: dict[str, CrewMember] = {}
+    manager: CrewMember | None = None
+    tasks: list[CrewTask] = []
+    errors: list[CrewProblem] = []
+    warnings: list[CrewProblem] = []
     # By reference, also those that are none.
-    hired: dict[str, Member | None] = {}
+    members_by_reference: dict[str, CrewMember | None] = {}
 
     @property
-    def hierarchical(self) -> bool:
+    def is_hierarchical(self) -> bool:
         """Whether a manager is given the tasks."""
         return self.settings.process == "hierarchical"
 
     @property
-    def team(self) -> list[Member]:
+    def team(self) -> list[CrewMember]:
         """The members that can be asked to do something."""
         return [one for one in self.members.values() if one is not self.manager and one.agent.kind == "llm"]
 
-    def wrong(self, field: str, message: str) -> None:
+    def add_error(self, field: str, message: str) -> None:
         """Note a mistake."""
-        self.errors.append(self.reading.mistake(field, message))
+        self.errors.append(self.documents.locate_problem(field, message))
 
-    def warn(self, field: str, message: str) -> None:
+    def add_warning(self, field: str, message: str) -> None:
         """Note what is worth a second look."""
-        self.warnings.append(self.reading.mistake(field, message))
+        self.warnings.append(self.documents.locate_problem(field, message))
 
-    def warn_of_unfilled(self, field: str, text: str | None) -> None:
+    def warn_about_placeholders(self, field: str, text: str | None) -> None:
         """Note what looks like a place of an input in a text, and is left as it stands."""
         for one in placeholders.find_unfilled(text or "")[:_MOST_TOLD]:
             told = f"{one[:100]} is left as it stands: an input's place is {{name}}, of letters, digits, _ and -."
-            self.warn(field, told)
+            self.add_warning(field, told)
 
 
-async def gather(tx: Tx, caller: Caller, cast: Cast) -> None:
+async def resolve_members(tx: Tx, caller: Caller, cast: CrewRoster) -> None:
     """The agents of the crew, and its manager."""
-    for key, said in cast.reading.agents.items.items():
+    for key, said in cast.documents.agents.items.items():
         cast.members[key] = _written(tx, caller, cast, key, said)
     listed: dict[str, int] = {}
     for number, reference in enumerate(cast.settings.agents):
-        member = await hired(tx, cast, reference, f"agents[{number}]")
+        member = await resolve_member(tx, cast, reference, f"agents[{number}]")
         if member is not None and listed.setdefault(member.key, number) != number:
-            cast.wrong(f"agents[{number}]", f"{reference!r} is agents[{listed[member.key]}] too.")
+            cast.add_error(f"agents[{number}]", f"{reference!r} is agents[{listed[member.key]}] too.")
     await _managed(tx, cast)
 
 
-def _written(tx: Tx, caller: Caller, cast: Cast, key: str, said: YamlAgent) -> Member:
-    place, there = f"agents_yaml.{key}", cast.reading.agents.there
+def _written(tx: Tx, caller: Caller, cast: CrewRoster, key: str, said: YamlAgent) -> CrewMember:
+    place, there = f"agents_yaml.{key}", cast.documents.agents.present_fields
     if said.role is None and said.instructions is None and f"{key}.role" not in there:
-        cast.wrong(f"{place}.role", "is required.")
+        cast.add_error(f"{place}.role", "is required.")
     if said.goal is None and said.instructions is None and f"{key}.goal" not in there:
-        cast.warn(f"{place}.goal", "is missing: nothing says what this agent works towards.")
+        cast.add_warning(f"{place}.goal", "is missing: nothing says what this agent works towards.")
     if said.llm is not None and said.model is not None:
-        cast.wrong(f"{place}.model", "means llm; one of them is enough.")
+        cast.add_error(f"{place}.model", "means llm; one of them is enough.")
     for name in ("role", "goal", "backstory", "instructions"):
-        cast.warn_of_unfilled(f"{place}.{name}", getattr(said, name))
+        cast.warn_about_placeholders(f"{place}.{name}", getattr(said, name))
     agent = unlisted(
         key,
         caller.user_id,
@@ -124,39 +124,39 @@ def _written(tx: Tx, caller: Caller, cast: Cast, key: str, said: YamlAgent) -> M
         allow_delegation=said.allow_delegation,
         verbose=said.verbose,
     )
-    return Member(key=key, place=place, agent=agent, written=True)
+    return CrewMember(key=key, path=place, agent=agent, is_from_yaml=True)
 
 
-async def hired(tx: Tx, cast: Cast, reference: str, field: str) -> Member | None:
+async def resolve_member(tx: Tx, cast: CrewRoster, reference: str, field: str) -> CrewMember | None:
     """The agent of the tenant that `field` names, a member from now on. None for none, which is a mistake."""
-    if reference not in cast.hired:
-        cast.hired[reference] = await _hire(tx, cast, reference, field)
-    elif cast.hired[reference] is None:
-        cast.wrong(field, f"there is no agent {reference!r} to be had.")
-    return cast.hired[reference]
+    if reference not in cast.members_by_reference:
+        cast.members_by_reference[reference] = await _hire(tx, cast, reference, field)
+    elif cast.members_by_reference[reference] is None:
+        cast.add_error(field, f"there is no agent {reference!r} to be had.")
+    return cast.members_by_reference[reference]
 
 
-async def _hire(tx: Tx, cast: Cast, reference: str, field: str) -> Member | None:
+async def _hire(tx: Tx, cast: CrewRoster, reference: str, field: str) -> CrewMember | None:
     try:
-        agent = await resolution.named(tx, reference, field)
+        agent = await resolution.resolve_agent(tx, reference, field)
         if agent.kind == "llm":
             agent = await agents.resolved(tx, agent)
     except DomainError as error:
-        cast.wrong(field, error.errors[0].message)
+        cast.add_error(field, error.errors[0].message)
         return None
     known = next((one for one in cast.members.values() if one.agent.id == agent.id), None)
     if known is not None:
         return known
     if agent.status == "archived":
-        cast.wrong(field, f"{agent.name!r} is archived.")
-    if agent.kind == "code" and cast.hierarchical:
-        cast.wrong(field, f"{agent.name!r} runs uploaded code; a manager can ask model agents alone.")
-    member = Member(key=_free(agent.name, cast), place=field, agent=agent)
+        cast.add_error(field, f"{agent.name!r} is archived.")
+    if agent.kind == "code" and cast.is_hierarchical:
+        cast.add_error(field, f"{agent.name!r} runs uploaded code; a manager can ask model agents alone.")
+    member = CrewMember(key=_free(agent.name, cast), path=field, agent=agent)
     cast.members[member.key] = member
     return member
 
 
-def _free(name: str, cast: Cast) -> str:
+def _free(name: str, cast: CrewRoster) -> str:
     """A key made of a name that no member has."""
     slug = names.slug(name)[:56]
     base = slug if slug and not slug[0].isdigit() else f"agent_{slug}".rstrip("_")
@@ -166,16 +166,16 @@ def _free(name: str, cast: Cast) -> str:
     return key
 
 
-async def _managed(tx: Tx, cast: Cast) -> None:
+async def _managed(tx: Tx, cast: CrewRoster) -> None:
     wanted, settings = cast.settings.manager_agent, cast.settings
-    if not cast.hierarchical:
+    if not cast.is_hierarchical:
         for field in ("manager_agent", "manager_model"):
             if getattr(settings, field) is not None:
-                cast.wrong(field, "is for hierarchical crews; this one is sequential.")
+                cast.add_error(field, "is for hierarchical crews; this one is sequential.")
         return
-    if wanted is not None and wanted in cast.members and cast.members[wanted].written:
+    if wanted is not None and wanted in cast.members and cast.members[wanted].is_from_yaml:
         cast.manager = cast.members[wanted]
-    elif wanted is not None and not cast.reading.agents.unread:
-        cast.manager = await hired(tx, cast, wanted, "manager_agent")
-    if not cast.team and not cast.reading.agents.unread:
-        cast.wrong("agents_yaml", "a hierarchical crew needs an agent besides its manager, who does the work.")
+    elif wanted is not None and not cast.documents.agents.is_unreadable:
+        cast.manager = await resolve_member(tx, cast, wanted, "manager_agent")
+    if not cast.team and not cast.documents.agents.is_unreadable:
+        cast.add_error("agents_yaml", "a hierarchical crew needs an agent besides its manager, who does the work.")

@@ -12,28 +12,28 @@ from domain.shared.pages import Listing, Page
 
 Process = Literal["sequential", "hierarchical"]
 
-MAX_AGENTS: Final = 100
-MAX_TASKS: Final = 100
-MAX_YAML: Final = 256 * 1024
+MAX_CREW_AGENTS: Final = 100
+MAX_CREW_TASKS: Final = 100
+MAX_CREW_YAML_LENGTH: Final = 256 * 1024
 # Words of paths.
-RESERVED: Final = frozenset({"debug"})
+RESERVED_CREW_NAMES: Final = frozenset({"debug"})
 # The step that plans comes before all others.
-PLANNING: Final = "planning"
+PLANNING_STEP: Final = "planning"
 
 CrewName = Annotated[Name, Meta(examples=["Research Team"])]
 Description = Annotated[
     str,
     Meta(max_length=10_000, pattern=r"^[^\x00]*$", examples=["Team specialized in research and analysis"]),
 ]
-Yaml = Annotated[str, Meta(max_length=MAX_YAML, pattern=r"^[^\x00]*$", description="As CrewAI writes it.")]
+Yaml = Annotated[str, Meta(max_length=MAX_CREW_YAML_LENGTH, pattern=r"^[^\x00]*$", description="As CrewAI writes it.")]
 Reference = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 Model = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00]*$", examples=["gpt-4"])]
 Rpm = Annotated[int, Meta(ge=1, le=10_000, description="Calls of models in a minute at most.")]
-AgentNames = Annotated[list[Reference], Meta(max_length=MAX_AGENTS, examples=[[]])]
-TaskNames = Annotated[list[Reference], Meta(max_length=MAX_TASKS, examples=[[]])]
+AgentNames = Annotated[list[Reference], Meta(max_length=MAX_CREW_AGENTS, examples=[[]])]
+TaskNames = Annotated[list[Reference], Meta(max_length=MAX_CREW_TASKS, examples=[[]])]
 
 
-class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class CrewSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What a crew is made of. `agents` and `tasks` come after those of the YAML documents, in that order.
 
     `model` is for agents that name none. In a `hierarchical` crew each task is given to a manager, who has the
@@ -56,10 +56,10 @@ class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     verbose: bool = False
 
 
-SETTINGS: Final = Settings.__struct_fields__
+CREW_SETTING_FIELDS: Final = CrewSettings.__struct_fields__
 
 
-class NewCrew(Settings, kw_only=True, forbid_unknown_fields=True):
+class NewCrew(CrewSettings, kw_only=True, forbid_unknown_fields=True):
     """What to create. The name is unique in the tenant and works wherever a crew is named."""
 
     name: CrewName
@@ -109,19 +109,19 @@ class Crew(msgspec.Struct, kw_only=True):
     updated_at: datetime
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> CrewSettings:
         """What it is made of."""
-        return Settings(**{name: getattr(self, name) for name in SETTINGS})
+        return CrewSettings(**{name: getattr(self, name) for name in CREW_SETTING_FIELDS})
 
 
-class Written(msgspec.Struct, frozen=True, kw_only=True):
+class CrewYaml(msgspec.Struct, frozen=True, kw_only=True):
     """A crew in CrewAI's form. Posted again, with its other fields as they are, it makes the same crew."""
 
     agents_yaml: str
     tasks_yaml: str
 
 
-class Mistake(msgspec.Struct, frozen=True, kw_only=True):
+class CrewProblem(msgspec.Struct, frozen=True, kw_only=True):
     """What is wrong, or worth a second look, at a place: `tasks_yaml.write.agent`. `line` counts from 1."""
 
     field: str
@@ -129,13 +129,13 @@ class Mistake(msgspec.Struct, frozen=True, kw_only=True):
     line: int | None = None
 
     @property
-    def error(self) -> FieldError:
+    def field_error(self) -> FieldError:
         """It as one field at fault."""
         place = self.field if self.line is None else f"{self.field} (line {self.line})"
         return FieldError(field=place, message=self.message)
 
 
-class AgentShown(msgspec.Struct, frozen=True, kw_only=True):
+class CrewAgentSummary(msgspec.Struct, frozen=True, kw_only=True):
     """An agent as the crew knows it: by `key`. `agent_id` tells which of the tenant's it is, if it is one."""
 
     key: str
@@ -146,7 +146,7 @@ class AgentShown(msgspec.Struct, frozen=True, kw_only=True):
     allow_delegation: bool
 
 
-class TaskShown(msgspec.Struct, frozen=True, kw_only=True):
+class CrewTaskSummary(msgspec.Struct, frozen=True, kw_only=True):
     """A task as the crew knows it. `context` are the tasks whose answers come with it."""
 
     key: str
@@ -158,7 +158,7 @@ class TaskShown(msgspec.Struct, frozen=True, kw_only=True):
     output_file: str | None
 
 
-class StepShown(msgspec.Struct, frozen=True, kw_only=True):
+class CrewStepSummary(msgspec.Struct, frozen=True, kw_only=True):
     """A step of what is run."""
 
     id: str
@@ -167,19 +167,19 @@ class StepShown(msgspec.Struct, frozen=True, kw_only=True):
     depends_on: list[str]
 
 
-class Findings(msgspec.Struct, frozen=True, kw_only=True):
+class CrewValidation(msgspec.Struct, frozen=True, kw_only=True):
     """All that is wrong with a crew. `inputs` are the names that its texts hold in braces.
 
     `steps` is what is run, in case it is `valid`.
     """
 
     valid: bool
-    errors: list[Mistake]
-    warnings: list[Mistake]
-    agents: list[AgentShown]
-    tasks: list[TaskShown]
+    errors: list[CrewProblem]
+    warnings: list[CrewProblem]
+    agents: list[CrewAgentSummary]
+    tasks: list[CrewTaskSummary]
     inputs: list[str]
-    steps: list[StepShown]
+    steps: list[CrewStepSummary]
 
 
 class Crews(Protocol):
@@ -187,9 +187,9 @@ class Crews(Protocol):
 
     async def add(self, crew: Crew) -> bool: ...
     async def find(self, reference: str, lock: bool | Literal["share"] = False) -> Crew | None: ...
-    async def page(self, page: Page) -> Listing[Crew]: ...
+    async def list_page(self, page: Page) -> Listing[Crew]: ...
     async def save(self, crew: Crew) -> bool: ...
     async def delete(self, crew_id: str) -> None: ...
-    async def naming(self, task_id: str) -> list[str]:
+    async def list_names_by_task(self, task_id: str) -> list[str]:
         """The names of crews that name this task."""
         ...

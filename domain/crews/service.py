@@ -5,18 +5,18 @@ from typing import Literal
 from msgspec import UNSET
 
 from domain.crews import compiler, renderer, validation
-from domain.crews.roster import Cast
+from domain.crews.roster import CrewRoster
 from domain.crews.schema import (
-    RESERVED,
-    SETTINGS,
-    AgentShown,
+    CREW_SETTING_FIELDS,
+    RESERVED_CREW_NAMES,
     Crew,
-    Findings,
+    CrewAgentSummary,
+    CrewSettings,
+    CrewTaskSummary,
+    CrewValidation,
+    CrewYaml,
     NewCrew,
     PatchCrew,
-    Settings,
-    TaskShown,
-    Written,
 )
 from domain.ports import Tx
 from domain.shared import ids, names
@@ -25,17 +25,17 @@ from domain.shared.errors import conflict, not_found, refused
 from domain.shared.pages import Listing, Page
 
 
-async def create(tx: Tx, caller: Caller, data: NewCrew) -> Crew:
+async def create_crew(tx: Tx, caller: Caller, data: NewCrew) -> Crew:
     """Create a crew. Errors: `conflict` for a taken name, `invalid_field` with all that is wrong with it."""
     crew = Crew(
         id=ids.new("crew"),
-        name=names.checked(data.name, "crew", RESERVED),
+        name=names.checked(data.name, "crew", RESERVED_CREW_NAMES),
         description=data.description,
         user_id=caller.user_id,
         tenant_id=caller.tenant_id,
         created_at=tx.now,
         updated_at=tx.now,
-        **{name: getattr(data, name) for name in SETTINGS},
+        **{name: getattr(data, name) for name in CREW_SETTING_FIELDS},
     )
     await _check(tx, caller, crew)
     if not await tx.crews.add(crew):
@@ -45,15 +45,15 @@ async def create(tx: Tx, caller: Caller, data: NewCrew) -> Crew:
 
 async def _check(tx: Tx, caller: Caller, crew: Crew) -> None:
     """See that the crew hangs together, and put ids for the agents and tasks named. Errors: `invalid_field`."""
-    cast = await validation.look(tx, caller, crew.settings)
+    cast = await validation.validate_crew(tx, caller, crew.settings)
     if cast.errors:
-        raise refused([one.error for one in cast.errors])
-    members = [cast.hired[reference] for reference in crew.agents]
+        raise refused([one.field_error for one in cast.errors])
+    members = [cast.members_by_reference[reference] for reference in crew.agents]
     crew.agents = [one.agent.id for one in members if one is not None]
-    crew.tasks = [duty.task_id for duty in cast.duties if duty.task_id is not None]
+    crew.tasks = [duty.task_id for duty in cast.tasks if duty.task_id is not None]
 
 
-async def get(tx: Tx, reference: str, lock: bool | Literal["share"] = False) -> Crew:
+async def get_crew(tx: Tx, reference: str, lock: bool | Literal["share"] = False) -> Crew:
     """A crew by id or name. Errors: `not_found`."""
     crew = await tx.crews.find(reference, lock)
     if crew is None:
@@ -63,18 +63,18 @@ async def get(tx: Tx, reference: str, lock: bool | Literal["share"] = False) -> 
 
 async def list_crews(tx: Tx, page: Page) -> Listing[Crew]:
     """The tenant's crews, newest first."""
-    return await tx.crews.page(page)
+    return await tx.crews.list_page(page)
 
 
-async def patch(tx: Tx, caller: Caller, reference: str, data: PatchCrew) -> Crew:
+async def update_crew(tx: Tx, caller: Caller, reference: str, data: PatchCrew) -> Crew:
     """Change what was sent. Errors: `not_found`, `conflict` for a taken name, `invalid_field`."""
-    crew = await get(tx, reference, lock=True)
+    crew = await get_crew(tx, reference, lock=True)
     sent = {name: value for name in PatchCrew.__struct_fields__ if (value := getattr(data, name)) is not UNSET}
     if "name" in sent:
-        names.checked(sent["name"], "crew", RESERVED)
+        names.checked(sent["name"], "crew", RESERVED_CREW_NAMES)
     for name, value in sent.items():
         setattr(crew, name, value)
-    if sent.keys() & set(SETTINGS):
+    if sent.keys() & set(CREW_SETTING_FIELDS):
         await _check(tx, caller, crew)
     crew.updated_at = tx.now
     if not await tx.crews.save(crew):
@@ -82,38 +82,38 @@ async def patch(tx: Tx, caller: Caller, reference: str, data: PatchCrew) -> Crew
     return crew
 
 
-async def delete(tx: Tx, reference: str) -> None:
+async def delete_crew(tx: Tx, reference: str) -> None:
     """Remove a crew. What runs of it goes on: it was written down when it began.
 
     Errors: `not_found`, `conflict` while a schedule starts it.
     """
-    crew = await get(tx, reference, lock=True)
-    if named := await tx.schedules.using("crew", crew.id):
+    crew = await get_crew(tx, reference, lock=True)
+    if named := await tx.schedules.list_names_by_target("crew", crew.id):
         raise conflict(f"The schedule {named[0]!r} starts this crew.")
     await tx.crews.delete(crew.id)
 
 
-async def written(tx: Tx, caller: Caller, reference: str) -> Written:
+async def export_crew(tx: Tx, caller: Caller, reference: str) -> CrewYaml:
     """A crew as CrewAI writes it. Errors: `not_found`, `invalid_field` with what is wrong with it by now."""
-    crew = await get(tx, reference)
-    cast = await validation.look(tx, caller, crew.settings)
+    crew = await get_crew(tx, reference)
+    cast = await validation.validate_crew(tx, caller, crew.settings)
     if cast.errors:
-        raise refused([one.error for one in cast.errors])
-    return renderer.written(cast)
+        raise refused([one.field_error for one in cast.errors])
+    return renderer.render_crew(cast)
 
 
-async def debug(tx: Tx, caller: Caller, data: Settings) -> Findings:
+async def debug_crew(tx: Tx, caller: Caller, data: CrewSettings) -> CrewValidation:
     """Everything that is wrong with a crew made of this, and what it comes to."""
-    cast = await validation.look(tx, caller, data)
+    cast = await validation.validate_crew(tx, caller, data)
     valid = not cast.errors
-    order = compiler.ordered(cast.duties)
-    return Findings(
+    order = compiler.order_tasks(cast.tasks)
+    return CrewValidation(
         valid=valid,
         errors=cast.errors,
         warnings=cast.warnings,
         agents=_agents(cast),
         tasks=[
-            TaskShown(
+            CrewTaskSummary(
                 key=duty.key,
                 name=duty.name,
                 agent=duty.agent,
@@ -122,16 +122,16 @@ async def debug(tx: Tx, caller: Caller, data: Settings) -> Findings:
                 async_execution=duty.async_execution,
                 output_file=duty.output_file,
             )
-            for duty in cast.duties
+            for duty in cast.tasks
         ],
-        inputs=compiler.inputs_of(cast),
-        steps=compiler.outline(cast) if valid else [],
+        inputs=compiler.list_roster_inputs(cast),
+        steps=compiler.outline_steps(cast) if valid else [],
     )
 
 
-def _agents(cast: Cast) -> list[AgentShown]:
+def _agents(cast: CrewRoster) -> list[CrewAgentSummary]:
     return [
-        AgentShown(
+        CrewAgentSummary(
             key=one.key,
             agent_id=one.agent.id or None,
             role=one.agent.role,

@@ -16,7 +16,7 @@ async def get(tx: Tx, execution_id: str) -> Execution:
     if execution is None:
         raise not_found("execution", execution_id)
     if execution.lane == "plan":
-        execution.results = await tx.plans.outputs(execution_id)
+        execution.results = await tx.plans.get_step_outputs(execution_id)
     return execution
 
 

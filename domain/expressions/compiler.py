@@ -11,55 +11,55 @@ import msgspec
 
 from domain.expressions.parser import (
     BadExpression,
-    Path,
-    Uses,
-    Word,
-    check,
+    ExpressionReferences,
+    ExpressionToken,
+    ValuePath,
+    explain_parse_error,
+    find_loops,
+    find_references,
     is_called,
     is_member,
-    loops,
-    pairs,
-    parse_error,
-    path,
+    match_brackets,
     quote_members,
-    shown,
-    words,
+    quote_source,
+    read_path,
+    read_tokens,
 )
 
 
-class Leaf(msgspec.Struct, frozen=True):
+class LeafExpression(msgspec.Struct, frozen=True):
     """An expression without loops: a plain `path`, or a `program` of CEL that names `paths`, each so many times.
 
     `adds` counts what can make values longer, `patterns` what regular expressions cost at each call.
     """
 
-    path: Path | None
+    path: ValuePath | None
     program: Any
     paths: dict[tuple[str, ...], int]
     adds: int
     patterns: int
 
 
-class Pass(msgspec.Struct, frozen=True):
+class LoopPass(msgspec.Struct, frozen=True):
     """A loop: its answer is known as `name` to what comes after."""
 
     name: str
     kind: str
     variable: str
-    over: Leaf
-    bodies: tuple[Leaf, ...]
+    over: LeafExpression
+    bodies: tuple[LeafExpression, ...]
 
 
-class Parsed(msgspec.Struct, frozen=True):
+class CompiledExpression(msgspec.Struct, frozen=True):
     """A checked expression."""
 
-    uses: Uses
-    passes: tuple[Pass, ...]
-    last: Leaf
+    references: ExpressionReferences
+    passes: tuple[LoopPass, ...]
+    last: LeafExpression
 
 
 @cache
-def cel() -> Any:
+def load_cel() -> Any:
     """The extension module alone: the package's `__init__` imports its command line, 30 MB that nobody here runs."""
     package = importlib.util.find_spec("cel")
     for folder in (package.submodule_search_locations or ()) if package is not None else ():
@@ -74,7 +74,7 @@ def cel() -> Any:
     raise ImportError("the extension module of common-expression-language is missing")
 
 
-def guarded(call: Any, *arguments: Any) -> Any:
+def call_cel(call: Any, *arguments: Any) -> Any:
     """Call CEL. A panic in it is no `Exception`, and is one here."""
     try:
         return call(*arguments)
@@ -85,17 +85,17 @@ def guarded(call: Any, *arguments: Any) -> Any:
 
 
 @lru_cache(maxsize=512)
-def parse(source: str) -> Parsed:
+def compile_expression(source: str) -> CompiledExpression:
     """Read and check an expression. Errors: BadExpression, of which nothing is kept."""
     asked = source
     try:
-        found = words(source)
+        found = read_tokens(source)
         if not source.isascii():
             source = quote_members(source, found)
-            found = words(source)
-        matched = pairs(found)
-        made = loops(found, matched)
-        uses = check(found, matched, made)
+            found = read_tokens(source)
+        matched = match_brackets(found)
+        made = find_loops(found, matched)
+        uses = find_references(found, matched, made)
         program = _compiled(source)
         named = {
             word.text
@@ -104,33 +104,33 @@ def parse(source: str) -> Parsed:
         } - {"true", "false", "null", "in"}
         if not set(program.variables()) <= named:
             raise BadExpression("It cannot be read.")
-        passes: list[Pass] = []
-        left: list[Word | None] = list(found)
+        passes: list[LoopPass] = []
+        left: list[ExpressionToken | None] = list(found)
         for number, loop in enumerate(made):
             over = [word for word in left[loop.start : loop.dot] if word is not None]
             bodies = tuple(_leaf(found[begin:end]) for begin, end in loop.bodies)
-            passes.append(Pass(f"__{number}", loop.kind, loop.variable, _leaf(over), bodies))
+            passes.append(LoopPass(f"__{number}", loop.kind, loop.variable, _leaf(over), bodies))
             left[loop.start : loop.end + 1] = [None] * (loop.end + 1 - loop.start)
-            left[loop.start] = Word("name", f"__{number}", found[loop.start].at)
-        return Parsed(uses, tuple(passes), _leaf([word for word in left if word is not None]))
+            left[loop.start] = ExpressionToken("name", f"__{number}", found[loop.start].position)
+        return CompiledExpression(uses, tuple(passes), _leaf([word for word in left if word is not None]))
     except BadExpression as error:
-        raise BadExpression(f"{shown(asked)}: {error.message}") from None
+        raise BadExpression(f"{quote_source(asked)}: {error.message}") from None
 
 
 def _compiled(source: str) -> Any:
     try:
-        return guarded(cel().compile, source)
+        return call_cel(load_cel().compile, source)
     except MemoryError:
         raise
     except Exception as error:
-        raise BadExpression(parse_error(str(error))) from None
+        raise BadExpression(explain_parse_error(str(error))) from None
 
 
-def _leaf(found: Sequence[Word]) -> Leaf:
+def _leaf(found: Sequence[ExpressionToken]) -> LeafExpression:
     if found and found[0].kind == "name" and found[0].text not in ("true", "false", "null") and not is_called(found, 0):
-        whole, end = path(found, 0)
+        whole, end = read_path(found, 0)
         if end == len(found):
-            return Leaf(whole, None, {}, 0, 0)
+            return LeafExpression(whole, None, {}, 0, 0)
     program = _compiled(" ".join(word.text for word in found))
     used: dict[tuple[str, ...], int] = {}
     adds = patterns = 0
@@ -141,7 +141,7 @@ def _leaf(found: Sequence[Word]) -> Leaf:
             continue
         if is_called(found, index) or word.text in ("true", "false", "null", "in"):
             continue
-        keys, _ = path(found, index)
+        keys, _ = read_path(found, index)
         names: list[str] = []
         for key in keys:
             if not isinstance(key, str):
@@ -153,4 +153,4 @@ def _leaf(found: Sequence[Word]) -> Leaf:
             pattern = found[index + 2].text
             escapes = pattern.count("\\") // (1 if pattern[0] in "rR" else 2) + 1
             patterns += 1_500 * len(pattern) + 35_000 * (escapes if "\\" in pattern else 0)
-    return Leaf(None, program, used, adds, patterns)
+    return LeafExpression(None, program, used, adds, patterns)

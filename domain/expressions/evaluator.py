@@ -12,14 +12,21 @@ from typing import Any, Final
 
 import msgspec
 
-from domain.expressions.compiler import Leaf, Parsed, Pass, cel, guarded, parse
-from domain.expressions.parser import ROOTS, BadExpression, Path, kind_of, shown
+from domain.expressions.compiler import (
+    CompiledExpression,
+    LeafExpression,
+    LoopPass,
+    call_cel,
+    compile_expression,
+    load_cel,
+)
+from domain.expressions.parser import SCOPE_NAMES, BadExpression, ValuePath, describe_kind, quote_source
 
 # Bytes of JSON.
-MAX_RESULT: Final = 1024 * 1024
-MAX_DEPTH: Final = 64
+MAX_RESULT_BYTES: Final = 1024 * 1024
+MAX_VALUE_DEPTH: Final = 64
 # What one answer may take, in units of about 10 ns: what it costs to hand a value to CEL, or to get it back.
-MAX_WORK: Final = 20_000_000
+MAX_WORK_UNITS: Final = 20_000_000
 _CALL: Final = 300
 _ITEM: Final = 100
 _NUMBER: Final = 40
@@ -34,44 +41,44 @@ class _Spent(BadExpression):
     """The answer takes too much work; no `||` makes up for it."""
 
 
-class Budget:
+class WorkBudget:
     """How much work is left."""
 
-    def __init__(self, work: int = MAX_WORK) -> None:
-        self.left = work
+    def __init__(self, work: int = MAX_WORK_UNITS) -> None:
+        self.remaining_work = work
 
     def spend(self, work: int) -> None:
-        self.left -= work
-        if self.left < 0:
+        self.remaining_work -= work
+        if self.remaining_work < 0:
             raise _Spent("It takes too much work: the lists or texts in it are too long.")
 
 
 def _handed(call: Any, *arguments: Any) -> Any:
     """Give CEL a value. Errors: BadExpression for text that is none, such as half of a surrogate pair."""
     try:
-        return guarded(call, *arguments)
+        return call_cel(call, *arguments)
     except (ValueError, TypeError, RuntimeError, OverflowError):
         raise BadExpression("A value in it is not JSON.") from None
 
 
-def evaluate(source: str, scope: Mapping[str, Any], budget: Budget | None = None) -> Any:
+def evaluate_expression(source: str, scope: Mapping[str, Any], budget: WorkBudget | None = None) -> Any:
     """The value of an expression: JSON, maybe a part of the scope itself. Errors: BadExpression."""
-    parsed = parse(source)
+    parsed = compile_expression(source)
     try:
-        return _answer(parsed, scope, budget or Budget())
+        return _answer(parsed, scope, budget or WorkBudget())
     except BadExpression as error:
-        raise BadExpression(f"{shown(source)}: {error.message}") from None
+        raise BadExpression(f"{quote_source(source)}: {error.message}") from None
 
 
-def truth(source: str, scope: Mapping[str, Any]) -> bool:
+def evaluate_condition(source: str, scope: Mapping[str, Any]) -> bool:
     """The value of an expression that must be true or false. Errors: BadExpression."""
-    value = evaluate(source, scope)
+    value = evaluate_expression(source, scope)
     if not isinstance(value, bool):
-        raise BadExpression(f"{shown(source)}: It must be true or false, not {kind_of(value)}.")
+        raise BadExpression(f"{quote_source(source)}: It must be true or false, not {describe_kind(value)}.")
     return value
 
 
-def _answer(parsed: Parsed, scope: Mapping[str, Any], budget: Budget) -> Any:
+def _answer(parsed: CompiledExpression, scope: Mapping[str, Any], budget: WorkBudget) -> Any:
     known = dict(scope)
     failed: dict[str, BadExpression] = {}
     for loop in parsed.passes:
@@ -85,16 +92,16 @@ def _answer(parsed: Parsed, scope: Mapping[str, Any], budget: Budget) -> Any:
     return _value(parsed.last, known, failed, budget)
 
 
-def _passed(loop: Pass, known: Mapping[str, Any], failed: Mapping[str, BadExpression], budget: Budget) -> Any:
+def _passed(loop: LoopPass, known: Mapping[str, Any], failed: Mapping[str, BadExpression], budget: WorkBudget) -> Any:
     over = _value(loop.over, known, failed, budget)
     if not isinstance(over, list | dict):
-        raise BadExpression(f"`{loop.kind}` needs a list, not {kind_of(over)}.")
+        raise BadExpression(f"`{loop.kind}` needs a list, not {describe_kind(over)}.")
     bodies = [_Body(body, loop, known, budget) for body in loop.bodies]
 
     def holds(item: Any) -> bool:
         value = bodies[0].of(item)
         if not isinstance(value, bool):
-            raise BadExpression(f"The condition of `{loop.kind}` must be true or false, not {kind_of(value)}.")
+            raise BadExpression(f"The condition of `{loop.kind}` must be true or false, not {describe_kind(value)}.")
         return value
 
     if loop.kind == "filter":
@@ -108,8 +115,8 @@ def _passed(loop: Pass, known: Mapping[str, Any], failed: Mapping[str, BadExpres
             if len(bodies) == 1 or holds(item):
                 made.append(bodies[-1].of(item))
                 size += _size(made[-1]) + 1
-                if size > MAX_RESULT:
-                    raise _Spent(f"What `map` makes is larger than {MAX_RESULT} bytes.")
+                if size > MAX_RESULT_BYTES:
+                    raise _Spent(f"What `map` makes is larger than {MAX_RESULT_BYTES} bytes.")
         return made
     # As CEL has it: one item that decides makes up for others that have no answer.
     wanted = loop.kind == "exists"
@@ -130,7 +137,7 @@ def _passed(loop: Pass, known: Mapping[str, Any], failed: Mapping[str, BadExpres
 class _Body:
     """What a loop does with each item. What does not change from one to the next is handed to CEL once."""
 
-    def __init__(self, leaf: Leaf, loop: Pass, known: Mapping[str, Any], budget: Budget) -> None:
+    def __init__(self, leaf: LeafExpression, loop: LoopPass, known: Mapping[str, Any], budget: WorkBudget) -> None:
         self.leaf, self.variable, self.known, self.budget = leaf, loop.variable, known, budget
         self.context: Any = None
         self.work = 0
@@ -138,7 +145,7 @@ class _Body:
             outer = {keys: times for keys, times in leaf.paths.items() if keys[0] != loop.variable}
             self.own = {keys: times for keys, times in leaf.paths.items() if keys[0] == loop.variable}
             given, work = _given(outer, known, budget)
-            self.context = _handed(cel().Context, given)
+            self.context = _handed(load_cel().Context, given)
             # Compared, values are read at most. Added, they are copied.
             self.work = work * (1 + leaf.adds) if leaf.adds else work // 4
 
@@ -153,7 +160,9 @@ class _Body:
         return _run(self.leaf, self.context, work * (1 + self.leaf.adds) + self.work, self.known, {}, self.budget)
 
 
-def _value(leaf: Leaf, known: Mapping[str, Any], failed: Mapping[str, BadExpression], budget: Budget) -> Any:
+def _value(
+    leaf: LeafExpression, known: Mapping[str, Any], failed: Mapping[str, BadExpression], budget: WorkBudget
+) -> Any:
     if leaf.path is not None:
         return _walked(leaf.path, known, failed)
     given, work = _given(leaf.paths, known, budget)
@@ -161,35 +170,35 @@ def _value(leaf: Leaf, known: Mapping[str, Any], failed: Mapping[str, BadExpress
 
 
 def _run(
-    leaf: Leaf,
+    leaf: LeafExpression,
     given: Any,
     work: int,
     known: Mapping[str, Any],
     failed: Mapping[str, BadExpression],
-    budget: Budget,
+    budget: WorkBudget,
 ) -> Any:
     budget.spend(_CALL + work + leaf.patterns * (1 + work // 65536))
     try:
-        value = guarded(leaf.program.execute, given)
+        value = call_cel(leaf.program.execute, given)
     except MemoryError:
         raise
     except Exception as error:
         for keys in leaf.paths:
             if keys[0] in failed:
                 raise failed[keys[0]] from None
-            if keys[0] in ROOTS and keys[0] not in known:
+            if keys[0] in SCOPE_NAMES and keys[0] not in known:
                 raise BadExpression(f"There is no `{keys[0]}` here.") from None
         raise BadExpression(_told(error)) from None
     if isinstance(value, bool):
         return value
     value = _json(value)
-    budget.spend(_weight(value, budget.left))
-    if _size(value) > MAX_RESULT:
-        raise _Spent(f"The answer is larger than {MAX_RESULT} bytes.")
+    budget.spend(_weight(value, budget.remaining_work))
+    if _size(value) > MAX_RESULT_BYTES:
+        raise _Spent(f"The answer is larger than {MAX_RESULT_BYTES} bytes.")
     return value
 
 
-def _walked(keys: Path, known: Mapping[str, Any], failed: Mapping[str, BadExpression]) -> Any:
+def _walked(keys: ValuePath, known: Mapping[str, Any], failed: Mapping[str, BadExpression]) -> Any:
     root = str(keys[0])
     if root in failed:
         raise failed[root]
@@ -204,12 +213,12 @@ def _walked(keys: Path, known: Mapping[str, Any], failed: Mapping[str, BadExpres
             if key >= len(value):
                 raise BadExpression(f"There is no `{_below(keys, at + 1)}`: the list has {len(value)} items.")
         else:
-            raise BadExpression(f"`{_below(keys, at)}` is {kind_of(value)}, and has no {key!r}.")
+            raise BadExpression(f"`{_below(keys, at)}` is {describe_kind(value)}, and has no {key!r}.")
         value = value[key]
     return value
 
 
-def _below(keys: Path, end: int) -> str:
+def _below(keys: ValuePath, end: int) -> str:
     told = str(keys[0]) if not str(keys[0]).startswith("__") else "it"
     for key in keys[1:end]:
         told += f".{key}" if isinstance(key, str) and key.isidentifier() else f"[{key!r}]"
@@ -217,7 +226,7 @@ def _below(keys: Path, end: int) -> str:
 
 
 def _given(
-    paths: Mapping[tuple[str, ...], int], known: Mapping[str, Any], budget: Budget
+    paths: Mapping[tuple[str, ...], int], known: Mapping[str, Any], budget: WorkBudget
 ) -> tuple[dict[str, Any], int]:
     """What CEL is given of the values known, and the work to go through each as often as it is named."""
     given: dict[str, Any] = {}
@@ -232,8 +241,8 @@ def _given(
             if at + 1 < len(keys) and isinstance(value, dict):
                 source, into = value, into.setdefault(key, {})
                 continue
-            work += _weight(value, budget.left) * paths[keys]
-            if work > budget.left:
+            work += _weight(value, budget.remaining_work) * paths[keys]
+            if work > budget.remaining_work:
                 budget.spend(work)
             into[key] = value
             break
@@ -246,8 +255,8 @@ def _weight(value: Any, most: int) -> int:
     left: list[tuple[Any, int]] = [(value, 0)]
     while left and work <= most:
         one, depth = left.pop()
-        if depth > MAX_DEPTH:
-            raise BadExpression(f"A value in it is nested deeper than {MAX_DEPTH}.")
+        if depth > MAX_VALUE_DEPTH:
+            raise BadExpression(f"A value in it is nested deeper than {MAX_VALUE_DEPTH}.")
         if isinstance(one, str):
             work += _TEXT + len(one) // 2
         elif isinstance(one, dict | list) and len(one) * _NUMBER > most:
@@ -289,8 +298,8 @@ def _told(error: Exception) -> str:
 
 def _json(value: Any, depth: int = 0) -> Any:
     """An answer of CEL as JSON, keys in order of the alphabet since CEL keeps none."""
-    if depth > MAX_DEPTH:
-        raise BadExpression(f"The answer is nested deeper than {MAX_DEPTH}.")
+    if depth > MAX_VALUE_DEPTH:
+        raise BadExpression(f"The answer is nested deeper than {MAX_VALUE_DEPTH}.")
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):

@@ -10,20 +10,20 @@ from typing import Any, Final
 
 import msgspec
 
-MAX_LENGTH: Final = 1_000
-MAX_BRACKETS: Final = 32
-MAX_PATTERN: Final = 200
-ROOTS: Final = ("inputs", "steps", "item", "index")
-MACROS: Final = frozenset({"all", "exists", "exists_one", "filter", "map"})
-FUNCTIONS: Final = frozenset(
+MAX_EXPRESSION_LENGTH: Final = 1_000
+MAX_BRACKET_DEPTH: Final = 32
+MAX_PATTERN_LENGTH: Final = 200
+SCOPE_NAMES: Final = ("inputs", "steps", "item", "index")
+LOOP_MACROS: Final = frozenset({"all", "exists", "exists_one", "filter", "map"})
+FUNCTION_NAMES: Final = frozenset(
     {"bytes", "double", "duration", "dyn", "has", "int", "size", "string", "timestamp", "type", "uint"}
 )
-METHODS: Final = frozenset(
+METHOD_NAMES: Final = frozenset(
     {"contains", "endsWith", "getDate", "getDayOfMonth", "getDayOfWeek", "getDayOfYear", "getFullYear", "getHours"}
     | {"getMilliseconds", "getMinutes", "getMonth", "getSeconds", "matches", "size", "startsWith"}
 )
 # Names of types, as in `type(item) == string`.
-TYPES: Final = frozenset({"bool", "double", "int", "list", "map", "null_type", "string", "uint"})
+TYPE_NAMES: Final = frozenset({"bool", "double", "int", "list", "map", "null_type", "string", "uint"})
 _WORDS: Final = frozenset({"true", "false", "null", "in"})
 _TOKEN: Final = re.compile(
     r"""(?P<space>[ \t\r\n\f]+)
@@ -35,7 +35,7 @@ _TOKEN: Final = re.compile(
 )
 _PAIRS: Final = {")": "(", "]": "[", "}": "{"}
 
-Path = tuple[str | int, ...]
+ValuePath = tuple[str | int, ...]
 
 
 class BadExpression(Exception):
@@ -44,26 +44,26 @@ class BadExpression(Exception):
     def __init__(self, message: str, place: str = "") -> None:
         super().__init__(message)
         self.message = message
-        self.place = place
+        self.path = place
 
 
-class Uses(msgspec.Struct, frozen=True):
+class ExpressionReferences(msgspec.Struct, frozen=True):
     """What an expression looks at: ids of steps, which of `inputs`, `steps`, `item` and `index`, which inputs."""
 
     steps: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
     inputs: frozenset[str] = frozenset()
 
-    def __or__(self, other: "Uses") -> "Uses":
-        return Uses(self.steps | other.steps, self.names | other.names, self.inputs | other.inputs)
+    def __or__(self, other: "ExpressionReferences") -> "ExpressionReferences":
+        return ExpressionReferences(self.steps | other.steps, self.names | other.names, self.inputs | other.inputs)
 
 
-class Word(msgspec.Struct, frozen=True):
+class ExpressionToken(msgspec.Struct, frozen=True):
     """One word: `kind` is text, number, name or sign; `at` counts characters from 0."""
 
     kind: str
     text: str
-    at: int
+    position: int
 
     @property
     def ends_value(self) -> bool:
@@ -71,7 +71,7 @@ class Word(msgspec.Struct, frozen=True):
         return self.text in (")", "]", "}") if self.kind == "sign" else self.text != "in"
 
 
-class Loop(msgspec.Struct, frozen=True):
+class LoopMacro(msgspec.Struct, frozen=True):
     """A macro: the words of the value before it run from `start` to `dot`, `end` is its closing bracket."""
 
     kind: str
@@ -82,13 +82,13 @@ class Loop(msgspec.Struct, frozen=True):
     bodies: tuple[tuple[int, int], ...]
 
 
-def shown(source: str) -> str:
+def quote_source(source: str) -> str:
     """An expression as errors name it."""
     text = " ".join(source.split())
     return f"`{text if len(text) <= 100 else text[:99] + '…'}`"
 
 
-def next_word(source: str, at: int) -> Word | None:
+def read_token(source: str, at: int) -> ExpressionToken | None:
     """The word at `at`, None for space. Errors: BadExpression for a character that no word begins with."""
     match = _TOKEN.match(source, at)
     if match is None:
@@ -96,25 +96,25 @@ def next_word(source: str, at: int) -> Word | None:
         raise BadExpression(f"{source[at]!r} is not part of expressions.{instead}")
     if match.lastgroup == "space":
         return None
-    return Word(str(match.lastgroup), match[0], at)
+    return ExpressionToken(str(match.lastgroup), match[0], at)
 
 
-def words(source: str) -> list[Word]:
+def read_tokens(source: str) -> list[ExpressionToken]:
     """The words of an expression. Errors: BadExpression."""
     if not source.strip():
         raise BadExpression("An expression is missing.")
-    if len(source) > MAX_LENGTH:
-        raise BadExpression(f"An expression has at most {MAX_LENGTH} characters, not {len(source)}.")
-    found: list[Word] = []
+    if len(source) > MAX_EXPRESSION_LENGTH:
+        raise BadExpression(f"An expression has at most {MAX_EXPRESSION_LENGTH} characters, not {len(source)}.")
+    found: list[ExpressionToken] = []
     at = 0
     while at < len(source):
-        word = next_word(source, at)
+        word = read_token(source, at)
         if word is None:
             match = _TOKEN.match(source, at)
             at = match.end() if match is not None else len(source)
             continue
         before = found[-1] if found else None
-        if before is not None and before.at + len(before.text) == at:
+        if before is not None and before.position + len(before.text) == at:
             if word.kind == "text" and before.kind == "text":
                 raise BadExpression("Text in three quotes is not part of expressions.")
             if word.kind == "text" and re.fullmatch("[bBrR]{1,2}", before.text):
@@ -126,18 +126,18 @@ def words(source: str) -> list[Word]:
     return found
 
 
-def quote_members(source: str, found: Sequence[Word]) -> str:
+def quote_members(source: str, found: Sequence[ExpressionToken]) -> str:
     """Return an expression in which names that CEL has no letters for are in quotes: `steps["研究"]`."""
     parts: list[str] = []
     at = 0
     for index, word in enumerate(found):
         if word.kind == "name" and not word.text.isascii() and is_member(found, index):
-            parts += [source[at : found[index - 1].at], f'["{word.text}"]']
-            at = word.at + len(word.text)
+            parts += [source[at : found[index - 1].position], f'["{word.text}"]']
+            at = word.position + len(word.text)
     return "".join([*parts, source[at:]])
 
 
-def pairs(found: Sequence[Word]) -> dict[int, int]:
+def match_brackets(found: Sequence[ExpressionToken]) -> dict[int, int]:
     """From each bracket to the one it belongs to. Errors: BadExpression when they do not match or go too deep."""
     opened: list[int] = []
     matched: dict[int, int] = {}
@@ -146,37 +146,37 @@ def pairs(found: Sequence[Word]) -> dict[int, int]:
             continue
         if word.text in _PAIRS.values():
             opened.append(index)
-            if len(opened) > MAX_BRACKETS:
-                raise BadExpression(f"Brackets are nested deeper than {MAX_BRACKETS}.")
+            if len(opened) > MAX_BRACKET_DEPTH:
+                raise BadExpression(f"Brackets are nested deeper than {MAX_BRACKET_DEPTH}.")
         elif word.text in _PAIRS:
             if not opened or found[opened[-1]].text != _PAIRS[word.text]:
-                raise BadExpression(f"`{word.text}` at character {word.at + 1} closes nothing.")
+                raise BadExpression(f"`{word.text}` at character {word.position + 1} closes nothing.")
             begin = opened.pop()
             matched[begin], matched[index] = index, begin
     if opened:
         word = found[opened[-1]]
-        raise BadExpression(f"`{word.text}` at character {word.at + 1} is not closed.")
+        raise BadExpression(f"`{word.text}` at character {word.position + 1} is not closed.")
     return matched
 
 
-def plain(text: str) -> str | None:
+def unquote_text(text: str) -> str | None:
     """What a quoted text says; None when it has escapes."""
     raw = text[0] in "rR"
     inner = text[2:-1] if raw else text[1:-1]
     return inner if raw or "\\" not in inner else None
 
 
-def is_member(found: Sequence[Word], index: int) -> bool:
+def is_member(found: Sequence[ExpressionToken], index: int) -> bool:
     """Whether a name comes after a dot."""
     return index > 0 and found[index - 1].text == "." and found[index - 1].kind == "sign"
 
 
-def is_called(found: Sequence[Word], index: int) -> bool:
+def is_called(found: Sequence[ExpressionToken], index: int) -> bool:
     """Whether a name comes before a round bracket, and is not the `in` of `x in (a + b)`."""
     return index + 1 < len(found) and found[index + 1].text == "(" and found[index].text != "in"
 
 
-def path(found: Sequence[Word], index: int) -> tuple[Path, int]:
+def read_path(found: Sequence[ExpressionToken], index: int) -> tuple[ValuePath, int]:
     """The longest path that begins with the name at `index`, and the index after it: `steps["a"].outputs[2]`."""
     keys: list[str | int] = [found[index].text]
     at = index + 1
@@ -186,7 +186,7 @@ def path(found: Sequence[Word], index: int) -> tuple[Path, int]:
             at += 2
         elif found[at].text == "[" and at + 2 < len(found) and found[at + 2].text == "]":
             word = found[at + 1]
-            key = plain(word.text) if word.kind == "text" else None
+            key = unquote_text(word.text) if word.kind == "text" else None
             if key is None and word.kind == "number" and re.fullmatch(r"0|[1-9][0-9]{0,8}", word.text):
                 keys.append(int(word.text))
             elif key is not None:
@@ -199,11 +199,16 @@ def path(found: Sequence[Word], index: int) -> tuple[Path, int]:
     return tuple(keys), at
 
 
-def loops(found: Sequence[Word], matched: dict[int, int]) -> list[Loop]:
+def find_loops(found: Sequence[ExpressionToken], matched: dict[int, int]) -> list[LoopMacro]:
     """The macros in the order of their names. Errors: BadExpression for one within another."""
-    made: list[Loop] = []
+    made: list[LoopMacro] = []
     for index, word in enumerate(found):
-        if word.kind != "name" or word.text not in MACROS or not is_called(found, index) or not is_member(found, index):
+        if (
+            word.kind != "name"
+            or word.text not in LOOP_MACROS
+            or not is_called(found, index)
+            or not is_member(found, index)
+        ):
             continue
         if made and index < made[-1].end:
             raise BadExpression(f"`{word.text}` stands within `{made[-1].kind}`; loops cannot be nested.")
@@ -220,13 +225,13 @@ def loops(found: Sequence[Word], matched: dict[int, int]) -> list[Loop]:
         name = found[begin + 1]
         if name.kind != "name" or not commas or commas[0] != begin + 2 or not 1 <= len(bodies) <= most:
             raise BadExpression(f"`{word.text}` is written as `list.{word.text}(x, …)`.")
-        if name.text in {*ROOTS, *TYPES, *_WORDS} or name.text.startswith("__"):
+        if name.text in {*SCOPE_NAMES, *TYPE_NAMES, *_WORDS} or name.text.startswith("__"):
             raise BadExpression(f"`{name.text}` cannot be the variable of `{word.text}`; choose another name.")
-        made.append(Loop(word.text, _start(found, matched, index - 2), index - 1, end, name.text, bodies))
+        made.append(LoopMacro(word.text, _start(found, matched, index - 2), index - 1, end, name.text, bodies))
     return made
 
 
-def _start(found: Sequence[Word], matched: dict[int, int], at: int) -> int:
+def _start(found: Sequence[ExpressionToken], matched: dict[int, int], at: int) -> int:
     """Where the value that ends at `at` begins."""
     while at >= 0:
         word = found[at]
@@ -247,7 +252,9 @@ def _start(found: Sequence[Word], matched: dict[int, int], at: int) -> int:
     raise BadExpression("An expression cannot begin with a dot.")
 
 
-def check(found: Sequence[Word], matched: dict[int, int], made: Sequence[Loop]) -> Uses:
+def find_references(
+    found: Sequence[ExpressionToken], matched: dict[int, int], made: Sequence[LoopMacro]
+) -> ExpressionReferences:
     """What the words use. Errors: BadExpression naming what may not be there."""
     steps: set[str] = set()
     names: set[str] = set()
@@ -255,7 +262,7 @@ def check(found: Sequence[Word], matched: dict[int, int], made: Sequence[Loop]) 
     for index, word in enumerate(found):
         after = found[index + 1].text if index + 1 < len(found) else ""
         if word.kind == "text" and is_index(found, index):
-            key = plain(word.text)
+            key = unquote_text(word.text)
             if key is not None and key.startswith("__") and key.endswith("__"):
                 raise BadExpression(f"`{key}` cannot be reached: names with `__` around them are not part of values.")
         if word.text == "." and word.kind == "sign" and (index == 0 or not found[index - 1].ends_value):
@@ -273,18 +280,18 @@ def check(found: Sequence[Word], matched: dict[int, int], made: Sequence[Loop]) 
                 loop.variable == word.text and any(begin <= index < end for begin, end in loop.bodies) for loop in made
             )
             declared = any(loop.bodies[0][0] - 2 == index for loop in made)
-            if word.text in ROOTS:
+            if word.text in SCOPE_NAMES:
                 names.add(word.text)
                 if word.text == "steps":
                     steps.add(_step(found, index))
                 elif word.text == "inputs":
-                    inputs |= {key for key in path(found, index)[0][1:2] if isinstance(key, str)}
-            elif not bound and not declared and word.text not in TYPES:
-                raise BadExpression(f"There is no `{word.text}`; there are {', '.join(ROOTS)}.")
-    return Uses(frozenset(steps), frozenset(names), frozenset(inputs))
+                    inputs |= {key for key in read_path(found, index)[0][1:2] if isinstance(key, str)}
+            elif not bound and not declared and word.text not in TYPE_NAMES:
+                raise BadExpression(f"There is no `{word.text}`; there are {', '.join(SCOPE_NAMES)}.")
+    return ExpressionReferences(frozenset(steps), frozenset(names), frozenset(inputs))
 
 
-def is_index(found: Sequence[Word], index: int) -> bool:
+def is_index(found: Sequence[ExpressionToken], index: int) -> bool:
     """Whether a word is all that stands between square brackets after a value."""
     return (
         1 < index < len(found) - 1
@@ -294,16 +301,16 @@ def is_index(found: Sequence[Word], index: int) -> bool:
     )
 
 
-def _step(found: Sequence[Word], index: int) -> str:
-    keys, _ = path(found, index)
+def _step(found: Sequence[ExpressionToken], index: int) -> str:
+    keys, _ = read_path(found, index)
     if len(keys) < 2 or not isinstance(keys[1], str):
         raise BadExpression('`steps` must be followed by the id of a step, as `steps.id` or `steps["id"]`.')
     return keys[1]
 
 
-def _call(found: Sequence[Word], matched: dict[int, int], index: int) -> None:
+def _call(found: Sequence[ExpressionToken], matched: dict[int, int], index: int) -> None:
     word, method = found[index], is_member(found, index)
-    known = METHODS | MACROS if method else FUNCTIONS
+    known = METHOD_NAMES | LOOP_MACROS if method else FUNCTION_NAMES
     if word.text not in known:
         dot, listed = ("." if method else "", ", ".join(sorted(known)))
         raise BadExpression(f"There is no function `{dot}{word.text}()`; there are {listed}.")
@@ -312,13 +319,13 @@ def _call(found: Sequence[Word], matched: dict[int, int], index: int) -> None:
         pattern = found[index + 2]
         if matched[index + 1] != index + 3 or pattern.kind != "text":
             raise BadExpression("`matches` takes one pattern, written in quotes.")
-        if len(pattern.text) > MAX_PATTERN:
-            raise BadExpression(f"A pattern of `matches` has at most {MAX_PATTERN} characters.")
+        if len(pattern.text) > MAX_PATTERN_LENGTH:
+            raise BadExpression(f"A pattern of `matches` has at most {MAX_PATTERN_LENGTH} characters.")
         if "{" in pattern.text or "\\x" in pattern.text or "\\u" in pattern.text or re.search(r"\\[0-7]", pattern.text):
             raise BadExpression("A pattern of `matches` cannot hold `{` or escapes by number.")
 
 
-def parse_error(text: str) -> str:
+def explain_parse_error(text: str) -> str:
     """A sentence from what CEL's parser says: `ERROR: <input>:1:4: Syntax error: … expecting {…}`."""
     match = re.search(r"ERROR: <input>:(\d+):(\d+): (?:Syntax error: )?([^\n]*)", text)
     if match is None:
@@ -330,7 +337,7 @@ def parse_error(text: str) -> str:
     return f"It cannot be read at {where}: {said}."
 
 
-def kind_of(value: Any) -> str:
+def describe_kind(value: Any) -> str:
     """What a JSON value is, in words."""
     if value is None:
         return "null"

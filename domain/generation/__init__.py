@@ -5,32 +5,39 @@ other. What comes of the answer is made valid here, whatever the model said.
 """
 
 from domain.generation.schema import (
-    AgentAnswer,
     AgentDraft,
-    CrewAnswer,
+    AgentGeneration,
     CrewDraft,
-    Generate,
-    GenerateName,
-    NameAnswer,
-    TaskAnswer,
+    CrewGeneration,
+    GenerationStart,
+    NameGeneration,
+    NameGenerationStart,
     TaskDraft,
+    TaskGeneration,
 )
-from domain.generation.service import agent_of, crew_of, name_of, start, start_name, task_of
+from domain.generation.service import (
+    get_agent_generation,
+    get_crew_generation,
+    get_name_generation,
+    get_task_generation,
+    start_generation,
+    start_name_generation,
+)
 
 __all__ = [
-    "AgentAnswer",
     "AgentDraft",
-    "CrewAnswer",
+    "AgentGeneration",
     "CrewDraft",
-    "Generate",
-    "GenerateName",
-    "NameAnswer",
-    "TaskAnswer",
+    "CrewGeneration",
+    "GenerationStart",
+    "NameGeneration",
+    "NameGenerationStart",
     "TaskDraft",
-    "agent_of",
-    "crew_of",
-    "name_of",
-    "start",
-    "start_name",
-    "task_of",
+    "TaskGeneration",
+    "get_agent_generation",
+    "get_crew_generation",
+    "get_name_generation",
+    "get_task_generation",
+    "start_generation",
+    "start_name_generation",
 ]

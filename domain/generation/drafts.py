@@ -5,13 +5,13 @@ import re
 from collections.abc import Container, Iterable
 from typing import Any, Final
 
-from domain.crews.schema import PLANNING
+from domain.crews.schema import PLANNING_STEP
 from domain.generation.schema import AgentDraft, CrewDraft, TaskDraft
 from domain.shared import names, yaml_reader
 
-NAME: Final = 50
-RUN_NAME: Final = 60
-RUN_WORDS: Final = 6
+MAX_NAME_LENGTH: Final = 50
+MAX_RUN_NAME_LENGTH: Final = 60
+MAX_RUN_NAME_WORDS: Final = 6
 # Texts may be as long as agents and tasks take them; nobody means to say more than this.
 _WORDS: Final = 4_000
 # What cannot stand in a path, and what has no place in a name.
@@ -24,29 +24,29 @@ _QUOTES: Final = re.compile(r"[\x00-\x1f\x7f\"`{}\[\]<>]+")
 _RESERVED: Final = frozenset({"executions", "debug"})
 
 
-def text(value: Any, otherwise: str) -> str:
+def clean_text(value: Any, otherwise: str) -> str:
     """A text without control characters, not too long, and not empty."""
     said = _CONTROL.sub(" ", value).strip()[:_WORDS].strip() if isinstance(value, str) else ""
     return said or otherwise
 
 
-def name(value: Any, otherwise: str) -> str:
+def clean_name(value: Any, otherwise: str) -> str:
     """A name that can stand in a path."""
     said = _UNNAMEABLE.sub(" ", value.replace("_", " ")) if isinstance(value, str) else ""
-    said = " ".join(said.split())[:NAME].strip(" .,&'+-")
+    said = " ".join(said.split())[:MAX_NAME_LENGTH].strip(" .,&'+-")
     if not said:
         return otherwise
     return said if said.lower() not in _RESERVED else f"{said} 1"
 
 
-def run_name(value: Any) -> str:
+def clean_run_name(value: Any) -> str:
     """Two to six words, at most `RUN_NAME` characters."""
     said = _QUOTES.sub(" ", value).split() if isinstance(value, str) else []
     # A chain of words is as many words.
     said = [word for part in said for word in (part.split("-") if part.count("-") > 1 else [part])]
     kept: list[str] = []
-    for part in (one[:NAME] for one in said):
-        if _words([*kept, part]) > RUN_WORDS or len(" ".join([*kept, part])) > RUN_NAME:
+    for part in (one[:MAX_NAME_LENGTH] for one in said):
+        if _words([*kept, part]) > MAX_RUN_NAME_WORDS or len(" ".join([*kept, part])) > MAX_RUN_NAME_LENGTH:
             break
         kept.append(part)
     told = " ".join(kept).strip(" -:,;.")
@@ -57,36 +57,36 @@ def _words(parts: list[str]) -> int:
     return sum(_WORD.search(word) is not None for part in parts for word in part.split("-"))
 
 
-def listed(value: Any) -> list[str]:
+def list_texts(value: Any) -> list[str]:
     """The texts of a list, each once."""
     return list(dict.fromkeys(one for one in value if isinstance(one, str))) if isinstance(value, list) else []
 
 
-def agent(said: dict[str, Any], called: str, model: str, known: Container[str]) -> AgentDraft:
+def build_agent(said: dict[str, Any], called: str, model: str, known: Container[str]) -> AgentDraft:
     """An agent under this name. `known` are the tools that there are."""
-    role = text(said.get("role"), called)
+    role = clean_text(said.get("role"), called)
     return AgentDraft(
         name=called,
         role=role,
-        goal=text(said.get("goal"), f"Do well what is asked of a {role}"),
-        backstory=text(said.get("backstory"), f"You are {called}."),
-        tools=[one for one in listed(said.get("tools")) if one in known],
+        goal=clean_text(said.get("goal"), f"Do well what is asked of a {role}"),
+        backstory=clean_text(said.get("backstory"), f"You are {called}."),
+        tools=[one for one in list_texts(said.get("tools")) if one in known],
         model=model,
     )
 
 
-def task(said: dict[str, Any], called: str, by: str | None, known: Container[str]) -> TaskDraft:
+def build_task(said: dict[str, Any], called: str, by: str | None, known: Container[str]) -> TaskDraft:
     """A task under this name, for this agent. `known` are the tools that there are."""
     return TaskDraft(
         name=called,
-        description=text(said.get("description"), called),
-        expected_output=text(said.get("expected_output"), "The result, in full"),
+        description=clean_text(said.get("description"), called),
+        expected_output=clean_text(said.get("expected_output"), "The result, in full"),
         agent=by,
-        tools=[one for one in listed(said.get("tools")) if one in known],
+        tools=[one for one in list_texts(said.get("tools")) if one in known],
     )
 
 
-def meant(said: Any, members: list[str], place: int) -> int:
+def match_member(said: Any, members: list[str], place: int) -> int:
     """Which of the members somebody means by a name: that one, or one that is much like it, or else by turns."""
     wanted = names.fold_name(said) if isinstance(said, str) else ""
     folded = [names.fold_name(member) for member in members]
@@ -96,7 +96,9 @@ def meant(said: Any, members: list[str], place: int) -> int:
     return near[0] if near else place % len(members)
 
 
-def crew(said: dict[str, Any], called: str, agents: list[AgentDraft], tasks: list[TaskDraft], model: str) -> CrewDraft:
+def build_crew(
+    said: dict[str, Any], called: str, agents: list[AgentDraft], tasks: list[TaskDraft], model: str
+) -> CrewDraft:
     """A crew of these, whose tasks name its agents."""
     keys = _keys([one.name for one in agents], "agent", ())
     key_of = dict(zip((one.name for one in agents), keys, strict=True))
@@ -112,15 +114,15 @@ def crew(said: dict[str, Any], called: str, agents: list[AgentDraft], tasks: lis
             "agent": key_of[one.agent or agents[0].name],
             **_tools(one.tools),
         }
-        for key, one in zip(_keys([one.name for one in tasks], "task", (PLANNING,)), tasks, strict=True)
+        for key, one in zip(_keys([one.name for one in tasks], "task", (PLANNING_STEP,)), tasks, strict=True)
     }
     return CrewDraft(
         name=called,
-        description=text(said.get("description"), called),
+        description=clean_text(said.get("description"), called),
         process="hierarchical" if said.get("process") == "hierarchical" else "sequential",
         model=model,
-        agents_yaml=yaml_reader.dump(team),
-        tasks_yaml=yaml_reader.dump(work),
+        agents_yaml=yaml_reader.dump_yaml(team),
+        tasks_yaml=yaml_reader.dump_yaml(work),
     )
 
 

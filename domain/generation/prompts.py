@@ -5,16 +5,16 @@ from typing import Any, Final
 
 import msgspec
 
-from domain.generation.schema import Kind
+from domain.generation.schema import GenerationKind
 from domain.tools import ServerTool, Tool
 
 # The local model is small: what it may say is bounded, so that it comes to an end within its room.
-LOCAL_TOKENS: Final = 2_000
+LOCAL_ANSWER_TOKENS: Final = 2_000
 LOCAL_TEMPERATURE: Final = 0.4
-TOKENS: Final = 4_000
+MAX_ANSWER_TOKENS: Final = 4_000
 # How much of a crew's documents is read to name a run of it, in characters.
-READ: Final = 20_000
-LOCAL_READ: Final = 3_000
+MAX_READ_LENGTH: Final = 20_000
+LOCAL_READ_LENGTH: Final = 3_000
 # How much is told of each tool.
 _SHOWN: Final = 80
 # Texts of the example that are no chance any more.
@@ -45,13 +45,13 @@ def _example(value: Any) -> str:
 
 
 # Small models take much of an example over: it is as short as it can be.
-_EXAMPLES: Final[dict[Kind, str]] = {
+_EXAMPLES: Final[dict[GenerationKind, str]] = {
     "agent": _example(_PLANNER),
     "task": _example(_FLIGHTS),
     "crew": _example(_CREW),
     "name": '{"name":"..."}',
 }
-_TOLD: Final[dict[Kind, str]] = {
+_TOLD: Final[dict[GenerationKind, str]] = {
     "agent": "You design AI agents. Answer with one agent as a JSON object. For example, for planning trips:",
     "task": "You design tasks for AI agents. Answer with one task as a JSON object. For example, for finding flights:",
     "crew": (
@@ -61,7 +61,7 @@ _TOLD: Final[dict[Kind, str]] = {
     "name": "You give short names to runs of AI agents, of two to six words. Answer with a JSON object:",
 }
 # The local model says an example again rather than think of something else: it is told what to say, and shown none.
-_TOLD_LOCAL: Final[dict[Kind, str]] = {
+_TOLD_LOCAL: Final[dict[GenerationKind, str]] = {
     "agent": (
         "You design AI agents. Answer with one agent as a JSON object: its name, its role, its goal and its backstory. "
         "All of them are about what the description says."
@@ -76,7 +76,7 @@ _TOLD_LOCAL: Final[dict[Kind, str]] = {
         "what the description says."
     ),
 }
-_ASKED: Final[dict[Kind, str]] = {
+_ASKED: Final[dict[GenerationKind, str]] = {
     "agent": "Design the agent of this description: ",
     "task": "Design the task of this description: ",
     "crew": "Design the crew of this description: ",
@@ -84,14 +84,14 @@ _ASKED: Final[dict[Kind, str]] = {
 }
 
 
-def reference(tool: Tool) -> str:
+def format_tool_reference(tool: Tool) -> str:
     """What a tool is called where one is chosen."""
     return f"{tool.slug}/{tool.only}" if isinstance(tool, ServerTool) else tool.slug
 
 
-def repeats_example(kind: Kind, said: Mapping[str, Any]) -> bool:
+def is_example_repeated(kind: GenerationKind, said: Mapping[str, Any]) -> bool:
     """Whether a model has said the example again that it was shown, in two of its texts."""
-    example: dict[Kind, Mapping[str, Any]] = {"agent": _PLANNER, "task": _FLIGHTS, "crew": _CREW}
+    example: dict[GenerationKind, Mapping[str, Any]] = {"agent": _PLANNER, "task": _FLIGHTS, "crew": _CREW}
     shown = {name: text for name, text in example.get(kind, {}).items() if isinstance(text, str) and name != "process"}
     if not shown:
         return False
@@ -102,24 +102,26 @@ def _folded(text: Any) -> str:
     return " ".join(text.casefold().split()).rstrip(".") if isinstance(text, str) else ""
 
 
-def instructions(kind: Kind, tools: list[Tool], agents: list[str], local: bool = False) -> str:
+def build_instructions(kind: GenerationKind, tools: list[Tool], agents: list[str], local: bool = False) -> str:
     """What the model is told of its work, of the tools that it may choose among, and of the agents for a task."""
     told = _TOLD_LOCAL.get(kind) if local else None
     parts = [told or f"{_TOLD[kind]}\n{_EXAMPLES[kind]}"]
     if tools:
-        known = "\n".join(f"- {reference(tool)}: {' '.join(tool.description.split())[:_SHOWN]}" for tool in tools)
+        known = "\n".join(
+            f"- {format_tool_reference(tool)}: {' '.join(tool.description.split())[:_SHOWN]}" for tool in tools
+        )
         parts.append(f"List the tools that are needed, if any, in the field `tools`. There are these:\n{known}")
     if agents:
         parts.append(f"Say in the field `agent` which of these agents shall do it, or null: {', '.join(agents)}.")
     return "\n\n".join(parts)
 
 
-def question(kind: Kind, text: str) -> str:
+def build_question(kind: GenerationKind, text: str) -> str:
     """What the model is asked."""
     return _ASKED[kind] + text
 
 
-def answer_schema(kind: Kind, local: bool, tools: list[Tool], agents: list[str]) -> dict[str, Any]:
+def build_answer_schema(kind: GenerationKind, local: bool, tools: list[Tool], agents: list[str]) -> dict[str, Any]:
     """The JSON Schema of the answer. For the local model, whose answers follow it to the letter, all is bounded.
 
     Others are kept to what is strict for OpenAI, which knows no lengths: their texts are cut afterwards.
@@ -128,7 +130,11 @@ def answer_schema(kind: Kind, local: bool, tools: list[Tool], agents: list[str])
     def text(most: int, least: int = 1) -> dict[str, Any]:
         return {"type": "string", "minLength": least, "maxLength": most} if local else {"type": "string"}
 
-    chosen = {"tools": _list({"type": "string", "enum": [reference(tool) for tool in tools]}, 0, 2 if local else 10)}
+    chosen = {
+        "tools": _list(
+            {"type": "string", "enum": [format_tool_reference(tool) for tool in tools]}, 0, 2 if local else 10
+        )
+    }
     more = chosen if tools else {}
     if kind == "name":
         return _object(kind, name=text(60, 12))

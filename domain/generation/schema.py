@@ -9,9 +9,9 @@ from domain import llms
 from domain.crews.schema import Process, Yaml
 from domain.shared.status import Status
 
-Kind = Literal["agent", "task", "crew", "name"]
+GenerationKind = Literal["agent", "task", "crew", "name"]
 
-MAX_TOOLS: Final = 24
+MAX_OFFERED_TOOLS: Final = 24
 
 Description = Annotated[
     str,
@@ -24,11 +24,12 @@ Description = Annotated[
 ]
 ModelName = Annotated[str, Meta(min_length=1, max_length=256, examples=[llms.LOCAL])]
 ToolNames = Annotated[
-    list[Annotated[str, Meta(min_length=1, max_length=200)]], Meta(max_length=MAX_TOOLS, examples=[["http_request"]])
+    list[Annotated[str, Meta(min_length=1, max_length=200)]],
+    Meta(max_length=MAX_OFFERED_TOOLS, examples=[["http_request"]]),
 ]
 
 
-class Generate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class GenerationStart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What to think up, and with which model. `tools` are those to choose among, all that are enabled if left out."""
 
     description: Description
@@ -36,7 +37,7 @@ class Generate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     tools: ToolNames | None = None
 
 
-class GenerateName(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class NameGenerationStart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What a run is about: a description, or the documents of a crew, or both."""
 
     agents_yaml: Yaml | None = None
@@ -77,7 +78,7 @@ class CrewDraft(msgspec.Struct, frozen=True, kw_only=True):
     tasks_yaml: str
 
 
-class AgentAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class AgentGeneration(msgspec.Struct, frozen=True, kw_only=True):
     """An agent, null while the model is at it. Its name is one that nobody in the tenant has at this moment."""
 
     agent: AgentDraft | None
@@ -85,7 +86,7 @@ class AgentAnswer(msgspec.Struct, frozen=True, kw_only=True):
     status: Status
 
 
-class TaskAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class TaskGeneration(msgspec.Struct, frozen=True, kw_only=True):
     """A task, null while the model is at it."""
 
     task: TaskDraft | None
@@ -93,7 +94,7 @@ class TaskAnswer(msgspec.Struct, frozen=True, kw_only=True):
     status: Status
 
 
-class CrewAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class CrewGeneration(msgspec.Struct, frozen=True, kw_only=True):
     """A crew, null while the model is at it; its agents and tasks also one by one, for whoever wants to keep them."""
 
     crew: CrewDraft | None
@@ -103,7 +104,7 @@ class CrewAnswer(msgspec.Struct, frozen=True, kw_only=True):
     status: Status
 
 
-class NameAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class NameGeneration(msgspec.Struct, frozen=True, kw_only=True):
     """A name for a run, null while the model is at it."""
 
     name: str | None

@@ -13,16 +13,16 @@ from domain.executions.schema import LLM_TIMEOUT
 from domain.executions.service import added, fresh
 from domain.generation import drafts, prompts
 from domain.generation.schema import (
-    MAX_TOOLS,
-    AgentAnswer,
+    MAX_OFFERED_TOOLS,
     AgentDraft,
-    CrewAnswer,
-    Generate,
-    GenerateName,
-    Kind,
-    NameAnswer,
-    TaskAnswer,
+    AgentGeneration,
+    CrewGeneration,
+    GenerationKind,
+    GenerationStart,
+    NameGeneration,
+    NameGenerationStart,
     TaskDraft,
+    TaskGeneration,
 )
 from domain.ports import Tx
 from domain.shared import names
@@ -34,13 +34,13 @@ from domain.tasks import Task
 from domain.tools import Filter, Tool
 
 # A task is offered the newest agents of the tenant.
-MAX_AGENTS: Final = 20
+MAX_OFFERED_AGENTS: Final = 20
 _TRIES: Final = 20
 # Errors that another call may not meet.
 _PASSING: Final = frozenset(
     {"rate_limited", "unavailable", "timeout", "cut_off", "worker_lost", "internal_error", "model_unavailable"}
 )
-_NAMES: Final[dict[Kind, str]] = {
+_NAMES: Final[dict[GenerationKind, str]] = {
     "agent": "agent-generation",
     "task": "task-generation",
     "crew": "crew-generation",
@@ -48,22 +48,22 @@ _NAMES: Final[dict[Kind, str]] = {
 }
 
 
-async def start(tx: Tx, caller: Caller, kind: Kind, data: Generate) -> Execution:
+async def start_generation(tx: Tx, caller: Caller, kind: GenerationKind, data: GenerationStart) -> Execution:
     """Write a pending execution that thinks up an agent, a task or a crew, and ring for it.
 
     Errors: `invalid_field` for an unknown model, for unknown and disabled tools.
     """
     model = (await llms.resolve(tx, data.model)).model
     offered = await _offered(tx, caller, data.tools)
-    found = await tx.agents.page(Page(limit=MAX_AGENTS), "ready", None) if kind == "task" else None
+    found = await tx.agents.page(Page(limit=MAX_OFFERED_AGENTS), "ready", None) if kind == "task" else None
     agents = [] if found is None else [one.name for one in found.items]
     return await _started(tx, caller, kind, data.model, model, data.description, offered, agents)
 
 
-async def start_name(tx: Tx, caller: Caller, data: GenerateName) -> Execution:
+async def start_name_generation(tx: Tx, caller: Caller, data: NameGenerationStart) -> Execution:
     """Write a pending execution that thinks up a name for a run. Errors: `invalid_field`."""
     model = (await llms.resolve(tx, data.model)).model
-    most = prompts.LOCAL_READ if model.provider == "local" else prompts.READ
+    most = prompts.LOCAL_READ_LENGTH if model.provider == "local" else prompts.MAX_READ_LENGTH
     said = [one.strip() for one in (data.description, data.agents_yaml, data.tasks_yaml) if one and one.strip()]
     if not said:
         raise invalid("description", "is required: say what the run is about, here, in agents_yaml or in tasks_yaml.")
@@ -74,14 +74,14 @@ async def start_name(tx: Tx, caller: Caller, data: GenerateName) -> Execution:
 async def _offered(tx: Tx, caller: Caller, wanted: list[str] | None) -> list[Tool]:
     if wanted is not None:
         return await tools.named(tx, wanted)
-    found = await tools.list_tools(tx, caller, Page(limit=MAX_TOOLS), Filter(enabled=True))
+    found = await tools.list_tools(tx, caller, Page(limit=MAX_OFFERED_TOOLS), Filter(enabled=True))
     return found.items
 
 
 async def _started(
     tx: Tx,
     caller: Caller,
-    kind: Kind,
+    kind: GenerationKind,
     model_name: str,
     model: llms.Model,
     text: str,
@@ -94,15 +94,17 @@ async def _started(
         caller.user_id,
         caller.tenant_id,
         tx.now,
-        instructions=prompts.instructions(kind, offered, agents, local),
+        instructions=prompts.build_instructions(kind, offered, agents, local),
         model=model_name,
         temperature=prompts.LOCAL_TEMPERATURE if local else None,
-        max_tokens=prompts.LOCAL_TOKENS if local else prompts.TOKENS,
+        max_tokens=prompts.LOCAL_ANSWER_TOKENS if local else prompts.MAX_ANSWER_TOKENS,
         max_steps=1,
     )
-    spec = Spec.of(agent, answer_schema=prompts.answer_schema(kind, local, offered, agents))
+    spec = Spec.of(agent, answer_schema=prompts.build_answer_schema(kind, local, offered, agents))
     made = msgspec.structs.replace(
-        fresh(tx, caller.tenant_id, caller.user_id, caller.key_id, spec.name, {"task": prompts.question(kind, text)}),
+        fresh(
+            tx, caller.tenant_id, caller.user_id, caller.key_id, spec.name, {"task": prompts.build_question(kind, text)}
+        ),
         kind="generation",
         lane="llm",
         mode="sandbox",
@@ -112,52 +114,52 @@ async def _started(
     return await added(tx, made, spec)
 
 
-async def agent_of(tx: Tx, execution: Execution) -> AgentAnswer:
+async def get_agent_generation(tx: Tx, execution: Execution) -> AgentGeneration:
     """The agent that a generation came to. Errors: `not_found`, and what became of the generation."""
     spec = await _spec(tx, execution, "agent")
     agent = None
     if _has_ended(execution):
         said = _thought_up(execution, "agent")
-        called = await _free(drafts.name(said.get("name"), "Agent"), tx.agents.find, set())
-        agent = drafts.agent(said, called, spec.model or "", await _known(tx, said))
-    return AgentAnswer(agent=agent, execution_id=execution.id, status=execution.status)
+        called = await _free(drafts.clean_name(said.get("name"), "Agent"), tx.agents.find, set())
+        agent = drafts.build_agent(said, called, spec.model or "", await _known(tx, said))
+    return AgentGeneration(agent=agent, execution_id=execution.id, status=execution.status)
 
 
-async def task_of(tx: Tx, execution: Execution) -> TaskAnswer:
+async def get_task_generation(tx: Tx, execution: Execution) -> TaskGeneration:
     """The task that a generation came to. Errors: as for agents."""
     await _spec(tx, execution, "task")
     task = None
     if _has_ended(execution):
         said = _thought_up(execution, "task")
-        called = await _free(drafts.name(said.get("name"), "Task"), _task_alike(tx), set())
+        called = await _free(drafts.clean_name(said.get("name"), "Task"), _task_alike(tx), set())
         by = said.get("agent")
         known = isinstance(by, str) and await tx.agents.find(by) is not None
-        task = drafts.task(said, called, by if known else None, await _known(tx, said))
-    return TaskAnswer(task=task, execution_id=execution.id, status=execution.status)
+        task = drafts.build_task(said, called, by if known else None, await _known(tx, said))
+    return TaskGeneration(task=task, execution_id=execution.id, status=execution.status)
 
 
-async def crew_of(tx: Tx, execution: Execution) -> CrewAnswer:
+async def get_crew_generation(tx: Tx, execution: Execution) -> CrewGeneration:
     """The crew that a generation came to, with its agents and tasks. Errors: as for agents."""
     spec = await _spec(tx, execution, "crew")
     if not _has_ended(execution):
-        return CrewAnswer(crew=None, agents=[], tasks=[], execution_id=execution.id, status=execution.status)
+        return CrewGeneration(crew=None, agents=[], tasks=[], execution_id=execution.id, status=execution.status)
     said = _thought_up(execution, "crew")
     model, known = spec.model or "", await _known(tx, said, *_objects(said, "agents"), *_objects(said, "tasks"))
     agents: list[AgentDraft] = []
     tasks: list[TaskDraft] = []
     members, taken = [], set[str]()
     for one in _objects(said, "agents") or [{}]:
-        members.append(drafts.name(one.get("name"), "Agent"))
+        members.append(drafts.clean_name(one.get("name"), "Agent"))
         called = await _free(members[-1], tx.agents.find, taken)
-        agents.append(drafts.agent(one, called, model, known))
+        agents.append(drafts.build_agent(one, called, model, known))
     taken = set()
     for place, one in enumerate(_objects(said, "tasks") or [{}]):
-        called = await _free(drafts.name(one.get("name"), "Task"), _task_alike(tx), taken)
-        by = agents[drafts.meant(one.get("agent"), members, place)].name
-        tasks.append(drafts.task(one, called, by, known))
-    called = await _free(drafts.name(said.get("name"), "Crew"), tx.crews.find, set())
-    return CrewAnswer(
-        crew=drafts.crew(said, called, agents, tasks, model),
+        called = await _free(drafts.clean_name(one.get("name"), "Task"), _task_alike(tx), taken)
+        by = agents[drafts.match_member(one.get("agent"), members, place)].name
+        tasks.append(drafts.build_task(one, called, by, known))
+    called = await _free(drafts.clean_name(said.get("name"), "Crew"), tx.crews.find, set())
+    return CrewGeneration(
+        crew=drafts.build_crew(said, called, agents, tasks, model),
         agents=agents,
         tasks=tasks,
         execution_id=execution.id,
@@ -165,14 +167,14 @@ async def crew_of(tx: Tx, execution: Execution) -> CrewAnswer:
     )
 
 
-async def name_of(tx: Tx, execution: Execution) -> NameAnswer:
+async def get_name_generation(tx: Tx, execution: Execution) -> NameGeneration:
     """The name that a generation came to. Errors: as for agents."""
     await _spec(tx, execution, "name")
-    name = drafts.run_name(_object(execution).get("name")) if _has_ended(execution) else None
-    return NameAnswer(name=name, execution_id=execution.id, status=execution.status)
+    name = drafts.clean_run_name(_object(execution).get("name")) if _has_ended(execution) else None
+    return NameGeneration(name=name, execution_id=execution.id, status=execution.status)
 
 
-async def _spec(tx: Tx, execution: Execution, kind: Kind) -> Spec:
+async def _spec(tx: Tx, execution: Execution, kind: GenerationKind) -> Spec:
     spec = await tx.executions.spec(execution.id) if execution.kind == "generation" else None
     if spec is None or spec.name != _NAMES[kind]:
         raise not_found(_NAMES[kind].replace("-", " "), execution.id)
@@ -195,13 +197,13 @@ def _has_ended(execution: Execution) -> bool:
     raise invalid("model", f"{execution.model!r} came to no answer that can be used ({execution.error_type}). {told}")
 
 
-def _thought_up(execution: Execution, kind: Kind) -> dict[str, Any]:
+def _thought_up(execution: Execution, kind: GenerationKind) -> dict[str, Any]:
     """What the model said. Errors: `invalid_field` where that is nothing but the example that it was shown."""
     said = _object(execution)
-    parts: list[tuple[Kind, dict[str, Any]]] = [(kind, said)]
+    parts: list[tuple[GenerationKind, dict[str, Any]]] = [(kind, said)]
     parts += [("agent", one) for one in _objects(said, "agents")]
     parts += [("task", one) for one in _objects(said, "tasks")]
-    if any(prompts.repeats_example(part, one) for part, one in parts):
+    if any(prompts.is_example_repeated(part, one) for part, one in parts):
         told = f"{execution.model!r} repeated the example that it was shown, and thought nothing up"
         raise invalid("model", f"{told}: ask a larger model.")
     return said
@@ -219,7 +221,7 @@ def _objects(said: dict[str, Any], field: str) -> list[dict[str, Any]]:
 
 async def _known(tx: Tx, *said: dict[str, Any]) -> set[str]:
     """Those of the tools chosen that the tenant still has, and has not disabled."""
-    wanted = drafts.listed([tool for one in said for tool in drafts.listed(one.get("tools"))])
+    wanted = drafts.list_texts([tool for one in said for tool in drafts.list_texts(one.get("tools"))])
     try:
         await tools.named(tx, wanted)
     except DomainError as error:
@@ -242,7 +244,7 @@ async def _free(name: str, find: Callable[[str], Awaitable[Any]], taken: set[str
 
 def _task_alike(tx: Tx) -> Callable[[str], Awaitable[Any]]:
     async def find(name: str) -> Task | None:
-        found = await tx.tasks.among(names.slug_candidates("task", name))
+        found = await tx.tasks.list_by_references(names.slug_candidates("task", name))
         return next((one for one in found if names.fold_name(one.name) == names.fold_name(name)), None)
 
     return find

@@ -6,17 +6,17 @@ import msgspec
 
 from domain.events import Event
 from domain.executions import Decision, Execution, get, job_of, steps, tell_plan
-from domain.plans.child_executions import call_within
-from domain.plans.coordinator import told_of
-from domain.plans.engine import Board
+from domain.plans.child_executions import qualify_call_id
+from domain.plans.coordinator import step_to_event_data
+from domain.plans.engine import PlanState
 from domain.ports import Tx
 from domain.shared.access import Caller
 from domain.shared.errors import conflict, invalid
 
-Call = dict[str, Any]
+WaitingCall = dict[str, Any]
 
 
-async def decide(tx: Tx, caller: Caller, execution_id: str, approved: bool, data: Decision) -> Execution:
+async def decide_approval(tx: Tx, caller: Caller, execution_id: str, approved: bool, data: Decision) -> Execution:
     """Decide on what an execution waits for; on all of it without a `call_id`. A plan's step has its id as `call_id`.
 
     Errors: `not_found`, `conflict` for one that does not wait, `invalid_field` for a call that does not.
@@ -48,7 +48,7 @@ class _Deciding:
     def __init__(self, tx: Tx, caller: Caller, approved: bool, data: Decision) -> None:
         self._tx, self._caller, self._approved, self._data = tx, caller, approved, data
 
-    async def decide(self, root: Execution, chosen: list[Call]) -> list[Call]:
+    async def decide(self, root: Execution, chosen: list[WaitingCall]) -> list[WaitingCall]:
         """Decide on what waits in a locked plan and in others below it. Returns what nobody had decided on there."""
         leaves, plans = await self._below(root, chosen)
         for plan_id in plans:
@@ -63,7 +63,7 @@ class _Deciding:
         known |= {_key(root.id, call) for call in await self.steps(root, _own(chosen))}
         return [call for call in chosen if _key(root.id, call) in known]
 
-    async def _below(self, root: Execution, chosen: list[Call]) -> tuple[list[str], list[str]]:
+    async def _below(self, root: Execution, chosen: list[WaitingCall]) -> tuple[list[str], list[str]]:
         """Where it waits: runs, and plans with those between them and the root, from the root down."""
         leaves: list[str] = []
         plans: dict[str, int] = {}
@@ -76,7 +76,7 @@ class _Deciding:
             plans |= {plan_id: level for level, plan_id in enumerate(reversed(way))}
         return leaves, sorted(plans, key=lambda one: plans[one])
 
-    async def _calls(self, execution_id: str, chosen: list[Call]) -> list[Call]:
+    async def _calls(self, execution_id: str, chosen: list[WaitingCall]) -> list[WaitingCall]:
         """Tool calls of an agent."""
         execution = await self._tx.executions.lock(execution_id)
         if execution is None or execution.status != "waiting":
@@ -101,25 +101,27 @@ class _Deciding:
             await self.note(execution, decided, [call for call in calls if call not in decided])
         return found
 
-    async def steps(self, execution: Execution, chosen: list[Call]) -> list[Call]:
+    async def steps(self, execution: Execution, chosen: list[WaitingCall]) -> list[WaitingCall]:
         """Steps of a locked plan itself."""
         if not chosen:
             return []
         plan, now = await self._tx.plans.get(execution.id), self._tx.now
         assert plan is not None, "a plan's execution without a plan"
-        board = Board(plan, await self._tx.plans.runs(execution.id))
+        board = PlanState(plan, await self._tx.plans.list_runs(execution.id))
         decided = [
             call
             for call in chosen
-            if board.decided(call["step"], self._approved, self._caller.user_id, self._data.reason, now)
+            if board.decide_step(call["step"], self._approved, self._caller.user_id, self._data.reason, now)
         ]
-        changed = list(board.changed.values())
+        changed = list(board.changed_runs.values())
         await self._tx.plans.save(execution.id, changed)
-        if events := [Event(type="step", data=told_of(run), at=now) for run in changed if run.status == "failed"]:
+        if events := [
+            Event(type="step", data=step_to_event_data(run), at=now) for run in changed if run.status == "failed"
+        ]:
             await self._tx.events.append_waiting(execution.id, events)
         return decided
 
-    async def note(self, execution: Execution, decided: list[Call], rest: list[Call]) -> None:
+    async def note(self, execution: Execution, decided: list[WaitingCall], rest: list[WaitingCall]) -> None:
         """Write down what was decided, and what of a locked plan still waits. Errors: `conflict` if cancelled."""
         now = self._tx.now
         told: dict[str, Any] = {"status": "approved" if self._approved else "rejected", "calls": decided}
@@ -129,19 +131,19 @@ class _Deciding:
         if not rest:
             status = {"status": "running", "attempt": 1, "error_type": None, "error_message": None}
             events.append(Event(type="status", data=status, at=now))
-        if not await self._tx.plans.move(after, events, now):
+        if not await self._tx.plans.update_execution(after, events, now):
             raise conflict("The execution was cancelled meanwhile; nothing of it waits for an approval.")
-        await self._tx.plans.signal(execution.id)
+        await self._tx.plans.signal_plan(execution.id)
         self._tx.ring(job_of(execution))
         tell_plan(self._tx, execution)
         self._tx.changed(execution.id, after.status)
 
 
-def _key(plan_id: str, call: Call) -> str:
+def _key(plan_id: str, call: WaitingCall) -> str:
     """Says which call is meant in the lists of all plans that wait for it."""
-    return call_within(call.get("execution_id", plan_id), call["call_id"])
+    return qualify_call_id(call.get("execution_id", plan_id), call["call_id"])
 
 
-def _own(calls: list[Call]) -> list[Call]:
+def _own(calls: list[WaitingCall]) -> list[WaitingCall]:
     """Steps of the plan itself."""
     return [call for call in calls if "execution_id" not in call]

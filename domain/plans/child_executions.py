@@ -13,24 +13,24 @@ from domain.executions.schema import (
     job_of,
 )
 from domain.executions.service import TOOL_TIMEOUT, added, fresh
-from domain.plans.engine import Board, StepFailed, begun, resumed
-from domain.plans.schema import PLAN_TIMEOUT, WHOLE, AgentWork, Plan, PlanStep, PlanWork, StepRun, ToolWork
+from domain.plans.engine import PlanState, StepFailed, create_runs, resume_runs
+from domain.plans.schema import PLAN_TIMEOUT_SECONDS, WHOLE_STEP, AgentWork, Plan, PlanStep, PlanWork, StepRun, ToolWork
 from domain.ports import Tx
 from domain.shared.errors import DomainError
 from domain.shared.json_limits import JsonTooLarge, check_value
 
 
-def place(run: StepRun) -> str:
+def format_step_label(run: StepRun) -> str:
     """`review`, or `review[3]` for an item."""
-    return run.step if run.item == WHOLE else f"{run.step}[{run.item}]"
+    return run.step if run.item == WHOLE_STEP else f"{run.step}[{run.item}]"
 
 
-def call_within(execution_id: str, call_id: str) -> str:
+def qualify_call_id(execution_id: str, call_id: str) -> str:
     """The id of a call that waits in an execution, where others of its id wait elsewhere."""
     return f"{execution_id}:{call_id.removeprefix(f'{execution_id}:')}"
 
 
-async def start(
+async def start_child(
     tx: Tx,
     parent: Execution,
     plan: Plan,
@@ -54,7 +54,7 @@ async def start(
         child,
         parent_id=parent.id,
         root_id=parent.root_id or parent.id,
-        step=place(run),
+        step=format_step_label(run),
         crew_id=parent.crew_id,
         workflow_id=parent.workflow_id,
         schedule_id=parent.schedule_id,
@@ -66,26 +66,26 @@ async def start(
         timeout = step.timeout or TOOL_TIMEOUT
         made = msgspec.structs.replace(child, kind="tool", lane="llm", mode="yolo", timeout=timeout, max_attempts=1)
         return await added(tx, made, None)
-    made = of_plan(child, work.plan, parent.mode, step.timeout)
+    made = build_plan_execution(child, work.plan, parent.mode, step.timeout)
     old = None if before is None else await tx.executions.get(before)
     # What it was asked may be something else by now.
     if old is None or old.lane != "plan" or old.input_data != payload:
-        return await begin(tx, made, work.plan)
+        return await add_plan_execution(tx, made, work.plan)
     made = msgspec.structs.replace(made, retry_of=old.id)
-    return await begin(tx, made, work.plan, await left(tx, old.id, work.plan))
+    return await add_plan_execution(tx, made, work.plan, await load_resumed_runs(tx, old.id, work.plan))
 
 
-async def left(tx: Tx, execution_id: str, plan: Plan) -> list[StepRun]:
+async def load_resumed_runs(tx: Tx, execution_id: str, plan: Plan) -> list[StepRun]:
     """The steps of an ended plan as they are run again from where it failed."""
-    board = Board(plan, await tx.plans.runs(execution_id))
-    for one in await tx.plans.progress(execution_id):
+    board = PlanState(plan, await tx.plans.list_runs(execution_id))
+    for one in await tx.plans.list_progress(execution_id):
         # Nobody may have taken it in yet when a plan is cancelled.
         if one.status == "completed":
-            board.ended((one.step, one.item), None, None, tx.now)
-    return resumed(plan, board.runs.values())
+            board.end_try((one.step, one.item), None, None, tx.now)
+    return resume_runs(plan, board.runs.values())
 
 
-def of_plan(execution: Execution, plan: Plan, mode: Any, timeout: int | None) -> Execution:
+def build_plan_execution(execution: Execution, plan: Plan, mode: Any, timeout: int | None) -> Execution:
     """An execution as one of a plan."""
     return msgspec.structs.replace(
         execution,
@@ -94,16 +94,16 @@ def of_plan(execution: Execution, plan: Plan, mode: Any, timeout: int | None) ->
         crew_id=plan.crew_id or execution.crew_id,
         workflow_id=execution.workflow_id or plan.workflow_id,
         mode=mode,
-        timeout=timeout or PLAN_TIMEOUT,
+        timeout=timeout or PLAN_TIMEOUT_SECONDS,
         max_attempts=1,
         steps_total=len(plan.steps),
     )
 
 
-async def begin(tx: Tx, execution: Execution, plan: Plan, runs: list[StepRun] | None = None) -> Execution:
+async def add_plan_execution(tx: Tx, execution: Execution, plan: Plan, runs: list[StepRun] | None = None) -> Execution:
     """Write the execution of a plan, and the plan with it, and ring for it."""
     await tx.executions.add(execution, None)
-    await tx.plans.add(execution.id, plan, begun(plan) if runs is None else runs)
+    await tx.plans.add(execution.id, plan, create_runs(plan) if runs is None else runs)
     tx.ring(job_of(execution))
     return execution
 

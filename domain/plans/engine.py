@@ -13,11 +13,20 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from domain.plans.schema import ENDED, MAX_ITEMS, MAX_RUNS, WHOLE, Plan, PlanStep, StepRun, StepStatus
+from domain.plans.schema import (
+    ENDED_STEP_STATUSES,
+    MAX_MAP_ITEMS,
+    MAX_STEP_RUNS,
+    WHOLE_STEP,
+    Plan,
+    PlanStep,
+    StepRun,
+    StepStatus,
+)
 
-Key = tuple[str, int]
+RunKey = tuple[str, int]
 # Trying again changes nothing about these.
-FINAL: Final = frozenset(
+FINAL_ERROR_TYPES: Final = frozenset(
     {
         "rejected",
         "budget_exceeded",
@@ -36,29 +45,29 @@ class StepFailed(Exception):
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         # It may quote values, and stands in columns of text, which hold no U+0000.
-        self.kind, self.message = kind, message.replace("\0", "\ufffd")
+        self.error_type, self.message = kind, message.replace("\0", "\ufffd")
 
 
-class Judge(Protocol):
+class StepEvaluator(Protocol):
     """What the plan's expressions say. Errors: `StepFailed`."""
 
-    def wanted(self, step: PlanStep) -> bool:
+    def evaluate_condition(self, step: PlanStep) -> bool:
         """What its `when` says."""
         ...
 
-    def items(self, step: PlanStep) -> int:
+    def count_items(self, step: PlanStep) -> int:
         """How many items the list has that it is mapped over."""
         ...
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class PlanOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """How a plan has ended; without `error_type` it is completed."""
 
     error_type: str | None = None
     error_message: str | None = None
 
 
-class Board:
+class PlanState:
     """A plan and how far each of its steps is. `runs` has a row for every step, and for each item of a mapped one.
 
     `changed` gathers what is to be written down, `moved` counts up whenever something moves: `advance` and `settle` are
@@ -68,9 +77,9 @@ class Board:
     def __init__(self, plan: Plan, runs: Iterable[StepRun]) -> None:
         self.plan = plan
         self.steps = {step.id: step for step in plan.steps}
-        self.runs: dict[Key, StepRun] = {}
-        self.changed: dict[Key, StepRun] = {}
-        self.moved = 0
+        self.runs: dict[RunKey, StepRun] = {}
+        self.changed_runs: dict[RunKey, StepRun] = {}
+        self.change_count = 0
         self._items: dict[str, list[StepRun]] = {}
         self._settled: set[str] = set()
         # Of every step how many others it still waits for, who waits for it, and those that pend and wait for none:
@@ -85,23 +94,23 @@ class Board:
 
     # what happened
 
-    def ended(self, key: Key, error_type: str | None, error_message: str | None, now: datetime) -> bool:
+    def end_try(self, key: RunKey, error_type: str | None, error_message: str | None, now: datetime) -> bool:
         """The try that was running has ended. Returns whether it was."""
         run, step = self.runs[key], self.steps[key[0]]
         if run.status != "running":
             return False
         if error_type is None:
             self._move(run, "completed", finished_at=now, error_type=None, error_message=None)
-        elif error_type not in FINAL and run.tries <= step.retry.attempts:
-            due = now + timedelta(seconds=step.retry.pause(run.tries))
+        elif error_type not in FINAL_ERROR_TYPES and run.tries <= step.retry.attempts:
+            due = now + timedelta(seconds=step.retry.compute_delay(run.tries))
             self._move(run, "pending", due_at=due, error_type=error_type, error_message=error_message)
         else:
             self._fail(run, error_type, error_message, now)
         return True
 
-    def decided(self, step: str, approved: bool, by: str, reason: str | None, now: datetime) -> bool:
+    def decide_step(self, step: str, approved: bool, by: str, reason: str | None, now: datetime) -> bool:
         """Somebody decided on a step that waits. Returns whether it did."""
-        run = self.runs.get((step, WHOLE))
+        run = self.runs.get((step, WHOLE_STEP))
         if run is None or run.status != "waiting":
             return False
         note = {"approved": approved, "decided_by": by, "decided_at": now, "reason": reason}
@@ -113,72 +122,74 @@ class Board:
 
     # what follows
 
-    def ready(self, now: datetime) -> list[PlanStep]:
+    def list_ready_steps(self, now: datetime) -> list[PlanStep]:
         """The steps that `advance` judges now; what their expressions refer to must be known by then."""
-        if self.failing:
+        if self.is_failing:
             return []
         ripe = sorted(self._ripe, key=lambda one: self._places[one])
-        return [self.steps[one] for one in ripe if _is_due(self.runs[one, WHOLE], now)]
+        return [self.steps[one] for one in ripe if _is_due(self.runs[one, WHOLE_STEP], now)]
 
-    def advance(self, ready: list[PlanStep], judge: Judge, now: datetime) -> list[StepRun]:
+    def advance_steps(self, ready: list[PlanStep], judge: StepEvaluator, now: datetime) -> list[StepRun]:
         """Move these steps. Returns what is to be started now, which counts as running."""
         starts: list[StepRun] = []
         for step in ready:
-            if not self.failing:
+            if not self.is_failing:
                 self._advance(step, judge, now, starts)
         return starts
 
-    def settle(self, now: datetime) -> list[StepRun]:
+    def advance_mapped_steps(self, now: datetime) -> list[StepRun]:
         """Move the items of mapped steps, and stop what is not begun any more. Returns what is to be started now."""
         starts: list[StepRun] = []
         for step_id in list(self._items):
-            if self.runs[step_id, WHOLE].status == "running":
-                self._advance_items(self.runs[step_id, WHOLE], now, starts)
-        if self.failing:
+            if self.runs[step_id, WHOLE_STEP].status == "running":
+                self._advance_items(self.runs[step_id, WHOLE_STEP], now, starts)
+        if self.is_failing:
             for run in [
-                one for one in self.runs.values() if one.item == WHOLE and one.status in ("pending", "waiting")
+                one for one in self.runs.values() if one.item == WHOLE_STEP and one.status in ("pending", "waiting")
             ]:
                 self._move(run, "cancelled", finished_at=now)
         return starts
 
-    def cancel(self, now: datetime) -> None:
+    def cancel_runs(self, now: datetime) -> None:
         """Nothing of it runs or waits any more."""
         for run in self.runs.values():
-            if run.status not in ENDED:
+            if run.status not in ENDED_STEP_STATUSES:
                 self._move(run, "cancelled", finished_at=now)
 
     @property
-    def failing(self) -> bool:
+    def is_failing(self) -> bool:
         """Whether something failed that the plan cannot do without."""
         return self._failed is not None
 
     @property
-    def outcome(self) -> Outcome | None:
+    def outcome(self) -> PlanOutcome | None:
         """How it has ended; None while it has not."""
-        if any(run.status not in ENDED for run in self.runs.values()):
+        if any(run.status not in ENDED_STEP_STATUSES for run in self.runs.values()):
             return None
         if self._failed is None:
-            return Outcome()
+            return PlanOutcome()
         named, failed = self.steps[self._failed.step].name, self._failed
-        return Outcome(error_type=failed.error_type, error_message=f"The step {named!r} failed: {failed.error_message}")
+        return PlanOutcome(
+            error_type=failed.error_type, error_message=f"The step {named!r} failed: {failed.error_message}"
+        )
 
     @property
-    def completed(self) -> int:
+    def completed_count(self) -> int:
         """How many steps are done with: completed, or skipped."""
-        return sum(run.item == WHOLE and run.status in ("completed", "skipped") for run in self.runs.values())
+        return sum(run.item == WHOLE_STEP and run.status in ("completed", "skipped") for run in self.runs.values())
 
-    def children(self, step: str) -> list[str]:
+    def list_child_ids(self, step: str) -> list[str]:
         """The executions that a completed step is made of, a mapped one's in the order of its items."""
         items = sorted(self._items.get(step, []), key=lambda run: run.item)
-        runs = [self.runs[step, WHOLE]] if self.steps[step].map is None else items
+        runs = [self.runs[step, WHOLE_STEP]] if self.steps[step].map is None else items
         return [run.execution_id for run in runs if run.execution_id is not None]
 
     # the rules
 
-    def _advance(self, step: PlanStep, judge: Judge, now: datetime, starts: list[StepRun]) -> None:
-        run = self.runs[step.id, WHOLE]
+    def _advance(self, step: PlanStep, judge: StepEvaluator, now: datetime, starts: list[StepRun]) -> None:
+        run = self.runs[step.id, WHOLE_STEP]
         try:
-            if run.tries == 0 and run.approved is None and step.when is not None and not judge.wanted(step):
+            if run.tries == 0 and run.approved is None and step.when is not None and not judge.evaluate_condition(step):
                 self._move(run, "skipped", finished_at=now)
                 return
             if step.requires_approval and run.approved is None:
@@ -187,44 +198,44 @@ class Board:
             if step.map is None:
                 self._start(run, now, starts)
                 return
-            count = judge.items(step)
-            if count > MAX_ITEMS:
-                raise StepFailed("map_too_large", f"The list has {count} items; {MAX_ITEMS} are allowed.")
-            if count + len(self.runs) > MAX_RUNS:
-                told = f"With its {count} items the plan comes to more than {MAX_RUNS} steps and items."
+            count = judge.count_items(step)
+            if count > MAX_MAP_ITEMS:
+                raise StepFailed("map_too_large", f"The list has {count} items; {MAX_MAP_ITEMS} are allowed.")
+            if count + len(self.runs) > MAX_STEP_RUNS:
+                told = f"With its {count} items the plan comes to more than {MAX_STEP_RUNS} steps and items."
                 raise StepFailed("map_too_large", told)
         except StepFailed as failed:
-            self._fail(run, failed.kind, failed.message, now)
+            self._fail(run, failed.error_type, failed.message, now)
             return
         self._move(run, "running", tries=1, started_at=run.started_at or now)
         self._items[step.id] = []
         for item in range(count):
             made = StepRun(step=step.id, item=item)
             self._know(made)
-            self.changed[step.id, item] = made
+            self.changed_runs[step.id, item] = made
 
     def _advance_items(self, whole: StepRun, now: datetime, starts: list[StepRun]) -> None:
         step, items = self.steps[whole.step], self._items.get(whole.step, [])
         failed = next((one for one in items if one.status == "failed"), None)
         running = sum(one.status == "running" for one in items)
-        if failed is None and not self.failing:
+        if failed is None and not self.is_failing:
             for one in items:
                 if running < step.max_parallel and _is_due(one, now):
                     self._start(one, now, starts)
                     running += 1
         if running:
             return
-        if failed is not None or self.failing:
+        if failed is not None or self.is_failing:
             for one in items:
-                if one.status not in ENDED:
+                if one.status not in ENDED_STEP_STATUSES:
                     self._move(one, "cancelled", finished_at=now)
         if failed is not None:
             self._fail(whole, failed.error_type, f"Item {failed.item}: {failed.error_message}", now)
-        elif self.failing and any(one.status == "cancelled" for one in items):
+        elif self.is_failing and any(one.status == "cancelled" for one in items):
             self._move(whole, "cancelled", finished_at=now)
         elif all(one.status == "completed" for one in items):
             self._move(whole, "completed", finished_at=now)
-        elif all(one.status in ENDED for one in items):
+        elif all(one.status in ENDED_STEP_STATUSES for one in items):
             self._fail(whole, "cancelled", "An item was cancelled.", now)
 
     def _start(self, run: StepRun, now: datetime, starts: list[StepRun]) -> None:
@@ -238,16 +249,16 @@ class Board:
         run.status = status
         for name, value in more.items():
             setattr(run, name, value)
-        self.changed[run.step, run.item] = run
-        self.moved += 1
+        self.changed_runs[run.step, run.item] = run
+        self.change_count += 1
         self._know(run)
 
     def _know(self, run: StepRun) -> None:
         key = run.step, run.item
-        if run.item != WHOLE and key not in self.runs:
+        if run.item != WHOLE_STEP and key not in self.runs:
             self._items.setdefault(run.step, []).append(run)
         self.runs[key] = run
-        if run.item != WHOLE:
+        if run.item != WHOLE_STEP:
             return
         if run.status == "pending" and not self._waits[run.step]:
             self._ripe.add(run.step)
@@ -265,7 +276,7 @@ class Board:
         self._settled.add(step)
         for one in self._after.get(step, ()):
             self._waits[one] -= 1
-            waiting = self.runs.get((one, WHOLE))
+            waiting = self.runs.get((one, WHOLE_STEP))
             if not self._waits[one] and waiting is not None and waiting.status == "pending":
                 self._ripe.add(one)
 
@@ -283,12 +294,12 @@ def _after(plan: Plan) -> dict[str, list[str]]:
     return after
 
 
-def begun(plan: Plan) -> list[StepRun]:
+def create_runs(plan: Plan) -> list[StepRun]:
     """The steps of a plan before anything has happened."""
     return [StepRun(step=step.id) for step in plan.steps]
 
 
-def resumed(plan: Plan, before: Iterable[StepRun]) -> list[StepRun]:
+def resume_runs(plan: Plan, before: Iterable[StepRun]) -> list[StepRun]:
     """The steps of a plan that is run again after a failure: what is completed stays so.
 
     So does what was skipped, and a list that a step is mapped over, unless something before it is run again: then they
@@ -297,12 +308,14 @@ def resumed(plan: Plan, before: Iterable[StepRun]) -> list[StepRun]:
     runs = {(run.step, run.item): run for run in before}
     items: dict[str, list[StepRun]] = {}
     for run in runs.values():
-        if run.item != WHOLE:
+        if run.item != WHOLE_STEP:
             items.setdefault(run.step, []).append(run)
-    anew = _anew(plan, {step.id for step in plan.steps if runs[step.id, WHOLE].status not in ("completed", "skipped")})
+    anew = _anew(
+        plan, {step.id for step in plan.steps if runs[step.id, WHOLE_STEP].status not in ("completed", "skipped")}
+    )
     kept: list[StepRun] = []
     for step in plan.steps:
-        whole, mapped = runs[step.id, WHOLE], items.get(step.id, [])
+        whole, mapped = runs[step.id, WHOLE_STEP], items.get(step.id, [])
         if whole.status == "completed" or (whole.status == "skipped" and step.id not in anew):
             kept += [whole, *mapped]
         elif mapped and step.id not in anew:

@@ -7,81 +7,85 @@ import msgspec
 
 from domain import expressions
 from domain.agents import Agent, Spec
-from domain.expressions import BadExpression, Uses
+from domain.expressions import BadExpression, ExpressionReferences
 from domain.llms.messages import ToolFailed
 from domain.plans.engine import StepFailed
-from domain.plans.schema import WHOLE, AgentWork, Plan, PlanStep, StepRun, TaskText
+from domain.plans.schema import WHOLE_STEP, AgentWork, Plan, PlanStep, StepRun, TaskText
 from domain.shared.errors import DomainError
-from domain.shared.placeholders import filler, worded
+from domain.shared.placeholders import create_filler, format_value
 from domain.workspaces import fill_path
 
 A = TypeVar("A", bound=Agent)
 _FILLED: Final = ("role", "goal", "backstory", "template_text", "instructions")
 
 
-class Scope:
-    """What the expressions of a plan may refer to. Implements `domain.plans.engine.Judge`.
+class PlanScope:
+    """What the expressions of a plan may refer to. Implements `domain.plans.engine.StepEvaluator`.
 
     `outputs` are of those completed steps that are referred to, see `uses`.
     """
 
     def __init__(
-        self, plan: Plan, inputs: Any, runs: Mapping[tuple[str, int], StepRun], uses: dict[str, Uses] | None = None
+        self,
+        plan: Plan,
+        inputs: Any,
+        runs: Mapping[tuple[str, int], StepRun],
+        uses: dict[str, ExpressionReferences] | None = None,
     ) -> None:
         self._plan, self._inputs, self._runs = plan, inputs, runs
         self._uses = {} if uses is None else uses
         self._steps = {step.id: step for step in plan.steps}
         self.outputs: dict[str, Any] = {}
         # Steps of which cannot be known what they refer to, and why.
-        self.unknown: dict[str, StepFailed] = {}
+        self.failures: dict[str, StepFailed] = {}
         self._lists: dict[str, list[Any]] = {}
 
-    def uses(self, step: PlanStep) -> Uses:
+    def find_references(self, step: PlanStep) -> ExpressionReferences:
         """What a step's expressions refer to."""
         if step.id not in self._uses:
-            self._uses[step.id] = given(step)
+            self._uses[step.id] = find_step_references(step)
         return self._uses[step.id]
 
-    def missing(self, steps: Iterable[str]) -> list[str]:
+    def list_missing_outputs(self, steps: Iterable[str]) -> list[str]:
         """Those of the steps whose outputs are not known here yet."""
         return [one for one in steps if one not in self.outputs and self._is_completed(one)]
 
-    def forget(self) -> None:
+    def clear_outputs(self) -> None:
         """Let go of what is at hand, to make room."""
         self.outputs.clear()
         self._lists.clear()
 
-    def wanted(self, step: PlanStep) -> bool:
+    def evaluate_condition(self, step: PlanStep) -> bool:
         """What its `when` says. Errors: `StepFailed`."""
-        if step.id in self.unknown:
-            raise self.unknown[step.id]
+        if step.id in self.failures:
+            raise self.failures[step.id]
         try:
-            return expressions.truth(step.when or "true", self._scope(self.uses(step).steps))
+            return expressions.evaluate_condition(step.when or "true", self._scope(self.find_references(step).steps))
         except BadExpression as error:
             raise StepFailed("bad_expression", f"when: {error.message}") from error
 
-    def items(self, step: PlanStep) -> int:
+    def count_items(self, step: PlanStep) -> int:
         """How many items the step is mapped over. Errors: `StepFailed`."""
-        if step.id in self.unknown:
-            raise self.unknown[step.id]
+        if step.id in self.failures:
+            raise self.failures[step.id]
         return len(self._list(step))
 
-    def payload(self, step: PlanStep, run: StepRun) -> dict[str, Any]:
+    def render_payload(self, step: PlanStep, run: StepRun) -> dict[str, Any]:
         """What the step is given. Errors: `StepFailed`."""
         if step.text is not None:
             return {"task": self._task(step.text)}
-        scope = self._scope(self.uses(step).steps)
-        if run.item != WHOLE:
+        scope = self._scope(self.find_references(step).steps)
+        if run.item != WHOLE_STEP:
             scope |= {"item": self._list(step)[run.item], "index": run.item}
         try:
-            given = dict(expressions.render(step.inputs, scope))
+            given = dict(expressions.render_template(step.inputs, scope))
             if step.prompt is not None:
-                given["task"] = worded(expressions.render(step.prompt, scope))
+                given["task"] = format_value(expressions.render_template(step.prompt, scope))
         except BadExpression as error:
             raise StepFailed("bad_expression", error.message) from error
         return given
 
-    def spec(self, work: AgentWork, step: PlanStep) -> Spec | None:
+    def render_spec(self, work: AgentWork, step: PlanStep) -> Spec | None:
         """The agent as this run has it. Of a crew, its texts are filled from the plan's inputs."""
         if work.spec is None:
             return None
@@ -103,44 +107,44 @@ class Scope:
         except DomainError as error:
             raise StepFailed("not_startable", error.detail) from error
 
-    def result(self) -> Any:
+    def render_result(self) -> Any:
         """What the completed plan came to. Errors: `StepFailed`."""
         if self._plan.outputs is not None:
             try:
-                return expressions.render(self._plan.outputs, self._scope(shown(self._plan)))
+                return expressions.render_template(self._plan.outputs, self._scope(list_output_steps(self._plan)))
             except BadExpression as error:
                 raise StepFailed("bad_expression", f"outputs: {error.message}") from error
-        last = [self.outputs.get(step_id) for step_id in last_steps(self._plan) if self._is_completed(step_id)]
+        last = [self.outputs.get(step_id) for step_id in list_last_steps(self._plan) if self._is_completed(step_id)]
         if self._plan.kind == "crew":
             return _answer(last[-1]) if last else None
         if len(last) == 1:
             return last[0]
-        return {step_id: self.outputs.get(step_id) for step_id in last_steps(self._plan)}
+        return {step_id: self.outputs.get(step_id) for step_id in list_last_steps(self._plan)}
 
     def _is_completed(self, step_id: str) -> bool:
-        run = self._runs.get((step_id, WHOLE))
+        run = self._runs.get((step_id, WHOLE_STEP))
         return run is not None and run.status == "completed"
 
     def _scope(self, steps: Iterable[str]) -> dict[str, Any]:
         return {"inputs": self._inputs, "steps": {step_id: self._seen(step_id) for step_id in steps}}
 
     def _seen(self, step_id: str) -> dict[str, Any]:
-        run = self._runs[step_id, WHOLE]
+        run = self._runs[step_id, WHOLE_STEP]
         return {"outputs": self.outputs.get(step_id), "status": run.status, "error": run.error_message}
 
     def _list(self, step: PlanStep) -> list[Any]:
         if step.id not in self._lists:
-            scope = self._scope(self.uses(step).steps)
+            scope = self._scope(self.find_references(step).steps)
             try:
                 found = (
-                    expressions.evaluate(step.map, scope)
+                    expressions.evaluate_expression(step.map, scope)
                     if isinstance(step.map, str)
-                    else expressions.render(step.map, scope)
+                    else expressions.render_template(step.map, scope)
                 )
             except BadExpression as error:
                 raise StepFailed("bad_expression", f"map: {error.message}") from error
             if not isinstance(found, list):
-                raise StepFailed("bad_expression", f"map: is no list but {worded(found)[:100]}.")
+                raise StepFailed("bad_expression", f"map: is no list but {format_value(found)[:100]}.")
             self._lists[step.id] = found
         return self._lists[step.id]
 
@@ -148,7 +152,7 @@ class Scope:
         return self._inputs if isinstance(self._inputs, dict) else {}
 
     def _filler(self, again: bool = False) -> Callable[[str], str]:
-        return filler(self._values(), "inputs", again=again)
+        return create_filler(self._values(), "inputs", keep_escapes=again)
 
     def _task(self, text: TaskText) -> str:
         filled = self._filler()
@@ -174,34 +178,34 @@ class Scope:
     def _planned(self, text: TaskText) -> str:
         plans = (self.outputs.get(text.planned_by or "") or {}).get("plans") or []
         mine = next((step.id for step in self._plan.steps if step.text is text), None)
-        return next((worded(one.get("plan")) for one in plans if one.get("task") == mine), "")
+        return next((format_value(one.get("plan")) for one in plans if one.get("task") == mine), "")
 
 
-def listed(step: PlanStep) -> Uses:
+def find_map_references(step: PlanStep) -> ExpressionReferences:
     """What must be known to tell over what a step is mapped."""
     if isinstance(step.map, str):
-        return expressions.expression(step.map)
-    return expressions.template(step.map)
+        return expressions.check_expression(step.map)
+    return expressions.check_template(step.map)
 
 
-def given(step: PlanStep) -> Uses:
+def find_step_references(step: PlanStep) -> ExpressionReferences:
     """What must be known to tell whether a step is run, and to start it."""
     context = [*step.text.context, step.text.planned_by] if step.text is not None else []
-    here = Uses(steps=frozenset(one for one in context if one is not None), names=frozenset())
-    found = [here, expressions.template(step.inputs), listed(step)]
+    here = ExpressionReferences(steps=frozenset(one for one in context if one is not None), names=frozenset())
+    found = [here, expressions.check_template(step.inputs), find_map_references(step)]
     if step.when is not None:
-        found.append(expressions.expression(step.when))
+        found.append(expressions.check_expression(step.when))
     if step.prompt is not None:
-        found.append(expressions.template(step.prompt))
+        found.append(expressions.check_template(step.prompt))
     return _all(found)
 
 
-def shown(plan: Plan) -> list[str]:
+def list_output_steps(plan: Plan) -> list[str]:
     """The steps whose outputs make the plan's own."""
-    return sorted(expressions.template(plan.outputs).steps) if plan.outputs is not None else last_steps(plan)
+    return sorted(expressions.check_template(plan.outputs).steps) if plan.outputs is not None else list_last_steps(plan)
 
 
-def last_steps(plan: Plan) -> list[str]:
+def list_last_steps(plan: Plan) -> list[str]:
     """The steps that no other depends on, in the plan's order; of a crew, the last one."""
     if plan.kind == "crew":
         return [step.id for step in plan.steps[-1:]]
@@ -209,8 +213,8 @@ def last_steps(plan: Plan) -> list[str]:
     return [step.id for step in plan.steps if step.id not in needed]
 
 
-def _all(found: list[Uses]) -> Uses:
-    return Uses(
+def _all(found: list[ExpressionReferences]) -> ExpressionReferences:
+    return ExpressionReferences(
         steps=frozenset().union(*(one.steps for one in found)), names=frozenset().union(*(one.names for one in found))
     )
 
@@ -220,4 +224,4 @@ def _answer(output: Any) -> Any:
 
 
 def _answer_text(output: Any) -> str:
-    return worded(_answer(output))
+    return format_value(_answer(output))

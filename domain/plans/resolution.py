@@ -12,17 +12,17 @@ from domain.shared.access import Caller
 from domain.shared.errors import DomainError, conflict, invalid
 
 
-async def agent_work(tx: Tx, reference: str, field: str, model: str | None = None) -> AgentWork:
+async def resolve_agent_work(tx: Tx, reference: str, field: str, model: str | None = None) -> AgentWork:
     """An agent by id, name, or slug of its name; a `model` is what it calls in place of its own.
 
     Errors: `invalid_field` for none or several of that slug, `agent_archived`, `version_not_ready`, `conflict` for a
     model agent without a model.
     """
-    agent = await named(tx, reference, field)
+    agent = await resolve_agent(tx, reference, field)
     if agent.status == "archived":
         raise conflict(f"The agent {agent.name!r} is archived.", "agent_archived")
     if agent.kind == "llm":
-        return AgentWork(name=agent.name, agent_id=agent.id, spec=await spec(tx, agent, model))
+        return AgentWork(name=agent.name, agent_id=agent.id, spec=await build_spec(tx, agent, model))
     version = await runnable(tx, agent, None)
     return AgentWork(
         name=agent.name,
@@ -33,7 +33,7 @@ async def agent_work(tx: Tx, reference: str, field: str, model: str | None = Non
     )
 
 
-async def named(tx: Tx, reference: str, field: str) -> Agent:
+async def resolve_agent(tx: Tx, reference: str, field: str) -> Agent:
     """An agent by id, name, or slug of its name. Errors: `invalid_field`."""
     found = await tx.agents.find(reference, lock="share")
     if found is not None:
@@ -47,7 +47,7 @@ async def named(tx: Tx, reference: str, field: str) -> Agent:
     return alike[0]
 
 
-async def spec(tx: Tx, agent: Agent, model: str | None = None) -> Spec:
+async def build_spec(tx: Tx, agent: Agent, model: str | None = None) -> Spec:
     """A model agent as a run has it. Errors: `conflict` without a model, `invalid_field`."""
     made = Spec.of(await agents.resolved(tx, agent))
     if model is not None:
@@ -58,7 +58,7 @@ async def spec(tx: Tx, agent: Agent, model: str | None = None) -> Spec:
     return made
 
 
-async def tool_work(tx: Tx, caller: Caller, reference: str, field: str) -> ToolWork:
+async def resolve_tool_work(tx: Tx, caller: Caller, reference: str, field: str) -> ToolWork:
     """A tool by id, name or slug; `server/tool` of an MCP server. Errors: `invalid_field`, `conflict` if disabled."""
     try:
         tool = await tools.get(tx, caller, reference)

@@ -17,21 +17,21 @@ from domain.shared.status import Status
 
 PlanKind = Literal["crew", "workflow"]
 StepStatus = Literal["pending", "waiting", "running", "completed", "failed", "skipped", "cancelled"]
-ENDED: Final[frozenset[str]] = frozenset({"completed", "failed", "skipped", "cancelled"})
+ENDED_STEP_STATUSES: Final[frozenset[str]] = frozenset({"completed", "failed", "skipped", "cancelled"})
 
-MAX_STEPS: Final = 2_000
-MAX_ITEMS: Final = 1_000
+MAX_PLAN_STEPS: Final = 2_000
+MAX_MAP_ITEMS: Final = 1_000
 # Steps and items of one plan together.
-MAX_RUNS: Final = 20_000
+MAX_STEP_RUNS: Final = 20_000
 # Plans within plans.
-MAX_NESTED: Final = 5
+MAX_PLAN_DEPTH: Final = 5
 # The step itself, among the items of a step that is mapped over a list.
-WHOLE: Final = -1
+WHOLE_STEP: Final = -1
 # A plan may wait for people: seconds until it is given up.
-PLAN_TIMEOUT: Final = 7 * 24 * 3600
+PLAN_TIMEOUT_SECONDS: Final = 7 * 24 * 3600
 
 
-class Retry(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+class RetryPolicy(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """How often a step that failed is tried again, and the seconds before: `delay`, times `factor` each time."""
 
     attempts: Annotated[int, Meta(ge=0, le=10, description="Tries after the first one.")] = 0
@@ -39,7 +39,7 @@ class Retry(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     factor: Annotated[float, Meta(ge=1, le=10)] = 2.0
     max_delay: Annotated[float, Meta(ge=0, le=86400)] = 300.0
 
-    def pause(self, tries: int) -> float:
+    def compute_delay(self, tries: int) -> float:
         """Seconds after so many tries have failed."""
         return float(min(self.delay * self.factor ** max(tries - 1, 0), self.max_delay))
 
@@ -71,7 +71,7 @@ class PlanWork(msgspec.Struct, kw_only=True, frozen=True, tag="plan", tag_field=
     plan: "Plan"
 
 
-Work = AgentWork | ToolWork | PlanWork
+StepWork = AgentWork | ToolWork | PlanWork
 
 
 class TaskText(msgspec.Struct, kw_only=True, frozen=True):
@@ -97,7 +97,7 @@ class PlanStep(msgspec.Struct, kw_only=True, frozen=True):
 
     id: str
     name: str
-    work: Work
+    work: StepWork
     depends_on: list[str] = []
     prompt: str | None = None
     text: TaskText | None = None
@@ -105,7 +105,7 @@ class PlanStep(msgspec.Struct, kw_only=True, frozen=True):
     when: str | None = None
     map: str | list[Any] | None = None
     max_parallel: int = 10
-    retry: Retry = Retry()
+    retry: RetryPolicy = RetryPolicy()
     timeout: int | None = None
     requires_approval: bool = False
     continue_on_failure: bool = False
@@ -136,7 +136,7 @@ class StepRun(msgspec.Struct, kw_only=True):
     """
 
     step: str
-    item: int = WHOLE
+    item: int = WHOLE_STEP
     status: StepStatus = "pending"
     tries: int = 0
     execution_id: str | None = None
@@ -151,7 +151,7 @@ class StepRun(msgspec.Struct, kw_only=True):
     finished_at: datetime | None = None
 
 
-class Progress(msgspec.Struct, kw_only=True, frozen=True):
+class StepProgress(msgspec.Struct, kw_only=True, frozen=True):
     """How the child is that runs a step. `waiting_for` are the tool calls that wait for an approval in it."""
 
     step: str
@@ -163,14 +163,14 @@ class Progress(msgspec.Struct, kw_only=True, frozen=True):
     waiting_for: list[dict[str, Any]] | None = None
 
 
-class Due(msgspec.Struct, kw_only=True, frozen=True):
+class DuePlan(msgspec.Struct, kw_only=True, frozen=True):
     """A plan that something may have changed for."""
 
     execution_id: str
     tenant_id: str
 
 
-class Taken(msgspec.Struct, kw_only=True, frozen=True):
+class LockedPlan(msgspec.Struct, kw_only=True, frozen=True):
     """A plan that this transaction alone may advance. `revision` counts how often it was written down."""
 
     revision: int
@@ -185,11 +185,11 @@ class Plans(Protocol):
         ...
 
     async def get(self, execution_id: str) -> Plan | None: ...
-    async def due(self, now: datetime, most: int) -> tuple[list[Due], float | None]:
+    async def list_due(self, now: datetime, limit: int) -> tuple[list[DuePlan], float | None]:
         """Plans of any tenants, those told of first come first; and seconds until the next that is known of."""
         ...
 
-    async def take(self, execution_id: str, now: datetime) -> Taken | None:
+    async def try_lock(self, execution_id: str, now: datetime) -> LockedPlan | None:
         """Lock a plan and forget what was told of it; None if somebody else is at it."""
         ...
 
@@ -197,36 +197,36 @@ class Plans(Protocol):
         """Lock a plan, when whoever is at it has done."""
         ...
 
-    async def forget(self, execution_id: str) -> None:
+    async def clear_signals(self, execution_id: str) -> None:
         """Forget what was told of a locked plan, and what is due later: it has ended."""
         ...
 
-    async def runs(self, execution_id: str) -> list[StepRun]: ...
-    async def progress(self, execution_id: str) -> list[Progress]:
+    async def list_runs(self, execution_id: str) -> list[StepRun]: ...
+    async def list_progress(self, execution_id: str) -> list[StepProgress]:
         """How the children are of the steps that run."""
         ...
 
-    async def answers(self, executions: list[str]) -> tuple[dict[str, Any] | None, int]:
+    async def get_child_outputs(self, executions: list[str]) -> tuple[dict[str, Any] | None, int]:
         """What children came to, by their ids, and the bytes of that; None if it is too large to work with."""
         ...
 
-    async def outputs(self, execution_id: str) -> dict[str, Any]:
+    async def get_step_outputs(self, execution_id: str) -> dict[str, Any]:
         """What completed steps came to, by step; a mapped one as a list."""
         ...
 
     async def save(self, execution_id: str, runs: list[StepRun]) -> None: ...
-    async def signal(self, execution_id: str, due_at: datetime | None = None) -> None:
+    async def signal_plan(self, execution_id: str, due_at: datetime | None = None) -> None:
         """Have a plan advanced at that time, or at once."""
         ...
 
-    async def move(self, execution: Execution, told: list[Event], now: datetime) -> bool:
+    async def update_execution(self, execution: Execution, events: list[Event], now: datetime) -> bool:
         """Write down the state of a plan's execution, which has not ended, and what is told of it."""
         ...
 
-    async def max_rpm(self, execution_id: str) -> int | None:
+    async def get_max_rpm(self, execution_id: str) -> int | None:
         """How many calls of models the plan may make in a minute."""
         ...
 
-    async def pace(self, execution_id: str, most: int, now: datetime) -> datetime:
+    async def reserve_model_call(self, execution_id: str, max_rpm: int, now: datetime) -> datetime:
         """When the next call of a model may be made, which is written down: at most so many in a minute."""
         ...

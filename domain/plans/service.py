@@ -10,17 +10,17 @@ from domain.executions import Execution, get
 from domain.executions.schema import Start, payload_of
 from domain.executions.service import fresh, run_name
 from domain.expressions import BadExpression
-from domain.expressions.evaluator import Budget
+from domain.expressions.evaluator import WorkBudget
 from domain.plans import child_executions, renderer
-from domain.plans.engine import begun
-from domain.plans.schema import MAX_ITEMS, AgentWork, Plan, PlanWork
+from domain.plans.engine import create_runs
+from domain.plans.schema import MAX_MAP_ITEMS, AgentWork, Plan, PlanWork
 from domain.ports import Tx
 from domain.shared.access import Caller
 from domain.shared.errors import conflict, invalid
 from domain.shared.status import TERMINAL
 
 
-async def start(tx: Tx, caller: Caller, plan: Plan, data: Start, schedule_id: str | None = None) -> Execution:
+async def start_plan(tx: Tx, caller: Caller, plan: Plan, data: Start, schedule_id: str | None = None) -> Execution:
     """Write a pending execution of a plan and ring for it. Errors: `invalid_field`."""
     for field in ("agent_version_id", "max_attempts"):
         if getattr(data, field) is not None:
@@ -28,7 +28,7 @@ async def start(tx: Tx, caller: Caller, plan: Plan, data: Start, schedule_id: st
     _check_models(plan, data)
     given = payload_of(data)
     _check_lists(plan, given)
-    execution = child_executions.of_plan(
+    execution = child_executions.build_plan_execution(
         fresh(tx, caller.tenant_id, caller.user_id, caller.key_id, plan.name, given),
         plan,
         data.mode or "safe",
@@ -38,10 +38,10 @@ async def start(tx: Tx, caller: Caller, plan: Plan, data: Start, schedule_id: st
     execution = msgspec.structs.replace(
         execution, model=data.model, cost_limit=data.cost_limit, schedule_id=schedule_id, **named
     )
-    return await child_executions.begin(tx, execution, plan)
+    return await child_executions.add_plan_execution(tx, execution, plan)
 
 
-async def retry(tx: Tx, caller: Caller, execution_id: str, from_failed: bool) -> Execution:
+async def retry_plan(tx: Tx, caller: Caller, execution_id: str, from_failed: bool) -> Execution:
     """Run an ended plan again as it was then, as a new execution; only what is not completed, `from_failed`.
 
     A plan within it that failed half-way goes on there as well, if it is asked the same as before.
@@ -55,14 +55,16 @@ async def retry(tx: Tx, caller: Caller, execution_id: str, from_failed: bool) ->
     if from_failed and old.status == "completed":
         raise conflict("The execution is completed; none of its steps failed.")
     made = fresh(tx, caller.tenant_id, caller.user_id, caller.key_id, plan.name, old.input_data)
-    made = child_executions.of_plan(made, plan, old.mode, old.timeout)
+    made = child_executions.build_plan_execution(made, plan, old.mode, old.timeout)
     kept: dict[str, Any] = {name: getattr(old, name) for name in ("model", "cost_limit")}
     if old.run_name != run_name(plan.name, old.id):
         kept["run_name"] = old.run_name
     made = msgspec.structs.replace(made, **kept, retry_of=old.id)
     if not from_failed:
-        return await child_executions.begin(tx, made, plan, begun(plan))
-    made = await child_executions.begin(tx, made, plan, await child_executions.left(tx, old.id, plan))
+        return await child_executions.add_plan_execution(tx, made, plan, create_runs(plan))
+    made = await child_executions.add_plan_execution(
+        tx, made, plan, await child_executions.load_resumed_runs(tx, old.id, plan)
+    )
     # What is kept may have written files, which what is run again reads.
     await tx.workspaces.copy(old.root_id or old.id, made.id)
     return made
@@ -71,21 +73,23 @@ async def retry(tx: Tx, caller: Caller, execution_id: str, from_failed: bool) ->
 def _check_lists(plan: Plan, given: dict[str, Any]) -> None:
     """Refuse at once a list that is too long, or none, where the inputs alone tell. Errors: `invalid_field`."""
     # Over all of them: what takes longer than this is left to the run.
-    budget = Budget()
+    budget = WorkBudget()
     for number, step in enumerate(plan.steps):
-        if step.map is not None and renderer.listed(step).names <= {"inputs"}:
+        if step.map is not None and renderer.find_map_references(step).names <= {"inputs"}:
             field = f"steps[{number}].map"
             try:
                 scope = {"inputs": given}
-                found = expressions.evaluate(step.map, scope, budget) if isinstance(step.map, str) else step.map
+                found = (
+                    expressions.evaluate_expression(step.map, scope, budget) if isinstance(step.map, str) else step.map
+                )
             except BadExpression as error:
-                if budget.left < 0:
+                if budget.remaining_work < 0:
                     return
                 raise invalid(field, error.message) from error
             if not isinstance(found, list):
                 raise invalid(field, "is no list with these inputs.")
-            if len(found) > MAX_ITEMS:
-                raise invalid(field, f"has {len(found)} items with these inputs; {MAX_ITEMS} are allowed.")
+            if len(found) > MAX_MAP_ITEMS:
+                raise invalid(field, f"has {len(found)} items with these inputs; {MAX_MAP_ITEMS} are allowed.")
 
 
 def _check_models(plan: Plan, data: Start) -> None:

@@ -5,19 +5,19 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any, Final
 
 from domain import expressions
-from domain.expressions import BadExpression, Uses
-from domain.plans.schema import MAX_ITEMS, MAX_STEPS, AgentWork, Plan, PlanStep
+from domain.expressions import BadExpression, ExpressionReferences
+from domain.plans.schema import MAX_MAP_ITEMS, MAX_PLAN_STEPS, AgentWork, Plan, PlanStep
 from domain.shared.errors import FieldError
 
 _OF_ITEMS: Final = frozenset({"item", "index"})
 
 
-def check(plan: Plan) -> list[FieldError]:
+def validate_plan(plan: Plan) -> list[FieldError]:
     """All that is wrong with the plan's own steps, each with its place: `steps[2].depends_on`."""
     if not plan.steps:
         return [FieldError(field="steps", message="must hold at least one step.")]
-    if len(plan.steps) > MAX_STEPS:
-        return [FieldError(field="steps", message=f"are {len(plan.steps)}; {MAX_STEPS} are allowed.")]
+    if len(plan.steps) > MAX_PLAN_STEPS:
+        return [FieldError(field="steps", message=f"are {len(plan.steps)}; {MAX_PLAN_STEPS} are allowed.")]
     known = {step.id for step in plan.steps}
     found = [*_twice(plan), *_unknown(plan, known)]
     circle = None if found else _circle(plan)
@@ -27,7 +27,9 @@ def check(plan: Plan) -> list[FieldError]:
     for number, step in enumerate(plan.steps):
         found += _output_file(step, f"steps[{number}].output_file")
         found += _expressions(step, f"steps[{number}]", known, above.get(step.id, known))
-    found += _used("outputs", lambda: expressions.template(plan.outputs), known, known, frozenset({"inputs", "steps"}))
+    found += _used(
+        "outputs", lambda: expressions.check_template(plan.outputs), known, known, frozenset({"inputs", "steps"})
+    )
     return found
 
 
@@ -83,22 +85,22 @@ def _expressions(step: PlanStep, place: str, known: set[str], above: set[str]) -
     inside = frozenset({"inputs", "steps"}) | (_OF_ITEMS if step.map is not None else frozenset())
     outside = frozenset({"inputs", "steps"})
     if step.when is not None:
-        yield from _used(f"{place}.when", lambda: expressions.expression(step.when or ""), known, above, outside)
+        yield from _used(f"{place}.when", lambda: expressions.check_expression(step.when or ""), known, above, outside)
     if isinstance(step.map, str):
-        yield from _used(f"{place}.map", lambda: expressions.expression(str(step.map)), known, above, outside)
+        yield from _used(f"{place}.map", lambda: expressions.check_expression(str(step.map)), known, above, outside)
     elif step.map is not None:
-        if len(step.map) > MAX_ITEMS:
-            yield FieldError(field=f"{place}.map", message=f"has {len(step.map)} items; {MAX_ITEMS} are allowed.")
+        if len(step.map) > MAX_MAP_ITEMS:
+            yield FieldError(field=f"{place}.map", message=f"has {len(step.map)} items; {MAX_MAP_ITEMS} are allowed.")
         else:
-            yield from _used(f"{place}.map", lambda: expressions.template(step.map), known, above, outside)
+            yield from _used(f"{place}.map", lambda: expressions.check_template(step.map), known, above, outside)
     if step.prompt is not None:
-        yield from _used(f"{place}.prompt", lambda: expressions.template(step.prompt), known, above, inside)
-    yield from _used(f"{place}.inputs", lambda: expressions.template(step.inputs), known, above, inside)
+        yield from _used(f"{place}.prompt", lambda: expressions.check_template(step.prompt), known, above, inside)
+    yield from _used(f"{place}.inputs", lambda: expressions.check_template(step.inputs), known, above, inside)
 
 
 def _used(place: str, read: Any, known: set[str], above: set[str], names: frozenset[str]) -> Iterator[FieldError]:
     try:
-        uses: Uses = read()
+        uses: ExpressionReferences = read()
     except BadExpression as error:
         yield FieldError(field=f"{place}{getattr(error, 'place', '') or ''}", message=error.message)
         return

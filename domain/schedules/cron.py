@@ -27,11 +27,11 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
-from domain.schedules.cron_syntax import FIELDS, explain_refusal, find_long_step, unroll_ranges
+from domain.schedules.cron_syntax import CRON_FIELDS, explain_syntax_error, find_long_step, unroll_ranges
 from domain.shared.errors import invalid
 
-MAX_LINE: Final = 200
-ALIASES: Final = {
+MAX_CRON_LENGTH: Final = 200
+CRON_ALIASES: Final = {
     "@hourly": "0 * * * *",
     "@daily": "0 0 * * *",
     "@midnight": "0 0 * * *",
@@ -53,7 +53,7 @@ def _zones() -> frozenset[str]:
     return frozenset(zoneinfo.available_timezones()) - _NO_ZONES
 
 
-def zone(name: str, field: str = "timezone") -> ZoneInfo:
+def find_timezone(name: str, field: str = "timezone") -> ZoneInfo:
     """A time zone of the IANA's database. Errors: `invalid_field` for one that it does not have."""
     # A name is a path below the database's folder: only what is listed is opened.
     if name not in _zones():
@@ -62,19 +62,19 @@ def zone(name: str, field: str = "timezone") -> ZoneInfo:
 
 
 @lru_cache(maxsize=4096)
-def line(expression: str, field: str = "cron_expression") -> "Line":
+def parse_cron(expression: str, field: str = "cron_expression") -> "CronLine":
     """A cron line, checked. Errors: `invalid_field` for one that is none, or that no date can match."""
-    if len(expression) > MAX_LINE:
-        raise invalid(field, f"must be at most {MAX_LINE} characters long.")
-    text = ALIASES.get(expression.strip().lower(), expression)
+    if len(expression) > MAX_CRON_LENGTH:
+        raise invalid(field, f"must be at most {MAX_CRON_LENGTH} characters long.")
+    text = CRON_ALIASES.get(expression.strip().lower(), expression)
     if text.lstrip().startswith("@"):
-        raise invalid(field, f"{text.strip()[:50]!r} is not known; there are {', '.join(ALIASES)}.")
-    if len(text.split()) != len(FIELDS):
-        raise invalid(field, explain_refusal(text))
+        raise invalid(field, f"{text.strip()[:50]!r} is not known; there are {', '.join(CRON_ALIASES)}.")
+    if len(text.split()) != len(CRON_FIELDS):
+        raise invalid(field, explain_syntax_error(text))
     try:
-        return Line(unroll_ranges(text))
+        return CronLine(unroll_ranges(text))
     except CronSimError:
-        raise invalid(field, explain_refusal(text)) from None
+        raise invalid(field, explain_syntax_error(text)) from None
 
 
 def refuse_long_steps(expression: str, field: str = "cron_expression") -> None:
@@ -82,13 +82,13 @@ def refuse_long_steps(expression: str, field: str = "cron_expression") -> None:
 
     For lines that are new: one that has been kept goes on as it was. Errors: `invalid_field`.
     """
-    text = ALIASES.get(expression.strip().lower(), expression)
-    told = find_long_step(text) if len(text.split()) == len(FIELDS) else None
+    text = CRON_ALIASES.get(expression.strip().lower(), expression)
+    told = find_long_step(text) if len(text.split()) == len(CRON_FIELDS) else None
     if told is not None:
         raise invalid(field, told)
 
 
-class Line:
+class CronLine:
     """A cron line. All moments are in UTC, with an offset; what is due is due on a whole minute of the clock."""
 
     def __init__(self, text: str) -> None:
@@ -97,30 +97,30 @@ class Line:
         minute, hour, *_ = text.split()
         self._of_day = not minute.startswith("*") and not hour.startswith("*")
 
-    def next(self, after: datetime, zone: ZoneInfo) -> datetime | None:
+    def find_next(self, after: datetime, zone: ZoneInfo) -> datetime | None:
         """The first time after a moment that this is due, or None if that is not within fifty years."""
         at = after.astimezone(UTC).replace(microsecond=0)
         return self._next_of_day(at, zone) if self._of_day else self._next_often(at, zone)
 
-    def between(self, after: datetime, until: datetime, zone: ZoneInfo) -> Iterator[datetime]:
+    def iterate_times(self, after: datetime, until: datetime, zone: ZoneInfo) -> Iterator[datetime]:
         """When it is due after a moment and until another, that one included."""
-        due = self.next(after, zone)
+        due = self.find_next(after, zone)
         while due is not None and due <= until:
             yield due
-            due = self.next(due, zone)
+            due = self.find_next(due, zone)
 
-    def latest(self, after: datetime, until: datetime, zone: ZoneInfo, most: int) -> list[datetime]:
+    def list_latest(self, after: datetime, until: datetime, zone: ZoneInfo, most: int) -> list[datetime]:
         """The last `most` of `between`, oldest first; the work grows with `most` and not with the time between."""
         if most <= 0:
             return []
-        found = list(islice(self.between(after, until, zone), most + 1))
+        found = list(islice(self.iterate_times(after, until, zone), most + 1))
         if len(found) <= most:
             return found
         middle = after + (until - after) / 2
-        later = self.latest(middle, until, zone, most)
-        return self.latest(after, middle, zone, most - len(later)) + later
+        later = self.list_latest(middle, until, zone, most)
+        return self.list_latest(after, middle, zone, most - len(later)) + later
 
-    def count(self, after: datetime, until: datetime, zone: ZoneInfo) -> int:
+    def count_times(self, after: datetime, until: datetime, zone: ZoneInfo) -> int:
         """How many `between` has; days on which no clock changes are not looked into."""
         found, a_day = 0, len(self._fields.hours) * len(self._fields.minutes)
         while after < until:
@@ -131,7 +131,7 @@ class Line:
                 found += a_day if self._on(first.date()) else 0
             else:
                 end = min(end, until)
-                found += sum(1 for _ in self.between(after, end, zone))
+                found += sum(1 for _ in self.iterate_times(after, end, zone))
             after = end
         return found
 

@@ -30,22 +30,22 @@ class CronField(msgspec.Struct, frozen=True):
     """One of the five fields: its name, the least and the greatest number in it, and names for numbers."""
 
     name: str
-    least: int
-    greatest: int
+    minimum: int
+    maximum: int
     names: dict[str, int] = {}
 
     @property
     def size(self) -> int:
         """How many there are until it begins anew: Sunday is 0 and 7."""
-        return self.greatest - self.least + (0 if self.greatest == _SUNDAY else 1)
+        return self.maximum - self.minimum + (0 if self.maximum == _SUNDAY else 1)
 
-    def number(self, text: str) -> int | None:
+    def parse_number(self, text: str) -> int | None:
         """Return the number that a name or digits stand for, None if that is none of this field."""
         value = int(text) if text.isdecimal() and text.isascii() else self.names.get(text.upper())
-        return value if value is not None and self.least <= value <= self.greatest else None
+        return value if value is not None and self.minimum <= value <= self.maximum else None
 
 
-FIELDS: Final = (
+CRON_FIELDS: Final = (
     CronField("minute", 0, 59),
     CronField("hour", 0, 23),
     CronField("day of month", 1, _LONGEST_MONTH),
@@ -58,7 +58,8 @@ def unroll_ranges(text: str) -> str:
     """Return a line of five fields whose ranges past the end are lists: `FRI-MON` is 5,6,0,1, and `SAT-SUN` 6,0."""
     parts = text.split()
     return " ".join(
-        ",".join(_unrolled(field, item) for item in part.split(",")) for field, part in zip(FIELDS, parts, strict=True)
+        ",".join(_unrolled(field, item) for item in part.split(","))
+        for field, part in zip(CRON_FIELDS, parts, strict=True)
     )
 
 
@@ -66,17 +67,17 @@ def _unrolled(field: CronField, item: str) -> str:
     if field.names is _DAYS and (day := field.names.get(item[:-1].upper())) is not None and item[-1] in "Ll":
         return f"{day}L"
     found = _RANGE.fullmatch(item)
-    first, last = (field.number(found[1]), field.number(found[2])) if found is not None else (None, None)
+    first, last = (field.parse_number(found[1]), field.parse_number(found[2])) if found is not None else (None, None)
     if found is None or first is None or last is None or first <= last:
         return item
     step = int(found[3] or 1) or 1
-    numbers = ((one - field.least) % field.size + field.least for one in range(first, last + field.size + 1, step))
+    numbers = ((one - field.minimum) % field.size + field.minimum for one in range(first, last + field.size + 1, step))
     return ",".join(str(one) for one in dict.fromkeys(numbers))
 
 
 def find_long_step(text: str) -> str | None:
     """Say which step is longer than its field, and so is due once each time round; None if none is."""
-    for field, part in zip(FIELDS, text.split(), strict=True):
+    for field, part in zip(CRON_FIELDS, text.split(), strict=True):
         for item in part.split(","):
             found = _STEP.fullmatch(item)
             if found is not None and int(found[2]) > field.size:
@@ -87,7 +88,7 @@ def find_long_step(text: str) -> str | None:
     return None
 
 
-def explain_refusal(text: str) -> str:
+def explain_syntax_error(text: str) -> str:
     """Say what of a line is not known, and what can be written instead."""
     parts = text.split()
     if len(parts) in (6, 7):
@@ -97,10 +98,10 @@ def explain_refusal(text: str) -> str:
             f"has {len(parts)} fields: seconds and years are not known here. Send minute, hour, day of month, month "
             f"and day of week; without its {left_out} this is {' '.join(rest)!r}."
         )
-    if len(parts) != len(FIELDS):
+    if len(parts) != len(CRON_FIELDS):
         count = "1 field" if len(parts) == 1 else f"{len(parts)} fields"
         return f"has {count}; send minute, hour, day of month, month and day of week."
-    for field, part in zip(FIELDS, parts, strict=True):
+    for field, part in zip(CRON_FIELDS, parts, strict=True):
         for item in part.split(","):
             why = _explained(field, item)
             if why is not None:
@@ -125,11 +126,11 @@ def _explained(field: CronField, item: str) -> str | None:
         return f"{item!r}: a step is a whole number from 1."
     if "#" in item:
         day, _, week = item.partition("#")
-        known = field.number(day) is not None and week in {"1", "2", "3", "4", "5"} and field.names is _DAYS
+        known = field.parse_number(day) is not None and week in {"1", "2", "3", "4", "5"} and field.names is _DAYS
         return None if known else f"{item!r} is not known here; MON#2, the second Monday, is for the day of week alone."
     ends = [] if span == "*" else span.split("-")
     for one in ends:
-        if field.number(one) is None and not _is_last(field, one):
+        if field.parse_number(one) is None and not _is_last(field, one):
             return f"{one!r} is not known; {_known(field)}."
     return f"{item!r} is not a range." if len(ends) > 2 else None
 
@@ -137,10 +138,10 @@ def _explained(field: CronField, item: str) -> str | None:
 def _is_last(field: CronField, text: str) -> bool:
     """Whether it is the last day, or the last weekday, of a month, or the last Friday."""
     if field.names is _DAYS:
-        return text[-1:].upper() == "L" and field.number(text[:-1]) is not None
-    return field.greatest == _LONGEST_MONTH and text.upper() in ("L", "LW")
+        return text[-1:].upper() == "L" and field.parse_number(text[:-1]) is not None
+    return field.maximum == _LONGEST_MONTH and text.upper() in ("L", "LW")
 
 
 def _known(field: CronField) -> str:
     named = f", or {', '.join(field.names)}" if field.names else ""
-    return f"there are {field.least} to {field.greatest}{named}"
+    return f"there are {field.minimum} to {field.maximum}{named}"

@@ -7,26 +7,31 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from domain.executions.schema import Dollars, Mode, StartAny
-from domain.schedules.cron import MAX_LINE
+from domain.schedules.cron import MAX_CRON_LENGTH
 from domain.shared.names import Name
 from domain.shared.pages import Listing, Page
 from domain.shared.status import Status
 
 # `skip`: a due time passes while an execution of the schedule has not ended. `queue`: one waits for that end.
-Overlap = Literal["skip", "queue", "allow"]
-Outcome = Literal["fired", "queued", "skipped", "missed", "failed"]
-Target = Literal["agent", "crew", "workflow"]
-TARGETS: Final = ("agent_id", "crew_id", "workflow_id")
+OverlapPolicy = Literal["skip", "queue", "allow"]
+ScheduleOutcome = Literal["fired", "queued", "skipped", "missed", "failed"]
+ScheduleTarget = Literal["agent", "crew", "workflow"]
+TARGET_FIELDS: Final = ("agent_id", "crew_id", "workflow_id")
 MAX_SCHEDULES: Final = 1000
 MAX_CATCH_UP: Final = 100
 # Bytes of what a schedule sends, as JSON: a list shows that of many.
-MAX_INPUTS: Final = 64 * 1024
+MAX_INPUT_BYTES: Final = 64 * 1024
 # How many due times that are to come are shown.
-SHOWN: Final = 5
+UPCOMING_COUNT: Final = 5
 
 CronExpression = Annotated[
     str,
-    Meta(min_length=1, max_length=MAX_LINE, examples=["0 9 * * *"], description="Five fields, or @daily and the like."),
+    Meta(
+        min_length=1,
+        max_length=MAX_CRON_LENGTH,
+        examples=["0 9 * * *"],
+        description="Five fields, or @daily and the like.",
+    ),
 ]
 Timezone = Annotated[str, Meta(min_length=1, max_length=64, examples=["Europe/Berlin"], description="Of the IANA's.")]
 Reference = Annotated[str, Meta(min_length=1, max_length=200, description="An id or a name.")]
@@ -58,7 +63,7 @@ class Schedule(msgspec.Struct, kw_only=True):
     mode: Mode | None
     cost_limit: float | None
     enabled: bool
-    overlap: Overlap
+    overlap: OverlapPolicy
     catch_up: int
     next_run_at: datetime | None = None
     last_run_at: datetime | None = None
@@ -74,13 +79,13 @@ class Schedule(msgspec.Struct, kw_only=True):
     created_at: datetime
     updated_at: datetime
 
-    def started(self, execution_id: str, now: datetime) -> None:
+    def record_start(self, execution_id: str, now: datetime) -> None:
         """It has started an execution."""
         self.last_run_at, self.last_execution_id, self.last_error = now, execution_id, None
         self.run_count += 1
 
     @property
-    def start(self) -> StartAny:
+    def start_request(self) -> StartAny:
         """What it starts."""
         return StartAny(
             agent_id=self.agent_id,
@@ -93,7 +98,7 @@ class Schedule(msgspec.Struct, kw_only=True):
         )
 
 
-class ShownSchedule(Schedule, kw_only=True):
+class ScheduleDetail(Schedule, kw_only=True):
     """A schedule, and when it is due next; of one that is disabled, when it would be."""
 
     upcoming: list[datetime] = []
@@ -113,7 +118,7 @@ class NewSchedule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     mode: Mode | None = None
     cost_limit: Dollars | None = None
     enabled: bool = True
-    overlap: Overlap = "skip"
+    overlap: OverlapPolicy = "skip"
     catch_up: CatchUp = 1
 
 
@@ -131,7 +136,7 @@ class PatchSchedule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     mode: Mode | None | UnsetType = UNSET
     cost_limit: Dollars | None | UnsetType = UNSET
     enabled: bool | UnsetType = UNSET
-    overlap: Overlap | UnsetType = UNSET
+    overlap: OverlapPolicy | UnsetType = UNSET
     catch_up: CatchUp | UnsetType = UNSET
 
 
@@ -143,13 +148,13 @@ class ScheduleRun(msgspec.Struct, kw_only=True):
 
     schedule_id: str
     due_at: datetime
-    outcome: Outcome
+    outcome: ScheduleOutcome
     execution_id: str | None = None
     reason: str | None = None
     settled_at: datetime
 
 
-class Due(msgspec.Struct, frozen=True, kw_only=True):
+class DueSchedule(msgspec.Struct, frozen=True, kw_only=True):
     """A schedule of any tenant that something is to be done for."""
 
     schedule_id: str
@@ -161,38 +166,40 @@ class Schedules(Protocol):
 
     async def add(self, schedule: Schedule) -> bool: ...
     async def find(self, reference: str, lock: bool = False) -> Schedule | None: ...
-    async def take(self, schedule_id: str) -> Schedule | None:
+    async def try_lock(self, schedule_id: str) -> Schedule | None:
         """Lock one, or None if it is gone or another has it."""
         ...
 
-    async def page(self, page: Page, enabled: bool | None) -> Listing[Schedule]: ...
+    async def list_page(self, page: Page, enabled: bool | None) -> Listing[Schedule]: ...
     async def save(self, schedule: Schedule) -> bool: ...
     async def delete(self, schedule_id: str) -> None: ...
     async def count(self) -> int:
         """How many there are. Holds off other additions until the commit."""
         ...
 
-    async def using(self, kind: Target, row_id: str) -> list[str]:
+    async def list_names_by_target(self, kind: ScheduleTarget, row_id: str) -> list[str]:
         """Names of the schedules that start this."""
         ...
 
-    async def running(self, schedule_id: str) -> bool:
+    async def is_running(self, schedule_id: str) -> bool:
         """Whether an execution of it has not ended."""
         ...
 
-    async def record(self, runs: list[ScheduleRun]) -> int:
+    async def record_runs(self, runs: list[ScheduleRun]) -> int:
         """Write down what becomes of due times, once each. Returns how many were not known before."""
         ...
 
-    async def queued(self, schedule_id: str) -> datetime | None:
+    async def get_queued_time(self, schedule_id: str) -> datetime | None:
         """The due time that waits."""
         ...
 
-    async def settle(self, run: ScheduleRun) -> None:
+    async def settle_run(self, run: ScheduleRun) -> None:
         """Say anew what became of a due time."""
         ...
 
-    async def runs(self, schedule_id: str, page: Page, outcome: Outcome | None) -> Listing[ScheduleRun]: ...
-    async def due(self, now: datetime, most: int) -> tuple[list[Due], datetime | None]:
+    async def list_runs(
+        self, schedule_id: str, page: Page, outcome: ScheduleOutcome | None
+    ) -> Listing[ScheduleRun]: ...
+    async def list_due(self, now: datetime, limit: int) -> tuple[list[DueSchedule], datetime | None]:
         """Schedules that something is to be done for now, and when the next one is due."""
         ...

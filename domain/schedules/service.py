@@ -13,16 +13,16 @@ from domain.executions.schema import Execution
 from domain.ports import Tx
 from domain.schedules import cron, trigger
 from domain.schedules.schema import (
-    MAX_INPUTS,
+    MAX_INPUT_BYTES,
     MAX_SCHEDULES,
-    SHOWN,
-    TARGETS,
+    TARGET_FIELDS,
+    UPCOMING_COUNT,
     NewSchedule,
-    Outcome,
     PatchSchedule,
     Schedule,
+    ScheduleDetail,
+    ScheduleOutcome,
     ScheduleRun,
-    ShownSchedule,
 )
 from domain.shared import ids, names
 from domain.shared.access import Caller, require
@@ -37,7 +37,7 @@ class _Tried(Exception):
     """A start that is not meant."""
 
 
-async def create(tx: Tx, caller: Caller, data: NewSchedule) -> Schedule:
+async def create_schedule(tx: Tx, caller: Caller, data: NewSchedule) -> Schedule:
     """Add a schedule. Errors: `missing_scope`, `conflict` for a taken name, `invalid_field`."""
     require(caller, _NEEDED)
     if await tx.schedules.count() >= MAX_SCHEDULES:
@@ -66,17 +66,17 @@ async def _check(tx: Tx, caller: Caller, schedule: Schedule) -> datetime | None:
     with _noting(wrong):
         names.checked(schedule.name, "sched")
     with _noting(wrong):
-        line = cron.line(schedule.cron_expression)
+        line = cron.parse_cron(schedule.cron_expression)
         cron.refuse_long_steps(schedule.cron_expression)
     with _noting(wrong):
-        there = cron.zone(schedule.timezone)
+        there = cron.find_timezone(schedule.timezone)
     if line is not None and there is not None:
-        due = line.next(tx.now, there)
+        due = line.find_next(tx.now, there)
         if due is None:
             wrong.append(FieldError(field="cron_expression", message="is not due within fifty years."))
     size = len(msgspec.json.encode(schedule.inputs))
-    if size > MAX_INPUTS:
-        wrong.append(FieldError(field="inputs", message=f"are {size} bytes as JSON; {MAX_INPUTS} are allowed."))
+    if size > MAX_INPUT_BYTES:
+        wrong.append(FieldError(field="inputs", message=f"are {size} bytes as JSON; {MAX_INPUT_BYTES} are allowed."))
     with _noting(wrong):
         await _check_start(tx, caller, schedule)
     if wrong:
@@ -96,13 +96,13 @@ def _noting(wrong: list[FieldError]) -> Iterator[None]:
 
 async def _check_start(tx: Tx, caller: Caller, schedule: Schedule) -> None:
     """Start it for a try. What is wrong with the request is refused; what may be ready in time is not."""
-    named = [field for field in TARGETS if getattr(schedule, field) is not None]
+    named = [field for field in TARGET_FIELDS if getattr(schedule, field) is not None]
     if len(named) != 1:
         raise invalid(named[1] if named else "crew_id", "send one of agent_id, crew_id and workflow_id.")
     await _identify(tx, schedule, named[0])
     try:
         async with tx.savepoint():
-            await launch.start(tx, caller, schedule.start)
+            await launch.start_target(tx, caller, schedule.start_request)
             raise _Tried
     except _Tried:
         pass
@@ -124,16 +124,16 @@ async def _identify(tx: Tx, schedule: Schedule, field: str) -> None:
         if field == "agent_id":
             schedule.agent_id = (await agents.get(tx, reference, lock="share")).id
         elif field == "crew_id":
-            schedule.crew_id = (await crews.get(tx, reference, lock="share")).id
+            schedule.crew_id = (await crews.get_crew(tx, reference, lock="share")).id
         else:
-            schedule.workflow_id = (await workflows.get(tx, reference, lock="share")).id
+            schedule.workflow_id = (await workflows.get_workflow(tx, reference, lock="share")).id
     except DomainError as error:
         if error.code != "not_found":
             raise
         raise invalid(field, f"there is no {field.removesuffix('_id')} {reference!r}.") from None
 
 
-async def get(tx: Tx, reference: str, lock: bool = False) -> Schedule:
+async def get_schedule(tx: Tx, reference: str, lock: bool = False) -> Schedule:
     """A schedule by id or name. Errors: `not_found`."""
     schedule = await tx.schedules.find(reference, lock)
     if schedule is None:
@@ -141,43 +141,45 @@ async def get(tx: Tx, reference: str, lock: bool = False) -> Schedule:
     return schedule
 
 
-async def shown(tx: Tx, reference: str) -> ShownSchedule:
+async def get_schedule_detail(tx: Tx, reference: str) -> ScheduleDetail:
     """A schedule with its next due times. Errors: `not_found`."""
-    return with_upcoming(tx, await get(tx, reference))
+    return add_upcoming_times(tx, await get_schedule(tx, reference))
 
 
-def with_upcoming(tx: Tx, schedule: Schedule) -> ShownSchedule:
+def add_upcoming_times(tx: Tx, schedule: Schedule) -> ScheduleDetail:
     """Return a schedule with its next due times; of a disabled one, those that it would have."""
-    line, there = cron.line(schedule.cron_expression), cron.zone(schedule.timezone)
-    upcoming, due = list[datetime](), schedule.next_run_at or line.next(tx.now, there)
-    while due is not None and len(upcoming) < SHOWN:
+    line, there = cron.parse_cron(schedule.cron_expression), cron.find_timezone(schedule.timezone)
+    upcoming, due = list[datetime](), schedule.next_run_at or line.find_next(tx.now, there)
+    while due is not None and len(upcoming) < UPCOMING_COUNT:
         upcoming.append(due)
-        due = line.next(due, there)
+        due = line.find_next(due, there)
     fields = {field: getattr(schedule, field) for field in Schedule.__struct_fields__}
-    return ShownSchedule(**fields, upcoming=upcoming)
+    return ScheduleDetail(**fields, upcoming=upcoming)
 
 
 async def list_schedules(tx: Tx, page: Page, enabled: bool | None) -> Listing[Schedule]:
     """The tenant's schedules, newest first."""
-    return await tx.schedules.page(page, enabled)
+    return await tx.schedules.list_page(page, enabled)
 
 
-async def history(tx: Tx, reference: str, page: Page, outcome: Outcome | None) -> Listing[ScheduleRun]:
+async def list_schedule_runs(
+    tx: Tx, reference: str, page: Page, outcome: ScheduleOutcome | None
+) -> Listing[ScheduleRun]:
     """What became of due times, the latest first. Errors: `not_found`."""
-    return await tx.schedules.runs((await get(tx, reference)).id, page, outcome)
+    return await tx.schedules.list_runs((await get_schedule(tx, reference)).id, page, outcome)
 
 
-async def patch(tx: Tx, caller: Caller, reference: str, data: PatchSchedule) -> Schedule:
+async def update_schedule(tx: Tx, caller: Caller, reference: str, data: PatchSchedule) -> Schedule:
     """Change what was sent, and check the whole anew; from now on it runs on the caller's behalf.
 
     Errors: `missing_scope`, `not_found`, `conflict`, `invalid_field`.
     """
     require(caller, _NEEDED)
-    schedule = await get(tx, reference, lock=True)
+    schedule = await get_schedule(tx, reference, lock=True)
     sent = {field: value for field in PatchSchedule.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
     before = msgspec.structs.replace(schedule)
-    if set(TARGETS) & sent.keys():
-        sent = dict.fromkeys(TARGETS) | sent
+    if set(TARGET_FIELDS) & sent.keys():
+        sent = dict.fromkeys(TARGET_FIELDS) | sent
     for field, value in sent.items():
         setattr(schedule, field, value)
     due = await _check(tx, caller, schedule)
@@ -186,12 +188,12 @@ async def patch(tx: Tx, caller: Caller, reference: str, data: PatchSchedule) -> 
     return await _changed(tx, caller, schedule)
 
 
-async def toggle(tx: Tx, caller: Caller, reference: str) -> Schedule:
+async def toggle_schedule(tx: Tx, caller: Caller, reference: str) -> Schedule:
     """Enable a disabled schedule, disable an enabled one.
 
     Errors: `not_found`; `missing_scope` and `invalid_field` for one that is to be enabled.
     """
-    before = await get(tx, reference, lock=True)
+    before = await get_schedule(tx, reference, lock=True)
     schedule = msgspec.structs.replace(before, enabled=not before.enabled)
     if not schedule.enabled:
         await _reset(tx, before, schedule, None)
@@ -205,13 +207,13 @@ async def toggle(tx: Tx, caller: Caller, reference: str) -> Schedule:
 
 async def _reset(tx: Tx, before: Schedule, schedule: Schedule, due: datetime | None) -> None:
     """It is due then and not before; of a schedule that is disabled nothing waits any more."""
-    schedule.missed_count += await trigger.pass_over(tx, before)
+    schedule.missed_count += await trigger.record_missed(tx, before)
     schedule.next_run_at = due
-    waits = None if schedule.enabled else await tx.schedules.queued(schedule.id)
+    waits = None if schedule.enabled else await tx.schedules.get_queued_time(schedule.id)
     if waits is not None:
         schedule.skipped_count += 1
         reason = "The schedule was disabled."
-        await tx.schedules.settle(
+        await tx.schedules.settle_run(
             ScheduleRun(schedule_id=schedule.id, due_at=waits, outcome="skipped", reason=reason, settled_at=tx.now)
         )
 
@@ -223,19 +225,19 @@ async def _changed(tx: Tx, caller: Caller, schedule: Schedule) -> Schedule:
     return schedule
 
 
-async def delete(tx: Tx, reference: str) -> None:
+async def delete_schedule(tx: Tx, reference: str) -> None:
     """Remove a schedule and its history; what it has started stays and goes on. Errors: `not_found`."""
-    await tx.schedules.delete((await get(tx, reference, lock=True)).id)
+    await tx.schedules.delete((await get_schedule(tx, reference, lock=True)).id)
 
 
-async def run_now(tx: Tx, caller: Caller, reference: str) -> Execution:
+async def run_schedule(tx: Tx, caller: Caller, reference: str) -> Execution:
     """Start what a schedule starts, now, on the caller's behalf and whatever runs; no due time is met by that.
 
     Errors: `missing_scope`, `not_found`, and those of starting it.
     """
     require(caller, _NEEDED)
-    schedule = await get(tx, reference, lock=True)
-    execution = await launch.start(tx, caller, schedule.start, schedule.id)
-    schedule.started(execution.id, tx.now)
+    schedule = await get_schedule(tx, reference, lock=True)
+    execution = await launch.start_target(tx, caller, schedule.start_request, schedule.id)
+    schedule.record_start(execution.id, tx.now)
     await tx.schedules.save(schedule)
     return execution

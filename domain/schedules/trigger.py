@@ -17,14 +17,14 @@ from domain.shared.access import Caller, require, scopes_in_force
 from domain.shared.errors import DATABASE_OUTAGES, DomainError, forbidden
 
 # A due time of so long ago is no missed one.
-ON_TIME: Final = timedelta(minutes=1)
+ON_TIME_WINDOW: Final = timedelta(minutes=1)
 # So many of the missed due times of one outage get a row each; the others are counted.
-MISSED_SHOWN: Final = 100
+MAX_MISSED_ROWS: Final = 100
 _SECOND: Final = timedelta(seconds=1)
 _RUNS: Final = frozenset({"run:agents"})
 
 
-class Turn(msgspec.Struct, kw_only=True, frozen=True):
+class DueTimes(msgspec.Struct, kw_only=True, frozen=True):
     """What is to be done of the due times that have come.
 
     `due` fires, if any does; then it is the turn of `next`. The `missed` do not fire, `missed_count` in all.
@@ -36,33 +36,37 @@ class Turn(msgspec.Struct, kw_only=True, frozen=True):
     next: datetime | None
 
 
-def turn(line: cron.Line, zone: ZoneInfo, first: datetime, now: datetime, catch_up: int) -> Turn:
+def sort_due_times(line: cron.CronLine, zone: ZoneInfo, first: datetime, now: datetime, catch_up: int) -> DueTimes:
     """Whose turn it is when nobody has looked since `first` was due.
 
     The latest `catch_up` fire; the very latest does in any case if it is on time. How much there is to do does not
     grow with how long nobody has looked.
     """
     before = first - _SECOND
-    found = line.latest(before, now, zone, max(catch_up, 1) + MISSED_SHOWN)
-    on_time = bool(found) and now - found[-1] <= ON_TIME
+    found = line.list_latest(before, now, zone, max(catch_up, 1) + MAX_MISSED_ROWS)
+    on_time = bool(found) and now - found[-1] <= ON_TIME_WINDOW
     keep = min(len(found), max(catch_up, int(on_time)))
     missed, kept = found[: len(found) - keep], found[len(found) - keep :]
-    return Turn(
+    return DueTimes(
         due=kept[0] if kept else None,
-        missed=missed[-MISSED_SHOWN:],
-        missed_count=line.count(before, now, zone) - keep if missed else 0,
-        next=kept[1] if len(kept) > 1 else line.next(now, zone),
+        missed=missed[-MAX_MISSED_ROWS:],
+        missed_count=line.count_times(before, now, zone) - keep if missed else 0,
+        next=kept[1] if len(kept) > 1 else line.find_next(now, zone),
     )
 
 
-async def pass_over(tx: Tx, schedule: Schedule) -> int:
+async def record_missed(tx: Tx, schedule: Schedule) -> int:
     """Write down as missed what is due and was not met, of a schedule that is about to be another. Returns how many."""
     first = schedule.next_run_at
     if first is None or first > tx.now:
         return 0
-    line, there, before = cron.line(schedule.cron_expression), cron.zone(schedule.timezone), first - _SECOND
-    missed = line.latest(before, tx.now, there, MISSED_SHOWN)
-    return await _miss(tx, schedule, missed, line.count(before, tx.now, there), "The schedule was changed.")
+    line, there, before = (
+        cron.parse_cron(schedule.cron_expression),
+        cron.find_timezone(schedule.timezone),
+        first - _SECOND,
+    )
+    missed = line.list_latest(before, tx.now, there, MAX_MISSED_ROWS)
+    return await _miss(tx, schedule, missed, line.count_times(before, tx.now, there), "The schedule was changed.")
 
 
 async def _miss(tx: Tx, schedule: Schedule, latest: list[datetime], count: int, reason: str | None = None) -> int:
@@ -70,19 +74,19 @@ async def _miss(tx: Tx, schedule: Schedule, latest: list[datetime], count: int, 
     runs = [_run(tx, schedule, due, "missed") for due in latest]
     for run in runs:
         run.reason = reason
-    return count - len(runs) + await tx.schedules.record(runs) if runs else 0
+    return count - len(runs) + await tx.schedules.record_runs(runs) if runs else 0
 
 
-async def fire(tx: Tx, schedule_id: str) -> bool:
+async def fire_schedule(tx: Tx, schedule_id: str) -> bool:
     """Do one thing of what a schedule is due for: start what waits, or meet the next due time.
 
     Returns whether there was anything, and nobody else is at it.
     """
-    schedule = await tx.schedules.take(schedule_id)
+    schedule = await tx.schedules.try_lock(schedule_id)
     if schedule is None or not schedule.enabled:
         return False
-    waits = await tx.schedules.queued(schedule.id)
-    runs = (waits is not None or schedule.overlap != "allow") and await tx.schedules.running(schedule.id)
+    waits = await tx.schedules.get_queued_time(schedule.id)
+    runs = (waits is not None or schedule.overlap != "allow") and await tx.schedules.is_running(schedule.id)
     if waits is not None and not runs:
         await _start(tx, schedule, waits)
     elif schedule.next_run_at is not None and schedule.next_run_at <= tx.now:
@@ -95,14 +99,14 @@ async def fire(tx: Tx, schedule_id: str) -> bool:
 
 async def _meet(tx: Tx, schedule: Schedule, first: datetime, runs: bool, waits: bool) -> None:
     try:
-        line, there = cron.line(schedule.cron_expression), cron.zone(schedule.timezone)
+        line, there = cron.parse_cron(schedule.cron_expression), cron.find_timezone(schedule.timezone)
     except DomainError as error:
         # It was good once: the zone has gone from the database of this machine.
         failed = _run(tx, schedule, first, "failed")
         _give_up(schedule, failed, error)
-        await tx.schedules.record([failed])
+        await tx.schedules.record_runs([failed])
         return
-    found = turn(line, there, first, tx.now, schedule.catch_up)
+    found = sort_due_times(line, there, first, tx.now, schedule.catch_up)
     schedule.next_run_at = found.next
     schedule.missed_count += await _miss(tx, schedule, found.missed, found.missed_count)
     if found.due is None:
@@ -113,7 +117,7 @@ async def _meet(tx: Tx, schedule: Schedule, first: datetime, runs: bool, waits: 
         run.outcome = "queued" if queue else "skipped"
         run.reason = "Another due time waits." if waits else "An execution of before has not ended."
     # One that is known was met before the clock of whoever changed the schedule had come to it.
-    if not await tx.schedules.record([run]):
+    if not await tx.schedules.record_runs([run]):
         return
     if run.outcome == "fired":
         await _start(tx, schedule, found.due)
@@ -131,14 +135,14 @@ async def _start(tx: Tx, schedule: Schedule, due: datetime) -> None:
     else:
         try:
             async with tx.savepoint():
-                run.execution_id = (await launch.start(tx, owner, schedule.start, schedule.id)).id
-            schedule.started(run.execution_id, tx.now)
+                run.execution_id = (await launch.start_target(tx, owner, schedule.start_request, schedule.id)).id
+            schedule.record_start(run.execution_id, tx.now)
         except DomainError as error:
             # Not the fault of what is started: the due time waits until it is over.
             if error.code in DATABASE_OUTAGES:
                 raise
             _fail(schedule, run, error)
-    await tx.schedules.settle(run)
+    await tx.schedules.settle_run(run)
 
 
 async def _owner(tx: Tx, schedule: Schedule) -> Caller:

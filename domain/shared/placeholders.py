@@ -17,7 +17,7 @@ import msgspec
 from domain.shared.errors import invalid
 
 # What values may add to texts, in characters: a text may name one as often as it likes.
-MAX_FILLED: Final = 4_000_000
+MAX_FILLED_LENGTH: Final = 4_000_000
 # Words in braces that may be meant as a place and are none: more are a sentence, or code.
 _MAX_WORDS: Final = 3
 # The lookbehinds keep the work linear: no run of backslashes or braces is begun in its middle.
@@ -25,39 +25,41 @@ _BRACES: Final = re.compile(r"(?<!\\)(\\*+)(\$?)(?<!\{)(\{++)([^{}\\\r\n\"']++)(
 _JOINTS: Final = re.compile(r"[\s.]+")
 
 
-def places(text: str) -> list[str]:
+def find_placeholders(text: str) -> list[str]:
     """The names in a text, each once, in the order in which they come."""
     return list(dict.fromkeys(found[4] for found in _BRACES.finditer(text) if _is_place(found) and not _escaped(found)))
 
 
-def filler(values: Mapping[str, Any], field: str, *, again: bool = False, nested: bool = False) -> Callable[[str], str]:
+def create_filler(
+    values: Mapping[str, Any], field: str, *, keep_escapes: bool = False, allow_nested: bool = False
+) -> Callable[[str], str]:
     """Fills the texts that it is given one after the other. A name that has no value stays as it stands.
 
     Values are put in as they are: what they hold is no place. With `again` what is made is a text to be filled once
     more: escapes stay for then, and values are escaped, unless they are `nested` and may hold places of their own.
     Errors: `invalid_field` naming `field` when they come to too much.
     """
-    room = MAX_FILLED
+    room = MAX_FILLED_LENGTH
 
     def put(found: re.Match[str]) -> str:
         nonlocal room
         slashes, _, _, name, closing = found.groups()
-        if not _is_place(found) or (again and (_escaped(found) or name not in values)):
+        if not _is_place(found) or (keep_escapes and (_escaped(found) or name not in values)):
             return found[0]
         half = len(slashes) // 2
         if _escaped(found) or name not in values:
             return found[0][len(slashes) - half :]
-        words = worded(values[name])
+        words = format_value(values[name])
         room -= len(words)
         if room < 0:
-            raise invalid(field, f"add more than {MAX_FILLED} characters to the texts that name them.")
+            raise invalid(field, f"add more than {MAX_FILLED_LENGTH} characters to the texts that name them.")
         words = slashes[:half] + words
-        return (escape_places(words) if again and not nested else words) + closing[1:]
+        return (escape_placeholders(words) if keep_escapes and not allow_nested else words) + closing[1:]
 
     return lambda text: _BRACES.sub(put, text)
 
 
-def escape_places(text: str) -> str:
+def escape_placeholders(text: str) -> str:
     """Return a text that, once filled, is this one."""
     return _BRACES.sub(
         lambda found: f"{found[1] * 2}\\{found[0][len(found[1]) :]}" if _is_place(found) else found[0], text
@@ -69,7 +71,7 @@ def find_unfilled(text: str) -> list[str]:
     return list(dict.fromkeys(_looking_like_places(text)))
 
 
-def worded(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as it stands in a text: a text itself, all else as JSON."""
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 

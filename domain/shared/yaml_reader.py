@@ -14,11 +14,11 @@ import yaml
 from domain.shared.errors import DomainError, invalid
 
 # Bytes.
-MAX_SIZE: Final = 256 * 1024
-MAX_DEPTH: Final = 32
-MAX_NODES: Final = 20_000
+MAX_YAML_BYTES: Final = 256 * 1024
+MAX_YAML_DEPTH: Final = 32
+MAX_YAML_NODES: Final = 20_000
 # Characters of a place that is still kept: long names would repeat in all that is below them.
-MAX_PLACE: Final = 500
+MAX_PATH_LENGTH: Final = 500
 _BREAK: Final = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 _UNPRINTABLE: Final = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
@@ -30,7 +30,7 @@ _PAIR: Final = re.compile(r"\\(?:u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0
 _NOT_FINITE: Final = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 
 
-class Document(msgspec.Struct, kw_only=True):
+class YamlDocument(msgspec.Struct, kw_only=True):
     """A value, and the line (from 1) of each place in it, such as `steps[2].agent`. The whole is at ``""``."""
 
     value: Any
@@ -53,7 +53,7 @@ class _Open(msgspec.Struct):
     seen: dict[str, int] = {}
 
 
-def parse(text: str, field: str) -> Document:
+def parse_yaml(text: str, field: str) -> YamlDocument:
     """Read one document. Errors: DomainError invalid_field, which names `field` and the line."""
     try:
         return _read(text)
@@ -67,7 +67,7 @@ def parse(text: str, field: str) -> Document:
         raise _invalid(field, 1, "is not YAML.") from None
 
 
-def dump(value: Any) -> str:
+def dump_yaml(value: Any) -> str:
     """A JSON value as YAML that `parse` reads: names in their order, text of several lines as it is read."""
     # Left to PyYAML's types: a Dumper is given as a class.
     text: str = yaml.dump(
@@ -80,21 +80,21 @@ def _invalid(field: str, line: int, message: str) -> DomainError:
     return invalid(field, f"line {line}: {message}")
 
 
-def _read(text: str) -> Document:
+def _read(text: str) -> YamlDocument:
     if text.startswith("\ufeff"):
         text = text[1:]
     bad = _UNPRINTABLE.search(text)
     if bad is not None:
         raise _Refused(_line(text, bad.start()), f"the character U+{ord(bad[0]):04X} cannot be part of a document.")
     size = len(text.encode())
-    if size > MAX_SIZE:
-        raise _Refused(_line(text, len(text)), f"the document has more than {MAX_SIZE} bytes.")
+    if size > MAX_YAML_BYTES:
+        raise _Refused(_line(text, len(text)), f"the document has more than {MAX_YAML_BYTES} bytes.")
     reader = _Reader()
     for event in yaml.parse(_as_yaml(text), Loader=yaml.CSafeLoader):
         reader.take(event)
     if not reader.done:
         raise _Refused(1, "the document is empty.")
-    return Document(value=reader.value, lines=reader.lines)
+    return YamlDocument(value=reader.value, lines=reader.lines)
 
 
 def _as_yaml(text: str) -> str:
@@ -148,8 +148,8 @@ class _Reader:
         if event.tag is not None:
             raise _Refused(line, f"tags are not allowed: {event.tag[:100]}.")
         self.nodes += 1
-        if self.nodes > MAX_NODES:
-            raise _Refused(line, f"there are more than {MAX_NODES} values.")
+        if self.nodes > MAX_YAML_NODES:
+            raise _Refused(line, f"there are more than {MAX_YAML_NODES} values.")
         inside = self.open[-1] if self.open else None
         if inside is not None and isinstance(inside.value, dict) and inside.key is None:
             inside.key = self._key(event, line, inside)
@@ -158,8 +158,8 @@ class _Reader:
         if isinstance(event, yaml.ScalarEvent):
             self._put(inside, _scalar(event, line))
             return
-        if len(self.open) >= MAX_DEPTH:
-            raise _Refused(line, f"values are nested deeper than {MAX_DEPTH}.")
+        if len(self.open) >= MAX_YAML_DEPTH:
+            raise _Refused(line, f"values are nested deeper than {MAX_YAML_DEPTH}.")
         made: dict[str, Any] | list[Any] = {} if isinstance(event, yaml.MappingStartEvent) else []
         self._put(inside, made)
         self.open.append(_Open(value=made, place=place, seen={}))
@@ -188,7 +188,7 @@ class _Reader:
         else:
             line = inside.seen[inside.key]
             place = f"{inside.place}.{inside.key}" if inside.place else inside.key
-        if place is None or len(place) > MAX_PLACE:
+        if place is None or len(place) > MAX_PATH_LENGTH:
             return None
         self.lines[place] = line
         return place

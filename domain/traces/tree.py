@@ -4,7 +4,7 @@ from collections import defaultdict, deque
 from typing import Final
 
 from domain.costs.budgets import nanos
-from domain.plans.schema import WHOLE
+from domain.plans.schema import WHOLE_STEP
 from domain.plans.schema import StepStatus as StageStatus
 from domain.shared import ids
 from domain.shared.status import TERMINAL, Status
@@ -112,7 +112,7 @@ class _Tree:
         known = {step.id: step for step in (plan.steps or [] if plan is not None else [])}
         found: list[Span] = []
         for step_id, of_step in stages.items():
-            whole = of_step.get(WHOLE) or min(of_step.values(), key=lambda one: one.item)
+            whole = of_step.get(WHOLE_STEP) or min(of_step.values(), key=lambda one: one.item)
             if not _begun(whole):
                 continue
             told = known.get(step_id)
@@ -120,7 +120,7 @@ class _Tree:
             made.children = self._tries(children.pop(step_id, []), made.id)
             made.children += self._context(stages, whole, (told and told.context) or [], made)
             for stage in of_step.values():
-                if stage.item != WHOLE and _begun(stage):
+                if stage.item != WHOLE_STEP and _begun(stage):
                     place = f"{step_id}[{stage.item}]"
                     item = self._stage(run, stage, place, made.id, place)
                     item.children = self._tries(children.pop(place, []), item.id)
@@ -158,7 +158,7 @@ class _Tree:
         self, stages: dict[str, dict[int, StagePart]], stage: StagePart, context: list[str], task: Span
     ) -> list[Span]:
         """What a task was given of others when it was started."""
-        others = [stages.get(one, {}).get(WHOLE) for one in context]
+        others = [stages.get(one, {}).get(WHOLE_STEP) for one in context]
         given = [one for one in others if one is not None and one.status == "completed" and one.characters is not None]
         if not given or not stage.tries:
             return []

@@ -1,42 +1,42 @@
 """Workflows: steps with dependencies, kept under a name and compiled into a plan when they are started."""
 
-from domain.workflows.compiler import planned
-from domain.workflows.inputs import given
-from domain.workflows.parser import YAML, Sent, read, written
+from domain.workflows.compiler import compile_workflow
+from domain.workflows.inputs import resolve_inputs
+from domain.workflows.parser import YAML_MEDIA_TYPES, ParsedBody, parse_body, render_workflow
 from domain.workflows.schema import (
-    MAX_BODY,
-    Input,
+    MAX_WORKFLOW_BODY_BYTES,
     NewWorkflow,
     PatchWorkflow,
-    Step,
     Workflow,
-    WorkflowItem,
+    WorkflowInput,
     Workflows,
     WorkflowStatus,
-    YamlWorkflow,
+    WorkflowStep,
+    WorkflowSummary,
+    WorkflowYaml,
 )
-from domain.workflows.service import create, delete, get, list_workflows, patch
+from domain.workflows.service import create_workflow, delete_workflow, get_workflow, list_workflows, update_workflow
 
 __all__ = [
-    "MAX_BODY",
-    "YAML",
-    "Input",
+    "MAX_WORKFLOW_BODY_BYTES",
+    "YAML_MEDIA_TYPES",
     "NewWorkflow",
+    "ParsedBody",
     "PatchWorkflow",
-    "Sent",
-    "Step",
     "Workflow",
-    "WorkflowItem",
+    "WorkflowInput",
     "WorkflowStatus",
+    "WorkflowStep",
+    "WorkflowSummary",
+    "WorkflowYaml",
     "Workflows",
-    "YamlWorkflow",
-    "create",
-    "delete",
-    "get",
-    "given",
+    "compile_workflow",
+    "create_workflow",
+    "delete_workflow",
+    "get_workflow",
     "list_workflows",
-    "patch",
-    "planned",
-    "read",
-    "written",
+    "parse_body",
+    "render_workflow",
+    "resolve_inputs",
+    "update_workflow",
 ]

@@ -8,26 +8,35 @@ import msgspec
 from domain import crews, llms
 from domain.agents.schema import MAX_TIMEOUT
 from domain.llms.messages import ToolFailed
-from domain.plans.resolution import agent_work, tool_work
-from domain.plans.schema import MAX_NESTED, MAX_STEPS, AgentWork, Plan, PlanStep, PlanWork, Retry, Work
-from domain.plans.validation import check
+from domain.plans.resolution import resolve_agent_work, resolve_tool_work
+from domain.plans.schema import (
+    MAX_PLAN_DEPTH,
+    MAX_PLAN_STEPS,
+    AgentWork,
+    Plan,
+    PlanStep,
+    PlanWork,
+    RetryPolicy,
+    StepWork,
+)
+from domain.plans.validation import validate_plan
 from domain.ports import Tx
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError, FieldError, conflict, invalid, not_found, refused
 from domain.workflows import inputs
-from domain.workflows.schema import WORKS, Step, Workflow
-from domain.workflows.validation import impossible
+from domain.workflows.schema import WORK_FIELDS, Workflow, WorkflowStep
+from domain.workflows.validation import validate_expressions
 from domain.workspaces import checked as checked_path
 
 # Bytes of a plan, which holds every agent as it is, once for each step.
-MAX_PLAN: Final = 16 * 1024 * 1024
+MAX_WORKFLOW_PLAN_BYTES: Final = 16 * 1024 * 1024
 # What is wrong with what is named, and not with the state that it happens to be in.
 _WRONG: Final = frozenset({"invalid_field", "not_found"})
 # Stands for what cannot be run yet, or not at all, in a plan that nobody will run.
 _NOTHING: Final = AgentWork(name="")
 
 
-async def planned(tx: Tx, caller: Caller, workflow: Workflow, model: str | None = None) -> Plan:
+async def compile_workflow(tx: Tx, caller: Caller, workflow: Workflow, model: str | None = None) -> Plan:
     """The plan that a workflow is now, for a run of it; `model` is what its agents call in place of their own.
 
     Errors: `conflict` for an archived one or an agent without a model, `version_not_ready`, `agent_archived`,
@@ -41,17 +50,18 @@ async def planned(tx: Tx, caller: Caller, workflow: Workflow, model: str | None 
         raise refused(found)
     if model is not None and not _asks_models(plan, set()):
         raise invalid("model", "is for model agents; no step is one.")
-    if len(msgspec.json.encode(plan)) > MAX_PLAN:
-        raise conflict(f"The plan of {workflow.name!r}, with every agent in it, is larger than {MAX_PLAN >> 20} MiB.")
+    if len(msgspec.json.encode(plan)) > MAX_WORKFLOW_PLAN_BYTES:
+        limit = MAX_WORKFLOW_PLAN_BYTES >> 20
+        raise conflict(f"The plan of {workflow.name!r}, with every agent in it, is larger than {limit} MiB.")
     return plan
 
 
-async def problems(tx: Tx, caller: Caller, workflow: Workflow) -> list[FieldError]:
+async def validate_workflow(tx: Tx, caller: Caller, workflow: Workflow) -> list[FieldError]:
     """All that is wrong with a workflow that lies in the database. An agent may have nothing to run yet."""
     plan, found = await _Compiling(tx, caller, None, for_run=False).plan(workflow, [])
     # Many expressions take a while, and others want to be answered.
-    more = await asyncio.to_thread(lambda: check(plan) + impossible(plan, workflow.inputs))
-    return inputs.declared(workflow.inputs) + found + more
+    more = await asyncio.to_thread(lambda: validate_plan(plan) + validate_expressions(plan, workflow.inputs))
+    return inputs.validate_declarations(workflow.inputs) + found + more
 
 
 class _Compiling:
@@ -59,7 +69,7 @@ class _Compiling:
 
     def __init__(self, tx: Tx, caller: Caller, model: str | None, for_run: bool) -> None:
         self._tx, self._caller, self._model, self._for_run = tx, caller, model, for_run
-        self._known: dict[tuple[str, str], Work | DomainError] = {}
+        self._known: dict[tuple[str, str], StepWork | DomainError] = {}
         self._named: dict[str, Workflow | None] = {}
         self._plans: dict[str, tuple[PlanWork, list[FieldError]]] = {}
         self._sizes: dict[int, tuple[int, int]] = {}
@@ -81,19 +91,21 @@ class _Compiling:
         plan = Plan(kind="workflow", name=workflow.name, steps=steps, outputs=workflow.outputs, workflow_id=workflow.id)
         _fits(workflow.outputs, _Place("", found), "outputs")
         count, levels = self._size(plan)
-        if count > MAX_STEPS:
-            told = f"come to {count}, with those of all crews and workflows in them; {MAX_STEPS} are allowed."
+        if count > MAX_PLAN_STEPS:
+            told = f"come to {count}, with those of all crews and workflows in them; {MAX_PLAN_STEPS} are allowed."
             found.append(FieldError(field="steps", message=told))
-        elif levels > MAX_NESTED:
-            told = f"nest crews and workflows in {levels} levels; {MAX_NESTED} are allowed."
+        elif levels > MAX_PLAN_DEPTH:
+            told = f"nest crews and workflows in {levels} levels; {MAX_PLAN_DEPTH} are allowed."
             found.append(FieldError(field="steps", message=told))
         return plan, found
 
-    async def _work(self, step: Step, at: "_Place", above: list[Workflow]) -> tuple[Work, dict[str, Any]]:
+    async def _work(self, step: WorkflowStep, at: "_Place", above: list[Workflow]) -> tuple[StepWork, dict[str, Any]]:
         """What a step runs, and what it is given besides what the step says."""
-        named = step.works
+        named = step.work_fields
         if len(named) != 1:
-            at.wrong("", f"must name one of {', '.join(WORKS)}" + (f", not {' and '.join(named)}." if named else "."))
+            at.wrong(
+                "", f"must name one of {', '.join(WORK_FIELDS)}" + (f", not {' and '.join(named)}." if named else ".")
+            )
             return _NOTHING, {}
         kind, reference = named[0], getattr(step, named[0])
         try:
@@ -110,7 +122,7 @@ class _Compiling:
             at.wrong("prompt", "is required for a model agent, or inputs.")
         if isinstance(work, PlanWork):
             given = step.inputs.keys() | ({"task"} if step.prompt is not None else set())
-            missing = ", ".join(repr(name) for name in crews.wanted(work.plan) if name not in given)
+            missing = ", ".join(repr(name) for name in crews.list_plan_inputs(work.plan) if name not in given)
             if missing:
                 at.wrong("inputs", f"lack {missing}, which texts of the crew {reference!r} name in braces.")
         if self._for_run and step.output_file and isinstance(work, AgentWork) and work.spec is None:
@@ -118,7 +130,7 @@ class _Compiling:
             at.wrong("output_file", "is for what a model agent answers.")
         return work, {}
 
-    async def _looked_up(self, kind: str, reference: str) -> Work:
+    async def _looked_up(self, kind: str, reference: str) -> StepWork:
         known = self._known.get((kind, reference))
         if known is None:
             try:
@@ -130,17 +142,17 @@ class _Compiling:
             raise known
         return known
 
-    async def _find(self, kind: str, reference: str) -> Work:
+    async def _find(self, kind: str, reference: str) -> StepWork:
         if kind == "agent":
-            return await agent_work(self._tx, reference, kind, self._model)
+            return await resolve_agent_work(self._tx, reference, kind, self._model)
         if kind == "tool":
-            return await tool_work(self._tx, self._caller, reference, kind)
-        crew = await crews.get(self._tx, reference)
-        return PlanWork(plan=await crews.planned(self._tx, self._caller, crew, self._model))
+            return await resolve_tool_work(self._tx, self._caller, reference, kind)
+        crew = await crews.get_crew(self._tx, reference)
+        return PlanWork(plan=await crews.compile_crew(self._tx, self._caller, crew, self._model))
 
     async def _workflow(
-        self, reference: str, step: Step, at: "_Place", above: list[Workflow]
-    ) -> tuple[Work, dict[str, Any]]:
+        self, reference: str, step: WorkflowStep, at: "_Place", above: list[Workflow]
+    ) -> tuple[StepWork, dict[str, Any]]:
         if reference not in self._named:
             self._named[reference] = await self._tx.workflows.find(reference)
         inner = self._named[reference]
@@ -150,8 +162,8 @@ class _Compiling:
         if inner.id in ids:
             at.wrong("workflow", f"contains itself: {' → '.join(names[ids.index(inner.id) :])}.")
             return _NOTHING, {}
-        if len(above) >= MAX_NESTED:
-            at.wrong("workflow", f"nests deeper than {MAX_NESTED} levels: {' → '.join(names)}.")
+        if len(above) >= MAX_PLAN_DEPTH:
+            at.wrong("workflow", f"nests deeper than {MAX_PLAN_DEPTH} levels: {' → '.join(names)}.")
             return _NOTHING, {}
         if inner.id not in self._plans:
             plan, wrong = await self.plan(inner, above)
@@ -161,8 +173,8 @@ class _Compiling:
             told = "; ".join(f"{one.field}: {one.message}" for one in wrong[:3])
             at.wrong("workflow", f"{inner.name!r} cannot be run: {told}")
         sent = step.inputs | ({} if step.prompt is None else {"task": step.prompt})
-        at.found += inputs.mistaken(inner.inputs, sent, f"{at.place}.inputs", templates=True)
-        return work, inputs.defaults(inner.inputs, sent)
+        at.found += inputs.validate_inputs(inner.inputs, sent, f"{at.place}.inputs", allow_templates=True)
+        return work, inputs.find_defaults(inner.inputs, sent)
 
     def _size(self, plan: Plan) -> tuple[int, int]:
         """How many steps a plan has with all that is in it, and in how many levels. Each plan is counted once."""
@@ -207,7 +219,7 @@ def _sentence(error: DomainError, field: str) -> str:
     return "; ".join(told) or error.detail
 
 
-def _misused(step: Step, at: _Place) -> None:
+def _misused(step: WorkflowStep, at: _Place) -> None:
     """What does nothing in this step, or cannot be what it is."""
     if step.tool is not None and step.prompt is not None:
         at.wrong("prompt", "means nothing to a tool; its arguments are inputs.")
@@ -227,12 +239,12 @@ def _misused(step: Step, at: _Place) -> None:
 
 
 def _fits(value: Any, at: _Place, field: str) -> None:
-    wrong = inputs.unfit(value)
+    wrong = inputs.explain_unstorable(value)
     if wrong is not None:
         at.wrong(field, wrong)
 
 
-def _step(step: Step, work: Work, more: dict[str, Any]) -> PlanStep:
+def _step(step: WorkflowStep, work: StepWork, more: dict[str, Any]) -> PlanStep:
     given: dict[str, Any] = {} if step.max_parallel is None else {"max_parallel": step.max_parallel}
     return PlanStep(
         id=step.id,
@@ -243,7 +255,7 @@ def _step(step: Step, work: Work, more: dict[str, Any]) -> PlanStep:
         inputs=step.inputs | more,
         when=_bare(step.when),
         map=_bare(step.map),
-        retry=Retry(attempts=step.retry) if isinstance(step.retry, int) else step.retry,
+        retry=RetryPolicy(attempts=step.retry) if isinstance(step.retry, int) else step.retry,
         timeout=step.timeout,
         requires_approval=step.requires_approval,
         continue_on_failure=step.continue_on_failure,

@@ -7,7 +7,7 @@ from msgspec import UNSET
 
 from domain.shared.errors import FieldError, refused
 from domain.shared.json_limits import JsonTooLarge, check_value
-from domain.workflows.schema import Input, InputType
+from domain.workflows.schema import InputType, WorkflowInput
 
 _WORDS: Final[dict[InputType, str]] = {
     "string": "a text",
@@ -19,7 +19,7 @@ _WORDS: Final[dict[InputType, str]] = {
 }
 
 
-def declared(inputs: Mapping[str, Input] | None) -> list[FieldError]:
+def validate_declarations(inputs: Mapping[str, WorkflowInput] | None) -> list[FieldError]:
     """What is wrong with what a workflow says of its inputs."""
     found = []
     for name, one in (inputs or {}).items():
@@ -27,12 +27,12 @@ def declared(inputs: Mapping[str, Input] | None) -> list[FieldError]:
             found.append(FieldError(field="inputs", message=f"{name!r} holds U+0000, which no name can."))
         if one.default is UNSET:
             continue
-        wrong = unfit(one.default)
+        wrong = explain_unstorable(one.default)
         if wrong is not None:
             pass
         elif one.required:
             wrong = "is never used of what is required."
-        elif not fits(one.default, one.type):
+        elif not has_type(one.default, one.type):
             wrong = _wanted(one.type)
         elif _holds_templates(one.default):
             wrong = "must not hold {{: it is taken as it stands."
@@ -41,21 +41,24 @@ def declared(inputs: Mapping[str, Input] | None) -> list[FieldError]:
     return found
 
 
-def given(inputs: Mapping[str, Input] | None, sent: dict[str, Any]) -> dict[str, Any]:
+def resolve_inputs(inputs: Mapping[str, WorkflowInput] | None, sent: dict[str, Any]) -> dict[str, Any]:
     """What was sent, with defaults for what was not. Errors: `invalid_field` naming each as `inputs.x`."""
-    found = mistaken(inputs, sent)
+    found = validate_inputs(inputs, sent)
     if found:
         raise refused(found)
-    return sent | defaults(inputs, sent)
+    return sent | find_defaults(inputs, sent)
 
 
-def defaults(inputs: Mapping[str, Input] | None, sent: Mapping[str, Any]) -> dict[str, Any]:
+def find_defaults(inputs: Mapping[str, WorkflowInput] | None, sent: Mapping[str, Any]) -> dict[str, Any]:
     """What stands in for what was not sent."""
     return {name: one.default for name, one in (inputs or {}).items() if one.default is not UNSET and name not in sent}
 
 
-def mistaken(
-    inputs: Mapping[str, Input] | None, sent: Mapping[str, Any], within: str = "inputs", templates: bool = False
+def validate_inputs(
+    inputs: Mapping[str, WorkflowInput] | None,
+    sent: Mapping[str, Any],
+    within: str = "inputs",
+    allow_templates: bool = False,
 ) -> list[FieldError]:
     """What is wrong with what was sent. Without declared inputs anything goes.
 
@@ -72,12 +75,12 @@ def mistaken(
         if name not in sent:
             if one.required:
                 found.append(FieldError(field=f"{within}.{name}", message="is required."))
-        elif not (fits(sent[name], one.type) or (templates and _is_template(sent[name]))):
+        elif not (has_type(sent[name], one.type) or (allow_templates and _is_template(sent[name]))):
             found.append(FieldError(field=f"{within}.{name}", message=_wanted(one.type)))
     return found
 
 
-def fits(value: Any, kind: InputType | None) -> bool:
+def has_type(value: Any, kind: InputType | None) -> bool:
     """Whether a JSON value is of a type, as JSON Schema has it: 1.0 is an integer, and true no number."""
     match kind:
         case None:
@@ -98,7 +101,7 @@ def fits(value: Any, kind: InputType | None) -> bool:
             return isinstance(value, dict)
 
 
-def unfit(value: Any) -> str | None:
+def explain_unstorable(value: Any) -> str | None:
     """Why a value cannot be part of a workflow, which comes and goes as YAML too; None if it can."""
     try:
         check_value(value)

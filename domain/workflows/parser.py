@@ -12,25 +12,25 @@ from domain.shared.errors import DomainError, FieldError, invalid, misread, refu
 from domain.shared.field_errors import collect_field_errors
 from domain.shared.json_limits import check_body
 from domain.shared.names import KEY_RULE
-from domain.workflows.schema import PatchWorkflow, Workflow, YamlWorkflow
+from domain.workflows.schema import PatchWorkflow, Workflow, WorkflowYaml
 
 T = TypeVar("T")
 # What YAML calls itself; RFC 9512 settled on the first.
-YAML: Final = ("application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml")
+YAML_MEDIA_TYPES: Final = ("application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml")
 
 
 # In place of the patterns that say the same.
 _RULES: Final = {"id": KEY_RULE}
 
 
-class Sent(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+class ParsedBody(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     """What was sent, and for a YAML document the line of each place in it (`steps[2].agent`), counted from 1."""
 
     data: T
     lines: dict[str, int] = {}
 
     @contextmanager
-    def told(self) -> Iterator[None]:
+    def add_line_numbers(self) -> Iterator[None]:
         """Errors that leave this block tell the lines of the places that they name."""
         try:
             yield
@@ -40,12 +40,12 @@ class Sent(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
             raise _placed(error, self.lines) from None
 
 
-def read(sent: bytes, media: str, kind: type[T]) -> Sent[T]:
+def parse_body(sent: bytes, media: str, kind: type[T]) -> ParsedBody[T]:
     """A workflow, or what to change of one: JSON, `{"yaml": …}`, or by its media type a YAML document.
 
     Errors: `malformed_request`, `invalid_field` with all that is wrong with it.
     """
-    if media in YAML:
+    if media in YAML_MEDIA_TYPES:
         try:
             return _parsed(sent.decode(), kind)
         except UnicodeDecodeError as error:
@@ -58,16 +58,16 @@ def read(sent: bytes, media: str, kind: type[T]) -> Sent[T]:
     if not isinstance(value, dict):
         raise DomainError("malformed_request", "The body must be a JSON object.")
     if "yaml" in value:
-        return _parsed(_made(value, YamlWorkflow).yaml, kind, within="yaml")
-    return Sent(data=_made(value, kind))
+        return _parsed(_made(value, WorkflowYaml).yaml, kind, within="yaml")
+    return ParsedBody(data=_made(value, kind))
 
 
-def _parsed(text: str, kind: type[T], within: str = "body") -> Sent[T]:
-    document = yaml_reader.parse(text, within)
+def _parsed(text: str, kind: type[T], within: str = "body") -> ParsedBody[T]:
+    document = yaml_reader.parse_yaml(text, within)
     if not isinstance(document.value, dict):
         raise invalid(within, "must be a mapping that begins with the name of the workflow.")
     try:
-        return Sent(data=_made(document.value, kind), lines=document.lines)
+        return ParsedBody(data=_made(document.value, kind), lines=document.lines)
     except DomainError as error:
         raise _placed(error, document.lines) from None
 
@@ -101,22 +101,22 @@ def _lined(error: FieldError, lines: dict[str, int]) -> FieldError:
     return error if not place else msgspec.structs.replace(error, field=f"{error.field} (line {lines[place]})")
 
 
-def written(workflow: Workflow) -> str:
+def render_workflow(workflow: Workflow) -> str:
     """A workflow as YAML that makes the same one again where it is posted."""
     told = {name: getattr(workflow, name) for name in PatchWorkflow.__struct_fields__}
     for name, plain in (("description", None), ("status", "active"), ("inputs", None), ("outputs", None)):
         if told[name] == plain:
             del told[name]
-    told["steps"] = [said(step) for step in workflow.steps]
+    told["steps"] = [omit_defaults(step) for step in workflow.steps]
     if workflow.inputs:
-        told["inputs"] = {name: said(one) for name, one in workflow.inputs.items()}
-    return yaml_reader.dump(msgspec.to_builtins(told))
+        told["inputs"] = {name: omit_defaults(one) for name, one in workflow.inputs.items()}
+    return yaml_reader.dump_yaml(msgspec.to_builtins(told))
 
 
-def said(part: msgspec.Struct) -> dict[str, Any]:
+def omit_defaults(part: msgspec.Struct) -> dict[str, Any]:
     """What somebody said of a step, an input or a retry: its fields without those that are as they would be anyway."""
     return {
-        field.name: said(value) if isinstance(value, msgspec.Struct) else value
+        field.name: omit_defaults(value) if isinstance(value, msgspec.Struct) else value
         for field in msgspec.structs.fields(part)
         if (value := getattr(part, field.name)) is not UNSET
         and value != (field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory())

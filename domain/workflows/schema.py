@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal, Protocol
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from domain.plans.schema import MAX_STEPS, PLAN_TIMEOUT, Retry
+from domain.plans.schema import MAX_PLAN_STEPS, PLAN_TIMEOUT_SECONDS, RetryPolicy
 from domain.shared.names import KEY, Name
 from domain.shared.pages import Listing, Page
 
@@ -14,13 +14,13 @@ WorkflowStatus = Literal["active", "archived"]
 InputType = Literal["string", "number", "integer", "boolean", "array", "object"]
 
 MAX_WORKFLOWS: Final = 1_000
-MAX_INPUTS: Final = 200
+MAX_WORKFLOW_INPUTS: Final = 200
 # Bytes of a body that a workflow comes in.
-MAX_BODY: Final = 1024 * 1024
+MAX_WORKFLOW_BODY_BYTES: Final = 1024 * 1024
 # Words of paths.
-RESERVED: Final = frozenset({"executions"})
+RESERVED_WORKFLOW_NAMES: Final = frozenset({"executions"})
 # What a step can be, by the field that names it.
-WORKS: Final = ("agent", "crew", "tool", "workflow")
+WORK_FIELDS: Final = ("agent", "crew", "tool", "workflow")
 
 StepId = Annotated[
     str,
@@ -37,11 +37,11 @@ Description = Annotated[str, Meta(max_length=10_000, pattern=r"^[^\x00]*$")]
 Prompt = Annotated[str, Meta(min_length=1, max_length=100_000, pattern=r"^[^\x00]*$")]
 Expression = Annotated[str, Meta(min_length=1, max_length=10_000, pattern=r"^[^\x00]*$")]
 Tries = Annotated[int, Meta(ge=0, le=10, description="Tries after the first one.")]
-Seconds = Annotated[int, Meta(ge=1, le=PLAN_TIMEOUT, description="Seconds of one try.", examples=[60])]
+Seconds = Annotated[int, Meta(ge=1, le=PLAN_TIMEOUT_SECONDS, description="Seconds of one try.", examples=[60])]
 Path = Annotated[str, Meta(min_length=1, max_length=500, pattern=r"^[^\x00]*$", examples=["report.md"])]
 
 
-class Input(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class WorkflowInput(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What a run can be given under a name. Without a `type` it may be anything; a `default` stands in for none."""
 
     type: InputType | None = None
@@ -50,7 +50,7 @@ class Input(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     description: Description | None = None
 
 
-class Step(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class WorkflowStep(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """One step: an agent, a crew, a tool or a workflow, by id or name; `server/tool` is one tool of an MCP server.
 
     `prompt` is what an agent is asked. It and the strings in `inputs`, which are the arguments of a tool, may hold
@@ -66,26 +66,28 @@ class Step(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     workflow: Named | None = None
     prompt: Prompt | None = None
     inputs: dict[str, Any] = {}
-    depends_on: Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=MAX_STEPS)] = []
+    depends_on: Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=MAX_PLAN_STEPS)] = []
     when: Expression | None = None
     map: Annotated[str, Meta(min_length=1, max_length=10_000)] | list[Any] | None = None
     max_parallel: Annotated[int, Meta(ge=1, le=1000)] | None = None
-    retry: Tries | Retry = 0
+    retry: Tries | RetryPolicy = 0
     timeout: Seconds | None = None
     requires_approval: bool = False
     continue_on_failure: bool = False
     output_file: Path | None = None
 
     @property
-    def works(self) -> list[str]:
+    def work_fields(self) -> list[str]:
         """Which of `WORKS` it names; it should be one."""
-        return [field for field in WORKS if getattr(self, field) is not None]
+        return [field for field in WORK_FIELDS if getattr(self, field) is not None]
 
 
-Inputs = Annotated[dict[Annotated[str, Meta(min_length=1, max_length=64)], Input], Meta(max_length=MAX_INPUTS)]
+Inputs = Annotated[
+    dict[Annotated[str, Meta(min_length=1, max_length=64)], WorkflowInput], Meta(max_length=MAX_WORKFLOW_INPUTS)
+]
 Steps = Annotated[
-    list[Step],
-    Meta(min_length=1, max_length=MAX_STEPS, examples=[[{"id": "files", "tool": "filesystem_list"}]]),
+    list[WorkflowStep],
+    Meta(min_length=1, max_length=MAX_PLAN_STEPS, examples=[[{"id": "files", "tool": "filesystem_list"}]]),
 ]
 
 
@@ -99,8 +101,8 @@ class Workflow(msgspec.Struct, kw_only=True):
     name: str
     description: str | None
     status: WorkflowStatus
-    inputs: dict[str, Input] | None
-    steps: list[Step]
+    inputs: dict[str, WorkflowInput] | None
+    steps: list[WorkflowStep]
     outputs: Any
     steps_total: int
     tenant_id: str
@@ -109,7 +111,7 @@ class Workflow(msgspec.Struct, kw_only=True):
     updated_at: datetime
 
 
-class WorkflowItem(msgspec.Struct, kw_only=True):
+class WorkflowSummary(msgspec.Struct, kw_only=True):
     """A workflow in a list: `steps` is how many it has."""
 
     id: str
@@ -145,7 +147,7 @@ class PatchWorkflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     outputs: Any = UNSET
 
 
-class YamlWorkflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class WorkflowYaml(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A workflow, or what to change of one, as the text of a YAML document."""
 
     yaml: str
@@ -156,10 +158,10 @@ class Workflows(Protocol):
 
     async def add(self, workflow: Workflow) -> bool: ...
     async def find(self, reference: str, lock: bool | Literal["share"] = False) -> Workflow | None: ...
-    async def page(self, page: Page, status: WorkflowStatus | None) -> Listing[WorkflowItem]: ...
+    async def list_page(self, page: Page, status: WorkflowStatus | None) -> Listing[WorkflowSummary]: ...
     async def save(self, workflow: Workflow) -> bool: ...
     async def delete(self, workflow_id: str) -> None: ...
-    async def hold(self) -> None:
+    async def lock_writes(self) -> None:
         """Let nobody else write a workflow of the tenant until the commit."""
         ...
 

@@ -10,29 +10,29 @@ from domain.shared import ids, names
 from domain.shared.access import Caller
 from domain.shared.errors import conflict, not_found, refused
 from domain.shared.pages import Listing, Page
-from domain.workflows.compiler import problems
-from domain.workflows.parser import Sent
+from domain.workflows.compiler import validate_workflow
+from domain.workflows.parser import ParsedBody
 from domain.workflows.schema import (
     MAX_WORKFLOWS,
-    RESERVED,
+    RESERVED_WORKFLOW_NAMES,
     NewWorkflow,
     PatchWorkflow,
     Workflow,
-    WorkflowItem,
     WorkflowStatus,
+    WorkflowSummary,
 )
 
 
-async def create(tx: Tx, caller: Caller, sent: Sent[NewWorkflow]) -> Workflow:
+async def create_workflow(tx: Tx, caller: Caller, sent: ParsedBody[NewWorkflow]) -> Workflow:
     """Keep a workflow. Errors: `conflict` for a taken name, `invalid_field` with all that is wrong with it."""
     data = sent.data
-    with sent.told():
-        await tx.workflows.hold()
+    with sent.add_line_numbers():
+        await tx.workflows.lock_writes()
         if await tx.workflows.count() >= MAX_WORKFLOWS:
             raise conflict(f"A tenant has at most {MAX_WORKFLOWS} workflows.")
         workflow = Workflow(
             id=ids.new("wf"),
-            name=names.checked(data.name, "wf", RESERVED),
+            name=names.checked(data.name, "wf", RESERVED_WORKFLOW_NAMES),
             description=data.description,
             status=data.status,
             inputs=data.inputs,
@@ -52,12 +52,12 @@ async def create(tx: Tx, caller: Caller, sent: Sent[NewWorkflow]) -> Workflow:
 
 async def _check(tx: Tx, caller: Caller, workflow: Workflow) -> None:
     """Refuse a workflow that could never be run. It is written down already, so that others lead to it as it is."""
-    found = await problems(tx, caller, workflow)
+    found = await validate_workflow(tx, caller, workflow)
     if found:
         raise refused(found)
 
 
-async def get(tx: Tx, reference: str, lock: bool | Literal["share"] = False) -> Workflow:
+async def get_workflow(tx: Tx, reference: str, lock: bool | Literal["share"] = False) -> Workflow:
     """A workflow by id or name. Errors: `not_found`."""
     workflow = await tx.workflows.find(reference, lock)
     if workflow is None:
@@ -65,26 +65,26 @@ async def get(tx: Tx, reference: str, lock: bool | Literal["share"] = False) -> 
     return workflow
 
 
-async def list_workflows(tx: Tx, page: Page, status: WorkflowStatus | None) -> Listing[WorkflowItem]:
+async def list_workflows(tx: Tx, page: Page, status: WorkflowStatus | None) -> Listing[WorkflowSummary]:
     """The tenant's workflows, newest first."""
-    return await tx.workflows.page(page, status)
+    return await tx.workflows.list_page(page, status)
 
 
-async def patch(tx: Tx, caller: Caller, reference: str, sent: Sent[PatchWorkflow]) -> Workflow:
+async def update_workflow(tx: Tx, caller: Caller, reference: str, sent: ParsedBody[PatchWorkflow]) -> Workflow:
     """Change what was sent, and check the whole anew. Executions that are under way keep the plan they have.
 
     Errors: `not_found`, `conflict` for a taken name, `invalid_field`.
     """
-    with sent.told():
-        await tx.workflows.hold()
-        workflow = await get(tx, reference, lock=True)
+    with sent.add_line_numbers():
+        await tx.workflows.lock_writes()
+        workflow = await get_workflow(tx, reference, lock=True)
         changed: dict[str, Any] = {
             field: value
             for field in PatchWorkflow.__struct_fields__
             if (value := getattr(sent.data, field)) is not UNSET
         }
         if "name" in changed:
-            names.checked(changed["name"], "wf", RESERVED)
+            names.checked(changed["name"], "wf", RESERVED_WORKFLOW_NAMES)
         workflow = msgspec.structs.replace(workflow, **changed, updated_at=tx.now)
         workflow.steps_total = len(workflow.steps)
         if not await tx.workflows.save(workflow):
@@ -95,14 +95,14 @@ async def patch(tx: Tx, caller: Caller, reference: str, sent: Sent[PatchWorkflow
     return workflow
 
 
-async def delete(tx: Tx, reference: str) -> None:
+async def delete_workflow(tx: Tx, reference: str) -> None:
     """Remove a workflow. Its executions go on, and stay on record.
 
     Errors: `not_found`, `conflict` while a schedule starts it.
     """
-    await tx.workflows.hold()
-    workflow = await get(tx, reference, lock=True)
-    starting = await tx.schedules.using("workflow", workflow.id)
+    await tx.workflows.lock_writes()
+    workflow = await get_workflow(tx, reference, lock=True)
+    starting = await tx.schedules.list_names_by_target("workflow", workflow.id)
     if starting:
         raise conflict(f"The schedule {starting[0]!r} starts this workflow; delete that first.")
     await tx.workflows.delete(workflow.id)

@@ -81,7 +81,7 @@ class PostgresCrews:
         row = (await self._connection.execute(query)).first()
         return None if row is None else as_struct(row, Crew)
 
-    async def page(self, page: Page) -> Listing[Crew]:
+    async def list_page(self, page: Page) -> Listing[Crew]:
         return await listed(self._connection, select(*_LISTED), CrewRow.id.desc(), page, Crew)
 
     async def save(self, crew: Crew) -> bool:
@@ -95,6 +95,6 @@ class PostgresCrews:
     async def delete(self, crew_id: str) -> None:
         await self._connection.execute(delete(CrewRow).where(CrewRow.id == crew_id))
 
-    async def naming(self, task_id: str) -> list[str]:
+    async def list_names_by_task(self, task_id: str) -> list[str]:
         query = select(CrewRow.name).where(literal(task_id) == any_(CrewRow.tasks)).order_by(CrewRow.id)
         return list((await self._connection.execute(query)).scalars())

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.events import Event
 from domain.executions import Execution
-from domain.plans.schema import Due, Plan, Progress, StepRun, Taken
+from domain.plans.schema import DuePlan, LockedPlan, Plan, StepProgress, StepRun
 from domain.shared import ids
 from infra.postgres.db import Base, Id, Raw, json_column, json_text, plain_text, timestamp
 from infra.postgres.executions import SHAPE as EXECUTION
@@ -152,7 +152,7 @@ class PostgresPlans:
             plan.max_rpm,
         )
         await self.save(execution_id, runs)
-        await self.signal(execution_id)
+        await self.signal_plan(execution_id)
 
     async def get(self, execution_id: str) -> Plan | None:
         found = await self._raw.fetchval(
@@ -160,10 +160,10 @@ class PostgresPlans:
         )
         return None if found is None else msgspec.json.decode(found, type=Plan)
 
-    async def due(self, now: datetime, most: int) -> tuple[list[Due], float | None]:
-        records = await self._raw.fetch("SELECT * FROM due_plans($1, $2)", now, most)
+    async def list_due(self, now: datetime, limit: int) -> tuple[list[DuePlan], float | None]:
+        records = await self._raw.fetch("SELECT * FROM due_plans($1, $2)", now, limit)
         found = [
-            Due(execution_id=ids.encode("exec", record["execution_id"]), tenant_id=record["tenant_id"])
+            DuePlan(execution_id=ids.encode("exec", record["execution_id"]), tenant_id=record["tenant_id"])
             for record in records
             if record["execution_id"] is not None
         ]
@@ -172,10 +172,10 @@ class PostgresPlans:
     async def lock(self, execution_id: str) -> None:
         await self._raw.execute(_TAKE, ids.decode("exec", execution_id))
 
-    async def forget(self, execution_id: str) -> None:
+    async def clear_signals(self, execution_id: str) -> None:
         await self._raw.execute("DELETE FROM plan_signals WHERE execution_id = $1", ids.decode("exec", execution_id))
 
-    async def take(self, execution_id: str, now: datetime) -> Taken | None:
+    async def try_lock(self, execution_id: str, now: datetime) -> LockedPlan | None:
         known = ids.decode("exec", execution_id)
         revision = await self._raw.fetchval(f"{_TAKE} SKIP LOCKED", known)
         if revision is None:
@@ -184,16 +184,16 @@ class PostgresPlans:
         await self._raw.execute("DELETE FROM plan_signals WHERE execution_id = $1 AND due_at <= $2", known, now)
         fresh = await self._raw.fetchrow(f"SELECT {EXECUTION.columns} FROM executions WHERE id = $1", known)
         assert fresh is not None
-        return Taken(revision=revision, execution=EXECUTION.read(fresh))
+        return LockedPlan(revision=revision, execution=EXECUTION.read(fresh))
 
-    async def runs(self, execution_id: str) -> list[StepRun]:
+    async def list_runs(self, execution_id: str) -> list[StepRun]:
         records = await self._raw.fetch(_RUNS, ids.decode("exec", execution_id))
         return [_run(record) for record in records]
 
-    async def progress(self, execution_id: str) -> list[Progress]:
+    async def list_progress(self, execution_id: str) -> list[StepProgress]:
         records = await self._raw.fetch(_PROGRESS, ids.decode("exec", execution_id))
         return [
-            Progress(
+            StepProgress(
                 step=record["step"],
                 item=record["item"],
                 execution_id=ids.encode("exec", record["child_id"]),
@@ -205,7 +205,7 @@ class PostgresPlans:
             for record in records
         ]
 
-    async def answers(self, executions: list[str]) -> tuple[dict[str, Any] | None, int]:
+    async def get_child_outputs(self, executions: list[str]) -> tuple[dict[str, Any] | None, int]:
         known = [ids.decode("exec", one) for one in executions]
         records = await self._raw.fetch(_ANSWERS, known)
         size = int(records[0]["held"] or 0) if records else 0
@@ -213,7 +213,7 @@ class PostgresPlans:
             return None, size
         return {ids.encode("exec", record["id"]): record["output_data"] for record in records}, size
 
-    async def outputs(self, execution_id: str) -> dict[str, Any]:
+    async def get_step_outputs(self, execution_id: str) -> dict[str, Any]:
         records = await self._raw.fetch(_OUTPUTS, ids.decode("exec", execution_id))
         # A completed step without a child is one that is mapped.
         found: dict[str, Any] = {
@@ -237,10 +237,10 @@ class PostgresPlans:
         )
         await self._raw.execute("UPDATE plans SET revision = revision + 1 WHERE execution_id = $1", known)
 
-    async def signal(self, execution_id: str, due_at: datetime | None = None) -> None:
+    async def signal_plan(self, execution_id: str, due_at: datetime | None = None) -> None:
         await self._raw.execute(_SIGNAL, ids.decode("exec", execution_id), due_at)
 
-    async def move(self, execution: Execution, told: list[Event], now: datetime) -> bool:
+    async def update_execution(self, execution: Execution, events: list[Event], now: datetime) -> bool:
         moved = await self._raw.fetchval(
             _MOVE,
             ids.decode("exec", execution.id),
@@ -252,19 +252,19 @@ class PostgresPlans:
             json_text(execution.output_data),
             plain_text(execution.error_type),
             plain_text(execution.error_message),
-            len(told),
-            [event.at for event in told],
-            [event.type for event in told],
-            [msgspec.json.encode(event.data).decode() for event in told],
+            len(events),
+            [event.at for event in events],
+            [event.type for event in events],
+            [msgspec.json.encode(event.data).decode() for event in events],
         )
         return bool(moved)
 
-    async def max_rpm(self, execution_id: str) -> int | None:
+    async def get_max_rpm(self, execution_id: str) -> int | None:
         query = "SELECT max_rpm FROM plans WHERE execution_id = $1"
         found: int | None = await self._raw.fetchval(query, ids.decode("exec", execution_id))
         return found
 
-    async def pace(self, execution_id: str, most: int, now: datetime) -> datetime:
+    async def reserve_model_call(self, execution_id: str, max_rpm: int, now: datetime) -> datetime:
         known = ids.decode("exec", execution_id)
         await self._raw.execute(
             "INSERT INTO plan_calls (execution_id, tenant_id, calls) "
@@ -273,12 +273,12 @@ class PostgresPlans:
         )
         calls = await self._raw.fetchval("SELECT calls FROM plan_calls WHERE execution_id = $1 FOR UPDATE", known)
         minute = timedelta(minutes=1)
-        slot = now if len(calls) < most else max(now, calls[-most] + minute)
+        slot = now if len(calls) < max_rpm else max(now, calls[-max_rpm] + minute)
         await self._raw.execute(
             "UPDATE plan_calls SET calls = $2 WHERE execution_id = $1",
             known,
             # Clocks differ: the last one is not always the latest.
-            sorted([*calls, slot])[-most:],
+            sorted([*calls, slot])[-max_rpm:],
         )
         return slot
 

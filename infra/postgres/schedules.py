@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.schedules import Due, Outcome, Schedule, ScheduleRun, Target
+from domain.schedules import DueSchedule, Schedule, ScheduleOutcome, ScheduleRun, ScheduleTarget
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from infra.postgres.db import Base, Id, as_struct, json_column, timestamp
@@ -96,12 +96,12 @@ class PostgresSchedules:
         row = (await self._connection.execute(query.with_for_update(of=_S) if lock else query)).first()
         return None if row is None else as_struct(row, Schedule)
 
-    async def take(self, schedule_id: str) -> Schedule | None:
+    async def try_lock(self, schedule_id: str) -> Schedule | None:
         query = select(_S).where(_S.id == schedule_id).with_for_update(skip_locked=True)
         row = (await self._connection.execute(query)).first()
         return None if row is None else as_struct(row, Schedule)
 
-    async def page(self, page: Page, enabled: bool | None) -> Listing[Schedule]:
+    async def list_page(self, page: Page, enabled: bool | None) -> Listing[Schedule]:
         query = _query() if enabled is None else _query().where(_S.enabled == enabled)
         return await listed(self._connection, query, _S.id.desc(), page, Schedule)
 
@@ -120,15 +120,15 @@ class PostgresSchedules:
         await self._connection.execute(_LOCK)
         return (await self._connection.execute(select(func.count()).select_from(_S))).scalar_one()
 
-    async def using(self, kind: Target, row_id: str) -> list[str]:
+    async def list_names_by_target(self, kind: ScheduleTarget, row_id: str) -> list[str]:
         column = {"agent": _S.agent_id, "crew": _S.crew_id, "workflow": _S.workflow_id}[kind]
         return list((await self._connection.execute(select(_S.name).where(column == row_id).order_by(_S.id))).scalars())
 
-    async def running(self, schedule_id: str) -> bool:
+    async def is_running(self, schedule_id: str) -> bool:
         query = select(exists().where(ExecutionRow.schedule_id == schedule_id, _OPEN))
         return (await self._connection.execute(query)).scalar_one()
 
-    async def record(self, runs: list[ScheduleRun]) -> int:
+    async def record_runs(self, runs: list[ScheduleRun]) -> int:
         values = [
             {**{name: getattr(run, name) for name in ScheduleRun.__struct_fields__}, "tenant_id": _TENANT}
             for run in runs
@@ -136,28 +136,28 @@ class PostgresSchedules:
         made = await self._connection.execute(insert(_R).values(values).on_conflict_do_nothing().returning(_R.due_at))
         return len(made.all())
 
-    async def queued(self, schedule_id: str) -> datetime | None:
+    async def get_queued_time(self, schedule_id: str) -> datetime | None:
         query = select(_R.due_at).where(_R.schedule_id == schedule_id, _R.outcome == "queued")
         return (await self._connection.execute(query)).scalar()
 
-    async def settle(self, run: ScheduleRun) -> None:
+    async def settle_run(self, run: ScheduleRun) -> None:
         values = {name: getattr(run, name) for name in ("outcome", "execution_id", "reason", "settled_at")}
         met = update(_R).where(_R.schedule_id == run.schedule_id, _R.due_at == run.due_at)
         await self._connection.execute(met.values(**values))
 
-    async def runs(self, schedule_id: str, page: Page, outcome: Outcome | None) -> Listing[ScheduleRun]:
+    async def list_runs(self, schedule_id: str, page: Page, outcome: ScheduleOutcome | None) -> Listing[ScheduleRun]:
         query = select(_R).where(_R.schedule_id == schedule_id)
         query = query if outcome is None else query.where(_R.outcome == outcome)
         return await listed(self._connection, query, _R.due_at.desc(), page, ScheduleRun)
 
-    async def due(self, now: datetime, most: int) -> tuple[list[Due], datetime | None]:
+    async def list_due(self, now: datetime, limit: int) -> tuple[list[DueSchedule], datetime | None]:
         rows = await self._connection.execute(
-            text("SELECT * FROM due_schedules(:now, :most)"), {"now": now, "most": most}
+            text("SELECT * FROM due_schedules(:now, :most)"), {"now": now, "most": limit}
         )
-        found, soon = list[Due](), None
+        found, soon = list[DueSchedule](), None
         for row in rows:
             if row.schedule_id is None:
                 soon = row.next_at
             else:
-                found.append(Due(schedule_id=ids.encode("sched", row.schedule_id), tenant_id=row.tenant_id))
+                found.append(DueSchedule(schedule_id=ids.encode("sched", row.schedule_id), tenant_id=row.tenant_id))
         return found, soon

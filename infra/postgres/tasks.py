@@ -80,7 +80,7 @@ class PostgresTasks:
         row = (await self._connection.execute(query.with_for_update() if lock else query)).first()
         return None if row is None else as_struct(row, Task)
 
-    async def among(self, references: list[str], lock: Literal["share"] | None = None) -> list[Task]:
+    async def list_by_references(self, references: list[str], lock: Literal["share"] | None = None) -> list[Task]:
         known = [reference for reference in references if ids.decode("task", reference) is not None]
         named = [reference.replace("\0", "\ufffd") for reference in references]
         wanted = or_(TaskRow.id.in_(known), TaskRow.slug.in_(named), TaskRow.name.in_(named))
@@ -89,7 +89,7 @@ class PostgresTasks:
             query = query.with_for_update(read=True)
         return [as_struct(row, Task) for row in await self._connection.execute(query)]
 
-    async def page(self, page: Page) -> Listing[Task]:
+    async def list_page(self, page: Page) -> Listing[Task]:
         return await listed(self._connection, _SELECT, TaskRow.id.desc(), page, Task)
 
     async def save(self, task: Task) -> bool:
@@ -103,13 +103,13 @@ class PostgresTasks:
     async def delete(self, task_id: str) -> None:
         await self._connection.execute(delete(TaskRow).where(TaskRow.id == task_id))
 
-    async def of_template(self, template_id: str) -> list[Task]:
+    async def list_by_template(self, template_id: str) -> list[Task]:
         query = _SELECT.where(TaskRow.template_id == template_id).order_by(TaskRow.id).with_for_update()
         return [as_struct(row, Task) for row in await self._connection.execute(query)]
 
-    async def followers(self, task_id: str) -> list[str]:
+    async def list_names_by_context(self, task_id: str) -> list[str]:
         query = select(TaskRow.name).where(literal(task_id) == any_(TaskRow.context)).order_by(TaskRow.id)
         return list((await self._connection.execute(query)).scalars())
 
-    async def hold(self) -> None:
+    async def lock_contexts(self) -> None:
         await self._connection.execute(_LOCK)

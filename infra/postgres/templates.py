@@ -63,7 +63,7 @@ class PostgresTemplates:
             record = await self._raw.fetchrow(f"{_FIND} name = $1{_LOCKS[lock]}", reference.replace("\0", "\ufffd"))
         return None if record is None else _SHAPE.read(record)
 
-    async def page(self, page: Page) -> Listing[Template]:
+    async def list_page(self, page: Page) -> Listing[Template]:
         return await listed(self._connection, select(TemplateRow), TemplateRow.id.desc(), page, Template)
 
     async def save(self, template: Template) -> bool:
@@ -77,5 +77,5 @@ class PostgresTemplates:
     async def delete(self, template_id: str) -> None:
         await self._connection.execute(delete(TemplateRow).where(TemplateRow.id == template_id))
 
-    async def users(self, template_id: str) -> list[str]:
+    async def list_users(self, template_id: str) -> list[str]:
         return [record["used_by"] for record in await self._raw.fetch(_USERS, ids.decode("tpl", template_id))]

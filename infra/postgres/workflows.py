@@ -11,7 +11,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
-from domain.workflows.schema import Workflow, WorkflowItem, WorkflowStatus
+from domain.workflows.schema import Workflow, WorkflowStatus, WorkflowSummary
 from infra.postgres.db import Base, Id, as_struct, json_column, timestamp
 from infra.postgres.pages import listed
 
@@ -40,7 +40,8 @@ _LOCK = text(
     "SELECT pg_advisory_xact_lock(hashtextextended('workflows of ' || current_setting('paddock.tenant_id'), 0))"
 )
 _ITEM = [
-    _W.steps_total.label("steps") if name == "steps" else getattr(_W, name) for name in WorkflowItem.__struct_fields__
+    _W.steps_total.label("steps") if name == "steps" else getattr(_W, name)
+    for name in WorkflowSummary.__struct_fields__
 ]
 
 
@@ -68,11 +69,11 @@ class PostgresWorkflows:
         row = (await self._connection.execute(query)).first()
         return None if row is None else as_struct(row, Workflow)
 
-    async def page(self, page: Page, status: WorkflowStatus | None) -> Listing[WorkflowItem]:
+    async def list_page(self, page: Page, status: WorkflowStatus | None) -> Listing[WorkflowSummary]:
         query = select(*_ITEM)
         if status is not None:
             query = query.where(_W.status == status)
-        return await listed(self._connection, query, _W.id.desc(), page, WorkflowItem)
+        return await listed(self._connection, query, _W.id.desc(), page, WorkflowSummary)
 
     async def save(self, workflow: Workflow) -> bool:
         values = _values(workflow)
@@ -87,7 +88,7 @@ class PostgresWorkflows:
     async def delete(self, workflow_id: str) -> None:
         await self._connection.execute(delete(_W).where(_W.id == workflow_id))
 
-    async def hold(self) -> None:
+    async def lock_writes(self) -> None:
         await self._connection.execute(_LOCK)
 
     async def count(self) -> int:

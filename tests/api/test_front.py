@@ -360,8 +360,8 @@ async def test_lists_tell_their_queries(parts, home: Tenant) -> None:
             async with parts.store.begin_for(home.tenant_id) as tx:
                 await tx.executions.page(Filter(), Page(limit=limit))
                 await tx.agents.page(Page(limit=limit), None, None)
-                await tx.schedules.page(Page(limit=limit), None)
-                await tx.schedules.runs(ids.new("sched"), Page(limit=limit), None)
+                await tx.schedules.list_page(Page(limit=limit), None)
+                await tx.schedules.list_runs(ids.new("sched"), Page(limit=limit), None)
             assert len(counts) <= 1 + 2 + 2 + 2 + 2
     finally:
         event.remove(engine, "before_cursor_execute", count)

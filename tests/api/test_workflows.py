@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from domain.plans.schema import MAX_ITEMS, MAX_NESTED, MAX_STEPS
+from domain.plans.schema import MAX_MAP_ITEMS, MAX_PLAN_DEPTH, MAX_PLAN_STEPS
 from tests.support.clients import Tenant, archive
 from tests.support.model_fixtures import agent, fresh
 
@@ -54,7 +54,7 @@ MISTAKES: list[tuple[list[Any], str, str]] = [
     ([step("a", when="item == 1")], "steps[0].when", "item"),
     ([step("a", when="item == 1", map="inputs.x")], "steps[0].when", "item"),
     ([step("a", map="steps.b.outputs"), step("b")], "steps[0].map", "'b'"),
-    ([step("a", map=list(range(MAX_ITEMS + 1)))], "steps[0].map", str(MAX_ITEMS)),
+    ([step("a", map=list(range(MAX_MAP_ITEMS + 1)))], "steps[0].map", str(MAX_MAP_ITEMS)),
     ([step("a", map=["{{ nothing.x }}"])], "steps[0].map[0]", "nothing"),
     ([step("a", inputs={"x": {"y": ["ok", "{{ item }}"]}})], "steps[0].inputs", "item"),
     ([step("a", inputs={"x": {"y": ["ok", "{{ steps.z.outputs }}"]}})], "steps[0].inputs", "'z'"),
@@ -279,22 +279,22 @@ async def test_two_at_once_cannot_contain_each_other(acme: Tenant) -> None:
 
 async def test_workflows_nest_so_deep_and_no_deeper(acme: Tenant) -> None:
     last = await made(acme, LIST)
-    for _ in range(MAX_NESTED - 1):
+    for _ in range(MAX_PLAN_DEPTH - 1):
         last = await made(acme, {"id": "in", "workflow": last["name"]})
     told = await wrong(acme, {"id": "in", "workflow": last["name"]})
     assert list(told) == ["steps[0].workflow"]
-    assert f"deeper than {MAX_NESTED}" in told["steps[0].workflow"]
+    assert f"deeper than {MAX_PLAN_DEPTH}" in told["steps[0].workflow"]
 
 
 async def test_steps_are_counted_with_those_within(acme: Tenant) -> None:
-    told = await wrong(acme, *(step(f"s{number}") for number in range(MAX_STEPS + 1)))
+    told = await wrong(acme, *(step(f"s{number}") for number in range(MAX_PLAN_STEPS + 1)))
     assert list(told) == ["steps"]
     hundred = await made(acme, *(step(f"s{number}") for number in range(100)))
-    fit = [{"id": f"w{number}", "workflow": hundred["id"]} for number in range(MAX_STEPS // 101)]
+    fit = [{"id": f"w{number}", "workflow": hundred["id"]} for number in range(MAX_PLAN_STEPS // 101)]
     wide = await made(acme, *fit)
     assert wide["steps_total"] == len(fit), "of its own"
     told = await wrong(acme, *fit, {"id": "one_more", "workflow": hundred["id"]})
-    assert str(MAX_STEPS) in told["steps"]
+    assert str(MAX_PLAN_STEPS) in told["steps"]
 
 
 async def test_an_agent_may_have_nothing_to_run_yet(acme: Tenant) -> None:

@@ -9,11 +9,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.crews.compiler import ordered
+from domain.crews.compiler import order_tasks
 from domain.crews.duplicate_keys import apart
-from domain.crews.parser import Reading, read
-from domain.crews.roster import Duty
-from domain.crews.schema import MAX_AGENTS, Settings
+from domain.crews.parser import CrewDocuments, parse_documents
+from domain.crews.roster import CrewTask
+from domain.crews.schema import MAX_CREW_AGENTS, CrewSettings
 from domain.shared import yaml_reader
 
 AGENTS = """\
@@ -68,12 +68,12 @@ JSON = st.recursive(
 )
 
 
-def sent(agents: str | None = AGENTS, tasks: str | None = TASKS) -> Reading:
-    return read(Settings(agents_yaml=agents, tasks_yaml=tasks))
+def sent(agents: str | None = AGENTS, tasks: str | None = TASKS) -> CrewDocuments:
+    return parse_documents(CrewSettings(agents_yaml=agents, tasks_yaml=tasks))
 
 
-def mistakes(reading: Reading) -> list[tuple[str, int | None]]:
-    return [(one.field, one.line) for one in (*reading.agents.mistakes, *reading.tasks.mistakes)]
+def mistakes(reading: CrewDocuments) -> list[tuple[str, int | None]]:
+    return [(one.field, one.line) for one in (*reading.agents.problems, *reading.tasks.problems)]
 
 
 def test_every_field_of_both_documents_is_read() -> None:
@@ -118,12 +118,12 @@ def test_every_field_of_both_documents_is_read() -> None:
 )
 def test_a_mistake_is_told_with_its_place(document: str, text: str, field: str, line: int | None, words: str) -> None:
     found = sent(agents=text, tasks=None) if document == "agents" else sent(tasks=text)
-    (mistake,) = [*found.agents.mistakes, *found.tasks.mistakes]
+    (mistake,) = [*found.agents.problems, *found.tasks.problems]
     assert mistake.field.startswith(field)
     assert words in mistake.message
     assert mistake.line is not None
     assert line in (None, mistake.line)
-    assert mistake.error.field == f"{mistake.field} (line {mistake.line})"
+    assert mistake.field_error.field == f"{mistake.field} (line {mistake.line})"
 
 
 def test_all_mistakes_of_both_documents_are_told_at_once() -> None:
@@ -152,7 +152,7 @@ def test_all_mistakes_of_both_documents_are_told_at_once() -> None:
 
 def test_a_document_that_nobody_can_read_hides_no_mistake_of_the_other() -> None:
     found = sent("a: {\n", "t:\n  colour: red\n")
-    assert found.agents.unread
+    assert found.agents.is_unreadable
     assert [field for field, _ in mistakes(found)] == ["agents_yaml", "tasks_yaml.t.colour"]
 
 
@@ -204,25 +204,25 @@ def test_the_first_of_several_keys_stays(one: dict[str, Any], other: dict[str, A
         items = [json.dumps({key: value})[1:-1] for part in (one, other) for key, value in part.items()]
         text = "{" + ", ".join(items) + "}"
     else:
-        text = yaml_reader.dump(one) + yaml_reader.dump(other)
+        text = yaml_reader.dump_yaml(one) + yaml_reader.dump_yaml(other)
     twins, rest = apart(text)
     assert [twin.key for twin in twins] == [key for key in other if key in one]
     assert rest.count("\n") == text.count("\n")
-    assert yaml_reader.parse(rest, "x").value == {**other, **one}
+    assert yaml_reader.parse_yaml(rest, "x").value == {**other, **one}
 
 
 def test_a_crew_is_not_endless() -> None:
-    many = "\n".join(f"a{number}: {{role: R, goal: G}}" for number in range(MAX_AGENTS + 1))
-    (mistake,) = sent(many, None).agents.mistakes
-    assert f"{MAX_AGENTS} are allowed" in mistake.message
+    many = "\n".join(f"a{number}: {{role: R, goal: G}}" for number in range(MAX_CREW_AGENTS + 1))
+    (mistake,) = sent(many, None).agents.problems
+    assert f"{MAX_CREW_AGENTS} are allowed" in mistake.message
 
 
 @given(st.text(max_size=200), st.text(max_size=200))
 def test_any_text_is_read_or_told_about(agents: str, tasks: str) -> None:
     found = sent(agents, tasks)
     for document in (found.agents, found.tasks):
-        assert not document.unread or document.mistakes
-        assert all(one.field.startswith(document.field) and one.message for one in document.mistakes)
+        assert not document.is_unreadable or document.problems
+        assert all(one.field.startswith(document.field) and one.message for one in document.problems)
 
 
 @given(st.dictionaries(st.text(max_size=10), st.dictionaries(st.text(max_size=10), JSON, max_size=3)))
@@ -230,21 +230,21 @@ def test_any_value_in_any_field_is_read_or_told_about(value: dict[str, Any]) -> 
     text = yaml.safe_dump(value, allow_unicode=True)
     found = sent(text, text)
     for document in (found.agents, found.tasks):
-        assert document.unread or len(document.items) + len(document.mistakes) >= len(value)
+        assert document.is_unreadable or len(document.items) + len(document.problems) >= len(value)
 
 
 # the order of tasks
 
 
-def duty(key: str, asynchronous: bool = False, context: list[str] | None = None) -> Duty:
-    return Duty(
+def duty(key: str, asynchronous: bool = False, context: list[str] | None = None) -> CrewTask:
+    return CrewTask(
         key=key,
-        place=f"tasks_yaml.{key}",
+        path=f"tasks_yaml.{key}",
         name=key,
         description="D",
         expected_output=None,
         agent="a",
-        wanted_context=context,
+        context_references=context,
         tools=[],
         async_execution=asynchronous,
         markdown=False,
@@ -253,8 +253,8 @@ def duty(key: str, asynchronous: bool = False, context: list[str] | None = None)
     )
 
 
-def shown(*duties: Duty) -> dict[str, tuple[str, str]]:
-    return {key: (" ".join(one.depends_on), " ".join(one.context)) for key, one in ordered(duties).items()}
+def shown(*duties: CrewTask) -> dict[str, tuple[str, str]]:
+    return {key: (" ".join(one.depends_on), " ".join(one.context)) for key, one in order_tasks(duties).items()}
 
 
 def test_tasks_wait_for_one_another_as_crewai_has_it() -> None:
@@ -280,8 +280,8 @@ def test_tasks_wait_for_one_another_as_crewai_has_it() -> None:
 
 
 @st.composite
-def crews(draw: st.DrawFn) -> list[Duty]:
-    duties: list[Duty] = []
+def crews(draw: st.DrawFn) -> list[CrewTask]:
+    duties: list[CrewTask] = []
     for number in range(draw(st.integers(0, 8))):
         before = [one.key for one in duties]
         named = st.lists(st.sampled_from(before), unique=True) if before else st.just(list[str]())
@@ -290,8 +290,8 @@ def crews(draw: st.DrawFn) -> list[Duty]:
 
 
 @given(crews())
-def test_the_order_of_tasks(duties: list[Duty]) -> None:
-    order = ordered(duties)
+def test_the_order_of_tasks(duties: list[CrewTask]) -> None:
+    order = order_tasks(duties)
     assert list(order) == [one.key for one in duties]
     above: dict[str, set[str]] = {}
     begun: list[str] = []

@@ -10,7 +10,7 @@ from cronsim import CronSim
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domain.schedules.cron import ALIASES, line, zone
+from domain.schedules.cron import CRON_ALIASES, find_timezone, parse_cron
 from domain.shared.errors import DomainError
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
@@ -86,7 +86,7 @@ def expected(text: str, seen: list[tuple[datetime, datetime]]) -> list[datetime]
 @pytest.mark.parametrize(("name", "change"), BOTH)
 def test_a_line_is_due_when_the_clock_says_so(name: str, change: datetime) -> None:
     """Each once, none twice, none left out, whichever moment one asks from."""
-    there, seen = zone(name), watched(name, change)
+    there, seen = find_timezone(name), watched(name, change)
     assert seen[0][1].utcoffset() == seen[-1][1].utcoffset()
     assert seen[0][0].astimezone(there).utcoffset() != seen[-1][0].astimezone(there).utcoffset()
 
@@ -94,11 +94,11 @@ def test_a_line_is_due_when_the_clock_says_so(name: str, change: datetime) -> No
     @given(text=LINES, begin=st.integers(0, 2 * 1440), seconds=st.integers(0, 59))
     def check(text: str, begin: int, seconds: int) -> None:
         due = expected(text, seen)
-        one, until = line(text), seen[-1][0]
-        assert list(one.between(seen[0][0], until, there)) == due
+        one, until = parse_cron(text), seen[-1][0]
+        assert list(one.iterate_times(seen[0][0], until, there)) == due
         assert all(earlier < later for earlier, later in pairwise(due))
         asked = seen[begin][0] + timedelta(seconds=seconds)
-        assert next(one.between(asked, until, there), None) == next((at for at in due if at > asked), None)
+        assert next(one.iterate_times(asked, until, there), None) == next((at for at in due if at > asked), None)
 
     check()
 
@@ -109,9 +109,12 @@ def test_counting_and_the_latest_are_those_of_going_through_them(name: str, chan
     @given(text=LINES, before=st.integers(0, 99), after=st.integers(0, 99), most=st.integers(0, 30))
     def check(text: str, before: int, after: int, most: int) -> None:
         begin, end = change - before * HOUR, change + after * HOUR
-        due = list(line(text).between(begin, end, zone(name)))
-        assert line(text).count(begin, end, zone(name)) == len(due)
-        assert line(text).latest(begin, end, zone(name), most) == due[len(due) - most if len(due) > most else 0 :]
+        due = list(parse_cron(text).iterate_times(begin, end, find_timezone(name)))
+        assert parse_cron(text).count_times(begin, end, find_timezone(name)) == len(due)
+        assert (
+            parse_cron(text).list_latest(begin, end, find_timezone(name), most)
+            == due[len(due) - most if len(due) > most else 0 :]
+        )
 
     check()
 
@@ -121,17 +124,17 @@ def test_counting_and_the_latest_are_those_of_going_through_them(name: str, chan
 @given(text=LINES, days=st.sampled_from(["* * *", "*/3 * *", "* */2 *", "* * 1-5", "L * *", "8,29 3,10 0", "1 11 *"]))
 def test_where_hours_are_whole_it_is_as_cronsim_says(name: str, text: str, days: str) -> None:
     wanted = f"{text.removesuffix('* * *')}{days}"
-    begin = datetime(2026, 3, 1, tzinfo=zone(name))
+    begin = datetime(2026, 3, 1, tzinfo=find_timezone(name))
     due = [one.astimezone(UTC) for one in islice(CronSim(wanted, begin), 150)]
-    assert list(islice(line(wanted).between(begin, begin + 99_999 * DAY, zone(name)), 150)) == due
+    assert list(islice(parse_cron(wanted).iterate_times(begin, begin + 99_999 * DAY, find_timezone(name)), 150)) == due
 
 
 def due(text: str, name: str, day: str) -> list[str]:
     """What the clock shows on a day, as often as a line is due there."""
-    there = zone(name)
+    there = find_timezone(name)
     begin = datetime.fromisoformat(day).replace(tzinfo=there)
     end = datetime.fromisoformat(day).replace(tzinfo=there, hour=23, minute=59)
-    found = line(text).between(begin - timedelta(seconds=1), end, there)
+    found = parse_cron(text).iterate_times(begin - timedelta(seconds=1), end, there)
     return [one.astimezone(there).isoformat()[11:].replace(":00+", "+").replace(":00-", "-") for one in found]
 
 
@@ -176,7 +179,7 @@ NOW = datetime(2026, 10, 24, 12, 30, 15, 500_000, tzinfo=UTC)
 
 
 def first(text: str, after: datetime = NOW, name: str = "UTC") -> str:
-    found = line(text).next(after, zone(name))
+    found = parse_cron(text).find_next(after, find_timezone(name))
     assert found is not None
     return f"{found:%Y-%m-%d %H:%M}"
 
@@ -192,7 +195,7 @@ def test_what_a_line_says() -> None:
     # Both, as one begins with a star; either, as none does.
     assert first("0 0 */7 * SUN") == "2026-11-01 00:00"
     assert first("0 0 13 * FRI") == "2026-10-30 00:00"
-    assert {alias: first(alias) for alias in ALIASES} == {
+    assert {alias: first(alias) for alias in CRON_ALIASES} == {
         "@hourly": "2026-10-24 13:00",
         "@daily": "2026-10-25 00:00",
         "@midnight": "2026-10-25 00:00",
@@ -229,7 +232,7 @@ def test_what_a_line_says() -> None:
 )
 def test_what_is_no_line_is_refused(text: str) -> None:
     with pytest.raises(DomainError) as refused:
-        line(text)
+        parse_cron(text)
     assert (refused.value.code, refused.value.errors[0].field) == ("invalid_field", "cron_expression")
 
 
@@ -243,22 +246,22 @@ def test_what_is_no_line_is_refused(text: str) -> None:
 )
 def test_any_text_is_a_line_or_refused(text: str) -> None:
     try:
-        found = line(text)
+        found = parse_cron(text)
     except DomainError as refused:
         assert refused.code == "invalid_field"
     else:
-        after = found.next(NOW, zone("Europe/Berlin"))
+        after = found.find_next(NOW, find_timezone("Europe/Berlin"))
         assert after is None or after > NOW
 
 
 def test_a_line_that_cron_takes_may_never_be_due() -> None:
     # The first or the twenty-first, if it is the last Monday of its month.
-    assert line("* * */20 * 1L").next(NOW, zone("UTC")) is None
-    assert line("0 0 */20 * 1L").next(NOW, zone("Europe/Berlin")) is None
+    assert parse_cron("* * */20 * 1L").find_next(NOW, find_timezone("UTC")) is None
+    assert parse_cron("0 0 */20 * 1L").find_next(NOW, find_timezone("Europe/Berlin")) is None
 
 
 def test_years_of_a_minutely_line_take_no_longer_than_days() -> None:
-    often, rare = line("* * * * *"), line("* * * 1 *")
+    often, rare = parse_cron("* * * * *"), parse_cron("* * * 1 *")
     until = datetime(2026, 10, 24, 12, 30, tzinfo=UTC)
     asked = 0
 
@@ -270,15 +273,15 @@ def test_years_of_a_minutely_line_take_no_longer_than_days() -> None:
 
     there = Counted.no_cache("Europe/Berlin")
     begin = until - 3652 * DAY
-    assert often.latest(begin, until, there, 100) == [until - n * MINUTE for n in reversed(range(100))]
-    assert rare.latest(begin, until, there, 100)[-1] == datetime(2026, 1, 31, 22, 59, tzinfo=UTC)
-    assert often.count(begin, until, there) == 3652 * 1440
-    assert rare.count(begin, until, there) == 10 * 31 * 1440
+    assert often.list_latest(begin, until, there, 100) == [until - n * MINUTE for n in reversed(range(100))]
+    assert rare.list_latest(begin, until, there, 100)[-1] == datetime(2026, 1, 31, 22, 59, tzinfo=UTC)
+    assert often.count_times(begin, until, there) == 3652 * 1440
+    assert rare.count_times(begin, until, there) == 10 * 31 * 1440
     assert asked < 200_000
 
 
 def test_zones() -> None:
-    assert zone("Europe/Berlin").key == "Europe/Berlin"
+    assert find_timezone("Europe/Berlin").key == "Europe/Berlin"
     for name in (
         "",
         "Mars/Olympus",
@@ -291,6 +294,6 @@ def test_zones() -> None:
         "x" * 999,
     ):
         with pytest.raises(DomainError) as refused:
-            zone(name)
+            find_timezone(name)
         assert refused.value.errors[0].field == "timezone"
         assert len(refused.value.detail) < 250

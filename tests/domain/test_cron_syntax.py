@@ -14,7 +14,7 @@ MONDAY = datetime(2030, 1, 7, tzinfo=UTC)
 def due(line: str, count: int = 8) -> list[datetime]:
     found, at = [], MONDAY
     for _ in range(count):
-        at = cron.line(line).next(at, ZoneInfo("UTC")) or MONDAY
+        at = cron.parse_cron(line).find_next(at, ZoneInfo("UTC")) or MONDAY
         found.append(at)
     return found
 
@@ -75,7 +75,7 @@ def test_ranges_go_on_past_the_end(line: str, same: str) -> None:
 )
 def test_what_is_not_known_is_named(line: str, words: tuple[str, ...]) -> None:
     with pytest.raises(DomainError) as caught:
-        cron.line(line)
+        cron.parse_cron(line)
     (error,) = caught.value.errors
     assert error.field == "cron_expression"
     assert all(word in error.message for word in words), error.message
@@ -86,7 +86,7 @@ def test_what_is_not_known_is_named(line: str, words: tuple[str, ...]) -> None:
 )
 def test_steps_that_are_longer_than_their_field_are_refused_anew(line: str) -> None:
     # What was kept before goes on.
-    assert cron.line(line)
+    assert cron.parse_cron(line)
     with pytest.raises(DomainError, match="at most"):
         cron.refuse_long_steps(line)
 
@@ -95,5 +95,5 @@ def test_steps_that_are_longer_than_their_field_are_refused_anew(line: str) -> N
     "line", ["*/60 * * * *", "*/45 * * * *", "0 */24 * * *", "0 9 L * 5L", "0 9 LW * MON#2", "@weekly"]
 )
 def test_what_stays_allowed(line: str) -> None:
-    assert cron.line(line)
+    assert cron.parse_cron(line)
     cron.refuse_long_steps(line)

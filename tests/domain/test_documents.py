@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from domain.shared.errors import DomainError
-from domain.shared.yaml_reader import MAX_DEPTH, MAX_NODES, MAX_SIZE, dump, parse
+from domain.shared.yaml_reader import MAX_YAML_BYTES, MAX_YAML_DEPTH, MAX_YAML_NODES, dump_yaml, parse_yaml
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
 JSON = st.recursive(
@@ -26,7 +26,7 @@ JSON = st.recursive(
 
 def refused(text: str) -> str:
     with pytest.raises(DomainError) as caught:
-        parse(text, "yaml")
+        parse_yaml(text, "yaml")
     assert caught.value.code == "invalid_field"
     assert [one.field for one in caught.value.errors] == ["yaml"]
     return caught.value.errors[0].message
@@ -34,7 +34,7 @@ def refused(text: str) -> str:
 
 def test_a_document_and_its_lines() -> None:
     text = "name: review\n\nsteps:\n  - id: a\n    agent: x\n    with: {deep: [1, 2]}\n  - id: b\n    prompt: |\n      one\n      two\n"
-    made = parse(text, "yaml")
+    made = parse_yaml(text, "yaml")
     assert made.value == {
         "name": "review",
         "steps": [{"id": "a", "agent": "x", "with": {"deep": [1, 2]}}, {"id": "b", "prompt": "one\ntwo\n"}],
@@ -50,7 +50,7 @@ def test_a_document_and_its_lines() -> None:
 
 def test_only_true_and_false_are_booleans_and_dates_are_text() -> None:
     text = "on: push\na: [yes, no, off, y, 2020-01-01, 12:30:45, 007, 0x1f, 1_000, 1.2.3]\nb: [true, False, ~, null, 1, -2.5, 1e3]"
-    made = parse(text, "yaml").value
+    made = parse_yaml(text, "yaml").value
     assert made["on"] == "push"
     assert made["a"] == ["yes", "no", "off", "y", "2020-01-01", "12:30:45", "007", "0x1f", "1_000", "1.2.3"]
     assert made["b"] == [True, False, None, None, 1, -2.5, 1000.0]
@@ -98,9 +98,9 @@ BOMB = "a: &a [x, x, x, x]\n" + "".join(
         ("\n" + "[" * 100, 2, "deeper"),
         ("\n" + "- " * 100, 2, "deeper"),
         ("{a: " * 100, 1, "deeper"),
-        ("a\n" * (MAX_SIZE // 2 + 1), MAX_SIZE // 2 + 2, "bytes"),
-        ("é" * (MAX_SIZE // 2 + 1), 1, "bytes"),
-        ("- a\n" * (MAX_NODES + 1), MAX_NODES, "values"),
+        ("a\n" * (MAX_YAML_BYTES // 2 + 1), MAX_YAML_BYTES // 2 + 2, "bytes"),
+        ("é" * (MAX_YAML_BYTES // 2 + 1), 1, "bytes"),
+        ("- a\n" * (MAX_YAML_NODES + 1), MAX_YAML_NODES, "values"),
     ],
 )
 def test_what_is_refused_and_on_which_line(text: str, line: int, about: str) -> None:
@@ -111,13 +111,13 @@ def test_what_is_refused_and_on_which_line(text: str, line: int, about: str) -> 
 
 
 def test_as_deep_as_allowed() -> None:
-    parse("[" * MAX_DEPTH + "]" * MAX_DEPTH, "yaml")
-    assert "deeper" in refused("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1))
+    parse_yaml("[" * MAX_YAML_DEPTH + "]" * MAX_YAML_DEPTH, "yaml")
+    assert "deeper" in refused("[" * (MAX_YAML_DEPTH + 1) + "]" * (MAX_YAML_DEPTH + 1))
 
 
 def test_long_names_do_not_repeat_in_the_lines() -> None:
     text = "".join("  " * n + "k" * 400 + ":\n" for n in range(20)) + "  " * 20 + "[" + "a," * 15_000 + "]"
-    made = parse(text, "yaml")
+    made = parse_yaml(text, "yaml")
     assert sum(map(len, made.lines)) < 1_000_000
 
 
@@ -125,9 +125,9 @@ def test_long_names_do_not_repeat_in_the_lines() -> None:
 @example({"a": "x\ny\n", "b": ["1e5", "<<", {}], "": []})
 @settings(max_examples=150)
 def test_what_is_dumped_is_read_again(value: Any) -> None:
-    text = dump(value)
-    assert parse(text, "yaml").value == value
-    assert [type(one) for one in flat(parse(text, "yaml").value)] == [type(one) for one in flat(value)]
+    text = dump_yaml(value)
+    assert parse_yaml(text, "yaml").value == value
+    assert [type(one) for one in flat(parse_yaml(text, "yaml").value)] == [type(one) for one in flat(value)]
 
 
 @given(JSON, st.sampled_from([None, 1, "\t"]), st.booleans())
@@ -137,7 +137,7 @@ def test_json_is_read_as_it_is(value: Any, indent: Any, ascii_only: bool) -> Non
         value = [value]
     text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
     try:
-        made = parse(text, "yaml").value
+        made = parse_yaml(text, "yaml").value
     except DomainError as error:
         # JSON lets characters stand that YAML wants escaped; line breaks of other alphabets are the same to YAML.
         assert not ascii_only, error
@@ -150,19 +150,19 @@ def test_json_is_read_as_it_is(value: Any, indent: Any, ascii_only: bool) -> Non
 @settings(max_examples=300)
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
-        made = parse(text, "yaml")
+        made = parse_yaml(text, "yaml")
     except DomainError as error:
         assert error.code == "invalid_field"
         assert error.errors[0].message.startswith("line ")
     else:
-        assert parse(dump(made.value), "yaml").value == made.value
+        assert parse_yaml(dump_yaml(made.value), "yaml").value == made.value
 
 
 def test_a_dump_is_for_people() -> None:
     value = {"name": "review", "steps": [{"id": "a", "prompt": "one\ntwo\n"}], "aside": "é", "empty": {}}
-    assert dump(value) == ("name: review\nsteps:\n- id: a\n  prompt: |\n    one\n    two\naside: é\nempty: {}\n")
+    assert dump_yaml(value) == ("name: review\nsteps:\n- id: a\n  prompt: |\n    one\n    two\naside: é\nempty: {}\n")
     twice = ["a", "b"]
-    assert dump({"here": twice, "there": twice}) == "here:\n- a\n- b\nthere:\n- a\n- b\n"
+    assert dump_yaml({"here": twice, "there": twice}) == "here:\n- a\n- b\nthere:\n- a\n- b\n"
 
 
 def flat(value: Any) -> list[Any]:

@@ -9,9 +9,17 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from domain.expressions import BadExpression, Uses, evaluate, expression, render, template, truth
-from domain.expressions.compiler import cel, guarded, parse
-from domain.expressions.evaluator import MAX_RESULT
+from domain.expressions import (
+    BadExpression,
+    ExpressionReferences,
+    check_expression,
+    check_template,
+    evaluate_condition,
+    evaluate_expression,
+    render_template,
+)
+from domain.expressions.compiler import call_cel, compile_expression, load_cel
+from domain.expressions.evaluator import MAX_RESULT_BYTES
 
 FILES = [{"name": "a.py", "size": 3}, {"name": "b.py", "size": 30}, {"name": "c.md", "size": 300}]
 SCOPE: dict[str, Any] = {
@@ -27,12 +35,12 @@ SCOPE: dict[str, Any] = {
 
 def refused(source: str, scope: Any = None) -> str:
     with pytest.raises(BadExpression) as caught:
-        expression(source) if scope is None else evaluate(source, scope)
+        check_expression(source) if scope is None else evaluate_expression(source, scope)
     return caught.value.message
 
 
 def native(source: str, scope: Any) -> Any:
-    return cel().compile(source).execute(scope)
+    return load_cel().compile(source).execute(scope)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +93,7 @@ def native(source: str, scope: Any) -> Any:
     ],
 )
 def test_answers(source: str, value: Any) -> None:
-    assert evaluate(source, SCOPE) == value
+    assert evaluate_expression(source, SCOPE) == value
 
 
 @pytest.mark.parametrize(
@@ -102,7 +110,7 @@ def test_answers(source: str, value: Any) -> None:
     ],
 )
 def test_what_is_used(source: str, steps: list[str], names: list[str]) -> None:
-    for uses in (expression(source), template({"a": [f"x {{{{ {source} }}}}"]})):
+    for uses in (check_expression(source), check_template({"a": [f"x {{{{ {source} }}}}"]})):
         assert (uses.steps, uses.names) == (set(steps), set(names))
 
 
@@ -217,7 +225,7 @@ def test_what_may_not_be_said(source: str, about: str) -> None:
     ],
 )
 def test_what_has_no_answer(source: str, about: str) -> None:
-    expression(source)
+    check_expression(source)
     message = refused(source, SCOPE)
     assert about in message
     assert message.startswith(f"`{source}`: ")
@@ -229,11 +237,11 @@ def test_outside_of_a_mapped_step_there_is_no_item() -> None:
 
 
 def test_conditions_are_true_or_false() -> None:
-    assert truth("inputs.n > 1", SCOPE) is True
-    assert truth("steps.a.status != 'completed'", SCOPE) is False
+    assert evaluate_condition("inputs.n > 1", SCOPE) is True
+    assert evaluate_condition("steps.a.status != 'completed'", SCOPE) is False
     for source in ("inputs.n", "inputs.name", "null", "[true]"):
         with pytest.raises(BadExpression, match="true or false"):
-            truth(source, SCOPE)
+            evaluate_condition(source, SCOPE)
 
 
 NAMES = st.sampled_from(["a", "b", "in_", "size", "map", "if", "_x", "a-b", "x y", "é", "0", "", "'", "}}"])
@@ -261,16 +269,16 @@ def test_a_plain_path_is_what_cel_says(value: Any, keys: list[str | int], bracke
         else:
             source += f".{key}"
     scope = {"inputs": value}
-    assert parse(source).last.path is not None
+    assert compile_expression(source).last.path is not None
     try:
         wanted = native(source, scope)
     except Exception:
         refused(source, scope)
     else:
-        assert evaluate(source, scope) == wanted
+        assert evaluate_expression(source, scope) == wanted
         # And so it is for CEL with no more than it needs of the scope.
-        assert evaluate(f"[{source}]", scope) == [wanted]
-        assert evaluate(f"[1].map(x, {source})", scope) == [wanted]
+        assert evaluate_expression(f"[{source}]", scope) == [wanted]
+        assert evaluate_expression(f"[1].map(x, {source})", scope) == [wanted]
 
 
 LISTS = st.sampled_from(["inputs.a", "inputs.b", "[1, 2, 3]", "(inputs.a + inputs.b)", "inputs.c.d", "[]", "inputs.no"])
@@ -296,7 +304,7 @@ def test_loops_are_what_cel_says(over: str, chain: list[tuple[str, str]], around
     except Exception:
         refused(source, scope)
     else:
-        assert evaluate(source, scope) == wanted
+        assert evaluate_expression(source, scope) == wanted
 
 
 WORDS = st.sampled_from(
@@ -345,11 +353,11 @@ WORDS = st.sampled_from(
 @settings(max_examples=400)
 def test_any_text_is_read_or_refused(text: str) -> None:
     for call in (
-        lambda: expression(text),
-        lambda: evaluate(text, SCOPE),
-        lambda: template(text),
-        lambda: render(text, SCOPE),
-        lambda: render("{{" + text + "}}", SCOPE),
+        lambda: check_expression(text),
+        lambda: evaluate_expression(text, SCOPE),
+        lambda: check_template(text),
+        lambda: render_template(text, SCOPE),
+        lambda: render_template("{{" + text + "}}", SCOPE),
     ):
         try:
             call()
@@ -375,23 +383,23 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         ("item == item", {"item": [{}] * 1_000_000}),
         ("item[0] + 1", {"item": [{"a": 1}] * 1_000_000}),
         ("item.map(x, x.matches('\\\\w+\\\\w+\\\\w+'))", {"item": ["a"] * 10_000}),
-        ("item + ''", {"item": "a" * (MAX_RESULT + 1)}),
+        ("item + ''", {"item": "a" * (MAX_RESULT_BYTES + 1)}),
         ("has(inputs.no) && item.all(x, x in item)", {"inputs": {}, "item": list(range(20_000))}),
     ],
 )
 def test_work_is_bounded(source: str, scope: Any) -> None:
-    expression(source.replace("inputs.no", "inputs.yes"))
+    check_expression(source.replace("inputs.no", "inputs.yes"))
     message = refused(source, scope)
     assert "too much work" in message or "larger than" in message
 
 
 def test_what_is_long_and_plain_is_fine() -> None:
     long = {"item": [{"ok": n % 2 == 0, "name": f"n{n}", "more": "x" * 50} for n in range(10_000)]}
-    assert evaluate("item", long) is long["item"]
-    assert len(evaluate("item.filter(x, x.ok)", long)) == 5_000
-    assert len(evaluate("item.map(x, x.name + '!')", long)) == 10_000
-    assert evaluate("item.exists(x, x.name == 'n9999')", long) is True
-    assert evaluate("item.filter(x, x.name in inputs.names)", {**long, "inputs": {"names": ["n7"]}}) == [
+    assert evaluate_expression("item", long) is long["item"]
+    assert len(evaluate_expression("item.filter(x, x.ok)", long)) == 5_000
+    assert len(evaluate_expression("item.map(x, x.name + '!')", long)) == 10_000
+    assert evaluate_expression("item.exists(x, x.name == 'n9999')", long) is True
+    assert evaluate_expression("item.filter(x, x.name in inputs.names)", {**long, "inputs": {"names": ["n7"]}}) == [
         long["item"][7]
     ]
 
@@ -402,7 +410,7 @@ def test_values_deeper_than_cel_should_go_are_refused() -> None:
         deep = [deep]
     assert "nested deeper" in refused("item == 1", {"item": deep})
     assert "nested deeper" in refused("[1].map(x, item == 1)", {"item": deep})
-    assert evaluate("item[0][0]", {"item": deep}) is deep[0][0]
+    assert evaluate_expression("item[0][0]", {"item": deep}) is deep[0][0]
 
 
 @pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 2**70, "\ud800", [{"a": "\udfff"}], {"\ud800": 1}])
@@ -419,18 +427,20 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"])).filter(
 @given(TEXTS)
 @example("}} { } %} #}")
 def test_plain_text_is_rendered_as_it_is(text: str) -> None:
-    assert template(text) == Uses()
-    assert render(text, {}) == text
+    assert check_template(text) == ExpressionReferences()
+    assert render_template(text, {}) == text
 
 
 @given(TEXTS, TEXTS)
 def test_text_around_and_within_stays_as_it_is(before: str, within: str) -> None:
     assume(not before.endswith("{"))
-    assert render(before + "{{ inputs.t }}{{ inputs.t }}", {"inputs": {"t": within}}) == before + within + within
+    assert (
+        render_template(before + "{{ inputs.t }}{{ inputs.t }}", {"inputs": {"t": within}}) == before + within + within
+    )
     # What comes of an expression is never read as a template again.
     evil = within + "{{ inputs.secret }}{% x %}"
-    assert render("{{ inputs.t }}!", {"inputs": {"t": evil, "secret": 1}}) == evil + "!"
-    assert render("{{ inputs.t }}", {"inputs": {"t": evil, "secret": 1}}) == evil
+    assert render_template("{{ inputs.t }}!", {"inputs": {"t": evil, "secret": 1}}) == evil + "!"
+    assert render_template("{{ inputs.t }}", {"inputs": {"t": evil, "secret": 1}}) == evil
 
 
 @pytest.mark.parametrize(
@@ -453,8 +463,8 @@ def test_text_around_and_within_stays_as_it_is(before: str, within: str) -> None
     ],
 )
 def test_templates(value: Any, made: Any) -> None:
-    template(value)
-    assert render(value, SCOPE) == made
+    check_template(value)
+    assert render_template(value, SCOPE) == made
 
 
 @pytest.mark.parametrize(
@@ -482,33 +492,33 @@ def test_templates(value: Any, made: Any) -> None:
     ],
 )
 def test_templates_that_are_refused(value: Any, place: str, about: str) -> None:
-    for call in (lambda: template(value), lambda: render(value, SCOPE)):
+    for call in (lambda: check_template(value), lambda: render_template(value, SCOPE)):
         with pytest.raises(BadExpression) as caught:
             call()
-        assert caught.value.place == place
+        assert caught.value.path == place
         assert about in caught.value.message
 
 
 def test_what_cannot_be_rendered_is_named_by_its_place() -> None:
     with pytest.raises(BadExpression) as caught:
-        render({"a": [1, "{{ inputs.nope }}"]}, SCOPE)
-    assert caught.value.place == ".a[1]"
+        render_template({"a": [1, "{{ inputs.nope }}"]}, SCOPE)
+    assert caught.value.path == ".a[1]"
     deep: Any = "x"
     for _ in range(100):
         deep = [deep]
     with pytest.raises(BadExpression, match="deeper"):
-        template(deep)
+        check_template(deep)
 
 
 def test_rendering_makes_no_more_than_its_bound() -> None:
     scope = {"inputs": {"t": "a" * 1_000_000, "l": ["a" * 1_000] * 1_000}}
-    assert len(render("{{ inputs.t }}!" * 4, scope)) == 4_000_004
+    assert len(render_template("{{ inputs.t }}!" * 4, scope)) == 4_000_004
     for value in ("{{ inputs.t }}!" * 5, ["{{ inputs.t }}"] * 5, ["{{ inputs.l }}"] * 5, ["{{ inputs.t }}!"] * 5):
         with pytest.raises(BadExpression, match="larger than"):
-            render(value, scope)
+            render_template(value, scope)
     # Each of them is within what one may take, and all together are not.
     with pytest.raises(BadExpression, match="too much work"):
-        render(["{{ size(inputs.t + '') > 0 }}"] * 1_000, scope)
+        render_template(["{{ size(inputs.t + '') > 0 }}"] * 1_000, scope)
 
 
 def test_a_panic_of_the_library_is_an_error_and_no_more() -> None:
@@ -519,15 +529,15 @@ def test_a_panic_of_the_library_is_an_error_and_no_more() -> None:
         raise kind
 
     with pytest.raises(RuntimeError, match="panic"):
-        guarded(panic, PanicException)
+        call_cel(panic, PanicException)
     with pytest.raises(KeyboardInterrupt):
-        guarded(panic, KeyboardInterrupt)
+        call_cel(panic, KeyboardInterrupt)
 
 
 def test_programs_are_used_from_any_thread() -> None:
-    assert evaluate("inputs.n + 40", SCOPE) == 42
+    assert evaluate_expression("inputs.n + 40", SCOPE) == 42
     found: list[Any] = []
-    thread = threading.Thread(target=lambda: found.append(evaluate("inputs.n + 40", SCOPE)))
+    thread = threading.Thread(target=lambda: found.append(evaluate_expression("inputs.n + 40", SCOPE)))
     thread.start()
     thread.join()
     assert found == [42]
@@ -535,8 +545,8 @@ def test_programs_are_used_from_any_thread() -> None:
 
 def test_the_command_line_of_the_library_is_not_imported() -> None:
     code = (
-        "import sys; from domain.expressions import evaluate; assert 'cel' not in sys.modules;"
-        "assert evaluate('[1, 2].map(x, x + inputs.n)', {'inputs': {'n': 1}}) == [2, 3];"
+        "import sys; from domain.expressions import evaluate_expression; assert 'cel' not in sys.modules;"
+        "assert evaluate_expression('[1, 2].map(x, x + inputs.n)', {'inputs': {'n': 1}}) == [2, 3];"
         "bad = {'typer', 'rich', 'prompt_toolkit', 'cel.cli'} & set(sys.modules); assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

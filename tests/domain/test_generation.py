@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.agents import checked_name
-from domain.crews.parser import read
-from domain.crews.schema import PLANNING, Settings
+from domain.crews.parser import parse_documents
+from domain.crews.schema import PLANNING_STEP, CrewSettings
 from domain.executions.schema import RunName
 from domain.generation import drafts, prompts
 from domain.shared import names, yaml_reader
@@ -53,9 +53,9 @@ def offered(count: int) -> list[Tool]:
 
 @given(ANYTHING)
 def test_names_can_be_given_to_anything(said: Any) -> None:
-    name = drafts.name(said, "Agent")
+    name = drafts.clean_name(said, "Agent")
     assert checked_name(name) == names.checked(name, "task", frozenset({"debug"})) == name
-    assert len(name) <= drafts.NAME + 2
+    assert len(name) <= drafts.MAX_NAME_LENGTH + 2
 
 
 @pytest.mark.parametrize(
@@ -72,12 +72,12 @@ def test_names_can_be_given_to_anything(said: Any) -> None:
     ],
 )
 def test_names_stay_what_they_are_as_far_as_they_can(said: Any, name: str) -> None:
-    assert drafts.name(said, "Agent") == name
+    assert drafts.clean_name(said, "Agent") == name
 
 
 @given(ANYTHING)
 def test_runs_are_named_in_two_to_six_words(said: Any) -> None:
-    name = drafts.run_name(said)
+    name = drafts.clean_run_name(said)
     assert 2 <= len([word for word in name.split() if re.search(r"[^\W_]", word)]) <= 6
     assert len(name) <= 60
     msgspec.convert(name, RunName)
@@ -97,7 +97,7 @@ def test_runs_are_named_in_two_to_six_words(said: Any) -> None:
     ],
 )
 def test_names_of_runs(said: Any, name: str) -> None:
-    assert drafts.run_name(said) == name
+    assert drafts.clean_run_name(said) == name
 
 
 @given(ITEM, st.lists(ITEM, min_size=1, max_size=4), st.lists(ITEM, min_size=1, max_size=5))
@@ -105,55 +105,60 @@ def test_a_crew_is_whole_whatever_was_said_of_it(
     said: dict[str, Any], agents: list[dict[str, Any]], tasks: list[dict[str, Any]]
 ) -> None:
     # As they come from the use case: names that differ in their slugs.
-    called = [f"{drafts.name(one.get('name'), 'Agent')[:40]} {number}" for number, one in enumerate(agents)]
-    team = [drafts.agent(one, name, "smollm2", KNOWN) for one, name in zip(agents, called, strict=True)]
+    called = [f"{drafts.clean_name(one.get('name'), 'Agent')[:40]} {number}" for number, one in enumerate(agents)]
+    team = [drafts.build_agent(one, name, "smollm2", KNOWN) for one, name in zip(agents, called, strict=True)]
     work = [
-        drafts.task(one, drafts.name(one.get("name"), "Task"), called[drafts.meant(one.get("agent"), called, n)], KNOWN)
+        drafts.build_task(
+            one,
+            drafts.clean_name(one.get("name"), "Task"),
+            called[drafts.match_member(one.get("agent"), called, n)],
+            KNOWN,
+        )
         for n, one in enumerate(tasks)
     ]
-    crew = drafts.crew(said, "Crew", team, work, "smollm2")
-    written = yaml_reader.parse(crew.agents_yaml, "agents_yaml").value
-    asked = yaml_reader.parse(crew.tasks_yaml, "tasks_yaml").value
+    crew = drafts.build_crew(said, "Crew", team, work, "smollm2")
+    written = yaml_reader.parse_yaml(crew.agents_yaml, "agents_yaml").value
+    asked = yaml_reader.parse_yaml(crew.tasks_yaml, "tasks_yaml").value
     assert [one["role"] for one in written.values()] == [one.role for one in team]
     assert [(one["name"], one["description"]) for one in asked.values()] == [
         (one.name, one.description) for one in work
     ]
     assert all(KEY.fullmatch(key) for key in (*written, *asked))
-    assert PLANNING not in asked
+    assert PLANNING_STEP not in asked
     by_key = dict(zip(written, called, strict=True))
     assert [by_key[one["agent"]] for one in asked.values()] == [one.agent for one in work]
     for draft in (*team, *work):
         assert set(draft.tools) <= KNOWN
         assert all(isinstance(value, list) or value.strip() for value in msgspec.to_builtins(draft).values())
-    reading = read(Settings(agents_yaml=crew.agents_yaml, tasks_yaml=crew.tasks_yaml))
-    assert [*reading.agents.mistakes, *reading.tasks.mistakes] == []
+    reading = parse_documents(CrewSettings(agents_yaml=crew.agents_yaml, tasks_yaml=crew.tasks_yaml))
+    assert [*reading.agents.problems, *reading.tasks.problems] == []
     assert [one.description for one in reading.tasks.items.values()] == [one.description for one in work]
 
 
 def test_keys_differ_also_where_names_do_not() -> None:
     made = drafts._keys(
-        ["Planning", "Planning", "planning", "2 Fast", "顧客 1", "x" * 50, "x" * 50], "task", (PLANNING,)
+        ["Planning", "Planning", "planning", "2 Fast", "顧客 1", "x" * 50, "x" * 50], "task", (PLANNING_STEP,)
     )
     assert len(set(made)) == len(made)
     assert all(KEY.fullmatch(key) for key in made)
-    assert PLANNING not in made
+    assert PLANNING_STEP not in made
 
 
 def test_the_agent_that_is_meant() -> None:
     team = ["Senior Writer", "Reviewer"]
-    assert [drafts.meant(said, team, 7) for said in ("reviewer", "senior_writer", "the writer", "Writer", None)] == [
-        *(1, 0, 1, 0, 1)
-    ]
+    assert [
+        drafts.match_member(said, team, 7) for said in ("reviewer", "senior_writer", "the writer", "Writer", None)
+    ] == [*(1, 0, 1, 0, 1)]
 
 
 @pytest.mark.parametrize("kind", ["agent", "task", "crew", "name"])
 @pytest.mark.parametrize("local", [True, False])
 def test_schemas_are_closed_and_fit_their_examples(kind: Any, local: bool) -> None:
     choice, agents = offered(3), ["Writer"]
-    schema = prompts.answer_schema(kind, local, choice, agents)
+    schema = prompts.build_answer_schema(kind, local, choice, agents)
     jsonschema.Draft202012Validator.check_schema(schema)
     example = msgspec.json.decode(prompts._EXAMPLES[kind].replace(",...", ""))
-    bare = prompts.answer_schema(kind, local, [], [])
+    bare = prompts.build_answer_schema(kind, local, [], [])
     if kind == "name":
         example["name"] = "Travel Team - Flights To Rome"
     for several in ("agents", "tasks"):
@@ -182,7 +187,7 @@ def test_the_local_model_can_come_to_an_end() -> None:
     """Its longest answer, a token for each letter, and the longest question have room in its window together."""
     choice = offered(24)
     for kind in ("agent", "task", "crew", "name"):
-        assert _parts(prompts.answer_schema(kind, True, choice, ["a"] * 20)) <= MOST_PARTS
+        assert _parts(prompts.build_answer_schema(kind, True, choice, ["a"] * 20)) <= MOST_PARTS
 
     def longest(one: Any) -> int:
         if one["type"] == "object":
@@ -192,29 +197,31 @@ def test_the_local_model_can_come_to_an_end() -> None:
         return max(len(str(value)) for value in one["enum"]) if "enum" in one else int(one["maxLength"])
 
     # Four letters are about a token; here three make one.
-    assert longest(prompts.answer_schema("crew", True, choice, [])) / 3 < prompts.LOCAL_TOKENS
+    assert longest(prompts.build_answer_schema("crew", True, choice, [])) / 3 < prompts.LOCAL_ANSWER_TOKENS
 
 
 def test_a_tool_of_a_server_is_chosen_by_itself() -> None:
     (server,) = offered(1)
     one = ServerTool(**{name: getattr(server, name) for name in Tool.__struct_fields__}, only="search")
-    assert prompts.reference(one) == f"{server.slug}/search"
-    assert prompts.reference(one) in prompts.instructions("agent", [one], [])
+    assert prompts.format_tool_reference(one) == f"{server.slug}/search"
+    assert prompts.format_tool_reference(one) in prompts.build_instructions("agent", [one], [])
     assert names.slug(server.name)
 
 
 def test_an_example_that_is_repeated_is_noticed() -> None:
     for kind in ("agent", "task"):
         example = msgspec.json.decode(prompts._EXAMPLES[kind])
-        assert prompts.repeats_example(kind, example)
-        assert prompts.repeats_example(kind, {name: f" {text.upper()}." for name, text in example.items()})
+        assert prompts.is_example_repeated(kind, example)
+        assert prompts.is_example_repeated(kind, {name: f" {text.upper()}." for name, text in example.items()})
         # One text alike may be chance: somebody asks for a planner of travels.
-        assert not prompts.repeats_example(kind, {"name": example["name"]})
-        assert not prompts.repeats_example(kind, {"name": "Horses", "role": 5})
+        assert not prompts.is_example_repeated(kind, {"name": example["name"]})
+        assert not prompts.is_example_repeated(kind, {"name": "Horses", "role": 5})
 
 
 def test_the_local_model_is_shown_no_example() -> None:
     for kind in ("agent", "task", "crew"):
-        assert "Travel" in prompts.instructions(kind, [], []) or "Flights" in prompts.instructions(kind, [], [])
-        local = prompts.instructions(kind, [], [], local=True)
+        assert "Travel" in prompts.build_instructions(kind, [], []) or "Flights" in prompts.build_instructions(
+            kind, [], []
+        )
+        local = prompts.build_instructions(kind, [], [], local=True)
         assert not any(word in local for word in ("Travel", "Flights", "{"))

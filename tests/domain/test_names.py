@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.expressions import expression, render
+from domain.expressions import check_expression, render_template
 from domain.shared import names
 from domain.shared.errors import DomainError
 
@@ -115,5 +115,5 @@ def test_expressions_name_steps_and_inputs_of_any_script() -> None:
         ('{{ steps["Write it up"].outputs }}', 1),
         ("Hi {{ inputs.имя }}, {{ inputs.имя == 'é.имя' }}", "Hi Ada, false"),
     ):
-        assert render(text, scope) == said
-    assert expression("steps.研究.outputs == inputs.имя").steps == {"研究"}
+        assert render_template(text, scope) == said
+    assert check_expression("steps.研究.outputs == inputs.имя").steps == {"研究"}

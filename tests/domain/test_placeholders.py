@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.shared.errors import DomainError
-from domain.shared.placeholders import escape_places, filler, find_unfilled, places
+from domain.shared.placeholders import create_filler, escape_placeholders, find_placeholders, find_unfilled
 from domain.workspaces import fill_path
 
 VALUES = {"name": "Ada", "age": 36, "target-audience": "kids", "имя": "Аня", "नाम": "राम", "größe": 1, "x": "{name}"}
@@ -28,8 +28,8 @@ _TEXTS = st.lists(st.sampled_from(_PIECES), max_size=10).map("".join)
     ],
 )
 def test_places_are_filled(text: str, found: list[str], filled: str | None) -> None:
-    assert (places(text), find_unfilled(text)) == (found, ["{a b}"] if "a b" in text else [])
-    assert filler(VALUES, "inputs")(text) == (filled or "Ada kids Аня राम 1")
+    assert (find_placeholders(text), find_unfilled(text)) == (found, ["{a b}"] if "a b" in text else [])
+    assert create_filler(VALUES, "inputs")(text) == (filled or "Ada kids Аня राम 1")
 
 
 @pytest.mark.parametrize(
@@ -46,26 +46,30 @@ def test_places_are_filled(text: str, found: list[str], filled: str | None) -> N
     ],
 )
 def test_what_is_no_place_is_left_whole(text: str, told: list[str]) -> None:
-    assert (places(text), find_unfilled(text)) == ([], told)
-    assert filler(VALUES, "inputs")(text) == text
+    assert (find_placeholders(text), find_unfilled(text)) == ([], told)
+    assert create_filler(VALUES, "inputs")(text) == text
 
 
 @given(_TEXTS)
 def test_a_text_that_is_escaped_is_filled_to_itself(text: str) -> None:
-    assert filler({"name": "no", "x": "no", "age": "no", "task": "no"}, "inputs")(escape_places(text)) == text
+    assert (
+        create_filler({"name": "no", "x": "no", "age": "no", "task": "no"}, "inputs")(escape_placeholders(text)) == text
+    )
 
 
 @pytest.mark.parametrize("value", ["{task}", "\\{task}", "Ada", "{{task}}", "\\"])
 @pytest.mark.parametrize("text", ["{name}", "a {name} b", r"\\{name}", r"\{name}", r"{other} \{other} {task}"])
 def test_filling_in_two_turns_fills_no_value(text: str, value: str) -> None:
-    first = filler({"name": value}, "inputs", again=True)(text)
-    expected = filler({"name": value, "task": "T"}, "inputs")(text)
-    assert filler({"task": "T"}, "inputs")(first) == expected
+    first = create_filler({"name": value}, "inputs", keep_escapes=True)(text)
+    expected = create_filler({"name": value, "task": "T"}, "inputs")(text)
+    assert create_filler({"task": "T"}, "inputs")(first) == expected
 
 
 def test_nested_values_hold_places_of_the_next_turn() -> None:
-    first = filler({"who": "{audience}"}, "variables", again=True, nested=True)(r"For {who}, \{who} as it stands")
-    assert filler({"audience": "kids", "who": "no"}, "inputs")(first) == "For kids, {who} as it stands"
+    first = create_filler({"who": "{audience}"}, "variables", keep_escapes=True, allow_nested=True)(
+        r"For {who}, \{who} as it stands"
+    )
+    assert create_filler({"audience": "kids", "who": "no"}, "inputs")(first) == "For kids, {who} as it stands"
 
 
 @pytest.mark.parametrize(

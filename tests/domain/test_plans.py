@@ -8,8 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domain.plans.engine import FINAL, Board, StepFailed, begun, resumed
-from domain.plans.schema import ENDED, MAX_RUNS, WHOLE, AgentWork, Plan, PlanStep, Retry, StepRun
+from domain.plans.engine import FINAL_ERROR_TYPES, PlanState, StepFailed, create_runs, resume_runs
+from domain.plans.schema import (
+    ENDED_STEP_STATUSES,
+    MAX_STEP_RUNS,
+    WHOLE_STEP,
+    AgentWork,
+    Plan,
+    PlanStep,
+    RetryPolicy,
+    StepRun,
+)
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -30,7 +39,7 @@ def plans(draw: st.DrawFn) -> Plan:
                 when=draw(st.sampled_from([None, None, "true", "false", "broken"])),
                 map=draw(st.sampled_from([None, None, None, "0", "1", "3", "1001", "broken"])),
                 max_parallel=draw(st.integers(1, 3)),
-                retry=Retry(attempts=draw(st.integers(0, 2)), delay=draw(st.sampled_from([0.0, 5.0]))),
+                retry=RetryPolicy(attempts=draw(st.integers(0, 2)), delay=draw(st.sampled_from([0.0, 5.0]))),
                 requires_approval=draw(st.integers(0, 4)) == 0,
                 continue_on_failure=draw(st.integers(0, 3)) == 0,
             )
@@ -39,12 +48,12 @@ def plans(draw: st.DrawFn) -> Plan:
 
 
 class Judge:
-    def wanted(self, step: PlanStep) -> bool:
+    def evaluate_condition(self, step: PlanStep) -> bool:
         if step.when == "broken":
             raise StepFailed("bad_expression", "broken")
         return step.when == "true"
 
-    def items(self, step: PlanStep) -> int:
+    def count_items(self, step: PlanStep) -> int:
         if step.map == "broken":
             raise StepFailed("bad_expression", "broken")
         return int(str(step.map))
@@ -55,7 +64,7 @@ class World:
 
     def __init__(self, plan: Plan, runs: list[StepRun] | None = None) -> None:
         self.plan, self.now = plan, T0
-        self.rows = {(run.step, run.item): run for run in (begun(plan) if runs is None else runs)}
+        self.rows = {(run.step, run.item): run for run in (create_runs(plan) if runs is None else runs)}
         self.children: dict[int, tuple[str, int]] = {}
         self.ended: dict[int, str | None] = {}
         self.starts: dict[tuple[str, int], list[int]] = {}
@@ -65,21 +74,27 @@ class World:
 
     def turn(self, crash: bool) -> None:
         """One transaction: it is written down as a whole, or not at all."""
-        board = Board(self.plan, copy.deepcopy(list(self.rows.values())))
+        board = PlanState(self.plan, copy.deepcopy(list(self.rows.values())))
         taken: list[tuple[str, int]] = []
         for child, key in self.children.items():
             if child in self.ended:
                 error = self.ended[child]
-                board.ended(key, error, None if error is None else "it failed", self.now)
+                board.end_try(key, error, None if error is None else "it failed", self.now)
                 taken.append(key) if error is None else None
         starts: list[StepRun] = []
         before = -1
-        while board.moved != before:
-            before = board.moved
-            starts += [*board.advance(board.ready(self.now), Judge(), self.now), *board.settle(self.now)]
-        again = Board(self.plan, copy.deepcopy(list(board.runs.values())))
-        assert [*again.advance(again.ready(self.now), Judge(), self.now), *again.settle(self.now)] == []
-        assert not again.changed, "it stopped while there was more to do"
+        while board.change_count != before:
+            before = board.change_count
+            starts += [
+                *board.advance_steps(board.list_ready_steps(self.now), Judge(), self.now),
+                *board.advance_mapped_steps(self.now),
+            ]
+        again = PlanState(self.plan, copy.deepcopy(list(board.runs.values())))
+        assert [
+            *again.advance_steps(again.list_ready_steps(self.now), Judge(), self.now),
+            *again.advance_mapped_steps(self.now),
+        ] == []
+        assert not again.changed_runs, "it stopped while there was more to do"
         if crash:
             return
         for run in starts:
@@ -92,25 +107,25 @@ class World:
             self.starts.setdefault(key, []).append(number)
             self.children[number] = key
             self.order.append(key)
-        self.rows |= copy.deepcopy(board.changed)
+        self.rows |= copy.deepcopy(board.changed_runs)
         self.outcome = board.outcome
 
-    def _check(self, run: StepRun, board: Board) -> None:
+    def _check(self, run: StepRun, board: PlanState) -> None:
         step, key = board.steps[run.step], (run.step, run.item)
         assert key not in self.recorded, "run again after a recorded result"
         assert len(self.starts.get(key, [])) <= step.retry.attempts, "more tries than allowed"
         for other in step.depends_on:
-            before = board.runs[other, WHOLE]
+            before = board.runs[other, WHOLE_STEP]
             assert before.status in ("completed", "skipped") or (
                 before.status == "failed" and board.steps[other].continue_on_failure
             ), "started before what it depends on"
         if step.requires_approval:
-            assert board.runs[run.step, WHOLE].approved is True
+            assert board.runs[run.step, WHOLE_STEP].approved is True
 
     def cancel(self) -> None:
-        board = Board(self.plan, copy.deepcopy(list(self.rows.values())))
-        board.cancel(self.now)
-        self.rows |= board.changed
+        board = PlanState(self.plan, copy.deepcopy(list(self.rows.values())))
+        board.cancel_runs(self.now)
+        self.rows |= board.changed_runs
         self.children, self.outcome = {}, "cancelled"
 
 
@@ -126,15 +141,19 @@ EVENTS = st.lists(
 def _happen(world: World, event: str, which: int) -> None:
     running = [child for child in world.children if child not in world.ended]
     if event in ("finish", "fail", "final", "cancel_child") and running:
-        errors = {"finish": None, "fail": "ValueError", "final": sorted(FINAL)[which % len(FINAL)]}
+        errors = {
+            "finish": None,
+            "fail": "ValueError",
+            "final": sorted(FINAL_ERROR_TYPES)[which % len(FINAL_ERROR_TYPES)],
+        }
         world.ended[running[which % len(running)]] = errors.get(event, "cancelled")
     elif event in ("approve", "reject"):
         waiting = [run for run in world.rows.values() if run.status == "waiting"]
         if waiting:
-            board = Board(world.plan, copy.deepcopy(list(world.rows.values())))
+            board = PlanState(world.plan, copy.deepcopy(list(world.rows.values())))
             chosen = waiting[which % len(waiting)].step
-            assert board.decided(chosen, event == "approve", "user", None, world.now)
-            world.rows |= board.changed
+            assert board.decide_step(chosen, event == "approve", "user", None, world.now)
+            world.rows |= board.changed_runs
     elif event == "later":
         world.now += timedelta(seconds=which)
     elif event == "turn":
@@ -165,18 +184,18 @@ def test_any_plan_comes_to_one_end_whatever_happens(plan: Plan, events: list[tup
         if world.outcome is None:
             _happen(world, event, which)
     _to_its_end(world)
-    assert all(run.status in ENDED for run in world.rows.values())
+    assert all(run.status in ENDED_STEP_STATUSES for run in world.rows.values())
     assert not [child for child in world.children if child not in world.ended], "something runs after the end"
     failed = [
         run
         for run in world.rows.values()
-        if run.item == WHOLE
+        if run.item == WHOLE_STEP
         and run.status == "failed"
         and not next(step for step in plan.steps if step.id == run.step).continue_on_failure
     ]
     assert (world.outcome.error_type is not None) == bool(failed)
     if not failed:
-        assert all(run.status != "cancelled" for run in world.rows.values() if run.item == WHOLE)
+        assert all(run.status != "cancelled" for run in world.rows.values() if run.item == WHOLE_STEP)
     before = copy.deepcopy(world.rows)
     world.turn(crash=False)
     assert world.rows == before, "it went on after its end"
@@ -193,7 +212,7 @@ def test_run_again_from_where_it_failed_keeps_what_is_completed(plan: Plan, even
     if first.outcome is None:
         first.cancel()
     done = {key for key, run in first.rows.items() if run.status in ("completed", "skipped")}
-    again = World(plan, resumed(plan, copy.deepcopy(list(first.rows.values()))))
+    again = World(plan, resume_runs(plan, copy.deepcopy(list(first.rows.values()))))
     again.turn(crash=False)
     _to_its_end(again)
     assert not done & set(again.order), "what was completed was run again"
@@ -213,35 +232,35 @@ def test_nothing_runs_after_a_cancel(plan: Plan, events: list[tuple[str, int]], 
         _happen(world, event, which)
     world.turn(crash=False)
     assert len(world.order) == before
-    assert all(run.status in ENDED for run in world.rows.values())
+    assert all(run.status in ENDED_STEP_STATUSES for run in world.rows.values())
 
 
 def test_a_step_that_failed_is_tried_again_after_longer_and_longer_pauses() -> None:
-    retry = Retry(attempts=3, delay=1, factor=2, max_delay=3)
-    assert [retry.pause(tries) for tries in (1, 2, 3, 4)] == [1, 2, 3, 3]
+    retry = RetryPolicy(attempts=3, delay=1, factor=2, max_delay=3)
+    assert [retry.compute_delay(tries) for tries in (1, 2, 3, 4)] == [1, 2, 3, 3]
     plan = Plan(kind="workflow", name="p", steps=[PlanStep(id="a", name="a", work=AgentWork(name="a"), retry=retry)])
-    board, now = Board(plan, begun(plan)), T0
+    board, now = PlanState(plan, create_runs(plan)), T0
     for pause in (1, 2, 3):
-        assert [run.step for run in board.advance(board.ready(now), Judge(), now)] == ["a"]
-        board.ended(("a", WHOLE), "ValueError", "no", now)
-        assert board.runs["a", WHOLE].due_at == now + timedelta(seconds=pause)
-        assert board.ready(now + timedelta(seconds=pause - 0.001)) == []
+        assert [run.step for run in board.advance_steps(board.list_ready_steps(now), Judge(), now)] == ["a"]
+        board.end_try(("a", WHOLE_STEP), "ValueError", "no", now)
+        assert board.runs["a", WHOLE_STEP].due_at == now + timedelta(seconds=pause)
+        assert board.list_ready_steps(now + timedelta(seconds=pause - 0.001)) == []
         now += timedelta(seconds=pause)
-    board.advance(board.ready(now), Judge(), now)
-    board.ended(("a", WHOLE), "ValueError", "no", now)
-    board.settle(now)
+    board.advance_steps(board.list_ready_steps(now), Judge(), now)
+    board.end_try(("a", WHOLE_STEP), "ValueError", "no", now)
+    board.advance_mapped_steps(now)
     assert board.outcome is not None
-    assert (board.outcome.error_type, board.runs["a", WHOLE].tries) == ("ValueError", 4)
+    assert (board.outcome.error_type, board.runs["a", WHOLE_STEP].tries) == ("ValueError", 4)
 
 
-@pytest.mark.parametrize("kind", sorted(FINAL))
+@pytest.mark.parametrize("kind", sorted(FINAL_ERROR_TYPES))
 def test_what_trying_again_would_not_change_is_not_tried_again(kind: str) -> None:
-    step = PlanStep(id="a", name="a", work=AgentWork(name="a"), retry=Retry(attempts=5, delay=0))
+    step = PlanStep(id="a", name="a", work=AgentWork(name="a"), retry=RetryPolicy(attempts=5, delay=0))
     plan = Plan(kind="workflow", name="p", steps=[step])
-    board = Board(plan, begun(plan))
-    board.advance(board.ready(T0), Judge(), T0)
-    assert board.ended(("a", WHOLE), kind, "no", T0)
-    assert board.runs["a", WHOLE].status == "failed"
+    board = PlanState(plan, create_runs(plan))
+    board.advance_steps(board.list_ready_steps(T0), Judge(), T0)
+    assert board.end_try(("a", WHOLE_STEP), kind, "no", T0)
+    assert board.runs["a", WHOLE_STEP].status == "failed"
 
 
 def test_what_is_ready_comes_in_the_order_of_the_plan() -> None:
@@ -249,22 +268,22 @@ def test_what_is_ready_comes_in_the_order_of_the_plan() -> None:
         PlanStep(id=one, name=one, work=AgentWork(name="a"), depends_on=["z"] if one != "z" else []) for one in "cbaz"
     ]
     plan = Plan(kind="workflow", name="p", steps=steps)
-    board = Board(plan, begun(plan))
-    assert [step.id for step in board.ready(T0)] == ["z"]
-    board.advance(board.ready(T0), Judge(), T0)
-    assert board.ready(T0) == []
-    board.ended(("z", WHOLE), None, None, T0)
-    assert [step.id for step in board.ready(T0)] == ["c", "b", "a"]
+    board = PlanState(plan, create_runs(plan))
+    assert [step.id for step in board.list_ready_steps(T0)] == ["z"]
+    board.advance_steps(board.list_ready_steps(T0), Judge(), T0)
+    assert board.list_ready_steps(T0) == []
+    board.end_try(("z", WHOLE_STEP), None, None, T0)
+    assert [step.id for step in board.list_ready_steps(T0)] == ["c", "b", "a"]
 
 
 def test_a_plan_has_so_many_steps_and_items_in_all() -> None:
     steps = [PlanStep(id=f"s{n}", name="s", work=AgentWork(name="a"), map="1000", max_parallel=1) for n in range(21)]
     plan = Plan(kind="workflow", name="p", steps=steps)
-    board = Board(plan, begun(plan))
-    for step in board.ready(T0):
-        board.advance([step], Judge(), T0)
-    assert len(board.runs) <= MAX_RUNS
-    assert board.runs["s19", WHOLE].error_type == "map_too_large"
+    board = PlanState(plan, create_runs(plan))
+    for step in board.list_ready_steps(T0):
+        board.advance_steps([step], Judge(), T0)
+    assert len(board.runs) <= MAX_STEP_RUNS
+    assert board.runs["s19", WHOLE_STEP].error_type == "map_too_large"
 
 
 def test_run_again_what_comes_after_a_failure_that_did_not_matter_is_judged_anew() -> None:
@@ -286,14 +305,14 @@ def test_run_again_what_comes_after_a_failure_that_did_not_matter_is_judged_anew
         *(StepRun(step="p", status="failed"), StepRun(step="p", item=0, status="completed")),
         StepRun(step="p", item=1, status="failed", execution_id="f"),
     ]
-    found = {(run.step, run.item): (run.status, run.execution_id) for run in resumed(plan, before)}
+    found = {(run.step, run.item): (run.status, run.execution_id) for run in resume_runs(plan, before)}
     assert found == {
-        ("a", WHOLE): ("pending", "e"),
-        ("b", WHOLE): ("pending", None),
-        ("m", WHOLE): ("pending", None),
-        ("o", WHOLE): ("skipped", None),
-        ("k", WHOLE): ("completed", None),
-        ("p", WHOLE): ("running", None),
+        ("a", WHOLE_STEP): ("pending", "e"),
+        ("b", WHOLE_STEP): ("pending", None),
+        ("m", WHOLE_STEP): ("pending", None),
+        ("o", WHOLE_STEP): ("skipped", None),
+        ("k", WHOLE_STEP): ("completed", None),
+        ("p", WHOLE_STEP): ("running", None),
         ("p", 0): ("completed", None),
         ("p", 1): ("pending", "f"),
     }

@@ -12,8 +12,8 @@ from domain.agents import Agent, merged
 from domain.agents.prompts import messages
 from domain.shared import ids
 from domain.shared.errors import DomainError
-from domain.shared.placeholders import MAX_FILLED, filler, places
-from domain.templates import Template, checked_variables, rendered
+from domain.shared.placeholders import MAX_FILLED_LENGTH, create_filler, find_placeholders
+from domain.templates import Template, render_text, validate_variables
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,5}", fullmatch=True)
@@ -29,7 +29,7 @@ def template(text: str) -> Template:
         name="t",
         description=None,
         template=text,
-        variables=places(text),
+        variables=find_placeholders(text),
         tenant_id="acme",
         created_at=NOW,
         updated_at=NOW,
@@ -60,13 +60,13 @@ def errors_of(make: Any) -> list[tuple[str, str]]:
 
 
 def test_variables_are_found_in_their_order_each_once() -> None:
-    assert places("{b} {a} {b} {{c}} {1} { d} {e.f} {} {_9} {é}") == ["b", "a", "_9", "é"]
-    assert checked_variables("{b} {a}", None) == ["b", "a"]
-    assert checked_variables("{b} {a}", ["a", "b"]) == ["a", "b"]
+    assert find_placeholders("{b} {a} {b} {{c}} {1} { d} {e.f} {} {_9} {é}") == ["b", "a", "_9", "é"]
+    assert validate_variables("{b} {a}", None) == ["b", "a"]
+    assert validate_variables("{b} {a}", ["a", "b"]) == ["a", "b"]
 
 
 def test_variables_that_do_not_fit_are_all_named() -> None:
-    found = errors_of(lambda: checked_variables("{a} {b}", ["b", "c", "b"]))
+    found = errors_of(lambda: validate_variables("{a} {b}", ["b", "c", "b"]))
     assert [field for field, _ in found] == ["variables"] * 3
     assert [re.findall("'(.)'", message) for _, message in found] == [["c"], ["a"], ["b"]]
 
@@ -78,23 +78,23 @@ def test_filling_is_exact_and_no_value_is_filled_again(text: str, values: dict[s
     parts = re.split(r"(?<!\{)\{([A-Za-z_][A-Za-z0-9_]*)\}", text)
     words = ["null" if (value := full[name]) is None else str(value) for name in parts[1::2]]
     expected = "".join(a + b for a, b in zip(parts[::2], [*words, ""], strict=True))
-    assert rendered(one, full) == expected
+    assert render_text(one, full) == expected
     others = {name: value for name, value in values.items() if name not in full}
     if others:
-        assert {field for field, _ in errors_of(lambda: rendered(one, full | others))} == {
+        assert {field for field, _ in errors_of(lambda: render_text(one, full | others))} == {
             f"variables.{name}" for name in list(others)[:20]
         }
     for name in full:
         left = {other: value for other, value in full.items() if other != name}
-        assert [field for field, _ in errors_of(lambda left=left: rendered(one, left))] == [f"variables.{name}"]
+        assert [field for field, _ in errors_of(lambda left=left: render_text(one, left))] == [f"variables.{name}"]
 
 
 def test_what_values_may_add_is_bounded() -> None:
     text = "{a}" * 5000
-    assert len(rendered(template(text), {"a": "x" * 800})) == MAX_FILLED
-    assert errors_of(lambda: rendered(template(text), {"a": "x" * 801}))[0][0] == "variables"
+    assert len(render_text(template(text), {"a": "x" * 800})) == MAX_FILLED_LENGTH
+    assert errors_of(lambda: render_text(template(text), {"a": "x" * 801}))[0][0] == "variables"
     # All texts of one filling share the bound.
-    fill = filler({"a": "x" * (MAX_FILLED // 2 + 1)}, "inputs")
+    fill = create_filler({"a": "x" * (MAX_FILLED_LENGTH // 2 + 1)}, "inputs")
     fill("{a}")
     assert errors_of(lambda: fill("{a}"))[0][0] == "inputs"
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from domain import traces
 from domain.costs.budgets import nanos
-from domain.plans.schema import WHOLE
+from domain.plans.schema import WHOLE_STEP
 from domain.shared import ids
 from domain.stats import SCALE
 from domain.traces import (
@@ -82,7 +82,7 @@ def call(of: RunPart, ended: float, cost: float = 0.001, **more: Any) -> CallPar
     return CallPart(**{**fields, **more})
 
 
-def stage(of: RunPart, step: str, item: int = WHOLE, **more: Any) -> StagePart:
+def stage(of: RunPart, step: str, item: int = WHOLE_STEP, **more: Any) -> StagePart:
     fields = {"status": "completed", "tries": 1, "started_at": at(1), "finished_at": at(2)}
     return StagePart(run_id=of.id, step=step, item=item, **{**fields, **more})
 
@@ -118,15 +118,15 @@ def sources(draw: st.DrawFn) -> Sources:
     steps: list[StepPart] = []
     for _ in range(draw(st.integers(0, 12))):
         parent = draw(st.sampled_from(runs))
-        step, item = draw(st.sampled_from("abc")), draw(st.sampled_from([WHOLE, WHOLE, 0, 1]))
-        place = step if item == WHOLE else f"{step}[{item}]"
+        step, item = draw(st.sampled_from("abc")), draw(st.sampled_from([WHOLE_STEP, WHOLE_STEP, 0, 1]))
+        place = step if item == WHOLE_STEP else f"{step}[{item}]"
         status = draw(st.sampled_from(["pending", "running", "waiting", "completed", "failed", "cancelled"]))
         kind = draw(st.sampled_from(["agent", "tool", "crew", "workflow"]))
         ended = draw(st.one_of(st.none(), SECONDS)) if status in ("pending", "running", "waiting") else draw(SECONDS)
         runs.append(run(kind, draw(SECONDS), ended, parent_id=parent.id, root_id=runs[0].id, step=place, status=status))
         if draw(st.booleans()):
             known = {(one.run_id, one.step, one.item) for one in stages}
-            for number in {WHOLE, item}:
+            for number in {WHOLE_STEP, item}:
                 if (parent.id, step, number) not in known:
                     told = draw(st.sampled_from(["pending", "running", "completed", "failed", "skipped", "cancelled"]))
                     stages.append(

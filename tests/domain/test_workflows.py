@@ -9,9 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domain.plans.schema import MAX_STEPS, Retry
+from domain.plans.schema import MAX_PLAN_STEPS, RetryPolicy
 from domain.shared.errors import DomainError
-from domain.workflows import Input, NewWorkflow, PatchWorkflow, Step, Workflow, inputs, read, written
+from domain.workflows import (
+    NewWorkflow,
+    PatchWorkflow,
+    Workflow,
+    WorkflowInput,
+    WorkflowStep,
+    inputs,
+    parse_body,
+    render_workflow,
+)
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 STEP: dict[str, Any] = {"id": "a", "agent": "writer", "prompt": "Hello"}
@@ -21,7 +30,7 @@ GOOD: dict[str, Any] = {"name": "flow", "steps": [STEP]}
 def refusal(sent: Any, media: str = "application/json", kind: Any = NewWorkflow) -> DomainError:
     body = sent.encode() if isinstance(sent, str) else json.dumps(sent).encode()
     with pytest.raises(DomainError) as caught:
-        read(body, media, kind)
+        parse_body(body, media, kind)
     return caught.value
 
 
@@ -60,7 +69,7 @@ def test_all_mistakes_are_told_at_once_each_with_its_place() -> None:
     "step_id", ["a", "_", "A-1_b", "x" * 64, "ä", "研究", "a.b", "-a", "2nd", "Write it up", "🔎", "C++"]
 )
 def test_ids_of_steps(step_id: str) -> None:
-    assert read(json.dumps({**GOOD, "steps": [{**STEP, "id": step_id}]}).encode(), "", NewWorkflow).data.steps
+    assert parse_body(json.dumps({**GOOD, "steps": [{**STEP, "id": step_id}]}).encode(), "", NewWorkflow).data.steps
     for bad in (step_id + " ", " " + step_id, step_id + "\n", "x" * 65, "", "a[0]", "a\u2028b", "a\x85b", "a\tb"):
         assert places({**GOOD, "steps": [{**STEP, "id": bad}]}) == ["steps[0].id"]
 
@@ -78,7 +87,7 @@ def test_ids_of_steps(step_id: str) -> None:
         ({"yaml": "- a\n- b\n"}, "invalid_field", "yaml"),
         ({**GOOD, "steps": []}, "invalid_field", "steps"),
         ({**GOOD, "steps": {}}, "invalid_field", "steps"),
-        ({**GOOD, "steps": [{}] * (MAX_STEPS + 1)}, "invalid_field", "steps"),
+        ({**GOOD, "steps": [{}] * (MAX_PLAN_STEPS + 1)}, "invalid_field", "steps"),
         ({**GOOD, "inputs": {"": {}}}, "invalid_field", "inputs"),
         ({**GOOD, "inputs": 3}, "invalid_field", "inputs"),
         ({**GOOD, "name": ""}, "invalid_field", "name"),
@@ -119,7 +128,7 @@ def test_mistakes_in_yaml_name_their_line(media: str) -> None:
     assert sorted(places(YAML, media=media)) == sorted(expected)
     assert sorted(places({"yaml": YAML})) == sorted(expected)
     with pytest.raises(DomainError, match="UTF-8"):
-        read(b"name: \xff", media, NewWorkflow)
+        parse_body(b"name: \xff", media, NewWorkflow)
     assert places("just words", media=media) == ["body"]
 
 
@@ -127,34 +136,35 @@ def test_a_yaml_document_says_the_same_as_json() -> None:
     text = "name: flow\nsteps:\n- {id: a, agent: writer, prompt: Hello}\n"
     for sent, media in ((text.encode(), "application/yaml"), (json.dumps({"yaml": text}).encode(), "text/plain")):
         assert (
-            read(sent, media, NewWorkflow).data == read(json.dumps(GOOD).encode(), "application/json", NewWorkflow).data
+            parse_body(sent, media, NewWorkflow).data
+            == parse_body(json.dumps(GOOD).encode(), "application/json", NewWorkflow).data
         )
-    patch = read(b"status: archived", "text/yaml", PatchWorkflow).data
+    patch = parse_body(b"status: archived", "text/yaml", PatchWorkflow).data
     assert (patch.status, patch.name, patch.outputs) == ("archived", msgspec.UNSET, msgspec.UNSET)
 
 
 # What a workflow is given.
 
 TAKES = {
-    "file": Input(type="string", required=True),
-    "lines": Input(type="integer", default=10),
-    "ratio": Input(type="number"),
-    "deep": Input(type="boolean", default=False),
-    "tags": Input(type="array"),
-    "more": Input(type="object"),
-    "any": Input(),
+    "file": WorkflowInput(type="string", required=True),
+    "lines": WorkflowInput(type="integer", default=10),
+    "ratio": WorkflowInput(type="number"),
+    "deep": WorkflowInput(type="boolean", default=False),
+    "tags": WorkflowInput(type="array"),
+    "more": WorkflowInput(type="object"),
+    "any": WorkflowInput(),
 }
 
 
 def test_what_is_sent_is_checked_and_completed() -> None:
-    assert inputs.given(TAKES, {"file": "a.py"}) == {"file": "a.py", "lines": 10, "deep": False}
+    assert inputs.resolve_inputs(TAKES, {"file": "a.py"}) == {"file": "a.py", "lines": 10, "deep": False}
     everything = {"file": "", "lines": 3.0, "ratio": 1, "deep": True, "tags": [], "more": {}, "any": None}
-    assert inputs.given(TAKES, everything) == everything
-    assert inputs.given(None, {"whatever": 1}) == {"whatever": 1}
-    assert inputs.given({}, {}) == {}
+    assert inputs.resolve_inputs(TAKES, everything) == everything
+    assert inputs.resolve_inputs(None, {"whatever": 1}) == {"whatever": 1}
+    assert inputs.resolve_inputs({}, {}) == {}
     wrong = {"lines": 1.5, "ratio": True, "deep": 1, "tags": {}, "more": [], "colour": "red"}
     with pytest.raises(DomainError) as caught:
-        inputs.given(TAKES, wrong)
+        inputs.resolve_inputs(TAKES, wrong)
     assert [one.field for one in caught.value.errors] == [
         *("inputs.colour", "inputs.file", "inputs.lines", "inputs.ratio", "inputs.deep", "inputs.tags", "inputs.more")
     ]
@@ -162,22 +172,24 @@ def test_what_is_sent_is_checked_and_completed() -> None:
 
 def test_templates_may_be_anything_before_they_are_filled() -> None:
     sent = {"file": "a", "lines": "{{ inputs.n }}", "tags": " {{ steps.a.outputs }} "}
-    assert inputs.mistaken(TAKES, sent, templates=True) == []
-    assert [one.field for one in inputs.mistaken(TAKES, sent)] == ["inputs.lines", "inputs.tags"]
-    partly = inputs.mistaken(TAKES, {"file": "a", "lines": "about {{ inputs.n }}"}, "steps[1].inputs", templates=True)
+    assert inputs.validate_inputs(TAKES, sent, allow_templates=True) == []
+    assert [one.field for one in inputs.validate_inputs(TAKES, sent)] == ["inputs.lines", "inputs.tags"]
+    partly = inputs.validate_inputs(
+        TAKES, {"file": "a", "lines": "about {{ inputs.n }}"}, "steps[1].inputs", allow_templates=True
+    )
     assert [one.field for one in partly] == ["steps[1].inputs.lines"], "a text with a template in it is a text"
 
 
 @pytest.mark.parametrize(
     ("one", "message"),
     [
-        (Input(required=True, default=1), "never used"),
-        (Input(type="integer", default="many"), "whole number"),
-        (Input(default=["a", {"b": "{{ inputs.x }}"}]), "{{"),
+        (WorkflowInput(required=True, default=1), "never used"),
+        (WorkflowInput(type="integer", default="many"), "whole number"),
+        (WorkflowInput(default=["a", {"b": "{{ inputs.x }}"}]), "{{"),
     ],
 )
-def test_defaults_that_cannot_be(one: Input, message: str) -> None:
-    (error,) = inputs.declared({"ok": Input(default="x", type="string"), "x": one})
+def test_defaults_that_cannot_be(one: WorkflowInput, message: str) -> None:
+    (error,) = inputs.validate_declarations({"ok": WorkflowInput(default="x", type="string"), "x": one})
     assert error.field == "inputs.x.default"
     assert message in error.message
 
@@ -188,9 +200,9 @@ def test_defaults_that_cannot_be(one: Input, message: str) -> None:
     )
 )
 def test_every_value_is_of_one_type(value: Any) -> None:
-    fitting = [kind for kind in ("string", "integer", "boolean", "array", "object") if inputs.fits(value, kind)]
+    fitting = [kind for kind in ("string", "integer", "boolean", "array", "object") if inputs.has_type(value, kind)]
     assert len(fitting) == (value is not None)
-    assert inputs.fits(value, "number") == inputs.fits(value, "integer")
+    assert inputs.has_type(value, "number") == inputs.has_type(value, "integer")
 
 
 # YAML that makes the same workflow again.
@@ -209,7 +221,7 @@ _VALUES = st.recursive(
 )
 _IDS = st.from_regex(r"[A-Za-z_][A-Za-z0-9_-]{0,20}", fullmatch=True)
 _STEPS = st.builds(
-    Step,
+    WorkflowStep,
     id=_IDS,
     name=st.none() | _WORDS,
     agent=st.none() | _WORDS,
@@ -220,14 +232,14 @@ _STEPS = st.builds(
     when=st.none() | _WORDS,
     map=st.none() | _WORDS | st.lists(_VALUES, max_size=3),
     max_parallel=st.none() | st.integers(1, 1000),
-    retry=st.integers(0, 10) | st.builds(Retry, attempts=st.integers(0, 10), delay=st.floats(0, 3600)),
+    retry=st.integers(0, 10) | st.builds(RetryPolicy, attempts=st.integers(0, 10), delay=st.floats(0, 3600)),
     timeout=st.none() | st.integers(1, 3600),
     requires_approval=st.booleans(),
     continue_on_failure=st.booleans(),
     output_file=st.none() | _WORDS,
 )
 _INPUTS = st.builds(
-    Input,
+    WorkflowInput,
     type=st.sampled_from([None, "string", "array"]),
     required=st.booleans(),
     default=st.just(msgspec.UNSET) | _VALUES,
@@ -244,7 +256,7 @@ _INPUTS = st.builds(
     st.none() | _WORDS,
 )
 def test_what_is_written_is_read_as_it_was(
-    steps: list[Step], takes: Any, outputs: Any, status: Any, description: str | None
+    steps: list[WorkflowStep], takes: Any, outputs: Any, status: Any, description: str | None
 ) -> None:
     workflow = Workflow(
         id="wf_x",
@@ -260,6 +272,6 @@ def test_what_is_written_is_read_as_it_was(
         created_at=NOW,
         updated_at=NOW,
     )
-    again = read(written(workflow).encode(), "application/yaml", NewWorkflow).data
+    again = parse_body(render_workflow(workflow).encode(), "application/yaml", NewWorkflow).data
     for field in NewWorkflow.__struct_fields__:
         assert getattr(again, field) == getattr(workflow, field), field

@@ -180,9 +180,9 @@ async def test_a_plan_of_a_crew_names_models_of_providers(acme: Tenant, parts) -
     )
     caller = Caller(tenant_id=acme.tenant_id, user_id=acme.account["id"], role="admin", scopes=SCOPES)
     async with parts.store.begin(caller) as tx:
-        kept = await crews.get(tx, crew["id"])
-        plan = await crews.planned(tx, caller, kept)
-        moved = await crews.planned(tx, caller, kept, "deepseek/deepseek-chat")
+        kept = await crews.get_crew(tx, crew["id"])
+        plan = await crews.compile_crew(tx, caller, kept)
+        moved = await crews.compile_crew(tx, caller, kept, "deepseek/deepseek-chat")
     specs = [step.work.spec for step in plan.steps]
     assert [(one.provider, one.model, one.verbose) for one in specs] == [
         ("openai", "gpt-4o", True),

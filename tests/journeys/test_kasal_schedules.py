@@ -291,5 +291,5 @@ async def test_who_is_scheduled_is_known(acme: Tenant, parts) -> None:
     for name in ("One", "Two"):
         await made(acme, ALL, **{**DAILY, "name": name}, agent_id=agent)
     async with parts.store.begin_for(acme.tenant_id) as tx:
-        assert await tx.schedules.using("agent", agent) == ["One", "Two"]
-        assert await tx.schedules.using("crew", ids.new("crew")) == []
+        assert await tx.schedules.list_names_by_target("agent", agent) == ["One", "Two"]
+        assert await tx.schedules.list_names_by_target("crew", ids.new("crew")) == []

@@ -12,7 +12,7 @@ from domain.agents import Spec
 from domain.executions import Ended, Execution, RunLane, Start, steps
 from domain.executions.steps import Step
 from domain.plans import coordinator, service
-from domain.plans.coordinator import Known
+from domain.plans.coordinator import PlanCache
 from domain.plans.schema import AgentWork, Plan, PlanStep
 from domain.ports import Outcome
 from domain.shared import ids
@@ -50,22 +50,22 @@ class World:
     async def start(self, *steps: PlanStep, **more: Any) -> str:
         plan = Plan(kind="workflow", name="plan", steps=list(steps), **more)
         async with self.store.begin(self.caller) as tx:
-            return (await service.start(tx, self.caller, plan, Start(inputs={"n": 1}))).id
+            return (await service.start_plan(tx, self.caller, plan, Start(inputs={"n": 1}))).id
 
     async def get(self, execution_id: str) -> Execution:
         async with self.store.begin(self.caller) as tx:
             return await executions.get(tx, execution_id)
 
-    async def advance(self, execution_id: str, known: Known | None = None, die: bool = False) -> Known | None:
+    async def advance(self, execution_id: str, known: PlanCache | None = None, die: bool = False) -> PlanCache | None:
         async with self.store.begin(self.caller) as tx:
-            after = await coordinator.advance(tx, execution_id, known)
+            after = await coordinator.advance_plan(tx, execution_id, known)
             if die:
                 raise Killed
             return after
 
     async def due(self) -> list[str]:
         async with self.store.begin_single() as tx:
-            return [one.execution_id for one in (await tx.plans.due(tx.now, 100))[0]]
+            return [one.execution_id for one in (await tx.plans.list_due(tx.now, 100))[0]]
 
     async def work_off(self, most: int = 100, error: str | None = None, lane: RunLane = "run") -> list[str]:
         """Claim what waits in a lane and settle it. Returns the steps."""

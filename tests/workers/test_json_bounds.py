@@ -13,7 +13,7 @@ from domain.executions.claims import settled
 from domain.llms.messages import ModelError, ToolFailed
 from domain.ports import Outcome
 from domain.shared.json_limits import MAX_JSON_VALUES
-from domain.workflows.inputs import unfit
+from domain.workflows.inputs import explain_unstorable
 from infra.tools import custom
 from infra.tools.mcp import _Counted, _Meter, _TooMuch
 from workers.agent.arguments import read_arguments
@@ -49,8 +49,8 @@ def test_what_is_shown_and_kept_is_bounded() -> None:
     deep = json.loads(DEEP)
     assert limit_result({"result": deep})["truncated"] is True
     assert limit_result({"result": [1]}) == {"result": [1]}
-    assert unfit(deep) == "nests deeper than 129 levels."
-    assert unfit(json.loads(MANY)) is not None
+    assert explain_unstorable(deep) == "nests deeper than 129 levels."
+    assert explain_unstorable(json.loads(MANY)) is not None
 
 
 @pytest.mark.parametrize("begin", [b"", b"event: message\ndata: "])

@@ -11,7 +11,7 @@ from domain import executions
 from domain.events import Asked
 from domain.executions import Decision, Execution
 from domain.plans import approvals
-from domain.plans.coordinator import Busy
+from domain.plans.coordinator import PlanLocked
 from domain.plans.schema import Plan, PlanStep, PlanWork
 from domain.shared import ids
 from domain.shared.errors import DomainError
@@ -28,7 +28,9 @@ async def world(system: System) -> AsyncIterator[World]:
 
 async def decide(world: World, execution_id: str, approved: bool = True, call_id: str | None = None) -> Execution:
     async with world.store.begin(world.caller) as tx:
-        return await approvals.decide(tx, world.caller, execution_id, approved, Decision(call_id=call_id, reason="So."))
+        return await approvals.decide_approval(
+            tx, world.caller, execution_id, approved, Decision(call_id=call_id, reason="So.")
+        )
 
 
 async def waiting(world: World, execution_id: str) -> list[str]:
@@ -208,7 +210,7 @@ async def test_deciding_cancelling_and_advancing_at_once_never_deadlock(world: W
                 await world.turns()
         except DomainError as error:
             assert error.code == "conflict", error.detail
-        except (LostLease, Busy):
+        except (LostLease, PlanLocked):
             pass
 
     for _ in range(12):

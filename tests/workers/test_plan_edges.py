@@ -14,8 +14,8 @@ from domain.costs import Call, Spender
 from domain.executions import Ended, Execution, Start
 from domain.llms.messages import Usage
 from domain.plans import coordinator, service
-from domain.plans.renderer import Scope
-from domain.plans.schema import AgentWork, Plan, PlanStep, PlanWork, Retry, TaskText, ToolWork
+from domain.plans.renderer import PlanScope
+from domain.plans.schema import AgentWork, Plan, PlanStep, PlanWork, RetryPolicy, TaskText, ToolWork
 from domain.ports import Outcome
 from domain.shared import ids
 from domain.shared.errors import DomainError
@@ -45,7 +45,7 @@ def step(world: World, step_id: str, *above: str, **more: Any) -> PlanStep:
 
 async def retried(world: World, execution_id: str) -> Execution:
     async with world.store.begin(world.caller) as tx:
-        return await service.retry(tx, world.caller, execution_id, from_failed=True)
+        return await service.retry_plan(tx, world.caller, execution_id, from_failed=True)
 
 
 async def settle(world: World, **errors: str | None) -> list[str]:
@@ -287,15 +287,15 @@ async def test_only_a_name_that_was_given_is_kept(world: World) -> None:
     for name in (None, "Mine"):
         plan = Plan(kind="workflow", name="plan", steps=[step(world, "a")])
         async with world.store.begin(world.caller) as tx:
-            made = await service.start(tx, world.caller, plan, Start(run_name=name))
+            made = await service.start_plan(tx, world.caller, plan, Start(run_name=name))
             await executions.cancel(tx, made.id)
-            again = await service.retry(tx, world.caller, made.id, from_failed=False)
+            again = await service.retry_plan(tx, world.caller, made.id, from_failed=False)
         assert again.run_name == (name or f"plan-{again.id[-6:]}")
 
 
 async def test_an_automatic_try_of_a_plan_within_is_a_whole_one(world: World) -> None:
     sub = within(step(world, "x"), step(world, "y", "x"))
-    root = await world.start(PlanStep(id="sub", name="sub", work=sub, retry=Retry(attempts=1, delay=0)))
+    root = await world.start(PlanStep(id="sub", name="sub", work=sub, retry=RetryPolicy(attempts=1, delay=0)))
     await world.turns()
     await settle(world)
     await world.turns()
@@ -380,7 +380,7 @@ def test_the_team_of_an_agent_is_told_the_inputs_as_it_is(world: World) -> None:
     work = world.spec(goal="Ask of {topic}.", team=[mate])
     one = PlanStep(id="a", name="a", work=work, text=TaskText(description="Go."))
     plan = Plan(kind="crew", name="c", steps=[one])
-    spec = Scope(plan, {"topic": "bees"}, {}).spec(work, one)
+    spec = PlanScope(plan, {"topic": "bees"}, {}).render_spec(work, one)
     assert spec is not None
     assert (spec.goal, [one.goal for one in spec.team]) == ("Ask of bees.", ["Know bees."])
 
@@ -407,7 +407,7 @@ async def test_what_would_have_no_effect_is_refused(world: World) -> None:
         for field, value in given.items():
             try:
                 async with world.store.begin(world.caller) as tx:
-                    await service.start(tx, world.caller, plan, Start(**{field: value}))
+                    await service.start_plan(tx, world.caller, plan, Start(**{field: value}))
             except DomainError as error:
                 found |= {one.field for one in error.errors}
         assert found == refused
@@ -419,12 +419,12 @@ async def test_lists_of_which_the_inputs_tell_are_looked_at_for_so_long_at_the_d
     steps = [step(world, f"s{number}", map=heavy) for number in range(300)]
     plan = Plan(kind="workflow", name="heavy", steps=steps)
     async with world.store.begin(world.caller) as tx:
-        made = await service.start(tx, world.caller, plan, Start(inputs={"n": list(range(1000))}))
+        made = await service.start_plan(tx, world.caller, plan, Start(inputs={"n": list(range(1000))}))
     assert made.status == "pending"
     few = Plan(kind="workflow", name="few", steps=[step(world, "a", map="inputs.n")])
     with pytest.raises(DomainError, match="is no list"):
         async with world.store.begin(world.caller) as tx:
-            await service.start(tx, world.caller, few, Start(inputs={"n": 1}))
+            await service.start_plan(tx, world.caller, few, Start(inputs={"n": 1}))
 
 
 # turns
@@ -454,7 +454,7 @@ async def test_who_has_had_a_turn_lets_others_have_theirs(world: World) -> None:
     root = await world.start(*(step(world, f"s{number}") for number in range(5)))
     for number in range(1, 5):
         async with world.store.begin(world.caller) as tx:
-            await coordinator.advance(tx, root, None, lambda: True)
+            await coordinator.advance_plan(tx, root, None, lambda: True)
         assert len(await world.children(root)) == number
         assert await world.due() == [root]
     await world.turns()
@@ -475,7 +475,7 @@ async def test_what_is_begun_while_a_plan_is_cancelled_is_not(world: World) -> N
                 await save(*given)
 
             tx.plans.save = cancelled_meanwhile  # type: ignore[method-assign]
-            await coordinator.advance(tx, root, None)
+            await coordinator.advance_plan(tx, root, None)
     assert await world.children(root) == {}
     await world.turns()
     assert (await world.get(root)).status == "cancelled"
@@ -528,7 +528,7 @@ async def test_plans_that_cannot_be_advanced_fail_and_keep_no_others_from_their_
     poison = [await world.start(step(world, "a")) for _ in range(6)]
     stuck = [await world.start(step(world, "a")) for _ in range(6)]
     free = await world.start(step(world, "a"))
-    advance, give_up = coordinator.advance, coordinator.give_up
+    advance, give_up = coordinator.advance_plan, coordinator.fail_plan
 
     async def broken(tx: Any, execution_id: str, *more: Any) -> Any:
         if execution_id in (*poison, *stuck):
@@ -540,8 +540,8 @@ async def test_plans_that_cannot_be_advanced_fail_and_keep_no_others_from_their_
             raise KeyError("there")
         await give_up(tx, execution_id, told)
 
-    monkeypatch.setattr(coordinator, "advance", broken)
-    monkeypatch.setattr(coordinator, "give_up", never)
+    monkeypatch.setattr(coordinator, "advance_plan", broken)
+    monkeypatch.setattr(coordinator, "fail_plan", never)
     async with planner(world, 1):
         await started(world, free)
     for execution_id in poison:
@@ -555,7 +555,7 @@ async def test_a_plan_that_is_given_up_takes_all_below_it_along(world: World) ->
     root = await world.start(PlanStep(id="sub", name="sub", work=within(step(world, "x"))), step(world, "a"))
     await world.turns()
     async with world.store.begin(world.caller) as tx:
-        await coordinator.give_up(tx, root, "The worker failed.")
+        await coordinator.fail_plan(tx, root, "The worker failed.")
     await world.turns()
     assert await world.children(root) == {"sub": ["cancelled"], "a": ["cancelled"], "x": ["cancelled"]}
     assert await signals(world) == 0
@@ -602,7 +602,7 @@ async def test_the_pace_holds_whatever_the_clocks_say(world: World) -> None:
     for behind in (0, 5, 3, 1, 2, 4):
         world.clock[0] = NOW - timedelta(seconds=behind)
         async with world.store.begin(world.caller) as tx:
-            found.append((await tx.plans.pace(root, 2, tx.now) - NOW).total_seconds())
+            found.append((await tx.plans.reserve_model_call(root, 2, tx.now) - NOW).total_seconds())
     ordered = sorted(found)
     assert all(later - earlier >= 60 for earlier, later in zip(ordered, ordered[2:], strict=False))
 

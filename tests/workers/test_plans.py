@@ -11,8 +11,8 @@ import pytest
 from domain import executions
 from domain.executions import Ended, Start
 from domain.plans import coordinator, service
-from domain.plans.coordinator import Busy
-from domain.plans.schema import Plan, PlanStep, PlanWork, Retry
+from domain.plans.coordinator import PlanLocked
+from domain.plans.schema import Plan, PlanStep, PlanWork, RetryPolicy
 from domain.ports import Outcome, Tx
 from domain.shared import ids
 from scripts.up import System
@@ -140,14 +140,14 @@ async def test_planners_that_race_start_each_step_once(system: System, world: Wo
 async def test_what_somebody_else_is_at_is_left_to_them(world: World) -> None:
     execution_id = await world.start(*_diamond(world))
     async with world.store.begin(world.caller) as tx:
-        await coordinator.advance(tx, execution_id, None)
-        with pytest.raises(Busy):
+        await coordinator.advance_plan(tx, execution_id, None)
+        with pytest.raises(PlanLocked):
             await world.advance(execution_id)
     assert (await world.children(execution_id)) == {"a": ["pending"]}
 
 
 async def test_a_step_is_tried_again_as_often_as_it_may_and_then_the_plan_has_failed(world: World) -> None:
-    retry = Retry(attempts=2, delay=10, factor=2)
+    retry = RetryPolicy(attempts=2, delay=10, factor=2)
     step = PlanStep(id="a", name="The first", work=world.work(), retry=retry)
     after = PlanStep(id="b", name="b", work=world.work(), depends_on=["a"])
     execution_id = await world.start(step, after)
@@ -184,7 +184,7 @@ async def test_run_again_from_the_failed_step_on(world: World) -> None:
     await world.advance(execution_id)
     assert (await world.get(execution_id)).status == "failed"
     async with world.store.begin(world.caller) as tx:
-        again = await service.retry(tx, world.caller, execution_id, from_failed=True)
+        again = await service.retry_plan(tx, world.caller, execution_id, from_failed=True)
     assert (again.retry_of, again.status) == (execution_id, "pending")
     ended = await world.to_its_end(again.id)
     assert ended.status == "completed"
@@ -229,7 +229,7 @@ async def test_a_cancel_beside_an_advance_leaves_nothing_running(world: World) -
             await executions.cancel(tx, execution_id)
 
     async with world.store.begin(world.caller) as tx:
-        await coordinator.advance(tx, execution_id, None)
+        await coordinator.advance_plan(tx, execution_id, None)
         cancelling = asyncio.create_task(cancel())
         await asyncio.sleep(0.2)
     await cancelling
@@ -243,7 +243,7 @@ async def test_a_cancel_beside_an_advance_leaves_nothing_running(world: World) -
 async def test_a_plan_that_takes_too_long_has_failed_and_runs_nothing(world: World) -> None:
     plan = Plan(kind="workflow", name="plan", steps=_diamond(world))
     async with world.store.begin(world.caller) as tx:
-        execution_id = (await service.start(tx, world.caller, plan, Start(timeout=100))).id
+        execution_id = (await service.start_plan(tx, world.caller, plan, Start(timeout=100))).id
     await world.advance(execution_id)
     world.clock[0] += timedelta(seconds=99)
     assert await world.due() == []
@@ -259,7 +259,7 @@ async def test_calls_in_a_minute_are_bounded_over_all_workers(world: World) -> N
     execution_id = await world.start(*_diamond(world))
 
     async def pace(tx: Tx) -> float:
-        return (await tx.plans.pace(execution_id, 3, tx.now) - NOW).total_seconds()
+        return (await tx.plans.reserve_model_call(execution_id, 3, tx.now) - NOW).total_seconds()
 
     found = []
     for _ in range(7):

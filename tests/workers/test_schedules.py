@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 
 from domain import schedules
 from domain.retention import EXPIRY
-from domain.schedules import MISSED_SHOWN, ON_TIME, NewSchedule, PatchSchedule, Schedule, ScheduleRun, cron, turn
+from domain.schedules import (
+    MAX_MISSED_ROWS,
+    ON_TIME_WINDOW,
+    NewSchedule,
+    PatchSchedule,
+    Schedule,
+    ScheduleRun,
+    cron,
+    sort_due_times,
+)
 from domain.shared import ids
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError
@@ -73,20 +82,20 @@ class World:
         """A schedule of an agent of its own."""
         more = {"agent_id": await self.database.agent(caller), "name": ids.new("t"), **more}
         async with self.store.begin(caller) as tx:
-            return await schedules.create(tx, caller, NewSchedule(cron_expression=cron_expression, **more))
+            return await schedules.create_schedule(tx, caller, NewSchedule(cron_expression=cron_expression, **more))
 
     async def patched(self, caller: Caller, schedule: Schedule, **changes: Any) -> Schedule:
         async with self.store.begin(caller) as tx:
-            return await schedules.patch(tx, caller, schedule.id, PatchSchedule(**changes))
+            return await schedules.update_schedule(tx, caller, schedule.id, PatchSchedule(**changes))
 
     async def found(self, schedule: Schedule) -> Schedule:
         async with self.store.begin_for(schedule.tenant_id) as tx:
-            return await schedules.get(tx, schedule.id)
+            return await schedules.get_schedule(tx, schedule.id)
 
     async def runs(self, schedule: Schedule) -> list[ScheduleRun]:
         """What became of its due times, the first one first."""
         async with self.store.begin_for(schedule.tenant_id) as tx:
-            page = await schedules.history(tx, schedule.id, Page(limit=1000), None)
+            page = await schedules.list_schedule_runs(tx, schedule.id, Page(limit=1000), None)
         assert page.total == len(page.items)
         return page.items[::-1]
 
@@ -132,7 +141,7 @@ async def test_three_workers_meet_each_due_time_once_while_clocks_change(
 ) -> None:
     """Also when one of four transactions dies before its commit."""
     chance = random.Random(change)
-    at, caller, there = datetime.fromisoformat(change), await world.database.tenant(), cron.zone(zone)
+    at, caller, there = datetime.fromisoformat(change), await world.database.tenant(), cron.find_timezone(zone)
     begin, end = at - 35 * MINUTE, at + 35 * MINUTE
     world.clock[0] = begin
     lines = [f"{of_day} * * *", "0,30 * * * *", "*/7 1-3 * * *", "* * * * *"]
@@ -147,12 +156,12 @@ async def test_three_workers_meet_each_due_time_once_while_clocks_change(
     await world.drain()
 
     for text, schedule in zip(lines, made, strict=True):
-        due = list(cron.line(text).between(begin, end, there))
+        due = list(cron.parse_cron(text).iterate_times(begin, end, there))
         runs, found = await world.runs(schedule), await world.found(schedule)
         assert [(run.due_at, run.outcome) for run in runs] == [(one, "fired") for one in due]
         assert sorted(run.execution_id or "" for run in runs) == await world.started(schedule)
         assert (found.run_count, found.missed_count, found.skipped_count) == (len(due), 0, 0)
-        assert found.next_run_at == cron.line(text).next(end, there)
+        assert found.next_run_at == cron.parse_cron(text).find_next(end, there)
     assert len(await world.started(made[0])) == 1
     assert len(await world.started(made[3])) == 70
 
@@ -179,7 +188,7 @@ async def test_what_is_not_made_up_for_is_not_on_time_either(world: World) -> No
     caller = await world.database.tenant()
     hourly = await world.made(caller, "0 * * * *", catch_up=0)
     late = await world.made(caller, "30 * * * *", catch_up=0)
-    await world.at(NOON + HOUR + ON_TIME)
+    await world.at(NOON + HOUR + ON_TIME_WINDOW)
     assert [run.outcome for run in await world.runs(hourly)] == ["fired"]
     assert [run.outcome for run in await world.runs(late)] == ["missed"]
     assert (await world.found(late)).next_run_at == NOON + HOUR + 30 * MINUTE
@@ -191,8 +200,8 @@ async def test_after_years_there_is_no_more_to_do_than_after_hours(world: World)
     later = NOON + 400 * DAY
     await world.at(later)
     runs, found = await world.runs(schedule), await world.found(schedule)
-    assert [run.outcome for run in runs] == ["missed"] * MISSED_SHOWN + ["fired"] * 3
-    assert [run.due_at for run in runs] == [later - n * MINUTE for n in reversed(range(MISSED_SHOWN + 3))]
+    assert [run.outcome for run in runs] == ["missed"] * MAX_MISSED_ROWS + ["fired"] * 3
+    assert [run.due_at for run in runs] == [later - n * MINUTE for n in reversed(range(MAX_MISSED_ROWS + 3))]
     assert (found.missed_count, found.run_count) == (400 * 1440 - 3, 3)
 
 
@@ -203,24 +212,24 @@ LINES = st.sampled_from(["* * * * *", "*/5 * * * *", "0 * * * *", "30 2 * * *", 
 @given(text=LINES, minutes=st.integers(0, 600), lateness=st.integers(0, 59), catch_up=st.integers(0, 100))
 def test_turns_follow_each_other(text: str, minutes: int, lateness: int, catch_up: int) -> None:
     """Turn by turn, each due time has one of its own; what fires is the latest, as many as may."""
-    line, there = cron.line(text), cron.zone("Europe/Berlin")
-    first = line.next(datetime(2026, 10, 24, 20, tzinfo=UTC), there)
+    line, there = cron.parse_cron(text), cron.find_timezone("Europe/Berlin")
+    first = line.find_next(datetime(2026, 10, 24, 20, tzinfo=UTC), there)
     assert first is not None
     now = first + minutes * MINUTE + timedelta(seconds=lateness)
-    due = list(line.between(first - MINUTE, now, there))
-    one = turn(line, there, first, now, catch_up)
-    keep = min(len(due), max(catch_up, int(now - due[-1] <= ON_TIME)))
-    assert one.missed == due[: len(due) - keep][-MISSED_SHOWN:]
+    due = list(line.iterate_times(first - MINUTE, now, there))
+    one = sort_due_times(line, there, first, now, catch_up)
+    keep = min(len(due), max(catch_up, int(now - due[-1] <= ON_TIME_WINDOW)))
+    assert one.missed == due[: len(due) - keep][-MAX_MISSED_ROWS:]
     assert one.missed_count == len(due) - keep
     fired = []
     while one.due is not None:
         fired.append(one.due)
         if one.next is None or one.next > now:
             break
-        one = turn(line, there, one.next, now, catch_up)
+        one = sort_due_times(line, there, one.next, now, catch_up)
         assert not one.missed
     assert fired == due[len(due) - keep :]
-    assert one.next == line.next(now, there)
+    assert one.next == line.find_next(now, there)
 
 
 async def test_one_that_runs_lets_due_times_pass(world: World) -> None:
@@ -284,10 +293,10 @@ async def test_what_is_due_while_a_schedule_is_disabled_is_nobody_s(world: World
     for off, on in ((1, 10), (20, 30)):
         world.clock[0] = NOON + off * MINUTE - timedelta(seconds=1)
         async with world.store.begin(caller) as tx:
-            assert (await schedules.toggle(tx, caller, schedule.id)).next_run_at is None
+            assert (await schedules.toggle_schedule(tx, caller, schedule.id)).next_run_at is None
         await world.at(NOON + on * MINUTE)
         async with world.store.begin(caller) as tx:
-            toggled = await schedules.toggle(tx, caller, schedule.id)
+            toggled = await schedules.toggle_schedule(tx, caller, schedule.id)
         assert toggled.next_run_at == NOON + (on + 1) * MINUTE
         await world.at(NOON + (on + 1) * MINUTE)
     # Nobody had come to look at what was due before it was disabled the second time.
@@ -397,7 +406,7 @@ async def test_whoever_has_it_lets_nobody_wait(world: World) -> None:
     one, other = [await world.made(caller, "* * * * *") for _ in range(2)]
     world.clock[0] = NOON + MINUTE
     async with world.store.begin(caller) as tx:
-        assert await schedules.fire(tx, one.id)
+        assert await schedules.fire_schedule(tx, one.id)
         assert await asyncio.wait_for(world.workers[1](), 5) == 0
         assert [run.outcome for run in await world.runs(other)] == ["fired"]
         assert await asyncio.wait_for(world.workers[1](), 5) > 0
@@ -462,13 +471,13 @@ async def test_a_savepoint_undoes_what_raised(world: World) -> None:
     caller = await world.database.tenant()
     schedule = await world.made(caller, "* * * * *")
     async with world.store.begin(caller) as tx:
-        await schedules.run_now(tx, caller, schedule.id)
+        await schedules.run_schedule(tx, caller, schedule.id)
         with pytest.raises(DomainError):
             async with tx.savepoint():
-                await schedules.run_now(tx, caller, schedule.id)
-                await schedules.get(tx, "no such schedule")
+                await schedules.run_schedule(tx, caller, schedule.id)
+                await schedules.get_schedule(tx, "no such schedule")
         async with tx.savepoint():
-            await schedules.run_now(tx, caller, schedule.id)
+            await schedules.run_schedule(tx, caller, schedule.id)
         assert len(tx.rings) == 2  # type: ignore[attr-defined]
     assert len(await world.started(schedule)) == 2
     assert (await world.found(schedule)).run_count == 2

@@ -14,7 +14,7 @@ from domain.executions.steps import Step
 from domain.llms.messages import ToolFailed
 from domain.ports import Clock, Llm, Outcome, Prices
 from domain.shared.leases import HandOver, LostLease
-from domain.shared.placeholders import worded
+from domain.shared.placeholders import format_value
 from infra.polling import retry_through_outage
 from workers.agent.loop import AgentLoop
 from workers.agent.tools import Toolbox, ToolDependencies
@@ -122,7 +122,7 @@ class AgentRunner(LaneRunner):
     async def _save_output_file(self, execution: Execution, workspace_id: str, path: str, outcome: Outcome) -> Outcome:
         """The outcome, once its answer lies in the workspace."""
         answer = msgspec.json.decode(outcome.output or b"null")
-        text = answer["content"] if isinstance(answer, dict) and set(answer) == {"content"} else worded(answer)
+        text = answer["content"] if isinstance(answer, dict) and set(answer) == {"content"} else format_value(answer)
         workspace = RunWorkspace(self._store, self._call_factory.dependencies.blobs, execution.tenant_id, workspace_id)
         try:
             commit = await workspace.write_files({path: str(text).encode("utf-8", "replace")})

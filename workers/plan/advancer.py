@@ -9,8 +9,8 @@ from typing import Final
 import structlog
 
 from domain.plans import coordinator
-from domain.plans.coordinator import Busy, Known
-from domain.plans.schema import Due
+from domain.plans.coordinator import PlanCache, PlanLocked
+from domain.plans.schema import DuePlan
 from domain.ports import Store
 from domain.shared.errors import DomainError
 from domain.shared.leases import LostLease
@@ -36,7 +36,7 @@ class PlanAdvancer:
     def __init__(self, store: Store, slots: int, rung: asyncio.Event, drain: Drain | None = None) -> None:
         self._drain = drain or Drain()
         self._store, self._slots, self._wake = store, slots, self._drain.wake_on_drain(rung)
-        self._cached_plans: OrderedDict[str, Known] = OrderedDict()
+        self._cached_plans: OrderedDict[str, PlanCache] = OrderedDict()
         self._running: dict[str, asyncio.Task[None]] = {}
         # Plans that could not be advanced, and when to try again: they keep no others from their turn.
         self._retry_at: dict[str, float] = {}
@@ -64,7 +64,7 @@ class PlanAdvancer:
         """Begin with what is due. Returns how many seconds there is nothing more to do."""
         try:
             async with self._store.begin_single() as tx:
-                due, following = await tx.plans.due(tx.now, self._slots + len(self._running) + len(self._retry_at))
+                due, following = await tx.plans.list_due(tx.now, self._slots + len(self._running) + len(self._retry_at))
         except DomainError as error:
             self._drain.note_round("plans", None)
             tell_outage(_log, "cannot look for plans", error)
@@ -85,17 +85,17 @@ class PlanAdvancer:
         pauses = [at - now for at in self._retry_at.values()] + ([] if following is None else [following])
         return min(PLAN_POLL_SECONDS, max(min(pauses, default=PLAN_POLL_SECONDS), BUSY_RETRY_SECONDS))
 
-    async def _advance_plan(self, one: Due) -> None:
+    async def _advance_plan(self, one: DuePlan) -> None:
         known, pause = self._cached_plans.pop(one.execution_id, None), 0.0
         try:
             async with self._store.begin_for(one.tenant_id) as tx:
                 enough = time.monotonic() + MAX_ADVANCE_SECONDS
-                known = await coordinator.advance(tx, one.execution_id, known, lambda: time.monotonic() > enough)
+                known = await coordinator.advance_plan(tx, one.execution_id, known, lambda: time.monotonic() > enough)
             if known is not None:
                 self._cached_plans[one.execution_id] = known
                 if len(self._cached_plans) > MAX_CACHED_PLANS:
                     self._cached_plans.popitem(last=False)
-        except (Busy, LostLease):
+        except (PlanLocked, LostLease):
             # What was told of it is still there.
             pause = BUSY_RETRY_SECONDS
         except DomainError as error:
@@ -111,11 +111,11 @@ class PlanAdvancer:
             del self._running[one.execution_id]
             self._wake.set()
 
-    async def _fail_plan(self, one: Due, told: str) -> None:
+    async def _fail_plan(self, one: DuePlan, told: str) -> None:
         try:
             async with self._store.begin_for(one.tenant_id) as tx:
-                await coordinator.give_up(tx, one.execution_id, told)
-        except (DomainError, LostLease, Busy):
+                await coordinator.fail_plan(tx, one.execution_id, told)
+        except (DomainError, LostLease, PlanLocked):
             # What was told of it is still there.
             pass
         except Exception:

@@ -10,7 +10,7 @@ import structlog
 
 from domain import schedules
 from domain.ports import Store
-from domain.schedules import Due
+from domain.schedules import DueSchedule
 from domain.shared.errors import DATABASE_OUTAGES, DomainError
 from infra.outage_log import tell_outage
 from workers.lifecycle import Drain
@@ -48,16 +48,16 @@ class ScheduleStarter:
         """Meet one due time of each schedule that has one. Returns for how many seconds there is nothing to do."""
         async with self._store.begin_unbound() as tx:
             now = tx.now
-            due, soon = await tx.schedules.due(now, MAX_DUE_SCHEDULES)
+            due, soon = await tx.schedules.list_due(now, MAX_DUE_SCHEDULES)
         met = [await self._start_due(one) for one in due]
         if any(met):
             return 0.0
         return SCHEDULE_POLL_SECONDS if soon is None else min(SCHEDULE_POLL_SECONDS, (soon - now).total_seconds())
 
-    async def _start_due(self, one: Due) -> bool:
+    async def _start_due(self, one: DueSchedule) -> bool:
         try:
             async with self._store.begin_for(one.tenant_id) as tx:
-                return await schedules.fire(tx, one.schedule_id)
+                return await schedules.fire_schedule(tx, one.schedule_id)
         except Exception as error:
             if isinstance(error, DomainError) and error.code in DATABASE_OUTAGES:
                 raise
