@@ -95,6 +95,44 @@ async def home(system: System) -> AsyncIterator[Tenant]:
         yield made
 
 
+# By folder or file, what tests need that their fixtures do not show.
+NEEDS = {
+    "tests/attacks/": "sandbox",
+    "tests/cases/test_sandbox.py": "sandbox",
+    "tests/contracts/test_local_model.py": "model",
+    "tests/embedded/": "own_installation",
+    "tests/generated_clients/": "generated_clients",
+    "tests/journeys/": "own_installation",
+}
+# The longest files first, so that no process is left alone with one in the end.
+LONGEST = (
+    "tests/attacks/test_attacks.py",
+    "tests/generated_clients/",
+    "tests/journeys/",
+    "tests/contracts/test_local_model.py",
+    "tests/workers/",
+    "tests/contracts/",
+    "tests/api/",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test by what it needs, and put the longest files first."""
+    for item in items:
+        path = item.nodeid.split("::")[0]
+        if "system" in getattr(item, "fixturenames", ()):
+            item.add_marker("installation")
+        if {"readable", "sandbox", "warm"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("sandbox")
+        for prefix, need in NEEDS.items():
+            if path.startswith(prefix):
+                item.add_marker(need)
+    order = {prefix: place for place, prefix in enumerate(LONGEST)}
+    items.sort(
+        key=lambda item: next((place for prefix, place in order.items() if item.nodeid.startswith(prefix)), len(order))
+    )
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     """A failed test shows what the system logged last."""

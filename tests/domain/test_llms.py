@@ -47,7 +47,9 @@ def test_a_slug_is_its_own_slug_and_fits_what_models_call_tools(name: str) -> No
     assert made == "" or all(letter in "abcdefghijklmnopqrstuvwxyz0123456789_" for letter in made)
 
 
-@pytest.mark.parametrize("name", ["a/b", "a\\b", "a:b", "a\nb", " a", "a ", "..", ids.new("model"), "x" * 129, "\x7f"])
+@pytest.mark.parametrize(
+    "name", ["a/b", "a\\b", "a:b", "a\nb", " a", "a ", "..", "model_01m8mq09n9es4v8dn25gxgpnqz", "x" * 129, "\x7f"]
+)
 def test_names_that_cannot_stand_in_a_path(name: str) -> None:
     assert field_of(lambda: names.checked(name, "model")) == "name"
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import pytest
 import yaml
 
 from tests.support.clients import Tenant
@@ -424,8 +423,8 @@ async def test_lists_of_crews_leave_out_long_texts(acme: Tenant) -> None:
     assert (await acme.http.get(f"/crews/{crew['id']}")).json()["agents_yaml"] == long
 
 
-@pytest.mark.parametrize("name", [fresh("crew")])
-async def test_a_crew_is_created_once_for_a_key(acme: Tenant, name: str) -> None:
+async def test_a_crew_is_created_once_for_a_key(acme: Tenant) -> None:
+    name = fresh("crew")
     headers = {"Idempotency-Key": name}
     first = await acme.http.post("/crews", json={**CREW, "name": name}, headers=headers)
     second = await acme.http.post("/crews", json={**CREW, "name": name}, headers=headers)
