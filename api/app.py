@@ -75,10 +75,10 @@ from domain.ports import Clock
 from domain.shared.errors import DomainError
 from domain.shared.jobs import LANES
 from infra.embedded.children import create_parent_bond
-from infra.settings import Settings, parse_networks, read
-from infra.telemetry import Metrics, clear_shared_metrics, open_telemetry, share_metrics
+from infra.settings import Settings, parse_networks, read_settings
+from infra.telemetry import ApiMetrics, clear_shared_metrics, open_telemetry, share_metrics
 from infra.version import VERSION
-from infra.wiring import Parts, utc_now, wire
+from infra.wiring import Resources, get_utc_now, open_resources
 
 ROUTERS = (
     accounts.router,
@@ -116,13 +116,13 @@ Send an API key as `X-API-Key`, or a bearer token from `POST /api/v1/auth/login`
 `application/problem+json`; lists are `{items, total, limit, offset, has_more}`, newest first."""
 
 
-def create_app(settings: Settings, clock: Clock = utc_now) -> ASGIApp:
+def create_app(settings: Settings, clock: Clock = get_utc_now) -> ASGIApp:
     """Create the whole application, middleware included. Its lifespan opens and closes every connection."""
     key_usage = KeyUsageWriter()
 
     @asynccontextmanager
     async def open_services(app: Litestar) -> AsyncIterator[None]:
-        async with wire(settings, "paddock api", heard=LANES, clock=clock) as resources:
+        async with open_resources(settings, "paddock api", row_changes=LANES, clock=clock) as resources:
             app.state.services = create_services(resources)
             app.state.query_parameters = _list_query_parameters(app)
             app.state.openapi_document = build_document(app)
@@ -166,7 +166,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> ASGIApp:
     return RequestMiddleware(app, lambda: app.state.services, key_usage, trusted, bounds)
 
 
-def create_services(resources: Parts) -> ApiServices:
+def create_services(resources: Resources) -> ApiServices:
     """Create the services of this process from its open resources."""
     settings, clock, store, blobs = resources.settings, resources.clock, resources.store, resources.blobs
     answers = SealedAnswers(resources.vault)
@@ -177,19 +177,19 @@ def create_services(resources: Parts) -> ApiServices:
     artifact_batches = BatchIngest(
         store,
         answers,
-        artifact_service.store,
-        measure=lambda artifact: len(artifact.packed),
+        artifact_service.store_artifacts,
+        measure=lambda artifact: len(artifact.packed_body),
         max_items=MAX_ARTIFACT_BATCH,
     )
     evaluation_batches = BatchIngest(
-        store, answers, domain_evaluations.created_batches, max_items=MAX_EVALUATION_BATCHES
+        store, answers, domain_evaluations.create_batches, max_items=MAX_EVALUATION_BATCHES
     )
     return ApiServices(
         settings=settings,
         clock=clock,
         store=store,
         blobs=blobs,
-        metrics=Metrics(),
+        metrics=ApiMetrics(),
         keyring=resources.keyring,
         passwords=resources.passwords,
         authenticator=Authenticator(store, clock, resources.tokens, ProxyLogins(store, settings)),
@@ -207,7 +207,7 @@ def create_services(resources: Parts) -> ApiServices:
         artifact_reader=ArtifactReader(store, blobs),
         evaluation_ingest=EvaluationIngest(
             body_memory=body_memory,
-            single=BatchIngest(store, answers, domain_evaluations.created),
+            single=BatchIngest(store, answers, domain_evaluations.create_evaluations),
             batches=evaluation_batches,
             clock=clock,
         ),
@@ -296,7 +296,7 @@ def create_worker() -> ASGIApp:
     """Create the app of one of several processes of `paddock api`, from the environment."""
     # The parent may be killed; this process then ends too.
     create_parent_bond(signal.SIGTERM)()
-    settings = read()
+    settings = read_settings()
     open_telemetry(settings, "api")
     share_metrics(settings.metrics_dir)
     return create_app(settings)

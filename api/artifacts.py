@@ -17,16 +17,16 @@ from api.operations import IDEMPOTENCY_KEY, read_body_as, requires_scope, return
 from api.requests import HttpRequest, QueryTime, Store
 from domain import artifacts, ports
 from domain.artifacts import service
-from domain.artifacts.calls import CallNode
-from domain.artifacts.record import Metadata, Status
-from domain.artifacts.schema import Artifact, Level
-from domain.artifacts.service import BucketCount, Filter, Stored
+from domain.artifacts.calls import ToolCallNode
+from domain.artifacts.record import ArtifactMetadata, ArtifactStatus
+from domain.artifacts.schema import Artifact, ReplayLevel
+from domain.artifacts.service import ArtifactFilter, PackedArtifact, SemanticBucketCount
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError
 from domain.shared.pages import Listing, Page, listing
 from domain.shared.times import read_time_or_none
 from infra.compression import LARGE, begun, once, packed, unpacked
-from infra.tables import MEDIA, CsvOptions
+from infra.tables import MEDIA_TYPES, CsvOptions
 
 _READ = requires_scope("read:artifacts")
 MAX_ARTIFACT_BYTES = 32 * 1024 * 1024
@@ -39,10 +39,10 @@ class ArtifactQuery:
     environment: str | None = None
     semantic_bucket: str | None = None
     deterministic: bool | None = None
-    replay_level: Level | None = None
+    replay_level: ReplayLevel | None = None
     model_name: str | None = None
     provider: str | None = None
-    status: Status | None = None
+    status: ArtifactStatus | None = None
     start_date: QueryTime = None
     end_date: QueryTime = None
     run_id: str | None = None
@@ -53,9 +53,9 @@ class ArtifactQuery:
     tenant_id: str | None = None
     group_id: str | None = None
 
-    def to_filter(self, caller: Caller) -> Filter:
+    def to_filter(self, caller: Caller) -> ArtifactFilter:
         """Return the filter: equal in every given parameter, from `start_date` on and before `end_date`."""
-        artifact_filter = Filter(
+        artifact_filter = ArtifactFilter(
             environment=self.environment,
             semantic_bucket=self.semantic_bucket,
             deterministic=self.deterministic,
@@ -71,7 +71,7 @@ class ArtifactQuery:
             search=self.search,
             execution_id=self.execution_id,
         )
-        return service.narrowed(artifact_filter, caller.tenant_id, self.tenant_id, self.group_id)
+        return service.normalize_filter(artifact_filter, caller.tenant_id, self.tenant_id, self.group_id)
 
 
 ARTIFACT_QUERY = {"query_filter": Provide(ArtifactQuery, sync_to_thread=False)}
@@ -81,17 +81,17 @@ class ArtifactIngest(msgspec.Struct, frozen=True, kw_only=True):
     """Read uploaded artifacts within the memory for bodies, and store those of concurrent requests together."""
 
     body_memory: BodyMemoryLimiter
-    batches: BatchIngest[Stored]
+    batches: BatchIngest[PackedArtifact]
     clock: ports.Clock
 
-    async def add_artifact(self, request: HttpRequest, caller: Caller) -> Response[Metadata]:
+    async def add_artifact(self, request: HttpRequest, caller: Caller) -> Response[ArtifactMetadata]:
         """Store the artifact of a request; answer 201 with its metadata."""
         async with self.body_memory.read_body(request) as body:
             read = functools.partial(
-                artifacts.recorded, body, tenant_id=caller.tenant_id, user_id=caller.user_id, now=self.clock()
+                artifacts.build_record, body, tenant_id=caller.tenant_id, user_id=caller.user_id, now=self.clock()
             )
             recorded = read() if len(body) < LARGE else await asyncio.to_thread(read)
-            artifact = Stored(recorded=recorded, packed=await packed(recorded.body))
+            artifact = PackedArtifact(record=recorded, packed_body=await packed(recorded.body))
             return await self.batches.add_item(request, caller, artifact, body)
 
 
@@ -109,16 +109,16 @@ class ArtifactReader:
         Errors: `not_found`, `internal_error`, `storage_unavailable`.
         """
         async with self._store.begin(caller) as tx:
-            location = await service.body(tx, kurral_id, tenant_id)
+            location = await service.get_artifact_body(tx, kurral_id, tenant_id)
         try:
-            stored = await self._blobs.get(location.key) if location.packed is None else once(location.packed)
+            stored = await self._blobs.get(location.key) if location.packed_body is None else once(location.packed_body)
             return location.size, await begun(unpacked(stored))
         except DomainError as error:
             if error.code != "not_found":
                 raise
             # If the artifact was deleted meanwhile, its row is gone too.
             async with self._store.begin(caller) as tx:
-                await service.get(tx, kurral_id, tenant_id)
+                await service.get_artifact(tx, kurral_id, tenant_id)
             raise DomainError("internal_error", f"The body of {kurral_id!r} is missing.") from error
 
 
@@ -127,7 +127,9 @@ class ArtifactReader:
     opt=requires_scope("write:artifacts", IDEMPOTENCY_KEY, read_body_as(Artifact)),
     request_max_body_size=MAX_ARTIFACT_BYTES,
 )
-async def upload_artifact(artifact_ingest: ArtifactIngest, request: HttpRequest, caller: Caller) -> Response[Metadata]:
+async def upload_artifact(
+    artifact_ingest: ArtifactIngest, request: HttpRequest, caller: Caller
+) -> Response[ArtifactMetadata]:
     """Store an artifact of up to 32 MiB, bare or under `artifact_data`.
 
     A repeated upload of the same artifact gets the first answer again.
@@ -138,23 +140,23 @@ async def upload_artifact(artifact_ingest: ArtifactIngest, request: HttpRequest,
 @get("/artifacts", opt=_READ)
 async def list_artifacts(
     store: Store, caller: Caller, pagination: Page, query_filter: ArtifactQuery
-) -> Listing[Metadata]:
+) -> Listing[ArtifactMetadata]:
     """List artifacts without their bodies, newest first."""
     artifact_filter = query_filter.to_filter(caller)
     async with store.begin(caller) as tx:
-        return await tx.artifacts.page(artifact_filter, pagination)
+        return await tx.artifacts.list_page(artifact_filter, pagination)
 
 
 @get("/artifacts/semantic-buckets/list", opt=_READ)
-async def list_semantic_buckets(store: Store, caller: Caller, pagination: Page) -> Listing[BucketCount]:
+async def list_semantic_buckets(store: Store, caller: Caller, pagination: Page) -> Listing[SemanticBucketCount]:
     """List the semantic buckets with their number of artifacts, the largest first."""
     async with store.begin(caller) as tx:
-        return await service.semantic_buckets(tx, pagination)
+        return await service.list_semantic_buckets(tx, pagination)
 
 
 @get(
     "/artifacts/export",
-    opt=requires_scope("read:artifacts", return_files(*MEDIA.values())),
+    opt=requires_scope("read:artifacts", return_files(*MEDIA_TYPES.values())),
     dependencies=CSV_OPTIONS,
 )
 async def export_artifacts(
@@ -165,8 +167,8 @@ async def export_artifacts(
     format: ExportFormat = "csv",
 ) -> Stream:
     """Export all artifacts that match the filter, without their bodies, newest first, as a file."""
-    list_after = functools.partial(service.after, wanted=query_filter.to_filter(caller))
-    export = RecordExport(name="artifacts", row_type=Metadata, list_after=list_after)
+    list_after = functools.partial(service.list_artifacts_after, filters=query_filter.to_filter(caller))
+    export = RecordExport(name="artifacts", row_type=ArtifactMetadata, list_after=list_after)
     return stream_export(store, caller, export, format, csv_options)
 
 
@@ -180,10 +182,12 @@ async def get_artifact(
 
 
 @get("/artifacts/{kurral_id:str}/metadata", opt=_READ)
-async def get_artifact_metadata(store: Store, caller: Caller, kurral_id: str, tenant_id: str | None = None) -> Metadata:
+async def get_artifact_metadata(
+    store: Store, caller: Caller, kurral_id: str, tenant_id: str | None = None
+) -> ArtifactMetadata:
     """Return an artifact without its body."""
     async with store.begin(caller) as tx:
-        return await service.get(tx, kurral_id, tenant_id)
+        return await service.get_artifact(tx, kurral_id, tenant_id)
 
 
 @get("/artifacts/{kurral_id:str}/tool-calls", opt=_READ)
@@ -194,12 +198,12 @@ async def list_artifact_tool_calls(
     pagination: Page,
     kurral_id: str,
     tenant_id: str | None = None,
-) -> Listing[CallNode]:
+) -> Listing[ToolCallNode]:
     """List an artifact's tool calls as trees, each call with those that it made. A page counts the outermost calls."""
     size, chunks = await artifact_reader.open_body(caller, kurral_id, tenant_id)
     async with body_memory.reserve_memory(size):
         body = b"".join([chunk async for chunk in chunks])
-        calls = await asyncio.to_thread(service.calls_of, body)
+        calls = await asyncio.to_thread(service.parse_call_tree, body)
     page_calls = calls[pagination.offset : pagination.offset + pagination.limit]
     return listing(page_calls, len(calls), pagination)
 
@@ -208,7 +212,7 @@ async def list_artifact_tool_calls(
 async def delete_artifact(store: Store, caller: Caller, kurral_id: str, tenant_id: str | None = None) -> None:
     """Delete an artifact, its body, and its share of the statistics."""
     async with store.begin(caller) as tx:
-        await service.delete(tx, kurral_id, tenant_id)
+        await service.delete_artifact(tx, kurral_id, tenant_id)
 
 
 router = Router(

@@ -22,7 +22,7 @@ from domain.shared.access import Caller
 from domain.shared.errors import DomainError, FieldError
 from infra.credentials import KEY_PREFIX, AccessTokens, same, token_hash
 from infra.group_commit import Batches
-from infra.outage_log import tell_outage
+from infra.outage_log import log_outage
 
 _log = structlog.get_logger("paddock.auth")
 KEY_USAGE_FLUSH_SECONDS: Final = 2.0
@@ -226,7 +226,7 @@ class KeyUsageWriter:
             async with store.begin_unbound() as tx:
                 await tx.keys.count_use(uses)
         except Exception as error:
-            tell_outage(_log, "uses of keys are not written yet", error)
+            log_outage(_log, "uses of keys are not written yet", error)
             for key_id, (count, used_at) in uses.items():
                 newer_count, newest = self._uses.get(key_id, (0, used_at))
                 self._uses[key_id] = (newer_count + count, newest)

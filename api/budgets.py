@@ -18,7 +18,7 @@ async def create_budget(
     creator: ResourceCreator, request: HttpRequest, caller: Caller, data: NewBudget
 ) -> Response[Budget]:
     """Limit the cost of models. The budget starts with the cost of its current period so far."""
-    return await creator.create_idempotently(request, caller, lambda tx: budgets.create(tx, caller, data))
+    return await creator.create_idempotently(request, caller, lambda tx: budgets.create_budget(tx, caller, data))
 
 
 @get("/budgets", opt=_READ)
@@ -32,21 +32,21 @@ async def list_budgets(store: Store, caller: Caller, pagination: Page) -> Listin
 async def get_budget(store: Store, caller: Caller, budget_id: str) -> Budget:
     """Return a budget, with the cost of its current period."""
     async with store.begin(caller) as tx:
-        return await budgets.get(tx, budget_id)
+        return await budgets.get_budget(tx, budget_id)
 
 
 @patch("/budgets/{budget_id:str}", opt=_WRITE)
 async def update_budget(store: Store, caller: Caller, budget_id: str, data: PatchBudget) -> Budget:
     """Change a budget's limit, or activate or deactivate it. Its cost so far stays."""
     async with store.begin(caller) as tx:
-        return await budgets.patch(tx, budget_id, data)
+        return await budgets.update_budget(tx, budget_id, data)
 
 
 @delete("/budgets/{budget_id:str}", opt=_WRITE)
 async def delete_budget(store: Store, caller: Caller, budget_id: str) -> None:
     """Delete a budget. Model calls in progress continue."""
     async with store.begin(caller) as tx:
-        await budgets.delete(tx, budget_id)
+        await budgets.delete_budget(tx, budget_id)
 
 
 router = Router(

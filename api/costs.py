@@ -8,7 +8,7 @@ from litestar.di import Provide
 from api.operations import requires_scope
 from api.requests import QueryTime, Store
 from domain import costs
-from domain.costs import CallStatus, CostListing, CostSummary, Filter, SummaryPeriod
+from domain.costs import CostFilter, CostListing, CostSummary, ModelCallStatus, SummaryPeriod
 from domain.shared.access import Caller
 from domain.shared.pages import Page
 from domain.shared.times import read_time_or_none
@@ -25,13 +25,13 @@ class CostQuery:
     provider: str | None = None
     model: str | None = None
     model_name: str | None = None
-    status: CallStatus | None = None
+    status: ModelCallStatus | None = None
     since: QueryTime = None
     until: QueryTime = None
 
-    def to_filter(self) -> Filter:
+    def to_filter(self) -> CostFilter:
         """Return the filter: equal in every given parameter, from `since` on and before `until`."""
-        return Filter(
+        return CostFilter(
             agent_id=self.agent_id,
             execution_id=self.execution_id,
             provider=self.provider,
@@ -65,7 +65,7 @@ async def get_cost_summary(
     """
     first, last = read_time_or_none("since", since), read_time_or_none("until", until, end=True)
     async with store.begin(caller) as tx:
-        return await costs.summary(tx, period, first, last)
+        return await costs.summarize_costs(tx, period, first, last)
 
 
 router = Router("/", route_handlers=[list_costs, get_cost_summary], tags=["costs"])

@@ -8,7 +8,7 @@ from api.requests import HttpRequest, Store
 from api.waiting import ExecutionStarter
 from domain import crews, launch
 from domain.crews import Crew, CrewSettings, CrewValidation, CrewYaml, NewCrew, PatchCrew
-from domain.executions import Execution, Start
+from domain.executions import Execution, ExecutionStart
 from domain.shared.access import Caller
 from domain.shared.pages import Listing, Page
 
@@ -68,7 +68,7 @@ async def delete_crew(store: Store, caller: Caller, crew_id: str) -> None:
 
 @post("/crews/{crew_id:str}/execute", opt=requires_scope("run:agents", PREFER_WAIT, IDEMPOTENCY_KEY))
 async def execute_crew(
-    starter: ExecutionStarter, request: HttpRequest, caller: Caller, crew_id: str, data: Start
+    starter: ExecutionStarter, request: HttpRequest, caller: Caller, crew_id: str, data: ExecutionStart
 ) -> Response[Execution]:
     """Execute a crew. `inputs` holds a value for each `{name}` in its texts."""
     return await starter.start_execution(request, caller, lambda tx: launch.start_crew(tx, caller, crew_id, data))

@@ -12,7 +12,7 @@ from litestar.params import ParameterKwarg
 from api.requests import HttpRequest
 from domain.shared.errors import OUTAGES, DomainError, FieldError, invalid, misread, refused
 from domain.shared.field_errors import name_allowed_values
-from infra.outage_log import tell_outage
+from infra.outage_log import log_outage
 
 _log = structlog.get_logger("paddock.api")
 
@@ -94,7 +94,7 @@ def render_problem(request: HttpRequest, error: DomainError) -> Response[bytes]:
 def on_domain_error(request: HttpRequest, error: DomainError) -> Response[bytes]:
     """Answer errors that the domain raises."""
     if error.code in OUTAGES:
-        tell_outage(_log, "refused in an outage", error)
+        log_outage(_log, "refused in an outage", error)
     return render_problem(request, error)
 
 

@@ -25,19 +25,19 @@ from api.operations import (
 from api.requests import HttpRequest, QueryTime, Store
 from domain import evaluations, ports
 from domain.evaluations import (
-    MAX_BATCH,
-    Batch,
+    MAX_EVALUATION_BATCH,
     Evaluation,
+    EvaluationBatch,
+    EvaluationFilter,
     EvaluationPoint,
     EvaluationStats,
-    Filter,
     NewEvaluation,
 )
 from domain.shared.access import Caller
 from domain.shared.pages import Listing, Page
 from domain.shared.times import read_time_or_none
-from domain.stats import Bucket, Series, series_of
-from infra.tables import MEDIA, CsvOptions
+from domain.stats import TimeBucket, TimeSeries, build_timeseries
+from infra.tables import MEDIA_TYPES, CsvOptions
 
 _READ = requires_scope("read:evaluations")
 _CREATE = requires_scope("write:evaluations", IDEMPOTENCY_KEY, read_body_as(NewEvaluation))
@@ -49,7 +49,7 @@ _BATCH_LIST: Final[dict[str, Any]] = {
     "type": "array",
     "items": refer_to(NewEvaluation),
     "minItems": 1,
-    "maxItems": MAX_BATCH,
+    "maxItems": MAX_EVALUATION_BATCH,
 }
 _BATCH_OBJECT: Final = {"type": "object", "required": ["evaluations"], "properties": {"evaluations": _BATCH_LIST}}
 _BATCH_BODY: Final = RequestBody(
@@ -71,9 +71,9 @@ class EvaluationQuery:
     since: QueryTime = None
     until: QueryTime = None
 
-    def to_filter(self) -> Filter:
+    def to_filter(self) -> EvaluationFilter:
         """Return the filter: equal in every given parameter, from `since` on and before `until`."""
-        return Filter(
+        return EvaluationFilter(
             hallucinated=self.hallucinated,
             mode=self.mode,
             model_name=self.model_name,
@@ -97,11 +97,11 @@ class EvaluationIngest(msgspec.Struct, frozen=True, kw_only=True):
     async def add_evaluation(self, request: HttpRequest, caller: Caller) -> Response[Evaluation]:
         """Store the evaluation of a request; answer 201 with it."""
         body = await request.body()
-        data = [evaluations.read(body)]
-        created = evaluations.evaluated(caller.tenant_id, caller.user_id, data, self.clock(), batch=False)
+        data = [evaluations.parse_evaluation(body)]
+        created = evaluations.build_evaluations(caller.tenant_id, caller.user_id, data, self.clock(), batch=False)
         return await self.single.add_item(request, caller, created, body)
 
-    async def add_batch(self, request: HttpRequest, caller: Caller) -> Response[Batch]:
+    async def add_batch(self, request: HttpRequest, caller: Caller) -> Response[EvaluationBatch]:
         """Store the batch of a request, all of it or none; answer 201 with it."""
         async with self.body_memory.read_body(request) as body:
             is_large = len(body) > MAX_INLINE_READ_BYTES
@@ -110,8 +110,8 @@ class EvaluationIngest(msgspec.Struct, frozen=True, kw_only=True):
             return await self.batches.add_item(request, caller, created, body)
 
     def _read_batch(self, caller: Caller, body: bytes) -> list[Evaluation]:
-        data = evaluations.read_batch(body)
-        return evaluations.evaluated(caller.tenant_id, caller.user_id, data, self.clock(), batch=True)
+        data = evaluations.parse_evaluation_batch(body)
+        return evaluations.build_evaluations(caller.tenant_id, caller.user_id, data, self.clock(), batch=True)
 
 
 @post("/evaluations", opt=_CREATE)
@@ -137,7 +137,7 @@ async def upload_metrics(
 )
 async def create_evaluation_batch(
     evaluation_ingest: EvaluationIngest, request: HttpRequest, caller: Caller
-) -> Response[Batch]:
+) -> Response[EvaluationBatch]:
     """Store up to 1000 evaluations, all or none. Send a JSON list of them, or `{"evaluations": […]}`."""
     return await evaluation_ingest.add_batch(request, caller)
 
@@ -159,22 +159,24 @@ async def get_evaluation_stats(
     """Return statistics over all evaluations, or those of the last `days` times 24 hours. Exact at any moment."""
     evaluation_filter = query_filter.to_filter()
     async with store.begin(caller) as tx:
-        return await evaluations.stats(tx, evaluation_filter, days)
+        return await evaluations.compute_evaluation_stats(tx, evaluation_filter, days)
 
 
 @get("/evaluations/timeseries", opt=_READ)
 async def get_evaluation_timeseries(
-    store: Store, caller: Caller, query_filter: EvaluationQuery, days: int = 7, bucket: Bucket = "day"
-) -> Series[EvaluationPoint]:
+    store: Store, caller: Caller, query_filter: EvaluationQuery, days: int = 7, bucket: TimeBucket = "day"
+) -> TimeSeries[EvaluationPoint]:
     """Return statistics over the evaluations of the last `days` dates (UTC), per day or hour, oldest first."""
     evaluation_filter = query_filter.to_filter()
     async with store.begin(caller) as tx:
-        return series_of(await evaluations.timeseries(tx, evaluation_filter, days, bucket), days, bucket)
+        return build_timeseries(
+            await evaluations.compute_evaluation_timeseries(tx, evaluation_filter, days, bucket), days, bucket
+        )
 
 
 @get(
     "/evaluations/export",
-    opt=requires_scope("read:evaluations", return_files(*MEDIA.values())),
+    opt=requires_scope("read:evaluations", return_files(*MEDIA_TYPES.values())),
     dependencies=CSV_OPTIONS,
 )
 async def export_evaluations(
@@ -185,7 +187,9 @@ async def export_evaluations(
     format: ExportFormat = "csv",
 ) -> Stream:
     """Export all evaluations that match the filter, newest first, as a file."""
-    list_after = functools.partial(evaluations.after, wanted=evaluations.narrowed(query_filter.to_filter()))
+    list_after = functools.partial(
+        evaluations.list_evaluations_after, filters=evaluations.normalize_filter(query_filter.to_filter())
+    )
     export = RecordExport(name="evaluations", row_type=Evaluation, list_after=list_after)
     return stream_export(store, caller, export, format, csv_options)
 
@@ -194,14 +198,14 @@ async def export_evaluations(
 async def get_evaluation(store: Store, caller: Caller, evaluation_id: str) -> Evaluation:
     """Return an evaluation."""
     async with store.begin(caller) as tx:
-        return await evaluations.get(tx, evaluation_id)
+        return await evaluations.get_evaluation(tx, evaluation_id)
 
 
 @delete("/evaluations/{evaluation_id:str}", opt=requires_scope("write:evaluations"))
 async def delete_evaluation(store: Store, caller: Caller, evaluation_id: str) -> None:
     """Delete an evaluation and its share of the statistics."""
     async with store.begin(caller) as tx:
-        await evaluations.delete(tx, evaluation_id)
+        await evaluations.delete_evaluation(tx, evaluation_id)
 
 
 router = Router(

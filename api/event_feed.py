@@ -7,7 +7,7 @@ from litestar.exceptions import WebSocketDisconnect
 
 from api.auth import StreamAccess
 from domain import events
-from domain.events import Asked, Event, Slice
+from domain.events import EventQuery, EventSlice, ExecutionEvent
 from domain.ports import Store
 from domain.shared.errors import DomainError
 from infra.group_commit import Batches
@@ -21,9 +21,9 @@ class EventFeed:
 
     def __init__(self, store: Store, bell: Bell) -> None:
         self._store, self._bell = store, bell
-        self._reads: Batches[Asked, Slice | DomainError] = Batches(self._read_slices, most=MAX_READ_BATCH)
+        self._reads: Batches[EventQuery, EventSlice | DomainError] = Batches(self._read_slices, most=MAX_READ_BATCH)
 
-    async def read_slice(self, position: Asked) -> Slice:
+    async def read_slice(self, position: EventQuery) -> EventSlice:
         """Return the events that follow a position in a log. Errors: `not_found`, `invalid_field`."""
         result = await self._reads.add(position)
         if isinstance(result, DomainError):
@@ -31,8 +31,8 @@ class EventFeed:
         return result
 
     async def follow_events(
-        self, position: Asked, access: StreamAccess, gone: asyncio.Event | None = None
-    ) -> AsyncGenerator[Event, None]:
+        self, position: EventQuery, access: StreamAccess, gone: asyncio.Event | None = None
+    ) -> AsyncGenerator[ExecutionEvent, None]:
         """Yield every event after a position as it is written, up to the terminal one. No transaction stays open.
 
         Errors: `not_found`, `invalid_field`, `WebSocketDisconnect` once `gone` is set, and those of
@@ -44,19 +44,19 @@ class EventFeed:
                 ring.clear()
                 await access.check_access()
                 log_slice = await self.read_slice(
-                    Asked(tenant_id=position.tenant_id, execution_id=position.execution_id, seq=sequence)
+                    EventQuery(tenant_id=position.tenant_id, execution_id=position.execution_id, seq=sequence)
                 )
                 for event in log_slice.events:
                     yield event
                     sequence = event.seq
-                if log_slice.ended:
+                if log_slice.is_complete:
                     return
-                if sequence >= log_slice.last:
+                if sequence >= log_slice.last_seq:
                     await _wait_for_ring(ring, gone, min(self._bell.patience, access.seconds_left))
 
-    async def _read_slices(self, positions: list[Asked]) -> list[Slice | DomainError]:
+    async def _read_slices(self, positions: list[EventQuery]) -> list[EventSlice | DomainError]:
         async with self._store.begin_single() as tx:
-            return await events.after(tx, positions)
+            return await events.read_event_slices(tx, positions)
 
 
 async def _wait_for_ring(ring: asyncio.Event, gone: asyncio.Event | None, seconds: float) -> None:

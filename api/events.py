@@ -25,8 +25,8 @@ from api.sockets import (
     send_json,
 )
 from domain import agents, events, executions
-from domain.events import Asked, LogEntry
-from domain.executions import Execution, Start
+from domain.events import EventQuery, LogEntry
+from domain.executions import Execution, ExecutionStart
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError, invalid, not_found
 from domain.shared.pages import Listing, Page
@@ -40,14 +40,14 @@ MAX_SEQUENCE_DIGITS: Final = 9
 async def list_agent_logs(store: Store, caller: Caller, agent_id: str, pagination: Page) -> Listing[LogEntry]:
     """List the results and log lines of an agent's builds and executions, newest first."""
     async with store.begin(caller) as tx:
-        return await events.agent_logs(tx, agent_id, pagination)
+        return await events.list_agent_logs(tx, agent_id, pagination)
 
 
 @get(["/execution-logs/{execution_id:str}", "/logs/executions/{execution_id:str}/logs"], opt=_READ)
 async def list_execution_logs(store: Store, caller: Caller, execution_id: str, pagination: Page) -> Listing[LogEntry]:
     """List an execution's log lines, oldest first."""
     async with store.begin(caller) as tx:
-        return await events.logs(tx, execution_id, pagination)
+        return await events.list_logs(tx, execution_id, pagination)
 
 
 @get(
@@ -70,16 +70,16 @@ async def stream_events(
     the last event is `error`.
     """
     sequence = _read_sequence("Last-Event-ID", request.headers.get("Last-Event-ID") or "0")
-    position = Asked(tenant_id=caller.tenant_id, execution_id=execution_id, seq=sequence)
+    position = EventQuery(tenant_id=caller.tenant_id, execution_id=execution_id, seq=sequence)
     log_slice = await event_feed.read_slice(position)
-    if log_slice.ended and not log_slice.events:
+    if log_slice.is_complete and not log_slice.events:
         return Response(None, status_code=204)
     access = StreamAccess(authenticator, request, caller, "read:executions")
     return ServerSentEvent(_send_events(event_feed, position, access))
 
 
 async def _send_events(
-    event_feed: EventFeed, position: Asked, access: StreamAccess
+    event_feed: EventFeed, position: EventQuery, access: StreamAccess
 ) -> AsyncIterator[ServerSentEventMessage]:
     source = event_feed.follow_events(position, access)
     next_event = asyncio.ensure_future(anext(source, None))
@@ -112,7 +112,7 @@ async def stream_logs(
     await socket.accept()
     async with close_with_reason(socket):
         sequence = _read_sequence("after", socket.query_params.get("after", "0"))
-        position = Asked(tenant_id=caller.tenant_id, execution_id=execution_id, seq=sequence)
+        position = EventQuery(tenant_id=caller.tenant_id, execution_id=execution_id, seq=sequence)
         access = StreamAccess(authenticator, socket, caller, "read:executions")
         async with SocketInbox(socket) as inbox:
             async for event in event_feed.follow_events(position, access, inbox.gone):
@@ -144,21 +144,23 @@ async def stream_agent(
             async for event in event_feed.follow_events(position, access, inbox.gone):
                 await send_json(socket, event_to_json(event))
             async with store.begin(caller) as tx:
-                ended = await executions.get(tx, position.execution_id)
+                ended = await executions.get_execution(tx, position.execution_id)
             await send_json(socket, _completion_to_json(ended))
 
 
-async def _open_position(store: Store, caller: Caller, agent_id: str, message: StreamResume | Start) -> Asked:
+async def _open_position(
+    store: Store, caller: Caller, agent_id: str, message: StreamResume | ExecutionStart
+) -> EventQuery:
     """Start the execution that a message asks for, or find the one to resume; return where to read from."""
     async with store.begin(caller) as tx:
-        if isinstance(message, Start):
-            execution, sequence = await executions.start(tx, caller, agent_id, message), 0
+        if isinstance(message, ExecutionStart):
+            execution, sequence = await executions.start_execution(tx, caller, agent_id, message), 0
         else:
-            agent, execution = await agents.get(tx, agent_id), await executions.get(tx, message.execution_id)
+            agent, execution = await agents.get(tx, agent_id), await executions.get_execution(tx, message.execution_id)
             sequence = message.after
             if execution.agent_id != agent.id:
                 raise not_found("execution", message.execution_id)
-    return Asked(tenant_id=caller.tenant_id, execution_id=execution.id, seq=sequence)
+    return EventQuery(tenant_id=caller.tenant_id, execution_id=execution.id, seq=sequence)
 
 
 def _completion_to_json(execution: Execution) -> dict[str, Any]:

@@ -11,7 +11,14 @@ from api.operations import IDEMPOTENCY_KEY, MAIN_PATH_KEY, PREFER_WAIT, requires
 from api.requests import HttpRequest, QueryTime, Store
 from api.waiting import ExecutionStarter, StatusWaiter
 from domain import executions, launch
-from domain.executions import Decision, Execution, Filter, Kind, Start, StartAny
+from domain.executions import (
+    ApprovalDecision,
+    Execution,
+    ExecutionFilter,
+    ExecutionKind,
+    ExecutionStart,
+    TargetedExecutionStart,
+)
 from domain.plans import approvals
 from domain.shared.access import Caller
 from domain.shared.pages import Listing, Page
@@ -37,7 +44,7 @@ class ExecutionQuery:
     """Hold the query parameters that select executions."""
 
     status: Status | None = None
-    kind: Kind | None = None
+    kind: ExecutionKind | None = None
     agent_id: str | None = None
     agent_version_id: str | None = None
     crew_id: str | None = None
@@ -49,9 +56,9 @@ class ExecutionQuery:
     group_id: str | None = None
     tenant_id: str | None = None
 
-    def to_filter(self, caller: Caller) -> Filter:
+    def to_filter(self, caller: Caller) -> ExecutionFilter:
         """Return the filter: equal in every given parameter, from `since` on and before `until`."""
-        execution_filter = Filter(
+        execution_filter = ExecutionFilter(
             self.status,
             self.kind,
             self.agent_id,
@@ -63,12 +70,12 @@ class ExecutionQuery:
             read_time_or_none("since", self.since),
             read_time_or_none("until", self.until, end=True),
         )
-        return executions.narrowed(caller, execution_filter, self.group_id, self.tenant_id)
+        return executions.apply_tenant_filter(caller, execution_filter, self.group_id, self.tenant_id)
 
 
 @post("/executions", opt=_START)
 async def start_execution(
-    starter: ExecutionStarter, request: HttpRequest, caller: Caller, data: StartAny
+    starter: ExecutionStarter, request: HttpRequest, caller: Caller, data: TargetedExecutionStart
 ) -> Response[Execution]:
     """Start an execution. Answers with its first state; `Prefer: wait=N` holds the answer until it has ended."""
     return await starter.start_execution(request, caller, lambda tx: launch.start_target(tx, caller, data))
@@ -76,10 +83,12 @@ async def start_execution(
 
 @post(["/agents/{agent_id:str}/execute", "/runtime/{agent_id:str}/execute"], opt=_START)
 async def execute_agent(
-    starter: ExecutionStarter, request: HttpRequest, caller: Caller, agent_id: str, data: Start
+    starter: ExecutionStarter, request: HttpRequest, caller: Caller, agent_id: str, data: ExecutionStart
 ) -> Response[Execution]:
     """Start an execution of the agent in the path."""
-    return await starter.start_execution(request, caller, lambda tx: executions.start(tx, caller, agent_id, data))
+    return await starter.start_execution(
+        request, caller, lambda tx: executions.start_execution(tx, caller, agent_id, data)
+    )
 
 
 @get(_LIST_PATHS, opt={**requires_scope("read:executions"), **_MAIN_PATH})
@@ -109,27 +118,31 @@ async def get_execution(
 async def cancel_execution(store: Store, caller: Caller, execution_id: str) -> Execution:
     """Cancel an execution. A running one is killed within a second, with everything it started."""
     async with store.begin(caller) as tx:
-        return await executions.cancel(tx, execution_id)
+        return await executions.cancel_execution(tx, execution_id)
 
 
 @post("/executions/{execution_id:str}/approve", opt=requires_scope("run:agents"), status_code=200)
-async def approve_execution(store: Store, caller: Caller, execution_id: str, data: Decision | None = None) -> Execution:
+async def approve_execution(
+    store: Store, caller: Caller, execution_id: str, data: ApprovalDecision | None = None
+) -> Execution:
     """Approve waiting tool calls and steps: all, or the one of `call_id`.
 
     An agent continues once none of its calls waits, a workflow or a crew with each approved step.
     """
     async with store.begin(caller) as tx:
-        return await approvals.decide_approval(tx, caller, execution_id, True, data or Decision())
+        return await approvals.decide_approval(tx, caller, execution_id, True, data or ApprovalDecision())
 
 
 @post("/executions/{execution_id:str}/reject", opt=requires_scope("run:agents"), status_code=200)
-async def reject_execution(store: Store, caller: Caller, execution_id: str, data: Decision | None = None) -> Execution:
+async def reject_execution(
+    store: Store, caller: Caller, execution_id: str, data: ApprovalDecision | None = None
+) -> Execution:
     """Reject waiting tool calls and steps: all, or the one of `call_id`, with a `reason`.
 
     The model receives the reason and continues without its calls; a rejected step fails.
     """
     async with store.begin(caller) as tx:
-        return await approvals.decide_approval(tx, caller, execution_id, False, data or Decision())
+        return await approvals.decide_approval(tx, caller, execution_id, False, data or ApprovalDecision())
 
 
 @post("/executions/{execution_id:str}/retry", opt=_START)

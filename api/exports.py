@@ -9,7 +9,7 @@ from litestar.response import Stream
 
 from domain.ports import Store, Tx
 from domain.shared.access import Caller
-from infra.tables import MEDIA, CsvOptions, encoded
+from infra.tables import MEDIA_TYPES, CsvOptions, encode_table
 
 T = TypeVar("T", bound=msgspec.Struct)
 ExportFormat = Literal["csv", "jsonl", "parquet"]
@@ -52,5 +52,5 @@ def stream_export(
             last = rows[-1]
 
     headers = {"Content-Disposition": f'attachment; filename="{export.name}.{file_format}"'}
-    content = encoded(export.row_type, read_pages(), file_format, options)
-    return Stream(content, media_type=MEDIA[file_format], headers=headers)
+    content = encode_table(export.row_type, read_pages(), file_format, options)
+    return Stream(content, media_type=MEDIA_TYPES[file_format], headers=headers)

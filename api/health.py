@@ -20,7 +20,7 @@ from infra.gauges import read_gauges
 from infra.notifications import ping
 from infra.postgres.store import PostgresStore
 from infra.redis import GONE
-from infra.telemetry import Metrics
+from infra.telemetry import ApiMetrics
 from infra.version import VERSION
 
 CHECK_TIMEOUT_SECONDS: Final = 3.0
@@ -150,12 +150,12 @@ async def check_readiness(health_checker: HealthChecker) -> Response[Health]:
 
 
 @get("/metrics", opt=PUBLIC, media_type="text/plain; version=0.0.4")
-async def get_metrics(store: Store, metrics: Metrics) -> bytes:
+async def get_metrics(store: Store, metrics: ApiMetrics) -> bytes:
     """Return Prometheus metrics: requests of this API, and queues, runs and slots of the whole system.
 
     The metrics of the whole system are left out while a worker of the lane `upkeep` exports them.
     """
-    request_metrics = metrics.exposition()
+    request_metrics = metrics.render_exposition()
     try:
         async with store.begin_unbound() as tx:
             has_exporter = gauge_leader(await tx.queues.workers(tx.now - ALIVE)) is not None

@@ -18,7 +18,7 @@ from domain.accounts.proxy_logins import ProxyLogin, refuse_login
 from domain.ports import Store
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError, forbidden
-from infra.settings import WORKSPACE_ID, WORKSPACE_RULE, Settings
+from infra.settings import WORKSPACE_ID_PATTERN, WORKSPACE_RULE, Settings
 
 # Names in lower case and values, as in ASGI; a name may occur several times.
 ProxyHeaders = tuple[tuple[bytes, bytes], ...]
@@ -148,7 +148,7 @@ def _read_workspace(headers: ProxyHeaders, own_workspace: str) -> str:
         raise refuse_login(
             f"The request names no workspace. The proxy must send {_WORKSPACE_HEADER}, or set PADDOCK_PROXY_WORKSPACE."
         )
-    if not WORKSPACE_ID.fullmatch(workspace):
+    if not WORKSPACE_ID_PATTERN.fullmatch(workspace):
         raise refuse_login(f"{_WORKSPACE_HEADER} {WORKSPACE_RULE}")
     return workspace
 

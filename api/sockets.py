@@ -13,8 +13,8 @@ from litestar.exceptions import WebSocketDisconnect
 from msgspec import UNSET, Meta
 
 from api.bodies import decode_body, run_off_loop
-from domain.events import Event
-from domain.executions import Start
+from domain.events import ExecutionEvent
+from domain.executions import ExecutionStart
 from domain.shared.errors import DomainError, invalid
 from domain.shared.json_limits import BODY_LIMITS, JsonTooLarge, check_json
 from domain.shared.unicode_text import mend_json, mend_json_text
@@ -82,19 +82,19 @@ class SocketInbox:
             await self._messages.put(message.get("text") or message.get("bytes") or "")  # type: ignore[arg-type]
 
 
-async def decode_message(message: str | bytes) -> StreamResume | Start:
+async def decode_message(message: str | bytes) -> StreamResume | ExecutionStart:
     """Decode a message of a client of an agent. Errors: `invalid_field`, `malformed_request`."""
     return await run_off_loop(len(message), functools.partial(_decode_message, message))
 
 
-def _decode_message(message: str | bytes) -> StreamResume | Start:
+def _decode_message(message: str | bytes) -> StreamResume | ExecutionStart:
     source = mend_json_text(message).encode() if isinstance(message, str) else mend_json(message)
     try:
         check_json(source, BODY_LIMITS)
     except JsonTooLarge as error:
         raise invalid("message", error.reason) from None
     is_resume = msgspec.json.decode(source, type=_MessageProbe).execution_id is not UNSET
-    decoded: StreamResume | Start = decode_body(source, StreamResume if is_resume else Start)
+    decoded: StreamResume | ExecutionStart = decode_body(source, StreamResume if is_resume else ExecutionStart)
     return decoded
 
 
@@ -125,7 +125,7 @@ def encode_text(content: dict[str, Any]) -> str:
     return msgspec.json.encode(content).decode()
 
 
-def event_to_json(event: Event) -> dict[str, Any]:
+def event_to_json(event: ExecutionEvent) -> dict[str, Any]:
     """Return an event as streams show it: its data beside its number, type and time."""
     return {"seq": event.seq, "type": event.type, "at": event.at, **event.data}
 

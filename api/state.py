@@ -25,7 +25,7 @@ from domain.shared.access import Caller
 from domain.shared.pages import Page, page_of
 from infra.credentials import Keyring, Passwords
 from infra.settings import Settings
-from infra.telemetry import Metrics
+from infra.telemetry import ApiMetrics
 
 
 class ApiServices(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +35,7 @@ class ApiServices(msgspec.Struct, frozen=True, kw_only=True):
     clock: Clock
     store: Store
     blobs: Blobs
-    metrics: Metrics
+    metrics: ApiMetrics
     keyring: Keyring
     passwords: Passwords
     authenticator: Authenticator

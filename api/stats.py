@@ -8,7 +8,7 @@ from api.requests import Store
 from domain.artifacts import service
 from domain.artifacts.service import ArtifactPoint, ArtifactStats
 from domain.shared.access import Caller
-from domain.stats import Bucket, Series, series_of
+from domain.stats import TimeBucket, TimeSeries, build_timeseries
 
 _READ = requires_scope("read:stats")
 
@@ -18,17 +18,19 @@ async def get_artifact_stats(store: Store, caller: Caller, query_filter: Artifac
     """Return statistics over artifacts. They are exact at any moment."""
     artifact_filter = query_filter.to_filter(caller)
     async with store.begin(caller) as tx:
-        return await service.stats(tx, artifact_filter)
+        return await service.compute_artifact_stats(tx, artifact_filter)
 
 
 @get("/stats/timeseries", opt=_READ)
 async def get_artifact_timeseries(
-    store: Store, caller: Caller, query_filter: ArtifactQuery, days: int = 7, bucket: Bucket = "day"
-) -> Series[ArtifactPoint]:
+    store: Store, caller: Caller, query_filter: ArtifactQuery, days: int = 7, bucket: TimeBucket = "day"
+) -> TimeSeries[ArtifactPoint]:
     """Return statistics over the artifacts of the last `days` dates (UTC), per day or hour, oldest first."""
     artifact_filter = query_filter.to_filter(caller)
     async with store.begin(caller) as tx:
-        return series_of(await service.timeseries(tx, artifact_filter, days, bucket), days, bucket)
+        return build_timeseries(
+            await service.compute_artifact_timeseries(tx, artifact_filter, days, bucket), days, bucket
+        )
 
 
 router = Router(

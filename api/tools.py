@@ -10,7 +10,7 @@ from api.requests import HttpRequest, Store
 from api.waiting import ExecutionStarter
 from domain import tools
 from domain.executions import Execution
-from domain.executions.service import start_call
+from domain.executions.service import start_tool_call
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError
 from domain.shared.pages import Listing, Page
@@ -94,7 +94,7 @@ async def execute_tool(
     Errors of the tool are 422 `tool_failed`. The call is an execution; its files are at `/executions/{id}/files`.
     """
     ended = await starter.start_execution(
-        request, caller, lambda tx: start_call(tx, caller, tool_id, data), TOOL_CALL_WAIT_SECONDS
+        request, caller, lambda tx: start_tool_call(tx, caller, tool_id, data), TOOL_CALL_WAIT_SECONDS
     )
     return Response(_answer_from_execution(ended.content), headers=ended.headers)
 

@@ -5,7 +5,7 @@ Each is a GET that answers 101; `x-websocket` lists the schemas of the messages 
 
 from typing import Any, Final
 
-from domain.executions import Start
+from domain.executions import ExecutionStart
 
 _ID: Final = {"type": "string"}
 SCHEMAS: Final[dict[str, Any]] = {
@@ -97,11 +97,12 @@ PATHS: Final[dict[str, Any]] = {
         "get": _describe_socket(
             "stream_agent",
             "Stream Agent (WebSocket)",
-            f"Send the input of a run as JSON (`{Start.__name__}`), receive the events of its execution, live, then a "
-            "`StreamComplete`. Several may be sent, one after the other. Closing the socket stops no execution: "
-            "`StreamResume` resumes reading one. A `StreamError` is sent before the socket is closed for an error.",
+            f"Send the input of a run as JSON (`{ExecutionStart.__name__}`), receive the events of its execution, "
+            "live, then a `StreamComplete`. Several may be sent, one after the other. Closing the socket stops no "
+            "execution: `StreamResume` resumes reading one. A `StreamError` is sent before the socket is closed for an "
+            "error.",
             [_describe_path_id("agent_id")],
-            send=_list_references(Start.__name__, "StreamResume"),
+            send=_list_references(ExecutionStart.__name__, "StreamResume"),
             receive=_list_references("StreamedEvent", "StreamComplete", "StreamError"),
         )
     },

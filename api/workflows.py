@@ -19,7 +19,7 @@ from api.operations import (
 from api.requests import HttpRequest, Store
 from api.waiting import ExecutionStarter
 from domain import launch, workflows
-from domain.executions import Execution, Start
+from domain.executions import Execution, ExecutionStart
 from domain.shared.access import Caller
 from domain.shared.pages import Listing, Page
 from domain.workflows import (
@@ -111,7 +111,7 @@ async def update_workflow(
 
 @post("/workflows/{workflow_id:str}/execute", opt=requires_scope("run:agents", PREFER_WAIT, IDEMPOTENCY_KEY))
 async def execute_workflow(
-    starter: ExecutionStarter, request: HttpRequest, caller: Caller, workflow_id: str, data: Start
+    starter: ExecutionStarter, request: HttpRequest, caller: Caller, workflow_id: str, data: ExecutionStart
 ) -> Response[Execution]:
     """Execute a workflow. Answers with its execution; each step is an execution of its own."""
     return await starter.start_execution(

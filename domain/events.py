@@ -27,12 +27,12 @@ EventType = Literal[
     "warning",
     "step",
 ]
-Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
-MAX_LINE: Final = 8 * 1024
-BATCH: Final = 500
+MAX_LINE_BYTES: Final = 8 * 1024
+MAX_EVENT_BATCH: Final = 500
 
-_LEVELS: Final[dict[str, Level]] = {
+_LEVELS: Final[dict[str, LogLevel]] = {
     "DEBUG": "DEBUG",
     "INFO": "INFO",
     "WARNING": "WARNING",
@@ -42,7 +42,7 @@ _LEVELS: Final[dict[str, Level]] = {
 }
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True):
+class ExecutionEvent(msgspec.Struct, frozen=True, kw_only=True):
     """One entry of the log. `data` is `{status, …}` for `status`, `{level, stream, message}` for `log`.
 
     Of model agents: `token` and `thinking` are `{content, step}`, `tool_call` `{tool, args, call_id, step}`,
@@ -68,21 +68,21 @@ class LogEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One line of a log, as people read them. `source` tells a build's lines from a run's."""
 
     timestamp: datetime
-    level: Level
+    level: LogLevel
     message: str
     source: Literal["build", "runtime"]
     metadata: dict[str, Any]
 
 
-class Written(msgspec.Struct, frozen=True, kw_only=True):
+class AttemptEvents(msgspec.Struct, frozen=True, kw_only=True):
     """Events of one execution, to be appended if its attempt still holds it."""
 
     execution_id: str
     attempt: int
-    events: list[Event]
+    events: list[ExecutionEvent]
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
+class EventQuery(msgspec.Struct, frozen=True, kw_only=True):
     """A tenant's question for what follows number `seq` in the log of an execution."""
 
     tenant_id: str
@@ -90,71 +90,73 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
 
 
-class Slice(msgspec.Struct, frozen=True, kw_only=True):
+class EventSlice(msgspec.Struct, frozen=True, kw_only=True):
     """Events that follow a number.
 
     `last` is the number of the log's last one; `ended` tells that none will ever follow these.
     """
 
-    events: list[Event]
-    last: int
-    ended: bool
+    events: list[ExecutionEvent]
+    last_seq: int
+    is_complete: bool
 
 
 class Events(Protocol):
     """The logs of the bound tenant's executions."""
 
-    async def append_held(self, execution_id: str, attempt: int, written: list[Event]) -> bool: ...
-    async def append_waiting(self, execution_id: str, written: list[Event]) -> None: ...
-    async def append_all(self, written: list[Written]) -> set[tuple[str, int]]:
+    async def append_if_leased(self, execution_id: str, attempt: int, written: list[ExecutionEvent]) -> bool: ...
+    async def append_while_waiting(self, execution_id: str, written: list[ExecutionEvent]) -> None: ...
+    async def append_batches(self, written: list[AttemptEvents]) -> set[tuple[str, int]]:
         """Append to the logs of executions of any tenants. Returns those that their attempt still holds."""
         ...
 
-    async def after_all(self, asked: list[Asked], limit: int) -> list[Slice | None]:
+    async def find_slices(self, asked: list[EventQuery], limit: int) -> list[EventSlice | None]:
         """What follows in the logs of executions of any tenants; None for one that is not the asking tenant's."""
         ...
 
-    async def state(self, execution_id: str) -> tuple[Status, int] | None: ...
-    async def logs(self, execution_id: str, page: Page) -> Listing[LogEntry]: ...
-    async def agent_logs(self, agent_id: str, page: Page) -> Listing[LogEntry]: ...
+    async def get_state(self, execution_id: str) -> tuple[Status, int] | None: ...
+    async def list_logs(self, execution_id: str, page: Page) -> Listing[LogEntry]: ...
+    async def list_agent_logs(self, agent_id: str, page: Page) -> Listing[LogEntry]: ...
 
 
-def level_of(stream: str, line: str) -> Level:
+def parse_level(stream: str, line: str) -> LogLevel:
     """The level that a line of output names at its beginning (`WARNING:app:…`), else INFO."""
     word = line[:10].lstrip("[ ").split(":", 1)[0].split("]", 1)[0].split(" ", 1)[0]
     return _LEVELS.get(word, "INFO")
 
 
-def logged(level: Level, message: str, at: datetime, stream: str) -> Event:
+def build_log_event(level: LogLevel, message: str, at: datetime, stream: str) -> ExecutionEvent:
     """A log event. NUL, which text columns cannot hold, is shown as U+FFFD."""
-    return Event(type="log", data={"level": level, "stream": stream, "message": message.replace("\0", "\ufffd")}, at=at)
+    return ExecutionEvent(
+        type="log", data={"level": level, "stream": stream, "message": message.replace("\0", "\ufffd")}, at=at
+    )
 
 
-async def after(tx: Tx, asked: list[Asked]) -> list[Slice | DomainError]:
+async def read_event_slices(tx: Tx, asked: list[EventQuery]) -> list[EventSlice | DomainError]:
     """Up to `BATCH` events that follow in each log, fewer where they are large.
 
     Or `not_found`, or `invalid_field` for a number yet to come.
     """
-    found = await tx.events.after_all(asked, BATCH)
+    found = await tx.events.find_slices(asked, MAX_EVENT_BATCH)
     return [_answer(one, slice_) for one, slice_ in zip(asked, found, strict=True)]
 
 
-def _answer(asked: Asked, found: Slice | None) -> Slice | DomainError:
+def _answer(asked: EventQuery, found: EventSlice | None) -> EventSlice | DomainError:
     if found is None:
         return not_found("execution", asked.execution_id)
-    if asked.seq > found.last:
-        return invalid("Last-Event-ID", f"is beyond the last event, which is {found.last}.")
+    if asked.seq > found.last_seq:
+        return invalid("Last-Event-ID", f"is beyond the last event, which is {found.last_seq}.")
     return found
 
 
-async def logs(tx: Tx, execution_id: str, page: Page) -> Listing[LogEntry]:
+async def list_logs(tx: Tx, execution_id: str, page: Page) -> Listing[LogEntry]:
     """An execution's log lines, oldest first. Errors: `not_found`."""
-    if await tx.events.state(execution_id) is None:
+    if await tx.events.get_state(execution_id) is None:
         raise not_found("execution", execution_id)
-    return await tx.events.logs(execution_id, page)
+    return await tx.events.list_logs(execution_id, page)
 
 
-async def agent_logs(tx: Tx, reference: str, page: Page) -> Listing[LogEntry]:
+async def list_agent_logs(tx: Tx, reference: str, page: Page) -> Listing[LogEntry]:
     """What an agent's builds and executions came to and wrote, newest first. Errors: `not_found`."""
     agent = await agents.get(tx, reference)
-    return await tx.events.agent_logs(agent.id, page)
+    return await tx.events.list_agent_logs(agent.id, page)

@@ -3,14 +3,16 @@
 import msgspec
 
 from domain import crews, executions, workflows
-from domain.executions import Execution, Start, StartAny, get
+from domain.executions import Execution, ExecutionStart, TargetedExecutionStart, get_execution
 from domain.plans import service
 from domain.ports import Tx
 from domain.shared.access import Caller
 from domain.shared.errors import invalid
 
 
-async def start_target(tx: Tx, caller: Caller, data: StartAny, schedule_id: str | None = None) -> Execution:
+async def start_target(
+    tx: Tx, caller: Caller, data: TargetedExecutionStart, schedule_id: str | None = None
+) -> Execution:
     """Start what is named: one of `agent_id`, `crew_id`, `workflow_id`. Errors: those of each, `invalid_field`."""
     named = [field for field in ("agent_id", "crew_id", "workflow_id") if getattr(data, field) is not None]
     if len(named) != 1:
@@ -19,24 +21,26 @@ async def start_target(tx: Tx, caller: Caller, data: StartAny, schedule_id: str 
         return await start_crew(tx, caller, data.crew_id, data, schedule_id)
     if data.workflow_id is not None:
         return await start_workflow(tx, caller, data.workflow_id, data, schedule_id)
-    return await executions.start(tx, caller, data.agent_id or "", data, schedule_id)
+    return await executions.start_execution(tx, caller, data.agent_id or "", data, schedule_id)
 
 
-async def start_crew(tx: Tx, caller: Caller, reference: str, data: Start, schedule_id: str | None = None) -> Execution:
+async def start_crew(
+    tx: Tx, caller: Caller, reference: str, data: ExecutionStart, schedule_id: str | None = None
+) -> Execution:
     """Start a crew. Errors: `not_found`, `invalid_field`, `conflict`."""
     crew = await crews.get_crew(tx, reference, lock="share")
     plan = await crews.compile_crew(tx, caller, crew, data.model)
-    crews.validate_inputs(crew, plan, executions.payload_of(data))
+    crews.validate_inputs(crew, plan, executions.build_payload(data))
     return await service.start_plan(tx, caller, plan, data, schedule_id)
 
 
 async def start_workflow(
-    tx: Tx, caller: Caller, reference: str, data: Start, schedule_id: str | None = None
+    tx: Tx, caller: Caller, reference: str, data: ExecutionStart, schedule_id: str | None = None
 ) -> Execution:
     """Start a workflow. Errors: `not_found`, `invalid_field`, `conflict`."""
     workflow = await workflows.get_workflow(tx, reference)
     plan = await workflows.compile_workflow(tx, caller, workflow, data.model)
-    given = workflows.resolve_inputs(workflow.inputs, executions.payload_of(data))
+    given = workflows.resolve_inputs(workflow.inputs, executions.build_payload(data))
     taken = msgspec.structs.replace(data, payload=given, inputs=None, task=None)
     return await service.start_plan(tx, caller, plan, taken, schedule_id)
 
@@ -46,9 +50,9 @@ async def retry_execution(tx: Tx, caller: Caller, execution_id: str, from_failed
 
     Errors: `not_found`, `conflict`, and those of starting it.
     """
-    old = await get(tx, execution_id)
+    old = await get_execution(tx, execution_id)
     if old.lane == "plan":
         return await service.retry_plan(tx, caller, execution_id, from_failed)
     if from_failed:
         raise invalid("from", "is for crews and workflows; an agent is run again as a whole.")
-    return await executions.retry(tx, caller, execution_id)
+    return await executions.retry_execution(tx, caller, execution_id)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from domain.evaluations import Evaluations
     from domain.events import Events
     from domain.executions import Executions
-    from domain.executions.steps import Steps
+    from domain.executions.steps import RunSteps
     from domain.llms import Llms
     from domain.llms.messages import Ask, Part, Target, Usage
     from domain.plans.schema import Plans
@@ -62,7 +62,7 @@ class Tx(Protocol):
     builds: Builds
     executions: Executions
     events: Events
-    steps: Steps
+    steps: RunSteps
     plans: Plans
     workspaces: Workspaces
     answers: Answers

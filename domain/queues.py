@@ -10,7 +10,7 @@ from typing import Final, Protocol
 import msgspec
 
 from domain.shared.jobs import Job, Lane
-from domain.stats import Kind
+from domain.stats import RecordKind
 
 # A worker that gave no sign of life for this long is not counted; it gives one every five seconds.
 ALIVE: Final = timedelta(seconds=20)
@@ -106,7 +106,7 @@ class Queues(Protocol):
         """Make the record tables' partitions of this month and `ahead` more. Returns how many were missing."""
         ...
 
-    async def drop_empty_partition(self, kind: Kind, before: datetime) -> int:
+    async def drop_empty_partition(self, kind: RecordKind, before: datetime) -> int:
         """Drop one partition of a record table, of a month before that of `before`, which holds no record.
 
         Returns how many: 0 also while somebody reads from the table for long. Keeps all others from the table until

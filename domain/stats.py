@@ -17,62 +17,62 @@ from domain.shared.pages import Listing
 from domain.shared.times import read_time_or_none
 
 T = TypeVar("T")
-Kind = Literal["artifacts", "costs", "evaluations"]
-Level = Literal["hour", "day", "month"]
-Bucket = Literal["hour", "day"]
+RecordKind = Literal["artifacts", "costs", "evaluations"]
+RollupLevel = Literal["hour", "day", "month"]
+TimeBucket = Literal["hour", "day"]
 
-KINDS: Final[tuple[Kind, ...]] = ("artifacts", "costs", "evaluations")
+RECORD_KINDS: Final[tuple[RecordKind, ...]] = ("artifacts", "costs", "evaluations")
 # Whole months, so that "since ever" is covered by months alone.
-BEGINNING: Final = datetime(1, 1, 1, tzinfo=UTC)
-END: Final = datetime(9999, 12, 1, tzinfo=UTC)
-MAX_DAYS: Final = 90
+FIRST_MONTH: Final = datetime(1, 1, 1, tzinfo=UTC)
+LAST_MONTH: Final = datetime(9999, 12, 1, tzinfo=UTC)
+MAX_STATS_DAYS: Final = 90
 # How many deltas one fold takes.
-FOLD: Final = 2000
+MAX_FOLD_DELTAS: Final = 2000
 # Relative error of quantiles: a DDSketch's guarantee (Masson et al., VLDB 2019).
-ACCURACY: Final = 0.01
+QUANTILE_ACCURACY: Final = 0.01
 # Fractions are summed up as whole numbers of billionths, so that sums are exact in any order.
-SCALE: Final = 1_000_000_000
-QUANTILES: Final = (0.5, 0.95, 0.99)
+NANOS_PER_UNIT: Final = 1_000_000_000
+QUANTILE_FRACTIONS: Final = (0.5, 0.95, 0.99)
 
 
-class Span(msgspec.Struct, frozen=True, kw_only=True):
+class RollupSpan(msgspec.Struct, frozen=True, kw_only=True):
     """The rollups of one level that begin in `[since, until)`."""
 
-    level: Level
+    level: RollupLevel
     since: datetime
     until: datetime
 
 
-class Cover(msgspec.Struct, frozen=True, kw_only=True):
+class RollupCover(msgspec.Struct, frozen=True, kw_only=True):
     """How a stretch of time is put together: of rollups, and of records for the parts of an hour at its ends.
 
     `since` and `until` are the whole hours that the spans make up, which is where deltas count too.
     """
 
-    spans: tuple[Span, ...]
+    spans: tuple[RollupSpan, ...]
     since: datetime
     until: datetime
     parts: tuple[tuple[datetime, datetime], ...]
 
 
-class Sums(msgspec.Struct, frozen=True, kw_only=True):
+class GroupSums(msgspec.Struct, frozen=True, kw_only=True):
     """Sums over the records of one combination of dimensions, by the names of their measures."""
 
     dims: dict[str, str | None]
     measures: dict[str, int]
 
 
-class Found(msgspec.Struct, frozen=True, kw_only=True):
+class StatsResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a question is answered from. `quantiles` are those of `QUANTILES`, None where there is no value."""
 
-    groups: list[Sums]
+    groups: list[GroupSums]
     quantiles: tuple[float | None, ...]
 
-    def total(self, measure: str) -> int:
+    def sum_measure(self, measure: str) -> int:
         """A measure over all groups."""
         return sum(group.measures[measure] for group in self.groups)
 
-    def by(self, dim: str, measure: str = "count") -> dict[str, int]:
+    def sum_by(self, dim: str, measure: str = "count") -> dict[str, int]:
         """Counts, or another measure, by the values of a dimension; records that have none are left out."""
         counts: dict[str, int] = {}
         for group in self.groups:
@@ -82,73 +82,73 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
         return counts
 
 
-class Question(msgspec.Struct, frozen=True, kw_only=True):
+class StatsQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Which records are asked about: `[since, until)`, and equality by name of a filter."""
 
-    kind: Kind
-    wanted: dict[str, Any]
+    kind: RecordKind
+    filters: dict[str, Any]
     since: datetime | None = None
     until: datetime | None = None
 
 
-def counted(counts: dict[str, int]) -> dict[str, int]:
+def sort_counts(counts: dict[str, int]) -> dict[str, int]:
     """Counts, the largest first."""
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-class Unfolded(msgspec.Struct, frozen=True, kw_only=True):
+class UnfoldedDeltas(msgspec.Struct, frozen=True, kw_only=True):
     """A tenant that has deltas of a kind."""
 
     tenant_id: str
-    kind: Kind
+    kind: RecordKind
 
 
 class Stats(Protocol):
     """The sums of the bound tenant."""
 
-    async def sums(self, question: Question) -> Found: ...
-    async def total(self, question: Question, measure: str) -> int:
+    async def sum_groups(self, question: StatsQuery) -> StatsResult: ...
+    async def sum_measure(self, question: StatsQuery, measure: str) -> int:
         """One measure over all records, or `count`: how many there are."""
         ...
 
-    async def series(self, question: Question, bucket: Bucket) -> list[tuple[datetime, dict[str, int]]]:
+    async def sum_buckets(self, question: StatsQuery, bucket: TimeBucket) -> list[tuple[datetime, dict[str, int]]]:
         """Sums per hour or day that has any records, oldest first. `since` and `until` are whole hours or days."""
         ...
 
-    async def fold(self, kind: Kind, most: int) -> int:
+    async def fold_deltas(self, kind: RecordKind, most: int) -> int:
         """Fold up to `most` deltas into rollups. Returns how many; 0 also if somebody else is at it."""
         ...
 
-    async def unfolded(self, after: Unfolded | None, limit: int) -> list[Unfolded]:
+    async def list_unfolded(self, after: UnfoldedDeltas | None, limit: int) -> list[UnfoldedDeltas]:
         """What there is to fold over all tenants, in their order, after a certain one."""
         ...
 
 
-def cover(since: datetime | None, until: datetime | None) -> Cover:
+def cover_period(since: datetime | None, until: datetime | None) -> RollupCover:
     """The fewest rollups that make up `[since, until)`, and the rest of it."""
-    begin = min(max(since or BEGINNING, BEGINNING), END)
-    end = max(min(until or END, END), begin)
+    begin = min(max(since or FIRST_MONTH, FIRST_MONTH), LAST_MONTH)
+    end = max(min(until or LAST_MONTH, LAST_MONTH), begin)
     first, last = _next(begin, _hour), _hour(end)
     if first > last:
-        return Cover(spans=(), since=begin, until=begin, parts=((begin, end),) if begin < end else ())
+        return RollupCover(spans=(), since=begin, until=begin, parts=((begin, end),) if begin < end else ())
     parts = tuple(part for part in ((begin, first), (last, end)) if part[0] < part[1])
-    return Cover(spans=tuple(_spans(first, last)), since=first, until=last, parts=parts)
+    return RollupCover(spans=tuple(_spans(first, last)), since=first, until=last, parts=parts)
 
 
-def _spans(first: datetime, last: datetime) -> list[Span]:
+def _spans(first: datetime, last: datetime) -> list[RollupSpan]:
     """Hours up to the first whole day, days up to the first whole month, months, and the same backwards."""
-    found: list[Span] = []
-    levels: tuple[tuple[Level, Callable[[datetime], datetime] | None], ...]
+    found: list[RollupSpan] = []
+    levels: tuple[tuple[RollupLevel, Callable[[datetime], datetime] | None], ...]
     levels = (("hour", _day), ("day", _month), ("month", None))
-    tail: list[Span] = []
+    tail: list[RollupSpan] = []
     for level, larger in levels:
         begin = first if larger is None else _next(first, larger)
         end = last if larger is None else larger(last)
         if larger is None or begin > end:
-            found.append(Span(level=level, since=first, until=last))
+            found.append(RollupSpan(level=level, since=first, until=last))
             break
-        found.append(Span(level=level, since=first, until=begin))
-        tail.append(Span(level=level, since=end, until=last))
+        found.append(RollupSpan(level=level, since=first, until=begin))
+        tail.append(RollupSpan(level=level, since=end, until=last))
         first, last = begin, end
     return [span for span in (*found, *reversed(tail)) if span.since < span.until]
 
@@ -178,29 +178,31 @@ def _next(at: datetime, floor: Callable[[datetime], datetime]) -> datetime:
     return whole if whole == at else floor(whole + _STEPS[floor])
 
 
-def last_days(now: datetime, days: int) -> datetime:
+def find_window_start(now: datetime, days: int) -> datetime:
     """Since when the last `days` times 24 hours are counted: from the whole hour in which they began.
 
     Errors: `invalid_field`.
     """
-    if not 1 <= days <= MAX_DAYS:
-        raise invalid("days", f"must be from 1 to {MAX_DAYS}.")
+    if not 1 <= days <= MAX_STATS_DAYS:
+        raise invalid("days", f"must be from 1 to {MAX_STATS_DAYS}.")
     return _hour(now - timedelta(days=days))
 
 
-def buckets(now: datetime, days: int, bucket: Bucket) -> list[datetime]:
+def list_bucket_starts(now: datetime, days: int, bucket: TimeBucket) -> list[datetime]:
     """The beginnings of the hours or days (UTC) of a timeseries: the last `days` dates, today's among them.
 
     Errors: `invalid_field`.
     """
-    if not 1 <= days <= MAX_DAYS:
-        raise invalid("days", f"must be from 1 to {MAX_DAYS}.")
+    if not 1 <= days <= MAX_STATS_DAYS:
+        raise invalid("days", f"must be from 1 to {MAX_STATS_DAYS}.")
     first, step = _day(now) - timedelta(days=days - 1), _STEPS[_hour if bucket == "hour" else _day]
     count = days * 24 if bucket == "hour" else days
     return [first + step * number for number in range(count)]
 
 
-async def filled(tx: Any, question: Question, bucket: Bucket, begins: list[datetime]) -> list[dict[str, Any]]:
+async def read_timeseries(
+    tx: Any, question: StatsQuery, bucket: TimeBucket, begins: list[datetime]
+) -> list[dict[str, Any]]:
     """The sums of every bucket, with its `begin`; zeros where there are no records.
 
     Errors: `invalid_field` for a question that names a time of its own.
@@ -214,7 +216,7 @@ async def filled(tx: Any, question: Question, bucket: Bucket, begins: list[datet
     return [{"begin": begin, **found.get(begin, {})} for begin in begins]
 
 
-class Series(Listing[T], Generic[T], frozen=True, kw_only=True):
+class TimeSeries(Listing[T], Generic[T], frozen=True, kw_only=True):
     """A timeseries, oldest first and whole: of the `days` from `start_date` to before `end_date`. `data` is `items`."""
 
     data: list[T]
@@ -223,7 +225,7 @@ class Series(Listing[T], Generic[T], frozen=True, kw_only=True):
     days: int
 
 
-class HasDate(Protocol):
+class DatedPoint(Protocol):
     """A point of a timeseries."""
 
     @property
@@ -232,12 +234,12 @@ class HasDate(Protocol):
         ...
 
 
-P = TypeVar("P", bound=HasDate)
+P = TypeVar("P", bound=DatedPoint)
 
 
-def series_of(points: list[P], days: int, bucket: Bucket) -> Series[P]:
+def build_timeseries(points: list[P], days: int, bucket: TimeBucket) -> TimeSeries[P]:
     """Return the points of a timeseries in its envelope."""
-    return Series(
+    return TimeSeries(
         items=points,
         data=points,
         total=len(points),
@@ -250,7 +252,7 @@ def series_of(points: list[P], days: int, bucket: Bucket) -> Series[P]:
     )
 
 
-def between(since: datetime | None, until: datetime | None, names: tuple[str, str]) -> tuple[Any, Any]:
+def parse_time_range(since: datetime | None, until: datetime | None, names: tuple[str, str]) -> tuple[Any, Any]:
     """Both ends of a stretch in UTC, which they are in if they name no offset.
 
     Errors: `invalid_field` naming the end that is none, or lies before the other.
@@ -262,7 +264,7 @@ def between(since: datetime | None, until: datetime | None, names: tuple[str, st
     return first, last
 
 
-def readable(wanted: msgspec.Struct) -> None:
+def refuse_nul_characters(wanted: msgspec.Struct) -> None:
     """A filter that Postgres can be asked with. Errors: `invalid_field` for U+0000, which no text there holds."""
     for name in wanted.__struct_fields__:
         if "\0" in str(getattr(wanted, name)):

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from domain.executions.queries import get
+from domain.executions.queries import get_execution
 from domain.llms.messages import ToolFailed
 from domain.ports import Tx
 from domain.shared.errors import not_found
@@ -112,5 +112,5 @@ async def file(tx: Tx, execution_id: str, path: str) -> tuple[File, str]:
 
 
 async def _shared(tx: Tx, execution_id: str) -> str:
-    execution = await get(tx, execution_id)
+    execution = await get_execution(tx, execution_id)
     return execution.root_id or execution.id

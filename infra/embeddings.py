@@ -26,14 +26,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Tokenising takes hundreds of times the memory of the text while it lasts.
-PIECE: Final = 4096
-ROWS: Final = 256
+MAX_PIECE_CHARACTERS: Final = 4096
+MAX_PRODUCT_ROWS: Final = 256
 
 Vectors = NDArray[np.float32]
 
 
 class WordLlamaSimilarity:
-    """Implements `domain.evaluations.scoring.Similarity`. Threads may share one; the model is loaded on first use.
+    """Implements `domain.evaluations.scoring.TextSimilarity`. Threads may share one; the model is loaded on first use.
 
     The model takes about 85 MB once loaded. Never touches the network. The same texts give the same numbers.
     """
@@ -42,16 +42,18 @@ class WordLlamaSimilarity:
         self._lock = Lock()
         self._model: Any = None
 
-    def similarity(self, a: str, b: str) -> float:
+    def compare_texts(self, a: str, b: str) -> float:
         """From 0 to 1; 0 where a text is empty."""
-        return self.best([a], [b])[0]
+        return self.score_nearest([a], [b])[0]
 
-    def best(self, questions: list[str], candidates: list[str]) -> list[float]:
+    def score_nearest(self, questions: list[str], candidates: list[str]) -> list[float]:
         """For each question the similarity of the nearest candidate, 0 to 1; all 0 without candidates."""
         if not questions or not candidates:
             return [0.0] * len(questions)
         asked, among = self._vectors(questions), self._vectors(candidates).T
-        nearest = [(asked[row : row + ROWS] @ among).max(axis=1) for row in range(0, len(asked), ROWS)]
+        nearest = [
+            (asked[row : row + MAX_PRODUCT_ROWS] @ among).max(axis=1) for row in range(0, len(asked), MAX_PRODUCT_ROWS)
+        ]
         # The last bits of a product depend on the shapes multiplied; rounded, they do not show.
         return [round(float(one), 6) for one in np.concatenate(nearest).clip(0.0, 1.0)]
 
@@ -76,9 +78,9 @@ class WordLlamaSimilarity:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    for start in range(0, len(text), PIECE):
+    for start in range(0, len(text), MAX_PIECE_CHARACTERS):
         # The tokenizer takes no lone surrogates.
-        yield text[start : start + PIECE].encode("utf-8", "replace").decode("utf-8")
+        yield text[start : start + MAX_PIECE_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
 
 
 def _load() -> Any:

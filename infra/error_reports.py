@@ -30,7 +30,7 @@ def open_error_reports(dsn: Secret, environment: str, component: str) -> None:
         max_request_body_size="never",
         include_local_variables=False,
         include_source_context=False,
-        before_send=leave_out_rows,
+        before_send=redact_rows,
     )
     sentry_sdk.set_tag("component", component)
 
@@ -50,7 +50,7 @@ def report_exception(_: Any, __: str, event: MutableMapping[str, Any]) -> Mutabl
     return event
 
 
-def leave_out_rows(event: Any, _: Any) -> Any:
+def redact_rows(event: Any, _: Any) -> Any:
     """Return a report without the messages of the database's errors: they quote rows (a hook of sentry-sdk)."""
     for exception in event.get("exception", {}).get("values", []):
         if str(exception.get("module")).partition(".")[0] in _QUOTING:

@@ -11,14 +11,14 @@ from prometheus_client.registry import Collector
 from domain.ports import Store
 from domain.queues import ALIVE, QueueStats, WorkerInfo
 
-RECENT: Final = timedelta(hours=1)
+RECENT_RUNS_PERIOD: Final = timedelta(hours=1)
 
 
 async def read_gauges(store: Store) -> bytes:
     """Return queues, runs by state, slots and workers in Prometheus' text format. Errors: `unavailable`."""
     async with store.begin_unbound() as tx:
         lanes = await tx.queues.stats(tx.now)
-        states = await tx.queues.run_states(tx.now - RECENT)
+        states = await tx.queues.run_states(tx.now - RECENT_RUNS_PERIOD)
         workers = await tx.queues.workers(tx.now - ALIVE)
     registry = CollectorRegistry()
     registry.register(_Gauges([*_of_lanes(lanes), _of_runs(states), *_of_workers(workers)]))

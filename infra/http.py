@@ -24,7 +24,7 @@ import httpx
 import httpx2
 import structlog
 
-from infra.settings import NUMERIC, place
+from infra.settings import NUMERIC_HOST_PATTERN, parse_destination
 
 _log = structlog.get_logger("paddock.outbound")
 # They print every URL, with the query that may hold a token.
@@ -240,7 +240,7 @@ class Outbound:
     """
 
     def __init__(self, allowed: tuple[str, ...] = (), resolve: Resolve = look_up) -> None:
-        self._allowed = tuple(map(place, allowed))
+        self._allowed = tuple(map(parse_destination, allowed))
         self._resolve = resolve
 
     def client(self, strict: bool = False, timeout: float = 30.0) -> httpx.AsyncClient:
@@ -276,7 +276,7 @@ class Outbound:
             found = [name]
         elif name.endswith("."):
             refuse(None, "a host must not end in a dot")
-        elif NUMERIC.search(name):
+        elif NUMERIC_HOST_PATTERN.search(name):
             refuse(None, "it is an address in an unusual notation")
         else:
             named = not strict and any(one.name == name and one.port in (None, port) for one in self._allowed)

@@ -14,7 +14,7 @@ from typing import Any, Final
 import httpx
 import msgspec
 
-from domain.traces.attributes import ERROR_MESSAGE, OPERATION
+from domain.traces.attributes import ERROR_MESSAGE_ATTRIBUTE, OPERATION_ATTRIBUTE
 from domain.traces.schema import Span, Trace
 from infra.version import VERSION
 
@@ -29,19 +29,19 @@ _INTERNAL, _CLIENT, _ERROR = 1, 3, 2
 _SCHEMA: Final = "https://opentelemetry.io/schemas/1.41.0"
 
 
-class Away(Exception):
+class CollectorUnavailable(Exception):
     """The collector does not answer, or wants to be asked later: in `after` seconds, if it said so."""
 
     def __init__(self, message: str, after: float | None = None) -> None:
         super().__init__(message)
-        self.after = after
+        self.retry_after_seconds = after
 
 
-class Refused(Exception):
+class CollectorRefusal(Exception):
     """The collector will not take this, however often it is sent."""
 
 
-class Collector:
+class TraceCollector:
     """Takes traces.
 
     A plain client, not `infra.http.Outbound`: whoever runs this installation says where the collector is, usually on
@@ -54,7 +54,7 @@ class Collector:
         sent = {**headers, "Content-Type": "application/json", "Content-Encoding": "gzip"}
         self._http = httpx.AsyncClient(timeout=_SECONDS, headers=sent, follow_redirects=False)
 
-    async def send(self, body: bytes) -> str | None:
+    async def send_request(self, body: bytes) -> str | None:
         """Send a request that is compressed already. Returns what the collector has to say about spans it left out.
 
         Errors: `Away`, `Refused`.
@@ -62,11 +62,11 @@ class Collector:
         try:
             answer = await self._http.post(self._url, content=body)
         except httpx.HTTPError as error:
-            raise Away(f"{type(error).__name__}: {error}") from error
+            raise CollectorUnavailable(f"{type(error).__name__}: {error}") from error
         if answer.status_code in _LATER:
-            raise Away(f"It answered {answer.status_code}.", _after(answer.headers.get("Retry-After")))
+            raise CollectorUnavailable(f"It answered {answer.status_code}.", _after(answer.headers.get("Retry-After")))
         if not answer.is_success:
-            raise Refused(f"It answered {answer.status_code}: {answer.text[:500]}")
+            raise CollectorRefusal(f"It answered {answer.status_code}: {answer.text[:500]}")
         return _left_out(answer.content)
 
     async def close(self) -> None:
@@ -74,19 +74,19 @@ class Collector:
         await self._http.aclose()
 
 
-def pause(tries: int, asked: float | None = None) -> timedelta:
+def compute_retry_delay(tries: int, asked: float | None = None) -> timedelta:
     """How long to wait after so many tries have failed, or longer if the collector asked for it."""
     # Jitter, so that what failed together does not come back together.
     seconds = min(2.0 ** min(tries, 10), _LONGEST) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
     return timedelta(seconds=max(seconds, min(asked or 0.0, _LONGEST_ASKED)))
 
 
-def packed(trace: Trace, tenant_id: str) -> bytes:
+def pack_request(trace: Trace, tenant_id: str) -> bytes:
     """The request that carries a trace, compressed, as every collector takes it."""
-    return gzip.compress(msgspec.json.encode(request(trace, tenant_id)), 5)
+    return gzip.compress(msgspec.json.encode(build_request(trace, tenant_id)), 5)
 
 
-def request(trace: Trace, tenant_id: str) -> dict[str, Any]:
+def build_request(trace: Trace, tenant_id: str) -> dict[str, Any]:
     """A trace as an `ExportTraceServiceRequest`. What has not ended ends with the whole."""
     resource = {"service.name": "paddock", "service.version": VERSION, "paddock.tenant.id": tenant_id}
     root = trace.spans[0]
@@ -99,7 +99,7 @@ def request(trace: Trace, tenant_id: str) -> dict[str, Any]:
     return {"resourceSpans": [{"resource": {"attributes": _attributes(resource)}, "scopeSpans": [scope]}]}
 
 
-def span_id(span: Span) -> str:
+def derive_span_id(span: Span) -> str:
     """The 64 bits of a span's id, always the same: what is sent again is no other span."""
     return hashlib.sha256(span.id.encode()).hexdigest()[:16]
 
@@ -107,7 +107,7 @@ def span_id(span: Span) -> str:
 def _put(
     span: Span, parent: str | None, trace: Trace, begun: datetime, end: datetime, spans: list[dict[str, Any]]
 ) -> None:
-    own, start = span_id(span), span.started_at or span.ended_at or begun
+    own, start = derive_span_id(span), span.started_at or span.ended_at or begun
     # Clocks of two machines differ; no span ends before it begins.
     ended = max(start, span.ended_at or end)
     told = {
@@ -140,7 +140,7 @@ def _put(
 
 def _name(span: Span) -> str:
     """As the conventions name spans: `chat gpt-4`, `invoke_agent Researcher`; else by its kind: `task research`."""
-    operation = span.attributes.get(OPERATION, span.kind)
+    operation = span.attributes.get(OPERATION_ATTRIBUTE, span.kind)
     return f"{operation} {span.attributes['gen_ai.request.model'] if span.kind == 'model_call' else span.name}"
 
 
@@ -148,7 +148,7 @@ def _status(span: Span) -> dict[str, Any]:
     # The conventions leave what went well unset.
     if span.status not in ("error", "cancelled"):
         return {}
-    told = span.attributes.get(ERROR_MESSAGE) or span.attributes.get("error.type")
+    told = span.attributes.get(ERROR_MESSAGE_ATTRIBUTE) or span.attributes.get("error.type")
     return {"code": _ERROR, "message": str(told or span.status)}
 
 

@@ -8,8 +8,8 @@ from typing import Final, NamedTuple, TypeVar
 import structlog
 
 from domain.shared.errors import OUTAGES, DomainError
-from infra.disks import FULL, full_disk
-from infra.outage_log import tell_outage
+from infra.disks import FULL_DISK_ERRNOS, build_full_disk_error
+from infra.outage_log import log_outage
 
 T = TypeVar("T")
 
@@ -87,7 +87,7 @@ async def poll(
             result = await work()
             backoff.reset()
         except DomainError as error:
-            tell_outage(_log, "polling waits for an outage to end", error, loop=name)
+            log_outage(_log, "polling waits for an outage to end", error, loop=name)
             required_pause = backoff.take_pause()
         except Exception:
             _log.exception("a polling round failed unexpectedly", loop=name)
@@ -118,7 +118,11 @@ async def retry_through_outage(call: Callable[[], Awaitable[T]], max_seconds: fl
         try:
             return await call()
         except (DomainError, OSError) as raised:
-            error = full_disk("this worker") if isinstance(raised, OSError) and raised.errno in FULL else raised
+            error = (
+                build_full_disk_error("this worker")
+                if isinstance(raised, OSError) and raised.errno in FULL_DISK_ERRNOS
+                else raised
+            )
             if not isinstance(error, DomainError) or error.code not in OUTAGES:
                 raise
             limit = max_seconds
@@ -127,5 +131,5 @@ async def retry_through_outage(call: Callable[[], Awaitable[T]], max_seconds: fl
             pause = backoff.take_pause()
             if limit is not None and loop.time() + pause > started_at + limit:
                 raise
-            tell_outage(_log, "work waits for an outage to end", error)
+            log_outage(_log, "work waits for an outage to end", error)
             await asyncio.sleep(pause)

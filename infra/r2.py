@@ -13,7 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from domain.ports import Blob
 from domain.shared.errors import DomainError, not_found
-from infra.disks import embedded_folder, full_disk, is_full
+from infra.disks import build_full_disk_error, find_embedded_folder, is_full
 from infra.settings import Settings
 
 PART: Final = 8 * 1024 * 1024
@@ -49,7 +49,7 @@ def _away(error: Exception) -> DomainError:
         answer = error.response
         status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
         if status == 507 or answer.get("Error", {}).get("Code") in _FULL:
-            return full_disk("object storage")
+            return build_full_disk_error("object storage")
     return DomainError(
         "storage_unavailable", f"Object storage cannot be reached ({type(error).__name__}). Try again.", retry_after=5
     )
@@ -64,7 +64,7 @@ class S3Blobs:
         self._stack = AsyncExitStack()
         self._client: Any = None
         # Where it lies, if that is known here: the embedded one says no more than that it failed.
-        self._disk = embedded_folder(Path(settings.data_dir), "seaweedfs", settings.r2_endpoint_url)
+        self._disk = find_embedded_folder(Path(settings.data_dir), "seaweedfs", settings.r2_endpoint_url)
         # Whether it was full when it was last written to, as far as this process knows.
         self._was_full = False
 
@@ -108,7 +108,7 @@ class S3Blobs:
         async with _answers():
             await self._client.head_bucket(Bucket=self._bucket)
         if is_full(self._disk):
-            raise full_disk("object storage")
+            raise build_full_disk_error("object storage")
         if self._was_full:
             await self.put(_PROBE, _once(bytes(_ROOM)))
             await self.delete([_PROBE])
@@ -119,7 +119,7 @@ class S3Blobs:
             size = await self._put(key, chunks)
         except DomainError as error:
             if error.code == "storage_unavailable" and is_full(self._disk, 2 * PART):
-                error = full_disk("object storage")
+                error = build_full_disk_error("object storage")
             self._was_full = self._was_full or error.code == "storage_full"
             raise error from error.__cause__
         self._was_full = False

@@ -14,7 +14,7 @@ import msgspec
 from domain.shared.secrets import Secret
 
 
-class BadSettings(Exception):
+class SettingsError(Exception):
     """A setting is missing or not of its type. The message names it."""
 
 
@@ -84,7 +84,7 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     otlp_headers: Secret = Secret("")
 
     @property
-    def cache(self) -> Path:
+    def cache_dir(self) -> Path:
         """Where workers keep bundles and environments. Losing it costs time, nothing else."""
         return Path(self.data_dir).absolute() / "cache"
 
@@ -104,7 +104,7 @@ _NAMES: Final = {
     "cors_origins": "CORS_ORIGINS",
 }
 # What the documents of the systems that Paddock unites call a setting. Our own name goes first where both are set.
-ALIASES: Final = {
+VARIABLE_ALIASES: Final = {
     "access_token_minutes": ("ACCESS_TOKEN_EXPIRE_MINUTES", "PARACLE_JWT_EXPIRE_MINUTES"),
     "api_workers": ("PARACLE_API_WORKERS",),
     "app_name": ("APP_NAME",),
@@ -119,12 +119,12 @@ ALIASES: Final = {
     "sentry_dsn": ("SENTRY_DSN",),
     "upload_max_bytes": ("UPLOAD_MAX_SIZE",),
 }
-MAX_NAME: Final = 64
+MAX_LABEL_CHARACTERS: Final = 64
 # With the prefix of their tenants, 63 characters.
-WORKSPACE_ID: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,52}")
+WORKSPACE_ID_PATTERN: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,52}")
 WORKSPACE_RULE: Final = "must be 1 to 53 of a-z, 0-9, '_' and '-', and begin with a letter or digit."
 # Resolvers read a name as an address when its last part is a number (127.1, 0x7f.1, 0177.0.0.1, 2130706433).
-NUMERIC: Final = re.compile(r"(?:^|\.)(?:0x[0-9a-f]*|[0-9]+)\.*$")
+NUMERIC_HOST_PATTERN: Final = re.compile(r"(?:^|\.)(?:0x[0-9a-f]*|[0-9]+)\.*$")
 _NAME: Final = re.compile(r"(?=.{1,253}$)[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)*")
 _BRACKETS: Final = re.compile(r"\[([0-9a-f]*:[0-9a-f:./]*)\](?::([0-9]+))?")
 _DSN: Final = re.compile(r"https?://[^@/\s]+@[^/\s]+(/[^/\s]+)*/\d+")
@@ -132,17 +132,17 @@ _HEADER: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _ON_OFF: Final = {"on": True, "off": False, "true": True, "false": False, "1": True, "0": False}
 
 
-def variable(field: str) -> str:
+def get_variable_name(field: str) -> str:
     """The environment variable of a setting."""
     return _NAMES.get(field, f"PADDOCK_{field.upper()}")
 
 
-def read(environment: Mapping[str, str] | None = None) -> Settings:
+def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
     """Read the settings. Errors: `BadSettings` naming the variable."""
     env = os.environ if environment is None else environment
     values: dict[str, Any] = {}
     for field in msgspec.structs.fields(Settings):
-        for name in (variable(field.name), *ALIASES.get(field.name, ())):
+        for name in (get_variable_name(field.name), *VARIABLE_ALIASES.get(field.name, ())):
             if text := env.get(name):
                 values[field.name] = _parse(field, name, text)
                 break
@@ -152,26 +152,28 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
         values.setdefault("r2_endpoint_url", f"https://{env['R2_ACCOUNT_ID']}.r2.cloudflarestorage.com")
     for field in msgspec.structs.fields(Settings):
         if field.required and field.name not in values:
-            raise BadSettings(f"{variable(field.name)} is not set; see docs/configuration.md.")
+            raise SettingsError(f"{get_variable_name(field.name)} is not set; see docs/configuration.md.")
     settings = Settings(**values)
     if len(settings.secret_key.reveal()) < 32:
-        raise BadSettings("PADDOCK_SECRET_KEY must have at least 32 characters, for example: openssl rand -hex 32")
+        raise SettingsError("PADDOCK_SECRET_KEY must have at least 32 characters, for example: openssl rand -hex 32")
     if any(len(key.reveal()) < 32 for key in settings.encryption_keys):
-        raise BadSettings("Each of PADDOCK_ENCRYPTION_KEYS must have at least 32 characters, as openssl rand -hex 32")
+        raise SettingsError("Each of PADDOCK_ENCRYPTION_KEYS must have at least 32 characters, as openssl rand -hex 32")
     if settings.otlp_endpoint and not settings.otlp_endpoint.startswith(("http://", "https://")):
-        raise BadSettings("PADDOCK_OTLP_ENDPOINT must begin with http:// or https://, as http://127.0.0.1:4318")
+        raise SettingsError("PADDOCK_OTLP_ENDPOINT must begin with http:// or https://, as http://127.0.0.1:4318")
     if settings.sentry_dsn.reveal() and not _DSN.fullmatch(settings.sentry_dsn.reveal()):
-        raise BadSettings("PADDOCK_SENTRY_DSN must be a DSN as Sentry shows it: https://KEY@HOST/PROJECT.")
-    pairs(settings.otlp_headers, "otlp_headers")
+        raise SettingsError("PADDOCK_SENTRY_DSN must be a DSN as Sentry shows it: https://KEY@HOST/PROJECT.")
+    parse_headers(settings.otlp_headers, "otlp_headers")
     for field_name in ("app_name", "environment"):
         text = getattr(settings, field_name)
-        if not text.isprintable() or len(text) > MAX_NAME:
-            raise BadSettings(f"{variable(field_name)} must be printable text of at most {MAX_NAME} characters.")
+        if not text.isprintable() or len(text) > MAX_LABEL_CHARACTERS:
+            raise SettingsError(
+                f"{get_variable_name(field_name)} must be printable text of at most {MAX_LABEL_CHARACTERS} characters."
+            )
     if settings.api_workers < 1:
-        raise BadSettings("PADDOCK_API_WORKERS must be at least 1.")
+        raise SettingsError("PADDOCK_API_WORKERS must be at least 1.")
     parse_networks(settings.trusted_proxies, "trusted_proxies")
     for entry in settings.private_hosts:
-        place(entry)
+        parse_destination(entry)
     if settings.proxy_login != "off":
         _check_proxy_login(settings)
     return settings
@@ -179,12 +181,12 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
 
 def _check_proxy_login(settings: Settings) -> None:
     if not settings.trusted_proxies:
-        raise BadSettings(
+        raise SettingsError(
             f"PADDOCK_PROXY_LOGIN={settings.proxy_login} needs PADDOCK_TRUSTED_PROXIES: the addresses of the "
             "proxies whose headers may sign in. Anybody else could send such headers."
         )
-    if settings.proxy_workspace and not WORKSPACE_ID.fullmatch(settings.proxy_workspace):
-        raise BadSettings(f"PADDOCK_PROXY_WORKSPACE {WORKSPACE_RULE}")
+    if settings.proxy_workspace and not WORKSPACE_ID_PATTERN.fullmatch(settings.proxy_workspace):
+        raise SettingsError(f"PADDOCK_PROXY_WORKSPACE {WORKSPACE_RULE}")
 
 
 def parse_networks(entries: tuple[str, ...], field: str) -> tuple[IPv4Network | IPv6Network, ...]:
@@ -198,9 +200,9 @@ def parse_networks(entries: tuple[str, ...], field: str) -> tuple[IPv4Network | 
             network = ip_network(entry[1:-1] if entry.startswith("[") and entry.endswith("]") else entry)
         except ValueError as error:
             why = f": {error}" if "host bits" in str(error) else ""
-            raise BadSettings(
-                f"{variable(field)} takes addresses and networks, comma-separated (10.0.0.7, 10.0.0.0/8, fd00::/8); "
-                f"{entry!r} is neither{why}."
+            raise SettingsError(
+                f"{get_variable_name(field)} takes addresses and networks, comma-separated (10.0.0.7, 10.0.0.0/8, "
+                f"fd00::/8); {entry!r} is neither{why}."
             ) from None
         mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
         found.append(
@@ -209,7 +211,7 @@ def parse_networks(entries: tuple[str, ...], field: str) -> tuple[IPv4Network | 
     return tuple(found)
 
 
-def pairs(given: Secret, field: str) -> dict[str, str]:
+def parse_headers(given: Secret, field: str) -> dict[str, str]:
     """`name=value,name=value`, as OpenTelemetry writes headers: values percent-encoded where they need be.
 
     Errors: `BadSettings`, which shows no value.
@@ -219,7 +221,9 @@ def pairs(given: Secret, field: str) -> dict[str, str]:
         name, equals, value = part.partition("=")
         value = unquote(value.strip())
         if not equals or not _HEADER.fullmatch(name.strip()) or not value.isprintable() or not value.isascii():
-            raise BadSettings(f"{variable(field)} must be name=value, comma-separated, fit for HTTP headers.")
+            raise SettingsError(
+                f"{get_variable_name(field)} must be name=value, comma-separated, fit for HTTP headers."
+            )
         found[name.strip()] = value
     return found
 
@@ -229,32 +233,32 @@ def _parse(field: msgspec.structs.FieldInfo, name: str, text: str) -> Any:
         return Secret(text)
     if field.type is bool:
         if text.lower() not in _ON_OFF:
-            raise BadSettings(f"{name} must be on or off, not {text!r}.")
+            raise SettingsError(f"{name} must be on or off, not {text!r}.")
         return _ON_OFF[text.lower()]
     if field.type in (int, float):
         try:
             number = field.type(text)
         except ValueError:
-            raise BadSettings(f"{name} must be a number, not {text!r}.") from None
+            raise SettingsError(f"{name} must be a number, not {text!r}.") from None
         if number < 0:
-            raise BadSettings(f"{name} must not be negative.")
+            raise SettingsError(f"{name} must not be negative.")
         return number
     if field.type is str:
         return text
     if get_origin(field.type) is Literal:
         if text not in get_args(field.type):
-            raise BadSettings(f"{name} must be one of {', '.join(get_args(field.type))}, not {text!r}.")
+            raise SettingsError(f"{name} must be one of {', '.join(get_args(field.type))}, not {text!r}.")
         return text
     listed = tuple(part.strip() for part in text.split(",") if part.strip())
     return tuple(map(Secret, listed)) if field.type == tuple[Secret, ...] else listed
 
 
-def worker_id(lane: str) -> str:
+def build_worker_id(lane: str) -> str:
     """A name for this process that no other process has at the same time."""
     return f"{lane}@{socket.gethostname()}:{os.getpid()}"
 
 
-class Place(NamedTuple):
+class PrivateDestination(NamedTuple):
     """A destination let through: a name or a network, on one port or on all."""
 
     name: str | None
@@ -262,7 +266,7 @@ class Place(NamedTuple):
     port: int | None
 
 
-def place(entry: str) -> Place:
+def parse_destination(entry: str) -> PrivateDestination:
     """From `host`, `ip` or `cidr`, with `:port` or not (`[v6]:port`). Errors: `BadSettings` naming the entry."""
     text = entry.strip().lower()
     if brackets := _BRACKETS.fullmatch(text):
@@ -276,11 +280,11 @@ def place(entry: str) -> Place:
     if (digits is None) == (port is None) and (port is None or 0 < port < 65536):
         try:
             if "%" not in host:
-                return Place(None, ip_network(host), port)
+                return PrivateDestination(None, ip_network(host), port)
         except ValueError:
-            if _NAME.fullmatch(host) and not NUMERIC.search(host):
-                return Place(host, None, port)
-    raise BadSettings(
-        f"{variable('private_hosts')}: {entry!r} is neither a host, an address nor a network, with or without a port "
-        "(ollama:11434, 10.0.0.7, 10.1.0.0/16, [fd00::1]:8080)."
+            if _NAME.fullmatch(host) and not NUMERIC_HOST_PATTERN.search(host):
+                return PrivateDestination(host, None, port)
+    raise SettingsError(
+        f"{get_variable_name('private_hosts')}: {entry!r} is neither a host, an address nor a network, with or without "
+        "a port (ollama:11434, 10.0.0.7, 10.1.0.0/16, [fd00::1]:8080)."
     )

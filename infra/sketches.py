@@ -10,39 +10,39 @@ from typing import Any, Final
 import numpy as np
 from ddsketch.mapping import LogarithmicMapping
 
-from domain.stats import ACCURACY
+from domain.stats import QUANTILE_ACCURACY
 
-_MAPPING: Final = LogarithmicMapping(ACCURACY)
+_MAPPING: Final = LogarithmicMapping(QUANTILE_ACCURACY)
 # Below this a value counts as zero, which has a key of its own.
-SMALLEST: Final = 1e-9
-ZERO: Final = -32768
-GAMMA: Final[float] = _MAPPING.gamma
+SMALLEST_VALUE: Final = 1e-9
+ZERO_BIN_KEY: Final = -32768
+BIN_GAMMA: Final[float] = _MAPPING.gamma
 _BIN: Final = np.dtype([("key", ">i2"), ("count", ">i8")])
 
 
-def bin_of(value: str) -> str:
+def build_bin_expression(value: str) -> str:
     """The bin of an SQL expression of type double precision, as `LogarithmicMapping.key` has it."""
     return (
-        f"CASE WHEN {value} < {SMALLEST!r} THEN {ZERO} ELSE ceil(ln({value}) / ln({GAMMA!r}::double precision)) END"
-        "::smallint"
+        f"CASE WHEN {value} < {SMALLEST_VALUE!r} THEN {ZERO_BIN_KEY} "
+        f"ELSE ceil(ln({value}) / ln({BIN_GAMMA!r}::double precision)) END::smallint"
     )
 
 
-def key(value: float) -> int:
+def find_bin_key(value: float) -> int:
     """The bin of a value."""
-    return ZERO if value < SMALLEST else int(_MAPPING.key(value))
+    return ZERO_BIN_KEY if value < SMALLEST_VALUE else int(_MAPPING.key(value))
 
 
 def _summed(bins: bytes) -> tuple[Any, Any]:
     """The keys in order, and what their counts come to; keys whose counts come to nothing are left out."""
     pairs = np.frombuffer(bins, dtype=_BIN)
     counts = np.zeros(1 << 16, dtype=np.int64)
-    np.add.at(counts, pairs["key"].astype(np.int64) - ZERO, pairs["count"].astype(np.int64))
+    np.add.at(counts, pairs["key"].astype(np.int64) - ZERO_BIN_KEY, pairs["count"].astype(np.int64))
     (places,) = counts.nonzero()
-    return places + ZERO, counts[places]
+    return places + ZERO_BIN_KEY, counts[places]
 
 
-def merged(bins: bytes) -> bytes:
+def merge_sketches(bins: bytes) -> bytes:
     """Bins of any number of sketches, one after the other, as one sketch. Bins that came to nothing are left out."""
     if not bins:
         return b""
@@ -52,7 +52,7 @@ def merged(bins: bytes) -> bytes:
     return made.tobytes()
 
 
-def quantiles(bins: bytes, wanted: tuple[float, ...]) -> tuple[float | None, ...]:
+def compute_quantiles(bins: bytes, wanted: tuple[float, ...]) -> tuple[float | None, ...]:
     """Return quantiles of concatenated sketches, interpolated as Postgres' `percentile_cont` does.
 
     The quantile `q` of `n` values lies at rank `q * (n - 1)`, between the two values on either side of it. Each of
@@ -67,7 +67,7 @@ def quantiles(bins: bytes, wanted: tuple[float, ...]) -> tuple[float | None, ...
 
     def value_at(rank: int) -> float:
         bin_key = int(keys[np.searchsorted(ends, rank, side="right")])
-        return 0.0 if bin_key == ZERO else float(_MAPPING.value(bin_key))
+        return 0.0 if bin_key == ZERO_BIN_KEY else float(_MAPPING.value(bin_key))
 
     def quantile(fraction: float) -> float:
         rank = fraction * last_rank

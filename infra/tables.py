@@ -20,8 +20,8 @@ from msgspec import inspect
 
 from domain.shared.errors import invalid
 
-FORMATS: Final = ("csv", "jsonl", "parquet")
-MEDIA: Final[dict[str, str]] = {
+TABLE_FORMATS: Final = ("csv", "jsonl", "parquet")
+MEDIA_TYPES: Final[dict[str, str]] = {
     "csv": "text/csv",
     "jsonl": "application/x-ndjson",
     "parquet": "application/vnd.apache.parquet",
@@ -31,20 +31,20 @@ MEDIA: Final[dict[str, str]] = {
 _FORMULA: Final = re.compile(r"[\s\x00]*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
 
 # A row group is compressed in one go, so these bound what an export holds; readers like them no smaller.
-GROUP_ROWS: Final = 20_000
-GROUP_BYTES: Final = 8 * 1024 * 1024
+ROW_GROUP_ROWS: Final = 20_000
+ROW_GROUP_BYTES: Final = 8 * 1024 * 1024
 
-Shape = Literal["text", "int", "float", "bool", "time", "texts", "json"]
+ColumnType = Literal["text", "int", "float", "bool", "time", "texts", "json"]
 Rows = Sequence[msgspec.Struct]
 Pages = AsyncIterator[Sequence[msgspec.Struct]]
 
 
-class Column(msgspec.Struct, frozen=True, kw_only=True):
+class TableColumn(msgspec.Struct, frozen=True, kw_only=True):
     """One column: the attribute it is read from, the name it has in the file, and how its values are written."""
 
     attribute: str
     name: str
-    shape: Shape
+    type: ColumnType
 
 
 class CsvOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,13 +54,13 @@ class CsvOptions(msgspec.Struct, frozen=True, kw_only=True):
     escape_formulas: bool = False
 
 
-def columns(kind: type[msgspec.Struct]) -> list[Column]:
+def list_columns(kind: type[msgspec.Struct]) -> list[TableColumn]:
     """The columns of a table of `kind`."""
     described: Any = inspect.type_info(kind)
-    return [Column(attribute=one.name, name=one.encode_name, shape=_shape(one.type)) for one in described.fields]
+    return [TableColumn(attribute=one.name, name=one.encode_name, type=_shape(one.type)) for one in described.fields]
 
 
-def _shape(described: inspect.Type) -> Shape:
+def _shape(described: inspect.Type) -> ColumnType:
     while isinstance(described, inspect.Metadata):
         described = described.type
     if isinstance(described, inspect.UnionType):
@@ -77,7 +77,7 @@ def _nullable(described: inspect.Type) -> bool:
     return isinstance(described, inspect.UnionType) and described.includes_none
 
 
-_SHAPES: Final[dict[type[inspect.Type], Shape]] = {
+_SHAPES: Final[dict[type[inspect.Type], ColumnType]] = {
     inspect.StrType: "text",
     inspect.IntType: "int",
     inspect.FloatType: "float",
@@ -86,7 +86,7 @@ _SHAPES: Final[dict[type[inspect.Type], Shape]] = {
 }
 
 
-def encoded(
+def encode_table(
     kind: type[msgspec.Struct], pages: Pages, format: str, options: CsvOptions | None = None
 ) -> AsyncIterator[bytes]:
     """A file of all rows of all pages, as chunks of bytes. `pages` is closed at the end, also at an early one.
@@ -101,15 +101,15 @@ def encoded(
     Errors: `invalid_field` at once for a format outside `FORMATS`, and for options of another than CSV. What
     `pages` raises passes through, and the file then has no proper end.
     """
-    if format not in FORMATS:
-        raise invalid("format", f"must be one of {', '.join(FORMATS)}.")
+    if format not in TABLE_FORMATS:
+        raise invalid("format", f"must be one of {', '.join(TABLE_FORMATS)}.")
     wanted = options or CsvOptions()
     if format == "csv":
-        return _csv(columns(kind), pages, wanted)
+        return _csv(list_columns(kind), pages, wanted)
     for name in CsvOptions.__struct_fields__:
         if getattr(wanted, name):
             raise invalid(name, f"is for CSV alone, not for {format}.")
-    return _ENCODERS[format](columns(kind), pages)
+    return _ENCODERS[format](list_columns(kind), pages)
 
 
 @asynccontextmanager
@@ -123,7 +123,7 @@ async def _closed(pages: Pages) -> AsyncIterator[Pages]:
             await close()
 
 
-async def _csv(cast: list[Column], pages: Pages, options: CsvOptions) -> AsyncIterator[bytes]:
+async def _csv(cast: list[TableColumn], pages: Pages, options: CsvOptions) -> AsyncIterator[bytes]:
     async with _closed(pages):
         yield (codecs.BOM_UTF8 if options.bom else b"") + _lines([[column.name for column in cast]])
         async for page in pages:
@@ -131,11 +131,11 @@ async def _csv(cast: list[Column], pages: Pages, options: CsvOptions) -> AsyncIt
                 yield await asyncio.to_thread(_cells, cast, page, options)
 
 
-def _cells(cast: list[Column], page: Rows, options: CsvOptions) -> bytes:
-    table = [list(map(_CELLS[column.shape], _values(column, page))) for column in cast]
+def _cells(cast: list[TableColumn], page: Rows, options: CsvOptions) -> bytes:
+    table = [list(map(_CELLS[column.type], _values(column, page))) for column in cast]
     if options.escape_formulas:
         # Numbers and times of ours begin with none of these but a minus, which is theirs.
-        texts = [column.shape in ("text", "texts", "json") for column in cast]
+        texts = [column.type in ("text", "texts", "json") for column in cast]
         table = [list(map(_escape_formula, cells)) if text else cells for text, cells in zip(texts, table, strict=True)]
     return _lines(zip(*table, strict=True))
 
@@ -151,7 +151,7 @@ def _lines(rows: Any) -> bytes:
     return written.getvalue().encode()
 
 
-def _values(column: Column, page: Rows) -> list[Any]:
+def _values(column: TableColumn, page: Rows) -> list[Any]:
     values = [getattr(row, column.attribute) for row in page]
     return [None if value is msgspec.UNSET else value for value in values]
 
@@ -172,7 +172,7 @@ def _utc(value: datetime) -> datetime:
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-_CELLS: Final[dict[Shape, Callable[[Any], Any]]] = {
+_CELLS: Final[dict[ColumnType, Callable[[Any], Any]]] = {
     "text": _as_is,
     "int": _as_is,
     "float": _as_is,
@@ -183,14 +183,14 @@ _CELLS: Final[dict[Shape, Callable[[Any], Any]]] = {
 }
 
 
-async def _jsonl(_: list[Column], pages: Pages) -> AsyncIterator[bytes]:
+async def _jsonl(_: list[TableColumn], pages: Pages) -> AsyncIterator[bytes]:
     async with _closed(pages):
         async for page in pages:
             if page:
                 yield await asyncio.to_thread(msgspec.json.Encoder().encode_lines, page)
 
 
-async def _parquet(cast: list[Column], pages: Pages) -> AsyncIterator[bytes]:
+async def _parquet(cast: list[TableColumn], pages: Pages) -> AsyncIterator[bytes]:
     async with _closed(pages):
         # Left unfinished, it is dropped with its last reference: a cancelled `add` runs on in its thread for
         # a moment, and nothing may be closed under it.
@@ -223,12 +223,12 @@ class _Sink(io.RawIOBase):
 class _Parquet:
     """A Parquet file in the making: pages go in, the bytes of finished row groups come out. All of it blocks."""
 
-    def __init__(self, cast: list[Column]) -> None:
+    def __init__(self, cast: list[TableColumn]) -> None:
         # Takes tens of megabytes and a tenth of a second, which only those who export pay.
         import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
         from pyarrow import parquet  # type: ignore[import-untyped, unused-ignore]
 
-        self._types: dict[Shape, Any] = {
+        self._types: dict[ColumnType, Any] = {
             "text": pa.string(),
             "int": pa.int64(),
             "float": pa.float64(),
@@ -239,7 +239,7 @@ class _Parquet:
         }
         self._pa = pa
         self._cast = cast
-        self._schema = pa.schema([pa.field(column.name, self._types[column.shape]) for column in cast])
+        self._schema = pa.schema([pa.field(column.name, self._types[column.type]) for column in cast])
         self._sink = _Sink()
         self._writer = parquet.ParquetWriter(self._sink, self._schema, compression="zstd")
         self._batches: list[Any] = []
@@ -249,8 +249,8 @@ class _Parquet:
         arrays = [self._array(column, page) for column in self._cast]
         self._batches.append(self._pa.RecordBatch.from_arrays(arrays, schema=self._schema))
         if (
-            sum(batch.num_rows for batch in self._batches) >= GROUP_ROWS
-            or sum(batch.nbytes for batch in self._batches) >= GROUP_BYTES
+            sum(batch.num_rows for batch in self._batches) >= ROW_GROUP_ROWS
+            or sum(batch.nbytes for batch in self._batches) >= ROW_GROUP_BYTES
         ):
             self._group()
         return self._sink.taken()
@@ -262,11 +262,11 @@ class _Parquet:
         self._writer.close()
         return self._sink.taken()
 
-    def _array(self, column: Column, page: Rows) -> Any:
+    def _array(self, column: TableColumn, page: Rows) -> Any:
         values = _values(column, page)
-        if column.shape == "json":
+        if column.type == "json":
             values = list(map(_json, values))
-        return self._pa.array(values, type=self._types[column.shape])
+        return self._pa.array(values, type=self._types[column.type])
 
     def _group(self) -> None:
         table = self._pa.Table.from_batches(self._batches, schema=self._schema)
@@ -274,7 +274,7 @@ class _Parquet:
         self._writer.write_table(table, row_group_size=max(1, table.num_rows))
 
 
-_ENCODERS: Final[dict[str, Callable[[list[Column], Pages], AsyncIterator[bytes]]]] = {
+_ENCODERS: Final[dict[str, Callable[[list[TableColumn], Pages], AsyncIterator[bytes]]]] = {
     "jsonl": _jsonl,
     "parquet": _parquet,
 }

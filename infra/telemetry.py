@@ -103,10 +103,10 @@ def share_metrics(folder: Path) -> None:
     values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]
 
 
-class Metrics:
+class ApiMetrics:
     """What the API counts. One registry per app, so that tests can have many."""
 
-    def exposition(self) -> bytes:
+    def render_exposition(self) -> bytes:
         """Return all of it in Prometheus' text format: of all processes that share a folder, else of this one."""
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             return generate_latest(self.registry)

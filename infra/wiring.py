@@ -12,7 +12,7 @@ from domain.ports import Clock
 from domain.shared.errors import DomainError
 from domain.shared.jobs import Lane
 from infra.credentials import AccessTokens, Keyring, Passwords, Vault
-from infra.disks import embedded_folder
+from infra.disks import find_embedded_folder
 from infra.notifications import ArqQueue, arq_client
 from infra.postgres.db import connect
 from infra.postgres.session import UnsafeSession
@@ -22,12 +22,12 @@ from infra.redis import Bell, Counter, client
 from infra.settings import Settings
 
 
-def utc_now() -> datetime:
+def get_utc_now() -> datetime:
     """The clock of production."""
     return datetime.now(UTC)
 
 
-class Parts(msgspec.Struct, frozen=True, kw_only=True):
+class Resources(msgspec.Struct, frozen=True, kw_only=True):
     """What every process has, ready to use."""
 
     settings: Settings
@@ -44,10 +44,10 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     keyring: Keyring
 
     @asynccontextmanager
-    async def apart(self) -> AsyncIterator[PostgresStore]:
+    async def open_dedicated_store(self) -> AsyncIterator[PostgresStore]:
         """A store with a connection of its own, for what must not wait its turn: leases run out meanwhile."""
         engine = connect(self.settings.database_url.reveal(), pool_size=1, application="paddock leases")
-        store = PostgresStore(engine, self.queue, self.clock, _disk_of_database(self.settings))
+        store = PostgresStore(engine, self.queue, self.clock, _find_database_folder(self.settings))
         try:
             yield store
         finally:
@@ -55,14 +55,14 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @asynccontextmanager
-async def wire(
+async def open_resources(
     settings: Settings,
     application: str,
-    rung: tuple[Lane, ...] = (),
-    heard: tuple[Lane, ...] = (),
-    held: tuple[Lane, ...] = (),
-    clock: Clock = utc_now,
-) -> AsyncIterator[Parts]:
+    lanes: tuple[Lane, ...] = (),
+    row_changes: tuple[Lane, ...] = (),
+    revocations: tuple[Lane, ...] = (),
+    clock: Clock = get_utc_now,
+) -> AsyncIterator[Resources]:
     """Open every connection of a process, and close them all in the end.
 
     It listens for rings of the lanes `rung`, for changes of rows of the lanes `heard`, and for rows of
@@ -73,11 +73,11 @@ async def wire(
     redis, jobs = client(redis_url), arq_client(redis_url)
     queue = ArqQueue(jobs)
     engine = connect(settings.database_url.reveal(), pool_size=settings.database_pool, application=application)
-    store = PostgresStore(engine, queue, clock, _disk_of_database(settings))
+    store = PostgresStore(engine, queue, clock, _find_database_folder(settings))
     try:
-        await _refuse_unsafe(store)
-        async with S3Blobs(settings) as blobs, Bell(redis_url, rung, heard, held) as bell:
-            yield Parts(
+        await _refuse_unsafe_session(store)
+        async with S3Blobs(settings) as blobs, Bell(redis_url, lanes, row_changes, revocations) as bell:
+            yield Resources(
                 settings=settings,
                 clock=clock,
                 queue=queue,
@@ -102,11 +102,11 @@ async def wire(
         await jobs.aclose()
 
 
-def _disk_of_database(settings: Settings) -> Path | None:
-    return embedded_folder(Path(settings.data_dir), "postgres", settings.database_url.reveal())
+def _find_database_folder(settings: Settings) -> Path | None:
+    return find_embedded_folder(Path(settings.data_dir), "postgres", settings.database_url.reveal())
 
 
-async def _refuse_unsafe(store: PostgresStore) -> None:
+async def _refuse_unsafe_session(store: PostgresStore) -> None:
     try:
         await store.check()
     except DomainError as error:

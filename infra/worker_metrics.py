@@ -13,7 +13,7 @@ class WorkerMetrics:
         self._gauges: dict[str, Gauge] = {}
         # CPU, memory and file descriptors of the process.
         ProcessCollector(registry=self.registry)
-        self.rows = Counter(
+        self.finished_rows = Counter(
             "paddock_worker_rows_total",
             "Claimed executions and versions that this process is done with, by how.",
             ["lane", "outcome"],
@@ -24,13 +24,13 @@ class WorkerMetrics:
             "Times that leases could not be extended.",
             registry=self.registry,
         )
-        self.turns = Counter(
+        self.loop_polls = Counter(
             "paddock_worker_turns_total",
             "Turns of the loops of this process, by whether they found work.",
             ["loop", "outcome"],
             registry=self.registry,
         )
-        self.removed = Counter(
+        self.removals = Counter(
             "paddock_worker_removed_total",
             "Rows and objects that this process removed because their time was over.",
             ["kind"],

@@ -19,7 +19,7 @@ from infra.embedded.children import EmbeddedServiceError
 from infra.embedded.dumps import dump_database, load_database
 from infra.postgres.objects import pointed_to
 from infra.r2 import S3Blobs
-from infra.settings import BadSettings, Settings, read
+from infra.settings import Settings, SettingsError, read_settings
 from infra.version import VERSION
 from scripts.running import find_running
 from scripts.up import RESTORING, Secrets, embedded, load_secrets, locked, refuse_half_restored
@@ -78,7 +78,7 @@ async def back_up(folder: Path, data: Path) -> int:
         about = About(format=_FORMAT, version=VERSION, began_at=began, objects=len(kept), bytes=size)
         (fresh / "backup.json").write_bytes(msgspec.json.format(msgspec.json.encode(about)))
         fresh.rename(folder)
-    except (BadBackup, EmbeddedServiceError, BadSettings, DomainError, OSError) as error:
+    except (BadBackup, EmbeddedServiceError, SettingsError, DomainError, OSError) as error:
         shutil.rmtree(fresh, ignore_errors=True)
         print(f"paddock: {getattr(error, 'detail', error)}", file=sys.stderr)
         return 1
@@ -108,7 +108,7 @@ async def restore(folder: Path, data: Path) -> int:
                 there = kept.keys() - broken
                 missing = [key async for key in pointed_to(owner_url) if key not in there]
         (data / RESTORING).unlink()
-    except (BadBackup, EmbeddedServiceError, BadSettings, DomainError, OSError, msgspec.MsgspecError) as error:
+    except (BadBackup, EmbeddedServiceError, SettingsError, DomainError, OSError, msgspec.MsgspecError) as error:
         print(f"paddock: {getattr(error, 'detail', error)}", file=sys.stderr)
         return 1
     began_at = f"{about.began_at:%Y-%m-%d %H:%M:%S} UTC"
@@ -152,7 +152,7 @@ def _running(data: Path, known: Secrets) -> tuple[Settings, str]:
         raise BadBackup(f"what works on {data} is not ready yet, or about to stop; try again.")
     if not running.embedded:
         raise BadBackup(f"what runs on {data} has a database or a storage of your own: see docs/operations.md.")
-    settings = read({**os.environ, **running.environment, "PADDOCK_SECRET_KEY": known.secret_key})
+    settings = read_settings({**os.environ, **running.environment, "PADDOCK_SECRET_KEY": known.secret_key})
     return settings, settings.database_owner_url.reveal()
 
 
@@ -163,7 +163,7 @@ async def _started(data: Path, known: Secrets) -> AsyncIterator[tuple[Settings, 
             raise BadBackup("only the embedded database and storage are backed up: see docs/operations.md.")
         await asyncio.gather(postgres.start(), seaweed.start())
         given = {"PADDOCK_SECRET_KEY": known.secret_key, "PADDOCK_DATA_DIR": str(data)}
-        yield read({**os.environ, **env, **given}), postgres.owner_url
+        yield read_settings({**os.environ, **env, **given}), postgres.owner_url
 
 
 async def _copied(blobs: S3Blobs, folder: Path, known: dict[str, Kept]) -> dict[str, Kept]:

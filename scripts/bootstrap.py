@@ -8,7 +8,7 @@ from domain.accounts.keys import NewKey
 from domain.shared.access import OPERATORS, SCOPES, Caller
 from infra.credentials import KEY_PREFIX, new_token, token_hash
 from infra.settings import Settings
-from infra.wiring import wire
+from infra.wiring import open_resources
 
 TENANT = OPERATORS
 EMAIL = "admin@localhost"
@@ -16,7 +16,7 @@ EMAIL = "admin@localhost"
 
 async def admin_key(settings: Settings, known: str | None) -> str:
     """A working admin key: the one `known`, or a new one. The admin is created if there is none."""
-    async with wire(settings, "paddock bootstrap") as parts:
+    async with open_resources(settings, "paddock bootstrap") as parts:
         if known is not None:
             async with parts.store.begin_unbound() as tx:
                 found = (await tx.keys.find([token_hash(known)])).get(token_hash(known))

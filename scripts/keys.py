@@ -8,7 +8,7 @@ import msgspec
 from domain.ports import Store
 from infra.credentials import Keyring
 from infra.settings import Settings
-from infra.wiring import wire
+from infra.wiring import open_resources
 
 BATCH: Final = 200
 PASSES: Final = 20
@@ -27,7 +27,7 @@ async def rotate(settings: Settings) -> int:
 
     Returns 1 if a key cannot be opened, else 0. Doing it twice does no harm.
     """
-    async with wire(settings, "paddock keys") as parts:
+    async with open_resources(settings, "paddock keys") as parts:
         done = await reseal(parts.store, parts.keyring)
     print(f"{done.resealed} sealed anew, {done.kept} were sealed with the first key already")
     if done.unreadable:

@@ -8,7 +8,7 @@ from pathlib import Path
 import api.app
 import workers.main
 from infra.postgres.session import UnsafeSession
-from infra.settings import BadSettings, Settings, read
+from infra.settings import Settings, SettingsError, read_settings
 from infra.version import VERSION
 from scripts import bootstrap, release
 from scripts.running import settings_of
@@ -17,8 +17,8 @@ from scripts.running import settings_of
 def settings(data: Path | None = None) -> Settings:
     """The settings of this process, or of the `paddock up` on `data`; without them it ends with the reason."""
     try:
-        return read() if data is None else settings_of(data)
-    except BadSettings as error:
+        return read_settings() if data is None else settings_of(data)
+    except SettingsError as error:
         sys.exit(f"paddock: {error}")
 
 

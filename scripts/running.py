@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from infra.settings import Settings, read
+from infra.settings import Settings, read_settings
 
 # What of the environment a running installation writes down for other commands. The file is its owner's alone.
 _KEPT = ("PADDOCK_", "R2_")
@@ -59,7 +59,7 @@ def settings_of(data: Path) -> Settings:
     Errors: `BadSettings`.
     """
     running = None if "PADDOCK_DATABASE_URL" in os.environ else find_running(data)
-    return read(os.environ if running is None else {**os.environ, **running.environment})
+    return read_settings(os.environ if running is None else {**os.environ, **running.environment})
 
 
 def command_name() -> str:

@@ -21,8 +21,8 @@ from infra.embedded.model import ModelBroker
 from infra.embedded.postgres import EmbeddedPostgres
 from infra.embedded.seaweedfs import ACCESS_KEY, EmbeddedSeaweed
 from infra.embedded.valkey import EmbeddedValkey
-from infra.outage_log import EVERY
-from infra.settings import BadSettings, Settings, read
+from infra.outage_log import OUTAGE_LOG_SECONDS
+from infra.settings import Settings, SettingsError, read_settings
 from infra.telemetry import clear_shared_metrics
 from scripts.logs import readable
 from scripts.processes import Process, preload
@@ -144,7 +144,7 @@ class System:
                     self.environment = self._environment(
                         env | {"PADDOCK_LOCAL_MODEL_DOOR": self.model_broker.address}, known
                     )
-                    self.settings = read(self.environment)
+                    self.settings = read_settings(self.environment)
                     async with self.model_broker.accept_workers(self.settings.local_model_idle, self.say):
                         try:
                             await self._start(known)
@@ -241,7 +241,7 @@ class System:
         return {**defaults, **os.environ, **env, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
     async def _mend(self, part: EmbeddedPostgres | EmbeddedValkey | EmbeddedSeaweed) -> None:
-        pause, told = LOOK, -EVERY
+        pause, told = LOOK, -OUTAGE_LOG_SECONDS
         while True:
             await asyncio.sleep(pause)
             if part.child is None or part.child.is_alive():
@@ -254,7 +254,7 @@ class System:
             except Exception as error:  # whatever it is, this is what brings the part back
                 # What it printed last says why, for example that there is no room on its disk.
                 failed = f" It does not start: {_last_line(error)}"
-            if not failed or time.monotonic() - told >= EVERY:
+            if not failed or time.monotonic() - told >= OUTAGE_LOG_SECONDS:
                 told = time.monotonic()
                 self.say(f"{ended.name} ended with status {ended.process.returncode}; it is started again.{failed}")
 
@@ -346,7 +346,7 @@ async def up(data: Path, port: int, workers: int, once: bool, demo: Demo | None 
                 print("\nServing until Ctrl-C.", flush=True)
                 await told.wait()
             return 0 if worked else 1
-    except (EmbeddedServiceError, BadSettings) as error:
+    except (EmbeddedServiceError, SettingsError) as error:
         print(f"paddock: {error}", file=sys.stderr)
         return 1
     except asyncio.CancelledError:

@@ -11,7 +11,7 @@ import pytest
 
 from domain.shared.jobs import LANES
 from infra.embedded.children import find_free_ports
-from infra.wiring import Parts, wire
+from infra.wiring import Resources, open_resources
 from scripts.up import System
 from tests.support.clients import Tenant, found_tenant, tenant
 from tests.support.fake_provider import Wire
@@ -52,9 +52,9 @@ async def system() -> AsyncIterator[System]:
 
 
 @pytest.fixture(scope="session")
-async def parts(system: System) -> AsyncIterator[Parts]:
+async def parts(system: System) -> AsyncIterator[Resources]:
     """Every part of the running system, wired into this process as a worker would be."""
-    async with wire(system.settings, "tests", rung=LANES, heard=LANES, held=LANES) as wired:
+    async with open_resources(system.settings, "tests", lanes=LANES, row_changes=LANES, revocations=LANES) as wired:
         yield wired
 
 
@@ -66,21 +66,21 @@ async def provider() -> AsyncIterator[Wire]:
 
 
 @pytest.fixture(scope="session")
-async def credentials(parts: Parts) -> tuple[str, str]:
+async def credentials(parts: Resources) -> tuple[str, str]:
     """One password and its hash, for all tenants that tests add: hashing costs a quarter of a second of processor."""
     password = secrets.token_urlsafe(12)
     return password, await parts.passwords.hash(password)
 
 
 @pytest.fixture
-async def acme(system: System, parts: Parts, credentials: tuple[str, str]) -> AsyncIterator[Tenant]:
+async def acme(system: System, parts: Resources, credentials: tuple[str, str]) -> AsyncIterator[Tenant]:
     """Yield a tenant of its own for each test, with its admin logged in."""
     async with found_tenant(parts, system.url, credentials) as tenant:
         yield tenant
 
 
 @pytest.fixture
-async def rival(system: System, parts: Parts, credentials: tuple[str, str]) -> AsyncIterator[Tenant]:
+async def rival(system: System, parts: Resources, credentials: tuple[str, str]) -> AsyncIterator[Tenant]:
     """Yield another tenant, that must see nothing of the first."""
     async with found_tenant(parts, system.url, credentials) as tenant:
         yield tenant

@@ -5,12 +5,12 @@ from typing import Any, Final
 
 import structlog
 
-from domain.events import Event, Written
+from domain.events import AttemptEvents, ExecutionEvent
 from domain.executions import Execution
 from domain.ports import Clock, Store
 from domain.shared.errors import DomainError
 from domain.shared.leases import LostLease
-from infra.outage_log import tell_outage
+from infra.outage_log import log_outage
 
 # Seconds in which words gather. Whoever reads along sees them so much later at most, and two network trips. The more
 # there is to write the longer: a pause is as long as the last writing, so that the database keeps up.
@@ -31,7 +31,7 @@ class _PendingEvents:
     """What one attempt at a run has still to tell."""
 
     def __init__(self) -> None:
-        self.events: list[Event] = []
+        self.events: list[ExecutionEvent] = []
         self.character_count = 0
         self.flush_waiters: list[asyncio.Future[None]] = []
 
@@ -61,7 +61,7 @@ class EventWriter:
                 last.data["pieces"].append(data["content"])
                 return
             data["pieces"] = [data.pop("content")]
-        pending.events.append(Event(type=kind, data=data, at=self._clock()))
+        pending.events.append(ExecutionEvent(type=kind, data=data, at=self._clock()))
         self._wake.set()
 
     async def wait_for_space(self, execution: Execution) -> None:
@@ -116,7 +116,7 @@ class EventWriter:
                 await self._append_batch(batch)
                 return
             except DomainError as error:
-                tell_outage(_log, "events wait", error)
+                log_outage(_log, "events wait", error)
                 await asyncio.sleep(AWAY)
             except Exception as error:
                 if len(batch) > 1:
@@ -143,14 +143,16 @@ class EventWriter:
 
     async def _append_batch(self, batch: dict[AttemptKey, _PendingEvents]) -> None:
         written = [
-            Written(execution_id=key[0], attempt=key[1], events=[_merge_pieces(event) for event in pending.events])
+            AttemptEvents(
+                execution_id=key[0], attempt=key[1], events=[_merge_pieces(event) for event in pending.events]
+            )
             for key, pending in batch.items()
             if pending.events
         ]
         held = set[AttemptKey]()
         if written:
             async with self._store.begin_single() as tx:
-                held = await tx.events.append_all(written)
+                held = await tx.events.append_batches(written)
                 for key in held:
                     tx.changed(key[0], "running")
         for key, pending in batch.items():
@@ -171,8 +173,8 @@ class EventWriter:
                 done.set_result(None)
 
 
-def _merge_pieces(event: Event) -> Event:
+def _merge_pieces(event: ExecutionEvent) -> ExecutionEvent:
     if event.type not in _MERGED_TYPES:
         return event
     data = {"content": "".join(event.data["pieces"]).replace("\0", "\ufffd"), "step": event.data["step"]}
-    return Event(type=event.type, data=data, at=event.at)
+    return ExecutionEvent(type=event.type, data=data, at=event.at)

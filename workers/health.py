@@ -17,7 +17,7 @@ from infra.gauges import read_gauges
 from infra.notifications import ping
 from infra.redis import GONE
 from infra.version import VERSION
-from infra.wiring import Parts
+from infra.wiring import Resources
 from workers.lifecycle import Drain
 
 # Seconds that a part has to answer.
@@ -27,7 +27,7 @@ CHECK_TIMEOUT_SECONDS: Final = 3.0
 class WorkerHealth:
     """What a worker process says of itself. `problem` tells why it cannot isolate code, if it cannot."""
 
-    def __init__(self, name: str, lane: str, parts: Parts, drain: Drain, problem: Callable[[], str | None]) -> None:
+    def __init__(self, name: str, lane: str, parts: Resources, drain: Drain, problem: Callable[[], str | None]) -> None:
         self._name, self._lane, self._parts, self._drain, self._problem = name, lane, parts, drain, problem
 
     @asynccontextmanager

@@ -5,8 +5,8 @@ from typing import Any, Final
 import structlog
 
 from domain import executions
-from domain.events import Event
-from domain.executions import Ended, Execution, LaneShare, RunLane
+from domain.events import ExecutionEvent
+from domain.executions import AttemptOutcome, Execution, LaneShare, RunLane
 from domain.ports import Outcome, Store
 from domain.shared.leases import LostLease
 from infra.group_commit import Batches
@@ -35,7 +35,7 @@ class LaneRunner:
     async def claim_executions(self, slots: int) -> list[Execution]:
         """Claim up to `slots` executions, of whichever tenants are next."""
         async with self._store.begin_single() as tx:
-            return await executions.claim(
+            return await executions.claim_executions(
                 tx, self._name, self._leases.lease_duration, slots, self.list_ready_versions(), self._share, self._lane
             )
 
@@ -58,20 +58,20 @@ class LaneRunner:
     async def hand_over_execution(self, execution: Execution) -> None:
         """Return a claimed execution to the queue for another worker. The attempt does not count."""
         async with self._store.begin_for(execution.tenant_id) as tx:
-            await executions.hand_over(tx, execution)
+            await executions.hand_over_execution(tx, execution)
 
     async def release_execution(self, execution: Execution) -> None:
         """Return a claimed execution to the queue after its sandbox was lost. The attempt counts."""
         async with self._store.begin_for(execution.tenant_id) as tx:
-            await executions.give_back(tx, execution)
+            await executions.release_execution(tx, execution)
 
-    async def settle_execution(self, execution: Execution, outcome: Outcome, rest: list[Event]) -> None:
+    async def settle_execution(self, execution: Execution, outcome: Outcome, rest: list[ExecutionEvent]) -> None:
         """Settle. Errors: `LostLease`."""
-        if not await self._settlements.add(Ended(execution=execution, outcome=outcome, written=rest)):
+        if not await self._settlements.add(AttemptOutcome(execution=execution, outcome=outcome, events=rest)):
             raise LostLease(execution.id)
 
-    async def _settle_batch(self, ended: list[Ended]) -> list[bool]:
+    async def _settle_batch(self, ended: list[AttemptOutcome]) -> list[bool]:
         async with self._store.begin_single() as tx:
-            settled = await executions.finish(tx, ended)
-        self.may_have_pending = settled.waiting
-        return [(one.execution.id, one.execution.attempt) in settled.held for one in ended]
+            settled = await executions.settle_executions(tx, ended)
+        self.may_have_pending = settled.has_waiting
+        return [(one.execution.id, one.execution.attempt) in settled.settled_attempts for one in ended]

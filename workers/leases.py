@@ -12,7 +12,7 @@ from domain.ports import Clock, SandboxLost, Store
 from domain.shared.errors import DomainError
 from domain.shared.jobs import Lane
 from domain.shared.leases import HandOver, LostLease
-from infra.outage_log import tell_outage
+from infra.outage_log import log_outage
 from infra.polling import retry_through_outage
 from infra.redis import TAKEN_STATUSES, Bell
 from workers.lifecycle import Drain
@@ -111,7 +111,7 @@ class LeaseKeeper:
         return False
 
     def _count_outcome(self, outcome: str) -> None:
-        self._drain.metrics.rows.labels(self._lane, outcome).inc()
+        self._drain.metrics.finished_rows.labels(self._lane, outcome).inc()
 
     async def extend_leases(self) -> None:
         """Run for as long as the process does."""
@@ -138,7 +138,7 @@ class LeaseKeeper:
         except Exception as error:
             # Work goes on: if the row was taken back meanwhile, the fencing token keeps us from settling it.
             self._drain.metrics.lease_failures.inc()
-            tell_outage(_log, "cannot extend leases", error)
+            log_outage(_log, "cannot extend leases", error)
             return
         for one in mine:
             row_id, attempt = one
@@ -164,4 +164,4 @@ async def _hand_over_on_stop(log: Any, hand_over: Callable[[], Awaitable[None]])
         await hand_over()
         log.info("handed over")
     except DomainError as error:
-        tell_outage(log, "could not hand a row over; its lease will run out", error)
+        log_outage(log, "could not hand a row over; its lease will run out", error)

@@ -96,7 +96,7 @@ class Drain:
     def note_round(self, loop: str, found: bool | None) -> None:
         """Note that a loop has turned, and whether it found work. None: it could not look."""
         self._turned[loop] = self._now()
-        self.metrics.turns.labels(loop, {True: "worked", False: "idle", None: "failed"}[found]).inc()
+        self.metrics.loop_polls.labels(loop, {True: "worked", False: "idle", None: "failed"}[found]).inc()
         if found is not False:
             self.note_work()
 

@@ -13,8 +13,8 @@ import structlog
 import uvloop
 from msgspec.structs import replace
 
-from domain.costs import Call
-from domain.executions import LaneShare, spare_slots
+from domain.costs import BilledCall
+from domain.executions import LaneShare, count_reserved_slots
 from domain.ports import Sandbox, Store
 from domain.queues import WorkerInfo
 from domain.shared.errors import DomainError
@@ -23,20 +23,20 @@ from infra import notifications
 from infra.build_cache.bundles import BundleCache
 from infra.build_cache.environments import EnvironmentCache
 from infra.build_cache.folders import FolderCache
-from infra.disks import full_disk, is_full
+from infra.disks import build_full_disk_error, is_full
 from infra.embeddings import WordLlamaSimilarity
 from infra.http import Outbound
 from infra.llm import GenaiPrices, PydanticLlm
 from infra.llm.local import LocalModel
 from infra.notifications import BellWorker, arq_client
-from infra.otlp import Collector
-from infra.outage_log import tell_outage
+from infra.otlp import TraceCollector
+from infra.outage_log import log_outage
 from infra.sandbox.backend import SlotCounts
 from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.warm import open_run_sandbox
-from infra.settings import Settings, pairs, worker_id
+from infra.settings import Settings, build_worker_id, parse_headers
 from infra.telemetry import open_telemetry
-from infra.wiring import Parts, wire
+from infra.wiring import Resources, open_resources
 from infra.worker_metrics import WorkerMetrics
 from workers.agent.runner import AgentRunner, ModelCallFactory
 from workers.agent.tools import ToolDependencies
@@ -118,7 +118,7 @@ async def serve_llms(settings: Settings, drain: Drain) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _phone(parts: Parts, sandbox: Sandbox, drain: Drain) -> AsyncIterator[ModelCallFactory]:
+async def _phone(parts: Resources, sandbox: Sandbox, drain: Drain) -> AsyncIterator[ModelCallFactory]:
     settings = parts.settings
     outbound = Outbound(settings.private_hosts)
     door, url = settings.local_model_door or None, settings.local_model_url or None
@@ -140,7 +140,7 @@ async def _phone(parts: Parts, sandbox: Sandbox, drain: Drain) -> AsyncIterator[
         await llm.close()
 
 
-def _count_call(metrics: WorkerMetrics, call: Call) -> None:
+def _count_call(metrics: WorkerMetrics, call: BilledCall) -> None:
     metrics.model_calls.labels(call.provider, call.status).inc()
     metrics.model_seconds.labels(call.provider).observe(call.duration_ms / 1000)
     metrics.model_tokens.labels(call.provider, "prompt").inc(call.usage.prompt_tokens)
@@ -183,10 +183,17 @@ class LaneResources:
     """What a process of either lane has, and what it does besides its work."""
 
     def __init__(
-        self, settings: Settings, drain: Drain, parts: Parts, leases: Store, lane: Lane, slots: int, sandbox: Sandbox
+        self,
+        settings: Settings,
+        drain: Drain,
+        parts: Resources,
+        leases: Store,
+        lane: Lane,
+        slots: int,
+        sandbox: Sandbox,
     ) -> None:
-        self.name, self.parts, self._drain = worker_id(lane), parts, drain
-        self.cache = FolderCache(settings.cache, settings.cache_max_bytes)
+        self.name, self.parts, self._drain = build_worker_id(lane), parts, drain
+        self.cache = FolderCache(settings.cache_dir, settings.cache_max_bytes)
         self.environments = EnvironmentCache(self.cache, parts.blobs, sandbox)
         self.bundles = BundleCache(self.cache, parts.blobs, sandbox, self.environments)
         self.holder = LeaseKeeper(
@@ -232,7 +239,10 @@ class LaneResources:
 async def _hands(
     settings: Settings, drain: Drain, lane: Lane, slots: int, sandbox: Sandbox
 ) -> AsyncIterator[LaneResources]:
-    async with wire(settings, f"paddock {lane}", rung=(lane,), held=(lane,)) as parts, parts.apart() as leases:
+    async with (
+        open_resources(settings, f"paddock {lane}", lanes=(lane,), revocations=(lane,)) as parts,
+        parts.open_dedicated_store() as leases,
+    ):
         hands = LaneResources(settings, drain, parts, leases, lane, slots, sandbox)
         try:
             async with hands.health.serve():
@@ -243,8 +253,8 @@ async def _hands(
 
 async def serve_records(settings: Settings, drain: Drain) -> None:
     """Fold, store, judge, capture and export records until draining begins; rounds under way end first."""
-    name = worker_id("record")
-    async with wire(settings, "paddock record", rung=("record",)) as parts, _export(parts) as export:
+    name = build_worker_id("record")
+    async with open_resources(settings, "paddock record", lanes=("record",)) as parts, _export(parts) as export:
         work: dict[str, tuple[Work, float]] = {
             "fold": (StatsFolder(parts.store), 0.5),
             "store": (BodyUploader(parts.store, parts.blobs), 0.05),
@@ -274,13 +284,13 @@ async def _all(loops: Sequence[Coroutine[Any, Any, None]]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _export(parts: Parts) -> AsyncIterator[dict[str, tuple[Work, float]]]:
+async def _export(parts: Resources) -> AsyncIterator[dict[str, tuple[Work, float]]]:
     """The export of traces, where a collector of them is configured."""
     settings = parts.settings
     if not settings.otlp_endpoint:
         yield {}
         return
-    collector = Collector(settings.otlp_endpoint, pairs(settings.otlp_headers, "otlp_headers"))
+    collector = TraceCollector(settings.otlp_endpoint, parse_headers(settings.otlp_headers, "otlp_headers"))
     try:
         yield {"export": (TraceExporter(parts.store, collector), 0.05)}
     finally:
@@ -288,7 +298,7 @@ async def _export(parts: Parts) -> AsyncIterator[dict[str, tuple[Work, float]]]:
 
 
 async def _serve_alone(
-    parts: Parts,
+    parts: Resources,
     info: WorkerInfo,
     drain: Drain,
     work: Coroutine[Any, Any, None],
@@ -321,7 +331,7 @@ def _show_sandboxes(drain: Drain, counts: Callable[[], SlotCounts]) -> None:
         show(state)
 
 
-async def _beat_always(parts: Parts, info: WorkerInfo, busy: Callable[[], int] = lambda: 0) -> None:
+async def _beat_always(parts: Resources, info: WorkerInfo, busy: Callable[[], int] = lambda: 0) -> None:
     while True:
         await _sign(parts, replace(info, busy=busy()))
         await asyncio.sleep(HEARTBEAT_SECONDS)
@@ -329,8 +339,8 @@ async def _beat_always(parts: Parts, info: WorkerInfo, busy: Callable[[], int] =
 
 async def serve_plans(settings: Settings, drain: Drain) -> None:
     """Advance plans until draining begins; those that are being advanced are finished, which takes no time."""
-    name = worker_id("plan")
-    async with wire(settings, "paddock plan", rung=("plan",)) as parts:
+    name = build_worker_id("plan")
+    async with open_resources(settings, "paddock plan", lanes=("plan",)) as parts:
         planner = PlanAdvancer(parts.store, PLAN_SLOTS, parts.bell.rung("plan"), drain)
         info = _info(parts, name, "plan", PLAN_SLOTS)
         try:
@@ -341,8 +351,8 @@ async def serve_plans(settings: Settings, drain: Drain) -> None:
 
 async def serve_upkeep(settings: Settings, drain: Drain) -> None:
     """Look after everything until draining begins."""
-    name = worker_id("upkeep")
-    async with wire(settings, "paddock upkeep") as parts:
+    name = build_worker_id("upkeep")
+    async with open_resources(settings, "paddock upkeep") as parts:
         info = _info(parts, name, "upkeep", 0)
         loops = [
             Upkeep(settings, parts.store, parts.queue, parts.blobs, parts.clock, drain).run(),
@@ -356,7 +366,7 @@ async def serve_upkeep(settings: Settings, drain: Drain) -> None:
             await _gone(parts, name)
 
 
-def _info(parts: Parts, name: str, lane: str, slots: int) -> WorkerInfo:
+def _info(parts: Resources, name: str, lane: str, slots: int) -> WorkerInfo:
     now = parts.clock()
     return WorkerInfo(
         id=name,
@@ -374,23 +384,23 @@ def _info(parts: Parts, name: str, lane: str, slots: int) -> WorkerInfo:
     )
 
 
-async def _sign(parts: Parts, info: WorkerInfo) -> None:
+async def _sign(parts: Resources, info: WorkerInfo) -> None:
     """A sign of life."""
     full = info.lane in ("build", "run", "llm") and is_full(Path(parts.settings.data_dir))
-    problem = info.problem or (full_disk(f"the worker {info.id}").detail if full else None)
+    problem = info.problem or (build_full_disk_error(f"the worker {info.id}").detail if full else None)
     try:
         async with parts.store.begin_unbound() as tx:
             await tx.queues.beat(replace(info, seen_at=tx.now, problem=problem))
     except Exception as error:
-        tell_outage(_log, "cannot give a sign of life", error)
+        log_outage(_log, "cannot give a sign of life", error)
 
 
 def _share(settings: Settings, slots: int) -> LaneShare:
     """What of its slots a worker leaves to others."""
-    return LaneShare(most=settings.tenant_max_concurrency or None, spare=spare_slots(slots))
+    return LaneShare(max_running=settings.tenant_max_concurrency or None, reserved_slots=count_reserved_slots(slots))
 
 
-async def _gone(parts: Parts, name: str) -> None:
+async def _gone(parts: Resources, name: str) -> None:
     with contextlib.suppress(DomainError, asyncio.TimeoutError):
         async with asyncio.timeout(2), parts.store.begin_unbound() as tx:
             await tx.queues.gone(name)

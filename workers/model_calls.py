@@ -15,8 +15,8 @@ import structlog
 from msgspec import UNSET, UnsetType
 
 from domain import costs, llms
-from domain.costs import Call, Settled, Spender
-from domain.events import Event
+from domain.costs import BilledCall, CostAttribution, CostSettlement
+from domain.events import ExecutionEvent
 from domain.executions import Execution
 from domain.llms.messages import (
     Ask,
@@ -65,7 +65,7 @@ class ModelCalls:
     """The model calls of one run."""
 
     def __init__(
-        self, store: Store, llm: Llm, prices: Prices, keyring: Keyring, execution: Execution, spender: Spender
+        self, store: Store, llm: Llm, prices: Prices, keyring: Keyring, execution: Execution, spender: CostAttribution
     ) -> None:
         self._store, self._llm, self._prices, self._keyring = store, llm, prices, keyring
         self._execution, self.attribution = execution, spender
@@ -73,7 +73,7 @@ class ModelCalls:
         self.max_rpm: int | None | UnsetType = UNSET
         # Told of the seconds that a call is about to wait for its turn.
         self.on_wait: Callable[[float], None] = lambda seconds: None
-        self.on_call: Callable[[Call], None] = lambda call: None
+        self.on_call: Callable[[BilledCall], None] = lambda call: None
 
     async def resolve_target(self, name: str, provider: str | None = None) -> Target:
         """The model of that name, with its key. Errors: `ModelError` if the registry has none."""
@@ -231,15 +231,15 @@ class ModelCalls:
         least = prompt + answer * min(1.0, MIN_ANSWER_TOKENS / most)
         seconds = self._execution.timeout + 60.0
 
-        async def held() -> costs.Hold:
+        async def held() -> costs.BudgetReservation:
             async with self._store.begin_for(self._execution.tenant_id) as tx:
-                return await costs.hold(tx, self.attribution, wanted, least, seconds)
+                return await costs.reserve_budget(tx, self.attribution, wanted, least, seconds)
 
         hold = await retry_through_outage(held, max_seconds=30)
-        if hold.id is None and hold.granted >= wanted:
+        if hold.id is None and hold.amount_usd >= wanted:
             return None, options
-        if hold.granted < wanted:
-            most = max(1, int((hold.granted - prompt) / (answer / most)))
+        if hold.amount_usd < wanted:
+            most = max(1, int((hold.amount_usd - prompt) / (answer / most)))
         return hold.id, msgspec.structs.replace(options, max_tokens=most)
 
     async def _settle_call(
@@ -248,13 +248,13 @@ class ModelCalls:
         target: Target,
         meter: UsageMeter,
         reply: Reply | None,
-        status: costs.CallStatus,
+        status: costs.ModelCallStatus,
         error_type: ErrorKind | None,
         also: OnAnswered | None = None,
     ) -> None:
         usage, is_estimated = meter.measure_usage(error_type)
         now = time.monotonic()
-        call = Call(
+        call = BilledCall(
             provider=target.provider,
             model=target.model,
             model_name=target.name,
@@ -272,8 +272,8 @@ class ModelCalls:
 
         async def write() -> None:
             async with self._store.begin_for(self._execution.tenant_id) as tx:
-                settled = await costs.settle(tx, hold_id, self.attribution, call, cost_id)
-                if settled.repeated:
+                settled = await costs.settle_call(tx, hold_id, self.attribution, call, cost_id)
+                if settled.is_repeat:
                     # The answer to an earlier commit of the same was lost on its way.
                     return
                 held = await self._record_call(tx, call, settled)
@@ -285,10 +285,10 @@ class ModelCalls:
 
         await retry_through_outage(write)
 
-    async def _record_call(self, tx: Tx, call: Call, settled: Settled) -> bool:
+    async def _record_call(self, tx: Tx, call: BilledCall, settled: CostSettlement) -> bool:
         """Note the call and its cost in the log. False if the run is not held any more."""
         usage = call.usage
-        events: list[Event] = [
+        events: list[ExecutionEvent] = [
             _new_event(
                 tx,
                 "model_call",
@@ -317,7 +317,7 @@ class ModelCalls:
             _new_event(tx, "warning", about="budget", message=one.message, budget_id=one.budget_id, scope=one.scope)
             for one in settled.warnings
         ]
-        held = await tx.events.append_held(self._execution.id, self._execution.attempt, events)
+        held = await tx.events.append_if_leased(self._execution.id, self._execution.attempt, events)
         if held:
             tx.changed(self._execution.id, "running")
         return held
@@ -338,8 +338,8 @@ async def _finish_despite_cancel(settling: Coroutine[Any, Any, None]) -> None:
         raise
 
 
-def _new_event(tx: Tx, kind: Any, **data: Any) -> Event:
-    return Event(type=kind, data=data, at=tx.now)
+def _new_event(tx: Tx, kind: Any, **data: Any) -> ExecutionEvent:
+    return ExecutionEvent(type=kind, data=data, at=tx.now)
 
 
 def _choose_retry_pause(number: int, retry_after: float | None) -> float | None:

@@ -8,7 +8,7 @@ from typing import Final
 import structlog
 
 from domain.shared.errors import DomainError
-from infra.outage_log import tell_outage
+from infra.outage_log import log_outage
 from workers.lifecycle import Drain
 
 # How often to look without being rung, in seconds.
@@ -33,7 +33,7 @@ async def rounds(name: str, work: Work, rung: asyncio.Event, pause: float, drain
         try:
             found = more = await work()
         except DomainError as error:
-            tell_outage(_log, "waits", error, work=name)
+            log_outage(_log, "waits", error, work=name)
             more, wait = True, AWAY
         except Exception:
             _log.exception("failed unexpectedly", work=name)

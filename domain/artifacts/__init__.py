@@ -3,21 +3,21 @@
 `recorded` takes an uploaded body and gives what is kept of it; `read` and `tree` take a kept body apart again.
 """
 
-from domain.artifacts.calls import CallNode, checked, failed, tree
-from domain.artifacts.record import Metadata, Recorded, recorded
-from domain.artifacts.schema import Artifact, ArtifactError, Level, ToolCall, read
+from domain.artifacts.calls import ToolCallNode, build_call_tree, complete_tool_calls, has_failed
+from domain.artifacts.record import ArtifactMetadata, ArtifactRecord, build_record
+from domain.artifacts.schema import Artifact, ArtifactError, ArtifactToolCall, ReplayLevel, parse_artifact
 
 __all__ = [
     "Artifact",
     "ArtifactError",
-    "CallNode",
-    "Level",
-    "Metadata",
-    "Recorded",
-    "ToolCall",
-    "checked",
-    "failed",
-    "read",
-    "recorded",
-    "tree",
+    "ArtifactMetadata",
+    "ArtifactRecord",
+    "ArtifactToolCall",
+    "ReplayLevel",
+    "ToolCallNode",
+    "build_call_tree",
+    "build_record",
+    "complete_tool_calls",
+    "has_failed",
+    "parse_artifact",
 ]

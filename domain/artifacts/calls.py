@@ -7,23 +7,23 @@ from typing import Final
 
 import msgspec
 
-from domain.artifacts.schema import CallStatus, ToolCall
+from domain.artifacts.schema import ArtifactToolCall, ToolCallStatus
 from domain.shared.errors import DomainError, FieldError
 from domain.shared.times import read_time
 
 # Whoever encodes or shows the tree recurses.
-MAX_NESTING: Final = 100
-MAX_ID: Final = 200
+MAX_CALL_DEPTH: Final = 100
+MAX_CALL_ID_CHARACTERS: Final = 200
 
 
-class CallNode(msgspec.Struct, frozen=True, kw_only=True):
+class ToolCallNode(msgspec.Struct, frozen=True, kw_only=True):
     """A tool call and those that name it as their parent, in the order in which they were sent."""
 
-    call: ToolCall
-    children: list["CallNode"]
+    call: ArtifactToolCall
+    children: list["ToolCallNode"]
 
 
-def checked(sent: Sequence[ToolCall]) -> tuple[list[ToolCall], list[FieldError]]:
+def complete_tool_calls(sent: Sequence[ArtifactToolCall]) -> tuple[list[ArtifactToolCall], list[FieldError]]:
     """The calls with id, name, times, latency and status filled in, and what is wrong with them.
 
     Sent values stay as they are, but for times, which become UTC. With errors the calls are of no use.
@@ -36,21 +36,21 @@ def checked(sent: Sequence[ToolCall]) -> tuple[list[ToolCall], list[FieldError]]
     return calls, found
 
 
-def tree(calls: Sequence[ToolCall]) -> list[CallNode]:
+def build_call_tree(calls: Sequence[ArtifactToolCall]) -> list[ToolCallNode]:
     """The calls without a parent, each with its children. Takes calls that were `checked`."""
-    nodes = {call.id: CallNode(call=call, children=[]) for call in calls}
-    roots: list[CallNode] = []
+    nodes = {call.id: ToolCallNode(call=call, children=[]) for call in calls}
+    roots: list[ToolCallNode] = []
     for node in nodes.values():
         (nodes[node.call.parent_id].children if node.call.parent_id else roots).append(node)
     return roots
 
 
-def failed(call: ToolCall) -> bool:
+def has_failed(call: ArtifactToolCall) -> bool:
     """Whether a call went wrong. Kurral's clients leave the status at `ok` beside an error's text."""
     return call.status in ("error", "timeout") or bool(call.error_flag or call.error_text or call.error)
 
 
-def in_utc(field: str, at: datetime, found: list[FieldError]) -> datetime:
+def to_utc(field: str, at: datetime, found: list[FieldError]) -> datetime:
     """A time in UTC; one without an offset is UTC, as Kurral's clients mean it. Notes one beyond all years."""
     try:
         return read_time(field, at)
@@ -59,13 +59,17 @@ def in_utc(field: str, at: datetime, found: list[FieldError]) -> datetime:
         return at.replace(tzinfo=UTC)
 
 
-def _named(sent: Sequence[ToolCall], found: list[FieldError]) -> list[ToolCall]:
+def _named(sent: Sequence[ArtifactToolCall], found: list[FieldError]) -> list[ArtifactToolCall]:
     places: dict[str, int] = {}
     for place, call in enumerate(sent):
         if not call.id:
             continue
-        if len(call.id) > MAX_ID:
-            found.append(FieldError(field=f"tool_calls[{place}].id", message=f"is longer than {MAX_ID} characters."))
+        if len(call.id) > MAX_CALL_ID_CHARACTERS:
+            found.append(
+                FieldError(
+                    field=f"tool_calls[{place}].id", message=f"is longer than {MAX_CALL_ID_CHARACTERS} characters."
+                )
+            )
         first = places.setdefault(call.id, place)
         if first != place:
             found.append(
@@ -83,13 +87,13 @@ def _named(sent: Sequence[ToolCall], found: list[FieldError]) -> list[ToolCall]:
     return named
 
 
-def _completed(place: int, call: ToolCall, found: list[FieldError]) -> ToolCall:
+def _completed(place: int, call: ArtifactToolCall, found: list[FieldError]) -> ArtifactToolCall:
     where = f"tool_calls[{place}]"
     start = call.start_time or call.timestamp
     if start is not None:
-        start = in_utc(f"{where}.{'start_time' if call.start_time else 'timestamp'}", start, found)
-    end = None if call.end_time is None else in_utc(f"{where}.end_time", call.end_time, found)
-    stamp = None if call.timestamp is None else in_utc(f"{where}.timestamp", call.timestamp, found)
+        start = to_utc(f"{where}.{'start_time' if call.start_time else 'timestamp'}", start, found)
+    end = None if call.end_time is None else to_utc(f"{where}.end_time", call.end_time, found)
+    stamp = None if call.timestamp is None else to_utc(f"{where}.timestamp", call.timestamp, found)
     latency = call.duration_ms if call.latency_ms is None else call.latency_ms
     if start is not None and end is not None:
         if end < start:
@@ -113,13 +117,13 @@ def _completed(place: int, call: ToolCall, found: list[FieldError]) -> ToolCall:
     )
 
 
-def _status(call: ToolCall) -> CallStatus:
+def _status(call: ArtifactToolCall) -> ToolCallStatus:
     if not (call.error_flag or call.error_text or call.error or call.error_type):
         return "ok"
     return "timeout" if "timeout" in (call.error_type or "").lower() else "error"
 
 
-def _check_tree(calls: Sequence[ToolCall], found: list[FieldError]) -> None:
+def _check_tree(calls: Sequence[ArtifactToolCall], found: list[FieldError]) -> None:
     """Every parent exists, no call is its own ancestor, none lies deeper than `MAX_NESTING`."""
     places = {call.id: place for place, call in enumerate(calls)}
     above: dict[int, int] = {}
@@ -138,8 +142,8 @@ def _check_tree(calls: Sequence[ToolCall], found: list[FieldError]) -> None:
     open_places, level = [place for place in range(len(calls)) if place not in above], 1
     reached = set(open_places)
     while open_places:
-        if level > MAX_NESTING:
-            found.extend(_at_parent(place, f"nests deeper than {MAX_NESTING} calls.") for place in open_places)
+        if level > MAX_CALL_DEPTH:
+            found.extend(_at_parent(place, f"nests deeper than {MAX_CALL_DEPTH} calls.") for place in open_places)
             return
         open_places = [child for place in open_places for child in below[place]]
         reached.update(open_places)

@@ -6,15 +6,15 @@ import msgspec
 
 from domain.agents import Agent
 from domain.agents.prompts import messages
-from domain.artifacts.record import Recorded, recorded
-from domain.artifacts.service import Ended, Stored, Used
+from domain.artifacts.record import ArtifactRecord, build_record
+from domain.artifacts.service import ExecutionTokens, PackedArtifact, UnrecordedExecution
 from domain.executions import Execution
-from domain.executions.steps import Step
+from domain.executions.steps import RunStep
 from domain.ports import Tx
 from domain.shared.jobs import Job
 
 
-def of_execution(ended: Ended, environment: str) -> Recorded:
+def record_from_execution(ended: UnrecordedExecution, environment: str) -> ArtifactRecord:
     """What an ended execution has on record: its input, output, error and duration, under its own id.
 
     `environment` is the installation's.
@@ -41,23 +41,25 @@ def of_execution(ended: Ended, environment: str) -> Recorded:
             "completed_at": run.completed_at,
         },
     }
-    if ended.used is not None:
-        artifact["token_usage"] = msgspec.to_builtins(ended.used) | {"total": ended.used.prompt + ended.used.completion}
+    if ended.tokens is not None:
+        artifact["token_usage"] = msgspec.to_builtins(ended.tokens) | {
+            "total": ended.tokens.prompt + ended.tokens.completion
+        }
         del artifact["token_usage"]["provider"]
         artifact["cost_usd"] = run.total_cost
     if ended.spec is not None:
-        artifact |= _of_model(run, ended.spec, ended.used)
+        artifact |= _of_model(run, ended.spec, ended.tokens)
     artifact["tool_calls"] = [_of_call(run, step) for step in ended.calls]
     if run.started_at is not None:
         artifact["duration_ms"] = max(0, round((end - run.started_at).total_seconds() * 1000))
     if run.error_type is not None:
         artifact["error"] = {"type": run.error_type, "message": run.error_message, "stack": ended.stack}
-    return recorded(
+    return build_record(
         msgspec.json.encode(artifact), tenant_id=run.tenant_id, user_id=run.user_id, now=end, execution_id=run.id
     )
 
 
-def _of_model(run: Execution, spec: Agent, used: Used | None) -> dict[str, Any]:
+def _of_model(run: Execution, spec: Agent, used: ExecutionTokens | None) -> dict[str, Any]:
     """What a model agent's run has on record besides: its model and its prompt."""
     told = messages(spec, run.input_data)
     parameters = {"temperature": spec.temperature, "max_tokens": spec.max_tokens}
@@ -77,7 +79,7 @@ def _of_model(run: Execution, spec: Agent, used: Used | None) -> dict[str, Any]:
     }
 
 
-def _of_call(run: Execution, step: Step) -> dict[str, Any]:
+def _of_call(run: Execution, step: RunStep) -> dict[str, Any]:
     """A tool call as artifacts have them; one of a delegated task is below the call that delegated it."""
     failed = isinstance(step.output, dict) and "error" in step.output
     above, slash, _ = step.path.rpartition("/")
@@ -96,9 +98,9 @@ def _of_call(run: Execution, step: Step) -> dict[str, Any]:
     }
 
 
-async def capture(tx: Tx, made: list[Stored], executions: list[str]) -> None:
+async def store_captured(tx: Tx, made: list[PackedArtifact], executions: list[str]) -> None:
     """Store what was made of ended executions of the bound tenant, and note that they need nothing more."""
     if made:
         await tx.artifacts.add(made)
-        tx.ring(Job(lane="record", row_id=made[0].recorded.metadata.id, tenant_id="", attempt=0))
+        tx.ring(Job(lane="record", row_id=made[0].record.metadata.id, tenant_id="", attempt=0))
     await tx.artifacts.mark_recorded(executions)

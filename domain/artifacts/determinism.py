@@ -3,10 +3,18 @@
 from collections.abc import Sequence
 from typing import Final
 
-from domain.artifacts.calls import failed
-from domain.artifacts.schema import Artifact, DeterminismReport, Level, LlmConfig, Parameters, ToolCall, is_empty
+from domain.artifacts.calls import has_failed
+from domain.artifacts.schema import (
+    Artifact,
+    ArtifactToolCall,
+    DeterminismReport,
+    LlmConfig,
+    ReplayLevel,
+    SamplingParameters,
+    is_empty,
+)
 
-WEIGHTS: Final = {
+FACTOR_WEIGHTS: Final = {
     "model_version": 0.25,
     "random_seed": 0.20,
     "prompt": 0.20,
@@ -14,12 +22,12 @@ WEIGHTS: Final = {
     "environment": 0.10,
     "parameters": 0.10,
 }
-LEVEL_A: Final = 0.90
-LEVEL_B: Final = 0.50
+LEVEL_A_SCORE: Final = 0.90
+LEVEL_B_SCORE: Final = 0.50
 
 
-def report(
-    artifact: Artifact, calls: Sequence[ToolCall], parameters: Parameters, environment: str
+def build_report(
+    artifact: Artifact, calls: Sequence[ArtifactToolCall], parameters: SamplingParameters, environment: str
 ) -> DeterminismReport:
     """The score of an artifact and of each factor, with what is missing for a better one."""
     breakdown = {
@@ -38,19 +46,19 @@ def report(
         warnings.append("No random seed set - outputs may vary")
     if breakdown["parameters"] < 0.5:
         warnings.append("Temperature > 0 reduces determinism")
-    failures = sum(map(failed, calls))
+    failures = sum(map(has_failed, calls))
     if failures:
         warnings.append(f"{failures} tool calls failed")
     if breakdown["environment"] < 0.5:
         warnings.append("Environment not fully captured")
     # Rounded, so that sums of tenths fall on the side of a level's bound where they do by hand.
-    score = round(sum(WEIGHTS[factor] * value for factor, value in breakdown.items()), 6)
+    score = round(sum(FACTOR_WEIGHTS[factor] * value for factor, value in breakdown.items()), 6)
     return DeterminismReport(overall_score=score, breakdown=breakdown, missing_fields=missing, warnings=warnings)
 
 
-def level_of(score: float) -> Level:
+def level_from_score(score: float) -> ReplayLevel:
     """The replay level that a score from 0 to 1 stands for."""
-    return "A" if score >= LEVEL_A else "B" if score >= LEVEL_B else "C"
+    return "A" if score >= LEVEL_A_SCORE else "B" if score >= LEVEL_B_SCORE else "C"
 
 
 def _model_version(config: LlmConfig | None) -> float:
@@ -74,10 +82,10 @@ def _prompt(artifact: Artifact) -> float:
     return tenths / 10
 
 
-def _tool_cache(calls: Sequence[ToolCall]) -> float:
+def _tool_cache(calls: Sequence[ArtifactToolCall]) -> float:
     if not calls:
         return 1.0
-    return sum(1 for call in calls if call.cache_key and not failed(call)) / len(calls)
+    return sum(1 for call in calls if call.cache_key and not has_failed(call)) / len(calls)
 
 
 def _environment(artifact: Artifact, environment: str) -> float:
@@ -87,7 +95,7 @@ def _environment(artifact: Artifact, environment: str) -> float:
     return tenths / 10
 
 
-def _parameters(parameters: Parameters) -> float:
+def _parameters(parameters: SamplingParameters) -> float:
     tenths = _temperature(parameters.temperature)
     if parameters.top_p is None or parameters.top_p == 1.0:
         tenths += 3

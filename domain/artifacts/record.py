@@ -9,29 +9,29 @@ from uuid import uuid4
 import msgspec
 
 from domain.artifacts import calls, determinism, schema
-from domain.artifacts.schema import Artifact, ArtifactError, Level, LlmConfig, TokenUsage, ToolCall
-from domain.artifacts.search_text import words
+from domain.artifacts.schema import Artifact, ArtifactError, ArtifactToolCall, LlmConfig, ReplayLevel, TokenUsage
+from domain.artifacts.search_text import extract_words
 from domain.shared import ids
 from domain.shared.errors import DomainError, FieldError, refused
 from domain.shared.times import recorded as made_at
 
-MAX_NAME: Final = 200
-MAX_KURRAL_ID: Final = 128
+MAX_NAME_CHARACTERS: Final = 200
+MAX_KURRAL_ID_CHARACTERS: Final = 128
 # What comes after /artifacts/ has to be an id and nothing else.
-TAKEN: Final = frozenset({".", "..", "export", "upload", "semantic-buckets"})
-MAX_RUN_ID: Final = 256
-MAX_BUCKETS: Final = 32
+RESERVED_IDS: Final = frozenset({".", "..", "export", "upload", "semantic-buckets"})
+MAX_RUN_ID_CHARACTERS: Final = 256
+MAX_SEMANTIC_BUCKETS: Final = 32
 MAX_TAGS: Final = 64
-MAX_MESSAGE: Final = 4 * 1024
-ENVIRONMENT: Final = "production"
-SCHEMA_VERSION: Final = "1.0.0"
+MAX_MESSAGE_BYTES: Final = 4 * 1024
+DEFAULT_ENVIRONMENT: Final = "production"
+DEFAULT_SCHEMA_VERSION: Final = "1.0.0"
 
-Status = Literal["ok", "error"]
+ArtifactStatus = Literal["ok", "error"]
 
 _ENCODER: Final = msgspec.json.Encoder()
 
 
-class Metadata(msgspec.Struct, frozen=True, kw_only=True):
+class ArtifactMetadata(msgspec.Struct, frozen=True, kw_only=True):
     """What lists, statistics and `GET /artifacts/{id}/metadata` show of an artifact.
 
     `id` is ours, `kurral_id` the caller's. `tenant_id` is whose artifact it is, `labelled_tenant` what its
@@ -52,9 +52,9 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
     environment: str
     semantic_buckets: list[str]
     deterministic: bool
-    replay_level: Level
+    replay_level: ReplayLevel
     determinism_score: float
-    status: Status
+    status: ArtifactStatus
     error_type: str | None
     error_message: str | None
     model_name: str | None
@@ -73,7 +73,7 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
     labelled_tenant: str | None
 
 
-class Recorded(msgspec.Struct, frozen=True, kw_only=True):
+class ArtifactRecord(msgspec.Struct, frozen=True, kw_only=True):
     """An artifact as it is kept.
 
     `body` is its JSON with everything filled in. `fingerprint` is the SHA-256 of what was sent, without
@@ -82,25 +82,27 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True):
     tool calls.
     """
 
-    metadata: Metadata
+    metadata: ArtifactMetadata
     body: bytes
     fingerprint: bytes
     failures: str
 
 
-def recorded(sent: bytes, *, tenant_id: str, user_id: str, now: datetime, execution_id: str | None = None) -> Recorded:
+def build_record(
+    sent: bytes, *, tenant_id: str, user_id: str, now: datetime, execution_id: str | None = None
+) -> ArtifactRecord:
     """What is kept of a request's body: an artifact, bare or under `artifact_data`.
 
     `execution_id` names the execution that the artifact is of; only its own artifact may bear its id.
     Errors: `malformed_request`, `invalid_field` with every field at fault that is cheap to find.
     """
-    artifact = schema.read(sent)
-    parameters = schema.parameters_of(artifact)
-    completed, found = calls.checked(artifact.tool_calls or ())
+    artifact = schema.parse_artifact(sent)
+    parameters = schema.parse_parameters(artifact)
+    completed, found = calls.complete_tool_calls(artifact.tool_calls or ())
     created_at = _created_at(artifact.created_at, now, found)
     time_env = artifact.time_env
     if time_env is not None and time_env.timestamp is not None:
-        stamp = calls.in_utc("time_env.timestamp", time_env.timestamp, found)
+        stamp = calls.to_utc("time_env.timestamp", time_env.timestamp, found)
         time_env = msgspec.structs.replace(time_env, timestamp=stamp)
     _check_names(artifact, execution_id, found)
     tokens = _tokens(artifact.token_usage, found)
@@ -108,15 +110,15 @@ def recorded(sent: bytes, *, tenant_id: str, user_id: str, now: datetime, execut
         raise refused(found)
 
     kurral_id = artifact.kurral_id or execution_id or str(uuid4())
-    environment = artifact.environment or ENVIRONMENT
+    environment = artifact.environment or DEFAULT_ENVIRONMENT
     report = artifact.determinism_report
     if report is None:
-        report = determinism.report(artifact, completed, parameters, environment)
+        report = determinism.build_report(artifact, completed, parameters, environment)
     score = report.overall_score
     if score is None:
-        score = determinism.report(artifact, completed, parameters, environment).overall_score or 0.0
+        score = determinism.build_report(artifact, completed, parameters, environment).overall_score or 0.0
         report = msgspec.structs.replace(report, overall_score=score)
-    level = artifact.replay_level or determinism.level_of(score)
+    level = artifact.replay_level or determinism.level_from_score(score)
     filled = msgspec.structs.replace(
         artifact,
         kurral_id=kurral_id,
@@ -124,7 +126,7 @@ def recorded(sent: bytes, *, tenant_id: str, user_id: str, now: datetime, execut
         tenant_id=artifact.tenant_id or tenant_id,
         semantic_buckets=artifact.semantic_buckets or [],
         environment=environment,
-        schema_version=artifact.schema_version or SCHEMA_VERSION,
+        schema_version=artifact.schema_version or DEFAULT_SCHEMA_VERSION,
         created_at=created_at,
         deterministic=level == "A" if artifact.deterministic is None else artifact.deterministic,
         replay_level=_level_in_body(artifact, level),
@@ -134,11 +136,11 @@ def recorded(sent: bytes, *, tenant_id: str, user_id: str, now: datetime, execut
     )
     fingerprint = sha256(_ENCODER.encode(artifact)).digest()
     body = _ENCODER.encode(filled)
-    return Recorded(
+    return ArtifactRecord(
         metadata=_metadata(filled, tenant_id, user_id, now, execution_id, level, score, tokens, len(body), artifact),
         body=body,
         fingerprint=fingerprint,
-        failures=words(_told(filled, completed)),
+        failures=extract_words(_told(filled, completed)),
     )
 
 
@@ -148,18 +150,18 @@ def _metadata(
     user_id: str,
     now: datetime,
     execution_id: str | None,
-    level: Level,
+    level: ReplayLevel,
     score: float,
     tokens: tuple[int | None, int | None, int | None],
     size: int,
     sent: Artifact,
-) -> Metadata:
+) -> ArtifactMetadata:
     config = filled.llm_config or LlmConfig()
     error = _error(filled)
     cost = filled.cost_usd
     if cost is None and filled.token_usage is not None:
         cost = filled.token_usage.estimated_cost_usd
-    return Metadata(
+    return ArtifactMetadata(
         id=ids.new("art"),
         kurral_id=filled.kurral_id or "",
         run_id=filled.run_id or "",
@@ -169,15 +171,15 @@ def _metadata(
         created_at=filled.created_at or now,
         created_by=filled.created_by,
         received_at=now,
-        schema_version=filled.schema_version or SCHEMA_VERSION,
-        environment=filled.environment or ENVIRONMENT,
+        schema_version=filled.schema_version or DEFAULT_SCHEMA_VERSION,
+        environment=filled.environment or DEFAULT_ENVIRONMENT,
         semantic_buckets=sorted(set(filled.semantic_buckets or ())),
         deterministic=bool(filled.deterministic),
         replay_level=level,
         determinism_score=score,
         status="ok" if error is None else "error",
-        error_type=None if error is None or error.type is None else _text(error.type, MAX_NAME),
-        error_message=None if error is None or error.message is None else _text(error.message, MAX_MESSAGE),
+        error_type=None if error is None or error.type is None else _text(error.type, MAX_NAME_CHARACTERS),
+        error_message=None if error is None or error.message is None else _text(error.message, MAX_MESSAGE_BYTES),
         model_name=config.model_name,
         model_version=config.model_version,
         provider=config.provider,
@@ -187,7 +189,7 @@ def _metadata(
         completion_tokens=tokens[1],
         total_tokens=tokens[2],
         tool_calls=len(filled.tool_calls or ()),
-        tool_errors=sum(map(calls.failed, filled.tool_calls or ())),
+        tool_errors=sum(map(calls.has_failed, filled.tool_calls or ())),
         graph_hash=_graph_hash(filled),
         tags=[name for _, name in _tags(filled)],
         size_bytes=size,
@@ -195,7 +197,7 @@ def _metadata(
     )
 
 
-def _level_in_body(artifact: Artifact, level: Level) -> Level | None:
+def _level_in_body(artifact: Artifact, level: ReplayLevel) -> ReplayLevel | None:
     # Kurral from 0.2.0 on sends `deterministic` without a level and cannot load a level C: leave it without one.
     if level == "C" and artifact.replay_level is None and artifact.deterministic is not None:
         return None
@@ -212,14 +214,14 @@ def _created_at(sent: datetime | None, now: datetime, found: list[FieldError]) -
 
 def _check_names(artifact: Artifact, execution_id: str | None, found: list[FieldError]) -> None:
     """Names are what rows are found and counted by; they have to fit columns and their indexes."""
-    _check_name("kurral_id", artifact.kurral_id, found, MAX_KURRAL_ID)
+    _check_name("kurral_id", artifact.kurral_id, found, MAX_KURRAL_ID_CHARACTERS)
     if artifact.kurral_id == "":
         found.append(FieldError(field="kurral_id", message="must not be empty."))
-    if artifact.kurral_id is not None and ("/" in artifact.kurral_id or artifact.kurral_id in TAKEN):
+    if artifact.kurral_id is not None and ("/" in artifact.kurral_id or artifact.kurral_id in RESERVED_IDS):
         found.append(FieldError(field="kurral_id", message="cannot be asked for: it is a path, or part of one, here."))
     if artifact.kurral_id and artifact.kurral_id != execution_id and ids.decode("exec", artifact.kurral_id) is not None:
         found.append(FieldError(field="kurral_id", message="is kept for the artifact of an execution."))
-    _check_name("run_id", artifact.run_id, found, MAX_RUN_ID)
+    _check_name("run_id", artifact.run_id, found, MAX_RUN_ID_CHARACTERS)
     for field in ("tenant_id", "environment", "schema_version", "created_by"):
         _check_name(field, getattr(artifact, field), found)
     if artifact.llm_config is not None:
@@ -227,9 +229,9 @@ def _check_names(artifact: Artifact, execution_id: str | None, found: list[Field
             _check_name(f"llm_config.{field}", getattr(artifact.llm_config, field), found)
     _check_name("graph_version", _graph_hash(artifact), found)
     buckets = artifact.semantic_buckets or ()
-    if len(buckets) > MAX_BUCKETS:
-        found.append(FieldError(field="semantic_buckets", message=f"has more than {MAX_BUCKETS} entries."))
-    for place, bucket in enumerate(buckets[:MAX_BUCKETS]):
+    if len(buckets) > MAX_SEMANTIC_BUCKETS:
+        found.append(FieldError(field="semantic_buckets", message=f"has more than {MAX_SEMANTIC_BUCKETS} entries."))
+    for place, bucket in enumerate(buckets[:MAX_SEMANTIC_BUCKETS]):
         if not bucket:
             found.append(FieldError(field=f"semantic_buckets[{place}]", message="must not be empty."))
         _check_name(f"semantic_buckets[{place}]", bucket, found)
@@ -240,7 +242,7 @@ def _check_names(artifact: Artifact, execution_id: str | None, found: list[Field
         _check_name(field, tag, found)
 
 
-def _check_name(field: str, name: str | None, found: list[FieldError], most: int = MAX_NAME) -> None:
+def _check_name(field: str, name: str | None, found: list[FieldError], most: int = MAX_NAME_CHARACTERS) -> None:
     if name is None:
         return
     if len(name) > most:
@@ -252,7 +254,7 @@ def _check_name(field: str, name: str | None, found: list[FieldError], most: int
 def _tags(artifact: Artifact) -> list[tuple[str, str]]:
     """Where each tag stands, and the tag. One that stands there twice is one tag."""
     if isinstance(artifact.tags, dict):
-        return [(f"tags.{key[:MAX_NAME]}", f"{key}:{value}") for key, value in artifact.tags.items()]
+        return [(f"tags.{key[:MAX_NAME_CHARACTERS]}", f"{key}:{value}") for key, value in artifact.tags.items()]
     places = {tag: f"tags[{place}]" for place, tag in reversed(list(enumerate(artifact.tags or ())))}
     return [(places[tag], tag) for tag in dict.fromkeys(artifact.tags or ())]
 
@@ -288,12 +290,12 @@ def _error(artifact: Artifact) -> ArtifactError | None:
     return error if error is not None and (error.type or error.message or error.stack) else None
 
 
-def _told(artifact: Artifact, completed: Sequence[ToolCall]) -> Iterator[str]:
+def _told(artifact: Artifact, completed: Sequence[ArtifactToolCall]) -> Iterator[str]:
     error = _error(artifact)
     texts: list[Any] = [] if error is None else [error.type, error.message, error.stack]
     yield from filter(None, texts)
     for call in completed:
-        if call.error_type or calls.failed(call):
+        if call.error_type or calls.has_failed(call):
             texts = [call.error_type, call.error_text or call.error, call.stack or call.error_stack]
             yield from filter(None, texts)
 

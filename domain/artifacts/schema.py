@@ -19,15 +19,15 @@ from domain.shared.times import mend_times
 
 # Clients and our own readers recurse; Python's stop near 1000 levels, wherever their stack stands at that moment.
 # An execution's input may nest 128 deep, and lies one level deep in its artifact.
-MAX_DEPTH: Final = 130
+MAX_ARTIFACT_DEPTH: Final = 130
 # Nearly all of its values and numbers stay slices.
-LIMITS: Final = JsonLimits(depth=MAX_DEPTH, values=None, number_characters=None)
-MAX_CALLS: Final = 10_000
+ARTIFACT_JSON_LIMITS: Final = JsonLimits(depth=MAX_ARTIFACT_DEPTH, values=None, number_characters=None)
+MAX_TOOL_CALLS: Final = 10_000
 
-Free = Raw | UnsetType
-Level = Literal["A", "B", "C"]
-Effect = Literal["http", "db_write", "email", "fs", "mcp", "other"]
-CallStatus = Literal["ok", "error", "timeout"]
+FreeJson = Raw | UnsetType
+ReplayLevel = Literal["A", "B", "C"]
+EffectType = Literal["http", "db_write", "email", "fs", "mcp", "other"]
+ToolCallStatus = Literal["ok", "error", "timeout"]
 # Whole numbers stay whole: Kurral's model takes no others for a duration.
 Milliseconds = Annotated[int, Meta(ge=0, le=10**12)] | Annotated[float, Meta(ge=0, le=1e12)]
 Usd = Annotated[int, Meta(ge=0, le=10**9)] | Annotated[float, Meta(ge=0, le=1e9)]
@@ -35,11 +35,11 @@ Tokens = Annotated[int, Meta(ge=0, le=10**12)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 
 
-class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class ArtifactPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A part of an artifact. What was not sent is not written either."""
 
 
-class Parameters(msgspec.Struct, frozen=True, kw_only=True):
+class SamplingParameters(msgspec.Struct, frozen=True, kw_only=True):
     """The sampling parameters that count for determinism; every other is kept unread."""
 
     temperature: float | None = None
@@ -49,33 +49,33 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None = None
 
 
-class LlmConfig(Part, frozen=True, kw_only=True):
+class LlmConfig(ArtifactPart, frozen=True, kw_only=True):
     """Which model was called, and how. `parameters` is free-form, see `Parameters`."""
 
     model_name: str | None = None
     model_version: str | None = None
     provider: str | None = None
-    parameters: Free = UNSET
+    parameters: FreeJson = UNSET
     stop_sequences: list[str] | None = None
-    additional_params: Free = UNSET
+    additional_params: FreeJson = UNSET
 
 
-class ResolvedPrompt(Part, frozen=True, kw_only=True):
+class ResolvedPrompt(ArtifactPart, frozen=True, kw_only=True):
     """The prompt before and after its variables were filled in. Hashes are SHA-256 in hex."""
 
     template: str | None = None
     template_id: str | None = None
     template_hash: str | None = None
-    variables: Free = UNSET
+    variables: FreeJson = UNSET
     variables_hash: str | None = None
     final_text: str | None = None
     final_text_hash: str | None = None
     system_prompt: str | None = None
-    messages: Free = UNSET
-    hashes: Free = UNSET
+    messages: FreeJson = UNSET
+    hashes: FreeJson = UNSET
 
 
-class TokenUsage(Part, frozen=True, kw_only=True):
+class TokenUsage(ArtifactPart, frozen=True, kw_only=True):
     """Tokens of the run, each under our name or Kurral's (`prompt` is `prompt_tokens`)."""
 
     prompt: Tokens | None = None
@@ -98,7 +98,7 @@ class TokenUsage(Part, frozen=True, kw_only=True):
     audio_tokens: Tokens | None = None
 
 
-class ToolCall(Part, frozen=True, kw_only=True):
+class ArtifactToolCall(ArtifactPart, frozen=True, kw_only=True):
     """One tool call of the run; `parent_id` is the `id` of another, see `calls`. Latency in milliseconds.
 
     `inputs outputs error duration_ms timestamp` are Kurral's older names of
@@ -114,15 +114,15 @@ class ToolCall(Part, frozen=True, kw_only=True):
     end_time: datetime | None = None
     latency_ms: Milliseconds | None = None
     timestamp: datetime | None = None
-    input: Free = UNSET
+    input: FreeJson = UNSET
     input_hash: str | None = None
-    output: Free = UNSET
+    output: FreeJson = UNSET
     output_hash: str | None = None
-    hashes: Free = UNSET
+    hashes: FreeJson = UNSET
     summary: str | None = None
     type: str | None = None
-    effect_type: Effect | None = None
-    status: CallStatus | None = None
+    effect_type: EffectType | None = None
+    status: ToolCallStatus | None = None
     error_flag: bool | None = None
     error_text: str | None = None
     error_type: str | None = None
@@ -130,14 +130,14 @@ class ToolCall(Part, frozen=True, kw_only=True):
     error_stack: str | None = None
     cache_key: str | None = None
     stubbed_in_replay: bool | None = None
-    metadata: Free = UNSET
-    inputs: Free = UNSET
-    outputs: Free = UNSET
+    metadata: FreeJson = UNSET
+    inputs: FreeJson = UNSET
+    outputs: FreeJson = UNSET
     error: str | None = None
     duration_ms: Milliseconds | None = None
 
 
-class DeterminismReport(Part, frozen=True, kw_only=True):
+class DeterminismReport(ArtifactPart, frozen=True, kw_only=True):
     """How repeatable the run is: scores from 0 to 1, over all and by factor."""
 
     overall_score: Share | None = None
@@ -146,7 +146,7 @@ class DeterminismReport(Part, frozen=True, kw_only=True):
     warnings: list[str] | None = None
 
 
-class ArtifactError(Part, frozen=True, kw_only=True):
+class ArtifactError(ArtifactPart, frozen=True, kw_only=True):
     """What the run failed with."""
 
     type: str | None = None
@@ -154,32 +154,32 @@ class ArtifactError(Part, frozen=True, kw_only=True):
     stack: str | None = None
 
 
-class GraphVersion(Part, frozen=True, kw_only=True):
+class GraphVersion(ArtifactPart, frozen=True, kw_only=True):
     """Hashes of the agent's graph, tools and policies."""
 
     graph_hash: str | None = None
     graph_checksum: str | None = None
     tool_schemas_hash: str | None = None
-    tools: Free = UNSET
+    tools: FreeJson = UNSET
     policy_pack_hash: str | None = None
     policy_version: str | None = None
     preprocessors_hash: str | None = None
     postprocessors_hash: str | None = None
 
 
-class TimeEnv(Part, frozen=True, kw_only=True):
+class TimeEnv(ArtifactPart, frozen=True, kw_only=True):
     """When and in what surroundings the run happened."""
 
     timestamp: datetime | None = None
     timezone: str | None = None
     wall_clock_time: str | None = None
     locale: str | None = None
-    environment_vars: Free = UNSET
-    feature_flags: Free = UNSET
+    environment_vars: FreeJson = UNSET
+    feature_flags: FreeJson = UNSET
     clock_freeze: bool | None = None
 
 
-class Artifact(Part, frozen=True, kw_only=True):
+class Artifact(ArtifactPart, frozen=True, kw_only=True):
     """One LLM run on record. Durations in milliseconds, costs in USD, times without an offset are UTC."""
 
     kurral_id: str | None = None
@@ -191,46 +191,46 @@ class Artifact(Part, frozen=True, kw_only=True):
     created_at: datetime | None = None
     created_by: str | None = None
     deterministic: bool | None = None
-    replay_level: Level | None = None
+    replay_level: ReplayLevel | None = None
     determinism_report: DeterminismReport | None = None
-    inputs: Free = UNSET
-    outputs: Free = UNSET
+    inputs: FreeJson = UNSET
+    outputs: FreeJson = UNSET
     error: ArtifactError | str | None = None
     llm_config: LlmConfig | None = None
     resolved_prompt: ResolvedPrompt | None = None
     graph_version: GraphVersion | str | None = None
-    tool_calls: Annotated[list[ToolCall], Meta(max_length=MAX_CALLS)] | None = None
+    tool_calls: Annotated[list[ArtifactToolCall], Meta(max_length=MAX_TOOL_CALLS)] | None = None
     time_env: TimeEnv | None = None
     duration_ms: Milliseconds | None = None
     cost_usd: Usd | None = None
     token_usage: TokenUsage | None = None
     object_storage_uri: str | None = None
     tags: dict[str, str] | list[str] | None = None
-    metadata: Free = UNSET
-    replay_evidence: Free = UNSET
-    governance: Free = UNSET
-    data_snapshots: Free = UNSET
-    extensions: Free = UNSET
+    metadata: FreeJson = UNSET
+    replay_evidence: FreeJson = UNSET
+    governance: FreeJson = UNSET
+    data_snapshots: FreeJson = UNSET
+    extensions: FreeJson = UNSET
 
 
-class _Upload(Artifact, frozen=True, kw_only=True):
+class ArtifactUpload(Artifact, frozen=True, kw_only=True):
     """The artifact itself, or what Kurral's client wraps it in. One struct, so that one pass reads either."""
 
     artifact_data: Artifact | UnsetType = UNSET
 
 
-_UPLOADS: Final = msgspec.json.Decoder(_Upload)
-_PARAMETERS: Final = msgspec.json.Decoder(Parameters)
+_UPLOADS: Final = msgspec.json.Decoder(ArtifactUpload)
+_PARAMETERS: Final = msgspec.json.Decoder(SamplingParameters)
 _CHUNK: Final = 1 << 20
 
 
-def read(sent: bytes) -> Artifact:
+def parse_artifact(sent: bytes) -> Artifact:
     """The artifact in a request's body, bare or under `artifact_data`, with nothing filled in.
 
     Errors: `malformed_request` for what is not a JSON object in UTF-8 or nests deeper than `MAX_DEPTH`;
     `invalid_field`.
     """
-    check_body(sent, LIMITS)
+    check_body(sent, ARTIFACT_JSON_LIMITS)
     try:
         _check_text(sent)
         packed = msgspec.json.format(sent, indent=-1)
@@ -252,28 +252,28 @@ def read(sent: bytes) -> Artifact:
     return upload.artifact_data
 
 
-def _read_again(packed: bytes, error: msgspec.ValidationError) -> _Upload:
+def _read_again(packed: bytes, error: msgspec.ValidationError) -> ArtifactUpload:
     """The upload, if only its times were in the way. Errors: `invalid_field`, `malformed_request`."""
     if "datetime" not in str(error):
         raise _refusal(str(error)) from None
     try:
-        return _UPLOADS.decode(mend_times(packed, _Upload))
+        return _UPLOADS.decode(mend_times(packed, ArtifactUpload))
     except msgspec.ValidationError as still:
         raise _refusal(str(still)) from None
 
 
-def parameters_of(artifact: Artifact) -> Parameters:
+def parse_parameters(artifact: Artifact) -> SamplingParameters:
     """The parameters that count for determinism. Errors: `invalid_field`."""
     sent = artifact.llm_config.parameters if artifact.llm_config is not None else UNSET
     if isinstance(sent, UnsetType) or is_empty(sent):
-        return Parameters()
+        return SamplingParameters()
     try:
         return _PARAMETERS.decode(sent)
     except msgspec.ValidationError as error:
         raise _refusal(str(error), "llm_config.parameters") from None
 
 
-def is_empty(value: Free) -> bool:
+def is_empty(value: FreeJson) -> bool:
     """Whether a free-form value says nothing: left out, null, or an empty string, list or object."""
     return isinstance(value, UnsetType) or (len(value) <= 4 and bytes(value) in (b"", b"null", b"{}", b"[]", b'""'))
 

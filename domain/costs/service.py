@@ -11,15 +11,30 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from domain.costs.budgets import Applied, Period, Scope, dollars, named, nanos, nanos_up
+from domain.costs.budgets import (
+    AppliedLimit,
+    BudgetPeriod,
+    BudgetScope,
+    ceil_nanos_from_usd,
+    describe_limit,
+    format_dollars,
+    nanos_from_usd,
+)
 from domain.llms.messages import Usage
 from domain.ports import Tx
 from domain.shared import ids
 from domain.shared.errors import DomainError, invalid
 from domain.shared.pages import Page
-from domain.stats import SCALE, Question, between, counted, last_days, readable
+from domain.stats import (
+    NANOS_PER_UNIT,
+    StatsQuery,
+    find_window_start,
+    parse_time_range,
+    refuse_nul_characters,
+    sort_counts,
+)
 
-CallStatus = Literal["ok", "error", "cancelled"]
+ModelCallStatus = Literal["ok", "error", "cancelled"]
 SummaryPeriod = Literal["day", "week", "month"]
 
 _DAYS: dict[SummaryPeriod, int] = {"day": 1, "week": 7, "month": 30}
@@ -50,7 +65,7 @@ class Cost(msgspec.Struct, kw_only=True):
     reasoning_tokens: int
     cost_usd: float
     estimated: bool
-    status: CallStatus
+    status: ModelCallStatus
     error_type: str | None
     duration_ms: float
     first_token_ms: float | None
@@ -97,7 +112,7 @@ class CostSummary(msgspec.Struct, kw_only=True):
     p99_duration_ms: float | None
 
 
-class Filter(msgspec.Struct, frozen=True, kw_only=True):
+class CostFilter(msgspec.Struct, frozen=True, kw_only=True):
     """What costs are narrowed to. Times are inclusive at `since`, exclusive at `until`."""
 
     agent_id: str | None = None
@@ -106,12 +121,12 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     provider: str | None = None
     model: str | None = None
     model_name: str | None = None
-    status: CallStatus | None = None
+    status: ModelCallStatus | None = None
     since: datetime | None = None
     until: datetime | None = None
 
 
-class Spender(msgspec.Struct, frozen=True, kw_only=True):
+class CostAttribution(msgspec.Struct, frozen=True, kw_only=True):
     """On whose behalf a model is called. `cost_limit` is that of the run, in US dollars.
 
     Where the run belongs to a plan, `root_id`, the limit is that of the plan, and what is spent counts for it.
@@ -134,10 +149,10 @@ class Spender(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def run_limit(self) -> int | None:
         """The run's own limit, in nano-dollars."""
-        return None if self.cost_limit is None else nanos(self.cost_limit)
+        return None if self.cost_limit is None else nanos_from_usd(self.cost_limit)
 
 
-class Call(msgspec.Struct, frozen=True, kw_only=True):
+class BilledCall(msgspec.Struct, frozen=True, kw_only=True):
     """A call that has ended. `cost_usd` is what it cost, however it ended; times in milliseconds."""
 
     provider: str
@@ -146,83 +161,89 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage
     cost_usd: float
     estimated: bool
-    status: CallStatus
+    status: ModelCallStatus
     error_type: str | None = None
     duration_ms: float
     first_token_ms: float | None = None
 
 
-class Hold(msgspec.Struct, frozen=True, kw_only=True):
+class BudgetReservation(msgspec.Struct, frozen=True, kw_only=True):
     """What a call may cost, in US dollars. Without an `id` nothing is held, because nothing limits the call."""
 
     id: str | None
-    granted: float
+    amount_usd: float
 
 
-class Warning(msgspec.Struct, frozen=True, kw_only=True):  # noqa: A001  what it is called everywhere
+class BudgetWarning(msgspec.Struct, frozen=True, kw_only=True):
     """A budget, or with scope `run` a run's own limit, of which 80 % are spent. Amounts in US dollars."""
 
     budget_id: str | None
-    scope: Literal["run"] | Scope
-    period: Period
+    scope: Literal["run"] | BudgetScope
+    period: BudgetPeriod
     limit_usd: float
     spent_usd: float
     message: str
 
 
-class Settled(msgspec.Struct, frozen=True, kw_only=True):
+class CostSettlement(msgspec.Struct, frozen=True, kw_only=True):
     """A call on record, and what has to be warned of since: each budget once in a period, a run once.
 
     `repeated` tells that it was on record before, with all that it cost.
     """
 
     cost_id: str
-    warnings: list[Warning]
-    repeated: bool = False
+    warnings: list[BudgetWarning]
+    is_repeat: bool = False
 
 
 class Costs(Protocol):
     """The costs of the bound tenant. Whatever changes them writes their deltas in the same statement."""
 
-    async def add(self, cost_id: str, spender: Spender, call: Call, now: datetime) -> bool:
+    async def add(self, cost_id: str, attribution: CostAttribution, call: BilledCall, now: datetime) -> bool:
         """Returns whether it is new."""
         ...
 
-    async def page(self, question: Question, page: Page) -> CostListing: ...
-    async def older(self, before: datetime, limit: int) -> list[str]:
+    async def list_page(self, question: StatsQuery, page: Page) -> CostListing: ...
+    async def list_older(self, before: datetime, limit: int) -> list[str]:
         """The oldest costs from before a time."""
         ...
 
     async def delete_many(self, cost_ids: list[str]) -> int: ...
 
 
-async def hold(tx: Tx, spender: Spender, wanted: float, least: float, seconds: float) -> Hold:
+async def reserve_budget(
+    tx: Tx, attribution: CostAttribution, wanted_usd: float, least_usd: float, seconds: float
+) -> BudgetReservation:
     """Set aside up to `wanted` dollars, and no less than `least`, for a call that takes `seconds` at most.
 
     Call it first in its transaction, and only one of `hold` and `settle`: it locks budgets, then the execution.
     A free call (`wanted` 0) is always allowed. Errors: `budget_exceeded`.
     """
-    if wanted <= 0:
-        return Hold(id=None, granted=0.0)
-    asked, until = nanos_up(wanted), tx.now + timedelta(seconds=seconds)
-    found = await tx.budgets.hold(
-        spender.execution_id,
-        spender.root_id,
-        spender.subjects,
-        spender.run_limit,
+    if wanted_usd <= 0:
+        return BudgetReservation(id=None, amount_usd=0.0)
+    asked, until = ceil_nanos_from_usd(wanted_usd), tx.now + timedelta(seconds=seconds)
+    found = await tx.budgets.reserve_amount(
+        attribution.execution_id,
+        attribution.root_id,
+        attribution.subjects,
+        attribution.run_limit,
         asked,
-        max(1, min(nanos_up(least), asked)),
+        max(1, min(ceil_nanos_from_usd(least_usd), asked)),
         tx.now,
         until,
     )
-    if isinstance(found, Applied):
-        left, needed = dollars(max(found.amount, 0)), dollars(asked, up=True)
-        raise DomainError("budget_exceeded", f"{named(found)} has {left} left; this call needs up to {needed}.")
+    if isinstance(found, AppliedLimit):
+        left, needed = format_dollars(max(found.amount, 0)), format_dollars(asked, up=True)
+        raise DomainError(
+            "budget_exceeded", f"{describe_limit(found)} has {left} left; this call needs up to {needed}."
+        )
     hold_id, granted = found
-    return Hold(id=hold_id, granted=wanted if granted == asked else granted / SCALE)
+    return BudgetReservation(id=hold_id, amount_usd=wanted_usd if granted == asked else granted / NANOS_PER_UNIT)
 
 
-async def settle(tx: Tx, hold_id: str | None, spender: Spender, call: Call, cost_id: str | None = None) -> Settled:
+async def settle_call(
+    tx: Tx, reservation_id: str | None, attribution: CostAttribution, call: BilledCall, cost_id: str | None = None
+) -> CostSettlement:
     """Write down a call and what it cost, in every budget and in its execution, and give up its hold.
 
     The cost counts whatever has become of the hold or the execution meanwhile. Whoever may have to try again after a
@@ -230,49 +251,52 @@ async def settle(tx: Tx, hold_id: str | None, spender: Spender, call: Call, cost
     and `settle`: it locks budgets, then the execution.
     """
     cost_id = cost_id or ids.new("cost")
-    if not await tx.costs.add(cost_id, spender, call, tx.now):
-        return Settled(cost_id=cost_id, warnings=[], repeated=True)
-    warned = await tx.budgets.spend(
-        hold_id,
-        spender.execution_id,
-        spender.subjects,
-        spender.run_limit,
-        nanos(call.cost_usd),
+    if not await tx.costs.add(cost_id, attribution, call, tx.now):
+        return CostSettlement(cost_id=cost_id, warnings=[], is_repeat=True)
+    warned = await tx.budgets.record_spending(
+        reservation_id,
+        attribution.execution_id,
+        attribution.subjects,
+        attribution.run_limit,
+        nanos_from_usd(call.cost_usd),
         tx.now,
     )
-    return Settled(cost_id=cost_id, warnings=[_warning(one) for one in warned])
+    return CostSettlement(cost_id=cost_id, warnings=[_warning(one) for one in warned])
 
 
-def _warning(limit: Applied) -> Warning:
-    return Warning(
+def _warning(limit: AppliedLimit) -> BudgetWarning:
+    return BudgetWarning(
         budget_id=limit.budget_id,
         scope=limit.scope,
         period=limit.period,
-        limit_usd=limit.limit / SCALE,
-        spent_usd=limit.amount / SCALE,
-        message=f"{named(limit)} is spent to {100 * limit.amount // limit.limit} %: {dollars(limit.amount)}.",
+        limit_usd=limit.limit / NANOS_PER_UNIT,
+        spent_usd=limit.amount / NANOS_PER_UNIT,
+        message=f"{describe_limit(limit)} is spent to {100 * limit.amount // limit.limit} %: "
+        f"{format_dollars(limit.amount)}.",
     )
 
 
-def question(wanted: Filter) -> Question:
+def query_from_filter(wanted: CostFilter) -> StatsQuery:
     """The filter as what statistics are asked."""
-    by_name = {name: getattr(wanted, name) for name in Filter.__struct_fields__ if name not in ("since", "until")}
-    return Question(kind="costs", wanted=by_name, since=wanted.since, until=wanted.until)
+    by_name = {name: getattr(wanted, name) for name in CostFilter.__struct_fields__ if name not in ("since", "until")}
+    return StatsQuery(kind="costs", filters=by_name, since=wanted.since, until=wanted.until)
 
 
-async def list_costs(tx: Tx, wanted: Filter, page: Page) -> CostListing:
+async def list_costs(tx: Tx, filters: CostFilter, page: Page) -> CostListing:
     """Costs, newest first. `agent_id` takes a name too. Errors: `invalid_field`."""
-    readable(wanted)
-    since, until = between(wanted.since, wanted.until, ("since", "until"))
+    refuse_nul_characters(filters)
+    since, until = parse_time_range(filters.since, filters.until, ("since", "until"))
     agent: dict[str, Any] = {}
-    if wanted.agent_id is not None and ids.decode("agent", wanted.agent_id) is None:
+    if filters.agent_id is not None and ids.decode("agent", filters.agent_id) is None:
         # An agent that is called so now, or else what was called so.
-        found = await tx.agents.find(wanted.agent_id)
-        agent = {"agent_id": None, "agent_name": wanted.agent_id} if found is None else {"agent_id": found.id}
-    return await tx.costs.page(question(msgspec.structs.replace(wanted, since=since, until=until, **agent)), page)
+        found = await tx.agents.find(filters.agent_id)
+        agent = {"agent_id": None, "agent_name": filters.agent_id} if found is None else {"agent_id": found.id}
+    return await tx.costs.list_page(
+        query_from_filter(msgspec.structs.replace(filters, since=since, until=until, **agent)), page
+    )
 
 
-async def summary(
+async def summarize_costs(
     tx: Tx, period: SummaryPeriod | None, since: datetime | None = None, until: datetime | None = None
 ) -> CostSummary:
     """Sums over the last 1, 7 or 30 times 24 hours (from the whole hour on), or over `[since, until)`.
@@ -282,31 +306,31 @@ async def summary(
     if since is not None or until is not None:
         if period is not None:
             raise invalid("period", "cannot be used together with since or until.")
-        since, until = between(since, until, ("since", "until"))
+        since, until = parse_time_range(since, until, ("since", "until"))
     else:
         period = period or "week"
-        since = last_days(tx.now, _DAYS[period])
-    found = await tx.stats.sums(Question(kind="costs", wanted={}, since=since, until=until))
+        since = find_window_start(tx.now, _DAYS[period])
+    found = await tx.stats.sum_groups(StatsQuery(kind="costs", filters={}, since=since, until=until))
     p50, p95, p99 = found.quantiles
 
     def spent(dim: str) -> dict[str, float]:
-        return {name: cost / SCALE for name, cost in counted(found.by(dim, "cost_usd")).items()}
+        return {name: cost / NANOS_PER_UNIT for name, cost in sort_counts(found.sum_by(dim, "cost_usd")).items()}
 
     return CostSummary(
         period=period,
         since=since,
         until=until,
-        total_cost=found.total("cost_usd") / SCALE,
-        total_tokens=found.total("total_tokens"),
-        prompt_tokens=found.total("prompt_tokens"),
-        completion_tokens=found.total("completion_tokens"),
-        calls=found.total("count"),
-        errors=found.total("errors"),
-        estimated=found.total("estimated"),
+        total_cost=found.sum_measure("cost_usd") / NANOS_PER_UNIT,
+        total_tokens=found.sum_measure("total_tokens"),
+        prompt_tokens=found.sum_measure("prompt_tokens"),
+        completion_tokens=found.sum_measure("completion_tokens"),
+        calls=found.sum_measure("count"),
+        errors=found.sum_measure("errors"),
+        estimated=found.sum_measure("estimated"),
         by_agent=spent("agent_name"),
         by_provider=spent("provider"),
         by_model=spent("model"),
-        by_status=counted(found.by("status")),
+        by_status=sort_counts(found.sum_by("status")),
         p50_duration_ms=p50,
         p95_duration_ms=p95,
         p99_duration_ms=p99,

@@ -6,7 +6,13 @@ from typing import Any, Final, cast
 import msgspec
 from msgspec import UnsetType
 
-from domain.evaluations.schema import BATCH_LIMITS, MAX_BATCH, MAX_METADATA, Evaluation, NewEvaluation
+from domain.evaluations.schema import (
+    BATCH_JSON_LIMITS,
+    MAX_EVALUATION_BATCH,
+    MAX_METADATA_BYTES,
+    Evaluation,
+    NewEvaluation,
+)
 from domain.shared import ids
 from domain.shared.errors import MAX_ERRORS, DomainError, FieldError, invalid, misread, refused
 from domain.shared.field_errors import collect_field_errors
@@ -27,7 +33,7 @@ _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _TEXTS: Final = ("prompt", "response", "mode", "model_name", "agent_name", "session_id", "artifact_id")
 
 
-def read(body: bytes) -> NewEvaluation:
+def parse_evaluation(body: bytes) -> NewEvaluation:
     """One evaluation. Errors: `malformed_request`, `invalid_field`."""
     check_body(body)
     try:
@@ -50,19 +56,19 @@ def _decoded(source: bytes | msgspec.Raw) -> NewEvaluation:
     return _ONE.decode(mend_times(source, NewEvaluation))
 
 
-def read_batch(body: bytes) -> list[NewEvaluation]:
+def parse_evaluation_batch(body: bytes) -> list[NewEvaluation]:
     """A batch: a JSON list of evaluations, or `{"evaluations": […]}`.
 
     Errors: `malformed_request`, `invalid_field` with the place, for example `evaluations[3].latency_sec`.
     """
     try:
-        check_body(body, BATCH_LIMITS)
+        check_body(body, BATCH_JSON_LIMITS)
         raw: bytes | msgspec.Raw = body
         if body.lstrip()[:1] == b"{":
             raw = _WRAPPED.decode(body).evaluations
         rows = _LIST.decode(raw)
-        if not 1 <= len(rows) <= MAX_BATCH:
-            raise invalid("evaluations", f"must have from 1 to {MAX_BATCH} rows, not {len(rows)}.")
+        if not 1 <= len(rows) <= MAX_EVALUATION_BATCH:
+            raise invalid("evaluations", f"must have from 1 to {MAX_EVALUATION_BATCH} rows, not {len(rows)}.")
         try:
             return _BATCH.decode(raw)
         except msgspec.ValidationError:
@@ -104,14 +110,16 @@ def _unreadable(error: Exception) -> DomainError:
     return DomainError("malformed_request", f"The body {why}.")
 
 
-def evaluated(tenant_id: str, user_id: str, sent: list[NewEvaluation], now: datetime, batch: bool) -> list[Evaluation]:
+def build_evaluations(
+    tenant_id: str, user_id: str, sent: list[NewEvaluation], now: datetime, batch: bool
+) -> list[Evaluation]:
     """Evaluations as they are stored. Errors: `invalid_field`, with the row of a batch."""
     made = []
     for number, (data, evaluation_id) in enumerate(zip(sent, ids.many("eval", len(sent)), strict=True)):
         try:
             created_at = _checked(data, now)
         except DomainError as error:
-            raise in_row(error, number) if batch else error from None
+            raise prefix_batch_row(error, number) if batch else error from None
         made.append(
             Evaluation(
                 id=evaluation_id,
@@ -153,8 +161,8 @@ def _checked(data: NewEvaluation, now: datetime) -> datetime:
 
 
 def _check_metadata(sent: bytes) -> None:
-    if len(sent) > MAX_METADATA:
-        raise invalid("metadata", f"is larger than {MAX_METADATA} bytes.")
+    if len(sent) > MAX_METADATA_BYTES:
+        raise invalid("metadata", f"is larger than {MAX_METADATA_BYTES} bytes.")
     try:
         check_json(sent)
     except JsonTooLarge as error:
@@ -178,7 +186,7 @@ def _incomplete(data: NewEvaluation) -> bool:
     )
 
 
-def in_row(error: DomainError, number: int) -> DomainError:
+def prefix_batch_row(error: DomainError, number: int) -> DomainError:
     """The error of a field, as that of a row of a batch."""
     found = [FieldError(field=f"evaluations[{number}].{one.field}", message=one.message) for one in error.errors]
     return DomainError(error.code, f"evaluations[{number}].{error.detail}", found)

@@ -8,17 +8,17 @@ from msgspec import UNSET, Meta, UnsetType
 
 from domain.shared.json_limits import JsonLimits
 
-MAX_BATCH: Final = 1000
+MAX_EVALUATION_BATCH: Final = 1000
 # Those of its metadata, which are not made into objects all at once, are counted with them.
-BATCH_LIMITS: Final = JsonLimits(depth=512, values=1_000_000)
-MAX_TEXT: Final = 1_000_000
-MAX_DOCS: Final = 256
-MAX_METADATA: Final = 64 * 1024
+BATCH_JSON_LIMITS: Final = JsonLimits(depth=512, values=1_000_000)
+MAX_TEXT_CHARACTERS: Final = 1_000_000
+MAX_RETRIEVED_DOCS: Final = 256
+MAX_METADATA_BYTES: Final = 64 * 1024
 # Claims of one whose computing fails, before it stays without.
-MAX_ATTEMPTS: Final = 3
+MAX_SCORING_ATTEMPTS: Final = 3
 
-Metrics = Literal["sent", "pending", "computed", "failed"]
-Text = Annotated[str, Meta(max_length=MAX_TEXT)]
+MetricsState = Literal["sent", "pending", "computed", "failed"]
+Text = Annotated[str, Meta(max_length=MAX_TEXT_CHARACTERS)]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 # A cosine distance, so up to 2.
@@ -36,7 +36,7 @@ class NewEvaluation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc
 
     prompt: Annotated[Text, Meta(examples=["What is the capital of France?"])]
     response: Annotated[Text, Meta(examples=["Paris is the capital of France."])]
-    retrieved_docs: Annotated[list[Text], Meta(max_length=MAX_DOCS)] | None = None
+    retrieved_docs: Annotated[list[Text], Meta(max_length=MAX_RETRIEVED_DOCS)] | None = None
     semantic_drift: Drift | None = None
     uncertainty: Share | None = None
     factual_support: Share | None = None
@@ -78,19 +78,19 @@ class Evaluation(msgspec.Struct, kw_only=True, gc=False):
     execution_id: str | None
     artifact_id: str | None
     metadata: dict[str, Any] | None
-    metrics: Metrics
+    metrics: MetricsState
     computed: list[str] = []
     created_at: datetime
 
 
-class Batch(msgspec.Struct, kw_only=True, frozen=True):
+class EvaluationBatch(msgspec.Struct, kw_only=True, frozen=True):
     """What became of a batch: how many were stored, and their ids in the order in which they were sent."""
 
     created: int
     ids: list[str]
 
 
-class Filter(msgspec.Struct, frozen=True, kw_only=True):
+class EvaluationFilter(msgspec.Struct, frozen=True, kw_only=True):
     """What evaluations are narrowed to. Times are inclusive at `since`, exclusive at `until`."""
 
     hallucinated: bool | None = None
@@ -104,7 +104,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     until: datetime | None = None
 
 
-class Claimed(msgspec.Struct, kw_only=True, frozen=True):
+class ClaimedEvaluation(msgspec.Struct, kw_only=True, frozen=True):
     """An evaluation whose metrics this attempt computes."""
 
     evaluation: Evaluation

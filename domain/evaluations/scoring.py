@@ -15,11 +15,11 @@ from typing import Final, Protocol
 
 import msgspec
 
-THRESHOLD: Final = 0.45
+HALLUCINATION_THRESHOLD: Final = 0.45
 # A matrix of claims by sources, which keeps an evaluation of megabytes within seconds and tens of megabytes.
-MOST_CLAIMS: Final = 300
-MOST_SOURCES: Final = 1500
-LONGEST: Final = 600
+MAX_CLAIM_SENTENCES: Final = 300
+MAX_SOURCE_SENTENCES: Final = 1500
+MAX_SENTENCE_CHARACTERS: Final = 600
 
 # One of the first settles a sentence as a guess; the last are also how careful writers state facts.
 _WEIGHTS: Final[dict[float, tuple[str, ...]]] = {
@@ -92,7 +92,7 @@ _SPACE: Final = re.compile(r"\s")
 _WORD: Final = re.compile(r"[^\W_]")
 
 
-class Scores(msgspec.Struct, frozen=True, kw_only=True):
+class EvaluationScores(msgspec.Struct, frozen=True, kw_only=True):
     """The metrics of one evaluation, each a number from 0 to 1; `hallucinated` is a verdict on the last."""
 
     semantic_drift: float
@@ -102,7 +102,7 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True):
     hallucinated: bool
 
 
-class Sent(msgspec.Struct, frozen=True, kw_only=True):
+class ClientScores(msgspec.Struct, frozen=True, kw_only=True):
     """The metrics that a client measured by itself. None is one that it left to us."""
 
     semantic_drift: float | None = None
@@ -112,19 +112,19 @@ class Sent(msgspec.Struct, frozen=True, kw_only=True):
     hallucinated: bool | None = None
 
 
-class Similarity(Protocol):
+class TextSimilarity(Protocol):
     """How near texts are in meaning: 1 for the same, 0 for strangers. Blocks: call it in a thread."""
 
-    def similarity(self, a: str, b: str) -> float:
+    def compare_texts(self, a: str, b: str) -> float:
         """From 0 to 1; 0 where a text is empty."""
         ...
 
-    def best(self, questions: list[str], candidates: list[str]) -> list[float]:
+    def score_nearest(self, questions: list[str], candidates: list[str]) -> list[float]:
         """For each question the similarity of the nearest candidate, 0 to 1; all 0 without candidates."""
         ...
 
 
-def sentences(text: str, most: int) -> list[str]:
+def split_sentences(text: str, most: int) -> list[str]:
     """The first `most` sentences of a text, none longer than `LONGEST` characters and none without a word.
 
     Punctuation and emoji by themselves say nothing that could be true, so they are left out. What runs on
@@ -136,7 +136,7 @@ def sentences(text: str, most: int) -> list[str]:
 def _sentences(text: str) -> Iterator[str]:
     for start, end in _spans(text):
         while start < end:
-            stop = min(start + LONGEST, end)
+            stop = min(start + MAX_SENTENCE_CHARACTERS, end)
             if stop < end:
                 space = max(text.rfind(" ", start, stop), text.rfind("\n", start, stop))
                 stop = space + 1 if space > start else stop
@@ -154,7 +154,7 @@ def _spans(text: str) -> Iterator[tuple[int, int]]:
     yield start, len(text)
 
 
-def uncertainty(response: str) -> float:
+def score_uncertainty(response: str) -> float:
     """How much of a response is hedged, 0 to 1: the mean over its sentences, each counting up to 1.
 
     A sentence adds up the weights of its hedges, so that one full "I don't know" or two cases of "maybe"
@@ -168,65 +168,67 @@ def uncertainty(response: str) -> float:
     return round(_bounded(total / count), 6) if count else 0.0
 
 
-def sources(prompt: str, retrieved_docs: Sequence[str]) -> list[str]:
+def select_sources(prompt: str, retrieved_docs: Sequence[str]) -> list[str]:
     """The sentences that may support an answer: those of the documents, else those of the prompt.
 
     Every document has an equal share of `MOST_SOURCES`, so that a long one cannot crowd out the others.
     """
-    told = [doc for doc in retrieved_docs[:MOST_SOURCES] if _WORD.search(doc)]
-    share = MOST_SOURCES // max(1, len(told))
-    return [sentence for doc in told or [prompt] for sentence in sentences(doc, share)]
+    told = [doc for doc in retrieved_docs[:MAX_SOURCE_SENTENCES] if _WORD.search(doc)]
+    share = MAX_SOURCE_SENTENCES // max(1, len(told))
+    return [sentence for doc in told or [prompt] for sentence in split_sentences(doc, share)]
 
 
-def factual_support(prompt: str, response: str, retrieved_docs: Sequence[str], nearness: Similarity) -> float:
+def score_factual_support(prompt: str, response: str, retrieved_docs: Sequence[str], nearness: TextSimilarity) -> float:
     """The mean over the claims of a response of how near the nearest source comes, 0 to 1.
 
     A response without words claims nothing and is 1; claims without any source to hold them to are 0.
     """
-    claims = sentences(response, MOST_CLAIMS)
+    claims = split_sentences(response, MAX_CLAIM_SENTENCES)
     if not claims:
         return 1.0
-    nearest = nearness.best(claims, sources(prompt, retrieved_docs))
+    nearest = nearness.score_nearest(claims, select_sources(prompt, retrieved_docs))
     return round(_bounded(fsum(map(_bounded, nearest)) / len(claims)), 6)
 
 
-def semantic_drift(prompt: str, response: str, nearness: Similarity) -> float:
+def score_semantic_drift(prompt: str, response: str, nearness: TextSimilarity) -> float:
     """How far a response is from its prompt in meaning, 0 to 1. Where one has no words, nothing drifted: 0.
 
     Texts beyond a few hundred sentences are measured by their beginning.
     """
-    asked, answered = (" ".join(sentences(text, MOST_CLAIMS)) for text in (prompt, response))
+    asked, answered = (" ".join(split_sentences(text, MAX_CLAIM_SENTENCES)) for text in (prompt, response))
     if not asked or not answered:
         return 0.0
-    return round(_bounded(1.0 - nearness.similarity(asked, answered)), 6)
+    return round(_bounded(1.0 - nearness.compare_texts(asked, answered)), 6)
 
 
-def probability(drift: float, uncertain: float, support: float) -> float:
+def score_probability(drift: float, uncertain: float, support: float) -> float:
     """How likely a response is made up, 0 to 1, from the other three."""
     return round(_bounded(0.4 * (1.0 - support) + 0.4 * drift + 0.2 * uncertain), 6)
 
 
-def scores(prompt: str, response: str, retrieved_docs: Sequence[str], sent: Sent, nearness: Similarity) -> Scores:
+def score_evaluation(
+    prompt: str, response: str, retrieved_docs: Sequence[str], sent: ClientScores, nearness: TextSimilarity
+) -> EvaluationScores:
     """All metrics of an evaluation. What the client sent stays as sent, and the rest follows from it.
 
     Takes milliseconds for ordinary texts and seconds for megabytes: call it in a thread.
     """
     drift, support, uncertain = sent.semantic_drift, sent.factual_support, sent.uncertainty
     if drift is None:
-        drift = semantic_drift(prompt, response, nearness)
+        drift = score_semantic_drift(prompt, response, nearness)
     if support is None:
-        support = factual_support(prompt, response, retrieved_docs, nearness)
+        support = score_factual_support(prompt, response, retrieved_docs, nearness)
     if uncertain is None:
-        uncertain = uncertainty(response)
+        uncertain = score_uncertainty(response)
     likely = sent.hallucination_probability
     if likely is None:
-        likely = probability(drift, uncertain, support)
-    return Scores(
+        likely = score_probability(drift, uncertain, support)
+    return EvaluationScores(
         semantic_drift=drift,
         uncertainty=uncertain,
         factual_support=support,
         hallucination_probability=likely,
-        hallucinated=likely > THRESHOLD if sent.hallucinated is None else sent.hallucinated,
+        hallucinated=likely > HALLUCINATION_THRESHOLD if sent.hallucinated is None else sent.hallucinated,
     )
 
 

@@ -5,10 +5,20 @@ from typing import Any
 
 import msgspec
 
-from domain.evaluations.schema import Filter
+from domain.evaluations.schema import EvaluationFilter
 from domain.ports import Tx
 from domain.shared.errors import invalid
-from domain.stats import SCALE, Bucket, Question, between, buckets, counted, filled, last_days, readable
+from domain.stats import (
+    NANOS_PER_UNIT,
+    StatsQuery,
+    TimeBucket,
+    find_window_start,
+    list_bucket_starts,
+    parse_time_range,
+    read_timeseries,
+    refuse_nul_characters,
+    sort_counts,
+)
 
 
 class EvaluationStats(msgspec.Struct, kw_only=True):
@@ -48,29 +58,31 @@ class EvaluationPoint(msgspec.Struct, kw_only=True):
     avg_factual_support: float | None
 
 
-def narrowed(wanted: Filter) -> Filter:
+def normalize_filter(wanted: EvaluationFilter) -> EvaluationFilter:
     """The filter with its times in UTC. Errors: `invalid_field`."""
-    readable(wanted)
-    since, until = between(wanted.since, wanted.until, ("since", "until"))
+    refuse_nul_characters(wanted)
+    since, until = parse_time_range(wanted.since, wanted.until, ("since", "until"))
     return msgspec.structs.replace(wanted, since=since, until=until)
 
 
-def question(wanted: Filter) -> Question:
+def query_from_filter(wanted: EvaluationFilter) -> StatsQuery:
     """The filter as what statistics are asked."""
-    by_name = {name: getattr(wanted, name) for name in Filter.__struct_fields__ if name not in ("since", "until")}
-    return Question(kind="evaluations", wanted=by_name, since=wanted.since, until=wanted.until)
+    by_name = {
+        name: getattr(wanted, name) for name in EvaluationFilter.__struct_fields__ if name not in ("since", "until")
+    }
+    return StatsQuery(kind="evaluations", filters=by_name, since=wanted.since, until=wanted.until)
 
 
-async def stats(tx: Tx, wanted: Filter, days: int | None) -> EvaluationStats:
+async def compute_evaluation_stats(tx: Tx, wanted: EvaluationFilter, days: int | None) -> EvaluationStats:
     """Figures over evaluations: of the last `days` times 24 hours, or of all. Errors: `invalid_field`."""
-    wanted = narrowed(wanted)
+    wanted = normalize_filter(wanted)
     if days is not None:
         if wanted.since is not None:
             raise invalid("days", "cannot be used together with since.")
-        wanted = msgspec.structs.replace(wanted, since=last_days(tx.now, days))
-    found = await tx.stats.sums(question(wanted))
+        wanted = msgspec.structs.replace(wanted, since=find_window_start(tx.now, days))
+    found = await tx.stats.sum_groups(query_from_filter(wanted))
     p50, p95, p99 = found.quantiles
-    totals = {name: found.total(name) for name in (found.groups[0].measures if found.groups else ())}
+    totals = {name: found.sum_measure(name) for name in (found.groups[0].measures if found.groups else ())}
     return EvaluationStats(
         total_evaluations=totals.get("count", 0),
         total_hallucinations=totals.get("hallucinated", 0),
@@ -79,16 +91,20 @@ async def stats(tx: Tx, wanted: Filter, days: int | None) -> EvaluationStats:
         p50_latency=p50,
         p95_latency=p95,
         p99_latency=p99,
-        by_model=counted(found.by("model_name")),
-        by_agent=counted(found.by("agent_name")),
-        by_mode=counted(found.by("mode")),
+        by_model=sort_counts(found.sum_by("model_name")),
+        by_agent=sort_counts(found.sum_by("agent_name")),
+        by_mode=sort_counts(found.sum_by("mode")),
         since=wanted.since,
     )
 
 
-async def timeseries(tx: Tx, wanted: Filter, days: int, bucket: Bucket) -> list[EvaluationPoint]:
+async def compute_evaluation_timeseries(
+    tx: Tx, wanted: EvaluationFilter, days: int, bucket: TimeBucket
+) -> list[EvaluationPoint]:
     """Evaluations per hour or day, oldest first, empty ones too. Errors: `invalid_field`."""
-    points = await filled(tx, question(narrowed(wanted)), bucket, buckets(tx.now, days, bucket))
+    points = await read_timeseries(
+        tx, query_from_filter(normalize_filter(wanted)), bucket, list_bucket_starts(tx.now, days, bucket)
+    )
     return [
         EvaluationPoint(
             date=point["begin"],
@@ -114,6 +130,6 @@ def _averages(sums: dict[str, Any]) -> dict[str, float | None]:
         "avg_factual_support": "factual_support",
     }
     return {
-        name: sums[measure] / (SCALE * known) if (known := sums.get(f"{measure}_known")) else None
+        name: sums[measure] / (NANOS_PER_UNIT * known) if (known := sums.get(f"{measure}_known")) else None
         for name, measure in names.items()
     }

@@ -5,24 +5,24 @@ from datetime import datetime, timedelta
 import msgspec
 
 from domain import events
-from domain.events import Event
+from domain.events import ExecutionEvent
 from domain.executions.schema import (
     WHOLE_LANE,
-    Ended,
+    AttemptOutcome,
     Execution,
+    ExecutionSettlement,
     LaneShare,
     RunLane,
-    Settled,
-    job_of,
-    status_of,
-    tell_plan,
+    job_from_execution,
+    ring_plan,
+    status_from_outcome,
 )
 from domain.ports import Outcome, Tx
 from domain.shared.json_limits import JsonTooLarge, check_json
 from domain.shared.leases import Lease, LostLease
 
 
-async def claim(
+async def claim_executions(
     tx: Tx,
     worker: str,
     lease: timedelta,
@@ -37,7 +37,7 @@ async def claim(
     machine, else `preparing`. `share` bounds every tenant's running executions, besides its own limit.
     """
     held = Lease(worker=worker, taken_at=tx.now, until=tx.now + lease)
-    taken = await tx.executions.claim(held, slots, at_hand, share, lane)
+    taken = await tx.executions.claim_pending(held, slots, at_hand, share, lane)
     for execution in taken:
         tx.changed(execution.id, execution.status)
     return taken
@@ -50,14 +50,14 @@ async def begin_running(tx: Tx, execution: Execution) -> None:
     tx.changed(execution.id, "running")
 
 
-async def record(tx: Tx, execution: Execution, written: list[Event]) -> None:
+async def append_agent_events(tx: Tx, execution: Execution, written: list[ExecutionEvent]) -> None:
     """Append what the agent wrote to the log of an execution held by this attempt. Errors: `LostLease`."""
-    if not await tx.events.append_held(execution.id, execution.attempt, written):
+    if not await tx.events.append_if_leased(execution.id, execution.attempt, written):
         raise LostLease(execution.id)
     tx.changed(execution.id, "running")
 
 
-def settled(outcome: Outcome) -> Outcome:
+def enforce_result_limits(outcome: Outcome) -> Outcome:
     """Return an outcome that can be kept: a result that is beyond the bounds of JSON is none."""
     try:
         if outcome.output is not None:
@@ -67,44 +67,44 @@ def settled(outcome: Outcome) -> Outcome:
     return outcome
 
 
-async def finish(tx: Tx, ended: list[Ended]) -> Settled:
+async def settle_executions(tx: Tx, ended: list[AttemptOutcome]) -> ExecutionSettlement:
     """Settle executions of any tenants with what their sandboxes left behind."""
     kept = [_kept(one, tx.now) for one in ended]
-    found = await tx.executions.settle(kept, tx.now)
+    found = await tx.executions.settle_attempts(kept, tx.now)
     for one in kept:
-        if (one.execution.id, one.execution.attempt) in found.held:
-            tx.changed(one.execution.id, status_of(one.outcome))
-            tell_plan(tx, one.execution)
+        if (one.execution.id, one.execution.attempt) in found.settled_attempts:
+            tx.changed(one.execution.id, status_from_outcome(one.outcome))
+            ring_plan(tx, one.execution)
     return found
 
 
-def _kept(one: Ended, now: datetime) -> Ended:
-    outcome = settled(one.outcome)
+def _kept(one: AttemptOutcome, now: datetime) -> AttemptOutcome:
+    outcome = enforce_result_limits(one.outcome)
     if not outcome.stack:
         return msgspec.structs.replace(one, outcome=outcome)
-    trace = events.logged("ERROR", outcome.stack, now, "traceback")
-    return msgspec.structs.replace(one, outcome=outcome, written=[*one.written, trace])
+    trace = events.build_log_event("ERROR", outcome.stack, now, "traceback")
+    return msgspec.structs.replace(one, outcome=outcome, written=[*one.events, trace])
 
 
-async def hand_over(tx: Tx, execution: Execution) -> None:
+async def hand_over_execution(tx: Tx, execution: Execution) -> None:
     """Hand a held execution back, as a worker does that is told to stop. The attempt does not count."""
-    _freed(tx, await tx.executions.hand_over(execution.id, execution.attempt, tx.now))
+    _freed(tx, await tx.executions.hand_over_execution(execution.id, execution.attempt, tx.now))
 
 
-async def give_back(tx: Tx, execution: Execution) -> None:
+async def release_execution(tx: Tx, execution: Execution) -> None:
     """Hand a held execution back after what it ran in was lost. The attempt counts: it may have been the reason."""
-    _freed(tx, await tx.executions.release(execution.id, execution.attempt, tx.now))
+    _freed(tx, await tx.executions.release_execution(execution.id, execution.attempt, tx.now))
 
 
-async def take_back(tx: Tx, execution_id: str) -> None:
+async def requeue_expired(tx: Tx, execution_id: str) -> None:
     """Give an expired lease's execution back to the queue, or fail it when its attempts are used up."""
-    _freed(tx, await tx.executions.take_back(execution_id, tx.now))
+    _freed(tx, await tx.executions.requeue_expired(execution_id, tx.now))
 
 
 def _freed(tx: Tx, after: Execution | None) -> None:
     if after is None:
         return
     if after.status == "pending":
-        tx.ring(job_of(after))
-    tell_plan(tx, after)
+        tx.ring(job_from_execution(after))
+    ring_plan(tx, after)
     tx.changed(after.id, after.status)

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from domain.executions.schema import Execution, Filter, tell_plan
+from domain.executions.schema import Execution, ExecutionFilter, ring_plan
 from domain.ports import Tx
 from domain.shared.access import Caller
 from domain.shared.errors import conflict, not_found
@@ -10,7 +10,7 @@ from domain.shared.pages import Listing, Page
 from domain.shared.status import TERMINAL
 
 
-async def get(tx: Tx, execution_id: str) -> Execution:
+async def get_execution(tx: Tx, execution_id: str) -> Execution:
     """An execution. Errors: `not_found`."""
     execution = await tx.executions.get(execution_id)
     if execution is None:
@@ -20,14 +20,14 @@ async def get(tx: Tx, execution_id: str) -> Execution:
     return execution
 
 
-def narrowed(caller: Caller, wanted: Filter, *tenants: str | None) -> Filter:
+def apply_tenant_filter(caller: Caller, wanted: ExecutionFilter, *tenants: str | None) -> ExecutionFilter:
     """The filter with what a tenant filter means: one's own tenant changes nothing, another has no rows."""
     if any(tenant is not None and tenant != caller.tenant_id for tenant in tenants):
         return msgspec.structs.replace(wanted, agent_id="(another tenant)")
     return wanted
 
 
-async def list_executions(tx: Tx, narrowed: Filter, page: Page) -> Listing[Execution]:
+async def list_executions(tx: Tx, narrowed: ExecutionFilter, page: Page) -> Listing[Execution]:
     """Executions, newest first. Agents, crews and workflows may be named; an unknown one has no executions."""
     for field, known in (
         ("agent_id", tx.agents),
@@ -39,28 +39,28 @@ async def list_executions(tx: Tx, narrowed: Filter, page: Page) -> Listing[Execu
         found = None if reference is None else await known.find(reference)
         if found is not None:
             narrowed = msgspec.structs.replace(narrowed, **{field: found.id})
-    return await tx.executions.page(narrowed, page)
+    return await tx.executions.list_page(narrowed, page)
 
 
-async def cancel_below(tx: Tx, execution_id: str, reason: str) -> None:
+async def cancel_child_executions(tx: Tx, execution_id: str, reason: str) -> None:
     """Cancel what runs or waits of the steps of a plan; nothing for other executions."""
-    for cancelled in await tx.executions.cancel_below(execution_id, reason, tx.now):
+    for cancelled in await tx.executions.cancel_children(execution_id, reason, tx.now):
         tx.changed(cancelled, "cancelled")
 
 
-async def cancel(tx: Tx, execution_id: str, reason: str = "Cancelled on request.") -> Execution:
+async def cancel_execution(tx: Tx, execution_id: str, reason: str = "Cancelled on request.") -> Execution:
     """Settle an execution as cancelled; whoever runs it kills it within a second.
 
     Cancelling a cancelled one is fine. Errors: `not_found`, `conflict` for one that ended otherwise.
     """
-    execution = await get(tx, execution_id)
+    execution = await get_execution(tx, execution_id)
     if execution.status not in TERMINAL:
         # Whoever settles a run locks it before what it belongs to.
-        await cancel_below(tx, execution_id, reason)
-        if await tx.executions.cancel(execution_id, reason, tx.now):
+        await cancel_child_executions(tx, execution_id, reason)
+        if await tx.executions.cancel_execution(execution_id, reason, tx.now):
             tx.changed(execution_id, "cancelled")
-            tell_plan(tx, execution)
-    after = await get(tx, execution_id)
+            ring_plan(tx, execution)
+    after = await get_execution(tx, execution_id)
     if after.status != "cancelled":
         raise conflict(f"The execution is {after.status}; it cannot be cancelled any more.")
     return after

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from domain.agents.schema import Spec
-from domain.events import Event
+from domain.events import ExecutionEvent
 from domain.ports import Outcome, Tx
 from domain.shared.errors import invalid
 from domain.shared.jobs import Job
@@ -25,36 +25,36 @@ from domain.shared.leases import Lease
 from domain.shared.pages import Listing, Page
 from domain.shared.status import Status
 
-Kind = Literal["agent", "tool", "crew", "workflow", "generation"]
+ExecutionKind = Literal["agent", "tool", "crew", "workflow", "generation"]
 RunLane = Literal["run", "llm", "plan"]
 # `safe` asks before a tool with effects, `sandbox` has only tools inside the fence, `yolo` never asks.
-Mode = Literal["safe", "sandbox", "yolo"]
+ExecutionMode = Literal["safe", "sandbox", "yolo"]
 
-DEFAULT_TIMEOUT: Final = 30
+DEFAULT_TIMEOUT_SECONDS: Final = 30
 # Models take their time.
-LLM_TIMEOUT: Final = 300
+MODEL_AGENT_TIMEOUT_SECONDS: Final = 300
 DEFAULT_MEMORY_MB: Final = 512
-DEFAULT_ATTEMPTS: Final = 3
+DEFAULT_MAX_ATTEMPTS: Final = 3
 MAX_DEPTH: Final = MAX_JSON_DEPTH
 # As much of its log as an execution shows as text, in characters.
-MAX_LOGS: Final = 64 * 1024
+MAX_LOG_CHARACTERS: Final = 64 * 1024
 MAX_LOG_LINES: Final = 2000
 # What Paddock itself says of a run is in small letters with underscores, or one of these.
 _PLATFORM_WORDS: Final = frozenset(
     {"timeout", "crashed", "cancelled", "unavailable", "malformed", "refused", "unauthorized", "rejected"}
 )
 _PLATFORM_TYPE: Final = re.compile(r"[a-z0-9]+(_[a-z0-9]+)+")
-MAX_ERROR_TYPE: Final = 200
+MAX_ERROR_TYPE_CHARACTERS: Final = 200
 # A crew or a workflow may wait for people.
-MAX_PLAN_TIMEOUT: Final = 7 * 24 * 3600
+MAX_PLAN_TIMEOUT_SECONDS: Final = 7 * 24 * 3600
 
 Payload = Annotated[dict[str, Any], Meta(examples=[{"input": "Hello, world!"}])]
-Timeout = Annotated[
-    int, Meta(ge=1, le=MAX_PLAN_TIMEOUT, description="Seconds; at most an hour for an agent.", examples=[30])
+TimeoutSeconds = Annotated[
+    int, Meta(ge=1, le=MAX_PLAN_TIMEOUT_SECONDS, description="Seconds; at most an hour for an agent.", examples=[30])
 ]
-Dollars = Annotated[float, Meta(gt=0, le=1_000_000, description="US dollars.", examples=[5.0])]
+CostLimitUsd = Annotated[float, Meta(gt=0, le=1_000_000, description="US dollars.", examples=[5.0])]
 RunName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f]*$(?!\n)")]
-Attempts = Annotated[int, Meta(ge=1, le=10, description="Claims before a run whose workers die is failed.")]
+MaxAttempts = Annotated[int, Meta(ge=1, le=10, description="Claims before a run whose workers die is failed.")]
 
 
 class Execution(msgspec.Struct, kw_only=True):
@@ -74,7 +74,7 @@ class Execution(msgspec.Struct, kw_only=True):
 
     id: str
     run_name: str
-    kind: Kind
+    kind: ExecutionKind
     agent_id: str | None
     agent_name: str | None = None
     agent_version_id: str | None
@@ -87,7 +87,7 @@ class Execution(msgspec.Struct, kw_only=True):
     user_id: str
     tenant_id: str
     status: Status
-    mode: Mode | None = None
+    mode: ExecutionMode | None = None
     model: str | None = None
     cost_limit: float | None = None
     waiting_for: list[dict[str, Any]] | None = None
@@ -135,7 +135,7 @@ _SENTENCES: Final[dict[Status, str]] = {
 }
 
 
-class Start(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class ExecutionStart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What to run an agent with, when the path names the agent.
 
     One of `payload` and `inputs` (two names of the same thing) is what the entrypoint receives;
@@ -148,15 +148,15 @@ class Start(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     inputs: Payload | None = None
     task: Annotated[str, Meta(max_length=100_000)] | None = None
     agent_version_id: str | None = None
-    mode: Mode | None = None
+    mode: ExecutionMode | None = None
     model: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
-    cost_limit: Dollars | None = None
-    timeout: Timeout | None = None
-    max_attempts: Attempts | None = None
+    cost_limit: CostLimitUsd | None = None
+    timeout: TimeoutSeconds | None = None
+    max_attempts: MaxAttempts | None = None
     run_name: RunName | None = None
 
 
-class StartAny(Start, kw_only=True, forbid_unknown_fields=True):
+class TargetedExecutionStart(ExecutionStart, kw_only=True, forbid_unknown_fields=True):
     """What to run, when the path does not say: one of the three, by id or name."""
 
     agent_id: Annotated[str, Meta(examples=["my-agent"])] | None = None
@@ -164,14 +164,14 @@ class StartAny(Start, kw_only=True, forbid_unknown_fields=True):
     workflow_id: str | None = None
 
 
-class Filter(msgspec.Struct, frozen=True):
+class ExecutionFilter(msgspec.Struct, frozen=True):
     """What a list of executions is narrowed to. Times are inclusive at `since`, exclusive at `until`.
 
     Without a `parent_id` or an agent it holds what was started, and not the steps of that.
     """
 
     status: Status | None = None
-    kind: Kind | None = None
+    kind: ExecutionKind | None = None
     agent_id: str | None = None
     agent_version_id: str | None = None
     crew_id: str | None = None
@@ -182,25 +182,25 @@ class Filter(msgspec.Struct, frozen=True):
     until: datetime | None = None
 
 
-class Ended(msgspec.Struct, kw_only=True, frozen=True):
+class AttemptOutcome(msgspec.Struct, kw_only=True, frozen=True):
     """What one attempt at an execution came to, with the last of what it wrote."""
 
     execution: Execution
     outcome: Outcome
-    written: list[Event]
+    events: list[ExecutionEvent]
 
 
-class Settled(msgspec.Struct, kw_only=True, frozen=True):
+class ExecutionSettlement(msgspec.Struct, kw_only=True, frozen=True):
     """Which executions were settled, as (id, attempt); the others are not held by their attempt any more.
 
     `waiting` tells whether executions of anybody waited at that moment.
     """
 
-    held: frozenset[tuple[str, int]]
-    waiting: bool
+    settled_attempts: frozenset[tuple[str, int]]
+    has_waiting: bool
 
 
-class Decision(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class ApprovalDecision(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Which of the waiting tool calls is decided on, all without `call_id`; the model is told the `reason`."""
 
     call_id: Annotated[str, Meta(max_length=200)] | None = None
@@ -212,14 +212,14 @@ class LaneShare(msgspec.Struct, frozen=True, kw_only=True):
     worker's slots are for tenants that have none running in its lane, where there is more than one tenant.
     """
 
-    most: int | None = None
-    spare: int = 0
+    max_running: int | None = None
+    reserved_slots: int = 0
 
 
 WHOLE_LANE: Final = LaneShare()
 
 
-def spare_slots(slots: int) -> int:
+def count_reserved_slots(slots: int) -> int:
     """Return how many of a worker's slots are for tenants that have none: an eighth, but one at least, of several."""
     return max(1, slots // 8) if slots > 1 else 0
 
@@ -231,36 +231,36 @@ class Executions(Protocol):
         """Write it. `spec` is what a model agent was when it was started, which is what every attempt runs."""
         ...
 
-    async def spec(self, execution_id: str) -> Spec | None: ...
-    async def lock(self, execution_id: str) -> Execution | None: ...
-    async def wait(self, execution_id: str, attempt: int, calls: list[dict[str, Any]], now: datetime) -> bool:
+    async def get_spec(self, execution_id: str) -> Spec | None: ...
+    async def lock_execution(self, execution_id: str) -> Execution | None: ...
+    async def park_execution(self, execution_id: str, attempt: int, calls: list[dict[str, Any]], now: datetime) -> bool:
         """Park a held execution until somebody decides."""
         ...
 
-    async def resume(self, execution_id: str, now: datetime) -> Execution | None: ...
-    async def narrow(self, execution_id: str, calls: list[dict[str, Any]], now: datetime) -> None:
+    async def resume_execution(self, execution_id: str, now: datetime) -> Execution | None: ...
+    async def set_waiting_calls(self, execution_id: str, calls: list[dict[str, Any]], now: datetime) -> None:
         """Fewer calls wait than before."""
         ...
 
     async def get(self, execution_id: str) -> Execution | None: ...
-    async def page(self, narrowed: Filter, page: Page) -> Listing[Execution]: ...
-    async def claim(
+    async def list_page(self, narrowed: ExecutionFilter, page: Page) -> Listing[Execution]: ...
+    async def claim_pending(
         self, lease: Lease, slots: int, at_hand: frozenset[str], share: LaneShare, lane: RunLane
     ) -> list[Execution]:
         """Claim up to `slots` pending executions over all tenants, those of whoever has the least running first."""
         ...
 
     async def begin_running(self, execution_id: str, attempt: int, now: datetime) -> bool: ...
-    async def settle(self, ended: list[Ended], now: datetime) -> Settled:
+    async def settle_attempts(self, ended: list[AttemptOutcome], now: datetime) -> ExecutionSettlement:
         """Settle executions of any tenants that are still held by their attempt."""
         ...
 
-    async def cancel(self, execution_id: str, reason: str, now: datetime) -> bool: ...
-    async def cancel_below(self, execution_id: str, reason: str, now: datetime) -> list[str]:
+    async def cancel_execution(self, execution_id: str, reason: str, now: datetime) -> bool: ...
+    async def cancel_children(self, execution_id: str, reason: str, now: datetime) -> list[str]:
         """Cancel what has not ended of the steps of a plan, and of those of plans within it."""
         ...
 
-    async def open_runs(self, agent_id: str) -> int:
+    async def count_open_runs(self, agent_id: str) -> int:
         """How many of an agent's executions have not ended, steps of plans aside, which wait for their turn.
 
         Holds off other starts of it until the commit.
@@ -273,15 +273,15 @@ class Executions(Protocol):
         """Cancel an agent's open executions but the newest `keep`; `steps` of plans as well, or not."""
         ...
 
-    async def release(self, execution_id: str, attempt: int, now: datetime) -> Execution | None: ...
-    async def hand_over(self, execution_id: str, attempt: int, now: datetime) -> Execution | None:
+    async def release_execution(self, execution_id: str, attempt: int, now: datetime) -> Execution | None: ...
+    async def hand_over_execution(self, execution_id: str, attempt: int, now: datetime) -> Execution | None:
         """As `release`, but the attempt does not count."""
         ...
 
-    async def take_back(self, execution_id: str, now: datetime) -> Execution | None: ...
+    async def requeue_expired(self, execution_id: str, now: datetime) -> Execution | None: ...
 
 
-def payload_of(data: Start) -> dict[str, Any]:
+def build_payload(data: ExecutionStart) -> dict[str, Any]:
     """What the entrypoint receives. Errors: `invalid_field` for both names at once, or too deep a nesting."""
     if data.payload is not None and data.inputs is not None:
         raise invalid("inputs", "means payload; send one of them.")
@@ -295,29 +295,29 @@ def payload_of(data: Start) -> dict[str, Any]:
     return payload
 
 
-def status_of(outcome: Outcome) -> Status:
+def status_from_outcome(outcome: Outcome) -> Status:
     """The state that an outcome leads to."""
     return "completed" if outcome.error_type is None else "failed"
 
 
-def job_of(execution: Execution) -> Job:
+def job_from_execution(execution: Execution) -> Job:
     """The run job of an execution in its present state."""
     return Job(lane=execution.lane, row_id=execution.id, tenant_id=execution.tenant_id, attempt=execution.attempt)
 
 
-def tell_plan(tx: Tx, execution: Execution) -> None:
+def ring_plan(tx: Tx, execution: Execution) -> None:
     """Ring for the plan that an execution is a step of, or is itself: something has become of it."""
     plan_id = execution.parent_id or (execution.id if execution.lane == "plan" else None)
     if plan_id is not None:
         tx.ring(Job(lane="plan", row_id=plan_id, tenant_id=execution.tenant_id, attempt=0))
 
 
-def agent_error_type(name: str) -> str:
+def error_type_from_exception(name: str) -> str:
     """Return the `error_type` for an exception's class name that an agent gave.
 
     The platform's own words stay the platform's: `timeout` becomes `agent.timeout`. What is no name is `Exception`.
     """
-    plain = unicodedata.normalize("NFKC", name[:MAX_ERROR_TYPE])[:MAX_ERROR_TYPE]
+    plain = unicodedata.normalize("NFKC", name[:MAX_ERROR_TYPE_CHARACTERS])[:MAX_ERROR_TYPE_CHARACTERS]
     if not all(part.isidentifier() for part in plain.split(".")):
         return "Exception"
     is_platform = plain in _PLATFORM_WORDS or _PLATFORM_TYPE.fullmatch(plain) is not None

@@ -9,15 +9,15 @@ from domain.agents import Agent, Spec
 from domain.agents.prompts import messages
 from domain.agents.schema import MAX_TIMEOUT
 from domain.builds import Version
-from domain.executions.queries import get
+from domain.executions.queries import get_execution
 from domain.executions.schema import (
-    DEFAULT_ATTEMPTS,
-    DEFAULT_TIMEOUT,
-    LLM_TIMEOUT,
+    DEFAULT_MAX_ATTEMPTS,
+    DEFAULT_TIMEOUT_SECONDS,
+    MODEL_AGENT_TIMEOUT_SECONDS,
     Execution,
-    Start,
-    job_of,
-    payload_of,
+    ExecutionStart,
+    build_payload,
+    job_from_execution,
 )
 from domain.ports import Tx
 from domain.shared import ids
@@ -27,23 +27,25 @@ from domain.shared.json_limits import check_field
 from domain.shared.status import TERMINAL
 
 # A tool that is run by itself takes no longer than whoever asked for it would wait.
-TOOL_TIMEOUT: Final = 60
+TOOL_CALL_TIMEOUT_SECONDS: Final = 60
 
 
-async def start(tx: Tx, caller: Caller, reference: str, data: Start, schedule_id: str | None = None) -> Execution:
+async def start_execution(
+    tx: Tx, caller: Caller, reference: str, data: ExecutionStart, schedule_id: str | None = None
+) -> Execution:
     """Write a pending execution of an agent and ring for it.
 
     Errors: `not_found`, `agent_archived`, `version_not_ready`, `invalid_field`, `concurrency_limit`.
     """
-    payload = payload_of(data)
+    payload = build_payload(data)
     if data.timeout is not None and data.timeout > MAX_TIMEOUT:
         raise invalid("timeout", f"must be at most {MAX_TIMEOUT} seconds for an agent.")
     agent = await _startable(tx, reference)
     if agent.kind == "llm":
         spec, execution = await _of_model(tx, caller, agent, data, payload)
         await _make_room(tx, agent)
-        return await added(tx, _called(execution, data, schedule_id), spec)
-    version = await runnable(tx, agent, data.agent_version_id)
+        return await add_execution(tx, _called(execution, data, schedule_id), spec)
+    version = await get_runnable_version(tx, agent, data.agent_version_id)
     for field in ("mode", "model"):
         if getattr(data, field) is not None:
             raise invalid(field, f"is for model agents; {agent.name!r} runs uploaded code.")
@@ -51,15 +53,15 @@ async def start(tx: Tx, caller: Caller, reference: str, data: Start, schedule_id
         raise invalid("cost_limit", f"bounds what calls of models cost; {agent.name!r} names no models.")
     await _make_room(tx, agent)
     execution = _of_version(tx, caller, agent, version, data, payload)
-    return await added(tx, _called(execution, data, schedule_id), None)
+    return await add_execution(tx, _called(execution, data, schedule_id), None)
 
 
-def _called(execution: Execution, data: Start, schedule_id: str | None) -> Execution:
+def _called(execution: Execution, data: ExecutionStart, schedule_id: str | None) -> Execution:
     named = execution.run_name if data.run_name is None else data.run_name
     return msgspec.structs.replace(execution, run_name=named, schedule_id=schedule_id)
 
 
-async def start_call(tx: Tx, caller: Caller, name: str, data: tools.ExecuteTool) -> Execution:
+async def start_tool_call(tx: Tx, caller: Caller, name: str, data: tools.ExecuteTool) -> Execution:
     """Write a pending execution of one tool call, in the workspace of another execution if that is named.
 
     Errors: `not_found`, `conflict` for a disabled tool, `invalid_field`.
@@ -73,29 +75,31 @@ async def start_call(tx: Tx, caller: Caller, name: str, data: tools.ExecuteTool)
         raise invalid("tool", "is required: name the tool of this MCP server.")
     check_field("args", data.args)
     if data.execution_id is not None:
-        await get(tx, data.execution_id)
+        await get_execution(tx, data.execution_id)
     given: dict[str, Any] = {"tool": tool.id if data.tool is None else f"{tool.id}/{data.tool}", "args": data.args}
     if data.execution_id is not None:
         given["execution_id"] = data.execution_id
     made = _new(tx, caller, tool.slug, given)
-    made = msgspec.structs.replace(made, kind="tool", lane="llm", mode="yolo", timeout=TOOL_TIMEOUT, max_attempts=1)
-    return await added(tx, made, None)
+    made = msgspec.structs.replace(
+        made, kind="tool", lane="llm", mode="yolo", timeout=TOOL_CALL_TIMEOUT_SECONDS, max_attempts=1
+    )
+    return await add_execution(tx, made, None)
 
 
-async def retry(tx: Tx, caller: Caller, execution_id: str) -> Execution:
+async def retry_execution(tx: Tx, caller: Caller, execution_id: str) -> Execution:
     """Run an ended execution again, as a new one with the same version, input and limits.
 
     A model agent is run as it was then. Errors: `not_found`, `conflict` for one that has not ended,
     `version_not_ready`, `agent_archived`, `concurrency_limit`.
     """
-    old = await get(tx, execution_id)
+    old = await get_execution(tx, execution_id)
     if old.status not in TERMINAL:
         raise conflict(f"The execution is {old.status}; only one that has ended can be run again.")
-    name, spec = old.run_name.rsplit("-", 1)[0], await tx.executions.spec(old.id)
+    name, spec = old.run_name.rsplit("-", 1)[0], await tx.executions.get_spec(old.id)
     if old.agent_id is not None:
         agent = await _startable(tx, old.agent_id)
         if old.lane == "run":
-            await runnable(tx, agent, old.agent_version_id)
+            await get_runnable_version(tx, agent, old.agent_version_id)
         name = agent.name
         await _make_room(tx, agent)
     again = _new(tx, caller, name, old.input_data)
@@ -112,7 +116,7 @@ async def retry(tx: Tx, caller: Caller, execution_id: str) -> Execution:
         "max_attempts",
     )
     made = msgspec.structs.replace(again, **{field: getattr(old, field) for field in kept}, retry_of=old.id)
-    return await added(tx, made, spec)
+    return await add_execution(tx, made, spec)
 
 
 async def _startable(tx: Tx, reference: str) -> Agent:
@@ -128,7 +132,7 @@ async def _make_room(tx: Tx, agent: Agent) -> None:
     most = agent.max_concurrency
     if most is None or agent.concurrency_policy == "queue":
         return
-    if await tx.executions.open_runs(agent.id) < most:
+    if await tx.executions.count_open_runs(agent.id) < most:
         return
     if agent.concurrency_policy == "reject":
         raise conflict(f"{most} executions of {agent.name!r} have not ended; no more are let in.", "concurrency_limit")
@@ -136,7 +140,7 @@ async def _make_room(tx: Tx, agent: Agent) -> None:
         tx.changed(replaced, "cancelled")
 
 
-async def runnable(tx: Tx, agent: Agent, version_id: str | None) -> Version:
+async def get_runnable_version(tx: Tx, agent: Agent, version_id: str | None) -> Version:
     """The version of an agent that a run would be of. Errors: `version_not_ready`, `invalid_field`."""
     wanted = version_id or agent.current_version_id
     if wanted is None:
@@ -152,7 +156,7 @@ async def runnable(tx: Tx, agent: Agent, version_id: str | None) -> Version:
 
 
 def _of_version(
-    tx: Tx, caller: Caller, agent: Agent, version: Version, data: Start, payload: dict[str, Any]
+    tx: Tx, caller: Caller, agent: Agent, version: Version, data: ExecutionStart, payload: dict[str, Any]
 ) -> Execution:
     return msgspec.structs.replace(
         _new(tx, caller, agent.name, payload),
@@ -160,13 +164,13 @@ def _of_version(
         agent_name=agent.name,
         agent_version_id=version.id,
         cost_limit=data.cost_limit,
-        timeout=data.timeout or version.timeout or DEFAULT_TIMEOUT,
-        max_attempts=data.max_attempts or DEFAULT_ATTEMPTS,
+        timeout=data.timeout or version.timeout or DEFAULT_TIMEOUT_SECONDS,
+        max_attempts=data.max_attempts or DEFAULT_MAX_ATTEMPTS,
     )
 
 
 async def _of_model(
-    tx: Tx, caller: Caller, agent: Agent, data: Start, payload: dict[str, Any]
+    tx: Tx, caller: Caller, agent: Agent, data: ExecutionStart, payload: dict[str, Any]
 ) -> tuple[Spec, Execution]:
     """The agent as this run will have it, and its execution."""
     if data.agent_version_id is not None:
@@ -188,40 +192,40 @@ async def _of_model(
         mode=data.mode or "safe",
         model=spec.model,
         cost_limit=data.cost_limit,
-        timeout=data.timeout or spec.timeout or LLM_TIMEOUT,
-        max_attempts=data.max_attempts or DEFAULT_ATTEMPTS,
+        timeout=data.timeout or spec.timeout or MODEL_AGENT_TIMEOUT_SECONDS,
+        max_attempts=data.max_attempts or DEFAULT_MAX_ATTEMPTS,
     )
     return Spec.of(spec), execution
 
 
 def _new(tx: Tx, caller: Caller, name: str, given: dict[str, Any]) -> Execution:
-    return fresh(tx, caller.tenant_id, caller.user_id, caller.key_id, name, given)
+    return build_execution(tx, caller.tenant_id, caller.user_id, caller.key_id, name, given)
 
 
-def run_name(name: str, execution_id: str) -> str:
+def build_run_name(name: str, execution_id: str) -> str:
     """What an execution is called if nobody says otherwise."""
     return f"{name}-{execution_id[-6:]}"
 
 
-def fresh(tx: Tx, tenant_id: str, user_id: str, key_id: str | None, name: str, given: Any) -> Execution:
+def build_execution(tx: Tx, tenant_id: str, user_id: str, key_id: str | None, name: str, input_data: Any) -> Execution:
     """A pending execution of an agent, for whoever starts it."""
     execution_id = ids.new("exec")
     return Execution(
         id=execution_id,
-        run_name=run_name(name, execution_id),
+        run_name=build_run_name(name, execution_id),
         kind="agent",
         agent_id=None,
         agent_version_id=None,
         user_id=user_id,
         tenant_id=tenant_id,
         status="pending",
-        input_data=given,
+        input_data=input_data,
         output_data=None,
         error_message=None,
         error_type=None,
         attempt=0,
-        max_attempts=DEFAULT_ATTEMPTS,
-        timeout=DEFAULT_TIMEOUT,
+        max_attempts=DEFAULT_MAX_ATTEMPTS,
+        timeout=DEFAULT_TIMEOUT_SECONDS,
         key_id=key_id,
         retry_of=None,
         steps_total=1,
@@ -234,8 +238,8 @@ def fresh(tx: Tx, tenant_id: str, user_id: str, key_id: str | None, name: str, g
     )
 
 
-async def added(tx: Tx, execution: Execution, spec: Spec | None) -> Execution:
+async def add_execution(tx: Tx, execution: Execution, spec: Spec | None) -> Execution:
     """Write an execution and ring for it."""
     await tx.executions.add(execution, spec)
-    tx.ring(job_of(execution))
+    tx.ring(job_from_execution(execution))
     return execution

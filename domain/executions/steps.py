@@ -9,27 +9,27 @@ from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
-from domain.events import Event
-from domain.executions.queries import get
-from domain.executions.schema import Decision, Execution, job_of, tell_plan
+from domain.events import ExecutionEvent
+from domain.executions.queries import get_execution
+from domain.executions.schema import ApprovalDecision, Execution, job_from_execution, ring_plan
 from domain.ports import Tx
 from domain.shared.access import Caller
 from domain.shared.errors import conflict, invalid
 from domain.shared.leases import LostLease
 
-StepStatus = Literal["started", "waiting", "approved", "rejected", "finished"]
+RunStepStatus = Literal["started", "waiting", "approved", "rejected", "finished"]
 # How many of the tool calls in one answer are made, so that there is an end to what one answer can ask for.
-MAX_CALLS: Final = 64
+MAX_CALLS_PER_ANSWER: Final = 64
 
 
-class Step(msgspec.Struct, kw_only=True):
+class RunStep(msgspec.Struct, kw_only=True):
     """One step. `input` is a tool's arguments; `output` a model's answer or a tool's result."""
 
     execution_id: str
     path: str
     kind: Literal["model", "tool"]
     name: str
-    status: StepStatus
+    status: RunStepStatus
     attempt: int
     call_id: str | None = None
     input: Any = None
@@ -41,33 +41,33 @@ class Step(msgspec.Struct, kw_only=True):
     finished_at: datetime | None = None
 
 
-class Steps(Protocol):
+class RunSteps(Protocol):
     """The steps of the bound tenant's executions. Every write is guarded by the attempt that holds the execution."""
 
-    async def of(self, execution_id: str) -> list[Step]: ...
-    async def put(self, step: Step) -> bool | None:
+    async def list_steps(self, execution_id: str) -> list[RunStep]: ...
+    async def save_step(self, step: RunStep) -> bool | None:
         """Write a step in its present state. None if its attempt does not hold the execution any more.
 
         False if it was written so before: a commit whose answer was lost is tried again.
         """
         ...
 
-    async def decide(
-        self, execution_id: str, call_ids: list[str], status: StepStatus, by: str, reason: str | None, now: datetime
+    async def decide_calls(
+        self, execution_id: str, call_ids: list[str], status: RunStepStatus, by: str, reason: str | None, now: datetime
     ) -> None: ...
 
 
-async def write(tx: Tx, step: Step, told: list[Event]) -> None:
+async def write_step(tx: Tx, step: RunStep, told: list[ExecutionEvent]) -> None:
     """A step as it is now, and what is told of it in the log. Errors: `LostLease`, and nothing is written then."""
-    written = await tx.steps.put(step)
+    written = await tx.steps.save_step(step)
     if written is None:
         raise LostLease(step.execution_id)
-    if written and told and not await tx.events.append_held(step.execution_id, step.attempt, told):
+    if written and told and not await tx.events.append_if_leased(step.execution_id, step.attempt, told):
         raise LostLease(step.execution_id)
     tx.changed(step.execution_id, "running")
 
 
-async def park(tx: Tx, execution: Execution, waiting: list[Step]) -> None:
+async def park_for_approval(tx: Tx, execution: Execution, waiting: list[RunStep]) -> None:
     """Let go of a held execution until somebody decides on its tool calls. Errors: `LostLease`."""
     calls = [_shown(step) for step in waiting]
     ids = [call["call_id"] for call in calls]
@@ -75,23 +75,25 @@ async def park(tx: Tx, execution: Execution, waiting: list[Step]) -> None:
         # Some servers give several calls one id; who approves one of them must not approve another by it.
         if ids.count(call["call_id"]) > 1:
             call["call_id"] = call["path"]
-    event = Event(type="approval", data={"status": "waiting", "calls": calls}, at=tx.now)
-    if not await tx.events.append_held(execution.id, execution.attempt, [event]):
+    event = ExecutionEvent(type="approval", data={"status": "waiting", "calls": calls}, at=tx.now)
+    if not await tx.events.append_if_leased(execution.id, execution.attempt, [event]):
         raise LostLease(execution.id)
-    if not await tx.executions.wait(execution.id, execution.attempt, calls, tx.now):
+    if not await tx.executions.park_execution(execution.id, execution.attempt, calls, tx.now):
         raise LostLease(execution.id)
     tx.changed(execution.id, "waiting")
-    tell_plan(tx, execution)
+    ring_plan(tx, execution)
 
 
-async def decide(tx: Tx, caller: Caller, execution_id: str, approved: bool, data: Decision) -> Execution:
+async def decide_approval(
+    tx: Tx, caller: Caller, execution_id: str, approved: bool, data: ApprovalDecision
+) -> Execution:
     """Approve or reject what an execution waits for. It goes on when nothing of it waits any more.
 
     Errors: `not_found`, `conflict` for one that does not wait, `invalid_field` for a call that does not.
     """
-    execution = await tx.executions.lock(execution_id)
+    execution = await tx.executions.lock_execution(execution_id)
     if execution is None:
-        await get(tx, execution_id)
+        await get_execution(tx, execution_id)
         raise conflict("The execution cannot be decided on now.")
     if execution.status != "waiting":
         raise conflict(f"The execution is {execution.status}; nothing of it waits for an approval.")
@@ -100,23 +102,23 @@ async def decide(tx: Tx, caller: Caller, execution_id: str, approved: bool, data
     if not chosen:
         known = ", ".join(call["call_id"] for call in calls)
         raise invalid("call_id", f"does not wait for an approval; these do: {known}.")
-    verdict: StepStatus = "approved" if approved else "rejected"
+    verdict: RunStepStatus = "approved" if approved else "rejected"
     paths = [call["path"] for call in chosen]
-    await tx.steps.decide(execution.id, paths, verdict, caller.user_id, data.reason, tx.now)
+    await tx.steps.decide_calls(execution.id, paths, verdict, caller.user_id, data.reason, tx.now)
     told = {"status": verdict, "calls": chosen, "by": caller.user_id, "reason": data.reason}
-    await tx.events.append_waiting(execution.id, [Event(type="approval", data=told, at=tx.now)])
+    await tx.events.append_while_waiting(execution.id, [ExecutionEvent(type="approval", data=told, at=tx.now)])
     rest = [call for call in calls if call not in chosen]
     if rest:
-        await tx.executions.narrow(execution.id, rest, tx.now)
+        await tx.executions.set_waiting_calls(execution.id, rest, tx.now)
         tx.changed(execution.id, "waiting")
     else:
-        after = await tx.executions.resume(execution.id, tx.now)
+        after = await tx.executions.resume_execution(execution.id, tx.now)
         if after is not None:
-            tx.ring(job_of(after))
-            tell_plan(tx, after)
+            tx.ring(job_from_execution(after))
+            ring_plan(tx, after)
             tx.changed(after.id, after.status)
-    return await get(tx, execution_id)
+    return await get_execution(tx, execution_id)
 
 
-def _shown(step: Step) -> dict[str, Any]:
+def _shown(step: RunStep) -> dict[str, Any]:
     return {"call_id": step.call_id, "path": step.path, "tool": step.name, "args": step.input}

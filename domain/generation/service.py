@@ -9,8 +9,8 @@ import msgspec
 from domain import llms, tools
 from domain.agents import Spec, unlisted
 from domain.executions import Execution
-from domain.executions.schema import LLM_TIMEOUT
-from domain.executions.service import added, fresh
+from domain.executions.schema import MODEL_AGENT_TIMEOUT_SECONDS
+from domain.executions.service import add_execution, build_execution
 from domain.generation import drafts, prompts
 from domain.generation.schema import (
     MAX_OFFERED_TOOLS,
@@ -102,16 +102,16 @@ async def _started(
     )
     spec = Spec.of(agent, answer_schema=prompts.build_answer_schema(kind, local, offered, agents))
     made = msgspec.structs.replace(
-        fresh(
+        build_execution(
             tx, caller.tenant_id, caller.user_id, caller.key_id, spec.name, {"task": prompts.build_question(kind, text)}
         ),
         kind="generation",
         lane="llm",
         mode="sandbox",
         model=model_name,
-        timeout=LLM_TIMEOUT,
+        timeout=MODEL_AGENT_TIMEOUT_SECONDS,
     )
-    return await added(tx, made, spec)
+    return await add_execution(tx, made, spec)
 
 
 async def get_agent_generation(tx: Tx, execution: Execution) -> AgentGeneration:
@@ -175,7 +175,7 @@ async def get_name_generation(tx: Tx, execution: Execution) -> NameGeneration:
 
 
 async def _spec(tx: Tx, execution: Execution, kind: GenerationKind) -> Spec:
-    spec = await tx.executions.spec(execution.id) if execution.kind == "generation" else None
+    spec = await tx.executions.get_spec(execution.id) if execution.kind == "generation" else None
     if spec is None or spec.name != _NAMES[kind]:
         raise not_found(_NAMES[kind].replace("-", " "), execution.id)
     return spec

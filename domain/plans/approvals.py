@@ -4,8 +4,8 @@ from typing import Any
 
 import msgspec
 
-from domain.events import Event
-from domain.executions import Decision, Execution, get, job_of, steps, tell_plan
+from domain.events import ExecutionEvent
+from domain.executions import ApprovalDecision, Execution, get_execution, job_from_execution, ring_plan, steps
 from domain.plans.child_executions import qualify_call_id
 from domain.plans.coordinator import step_to_event_data
 from domain.plans.engine import PlanState
@@ -16,17 +16,19 @@ from domain.shared.errors import conflict, invalid
 WaitingCall = dict[str, Any]
 
 
-async def decide_approval(tx: Tx, caller: Caller, execution_id: str, approved: bool, data: Decision) -> Execution:
+async def decide_approval(
+    tx: Tx, caller: Caller, execution_id: str, approved: bool, data: ApprovalDecision
+) -> Execution:
     """Decide on what an execution waits for; on all of it without a `call_id`. A plan's step has its id as `call_id`.
 
     Errors: `not_found`, `conflict` for one that does not wait, `invalid_field` for a call that does not.
     """
-    execution = await get(tx, execution_id)
+    execution = await get_execution(tx, execution_id)
     if execution.lane != "plan":
-        return await steps.decide(tx, caller, execution_id, approved, data)
+        return await steps.decide_approval(tx, caller, execution_id, approved, data)
     # What it waits for changes only with this lock.
     await tx.plans.lock(execution_id)
-    execution = await get(tx, execution_id)
+    execution = await get_execution(tx, execution_id)
     calls = execution.waiting_for or []
     if execution.status != "waiting":
         raise conflict(f"The execution is {execution.status}; nothing of it waits for an approval.")
@@ -39,13 +41,13 @@ async def decide_approval(tx: Tx, caller: Caller, execution_id: str, approved: b
     if not decided:
         raise conflict("Somebody has decided on that already.")
     await deciding.note(execution, decided, [call for call in calls if call not in chosen])
-    return await get(tx, execution_id)
+    return await get_execution(tx, execution_id)
 
 
 class _Deciding:
     """One decision. Plans are locked from the root down, as here alone; their executions from the leaves up."""
 
-    def __init__(self, tx: Tx, caller: Caller, approved: bool, data: Decision) -> None:
+    def __init__(self, tx: Tx, caller: Caller, approved: bool, data: ApprovalDecision) -> None:
         self._tx, self._caller, self._approved, self._data = tx, caller, approved, data
 
     async def decide(self, root: Execution, chosen: list[WaitingCall]) -> list[WaitingCall]:
@@ -78,19 +80,19 @@ class _Deciding:
 
     async def _calls(self, execution_id: str, chosen: list[WaitingCall]) -> list[WaitingCall]:
         """Tool calls of an agent."""
-        execution = await self._tx.executions.lock(execution_id)
+        execution = await self._tx.executions.lock_execution(execution_id)
         if execution is None or execution.status != "waiting":
             return []
         waiting = {call["path"]: call["call_id"] for call in execution.waiting_for or []}
         decided = [call for call in chosen if call["path"] in waiting]
         for call in decided:
-            one = Decision(call_id=waiting[call["path"]], reason=self._data.reason)
-            await steps.decide(self._tx, self._caller, execution_id, self._approved, one)
+            one = ApprovalDecision(call_id=waiting[call["path"]], reason=self._data.reason)
+            await steps.decide_approval(self._tx, self._caller, execution_id, self._approved, one)
         return decided
 
     async def _plan(self, execution_id: str, wanted: set[str], known: set[str]) -> set[str]:
         """Steps of a plan within, which is locked, and what it too is waiting for below it."""
-        execution = await get(self._tx, execution_id)
+        execution = await get_execution(self._tx, execution_id)
         if execution.status != "waiting":
             return set()
         calls = execution.waiting_for or []
@@ -116,9 +118,11 @@ class _Deciding:
         changed = list(board.changed_runs.values())
         await self._tx.plans.save(execution.id, changed)
         if events := [
-            Event(type="step", data=step_to_event_data(run), at=now) for run in changed if run.status == "failed"
+            ExecutionEvent(type="step", data=step_to_event_data(run), at=now)
+            for run in changed
+            if run.status == "failed"
         ]:
-            await self._tx.events.append_waiting(execution.id, events)
+            await self._tx.events.append_while_waiting(execution.id, events)
         return decided
 
     async def note(self, execution: Execution, decided: list[WaitingCall], rest: list[WaitingCall]) -> None:
@@ -126,16 +130,16 @@ class _Deciding:
         now = self._tx.now
         told: dict[str, Any] = {"status": "approved" if self._approved else "rejected", "calls": decided}
         told |= {"by": self._caller.user_id, "reason": self._data.reason}
-        events = [Event(type="approval", data=told, at=now)]
+        events = [ExecutionEvent(type="approval", data=told, at=now)]
         after = msgspec.structs.replace(execution, waiting_for=rest or None, status="waiting" if rest else "running")
         if not rest:
             status = {"status": "running", "attempt": 1, "error_type": None, "error_message": None}
-            events.append(Event(type="status", data=status, at=now))
+            events.append(ExecutionEvent(type="status", data=status, at=now))
         if not await self._tx.plans.update_execution(after, events, now):
             raise conflict("The execution was cancelled meanwhile; nothing of it waits for an approval.")
         await self._tx.plans.signal_plan(execution.id)
-        self._tx.ring(job_of(execution))
-        tell_plan(self._tx, execution)
+        self._tx.ring(job_from_execution(execution))
+        ring_plan(self._tx, execution)
         self._tx.changed(execution.id, after.status)
 
 

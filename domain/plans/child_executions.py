@@ -7,12 +7,12 @@ import msgspec
 from domain.agents import Spec
 from domain.agents.prompts import messages
 from domain.executions.schema import (
-    DEFAULT_TIMEOUT,
-    LLM_TIMEOUT,
+    DEFAULT_TIMEOUT_SECONDS,
+    MODEL_AGENT_TIMEOUT_SECONDS,
     Execution,
-    job_of,
+    job_from_execution,
 )
-from domain.executions.service import TOOL_TIMEOUT, added, fresh
+from domain.executions.service import TOOL_CALL_TIMEOUT_SECONDS, add_execution, build_execution
 from domain.plans.engine import PlanState, StepFailed, create_runs, resume_runs
 from domain.plans.schema import PLAN_TIMEOUT_SECONDS, WHOLE_STEP, AgentWork, Plan, PlanStep, PlanWork, StepRun, ToolWork
 from domain.ports import Tx
@@ -49,7 +49,9 @@ async def start_child(
     except JsonTooLarge as error:
         raise StepFailed("not_startable", f"What the step is given {error.reason}") from None
     work = step.work
-    child = fresh(tx, parent.tenant_id, parent.user_id, parent.key_id, _named(work), _given(parent, work, payload))
+    child = build_execution(
+        tx, parent.tenant_id, parent.user_id, parent.key_id, _named(work), _given(parent, work, payload)
+    )
     child = msgspec.structs.replace(
         child,
         parent_id=parent.id,
@@ -63,9 +65,9 @@ async def start_child(
     if isinstance(work, AgentWork):
         return await _agent(tx, parent, plan, step, work, child, spec)
     if isinstance(work, ToolWork):
-        timeout = step.timeout or TOOL_TIMEOUT
+        timeout = step.timeout or TOOL_CALL_TIMEOUT_SECONDS
         made = msgspec.structs.replace(child, kind="tool", lane="llm", mode="yolo", timeout=timeout, max_attempts=1)
-        return await added(tx, made, None)
+        return await add_execution(tx, made, None)
     made = build_plan_execution(child, work.plan, parent.mode, step.timeout)
     old = None if before is None else await tx.executions.get(before)
     # What it was asked may be something else by now.
@@ -104,7 +106,7 @@ async def add_plan_execution(tx: Tx, execution: Execution, plan: Plan, runs: lis
     """Write the execution of a plan, and the plan with it, and ring for it."""
     await tx.executions.add(execution, None)
     await tx.plans.add(execution.id, plan, create_runs(plan) if runs is None else runs)
-    tx.ring(job_of(execution))
+    tx.ring(job_from_execution(execution))
     return execution
 
 
@@ -112,7 +114,7 @@ async def _agent(
     tx: Tx, parent: Execution, plan: Plan, step: PlanStep, work: AgentWork, child: Execution, spec: Spec | None
 ) -> Execution:
     if spec is None:
-        timeout = step.timeout or work.timeout or DEFAULT_TIMEOUT
+        timeout = step.timeout or work.timeout or DEFAULT_TIMEOUT_SECONDS
         made = msgspec.structs.replace(
             child,
             agent_id=work.agent_id,
@@ -121,7 +123,7 @@ async def _agent(
             timeout=timeout,
             cost_limit=parent.cost_limit if work.calls_models else None,
         )
-        return await added(tx, made, None)
+        return await add_execution(tx, made, None)
     if not child.input_data:
         raise StepFailed("not_startable", f"The agent {work.name!r} is asked nothing: the step has no prompt.")
     try:
@@ -135,9 +137,9 @@ async def _agent(
         lane="llm",
         mode=parent.mode or "safe",
         model=spec.model,
-        timeout=step.timeout or spec.timeout or LLM_TIMEOUT,
+        timeout=step.timeout or spec.timeout or MODEL_AGENT_TIMEOUT_SECONDS,
     )
-    return await added(
+    return await add_execution(
         tx, made, msgspec.structs.replace(spec, max_rpm=plan.max_rpm, output_file=spec.output_file or step.output_file)
     )
 

@@ -13,7 +13,7 @@ import msgspec
 
 from domain import executions
 from domain.agents import Spec
-from domain.events import Event
+from domain.events import ExecutionEvent
 from domain.executions import Execution
 from domain.expressions import ExpressionReferences
 from domain.plans import child_executions, renderer
@@ -74,7 +74,7 @@ async def fail_plan(tx: Tx, execution_id: str, message: str) -> None:
     taken = await tx.plans.try_lock(execution_id, tx.now)
     if taken is None:
         raise PlanLocked
-    await executions.cancel_below(tx, execution_id, message)
+    await executions.cancel_child_executions(tx, execution_id, message)
     await tx.plans.clear_signals(execution_id)
     if taken.execution.status in TERMINAL:
         return
@@ -87,10 +87,10 @@ async def fail_plan(tx: Tx, execution_id: str, message: str) -> None:
         error_message=message,
     )
     event = {"status": "failed", "attempt": 1, "error_type": "internal_error", "error_message": message}
-    if not await tx.plans.update_execution(after, [Event(type="status", data=event, at=tx.now)], tx.now):
+    if not await tx.plans.update_execution(after, [ExecutionEvent(type="status", data=event, at=tx.now)], tx.now):
         raise LostLease(execution_id)
     tx.changed(execution_id, "failed")
-    executions.tell_plan(tx, after)
+    executions.ring_plan(tx, after)
 
 
 class _Turn:
@@ -120,7 +120,7 @@ class _Turn:
         if now >= deadline:
             told = f"The {self._plan.kind} took longer than {self._execution.timeout} s."
             outcome = PlanOutcome(error_type="timeout", error_message=told)
-            await executions.cancel_below(tx, self._execution.id, told)
+            await executions.cancel_child_executions(tx, self._execution.id, told)
             self._board.cancel_runs(now)
         else:
             more = await self._go_on()
@@ -134,7 +134,7 @@ class _Turn:
             await tx.plans.signal_plan(self._execution.id)
         if first and outcome is None:
             await tx.plans.signal_plan(self._execution.id, deadline)
-        events = [Event(type="step", data=step_to_event_data(run), at=now) for run in changed]
+        events = [ExecutionEvent(type="step", data=step_to_event_data(run), at=now) for run in changed]
         waiting = self._waiting(progress)
         await self._move(events, outcome, waiting)
         if outcome is not None:
@@ -235,7 +235,9 @@ class _Turn:
                 call["call_id"] = child_executions.qualify_call_id(call["execution_id"], call["call_id"])
         return [*steps, *calls]
 
-    async def _move(self, events: list[Event], outcome: PlanOutcome | None, waiting: list[dict[str, Any]]) -> None:
+    async def _move(
+        self, events: list[ExecutionEvent], outcome: PlanOutcome | None, waiting: list[dict[str, Any]]
+    ) -> None:
         tx, before = self._tx, self._execution
         status: Status = "waiting" if waiting else "running"
         values: dict[str, Any] = {}
@@ -250,10 +252,10 @@ class _Turn:
         )
         fresh = [one for one in waiting if one not in (before.waiting_for or [])]
         if fresh:
-            events.append(Event(type="approval", data={"status": "waiting", "calls": fresh}, at=tx.now))
+            events.append(ExecutionEvent(type="approval", data={"status": "waiting", "calls": fresh}, at=tx.now))
         if status != before.status:
             told = {"status": status, "attempt": 1, "error_type": after.error_type}
-            events.append(Event(type="status", data={**told, "error_message": after.error_message}, at=tx.now))
+            events.append(ExecutionEvent(type="status", data={**told, "error_message": after.error_message}, at=tx.now))
         if not await tx.plans.update_execution(after, events, tx.now):
             # Cancelled at this moment: what was begun here is not.
             raise LostLease(before.id)
@@ -261,7 +263,7 @@ class _Turn:
         if outcome is not None and before.parent_id is not None:
             tx.ring(Job(lane="plan", row_id=before.parent_id, tenant_id=before.tenant_id, attempt=0))
 
-    async def _result(self, events: list[Event]) -> tuple[PlanOutcome, dict[str, Any]]:
+    async def _result(self, events: list[ExecutionEvent]) -> tuple[PlanOutcome, dict[str, Any]]:
         try:
             await self._load(renderer.list_output_steps(self._plan))
             return PlanOutcome(), {"output_data": self._scope.render_result()}
@@ -270,14 +272,14 @@ class _Turn:
                 return PlanOutcome(error_type=failed.error_type, error_message=failed.message), {}
             # Nobody asked for all of it in one, and the steps have it.
             told = f"The {self._plan.kind} has no output of its own. {failed.message}"
-            events.append(Event(type="warning", data={"message": told}, at=self._tx.now))
+            events.append(ExecutionEvent(type="warning", data={"message": told}, at=self._tx.now))
             return PlanOutcome(), {"output_data": None}
 
 
 async def _swept(tx: Tx, execution: Execution) -> None:
     """An ended plan runs nothing any more."""
     told = "What it belongs to was cancelled." if execution.status == "cancelled" else "What it belongs to has ended."
-    await executions.cancel_below(tx, execution.id, told)
+    await executions.cancel_child_executions(tx, execution.id, told)
     plan = await tx.plans.get(execution.id)
     assert plan is not None, "a plan's execution without a plan"
     board = PlanState(plan, await tx.plans.list_runs(execution.id))

@@ -4,7 +4,7 @@ import msgspec
 
 from domain import agents, llms, tools
 from domain.agents import Agent, Spec
-from domain.executions.service import runnable
+from domain.executions.service import get_runnable_version
 from domain.plans.schema import AgentWork, ToolWork
 from domain.ports import Tx
 from domain.shared import names
@@ -23,7 +23,7 @@ async def resolve_agent_work(tx: Tx, reference: str, field: str, model: str | No
         raise conflict(f"The agent {agent.name!r} is archived.", "agent_archived")
     if agent.kind == "llm":
         return AgentWork(name=agent.name, agent_id=agent.id, spec=await build_spec(tx, agent, model))
-    version = await runnable(tx, agent, None)
+    version = await get_runnable_version(tx, agent, None)
     return AgentWork(
         name=agent.name,
         agent_id=agent.id,

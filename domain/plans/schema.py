@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from domain.agents.schema import Spec
-from domain.events import Event
+from domain.events import ExecutionEvent
 from domain.executions.schema import Execution
 from domain.shared.status import Status
 
@@ -219,7 +219,7 @@ class Plans(Protocol):
         """Have a plan advanced at that time, or at once."""
         ...
 
-    async def update_execution(self, execution: Execution, events: list[Event], now: datetime) -> bool:
+    async def update_execution(self, execution: Execution, events: list[ExecutionEvent], now: datetime) -> bool:
         """Write down the state of a plan's execution, which has not ended, and what is told of it."""
         ...
 

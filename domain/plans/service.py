@@ -6,9 +6,9 @@ from typing import Any
 import msgspec
 
 from domain import expressions
-from domain.executions import Execution, get
-from domain.executions.schema import Start, payload_of
-from domain.executions.service import fresh, run_name
+from domain.executions import Execution, get_execution
+from domain.executions.schema import ExecutionStart, build_payload
+from domain.executions.service import build_execution, build_run_name
 from domain.expressions import BadExpression
 from domain.expressions.evaluator import WorkBudget
 from domain.plans import child_executions, renderer
@@ -20,16 +20,18 @@ from domain.shared.errors import conflict, invalid
 from domain.shared.status import TERMINAL
 
 
-async def start_plan(tx: Tx, caller: Caller, plan: Plan, data: Start, schedule_id: str | None = None) -> Execution:
+async def start_plan(
+    tx: Tx, caller: Caller, plan: Plan, data: ExecutionStart, schedule_id: str | None = None
+) -> Execution:
     """Write a pending execution of a plan and ring for it. Errors: `invalid_field`."""
     for field in ("agent_version_id", "max_attempts"):
         if getattr(data, field) is not None:
             raise invalid(field, f"is for agents; this is a {plan.kind}.")
     _check_models(plan, data)
-    given = payload_of(data)
+    given = build_payload(data)
     _check_lists(plan, given)
     execution = child_executions.build_plan_execution(
-        fresh(tx, caller.tenant_id, caller.user_id, caller.key_id, plan.name, given),
+        build_execution(tx, caller.tenant_id, caller.user_id, caller.key_id, plan.name, given),
         plan,
         data.mode or "safe",
         data.timeout,
@@ -47,17 +49,17 @@ async def retry_plan(tx: Tx, caller: Caller, execution_id: str, from_failed: boo
     A plan within it that failed half-way goes on there as well, if it is asked the same as before.
     Errors: `not_found`, `conflict` for one that has not ended, or has nothing that failed.
     """
-    old = await get(tx, execution_id)
+    old = await get_execution(tx, execution_id)
     plan = await tx.plans.get(execution_id)
     if old.status not in TERMINAL:
         raise conflict(f"The execution is {old.status}; only one that has ended can be run again.")
     assert plan is not None, "a plan's execution without a plan"
     if from_failed and old.status == "completed":
         raise conflict("The execution is completed; none of its steps failed.")
-    made = fresh(tx, caller.tenant_id, caller.user_id, caller.key_id, plan.name, old.input_data)
+    made = build_execution(tx, caller.tenant_id, caller.user_id, caller.key_id, plan.name, old.input_data)
     made = child_executions.build_plan_execution(made, plan, old.mode, old.timeout)
     kept: dict[str, Any] = {name: getattr(old, name) for name in ("model", "cost_limit")}
-    if old.run_name != run_name(plan.name, old.id):
+    if old.run_name != build_run_name(plan.name, old.id):
         kept["run_name"] = old.run_name
     made = msgspec.structs.replace(made, **kept, retry_of=old.id)
     if not from_failed:
@@ -92,7 +94,7 @@ def _check_lists(plan: Plan, given: dict[str, Any]) -> None:
                 raise invalid(field, f"has {len(found)} items with these inputs; {MAX_MAP_ITEMS} are allowed.")
 
 
-def _check_models(plan: Plan, data: Start) -> None:
+def _check_models(plan: Plan, data: ExecutionStart) -> None:
     """Refuse what is said of calls of models where there are none. Errors: `invalid_field`."""
     works = list(_works(plan))
     if data.cost_limit is not None and not any(one.spec is not None or one.calls_models for one in works):

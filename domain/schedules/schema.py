@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal, Protocol
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from domain.executions.schema import Dollars, Mode, StartAny
+from domain.executions.schema import CostLimitUsd, ExecutionMode, TargetedExecutionStart
 from domain.schedules.cron import MAX_CRON_LENGTH
 from domain.shared.names import Name
 from domain.shared.pages import Listing, Page
@@ -60,7 +60,7 @@ class Schedule(msgspec.Struct, kw_only=True):
     workflow_id: str | None = None
     inputs: dict[str, Any]
     model: str | None
-    mode: Mode | None
+    mode: ExecutionMode | None
     cost_limit: float | None
     enabled: bool
     overlap: OverlapPolicy
@@ -85,9 +85,9 @@ class Schedule(msgspec.Struct, kw_only=True):
         self.run_count += 1
 
     @property
-    def start_request(self) -> StartAny:
+    def start_request(self) -> TargetedExecutionStart:
         """What it starts."""
-        return StartAny(
+        return TargetedExecutionStart(
             agent_id=self.agent_id,
             crew_id=self.crew_id,
             workflow_id=self.workflow_id,
@@ -115,8 +115,8 @@ class NewSchedule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     workflow_id: Reference | None = None
     inputs: Inputs = {}
     model: Model | None = None
-    mode: Mode | None = None
-    cost_limit: Dollars | None = None
+    mode: ExecutionMode | None = None
+    cost_limit: CostLimitUsd | None = None
     enabled: bool = True
     overlap: OverlapPolicy = "skip"
     catch_up: CatchUp = 1
@@ -133,8 +133,8 @@ class PatchSchedule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     workflow_id: Reference | UnsetType = UNSET
     inputs: Inputs | UnsetType = UNSET
     model: Model | None | UnsetType = UNSET
-    mode: Mode | None | UnsetType = UNSET
-    cost_limit: Dollars | None | UnsetType = UNSET
+    mode: ExecutionMode | None | UnsetType = UNSET
+    cost_limit: CostLimitUsd | None | UnsetType = UNSET
     enabled: bool | UnsetType = UNSET
     overlap: OverlapPolicy | UnsetType = UNSET
     catch_up: CatchUp | UnsetType = UNSET

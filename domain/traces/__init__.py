@@ -4,52 +4,52 @@ from domain.ports import Tx
 from domain.shared.errors import not_found
 from domain.traces.schema import (
     MAX_SPANS,
-    CallPart,
-    Delegate,
-    Due,
+    DelegatedAgent,
+    PendingTraceExport,
     PlannedStep,
-    PlanPart,
-    RunPart,
-    Sources,
     Span,
     SpanEvent,
     SpanKind,
     SpanStatus,
-    StagePart,
-    StepPart,
     Trace,
+    TracedModelCall,
+    TracedPlan,
+    TracedPlanStep,
+    TracedRun,
+    TracedRunStep,
     Traces,
+    TraceSources,
 )
-from domain.traces.tree import trace
+from domain.traces.tree import build_trace
 
 __all__ = [
     "MAX_SPANS",
-    "CallPart",
-    "Delegate",
-    "Due",
-    "PlanPart",
+    "DelegatedAgent",
+    "PendingTraceExport",
     "PlannedStep",
-    "RunPart",
-    "Sources",
     "Span",
     "SpanEvent",
     "SpanKind",
     "SpanStatus",
-    "StagePart",
-    "StepPart",
     "Trace",
+    "TraceSources",
+    "TracedModelCall",
+    "TracedPlan",
+    "TracedPlanStep",
+    "TracedRun",
+    "TracedRunStep",
     "Traces",
-    "read",
-    "trace",
+    "build_trace",
+    "read_trace_sources",
 ]
 
 
-async def read(tx: Tx, execution_id: str, content: bool = False) -> Sources:
+async def read_trace_sources(tx: Tx, execution_id: str, content: bool = False) -> TraceSources:
     """What the trace of an execution is made of, for `trace`; with `content`, what was asked and answered too.
 
     Errors: `not_found`.
     """
-    found = await tx.traces.sources(execution_id, content, MAX_SPANS)
+    found = await tx.traces.get_sources(execution_id, content, MAX_SPANS)
     if found is None:
         raise not_found("execution", execution_id)
     return found

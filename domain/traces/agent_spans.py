@@ -6,26 +6,28 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final
 
-from domain.costs.budgets import nanos
+from domain.costs.budgets import nanos_from_usd
 from domain.shared.status import TERMINAL
-from domain.stats import SCALE
+from domain.stats import NANOS_PER_UNIT
 from domain.traces import attributes, spans
 from domain.traces.messages import ContentBudget, SentMessages
-from domain.traces.schema import CallPart, Delegate, RunPart, Span, SpanStatus, StepPart
+from domain.traces.schema import DelegatedAgent, Span, SpanStatus, TracedModelCall, TracedRun, TracedRunStep
 
 _CALLS: Final[dict[str, SpanStatus]] = {"ok": "ok", "error": "error", "cancelled": "cancelled"}
 # Among how many answers that ended after a bill was written the one that it is for is looked for.
 _NEAR: Final = 16
 
 
-class Work:
+class AgentSpanBuilder:
     """The work of an execution.
 
     Bills do not say which answer they are for. An agent asks one model after the other, though, so it is the one that
     was being waited for when the bill was written; what has failed before an answer came belongs to that as well.
     """
 
-    def __init__(self, run: RunPart, steps: list[StepPart], calls: list[CallPart], budget: ContentBudget) -> None:
+    def __init__(
+        self, run: TracedRun, steps: list[TracedRunStep], calls: list[TracedModelCall], budget: ContentBudget
+    ) -> None:
         self._run, self._over = run, run.status in TERMINAL
         self._sent = SentMessages(run, steps, budget)
         self._answers = sorted(
@@ -38,9 +40,9 @@ class Work:
         self._calls = sorted(calls, key=lambda one: (one.created_at, one.id))
         self._delegating = {_above(step.path) for step in steps} - {""}
         self._places: dict[str, Span] = {}
-        self._askers: dict[str, RunPart | Delegate] = {"": run}
+        self._askers: dict[str, TracedRun | DelegatedAgent] = {"": run}
 
-    def below(self, agent: Span) -> list[Span]:
+    def build_children(self, agent: Span) -> list[Span]:
         """What lies directly below the agent's span."""
         self._places[""] = agent
         for step in self._tools:
@@ -55,7 +57,7 @@ class Work:
                 self._unbilled(step)
         for path, place in self._places.items():
             if path:
-                spans.order(place)
+                spans.sort_children(place)
         return agent.children
 
     def _place(self, path: str) -> str:
@@ -64,10 +66,10 @@ class Work:
             path = _above(path)
         return path
 
-    def _tool(self, step: StepPart) -> None:
+    def _tool(self, step: TracedRunStep) -> None:
         place = self._places[self._place(_above(step.path))]
         ended = step.finished_at or (self._run.completed_at if self._over else None)
-        span = spans.span(
+        span = spans.build_span(
             id=f"{self._run.id}:{step.path}",
             parent_id=place.id,
             name=step.name,
@@ -75,17 +77,17 @@ class Work:
             status=self._status(step),
             started_at=step.started_at,
             ended_at=ended,
-            attributes=attributes.of_tool(step),
+            attributes=attributes.describe_tool_call(step),
         )
         if span.status == "error" and step.finished_at is None and self._run.error_type is not None:
-            span.attributes[attributes.ERROR] = self._run.error_type
+            span.attributes[attributes.ERROR_ATTRIBUTE] = self._run.error_type
         if step.decided_at is not None:
             approved = step.status == "approved" or (step.status == "finished" and not step.rejected)
-            span.events = [spans.decision(approved, step.decided_at, step.decided_by, step.reason)]
+            span.events = [spans.build_decision_event(approved, step.decided_at, step.decided_by, step.reason)]
         place.children.append(span)
         if step.delegate is None and step.path not in self._delegating:
             return
-        agent = spans.span(
+        agent = spans.build_span(
             id=f"{span.id}/agent",
             parent_id=span.id,
             name=step.delegate.name if step.delegate is not None else step.name,
@@ -93,13 +95,13 @@ class Work:
             status=span.status,
             started_at=step.started_at,
             ended_at=ended,
-            attributes=attributes.of_delegate(step),
+            attributes=attributes.describe_delegate(step),
         )
         span.children = [agent]
         self._places[step.path] = agent
-        self._askers[step.path] = step.delegate or Delegate(name=step.name)
+        self._askers[step.path] = step.delegate or DelegatedAgent(name=step.name)
 
-    def _status(self, step: StepPart) -> SpanStatus:
+    def _status(self, step: TracedRunStep) -> SpanStatus:
         if step.status == "finished":
             return "error" if step.failed or step.rejected else "ok"
         if self._over:
@@ -107,10 +109,10 @@ class Work:
             return "error" if step.status == "started" and self._run.status == "failed" else "cancelled"
         return "waiting" if step.status == "waiting" else "running"
 
-    def _call(self, call: CallPart, step: StepPart | None, path: str) -> None:
+    def _call(self, call: TracedModelCall, step: TracedRunStep | None, path: str) -> None:
         path = self._place(path)
         place = self._places[path]
-        span = spans.span(
+        span = spans.build_span(
             id=call.id,
             parent_id=place.id,
             name=call.model_name,
@@ -118,19 +120,19 @@ class Work:
             status=_CALLS[call.status],
             started_at=None,
             ended_at=call.created_at,
-            attributes=attributes.of_call(call, step, self._askers[path]),
+            attributes=attributes.describe_model_call(call, step, self._askers[path]),
         )
         # The bill is written when the call has ended.
         span.duration_ms = round(call.duration_ms, 3)
         span.started_at = call.created_at - timedelta(milliseconds=call.duration_ms)
-        span.cost_usd, span.total_tokens = nanos(call.cost_usd) / SCALE, call.total_tokens
-        sent = self._sent.of_step(step.path) if step is not None else self._sent.of_next(path)
-        span.attributes |= attributes.of_sent(*sent)
+        span.cost_usd, span.total_tokens = nanos_from_usd(call.cost_usd) / NANOS_PER_UNIT, call.total_tokens
+        sent = self._sent.list_for_step(step.path) if step is not None else self._sent.list_for_next(path)
+        span.attributes |= attributes.describe_sent_messages(*sent)
         place.children.append(span)
 
-    def _unbilled(self, step: StepPart) -> None:
+    def _unbilled(self, step: TracedRunStep) -> None:
         path = self._place(_above(step.path))
-        span = spans.span(
+        span = spans.build_span(
             id=f"{self._run.id}:{step.path}",
             parent_id=self._places[path].id,
             name=step.name,
@@ -138,16 +140,16 @@ class Work:
             status="ok",
             started_at=step.started_at,
             ended_at=step.finished_at,
-            attributes=attributes.of_unbilled(step, self._askers[path]),
+            attributes=attributes.describe_unbilled_answer(step, self._askers[path]),
         )
         span.total_tokens = (step.prompt_tokens or 0) + (step.completion_tokens or 0)
-        span.attributes |= attributes.of_sent(*self._sent.of_step(step.path))
+        span.attributes |= attributes.describe_sent_messages(*self._sent.list_for_step(step.path))
         self._places[path].children.append(span)
 
-    def _matched(self) -> list[tuple[CallPart, StepPart | None]]:
+    def _matched(self) -> list[tuple[TracedModelCall, TracedRunStep | None]]:
         """Each bill with the answer that it is for."""
         ends = [step.finished_at or step.started_at for step in self._answers]
-        found: dict[str, StepPart] = {}
+        found: dict[str, TracedRunStep] = {}
         taken: set[str] = set()
         # The last ones first: the bill of an answer is written with it. One before is of an attempt that was lost.
         for call in reversed(self._calls):
@@ -160,7 +162,7 @@ class Work:
                 if call.status == "ok":
                     taken.add(near[0].path)
         # Where a clock was set back in between: in their order.
-        left = defaultdict[str, deque[StepPart]](deque)
+        left = defaultdict[str, deque[TracedRunStep]](deque)
         for one in self._answers:
             if one.path not in taken:
                 left[one.name].append(one)
@@ -173,8 +175,8 @@ class Work:
 class _Nested:
     """Which delegated agent was at work at a time: the innermost one."""
 
-    def __init__(self, delegations: Iterable[StepPart]) -> None:
-        levels = defaultdict[int, list[StepPart]](list)
+    def __init__(self, delegations: Iterable[TracedRunStep]) -> None:
+        levels = defaultdict[int, list[TracedRunStep]](list)
         for one in delegations:
             levels[one.path.count("/")].append(one)
         # Those of one level work one after the other.
@@ -189,7 +191,7 @@ class _Nested:
         return ""
 
 
-def _fits(call: CallPart, step: StepPart) -> bool:
+def _fits(call: TracedModelCall, step: TracedRunStep) -> bool:
     return step.started_at <= call.created_at and step.name == call.model_name
 
 

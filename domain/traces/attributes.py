@@ -9,19 +9,19 @@ and here.
 from datetime import timedelta
 from typing import Any, Final
 
-from domain.traces.messages import answer_parts, text_parts, trim
-from domain.traces.schema import CallPart, Delegate, PlanPart, RunPart, StagePart, StepPart
+from domain.traces.messages import build_answer_parts, build_text_parts, trim_text
+from domain.traces.schema import DelegatedAgent, TracedModelCall, TracedPlan, TracedPlanStep, TracedRun, TracedRunStep
 
-OPERATION: Final = "gen_ai.operation.name"
-PROVIDER: Final = "gen_ai.provider.name"
-INPUT: Final = "gen_ai.input.messages"
-OUTPUT: Final = "gen_ai.output.messages"
-ERROR: Final = "error.type"
-ERROR_MESSAGE: Final = "paddock.error.message"
-MAX_MESSAGE: Final = 1000
+OPERATION_ATTRIBUTE: Final = "gen_ai.operation.name"
+PROVIDER_ATTRIBUTE: Final = "gen_ai.provider.name"
+INPUT_ATTRIBUTE: Final = "gen_ai.input.messages"
+OUTPUT_ATTRIBUTE: Final = "gen_ai.output.messages"
+ERROR_ATTRIBUTE: Final = "error.type"
+ERROR_MESSAGE_ATTRIBUTE: Final = "paddock.error.message"
+MAX_MESSAGE_CHARACTERS: Final = 1000
 
 
-def of_run(run: RunPart, plan: PlanPart | None, number: int | None) -> dict[str, Any]:
+def describe_run(run: TracedRun, plan: TracedPlan | None, number: int | None) -> dict[str, Any]:
     """Of an execution, which is try `number` of a step."""
     found = {
         **_what(run, plan),
@@ -32,7 +32,7 @@ def of_run(run: RunPart, plan: PlanPart | None, number: int | None) -> dict[str,
         "paddock.try": number,
         "paddock.mode": run.mode,
         "paddock.schedule.id": run.schedule_id,
-        "paddock.queued_ms": None if run.started_at is None else milliseconds(run.started_at - run.created_at),
+        "paddock.queued_ms": None if run.started_at is None else to_milliseconds(run.started_at - run.created_at),
         **_error(run.error_type, run.error_message),
     }
     if run.kind == "tool":
@@ -42,27 +42,27 @@ def of_run(run: RunPart, plan: PlanPart | None, number: int | None) -> dict[str,
     return _known(found)
 
 
-def _what(run: RunPart, plan: PlanPart | None) -> dict[str, Any]:
+def _what(run: TracedRun, plan: TracedPlan | None) -> dict[str, Any]:
     if run.kind in ("crew", "workflow"):
         return {
-            OPERATION: "invoke_workflow",
-            "gen_ai.workflow.name": named(run, plan),
+            OPERATION_ATTRIBUTE: "invoke_workflow",
+            "gen_ai.workflow.name": find_run_name(run, plan),
             "paddock.crew.id": run.crew_id,
             "paddock.workflow.id": run.workflow_id,
         }
     if run.kind == "tool":
-        return {OPERATION: "execute_tool", "gen_ai.tool.name": named(run, plan)}
+        return {OPERATION_ATTRIBUTE: "execute_tool", "gen_ai.tool.name": find_run_name(run, plan)}
     return {
-        OPERATION: "invoke_agent",
+        OPERATION_ATTRIBUTE: "invoke_agent",
         "gen_ai.agent.id": run.agent_id,
-        "gen_ai.agent.name": named(run, plan),
+        "gen_ai.agent.name": find_run_name(run, plan),
         "gen_ai.agent.version": run.agent_version_id,
-        PROVIDER: run.provider,
+        PROVIDER_ATTRIBUTE: run.provider,
         **_request(run),
     }
 
 
-def of_stage(stage: StagePart) -> dict[str, Any]:
+def describe_plan_step(stage: TracedPlanStep) -> dict[str, Any]:
     """Of a step of a plan, or an item of one."""
     found = {
         "paddock.step.id": stage.step,
@@ -77,27 +77,27 @@ def of_stage(stage: StagePart) -> dict[str, Any]:
     return _known(found)
 
 
-def of_memory(steps: list[str], characters: int) -> dict[str, Any]:
+def describe_memory(steps: list[str], characters: int) -> dict[str, Any]:
     """Of what a task was given of others."""
     return {
-        OPERATION: "search_memory",
+        OPERATION_ATTRIBUTE: "search_memory",
         "gen_ai.memory.record.count": len(steps),
         "paddock.context.steps": steps,
         "paddock.context.characters": characters,
     }
 
 
-def of_tool(step: StepPart) -> dict[str, Any]:
+def describe_tool_call(step: TracedRunStep) -> dict[str, Any]:
     """Of a tool call of a model agent."""
     found = {
-        OPERATION: "execute_tool",
+        OPERATION_ATTRIBUTE: "execute_tool",
         "gen_ai.tool.name": step.name,
         "gen_ai.tool.call.id": step.call_id,
         "paddock.step.path": step.path,
         "paddock.step.status": step.status,
         "paddock.step.decided_by": step.decided_by,
         "paddock.attempt": step.attempt,
-        ERROR: "rejected" if step.rejected else "tool_failed" if step.failed else None,
+        ERROR_ATTRIBUTE: "rejected" if step.rejected else "tool_failed" if step.failed else None,
     }
     if step.delegate is None:
         found |= {
@@ -107,15 +107,15 @@ def of_tool(step: StepPart) -> dict[str, Any]:
     return _known(found)
 
 
-def of_delegate(step: StepPart) -> dict[str, Any]:
+def describe_delegate(step: TracedRunStep) -> dict[str, Any]:
     """Of the agent that a task was delegated to."""
-    agent = step.delegate or Delegate(name="delegate")
+    agent = step.delegate or DelegatedAgent(name="delegate")
     found = {
-        OPERATION: "invoke_agent",
+        OPERATION_ATTRIBUTE: "invoke_agent",
         # Who is of one crew alone has none.
         "gen_ai.agent.id": agent.id or None,
         "gen_ai.agent.name": agent.name,
-        PROVIDER: agent.provider,
+        PROVIDER_ATTRIBUTE: agent.provider,
         **_request(agent),
         "paddock.step.path": step.path,
         **_messages(step.given, step.answer),
@@ -123,12 +123,14 @@ def of_delegate(step: StepPart) -> dict[str, Any]:
     return _known(found)
 
 
-def of_call(call: CallPart, step: StepPart | None, asker: RunPart | Delegate) -> dict[str, Any]:
+def describe_model_call(
+    call: TracedModelCall, step: TracedRunStep | None, asker: TracedRun | DelegatedAgent
+) -> dict[str, Any]:
     """Of a call of a model, and the step that it was made for."""
     finish = step.finish if step is not None and call.status == "ok" else None
     found = {
-        OPERATION: "chat",
-        PROVIDER: call.provider,
+        OPERATION_ATTRIBUTE: "chat",
+        PROVIDER_ATTRIBUTE: call.provider,
         **_request(asker),
         "gen_ai.request.model": call.model,
         "gen_ai.response.finish_reasons": None if finish is None else [finish],
@@ -140,22 +142,22 @@ def of_call(call: CallPart, step: StepPart | None, asker: RunPart | Delegate) ->
         "paddock.model.name": call.model_name,
         "paddock.usage.estimated": call.estimated or None,
         "paddock.step.path": None if step is None else step.path,
-        ERROR: call.error_type or ("cancelled" if call.status == "cancelled" else None),
+        ERROR_ATTRIBUTE: call.error_type or ("cancelled" if call.status == "cancelled" else None),
     }
     if step is not None and call.status == "ok":
         found |= _answer(step)
     return _known(found)
 
 
-def of_sent(messages: list[dict[str, Any]], omitted: int) -> dict[str, Any]:
+def describe_sent_messages(messages: list[dict[str, Any]], omitted: int) -> dict[str, Any]:
     """Return what a call of a model was sent; `omitted` counts its oldest messages that are not shown."""
-    return _known({INPUT: messages or None, "paddock.input.omitted_messages": omitted or None})
+    return _known({INPUT_ATTRIBUTE: messages or None, "paddock.input.omitted_messages": omitted or None})
 
 
-def of_unbilled(step: StepPart, asker: RunPart | Delegate) -> dict[str, Any]:
+def describe_unbilled_answer(step: TracedRunStep, asker: TracedRun | DelegatedAgent) -> dict[str, Any]:
     """Of an answer whose bill is not kept any more."""
     found = {
-        OPERATION: "chat",
+        OPERATION_ATTRIBUTE: "chat",
         **_request(asker),
         "gen_ai.request.model": step.name,
         "gen_ai.response.finish_reasons": None if step.finish is None else [step.finish],
@@ -168,22 +170,22 @@ def of_unbilled(step: StepPart, asker: RunPart | Delegate) -> dict[str, Any]:
     return _known(found)
 
 
-def of_decision(decided_by: str | None, reason: str | None) -> dict[str, Any]:
+def describe_decision(decided_by: str | None, reason: str | None) -> dict[str, Any]:
     """Of somebody's decision."""
     return _known({"paddock.decided_by": decided_by, "paddock.reason": reason})
 
 
-def named(run: RunPart, plan: PlanPart | None = None) -> str:
+def find_run_name(run: TracedRun, plan: TracedPlan | None = None) -> str:
     """What a run is called: by its plan or agent, else as it was named when it was started."""
     return (None if plan is None else plan.name) or run.agent_name or run.run_name.rpartition("-")[0] or run.run_name
 
 
-def milliseconds(length: timedelta) -> float:
+def to_milliseconds(length: timedelta) -> float:
     """A duration, never below zero: clocks of two machines differ."""
     return max(0.0, round(length / timedelta(milliseconds=1), 3))
 
 
-def _request(asker: RunPart | Delegate) -> dict[str, Any]:
+def _request(asker: TracedRun | DelegatedAgent) -> dict[str, Any]:
     return {
         "gen_ai.request.model": asker.model,
         "gen_ai.request.temperature": asker.temperature,
@@ -192,24 +194,27 @@ def _request(asker: RunPart | Delegate) -> dict[str, Any]:
 
 
 def _error(kind: str | None, message: str | None) -> dict[str, Any]:
-    return {ERROR: kind, ERROR_MESSAGE: None if kind is None or message is None else message[:MAX_MESSAGE]}
+    return {
+        ERROR_ATTRIBUTE: kind,
+        ERROR_MESSAGE_ATTRIBUTE: None if kind is None or message is None else message[:MAX_MESSAGE_CHARACTERS],
+    }
 
 
-def _answer(step: StepPart) -> dict[str, Any]:
-    parts = answer_parts(step)
-    return {OUTPUT: None if step.answer is None else [{"role": "assistant", "parts": parts}]}
+def _answer(step: TracedRunStep) -> dict[str, Any]:
+    parts = build_answer_parts(step)
+    return {OUTPUT_ATTRIBUTE: None if step.answer is None else [{"role": "assistant", "parts": parts}]}
 
 
 def _messages(asked: str | None, answered: str | None) -> dict[str, Any]:
     # As the conventions' JSON schemas of messages have them.
     return {
-        INPUT: None if asked is None else [{"role": "user", "parts": text_parts(asked)}],
-        OUTPUT: None if answered is None else [{"role": "assistant", "parts": text_parts(answered)}],
+        INPUT_ATTRIBUTE: None if asked is None else [{"role": "user", "parts": build_text_parts(asked)}],
+        OUTPUT_ATTRIBUTE: None if answered is None else [{"role": "assistant", "parts": build_text_parts(answered)}],
     }
 
 
 def _trim(text: str | None) -> str | None:
-    return None if text is None else trim(text)
+    return None if text is None else trim_text(text)
 
 
 def _known(found: dict[str, Any]) -> dict[str, Any]:

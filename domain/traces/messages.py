@@ -8,7 +8,7 @@ import msgspec
 from domain.agents import Agent
 from domain.agents.prompts import messages as first_messages
 from domain.shared.errors import DomainError
-from domain.traces.schema import MAX_CONTENT, RunPart, StepPart
+from domain.traces.schema import MAX_CONTENT_BYTES, TracedRun, TracedRunStep
 
 # What the messages of one call, and of all calls of a trace, may hold together, in bytes: each call is sent again what
 # the one before was sent.
@@ -20,7 +20,7 @@ class ContentBudget:
     """How many bytes of messages a trace may still show."""
 
     def __init__(self, max_bytes: int = MAX_TRACE_BYTES) -> None:
-        self.left = max_bytes
+        self.bytes_left = max_bytes
 
 
 class FirstPrompt(msgspec.Struct, kw_only=True):
@@ -36,13 +36,13 @@ class SentMessages:
     Their form is that of OpenTelemetry's `gen_ai.input.messages`: `{"role": …, "parts": [{"type": …}]}`.
     """
 
-    def __init__(self, run: RunPart, steps: list[StepPart], budget: ContentBudget) -> None:
+    def __init__(self, run: TracedRun, steps: list[TracedRunStep], budget: ContentBudget) -> None:
         self._budget = budget
         # Made once for an agent, however many calls it made.
         self._histories: dict[str, tuple[list[dict[str, Any]], dict[int, int]]] = {}
         self._prompts = {"": run.prompt} | {f"{step.path}/": step.prompt for step in steps if step.prompt is not None}
-        self._asks = defaultdict[str, dict[int, StepPart]](dict)
-        self._calls = defaultdict[str, dict[int, StepPart]](dict)
+        self._asks = defaultdict[str, dict[int, TracedRunStep]](dict)
+        self._calls = defaultdict[str, dict[int, TracedRunStep]](dict)
         for step in steps:
             prefix, number = _split(step.path)
             if step.kind == "model":
@@ -51,12 +51,12 @@ class SentMessages:
                 asked, _, place = number.partition(".")
                 self._calls[f"{prefix}{asked}"][int(place or 0)] = step
 
-    def of_step(self, path: str) -> tuple[list[dict[str, Any]], int]:
+    def list_for_step(self, path: str) -> tuple[list[dict[str, Any]], int]:
         """Return what the call at this step was sent, and how many of its oldest messages are left out."""
         prefix, number = _split(path)
         return self._before(prefix, int(number))
 
-    def of_next(self, agent_path: str) -> tuple[list[dict[str, Any]], int]:
+    def list_for_next(self, agent_path: str) -> tuple[list[dict[str, Any]], int]:
         """Return the same of the call after an agent's last answer; `agent_path` is empty or its delegating step's."""
         prefix = f"{agent_path}/" if agent_path else ""
         return self._before(prefix, max(self._asks[prefix], default=0) + 1)
@@ -76,7 +76,7 @@ class SentMessages:
         for number in sorted(self._asks[prefix]):
             step = self._asks[prefix][number]
             begins[number] = len(messages)
-            messages.append({"role": "assistant", "parts": answer_parts(step)})
+            messages.append({"role": "assistant", "parts": build_answer_parts(step)})
             results = self._calls[step.path]
             messages += [_result(results[place]) for place in sorted(results)]
         return messages, begins
@@ -84,39 +84,39 @@ class SentMessages:
     def _bounded(self, messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
         # The newest are what a reader looks for.
         shown: list[dict[str, Any]] = []
-        room = min(MAX_CALL_BYTES, self._budget.left)
+        room = min(MAX_CALL_BYTES, self._budget.bytes_left)
         for message in reversed(messages):
             size = len(msgspec.json.encode(message))
             if size > room:
                 break
             room -= size
-            self._budget.left -= size
+            self._budget.bytes_left -= size
             shown.append(message)
         return shown[::-1], len(messages) - len(shown)
 
 
-def answer_parts(step: StepPart) -> list[dict[str, Any]]:
+def build_answer_parts(step: TracedRunStep) -> list[dict[str, Any]]:
     """Return the parts of a model's answer: its text and the tool calls that it asked for."""
     return [
-        *text_parts(step.answer or ""),
+        *build_text_parts(step.answer or ""),
         *(
-            {"type": "tool_call", "id": call.id, "name": call.name, "arguments": trim(call.arguments)}
+            {"type": "tool_call", "id": call.id, "name": call.name, "arguments": trim_text(call.arguments)}
             for call in step.tool_calls
         ),
     ]
 
 
-def text_parts(text: str) -> list[dict[str, Any]]:
+def build_text_parts(text: str) -> list[dict[str, Any]]:
     """Return a text as the parts of a message."""
-    return [{"type": "text", "content": trim(text)}] if text else []
+    return [{"type": "text", "content": trim_text(text)}] if text else []
 
 
-def trim(text: str) -> str:
+def trim_text(text: str) -> str:
     """Return a text of `MAX_CONTENT` bytes at most."""
     written = text.encode("utf-8", "replace")
-    if len(written) <= MAX_CONTENT:
+    if len(written) <= MAX_CONTENT_BYTES:
         return text
-    return written[: MAX_CONTENT - 3].decode("utf-8", "ignore") + "…"
+    return written[: MAX_CONTENT_BYTES - 3].decode("utf-8", "ignore") + "…"
 
 
 def _split(path: str) -> tuple[str, str]:
@@ -130,11 +130,11 @@ def _first(prompt: str) -> list[dict[str, Any]]:
         messages = first_messages(first.agent, first.input)
     except (msgspec.MsgspecError, DomainError):
         # A prompt that was too long to be read here in full.
-        return [{"role": "user", "parts": text_parts(prompt)}]
-    return [{"role": message.role, "parts": text_parts(message.content)} for message in messages]
+        return [{"role": "user", "parts": build_text_parts(prompt)}]
+    return [{"role": message.role, "parts": build_text_parts(message.content)} for message in messages]
 
 
-def _result(step: StepPart) -> dict[str, Any]:
+def _result(step: TracedRunStep) -> dict[str, Any]:
     told = step.answer or ""
     try:
         answer = msgspec.json.decode(told)
@@ -142,5 +142,5 @@ def _result(step: StepPart) -> dict[str, Any]:
     except (msgspec.MsgspecError, TypeError, KeyError, AttributeError):
         # The beginning of an answer that is too long to be shown.
         pass
-    part = {"type": "tool_call_response", "id": step.call_id, "response": trim(told)}
+    part = {"type": "tool_call_response", "id": step.call_id, "response": trim_text(told)}
     return {"role": "tool", "parts": [part]}

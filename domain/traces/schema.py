@@ -5,8 +5,8 @@ from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
-from domain.executions.schema import Kind
-from domain.executions.steps import StepStatus
+from domain.executions.schema import ExecutionKind
+from domain.executions.steps import RunStepStatus
 from domain.llms.messages import ToolCall
 from domain.plans.schema import StepStatus as StageStatus
 from domain.shared.status import Status
@@ -17,7 +17,7 @@ SpanStatus = Literal["ok", "error", "running", "waiting", "cancelled"]
 # A trace has no more; what lies deeper in the tree is left out first.
 MAX_SPANS: Final = 5_000
 # As much of what was asked or answered as a span shows, in bytes.
-MAX_CONTENT: Final = 4096
+MAX_CONTENT_BYTES: Final = 4096
 
 
 class SpanEvent(msgspec.Struct, kw_only=True):
@@ -70,7 +70,7 @@ class Trace(msgspec.Struct, kw_only=True):
 # What it is made of, as it is on record.
 
 
-class RunPart(msgspec.Struct, kw_only=True, frozen=True):
+class TracedRun(msgspec.Struct, kw_only=True, frozen=True):
     """An execution, with what of its agent concerns a trace. `input` and `output` only where content is asked for."""
 
     id: str
@@ -78,7 +78,7 @@ class RunPart(msgspec.Struct, kw_only=True, frozen=True):
     parent_id: str | None = None
     root_id: str | None = None
     step: str | None = None
-    kind: Kind
+    kind: ExecutionKind
     status: Status
     run_name: str
     agent_id: str | None = None
@@ -112,7 +112,7 @@ class PlannedStep(msgspec.Struct, kw_only=True, frozen=True):
     context: list[str] | None = None
 
 
-class PlanPart(msgspec.Struct, kw_only=True, frozen=True):
+class TracedPlan(msgspec.Struct, kw_only=True, frozen=True):
     """A plan, as far as its steps have names."""
 
     run_id: str
@@ -120,7 +120,7 @@ class PlanPart(msgspec.Struct, kw_only=True, frozen=True):
     steps: list[PlannedStep] | None = None
 
 
-class StagePart(msgspec.Struct, kw_only=True, frozen=True):
+class TracedPlanStep(msgspec.Struct, kw_only=True, frozen=True):
     """How far a step of a plan is, or one item of it; `characters` is how long its answer is, in a crew."""
 
     run_id: str
@@ -140,7 +140,7 @@ class StagePart(msgspec.Struct, kw_only=True, frozen=True):
     characters: int | None = None
 
 
-class Delegate(msgspec.Struct, kw_only=True, frozen=True):
+class DelegatedAgent(msgspec.Struct, kw_only=True, frozen=True):
     """Whom a task was delegated to."""
 
     id: str | None = None
@@ -151,7 +151,7 @@ class Delegate(msgspec.Struct, kw_only=True, frozen=True):
     max_tokens: int | None = None
 
 
-class StepPart(msgspec.Struct, kw_only=True, frozen=True):
+class TracedRunStep(msgspec.Struct, kw_only=True, frozen=True):
     """A step of a model agent, see `domain.executions.steps`.
 
     `failed` and `rejected` are of tool calls, what follows of answers.
@@ -164,7 +164,7 @@ class StepPart(msgspec.Struct, kw_only=True, frozen=True):
     path: str
     kind: Literal["model", "tool"]
     name: str
-    status: StepStatus
+    status: RunStepStatus
     attempt: int = 1
     call_id: str | None = None
     decided_by: str | None = None
@@ -174,7 +174,7 @@ class StepPart(msgspec.Struct, kw_only=True, frozen=True):
     finished_at: datetime | None = None
     failed: bool = False
     rejected: bool = False
-    delegate: Delegate | None = None
+    delegate: DelegatedAgent | None = None
     finish: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -184,7 +184,7 @@ class StepPart(msgspec.Struct, kw_only=True, frozen=True):
     prompt: str | None = None
 
 
-class CallPart(msgspec.Struct, kw_only=True, frozen=True):
+class TracedModelCall(msgspec.Struct, kw_only=True, frozen=True):
     """A call of a model that has ended, as it is billed."""
 
     id: str
@@ -206,21 +206,21 @@ class CallPart(msgspec.Struct, kw_only=True, frozen=True):
     created_at: datetime
 
 
-class Sources(msgspec.Struct, kw_only=True, frozen=True):
+class TraceSources(msgspec.Struct, kw_only=True, frozen=True):
     """Everything of one execution and those below it, the first of `runs` being the one that was asked for.
 
     `more` tells that there is more of something than was read.
     """
 
-    runs: list[RunPart]
-    plans: list[PlanPart] = []
-    stages: list[StagePart] = []
-    steps: list[StepPart] = []
-    calls: list[CallPart] = []
-    more: bool = False
+    runs: list[TracedRun]
+    plans: list[TracedPlan] = []
+    stages: list[TracedPlanStep] = []
+    steps: list[TracedRunStep] = []
+    calls: list[TracedModelCall] = []
+    is_truncated: bool = False
 
 
-class Due(msgspec.Struct, kw_only=True, frozen=True):
+class PendingTraceExport(msgspec.Struct, kw_only=True, frozen=True):
     """An ended execution whose trace is to be exported; `tries` counts this time."""
 
     execution_id: str
@@ -231,19 +231,19 @@ class Due(msgspec.Struct, kw_only=True, frozen=True):
 class Traces(Protocol):
     """The traces of the bound tenant's executions; and what of all tenants' is still to be exported."""
 
-    async def sources(self, execution_id: str, content: bool, most: int) -> Sources | None:
+    async def get_sources(self, execution_id: str, content: bool, most: int) -> TraceSources | None:
         """What a trace is made of, all as it was at one moment; up to `most` of each kind."""
         ...
 
-    async def wanted(self, now: datetime) -> None:
+    async def enable_export(self, now: datetime) -> None:
         """Note that traces are exported: from now on every execution that ends is one to export."""
         ...
 
-    async def claim(self, most: int, now: datetime, until: datetime) -> list[Due]:
+    async def claim_exports(self, most: int, now: datetime, until: datetime) -> list[PendingTraceExport]:
         """Take what is due, the oldest first; nobody else gets it before `until`."""
         ...
 
-    async def exported(self, execution_ids: list[str]) -> None: ...
-    async def postpone(self, execution_ids: list[str], until: datetime, counts: bool) -> None:
+    async def mark_exported(self, execution_ids: list[str]) -> None: ...
+    async def postpone_exports(self, execution_ids: list[str], until: datetime, counts: bool) -> None:
         """Let go of what was claimed until it is due again. `counts` tells that it was a try."""
         ...

@@ -9,15 +9,15 @@ from domain.traces.schema import Span, SpanEvent
 _NEVER: Final = datetime.max.replace(tzinfo=UTC)
 
 
-def span(**fields: Any) -> Span:
+def build_span(**fields: Any) -> Span:
     """A span without anything below it yet."""
     made = Span(**fields, children=[], events=[])
     if made.started_at is not None and made.ended_at is not None:
-        made.duration_ms = attributes.milliseconds(made.ended_at - made.started_at)
+        made.duration_ms = attributes.to_milliseconds(made.ended_at - made.started_at)
     return made
 
 
-def order(above: Span) -> None:
+def sort_children(above: Span) -> None:
     """What lies below a span in the order in which it began."""
     above.children.sort(key=_when)
 
@@ -28,7 +28,7 @@ def _when(one: Span) -> tuple[Any, ...]:
     return one.started_at or one.ended_at or _NEVER, one.kind != "memory", item, one.id
 
 
-def decision(approved: bool, at: datetime, by: str | None, reason: str | None) -> SpanEvent:
+def build_decision_event(approved: bool, at: datetime, by: str | None, reason: str | None) -> SpanEvent:
     """That somebody decided."""
-    told = attributes.of_decision(by, reason)
+    told = attributes.describe_decision(by, reason)
     return SpanEvent(name="approved" if approved else "rejected", at=at, attributes=told)

@@ -3,27 +3,27 @@
 from collections import defaultdict, deque
 from typing import Final
 
-from domain.costs.budgets import nanos
+from domain.costs.budgets import nanos_from_usd
 from domain.plans.schema import WHOLE_STEP
 from domain.plans.schema import StepStatus as StageStatus
 from domain.shared import ids
 from domain.shared.status import TERMINAL, Status
-from domain.stats import SCALE
+from domain.stats import NANOS_PER_UNIT
 from domain.traces import attributes, spans
-from domain.traces.agent_spans import Work
-from domain.traces.attributes import named
+from domain.traces.agent_spans import AgentSpanBuilder
+from domain.traces.attributes import find_run_name
 from domain.traces.messages import ContentBudget
 from domain.traces.schema import (
     MAX_SPANS,
-    CallPart,
-    PlanPart,
-    RunPart,
-    Sources,
     Span,
     SpanStatus,
-    StagePart,
-    StepPart,
     Trace,
+    TracedModelCall,
+    TracedPlan,
+    TracedPlanStep,
+    TracedRun,
+    TracedRunStep,
+    TraceSources,
 )
 
 _RUNS: Final[dict[Status, SpanStatus]] = {
@@ -46,7 +46,7 @@ _STAGES: Final[dict[StageStatus, SpanStatus]] = {
 }
 
 
-def trace(found: Sources, most: int = MAX_SPANS) -> Trace:
+def build_trace(found: TraceSources, most: int = MAX_SPANS) -> Trace:
     """The trace of the first of the executions."""
     asked = found.runs[0]
     root = _Tree(found).run(asked, None, None)
@@ -54,14 +54,14 @@ def trace(found: Sources, most: int = MAX_SPANS) -> Trace:
     _sum(root)
     return Trace(
         execution_id=asked.id,
-        trace_id=trace_id(asked),
+        trace_id=derive_trace_id(asked),
         status=asked.status,
-        truncated=cut or found.more,
+        truncated=cut or found.is_truncated,
         spans=[root],
     )
 
 
-def trace_id(run: RunPart) -> str:
+def derive_trace_id(run: TracedRun) -> str:
     """The id that all of its trace has elsewhere: the 128 bits of the topmost execution's, in hexadecimal digits."""
     known = ids.decode("exec", run.root_id or run.id)
     assert known is not None, "an execution's id that is none"
@@ -69,44 +69,46 @@ def trace_id(run: RunPart) -> str:
 
 
 class _Tree:
-    def __init__(self, found: Sources) -> None:
-        self._children = defaultdict[str, dict[str, list[RunPart]]](lambda: defaultdict(list))
+    def __init__(self, found: TraceSources) -> None:
+        self._children = defaultdict[str, dict[str, list[TracedRun]]](lambda: defaultdict(list))
         for run in sorted(found.runs, key=lambda one: one.id):
             if run.parent_id is not None:
                 self._children[run.parent_id][run.step or ""].append(run)
         self._plans = {plan.run_id: plan for plan in found.plans}
-        self._stages = defaultdict[str, dict[str, dict[int, StagePart]]](lambda: defaultdict(dict))
+        self._stages = defaultdict[str, dict[str, dict[int, TracedPlanStep]]](lambda: defaultdict(dict))
         for stage in found.stages:
             self._stages[stage.run_id][stage.step][stage.item] = stage
-        self._steps = defaultdict[str, list[StepPart]](list)
+        self._steps = defaultdict[str, list[TracedRunStep]](list)
         for step in found.steps:
             self._steps[step.run_id].append(step)
         self._budget = ContentBudget()
-        self._calls = defaultdict[str, list[CallPart]](list)
+        self._calls = defaultdict[str, list[TracedModelCall]](list)
         for call in found.calls:
             self._calls[call.run_id].append(call)
 
-    def run(self, run: RunPart, parent_id: str | None, number: int | None) -> Span:
+    def run(self, run: TracedRun, parent_id: str | None, number: int | None) -> Span:
         """An execution with all below it; `number` counts the tries of a step."""
         plan = self._plans.get(run.id)
         over = run.status in TERMINAL
-        span = spans.span(
+        span = spans.build_span(
             id=run.id,
             parent_id=parent_id,
-            name=named(run, plan),
+            name=find_run_name(run, plan),
             kind=run.kind if run.kind in ("crew", "workflow", "tool") else "agent",
             status=_RUNS[run.status],
             # One that was cancelled while it waited for a worker never began.
             started_at=run.started_at or (run.created_at if over else None),
             ended_at=run.completed_at if over else None,
-            attributes=attributes.of_run(run, plan, number),
+            attributes=attributes.describe_run(run, plan, number),
         )
-        span.children = Work(run, self._steps[run.id], self._calls[run.id], self._budget).below(span)
+        span.children = AgentSpanBuilder(run, self._steps[run.id], self._calls[run.id], self._budget).build_children(
+            span
+        )
         span.children += self._planned(run, plan, span)
-        spans.order(span)
+        spans.sort_children(span)
         return span
 
-    def _planned(self, run: RunPart, plan: PlanPart | None, span: Span) -> list[Span]:
+    def _planned(self, run: TracedRun, plan: TracedPlan | None, span: Span) -> list[Span]:
         """The steps of a plan that have begun, or will never."""
         stages, children = self._stages[run.id], dict(self._children[run.id])
         known = {step.id: step for step in (plan.steps or [] if plan is not None else [])}
@@ -124,21 +126,21 @@ class _Tree:
                     place = f"{step_id}[{stage.item}]"
                     item = self._stage(run, stage, place, made.id, place)
                     item.children = self._tries(children.pop(place, []), item.id)
-                    spans.order(item)
+                    spans.sort_children(item)
                     made.children.append(item)
-            spans.order(made)
+            spans.sort_children(made)
             found.append(made)
         for orphans in children.values():
             # Of steps that were not read: there are too many.
             found += self._tries(orphans, span.id)
         return found
 
-    def _tries(self, runs: list[RunPart], parent_id: str) -> list[Span]:
+    def _tries(self, runs: list[TracedRun], parent_id: str) -> list[Span]:
         return [self.run(run, parent_id, number) for number, run in enumerate(runs, 1)]
 
-    def _stage(self, run: RunPart, stage: StagePart, place: str, parent_id: str, name: str) -> Span:
+    def _stage(self, run: TracedRun, stage: TracedPlanStep, place: str, parent_id: str, name: str) -> Span:
         over = run.status in TERMINAL
-        span = spans.span(
+        span = spans.build_span(
             id=f"{run.id}/{place}",
             parent_id=parent_id,
             name=name,
@@ -146,16 +148,18 @@ class _Tree:
             status=_STAGES[stage.status],
             started_at=stage.started_at or stage.finished_at,
             ended_at=stage.finished_at or (run.completed_at if over else None),
-            attributes=attributes.of_stage(stage),
+            attributes=attributes.describe_plan_step(stage),
         )
         if over and span.status in ("running", "waiting"):
             span.status = "cancelled"
         if stage.decided_at is not None:
-            span.events = [spans.decision(bool(stage.approved), stage.decided_at, stage.decided_by, stage.reason)]
+            span.events = [
+                spans.build_decision_event(bool(stage.approved), stage.decided_at, stage.decided_by, stage.reason)
+            ]
         return span
 
     def _context(
-        self, stages: dict[str, dict[int, StagePart]], stage: StagePart, context: list[str], task: Span
+        self, stages: dict[str, dict[int, TracedPlanStep]], stage: TracedPlanStep, context: list[str], task: Span
     ) -> list[Span]:
         """What a task was given of others when it was started."""
         others = [stages.get(one, {}).get(WHOLE_STEP) for one in context]
@@ -163,7 +167,7 @@ class _Tree:
         if not given or not stage.tries:
             return []
         length = sum(one.characters or 0 for one in given)
-        memory = spans.span(
+        memory = spans.build_span(
             id=f"{task.id}#context",
             parent_id=task.id,
             name="context",
@@ -171,12 +175,12 @@ class _Tree:
             status="ok",
             started_at=task.started_at,
             ended_at=task.started_at,
-            attributes=attributes.of_memory([one.step for one in given], length),
+            attributes=attributes.describe_memory([one.step for one in given], length),
         )
         return [memory]
 
 
-def _begun(stage: StagePart) -> bool:
+def _begun(stage: TracedPlanStep) -> bool:
     return stage.status != "pending" or stage.tries > 0 or stage.started_at is not None
 
 
@@ -195,8 +199,8 @@ def _cut(root: Span, most: int) -> bool:
 def _sum(span: Span) -> tuple[int, int]:
     """Every span's cost and tokens: its own calls', or what is below it. In nano-dollars, so that nothing is lost."""
     if not span.children:
-        return nanos(span.cost_usd), span.total_tokens
+        return nanos_from_usd(span.cost_usd), span.total_tokens
     sums = [_sum(child) for child in span.children]
     cost, tokens = sum(one for one, _ in sums), sum(one for _, one in sums)
-    span.cost_usd, span.total_tokens = cost / SCALE, tokens
+    span.cost_usd, span.total_tokens = cost / NANOS_PER_UNIT, tokens
     return cost, tokens

@@ -11,10 +11,18 @@ from sqlalchemy.dialects.postgresql import ARRAY, TSVECTOR
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.agents import Agent
-from domain.artifacts.record import Metadata
-from domain.artifacts.service import Body, Ended, Filter, Stored, Used, Waiting, question
+from domain.artifacts.record import ArtifactMetadata
+from domain.artifacts.service import (
+    ArtifactBody,
+    ArtifactFilter,
+    ExecutionTokens,
+    PackedArtifact,
+    PendingBody,
+    UnrecordedExecution,
+    query_from_filter,
+)
 from domain.executions import Execution
-from domain.executions.steps import Step
+from domain.executions.steps import RunStep
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from infra.postgres.bulk import Bulk
@@ -100,11 +108,11 @@ class DoomedObjectRow(Base):
     again_at: Mapped[datetime | None] = mapped_column(timestamp())
 
 
-_BULK: Final = Bulk[Metadata](ArtifactRow, Metadata.__struct_fields__)
-_SHAPE: Final = Shape(ArtifactRow, Metadata)
+_BULK: Final = Bulk[ArtifactMetadata](ArtifactRow, ArtifactMetadata.__struct_fields__)
+_SHAPE: Final = Shape(ArtifactRow, ArtifactMetadata)
 _FACTS: Final = ", ".join(ARTIFACTS.columns)
 _EXECUTION: Final = Shape(ExecutionRow, Execution)
-_STEP: Final = Shape(StepRow, Step)
+_STEP: Final = Shape(StepRow, RunStep)
 _W: Final = _BULK.width
 # Ids in order, so that two transactions which share some cannot wait for each other.
 _ADD: Final = (
@@ -153,19 +161,19 @@ _CALLS: Final = (
 )
 
 
-def _ended(record: Any, calls: Mapping[str, list[Step]]) -> Ended:
+def _ended(record: Any, calls: Mapping[str, list[RunStep]]) -> UnrecordedExecution:
     execution = _EXECUTION.read(record)
-    return Ended(
+    return UnrecordedExecution(
         execution=execution,
         agent_name=record["agent_name"],
         stack=record["stack"],
         spec=None if record["spec"] is None else msgspec.convert(record["spec"], Agent),
-        used=None if record["used"] is None else msgspec.convert(record["used"], Used),
+        tokens=None if record["used"] is None else msgspec.convert(record["used"], ExecutionTokens),
         calls=calls.get(execution.id, []),
     )
 
 
-def key_of(metadata: Metadata) -> str:
+def key_of(metadata: ArtifactMetadata) -> str:
     """Where an artifact's body lies in object storage."""
     return artifact_key(metadata.tenant_id, metadata.received_at, metadata.id)
 
@@ -177,23 +185,23 @@ class PostgresArtifacts:
         self._raw = raw
         self._records = Records(raw, ARTIFACTS, "art")
 
-    async def add(self, stored: list[Stored]) -> set[str]:
-        rows = [one.recorded.metadata for one in stored]
+    async def add(self, stored: list[PackedArtifact]) -> set[str]:
+        rows = [one.record.metadata for one in stored]
         records = await self._raw.fetch(
             _ADD,
             *_BULK.columns(rows),
-            [one.recorded.failures for one in stored],
-            [one.recorded.fingerprint for one in stored],
+            [one.record.failures for one in stored],
+            [one.record.fingerprint for one in stored],
             [key_of(row) for row in rows],
-            [one.packed for one in stored],
+            [one.packed_body for one in stored],
         )
         return {ids.encode("art", record["id"]) for record in records}
 
-    async def find(self, kurral_ids: list[str]) -> dict[str, tuple[Metadata, bytes]]:
+    async def find(self, kurral_ids: list[str]) -> dict[str, tuple[ArtifactMetadata, bytes]]:
         records = await self._raw.fetch(_FIND, kurral_ids)
         return {record["kurral_id"]: (_SHAPE.read(record), record["fingerprint"]) for record in records}
 
-    async def get(self, reference: str) -> Metadata | None:
+    async def get(self, reference: str) -> ArtifactMetadata | None:
         if "\0" in reference:
             return None
         found = (await self.find([reference])).get(reference)
@@ -203,18 +211,20 @@ class PostgresArtifacts:
         record = await self._raw.fetchrow(_GET, known) if known is not None else None
         return None if record is None else _SHAPE.read(record)
 
-    async def body(self, metadata: Metadata) -> Body:
+    async def get_body(self, metadata: ArtifactMetadata) -> ArtifactBody:
         query = "SELECT packed FROM artifact_bodies WHERE id = $1"
         packed = await self._raw.fetchval(query, ids.decode("art", metadata.id))
-        return Body(key=key_of(metadata), size=metadata.size_bytes, packed=packed)
+        return ArtifactBody(key=key_of(metadata), size=metadata.size_bytes, packed_body=packed)
 
-    async def page(self, narrowed: Filter, page: Page) -> Listing[Metadata]:
-        return await self._records.page(_SHAPE, question(narrowed), page)
+    async def list_page(self, narrowed: ArtifactFilter, page: Page) -> Listing[ArtifactMetadata]:
+        return await self._records.page(_SHAPE, query_from_filter(narrowed), page)
 
-    async def after(self, narrowed: Filter, place: tuple[datetime, str] | None, limit: int) -> list[Metadata]:
-        return await self._records.after(_SHAPE, question(narrowed), place, limit)
+    async def list_after(
+        self, narrowed: ArtifactFilter, place: tuple[datetime, str] | None, limit: int
+    ) -> list[ArtifactMetadata]:
+        return await self._records.after(_SHAPE, query_from_filter(narrowed), place, limit)
 
-    async def older(self, before: datetime, limit: int) -> list[str]:
+    async def list_older(self, before: datetime, limit: int) -> list[str]:
         return await self._records.older(before, limit)
 
     async def delete(self, artifact_ids: list[str], now: datetime) -> int:
@@ -226,14 +236,16 @@ class PostgresArtifacts:
         found = [ids.decode("art", row.id) for row in rows]
         return int(await self._raw.fetchval(_DELETE, found, [key_of(row) for row in rows], now, now + AGAIN))
 
-    async def claim_bodies(self, most: int, most_bytes: int, now: datetime, until: datetime) -> list[Waiting]:
+    async def claim_pending_bodies(
+        self, most: int, most_bytes: int, now: datetime, until: datetime
+    ) -> list[PendingBody]:
         records = await self._raw.fetch("SELECT * FROM claim_bodies($1, $2, $3, $4)", most, most_bytes, now, until)
         return [
-            Waiting(id=ids.encode("art", record["id"]), key=record["key"], packed=record["packed"])
+            PendingBody(id=ids.encode("art", record["id"]), key=record["key"], packed_body=record["packed"])
             for record in records
         ]
 
-    async def stored(self, artifact_ids: list[str]) -> set[str]:
+    async def mark_bodies_stored(self, artifact_ids: list[str]) -> set[str]:
         known = [ids.decode("art", one) for one in artifact_ids]
         records = await self._raw.fetch("SELECT * FROM stored_bodies($1) AS id", known)
         return {ids.encode("art", record["id"]) for record in records}
@@ -241,21 +253,21 @@ class PostgresArtifacts:
     async def release_bodies(self, artifact_ids: list[str]) -> None:
         await self._raw.execute("SELECT release_bodies($1)", [ids.decode("art", one) for one in artifact_ids])
 
-    async def doomed(self, now: datetime, limit: int) -> list[str]:
+    async def list_deletable_objects(self, now: datetime, limit: int) -> list[str]:
         return [
             record["key"] for record in await self._raw.fetch("SELECT * FROM due_objects($1, $2) AS key", now, limit)
         ]
 
-    async def gone(self, keys: list[str], now: datetime) -> None:
+    async def mark_objects_deleted(self, keys: list[str], now: datetime) -> None:
         await self._raw.execute("SELECT gone_objects($1, $2)", keys, now)
 
-    async def unrecorded(self, limit: int) -> list[tuple[str, str]]:
+    async def list_unrecorded(self, limit: int) -> list[tuple[str, str]]:
         records = await self._raw.fetch("SELECT * FROM unrecorded_executions($1)", limit)
         return [(record["tenant_id"], ids.encode("exec", record["id"])) for record in records]
 
-    async def ended(self, executions: list[str]) -> list[Ended]:
+    async def load_unrecorded(self, executions: list[str]) -> list[UnrecordedExecution]:
         known = [ids.decode("exec", one) for one in executions]
-        records, calls = await self._raw.fetch(_ENDED, known), defaultdict[str, list[Step]](list)
+        records, calls = await self._raw.fetch(_ENDED, known), defaultdict[str, list[RunStep]](list)
         if any(record["lane"] == "llm" for record in records):
             for record in await self._raw.fetch(_CALLS, known):
                 step = _STEP.read(record)

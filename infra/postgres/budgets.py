@@ -13,10 +13,10 @@ from sqlalchemy import BigInteger, Text, Uuid
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.costs.budgets import Applied, Budget, Scope, nanos, status_of
+from domain.costs.budgets import AppliedLimit, Budget, BudgetScope, nanos_from_usd, status_from_spending
 from domain.shared import ids
 from domain.shared.pages import Listing, Page, listing
-from domain.stats import SCALE
+from domain.stats import NANOS_PER_UNIT
 from infra.postgres.db import Base, Id, Raw, timestamp
 
 
@@ -66,7 +66,7 @@ _ADD: Final = (
 )
 _HOLD: Final = "SELECT * FROM hold_cost($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 _SPEND: Final = "SELECT * FROM spend_cost($1, $2, $3, $4, $5, $6)"
-_PREFIX: Final[dict[Scope, str]] = {"key": "key", "agent": "agent", "workflow": "wf"}
+_PREFIX: Final[dict[BudgetScope, str]] = {"key": "key", "agent": "agent", "workflow": "wf"}
 
 
 class PostgresBudgets:
@@ -79,7 +79,7 @@ class PostgresBudgets:
         subject = None if budget.subject is None else ids.decode(_PREFIX[budget.scope], budget.subject)
         await self._raw.execute(
             _ADD,
-            *(ids.decode("bud", budget.id), budget.tenant_id, budget.scope, subject, nanos(budget.limit_usd)),
+            *(ids.decode("bud", budget.id), budget.tenant_id, budget.scope, subject, nanos_from_usd(budget.limit_usd)),
             *(budget.period, budget.enabled, budget.period_start, spent, budget.created_at, budget.updated_at),
         )
 
@@ -93,7 +93,7 @@ class PostgresBudgets:
         record = await self._raw.fetchrow(f"{_SELECT} WHERE b.id = $2", now, known)
         return None if record is None else _read(record)
 
-    async def page(self, now: datetime, page: Page) -> Listing[Budget]:
+    async def list_page(self, now: datetime, page: Page) -> Listing[Budget]:
         query = f"{_SELECT} ORDER BY b.id DESC LIMIT $2 OFFSET $3"
         records = await self._raw.fetch(query, now, page.limit + 1, page.offset)
         if page.offset == 0 and len(records) <= page.limit:
@@ -104,7 +104,7 @@ class PostgresBudgets:
     async def save(self, budget: Budget) -> None:
         await self._raw.execute(
             "UPDATE budgets SET limit_nanos = $2, enabled = $3, warned_at = $4, updated_at = $5 WHERE id = $1",
-            *(ids.decode("bud", budget.id), nanos(budget.limit_usd), budget.enabled),
+            *(ids.decode("bud", budget.id), nanos_from_usd(budget.limit_usd), budget.enabled),
             *(budget.warned_at, budget.updated_at),
         )
 
@@ -113,15 +113,15 @@ class PostgresBudgets:
         query = "DELETE FROM budgets WHERE id = $1 RETURNING true"
         return known is not None and bool(await self._raw.fetchval(query, known))
 
-    async def keys_named(self, name: str) -> list[str]:
+    async def find_keys_by_name(self, name: str) -> list[str]:
         query = "SELECT id FROM api_keys WHERE name = $1 ORDER BY id LIMIT 2"
         records = await self._raw.fetch(query, name.replace("\0", "\ufffd"))
         return [ids.encode("key", record["id"]) for record in records]
 
-    async def stop_spending(self) -> None:
+    async def lock_spending(self) -> None:
         await self._raw.execute("SELECT pg_advisory_xact_lock(spending_lock())")
 
-    async def hold(
+    async def reserve_amount(
         self,
         execution_id: str | None,
         root_id: str | None,
@@ -131,7 +131,7 @@ class PostgresBudgets:
         least: int,
         now: datetime,
         until: datetime,
-    ) -> tuple[str | None, int] | Applied:
+    ) -> tuple[str | None, int] | AppliedLimit:
         held = ids.uuid7()
         record = await self._raw.fetchrow(
             _HOLD,
@@ -150,7 +150,7 @@ class PostgresBudgets:
             return _applied(record)
         return (ids.encode("hold", held) if record["held"] else None), int(record["granted"])
 
-    async def spend(
+    async def record_spending(
         self,
         hold_id: str | None,
         execution_id: str | None,
@@ -158,7 +158,7 @@ class PostgresBudgets:
         run_limit: int | None,
         cost: int,
         now: datetime,
-    ) -> list[Applied]:
+    ) -> list[AppliedLimit]:
         held = None if hold_id is None else ids.decode("hold", hold_id)
         records = await self._raw.fetch(_SPEND, held, _run(execution_id), _subjects(subjects), run_limit, cost, now)
         return [_applied(record) for record in records]
@@ -174,9 +174,9 @@ def _subjects(subjects: list[str]) -> list[UUID]:
     return [one for one in found if one is not None]
 
 
-def _applied(record: asyncpg.Record) -> Applied:
+def _applied(record: asyncpg.Record) -> AppliedLimit:
     budget_id = record["budget_id"]
-    return Applied(
+    return AppliedLimit(
         budget_id=None if budget_id is None else ids.encode("bud", budget_id),
         scope=record["scope"],
         period=record["period"],
@@ -186,21 +186,21 @@ def _applied(record: asyncpg.Record) -> Applied:
 
 
 def _read(record: asyncpg.Record) -> Budget:
-    scope, subject = cast(Scope, record["scope"]), cast(Any, record["subject"])
+    scope, subject = cast(BudgetScope, record["scope"]), cast(Any, record["subject"])
     limit, spent, held = record["limit_nanos"], record["spent"], record["held"]
     return Budget(
         id=ids.encode("bud", record["id"]),
         tenant_id=record["tenant_id"],
         scope=scope,
         subject=None if subject is None else ids.encode(_PREFIX[scope], subject),
-        limit_usd=limit / SCALE,
+        limit_usd=limit / NANOS_PER_UNIT,
         period=record["period"],
         enabled=record["enabled"],
         period_start=None if record["period"] == "total" else record["began"],
-        spent_usd=spent / SCALE,
-        held_usd=held / SCALE,
-        remaining_usd=max(limit - spent - held, 0) / SCALE,
-        status=status_of(spent, limit),
+        spent_usd=spent / NANOS_PER_UNIT,
+        held_usd=held / NANOS_PER_UNIT,
+        remaining_usd=max(limit - spent - held, 0) / NANOS_PER_UNIT,
+        status=status_from_spending(spent, limit),
         warned_at=record["warned"],
         created_at=record["created_at"],
         updated_at=record["updated_at"],

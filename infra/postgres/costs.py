@@ -7,11 +7,11 @@ import msgspec
 from sqlalchemy import BigInteger, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.costs import Call, Cost, CostListing, Spender
-from domain.costs.budgets import nanos
+from domain.costs import BilledCall, Cost, CostAttribution, CostListing
+from domain.costs.budgets import nanos_from_usd
 from domain.shared import ids
 from domain.shared.pages import Page
-from domain.stats import SCALE, Question
+from domain.stats import NANOS_PER_UNIT, StatsQuery
 from infra.postgres.db import Base, Id, Raw, Shape, timestamp
 from infra.postgres.record_measures import COSTS
 from infra.postgres.records import Records
@@ -76,7 +76,7 @@ class PostgresCosts:
         self._raw = raw
         self._records = Records(raw, COSTS, "cost")
 
-    async def add(self, cost_id: str, spender: Spender, call: Call, now: datetime) -> bool:
+    async def add(self, cost_id: str, attribution: CostAttribution, call: BilledCall, now: datetime) -> bool:
         def known(prefix: str, value: str | None) -> object:
             return None if value is None else ids.decode(prefix, value)
 
@@ -84,9 +84,9 @@ class PostgresCosts:
         # One delta for one cost, and none for one that is there.
         status = await self._raw.execute(
             _ADD,
-            *(known("cost", cost_id), now, known("user", spender.user_id)),
-            *(known("agent", spender.agent_id), spender.agent_name, known("exec", spender.execution_id)),
-            *(known("key", spender.key_id), known("wf", spender.workflow_id)),
+            *(known("cost", cost_id), now, known("user", attribution.user_id)),
+            *(known("agent", attribution.agent_id), attribution.agent_name, known("exec", attribution.execution_id)),
+            *(known("key", attribution.key_id), known("wf", attribution.workflow_id)),
             *(call.provider, call.model, call.model_name),
             *(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens),
             *(usage.cached_tokens, usage.reasoning_tokens),
@@ -94,15 +94,15 @@ class PostgresCosts:
         )
         return status == "INSERT 0 1"
 
-    async def page(self, question: Question, page: Page) -> CostListing:
+    async def list_page(self, question: StatsQuery, page: Page) -> CostListing:
         found = await self._records.page(_SHAPE, question, page)
         if page.offset == 0 and not found.has_more:
-            total = sum(nanos(cost.cost_usd) for cost in found.items)
+            total = sum(nanos_from_usd(cost.cost_usd) for cost in found.items)
         else:
-            total = await PostgresStats(self._raw).total(question, "cost_usd")
-        return CostListing(**msgspec.structs.asdict(found), total_cost=total / SCALE)
+            total = await PostgresStats(self._raw).sum_measure(question, "cost_usd")
+        return CostListing(**msgspec.structs.asdict(found), total_cost=total / NANOS_PER_UNIT)
 
-    async def older(self, before: datetime, limit: int) -> list[str]:
+    async def list_older(self, before: datetime, limit: int) -> list[str]:
         return await self._records.older(before, limit)
 
     async def delete_many(self, cost_ids: list[str]) -> int:

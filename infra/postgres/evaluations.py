@@ -7,8 +7,15 @@ from sqlalchemy import BigInteger, Text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.evaluations import MAX_ATTEMPTS, Claimed, Evaluation, Filter, missing, question
-from domain.evaluations.scoring import Scores
+from domain.evaluations import (
+    MAX_SCORING_ATTEMPTS,
+    ClaimedEvaluation,
+    Evaluation,
+    EvaluationFilter,
+    list_missing_scores,
+    query_from_filter,
+)
+from domain.evaluations.scoring import EvaluationScores
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from infra.postgres.bulk import Bulk
@@ -68,7 +75,7 @@ _DELETE: Final = (
     f"noted AS ({EVALUATIONS.delta('gone')}) SELECT count(*) FROM gone"
 )
 _CLAIM: Final = f"SELECT {_SHAPE.columns}, attempt FROM claim_evaluations($1, $2, $3, $4)"
-_METRICS: Final = Scores.__struct_fields__
+_METRICS: Final = EvaluationScores.__struct_fields__
 _SCORE: Final = (
     "WITH given AS (SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::float8[], $4::float8[], $5::float8[], "
     f"$6::float8[], $7::boolean[], $8::text[]) AS g(id, attempt, {', '.join(_METRICS)}, computed)), "
@@ -84,7 +91,7 @@ _SCORE: Final = (
 )
 _FAIL: Final = (
     "UPDATE evaluations e SET claimed_until = NULL, "
-    f"metrics = CASE WHEN e.attempt - e.handovers >= {MAX_ATTEMPTS} THEN 'failed' ELSE metrics END "
+    f"metrics = CASE WHEN e.attempt - e.handovers >= {MAX_SCORING_ATTEMPTS} THEN 'failed' ELSE metrics END "
     "FROM unnest($1::uuid[], $2::bigint[]) AS g(id, attempt) "
     "WHERE e.id = g.id AND e.attempt = g.attempt AND e.metrics = 'pending'"
 )
@@ -110,20 +117,22 @@ class PostgresEvaluations:
         record = await self._raw.fetchrow(_GET, known) if known is not None else None
         return None if record is None else _SHAPE.read(record)
 
-    async def page(self, narrowed: Filter, page: Page) -> Listing[Evaluation]:
-        return await self._records.page(_SHAPE, question(narrowed), page)
+    async def list_page(self, narrowed: EvaluationFilter, page: Page) -> Listing[Evaluation]:
+        return await self._records.page(_SHAPE, query_from_filter(narrowed), page)
 
-    async def after(self, narrowed: Filter, place: tuple[datetime, str] | None, limit: int) -> list[Evaluation]:
-        return await self._records.after(_SHAPE, question(narrowed), place, limit)
+    async def list_after(
+        self, narrowed: EvaluationFilter, place: tuple[datetime, str] | None, limit: int
+    ) -> list[Evaluation]:
+        return await self._records.after(_SHAPE, query_from_filter(narrowed), place, limit)
 
     async def delete_many(self, evaluation_ids: list[str]) -> int:
         known = [ids.decode("eval", one) for one in evaluation_ids]
         return int(await self._raw.fetchval(_DELETE, known)) if known else 0
 
-    async def older(self, before: datetime, limit: int) -> list[str]:
+    async def list_older(self, before: datetime, limit: int) -> list[str]:
         return await self._records.older(before, limit)
 
-    async def linked(self, executions: set[str], artifacts: set[str]) -> tuple[set[str], set[str]]:
+    async def find_linked(self, executions: set[str], artifacts: set[str]) -> tuple[set[str], set[str]]:
         known = [ids.decode("exec", one) for one in executions]
         runs = await self._raw.fetch("SELECT id FROM executions WHERE id = ANY ($1)", known) if known else []
         records = []
@@ -132,25 +141,28 @@ class PostgresEvaluations:
             records = await self._raw.fetch(query, list(artifacts))
         return {ids.encode("exec", run["id"]) for run in runs}, {record["kurral_id"] for record in records}
 
-    async def claim(self, most: int, now: datetime, until: datetime) -> list[Claimed]:
+    async def claim_pending(self, most: int, now: datetime, until: datetime) -> list[ClaimedEvaluation]:
         records = await self._raw.fetch(_CLAIM, most, CLAIM_BYTES, now, until)
-        return [Claimed(evaluation=_SHAPE.read(record), attempt=record["attempt"]) for record in records]
+        return [ClaimedEvaluation(evaluation=_SHAPE.read(record), attempt=record["attempt"]) for record in records]
 
-    async def score(self, scored: list[tuple[Claimed, Scores]]) -> int:
+    async def save_scores(self, scored: list[tuple[ClaimedEvaluation, EvaluationScores]]) -> int:
         return int(
             await self._raw.fetchval(
                 _SCORE,
                 [ids.decode("eval", one.evaluation.id) for one, _ in scored],
                 [one.attempt for one, _ in scored],
                 *([getattr(scores, name) for _, scores in scored] for name in _METRICS),
-                ["[" + ",".join(f'"{name}"' for name in missing(one.evaluation)) + "]" for one, _ in scored],
+                [
+                    "[" + ",".join(f'"{name}"' for name in list_missing_scores(one.evaluation)) + "]"
+                    for one, _ in scored
+                ],
             )
         )
 
-    async def release(self, claimed: list[Claimed]) -> None:
+    async def release_claims(self, claimed: list[ClaimedEvaluation]) -> None:
         known = [ids.decode("eval", one.evaluation.id) for one in claimed]
         await self._raw.execute(_RELEASE, known, [one.attempt for one in claimed])
 
-    async def fail(self, claimed: list[Claimed]) -> None:
+    async def fail_claims(self, claimed: list[ClaimedEvaluation]) -> None:
         known = [ids.decode("eval", one.evaluation.id) for one in claimed]
         await self._raw.execute(_FAIL, known, [one.attempt for one in claimed])

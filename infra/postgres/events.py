@@ -13,7 +13,7 @@ from sqlalchemy import ForeignKey, Text, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.events import Asked, Event, LogEntry, Slice, Written
+from domain.events import AttemptEvents, EventQuery, EventSlice, ExecutionEvent, LogEntry
 from domain.shared import ids
 from domain.shared.pages import COUNT_BOUND, Listing, Page, listing
 from domain.shared.status import TERMINAL, Status
@@ -78,10 +78,10 @@ class PostgresEvents:
         self._connection = connection
         self._raw = raw
 
-    async def append_waiting(self, execution_id: str, written: list[Event]) -> None:
+    async def append_while_waiting(self, execution_id: str, written: list[ExecutionEvent]) -> None:
         await self._connection.execute(_APPEND_WAITING, {"id": ids.decode("exec", execution_id), **_columns(written)})
 
-    async def append_all(self, written: list[Written]) -> set[tuple[str, int]]:
+    async def append_batches(self, written: list[AttemptEvents]) -> set[tuple[str, int]]:
         known = [ids.decode("exec", one.execution_id) for one in written]
         lines = [
             (known[place], number, event.at, event.type, msgspec.json.encode(event.data).decode())
@@ -97,7 +97,7 @@ class PostgresEvents:
         )
         return {(ids.encode("exec", record["id"]), record["attempt"]) for record in records}
 
-    async def after_all(self, asked: list[Asked], limit: int) -> list[Slice | None]:
+    async def find_slices(self, asked: list[EventQuery], limit: int) -> list[EventSlice | None]:
         known = [ids.decode("exec", one.execution_id) for one in asked]
         records = await self._raw.fetch(
             "SELECT * FROM read_events($1, $2, $3, $4)",
@@ -106,17 +106,17 @@ class PostgresEvents:
             [one.seq for one in asked],
             limit,
         )
-        found: list[Slice | None] = [None] * len(asked)
+        found: list[EventSlice | None] = [None] * len(asked)
         for place, rows in itertools.groupby(records, key=lambda record: record["place"]):
             of_one = list(rows)
             first = of_one[0]
             events = [_event(row) for row in of_one if row["seq"] is not None]
             reached = events[-1].seq if events else asked[place - 1].seq
             ended = first["status"] in TERMINAL and reached >= first["last_seq"]
-            found[place - 1] = Slice(events=events, last=first["last_seq"], ended=ended)
+            found[place - 1] = EventSlice(events=events, last_seq=first["last_seq"], is_complete=ended)
         return found
 
-    async def append_held(self, execution_id: str, attempt: int, written: list[Event]) -> bool:
+    async def append_if_leased(self, execution_id: str, attempt: int, written: list[ExecutionEvent]) -> bool:
         appended = await self._connection.execute(
             _APPEND,
             {
@@ -127,14 +127,14 @@ class PostgresEvents:
         )
         return len(appended.all()) == len(written)
 
-    async def state(self, execution_id: str) -> tuple[Status, int] | None:
+    async def get_state(self, execution_id: str) -> tuple[Status, int] | None:
         if ids.decode("exec", execution_id) is None:
             return None
         found = await self._connection.execute(_STATE, {"id": ids.decode("exec", execution_id)})
         row = found.first()
         return None if row is None else (row.status, row.last_seq)
 
-    async def logs(self, execution_id: str, page: Page) -> Listing[LogEntry]:
+    async def list_logs(self, execution_id: str, page: Page) -> Listing[LogEntry]:
         query = (
             select(EventRow, text("count(*) OVER () AS total"))
             # What a model says comes in hundreds of pieces: that is for streams, its whole is the run's output.
@@ -145,9 +145,9 @@ class PostgresEvents:
         )
         rows = (await self._connection.execute(query)).all()
         total = rows[0].total if rows else 0
-        return listing([_entry(as_struct(row, Event), execution_id) for row in rows], total, page)
+        return listing([_entry(as_struct(row, ExecutionEvent), execution_id) for row in rows], total, page)
 
-    async def agent_logs(self, agent_id: str, page: Page) -> Listing[LogEntry]:
+    async def list_agent_logs(self, agent_id: str, page: Page) -> Listing[LogEntry]:
         values = {"agent": ids.decode("agent", agent_id), "limit": page.limit + 1, "offset": page.offset}
         query = f"SELECT * FROM ({_AGENT_LOGS}) AS l ORDER BY timestamp DESC, seq DESC LIMIT :limit OFFSET :offset"
         rows = (await self._connection.execute(text(query), values)).all()
@@ -156,7 +156,7 @@ class PostgresEvents:
         return listing([_agent_entry(row) for row in rows], total, page)
 
 
-def _columns(written: list[Event]) -> dict[str, Any]:
+def _columns(written: list[ExecutionEvent]) -> dict[str, Any]:
     return {
         "count": len(written),
         "times": [event.at for event in written],
@@ -165,11 +165,11 @@ def _columns(written: list[Event]) -> dict[str, Any]:
     }
 
 
-def _event(row: Any) -> Event:
-    return Event(type=row["type"], data=row["data"], at=row["at"], seq=row["seq"])
+def _event(row: Any) -> ExecutionEvent:
+    return ExecutionEvent(type=row["type"], data=row["data"], at=row["at"], seq=row["seq"])
 
 
-def _entry(event: Event, execution_id: str) -> LogEntry:
+def _entry(event: ExecutionEvent, execution_id: str) -> LogEntry:
     metadata = {**event.data, "execution_id": execution_id, "seq": event.seq, "type": event.type}
     if event.type == "step":
         # In the event itself `execution_id` is the step's.
@@ -186,7 +186,7 @@ def _entry(event: Event, execution_id: str) -> LogEntry:
     return LogEntry(timestamp=event.at, level=level, message=str(message), source="runtime", metadata=metadata)
 
 
-def _told(event: Event) -> str:
+def _told(event: ExecutionEvent) -> str:
     """What happened, in a line."""
     data = event.data
     if event.type == "model_call":

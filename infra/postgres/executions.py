@@ -28,8 +28,16 @@ from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import TypeEngine
 
 from domain.agents import Spec
-from domain.executions import Ended, Execution, Filter, LaneShare, RunLane, Settled, status_of
-from domain.executions.schema import MAX_LOG_LINES, MAX_LOGS
+from domain.executions import (
+    AttemptOutcome,
+    Execution,
+    ExecutionFilter,
+    ExecutionSettlement,
+    LaneShare,
+    RunLane,
+    status_from_outcome,
+)
+from domain.executions.schema import MAX_LOG_CHARACTERS, MAX_LOG_LINES
 from domain.shared import ids
 from domain.shared.leases import Lease
 from domain.shared.pages import COUNT_BOUND, Listing, Page
@@ -187,12 +195,12 @@ _GET = f"SELECT {SHAPE.columns} FROM executions WHERE id = $1"
 # Lines until the limit is reached; the last one is cut where it is passed.
 _GET_WITH_LOGS = f"""
     SELECT {SHAPE.columns}, (
-        SELECT left(string_agg(line, E'\n' ORDER BY seq), {MAX_LOGS}) FROM (
+        SELECT left(string_agg(line, E'\n' ORDER BY seq), {MAX_LOG_CHARACTERS}) FROM (
             SELECT seq, line, sum(char_length(line) + 1) OVER (ORDER BY seq) - char_length(line) AS begins_at FROM (
                 SELECT seq, data->>'message' AS line FROM execution_events
                 WHERE execution_id = $1 AND type = 'log' ORDER BY seq LIMIT {MAX_LOG_LINES}
             ) AS lines
-        ) AS placed WHERE begins_at <= {MAX_LOGS}
+        ) AS placed WHERE begins_at <= {MAX_LOG_CHARACTERS}
     ) AS logs
     FROM executions WHERE id = $1
 """
@@ -218,11 +226,11 @@ class PostgresExecutions:
         values = (spec if name == "spec" else getattr(execution, name) for name, _, _ in _STORED_AS)
         await self._raw.execute(_ADD, *(write(value) for value, (_, _, write) in zip(values, _STORED_AS, strict=True)))
 
-    async def spec(self, execution_id: str) -> Spec | None:
+    async def get_spec(self, execution_id: str) -> Spec | None:
         found = await self._raw.fetchval(_SPEC, ids.decode("exec", execution_id))
         return None if found is None else msgspec.convert(found, Spec)
 
-    async def lock(self, execution_id: str) -> Execution | None:
+    async def lock_execution(self, execution_id: str) -> Execution | None:
         known = ids.decode("exec", execution_id)
         record = await self._raw.fetchrow(f"{_GET} FOR UPDATE", known) if known is not None else None
         return None if record is None else SHAPE.read(record)
@@ -236,7 +244,7 @@ class PostgresExecutions:
         execution.logs = record["logs"]
         return execution
 
-    async def page(self, narrowed: Filter, page: Page) -> Listing[Execution]:
+    async def list_page(self, narrowed: ExecutionFilter, page: Page) -> Listing[Execution]:
         heavy = ("input_data", "output_data", "waiting_for")
         columns = [column for column in _COLUMNS if column.name not in heavy]
         query = select(*columns, *(_trimmed(getattr(E_, name), name) for name in heavy))
@@ -257,54 +265,56 @@ class PostgresExecutions:
             query = query.where(E_.created_at < narrowed.until)
         return await listed(self._connection, query, E_.id.desc(), page, Execution, COUNT_BOUND)
 
-    async def claim(
+    async def claim_pending(
         self, lease: Lease, slots: int, at_hand: frozenset[str], share: LaneShare, lane: RunLane
     ) -> list[Execution]:
         versions = [ids.decode("ver", version_id) for version_id in at_hand]
         times = lease.taken_at, lease.until
-        records = await self._raw.fetch(_CLAIM, lease.worker, slots, *times, versions, share.most, lane, share.spare)
+        records = await self._raw.fetch(
+            _CLAIM, lease.worker, slots, *times, versions, share.max_running, lane, share.reserved_slots
+        )
         return [SHAPE.read(record) for record in records]
 
     async def begin_running(self, execution_id: str, attempt: int, now: datetime) -> bool:
         moved = update(E_).where(E_.id == execution_id, E_.attempt == attempt, E_.status == "preparing")
         return await self._moved(moved.values(status="running"), now) is not None
 
-    async def settle(self, ended: list[Ended], now: datetime) -> Settled:
+    async def settle_attempts(self, ended: list[AttemptOutcome], now: datetime) -> ExecutionSettlement:
         known = [ids.decode("exec", one.execution.id) for one in ended]
         lines = [
             (known[place], one.execution.attempt, number, event.at, msgspec.json.encode(event.data).decode())
             for place, one in enumerate(ended)
-            for number, event in enumerate(one.written, 1)
+            for number, event in enumerate(one.events, 1)
         ]
         records = await self._raw.fetch(
             _SETTLE,
             known,
             [one.execution.attempt for one in ended],
-            [status_of(one.outcome) for one in ended],
+            [status_from_outcome(one.outcome) for one in ended],
             [None if one.outcome.output is None else one.outcome.output.decode() for one in ended],
             [plain_text(one.outcome.error_type) for one in ended],
             [plain_text(one.outcome.error_message) for one in ended],
-            [len(one.written) for one in ended],
+            [len(one.events) for one in ended],
             now,
             *([line[field] for line in lines] for field in range(5)),
         )
-        return Settled(
-            held=frozenset((ids.encode("exec", record["id"]), record["attempt"]) for record in records),
-            waiting=any(record["waiting"] for record in records),
+        return ExecutionSettlement(
+            settled_attempts=frozenset((ids.encode("exec", record["id"]), record["attempt"]) for record in records),
+            has_waiting=any(record["waiting"] for record in records),
         )
 
-    async def cancel(self, execution_id: str, reason: str, now: datetime) -> bool:
+    async def cancel_execution(self, execution_id: str, reason: str, now: datetime) -> bool:
         moved = update(E_).where(E_.id == execution_id, E_.status.in_(_OPEN))
         return await self._moved(_cancelled(moved, reason, now), now) is not None
 
-    async def cancel_below(self, execution_id: str, reason: str, now: datetime) -> list[str]:
+    async def cancel_children(self, execution_id: str, reason: str, now: datetime) -> list[str]:
         found = await self._raw.fetch(_BELOW, ids.decode("exec", execution_id))
         if not found:
             return []
         records = await self._raw.fetch(_CANCEL, [record["id"] for record in found], reason, now)
         return [ids.encode("exec", record["id"]) for record in records]
 
-    async def open_runs(self, agent_id: str) -> int:
+    async def count_open_runs(self, agent_id: str) -> int:
         known = ids.decode("agent", agent_id)
         await self._raw.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", agent_id)
         query = f"SELECT count(*) FROM executions WHERE agent_id = $1 AND status IN {_OPEN} AND parent_id IS NULL"
@@ -324,29 +334,29 @@ class PostgresExecutions:
         rows = await self._connection.execute(_noted(_cancelled(moved, reason, now), now))
         return [as_struct(row, Execution).id for row in rows]
 
-    async def wait(self, execution_id: str, attempt: int, calls: list[dict[str, Any]], now: datetime) -> bool:
+    async def park_execution(self, execution_id: str, attempt: int, calls: list[dict[str, Any]], now: datetime) -> bool:
         moved = update(E_).where(E_.id == execution_id, E_.attempt == attempt, E_.status == "running")
         parked = moved.values(status="waiting", waiting_for=calls, worker=None, lease_expires_at=None)
         return await self._moved(parked, now) is not None
 
-    async def resume(self, execution_id: str, now: datetime) -> Execution | None:
+    async def resume_execution(self, execution_id: str, now: datetime) -> Execution | None:
         moved = update(E_).where(E_.id == execution_id, E_.status == "waiting")
         return await self._moved(moved.values(status="pending", waiting_for=None, resumes=E_.resumes + 1), now)
 
-    async def narrow(self, execution_id: str, calls: list[dict[str, Any]], now: datetime) -> None:
+    async def set_waiting_calls(self, execution_id: str, calls: list[dict[str, Any]], now: datetime) -> None:
         await self._connection.execute(
             update(E_).where(E_.id == execution_id, E_.status == "waiting").values(waiting_for=calls, updated_at=now)
         )
 
-    async def release(self, execution_id: str, attempt: int, now: datetime) -> Execution | None:
+    async def release_execution(self, execution_id: str, attempt: int, now: datetime) -> Execution | None:
         return await self._freed(now, E_.id == execution_id, E_.attempt == attempt)
 
-    async def hand_over(self, execution_id: str, attempt: int, now: datetime) -> Execution | None:
+    async def hand_over_execution(self, execution_id: str, attempt: int, now: datetime) -> Execution | None:
         moved = update(E_).where(E_.id == execution_id, E_.attempt == attempt, E_.status.in_(HELD))
         freed = moved.values(status="pending", handovers=E_.handovers + 1, worker=None, lease_expires_at=None)
         return await self._moved(freed, now)
 
-    async def take_back(self, execution_id: str, now: datetime) -> Execution | None:
+    async def requeue_expired(self, execution_id: str, now: datetime) -> Execution | None:
         return await self._freed(now, E_.id == execution_id, E_.lease_expires_at < now)
 
     async def _freed(self, now: datetime, *which: Any) -> Execution | None:

@@ -8,7 +8,7 @@ import msgspec
 from sqlalchemy import ARRAY, BigInteger, ForeignKey, Identity, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.events import Event
+from domain.events import ExecutionEvent
 from domain.executions import Execution
 from domain.plans.schema import DuePlan, LockedPlan, Plan, StepProgress, StepRun
 from domain.shared import ids
@@ -240,7 +240,7 @@ class PostgresPlans:
     async def signal_plan(self, execution_id: str, due_at: datetime | None = None) -> None:
         await self._raw.execute(_SIGNAL, ids.decode("exec", execution_id), due_at)
 
-    async def update_execution(self, execution: Execution, events: list[Event], now: datetime) -> bool:
+    async def update_execution(self, execution: Execution, events: list[ExecutionEvent], now: datetime) -> bool:
         moved = await self._raw.fetchval(
             _MOVE,
             ids.decode("exec", execution.id),

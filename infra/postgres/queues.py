@@ -10,7 +10,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from domain.queues import Expired, QueueStats, Turn, WorkerInfo
 from domain.shared import ids
 from domain.shared.jobs import LANES, PREFIX, Job, Lane
-from domain.stats import KINDS, Kind
+from domain.stats import RECORD_KINDS, RecordKind
 from infra.postgres.db import Base, as_struct, timestamp
 
 
@@ -162,11 +162,11 @@ class PostgresQueues:
             await self._connection.execute(
                 text("SELECT make_partitions(:kind, :now, :ahead)"), {"kind": kind, "now": now, "ahead": ahead}
             )
-            for kind in KINDS
+            for kind in RECORD_KINDS
         ]
         return sum(one.scalar_one() for one in made)
 
-    async def drop_empty_partition(self, kind: Kind, before: datetime) -> int:
+    async def drop_empty_partition(self, kind: RecordKind, before: datetime) -> int:
         dropped = await self._connection.execute(
             text("SELECT drop_empty_partition(:kind, :before)"), {"kind": kind, "before": before}
         )

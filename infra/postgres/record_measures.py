@@ -10,8 +10,8 @@ from uuid import UUID
 import msgspec
 
 from domain.shared import ids
-from domain.stats import SCALE, Kind
-from infra.sketches import bin_of
+from domain.stats import NANOS_PER_UNIT, RecordKind
+from infra.sketches import build_bin_expression
 
 # What lists show of large columns: so many characters of a text, and none of an object larger than so many bytes.
 LISTED_TEXT: Final = 4000
@@ -28,7 +28,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     `{}` for the parameter, where they are not just a dim's equality.
     """
 
-    kind: Kind
+    kind: RecordKind
     dims: dict[str, str]
     measures: dict[str, str]
     value: str
@@ -53,7 +53,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
             f"SELECT hour, dims, ARRAY[{outer}]::numeric[] AS measures, "
             "coalesce(string_agg(int2send(bin) || int8send(n), '') FILTER (WHERE bin IS NOT NULL AND n <> 0), '') "
             f"AS bins FROM (SELECT date_trunc('hour', created_at, 'UTC') AS hour, ARRAY[{dims}]::text[] AS dims, "
-            f"CASE WHEN {self.value} IS NULL THEN NULL ELSE {bin_of(self.value)} END AS bin, "
+            f"CASE WHEN {self.value} IS NULL THEN NULL ELSE {build_bin_expression(self.value)} END AS bin, "
             f"sum(sign) AS n, sum(sign) AS m0, {inner} "
             f"FROM {source} AS r GROUP BY 1, 2, 3) AS b GROUP BY hour, dims"
         )
@@ -105,7 +105,7 @@ def _known(name: str, value: Any) -> Any:
 
 def scaled(column: str) -> str:
     """A fraction as a whole number of billionths."""
-    return f"({column} * {SCALE})::bigint"
+    return f"({column} * {NANOS_PER_UNIT})::bigint"
 
 
 EVALUATIONS: Final = Facts(
@@ -203,4 +203,4 @@ COSTS: Final = Facts(
     ),
 )
 
-FACTS: Final[dict[Kind, Facts]] = {"evaluations": EVALUATIONS, "artifacts": ARTIFACTS, "costs": COSTS}
+FACTS: Final[dict[RecordKind, Facts]] = {"evaluations": EVALUATIONS, "artifacts": ARTIFACTS, "costs": COSTS}

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from domain.shared import ids
 from domain.shared.pages import COUNT_BOUND, Listing, Page, listing
-from domain.stats import Question
+from domain.stats import StatsQuery
 from infra.postgres.db import Raw, Shape
 from infra.postgres.record_measures import Facts
 from infra.postgres.stats import PostgresStats
@@ -22,7 +22,7 @@ class Records:
     def __init__(self, raw: Raw, facts: Facts, prefix: str) -> None:
         self._raw, self._facts, self._prefix = raw, facts, prefix
 
-    async def page(self, shape: Shape[T], question: Question, page: Page) -> Listing[T]:
+    async def page(self, shape: Shape[T], question: StatsQuery, page: Page) -> Listing[T]:
         """A page. `total` is exact where statistics can tell it, else it stops at `COUNT_BOUND`."""
         where, values = self._where(question)
         # What is skipped is skipped in the index alone; only the rows of the page are fetched.
@@ -34,15 +34,15 @@ class Records:
         rows = [shape.read(record) for record in await self._raw.fetch(query, *values)]
         if page.offset == 0 and len(rows) <= page.limit:
             total = len(rows)
-        elif self._facts.by_rows(question.wanted):
+        elif self._facts.by_rows(question.filters):
             counted = f"SELECT count(*) FROM (SELECT FROM {self._facts.kind} WHERE {where} LIMIT {COUNT_BOUND}) AS c"
             total = int(await self._raw.fetchval(counted, *values))
         else:
-            total = await PostgresStats(self._raw).total(question, "count")
+            total = await PostgresStats(self._raw).sum_measure(question, "count")
         return listing(rows, total, page)
 
     async def after(
-        self, shape: Shape[T], question: Question, place: tuple[datetime, str] | None, limit: int
+        self, shape: Shape[T], question: StatsQuery, place: tuple[datetime, str] | None, limit: int
     ) -> list[T]:
         """The next records after the one at `place`, which need not be there any more: one at least, if there is any.
 
@@ -74,11 +74,11 @@ class Records:
         shown = ((name, self._facts.listed.get(name, f"r.{name}")) for name in shape.columns.split(", "))
         return ", ".join(f"{sql} AS {name}" for name, sql in shown)
 
-    def _where(self, question: Question) -> tuple[str, list[Any]]:
+    def _where(self, question: StatsQuery) -> tuple[str, list[Any]]:
         where, values = "tenant_id = current_setting('paddock.tenant_id')", list[Any]()
         for bound, sign in ((question.since, ">="), (question.until, "<")):
             if bound is not None:
                 values.append(bound)
                 where += f" AND created_at {sign} ${len(values)}"
-        narrowed, wanted = self._facts.row_where(question.wanted, len(values) + 1)
+        narrowed, wanted = self._facts.row_where(question.filters, len(values) + 1)
         return where + narrowed, [*values, *wanted]

@@ -13,10 +13,21 @@ from sqlalchemy import BigInteger, Identity, Index, LargeBinary, Numeric, Text, 
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.stats import QUANTILES, Bucket, Cover, Found, Kind, Question, Span, Sums, Unfolded, cover
+from domain.stats import (
+    QUANTILE_FRACTIONS,
+    GroupSums,
+    RecordKind,
+    RollupCover,
+    RollupSpan,
+    StatsQuery,
+    StatsResult,
+    TimeBucket,
+    UnfoldedDeltas,
+    cover_period,
+)
 from infra.postgres.db import Base, Raw, timestamp
 from infra.postgres.record_measures import FACTS, Facts
-from infra.sketches import merged, quantiles
+from infra.sketches import compute_quantiles, merge_sketches
 
 
 class StatDeltaRow(Base):
@@ -88,7 +99,7 @@ class PostgresStats:
     def __init__(self, raw: Raw) -> None:
         self._raw = raw
 
-    async def sums(self, question: Question) -> Found:
+    async def sum_groups(self, question: StatsQuery) -> StatsResult:
         facts = FACTS[question.kind]
         source, values = _source(facts, question)
         sums = ", ".join(f"sum(measures[{n}])" for n in range(1, len(facts.names) + 1))
@@ -103,7 +114,7 @@ class PostgresStats:
         )
         records = await self._raw.fetch(query, *values)
         groups = [
-            Sums(
+            GroupSums(
                 dims=dict.fromkeys(facts.dims)
                 if record["rest"]
                 else dict(zip(facts.dims, record["dims"], strict=True)),
@@ -113,16 +124,19 @@ class PostgresStats:
             # A combination whose records are all gone sums up to nothing until it is folded away.
             if any(record["measures"])
         ]
-        return Found(groups=groups, quantiles=quantiles(b"".join(record["bins"] for record in records), QUANTILES))
+        return StatsResult(
+            groups=groups,
+            quantiles=compute_quantiles(b"".join(record["bins"] for record in records), QUANTILE_FRACTIONS),
+        )
 
-    async def total(self, question: Question, measure: str) -> int:
+    async def sum_measure(self, question: StatsQuery, measure: str) -> int:
         facts = FACTS[question.kind]
         source, values = _source(facts, question)
         place = facts.names.index(measure) + 1
         query = f"SELECT coalesce(sum(measures[{place}]), 0)::bigint FROM ({source}) AS s"
         return int(await self._raw.fetchval(query, *values))
 
-    async def series(self, question: Question, bucket: Bucket) -> list[tuple[datetime, dict[str, int]]]:
+    async def sum_buckets(self, question: StatsQuery, bucket: TimeBucket) -> list[tuple[datetime, dict[str, int]]]:
         facts = FACTS[question.kind]
         source, values = _source(facts, question, level=bucket)
         sums = ", ".join(f"sum(measures[{n}])" for n in range(1, len(facts.names) + 1))
@@ -135,7 +149,7 @@ class PostgresStats:
             for record in await self._raw.fetch(query, *values)
         ]
 
-    async def fold(self, kind: Kind, most: int) -> int:
+    async def fold_deltas(self, kind: RecordKind, most: int) -> int:
         if not await self._raw.fetchval(_LOCK, kind):
             return 0
         names = FACTS[kind].names
@@ -154,7 +168,7 @@ class PostgresStats:
             before, bins = known.get(key, ([Decimal(0)] * len(names), b""))
             measures = [old + new for old, new in zip(before, record["measures"], strict=True)]
             if any(measures):
-                kept.append((kind, *key, record["dims"], measures, merged(bins + record["bins"])))
+                kept.append((kind, *key, record["dims"], measures, merge_sketches(bins + record["bins"])))
             else:
                 for place, part in enumerate(key):
                     dropped[str(place)].append(part)
@@ -164,10 +178,10 @@ class PostgresStats:
             await self._raw.execute(_DROP, kind, *dropped.values())
         return sum(record["deltas"] for record in fresh if record["level"] == "hour")
 
-    async def unfolded(self, after: Unfolded | None, limit: int) -> list[Unfolded]:
+    async def list_unfolded(self, after: UnfoldedDeltas | None, limit: int) -> list[UnfoldedDeltas]:
         place = ("", "") if after is None else (after.tenant_id, after.kind)
         records = await self._raw.fetch("SELECT tenant_id, kind FROM unfolded($1, $2, $3)", *place, limit)
-        return [Unfolded(tenant_id=record["tenant_id"], kind=record["kind"]) for record in records]
+        return [UnfoldedDeltas(tenant_id=record["tenant_id"], kind=record["kind"]) for record in records]
 
 
 def _key(dims: list[str | None]) -> UUID:
@@ -175,15 +189,15 @@ def _key(dims: list[str | None]) -> UUID:
     return UUID(bytes=hashlib.blake2b(msgspec.json.encode(dims), digest_size=16).digest())
 
 
-def _source(facts: Facts, question: Question, level: Bucket | None = None) -> tuple[str, list[Any]]:
+def _source(facts: Facts, question: StatsQuery, level: TimeBucket | None = None) -> tuple[str, list[Any]]:
     """What to sum up, as a query for `hour, dims, measures, bins`, and its parameters."""
-    if facts.by_rows(question.wanted):
-        stretch = cover(question.since, question.until)
+    if facts.by_rows(question.filters):
+        stretch = cover_period(question.since, question.until)
         parts: tuple[tuple[datetime, datetime], ...] = (
             (question.since or stretch.since, question.until or stretch.until),
         )
         return _of_rows(facts, question, parts, [])
-    stretch = _at_level(question, level) if level else cover(question.since, question.until)
+    stretch = _at_level(question, level) if level else cover_period(question.since, question.until)
     values: list[Any] = [
         [span.level for span in stretch.spans],
         [span.since for span in stretch.spans],
@@ -192,7 +206,7 @@ def _source(facts: Facts, question: Question, level: Bucket | None = None) -> tu
         stretch.until,
         facts.kind,
     ]
-    narrowed, wanted = facts.where(question.wanted, len(values) + 1)
+    narrowed, wanted = facts.where(question.filters, len(values) + 1)
     values += wanted
     # Each span is a range of the primary key: LATERAL keeps the planner from looking at all rollups for them.
     source = (
@@ -211,13 +225,13 @@ def _source(facts: Facts, question: Question, level: Bucket | None = None) -> tu
 
 
 def _of_rows(
-    facts: Facts, question: Question, parts: tuple[tuple[datetime, datetime], ...], values: list[Any]
+    facts: Facts, question: StatsQuery, parts: tuple[tuple[datetime, datetime], ...], values: list[Any]
 ) -> tuple[str, list[Any]]:
     ranges = []
     for since, until in parts:
         ranges.append(f"(created_at >= ${len(values) + 1} AND created_at < ${len(values) + 2})")
         values = [*values, since, until]
-    narrowed, wanted = facts.row_where(question.wanted, len(values) + 1)
+    narrowed, wanted = facts.row_where(question.filters, len(values) + 1)
     rows = (
         f"(SELECT *, 1 AS sign FROM {facts.kind} WHERE tenant_id = current_setting('paddock.tenant_id') "
         f"AND ({' OR '.join(ranges)}){narrowed})"
@@ -225,8 +239,8 @@ def _of_rows(
     return facts.sums(rows), [*values, *wanted]
 
 
-def _at_level(question: Question, level: Bucket) -> Cover:
+def _at_level(question: StatsQuery, level: TimeBucket) -> RollupCover:
     assert question.since is not None
     assert question.until is not None
-    span = Span(level=level, since=question.since, until=question.until)
-    return Cover(spans=(span,), since=question.since, until=question.until, parts=())
+    span = RollupSpan(level=level, since=question.since, until=question.until)
+    return RollupCover(spans=(span,), since=question.since, until=question.until, parts=())

@@ -6,7 +6,7 @@ from typing import Any, Final
 from sqlalchemy import ForeignKey, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.executions.steps import Step, StepStatus
+from domain.executions.steps import RunStep, RunStepStatus
 from domain.shared import ids
 from infra.postgres.db import Base, Id, Raw, Shape, json_column, json_text, timestamp
 
@@ -32,7 +32,7 @@ class StepRow(Base):
     finished_at: Mapped[datetime | None] = mapped_column(timestamp())
 
 
-_SHAPE: Final = Shape(StepRow, Step)
+_SHAPE: Final = Shape(StepRow, RunStep)
 _OF: Final = f"SELECT {_SHAPE.columns} FROM execution_steps WHERE execution_id = $1 ORDER BY started_at, path"
 # A finished step counts once, and stays as it is.
 _PUT: Final = """
@@ -62,16 +62,16 @@ _DECIDE: Final = """
 
 
 class PostgresSteps:
-    """Implements `domain.executions.steps.Steps`."""
+    """Implements `domain.executions.steps.RunSteps`."""
 
     def __init__(self, raw: Raw) -> None:
         self._raw = raw
 
-    async def of(self, execution_id: str) -> list[Step]:
+    async def list_steps(self, execution_id: str) -> list[RunStep]:
         records = await self._raw.fetch(_OF, ids.decode("exec", execution_id))
         return [_SHAPE.read(record) for record in records]
 
-    async def put(self, step: Step) -> bool | None:
+    async def save_step(self, step: RunStep) -> bool | None:
         written: bool | None = await self._raw.fetchval(
             _PUT,
             ids.decode("exec", step.execution_id),
@@ -88,8 +88,8 @@ class PostgresSteps:
         )
         return written
 
-    async def decide(
-        self, execution_id: str, paths: list[str], status: StepStatus, by: str, reason: str | None, now: datetime
+    async def decide_calls(
+        self, execution_id: str, paths: list[str], status: RunStepStatus, by: str, reason: str | None, now: datetime
     ) -> None:
         await self._raw.execute(
             _DECIDE, ids.decode("exec", execution_id), paths, status, ids.decode("user", by), reason, now

@@ -23,7 +23,7 @@ from domain.crews import Crews
 from domain.evaluations import Evaluations
 from domain.events import Events
 from domain.executions import Executions
-from domain.executions.steps import Steps
+from domain.executions.steps import RunSteps
 from domain.llms import Llms
 from domain.plans.schema import Plans
 from domain.ports import Clock, Queue, Tx
@@ -42,7 +42,7 @@ from domain.tools import Tools
 from domain.traces import Traces
 from domain.workflows.schema import Workflows
 from domain.workspaces import Workspaces
-from infra.disks import full_disk, is_full
+from infra.disks import build_full_disk_error, is_full
 from infra.postgres.accounts import PostgresAccounts
 from infra.postgres.agents import PostgresAgents
 from infra.postgres.artifacts import PostgresArtifacts
@@ -96,7 +96,7 @@ class PostgresTx:
         self.builds: Builds = PostgresBuilds(connection, raw, now)
         self.executions: Executions = PostgresExecutions(connection, raw)
         self.events: Events = PostgresEvents(connection, raw)
-        self.steps: Steps = PostgresSteps(raw)
+        self.steps: RunSteps = PostgresSteps(raw)
         self.plans: Plans = PostgresPlans(raw)
         self.workspaces: Workspaces = PostgresWorkspaces(raw)
         self.answers: Answers = PostgresAnswers(connection, raw)
@@ -209,7 +209,7 @@ class PostgresStore:
                 raise
             if outage.code == "unavailable" and is_full(self._disk):
                 # Out of room for its log, Postgres ends.
-                outage = full_disk("the database")
+                outage = build_full_disk_error("the database")
             self._was_full = self._was_full or outage.code == "storage_full"
             raise outage from error
         if tx.rings or tx.changes:

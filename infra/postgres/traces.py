@@ -9,7 +9,16 @@ from sqlalchemy import Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.shared import ids
-from domain.traces.schema import MAX_CONTENT, CallPart, Due, PlanPart, RunPart, Sources, StagePart, StepPart
+from domain.traces.schema import (
+    MAX_CONTENT_BYTES,
+    PendingTraceExport,
+    TracedModelCall,
+    TracedPlan,
+    TracedPlanStep,
+    TracedRun,
+    TracedRunStep,
+    TraceSources,
+)
 from infra.postgres.db import Base, Id, Raw, timestamp
 
 
@@ -38,7 +47,7 @@ def _readable(column: str) -> str:
 
 def _shown(text: str) -> str:
     """A text where content is asked for: as much as is shown, and one character more if there is more."""
-    return f"CASE WHEN $3 THEN left({text}, {MAX_CONTENT + 1}) END"
+    return f"CASE WHEN $3 THEN left({text}, {MAX_CONTENT_BYTES + 1}) END"
 
 
 _ANSWER: Final = (
@@ -166,7 +175,7 @@ class PostgresTraces:
     def __init__(self, raw: Raw) -> None:
         self._raw = raw
 
-    async def sources(self, execution_id: str, content: bool, most: int) -> Sources | None:
+    async def get_sources(self, execution_id: str, content: bool, most: int) -> TraceSources | None:
         known = ids.decode("exec", execution_id)
         if known is None:
             return None
@@ -176,22 +185,22 @@ class PostgresTraces:
         if not found["run"]:
             return None
         found["run"].sort(key=lambda row: row["id"] != execution_id)
-        return Sources(
-            runs=msgspec.convert(found["run"][:most], list[RunPart]),
-            plans=msgspec.convert(found["plan"], list[PlanPart]),
-            stages=msgspec.convert(found["stage"][:most], list[StagePart]),
-            steps=msgspec.convert(found["step"][:most], list[StepPart]),
-            calls=msgspec.convert(found["call"][:most], list[CallPart]),
-            more=any(len(rows) > most for rows in found.values()),
+        return TraceSources(
+            runs=msgspec.convert(found["run"][:most], list[TracedRun]),
+            plans=msgspec.convert(found["plan"], list[TracedPlan]),
+            stages=msgspec.convert(found["stage"][:most], list[TracedPlanStep]),
+            steps=msgspec.convert(found["step"][:most], list[TracedRunStep]),
+            calls=msgspec.convert(found["call"][:most], list[TracedModelCall]),
+            is_truncated=any(len(rows) > most for rows in found.values()),
         )
 
-    async def wanted(self, now: datetime) -> None:
+    async def enable_export(self, now: datetime) -> None:
         await self._raw.execute("SELECT want_traces($1)", now)
 
-    async def claim(self, most: int, now: datetime, until: datetime) -> list[Due]:
+    async def claim_exports(self, most: int, now: datetime, until: datetime) -> list[PendingTraceExport]:
         records = await self._raw.fetch("SELECT * FROM claim_traces($1, $2, $3)", most, now, until)
         return [
-            Due(
+            PendingTraceExport(
                 execution_id=ids.encode("exec", record["execution_id"]),
                 tenant_id=record["tenant_id"],
                 tries=record["tries"],
@@ -199,10 +208,10 @@ class PostgresTraces:
             for record in records
         ]
 
-    async def exported(self, execution_ids: list[str]) -> None:
+    async def mark_exported(self, execution_ids: list[str]) -> None:
         await self._raw.execute("SELECT exported_traces($1)", _known(execution_ids))
 
-    async def postpone(self, execution_ids: list[str], until: datetime, counts: bool) -> None:
+    async def postpone_exports(self, execution_ids: list[str], until: datetime, counts: bool) -> None:
         await self._raw.execute("SELECT postpone_traces($1, $2, $3)", _known(execution_ids), until, counts)
 
 

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import msgspec
 
-from domain.executions import agent_error_type
+from domain.executions import error_type_from_exception
 from domain.ports import Outcome, Program, SandboxLost
 from domain.shared.errors import DomainError
 from domain.shared.json_limits import JsonTooLarge, check_json
@@ -115,7 +115,7 @@ def outcome_from_report(ending: ExitReport, timeout: float, memory_mb: int) -> O
         if head.error_type == "MemoryError":
             message = f"The agent needed more than its {memory_mb} MiB of memory."
             return Outcome(error_type="out_of_memory", error_message=message, stack=stack)
-        kind = agent_error_type(head.error_type)
+        kind = error_type_from_exception(head.error_type)
         return Outcome(error_type=kind, error_message=(head.error_message or kind)[:MAX_MESSAGE_CHARS], stack=stack)
     if len(body) > MAX_RESULT_BYTES:
         size = max(head.size or 0, len(body))

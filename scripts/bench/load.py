@@ -152,7 +152,7 @@ def bare(port: int) -> None:
 
     @post("/evaluations")
     async def evaluation(request: Request[Any, Any, Any]) -> NewEvaluation:
-        return evaluations.read(await request.body())
+        return evaluations.parse_evaluation(await request.body())
 
     @post("/artifacts", request_max_body_size=32 * 1024 * 1024)
     async def artifact(request: Request[Any, Any, Any]) -> dict[str, int]:

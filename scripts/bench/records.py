@@ -25,7 +25,7 @@ import asyncpg
 import msgspec
 
 from domain.shared import ids
-from domain.stats import QUANTILES, Kind
+from domain.stats import QUANTILE_FRACTIONS, RecordKind
 from infra.embedded.children import find_free_ports
 from infra.postgres.db import Raw
 from infra.postgres.record_measures import FACTS
@@ -205,7 +205,7 @@ class Bench:
                     seen.append(fired)
         return _middle(mine), _middle(theirs)
 
-    async def _plain(self, kind: Kind) -> float:
+    async def _plain(self, kind: RecordKind) -> float:
         """Milliseconds of the same figures by one query over the rows, which an index holds as far as it needs them."""
         facts = FACTS[kind]
         measured = [name for name in facts.columns if name not in ("created_at", "semantic_buckets")]
@@ -213,7 +213,7 @@ class Bench:
         await self._owner.execute(f"VACUUM ANALYZE {kind}")
         narrow = [name for name in facts.dims if name not in ("hallucinated", "deterministic", "semantic_bucket")]
         whole = ", ".join(f"sum({measure})" for measure in facts.measures.values())
-        shares = "ARRAY[" + ", ".join(map(str, QUANTILES)) + "]"
+        shares = "ARRAY[" + ", ".join(map(str, QUANTILE_FRACTIONS)) + "]"
         query = (
             f"SELECT count(*), {whole}, percentile_cont({shares}) "  # noqa: S608 (all names are ours)
             f"WITHIN GROUP (ORDER BY {facts.value}) "
@@ -233,7 +233,7 @@ class Bench:
         await self._owner.execute("DROP INDEX bench_plain")
         return statistics.median(took)
 
-    async def _load(self, kind: Kind, count: int) -> None:
+    async def _load(self, kind: RecordKind, count: int) -> None:
         """So many rows over the last 90 days with the deltas they make, and these folded."""
         facts, part = FACTS[kind], -(-count // 10)
         columns, values = made_rows(kind)
@@ -258,7 +258,7 @@ class Bench:
             "SELECT EXISTS (SELECT FROM stat_deltas WHERE tenant_id = $1 AND kind = $2)", self._tenant_id, kind
         ):
             async with self._owner.transaction():
-                await PostgresStats(self._owner).fold(kind, 100_000)
+                await PostgresStats(self._owner).fold_deltas(kind, 100_000)
         await self._owner.execute(f"VACUUM ANALYZE {kind}")
         await self._owner.execute("VACUUM ANALYZE stat_deltas, stat_rollups")
         await self._owner.execute("CHECKPOINT")

@@ -10,7 +10,7 @@ import msgspec
 from domain import evaluations
 from domain.evaluations import Evaluation
 from domain.shared import ids
-from domain.stats import Kind
+from domain.stats import RecordKind
 
 MODELS, AGENTS, MODES = 4, 5, 2
 # One row in so many.
@@ -43,8 +43,8 @@ def evaluations_sent(count: int) -> list[dict[str, Any]]:
 
 def as_rows(tenant_id: str, user_id: str, sent: list[dict[str, Any]]) -> tuple[list[str], list[tuple[Any, ...]]]:
     """The columns that the API writes but for the id, and the rows, as COPY takes them."""
-    news = evaluations.read_batch(msgspec.json.encode(sent))
-    made = evaluations.evaluated(tenant_id, user_id, news, datetime.now(UTC), batch=True)
+    news = evaluations.parse_evaluation_batch(msgspec.json.encode(sent))
+    made = evaluations.build_evaluations(tenant_id, user_id, news, datetime.now(UTC), batch=True)
     names = [name for name in Evaluation.__struct_fields__ if name not in ("id", "computed")]
     user = ids.decode("user", user_id)
     as_sent: dict[str, Callable[[Evaluation], Any]] = {
@@ -77,7 +77,7 @@ def artifact_sent(number: int, size: int) -> bytes:
     return msgspec.json.encode(whole)
 
 
-def made_rows(kind: Kind) -> tuple[str, str]:
+def made_rows(kind: RecordKind) -> tuple[str, str]:
     """The columns of rows made in SQL, and expressions of `n` for them."""
     latency = "exp(0.7 * sqrt(-2 * ln(1 - random())) * cos(6.283 * random()))"
     made: dict[str, str]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from infra.wiring import Parts
+from infra.wiring import Resources
 from scripts.up import System
 from tests.support.clients import Tenant, tenant
 
@@ -226,7 +226,7 @@ async def test_tasks_that_begin_to_need_each_other_at_once(acme: Tenant) -> None
 
 
 async def test_workflows_that_are_long_in_the_making_keep_nobody_else_waiting(
-    acme: Tenant, rival: Tenant, parts: Parts, system: System
+    acme: Tenant, rival: Tenant, parts: Resources, system: System
 ) -> None:
     """However many of one tenant's wait for each other, there are connections for the others."""
     async with parts.store.begin_for(acme.tenant_id) as tx:

@@ -11,7 +11,7 @@ import pytest
 import websockets
 
 from api import bodies, middleware
-from domain.executions import Start
+from domain.executions import ExecutionStart
 from domain.shared.errors import DomainError
 from tests.domain.test_json_limits import ADVERSARIAL
 from tests.support.clients import Tenant
@@ -108,7 +108,7 @@ async def test_a_query_s_word_names_the_words_there_are(home: Tenant) -> None:
 
 
 def test_bodies_are_decoded_as_their_type() -> None:
-    assert bodies.decode_body(b'{"timeout": "30"}', Start).timeout == 30
+    assert bodies.decode_body(b'{"timeout": "30"}', ExecutionStart).timeout == 30
     for body, code, why in (
         (b"[1]", "invalid_field", "Expected `object`"),
         (b"null", "malformed_request", "must be a JSON object"),
@@ -119,7 +119,7 @@ def test_bodies_are_decoded_as_their_type() -> None:
         (b"[" * 400 + b"]" * 400, "invalid_field", "Expected `object`"),
     ):
         with pytest.raises(DomainError, match=why) as error:
-            bodies.decode_body(body, Start)
+            bodies.decode_body(body, ExecutionStart)
         assert error.value.code == code, body[:20]
 
 

@@ -349,7 +349,7 @@ async def test_lists_tell_their_queries(parts, home: Tenant) -> None:
     def count(*_: Any) -> None:
         counts.append(1)
 
-    from domain.executions import Filter
+    from domain.executions import ExecutionFilter
     from domain.shared import ids
     from domain.shared.pages import Page
 
@@ -358,7 +358,7 @@ async def test_lists_tell_their_queries(parts, home: Tenant) -> None:
         for limit in (1, 5):
             counts.clear()
             async with parts.store.begin_for(home.tenant_id) as tx:
-                await tx.executions.page(Filter(), Page(limit=limit))
+                await tx.executions.page(ExecutionFilter(), Page(limit=limit))
                 await tx.agents.page(Page(limit=limit), None, None)
                 await tx.schedules.list_page(Page(limit=limit), None)
                 await tx.schedules.list_runs(ids.new("sched"), Page(limit=limit), None)

@@ -16,7 +16,7 @@ from api.proxy_logins import ProxyHeaders, read_login, remove_credential, select
 from domain.accounts import ProxyUser
 from domain.accounts.proxy_logins import ProxyLogin, has_changed, select_user
 from domain.shared.errors import DomainError
-from infra.settings import BadSettings, Settings, parse_networks, read
+from infra.settings import Settings, SettingsError, parse_networks, read_settings
 from tests.journeys.test_settings_of_the_documents import MINIMAL
 
 TRUSTED = ("10.0.0.0/8", "fd00::7")
@@ -25,7 +25,7 @@ WORKSPACE = ("X-Databricks-Org-Id", "1653573648247579")
 
 def settings(**values: str) -> Settings:
     on = {"PADDOCK_PROXY_LOGIN": "databricks", "PADDOCK_TRUSTED_PROXIES": ",".join(TRUSTED)}
-    return read({**MINIMAL, **on, **values})
+    return read_settings({**MINIMAL, **on, **values})
 
 
 def headers(*pairs: tuple[str, str | bytes]) -> ProxyHeaders:
@@ -179,14 +179,14 @@ def test_the_credential_for_databricks_goes_no_further() -> None:
 
 
 def test_it_does_not_start_without_a_trusted_proxy() -> None:
-    with pytest.raises(BadSettings, match="PADDOCK_PROXY_LOGIN=databricks needs PADDOCK_TRUSTED_PROXIES"):
+    with pytest.raises(SettingsError, match="PADDOCK_PROXY_LOGIN=databricks needs PADDOCK_TRUSTED_PROXIES"):
         settings(PADDOCK_TRUSTED_PROXIES="")
-    with pytest.raises(BadSettings, match="PADDOCK_PROXY_LOGIN must be one of off, databricks"):
+    with pytest.raises(SettingsError, match="PADDOCK_PROXY_LOGIN must be one of off, databricks"):
         settings(PADDOCK_PROXY_LOGIN="on")
-    with pytest.raises(BadSettings, match="PADDOCK_PROXY_WORKSPACE must be 1 to 53"):
+    with pytest.raises(SettingsError, match="PADDOCK_PROXY_WORKSPACE must be 1 to 53"):
         settings(PADDOCK_PROXY_WORKSPACE="My Workspace")
     # What another system set does not matter while sign-in is off.
-    assert read({**MINIMAL, "DATABRICKS_WORKSPACE_ID": "My Workspace"}).proxy_login == "off"
+    assert read_settings({**MINIMAL, "DATABRICKS_WORKSPACE_ID": "My Workspace"}).proxy_login == "off"
 
 
 def user(**fields: Any) -> ProxyUser:

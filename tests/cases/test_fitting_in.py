@@ -11,7 +11,7 @@ import pytest
 from api import middleware
 from api.addresses import find_caller_address, group_address, normalize_address
 from api.connections import ConnectionBounds
-from infra.settings import BadSettings, parse_networks, read
+from infra.settings import SettingsError, parse_networks, read_settings
 from tests.journeys.test_agentops import judged
 from tests.journeys.test_settings_of_the_documents import MINIMAL
 from tests.support.case_inputs import case_folder
@@ -155,7 +155,7 @@ def test_all_addresses_of_a_public_network_count_as_one(address: str, counted: s
 
 
 def test_the_limits_of_an_address_hold_for_its_network() -> None:
-    settings = read({**MINIMAL, "PADDOCK_CONNECTIONS_PER_ADDRESS": "2"})
+    settings = read_settings({**MINIMAL, "PADDOCK_CONNECTIONS_PER_ADDRESS": "2"})
     bounds = ConnectionBounds(settings, ())
     opened = [bounds.open_connection((f"2a00:1450:4001:81b::{number}", 1, 0, 0)) for number in range(3)]
     assert opened[2] is None
@@ -176,14 +176,14 @@ def test_an_address_has_one_form() -> None:
     "entry", ["not-an-address", "proxy.local", "10.0.0.7:8080", "10.0.0.1/8", "10.0.0.0/33", "*", "[fd00::1", "10.0.0"]
 )
 def test_nonsense_among_the_proxies_fails_at_start(entry: str) -> None:
-    with pytest.raises(BadSettings, match="PADDOCK_TRUSTED_PROXIES takes addresses and networks"):
+    with pytest.raises(SettingsError, match="PADDOCK_TRUSTED_PROXIES takes addresses and networks"):
         parse_networks(("127.0.0.1", entry), "trusted_proxies")
 
 
 @pytest.mark.parametrize("entry", ["foo bar:x", "ollama:0", "10.0.0.0/33", "http://ollama:11434"])
 def test_nonsense_among_the_private_hosts_fails_at_start(entry: str) -> None:
-    with pytest.raises(BadSettings, match="PADDOCK_PRIVATE_HOSTS: "):
-        read({**MINIMAL, "PADDOCK_PRIVATE_HOSTS": f"ollama:11434,{entry}"})
+    with pytest.raises(SettingsError, match="PADDOCK_PRIVATE_HOSTS: "):
+        read_settings({**MINIMAL, "PADDOCK_PRIVATE_HOSTS": f"ollama:11434,{entry}"})
 
 
 async def test_the_limit_bites_behind_a_proxy_that_writes_ports(system) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from domain.evaluations.scoring import Sent, scores
+from domain.evaluations.scoring import ClientScores, score_evaluation
 from infra import embeddings
 from infra.embeddings import WordLlamaSimilarity
 
@@ -25,7 +25,7 @@ def nearness() -> WordLlamaSimilarity:
 
 
 def test_a_right_answer_is_supported(nearness: WordLlamaSimilarity) -> None:
-    made = scores(QUESTION, "Paris is the capital of France.", DOCS, Sent(), nearness)
+    made = score_evaluation(QUESTION, "Paris is the capital of France.", DOCS, ClientScores(), nearness)
     assert not made.hallucinated
     assert made.factual_support > 0.85
     assert made.semantic_drift < 0.3
@@ -33,7 +33,7 @@ def test_a_right_answer_is_supported(nearness: WordLlamaSimilarity) -> None:
 
 
 def test_green_cheese_is_not(nearness: WordLlamaSimilarity) -> None:
-    made = scores(QUESTION, "The moon is made of green cheese, maybe.", DOCS, Sent(), nearness)
+    made = score_evaluation(QUESTION, "The moon is made of green cheese, maybe.", DOCS, ClientScores(), nearness)
     assert made.hallucinated
     assert made.factual_support < 0.2
     assert made.semantic_drift > 0.8
@@ -78,7 +78,7 @@ PLANTS = ["Plants use photosynthesis to convert sunlight, CO2 and water into glu
 def test_the_threshold_lies_between_right_and_unrelated_answers(
     prompt: str, right: str, wrong: str, docs: list[str], nearness: WordLlamaSimilarity
 ) -> None:
-    good, bad = (scores(prompt, said, docs, Sent(), nearness) for said in (right, wrong))
+    good, bad = (score_evaluation(prompt, said, docs, ClientScores(), nearness) for said in (right, wrong))
     assert not good.hallucinated
     assert good.hallucination_probability < 0.35
     assert good.factual_support > 0.6
@@ -89,43 +89,43 @@ def test_the_threshold_lies_between_right_and_unrelated_answers(
 
 def test_what_the_docstring_says_it_cannot_see(nearness: WordLlamaSimilarity) -> None:
     for blind in ("Paris is not the capital of France.", "Lyon is the capital of France."):
-        assert not scores(QUESTION, blind, DOCS, Sent(), nearness).hallucinated
+        assert not score_evaluation(QUESTION, blind, DOCS, ClientScores(), nearness).hallucinated
 
 
 def test_similarity_is_bounded_and_symmetric(nearness: WordLlamaSimilarity) -> None:
     texts = ["", " ", "a", "Paris", "😀", "\ud800", "\x00", "巴黎", "yes " * 5000, "x" * 20_000]
     for one in texts:
         for other in texts:
-            near = nearness.similarity(one, other)
+            near = nearness.compare_texts(one, other)
             assert isfinite(near)
             assert 0.0 <= near <= 1.0
-            assert near == nearness.similarity(other, one)
-    assert nearness.similarity("Paris is big.", "Paris is big.") == 1.0
-    assert nearness.similarity("", "") == 0.0
+            assert near == nearness.compare_texts(other, one)
+    assert nearness.compare_texts("Paris is big.", "Paris is big.") == 1.0
+    assert nearness.compare_texts("", "") == 0.0
 
 
 def test_the_best_is_the_highest_of_all_pairs(nearness: WordLlamaSimilarity) -> None:
     questions = [f"City number {number} lies in France." for number in range(600)]
     candidates = ["Paris lies in France.", "City number 7 lies in France.", "Penguins swim."]
-    best = nearness.best(questions, candidates)
+    best = nearness.score_nearest(questions, candidates)
     assert len(best) == len(questions)
     assert best[7] == 1.0
     for row in (0, 255, 256, 599):
-        pairs = max(nearness.similarity(questions[row], one) for one in candidates)
+        pairs = max(nearness.compare_texts(questions[row], one) for one in candidates)
         assert best[row] == pytest.approx(pairs, abs=2e-6)
-    assert nearness.best(questions[:2], []) == [0.0, 0.0]
-    assert nearness.best([], candidates) == []
+    assert nearness.score_nearest(questions[:2], []) == [0.0, 0.0]
+    assert nearness.score_nearest([], candidates) == []
 
 
 @pytest.mark.parametrize("text", ["Paris is a city. " * 60_000, "x" * 1_000_000, "😀" * 1_000_000, ""])
 def test_megabytes(text: str, nearness: WordLlamaSimilarity) -> None:
-    made = scores(text, text, [text, "Paris."], Sent(), nearness)
+    made = score_evaluation(text, text, [text, "Paris."], ClientScores(), nearness)
     assert 0.0 <= made.hallucination_probability <= 1.0
 
 
 def test_a_loaded_and_a_fresh_model_agree(nearness: WordLlamaSimilarity) -> None:
     questions = ["Where is Paris?", "Who wrote Hamlet?"]
-    assert WordLlamaSimilarity().best(questions, DOCS) == nearness.best(questions, DOCS)
+    assert WordLlamaSimilarity().score_nearest(questions, DOCS) == nearness.score_nearest(questions, DOCS)
 
 
 def test_threads_load_it_once_and_agree(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +139,7 @@ def test_threads_load_it_once_and_agree(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(embeddings, "_load", counted)
     shared = WordLlamaSimilarity()
     with ThreadPoolExecutor(8) as threads:
-        answers = list(threads.map(lambda _: shared.similarity(QUESTION, DOCS[0]), range(64)))
+        answers = list(threads.map(lambda _: shared.compare_texts(QUESTION, DOCS[0]), range(64)))
     assert len(loads) == 1
     assert len(set(answers)) == 1
 
@@ -151,7 +151,7 @@ def test_no_socket_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     for method in ("connect", "connect_ex"):
         monkeypatch.setattr(socket.socket, method, refused)
     monkeypatch.setattr(socket, "getaddrinfo", refused)
-    assert WordLlamaSimilarity().similarity(QUESTION, DOCS[0]) > 0.5
+    assert WordLlamaSimilarity().compare_texts(QUESTION, DOCS[0]) > 0.5
 
 
 FRESH = """
@@ -176,11 +176,11 @@ def test_a_fresh_process_imports_it_without_network_and_keeps_its_logging(tmp_pa
 
 def test_logging_stays_as_it_was(nearness: WordLlamaSimilarity) -> None:
     before = list(logging.getLogger().handlers)
-    nearness.similarity("a", "b")
+    nearness.compare_texts("a", "b")
     assert logging.getLogger().handlers == before
 
 
 def test_a_wheel_without_weights_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embeddings, "find_spec", lambda _: None)
     with pytest.raises(FileNotFoundError, match="wordllama"):
-        WordLlamaSimilarity().similarity("a", "b")
+        WordLlamaSimilarity().compare_texts("a", "b")

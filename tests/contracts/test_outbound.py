@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from infra.http import Outbound, Refused, danger, look_up, tls
-from infra.settings import BadSettings
-from infra.settings import place as parsed
+from infra.settings import SettingsError
+from infra.settings import parse_destination as parsed
 from tests.support.outbound_servers import PUBLIC, Place, detour, names, place, reply
 
 CLIENTS = ["client", "client2"]
@@ -438,7 +438,7 @@ async def test_entries_for_ipv6():
     ],
 )
 def test_bad_entries_are_named_at_the_start(entry: str):
-    with pytest.raises(BadSettings) as told:
+    with pytest.raises(SettingsError) as told:
         Outbound(("good.test", entry))
     assert repr(entry) in str(told.value)
     assert "PADDOCK_PRIVATE_HOSTS" in str(told.value)

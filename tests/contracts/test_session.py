@@ -19,7 +19,7 @@ from infra.postgres import session
 from infra.postgres.db import connect
 from infra.postgres.migrate import migrate
 from infra.postgres.store import PostgresStore
-from infra.wiring import wire
+from infra.wiring import open_resources
 from scripts.release import set_plan
 from scripts.up import System
 from tests.conftest import running
@@ -181,7 +181,7 @@ async def test_a_session_that_could_see_all_is_refused_at_connect_and_at_start(
                 assert (caught.value.code, said in caught.value.detail) == ("database_unsafe", True), caught.value
         settings = replace(system.settings, database_url=Secret(elsewhere.url()))
         with pytest.raises(session.UnsafeSession, match=said):
-            async with wire(settings, "tests"):
+            async with open_resources(settings, "tests"):
                 pass
     finally:
         await server.execute(f"ALTER TABLE tenants OWNER TO {elsewhere.login}")

@@ -7,24 +7,24 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from domain.stats import QUANTILES
-from infra.sketches import GAMMA, SMALLEST, ZERO, key, merged, quantiles
+from domain.stats import QUANTILE_FRACTIONS
+from infra.sketches import BIN_GAMMA, SMALLEST_VALUE, ZERO_BIN_KEY, compute_quantiles, find_bin_key, merge_sketches
 from tests.support.stats_oracle import assert_near, interpolate_quantile
 
-RANKS = (0.0, 0.01, 0.25, *QUANTILES, 1.0)
+RANKS = (0.0, 0.01, 0.25, *QUANTILE_FRACTIONS, 1.0)
 # Zeros, what counts as zero, the largest a record may have, one value many times, and powers of gamma: ends of bins.
 VALUES = st.one_of(
-    st.floats(SMALLEST, 1e12),
+    st.floats(SMALLEST_VALUE, 1e12),
     st.floats(0.001, 100),
-    st.integers(-1000, 1300).map(lambda n: GAMMA**n),
-    st.sampled_from([0.0, 1e-12, 9.99e-10, SMALLEST, 1e-6, 1.0, 1e6, 1e12]),
+    st.integers(-1000, 1300).map(lambda n: BIN_GAMMA**n),
+    st.sampled_from([0.0, 1e-12, 9.99e-10, SMALLEST_VALUE, 1e-6, 1.0, 1e6, 1e12]),
 )
 LISTS = st.lists(VALUES, max_size=60)
 
 
 def sketch(values: list[float], sign: int = 1) -> bytes:
     """What Postgres writes of these values."""
-    counts = Counter(key(value) for value in values)
+    counts = Counter(find_bin_key(value) for value in values)
     return b"".join(struct.pack(">hq", place, sign * count) for place, count in counts.items())
 
 
@@ -34,22 +34,22 @@ def sketch(values: list[float], sign: int = 1) -> bytes:
 @example(values=[1e-12, 0.0, 1e-12])
 @example(values=[1e12] * 3)
 @example(values=[0.0, 1e12])
-@example(values=[SMALLEST])
+@example(values=[SMALLEST_VALUE])
 @example(values=[1.0, 1000.0])
 @example(values=[1.0] * 99 + [1000.0])
 def test_quantiles_are_those_of_percentile_cont_within_the_stated_error(values: list[float]) -> None:
-    for bins in (sketch(values), merged(sketch(values)), b"".join(sketch([value]) for value in values)):
-        found = quantiles(bins, RANKS)
+    for bins in (sketch(values), merge_sketches(sketch(values)), b"".join(sketch([value]) for value in values)):
+        found = compute_quantiles(bins, RANKS)
         for wanted, value in zip(RANKS, found, strict=True):
             assert_near(value, interpolate_quantile(values, wanted))
 
 
 def test_the_slowest_of_a_few_shows() -> None:
-    p50, p95, p99 = quantiles(sketch([1.0, 1000.0]), (0.5, 0.95, 0.99))
+    p50, p95, p99 = compute_quantiles(sketch([1.0, 1000.0]), (0.5, 0.95, 0.99))
     assert_near(p50, 500.5)
     assert_near(p95, 950.05)
     assert_near(p99, 990.01)
-    (of_hundred,) = quantiles(sketch([1.0] * 99 + [1000.0]), (0.99,))
+    (of_hundred,) = compute_quantiles(sketch([1.0] * 99 + [1000.0]), (0.99,))
     assert_near(of_hundred, 10.99)
 
 
@@ -61,49 +61,58 @@ async def test_postgres_itself_tells_the_same(parts) -> None:
                 list(RANKS),
                 values,
             )
-        for ours, theirs in zip(quantiles(sketch(values), RANKS), row["found"], strict=True):
+        for ours, theirs in zip(compute_quantiles(sketch(values), RANKS), row["found"], strict=True):
             assert_near(ours, theirs)
 
 
 @given(value=VALUES)
 def test_a_value_lies_in_its_bin(value: float) -> None:
-    place = key(value)
-    assert ZERO <= place <= 32767
-    if value < SMALLEST:
-        assert place == ZERO
+    place = find_bin_key(value)
+    assert ZERO_BIN_KEY <= place <= 32767
+    if value < SMALLEST_VALUE:
+        assert place == ZERO_BIN_KEY
     else:
-        assert GAMMA ** (place - 1) * (1 - 1e-9) <= value <= GAMMA**place * (1 + 1e-9)
+        assert BIN_GAMMA ** (place - 1) * (1 - 1e-9) <= value <= BIN_GAMMA**place * (1 + 1e-9)
 
 
 @given(kept=LISTS, gone=LISTS)
 def test_what_is_taken_away_was_never_there(kept: list[float], gone: list[float]) -> None:
-    both = merged(sketch(kept + gone))
-    for left in (merged(both + sketch(gone, -1)), merged(sketch(gone, -1) + both)):
-        assert left == merged(sketch(kept))
-        assert quantiles(left, QUANTILES) == quantiles(sketch(kept), QUANTILES)
+    both = merge_sketches(sketch(kept + gone))
+    for left in (merge_sketches(both + sketch(gone, -1)), merge_sketches(sketch(gone, -1) + both)):
+        assert left == merge_sketches(sketch(kept))
+        assert compute_quantiles(left, QUANTILE_FRACTIONS) == compute_quantiles(sketch(kept), QUANTILE_FRACTIONS)
     # The same without merging first, as a question does with deltas.
-    assert quantiles(both + sketch(gone, -1), QUANTILES) == quantiles(sketch(kept), QUANTILES)
-    assert merged(both + sketch(kept + gone, -1)) == b""
+    assert compute_quantiles(both + sketch(gone, -1), QUANTILE_FRACTIONS) == compute_quantiles(
+        sketch(kept), QUANTILE_FRACTIONS
+    )
+    assert merge_sketches(both + sketch(kept + gone, -1)) == b""
 
 
 @given(one=LISTS, two=LISTS, three=LISTS)
 def test_the_order_of_merging_does_not_matter(one: list[float], two: list[float], three: list[float]) -> None:
     a, b, c = sketch(one), sketch(two), sketch(three, -1)
-    whole = merged(a + b + c)
-    assert merged(merged(a + b) + c) == merged(a + merged(b + c)) == merged(c + b + a) == whole
-    assert merged(whole) == whole
+    whole = merge_sketches(a + b + c)
+    assert (
+        merge_sketches(merge_sketches(a + b) + c)
+        == merge_sketches(a + merge_sketches(b + c))
+        == merge_sketches(c + b + a)
+        == whole
+    )
+    assert merge_sketches(whole) == whole
 
 
 def test_nothing_has_no_quantiles() -> None:
-    assert merged(b"") == b""
-    assert quantiles(b"", QUANTILES) == (None, None, None)
-    assert quantiles(sketch([1.0]) + sketch([1.0], -1), QUANTILES) == (None, None, None)
-    assert quantiles(sketch([0.0]), QUANTILES) == (0, 0, 0)
+    assert merge_sketches(b"") == b""
+    assert compute_quantiles(b"", QUANTILE_FRACTIONS) == (None, None, None)
+    assert compute_quantiles(sketch([1.0]) + sketch([1.0], -1), QUANTILE_FRACTIONS) == (None, None, None)
+    assert compute_quantiles(sketch([0.0]), QUANTILE_FRACTIONS) == (0, 0, 0)
 
 
 def test_counts_of_millions_are_exact() -> None:
-    many = np.array([(key(1.0), 3_000_000_000), (key(100.0), 1)], dtype=[("key", ">i2"), ("count", ">i8")]).tobytes()
-    assert merged(many + many)[2:10] == struct.pack(">q", 6_000_000_000)
-    low, high = quantiles(many + many, (0.5, 1.0))
+    many = np.array(
+        [(find_bin_key(1.0), 3_000_000_000), (find_bin_key(100.0), 1)], dtype=[("key", ">i2"), ("count", ">i8")]
+    ).tobytes()
+    assert merge_sketches(many + many)[2:10] == struct.pack(">q", 6_000_000_000)
+    low, high = compute_quantiles(many + many, (0.5, 1.0))
     assert_near(low, 1.0)
     assert_near(high, 100.0)

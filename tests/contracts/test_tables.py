@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from domain.shared.errors import DomainError
 from infra import tables
-from infra.tables import FORMATS, MEDIA, columns, encoded
+from infra.tables import MEDIA_TYPES, TABLE_FORMATS, encode_table, list_columns
 
 
 class Inner(msgspec.Struct):
@@ -89,20 +89,20 @@ async def paged(rows: Sequence[msgspec.Struct], size: int = 4) -> AsyncIterator[
 
 
 async def whole(rows: Sequence[msgspec.Struct], form: str, kind: type[msgspec.Struct] = Row, size: int = 4) -> bytes:
-    return b"".join([chunk async for chunk in encoded(kind, paged(rows, size), form)])
+    return b"".join([chunk async for chunk in encode_table(kind, paged(rows, size), form)])
 
 
 def test_every_format_has_a_media_type() -> None:
-    assert tuple(MEDIA) == FORMATS == ("csv", "jsonl", "parquet")
+    assert tuple(MEDIA_TYPES) == TABLE_FORMATS == ("csv", "jsonl", "parquet")
 
 
 async def test_an_unknown_format_is_refused_before_anything_is_read() -> None:
     with pytest.raises(DomainError, match="must be one of csv, jsonl, parquet"):
-        encoded(Row, paged(ROWS), "xlsx")
+        encode_table(Row, paged(ROWS), "xlsx")
 
 
 def test_columns_are_the_fields() -> None:
-    shapes = {column.name: column.shape for column in columns(Row)}
+    shapes = {column.name: column.type for column in list_columns(Row)}
     assert list(shapes) == list(Row.__struct_fields__)
     assert shapes == {
         "id": "text",
@@ -222,18 +222,18 @@ async def test_names_are_those_of_the_api_and_what_is_unset_is_null() -> None:
     assert read.schema.field("leftOut").type == pa.int64()
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", TABLE_FORMATS)
 async def test_a_source_that_breaks_breaks_the_file(form: str) -> None:
     async def broken() -> AsyncIterator[Sequence[msgspec.Struct]]:
         yield ROWS
         raise DomainError("unavailable", "The database went away.")
 
     with pytest.raises(DomainError, match="went away"):
-        async for _ in encoded(Row, broken(), form):
+        async for _ in encode_table(Row, broken(), form):
             pass
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", TABLE_FORMATS)
 async def test_a_reader_who_leaves_closes_the_source(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "GROUP_ROWS", 1)
     closed = []
@@ -245,7 +245,7 @@ async def test_a_reader_who_leaves_closes_the_source(form: str, monkeypatch: pyt
         finally:
             closed.append(True)
 
-    export: Any = encoded(Row, endless(), form)
+    export: Any = encode_table(Row, endless(), form)
     for _ in range(3):
         assert await anext(export)
     await export.aclose()
@@ -265,7 +265,7 @@ class Fact(msgspec.Struct):
 COUNT = 200_000
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", TABLE_FORMATS)
 async def test_two_hundred_thousand_rows_take_no_more_memory_than_a_few_pages(form: str) -> None:
     arrow = 0
 
@@ -281,7 +281,7 @@ async def test_two_hundred_thousand_rows_take_no_more_memory_than_a_few_pages(fo
     size = rows = 0
     tracemalloc.start()
     try:
-        async for chunk in encoded(Fact, many(), form):
+        async for chunk in encode_table(Fact, many(), form):
             size += len(chunk)
             rows += chunk.count(b"\n")
         peak = tracemalloc.get_traced_memory()[1]

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.artifacts import CallNode, ToolCall, checked, read, tree
-from domain.artifacts.calls import MAX_NESTING
-from domain.artifacts.determinism import WEIGHTS, level_of
-from domain.artifacts.search_text import LONGEST, MOST, searchable
+from domain.artifacts import ArtifactToolCall, ToolCallNode, build_call_tree, complete_tool_calls, parse_artifact
+from domain.artifacts.calls import MAX_CALL_DEPTH
+from domain.artifacts.determinism import FACTOR_WEIGHTS, level_from_score
+from domain.artifacts.search_text import MAX_SEARCH_WORDS, MAX_WORD_CHARACTERS, build_search_query
 from domain.shared import ids
 from tests.support.sample_artifacts import NOW, body, fields, record
 
@@ -108,8 +108,8 @@ def test_failures_of_tool_calls_can_be_searched() -> None:
     assert made.metadata.status == "ok"
     kept = [call["status"] for call in json.loads(made.body)["tool_calls"]]
     assert kept == ["timeout", "error", "ok", "timeout", "ok"]
-    assert record({"tool_calls": [{"error": "é" * 50_000}] * 9}).failures.split() == ["é" * LONGEST] * 9
-    assert len(record({"tool_calls": [{"error": "no way " * 50_000}] * 9}).failures.split()) == MOST
+    assert record({"tool_calls": [{"error": "é" * 50_000}] * 9}).failures.split() == ["é" * MAX_WORD_CHARACTERS] * 9
+    assert len(record({"tool_calls": [{"error": "no way " * 50_000}] * 9}).failures.split()) == MAX_SEARCH_WORDS
 
 
 def test_tags_and_buckets() -> None:
@@ -168,11 +168,20 @@ def test_scores_by_hand(sent: Any, score: float, level: str) -> None:
     assert made.metadata.replay_level == level
     assert made.metadata.deterministic is (level == "A")
     report = json.loads(made.body)["determinism_report"]
-    assert sum(WEIGHTS[name] * value for name, value in report["breakdown"].items()) == pytest.approx(score, abs=1e-6)
+    assert sum(FACTOR_WEIGHTS[name] * value for name, value in report["breakdown"].items()) == pytest.approx(
+        score, abs=1e-6
+    )
 
 
 def test_levels_at_their_bounds() -> None:
-    assert [level_of(score) for score in (1.0, 0.9, 0.899999, 0.5, 0.499999, 0.0)] == ["A", "A", "B", "B", "C", "C"]
+    assert [level_from_score(score) for score in (1.0, 0.9, 0.899999, 0.5, 0.499999, 0.0)] == [
+        "A",
+        "A",
+        "B",
+        "B",
+        "C",
+        "C",
+    ]
     for score, level in [(0.9, "A"), (0.89, "B"), (0.5, "B"), (0.49, "C")]:
         meta = record({"determinism_report": {"overall_score": score}}).metadata
         assert (meta.replay_level, meta.determinism_score) == (level, score)
@@ -250,14 +259,16 @@ def test_bad_calls_are_named(calls: Any, place: str) -> None:
 @given(st.lists(st.integers(0, 1_000_000), max_size=60), st.randoms(use_true_random=False))
 def test_a_tree_holds_each_call_once_under_its_parent(picks: list[int], order: Any) -> None:
     sent = [
-        ToolCall(id=str(place), parent_id=None if place == 0 or pick % (place + 1) == place else str(pick % place))
+        ArtifactToolCall(
+            id=str(place), parent_id=None if place == 0 or pick % (place + 1) == place else str(pick % place)
+        )
         for place, pick in enumerate(picks)
     ]
     order.shuffle(sent)
-    calls, found = checked(sent)
+    calls, found = complete_tool_calls(sent)
     assert not found
     seen: list[str | None] = []
-    open_nodes: list[tuple[str | None, CallNode]] = [(None, root) for root in tree(calls)]
+    open_nodes: list[tuple[str | None, ToolCallNode]] = [(None, root) for root in build_call_tree(calls)]
     while open_nodes:
         parent, node = open_nodes.pop()
         assert node.call.parent_id == parent
@@ -269,7 +280,7 @@ def test_a_tree_holds_each_call_once_under_its_parent(picks: list[int], order: A
 @given(st.lists(st.integers(0, 39), min_size=40, max_size=40))
 def test_circles_are_refused_and_named(parents: list[int]) -> None:
     # Everybody has a parent, so that every walk upwards ends in a circle.
-    sent = [ToolCall(id=str(place), parent_id=str(parent)) for place, parent in enumerate(parents)]
+    sent = [ArtifactToolCall(id=str(place), parent_id=str(parent)) for place, parent in enumerate(parents)]
     circles = set()
     for place in range(40):
         for _ in range(40):
@@ -278,7 +289,7 @@ def test_circles_are_refused_and_named(parents: list[int]) -> None:
         while (place := parents[place]) not in circle:
             circle.add(place)
         circles.add(frozenset(circle))
-    named = [int(one.field.removeprefix("tool_calls[").split("]")[0]) for one in checked(sent)[1]]
+    named = [int(one.field.removeprefix("tool_calls[").split("]")[0]) for one in complete_tool_calls(sent)[1]]
     assert len(named) == len(circles)
     assert {circle for circle in circles for place in named if place in circle} == circles
 
@@ -288,10 +299,10 @@ def chain(length: int) -> list[dict[str, Any]]:
 
 
 def test_long_chains_are_refused_before_anything_recurses() -> None:
-    whole = record({"tool_calls": chain(MAX_NESTING)})
-    assert msgspec.json.encode(tree(read(whole.body).tool_calls or []))
-    assert fields({"tool_calls": chain(MAX_NESTING + 1)}) == [f"tool_calls[{MAX_NESTING}].parent_id"]
-    assert fields({"tool_calls": chain(10_000)}) == [f"tool_calls[{MAX_NESTING}].parent_id"]
+    whole = record({"tool_calls": chain(MAX_CALL_DEPTH)})
+    assert msgspec.json.encode(build_call_tree(parse_artifact(whole.body).tool_calls or []))
+    assert fields({"tool_calls": chain(MAX_CALL_DEPTH + 1)}) == [f"tool_calls[{MAX_CALL_DEPTH}].parent_id"]
+    assert fields({"tool_calls": chain(10_000)}) == [f"tool_calls[{MAX_CALL_DEPTH}].parent_id"]
     ring = [*chain(10_000)[1:], {"id": "0", "parent_id": "9999"}]
     assert len(fields({"tool_calls": ring})) == 1
 
@@ -311,12 +322,12 @@ def test_ten_thousand_calls_and_no_more() -> None:
         ("~/" * 5000, ""),
         ('"', ""),
         ("-a.b/c", '-"a b c"'),
-        ("x" * 500, "x" * LONGEST),
+        ("x" * 500, "x" * MAX_WORD_CHARACTERS),
     ],
 )
 def test_what_a_search_asks_for(asked: str, understood: str) -> None:
-    assert searchable(asked) == understood
+    assert build_search_query(asked) == understood
 
 
 def test_a_search_has_so_many_terms_and_no_more() -> None:
-    assert len(searchable("a " * 10_000).split()) == 32
+    assert len(build_search_query("a " * 10_000).split()) == 32

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.artifacts.schema import MAX_DEPTH
+from domain.artifacts.schema import MAX_ARTIFACT_DEPTH
 from domain.shared import ids
 from domain.shared.errors import MAX_ERRORS
 from tests.support.sample_artifacts import NOW, body, fields, record, refusal
@@ -33,8 +33,11 @@ def test_what_cannot_be_read_is_malformed(sent: bytes) -> None:
 
 
 def test_depth_counts_brackets_outside_of_texts_only() -> None:
-    assert record(b'{"inputs":' + b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1) + b"}")
-    assert refusal(b'{"inputs":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}").code == "malformed_request"
+    assert record(b'{"inputs":' + b"[" * (MAX_ARTIFACT_DEPTH - 1) + b"]" * (MAX_ARTIFACT_DEPTH - 1) + b"}")
+    assert (
+        refusal(b'{"inputs":' + b"[" * MAX_ARTIFACT_DEPTH + b"]" * MAX_ARTIFACT_DEPTH + b"}").code
+        == "malformed_request"
+    )
     text = '["\\' * 1000
     assert body({"inputs": [text, "x" * 1_048_560, text]})["inputs"][2] == text
 
@@ -50,7 +53,7 @@ def test_depth_is_exact(value: Any, wraps: int) -> None:
     for letter in _without_texts(json.dumps(value)):
         level += (letter in "[{") - (letter in "]}")
         deepest = max(deepest, level)
-    if deepest > MAX_DEPTH:
+    if deepest > MAX_ARTIFACT_DEPTH:
         assert refusal({"inputs": value}).code == "malformed_request"
     else:
         assert body({"inputs": value})["inputs"] == value

@@ -19,7 +19,7 @@ from domain.shared.secrets import Secret
 from domain.tools import BuiltInState
 from domain.tools.builtin import BUILT_IN
 from infra.credentials import Keyring
-from infra.settings import BadSettings, read
+from infra.settings import SettingsError, read_settings
 from tests.domain.test_rules import ENV
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -169,12 +169,12 @@ def test_the_first_key_seals_and_each_opens() -> None:
 
 
 def test_encryption_keys_are_settings() -> None:
-    settings = read({**ENV, "PADDOCK_ENCRYPTION_KEYS": f"{'a' * 32}, {'b' * 40}"})
+    settings = read_settings({**ENV, "PADDOCK_ENCRYPTION_KEYS": f"{'a' * 32}, {'b' * 40}"})
     assert [key.reveal() for key in settings.encryption_keys] == ["a" * 32, "b" * 40]
     assert "aaa" not in repr(settings)
-    assert read(ENV).encryption_keys == ()
-    with pytest.raises(BadSettings, match="PADDOCK_ENCRYPTION_KEYS") as caught:
-        read({**ENV, "PADDOCK_ENCRYPTION_KEYS": "short-one"})
+    assert read_settings(ENV).encryption_keys == ()
+    with pytest.raises(SettingsError, match="PADDOCK_ENCRYPTION_KEYS") as caught:
+        read_settings({**ENV, "PADDOCK_ENCRYPTION_KEYS": "short-one"})
     assert "short-one" not in str(caught.value)
 
 

@@ -7,19 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.evaluations.scoring import (
-    LONGEST,
-    MOST_CLAIMS,
-    MOST_SOURCES,
-    THRESHOLD,
-    Scores,
-    Sent,
-    factual_support,
-    probability,
-    scores,
-    semantic_drift,
-    sentences,
-    sources,
-    uncertainty,
+    HALLUCINATION_THRESHOLD,
+    MAX_CLAIM_SENTENCES,
+    MAX_SENTENCE_CHARACTERS,
+    MAX_SOURCE_SENTENCES,
+    ClientScores,
+    EvaluationScores,
+    score_evaluation,
+    score_factual_support,
+    score_probability,
+    score_semantic_drift,
+    score_uncertainty,
+    select_sources,
+    split_sentences,
 )
 
 MEGABYTE = 1_000_000
@@ -61,16 +61,16 @@ unit = st.floats(0, 1)
 words = st.lists(st.sampled_from(["paris", "is", "the", "capital", "of", "france"]), min_size=1, max_size=8)
 
 
-def numbers(made: Scores) -> list[float]:
+def numbers(made: EvaluationScores) -> list[float]:
     return [made.semantic_drift, made.uncertainty, made.factual_support, made.hallucination_probability]
 
 
 @given(texts, texts, st.lists(texts, max_size=4))
 def test_any_texts_give_numbers_from_0_to_1(prompt: str, response: str, docs: list[str]) -> None:
     for nearness in (Shared(), Wild()):
-        made = scores(prompt, response, docs, Sent(), nearness)
+        made = score_evaluation(prompt, response, docs, ClientScores(), nearness)
         assert all(isfinite(one) and 0.0 <= one <= 1.0 for one in numbers(made))
-        assert made.hallucinated == (made.hallucination_probability > THRESHOLD)
+        assert made.hallucinated == (made.hallucination_probability > HALLUCINATION_THRESHOLD)
 
 
 @pytest.mark.parametrize(
@@ -96,36 +96,36 @@ def test_any_texts_give_numbers_from_0_to_1(prompt: str, response: str, docs: li
 )
 def test_odd_and_huge_texts(text: str) -> None:
     for prompt, response, docs in ((text, text, [text]), ("Why?", text, []), (text, "Because.", [text, "A doc."])):
-        made = scores(prompt, response, docs, Sent(), Shared())
+        made = score_evaluation(prompt, response, docs, ClientScores(), Shared())
         assert all(isfinite(one) and 0.0 <= one <= 1.0 for one in numbers(made))
 
 
 @given(unit, unit, unit, unit)
 def test_probability_rises_with_drift_and_doubt_and_falls_with_support(a: float, b: float, c: float, d: float) -> None:
     low, high = sorted((a, b))
-    assert probability(low, c, d) <= probability(high, c, d)
-    assert probability(c, low, d) <= probability(c, high, d)
-    assert probability(c, d, low) >= probability(c, d, high)
+    assert score_probability(low, c, d) <= score_probability(high, c, d)
+    assert score_probability(c, low, d) <= score_probability(c, high, d)
+    assert score_probability(c, d, low) >= score_probability(c, d, high)
 
 
 def test_the_formula() -> None:
-    assert probability(0.0, 0.0, 1.0) == 0.0
-    assert probability(1.0, 1.0, 0.0) == 1.0
-    assert probability(0.5, 0.0, 1.0) == 0.2
-    assert probability(0.0, 0.5, 1.0) == 0.1
-    assert probability(0.0, 0.0, 0.5) == 0.2
+    assert score_probability(0.0, 0.0, 1.0) == 0.0
+    assert score_probability(1.0, 1.0, 0.0) == 1.0
+    assert score_probability(0.5, 0.0, 1.0) == 0.2
+    assert score_probability(0.0, 0.5, 1.0) == 0.1
+    assert score_probability(0.0, 0.0, 0.5) == 0.2
     # On the threshold is not above it.
-    assert probability(0.5, 0.25, 0.5) == THRESHOLD
-    kept = Sent(semantic_drift=0.5, uncertainty=0.25, factual_support=0.5)
-    assert not scores("a", "b", [], kept, Shared()).hallucinated
+    assert score_probability(0.5, 0.25, 0.5) == HALLUCINATION_THRESHOLD
+    kept = ClientScores(semantic_drift=0.5, uncertainty=0.25, factual_support=0.5)
+    assert not score_evaluation("a", "b", [], kept, Shared()).hallucinated
 
 
 @given(words, st.sampled_from(["Maybe", "I think", "PERHAPS", "It  seems", "Likely", "I don’t know:", "might"]))
 def test_a_hedge_raises_uncertainty(said: list[str], hedge: str) -> None:
     plain = " ".join(said) + "."
-    assert uncertainty(plain) == 0.0
-    assert 0.0 < uncertainty(f"{hedge} {plain}") <= 1.0
-    assert uncertainty(f"{plain} {hedge} {plain}") < uncertainty(f"{hedge} {plain}")
+    assert score_uncertainty(plain) == 0.0
+    assert 0.0 < score_uncertainty(f"{hedge} {plain}") <= 1.0
+    assert score_uncertainty(f"{plain} {hedge} {plain}") < score_uncertainty(f"{hedge} {plain}")
 
 
 @pytest.mark.parametrize(
@@ -133,65 +133,65 @@ def test_a_hedge_raises_uncertainty(said: list[str], hedge: str) -> None:
     ["Mighty oaks grow.", "In May, perhapsburg opened.", "The maybes.", "He likelys.", "I thinker.", "The think tank."],
 )
 def test_parts_of_words_are_no_hedges(text: str) -> None:
-    assert uncertainty(text) == 0.0
+    assert score_uncertainty(text) == 0.0
 
 
 def test_hedges_add_up_and_saturate() -> None:
-    once, twice = uncertainty("It is maybe so."), uncertainty("I think it is maybe so.")
+    once, twice = score_uncertainty("It is maybe so."), score_uncertainty("I think it is maybe so.")
     assert 0.0 < once < twice == 1.0
-    assert uncertainty("I don't know.") == uncertainty("I’m not sure, maybe, perhaps, possibly.") == 1.0
-    assert 0.0 < uncertainty("It is likely so.") < once
-    assert uncertainty("Not sure. Paris is a city.") == 0.5
+    assert score_uncertainty("I don't know.") == score_uncertainty("I’m not sure, maybe, perhaps, possibly.") == 1.0
+    assert 0.0 < score_uncertainty("It is likely so.") < once
+    assert score_uncertainty("Not sure. Paris is a city.") == 0.5
 
 
 @given(texts, st.integers(0, 20))
 def test_sentences_are_bounded_and_never_empty(text: str, most: int) -> None:
-    made = sentences(text, most)
+    made = split_sentences(text, most)
     assert len(made) <= most
-    assert all(0 < len(one) <= LONGEST and any(map(str.isalnum, one)) for one in made)
+    assert all(0 < len(one) <= MAX_SENTENCE_CHARACTERS and any(map(str.isalnum, one)) for one in made)
     assert all(one in text for one in made)
 
 
 def test_sentences_end_where_a_reader_would_say() -> None:
-    assert sentences('Pi is 3.14. "Really?" Yes!\nA line\r\n\r\nEnd', 10) == [
+    assert split_sentences('Pi is 3.14. "Really?" Yes!\nA line\r\n\r\nEnd', 10) == [
         "Pi is 3.14.",
         '"Really?"',
         "Yes!",
         "A line",
         "End",
     ]
-    assert sentences("巴黎是首都。它很大。", 10) == ["巴黎是首都。", "它很大。"]
-    assert sentences("😀! ... -- _", 10) == []
-    long = sentences("word " * 1000, 1000)
+    assert split_sentences("巴黎是首都。它很大。", 10) == ["巴黎是首都。", "它很大。"]
+    assert split_sentences("😀! ... -- _", 10) == []
+    long = split_sentences("word " * 1000, 1000)
     assert " ".join(long) == ("word " * 1000).strip()
 
 
 def test_a_long_document_leaves_room_for_the_others() -> None:
-    made = sources("Why?", ["Long one. " * 10_000, "", "Short one."])
-    assert len(made) <= MOST_SOURCES
+    made = select_sources("Why?", ["Long one. " * 10_000, "", "Short one."])
+    assert len(made) <= MAX_SOURCE_SENTENCES
     assert made[-1] == "Short one."
-    assert sources("Why? Tell.", ["", " 😀 "]) == ["Why?", "Tell."]
-    assert len(sources("Why?", ["Doc."] * 100_000)) == MOST_SOURCES
+    assert select_sources("Why? Tell.", ["", " 😀 "]) == ["Why?", "Tell."]
+    assert len(select_sources("Why?", ["Doc."] * 100_000)) == MAX_SOURCE_SENTENCES
 
 
 def test_claims_are_held_to_the_documents_else_to_the_prompt() -> None:
-    assert factual_support("x", "A b.", ["A b. C d."], Shared()) == 1.0
-    assert factual_support("A b.", "A b.", ["C d."], Shared()) == 0.0
-    assert factual_support("A b.", "A b.", [], Shared()) == 1.0
-    assert factual_support("x", "A b. E f.", ["A b. C d."], Shared()) == 0.5
+    assert score_factual_support("x", "A b.", ["A b. C d."], Shared()) == 1.0
+    assert score_factual_support("A b.", "A b.", ["C d."], Shared()) == 0.0
+    assert score_factual_support("A b.", "A b.", [], Shared()) == 1.0
+    assert score_factual_support("x", "A b. E f.", ["A b. C d."], Shared()) == 0.5
 
 
 def test_saying_nothing_is_no_hallucination_and_saying_something_without_sources_is_unsupported() -> None:
     for silent in ("", "😀", "..."):
-        made = scores("What is the capital?", silent, ["Paris."], Sent(), Shared())
+        made = score_evaluation("What is the capital?", silent, ["Paris."], ClientScores(), Shared())
         assert numbers(made) == [0.0, 0.0, 1.0, 0.0]
-    assert semantic_drift("", "Hello.", Shared()) == 0.0
-    assert factual_support("", "Hello.", [], Shared()) == 0.0
+    assert score_semantic_drift("", "Hello.", Shared()) == 0.0
+    assert score_factual_support("", "Hello.", [], Shared()) == 0.0
 
 
 @given(
     st.builds(
-        Sent,
+        ClientScores,
         semantic_drift=st.none() | unit,
         uncertainty=st.none() | unit,
         factual_support=st.none() | unit,
@@ -199,35 +199,35 @@ def test_saying_nothing_is_no_hallucination_and_saying_something_without_sources
         hallucinated=st.none() | st.booleans(),
     )
 )
-def test_what_was_sent_is_kept_and_the_rest_follows_from_it(sent: Sent) -> None:
-    made = scores("What is a city?", "Paris is maybe a city.", ["Paris is a city."], sent, Shared())
-    for field in Sent.__struct_fields__:
+def test_what_was_sent_is_kept_and_the_rest_follows_from_it(sent: ClientScores) -> None:
+    made = score_evaluation("What is a city?", "Paris is maybe a city.", ["Paris is a city."], sent, Shared())
+    for field in ClientScores.__struct_fields__:
         if getattr(sent, field) is not None:
             assert getattr(made, field) == getattr(sent, field)
     if sent.hallucination_probability is None:
-        expected = probability(made.semantic_drift, made.uncertainty, made.factual_support)
+        expected = score_probability(made.semantic_drift, made.uncertainty, made.factual_support)
         assert made.hallucination_probability == expected
     if sent.hallucinated is None:
-        assert made.hallucinated == (made.hallucination_probability > THRESHOLD)
+        assert made.hallucinated == (made.hallucination_probability > HALLUCINATION_THRESHOLD)
 
 
 def test_nothing_is_embedded_that_was_sent() -> None:
     nearness = Shared()
-    scores("a", "b", [], Sent(semantic_drift=0.0, factual_support=1.0), nearness)
+    score_evaluation("a", "b", [], ClientScores(semantic_drift=0.0, factual_support=1.0), nearness)
     assert nearness.asked == 0
 
 
 def test_the_work_is_bounded() -> None:
     class Counting(Shared):
         def best(self, questions: list[str], candidates: list[str]) -> list[float]:
-            assert len(questions) <= MOST_CLAIMS
-            assert len(candidates) <= MOST_SOURCES
+            assert len(questions) <= MAX_CLAIM_SENTENCES
+            assert len(candidates) <= MAX_SOURCE_SENTENCES
             return [1.0] * len(questions)
 
         def similarity(self, a: str, b: str) -> float:
-            assert len(a) <= MOST_CLAIMS * (LONGEST + 1)
-            assert len(b) <= MOST_CLAIMS * (LONGEST + 1)
+            assert len(a) <= MAX_CLAIM_SENTENCES * (MAX_SENTENCE_CHARACTERS + 1)
+            assert len(b) <= MAX_CLAIM_SENTENCES * (MAX_SENTENCE_CHARACTERS + 1)
             return 1.0
 
     huge = "Paris is a city " * 100_000
-    assert scores(huge, huge, [huge] * 10, Sent(), Counting()).hallucination_probability == 0.0
+    assert score_evaluation(huge, huge, [huge] * 10, ClientScores(), Counting()).hallucination_probability == 0.0

@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain import executions
-from domain.events import level_of
-from domain.executions import MAX_DEPTH, Start, payload_of
+from domain.events import parse_level
+from domain.executions import MAX_DEPTH, ExecutionStart, build_payload
 from domain.ports import Outcome
 from domain.shared import access
 from domain.shared.access import BY_ROLE, SCOPES, Caller, scopes_in_force
 from domain.shared.errors import CODES, DomainError
 from domain.shared.pages import MAX_LIMIT, listing, page_of
 from domain.shared.times import read_time
-from infra.settings import BadSettings, Secret, read
+from infra.settings import Secret, SettingsError, read_settings
 
 ENV = {
     "PADDOCK_DATABASE_URL": "postgresql://x",
@@ -72,21 +72,21 @@ def test_a_payload_may_not_nest_beyond_reason() -> None:
     for _ in range(MAX_DEPTH + 1):
         value = {"a": value}
     with pytest.raises(DomainError, match="nests deeper"):
-        payload_of(Start(payload=value))
+        build_payload(ExecutionStart(payload=value))
 
 
 def test_task_and_inputs_reach_the_entrypoint() -> None:
-    assert payload_of(Start(task="t", inputs={"a": 1})) == {"task": "t", "a": 1}
+    assert build_payload(ExecutionStart(task="t", inputs={"a": 1})) == {"task": "t", "a": 1}
     with pytest.raises(DomainError, match="given twice"):
-        payload_of(Start(task="t", inputs={"task": 1}))
+        build_payload(ExecutionStart(task="t", inputs={"task": 1}))
     with pytest.raises(DomainError, match="means payload"):
-        payload_of(Start(payload={}, inputs={}))
+        build_payload(ExecutionStart(payload={}, inputs={}))
 
 
 def test_a_deep_result_is_none() -> None:
     deep = b"[" * 200 + b"]" * 200
-    assert executions.settled(Outcome(output=deep)).error_type == "result_not_json"
-    assert executions.settled(Outcome(output=b"[1]")).output == b"[1]"
+    assert executions.enforce_result_limits(Outcome(output=deep)).error_type == "result_not_json"
+    assert executions.enforce_result_limits(Outcome(output=b"[1]")).output == b"[1]"
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_deep_result_is_none() -> None:
     ],
 )
 def test_levels_are_read_from_the_line(line: str, level: str) -> None:
-    assert level_of("stderr", line) == level
+    assert parse_level("stderr", line) == level
 
 
 @given(st.sets(st.sampled_from(sorted(SCOPES))), st.sampled_from(["admin", "member", "viewer"]))
@@ -125,7 +125,7 @@ def test_times_without_an_offset_are_utc_and_all_stay_in_the_calendar() -> None:
 
 
 def test_settings_name_what_is_wrong() -> None:
-    assert read(ENV).r2_endpoint_url.startswith("https://abc.")
+    assert read_settings(ENV).r2_endpoint_url.startswith("https://abc.")
     for name, value, told in (
         ("PADDOCK_SECRET_KEY", "short", "PADDOCK_SECRET_KEY"),
         ("PADDOCK_PORT", "many", "PADDOCK_PORT"),
@@ -133,14 +133,14 @@ def test_settings_name_what_is_wrong() -> None:
         ("PADDOCK_RUN_SLOTS", "-1", "PADDOCK_RUN_SLOTS"),
         ("PADDOCK_REDIS_URL", "", "PADDOCK_REDIS_URL"),
     ):
-        with pytest.raises(BadSettings, match=told):
-            read({**ENV, name: value})
+        with pytest.raises(SettingsError, match=told):
+            read_settings({**ENV, name: value})
 
 
 def test_secrets_do_not_show() -> None:
     import msgspec
 
-    settings = read(ENV)
+    settings = read_settings(ENV)
     assert "hidden" not in repr(settings)
     with pytest.raises(TypeError):
         msgspec.json.encode(settings)

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.artifacts.schema import Artifact
-from domain.artifacts.schema import read as read_artifact
-from domain.evaluations.parser import read as read_evaluation
-from domain.evaluations.parser import read_batch
+from domain.artifacts.schema import parse_artifact as read_artifact
+from domain.evaluations.parser import parse_evaluation as read_evaluation
+from domain.evaluations.parser import parse_evaluation_batch
 from domain.shared.errors import TIME_RULE, DomainError
 from domain.shared.times import mend_times, read_time
 
@@ -89,7 +89,10 @@ def test_times_in_bodies() -> None:
         for one in (sent, int(sent) if sent.isdecimal() and len(sent) != 8 else sent):
             body = msgspec.json.encode({"prompt": "p", "response": "r", "created_at": one, "metadata": {"a": [1]}})
             assert read_time("created_at", read_evaluation(body).created_at or AT) == at
-            assert [row.created_at is not None for row in read_batch(b"[" + body + b"," + body + b"]")] == [True, True]
+            assert [row.created_at is not None for row in parse_evaluation_batch(b"[" + body + b"," + body + b"]")] == [
+                True,
+                True,
+            ]
             call = {"tool_name": "t", "start_time": one, "end_time": one, "input": {"timestamp": one}}
             inner = {
                 "created_at": one,

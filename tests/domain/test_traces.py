@@ -11,20 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domain import traces
-from domain.costs.budgets import nanos
+from domain.costs.budgets import nanos_from_usd
 from domain.plans.schema import WHOLE_STEP
 from domain.shared import ids
-from domain.stats import SCALE
+from domain.stats import NANOS_PER_UNIT
 from domain.traces import (
-    CallPart,
-    Delegate,
+    DelegatedAgent,
     PlannedStep,
-    PlanPart,
-    RunPart,
-    Sources,
     Span,
-    StagePart,
-    StepPart,
+    TracedModelCall,
+    TracedPlan,
+    TracedPlanStep,
+    TracedRun,
+    TracedRunStep,
+    TraceSources,
     messages,
 )
 
@@ -35,7 +35,7 @@ def at(seconds: float) -> datetime:
     return T0 + timedelta(seconds=seconds)
 
 
-def run(kind: Any = "agent", begun: float = 0, ended: float | None = 100, **more: Any) -> RunPart:
+def run(kind: Any = "agent", begun: float = 0, ended: float | None = 100, **more: Any) -> TracedRun:
     fields = {
         "id": ids.new("exec"),
         "tenant_id": "t",
@@ -46,15 +46,15 @@ def run(kind: Any = "agent", begun: float = 0, ended: float | None = 100, **more
         "started_at": at(begun),
         "completed_at": None if ended is None else at(ended),
     }
-    return RunPart(**{**fields, **more})
+    return TracedRun(**{**fields, **more})
 
 
-def model_step(of: RunPart, path: str, begun: float, ended: float, **more: Any) -> StepPart:
+def model_step(of: TracedRun, path: str, begun: float, ended: float, **more: Any) -> TracedRunStep:
     fields = {"name": "m", "status": "finished", "started_at": at(begun), "finished_at": at(ended), "finish": "stop"}
-    return StepPart(run_id=of.id, path=path, kind="model", **{**fields, **more})
+    return TracedRunStep(run_id=of.id, path=path, kind="model", **{**fields, **more})
 
 
-def tool_step(of: RunPart, path: str, begun: float, ended: float | None, **more: Any) -> StepPart:
+def tool_step(of: TracedRun, path: str, begun: float, ended: float | None, **more: Any) -> TracedRunStep:
     fields = {
         "name": "t",
         "status": "started" if ended is None else "finished",
@@ -62,10 +62,10 @@ def tool_step(of: RunPart, path: str, begun: float, ended: float | None, **more:
         "finished_at": None if ended is None else at(ended),
         "call_id": f"call-{path}",
     }
-    return StepPart(run_id=of.id, path=path, kind="tool", **{**fields, **more})
+    return TracedRunStep(run_id=of.id, path=path, kind="tool", **{**fields, **more})
 
 
-def call(of: RunPart, ended: float, cost: float = 0.001, **more: Any) -> CallPart:
+def call(of: TracedRun, ended: float, cost: float = 0.001, **more: Any) -> TracedModelCall:
     fields = {
         "id": ids.new("cost"),
         "run_id": of.id,
@@ -79,12 +79,12 @@ def call(of: RunPart, ended: float, cost: float = 0.001, **more: Any) -> CallPar
         "created_at": at(ended),
         "duration_ms": 500.0,
     }
-    return CallPart(**{**fields, **more})
+    return TracedModelCall(**{**fields, **more})
 
 
-def stage(of: RunPart, step: str, item: int = WHOLE_STEP, **more: Any) -> StagePart:
+def stage(of: TracedRun, step: str, item: int = WHOLE_STEP, **more: Any) -> TracedPlanStep:
     fields = {"status": "completed", "tries": 1, "started_at": at(1), "finished_at": at(2)}
-    return StagePart(run_id=of.id, step=step, item=item, **{**fields, **more})
+    return TracedPlanStep(run_id=of.id, step=step, item=item, **{**fields, **more})
 
 
 def all_of(span: Span) -> Iterator[Span]:
@@ -99,7 +99,7 @@ def shape(span: Span) -> Any:
 
 
 def tree(**parts: Any) -> Span:
-    (root,) = traces.trace(Sources(**parts)).spans
+    (root,) = traces.build_trace(TraceSources(**parts)).spans
     return root
 
 
@@ -111,11 +111,11 @@ COSTS = st.one_of(st.just(0.0), st.floats(0, 10), st.sampled_from([0.1, 0.2, 0.3
 
 
 @st.composite
-def sources(draw: st.DrawFn) -> Sources:
+def sources(draw: st.DrawFn) -> TraceSources:
     """A tree of executions of any kinds, each with any steps and bills, as if clocks were never right."""
     runs = [run(draw(st.sampled_from(["agent", "tool", "crew", "workflow", "generation"])), ended=None)]
-    stages: list[StagePart] = []
-    steps: list[StepPart] = []
+    stages: list[TracedPlanStep] = []
+    steps: list[TracedRunStep] = []
     for _ in range(draw(st.integers(0, 12))):
         parent = draw(st.sampled_from(runs))
         step, item = draw(st.sampled_from("abc")), draw(st.sampled_from([WHOLE_STEP, WHOLE_STEP, 0, 1]))
@@ -146,7 +146,7 @@ def sources(draw: st.DrawFn) -> Sources:
                 steps.append(
                     tool_step(
                         *(one, path, begun, draw(st.one_of(st.none(), st.just(begun + length)))),
-                        delegate=draw(st.one_of(st.none(), st.just(Delegate(name="other")))),
+                        delegate=draw(st.one_of(st.none(), st.just(DelegatedAgent(name="other")))),
                     )
                 )
             else:
@@ -164,17 +164,17 @@ def sources(draw: st.DrawFn) -> Sources:
         for _ in range(draw(st.integers(0, 12)))
     ]
     plans = [
-        PlanPart(run_id=one.id, name="P", steps=[PlannedStep(id="b", name="B", context=["a", "c"])])
+        TracedPlan(run_id=one.id, name="P", steps=[PlannedStep(id="b", name="B", context=["a", "c"])])
         for one in runs
         if one.kind in ("crew", "workflow") and draw(st.booleans())
     ]
-    return Sources(runs=runs, plans=plans, stages=stages, steps=steps, calls=calls)
+    return TraceSources(runs=runs, plans=plans, stages=stages, steps=steps, calls=calls)
 
 
 @settings(max_examples=300, deadline=None)
 @given(found=sources(), seed=st.randoms(use_true_random=False))
-def test_whatever_is_on_record_is_in_the_tree_once_and_adds_up(found: Sources, seed: random.Random) -> None:
-    made = traces.trace(found)
+def test_whatever_is_on_record_is_in_the_tree_once_and_adds_up(found: TraceSources, seed: random.Random) -> None:
+    made = traces.build_trace(found)
     (root,) = made.spans
     spans = list(all_of(root))
     names = [span.id for span in spans]
@@ -192,17 +192,17 @@ def test_whatever_is_on_record_is_in_the_tree_once_and_adds_up(found: Sources, s
     models = [one for one in found.steps if one.kind == "model"]
     assert max(len(billed), len(models)) <= len(answers) <= len(billed) + len(models)
     # Cost and tokens: nothing is lost, nothing is counted twice.
-    assert nanos(root.cost_usd) == sum(nanos(one.cost_usd) for one in found.calls)
-    assert root.cost_usd == sum(nanos(one.cost_usd) for one in found.calls) / SCALE
+    assert nanos_from_usd(root.cost_usd) == sum(nanos_from_usd(one.cost_usd) for one in found.calls)
+    assert root.cost_usd == sum(nanos_from_usd(one.cost_usd) for one in found.calls) / NANOS_PER_UNIT
     unbilled = [span for span in answers if not span.id.startswith("cost_")]
     assert root.total_tokens == sum(one.total_tokens for one in found.calls) + 2 * len(unbilled)
     for span in spans:
         if span.children:
-            assert nanos(span.cost_usd) == sum(nanos(child.cost_usd) for child in span.children)
+            assert nanos_from_usd(span.cost_usd) == sum(nanos_from_usd(child.cost_usd) for child in span.children)
             assert span.total_tokens == sum(child.total_tokens for child in span.children)
         elif span.kind != "model_call":
             assert (span.cost_usd, span.total_tokens) == (0.0, 0)
-        assert span.cost_usd == nanos(span.cost_usd) / SCALE
+        assert span.cost_usd == nanos_from_usd(span.cost_usd) / NANOS_PER_UNIT
         for child in span.children:
             assert child.parent_id == span.id
         begins = [child.started_at for child in span.children if child.started_at is not None]
@@ -214,13 +214,13 @@ def test_whatever_is_on_record_is_in_the_tree_once_and_adds_up(found: Sources, s
         name: seed.sample(rows, len(rows)) for name, rows in msgspec.structs.asdict(found).items() if name != "more"
     }
     shuffled["runs"].sort(key=lambda one: one.id != found.runs[0].id)
-    assert traces.trace(Sources(**shuffled)) == made
+    assert traces.build_trace(TraceSources(**shuffled)) == made
 
 
 @settings(max_examples=200, deadline=None)
 @given(found=sources(), most=st.integers(1, 30))
-def test_a_tree_is_cut_from_below(found: Sources, most: int) -> None:
-    whole, cut = traces.trace(found).spans[0], traces.trace(found, most)
+def test_a_tree_is_cut_from_below(found: TraceSources, most: int) -> None:
+    whole, cut = traces.build_trace(found).spans[0], traces.build_trace(found, most)
     there = {span.id: span for span in all_of(whole)}
     kept = list(all_of(cut.spans[0]))
     assert len(kept) == min(most, len(there))
@@ -237,16 +237,16 @@ def test_a_tree_is_cut_from_below(found: Sources, most: int) -> None:
     assert all(depth[name] >= max(depth[span.id] for span in kept) for name in left)
     for span in kept:
         if span.children:
-            assert nanos(span.cost_usd) == sum(nanos(child.cost_usd) for child in span.children)
+            assert nanos_from_usd(span.cost_usd) == sum(nanos_from_usd(child.cost_usd) for child in span.children)
 
 
 def test_more_than_was_read_is_told() -> None:
-    assert traces.trace(Sources(runs=[run()], more=True)).truncated
+    assert traces.build_trace(TraceSources(runs=[run()], is_truncated=True)).truncated
 
 
 def test_an_agent_that_delegates() -> None:
     boss = run(agent_name="Boss", agent_id=ids.new("agent"), temperature=0.5, max_tokens=10)
-    helper = Delegate(name="Helper", id=ids.new("agent"), temperature=0.1)
+    helper = DelegatedAgent(name="Helper", id=ids.new("agent"), temperature=0.1)
     root = tree(
         runs=[boss],
         steps=[
@@ -309,7 +309,7 @@ def test_what_failed_for_another_model_is_where_it_was_asked() -> None:
         runs=[boss],
         steps=[
             model_step(boss, "1", 0, 1),
-            tool_step(boss, "1.0", 1, 9, name="delegate", delegate=Delegate(name="Helper")),
+            tool_step(boss, "1.0", 1, 9, name="delegate", delegate=DelegatedAgent(name="Helper")),
             model_step(boss, "1.0/1", 4, 6, name="fallback"),
             model_step(boss, "2", 9, 10),
         ],
@@ -432,7 +432,7 @@ def test_a_crew_with_context_and_a_second_try() -> None:
     root = tree(
         runs=[crew, first, failed, again],
         plans=[
-            PlanPart(
+            TracedPlan(
                 run_id=crew.id,
                 name="News",
                 steps=[
@@ -540,7 +540,7 @@ def test_a_task_is_given_what_was_completed_once_it_starts() -> None:
         stage(crew, "e", status="cancelled", tries=0, started_at=None),
     ]
     told = [PlannedStep(id=step, context=["a", "b", "c", "gone"]) for step in "de"]
-    root = tree(runs=[crew], stages=stages, plans=[PlanPart(run_id=crew.id, steps=told)])
+    root = tree(runs=[crew], stages=stages, plans=[TracedPlan(run_id=crew.id, steps=told)])
     below = {one.name: [child.attributes["paddock.context.steps"] for child in one.children] for one in root.children}
     assert below == {"a": [], "b": [], "c": [], "d": [["a"]], "e": []}
 
@@ -551,7 +551,7 @@ def test_at_one_moment_context_comes_first_and_items_by_their_number() -> None:
     root = tree(
         runs=[crew, agent],
         stages=[stage(crew, "a", characters=1), stage(crew, "b"), *(stage(crew, "c", n) for n in range(12))],
-        plans=[PlanPart(run_id=crew.id, steps=[PlannedStep(id="b", context=["a"])])],
+        plans=[TracedPlan(run_id=crew.id, steps=[PlannedStep(id="b", context=["a"])])],
     )
     _, given_, many = root.children
     assert [child.kind for child in given_.children] == ["memory", "agent"]
@@ -561,8 +561,8 @@ def test_at_one_moment_context_comes_first_and_items_by_their_number() -> None:
 def test_a_child_by_its_own_id_belongs_to_the_same_trace() -> None:
     flow = run("workflow")
     child = run(parent_id=flow.id, root_id=flow.id, step="a")
-    alone = traces.trace(Sources(runs=[child]))
-    assert alone.trace_id == traces.trace(Sources(runs=[flow, child])).trace_id
+    alone = traces.build_trace(TraceSources(runs=[child]))
+    assert alone.trace_id == traces.build_trace(TraceSources(runs=[flow, child])).trace_id
     assert alone.spans[0].parent_id is None
     assert alone.execution_id == child.id
 

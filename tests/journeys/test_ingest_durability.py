@@ -15,7 +15,7 @@ import pytest
 from domain.artifacts import service
 from domain.shared.errors import DomainError
 from infra.embedded.children import EmbeddedServiceError
-from infra.wiring import Parts
+from infra.wiring import Resources
 from scripts.processes import Process
 from scripts.up import System
 from tests.conftest import running
@@ -239,9 +239,9 @@ async def test_two_slow_uploads_hold_up_nobody_else(system: System, acme: Tenant
             writer.close()
 
 
-async def _place(parts: Parts, owner: Tenant, name: str) -> service.Body:
+async def _place(parts: Resources, owner: Tenant, name: str) -> service.ArtifactBody:
     async with parts.store.begin_for(owner.tenant_id) as tx:
-        return await service.body(tx, name)
+        return await service.get_artifact_body(tx, name)
 
 
 @asynccontextmanager
@@ -267,7 +267,7 @@ async def _away(system: System, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 async def test_storage_away_loses_no_artifact(
-    system: System, parts: Parts, acme: Tenant, monkeypatch: pytest.MonkeyPatch
+    system: System, parts: Resources, acme: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def upload(name: str) -> None:
         answer = await acme.http.post("/artifacts/upload", json={"kurral_id": name, "inputs": name * 1000})
@@ -278,7 +278,7 @@ async def test_storage_away_loses_no_artifact(
         return answer.status_code == 200 and answer.json()["inputs"] == name * 1000
 
     async def moved(name: str) -> bool:
-        return (await _place(parts, acme, name)).packed is None
+        return (await _place(parts, acme, name)).packed_body is None
 
     await upload("before")
     await _soon(lambda: moved("before"))

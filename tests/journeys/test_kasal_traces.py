@@ -311,10 +311,12 @@ async def test_it_is_one_statement_however_much_there_is(parts, acme: Tenant, pr
             raw.add_query_logger(note)
             try:
                 asked.clear()
-                found = await traces.read(tx, ended["id"])
+                found = await traces.read_trace_sources(tx, ended["id"])
             finally:
                 raw.remove_query_logger(note)
-        counts.append((len(asked), len(list(spans({"spans": [_plain(one) for one in traces.trace(found).spans]})))))
+        counts.append(
+            (len(asked), len(list(spans({"spans": [_plain(one) for one in traces.build_trace(found).spans]}))))
+        )
     assert counts == [(1, 2), (1, 17)]
 
 

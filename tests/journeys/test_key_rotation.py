@@ -16,7 +16,7 @@ from domain.provider_keys import NewProviderKey, PatchProviderKey
 from domain.shared import ids
 from domain.shared.access import Caller
 from domain.shared.secrets import Secret
-from infra.wiring import Parts, wire
+from infra.wiring import Resources, open_resources
 from scripts.keys import BATCH, reseal
 from scripts.up import System
 from tests.support.isolated_database import Apart, apart
@@ -31,10 +31,10 @@ class World:
     def __init__(self, system: System, beside: Apart, stack: AsyncExitStack) -> None:
         self._system, self._beside, self._stack = system, beside, stack
 
-    async def process(self, *keys: str) -> Parts:
+    async def process(self, *keys: str) -> Resources:
         changes = {"database_url": Secret(self._beside.url), "encryption_keys": tuple(map(Secret, keys))}
         settings = msgspec.structs.replace(self._system.settings, **changes)
-        return await self._stack.enter_async_context(wire(settings, "tests"))
+        return await self._stack.enter_async_context(open_resources(settings, "tests"))
 
     async def tenant(self) -> Caller:
         return await self._beside.tenant()
@@ -59,13 +59,13 @@ async def world(system: System):
         yield World(system, beside, stack)
 
 
-async def _keep(parts: Parts, caller: Caller, name: str, key: str) -> str:
+async def _keep(parts: Resources, caller: Caller, name: str, key: str) -> str:
     async with parts.store.begin(caller) as tx:
         data = NewProviderKey(name=name, service="openai", key=key)
         return (await provider_keys.create(tx, caller, data, parts.keyring.seal)).id
 
 
-async def _opened(parts: Parts, caller: Caller, slug: str) -> str:
+async def _opened(parts: Resources, caller: Caller, slug: str) -> str:
     async with parts.store.begin(caller) as tx:
         return parts.keyring.open(await provider_keys.sealed(tx, slug)).decode()
 

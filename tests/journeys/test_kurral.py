@@ -18,7 +18,7 @@ import pytest
 from domain.artifacts import service
 from domain.shared.errors import DomainError
 from infra.compression import unpacked
-from infra.wiring import Parts
+from infra.wiring import Resources
 from scripts.up import System
 from tests.support.clients import Tenant
 
@@ -67,18 +67,18 @@ async def ids_of(owner: httpx.AsyncClient, query: str) -> list[str]:
     return [one["kurral_id"] for one in answer.json()["items"]]
 
 
-async def key_in_storage(parts: Parts, owner: Tenant, kurral_id: str) -> str:
+async def key_in_storage(parts: Resources, owner: Tenant, kurral_id: str) -> str:
     """Where the body lies in object storage, once it has left Postgres."""
 
     async def look() -> str | None:
         async with parts.store.begin_for(owner.tenant_id) as tx:
-            found = await service.body(tx, kurral_id)
-        return found.key if found.packed is None else None
+            found = await service.get_artifact_body(tx, kurral_id)
+        return found.key if found.packed_body is None else None
 
     return str(await soon(look))
 
 
-async def object_at(parts: Parts, key: str) -> bytes | None:
+async def object_at(parts: Resources, key: str) -> bytes | None:
     try:
         return b"".join([chunk async for chunk in unpacked(await parts.blobs.get(key))])
     except DomainError as error:
@@ -320,7 +320,7 @@ async def test_determinism_and_level_are_computed_when_left_out(acme: Tenant) ->
     assert await ids_of(acme.http, "replay_level=B") == [middle["kurral_id"]]
 
 
-async def test_a_body_is_readable_from_the_first_instant_until_it_is_deleted(parts: Parts, acme: Tenant) -> None:
+async def test_a_body_is_readable_from_the_first_instant_until_it_is_deleted(parts: Resources, acme: Tenant) -> None:
     kept, sent = await upload(acme, artifact()), artifact()
     made = await upload(acme, sent)
     at_once = await acme.http.get(f"/artifacts/{sent['kurral_id']}")

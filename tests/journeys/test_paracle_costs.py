@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from domain import costs
-from domain.costs import Call, Spender
+from domain.costs import BilledCall, CostAttribution
 from domain.llms.messages import Usage
 from domain.shared import ids
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
-from infra.wiring import Parts
+from infra.wiring import Resources
 from scripts.up import System
 from tests.support.clients import Tenant
 from tests.workers.test_lifecycle import Silent
@@ -28,10 +28,10 @@ CALLS = [
 ]
 
 
-def called(provider: str, model: str, cost: float, **fields: Any) -> Call:
+def called(provider: str, model: str, cost: float, **fields: Any) -> BilledCall:
     given = {"estimated": False, "status": "ok", "duration_ms": 850.0, "first_token_ms": 120.0, **fields}
     usage = Usage(prompt_tokens=100, completion_tokens=50, cached_tokens=20, reasoning_tokens=10)
-    return Call(provider=provider, model=model, model_name=f"our-{model}", usage=usage, cost_usd=cost, **given)
+    return BilledCall(provider=provider, model=model, model_name=f"our-{model}", usage=usage, cost_usd=cost, **given)
 
 
 @pytest.fixture
@@ -52,16 +52,16 @@ async def spent(clocked: Any, acme: Tenant) -> dict[str, str]:
     now = clock[0]
     for name, provider, model, cost, ago in CALLS:
         clock[0] = now - ago
-        spender = Spender(agent_id=agents[name], agent_name=name)
+        spender = CostAttribution(agent_id=agents[name], agent_name=name)
         async with store.begin_for(acme.tenant_id) as tx:
-            await costs.settle(tx, None, spender, called(provider, model, cost))
+            await costs.settle_call(tx, None, spender, called(provider, model, cost))
     return agents
 
 
-async def test_one_call_of_a_model(parts: Parts, acme: Tenant, home: Tenant) -> None:
+async def test_one_call_of_a_model(parts: Resources, acme: Tenant, home: Tenant) -> None:
     agent = await acme.agent("coder")
     execution_id, key_id = ids.new("exec"), ids.new("key")
-    spender = Spender(
+    spender = CostAttribution(
         execution_id=execution_id,
         agent_id=agent["id"],
         agent_name="coder",
@@ -69,7 +69,7 @@ async def test_one_call_of_a_model(parts: Parts, acme: Tenant, home: Tenant) -> 
         user_id=acme.account["id"],
     )
     async with parts.store.begin_for(acme.tenant_id) as tx:
-        settled = await costs.settle(tx, None, spender, called("openai", "gpt-4", 0.0045))
+        settled = await costs.settle_call(tx, None, spender, called("openai", "gpt-4", 0.0045))
     answer = (await acme.http.get("/costs", params={"agent_id": agent["id"], "limit": 10})).json()
     assert answer["total_cost"] == 0.0045
     assert (answer["total"], answer["limit"], answer["offset"], answer["has_more"]) == (1, 10, 0, False)
@@ -134,7 +134,7 @@ async def test_lists_and_their_totals(acme: Tenant, spent: dict[str, str], clock
     execution_id = ids.new("exec")
     async with store.begin_for(acme.tenant_id) as tx:
         failed = called("openai", "gpt-4", 0.25, status="error", error_type="cut_off", estimated=True)
-        await costs.settle(tx, None, Spender(execution_id=execution_id), failed)
+        await costs.settle_call(tx, None, CostAttribution(execution_id=execution_id), failed)
 
     async def asked(**parameters: Any) -> tuple[int, float]:
         answer = await acme.http.get("/costs", params=parameters)

@@ -74,11 +74,11 @@ def test_every_command_is_in_the_table() -> None:
 def test_every_setting_is_documented() -> None:
     import msgspec
 
-    from infra.settings import Settings, variable
+    from infra.settings import Settings, get_variable_name
 
     documented = (ROOT / "docs/configuration.md").read_text()
     for field in msgspec.structs.fields(Settings):
-        name = variable(field.name).replace("PADDOCK_RATE_LIMIT", "")
+        name = get_variable_name(field.name).replace("PADDOCK_RATE_LIMIT", "")
         assert f"{name}`" in documented, name
 
 

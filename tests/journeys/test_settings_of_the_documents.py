@@ -15,7 +15,7 @@ from aiohttp import web
 
 from infra.credentials import AccessTokens
 from infra.embedded.children import find_free_ports
-from infra.settings import ALIASES, BadSettings, Settings, read, variable
+from infra.settings import VARIABLE_ALIASES, Settings, SettingsError, get_variable_name, read_settings
 from tests.conftest import running
 from tests.journeys.test_up import _paddock, _until_ready
 from tests.support.clients import tenant
@@ -52,17 +52,17 @@ MINIMAL = {
     ],
 )
 def test_a_document_s_name_sets_ours(name: str, text: str, field: str, value: Any) -> None:
-    assert getattr(read({**MINIMAL, name: text}), field) == value
-    if name != variable(field):
+    assert getattr(read_settings({**MINIMAL, name: text}), field) == value
+    if name != get_variable_name(field):
         ours = str(value) if not isinstance(value, bool) else "on"
-        assert getattr(read({**MINIMAL, name: text, variable(field): ours}), field) in (value, True)
+        assert getattr(read_settings({**MINIMAL, name: text, get_variable_name(field): ours}), field) in (value, True)
     assert f"`{name}`" in (ROOT / "docs/configuration.md").read_text()
 
 
 def test_sentry_s_dsn_is_a_secret_of_the_installation() -> None:
     dsn = "https://abc@sentry.example.com/4"
-    assert read({**MINIMAL, "SENTRY_DSN": dsn}).sentry_dsn.reveal() == dsn
-    assert dsn not in repr(read({**MINIMAL, "SENTRY_DSN": dsn}))
+    assert read_settings({**MINIMAL, "SENTRY_DSN": dsn}).sentry_dsn.reveal() == dsn
+    assert dsn not in repr(read_settings({**MINIMAL, "SENTRY_DSN": dsn}))
 
 
 @pytest.mark.parametrize(
@@ -78,10 +78,12 @@ def test_sentry_s_dsn_is_a_secret_of_the_installation() -> None:
     ],
 )
 def test_nonsense_is_refused_and_the_variable_named(name: str, text: str) -> None:
-    with pytest.raises(BadSettings) as caught:
-        read({**MINIMAL, name: text})
-    field = next(one for one in Settings.__struct_fields__ if name in (variable(one), *ALIASES.get(one, ())))
-    assert name in str(caught.value) or variable(field) in str(caught.value)
+    with pytest.raises(SettingsError) as caught:
+        read_settings({**MINIMAL, name: text})
+    field = next(
+        one for one in Settings.__struct_fields__ if name in (get_variable_name(one), *VARIABLE_ALIASES.get(one, ()))
+    )
+    assert name in str(caught.value) or get_variable_name(field) in str(caught.value)
 
 
 def test_every_setting_is_documented() -> None:
@@ -90,7 +92,7 @@ def test_every_setting_is_documented() -> None:
     ends = set(re.findall(r"`(_[A-Z_]+)`", text))
     missing = [
         name
-        for name in map(variable, Settings.__struct_fields__)
+        for name in map(get_variable_name, Settings.__struct_fields__)
         if f"`{name}`" not in text and not any(name.endswith(end) for end in ends)
     ]
     assert missing == []

@@ -15,7 +15,7 @@ import zstandard
 from domain.shared.errors import DomainError
 from infra import compression
 from infra.compression import AT_ONCE, CHUNK, LARGE, begun, once, pack, unpacked
-from infra.wiring import Parts
+from infra.wiring import Resources
 from scripts.bench.resources import held
 from scripts.up import System
 from tests.journeys.test_kurral import key_in_storage, upload
@@ -49,7 +49,7 @@ async def idle_many(stack: AsyncExitStack, count: int, system: System, owner: Te
 
 
 async def test_readers_that_do_not_read_leave_object_storage_to_everybody(
-    system: System, parts: Parts, acme: Tenant, rival: Tenant
+    system: System, parts: Resources, acme: Tenant, rival: Tenant
 ) -> None:
     text = secrets.token_hex(4 * MIB)
     made = await upload(acme, {"outputs": {"text": text}})
@@ -76,7 +76,7 @@ async def test_readers_that_do_not_read_leave_object_storage_to_everybody(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-async def test_readers_of_a_bomb_do_not_hold_it_in_memory(system: System, parts: Parts, acme: Tenant) -> None:
+async def test_readers_of_a_bomb_do_not_hold_it_in_memory(system: System, parts: Resources, acme: Tenant) -> None:
     made = await upload(acme, BOMB)
     await key_in_storage(parts, acme, made["kurral_id"])
     pid = next(one.pid for one in system.processes if one.name == "api" and one.pid is not None)

@@ -8,8 +8,8 @@ from uuid import UUID
 from hypothesis import strategies as st
 
 from domain import costs
-from domain.costs import Call, Hold, Settled, Spender, budgets
-from domain.costs.budgets import Budget, PatchBudget, began, dollars, nanos
+from domain.costs import BilledCall, BudgetReservation, CostAttribution, CostSettlement, budgets
+from domain.costs.budgets import Budget, PatchBudget, find_period_start, format_dollars, nanos_from_usd
 from domain.llms.messages import Usage
 from domain.shared import ids
 from domain.shared.access import Caller
@@ -27,9 +27,9 @@ KEYS, AGENTS, WORKFLOWS = (
 SUBJECTS = {"tenant": [None], "key": KEYS, "agent": AGENTS, "workflow": WORKFLOWS}
 
 
-def called(cost: float, **fields: Any) -> Call:
+def called(cost: float, **fields: Any) -> BilledCall:
     given = {"status": "ok", "estimated": False, "duration_ms": 12.5, "usage": Usage(prompt_tokens=3), **fields}
-    return Call(provider="openai", model="gpt", model_name="gpt", cost_usd=cost, **given)
+    return BilledCall(provider="openai", model="gpt", model_name="gpt", cost_usd=cost, **given)
 
 
 async def started(database: Apart, caller: Caller, total_cost: float = 0.0, status: str = "running") -> str:
@@ -54,7 +54,7 @@ async def made(tx: Any, caller: Caller, scope: str, subject: str | None, limit: 
         limit_usd=limit,
         period=period,
         enabled=True,
-        period_start=began(period, tx.now),
+        period_start=find_period_start(period, tx.now),
         spent_usd=0.0,
         held_usd=0.0,
         remaining_usd=limit,
@@ -80,18 +80,20 @@ class Bench:
     async def budget(self, scope: str, subject: str | None, limit: float, period: str = "total") -> Budget:
         return await self.do(lambda tx: made(tx, self.caller, scope, subject, limit, period))
 
-    async def hold(self, spender: Spender, wanted: float, least: float | None = None, seconds: float = 60) -> Hold:
+    async def hold(
+        self, spender: CostAttribution, wanted: float, least: float | None = None, seconds: float = 60
+    ) -> BudgetReservation:
         enough = wanted if least is None else least
-        return await self.do(lambda tx: costs.hold(tx, spender, wanted, enough, seconds))
+        return await self.do(lambda tx: costs.reserve_budget(tx, spender, wanted, enough, seconds))
 
-    async def settle(self, hold_id: str | None, spender: Spender, cost: float) -> Settled:
-        return await self.do(lambda tx: costs.settle(tx, hold_id, spender, called(cost)))
+    async def settle(self, hold_id: str | None, spender: CostAttribution, cost: float) -> CostSettlement:
+        return await self.do(lambda tx: costs.settle_call(tx, hold_id, spender, called(cost)))
 
     async def all(self) -> list[Budget]:
         return list((await self.do(lambda tx: budgets.list_budgets(tx, Page(limit=1000)))).items)
 
     async def get(self, budget_id: str) -> Budget:
-        return await self.do(lambda tx: budgets.get(tx, budget_id))
+        return await self.do(lambda tx: budgets.get_budget(tx, budget_id))
 
     async def total_cost(self, execution_id: str) -> float:
         query = "SELECT total_cost FROM executions WHERE id = $1"
@@ -110,10 +112,10 @@ class Ledger:
         self.runs: dict[str, int] = {}
 
     def present(self, budget: dict[str, Any], now: datetime) -> None:
-        if budget["began"] < (start := began(budget["period"], now)):
+        if budget["began"] < (start := find_period_start(budget["period"], now)):
             budget |= {"began": start, "spent": 0, "warned": None}
 
-    def applying(self, spender: Spender, now: datetime) -> list[dict[str, Any]]:
+    def applying(self, spender: CostAttribution, now: datetime) -> list[dict[str, Any]]:
         found = [one for one in self.budgets if one["subject"] is None or one["subject"] in spender.subjects]
         for one in found:
             self.present(one, now)
@@ -132,7 +134,9 @@ class Ledger:
             )
         )
 
-    def hold(self, spender: Spender, wanted: int, least: int, now: datetime) -> tuple[int, dict[str, Any]] | None:
+    def hold(
+        self, spender: CostAttribution, wanted: int, least: int, now: datetime
+    ) -> tuple[int, dict[str, Any]] | None:
         """The room and whose it is, or None if there is no limit."""
         limits = [
             (one["limit"] - one["spent"] - self.held(one, None, now), one["id"], one)
@@ -147,7 +151,9 @@ class Ledger:
         room, _, whose = min(limits, key=lambda one: one[:2])
         return room, whose
 
-    def settle(self, hold: dict[str, Any] | None, spender: Spender, cost: int, now: datetime) -> list[str | None]:
+    def settle(
+        self, hold: dict[str, Any] | None, spender: CostAttribution, cost: int, now: datetime
+    ) -> list[str | None]:
         """Returns what is warned of."""
         warned: list[str | None] = []
         if hold is not None:
@@ -198,10 +204,10 @@ class Checked:
         self.bench, self.runs, self.model = bench, runs, Ledger()
         self.model.runs = dict.fromkeys(runs, 0)
 
-    def spender(self, drawn: tuple[Any, ...]) -> Spender:
+    def spender(self, drawn: tuple[Any, ...]) -> CostAttribution:
         *places, run, limit = drawn
         chosen = [(*of, None)[place] for of, place in zip((KEYS, AGENTS, WORKFLOWS), places, strict=True)]
-        return Spender(
+        return CostAttribution(
             execution_id=self.runs[run],
             key_id=chosen[0],
             agent_id=chosen[1],
@@ -219,7 +225,7 @@ class Checked:
             return
         subject = SUBJECTS[scope][place % len(SUBJECTS[scope])]
         budget = await self.bench.budget(scope, subject, limit / 10**9, period)
-        start = began(period, self.bench.clock[0])
+        start = find_period_start(period, self.bench.clock[0])
         self.model.budgets.append(
             {"id": budget.id, "scope": scope, "subject": subject, "limit": limit, "period": period, "began": start}
             | {"enabled": True, "spent": 0, "warned": None}
@@ -236,16 +242,16 @@ class Checked:
             room, whose = expected
             assert room < enough
             assert error.code == "budget_exceeded"
-            assert f"{dollars(whose['limit'])}" in error.detail
-            assert f"has {dollars(max(room, 0))} left" in error.detail
+            assert f"{format_dollars(whose['limit'])}" in error.detail
+            assert f"has {format_dollars(max(room, 0))} left" in error.detail
             assert (whose["scope"] == "run") == ("cost limit" in error.detail)
             return
         if expected is None:
-            assert found == Hold(id=None, granted=wanted / 10**9)
+            assert found == BudgetReservation(id=None, amount_usd=wanted / 10**9)
             return
         granted = min(wanted, expected[0])
         assert granted >= enough
-        assert (found.id is not None, nanos(found.granted)) == (True, granted)
+        assert (found.id is not None, nanos_from_usd(found.amount_usd)) == (True, granted)
         self.model.holds.append(
             {"id": found.id, "spender": spender, "amount": granted, "until": now + timedelta(seconds=60)}
             | {"settled": False}
@@ -261,7 +267,7 @@ class Checked:
     async def pay(self, drawn: tuple[Any, ...], cost: int) -> None:
         await self._settle(None, self.spender(drawn), cost)
 
-    async def _settle(self, hold: dict[str, Any] | None, spender: Spender, cost: int) -> None:
+    async def _settle(self, hold: dict[str, Any] | None, spender: CostAttribution, cost: int) -> None:
         expected = self.model.settle(hold, spender, cost, self.bench.clock[0])
         found = await self.bench.settle(None if hold is None else hold["id"], spender, cost / 10**9)
         assert [one.budget_id for one in found.warnings] == expected
@@ -272,17 +278,17 @@ class Checked:
             one["limit"] = limit
             if one["spent"] * 10 < limit * 8:
                 one["warned"] = None
-            await self.bench.do(lambda tx: budgets.patch(tx, one["id"], PatchBudget(limit_usd=limit / 10**9)))
+            await self.bench.do(lambda tx: budgets.update_budget(tx, one["id"], PatchBudget(limit_usd=limit / 10**9)))
 
     async def enable(self, place: int, enabled: bool) -> None:
         if (one := self.chosen(place)) is not None:
             one["enabled"] = enabled
-            await self.bench.do(lambda tx: budgets.patch(tx, one["id"], PatchBudget(enabled=enabled)))
+            await self.bench.do(lambda tx: budgets.update_budget(tx, one["id"], PatchBudget(enabled=enabled)))
 
     async def delete(self, place: int) -> None:
         if (one := self.chosen(place)) is not None:
             self.model.budgets.remove(one)
-            await self.bench.do(lambda tx: budgets.delete(tx, one["id"]))
+            await self.bench.do(lambda tx: budgets.delete_budget(tx, one["id"]))
 
     async def wait(self, passing: timedelta) -> None:
         self.bench.clock[0] += passing
@@ -295,7 +301,7 @@ class Checked:
             budget, held = found[one["id"]], self.model.held(one, None, now)
             left = max(0, one["limit"] - one["spent"] - held)
             amounts = (budget.limit_usd, budget.spent_usd, budget.held_usd, budget.remaining_usd)
-            assert tuple(map(nanos, amounts)) == (one["limit"], one["spent"], held, left)
+            assert tuple(map(nanos_from_usd, amounts)) == (one["limit"], one["spent"], held, left)
             share = one["spent"] / one["limit"]
             assert budget.status == ("exhausted" if share >= 1 else "warned" if share >= 0.8 else "ok")
             assert (budget.warned_at, budget.enabled) == (one["warned"], one["enabled"])

@@ -14,12 +14,12 @@ import msgspec
 
 from domain import accounts
 from domain.accounts import Register
-from domain.events import Asked, Event
+from domain.events import EventQuery, ExecutionEvent
 from domain.executions import Execution
 from domain.ports import Tx
 from infra.credentials import new_token, token_hash
 from infra.embedded.children import find_free_ports
-from infra.wiring import Parts
+from infra.wiring import Resources
 from scripts.demo import packed
 from scripts.processes import Process
 
@@ -124,7 +124,7 @@ async def tenant(url: str) -> AsyncIterator[Tenant]:
 
 
 @asynccontextmanager
-async def found_tenant(resources: Parts, url: str, credentials: tuple[str, str]) -> AsyncIterator[Tenant]:
+async def found_tenant(resources: Resources, url: str, credentials: tuple[str, str]) -> AsyncIterator[Tenant]:
     """Add a tenant and its admin straight to the database, with a password whose slow hash exists already.
 
     `credentials` are the password and its hash. It is what `POST /auth/register` does, without the time of hashing.
@@ -164,9 +164,9 @@ async def api_beside(system: Any, **environment: str) -> AsyncIterator[str]:
         await running
 
 
-async def events_of(tx: Tx, execution: Execution, seq: int = 0) -> list[Event]:
+async def events_of(tx: Tx, execution: Execution, seq: int = 0) -> list[ExecutionEvent]:
     """The log of an execution after an event."""
-    asked = Asked(tenant_id=execution.tenant_id, execution_id=execution.id, seq=seq)
-    (found,) = await tx.events.after_all([asked], 1000)
+    asked = EventQuery(tenant_id=execution.tenant_id, execution_id=execution.id, seq=seq)
+    (found,) = await tx.events.find_slices([asked], 1000)
     assert found is not None
     return found.events

@@ -9,8 +9,8 @@ import msgspec
 
 from domain import executions
 from domain.agents import Spec
-from domain.executions import Ended, Execution, RunLane, Start, steps
-from domain.executions.steps import Step
+from domain.executions import AttemptOutcome, Execution, ExecutionStart, RunLane, steps
+from domain.executions.steps import RunStep
 from domain.plans import coordinator, service
 from domain.plans.coordinator import PlanCache
 from domain.plans.schema import AgentWork, Plan, PlanStep
@@ -50,11 +50,11 @@ class World:
     async def start(self, *steps: PlanStep, **more: Any) -> str:
         plan = Plan(kind="workflow", name="plan", steps=list(steps), **more)
         async with self.store.begin(self.caller) as tx:
-            return (await service.start_plan(tx, self.caller, plan, Start(inputs={"n": 1}))).id
+            return (await service.start_plan(tx, self.caller, plan, ExecutionStart(inputs={"n": 1}))).id
 
     async def get(self, execution_id: str) -> Execution:
         async with self.store.begin(self.caller) as tx:
-            return await executions.get(tx, execution_id)
+            return await executions.get_execution(tx, execution_id)
 
     async def advance(self, execution_id: str, known: PlanCache | None = None, die: bool = False) -> PlanCache | None:
         async with self.store.begin(self.caller) as tx:
@@ -70,12 +70,14 @@ class World:
     async def work_off(self, most: int = 100, error: str | None = None, lane: RunLane = "run") -> list[str]:
         """Claim what waits in a lane and settle it. Returns the steps."""
         async with self.store.begin_single() as tx:
-            claimed = await executions.claim(tx, "worker", timedelta(seconds=60), most, lane=lane)
+            claimed = await executions.claim_executions(tx, "worker", timedelta(seconds=60), most, lane=lane)
         for one in claimed:
             async with self.store.begin(self.caller) as tx:
                 outcome = Outcome(output=msgspec.json.encode({"step": one.step}))
                 failed = Outcome(error_type=error, error_message="no")
-                await executions.finish(tx, [Ended(execution=one, outcome=failed if error else outcome, written=[])])
+                await executions.settle_executions(
+                    tx, [AttemptOutcome(execution=one, outcome=failed if error else outcome, events=[])]
+                )
         return [one.step or "" for one in claimed]
 
     async def to_its_end(self, execution_id: str) -> Execution:
@@ -116,10 +118,10 @@ class World:
     async def ask(self, *call_ids: str) -> Execution:
         """Claim the next run of a model agent and have it wait for these tool calls."""
         async with self.store.begin_single() as tx:
-            (taken,) = await executions.claim(tx, "worker", timedelta(seconds=60), 1, lane="llm")
+            (taken,) = await executions.claim_executions(tx, "worker", timedelta(seconds=60), 1, lane="llm")
         async with self.store.begin(self.caller) as tx:
             waiting = [
-                Step(
+                RunStep(
                     execution_id=taken.id,
                     path=f"1.{place}",
                     kind="tool",
@@ -133,8 +135,8 @@ class World:
                 for place, call_id in enumerate(call_ids)
             ]
             for step in waiting:
-                await steps.write(tx, step, [])
-            await steps.park(tx, taken, waiting)
+                await steps.write_step(tx, step, [])
+            await steps.park_for_approval(tx, taken, waiting)
         return taken
 
     async def answer(self) -> list[str]:

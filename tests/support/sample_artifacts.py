@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from domain.artifacts import Recorded, recorded
+from domain.artifacts import ArtifactRecord, build_record
 from domain.shared.errors import DomainError
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
 
-def record(sent: Any, execution_id: str | None = None) -> Recorded:
+def record(sent: Any, execution_id: str | None = None) -> ArtifactRecord:
     body = sent if isinstance(sent, bytes) else json.dumps(sent).encode()
-    return recorded(body, tenant_id="tenant-1", user_id="user-1", now=NOW, execution_id=execution_id)
+    return build_record(body, tenant_id="tenant-1", user_id="user-1", now=NOW, execution_id=execution_id)
 
 
 def refusal(sent: Any, execution_id: str | None = None) -> DomainError:

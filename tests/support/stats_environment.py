@@ -9,13 +9,13 @@ import msgspec
 import pytest
 
 from domain import artifacts, evaluations
-from domain.artifacts import Metadata, service
-from domain.artifacts.service import Stored
-from domain.evaluations import Claimed, NewEvaluation
-from domain.evaluations.scoring import Scores
+from domain.artifacts import ArtifactMetadata, service
+from domain.artifacts.service import PackedArtifact
+from domain.evaluations import ClaimedEvaluation, NewEvaluation
+from domain.evaluations.scoring import EvaluationScores
 from domain.shared.errors import DomainError
 from domain.shared.pages import Page
-from domain.stats import SCALE
+from domain.stats import NANOS_PER_UNIT
 from infra.postgres.store import PostgresStore
 from tests.support.isolated_database import Apart
 from tests.support.stats_oracle import (
@@ -45,12 +45,14 @@ class World:
     async def insert(self, whose: int, batches: list[list[NewEvaluation]]) -> None:
         owner = self._owners[whose]
         async with self._store.begin(owner.caller) as tx:
-            made = [evaluations.evaluated(*_names(owner), batch, tx.now, batch=True) for batch in batches]
+            made = [evaluations.build_evaluations(*_names(owner), batch, tx.now, batch=True) for batch in batches]
             if batches == [batches[0][:1]]:
-                assert await evaluations.created(tx, made) == made[0]
+                assert await evaluations.create_evaluations(tx, made) == made[0]
             else:
-                answers = await evaluations.created_batches(tx, made)
-                assert answers == [evaluations.Batch(created=len(sent), ids=[one.id for one in sent]) for sent in made]
+                answers = await evaluations.create_batches(tx, made)
+                assert answers == [
+                    evaluations.EvaluationBatch(created=len(sent), ids=[one.id for one in sent]) for sent in made
+                ]
         owner.evaluations |= {one.id: one for batch in made for one in batch}
 
     async def delete(self, whose: int, places: list[int]) -> None:
@@ -58,11 +60,11 @@ class World:
         chosen = _chosen(owner.evaluations, places)
         async with self._store.begin(owner.caller) as tx:
             for row_id in chosen:
-                await evaluations.delete(tx, row_id)
+                await evaluations.delete_evaluation(tx, row_id)
                 assert await tx.evaluations.delete_many([row_id]) == 0
         owner.gone += [owner.evaluations.pop(row_id) for row_id in chosen]
 
-    async def compute(self, most: int, drawn: list[Scores | None], twist: str) -> None:
+    async def compute(self, most: int, drawn: list[EvaluationScores | None], twist: str) -> None:
         claimed = await self._claim(most)
         if twist == "late":
             # The lease runs out, another worker has it, and then the first comes back.
@@ -81,10 +83,10 @@ class World:
                 (o.evaluations[one.evaluation.id] for o in self._owners if one.evaluation.id in o.evaluations), None
             )
             if row is not None and found is not None:
-                row.computed, row.metrics = evaluations.missing(row), "computed"
-                for name in Scores.__struct_fields__:
+                row.computed, row.metrics = evaluations.list_missing_scores(row), "computed"
+                for name in EvaluationScores.__struct_fields__:
                     setattr(row, name, getattr(found, name))
-            elif row is not None and one.attempt >= evaluations.MAX_ATTEMPTS:
+            elif row is not None and one.attempt >= evaluations.MAX_SCORING_ATTEMPTS:
                 row.metrics = "failed"
         if twist == "twice":
             # What was written down stays; one that could not be computed was given back, so that leaves it out.
@@ -95,7 +97,7 @@ class World:
         owner, known = self._owners[whose], {}
         async with self._store.begin(owner.caller) as tx:
             made = [
-                artifacts.recorded(
+                artifacts.build_record(
                     json.dumps(one).encode(),
                     **dict(zip(("tenant_id", "user_id"), _names(owner), strict=True)),
                     now=tx.now,
@@ -103,10 +105,12 @@ class World:
                 )
                 for one in sent
             ]
-            answers = await service.store(tx, [Stored(recorded=one, packed=b"packed") for one in made])
+            answers = await service.store_artifacts(
+                tx, [PackedArtifact(record=one, packed_body=b"packed") for one in made]
+            )
         before = {one.metadata.kurral_id: one for one in owner.artifacts.values()}
         for one, answer in zip(made, answers, strict=True):
-            if isinstance(answer, Metadata) and answer.id == one.metadata.id:
+            if isinstance(answer, ArtifactMetadata) and answer.id == one.metadata.id:
                 assert one.metadata.kurral_id not in before | known, "stored twice"
                 known[one.metadata.kurral_id] = one
         for one, answer in zip(made, answers, strict=True):
@@ -123,7 +127,7 @@ class World:
         chosen = _chosen(owner.artifacts, places)
         async with self._store.begin(owner.caller) as tx:
             if len(chosen) == 1:
-                await service.delete(tx, owner.artifacts[chosen[0]].metadata.kurral_id)
+                await service.delete_artifact(tx, owner.artifacts[chosen[0]].metadata.kurral_id)
             else:
                 assert await tx.artifacts.delete(chosen, tx.now) == len(chosen)
             assert await tx.artifacts.delete(chosen, tx.now) == 0
@@ -132,7 +136,7 @@ class World:
     async def fold(self, whose: int, kind: Any, most: int) -> None:
         before = await self._deltas(whose, kind)
         async with self._store.begin(self._owners[whose].caller) as tx:
-            folded = await tx.stats.fold(kind, most)
+            folded = await tx.stats.fold_deltas(kind, most)
         assert folded == min(most, before)
         assert await self._deltas(whose, kind) == before - folded
 
@@ -141,8 +145,8 @@ class World:
         owner = self._owners[whose]
         try:
             async with self._store.begin(owner.caller) as tx, self._store.begin(owner.caller) as other:
-                await tx.stats.fold(kind, most)
-                assert await other.stats.fold(kind, most) == 0
+                await tx.stats.fold_deltas(kind, most)
+                assert await other.stats.fold_deltas(kind, most) == 0
                 await self.ask(whose)
                 if lost:
                     raise Lost
@@ -185,8 +189,8 @@ class World:
         owner = self._owners[whose]
         since, until = owner.bounds(*bounds)
         evaluated, recorded = list(owner.evaluations.values()), [row.metadata for row in owner.artifacts.values()]
-        first = evaluations.Filter(**_known(of_evaluations or {}, evaluated), since=since, until=until)
-        second = service.Filter(**_known(of_artifacts or {}, recorded), start_date=since, end_date=until)
+        first = evaluations.EvaluationFilter(**_known(of_evaluations or {}, evaluated), since=since, until=until)
+        second = service.ArtifactFilter(**_known(of_artifacts or {}, recorded), start_date=since, end_date=until)
         async with self._store.begin(owner.caller) as tx:
             await self._ask_evaluations(tx, owner, first, days, bucket)
             await self._ask_artifacts(tx, owner, second, days, bucket, page)
@@ -195,12 +199,12 @@ class World:
                 (
                     owner.evaluated(first).rows,
                     await evaluations.list_evaluations(tx, first, page),
-                    lambda row: evaluations.after(tx, row, page.limit, wanted=first),
+                    lambda row: evaluations.list_evaluations_after(tx, row, page.limit, filters=first),
                 ),
                 (
                     [row.metadata for row in owner.recorded(second).rows],
-                    await tx.artifacts.page(second, page),
-                    lambda row: service.after(tx, row, page.limit, wanted=second),
+                    await tx.artifacts.list_page(second, page),
+                    lambda row: service.list_artifacts_after(tx, row, page.limit, filters=second),
                 ),
             ):
                 check_page(truth, listed, page)
@@ -213,19 +217,19 @@ class World:
 
     async def _ask_evaluations(self, tx: Any, owner: Owner, wanted: Any, days: int, bucket: Any) -> None:
         truth = owner.evaluated(wanted)
-        await check_groups(tx, evaluations.question(wanted), truth)
-        await check_evaluations(await evaluations.stats(tx, wanted, None), truth, wanted.since)
+        await check_groups(tx, evaluations.query_from_filter(wanted), truth)
+        await check_evaluations(await evaluations.compute_evaluation_stats(tx, wanted, None), truth, wanted.since)
         if wanted.until is None or wanted.since is None:
             since = (tx.now - days * DAY).replace(minute=0, second=0, microsecond=0)
             of_days = msgspec.structs.replace(wanted, since=None)
             if wanted.until is None or wanted.until >= since:
                 truth = owner.evaluated(msgspec.structs.replace(of_days, since=since))
-                await check_evaluations(await evaluations.stats(tx, of_days, days), truth, since)
+                await check_evaluations(await evaluations.compute_evaluation_stats(tx, of_days, days), truth, since)
         free = msgspec.structs.replace(wanted, since=None, until=None)
         if wanted != free:
             with pytest.raises(DomainError, match="days"):
-                await evaluations.timeseries(tx, wanted, days, bucket)
-        points = await evaluations.timeseries(tx, free, days, bucket)
+                await evaluations.compute_evaluation_timeseries(tx, wanted, days, bucket)
+        points = await evaluations.compute_evaluation_timeseries(tx, free, days, bucket)
         for begin, end, point in buckets_of(tx.now, days, bucket, points):
             truth = owner.evaluated(msgspec.structs.replace(free, since=begin, until=end))
             assert msgspec.structs.asdict(point) == {
@@ -238,8 +242,8 @@ class World:
 
     async def _ask_artifacts(self, tx: Any, owner: Owner, wanted: Any, days: int, bucket: Any, page: Page) -> None:
         truth = owner.recorded(wanted)
-        await check_groups(tx, service.question(wanted), truth)
-        found = msgspec.structs.asdict(await service.stats(tx, wanted))
+        await check_groups(tx, service.query_from_filter(wanted), truth)
+        found = msgspec.structs.asdict(await service.compute_artifact_stats(tx, wanted))
         truth.check_quantiles(*(found.pop(name) for name in ("p50", "p95", "p99")))
         known = truth.total["duration_ms_known"]
         expected = {
@@ -250,7 +254,7 @@ class World:
                 for n, name in ((0, "environment"), (2, "replay_level"), (6, "semantic_bucket"))
             },
             **{f"by_{name}": truth.by(n) for n, name in ((3, "model"), (4, "provider"), (5, "status"))},
-            "total_cost_usd": truth.total["cost_usd"] / SCALE,
+            "total_cost_usd": truth.total["cost_usd"] / NANOS_PER_UNIT,
             "total_tokens": truth.total["tokens"],
             "avg_duration_ms": truth.total["duration_ms"] / (1000 * known) if known else None,
             "error_rate": truth.rate("errors", "count", 100),
@@ -261,21 +265,21 @@ class World:
             list(expected[name]) for name in expected if name.startswith("by_")
         ]
         counted = [
-            service.BucketCount(semantic_bucket=name, count=count)
-            for name, count in owner.recorded(service.Filter()).by(6).items()
+            service.SemanticBucketCount(semantic_bucket=name, count=count)
+            for name, count in owner.recorded(service.ArtifactFilter()).by(6).items()
         ]
-        check_page(counted, await service.semantic_buckets(tx, page), page)
+        check_page(counted, await service.list_semantic_buckets(tx, page), page)
         free = msgspec.structs.replace(wanted, start_date=None, end_date=None)
         if wanted != free:
             with pytest.raises(DomainError, match="days"):
-                await service.timeseries(tx, wanted, days, bucket)
-        points = await service.timeseries(tx, free, days, bucket)
+                await service.compute_artifact_timeseries(tx, wanted, days, bucket)
+        points = await service.compute_artifact_timeseries(tx, free, days, bucket)
         for begin, end, point in buckets_of(tx.now, days, bucket, points):
             truth = owner.recorded(msgspec.structs.replace(free, start_date=begin, end_date=end))
             assert msgspec.structs.asdict(point) == {
                 "date": begin,
                 "count": len(truth.rows),
-                "total_cost": truth.total["cost_usd"] / SCALE,
+                "total_cost": truth.total["cost_usd"] / NANOS_PER_UNIT,
                 "total_tokens": truth.total["tokens"],
                 "errors": truth.total["errors"],
                 "deterministic": truth.total["deterministic"],
@@ -311,21 +315,21 @@ class World:
 
     async def _fold(self, whose: int, kind: Any, most: int) -> int:
         async with self._store.begin(self._owners[whose].caller) as tx:
-            return await tx.stats.fold(kind, most)
+            return await tx.stats.fold_deltas(kind, most)
 
     async def _deltas(self, whose: int, kind: str) -> int:
         query = "SELECT count(*) FROM stat_deltas WHERE tenant_id = $1 AND kind = $2"
         return int(await self._database.owner.fetchval(query, self._owners[whose].caller.tenant_id, kind))
 
-    async def _claim(self, most: int, later: timedelta = timedelta(0)) -> list[Claimed]:
+    async def _claim(self, most: int, later: timedelta = timedelta(0)) -> list[ClaimedEvaluation]:
         self._clock[0] += later
         async with self._store.begin_unbound() as tx:
-            claimed = await evaluations.claim(tx, most, LEASE)
+            claimed = await evaluations.claim_evaluations(tx, most, LEASE)
         self._clock[0] -= later
         return claimed
 
-    async def _settle(self, rows: list[tuple[Claimed, Scores | None]]) -> None:
+    async def _settle(self, rows: list[tuple[ClaimedEvaluation, EvaluationScores | None]]) -> None:
         for owner in self._owners:
             mine = [row for row in rows if row[0].evaluation.tenant_id == owner.caller.tenant_id]
             async with self._store.begin_for(owner.caller.tenant_id) as tx:
-                await evaluations.settle(tx, mine)
+                await evaluations.settle_evaluations(tx, mine)

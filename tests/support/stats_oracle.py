@@ -11,14 +11,14 @@ import msgspec
 
 from domain import evaluations
 from domain.artifacts import service
-from domain.artifacts.record import Recorded
-from domain.evaluations import Claimed, Evaluation
-from domain.evaluations.scoring import Scores
+from domain.artifacts.record import ArtifactRecord
+from domain.evaluations import ClaimedEvaluation, Evaluation
+from domain.evaluations.scoring import EvaluationScores
 from domain.shared.access import Caller
 from domain.shared.pages import Listing, Page
 from domain.shared.times import OLDEST
-from domain.stats import ACCURACY, QUANTILES, SCALE
-from infra.sketches import SMALLEST
+from domain.stats import NANOS_PER_UNIT, QUANTILE_ACCURACY, QUANTILE_FRACTIONS
+from infra.sketches import SMALLEST_VALUE
 from tests.support.stats_strategies import BEGINS, BESIDE, DAY, HOUR, NOWS
 
 _LISTS = {"semantic_bucket": "semantic_buckets", "tag": "tags"}
@@ -26,11 +26,11 @@ _MEASURED = ("latency_sec", "throughput_qps", "semantic_drift", "uncertainty", "
 _TOLD = ("latency", "throughput", *_MEASURED[2:])
 
 
-def scaled(value: float | None, by: int = SCALE) -> int:
+def scaled(value: float | None, by: int = NANOS_PER_UNIT) -> int:
     return 0 if value is None else round(value * by)
 
 
-def counts_as(row: Evaluation | Recorded) -> tuple[tuple[Any, ...], dict[str, int], float | None]:
+def counts_as(row: Evaluation | ArtifactRecord) -> tuple[tuple[Any, ...], dict[str, int], float | None]:
     """Dimensions, measures, and the value that quantiles are taken of."""
     if isinstance(row, Evaluation):
         dims = row.model_name, row.agent_name, row.mode, row.hallucinated
@@ -60,7 +60,7 @@ class Lost(Exception):
 
 def interpolate_quantile(values: Iterable[float], wanted: float) -> float | None:
     """The exact quantile, as Postgres' `percentile_cont` has it; what counts as zero is zero."""
-    ordered = sorted(value if value >= SMALLEST else 0.0 for value in values)
+    ordered = sorted(value if value >= SMALLEST_VALUE else 0.0 for value in values)
     if not ordered:
         return None
     rank = wanted * (len(ordered) - 1)
@@ -72,13 +72,13 @@ def assert_near(value: float | None, exact: float | None) -> None:
     if value is None or exact is None:
         assert value is exact
     else:
-        assert abs(value - exact) <= ACCURACY * exact * (1 + 1e-9)
+        assert abs(value - exact) <= QUANTILE_ACCURACY * exact * (1 + 1e-9)
 
 
 class Truth:
     """Brute force over rows."""
 
-    def __init__(self, rows: Iterable[Evaluation | Recorded]) -> None:
+    def __init__(self, rows: Iterable[Evaluation | ArtifactRecord]) -> None:
         self.rows, self.groups, self.values = list(rows), defaultdict[Any, Counter[str]](Counter), list[float]()
         for dims, measures, value in map(counts_as, self.rows):
             self.groups[dims].update(measures)
@@ -94,12 +94,14 @@ class Truth:
 
     def check_quantiles(self, *found: float | None) -> None:
         """Hold quantiles to those that Postgres' `percentile_cont` interpolates, within the stated error."""
-        for wanted, value in zip(QUANTILES, found, strict=True):
+        for wanted, value in zip(QUANTILE_FRACTIONS, found, strict=True):
             assert_near(value, interpolate_quantile(self.values, wanted))
 
     def averages(self) -> dict[str, float | None]:
         return {
-            f"avg_{told}": self.total[name] / (SCALE * known) if (known := self.total[f"{name}_known"]) else None
+            f"avg_{told}": self.total[name] / (NANOS_PER_UNIT * known)
+            if (known := self.total[f"{name}_known"])
+            else None
             for told, name in zip(_TOLD, _MEASURED, strict=True)
         }
 
@@ -113,7 +115,7 @@ class Owner:
     def __init__(self, caller: Caller) -> None:
         self.caller = caller
         self.evaluations: dict[str, Evaluation] = {}
-        self.artifacts: dict[str, Recorded] = {}
+        self.artifacts: dict[str, ArtifactRecord] = {}
         self.gone: list[Any] = []
 
     def bounds(self, *wanted: datetime | int | None) -> tuple[datetime | None, datetime | None]:
@@ -124,7 +126,7 @@ class Owner:
         )
         return (until, since) if since and until and until < since else (since, until)
 
-    def evaluated(self, wanted: evaluations.Filter) -> Truth:
+    def evaluated(self, wanted: evaluations.EvaluationFilter) -> Truth:
         names = [name for name in wanted.__struct_fields__ if name not in ("since", "until")]
         return Truth(
             row
@@ -134,7 +136,7 @@ class Owner:
             and (wanted.until is None or row.created_at < wanted.until)
         )
 
-    def recorded(self, wanted: service.Filter) -> Truth:
+    def recorded(self, wanted: service.ArtifactFilter) -> Truth:
         names = ("environment", "deterministic", "replay_level", "model_name", "provider", "status", "run_id")
         names += ("error_type", "execution_id", "labelled_tenant")
         rows = sorted(self.artifacts.values(), key=lambda r: (r.metadata.created_at, r.metadata.id), reverse=True)
@@ -170,12 +172,12 @@ def _chosen(rows: dict[str, Any], places: list[int]) -> list[str]:
     return list(dict.fromkeys(sorted(rows)[place % len(rows)] for place in places)) if rows else []
 
 
-def _scores(claimed: list[Claimed], drawn: list[Scores | None]) -> list[Scores | None]:
+def _scores(claimed: list[ClaimedEvaluation], drawn: list[EvaluationScores | None]) -> list[EvaluationScores | None]:
     """Drawn scores where the caller sent none; some cannot be computed."""
-    made: list[Scores | None] = []
+    made: list[EvaluationScores | None] = []
     for number, one in enumerate(claimed):
         found = drawn[number % len(drawn)]
-        sent = {name: getattr(one.evaluation, name) for name in Scores.__struct_fields__}
+        sent = {name: getattr(one.evaluation, name) for name in EvaluationScores.__struct_fields__}
         sent = {name: value for name, value in sent.items() if value is not None}
         made.append(None if found is None else msgspec.structs.replace(found, **sent))
     return made

@@ -7,11 +7,11 @@ from uuid import UUID
 from hypothesis import strategies as st
 
 from domain.evaluations import NewEvaluation
-from domain.evaluations.scoring import Scores
+from domain.evaluations.scoring import EvaluationScores
 from domain.shared import ids
 from domain.shared.pages import Page
 from domain.shared.times import OLDEST
-from domain.stats import KINDS
+from domain.stats import RECORD_KINDS
 
 HOUR, DAY, LEASE = timedelta(hours=1), timedelta(days=1), timedelta(minutes=5)
 # Beginnings of months, days and hours, a leap day, and the oldest a record may be; the latest is what the clocks show.
@@ -45,10 +45,12 @@ EVALUATION = st.builds(
 )
 BATCH = st.lists(EVALUATION, min_size=1, max_size=6)
 SCORES = st.builds(
-    Scores, **{name: st.floats(0, 1) for name in Scores.__struct_fields__[:4]}, hallucinated=st.booleans()
+    EvaluationScores,
+    **{name: st.floats(0, 1) for name in EvaluationScores.__struct_fields__[:4]},
+    hallucinated=st.booleans(),
 )
 # What nothing else draws.
-OTHERS = Scores(**dict.fromkeys(Scores.__struct_fields__[:4], 0.987654321), hallucinated=True)
+OTHERS = EvaluationScores(**dict.fromkeys(EvaluationScores.__struct_fields__[:4], 0.987654321), hallucinated=True)
 EXECUTIONS = [ids.encode("exec", UUID(int=number)) for number in (1, 2)]
 ARTIFACT = st.fixed_dictionaries(
     {"kurral_id": st.sampled_from([f"k{number}" for number in range(6)])},
@@ -118,8 +120,8 @@ STEP = st.one_of(
     ),
     st.tuples(st.just("upload"), TENANT, ARTIFACT.map(lambda one: [one]), st.none()),
     st.tuples(st.just("forget"), TENANT, st.lists(PLACE, max_size=4)),
-    st.tuples(st.just("fold"), TENANT, st.sampled_from(KINDS), st.integers(1, 7) | st.just(2000)),
-    st.tuples(st.just("fold_beside"), TENANT, st.sampled_from(KINDS), st.integers(1, 9), st.booleans()),
+    st.tuples(st.just("fold"), TENANT, st.sampled_from(RECORD_KINDS), st.integers(1, 7) | st.just(2000)),
+    st.tuples(st.just("fold_beside"), TENANT, st.sampled_from(RECORD_KINDS), st.integers(1, 9), st.booleans()),
     st.tuples(st.just("fold_all")),
     st.tuples(st.just("turn_clock"), st.sampled_from(NOWS)),
     st.tuples(st.just("steal"), TENANT, PLACE),

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from domain import executions
-from domain.events import logged
-from domain.executions import Ended, Start
+from domain.events import build_log_event
+from domain.executions import AttemptOutcome, ExecutionStart
 from domain.ports import Outcome
 from domain.shared.leases import LostLease
 from infra.postgres.db import connect
@@ -72,27 +72,29 @@ async def test_a_batch_with_two_attempts_settles_with_the_one_that_holds(system)
         engine = connect(database.url, pool_size=2, application="tests")
         store = PostgresStore(engine, Silent(), lambda: now)
         async with store.begin(caller) as tx:
-            made = await executions.start(tx, caller, agent_id, Start())
+            made = await executions.start_execution(tx, caller, agent_id, ExecutionStart())
         async with store.begin_single() as tx:
-            (first,) = await executions.claim(tx, "w", LEASE, 1)
+            (first,) = await executions.claim_executions(tx, "w", LEASE, 1)
         now += LEASE * 2
         async with store.begin(caller) as tx:
-            await executions.take_back(tx, made.id)
+            await executions.requeue_expired(tx, made.id)
         async with store.begin_single() as tx:
-            (second,) = await executions.claim(tx, "w", LEASE, 1)
+            (second,) = await executions.claim_executions(tx, "w", LEASE, 1)
         both = [
-            Ended(
-                execution=one, outcome=Outcome(output=text), written=[logged("INFO", str(one.attempt), now, "stdout")]
+            AttemptOutcome(
+                execution=one,
+                outcome=Outcome(output=text),
+                events=[build_log_event("INFO", str(one.attempt), now, "stdout")],
             )
             for one, text in ((first, b'"old"'), (second, b'"new"'))
         ]
         async with store.begin_single() as tx:
-            settled = await executions.finish(tx, both)
+            settled = await executions.settle_executions(tx, both)
         async with store.begin(caller) as tx:
-            ended = await executions.get(tx, made.id)
+            ended = await executions.get_execution(tx, made.id)
             log = await events_of(tx, made)
         await engine.dispose()
-    assert settled.held == {(made.id, 2)}
+    assert settled.settled_attempts == {(made.id, 2)}
     assert (ended.status, ended.output_data, ended.attempt) == ("completed", "new", 2)
     assert [event.data["message"] for event in log if event.type == "log"] == ["2"]
     assert [event.seq for event in log] == list(range(1, len(log) + 1))

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from domain import costs
-from domain.costs import Hold, Spender, budgets
-from domain.costs.budgets import Budget, NewBudget, PatchBudget, began, dollars, nanos
+from domain.costs import BudgetReservation, CostAttribution, budgets
+from domain.costs.budgets import Budget, NewBudget, PatchBudget, find_period_start, format_dollars, nanos_from_usd
 from domain.shared import ids
 from domain.shared.errors import DomainError
 from domain.shared.pages import Page
@@ -67,7 +67,7 @@ async def test_a_crowd_passes_no_limit_and_comes_close(bench: Bench) -> None:
 
     async def call(number: int) -> None:
         own_dice = random.Random(number)
-        spender = Spender(
+        spender = CostAttribution(
             execution_id=runs[number % len(runs)],
             agent_id=own_dice.choice([*AGENTS, None]),
             key_id=own_dice.choice([*KEYS, None]),
@@ -84,7 +84,7 @@ async def test_a_crowd_passes_no_limit_and_comes_close(bench: Bench) -> None:
                 continue
             granted[0] += 1
             await asyncio.sleep(own_dice.random() / 100)
-            await bench.settle(hold.id, spender, hold.granted * own_dice.choice([0.2, 0.9, 1, 1]))
+            await bench.settle(hold.id, spender, hold.amount_usd * own_dice.choice([0.2, 0.9, 1, 1]))
 
     async def lock() -> None:
         """As batches of other writers do."""
@@ -99,7 +99,9 @@ async def test_a_crowd_passes_no_limit_and_comes_close(bench: Bench) -> None:
     async def watch() -> None:
         while not done.is_set():
             for one in await bench.all():
-                assert nanos(one.spent_usd) + nanos(one.held_usd) <= nanos(one.limit_usd), one
+                assert nanos_from_usd(one.spent_usd) + nanos_from_usd(one.held_usd) <= nanos_from_usd(one.limit_usd), (
+                    one
+                )
             await asyncio.sleep(0.01)
 
     async with asyncio.TaskGroup() as around:
@@ -112,13 +114,17 @@ async def test_a_crowd_passes_no_limit_and_comes_close(bench: Bench) -> None:
         finally:
             done.set()
     found = {one.id: one for one in await bench.all()}
-    assert all(nanos(found[one].spent_usd) <= nanos(limit) for one, limit in limits.items())
+    assert all(nanos_from_usd(found[one].spent_usd) <= nanos_from_usd(limit) for one, limit in limits.items())
     assert all(one.held_usd == 0 for one in found.values())
     spent_by_runs = [await bench.total_cost(run) for run in runs]
-    assert all(nanos(spent) <= nanos(0.3) for spent in spent_by_runs)
+    assert all(nanos_from_usd(spent) <= nanos_from_usd(0.3) for spent in spent_by_runs)
     # Whoever gave up was refused a tenth of a cent. So there is no room for that left anywhere it was asked for.
     whole = [one for one in found.values() if one.scope == "tenant"]
-    assert sum(map(nanos, spent_by_runs)) == nanos(whole[0].spent_usd) == nanos(whole[1].spent_usd)
+    assert (
+        sum(map(nanos_from_usd, spent_by_runs))
+        == nanos_from_usd(whole[0].spent_usd)
+        == nanos_from_usd(whole[1].spent_usd)
+    )
     assert 2.0 - 0.001 < whole[0].spent_usd <= 2.0
     assert granted[0] > 50
     assert refused[0] > 50
@@ -126,7 +132,7 @@ async def test_a_crowd_passes_no_limit_and_comes_close(bench: Bench) -> None:
 
 async def test_a_crowd_of_one_run_passes_no_limit_of_its_own(bench: Bench) -> None:
     """There is no budget here that would make them come one by one."""
-    spender = Spender(execution_id=await started(bench.database, bench.caller), cost_limit=1.0)
+    spender = CostAttribution(execution_id=await started(bench.database, bench.caller), cost_limit=1.0)
 
     async def call(number: int) -> None:
         amount = 0.04 + number / 1000
@@ -144,7 +150,7 @@ async def test_a_crowd_of_one_run_passes_no_limit_of_its_own(bench: Bench) -> No
 async def test_a_budget_made_in_the_middle_has_what_was_spent(bench: Bench) -> None:
     """Also while calls are being settled: each is counted once."""
     agent = await bench.database.agent(bench.caller)
-    spenders = [Spender(agent_id=agent), Spender(agent_id=AGENTS[0]), Spender()]
+    spenders = [CostAttribution(agent_id=agent), CostAttribution(agent_id=AGENTS[0]), CostAttribution()]
     for days, cost in ((40, 0.5), (20, 0.25), (2, 0.125), (0, 0.0625)):
         bench.clock[0] = NOW - timedelta(days=days)
         for spender in spenders:
@@ -152,7 +158,7 @@ async def test_a_budget_made_in_the_middle_has_what_was_spent(bench: Bench) -> N
     bench.clock[0], done = NOW, asyncio.Event()
     made_meanwhile: list[Budget] = []
 
-    async def spend(spender: Spender) -> None:
+    async def spend(spender: CostAttribution) -> None:
         while not done.is_set():
             await bench.settle(None, spender, 0.001)
 
@@ -162,7 +168,9 @@ async def test_a_budget_made_in_the_middle_has_what_was_spent(bench: Bench) -> N
                 for period in ("day", "week", "month", "total"):
                     for scope, subject in (("tenant", None), ("agent", agent)):
                         wanted = NewBudget(scope=scope, subject=subject, limit_usd=1000, period=period)
-                        made_meanwhile.append(await bench.do(lambda tx, w=wanted: budgets.create(tx, bench.caller, w)))
+                        made_meanwhile.append(
+                            await bench.do(lambda tx, w=wanted: budgets.create_budget(tx, bench.caller, w))
+                        )
         finally:
             done.set()
 
@@ -175,18 +183,18 @@ async def test_a_budget_made_in_the_middle_has_what_was_spent(bench: Bench) -> N
         subject = None if one.subject is None else ids.decode("agent", one.subject)
         since = one.period_start or datetime(1, 1, 1, tzinfo=UTC)
         exact = await bench.database.owner.fetchval(query, bench.caller.tenant_id, subject, since)
-        assert nanos((await bench.get(one.id)).spent_usd) == exact
+        assert nanos_from_usd((await bench.get(one.id)).spent_usd) == exact
 
 
 async def test_without_a_limit_nothing_is_written_and_a_free_call_is_always_let_through(bench: Bench) -> None:
-    spender = Spender(execution_id=await started(bench.database, bench.caller), agent_id=AGENTS[0])
+    spender = CostAttribution(execution_id=await started(bench.database, bench.caller), agent_id=AGENTS[0])
     await bench.budget("agent", AGENTS[1], 0.01)
-    assert await bench.hold(spender, 5.0) == Hold(id=None, granted=5.0)
+    assert await bench.hold(spender, 5.0) == BudgetReservation(id=None, amount_usd=5.0)
     assert await bench.database.owner.fetchval("SELECT count(*) FROM cost_holds") == 0
     spent = await bench.budget("tenant", None, 0.01)
     await bench.settle(None, spender, 0.02)
     assert (await bench.get(spent.id)).status == "exhausted"
-    assert await bench.hold(spender, 0.0) == Hold(id=None, granted=0.0)
+    assert await bench.hold(spender, 0.0) == BudgetReservation(id=None, amount_usd=0.0)
     assert (await bench.settle(None, spender, 0.0)).warnings == []
     with pytest.raises(DomainError, match="budget"):
         await bench.hold(spender, 0.000000001)
@@ -194,13 +202,13 @@ async def test_without_a_limit_nothing_is_written_and_a_free_call_is_always_let_
 
 async def test_a_refusal_says_which_budget_and_how_much_is_left(bench: Bench) -> None:
     run = await started(bench.database, bench.caller)
-    spender = Spender(execution_id=run, agent_id=AGENTS[0], key_id=KEYS[0], workflow_id=WORKFLOWS[0])
+    spender = CostAttribution(execution_id=run, agent_id=AGENTS[0], key_id=KEYS[0], workflow_id=WORKFLOWS[0])
     whole = await bench.budget("tenant", None, 5.0, "month")
     await bench.settle(None, spender, 4.9988)
 
     async def refused(wanted: float, **fields: Any) -> str:
         with pytest.raises(DomainError) as caught:
-            await bench.hold(Spender(execution_id=run, key_id=KEYS[0], agent_id=AGENTS[0], **fields), wanted)
+            await bench.hold(CostAttribution(execution_id=run, key_id=KEYS[0], agent_id=AGENTS[0], **fields), wanted)
         assert caught.value.code == "budget_exceeded"
         return caught.value.detail
 
@@ -208,10 +216,10 @@ async def test_a_refusal_says_which_budget_and_how_much_is_left(bench: Bench) ->
     assert await refused(0.01) == said
     # What is needed less than the rest is granted in part.
     hold = await bench.hold(spender, 0.01, 0.001)
-    assert hold.granted == 0.0012
+    assert hold.amount_usd == 0.0012
     assert (await bench.get(whole.id)).remaining_usd == 0
     await bench.settle(hold.id, spender, 0.0)
-    await bench.do(lambda tx: budgets.patch(tx, whole.id, PatchBudget(enabled=False)))
+    await bench.do(lambda tx: budgets.update_budget(tx, whole.id, PatchBudget(enabled=False)))
     await bench.budget("key", KEYS[0], 0.5, "day")
     assert (
         await refused(1.5) == "The API key's budget of $0.5000 per day has $0.5000 left; this call needs up to $1.50."
@@ -228,7 +236,7 @@ async def test_a_refusal_says_which_budget_and_how_much_is_left(bench: Bench) ->
 
 async def test_a_warning_comes_once_in_a_period_and_anew_after_the_limit_was_raised(bench: Bench) -> None:
     run = await started(bench.database, bench.caller)
-    spender = Spender(execution_id=run, cost_limit=10.0)
+    spender = CostAttribution(execution_id=run, cost_limit=10.0)
     budget = await bench.budget("tenant", None, 1.0, "day")
 
     async def warned(cost: float) -> list[str]:
@@ -246,11 +254,11 @@ async def test_a_warning_comes_once_in_a_period_and_anew_after_the_limit_was_rai
     assert await warned(0.5) == []
     assert await warned(0.5) == ["The tenant's budget of $1.00 per day is spent to 100 %: $1.00."]
     assert (await bench.get(budget.id)).status == "exhausted"
-    patched = await bench.do(lambda tx: budgets.patch(tx, budget.id, PatchBudget(limit_usd=2.0)))
+    patched = await bench.do(lambda tx: budgets.update_budget(tx, budget.id, PatchBudget(limit_usd=2.0)))
     assert (patched.status, patched.warned_at) == ("ok", None)
     assert len(await warned(0.7)) == 1
     # The run's own limit: 2.61 of 10 dollars so far.
-    await bench.do(lambda tx: budgets.delete(tx, budget.id))
+    await bench.do(lambda tx: budgets.delete_budget(tx, budget.id))
     assert await warned(5.38) == []
     assert await warned(0.01) == ["The run's cost limit of $10.00 is spent to 80 %: $8.00."]
     assert await warned(1.0) == []
@@ -258,7 +266,7 @@ async def test_a_warning_comes_once_in_a_period_and_anew_after_the_limit_was_rai
 
 async def test_each_warning_comes_once_from_many_at_once(bench: Bench) -> None:
     run = await started(bench.database, bench.caller)
-    spender = Spender(execution_id=run, cost_limit=0.5)
+    spender = CostAttribution(execution_id=run, cost_limit=0.5)
     await bench.budget("tenant", None, 0.5)
     settled = await asyncio.gather(*(bench.settle(None, spender, 0.01) for _ in range(50)))
     scopes = sorted(one.scope for each in settled for one in each.warnings)
@@ -268,7 +276,7 @@ async def test_each_warning_comes_once_from_many_at_once(bench: Bench) -> None:
 
 async def test_a_killed_worker_s_hold_lapses_and_is_settled_all_the_same(bench: Bench) -> None:
     run = await started(bench.database, bench.caller)
-    spender = Spender(execution_id=run, cost_limit=1.0)
+    spender = CostAttribution(execution_id=run, cost_limit=1.0)
     budget = await bench.budget("tenant", None, 1.0)
     lost = await bench.hold(spender, 0.9, seconds=30)
     with pytest.raises(DomainError, match=r"\$0\.1000 left"):
@@ -290,26 +298,28 @@ async def test_a_killed_worker_s_hold_lapses_and_is_settled_all_the_same(bench: 
 async def test_the_same_cost_counts_once(bench: Bench) -> None:
     """Whoever lost the answer to a commit tries again."""
     run = await started(bench.database, bench.caller)
-    spender, cost_id = Spender(execution_id=run), ids.new("cost")
+    spender, cost_id = CostAttribution(execution_id=run), ids.new("cost")
     budget = await bench.budget("tenant", None, 1.0)
-    found = [await bench.do(lambda tx: costs.settle(tx, None, spender, called(0.9), cost_id=cost_id)) for _ in range(3)]
+    found = [
+        await bench.do(lambda tx: costs.settle_call(tx, None, spender, called(0.9), cost_id=cost_id)) for _ in range(3)
+    ]
     assert [(one.cost_id, one.repeated, len(one.warnings)) for one in found] == [
         (cost_id, False, 1),
         (cost_id, True, 0),
         (cost_id, True, 0),
     ]
     assert (await bench.get(budget.id)).spent_usd == await bench.total_cost(run) == 0.9
-    listed = await bench.do(lambda tx: costs.list_costs(tx, costs.Filter(), Page(limit=1)))
+    listed = await bench.do(lambda tx: costs.list_costs(tx, costs.CostFilter(), Page(limit=1)))
     assert (listed.total, listed.total_cost) == (1, 0.9)
-    assert (await bench.do(lambda tx: costs.summary(tx, "day"))).total_cost == 0.9
+    assert (await bench.do(lambda tx: costs.summarize_costs(tx, "day"))).total_cost == 0.9
 
 
 async def test_a_clock_that_is_behind_counts_in_the_newer_period(bench: Bench) -> None:
     budget = await bench.budget("tenant", None, 1.0, "day")
     bench.clock[0] = NOW + timedelta(hours=2)
-    await bench.settle(None, Spender(), 0.5)
+    await bench.settle(None, CostAttribution(), 0.5)
     bench.clock[0] = NOW
-    await bench.settle(None, Spender(), 0.25)
+    await bench.settle(None, CostAttribution(), 0.25)
     bench.clock[0] = NOW + timedelta(hours=2)
     assert (await bench.get(budget.id)).spent_usd == 0.75
 
@@ -317,7 +327,7 @@ async def test_a_clock_that_is_behind_counts_in_the_newer_period(bench: Bench) -
 @settings(max_examples=300, deadline=None)
 @given(at=st.datetimes(datetime(2001, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)))
 def test_periods_begin_where_calendars_say(at: datetime) -> None:
-    day, week, month = (began(period, at) for period in ("day", "week", "month"))
+    day, week, month = (find_period_start(period, at) for period in ("day", "week", "month"))
     assert day <= at < day + timedelta(days=1)
     assert week <= at < week + timedelta(days=7)
     assert (week.weekday(), month.day, month.month) == (0, 1, at.month)
@@ -330,13 +340,13 @@ async def test_postgres_begins_periods_where_we_do(bench: Bench) -> None:
     for period in ("day", "week", "month", "total"):
         query = "SELECT budget_began($1, t) FROM unnest($2::timestamptz[]) WITH ORDINALITY AS u(t, n) ORDER BY n"
         found = await bench.database.owner.fetch(query, period, times)
-        assert [record[0] for record in found] == [began(period, at) for at in times]
+        assert [record[0] for record in found] == [find_period_start(period, at) for at in times]
 
 
 @given(amount=st.integers(0, 10**13))
 def test_sentences_round_to_the_safe_side(amount: int) -> None:
-    down, up = (float(dollars(amount, up).removeprefix("$")) for up in (False, True))
-    assert nanos(down) <= amount <= nanos(up)
+    down, up = (float(format_dollars(amount, up).removeprefix("$")) for up in (False, True))
+    assert nanos_from_usd(down) <= amount <= nanos_from_usd(up)
 
 
 # The API.

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from domain import costs
-from domain.costs import Call, Cost, Filter, Spender
+from domain.costs import BilledCall, Cost, CostAttribution, CostFilter
 from domain.llms.messages import Usage
 from domain.shared import ids
 from domain.shared.pages import Page
-from domain.stats import QUANTILES, SCALE
+from domain.stats import NANOS_PER_UNIT, QUANTILE_FRACTIONS
 from infra.postgres.store import PostgresStore
 from tests.support.isolated_database import Apart
 from tests.support.stats_oracle import assert_near, interpolate_quantile
@@ -30,14 +30,14 @@ KEYS = [ids.encode("key", UUID(int=1))]
 MONEY = st.sampled_from([0.0, 1e-9, 0.0045, 0.1, 0.2, 1 / 3, 2.5e-9, 1000.0]) | st.floats(0, 1000)
 COUNT = st.integers(0, 10**7)
 SPENDER = st.builds(
-    Spender,
+    CostAttribution,
     execution_id=st.none() | st.sampled_from(EXECUTIONS),
     agent_id=st.none() | st.sampled_from(AGENTS),
     agent_name=st.none() | NAME,
     key_id=st.none() | st.sampled_from(KEYS),
 )
 CALL = st.builds(
-    Call,
+    BilledCall,
     **dict.fromkeys(("provider", "model", "model_name"), NAME),
     usage=st.builds(Usage, **dict.fromkeys(Usage.__struct_fields__, COUNT)),
     cost_usd=MONEY,
@@ -66,7 +66,7 @@ ASK = st.tuples(TENANT, FILTER, BOUNDS, PAGE)
 
 
 def nanos(rows: list[Cost]) -> int:
-    return sum(round(row.cost_usd * SCALE) for row in rows)
+    return sum(round(row.cost_usd * NANOS_PER_UNIT) for row in rows)
 
 
 class Truth:
@@ -80,7 +80,7 @@ class Truth:
         for row in self.rows:
             if (value := getattr(row, name)) is not None:
                 found[value] += nanos([row])
-        return {name: cost / SCALE for name, cost in sorted(found.items(), key=lambda one: (-one[1], one[0]))}
+        return {name: cost / NANOS_PER_UNIT for name, cost in sorted(found.items(), key=lambda one: (-one[1], one[0]))}
 
     def groups(self) -> dict[Any, dict[str, int]]:
         found: dict[Any, Counter[str]] = defaultdict(Counter)
@@ -108,14 +108,14 @@ class World:
         self.database, self.store, self.callers, self.clock = database, store, callers, clock
         self.rows: list[dict[str, Cost]] = [{}, {}]
 
-    async def call(self, whose: int, sent: list[tuple[Spender, Call]]) -> None:
+    async def call(self, whose: int, sent: list[tuple[CostAttribution, BilledCall]]) -> None:
         for spender, call in sent:
             async with self.store.begin(self.callers[whose]) as tx:
-                settled = await costs.settle(tx, None, spender, call)
+                settled = await costs.settle_call(tx, None, spender, call)
             assert settled.warnings == []
             tokens = {name: getattr(call.usage, name) for name in (*Usage.__struct_fields__, "total_tokens")}
-            named = {name: getattr(spender, name) for name in Spender.__struct_fields__ if hasattr(Cost, name)}
-            told = {name: getattr(call, name) for name in Call.__struct_fields__ if name != "usage"}
+            named = {name: getattr(spender, name) for name in CostAttribution.__struct_fields__ if hasattr(Cost, name)}
+            told = {name: getattr(call, name) for name in BilledCall.__struct_fields__ if name != "usage"}
             self.rows[whose][settled.cost_id] = Cost(
                 id=settled.cost_id,
                 tenant_id=self.callers[whose].tenant_id,
@@ -148,7 +148,7 @@ class World:
 
     async def fold(self, whose: int, most: int) -> None:
         async with self.store.begin(self.callers[whose]) as tx:
-            await tx.stats.fold("costs", most)
+            await tx.stats.fold_deltas("costs", most)
 
     async def fold_all(self) -> None:
         folder = StatsFolder(self.store)
@@ -187,26 +187,28 @@ class World:
             )
         ]
         async with self.store.begin(self.callers[whose]) as tx:
-            found = await costs.list_costs(tx, Filter(**named, since=since, until=until), page)
+            found = await costs.list_costs(tx, CostFilter(**named, since=since, until=until), page)
             assert found.items == matching[page.offset : page.offset + page.limit]
-            assert (found.total, found.total_cost) == (len(matching), nanos(matching) / SCALE)
+            assert (found.total, found.total_cost) == (len(matching), nanos(matching) / NANOS_PER_UNIT)
             assert found.has_more == (page.offset + page.limit < len(matching))
             for period, days in DAYS.items():
                 begin = (tx.now - timedelta(days=days)).replace(minute=0, second=0, microsecond=0)
-                self._check(await costs.summary(tx, period), [row for row in rows if row.created_at >= begin])
+                self._check(await costs.summarize_costs(tx, period), [row for row in rows if row.created_at >= begin])
             if since or until:
-                self._check(await costs.summary(tx, None, since, until), within)
-            sums = await tx.stats.sums(costs.question(Filter(since=since, until=until)))
+                self._check(await costs.summarize_costs(tx, None, since, until), within)
+            sums = await tx.stats.sum_groups(costs.query_from_filter(CostFilter(since=since, until=until)))
             groups = {tuple(group.dims.values()): group.measures for group in sums.groups}
             assert groups == Truth(within).groups()
 
     def _check(self, summary: costs.CostSummary, rows: list[Cost]) -> None:
         truth, found = Truth(rows), msgspec.structs.asdict(summary)
-        for share, name in zip(QUANTILES, ("p50_duration_ms", "p95_duration_ms", "p99_duration_ms"), strict=True):
+        for share, name in zip(
+            QUANTILE_FRACTIONS, ("p50_duration_ms", "p95_duration_ms", "p99_duration_ms"), strict=True
+        ):
             assert_near(found.pop(name), interpolate_quantile((row.duration_ms for row in rows), share))
         expected = {
             **{name: found[name] for name in ("period", "since", "until")},
-            "total_cost": nanos(rows) / SCALE,
+            "total_cost": nanos(rows) / NANOS_PER_UNIT,
             **{
                 name: sum(getattr(row, name) for row in rows)
                 for name in ("total_tokens", "prompt_tokens", "completion_tokens")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from domain import builds, evaluations, executions
-from domain.evaluations import evaluated
-from domain.executions import Start
+from domain.evaluations import build_evaluations
+from domain.executions import ExecutionStart
 from domain.ports import Outcome
 from domain.queues import WorkerInfo, gauge_leader
 from domain.shared.errors import DomainError
@@ -118,37 +118,37 @@ async def test_handing_over_never_uses_up_attempts(system) -> None:
         store = PostgresStore(engine, Silent(), lambda: now)
         try:
             async with store.begin(caller) as tx:
-                made = await executions.start(tx, caller, agent_id, Start(max_attempts=2))
+                made = await executions.start_execution(tx, caller, agent_id, ExecutionStart(max_attempts=2))
                 upload = builds.Upload(version_id=builds.new_id(), path="uploads/x", sha256="", size_bytes=0)
                 version = await builds.enqueue(tx, caller, agent_id, upload)
-                row = evaluations.read(b'{"prompt":"a","response":"b"}')
-                sent = evaluated(caller.tenant_id, caller.user_id, [row], tx.now, False)
+                row = evaluations.parse_evaluation(b'{"prompt":"a","response":"b"}')
+                sent = build_evaluations(caller.tenant_id, caller.user_id, [row], tx.now, False)
                 await tx.evaluations.add(sent)
             for number in range(1, 6):
                 async with store.begin_single() as tx:
-                    (execution,) = await executions.claim(tx, "w", LEASE, 1)
+                    (execution,) = await executions.claim_executions(tx, "w", LEASE, 1)
                 assert execution.attempt == number
                 async with store.begin(caller) as tx:
                     building = await builds.claim(tx, version.id, "w", LEASE)
                     assert building is not None
-                    (judging,) = await evaluations.claim(tx, 5, LEASE)
-                    await executions.hand_over(tx, execution)
+                    (judging,) = await evaluations.claim_evaluations(tx, 5, LEASE)
+                    await executions.hand_over_execution(tx, execution)
                     await builds.hand_over(tx, building)
-                    await tx.evaluations.release([judging])
+                    await tx.evaluations.release_claims([judging])
                 # Whoever was stopped may not write any more, though nobody has it now.
-                ended = executions.Ended(execution=execution, outcome=Outcome(output=b"1"), written=[])
+                ended = executions.AttemptOutcome(execution=execution, outcome=Outcome(output=b"1"), events=[])
                 async with store.begin_single() as tx:
-                    assert not (await executions.finish(tx, [ended])).held
+                    assert not (await executions.settle_executions(tx, [ended])).settled_attempts
             for number, status in ((6, "pending"), (7, "failed")):
                 async with store.begin_single() as tx:
-                    (execution,) = await executions.claim(tx, "w", LEASE, 1)
+                    (execution,) = await executions.claim_executions(tx, "w", LEASE, 1)
                 assert execution.attempt == number
                 now += LEASE * 2
                 async with store.begin(caller) as tx:
-                    await executions.take_back(tx, made.id)
-                    assert (await executions.get(tx, made.id)).status == status
+                    await executions.requeue_expired(tx, made.id)
+                    assert (await executions.get_execution(tx, made.id)).status == status
             async with store.begin(caller) as tx:
-                failed = await executions.get(tx, made.id)
+                failed = await executions.get_execution(tx, made.id)
             assert failed.error_message == "The worker stopped answering during attempt 2 of 2."
             for status in ("queued", "queued", "failed"):
                 async with store.begin(caller) as tx:
@@ -161,10 +161,10 @@ async def test_handing_over_never_uses_up_attempts(system) -> None:
                 assert found.status == status
             for lost in (False, False, True):
                 async with store.begin_unbound() as tx:
-                    assert len(await evaluations.claim(tx, 5, LEASE)) == 1
+                    assert len(await evaluations.claim_evaluations(tx, 5, LEASE)) == 1
                 now += LEASE * 2
                 async with store.begin_unbound() as tx:
-                    waiting = await evaluations.claim(tx, 0, LEASE)
+                    waiting = await evaluations.claim_evaluations(tx, 0, LEASE)
                 assert waiting == []
                 async with store.begin(caller) as tx:
                     found_row = await tx.evaluations.get(sent[0].id)

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from domain import executions
-from domain.executions import Execution, LaneShare, Start
+from domain.executions import Execution, ExecutionStart, LaneShare
 from domain.shared import ids
 from domain.shared.access import Caller
 from infra.postgres.db import connect
@@ -82,12 +82,12 @@ class World:
             table, key = ("agents", ids.decode("agent", row_id)) if row_id in owners else ("tenants", row_id)
             await self._database.owner.execute(f"UPDATE {table} SET max_concurrency = $2 WHERE id = $1", key, limit)
         await self._database.owner.execute("UPDATE executions SET status = 'pending' WHERE status = 'waiting'")
-        claimed = [one.id for one in await self._claim(slots, LaneShare(spare=spare))]
+        claimed = [one.id for one in await self._claim(slots, LaneShare(reserved_slots=spare))]
         assert sorted(claimed) == sorted(expected(waiting, held, owners, limits, slots, spare))
 
     async def _start(self, caller: Caller, agent_id: str, count: int) -> list[Execution]:
         async with self._store.begin(caller) as tx:
-            return [await executions.start(tx, caller, agent_id, Start()) for _ in range(count)]
+            return [await executions.start_execution(tx, caller, agent_id, ExecutionStart()) for _ in range(count)]
 
     async def _hide(self) -> None:
         # What shall wait must not be claimed as one of the held of the next agent.
@@ -95,7 +95,7 @@ class World:
 
     async def _claim(self, slots: int, share: LaneShare = WHOLE) -> list[Execution]:
         async with self._store.begin_single() as tx:
-            return await executions.claim(tx, "w", LEASE, slots, share=share)
+            return await executions.claim_executions(tx, "w", LEASE, slots, share=share)
 
 
 async def test_the_claim_is_what_the_rule_says(system) -> None:
@@ -137,11 +137,11 @@ async def test_two_workers_that_claim_at_once_pass_no_limit_and_share_no_row(sys
         async with store.begin(caller) as tx:
             for agent_id in (limited, free):
                 for _ in range(20):
-                    await executions.start(tx, caller, agent_id, Start())
+                    await executions.start_execution(tx, caller, agent_id, ExecutionStart())
 
         async def claim(number: int) -> list[Execution]:
             async with store.begin_single() as tx:
-                return await executions.claim(tx, f"w{number}", LEASE, 4)
+                return await executions.claim_executions(tx, f"w{number}", LEASE, 4)
 
         claimed = [one for batch in await asyncio.gather(*(claim(number) for number in range(6))) for one in batch]
         await engine.dispose()

@@ -194,10 +194,10 @@ def test_a_disk_with_room_is_not_full(tmp_path) -> None:
     assert disks.is_full(tmp_path, 1 << 62)
     assert not disks.is_full(tmp_path / "gone")
     assert not disks.is_full(None)
-    assert disks.embedded_folder(tmp_path, "seaweedfs", "http://127.0.0.1:1") is None
+    assert disks.find_embedded_folder(tmp_path, "seaweedfs", "http://127.0.0.1:1") is None
     (tmp_path / "seaweedfs").mkdir()
-    assert disks.embedded_folder(tmp_path, "seaweedfs", "http://127.0.0.1:1") == tmp_path / "seaweedfs"
-    assert disks.embedded_folder(tmp_path, "seaweedfs", "https://x.r2.cloudflarestorage.com") is None
+    assert disks.find_embedded_folder(tmp_path, "seaweedfs", "http://127.0.0.1:1") == tmp_path / "seaweedfs"
+    assert disks.find_embedded_folder(tmp_path, "seaweedfs", "https://x.r2.cloudflarestorage.com") is None
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.executions import agent_error_type
+from domain.executions import error_type_from_exception
 from domain.llms.messages import ErrorKind
 from infra.sandbox.exit_report import ExitReport
 from infra.sandbox.guest import main as guest
@@ -81,18 +81,18 @@ def test_a_result_that_holds_itself_is_told_of() -> None:
     "name", ["timeout", "out_of_memory", "worker_lost", "crashed", "result_not_json", *ErrorKind.__args__]
 )
 def test_the_platform_s_words_stay_the_platform_s(name: str) -> None:
-    assert agent_error_type(name) == f"agent.{name}"
+    assert error_type_from_exception(name) == f"agent.{name}"
     assert _sent({"error_type": name, "error_message": "forged"}).error_type == f"agent.{name}"
 
 
 @pytest.mark.parametrize("name", ["ValueError", "gaierror", "error", "Timeout", "TimeoutError", "Fehler", "Ошибка"])
 def test_names_of_exceptions_stay_as_they_are(name: str) -> None:
-    assert agent_error_type(name) == name
+    assert error_type_from_exception(name) == name
 
 
 @pytest.mark.parametrize("name", ["", "a b", "timeout\n", "timeout\u200b", "\x1b[31m", "x" * 150 + "-" * 100])
 def test_what_is_no_name_is_an_exception(name: str) -> None:
-    assert agent_error_type(name) == "Exception"
+    assert error_type_from_exception(name) == "Exception"
 
 
 def test_words_in_the_answer_are_cut() -> None:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from domain import executions
-from domain.events import logged
-from domain.executions import Ended, Execution, Settled, Start
+from domain.events import build_log_event
+from domain.executions import AttemptOutcome, Execution, ExecutionSettlement, ExecutionStart
 from domain.ports import Outcome
 from domain.shared.access import Caller
 from domain.shared.leases import LostLease
@@ -56,8 +56,10 @@ async def _live(url: str, caller: Caller, agent_id: str) -> None:
                 def begin(self, attempts: int) -> None:
                     async def start() -> Execution:
                         async with self.store.begin(caller) as tx:
-                            made = await executions.start(tx, caller, agent_id, Start(max_attempts=attempts))
-                            claimed = await executions.claim(tx, "w", LEASE, 5)
+                            made = await executions.start_execution(
+                                tx, caller, agent_id, ExecutionStart(max_attempts=attempts)
+                            )
+                            claimed = await executions.claim_executions(tx, "w", LEASE, 5)
                             assert [one.id for one in claimed] == [made.id]
                             return claimed[0]
 
@@ -72,7 +74,7 @@ async def _live(url: str, caller: Caller, agent_id: str) -> None:
                     return runner.run(go())
 
                 def _status(self) -> Execution:
-                    found = self._do(lambda tx: executions.get(tx, self.claims[0].id))
+                    found = self._do(lambda tx: executions.get_execution(tx, self.claims[0].id))
                     assert isinstance(found, Execution)
                     return found
 
@@ -81,19 +83,19 @@ async def _live(url: str, caller: Caller, agent_id: str) -> None:
                         async with self.store.begin(caller) as tx:
                             await work(tx)
                         async with self.store.begin_single() as tx:
-                            self.claims += await executions.claim(tx, "w", LEASE, 5)
+                            self.claims += await executions.claim_executions(tx, "w", LEASE, 5)
 
                     runner.run(go())
 
                 @rule(seconds=st.integers(1, 15))
                 def time_passes_and_upkeep_comes(self, seconds: int) -> None:
                     self.now += timedelta(seconds=seconds)
-                    self._release_and_claim(lambda tx: executions.take_back(tx, self.claims[0].id))
+                    self._release_and_claim(lambda tx: executions.requeue_expired(tx, self.claims[0].id))
 
                 @rule(which=st.integers(0, 5))
                 def a_worker_is_told_to_stop(self, which: int) -> None:
                     claim, before = self.claims[which % len(self.claims)], self._status()
-                    self._release_and_claim(lambda tx: executions.hand_over(tx, claim))
+                    self._release_and_claim(lambda tx: executions.hand_over_execution(tx, claim))
                     if before.status not in TERMINAL and before.attempt == claim.attempt:
                         # Claimed again at once, under a token of its own, however many attempts are left.
                         after = self._status()
@@ -103,18 +105,20 @@ async def _live(url: str, caller: Caller, agent_id: str) -> None:
                 @rule(which=st.integers(0, 5))
                 def a_sandbox_is_lost(self, which: int) -> None:
                     claim = self.claims[which % len(self.claims)]
-                    self._release_and_claim(lambda tx: executions.give_back(tx, claim))
+                    self._release_and_claim(lambda tx: executions.release_execution(tx, claim))
 
                 @rule(which=st.integers(0, 5), fails=st.booleans())
                 def a_worker_finishes(self, which: int, fails: bool) -> None:
                     claim = self.claims[which % len(self.claims)]
                     outcome = Outcome(error_type="E", error_message="m") if fails else Outcome(output=b"1")
                     before = self._status()
-                    ended = Ended(execution=claim, outcome=outcome, written=[logged("INFO", "x", self.now, "stdout")])
-                    settled = self._do(lambda tx: executions.finish(tx, [ended]))
+                    ended = AttemptOutcome(
+                        execution=claim, outcome=outcome, events=[build_log_event("INFO", "x", self.now, "stdout")]
+                    )
+                    settled = self._do(lambda tx: executions.settle_executions(tx, [ended]))
                     held = before.status not in TERMINAL and before.attempt == claim.attempt
-                    assert isinstance(settled, Settled)
-                    assert settled.held == ({(claim.id, claim.attempt)} if held else set())
+                    assert isinstance(settled, ExecutionSettlement)
+                    assert settled.settled_attempts == ({(claim.id, claim.attempt)} if held else set())
                     self.logged += held
 
                 @rule(which=st.integers(0, 5))
@@ -122,7 +126,11 @@ async def _live(url: str, caller: Caller, agent_id: str) -> None:
                     claim = self.claims[which % len(self.claims)]
                     before = self._status()
                     try:
-                        self._do(lambda tx: executions.record(tx, claim, [logged("INFO", "x", self.now, "stdout")] * 2))
+                        self._do(
+                            lambda tx: executions.append_agent_events(
+                                tx, claim, [build_log_event("INFO", "x", self.now, "stdout")] * 2
+                            )
+                        )
                         self.logged += 2
                     except LostLease:
                         assert before.status in TERMINAL or before.attempt != claim.attempt
@@ -132,14 +140,14 @@ async def _live(url: str, caller: Caller, agent_id: str) -> None:
                 def somebody_cancels(self) -> None:
                     before = self._status()
                     if before.status not in TERMINAL:
-                        self._do(lambda tx: executions.cancel(tx, before.id))
+                        self._do(lambda tx: executions.cancel_execution(tx, before.id))
 
                 def teardown(self) -> None:
                     if not self.claims:
                         return
                     ended = self._status()
                     if ended.status not in TERMINAL:
-                        self._do(lambda tx: executions.cancel(tx, ended.id))
+                        self._do(lambda tx: executions.cancel_execution(tx, ended.id))
                         ended = self._status()
                     assert ended.attempt - ended.handovers <= self.max_attempts
                     events = self._do(lambda tx: events_of(tx, ended))

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import connect
 
-from domain.costs import Spender
-from domain.events import Asked, Event, Written
+from domain.costs import CostAttribution
+from domain.events import AttemptEvents, EventQuery, ExecutionEvent
 from domain.executions import Execution, steps
-from domain.executions.steps import Step
+from domain.executions.steps import RunStep
 from domain.llms.messages import Ask, Message, Options, Part, Reply, Target, Text, Usage
 from domain.ports import Tx
 from domain.shared.errors import DomainError
 from infra.llm import GenaiPrices
-from infra.wiring import Parts
+from infra.wiring import Resources
 from scripts.up import System
 from tests.support.clients import Tenant
 from tests.support.fake_provider import Answer, Wire, call
@@ -117,14 +117,16 @@ async def test_calls_of_one_id_are_decided_on_apart(acme: Tenant, provider: Wire
 async def test_one_answer_cannot_ask_for_everything(acme: Tenant, provider: Wire) -> None:
     name = await model(acme, provider, fresh())
     made = await agent(acme, name, tools=["filesystem_write"])
-    provider.say("", calls=[call("nothing", {}) for _ in range(steps.MAX_CALLS + 5)], to=name)
+    provider.say("", calls=[call("nothing", {}) for _ in range(steps.MAX_CALLS_PER_ANSWER + 5)], to=name)
     provider.say("Done", to=name)
     ended = await run(acme, made["id"], task="Go")
     told = await events(acme, ended["id"])
-    assert sum(one["type"] == "tool_result" for one in told) == steps.MAX_CALLS
+    assert sum(one["type"] == "tool_result" for one in told) == steps.MAX_CALLS_PER_ANSWER
     assert any(one["type"] == "warning" for one in told)
     answered = [one for one in provider.requests if one.model == name][-1].body["messages"]
-    assert sum(one["role"] == "tool" for one in answered) == steps.MAX_CALLS + 5, "providers want an answer to each"
+    assert sum(one["role"] == "tool" for one in answered) == steps.MAX_CALLS_PER_ANSWER + 5, (
+        "providers want an answer to each"
+    )
 
 
 async def test_a_name_is_a_file_or_a_folder(acme: Tenant, provider: Wire) -> None:
@@ -150,16 +152,20 @@ async def test_a_number_that_no_log_reaches(system: System, acme: Tenant, provid
         assert json.loads(await socket.recv())["error"] == "invalid_field"
 
 
-async def test_large_events_come_a_few_at_a_time_and_all_of_them(acme: Tenant, provider: Wire, parts: Parts) -> None:
+async def test_large_events_come_a_few_at_a_time_and_all_of_them(
+    acme: Tenant, provider: Wire, parts: Resources
+) -> None:
     execution = await held(acme, provider, parts)
     async with parts.store.begin_for(acme.tenant_id) as tx:
-        large = [Event(type="tool_result", data={"n": n, "result": "x" * 200_000}, at=tx.now) for n in range(20)]
-        assert await tx.events.append_held(execution.id, execution.attempt, large)
+        large = [
+            ExecutionEvent(type="tool_result", data={"n": n, "result": "x" * 200_000}, at=tx.now) for n in range(20)
+        ]
+        assert await tx.events.append_if_leased(execution.id, execution.attempt, large)
     async with parts.store.begin_single() as tx:
-        asked = Asked(tenant_id=acme.tenant_id, execution_id=execution.id, seq=0)
-        [found] = await tx.events.after_all([asked], 500)
+        asked = EventQuery(tenant_id=acme.tenant_id, execution_id=execution.id, seq=0)
+        [found] = await tx.events.find_slices([asked], 500)
     assert found is not None
-    assert (len(found.events) < 12, found.ended) == (True, False)
+    assert (len(found.events) < 12, found.is_complete) == (True, False)
     await acme.http.post(f"/executions/{execution.id}/cancel")
     began = time.monotonic()
     told = await events(acme, execution.id)
@@ -189,7 +195,7 @@ class Slow:
     async def begin_single(self) -> AsyncIterator[Any]:
         yield self
 
-    async def append_all(self, written: list[Written]) -> set[tuple[str, int]]:
+    async def append_all(self, written: list[AttemptEvents]) -> set[tuple[str, int]]:
         await asyncio.sleep(self._seconds)
         if any(one.execution_id == self._bad for one in written):
             raise UnicodeError(self._bad)
@@ -266,7 +272,7 @@ class Said:
         yield Reply(message=Message(role="assistant", content="Hi"), finish="stop", usage=usage)
 
 
-async def held(acme: Tenant, provider: Wire, parts: Parts) -> Execution:
+async def held(acme: Tenant, provider: Wire, parts: Resources) -> Execution:
     """A run that a worker holds, whose model says nothing."""
     name = await model(acme, provider, fresh())
     provider.hang(to=name)
@@ -278,13 +284,13 @@ async def held(acme: Tenant, provider: Wire, parts: Parts) -> Execution:
     return found
 
 
-def calling(store: Any, parts: Parts, execution: Execution) -> ModelCalls:
-    spender = Spender(execution_id=execution.id, agent_id=execution.agent_id)
+def calling(store: Any, parts: Resources, execution: Execution) -> ModelCalls:
+    spender = CostAttribution(execution_id=execution.id, agent_id=execution.agent_id)
     return ModelCalls(store, Said(), GenaiPrices(), parts.keyring, execution, spender)
 
 
-def step(execution: Execution, path: str, status: Any) -> Step:
-    return Step(
+def step(execution: Execution, path: str, status: Any) -> RunStep:
+    return RunStep(
         execution_id=execution.id,
         path=path,
         kind="model",
@@ -299,12 +305,12 @@ def step(execution: Execution, path: str, status: Any) -> Step:
 TARGET = Target(name="m", provider="local", model="m")
 
 
-async def test_a_commit_whose_answer_was_lost_counts_once(acme: Tenant, provider: Wire, parts: Parts) -> None:
+async def test_a_commit_whose_answer_was_lost_counts_once(acme: Tenant, provider: Wire, parts: Resources) -> None:
     execution = await held(acme, provider, parts)
     calls = calling(Forgetful(parts.store), parts, execution)
 
     async def also(tx: Tx, _: Reply) -> None:
-        await steps.write(tx, step(execution, "9", "finished"), [])
+        await steps.write_step(tx, step(execution, "9", "finished"), [])
 
     async for _ in calls.stream_answer(TARGET, (Message(role="user", content="Hi"),), (), Options(), also):
         pass
@@ -312,8 +318,8 @@ async def test_a_commit_whose_answer_was_lost_counts_once(acme: Tenant, provider
     assert [one["total_tokens"] for one in costs["items"]] == [2000]
     for _ in range(2):  # a step too: the same attempt may write it again, and nothing is told twice
         async with parts.store.begin_for(acme.tenant_id) as tx:
-            told = Event(type="tool_result", data={"tool": "t"}, at=tx.now)
-            await steps.write(tx, step(execution, "9.0", "finished"), [told])
+            told = ExecutionEvent(type="tool_result", data={"tool": "t"}, at=tx.now)
+            await steps.write_step(tx, step(execution, "9.0", "finished"), [told])
     await acme.http.post(f"/executions/{execution.id}/cancel")
     kinds = [one["type"] for one in await events(acme, execution.id)]
     assert (kinds.count("tool_result"), kinds.count("cost"), kinds.count("model_call")) == (1, 1, 1)
@@ -321,7 +327,9 @@ async def test_a_commit_whose_answer_was_lost_counts_once(acme: Tenant, provider
     assert found["steps_completed"] == 2
 
 
-async def test_a_run_that_ends_while_a_call_is_settled_pays_for_it(acme: Tenant, provider: Wire, parts: Parts) -> None:
+async def test_a_run_that_ends_while_a_call_is_settled_pays_for_it(
+    acme: Tenant, provider: Wire, parts: Resources
+) -> None:
     execution = await held(acme, provider, parts)
     store = Forgetful(parts.store, loses=0, seconds=0.3)
 

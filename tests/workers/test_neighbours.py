@@ -9,7 +9,7 @@ import pytest
 
 from domain import agents, builds, executions
 from domain.builds import BundleSize, Upload, Version
-from domain.executions import LaneShare, Start, spare_slots
+from domain.executions import ExecutionStart, LaneShare, count_reserved_slots
 from domain.shared import ids
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError
@@ -28,7 +28,7 @@ MIB = 1 << 20
 
 
 def test_some_slots_are_kept_of_several() -> None:
-    assert [spare_slots(slots) for slots in (0, 1, 2, 8, 16, 256)] == [0, 0, 1, 1, 2, 32]
+    assert [count_reserved_slots(slots) for slots in (0, 1, 2, 8, 16, 256)] == [0, 0, 1, 1, 2, 32]
 
 
 async def test_one_tenant_s_long_runs_leave_a_slot_to_another(system, acme: Tenant, rival: Tenant) -> None:
@@ -40,7 +40,7 @@ async def test_one_tenant_s_long_runs_leave_a_slot_to_another(system, acme: Tena
         while True:
             page = (await acme.http.get(f"/executions?agent_id={slow}&limit=100")).json()["items"]
             held = [one for one in page if one["status"] in ("preparing", "running")]
-            if len(held) == system.settings.run_slots - spare_slots(system.settings.run_slots):
+            if len(held) == system.settings.run_slots - count_reserved_slots(system.settings.run_slots):
                 break
             await asyncio.sleep(0.1)
         for _ in range(3):
@@ -87,9 +87,9 @@ async def test_a_tenant_that_is_alone_has_every_slot(system) -> None:
         async def claim(count: int) -> int:
             async with store.begin(caller) as tx:
                 for _ in range(count):
-                    await executions.start(tx, caller, agent_id, Start())
+                    await executions.start_execution(tx, caller, agent_id, ExecutionStart())
             async with store.begin_single() as tx:
-                claimed = await executions.claim(tx, "w", LEASE, 4, share=LaneShare(spare=1))
+                claimed = await executions.claim_executions(tx, "w", LEASE, 4, share=LaneShare(reserved_slots=1))
             await database.owner.execute("UPDATE executions SET status = 'completed'")
             return len(claimed)
 

@@ -14,7 +14,7 @@ from domain.retention import BATCH, EXPIRY
 from domain.shared import ids
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
-from infra.wiring import Parts, utc_now
+from infra.wiring import Resources, get_utc_now
 from scripts.up import System
 from tests.support.clients import Tenant, archive
 from tests.support.fake_provider import Wire, call
@@ -69,7 +69,7 @@ async def _age(owner: asyncpg.Connection, tenant_id: str, days: int) -> None:
     )
 
 
-async def _retain(acme: Tenant, parts: Parts) -> Counter[str]:
+async def _retain(acme: Tenant, parts: Resources) -> Counter[str]:
     """Remove what this tenant has from more than thirty days ago; and nobody else's."""
     assert (await acme.http.patch("/tenant", json={"retention_days": 30})).status_code == 200
     gone = await RetentionSweeper(parts.store)()
@@ -247,7 +247,7 @@ async def test_an_installation_may_say_how_long_things_are_kept(system) -> None:
     async with apart(system) as own:
         one, two = await own.tenant(), await own.tenant()
         await own.owner.execute("UPDATE tenants SET retention_days = 7 WHERE id = $1", two.tenant_id)
-        store = PostgresStore(connect(own.url, pool_size=2, application="tests"), NoQueue(), utc_now)
+        store = PostgresStore(connect(own.url, pool_size=2, application="tests"), NoQueue(), get_utc_now)
         try:
             async with store.begin_unbound() as tx:
                 assert await tx.retention.tenants(0) == [(two.tenant_id, 7)]
@@ -260,7 +260,7 @@ async def test_it_goes_in_batches_and_ends_between_two_of_them(system) -> None:
     async with apart(system) as own:
         caller = await own.tenant()
         await own.owner.execute("UPDATE tenants SET retention_days = 7 WHERE id = $1", caller.tenant_id)
-        store = PostgresStore(connect(own.url, pool_size=2, application="tests"), NoQueue(), utc_now)
+        store = PostgresStore(connect(own.url, pool_size=2, application="tests"), NoQueue(), get_utc_now)
         count = 2 * BATCH + 10
         await _executions(own, caller.tenant_id, ids.decode("user", caller.user_id), count)
         try:
@@ -324,7 +324,7 @@ async def test_what_has_expired_goes_and_what_has_not_stays(system) -> None:
         }
         table = {"answers": "idempotency_keys", "holds": "cost_holds"}
         assert {*rows, "schedule_runs"} == set(EXPIRY), "a new kind wants its row here"
-        store = PostgresStore(connect(own.url, pool_size=2, application="tests"), NoQueue(), utc_now)
+        store = PostgresStore(connect(own.url, pool_size=2, application="tests"), NoQueue(), get_utc_now)
         try:
             for kind, insert in rows.items():
                 for younger in (True, False):

@@ -17,20 +17,20 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1 import trace_pb2
 
 from domain import costs, executions, traces
-from domain.costs import Call, Spender
-from domain.executions import Ended, Execution, Start, steps
-from domain.executions.steps import Step
+from domain.costs import BilledCall, CostAttribution
+from domain.executions import AttemptOutcome, Execution, ExecutionStart, steps
+from domain.executions.steps import RunStep
 from domain.llms.messages import Usage
 from domain.ports import Outcome
 from domain.shared import ids
 from domain.shared.access import Caller
 from domain.shared.secrets import Secret
-from domain.traces import RunPart, Sources
+from domain.traces import TracedRun, TraceSources
 from infra import otlp
-from infra.otlp import Away, Collector, Refused
+from infra.otlp import CollectorRefusal, CollectorUnavailable, TraceCollector
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
-from infra.settings import BadSettings, pairs, read
+from infra.settings import SettingsError, parse_headers, read_settings
 from tests.conftest import running
 from tests.support.clients import tenant
 from tests.support.fake_provider import Wire
@@ -161,8 +161,8 @@ def test_a_trace_in_otlp() -> None:
     )
     trace_id = ids.decode("exec", root_id).hex
     made = traces.Trace(execution_id=root_id, trace_id=trace_id, status="failed", truncated=True, spans=[root])
-    body = otlp.request(made, "acme")
-    assert json.loads(gzip.decompress(otlp.packed(made, "acme"))) == body
+    body = otlp.build_request(made, "acme")
+    assert json.loads(gzip.decompress(otlp.pack_request(made, "acme"))) == body
     (of_resource,) = parsed(body).resource_spans
     told = values(of_resource.resource.attributes)
     assert (told["service.name"], told["paddock.tenant.id"]) == ("paddock", "acme")
@@ -196,7 +196,7 @@ def test_a_trace_in_otlp() -> None:
 
 
 def test_what_never_began_has_times_all_the_same() -> None:
-    part = RunPart(
+    part = TracedRun(
         id=ids.new("exec"),
         tenant_id="t",
         kind="agent",
@@ -205,7 +205,7 @@ def test_what_never_began_has_times_all_the_same() -> None:
         created_at=NOW,
         completed_at=NOW + timedelta(seconds=1),
     )
-    body = otlp.request(traces.trace(Sources(runs=[part])), "t")
+    body = otlp.build_request(traces.build_trace(TraceSources(runs=[part])), "t")
     (span,) = parsed(body).resource_spans[0].scope_spans[0].spans
     assert span.end_time_unix_nano - span.start_time_unix_nano == 1_000_000_000
 
@@ -215,40 +215,42 @@ def test_what_never_began_has_times_all_the_same() -> None:
 
 async def test_what_a_collector_answers() -> None:
     async with serving() as server:
-        collector = Collector(f"{server.url}/", pairs(Secret("X-Team=a%20b, authorization=Bearer%20x"), "otlp_headers"))
+        collector = TraceCollector(
+            f"{server.url}/", parse_headers(Secret("X-Team=a%20b, authorization=Bearer%20x"), "otlp_headers")
+        )
         body = gzip.compress(b'{"resourceSpans":[{"scopeSpans":[{"spans":[{"traceId":"00"}]}]}]}')
         try:
-            assert await collector.send(body) is None
+            assert await collector.send_request(body) is None
             headers, _ = server.asked[0]
             assert (headers["x-team"], headers["authorization"]) == ("a b", "Bearer x")
             assert (headers["content-type"], headers["content-encoding"]) == ("application/json", "gzip")
             server.answers.append((200, {}, b'{"partialSuccess":{"rejectedSpans":"2","errorMessage":"too old"}}'))
-            assert await collector.send(body) == "2 spans: too old"
+            assert await collector.send_request(body) == "2 spans: too old"
             server.answers.append((200, {}, b"no json at all"))
-            assert await collector.send(body) is None
+            assert await collector.send_request(body) is None
             for status in (429, 502, 503, 504):
                 server.answers.append((status, {"Retry-After": "7"}, b""))
-                with pytest.raises(Away) as away:
-                    await collector.send(body)
-                assert away.value.after == 7
+                with pytest.raises(CollectorUnavailable) as away:
+                    await collector.send_request(body)
+                assert away.value.retry_after_seconds == 7
             for status in (301, 400, 401, 404, 413, 500):
                 server.answers.append((status, {"Location": "http://127.0.0.1:1/"}, b"never"))
-                with pytest.raises(Refused):
-                    await collector.send(body)
+                with pytest.raises(CollectorRefusal):
+                    await collector.send_request(body)
         finally:
             await collector.close()
-    whole = Collector(f"{server.url}/v1/traces", {})
-    with pytest.raises(Away):
-        await whole.send(body)
+    whole = TraceCollector(f"{server.url}/v1/traces", {})
+    with pytest.raises(CollectorUnavailable):
+        await whole.send_request(body)
     await whole.close()
 
 
 def test_pauses_grow_to_an_end_and_heed_what_was_asked() -> None:
-    longest = [max(otlp.pause(tries) for _ in range(50)) for tries in range(1, 30)]
+    longest = [max(otlp.compute_retry_delay(tries) for _ in range(50)) for tries in range(1, 30)]
     assert all(timedelta(seconds=1) <= one <= timedelta(seconds=300) for one in longest)
-    assert otlp.pause(3) < otlp.pause(20)
-    assert otlp.pause(1, 600) == timedelta(seconds=600)
-    assert otlp.pause(1, 1e9) <= timedelta(hours=1)
+    assert otlp.compute_retry_delay(3) < otlp.compute_retry_delay(20)
+    assert otlp.compute_retry_delay(1, 600) == timedelta(seconds=600)
+    assert otlp.compute_retry_delay(1, 1e9) <= timedelta(hours=1)
 
 
 def test_settings_that_cannot_be(system: Any) -> None:
@@ -259,11 +261,11 @@ def test_settings_that_cannot_be(system: Any) -> None:
         ("PADDOCK_OTLP_HEADERS", "a=b%0d%0ac: d"),
         ("PADDOCK_OTLP_HEADERS", "a b=secret"),
     ):
-        with pytest.raises(BadSettings, match=name) as refused:
-            read({**env, name: value})
+        with pytest.raises(SettingsError, match=name) as refused:
+            read_settings({**env, name: value})
         assert "secret" not in str(refused.value)
-    given = read({**env, "PADDOCK_OTLP_ENDPOINT": "https://c:4318", "PADDOCK_OTLP_HEADERS": "a=b,,c=d=e"})
-    assert pairs(given.otlp_headers, "otlp_headers") == {"a": "b", "c": "d=e"}
+    given = read_settings({**env, "PADDOCK_OTLP_ENDPOINT": "https://c:4318", "PADDOCK_OTLP_HEADERS": "a=b,,c=d=e"})
+    assert parse_headers(given.otlp_headers, "otlp_headers") == {"a": "b", "c": "d=e"}
 
 
 # What is due, and what becomes of it.
@@ -282,7 +284,7 @@ class World:
     store: PostgresStore
     caller: Caller
     server: Server
-    collector: Collector
+    collector: TraceCollector
     clock: list[datetime]
     agent_id: str
 
@@ -294,9 +296,9 @@ class World:
 
     async def begun(self) -> Execution:
         async with self.store.begin(self.caller) as tx:
-            await executions.start(tx, self.caller, self.agent_id, Start())
+            await executions.start_execution(tx, self.caller, self.agent_id, ExecutionStart())
         async with self.store.begin_unbound() as tx:
-            (claimed,) = await executions.claim(tx, "w", timedelta(minutes=1), 1)
+            (claimed,) = await executions.claim_executions(tx, "w", timedelta(minutes=1), 1)
         return claimed
 
     async def ended(self, **outcome: Any) -> Execution:
@@ -308,7 +310,7 @@ class World:
     async def finish(self, one: Execution, **outcome: Any) -> None:
         async with self.store.begin_unbound() as tx:
             made = Outcome(**(outcome or {"output": b"1"}))
-            await executions.finish(tx, [Ended(execution=one, outcome=made, written=[])])
+            await executions.settle_executions(tx, [AttemptOutcome(execution=one, outcome=made, events=[])])
 
     async def left(self) -> list[tuple[str, int]]:
         rows = await self.database.owner.fetch("SELECT execution_id, tries FROM trace_exports ORDER BY execution_id")
@@ -330,7 +332,7 @@ async def world(system: Any) -> AsyncIterator[World]:
         clock = [NOW]
         engine = connect(database.url, pool_size=6, application="tests")
         store = PostgresStore(engine, NoQueue(), lambda: clock[0])
-        collector = Collector(server.url, {})
+        collector = TraceCollector(server.url, {})
         caller = await database.tenant()
         try:
             agent_id = await database.agent(caller)
@@ -433,7 +435,7 @@ async def test_nothing_is_lost_while_the_collector_is_away(world: World) -> None
     await exporter()
     made = [await world.ended() for _ in range(10)]
     world.later(seconds=3)
-    away = TraceExporter(world.store, Collector("http://127.0.0.1:1", {}))
+    away = TraceExporter(world.store, TraceCollector("http://127.0.0.1:1", {}))
     assert await away() is False
     # As few as it takes to see that nobody is there count as tried.
     tried = [one for one in await world.left() if one[1] == 1]
@@ -487,7 +489,7 @@ async def test_one_that_cannot_be_made_keeps_nobody_waiting(world: World, monkey
     await exporter()
     broken, fine = await world.ended(), await world.ended()
     world.later(seconds=3)
-    made = otlp.packed
+    made = otlp.pack_request
 
     def fails(trace: traces.Trace, tenant_id: str) -> bytes:
         if trace.execution_id == broken.id:
@@ -523,7 +525,9 @@ async def test_a_worker_that_is_told_to_stop_gives_back_and_one_that_dies_is_wai
     assert await world.left() == [(one.id, 0)]
     # Claimed, and never heard of again.
     async with world.store.begin_unbound() as tx:
-        assert [due.execution_id for due in await tx.traces.claim(10, tx.now, tx.now + EXPORT_LEASE)] == [one.id]
+        assert [due.execution_id for due in await tx.traces.claim_exports(10, tx.now, tx.now + EXPORT_LEASE)] == [
+            one.id
+        ]
     await exporter()
     assert len(world.server.asked) == 1
     world.later(minutes=11)
@@ -559,7 +563,7 @@ async def test_what_is_exported_is_what_the_api_shows(world: World) -> None:
     one = await world.begun()
     async with world.store.begin(world.caller) as tx:
         for path, kind, length in (("1", "model", 2), ("1.0", "tool", 3), ("2", "model", 4)):
-            step = Step(
+            step = RunStep(
                 execution_id=one.id,
                 path=path,
                 kind=kind,
@@ -570,11 +574,11 @@ async def test_what_is_exported_is_what_the_api_shows(world: World) -> None:
                 finished_at=tx.now + timedelta(seconds=length),
                 output={"result": 1} if kind == "tool" else {"finish": "stop", "message": {}, "usage": None},
             )
-            await steps.write(tx, step, [])
+            await steps.write_step(tx, step, [])
     for seconds in (2, 2):
         world.later(seconds=seconds)
         async with world.store.begin(world.caller) as tx:
-            call = Call(
+            call = BilledCall(
                 provider="openai",
                 model="gpt",
                 model_name="m",
@@ -585,16 +589,16 @@ async def test_what_is_exported_is_what_the_api_shows(world: World) -> None:
                 duration_ms=1500.0,
                 first_token_ms=100.0,
             )
-            await costs.settle(tx, None, Spender(execution_id=one.id, root_id=one.id), call)
+            await costs.settle_call(tx, None, CostAttribution(execution_id=one.id, root_id=one.id), call)
     await world.finish(one)
     world.later(seconds=3)
     await exporter()
     async with world.store.begin(world.caller) as tx:
-        (root,) = traces.trace(await traces.read(tx, one.id)).spans
+        (root,) = traces.build_trace(await traces.read_trace_sources(tx, one.id)).spans
     found = parsed(world.server.bodies[0]).resource_spans[0].scope_spans[0].spans
     assert [span.name for span in found] == [f"invoke_agent {root.name}", "execute_tool m", "chat gpt", "chat gpt"]
     shown = [root, *sorted(root.children, key=lambda span: span.started_at)]
-    by_id = {otlp.span_id(span): span for span in shown}
+    by_id = {otlp.derive_span_id(span): span for span in shown}
     for span in found:
         mine = by_id[span.span_id.hex()]
         assert span.start_time_unix_nano == nanoseconds(mine.started_at)

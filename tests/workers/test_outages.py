@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from domain import executions
-from domain.executions import Ended, Execution, Start
+from domain.executions import AttemptOutcome, Execution, ExecutionStart
 from domain.ports import Outcome, Tx
 from domain.shared.errors import DATABASE_OUTAGES, DomainError
 from infra import polling
@@ -80,9 +80,9 @@ class World:
             return bool(await tx.queues.extend("run", {self.run.id: self.run.attempt}, now + LEASE, now + LEASE / 2))
 
     async def settles(self) -> bool:
-        ended = Ended(execution=self.run, outcome=Outcome(output=b"1"), written=[])
+        ended = AttemptOutcome(execution=self.run, outcome=Outcome(output=b"1"), events=[])
         async with self.store.begin_single() as tx:
-            return (self.run.id, self.run.attempt) in (await executions.finish(tx, [ended])).held
+            return (self.run.id, self.run.attempt) in (await executions.settle_executions(tx, [ended])).settled_attempts
 
 
 @asynccontextmanager
@@ -96,9 +96,9 @@ async def _held(database: Apart, system: System) -> World:
     agent_id = await database.agent(caller)
     store = Clocked(connect(database.url, pool_size=2, application="tests"))
     async with store.begin(caller) as tx:
-        await executions.start(tx, caller, agent_id, Start())
+        await executions.start_execution(tx, caller, agent_id, ExecutionStart())
     async with store.begin_single() as tx:
-        (run,) = await executions.claim(tx, "w", LEASE, 1)
+        (run,) = await executions.claim_executions(tx, "w", LEASE, 1)
     return World(store, system, run)
 
 
@@ -143,7 +143,7 @@ async def test_a_worker_that_died_in_the_outage_loses_its_run_a_lease_after_it(s
         assert await world.rounds(2) == 1
         # The fencing token stands as before: the first attempt settles nothing any more.
         async with store.begin_single() as tx:
-            (again,) = await executions.claim(tx, "other", LEASE, 1)
+            (again,) = await executions.claim_executions(tx, "other", LEASE, 1)
         assert again.attempt == 2
         assert not await world.extends()
         assert not await world.settles()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.events import MAX_LINE, Event
+from domain.events import MAX_LINE_BYTES, ExecutionEvent
 from domain.ports import Stream
 from workers.run.output import (
     MAX_LOG_BYTES,
@@ -28,10 +28,10 @@ class Printed:
 
     def __init__(self) -> None:
         self.now = NOW
-        self.written: list[Event] = []
+        self.written: list[ExecutionEvent] = []
         self.output = OutputLog(self._write, lambda: self.now)
 
-    async def _write(self, batch: list[Event]) -> None:
+    async def _write(self, batch: list[ExecutionEvent]) -> None:
         self.written += batch
 
     async def pass_time(self, seconds: float) -> None:
@@ -62,7 +62,7 @@ def test_long_lines_are_cut_between_characters(text: str, size: int, end: str) -
     assert "".join(messages) == text
     assert len(messages) > 1
     for message in messages:
-        assert len(message.encode()) <= MAX_LINE
+        assert len(message.encode()) <= MAX_LINE_BYTES
         assert message[0] not in "\u200d\u0301\u0947\u094d", "cut before a mark"
         assert message[-1] != "\u200d", "cut after a joiner"
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from domain import executions
-from domain.events import Asked
-from domain.executions import Decision, Execution
+from domain.events import EventQuery
+from domain.executions import ApprovalDecision, Execution
 from domain.plans import approvals
 from domain.plans.coordinator import PlanLocked
 from domain.plans.schema import Plan, PlanStep, PlanWork
@@ -29,7 +29,7 @@ async def world(system: System) -> AsyncIterator[World]:
 async def decide(world: World, execution_id: str, approved: bool = True, call_id: str | None = None) -> Execution:
     async with world.store.begin(world.caller) as tx:
         return await approvals.decide_approval(
-            tx, world.caller, execution_id, approved, Decision(call_id=call_id, reason="So.")
+            tx, world.caller, execution_id, approved, ApprovalDecision(call_id=call_id, reason="So.")
         )
 
 
@@ -46,14 +46,14 @@ async def child(world: World, execution_id: str, step: str) -> str:
 
 async def log(world: World, execution_id: str, kind: str) -> list[dict[str, Any]]:
     async with world.store.begin(world.caller) as tx:
-        (found,) = await tx.events.after_all([_asked(world, execution_id)], 1000)
+        (found,) = await tx.events.find_slices([_asked(world, execution_id)], 1000)
     assert found is not None
-    assert [event.seq for event in found.events] == list(range(1, found.last + 1))
+    assert [event.seq for event in found.events] == list(range(1, found.last_seq + 1))
     return [event.data for event in found.events if event.type == kind]
 
 
 def _asked(world: World, execution_id: str) -> Any:
-    return Asked(execution_id=execution_id, tenant_id=world.caller.tenant_id, seq=0)
+    return EventQuery(execution_id=execution_id, tenant_id=world.caller.tenant_id, seq=0)
 
 
 def nested(*steps: PlanStep, levels: int = 1) -> PlanWork:
@@ -187,7 +187,7 @@ async def test_a_cancel_takes_what_waits_and_it_cannot_be_decided_on_any_more(wo
     leaf = await world.ask("c1")
     assert await waiting(world, root) == ["a", "c1"]
     async with world.store.begin(world.caller) as tx:
-        await executions.cancel(tx, root)
+        await executions.cancel_execution(tx, root)
     for execution_id in (root, leaf.id, await child(world, root, "sub")):
         with pytest.raises(DomainError) as raised:
             await decide(world, execution_id)
@@ -203,7 +203,7 @@ async def test_deciding_cancelling_and_advancing_at_once_never_deadlock(world: W
         try:
             if what == "cancel":
                 async with world.store.begin(world.caller) as tx:
-                    await executions.cancel(tx, execution_id)
+                    await executions.cancel_execution(tx, execution_id)
             elif what == "decide":
                 await decide(world, execution_id)
             else:

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from domain import agents, costs, executions
-from domain.costs import Call, Spender
-from domain.executions import Ended, Execution, Start
+from domain.costs import BilledCall, CostAttribution
+from domain.executions import AttemptOutcome, Execution, ExecutionStart
 from domain.llms.messages import Usage
 from domain.plans import coordinator, service
 from domain.plans.renderer import PlanScope
@@ -51,14 +51,14 @@ async def retried(world: World, execution_id: str) -> Execution:
 async def settle(world: World, **errors: str | None) -> list[str]:
     """Settle all that can be claimed; a step named here fails."""
     async with world.store.begin_single() as tx:
-        claimed = await executions.claim(tx, "worker", timedelta(seconds=60), 100)
+        claimed = await executions.claim_executions(tx, "worker", timedelta(seconds=60), 100)
     for one in claimed:
         failed = errors.get(one.step or "")
         outcome = Outcome(output=msgspec.json.encode({"step": one.step}))
         if failed:
             outcome = Outcome(error_type=failed, error_message="no")
         async with world.store.begin(world.caller) as tx:
-            await executions.finish(tx, [Ended(execution=one, outcome=outcome, written=[])])
+            await executions.settle_executions(tx, [AttemptOutcome(execution=one, outcome=outcome, events=[])])
     return [one.step or "" for one in claimed]
 
 
@@ -90,13 +90,13 @@ async def test_costs_are_those_of_all_below_whenever_they_come(world: World) -> 
 
     async def spend(step_id: str, dollars: float) -> None:
         run, root_id = found[step_id]
-        spender = Spender(
+        spender = CostAttribution(
             execution_id=ids.encode("exec", run),
             root_id=ids.encode("exec", root_id),
             user_id=world.caller.user_id,
             cost_limit=10.0,
         )
-        call = Call(
+        call = BilledCall(
             provider="p",
             model="m",
             model_name="m",
@@ -109,12 +109,12 @@ async def test_costs_are_those_of_all_below_whenever_they_come(world: World) -> 
             first_token_ms=None,
         )
         async with world.store.begin(world.caller) as tx:
-            await costs.settle(tx, None, spender, call)
+            await costs.settle_call(tx, None, spender, call)
 
     await spend("a", 0.1)
     await asyncio.gather(*(spend(one, 0.01) for one in ("a", "b") * 10))
     async with world.store.begin(world.caller) as tx:
-        await executions.cancel(tx, root)
+        await executions.cancel_execution(tx, root)
     await world.turns()
     await spend("b", 0.2)
     await spend("a", 0.000000001)
@@ -129,9 +129,9 @@ async def test_costs_are_those_of_all_below_whenever_they_come(world: World) -> 
     # The limit is that of all together.
     async with world.store.begin(world.caller) as tx:
         run, root_id = (ids.encode("exec", one) for one in found["b"])
-        spender = Spender(execution_id=run, root_id=root_id, user_id=world.caller.user_id, cost_limit=0.6)
-        hold = await costs.hold(tx, spender, 1.0, 0.01, 60)
-        assert hold.granted == pytest.approx(0.099999999, abs=1e-9)
+        spender = CostAttribution(execution_id=run, root_id=root_id, user_id=world.caller.user_id, cost_limit=0.6)
+        hold = await costs.reserve_budget(tx, spender, 1.0, 0.01, 60)
+        assert hold.amount_usd == pytest.approx(0.099999999, abs=1e-9)
 
 
 # what others do to agents
@@ -147,10 +147,10 @@ async def test_who_starts_an_agent_takes_nothing_from_a_plan(world: World) -> No
         root = await world.start(PlanStep(id="a", name="a", work=work), PlanStep(id="b", name="b", work=work))
         await world.turns()
         async with world.store.begin(world.caller) as tx:
-            direct = await executions.start(tx, world.caller, agent_id, Start(inputs={}))
+            direct = await executions.start_execution(tx, world.caller, agent_id, ExecutionStart(inputs={}))
         if policy == "replace":
             async with world.store.begin(world.caller) as tx:
-                newer = await executions.start(tx, world.caller, agent_id, Start(inputs={}))
+                newer = await executions.start_execution(tx, world.caller, agent_id, ExecutionStart(inputs={}))
             assert (await world.get(direct.id)).status == "cancelled"
             direct = newer
         assert await world.children(root) == {"a": ["pending"], "b": ["pending"]}
@@ -276,7 +276,7 @@ async def test_what_completed_before_a_cancel_was_taken_in_is_kept(world: World)
     await world.turns()
     await settle(world)
     async with world.store.begin(world.caller) as tx:
-        await executions.cancel(tx, root)
+        await executions.cancel_execution(tx, root)
     again = await retried(world, root)
     await world.turns()
     assert await settle(world) == ["b"]
@@ -287,8 +287,8 @@ async def test_only_a_name_that_was_given_is_kept(world: World) -> None:
     for name in (None, "Mine"):
         plan = Plan(kind="workflow", name="plan", steps=[step(world, "a")])
         async with world.store.begin(world.caller) as tx:
-            made = await service.start_plan(tx, world.caller, plan, Start(run_name=name))
-            await executions.cancel(tx, made.id)
+            made = await service.start_plan(tx, world.caller, plan, ExecutionStart(run_name=name))
+            await executions.cancel_execution(tx, made.id)
             again = await service.retry_plan(tx, world.caller, made.id, from_failed=False)
         assert again.run_name == (name or f"plan-{again.id[-6:]}")
 
@@ -407,7 +407,7 @@ async def test_what_would_have_no_effect_is_refused(world: World) -> None:
         for field, value in given.items():
             try:
                 async with world.store.begin(world.caller) as tx:
-                    await service.start_plan(tx, world.caller, plan, Start(**{field: value}))
+                    await service.start_plan(tx, world.caller, plan, ExecutionStart(**{field: value}))
             except DomainError as error:
                 found |= {one.field for one in error.errors}
         assert found == refused
@@ -419,12 +419,12 @@ async def test_lists_of_which_the_inputs_tell_are_looked_at_for_so_long_at_the_d
     steps = [step(world, f"s{number}", map=heavy) for number in range(300)]
     plan = Plan(kind="workflow", name="heavy", steps=steps)
     async with world.store.begin(world.caller) as tx:
-        made = await service.start_plan(tx, world.caller, plan, Start(inputs={"n": list(range(1000))}))
+        made = await service.start_plan(tx, world.caller, plan, ExecutionStart(inputs={"n": list(range(1000))}))
     assert made.status == "pending"
     few = Plan(kind="workflow", name="few", steps=[step(world, "a", map="inputs.n")])
     with pytest.raises(DomainError, match="is no list"):
         async with world.store.begin(world.caller) as tx:
-            await service.start_plan(tx, world.caller, few, Start(inputs={"n": 1}))
+            await service.start_plan(tx, world.caller, few, ExecutionStart(inputs={"n": 1}))
 
 
 # turns
@@ -437,7 +437,7 @@ async def test_nothing_is_told_of_a_plan_that_has_ended(world: World) -> None:
         await world.turns()
         if ending == "cancelled":
             async with world.store.begin(world.caller) as tx:
-                await executions.cancel(tx, root)
+                await executions.cancel_execution(tx, root)
         elif ending == "timeout":
             world.clock[0] += timedelta(days=8)
         else:
@@ -471,7 +471,7 @@ async def test_what_is_begun_while_a_plan_is_cancelled_is_not(world: World) -> N
 
             async def cancelled_meanwhile(*given: Any) -> None:
                 async with world.store.begin(world.caller) as other:
-                    await executions.cancel(other, root)
+                    await executions.cancel_execution(other, root)
                 await save(*given)
 
             tx.plans.save = cancelled_meanwhile  # type: ignore[method-assign]
@@ -579,7 +579,7 @@ async def test_who_waits_for_a_turn_to_call_says_so_and_can_be_stopped(world: Wo
     waits: list[float] = []
     for _ in range(2):
         anything: Any = None
-        calls = ModelCalls(world.store, anything, anything, anything, run, Spender())
+        calls = ModelCalls(world.store, anything, anything, anything, run, CostAttribution())
         calls.on_wait = waits.append
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.5):
@@ -589,7 +589,7 @@ async def test_who_waits_for_a_turn_to_call_says_so_and_can_be_stopped(world: Wo
     await world.turns()
     query = "SELECT id FROM executions WHERE step = 'b'"
     run = await world.get(ids.encode("exec", await world.database.owner.fetchval(query)))
-    calls = ModelCalls(world.store, anything, anything, anything, run, Spender())
+    calls = ModelCalls(world.store, anything, anything, anything, run, CostAttribution())
     calls.on_wait = waits.append
     for _ in range(3):
         await calls._wait_for_rate_limit()

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from domain import executions
-from domain.executions import Ended, Start
+from domain.executions import AttemptOutcome, ExecutionStart
 from domain.plans import coordinator, service
 from domain.plans.coordinator import PlanLocked
 from domain.plans.schema import Plan, PlanStep, PlanWork, RetryPolicy
@@ -99,10 +99,10 @@ async def test_a_step_whose_run_worker_dies_is_run_again_and_the_others_are_not(
     execution_id = await world.start(*_diamond(world))
     await world.advance(execution_id)
     async with world.store.begin_single() as tx:
-        (lost,) = await executions.claim(tx, "dead", timedelta(seconds=60), 10)
+        (lost,) = await executions.claim_executions(tx, "dead", timedelta(seconds=60), 10)
     world.clock[0] += timedelta(seconds=61)
     async with world.store.begin(world.caller) as tx:
-        await executions.take_back(tx, lost.id)
+        await executions.requeue_expired(tx, lost.id)
     ended = await world.to_its_end(execution_id)
     assert ended.status == "completed"
     rows = await world.database.owner.fetch("SELECT step, attempt FROM executions WHERE parent_id IS NOT NULL")
@@ -174,13 +174,13 @@ async def test_run_again_from_the_failed_step_on(world: World) -> None:
     await world.work_off()
     await world.advance(execution_id)
     async with world.store.begin_single() as tx:
-        claimed = await executions.claim(tx, "worker", timedelta(seconds=60), 10)
+        claimed = await executions.claim_executions(tx, "worker", timedelta(seconds=60), 10)
     assert sorted(one.step or "" for one in claimed) == ["b", "c[0]", "c[1]"]
     for one in claimed:
         failed = one.step == "c[1]"
         outcome = Outcome(error_type="E", error_message="no") if failed else Outcome(output=b'{"step": "kept"}')
         async with world.store.begin(world.caller) as tx:
-            await executions.finish(tx, [Ended(execution=one, outcome=outcome, written=[])])
+            await executions.settle_executions(tx, [AttemptOutcome(execution=one, outcome=outcome, events=[])])
     await world.advance(execution_id)
     assert (await world.get(execution_id)).status == "failed"
     async with world.store.begin(world.caller) as tx:
@@ -209,7 +209,7 @@ async def test_a_cancel_takes_the_whole_tree(world: World) -> None:
             await world.advance(one)
     assert await world.children(execution_id) == {"a": ["pending"], "i": ["running"], "x": ["pending"]}
     async with world.store.begin(world.caller) as tx:
-        await executions.cancel(tx, execution_id)
+        await executions.cancel_execution(tx, execution_id)
     assert await world.children(execution_id) == {"a": ["cancelled"], "i": ["cancelled"], "x": ["cancelled"]}
     for _ in range(3):
         for one in await world.due():
@@ -226,7 +226,7 @@ async def test_a_cancel_beside_an_advance_leaves_nothing_running(world: World) -
 
     async def cancel() -> None:
         async with world.store.begin(world.caller) as tx:
-            await executions.cancel(tx, execution_id)
+            await executions.cancel_execution(tx, execution_id)
 
     async with world.store.begin(world.caller) as tx:
         await coordinator.advance_plan(tx, execution_id, None)
@@ -243,7 +243,7 @@ async def test_a_cancel_beside_an_advance_leaves_nothing_running(world: World) -
 async def test_a_plan_that_takes_too_long_has_failed_and_runs_nothing(world: World) -> None:
     plan = Plan(kind="workflow", name="plan", steps=_diamond(world))
     async with world.store.begin(world.caller) as tx:
-        execution_id = (await service.start_plan(tx, world.caller, plan, Start(timeout=100))).id
+        execution_id = (await service.start_plan(tx, world.caller, plan, ExecutionStart(timeout=100))).id
     await world.advance(execution_id)
     world.clock[0] += timedelta(seconds=99)
     assert await world.due() == []

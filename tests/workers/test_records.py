@@ -62,11 +62,11 @@ async def test_of_a_round_only_what_was_deleted_goes_also_if_deleting_fails_at_f
             await parts.blobs.delete(keys)
 
     assert (await acme.http.delete(f"/artifacts/{dropped}")).status_code == 204
-    from domain.artifacts.service import Waiting
+    from domain.artifacts.service import PendingBody
     from infra.polling import retry_through_outage
 
     storer = BodyUploader(parts.store, Away())  # type: ignore[arg-type]
-    round_ = [Waiting(id=one, key=key, packed=b"") for one, key in keys.items()]
+    round_ = [PendingBody(id=one, key=key, packed_body=b"") for one, key in keys.items()]
     await retry_through_outage(lambda: storer._settle_uploads(round_))
     assert failures == []
     assert await _readable(acme, [kept])
@@ -76,8 +76,12 @@ async def test_of_a_round_only_what_was_deleted_goes_also_if_deleting_fails_at_f
 async def test_an_evaluation_whose_workers_die_is_given_up(parts, acme: Tenant) -> None:
     """Claimed again and again past its lease, as by workers that are killed: three attempts, and no more."""
     async with parts.store.begin_for(acme.tenant_id) as tx:
-        made = evaluations.evaluated(
-            acme.tenant_id, acme.account["id"], [evaluations.read(b'{"prompt":"a","response":"b"}')], tx.now, False
+        made = evaluations.build_evaluations(
+            acme.tenant_id,
+            acme.account["id"],
+            [evaluations.parse_evaluation(b'{"prompt":"a","response":"b"}')],
+            tx.now,
+            False,
         )
         await tx.evaluations.add(made)
         now = tx.now

@@ -10,11 +10,11 @@ import asyncpg
 from domain import evaluations
 from domain.shared.errors import DomainError
 from domain.shared.pages import Page
-from domain.stats import KINDS
+from domain.stats import RECORD_KINDS
 from infra.postgres.db import connect
 from infra.postgres.role import APP_ROLE
 from infra.postgres.store import PostgresStore
-from infra.wiring import utc_now
+from infra.wiring import get_utc_now
 from tests.support.clients import Tenant
 from tests.support.isolated_database import apart
 from workers.lifecycle import Drain
@@ -65,12 +65,12 @@ async def test_a_tenant_s_old_records_go_and_nobody_else_s(system, parts, acme: 
 async def test_months_are_made_ahead_and_dropped_when_empty(system) -> None:
     async with apart(system) as own:
         engine = connect(own.url, pool_size=2, application="tests")
-        later = [utc_now()]
+        later = [get_utc_now()]
         store = PostgresStore(engine, NoQueue(), lambda: later[0])
         names = "SELECT relname FROM pg_class WHERE relispartition AND relkind = 'r' ORDER BY 1"
         try:
             before = [row["relname"] for row in await own.owner.fetch(names)]
-            assert len(before) == 3 * len(KINDS)
+            assert len(before) == 3 * len(RECORD_KINDS)
             assert await RetentionSweeper(store).make_partitions() == 0
             later[0] += timedelta(days=100)
             made = await RetentionSweeper(store).make_partitions()
@@ -85,7 +85,7 @@ async def test_months_are_made_ahead_and_dropped_when_empty(system) -> None:
             )
             gone = await RetentionSweeper(store)()
             left = [row["relname"] for row in await own.owner.fetch(names)]
-            month = utc_now().strftime("_%Y_%m")
+            month = get_utc_now().strftime("_%Y_%m")
             assert f"evaluations{month}" in left
             assert f"artifacts{month}" not in left
             assert gone["partitions"] == len(before) + made - len(left)
@@ -98,24 +98,24 @@ async def test_dropping_stops_nobody_and_waits_for_nobody(system) -> None:
     """Readers and writers go on while months come and go; one that reads for long keeps its month for the next time."""
     async with apart(system) as own:
         engine = connect(own.url, pool_size=6, application="tests")
-        store = PostgresStore(engine, NoQueue(), utc_now)
+        store = PostgresStore(engine, NoQueue(), get_utc_now)
         caller, done = await own.tenant(), asyncio.Event()
-        row = evaluations.read(b'{"prompt":"a","response":"b","hallucinated":true}')
+        row = evaluations.parse_evaluation(b'{"prompt":"a","response":"b","hallucinated":true}')
         written = 0
 
         async def write() -> None:
             nonlocal written
             while not done.is_set():
                 async with store.begin_for(caller.tenant_id) as tx:
-                    made = evaluations.evaluated(caller.tenant_id, caller.user_id, [row], tx.now, False)
+                    made = evaluations.build_evaluations(caller.tenant_id, caller.user_id, [row], tx.now, False)
                     await tx.evaluations.add(made)
                 written += 1
 
         async def read() -> None:
             while not done.is_set():
                 async with store.begin_for(caller.tenant_id) as tx:
-                    await tx.evaluations.page(evaluations.Filter(), Page())
-                    await evaluations.stats(tx, evaluations.Filter(), None)
+                    await tx.evaluations.list_page(evaluations.EvaluationFilter(), Page())
+                    await evaluations.compute_evaluation_stats(tx, evaluations.EvaluationFilter(), None)
 
         async def come_and_go() -> None:
             try:
@@ -131,10 +131,16 @@ async def test_dropping_stops_nobody_and_waits_for_nobody(system) -> None:
             # What this installation made ahead is of this month and later ones, and stays.
             await asyncio.gather(write(), write(), read(), read(), come_and_go())
             async with store.begin_for(caller.tenant_id) as tx:
-                assert (await evaluations.stats(tx, evaluations.Filter(), None)).total_evaluations == written > 0
+                assert (
+                    (
+                        await evaluations.compute_evaluation_stats(tx, evaluations.EvaluationFilter(), None)
+                    ).total_evaluations
+                    == written
+                    > 0
+                )
             await own.owner.execute("SELECT make_partitions('evaluations', '2001-01-05', 0)")
             async with store.begin_for(caller.tenant_id) as tx:
-                await tx.evaluations.page(evaluations.Filter(), Page())
+                await tx.evaluations.list_page(evaluations.EvaluationFilter(), Page())
                 assert (await RetentionSweeper(store)())["partitions"] == 0
             assert (await RetentionSweeper(store)())["partitions"] == 1
         finally:
@@ -144,7 +150,7 @@ async def test_dropping_stops_nobody_and_waits_for_nobody(system) -> None:
 async def test_whoever_uses_both_tables_goes_on_too(system) -> None:
     """One table is locked at a time: a reader of one and then the other never meets it the other way around."""
     async with apart(system) as own:
-        store = PostgresStore(connect(own.url, pool_size=2, application="tests"), NoQueue(), utc_now)
+        store = PostgresStore(connect(own.url, pool_size=2, application="tests"), NoQueue(), get_utc_now)
         done = asyncio.Event()
 
         async def read() -> None:
@@ -161,7 +167,7 @@ async def test_whoever_uses_both_tables_goes_on_too(system) -> None:
         async def come_and_go() -> None:
             try:
                 for _ in range(5):
-                    for kind in KINDS:
+                    for kind in RECORD_KINDS:
                         await own.owner.execute("SELECT make_partitions($1, '2001-01-05', 0)", kind)
                     await RetentionSweeper(store)()
             finally:
@@ -175,11 +181,11 @@ async def test_whoever_uses_both_tables_goes_on_too(system) -> None:
 
 async def test_a_long_reader_of_one_table_keeps_nobody_from_the_other(system) -> None:
     async with apart(system) as own:
-        store = PostgresStore(connect(own.url, pool_size=2, application="tests"), NoQueue(), utc_now)
+        store = PostgresStore(connect(own.url, pool_size=2, application="tests"), NoQueue(), get_utc_now)
         reader = await asyncpg.connect(own.url, server_settings={"role": APP_ROLE})
         try:
             for year in (2001, 2002, 2003):
-                for kind in KINDS:
+                for kind in RECORD_KINDS:
                     await own.owner.execute(f"SELECT make_partitions($1, '{year}-01-05', 0)", kind)
             async with reader.transaction():
                 await reader.fetch("SELECT id FROM evaluations LIMIT 1")
@@ -190,7 +196,7 @@ async def test_a_long_reader_of_one_table_keeps_nobody_from_the_other(system) ->
                     await own.owner.fetch("SELECT id FROM artifacts LIMIT 1")
                     longest = max(longest, time.monotonic() - asked)
                     await asyncio.sleep(0.002)
-                assert (await dropping)["partitions"] == 3 * (len(KINDS) - 1)
+                assert (await dropping)["partitions"] == 3 * (len(RECORD_KINDS) - 1)
             # It waited for the reader once, for a second; whoever came to the other table did not.
             assert longest < 0.7 < time.monotonic() - begun < 10
             assert (await RetentionSweeper(store)())["partitions"] == 3
@@ -205,14 +211,14 @@ async def test_this_month_and_the_month_of_yesterday_stay(system) -> None:
         store = PostgresStore(connect(own.url, pool_size=2, application="tests"), NoQueue(), lambda: now[0])
         names = "SELECT relname FROM pg_class WHERE relispartition AND relkind = 'r' AND relname ~ '_2001_' ORDER BY 1"
         try:
-            for kind in KINDS:
+            for kind in RECORD_KINDS:
                 await own.owner.execute("SELECT make_partitions($1, '2001-01-05', 2)", kind)
-            assert (await RetentionSweeper(store)())["partitions"] == len(KINDS)
-            left = [f"{kind}_2001_{month}" for kind in KINDS for month in ("02", "03")]
+            assert (await RetentionSweeper(store)())["partitions"] == len(RECORD_KINDS)
+            left = [f"{kind}_2001_{month}" for kind in RECORD_KINDS for month in ("02", "03")]
             assert [row["relname"] for row in await own.owner.fetch(names)] == left
             now[0] += timedelta(minutes=1)
-            assert (await RetentionSweeper(store)())["partitions"] == len(KINDS)
-            left = [f"{kind}_2001_03" for kind in KINDS]
+            assert (await RetentionSweeper(store)())["partitions"] == len(RECORD_KINDS)
+            left = [f"{kind}_2001_03" for kind in RECORD_KINDS]
             assert [row["relname"] for row in await own.owner.fetch(names)] == left
         finally:
             await store.close()

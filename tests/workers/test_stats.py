@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 from domain import artifacts, evaluations
 from domain.artifacts import service
-from domain.artifacts.record import Recorded
-from domain.artifacts.service import Stored
+from domain.artifacts.record import ArtifactRecord
+from domain.artifacts.service import PackedArtifact
 from domain.evaluations import Evaluation, NewEvaluation
-from domain.evaluations.scoring import Scores
+from domain.evaluations.scoring import EvaluationScores
 from domain.shared.pages import Page
-from domain.stats import KINDS
+from domain.stats import RECORD_KINDS
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
-from infra.sketches import bin_of, key
+from infra.sketches import build_bin_expression, find_bin_key
 from tests.support.isolated_database import Apart, apart
 from tests.support.stats_environment import World
 from tests.support.stats_oracle import Owner, _names, _scores
@@ -97,13 +97,13 @@ async def test_whoever_asks_meanwhile_is_told_what_there_was_at_some_moment(syst
                 )
                 for _ in range(TEN)
             ]
-            return evaluations.evaluated(*_names(owner), made, now, batch=True)
+            return evaluations.build_evaluations(*_names(owner), made, now, batch=True)
 
-        def recorded(number: int) -> list[Recorded]:
+        def recorded(number: int) -> list[ArtifactRecord]:
             sent = [{"kurral_id": f"{number}-{one}", "cost_usd": one / 7, "duration_ms": one} for one in range(TEN)]
             tenant_id, user_id = _names(owner)
             return [
-                artifacts.recorded(json.dumps(one).encode(), tenant_id=tenant_id, user_id=user_id, now=now)
+                artifacts.build_record(json.dumps(one).encode(), tenant_id=tenant_id, user_id=user_id, now=now)
                 for one in sent
             ]
 
@@ -111,7 +111,7 @@ async def test_whoever_asks_meanwhile_is_told_what_there_was_at_some_moment(syst
             for turn in range(12):
                 made = evaluated()
                 async with store.begin(owner.caller) as tx:
-                    await evaluations.created_batches(tx, [made])
+                    await evaluations.create_batches(tx, [made])
                 owner.evaluations |= {one.id: one for one in made}
                 await upload(100 * number + turn)
                 if turn % 3 == 2:
@@ -123,9 +123,9 @@ async def test_whoever_asks_meanwhile_is_told_what_there_was_at_some_moment(syst
             # The same ten twice at once: they are stored once.
             tries = [recorded(number), recorded(number)]
 
-            async def send(made: list[Recorded]) -> set[str]:
+            async def send(made: list[ArtifactRecord]) -> set[str]:
                 async with store.begin(owner.caller) as tx:
-                    return await tx.artifacts.add([Stored(recorded=one, packed=b"") for one in made])
+                    return await tx.artifacts.add([PackedArtifact(record=one, packed_body=b"") for one in made])
 
             stored = await asyncio.gather(*map(send, tries))
             assert sorted(map(len, stored)) == [0, TEN]
@@ -145,27 +145,33 @@ async def test_whoever_asks_meanwhile_is_told_what_there_was_at_some_moment(syst
         async def fold() -> None:
             while not left.is_set():
                 async with store.begin(owner.caller) as tx:
-                    for kind in KINDS:
-                        folds[kind] += await tx.stats.fold(kind, dice.randint(1, 40))
+                    for kind in RECORD_KINDS:
+                        folds[kind] += await tx.stats.fold_deltas(kind, dice.randint(1, 40))
                 await asyncio.sleep(0)
 
         async def compute() -> None:
             while not left.is_set():
                 async with store.begin_unbound() as tx:
-                    claimed = await evaluations.claim(tx, 7, LEASE)
-                drawn = Scores(**dict.fromkeys(Scores.__struct_fields__[:4], 0.25), hallucinated=True)
+                    claimed = await evaluations.claim_evaluations(tx, 7, LEASE)
+                drawn = EvaluationScores(
+                    **dict.fromkeys(EvaluationScores.__struct_fields__[:4], 0.25), hallucinated=True
+                )
                 scores = _scores(claimed, [drawn])
                 async with store.begin_for(owner.caller.tenant_id) as tx:
-                    await evaluations.settle(tx, list(zip(claimed, scores, strict=True)))
+                    await evaluations.settle_evaluations(tx, list(zip(claimed, scores, strict=True)))
                 await asyncio.sleep(0)
 
         async def ask() -> None:
             while not left.is_set():
                 for since in (None, now - timedelta(days=60, minutes=7)):
                     async with store.begin(owner.caller) as tx:
-                        first = await evaluations.stats(tx, evaluations.Filter(since=since), None)
-                        points = await evaluations.timeseries(tx, evaluations.Filter(), 90, "hour")
-                        second = await service.stats(tx, service.Filter(start_date=since))
+                        first = await evaluations.compute_evaluation_stats(
+                            tx, evaluations.EvaluationFilter(since=since), None
+                        )
+                        points = await evaluations.compute_evaluation_timeseries(
+                            tx, evaluations.EvaluationFilter(), 90, "hour"
+                        )
+                        second = await service.compute_artifact_stats(tx, service.ArtifactFilter(start_date=since))
                     counts = [first.total_evaluations, sum(first.by_model.values()), second.total_artifacts]
                     counts += [sum(point.count for point in points), sum(second.by_status.values())]
                     assert [count % TEN for count in counts] == [0] * len(counts)
@@ -181,7 +187,7 @@ async def test_whoever_asks_meanwhile_is_told_what_there_was_at_some_moment(syst
             finally:
                 left.set()
         async with store.begin(owner.caller) as tx:
-            kept = {row_id: await evaluations.get(tx, row_id) for row_id in owner.evaluations}
+            kept = {row_id: await evaluations.get_evaluation(tx, row_id) for row_id in owner.evaluations}
         assert all(row.created_at == owner.evaluations[row_id].created_at for row_id, row in kept.items())
         owner.evaluations = kept
         world = World(database, store, [owner, Owner(await database.tenant())], [now])
@@ -196,6 +202,8 @@ async def test_postgres_has_the_bins_of_the_library(system) -> None:
     dice = random.Random(5)
     values = [0.0, 1e-12, 9.99e-10, 1e-9, 1e-3, 1.0, 1e12, *(10 ** dice.uniform(-9, 12) for _ in range(5000))]
     async with apart(system) as database:
-        query = f"SELECT {bin_of('v')} AS bin FROM unnest($1::float8[]) WITH ORDINALITY AS u(v, n) ORDER BY n"
+        query = (
+            f"SELECT {build_bin_expression('v')} AS bin FROM unnest($1::float8[]) WITH ORDINALITY AS u(v, n) ORDER BY n"
+        )
         bins = [record["bin"] for record in await database.owner.fetch(query, values)]
-    assert bins == [key(value) for value in values]
+    assert bins == [find_bin_key(value) for value in values]

@@ -6,7 +6,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from domain.events import MAX_LINE, Event
+from domain.events import MAX_LINE_BYTES, ExecutionEvent
 from domain.shared.jobs import Job
 from infra.build_cache.environments import uv_variables_from_pip
 from infra.build_cache.folders import FolderCache
@@ -75,9 +75,9 @@ def test_caches_that_nobody_used_are_forgotten(tmp_path: Path) -> None:
 
 
 async def test_output_is_whole_up_to_its_limit() -> None:
-    written: list[Event] = []
+    written: list[ExecutionEvent] = []
 
-    async def write(batch: list[Event]) -> None:
+    async def write(batch: list[ExecutionEvent]) -> None:
         written.extend(batch)
 
     output = OutputLog(write, lambda: datetime.now(UTC))
@@ -88,7 +88,7 @@ async def test_output_is_whole_up_to_its_limit() -> None:
     await asyncio.sleep(0.25)
     assert [event.data["message"] for event in written][:3] == ["one", "two", "three"]
     assert sum(len(event.data["message"]) for event in written[3:]) == 20_000
-    assert all(len(event.data["message"]) <= MAX_LINE for event in written)
+    assert all(len(event.data["message"]) <= MAX_LINE_BYTES for event in written)
     output.add_output("stderr", b"x" * (2 * MAX_LOG_BYTES))
     stop.set()
     await flushing

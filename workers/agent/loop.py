@@ -14,9 +14,9 @@ import msgspec
 from domain import agents
 from domain.agents import Agent, Spec
 from domain.agents.prompts import messages as first_messages
-from domain.events import Event
+from domain.events import ExecutionEvent
 from domain.executions import Execution, steps
-from domain.executions.steps import Step
+from domain.executions.steps import RunStep
 from domain.llms.messages import (
     Message,
     ModelError,
@@ -70,7 +70,7 @@ class AgentLoop:
         tools: Toolbox,
         execution: Execution,
         clock: Clock,
-        done: list[Step],
+        done: list[RunStep],
         drains: Callable[[], bool] = lambda: False,
     ) -> None:
         self._store, self._events, self._calls, self._tools = store, scribe, calls, tools
@@ -123,7 +123,7 @@ class AgentLoop:
 
         async def write() -> None:
             async with self._store.begin_for(self._execution.tenant_id) as tx:
-                await steps.park(tx, self._execution, waiting)
+                await steps.park_for_approval(tx, self._execution, waiting)
 
         await retry_through_outage(write)
 
@@ -139,13 +139,14 @@ class AgentLoop:
             message = await self._ask(path, agent, tuple(messages), tuple(specs))
             if not message.tool_calls:
                 return message.content
-            if len(message.tool_calls) > steps.MAX_CALLS:
-                told = f"The model asks for {len(message.tool_calls)} tool calls at once; {steps.MAX_CALLS} are made."
+            if len(message.tool_calls) > steps.MAX_CALLS_PER_ANSWER:
+                count, most = len(message.tool_calls), steps.MAX_CALLS_PER_ANSWER
+                told = f"The model asks for {count} tool calls at once; {most} are made."
                 self._warn(told, step=path)
             answers = [
                 await self._called(f"{path}.{place}", call, bound, agent, deep)
-                if place < steps.MAX_CALLS
-                else {"error": f"not made: more than {steps.MAX_CALLS} calls at once."}
+                if place < steps.MAX_CALLS_PER_ANSWER
+                else {"error": f"not made: more than {steps.MAX_CALLS_PER_ANSWER} calls at once."}
                 for place, call in enumerate(message.tool_calls)
             ]
             if None in answers:
@@ -233,7 +234,7 @@ class AgentLoop:
         async def also(tx: Tx, reply: Reply) -> None:
             output = {"message": reply.message, "finish": reply.finish, "usage": reply.usage}
             step = self._step(path, "model", target.name, "finished", begun, output=msgspec.to_builtins(output))
-            await steps.write(tx, step, [])
+            await steps.write_step(tx, step, [])
             self._steps[path] = step
 
         def again(error: ModelError, pause: float) -> None:
@@ -354,11 +355,11 @@ class AgentLoop:
         return other
 
     async def _begun(
-        self, path: str, call: ToolCall, status: steps.StepStatus, told: bool = True, given: Any = None
+        self, path: str, call: ToolCall, status: steps.RunStepStatus, told: bool = True, given: Any = None
     ) -> None:
         """Note that a call is about to be made, or waits, before anything of it happens."""
         args = render_arguments(call.arguments)
-        event = Event(
+        event = ExecutionEvent(
             type="tool_call",
             data={"tool": call.name, "args": args, "call_id": call.id, "step": path},
             at=self._clock(),
@@ -373,7 +374,7 @@ class AgentLoop:
     async def _finished(
         self, path: str, call: ToolCall, begun: Any, answer: dict[str, Any], done: ToolResult | None = None
     ) -> dict[str, Any]:
-        event = Event(
+        event = ExecutionEvent(
             type="tool_result",
             data={"tool": call.name, "call_id": call.id, "step": path, **answer},
             at=self._clock(),
@@ -386,8 +387,8 @@ class AgentLoop:
 
     # what is written
 
-    def _step(self, path: str, kind: Any, name: str, status: steps.StepStatus, begun: Any, **more: Any) -> Step:
-        return Step(
+    def _step(self, path: str, kind: Any, name: str, status: steps.RunStepStatus, begun: Any, **more: Any) -> RunStep:
+        return RunStep(
             execution_id=self._execution.id,
             path=path,
             kind=kind,
@@ -400,13 +401,13 @@ class AgentLoop:
         )
 
     async def _write(
-        self, step: Step, told: list[Event], commit: Callable[[Tx], Awaitable[None]] | None = None
+        self, step: RunStep, told: list[ExecutionEvent], commit: Callable[[Tx], Awaitable[None]] | None = None
     ) -> None:
         await self._events.flush(self._execution)
 
         async def write() -> None:
             async with self._store.begin_for(self._execution.tenant_id) as tx:
-                await steps.write(tx, step, told)
+                await steps.write_step(tx, step, told)
                 if commit is not None:
                     await commit(tx)
 

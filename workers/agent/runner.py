@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 
 from domain.agents import Spec
-from domain.costs import Call, Spender
+from domain.costs import BilledCall, CostAttribution
 from domain.executions import Execution, LaneShare
-from domain.executions.steps import Step
+from domain.executions.steps import RunStep
 from domain.llms.messages import ToolFailed
 from domain.ports import Clock, Llm, Outcome, Prices
 from domain.shared.leases import HandOver, LostLease
@@ -33,11 +33,11 @@ class ModelCallFactory(msgspec.Struct, frozen=True, kw_only=True):
     llm: Llm
     prices: Prices
     # Told of every call that was billed.
-    on_call: Callable[[Call], None] = lambda call: None
+    on_call: Callable[[BilledCall], None] = lambda call: None
 
     def create_calls(self, execution: Execution) -> ModelCalls:
         """The model calls of one run."""
-        spender = Spender(
+        spender = CostAttribution(
             execution_id=execution.id,
             root_id=execution.root_id,
             agent_id=execution.agent_id,
@@ -102,11 +102,11 @@ class AgentRunner(LaneRunner):
             return Outcome(error_type="timeout", error_message=told)
 
     async def _run_agent(self, execution: Execution, waits: Callable[[float], None]) -> Outcome | None:
-        async def known() -> tuple[Spec | None, list[Step]]:
+        async def known() -> tuple[Spec | None, list[RunStep]]:
             async with self._store.begin_for(execution.tenant_id) as tx:
-                spec = await tx.executions.spec(execution.id)
+                spec = await tx.executions.get_spec(execution.id)
                 # Only another attempt can have done anything before this one.
-                return spec, await tx.steps.of(execution.id) if execution.attempt > 1 else []
+                return spec, await tx.steps.list_steps(execution.id) if execution.attempt > 1 else []
 
         agent, done = await retry_through_outage(known)
         if agent is None:
@@ -143,7 +143,9 @@ class AgentRunner(LaneRunner):
         )
         return await loop.run_tool(given["tool"], given["args"])
 
-    def _create_loop(self, execution: Execution, workspace_id: str, done: list[Step], calls: ModelCalls) -> AgentLoop:
+    def _create_loop(
+        self, execution: Execution, workspace_id: str, done: list[RunStep], calls: ModelCalls
+    ) -> AgentLoop:
         shop = self._call_factory.dependencies
         workspace = RunWorkspace(self._store, shop.blobs, execution.tenant_id, workspace_id)
         toolbox = Toolbox(shop, execution.tenant_id, workspace, execution.mode or "safe")

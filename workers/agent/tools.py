@@ -15,7 +15,7 @@ import structlog
 from domain import provider_keys, tools
 from domain.artifacts import service as artifacts
 from domain.executions import DEFAULT_MEMORY_MB
-from domain.executions.schema import Mode
+from domain.executions.schema import ExecutionMode
 from domain.llms.messages import ToolFailed, ToolSpec
 from domain.ports import Blobs, Program, Sandbox, Store, Stream
 from domain.shared.errors import OUTAGES, DomainError
@@ -81,7 +81,7 @@ class ToolDependencies(msgspec.Struct, frozen=True, kw_only=True):
 class Toolbox:
     """The tools of one run."""
 
-    def __init__(self, shop: ToolDependencies, tenant_id: str, workspace: RunWorkspace, mode: Mode) -> None:
+    def __init__(self, shop: ToolDependencies, tenant_id: str, workspace: RunWorkspace, mode: ExecutionMode) -> None:
         self._dependencies, self._tenant_id, self._workspace, self._mode = shop, tenant_id, workspace, mode
 
     async def bind_tools(
@@ -256,15 +256,15 @@ class Toolbox:
         return ToolResult(result=await http_request(self._dependencies.outbound, args))
 
     async def _search_artifacts(self, args: dict[str, Any]) -> ToolResult:
-        wanted = artifacts.Filter(
+        wanted = artifacts.ArtifactFilter(
             search=args.get("query"),
             **{name: args[name] for name in ("model_name", "status", "tag", "semantic_bucket") if name in args},
         )
-        narrowed = artifacts.narrowed(wanted, self._tenant_id)
+        narrowed = artifacts.normalize_filter(wanted, self._tenant_id)
 
         async def known() -> Any:
             async with self._dependencies.store.begin_for(self._tenant_id) as tx:
-                return await tx.artifacts.page(narrowed, Page(limit=args.get("limit", 10), offset=0))
+                return await tx.artifacts.list_page(narrowed, Page(limit=args.get("limit", 10), offset=0))
 
         found = await retry_through_outage(known)
         return ToolResult(result={"artifacts": msgspec.to_builtins(found.items), "total": found.total})

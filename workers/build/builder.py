@@ -85,7 +85,9 @@ class VersionBuilder:
     async def _claim_next(self) -> Version | None:
         while True:
             async with self._store.begin_single() as tx:
-                turn = await tx.queues.next_build(self._slots - self._busy_count < executions.spare_slots(self._slots))
+                turn = await tx.queues.next_build(
+                    self._slots - self._busy_count < executions.count_reserved_slots(self._slots)
+                )
             if turn is None:
                 return None
             # Another worker may have been quicker; then it is another version's turn.

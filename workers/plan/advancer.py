@@ -14,7 +14,7 @@ from domain.plans.schema import DuePlan
 from domain.ports import Store
 from domain.shared.errors import DomainError
 from domain.shared.leases import LostLease
-from infra.outage_log import tell_outage
+from infra.outage_log import log_outage
 from workers.lifecycle import Drain
 
 _log = structlog.get_logger("paddock.plans")
@@ -67,7 +67,7 @@ class PlanAdvancer:
                 due, following = await tx.plans.list_due(tx.now, self._slots + len(self._running) + len(self._retry_at))
         except DomainError as error:
             self._drain.note_round("plans", None)
-            tell_outage(_log, "cannot look for plans", error)
+            log_outage(_log, "cannot look for plans", error)
             return OUTAGE_RETRY_SECONDS
         except Exception:
             self._drain.note_round("plans", None)
@@ -99,7 +99,7 @@ class PlanAdvancer:
             # What was told of it is still there.
             pause = BUSY_RETRY_SECONDS
         except DomainError as error:
-            tell_outage(_log, "a plan waits", error, execution_id=one.execution_id)
+            log_outage(_log, "a plan waits", error, execution_id=one.execution_id)
             pause = OUTAGE_RETRY_SECONDS
         except Exception as error:
             _log.exception("a plan could not be advanced", execution_id=one.execution_id)

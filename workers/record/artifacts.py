@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from domain.artifacts import capture
-from domain.artifacts.service import Ended, Stored, Waiting
+from domain.artifacts.service import PackedArtifact, PendingBody, UnrecordedExecution
 from domain.ports import Blobs, Store
 from domain.shared.errors import DATABASE_OUTAGES, DomainError
 from infra.compression import once, pack
@@ -36,7 +36,7 @@ class BodyUploader:
     async def __call__(self) -> bool:
         """One round. Returns whether there may be more. Errors: `storage_unavailable`; what waits goes on waiting."""
         async with self._store.begin_unbound() as tx:
-            waiting = await tx.artifacts.claim_bodies(
+            waiting = await tx.artifacts.claim_pending_bodies(
                 MAX_CLAIMED_BODIES, MAX_CLAIMED_BYTES, tx.now, tx.now + BODY_LEASE
             )
         if not waiting:
@@ -59,7 +59,7 @@ class BodyUploader:
                 raise error
         return True
 
-    async def _abandon_uploads(self, putting: Iterable[asyncio.Task[None]], bodies: list[Waiting]) -> None:
+    async def _abandon_uploads(self, putting: Iterable[asyncio.Task[None]], bodies: list[PendingBody]) -> None:
         for task in putting:
             task.cancel()
         await asyncio.gather(*putting, return_exceptions=True)
@@ -70,13 +70,13 @@ class BodyUploader:
         async with self._store.begin_unbound() as tx:
             await tx.artifacts.release_bodies(ids)
 
-    async def _upload_body(self, one: Waiting) -> None:
+    async def _upload_body(self, one: PendingBody) -> None:
         async with self._slots:
-            await self._blobs.put(one.key, once(one.packed))
+            await self._blobs.put(one.key, once(one.packed_body))
 
-    async def _settle_uploads(self, done: list[Waiting]) -> None:
+    async def _settle_uploads(self, done: list[PendingBody]) -> None:
         async with self._store.begin_unbound() as tx:
-            gone = await tx.artifacts.stored([one.id for one in done])
+            gone = await tx.artifacts.mark_bodies_stored([one.id for one in done])
         # Deleted while it was written: what was written is deleted as well. May be done again, or by two at once.
         late = [one.key for one in done if one.id in gone]
         if late:
@@ -92,11 +92,11 @@ class ObjectRemover:
     async def __call__(self) -> bool:
         """One round. Returns whether there may be more. Errors: `storage_unavailable`."""
         async with self._store.begin_unbound() as tx:
-            now, keys = tx.now, await tx.artifacts.doomed(tx.now, MAX_DELETED_OBJECTS)
+            now, keys = tx.now, await tx.artifacts.list_deletable_objects(tx.now, MAX_DELETED_OBJECTS)
         if keys:
             await self._blobs.delete(keys)
             async with self._store.begin_unbound() as tx:
-                await tx.artifacts.gone(keys, now)
+                await tx.artifacts.mark_objects_deleted(keys, now)
         return len(keys) == MAX_DELETED_OBJECTS
 
 
@@ -109,7 +109,7 @@ class ArtifactCapturer:
     async def __call__(self) -> bool:
         """One round. Returns whether there may be more."""
         async with self._store.begin_unbound() as tx:
-            ended = await tx.artifacts.unrecorded(MAX_CAPTURED_EXECUTIONS)
+            ended = await tx.artifacts.list_unrecorded(MAX_CAPTURED_EXECUTIONS)
         of_tenant = defaultdict[str, list[str]](list)
         for tenant_id, execution_id in ended:
             of_tenant[tenant_id].append(execution_id)
@@ -120,10 +120,10 @@ class ArtifactCapturer:
     async def _capture_executions(self, tenant_id: str, executions: list[str]) -> None:
         try:
             async with self._store.begin_for(tenant_id) as tx:
-                ended = await tx.artifacts.ended(executions)
+                ended = await tx.artifacts.load_unrecorded(executions)
             made = await asyncio.to_thread(_build_artifacts, ended, self._environment)
             async with self._store.begin_for(tenant_id) as tx:
-                await capture.capture(tx, made, executions)
+                await capture.store_captured(tx, made, executions)
         except Exception as error:
             if isinstance(error, DomainError) and error.code in DATABASE_OUTAGES:
                 raise
@@ -137,6 +137,6 @@ class ArtifactCapturer:
                 await tx.artifacts.mark_recorded(executions)
 
 
-def _build_artifacts(ended: list[Ended], environment: str) -> list[Stored]:
-    made = [capture.of_execution(one, environment) for one in ended]
-    return [Stored(recorded=one, packed=pack(one.body)) for one in made]
+def _build_artifacts(ended: list[UnrecordedExecution], environment: str) -> list[PackedArtifact]:
+    made = [capture.record_from_execution(one, environment) for one in ended]
+    return [PackedArtifact(record=one, packed_body=pack(one.body)) for one in made]

@@ -6,7 +6,7 @@ import structlog
 
 from domain import stats
 from domain.ports import Store
-from domain.stats import Unfolded
+from domain.stats import UnfoldedDeltas
 
 MAX_FOLDED_TENANTS: Final = 64
 
@@ -19,15 +19,15 @@ class StatsFolder:
     def __init__(self, store: Store) -> None:
         self._store = store
         # Where the last round ended: tenants take turns, however many of them have something every time.
-        self._last_tenant: Unfolded | None = None
+        self._last_tenant: UnfoldedDeltas | None = None
 
     async def __call__(self) -> bool:
         """One round: up to `stats.FOLD` deltas of each kind and tenant. Returns whether there may be more."""
         async with self._store.begin_unbound() as tx:
-            waiting = await tx.stats.unfolded(self._last_tenant, MAX_FOLDED_TENANTS)
+            waiting = await tx.stats.list_unfolded(self._last_tenant, MAX_FOLDED_TENANTS)
         more = len(waiting) == MAX_FOLDED_TENANTS or self._last_tenant is not None
         self._last_tenant = waiting[-1] if len(waiting) == MAX_FOLDED_TENANTS else None
         for one in waiting:
             async with self._store.begin_for(one.tenant_id) as tx:
-                more |= await tx.stats.fold(one.kind, stats.FOLD) == stats.FOLD
+                more |= await tx.stats.fold_deltas(one.kind, stats.MAX_FOLD_DELTAS) == stats.MAX_FOLD_DELTAS
         return more

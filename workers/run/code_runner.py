@@ -11,12 +11,12 @@ import structlog
 
 from domain import executions
 from domain.builds import Version
-from domain.events import Event
+from domain.events import ExecutionEvent
 from domain.executions import Execution, LaneShare
 from domain.ports import Clock, Outcome, Sandbox, Store
 from domain.shared.errors import DomainError, not_found
 from infra.build_cache.bundles import BundleCache
-from infra.outage_log import tell_outage
+from infra.outage_log import log_outage
 from infra.polling import retry_through_outage
 from workers.lane_runner import LaneRunner
 from workers.leases import LeaseKeeper, claim_or_release
@@ -116,9 +116,9 @@ class CodeRunner(LaneRunner):
         async with self._store.begin_for(execution.tenant_id) as tx:
             await executions.begin_running(tx, execution)
 
-    async def _record_events(self, execution: Execution, batch: list[Event]) -> None:
+    async def _record_events(self, execution: Execution, batch: list[ExecutionEvent]) -> None:
         async with self._store.begin_for(execution.tenant_id) as tx:
-            await executions.record(tx, execution, batch)
+            await executions.append_agent_events(tx, execution, batch)
 
 
 class Claimer:
@@ -155,7 +155,7 @@ class Claimer:
             claimed = await claim_or_release(self._runner.claim_executions(free), self._runner.hand_over_execution)
         except DomainError as error:
             self._drain.note_round("claim", None)
-            tell_outage(_log, "cannot take runs", error)
+            log_outage(_log, "cannot take runs", error)
             await asyncio.sleep(0.5)
             return free
         self._drain.note_round("claim", bool(claimed))

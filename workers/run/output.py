@@ -11,7 +11,7 @@ from typing import Final, get_args
 
 import msgspec
 
-from domain.events import MAX_LINE, Event, Level, level_of, logged
+from domain.events import MAX_LINE_BYTES, ExecutionEvent, LogLevel, build_log_event, parse_level
 from domain.ports import Clock, Stream
 from domain.shared.errors import DATABASE_OUTAGES, DomainError
 
@@ -38,7 +38,7 @@ class OutputPiece(msgspec.Struct, frozen=True):
     """A line, or a part of one that is too long or too late for one event. `ends` is whether a line break follows."""
 
     text: str
-    level: Level
+    level: LogLevel
     ends: bool = False
 
 
@@ -54,7 +54,7 @@ class OutputLine:
         self._text = ""
         self._shown: str | None = None
         self._is_replaced = self._is_begun = self._has_return = False
-        self._named_level: Level | None = None
+        self._named_level: LogLevel | None = None
         self._due: datetime | None = None
         self._wait = FIRST_SHOWN_SECONDS
 
@@ -121,7 +121,7 @@ class OutputLine:
 
     def _take_long_parts(self) -> list[OutputPiece]:
         pieces = []
-        while (cut := cut_text(self._text, MAX_LINE)) < len(self._text):
+        while (cut := cut_text(self._text, MAX_LINE_BYTES)) < len(self._text):
             pieces.append(self._take_piece(cut))
         return pieces
 
@@ -135,10 +135,10 @@ class OutputLine:
         self._text, self._is_begun = self._text[count:], True
         return piece
 
-    def _decide_level(self) -> Level:
+    def _decide_level(self) -> LogLevel:
         # All pieces of a line have the level that its beginning names.
         if self._named_level is None or (self.is_redrawn and not self._is_begun):
-            self._named_level = level_of(self._stream, self._text[:20])
+            self._named_level = parse_level(self._stream, self._text[:20])
         return self._named_level
 
 
@@ -181,10 +181,10 @@ def _is_blank(text: str) -> bool:
 class OutputLog:
     """Collects output and hands it to `write` in batches. Keeps `KEPT` bytes and says what it dropped."""
 
-    def __init__(self, write: Callable[[list[Event]], Awaitable[None]], clock: Clock) -> None:
+    def __init__(self, write: Callable[[list[ExecutionEvent]], Awaitable[None]], clock: Clock) -> None:
         self._write, self._clock = write, clock
         self._lines: dict[Stream, OutputLine] = {stream: OutputLine(stream) for stream in get_args(Stream)}
-        self._pending: list[Event] = []
+        self._pending: list[ExecutionEvent] = []
         self._kept = self._dropped = self._count = self._states = 0
 
     def add_output(self, stream: Stream, data: bytes) -> None:
@@ -214,7 +214,7 @@ class OutputLog:
                         raise
                     self._pending = batch + self._pending
 
-    def take_rest(self) -> list[Event]:
+    def take_rest(self) -> list[ExecutionEvent]:
         """What has not been written, unfinished lines included, and a line that tells what was dropped."""
         for stream, line in self._lines.items():
             for piece in line.feed_bytes(b"", last=True):
@@ -223,7 +223,7 @@ class OutputLog:
         if self._dropped:
             told = f"Only the first {MAX_LOG_BYTES} bytes and {MAX_LOG_LINES} lines of output are kept; "
             told += f"{self._dropped} more bytes came."
-            self._pending.append(logged("WARNING", told, self._clock(), "paddock"))
+            self._pending.append(build_log_event("WARNING", told, self._clock(), "paddock"))
             self._dropped = 0
         rest, self._pending = self._pending, []
         return rest
@@ -239,7 +239,7 @@ class OutputLog:
                 self._keep_pieces(stream, piece)
             elif self._states + size <= MAX_STATES_BYTES and not self._dropped:
                 self._states += size
-                self._pending.append(logged(piece.level, piece.text, self._clock(), stream))
+                self._pending.append(build_log_event(piece.level, piece.text, self._clock(), stream))
 
     def _keep_pieces(self, stream: Stream, piece: OutputPiece) -> None:
         room = MAX_LOG_BYTES - self._kept if self._count < MAX_LOG_LINES and not self._dropped else 0
@@ -248,7 +248,7 @@ class OutputLog:
         if count or (room > 0 and not piece.text):
             self._kept += len(piece.text[:count].encode()) + piece.ends
             self._count += 1
-            self._pending.append(logged(piece.level, piece.text[:count], self._clock(), stream))
+            self._pending.append(build_log_event(piece.level, piece.text[:count], self._clock(), stream))
 
 
 class OutputText:

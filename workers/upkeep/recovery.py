@@ -13,7 +13,7 @@ from domain import builds, executions
 from domain.ports import Blob, Blobs, Clock, Queue, Store
 from domain.shared.errors import DomainError
 from domain.shared.jobs import Lane
-from infra.outage_log import tell_outage
+from infra.outage_log import log_outage
 from infra.redis import GONE
 from infra.settings import Settings
 from workers.lifecycle import Drain
@@ -62,7 +62,7 @@ class Upkeep:
                     swept = self._clock()
             except DomainError as error:
                 self._drain.note_round("upkeep", None)
-                tell_outage(_log, "upkeep waits", error)
+                log_outage(_log, "upkeep waits", error)
             except GONE as error:
                 self._drain.note_round("upkeep", None)
                 _log.warning("upkeep waits for redis", error=str(error))
@@ -94,7 +94,7 @@ class Upkeep:
                 if row.lane == "build":
                     await builds.take_back(tx, row.row_id)
                 else:
-                    await executions.take_back(tx, row.row_id)
+                    await executions.requeue_expired(tx, row.row_id)
         self._seen_at = self._clock()
         return len(expired)
 
@@ -126,7 +126,7 @@ class Upkeep:
         )
         removed["objects"] = sum([await self._sweep_prefix(prefix, before) for prefix in _SWEPT_PREFIXES])
         for kind, count in removed.items():
-            self._drain.metrics.removed.labels(kind).inc(count)
+            self._drain.metrics.removals.labels(kind).inc(count)
         if any(removed.values()):
             _log.info("swept", **removed)
         return removed

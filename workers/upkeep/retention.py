@@ -15,8 +15,8 @@ import structlog
 from domain.ports import Store, Tx
 from domain.retention import EXPIRY, Expiring
 from domain.shared.errors import DomainError
-from domain.stats import KINDS, Kind
-from infra.outage_log import tell_outage
+from domain.stats import RECORD_KINDS, RecordKind
+from infra.outage_log import log_outage
 from workers.lifecycle import Drain
 
 MAX_DELETED_RECORDS: Final = 500
@@ -59,7 +59,7 @@ class RetentionSweeper:
                     await self()
                 pause = RETENTION_INTERVAL
             except DomainError as error:
-                tell_outage(_log, "waits", error)
+                log_outage(_log, "waits", error)
                 pause = OUTAGE_RETRY_DELAY
                 await self._drain.sleep(OUTAGE_RETRY_DELAY.total_seconds())
 
@@ -80,11 +80,11 @@ class RetentionSweeper:
             retained = await tx.retention.tenants(self._default_days)
         for tenant_id, days in retained:
             age = timedelta(days=days)
-            for kind in KINDS:
+            for kind in RECORD_KINDS:
                 gone[kind] += await self._remove_in_batches(kind, partial(self._delete_records, tenant_id, kind, age))
             for name, forget in _FORGET_BY_KIND.items():
                 gone[name] += await self._remove_in_batches(name, partial(self._forget_rows, tenant_id, age, forget))
-        for kind in KINDS:
+        for kind in RECORD_KINDS:
             gone["partitions"] += await self._remove_in_batches("partitions", partial(self._drop_empty_partition, kind))
         if any(gone.values()):
             _log.info("too old", **{kind: count for kind, count in gone.items() if count})
@@ -100,7 +100,7 @@ class RetentionSweeper:
             raise
         except Exception:
             _log.exception("cannot remove what is too old", kind=kind)
-        self._drain.metrics.removed.labels(kind).inc(total)
+        self._drain.metrics.removals.labels(kind).inc(total)
         return total
 
     async def _forget_expired(self, kind: Expiring, age: timedelta) -> int:
@@ -111,17 +111,17 @@ class RetentionSweeper:
         async with self._store.begin_for(tenant_id) as tx:
             return await forget(tx, tx.now - age)
 
-    async def _drop_empty_partition(self, kind: Kind) -> int:
+    async def _drop_empty_partition(self, kind: RecordKind) -> int:
         # Each in a transaction of its own, as it stops all others of the table: with both tables locked, one that uses
         # both would deadlock with it. Ids of yesterday may still be on their way.
         async with self._store.begin_unbound() as tx:
             return await tx.queues.drop_empty_partition(kind, tx.now - PARTITION_GRACE)
 
-    async def _delete_records(self, tenant_id: str, kind: Kind, age: timedelta) -> int:
+    async def _delete_records(self, tenant_id: str, kind: RecordKind, age: timedelta) -> int:
         async with self._store.begin_for(tenant_id) as tx:
             before = tx.now - age
             if kind == "evaluations":
-                return await tx.evaluations.delete_many(await tx.evaluations.older(before, MAX_DELETED_RECORDS))
+                return await tx.evaluations.delete_many(await tx.evaluations.list_older(before, MAX_DELETED_RECORDS))
             if kind == "costs":
-                return await tx.costs.delete_many(await tx.costs.older(before, MAX_DELETED_RECORDS))
-            return await tx.artifacts.delete(await tx.artifacts.older(before, MAX_DELETED_RECORDS), tx.now)
+                return await tx.costs.delete_many(await tx.costs.list_older(before, MAX_DELETED_RECORDS))
+            return await tx.artifacts.delete(await tx.artifacts.list_older(before, MAX_DELETED_RECORDS), tx.now)

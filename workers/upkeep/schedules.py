@@ -12,7 +12,7 @@ from domain import schedules
 from domain.ports import Store
 from domain.schedules import DueSchedule
 from domain.shared.errors import DATABASE_OUTAGES, DomainError
-from infra.outage_log import tell_outage
+from infra.outage_log import log_outage
 from workers.lifecycle import Drain
 
 # Seconds after which a schedule that was just made, or an execution that has ended, is seen.
@@ -38,7 +38,7 @@ class ScheduleStarter:
                 self._drain.note_round("schedules", pause == 0.0)
             except DomainError as error:
                 self._drain.note_round("schedules", None)
-                tell_outage(_log, "waits", error)
+                log_outage(_log, "waits", error)
                 pause = OUTAGE_RETRY_SECONDS
             except Exception:
                 _log.exception("failed unexpectedly")

@@ -93,7 +93,7 @@ def upgrade() -> None:
         CREATE FUNCTION spending_lock() RETURNS bigint LANGUAGE sql STABLE AS $$
             SELECT hashtextextended('spending ' || current_setting('paddock.tenant_id'), 0)
         $$;
-        -- As `domain.costs.budgets.began` has it.
+        -- As `domain.costs.budgets.find_period_start` has it.
         CREATE FUNCTION budget_began(period text, at timestamptz) RETURNS timestamptz LANGUAGE sql STABLE AS $$
             SELECT CASE WHEN period = 'total' THEN '2000-01-01 00:00:00+00'::timestamptz
                         ELSE date_trunc(period, at, 'UTC') END
