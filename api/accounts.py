@@ -18,18 +18,18 @@ from domain.accounts import (
     NewInvite,
     PatchMe,
     PatchUser,
-    Refresh,
-    Register,
-    Registered,
-    Tokens,
+    RegisteredUser,
+    Registration,
+    SessionTokens,
+    TokenRefresh,
     User,
 )
 from domain.accounts.emails import check_email
 from domain.ports import Clock
 from domain.shared.access import Caller
-from domain.shared.errors import DomainError, invalid
+from domain.shared.errors import DomainError, InvalidField
 from domain.shared.pages import Listing, Page
-from infra.credentials import AccessTokens, Passwords, new_token, token_hash
+from infra.credentials import AccessTokens, Passwords, generate_token, hash_token
 
 # Requests without an account are small.
 MAX_PUBLIC_BODY_BYTES: Final = 64 * 1024
@@ -43,26 +43,28 @@ class TokenIssuer:
     def __init__(self, tokens: AccessTokens, clock: Clock, refresh_lifetime: timedelta) -> None:
         self._tokens, self._clock, self.refresh_lifetime = tokens, clock, refresh_lifetime
 
-    def issue_tokens(self, user_id: str, session_id: str, refresh_token: str) -> Tokens:
+    def issue_tokens(self, user_id: str, session_id: str, refresh_token: str) -> SessionTokens:
         """Return a session's tokens, with a new access token."""
-        return Tokens(
-            access_token=self._tokens.issue(user_id, session_id, self._clock()),
+        return SessionTokens(
+            access_token=self._tokens.issue_token(user_id, session_id, self._clock()),
             refresh_token=refresh_token,
             expires_in=int(self._tokens.lifetime.total_seconds()),
         )
 
 
 @post("/auth/register", opt=PUBLIC, request_max_body_size=MAX_PUBLIC_BODY_BYTES)
-async def register_user(store: Store, passwords: Passwords, token_issuer: TokenIssuer, data: Register) -> Registered:
+async def register_user(
+    store: Store, passwords: Passwords, token_issuer: TokenIssuer, data: Registration
+) -> RegisteredUser:
     """Create a user and a first session. The user gets a new tenant, or joins the tenant of an invitation."""
-    tenant_id = accounts.tenant_for(data)
-    accounts.checked_username(data.username, check_email(data.email))
-    password_hash, refresh_token = await passwords.hash(data.password), new_token(REFRESH_PREFIX)
+    tenant_id = accounts.choose_tenant(data)
+    accounts.check_username(data.username, check_email(data.email))
+    password_hash, refresh_token = await passwords.hash_password(data.password), generate_token(REFRESH_PREFIX)
     lifetime = token_issuer.refresh_lifetime
     async with store.begin_for(tenant_id) as tx:
-        user = await accounts.register(tx, tenant_id, data, password_hash, token_hash(data.invite_token or ""))
-        session_id = await accounts.open_session(tx, user.id, token_hash(refresh_token), lifetime)
-    return Registered(**asdict(user), **asdict(token_issuer.issue_tokens(user.id, session_id, refresh_token)))
+        user = await accounts.register_user(tx, tenant_id, data, password_hash, hash_token(data.invite_token or ""))
+        session_id = await accounts.open_session(tx, user.id, hash_token(refresh_token), lifetime)
+    return RegisteredUser(**asdict(user), **asdict(token_issuer.issue_tokens(user.id, session_id, refresh_token)))
 
 
 @post("/auth/login", opt=PUBLIC, status_code=200, request_max_body_size=MAX_PUBLIC_BODY_BYTES)
@@ -73,21 +75,21 @@ async def log_in(
     guess_limiter: GuessLimiter,
     request: HttpRequest,
     data: Login,
-) -> Tokens:
+) -> SessionTokens:
     """Open a session. Wrong passwords are counted; after too many, logins are refused for up to an hour."""
-    name = accounts.login_name(data)
+    name = accounts.read_login_name(data)
     async with guess_limiter.limit_guesses(name, request.scope["state"]["address"]) as count_wrong:
         async with store.begin_unbound() as tx:
             user = await tx.accounts.find_login(name)
         # An unknown name takes as long as a wrong password, so that names cannot be found out by time.
-        is_right = await passwords.verify(user.password_hash if user else None, data.password)
+        is_right = await passwords.verify_password(user.password_hash if user else None, data.password)
         if user is None or not is_right or not user.is_active:
             await count_wrong()
             raise _refuse_login()
-    refresh_token = new_token(REFRESH_PREFIX)
+    refresh_token = generate_token(REFRESH_PREFIX)
     async with store.begin_for(user.tenant_id) as tx:
         lifetime = token_issuer.refresh_lifetime
-        session_id = await accounts.open_session(tx, user.user_id, token_hash(refresh_token), lifetime)
+        session_id = await accounts.open_session(tx, user.user_id, hash_token(refresh_token), lifetime)
     return token_issuer.issue_tokens(user.user_id, session_id, refresh_token)
 
 
@@ -97,16 +99,16 @@ def _refuse_login() -> DomainError:
 
 
 @post("/auth/refresh", opt=PUBLIC, status_code=200, request_max_body_size=MAX_PUBLIC_BODY_BYTES)
-async def refresh_tokens(store: Store, token_issuer: TokenIssuer, data: Refresh) -> Tokens:
+async def refresh_tokens(store: Store, token_issuer: TokenIssuer, data: TokenRefresh) -> SessionTokens:
     """Exchange a refresh token for new tokens. Using a refresh token twice ends its whole session."""
     async with store.begin_unbound() as tx:
-        grant = await tx.accounts.find_refresh(token_hash(data.refresh_token))
+        grant = await tx.accounts.find_refresh_token(hash_token(data.refresh_token))
     if grant is None:
-        raise accounts.unknown_refresh()
-    refresh_token = new_token(REFRESH_PREFIX)
+        raise accounts.InvalidRefreshToken()
+    refresh_token = generate_token(REFRESH_PREFIX)
     async with store.begin_for(grant.tenant_id) as tx:
-        hashes = token_hash(data.refresh_token), token_hash(refresh_token)
-        error = await accounts.rotate(tx, grant, *hashes, token_issuer.refresh_lifetime)
+        hashes = hash_token(data.refresh_token), hash_token(refresh_token)
+        error = await accounts.rotate_refresh_token(tx, grant, *hashes, token_issuer.refresh_lifetime)
     # Raised here and not in the transaction, which must be committed: it ends the session of a reused token.
     if error is not None:
         raise error
@@ -115,16 +117,16 @@ async def refresh_tokens(store: Store, token_issuer: TokenIssuer, data: Refresh)
 
 @post("/auth/logout", opt=AUTHENTICATED, status_code=204)
 async def log_out(store: Store, caller: Caller) -> None:
-    """End this session. Its refresh tokens and its access token are invalid at once."""
+    """End this session. Its refresh tokens and its access token are InvalidField at once."""
     async with store.begin(caller) as tx:
-        await accounts.logout(tx, caller)
+        await accounts.close_session(tx, caller)
 
 
 @get(["/auth/me", "/users/me"], opt=AUTHENTICATED)
 async def get_me(store: Store, caller: Caller) -> User:
     """Return the caller's own user."""
     async with store.begin(caller) as tx:
-        return await accounts.me(tx, caller)
+        return await accounts.get_own_user(tx, caller)
 
 
 @patch("/users/me", opt=requires_scope("account"))
@@ -142,30 +144,30 @@ async def update_me(
     if data.password is not UNSET:
         current_password = "" if data.current_password is UNSET else data.current_password
         async with store.begin(caller) as tx:
-            stored_hash = await tx.accounts.password_hash(caller.user_id)
+            stored_hash = await tx.accounts.get_password_hash(caller.user_id)
         async with guess_limiter.limit_guesses(caller.user_id, address) as count_wrong:
-            if not await passwords.verify(stored_hash, current_password):
+            if not await passwords.verify_password(stored_hash, current_password):
                 await count_wrong()
-                raise invalid("current_password", "is wrong.")
-        password_hash = await passwords.hash(data.password)
+                raise InvalidField("current_password", "is wrong.")
+        password_hash = await passwords.hash_password(data.password)
     elif data.current_password is not UNSET:
-        raise invalid("current_password", "is only allowed together with a new `password`.")
+        raise InvalidField("current_password", "is only allowed together with a new `password`.")
     async with store.begin(caller) as tx:
-        return await accounts.patch_me(tx, caller, data, password_hash)
+        return await accounts.patch_own_user(tx, caller, data, password_hash)
 
 
 @get("/users", opt=requires_scope("admin"))
 async def list_users(store: Store, caller: Caller, pagination: Page) -> Listing[User]:
     """List the tenant's users."""
     async with store.begin(caller) as tx:
-        return await tx.accounts.users(pagination)
+        return await tx.accounts.list_users(pagination)
 
 
 @get("/users/{user_id:str}", opt=requires_scope("admin"))
 async def get_user(store: Store, caller: Caller, user_id: str) -> User:
     """Return a user of the tenant."""
     async with store.begin(caller) as tx:
-        return await accounts.get(tx, user_id)
+        return await accounts.get_user(tx, user_id)
 
 
 @patch("/users/{user_id:str}", opt=requires_scope("admin"))
@@ -180,9 +182,9 @@ async def invite_user(
     creator: ResourceCreator, request: HttpRequest, caller: Caller, data: NewInvite
 ) -> Response[Invite]:
     """Invite a person into the tenant. `invite_token` is shown only in this answer; pass it on."""
-    token = new_token(INVITE_PREFIX)
+    token = generate_token(INVITE_PREFIX)
     return await creator.create_idempotently(
-        request, caller, lambda tx: accounts.invite(tx, caller, data, token, token_hash(token))
+        request, caller, lambda tx: accounts.invite_user(tx, caller, data, token, hash_token(token))
     )
 
 

@@ -16,7 +16,7 @@ async def create_agent(
     creator: ResourceCreator, request: HttpRequest, caller: Caller, data: NewAgent
 ) -> Response[Agent]:
     """Create an agent. With a model, or any other field of a model agent, it is ready; otherwise upload an archive."""
-    return await creator.create_idempotently(request, caller, lambda tx: agents.create(tx, caller, data))
+    return await creator.create_idempotently(request, caller, lambda tx: agents.create_agent(tx, caller, data))
 
 
 @get("/agents", opt=requires_scope("read:agents"))
@@ -32,21 +32,21 @@ async def list_agents(
 async def get_agent(store: Store, caller: Caller, agent_id: str, resolved: bool = False) -> Agent:
     """Return an agent by id or name. `resolved=true` includes everything that it inherits."""
     async with store.begin(caller) as tx:
-        return await agents.shown(tx, agent_id, resolved)
+        return await agents.show_agent(tx, agent_id, resolved)
 
 
 @route("/agents/{agent_id:str}", http_method=["PATCH", "PUT"], opt=requires_scope("write:agents"), status_code=200)
 async def update_agent(store: Store, caller: Caller, agent_id: str, data: PatchAgent) -> Agent:
     """Change the fields that are sent; PUT does the same. An `archived` agent starts no new executions."""
     async with store.begin(caller) as tx:
-        return await agents.patch(tx, agent_id, data)
+        return await agents.patch_agent(tx, agent_id, data)
 
 
 @delete("/agents/{agent_id:str}", opt=requires_scope("write:agents"))
 async def delete_agent(store: Store, caller: Caller, agent_id: str) -> None:
     """Delete an agent and cancel its executions, whose records stay."""
     async with store.begin(caller) as tx:
-        await agents.delete(tx, agent_id)
+        await agents.delete_agent(tx, agent_id)
 
 
 router = Router("/", route_handlers=[create_agent, list_agents, get_agent, update_agent, delete_agent], tags=["agents"])

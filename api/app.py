@@ -73,7 +73,7 @@ from domain import evaluations as domain_evaluations
 from domain.artifacts import service as artifact_service
 from domain.ports import Clock
 from domain.shared.errors import DomainError
-from domain.shared.jobs import LANES
+from domain.shared.jobs import ALL_LANES
 from infra.embedded.children import create_parent_bond
 from infra.settings import Settings, parse_networks, read_settings
 from infra.telemetry import ApiMetrics, clear_shared_metrics, open_telemetry, share_metrics
@@ -122,7 +122,7 @@ def create_app(settings: Settings, clock: Clock = get_utc_now) -> ASGIApp:
 
     @asynccontextmanager
     async def open_services(app: Litestar) -> AsyncIterator[None]:
-        async with open_resources(settings, "paddock api", row_changes=LANES, clock=clock) as resources:
+        async with open_resources(settings, "paddock api", row_changes=ALL_LANES, clock=clock) as resources:
             app.state.services = create_services(resources)
             app.state.query_parameters = _list_query_parameters(app)
             app.state.openapi_document = build_document(app)

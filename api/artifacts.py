@@ -23,9 +23,9 @@ from domain.artifacts.schema import Artifact, ReplayLevel
 from domain.artifacts.service import ArtifactFilter, PackedArtifact, SemanticBucketCount
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError
-from domain.shared.pages import Listing, Page, listing
+from domain.shared.pages import Listing, Page, build_listing
 from domain.shared.times import read_time_or_none
-from infra.compression import LARGE, begun, once, packed, unpacked
+from infra.compression import MAX_INLINE_BYTES, compress_in_thread, decompress_stream, prefetch_first_chunk, stream_once
 from infra.tables import MEDIA_TYPES, CsvOptions
 
 _READ = requires_scope("read:artifacts")
@@ -64,7 +64,7 @@ class ArtifactQuery:
             provider=self.provider,
             status=self.status,
             start_date=read_time_or_none("start_date", self.start_date),
-            end_date=read_time_or_none("end_date", self.end_date, end=True),
+            end_date=read_time_or_none("end_date", self.end_date, is_end=True),
             run_id=self.run_id,
             tag=self.tag,
             error_type=self.error_type,
@@ -90,8 +90,8 @@ class ArtifactIngest(msgspec.Struct, frozen=True, kw_only=True):
             read = functools.partial(
                 artifacts.build_record, body, tenant_id=caller.tenant_id, user_id=caller.user_id, now=self.clock()
             )
-            recorded = read() if len(body) < LARGE else await asyncio.to_thread(read)
-            artifact = PackedArtifact(record=recorded, packed_body=await packed(recorded.body))
+            recorded = read() if len(body) < MAX_INLINE_BYTES else await asyncio.to_thread(read)
+            artifact = PackedArtifact(record=recorded, packed_body=await compress_in_thread(recorded.body))
             return await self.batches.add_item(request, caller, artifact, body)
 
 
@@ -111,8 +111,8 @@ class ArtifactReader:
         async with self._store.begin(caller) as tx:
             location = await service.get_artifact_body(tx, kurral_id, tenant_id)
         try:
-            stored = await self._blobs.get(location.key) if location.packed_body is None else once(location.packed_body)
-            return location.size, await begun(unpacked(stored))
+            stored = await self._blobs.get(location.key) if location.packed_body is None else stream_once(location.packed_body)
+            return location.size, await prefetch_first_chunk(decompress_stream(stored))
         except DomainError as error:
             if error.code != "not_found":
                 raise
@@ -205,7 +205,7 @@ async def list_artifact_tool_calls(
         body = b"".join([chunk async for chunk in chunks])
         calls = await asyncio.to_thread(service.parse_call_tree, body)
     page_calls = calls[pagination.offset : pagination.offset + pagination.limit]
-    return listing(page_calls, len(calls), pagination)
+    return build_listing(page_calls, len(calls), pagination)
 
 
 @delete("/artifacts/{kurral_id:str}", opt=requires_scope("write:artifacts"))

@@ -15,13 +15,13 @@ from api.operations import ANY_SCOPE, NO_CALLER
 from api.proxy_logins import ProxyHeaders, ProxyLogins
 from domain import accounts
 from domain.accounts import keys
-from domain.accounts.keys import KeyIdentity
+from domain.accounts.keys import ApiKeyIdentity
 from domain.ports import Clock, Store
 from domain.shared import access
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError, FieldError
-from infra.credentials import KEY_PREFIX, AccessTokens, same, token_hash
-from infra.group_commit import Batches
+from infra.credentials import API_KEY_PREFIX, AccessTokens, hash_token, is_same_digest
+from infra.group_commit import GroupCommit
 from infra.outage_log import log_outage
 
 _log = structlog.get_logger("paddock.auth")
@@ -42,7 +42,7 @@ class Authenticator:
     def __init__(self, store: Store, clock: Clock, tokens: AccessTokens, proxy_logins: ProxyLogins) -> None:
         self._store, self._clock, self._tokens, self._proxy_logins = store, clock, tokens, proxy_logins
         # One statement, begun after they arrived, for the keys of concurrent requests.
-        self._key_lookups: Batches[bytes, KeyIdentity | None] = Batches(self._find_keys)
+        self._key_lookups: GroupCommit[bytes, ApiKeyIdentity | None] = GroupCommit(self._find_keys)
 
     async def identify_caller(
         self, headers: dict[str, str], query_token: str | None = None, proxy_headers: ProxyHeaders | None = None
@@ -65,7 +65,7 @@ class Authenticator:
         if scheme.lower() != "bearer" or not credentials.strip():
             raise _refuse_credentials("The Authorization header must be `Bearer` and a token or an API key.")
         token = credentials.strip()
-        return await (self._authenticate_key if token.startswith(KEY_PREFIX) else self._authenticate_token)(token)
+        return await (self._authenticate_key if token.startswith(API_KEY_PREFIX) else self._authenticate_token)(token)
 
     async def find_session(self, user_id: str, session_id: str) -> Caller:
         """Return the caller of an open session. Errors: `unauthenticated`."""
@@ -76,22 +76,22 @@ class Authenticator:
         return accounts.caller_from_identity(session)
 
     async def _authenticate_key(self, key: str) -> Caller:
-        key_hash = token_hash(key)
+        key_hash = hash_token(key)
         identity = await self._key_lookups.add(key_hash)
         caller = None
-        if identity is not None and same(identity.key_hash, key_hash):
-            caller = keys.caller_of(identity, self._clock())
+        if identity is not None and is_same_digest(identity.key_hash, key_hash):
+            caller = keys.caller_from_api_key(identity, self._clock())
         if caller is None or caller.key_id is None:
             raise _refuse_credentials(_INVALID_KEY)
         return caller
 
-    async def _find_keys(self, key_hashes: list[bytes]) -> list[KeyIdentity | None]:
+    async def _find_keys(self, key_hashes: list[bytes]) -> list[ApiKeyIdentity | None]:
         async with self._store.begin_single() as tx:
             identities = await tx.keys.find(list(set(key_hashes)))
         return [identities.get(key_hash) for key_hash in key_hashes]
 
     async def _authenticate_token(self, token: str) -> Caller:
-        claims = self._tokens.read(token)
+        claims = self._tokens.read_token(token)
         if claims is None:
             raise _refuse_credentials("The access token is not valid or has expired.")
         return await self.find_session(*claims)
@@ -123,7 +123,7 @@ class StreamAccess:
             return
         self.next_check = self._loop.time() + STREAM_RECHECK_SECONDS
         try:
-            access.require(await self._find_caller(), self._scope)
+            access.require_scope(await self._find_caller(), self._scope)
         except DomainError as error:
             # After any other error, such as an outage, the next check decides.
             if error.code in ("unauthenticated", "forbidden", "missing_scope"):
@@ -155,7 +155,7 @@ async def authorize_message(
     caller = await authenticator.identify_caller(headers, socket.query_params.get("access_token"), proxy_headers)
     if caller is None:
         raise _refuse_credentials(_NO_CREDENTIALS)
-    access.require(caller, scope)
+    access.require_scope(caller, scope)
     await rate_limiter.check_request(caller)
     return caller
 
@@ -180,7 +180,7 @@ async def authorize_route(connection: ASGIConnection[Any, Any, Any, Any], handle
         if caller is None:
             raise _refuse_credentials(_NO_CREDENTIALS)
         if required_scope != ANY_SCOPE:
-            access.require(caller, required_scope)
+            access.require_scope(caller, required_scope)
     _refuse_unknown_parameters(connection)
 
 

@@ -12,9 +12,9 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from domain.shared.errors import DomainError, misread, refused
+from domain.shared.errors import DomainError, InvalidFields, field_error_from_msgspec
 from domain.shared.field_errors import collect_field_errors
-from domain.shared.json_limits import SMALL_JSON_BYTES, check_body
+from domain.shared.json_limits import SMALL_JSON_BYTES, check_json_body
 
 T = TypeVar("T")
 _DECODER_THREAD: Final = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bodies")
@@ -32,7 +32,7 @@ def decode_body(body: bytes, kind: Any) -> Any:
 
     Errors: `malformed_request` for invalid or too large JSON, `invalid_field` with every field error.
     """
-    check_body(body)
+    check_json_body(body)
     try:
         return _get_decoder(kind).decode(body)
     except msgspec.ValidationError as error:
@@ -56,4 +56,4 @@ def _describe_field_errors(body: bytes, kind: Any, error: msgspec.ValidationErro
         return DomainError("malformed_request", f"The body cannot be read: {unreadable}.")
     if value is None:
         return DomainError("malformed_request", "The body must be a JSON object.")
-    return refused(collect_field_errors(value, kind, strict=False) or [misread(str(error))])
+    return InvalidFields(collect_field_errors(value, kind, strict=False) or [field_error_from_msgspec(str(error))])

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from api.requests import HttpRequest
-from domain.shared.unicode_text import mend_json
-from infra.compression import LARGE
+from domain.shared.unicode_text import repair_json
+from infra.compression import MAX_INLINE_BYTES
 
 # A body is held up to three times over: as it came, as it is kept, and compressed.
 BODY_MEMORY_BYTES: Final = 48 * 1024 * 1024
@@ -26,7 +26,7 @@ class BodyMemoryLimiter:
     async def read_body(self, request: HttpRequest) -> AsyncIterator[bytes]:
         """Read a request's body. A large one is spooled to a file, so that a slow client occupies no memory."""
         length = request.headers.get("content-length", "")
-        if length.isdecimal() and len(length) < 20 and int(length) <= LARGE:
+        if length.isdecimal() and len(length) < 20 and int(length) <= MAX_INLINE_BYTES:
             yield await request.body()
             return
         with tempfile.TemporaryFile() as spool:
@@ -34,7 +34,7 @@ class BodyMemoryLimiter:
                 spool.write(chunk)
             async with self.reserve_memory(spool.tell()):
                 spool.seek(0)
-                yield await asyncio.to_thread(lambda: mend_json(spool.read()))
+                yield await asyncio.to_thread(lambda: repair_json(spool.read()))
 
     @asynccontextmanager
     async def reserve_memory(self, size: int) -> AsyncIterator[None]:

@@ -14,9 +14,9 @@ from api.operations import IDEMPOTENCY_KEY, PREFER_WAIT, RequestBody, requires_s
 from api.requests import Blobs, HttpRequest, Store, read_preferred_wait
 from api.waiting import StatusWaiter
 from domain import agents, builds, ports
-from domain.builds import Upload, Version
+from domain.builds import AgentVersion, ArchiveUpload
 from domain.shared.access import Caller
-from domain.shared.errors import DomainError, invalid
+from domain.shared.errors import DomainError, InvalidField
 from domain.shared.pages import Listing, Page
 from infra.settings import Settings
 
@@ -71,7 +71,7 @@ class ArchiveStream:
         except MultipartError as error:
             raise DomainError("malformed_request", f"The multipart body is damaged: {error}.") from None
         if self.size == 0:
-            raise invalid("file", "is missing or empty. Send the archive in this field.")
+            raise InvalidField("file", "is missing or empty. Send the archive in this field.")
 
     async def _read_file(self) -> AsyncIterator[bytes]:
         has_file = False
@@ -82,9 +82,11 @@ class ArchiveStream:
                 for item in parser.parse(data):
                     if isinstance(item, MultipartSegment):
                         if item.name != "file":
-                            raise invalid(str(item.name), "is not a known field. Send the archive in the field `file`.")
+                            raise InvalidField(
+                                str(item.name), "is not a known field. Send the archive in the field `file`."
+                            )
                         if has_file:
-                            raise invalid("file", "is sent twice. Send one archive at a time.")
+                            raise InvalidField("file", "is sent twice. Send one archive at a time.")
                         has_file = True
                     elif item:
                         yield bytes(item)
@@ -99,22 +101,22 @@ class ArchiveUploader:
         self._store, self._blobs, self._settings = store, blobs, settings
         self._creator, self._waiter = creator, waiter
 
-    async def upload_archive(self, request: HttpRequest, caller: Caller, agent_id: str) -> Response[Version]:
+    async def upload_archive(self, request: HttpRequest, caller: Caller, agent_id: str) -> Response[AgentVersion]:
         """Store the archive of a request; answer 201 with its version, after its build if the caller prefers to wait.
 
-        Errors: `not_found`, those of `ArchiveStream.read_chunks` and `builds.enqueue`.
+        Errors: `not_found`, those of `ArchiveStream.read_chunks` and `builds.enqueue_build`.
         """
         # Both headers are checked before the archive is read.
         read_idempotency_key(request)
         seconds = read_preferred_wait(request)
         async with self._store.begin(caller) as tx:
-            await agents.get(tx, agent_id)
+            await agents.get_agent(tx, agent_id)
         upload = await self._store_archive(request, caller)
         quota = self._settings.tenant_max_stored_bytes
         answer = await self._creator.create_idempotently(
             request,
             caller,
-            lambda tx: builds.enqueue(tx, caller, agent_id, upload, quota),
+            lambda tx: builds.enqueue_build(tx, caller, agent_id, upload, quota),
             fingerprint=bytes.fromhex(upload.sha256),
         )
         version_id = upload.version_id
@@ -129,37 +131,37 @@ class ArchiveUploader:
 
     async def wait_for_build(
         self, request: HttpRequest, caller: Caller, agent_id: str, version_id: str
-    ) -> tuple[Version, dict[str, str]]:
+    ) -> tuple[AgentVersion, dict[str, str]]:
         """Return a version and response headers, once it is built or `Prefer: wait=N` runs out."""
 
-        async def fetch_version() -> Version:
+        async def fetch_version() -> AgentVersion:
             return await self.find_version(caller, agent_id, version_id)
 
-        return await self._waiter.wait_for_status(request, version_id, fetch_version, builds.FINAL)
+        return await self._waiter.wait_for_status(request, version_id, fetch_version, builds.FINAL_VERSION_STATUSES)
 
-    async def find_version(self, caller: Caller, agent_id: str, version: str) -> Version:
+    async def find_version(self, caller: Caller, agent_id: str, version: str) -> AgentVersion:
         """Return a version by id, name or number, read in a transaction of its own. Errors: `not_found`."""
         async with self._store.begin(caller) as tx:
-            return await builds.get(tx, agent_id, version)
+            return await builds.get_version(tx, agent_id, version)
 
-    async def _store_archive(self, request: HttpRequest, caller: Caller) -> Upload:
+    async def _store_archive(self, request: HttpRequest, caller: Caller) -> ArchiveUpload:
         """Stream the archive to object storage. Upkeep removes it if no version is made of it."""
-        version_id = builds.new_id()
-        path = builds.archive_path(caller.tenant_id, version_id)
+        version_id = builds.generate_version_id()
+        path = builds.get_archive_path(caller.tenant_id, version_id)
         archive = ArchiveStream(request, self._settings.upload_max_bytes)
         await self._blobs.put(path, archive.read_chunks())
-        return Upload(version_id=version_id, path=path, sha256=archive.sha256, size_bytes=archive.size)
+        return ArchiveUpload(version_id=version_id, path=path, sha256=archive.sha256, size_bytes=archive.size)
 
 
 @post(
     "/uploads/agent/{agent_id:str}",
     opt=requires_scope("write:agents", PREFER_WAIT, IDEMPOTENCY_KEY, _ARCHIVE_BODY),
     request_max_body_size=None,
-    responses={201: ResponseSpec(Version, description="The new version, `queued`")},
+    responses={201: ResponseSpec(AgentVersion, description="The new version, `queued`")},
 )
 async def upload_archive(
     archive_uploader: ArchiveUploader, request: HttpRequest, caller: Caller, agent_id: str
-) -> Response[Version]:
+) -> Response[AgentVersion]:
     """Upload a `.tar.gz` as multipart field `file`. It becomes a version, which is built in the background.
 
     `Prefer: wait=N` holds the answer until the build has ended.
@@ -175,14 +177,14 @@ async def upload_archive(
 async def download_archive(store: Store, blobs: Blobs, caller: Caller, path: str) -> Stream:
     """Return an archive as it was uploaded, by a version's `tarball_path`."""
     async with store.begin(caller) as tx:
-        version = await builds.stored_at(tx, str(path).lstrip("/"))
+        version = await builds.get_version_by_path(tx, str(path).lstrip("/"))
     name = f"{version.agent_id}-{version.version}.tar.gz"
     headers = {"Content-Disposition": f'attachment; filename="{name}"', "Content-Length": str(version.size_bytes)}
     return Stream(await blobs.get(version.tarball_path), headers=headers, media_type=_BINARY_TYPE)
 
 
 @get("/agents/{agent_id:str}/versions", opt=requires_scope("read:agents"))
-async def list_versions(store: Store, caller: Caller, agent_id: str, pagination: Page) -> Listing[Version]:
+async def list_versions(store: Store, caller: Caller, agent_id: str, pagination: Page) -> Listing[AgentVersion]:
     """List an agent's versions, newest first."""
     async with store.begin(caller) as tx:
         return await builds.list_versions(tx, agent_id, pagination)
@@ -191,7 +193,7 @@ async def list_versions(store: Store, caller: Caller, agent_id: str, pagination:
 @get("/agents/{agent_id:str}/versions/{version:str}", opt=requires_scope("read:agents", PREFER_WAIT))
 async def get_version(
     archive_uploader: ArchiveUploader, request: HttpRequest, caller: Caller, agent_id: str, version: str
-) -> Response[Version]:
+) -> Response[AgentVersion]:
     """Return a version by id, name (`v3`) or number, with its build log. `Prefer: wait=N` waits for its build."""
     found = await archive_uploader.find_version(caller, agent_id, version)
     built, headers = await archive_uploader.wait_for_build(request, caller, agent_id, found.id)
@@ -199,10 +201,10 @@ async def get_version(
 
 
 @post("/agents/{agent_id:str}/versions/{version:str}/activate", opt=requires_scope("write:agents"), status_code=200)
-async def activate_version(store: Store, caller: Caller, agent_id: str, version: str) -> Version:
+async def activate_version(store: Store, caller: Caller, agent_id: str, version: str) -> AgentVersion:
     """Make a ready version the one that new executions run."""
     async with store.begin(caller) as tx:
-        return await builds.activate(tx, agent_id, version)
+        return await builds.activate_version(tx, agent_id, version)
 
 
 router = Router(

@@ -39,7 +39,7 @@ class CostQuery:
             model_name=self.model_name,
             status=self.status,
             since=read_time_or_none("since", self.since),
-            until=read_time_or_none("until", self.until, end=True),
+            until=read_time_or_none("until", self.until, is_end=True),
         )
 
 
@@ -63,7 +63,7 @@ async def get_cost_summary(
 
     They are exact at any moment.
     """
-    first, last = read_time_or_none("since", since), read_time_or_none("until", until, end=True)
+    first, last = read_time_or_none("since", since), read_time_or_none("until", until, is_end=True)
     async with store.begin(caller) as tx:
         return await costs.summarize_costs(tx, period, first, last)
 

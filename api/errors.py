@@ -10,7 +10,14 @@ from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from litestar.params import ParameterKwarg
 
 from api.requests import HttpRequest
-from domain.shared.errors import OUTAGES, DomainError, FieldError, invalid, misread, refused
+from domain.shared.errors import (
+    OUTAGE_CODES,
+    DomainError,
+    FieldError,
+    InvalidField,
+    InvalidFields,
+    field_error_from_msgspec,
+)
 from domain.shared.field_errors import name_allowed_values
 from infra.outage_log import log_outage
 
@@ -93,7 +100,7 @@ def render_problem(request: HttpRequest, error: DomainError) -> Response[bytes]:
 
 def on_domain_error(request: HttpRequest, error: DomainError) -> Response[bytes]:
     """Answer errors that the domain raises."""
-    if error.code in OUTAGES:
+    if error.code in OUTAGE_CODES:
         log_outage(_log, "refused in an outage", error)
     return render_problem(request, error)
 
@@ -142,13 +149,13 @@ def _collect_field_errors(request: HttpRequest, error: ValidationException) -> D
         if item.get("source") == "body":
             if message in ("'data'", "Expected `object`, got `null`"):
                 return DomainError("malformed_request", "The body must be a JSON object.")
-            field_errors.append(misread(message, "" if key == "data" else key.removeprefix("data.")))
+            field_errors.append(field_error_from_msgspec(message, "" if key == "data" else key.removeprefix("data.")))
         else:
             field_error = FieldError(field=_find_query_name(request, key) or "request", message=message)
             field_errors.append(name_allowed_values(field_error, _find_parameter_type(request, key)))
     if not field_errors:
-        return invalid("request", error.detail)
-    return refused(field_errors)
+        return InvalidField("request", error.detail)
+    return InvalidFields(field_errors)
 
 
 def _find_parameter_type(request: HttpRequest, key: str) -> Any:

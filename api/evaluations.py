@@ -82,7 +82,7 @@ class EvaluationQuery:
             execution_id=self.execution_id,
             artifact_id=self.artifact_id,
             since=read_time_or_none("since", self.since),
-            until=read_time_or_none("until", self.until, end=True),
+            until=read_time_or_none("until", self.until, is_end=True),
         )
 
 

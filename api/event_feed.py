@@ -10,7 +10,7 @@ from domain import events
 from domain.events import EventQuery, EventSlice, ExecutionEvent
 from domain.ports import Store
 from domain.shared.errors import DomainError
-from infra.group_commit import Batches
+from infra.group_commit import GroupCommit
 from infra.redis import Bell
 
 MAX_READ_BATCH = 64
@@ -21,7 +21,7 @@ class EventFeed:
 
     def __init__(self, store: Store, bell: Bell) -> None:
         self._store, self._bell = store, bell
-        self._reads: Batches[EventQuery, EventSlice | DomainError] = Batches(self._read_slices, most=MAX_READ_BATCH)
+        self._reads: GroupCommit[EventQuery, EventSlice | DomainError] = GroupCommit(self._read_slices, max_items=MAX_READ_BATCH)
 
     async def read_slice(self, position: EventQuery) -> EventSlice:
         """Return the events that follow a position in a log. Errors: `not_found`, `invalid_field`."""
@@ -39,7 +39,7 @@ class EventFeed:
         `StreamAccess.check_access`.
         """
         sequence = position.seq
-        with self._bell.listen(position.execution_id) as ring:
+        with self._bell.watch_row(position.execution_id) as ring:
             while True:
                 ring.clear()
                 await access.check_access()
@@ -52,7 +52,7 @@ class EventFeed:
                 if log_slice.is_complete:
                     return
                 if sequence >= log_slice.last_seq:
-                    await _wait_for_ring(ring, gone, min(self._bell.patience, access.seconds_left))
+                    await _wait_for_ring(ring, gone, min(self._bell.poll_seconds, access.seconds_left))
 
     async def _read_slices(self, positions: list[EventQuery]) -> list[EventSlice | DomainError]:
         async with self._store.begin_single() as tx:

@@ -28,7 +28,7 @@ from domain import agents, events, executions
 from domain.events import EventQuery, LogEntry
 from domain.executions import Execution, ExecutionStart
 from domain.shared.access import Caller
-from domain.shared.errors import DomainError, invalid, not_found
+from domain.shared.errors import DomainError, InvalidField, NotFound
 from domain.shared.pages import Listing, Page
 
 _READ: Final = requires_scope("read:executions")
@@ -156,10 +156,10 @@ async def _open_position(
         if isinstance(message, ExecutionStart):
             execution, sequence = await executions.start_execution(tx, caller, agent_id, message), 0
         else:
-            agent, execution = await agents.get(tx, agent_id), await executions.get_execution(tx, message.execution_id)
+            agent, execution = await agents.get_agent(tx, agent_id), await executions.get_execution(tx, message.execution_id)
             sequence = message.after
             if execution.agent_id != agent.id:
-                raise not_found("execution", message.execution_id)
+                raise NotFound("execution", message.execution_id)
     return EventQuery(tenant_id=caller.tenant_id, execution_id=execution.id, seq=sequence)
 
 
@@ -177,7 +177,7 @@ def _completion_to_json(execution: Execution) -> dict[str, Any]:
 
 def _read_sequence(field: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= MAX_SEQUENCE_DIGITS):
-        raise invalid(field, "must be the number of an event.")
+        raise InvalidField(field, "must be the number of an event.")
     return int(text)
 
 

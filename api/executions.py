@@ -22,7 +22,7 @@ from domain.executions import (
 from domain.plans import approvals
 from domain.shared.access import Caller
 from domain.shared.pages import Listing, Page
-from domain.shared.status import Status
+from domain.shared.status import ExecutionStatus
 from domain.shared.times import read_time_or_none
 
 _LIST_PATHS = ["/executions", "/runtime/executions", "/execution-history"]
@@ -43,7 +43,7 @@ _MAIN_PATH: Final = {MAIN_PATH_KEY: "executions"}
 class ExecutionQuery:
     """Hold the query parameters that select executions."""
 
-    status: Status | None = None
+    status: ExecutionStatus | None = None
     kind: ExecutionKind | None = None
     agent_id: str | None = None
     agent_version_id: str | None = None
@@ -68,7 +68,7 @@ class ExecutionQuery:
             self.schedule_id,
             self.parent_id,
             read_time_or_none("since", self.since),
-            read_time_or_none("until", self.until, end=True),
+            read_time_or_none("until", self.until, is_end=True),
         )
         return executions.apply_tenant_filter(caller, execution_filter, self.group_id, self.tenant_id)
 

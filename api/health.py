@@ -15,11 +15,11 @@ from api.requests import Store
 from domain import ports
 from domain.queues import ALIVE, gauge_leader
 from domain.shared.errors import DomainError
-from domain.shared.jobs import LANES
+from domain.shared.jobs import ALL_LANES
 from infra.gauges import read_gauges
-from infra.notifications import ping
+from infra.notifications import ping_redis
 from infra.postgres.store import PostgresStore
-from infra.redis import GONE
+from infra.redis import REDIS_OUTAGE_ERRORS
 from infra.telemetry import ApiMetrics
 from infra.version import VERSION
 
@@ -61,7 +61,7 @@ class HealthChecker:
         names = ("database", "redis", "storage", "workers")
         results = await asyncio.gather(
             self.check_database(),
-            _run_check(ping(self._redis)),
+            _run_check(ping_redis(self._redis)),
             _run_check(self._blobs.check()),
             _run_check(self._check_workers()),
         )
@@ -87,7 +87,7 @@ class HealthChecker:
     async def _check_workers(self) -> None:
         async with self._store.begin_unbound() as tx:
             workers = await tx.queues.workers(tx.now - ALIVE)
-        missing = [lane for lane in (*LANES, "upkeep") if not any(worker.lane == lane for worker in workers)]
+        missing = [lane for lane in (*ALL_LANES, "upkeep") if not any(worker.lane == lane for worker in workers)]
         if missing:
             raise DomainError("unavailable", f"No worker is alive for: {', '.join(missing)}.")
         problem = next((worker.problem for worker in workers if worker.problem), None)
@@ -104,7 +104,7 @@ async def _run_check(check: Awaitable[None]) -> ServiceCheck:
         problem = error.detail
     except TimeoutError:
         problem = f"No answer within {CHECK_TIMEOUT_SECONDS:g} s."
-    except GONE as error:
+    except REDIS_OUTAGE_ERRORS as error:
         problem = f"{type(error).__name__}: {error}".strip(": ")
     return ServiceCheck(round((time.perf_counter() - began) * 1000, 2), problem)
 

@@ -10,8 +10,8 @@ from litestar import Response
 from api.requests import HttpRequest
 from domain.ports import Store, Tx
 from domain.shared.access import Caller
-from domain.shared.errors import invalid
-from domain.shared.idempotency import MAX_KEY, Answer, Asked, replay
+from domain.shared.errors import InvalidField
+from domain.shared.idempotency import MAX_KEY_CHARACTERS, IdempotentRequest, StoredResponse, replay_response
 from infra.credentials import Vault
 
 T = TypeVar("T")
@@ -23,12 +23,12 @@ CREATED_STATUS = 201
 def read_idempotency_key(request: HttpRequest) -> str | None:
     """Return the request's Idempotency-Key, None without. Errors: `invalid_field`."""
     key = request.headers.get("Idempotency-Key")
-    if key is not None and not (0 < len(key) <= MAX_KEY and key.isprintable()):
-        raise invalid("Idempotency-Key", f"must be 1 to {MAX_KEY} printable characters.")
+    if key is not None and not (0 < len(key) <= MAX_KEY_CHARACTERS and key.isprintable()):
+        raise InvalidField("Idempotency-Key", f"must be 1 to {MAX_KEY_CHARACTERS} printable characters.")
     return key
 
 
-def read_claim(request: HttpRequest, caller: Caller, body: bytes) -> Asked | None:
+def read_claim(request: HttpRequest, caller: Caller, body: bytes) -> IdempotentRequest | None:
     """Return the claim of a request with an Idempotency-Key, None without one. Errors: `invalid_field`.
 
     Its fingerprint is a hash of the request's method, path and body.
@@ -37,10 +37,10 @@ def read_claim(request: HttpRequest, caller: Caller, body: bytes) -> Asked | Non
     if key is None:
         return None
     fingerprint = hashlib.sha256(f"{request.method} {request.url.path}\n".encode() + body).digest()
-    return Asked(owner=caller.key_id or caller.user_id, key=key, fingerprint=fingerprint)
+    return IdempotentRequest(owner=caller.key_id or caller.user_id, key=key, fingerprint=fingerprint)
 
 
-def identify_claim(claim: Asked) -> ClaimId:
+def identify_claim(claim: IdempotentRequest) -> ClaimId:
     """Return what a claim is stored under."""
     return claim.owner, claim.key
 
@@ -54,18 +54,20 @@ class SealedAnswers:
     def __init__(self, vault: Vault) -> None:
         self._vault = vault
 
-    async def claim_keys(self, tx: Tx, claims: Iterable[Asked]) -> dict[ClaimId, Answer]:
+    async def claim_keys(self, tx: Tx, claims: Iterable[IdempotentRequest]) -> dict[ClaimId, StoredResponse]:
         """Claim keys; return the first answers of those that were claimed before.
 
         A concurrent request with the same key waits here for the other's commit, then finds its answer.
         """
         pending = list(claims)
-        return await tx.answers.claim_many(pending, tx.now) if pending else {}
+        return await tx.answers.claim_keys(pending, tx.now) if pending else {}
 
-    async def save_answers(self, tx: Tx, resources: list[tuple[Asked, Any]]) -> dict[ClaimId, Answer]:
+    async def save_answers(
+        self, tx: Tx, resources: list[tuple[IdempotentRequest, Any]]
+    ) -> dict[ClaimId, StoredResponse]:
         """Keep the answers of new resources under the keys that were claimed for them, and return these answers."""
         answers = {
-            identify_claim(claim): Answer(
+            identify_claim(claim): StoredResponse(
                 fingerprint=claim.fingerprint,
                 status=CREATED_STATUS,
                 body=self._vault.seal(msgspec.json.encode(resource)),
@@ -73,12 +75,12 @@ class SealedAnswers:
             for claim, resource in resources
         }
         if answers:
-            await tx.answers.keep_many({claim_id: answer.body for claim_id, answer in answers.items()})
+            await tx.answers.store_responses({claim_id: answer.body for claim_id, answer in answers.items()})
         return answers
 
-    def replay_answer(self, answer: Answer, claim: Asked) -> Response[Any]:
+    def replay_answer(self, answer: StoredResponse, claim: IdempotentRequest) -> Response[Any]:
         """Return the first answer again. Errors: `idempotency_conflict` where the request is another one."""
-        first = replay(answer, claim.fingerprint)
+        first = replay_response(answer, claim.fingerprint)
         content = msgspec.json.decode(self._vault.open(first.body))
         return Response(content, status_code=first.status, headers={"Idempotency-Replayed": "true"})
 

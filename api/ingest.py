@@ -12,8 +12,8 @@ from api.requests import HttpRequest
 from domain.ports import Store, Tx
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError
-from domain.shared.idempotency import Answer, Asked
-from infra.group_commit import Batches
+from domain.shared.idempotency import IdempotentRequest, StoredResponse
+from infra.group_commit import GroupCommit
 
 T = TypeVar("T")
 
@@ -27,14 +27,14 @@ class IngestItem(msgspec.Struct, Generic[T], frozen=True):
     """Hold an item and the claim of its request's Idempotency-Key, if it has one."""
 
     content: T
-    claim: Asked | None
+    claim: IdempotentRequest | None
 
 
 class IngestOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """Hold what one transaction did: results of the stored items, and answers and errors by claim."""
 
     results: dict[int, Any | DomainError]
-    answers: dict[ClaimId, Answer]
+    answers: dict[ClaimId, StoredResponse]
     errors: dict[ClaimId, DomainError]
 
 
@@ -57,7 +57,7 @@ class BatchIngest(Generic[T]):
     ) -> None:
         self._store, self._answers, self._write = store, answers, write
         self._measure, self._max_items = measure, max_items
-        self._tenant_batches: dict[str, Batches[IngestItem[T], Response[Any] | DomainError]] = {}
+        self._tenant_batches: dict[str, GroupCommit[IngestItem[T], Response[Any] | DomainError]] = {}
 
     async def add_item(self, request: HttpRequest, caller: Caller, content: T, body: bytes) -> Response[Any]:
         """Store one item, which arrived as this body.
@@ -72,23 +72,23 @@ class BatchIngest(Generic[T]):
             # Shielded: a client that disconnects must not cancel the records of other clients.
             answer = await asyncio.shield(asyncio.ensure_future(batches.add(IngestItem(content, claim))))
         finally:
-            if batches.idle and self._tenant_batches.get(caller.tenant_id) is batches:
+            if batches.is_idle and self._tenant_batches.get(caller.tenant_id) is batches:
                 self._tenant_batches.pop(caller.tenant_id, None)
         if isinstance(answer, DomainError):
             raise answer
         return answer
 
-    def _open_batches(self, tenant_id: str) -> Batches[IngestItem[T], Response[Any] | DomainError]:
-        return Batches(
+    def _open_batches(self, tenant_id: str) -> GroupCommit[IngestItem[T], Response[Any] | DomainError]:
+        return GroupCommit(
             lambda items: self._write_batch(tenant_id, items),
             self._max_items,
             weigh=lambda item: self._measure(item.content),
-            heaviest=MAX_BATCH_BYTES,
+            max_weight=MAX_BATCH_BYTES,
         )
 
     async def _write_batch(self, tenant_id: str, items: list[IngestItem[T]]) -> list[Response[Any] | DomainError]:
         # Of several items with the same key, the first is stored and the others get its answer.
-        claims: dict[ClaimId, Asked] = {}
+        claims: dict[ClaimId, IdempotentRequest] = {}
         for item in items:
             if item.claim is not None:
                 claims.setdefault(identify_claim(item.claim), item.claim)
@@ -115,7 +115,7 @@ class BatchIngest(Generic[T]):
         """Store the items at these positions; keep answers under their keys, and release the keys of failed ones."""
         written = await self._write(tx, [items[position].content for position in positions]) if positions else []
         results = dict(zip(positions, written, strict=True))
-        created: list[tuple[Asked, Any]] = []
+        created: list[tuple[IdempotentRequest, Any]] = []
         errors: dict[ClaimId, DomainError] = {}
         for position, result in results.items():
             claim = items[position].claim
@@ -125,14 +125,14 @@ class BatchIngest(Generic[T]):
                 created.append((claim, result))
         answers = await self._answers.save_answers(tx, created)
         if errors:
-            await tx.answers.forget_many(list(errors))
+            await tx.answers.release_keys(list(errors))
         return IngestOutcome(results=results, answers=answers, errors=errors)
 
     def _answer_item(self, result: Any | DomainError) -> Response[Any] | DomainError:
         return result if isinstance(result, DomainError) else Response(result, status_code=CREATED_STATUS)
 
     def _answer_repetition(
-        self, item: IngestItem[T], answers: dict[ClaimId, Answer], errors: dict[ClaimId, DomainError]
+        self, item: IngestItem[T], answers: dict[ClaimId, StoredResponse], errors: dict[ClaimId, DomainError]
     ) -> Response[Any] | DomainError:
         """Answer a request whose key was used before, or by another request of the same transaction."""
         assert item.claim is not None

@@ -6,10 +6,10 @@ from api.idempotency import ResourceCreator
 from api.operations import IDEMPOTENCY_KEY, requires_scope
 from api.requests import HttpRequest, Store
 from domain.accounts import keys
-from domain.accounts.keys import ApiKey, CreatedKey, NewKey, PatchKey
+from domain.accounts.keys import ApiKey, CreatedApiKey, NewApiKey, PatchApiKey
 from domain.shared.access import Caller
 from domain.shared.pages import Listing, Page
-from infra.credentials import KEY_PREFIX, new_token, token_hash
+from infra.credentials import API_KEY_PREFIX, generate_token, hash_token
 
 # `/auth/api-keys` is AgentOps' name for the same thing.
 _LIST_PATHS = ["/api-keys", "/auth/api-keys"]
@@ -18,12 +18,12 @@ _ITEM_PATHS = ["/api-keys/{key_id:str}", "/auth/api-keys/{key_id:str}"]
 
 @post(_LIST_PATHS, opt=requires_scope("account", IDEMPOTENCY_KEY))
 async def create_key(
-    creator: ResourceCreator, request: HttpRequest, caller: Caller, data: NewKey
-) -> Response[CreatedKey]:
+    creator: ResourceCreator, request: HttpRequest, caller: Caller, data: NewApiKey
+) -> Response[CreatedApiKey]:
     """Create a key. `key` is shown only in this answer."""
-    secret = new_token(KEY_PREFIX)
+    secret = generate_token(API_KEY_PREFIX)
     return await creator.create_idempotently(
-        request, caller, lambda tx: keys.create(tx, caller, data, secret, token_hash(secret))
+        request, caller, lambda tx: keys.create_api_key(tx, caller, data, secret, hash_token(secret))
     )
 
 
@@ -31,35 +31,35 @@ async def create_key(
 async def list_keys(store: Store, caller: Caller, pagination: Page) -> Listing[ApiKey]:
     """List your own keys; an admin sees all keys of the tenant."""
     async with store.begin(caller) as tx:
-        return await keys.list_keys(tx, caller, pagination)
+        return await keys.list_api_keys(tx, caller, pagination)
 
 
 @get(_ITEM_PATHS, opt=requires_scope("account"))
 async def get_key(store: Store, caller: Caller, key_id: str) -> ApiKey:
     """Return a key, without its secret."""
     async with store.begin(caller) as tx:
-        return await keys.get(tx, caller, key_id)
+        return await keys.get_api_key(tx, caller, key_id)
 
 
 @patch(_ITEM_PATHS, opt=requires_scope("account"))
-async def update_key(store: Store, caller: Caller, key_id: str, data: PatchKey) -> ApiKey:
+async def update_key(store: Store, caller: Caller, key_id: str, data: PatchApiKey) -> ApiKey:
     """Change the fields that are sent. The secret itself never changes."""
     async with store.begin(caller) as tx:
-        return await keys.patch(tx, caller, key_id, data)
+        return await keys.patch_api_key(tx, caller, key_id, data)
 
 
 @post("/api-keys/{key_id:str}/revoke", opt=requires_scope("account"), status_code=200)
 async def revoke_key(store: Store, caller: Caller, key_id: str) -> ApiKey:
     """Revoke a key from the next request on, and keep it in lists."""
     async with store.begin(caller) as tx:
-        return await keys.revoke(tx, caller, key_id)
+        return await keys.revoke_api_key(tx, caller, key_id)
 
 
 @delete(_ITEM_PATHS, opt=requires_scope("account"))
 async def delete_key(store: Store, caller: Caller, key_id: str) -> None:
     """Delete a key permanently."""
     async with store.begin(caller) as tx:
-        await keys.delete(tx, caller, key_id)
+        await keys.delete_api_key(tx, caller, key_id)
 
 
 router = Router(

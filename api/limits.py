@@ -10,7 +10,7 @@ import msgspec
 from domain.ports import Clock
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError
-from infra.redis import Counter
+from infra.redis import WindowCounter
 from infra.settings import Settings
 
 HOUR_SECONDS: Final = 3600
@@ -51,7 +51,7 @@ class RateLimitUsage(msgspec.Struct, frozen=True, kw_only=True):
 class RateLimiter:
     """Count requests against the limits of the settings and of API keys."""
 
-    def __init__(self, counter: Counter, settings: Settings, clock: Clock) -> None:
+    def __init__(self, counter: WindowCounter, settings: Settings, clock: Clock) -> None:
         self._counter, self._settings, self._clock = counter, settings, clock
 
     async def count_request(self, caller: Caller | None, address: str) -> RateLimitUsage:
@@ -88,7 +88,7 @@ class RateLimiter:
             raise error
 
     async def _count_in_window(self, counter_name: str, limit: int, window: int, now: float) -> RateLimitUsage:
-        used = await self._counter.count(counter_name, window, now)
+        used = await self._counter.count_use(counter_name, window, now)
         return RateLimitUsage(limit=limit, used=used, reset=(int(now) // window + 1) * window)
 
 

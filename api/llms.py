@@ -19,7 +19,7 @@ async def create_model(
     creator: ResourceCreator, request: HttpRequest, caller: Caller, data: NewModel
 ) -> Response[Model]:
     """Register a model under a name that agents can use."""
-    return await creator.create_idempotently(request, caller, lambda tx: llms.create(tx, caller, data))
+    return await creator.create_idempotently(request, caller, lambda tx: llms.create_model(tx, caller, data))
 
 
 @get("/models", opt=requires_scope("read:catalog"))
@@ -35,21 +35,21 @@ async def list_models(
 async def get_model(store: Store, caller: Caller, model_id: str) -> Model:
     """Return a model by id or name."""
     async with store.begin(caller) as tx:
-        return await llms.get(tx, model_id.removeprefix("/"))
+        return await llms.get_model(tx, model_id.removeprefix("/"))
 
 
 @route(_ITEM_PATH, http_method=["PATCH", "PUT"], opt=requires_scope("write:catalog"), status_code=200)
 async def update_model(store: Store, caller: Caller, model_id: str, data: PatchModel) -> Model:
     """Change the fields that are sent; PUT does the same. The change applies to calls that begin later."""
     async with store.begin(caller) as tx:
-        return await llms.patch(tx, caller, model_id.removeprefix("/"), data)
+        return await llms.patch_model(tx, caller, model_id.removeprefix("/"), data)
 
 
 @delete(_ITEM_PATH, opt=requires_scope("write:catalog"))
 async def delete_model(store: Store, caller: Caller, model_id: str) -> None:
     """Delete a model from the registry."""
     async with store.begin(caller) as tx:
-        await llms.delete(tx, model_id.removeprefix("/"))
+        await llms.delete_model(tx, model_id.removeprefix("/"))
 
 
 router = Router("/", route_handlers=[create_model, list_models, get_model, update_model, delete_model], tags=["models"])

@@ -189,7 +189,7 @@ def _reserve_line_end(headers: list[tuple[bytes, bytes]]) -> bool:
 def _choose_request_id(sent: str | None) -> str:
     if sent and len(sent) <= 128 and sent.isascii() and sent.isprintable():
         return sent
-    return ids.new("req")
+    return ids.generate_id("req")
 
 
 def _read_query_token(scope: Scope) -> str | None:

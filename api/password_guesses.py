@@ -8,7 +8,7 @@ from typing import Final
 from api.keyed_locks import KeyedLocks
 from domain.ports import Clock
 from domain.shared.errors import DomainError
-from infra.redis import Counter
+from infra.redis import WindowCounter
 
 GUESS_WINDOW_SECONDS: Final = 3600
 # How many addresses an attacker may have, or how many people behind one address may forget their passwords.
@@ -18,7 +18,7 @@ SHARED_LIMIT_FACTOR: Final = 10
 class GuessLimiter:
     """Limit wrong passwords per hour: `failures` for an account from one address, ten times as many of either alone."""
 
-    def __init__(self, counter: Counter, clock: Clock, failures: int) -> None:
+    def __init__(self, counter: WindowCounter, clock: Clock, failures: int) -> None:
         self._counter, self._clock, self._failures = counter, clock, failures
         self._locks = KeyedLocks()
 
@@ -33,7 +33,7 @@ class GuessLimiter:
         async with self._locks.get_lock(account):
             now = self._clock().timestamp()
             for counter_name, limit in limits:
-                if await self._counter.used(counter_name, GUESS_WINDOW_SECONDS, now) >= limit:
+                if await self._counter.get_uses(counter_name, GUESS_WINDOW_SECONDS, now) >= limit:
                     seconds = GUESS_WINDOW_SECONDS - int(now) % GUESS_WINDOW_SECONDS
                     raise DomainError(
                         "rate_limit_exceeded",
@@ -43,7 +43,7 @@ class GuessLimiter:
 
             async def count_wrong() -> None:
                 for counter_name, _ in limits:
-                    await self._counter.count(counter_name, GUESS_WINDOW_SECONDS, self._clock().timestamp())
+                    await self._counter.count_use(counter_name, GUESS_WINDOW_SECONDS, self._clock().timestamp())
 
             yield count_wrong
 

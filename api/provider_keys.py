@@ -20,7 +20,9 @@ async def create_provider_key(
 ) -> Response[ProviderKey]:
     """Store a key for an outside service. It is encrypted, and no answer shows it."""
     seal = keyring.seal
-    return await creator.create_idempotently(request, caller, lambda tx: provider_keys.create(tx, caller, data, seal))
+    return await creator.create_idempotently(
+        request, caller, lambda tx: provider_keys.create_provider_key(tx, caller, data, seal)
+    )
 
 
 @get("/provider-keys", opt=requires_scope("read:catalog"))
@@ -29,14 +31,14 @@ async def list_provider_keys(
 ) -> Listing[ProviderKey]:
     """List the tenant's keys for outside services, newest first."""
     async with store.begin(caller) as tx:
-        return await provider_keys.list_keys(tx, pagination, service)
+        return await provider_keys.list_provider_keys(tx, pagination, service)
 
 
 @get(_ITEM_PATH, opt=requires_scope("read:catalog"))
 async def get_provider_key(store: Store, caller: Caller, provider_key_id: str) -> ProviderKey:
     """Return a key by id, name or slug, without its value."""
     async with store.begin(caller) as tx:
-        return await provider_keys.get(tx, provider_key_id)
+        return await provider_keys.get_provider_key(tx, provider_key_id)
 
 
 @route(_ITEM_PATH, http_method=["PATCH", "PUT"], opt=requires_scope("write:catalog"), status_code=200)
@@ -45,14 +47,14 @@ async def update_provider_key(
 ) -> ProviderKey:
     """Change the fields that are sent; PUT does the same. Models and tools follow a renamed key."""
     async with store.begin(caller) as tx:
-        return await provider_keys.patch(tx, provider_key_id, data, keyring.seal)
+        return await provider_keys.patch_provider_key(tx, provider_key_id, data, keyring.seal)
 
 
 @delete(_ITEM_PATH, opt=requires_scope("write:catalog"))
 async def delete_provider_key(store: Store, caller: Caller, provider_key_id: str) -> None:
     """Delete a key permanently. A key that a model or a tool uses is refused with 409."""
     async with store.begin(caller) as tx:
-        await provider_keys.delete(tx, provider_key_id)
+        await provider_keys.delete_provider_key(tx, provider_key_id)
 
 
 router = Router(

@@ -17,7 +17,7 @@ from domain.accounts.emails import check_email
 from domain.accounts.proxy_logins import ProxyLogin, refuse_login
 from domain.ports import Store
 from domain.shared.access import Caller
-from domain.shared.errors import DomainError, forbidden
+from domain.shared.errors import DomainError, Forbidden
 from infra.settings import WORKSPACE_ID_PATTERN, WORKSPACE_RULE, Settings
 
 # Names in lower case and values, as in ASGI; a name may occur several times.
@@ -108,7 +108,7 @@ class ProxyLogins:
     async def _add_user(self, login: ProxyLogin) -> None:
         try:
             async with self._store.begin_for(login.tenant_id) as tx:
-                await proxy_logins.add_user(tx, login)
+                await proxy_logins.add_proxy_user(tx, login)
         except DomainError as error:
             # A concurrent request of the same user was faster: the user exists.
             if error.code != "conflict":
@@ -117,8 +117,8 @@ class ProxyLogins:
     async def _find_user(self, login: ProxyLogin) -> tuple[ProxyUser | None, bool]:
         async with self._store.begin_single() as tx:
             candidates = await tx.accounts.find_proxy_users(login.tenant_id, login.external_id, login.email)
-        user = proxy_logins.select_user(login, candidates)
-        return user, user is not None and proxy_logins.has_changed(login, user, candidates)
+        user = proxy_logins.select_proxy_user(login, candidates)
+        return user, user is not None and proxy_logins.has_login_changed(login, user, candidates)
 
 
 def _read_text(headers: ProxyHeaders, name: str, max_length: int) -> str | None:
@@ -160,7 +160,7 @@ def _refuse_other_origins(headers: ProxyHeaders, settings: Settings) -> None:
     }
     for origin in _list_values(headers, b"origin"):
         if origin not in settings.cors_origins and _drop_default_port(origin.partition("://")[2]) not in hosts:
-            raise forbidden(
+            raise Forbidden(
                 "The request comes from a page of another origin, which the proxy's sign-in does not cover. Add the "
                 "origin to CORS_ORIGINS, or send an API key."
             )

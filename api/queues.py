@@ -5,7 +5,7 @@ from litestar import Router, get
 from api.operations import requires_scope
 from api.requests import Store
 from domain.queues import ALIVE, QueueStats, WorkerInfo
-from domain.shared.access import OPERATORS, Caller
+from domain.shared.access import OPERATOR_TENANT_ID, Caller
 from domain.shared.pages import Listing
 
 
@@ -23,7 +23,7 @@ async def get_queues(store: Store, caller: Caller) -> QueueOverview:
     Admins of the operators' tenant see all tenants; other admins see their own tenant's rows and no workers.
     """
     async with store.begin(caller) as tx:
-        if caller.tenant_id != OPERATORS:
+        if caller.tenant_id != OPERATOR_TENANT_ID:
             return _make_overview(await tx.queues.stats(tx.now, caller.tenant_id), [])
         return _make_overview(await tx.queues.stats(tx.now), await tx.queues.workers(tx.now - ALIVE))
 

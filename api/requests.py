@@ -10,8 +10,8 @@ from litestar.types import Empty
 
 from api.bodies import decode_body, run_off_loop
 from domain import ports
-from domain.shared.errors import invalid
-from domain.shared.unicode_text import mend_json
+from domain.shared.errors import InvalidField
+from domain.shared.unicode_text import repair_json
 
 # What Litestar calls a request; we use none of its three type parameters.
 HttpRequest = Request[Any, Any, Any]
@@ -38,7 +38,7 @@ class MendingRequest(HttpRequest):
         is_first_read = self._connection_state.body is Empty
         body = await super().body()
         if is_first_read and "yaml" not in self.content_type[0]:
-            mended = await run_off_loop(len(body), functools.partial(mend_json, body))
+            mended = await run_off_loop(len(body), functools.partial(repair_json, body))
             body = self._body = self._connection_state.body = mended
         return body
 
@@ -54,5 +54,5 @@ def read_preferred_wait(request: HttpRequest) -> int:
     match = _WAIT_PATTERN.search(request.headers.get("Prefer", ""))
     seconds = int(match.group(1)[:9]) if match else 0
     if seconds > MAX_WAIT_SECONDS:
-        raise invalid("Prefer", f"wait must be at most {MAX_WAIT_SECONDS} seconds.")
+        raise InvalidField("Prefer", f"wait must be at most {MAX_WAIT_SECONDS} seconds.")
     return seconds

@@ -15,9 +15,9 @@ from msgspec import UNSET, Meta
 from api.bodies import decode_body, run_off_loop
 from domain.events import ExecutionEvent
 from domain.executions import ExecutionStart
-from domain.shared.errors import DomainError, invalid
-from domain.shared.json_limits import BODY_LIMITS, JsonTooLarge, check_json
-from domain.shared.unicode_text import mend_json, mend_json_text
+from domain.shared.errors import DomainError, InvalidField
+from domain.shared.json_limits import BODY_JSON_LIMITS, JsonTooLarge, check_json
+from domain.shared.unicode_text import repair_json, repair_json_text
 
 # We use none of the three type parameters.
 Socket = WebSocket[Any, Any, Any]
@@ -88,11 +88,11 @@ async def decode_message(message: str | bytes) -> StreamResume | ExecutionStart:
 
 
 def _decode_message(message: str | bytes) -> StreamResume | ExecutionStart:
-    source = mend_json_text(message).encode() if isinstance(message, str) else mend_json(message)
+    source = repair_json_text(message).encode() if isinstance(message, str) else repair_json(message)
     try:
-        check_json(source, BODY_LIMITS)
+        check_json(source, BODY_JSON_LIMITS)
     except JsonTooLarge as error:
-        raise invalid("message", error.reason) from None
+        raise InvalidField("message", error.reason) from None
     is_resume = msgspec.json.decode(source, type=_MessageProbe).execution_id is not UNSET
     decoded: StreamResume | ExecutionStart = decode_body(source, StreamResume if is_resume else ExecutionStart)
     return decoded
@@ -105,7 +105,7 @@ async def close_with_reason(socket: Socket) -> AsyncIterator[None]:
         try:
             yield
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-            await _send_error(socket, invalid("message", f"cannot be read: {error}."))
+            await _send_error(socket, InvalidField("message", f"cannot be read: {error}."))
         except DomainError as error:
             await _send_error(socket, error)
 

@@ -22,7 +22,7 @@ from api.password_guesses import GuessLimiter
 from api.waiting import ExecutionStarter, StatusWaiter
 from domain.ports import Blobs, Clock, Store
 from domain.shared.access import Caller
-from domain.shared.pages import Page, page_of
+from domain.shared.pages import Page, parse_page
 from infra.credentials import Keyring, Passwords
 from infra.settings import Settings
 from infra.telemetry import ApiMetrics
@@ -70,7 +70,7 @@ def provide_pagination(
     page_size: int | None = None,
 ) -> Page:
     """Return the requested part of a list: `limit` and `offset`, or `skip`, or `page` and `page_size`."""
-    return page_of(limit, offset, skip, page, page_size)
+    return parse_page(limit, offset, skip, page, page_size)
 
 
 def _provide_service(name: str) -> Provide:

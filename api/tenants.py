@@ -13,7 +13,7 @@ from domain.shared.access import Caller
 async def get_tenant(store: Store, caller: Caller) -> Tenant:
     """Return the caller's tenant."""
     async with store.begin(caller) as tx:
-        return await tenants.get(tx, caller)
+        return await tenants.get_tenant(tx, caller)
 
 
 @patch("/tenant", opt=requires_scope("admin"))
@@ -24,7 +24,7 @@ async def update_tenant(store: Store, caller: Caller, data: PatchTenant) -> Tena
     an hour.
     """
     async with store.begin(caller) as tx:
-        return await tenants.patch(tx, caller, data)
+        return await tenants.patch_tenant(tx, caller, data)
 
 
 router = Router("/", route_handlers=[get_tenant, update_tenant], tags=["accounts"])

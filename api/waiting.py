@@ -13,7 +13,7 @@ from domain import executions
 from domain.executions import Execution
 from domain.ports import Store, Tx
 from domain.shared.access import Caller
-from domain.shared.status import TERMINAL
+from domain.shared.status import TERMINAL_STATUSES
 from infra.redis import Bell
 
 
@@ -42,7 +42,7 @@ class StatusWaiter:
         seconds = read_preferred_wait(request)
         if not seconds:
             return await fetch(), {}
-        with self.bell.listen(row_id, final) as ring:
+        with self.bell.watch_row(row_id, final) as ring:
             row = await self.poll_until_final(ring, fetch, final, seconds, await fetch())
         return row, confirm_wait(seconds)
 
@@ -51,7 +51,7 @@ class StatusWaiter:
     ) -> tuple[Execution, dict[str, str]]:
         """Return an execution and response headers, once it has ended or `Prefer: wait=N` runs out."""
         return await self.wait_for_status(
-            request, execution_id, lambda: self.find_execution(caller, execution_id), TERMINAL
+            request, execution_id, lambda: self.find_execution(caller, execution_id), TERMINAL_STATUSES
         )
 
     async def poll_until_final(
@@ -65,7 +65,7 @@ class StatusWaiter:
         deadline = loop.time() + seconds
         while row.status not in final and (seconds_left := deadline - loop.time()) > 0:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(seconds_left, self.bell.patience)):
+                async with asyncio.timeout(min(seconds_left, self.bell.poll_seconds)):
                     await ring.wait()
             ring.clear()
             row = await fetch()
@@ -104,7 +104,7 @@ class ExecutionStarter:
             async def start_and_listen(tx: Tx) -> Execution:
                 # Before the commit, so that the end of the execution cannot be missed.
                 execution = await start(tx)
-                rings.append(listening.enter_context(self._waiter.bell.listen(execution.id, TERMINAL)))
+                rings.append(listening.enter_context(self._waiter.bell.watch_row(execution.id, TERMINAL_STATUSES)))
                 return execution
 
             answer = await self._creator.create_idempotently(request, caller, start_and_listen)
@@ -114,7 +114,11 @@ class ExecutionStarter:
                 return Response(row, status_code=CREATED_STATUS, headers=headers)
             execution: Execution = answer.content
             row = await self._waiter.poll_until_final(
-                rings[-1], lambda: self._waiter.find_execution(caller, execution.id), TERMINAL, seconds, execution
+                rings[-1],
+                lambda: self._waiter.find_execution(caller, execution.id),
+                TERMINAL_STATUSES,
+                seconds,
+                execution,
             )
             return Response(row, status_code=CREATED_STATUS, headers=confirm_wait(seconds))
 

@@ -10,14 +10,14 @@ from api.requests import Blobs, Store
 from domain import workspaces
 from domain.shared.access import Caller
 from domain.shared.pages import Listing, Page
-from domain.workspaces import File
+from domain.workspaces import WorkspaceFile
 
 
 @get("/executions/{execution_id:str}/files", opt=requires_scope("read:executions"))
-async def list_files(store: Store, caller: Caller, execution_id: str, pagination: Page) -> Listing[File]:
+async def list_files(store: Store, caller: Caller, execution_id: str, pagination: Page) -> Listing[WorkspaceFile]:
     """List the files of an execution's workspace, by name."""
     async with store.begin(caller) as tx:
-        return await workspaces.files(tx, execution_id, pagination)
+        return await workspaces.list_files(tx, execution_id, pagination)
 
 
 @get("/executions/{execution_id:str}/files/{path:path}", opt=requires_scope("read:executions"))
@@ -25,7 +25,7 @@ async def download_file(store: Store, blobs: Blobs, caller: Caller, execution_id
     """Download a file of an execution's workspace. Browsers save it and never render it as a page."""
     name = str(path).lstrip("/")
     async with store.begin(caller) as tx:
-        file, blob_key = await workspaces.file(tx, execution_id, name)
+        file, blob_key = await workspaces.get_file(tx, execution_id, name)
     headers = {
         "Content-Disposition": "attachment",
         "Content-Length": str(file.size_bytes),

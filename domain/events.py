@@ -10,9 +10,9 @@ import msgspec
 
 from domain import agents
 from domain.ports import Tx
-from domain.shared.errors import DomainError, invalid, not_found
+from domain.shared.errors import DomainError, InvalidField, NotFound
 from domain.shared.pages import Listing, Page
-from domain.shared.status import TERMINAL, Status
+from domain.shared.status import TERMINAL_STATUSES, ExecutionStatus
 
 EventType = Literal[
     "status",
@@ -61,7 +61,7 @@ class ExecutionEvent(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_terminal(self) -> bool:
         """Whether nothing follows this event."""
-        return self.type == "status" and self.data.get("status") in TERMINAL
+        return self.type == "status" and self.data.get("status") in TERMINAL_STATUSES
 
 
 class LogEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,7 +114,7 @@ class Events(Protocol):
         """What follows in the logs of executions of any tenants; None for one that is not the asking tenant's."""
         ...
 
-    async def get_state(self, execution_id: str) -> tuple[Status, int] | None: ...
+    async def get_state(self, execution_id: str) -> tuple[ExecutionStatus, int] | None: ...
     async def list_logs(self, execution_id: str, page: Page) -> Listing[LogEntry]: ...
     async def list_agent_logs(self, agent_id: str, page: Page) -> Listing[LogEntry]: ...
 
@@ -143,20 +143,20 @@ async def read_event_slices(tx: Tx, asked: list[EventQuery]) -> list[EventSlice 
 
 def _answer(asked: EventQuery, found: EventSlice | None) -> EventSlice | DomainError:
     if found is None:
-        return not_found("execution", asked.execution_id)
+        return NotFound("execution", asked.execution_id)
     if asked.seq > found.last_seq:
-        return invalid("Last-Event-ID", f"is beyond the last event, which is {found.last_seq}.")
+        return InvalidField("Last-Event-ID", f"is beyond the last event, which is {found.last_seq}.")
     return found
 
 
 async def list_logs(tx: Tx, execution_id: str, page: Page) -> Listing[LogEntry]:
     """An execution's log lines, oldest first. Errors: `not_found`."""
     if await tx.events.get_state(execution_id) is None:
-        raise not_found("execution", execution_id)
+        raise NotFound("execution", execution_id)
     return await tx.events.list_logs(execution_id, page)
 
 
 async def list_agent_logs(tx: Tx, reference: str, page: Page) -> Listing[LogEntry]:
     """What an agent's builds and executions came to and wrote, newest first. Errors: `not_found`."""
-    agent = await agents.get(tx, reference)
+    agent = await agents.get_agent(tx, reference)
     return await tx.events.list_agent_logs(agent.id, page)

@@ -7,7 +7,7 @@ from domain.executions import Execution, ExecutionStart, TargetedExecutionStart,
 from domain.plans import service
 from domain.ports import Tx
 from domain.shared.access import Caller
-from domain.shared.errors import invalid
+from domain.shared.errors import InvalidField
 
 
 async def start_target(
@@ -16,7 +16,7 @@ async def start_target(
     """Start what is named: one of `agent_id`, `crew_id`, `workflow_id`. Errors: those of each, `invalid_field`."""
     named = [field for field in ("agent_id", "crew_id", "workflow_id") if getattr(data, field) is not None]
     if len(named) != 1:
-        raise invalid(named[1] if named else "agent_id", "send one of agent_id, crew_id and workflow_id.")
+        raise InvalidField(named[1] if named else "agent_id", "send one of agent_id, crew_id and workflow_id.")
     if data.crew_id is not None:
         return await start_crew(tx, caller, data.crew_id, data, schedule_id)
     if data.workflow_id is not None:
@@ -54,5 +54,5 @@ async def retry_execution(tx: Tx, caller: Caller, execution_id: str, from_failed
     if old.lane == "plan":
         return await service.retry_plan(tx, caller, execution_id, from_failed)
     if from_failed:
-        raise invalid("from", "is for crews and workflows; an agent is run again as a whole.")
+        raise InvalidField("from", "is for crews and workflows; an agent is run again as a whole.")
     return await executions.retry_execution(tx, caller, execution_id)

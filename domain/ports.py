@@ -18,7 +18,7 @@ import msgspec
 
 if TYPE_CHECKING:
     from domain.accounts import Accounts
-    from domain.accounts.keys import Keys
+    from domain.accounts.keys import ApiKeys
     from domain.accounts.tenants import Tenants
     from domain.agents import Agents
     from domain.artifacts.service import Artifacts
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     from domain.executions import Executions
     from domain.executions.steps import RunSteps
     from domain.llms import Llms
-    from domain.llms.messages import Ask, Part, Target, Usage
+    from domain.llms.messages import ModelCall, ModelTarget, ModelUsage, ReplyPart
     from domain.plans.schema import Plans
     from domain.provider_keys import ProviderKeys
     from domain.queues import Queues
     from domain.retention import RetentionRepository
     from domain.schedules import Schedules
     from domain.shared.access import Caller
-    from domain.shared.idempotency import Answers
-    from domain.shared.jobs import Change, Job
+    from domain.shared.idempotency import IdempotencyKeys
+    from domain.shared.jobs import Job, RowChange
     from domain.stats import Stats
     from domain.tasks import Tasks
     from domain.templates import Templates
@@ -57,7 +57,7 @@ class Tx(Protocol):
     now: datetime
     accounts: Accounts
     tenants: Tenants
-    keys: Keys
+    keys: ApiKeys
     agents: Agents
     builds: Builds
     executions: Executions
@@ -65,7 +65,7 @@ class Tx(Protocol):
     steps: RunSteps
     plans: Plans
     workspaces: Workspaces
-    answers: Answers
+    answers: IdempotencyKeys
     queues: Queues
     schedules: Schedules
     stats: Stats
@@ -116,7 +116,7 @@ class Store(Protocol):
 class Queue(Protocol):
     """The doorbell. Losing every ring loses nothing: upkeep derives them again from rows."""
 
-    async def ring(self, jobs: Sequence[Job], changed: Sequence[Change] = ()) -> None:
+    async def ring(self, jobs: Sequence[Job], changed: Sequence[RowChange] = ()) -> None:
         """Ring for jobs and wake waiters. Never raises and never waits long: rings may be lost."""
         ...
 
@@ -275,7 +275,7 @@ class Sandbox(Protocol):
 class Llm(Protocol):
     """Calls language models, whatever their provider. Nothing is tried twice here."""
 
-    def stream(self, ask: Ask) -> AsyncGenerator[Part, None]:
+    def stream(self, ask: ModelCall) -> AsyncGenerator[ReplyPart, None]:
         """The parts of an answer as they come; the last one is its `Reply`.
 
         Closing the generator, or cancelling whoever waits for it, ends the provider's connection at once.
@@ -287,6 +287,6 @@ class Llm(Protocol):
 class Prices(Protocol):
     """What calls of models cost."""
 
-    def cost(self, target: Target, usage: Usage) -> float | None:
+    def cost(self, target: ModelTarget, usage: ModelUsage) -> float | None:
         """US dollars for one call, or None when nobody told what this model costs. The target's own price wins."""
         ...

@@ -7,7 +7,7 @@ time goes by itself.
 from datetime import datetime, timedelta
 from typing import Final, Literal, Protocol
 
-from domain.shared.idempotency import LIFETIME
+from domain.shared.idempotency import IDEMPOTENCY_LIFETIME
 
 Expiring = Literal[
     "answers", "refresh_tokens", "sessions", "invites", "holds", "schedule_runs", "trace_exports", "workers"
@@ -16,7 +16,7 @@ Expiring = Literal[
 # How long each is kept after its time: tokens, sessions, invites and holds after they expired, the others after they
 # were made or last seen. Tokens go before the sessions that are gone with their last one.
 EXPIRY: Final[dict[Expiring, timedelta]] = {
-    "answers": LIFETIME,
+    "answers": IDEMPOTENCY_LIFETIME,
     "refresh_tokens": timedelta(days=1),
     "sessions": timedelta(days=1),
     "invites": timedelta(days=30),

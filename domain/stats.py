@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
 import msgspec
 
-from domain.shared.errors import invalid
+from domain.shared.errors import InvalidField
 from domain.shared.pages import Listing
 from domain.shared.times import read_time_or_none
 
@@ -184,7 +184,7 @@ def find_window_start(now: datetime, days: int) -> datetime:
     Errors: `invalid_field`.
     """
     if not 1 <= days <= MAX_STATS_DAYS:
-        raise invalid("days", f"must be from 1 to {MAX_STATS_DAYS}.")
+        raise InvalidField("days", f"must be from 1 to {MAX_STATS_DAYS}.")
     return _hour(now - timedelta(days=days))
 
 
@@ -194,7 +194,7 @@ def list_bucket_starts(now: datetime, days: int, bucket: TimeBucket) -> list[dat
     Errors: `invalid_field`.
     """
     if not 1 <= days <= MAX_STATS_DAYS:
-        raise invalid("days", f"must be from 1 to {MAX_STATS_DAYS}.")
+        raise InvalidField("days", f"must be from 1 to {MAX_STATS_DAYS}.")
     first, step = _day(now) - timedelta(days=days - 1), _STEPS[_hour if bucket == "hour" else _day]
     count = days * 24 if bucket == "hour" else days
     return [first + step * number for number in range(count)]
@@ -208,7 +208,7 @@ async def read_timeseries(
     Errors: `invalid_field` for a question that names a time of its own.
     """
     if question.since is not None or question.until is not None:
-        raise invalid("days", "is what a timeseries is asked for; leave out the other times.")
+        raise InvalidField("days", "is what a timeseries is asked for; leave out the other times.")
     asked = msgspec.structs.replace(
         question, since=begins[0], until=begins[-1] + _STEPS[_hour if bucket == "hour" else _day]
     )
@@ -260,7 +260,7 @@ def parse_time_range(since: datetime | None, until: datetime | None, names: tupl
     first = read_time_or_none(names[0], since)
     last = read_time_or_none(names[1], until)
     if first is not None and last is not None and last < first:
-        raise invalid(names[1], f"lies before {names[0]}.")
+        raise InvalidField(names[1], f"lies before {names[0]}.")
     return first, last
 
 
@@ -268,4 +268,4 @@ def refuse_nul_characters(wanted: msgspec.Struct) -> None:
     """A filter that Postgres can be asked with. Errors: `invalid_field` for U+0000, which no text there holds."""
     for name in wanted.__struct_fields__:
         if "\0" in str(getattr(wanted, name)):
-            raise invalid(name, "must not hold U+0000.")
+            raise InvalidField(name, "must not hold U+0000.")

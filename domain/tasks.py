@@ -12,7 +12,7 @@ from domain.plans import resolution
 from domain.ports import Tx
 from domain.shared import ids, names
 from domain.shared.access import Caller
-from domain.shared.errors import DomainError, FieldError, conflict, invalid, not_found, refused
+from domain.shared.errors import Conflict, DomainError, FieldError, InvalidField, InvalidFields, NotFound
 from domain.shared.names import Name
 from domain.shared.pages import Listing, Page
 from domain.templates import TemplateValues
@@ -144,10 +144,12 @@ class Tasks(Protocol):
 async def create_task(tx: Tx, caller: Caller, data: NewTask) -> Task:
     """Add a task. Errors: `conflict` for a taken name, `invalid_field` for unknown agents, tools and tasks."""
     sent = {name: getattr(data, name) for name in NewTask.__struct_fields__}
-    task = Task(id=ids.new("task"), slug="", tenant_id=caller.tenant_id, created_at=tx.now, updated_at=tx.now, **sent)
+    task = Task(
+        id=ids.generate_id("task"), slug="", tenant_id=caller.tenant_id, created_at=tx.now, updated_at=tx.now, **sent
+    )
     await _check(tx, task, sent)
     if not await tx.tasks.add(task):
-        raise names.taken("task", task.name)
+        raise names.NameTaken("task", task.name)
     return task
 
 
@@ -155,7 +157,8 @@ async def _check(tx: Tx, task: Task, sent: SentFields) -> None:
     """See that what was sent means something, and put ids for the tasks named. Errors: `invalid_field`, all at once."""
     wrong: list[FieldError] = []
     try:
-        others = await tx.tasks.list_by_references(names.slug_candidates("task", names.checked(task.name, "task")))
+        candidates = names.list_slug_candidates("task", names.check_name(task.name, "task"))
+        others = await tx.tasks.list_by_references(candidates)
         holders = {other.slug: other.name for other in others if other.id != task.id}
         task.slug = names.choose_slug("task", task.name, task.slug, holders)
     except DomainError as error:
@@ -172,7 +175,7 @@ async def _check(tx: Tx, task: Task, sent: SentFields) -> None:
     except DomainError as error:
         wrong += error.errors
     try:
-        await tools.named(tx, sent.get("tools") or [])
+        await tools.resolve_tools(tx, sent.get("tools") or [])
     except DomainError as error:
         wrong += error.errors
     try:
@@ -183,20 +186,20 @@ async def _check(tx: Tx, task: Task, sent: SentFields) -> None:
     if sent.get("context"):
         wrong += await _look_around(tx, task, sent["context"])
     if wrong:
-        raise refused(wrong)
+        raise InvalidFields(wrong)
 
 
 async def _describe(tx: Tx, task: Task, sent: SentFields) -> None:
     """Its description: what was sent, or what its template comes to. Errors: `invalid_field`."""
     if sent.get("description") is not None:
         if sent.get("template") is not None:
-            raise invalid("template", "stands for a description; send one of them.")
+            raise InvalidField("template", "stands for a description; send one of them.")
         task.template = None
     if task.template is None:
         if task.description is None:
-            raise invalid("description", "is required, or a template.")
+            raise InvalidField("description", "is required, or a template.")
         if sent.get("variables"):
-            raise invalid("variables", "are those of a template; name one.")
+            raise InvalidField("variables", "are those of a template; name one.")
         task.template_id = task.variables = None
     elif {"template", "variables"} & sent.keys():
         # One that it has already is not waited for: whoever changes that waits for this task.
@@ -210,7 +213,7 @@ async def _describe(tx: Tx, task: Task, sent: SentFields) -> None:
 def validate_description(text: str, field: str = "variables") -> str:
     """What a template came to, if that can be a description. Errors: `invalid_field`."""
     if not 0 < len(text) <= MAX_DESCRIPTION_LENGTH or "\0" in text:
-        raise invalid(
+        raise InvalidField(
             field, f"make a description that is empty, holds U+0000, or is over {MAX_DESCRIPTION_LENGTH} long."
         )
     return text
@@ -224,9 +227,9 @@ def explain_unknown_task(reference: str) -> str:
 def validate_output_path(path: str) -> str:
     """A path in a workspace. Errors: `invalid_field`."""
     try:
-        return workspaces.checked(path)
+        return workspaces.check_path(path)
     except ToolFailed as error:
-        raise invalid("output_file", str(error)) from error
+        raise InvalidField("output_file", str(error)) from error
 
 
 async def _look_around(tx: Tx, task: Task, context: list[str]) -> list[FieldError]:
@@ -266,7 +269,7 @@ async def get_task(tx: Tx, reference: str, lock: bool = False) -> Task:
     """A task by id, name or slug. Errors: `not_found`."""
     task = await tx.tasks.find(reference, lock)
     if task is None:
-        raise not_found("task", reference)
+        raise NotFound("task", reference)
     return task
 
 
@@ -296,7 +299,7 @@ async def _changed(tx: Tx, reference: str, sent: SentFields) -> Task:
     await _check(tx, task, sent)
     task.updated_at = tx.now
     if not await tx.tasks.save(task):
-        raise names.taken("task", task.name)
+        raise names.NameTaken("task", task.name)
     return task
 
 
@@ -308,5 +311,5 @@ async def delete_task(tx: Tx, reference: str) -> None:
         ("task", await tx.tasks.list_names_by_context(task.id)),
     ):
         if users:
-            raise conflict(f"The {kind} {users[0]!r} names this task.")
+            raise Conflict(f"The {kind} {users[0]!r} names this task.")
     await tx.tasks.delete(task.id)

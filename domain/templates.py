@@ -10,7 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 from domain.ports import Tx
 from domain.shared import ids, names, placeholders
 from domain.shared.access import Caller
-from domain.shared.errors import FieldError, conflict, invalid, not_found, refused
+from domain.shared.errors import Conflict, FieldError, InvalidField, InvalidFields, NotFound
 from domain.shared.names import Name
 from domain.shared.pages import Listing, Page
 
@@ -108,7 +108,7 @@ def validate_variables(text: str, sent: list[str] | None) -> list[str]:
     wrong += [(name, "stands in the template and is missing here.") for name in there if name not in said]
     wrong += [(name, "is named twice.") for name, times in said.items() if times > 1]
     if wrong:
-        raise refused([FieldError(field="variables", message=f"{name[:200]!r} {why}") for name, why in wrong])
+        raise InvalidFields([FieldError(field="variables", message=f"{name[:200]!r} {why}") for name, why in wrong])
     return sent
 
 
@@ -132,7 +132,7 @@ def render_text(
         (name, f"is no variable: it {_why_not_there(template.template, name)}") for name in values if name not in wanted
     ]
     if wrong:
-        raise refused([FieldError(field=f"{field}.{name[:200]}", message=why) for name, why in wrong])
+        raise InvalidFields([FieldError(field=f"{field}.{name[:200]}", message=why) for name, why in wrong])
     return placeholders.create_filler(values, field, keep_escapes=keep_escapes, allow_nested=keep_escapes)(
         template.template
     )
@@ -141,8 +141,8 @@ def render_text(
 async def create_template(tx: Tx, caller: Caller, data: NewTemplate) -> Template:
     """Keep a template. Errors: `conflict` when the name is taken, `invalid_field`."""
     template = Template(
-        id=ids.new("tpl"),
-        name=names.checked(data.name, "tpl"),
+        id=ids.generate_id("tpl"),
+        name=names.check_name(data.name, "tpl"),
         description=data.description,
         template=data.template,
         variables=validate_variables(data.template, data.variables),
@@ -151,7 +151,7 @@ async def create_template(tx: Tx, caller: Caller, data: NewTemplate) -> Template
         updated_at=tx.now,
     )
     if not await tx.templates.add(template):
-        raise names.taken("template", template.name)
+        raise names.NameTaken("template", template.name)
     return template
 
 
@@ -159,7 +159,7 @@ async def get_template(tx: Tx, reference: str, lock: bool = False) -> Template:
     """A template by id or name. Errors: `not_found`."""
     template = await tx.templates.find(reference, lock)
     if template is None:
-        raise not_found("template", reference)
+        raise NotFound("template", reference)
     return template
 
 
@@ -172,7 +172,7 @@ async def update_template(tx: Tx, reference: str, data: PatchTemplate) -> Templa
     """Change what was sent. Errors: `not_found`, `conflict` for a taken name, `invalid_field`."""
     template = await get_template(tx, reference, lock=True)
     if data.name is not UNSET:
-        template.name = names.checked(data.name, "tpl")
+        template.name = names.check_name(data.name, "tpl")
     if data.description is not UNSET:
         template.description = data.description
     if data.template is not UNSET:
@@ -182,7 +182,7 @@ async def update_template(tx: Tx, reference: str, data: PatchTemplate) -> Templa
         template.variables = validate_variables(template.template, sent)
     template.updated_at = tx.now
     if not await tx.templates.save(template):
-        raise names.taken("template", template.name)
+        raise names.NameTaken("template", template.name)
     if data.template is not UNSET:
         await _told_tasks(tx, template)
     return template
@@ -198,7 +198,7 @@ async def _told_tasks(tx: Tx, template: Template) -> None:
             template.template
         )
         if not 0 < len(text) <= MAX_TEMPLATE_LENGTH:
-            raise invalid("template", f"makes a description of {len(text)} characters for the task {task.name!r}.")
+            raise InvalidField("template", f"makes a description of {len(text)} characters for the task {task.name!r}.")
         task.description, task.updated_at = text, tx.now
         await tx.tasks.save(task)
 
@@ -209,7 +209,7 @@ async def delete_template(tx: Tx, reference: str) -> None:
     users = await tx.templates.list_users(template.id)
     if users:
         more = f" and {len(users) - _SHOWN_USERS} more" if len(users) > _SHOWN_USERS else ""
-        raise conflict(f"The template {template.name!r} is used by {', '.join(users[:_SHOWN_USERS])}{more}.")
+        raise Conflict(f"The template {template.name!r} is used by {', '.join(users[:_SHOWN_USERS])}{more}.")
     await tx.templates.delete(template.id)
 
 
@@ -223,7 +223,7 @@ async def resolve_template(tx: Tx, reference: str, field: str = "template") -> T
     """The template that `field` names, which stays until the commit. Errors: `invalid_field`."""
     template = await tx.templates.find(reference, "share")
     if template is None:
-        raise invalid(field, f"there is no template {reference!r}; see /templates for those there are.")
+        raise InvalidField(field, f"there is no template {reference!r}; see /templates for those there are.")
     return template
 
 

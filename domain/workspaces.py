@@ -13,13 +13,13 @@ import msgspec
 from domain.executions.queries import get_execution
 from domain.llms.messages import ToolFailed
 from domain.ports import Tx
-from domain.shared.errors import not_found
-from domain.shared.pages import Listing, Page, listing
+from domain.shared.errors import NotFound
+from domain.shared.pages import Listing, Page, build_listing
 from domain.shared.placeholders import create_filler
 
-MAX_FILES: Final = 500
-MAX_FILE: Final = 8 * 1024 * 1024
-MAX_TOTAL: Final = 32 * 1024 * 1024
+MAX_WORKSPACE_FILES: Final = 500
+MAX_FILE_BYTES: Final = 8 * 1024 * 1024
+MAX_WORKSPACE_BYTES: Final = 32 * 1024 * 1024
 _PART: Final = re.compile(r"[^\x00-\x1f\x7f/\\]{1,255}")
 
 _PATH_RULE: Final = (
@@ -27,7 +27,7 @@ _PATH_RULE: Final = (
 )
 
 
-class File(msgspec.Struct, frozen=True, kw_only=True):
+class WorkspaceFile(msgspec.Struct, frozen=True, kw_only=True):
     """A file of a workspace. `path` is relative, with `/` between its parts; `sha256` in hex."""
 
     path: str
@@ -39,19 +39,19 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
 class Workspaces(Protocol):
     """The files of the bound tenant's executions."""
 
-    async def all(self, execution_id: str) -> list[File]: ...
-    async def find(self, execution_id: str, path: str) -> File | None: ...
-    async def key(self, execution_id: str, path: str) -> str | None:
+    async def list_files(self, execution_id: str) -> list[WorkspaceFile]: ...
+    async def find(self, execution_id: str, path: str) -> WorkspaceFile | None: ...
+    async def find_blob_key(self, execution_id: str, path: str) -> str | None:
         """Where the bytes of a file lie in object storage."""
         ...
 
-    async def put(self, execution_id: str, file: File, key: str) -> None: ...
-    async def copy(self, execution_id: str, into: str) -> None:
+    async def save_file(self, execution_id: str, file: WorkspaceFile, key: str) -> None: ...
+    async def copy_files(self, execution_id: str, into: str) -> None:
         """Give an execution the files of another, whose bytes stay where they are."""
         ...
 
 
-def checked(path: object) -> str:
+def check_path(path: object) -> str:
     """A path as it is kept: relative, without empty parts. Errors: `ToolFailed`."""
     if not isinstance(path, str):
         raise ToolFailed("path must be a text.")
@@ -67,24 +67,24 @@ def fill_path(path: str, values: Mapping[str, Any]) -> str:
     """Return a path whose places are filled, as it is kept. Errors: `ToolFailed` when that leads out, or nowhere."""
     filled = create_filler(values, "inputs")(path)
     try:
-        return checked(filled)
+        return check_path(filled)
     except ToolFailed as error:
         raise ToolFailed(f"{path[:200]!r} comes to {filled[:200]!r}; {error}") from None
 
 
-def key_of(tenant_id: str, execution_id: str, sha256: str) -> str:
+def format_blob_key(tenant_id: str, execution_id: str, sha256: str) -> str:
     """Where bytes that a workspace is given are put into object storage."""
     return f"workspaces/{tenant_id}/{execution_id}/{sha256}"
 
 
-def room_for(files: list[File], changed: dict[str, int]) -> None:
+def check_workspace_limits(files: list[WorkspaceFile], changed: dict[str, int]) -> None:
     """Whether files of these sizes may be written. Errors: `ToolFailed`."""
     for path, size in changed.items():
-        if size > MAX_FILE:
-            raise ToolFailed(f"{path!r} would be {size} bytes; a file may have {MAX_FILE}.")
+        if size > MAX_FILE_BYTES:
+            raise ToolFailed(f"{path!r} would be {size} bytes; a file may have {MAX_FILE_BYTES}.")
     sizes = {file.path: file.size_bytes for file in files} | changed
-    if len(sizes) > MAX_FILES:
-        raise ToolFailed(f"the workspace would hold {len(sizes)} files; {MAX_FILES} are allowed.")
+    if len(sizes) > MAX_WORKSPACE_FILES:
+        raise ToolFailed(f"the workspace would hold {len(sizes)} files; {MAX_WORKSPACE_FILES} are allowed.")
     for path in changed:
         parts = path.split("/")
         above = next((one for n in range(1, len(parts)) if (one := "/".join(parts[:n])) in sizes), None)
@@ -92,22 +92,22 @@ def room_for(files: list[File], changed: dict[str, int]) -> None:
         if above is not None or below is not None:
             # Nothing could lay them out in a folder again.
             raise ToolFailed(f"{(above or path)!r} cannot be a file and a folder at once.")
-    if sum(sizes.values()) > MAX_TOTAL:
-        raise ToolFailed(f"the workspace would hold {sum(sizes.values())} bytes; {MAX_TOTAL} are allowed.")
+    if sum(sizes.values()) > MAX_WORKSPACE_BYTES:
+        raise ToolFailed(f"the workspace would hold {sum(sizes.values())} bytes; {MAX_WORKSPACE_BYTES} are allowed.")
 
 
-async def files(tx: Tx, execution_id: str, page: Page) -> Listing[File]:
+async def list_files(tx: Tx, execution_id: str, page: Page) -> Listing[WorkspaceFile]:
     """What a run has left behind, by name; all that belongs to one run shares one workspace. Errors: `not_found`."""
-    found = await tx.workspaces.all(await _shared(tx, execution_id))
-    return listing(found[page.offset : page.offset + page.limit + 1], len(found), page)
+    found = await tx.workspaces.list_files(await _shared(tx, execution_id))
+    return build_listing(found[page.offset : page.offset + page.limit + 1], len(found), page)
 
 
-async def file(tx: Tx, execution_id: str, path: str) -> tuple[File, str]:
+async def get_file(tx: Tx, execution_id: str, path: str) -> tuple[WorkspaceFile, str]:
     """One file, and where its bytes lie in object storage. Errors: `not_found`."""
     owner = await _shared(tx, execution_id)
-    found, key = await tx.workspaces.find(owner, path), await tx.workspaces.key(owner, path)
+    found, key = await tx.workspaces.find(owner, path), await tx.workspaces.find_blob_key(owner, path)
     if found is None or key is None:
-        raise not_found("file", path)
+        raise NotFound("file", path)
     return found, key
 
 

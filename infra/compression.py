@@ -10,43 +10,47 @@ import zstandard
 
 from domain.shared.errors import DomainError
 
-LEVEL: Final = 3
+ZSTD_LEVEL: Final = 3
 # What takes longer than a few milliseconds is done in a thread.
-LARGE: Final = 256 * 1024
-CHUNK: Final = 256 * 1024
+MAX_INLINE_BYTES: Final = 256 * 1024
+CHUNK_BYTES: Final = 256 * 1024
 # What is no larger than this is decompressed in one go: it costs less than a file and a thread.
-AT_ONCE: Final = 1024 * 1024
+MAX_BUFFERED_BYTES: Final = 1024 * 1024
 # The longest that a frame's header can be.
 _HEADER: Final = 18
 
 
-def pack(body: bytes) -> bytes:
+def compress_body(body: bytes) -> bytes:
     """Compress a body. Its size is in the frame's header."""
-    return zstandard.ZstdCompressor(level=LEVEL).compress(body)
+    return zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(body)
 
 
-async def packed(body: bytes) -> bytes:
+async def compress_in_thread(body: bytes) -> bytes:
     """Compress a body without holding up the loop."""
-    return pack(body) if len(body) < LARGE else await asyncio.to_thread(pack, body)
+    return compress_body(body) if len(body) < MAX_INLINE_BYTES else await asyncio.to_thread(compress_body, body)
 
 
-async def once(body: bytes) -> AsyncIterator[bytes]:
+async def stream_once(body: bytes) -> AsyncIterator[bytes]:
     """A body as the only one of its chunks."""
     yield body
 
 
-async def unpacked(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def decompress_stream(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Decompress a stream, a chunk at a time. Errors: `internal_error` for what is no whole frame.
 
     The stream is taken in and closed before the first chunk is given out: whoever reads slowly then holds a file and
     one chunk, and no connection that others wait for.
     """
-    with tempfile.SpooledTemporaryFile(max_size=LARGE) as file:
+    with tempfile.SpooledTemporaryFile(max_size=MAX_INLINE_BYTES) as file:
         taken = await _spool(chunks, file)
         with _readable():
             size = zstandard.frame_content_size(file.read(_HEADER))
             file.seek(0)
-            small = zstandard.ZstdDecompressor().decompress(file.read()) if taken <= LARGE and size <= AT_ONCE else None
+            small = (
+                zstandard.ZstdDecompressor().decompress(file.read())
+                if taken <= MAX_INLINE_BYTES and size <= MAX_BUFFERED_BYTES
+                else None
+            )
         if small is not None:
             yield small
             return
@@ -56,7 +60,7 @@ async def unpacked(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         reading = zstandard.ZstdDecompressor().stream_reader(file, closefd=False)
         while size > 0:
             with _readable():
-                chunk = await asyncio.to_thread(reading.read, CHUNK)
+                chunk = await asyncio.to_thread(reading.read, CHUNK_BYTES)
             # The reader takes the end of a file for the end of a frame.
             if not chunk:
                 raise DomainError("internal_error", "A stored body ends too soon.")
@@ -64,7 +68,7 @@ async def unpacked(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             yield chunk
 
 
-async def begun(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def prefetch_first_chunk(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """A stream whose first chunk is there, so that what goes wrong before it is raised here."""
     return _resumed(await anext(chunks, b""), chunks)
 
@@ -85,7 +89,7 @@ async def _spool(chunks: AsyncIterator[bytes], file: tempfile.SpooledTemporaryFi
     try:
         async for chunk in chunks:
             size += len(chunk)
-            if size <= LARGE:
+            if size <= MAX_INLINE_BYTES:
                 file.write(chunk)
             else:
                 await asyncio.to_thread(file.write, chunk)

@@ -15,20 +15,20 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from domain.shared.secrets import Secret
 
-KEY_PREFIX: Final = "pdk_"
+API_KEY_PREFIX: Final = "pdk_"
 
 
-def new_token(prefix: str) -> str:
+def generate_token(prefix: str) -> str:
     """256 random bits behind a prefix that tells what they are for."""
     return prefix + secrets.token_urlsafe(32)
 
 
-def token_hash(token: str) -> bytes:
+def hash_token(token: str) -> bytes:
     """SHA-256. A random 256-bit token needs no slow hash: there is nothing to guess."""
     return hashlib.sha256(token.encode()).digest()
 
 
-def same(left: bytes, right: bytes) -> bool:
+def is_same_digest(left: bytes, right: bytes) -> bool:
     """Compare in constant time."""
     return hmac.compare_digest(left, right)
 
@@ -95,12 +95,12 @@ class Passwords:
         self._turn = asyncio.Semaphore(2)
         self._nobody = self._hasher.hash(secrets.token_urlsafe(16))
 
-    async def hash(self, password: str) -> str:
+    async def hash_password(self, password: str) -> str:
         """A hash that carries its own parameters."""
         async with self._turn:
             return await asyncio.to_thread(self._hasher.hash, password)
 
-    async def verify(self, stored: str | None, password: str) -> bool:
+    async def verify_password(self, stored: str | None, password: str) -> bool:
         """Whether the password is right. With nothing stored it takes as long, and is wrong."""
         async with self._turn:
             return await asyncio.to_thread(self._check, stored or self._nobody, password) and stored is not None
@@ -122,12 +122,12 @@ class AccessTokens:
         self._key = hmac.digest(secret.encode(), b"paddock access tokens", f"sha{algorithm.removeprefix('HS')}")
         self.lifetime = lifetime
 
-    def issue(self, user_id: str, session_id: str, now: datetime) -> str:
+    def issue_token(self, user_id: str, session_id: str, now: datetime) -> str:
         """A token for one session of one user."""
         claims = {"sub": user_id, "sid": session_id, "iat": int(now.timestamp()), "exp": now + self.lifetime}
         return jwt.encode(claims, self._key, self._algorithm)
 
-    def read(self, token: str) -> tuple[str, str] | None:
+    def read_token(self, token: str) -> tuple[str, str] | None:
         """`(user_id, session_id)`, or None for a token that is forged, malformed or too old."""
         try:
             claims: dict[str, Any] = jwt.decode(

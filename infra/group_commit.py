@@ -10,7 +10,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Batches(Generic[T, R]):
+class GroupCommit(Generic[T, R]):
     """Gathers items for `write`, which takes many and returns a result for each, in their order.
 
     Nobody waits for a batch to fill: what is there at an idle moment is written at once. A batch has up
@@ -20,16 +20,16 @@ class Batches(Generic[T, R]):
     def __init__(
         self,
         write: Callable[[list[T]], Awaitable[list[R]]],
-        most: int = 256,
+        max_items: int = 256,
         weigh: Callable[[T], int] = lambda item: 0,
-        heaviest: int = 0,
+        max_weight: int = 0,
     ) -> None:
-        self._write, self._most, self._weigh, self._heaviest = write, most, weigh, heaviest
+        self._write, self._most, self._weigh, self._heaviest = write, max_items, weigh, max_weight
         self._waiting: list[tuple[T, asyncio.Future[R]]] = []
         self._writer: asyncio.Task[None] | None = None
 
     @property
-    def idle(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether nothing waits or is being written."""
         return self._writer is None
 

@@ -33,7 +33,7 @@ for _noisy in ("httpx", "httpcore", "httpx2", "httpcore2"):
 
 Address = IPv4Address | IPv6Address
 # From a host and a port to the addresses behind it, as text. Errors: `OSError`, `ValueError`.
-Resolve = Callable[[str, int], Awaitable[list[str]]]
+HostResolver = Callable[[str, int], Awaitable[list[str]]]
 
 CONNECT_SECONDS: Final = 10.0
 
@@ -84,7 +84,7 @@ _NAT64: Final = IPv6Network("64:ff9b::/96")
 NO_PUBLIC_HOST: Final = "it is no public host that is known here"
 
 
-class Refused(Exception):
+class OutboundRefused(Exception):
     """A connection that is not made: the host that was asked for, the address it leads to if one was found, and why.
 
     The message does not hold the address, which may be nobody's business.
@@ -97,21 +97,21 @@ class Refused(Exception):
         self.host, self.address, self.reason = host, address, reason
 
 
-def danger(address: Address) -> str | None:
+def find_address_problem(address: Address) -> str | None:
     """What is wrong with connecting to an address, as words for a person, or None for an ordinary public one."""
     if isinstance(address, IPv6Address):
         if address.scope_id is not None:
             return "an address of one interface"
         if address.ipv4_mapped is not None:
-            return danger(address.ipv4_mapped)
+            return find_address_problem(address.ipv4_mapped)
         if address in _NAT64:  # a public IPv4 address on a network that has IPv6 alone
-            return danger(IPv4Address(int(address) & 0xFFFFFFFF))
+            return find_address_problem(IPv4Address(int(address) & 0xFFFFFFFF))
         found = next((words for network, words in _V6 if address in network), None)
         return found or (None if address in _GLOBAL_V6 else "a reserved address")
     return next((words for network, words in _V4 if address in network), None)
 
 
-async def look_up(host: str, port: int) -> list[str]:
+async def resolve_host(host: str, port: int) -> list[str]:
     """The addresses that the system's resolver gives. Errors: `OSError`, `ValueError` for what is no name at all."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [f"{to[0]}%{to[3]}" if len(to) == 4 and to[3] and "%" not in str(to[0]) else str(to[0]) for *_, to in found]
@@ -171,22 +171,22 @@ class _Guard(httpcore.AsyncNetworkBackend, httpcore2.AsyncNetworkBackend):
 # connect for real, so they fail should it change.
 class _Transport(httpx.AsyncHTTPTransport):
     def __init__(self, guard: _Guard) -> None:
-        super().__init__(verify=tls(), trust_env=False)
+        super().__init__(verify=load_tls_context(), trust_env=False)
         self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=tls(), max_connections=1000, max_keepalive_connections=100, network_backend=guard
+            ssl_context=load_tls_context(), max_connections=1000, max_keepalive_connections=100, network_backend=guard
         )
 
 
 # Called once the request that is being made has gone out.
-request_sent: ContextVar[Callable[[], None] | None] = ContextVar("request_sent", default=None)
+on_request_sent: ContextVar[Callable[[], None] | None] = ContextVar("request_sent", default=None)
 
 
-class TellingTransport2(httpx2.AsyncHTTPTransport):
+class SendNotifyingTransport(httpx2.AsyncHTTPTransport):
     """Calls `request_sent` when the last byte of a request has been written."""
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send the request."""
-        if (sent := request_sent.get()) is not None:
+        if (sent := on_request_sent.get()) is not None:
 
             async def trace(event: str, info: object) -> None:
                 if event.endswith("send_request_body.complete"):
@@ -196,12 +196,12 @@ class TellingTransport2(httpx2.AsyncHTTPTransport):
         return await super().handle_async_request(request)
 
 
-class _Transport2(TellingTransport2):
+class _Transport2(SendNotifyingTransport):
     def __init__(self, guard: _Guard, max_error_bytes: int | None) -> None:
-        super().__init__(verify=tls(), trust_env=False)
+        super().__init__(verify=load_tls_context(), trust_env=False)
         self._max_error_bytes = max_error_bytes
         self._pool = httpcore2.AsyncConnectionPool(
-            ssl_context=tls(), max_connections=1000, max_keepalive_connections=100, network_backend=guard
+            ssl_context=load_tls_context(), max_connections=1000, max_keepalive_connections=100, network_backend=guard
         )
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -239,20 +239,20 @@ class Outbound:
     read proxies and passwords from the environment, and belong to whoever asked for them: `async with`, or `aclose`.
     """
 
-    def __init__(self, allowed: tuple[str, ...] = (), resolve: Resolve = look_up) -> None:
+    def __init__(self, allowed: tuple[str, ...] = (), resolve: HostResolver = resolve_host) -> None:
         self._allowed = tuple(map(parse_destination, allowed))
         self._resolve = resolve
 
-    def client(self, strict: bool = False, timeout: float = 30.0) -> httpx.AsyncClient:
+    def create_client(self, strict: bool = False, timeout: float = 30.0) -> httpx.AsyncClient:
         """A client of httpx. `strict`: nothing private is let through. `timeout` in seconds, between two bytes.
 
         Errors of its requests: `Refused`, and httpx's.
         """
         limits = httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))
-        transport = _Transport(_Guard(httpcore, partial(self.admit, strict=strict)))
+        transport = _Transport(_Guard(httpcore, partial(self.resolve_allowed, strict=strict)))
         return httpx.AsyncClient(transport=transport, timeout=limits, trust_env=False, follow_redirects=False)
 
-    def client2(
+    def create_httpx2_client(
         self, strict: bool = False, timeout: float = 60.0, max_error_bytes: int | None = None
     ) -> httpx2.AsyncClient:
         """The same of httpx2, which the libraries of openai, anthropic and mcp take.
@@ -260,10 +260,10 @@ class Outbound:
         With `max_error_bytes` the body of an answer from status 400 on is cut there: those libraries read all of it.
         """
         limits = httpx2.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))
-        transport = _Transport2(_Guard(httpcore2, partial(self.admit, strict=strict)), max_error_bytes)
+        transport = _Transport2(_Guard(httpcore2, partial(self.resolve_allowed, strict=strict)), max_error_bytes)
         return httpx2.AsyncClient(transport=transport, timeout=limits, trust_env=False, follow_redirects=False)
 
-    async def admit(self, host: str, port: int, strict: bool = False) -> list[str]:
+    async def resolve_allowed(self, host: str, port: int, strict: bool = False) -> list[str]:
         """The addresses to connect to for a host, every one of them looked at.
 
         Errors: `Refused`, `OSError` and `ValueError` where the host is not known.
@@ -288,7 +288,7 @@ class Outbound:
             address = ip_address(text)
             mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
             address = address if mapped is None else mapped
-            wrong = None if named or (not strict and self._lets(address, port)) else danger(address)
+            wrong = None if named or (not strict and self._lets(address, port)) else find_address_problem(address)
             if wrong is not None:
                 refuse(text, f"it {'is' if literal else 'leads to'} {wrong}")
             addresses[str(address)] = None
@@ -299,7 +299,7 @@ class Outbound:
 
 
 @cache
-def tls() -> ssl.SSLContext:
+def load_tls_context() -> ssl.SSLContext:
     """One for all clients: reading the certificates takes longer than a request. The host's own count as well."""
     context = ssl.create_default_context()
     context.load_verify_locations(certifi.where())
@@ -315,4 +315,4 @@ def _literal(name: str) -> Address | None:
 
 def _refuse(host: str, port: int | None, address: str | None, reason: str) -> NoReturn:
     _log.warning("outbound refused", host=host[:253], port=port, address=address, reason=reason)
-    raise Refused(host, address, reason)
+    raise OutboundRefused(host, address, reason)

@@ -18,28 +18,28 @@ from arq.constants import in_progress_key_prefix, job_key_prefix
 from arq.worker import Worker, func
 from redis.asyncio import ConnectionPool, Redis
 
-from domain.shared.jobs import Change, Job, Lane
-from infra.redis import CHANGED, GONE, RING, TAKEN, TAKEN_STATUSES, Bell
+from domain.shared.jobs import Job, Lane, RowChange
+from infra.redis import CHANGED_CHANNEL, REDIS_OUTAGE_ERRORS, REVOKED_CHANNEL, REVOKED_STATUSES, RING_CHANNEL, Bell
 
 # Longer than any job may take; a lost job is found by upkeep long before arq would miss it.
-JOB_TIMEOUT: Final = 2 * 3600
+JOB_TIMEOUT_SECONDS: Final = 2 * 3600
 _VARIANTS: Final = 10
 # While Redis is away: seconds between tries, and how much is kept.
-AGAIN: Final = 0.5
+RING_RETRY_SECONDS: Final = 0.5
 # Seconds after which a build worker looks without being rung.
-LOOK: Final = 5.0
-MOST: Final = 10_000
+BUILD_POLL_SECONDS: Final = 5.0
+MAX_PENDING_RINGS: Final = 10_000
 
 _log = structlog.get_logger("paddock.queue")
 _decoder = msgspec.msgpack.Decoder()
 
 
-def queue_name(lane: Lane) -> str:
+def get_queue_name(lane: Lane) -> str:
     """The sorted set of a lane's waiting jobs."""
     return f"paddock:queue:{lane}"
 
 
-def arq_client(url: str) -> ArqRedis:
+def create_arq_client(url: str) -> ArqRedis:
     """A client with arq's commands, that speaks msgpack and gives up quickly."""
     pool = ConnectionPool.from_url(url, socket_connect_timeout=0.5, socket_timeout=2.0, health_check_interval=30)
     return ArqRedis(pool, job_serializer=msgspec.msgpack.encode, job_deserializer=_decoder.decode)
@@ -52,16 +52,16 @@ class ArqQueue:
         self._redis = redis
         self._away = False
         self._jobs: list[Job] = []
-        self._changed: list[Change] = []
+        self._changed: list[RowChange] = []
         self._ringing: asyncio.Task[None] | None = None
 
-    async def ring(self, jobs: Sequence[Job], changed: Sequence[Change] = ()) -> None:
+    async def ring(self, jobs: Sequence[Job], changed: Sequence[RowChange] = ()) -> None:
         """Ring for jobs and wake waiters. Nobody waits for that: what comes while one message is sent gathers.
 
         While Redis is away, the latest are kept until it is back.
         """
-        self._jobs = [*self._jobs, *jobs][-MOST:]
-        self._changed = [*self._changed, *changed][-MOST:]
+        self._jobs = [*self._jobs, *jobs][-MAX_PENDING_RINGS:]
+        self._changed = [*self._changed, *changed][-MAX_PENDING_RINGS:]
         if self._ringing is None:
             self._ringing = asyncio.create_task(self._ring_all())
 
@@ -87,9 +87,9 @@ class ArqQueue:
             await self._publish(lanes, ())
         return len(rung)
 
-    async def depth(self, lane: Lane) -> int:
+    async def count_jobs(self, lane: Lane) -> int:
         """How many jobs the lane's queue lists."""
-        return int(await self._redis.zcard(queue_name(lane)))
+        return int(await self._redis.zcard(get_queue_name(lane)))
 
     async def _ring_all(self) -> None:
         try:
@@ -99,16 +99,19 @@ class ArqQueue:
                 try:
                     await self._ring(jobs, changed)
                     self._away = False
-                except GONE as error:
+                except REDIS_OUTAGE_ERRORS as error:
                     if not self._away:
                         _log.warning("redis is away; what is to be rung waits for it", error=str(error))
                     self._away = True
-                    self._jobs, self._changed = [*jobs, *self._jobs][-MOST:], [*changed, *self._changed][-MOST:]
-                    await asyncio.sleep(AGAIN)
+                    self._jobs, self._changed = (
+                        [*jobs, *self._jobs][-MAX_PENDING_RINGS:],
+                        [*changed, *self._changed][-MAX_PENDING_RINGS:],
+                    )
+                    await asyncio.sleep(RING_RETRY_SECONDS)
         finally:
             self._ringing = None
 
-    async def _ring(self, jobs: Sequence[Job], changed: Sequence[Change]) -> None:
+    async def _ring(self, jobs: Sequence[Job], changed: Sequence[RowChange]) -> None:
         for job in jobs:
             if job.lane == "build":
                 await self._enqueue(job, job.id)
@@ -118,7 +121,7 @@ class ArqQueue:
         for number in range(_VARIANTS):
             job_id = job.id if number == 0 else f"{job.id}:{number}"
             async with self._redis.pipeline(transaction=False) as pipe:
-                pipe.zscore(queue_name(job.lane), job_id)
+                pipe.zscore(get_queue_name(job.lane), job_id)
                 pipe.exists(in_progress_key_prefix + job_id)
                 pipe.exists(job_key_prefix + job_id)
                 listed, taken, known = await pipe.execute()
@@ -130,16 +133,18 @@ class ArqQueue:
 
     async def _enqueue(self, job: Job, job_id: str) -> bool:
         made = await self._redis.enqueue_job(
-            job.lane, job.row_id, job.tenant_id, _job_id=job_id, _queue_name=queue_name(job.lane)
+            job.lane, job.row_id, job.tenant_id, _job_id=job_id, _queue_name=get_queue_name(job.lane)
         )
         return made is not None
 
-    async def _publish(self, lanes: set[Lane], changed: Sequence[Change]) -> None:
-        messages = [(RING + lane, "") for lane in lanes]
+    async def _publish(self, lanes: set[Lane], changed: Sequence[RowChange]) -> None:
+        messages = [(RING_CHANNEL + lane, "") for lane in lanes]
         told = dict[str, list[str]]()
         for change in changed:
             prefix = change.row_id.partition("_")[0]
-            for channel in (CHANGED, TAKEN) if change.status in TAKEN_STATUSES else (CHANGED,):
+            for channel in (
+                (CHANGED_CHANNEL, REVOKED_CHANNEL) if change.status in REVOKED_STATUSES else (CHANGED_CHANNEL,)
+            ):
                 told.setdefault(channel + prefix, []).append(f"{change.row_id}:{change.status}")
         messages += [(channel, " ".join(changes)) for channel, changes in told.items()]
         if len(messages) == 1:
@@ -157,30 +162,30 @@ class BellWorker(Worker):
     bell: Bell
     lane: Lane
     # Whether no new jobs may be taken; whoever makes it so wakes the bell.
-    ends: Callable[[], bool]
+    is_stopping: Callable[[], bool]
 
     async def main(self) -> None:
         """Take jobs whenever the bell rings or a slot comes free, and look now and then in any case, until it `ends`.
 
         Jobs that run then are waited for.
         """
-        self.wake = self.bell.rung(self.lane)
+        self.wake = self.bell.get_lane_event(self.lane)
         away = False
-        while not self.ends():
+        while not self.is_stopping():
             self.wake.clear()
             try:
                 await self._poll_iteration()
                 away = False
-            except GONE as error:
+            except REDIS_OUTAGE_ERRORS as error:
                 if not away:
                     _log.warning("redis is away; no new jobs until it is back", error=str(error))
                 away = True
                 await asyncio.sleep(0.5)
                 continue
-            if self.ends():
+            if self.is_stopping():
                 break
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.wake.wait(), LOOK)
+                await asyncio.wait_for(self.wake.wait(), BUILD_POLL_SECONDS)
         if self.tasks:
             await asyncio.wait(list(self.tasks.values()))
 
@@ -188,7 +193,7 @@ class BellWorker(Worker):
         """As arq does, but give back the slot that arq counts before it asks Redis, when Redis is away."""
         try:
             await super().start_jobs(job_ids)
-        except GONE:
+        except REDIS_OUTAGE_ERRORS:
             self.job_counter -= 1
             self.sem.release()
             raise
@@ -198,13 +203,13 @@ class BellWorker(Worker):
         self.wake.set()
 
 
-def worker(
+def create_lane_worker(
     redis: ArqRedis,
     bell: Bell,
     lane: Lane,
     slots: int,
     work: Callable[[], Awaitable[None]],
-    ends: Callable[[], bool] = lambda: False,
+    is_stopping: Callable[[], bool] = lambda: False,
 ) -> BellWorker:
     """A worker of one lane that calls `work()` for each job, `slots` at a time, until it `ends`."""
 
@@ -213,16 +218,16 @@ def worker(
             await work()
         except asyncio.CancelledError:
             # Its row is back in the queue, with a ring of its own: this job is over, and no error.
-            if not ends():
+            if not is_stopping():
                 raise
 
     made = BellWorker(
-        functions=[func(cast(Any, run), name=lane, timeout=JOB_TIMEOUT, keep_result=0, max_tries=1_000)],
-        queue_name=queue_name(lane),
+        functions=[func(cast(Any, run), name=lane, timeout=JOB_TIMEOUT_SECONDS, keep_result=0, max_tries=1_000)],
+        queue_name=get_queue_name(lane),
         redis_pool=redis,
         max_jobs=slots,
         keep_result=0,
-        job_timeout=JOB_TIMEOUT,
+        job_timeout=JOB_TIMEOUT_SECONDS,
         handle_signals=False,
         health_check_interval=3600,
         log_results=False,
@@ -230,10 +235,10 @@ def worker(
         job_serializer=msgspec.msgpack.encode,
         job_deserializer=_decoder.decode,
     )
-    made.bell, made.lane, made.ends = bell, lane, ends
+    made.bell, made.lane, made.is_stopping = bell, lane, is_stopping
     return made
 
 
-async def ping(redis: Redis) -> None:
+async def ping_redis(redis: Redis) -> None:
     """One round trip, for health. Errors: those of redis."""
     await redis.ping()

@@ -3,7 +3,7 @@
 import time
 from typing import Any, Final
 
-from domain.shared.errors import OUTAGES, DomainError
+from domain.shared.errors import OUTAGE_CODES, DomainError
 
 OUTAGE_LOG_SECONDS: Final = 60.0
 _told_at: dict[str, float] = {}
@@ -14,7 +14,7 @@ def log_outage(log: Any, event: str, error: BaseException, **fields: Any) -> Non
 
     The line has the outage's `code`; what else met it within the minute is not in the log.
     """
-    if not isinstance(error, DomainError) or error.code not in OUTAGES:
+    if not isinstance(error, DomainError) or error.code not in OUTAGE_CODES:
         log.warning(event, error=str(error), **fields)
         return
     now = time.monotonic()

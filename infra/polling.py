@@ -7,7 +7,7 @@ from typing import Final, NamedTuple, TypeVar
 
 import structlog
 
-from domain.shared.errors import OUTAGES, DomainError
+from domain.shared.errors import OUTAGE_CODES, DomainError
 from infra.disks import FULL_DISK_ERRNOS, build_full_disk_error
 from infra.outage_log import log_outage
 
@@ -123,7 +123,7 @@ async def retry_through_outage(call: Callable[[], Awaitable[T]], max_seconds: fl
                 if isinstance(raised, OSError) and raised.errno in FULL_DISK_ERRNOS
                 else raised
             )
-            if not isinstance(error, DomainError) or error.code not in OUTAGES:
+            if not isinstance(error, DomainError) or error.code not in OUTAGE_CODES:
                 raise
             limit = max_seconds
             if limit is None and error.code == "storage_unavailable":

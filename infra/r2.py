@@ -12,12 +12,12 @@ from aiobotocore.session import get_session
 from botocore.exceptions import BotoCoreError, ClientError
 
 from domain.ports import Blob
-from domain.shared.errors import DomainError, not_found
+from domain.shared.errors import DomainError, NotFound
 from infra.disks import build_full_disk_error, find_embedded_folder, is_full
 from infra.settings import Settings
 
-PART: Final = 8 * 1024 * 1024
-CHUNK: Final = 256 * 1024
+PART_BYTES: Final = 8 * 1024 * 1024
+CHUNK_BYTES: Final = 256 * 1024
 _MISSING: Final = {"NoSuchKey", "404", "NotFound"}
 # What servers of S3 say of a full disk or quota.
 _FULL: Final = {
@@ -38,7 +38,7 @@ async def _answers(key: str = "") -> AsyncIterator[None]:
         yield
     except ClientError as error:
         if error.response.get("Error", {}).get("Code") in _MISSING:
-            raise not_found("object", key) from error
+            raise NotFound("object", key) from error
         raise _away(error) from error
     except (TimeoutError, BotoCoreError, OSError) as error:
         raise _away(error) from error
@@ -118,7 +118,7 @@ class S3Blobs:
         try:
             size = await self._put(key, chunks)
         except DomainError as error:
-            if error.code == "storage_unavailable" and is_full(self._disk, 2 * PART):
+            if error.code == "storage_unavailable" and is_full(self._disk, 2 * PART_BYTES):
                 error = build_full_disk_error("object storage")
             self._was_full = self._was_full or error.code == "storage_full"
             raise error from error.__cause__
@@ -133,7 +133,7 @@ class S3Blobs:
             async for chunk in chunks:
                 buffer += chunk
                 size += len(chunk)
-                if len(buffer) >= PART:
+                if len(buffer) >= PART_BYTES:
                     async with _answers(key):
                         upload = upload or await self._begin(key)
                         parts.append(await self._part(key, upload, len(parts) + 1, bytes(buffer)))
@@ -212,7 +212,7 @@ class S3Blobs:
 
     async def _read(self, key: str, body: Any) -> AsyncIterator[bytes]:
         async with _answers(key), body as stream:
-            while chunk := await stream.read(CHUNK):
+            while chunk := await stream.read(CHUNK_BYTES):
                 yield chunk
 
 
@@ -222,5 +222,5 @@ async def _once(data: bytes) -> AsyncIterator[bytes]:
 
 async def _chunks(path: Path) -> AsyncIterator[bytes]:
     with path.open("rb") as file:
-        while chunk := await asyncio.to_thread(file.read, CHUNK):
+        while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
             yield chunk

@@ -14,22 +14,22 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from domain.shared.jobs import PREFIX, Lane
-from infra.group_commit import Batches
+from domain.shared.jobs import ROW_PREFIX_BY_LANE, Lane
+from infra.group_commit import GroupCommit
 
-CHANGED: Final = "paddock:changed:"
+CHANGED_CHANNEL: Final = "paddock:changed:"
 # What another than its holder makes of a row: the only changes that a holder needs to hear of.
-TAKEN: Final = "paddock:taken:"
-TAKEN_STATUSES: Final = frozenset({"cancelled", "pending", "queued"})
-RING: Final = "paddock:ring:"
-HEARD: Final = 15.0
-AWAY: Final = 1.0
-GONE: Final = (RedisError, OSError, asyncio.TimeoutError)
+REVOKED_CHANNEL: Final = "paddock:taken:"
+REVOKED_STATUSES: Final = frozenset({"cancelled", "pending", "queued"})
+RING_CHANNEL: Final = "paddock:ring:"
+CONNECTED_POLL_SECONDS: Final = 15.0
+DISCONNECTED_POLL_SECONDS: Final = 1.0
+REDIS_OUTAGE_ERRORS: Final = (RedisError, OSError, asyncio.TimeoutError)
 
 _log = structlog.get_logger("paddock.redis")
 
 
-def client(url: str) -> Redis:
+def create_redis_client(url: str) -> Redis:
     """A client that gives up quickly: nothing in Redis is worth a request's second."""
     made: Redis = Redis.from_url(url, socket_connect_timeout=0.5, socket_timeout=1.0, health_check_interval=30)
     return made
@@ -43,14 +43,21 @@ class Bell:
     """
 
     def __init__(
-        self, url: str, rung: tuple[Lane, ...] = (), heard: tuple[Lane, ...] = (), held: tuple[Lane, ...] = ()
+        self,
+        url: str,
+        lanes: tuple[Lane, ...] = (),
+        row_changes: tuple[Lane, ...] = (),
+        revocations: tuple[Lane, ...] = (),
     ) -> None:
         self._url = url
-        self._channels = [RING + lane for lane in rung]
+        self._channels = [RING_CHANNEL + lane for lane in lanes]
         # Runs of all lanes are executions: one channel for them.
-        self._channels += sorted({CHANGED + PREFIX[lane] for lane in heard} | {TAKEN + PREFIX[lane] for lane in held})
+        self._channels += sorted(
+            {CHANGED_CHANNEL + ROW_PREFIX_BY_LANE[lane] for lane in row_changes}
+            | {REVOKED_CHANNEL + ROW_PREFIX_BY_LANE[lane] for lane in revocations}
+        )
         self._waiting: dict[str, list[tuple[asyncio.Event, frozenset[str] | None]]] = {}
-        self._rung = {RING + lane: asyncio.Event() for lane in rung}
+        self._rung = {RING_CHANNEL + lane: asyncio.Event() for lane in lanes}
         self._task: asyncio.Task[None] | None = None
         self._hears = False
 
@@ -66,19 +73,19 @@ class Bell:
                 await self._task
 
     @property
-    def patience(self) -> float:
+    def poll_seconds(self) -> float:
         """Seconds after which to look for oneself: long while the bell is heard, short while Redis is away."""
-        return HEARD if self._hears else AWAY
+        return CONNECTED_POLL_SECONDS if self._hears else DISCONNECTED_POLL_SECONDS
 
     @contextmanager
-    def listen(
-        self, row_id: str, statuses: frozenset[str] | None = None, heard: asyncio.Event | None = None
+    def watch_row(
+        self, row_id: str, statuses: frozenset[str] | None = None, event: asyncio.Event | None = None
     ) -> Iterator[asyncio.Event]:
         """An event (`heard`, or a new one) that is set whenever the row changes, or comes to one of `statuses`.
 
         Look at the row after this begins, not before.
         """
-        waiter = (heard or asyncio.Event(), statuses)
+        waiter = (event or asyncio.Event(), statuses)
         waiters = self._waiting.setdefault(row_id, [])
         waiters.append(waiter)
         try:
@@ -88,9 +95,9 @@ class Bell:
             if not waiters:
                 self._waiting.pop(row_id, None)
 
-    def rung(self, lane: Lane) -> asyncio.Event:
+    def get_lane_event(self, lane: Lane) -> asyncio.Event:
         """An event that is set whenever the lane is rung."""
-        return self._rung[RING + lane]
+        return self._rung[RING_CHANNEL + lane]
 
     async def _listen(self) -> None:
         away = False
@@ -107,7 +114,7 @@ class Bell:
                         message = await subscription.get_message(ignore_subscribe_messages=True, timeout=30)
                         if message is not None:
                             self._hear(message["channel"].decode(), message["data"])
-            except GONE as error:
+            except REDIS_OUTAGE_ERRORS as error:
                 if not away:
                     _log.warning("redis is away; waiters poll until it is back", error=str(error))
                 away = True
@@ -141,37 +148,37 @@ def _window_key(who: str, window: int, start: int) -> str:
     return f"paddock:limit:{who}:{window}:{start}"
 
 
-class Counter:
+class WindowCounter:
     """Counts uses per window, in Redis, or in this process while Redis is away."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         # Uses counted while one message is on its way go together with the next.
-        self._uses = Batches(self._count_all)
+        self._uses = GroupCommit(self._count_all)
         self._local: dict[tuple[str, int, int], int] = {}
         self._down_until = 0.0
 
-    async def count(self, who: str, window: int, now: float) -> int:
+    async def count_use(self, subject: str, window: int, now: float) -> int:
         """Count one use by `who` in the present window of so many seconds; returns the uses so far."""
         start = int(now) // window * window
         if time.monotonic() >= self._down_until:
-            used = await self._uses.add((_window_key(who, window, start), start + window + 1))
+            used = await self._uses.add((_window_key(subject, window, start), start + window + 1))
             if used is not None:
                 return used
         self._local = {key: used for key, used in self._local.items() if key[1] + key[2] > now}
-        here = (who, start, window)
+        here = (subject, start, window)
         self._local[here] = self._local.get(here, 0) + 1
         return self._local[here]
 
-    async def used(self, who: str, window: int, now: float) -> int:
+    async def get_uses(self, subject: str, window: int, now: float) -> int:
         """Return the uses by `who` in the present window, without counting one."""
         start = int(now) // window * window
         if time.monotonic() >= self._down_until:
             try:
-                return int(await self._redis.get(_window_key(who, window, start)) or 0)
-            except GONE:
+                return int(await self._redis.get(_window_key(subject, window, start)) or 0)
+            except REDIS_OUTAGE_ERRORS:
                 self._down_until = time.monotonic() + 1.0
-        return self._local.get((who, start, window), 0)
+        return self._local.get((subject, start, window), 0)
 
     async def _count_all(self, uses: list[tuple[str, int]]) -> list[int | None]:
         """Count each use of a key that expires at a time; None for all while Redis is away."""
@@ -181,7 +188,7 @@ class Counter:
                     pipe.incr(key)
                     pipe.expireat(key, until)
                 return [int(used) for used in (await pipe.execute())[::2]]
-        except GONE:
+        except REDIS_OUTAGE_ERRORS:
             # One slow request per second finds out whether Redis is back; the others do not wait for it.
             self._down_until = time.monotonic() + 1.0
             return [None] * len(uses)

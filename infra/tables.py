@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import inspect
 
-from domain.shared.errors import invalid
+from domain.shared.errors import InvalidField
 
 TABLE_FORMATS: Final = ("csv", "jsonl", "parquet")
 MEDIA_TYPES: Final[dict[str, str]] = {
@@ -102,13 +102,13 @@ def encode_table(
     `pages` raises passes through, and the file then has no proper end.
     """
     if format not in TABLE_FORMATS:
-        raise invalid("format", f"must be one of {', '.join(TABLE_FORMATS)}.")
+        raise InvalidField("format", f"must be one of {', '.join(TABLE_FORMATS)}.")
     wanted = options or CsvOptions()
     if format == "csv":
         return _csv(list_columns(kind), pages, wanted)
     for name in CsvOptions.__struct_fields__:
         if getattr(wanted, name):
-            raise invalid(name, f"is for CSV alone, not for {format}.")
+            raise InvalidField(name, f"is for CSV alone, not for {format}.")
     return _ENCODERS[format](list_columns(kind), pages)
 
 

@@ -13,12 +13,12 @@ from domain.shared.errors import DomainError
 from domain.shared.jobs import Lane
 from infra.credentials import AccessTokens, Keyring, Passwords, Vault
 from infra.disks import find_embedded_folder
-from infra.notifications import ArqQueue, arq_client
+from infra.notifications import ArqQueue, create_arq_client
 from infra.postgres.db import connect
 from infra.postgres.session import UnsafeSession
 from infra.postgres.store import PostgresStore
 from infra.r2 import S3Blobs
-from infra.redis import Bell, Counter, client
+from infra.redis import Bell, WindowCounter, create_redis_client
 from infra.settings import Settings
 
 
@@ -37,7 +37,7 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True):
     blobs: S3Blobs
     bell: Bell
     redis: Redis
-    counter: Counter
+    counter: WindowCounter
     passwords: Passwords
     tokens: AccessTokens
     vault: Vault
@@ -70,7 +70,7 @@ async def open_resources(
     row-level security; a database that is away is waited for by those who ask it.
     """
     redis_url = settings.redis_url.reveal()
-    redis, jobs = client(redis_url), arq_client(redis_url)
+    redis, jobs = create_redis_client(redis_url), create_arq_client(redis_url)
     queue = ArqQueue(jobs)
     engine = connect(settings.database_url.reveal(), pool_size=settings.database_pool, application=application)
     store = PostgresStore(engine, queue, clock, _find_database_folder(settings))
@@ -85,7 +85,7 @@ async def open_resources(
                 blobs=blobs,
                 bell=bell,
                 redis=redis,
-                counter=Counter(redis),
+                counter=WindowCounter(redis),
                 passwords=Passwords(),
                 tokens=AccessTokens(
                     settings.secret_key.reveal(),

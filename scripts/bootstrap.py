@@ -3,14 +3,14 @@
 import secrets
 
 from domain import accounts
-from domain.accounts import Register, keys
-from domain.accounts.keys import NewKey
-from domain.shared.access import OPERATORS, SCOPES, Caller
-from infra.credentials import KEY_PREFIX, new_token, token_hash
+from domain.accounts import Registration, keys
+from domain.accounts.keys import NewApiKey
+from domain.shared.access import ALL_SCOPES, OPERATOR_TENANT_ID, Caller
+from infra.credentials import API_KEY_PREFIX, generate_token, hash_token
 from infra.settings import Settings
 from infra.wiring import open_resources
 
-TENANT = OPERATORS
+TENANT = OPERATOR_TENANT_ID
 EMAIL = "admin@localhost"
 
 
@@ -19,23 +19,23 @@ async def admin_key(settings: Settings, known: str | None) -> str:
     async with open_resources(settings, "paddock bootstrap") as parts:
         if known is not None:
             async with parts.store.begin_unbound() as tx:
-                found = (await tx.keys.find([token_hash(known)])).get(token_hash(known))
+                found = (await tx.keys.find([hash_token(known)])).get(hash_token(known))
             if found is not None and found.is_active:
                 return known
         async with parts.store.begin_unbound() as tx:
             admin = await tx.accounts.find_login(EMAIL)
         if admin is None:
-            data = Register(
+            data = Registration(
                 email=EMAIL, password=secrets.token_urlsafe(24), tenant_id=TENANT, full_name="Administrator"
             )
-            hashed = await parts.passwords.hash(data.password)
+            hashed = await parts.passwords.hash_password(data.password)
             async with parts.store.begin_for(TENANT) as tx:
-                user_id = (await accounts.register(tx, TENANT, data, hashed, b"", by_operator=True)).id
+                user_id = (await accounts.register_user(tx, TENANT, data, hashed, b"", by_operator=True)).id
         else:
             user_id = admin.user_id
-        caller = Caller(tenant_id=TENANT, user_id=user_id, role="admin", scopes=frozenset(SCOPES))
-        key = new_token(KEY_PREFIX)
+        caller = Caller(tenant_id=TENANT, user_id=user_id, role="admin", scopes=frozenset(ALL_SCOPES))
+        key = generate_token(API_KEY_PREFIX)
         async with parts.store.begin(caller) as tx:
-            asked = NewKey(name="paddock up", scopes=sorted(SCOPES))
-            await keys.create(tx, caller, asked, key, token_hash(key))
+            asked = NewApiKey(name="paddock up", scopes=sorted(ALL_SCOPES))
+            await keys.create_api_key(tx, caller, asked, key, hash_token(key))
         return key

@@ -56,7 +56,7 @@ async def _pass(store: Store, keyring: Keyring) -> tuple[int, int, int, list[str
     last: str | None = None
     while True:
         async with store.begin_unbound() as tx:
-            found = await tx.provider_keys.sealed_texts(last, BATCH)
+            found = await tx.provider_keys.list_sealed(last, BATCH)
         if not found:
             return moved, missed, kept, unreadable
         for key_id, sealed in found:
@@ -70,6 +70,6 @@ async def _pass(store: Store, keyring: Keyring) -> tuple[int, int, int, list[str
                 continue
             # One at a time: whoever changes a key waits for no other, and what was changed since is left alone.
             async with store.begin_unbound() as tx:
-                replaced = await tx.provider_keys.replace(key_id, sealed, fresh)
+                replaced = await tx.provider_keys.replace_sealed(key_id, sealed, fresh)
             moved, missed = moved + replaced, missed + (not replaced)
         last = found[-1][0]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from domain.shared.jobs import LANES
+from domain.shared.jobs import ALL_LANES
 from infra.embedded.children import find_free_ports
 from infra.wiring import Resources, open_resources
 from scripts.up import System
@@ -54,7 +54,7 @@ async def system() -> AsyncIterator[System]:
 @pytest.fixture(scope="session")
 async def parts(system: System) -> AsyncIterator[Resources]:
     """Every part of the running system, wired into this process as a worker would be."""
-    async with open_resources(system.settings, "tests", lanes=LANES, row_changes=LANES, revocations=LANES) as wired:
+    async with open_resources(system.settings, "tests", lanes=ALL_LANES, row_changes=ALL_LANES, revocations=ALL_LANES) as wired:
         yield wired
 
 

@@ -14,8 +14,8 @@ from domain.ports import Store
 from domain.queues import ALIVE, gauge_leader
 from domain.shared.errors import DomainError
 from infra.gauges import read_gauges
-from infra.notifications import ping
-from infra.redis import GONE
+from infra.notifications import ping_redis
+from infra.redis import REDIS_OUTAGE_ERRORS
 from infra.version import VERSION
 from infra.wiring import Resources
 from workers.lifecycle import Drain
@@ -65,7 +65,7 @@ class WorkerHealth:
         problems: dict[str, str] = {}
         if self._drain.has_begun():
             problems["drain"] = "The worker is about to end and takes nothing new."
-        asked = {"database": self._parts.store.check(), "redis": ping(self._parts.redis)}
+        asked = {"database": self._parts.store.check(), "redis": ping_redis(self._parts.redis)}
         answers = await asyncio.gather(*(_find_problem(part) for part in asked.values()))
         problems |= {name: told for name, told in zip(asked, answers, strict=True) if told}
         sandbox = self._problem()
@@ -106,6 +106,6 @@ async def _find_problem(part: Any) -> str | None:
             await part
     except DomainError as error:
         return error.detail
-    except (*GONE, TimeoutError) as error:
+    except (*REDIS_OUTAGE_ERRORS, TimeoutError) as error:
         return f"{type(error).__name__}: {error}".strip(": ")
     return None

@@ -9,7 +9,7 @@ from domain.events import ExecutionEvent
 from domain.executions import AttemptOutcome, Execution, LaneShare, RunLane
 from domain.ports import Outcome, Store
 from domain.shared.leases import LostLease
-from infra.group_commit import Batches
+from infra.group_commit import GroupCommit
 from workers.leases import LeaseKeeper
 
 _log: Final = structlog.get_logger("paddock.executions")
@@ -20,7 +20,7 @@ class LaneRunner:
 
     def __init__(self, name: str, store: Store, holder: LeaseKeeper, lane: RunLane, share: LaneShare) -> None:
         self._name, self._store, self._leases, self._lane, self._share = name, store, holder, lane, share
-        self._settlements = Batches(self._settle_batch)
+        self._settlements = GroupCommit(self._settle_batch)
         # Whether executions may have waited when the last one was settled.
         self.may_have_pending = True
 

@@ -11,10 +11,10 @@ import structlog
 from domain.ports import Clock, SandboxLost, Store
 from domain.shared.errors import DomainError
 from domain.shared.jobs import Lane
-from domain.shared.leases import HandOver, LostLease
+from domain.shared.leases import HandoverRequested, LostLease
 from infra.outage_log import log_outage
 from infra.polling import retry_through_outage
-from infra.redis import TAKEN_STATUSES, Bell
+from infra.redis import REVOKED_STATUSES, Bell
 from workers.lifecycle import Drain
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class LeaseKeeper:
         self._held[mine] = task
         self._any.set()
         self._drain.note_work()
-        with self._bell.listen(row_id, TAKEN_STATUSES, self._changed):
+        with self._bell.watch_row(row_id, REVOKED_STATUSES, self._changed):
             try:
                 return await task
             except asyncio.CancelledError:
@@ -89,7 +89,7 @@ class LeaseKeeper:
             self._count_outcome("sandbox_lost")
             log.warning("the sandbox was lost; the row is given back", reason=str(lost))
             await retry_through_outage(give_back)
-        except HandOver:
+        except HandoverRequested:
             self._count_outcome("handed_over")
             log.info("handed over at the end of a step")
             await retry_through_outage(hand_over)

@@ -28,7 +28,7 @@ from infra.embeddings import WordLlamaSimilarity
 from infra.http import Outbound
 from infra.llm import GenaiPrices, PydanticLlm
 from infra.llm.local import LocalModel
-from infra.notifications import BellWorker, arq_client
+from infra.notifications import BellWorker, create_arq_client
 from infra.otlp import TraceCollector
 from infra.outage_log import log_outage
 from infra.sandbox.backend import SlotCounts
@@ -99,7 +99,7 @@ async def serve_runs(settings: Settings, drain: Drain) -> None:
             share,
             lambda execution: NamedModelCalls(phone.create_calls(execution)),
         )
-        dispatcher = Claimer(runner, settings.run_slots, parts.bell.rung("run"), drain)
+        dispatcher = Claimer(runner, settings.run_slots, parts.bell.get_lane_event("run"), drain)
         await hands.serve(dispatcher.run(), lambda: sandbox.counts)
 
 
@@ -112,7 +112,7 @@ async def serve_llms(settings: Settings, drain: Drain) -> None:
         parts, share = hands.parts, _share(settings, settings.llm_slots)
         scribe = EventWriter(parts.store, parts.clock)
         runner = AgentRunner(hands.name, phone, scribe, hands.holder, parts.clock, share, drain)
-        dispatcher = Claimer(runner, settings.llm_slots, parts.bell.rung("llm"), drain)
+        dispatcher = Claimer(runner, settings.llm_slots, parts.bell.get_lane_event("llm"), drain)
         work = run_with_background(dispatcher.run(), scribe.run())
         await hands.serve(work, lambda: SlotCounts(warm=0, blank=0, making=0, busy=0))
 
@@ -164,16 +164,16 @@ async def serve_builds(settings: Settings, drain: Drain) -> None:
             slots=settings.build_slots,
             drain=drain,
         )
-        jobs = arq_client(settings.redis_url.reveal())
+        jobs = create_arq_client(settings.redis_url.reveal())
         try:
-            drain.wake_on_drain(parts.bell.rung("build"))
+            drain.wake_on_drain(parts.bell.get_lane_event("build"))
 
             def ends() -> bool:
                 # Asked in each turn of the loop that takes jobs. What they are is counted where they are held.
                 drain.note_round("jobs", False)
                 return drain.has_begun()
 
-            worker = notifications.worker(jobs, parts.bell, "build", settings.build_slots, builder, ends)
+            worker = notifications.create_lane_worker(jobs, parts.bell, "build", settings.build_slots, builder, ends)
             await hands.serve(_work_off(worker), lambda: SlotCounts(warm=0, blank=0, making=0, busy=0))
         finally:
             await jobs.aclose()
@@ -266,7 +266,7 @@ async def serve_records(settings: Settings, drain: Drain) -> None:
         events = [asyncio.Event() for _ in work]
         info = _info(parts, name, "record", 0)
         try:
-            ringing = ring_all(parts.bell.rung("record"), events, drain)
+            ringing = ring_all(parts.bell.get_lane_event("record"), events, drain)
             loops = [
                 rounds(name, one, event, pause, drain)
                 for (name, (one, pause)), event in zip(work.items(), events, strict=True)
@@ -341,7 +341,7 @@ async def serve_plans(settings: Settings, drain: Drain) -> None:
     """Advance plans until draining begins; those that are being advanced are finished, which takes no time."""
     name = build_worker_id("plan")
     async with open_resources(settings, "paddock plan", lanes=("plan",)) as parts:
-        planner = PlanAdvancer(parts.store, PLAN_SLOTS, parts.bell.rung("plan"), drain)
+        planner = PlanAdvancer(parts.store, PLAN_SLOTS, parts.bell.get_lane_event("plan"), drain)
         info = _info(parts, name, "plan", PLAN_SLOTS)
         try:
             await _serve_alone(parts, info, drain, planner.run(), lambda: planner.busy_count)

@@ -19,24 +19,24 @@ from domain.costs import BilledCall, CostAttribution, CostSettlement
 from domain.events import ExecutionEvent
 from domain.executions import Execution
 from domain.llms.messages import (
-    Ask,
-    ErrorKind,
-    Message,
+    ChatMessage,
+    ModelCall,
     ModelError,
-    Options,
-    Part,
-    Reply,
+    ModelErrorKind,
+    ModelOptions,
+    ModelReply,
+    ModelTarget,
+    ModelUsage,
+    ReplyPart,
     ReportedUsage,
-    Target,
     ToolSpec,
-    Usage,
 )
 from domain.ports import Llm, Prices, Store, Tx
 from domain.shared import ids
-from domain.shared.errors import DATABASE_OUTAGES, DomainError
+from domain.shared.errors import DATABASE_OUTAGE_CODES, DomainError
 from domain.shared.leases import LostLease
 from domain.shared.secrets import Secret
-from domain.shared.unicode_text import mend_text
+from domain.shared.unicode_text import repair_text
 from infra.credentials import Keyring
 from infra.polling import retry_through_outage
 from workers.usage import UsageMeter, clean_part
@@ -58,7 +58,7 @@ MAX_CALL_COST_USD: Final = 100_000_000.0
 PARTS_PER_YIELD: Final = 8
 
 # Called in the transaction that writes down a call that was answered, with the answer.
-OnAnswered = Callable[[Tx, Reply], Awaitable[None]]
+OnAnswered = Callable[[Tx, ModelReply], Awaitable[None]]
 
 
 class ModelCalls:
@@ -75,17 +75,17 @@ class ModelCalls:
         self.on_wait: Callable[[float], None] = lambda seconds: None
         self.on_call: Callable[[BilledCall], None] = lambda call: None
 
-    async def resolve_target(self, name: str, provider: str | None = None) -> Target:
+    async def resolve_target(self, name: str, provider: str | None = None) -> ModelTarget:
         """The model of that name, with its key. Errors: `ModelError` if the registry has none."""
 
-        async def resolved() -> llms.Resolved:
+        async def resolved() -> llms.ResolvedModel:
             async with self._store.begin_for(self._execution.tenant_id) as tx:
-                return await llms.resolve(tx, name, provider)
+                return await llms.resolve_model(tx, name, provider)
 
         try:
             found = await retry_through_outage(resolved)
         except DomainError as error:
-            if error.code in DATABASE_OUTAGES:
+            if error.code in DATABASE_OUTAGE_CODES:
                 raise
             raise ModelError("refused", error.detail) from error
         model, key = found.model, None
@@ -95,7 +95,7 @@ class ModelCalls:
             except ValueError as error:
                 told = "The model's key was sealed with a key that PADDOCK_ENCRYPTION_KEYS does not name any more."
                 raise ModelError("unauthorized", told) from error
-        return Target(
+        return ModelTarget(
             name=model.name,
             provider=model.provider,
             model=model.model,
@@ -108,14 +108,14 @@ class ModelCalls:
 
     async def stream_answer(
         self,
-        target: Target,
-        messages: tuple[Message, ...],
+        target: ModelTarget,
+        messages: tuple[ChatMessage, ...],
         tools: tuple[ToolSpec, ...],
-        options: Options,
+        options: ModelOptions,
         also: OnAnswered | None = None,
         again: Callable[[ModelError, float], None] | None = None,
         before: Callable[[], Awaitable[None]] | None = None,
-    ) -> AsyncGenerator[Part, None]:
+    ) -> AsyncGenerator[ReplyPart, None]:
         """The parts of an answer. A call that failed in passing is made again.
 
         After parts were handed on that is only done with `again`, which is told that they do not count any more.
@@ -133,7 +133,7 @@ class ModelCalls:
                         yield part
                 return
             except ModelError as error:
-                if not error.passes or number == MAX_CALL_TRIES or (handed and again is None):
+                if not error.is_transient or number == MAX_CALL_TRIES or (handed and again is None):
                     raise
                 pause = _choose_retry_pause(number, error.retry_after)
                 if pause is None:
@@ -145,17 +145,17 @@ class ModelCalls:
 
     async def _stream_once(
         self,
-        target: Target,
-        messages: tuple[Message, ...],
+        target: ModelTarget,
+        messages: tuple[ChatMessage, ...],
         tools: tuple[ToolSpec, ...],
-        options: Options,
+        options: ModelOptions,
         also: OnAnswered | None,
         before: Callable[[], Awaitable[None]] | None,
-    ) -> AsyncGenerator[Part, None]:
+    ) -> AsyncGenerator[ReplyPart, None]:
         meter = UsageMeter(messages, tools)
         await self._wait_for_rate_limit()
         hold_id, options = await self._reserve_budget(target, meter, options)
-        ask = Ask(
+        ask = ModelCall(
             target=target,
             messages=messages,
             tools=tools,
@@ -163,7 +163,7 @@ class ModelCalls:
             timeout=MAX_SILENCE_SECONDS,
             on_sent=meter.note_sent,
         )
-        reply: Reply | None = None
+        reply: ModelReply | None = None
         meter.started_at = time.monotonic()
         try:
             async with contextlib.aclosing(self._llm.stream(ask)) as parts:
@@ -172,7 +172,7 @@ class ModelCalls:
                     meter.count_part(part)
                     if isinstance(part, ReportedUsage):
                         continue
-                    if isinstance(part, Reply):
+                    if isinstance(part, ModelReply):
                         reply = part
                         break
                     yield part
@@ -184,7 +184,7 @@ class ModelCalls:
             if before is not None:
                 await before()
         except ModelError as error:
-            error.message = mend_text(error.message)
+            error.message = repair_text(error.message)
             try:
                 if before is not None:
                     with contextlib.suppress(LostLease):
@@ -218,12 +218,15 @@ class ModelCalls:
             self.on_wait(seconds)
             await asyncio.sleep(seconds)
 
-    async def _reserve_budget(self, target: Target, meter: UsageMeter, options: Options) -> tuple[str | None, Options]:
+    async def _reserve_budget(
+        self, target: ModelTarget, meter: UsageMeter, options: ModelOptions
+    ) -> tuple[str | None, ModelOptions]:
         """Set aside what the call may cost. The answer is bounded to what there is room for."""
-        most = options.max_tokens or llms.most_tokens(target.parameters) or DEFAULT_ANSWER_TOKENS
-        prompt = self._price_usage(target, Usage(prompt_tokens=meter.max_prompt_tokens))
+        most = options.max_tokens or llms.find_token_limit(target.parameters) or DEFAULT_ANSWER_TOKENS
+        prompt = self._price_usage(target, ModelUsage(prompt_tokens=meter.max_prompt_tokens))
         answer = (
-            self._price_usage(target, Usage(prompt_tokens=meter.max_prompt_tokens, completion_tokens=most)) - prompt
+            self._price_usage(target, ModelUsage(prompt_tokens=meter.max_prompt_tokens, completion_tokens=most))
+            - prompt
         )
         wanted = prompt + answer
         if wanted <= 0:
@@ -245,11 +248,11 @@ class ModelCalls:
     async def _settle_call(
         self,
         hold_id: str | None,
-        target: Target,
+        target: ModelTarget,
         meter: UsageMeter,
-        reply: Reply | None,
+        reply: ModelReply | None,
         status: costs.ModelCallStatus,
-        error_type: ErrorKind | None,
+        error_type: ModelErrorKind | None,
         also: OnAnswered | None = None,
     ) -> None:
         usage, is_estimated = meter.measure_usage(error_type)
@@ -268,7 +271,7 @@ class ModelCalls:
         )
 
         self.on_call(call)
-        cost_id = ids.new("cost")
+        cost_id = ids.generate_id("cost")
 
         async def write() -> None:
             async with self._store.begin_for(self._execution.tenant_id) as tx:
@@ -322,7 +325,7 @@ class ModelCalls:
             tx.changed(self._execution.id, "running")
         return held
 
-    def _price_usage(self, target: Target, usage: Usage) -> float:
+    def _price_usage(self, target: ModelTarget, usage: ModelUsage) -> float:
         return self._prices.cost(target, usage) or 0.0
 
 

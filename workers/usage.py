@@ -6,31 +6,31 @@ from typing import Final
 import msgspec
 
 from domain.llms.messages import (
-    CallPart,
-    ErrorKind,
-    Message,
-    Notice,
-    Part,
-    Reply,
+    ChatMessage,
+    ModelErrorKind,
+    ModelReply,
+    ModelToolCall,
+    ModelUsage,
+    ReasoningDelta,
+    ReplyNotice,
+    ReplyPart,
     ReportedUsage,
-    Text,
-    Thought,
-    ToolCall,
+    TextDelta,
+    ToolCallDelta,
     ToolSpec,
-    Usage,
 )
-from domain.shared.unicode_text import mend_text
+from domain.shared.unicode_text import repair_text
 
 # What a server may say that one call used, in tokens: more is made up.
 MAX_CALL_TOKENS: Final = 10**9
 # Errors after which a provider has worked on the prompt, or may have: a refusal costs nothing, silence may.
-_BILLED_ERRORS: Final[frozenset[ErrorKind]] = frozenset({"timeout", "cut_off", "malformed"})
+_BILLED_ERRORS: Final[frozenset[ModelErrorKind]] = frozenset({"timeout", "cut_off", "malformed"})
 
 
 class UsageMeter:
     """What has come of one call so far."""
 
-    def __init__(self, messages: tuple[Message, ...], tools: tuple[ToolSpec, ...]) -> None:
+    def __init__(self, messages: tuple[ChatMessage, ...], tools: tuple[ToolSpec, ...]) -> None:
         self.prompt_bytes = sum(_measure_message(message) for message in messages) + sum(
             _measure_tool(tool) for tool in tools
         )
@@ -45,22 +45,22 @@ class UsageMeter:
         """Note that the request has gone out: its prompt is owed, whatever becomes of the answer."""
         self._is_sent = True
 
-    def count_part(self, part: Part) -> None:
+    def count_part(self, part: ReplyPart) -> None:
         """Count a part of the answer."""
         self._is_sent = True
         if isinstance(part, ReportedUsage):
             self._reported, self._reported_at = part, self.answer_bytes
             return
-        if isinstance(part, Reply):
+        if isinstance(part, ModelReply):
             if part.usage is not None and self._reported is None:
                 self._reported, self._reported_at = _reported_usage(part.usage), self.answer_bytes
             return
         self.part_count += 1
         if self.first_part_at is None:
             self.first_part_at = time.monotonic()
-        if isinstance(part, Text | Thought):
+        if isinstance(part, TextDelta | ReasoningDelta):
             self.answer_bytes += len(part.text.encode())
-        elif isinstance(part, CallPart):
+        elif isinstance(part, ToolCallDelta):
             # A call that came without arguments is given `{}` when the answer has ended: the model wrote none of it.
             arguments = "" if part.arguments == "{}" else part.arguments
             self.answer_bytes += len(arguments.encode()) + len((part.name or "").encode())
@@ -70,7 +70,7 @@ class UsageMeter:
         """Tokens of the prompt, rather too many: half as many as bytes."""
         return self.prompt_bytes // 2 + 16
 
-    def measure_usage(self, error: ErrorKind | None = None) -> tuple[Usage, bool]:
+    def measure_usage(self, error: ModelErrorKind | None = None) -> tuple[ModelUsage, bool]:
         """Return the tokens to bill, and whether any of them are estimated: a token is four bytes.
 
         What was reported counts, also when the call failed afterwards, with what came since. A report of nothing for
@@ -80,7 +80,7 @@ class UsageMeter:
         if reported is None and (
             not self._is_sent or (error not in (None, *_BILLED_ERRORS) and self.first_part_at is None)
         ):
-            return Usage(), False
+            return ModelUsage(), False
         told = reported or ReportedUsage()
         prompt, completion = _check_token_count(told.prompt_tokens), _check_token_count(told.completion_tokens)
         if completion == 0 and self.answer_bytes:
@@ -90,7 +90,7 @@ class UsageMeter:
         is_estimated = not prompt or guessed > 0
         prompt = prompt or self.prompt_bytes // 4 + 1
         completion = (completion or 0) + guessed
-        usage = Usage(
+        usage = ModelUsage(
             prompt_tokens=prompt,
             completion_tokens=completion,
             cached_tokens=min(_check_token_count(told.cached_tokens) or 0, prompt),
@@ -99,7 +99,7 @@ class UsageMeter:
         return usage, is_estimated
 
 
-def _reported_usage(usage: Usage) -> ReportedUsage:
+def _reported_usage(usage: ModelUsage) -> ReportedUsage:
     return ReportedUsage(
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
@@ -114,34 +114,34 @@ def _check_token_count(tokens: int | None) -> int | None:
 
 def clean_text(text: str) -> str:
     """Text that columns of text can hold: without U+0000 as well."""
-    return mend_text(text).replace("\0", "\ufffd")
+    return repair_text(text).replace("\0", "\ufffd")
 
 
-def clean_part(part: Part) -> Part:
+def clean_part(part: ReplyPart) -> ReplyPart:
     """A part whose texts can be kept, whatever a server put into them."""
-    if isinstance(part, Text):
-        return part if part.text.isascii() else Text(mend_text(part.text))
-    if isinstance(part, Thought):
-        return part if part.text.isascii() else Thought(mend_text(part.text))
-    if isinstance(part, Notice):
-        return Notice(clean_text(part.message))
+    if isinstance(part, TextDelta):
+        return part if part.text.isascii() else TextDelta(repair_text(part.text))
+    if isinstance(part, ReasoningDelta):
+        return part if part.text.isascii() else ReasoningDelta(repair_text(part.text))
+    if isinstance(part, ReplyNotice):
+        return ReplyNotice(clean_text(part.message))
     if isinstance(part, ReportedUsage):
         return part
-    if isinstance(part, CallPart):
+    if isinstance(part, ToolCallDelta):
         if part.id is None and part.name is None and part.arguments.isascii():
             return part
         name = None if part.name is None else clean_text(part.name)
         given = None if part.id is None else clean_text(part.id)
-        return CallPart(index=part.index, id=given, name=name, arguments=mend_text(part.arguments))
+        return ToolCallDelta(index=part.index, id=given, name=name, arguments=repair_text(part.arguments))
     calls = tuple(
-        ToolCall(id=clean_text(call.id), name=clean_text(call.name), arguments=mend_text(call.arguments))
+        ModelToolCall(id=clean_text(call.id), name=clean_text(call.name), arguments=repair_text(call.arguments))
         for call in part.message.tool_calls
     )
-    message = msgspec.structs.replace(part.message, content=mend_text(part.message.content), tool_calls=calls)
+    message = msgspec.structs.replace(part.message, content=repair_text(part.message.content), tool_calls=calls)
     return msgspec.structs.replace(part, message=message)
 
 
-def _measure_message(message: Message) -> int:
+def _measure_message(message: ChatMessage) -> int:
     calls = sum(len(call.name.encode()) + len(call.arguments.encode()) for call in message.tool_calls)
     return len(message.content.encode()) + calls + 16
 

@@ -10,7 +10,7 @@ from typing import Final
 
 import idna
 
-from domain.shared.errors import invalid
+from domain.shared.errors import InvalidField
 
 _SHAPE: Final = re.compile(r"[^@\s\x00]{1,64}@[^@\s\x00]{1,189}")
 _WORD: Final = re.compile(r"[^\W\d_]+")
@@ -32,10 +32,10 @@ def check_email(text: str) -> str:
     """
     email = normalize_email(text)
     if not _SHAPE.fullmatch(email) or not email.isprintable() or not text.strip().isprintable():
-        raise invalid("email", "must be an e-mail address, without spaces and invisible characters.")
+        raise InvalidField("email", "must be an e-mail address, without spaces and invisible characters.")
     for word in _WORD.findall(email):
         if len(_scripts(word) & _ALIKE) > 1:
-            raise invalid("email", f"mixes letters of several alphabets in {word!r}: write it in one.")
+            raise InvalidField("email", f"mixes letters of several alphabets in {word!r}: write it in one.")
     return email
 
 

@@ -8,10 +8,10 @@ from msgspec import UNSET, Meta, UnsetType
 
 from domain.ports import Tx
 from domain.shared import ids
-from domain.shared.access import BY_ROLE, SCOPES, Caller, Role, scopes_in_force
-from domain.shared.errors import conflict, invalid, not_found
+from domain.shared.access import ALL_SCOPES, SCOPES_BY_ROLE, Caller, Role, limit_scopes
+from domain.shared.errors import Conflict, InvalidField, NotFound
 from domain.shared.pages import Listing, Page
-from domain.shared.times import SentTime, read_time
+from domain.shared.times import TimeInput, read_time
 
 Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$", examples=["My CLI Key"])]
 Description = Annotated[str, Meta(max_length=2000, pattern=r"^[^\x00]*$")]
@@ -40,33 +40,33 @@ class ApiKey(msgspec.Struct, kw_only=True):
     updated_at: datetime
 
 
-class CreatedKey(ApiKey, kw_only=True):
+class CreatedApiKey(ApiKey, kw_only=True):
     """A key at its creation: the only answer that ever holds `key`."""
 
     key: str
 
 
-class NewKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class NewApiKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What to create. No `scopes`: all that the creator's role allows except `admin`."""
 
     name: Name
     description: Description | None = None
     scopes: Annotated[list[str], Meta(examples=[["read:agents", "run:agents"]])] | None = None
     rate_limit_per_minute: PerMinute | None = None
-    expires_at: SentTime | None = None
+    expires_at: TimeInput | None = None
 
 
-class PatchKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class PatchApiKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What may change of a key. The key itself never does."""
 
     name: Name | UnsetType = UNSET
     description: Description | None | UnsetType = UNSET
     scopes: list[str] | UnsetType = UNSET
     rate_limit_per_minute: PerMinute | None | UnsetType = UNSET
-    expires_at: SentTime | None | UnsetType = UNSET
+    expires_at: TimeInput | None | UnsetType = UNSET
 
 
-class KeyIdentity(msgspec.Struct, kw_only=True):
+class ApiKeyIdentity(msgspec.Struct, kw_only=True):
     """What is known of a presented key, found before any tenant is bound."""
 
     key_id: str
@@ -81,10 +81,10 @@ class KeyIdentity(msgspec.Struct, kw_only=True):
     key_hash: bytes
 
 
-class Keys(Protocol):
+class ApiKeys(Protocol):
     """The API keys of the bound tenant; `find` and `count_use` work before one is bound."""
 
-    async def find(self, key_hashes: list[bytes]) -> dict[bytes, KeyIdentity]:
+    async def find(self, key_hashes: list[bytes]) -> dict[bytes, ApiKeyIdentity]:
         """The keys there are among these, by their hash."""
         ...
 
@@ -92,12 +92,12 @@ class Keys(Protocol):
     async def count_active(self, user_id: str, now: datetime) -> int: ...
     async def add(self, key: ApiKey, key_hash: bytes) -> None: ...
     async def get(self, key_id: str, owner: str | None, lock: bool = False) -> ApiKey | None: ...
-    async def page(self, owner: str | None, page: Page) -> Listing[ApiKey]: ...
+    async def list_page(self, owner: str | None, page: Page) -> Listing[ApiKey]: ...
     async def save(self, key: ApiKey) -> None: ...
     async def delete(self, key_id: str) -> None: ...
 
 
-def caller_of(identity: KeyIdentity, now: datetime) -> Caller | None:
+def caller_from_api_key(identity: ApiKeyIdentity, now: datetime) -> Caller | None:
     """The caller a presented key stands for, or None if the key is revoked, expired or its owner shut out."""
     if not identity.is_active or (identity.expires_at is not None and identity.expires_at <= now):
         return None
@@ -105,53 +105,53 @@ def caller_of(identity: KeyIdentity, now: datetime) -> Caller | None:
         tenant_id=identity.tenant_id,
         user_id=identity.user_id,
         role=identity.role,
-        scopes=scopes_in_force(identity.role, frozenset(identity.scopes)),
+        scopes=limit_scopes(identity.role, frozenset(identity.scopes)),
         plan=identity.plan,
         key_id=identity.key_id,
         key_rate_limit=identity.rate_limit_per_minute,
     )
 
 
-def checked_scopes(caller: Caller, asked: list[str] | None) -> list[str]:
+def check_key_scopes(caller: Caller, asked: list[str] | None) -> list[str]:
     """The scopes a new key gets: never one its creator does not hold."""
     # An admin may give whatever its role holds, also by a key that carries nothing but `admin`.
-    held = BY_ROLE[caller.role] if caller.is_admin else caller.scopes
+    held = SCOPES_BY_ROLE[caller.role] if caller.is_admin else caller.scopes
     if asked is None:
         return sorted(held - {"admin"})
     for scope in asked:
-        if scope not in SCOPES:
-            raise invalid("scopes", f"{scope!r} is not a scope; there are: {', '.join(sorted(SCOPES))}.")
+        if scope not in ALL_SCOPES:
+            raise InvalidField("scopes", f"{scope!r} is not a scope; there are: {', '.join(sorted(ALL_SCOPES))}.")
         if scope not in held:
-            raise invalid("scopes", f"{scope!r} is not yours to give.")
+            raise InvalidField("scopes", f"{scope!r} is not yours to give.")
     return sorted(set(asked))
 
 
-def _checked_expiry(at: SentTime | None, now: datetime) -> datetime | None:
+def _checked_expiry(at: TimeInput | None, now: datetime) -> datetime | None:
     if at is None:
         return None
     # A key that holds until a day holds on that day.
-    checked = read_time("expires_at", at, end=True)
+    checked = read_time("expires_at", at, is_end=True)
     if checked <= now:
-        raise invalid("expires_at", "is in the past.")
+        raise InvalidField("expires_at", "is in the past.")
     return checked
 
 
-async def create(tx: Tx, caller: Caller, data: NewKey, key: str, key_hash: bytes) -> CreatedKey:
+async def create_api_key(tx: Tx, caller: Caller, data: NewApiKey, key: str, key_hash: bytes) -> CreatedApiKey:
     """Make a key.
 
     Errors: `invalid_field` for unknown or ungranted scopes and past expiries, `conflict` for more than
     `MAX_KEYS_PER_USER`.
     """
     # Held until the commit, so that keys of one user are counted one after the other.
-    await tx.accounts.user(caller.user_id, lock=True)
+    await tx.accounts.get_user(caller.user_id, lock=True)
     if await tx.keys.count_active(caller.user_id, tx.now) >= MAX_KEYS_PER_USER:
-        raise conflict(f"A user may have {MAX_KEYS_PER_USER} keys in force; revoke or delete one that is not needed.")
-    made = CreatedKey(
-        id=ids.new("key"),
+        raise Conflict(f"A user may have {MAX_KEYS_PER_USER} keys in force; revoke or delete one that is not needed.")
+    made = CreatedApiKey(
+        id=ids.generate_id("key"),
         name=data.name,
         description=data.description,
         key_prefix=key[:12],
-        scopes=checked_scopes(caller, data.scopes),
+        scopes=check_key_scopes(caller, data.scopes),
         rate_limit_per_minute=data.rate_limit_per_minute,
         expires_at=_checked_expiry(data.expires_at, tx.now),
         is_active=True,
@@ -167,30 +167,30 @@ async def create(tx: Tx, caller: Caller, data: NewKey, key: str, key_hash: bytes
     return made
 
 
-async def get(tx: Tx, caller: Caller, key_id: str, lock: bool = False) -> ApiKey:
+async def get_api_key(tx: Tx, caller: Caller, key_id: str, lock: bool = False) -> ApiKey:
     """One's own key, or any of the tenant for an admin. Errors: `not_found`."""
     found = await tx.keys.get(key_id, _owner(caller), lock)
     if found is None:
-        raise not_found("API key", key_id)
+        raise NotFound("API key", key_id)
     return found
 
 
-async def list_keys(tx: Tx, caller: Caller, page: Page) -> Listing[ApiKey]:
+async def list_api_keys(tx: Tx, caller: Caller, page: Page) -> Listing[ApiKey]:
     """One's own keys, or all of the tenant for an admin."""
-    return await tx.keys.page(_owner(caller), page)
+    return await tx.keys.list_page(_owner(caller), page)
 
 
-async def patch(tx: Tx, caller: Caller, key_id: str, data: PatchKey) -> ApiKey:
+async def patch_api_key(tx: Tx, caller: Caller, key_id: str, data: PatchApiKey) -> ApiKey:
     """Change what was sent. A revoked key stays as it is."""
-    key = await get(tx, caller, key_id, lock=True)
+    key = await get_api_key(tx, caller, key_id, lock=True)
     if not key.is_active:
-        raise conflict("A revoked key cannot be changed; create a new one.")
+        raise Conflict("A revoked key cannot be changed; create a new one.")
     if data.name is not UNSET:
         key.name = data.name
     if data.description is not UNSET:
         key.description = data.description
     if data.scopes is not UNSET:
-        key.scopes = checked_scopes(caller, data.scopes)
+        key.scopes = check_key_scopes(caller, data.scopes)
     if data.rate_limit_per_minute is not UNSET:
         key.rate_limit_per_minute = data.rate_limit_per_minute
     if data.expires_at is not UNSET:
@@ -200,17 +200,17 @@ async def patch(tx: Tx, caller: Caller, key_id: str, data: PatchKey) -> ApiKey:
     return key
 
 
-async def revoke(tx: Tx, caller: Caller, key_id: str) -> ApiKey:
+async def revoke_api_key(tx: Tx, caller: Caller, key_id: str) -> ApiKey:
     """Make a key useless from the next request on, and keep it on the list. Twice is fine."""
-    key = await get(tx, caller, key_id, lock=True)
+    key = await get_api_key(tx, caller, key_id, lock=True)
     key.is_active, key.updated_at = False, tx.now
     await tx.keys.save(key)
     return key
 
 
-async def delete(tx: Tx, caller: Caller, key_id: str) -> None:
+async def delete_api_key(tx: Tx, caller: Caller, key_id: str) -> None:
     """Remove a key for good. Errors: `not_found`."""
-    await get(tx, caller, key_id)
+    await get_api_key(tx, caller, key_id)
     await tx.keys.delete(key_id)
 
 

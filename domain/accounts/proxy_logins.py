@@ -9,13 +9,13 @@ from typing import Final
 import msgspec
 
 from domain import llms
-from domain.accounts import WORKSPACE, ProxyUser, User
+from domain.accounts import WORKSPACE_TENANT_PREFIX, ProxyUser, User
 from domain.ports import Tx
 from domain.shared import ids
-from domain.shared.errors import DomainError, conflict, forbidden
+from domain.shared.errors import Conflict, DomainError, Forbidden
 
 # What is stored of a user who has none: no password matches it.
-NO_PASSWORD: Final = ""
+NO_PASSWORD_HASH: Final = ""
 
 
 class ProxyLogin(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,10 +29,10 @@ class ProxyLogin(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def tenant_id(self) -> str:
         """The tenant of the workspace."""
-        return WORKSPACE + self.workspace
+        return WORKSPACE_TENANT_PREFIX + self.workspace
 
 
-def select_user(login: ProxyLogin, candidates: list[ProxyUser]) -> ProxyUser | None:
+def select_proxy_user(login: ProxyLogin, candidates: list[ProxyUser]) -> ProxyUser | None:
     """Return the user that a login names, or None for one who has not been here before.
 
     `candidates` are the user with this external id in the tenant of the workspace, and the user with this e-mail
@@ -42,15 +42,15 @@ def select_user(login: ProxyLogin, candidates: list[ProxyUser]) -> ProxyUser | N
         return user
     user = candidates[0]
     if user.tenant_id != login.tenant_id:
-        raise forbidden("This e-mail address belongs to an account of another tenant, which the proxy cannot sign in.")
+        raise Forbidden("This e-mail address belongs to an account of another tenant, which the proxy cannot sign in.")
     if user.has_password:
-        raise forbidden("This e-mail address belongs to an account with a password: log in with it.")
+        raise Forbidden("This e-mail address belongs to an account with a password: log in with it.")
     if login.external_id is not None and user.external_id not in (None, login.external_id):
-        raise forbidden("This e-mail address belongs to another user of the proxy, whose X-Forwarded-User differs.")
+        raise Forbidden("This e-mail address belongs to another user of the proxy, whose X-Forwarded-User differs.")
     return user
 
 
-def has_changed(login: ProxyLogin, user: ProxyUser, candidates: list[ProxyUser]) -> bool:
+def has_login_changed(login: ProxyLogin, user: ProxyUser, candidates: list[ProxyUser]) -> bool:
     """Return whether what is stored of a user is to be changed: the external id came first now, or a new e-mail.
 
     An address that another account has stays with that account.
@@ -60,20 +60,20 @@ def has_changed(login: ProxyLogin, user: ProxyUser, candidates: list[ProxyUser])
     return user.email != login.email and all(other.email != login.email for other in candidates)
 
 
-async def add_user(tx: Tx, login: ProxyLogin) -> None:
+async def add_proxy_user(tx: Tx, login: ProxyLogin) -> None:
     """Add a user who has not been here before; the first of a workspace is its admin, the others are members.
 
     Errors: `forbidden` where the tenant was not made by such a login, `conflict` when somebody was faster.
     """
     is_new = await tx.accounts.add_tenant(login.tenant_id, tx.now, by_proxy=True)
     if is_new:
-        await llms.equip(tx, login.tenant_id)
-    elif not await tx.accounts.is_tenant_by_proxy(login.tenant_id):
-        raise forbidden(
+        await llms.add_local_model(tx, login.tenant_id)
+    elif not await tx.accounts.is_proxy_tenant(login.tenant_id):
+        raise Forbidden(
             f"The tenant {login.tenant_id!r} was not made for this workspace: the proxy signs nobody in to it."
         )
     user = User(
-        id=ids.new("user"),
+        id=ids.generate_id("user"),
         email=login.email,
         username=None,
         full_name=login.full_name,
@@ -83,8 +83,8 @@ async def add_user(tx: Tx, login: ProxyLogin) -> None:
         created_at=tx.now,
         updated_at=tx.now,
     )
-    if await tx.accounts.add_user(user, NO_PASSWORD, login.external_id) is not None:
-        raise conflict("This user was added by another request at the same time.")
+    if await tx.accounts.add_user(user, NO_PASSWORD_HASH, login.external_id) is not None:
+        raise Conflict("This user was added by another request at the same time.")
 
 
 def refuse_login(detail: str) -> DomainError:

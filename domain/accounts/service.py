@@ -16,17 +16,17 @@ from domain import llms
 from domain.accounts.emails import check_email, normalize_email
 from domain.ports import Tx
 from domain.shared import ids
-from domain.shared.access import OPERATORS, Caller, Role, scopes_in_force
-from domain.shared.errors import DomainError, conflict, forbidden, invalid, not_found
+from domain.shared.access import OPERATOR_TENANT_ID, Caller, Role, limit_scopes
+from domain.shared.errors import Conflict, DomainError, Forbidden, InvalidField, NotFound
 from domain.shared.pages import Listing, Page
 
-NO_NUL: Final = r"^[^\x00]*$"
-USERNAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
-TENANT: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{1,62}")
-PERSONAL: Final = "personal-"
+NO_NUL_PATTERN: Final = r"^[^\x00]*$"
+USERNAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+TENANT_ID_PATTERN: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{1,62}")
+PERSONAL_TENANT_PREFIX: Final = "personal-"
 # Tenants that a trusted proxy signs in to: `domain.accounts.proxy_logins`.
-WORKSPACE: Final = "workspace-"
-_RESERVED: Final = (PERSONAL, WORKSPACE)
+WORKSPACE_TENANT_PREFIX: Final = "workspace-"
+_RESERVED: Final = (PERSONAL_TENANT_PREFIX, WORKSPACE_TENANT_PREFIX)
 INVITE_LIFETIME: Final = timedelta(days=7)
 
 Password = Annotated[str, Meta(min_length=8, max_length=256, examples=["securepassword123"])]
@@ -47,7 +47,7 @@ class User(msgspec.Struct, kw_only=True):
     updated_at: datetime
 
 
-class Register(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class Registration(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What a new user sends. No `tenant_id`: a personal tenant. An existing one needs an invitation."""
 
     email: Annotated[str, Meta(max_length=254, examples=["user@example.com"])]
@@ -63,17 +63,17 @@ class Login(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Either of `email` and `username`; either may hold the e-mail address."""
 
     password: Annotated[str, Meta(max_length=256, examples=["securepassword123"])]
-    email: Annotated[str, Meta(max_length=254, pattern=NO_NUL, examples=["user@example.com"])] | None = None
-    username: Annotated[str, Meta(max_length=254, pattern=NO_NUL)] | None = None
+    email: Annotated[str, Meta(max_length=254, pattern=NO_NUL_PATTERN, examples=["user@example.com"])] | None = None
+    username: Annotated[str, Meta(max_length=254, pattern=NO_NUL_PATTERN)] | None = None
 
 
-class Refresh(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class TokenRefresh(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A refresh token, good for one use."""
 
     refresh_token: Annotated[str, Meta(max_length=200)]
 
 
-class Tokens(msgspec.Struct, kw_only=True):
+class SessionTokens(msgspec.Struct, kw_only=True):
     """A session's tokens. `expires_in` is the access token's life in seconds."""
 
     access_token: str
@@ -82,7 +82,7 @@ class Tokens(msgspec.Struct, kw_only=True):
     token_type: str = "bearer"  # noqa: S105 - the name of a scheme, not a secret
 
 
-class Registered(User, kw_only=True):
+class RegisteredUser(User, kw_only=True):
     """A new user together with a first session."""
 
     access_token: str
@@ -126,7 +126,7 @@ class Invite(msgspec.Struct, kw_only=True):
     invite_token: str | None = None
 
 
-class Identity(msgspec.Struct, kw_only=True):
+class UserIdentity(msgspec.Struct, kw_only=True):
     """What a password or a token is checked against, found before any tenant is known."""
 
     user_id: str
@@ -138,7 +138,7 @@ class Identity(msgspec.Struct, kw_only=True):
     session_id: str | None = None
 
 
-class ProxyUser(Identity, kw_only=True):
+class ProxyUser(UserIdentity, kw_only=True):
     """A user that a trusted proxy may mean. `external_id` is the user's id there."""
 
     email: str
@@ -146,7 +146,7 @@ class ProxyUser(Identity, kw_only=True):
     has_password: bool
 
 
-class RefreshGrant(Identity, kw_only=True):
+class RefreshGrant(UserIdentity, kw_only=True):
     """What is known of a presented refresh token."""
 
     used: bool
@@ -157,69 +157,69 @@ class RefreshGrant(Identity, kw_only=True):
 class Accounts(Protocol):
     """Users, tenants, invitations and sessions of the bound tenant; `find_*` work before one is bound."""
 
-    async def find_login(self, name: str) -> Identity | None: ...
-    async def find_session(self, user_id: str, session_id: str) -> Identity | None: ...
-    async def find_refresh(self, token_hash: bytes) -> RefreshGrant | None: ...
+    async def find_login(self, name: str) -> UserIdentity | None: ...
+    async def find_session(self, user_id: str, session_id: str) -> UserIdentity | None: ...
+    async def find_refresh_token(self, token_hash: bytes) -> RefreshGrant | None: ...
     async def find_proxy_users(self, tenant_id: str, external_id: str | None, email: str) -> list[ProxyUser]: ...
     async def save_proxy_login(self, user_id: str, email: str, external_id: str | None, now: datetime) -> None: ...
     async def add_tenant(self, tenant_id: str, now: datetime, by_proxy: bool = False) -> bool: ...
-    async def is_tenant_by_proxy(self, tenant_id: str) -> bool: ...
+    async def is_proxy_tenant(self, tenant_id: str) -> bool: ...
     async def add_user(self, user: User, password_hash: str, external_id: str | None = None) -> str | None: ...
-    async def user(self, user_id: str, lock: bool = False) -> User | None: ...
-    async def password_hash(self, user_id: str) -> str: ...
-    async def users(self, page: Page) -> Listing[User]: ...
+    async def get_user(self, user_id: str, lock: bool = False) -> User | None: ...
+    async def get_password_hash(self, user_id: str) -> str: ...
+    async def list_users(self, page: Page) -> Listing[User]: ...
     async def save_user(self, user: User, password_hash: str | None) -> str | None: ...
-    async def other_admins(self, user_id: str) -> int: ...
+    async def count_other_admins(self, user_id: str) -> int: ...
     async def add_invite(self, invite: Invite, token_hash: bytes) -> None: ...
-    async def take_invite(self, email: str, token_hash: bytes, now: datetime) -> Role | None: ...
+    async def redeem_invite(self, email: str, token_hash: bytes, now: datetime) -> Role | None: ...
     async def add_session(self, session_id: str, user_id: str, now: datetime) -> None: ...
-    async def add_refresh(self, token_hash: bytes, session_id: str, expires_at: datetime) -> None: ...
-    async def use_refresh(self, token_hash: bytes, now: datetime) -> bool: ...
+    async def add_refresh_token(self, token_hash: bytes, session_id: str, expires_at: datetime) -> None: ...
+    async def use_refresh_token(self, token_hash: bytes, now: datetime) -> bool: ...
     async def revoke_session(self, session_id: str, now: datetime) -> None: ...
     async def revoke_sessions(self, user_id: str, keep: str | None, now: datetime) -> None: ...
 
 
-def caller_from_identity(identity: Identity) -> Caller:
+def caller_from_identity(identity: UserIdentity) -> Caller:
     """Return the caller that a person is: all that the role allows."""
     return Caller(
         tenant_id=identity.tenant_id,
         user_id=identity.user_id,
         role=identity.role,
-        scopes=scopes_in_force(identity.role, None),
+        scopes=limit_scopes(identity.role, None),
         plan=identity.plan,
         session_id=identity.session_id,
     )
 
 
-def checked_username(text: str | None, email: str) -> str | None:
+def check_username(text: str | None, email: str) -> str | None:
     """A name, or the user's own e-mail address. Another's address would let one pose as another at login."""
-    if text is None or USERNAME.fullmatch(text):
+    if text is None or USERNAME_PATTERN.fullmatch(text):
         return text
     if normalize_email(text) != email:
-        raise invalid("username", "may hold letters, digits, '_', '.' and '-', 63 at most, or your own e-mail.")
+        raise InvalidField("username", "may hold letters, digits, '_', '.' and '-', 63 at most, or your own e-mail.")
     return text if text.lower() == email else email
 
 
-def tenant_for(data: Register) -> str:
+def choose_tenant(data: Registration) -> str:
     """The tenant to bind for a registration: the one named, or a new personal one. Errors: `invalid_field`."""
     if data.group_id is not None and data.tenant_id not in (None, data.group_id):
-        raise invalid("group_id", "means tenant_id, and the two differ.")
+        raise InvalidField("group_id", "means tenant_id, and the two differ.")
     named = data.tenant_id or data.group_id
     if named is None:
         if data.invite_token is not None:
-            raise invalid("tenant_id", "is required with an invite_token: the tenant that invites.")
-        return PERSONAL + ids.new("t").removeprefix("t_")
-    if not TENANT.fullmatch(named) or (named.startswith(_RESERVED) and data.invite_token is None):
-        raise invalid(
+            raise InvalidField("tenant_id", "is required with an invite_token: the tenant that invites.")
+        return PERSONAL_TENANT_PREFIX + ids.generate_id("t").removeprefix("t_")
+    if not TENANT_ID_PATTERN.fullmatch(named) or (named.startswith(_RESERVED) and data.invite_token is None):
+        raise InvalidField(
             "tenant_id",
             "must be 2 to 63 of a-z, 0-9, '_', '.', '-', begin with a letter or digit, "
-            f"and not begin with {PERSONAL!r} or {WORKSPACE!r} without an invitation.",
+            f"and not begin with {PERSONAL_TENANT_PREFIX!r} or {WORKSPACE_TENANT_PREFIX!r} without an invitation.",
         )
     return named
 
 
-async def register(
-    tx: Tx, tenant_id: str, data: Register, password_hash: str, invite_hash: bytes, by_operator: bool = False
+async def register_user(
+    tx: Tx, tenant_id: str, data: Registration, password_hash: str, invite_hash: bytes, by_operator: bool = False
 ) -> User:
     """Add a user; the first of a tenant is its admin. The operators' own tenant is founded by them alone.
 
@@ -228,24 +228,24 @@ async def register(
     """
     email = check_email(data.email)
     # Before anything is said of the tenant: who sends what is taken anyway learns nothing of it.
-    for field, name in (("email", email), ("username", checked_username(data.username, email))):
+    for field, name in (("email", email), ("username", check_username(data.username, email))):
         if name is not None and await tx.accounts.find_login(name) is not None:
             _refuse_taken(field)
-    may_found = by_operator or (tenant_id != OPERATORS and data.invite_token is None)
+    may_found = by_operator or (tenant_id != OPERATOR_TENANT_ID and data.invite_token is None)
     is_new = may_found and await tx.accounts.add_tenant(tenant_id, tx.now)
     if is_new:
-        await llms.equip(tx, tenant_id)
-    role = "admin" if is_new else await tx.accounts.take_invite(email, invite_hash, tx.now)
+        await llms.add_local_model(tx, tenant_id)
+    role = "admin" if is_new else await tx.accounts.redeem_invite(email, invite_hash, tx.now)
     if role is None:
-        raise forbidden(
+        raise Forbidden(
             "This tenant_id is not free. Take another one, or join with an invitation (POST /api/v1/users/invites): "
             "register with the e-mail that it was made for and its `invite_token`.",
             "invitation_required",
         )
     user = User(
-        id=ids.new("user"),
+        id=ids.generate_id("user"),
         email=email,
-        username=checked_username(data.username, email),
+        username=check_username(data.username, email),
         full_name=data.full_name,
         role=role,
         tenant_id=tenant_id,
@@ -257,31 +257,33 @@ async def register(
     return user
 
 
-def login_name(data: Login) -> str:
+def read_login_name(data: Login) -> str:
     """What to look the user up by. Errors: `invalid_field` when neither or both names are sent and differ."""
     names = {normalize_email(name) for name in (data.email, data.username) if name}
     if len(names) != 1:
-        raise invalid("username", "send `email` or `username`, and not two different ones.")
+        raise InvalidField("username", "send `email` or `username`, and not two different ones.")
     return names.pop()
 
 
 async def open_session(tx: Tx, user_id: str, refresh_hash: bytes, lifetime: timedelta) -> str:
     """Open a session and give it its first refresh token. Returns the session's id."""
-    session_id = ids.new("ses")
+    session_id = ids.generate_id("ses")
     await tx.accounts.add_session(session_id, user_id, tx.now)
-    await tx.accounts.add_refresh(refresh_hash, session_id, tx.now + lifetime)
+    await tx.accounts.add_refresh_token(refresh_hash, session_id, tx.now + lifetime)
     return session_id
 
 
-def unknown_refresh() -> DomainError:
-    """The refusal of a refresh token that is no good; it tells nothing about why."""
-    return DomainError("unauthenticated", "The refresh token is not valid or has expired. Log in again.")
+class InvalidRefreshToken(DomainError):
+    """Refuse a refresh token without telling why it is not valid."""
+
+    def __init__(self) -> None:
+        super().__init__("unauthenticated", "The refresh token is not valid or has expired. Log in again.")
 
 
-def refresh_refusal(grant: RefreshGrant, now: datetime) -> DomainError | None:
+def check_refresh_grant(grant: RefreshGrant, now: datetime) -> DomainError | None:
     """Why a presented refresh token is not good, or None if it is."""
     if grant.revoked or not grant.is_active or grant.expires_at <= now:
-        return unknown_refresh()
+        return InvalidRefreshToken()
     if grant.used:
         return DomainError(
             "refresh_token_reused",
@@ -290,7 +292,7 @@ def refresh_refusal(grant: RefreshGrant, now: datetime) -> DomainError | None:
     return None
 
 
-async def rotate(
+async def rotate_refresh_token(
     tx: Tx, grant: RefreshGrant, old_hash: bytes, new_hash: bytes, lifetime: timedelta
 ) -> DomainError | None:
     """Trade a refresh token for its successor.
@@ -298,47 +300,47 @@ async def rotate(
     Returns the refusal instead of raising it: ending the session on reuse has to be committed
     (RFC 9700 section 4.14.2).
     """
-    refusal = refresh_refusal(grant, tx.now)
+    refusal = check_refresh_grant(grant, tx.now)
     session_id = grant.session_id or ""
-    if refusal is None and not await tx.accounts.use_refresh(old_hash, tx.now):
+    if refusal is None and not await tx.accounts.use_refresh_token(old_hash, tx.now):
         # Two requests raced with one token; which of them is the thief cannot be told.
-        refusal = refresh_refusal(msgspec.structs.replace(grant, used=True), tx.now)
+        refusal = check_refresh_grant(msgspec.structs.replace(grant, used=True), tx.now)
     if refusal is not None:
         if refusal.code == "refresh_token_reused":
             await tx.accounts.revoke_session(session_id, tx.now)
         return refusal
-    await tx.accounts.add_refresh(new_hash, session_id, tx.now + lifetime)
+    await tx.accounts.add_refresh_token(new_hash, session_id, tx.now + lifetime)
     return None
 
 
-async def logout(tx: Tx, caller: Caller) -> None:
+async def close_session(tx: Tx, caller: Caller) -> None:
     """End the session of this token: its refresh tokens and its access token are void from now on."""
     if caller.session_id is None:
-        raise invalid(
+        raise InvalidField(
             "Authorization",
             "logging out needs the bearer token of a login. An API key and a proxy's sign-in have no session.",
         )
     await tx.accounts.revoke_session(caller.session_id, tx.now)
 
 
-async def me(tx: Tx, caller: Caller) -> User:
+async def get_own_user(tx: Tx, caller: Caller) -> User:
     """The caller's own user."""
-    return await get(tx, caller.user_id)
+    return await get_user(tx, caller.user_id)
 
 
-async def get(tx: Tx, user_id: str, lock: bool = False) -> User:
+async def get_user(tx: Tx, user_id: str, lock: bool = False) -> User:
     """A user of the bound tenant. Errors: `not_found`."""
-    user = await tx.accounts.user(user_id, lock)
+    user = await tx.accounts.get_user(user_id, lock)
     if user is None:
-        raise not_found("user", user_id)
+        raise NotFound("user", user_id)
     return user
 
 
-async def patch_me(tx: Tx, caller: Caller, data: PatchMe, new_hash: str | None) -> User:
+async def patch_own_user(tx: Tx, caller: Caller, data: PatchMe, new_hash: str | None) -> User:
     """Change one's own profile. The current password was checked before (it costs CPU)."""
-    user = await get(tx, caller.user_id, lock=True)
+    user = await get_user(tx, caller.user_id, lock=True)
     if data.username is not UNSET:
-        user.username = checked_username(data.username, user.email)
+        user.username = check_username(data.username, user.email)
     if data.full_name is not UNSET:
         user.full_name = data.full_name
     user.updated_at = tx.now
@@ -351,12 +353,12 @@ async def patch_me(tx: Tx, caller: Caller, data: PatchMe, new_hash: str | None) 
 async def patch_user(tx: Tx, user_id: str, data: PatchUser) -> User:
     """Change a user's role or shut the user out. Errors: `not_found`, `conflict` for a tenant's last admin."""
     # Before the user itself: two admins who demote each other then wait in line instead of for each other.
-    others = await tx.accounts.other_admins(user_id)
-    user = await get(tx, user_id, lock=True)
+    others = await tx.accounts.count_other_admins(user_id)
+    user = await get_user(tx, user_id, lock=True)
     role = user.role if data.role is UNSET else data.role
     active = user.is_active if data.is_active is UNSET else data.is_active
     if user.role == "admin" and (role != "admin" or not active) and not others:
-        raise conflict("A tenant keeps at least one active admin; this user is the last.")
+        raise Conflict("A tenant keeps at least one active admin; this user is the last.")
     user.role, user.is_active, user.updated_at = role, active, tx.now
     await tx.accounts.save_user(user, None)
     if not active:
@@ -364,10 +366,10 @@ async def patch_user(tx: Tx, user_id: str, data: PatchUser) -> User:
     return user
 
 
-async def invite(tx: Tx, caller: Caller, data: NewInvite, token: str, token_hash: bytes) -> Invite:
+async def invite_user(tx: Tx, caller: Caller, data: NewInvite, token: str, token_hash: bytes) -> Invite:
     """Invite a person by e-mail address; the token is handed over by whoever invites."""
     made = Invite(
-        id=ids.new("inv"),
+        id=ids.generate_id("inv"),
         email=check_email(data.email),
         role=data.role,
         tenant_id=caller.tenant_id,
@@ -381,4 +383,4 @@ async def invite(tx: Tx, caller: Caller, data: NewInvite, token: str, token_hash
 
 def _refuse_taken(field: str | None) -> None:
     if field is not None:
-        raise DomainError("conflict", f"{field}: is taken.", invalid(field, "is taken.").errors)
+        raise DomainError("conflict", f"{field}: is taken.", InvalidField(field, "is taken.").errors)

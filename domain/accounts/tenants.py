@@ -9,10 +9,10 @@ from msgspec import UNSET, Meta, UnsetType
 from domain.agents.schema import MaxConcurrency
 from domain.ports import Tx
 from domain.shared.access import Caller
-from domain.shared.errors import not_found
+from domain.shared.errors import NotFound
 from domain.shared.jobs import Job
 
-Days = Annotated[int, Meta(ge=1, le=36_500, description="Days.", examples=[90])]
+RetentionDays = Annotated[int, Meta(ge=1, le=36_500, description="Days.", examples=[90])]
 
 
 class Tenant(msgspec.Struct, kw_only=True):
@@ -35,7 +35,7 @@ class PatchTenant(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What an admin may change of the own tenant. `null` takes a limit away."""
 
     max_concurrency: MaxConcurrency | None | UnsetType = UNSET
-    retention_days: Days | None | UnsetType = UNSET
+    retention_days: RetentionDays | None | UnsetType = UNSET
 
 
 class Tenants(Protocol):
@@ -45,17 +45,17 @@ class Tenants(Protocol):
     async def save(self, tenant: Tenant) -> None: ...
 
 
-async def get(tx: Tx, caller: Caller) -> Tenant:
+async def get_tenant(tx: Tx, caller: Caller) -> Tenant:
     """The caller's tenant."""
     tenant = await tx.tenants.get(caller.tenant_id)
     if tenant is None:
-        raise not_found("tenant", caller.tenant_id)
+        raise NotFound("tenant", caller.tenant_id)
     return tenant
 
 
-async def patch(tx: Tx, caller: Caller, data: PatchTenant) -> Tenant:
+async def patch_tenant(tx: Tx, caller: Caller, data: PatchTenant) -> Tenant:
     """Change what was sent of the caller's tenant."""
-    tenant = await get(tx, caller)
+    tenant = await get_tenant(tx, caller)
     if data.max_concurrency is not UNSET:
         tenant.max_concurrency = data.max_concurrency
         tx.ring(Job(lane="run", row_id=tenant.id, tenant_id=tenant.id, attempt=0))

@@ -1,38 +1,46 @@
 """Agents: what a tenant runs. A `code` agent gets its versions from uploaded archives, an `llm` agent has a model."""
 
-from domain.agents.inheritance import merged, resolved
+from domain.agents.inheritance import merge_ancestors, resolve_agent
 from domain.agents.schema import (
-    MAX_OF_SLUG,
+    MAX_SLUG_MATCHES,
     Agent,
     AgentKind,
     Agents,
+    AgentSpec,
     AgentStatus,
     ConcurrencyPolicy,
     NewAgent,
     PatchAgent,
-    Spec,
-    unlisted,
+    build_unlisted_agent,
 )
-from domain.agents.service import checked_name, create, delete, get, list_agents, patch, shown
+from domain.agents.service import (
+    check_agent_name,
+    create_agent,
+    delete_agent,
+    get_agent,
+    list_agents,
+    patch_agent,
+    show_agent,
+)
 
 __all__ = [
-    "MAX_OF_SLUG",
+    "MAX_SLUG_MATCHES",
     "Agent",
     "AgentKind",
+    "AgentSpec",
     "AgentStatus",
     "Agents",
     "ConcurrencyPolicy",
     "NewAgent",
     "PatchAgent",
-    "Spec",
-    "checked_name",
-    "create",
-    "delete",
-    "get",
+    "build_unlisted_agent",
+    "check_agent_name",
+    "create_agent",
+    "delete_agent",
+    "get_agent",
     "list_agents",
-    "merged",
-    "patch",
-    "resolved",
-    "shown",
-    "unlisted",
+    "merge_ancestors",
+    "patch_agent",
+    "resolve_agent",
+    "show_agent",
 ]

@@ -5,11 +5,11 @@ from typing import Any
 import msgspec
 
 from domain.agents.schema import Agent
-from domain.llms.messages import Message
+from domain.llms.messages import ChatMessage
 from domain.shared.placeholders import create_filler, format_value
 
 
-def messages(agent: Agent, given: Any) -> list[Message]:
+def build_messages(agent: Agent, given: Any) -> list[ChatMessage]:
     """Who it is, and its task with the inputs. `{name}` in any of its texts is the input of that name.
 
     A task that comes alone is no text with places: it stays as somebody wrote it.
@@ -35,4 +35,7 @@ def messages(agent: Agent, given: Any) -> list[Message]:
     system = filled("\n\n".join(part for part in told if part))
     if inputs:
         asked += ("\n\n" if asked else "") + "Inputs:\n" + msgspec.json.format(msgspec.json.encode(inputs)).decode()
-    return [*([Message(role="system", content=system)] if system else []), Message(role="user", content=asked)]
+    return [
+        *([ChatMessage(role="system", content=system)] if system else []),
+        ChatMessage(role="user", content=asked),
+    ]

@@ -13,23 +13,25 @@ AgentStatus = Literal["draft", "building", "ready", "failed", "archived"]
 AgentKind = Literal["code", "llm"]
 ConcurrencyPolicy = Literal["queue", "reject", "replace"]
 
-NAME: Final = re.compile(r"[^\x00-\x1f/\\]{1,128}")
-RESERVED: Final = frozenset({".", "..", "executions"})
-MAX_TIMEOUT: Final = 3600
+AGENT_NAME_PATTERN: Final = re.compile(r"[^\x00-\x1f/\\]{1,128}")
+RESERVED_AGENT_NAMES: Final = frozenset({".", "..", "executions"})
+MAX_TIMEOUT_SECONDS: Final = 3600
 # Agents that one slug finds, among which there is the one that is meant.
-MAX_OF_SLUG: Final = 50
-MAX_STEPS: Final = 100
-Name = Annotated[str, Meta(min_length=1, max_length=128, examples=["my-agent"])]
+MAX_SLUG_MATCHES: Final = 50
+MAX_AGENT_STEPS: Final = 100
+AgentName = Annotated[str, Meta(min_length=1, max_length=128, examples=["my-agent"])]
 MaxConcurrency = Annotated[int, Meta(ge=1, le=100_000, examples=[4])]
 Description = Annotated[str, Meta(max_length=10_000, pattern=r"^[^\x00]*$", examples=["My AI agent"])]
-Words = Annotated[str, Meta(max_length=100_000, pattern=r"^[^\x00]*$")]
-Named = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
+AgentText = Annotated[str, Meta(max_length=100_000, pattern=r"^[^\x00]*$")]
+EntityReference = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 ModelReference = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00]*$")]
 Temperature = Annotated[float, Meta(ge=0, le=2, examples=[0.7])]
 MaxTokens = Annotated[int, Meta(ge=1, le=1_000_000, examples=[2000])]
-MaxSteps = Annotated[int, Meta(ge=1, le=MAX_STEPS, description="Calls of the model in one run at most.")]
-Seconds = Annotated[int, Meta(ge=1, le=MAX_TIMEOUT, description="Seconds of wall time.", examples=[300])]
-Tools = Annotated[list[Named], Meta(max_length=64, examples=[["filesystem_read", "filesystem_write"]])]
+MaxSteps = Annotated[int, Meta(ge=1, le=MAX_AGENT_STEPS, description="Calls of the model in one run at most.")]
+TimeoutSeconds = Annotated[int, Meta(ge=1, le=MAX_TIMEOUT_SECONDS, description="Seconds of wall time.", examples=[300])]
+ToolReferences = Annotated[
+    list[EntityReference], Meta(max_length=64, examples=[["filesystem_read", "filesystem_write"]])
+]
 
 # The fields that make an agent a model agent, and which a child takes from its parent where it has none.
 LLM_FIELDS: Final = (
@@ -84,7 +86,7 @@ class Agent(msgspec.Struct, kw_only=True):
     updated_at: datetime
 
 
-def unlisted(name: str, user_id: str, tenant_id: str, at: datetime, **more: Any) -> Agent:
+def build_unlisted_agent(name: str, user_id: str, tenant_id: str, at: datetime, **more: Any) -> Agent:
     """A model agent of one run alone: it is in no catalogue, and has no id."""
     return Agent(
         id="",
@@ -101,7 +103,7 @@ def unlisted(name: str, user_id: str, tenant_id: str, at: datetime, **more: Any)
     )
 
 
-class Spec(Agent, kw_only=True):
+class AgentSpec(Agent, kw_only=True):
     """A model agent as one run has it, with all that it inherits.
 
     It may `delegate` to its `team` besides, by name; a `manager` must do so before it answers. `answer_schema` is the
@@ -116,57 +118,57 @@ class Spec(Agent, kw_only=True):
     output_file: str | None = None
 
     @classmethod
-    def of(cls, agent: Agent, **more: Any) -> "Spec":
+    def from_agent(cls, agent: Agent, **more: Any) -> "AgentSpec":
         """The spec of an agent that is resolved."""
         return cls(**{name: getattr(agent, name) for name in Agent.__struct_fields__}, **more)
 
 
-class LlmFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class ModelAgentFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What only a model agent has. `llm` is another name of `model`.
 
     `model` names an entry of `/models`, or with `provider` a model of that provider; `template` one of `/templates`.
     """
 
-    role: Words | None | UnsetType = UNSET
-    goal: Words | None | UnsetType = UNSET
-    backstory: Words | None | UnsetType = UNSET
-    instructions: Words | None | UnsetType = UNSET
-    provider: Named | None | UnsetType = UNSET
+    role: AgentText | None | UnsetType = UNSET
+    goal: AgentText | None | UnsetType = UNSET
+    backstory: AgentText | None | UnsetType = UNSET
+    instructions: AgentText | None | UnsetType = UNSET
+    provider: EntityReference | None | UnsetType = UNSET
     model: ModelReference | None | UnsetType = UNSET
     llm: ModelReference | None | UnsetType = UNSET
     fallback_model: ModelReference | None | UnsetType = UNSET
     temperature: Temperature | None | UnsetType = UNSET
     max_tokens: MaxTokens | None | UnsetType = UNSET
     max_steps: MaxSteps | None | UnsetType = UNSET
-    timeout: Seconds | None | UnsetType = UNSET
-    tools: Tools | UnsetType = UNSET
+    timeout: TimeoutSeconds | None | UnsetType = UNSET
+    tools: ToolReferences | UnsetType = UNSET
     allow_delegation: bool | None | UnsetType = UNSET
     verbose: bool | None | UnsetType = UNSET
-    template: Named | None | UnsetType = UNSET
-    parent: Named | None | UnsetType = UNSET
+    template: EntityReference | None | UnsetType = UNSET
+    parent: EntityReference | None | UnsetType = UNSET
 
-    def sent(self) -> dict[str, Any]:
+    def collect_sent_fields(self) -> dict[str, Any]:
         """The fields that were sent, by name."""
-        values = {name: getattr(self, name) for name in LlmFields.__struct_fields__}
+        values = {name: getattr(self, name) for name in ModelAgentFields.__struct_fields__}
         return {name: value for name, value in values.items() if value is not UNSET}
 
 
-class NewAgent(LlmFields, kw_only=True, forbid_unknown_fields=True):
+class NewAgent(ModelAgentFields, kw_only=True, forbid_unknown_fields=True):
     """What to create. The name is unique in the tenant and works wherever a path takes an agent.
 
     With any field of a model agent it is one; without, it waits for an archive to be uploaded.
     """
 
-    name: Name
+    name: AgentName
     description: Description | None = None
     max_concurrency: MaxConcurrency | None = None
     concurrency_policy: ConcurrencyPolicy = "queue"
 
 
-class PatchAgent(LlmFields, kw_only=True, forbid_unknown_fields=True):
+class PatchAgent(ModelAgentFields, kw_only=True, forbid_unknown_fields=True):
     """What to change. `archived` stops new executions, `ready` brings an archived agent back."""
 
-    name: Name | UnsetType = UNSET
+    name: AgentName | UnsetType = UNSET
     description: Description | None | UnsetType = UNSET
     status: Literal["archived", "ready"] | UnsetType = UNSET
     max_concurrency: MaxConcurrency | None | UnsetType = UNSET
@@ -178,11 +180,11 @@ class Agents(Protocol):
 
     async def add(self, agent: Agent) -> bool: ...
     async def find(self, reference: str, lock: bool | Literal["share"] = False) -> Agent | None: ...
-    async def of_slug(self, slug: str) -> list[Agent]:
-        """Those whose name makes this slug (see `domain.shared.names.slug`), `MAX_OF_SLUG` at most."""
+    async def list_by_slug(self, slug: str) -> list[Agent]:
+        """Those whose name makes this slug (see `domain.shared.names.make_slug`), `MAX_OF_SLUG` at most."""
         ...
 
-    async def page(self, page: Page, status: AgentStatus | None, parent_id: str | None) -> Listing[Agent]: ...
+    async def list_page(self, page: Page, status: AgentStatus | None, parent_id: str | None) -> Listing[Agent]: ...
     async def save(self, agent: Agent) -> bool: ...
-    async def children(self, agent_id: str) -> list[Agent]: ...
+    async def list_children(self, agent_id: str) -> list[Agent]: ...
     async def delete(self, agent_id: str, now: datetime) -> None: ...

@@ -5,40 +5,40 @@ from typing import Literal
 from msgspec import UNSET
 
 from domain import llms, templates, tools
-from domain.agents.inheritance import adopted, resolved
+from domain.agents.inheritance import resolve_agent, resolve_parent
 from domain.agents.schema import (
+    AGENT_NAME_PATTERN,
     LLM_FIELDS,
-    NAME,
-    RESERVED,
+    RESERVED_AGENT_NAMES,
     Agent,
     AgentStatus,
-    LlmFields,
+    ModelAgentFields,
     NewAgent,
     PatchAgent,
 )
 from domain.ports import Tx
 from domain.shared import ids, names
 from domain.shared.access import Caller
-from domain.shared.errors import DomainError, conflict, invalid, not_found
+from domain.shared.errors import Conflict, DomainError, InvalidField, NotFound
 from domain.shared.jobs import Job
-from domain.shared.pages import Listing, Page, listing
+from domain.shared.pages import Listing, Page, build_listing
 
 
-def checked_name(name: str) -> str:
+def check_agent_name(name: str) -> str:
     """A name that can stand in a path and in a log line. Errors: `invalid_field`."""
-    return names.checked(name, "agent", RESERVED, NAME, "slashes or control characters")
+    return names.check_name(name, "agent", RESERVED_AGENT_NAMES, AGENT_NAME_PATTERN, "slashes or control characters")
 
 
-async def create(tx: Tx, caller: Caller, data: NewAgent) -> Agent:
+async def create_agent(tx: Tx, caller: Caller, data: NewAgent) -> Agent:
     """Create an agent: a model agent is `ready` at once, another waits in `draft` for its archive.
 
     Errors: `conflict` when the name is taken, `invalid_field` for unknown models, tools, templates and parents.
     """
     agent = Agent(
-        id=ids.new("agent"),
-        name=checked_name(data.name),
+        id=ids.generate_id("agent"),
+        name=check_agent_name(data.name),
         description=data.description,
-        kind="llm" if data.sent() else "code",
+        kind="llm" if data.collect_sent_fields() else "code",
         user_id=caller.user_id,
         tenant_id=caller.tenant_id,
         status="draft",
@@ -54,19 +54,19 @@ async def create(tx: Tx, caller: Caller, data: NewAgent) -> Agent:
     return agent
 
 
-async def _say(tx: Tx, agent: Agent, data: LlmFields) -> None:
+async def _say(tx: Tx, agent: Agent, data: ModelAgentFields) -> None:
     """Take over what was said about the model. Errors: `invalid_field`."""
-    sent = data.sent()
+    sent = data.collect_sent_fields()
     if not sent:
         return
     if agent.kind != "llm":
-        raise invalid(next(iter(sent)), "is for model agents; this one runs uploaded code.")
+        raise InvalidField(next(iter(sent)), "is for model agents; this one runs uploaded code.")
     if "llm" in sent:
         if "model" in sent:
-            raise invalid("llm", "means model; send one of them.")
+            raise InvalidField("llm", "means model; send one of them.")
         sent["model"] = sent.pop("llm")
     if "parent" in sent:
-        parent = None if sent["parent"] is None else await adopted(tx, agent, sent["parent"])
+        parent = None if sent["parent"] is None else await resolve_parent(tx, agent, sent["parent"])
         agent.parent, agent.parent_id = (None, None) if parent is None else (parent.name, parent.id)
     if "template" in sent:
         chosen = None if sent["template"] is None else await templates.resolve_template(tx, sent["template"])
@@ -75,47 +75,47 @@ async def _say(tx: Tx, agent: Agent, data: LlmFields) -> None:
         if name in sent:
             setattr(agent, name, sent[name])
     if {"model", "provider"} & sent.keys() and agent.model is not None:
-        await llms.resolve(tx, agent.model, agent.provider)
+        await llms.resolve_model(tx, agent.model, agent.provider)
     if agent.provider is not None and agent.model is None:
-        raise invalid("provider", "says whose model it is; name the model too.")
+        raise InvalidField("provider", "says whose model it is; name the model too.")
     if sent.get("fallback_model") is not None:
         try:
-            await llms.resolve(tx, sent["fallback_model"])
+            await llms.resolve_model(tx, sent["fallback_model"])
         except DomainError as error:
-            raise invalid("fallback_model", error.detail.removeprefix("model: ")) from error
+            raise InvalidField("fallback_model", error.detail.removeprefix("model: ")) from error
     if "tools" in sent:
-        await tools.named(tx, agent.tools)
+        await tools.resolve_tools(tx, agent.tools)
     if agent.status in ("draft", "ready"):
-        agent.status = "ready" if (await resolved(tx, agent)).model is not None else "draft"
+        agent.status = "ready" if (await resolve_agent(tx, agent)).model is not None else "draft"
 
 
-async def shown(tx: Tx, reference: str, in_force: bool) -> Agent:
+async def show_agent(tx: Tx, reference: str, in_force: bool) -> Agent:
     """An agent as it was said, or as it is in force with what it inherits. Errors: `not_found`."""
-    agent = await get(tx, reference)
-    return await resolved(tx, agent) if in_force else agent
+    agent = await get_agent(tx, reference)
+    return await resolve_agent(tx, agent) if in_force else agent
 
 
-async def get(tx: Tx, reference: str, lock: bool | Literal["share"] = False) -> Agent:
+async def get_agent(tx: Tx, reference: str, lock: bool | Literal["share"] = False) -> Agent:
     """An agent by id or name. Errors: `not_found`."""
     agent = await tx.agents.find(reference, lock)
     if agent is None:
-        raise not_found("agent", reference)
+        raise NotFound("agent", reference)
     return agent
 
 
 async def list_agents(tx: Tx, page: Page, status: AgentStatus | None, parent: str | None = None) -> Listing[Agent]:
     """The tenant's agents, newest first; the children of one, if it is named. An unknown one has none."""
     if parent is None:
-        return await tx.agents.page(page, status, None)
+        return await tx.agents.list_page(page, status, None)
     found = await tx.agents.find(parent)
-    return listing([], 0, page) if found is None else await tx.agents.page(page, status, found.id)
+    return build_listing([], 0, page) if found is None else await tx.agents.list_page(page, status, found.id)
 
 
-async def patch(tx: Tx, reference: str, data: PatchAgent) -> Agent:
+async def patch_agent(tx: Tx, reference: str, data: PatchAgent) -> Agent:
     """Change what was sent. Errors: `not_found`, `conflict` for a taken name or nothing to bring back."""
-    agent = await get(tx, reference, lock=True)
+    agent = await get_agent(tx, reference, lock=True)
     if data.name is not UNSET:
-        agent.name = checked_name(data.name)
+        agent.name = check_agent_name(data.name)
     if data.description is not UNSET:
         agent.description = data.description
     if data.max_concurrency is not UNSET:
@@ -126,12 +126,12 @@ async def patch(tx: Tx, reference: str, data: PatchAgent) -> Agent:
     if data.status == "archived":
         agent.status = "archived"
     elif data.status == "ready" and agent.status == "archived":
-        runs = agent.current_version_id or (await resolved(tx, agent)).model
+        runs = agent.current_version_id or (await resolve_agent(tx, agent)).model
         agent.status = "ready" if runs else "draft"
     elif data.status == "ready" and agent.status != "ready":
         if agent.kind == "llm":
-            raise conflict("The agent has no model; it becomes ready when it or its parent names one.")
-        raise conflict(f"The agent is {agent.status}; it becomes ready when a version of it is built.")
+            raise Conflict("The agent has no model; it becomes ready when it or its parent names one.")
+        raise Conflict(f"The agent is {agent.status}; it becomes ready when a version of it is built.")
     agent.updated_at = tx.now
     if not await tx.agents.save(agent):
         raise _name_taken(agent.name)
@@ -142,17 +142,17 @@ async def patch(tx: Tx, reference: str, data: PatchAgent) -> Agent:
     return agent
 
 
-async def delete(tx: Tx, reference: str) -> None:
+async def delete_agent(tx: Tx, reference: str) -> None:
     """Remove an agent: its name is free again, its waiting and running executions are cancelled.
 
     The record of its executions stays; its archives leave object storage soon, as they no longer count for the quota.
     """
-    agent = await get(tx, reference, lock=True)
-    children = await tx.agents.children(agent.id)
+    agent = await get_agent(tx, reference, lock=True)
+    children = await tx.agents.list_children(agent.id)
     if children:
-        raise conflict(f"The agent {children[0].name!r} inherits from this one.")
+        raise Conflict(f"The agent {children[0].name!r} inherits from this one.")
     if named := await tx.schedules.list_names_by_target("agent", agent.id):
-        raise conflict(f"The schedule {named[0]!r} starts this agent.")
+        raise Conflict(f"The schedule {named[0]!r} starts this agent.")
     for execution_id in await tx.executions.cancel_oldest(agent.id, 0, "The agent was deleted.", tx.now, True):
         tx.changed(execution_id, "cancelled")
     await tx.agents.delete(agent.id, tx.now)
@@ -161,5 +161,7 @@ async def delete(tx: Tx, reference: str) -> None:
 
 def _name_taken(name: str) -> DomainError:
     return DomainError(
-        "conflict", f"There is an agent named {name!r} already.", invalid("name", "is taken in this tenant.").errors
+        "conflict",
+        f"There is an agent named {name!r} already.",
+        InvalidField("name", "is already taken in this tenant.").errors,
     )

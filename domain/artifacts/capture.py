@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from domain.agents import Agent
-from domain.agents.prompts import messages
+from domain.agents.prompts import build_messages
 from domain.artifacts.record import ArtifactRecord, build_record
 from domain.artifacts.service import ExecutionTokens, PackedArtifact, UnrecordedExecution
 from domain.executions import Execution
@@ -61,7 +61,7 @@ def record_from_execution(ended: UnrecordedExecution, environment: str) -> Artif
 
 def _of_model(run: Execution, spec: Agent, used: ExecutionTokens | None) -> dict[str, Any]:
     """What a model agent's run has on record besides: its model and its prompt."""
-    told = messages(spec, run.input_data)
+    told = build_messages(spec, run.input_data)
     parameters = {"temperature": spec.temperature, "max_tokens": spec.max_tokens}
     return {
         "llm_config": {

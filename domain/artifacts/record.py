@@ -12,8 +12,8 @@ from domain.artifacts import calls, determinism, schema
 from domain.artifacts.schema import Artifact, ArtifactError, ArtifactToolCall, LlmConfig, ReplayLevel, TokenUsage
 from domain.artifacts.search_text import extract_words
 from domain.shared import ids
-from domain.shared.errors import DomainError, FieldError, refused
-from domain.shared.times import recorded as made_at
+from domain.shared.errors import DomainError, FieldError, InvalidFields
+from domain.shared.times import read_record_time as made_at
 
 MAX_NAME_CHARACTERS: Final = 200
 MAX_KURRAL_ID_CHARACTERS: Final = 128
@@ -107,7 +107,7 @@ def build_record(
     _check_names(artifact, execution_id, found)
     tokens = _tokens(artifact.token_usage, found)
     if found:
-        raise refused(found)
+        raise InvalidFields(found)
 
     kurral_id = artifact.kurral_id or execution_id or str(uuid4())
     environment = artifact.environment or DEFAULT_ENVIRONMENT
@@ -162,7 +162,7 @@ def _metadata(
     if cost is None and filled.token_usage is not None:
         cost = filled.token_usage.estimated_cost_usd
     return ArtifactMetadata(
-        id=ids.new("art"),
+        id=ids.generate_id("art"),
         kurral_id=filled.kurral_id or "",
         run_id=filled.run_id or "",
         tenant_id=tenant_id,
@@ -219,7 +219,11 @@ def _check_names(artifact: Artifact, execution_id: str | None, found: list[Field
         found.append(FieldError(field="kurral_id", message="must not be empty."))
     if artifact.kurral_id is not None and ("/" in artifact.kurral_id or artifact.kurral_id in RESERVED_IDS):
         found.append(FieldError(field="kurral_id", message="cannot be asked for: it is a path, or part of one, here."))
-    if artifact.kurral_id and artifact.kurral_id != execution_id and ids.decode("exec", artifact.kurral_id) is not None:
+    if (
+        artifact.kurral_id
+        and artifact.kurral_id != execution_id
+        and ids.decode_id("exec", artifact.kurral_id) is not None
+    ):
         found.append(FieldError(field="kurral_id", message="is kept for the artifact of an execution."))
     _check_name("run_id", artifact.run_id, found, MAX_RUN_ID_CHARACTERS)
     for field in ("tenant_id", "environment", "schema_version", "created_by"):

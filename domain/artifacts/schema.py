@@ -13,9 +13,9 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 from msgspec.structs import replace
 
-from domain.shared.errors import DomainError, FieldError, misread, refused
-from domain.shared.json_limits import JsonLimits, check_body
-from domain.shared.times import mend_times
+from domain.shared.errors import DomainError, FieldError, InvalidFields, field_error_from_msgspec
+from domain.shared.json_limits import JsonLimits, check_json_body
+from domain.shared.times import normalize_times
 
 # Clients and our own readers recurse; Python's stop near 1000 levels, wherever their stack stands at that moment.
 # An execution's input may nest 128 deep, and lies one level deep in its artifact.
@@ -230,7 +230,7 @@ def parse_artifact(sent: bytes) -> Artifact:
     Errors: `malformed_request` for what is not a JSON object in UTF-8 or nests deeper than `MAX_DEPTH`;
     `invalid_field`.
     """
-    check_body(sent, ARTIFACT_JSON_LIMITS)
+    check_json_body(sent, ARTIFACT_JSON_LIMITS)
     try:
         _check_text(sent)
         packed = msgspec.json.format(sent, indent=-1)
@@ -248,7 +248,7 @@ def parse_artifact(sent: bytes) -> Artifact:
         return upload
     beside = [name for name in Artifact.__struct_fields__ if getattr(upload, name) not in (None, UNSET)]
     if beside:
-        raise refused([FieldError(field=name, message="is not a field beside artifact_data.") for name in beside])
+        raise InvalidFields([FieldError(field=name, message="is not a field beside artifact_data.") for name in beside])
     return upload.artifact_data
 
 
@@ -257,7 +257,7 @@ def _read_again(packed: bytes, error: msgspec.ValidationError) -> ArtifactUpload
     if "datetime" not in str(error):
         raise _refusal(str(error)) from None
     try:
-        return _UPLOADS.decode(mend_times(packed, ArtifactUpload))
+        return _UPLOADS.decode(normalize_times(packed, ArtifactUpload))
     except msgspec.ValidationError as still:
         raise _refusal(str(still)) from None
 
@@ -279,11 +279,11 @@ def is_empty(value: FreeJson) -> bool:
 
 
 def _refusal(message: str, within: str = "") -> DomainError:
-    found = misread(message, within)
+    found = field_error_from_msgspec(message, within)
     if found.field == "body" and found.message.startswith("Expected `object`"):
         return DomainError("malformed_request", "The body must be a JSON object.")
     # Whoever wraps an artifact finds its fields under the names they have without the wrapping.
-    return refused([replace(found, field=found.field.removeprefix("artifact_data."))])
+    return InvalidFields([replace(found, field=found.field.removeprefix("artifact_data."))])
 
 
 def _check_text(sent: bytes) -> None:

@@ -16,9 +16,9 @@ from domain.artifacts.search_text import build_search_query
 from domain.executions import Execution
 from domain.executions.steps import RunStep
 from domain.ports import Tx
-from domain.shared.errors import DomainError, conflict, invalid, not_found
+from domain.shared.errors import Conflict, DomainError, InvalidField, NotFound
 from domain.shared.jobs import Job
-from domain.shared.pages import Listing, Page, listing
+from domain.shared.pages import Listing, Page, build_listing
 from domain.stats import (
     NANOS_PER_UNIT,
     StatsQuery,
@@ -201,10 +201,10 @@ def _answer(
         return mine
     if mine.kurral_id not in known:
         # It was deleted between two statements.
-        return conflict(f"An artifact {mine.kurral_id!r} was just deleted; send this one again.")
+        return Conflict(f"An artifact {mine.kurral_id!r} was just deleted; send this one again.")
     first, fingerprint = known[mine.kurral_id]
     if fingerprint != one.record.fingerprint:
-        return conflict(f"There is another artifact with the kurral_id {mine.kurral_id!r}.")
+        return Conflict(f"There is another artifact with the kurral_id {mine.kurral_id!r}.")
     return first
 
 
@@ -215,7 +215,7 @@ async def get_artifact(tx: Tx, reference: str, labelled: str | None = None) -> A
     """
     found = await tx.artifacts.get(reference)
     if found is None or (labelled is not None and labelled not in (found.tenant_id, found.labelled_tenant)):
-        raise not_found("artifact", reference)
+        raise NotFound("artifact", reference)
     return found
 
 
@@ -232,10 +232,10 @@ def normalize_filter(wanted: ArtifactFilter, tenant_id: str, *tenants: str | Non
     since, until = parse_time_range(wanted.start_date, wanted.end_date, ("start_date", "end_date"))
     refuse_nul_characters(wanted)
     if any(tenant is not None and "\0" in tenant for tenant in tenants):
-        raise invalid("tenant_id", "must not hold U+0000.")
+        raise InvalidField("tenant_id", "must not hold U+0000.")
     named = {tenant for tenant in tenants if tenant is not None}
     if len(named) > 1:
-        raise invalid("group_id", "means tenant_id, and the two differ.")
+        raise InvalidField("group_id", "means tenant_id, and the two differ.")
     others = sorted(named - {tenant_id})
     if wanted.search is not None:
         wanted = msgspec.structs.replace(wanted, search=build_search_query(wanted.search))
@@ -265,7 +265,7 @@ async def delete_artifact(tx: Tx, reference: str, labelled: str | None = None) -
     """Delete an artifact, its body, and what it counts in statistics. Errors: `not_found`."""
     found = await get_artifact(tx, reference, labelled)
     if not await tx.artifacts.delete([found.id], tx.now):
-        raise not_found("artifact", reference)
+        raise NotFound("artifact", reference)
     tx.ring(Job(lane="record", row_id=found.id, tenant_id="", attempt=0))
 
 
@@ -273,7 +273,7 @@ async def list_semantic_buckets(tx: Tx, page: Page) -> Listing[SemanticBucketCou
     """The semantic buckets there are, the fullest first."""
     counts = _buckets((await tx.stats.sum_groups(query_from_filter(ArtifactFilter()))).sum_by("semantic_bucket"))
     rows = [SemanticBucketCount(semantic_bucket=name, count=count) for name, count in counts.items()]
-    return listing(rows[page.offset : page.offset + page.limit + 1], len(rows), page)
+    return build_listing(rows[page.offset : page.offset + page.limit + 1], len(rows), page)
 
 
 async def compute_artifact_stats(tx: Tx, wanted: ArtifactFilter) -> ArtifactStats:

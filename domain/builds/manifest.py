@@ -15,17 +15,17 @@ import yaml
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-from domain.agents.schema import MAX_TIMEOUT
+from domain.agents.schema import MAX_TIMEOUT_SECONDS
 from domain.executions import DEFAULT_MEMORY_MB
 
-MANIFESTS: Final = ("agent.yaml", "anymind.yaml")
-MAX_MANIFEST: Final = 64 * 1024
+MANIFEST_NAMES: Final = ("agent.yaml", "anymind.yaml")
+MAX_MANIFEST_BYTES: Final = 64 * 1024
 # A lock file has a hundred hashes for each of its larger packages.
-MAX_REQUIREMENTS: Final = 1024 * 1024
+MAX_REQUIREMENTS_BYTES: Final = 1024 * 1024
 MIN_MEMORY_MB: Final = 64
 MAX_MEMORY_MB: Final = 8192
-MAX_LINE: Final = 4096
-MAX_MODELS: Final = 32
+MAX_LINE_CHARACTERS: Final = 4096
+MAX_MANIFEST_MODELS: Final = 32
 _ENTRYPOINT: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 _MEMORY: Final = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*(M|MB|Mi|MiB|G|GB|Gi|GiB)?", re.IGNORECASE)
 _SECONDS: Final = re.compile(r"\s*([0-9]{1,6})\s*s?\s*")
@@ -125,8 +125,8 @@ def parse_manifest(file: str, text: str, python: str) -> Manifest:
         timeout = int(timeout)
     if isinstance(timeout, str) and (seconds := _SECONDS.fullmatch(timeout)):
         timeout = int(seconds.group(1))
-    if timeout is not None and (type(timeout) is not int or not 1 <= timeout <= MAX_TIMEOUT):
-        raise BadArchive(f"{file}: `timeout` must be whole seconds from 1 to {MAX_TIMEOUT}, such as 30.")
+    if timeout is not None and (type(timeout) is not int or not 1 <= timeout <= MAX_TIMEOUT_SECONDS):
+        raise BadArchive(f"{file}: `timeout` must be whole seconds from 1 to {MAX_TIMEOUT_SECONDS}, such as 30.")
     wanted = _python(file, values.get("python"), python)
     return Manifest(
         name=values["name"],
@@ -182,8 +182,10 @@ def _memory(file: str, value: Any) -> int | None:
 def _models(file: str, value: Any) -> list[str] | None:
     if value is None:
         return None
-    if not isinstance(value, list) or not 1 <= len(value) <= MAX_MODELS:
-        raise BadArchive(f"{file}: `models` must be a list of 1 to {MAX_MODELS} names of models, such as [smollm2].")
+    if not isinstance(value, list) or not 1 <= len(value) <= MAX_MANIFEST_MODELS:
+        raise BadArchive(
+            f"{file}: `models` must be a list of 1 to {MAX_MANIFEST_MODELS} names of models, such as [smollm2]."
+        )
     for name in value:
         # Whether there is such a model is seen when it is called: it may be registered later, or be another then.
         if not isinstance(name, str) or not 1 <= len(name) <= 256 or not name.isprintable() or name.strip() != name:
@@ -193,7 +195,7 @@ def _models(file: str, value: Any) -> list[str] | None:
     return value
 
 
-def memory_of(version_memory: int | None) -> int:
+def get_memory_limit(version_memory: int | None) -> int:
     """The memory limit of a version in MiB."""
     return version_memory or DEFAULT_MEMORY_MB
 
@@ -201,9 +203,9 @@ def memory_of(version_memory: int | None) -> int:
 def explain_missing_manifest(top: list[str], nested: list[str]) -> str:
     """Return why there is no manifest, from the names at the top and the paths of manifests one folder below."""
     near = [name for name in top if _NEARLY.fullmatch(name)]
-    told = [f"There is no {' or '.join(MANIFESTS)} at the top of the archive."]
+    told = [f"There is no {' or '.join(MANIFEST_NAMES)} at the top of the archive."]
     if near:
-        told.append(f"Found {near[0]}: call it {MANIFESTS[0]}.")
+        told.append(f"Found {near[0]}: call it {MANIFEST_NAMES[0]}.")
     elif nested:
         told.append(f"Found {', '.join(nested[:5])} beside other folders: pack the one folder itself.")
     backslashes = [name for name in top if "\\" in name]
@@ -234,8 +236,8 @@ def parse_requirements(text: str, python: str) -> Requirements | None:
         hashes = {item.lower() for item in _HASH.findall(raw)}
         bare = _HASH.sub("", raw).strip()
         place = f"requirements.txt, line {number}"
-        if len(bare) > MAX_LINE:
-            raise BadArchive(f"{place}: is longer than {MAX_LINE} characters.")
+        if len(bare) > MAX_LINE_CHARACTERS:
+            raise BadArchive(f"{place}: is longer than {MAX_LINE_CHARACTERS} characters.")
         if re.search(r"(^|\s)--hash\b", bare):
             told = "a hash must be --hash=sha256: and 64 hex digits, or sha384 or sha512"
             raise BadArchive(f"{place}: {told}: {bare[:80]!r}.")
@@ -266,8 +268,8 @@ def _join_lines(text: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate([*text.splitlines(), ""], 1):
         # What is behind a comment's sign belongs to the comment, also a backslash.
         bare = _COMMENT.sub("", line).rstrip()
-        if len(bare) > MAX_LINE:
-            raise BadArchive(f"requirements.txt, line {number}: is longer than {MAX_LINE} characters.")
+        if len(bare) > MAX_LINE_CHARACTERS:
+            raise BadArchive(f"requirements.txt, line {number}: is longer than {MAX_LINE_CHARACTERS} characters.")
         if not joined:
             first = number
         continues = bare.endswith("\\") and line.rstrip() == bare

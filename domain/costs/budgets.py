@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta, UnsetType
 from domain.ports import Tx
 from domain.shared import ids
 from domain.shared.access import Caller
-from domain.shared.errors import DomainError, invalid, not_found
+from domain.shared.errors import DomainError, InvalidField, NotFound
 from domain.shared.pages import Listing, Page
 from domain.stats import NANOS_PER_UNIT, StatsQuery
 
@@ -194,7 +194,7 @@ def status_from_spending(spent: int, limit: int) -> BudgetStatus:
 async def create_budget(tx: Tx, caller: Caller, data: NewBudget) -> Budget:
     """Make a budget. It begins with what its period has spent already. Errors: `invalid_field`."""
     made = Budget(
-        id=ids.new("bud"),
+        id=ids.generate_id("bud"),
         tenant_id=caller.tenant_id,
         scope=data.scope,
         subject=await _subject(tx, data.scope, data.subject),
@@ -223,7 +223,7 @@ async def get_budget(tx: Tx, budget_id: str, lock: bool = False) -> Budget:
     """A budget. Errors: `not_found`."""
     found = await tx.budgets.get(budget_id, tx.now, lock)
     if found is None:
-        raise not_found("budget", budget_id)
+        raise NotFound("budget", budget_id)
     return found
 
 
@@ -249,12 +249,12 @@ async def update_budget(tx: Tx, budget_id: str, data: PatchBudget) -> Budget:
 async def delete_budget(tx: Tx, budget_id: str) -> None:
     """Remove a budget. Errors: `not_found`."""
     if not await tx.budgets.delete(budget_id):
-        raise not_found("budget", budget_id)
+        raise NotFound("budget", budget_id)
 
 
 def _checked(limit_usd: float) -> float:
     if nanos_from_usd(limit_usd) < 1:
-        raise invalid("limit_usd", "is less than a billionth of a dollar.")
+        raise InvalidField("limit_usd", "is less than a billionth of a dollar.")
     return limit_usd
 
 
@@ -262,10 +262,10 @@ async def _subject(tx: Tx, scope: BudgetScope, reference: str | None) -> str | N
     """The id of what a budget is for. Errors: `invalid_field`."""
     if scope == "tenant":
         if reference is not None:
-            raise invalid("subject", "is not for a budget of the whole tenant.")
+            raise InvalidField("subject", "is not for a budget of the whole tenant.")
         return None
     if reference is None:
-        raise invalid("subject", f"is required: the id or name of the {scope}.")
+        raise InvalidField("subject", f"is required: the id or name of the {scope}.")
     if scope == "agent" and (agent := await tx.agents.find(reference)) is not None:
         return agent.id
     if scope == "workflow" and (workflow := await tx.workflows.find(reference)) is not None:
@@ -281,11 +281,11 @@ async def _key(tx: Tx, reference: str) -> str:
         return key.id
     found = await tx.budgets.find_keys_by_name(reference)
     if len(found) > 1:
-        raise invalid("subject", f"there are several API keys named {reference!r}; send the id of one.")
+        raise InvalidField("subject", f"there are several API keys named {reference!r}; send the id of one.")
     if not found:
         raise _unknown("API key", reference)
     return found[0]
 
 
 def _unknown(kind: str, reference: str) -> DomainError:
-    return invalid("subject", f"there is no {kind} {reference!r}.")
+    return InvalidField("subject", f"there is no {kind} {reference!r}.")

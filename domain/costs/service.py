@@ -20,10 +20,10 @@ from domain.costs.budgets import (
     format_dollars,
     nanos_from_usd,
 )
-from domain.llms.messages import Usage
+from domain.llms.messages import ModelUsage
 from domain.ports import Tx
 from domain.shared import ids
-from domain.shared.errors import DomainError, invalid
+from domain.shared.errors import DomainError, InvalidField
 from domain.shared.pages import Page
 from domain.stats import (
     NANOS_PER_UNIT,
@@ -158,7 +158,7 @@ class BilledCall(msgspec.Struct, frozen=True, kw_only=True):
     provider: str
     model: str
     model_name: str
-    usage: Usage
+    usage: ModelUsage
     cost_usd: float
     estimated: bool
     status: ModelCallStatus
@@ -250,7 +250,7 @@ async def settle_call(
     lost commit names the `cost_id`: the same one counts once. Call it first in its transaction, and only one of `hold`
     and `settle`: it locks budgets, then the execution.
     """
-    cost_id = cost_id or ids.new("cost")
+    cost_id = cost_id or ids.generate_id("cost")
     if not await tx.costs.add(cost_id, attribution, call, tx.now):
         return CostSettlement(cost_id=cost_id, warnings=[], is_repeat=True)
     warned = await tx.budgets.record_spending(
@@ -287,7 +287,7 @@ async def list_costs(tx: Tx, filters: CostFilter, page: Page) -> CostListing:
     refuse_nul_characters(filters)
     since, until = parse_time_range(filters.since, filters.until, ("since", "until"))
     agent: dict[str, Any] = {}
-    if filters.agent_id is not None and ids.decode("agent", filters.agent_id) is None:
+    if filters.agent_id is not None and ids.decode_id("agent", filters.agent_id) is None:
         # An agent that is called so now, or else what was called so.
         found = await tx.agents.find(filters.agent_id)
         agent = {"agent_id": None, "agent_name": filters.agent_id} if found is None else {"agent_id": found.id}
@@ -305,7 +305,7 @@ async def summarize_costs(
     """
     if since is not None or until is not None:
         if period is not None:
-            raise invalid("period", "cannot be used together with since or until.")
+            raise InvalidField("period", "cannot be used together with since or until.")
         since, until = parse_time_range(since, until, ("since", "until"))
     else:
         period = period or "week"

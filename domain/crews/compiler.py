@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import msgspec
 
-from domain.agents import Agent, Spec, unlisted
+from domain.agents import Agent, AgentSpec, build_unlisted_agent
 from domain.crews import validation
 from domain.crews.roster import CrewMember, CrewRoster, CrewTask
 from domain.crews.schema import PLANNING_STEP, Crew, CrewStepSummary
@@ -15,7 +15,7 @@ from domain.plans.schema import AgentWork, Plan, PlanStep, TaskText
 from domain.ports import Tx
 from domain.shared import placeholders
 from domain.shared.access import Caller
-from domain.shared.errors import FieldError, conflict, invalid, refused
+from domain.shared.errors import Conflict, FieldError, InvalidField, InvalidFields
 from domain.workspaces import fill_path
 
 # Calls of a manager's model in one task, if its agent does not say.
@@ -68,12 +68,12 @@ async def compile_crew(tx: Tx, caller: Caller, crew: Crew, model: str | None = N
     """
     cast = await validation.validate_crew(tx, caller, crew.settings)
     if cast.errors:
-        raise refused([one.field_error for one in cast.errors])
+        raise InvalidFields([one.field_error for one in cast.errors])
     steps = await _steps(tx, cast, None if model is None else await validation.resolve_model_name(tx, model))
     plan = Plan(kind="crew", name=crew.name, crew_id=crew.id, max_rpm=crew.max_rpm, steps=steps)
     size = len(msgspec.json.encode(plan))
     if size > MAX_CREW_PLAN_BYTES:
-        raise invalid(
+        raise InvalidField(
             "tasks_yaml",
             f"the crew comes to {size} bytes: each task holds its agent, and all whom that may ask; "
             f"{MAX_CREW_PLAN_BYTES} are allowed.",
@@ -89,7 +89,7 @@ def validate_inputs(crew: Crew, plan: Plan, given: dict[str, Any]) -> None:
     missing = [name for name in list_plan_inputs(plan) if name not in given]
     if missing:
         told = f"is required: texts of the crew {crew.name!r} name it in braces."
-        raise refused([FieldError(field=f"inputs.{name}", message=told) for name in missing])
+        raise InvalidFields([FieldError(field=f"inputs.{name}", message=told) for name in missing])
     wrong: list[FieldError] = []
     for step in plan.steps:
         named = placeholders.find_placeholders(step.output_file or "")
@@ -100,7 +100,7 @@ def validate_inputs(crew: Crew, plan: Plan, given: dict[str, Any]) -> None:
                 FieldError(field=f"inputs.{named[0]}", message=f"the output_file of the task {step.name!r}, {error}")
             )
     if wrong:
-        raise refused(wrong)
+        raise InvalidFields(wrong)
 
 
 def list_plan_inputs(plan: Plan) -> list[str]:
@@ -198,7 +198,7 @@ class _Makes:
             return await resolution.resolve_agent_work(self._tx, member.agent.id, member.path)
         agent = await self._equipped(member, duty)
         team = [await self._equipped(one) for one in self._others(member)] if agent.allow_delegation else []
-        return _work(Spec.of(_alone(agent) if not team else agent, team=team))
+        return _work(AgentSpec.from_agent(_alone(agent) if not team else agent, team=team))
 
     async def planning(self) -> PlanStep:
         """The step that says how to go about each task."""
@@ -230,7 +230,7 @@ class _Makes:
         return PlanStep(
             id=PLANNING_STEP,
             name=PLANNING_STEP,
-            work=_work(Spec.of(agent, answer_schema=schema)),
+            work=_work(AgentSpec.from_agent(agent, answer_schema=schema)),
             text=TaskText(description=told),
         )
 
@@ -252,7 +252,7 @@ class _Makes:
             max_steps=agent.max_steps or DEFAULT_MANAGER_STEPS,
             verbose=self._verbose(agent),
         )
-        return _work(Spec.of(agent, manager=True, team=team))
+        return _work(AgentSpec.from_agent(agent, manager=True, team=team))
 
     async def _equipped(self, member: CrewMember, duty: CrewTask | None = None) -> Agent:
         """A member on its model, with the tools of a task besides its own."""
@@ -279,7 +279,7 @@ class _Makes:
         elif (named := agent.model or self._cast.settings.model) is not None:
             name, provider = await self._resolved(named)
         else:
-            raise conflict(f"{whose} has no model: name one there, in the crew or for the run.")
+            raise Conflict(f"{whose} has no model: name one there, in the crew or for the run.")
         return msgspec.structs.replace(agent, model=name, provider=provider)
 
     async def _resolved(self, reference: str) -> tuple[str, str | None]:
@@ -318,7 +318,9 @@ _MANAGER_STORY: Final = (
 def _nobody(cast: CrewRoster, name: str, role: str, goal: str, backstory: str | None = None) -> Agent:
     """An agent that is made for the run."""
     one = next(iter(cast.members.values())).agent
-    return unlisted(name, one.user_id, one.tenant_id, one.created_at, role=role, goal=goal, backstory=backstory)
+    return build_unlisted_agent(
+        name, one.user_id, one.tenant_id, one.created_at, role=role, goal=goal, backstory=backstory
+    )
 
 
 def _alone(agent: Agent) -> Agent:
@@ -326,5 +328,5 @@ def _alone(agent: Agent) -> Agent:
     return msgspec.structs.replace(agent, allow_delegation=False)
 
 
-def _work(spec: Spec) -> AgentWork:
+def _work(spec: AgentSpec) -> AgentWork:
     return AgentWork(name=spec.name, agent_id=spec.id or None, timeout=spec.timeout, spec=spec)

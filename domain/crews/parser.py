@@ -8,12 +8,20 @@ from typing import Annotated, Any, Final, Generic, TypeVar
 import msgspec
 from msgspec import Meta
 
-from domain.agents.schema import MaxSteps, MaxTokens, ModelReference, Seconds, Temperature, Tools, Words
+from domain.agents.schema import (
+    AgentText,
+    MaxSteps,
+    MaxTokens,
+    ModelReference,
+    Temperature,
+    TimeoutSeconds,
+    ToolReferences,
+)
 from domain.crews.crewai_fields import explain_unknown_field, is_default
 from domain.crews.duplicate_keys import apart
 from domain.crews.schema import MAX_CREW_AGENTS, MAX_CREW_TASKS, CrewProblem, CrewSettings, Reference
 from domain.shared import names, yaml_reader
-from domain.shared.errors import DomainError, misread
+from domain.shared.errors import DomainError, field_error_from_msgspec
 from domain.tasks import ContextNames, OutputPath
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -27,18 +35,18 @@ class YamlAgent(msgspec.Struct, kw_only=True):
     `max_execution_time` is in seconds.
     """
 
-    role: Words | None = None
-    goal: Words | None = None
-    backstory: Words | None = None
-    instructions: Words | None = None
+    role: AgentText | None = None
+    goal: AgentText | None = None
+    backstory: AgentText | None = None
+    instructions: AgentText | None = None
     llm: ModelReference | None = None
     model: ModelReference | None = None
     fallback_model: ModelReference | None = None
-    tools: Tools = []
+    tools: ToolReferences = []
     allow_delegation: bool | None = None
     verbose: bool | None = None
     max_iter: MaxSteps | None = None
-    max_execution_time: Seconds | None = None
+    max_execution_time: TimeoutSeconds | None = None
     temperature: Temperature | None = None
     max_tokens: MaxTokens | None = None
 
@@ -47,11 +55,11 @@ class YamlTask(msgspec.Struct, kw_only=True):
     """A task of `tasks_yaml`. `name` is what people call it, its key where there is none."""
 
     name: Title | None = None
-    description: Words | None = None
-    expected_output: Words | None = None
+    description: AgentText | None = None
+    expected_output: AgentText | None = None
     agent: Reference | None = None
     context: ContextNames | None = None
-    tools: Tools = []
+    tools: ToolReferences = []
     async_execution: bool = False
     markdown: bool = False
     output_file: OutputPath | None = None
@@ -149,7 +157,7 @@ def _of_parser(error: DomainError) -> list[CrewProblem]:
 
 def _item(found: CrewDocument[T], key: str, value: Any, kind: type[T]) -> None:
     place = key[:200]
-    if names.KEY.fullmatch(key) is None:
+    if names.KEY_PATTERN.fullmatch(key) is None:
         found.problems.append(found.locate_problem(place, f"a key {names.KEY_RULE}"))
     elif not isinstance(value, dict):
         found.problems.append(found.locate_problem(place, "must be a mapping of fields."))
@@ -178,7 +186,7 @@ def _fields(found: CrewDocument[T], key: str, value: dict[str, Any], kind: type[
         try:
             good[name] = msgspec.convert(given, fields[name].type)
         except msgspec.ValidationError as error:
-            wrong = misread(str(error), place)
+            wrong = field_error_from_msgspec(str(error), place)
             # Null means that nothing is said, so that nobody needs to hear of it.
             found.problems.append(found.locate_problem(wrong.field, wrong.message.replace(" | null`", "`")))
     return kind(**good)

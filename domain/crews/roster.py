@@ -5,7 +5,7 @@ from typing import Final
 import msgspec
 
 from domain import agents
-from domain.agents import Agent, unlisted
+from domain.agents import Agent, build_unlisted_agent
 from domain.crews.parser import CrewDocuments, YamlAgent
 from domain.crews.schema import CrewProblem, CrewSettings
 from domain.plans import resolution
@@ -105,7 +105,7 @@ def _written(tx: Tx, caller: Caller, cast: CrewRoster, key: str, said: YamlAgent
         cast.add_error(f"{place}.model", "means llm; one of them is enough.")
     for name in ("role", "goal", "backstory", "instructions"):
         cast.warn_about_placeholders(f"{place}.{name}", getattr(said, name))
-    agent = unlisted(
+    agent = build_unlisted_agent(
         key,
         caller.user_id,
         caller.tenant_id,
@@ -140,7 +140,7 @@ async def _hire(tx: Tx, cast: CrewRoster, reference: str, field: str) -> CrewMem
     try:
         agent = await resolution.resolve_agent(tx, reference, field)
         if agent.kind == "llm":
-            agent = await agents.resolved(tx, agent)
+            agent = await agents.resolve_agent(tx, agent)
     except DomainError as error:
         cast.add_error(field, error.errors[0].message)
         return None
@@ -158,7 +158,7 @@ async def _hire(tx: Tx, cast: CrewRoster, reference: str, field: str) -> CrewMem
 
 def _free(name: str, cast: CrewRoster) -> str:
     """A key made of a name that no member has."""
-    slug = names.slug(name)[:56]
+    slug = names.make_slug(name)[:56]
     base = slug if slug and not slug[0].isdigit() else f"agent_{slug}".rstrip("_")
     key, number = base, 2
     while key in cast.members:

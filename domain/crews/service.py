@@ -21,15 +21,15 @@ from domain.crews.schema import (
 from domain.ports import Tx
 from domain.shared import ids, names
 from domain.shared.access import Caller
-from domain.shared.errors import conflict, not_found, refused
+from domain.shared.errors import Conflict, InvalidFields, NotFound
 from domain.shared.pages import Listing, Page
 
 
 async def create_crew(tx: Tx, caller: Caller, data: NewCrew) -> Crew:
     """Create a crew. Errors: `conflict` for a taken name, `invalid_field` with all that is wrong with it."""
     crew = Crew(
-        id=ids.new("crew"),
-        name=names.checked(data.name, "crew", RESERVED_CREW_NAMES),
+        id=ids.generate_id("crew"),
+        name=names.check_name(data.name, "crew", RESERVED_CREW_NAMES),
         description=data.description,
         user_id=caller.user_id,
         tenant_id=caller.tenant_id,
@@ -39,7 +39,7 @@ async def create_crew(tx: Tx, caller: Caller, data: NewCrew) -> Crew:
     )
     await _check(tx, caller, crew)
     if not await tx.crews.add(crew):
-        raise names.taken("crew", crew.name)
+        raise names.NameTaken("crew", crew.name)
     return crew
 
 
@@ -47,7 +47,7 @@ async def _check(tx: Tx, caller: Caller, crew: Crew) -> None:
     """See that the crew hangs together, and put ids for the agents and tasks named. Errors: `invalid_field`."""
     cast = await validation.validate_crew(tx, caller, crew.settings)
     if cast.errors:
-        raise refused([one.field_error for one in cast.errors])
+        raise InvalidFields([one.field_error for one in cast.errors])
     members = [cast.members_by_reference[reference] for reference in crew.agents]
     crew.agents = [one.agent.id for one in members if one is not None]
     crew.tasks = [duty.task_id for duty in cast.tasks if duty.task_id is not None]
@@ -57,7 +57,7 @@ async def get_crew(tx: Tx, reference: str, lock: bool | Literal["share"] = False
     """A crew by id or name. Errors: `not_found`."""
     crew = await tx.crews.find(reference, lock)
     if crew is None:
-        raise not_found("crew", reference)
+        raise NotFound("crew", reference)
     return crew
 
 
@@ -71,14 +71,14 @@ async def update_crew(tx: Tx, caller: Caller, reference: str, data: PatchCrew) -
     crew = await get_crew(tx, reference, lock=True)
     sent = {name: value for name in PatchCrew.__struct_fields__ if (value := getattr(data, name)) is not UNSET}
     if "name" in sent:
-        names.checked(sent["name"], "crew", RESERVED_CREW_NAMES)
+        names.check_name(sent["name"], "crew", RESERVED_CREW_NAMES)
     for name, value in sent.items():
         setattr(crew, name, value)
     if sent.keys() & set(CREW_SETTING_FIELDS):
         await _check(tx, caller, crew)
     crew.updated_at = tx.now
     if not await tx.crews.save(crew):
-        raise names.taken("crew", crew.name)
+        raise names.NameTaken("crew", crew.name)
     return crew
 
 
@@ -89,7 +89,7 @@ async def delete_crew(tx: Tx, reference: str) -> None:
     """
     crew = await get_crew(tx, reference, lock=True)
     if named := await tx.schedules.list_names_by_target("crew", crew.id):
-        raise conflict(f"The schedule {named[0]!r} starts this crew.")
+        raise Conflict(f"The schedule {named[0]!r} starts this crew.")
     await tx.crews.delete(crew.id)
 
 
@@ -98,7 +98,7 @@ async def export_crew(tx: Tx, caller: Caller, reference: str) -> CrewYaml:
     crew = await get_crew(tx, reference)
     cast = await validation.validate_crew(tx, caller, crew.settings)
     if cast.errors:
-        raise refused([one.field_error for one in cast.errors])
+        raise InvalidFields([one.field_error for one in cast.errors])
     return renderer.render_crew(cast)
 
 

@@ -39,7 +39,7 @@ def _place(mistake: CrewProblem) -> tuple[int, int]:
 
 async def resolve_model_name(tx: Tx, reference: str) -> tuple[str, str | None]:
     """A model and its provider, by the name of one or as `provider/model`. Errors: `invalid_field` (`model`)."""
-    model = (await llms.resolve(tx, reference)).model
+    model = (await llms.resolve_model(tx, reference)).model
     return (reference, None) if model.name == reference else (model.name, model.provider)
 
 
@@ -56,7 +56,7 @@ async def _tools(tx: Tx, cast: CrewRoster) -> None:
         cast.add_error("agents_yaml", f"names {len(references)} tools, with its tasks; {MAX_CREW_TOOLS} are allowed.")
         return
     try:
-        await tools.named(tx, references)
+        await tools.resolve_tools(tx, references)
     except DomainError as error:
         why = {}
         for one in error.errors:
@@ -92,7 +92,7 @@ async def _models(tx: Tx, cast: CrewRoster) -> None:
 
 async def _why_not(tx: Tx, name: str) -> str | None:
     try:
-        await llms.resolve(tx, name)
+        await llms.resolve_model(tx, name)
     except DomainError as error:
         return error.errors[0].message
     return None

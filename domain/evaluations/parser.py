@@ -14,10 +14,17 @@ from domain.evaluations.schema import (
     NewEvaluation,
 )
 from domain.shared import ids
-from domain.shared.errors import MAX_ERRORS, DomainError, FieldError, invalid, misread, refused
+from domain.shared.errors import (
+    MAX_FIELD_ERRORS,
+    DomainError,
+    FieldError,
+    InvalidField,
+    InvalidFields,
+    field_error_from_msgspec,
+)
 from domain.shared.field_errors import collect_field_errors
-from domain.shared.json_limits import JsonTooLarge, check_body, check_json
-from domain.shared.times import mend_times, recorded
+from domain.shared.json_limits import JsonTooLarge, check_json, check_json_body
+from domain.shared.times import normalize_times, read_record_time
 
 _LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _BATCH: Final = msgspec.json.Decoder(list[NewEvaluation])
@@ -35,11 +42,11 @@ _TEXTS: Final = ("prompt", "response", "mode", "model_name", "agent_name", "sess
 
 def parse_evaluation(body: bytes) -> NewEvaluation:
     """One evaluation. Errors: `malformed_request`, `invalid_field`."""
-    check_body(body)
+    check_json_body(body)
     try:
         return _decoded(body)
     except msgspec.ValidationError as error:
-        if misread(str(error)).field == "body":
+        if field_error_from_msgspec(str(error)).field == "body":
             raise DomainError("malformed_request", "The body must be a JSON object.") from None
         raise _refuse_fields(body, error) from None
     except _UNREADABLE as error:
@@ -53,7 +60,7 @@ def _decoded(source: bytes | msgspec.Raw) -> NewEvaluation:
     except msgspec.ValidationError as error:
         if "datetime" not in str(error):
             raise
-    return _ONE.decode(mend_times(source, NewEvaluation))
+    return _ONE.decode(normalize_times(source, NewEvaluation))
 
 
 def parse_evaluation_batch(body: bytes) -> list[NewEvaluation]:
@@ -62,13 +69,13 @@ def parse_evaluation_batch(body: bytes) -> list[NewEvaluation]:
     Errors: `malformed_request`, `invalid_field` with the place, for example `evaluations[3].latency_sec`.
     """
     try:
-        check_body(body, BATCH_JSON_LIMITS)
+        check_json_body(body, BATCH_JSON_LIMITS)
         raw: bytes | msgspec.Raw = body
         if body.lstrip()[:1] == b"{":
             raw = _WRAPPED.decode(body).evaluations
         rows = _LIST.decode(raw)
         if not 1 <= len(rows) <= MAX_EVALUATION_BATCH:
-            raise invalid("evaluations", f"must have from 1 to {MAX_EVALUATION_BATCH} rows, not {len(rows)}.")
+            raise InvalidField("evaluations", f"must have from 1 to {MAX_EVALUATION_BATCH} rows, not {len(rows)}.")
         try:
             return _BATCH.decode(raw)
         except msgspec.ValidationError:
@@ -84,16 +91,16 @@ def _misplaced(raw: bytes | msgspec.Raw, error: msgspec.ValidationError) -> Doma
     try:
         rows = _LIST.decode(raw)
     except msgspec.ValidationError:
-        return invalid("evaluations", f"must be a list of evaluations: {error}.")
+        return InvalidField("evaluations", f"must be a list of evaluations: {error}.")
     found: list[FieldError] = []
     for number, row in enumerate(rows):
         try:
             _decoded(row)
         except msgspec.ValidationError as wrong:
             found += _refuse_fields(row, wrong, f"evaluations[{number}]").errors
-        if len(found) >= MAX_ERRORS:
+        if len(found) >= MAX_FIELD_ERRORS:
             break
-    return refused(found)
+    return InvalidFields(found)
 
 
 def _refuse_fields(row: bytes | msgspec.Raw, error: msgspec.ValidationError, within: str = "") -> DomainError:
@@ -102,7 +109,7 @@ def _refuse_fields(row: bytes | msgspec.Raw, error: msgspec.ValidationError, wit
         found = collect_field_errors(msgspec.json.decode(row), NewEvaluation, within)
     except _UNREADABLE:
         found = []
-    return refused(found or [misread(str(error), within)])
+    return InvalidFields(found or [field_error_from_msgspec(str(error), within)])
 
 
 def _unreadable(error: Exception) -> DomainError:
@@ -115,7 +122,7 @@ def build_evaluations(
 ) -> list[Evaluation]:
     """Evaluations as they are stored. Errors: `invalid_field`, with the row of a batch."""
     made = []
-    for number, (data, evaluation_id) in enumerate(zip(sent, ids.many("eval", len(sent)), strict=True)):
+    for number, (data, evaluation_id) in enumerate(zip(sent, ids.generate_ids("eval", len(sent)), strict=True)):
         try:
             created_at = _checked(data, now)
         except DomainError as error:
@@ -152,28 +159,28 @@ def build_evaluations(
 def _checked(data: NewEvaluation, now: datetime) -> datetime:
     for name in _TEXTS:
         if "\0" in (getattr(data, name) or ""):
-            raise invalid(name, "must not hold U+0000.")
-    if data.execution_id is not None and ids.decode("exec", data.execution_id) is None:
-        raise invalid("execution_id", f"there is no execution {data.execution_id!r}.")
+            raise InvalidField(name, "must not hold U+0000.")
+    if data.execution_id is not None and ids.decode_id("exec", data.execution_id) is None:
+        raise InvalidField("execution_id", f"there is no execution {data.execution_id!r}.")
     if not isinstance(data.metadata, UnsetType):
         _check_metadata(bytes(data.metadata))
-    return now if data.created_at is None else recorded("created_at", data.created_at, now)
+    return now if data.created_at is None else read_record_time("created_at", data.created_at, now)
 
 
 def _check_metadata(sent: bytes) -> None:
     if len(sent) > MAX_METADATA_BYTES:
-        raise invalid("metadata", f"is larger than {MAX_METADATA_BYTES} bytes.")
+        raise InvalidField("metadata", f"is larger than {MAX_METADATA_BYTES} bytes.")
     try:
         check_json(sent)
     except JsonTooLarge as error:
-        raise invalid("metadata", error.reason) from None
+        raise InvalidField("metadata", error.reason) from None
     try:
         # Read once to see that it can be read again, which a slice was not yet.
         found = msgspec.json.decode(sent)
     except _UNREADABLE as error:
-        raise invalid("metadata", f"cannot be read: {error}.") from None
+        raise InvalidField("metadata", f"cannot be read: {error}.") from None
     if found is not None and not isinstance(found, dict):
-        raise invalid("metadata", "must be an object.")
+        raise InvalidField("metadata", "must be an object.")
 
 
 def _incomplete(data: NewEvaluation) -> bool:

@@ -8,7 +8,7 @@ from domain.evaluations.schema import ClaimedEvaluation, Evaluation, EvaluationB
 from domain.evaluations.scoring import EvaluationScores
 from domain.evaluations.statistics import normalize_filter
 from domain.ports import Tx
-from domain.shared.errors import DomainError, invalid, not_found
+from domain.shared.errors import DomainError, InvalidField, NotFound
 from domain.shared.jobs import Job
 from domain.shared.pages import Listing, Page
 
@@ -75,7 +75,7 @@ def _dangling(sent: list[Evaluation], batch: bool, executions: set[str], artifac
             ("artifact_id", one.artifact_id, artifacts),
         ):
             if value is not None and value not in there:
-                error = invalid(field, f"there is no {field.removesuffix('_id')} {value!r}.")
+                error = InvalidField(field, f"there is no {field.removesuffix('_id')} {value!r}.")
                 return prefix_batch_row(error, number) if batch else error
     return None
 
@@ -84,7 +84,7 @@ async def get_evaluation(tx: Tx, evaluation_id: str) -> Evaluation:
     """An evaluation. Errors: `not_found`."""
     found = await tx.evaluations.get(evaluation_id)
     if found is None:
-        raise not_found("evaluation", evaluation_id)
+        raise NotFound("evaluation", evaluation_id)
     return found
 
 
@@ -118,7 +118,7 @@ async def create_batches(tx: Tx, submissions: list[list[Evaluation]]) -> list[Ev
 async def delete_evaluation(tx: Tx, evaluation_id: str) -> None:
     """Delete an evaluation and what it counts in statistics. Errors: `not_found`."""
     if not await tx.evaluations.delete_many([evaluation_id]):
-        raise not_found("evaluation", evaluation_id)
+        raise NotFound("evaluation", evaluation_id)
     tx.ring(Job(lane="record", row_id=evaluation_id, tenant_id="", attempt=0))
 
 

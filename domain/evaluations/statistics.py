@@ -7,7 +7,7 @@ import msgspec
 
 from domain.evaluations.schema import EvaluationFilter
 from domain.ports import Tx
-from domain.shared.errors import invalid
+from domain.shared.errors import InvalidField
 from domain.stats import (
     NANOS_PER_UNIT,
     StatsQuery,
@@ -78,7 +78,7 @@ async def compute_evaluation_stats(tx: Tx, wanted: EvaluationFilter, days: int |
     wanted = normalize_filter(wanted)
     if days is not None:
         if wanted.since is not None:
-            raise invalid("days", "cannot be used together with since.")
+            raise InvalidField("days", "cannot be used together with since.")
         wanted = msgspec.structs.replace(wanted, since=find_window_start(tx.now, days))
     found = await tx.stats.sum_groups(query_from_filter(wanted))
     p50, p95, p99 = found.quantiles

@@ -36,7 +36,7 @@ async def claim_executions(
     One is `running` at once if it is of a model agent, or if its version is among those `at_hand` on the worker's
     machine, else `preparing`. `share` bounds every tenant's running executions, besides its own limit.
     """
-    held = Lease(worker=worker, taken_at=tx.now, until=tx.now + lease)
+    held = Lease(worker_id=worker, claimed_at=tx.now, expires_at=tx.now + lease)
     taken = await tx.executions.claim_pending(held, slots, at_hand, share, lane)
     for execution in taken:
         tx.changed(execution.id, execution.status)

@@ -5,16 +5,16 @@ import msgspec
 from domain.executions.schema import Execution, ExecutionFilter, ring_plan
 from domain.ports import Tx
 from domain.shared.access import Caller
-from domain.shared.errors import conflict, not_found
+from domain.shared.errors import Conflict, NotFound
 from domain.shared.pages import Listing, Page
-from domain.shared.status import TERMINAL
+from domain.shared.status import TERMINAL_STATUSES
 
 
 async def get_execution(tx: Tx, execution_id: str) -> Execution:
     """An execution. Errors: `not_found`."""
     execution = await tx.executions.get(execution_id)
     if execution is None:
-        raise not_found("execution", execution_id)
+        raise NotFound("execution", execution_id)
     if execution.lane == "plan":
         execution.results = await tx.plans.get_step_outputs(execution_id)
     return execution
@@ -54,7 +54,7 @@ async def cancel_execution(tx: Tx, execution_id: str, reason: str = "Cancelled o
     Cancelling a cancelled one is fine. Errors: `not_found`, `conflict` for one that ended otherwise.
     """
     execution = await get_execution(tx, execution_id)
-    if execution.status not in TERMINAL:
+    if execution.status not in TERMINAL_STATUSES:
         # Whoever settles a run locks it before what it belongs to.
         await cancel_child_executions(tx, execution_id, reason)
         if await tx.executions.cancel_execution(execution_id, reason, tx.now):
@@ -62,5 +62,5 @@ async def cancel_execution(tx: Tx, execution_id: str, reason: str = "Cancelled o
             ring_plan(tx, execution)
     after = await get_execution(tx, execution_id)
     if after.status != "cancelled":
-        raise conflict(f"The execution is {after.status}; it cannot be cancelled any more.")
+        raise Conflict(f"The execution is {after.status}; it cannot be cancelled any more.")
     return after

@@ -15,15 +15,15 @@ from typing import Annotated, Any, Final, Literal, Protocol
 import msgspec
 from msgspec import Meta
 
-from domain.agents.schema import Spec
+from domain.agents.schema import AgentSpec
 from domain.events import ExecutionEvent
 from domain.ports import Outcome, Tx
-from domain.shared.errors import invalid
+from domain.shared.errors import InvalidField
 from domain.shared.jobs import Job
-from domain.shared.json_limits import MAX_JSON_DEPTH, check_field
+from domain.shared.json_limits import MAX_JSON_DEPTH, check_json_field
 from domain.shared.leases import Lease
 from domain.shared.pages import Listing, Page
-from domain.shared.status import Status
+from domain.shared.status import ExecutionStatus
 
 ExecutionKind = Literal["agent", "tool", "crew", "workflow", "generation"]
 RunLane = Literal["run", "llm", "plan"]
@@ -86,7 +86,7 @@ class Execution(msgspec.Struct, kw_only=True):
     step: str | None = None
     user_id: str
     tenant_id: str
-    status: Status
+    status: ExecutionStatus
     mode: ExecutionMode | None = None
     model: str | None = None
     cost_limit: float | None = None
@@ -124,7 +124,7 @@ class Execution(msgspec.Struct, kw_only=True):
         self.message = self.error_message or _SENTENCES[self.status]
 
 
-_SENTENCES: Final[dict[Status, str]] = {
+_SENTENCES: Final[dict[ExecutionStatus, str]] = {
     "pending": "Execution is waiting for a worker",
     "preparing": "Execution is being prepared",
     "running": "Execution is running",
@@ -170,7 +170,7 @@ class ExecutionFilter(msgspec.Struct, frozen=True):
     Without a `parent_id` or an agent it holds what was started, and not the steps of that.
     """
 
-    status: Status | None = None
+    status: ExecutionStatus | None = None
     kind: ExecutionKind | None = None
     agent_id: str | None = None
     agent_version_id: str | None = None
@@ -227,11 +227,11 @@ def count_reserved_slots(slots: int) -> int:
 class Executions(Protocol):
     """The executions of the bound tenant. Every write is guarded by the state it expects."""
 
-    async def add(self, execution: Execution, spec: Spec | None) -> None:
+    async def add(self, execution: Execution, spec: AgentSpec | None) -> None:
         """Write it. `spec` is what a model agent was when it was started, which is what every attempt runs."""
         ...
 
-    async def get_spec(self, execution_id: str) -> Spec | None: ...
+    async def get_spec(self, execution_id: str) -> AgentSpec | None: ...
     async def lock_execution(self, execution_id: str) -> Execution | None: ...
     async def park_execution(self, execution_id: str, attempt: int, calls: list[dict[str, Any]], now: datetime) -> bool:
         """Park a held execution until somebody decides."""
@@ -284,18 +284,18 @@ class Executions(Protocol):
 def build_payload(data: ExecutionStart) -> dict[str, Any]:
     """What the entrypoint receives. Errors: `invalid_field` for both names at once, or too deep a nesting."""
     if data.payload is not None and data.inputs is not None:
-        raise invalid("inputs", "means payload; send one of them.")
+        raise InvalidField("inputs", "means payload; send one of them.")
     field = "inputs" if data.inputs is not None else "payload"
     payload = dict(data.payload or data.inputs or {})
-    check_field(field, payload)
+    check_json_field(field, payload)
     if data.task is not None:
         if "task" in payload:
-            raise invalid("task", f"is given twice, here and inside {field}.")
+            raise InvalidField("task", f"is given twice, here and inside {field}.")
         payload["task"] = data.task
     return payload
 
 
-def status_from_outcome(outcome: Outcome) -> Status:
+def status_from_outcome(outcome: Outcome) -> ExecutionStatus:
     """The state that an outcome leads to."""
     return "completed" if outcome.error_type is None else "failed"
 

@@ -5,10 +5,10 @@ from typing import Any, Final
 import msgspec
 
 from domain import agents, llms, tools
-from domain.agents import Agent, Spec
-from domain.agents.prompts import messages
-from domain.agents.schema import MAX_TIMEOUT
-from domain.builds import Version
+from domain.agents import Agent, AgentSpec
+from domain.agents.prompts import build_messages
+from domain.agents.schema import MAX_TIMEOUT_SECONDS
+from domain.builds import AgentVersion
 from domain.executions.queries import get_execution
 from domain.executions.schema import (
     DEFAULT_MAX_ATTEMPTS,
@@ -22,9 +22,9 @@ from domain.executions.schema import (
 from domain.ports import Tx
 from domain.shared import ids
 from domain.shared.access import Caller
-from domain.shared.errors import conflict, invalid
-from domain.shared.json_limits import check_field
-from domain.shared.status import TERMINAL
+from domain.shared.errors import Conflict, InvalidField
+from domain.shared.json_limits import check_json_field
+from domain.shared.status import TERMINAL_STATUSES
 
 # A tool that is run by itself takes no longer than whoever asked for it would wait.
 TOOL_CALL_TIMEOUT_SECONDS: Final = 60
@@ -38,8 +38,8 @@ async def start_execution(
     Errors: `not_found`, `agent_archived`, `version_not_ready`, `invalid_field`, `concurrency_limit`.
     """
     payload = build_payload(data)
-    if data.timeout is not None and data.timeout > MAX_TIMEOUT:
-        raise invalid("timeout", f"must be at most {MAX_TIMEOUT} seconds for an agent.")
+    if data.timeout is not None and data.timeout > MAX_TIMEOUT_SECONDS:
+        raise InvalidField("timeout", f"must be at most {MAX_TIMEOUT_SECONDS} seconds for an agent.")
     agent = await _startable(tx, reference)
     if agent.kind == "llm":
         spec, execution = await _of_model(tx, caller, agent, data, payload)
@@ -48,9 +48,9 @@ async def start_execution(
     version = await get_runnable_version(tx, agent, data.agent_version_id)
     for field in ("mode", "model"):
         if getattr(data, field) is not None:
-            raise invalid(field, f"is for model agents; {agent.name!r} runs uploaded code.")
+            raise InvalidField(field, f"is for model agents; {agent.name!r} runs uploaded code.")
     if data.cost_limit is not None and not version.models:
-        raise invalid("cost_limit", f"bounds what calls of models cost; {agent.name!r} names no models.")
+        raise InvalidField("cost_limit", f"bounds what calls of models cost; {agent.name!r} names no models.")
     await _make_room(tx, agent)
     execution = _of_version(tx, caller, agent, version, data, payload)
     return await add_execution(tx, _called(execution, data, schedule_id), None)
@@ -61,19 +61,19 @@ def _called(execution: Execution, data: ExecutionStart, schedule_id: str | None)
     return msgspec.structs.replace(execution, run_name=named, schedule_id=schedule_id)
 
 
-async def start_tool_call(tx: Tx, caller: Caller, name: str, data: tools.ExecuteTool) -> Execution:
+async def start_tool_call(tx: Tx, caller: Caller, name: str, data: tools.ToolInvocation) -> Execution:
     """Write a pending execution of one tool call, in the workspace of another execution if that is named.
 
     Errors: `not_found`, `conflict` for a disabled tool, `invalid_field`.
     """
-    tool = await tools.get(tx, caller, name)
+    tool = await tools.get_tool(tx, caller, name)
     if not tool.enabled:
-        raise conflict(f"The tool {tool.name!r} is disabled.")
+        raise Conflict(f"The tool {tool.name!r} is disabled.")
     if data.tool is not None and tool.tool_type != "mcp":
-        raise invalid("tool", f"picks a tool of an MCP server; {tool.name!r} is none.")
+        raise InvalidField("tool", f"picks a tool of an MCP server; {tool.name!r} is none.")
     if data.tool is None and tool.tool_type == "mcp":
-        raise invalid("tool", "is required: name the tool of this MCP server.")
-    check_field("args", data.args)
+        raise InvalidField("tool", "is required: name the tool of this MCP server.")
+    check_json_field("args", data.args)
     if data.execution_id is not None:
         await get_execution(tx, data.execution_id)
     given: dict[str, Any] = {"tool": tool.id if data.tool is None else f"{tool.id}/{data.tool}", "args": data.args}
@@ -93,8 +93,8 @@ async def retry_execution(tx: Tx, caller: Caller, execution_id: str) -> Executio
     `version_not_ready`, `agent_archived`, `concurrency_limit`.
     """
     old = await get_execution(tx, execution_id)
-    if old.status not in TERMINAL:
-        raise conflict(f"The execution is {old.status}; only one that has ended can be run again.")
+    if old.status not in TERMINAL_STATUSES:
+        raise Conflict(f"The execution is {old.status}; only one that has ended can be run again.")
     name, spec = old.run_name.rsplit("-", 1)[0], await tx.executions.get_spec(old.id)
     if old.agent_id is not None:
         agent = await _startable(tx, old.agent_id)
@@ -121,9 +121,9 @@ async def retry_execution(tx: Tx, caller: Caller, execution_id: str) -> Executio
 
 async def _startable(tx: Tx, reference: str) -> Agent:
     # Shared, so that archiving or deleting waits for this, and this for them; starts do not wait for each other.
-    agent = await agents.get(tx, reference, lock="share")
+    agent = await agents.get_agent(tx, reference, lock="share")
     if agent.status == "archived":
-        raise conflict(f"The agent {agent.name!r} is archived.", "agent_archived")
+        raise Conflict(f"The agent {agent.name!r} is archived.", "agent_archived")
     return agent
 
 
@@ -135,28 +135,28 @@ async def _make_room(tx: Tx, agent: Agent) -> None:
     if await tx.executions.count_open_runs(agent.id) < most:
         return
     if agent.concurrency_policy == "reject":
-        raise conflict(f"{most} executions of {agent.name!r} have not ended; no more are let in.", "concurrency_limit")
+        raise Conflict(f"{most} executions of {agent.name!r} have not ended; no more are let in.", "concurrency_limit")
     for replaced in await tx.executions.cancel_oldest(agent.id, most - 1, "Replaced by a newer execution.", tx.now):
         tx.changed(replaced, "cancelled")
 
 
-async def get_runnable_version(tx: Tx, agent: Agent, version_id: str | None) -> Version:
+async def get_runnable_version(tx: Tx, agent: Agent, version_id: str | None) -> AgentVersion:
     """The version of an agent that a run would be of. Errors: `version_not_ready`, `invalid_field`."""
     wanted = version_id or agent.current_version_id
     if wanted is None:
-        newest = await tx.builds.newest(agent.id)
+        newest = await tx.builds.find_newest(agent.id)
         state = "it has no version yet" if newest is None else f"its version {newest.version} is {newest.status}"
-        raise conflict(f"The agent {agent.name!r} has nothing to run: {state}.", "version_not_ready")
+        raise Conflict(f"The agent {agent.name!r} has nothing to run: {state}.", "version_not_ready")
     version = await tx.builds.find(agent.id, wanted)
     if version is None:
-        raise invalid("agent_version_id", f"the agent {agent.name!r} has no such version.")
+        raise InvalidField("agent_version_id", f"the agent {agent.name!r} has no such version.")
     if version.status != "ready":
-        raise conflict(f"Version {version.version} is {version.status}, not ready.", "version_not_ready")
+        raise Conflict(f"Version {version.version} is {version.status}, not ready.", "version_not_ready")
     return version
 
 
 def _of_version(
-    tx: Tx, caller: Caller, agent: Agent, version: Version, data: ExecutionStart, payload: dict[str, Any]
+    tx: Tx, caller: Caller, agent: Agent, version: AgentVersion, data: ExecutionStart, payload: dict[str, Any]
 ) -> Execution:
     return msgspec.structs.replace(
         _new(tx, caller, agent.name, payload),
@@ -171,19 +171,19 @@ def _of_version(
 
 async def _of_model(
     tx: Tx, caller: Caller, agent: Agent, data: ExecutionStart, payload: dict[str, Any]
-) -> tuple[Spec, Execution]:
+) -> tuple[AgentSpec, Execution]:
     """The agent as this run will have it, and its execution."""
     if data.agent_version_id is not None:
-        raise invalid("agent_version_id", f"{agent.name!r} is a model agent; it has no versions.")
+        raise InvalidField("agent_version_id", f"{agent.name!r} is a model agent; it has no versions.")
     if not payload:
-        raise invalid("task", "is required: say what the agent shall do, here or in inputs.")
-    spec = await agents.resolved(tx, agent)
+        raise InvalidField("task", "is required: say what the agent shall do, here or in inputs.")
+    spec = await agents.resolve_agent(tx, agent)
     if data.model is not None:
-        await llms.resolve(tx, data.model)
+        await llms.resolve_model(tx, data.model)
         spec = msgspec.structs.replace(spec, model=data.model, provider=None)
     if spec.model is None:
-        raise conflict(f"The agent {agent.name!r} has no model: name one in it, in its parent or here.")
-    messages(spec, payload)
+        raise Conflict(f"The agent {agent.name!r} has no model: name one in it, in its parent or here.")
+    build_messages(spec, payload)
     execution = msgspec.structs.replace(
         _new(tx, caller, agent.name, payload),
         lane="llm",
@@ -195,7 +195,7 @@ async def _of_model(
         timeout=data.timeout or spec.timeout or MODEL_AGENT_TIMEOUT_SECONDS,
         max_attempts=data.max_attempts or DEFAULT_MAX_ATTEMPTS,
     )
-    return Spec.of(spec), execution
+    return AgentSpec.from_agent(spec), execution
 
 
 def _new(tx: Tx, caller: Caller, name: str, given: dict[str, Any]) -> Execution:
@@ -209,7 +209,7 @@ def build_run_name(name: str, execution_id: str) -> str:
 
 def build_execution(tx: Tx, tenant_id: str, user_id: str, key_id: str | None, name: str, input_data: Any) -> Execution:
     """A pending execution of an agent, for whoever starts it."""
-    execution_id = ids.new("exec")
+    execution_id = ids.generate_id("exec")
     return Execution(
         id=execution_id,
         run_name=build_run_name(name, execution_id),
@@ -238,7 +238,7 @@ def build_execution(tx: Tx, tenant_id: str, user_id: str, key_id: str | None, na
     )
 
 
-async def add_execution(tx: Tx, execution: Execution, spec: Spec | None) -> Execution:
+async def add_execution(tx: Tx, execution: Execution, spec: AgentSpec | None) -> Execution:
     """Write an execution and ring for it."""
     await tx.executions.add(execution, spec)
     tx.ring(job_from_execution(execution))

@@ -14,7 +14,7 @@ from domain.executions.queries import get_execution
 from domain.executions.schema import ApprovalDecision, Execution, job_from_execution, ring_plan
 from domain.ports import Tx
 from domain.shared.access import Caller
-from domain.shared.errors import conflict, invalid
+from domain.shared.errors import Conflict, InvalidField
 from domain.shared.leases import LostLease
 
 RunStepStatus = Literal["started", "waiting", "approved", "rejected", "finished"]
@@ -94,14 +94,14 @@ async def decide_approval(
     execution = await tx.executions.lock_execution(execution_id)
     if execution is None:
         await get_execution(tx, execution_id)
-        raise conflict("The execution cannot be decided on now.")
+        raise Conflict("The execution cannot be decided on now.")
     if execution.status != "waiting":
-        raise conflict(f"The execution is {execution.status}; nothing of it waits for an approval.")
+        raise Conflict(f"The execution is {execution.status}; nothing of it waits for an approval.")
     calls = execution.waiting_for or []
     chosen = [call for call in calls if data.call_id in (None, call["call_id"])]
     if not chosen:
         known = ", ".join(call["call_id"] for call in calls)
-        raise invalid("call_id", f"does not wait for an approval; these do: {known}.")
+        raise InvalidField("call_id", f"does not wait for an approval; these do: {known}.")
     verdict: RunStepStatus = "approved" if approved else "rejected"
     paths = [call["path"] for call in chosen]
     await tx.steps.decide_calls(execution.id, paths, verdict, caller.user_id, data.reason, tx.now)

@@ -134,12 +134,12 @@ def _keys(called: list[str], kind: str, reserved: Iterable[str]) -> list[str]:
     """A key of a document for each name: its slug, if that is one and nobody has it."""
     taken, made = set(reserved), []
     for number, one in enumerate(called, 1):
-        key = names.slug(one)
+        key = names.make_slug(one)
         if _LETTER.match(key) is None:
             key = f"{kind}_{key}"[:50]
         tries = itertools.count(number)
         while key in taken:
-            key = f"{names.slug(one)[:40]}_{kind}_{next(tries)}".strip("_")
+            key = f"{names.make_slug(one)[:40]}_{kind}_{next(tries)}".strip("_")
             key = key if _LETTER.match(key) else f"{kind}_{key}"
         taken.add(key)
         made.append(key)

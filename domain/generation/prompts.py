@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from domain.generation.schema import GenerationKind
-from domain.tools import ServerTool, Tool
+from domain.tools import McpServerTool, Tool
 
 # The local model is small: what it may say is bounded, so that it comes to an end within its room.
 LOCAL_ANSWER_TOKENS: Final = 2_000
@@ -86,7 +86,7 @@ _ASKED: Final[dict[GenerationKind, str]] = {
 
 def format_tool_reference(tool: Tool) -> str:
     """What a tool is called where one is chosen."""
-    return f"{tool.slug}/{tool.only}" if isinstance(tool, ServerTool) else tool.slug
+    return f"{tool.slug}/{tool.tool_name}" if isinstance(tool, McpServerTool) else tool.slug
 
 
 def is_example_repeated(kind: GenerationKind, said: Mapping[str, Any]) -> bool:

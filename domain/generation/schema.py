@@ -7,7 +7,7 @@ from msgspec import Meta
 
 from domain import llms
 from domain.crews.schema import Process, Yaml
-from domain.shared.status import Status
+from domain.shared.status import ExecutionStatus
 
 GenerationKind = Literal["agent", "task", "crew", "name"]
 
@@ -22,7 +22,7 @@ Description = Annotated[
         examples=["Create a crew for content marketing including research, writing, and review"],
     ),
 ]
-ModelName = Annotated[str, Meta(min_length=1, max_length=256, examples=[llms.LOCAL])]
+ModelName = Annotated[str, Meta(min_length=1, max_length=256, examples=[llms.LOCAL_MODEL_NAME])]
 ToolNames = Annotated[
     list[Annotated[str, Meta(min_length=1, max_length=200)]],
     Meta(max_length=MAX_OFFERED_TOOLS, examples=[["http_request"]]),
@@ -33,7 +33,7 @@ class GenerationStart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What to think up, and with which model. `tools` are those to choose among, all that are enabled if left out."""
 
     description: Description
-    model: ModelName = llms.LOCAL
+    model: ModelName = llms.LOCAL_MODEL_NAME
     tools: ToolNames | None = None
 
 
@@ -43,7 +43,7 @@ class NameGenerationStart(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tr
     agents_yaml: Yaml | None = None
     tasks_yaml: Yaml | None = None
     description: Description | None = None
-    model: ModelName = llms.LOCAL
+    model: ModelName = llms.LOCAL_MODEL_NAME
 
 
 class AgentDraft(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,7 +83,7 @@ class AgentGeneration(msgspec.Struct, frozen=True, kw_only=True):
 
     agent: AgentDraft | None
     execution_id: str
-    status: Status
+    status: ExecutionStatus
 
 
 class TaskGeneration(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,7 +91,7 @@ class TaskGeneration(msgspec.Struct, frozen=True, kw_only=True):
 
     task: TaskDraft | None
     execution_id: str
-    status: Status
+    status: ExecutionStatus
 
 
 class CrewGeneration(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,7 +101,7 @@ class CrewGeneration(msgspec.Struct, frozen=True, kw_only=True):
     agents: list[AgentDraft]
     tasks: list[TaskDraft]
     execution_id: str
-    status: Status
+    status: ExecutionStatus
 
 
 class NameGeneration(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,4 +109,4 @@ class NameGeneration(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str | None
     execution_id: str
-    status: Status
+    status: ExecutionStatus

@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from domain import llms, tools
-from domain.agents import Spec, unlisted
+from domain.agents import AgentSpec, build_unlisted_agent
 from domain.executions import Execution
 from domain.executions.schema import MODEL_AGENT_TIMEOUT_SECONDS
 from domain.executions.service import add_execution, build_execution
@@ -27,11 +27,11 @@ from domain.generation.schema import (
 from domain.ports import Tx
 from domain.shared import names
 from domain.shared.access import Caller
-from domain.shared.errors import DomainError, conflict, invalid, not_found
+from domain.shared.errors import Conflict, DomainError, InvalidField, NotFound
 from domain.shared.pages import Page
-from domain.shared.status import TERMINAL
+from domain.shared.status import TERMINAL_STATUSES
 from domain.tasks import Task
-from domain.tools import Filter, Tool
+from domain.tools import Tool, ToolFilter
 
 # A task is offered the newest agents of the tenant.
 MAX_OFFERED_AGENTS: Final = 20
@@ -53,28 +53,30 @@ async def start_generation(tx: Tx, caller: Caller, kind: GenerationKind, data: G
 
     Errors: `invalid_field` for an unknown model, for unknown and disabled tools.
     """
-    model = (await llms.resolve(tx, data.model)).model
+    model = (await llms.resolve_model(tx, data.model)).model
     offered = await _offered(tx, caller, data.tools)
-    found = await tx.agents.page(Page(limit=MAX_OFFERED_AGENTS), "ready", None) if kind == "task" else None
+    found = await tx.agents.list_page(Page(limit=MAX_OFFERED_AGENTS), "ready", None) if kind == "task" else None
     agents = [] if found is None else [one.name for one in found.items]
     return await _started(tx, caller, kind, data.model, model, data.description, offered, agents)
 
 
 async def start_name_generation(tx: Tx, caller: Caller, data: NameGenerationStart) -> Execution:
     """Write a pending execution that thinks up a name for a run. Errors: `invalid_field`."""
-    model = (await llms.resolve(tx, data.model)).model
+    model = (await llms.resolve_model(tx, data.model)).model
     most = prompts.LOCAL_READ_LENGTH if model.provider == "local" else prompts.MAX_READ_LENGTH
     said = [one.strip() for one in (data.description, data.agents_yaml, data.tasks_yaml) if one and one.strip()]
     if not said:
-        raise invalid("description", "is required: say what the run is about, here, in agents_yaml or in tasks_yaml.")
+        raise InvalidField(
+            "description", "is required: say what the run is about, here, in agents_yaml or in tasks_yaml."
+        )
     read = "\n\n".join(one[: most // len(said)] for one in said)
     return await _started(tx, caller, "name", data.model, model, read, [], [])
 
 
 async def _offered(tx: Tx, caller: Caller, wanted: list[str] | None) -> list[Tool]:
     if wanted is not None:
-        return await tools.named(tx, wanted)
-    found = await tools.list_tools(tx, caller, Page(limit=MAX_OFFERED_TOOLS), Filter(enabled=True))
+        return await tools.resolve_tools(tx, wanted)
+    found = await tools.list_tools(tx, caller, Page(limit=MAX_OFFERED_TOOLS), ToolFilter(enabled=True))
     return found.items
 
 
@@ -89,7 +91,7 @@ async def _started(
     agents: list[str],
 ) -> Execution:
     local = model.provider == "local"
-    agent = unlisted(
+    agent = build_unlisted_agent(
         _NAMES[kind],
         caller.user_id,
         caller.tenant_id,
@@ -100,7 +102,7 @@ async def _started(
         max_tokens=prompts.LOCAL_ANSWER_TOKENS if local else prompts.MAX_ANSWER_TOKENS,
         max_steps=1,
     )
-    spec = Spec.of(agent, answer_schema=prompts.build_answer_schema(kind, local, offered, agents))
+    spec = AgentSpec.from_agent(agent, answer_schema=prompts.build_answer_schema(kind, local, offered, agents))
     made = msgspec.structs.replace(
         build_execution(
             tx, caller.tenant_id, caller.user_id, caller.key_id, spec.name, {"task": prompts.build_question(kind, text)}
@@ -174,27 +176,29 @@ async def get_name_generation(tx: Tx, execution: Execution) -> NameGeneration:
     return NameGeneration(name=name, execution_id=execution.id, status=execution.status)
 
 
-async def _spec(tx: Tx, execution: Execution, kind: GenerationKind) -> Spec:
+async def _spec(tx: Tx, execution: Execution, kind: GenerationKind) -> AgentSpec:
     spec = await tx.executions.get_spec(execution.id) if execution.kind == "generation" else None
     if spec is None or spec.name != _NAMES[kind]:
-        raise not_found(_NAMES[kind].replace("-", " "), execution.id)
+        raise NotFound(_NAMES[kind].replace("-", " "), execution.id)
     return spec
 
 
 def _has_ended(execution: Execution) -> bool:
     """Whether there is an answer. Errors: why there will be none."""
-    if execution.status not in TERMINAL:
+    if execution.status not in TERMINAL_STATUSES:
         return False
     told = execution.error_message or "The model did not answer."
     if execution.status == "cancelled":
-        raise conflict(f"The generation was cancelled: {told}")
+        raise Conflict(f"The generation was cancelled: {told}")
     if execution.error_type is None:
         return True
     if execution.error_type == "budget_exceeded":
         raise DomainError("budget_exceeded", told)
     if execution.error_type in _PASSING:
         raise DomainError("model_unavailable", told)
-    raise invalid("model", f"{execution.model!r} came to no answer that can be used ({execution.error_type}). {told}")
+    raise InvalidField(
+        "model", f"{execution.model!r} came to no answer that can be used ({execution.error_type}). {told}"
+    )
 
 
 def _thought_up(execution: Execution, kind: GenerationKind) -> dict[str, Any]:
@@ -205,7 +209,7 @@ def _thought_up(execution: Execution, kind: GenerationKind) -> dict[str, Any]:
     parts += [("task", one) for one in _objects(said, "tasks")]
     if any(prompts.is_example_repeated(part, one) for part, one in parts):
         told = f"{execution.model!r} repeated the example that it was shown, and thought nothing up"
-        raise invalid("model", f"{told}: ask a larger model.")
+        raise InvalidField("model", f"{told}: ask a larger model.")
     return said
 
 
@@ -223,7 +227,7 @@ async def _known(tx: Tx, *said: dict[str, Any]) -> set[str]:
     """Those of the tools chosen that the tenant still has, and has not disabled."""
     wanted = drafts.list_texts([tool for one in said for tool in drafts.list_texts(one.get("tools"))])
     try:
-        await tools.named(tx, wanted)
+        await tools.resolve_tools(tx, wanted)
     except DomainError as error:
         gone = {one.field for one in error.errors}
         return {tool for number, tool in enumerate(wanted) if f"tools[{number}]" not in gone}
@@ -244,7 +248,7 @@ async def _free(name: str, find: Callable[[str], Awaitable[Any]], taken: set[str
 
 def _task_alike(tx: Tx) -> Callable[[str], Awaitable[Any]]:
     async def find(name: str) -> Task | None:
-        found = await tx.tasks.list_by_references(names.slug_candidates("task", name))
+        found = await tx.tasks.list_by_references(names.list_slug_candidates("task", name))
         return next((one for one in found if names.fold_name(one.name) == names.fold_name(name)), None)
 
     return find

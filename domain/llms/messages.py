@@ -7,11 +7,11 @@ import msgspec
 
 from domain.shared.secrets import Secret
 
-Role = Literal["system", "user", "assistant", "tool"]
-Finish = Literal["stop", "length", "tool_calls", "content_filter"]
+MessageRole = Literal["system", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 # Which of OpenAI's two interfaces a model is asked over.
-Api = Literal["responses", "chat"]
-ErrorKind = Literal[
+ModelApi = Literal["responses", "chat"]
+ModelErrorKind = Literal[
     "rate_limited",  # 429: passes by itself, maybe after `retry_after`
     "unavailable",  # 5xx, or nobody answers: passes by itself
     "timeout",  # no answer, or no next part, in time
@@ -21,10 +21,12 @@ ErrorKind = Literal[
     "unauthorized",  # the key is missing or not accepted
     "not_allowed",  # the address is one that must not be reached from here
 ]
-PASSING: Final[frozenset[str]] = frozenset({"rate_limited", "unavailable", "timeout", "cut_off", "malformed"})
+TRANSIENT_ERROR_KINDS: Final[frozenset[str]] = frozenset(
+    {"rate_limited", "unavailable", "timeout", "cut_off", "malformed"}
+)
 
 
-class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
+class ModelToolCall(msgspec.Struct, frozen=True, kw_only=True):
     """A call that a model asks for. `arguments` is JSON text as the model wrote it, valid or not."""
 
     id: str
@@ -42,12 +44,12 @@ class ProviderParts(msgspec.Struct, frozen=True, kw_only=True):
     parts: tuple[dict[str, Any], ...]
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
+class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
     """One message. `tool_call_id` and `name` belong to role `tool`, `tool_calls` and the last to role `assistant`."""
 
-    role: Role
+    role: MessageRole
     content: str = ""
-    tool_calls: tuple[ToolCall, ...] = ()
+    tool_calls: tuple[ModelToolCall, ...] = ()
     tool_call_id: str | None = None
     name: str | None = None
     provider_parts: ProviderParts | None = None
@@ -61,7 +63,7 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
     parameters: dict[str, Any]
 
 
-class Target(msgspec.Struct, frozen=True, kw_only=True):
+class ModelTarget(msgspec.Struct, frozen=True, kw_only=True):
     """A model to call. `name` is its name in the registry, `model` the provider's own name for it.
 
     `base_url` None means the provider's usual one. `price` is dollars per million tokens where it was set by hand.
@@ -74,11 +76,11 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     base_url: str | None = None
     api_key: Secret | None = None
     parameters: dict[str, Any] = {}
-    price: "Price | None" = None
-    api: Api | None = None
+    price: "ModelPrice | None" = None
+    api: ModelApi | None = None
 
 
-class Price(msgspec.Struct, frozen=True, kw_only=True):
+class ModelPrice(msgspec.Struct, frozen=True, kw_only=True):
     """US dollars per million tokens. Cached prompt tokens cost as much as others unless told."""
 
     input: float
@@ -86,7 +88,7 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
     cached_input: float | None = None
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
+class ModelOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How to answer. None leaves it to the provider. `schema` asks for JSON of that JSON Schema."""
 
     temperature: float | None = None
@@ -101,21 +103,21 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     schema: dict[str, Any] | None = None
 
 
-class Ask(msgspec.Struct, frozen=True, kw_only=True):
+class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
     """One call of a model. `timeout` is in seconds, for the next part of the answer.
 
     `on_sent` is called once the request has gone out: from then on its prompt is owed.
     """
 
-    target: Target
-    messages: tuple[Message, ...]
+    target: ModelTarget
+    messages: tuple[ChatMessage, ...]
     tools: tuple[ToolSpec, ...] = ()
-    options: Options = Options()
+    options: ModelOptions = ModelOptions()
     timeout: float = 60.0
     on_sent: Callable[[], None] | None = None
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True):
+class ModelUsage(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of one call. Cached ones are part of the prompt's, reasoning ones part of the completion's."""
 
     prompt_tokens: int = 0
@@ -129,19 +131,19 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
         return self.prompt_tokens + self.completion_tokens
 
 
-class Text(msgspec.Struct, frozen=True):
+class TextDelta(msgspec.Struct, frozen=True):
     """A piece of the answer's text."""
 
     text: str
 
 
-class Thought(msgspec.Struct, frozen=True):
+class ReasoningDelta(msgspec.Struct, frozen=True):
     """A piece of what a model thinks aloud. No part of its answer."""
 
     text: str
 
 
-class CallPart(msgspec.Struct, frozen=True, kw_only=True):
+class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True):
     """A piece of a tool call: `id` and `name` come with the first piece of call number `index`."""
 
     index: int
@@ -159,21 +161,21 @@ class ReportedUsage(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_tokens: int | None = None
 
 
-class Notice(msgspec.Struct, frozen=True):
+class ReplyNotice(msgspec.Struct, frozen=True):
     """What was odd about an answer that counts all the same. For the log of the run."""
 
     message: str
 
 
-class Reply(msgspec.Struct, frozen=True, kw_only=True):
+class ModelReply(msgspec.Struct, frozen=True, kw_only=True):
     """The whole answer, always the last part. `usage` is None when the provider did not report all of it."""
 
-    message: Message
-    finish: Finish
-    usage: Usage | None
+    message: ChatMessage
+    finish: FinishReason
+    usage: ModelUsage | None
 
 
-Part = Text | Thought | CallPart | ReportedUsage | Notice | Reply
+ReplyPart = TextDelta | ReasoningDelta | ToolCallDelta | ReportedUsage | ReplyNotice | ModelReply
 
 
 class ModelError(Exception):
@@ -182,15 +184,15 @@ class ModelError(Exception):
     `tool` is the name of the tool that the provider refuses, where it said which.
     """
 
-    def __init__(self, kind: ErrorKind, message: str, retry_after: float | None = None) -> None:
+    def __init__(self, kind: ModelErrorKind, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.kind, self.message, self.retry_after = kind, message, retry_after
         self.tool: str | None = None
 
     @property
-    def passes(self) -> bool:
+    def is_transient(self) -> bool:
         """Whether the same call may well succeed later."""
-        return self.kind in PASSING
+        return self.kind in TRANSIENT_ERROR_KINDS
 
 
 class ToolFailed(Exception):

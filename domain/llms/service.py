@@ -10,20 +10,20 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from domain import provider_keys
-from domain.llms.messages import Api, Price
+from domain.llms.messages import ModelApi, ModelPrice
 from domain.ports import Tx
 from domain.shared import ids, names
-from domain.shared.access import Caller, require
-from domain.shared.errors import DomainError, FieldError, forbidden, invalid, not_found, refused
+from domain.shared.access import Caller, require_scope
+from domain.shared.errors import DomainError, FieldError, Forbidden, InvalidField, InvalidFields, NotFound
 from domain.shared.pages import Listing, Page
 
 Provider = Literal["openai", "anthropic", "deepseek", "ollama", "databricks", "openai_compatible", "local"]
-PROVIDERS: Final[tuple[Provider, ...]] = get_args(Provider)
+ALL_PROVIDERS: Final[tuple[Provider, ...]] = get_args(Provider)
 # Their addresses differ for everybody.
-NEEDS_URL: Final = frozenset({"openai_compatible", "databricks"})
+PROVIDERS_WITH_URL: Final = frozenset({"openai_compatible", "databricks"})
 # The model that comes with Paddock.
-LOCAL: Final = "smollm2"
-MAX_PARAMETERS: Final = 50
+LOCAL_MODEL_NAME: Final = "smollm2"
+MAX_MODEL_PARAMETERS: Final = 50
 _KNOWN: Final[tuple[tuple[re.Pattern[str], Provider], ...]] = (
     (re.compile(r"(gpt-|chatgpt-|text-|o\d)"), "openai"),
     (re.compile(r"claude-"), "anthropic"),
@@ -42,7 +42,7 @@ RESERVED_PARAMETERS: Final = frozenset(
 # How long an answer may be, which a call bounds further: a parameter by these names alone.
 _MOST_TOKENS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 # Dollars per million tokens below which a price is none: no budget would ever stop such a model.
-FREE_BELOW: Final = 0.001
+MIN_BUDGETED_PRICE: Final = 0.001
 _SECRETS: Final = re.compile(r"(?i)(api_?key|authorization|password|secret|(access|auth|bearer)_token)")
 # Where a word begins in `maxTokens`.
 _CAPITAL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -58,14 +58,14 @@ ModelName = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00-
 EntryName = Annotated[str, Meta(min_length=1, max_length=256)]
 BaseUrl = Annotated[str, Meta(min_length=1, max_length=2000, examples=["https://api.example.com/v1"])]
 KeyName = Annotated[str, Meta(min_length=1, max_length=128, examples=["openai_api_key"])]
-Parameters = Annotated[
+ModelParameters = Annotated[
     dict[Annotated[str, Meta(min_length=1, max_length=64)], Any],
-    Meta(max_length=MAX_PARAMETERS, examples=[{"temperature": 0.7, "max_tokens": 2000}]),
+    Meta(max_length=MAX_MODEL_PARAMETERS, examples=[{"temperature": 0.7, "max_tokens": 2000}]),
 ]
 Dollars = Annotated[float, Meta(ge=0, le=1_000_000, description="US dollars per million tokens.")]
 
 
-class NewPrice(Price, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class NewModelPrice(ModelPrice, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """US dollars per million tokens. Cached prompt tokens cost as much as others unless told."""
 
     input: Dollars
@@ -87,9 +87,9 @@ class Model(msgspec.Struct, kw_only=True):
     model: str
     base_url: str | None
     api_key_name: str | None
-    api: Api | None
+    api: ModelApi | None
     parameters: dict[str, Any]
-    price: Price | None
+    price: ModelPrice | None
     tenant_id: str
     created_at: datetime
     updated_at: datetime
@@ -103,9 +103,9 @@ class NewModel(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     model: ModelName
     base_url: BaseUrl | None = None
     api_key_name: KeyName | None = None
-    api: Api | None = None
-    parameters: Parameters = {}
-    price: NewPrice | None = None
+    api: ModelApi | None = None
+    parameters: ModelParameters = {}
+    price: NewModelPrice | None = None
 
 
 class PatchModel(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -116,12 +116,12 @@ class PatchModel(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     model: ModelName | UnsetType = UNSET
     base_url: BaseUrl | None | UnsetType = UNSET
     api_key_name: KeyName | None | UnsetType = UNSET
-    api: Api | None | UnsetType = UNSET
-    parameters: Parameters | UnsetType = UNSET
-    price: NewPrice | None | UnsetType = UNSET
+    api: ModelApi | None | UnsetType = UNSET
+    parameters: ModelParameters | UnsetType = UNSET
+    price: NewModelPrice | None | UnsetType = UNSET
 
 
-class Resolved(msgspec.Struct, frozen=True, kw_only=True):
+class ResolvedModel(msgspec.Struct, frozen=True, kw_only=True):
     """A model to call and its key as it lies in the database, if there is one. `model.id` is empty if unregistered."""
 
     model: Model
@@ -133,28 +133,28 @@ class Llms(Protocol):
 
     async def add(self, model: Model) -> bool: ...
     async def find(self, reference: str, lock: bool = False) -> Model | None: ...
-    async def page(self, page: Page, provider: Provider | None) -> Listing[Model]: ...
+    async def list_page(self, page: Page, provider: Provider | None) -> Listing[Model]: ...
     async def save(self, model: Model) -> bool: ...
     async def delete(self, model_id: str) -> None: ...
 
 
-def checked_url(field: str, url: str) -> str:
+def check_base_url(field: str, url: str) -> str:
     """An address that a path can be put behind. Errors: `invalid_field`."""
     try:
         parts = urlsplit(url)
         port_is_right = parts.port != 0
     except ValueError:
-        raise invalid(field, "is not a URL.") from None
+        raise InvalidField(field, "is not a URL.") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_right:
-        raise invalid(field, "must begin with http:// or https:// and name a host.")
+        raise InvalidField(field, "must begin with http:// or https:// and name a host.")
     if "@" in parts.netloc:
-        raise invalid(field, "must not hold a user or a password; keys are kept under /provider-keys.")
+        raise InvalidField(field, "must not hold a user or a password; keys are kept under /provider-keys.")
     if parts.query or parts.fragment or not re.fullmatch(r"[!-~]+", url) or set(url) & set('\\"<>^`{|}'):
-        raise invalid(field, "must be ASCII without a query, a fragment or a space.")
+        raise InvalidField(field, "must be ASCII without a query, a fragment or a space.")
     return url
 
 
-def checked_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
+def check_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
     """Parameters with those that are known of the right type; others pass. Errors: `invalid_field` naming all."""
     wrong: list[FieldError] = []
     for name, value in parameters.items():
@@ -162,13 +162,13 @@ def checked_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
         if why is not None:
             wrong.append(FieldError(field=f"parameters.{name}", message=why))
     if wrong:
-        raise refused(wrong)
+        raise InvalidFields(wrong)
     if len(msgspec.json.encode(parameters)) > 16 * 1024:
-        raise invalid("parameters", "must be at most 16 KiB of JSON.")
+        raise InvalidField("parameters", "must be at most 16 KiB of JSON.")
     return parameters
 
 
-def most_tokens(parameters: dict[str, Any]) -> int | None:
+def find_token_limit(parameters: dict[str, Any]) -> int | None:
     """Return how long an answer may be by the parameters of a model, by whichever name, `extra_body` included."""
     extra = parameters.get("extra_body")
     sources = [parameters, extra if isinstance(extra, dict) else {}]
@@ -214,20 +214,20 @@ def _wrong(name: str, value: Any, within: str | None = None) -> str | None:
 
 
 def _check(model: Model) -> None:
-    names.checked(model.name, "model", pattern=names.MODEL_NAME, held="control characters")
+    names.check_name(model.name, "model", pattern=names.MODEL_NAME_PATTERN, forbidden="control characters")
     if "" in model.name.split("/"):
-        raise invalid("name", "must not begin or end with /, or hold // : it stands in paths.")
-    checked_parameters(model.parameters)
+        raise InvalidField("name", "must not begin or end with /, or hold // : it stands in paths.")
+    check_parameters(model.parameters)
     if model.base_url is not None:
-        checked_url("base_url", model.base_url)
-    if model.provider in NEEDS_URL and model.base_url is None:
-        raise invalid("base_url", f"is required for the provider {model.provider!r}.")
+        check_base_url("base_url", model.base_url)
+    if model.provider in PROVIDERS_WITH_URL and model.base_url is None:
+        raise InvalidField("base_url", f"is required for the provider {model.provider!r}.")
     if model.provider == "local":
         for field in ("base_url", "api_key_name"):
             if getattr(model, field) is not None:
-                raise invalid(field, "has no effect on the local model, which runs here and asks for no key.")
+                raise InvalidField(field, "has no effect on the local model, which runs here and asks for no key.")
     if model.api is not None and model.provider in ("anthropic", "local"):
-        raise invalid("api", f"has no effect on models of {model.provider}: there is one interface to them.")
+        raise InvalidField("api", f"has no effect on models of {model.provider}: there is one interface to them.")
 
 
 def _check_price(caller: Caller, model: Model) -> None:
@@ -236,18 +236,18 @@ def _check_price(caller: Caller, model: Model) -> None:
     if price is None or model.provider == "local":
         return
     cached = price.input if price.cached_input is None else price.cached_input
-    if min(price.input, price.output, cached) < FREE_BELOW:
+    if min(price.input, price.output, cached) < MIN_BUDGETED_PRICE:
         try:
-            require(caller, "write:costs")
+            require_scope(caller, "write:costs")
         except DomainError as error:
-            told = f"`price`: below {FREE_BELOW} dollars no budget counts it, which only 'write:costs' may say."
-            raise forbidden(f"{told} {error.detail}", "missing_scope") from None
+            told = f"`price`: below {MIN_BUDGETED_PRICE} dollars no budget counts it, which only 'write:costs' may say."
+            raise Forbidden(f"{told} {error.detail}", "missing_scope") from None
 
 
-async def create(tx: Tx, caller: Caller, data: NewModel) -> Model:
+async def create_model(tx: Tx, caller: Caller, data: NewModel) -> Model:
     """Register a model. Errors: `conflict` when the name is taken, `invalid_field` for an unknown key."""
     model = Model(
-        id=ids.new("model"),
+        id=ids.generate_id("model"),
         name=data.name,
         provider=data.provider,
         model=data.model,
@@ -263,25 +263,25 @@ async def create(tx: Tx, caller: Caller, data: NewModel) -> Model:
     _check(model)
     _check_price(caller, model)
     if model.api_key_name is not None:
-        model.api_key_name = await provider_keys.named(tx, model.api_key_name, "api_key_name")
+        model.api_key_name = await provider_keys.resolve_key_slug(tx, model.api_key_name, "api_key_name")
     if not await tx.llms.add(model):
-        raise names.taken("model", model.name)
+        raise names.NameTaken("model", model.name)
     return model
 
 
-async def equip(tx: Tx, tenant_id: str) -> None:
+async def add_local_model(tx: Tx, tenant_id: str) -> None:
     """Give a new tenant the model that comes with Paddock."""
     await tx.llms.add(
         Model(
-            id=ids.new("model"),
-            name=LOCAL,
+            id=ids.generate_id("model"),
+            name=LOCAL_MODEL_NAME,
             provider="local",
-            model=LOCAL,
+            model=LOCAL_MODEL_NAME,
             base_url=None,
             api_key_name=None,
             api=None,
             parameters={},
-            price=Price(input=0.0, output=0.0),
+            price=ModelPrice(input=0.0, output=0.0),
             tenant_id=tenant_id,
             created_at=tx.now,
             updated_at=tx.now,
@@ -289,22 +289,22 @@ async def equip(tx: Tx, tenant_id: str) -> None:
     )
 
 
-async def get(tx: Tx, reference: str, lock: bool = False) -> Model:
+async def get_model(tx: Tx, reference: str, lock: bool = False) -> Model:
     """A model by id or name. Errors: `not_found`."""
     model = await tx.llms.find(reference, lock)
     if model is None:
-        raise not_found("model", reference)
+        raise NotFound("model", reference)
     return model
 
 
 async def list_models(tx: Tx, page: Page, provider: Provider | None) -> Listing[Model]:
     """The tenant's models, newest first."""
-    return await tx.llms.page(page, provider)
+    return await tx.llms.list_page(page, provider)
 
 
-async def patch(tx: Tx, caller: Caller, reference: str, data: PatchModel) -> Model:
+async def patch_model(tx: Tx, caller: Caller, reference: str, data: PatchModel) -> Model:
     """Change what was sent. Errors: `not_found`, `conflict` for a taken name, `invalid_field`."""
-    model = await get(tx, reference, lock=True)
+    model = await get_model(tx, reference, lock=True)
     for field in PatchModel.__struct_fields__:
         value = getattr(data, field)
         if value is not UNSET:
@@ -314,19 +314,19 @@ async def patch(tx: Tx, caller: Caller, reference: str, data: PatchModel) -> Mod
         # A model that is free must not become another one that is not.
         _check_price(caller, model)
     if model.api_key_name is not None and data.api_key_name is not UNSET:
-        model.api_key_name = await provider_keys.named(tx, model.api_key_name, "api_key_name")
+        model.api_key_name = await provider_keys.resolve_key_slug(tx, model.api_key_name, "api_key_name")
     model.updated_at = tx.now
     if not await tx.llms.save(model):
-        raise names.taken("model", model.name)
+        raise names.NameTaken("model", model.name)
     return model
 
 
-async def delete(tx: Tx, reference: str) -> None:
+async def delete_model(tx: Tx, reference: str) -> None:
     """Remove a model from the registry. Errors: `not_found`."""
-    await tx.llms.delete((await get(tx, reference, lock=True)).id)
+    await tx.llms.delete((await get_model(tx, reference, lock=True)).id)
 
 
-async def resolve(tx: Tx, name: str, provider: str | None = None) -> Resolved:
+async def resolve_model(tx: Tx, name: str, provider: str | None = None) -> ResolvedModel:
     """The model that an agent means, registered or not, and its key. A key that is missing is no error here.
 
     `name` is one of the registry, a provider's own name of a model, or `provider/name` as LiteLLM and CrewAI write it.
@@ -336,22 +336,22 @@ async def resolve(tx: Tx, name: str, provider: str | None = None) -> Resolved:
     if model is None:
         asked = name
         before, _, rest = name.partition("/")
-        if rest and before in PROVIDERS and provider in (None, before):
+        if rest and before in ALL_PROVIDERS and provider in (None, before):
             name, provider = rest, before
             model = await tx.llms.find(name)
         if model is None:
             model = _unregistered(name, provider, tx.now, asked)
         elif provider != model.provider:
-            raise invalid("model", _unknown_model(asked))
+            raise InvalidField("model", _unknown_model(asked))
     elif provider not in (None, model.provider):
-        raise invalid("provider", f"the model {model.name!r} is registered with the provider {model.provider!r}.")
+        raise InvalidField("provider", f"the model {model.name!r} is registered with the provider {model.provider!r}.")
     if model.provider == "local":
         sealed = None
     elif model.api_key_name is None:
-        sealed = await tx.provider_keys.sealed_for(model.provider)
+        sealed = await tx.provider_keys.find_sealed_for_service(model.provider)
     else:
-        sealed = await tx.provider_keys.sealed(model.api_key_name)
-    return Resolved(model=model, sealed_key=sealed)
+        sealed = await tx.provider_keys.find_sealed(model.api_key_name)
+    return ResolvedModel(model=model, sealed_key=sealed)
 
 
 def _unknown_model(name: str) -> str:
@@ -364,15 +364,15 @@ def _unknown_model(name: str) -> str:
 
 
 def _unregistered(name: str, provider: str | None, now: datetime, asked: str) -> Model:
-    known = [one for one in PROVIDERS if one == provider]
+    known = [one for one in ALL_PROVIDERS if one == provider]
     if provider is not None and not known:
-        raise invalid("provider", f"must be one of {', '.join(PROVIDERS)}.")
+        raise InvalidField("provider", f"must be one of {', '.join(ALL_PROVIDERS)}.")
     guessed = known or [one for pattern, one in _KNOWN if pattern.match(name)]
     if not guessed:
-        raise invalid("model", _unknown_model(asked))
-    if guessed[0] in NEEDS_URL:
+        raise InvalidField("model", _unknown_model(asked))
+    if guessed[0] in PROVIDERS_WITH_URL:
         told = f"{asked!r} needs the address of its provider: register it under /models with a base_url, by this name."
-        raise invalid("model", told)
+        raise InvalidField("model", told)
     return Model(
         id="",
         name=name,

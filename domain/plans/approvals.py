@@ -11,7 +11,7 @@ from domain.plans.coordinator import step_to_event_data
 from domain.plans.engine import PlanState
 from domain.ports import Tx
 from domain.shared.access import Caller
-from domain.shared.errors import conflict, invalid
+from domain.shared.errors import Conflict, InvalidField
 
 WaitingCall = dict[str, Any]
 
@@ -31,15 +31,15 @@ async def decide_approval(
     execution = await get_execution(tx, execution_id)
     calls = execution.waiting_for or []
     if execution.status != "waiting":
-        raise conflict(f"The execution is {execution.status}; nothing of it waits for an approval.")
+        raise Conflict(f"The execution is {execution.status}; nothing of it waits for an approval.")
     chosen = [call for call in calls if data.call_id in (None, call["call_id"])]
     if not chosen:
         known = ", ".join(str(call["call_id"]) for call in calls)
-        raise invalid("call_id", f"does not wait for an approval; these do: {known}.")
+        raise InvalidField("call_id", f"does not wait for an approval; these do: {known}.")
     deciding = _Deciding(tx, caller, approved, data)
     decided = await deciding.decide(execution, chosen)
     if not decided:
-        raise conflict("Somebody has decided on that already.")
+        raise Conflict("Somebody has decided on that already.")
     await deciding.note(execution, decided, [call for call in calls if call not in chosen])
     return await get_execution(tx, execution_id)
 
@@ -136,7 +136,7 @@ class _Deciding:
             status = {"status": "running", "attempt": 1, "error_type": None, "error_message": None}
             events.append(ExecutionEvent(type="status", data=status, at=now))
         if not await self._tx.plans.update_execution(after, events, now):
-            raise conflict("The execution was cancelled meanwhile; nothing of it waits for an approval.")
+            raise Conflict("The execution was cancelled meanwhile; nothing of it waits for an approval.")
         await self._tx.plans.signal_plan(execution.id)
         self._tx.ring(job_from_execution(execution))
         ring_plan(self._tx, execution)

@@ -4,8 +4,8 @@ from typing import Any
 
 import msgspec
 
-from domain.agents import Spec
-from domain.agents.prompts import messages
+from domain.agents import AgentSpec
+from domain.agents.prompts import build_messages
 from domain.executions.schema import (
     DEFAULT_TIMEOUT_SECONDS,
     MODEL_AGENT_TIMEOUT_SECONDS,
@@ -17,7 +17,7 @@ from domain.plans.engine import PlanState, StepFailed, create_runs, resume_runs
 from domain.plans.schema import PLAN_TIMEOUT_SECONDS, WHOLE_STEP, AgentWork, Plan, PlanStep, PlanWork, StepRun, ToolWork
 from domain.ports import Tx
 from domain.shared.errors import DomainError
-from domain.shared.json_limits import JsonTooLarge, check_value
+from domain.shared.json_limits import JsonTooLarge, check_json_value
 
 
 def format_step_label(run: StepRun) -> str:
@@ -37,7 +37,7 @@ async def start_child(
     step: PlanStep,
     run: StepRun,
     payload: dict[str, Any],
-    spec: Spec | None,
+    spec: AgentSpec | None,
     before: str | None = None,
 ) -> Execution:
     """Write the execution of a step that starts now, and ring for it. A plan goes on where the one `before` failed.
@@ -45,7 +45,7 @@ async def start_child(
     Errors: `StepFailed`.
     """
     try:
-        check_value(payload)
+        check_json_value(payload)
     except JsonTooLarge as error:
         raise StepFailed("not_startable", f"What the step is given {error.reason}") from None
     work = step.work
@@ -111,7 +111,7 @@ async def add_plan_execution(tx: Tx, execution: Execution, plan: Plan, runs: lis
 
 
 async def _agent(
-    tx: Tx, parent: Execution, plan: Plan, step: PlanStep, work: AgentWork, child: Execution, spec: Spec | None
+    tx: Tx, parent: Execution, plan: Plan, step: PlanStep, work: AgentWork, child: Execution, spec: AgentSpec | None
 ) -> Execution:
     if spec is None:
         timeout = step.timeout or work.timeout or DEFAULT_TIMEOUT_SECONDS
@@ -127,7 +127,7 @@ async def _agent(
     if not child.input_data:
         raise StepFailed("not_startable", f"The agent {work.name!r} is asked nothing: the step has no prompt.")
     try:
-        messages(spec, child.input_data)
+        build_messages(spec, child.input_data)
     except DomainError as error:
         raise StepFailed("not_startable", error.detail) from error
     made = msgspec.structs.replace(

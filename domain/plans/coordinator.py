@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from domain import executions
-from domain.agents import Spec
+from domain.agents import AgentSpec
 from domain.events import ExecutionEvent
 from domain.executions import Execution
 from domain.expressions import ExpressionReferences
@@ -23,7 +23,7 @@ from domain.plans.schema import WHOLE_STEP, AgentWork, Plan, PlanStep, StepProgr
 from domain.ports import Tx
 from domain.shared.jobs import Job
 from domain.shared.leases import LostLease
-from domain.shared.status import TERMINAL, Status
+from domain.shared.status import TERMINAL_STATUSES, ExecutionStatus
 
 
 class PlanCache(msgspec.Struct, kw_only=True):
@@ -53,7 +53,7 @@ async def advance_plan(
     taken = await tx.plans.try_lock(execution_id, tx.now)
     if taken is None:
         raise PlanLocked
-    if taken.execution.status in TERMINAL:
+    if taken.execution.status in TERMINAL_STATUSES:
         await _swept(tx, taken.execution)
         return None
     if cache is None:
@@ -76,7 +76,7 @@ async def fail_plan(tx: Tx, execution_id: str, message: str) -> None:
         raise PlanLocked
     await executions.cancel_child_executions(tx, execution_id, message)
     await tx.plans.clear_signals(execution_id)
-    if taken.execution.status in TERMINAL:
+    if taken.execution.status in TERMINAL_STATUSES:
         return
     after = msgspec.structs.replace(
         taken.execution,
@@ -145,7 +145,7 @@ class _Turn:
         """What has become of a child."""
         if one.status == "completed":
             self._board.end_try((one.step, one.item), None, None, self._tx.now)
-        elif one.status in TERMINAL:
+        elif one.status in TERMINAL_STATUSES:
             kind = "cancelled" if one.status == "cancelled" else one.error_type or "failed"
             self._board.end_try((one.step, one.item), kind, one.error_message, self._tx.now)
 
@@ -189,7 +189,7 @@ class _Turn:
         else:
             run.execution_id = child.id
 
-    async def _agent(self, work: AgentWork, step: PlanStep) -> Spec | None:
+    async def _agent(self, work: AgentWork, step: PlanStep) -> AgentSpec | None:
         if work.agent_id is not None and work.agent_id not in self._there:
             # Shared, so that whoever deletes it waits for this, and then finds what was started.
             if await self._tx.agents.find(work.agent_id, lock="share") is None:
@@ -239,7 +239,7 @@ class _Turn:
         self, events: list[ExecutionEvent], outcome: PlanOutcome | None, waiting: list[dict[str, Any]]
     ) -> None:
         tx, before = self._tx, self._execution
-        status: Status = "waiting" if waiting else "running"
+        status: ExecutionStatus = "waiting" if waiting else "running"
         values: dict[str, Any] = {}
         if outcome is not None:
             if outcome.error_type is None:

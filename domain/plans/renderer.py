@@ -6,7 +6,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from domain import expressions
-from domain.agents import Agent, Spec
+from domain.agents import Agent, AgentSpec
 from domain.expressions import BadExpression, ExpressionReferences
 from domain.llms.messages import ToolFailed
 from domain.plans.engine import StepFailed
@@ -85,7 +85,7 @@ class PlanScope:
             raise StepFailed("bad_expression", error.message) from error
         return given
 
-    def render_spec(self, work: AgentWork, step: PlanStep) -> Spec | None:
+    def render_spec(self, work: AgentWork, step: PlanStep) -> AgentSpec | None:
         """The agent as this run has it. Of a crew, its texts are filled from the plan's inputs."""
         if work.spec is None:
             return None

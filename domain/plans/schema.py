@@ -10,10 +10,10 @@ from typing import Annotated, Any, Final, Literal, Protocol
 import msgspec
 from msgspec import Meta
 
-from domain.agents.schema import Spec
+from domain.agents.schema import AgentSpec
 from domain.events import ExecutionEvent
 from domain.executions.schema import Execution
-from domain.shared.status import Status
+from domain.shared.status import ExecutionStatus
 
 PlanKind = Literal["crew", "workflow"]
 StepStatus = Literal["pending", "waiting", "running", "completed", "failed", "skipped", "cancelled"]
@@ -55,7 +55,7 @@ class AgentWork(msgspec.Struct, kw_only=True, frozen=True, tag="agent", tag_fiel
     version_id: str | None = None
     timeout: int | None = None
     calls_models: bool = False
-    spec: Spec | None = None
+    spec: AgentSpec | None = None
 
 
 class ToolWork(msgspec.Struct, kw_only=True, frozen=True, tag="tool", tag_field="kind"):
@@ -157,7 +157,7 @@ class StepProgress(msgspec.Struct, kw_only=True, frozen=True):
     step: str
     item: int
     execution_id: str
-    status: Status
+    status: ExecutionStatus
     error_type: str | None = None
     error_message: str | None = None
     waiting_for: list[dict[str, Any]] | None = None

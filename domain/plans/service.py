@@ -16,8 +16,8 @@ from domain.plans.engine import create_runs
 from domain.plans.schema import MAX_MAP_ITEMS, AgentWork, Plan, PlanWork
 from domain.ports import Tx
 from domain.shared.access import Caller
-from domain.shared.errors import conflict, invalid
-from domain.shared.status import TERMINAL
+from domain.shared.errors import Conflict, InvalidField
+from domain.shared.status import TERMINAL_STATUSES
 
 
 async def start_plan(
@@ -26,7 +26,7 @@ async def start_plan(
     """Write a pending execution of a plan and ring for it. Errors: `invalid_field`."""
     for field in ("agent_version_id", "max_attempts"):
         if getattr(data, field) is not None:
-            raise invalid(field, f"is for agents; this is a {plan.kind}.")
+            raise InvalidField(field, f"is for agents; this is a {plan.kind}.")
     _check_models(plan, data)
     given = build_payload(data)
     _check_lists(plan, given)
@@ -51,11 +51,11 @@ async def retry_plan(tx: Tx, caller: Caller, execution_id: str, from_failed: boo
     """
     old = await get_execution(tx, execution_id)
     plan = await tx.plans.get(execution_id)
-    if old.status not in TERMINAL:
-        raise conflict(f"The execution is {old.status}; only one that has ended can be run again.")
+    if old.status not in TERMINAL_STATUSES:
+        raise Conflict(f"The execution is {old.status}; only one that has ended can be run again.")
     assert plan is not None, "a plan's execution without a plan"
     if from_failed and old.status == "completed":
-        raise conflict("The execution is completed; none of its steps failed.")
+        raise Conflict("The execution is completed; none of its steps failed.")
     made = build_execution(tx, caller.tenant_id, caller.user_id, caller.key_id, plan.name, old.input_data)
     made = child_executions.build_plan_execution(made, plan, old.mode, old.timeout)
     kept: dict[str, Any] = {name: getattr(old, name) for name in ("model", "cost_limit")}
@@ -68,7 +68,7 @@ async def retry_plan(tx: Tx, caller: Caller, execution_id: str, from_failed: boo
         tx, made, plan, await child_executions.load_resumed_runs(tx, old.id, plan)
     )
     # What is kept may have written files, which what is run again reads.
-    await tx.workspaces.copy(old.root_id or old.id, made.id)
+    await tx.workspaces.copy_files(old.root_id or old.id, made.id)
     return made
 
 
@@ -87,21 +87,21 @@ def _check_lists(plan: Plan, given: dict[str, Any]) -> None:
             except BadExpression as error:
                 if budget.remaining_work < 0:
                     return
-                raise invalid(field, error.message) from error
+                raise InvalidField(field, error.message) from error
             if not isinstance(found, list):
-                raise invalid(field, "is no list with these inputs.")
+                raise InvalidField(field, "is no list with these inputs.")
             if len(found) > MAX_MAP_ITEMS:
-                raise invalid(field, f"has {len(found)} items with these inputs; {MAX_MAP_ITEMS} are allowed.")
+                raise InvalidField(field, f"has {len(found)} items with these inputs; {MAX_MAP_ITEMS} are allowed.")
 
 
 def _check_models(plan: Plan, data: ExecutionStart) -> None:
     """Refuse what is said of calls of models where there are none. Errors: `invalid_field`."""
     works = list(_works(plan))
     if data.cost_limit is not None and not any(one.spec is not None or one.calls_models for one in works):
-        raise invalid("cost_limit", f"bounds what calls of models cost; nothing in this {plan.kind} calls one.")
+        raise InvalidField("cost_limit", f"bounds what calls of models cost; nothing in this {plan.kind} calls one.")
     for field in ("mode", "model"):
         if getattr(data, field) is not None and not any(one.spec is not None for one in works):
-            raise invalid(field, f"is for model agents; there are none in this {plan.kind}.")
+            raise InvalidField(field, f"is for model agents; there are none in this {plan.kind}.")
 
 
 def _works(plan: Plan) -> Iterator[AgentWork]:

@@ -28,7 +28,7 @@ from zoneinfo import ZoneInfo
 from cronsim import CronSim, CronSimError
 
 from domain.schedules.cron_syntax import CRON_FIELDS, explain_syntax_error, find_long_step, unroll_ranges
-from domain.shared.errors import invalid
+from domain.shared.errors import InvalidField
 
 MAX_CRON_LENGTH: Final = 200
 CRON_ALIASES: Final = {
@@ -57,7 +57,9 @@ def find_timezone(name: str, field: str = "timezone") -> ZoneInfo:
     """A time zone of the IANA's database. Errors: `invalid_field` for one that it does not have."""
     # A name is a path below the database's folder: only what is listed is opened.
     if name not in _zones():
-        raise invalid(field, f"there is no time zone {name[:80]!r}; name one of the IANA's, as in 'Europe/Berlin'.")
+        raise InvalidField(
+            field, f"there is no time zone {name[:80]!r}; name one of the IANA's, as in 'Europe/Berlin'."
+        )
     return ZoneInfo(name)
 
 
@@ -65,16 +67,16 @@ def find_timezone(name: str, field: str = "timezone") -> ZoneInfo:
 def parse_cron(expression: str, field: str = "cron_expression") -> "CronLine":
     """A cron line, checked. Errors: `invalid_field` for one that is none, or that no date can match."""
     if len(expression) > MAX_CRON_LENGTH:
-        raise invalid(field, f"must be at most {MAX_CRON_LENGTH} characters long.")
+        raise InvalidField(field, f"must be at most {MAX_CRON_LENGTH} characters long.")
     text = CRON_ALIASES.get(expression.strip().lower(), expression)
     if text.lstrip().startswith("@"):
-        raise invalid(field, f"{text.strip()[:50]!r} is not known; there are {', '.join(CRON_ALIASES)}.")
+        raise InvalidField(field, f"{text.strip()[:50]!r} is not known; there are {', '.join(CRON_ALIASES)}.")
     if len(text.split()) != len(CRON_FIELDS):
-        raise invalid(field, explain_syntax_error(text))
+        raise InvalidField(field, explain_syntax_error(text))
     try:
         return CronLine(unroll_ranges(text))
     except CronSimError:
-        raise invalid(field, explain_syntax_error(text)) from None
+        raise InvalidField(field, explain_syntax_error(text)) from None
 
 
 def refuse_long_steps(expression: str, field: str = "cron_expression") -> None:
@@ -85,7 +87,7 @@ def refuse_long_steps(expression: str, field: str = "cron_expression") -> None:
     text = CRON_ALIASES.get(expression.strip().lower(), expression)
     told = find_long_step(text) if len(text.split()) == len(CRON_FIELDS) else None
     if told is not None:
-        raise invalid(field, told)
+        raise InvalidField(field, told)
 
 
 class CronLine:

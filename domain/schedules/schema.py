@@ -10,7 +10,7 @@ from domain.executions.schema import CostLimitUsd, ExecutionMode, TargetedExecut
 from domain.schedules.cron import MAX_CRON_LENGTH
 from domain.shared.names import Name
 from domain.shared.pages import Listing, Page
-from domain.shared.status import Status
+from domain.shared.status import ExecutionStatus
 
 # `skip`: a due time passes while an execution of the schedule has not ended. `queue`: one waits for that end.
 OverlapPolicy = Literal["skip", "queue", "allow"]
@@ -68,7 +68,7 @@ class Schedule(msgspec.Struct, kw_only=True):
     next_run_at: datetime | None = None
     last_run_at: datetime | None = None
     last_execution_id: str | None = None
-    last_status: Status | None = None
+    last_status: ExecutionStatus | None = None
     last_error: str | None = None
     run_count: int = 0
     missed_count: int = 0

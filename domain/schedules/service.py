@@ -25,8 +25,16 @@ from domain.schedules.schema import (
     ScheduleRun,
 )
 from domain.shared import ids, names
-from domain.shared.access import Caller, require
-from domain.shared.errors import DATABASE_OUTAGES, DomainError, FieldError, conflict, invalid, not_found, refused
+from domain.shared.access import Caller, require_scope
+from domain.shared.errors import (
+    DATABASE_OUTAGE_CODES,
+    Conflict,
+    DomainError,
+    FieldError,
+    InvalidField,
+    InvalidFields,
+    NotFound,
+)
 from domain.shared.pages import Listing, Page
 
 # Whoever has something started must be allowed to start it.
@@ -39,11 +47,11 @@ class _Tried(Exception):
 
 async def create_schedule(tx: Tx, caller: Caller, data: NewSchedule) -> Schedule:
     """Add a schedule. Errors: `missing_scope`, `conflict` for a taken name, `invalid_field`."""
-    require(caller, _NEEDED)
+    require_scope(caller, _NEEDED)
     if await tx.schedules.count() >= MAX_SCHEDULES:
-        raise conflict(f"A tenant has at most {MAX_SCHEDULES} schedules.")
+        raise Conflict(f"A tenant has at most {MAX_SCHEDULES} schedules.")
     schedule = Schedule(
-        id=ids.new("sched"),
+        id=ids.generate_id("sched"),
         **{field: getattr(data, field) for field in NewSchedule.__struct_fields__},
         user_id=caller.user_id,
         tenant_id=caller.tenant_id,
@@ -52,7 +60,7 @@ async def create_schedule(tx: Tx, caller: Caller, data: NewSchedule) -> Schedule
     )
     schedule.next_run_at = await _check(tx, caller, schedule)
     if not await tx.schedules.add(schedule):
-        raise names.taken("schedule", schedule.name)
+        raise names.NameTaken("schedule", schedule.name)
     return schedule
 
 
@@ -64,7 +72,7 @@ async def _check(tx: Tx, caller: Caller, schedule: Schedule) -> datetime | None:
     wrong: list[FieldError] = []
     line = there = due = None
     with _noting(wrong):
-        names.checked(schedule.name, "sched")
+        names.check_name(schedule.name, "sched")
     with _noting(wrong):
         line = cron.parse_cron(schedule.cron_expression)
         cron.refuse_long_steps(schedule.cron_expression)
@@ -80,7 +88,7 @@ async def _check(tx: Tx, caller: Caller, schedule: Schedule) -> datetime | None:
     with _noting(wrong):
         await _check_start(tx, caller, schedule)
     if wrong:
-        raise refused(wrong)
+        raise InvalidFields(wrong)
     return due if schedule.enabled else None
 
 
@@ -98,7 +106,7 @@ async def _check_start(tx: Tx, caller: Caller, schedule: Schedule) -> None:
     """Start it for a try. What is wrong with the request is refused; what may be ready in time is not."""
     named = [field for field in TARGET_FIELDS if getattr(schedule, field) is not None]
     if len(named) != 1:
-        raise invalid(named[1] if named else "crew_id", "send one of agent_id, crew_id and workflow_id.")
+        raise InvalidField(named[1] if named else "crew_id", "send one of agent_id, crew_id and workflow_id.")
     await _identify(tx, schedule, named[0])
     try:
         async with tx.savepoint():
@@ -109,8 +117,8 @@ async def _check_start(tx: Tx, caller: Caller, schedule: Schedule) -> None:
     except DomainError as error:
         if error.code == "invalid_field":
             # The inputs of a schedule are all that it sends.
-            raise refused([_of_inputs(one) for one in error.errors]) from error
-        if error.code in DATABASE_OUTAGES:
+            raise InvalidFields([_of_inputs(one) for one in error.errors]) from error
+        if error.code in DATABASE_OUTAGE_CODES:
             raise
 
 
@@ -122,7 +130,7 @@ async def _identify(tx: Tx, schedule: Schedule, field: str) -> None:
     reference = getattr(schedule, field)
     try:
         if field == "agent_id":
-            schedule.agent_id = (await agents.get(tx, reference, lock="share")).id
+            schedule.agent_id = (await agents.get_agent(tx, reference, lock="share")).id
         elif field == "crew_id":
             schedule.crew_id = (await crews.get_crew(tx, reference, lock="share")).id
         else:
@@ -130,14 +138,14 @@ async def _identify(tx: Tx, schedule: Schedule, field: str) -> None:
     except DomainError as error:
         if error.code != "not_found":
             raise
-        raise invalid(field, f"there is no {field.removesuffix('_id')} {reference!r}.") from None
+        raise InvalidField(field, f"there is no {field.removesuffix('_id')} {reference!r}.") from None
 
 
 async def get_schedule(tx: Tx, reference: str, lock: bool = False) -> Schedule:
     """A schedule by id or name. Errors: `not_found`."""
     schedule = await tx.schedules.find(reference, lock)
     if schedule is None:
-        raise not_found("schedule", reference)
+        raise NotFound("schedule", reference)
     return schedule
 
 
@@ -174,7 +182,7 @@ async def update_schedule(tx: Tx, caller: Caller, reference: str, data: PatchSch
 
     Errors: `missing_scope`, `not_found`, `conflict`, `invalid_field`.
     """
-    require(caller, _NEEDED)
+    require_scope(caller, _NEEDED)
     schedule = await get_schedule(tx, reference, lock=True)
     sent = {field: value for field in PatchSchedule.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
     before = msgspec.structs.replace(schedule)
@@ -200,7 +208,7 @@ async def toggle_schedule(tx: Tx, caller: Caller, reference: str) -> Schedule:
         schedule.updated_at = tx.now
         await tx.schedules.save(schedule)
         return schedule
-    require(caller, _NEEDED)
+    require_scope(caller, _NEEDED)
     await _reset(tx, before, schedule, await _check(tx, caller, schedule))
     return await _changed(tx, caller, schedule)
 
@@ -221,7 +229,7 @@ async def _reset(tx: Tx, before: Schedule, schedule: Schedule, due: datetime | N
 async def _changed(tx: Tx, caller: Caller, schedule: Schedule) -> Schedule:
     schedule.user_id, schedule.updated_at = caller.user_id, tx.now
     if not await tx.schedules.save(schedule):
-        raise names.taken("schedule", schedule.name)
+        raise names.NameTaken("schedule", schedule.name)
     return schedule
 
 
@@ -235,7 +243,7 @@ async def run_schedule(tx: Tx, caller: Caller, reference: str) -> Execution:
 
     Errors: `missing_scope`, `not_found`, and those of starting it.
     """
-    require(caller, _NEEDED)
+    require_scope(caller, _NEEDED)
     schedule = await get_schedule(tx, reference, lock=True)
     execution = await launch.start_target(tx, caller, schedule.start_request, schedule.id)
     schedule.record_start(execution.id, tx.now)

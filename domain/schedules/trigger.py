@@ -13,8 +13,8 @@ from domain import launch
 from domain.ports import Tx
 from domain.schedules import cron
 from domain.schedules.schema import Schedule, ScheduleRun
-from domain.shared.access import Caller, require, scopes_in_force
-from domain.shared.errors import DATABASE_OUTAGES, DomainError, forbidden
+from domain.shared.access import Caller, limit_scopes, require_scope
+from domain.shared.errors import DATABASE_OUTAGE_CODES, DomainError, Forbidden
 
 # A due time of so long ago is no missed one.
 ON_TIME_WINDOW: Final = timedelta(minutes=1)
@@ -139,7 +139,7 @@ async def _start(tx: Tx, schedule: Schedule, due: datetime) -> None:
             schedule.record_start(run.execution_id, tx.now)
         except DomainError as error:
             # Not the fault of what is started: the due time waits until it is over.
-            if error.code in DATABASE_OUTAGES:
+            if error.code in DATABASE_OUTAGE_CODES:
                 raise
             _fail(schedule, run, error)
     await tx.schedules.settle_run(run)
@@ -147,12 +147,12 @@ async def _start(tx: Tx, schedule: Schedule, due: datetime) -> None:
 
 async def _owner(tx: Tx, schedule: Schedule) -> Caller:
     """On whose behalf it runs, in the role of now, with no more than it needs. Errors: `forbidden`, `missing_scope`."""
-    user = await tx.accounts.user(schedule.user_id)
+    user = await tx.accounts.get_user(schedule.user_id)
     if user is None or not user.is_active:
-        raise forbidden("Whoever it runs on behalf of is no active user of this tenant any more.")
-    scopes = scopes_in_force(user.role, _RUNS)
+        raise Forbidden("Whoever it runs on behalf of is no active user of this tenant any more.")
+    scopes = limit_scopes(user.role, _RUNS)
     owner = Caller(tenant_id=schedule.tenant_id, user_id=user.id, role=user.role, scopes=scopes)
-    require(owner, "run:agents")
+    require_scope(owner, "run:agents")
     return owner
 
 

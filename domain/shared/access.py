@@ -4,14 +4,14 @@ from typing import Final, Literal
 
 import msgspec
 
-from domain.shared.errors import forbidden
+from domain.shared.errors import Forbidden
 
 # The tenant of whoever runs the installation: the only one that sees all queues and workers.
-OPERATORS: Final = "default"
+OPERATOR_TENANT_ID: Final = "default"
 
 Role = Literal["admin", "member", "viewer"]
 
-RESOURCES: Final = (
+SCOPE_RESOURCES: Final = (
     "agents",
     "executions",
     "artifacts",
@@ -21,14 +21,14 @@ RESOURCES: Final = (
     "catalog",
     "schedules",
 )
-READ: Final = frozenset(f"read:{name}" for name in RESOURCES)
-WRITE: Final = frozenset(f"write:{name}" for name in RESOURCES)
-SCOPES: Final = READ | WRITE | {"run:agents", "admin"}
+READ_SCOPES: Final = frozenset(f"read:{name}" for name in SCOPE_RESOURCES)
+WRITE_SCOPES: Final = frozenset(f"write:{name}" for name in SCOPE_RESOURCES)
+ALL_SCOPES: Final = READ_SCOPES | WRITE_SCOPES | {"run:agents", "admin"}
 
-BY_ROLE: Final[dict[Role, frozenset[str]]] = {
-    "admin": SCOPES,
-    "member": SCOPES - {"admin"},
-    "viewer": READ,
+SCOPES_BY_ROLE: Final[dict[Role, frozenset[str]]] = {
+    "admin": ALL_SCOPES,
+    "member": ALL_SCOPES - {"admin"},
+    "viewer": READ_SCOPES,
 }
 
 
@@ -54,12 +54,12 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
         return "admin" in self.scopes
 
 
-def scopes_in_force(role: Role, key_scopes: frozenset[str] | None) -> frozenset[str]:
+def limit_scopes(role: Role, key_scopes: frozenset[str] | None) -> frozenset[str]:
     """What a caller may do: never more than the role of the user allows today, whatever a key was given."""
-    return BY_ROLE[role] if key_scopes is None else BY_ROLE[role] & key_scopes
+    return SCOPES_BY_ROLE[role] if key_scopes is None else SCOPES_BY_ROLE[role] & key_scopes
 
 
-def require(caller: Caller, scope: str) -> None:
+def require_scope(caller: Caller, scope: str) -> None:
     """Raise `missing_scope` unless the caller holds `scope`.
 
     `admin` stands for every scope. `account` is the pseudo-scope of managing one's own keys: a
@@ -69,4 +69,4 @@ def require(caller: Caller, scope: str) -> None:
         return
     if scope == "account" and caller.key_id is None:
         return
-    raise forbidden(f"This needs the scope {scope!r}, which the caller does not hold.", "missing_scope")
+    raise Forbidden(f"This needs the scope {scope!r}, which the caller does not hold.", "missing_scope")

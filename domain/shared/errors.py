@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 # Every code the product can answer with. A code outside this set is a programming error.
-CODES: Final = frozenset(
+ERROR_CODES: Final = frozenset(
     {
         "agent_archived",
         "archive_too_large",
@@ -47,12 +47,12 @@ CODES: Final = frozenset(
 )
 
 # What passes by itself or with an operator's hand, and says nothing about what was asked: work waits and goes on.
-DATABASE_OUTAGES: Final = frozenset(
+DATABASE_OUTAGE_CODES: Final = frozenset(
     {"unavailable", "database_busy", "database_read_only", "database_slow", "database_unsafe", "storage_full"}
 )
-OUTAGES: Final = DATABASE_OUTAGES | {"storage_unavailable"}
+OUTAGE_CODES: Final = DATABASE_OUTAGE_CODES | {"storage_unavailable"}
 
-MAX_ERRORS: Final = 20
+MAX_FIELD_ERRORS: Final = 20
 # What `domain.shared.times` reads, in place of the type that msgspec names.
 TIME_RULE: Final = "must be a date or a time, for example 2030-01-01, 2030-01-01T00:00:00Z or 1893456000."
 # What msgspec shows as a regex, in words: what texts of ours may not hold.
@@ -94,7 +94,7 @@ class DomainError(Exception):
         errors: Iterable[FieldError] = (),
         retry_after: int | None = None,
     ) -> None:
-        if code not in CODES:
+        if code not in ERROR_CODES:
             raise ValueError(f"unknown error code {code!r}")
         super().__init__(detail)
         self.code = code
@@ -103,33 +103,43 @@ class DomainError(Exception):
         self.retry_after = retry_after
 
 
-def not_found(kind: str, reference: str) -> DomainError:
-    """The answer for an id that does not exist and for one of another tenant alike."""
-    return DomainError("not_found", f"There is no {kind} {reference[:200]!r}.")
+class NotFound(DomainError):
+    """Report an id or a name that does not exist, or that belongs to another tenant."""
+
+    def __init__(self, kind: str, reference: str) -> None:
+        super().__init__("not_found", f"There is no {kind} {reference[:200]!r}.")
 
 
-def invalid(field: str, message: str) -> DomainError:
-    """One field breaks a rule."""
-    return DomainError("invalid_field", f"{field}: {message}", [FieldError(field=field, message=message)])
+class InvalidField(DomainError):
+    """Report one field that breaks a rule. `message` follows the field's name: "must be at most 300."."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__("invalid_field", f"{field}: {message}", [FieldError(field=field, message=message)])
 
 
-def conflict(detail: str, code: str = "conflict") -> DomainError:
-    """The request is well formed, but the state of the thing does not allow it."""
-    return DomainError(code, detail)
+class InvalidFields(DomainError):
+    """Report the first `MAX_FIELD_ERRORS` fields that break a rule."""
+
+    def __init__(self, errors: list[FieldError]) -> None:
+        shown = errors[:MAX_FIELD_ERRORS]
+        super().__init__("invalid_field", "; ".join(f"{error.field}: {error.message}" for error in shown), shown)
 
 
-def forbidden(detail: str, code: str = "forbidden") -> DomainError:
-    """The caller is known and may not do this."""
-    return DomainError(code, detail)
+class Conflict(DomainError):
+    """Report a well-formed request that the present state of the resource does not allow."""
+
+    def __init__(self, detail: str, code: str = "conflict", errors: Iterable[FieldError] = ()) -> None:
+        super().__init__(code, detail, errors)
 
 
-def refused(found: list[FieldError]) -> DomainError:
-    """The first `MAX_ERRORS` fields at fault as one error."""
-    told = found[:MAX_ERRORS]
-    return DomainError("invalid_field", "; ".join(f"{one.field}: {one.message}" for one in told), told)
+class Forbidden(DomainError):
+    """Report an authenticated caller who may not do this."""
+
+    def __init__(self, detail: str, code: str = "forbidden") -> None:
+        super().__init__(code, detail)
 
 
-def misread(sentence: str, within: str = "") -> FieldError:
+def field_error_from_msgspec(sentence: str, within: str = "") -> FieldError:
     """From what msgspec says of a body to the field it means, below `within`, and what is wrong with it.
 
     It names missing and unknown fields in the sentence, and the place at its end: `… - at `$.a[...].b``.

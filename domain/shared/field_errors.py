@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from domain.shared.errors import MAX_ERRORS, FieldError, misread
+from domain.shared.errors import MAX_FIELD_ERRORS, FieldError, field_error_from_msgspec
 
 # What others call a field of ours.
 _SYNONYMS: Final = {"input": ("payload", "inputs")}
@@ -39,7 +39,7 @@ def name_allowed_values(error: FieldError, annotation: Any) -> FieldError:
 
 def _cap(found: Iterator[FieldError]) -> Iterator[FieldError]:
     for number, error in enumerate(found):
-        if number == MAX_ERRORS:
+        if number == MAX_FIELD_ERRORS:
             return
         yield error
 
@@ -80,7 +80,7 @@ def _check_whole(value: Any, kind: Any, place: str, strict: bool) -> Iterator[Fi
     try:
         msgspec.convert({"value": value}, _alone(kind), strict=strict)
     except msgspec.ValidationError as error:
-        yield name_allowed_values(misread(str(error).replace("`$.value", "`$"), place), kind)
+        yield name_allowed_values(field_error_from_msgspec(str(error).replace("`$.value", "`$"), place), kind)
 
 
 def _parts(value: Any, kind: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -11,11 +11,11 @@ import msgspec
 
 from domain.shared.errors import DomainError
 
-LIFETIME: Final = timedelta(hours=24)
-MAX_KEY: Final = 255
+IDEMPOTENCY_LIFETIME: Final = timedelta(hours=24)
+MAX_KEY_CHARACTERS: Final = 255
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class StoredResponse(msgspec.Struct, frozen=True, kw_only=True):
     """A first answer, kept to be given again. `fingerprint` is a hash of what was asked."""
 
     fingerprint: bytes
@@ -23,7 +23,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
+class IdempotentRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request with a key: who asks, under which key, and the hash of what."""
 
     owner: str
@@ -31,25 +31,25 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: bytes
 
 
-class Answers(Protocol):
+class IdempotencyKeys(Protocol):
     """The first answers of the bound tenant, by user and key."""
 
-    async def claim(self, owner: str, key: str, fingerprint: bytes, now: datetime) -> Answer | None: ...
-    async def keep(self, owner: str, key: str, status: int, body: bytes) -> None: ...
-    async def claim_many(self, asked: list[Asked], now: datetime) -> dict[tuple[str, str], Answer]:
+    async def claim_key(self, owner: str, key: str, fingerprint: bytes, now: datetime) -> StoredResponse | None: ...
+    async def store_response(self, owner: str, key: str, status: int, body: bytes) -> None: ...
+    async def claim_keys(self, asked: list[IdempotentRequest], now: datetime) -> dict[tuple[str, str], StoredResponse]:
         """Claim the keys of several requests at once; returns the first answers of those that were claimed before."""
         ...
 
-    async def keep_many(self, answers: dict[tuple[str, str], bytes]) -> None:
+    async def store_responses(self, answers: dict[tuple[str, str], bytes]) -> None:
         """Keep the answers, all with status 201, by owner and key."""
         ...
 
-    async def forget_many(self, claimed: list[tuple[str, str]]) -> None:
+    async def release_keys(self, claimed: list[tuple[str, str]]) -> None:
         """Give back keys that this transaction claimed for nothing."""
         ...
 
 
-def replay(answer: Answer, fingerprint: bytes) -> Answer:
+def replay_response(answer: StoredResponse, fingerprint: bytes) -> StoredResponse:
     """The first answer, if the request is the same. Errors: `idempotency_conflict`."""
     if answer.fingerprint != fingerprint:
         raise DomainError(

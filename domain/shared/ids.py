@@ -10,16 +10,16 @@ import time
 from typing import Final
 from uuid import UUID, uuid5
 
-ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
+ID_ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
 # Two letters at a time, and the digits that int() knows for base 32: ids are read and written all the time.
-_PAIRS: Final = [first + second for first in ALPHABET for second in ALPHABET]
+_PAIRS: Final = [first + second for first in ID_ALPHABET for second in ID_ALPHABET]
 _LAST_FOUR: Final = 32**4
-_DIGITS: Final = str.maketrans(ALPHABET, "0123456789abcdefghijklmnopqrstuv")
+_DIGITS: Final = str.maketrans(ID_ALPHABET, "0123456789abcdefghijklmnopqrstuv")
 _CONSTANTS: Final = UUID("7d3f6f0e-6a5e-5a5c-9d3b-5c0f2b8f1a77")
 _TAIL: Final = re.compile(r"[0-7][0-9a-hjkmnp-tv-z]{25}")
 
 
-def uuid7(milliseconds: int | None = None) -> UUID:
+def generate_uuid7(milliseconds: int | None = None) -> UUID:
     """A UUID whose first 48 bits are the time in milliseconds, so that ids sort by creation."""
     stamp = time.time_ns() // 1_000_000 if milliseconds is None else milliseconds
     tail = int.from_bytes(os.urandom(10))
@@ -30,14 +30,14 @@ def uuid7(milliseconds: int | None = None) -> UUID:
 
 
 @functools.lru_cache(maxsize=8192)
-def encode(prefix: str, value: UUID) -> str:
+def encode_id(prefix: str, value: UUID) -> str:
     """`("agent", UUID)` → `agent_01k…`, 26 characters after the underscore."""
     number = value.int
     letters = [_PAIRS[(number >> shift) & 1023] for shift in range(120, -1, -10)]
     return f"{prefix}_{''.join(letters)}"
 
 
-def decode(prefix: str, text: str) -> UUID | None:
+def decode_id(prefix: str, text: str) -> UUID | None:
     """The UUID of a TypeID with this prefix, or None if `text` is not one."""
     tail = text[-26:]
     if len(text) != len(prefix) + 27 or not text.startswith(f"{prefix}_") or _TAIL.fullmatch(tail) is None:
@@ -45,26 +45,26 @@ def decode(prefix: str, text: str) -> UUID | None:
     return UUID(int=int(tail.translate(_DIGITS), 32))
 
 
-def new(prefix: str) -> str:
+def generate_id(prefix: str) -> str:
     """A fresh TypeID with this prefix."""
-    return encode(prefix, uuid7())
+    return encode_id(prefix, generate_uuid7())
 
 
-def many(prefix: str, count: int) -> list[str]:
+def generate_ids(prefix: str, count: int) -> list[str]:
     """So many fresh TypeIDs, in rising order: one random number, counted up (RFC 9562 section 6.2, method 1)."""
     # Room above the random number, so that counting up cannot reach the bits of version and variant.
-    first = uuid7().int & ~(1 << 61)
+    first = generate_uuid7().int & ~(1 << 61)
     made: list[str] = []
     while len(made) < count:
         # All but the last four letters are the same until those have been counted through.
         number = first + len(made)
-        head = encode(prefix, UUID(int=number))[:-4]
+        head = encode_id(prefix, UUID(int=number))[:-4]
         most = min(count - len(made), _LAST_FOUR - number % _LAST_FOUR)
         places = range(number % _LAST_FOUR, number % _LAST_FOUR + most)
         made += [head + _PAIRS[place >> 10] + _PAIRS[place & 1023] for place in places]
     return made
 
 
-def constant(prefix: str, name: str) -> str:
+def derive_id(prefix: str, name: str) -> str:
     """The one TypeID of something that is the same everywhere, made of its name (RFC 9562 section 5.5)."""
-    return encode(prefix, uuid5(_CONSTANTS, f"{prefix}:{name}"))
+    return encode_id(prefix, uuid5(_CONSTANTS, f"{prefix}:{name}"))

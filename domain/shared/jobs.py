@@ -6,9 +6,15 @@ import msgspec
 
 Lane = Literal["build", "run", "llm", "plan", "record"]
 
-LANES: Final[tuple[Lane, ...]] = ("build", "run", "llm", "plan", "record")
+ALL_LANES: Final[tuple[Lane, ...]] = ("build", "run", "llm", "plan", "record")
 # The prefix of the ids of a lane's rows; what the record lane works on has several kinds.
-PREFIX: Final[dict[Lane, str]] = {"build": "ver", "run": "exec", "llm": "exec", "plan": "exec", "record": "record"}
+ROW_PREFIX_BY_LANE: Final[dict[Lane, str]] = {
+    "build": "ver",
+    "run": "exec",
+    "llm": "exec",
+    "plan": "exec",
+    "record": "record",
+}
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +35,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.row_id}:{self.attempt}"
 
 
-class Change(msgspec.Struct, frozen=True, kw_only=True):
+class RowChange(msgspec.Struct, frozen=True, kw_only=True):
     """A row that has changed, and the status it has now."""
 
     row_id: str

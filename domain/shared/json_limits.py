@@ -31,9 +31,9 @@ class JsonLimits(msgspec.Struct, frozen=True, kw_only=True):
     number_characters: int | None = MAX_NUMBER_CHARACTERS
 
 
-USUAL_LIMITS: Final = JsonLimits()
+DEFAULT_JSON_LIMITS: Final = JsonLimits()
 # A body's fields have bounds of their own and say which of them is past one. This one is for decoders, which recurse.
-BODY_LIMITS: Final = JsonLimits(depth=512)
+BODY_JSON_LIMITS: Final = JsonLimits(depth=512)
 
 _PIECE_BYTES: Final = 256 * 1024
 _QUOTE: Final = ord('"')
@@ -69,7 +69,7 @@ def measure_json(text: bytes) -> JsonShape:
     return shape
 
 
-def check_json(text: bytes, limits: JsonLimits = USUAL_LIMITS) -> None:
+def check_json(text: bytes, limits: JsonLimits = DEFAULT_JSON_LIMITS) -> None:
     """Refuse JSON text that nests too deeply, holds too many values or a number of too many characters.
 
     It is looked at as far as the first bound that is passed. Errors: `JsonTooLarge`.
@@ -87,7 +87,7 @@ def check_json(text: bytes, limits: JsonLimits = USUAL_LIMITS) -> None:
             raise JsonTooLarge(f"holds a number of over {limits.number_characters} characters: send it as a string.")
 
 
-def check_body(body: bytes, limits: JsonLimits = BODY_LIMITS) -> None:
+def check_json_body(body: bytes, limits: JsonLimits = BODY_JSON_LIMITS) -> None:
     """Refuse a request's body that is past the bounds. Errors: `malformed_request`."""
     try:
         check_json(body, limits)
@@ -95,16 +95,16 @@ def check_body(body: bytes, limits: JsonLimits = BODY_LIMITS) -> None:
         raise DomainError("malformed_request", f"The body {error.reason}") from None
 
 
-def check_field(field: str, value: Any) -> None:
+def check_json_field(field: str, value: Any) -> None:
     """Refuse a decoded value that is past the bounds. Errors: `invalid_field`."""
     try:
-        check_value(value)
+        check_json_value(value)
     except JsonTooLarge as error:
         found = FieldError(field=field, message=error.reason)
         raise DomainError("invalid_field", f"{field}: {error.reason}", [found]) from None
 
 
-def check_value(value: Any) -> None:
+def check_json_value(value: Any) -> None:
     """Refuse a decoded value that is past the bounds; writing it down is faster than walking through it.
 
     Errors: `JsonTooLarge`, and msgspec's for what cannot be JSON.
@@ -130,7 +130,7 @@ def _measure_pieces(text: bytes) -> Iterator[JsonShape]:
     """The shape of all that comes before the end of each piece, so that memory is bounded."""
     depth = level = longest = number = 0
     values = 1
-    for outside in _outside_strings(text):
+    for outside in _iterate_outside_strings(text):
         levels = np.cumsum(_STEPS[outside], dtype=np.int64)
         depth = max(depth, level + int(levels.max(initial=0)))
         level += int(levels[-1]) if len(levels) else 0
@@ -146,7 +146,7 @@ def _measure_pieces(text: bytes) -> Iterator[JsonShape]:
         yield JsonShape(depth=depth, values=values, longest_number=longest)
 
 
-def _outside_strings(text: bytes) -> Iterator[NDArray[np.uint8]]:
+def _iterate_outside_strings(text: bytes) -> Iterator[NDArray[np.uint8]]:
     """The bytes outside of strings, piece by piece."""
     in_string = escaped = False
     for begin in range(0, len(text), _PIECE_BYTES):

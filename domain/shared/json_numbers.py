@@ -3,13 +3,13 @@
 from typing import Any, Final
 
 # Where JavaScript begins to write exponents.
-MAX_WHOLE: Final = 1e21
+MAX_WHOLE_NUMBER: Final = 1e21
 
 
-def write_whole(value: Any) -> Any:
+def normalize_whole_numbers(value: Any) -> Any:
     """Return a JSON value in which `5.0` is 5 and `1e20` is 100000000000000000000; larger ones stay as they are."""
     if isinstance(value, float):
-        return int(value) if value.is_integer() and abs(value) < MAX_WHOLE else value
+        return int(value) if value.is_integer() and abs(value) < MAX_WHOLE_NUMBER else value
     if isinstance(value, dict):
-        return {name: write_whole(one) for name, one in value.items()}
-    return [write_whole(one) for one in value] if isinstance(value, list) else value
+        return {name: normalize_whole_numbers(one) for name, one in value.items()}
+    return [normalize_whole_numbers(one) for one in value] if isinstance(value, list) else value

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 MAX_SCHEMA_NODES: Final = 10_000
 MAX_SCHEMA_DEPTH: Final = 32
 MAX_PATTERN_CHARACTERS: Final = 500
-DEFINITIONS: Final = "$defs"
+DEFINITIONS_KEYWORD: Final = "$defs"
 
 _TYPES: Final = frozenset({"null", "boolean", "object", "array", "number", "integer", "string"})
 # Names of the same types in other systems. `any` is every type.
@@ -51,7 +51,7 @@ def normalize_schema(schema: Any) -> dict[str, Any]:
     return _SchemaReader(schema).read_document()
 
 
-def is_matchable(pattern: Any) -> bool:
+def is_matchable_pattern(pattern: Any) -> bool:
     """Return whether a regular expression is one to match with: text, not too long, without looking around."""
     return isinstance(pattern, str) and len(pattern) <= MAX_PATTERN_CHARACTERS and _LOOKS_AROUND.search(pattern) is None
 
@@ -78,7 +78,7 @@ class _SchemaReader:
             for definition in definitions.values():
                 _loosen(definition)
         if definitions:
-            document[DEFINITIONS] = definitions
+            document[DEFINITIONS_KEYWORD] = definitions
         return document
 
     def _drop(self) -> None:
@@ -199,7 +199,7 @@ class _SchemaReader:
                 name = f"{name}_{len(self._names)}"
             self._names[pointer] = name
             self._pending.append((name, target))
-        found["$ref"] = f"#/{DEFINITIONS}/{self._names[pointer]}"
+        found["$ref"] = f"#/{DEFINITIONS_KEYWORD}/{self._names[pointer]}"
         return True
 
     def _local_pointer(self, reference: Any) -> str | None:
@@ -245,7 +245,7 @@ class _SchemaReader:
         return value is False
 
     def _read_pattern(self, keyword: str, value: Any, found: dict[str, Any], _: int) -> bool:
-        if is_matchable(value):
+        if is_matchable_pattern(value):
             found[keyword] = value
         return keyword in found
 
@@ -281,7 +281,7 @@ class _SchemaReader:
 
     def _read_patterned(self, keyword: str, value: Any, found: dict[str, Any], depth: int) -> bool:
         known = value if isinstance(value, dict) else {}
-        matchable = {pattern: one for pattern, one in known.items() if is_matchable(pattern)}
+        matchable = {pattern: one for pattern, one in known.items() if is_matchable_pattern(pattern)}
         if matchable:
             self._read_named(keyword, matchable, found, depth)
         if whole := isinstance(value, dict) and len(matchable) == len(value):
@@ -333,10 +333,10 @@ _READERS: Final[dict[str, Any]] = {
 }
 
 
-def subschemas(schema: dict[str, Any]) -> list[dict[str, Any]]:
+def list_subschemas(schema: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the schemas directly within one that `normalize_schema` returned, its `$defs` among them."""
     found: list[Any] = []
-    for keyword in (DEFINITIONS, "properties", "patternProperties", "dependentSchemas"):
+    for keyword in (DEFINITIONS_KEYWORD, "properties", "patternProperties", "dependentSchemas"):
         found += schema.get(keyword, {}).values()
     for keyword in ("allOf", "anyOf", "oneOf", "prefixItems"):
         found += schema.get(keyword, [])
@@ -356,7 +356,7 @@ def _loosen(schema: dict[str, Any]) -> None:
             schema["allOf"] = [*schema.get("allOf", []), {"anyOf": alternatives}]
         else:
             schema["anyOf"] = alternatives
-    for one in subschemas(schema):
+    for one in list_subschemas(schema):
         _loosen(one)
 
 

@@ -11,9 +11,9 @@ import msgspec
 class Lease(msgspec.Struct, frozen=True, kw_only=True):
     """Who claims a row, when, and until when without a sign of life."""
 
-    worker: str
-    taken_at: datetime
-    until: datetime
+    worker_id: str
+    claimed_at: datetime
+    expires_at: datetime
 
 
 class LostLease(Exception):
@@ -24,5 +24,5 @@ class LostLease(Exception):
         self.row_id = row_id
 
 
-class HandOver(Exception):
+class HandoverRequested(Exception):
     """The worker is about to end, and its work stands at a step where another worker can go on."""

@@ -14,50 +14,50 @@ from typing import Annotated, Final
 from msgspec import Meta
 
 from domain.shared import ids
-from domain.shared.errors import DomainError, invalid
+from domain.shared.errors import Conflict, FieldError, InvalidField
 
-NAME: Final = re.compile(r"[^\x00-\x1f\x7f/\\:]{1,128}")
+NAME_PATTERN: Final = re.compile(r"[^\x00-\x1f\x7f/\\:]{1,128}")
 # Of models, as LiteLLM and Ollama write them: `openrouter/deepseek/deepseek-chat`, `llama3.1:8b`.
-MODEL_NAME: Final = re.compile(r"[^\x00-\x1f\x7f]{1,256}")
+MODEL_NAME_PATTERN: Final = re.compile(r"[^\x00-\x1f\x7f]{1,256}")
 # Keys of crews and ids of steps, which stand in expressions, in places of errors and in results.
-KEY: Final = re.compile(r"(?!\s)[^\x00-\x1f\x7f-\x9f\u2028\u2029\[\]]{1,64}(?<!\s)")
+KEY_PATTERN: Final = re.compile(r"(?!\s)[^\x00-\x1f\x7f-\x9f\u2028\u2029\[\]]{1,64}(?<!\s)")
 KEY_RULE: Final = "must be 1 to 64 characters without line breaks, control characters, [ and ], or spaces around it."
 _OTHERS: Final = re.compile(r"[^a-z0-9]+")
 _JOINTS: Final = re.compile(r"[\s_.-]+")
-MAX_SLUG: Final = 64
+MAX_SLUG_CHARACTERS: Final = 64
 # Hexadecimal digits of a slug that is made up.
 _DIGITS: Final = 8
 
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
 
 
-def checked(
+def check_name(
     name: str,
     prefix: str,
     reserved: frozenset[str] = frozenset(),
-    pattern: re.Pattern[str] = NAME,
-    held: str = "slashes, colons or control characters",
+    pattern: re.Pattern[str] = NAME_PATTERN,
+    forbidden: str = "slashes, colons or control characters",
 ) -> str:
     """A name that can stand in a path. Errors: `invalid_field` for one that cannot, or that looks like an id.
 
     `held` says what `pattern` does not let a name hold.
     """
-    if not pattern.fullmatch(name) or name.strip() != name or ids.decode(prefix, name) is not None:
-        raise invalid(
+    if not pattern.fullmatch(name) or name.strip() != name or ids.decode_id(prefix, name) is not None:
+        raise InvalidField(
             "name",
-            f"must not begin or end with a space, hold {held}, or look like an id.",
+            f"must not begin or end with a space, hold {forbidden}, or look like an id.",
         )
     if name in {".", ".."} | reserved:
-        raise invalid("name", f"{name!r} means something else in a path.")
+        raise InvalidField("name", f"{name!r} means something else in a path.")
     return name
 
 
-def slug(name: str) -> str:
+def make_slug(name: str) -> str:
     """`OpenAI API Key` → `openai_api_key`: lower case, accents gone, a run of other characters is one `_`.
 
     At most `MAX_SLUG` characters; a slug is its own slug. Empty where nothing is left of the name.
     """
-    return _whole_slug(name)[:MAX_SLUG].strip("_")
+    return _whole_slug(name)[:MAX_SLUG_CHARACTERS].strip("_")
 
 
 def _whole_slug(name: str) -> str:
@@ -72,21 +72,21 @@ def fold_name(name: str) -> str:
     return _JOINTS.sub("_", shown).strip("_") or shown or folded
 
 
-def is_meant(reference: str, name: str) -> bool:
+def is_reference_to(reference: str, name: str) -> bool:
     """Whether somebody means a name by a reference: one that is alike, or its slug."""
     folded = fold_name(reference)
-    return folded == fold_name(name) or (folded != "" and folded == slug(name))
+    return folded == fold_name(name) or (folded != "" and folded == make_slug(name))
 
 
-def slug_candidates(kind: str, name: str) -> list[str]:
+def list_slug_candidates(kind: str, name: str) -> list[str]:
     """Return the slugs that a name can have, the plainest first; the last is nobody else's, as far as names differ.
 
     `kind` begins a slug of which nothing else is left: `tool_3f9a0c51`.
     """
     plain = _whole_slug(name)
     made_up = hashlib.sha256(fold_name(name).encode()).hexdigest()[:_DIGITS]
-    begin = plain[: MAX_SLUG - _DIGITS - 1].strip("_") or kind
-    return ([plain] if 0 < len(plain) <= MAX_SLUG else []) + [f"{begin}_{made_up}"]
+    begin = plain[: MAX_SLUG_CHARACTERS - _DIGITS - 1].strip("_") or kind
+    return ([plain] if 0 < len(plain) <= MAX_SLUG_CHARACTERS else []) + [f"{begin}_{made_up}"]
 
 
 def choose_slug(kind: str, name: str, current: str, holders: Mapping[str, str]) -> str:
@@ -94,23 +94,27 @@ def choose_slug(kind: str, name: str, current: str, holders: Mapping[str, str]) 
 
     `holders` are the names of others by the slugs that they have. Errors: `conflict` for a name that is alike.
     """
-    candidates = slug_candidates(kind, name)
+    candidates = list_slug_candidates(kind, name)
     there = [holders[one] for one in candidates if one in holders]
     alike = next((other for other in there if fold_name(other) == fold_name(name)), None)
     if alike is not None:
-        raise taken(kind, name, alike)
-    if current and current in (*candidates, slug(name)):
+        raise NameTaken(kind, name, alike)
+    if current and current in (*candidates, make_slug(name)):
         return current
     free = next((one for one in candidates if one not in holders), None)
     if free is None:
-        raise taken(kind, name)
+        raise NameTaken(kind, name)
     return free
 
 
-def taken(kind: str, name: str, other: str | None = None) -> DomainError:
-    """The refusal of a name that something else in the tenant has, or has all but case and spaces."""
-    error = invalid("name", "is taken in this tenant.").errors
-    if other in (None, name):
-        return DomainError("conflict", f"There is a {kind} named {name!r} already.", error)
-    told = f"There is a {kind} named {other!r} already; only case, spaces, _, - or . tell it from {name!r}."
-    return DomainError("conflict", told, error)
+class NameTaken(Conflict):
+    """Report a name that another resource of the tenant has, or has but for case, spaces and punctuation."""
+
+    def __init__(self, kind: str, name: str, existing_name: str | None = None) -> None:
+        detail = f"A {kind} named {name!r} already exists."
+        if existing_name not in (None, name):
+            detail = (
+                f"A {kind} named {existing_name!r} already exists; it differs from {name!r} only in case, spaces, "
+                "_, - or ."
+            )
+        super().__init__(detail, errors=[FieldError(field="name", message="is already taken in this tenant.")])

@@ -4,22 +4,22 @@ from typing import Final, Generic, TypeVar
 
 import msgspec
 
-from domain.shared.errors import invalid
+from domain.shared.errors import InvalidField
 
 T = TypeVar("T")
 
-MAX_LIMIT: Final = 1000
-DEFAULT_LIMIT: Final = 100
-MAX_OFFSET: Final = 10_000_000
+MAX_PAGE_LIMIT: Final = 1000
+DEFAULT_PAGE_LIMIT: Final = 100
+MAX_PAGE_OFFSET: Final = 10_000_000
 
 # On record tables a count stops here, so that a page costs the same at any size; see docs/api.md.
-COUNT_BOUND: Final = 10_000
+MAX_COUNTED_ROWS: Final = 10_000
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
     """Which part of a list is asked for."""
 
-    limit: int = DEFAULT_LIMIT
+    limit: int = DEFAULT_PAGE_LIMIT
     offset: int = 0
 
 
@@ -33,32 +33,34 @@ class Listing(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     has_more: bool
 
 
-def page_of(limit: int | None, offset: int | None, skip: int | None, page: int | None, page_size: int | None) -> Page:
+def parse_page(
+    limit: int | None, offset: int | None, skip: int | None, page: int | None, page_size: int | None
+) -> Page:
     """Settle the three dialects (`limit`/`offset`, `skip`, `page`/`page_size`) into one `Page`.
 
     Errors: `invalid_field` naming the parameter that is out of range or contradicts another.
     """
     for field, value, least, most in (
-        ("limit", limit, 1, MAX_LIMIT),
-        ("page_size", page_size, 1, MAX_LIMIT),
-        ("offset", offset, 0, MAX_OFFSET),
-        ("skip", skip, 0, MAX_OFFSET),
-        ("page", page, 1, MAX_OFFSET),
+        ("limit", limit, 1, MAX_PAGE_LIMIT),
+        ("page_size", page_size, 1, MAX_PAGE_LIMIT),
+        ("offset", offset, 0, MAX_PAGE_OFFSET),
+        ("skip", skip, 0, MAX_PAGE_OFFSET),
+        ("page", page, 1, MAX_PAGE_OFFSET),
     ):
         if value is not None and not least <= value <= most:
-            raise invalid(field, f"must be from {least} to {most}.")
+            raise InvalidField(field, f"must be from {least} to {most}.")
     if page is not None and (offset is not None or skip is not None):
-        raise invalid("page", "cannot be used together with offset or skip.")
+        raise InvalidField("page", "cannot be used together with offset or skip.")
     if offset is not None and skip is not None and offset != skip:
-        raise invalid("skip", "means offset, and the two differ.")
+        raise InvalidField("skip", "means offset, and the two differ.")
     if limit is not None and page_size is not None and limit != page_size:
-        raise invalid("page_size", "means limit, and the two differ.")
-    size = limit or page_size or DEFAULT_LIMIT
+        raise InvalidField("page_size", "means limit, and the two differ.")
+    size = limit or page_size or DEFAULT_PAGE_LIMIT
     start = (page - 1) * size if page is not None else (offset if offset is not None else skip or 0)
     return Page(limit=size, offset=start)
 
 
-def listing(items: list[T], total: int, page: Page) -> Listing[T]:
+def build_listing(items: list[T], total: int, page: Page) -> Listing[T]:
     """Wrap the rows of a page. `items` may hold one row more than the limit: the proof that more follow."""
     return Listing(
         items=items[: page.limit],

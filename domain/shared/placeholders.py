@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from domain.shared.errors import invalid
+from domain.shared.errors import InvalidField
 
 # What values may add to texts, in characters: a text may name one as often as it likes.
 MAX_FILLED_LENGTH: Final = 4_000_000
@@ -52,7 +52,7 @@ def create_filler(
         words = format_value(values[name])
         room -= len(words)
         if room < 0:
-            raise invalid(field, f"add more than {MAX_FILLED_LENGTH} characters to the texts that name them.")
+            raise InvalidField(field, f"add more than {MAX_FILLED_LENGTH} characters to the texts that name them.")
         words = slashes[:half] + words
         return (escape_placeholders(words) if keep_escapes and not allow_nested else words) + closing[1:]
 

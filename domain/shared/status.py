@@ -2,7 +2,7 @@
 
 from typing import Final, Literal
 
-Status = Literal["pending", "preparing", "running", "waiting", "completed", "failed", "cancelled"]
+ExecutionStatus = Literal["pending", "preparing", "running", "waiting", "completed", "failed", "cancelled"]
 
-TERMINAL: Final[frozenset[str]] = frozenset({"completed", "failed", "cancelled"})
-HELD: Final[tuple[Status, ...]] = ("preparing", "running")
+TERMINAL_STATUSES: Final[frozenset[str]] = frozenset({"completed", "failed", "cancelled"})
+LEASED_STATUSES: Final[tuple[ExecutionStatus, ...]] = ("preparing", "running")

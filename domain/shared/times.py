@@ -14,11 +14,11 @@ from typing import Annotated, Any, Final, Union, get_args, get_origin
 import msgspec
 from msgspec import Meta
 
-from domain.shared.errors import TIME_RULE, DomainError, invalid
+from domain.shared.errors import TIME_RULE, DomainError, InvalidField
 
 # Records of an earlier time, or of more than a day ahead, come from a clock that is wrong.
-OLDEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
-AHEAD: Final = timedelta(days=1)
+OLDEST_RECORD_TIME: Final = datetime(2000, 1, 1, tzinfo=UTC)
+MAX_CLOCK_LEAD: Final = timedelta(days=1)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECONDS_FROM: Final = 1e11
 _NUMBER: Final = re.compile(r"[-+]?(?!\d{8}$)\d{1,20}(?:\.\d{1,9})?")
@@ -26,25 +26,25 @@ _DATE: Final = re.compile(r"\d{4}-?\d{2}-?\d{2}|\d{4}-?W\d{2}-?\d")
 _LOST_PLUS: Final = re.compile(r"(.*\d[T ]\d\d:?\d\d(?::?\d\d(?:[.,]\d+)?)?) (\d\d:?\d\d)")
 _DAY: Final = timedelta(days=1)
 
-SentTime = Annotated[
+TimeInput = Annotated[
     str | int | float,
     Meta(description=f"A time: {TIME_RULE.removeprefix('must be ')} UTC, unless it says otherwise."),
 ]
 
 
-def read_time(field: str, sent: datetime | str | float, end: bool = False) -> datetime:
+def read_time(field: str, value: datetime | str | float, is_end: bool = False) -> datetime:
     """Return a time in UTC. A date is its first moment; as the `end` of a stretch, the first moment after it.
 
     Errors: `invalid_field`, also beyond the years 1 to 9999.
     """
     try:
-        at, is_date = _read(sent)
+        at, is_date = _read(value)
         at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
-        return (at + _DAY if end and is_date else at).astimezone(UTC)
+        return (at + _DAY if is_end and is_date else at).astimezone(UTC)
     except OverflowError:
-        raise invalid(field, "lies outside the years 1 to 9999.") from None
+        raise InvalidField(field, "lies outside the years 1 to 9999.") from None
     except ValueError:
-        raise invalid(field, TIME_RULE) from None
+        raise InvalidField(field, TIME_RULE) from None
 
 
 def _read(sent: datetime | str | float) -> tuple[datetime, bool]:
@@ -62,23 +62,23 @@ def _read(sent: datetime | str | float) -> tuple[datetime, bool]:
     return datetime.fromisoformat(text.upper()), _DATE.fullmatch(text.upper()) is not None
 
 
-def read_time_or_none(field: str, sent: datetime | str | float | None, end: bool = False) -> datetime | None:
+def read_time_or_none(field: str, value: datetime | str | float | None, is_end: bool = False) -> datetime | None:
     """Return a time as `read_time` does, None for none. Errors: `invalid_field`."""
-    return None if sent is None else read_time(field, sent, end)
+    return None if value is None else read_time(field, value, is_end)
 
 
-def recorded(field: str, at: datetime, now: datetime) -> datetime:
+def read_record_time(field: str, at: datetime, now: datetime) -> datetime:
     """When a record says it was made, in UTC; without an offset it is UTC.
 
     Errors: `invalid_field` for a time before the year 2000, or more than a day ahead of `now`.
     """
     made = read_time(field, at)
-    if not OLDEST <= made <= now + AHEAD:
-        raise invalid(field, "must lie between the year 2000 and tomorrow.")
+    if not OLDEST_RECORD_TIME <= made <= now + MAX_CLOCK_LEAD:
+        raise InvalidField(field, "must lie between the year 2000 and tomorrow.")
     return made
 
 
-def mend_times(source: bytes | msgspec.Raw, kind: Any) -> bytes:
+def normalize_times(source: bytes | msgspec.Raw, kind: Any) -> bytes:
     """Return the JSON of a struct with the times that `read_time` can read in the form that msgspec reads.
 
     For bodies that msgspec has refused: it takes RFC 3339 alone. All else stays as it is, undecoded.
@@ -101,7 +101,7 @@ def _mended(source: msgspec.Raw, inner: Any, is_list: bool) -> bytes:
         parts = msgspec.json.decode(source, type=list[msgspec.Raw])
         return msgspec.json.encode([msgspec.Raw(_mended(part, inner, False)) for part in parts])
     if inner is not None:
-        return mend_times(source, inner)
+        return normalize_times(source, inner)
     return msgspec.json.encode(read_time("", msgspec.json.decode(source, type=str | int | float)))
 
 

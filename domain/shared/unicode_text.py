@@ -27,14 +27,14 @@ _LONE_ESCAPE: Final = re.compile(
 _BACKSLASH: Final = b"\x00\x01"
 
 
-def mend_text(text: str) -> str:
+def repair_text(text: str) -> str:
     """Return text in which halves of surrogate pairs that meet are one character, and a half alone is U+FFFD."""
     if text.isascii() or not _HALF.search(text):
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def mend_json(source: bytes) -> bytes:
+def repair_json(source: bytes) -> bytes:
     """Return JSON without a BOM, whose texts hold no half of a surrogate pair, neither as an escape nor as bytes.
 
     What is not JSON, or not UTF-8 otherwise, is returned as it came, for its reader to refuse. The work grows with
@@ -52,15 +52,15 @@ def mend_json(source: bytes) -> bytes:
 
 
 def _join_raw_pair(found: re.Match[bytes]) -> bytes:
-    return mend_text(found[0].decode("utf-8", "surrogatepass")).encode()
+    return repair_text(found[0].decode("utf-8", "surrogatepass")).encode()
 
 
-def mend_json_text(source: str) -> str:
+def repair_json_text(source: str) -> str:
     """Return JSON that came as text, mended as `mend_json` does."""
-    return mend_json(mend_text(source).encode()).decode()
+    return repair_json(repair_text(source).encode()).decode()
 
 
-class TextMender:
+class TextRepairer:
     """Mends text that comes in pieces, where a character may begin in one piece and end in the next.
 
     The pieces must still hold their halves: `json.loads` keeps them, msgspec refuses them.
@@ -74,9 +74,9 @@ class TextMender:
         text = self._held + piece
         held = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
         self._held = held
-        return mend_text(text.removesuffix(held))
+        return repair_text(text.removesuffix(held))
 
     def finish(self) -> str:
         """Return what was held back."""
         held, self._held = self._held, ""
-        return mend_text(held)
+        return repair_text(held)

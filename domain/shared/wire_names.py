@@ -11,12 +11,12 @@ TOOL_CHARACTERS: Final = "A-Za-z0-9_-"
 PROPERTY_CHARACTERS: Final = "A-Za-z0-9_.-"
 
 
-def fits(name: str, characters: str) -> bool:
+def is_wire_name(name: str, characters: str) -> bool:
     """Return whether a name is one to send as it stands."""
     return re.fullmatch(rf"[{characters}]{{1,{MAX_WIRE_NAME}}}", name) is not None
 
 
-def assign_names(
+def assign_wire_names(
     wanted: Sequence[tuple[str, str]], reserved: Collection[str] = (), characters: str = TOOL_CHARACTERS
 ) -> list[str]:
     """Return a name for each thing, given as the name it should have and what tells it from all others.
@@ -24,7 +24,7 @@ def assign_names(
     A name that fits as it stands is kept by the first thing that has it. Any other has its odd characters replaced, and
     where that is no name of its own, a digest of what the thing is: it does not depend on the order of the things.
     """
-    fitting = {name for name, _ in wanted if fits(name, characters)} - set(reserved)
+    fitting = {name for name, _ in wanted if is_wire_name(name, characters)} - set(reserved)
     replaced = Counter(_replace_odd(name, characters) for name, _ in wanted if name not in fitting)
     taken: set[str] = set()
     names: list[str] = []

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 import yaml
 
-from domain.shared.errors import DomainError, invalid
+from domain.shared.errors import DomainError, InvalidField
 
 # Bytes.
 MAX_YAML_BYTES: Final = 256 * 1024
@@ -77,7 +77,7 @@ def dump_yaml(value: Any) -> str:
 
 
 def _invalid(field: str, line: int, message: str) -> DomainError:
-    return invalid(field, f"line {line}: {message}")
+    return InvalidField(field, f"line {line}: {message}")
 
 
 def _read(text: str) -> YamlDocument:

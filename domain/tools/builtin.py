@@ -9,7 +9,7 @@ from domain.shared import ids
 _PATH: Final = {"type": "string", "minLength": 1, "maxLength": 500, "description": "Relative to the run's folder."}
 
 
-class BuiltIn(msgspec.Struct, frozen=True, kw_only=True):
+class BuiltInTool(msgspec.Struct, frozen=True, kw_only=True):
     """A built-in tool. `effects`: a call changes something; `fenced`: it happens in the run's sandbox."""
 
     name: str
@@ -22,7 +22,7 @@ class BuiltIn(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def id(self) -> str:
         """The same everywhere and always."""
-        return ids.constant("tool", self.name)
+        return ids.derive_id("tool", self.name)
 
 
 def _takes(required: tuple[str, ...], **properties: dict[str, Any]) -> dict[str, Any]:
@@ -38,14 +38,14 @@ def _text(told: str, **more: Any) -> dict[str, Any]:
     return {"type": "string", "description": told, **more}
 
 
-BUILT_IN: Final[tuple[BuiltIn, ...]] = (
-    BuiltIn(
+BUILT_IN_TOOLS: Final[tuple[BuiltInTool, ...]] = (
+    BuiltInTool(
         name="filesystem_read",
         category="filesystem",
         description="Read a text file of this run.",
         parameters=_takes(("path",), path=_PATH, encoding=_text("Of the file.", default="utf-8", maxLength=32)),
     ),
-    BuiltIn(
+    BuiltInTool(
         name="filesystem_write",
         category="filesystem",
         description="Write a text file of this run, with the folders it needs. Replaces it, unless told to append.",
@@ -57,13 +57,13 @@ BUILT_IN: Final[tuple[BuiltIn, ...]] = (
         ),
         effects=True,
     ),
-    BuiltIn(
+    BuiltInTool(
         name="filesystem_list",
         category="filesystem",
         description="List the files and folders of this run.",
         parameters=_takes((), path={**_PATH, "default": ".", "description": "A folder; the run's own without it."}),
     ),
-    BuiltIn(
+    BuiltInTool(
         name="python",
         category="code",
         description=(
@@ -82,7 +82,7 @@ BUILT_IN: Final[tuple[BuiltIn, ...]] = (
         ),
         effects=True,
     ),
-    BuiltIn(
+    BuiltInTool(
         name="http_request",
         category="network",
         description="Send an HTTP request to a public address and read the answer.",
@@ -98,7 +98,7 @@ BUILT_IN: Final[tuple[BuiltIn, ...]] = (
         effects=True,
         fenced=False,
     ),
-    BuiltIn(
+    BuiltInTool(
         name="search_artifacts",
         category="knowledge",
         description="Search the records of earlier LLM runs.",

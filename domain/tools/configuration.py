@@ -11,19 +11,19 @@ from urllib.parse import parse_qsl, urlsplit
 import msgspec
 from msgspec import Meta
 
-from domain.shared.errors import invalid, misread, refused
+from domain.shared.errors import InvalidField, InvalidFields, field_error_from_msgspec
 from domain.shared.field_errors import collect_field_errors
 
-MAX_TIMEOUT: Final = 300
-MAX_HEADERS: Final = 64
-MAX_DEPTH: Final = 32
-MAX_SCHEMA: Final = 64 * 1024
+MAX_TOOL_TIMEOUT_SECONDS: Final = 300
+MAX_TOOL_HEADERS: Final = 64
+MAX_PARAMETER_DEPTH: Final = 32
+MAX_SCHEMA_BYTES: Final = 64 * 1024
 # What belongs to the connection or to the framing of a message, and so to whoever speaks HTTP (RFC 9110, 7.6.1).
-HOP_BY_HOP: Final = frozenset(
+HOP_BY_HOP_HEADERS: Final = frozenset(
     {"connection", "content-length", "expect", "host", "http2-settings", "keep-alive", "proxy-authenticate"}
     | {"proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
 )
-PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}")
+PATH_PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}")
 _TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
 _VALUE: Final = re.compile(r"[\t\x20-\x7e]{0,8192}")
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]+\]")
@@ -35,13 +35,13 @@ _FORMS: Final[dict[str, BodyFormat]] = {"application/x-www-form-urlencoded": "fo
 
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 Url = Annotated[str, Meta(min_length=1, max_length=2048)]
-Headers = Annotated[dict[str, str], Meta(max_length=MAX_HEADERS)]
+Headers = Annotated[dict[str, str], Meta(max_length=MAX_TOOL_HEADERS)]
 # From the name of a header to the name of the provider key whose value it carries.
 Secrets = Annotated[dict[str, Annotated[str, Meta(min_length=1, max_length=200)]], Meta(max_length=16)]
-Seconds = Annotated[float, Meta(gt=0, le=MAX_TIMEOUT)]
+Seconds = Annotated[float, Meta(gt=0, le=MAX_TOOL_TIMEOUT_SECONDS)]
 
 
-class Custom(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CustomToolConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A custom HTTP tool. `{name}` in the path of `api_endpoint` is filled from the arguments.
 
     The other arguments go into the query for GET and DELETE, else into the body: as JSON, or as a form where the header
@@ -57,7 +57,7 @@ class Custom(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     timeout: Seconds = 30.0
 
 
-class Mcp(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class McpServerConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An MCP server over streamable HTTP. `timeout` in seconds, for a whole call."""
 
     url: Url
@@ -66,12 +66,12 @@ class Mcp(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     timeout: Seconds = 60.0
 
 
-def checked_custom(configuration: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def check_custom_configuration(configuration: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """A custom tool's configuration with what is left to us filled in, and the JSON Schema of its arguments.
 
     Errors: `invalid_field` naming `configuration.…`.
     """
-    told = _read(configuration, Custom)
+    told = _read(configuration, CustomToolConfiguration)
     names = _checked_endpoint("configuration.api_endpoint", told.api_endpoint, placeholders=True)
     _checked_headers(told.headers, told.secrets)
     if told.method not in ("GET", "DELETE"):
@@ -80,28 +80,32 @@ def checked_custom(configuration: dict[str, Any]) -> tuple[dict[str, Any], dict[
     known = schema["properties"]
     for name in names:
         if name not in known:
-            raise invalid("configuration.api_endpoint", f"{{{name}}} is not among configuration.parameters.")
+            raise InvalidField("configuration.api_endpoint", f"{{{name}}} is not among configuration.parameters.")
         if known[name].get("type", "string") not in ("string", "integer", "number", "boolean"):
-            raise invalid(f"configuration.parameters.{name}", "belongs into the path, so it must be text or a number.")
+            raise InvalidField(
+                f"configuration.parameters.{name}", "belongs into the path, so it must be text or a number."
+            )
     if told.method in ("GET", "DELETE"):
         for name, _ in parse_qsl(urlsplit(told.api_endpoint).query, keep_blank_values=True):
             if name in known:
-                raise invalid("configuration.api_endpoint", f"sets {name!r} in its query, which is a parameter too.")
+                raise InvalidField(
+                    "configuration.api_endpoint", f"sets {name!r} in its query, which is a parameter too."
+                )
     # Without those there is no URL, so they are required whether or not somebody said so.
     schema["required"] = list(dict.fromkeys([*schema.get("required", ()), *names]))
     return msgspec.to_builtins(told), schema
 
 
-def checked_mcp(configuration: dict[str, Any]) -> dict[str, Any]:
+def check_mcp_configuration(configuration: dict[str, Any]) -> dict[str, Any]:
     """An MCP server's configuration with what is left to us filled in. Errors: `invalid_field`."""
-    told = _read(configuration, Mcp)
+    told = _read(configuration, McpServerConfiguration)
     _checked_endpoint("configuration.url", told.url, placeholders=False)
     _checked_headers(told.headers, told.secrets)
     built: dict[str, Any] = msgspec.to_builtins(told)
     return built
 
 
-def body_format(headers: Mapping[str, str]) -> BodyFormat | None:
+def choose_body_format(headers: Mapping[str, str]) -> BodyFormat | None:
     """Return how a body of the media type that headers ask for is written; None for one that we cannot write."""
     named = next((value for name, value in headers.items() if name.lower() == "content-type"), "application/json")
     kind, *parameters = [part.strip().lower() for part in named.split(";")]
@@ -114,24 +118,24 @@ def body_format(headers: Mapping[str, str]) -> BodyFormat | None:
 
 
 def _check_media_type(headers: dict[str, str]) -> None:
-    if body_format(headers) is None:
+    if choose_body_format(headers) is None:
         field = next(name for name in headers if name.lower() == "content-type")
         told = "must be application/json, application/x-www-form-urlencoded or multipart/form-data, in UTF-8: "
-        raise invalid(f"configuration.headers.{field}", told + "bodies of other media types are not written here.")
+        raise InvalidField(f"configuration.headers.{field}", told + "bodies of other media types are not written here.")
 
 
-def wrong_header(name: str, value: str) -> str | None:
+def find_header_problem(name: str, value: str) -> str | None:
     """What is wrong with sending a header, as a sentence that does not hold its value."""
     if not _TOKEN.fullmatch(name):
         return "is not a name of a header."
-    if name.lower() in HOP_BY_HOP:
+    if name.lower() in HOP_BY_HOP_HEADERS:
         return "belongs to the connection and cannot be set."
     if not _VALUE.fullmatch(value):
         return "must be printable ASCII without line breaks, of at most 8192 characters."
     return None
 
 
-def wrong_url(url: str) -> str | None:
+def find_url_problem(url: str) -> str | None:
     """What is wrong with a URL to connect to, as a sentence. Where it leads is not looked at here."""
     if re.search(r"[\x00-\x20\x7f\\]", url):
         return "must not hold spaces, control characters or backslashes."
@@ -154,26 +158,26 @@ def _read(configuration: dict[str, Any], kind: type[Any]) -> Any:
         return msgspec.convert(configuration, kind)
     except msgspec.ValidationError as error:
         found = collect_field_errors(configuration, kind, "configuration")
-        raise refused(found or [misread(str(error), "configuration")]) from None
+        raise InvalidFields(found or [field_error_from_msgspec(str(error), "configuration")]) from None
 
 
 def _checked_endpoint(field: str, url: str, placeholders: bool) -> list[str]:
     """The names of the placeholders in the path, in order."""
-    if (wrong := wrong_url(url)) is not None:
-        raise invalid(field, wrong)
+    if (wrong := find_url_problem(url)) is not None:
+        raise InvalidField(field, wrong)
     parts = urlsplit(url)
     if parts.fragment:
-        raise invalid(field, "must not hold a fragment (#…).")
+        raise InvalidField(field, "must not hold a fragment (#…).")
     if not _HOST.fullmatch(parts.netloc.rsplit(":", 1)[0] if parts.port is not None else parts.netloc):
-        raise invalid(field, "has no proper host.")
-    names = PLACEHOLDER.findall(parts.path) if placeholders else []
-    if re.search(r"[{}]", PLACEHOLDER.sub("", parts.path) if placeholders else parts.path) or re.search(
+        raise InvalidField(field, "has no proper host.")
+    names = PATH_PLACEHOLDER.findall(parts.path) if placeholders else []
+    if re.search(r"[{}]", PATH_PLACEHOLDER.sub("", parts.path) if placeholders else parts.path) or re.search(
         r"[{}]", parts.query
     ):
-        raise invalid(field, "may hold {name} in its path alone." if placeholders else "must not hold { or }.")
+        raise InvalidField(field, "may hold {name} in its path alone." if placeholders else "must not hold { or }.")
     for name in names:
         if not _WORD.fullmatch(name):
-            raise invalid(field, f"{{{name[:64]}}} is not a name of a parameter.")
+            raise InvalidField(field, f"{{{name[:64]}}} is not a name of a parameter.")
     return list(dict.fromkeys(names))
 
 
@@ -181,35 +185,37 @@ def _checked_headers(headers: dict[str, str], secrets: dict[str, str]) -> None:
     seen: set[str] = set()
     told = [("headers", name, value) for name, value in headers.items()] + [("secrets", name, "") for name in secrets]
     for field, name, value in told:
-        wrong = wrong_header(name, value)
+        wrong = find_header_problem(name, value)
         if wrong is None and name.lower() in seen:
             wrong = "is set twice."
         if wrong is not None:
-            raise invalid(f"configuration.{field}.{name[:128]}", wrong)
+            raise InvalidField(f"configuration.{field}.{name[:128]}", wrong)
         seen.add(name.lower())
 
 
 def _checked_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
     """A JSON Schema of type object with `properties`."""
     field = "configuration.parameters"
-    if len(msgspec.json.encode(parameters)) > MAX_SCHEMA:
-        raise invalid(field, f"may have {MAX_SCHEMA} bytes as JSON.")
+    if len(msgspec.json.encode(parameters)) > MAX_SCHEMA_BYTES:
+        raise InvalidField(field, f"may have {MAX_SCHEMA_BYTES} bytes as JSON.")
     inner = parameters.get("properties")
     whole = isinstance(parameters.get("type"), str) or (isinstance(inner, dict) and _all_schemas(inner.values()))
     schema: dict[str, Any] = dict(parameters) if whole else {"properties": parameters}
     if schema.setdefault("type", "object") != "object":
-        raise invalid(f"{field}.type", "must be object: arguments have names.")
+        raise InvalidField(f"{field}.type", "must be object: arguments have names.")
     properties = schema.setdefault("properties", {})
     if not isinstance(properties, dict):
-        raise invalid(f"{field}.properties", "must be an object.")
+        raise InvalidField(f"{field}.properties", "must be an object.")
     for name, one in properties.items():
         if not isinstance(one, dict):
-            raise invalid(f"{field}.{name[:64]}", 'must be a JSON Schema such as {"type": "string"}.')
+            raise InvalidField(f"{field}.{name[:64]}", 'must be a JSON Schema such as {"type": "string"}.')
     required = schema.get("required", [])
     if not isinstance(required, list) or not all(isinstance(name, str) and name in properties for name in required):
-        raise invalid(f"{field}.required", "must be a list of names of properties.")
-    if not self_contained(schema):
-        raise invalid(field, f"may be nested {MAX_DEPTH} deep, and $ref may lead to places within it alone (#…).")
+        raise InvalidField(f"{field}.required", "must be a list of names of properties.")
+    if not is_self_contained(schema):
+        raise InvalidField(
+            field, f"may be nested {MAX_PARAMETER_DEPTH} deep, and $ref may lead to places within it alone (#…)."
+        )
     return schema
 
 
@@ -217,13 +223,13 @@ def _all_schemas(values: Iterable[Any]) -> bool:
     return all(isinstance(one, dict) for one in values)
 
 
-def self_contained(schema: Any) -> bool:
+def is_self_contained(schema: Any) -> bool:
     """Whether a schema is not nested endlessly, and no reference leads out of it.
 
     Who checks something against a schema may fetch what it refers to.
     """
     level = [schema]
-    for _ in range(MAX_DEPTH):
+    for _ in range(MAX_PARAMETER_DEPTH):
         deeper: list[Any] = []
         for one in level:
             if isinstance(one, dict):

@@ -1,7 +1,7 @@
 """Traces: what an execution was made of, as a tree of spans. Made of what is on record, whenever somebody asks."""
 
 from domain.ports import Tx
-from domain.shared.errors import not_found
+from domain.shared.errors import NotFound
 from domain.traces.schema import (
     MAX_SPANS,
     DelegatedAgent,
@@ -51,5 +51,5 @@ async def read_trace_sources(tx: Tx, execution_id: str, content: bool = False) -
     """
     found = await tx.traces.get_sources(execution_id, content, MAX_SPANS)
     if found is None:
-        raise not_found("execution", execution_id)
+        raise NotFound("execution", execution_id)
     return found

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from domain.costs.budgets import nanos_from_usd
-from domain.shared.status import TERMINAL
+from domain.shared.status import TERMINAL_STATUSES
 from domain.stats import NANOS_PER_UNIT
 from domain.traces import attributes, spans
 from domain.traces.messages import ContentBudget, SentMessages
@@ -28,7 +28,7 @@ class AgentSpanBuilder:
     def __init__(
         self, run: TracedRun, steps: list[TracedRunStep], calls: list[TracedModelCall], budget: ContentBudget
     ) -> None:
-        self._run, self._over = run, run.status in TERMINAL
+        self._run, self._over = run, run.status in TERMINAL_STATUSES
         self._sent = SentMessages(run, steps, budget)
         self._answers = sorted(
             (step for step in steps if step.kind == "model"),

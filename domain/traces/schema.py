@@ -7,9 +7,9 @@ import msgspec
 
 from domain.executions.schema import ExecutionKind
 from domain.executions.steps import RunStepStatus
-from domain.llms.messages import ToolCall
+from domain.llms.messages import ModelToolCall
 from domain.plans.schema import StepStatus as StageStatus
-from domain.shared.status import Status
+from domain.shared.status import ExecutionStatus
 
 SpanKind = Literal["crew", "workflow", "task", "step", "agent", "model_call", "tool", "memory"]
 SpanStatus = Literal["ok", "error", "running", "waiting", "cancelled"]
@@ -62,7 +62,7 @@ class Trace(msgspec.Struct, kw_only=True):
 
     execution_id: str
     trace_id: str
-    status: Status
+    status: ExecutionStatus
     truncated: bool
     spans: list[Span]
 
@@ -79,7 +79,7 @@ class TracedRun(msgspec.Struct, kw_only=True, frozen=True):
     root_id: str | None = None
     step: str | None = None
     kind: ExecutionKind
-    status: Status
+    status: ExecutionStatus
     run_name: str
     agent_id: str | None = None
     agent_version_id: str | None = None
@@ -180,7 +180,7 @@ class TracedRunStep(msgspec.Struct, kw_only=True, frozen=True):
     completion_tokens: int | None = None
     given: str | None = None
     answer: str | None = None
-    tool_calls: tuple[ToolCall, ...] = ()
+    tool_calls: tuple[ModelToolCall, ...] = ()
     prompt: str | None = None
 
 

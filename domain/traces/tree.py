@@ -7,7 +7,7 @@ from domain.costs.budgets import nanos_from_usd
 from domain.plans.schema import WHOLE_STEP
 from domain.plans.schema import StepStatus as StageStatus
 from domain.shared import ids
-from domain.shared.status import TERMINAL, Status
+from domain.shared.status import TERMINAL_STATUSES, ExecutionStatus
 from domain.stats import NANOS_PER_UNIT
 from domain.traces import attributes, spans
 from domain.traces.agent_spans import AgentSpanBuilder
@@ -26,7 +26,7 @@ from domain.traces.schema import (
     TraceSources,
 )
 
-_RUNS: Final[dict[Status, SpanStatus]] = {
+_RUNS: Final[dict[ExecutionStatus, SpanStatus]] = {
     "pending": "running",
     "preparing": "running",
     "running": "running",
@@ -63,7 +63,7 @@ def build_trace(found: TraceSources, most: int = MAX_SPANS) -> Trace:
 
 def derive_trace_id(run: TracedRun) -> str:
     """The id that all of its trace has elsewhere: the 128 bits of the topmost execution's, in hexadecimal digits."""
-    known = ids.decode("exec", run.root_id or run.id)
+    known = ids.decode_id("exec", run.root_id or run.id)
     assert known is not None, "an execution's id that is none"
     return known.hex
 
@@ -89,7 +89,7 @@ class _Tree:
     def run(self, run: TracedRun, parent_id: str | None, number: int | None) -> Span:
         """An execution with all below it; `number` counts the tries of a step."""
         plan = self._plans.get(run.id)
-        over = run.status in TERMINAL
+        over = run.status in TERMINAL_STATUSES
         span = spans.build_span(
             id=run.id,
             parent_id=parent_id,
@@ -139,7 +139,7 @@ class _Tree:
         return [self.run(run, parent_id, number) for number, run in enumerate(runs, 1)]
 
     def _stage(self, run: TracedRun, stage: TracedPlanStep, place: str, parent_id: str, name: str) -> Span:
-        over = run.status in TERMINAL
+        over = run.status in TERMINAL_STATUSES
         span = spans.build_span(
             id=f"{run.id}/{place}",
             parent_id=parent_id,

@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from domain import crews, llms
-from domain.agents.schema import MAX_TIMEOUT
+from domain.agents.schema import MAX_TIMEOUT_SECONDS
 from domain.llms.messages import ToolFailed
 from domain.plans.resolution import resolve_agent_work, resolve_tool_work
 from domain.plans.schema import (
@@ -22,11 +22,11 @@ from domain.plans.schema import (
 from domain.plans.validation import validate_plan
 from domain.ports import Tx
 from domain.shared.access import Caller
-from domain.shared.errors import DomainError, FieldError, conflict, invalid, not_found, refused
+from domain.shared.errors import Conflict, DomainError, FieldError, InvalidField, InvalidFields, NotFound
 from domain.workflows import inputs
 from domain.workflows.schema import WORK_FIELDS, Workflow, WorkflowStep
 from domain.workflows.validation import validate_expressions
-from domain.workspaces import checked as checked_path
+from domain.workspaces import check_path as checked_path
 
 # Bytes of a plan, which holds every agent as it is, once for each step.
 MAX_WORKFLOW_PLAN_BYTES: Final = 16 * 1024 * 1024
@@ -43,16 +43,16 @@ async def compile_workflow(tx: Tx, caller: Caller, workflow: Workflow, model: st
     `invalid_field` for what has gone since it was written.
     """
     if model is not None:
-        await llms.resolve(tx, model)
+        await llms.resolve_model(tx, model)
     made = _Compiling(tx, caller, model, for_run=True)
     plan, found = await made.plan(workflow, [])
     if found:
-        raise refused(found)
+        raise InvalidFields(found)
     if model is not None and not _asks_models(plan, set()):
-        raise invalid("model", "is for model agents; no step is one.")
+        raise InvalidField("model", "is for model agents; no step is one.")
     if len(msgspec.json.encode(plan)) > MAX_WORKFLOW_PLAN_BYTES:
         limit = MAX_WORKFLOW_PLAN_BYTES >> 20
-        raise conflict(f"The plan of {workflow.name!r}, with every agent in it, is larger than {limit} MiB.")
+        raise Conflict(f"The plan of {workflow.name!r}, with every agent in it, is larger than {limit} MiB.")
     return plan
 
 
@@ -80,7 +80,7 @@ class _Compiling:
         What it says itself was checked when it was written.
         """
         if self._for_run and workflow.status == "archived":
-            raise conflict(f"The workflow {workflow.name!r} is archived.")
+            raise Conflict(f"The workflow {workflow.name!r} is archived.")
         found: list[FieldError] = []
         steps: list[PlanStep] = []
         for number, step in enumerate(workflow.steps):
@@ -157,7 +157,7 @@ class _Compiling:
             self._named[reference] = await self._tx.workflows.find(reference)
         inner = self._named[reference]
         if inner is None:
-            raise not_found("workflow", reference)
+            raise NotFound("workflow", reference)
         ids, names = [one.id for one in above], [*(one.name for one in above), inner.name]
         if inner.id in ids:
             at.wrong("workflow", f"contains itself: {' → '.join(names[ids.index(inner.id) :])}.")
@@ -227,8 +227,8 @@ def _misused(step: WorkflowStep, at: _Place) -> None:
         at.wrong("prompt", "is what a step is given as task, which is in its inputs already.")
     if step.map is None and step.max_parallel is not None:
         at.wrong("max_parallel", "is for a step that is mapped over a list.")
-    if step.timeout is not None and step.timeout > MAX_TIMEOUT and (step.agent or step.tool):
-        at.wrong("timeout", f"must be at most {MAX_TIMEOUT} seconds for an agent or a tool.")
+    if step.timeout is not None and step.timeout > MAX_TIMEOUT_SECONDS and (step.agent or step.tool):
+        at.wrong("timeout", f"must be at most {MAX_TIMEOUT_SECONDS} seconds for an agent or a tool.")
     _fits(step.inputs, at, "inputs")
     _fits(step.map, at, "map")
     if step.output_file is not None:

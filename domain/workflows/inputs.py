@@ -5,8 +5,8 @@ from typing import Any, Final
 
 from msgspec import UNSET
 
-from domain.shared.errors import FieldError, refused
-from domain.shared.json_limits import JsonTooLarge, check_value
+from domain.shared.errors import FieldError, InvalidFields
+from domain.shared.json_limits import JsonTooLarge, check_json_value
 from domain.workflows.schema import InputType, WorkflowInput
 
 _WORDS: Final[dict[InputType, str]] = {
@@ -45,7 +45,7 @@ def resolve_inputs(inputs: Mapping[str, WorkflowInput] | None, sent: dict[str, A
     """What was sent, with defaults for what was not. Errors: `invalid_field` naming each as `inputs.x`."""
     found = validate_inputs(inputs, sent)
     if found:
-        raise refused(found)
+        raise InvalidFields(found)
     return sent | find_defaults(inputs, sent)
 
 
@@ -104,7 +104,7 @@ def has_type(value: Any, kind: InputType | None) -> bool:
 def explain_unstorable(value: Any) -> str | None:
     """Why a value cannot be part of a workflow, which comes and goes as YAML too; None if it can."""
     try:
-        check_value(value)
+        check_json_value(value)
     except JsonTooLarge as error:
         return error.reason
     return "holds U+0000, which no text of a workflow can." if _holds(value, "\0") else None

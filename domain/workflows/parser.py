@@ -8,9 +8,9 @@ import msgspec
 from msgspec import UNSET
 
 from domain.shared import yaml_reader
-from domain.shared.errors import DomainError, FieldError, invalid, misread, refused
+from domain.shared.errors import DomainError, FieldError, InvalidField, InvalidFields, field_error_from_msgspec
 from domain.shared.field_errors import collect_field_errors
-from domain.shared.json_limits import check_body
+from domain.shared.json_limits import check_json_body
 from domain.shared.names import KEY_RULE
 from domain.workflows.schema import PatchWorkflow, Workflow, WorkflowYaml
 
@@ -50,7 +50,7 @@ def parse_body(sent: bytes, media: str, kind: type[T]) -> ParsedBody[T]:
             return _parsed(sent.decode(), kind)
         except UnicodeDecodeError as error:
             raise DomainError("malformed_request", "The body is not UTF-8 text.") from error
-    check_body(sent)
+    check_json_body(sent)
     try:
         value = msgspec.json.decode(sent)
     except msgspec.DecodeError as error:
@@ -65,7 +65,7 @@ def parse_body(sent: bytes, media: str, kind: type[T]) -> ParsedBody[T]:
 def _parsed(text: str, kind: type[T], within: str = "body") -> ParsedBody[T]:
     document = yaml_reader.parse_yaml(text, within)
     if not isinstance(document.value, dict):
-        raise invalid(within, "must be a mapping that begins with the name of the workflow.")
+        raise InvalidField(within, "must be a mapping that begins with the name of the workflow.")
     try:
         return ParsedBody(data=_made(document.value, kind), lines=document.lines)
     except DomainError as error:
@@ -77,8 +77,8 @@ def _made(value: dict[str, Any], kind: type[T]) -> T:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        found = collect_field_errors(value, kind) or [misread(str(error))]
-        raise refused([_in_our_words(one) for one in found]) from None
+        found = collect_field_errors(value, kind) or [field_error_from_msgspec(str(error))]
+        raise InvalidFields([_in_our_words(one) for one in found]) from None
 
 
 def _in_our_words(error: FieldError) -> FieldError:
@@ -89,7 +89,7 @@ def _in_our_words(error: FieldError) -> FieldError:
 def _placed(error: DomainError, lines: dict[str, int]) -> DomainError:
     found = [_lined(one, lines) for one in error.errors]
     if error.code == "invalid_field":
-        return refused(found)
+        return InvalidFields(found)
     return DomainError(error.code, error.detail, found, error.retry_after)
 
 

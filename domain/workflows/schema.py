@@ -7,7 +7,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from domain.plans.schema import MAX_PLAN_STEPS, PLAN_TIMEOUT_SECONDS, RetryPolicy
-from domain.shared.names import KEY, Name
+from domain.shared.names import KEY_PATTERN, Name
 from domain.shared.pages import Listing, Page
 
 WorkflowStatus = Literal["active", "archived"]
@@ -25,7 +25,7 @@ WORK_FIELDS: Final = ("agent", "crew", "tool", "workflow")
 StepId = Annotated[
     str,
     Meta(
-        pattern=rf"^{KEY.pattern}$(?!\n)",
+        pattern=rf"^{KEY_PATTERN.pattern}$(?!\n)",
         max_length=64,
         examples=["review"],
         description='Of any script. In expressions `steps.id`; where it is no word, `steps["an id"]`.',

@@ -8,7 +8,7 @@ from msgspec import UNSET
 from domain.ports import Tx
 from domain.shared import ids, names
 from domain.shared.access import Caller
-from domain.shared.errors import conflict, not_found, refused
+from domain.shared.errors import Conflict, InvalidFields, NotFound
 from domain.shared.pages import Listing, Page
 from domain.workflows.compiler import validate_workflow
 from domain.workflows.parser import ParsedBody
@@ -29,10 +29,10 @@ async def create_workflow(tx: Tx, caller: Caller, sent: ParsedBody[NewWorkflow])
     with sent.add_line_numbers():
         await tx.workflows.lock_writes()
         if await tx.workflows.count() >= MAX_WORKFLOWS:
-            raise conflict(f"A tenant has at most {MAX_WORKFLOWS} workflows.")
+            raise Conflict(f"A tenant has at most {MAX_WORKFLOWS} workflows.")
         workflow = Workflow(
-            id=ids.new("wf"),
-            name=names.checked(data.name, "wf", RESERVED_WORKFLOW_NAMES),
+            id=ids.generate_id("wf"),
+            name=names.check_name(data.name, "wf", RESERVED_WORKFLOW_NAMES),
             description=data.description,
             status=data.status,
             inputs=data.inputs,
@@ -45,7 +45,7 @@ async def create_workflow(tx: Tx, caller: Caller, sent: ParsedBody[NewWorkflow])
             updated_at=tx.now,
         )
         if not await tx.workflows.add(workflow):
-            raise names.taken("workflow", workflow.name)
+            raise names.NameTaken("workflow", workflow.name)
         await _check(tx, caller, workflow)
     return workflow
 
@@ -54,14 +54,14 @@ async def _check(tx: Tx, caller: Caller, workflow: Workflow) -> None:
     """Refuse a workflow that could never be run. It is written down already, so that others lead to it as it is."""
     found = await validate_workflow(tx, caller, workflow)
     if found:
-        raise refused(found)
+        raise InvalidFields(found)
 
 
 async def get_workflow(tx: Tx, reference: str, lock: bool | Literal["share"] = False) -> Workflow:
     """A workflow by id or name. Errors: `not_found`."""
     workflow = await tx.workflows.find(reference, lock)
     if workflow is None:
-        raise not_found("workflow", reference)
+        raise NotFound("workflow", reference)
     return workflow
 
 
@@ -84,11 +84,11 @@ async def update_workflow(tx: Tx, caller: Caller, reference: str, sent: ParsedBo
             if (value := getattr(sent.data, field)) is not UNSET
         }
         if "name" in changed:
-            names.checked(changed["name"], "wf", RESERVED_WORKFLOW_NAMES)
+            names.check_name(changed["name"], "wf", RESERVED_WORKFLOW_NAMES)
         workflow = msgspec.structs.replace(workflow, **changed, updated_at=tx.now)
         workflow.steps_total = len(workflow.steps)
         if not await tx.workflows.save(workflow):
-            raise names.taken("workflow", workflow.name)
+            raise names.NameTaken("workflow", workflow.name)
         # What is only put away or described anew may name what is gone.
         if changed.keys() - {"status", "description"}:
             await _check(tx, caller, workflow)
@@ -104,5 +104,5 @@ async def delete_workflow(tx: Tx, reference: str) -> None:
     workflow = await get_workflow(tx, reference, lock=True)
     starting = await tx.schedules.list_names_by_target("workflow", workflow.id)
     if starting:
-        raise conflict(f"The schedule {starting[0]!r} starts this workflow; delete that first.")
+        raise Conflict(f"The schedule {starting[0]!r} starts this workflow; delete that first.")
     await tx.workflows.delete(workflow.id)

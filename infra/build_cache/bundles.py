@@ -6,8 +6,8 @@ from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanag
 from pathlib import Path
 from typing import Final
 
-from domain.builds import Version
-from domain.builds.manifest import memory_of
+from domain.builds import AgentVersion
+from domain.builds.manifest import get_memory_limit
 from domain.ports import ArchiveLimits, Blobs, Program, Sandbox
 from infra.build_cache.environments import EnvironmentCache, fetch_folder, pack_folder, place_folder
 from infra.build_cache.folders import FolderCache
@@ -36,7 +36,7 @@ class BundleCache:
         """An empty folder on the same file system as the bundles, gone in the end."""
         return self._cache.open_scratch("bundles")
 
-    async def store_bundle(self, version: Version, folder: Path, key: str, scratch: Path) -> None:
+    async def store_bundle(self, version: AgentVersion, folder: Path, key: str, scratch: Path) -> None:
         """Keep a built folder here and in object storage under `key`. The folder is moved."""
         archive = scratch / "bundle.tar.gz"
         await asyncio.to_thread(pack_folder, folder, archive)
@@ -45,7 +45,7 @@ class BundleCache:
         await asyncio.to_thread(self._cache.evict_excess)
 
     @asynccontextmanager
-    async def open_program(self, version: Version, timeout: float) -> AsyncIterator[Program]:
+    async def open_program(self, version: AgentVersion, timeout: float) -> AsyncIterator[Program]:
         """Yield a ready version as something to run, fetched if need be, which stays while this is entered.
 
         Errors: `not_found`, `storage_unavailable`.
@@ -68,7 +68,7 @@ class BundleCache:
                 environment=environment,
                 entrypoint=version.entrypoint or "",
                 timeout=timeout,
-                memory_mb=memory_of(version.memory),
+                memory_mb=get_memory_limit(version.memory),
                 gateway=bool(version.models),
             )
 

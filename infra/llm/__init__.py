@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from domain.llms.messages import Ask, Part
+from domain.llms.messages import ModelCall, ReplyPart
 from infra.llm.key_mask import stream_masked
 from infra.llm.local import Served, aimed
 from infra.llm.prices import GenaiPrices
@@ -42,16 +42,16 @@ class PydanticLlm:
         self._module: Any = None
         self._loading = asyncio.Lock()
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Part, None]:
+    async def stream(self, ask: ModelCall) -> AsyncGenerator[ReplyPart, None]:
         """See `domain.ports.Llm`. Errors: `domain.llms.messages.ModelError`."""
         async with aclosing(stream_masked(ask, self._adapted)) as parts:
             async for part in parts:
                 yield part
 
-    def _adapted(self, ask: Ask) -> AsyncGenerator[Part, None]:
+    def _adapted(self, ask: ModelCall) -> AsyncGenerator[ReplyPart, None]:
         return stream_adapted(ask, self._stream)
 
-    async def _stream(self, ask: Ask) -> AsyncGenerator[Part, None]:
+    async def _stream(self, ask: ModelCall) -> AsyncGenerator[ReplyPart, None]:
         if self._module is None:
             await self.warm()
         module = self._module
@@ -63,7 +63,7 @@ class PydanticLlm:
                     async for part in parts:
                         yield part
             return
-        self._guarded = self._guarded or self._outbound.client2(max_error_bytes=MAX_ERROR_BYTES)
+        self._guarded = self._guarded or self._outbound.create_httpx2_client(max_error_bytes=MAX_ERROR_BYTES)
         async with aclosing(module.parts(ask, ask.target.base_url, self._guarded)) as parts:
             async for part in parts:
                 yield part

@@ -9,21 +9,21 @@ from uuid import uuid4
 import msgspec
 
 from domain.llms.messages import (
-    Ask,
-    CallPart,
-    Finish,
-    Message,
-    Notice,
-    Part,
+    ChatMessage,
+    FinishReason,
+    ModelCall,
+    ModelReply,
+    ModelToolCall,
+    ModelUsage,
     ProviderParts,
-    Reply,
+    ReasoningDelta,
+    ReplyNotice,
+    ReplyPart,
     ReportedUsage,
-    Text,
-    Thought,
-    ToolCall,
-    Usage,
+    TextDelta,
+    ToolCallDelta,
 )
-from domain.shared.unicode_text import mend_json, mend_text
+from domain.shared.unicode_text import repair_json, repair_text
 from infra.llm import failures
 from infra.llm.event_stream import LONGEST
 
@@ -58,7 +58,7 @@ class PieceMender:
 
 
 def _mended(text: str) -> str:
-    return mend_text(_ESCAPED_BYTES.sub(_decoded, text))
+    return repair_text(_ESCAPED_BYTES.sub(_decoded, text))
 
 
 def _may_go_on(tail: bytes) -> bool:
@@ -85,7 +85,7 @@ class _Call:
 class Answer:
     """What has come of one answer. Each piece is handed back as the parts to show, in which texts are whole."""
 
-    def __init__(self, ask: Ask, writer: str) -> None:
+    def __init__(self, ask: ModelCall, writer: str) -> None:
         self._ask, self._writer = ask, writer
         self._calls: list[_Call] = []
         # In the order in which they came: pieces of text, numbers of calls, items that the provider wants back.
@@ -106,25 +106,25 @@ class Answer:
         """The text so far."""
         return "".join(piece for pieces in self._order if isinstance(pieces, list) for piece in pieces)
 
-    def add_text(self, piece: str) -> Sequence[Part]:
+    def add_text(self, piece: str) -> Sequence[ReplyPart]:
         """Take a piece of the text."""
         self._grow(piece)
         return self._show(self._text.add(piece))
 
-    def add_thought(self, piece: str) -> Sequence[Part]:
+    def add_thought(self, piece: str) -> Sequence[ReplyPart]:
         """Take a piece of a thought: shown, and no part of the answer."""
         self._grow(piece)
         mended = self._thought.add(piece)
-        return (Thought(mended),) if mended else ()
+        return (ReasoningDelta(mended),) if mended else ()
 
-    def begin_call(self, id_: str | None, name: str) -> CallPart:
+    def begin_call(self, id_: str | None, name: str) -> ToolCallDelta:
         """Take a tool call's beginning. Servers that name no id get one from us: results are matched by it."""
         call = _Call(id_ or f"call_{uuid4().hex}", name)
         self._order.append(len(self._calls))
         self._calls.append(call)
-        return CallPart(index=len(self._calls) - 1, id=call.id, name=name)
+        return ToolCallDelta(index=len(self._calls) - 1, id=call.id, name=name)
 
-    def add_arguments(self, index: int, piece: str) -> Sequence[CallPart]:
+    def add_arguments(self, index: int, piece: str) -> Sequence[ToolCallDelta]:
         """Take a piece of the arguments of call number `index`."""
         self._grow(piece)
         call = self._calls[index]
@@ -132,7 +132,7 @@ class Answer:
         if not mended:
             return ()
         call.arguments.append(mended)
-        return (CallPart(index=index, arguments=mended),)
+        return (ToolCallDelta(index=index, arguments=mended),)
 
     def arguments_of(self, index: int) -> str:
         """Return the arguments of a call so far."""
@@ -163,24 +163,26 @@ class Answer:
         if message not in self.notices:
             self.notices.append(message)
 
-    def finish(self) -> Iterable[Part]:
+    def finish(self) -> Iterable[ReplyPart]:
         """Yield what was held back, and what calls without any arguments lack to be JSON."""
         yield from self._show(self._text.finish())
         if thought := self._thought.finish():
-            yield Thought(thought)
+            yield ReasoningDelta(thought)
         for index, call in enumerate(self._calls):
             if rest := call.mender.finish():
                 call.arguments.append(rest)
-                yield CallPart(index=index, arguments=rest)
+                yield ToolCallDelta(index=index, arguments=rest)
             if not "".join(call.arguments).strip():
                 call.arguments.append("{}")
-                yield CallPart(index=index, arguments="{}")
+                yield ToolCallDelta(index=index, arguments="{}")
         for notice in self.notices:
-            yield Notice(notice)
+            yield ReplyNotice(notice)
 
-    def reply(self, finish: Finish) -> Reply:
+    def reply(self, finish: FinishReason) -> ModelReply:
         """Return the whole answer. Errors: `ModelError` for one that is missing."""
-        calls = tuple(ToolCall(id=call.id, name=call.name, arguments="".join(call.arguments)) for call in self._calls)
+        calls = tuple(
+            ModelToolCall(id=call.id, name=call.name, arguments="".join(call.arguments)) for call in self._calls
+        )
         if self.is_refused:
             finish = "content_filter"
         elif finish in ("stop", "tool_calls"):  # not every server tells them apart
@@ -188,10 +190,10 @@ class Answer:
         # Where the caller names a word to stop at, an answer may be nothing but that word.
         if finish == "stop" and self.is_empty and not self._ask.options.stop:
             raise failures.empty(self._ask.target)
-        message = Message(
+        message = ChatMessage(
             role="assistant", content=self.content, tool_calls=calls, provider_parts=self._provider_parts()
         )
-        return Reply(message=message, finish=finish, usage=self._whole_usage())
+        return ModelReply(message=message, finish=finish, usage=self._whole_usage())
 
     def _provider_parts(self) -> ProviderParts | None:
         """Return the answer as its provider wants it back; None if that is no more than its text and its calls."""
@@ -209,30 +211,30 @@ class Answer:
         try:
             source = msgspec.json.encode(parts)
         except (UnicodeEncodeError, OverflowError):
-            source = mend_json(json.dumps(parts).encode())
+            source = repair_json(json.dumps(parts).encode())
         if len(source) > _MAX_KEPT_BYTES:
             return None
         return ProviderParts(writer=self._writer, parts=msgspec.json.decode(source, type=tuple[dict[str, Any], ...]))
 
-    def _whole_usage(self) -> Usage | None:
+    def _whole_usage(self) -> ModelUsage | None:
         told = self.usage
         if told is None or told.prompt_tokens is None or told.completion_tokens is None:
             return None
-        return Usage(
+        return ModelUsage(
             prompt_tokens=told.prompt_tokens,
             completion_tokens=told.completion_tokens,
             cached_tokens=told.cached_tokens or 0,
             reasoning_tokens=told.reasoning_tokens or 0,
         )
 
-    def _show(self, piece: str) -> Sequence[Part]:
+    def _show(self, piece: str) -> Sequence[ReplyPart]:
         if not piece:
             return ()
         if self._order and isinstance(last := self._order[-1], list):
             last.append(piece)
         else:
             self._order.append([piece])
-        return (Text(piece),)
+        return (TextDelta(piece),)
 
     def _grow(self, piece: str) -> None:
         self._size += len(piece)

@@ -7,20 +7,20 @@ from typing import Any, Final
 import httpx2
 import msgspec
 
-from domain.llms.messages import Ask, Finish, Part, ReportedUsage
+from domain.llms.messages import FinishReason, ModelCall, ReplyPart, ReportedUsage
 from infra.llm import error_words, failures
 from infra.llm.answer import Answer
 from infra.llm.event_stream import Event, EventStream, read_events
 from infra.llm.usage import read_count
 
-_FINISHES: Final[dict[str, Finish]] = {
+_FINISHES: Final[dict[str, FinishReason]] = {
     "max_tokens": "length",
     "model_context_window_exceeded": "length",
     "refusal": "content_filter",
 }
 
 
-async def read(response: httpx2.Response, ask: Ask, writer: str) -> AsyncGenerator[Part, None]:
+async def read(response: httpx2.Response, ask: ModelCall, writer: str) -> AsyncGenerator[ReplyPart, None]:
     """Yield the parts of an answer. Errors: `ModelError`, `TimeoutError`, and those of httpx2."""
     stream = EventStream(response, ask)
     reader = _Reader(ask, writer)
@@ -34,7 +34,7 @@ async def read(response: httpx2.Response, ask: Ask, writer: str) -> AsyncGenerat
 class _Reader:
     """One answer, event by event."""
 
-    def __init__(self, ask: Ask, writer: str) -> None:
+    def __init__(self, ask: ModelCall, writer: str) -> None:
         self._ask = ask
         self._answer = Answer(ask, writer)
         self._blocks: dict[Any, dict[str, Any]] = {}
@@ -45,7 +45,7 @@ class _Reader:
         self.is_ended = False
         self.stop_reason = ""
 
-    def take(self, event: Event) -> Iterable[Part]:
+    def take(self, event: Event) -> Iterable[ReplyPart]:
         """Read an event. Errors: `ModelError` for one that is an error."""
         data = event.data
         if (error := error_words.find_error(event.name, data)) is not None:
@@ -75,7 +75,7 @@ class _Reader:
                 return
         self.has_events = True
 
-    def end(self, stream: EventStream) -> Iterable[Part]:
+    def end(self, stream: EventStream) -> Iterable[ReplyPart]:
         """Yield the end of the answer. Errors: `ModelError` if it is missing or broke off."""
         target = self._ask.target
         if not self.stop_reason and not self.is_ended:
@@ -95,7 +95,7 @@ class _Reader:
         yield from self._answer.finish()
         yield self._answer.reply(_FINISHES.get(self.stop_reason, "stop"))
 
-    def _message(self, message: Any) -> Iterable[Part]:
+    def _message(self, message: Any) -> Iterable[ReplyPart]:
         """Read a message: empty where a stream begins, whole from servers that do not stream."""
         if not isinstance(message, Mapping):
             return
@@ -107,7 +107,7 @@ class _Reader:
             yield from self._stop(number)
         yield from self._report(message.get("usage"))  # once more: it counts the content that came with it
 
-    def _begin(self, number: Any, block: Any) -> Iterable[Part]:
+    def _begin(self, number: Any, block: Any) -> Iterable[ReplyPart]:
         if not isinstance(block, Mapping):
             return
         block = dict(block)
@@ -130,7 +130,7 @@ class _Reader:
                 yield part
         self._blocks[number] = block
 
-    def _add(self, number: Any, delta: Any) -> Iterable[Part]:
+    def _add(self, number: Any, delta: Any) -> Iterable[ReplyPart]:
         if not isinstance(delta, Mapping):
             return
         block = self._blocks.get(number, {})
@@ -147,7 +147,7 @@ class _Reader:
             block["input"] = None
             yield from self._answer.add_arguments(self._calls[number], arguments)
 
-    def _stop(self, number: Any) -> Iterable[Part]:
+    def _stop(self, number: Any) -> Iterable[ReplyPart]:
         block = self._blocks.pop(number, {})
         if number in self._calls and (given := block.get("input")):
             # No pieces came: all of it did at once.

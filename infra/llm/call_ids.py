@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from msgspec.structs import replace
 
-from domain.llms.messages import Message, Target, ToolCall
+from domain.llms.messages import ChatMessage, ModelTarget, ModelToolCall
 
 # What Anthropic and OpenAI's Responses take. Chat completions take more, and Kimi wants its own back as they were.
 _NARROW: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -22,16 +22,16 @@ _CHAT: Final = re.compile(r"[\x21-\x7e]{1,40}")
 _MISTRAL: Final = re.compile(r"[A-Za-z0-9]{9}")
 
 
-def map_call_ids(messages: Sequence[Message], target: Target, is_chat: bool) -> list[Message]:
+def map_call_ids(messages: Sequence[ChatMessage], target: ModelTarget, is_chat: bool) -> list[ChatMessage]:
     """Return the messages with every id fit for the wire of `target`. Ids that fit, and are used once, stay."""
     pattern = _pattern(target, is_chat)
     given = {call.id for message in messages for call in message.tool_calls if pattern.fullmatch(call.id)}
     used: set[str] = set()
     waiting: dict[str, deque[str]] = defaultdict(deque)  # from an id as it came to those on the wire, oldest first
-    mapped: list[Message] = []
+    mapped: list[ChatMessage] = []
     for message in messages:
         if message.tool_calls:
-            calls: list[ToolCall] = []
+            calls: list[ModelToolCall] = []
             # A result belongs to the latest call of its id: numbers that begin anew with each answer are common.
             for id_ in {call.id for call in message.tool_calls}:
                 waiting.pop(id_, None)
@@ -49,7 +49,7 @@ def map_call_ids(messages: Sequence[Message], target: Target, is_chat: bool) -> 
     return mapped
 
 
-def _pattern(target: Target, is_chat: bool) -> re.Pattern[str]:
+def _pattern(target: ModelTarget, is_chat: bool) -> re.Pattern[str]:
     if not is_chat:
         return _NARROW
     host = urlsplit(target.base_url or "").hostname or ""

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import httpx2
 
-from domain.llms.messages import Ask, Finish, Part
+from domain.llms.messages import FinishReason, ModelCall, ReplyPart
 from infra.llm import error_words, failures
 from infra.llm.answer import Answer
 from infra.llm.event_stream import Event, EventStream
@@ -34,7 +34,7 @@ _FILTER: Final = ("filter", "safety", "recitation", "refus", "blocklist", "prohi
 _BROKEN: Final = ("error", "abort", "insufficient_system_resource", "cancel", "fail")
 
 
-async def read(response: httpx2.Response, ask: Ask, writer: str) -> AsyncGenerator[Part, None]:
+async def read(response: httpx2.Response, ask: ModelCall, writer: str) -> AsyncGenerator[ReplyPart, None]:
     """Yield the parts of an answer. Errors: `ModelError`, `TimeoutError`, and those of httpx2."""
     stream = EventStream(response, ask)
     reader = _Reader(ask, writer)
@@ -62,7 +62,7 @@ async def read(response: httpx2.Response, ask: Ask, writer: str) -> AsyncGenerat
 class _Reader:
     """One answer, event by event."""
 
-    def __init__(self, ask: Ask, writer: str) -> None:
+    def __init__(self, ask: ModelCall, writer: str) -> None:
         self._ask = ask
         self._answer = Answer(ask, writer)
         self._tags = ThinkTags()
@@ -81,7 +81,7 @@ class _Reader:
         """Return False: `[DONE]` ends such a stream, which its reader looks for itself."""
         return False
 
-    def take(self, event: Event) -> Iterable[Part]:
+    def take(self, event: Event) -> Iterable[ReplyPart]:
         """Read an event. Errors: `ModelError` for one that is an error, after the usage it may report."""
         data = event.data
         choice = _choice(data)
@@ -93,7 +93,7 @@ class _Reader:
         for usage in reports:  # once more: it counts the text that came with it
             yield from self._answer.report(read_usage(usage))
 
-    def _take_answer(self, event: Event, choice: Mapping[str, Any]) -> Iterable[Part]:
+    def _take_answer(self, event: Event, choice: Mapping[str, Any]) -> Iterable[ReplyPart]:
         data = event.data
         for place in (data, choice):
             if (error := error_words.find_error(event.name if place is data else "", place)) is not None:
@@ -116,7 +116,7 @@ class _Reader:
             yield from self._text(choice["text"])
         self.finish = _finish(choice) or self.finish
 
-    def end(self, stream: EventStream) -> Iterable[Part]:
+    def end(self, stream: EventStream) -> Iterable[ReplyPart]:
         """Yield the end of the answer. Errors: `ModelError` if it is missing, broke off, or is an error."""
         target, answer = self._ask.target, self._answer
         for is_thought, text in self._tags.finish():
@@ -150,7 +150,7 @@ class _Reader:
             return failures.empty(target)
         return failures.unfinished(target)
 
-    def _message(self, message: Mapping[str, Any]) -> Iterable[Part]:
+    def _message(self, message: Mapping[str, Any]) -> Iterable[ReplyPart]:
         """Read what deltas and whole messages have in common."""
         if content := message.get("content"):
             for is_thought, text in _texts(content):
@@ -170,7 +170,7 @@ class _Reader:
         if isinstance(function := message.get("function_call"), Mapping):  # before there were tool calls
             yield from self._calls.take({"function": dict(function)})
 
-    def _whole_message(self, message: Mapping[str, Any]) -> Iterable[Part]:
+    def _whole_message(self, message: Mapping[str, Any]) -> Iterable[ReplyPart]:
         """Read a message in place of a delta: a piece, all of the answer, or all of it so far."""
         message = dict(message)
         if isinstance(content := message.get("content"), str) and self._raw and not self._has_pieces:
@@ -186,12 +186,12 @@ class _Reader:
             message.pop("function_call", None)
         yield from self._message(message)
 
-    def _text(self, piece: str) -> Iterable[Part]:
+    def _text(self, piece: str) -> Iterable[ReplyPart]:
         self._raw.append(piece)
         for is_thought, text in self._tags.add(piece):
             yield from self._answer.add_thought(text) if is_thought else self._answer.add_text(text)
 
-    def _thought(self, piece: str) -> Iterable[Part]:
+    def _thought(self, piece: str) -> Iterable[ReplyPart]:
         return self._answer.add_thought(piece)
 
     def _keep_reasoning(self) -> None:
@@ -242,7 +242,7 @@ def _finish(choice: Mapping[str, Any]) -> str:
     return reason.strip().lower() if isinstance(reason, str) and reason.strip().lower() != "null" else ""
 
 
-def _kind_of_finish(finish: str) -> Finish:
+def _kind_of_finish(finish: str) -> FinishReason:
     if any(word in finish for word in _FILTER):
         return "content_filter"
     if any(word in finish for word in _LENGTH):

@@ -4,10 +4,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from domain.llms.messages import ErrorKind
+from domain.llms.messages import ModelErrorKind
 
 # Words within a `code` or a `type`, in lower case and without anything between; the first that is found counts.
-_WORDS: Final[tuple[tuple[ErrorKind, tuple[str, ...]], ...]] = (
+_WORDS: Final[tuple[tuple[ModelErrorKind, tuple[str, ...]], ...]] = (
     # Accounts with nothing left: waiting does not help.
     ("refused", ("insufficientquota", "insufficientbalance", "insufficientcredit", "insufficientfund", "arrear")),
     ("refused", ("billing", "paymentrequired", "creditbalance", "freetieronly", "quotaexhausted", "spendlimit")),
@@ -53,7 +53,7 @@ def find_error(name: str, data: Mapping[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def kind_of(body: object, status: int | None) -> ErrorKind:
+def kind_of(body: object, status: int | None) -> ModelErrorKind:
     """Return what kind of error a body and its status are. A word in `code` goes first, then one in `type`."""
     error = _innermost(body)
     if (by_code := _kind_of_word(error.get("code"))) is not None:
@@ -126,7 +126,7 @@ def _innermost(body: object) -> Mapping[str, Any]:
     return body if isinstance(body, Mapping) else {}
 
 
-def _kind_of_word(value: object) -> ErrorKind | None:
+def _kind_of_word(value: object) -> ModelErrorKind | None:
     word = re.sub("[^a-z0-9]", "", value[:200].lower()) if isinstance(value, str) else ""
     if not word or word.isdigit():
         return None

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import httpx2
 import msgspec
 
-from domain.llms.messages import Ask, Part
+from domain.llms.messages import ModelCall, ReplyPart
 from domain.shared.json_limits import JsonLimits, JsonTooLarge, check_json
 from infra.llm import failures
 
@@ -42,7 +42,7 @@ class Event(NamedTuple):
 class EventStream:
     """The events of one response."""
 
-    def __init__(self, response: httpx2.Response, ask: Ask) -> None:
+    def __init__(self, response: httpx2.Response, ask: ModelCall) -> None:
         self._response, self._ask = response, ask
         self.is_done = False  # `[DONE]` came
         self.unreadable = ""  # the first event that was no JSON
@@ -209,12 +209,12 @@ class EventReader(Protocol):
         """Tell whether the answer has said that it is whole."""
         ...
 
-    def take(self, event: Event) -> Iterable[Part]:
+    def take(self, event: Event) -> Iterable[ReplyPart]:
         """Read an event. Errors: `ModelError` for one that is an error."""
         ...
 
 
-async def read_events(stream: EventStream, reader: EventReader) -> AsyncGenerator[Part, None]:
+async def read_events(stream: EventStream, reader: EventReader) -> AsyncGenerator[ReplyPart, None]:
     """Yield the parts that a reader makes of a stream, or of the body where no events came.
 
     Errors: those of the reader, `TimeoutError`, and those of httpx2.

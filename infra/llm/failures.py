@@ -17,47 +17,47 @@ from pydantic_ai.exceptions import (
     UserError,
 )
 
-from domain.llms.messages import Ask, ModelError, Target
-from infra.http import Refused
+from domain.llms.messages import ModelCall, ModelError, ModelTarget
+from infra.http import OutboundRefused
 from infra.llm import error_words
 
 
-def late(ask: Ask, began: bool) -> ModelError:
+def late(ask: ModelCall, began: bool) -> ModelError:
     """Nothing came in time."""
     what = "stopped answering: nothing came" if began else "did not begin to answer"
     return ModelError("timeout", f"{_subject(ask.target)} {what} for {ask.timeout:g} seconds.")
 
 
-def unfinished(target: Target) -> ModelError:
+def unfinished(target: ModelTarget) -> ModelError:
     """An answer ended in good order, but nobody said that it was whole."""
     return ModelError("cut_off", f"The answer of {_who(target)} ended before it was finished.")
 
 
-def empty(target: Target) -> ModelError:
+def empty(target: ModelTarget) -> ModelError:
     """An answer came, and there is none in it."""
     return ModelError(
         "malformed", f"The answer of {_who(target)} is empty: there is neither text nor a tool call in it."
     )
 
 
-def malformed(target: Target, why: str) -> ModelError:
+def malformed(target: ModelTarget, why: str) -> ModelError:
     """An answer is not what the protocol says. `why` is ours or the provider's text."""
     return ModelError("malformed", f"The answer of {_who(target)} cannot be read: {clean(target, why)}")
 
 
-def in_stream(target: Target, error: Any) -> ModelError:
+def in_stream(target: ModelTarget, error: Any) -> ModelError:
     """The provider says, in the middle of an answer, that it failed."""
     body = error if isinstance(error, dict) else {"message": str(error)}
     return _of_status(target, error_words.status_of(body), body, error_words.retry_after_of(body))
 
 
-def failure(error: BaseException, ask: Ask, base_url: str | None, answered: bool) -> ModelError:
+def failure(error: BaseException, ask: ModelCall, base_url: str | None, answered: bool) -> ModelError:
     """Any exception of a call. `answered`: the provider had begun to."""
     target = ask.target
     for cause in _causes(error):
         if isinstance(cause, ModelError):
             return cause
-        if isinstance(cause, Refused):
+        if isinstance(cause, OutboundRefused):
             return ModelError("not_allowed", str(cause))
     match error:
         case ModelQuotaExceededError():
@@ -88,14 +88,14 @@ def failure(error: BaseException, ask: Ask, base_url: str | None, answered: bool
     return ModelError("refused", f"The request to {_who(target)} cannot be made: {clean(target, why)}")
 
 
-def clean(target: Target, text: str) -> str:
+def clean(target: ModelTarget, text: str) -> str:
     """Somebody else's text, short, on one line and without the key."""
     key = target.api_key.reveal() if target.api_key is not None else ""
     text = " ".join((text.replace(key, "***") if key else text).split())
     return text if len(text) <= 300 else f"{text[:300]}…"
 
 
-def _of_status(target: Target, status: int | None, body: object, retry_after: float | None) -> ModelError:
+def _of_status(target: ModelTarget, status: int | None, body: object, retry_after: float | None) -> ModelError:
     """An error by its words and its status, wherever it came: the same mean the same."""
     said, who = clean(target, error_words.sentence_of(body)), _subject(target)
     wait = retry_after if retry_after is not None and math.isfinite(retry_after) and retry_after >= 0 else None
@@ -117,15 +117,15 @@ def _of_status(target: Target, status: int | None, body: object, retry_after: fl
     return ModelError(kind, f"{words}: {said}" if said else f"{words}.", retry_after=wait)
 
 
-def _who(target: Target) -> str:
+def _who(target: ModelTarget) -> str:
     return f"the model {target.model} of {target.provider}"
 
 
-def _subject(target: Target) -> str:
+def _subject(target: ModelTarget) -> str:
     return f"T{_who(target)[1:]}"
 
 
-def _place(base_url: str | None, target: Target) -> str:
+def _place(base_url: str | None, target: ModelTarget) -> str:
     if base_url is None:
         return target.provider
     # The host alone: a URL may hold a password.

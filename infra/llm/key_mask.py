@@ -6,7 +6,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from domain.llms.messages import Ask, CallPart, Part, Reply, Text, Thought
+from domain.llms.messages import ModelCall, ModelReply, ReasoningDelta, ReplyPart, TextDelta, ToolCallDelta
 
 STARS: Final = "***"
 # Shorter ones are no secrets, and words of an answer.
@@ -32,7 +32,9 @@ class KeyMask:
         return held
 
 
-async def stream_masked(ask: Ask, stream: Callable[[Ask], AsyncGenerator[Part, None]]) -> AsyncGenerator[Part, None]:
+async def stream_masked(
+    ask: ModelCall, stream: Callable[[ModelCall], AsyncGenerator[ReplyPart, None]]
+) -> AsyncGenerator[ReplyPart, None]:
     """The parts of an answer without the key that it was asked with. What a provider signed stays as it is."""
     key = ask.target.api_key.reveal() if ask.target.api_key is not None else ""
     async with aclosing(stream(ask)) as parts:
@@ -42,14 +44,14 @@ async def stream_masked(ask: Ask, stream: Callable[[Ask], AsyncGenerator[Part, N
             return
         masks: dict[object, KeyMask] = {}
         async for part in parts:
-            if isinstance(part, Text | Thought):
+            if isinstance(part, TextDelta | ReasoningDelta):
                 if text := masks.setdefault(type(part), KeyMask(key)).add(part.text):
                     yield replace(part, text=text)
-            elif isinstance(part, CallPart):
+            elif isinstance(part, ToolCallDelta):
                 arguments = masks.setdefault(part.index, KeyMask(key)).add(part.arguments)
                 if arguments or part.id is not None or part.name is not None:
                     yield replace(part, id=_mask(part.id, key), name=_mask(part.name, key), arguments=arguments)
-            elif isinstance(part, Reply):
+            elif isinstance(part, ModelReply):
                 for rest in _finish(masks):
                     yield rest
                 yield _mask_reply(part, key)
@@ -57,18 +59,18 @@ async def stream_masked(ask: Ask, stream: Callable[[Ask], AsyncGenerator[Part, N
                 yield part
 
 
-def _finish(masks: dict[object, KeyMask]) -> list[Part]:
-    found: list[Part] = []
+def _finish(masks: dict[object, KeyMask]) -> list[ReplyPart]:
+    found: list[ReplyPart] = []
     for kind, mask in masks.items():
         if held := mask.finish():
             if isinstance(kind, int):
-                found.append(CallPart(index=kind, arguments=held))
+                found.append(ToolCallDelta(index=kind, arguments=held))
             else:
-                found.append(Thought(held) if kind is Thought else Text(held))
+                found.append(ReasoningDelta(held) if kind is ReasoningDelta else TextDelta(held))
     return found
 
 
-def _mask_reply(reply: Reply, key: str) -> Reply:
+def _mask_reply(reply: ModelReply, key: str) -> ModelReply:
     message = reply.message
     calls = tuple(
         replace(

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from domain.llms.messages import Ask, Message, ModelError
+from domain.llms.messages import ChatMessage, ModelCall, ModelError
 from domain.shared.secrets import Secret
 
 _START: Final = 90.0
@@ -77,7 +77,7 @@ async def _enter(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, wor
     return Served(base_url=told.url, api_key=Secret(told.key))
 
 
-def aimed(ask: Ask, served: Served) -> Ask:
+def aimed(ask: ModelCall, served: Served) -> ModelCall:
     """The same call, with the server's key. Where a tool must be called, the answer is begun for the model.
 
     llama.cpp lets text come before a call, even where one is required, and so small a model never ends its text.
@@ -91,7 +91,7 @@ def aimed(ask: Ask, served: Served) -> Ask:
     ask = msgspec.structs.replace(ask, target=msgspec.structs.replace(ask.target, api_key=served.api_key))
     if ask.options.tool_choice != "required" or not ask.tools:
         return ask
-    return msgspec.structs.replace(ask, messages=(*ask.messages, Message(role="assistant", content=_CALL)))
+    return msgspec.structs.replace(ask, messages=(*ask.messages, ChatMessage(role="assistant", content=_CALL)))
 
 
 def _parts(schema: Any) -> int:

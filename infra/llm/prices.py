@@ -3,7 +3,7 @@
 from contextlib import suppress
 from typing import Final
 
-from domain.llms.messages import Price, Target, Usage
+from domain.llms.messages import ModelPrice, ModelTarget, ModelUsage
 
 # Whose prices are looked up whatever the URL. Those of others are found by their URL, or else by the model's name.
 _KNOWN: Final = frozenset({"openai", "anthropic", "deepseek"})
@@ -12,7 +12,7 @@ _KNOWN: Final = frozenset({"openai", "anthropic", "deepseek"})
 class GenaiPrices:
     """Implements `domain.ports.Prices`. Loads its data, some 100 ms, when it first needs them."""
 
-    def cost(self, target: Target, usage: Usage) -> float | None:
+    def cost(self, target: ModelTarget, usage: ModelUsage) -> float | None:
         """See `domain.ports.Prices`."""
         if target.price is not None:
             return _by_hand(target.price, usage)
@@ -38,7 +38,7 @@ class GenaiPrices:
         return None
 
 
-def _by_hand(price: Price, usage: Usage) -> float:
+def _by_hand(price: ModelPrice, usage: ModelUsage) -> float:
     cached = min(usage.cached_tokens, usage.prompt_tokens)
     dear = price.input if price.cached_input is None else price.cached_input
     prompt = (usage.prompt_tokens - cached) * price.input + cached * dear

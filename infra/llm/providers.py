@@ -25,7 +25,7 @@ from pydantic_ai.settings import ModelSettings
 
 from domain import llms
 from domain.llms import RESERVED_PARAMETERS
-from domain.llms.messages import Ask, ModelError, Options, Target
+from domain.llms.messages import ModelCall, ModelError, ModelOptions, ModelTarget
 from infra.llm import wire_models
 
 Wire = Literal["anthropic", "responses", "chat"]
@@ -82,7 +82,7 @@ _CHATTER: Final = tuple(
 )
 
 
-def wire_of(ask: Ask) -> Wire:
+def wire_of(ask: ModelCall) -> Wire:
     """Return which wire a call goes over. Errors: `ModelError` refused for what the model's `api` cannot do.
 
     OpenAI's newer models take tools over Responses alone. Unless the model says so itself, a call that asks for what
@@ -103,7 +103,7 @@ def wire_of(ask: Ask) -> Wire:
     return "responses"
 
 
-def _chat_only_option(ask: Ask) -> str | None:
+def _chat_only_option(ask: ModelCall) -> str | None:
     options = {
         "stop": ask.options.stop,
         "seed": ask.options.seed,
@@ -113,11 +113,11 @@ def _chat_only_option(ask: Ask) -> str | None:
     asked = {**ask.target.parameters, **{name: value for name, value in options.items() if value is not None}}
     if (found := next((name for name in _CHAT_ONLY & asked.keys() if asked[name] not in (None, 0)), None)) is not None:
         return found
-    most = ask.options.max_tokens or llms.most_tokens(ask.target.parameters)
+    most = ask.options.max_tokens or llms.find_token_limit(ask.target.parameters)
     return "max_tokens" if most is not None and most < _LEAST_OUTPUT else None
 
 
-def may_be_chat_only(target: Target, wire: Wire, status: int, body: object) -> bool:
+def may_be_chat_only(target: ModelTarget, wire: Wire, status: int, body: object) -> bool:
     """Tell whether a server at an address of its own refused Responses because it has never heard of them."""
     if wire != "responses" or target.api is not None or target.base_url is None:
         return False
@@ -128,19 +128,19 @@ def may_be_chat_only(target: Target, wire: Wire, status: int, body: object) -> b
     return status in (404, 405, 501) and not is_named and "model" not in str(told.get("message") or "").lower()
 
 
-def note_chat_only(target: Target) -> None:
+def note_chat_only(target: ModelTarget) -> None:
     """Remember that the server of a target knows chat completions alone."""
     if len(_chat_only) >= _MAX_CHAT_ONLY:
         _chat_only.clear()
     _chat_only.add(target.base_url or "")
 
 
-def writer(target: Target, wire: Wire) -> str:
+def writer(target: ModelTarget, wire: Wire) -> str:
     """Return who writes an answer, for `domain.llms.messages.ProviderParts`: the wire and where it leads."""
     return f"{wire} {target.provider} {target.base_url or _HOMES.get(target.provider, '')}"
 
 
-def model(target: Target, wire: Wire, base_url: str | None, http: httpx2.AsyncClient) -> Model[Any]:
+def model(target: ModelTarget, wire: Wire, base_url: str | None, http: httpx2.AsyncClient) -> Model[Any]:
     """Return the model to ask. Errors: `ModelError` refused for an unknown provider, or one without a URL."""
     if wire == "anthropic":
         return _anthropic_model(target, base_url, http)
@@ -148,7 +148,7 @@ def model(target: Target, wire: Wire, base_url: str | None, http: httpx2.AsyncCl
 
 
 def _openai_model(
-    kind: type[wire_models.Chat | wire_models.Responses], target: Target, base_url: str | None, http: Any
+    kind: type[wire_models.Chat | wire_models.Responses], target: ModelTarget, base_url: str | None, http: Any
 ) -> Model[Any]:
     if (profile := _PROFILES.get(target.provider)) is None:
         raise ModelError("refused", f"There is no provider {target.provider!r}.")
@@ -173,7 +173,7 @@ def _openai_model(
     return kind(target.model, provider=provider)
 
 
-def _anthropic_model(target: Target, base_url: str | None, http: httpx2.AsyncClient) -> wire_models.Messages:
+def _anthropic_model(target: ModelTarget, base_url: str | None, http: httpx2.AsyncClient) -> wire_models.Messages:
     url = (base_url or _HOMES["anthropic"]).rstrip("/").removesuffix("/v1")
     client = AsyncAnthropic(
         api_key=_key(target),
@@ -190,7 +190,7 @@ def _anthropic_model(target: Target, base_url: str | None, http: httpx2.AsyncCli
     return wire_models.Messages(target.model, provider=AnthropicProvider(anthropic_client=client))
 
 
-def settings(ask: Ask, wire: Wire) -> ModelSettings:
+def settings(ask: ModelCall, wire: Wire) -> ModelSettings:
     """Return how to answer: the target's parameters below the options of the call. Errors: `ModelError` refused."""
     target, native = ask.target, _native(wire)
     told: dict[str, Any] = {}
@@ -211,7 +211,7 @@ def settings(ask: Ask, wire: Wire) -> ModelSettings:
             body[name] = value
         else:
             told[known] = [value] if known == "stop_sequences" and isinstance(value, str) else value
-    if (most := llms.most_tokens(target.parameters)) is not None:
+    if (most := llms.find_token_limit(target.parameters)) is not None:
         told["max_tokens"] = most
     told |= _options(ask.options)
     if told.get("tool_choice") == "required" and not ask.tools:
@@ -229,7 +229,7 @@ def settings(ask: Ask, wire: Wire) -> ModelSettings:
     return cast(ModelSettings, told)
 
 
-def _for_responses(told: dict[str, Any], target: Target) -> dict[str, Any]:
+def _for_responses(told: dict[str, Any], target: ModelTarget) -> dict[str, Any]:
     """Leave out what says nothing, and have nothing stored that need not be."""
     told = {name: value for name, value in told.items() if name not in _CHAT_ONLY}
     reasons = OpenAIProvider.model_profile(target.model) or {}
@@ -239,7 +239,7 @@ def _for_responses(told: dict[str, Any], target: Target) -> dict[str, Any]:
     return told
 
 
-def _thinking(told: Mapping[str, Any], ask: Ask, writer: str) -> Any:
+def _thinking(told: Mapping[str, Any], ask: ModelCall, writer: str) -> Any:
     """Return how Anthropic's model is to think, as far as it can within this call.
 
     It has to answer within `max_tokens`, and cannot begin to think in the middle of a turn: where another provider
@@ -259,7 +259,7 @@ def _thinking(told: Mapping[str, Any], ask: Ask, writer: str) -> Any:
     return thinking
 
 
-def _options(options: Options) -> dict[str, Any]:
+def _options(options: ModelOptions) -> dict[str, Any]:
     told: dict[str, Any] = {
         "temperature": options.temperature,
         "max_tokens": options.max_tokens,
@@ -285,7 +285,7 @@ def _native(wire: Wire) -> frozenset[str]:
     return frozenset(name for name in kinds[wire].__optional_keys__ if name.startswith(prefix))
 
 
-def _tamed(target: Target, profile: Profile) -> Profile:
+def _tamed(target: ModelTarget, profile: Profile) -> Profile:
     """The profile, but texts are not rewritten, and servers other than OpenAI's are told of `max_tokens`."""
 
     def tamed(name: str) -> ModelProfile:
@@ -297,5 +297,5 @@ def _tamed(target: Target, profile: Profile) -> Profile:
     return tamed
 
 
-def _key(target: Target) -> str:
+def _key(target: ModelTarget) -> str:
     return target.api_key.reveal() if target.api_key is not None else ""

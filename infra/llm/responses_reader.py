@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import httpx2
 
-from domain.llms.messages import Ask, Part
+from domain.llms.messages import ModelCall, ReplyPart
 from infra.llm import error_words, failures
 from infra.llm.answer import Answer
 from infra.llm.event_stream import Event, EventStream, read_events
@@ -15,7 +15,7 @@ from infra.llm.usage import read_usage
 _THOUGHTS: Final = ("response.reasoning_summary_text.delta", "response.reasoning_text.delta")
 
 
-async def read(response: httpx2.Response, ask: Ask, writer: str) -> AsyncGenerator[Part, None]:
+async def read(response: httpx2.Response, ask: ModelCall, writer: str) -> AsyncGenerator[ReplyPart, None]:
     """Yield the parts of an answer. Errors: `ModelError`, `TimeoutError`, and those of httpx2."""
     stream = EventStream(response, ask)
     reader = _Reader(ask, writer)
@@ -39,7 +39,7 @@ class _Item:
 class _Reader:
     """One answer, event by event."""
 
-    def __init__(self, ask: Ask, writer: str) -> None:
+    def __init__(self, ask: ModelCall, writer: str) -> None:
         self._ask = ask
         self._answer = Answer(ask, writer)
         self._items: dict[Any, _Item] = {}
@@ -54,7 +54,7 @@ class _Reader:
         """Tell whether the response has said how it ended."""
         return bool(self.status)
 
-    def take(self, event: Event) -> Iterable[Part]:
+    def take(self, event: Event) -> Iterable[ReplyPart]:
         """Read an event. Errors: `ModelError` for one that is an error, after the usage it may report."""
         data = event.data
         kind = data.get("type") if isinstance(data.get("type"), str) else event.name
@@ -90,7 +90,7 @@ class _Reader:
             return
         self.has_events = True
 
-    def end(self, stream: EventStream) -> Iterable[Part]:
+    def end(self, stream: EventStream) -> Iterable[ReplyPart]:
         """Yield the end of the answer. Errors: `ModelError` if it is missing or broke off."""
         target = self._ask.target
         if not self.status and not (stream.is_done and not self._answer.is_empty):
@@ -111,7 +111,7 @@ class _Reader:
         else:
             yield self._answer.reply("length" if self.status == "incomplete" else "stop")
 
-    def _response(self, response: Mapping[str, Any], kind: str) -> Iterable[Part]:
+    def _response(self, response: Mapping[str, Any], kind: str) -> Iterable[ReplyPart]:
         """Read what is told of the answer as a whole, at its beginning, and at its end with all of its items."""
         yield from self._answer.report(read_usage(response.get("usage")))
         status = response.get("status")
@@ -132,7 +132,7 @@ class _Reader:
         self.reason = str(details.get("reason") or "") if isinstance(details, Mapping) else ""
         self.status = "incomplete" if self.reason else ends
 
-    def _item(self, number: Any, item: Mapping[str, Any], is_done: bool) -> Iterable[Part]:
+    def _item(self, number: Any, item: Mapping[str, Any], is_done: bool) -> Iterable[ReplyPart]:
         """Read an item as it is now, of which pieces may have come already."""
         at = self._items.setdefault(number, _Item())
         match item.get("type"):
@@ -161,12 +161,12 @@ class _Reader:
                 # As it is in the end: that is when it is sealed.
                 at.kept.update({name: value for name, value in item.items() if value is not None} if is_done else {})
 
-    def _arguments(self, at: _Item, piece: str) -> Iterable[Part]:
+    def _arguments(self, at: _Item, piece: str) -> Iterable[ReplyPart]:
         if at.call is not None:
             at.length += len(piece)
             yield from self._answer.add_arguments(at.call, piece)
 
-    def _rest_of_arguments(self, at: _Item, arguments: Any) -> Iterable[Part]:
+    def _rest_of_arguments(self, at: _Item, arguments: Any) -> Iterable[ReplyPart]:
         if isinstance(arguments, str) and at.length == 0:
             yield from self._arguments(at, arguments)
 

@@ -8,12 +8,12 @@ from typing import Any, Final
 import httpx2
 from pydantic_ai.exceptions import ModelHTTPError
 
-from domain.llms.messages import Ask, ModelError, Part
-from infra.http import TellingTransport2, request_sent
+from domain.llms.messages import ModelCall, ModelError, ReplyPart
+from infra.http import SendNotifyingTransport, on_request_sent
 from infra.llm import anthropic_reader, chat_reader, failures, providers, responses_reader, words
 from infra.llm.providers import Wire
 
-_READERS: Final[dict[Wire, Callable[[httpx2.Response, Ask, str], AsyncGenerator[Part, None]]]] = {
+_READERS: Final[dict[Wire, Callable[[httpx2.Response, ModelCall, str], AsyncGenerator[ReplyPart, None]]]] = {
     "anthropic": anthropic_reader.read,
     "responses": responses_reader.read,
     "chat": chat_reader.read,
@@ -24,7 +24,7 @@ class ChatOnly(Exception):
     """The server does not know OpenAI's Responses."""
 
 
-async def parts(ask: Ask, base_url: str | None, http: httpx2.AsyncClient) -> AsyncGenerator[Part, None]:
+async def parts(ask: ModelCall, base_url: str | None, http: httpx2.AsyncClient) -> AsyncGenerator[ReplyPart, None]:
     """Yield the answer to `ask` from a provider, at its usual place if `base_url` is None. Errors: `ModelError`."""
     try:
         wire = providers.wire_of(ask)
@@ -38,7 +38,9 @@ async def parts(ask: Ask, base_url: str | None, http: httpx2.AsyncClient) -> Asy
                 yield part
 
 
-async def _parts(ask: Ask, base_url: str | None, http: httpx2.AsyncClient, wire: Wire) -> AsyncGenerator[Part, None]:
+async def _parts(
+    ask: ModelCall, base_url: str | None, http: httpx2.AsyncClient, wire: Wire
+) -> AsyncGenerator[ReplyPart, None]:
     answered = began = False
     try:
         model = providers.model(ask.target, wire, base_url, http)
@@ -48,11 +50,11 @@ async def _parts(ask: Ask, base_url: str | None, http: httpx2.AsyncClient, wire:
         async with AsyncExitStack() as stack:
             async with asyncio.timeout(ask.timeout):
                 request = model.request_stream(messages, settings, parameters)
-                token = request_sent.set(ask.on_sent)
+                token = on_request_sent.set(ask.on_sent)
                 try:
                     response: Any = await stack.enter_async_context(request)
                 finally:
-                    request_sent.reset(token)
+                    on_request_sent.reset(token)
             answered = True
             async with aclosing(_READERS[wire](response, ask, writer)) as reading:
                 async for part in reading:
@@ -72,5 +74,5 @@ async def _parts(ask: Ask, base_url: str | None, http: httpx2.AsyncClient, wire:
 
 def plain_client() -> httpx2.AsyncClient:
     """Return a client for servers of our own on this host."""
-    transport = TellingTransport2(trust_env=False, limits=httpx2.Limits(max_connections=None))
+    transport = SendNotifyingTransport(trust_env=False, limits=httpx2.Limits(max_connections=None))
     return httpx2.AsyncClient(trust_env=False, transport=transport)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from domain.llms.messages import Ask, CallPart
+from domain.llms.messages import ModelCall, ToolCallDelta
 from infra.llm import failures
 from infra.llm.answer import Answer
 
@@ -55,7 +55,7 @@ class CallReader:
     twice under one id counts once.
     """
 
-    def __init__(self, answer: Answer, ask: Ask) -> None:
+    def __init__(self, answer: Answer, ask: ModelCall) -> None:
         self._answer, self._ask = answer, ask
         self._begun: list[_Begun] = []
         self._by_number: dict[int, _Begun] = {}
@@ -67,7 +67,7 @@ class CallReader:
         """Whether no call came."""
         return not self._begun
 
-    def take(self, calls: Any) -> Iterable[CallPart]:
+    def take(self, calls: Any) -> Iterable[ToolCallDelta]:
         """Read the calls of one event or message: a list, or a single one."""
         if isinstance(calls, dict):
             calls = [calls] if {"function", "name", "id"} & calls.keys() else list(calls.values())
@@ -75,7 +75,7 @@ class CallReader:
             if isinstance(call, dict):
                 yield from self._take_one(call)
 
-    def _take_one(self, call: dict[str, Any]) -> Iterable[CallPart]:
+    def _take_one(self, call: dict[str, Any]) -> Iterable[ToolCallDelta]:
         function = call["function"] if isinstance(call.get("function"), dict) else call
         number, id_, name = _number(call.get("index")), _word(call.get("id")), _word(function.get("name"))
         arguments = _arguments(function.get("arguments", function.get("parameters", function.get("input"))))
@@ -93,7 +93,7 @@ class CallReader:
             self._answer.keep_with_call(begun.index, extra_content=extra)
         yield from self._add(begun, arguments)
 
-    def _begin(self, number: int | None, id_: str | None, name: str) -> Generator[CallPart, None, _Begun]:
+    def _begin(self, number: int | None, id_: str | None, name: str) -> Generator[ToolCallDelta, None, _Begun]:
         if len(self._begun) >= MAX_CALLS:
             raise failures.malformed(self._ask.target, f"it has more than {MAX_CALLS} tool calls.")
         part = self._answer.begin_call(id_, name)
@@ -137,7 +137,7 @@ class CallReader:
     def _is_same(self, begun: _Begun, bare: str) -> bool:
         return len(bare) <= begun.length < len(bare) + 64 and self._answer.arguments_of(begun.index).strip() == bare
 
-    def _add(self, begun: _Begun, arguments: str) -> Sequence[CallPart]:
+    def _add(self, begun: _Begun, arguments: str) -> Sequence[ToolCallDelta]:
         bare = arguments.strip()
         if begun.is_whole and (not bare or bare == "{}" or self._is_same(begun, bare)):
             return ()

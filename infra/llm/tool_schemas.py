@@ -16,10 +16,19 @@ from typing import Any, Final
 
 import msgspec
 
-from domain.llms.messages import Ask, CallPart, Message, ModelError, Part, Reply, ToolCall, ToolSpec
-from domain.shared.json_schemas import DEFINITIONS, normalize_schema, subschemas
-from domain.shared.unicode_text import mend_json_text
-from domain.shared.wire_names import PROPERTY_CHARACTERS, assign_names, fits
+from domain.llms.messages import (
+    ChatMessage,
+    ModelCall,
+    ModelError,
+    ModelReply,
+    ModelToolCall,
+    ReplyPart,
+    ToolCallDelta,
+    ToolSpec,
+)
+from domain.shared.json_schemas import DEFINITIONS_KEYWORD, list_subschemas, normalize_schema
+from domain.shared.unicode_text import repair_json_text
+from domain.shared.wire_names import PROPERTY_CHARACTERS, assign_wire_names, is_wire_name
 
 # Schemas within one another, or around a value, that are followed.
 MAX_DEPTH: Final = 32
@@ -41,7 +50,7 @@ _BY_NUMBER: Final = (
 )
 _BY_NAME: Final = re.compile(r"\b(?:function|tool)(?: name)?:? ['\"`]([A-Za-z0-9_-]{1,64})['\"`]", re.IGNORECASE)
 
-Parts = AsyncGenerator[Part, None]
+Parts = AsyncGenerator[ReplyPart, None]
 
 
 class AdaptedSchema(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,12 +65,12 @@ class AdaptedSchema(msgspec.Struct, frozen=True, kw_only=True):
 class AdaptedTools:
     """The tools of one call, and its messages, as they stand on the wire."""
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: ModelCall) -> None:
         self._tools = ask.tools
         called = [call.name for message in ask.messages for call in message.tool_calls]
         called += [message.name for message in ask.messages if message.role == "tool" and message.name]
         own = list(dict.fromkeys([*(tool.name for tool in ask.tools), *called]))
-        self._names = dict(zip(own, assign_names([(name, name) for name in own]), strict=True))
+        self._names = dict(zip(own, assign_wire_names([(name, name) for name in own]), strict=True))
         self._own_names = {wire: name for name, wire in self._names.items()}
         self._schemas = {tool.name: adapt_schema(tool.parameters) for tool in ask.tools}
         self.ask = msgspec.structs.replace(
@@ -75,23 +84,23 @@ class AdaptedTools:
         description = f"{tool.description}\n{schema.needs}".strip() if schema.needs else tool.description
         return ToolSpec(name=self._names[tool.name], description=description, parameters=schema.wire)
 
-    def _wire_message(self, message: Message) -> Message:
+    def _wire_message(self, message: ChatMessage) -> ChatMessage:
         if message.role == "tool" and message.name:
             return msgspec.structs.replace(message, name=self._names[message.name])
         if not message.tool_calls:
             return message
         calls = tuple(
-            ToolCall(id=call.id, name=self._names[call.name], arguments=self._arguments(call, to_wire=True))
+            ModelToolCall(id=call.id, name=self._names[call.name], arguments=self._arguments(call, to_wire=True))
             for call in message.tool_calls
         )
         return msgspec.structs.replace(message, tool_calls=calls)
 
-    def _arguments(self, call: ToolCall, to_wire: bool) -> str:
+    def _arguments(self, call: ModelToolCall, to_wire: bool) -> str:
         schema = self._schemas.get(call.name)
         if schema is None or not schema.renamed:
             return call.arguments
         try:
-            given = msgspec.json.decode(mend_json_text(call.arguments or "{}"))
+            given = msgspec.json.decode(repair_json_text(call.arguments or "{}"))
         except (msgspec.MsgspecError, RecursionError, UnicodeError):
             return call.arguments
         names = schema.renamed if to_wire else {wire: own for own, wire in schema.renamed.items()}
@@ -101,7 +110,7 @@ class AdaptedTools:
         """Yield the parts of an answer in the tools' own names. Arguments with renamed properties come in one piece."""
         held: dict[int, tuple[str, list[str]]] = {}
         async for part in parts:
-            if isinstance(part, CallPart):
+            if isinstance(part, ToolCallDelta):
                 name = None if part.name is None else self._own_names.get(part.name, part.name)
                 if name is not None and (schema := self._schemas.get(name)) is not None and schema.renamed:
                     held[part.index] = (name, [part.arguments])
@@ -110,19 +119,19 @@ class AdaptedTools:
                     held[part.index][1].append(part.arguments)
                 else:
                     yield part if name == part.name else msgspec.structs.replace(part, name=name)
-            elif isinstance(part, Reply):
+            elif isinstance(part, ModelReply):
                 for index, (name, pieces) in held.items():
-                    call = ToolCall(id="", name=name, arguments="".join(pieces))
-                    yield CallPart(index=index, arguments=self._arguments(call, to_wire=False))
+                    call = ModelToolCall(id="", name=name, arguments="".join(pieces))
+                    yield ToolCallDelta(index=index, arguments=self._arguments(call, to_wire=False))
                 yield self._own_reply(part)
             else:
                 yield part
 
-    def _own_reply(self, reply: Reply) -> Reply:
-        calls: list[ToolCall] = []
+    def _own_reply(self, reply: ModelReply) -> ModelReply:
+        calls: list[ModelToolCall] = []
         for call in reply.message.tool_calls:
             named = msgspec.structs.replace(call, name=self._own_names.get(call.name, call.name))
-            arguments = mend_json_text(self._arguments(named, to_wire=False))
+            arguments = repair_json_text(self._arguments(named, to_wire=False))
             calls.append(msgspec.structs.replace(named, arguments=arguments))
         return msgspec.structs.replace(reply, message=msgspec.structs.replace(reply.message, tool_calls=tuple(calls)))
 
@@ -143,7 +152,7 @@ class AdaptedTools:
             error.message = f"{error.message} (This is about the tool {tool.name!r}.)"
 
 
-async def stream_adapted(ask: Ask, stream: Callable[[Ask], Parts]) -> Parts:
+async def stream_adapted(ask: ModelCall, stream: Callable[[ModelCall], Parts]) -> Parts:
     """Yield the parts of an answer to a call whose tools are adapted to the wire. Errors: those of `stream`."""
     if not ask.tools and not any(message.tool_calls for message in ask.messages):
         async with aclosing(stream(ask)) as parts:
@@ -189,19 +198,19 @@ def _adapt_written(written: bytes) -> AdaptedSchema:
 
 def _adapt(schema: dict[str, Any]) -> AdaptedSchema:
     own = normalize_schema(schema)
-    definitions = own.pop(DEFINITIONS, {})
+    definitions = own.pop(DEFINITIONS_KEYWORD, {})
     needed = _needed(own, definitions)
     own = {**_folded(own, definitions, 0), "type": "object"}
     own.setdefault("properties", {})
     if definitions:
-        own[DEFINITIONS] = definitions
+        own[DEFINITIONS_KEYWORD] = definitions
     _complete(own)
     odd: dict[str, None] = {}
     known: set[str] = set()
     _collect_names(own, known, odd)
     if not odd:
         return AdaptedSchema(wire=own, own=own, renamed={}, needs=_in_words(needed))
-    names = assign_names([(name, name) for name in [*known, *odd]], characters=PROPERTY_CHARACTERS)
+    names = assign_wire_names([(name, name) for name in [*known, *odd]], characters=PROPERTY_CHARACTERS)
     renamed = {name: wire for name, wire in zip([*known, *odd], names, strict=True) if name in odd}
     needs = _in_words([[renamed.get(name, name) for name in one] for one in needed])
     return AdaptedSchema(wire=_renamed_schema(own, renamed), own=own, renamed=renamed, needs=needs)
@@ -273,7 +282,7 @@ def _complete(schema: dict[str, Any]) -> None:
         _complete_bound(schema, keyword, whole)
     for keyword, whole in (("maximum", math.floor), ("exclusiveMaximum", math.ceil)):
         _complete_bound(schema, keyword, whole)
-    for one in subschemas(schema):
+    for one in list_subschemas(schema):
         _complete(one)
 
 
@@ -290,18 +299,18 @@ def _complete_bound(schema: dict[str, Any], keyword: str, whole: Callable[[float
 
 def _collect_names(schema: dict[str, Any], known: set[str], odd: dict[str, None]) -> None:
     for name in schema.get("properties", {}):
-        if fits(name, PROPERTY_CHARACTERS):
+        if is_wire_name(name, PROPERTY_CHARACTERS):
             known.add(name)
         else:
             odd[name] = None
-    for one in subschemas(schema):
+    for one in list_subschemas(schema):
         _collect_names(one, known, odd)
 
 
 def _renamed_schema(schema: Any, names: dict[str, str]) -> Any:
     """The same schema with properties renamed, each of them told its own name."""
     found = dict(schema)
-    for keyword in (DEFINITIONS, "properties", "patternProperties", "dependentSchemas"):
+    for keyword in (DEFINITIONS_KEYWORD, "properties", "patternProperties", "dependentSchemas"):
         if keyword in found:
             found[keyword] = {name: _renamed_schema(one, names) for name, one in found[keyword].items()}
     for keyword in ("allOf", "anyOf", "oneOf", "prefixItems"):
@@ -376,5 +385,7 @@ def _around(schemas: Sequence[dict[str, Any]], root: dict[str, Any]) -> list[dic
             waiting += schema.get(keyword, [])
         waiting += [schema[keyword] for keyword in ("if", "then", "else") if keyword in schema]
         if isinstance(reference := schema.get("$ref"), str):
-            waiting += [one for one in [root.get(DEFINITIONS, {}).get(reference.rpartition("/")[2])] if one is not None]
+            waiting += [
+                one for one in [root.get(DEFINITIONS_KEYWORD, {}).get(reference.rpartition("/")[2])] if one is not None
+            ]
     return found

@@ -22,11 +22,11 @@ from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.output import OutputObjectDefinition
 from pydantic_ai.tools import ToolDefinition
 
-from domain.llms.messages import Ask, Message, Target
+from domain.llms.messages import ChatMessage, ModelCall, ModelTarget
 from infra.llm.call_ids import map_call_ids
 
 
-def history(messages: Sequence[Message], target: Target, writer: str, is_chat: bool) -> list[ModelMessage]:
+def history(messages: Sequence[ChatMessage], target: ModelTarget, writer: str, is_chat: bool) -> list[ModelMessage]:
     """Return a conversation: what assistants said are responses, between two is one request.
 
     Empty answers are left out. What `writer` wants back of its own answers is in them; what others wrote is not.
@@ -49,7 +49,7 @@ def history(messages: Sequence[Message], target: Target, writer: str, is_chat: b
     return said
 
 
-def _response(message: Message, writer: str) -> ModelResponse | None:
+def _response(message: ChatMessage, writer: str) -> ModelResponse | None:
     # Arguments that are no JSON object go back as {"INVALID_JSON": "…"}: servers that read them would refuse.
     calls = [ToolCallPart(call.name, call.arguments, tool_call_id=call.id) for call in message.tool_calls]
     kept = message.provider_parts
@@ -80,7 +80,7 @@ def _thinking(text: str, signature: str | None, id_: str | None = None) -> Think
     return ThinkingPart(text, id=id_, signature=signature, provider_name="anthropic")
 
 
-def _request_part(message: Message, tools: dict[str, str]) -> ModelRequestPart:
+def _request_part(message: ChatMessage, tools: dict[str, str]) -> ModelRequestPart:
     match message.role:
         case "system":
             return SystemPromptPart(message.content)
@@ -91,7 +91,7 @@ def _request_part(message: Message, tools: dict[str, str]) -> ModelRequestPart:
             return UserPromptPart(message.content)
 
 
-def parameters(ask: Ask, model: Model[Any]) -> ModelRequestParameters:
+def parameters(ask: ModelCall, model: Model[Any]) -> ModelRequestParameters:
     """Tools and the form of the answer: by the provider's own means where it has them, else asked for in words."""
     tools = [
         # Not strict: a strict tool's schema is rewritten, and an object that may hold anything may then hold nothing.

@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.accounts import Identity, Invite, ProxyUser, RefreshGrant, User
+from domain.accounts import Invite, ProxyUser, RefreshGrant, User, UserIdentity
 from domain.shared import ids
 from domain.shared.access import Role
 from domain.shared.pages import Listing, Page
@@ -93,9 +93,9 @@ _FIELDS = {
 
 def _identity(row: Any) -> dict[str, Any]:
     found = dict(row._mapping)
-    found["user_id"] = ids.encode("user", found["user_id"])
+    found["user_id"] = ids.encode_id("user", found["user_id"])
     if "session_id" in found:
-        found["session_id"] = ids.encode("ses", found["session_id"])
+        found["session_id"] = ids.encode_id("ses", found["session_id"])
     return found
 
 
@@ -105,19 +105,19 @@ class PostgresAccounts:
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
 
-    async def find_login(self, name: str) -> Identity | None:
+    async def find_login(self, name: str) -> UserIdentity | None:
         row = (await self._connection.execute(text("SELECT * FROM find_login(:name)"), {"name": name})).first()
-        return None if row is None else as_struct(_identity(row), Identity)
+        return None if row is None else as_struct(_identity(row), UserIdentity)
 
-    async def find_session(self, user_id: str, session_id: str) -> Identity | None:
-        user, session = ids.decode("user", user_id), ids.decode("ses", session_id)
+    async def find_session(self, user_id: str, session_id: str) -> UserIdentity | None:
+        user, session = ids.decode_id("user", user_id), ids.decode_id("ses", session_id)
         found = await self._connection.execute(
             text("SELECT * FROM find_session(:user, :session)"), {"user": user, "session": session}
         )
         row = found.first()
-        return None if row is None else as_struct(_identity(row), Identity)
+        return None if row is None else as_struct(_identity(row), UserIdentity)
 
-    async def find_refresh(self, token_hash: bytes) -> RefreshGrant | None:
+    async def find_refresh_token(self, token_hash: bytes) -> RefreshGrant | None:
         found = await self._connection.execute(text("SELECT * FROM find_refresh(:hash)"), {"hash": token_hash})
         row = found.first()
         return None if row is None else as_struct(_identity(row), RefreshGrant)
@@ -150,7 +150,7 @@ class PostgresAccounts:
         )
         return made.first() is not None
 
-    async def is_tenant_by_proxy(self, tenant_id: str) -> bool:
+    async def is_proxy_tenant(self, tenant_id: str) -> bool:
         found = await self._connection.execute(select(TenantRow.by_proxy).where(TenantRow.id == tenant_id))
         return bool(found.scalar_one_or_none())
 
@@ -164,18 +164,18 @@ class PostgresAccounts:
             return _taken(error)
         return None
 
-    async def user(self, user_id: str, lock: bool = False) -> User | None:
-        if ids.decode("user", user_id) is None:
+    async def get_user(self, user_id: str, lock: bool = False) -> User | None:
+        if ids.decode_id("user", user_id) is None:
             return None
         query = select(UserRow).where(UserRow.id == user_id)
         row = (await self._connection.execute(query.with_for_update() if lock else query)).first()
         return None if row is None else as_struct(row, User)
 
-    async def password_hash(self, user_id: str) -> str:
+    async def get_password_hash(self, user_id: str) -> str:
         found = await self._connection.execute(select(UserRow.password_hash).where(UserRow.id == user_id))
         return found.scalar_one()
 
-    async def users(self, page: Page) -> Listing[User]:
+    async def list_users(self, page: Page) -> Listing[User]:
         return await listed(self._connection, select(UserRow), UserRow.id.desc(), page, User)
 
     async def save_user(self, user: User, password_hash: str | None) -> str | None:
@@ -194,7 +194,7 @@ class PostgresAccounts:
             return _taken(error)
         return None
 
-    async def other_admins(self, user_id: str) -> int:
+    async def count_other_admins(self, user_id: str) -> int:
         # Locking the tenant's admins keeps two admins from demoting each other at once.
         found = await self._connection.execute(
             select(UserRow.id).where(UserRow.role == "admin", UserRow.is_active).order_by(UserRow.id).with_for_update()
@@ -205,7 +205,7 @@ class PostgresAccounts:
         values = {name: getattr(invite, name) for name in Invite.__struct_fields__ if name != "invite_token"}
         await self._connection.execute(insert(InviteRow).values(**values, token_hash=token_hash))
 
-    async def take_invite(self, email: str, token_hash: bytes, now: datetime) -> Role | None:
+    async def redeem_invite(self, email: str, token_hash: bytes, now: datetime) -> Role | None:
         taken = await self._connection.execute(
             update(InviteRow)
             .where(
@@ -225,14 +225,14 @@ class PostgresAccounts:
             insert(SessionRow).values(id=session_id, tenant_id=_TENANT, user_id=user_id, created_at=now)
         )
 
-    async def add_refresh(self, token_hash: bytes, session_id: str, expires_at: datetime) -> None:
+    async def add_refresh_token(self, token_hash: bytes, session_id: str, expires_at: datetime) -> None:
         await self._connection.execute(
             insert(RefreshRow).values(
                 token_hash=token_hash, tenant_id=_TENANT, session_id=session_id, expires_at=expires_at
             )
         )
 
-    async def use_refresh(self, token_hash: bytes, now: datetime) -> bool:
+    async def use_refresh_token(self, token_hash: bytes, now: datetime) -> bool:
         used = await self._connection.execute(
             update(RefreshRow)
             .where(

@@ -9,8 +9,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.agents import MAX_OF_SLUG, Agent, AgentStatus
-from domain.builds import bundle_path
+from domain.agents import MAX_SLUG_MATCHES, Agent, AgentStatus
+from domain.builds import get_bundle_path
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from infra.postgres.db import Base, Id, Raw, Shape, timestamp
@@ -96,7 +96,7 @@ class PostgresAgents:
         return made.first() is not None
 
     async def find(self, reference: str, lock: bool | Literal["share"] = False) -> Agent | None:
-        known = ids.decode("agent", reference)
+        known = ids.decode_id("agent", reference)
         if known is not None:
             record = await self._raw.fetchrow(f"{_FIND} id = $1{_LOCKS[lock]}", known)
         else:
@@ -104,16 +104,16 @@ class PostgresAgents:
             record = await self._raw.fetchrow(f"{_FIND} name = $1{_LOCKS[lock]}", name)
         return None if record is None else _read(record)
 
-    async def of_slug(self, slug: str) -> list[Agent]:
+    async def list_by_slug(self, slug: str) -> list[Agent]:
         made = "left(btrim(regexp_replace(lower(name), '[^a-z0-9]+', '_', 'g'), '_'), 64)"
-        records = await self._raw.fetch(f"{_FIND} {made} = $1 ORDER BY id LIMIT {MAX_OF_SLUG}", slug)
+        records = await self._raw.fetch(f"{_FIND} {made} = $1 ORDER BY id LIMIT {MAX_SLUG_MATCHES}", slug)
         return [_read(record) for record in records]
 
-    async def children(self, agent_id: str) -> list[Agent]:
-        records = await self._raw.fetch(f"{_FIND} parent_id = $1 ORDER BY id", ids.decode("agent", agent_id))
+    async def list_children(self, agent_id: str) -> list[Agent]:
+        records = await self._raw.fetch(f"{_FIND} parent_id = $1 ORDER BY id", ids.decode_id("agent", agent_id))
         return [_read(record) for record in records]
 
-    async def page(self, page: Page, status: AgentStatus | None, parent_id: str | None) -> Listing[Agent]:
+    async def list_page(self, page: Page, status: AgentStatus | None, parent_id: str | None) -> Listing[Agent]:
         query = select(
             *AgentRow.__table__.columns,
             literal_column(_PARENT).label("parent"),
@@ -138,9 +138,9 @@ class PostgresAgents:
 
     async def delete(self, agent_id: str, now: datetime) -> None:
         await self._connection.execute(update(AgentRow).where(AgentRow.id == agent_id).values(deleted_at=now))
-        versions = await self._raw.fetch(_OBJECTS, ids.decode("agent", agent_id))
+        versions = await self._raw.fetch(_OBJECTS, ids.decode_id("agent", agent_id))
         keys = [version["tarball_path"] for version in versions]
-        keys += [bundle_path(version["tenant_id"], ids.encode("ver", version["id"])) for version in versions]
+        keys += [get_bundle_path(version["tenant_id"], ids.encode_id("ver", version["id"])) for version in versions]
         # Once more later: a build that was under way may write its bundle meanwhile.
         await self._raw.execute(_DOOM, keys, now, now + REMOVED_AGAIN)
 

@@ -195,7 +195,7 @@ class PostgresArtifacts:
             [key_of(row) for row in rows],
             [one.packed_body for one in stored],
         )
-        return {ids.encode("art", record["id"]) for record in records}
+        return {ids.encode_id("art", record["id"]) for record in records}
 
     async def find(self, kurral_ids: list[str]) -> dict[str, tuple[ArtifactMetadata, bytes]]:
         records = await self._raw.fetch(_FIND, kurral_ids)
@@ -207,13 +207,13 @@ class PostgresArtifacts:
         found = (await self.find([reference])).get(reference)
         if found is not None:
             return found[0]
-        known = ids.decode("art", reference)
+        known = ids.decode_id("art", reference)
         record = await self._raw.fetchrow(_GET, known) if known is not None else None
         return None if record is None else _SHAPE.read(record)
 
     async def get_body(self, metadata: ArtifactMetadata) -> ArtifactBody:
         query = "SELECT packed FROM artifact_bodies WHERE id = $1"
-        packed = await self._raw.fetchval(query, ids.decode("art", metadata.id))
+        packed = await self._raw.fetchval(query, ids.decode_id("art", metadata.id))
         return ArtifactBody(key=key_of(metadata), size=metadata.size_bytes, packed_body=packed)
 
     async def list_page(self, narrowed: ArtifactFilter, page: Page) -> Listing[ArtifactMetadata]:
@@ -230,10 +230,10 @@ class PostgresArtifacts:
     async def delete(self, artifact_ids: list[str], now: datetime) -> int:
         if not artifact_ids:
             return 0
-        known = [ids.decode("art", one) for one in artifact_ids]
+        known = [ids.decode_id("art", one) for one in artifact_ids]
         query = f"SELECT {_SHAPE.columns} FROM artifacts WHERE id = ANY ($1)"
         rows = [_SHAPE.read(record) for record in await self._raw.fetch(query, known)]
-        found = [ids.decode("art", row.id) for row in rows]
+        found = [ids.decode_id("art", row.id) for row in rows]
         return int(await self._raw.fetchval(_DELETE, found, [key_of(row) for row in rows], now, now + AGAIN))
 
     async def claim_pending_bodies(
@@ -241,17 +241,17 @@ class PostgresArtifacts:
     ) -> list[PendingBody]:
         records = await self._raw.fetch("SELECT * FROM claim_bodies($1, $2, $3, $4)", most, most_bytes, now, until)
         return [
-            PendingBody(id=ids.encode("art", record["id"]), key=record["key"], packed_body=record["packed"])
+            PendingBody(id=ids.encode_id("art", record["id"]), key=record["key"], packed_body=record["packed"])
             for record in records
         ]
 
     async def mark_bodies_stored(self, artifact_ids: list[str]) -> set[str]:
-        known = [ids.decode("art", one) for one in artifact_ids]
+        known = [ids.decode_id("art", one) for one in artifact_ids]
         records = await self._raw.fetch("SELECT * FROM stored_bodies($1) AS id", known)
-        return {ids.encode("art", record["id"]) for record in records}
+        return {ids.encode_id("art", record["id"]) for record in records}
 
     async def release_bodies(self, artifact_ids: list[str]) -> None:
-        await self._raw.execute("SELECT release_bodies($1)", [ids.decode("art", one) for one in artifact_ids])
+        await self._raw.execute("SELECT release_bodies($1)", [ids.decode_id("art", one) for one in artifact_ids])
 
     async def list_deletable_objects(self, now: datetime, limit: int) -> list[str]:
         return [
@@ -263,10 +263,10 @@ class PostgresArtifacts:
 
     async def list_unrecorded(self, limit: int) -> list[tuple[str, str]]:
         records = await self._raw.fetch("SELECT * FROM unrecorded_executions($1)", limit)
-        return [(record["tenant_id"], ids.encode("exec", record["id"])) for record in records]
+        return [(record["tenant_id"], ids.encode_id("exec", record["id"])) for record in records]
 
     async def load_unrecorded(self, executions: list[str]) -> list[UnrecordedExecution]:
-        known = [ids.decode("exec", one) for one in executions]
+        known = [ids.decode_id("exec", one) for one in executions]
         records, calls = await self._raw.fetch(_ENDED, known), defaultdict[str, list[RunStep]](list)
         if any(record["lane"] == "llm" for record in records):
             for record in await self._raw.fetch(_CALLS, known):
@@ -276,4 +276,4 @@ class PostgresArtifacts:
 
     async def mark_recorded(self, executions: list[str]) -> None:
         query = "UPDATE executions SET recorded = true WHERE id = ANY ($1)"
-        await self._raw.execute(query, [ids.decode("exec", one) for one in executions])
+        await self._raw.execute(query, [ids.decode_id("exec", one) for one in executions])

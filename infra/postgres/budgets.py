@@ -15,7 +15,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.costs.budgets import AppliedLimit, Budget, BudgetScope, nanos_from_usd, status_from_spending
 from domain.shared import ids
-from domain.shared.pages import Listing, Page, listing
+from domain.shared.pages import Listing, Page, build_listing
 from domain.stats import NANOS_PER_UNIT
 from infra.postgres.db import Base, Id, Raw, timestamp
 
@@ -76,15 +76,15 @@ class PostgresBudgets:
         self._raw = raw
 
     async def add(self, budget: Budget, spent: int) -> None:
-        subject = None if budget.subject is None else ids.decode(_PREFIX[budget.scope], budget.subject)
+        subject = None if budget.subject is None else ids.decode_id(_PREFIX[budget.scope], budget.subject)
         await self._raw.execute(
             _ADD,
-            *(ids.decode("bud", budget.id), budget.tenant_id, budget.scope, subject, nanos_from_usd(budget.limit_usd)),
+            *(ids.decode_id("bud", budget.id), budget.tenant_id, budget.scope, subject, nanos_from_usd(budget.limit_usd)),
             *(budget.period, budget.enabled, budget.period_start, spent, budget.created_at, budget.updated_at),
         )
 
     async def get(self, budget_id: str, now: datetime, lock: bool = False) -> Budget | None:
-        known = ids.decode("bud", budget_id)
+        known = ids.decode_id("bud", budget_id)
         if known is None:
             return None
         if lock:
@@ -97,26 +97,26 @@ class PostgresBudgets:
         query = f"{_SELECT} ORDER BY b.id DESC LIMIT $2 OFFSET $3"
         records = await self._raw.fetch(query, now, page.limit + 1, page.offset)
         if page.offset == 0 and len(records) <= page.limit:
-            return listing([_read(record) for record in records], len(records), page)
+            return build_listing([_read(record) for record in records], len(records), page)
         total = int(await self._raw.fetchval("SELECT count(*) FROM budgets"))
-        return listing([_read(record) for record in records], total, page)
+        return build_listing([_read(record) for record in records], total, page)
 
     async def save(self, budget: Budget) -> None:
         await self._raw.execute(
             "UPDATE budgets SET limit_nanos = $2, enabled = $3, warned_at = $4, updated_at = $5 WHERE id = $1",
-            *(ids.decode("bud", budget.id), nanos_from_usd(budget.limit_usd), budget.enabled),
+            *(ids.decode_id("bud", budget.id), nanos_from_usd(budget.limit_usd), budget.enabled),
             *(budget.warned_at, budget.updated_at),
         )
 
     async def delete(self, budget_id: str) -> bool:
-        known = ids.decode("bud", budget_id)
+        known = ids.decode_id("bud", budget_id)
         query = "DELETE FROM budgets WHERE id = $1 RETURNING true"
         return known is not None and bool(await self._raw.fetchval(query, known))
 
     async def find_keys_by_name(self, name: str) -> list[str]:
         query = "SELECT id FROM api_keys WHERE name = $1 ORDER BY id LIMIT 2"
         records = await self._raw.fetch(query, name.replace("\0", "\ufffd"))
-        return [ids.encode("key", record["id"]) for record in records]
+        return [ids.encode_id("key", record["id"]) for record in records]
 
     async def lock_spending(self) -> None:
         await self._raw.execute("SELECT pg_advisory_xact_lock(spending_lock())")
@@ -132,7 +132,7 @@ class PostgresBudgets:
         now: datetime,
         until: datetime,
     ) -> tuple[str | None, int] | AppliedLimit:
-        held = ids.uuid7()
+        held = ids.generate_uuid7()
         record = await self._raw.fetchrow(
             _HOLD,
             held,
@@ -148,7 +148,7 @@ class PostgresBudgets:
         assert record is not None
         if record["granted"] is None:
             return _applied(record)
-        return (ids.encode("hold", held) if record["held"] else None), int(record["granted"])
+        return (ids.encode_id("hold", held) if record["held"] else None), int(record["granted"])
 
     async def record_spending(
         self,
@@ -159,25 +159,25 @@ class PostgresBudgets:
         cost: int,
         now: datetime,
     ) -> list[AppliedLimit]:
-        held = None if hold_id is None else ids.decode("hold", hold_id)
+        held = None if hold_id is None else ids.decode_id("hold", hold_id)
         records = await self._raw.fetch(_SPEND, held, _run(execution_id), _subjects(subjects), run_limit, cost, now)
         return [_applied(record) for record in records]
 
 
 def _run(execution_id: str | None) -> UUID | None:
-    return None if execution_id is None else ids.decode("exec", execution_id)
+    return None if execution_id is None else ids.decode_id("exec", execution_id)
 
 
 def _subjects(subjects: list[str]) -> list[UUID]:
     # One of each kind, told apart by their prefixes.
-    found = (ids.decode(subject.partition("_")[0], subject) for subject in subjects)
+    found = (ids.decode_id(subject.partition("_")[0], subject) for subject in subjects)
     return [one for one in found if one is not None]
 
 
 def _applied(record: asyncpg.Record) -> AppliedLimit:
     budget_id = record["budget_id"]
     return AppliedLimit(
-        budget_id=None if budget_id is None else ids.encode("bud", budget_id),
+        budget_id=None if budget_id is None else ids.encode_id("bud", budget_id),
         scope=record["scope"],
         period=record["period"],
         limit=record["limit_nanos"],
@@ -189,10 +189,10 @@ def _read(record: asyncpg.Record) -> Budget:
     scope, subject = cast(BudgetScope, record["scope"]), cast(Any, record["subject"])
     limit, spent, held = record["limit_nanos"], record["spent"], record["held"]
     return Budget(
-        id=ids.encode("bud", record["id"]),
+        id=ids.encode_id("bud", record["id"]),
         tenant_id=record["tenant_id"],
         scope=scope,
-        subject=None if subject is None else ids.encode(_PREFIX[scope], subject),
+        subject=None if subject is None else ids.encode_id(_PREFIX[scope], subject),
         limit_usd=limit / NANOS_PER_UNIT,
         period=record["period"],
         enabled=record["enabled"],

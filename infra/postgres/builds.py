@@ -8,7 +8,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.builds import Built, BundleSize, Version
+from domain.builds import AgentVersion, BuildResult, BundleSize
 from domain.shared import ids
 from domain.shared.leases import Lease
 from domain.shared.pages import Listing, Page
@@ -59,7 +59,7 @@ def _held(version_id: str, attempt: int) -> tuple[Any, ...]:
     return VersionRow.id == version_id, VersionRow.attempt == attempt, VersionRow.status == "building"
 
 
-_SHAPE = Shape(VersionRow, Version)
+_SHAPE = Shape(VersionRow, AgentVersion)
 # Of agents that were not deleted: archives whatever came of them, the rest of what is or may become ready.
 _STORED = """
     WITH mine AS (
@@ -83,29 +83,29 @@ class PostgresBuilds:
         self._raw = raw
         self._now = now
 
-    async def add(self, version: Version) -> None:
-        values = {name: getattr(version, name) for name in Version.__struct_fields__}
+    async def add(self, version: AgentVersion) -> None:
+        values = {name: getattr(version, name) for name in AgentVersion.__struct_fields__}
         await self._connection.execute(insert(VersionRow).values(**values))
 
-    async def next_number(self, agent_id: str) -> int:
+    async def get_next_number(self, agent_id: str) -> int:
         # The caller holds the agent's row lock, so two uploads cannot get one number.
         found = await self._connection.execute(
             select(func.coalesce(func.max(VersionRow.number), 0)).where(VersionRow.agent_id == agent_id)
         )
         return found.scalar_one() + 1
 
-    async def get(self, version_id: str) -> Version | None:
-        known = ids.decode("ver", version_id)
+    async def get(self, version_id: str) -> AgentVersion | None:
+        known = ids.decode_id("ver", version_id)
         if known is None:
             return None
         record = await self._raw.fetchrow(f"{_FIND} id = $1", known)
         return None if record is None else _SHAPE.read(record)
 
-    async def find(self, agent_id: str, reference: str) -> Version | None:
-        known = ids.decode("ver", reference)
+    async def find(self, agent_id: str, reference: str) -> AgentVersion | None:
+        known = ids.decode_id("ver", reference)
         if known is not None:
             record = await self._raw.fetchrow(
-                f"{_FIND} id = $1 AND agent_id = $2", known, ids.decode("agent", agent_id)
+                f"{_FIND} id = $1 AND agent_id = $2", known, ids.decode_id("agent", agent_id)
             )
             return None if record is None else _SHAPE.read(record)
         digits = reference.removeprefix("v")
@@ -113,34 +113,34 @@ class PostgresBuilds:
             return None
         return await self._one(VersionRow.agent_id == agent_id, VersionRow.number == int(digits))
 
-    async def page(self, agent_id: str, page: Page) -> Listing[Version]:
+    async def list_page(self, agent_id: str, page: Page) -> Listing[AgentVersion]:
         query = select(VersionRow).where(VersionRow.agent_id == agent_id)
-        return await listed(self._connection, query, VersionRow.number.desc(), page, Version)
+        return await listed(self._connection, query, VersionRow.number.desc(), page, AgentVersion)
 
-    async def by_path(self, path: str) -> Version | None:
+    async def find_by_path(self, path: str) -> AgentVersion | None:
         alive = select(AgentRow.id).where(AgentRow.deleted_at.is_(None))
         return await self._one(VersionRow.tarball_path == path.replace("\0", "\ufffd"), VersionRow.agent_id.in_(alive))
 
-    async def newest(self, agent_id: str) -> Version | None:
+    async def find_newest(self, agent_id: str) -> AgentVersion | None:
         query = select(VersionRow).where(VersionRow.agent_id == agent_id).order_by(VersionRow.number.desc()).limit(1)
         row = (await self._connection.execute(query)).first()
-        return None if row is None else as_struct(row, Version)
+        return None if row is None else as_struct(row, AgentVersion)
 
-    async def claim(self, version_id: str, lease: Lease) -> Version | None:
+    async def claim_version(self, version_id: str, lease: Lease) -> AgentVersion | None:
         return await self._moved(
             update(VersionRow)
             .where(VersionRow.id == version_id, VersionRow.status == "queued")
             .values(
                 status="building",
                 attempt=VersionRow.attempt + 1,
-                worker=lease.worker,
-                lease_expires_at=lease.until,
+                worker=lease.worker_id,
+                lease_expires_at=lease.expires_at,
                 build_log=None,
                 updated_at=self._now,
             )
         )
 
-    async def log(self, version_id: str, attempt: int, text: str) -> bool:
+    async def append_log(self, version_id: str, attempt: int, text: str) -> bool:
         grown = func.right(func.coalesce(VersionRow.build_log, "") + text.replace("\0", "\ufffd"), 256 * 1024)
         return (
             await self._moved(
@@ -149,32 +149,32 @@ class PostgresBuilds:
             is not None
         )
 
-    async def settle(self, version_id: str, attempt: int, built: Built | None, error: str | None) -> bool:
+    async def settle_version(self, version_id: str, attempt: int, built: BuildResult | None, error: str | None) -> bool:
         values: dict[str, Any] = {"status": "failed", "error_message": error}
         if built is not None:
-            values = {name: getattr(built, name) for name in Built.__struct_fields__} | {"status": "ready"}
+            values = {name: getattr(built, name) for name in BuildResult.__struct_fields__} | {"status": "ready"}
         statement = update(VersionRow).where(*_held(version_id, attempt))
         return await self._moved(statement.values(**values, lease_expires_at=None, updated_at=self._now)) is not None
 
-    async def stored_bytes(self) -> int:
+    async def sum_stored_bytes(self) -> int:
         # Two uploads that are counted at once would both find room for the same last bytes.
         await self._raw.execute(
             "SELECT pg_advisory_xact_lock(hashtextextended('stored:' || current_setting('paddock.tenant_id'), 0))"
         )
         return int(await self._raw.fetchval(_STORED))
 
-    async def reserve(self, version_id: str, attempt: int, size: BundleSize) -> bool:
+    async def reserve_space(self, version_id: str, attempt: int, size: BundleSize) -> bool:
         values = {name: getattr(size, name) for name in BundleSize.__struct_fields__}
         held = update(VersionRow).where(*_held(version_id, attempt))
         return await self._moved(held.values(**values, updated_at=self._now)) is not None
 
-    async def release(self, version_id: str, attempt: int, counts: bool) -> bool:
+    async def release_version(self, version_id: str, attempt: int, counts: bool) -> bool:
         handovers = VersionRow.handovers + (0 if counts else 1)
         freed = update(VersionRow).where(*_held(version_id, attempt))
         freed = freed.values(status="queued", handovers=handovers, **self._free())
         return await self._moved(freed) is not None
 
-    async def take_back(self, version_id: str, max_attempts: int, reason: str) -> Version | None:
+    async def requeue_expired(self, version_id: str, max_attempts: int, reason: str) -> AgentVersion | None:
         used_up = VersionRow.attempt - VersionRow.handovers >= max_attempts
         return await self._moved(
             update(VersionRow)
@@ -193,10 +193,10 @@ class PostgresBuilds:
     def _free(self) -> dict[str, Any]:
         return {"worker": None, "lease_expires_at": None, "updated_at": self._now}
 
-    async def _one(self, *where: Any) -> Version | None:
+    async def _one(self, *where: Any) -> AgentVersion | None:
         row = (await self._connection.execute(select(VersionRow).where(*where))).first()
-        return None if row is None else as_struct(row, Version)
+        return None if row is None else as_struct(row, AgentVersion)
 
-    async def _moved(self, statement: Any) -> Version | None:
+    async def _moved(self, statement: Any) -> AgentVersion | None:
         row = (await self._connection.execute(statement.returning(*VersionRow.__table__.columns))).first()
-        return None if row is None else as_struct(row, Version)
+        return None if row is None else as_struct(row, AgentVersion)

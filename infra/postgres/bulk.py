@@ -53,7 +53,7 @@ def _kind(kind: TypeEngine[Any]) -> tuple[str, str, Callable[[Any], Any] | None]
     """The type of a parameter's elements, what turns one into the column, and what turns a value into one."""
     if isinstance(kind, Id):
         prefix = kind.prefix
-        return "uuid", "{}", lambda value: None if value is None else ids.decode(prefix, value)
+        return "uuid", "{}", lambda value: None if value is None else ids.decode_id(prefix, value)
     if isinstance(kind, JSON):
         return "text", "{}::json", lambda value: None if value is None else msgspec.json.encode(value).decode()
     if isinstance(kind, ARRAY):

@@ -78,7 +78,7 @@ class PostgresCosts:
 
     async def add(self, cost_id: str, attribution: CostAttribution, call: BilledCall, now: datetime) -> bool:
         def known(prefix: str, value: str | None) -> object:
-            return None if value is None else ids.decode(prefix, value)
+            return None if value is None else ids.decode_id(prefix, value)
 
         usage = call.usage
         # One delta for one cost, and none for one that is there.
@@ -106,5 +106,5 @@ class PostgresCosts:
         return await self._records.older(before, limit)
 
     async def delete_many(self, cost_ids: list[str]) -> int:
-        known = [ids.decode("cost", one) for one in cost_ids]
+        known = [ids.decode_id("cost", one) for one in cost_ids]
         return int(await self._raw.fetchval(_DELETE, known)) if known else 0

@@ -72,7 +72,7 @@ class PostgresCrews:
         return made.first() is not None
 
     async def find(self, reference: str, lock: bool | Literal["share"] = False) -> Crew | None:
-        is_id = ids.decode("crew", reference) is not None
+        is_id = ids.decode_id("crew", reference) is not None
         query = select(CrewRow).where(
             CrewRow.id == reference if is_id else CrewRow.name == reference.replace("\0", "\ufffd")
         )

@@ -38,13 +38,13 @@ class Id(types.TypeDecorator[str]):
     def process_bind_param(self, value: str | None, dialect: Any) -> UUID | None:
         if value is None:
             return None
-        decoded = ids.decode(self.prefix, value)
+        decoded = ids.decode_id(self.prefix, value)
         if decoded is None:
             raise ValueError(f"{value!r} is not an id of the kind {self.prefix!r}")
         return decoded
 
     def process_result_value(self, value: UUID | None, dialect: Any) -> str | None:
-        return None if value is None else ids.encode(self.prefix, value)
+        return None if value is None else ids.encode_id(self.prefix, value)
 
 
 def json_column() -> types.TypeEngine[Any]:
@@ -89,7 +89,7 @@ class Shape(Generic[T]):
 def _reader(kind: types.TypeEngine[Any]) -> Callable[[Any], Any] | None:
     if isinstance(kind, Id):
         prefix = kind.prefix
-        return lambda value: None if value is None else ids.encode(prefix, value)
+        return lambda value: None if value is None else ids.encode_id(prefix, value)
     # SQLAlchemy has told asyncpg how to decode json.
     return None
 

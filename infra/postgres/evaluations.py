@@ -113,7 +113,7 @@ class PostgresEvaluations:
         await self._raw.execute(_ADD, *_BULK.columns(evaluations))
 
     async def get(self, evaluation_id: str) -> Evaluation | None:
-        known = ids.decode("eval", evaluation_id)
+        known = ids.decode_id("eval", evaluation_id)
         record = await self._raw.fetchrow(_GET, known) if known is not None else None
         return None if record is None else _SHAPE.read(record)
 
@@ -126,20 +126,20 @@ class PostgresEvaluations:
         return await self._records.after(_SHAPE, query_from_filter(narrowed), place, limit)
 
     async def delete_many(self, evaluation_ids: list[str]) -> int:
-        known = [ids.decode("eval", one) for one in evaluation_ids]
+        known = [ids.decode_id("eval", one) for one in evaluation_ids]
         return int(await self._raw.fetchval(_DELETE, known)) if known else 0
 
     async def list_older(self, before: datetime, limit: int) -> list[str]:
         return await self._records.older(before, limit)
 
     async def find_linked(self, executions: set[str], artifacts: set[str]) -> tuple[set[str], set[str]]:
-        known = [ids.decode("exec", one) for one in executions]
+        known = [ids.decode_id("exec", one) for one in executions]
         runs = await self._raw.fetch("SELECT id FROM executions WHERE id = ANY ($1)", known) if known else []
         records = []
         if artifacts:
             query = "SELECT kurral_id FROM artifact_ids WHERE kurral_id = ANY ($1)"
             records = await self._raw.fetch(query, list(artifacts))
-        return {ids.encode("exec", run["id"]) for run in runs}, {record["kurral_id"] for record in records}
+        return {ids.encode_id("exec", run["id"]) for run in runs}, {record["kurral_id"] for record in records}
 
     async def claim_pending(self, most: int, now: datetime, until: datetime) -> list[ClaimedEvaluation]:
         records = await self._raw.fetch(_CLAIM, most, CLAIM_BYTES, now, until)
@@ -149,7 +149,7 @@ class PostgresEvaluations:
         return int(
             await self._raw.fetchval(
                 _SCORE,
-                [ids.decode("eval", one.evaluation.id) for one, _ in scored],
+                [ids.decode_id("eval", one.evaluation.id) for one, _ in scored],
                 [one.attempt for one, _ in scored],
                 *([getattr(scores, name) for _, scores in scored] for name in _METRICS),
                 [
@@ -160,9 +160,9 @@ class PostgresEvaluations:
         )
 
     async def release_claims(self, claimed: list[ClaimedEvaluation]) -> None:
-        known = [ids.decode("eval", one.evaluation.id) for one in claimed]
+        known = [ids.decode_id("eval", one.evaluation.id) for one in claimed]
         await self._raw.execute(_RELEASE, known, [one.attempt for one in claimed])
 
     async def fail_claims(self, claimed: list[ClaimedEvaluation]) -> None:
-        known = [ids.decode("eval", one.evaluation.id) for one in claimed]
+        known = [ids.decode_id("eval", one.evaluation.id) for one in claimed]
         await self._raw.execute(_FAIL, known, [one.attempt for one in claimed])

@@ -15,8 +15,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.events import AttemptEvents, EventQuery, EventSlice, ExecutionEvent, LogEntry
 from domain.shared import ids
-from domain.shared.pages import COUNT_BOUND, Listing, Page, listing
-from domain.shared.status import TERMINAL, Status
+from domain.shared.pages import MAX_COUNTED_ROWS, Listing, Page, build_listing
+from domain.shared.status import TERMINAL_STATUSES, ExecutionStatus
 from infra.postgres.db import Base, Id, Raw, as_struct, json_column, timestamp
 
 
@@ -79,10 +79,12 @@ class PostgresEvents:
         self._raw = raw
 
     async def append_while_waiting(self, execution_id: str, written: list[ExecutionEvent]) -> None:
-        await self._connection.execute(_APPEND_WAITING, {"id": ids.decode("exec", execution_id), **_columns(written)})
+        await self._connection.execute(
+            _APPEND_WAITING, {"id": ids.decode_id("exec", execution_id), **_columns(written)}
+        )
 
     async def append_batches(self, written: list[AttemptEvents]) -> set[tuple[str, int]]:
-        known = [ids.decode("exec", one.execution_id) for one in written]
+        known = [ids.decode_id("exec", one.execution_id) for one in written]
         lines = [
             (known[place], number, event.at, event.type, msgspec.json.encode(event.data).decode())
             for place, one in enumerate(written)
@@ -95,10 +97,10 @@ class PostgresEvents:
             [len(one.events) for one in written],
             *([line[field] for line in lines] for field in range(5)),
         )
-        return {(ids.encode("exec", record["id"]), record["attempt"]) for record in records}
+        return {(ids.encode_id("exec", record["id"]), record["attempt"]) for record in records}
 
     async def find_slices(self, asked: list[EventQuery], limit: int) -> list[EventSlice | None]:
-        known = [ids.decode("exec", one.execution_id) for one in asked]
+        known = [ids.decode_id("exec", one.execution_id) for one in asked]
         records = await self._raw.fetch(
             "SELECT * FROM read_events($1, $2, $3, $4)",
             known,
@@ -112,7 +114,7 @@ class PostgresEvents:
             first = of_one[0]
             events = [_event(row) for row in of_one if row["seq"] is not None]
             reached = events[-1].seq if events else asked[place - 1].seq
-            ended = first["status"] in TERMINAL and reached >= first["last_seq"]
+            ended = first["status"] in TERMINAL_STATUSES and reached >= first["last_seq"]
             found[place - 1] = EventSlice(events=events, last_seq=first["last_seq"], is_complete=ended)
         return found
 
@@ -120,17 +122,17 @@ class PostgresEvents:
         appended = await self._connection.execute(
             _APPEND,
             {
-                "id": ids.decode("exec", execution_id),
+                "id": ids.decode_id("exec", execution_id),
                 "attempt": attempt,
                 **_columns(written),
             },
         )
         return len(appended.all()) == len(written)
 
-    async def get_state(self, execution_id: str) -> tuple[Status, int] | None:
-        if ids.decode("exec", execution_id) is None:
+    async def get_state(self, execution_id: str) -> tuple[ExecutionStatus, int] | None:
+        if ids.decode_id("exec", execution_id) is None:
             return None
-        found = await self._connection.execute(_STATE, {"id": ids.decode("exec", execution_id)})
+        found = await self._connection.execute(_STATE, {"id": ids.decode_id("exec", execution_id)})
         row = found.first()
         return None if row is None else (row.status, row.last_seq)
 
@@ -145,15 +147,15 @@ class PostgresEvents:
         )
         rows = (await self._connection.execute(query)).all()
         total = rows[0].total if rows else 0
-        return listing([_entry(as_struct(row, ExecutionEvent), execution_id) for row in rows], total, page)
+        return build_listing([_entry(as_struct(row, ExecutionEvent), execution_id) for row in rows], total, page)
 
     async def list_agent_logs(self, agent_id: str, page: Page) -> Listing[LogEntry]:
-        values = {"agent": ids.decode("agent", agent_id), "limit": page.limit + 1, "offset": page.offset}
+        values = {"agent": ids.decode_id("agent", agent_id), "limit": page.limit + 1, "offset": page.offset}
         query = f"SELECT * FROM ({_AGENT_LOGS}) AS l ORDER BY timestamp DESC, seq DESC LIMIT :limit OFFSET :offset"
         rows = (await self._connection.execute(text(query), values)).all()
-        count = f"SELECT count(*) FROM (SELECT 1 FROM ({_AGENT_LOGS}) AS l LIMIT {COUNT_BOUND}) AS c"
+        count = f"SELECT count(*) FROM (SELECT 1 FROM ({_AGENT_LOGS}) AS l LIMIT {MAX_COUNTED_ROWS}) AS c"
         total = (await self._connection.execute(text(count), values)).scalar_one()
-        return listing([_agent_entry(row) for row in rows], total, page)
+        return build_listing([_agent_entry(row) for row in rows], total, page)
 
 
 def _columns(written: list[ExecutionEvent]) -> dict[str, Any]:
@@ -209,6 +211,6 @@ def _told(event: ExecutionEvent) -> str:
 
 def _agent_entry(row: Any) -> LogEntry:
     prefix, key = ("ver", "version_id") if row.source == "build" else ("exec", "execution_id")
-    metadata = {key: ids.encode(prefix, row.subject)}
+    metadata = {key: ids.encode_id(prefix, row.subject)}
     metadata |= {name: value for name, value in row.metadata.items() if value is not None}
     return LogEntry(timestamp=row.timestamp, level=row.level, message=row.message, source=row.source, metadata=metadata)

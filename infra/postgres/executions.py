@@ -27,7 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import TypeEngine
 
-from domain.agents import Spec
+from domain.agents import AgentSpec
 from domain.executions import (
     AttemptOutcome,
     Execution,
@@ -40,8 +40,8 @@ from domain.executions import (
 from domain.executions.schema import MAX_LOG_CHARACTERS, MAX_LOG_LINES
 from domain.shared import ids
 from domain.shared.leases import Lease
-from domain.shared.pages import COUNT_BOUND, Listing, Page
-from domain.shared.status import HELD
+from domain.shared.pages import MAX_COUNTED_ROWS, Listing, Page
+from domain.shared.status import LEASED_STATUSES
 from infra.postgres.db import Base, Id, Raw, Shape, as_struct, json_column, plain_text, timestamp
 from infra.postgres.events import EventRow
 from infra.postgres.pages import listed
@@ -135,7 +135,7 @@ def _writer(kind: TypeEngine[Any]) -> tuple[str, Callable[[Any], Any]]:
     """How a value of this type goes to asyncpg: what its parameter is cast to, and what is done to the value."""
     if isinstance(kind, Id):
         prefix = kind.prefix
-        return "", lambda value: None if value is None else ids.decode(prefix, value)
+        return "", lambda value: None if value is None else ids.decode_id(prefix, value)
     if isinstance(kind, JSON):
         return "::text::json", lambda value: None if value is None else msgspec.json.encode(value).decode()
     return "", lambda value: value
@@ -222,21 +222,21 @@ class PostgresExecutions:
         self._connection = connection
         self._raw = raw
 
-    async def add(self, execution: Execution, spec: Spec | None) -> None:
+    async def add(self, execution: Execution, spec: AgentSpec | None) -> None:
         values = (spec if name == "spec" else getattr(execution, name) for name, _, _ in _STORED_AS)
         await self._raw.execute(_ADD, *(write(value) for value, (_, _, write) in zip(values, _STORED_AS, strict=True)))
 
-    async def get_spec(self, execution_id: str) -> Spec | None:
-        found = await self._raw.fetchval(_SPEC, ids.decode("exec", execution_id))
-        return None if found is None else msgspec.convert(found, Spec)
+    async def get_spec(self, execution_id: str) -> AgentSpec | None:
+        found = await self._raw.fetchval(_SPEC, ids.decode_id("exec", execution_id))
+        return None if found is None else msgspec.convert(found, AgentSpec)
 
     async def lock_execution(self, execution_id: str) -> Execution | None:
-        known = ids.decode("exec", execution_id)
+        known = ids.decode_id("exec", execution_id)
         record = await self._raw.fetchrow(f"{_GET} FOR UPDATE", known) if known is not None else None
         return None if record is None else SHAPE.read(record)
 
     async def get(self, execution_id: str) -> Execution | None:
-        known = ids.decode("exec", execution_id)
+        known = ids.decode_id("exec", execution_id)
         record = await self._raw.fetchrow(_GET_WITH_LOGS, known) if known is not None else None
         if record is None:
             return None
@@ -251,7 +251,7 @@ class PostgresExecutions:
         for name, prefix in _REFERENCES:
             wanted = getattr(narrowed, name)
             if wanted is not None:
-                known = ids.decode(prefix, wanted) is not None
+                known = ids.decode_id(prefix, wanted) is not None
                 query = query.where(getattr(E_, name) == wanted) if known else query.where(literal(False))
         if narrowed.status is not None:
             query = query.where(E_.status == narrowed.status)
@@ -263,15 +263,15 @@ class PostgresExecutions:
             query = query.where(E_.created_at >= narrowed.since)
         if narrowed.until is not None:
             query = query.where(E_.created_at < narrowed.until)
-        return await listed(self._connection, query, E_.id.desc(), page, Execution, COUNT_BOUND)
+        return await listed(self._connection, query, E_.id.desc(), page, Execution, MAX_COUNTED_ROWS)
 
     async def claim_pending(
         self, lease: Lease, slots: int, at_hand: frozenset[str], share: LaneShare, lane: RunLane
     ) -> list[Execution]:
-        versions = [ids.decode("ver", version_id) for version_id in at_hand]
-        times = lease.taken_at, lease.until
+        versions = [ids.decode_id("ver", version_id) for version_id in at_hand]
+        times = lease.claimed_at, lease.expires_at
         records = await self._raw.fetch(
-            _CLAIM, lease.worker, slots, *times, versions, share.max_running, lane, share.reserved_slots
+            _CLAIM, lease.worker_id, slots, *times, versions, share.max_running, lane, share.reserved_slots
         )
         return [SHAPE.read(record) for record in records]
 
@@ -280,7 +280,7 @@ class PostgresExecutions:
         return await self._moved(moved.values(status="running"), now) is not None
 
     async def settle_attempts(self, ended: list[AttemptOutcome], now: datetime) -> ExecutionSettlement:
-        known = [ids.decode("exec", one.execution.id) for one in ended]
+        known = [ids.decode_id("exec", one.execution.id) for one in ended]
         lines = [
             (known[place], one.execution.attempt, number, event.at, msgspec.json.encode(event.data).decode())
             for place, one in enumerate(ended)
@@ -299,7 +299,7 @@ class PostgresExecutions:
             *([line[field] for line in lines] for field in range(5)),
         )
         return ExecutionSettlement(
-            settled_attempts=frozenset((ids.encode("exec", record["id"]), record["attempt"]) for record in records),
+            settled_attempts=frozenset((ids.encode_id("exec", record["id"]), record["attempt"]) for record in records),
             has_waiting=any(record["waiting"] for record in records),
         )
 
@@ -308,14 +308,14 @@ class PostgresExecutions:
         return await self._moved(_cancelled(moved, reason, now), now) is not None
 
     async def cancel_children(self, execution_id: str, reason: str, now: datetime) -> list[str]:
-        found = await self._raw.fetch(_BELOW, ids.decode("exec", execution_id))
+        found = await self._raw.fetch(_BELOW, ids.decode_id("exec", execution_id))
         if not found:
             return []
         records = await self._raw.fetch(_CANCEL, [record["id"] for record in found], reason, now)
-        return [ids.encode("exec", record["id"]) for record in records]
+        return [ids.encode_id("exec", record["id"]) for record in records]
 
     async def count_open_runs(self, agent_id: str) -> int:
-        known = ids.decode("agent", agent_id)
+        known = ids.decode_id("agent", agent_id)
         await self._raw.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", agent_id)
         query = f"SELECT count(*) FROM executions WHERE agent_id = $1 AND status IN {_OPEN} AND parent_id IS NULL"
         return int(await self._raw.fetchval(query, known))
@@ -352,7 +352,7 @@ class PostgresExecutions:
         return await self._freed(now, E_.id == execution_id, E_.attempt == attempt)
 
     async def hand_over_execution(self, execution_id: str, attempt: int, now: datetime) -> Execution | None:
-        moved = update(E_).where(E_.id == execution_id, E_.attempt == attempt, E_.status.in_(HELD))
+        moved = update(E_).where(E_.id == execution_id, E_.attempt == attempt, E_.status.in_(LEASED_STATUSES))
         freed = moved.values(status="pending", handovers=E_.handovers + 1, worker=None, lease_expires_at=None)
         return await self._moved(freed, now)
 
@@ -367,7 +367,7 @@ class PostgresExecutions:
         reason = func.format("The worker stopped answering during attempt %s of %s.", counted, E_.max_attempts)
         moved = (
             update(E_)
-            .where(*which, E_.status.in_(HELD))
+            .where(*which, E_.status.in_(LEASED_STATUSES))
             .values(
                 status=case((used_up, "failed"), else_="pending"),
                 error_type=case((used_up, "worker_lost"), else_=None),

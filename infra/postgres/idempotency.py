@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.sql import func
 
-from domain.shared.idempotency import LIFETIME, Answer, Asked
+from domain.shared.idempotency import IDEMPOTENCY_LIFETIME, IdempotentRequest, StoredResponse
 from infra.postgres.db import Base, Raw, as_struct, timestamp
 
 
@@ -50,14 +50,14 @@ _FORGET_MANY = """
 """
 
 
-class PostgresAnswers:
-    """Implements `domain.shared.idempotency.Answers`."""
+class PostgresIdempotencyKeys:
+    """Implements `domain.shared.idempotency.IdempotencyKeys`."""
 
     def __init__(self, connection: AsyncConnection, raw: Raw) -> None:
         self._connection = connection
         self._raw = raw
 
-    async def claim(self, owner: str, key: str, fingerprint: bytes, now: datetime) -> Answer | None:
+    async def claim_key(self, owner: str, key: str, fingerprint: bytes, now: datetime) -> StoredResponse | None:
         # A concurrent request with the same key waits here for the other's commit, then finds its answer.
         values = {"fingerprint": fingerprint, "status": 0, "body": b"", "created_at": now}
         claim = insert(AnswerRow).values(
@@ -67,38 +67,38 @@ class PostgresAnswers:
             claim.on_conflict_do_update(
                 index_elements=["tenant_id", "owner", "key"],
                 set_=values,
-                where=AnswerRow.created_at < now - timedelta(seconds=LIFETIME.total_seconds()),
+                where=AnswerRow.created_at < now - timedelta(seconds=IDEMPOTENCY_LIFETIME.total_seconds()),
             ).returning(AnswerRow.key)
         )
         if claimed.first() is not None:
             return None
         query = select(AnswerRow).where(AnswerRow.owner == owner, AnswerRow.key == key)
-        return as_struct((await self._connection.execute(query)).one(), Answer)
+        return as_struct((await self._connection.execute(query)).one(), StoredResponse)
 
-    async def keep(self, owner: str, key: str, status: int, body: bytes) -> None:
+    async def store_response(self, owner: str, key: str, status: int, body: bytes) -> None:
         statement = update(AnswerRow).where(AnswerRow.owner == owner, AnswerRow.key == key)
         await self._connection.execute(statement.values(status=status, body=body))
 
-    async def claim_many(self, asked: list[Asked], now: datetime) -> dict[tuple[str, str], Answer]:
+    async def claim_keys(self, asked: list[IdempotentRequest], now: datetime) -> dict[tuple[str, str], StoredResponse]:
         columns = [[getattr(one, name) for one in asked] for name in ("owner", "key", "fingerprint")]
-        claimed = await self._raw.fetch(_CLAIM_MANY, *columns, now, now - LIFETIME)
+        claimed = await self._raw.fetch(_CLAIM_MANY, *columns, now, now - IDEMPOTENCY_LIFETIME)
         mine = {(record["owner"], record["key"]) for record in claimed}
         others = [(one.owner, one.key) for one in asked if (one.owner, one.key) not in mine]
         if not others:
             return {}
         found = await self._raw.fetch(_FIND_MANY, *([pair[place] for pair in others] for place in (0, 1)))
         return {
-            (record["owner"], record["key"]): Answer(
+            (record["owner"], record["key"]): StoredResponse(
                 fingerprint=record["fingerprint"], status=record["status"], body=record["body"]
             )
             for record in found
         }
 
-    async def keep_many(self, answers: dict[tuple[str, str], bytes]) -> None:
+    async def store_responses(self, answers: dict[tuple[str, str], bytes]) -> None:
         owners, keys = ([pair[place] for pair in answers] for place in (0, 1))
         await self._raw.execute(_KEEP_MANY, owners, keys, list(answers.values()))
 
-    async def forget_many(self, claimed: list[tuple[str, str]]) -> None:
+    async def release_keys(self, claimed: list[tuple[str, str]]) -> None:
         # Left for anybody: as old as a key that has expired.
         owners, keys = ([pair[place] for pair in claimed] for place in (0, 1))
         await self._raw.execute(_FORGET_MANY, owners, keys)

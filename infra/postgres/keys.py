@@ -9,7 +9,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.accounts.keys import ApiKey, KeyIdentity
+from domain.accounts.keys import ApiKey, ApiKeyIdentity
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from infra.postgres.db import Base, Id, Raw, as_struct, timestamp
@@ -41,14 +41,14 @@ _FIND = "SELECT f.* FROM unnest($1::bytea[]) AS h(hash) CROSS JOIN LATERAL find_
 _COUNT = text("SELECT count_key_use(CAST(:ids AS uuid[]), CAST(:uses AS bigint[]), CAST(:times AS timestamptz[]))")
 
 
-class PostgresKeys:
-    """Implements `domain.accounts.keys.Keys`."""
+class PostgresApiKeys:
+    """Implements `domain.accounts.keys.ApiKeys`."""
 
     def __init__(self, connection: AsyncConnection, raw: Raw) -> None:
         self._connection = connection
         self._raw = raw
 
-    async def find(self, key_hashes: list[bytes]) -> dict[bytes, KeyIdentity]:
+    async def find(self, key_hashes: list[bytes]) -> dict[bytes, ApiKeyIdentity]:
         records = await self._raw.fetch(_FIND, key_hashes)
         return {record["key_hash"]: _identity(record) for record in records}
 
@@ -58,7 +58,7 @@ class PostgresKeys:
         await self._connection.execute(
             _COUNT,
             {
-                "ids": [ids.decode("key", key) for key in keys],
+                "ids": [ids.decode_id("key", key) for key in keys],
                 "uses": [uses[key][0] for key in keys],
                 "times": [uses[key][1] for key in keys],
             },
@@ -74,7 +74,7 @@ class PostgresKeys:
         await self._connection.execute(insert(ApiKeyRow).values(**values, key_hash=key_hash))
 
     async def get(self, key_id: str, owner: str | None, lock: bool = False) -> ApiKey | None:
-        if ids.decode("key", key_id) is None:
+        if ids.decode_id("key", key_id) is None:
             return None
         query = select(ApiKeyRow).where(ApiKeyRow.id == key_id)
         if owner is not None:
@@ -84,7 +84,7 @@ class PostgresKeys:
         row = (await self._connection.execute(query)).first()
         return None if row is None else as_struct(row, ApiKey)
 
-    async def page(self, owner: str | None, page: Page) -> Listing[ApiKey]:
+    async def list_page(self, owner: str | None, page: Page) -> Listing[ApiKey]:
         query = select(ApiKeyRow)
         if owner is not None:
             query = query.where(ApiKeyRow.user_id == owner)
@@ -109,8 +109,8 @@ class PostgresKeys:
         await self._connection.execute(delete(ApiKeyRow).where(ApiKeyRow.id == key_id))
 
 
-def _identity(record: asyncpg.Record) -> KeyIdentity:
+def _identity(record: asyncpg.Record) -> ApiKeyIdentity:
     found = dict(record)
-    found["key_id"] = ids.encode("key", found["key_id"])
-    found["user_id"] = ids.encode("user", found["user_id"])
-    return as_struct(found, KeyIdentity)
+    found["key_id"] = ids.encode_id("key", found["key_id"])
+    found["user_id"] = ids.encode_id("user", found["user_id"])
+    return as_struct(found, ApiKeyIdentity)

@@ -52,13 +52,13 @@ class PostgresLlms:
         return made.first() is not None
 
     async def find(self, reference: str, lock: bool = False) -> Model | None:
-        is_id = ids.decode("model", reference) is not None
+        is_id = ids.decode_id("model", reference) is not None
         wanted = ModelRow.id == reference if is_id else ModelRow.name == reference.replace("\0", "\ufffd")
         query = select(ModelRow).where(wanted)
         row = (await self._connection.execute(query.with_for_update() if lock else query)).first()
         return None if row is None else as_struct(row, Model)
 
-    async def page(self, page: Page, provider: Provider | None) -> Listing[Model]:
+    async def list_page(self, page: Page, provider: Provider | None) -> Listing[Model]:
         query = select(ModelRow)
         if provider is not None:
             query = query.where(ModelRow.provider == provider)

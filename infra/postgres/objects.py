@@ -37,6 +37,6 @@ async def pointed_to(owner_url: str) -> AsyncIterator[str]:
             async for row in owner.cursor(_KEPT, prefetch=1000):
                 yield row[0]
             async for row in owner.cursor(_STORED, prefetch=1000):
-                yield artifact_key(row["tenant_id"], row["received_at"], ids.encode("art", row["id"]))
+                yield artifact_key(row["tenant_id"], row["received_at"], ids.encode_id("art", row["id"]))
     finally:
         await owner.close()

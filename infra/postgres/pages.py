@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, Select, func, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from domain.shared.pages import Listing, Page, listing
+from domain.shared.pages import Listing, Page, build_listing
 from infra.postgres.db import as_struct
 
 T = TypeVar("T")
@@ -32,4 +32,4 @@ async def listed(
         if bound is not None:
             counted = counted.limit(bound)
         total = (await connection.execute(select(func.count()).select_from(counted.subquery()))).scalar_one()
-    return listing([as_struct(row, kind) for row in rows], total, page)
+    return build_listing([as_struct(row, kind) for row in rows], total, page)

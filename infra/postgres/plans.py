@@ -143,7 +143,7 @@ class PostgresPlans:
         self._raw = raw
 
     async def add(self, execution_id: str, plan: Plan, runs: list[StepRun]) -> None:
-        known = ids.decode("exec", execution_id)
+        known = ids.decode_id("exec", execution_id)
         await self._raw.execute(
             "INSERT INTO plans (execution_id, tenant_id, plan, max_rpm) "
             "VALUES ($1, current_setting('paddock.tenant_id'), $2::text::json, $3)",
@@ -156,27 +156,27 @@ class PostgresPlans:
 
     async def get(self, execution_id: str) -> Plan | None:
         found = await self._raw.fetchval(
-            "SELECT plan::text FROM plans WHERE execution_id = $1", ids.decode("exec", execution_id)
+            "SELECT plan::text FROM plans WHERE execution_id = $1", ids.decode_id("exec", execution_id)
         )
         return None if found is None else msgspec.json.decode(found, type=Plan)
 
     async def list_due(self, now: datetime, limit: int) -> tuple[list[DuePlan], float | None]:
         records = await self._raw.fetch("SELECT * FROM due_plans($1, $2)", now, limit)
         found = [
-            DuePlan(execution_id=ids.encode("exec", record["execution_id"]), tenant_id=record["tenant_id"])
+            DuePlan(execution_id=ids.encode_id("exec", record["execution_id"]), tenant_id=record["tenant_id"])
             for record in records
             if record["execution_id"] is not None
         ]
         return found, next((record["next"] for record in records if record["execution_id"] is None), None)
 
     async def lock(self, execution_id: str) -> None:
-        await self._raw.execute(_TAKE, ids.decode("exec", execution_id))
+        await self._raw.execute(_TAKE, ids.decode_id("exec", execution_id))
 
     async def clear_signals(self, execution_id: str) -> None:
-        await self._raw.execute("DELETE FROM plan_signals WHERE execution_id = $1", ids.decode("exec", execution_id))
+        await self._raw.execute("DELETE FROM plan_signals WHERE execution_id = $1", ids.decode_id("exec", execution_id))
 
     async def try_lock(self, execution_id: str, now: datetime) -> LockedPlan | None:
-        known = ids.decode("exec", execution_id)
+        known = ids.decode_id("exec", execution_id)
         revision = await self._raw.fetchval(f"{_TAKE} SKIP LOCKED", known)
         if revision is None:
             return None
@@ -187,16 +187,16 @@ class PostgresPlans:
         return LockedPlan(revision=revision, execution=EXECUTION.read(fresh))
 
     async def list_runs(self, execution_id: str) -> list[StepRun]:
-        records = await self._raw.fetch(_RUNS, ids.decode("exec", execution_id))
+        records = await self._raw.fetch(_RUNS, ids.decode_id("exec", execution_id))
         return [_run(record) for record in records]
 
     async def list_progress(self, execution_id: str) -> list[StepProgress]:
-        records = await self._raw.fetch(_PROGRESS, ids.decode("exec", execution_id))
+        records = await self._raw.fetch(_PROGRESS, ids.decode_id("exec", execution_id))
         return [
             StepProgress(
                 step=record["step"],
                 item=record["item"],
-                execution_id=ids.encode("exec", record["child_id"]),
+                execution_id=ids.encode_id("exec", record["child_id"]),
                 status=record["status"],
                 error_type=record["error_type"],
                 error_message=record["error_message"],
@@ -206,15 +206,15 @@ class PostgresPlans:
         ]
 
     async def get_child_outputs(self, executions: list[str]) -> tuple[dict[str, Any] | None, int]:
-        known = [ids.decode("exec", one) for one in executions]
+        known = [ids.decode_id("exec", one) for one in executions]
         records = await self._raw.fetch(_ANSWERS, known)
         size = int(records[0]["held"] or 0) if records else 0
         if size > MAX_ANSWERS:
             return None, size
-        return {ids.encode("exec", record["id"]): record["output_data"] for record in records}, size
+        return {ids.encode_id("exec", record["id"]): record["output_data"] for record in records}, size
 
     async def get_step_outputs(self, execution_id: str) -> dict[str, Any]:
-        records = await self._raw.fetch(_OUTPUTS, ids.decode("exec", execution_id))
+        records = await self._raw.fetch(_OUTPUTS, ids.decode_id("exec", execution_id))
         # A completed step without a child is one that is mapped.
         found: dict[str, Any] = {
             record["step"]: [] if record["alone"] else record["output_data"] for record in records if record["item"] < 0
@@ -227,7 +227,7 @@ class PostgresPlans:
     async def save(self, execution_id: str, runs: list[StepRun]) -> None:
         if not runs:
             return
-        known = ids.decode("exec", execution_id)
+        known = ids.decode_id("exec", execution_id)
         await self._raw.execute(
             _SAVE,
             known,
@@ -238,12 +238,12 @@ class PostgresPlans:
         await self._raw.execute("UPDATE plans SET revision = revision + 1 WHERE execution_id = $1", known)
 
     async def signal_plan(self, execution_id: str, due_at: datetime | None = None) -> None:
-        await self._raw.execute(_SIGNAL, ids.decode("exec", execution_id), due_at)
+        await self._raw.execute(_SIGNAL, ids.decode_id("exec", execution_id), due_at)
 
     async def update_execution(self, execution: Execution, events: list[ExecutionEvent], now: datetime) -> bool:
         moved = await self._raw.fetchval(
             _MOVE,
-            ids.decode("exec", execution.id),
+            ids.decode_id("exec", execution.id),
             execution.status,
             now,
             execution.completed_at,
@@ -261,11 +261,11 @@ class PostgresPlans:
 
     async def get_max_rpm(self, execution_id: str) -> int | None:
         query = "SELECT max_rpm FROM plans WHERE execution_id = $1"
-        found: int | None = await self._raw.fetchval(query, ids.decode("exec", execution_id))
+        found: int | None = await self._raw.fetchval(query, ids.decode_id("exec", execution_id))
         return found
 
     async def reserve_model_call(self, execution_id: str, max_rpm: int, now: datetime) -> datetime:
-        known = ids.decode("exec", execution_id)
+        known = ids.decode_id("exec", execution_id)
         await self._raw.execute(
             "INSERT INTO plan_calls (execution_id, tenant_id, calls) "
             "VALUES ($1, current_setting('paddock.tenant_id'), '{}') ON CONFLICT DO NOTHING",
@@ -285,9 +285,9 @@ class PostgresPlans:
 
 def _value(run: StepRun, name: str) -> Any:
     if name == "child_id":
-        return None if run.execution_id is None else ids.decode("exec", run.execution_id)
+        return None if run.execution_id is None else ids.decode_id("exec", run.execution_id)
     if name == "decided_by":
-        return None if run.decided_by is None else ids.decode("user", run.decided_by)
+        return None if run.decided_by is None else ids.decode_id("user", run.decided_by)
     if name in ("error_message", "reason", "error_type"):
         return plain_text(getattr(run, name))
     return getattr(run, name)
@@ -296,5 +296,5 @@ def _value(run: StepRun, name: str) -> Any:
 def _run(record: asyncpg.Record) -> StepRun:
     values = {name: record[name] for name in ("step", "item", *_CHANGES)}
     child, by = values.pop("child_id"), values["decided_by"]
-    values["decided_by"] = None if by is None else ids.encode("user", by)
-    return StepRun(execution_id=None if child is None else ids.encode("exec", child), **values)
+    values["decided_by"] = None if by is None else ids.encode_id("user", by)
+    return StepRun(execution_id=None if child is None else ids.encode_id("exec", child), **values)

@@ -58,7 +58,7 @@ class PostgresProviderKeys:
         return made.first() is not None
 
     async def find(self, reference: str, lock: bool | Literal["share"] = False) -> ProviderKey | None:
-        known = ids.decode("pkey", reference)
+        known = ids.decode_id("pkey", reference)
         if known is not None:
             record = await self._raw.fetchrow(f"{_FIND} id = $1{_LOCKS[lock]}", known)
         else:
@@ -68,7 +68,7 @@ class PostgresProviderKeys:
             )
         return None if record is None else _SHAPE.read(record)
 
-    async def page(self, page: Page, service: str | None) -> Listing[ProviderKey]:
+    async def list_page(self, page: Page, service: str | None) -> Listing[ProviderKey]:
         query = select(*_SHOWN)
         if service is not None:
             query = query.where(func.lower(ProviderKeyRow.service) == service.lower().replace("\0", "\ufffd"))
@@ -88,26 +88,26 @@ class PostgresProviderKeys:
     async def delete(self, key_id: str) -> None:
         await self._connection.execute(delete(ProviderKeyRow).where(ProviderKeyRow.id == key_id))
 
-    async def holders(self, slugs: list[str]) -> dict[str, str]:
+    async def find_slug_holders(self, slugs: list[str]) -> dict[str, str]:
         found = await self._raw.fetch("SELECT slug, name FROM provider_keys WHERE slug = ANY($1::text[])", slugs)
         return {record["slug"]: record["name"] for record in found}
 
-    async def users(self, slug: str) -> list[str]:
+    async def list_users(self, slug: str) -> list[str]:
         return [record["used_by"] for record in await self._raw.fetch(_USERS, slug)]
 
-    async def sealed(self, slug: str) -> bytes | None:
+    async def find_sealed(self, slug: str) -> bytes | None:
         found: bytes | None = await self._raw.fetchval("SELECT sealed FROM provider_keys WHERE slug = $1", slug)
         return found
 
-    async def sealed_for(self, service: str) -> bytes | None:
+    async def find_sealed_for_service(self, service: str) -> bytes | None:
         found = await self._raw.fetch(_FOR, service)
         return found[0]["sealed"] if len(found) == 1 else None
 
-    async def sealed_texts(self, after: str | None, most: int) -> list[tuple[str, bytes]]:
-        last = None if after is None else ids.decode("pkey", after)
+    async def list_sealed(self, after: str | None, most: int) -> list[tuple[str, bytes]]:
+        last = None if after is None else ids.decode_id("pkey", after)
         found = await self._raw.fetch("SELECT id, sealed FROM sealed_keys($1, $2)", last, most)
-        return [(ids.encode("pkey", record["id"]), record["sealed"]) for record in found]
+        return [(ids.encode_id("pkey", record["id"]), record["sealed"]) for record in found]
 
-    async def replace(self, key_id: str, old: bytes, new: bytes) -> bool:
-        moved: int = await self._raw.fetchval("SELECT reseal_key($1, $2, $3)", ids.decode("pkey", key_id), old, new)
+    async def replace_sealed(self, key_id: str, old: bytes, new: bytes) -> bool:
+        moved: int = await self._raw.fetchval("SELECT reseal_key($1, $2, $3)", ids.decode_id("pkey", key_id), old, new)
         return moved == 1

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.queues import Expired, QueueStats, Turn, WorkerInfo
 from domain.shared import ids
-from domain.shared.jobs import LANES, PREFIX, Job, Lane
+from domain.shared.jobs import ALL_LANES, ROW_PREFIX_BY_LANE, Job, Lane
 from domain.stats import RECORD_KINDS, RecordKind
 from infra.postgres.db import Base, as_struct, timestamp
 
@@ -63,7 +63,7 @@ class PostgresQueues:
         empty = {"depth": 0, "running": 0, "oldest_seconds": None}
         return [
             as_struct({**empty, **found.get(lane, {}), "lane": lane, "failed": failures.get(lane, 0)}, QueueStats)
-            for lane in LANES
+            for lane in ALL_LANES
         ]
 
     async def run_states(self, since: datetime) -> dict[str, int]:
@@ -81,7 +81,7 @@ class PostgresQueues:
         return [
             Job(
                 lane=row.lane,
-                row_id=ids.encode(PREFIX[row.lane], row.row_id),
+                row_id=ids.encode_id(ROW_PREFIX_BY_LANE[row.lane], row.row_id),
                 tenant_id=row.tenant_id,
                 attempt=row.attempt,
             )
@@ -91,7 +91,7 @@ class PostgresQueues:
     async def next_build(self, newcomers: bool) -> Turn | None:
         query = text("SELECT * FROM next_build(:newcomers)")
         row = (await self._connection.execute(query, {"newcomers": newcomers})).first()
-        return None if row is None else Turn(row_id=ids.encode("ver", row.row_id), tenant_id=row.tenant_id)
+        return None if row is None else Turn(row_id=ids.encode_id("ver", row.row_id), tenant_id=row.tenant_id)
 
     async def expired(self, now: datetime, limit: int) -> list[Expired]:
         rows = await self._connection.execute(
@@ -102,23 +102,25 @@ class PostgresQueues:
             {"now": now, "limit": limit},
         )
         return [
-            Expired(lane=row.lane, row_id=ids.encode(PREFIX[row.lane], row.row_id), tenant_id=row.tenant_id)
+            Expired(
+                lane=row.lane, row_id=ids.encode_id(ROW_PREFIX_BY_LANE[row.lane], row.row_id), tenant_id=row.tenant_id
+            )
             for row in rows
         ]
 
     async def extend(self, lane: Lane, held: dict[str, int], until: datetime, stale: datetime) -> set[str]:
-        prefix = PREFIX[lane]
+        prefix = ROW_PREFIX_BY_LANE[lane]
         rows = await self._connection.execute(
             _EXTEND,
             {
                 "lane": lane,
-                "ids": [ids.decode(prefix, row_id) for row_id in held],
+                "ids": [ids.decode_id(prefix, row_id) for row_id in held],
                 "attempts": list(held.values()),
                 "until": until,
                 "stale": stale,
             },
         )
-        return {ids.encode(prefix, row.row_id) for row in rows}
+        return {ids.encode_id(prefix, row.row_id) for row in rows}
 
     async def touch(self) -> None:
         await self._connection.execute(text("UPDATE workers SET seen_at = seen_at WHERE lane = 'upkeep'"))
@@ -144,7 +146,7 @@ class PostgresQueues:
         return {row.path for row in rows}
 
     async def known_versions(self, version_ids: list[str]) -> set[str]:
-        known = {ids.decode("ver", version_id): version_id for version_id in version_ids}
+        known = {ids.decode_id("ver", version_id): version_id for version_id in version_ids}
         rows = await self._connection.execute(
             text("SELECT id FROM known_versions(CAST(:ids AS uuid[])) AS id"),
             {"ids": [row_id for row_id in known if row_id is not None]},

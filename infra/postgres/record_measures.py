@@ -100,7 +100,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
 def _known(name: str, value: Any) -> Any:
     """A value as columns have it. Nothing has the id zero: an id that is none finds nothing."""
-    return (ids.decode(_IDS[name], value) or UUID(int=0)) if name in _IDS else value
+    return (ids.decode_id(_IDS[name], value) or UUID(int=0)) if name in _IDS else value
 
 
 def scaled(column: str) -> str:

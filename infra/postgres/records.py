@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from domain.shared import ids
-from domain.shared.pages import COUNT_BOUND, Listing, Page, listing
+from domain.shared.pages import MAX_COUNTED_ROWS, Listing, Page, build_listing
 from domain.stats import StatsQuery
 from infra.postgres.db import Raw, Shape
 from infra.postgres.record_measures import Facts
@@ -35,11 +35,13 @@ class Records:
         if page.offset == 0 and len(rows) <= page.limit:
             total = len(rows)
         elif self._facts.by_rows(question.filters):
-            counted = f"SELECT count(*) FROM (SELECT FROM {self._facts.kind} WHERE {where} LIMIT {COUNT_BOUND}) AS c"
+            counted = (
+                f"SELECT count(*) FROM (SELECT FROM {self._facts.kind} WHERE {where} LIMIT {MAX_COUNTED_ROWS}) AS c"
+            )
             total = int(await self._raw.fetchval(counted, *values))
         else:
             total = await PostgresStats(self._raw).sum_measure(question, "count")
-        return listing(rows, total, page)
+        return build_listing(rows, total, page)
 
     async def after(
         self, shape: Shape[T], question: StatsQuery, place: tuple[datetime, str] | None, limit: int
@@ -51,7 +53,7 @@ class Records:
         where, values = self._where(question)
         if place is not None:
             where += f" AND (created_at, id) < (${len(values) + 1}, ${len(values) + 2})"
-            values += [place[0], ids.decode(self._prefix, place[1])]
+            values += [place[0], ids.decode_id(self._prefix, place[1])]
         rows = (
             f"SELECT {shape.columns}, {self._facts.weight} AS weight FROM {self._facts.kind} WHERE {where} "
             f"ORDER BY created_at DESC, id DESC LIMIT {limit}"
@@ -68,7 +70,7 @@ class Records:
             f"SELECT id FROM {self._facts.kind} WHERE tenant_id = current_setting('paddock.tenant_id') "
             "AND created_at < $1 ORDER BY created_at, id LIMIT $2"
         )
-        return [ids.encode(self._prefix, record["id"]) for record in await self._raw.fetch(query, before, limit)]
+        return [ids.encode_id(self._prefix, record["id"]) for record in await self._raw.fetch(query, before, limit)]
 
     def _listed(self, shape: Shape[T]) -> str:
         shown = ((name, self._facts.listed.get(name, f"r.{name}")) for name in shape.columns.split(", "))

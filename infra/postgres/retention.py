@@ -35,5 +35,5 @@ class PostgresRetention:
 
     async def _named(self, prefix: str) -> list[UUID]:
         records = await self._raw.fetch("SELECT id FROM named_in_plans() AS id")
-        known = (ids.decode(prefix, record["id"]) for record in records)
+        known = (ids.decode_id(prefix, record["id"]) for record in records)
         return [one for one in known if one is not None]

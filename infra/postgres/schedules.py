@@ -91,7 +91,7 @@ class PostgresSchedules:
         return made.first() is not None
 
     async def find(self, reference: str, lock: bool = False) -> Schedule | None:
-        is_id = ids.decode("sched", reference) is not None
+        is_id = ids.decode_id("sched", reference) is not None
         query = _query().where(_S.id == reference if is_id else _S.name == reference.replace("\0", "\ufffd"))
         row = (await self._connection.execute(query.with_for_update(of=_S) if lock else query)).first()
         return None if row is None else as_struct(row, Schedule)
@@ -159,5 +159,5 @@ class PostgresSchedules:
             if row.schedule_id is None:
                 soon = row.next_at
             else:
-                found.append(DueSchedule(schedule_id=ids.encode("sched", row.schedule_id), tenant_id=row.tenant_id))
+                found.append(DueSchedule(schedule_id=ids.encode_id("sched", row.schedule_id), tenant_id=row.tenant_id))
         return found, soon

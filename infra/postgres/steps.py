@@ -68,13 +68,13 @@ class PostgresSteps:
         self._raw = raw
 
     async def list_steps(self, execution_id: str) -> list[RunStep]:
-        records = await self._raw.fetch(_OF, ids.decode("exec", execution_id))
+        records = await self._raw.fetch(_OF, ids.decode_id("exec", execution_id))
         return [_SHAPE.read(record) for record in records]
 
     async def save_step(self, step: RunStep) -> bool | None:
         written: bool | None = await self._raw.fetchval(
             _PUT,
-            ids.decode("exec", step.execution_id),
+            ids.decode_id("exec", step.execution_id),
             step.attempt,
             step.path,
             step.kind,
@@ -92,5 +92,5 @@ class PostgresSteps:
         self, execution_id: str, paths: list[str], status: RunStepStatus, by: str, reason: str | None, now: datetime
     ) -> None:
         await self._raw.execute(
-            _DECIDE, ids.decode("exec", execution_id), paths, status, ids.decode("user", by), reason, now
+            _DECIDE, ids.decode_id("exec", execution_id), paths, status, ids.decode_id("user", by), reason, now
         )

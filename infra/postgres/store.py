@@ -12,7 +12,7 @@ import asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from domain.accounts import Accounts
-from domain.accounts.keys import Keys
+from domain.accounts.keys import ApiKeys
 from domain.accounts.tenants import Tenants
 from domain.agents import Agents
 from domain.artifacts.service import Artifacts
@@ -33,8 +33,8 @@ from domain.retention import RetentionRepository
 from domain.schedules import Schedules
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError
-from domain.shared.idempotency import Answers
-from domain.shared.jobs import Change, Job
+from domain.shared.idempotency import IdempotencyKeys
+from domain.shared.jobs import Job, RowChange
 from domain.stats import Stats
 from domain.tasks import Tasks
 from domain.templates import Templates
@@ -54,8 +54,8 @@ from infra.postgres.db import Raw
 from infra.postgres.evaluations import PostgresEvaluations
 from infra.postgres.events import PostgresEvents
 from infra.postgres.executions import PostgresExecutions
-from infra.postgres.idempotency import PostgresAnswers
-from infra.postgres.keys import PostgresKeys
+from infra.postgres.idempotency import PostgresIdempotencyKeys
+from infra.postgres.keys import PostgresApiKeys
 from infra.postgres.llms import PostgresLlms
 from infra.postgres.outages import GONE, outage_of
 from infra.postgres.plans import PostgresPlans
@@ -87,11 +87,11 @@ class PostgresTx:
     def __init__(self, connection: AsyncConnection, raw: Raw, now: datetime) -> None:
         self.now = now
         self.rings: list[Job] = []
-        self.changes: list[Change] = []
+        self.changes: list[RowChange] = []
         self._raw = raw
         self.accounts: Accounts = PostgresAccounts(connection)
         self.tenants: Tenants = PostgresTenants(connection)
-        self.keys: Keys = PostgresKeys(connection, raw)
+        self.keys: ApiKeys = PostgresApiKeys(connection, raw)
         self.agents: Agents = PostgresAgents(connection, raw)
         self.builds: Builds = PostgresBuilds(connection, raw, now)
         self.executions: Executions = PostgresExecutions(connection, raw)
@@ -99,7 +99,7 @@ class PostgresTx:
         self.steps: RunSteps = PostgresSteps(raw)
         self.plans: Plans = PostgresPlans(raw)
         self.workspaces: Workspaces = PostgresWorkspaces(raw)
-        self.answers: Answers = PostgresAnswers(connection, raw)
+        self.answers: IdempotencyKeys = PostgresIdempotencyKeys(connection, raw)
         self.queues: Queues = PostgresQueues(connection)
         self.schedules: Schedules = PostgresSchedules(connection)
         self.stats: Stats = PostgresStats(raw)
@@ -145,7 +145,7 @@ class PostgresTx:
 
     def changed(self, row_id: str, status: str) -> None:
         """Wake waiters of this row after the commit."""
-        self.changes.append(Change(row_id=row_id, status=status))
+        self.changes.append(RowChange(row_id=row_id, status=status))
 
 
 class PostgresStore:

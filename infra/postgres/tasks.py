@@ -74,14 +74,14 @@ class PostgresTasks:
 
     async def find(self, reference: str, lock: bool = False) -> Task | None:
         name = reference.replace("\0", "\ufffd")
-        is_id = ids.decode("task", reference) is not None
+        is_id = ids.decode_id("task", reference) is not None
         wanted = TaskRow.id == reference if is_id else or_(TaskRow.slug == name, TaskRow.name == name)
         query = _SELECT.where(wanted).order_by((TaskRow.name == name).desc())
         row = (await self._connection.execute(query.with_for_update() if lock else query)).first()
         return None if row is None else as_struct(row, Task)
 
     async def list_by_references(self, references: list[str], lock: Literal["share"] | None = None) -> list[Task]:
-        known = [reference for reference in references if ids.decode("task", reference) is not None]
+        known = [reference for reference in references if ids.decode_id("task", reference) is not None]
         named = [reference.replace("\0", "\ufffd") for reference in references]
         wanted = or_(TaskRow.id.in_(known), TaskRow.slug.in_(named), TaskRow.name.in_(named))
         query = _SELECT.where(wanted).order_by(TaskRow.id)

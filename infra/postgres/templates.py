@@ -56,7 +56,7 @@ class PostgresTemplates:
         return made.first() is not None
 
     async def find(self, reference: str, lock: bool | Literal["share"] = False) -> Template | None:
-        known = ids.decode("tpl", reference)
+        known = ids.decode_id("tpl", reference)
         if known is not None:
             record = await self._raw.fetchrow(f"{_FIND} id = $1{_LOCKS[lock]}", known)
         else:
@@ -78,4 +78,4 @@ class PostgresTemplates:
         await self._connection.execute(delete(TemplateRow).where(TemplateRow.id == template_id))
 
     async def list_users(self, template_id: str) -> list[str]:
-        return [record["used_by"] for record in await self._raw.fetch(_USERS, ids.decode("tpl", template_id))]
+        return [record["used_by"] for record in await self._raw.fetch(_USERS, ids.decode_id("tpl", template_id))]

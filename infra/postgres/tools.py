@@ -11,7 +11,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
-from domain.tools import BuiltInState, Filter, Tool
+from domain.tools import BuiltInToolState, Tool, ToolFilter
 from infra.postgres.accounts import TenantRow
 from infra.postgres.db import Base, Id, as_struct, json_column, timestamp
 from infra.postgres.pages import listed
@@ -70,20 +70,20 @@ class PostgresTools:
 
     async def find(self, reference: str, lock: bool = False) -> Tool | None:
         name = reference.replace("\0", "\ufffd")
-        is_id = ids.decode("tool", reference) is not None
+        is_id = ids.decode_id("tool", reference) is not None
         wanted = ToolRow.id == reference if is_id else or_(ToolRow.slug == name, ToolRow.name == name)
         query = select(ToolRow).where(wanted).order_by((ToolRow.name == name).desc())
         row = (await self._connection.execute(query.with_for_update() if lock else query)).first()
         return None if row is None else as_struct(row, Tool)
 
-    async def among(self, references: list[str]) -> list[Tool]:
-        known = [reference for reference in references if ids.decode("tool", reference) is not None]
+    async def list_by_reference(self, references: list[str]) -> list[Tool]:
+        known = [reference for reference in references if ids.decode_id("tool", reference) is not None]
         named = [reference.replace("\0", "\ufffd") for reference in references]
         wanted = or_(ToolRow.id.in_(known), ToolRow.slug.in_(named), ToolRow.name.in_(named))
         found = await self._connection.execute(select(ToolRow).where(wanted))
         return [as_struct(row, Tool) for row in found]
 
-    async def page(self, page: Page, narrowed: Filter) -> Listing[Tool]:
+    async def list_page(self, page: Page, narrowed: ToolFilter) -> Listing[Tool]:
         query = select(ToolRow)
         for column, wanted in (
             (ToolRow.category, narrowed.category),
@@ -111,20 +111,20 @@ class PostgresTools:
         await self._connection.execute(_LOCK)
         return (await self._connection.execute(select(func.count()).select_from(ToolRow))).scalar_one()
 
-    async def using(self, key_slug: str) -> list[Tool]:
+    async def list_by_provider_key(self, key_slug: str) -> list[Tool]:
         query = (
             select(ToolRow).where(literal(key_slug) == any_(ToolRow.key_names)).order_by(ToolRow.id).with_for_update()
         )
         return [as_struct(row, Tool) for row in await self._connection.execute(query)]
 
-    async def built_in_state(self) -> BuiltInState:
+    async def get_built_in_state(self) -> BuiltInToolState:
         query = select(TenantRow.created_at, DisabledToolRow.tool_id, DisabledToolRow.since).outerjoin(
             DisabledToolRow, DisabledToolRow.tenant_id == TenantRow.id
         )
         rows = (await self._connection.execute(query.where(TenantRow.id == _TENANT))).all()
-        return BuiltInState(since=rows[0].created_at, off={row.tool_id: row.since for row in rows if row.tool_id})
+        return BuiltInToolState(since=rows[0].created_at, off={row.tool_id: row.since for row in rows if row.tool_id})
 
-    async def switch(self, tool_id: str, enabled: bool | None, now: datetime) -> bool:
+    async def switch_built_in(self, tool_id: str, enabled: bool | None, now: datetime) -> bool:
         if enabled is not False:
             gone = delete(DisabledToolRow).where(DisabledToolRow.tool_id == tool_id).returning(DisabledToolRow.since)
             was_off = (await self._connection.execute(gone)).first() is not None

@@ -176,7 +176,7 @@ class PostgresTraces:
         self._raw = raw
 
     async def get_sources(self, execution_id: str, content: bool, most: int) -> TraceSources | None:
-        known = ids.decode("exec", execution_id)
+        known = ids.decode_id("exec", execution_id)
         if known is None:
             return None
         found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _IDS}
@@ -201,7 +201,7 @@ class PostgresTraces:
         records = await self._raw.fetch("SELECT * FROM claim_traces($1, $2, $3)", most, now, until)
         return [
             PendingTraceExport(
-                execution_id=ids.encode("exec", record["execution_id"]),
+                execution_id=ids.encode_id("exec", record["execution_id"]),
                 tenant_id=record["tenant_id"],
                 tries=record["tries"],
             )
@@ -219,9 +219,9 @@ def _named(kind: str, data: str) -> dict[str, Any]:
     row: dict[str, Any] = {name: value for name, value in msgspec.json.decode(data).items() if value is not None}
     for name, prefix in _IDS[kind].items():
         if name in row:
-            row[name] = ids.encode(prefix, UUID(row[name]))
+            row[name] = ids.encode_id(prefix, UUID(row[name]))
     return row
 
 
 def _known(execution_ids: list[str]) -> list[UUID | None]:
-    return [ids.decode("exec", one) for one in execution_ids]
+    return [ids.decode_id("exec", one) for one in execution_ids]

@@ -62,7 +62,7 @@ class PostgresWorkflows:
         return made.first() is not None
 
     async def find(self, reference: str, lock: bool | Literal["share"] = False) -> Workflow | None:
-        is_id = ids.decode("wf", reference) is not None
+        is_id = ids.decode_id("wf", reference) is not None
         query = select(_W).where(_W.id == reference if is_id else _W.name == reference.replace("\0", "\ufffd"))
         if lock:
             query = query.with_for_update(read=lock == "share")

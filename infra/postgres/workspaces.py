@@ -7,7 +7,7 @@ from sqlalchemy import BigInteger, ForeignKey, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.shared import ids
-from domain.workspaces import File
+from domain.workspaces import WorkspaceFile
 from infra.postgres.db import Base, Id, Raw, Shape, timestamp
 
 
@@ -24,7 +24,7 @@ class WorkspaceFileRow(Base):
     updated_at: Mapped[datetime] = mapped_column(timestamp())
 
 
-_SHAPE: Final = Shape(WorkspaceFileRow, File)
+_SHAPE: Final = Shape(WorkspaceFileRow, WorkspaceFile)
 _ALL: Final = f"SELECT {_SHAPE.columns} FROM workspace_files WHERE execution_id = $1 ORDER BY path"
 _FIND: Final = f"SELECT {_SHAPE.columns} FROM workspace_files WHERE execution_id = $1 AND path = $2"
 _PUT: Final = """
@@ -46,24 +46,24 @@ class PostgresWorkspaces:
     def __init__(self, raw: Raw) -> None:
         self._raw = raw
 
-    async def all(self, execution_id: str) -> list[File]:
-        return [_SHAPE.read(record) for record in await self._raw.fetch(_ALL, ids.decode("exec", execution_id))]
+    async def list_files(self, execution_id: str) -> list[WorkspaceFile]:
+        return [_SHAPE.read(record) for record in await self._raw.fetch(_ALL, ids.decode_id("exec", execution_id))]
 
-    async def find(self, execution_id: str, path: str) -> File | None:
-        record = await self._raw.fetchrow(_FIND, ids.decode("exec", execution_id), path.replace("\0", "\ufffd"))
+    async def find(self, execution_id: str, path: str) -> WorkspaceFile | None:
+        record = await self._raw.fetchrow(_FIND, ids.decode_id("exec", execution_id), path.replace("\0", "\ufffd"))
         return None if record is None else _SHAPE.read(record)
 
-    async def key(self, execution_id: str, path: str) -> str | None:
+    async def find_blob_key(self, execution_id: str, path: str) -> str | None:
         query = "SELECT key FROM workspace_files WHERE execution_id = $1 AND path = $2"
         found: str | None = await self._raw.fetchval(
-            query, ids.decode("exec", execution_id), path.replace("\0", "\ufffd")
+            query, ids.decode_id("exec", execution_id), path.replace("\0", "\ufffd")
         )
         return found
 
-    async def copy(self, execution_id: str, into: str) -> None:
-        await self._raw.execute(_COPY, ids.decode("exec", execution_id), ids.decode("exec", into))
+    async def copy_files(self, execution_id: str, into: str) -> None:
+        await self._raw.execute(_COPY, ids.decode_id("exec", execution_id), ids.decode_id("exec", into))
 
-    async def put(self, execution_id: str, file: File, key: str) -> None:
+    async def save_file(self, execution_id: str, file: WorkspaceFile, key: str) -> None:
         await self._raw.execute(
-            _PUT, ids.decode("exec", execution_id), file.path, file.sha256, file.size_bytes, key, file.updated_at
+            _PUT, ids.decode_id("exec", execution_id), file.path, file.sha256, file.size_bytes, key, file.updated_at
         )

@@ -98,9 +98,9 @@ class BubblewrapSandbox:
         """Unpack an untrusted archive into an empty folder."""
         request = {
             "limits": limits,
-            "manifests": manifest.MANIFESTS,
-            "max_manifest": manifest.MAX_MANIFEST,
-            "max_requirements": manifest.MAX_REQUIREMENTS,
+            "manifests": manifest.MANIFEST_NAMES,
+            "max_manifest": manifest.MAX_MANIFEST_BYTES,
+            "max_requirements": manifest.MAX_REQUIREMENTS_BYTES,
         }
         opened = os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -13,14 +13,14 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from domain.llms.messages import ToolFailed
-from domain.shared.errors import misread
-from domain.tools.configuration import MAX_HEADERS, wrong_header, wrong_url
-from infra.http import Outbound, Refused
+from domain.shared.errors import field_error_from_msgspec
+from domain.tools.configuration import MAX_TOOL_HEADERS, find_header_problem, find_url_problem
+from infra.http import Outbound, OutboundRefused
 
-MAX_BODY: Final = 256 * 1024
+MAX_RESPONSE_BYTES: Final = 256 * 1024
 MAX_REDIRECTS: Final = 5
-MAX_SECONDS: Final = 30.0
-AGENT: Final = "paddock"
+MAX_REQUEST_SECONDS: Final = 30.0
+USER_AGENT: Final = "paddock"
 # What may go along to another origin. Anything else may be a secret meant for the first one.
 _HARMLESS: Final = frozenset({"accept", "accept-language", "content-type", "user-agent"})
 # Codecs of the web. Python knows others, of which some are no text and some take minutes for a page (punycode).
@@ -32,26 +32,29 @@ _CHARSET: Final = re.compile(
 class _Args(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     url: Annotated[str, Meta(min_length=1, max_length=8192)]
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] = "GET"
-    headers: Annotated[dict[str, str], Meta(max_length=MAX_HEADERS)] = {}
+    headers: Annotated[dict[str, str], Meta(max_length=MAX_TOOL_HEADERS)] = {}
     body: str | UnsetType = UNSET
     json: Any | UnsetType = UNSET
-    timeout: Annotated[float, Meta(gt=0, le=MAX_SECONDS)] = MAX_SECONDS
+    timeout: Annotated[float, Meta(gt=0, le=MAX_REQUEST_SECONDS)] = MAX_REQUEST_SECONDS
 
 
-async def http_request(outbound: Outbound, args: dict[str, Any]) -> dict[str, Any]:
+async def send_http_request(outbound: Outbound, args: dict[str, Any]) -> dict[str, Any]:
     """Send `{url, method, headers, body | json, timeout}`; back comes `{status, headers, body, url}`.
 
     `timeout` in seconds for everything together, 30 at most. The body is text, cut after 256 KiB, which
     `truncated: true` tells. At most five redirects are followed. Errors: `ToolFailed`.
     """
     asked = _checked(args)
-    headers = httpx2.Headers({"user-agent": AGENT, **asked.headers})
+    headers = httpx2.Headers({"user-agent": USER_AGENT, **asked.headers})
     content = None if asked.body is UNSET else asked.body.encode("utf-8", "replace")
     if asked.json is not UNSET:
         content = msgspec.json.encode(asked.json)
         headers.setdefault("content-type", "application/json")
     method, url = asked.method, asked.url
-    async with told_apart(asked.timeout), outbound.client2(strict=True, timeout=asked.timeout) as client:
+    async with (
+        translate_errors(asked.timeout),
+        outbound.create_httpx2_client(strict=True, timeout=asked.timeout) as client,
+    ):
         for _ in range(MAX_REDIRECTS + 1):
             request = client.build_request(method, url, headers=headers, content=content)
             response = await client.send(request, stream=True)
@@ -73,12 +76,12 @@ def _checked(args: dict[str, Any]) -> _Args:
     try:
         asked = msgspec.convert(args, _Args)
     except msgspec.ValidationError as error:
-        wrong = misread(str(error))
+        wrong = field_error_from_msgspec(str(error))
         raise ToolFailed(f"{wrong.field}: {wrong.message}") from None
-    if (told := wrong_url(asked.url)) is not None:
+    if (told := find_url_problem(asked.url)) is not None:
         raise ToolFailed(f"url: {told}")
     for name, value in asked.headers.items():
-        if (told := wrong_header(name, value)) is not None:
+        if (told := find_header_problem(name, value)) is not None:
             raise ToolFailed(f"headers: {name[:128]!r} {told}")
     if asked.body is not UNSET and asked.json is not UNSET:
         raise ToolFailed("body: there is json as well; send one of them.")
@@ -100,23 +103,23 @@ def _target(base: httpx2.URL, location: str) -> str:
         target = urljoin(str(base), location.strip().replace(" ", "%20"))
     except ValueError:
         target = ""
-    if (told := wrong_url(target)) is not None:
+    if (told := find_url_problem(target)) is not None:
         raise ToolFailed(f"The server redirects to a URL that {told}")
     return target
 
 
 async def _answer(response: httpx2.Response) -> dict[str, Any]:
-    body, truncated = await read(response, MAX_BODY)
+    body, truncated = await read_response(response, MAX_RESPONSE_BYTES)
     answer: dict[str, Any] = {
         "status": response.status_code,
-        "headers": {name: clean(value) for name, value in response.headers.items()},
-        "body": as_text(response, body),
+        "headers": {name: clean_text(value) for name, value in response.headers.items()},
+        "body": decode_body(response, body),
         "url": str(response.url),
     }
     return {**answer, "truncated": True} if truncated else answer
 
 
-async def read(response: httpx2.Response, limit: int) -> tuple[bytes, bool]:
+async def read_response(response: httpx2.Response, limit: int) -> tuple[bytes, bool]:
     """At most `limit` bytes of a body, and whether there was more.
 
     A packed body is unpacked while it is read, a MiB at a time (by httpx2; httpx would unpack all of a chunk).
@@ -130,7 +133,7 @@ async def read(response: httpx2.Response, limit: int) -> tuple[bytes, bool]:
     return bytes(body), False
 
 
-def as_text(response: httpx2.Response, body: bytes) -> str:
+def decode_body(response: httpx2.Response, body: bytes) -> str:
     """A body as text in the charset the server names, if it is one of the web's. What does not fit becomes �."""
     charset = "utf-8"
     if response.charset_encoding is not None:
@@ -139,23 +142,23 @@ def as_text(response: httpx2.Response, body: bytes) -> str:
         except (LookupError, ValueError):
             named = ""
         charset = named if _CHARSET.fullmatch(named) else charset
-    return clean(body.decode(charset, "replace"))
+    return clean_text(body.decode(charset, "replace"))
 
 
-def clean(text: str) -> str:
+def clean_text(text: str) -> str:
     """Text that Postgres and JSON can hold."""
     return text.replace("\x00", "\ufffd")
 
 
 @asynccontextmanager
-async def told_apart(seconds: float) -> AsyncIterator[None]:
+async def translate_errors(seconds: float) -> AsyncIterator[None]:
     """What goes wrong with a request, in words, and never longer than `seconds`. Errors: `ToolFailed`."""
     try:
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
         raise ToolFailed(f"There was no whole answer within {seconds:g} seconds.") from None
-    except Refused as error:
+    except OutboundRefused as error:
         raise ToolFailed(str(error)) from None
     except httpx2.TimeoutException:
         raise ToolFailed("The server did not answer in time.") from None

@@ -22,20 +22,27 @@ from pydantic import ValidationError
 
 from domain.llms.messages import ToolFailed, ToolSpec
 from domain.shared.json_limits import JsonTooLarge, check_json
-from domain.shared.unicode_text import mend_json
-from domain.tools.configuration import Mcp
-from infra.http import Outbound, Refused
-from infra.tools.custom import clean_all, hide, scrub, scrub_clean, secret_headers, walk_aside
-from infra.tools.http_request import MAX_BODY, clean
-from infra.tools.mcp_results import MAX_DESCRIPTION, LenientDispatcher, WarnAboutTool
+from domain.shared.unicode_text import repair_json
+from domain.tools.configuration import McpServerConfiguration
+from infra.http import Outbound, OutboundRefused
+from infra.tools.custom import (
+    build_headers,
+    clean_and_mask,
+    clean_json,
+    list_secret_texts,
+    mask_secrets,
+    walk_in_thread,
+)
+from infra.tools.http_request import MAX_RESPONSE_BYTES, clean_text
+from infra.tools.mcp_results import MAX_DESCRIPTION_CHARACTERS, LenientDispatcher, WarnAboutTool
 from infra.version import VERSION
 
-MAX_TOOLS: Final = 200
-MAX_PAGES: Final = 100
-MAX_BYTES: Final = 4 * 1024 * 1024  # of all that a server says in one call of ours
-SHOWN_OF_ERRORS: Final = 2000
+MAX_SERVER_TOOLS: Final = 200
+MAX_LIST_PAGES: Final = 100
+MAX_SERVER_BYTES: Final = 4 * 1024 * 1024  # of all that a server says in one call of ours
+MAX_ERROR_CHARACTERS: Final = 2000
 # A server that does not take our goodbye must not keep the answer from its caller.
-GOODBYE: Final = {"connect": 2.0, "read": 2.0, "write": 2.0, "pool": 2.0}
+CLOSE_TIMEOUTS: Final = {"connect": 2.0, "read": 2.0, "write": 2.0, "pool": 2.0}
 
 _UNREADABLE: Final = "The server's answer is not what MCP says."
 _ADVICE: Final = re.compile(r"\s*For further information visit https://errors\.pydantic\.dev/\S*")
@@ -47,7 +54,7 @@ for _noisy in ("mcp", "client"):
     logging.getLogger(_noisy).setLevel(logging.CRITICAL)
 
 
-async def list_tools(
+async def list_mcp_tools(
     outbound: Outbound,
     configuration: dict[str, Any],
     secrets: dict[str, str],
@@ -56,7 +63,7 @@ async def list_tools(
     """The tools of a server, 200 at most, under the server's own names of up to 128 characters.
 
     Those names need not fit what model providers take: who shows them to a model maps them. `configuration` is as
-    `domain.tools.configuration.checked_mcp` passed it, `secrets` the values of its secret headers by name.
+    `domain.tools.configuration.check_mcp_configuration` passed it, `secrets` the values of its secret headers by name.
     `warn` is told of
     entries that are left out or taken otherwise than they stand. Errors: `ToolFailed`.
     """
@@ -65,13 +72,13 @@ async def list_tools(
         _read_leniently(client, warn)
         found: list[mcp_types.Tool] = []
         cursor = None
-        for _ in range(MAX_PAGES):
+        for _ in range(MAX_LIST_PAGES):
             page = await client.list_tools(cursor=cursor)
             found += page.tools
             cursor = page.next_cursor
-            if cursor is None or len(found) >= MAX_TOOLS:
+            if cursor is None or len(found) >= MAX_SERVER_TOOLS:
                 break
-        return found[:MAX_TOOLS]
+        return found[:MAX_SERVER_TOOLS]
 
     specs: dict[str, ToolSpec] = {}
     for tool in await _talk(outbound, configuration, secrets, work):
@@ -79,8 +86,10 @@ async def list_tools(
             if warn is not None:
                 warn(repr(tool.name), "is listed twice; the first one is taken.")
             continue
-        about = clean(tool.description or "")[:MAX_DESCRIPTION]
-        told = scrub(clean_all({"description": about, "parameters": tool.input_schema}), hide(secrets))
+        about = clean_text(tool.description or "")[:MAX_DESCRIPTION_CHARACTERS]
+        told = mask_secrets(
+            clean_json({"description": about, "parameters": tool.input_schema}), list_secret_texts(secrets)
+        )
         specs[tool.name] = ToolSpec(name=tool.name, **told)
     return list(specs.values())
 
@@ -90,7 +99,7 @@ def _read_leniently(client: Client, warn: WarnAboutTool | None = None) -> None:
     client.session._dispatcher = LenientDispatcher(client.session._dispatcher, warn)
 
 
-async def call_mcp(
+async def call_mcp_tool(
     outbound: Outbound, configuration: dict[str, Any], secrets: dict[str, str], name: str, args: dict[str, Any]
 ) -> dict[str, Any]:
     """Call a tool by the server's own name for it; back comes `{content}`, and `structured_content` if there is one.
@@ -105,18 +114,18 @@ async def call_mcp(
         return await client.call_tool(name, args)
 
     result = await _talk(outbound, configuration, secrets, work)
-    hidden = hide(secrets)
-    text = scrub(clean("\n".join(piece.text for piece in result.content if piece.type == "text")), hidden)
+    hidden = list_secret_texts(secrets)
+    text = mask_secrets(clean_text("\n".join(piece.text for piece in result.content if piece.type == "text")), hidden)
     if result.is_error:
-        raise ToolFailed(f"The tool failed: {_plain(text)[:SHOWN_OF_ERRORS] or 'it does not say why'}")
-    answer: dict[str, Any] = {"content": text[:MAX_BODY]}
-    truncated = len(text) > MAX_BODY
+        raise ToolFailed(f"The tool failed: {_plain(text)[:MAX_ERROR_CHARACTERS] or 'it does not say why'}")
+    answer: dict[str, Any] = {"content": text[:MAX_RESPONSE_BYTES]}
+    truncated = len(text) > MAX_RESPONSE_BYTES
     if result.structured_content is not None:
         size = len(msgspec.json.encode(result.structured_content))
-        if size > MAX_BODY:
+        if size > MAX_RESPONSE_BYTES:
             truncated = True
         else:
-            answer["structured_content"] = await walk_aside(size, scrub_clean, result.structured_content, hidden)
+            answer["structured_content"] = await walk_in_thread(size, clean_and_mask, result.structured_content, hidden)
     return {**answer, "truncated": True} if truncated else answer
 
 
@@ -130,9 +139,9 @@ async def _talk(
     secrets: dict[str, str],
     work: Callable[[Client], Awaitable[T]],
 ) -> T:
-    told = msgspec.convert(configuration, Mcp)
-    http = outbound.client2(timeout=told.timeout)
-    http.headers.update(secret_headers(told.headers, told.secrets, secrets))
+    told = msgspec.convert(configuration, McpServerConfiguration)
+    http = outbound.create_httpx2_client(timeout=told.timeout)
+    http.headers.update(build_headers(told.headers, told.secrets, secrets))
     meter = _Meter()
     # Packed answers would have to be unpacked before anybody can count them.
     http.headers["accept-encoding"] = "identity"
@@ -146,13 +155,13 @@ async def _talk(
     except Exception as error:  # whatever a client makes of a server that does not keep to the protocol
         if result is UNSET:
             found = "The server sends too much." if meter.full else _words(error, told.timeout)
-            raise ToolFailed(scrub(found, hide(secrets))) from None
+            raise ToolFailed(mask_secrets(found, list_secret_texts(secrets))) from None
     if result is UNSET:
         raise ToolFailed("The server hung up.")
     return result
 
 
-def _client(told: Mcp, http: httpx2.AsyncClient) -> Client:
+def _client(told: McpServerConfiguration, http: httpx2.AsyncClient) -> Client:
     return Client(
         streamable_http_client(told.url, http_client=http),
         read_timeout_seconds=told.timeout,
@@ -165,12 +174,12 @@ def _words(error: BaseException, seconds: float) -> str:
     """What went wrong, for the model that asked. Task groups wrap errors in groups of groups."""
     leaves = list(_leaves(error))
     for leaf in leaves:
-        if isinstance(leaf, Refused):
+        if isinstance(leaf, OutboundRefused):
             return str(leaf)
         if isinstance(leaf, MCPError):
             if leaf.code == mcp_types.PARSE_ERROR and leaf.message.startswith("Failed to parse"):
                 return _UNREADABLE  # what our own library made of an answer
-            return f"The server answered: {_plain(clean(leaf.message))[:SHOWN_OF_ERRORS]}"
+            return f"The server answered: {_plain(clean_text(leaf.message))[:MAX_ERROR_CHARACTERS]}"
         if isinstance(leaf, TimeoutError | httpx2.TimeoutException):
             return f"There was no answer within {seconds:g} seconds."
         if isinstance(leaf, httpx2.ConnectError):
@@ -194,7 +203,7 @@ def _plain(text: str) -> str:
 
 async def _short_goodbye(request: httpx2.Request) -> None:
     if request.method == "DELETE":
-        request.extensions["timeout"] = GOODBYE
+        request.extensions["timeout"] = CLOSE_TIMEOUTS
 
 
 class _TooMuch(httpx2.StreamError):
@@ -205,7 +214,7 @@ class _Meter:
     """Counts what a server sends, in all its answers together."""
 
     def __init__(self) -> None:
-        self.left, self.full = MAX_BYTES, False
+        self.left, self.full = MAX_SERVER_BYTES, False
 
     async def attach(self, response: httpx2.Response) -> None:
         """Count an answer's body while it is read. Errors: `_TooMuch`."""
@@ -235,10 +244,10 @@ class _Counted(httpx2.AsyncByteStream):
             rest += part
             end = max(rest.rfind(b"\n"), rest.rfind(b"\r")) + 1 if self._in_lines else 0
             if end:
-                yield self._check(mend_json(rest[:end]))
+                yield self._check(repair_json(rest[:end]))
                 rest = rest[end:]
         if rest:
-            yield self._check(mend_json(rest))
+            yield self._check(repair_json(rest))
 
     def _check(self, whole: bytes) -> bytes:
         """Whole lines, or a whole answer, which the library decodes where everything else waits for it."""

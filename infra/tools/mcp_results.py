@@ -11,10 +11,10 @@ import msgspec
 
 from domain.shared.json_schemas import normalize_schema
 
-MAX_NAME: Final = 128
-MAX_DESCRIPTION: Final = 4096
+MAX_TOOL_NAME_CHARACTERS: Final = 128
+MAX_DESCRIPTION_CHARACTERS: Final = 4096
 # Of one list, so that a server cannot fill a log.
-MAX_WARNINGS: Final = 20
+MAX_TOOL_WARNINGS: Final = 20
 
 # Called with a tool (its name as `repr` has it, or its number) and what is the matter, as the rest of a sentence.
 WarnAboutTool = Callable[[str, str], None]
@@ -44,7 +44,7 @@ class LenientDispatcher:
 
 class _Warnings:
     def __init__(self, warn: WarnAboutTool | None) -> None:
-        self._warn, self._left = warn, MAX_WARNINGS
+        self._warn, self._left = warn, MAX_TOOL_WARNINGS
 
     def add(self, tool: str, message: str) -> None:
         if self._warn is None or self._left <= 0:
@@ -73,9 +73,11 @@ def _mend_tool(entry: Any, number: int, warnings: _Warnings) -> dict[str, Any] |
     if not isinstance(name, str) or not name:
         warnings.add(f"number {number}", "is left out: it has no name.")
         return None
-    shown = repr(name[:MAX_NAME])
-    if len(name) > MAX_NAME or not name.isprintable():
-        warnings.add(shown, f"is left out: its name must be printable and have at most {MAX_NAME} characters.")
+    shown = repr(name[:MAX_TOOL_NAME_CHARACTERS])
+    if len(name) > MAX_TOOL_NAME_CHARACTERS or not name.isprintable():
+        warnings.add(
+            shown, f"is left out: its name must be printable and have at most {MAX_TOOL_NAME_CHARACTERS} characters."
+        )
         return None
     given = entry.get("inputSchema")
     if given is not None and not isinstance(given, dict):

@@ -132,8 +132,8 @@ def copy(url: str, table: str, columns: list[str], rows: list[tuple[Any, ...]], 
         seconds = processors = 0.0
         try:
             for _ in range(times):
-                fresh = ids.many("eval", len(rows))
-                sent = [(ids.decode("eval", one), *row) for one, row in zip(fresh, rows, strict=True)]
+                fresh = ids.generate_ids("eval", len(rows))
+                sent = [(ids.decode_id("eval", one), *row) for one, row in zip(fresh, rows, strict=True)]
                 began, busy = time.perf_counter(), time.process_time()
                 await connection.copy_records_to_table(table, records=sent, columns=["id", *columns])
                 seconds, processors = (

@@ -247,7 +247,7 @@ class Bench:
             f"$3::timestamptz + n * $4::interval, {values} FROM generate_series($5::bigint, $6::bigint) AS n "
             f"RETURNING {', '.join(facts.columns)}, 1 AS sign) {facts.delta('added')}"
         )
-        user = ids.decode("user", self._user_id)
+        user = ids.decode_id("user", self._user_id)
         for start in range(0, count, part):
             end = min(start + part, count) - 1
             step = timedelta(days=DAYS) / count

@@ -46,7 +46,7 @@ def as_rows(tenant_id: str, user_id: str, sent: list[dict[str, Any]]) -> tuple[l
     news = evaluations.parse_evaluation_batch(msgspec.json.encode(sent))
     made = evaluations.build_evaluations(tenant_id, user_id, news, datetime.now(UTC), batch=True)
     names = [name for name in Evaluation.__struct_fields__ if name not in ("id", "computed")]
-    user = ids.decode("user", user_id)
+    user = ids.decode_id("user", user_id)
     as_sent: dict[str, Callable[[Evaluation], Any]] = {
         "user_id": lambda one: user,
         "metadata": lambda one: msgspec.json.encode(one.metadata).decode(),

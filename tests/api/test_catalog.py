@@ -10,8 +10,8 @@ import pytest
 from domain import llms, tools
 from domain.shared import ids
 from domain.shared.errors import DomainError
-from domain.tools import MAX_TOOLS, ServerTool, Tool
-from domain.tools.builtin import BUILT_IN
+from domain.tools import MAX_TENANT_TOOLS, McpServerTool, Tool
+from domain.tools.builtin import BUILT_IN_TOOLS
 from tests.support.clients import Tenant
 
 KEY = "sk-0123456789-abcdefgh-hidden"
@@ -151,7 +151,7 @@ async def test_what_uses_a_key_follows_its_name_and_keeps_it(acme: Tenant, parts
     assert (await acme.http.get("/models/fast")).json()["api_key_name"] == "new_name"
     assert (await acme.http.get("/tools/search")).json()["configuration"]["secrets"] == {"X-Api-Key": "new_name"}
     async with parts.store.begin_for(acme.tenant_id) as tx:
-        found = await llms.resolve(tx, "fast")
+        found = await llms.resolve_model(tx, "fast")
         assert parts.keyring.open(found.sealed_key or b"").decode() == KEY
     assert (await acme.http.patch("/models/fast", json={"api_key_name": None})).json()["api_key_name"] is None
     changed = await acme.http.patch("/tools/search", json={"configuration": CUSTOM})
@@ -164,7 +164,7 @@ async def test_the_only_key_of_a_service_is_used(acme: Tenant, parts) -> None:
 
     async def sealed(name: str, provider: str | None = None) -> bytes | None:
         async with parts.store.begin_for(acme.tenant_id) as tx:
-            return (await llms.resolve(tx, name, provider)).sealed_key
+            return (await llms.resolve_model(tx, name, provider)).sealed_key
 
     assert await sealed("fast") is None
     await keep(acme, "First", "OpenAI", "first-key")
@@ -272,7 +272,7 @@ async def test_every_field_of_a_tool_changes(acme: Tenant) -> None:
 async def test_a_list_goes_on_into_the_built_in_ones(acme: Tenant) -> None:
     for name in ("One", "Two", "Three"):
         await acme.http.post("/tools", json={"name": name, "configuration": CUSTOM})
-    whole = ["Three", "Two", "One", *(tool.name for tool in BUILT_IN)]
+    whole = ["Three", "Two", "One", *(tool.name for tool in BUILT_IN_TOOLS)]
     for limit in (1, 2, 4, 9, 20):
         seen: list[str] = []
         while True:
@@ -291,11 +291,11 @@ async def test_agents_name_tools_by_anything(acme: Tenant, parts) -> None:
     await acme.http.post("/tools", json=server)
     async with parts.store.begin_for(acme.tenant_id) as tx:
         asked = ["My Search", "git/log", "python", made["id"], "my_search", "git", "git/log", "git/diff"]
-        found = await tools.named(tx, asked)
-        shown = [(tool.slug, tool.only if isinstance(tool, ServerTool) else None) for tool in found]
+        found = await tools.resolve_tools(tx, asked)
+        shown = [(tool.slug, tool.tool_name if isinstance(tool, McpServerTool) else None) for tool in found]
         assert shown == [("my_search", None), ("git", "log"), ("python", None), ("git", None), ("git", "diff")]
         with pytest.raises(DomainError) as caught:
-            await tools.named(tx, ["git", "nothing", "My Search/x", "git/", "a\0b"])
+            await tools.resolve_tools(tx, ["git", "nothing", "My Search/x", "git/", "a\0b"])
     assert [error.field for error in caught.value.errors] == ["tools[1]", "tools[2]", "tools[3]", "tools[4]"]
 
 
@@ -303,14 +303,16 @@ async def test_a_tenant_has_so_many_tools(acme: Tenant, parts) -> None:
     first = (await acme.http.post("/tools", json={"name": "t", "configuration": CUSTOM})).json()
     async with parts.store.begin_for(acme.tenant_id) as tx:
         tool = msgspec.convert(first, Tool)
-        for number in range(MAX_TOOLS - 2):
-            await tx.tools.add(msgspec.structs.replace(tool, id=ids.new("tool"), name=f"t{number}", slug=f"t{number}"))
+        for number in range(MAX_TENANT_TOOLS - 2):
+            await tx.tools.add(
+                msgspec.structs.replace(tool, id=ids.generate_id("tool"), name=f"t{number}", slug=f"t{number}")
+            )
     codes = []
     for name in ("last", "one-more"):
         codes.append((await acme.http.post("/tools", json={"name": name, "configuration": CUSTOM})).status_code)
     assert codes == [201, 409]
     listed = (await acme.http.get("/tools?limit=1000")).json()
-    assert listed["total"] == len(listed["items"]) == MAX_TOOLS + len(BUILT_IN)
+    assert listed["total"] == len(listed["items"]) == MAX_TENANT_TOOLS + len(BUILT_IN_TOOLS)
 
 
 async def test_new_tenants_have_the_local_model_and_may_do_without(acme: Tenant, system) -> None:

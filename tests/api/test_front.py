@@ -361,7 +361,7 @@ async def test_lists_tell_their_queries(parts, home: Tenant) -> None:
                 await tx.executions.page(ExecutionFilter(), Page(limit=limit))
                 await tx.agents.page(Page(limit=limit), None, None)
                 await tx.schedules.list_page(Page(limit=limit), None)
-                await tx.schedules.list_runs(ids.new("sched"), Page(limit=limit), None)
+                await tx.schedules.list_runs(ids.generate_id("sched"), Page(limit=limit), None)
             assert len(counts) <= 1 + 2 + 2 + 2 + 2
     finally:
         event.remove(engine, "before_cursor_execute", count)

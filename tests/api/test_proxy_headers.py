@@ -14,7 +14,7 @@ from api.connections import ConnectionBounds
 from api.middleware import RequestMiddleware
 from api.proxy_logins import ProxyHeaders, read_login, remove_credential, select_headers
 from domain.accounts import ProxyUser
-from domain.accounts.proxy_logins import ProxyLogin, has_changed, select_user
+from domain.accounts.proxy_logins import ProxyLogin, has_login_changed, select_proxy_user
 from domain.shared.errors import DomainError
 from infra.settings import Settings, SettingsError, parse_networks, read_settings
 from tests.journeys.test_settings_of_the_documents import MINIMAL
@@ -199,22 +199,22 @@ def test_which_account_a_login_names() -> None:
     by_email = ProxyLogin(workspace="1", email="a@x.com")
     same, renamed, unbound = user(), user(email="old@x.com"), user(external_id=None)
     other = user(user_id="o", external_id="8")
-    assert select_user(by_id, []) is None
-    assert select_user(by_email, [same]) is same
+    assert select_proxy_user(by_id, []) is None
+    assert select_proxy_user(by_email, [same]) is same
     for found, candidates in ((same, [same]), (renamed, [renamed]), (renamed, [other, renamed]), (unbound, [unbound])):
-        assert select_user(by_id, candidates) is found
-    assert not has_changed(by_id, same, [same])
-    assert not has_changed(by_email, unbound, [unbound])
-    assert has_changed(by_id, renamed, [renamed])
-    assert has_changed(by_id, unbound, [unbound])
+        assert select_proxy_user(by_id, candidates) is found
+    assert not has_login_changed(by_id, same, [same])
+    assert not has_login_changed(by_email, unbound, [unbound])
+    assert has_login_changed(by_id, renamed, [renamed])
+    assert has_login_changed(by_id, unbound, [unbound])
     # An address that somebody else has stays where it is.
-    assert not has_changed(by_id, renamed, [other, renamed])
+    assert not has_login_changed(by_id, renamed, [other, renamed])
     for refused in (other, user(tenant_id="acme"), user(external_id=None, has_password=True)):
         with pytest.raises(DomainError) as caught:
-            select_user(by_id, [refused])
+            select_proxy_user(by_id, [refused])
         assert caught.value.code == "forbidden"
     with pytest.raises(DomainError):
-        select_user(by_email, [user(tenant_id="workspace-2")])
+        select_proxy_user(by_email, [user(tenant_id="workspace-2")])
 
 
 @given(

@@ -7,8 +7,8 @@ import msgspec
 import pytest
 
 from api.waiting import StatusWaiter
-from domain.shared.jobs import Change
-from domain.shared.status import TERMINAL
+from domain.shared.jobs import RowChange
+from domain.shared.status import TERMINAL_STATUSES
 from infra import redis
 from infra.redis import Bell
 from tests.support.clients import Tenant
@@ -29,33 +29,33 @@ class Waiter:
         return Row(self.now)
 
     async def wait(self) -> Row:
-        with self.bell.listen(self.row_id, TERMINAL) as heard:
+        with self.bell.watch_row(self.row_id, TERMINAL_STATUSES) as heard:
             store: Any = None
             return await StatusWaiter(store, self.bell).poll_until_final(
-                heard, self.fetch, TERMINAL, 30, Row("pending")
+                heard, self.fetch, TERMINAL_STATUSES, 30, Row("pending")
             )
 
 
 async def test_it_looks_once_when_the_end_is_told_and_never_before(parts) -> None:
-    while parts.bell.patience != redis.HEARD:
+    while parts.bell.patience != redis.CONNECTED_POLL_SECONDS:
         await asyncio.sleep(0.01)
     waiter = Waiter(parts.bell, "exec_waiting")
     waiting = asyncio.create_task(waiter.wait())
     for status in ("preparing", "running"):
         await asyncio.sleep(0.6)
-        await parts.queue.ring([], [Change(row_id="exec_waiting", status=status)])
+        await parts.queue.ring([], [RowChange(row_id="exec_waiting", status=status)])
     await asyncio.sleep(0.2)
     assert waiter.looked == 0
     waiter.now = "completed"
-    await parts.queue.ring([], [Change(row_id="exec_waiting", status="completed")])
+    await parts.queue.ring([], [RowChange(row_id="exec_waiting", status="completed")])
     async with asyncio.timeout(5):
         assert (await waiting).status == "completed"
     assert waiter.looked == 1
 
 
 async def test_without_redis_it_polls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis, "AWAY", 0.02)
-    async with Bell("redis://127.0.0.1:1", heard=("run",)) as away:
+    monkeypatch.setattr(redis, "DISCONNECTED_POLL_SECONDS", 0.02)
+    async with Bell("redis://127.0.0.1:1", row_changes=("run",)) as away:
         waiter = Waiter(away, "exec_waiting")
         waiting = asyncio.create_task(waiter.wait())
         while waiter.looked < 3:

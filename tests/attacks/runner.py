@@ -23,7 +23,16 @@ from typing import Any, get_args
 
 import structlog
 
-from domain.llms.messages import ErrorKind, Message, ModelError, Options, Part, Reply, Text, ToolSpec
+from domain.llms.messages import (
+    ChatMessage,
+    ModelError,
+    ModelErrorKind,
+    ModelOptions,
+    ModelReply,
+    ReplyPart,
+    TextDelta,
+    ToolSpec,
+)
 from domain.ports import Program
 from domain.shared.errors import DomainError
 from infra.sandbox.bubblewrap import BubblewrapSandbox
@@ -71,21 +80,21 @@ class Provider:
         self._says, self._key = says, KEY
 
     async def stream(
-        self, name: str, messages: tuple[Message, ...], tools: tuple[ToolSpec, ...], options: Options
-    ) -> AsyncGenerator[Part, None]:
+        self, name: str, messages: tuple[ChatMessage, ...], tools: tuple[ToolSpec, ...], options: ModelOptions
+    ) -> AsyncGenerator[ReplyPart, None]:
         _, _, kind = messages[-1].content.rpartition("fail ")
         told = f"Incorrect API key provided: {self._key}"
-        if kind in get_args(ErrorKind):
+        if kind in get_args(ModelErrorKind):
             # What a provider says of a request is passed on, with the key struck out where it is known (infra.llm).
             raise ModelError(kind, told if kind != "refused" else "The prompt is too long.")
         if kind == "late":
-            yield Text("begun")
+            yield TextDelta("begun")
         if kind in ("late", "broken"):
             raise RuntimeError(told)
         if kind == "unavailable_here":
             raise DomainError("unavailable", told)
-        yield Text(self._says)
-        yield Reply(message=Message(role="assistant", content=self._says), finish="stop", usage=None)
+        yield TextDelta(self._says)
+        yield ModelReply(message=ChatMessage(role="assistant", content=self._says), finish="stop", usage=None)
 
 
 # Guards of the gateway itself: how each is taken away.
@@ -315,7 +324,7 @@ async def attacks() -> None:
             "much": 400,
             "processor": PROCESSOR,
             "key": hashlib.sha256(KEY.encode()).hexdigest(),
-            "kinds": [*get_args(ErrorKind), "late", "broken", "unavailable_here"],
+            "kinds": [*get_args(ModelErrorKind), "late", "broken", "unavailable_here"],
         }
         for name, without in json.load(sys.stdin):
             print(json.dumps(await attack(sys.argv[1], name, without, code, base)), flush=True)

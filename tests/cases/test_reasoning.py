@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from domain.llms.messages import Ask, Message, ModelError, Options, Reply, Target, ToolCall, ToolSpec
+from domain.llms.messages import (
+    ChatMessage,
+    ModelCall,
+    ModelError,
+    ModelOptions,
+    ModelReply,
+    ModelTarget,
+    ModelToolCall,
+    ToolSpec,
+)
 from infra.http import Outbound
 from infra.llm import PydanticLlm
 from tests.cases.test_streams import DONE, chunk
@@ -47,17 +56,19 @@ def turns(*thoughts: str) -> Any:
     return rule
 
 
-async def converse(served: Wire, provider: str, model: str, parameters: dict[str, Any], steps: int) -> list[Message]:
+async def converse(
+    served: Wire, provider: str, model: str, parameters: dict[str, Any], steps: int
+) -> list[ChatMessage]:
     """Go through the steps of a run with one tool."""
     llm = PydanticLlm(Outbound(("127.0.0.1",)), Here())
-    target = Target(name="m", provider=provider, model=model, base_url=served.url, parameters=parameters)
-    messages = [Message(role="user", content="go")]
+    target = ModelTarget(name="m", provider=provider, model=model, base_url=served.url, parameters=parameters)
+    messages = [ChatMessage(role="user", content="go")]
     try:
         for _ in range(steps):
-            async for part in llm.stream(Ask(target=target, messages=tuple(messages), tools=(LIST,))):
-                if isinstance(part, Reply):
+            async for part in llm.stream(ModelCall(target=target, messages=tuple(messages), tools=(LIST,))):
+                if isinstance(part, ModelReply):
                     messages.append(part.message)
-            messages += [Message(role="tool", content="[]", tool_call_id=one.id) for one in messages[-1].tool_calls]
+            messages += [ChatMessage(role="tool", content="[]", tool_call_id=one.id) for one in messages[-1].tool_calls]
     finally:
         await llm.close()
     return messages
@@ -107,13 +118,13 @@ async def test_tools_on_chat_completions_are_what_is_refused(strict: Wire):
 
 
 async def said_to(
-    served: Wire, messages: list[Message], provider: str, model: str, **parameters: Any
+    served: Wire, messages: list[ChatMessage], provider: str, model: str, **parameters: Any
 ) -> dict[str, Any]:
     """What another provider is sent of a conversation."""
     llm = PydanticLlm(Outbound(("127.0.0.1",)), Here())
-    target = Target(name="n", provider=provider, model=model, base_url=served.url, parameters=parameters)
+    target = ModelTarget(name="n", provider=provider, model=model, base_url=served.url, parameters=parameters)
     try:
-        async for _ in llm.stream(Ask(target=target, messages=tuple(messages), tools=(LIST,))):
+        async for _ in llm.stream(ModelCall(target=target, messages=tuple(messages), tools=(LIST,))):
             pass
     finally:
         await llm.close()
@@ -125,7 +136,7 @@ async def test_nobody_else_is_given_it(strict: Wire):
         strict.rule(turns("Let me see."))
         for provider, model, parameters in (("anthropic", "claude-x", THINKING), ("openai", "gpt-5", {})):
             messages = (await converse(strict, provider, model, parameters, 1))[:-1]
-            messages += [Message(role="tool", content="[]", tool_call_id=one.id) for one in messages[-1].tool_calls]
+            messages += [ChatMessage(role="tool", content="[]", tool_call_id=one.id) for one in messages[-1].tool_calls]
             for told in (
                 await said_to(other, messages, "openai", "gpt-5"),
                 await said_to(other, messages, "openai_compatible", "m"),
@@ -137,16 +148,16 @@ async def test_nobody_else_is_given_it(strict: Wire):
 
 
 async def test_a_fallback_that_thinks_goes_on_without_where_another_called_the_tools(strict: Wire):
-    call_made = ToolCall(id="functions.filesystem_list:0", name="filesystem_list", arguments="{}")
+    call_made = ModelToolCall(id="functions.filesystem_list:0", name="filesystem_list", arguments="{}")
     messages = [
-        Message(role="user", content="go"),
-        Message(role="assistant", tool_calls=(call_made,)),
-        Message(role="tool", content="[]", tool_call_id=call_made.id),
+        ChatMessage(role="user", content="go"),
+        ChatMessage(role="assistant", tool_calls=(call_made,)),
+        ChatMessage(role="tool", content="[]", tool_call_id=call_made.id),
     ]
     told = await said_to(strict, messages, "anthropic", "claude-sonnet-4", **THINKING)
     assert told["thinking"] == {"type": "disabled"}
     told = await said_to(
-        strict, [*messages, Message(role="assistant", content="a"), messages[0]], "anthropic", "c", **THINKING
+        strict, [*messages, ChatMessage(role="assistant", content="a"), messages[0]], "anthropic", "c", **THINKING
     )
     assert told["thinking"]["type"] == "enabled"
 
@@ -154,14 +165,16 @@ async def test_a_fallback_that_thinks_goes_on_without_where_another_called_the_t
 async def test_a_budget_for_thoughts_stays_below_what_a_call_may_answer(strict: Wire):
     llm = PydanticLlm(Outbound(("127.0.0.1",)), Here())
     parameters = {"thinking": {"type": "enabled", "budget_tokens": 8000}, "max_tokens": 16000}
-    target = Target(name="m", provider="anthropic", model="claude-x", base_url=strict.url, parameters=parameters)
+    target = ModelTarget(name="m", provider="anthropic", model="claude-x", base_url=strict.url, parameters=parameters)
     try:
         for most, thinking in (
             (None, {"type": "enabled", "budget_tokens": 8000}),
             (4000, {"type": "enabled", "budget_tokens": 2000}),
             (500, {"type": "disabled"}),
         ):
-            ask = Ask(target=target, messages=(Message(role="user", content="x"),), options=Options(max_tokens=most))
+            ask = ModelCall(
+                target=target, messages=(ChatMessage(role="user", content="x"),), options=ModelOptions(max_tokens=most)
+            )
             async for _ in llm.stream(ask):
                 pass
             assert strict.requests[-1].body["thinking"] == thinking
@@ -182,7 +195,11 @@ async def test_deepseek_and_google_have_back_what_they_wrote():
         # As if the same server were there to be asked again.
         same = f"chat openai_compatible {other.url}"
         message = replace(played.reply.message, provider_parts=replace(kept, writer=same))
-        messages = [Message(role="user", content="go"), message, Message(role="tool", content="[]", tool_call_id="c")]
+        messages = [
+            ChatMessage(role="user", content="go"),
+            message,
+            ChatMessage(role="tool", content="[]", tool_call_id="c"),
+        ]
         told = (await said_to(other, messages, "openai_compatible", "m"))["messages"][1]
         assert told["reasoning_content"] == "Let me see."
         assert told["tool_calls"][0]["extra_content"] == signature

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from domain.llms.messages import ReportedUsage, Usage
+from domain.llms.messages import ModelUsage, ReportedUsage
 from tests.support.case_inputs import case_folder
 from tests.support.scripted_model import play, play_body, serving
 from workers.usage import UsageMeter
@@ -47,7 +47,7 @@ async def test_an_answer_of_thoughts_alone_is_none(serve_case):
     played = await play(await serve_case(case_folder("01-think-tags-in-pieces")), "ends-while-thinking")
     assert played.thoughts == "Let me see."
     assert played.error is not None
-    assert (played.error.kind, played.error.passes) == ("malformed", True)
+    assert (played.error.kind, played.error.is_transient) == ("malformed", True)
     assert "neither text nor a tool call" in played.error.message
 
 
@@ -371,7 +371,7 @@ async def test_text_beside_the_usage_is_in_it(body: str, provider: str, api: str
     meter = UsageMeter((), ())
     for part in played.parts:
         meter.count_part(part)
-    assert meter.measure_usage() == (Usage(prompt_tokens=9, completion_tokens=2), False)
+    assert meter.measure_usage() == (ModelUsage(prompt_tokens=9, completion_tokens=2), False)
 
 
 async def test_numbers_that_are_none_do_not_fail_an_answer():

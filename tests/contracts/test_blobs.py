@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from domain.shared.errors import DomainError
-from infra.r2 import PART, S3Blobs
+from infra.r2 import PART_BYTES, S3Blobs
 from infra.settings import Secret
 
 
@@ -22,7 +22,7 @@ async def _all(blobs: S3Blobs, key: str) -> bytes:
     return b"".join([chunk async for chunk in await blobs.get(key)])
 
 
-@pytest.mark.parametrize("size", [0, 1, PART, PART + 1, 2 * PART + 7])
+@pytest.mark.parametrize("size", [0, 1, PART_BYTES, PART_BYTES + 1, 2 * PART_BYTES + 7])
 async def test_what_goes_in_comes_out(parts, size: int) -> None:
     key, data = f"contract/{secrets.token_hex(4)}", secrets.token_bytes(size)
     assert await parts.blobs.put(key, _stream(data)) == size
@@ -37,7 +37,7 @@ async def test_a_stream_that_breaks_leaves_nothing(parts) -> None:
     key = f"contract/{secrets.token_hex(4)}"
 
     async def broken() -> AsyncIterator[bytes]:
-        yield b"x" * (PART + 1)
+        yield b"x" * (PART_BYTES + 1)
         raise RuntimeError("the client went away")
 
     with pytest.raises(RuntimeError):

@@ -10,9 +10,9 @@ import pytest
 
 from domain.llms.messages import ToolFailed
 from domain.shared.errors import DomainError
-from domain.tools.configuration import checked_custom
+from domain.tools.configuration import check_custom_configuration
 from infra.http import Outbound
-from infra.tools.custom import call_custom
+from infra.tools.custom import call_custom_tool
 from tests.support.outbound_servers import Place, place, reply
 
 SECRET = "sk-very-secret-0123456789"
@@ -28,13 +28,13 @@ ANY = {"type": "string"}
 
 
 def custom(here: Place, path: str = "", **more: Any) -> dict[str, Any]:
-    return checked_custom({"api_endpoint": f"{here.url}{path}", **more})[0]
+    return check_custom_configuration({"api_endpoint": f"{here.url}{path}", **more})[0]
 
 
 async def call(
     configuration: dict[str, Any], args: dict[str, Any], secrets: dict[str, str] | None = None
 ) -> dict[str, Any]:
-    return await call_custom(Outbound(("127.0.0.1",)), configuration, args, secrets or {})
+    return await call_custom_tool(Outbound(("127.0.0.1",)), configuration, args, secrets or {})
 
 
 async def test_a_custom_tool(here: Place):
@@ -226,7 +226,7 @@ async def test_redirects_of_the_endpoint(here: Place):
 
 async def test_a_custom_tool_is_guarded(here: Place):
     with pytest.raises(ToolFailed, match="refused"):
-        await call_custom(Outbound(("127.0.0.1:1",)), custom(here), {}, {})
+        await call_custom_tool(Outbound(("127.0.0.1:1",)), custom(here), {}, {})
     assert here.connections == 0
 
 
@@ -247,18 +247,20 @@ async def test_json_nested_without_end_is_text(here: Place):
 def test_parameters():
     whole = {"type": "object", "properties": {"a": ANY}, "required": ["a"], "additionalProperties": False}
     url = {"api_endpoint": "https://a.test/x"}
-    assert checked_custom({**url, "parameters": whole})[1] == whole
-    assert checked_custom({**url, "parameters": {"properties": {"a": ANY}}})[1]["type"] == "object"
-    assert checked_custom({**url, "parameters": {"a": ANY, "type": ANY}})[1] == {
+    assert check_custom_configuration({**url, "parameters": whole})[1] == whole
+    assert check_custom_configuration({**url, "parameters": {"properties": {"a": ANY}}})[1]["type"] == "object"
+    assert check_custom_configuration({**url, "parameters": {"a": ANY, "type": ANY}})[1] == {
         "type": "object", "properties": {"a": ANY, "type": ANY}, "required": [],
     }  # fmt: skip
-    assert checked_custom({**url, "parameters": {"properties": ANY}})[1]["properties"] == {"properties": ANY}
-    assert checked_custom(url) == (
+    assert check_custom_configuration({**url, "parameters": {"properties": ANY}})[1]["properties"] == {
+        "properties": ANY
+    }
+    assert check_custom_configuration(url) == (
         {**url, "method": "POST", "parameters": {}, "headers": {}, "secrets": {}, "timeout": 30.0},
         {"type": "object", "properties": {}, "required": []},
     )
     path = {"api_endpoint": "https://a.test/{b}/{a}", "parameters": {**whole, "properties": {"a": ANY, "b": ANY}}}
-    assert checked_custom(path)[1]["required"] == ["a", "b"]
+    assert check_custom_configuration(path)[1]["required"] == ["a", "b"]
     assert path["parameters"]["required"] == ["a"]
 
 
@@ -306,7 +308,7 @@ def test_parameters():
 def test_bad_configurations_of_custom_tools(change: dict[str, Any], field: str):
     sent = {"api_endpoint": "https://a.test/", "parameters": {"a": ANY}, **change}
     with pytest.raises(DomainError) as error:
-        checked_custom({name: value for name, value in sent.items() if value is not None})
+        check_custom_configuration({name: value for name, value in sent.items() if value is not None})
     assert error.value.code == "invalid_field"
     assert error.value.errors[0].field == field
 
@@ -316,4 +318,4 @@ def test_nesting_without_end_is_refused():
     for _ in range(100):
         deep = {"a": deep}
     with pytest.raises(DomainError, match="nested"):
-        checked_custom({"api_endpoint": "https://a.test/", "parameters": {"a": deep}})
+        check_custom_configuration({"api_endpoint": "https://a.test/", "parameters": {"a": deep}})

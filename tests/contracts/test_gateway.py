@@ -12,7 +12,17 @@ import msgspec
 import openai
 import pytest
 
-from domain.llms.messages import CallPart, Message, Options, Part, Reply, Text, ToolCall, ToolSpec, Usage
+from domain.llms.messages import (
+    ChatMessage,
+    ModelOptions,
+    ModelReply,
+    ModelToolCall,
+    ModelUsage,
+    ReplyPart,
+    TextDelta,
+    ToolCallDelta,
+    ToolSpec,
+)
 from domain.ports import Program, SandboxLost, Serve
 from infra.sandbox import seccomp
 from infra.sandbox.bubblewrap import BubblewrapSandbox
@@ -457,18 +467,18 @@ async def together():
 
 class Scripted:
     async def stream(
-        self, name: str, messages: tuple[Message, ...], tools: tuple[ToolSpec, ...], options: Options
-    ) -> AsyncGenerator[Part, None]:
-        usage = Usage(prompt_tokens=2, completion_tokens=3)
+        self, name: str, messages: tuple[ChatMessage, ...], tools: tuple[ToolSpec, ...], options: ModelOptions
+    ) -> AsyncGenerator[ReplyPart, None]:
+        usage = ModelUsage(prompt_tokens=2, completion_tokens=3)
         if tools and messages[-1].role == "user":
-            yield CallPart(index=0, id="c1", name="add", arguments='{"a":1}')
-            calls = (ToolCall(id="c1", name="add", arguments='{"a":1}'),)
-            yield Reply(message=Message(role="assistant", tool_calls=calls), finish="tool_calls", usage=usage)
+            yield ToolCallDelta(index=0, id="c1", name="add", arguments='{"a":1}')
+            calls = (ModelToolCall(id="c1", name="add", arguments='{"a":1}'),)
+            yield ModelReply(message=ChatMessage(role="assistant", tool_calls=calls), finish="tool_calls", usage=usage)
             return
         for word in ("Hello", " there"):
             await asyncio.sleep(0.002)
-            yield Text(word)
-        yield Reply(message=Message(role="assistant", content="Hello there"), finish="stop", usage=usage)
+            yield TextDelta(word)
+        yield ModelReply(message=ChatMessage(role="assistant", content="Hello there"), finish="stop", usage=usage)
 
 
 async def test_the_real_library_unchanged(sandbox, code) -> None:

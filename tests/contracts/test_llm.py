@@ -14,20 +14,20 @@ import pytest
 from aiohttp import web
 
 from domain.llms.messages import (
-    Ask,
-    CallPart,
-    Message,
+    ChatMessage,
+    ModelCall,
     ModelError,
-    Options,
-    Part,
-    Reply,
+    ModelOptions,
+    ModelReply,
+    ModelTarget,
+    ModelToolCall,
+    ModelUsage,
+    ReasoningDelta,
+    ReplyPart,
     ReportedUsage,
-    Target,
-    Text,
-    Thought,
-    ToolCall,
+    TextDelta,
+    ToolCallDelta,
     ToolSpec,
-    Usage,
 )
 from domain.shared.secrets import Secret
 from infra.http import Outbound
@@ -75,8 +75,8 @@ async def llm(served: Wire) -> AsyncIterator[PydanticLlm]:
 
 def asks(
     served: Wire, provider: str = "openai_compatible", model: str = "m", said: str = "hello there", **more: Any
-) -> Ask:
-    target = Target(
+) -> ModelCall:
+    target = ModelTarget(
         name="registered",
         provider=provider,
         model=model,
@@ -84,25 +84,25 @@ def asks(
         api_key=Secret(KEY),
         parameters=more.pop("parameters", {}),
     )
-    return Ask(target=target, messages=more.pop("messages", (Message(role="user", content=said),)), **more)
+    return ModelCall(target=target, messages=more.pop("messages", (ChatMessage(role="user", content=said),)), **more)
 
 
-async def all_of(llm: PydanticLlm, ask: Ask) -> tuple[list[Part], Reply]:
+async def all_of(llm: PydanticLlm, ask: ModelCall) -> tuple[list[ReplyPart], ModelReply]:
     parts = [part async for part in llm.stream(ask)]
     *rest, reply = [part for part in parts if not isinstance(part, ReportedUsage)]
-    assert isinstance(reply, Reply)
-    assert not any(isinstance(part, Reply) for part in rest)
+    assert isinstance(reply, ModelReply)
+    assert not any(isinstance(part, ModelReply) for part in rest)
     # What was shown piece by piece is what the whole says.
-    assert "".join(part.text for part in rest if isinstance(part, Text)) == reply.message.content
+    assert "".join(part.text for part in rest if isinstance(part, TextDelta)) == reply.message.content
     for index, made in enumerate(reply.message.tool_calls):
-        pieces = [part for part in rest if isinstance(part, CallPart) and part.index == index]
+        pieces = [part for part in rest if isinstance(part, ToolCallDelta) and part.index == index]
         assert (pieces[0].id, pieces[0].name) == (made.id, made.name)
         assert all(piece.id is None and piece.name is None for piece in pieces[1:])
         assert "".join(piece.arguments for piece in pieces) == made.arguments
     return rest, reply
 
 
-async def fails(llm: PydanticLlm, ask: Ask) -> ModelError:
+async def fails(llm: PydanticLlm, ask: ModelCall) -> ModelError:
     with pytest.raises(ModelError) as caught:
         async for _ in llm.stream(ask):
             pass
@@ -119,19 +119,19 @@ async def fails(llm: PydanticLlm, ask: Ask) -> ModelError:
 @EACH
 async def test_text_comes_piece_by_piece_and_whole_with_what_was_used(served: Wire, llm: PydanticLlm, provider: str):
     parts, reply = await all_of(llm, asks(served, provider, said="one two three"))
-    assert parts == [Text("one"), Text(" two"), Text(" three")]
-    assert reply.message == Message(role="assistant", content="one two three")
+    assert parts == [TextDelta("one"), TextDelta(" two"), TextDelta(" three")]
+    assert reply.message == ChatMessage(role="assistant", content="one two three")
     assert reply.finish == "stop"
-    assert reply.usage == Usage(prompt_tokens=3, completion_tokens=3)
+    assert reply.usage == ModelUsage(prompt_tokens=3, completion_tokens=3)
 
 
 @EACH
 async def test_cached_and_reasoning_tokens_are_parts_of_the_others(served: Wire, llm: PydanticLlm, provider: str):
     served.say("yes", thinking="let me see", prompt=100, completion=40, cached=64, reasoning=30)
     parts, reply = await all_of(llm, asks(served, provider))
-    assert "".join(part.text for part in parts if isinstance(part, Thought)) == "let me see"
+    assert "".join(part.text for part in parts if isinstance(part, ReasoningDelta)) == "let me see"
     assert reply.message.content == "yes"
-    assert reply.usage == Usage(prompt_tokens=100, completion_tokens=40, cached_tokens=64, reasoning_tokens=30)
+    assert reply.usage == ModelUsage(prompt_tokens=100, completion_tokens=40, cached_tokens=64, reasoning_tokens=30)
 
 
 async def test_no_usage_is_none(served: Wire, llm: PydanticLlm):
@@ -148,9 +148,9 @@ async def test_text_and_parallel_calls(served: Wire, llm: PydanticLlm, provider:
     _, reply = await all_of(llm, asks(served, provider, tools=(ADD,)))
     assert reply.message.content == "I add."
     assert reply.message.tool_calls == (
-        ToolCall(id="c1", name="add", arguments='{"a": 1, "b": 2}'),
-        ToolCall(id="c2", name="add", arguments='{"a": 3}'),
-        ToolCall(id="c3", name="add", arguments="{}"),
+        ModelToolCall(id="c1", name="add", arguments='{"a": 1, "b": 2}'),
+        ModelToolCall(id="c2", name="add", arguments='{"a": 3}'),
+        ModelToolCall(id="c3", name="add", arguments="{}"),
     )
     assert reply.finish == "tool_calls"
 
@@ -159,7 +159,7 @@ async def test_text_and_parallel_calls(served: Wire, llm: PydanticLlm, provider:
 async def test_arguments_that_are_no_json_come_as_the_model_wrote_them(served: Wire, llm: PydanticLlm, provider: str):
     served.call_tool("add", '{"a": 1, "b"', id="c1")
     _, reply = await all_of(llm, asks(served, provider, tools=(ADD,)))
-    assert reply.message.tool_calls == (ToolCall(id="c1", name="add", arguments='{"a": 1, "b"'),)
+    assert reply.message.tool_calls == (ModelToolCall(id="c1", name="add", arguments='{"a": 1, "b"'),)
 
 
 @EACH
@@ -173,7 +173,7 @@ async def test_why_it_ended(served: Wire, llm: PydanticLlm, provider: str, finis
 async def test_thoughts_between_tags_are_no_text(served: Wire, llm: PydanticLlm):
     served.queue(Answer(tokens=["<think>", "hm", "</think>", "Four."]))
     parts, reply = await all_of(llm, asks(served))
-    assert Thought("hm") in parts
+    assert ReasoningDelta("hm") in parts
     assert reply.message.content == "Four."
 
 
@@ -227,25 +227,25 @@ async def test_a_conversation_with_tools_on_anthropics_wire(served: Wire, llm: P
 
 
 CONVERSATION = (
-    Message(role="system", content="Be brief."),
-    Message(role="user", content="add"),
-    Message(
+    ChatMessage(role="system", content="Be brief."),
+    ChatMessage(role="user", content="add"),
+    ChatMessage(
         role="assistant",
         content="Adding.",
         tool_calls=(
-            ToolCall(id="c1", name="add", arguments='{"a": 1, "b": 2}'),
-            ToolCall(id="c2", name="add", arguments='{"a": '),
+            ModelToolCall(id="c1", name="add", arguments='{"a": 1, "b": 2}'),
+            ModelToolCall(id="c2", name="add", arguments='{"a": '),
         ),
     ),
-    Message(role="tool", tool_call_id="c1", content="3"),
-    Message(role="tool", tool_call_id="c2", content="no"),
-    Message(role="user", content="and now"),
+    ChatMessage(role="tool", tool_call_id="c1", content="3"),
+    ChatMessage(role="tool", tool_call_id="c2", content="no"),
+    ChatMessage(role="user", content="and now"),
 )
 
 
 async def test_options_stand_above_parameters_and_what_nobody_knows_goes_out_as_it_is(served: Wire, llm: PydanticLlm):
     parameters = {"temperature": 0.1, "top_p": 0.2, "stop": "END", "num_ctx": 8192, "extra_body": {"mirostat": 1}}
-    options = Options(
+    options = ModelOptions(
         temperature=0.7, max_tokens=5, seed=3, presence_penalty=0.5, frequency_penalty=0.25, tool_choice="required"
     )
     ask = asks(served, "openai_compatible", parameters=parameters, options=options, tools=(ADD,))
@@ -261,7 +261,7 @@ async def test_options_stand_above_parameters_and_what_nobody_knows_goes_out_as_
 
 
 async def test_options_on_anthropics_wire(served: Wire, llm: PydanticLlm):
-    options = Options(temperature=0.7, max_tokens=5, stop=("END",), tool_choice="none", parallel_tool_calls=False)
+    options = ModelOptions(temperature=0.7, max_tokens=5, stop=("END",), tool_choice="none", parallel_tool_calls=False)
     _, reply = await all_of(llm, asks(served, "anthropic", model="claude-older", options=options, said="a b c d e f g"))
     body = served.requests[-1].body
     assert (body["temperature"], body["max_tokens"], body["stop_sequences"]) == (0.7, 5, ["END"])
@@ -284,7 +284,7 @@ SCHEMA = {
 
 
 async def test_a_schema_on_openais_wire(served: Wire, llm: PydanticLlm):
-    await all_of(llm, asks(served, "openai_compatible", options=Options(schema=SCHEMA)))
+    await all_of(llm, asks(served, "openai_compatible", options=ModelOptions(schema=SCHEMA)))
     form = served.requests[-1].body["response_format"]
     assert form["type"] == "json_schema"
     assert form["json_schema"]["name"] == "Weather"
@@ -292,19 +292,19 @@ async def test_a_schema_on_openais_wire(served: Wire, llm: PydanticLlm):
     assert set(form["json_schema"]["schema"]["properties"]) == {"city", "degrees"}
     # One that cannot be strict goes out as it is: an open object stays open.
     loose = {"type": "object", "properties": {"any": {"type": "object"}, "word": {"type": "string"}}}
-    await all_of(llm, asks(served, "openai_compatible", options=Options(schema=loose)))
+    await all_of(llm, asks(served, "openai_compatible", options=ModelOptions(schema=loose)))
     form = served.requests[-1].body["response_format"]["json_schema"]
     assert "additionalProperties" not in json.dumps(form["schema"])
     assert form["strict"] is False
 
 
 async def test_a_schema_where_it_can_only_be_asked_for_in_words(served: Wire, llm: PydanticLlm):
-    await all_of(llm, asks(served, "anthropic", model="claude-older", options=Options(schema=SCHEMA)))
+    await all_of(llm, asks(served, "anthropic", model="claude-older", options=ModelOptions(schema=SCHEMA)))
     assert "degrees" in json.dumps(served.requests[-1].body["system"])
-    await all_of(llm, asks(served, "deepseek", model="deepseek-chat", options=Options(schema=SCHEMA)))
+    await all_of(llm, asks(served, "deepseek", model="deepseek-chat", options=ModelOptions(schema=SCHEMA)))
     assert served.requests[-1].body["response_format"] == {"type": "json_object"}
     assert "degrees" in json.dumps(served.requests[-1].body["messages"])
-    await all_of(llm, asks(served, "anthropic", model="claude-opus-4-8", options=Options(schema=SCHEMA)))
+    await all_of(llm, asks(served, "anthropic", model="claude-opus-4-8", options=ModelOptions(schema=SCHEMA)))
     assert "degrees" in json.dumps(
         served.requests[-1].body.get("output_config") or served.requests[-1].body["output_format"]
     )
@@ -327,7 +327,7 @@ async def test_every_provider_of_openais_wire(served: Wire, provider: str):
 
 @pytest.mark.parametrize("provider", ["databricks", "openai_compatible", "wishful"])
 async def test_providers_without_an_address_and_unknown_ones_are_refused(llm: PydanticLlm, provider: str):
-    ask = Ask(target=Target(name="r", provider=provider, model="m"), messages=())
+    ask = ModelCall(target=ModelTarget(name="r", provider=provider, model="m"), messages=())
     error = await fails(llm, ask)
     assert error.kind == "refused"
     assert provider in error.message
@@ -356,7 +356,9 @@ async def test_nothing_of_the_environment_reaches_a_provider(
     for name, value in leaks.items():
         monkeypatch.setenv(name, value)
     ask = asks(served, provider)
-    keyless = Ask(target=Target(name="r", provider=provider, model="m", base_url=served.url), messages=ask.messages)
+    keyless = ModelCall(
+        target=ModelTarget(name="r", provider=provider, model="m", base_url=served.url), messages=ask.messages
+    )
     await all_of(llm, keyless)
     await all_of(llm, ask)
     for asked in served.requests:
@@ -417,8 +419,8 @@ async def test_a_key_that_is_echoed(served: Wire, llm: PydanticLlm, provider: st
 
 @EACH
 async def test_nobody_listens(served: Wire, llm: PydanticLlm, provider: str):
-    target = Target(name="r", provider=provider, model="m", base_url="http://user:pass@127.0.0.1:1/v1")
-    error = await fails(llm, Ask(target=target, messages=(Message(role="user", content="x"),)))
+    target = ModelTarget(name="r", provider=provider, model="m", base_url="http://user:pass@127.0.0.1:1/v1")
+    error = await fails(llm, ModelCall(target=target, messages=(ChatMessage(role="user", content="x"),)))
     assert error.kind == "unavailable"
     assert "127.0.0.1:1" in error.message
     assert "pass" not in error.message
@@ -429,7 +431,7 @@ async def test_an_address_that_must_not_be_reached(served: Wire, provider: str):
     llm = PydanticLlm(Outbound(), Here())
     error = await fails(llm, asks(served, provider))
     assert error.kind == "not_allowed"
-    assert not error.passes
+    assert not error.is_transient
     assert served.requests == []
     await llm.close()
 
@@ -437,13 +439,13 @@ async def test_an_address_that_must_not_be_reached(served: Wire, provider: str):
 @EACH
 async def test_cut_in_the_middle(served: Wire, llm: PydanticLlm, provider: str):
     served.cut(after_tokens=3)
-    texts: list[Part] = []
+    texts: list[ReplyPart] = []
     with pytest.raises(ModelError) as caught:
         async for part in llm.stream(asks(served, provider)):
-            if isinstance(part, Text):
+            if isinstance(part, TextDelta):
                 texts.append(part)
     assert caught.value.kind == "cut_off"
-    assert texts == [Text("w0"), Text(" w1"), Text(" w2")]
+    assert texts == [TextDelta("w0"), TextDelta(" w1"), TextDelta(" w2")]
 
 
 @EACH
@@ -484,7 +486,7 @@ async def test_silence(served: Wire, llm: PydanticLlm, provider: str, after: int
 async def test_slow_is_not_silent(served: Wire, llm: PydanticLlm, provider: str):
     served.slow(6, 0.1)
     _, reply = await all_of(llm, asks(served, provider, timeout=0.4))
-    assert reply.usage == Usage(prompt_tokens=2, completion_tokens=6)
+    assert reply.usage == ModelUsage(prompt_tokens=2, completion_tokens=6)
 
 
 @EACH
@@ -521,7 +523,7 @@ async def test_many_at_once(served: Wire):
         replies = await asyncio.gather(
             *(all_of(llm, asks(served, "local", model="tokens-20-delay-5")) for _ in range(200))
         )
-        assert all(reply.usage == Usage(prompt_tokens=2, completion_tokens=20) for _, reply in replies)
+        assert all(reply.usage == ModelUsage(prompt_tokens=2, completion_tokens=20) for _, reply in replies)
     finally:
         await llm.close()
 
@@ -565,9 +567,9 @@ def function(index: int | None, id_: str | None, name: str | None, arguments: An
     return {"index": index, "id": id_, "function": {"name": name, "arguments": arguments}}
 
 
-def at(url: str, **more: Any) -> Ask:
-    target = Target(name="r", provider="openai_compatible", model="m", base_url=url)
-    return Ask(target=target, messages=(Message(role="user", content="x"),), **more)
+def at(url: str, **more: Any) -> ModelCall:
+    target = ModelTarget(name="r", provider="openai_compatible", model="m", base_url=url)
+    return ModelCall(target=target, messages=(ChatMessage(role="user", content="x"),), **more)
 
 
 async def test_usage_with_every_chunk_is_the_sum_so_far_and_not_added_up(llm: PydanticLlm):
@@ -575,7 +577,7 @@ async def test_usage_with_every_chunk_is_the_sum_so_far_and_not_added_up(llm: Py
     events = [{**delta(content="a"), "usage": one} for one in sums]
     async with saying(*events, delta("stop"), "data: [DONE]\n\n") as url:
         _, reply = await all_of(llm, at(url))
-    assert reply.usage == Usage(prompt_tokens=10, completion_tokens=3)
+    assert reply.usage == ModelUsage(prompt_tokens=10, completion_tokens=3)
 
 
 async def test_calls_without_numbers_all_with_the_same_number_or_without_ids(llm: PydanticLlm):

@@ -15,14 +15,25 @@ import openai
 import pytest
 
 import infra.embedded.model as embedded
-from domain.llms.messages import Ask, CallPart, Message, ModelError, Options, Part, Reply, Target, Text, ToolSpec
+from domain.llms.messages import (
+    ChatMessage,
+    ModelCall,
+    ModelError,
+    ModelOptions,
+    ModelReply,
+    ModelTarget,
+    ReplyPart,
+    TextDelta,
+    ToolCallDelta,
+    ToolSpec,
+)
 from domain.shared.secrets import Secret
 from infra.embedded.model import CONTEXT_TOKENS, MODEL_SLOTS, ModelBroker
 from infra.http import Outbound
 from infra.llm import PydanticLlm
 from infra.llm.local import LocalModel, Served, aimed
 
-TARGET = Target(name="smollm2", provider="local", model="smollm2")
+TARGET = ModelTarget(name="smollm2", provider="local", model="smollm2")
 WEATHER = ToolSpec(
     name="weather",
     description="Tells the weather in a city.",
@@ -84,20 +95,20 @@ async def client(here: Opened) -> AsyncIterator[openai.AsyncOpenAI]:
             yield made
 
 
-def asks(text: str, *tools: ToolSpec, **options: Any) -> Ask:
+def asks(text: str, *tools: ToolSpec, **options: Any) -> ModelCall:
     options = {"temperature": 0.0, "max_tokens": 60, **options}
-    return Ask(
+    return ModelCall(
         target=TARGET,
-        messages=(Message(role="user", content=text),),
+        messages=(ChatMessage(role="user", content=text),),
         tools=tools,
-        options=Options(**options),
+        options=ModelOptions(**options),
         timeout=60,
     )
 
 
-async def all_of(llm: PydanticLlm, ask: Ask) -> tuple[list[Part], Reply]:
+async def all_of(llm: PydanticLlm, ask: ModelCall) -> tuple[list[ReplyPart], ModelReply]:
     parts = [part async for part in llm.stream(ask)]
-    assert isinstance(parts[-1], Reply)
+    assert isinstance(parts[-1], ModelReply)
     return parts[:-1], parts[-1]
 
 
@@ -132,7 +143,7 @@ async def quiet(here: Opened) -> None:
 
 async def test_an_answer_comes_in_pieces_with_its_usage(llm: PydanticLlm) -> None:
     parts, reply = await all_of(llm, asks("What is the capital of France?"))
-    texts = [part.text for part in parts if isinstance(part, Text)]
+    texts = [part.text for part in parts if isinstance(part, TextDelta)]
     assert len(texts) > 3
     assert "".join(texts) == reply.message.content
     assert reply.usage is not None
@@ -167,7 +178,7 @@ async def test_json_of_a_schema(llm: PydanticLlm) -> None:
 
 async def test_a_tool_that_must_be_called_is(llm: PydanticLlm) -> None:
     parts, reply = await all_of(llm, asks("What is the weather in Paris?", WEATHER, tool_choice="required"))
-    assert any(isinstance(part, CallPart) for part in parts)
+    assert any(isinstance(part, ToolCallDelta) for part in parts)
     (called,) = reply.message.tool_calls
     assert called.name == "weather"
     assert json.loads(called.arguments) == {"city": "Paris"}
@@ -181,9 +192,9 @@ async def test_tools_and_what_they_said_are_in_the_prompt(llm: PydanticLlm) -> N
     assert told.usage is not None
     assert told.usage.prompt_tokens > without.usage.prompt_tokens + 50
     _, called = await all_of(llm, asks("What is the weather in Paris?", WEATHER, tool_choice="required"))
-    answered = Message(role="tool", content='{"celsius": 23}', tool_call_id=called.message.tool_calls[0].id)
+    answered = ChatMessage(role="tool", content='{"celsius": 23}', tool_call_id=called.message.tool_calls[0].id)
     ask = asks("What is the weather in Paris?", WEATHER)
-    ask = Ask(
+    ask = ModelCall(
         target=TARGET,
         messages=(*ask.messages, called.message, answered),
         tools=ask.tools,
@@ -241,7 +252,7 @@ async def test_two_answers_are_written_at_the_same_time(llm: PydanticLlm) -> Non
 
     async def follow(name: str) -> None:
         async for part in llm.stream(asks(f"Tell the story of {name}.", max_tokens=60)):
-            if isinstance(part, Text):
+            if isinstance(part, TextDelta):
                 when[name].append(time.monotonic())
 
     await asyncio.gather(follow("a"), follow("b"))
@@ -258,8 +269,10 @@ async def test_more_than_there_are_slots_wait_their_turn(llm: PydanticLlm) -> No
 
 
 async def test_a_stream_that_is_given_up_frees_its_slot(here: Opened, llm: PydanticLlm) -> None:
-    target = Target(name="smollm2", provider="local", model="smollm2", parameters=ENDLESS)
-    ask = Ask(target=target, messages=(Message(role="user", content="Count"),), options=Options(max_tokens=3500))
+    target = ModelTarget(name="smollm2", provider="local", model="smollm2", parameters=ENDLESS)
+    ask = ModelCall(
+        target=target, messages=(ChatMessage(role="user", content="Count"),), options=ModelOptions(max_tokens=3500)
+    )
     tasks = [asyncio.create_task(all_of(llm, ask)) for _ in range(MODEL_SLOTS)]
     await asyncio.sleep(1.5)
     for task in tasks:
@@ -311,9 +324,9 @@ async def test_a_server_that_died_is_started_again(tmp_path: Path) -> None:
         llm = PydanticLlm(Outbound(), here.local)
         with pytest.raises(ModelError) as caught:
             async for part in llm.stream(asks("Tell a story", max_tokens=500)):
-                if isinstance(part, Text):
+                if isinstance(part, TextDelta):
                     os.kill(here.pid, signal.SIGSEGV)
-        assert caught.value.passes
+        assert caught.value.is_transient
         reply = None
         for _ in range(10):
             # While it is going down it may still be knocked at: that passes too, and runs try again.
@@ -418,8 +431,10 @@ async def test_without_a_door_there_is_the_url_or_the_reason() -> None:
 
 
 def test_a_schema_that_would_keep_the_server_busy_is_refused() -> None:
-    target = Target(name="smollm2", provider="local", model="smollm2")
+    target = ModelTarget(name="smollm2", provider="local", model="smollm2")
     schema = {"type": "string", "enum": [str(number) for number in range(2000)]}
-    ask = Ask(target=target, messages=(Message(role="user", content="x"),), options=Options(schema=schema))
+    ask = ModelCall(
+        target=target, messages=(ChatMessage(role="user", content="x"),), options=ModelOptions(schema=schema)
+    )
     with pytest.raises(ModelError, match="parts"):
         aimed(ask, Served(base_url="http://127.0.0.1:1/v1", api_key=None))

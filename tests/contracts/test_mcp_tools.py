@@ -18,9 +18,9 @@ from mcp_types import ImageContent, TextContent
 
 from domain.llms.messages import ToolFailed
 from domain.shared.errors import DomainError
-from domain.tools.configuration import checked_mcp
+from domain.tools.configuration import check_mcp_configuration
 from infra.http import Outbound
-from infra.tools.mcp import call_mcp, list_tools
+from infra.tools.mcp import call_mcp_tool, list_mcp_tools
 from tests.support.outbound_servers import Place, names, place, reply
 
 SECRET = "sk-very-secret-0123456789"
@@ -104,14 +104,14 @@ async def things() -> AsyncIterator[tuple[str, list[dict[str, str]], list[str]]]
 
 
 def mcp(url: str, **more: Any) -> dict[str, Any]:
-    return checked_mcp({"url": url, "timeout": 10, **more})
+    return check_mcp_configuration({"url": url, "timeout": 10, **more})
 
 
 LET = Outbound(("127.0.0.1",))
 
 
 async def test_tools_of_a_server(things: Any):
-    tools = {tool.name: tool for tool in await list_tools(LET, mcp(things[0]), {})}
+    tools = {tool.name: tool for tool in await list_mcp_tools(LET, mcp(things[0]), {})}
     assert set(tools) == {"add", "several", "fail", "big", "slow", "repeat", "told", "with.dots"}
     assert tools["add"].description == "Adds numbers"
     assert set(tools["add"].parameters["properties"]) == {"a", "b"}
@@ -120,11 +120,11 @@ async def test_tools_of_a_server(things: Any):
 
 async def test_calls(things: Any):
     configuration = mcp(things[0])
-    assert await call_mcp(LET, configuration, {}, "add", {"a": 1, "b": 2}) == {
+    assert await call_mcp_tool(LET, configuration, {}, "add", {"a": 1, "b": 2}) == {
         "content": "3", "structured_content": {"result": 3},
     }  # fmt: skip
-    assert (await call_mcp(LET, configuration, {}, "several", {}))["content"] == "one\n[image/png]\ntwo"
-    assert (await call_mcp(LET, configuration, {}, "with.dots", {}))["content"] == "dotted"
+    assert (await call_mcp_tool(LET, configuration, {}, "several", {}))["content"] == "one\n[image/png]\ntwo"
+    assert (await call_mcp_tool(LET, configuration, {}, "with.dots", {}))["content"] == "dotted"
 
 
 @pytest.mark.parametrize(
@@ -132,8 +132,8 @@ async def test_calls(things: Any):
 )
 async def test_servers_of_every_kind(how: dict[str, Any]):
     async with mcp_server(**how) as (url, _, _):
-        assert len(await list_tools(LET, mcp(url), {})) == 8
-        assert (await call_mcp(LET, mcp(url), {}, "add", {"a": 1, "b": 2}))["content"] == "3"
+        assert len(await list_mcp_tools(LET, mcp(url), {})) == 8
+        assert (await call_mcp_tool(LET, mcp(url), {}, "add", {"a": 1, "b": 2}))["content"] == "3"
 
 
 async def test_failures_of_tools(things: Any):
@@ -143,15 +143,15 @@ async def test_failures_of_tools(things: Any):
         ("nothing", {}, "nothing"),
     ]:
         with pytest.raises(ToolFailed, match=says):
-            await call_mcp(LET, mcp(things[0]), {}, name, args)
+            await call_mcp_tool(LET, mcp(things[0]), {}, name, args)
 
 
 async def test_long_answers_of_tools_are_cut(things: Any):
-    told = await call_mcp(LET, mcp(things[0]), {}, "big", {"size": 300_000})
+    told = await call_mcp_tool(LET, mcp(things[0]), {}, "big", {"size": 300_000})
     assert (len(told["content"]), told["truncated"]) == (256 * 1024, True)
     assert "structured_content" not in told
     with pytest.raises(ToolFailed):
-        await call_mcp(LET, mcp(things[0]), {}, "big", {"size": 8_000_000})
+        await call_mcp_tool(LET, mcp(things[0]), {}, "big", {"size": 8_000_000})
 
 
 async def test_headers_and_secrets(things: Any, caplog: pytest.LogCaptureFixture):
@@ -160,24 +160,24 @@ async def test_headers_and_secrets(things: Any, caplog: pytest.LogCaptureFixture
     heard.clear()
     configuration = mcp(url, headers={"X-Plain": "1"}, secrets={"X-Key": "one", "Authorization": "two"})
     secrets = {"X-Key": SECRET, "Authorization": "abcdefgh-token"}
-    assert (await call_mcp(LET, configuration, secrets, "repeat", {}))["structured_content"] == {"***": "x *** y"}
+    assert (await call_mcp_tool(LET, configuration, secrets, "repeat", {}))["structured_content"] == {"***": "x *** y"}
     with pytest.raises(ToolFailed) as failed:
-        await call_mcp(LET, configuration, secrets, "told", {})
+        await call_mcp_tool(LET, configuration, secrets, "told", {})
     assert SECRET not in str(failed.value)
     assert "***" in str(failed.value)
-    assert "knows ***" in {tool.description for tool in await list_tools(LET, configuration, secrets)}
+    assert "knows ***" in {tool.description for tool in await list_mcp_tools(LET, configuration, secrets)}
     assert heard
     for one in heard:
         assert (one["x-plain"], one["x-key"], one["authorization"]) == ("1", SECRET, "Bearer abcdefgh-token")
     assert SECRET not in caplog.text
     with pytest.raises(ToolFailed, match="X-Key"):
-        await call_mcp(LET, configuration, {}, "repeat", {})
+        await call_mcp_tool(LET, configuration, {}, "repeat", {})
 
 
 async def test_an_mcp_server_is_guarded(here: Place):
     for outbound in (Outbound(), Outbound(("127.0.0.1:1",)), Outbound(resolve=names(inner_test="127.0.0.1"))):
         host = "inner.test" if outbound._resolve.__name__ == "resolve" else "127.0.0.1"
-        for work in (list_tools, lambda *given: call_mcp(*given, "add", {})):
+        for work in (list_mcp_tools, lambda *given: call_mcp_tool(*given, "add", {})):
             began = time.monotonic()
             with pytest.raises(ToolFailed, match="refused"):
                 await work(outbound, mcp(f"http://{host}:{here.port}/mcp"), {})
@@ -189,7 +189,7 @@ async def test_a_redirect_to_elsewhere_is_not_followed(here: Place):
     async with place() as other:
         here.answer = lambda request: reply(status=307, location=f"{other.url}/mcp")
         with pytest.raises(ToolFailed):
-            await list_tools(LET, mcp(here.url, secrets={"X-Key": "a"}), {"X-Key": SECRET})
+            await list_mcp_tools(LET, mcp(here.url, secrets={"X-Key": "a"}), {"X-Key": SECRET})
         assert other.connections == 0
 
 
@@ -247,7 +247,7 @@ async def test_servers_that_misbehave(here: Place, answer: Any):
     here.answer = lambda request: answer
     began = time.monotonic()
     with pytest.raises(ToolFailed):
-        await call_mcp(LET, mcp(here.url, timeout=1.5), {}, "add", {})
+        await call_mcp_tool(LET, mcp(here.url, timeout=1.5), {}, "add", {})
     assert time.monotonic() - began < 3
     await here.until_closed()
 
@@ -287,14 +287,14 @@ def page(params: dict[str, Any], size: int = 30, last: int = 10**9) -> dict[str,
 
 async def test_pages_of_tools(here: Place):
     scripted(here, lambda method, params: page(params, last=2) if method == "tools/list" else None)
-    assert len(await list_tools(LET, mcp(here.url), {})) == 90
+    assert len(await list_mcp_tools(LET, mcp(here.url), {})) == 90
     scripted(here, lambda method, params: page(params) if method == "tools/list" else None)
     here.requests.clear()
-    assert len(await list_tools(LET, mcp(here.url), {})) == 200
+    assert len(await list_mcp_tools(LET, mcp(here.url), {})) == 200
     assert sum(b"tools/list" in one.body for one in here.requests) == 7
     here.requests.clear()
     scripted(here, lambda method, params: page(params, size=0) if method == "tools/list" else None)
-    assert await list_tools(LET, mcp(here.url), {}) == []
+    assert await list_mcp_tools(LET, mcp(here.url), {}) == []
     assert len(here.requests) < 110
 
 
@@ -326,7 +326,7 @@ async def test_a_bad_entry_costs_that_entry(here: Place):
     scripted(
         here, lambda method, params: {"tools": tools, "_meta": 5, "nextCursor": 5} if method == "tools/list" else None
     )
-    found = {tool.name: tool for tool in await list_tools(LET, mcp(here.url), {}, lambda *one: told.append(one))}
+    found = {tool.name: tool for tool in await list_mcp_tools(LET, mcp(here.url), {}, lambda *one: told.append(one))}
     assert list(found) == [
         "twice", "leads-out", "odd", "bare", "empty", "none", "upper", "refers", "half", "good"
     ]  # fmt: skip
@@ -349,7 +349,7 @@ async def test_a_bad_entry_costs_that_entry(here: Place):
     assert {name for name, _ in told} - left_out == {"'twice'", "'bare'", "'empty'", "'none'", "'refers'"}
     scripted(here, lambda method, params: {"tools": [5] * 500} if method == "tools/list" else None)
     told.clear()
-    assert await list_tools(LET, mcp(here.url), {}, lambda *one: told.append(one)) == []
+    assert await list_mcp_tools(LET, mcp(here.url), {}, lambda *one: told.append(one)) == []
     assert 0 < len(told) <= 20
 
 
@@ -370,7 +370,7 @@ async def test_a_bad_entry_costs_that_entry(here: Place):
 )
 async def test_odd_content_costs_no_answer(here: Place, result: dict[str, Any], content: str):
     scripted(here, lambda method, params: result if method == "tools/call" else None)
-    assert (await call_mcp(LET, mcp(here.url), {}, "t", {}))["content"] == content
+    assert (await call_mcp_tool(LET, mcp(here.url), {}, "t", {}))["content"] == content
 
 
 async def test_halves_of_characters_in_streams(here: Place):
@@ -396,7 +396,7 @@ async def test_halves_of_characters_in_streams(here: Place):
         return pieces
 
     scripted(here, results)
-    assert (await call_mcp(LET, mcp(here.url), {}, "t", {}))["content"] == "\ufffd \ufffd 😀"
+    assert (await call_mcp_tool(LET, mcp(here.url), {}, "t", {}))["content"] == "\ufffd \ufffd 😀"
 
 
 @pytest.mark.parametrize(
@@ -415,7 +415,7 @@ async def test_failures_tell_nothing_of_the_library(here: Place, body: bytes):
         return reply(body, content_type="application/json") if method.startswith("tools/") else None
 
     scripted(here, results)
-    for work in (list_tools(LET, mcp(here.url), {}), call_mcp(LET, mcp(here.url), {}, "t", {})):
+    for work in (list_mcp_tools(LET, mcp(here.url), {}), call_mcp_tool(LET, mcp(here.url), {}, "t", {})):
         with pytest.raises(ToolFailed) as failed:
             await work
         assert not any(word in str(failed.value) for word in ("pydantic", "validation error", "union["))
@@ -433,7 +433,7 @@ async def test_answers_that_would_keep_their_reader_busy(here: Place, value: byt
 
     scripted(here, results)
     with pytest.raises(ToolFailed, match="sends too much"):
-        await call_mcp(LET, mcp(here.url), {}, "t", {})
+        await call_mcp_tool(LET, mcp(here.url), {}, "t", {})
 
 
 async def test_failures_of_servers_come_without_advertisements(here: Place):
@@ -442,7 +442,7 @@ async def test_failures_of_servers_come_without_advertisements(here: Place):
     failing = {"content": [{"type": "text", "text": told}], "isError": True}
     scripted(here, lambda method, params: failing if method == "tools/call" else None)
     with pytest.raises(ToolFailed, match="Input should be a number$"):
-        await call_mcp(LET, mcp(here.url), {}, "t", {})
+        await call_mcp_tool(LET, mcp(here.url), {}, "t", {})
 
 
 async def test_packed_answers_are_not_unpacked(here: Place):
@@ -463,7 +463,7 @@ async def test_packed_answers_are_not_unpacked(here: Place):
 
     here.answer = packed
     with pytest.raises(ToolFailed):
-        await list_tools(LET, mcp(here.url), {})
+        await list_mcp_tools(LET, mcp(here.url), {})
 
 
 async def test_output_schemas_are_not_run(here: Place):
@@ -476,7 +476,7 @@ async def test_output_schemas_are_not_run(here: Place):
     }
     scripted(here, lambda method, params: answers.get(method))
     began = time.monotonic()
-    told = await call_mcp(LET, mcp(here.url), {}, "evil", {})
+    told = await call_mcp_tool(LET, mcp(here.url), {}, "evil", {})
     assert told["structured_content"] == {"a": "a" * 24 + "!"}
     assert time.monotonic() - began < 1
 
@@ -484,7 +484,7 @@ async def test_output_schemas_are_not_run(here: Place):
 async def test_errors_of_servers_do_not_show_secrets(here: Place):
     scripted(here, lambda method, params: None)
     with pytest.raises(ToolFailed, match=r"no \*\*\*"):
-        await call_mcp(LET, mcp(here.url, secrets={"X-Key": "a"}), {"X-Key": SECRET}, "t", {})
+        await call_mcp_tool(LET, mcp(here.url, secrets={"X-Key": "a"}), {"X-Key": SECRET}, "t", {})
 
 
 async def test_a_server_that_does_not_take_a_goodbye(here: Place):
@@ -492,8 +492,8 @@ async def test_a_server_that_does_not_take_a_goodbye(here: Place):
     results = {"tools/call": {"content": [{"type": "text", "text": "here"}]}, "DELETE": silent, "GET": silent}
     scripted(here, lambda method, params: results.get(method))
     began = time.monotonic()
-    assert (await call_mcp(LET, mcp(here.url), {}, "t", {}))["content"] == "here"
-    assert (await call_mcp(LET, mcp(here.url, timeout=1), {}, "t", {}))["content"] == "here"
+    assert (await call_mcp_tool(LET, mcp(here.url), {}, "t", {}))["content"] == "here"
+    assert (await call_mcp_tool(LET, mcp(here.url, timeout=1), {}, "t", {}))["content"] == "here"
     assert time.monotonic() - began < 5
     assert "DELETE" in {one.method for one in here.requests}
     await here.until_closed()
@@ -502,7 +502,7 @@ async def test_a_server_that_does_not_take_a_goodbye(here: Place):
 async def test_sessions_are_ended(things: Any):
     url, _, methods = things
     methods.clear()
-    await list_tools(LET, mcp(url), {})
+    await list_mcp_tools(LET, mcp(url), {})
     assert "POST" in methods
     assert ("DELETE" in methods) == ("GET" in methods)  # servers of the newest protocol have no sessions
 
@@ -510,7 +510,7 @@ async def test_sessions_are_ended(things: Any):
 async def test_cancelling_a_call_hangs_up(here: Place):
     results = {"tools/call": silent, "GET": silent, "DELETE": silent}
     scripted(here, lambda method, params: results.get(method))
-    task = asyncio.create_task(call_mcp(LET, mcp(here.url, timeout=20), {}, "t", {}))
+    task = asyncio.create_task(call_mcp_tool(LET, mcp(here.url, timeout=20), {}, "t", {}))
     while not any(b"tools/call" in one.body for one in here.requests):
         await asyncio.sleep(0.01)
     began = time.monotonic()
@@ -524,7 +524,7 @@ async def test_cancelling_a_call_hangs_up(here: Place):
 async def test_a_call_that_takes_too_long(things: Any):
     began = time.monotonic()
     with pytest.raises(ToolFailed, match=r"0\.8 seconds"):
-        await call_mcp(LET, mcp(things[0], timeout=0.8), {}, "slow", {"seconds": 20})
+        await call_mcp_tool(LET, mcp(things[0], timeout=0.8), {}, "slow", {"seconds": 20})
     assert time.monotonic() - began < 2
 
 
@@ -544,5 +544,5 @@ async def test_a_call_that_takes_too_long(things: Any):
 def test_bad_configurations_of_mcp(change: dict[str, Any], field: str):
     sent = {"url": "https://a.test/mcp", **change}
     with pytest.raises(DomainError) as error:
-        checked_mcp({name: value for name, value in sent.items() if value is not None})
+        check_mcp_configuration({name: value for name, value in sent.items() if value is not None})
     assert error.value.errors[0].field == field

@@ -49,7 +49,7 @@ async def test_tenants_that_were_there_before_get_the_local_model(system: System
             "INSERT INTO tenants (id, plan, created_at) SELECT t, 'standard', now() "
             "FROM unnest(ARRAY['one', 'two']) AS t"
         )
-        first = ids.uuid7()
+        first = ids.generate_uuid7()
         await migrate(beside)
         found = await owner.fetch("SELECT * FROM models ORDER BY tenant_id")
     assert [(row["tenant_id"], row["name"], row["provider"]) for row in found] == [
@@ -58,7 +58,7 @@ async def test_tenants_that_were_there_before_get_the_local_model(system: System
     ]
     for row in found:
         assert (row["id"].version, row["id"].variant) == (7, first.variant)
-        assert first.int >> 80 <= row["id"].int >> 80 <= ids.uuid7().int >> 80
+        assert first.int >> 80 <= row["id"].int >> 80 <= ids.generate_uuid7().int >> 80
     assert found[0]["id"] != found[1]["id"]
 
 
@@ -79,12 +79,12 @@ async def test_e_mails_of_before_are_folded_and_look_alikes_stay_apart(system: S
             await owner.execute(
                 "INSERT INTO users (id, tenant_id, email, username, password_hash, role, is_active, created_at, updated_at)"
                 " VALUES ($1, 'one', $2, $2, '', 'member', true, clock_timestamp(), now())",
-                *(ids.uuid7(), email),
+                *(ids.generate_uuid7(), email),
             )
         await owner.execute(
             "INSERT INTO invites (id, tenant_id, email, role, token_hash, expires_at, created_at) "
             "VALUES ($1, 'one', 'ｎew@example.com', 'member', '\\x00', now(), now())",
-            ids.uuid7(),
+            ids.generate_uuid7(),
         )
         await migrate(beside)
         users = await owner.fetch("SELECT email, username FROM users ORDER BY created_at")

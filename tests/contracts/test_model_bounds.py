@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from aiohttp import web
 
-from domain.llms.messages import Ask, Message, Target
+from domain.llms.messages import ChatMessage, ModelCall, ModelTarget
 from infra.llm import MAX_ERROR_BYTES, event_stream
 from infra.llm.event_stream import EventStream
 from tests.support.scripted_model import play, play_body
@@ -136,8 +136,8 @@ async def test_others_have_their_turn_within_a_piece_that_was_packed() -> None:
         async def aiter_bytes(self) -> AsyncIterator[bytes]:
             yield chunk("x" * 1000) * 1000
 
-    target = Target(name="m", provider="openai_compatible", model="m")
-    ask = Ask(target=target, messages=(Message(role="user", content="x"),))
+    target = ModelTarget(name="m", provider="openai_compatible", model="m")
+    ask = ModelCall(target=target, messages=(ChatMessage(role="user", content="x"),))
     turns = 0
 
     async def others() -> None:

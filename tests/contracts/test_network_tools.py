@@ -10,7 +10,7 @@ import pytest
 
 from domain.llms.messages import ToolFailed
 from infra.http import Outbound
-from infra.tools.http_request import http_request
+from infra.tools.http_request import send_http_request
 from tests.support.outbound_servers import Place, detour, names, place, reply
 
 
@@ -29,7 +29,7 @@ def outside(here: Place, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int
 async def ask(resolve: Any = None, **args: Any) -> dict[str, Any]:
     """`http_request` from this host, as if all it may reach in private were let through: it never is."""
     outbound = Outbound(("0.0.0.0/0", "::/0", "localhost", "inner.test"), resolve or names(inner_test="127.0.0.1"))
-    return await http_request(outbound, {"url": "http://name.test/", **args})
+    return await send_http_request(outbound, {"url": "http://name.test/", **args})
 
 
 async def test_a_request_and_its_answer(here: Place, outside: list[Any]):
@@ -131,7 +131,7 @@ async def test_bad_arguments(here: Place, outside: list[Any], args: dict[str, An
 
 async def test_no_url():
     with pytest.raises(ToolFailed, match="url: is required"):
-        await http_request(Outbound(), {})
+        await send_http_request(Outbound(), {})
 
 
 @pytest.mark.parametrize(

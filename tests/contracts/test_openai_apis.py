@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 from msgspec.structs import replace
 
-from domain.llms.messages import Api, Ask, Options
+from domain.llms.messages import ModelApi, ModelCall, ModelOptions
 from infra.llm import PydanticLlm, providers
 from tests.contracts.test_llm import ADD, CONVERSATION, KEY, SCHEMA, all_of, asks, fails, llm, served
 from tests.support.fake_provider import Wire
@@ -23,7 +23,7 @@ def forgotten() -> None:
     providers._chat_only.clear()
 
 
-def told(served: Wire, provider: str = "openai", api: Api | None = None, **more: Any) -> Ask:
+def told(served: Wire, provider: str = "openai", api: ModelApi | None = None, **more: Any) -> ModelCall:
     ask = asks(served, provider, **more)
     return replace(ask, target=replace(ask.target, api=api))
 
@@ -51,10 +51,10 @@ async def test_the_switch(served: Wire, llm: PydanticLlm, provider: str, api: An
 @pytest.mark.parametrize(
     "more",
     [
-        {"options": Options(stop=("x",))},
-        {"options": Options(seed=7)},
-        {"options": Options(presence_penalty=0.5)},
-        {"options": Options(max_tokens=5)},
+        {"options": ModelOptions(stop=("x",))},
+        {"options": ModelOptions(seed=7)},
+        {"options": ModelOptions(presence_penalty=0.5)},
+        {"options": ModelOptions(max_tokens=5)},
         {"parameters": {"stop": "x"}},
         {"parameters": {"logit_bias": {"1": 1}}},
         {"parameters": {"frequency_penalty": 1}},
@@ -71,7 +71,7 @@ async def test_what_only_chat_completions_have_goes_there(served: Wire, llm: Pyd
 
 
 async def test_options_that_say_nothing_decide_nothing(served: Wire, llm: PydanticLlm):
-    options = Options(presence_penalty=0.0, frequency_penalty=0, temperature=0.5, top_p=0.5, max_tokens=50)
+    options = ModelOptions(presence_penalty=0.0, frequency_penalty=0, temperature=0.5, top_p=0.5, max_tokens=50)
     await all_of(llm, told(served, options=options, model="gpt-4o"))
     [asked] = served.requests
     assert asked.path == RESPONSES
@@ -81,7 +81,7 @@ async def test_options_that_say_nothing_decide_nothing(served: Wire, llm: Pydant
 
 
 async def test_a_conversation_with_tools_on_responses(served: Wire, llm: PydanticLlm):
-    options = Options(tool_choice="required", parallel_tool_calls=False)
+    options = ModelOptions(tool_choice="required", parallel_tool_calls=False)
     await all_of(llm, told(served, messages=CONVERSATION, tools=(ADD,), options=options))
     body = served.requests[-1].body
     kinds = [(item.get("type", "message"), item.get("role"), item.get("call_id")) for item in body["input"]]
@@ -112,7 +112,7 @@ async def test_a_schema_and_effort_on_responses(served: Wire, llm: PydanticLlm):
         "metadata": {"a": "b"},
         "extra_body": {"top_logprobs": 0},
     }
-    await all_of(llm, told(served, model="gpt-5", options=Options(schema=SCHEMA), parameters=parameters))
+    await all_of(llm, told(served, model="gpt-5", options=ModelOptions(schema=SCHEMA), parameters=parameters))
     body = served.requests[-1].body
     assert body["text"]["format"]["type"] == "json_schema"
     assert set(body["text"]["format"]["schema"]["properties"]) == {"city", "degrees"}

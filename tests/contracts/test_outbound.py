@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from infra.http import Outbound, Refused, danger, look_up, tls
+from infra.http import Outbound, OutboundRefused, find_address_problem, load_tls_context, resolve_host
 from infra.settings import SettingsError
 from infra.settings import parse_destination as parsed
 from tests.support.outbound_servers import PUBLIC, Place, detour, names, place, reply
@@ -100,11 +100,11 @@ async def test_dangerous_addresses(here: Place, monkeypatch: pytest.MonkeyPatch,
     outbound = Outbound(resolve=names(inner_test=address, both_test=[PUBLIC, address, "8.8.8.8"]))
     for host in (bracketed(address), "inner.test", "both.test"):
         for strict in (False, True):
-            with pytest.raises(Refused) as refused:
+            with pytest.raises(OutboundRefused) as refused:
                 await get(outbound, kind, f"http://{host}:{here.port}/", strict)
             assert refused.value.address is not None
     assert (here.connections, dialled) == (0, [])
-    assert danger(ip_address(address)) is not None
+    assert find_address_problem(ip_address(address)) is not None
 
 
 def test_reasons():
@@ -119,7 +119,7 @@ def test_reasons():
         *[("::1", "loopback"), ("fd00:ec2::254", "private"), ("fe80::1", "link-local"), ("ff02::1", "multicast")],
         *[("2001::1", "Teredo"), ("2002::1", "6to4"), ("::ffff:10.0.0.1", "private"), ("64:ff9b::7f00:1", "loopback")],
     ]:
-        assert reason in str(danger(ip_address(address)))
+        assert reason in str(find_address_problem(ip_address(address)))
 
 
 @pytest.mark.parametrize("kind", CLIENTS)
@@ -137,13 +137,13 @@ async def test_ordinary_addresses(here: Place, monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize("host", [*UNUSUAL, *LOCAL, *SCOPED])
 async def test_hosts_that_mean_this_host(here: Place, monkeypatch: pytest.MonkeyPatch, host: str, kind: str):
     """Refused by how they are written, so also when a resolver says that they are elsewhere."""
-    with pytest.raises((Refused, httpx.InvalidURL, httpx2.InvalidURL)):
+    with pytest.raises((OutboundRefused, httpx.InvalidURL, httpx2.InvalidURL)):
         await get(Outbound(), kind, f"http://{host}:{here.port}/", strict=True)
     dialled = detour(monkeypatch, here)
     for outbound in (Outbound(resolve=names()), Outbound(("127.0.0.0/8", "::1"), names())):
         if host == "localhost" or not host.isascii():  # the latter become plain 127.0.0.1 while the URL is read
             continue
-        with pytest.raises((Refused, httpx.InvalidURL, httpx2.InvalidURL)):
+        with pytest.raises((OutboundRefused, httpx.InvalidURL, httpx2.InvalidURL)):
             await get(outbound, kind, f"http://{host}:{here.port}/")
     assert (here.connections, dialled) == (0, [])
 
@@ -153,7 +153,7 @@ async def test_loopback_with_the_real_resolver(here: Place, kind: str):
     """Nothing is replaced here: without the guard each of these is answered with a hello."""
     outbound = Outbound()
     for host in ("127.0.0.1", "localhost", "127.1", "2130706433", "0x7f.1", "0177.0.0.1", "0", "[::ffff:127.0.0.1]"):
-        with pytest.raises((Refused, httpx.InvalidURL, httpx2.InvalidURL)):
+        with pytest.raises((OutboundRefused, httpx.InvalidURL, httpx2.InvalidURL)):
             await get(outbound, kind, f"http://{host}:{here.port}/")
     assert here.connections == 0
     assert (await get(Outbound(("127.0.0.1",)), kind, here.url)).text == "hello"
@@ -177,8 +177,8 @@ def test_whatever_the_system_reads_as_an_address(low: int, parts: int, forms: li
     async def resolve(host: str, port: int) -> list[str]:
         return [PUBLIC]
 
-    with pytest.raises(Refused):
-        asyncio.run(Outbound(resolve=resolve).admit(host, 80))
+    with pytest.raises(OutboundRefused):
+        asyncio.run(Outbound(resolve=resolve).resolve_allowed(host, 80))
 
 
 @given(st.one_of(st.ip_addresses(), st.integers(0, 2**32 - 1).map(IPv4Address)))
@@ -186,7 +186,7 @@ def test_nothing_that_python_calls_private_is_ordinary(address: IPv4Address | IP
     if isinstance(address, IPv6Address) and (address.ipv4_mapped or address in IPv6Network("64:ff9b::/96")):
         return  # judged by the address inside, which Python's newer versions do and older ones do not
     if not address.is_global or address.is_multicast or address.is_reserved:
-        assert danger(address) is not None
+        assert find_address_problem(address) is not None
 
 
 async def test_the_system_resolver_keeps_the_scope(monkeypatch: pytest.MonkeyPatch):
@@ -194,9 +194,9 @@ async def test_the_system_resolver_keeps_the_scope(monkeypatch: pytest.MonkeyPat
         return [(socket.AF_INET6, 1, 6, "", ("2606:4700::1", 80, 0, 3)), (socket.AF_INET, 1, 6, "", (PUBLIC, 80))]
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", found, raising=False)
-    assert await look_up("name.test", 80) == ["2606:4700::1%3", PUBLIC]
-    with pytest.raises(Refused) as refused:
-        await Outbound().admit("name.test", 80)
+    assert await resolve_host("name.test", 80) == ["2606:4700::1%3", PUBLIC]
+    with pytest.raises(OutboundRefused) as refused:
+        await Outbound().resolve_allowed("name.test", 80)
     assert "one interface" in refused.value.reason
 
 
@@ -212,10 +212,10 @@ async def test_a_name_that_changes_its_mind(here: Place, monkeypatch: pytest.Mon
     outbound = Outbound(resolve=resolve)
     async with getattr(outbound, kind)() as client:
         assert (await client.get("http://turning.test/")).text == "hello"
-        with pytest.raises(Refused):
+        with pytest.raises(OutboundRefused):
             await client.get("http://turning.test/")
         assert (await client.get("http://turning.test/")).text == "hello"
-        with pytest.raises(Refused):
+        with pytest.raises(OutboundRefused):
             await client.get("http://turning.test/")
     assert dialled == [(PUBLIC, 80), ("8.8.8.8", 80)]
     assert [one.headers["host"] for one in here.requests] == ["turning.test"] * 2
@@ -229,7 +229,7 @@ async def test_clients_do_not_follow_and_followed_they_are_checked(
     detour(monkeypatch, here)
     async with getattr(Outbound(resolve=names()), kind)() as client:
         assert (await client.get("http://name.test/")).status_code == 302
-        with pytest.raises(Refused):
+        with pytest.raises(OutboundRefused):
             await client.get("http://name.test/", follow_redirects=True)
     assert [one.target for one in here.requests] == ["/", "/"]
 
@@ -279,7 +279,7 @@ async def test_names_that_are_not_known_or_take_too_long(kind: str, core: Any):
         await get(Outbound(resolve=slow), kind, "http://name.test/", timeout=0.2)
     assert time.monotonic() - began < 2
     for host in ("a" * 70 + ".test", "a..b"):
-        with pytest.raises((core.ConnectError, core.InvalidURL, Refused)):
+        with pytest.raises((core.ConnectError, core.InvalidURL, OutboundRefused)):
             await get(Outbound(), kind, f"http://{host}/")
 
 
@@ -294,7 +294,7 @@ async def test_which_private_hosts_there_are_is_not_told(kind: str):
 
     told = []
     for host in ("there.test", "away.test"):
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(OutboundRefused) as refused:
             await get(Outbound(resolve=resolve), kind, f"http://{host}/")
         told.append(str(refused.value).replace(host, "HOST"))
     assert told[0] == told[1] == "Connections to HOST are refused: it is no public host that is known here."
@@ -306,7 +306,7 @@ async def test_no_unix_sockets(kind: str, tmp_path: Path):
     path = str(tmp_path / "socket")
     server = await asyncio.start_unix_server(lambda reader, writer: (hits.append(1), writer.close())[1], path)
     async with server, getattr(Outbound((path.strip("/").split("/")[0],)), kind)() as client:
-        with pytest.raises(Refused):
+        with pytest.raises(OutboundRefused):
             await client._transport._pool._network_backend.connect_unix_socket(path)
     assert not hits
 
@@ -333,7 +333,7 @@ async def test_tls_is_spoken_with_the_name(monkeypatch: pytest.MonkeyPatch, kind
         outbound = Outbound(resolve=names())
         with pytest.raises((httpx.ConnectError, httpx2.ConnectError)):
             await get(outbound, kind, "https://name.test/")
-        tls().load_verify_locations(cadata=pem)
+        load_tls_context().load_verify_locations(cadata=pem)
         assert (await get(outbound, kind, "https://name.test/")).text == "hello"
         with pytest.raises((httpx.ConnectError, httpx2.ConnectError)):
             await get(outbound, kind, "https://other.test/")
@@ -409,9 +409,9 @@ async def test_what_is_let_through(here: Place, kind: str, entry: str, host: str
     if through:
         assert (await get(outbound, kind, url)).text == "hello"
     else:
-        with pytest.raises(Refused):
+        with pytest.raises(OutboundRefused):
             await get(outbound, kind, url)
-    with pytest.raises(Refused):
+    with pytest.raises(OutboundRefused):
         await get(outbound, kind, url, strict=True)
     assert here.connections == through
 
@@ -423,10 +423,10 @@ async def test_entries_for_ipv6():
         *[("fd01::9", 5, True), ("fd02::9", 1, True), ("fd02::9", 2, False), ("fd03::9", 1, False)],
     ]:
         if through:
-            assert await outbound.admit(host, port) == [host]
+            assert await outbound.resolve_allowed(host, port) == [host]
         else:
-            with pytest.raises(Refused):
-                await outbound.admit(host, port)
+            with pytest.raises(OutboundRefused):
+                await outbound.resolve_allowed(host, port)
 
 
 @pytest.mark.parametrize(
@@ -453,7 +453,7 @@ async def test_each_refusal_is_logged(here: Place):
     outbound = Outbound(resolve=names(inner_test="10.0.0.9"))
     with capture_logs() as lines:
         for url in ("http://inner.test:81/", "http://127.1/", "http://localhost/"):
-            with pytest.raises(Refused):
+            with pytest.raises(OutboundRefused):
                 await get(outbound, "client2", url)
     assert [(line["event"], line["log_level"], line["host"], line["address"]) for line in lines] == [
         ("outbound refused", "warning", "inner.test", "10.0.0.9"),
@@ -465,8 +465,8 @@ async def test_each_refusal_is_logged(here: Place):
 
 
 async def test_what_is_said_does_not_hold_the_address():
-    with pytest.raises(Refused) as refused:
-        await Outbound(resolve=names(inner_test="10.0.0.9")).admit("inner.test", 80)
+    with pytest.raises(OutboundRefused) as refused:
+        await Outbound(resolve=names(inner_test="10.0.0.9")).resolve_allowed("inner.test", 80)
     assert "10.0.0.9" not in str(refused.value)
     assert (refused.value.host, refused.value.address) == ("inner.test", "10.0.0.9")
 

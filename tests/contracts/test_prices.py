@@ -4,24 +4,24 @@ import asyncio
 
 import pytest
 
-from domain.llms.messages import Price, Target, Usage
+from domain.llms.messages import ModelPrice, ModelTarget, ModelUsage
 from infra.llm import GenaiPrices
 
 prices = GenaiPrices()
-MILLION = Usage(prompt_tokens=1_000_000, completion_tokens=1_000_000)
+MILLION = ModelUsage(prompt_tokens=1_000_000, completion_tokens=1_000_000)
 
 
-def of(provider: str, model: str, price: Price | None = None) -> Target:
-    return Target(name="registered", provider=provider, model=model, price=price)
+def of(provider: str, model: str, price: ModelPrice | None = None) -> ModelTarget:
+    return ModelTarget(name="registered", provider=provider, model=model, price=price)
 
 
 def test_a_price_set_by_hand_wins_even_over_what_is_free_or_known():
     for provider, model in (("openai", "gpt-4o"), ("local", "smollm2"), ("databricks", "own")):
-        assert prices.cost(of(provider, model, Price(input=2.0, output=3.0)), MILLION) == pytest.approx(5.0)
-    cached = Usage(prompt_tokens=1000, completion_tokens=100, cached_tokens=400, reasoning_tokens=90)
-    dear = Price(input=2.0, output=10.0)
+        assert prices.cost(of(provider, model, ModelPrice(input=2.0, output=3.0)), MILLION) == pytest.approx(5.0)
+    cached = ModelUsage(prompt_tokens=1000, completion_tokens=100, cached_tokens=400, reasoning_tokens=90)
+    dear = ModelPrice(input=2.0, output=10.0)
     assert prices.cost(of("openai", "gpt-4o", dear), cached) == pytest.approx((1000 * 2 + 100 * 10) / 1e6)
-    cheap = Price(input=2.0, output=10.0, cached_input=0.5)
+    cheap = ModelPrice(input=2.0, output=10.0, cached_input=0.5)
     assert prices.cost(of("openai", "gpt-4o", cheap), cached) == pytest.approx((600 * 2 + 400 * 0.5 + 100 * 10) / 1e6)
 
 
@@ -39,22 +39,22 @@ def test_known_models():
 
 
 def test_cached_tokens_are_cheaper_and_thoughts_are_paid_once():
-    used = Usage(prompt_tokens=1_000_000, completion_tokens=1_000_000, cached_tokens=1_000_000)
+    used = ModelUsage(prompt_tokens=1_000_000, completion_tokens=1_000_000, cached_tokens=1_000_000)
     assert prices.cost(of("openai", "gpt-4o"), used) == pytest.approx(11.25)
-    thought = Usage(prompt_tokens=1_000_000, completion_tokens=1_000_000, reasoning_tokens=900_000)
+    thought = ModelUsage(prompt_tokens=1_000_000, completion_tokens=1_000_000, reasoning_tokens=900_000)
     plain = prices.cost(of("openai", "o3-mini"), MILLION)
     assert plain is not None
     assert prices.cost(of("openai", "o3-mini"), thought) == pytest.approx(plain)
 
 
 def test_more_cached_than_sent_is_not_believed():
-    odd = Usage(prompt_tokens=100, completion_tokens=0, cached_tokens=1000)
+    odd = ModelUsage(prompt_tokens=100, completion_tokens=0, cached_tokens=1000)
     assert prices.cost(of("openai", "gpt-4o"), odd) == pytest.approx(100 * 1.25 / 1e6)
 
 
 def test_a_known_provider_behind_a_url():
     def at(url: str) -> float | None:
-        target = Target(name="r", provider="openai_compatible", model="llama-3.3-70b-versatile", base_url=url)
+        target = ModelTarget(name="r", provider="openai_compatible", model="llama-3.3-70b-versatile", base_url=url)
         return prices.cost(target, MILLION)
 
     assert at("https://api.groq.com/openai/v1") == pytest.approx(0.59 + 0.79)
@@ -69,7 +69,7 @@ def test_unknown_is_none(provider: str, model: str):
 
 
 def test_nothing_costs_nothing():
-    assert prices.cost(of("openai", "gpt-4o"), Usage()) == 0.0
+    assert prices.cost(of("openai", "gpt-4o"), ModelUsage()) == 0.0
 
 
 async def test_prices_are_not_fetched(monkeypatch: pytest.MonkeyPatch):

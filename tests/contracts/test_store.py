@@ -139,6 +139,6 @@ async def test_errors_of_the_domain_roll_back(parts, home: Tenant) -> None:
 
     with pytest.raises(DomainError):
         async with parts.store.begin_for(home.tenant_id) as tx:
-            await agents.patch(tx, "hello", PatchAgent(description="changed"))
-            await agents.get(tx, "no such agent")
+            await agents.patch_agent(tx, "hello", PatchAgent(description="changed"))
+            await agents.get_agent(tx, "no such agent")
     assert (await home.http.get("/agents/hello")).json()["description"] != "changed"

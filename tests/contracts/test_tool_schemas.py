@@ -8,10 +8,20 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from domain.llms.messages import Ask, CallPart, Message, ModelError, Part, Reply, Target, ToolCall, ToolSpec
+from domain.llms.messages import (
+    ChatMessage,
+    ModelCall,
+    ModelError,
+    ModelReply,
+    ModelTarget,
+    ModelToolCall,
+    ReplyPart,
+    ToolCallDelta,
+    ToolSpec,
+)
 from infra.llm.tool_schemas import AdaptedTools, adapt_schema, stream_adapted
 
-TARGET = Target(name="m", provider="openai", model="m")
+TARGET = ModelTarget(name="m", provider="openai", model="m")
 TEXT = {"type": "string"}
 KEY = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 REFUSED: dict[str, dict[str, Any]] = {
@@ -98,16 +108,16 @@ def test_what_makers_of_grammars_refuse() -> None:
     }  # fmt: skip
 
 
-def _ask(tools: list[ToolSpec], *messages: Message) -> Ask:
-    return Ask(target=TARGET, tools=tuple(tools), messages=messages)
+def _ask(tools: list[ToolSpec], *messages: ChatMessage) -> ModelCall:
+    return ModelCall(target=TARGET, tools=tuple(tools), messages=messages)
 
 
 def _spec(name: str, **properties: Any) -> ToolSpec:
     return ToolSpec(name=name, description="", parameters={"type": "object", "properties": properties})
 
 
-async def _answer(ask: Ask, *parts: Part) -> list[Part]:
-    async def stream(_: Ask) -> AsyncGenerator[Part, None]:
+async def _answer(ask: ModelCall, *parts: ReplyPart) -> list[ReplyPart]:
+    async def stream(_: ModelCall) -> AsyncGenerator[ReplyPart, None]:
         for part in parts:
             yield part
 
@@ -127,8 +137,8 @@ async def test_arguments_there_and_back() -> None:
     asked = AdaptedTools(
         _ask(
             [tool],
-            Message(role="assistant", tool_calls=(ToolCall(id="1", name="t", arguments=json.dumps(own)),)),
-            Message(role="tool", tool_call_id="1", name="t"),
+            ChatMessage(role="assistant", tool_calls=(ModelToolCall(id="1", name="t", arguments=json.dumps(own)),)),
+            ChatMessage(role="tool", tool_call_id="1", name="t"),
         )
     ).ask
     sent = asked.messages[0].tool_calls[0].arguments
@@ -138,42 +148,42 @@ async def test_arguments_there_and_back() -> None:
     }  # fmt: skip
     back = await _answer(
         _ask([tool]),
-        CallPart(index=0, id="2", name="t", arguments=sent[:9]),
-        CallPart(index=0, arguments=sent[9:]),
-        _reply(ToolCall(id="2", name="t", arguments=sent)),
+        ToolCallDelta(index=0, id="2", name="t", arguments=sent[:9]),
+        ToolCallDelta(index=0, arguments=sent[9:]),
+        _reply(ModelToolCall(id="2", name="t", arguments=sent)),
     )
-    assert json.loads("".join(part.arguments for part in back if isinstance(part, CallPart))) == own
-    assert isinstance(back[-1], Reply)
+    assert json.loads("".join(part.arguments for part in back if isinstance(part, ToolCallDelta))) == own
+    assert isinstance(back[-1], ModelReply)
     assert json.loads(back[-1].message.tool_calls[0].arguments) == own
 
 
-def _reply(*calls: ToolCall) -> Reply:
-    return Reply(message=Message(role="assistant", tool_calls=calls), finish="tool_calls", usage=None)
+def _reply(*calls: ModelToolCall) -> ModelReply:
+    return ModelReply(message=ChatMessage(role="assistant", tool_calls=calls), finish="tool_calls", usage=None)
 
 
 async def test_names_of_what_models_made_up() -> None:
     """In the conversation there may be calls of any name: providers refuse all of it for one that does not fit."""
     made_up = ["functions.add", "add", "добавить", "a" * 200, "functions/add"]
-    calls = tuple(ToolCall(id=str(n), name=name, arguments="{}") for n, name in enumerate(made_up))
-    results = [Message(role="tool", tool_call_id=call.id, name=call.name) for call in calls]
-    ask = _ask([_spec("add")], Message(role="assistant", tool_calls=calls), *results)
+    calls = tuple(ModelToolCall(id=str(n), name=name, arguments="{}") for n, name in enumerate(made_up))
+    results = [ChatMessage(role="tool", tool_call_id=call.id, name=call.name) for call in calls]
+    ask = _ask([_spec("add")], ChatMessage(role="assistant", tool_calls=calls), *results)
     wire = AdaptedTools(ask).ask
     names = [call.name for call in wire.messages[0].tool_calls]
     assert (names[1], len(set(names))) == ("add", 5)
     assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) for name in names)
     assert [message.name for message in wire.messages[1:]] == names
     part, reply = await _answer(
-        ask, CallPart(index=0, id="x", name=names[2]), _reply(ToolCall(id="x", name=names[2], arguments="{"))
+        ask, ToolCallDelta(index=0, id="x", name=names[2]), _reply(ModelToolCall(id="x", name=names[2], arguments="{"))
     )
-    assert isinstance(part, CallPart)
-    assert isinstance(reply, Reply)
+    assert isinstance(part, ToolCallDelta)
+    assert isinstance(reply, ModelReply)
     assert (part.name, reply.message.tool_calls[0].name) == ("добавить", "добавить")
 
 
 async def test_halves_of_characters_in_arguments() -> None:
     told = '{"a":"cut \\ud83d","b":"\\ud83d\\ude00"}'
-    [reply] = await _answer(_ask([_spec("t", a=TEXT)]), _reply(ToolCall(id="1", name="t", arguments=told)))
-    assert isinstance(reply, Reply)
+    [reply] = await _answer(_ask([_spec("t", a=TEXT)]), _reply(ModelToolCall(id="1", name="t", arguments=told)))
+    assert isinstance(reply, ModelReply)
     assert json.loads(reply.message.tool_calls[0].arguments) == {"a": "cut \ufffd", "b": "😀"}
 
 
@@ -190,7 +200,7 @@ async def test_halves_of_characters_in_arguments() -> None:
     ],
 )
 async def test_a_refusal_names_the_tool(message: str, tool: str | None) -> None:
-    async def stream(_: Ask) -> AsyncGenerator[Part, None]:
+    async def stream(_: ModelCall) -> AsyncGenerator[ReplyPart, None]:
         raise ModelError("refused", message)
         yield _reply()
 

@@ -36,7 +36,7 @@ def test_what_the_real_client_writes_is_kept_whole() -> None:
     assert (meta.model_name, meta.provider, meta.environment) == ("gpt-4-0613", "openai", "staging")
     assert (meta.tags, meta.graph_hash, meta.cost_usd) == (["team:support"], "sha256:abc", 0.0021)
     assert (meta.tool_calls, meta.tool_errors, meta.size_bytes) == (2, 0, len(made.body))
-    assert ids.decode("art", meta.id) is not None
+    assert ids.decode_id("art", meta.id) is not None
 
 
 def test_bare_wrapped_and_spaced_are_the_same_artifact() -> None:

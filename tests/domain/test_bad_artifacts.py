@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from domain.artifacts.schema import MAX_ARTIFACT_DEPTH
 from domain.shared import ids
-from domain.shared.errors import MAX_ERRORS
+from domain.shared.errors import MAX_FIELD_ERRORS
 from tests.support.sample_artifacts import NOW, body, fields, record, refusal
 
 
@@ -80,7 +80,7 @@ LONG = "x" * 201
         ({"kurral_id": "x" * 129}, "kurral_id"),
         ({"kurral_id": "a\0"}, "kurral_id"),
         ({"kurral_id": 5}, "kurral_id"),
-        ({"kurral_id": ids.new("exec")}, "kurral_id"),
+        ({"kurral_id": ids.generate_id("exec")}, "kurral_id"),
         ({"run_id": "x" * 257}, "run_id"),
         ({"run_id": "a\0"}, "run_id"),
         *[({name: bad}, name) for name in ("tenant_id", "environment", "schema_version", "created_by") for bad in (LONG, "\0")],
@@ -131,7 +131,7 @@ def test_bad_fields_are_named(sent: Any, field: str) -> None:
 def test_several_mistakes_at_once() -> None:
     sent = {"run_id": "\0", "created_at": "1970-01-01T00:00:00", "tags": [LONG], "tool_calls": [{"parent_id": "x"}]}
     assert fields(sent) == ["tool_calls[0].parent_id", "created_at", "run_id", "tags[0]"]
-    assert len(fields({"tool_calls": [{"parent_id": "x"}] * 100})) == MAX_ERRORS
+    assert len(fields({"tool_calls": [{"parent_id": "x"}] * 100})) == MAX_FIELD_ERRORS
 
 
 def test_the_days_at_both_ends_are_let_in() -> None:
@@ -141,11 +141,11 @@ def test_the_days_at_both_ends_are_let_in() -> None:
 
 
 def test_an_execution_writes_under_its_own_id_only() -> None:
-    own = ids.new("exec")
+    own = ids.generate_id("exec")
     made = record({"kurral_id": own}, own)
     assert (made.metadata.kurral_id, made.metadata.execution_id) == (own, own)
     assert record({}, own).metadata.kurral_id == own
-    assert refusal({"kurral_id": ids.new("exec")}, own).errors[0].field == "kurral_id"
+    assert refusal({"kurral_id": ids.generate_id("exec")}, own).errors[0].field == "kurral_id"
 
 
 @pytest.mark.parametrize("filler", [b'"' + b"a" * (2**25 - 20) + b'"', b"[" + b"[1]," * (2**23 - 20) + b"1]"])

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.llms.messages import Message, Target, ToolCall
+from domain.llms.messages import ChatMessage, ModelTarget, ModelToolCall
 from infra.llm.call_ids import map_call_ids
 
-CLAUDE = (Target(name="m", provider="anthropic", model="m"), False)
-OPENAI = (Target(name="m", provider="openai", model="m"), False)
-CHAT = (Target(name="m", provider="openai_compatible", model="m", base_url="https://api.moonshot.ai/v1"), True)
-MISTRAL = (Target(name="m", provider="openai_compatible", model="m", base_url="https://api.mistral.ai/v1"), True)
+CLAUDE = (ModelTarget(name="m", provider="anthropic", model="m"), False)
+OPENAI = (ModelTarget(name="m", provider="openai", model="m"), False)
+CHAT = (ModelTarget(name="m", provider="openai_compatible", model="m", base_url="https://api.moonshot.ai/v1"), True)
+MISTRAL = (ModelTarget(name="m", provider="openai_compatible", model="m", base_url="https://api.mistral.ai/v1"), True)
 FITS = [
     (CLAUDE, r"[a-zA-Z0-9_-]{1,64}"),
     (OPENAI, r"[a-zA-Z0-9_-]{1,64}"),
@@ -22,13 +22,16 @@ FITS = [
 ]
 
 
-def turn(*ids: str) -> list[Message]:
+def turn(*ids: str) -> list[ChatMessage]:
     """An answer with calls of these ids, and their results in order."""
-    calls = tuple(ToolCall(id=one, name="f", arguments="{}") for one in ids)
-    return [Message(role="assistant", tool_calls=calls), *(Message(role="tool", tool_call_id=one) for one in ids)]
+    calls = tuple(ModelToolCall(id=one, name="f", arguments="{}") for one in ids)
+    return [
+        ChatMessage(role="assistant", tool_calls=calls),
+        *(ChatMessage(role="tool", tool_call_id=one) for one in ids),
+    ]
 
 
-def ids_of(messages: list[Message]) -> tuple[list[str], list[str | None]]:
+def ids_of(messages: list[ChatMessage]) -> tuple[list[str], list[str | None]]:
     made = [call.id for message in messages for call in message.tool_calls]
     return made, [message.tool_call_id for message in messages if message.role == "tool"]
 
@@ -67,7 +70,7 @@ def test_results_in_another_order_and_of_no_call() -> None:
     call, first, second = turn("a:1", "b:2")
     made, told = ids_of(map_call_ids([call, second, first], *CLAUDE))
     assert told == made[::-1]
-    _, [alone] = ids_of(map_call_ids([Message(role="tool", tool_call_id="no:call")], *CLAUDE))
+    _, [alone] = ids_of(map_call_ids([ChatMessage(role="tool", tool_call_id="no:call")], *CLAUDE))
     assert re.fullmatch("[a-zA-Z0-9_-]+", alone or "")
 
 

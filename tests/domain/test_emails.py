@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.accounts import Login, checked_username, login_name
+from domain.accounts import Login, check_username, read_login_name
 from domain.accounts.emails import check_email, normalize_email
 from domain.shared.errors import DomainError
 
@@ -35,8 +35,8 @@ from domain.shared.errors import DomainError
 )
 def test_an_address_has_one_form(written: str, one: str) -> None:
     assert check_email(written) == normalize_email(written) == one
-    assert login_name(Login(password="x", email=written)) == one
-    assert login_name(Login(password="x", username=written, email=one)) == one
+    assert read_login_name(Login(password="x", email=written)) == one
+    assert read_login_name(Login(password="x", username=written, email=one)) == one
 
 
 @pytest.mark.parametrize(
@@ -71,10 +71,10 @@ def test_what_is_none_or_only_looks_like_one_is_refused(wrong: str) -> None:
 
 
 def test_a_user_name_may_be_one_s_own_address_however_it_is_written() -> None:
-    assert checked_username("ａda@example.com", "ada@example.com") == "ada@example.com"
-    assert checked_username("Ada@Example.com", "ada@example.com") == "Ada@Example.com"
+    assert check_username("ａda@example.com", "ada@example.com") == "ada@example.com"
+    assert check_username("Ada@Example.com", "ada@example.com") == "Ada@Example.com"
     with pytest.raises(DomainError):
-        checked_username("eve@example.com", "ada@example.com")
+        check_username("eve@example.com", "ada@example.com")
 
 
 @given(st.emails() | st.text(max_size=30))

@@ -10,7 +10,7 @@ from domain.agents.schema import Description
 from domain.executions.schema import RunName
 from domain.shared.errors import DomainError
 from domain.shared.field_errors import collect_field_errors
-from domain.tools.configuration import checked_custom
+from domain.tools.configuration import check_custom_configuration
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_rules_of_characters_are_told_in_words(kind: Any, value: str, told: str)
 
 def test_all_that_is_wrong_with_a_tool_is_told_with_what_may_be_sent() -> None:
     with pytest.raises(DomainError) as caught:
-        checked_custom({"api_endpoint": "https://example.com", "method": "get", "timeout": "x"})
+        check_custom_configuration({"api_endpoint": "https://example.com", "method": "get", "timeout": "x"})
     told = {error.field: error.message for error in caught.value.errors}
     assert told.keys() == {"configuration.method", "configuration.timeout"}
     assert "'GET'" in told["configuration.method"]

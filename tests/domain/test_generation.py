@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.agents import checked_name
+from domain.agents import check_agent_name
 from domain.crews.parser import parse_documents
 from domain.crews.schema import PLANNING_STEP, CrewSettings
 from domain.executions.schema import RunName
 from domain.generation import drafts, prompts
 from domain.shared import names, yaml_reader
-from domain.shared.names import KEY
-from domain.tools import ServerTool, Tool
-from domain.tools.builtin import BUILT_IN
+from domain.shared.names import KEY_PATTERN
+from domain.tools import McpServerTool, Tool
+from domain.tools.builtin import BUILT_IN_TOOLS
 from infra.llm.local import MOST_PARTS, _parts
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -47,14 +47,14 @@ def offered(count: int) -> list[Tool]:
             created_at=NOW,
             updated_at=NOW,
         )
-        for number, one in enumerate((BUILT_IN * 10)[:count])
+        for number, one in enumerate((BUILT_IN_TOOLS * 10)[:count])
     ]
 
 
 @given(ANYTHING)
 def test_names_can_be_given_to_anything(said: Any) -> None:
     name = drafts.clean_name(said, "Agent")
-    assert checked_name(name) == names.checked(name, "task", frozenset({"debug"})) == name
+    assert check_agent_name(name) == names.check_name(name, "task", frozenset({"debug"})) == name
     assert len(name) <= drafts.MAX_NAME_LENGTH + 2
 
 
@@ -123,7 +123,7 @@ def test_a_crew_is_whole_whatever_was_said_of_it(
     assert [(one["name"], one["description"]) for one in asked.values()] == [
         (one.name, one.description) for one in work
     ]
-    assert all(KEY.fullmatch(key) for key in (*written, *asked))
+    assert all(KEY_PATTERN.fullmatch(key) for key in (*written, *asked))
     assert PLANNING_STEP not in asked
     by_key = dict(zip(written, called, strict=True))
     assert [by_key[one["agent"]] for one in asked.values()] == [one.agent for one in work]
@@ -140,7 +140,7 @@ def test_keys_differ_also_where_names_do_not() -> None:
         ["Planning", "Planning", "planning", "2 Fast", "顧客 1", "x" * 50, "x" * 50], "task", (PLANNING_STEP,)
     )
     assert len(set(made)) == len(made)
-    assert all(KEY.fullmatch(key) for key in made)
+    assert all(KEY_PATTERN.fullmatch(key) for key in made)
     assert PLANNING_STEP not in made
 
 
@@ -202,10 +202,10 @@ def test_the_local_model_can_come_to_an_end() -> None:
 
 def test_a_tool_of_a_server_is_chosen_by_itself() -> None:
     (server,) = offered(1)
-    one = ServerTool(**{name: getattr(server, name) for name in Tool.__struct_fields__}, only="search")
+    one = McpServerTool(**{name: getattr(server, name) for name in Tool.__struct_fields__}, tool_name="search")
     assert prompts.format_tool_reference(one) == f"{server.slug}/search"
     assert prompts.format_tool_reference(one) in prompts.build_instructions("agent", [one], [])
-    assert names.slug(server.name)
+    assert names.make_slug(server.name)
 
 
 def test_an_example_that_is_repeated_is_noticed() -> None:

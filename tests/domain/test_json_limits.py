@@ -16,7 +16,7 @@ from domain.shared.json_limits import (
     JsonLimits,
     JsonTooLarge,
     check_json,
-    check_value,
+    check_json_value,
     measure_json,
 )
 
@@ -91,7 +91,7 @@ ADVERSARIAL = {
 def test_what_would_take_long_is_refused_before_it_is_decoded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text, why = ADVERSARIAL[name]
     pieces = 0
-    outside = json_limits._outside_strings
+    outside = json_limits._iterate_outside_strings
 
     def counted(text: bytes) -> Any:
         nonlocal pieces
@@ -99,7 +99,7 @@ def test_what_would_take_long_is_refused_before_it_is_decoded(name: str, monkeyp
             pieces += 1
             yield piece
 
-    monkeypatch.setattr(json_limits, "_outside_strings", counted)
+    monkeypatch.setattr(json_limits, "_iterate_outside_strings", counted)
     with pytest.raises(JsonTooLarge, match=why):
         check_json(text)
     # As soon as a bound is passed, the rest is not looked at.
@@ -140,11 +140,11 @@ def test_decoded_values_have_the_same_bounds() -> None:
     deep: Any = 0
     for _ in range(MAX_JSON_DEPTH):
         deep = [deep]
-    check_value(deep)
+    check_json_value(deep)
     for wrong in ([deep], {"a": deep}, [0] * MAX_JSON_VALUES, json.loads("[" * 900 + "]" * 900)):
         with pytest.raises(JsonTooLarge):
-            check_value(wrong)
+            check_json_value(wrong)
     endless: list[Any] = []
     endless.append(endless)
     with pytest.raises(JsonTooLarge):
-        check_value(endless)
+        check_json_value(endless)

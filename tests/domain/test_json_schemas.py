@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from domain.shared.json_schemas import MAX_SCHEMA_DEPTH, MAX_SCHEMA_NODES, normalize_schema, subschemas
+from domain.shared.json_schemas import MAX_SCHEMA_DEPTH, MAX_SCHEMA_NODES, list_subschemas, normalize_schema
 
 TEXT = {"type": "string"}
 NUMBER = {"type": "number"}
@@ -150,7 +150,7 @@ def test_sizes_are_bounded() -> None:
         depth, level, nodes = 0, [normalize_schema(schema)], 0
         while level:
             depth, nodes = depth + 1, nodes + len(level)
-            level = [one for schema in level for one in subschemas(schema)]
+            level = [one for schema in level for one in list_subschemas(schema)]
         assert depth <= MAX_SCHEMA_DEPTH + 2
         assert nodes <= 2 * MAX_SCHEMA_NODES
 

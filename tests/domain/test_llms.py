@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain import llms, provider_keys, tools
-from domain.llms import Model, checked_parameters, checked_url
-from domain.provider_keys import NewProviderKey, PatchProviderKey, last_four
+from domain.llms import Model, check_base_url, check_parameters
+from domain.provider_keys import NewProviderKey, PatchProviderKey, get_last_four
 from domain.shared import ids, names
 from domain.shared.errors import DomainError
 from domain.shared.secrets import Secret
-from domain.tools import BuiltInState
-from domain.tools.builtin import BUILT_IN
+from domain.tools import BuiltInToolState
+from domain.tools.builtin import BUILT_IN_TOOLS
 from infra.credentials import Keyring
 from infra.settings import SettingsError, read_settings
 from tests.domain.test_rules import ENV
@@ -33,15 +33,15 @@ def field_of(make: Any) -> str:
 
 
 def test_slugs_are_what_documents_show() -> None:
-    assert names.slug("OpenAI API Key") == "openai_api_key"
-    assert names.slug("  Clé  n° 2!") == "cle_n_2"
-    assert names.slug("searchTool--v2") == "searchtool_v2"
+    assert names.make_slug("OpenAI API Key") == "openai_api_key"
+    assert names.make_slug("  Clé  n° 2!") == "cle_n_2"
+    assert names.make_slug("searchTool--v2") == "searchtool_v2"
 
 
 @given(st.text(max_size=200))
 def test_a_slug_is_its_own_slug_and_fits_what_models_call_tools(name: str) -> None:
-    made = names.slug(name)
-    assert names.slug(made) == made
+    made = names.make_slug(name)
+    assert names.make_slug(made) == made
     assert "__" not in made
     assert len(made) <= 64
     assert made == "" or all(letter in "abcdefghijklmnopqrstuvwxyz0123456789_" for letter in made)
@@ -51,7 +51,7 @@ def test_a_slug_is_its_own_slug_and_fits_what_models_call_tools(name: str) -> No
     "name", ["a/b", "a\\b", "a:b", "a\nb", " a", "a ", "..", "model_01m8mq09n9es4v8dn25gxgpnqz", "x" * 129, "\x7f"]
 )
 def test_names_that_cannot_stand_in_a_path(name: str) -> None:
-    assert field_of(lambda: names.checked(name, "model")) == "name"
+    assert field_of(lambda: names.check_name(name, "model")) == "name"
 
 
 @pytest.mark.parametrize(
@@ -62,12 +62,12 @@ def test_names_that_cannot_stand_in_a_path(name: str) -> None:
     ],
 )
 def test_addresses_that_are_refused(url: str) -> None:
-    assert field_of(lambda: checked_url("base_url", url)) == "base_url"
+    assert field_of(lambda: check_base_url("base_url", url)) == "base_url"
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8080/v1", "https://x.example.com", "http://[::1]:1/v1/"])
 def test_addresses_that_are_taken(url: str) -> None:
-    assert checked_url("base_url", url) == url
+    assert check_base_url("base_url", url) == url
 
 
 @pytest.mark.parametrize(
@@ -95,9 +95,9 @@ def test_addresses_that_are_taken(url: str) -> None:
 )
 def test_known_parameters_are_checked_and_others_pass(name: str, good: list[Any], bad: list[Any]) -> None:
     for value in good:
-        assert checked_parameters({name: value}) == {name: value}
+        assert check_parameters({name: value}) == {name: value}
     for value in bad:
-        assert field_of(lambda value=value: checked_parameters({name: value})) == f"parameters.{name}"
+        assert field_of(lambda value=value: check_parameters({name: value})) == f"parameters.{name}"
 
 
 DECIDED = [
@@ -113,7 +113,7 @@ DECIDED = [
 def test_what_a_call_decides_is_no_parameter_by_any_name(name: str) -> None:
     for parameters in ({name: 1}, {"extra_body": {name: 1}}):
         with pytest.raises(DomainError) as caught:
-            checked_parameters(parameters)
+            check_parameters(parameters)
         [error] = caught.value.errors
         assert error.field == f"parameters.{next(iter(parameters))}"
         assert repr(name) in error.message or error.field == f"parameters.{name}"
@@ -127,23 +127,23 @@ def test_what_a_call_decides_is_no_parameter_by_any_name(name: str) -> None:
     ],
 )
 def test_the_length_of_an_answer_is_bounded_in_one_place(name: str) -> None:
-    assert field_of(lambda: checked_parameters({"extra_body": {name: 100_000}})) == "parameters.extra_body"
+    assert field_of(lambda: check_parameters({"extra_body": {name: 100_000}})) == "parameters.extra_body"
     if name.islower() and "-" not in name:
-        assert llms.most_tokens({name: 7}) == 7
-    assert llms.most_tokens({"max_tokens": 9, "max_completion_tokens": 7}) == 7
-    assert llms.most_tokens({"max_tokens": "9"}) is None
+        assert llms.find_token_limit({name: 7}) == 7
+    assert llms.find_token_limit({"max_tokens": 9, "max_completion_tokens": 7}) == 7
+    assert llms.find_token_limit({"max_tokens": "9"}) is None
     # One that was registered before counts as what it says.
-    assert llms.most_tokens({"extra_body": {"max_tokens": 5}}) == 5
+    assert llms.find_token_limit({"extra_body": {"max_tokens": 5}}) == 5
 
 
 def test_keys_are_never_printed_and_four_characters_only_of_long_ones() -> None:
     assert repr(NewProviderKey(name="n", service="openai", key="sk-hidden")) == "NewProviderKey(name='n')"
     assert "sk-hidden" not in repr(PatchProviderKey(key="sk-hidden"))
-    assert last_four("x" * 19) is None
-    assert last_four("x" * 16 + "abcd") == "abcd"
+    assert get_last_four("x" * 19) is None
+    assert get_last_four("x" * 16 + "abcd") == "abcd"
     for wrong in ("with\nnewline", " leading", "trailing ", "sk-tab\t", "ключ", "nul\0"):
         with pytest.raises(DomainError) as caught:
-            provider_keys.checked_key(wrong)
+            provider_keys.check_key_text(wrong)
         assert wrong.strip() not in caught.value.detail
 
 
@@ -179,13 +179,13 @@ def test_encryption_keys_are_settings() -> None:
 
 
 def test_built_in_tools_are_what_models_are_shown() -> None:
-    assert len({tool.id for tool in BUILT_IN}) == len(BUILT_IN)
-    for tool in BUILT_IN:
-        assert ids.decode("tool", tool.id) is not None
-        assert names.slug(tool.name) == tool.name
+    assert len({tool.id for tool in BUILT_IN_TOOLS}) == len(BUILT_IN_TOOLS)
+    for tool in BUILT_IN_TOOLS:
+        assert ids.decode_id("tool", tool.id) is not None
+        assert names.make_slug(tool.name) == tool.name
         jsonschema.Draft202012Validator.check_schema(tool.parameters)
         assert tool.parameters["additionalProperties"] is False
-    kinds = {tool.name: (tool.category, tool.effects, tool.fenced) for tool in BUILT_IN}
+    kinds = {tool.name: (tool.category, tool.effects, tool.fenced) for tool in BUILT_IN_TOOLS}
     assert kinds == {
         "filesystem_read": ("filesystem", False, True),
         "filesystem_write": ("filesystem", True, True),
@@ -214,17 +214,17 @@ class Shelf:
     async def find(self, name: str) -> Model | None:
         return self.models.get(name)
 
-    async def sealed_for(self, service: str) -> bytes | None:
+    async def find_sealed_for_service(self, service: str) -> bytes | None:
         return self.keys.get(service)
 
-    async def sealed(self, slug: str) -> bytes | None:
+    async def find_sealed(self, slug: str) -> bytes | None:
         return self.keys.get(slug)
 
-    async def among(self, references: list[str]) -> list[Any]:
+    async def list_by_reference(self, references: list[str]) -> list[Any]:
         return []
 
-    async def built_in_state(self) -> BuiltInState:
-        return BuiltInState(since=NOW, off=dict.fromkeys(self.off, NOW))
+    async def get_built_in_state(self) -> BuiltInToolState:
+        return BuiltInToolState(since=NOW, off=dict.fromkeys(self.off, NOW))
 
 
 async def refused(awaited: Any) -> list[str]:
@@ -242,27 +242,27 @@ async def refused(awaited: Any) -> list[str]:
     ],
 )
 async def test_well_known_names_need_no_entry(name: str, provider: str) -> None:
-    found = await llms.resolve(Shelf(keys={provider: b"sealed"}), name)
+    found = await llms.resolve_model(Shelf(keys={provider: b"sealed"}), name)
     assert (found.model.provider, found.model.model, found.sealed_key) == (provider, name, b"sealed")
-    assert (await llms.resolve(Shelf(), name)).sealed_key is None
+    assert (await llms.resolve_model(Shelf(), name)).sealed_key is None
 
 
 async def test_unknown_names_say_what_to_do() -> None:
-    assert await refused(llms.resolve(Shelf(), "omega-1")) == ["model"]
-    assert await refused(llms.resolve(Shelf(), "gpt-4", "nobody")) == ["provider"]
-    assert await refused(llms.resolve(Shelf(), "databricks-dbrx")) == ["model"]
-    assert await refused(llms.resolve(Shelf(), "x", "openai_compatible")) == ["model"]
-    assert (await llms.resolve(Shelf(), "llama3:8b", "ollama")).model.provider == "ollama"
+    assert await refused(llms.resolve_model(Shelf(), "omega-1")) == ["model"]
+    assert await refused(llms.resolve_model(Shelf(), "gpt-4", "nobody")) == ["provider"]
+    assert await refused(llms.resolve_model(Shelf(), "databricks-dbrx")) == ["model"]
+    assert await refused(llms.resolve_model(Shelf(), "x", "openai_compatible")) == ["model"]
+    assert (await llms.resolve_model(Shelf(), "llama3:8b", "ollama")).model.provider == "ollama"
 
 
 async def test_agents_tools_are_named_by_place() -> None:
-    assert await refused(tools.named(Shelf(), ["no"] * 64)) == [f"tools[{number}]" for number in range(64)]
-    python = next(tool for tool in BUILT_IN if tool.name == "python")
-    found = await tools.named(Shelf(), ["python", "filesystem_read", python.id])
+    assert await refused(tools.resolve_tools(Shelf(), ["no"] * 64)) == [f"tools[{number}]" for number in range(64)]
+    python = next(tool for tool in BUILT_IN_TOOLS if tool.name == "python")
+    found = await tools.resolve_tools(Shelf(), ["python", "filesystem_read", python.id])
     assert [tool.slug for tool in found] == ["python", "filesystem_read"]
     with pytest.raises(DomainError) as caught:
         asked = ["python", "search_tool", "http_request/x", "http_request"]
-        await tools.named(Shelf(off=frozenset({python.id})), asked)
+        await tools.resolve_tools(Shelf(off=frozenset({python.id})), asked)
     assert [error.field for error in caught.value.errors] == ["tools[0]", "tools[1]", "tools[2]"]
     assert "disabled" in caught.value.errors[0].message
     assert "search_tool" in caught.value.errors[1].message

@@ -91,19 +91,19 @@ def test_names_that_are_alike_are_told_apart_by_nobody(first: str, second: str) 
     ],
 )
 def test_what_a_reference_means(reference: str, name: str, meant: bool) -> None:
-    assert names.is_meant(reference, name) is meant
+    assert names.is_reference_to(reference, name) is meant
 
 
 @pytest.mark.parametrize(
     "key", ["研究员", "Ünal", "2nd", "a.b", "Senior Writer", "كاتب", "🔎", "C++", "x" * 64, "名\u200d前"]
 )
 def test_keys_of_any_script(key: str) -> None:
-    assert names.KEY.fullmatch(key)
+    assert names.KEY_PATTERN.fullmatch(key)
 
 
 @pytest.mark.parametrize("key", ["", " a", "a ", "a\nb", "a\x00", "x" * 65, "a[0]", "a\u2028"])
 def test_what_is_no_key(key: str) -> None:
-    assert names.KEY.fullmatch(key) is None
+    assert names.KEY_PATTERN.fullmatch(key) is None
 
 
 def test_expressions_name_steps_and_inputs_of_any_script() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from api.body_memory import BodyMemoryLimiter
 from api.keyed_locks import KeyedLocks
-from infra.group_commit import Batches
+from infra.group_commit import GroupCommit
 
 
 async def test_bodies_that_do_not_fit_wait_in_turn() -> None:
@@ -65,9 +65,9 @@ async def test_a_batch_is_not_heavier_than_allowed() -> None:
         await asyncio.sleep(0)
         return items
 
-    one = Batches(write, most=4, weigh=lambda item: item, heaviest=10)
+    one = GroupCommit(write, max_items=4, weigh=lambda item: item, max_weight=10)
     sent = [1, 5, 5, 5, 50, 1, 1, 1, 1, 1]
     assert await asyncio.gather(*(one.add(item) for item in sent)) == sent
     assert [item for batch in batches for item in batch] == sent
     assert all(len(batch) <= 4 and (sum(batch) <= 10 or len(batch) == 1) for batch in batches)
-    assert one.idle
+    assert one.is_idle

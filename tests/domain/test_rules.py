@@ -12,9 +12,9 @@ from domain.events import parse_level
 from domain.executions import MAX_DEPTH, ExecutionStart, build_payload
 from domain.ports import Outcome
 from domain.shared import access
-from domain.shared.access import BY_ROLE, SCOPES, Caller, scopes_in_force
-from domain.shared.errors import CODES, DomainError
-from domain.shared.pages import MAX_LIMIT, listing, page_of
+from domain.shared.access import ALL_SCOPES, SCOPES_BY_ROLE, Caller, limit_scopes
+from domain.shared.errors import ERROR_CODES, DomainError
+from domain.shared.pages import MAX_PAGE_LIMIT, build_listing, parse_page
 from domain.shared.times import read_time
 from infra.settings import Secret, SettingsError, read_settings
 
@@ -28,9 +28,9 @@ ENV = {
 }
 
 
-@given(st.integers(1, MAX_LIMIT), st.integers(1, 5000))
+@given(st.integers(1, MAX_PAGE_LIMIT), st.integers(1, 5000))
 def test_page_and_offset_are_one_thing(size: int, number: int) -> None:
-    assert page_of(None, None, None, number, size) == page_of(size, (number - 1) * size, None, None, None)
+    assert parse_page(None, None, None, number, size) == parse_page(size, (number - 1) * size, None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -47,15 +47,15 @@ def test_page_and_offset_are_one_thing(size: int, number: int) -> None:
 )
 def test_contradictions_name_the_parameter(arguments: Any, field: str) -> None:
     with pytest.raises(DomainError) as caught:
-        page_of(*arguments)
+        parse_page(*arguments)
     assert caught.value.errors[0].field == field
 
 
 @given(st.integers(0, 60), st.integers(1, 20), st.integers(0, 60))
 def test_has_more_is_true_exactly_when_rows_follow(total: int, limit: int, offset: int) -> None:
-    page = page_of(limit, offset, None, None, None)
+    page = parse_page(limit, offset, None, None, None)
     rows = list(range(total))[offset : offset + limit + 1]
-    made = listing(rows, total, page)
+    made = build_listing(rows, total, page)
     assert made.items == rows[:limit]
     assert made.has_more == (offset + limit < total)
 
@@ -104,16 +104,16 @@ def test_levels_are_read_from_the_line(line: str, level: str) -> None:
     assert parse_level("stderr", line) == level
 
 
-@given(st.sets(st.sampled_from(sorted(SCOPES))), st.sampled_from(["admin", "member", "viewer"]))
+@given(st.sets(st.sampled_from(sorted(ALL_SCOPES))), st.sampled_from(["admin", "member", "viewer"]))
 def test_a_key_never_does_what_its_owner_may_not(scopes: set[str], role: Any) -> None:
-    assert scopes_in_force(role, frozenset(scopes)) <= BY_ROLE[role]
+    assert limit_scopes(role, frozenset(scopes)) <= SCOPES_BY_ROLE[role]
 
 
 def test_a_key_manages_keys_only_with_admin() -> None:
-    member = Caller(tenant_id="t", user_id="u", role="member", scopes=BY_ROLE["member"], key_id="key_1")
+    member = Caller(tenant_id="t", user_id="u", role="member", scopes=SCOPES_BY_ROLE["member"], key_id="key_1")
     with pytest.raises(DomainError):
-        access.require(member, "account")
-    access.require(Caller(tenant_id="t", user_id="u", role="viewer", scopes=BY_ROLE["viewer"]), "account")
+        access.require_scope(member, "account")
+    access.require_scope(Caller(tenant_id="t", user_id="u", role="viewer", scopes=SCOPES_BY_ROLE["viewer"]), "account")
 
 
 def test_times_without_an_offset_are_utc_and_all_stay_in_the_calendar() -> None:
@@ -150,4 +150,4 @@ def test_secrets_do_not_show() -> None:
 def test_every_code_has_a_status() -> None:
     from api.errors import ERROR_TABLE
 
-    assert set(ERROR_TABLE) == CODES
+    assert set(ERROR_TABLE) == ERROR_CODES

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.agents import Agent, merged
-from domain.agents.prompts import messages
+from domain.agents import Agent, merge_ancestors
+from domain.agents.prompts import build_messages
 from domain.shared import ids
 from domain.shared.errors import DomainError
 from domain.shared.placeholders import MAX_FILLED_LENGTH, create_filler, find_placeholders
@@ -25,7 +25,7 @@ TEXTS = st.lists(
 
 def template(text: str) -> Template:
     return Template(
-        id=ids.new("tpl"),
+        id=ids.generate_id("tpl"),
         name="t",
         description=None,
         template=text,
@@ -38,7 +38,7 @@ def template(text: str) -> Template:
 
 def agent(**more: Any) -> Agent:
     return Agent(
-        id=ids.new("agent"),
+        id=ids.generate_id("agent"),
         name="a",
         description=None,
         kind="llm",
@@ -100,7 +100,7 @@ def test_what_values_may_add_is_bounded() -> None:
 
 
 def test_an_agent_is_told_its_template_before_its_instructions() -> None:
-    told = messages(
+    told = build_messages(
         agent(goal="{goal}", template_text="About {topic}.", instructions="Be brief."), {"topic": "bees", "task": "Go"}
     )
     assert told[0].content == "Your goal: {goal}\n\nAbout bees.\n\nBe brief."
@@ -108,15 +108,20 @@ def test_an_agent_is_told_its_template_before_its_instructions() -> None:
 
 
 def test_the_task_in_an_agents_texts_is_what_is_asked() -> None:
-    told = messages(agent(instructions="You were asked: {task}"), {"topic": "b{x}", "x": 1, "task": "Count {topic}"})
+    told = build_messages(
+        agent(instructions="You were asked: {task}"), {"topic": "b{x}", "x": 1, "task": "Count {topic}"}
+    )
     assert told[0].content == "You were asked: Count b{x}"
     assert told[1].content.startswith("Count b{x}\n\nInputs:")
-    alone = messages(agent(instructions="You were asked: {task}"), {"task": "Count {topic}"})
+    alone = build_messages(agent(instructions="You were asked: {task}"), {"task": "Count {topic}"})
     assert [one.content for one in alone] == ["You were asked: Count {topic}", "Count {topic}"]
 
 
 def test_a_template_is_inherited_whole() -> None:
     parent = agent(template="house style", template_id="tpl_1")
     child, own = agent(), agent(template="mine", template_id="tpl_2")
-    assert (merged([child, parent]).template, merged([child, parent]).template_id) == ("house style", "tpl_1")
-    assert (merged([own, parent]).template, merged([own, parent]).template_id) == ("mine", "tpl_2")
+    assert (merge_ancestors([child, parent]).template, merge_ancestors([child, parent]).template_id) == (
+        "house style",
+        "tpl_1",
+    )
+    assert (merge_ancestors([own, parent]).template, merge_ancestors([own, parent]).template_id) == ("mine", "tpl_2")

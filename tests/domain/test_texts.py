@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.shared.unicode_text import TextMender, mend_json, mend_json_text, mend_text
+from domain.shared.unicode_text import TextRepairer, repair_json, repair_json_text, repair_text
 
 # Escapes and what stands near them: every way in which a reader of escapes can lose its place.
 _PIECES = ("\\ud83d", "\\uD83D", "\\ude00", "\\uDE00", "\\\\", "\\n", '\\"', "\\u0041", "ud83d", "é", "😀", "x", "\\/")
@@ -25,22 +25,22 @@ def _expected(value: Any) -> Any:
 def test_json_is_mended_as_its_text_is(pieces: list[str]) -> None:
     source = '{"a":"' + "".join(pieces) + '"}'
     expected = _expected(json.loads(source)["a"])
-    assert msgspec.json.decode(mend_json(source.encode()))["a"] == expected
-    assert msgspec.json.decode(mend_json_text(source))["a"] == expected
+    assert msgspec.json.decode(repair_json(source.encode()))["a"] == expected
+    assert msgspec.json.decode(repair_json_text(source))["a"] == expected
 
 
 @given(_ANY)
 def test_text_and_bytes_of_any_kind(text: str) -> None:
-    assert mend_text(text) == _expected(text)
-    mend_text(text).encode()
+    assert repair_text(text) == _expected(text)
+    repair_text(text).encode()
     for ascii_only in (True, False):
         source = json.dumps([text], ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
-        assert msgspec.json.decode(mend_json(source)) == [_expected(text)]
+        assert msgspec.json.decode(repair_json(source)) == [_expected(text)]
 
 
 @given(st.lists(_ANY, max_size=6))
 def test_pieces_come_to_what_the_whole_is(pieces: list[str]) -> None:
-    mender = TextMender()
+    mender = TextRepairer()
     said = "".join([*(mender.add(piece) for piece in pieces), mender.finish()])
     assert said == _expected("".join(pieces))
 
@@ -58,4 +58,4 @@ def test_pieces_come_to_what_the_whole_is(pieces: list[str]) -> None:
 )
 def test_what_is_no_json_is_left_to_its_reader(source: bytes) -> None:
     with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)):
-        msgspec.json.decode(mend_json(source))
+        msgspec.json.decode(repair_json(source))

@@ -12,7 +12,7 @@ from domain.artifacts.schema import parse_artifact as read_artifact
 from domain.evaluations.parser import parse_evaluation as read_evaluation
 from domain.evaluations.parser import parse_evaluation_batch
 from domain.shared.errors import TIME_RULE, DomainError
-from domain.shared.times import mend_times, read_time
+from domain.shared.times import normalize_times, read_time
 
 AT = datetime(2026, 2, 1, 8, 30, tzinfo=UTC)
 DAY = datetime(2026, 2, 1, tzinfo=UTC)
@@ -70,10 +70,10 @@ def test_years_that_there_are_not(text: str) -> None:
 
 
 def test_a_date_as_an_end_is_the_whole_of_its_day() -> None:
-    assert read_time("until", "2026-02-01", end=True) == DAY + timedelta(days=1)
-    assert read_time("until", "20260201", end=True) == DAY + timedelta(days=1)
+    assert read_time("until", "2026-02-01", is_end=True) == DAY + timedelta(days=1)
+    assert read_time("until", "20260201", is_end=True) == DAY + timedelta(days=1)
     for text in ("2026-02-01T00:00", "2026-02-01T00:00Z", str(int(DAY.timestamp()))):
-        assert read_time("until", text, end=True) == DAY
+        assert read_time("until", text, is_end=True) == DAY
 
 
 @given(st.datetimes(datetime(1000, 1, 2), datetime(9999, 12, 30)), st.integers(-840, 840))
@@ -125,6 +125,6 @@ def test_a_bad_time_in_a_body_is_named() -> None:
 
 def test_mending_leaves_all_else_alone() -> None:
     body = b'{"created_at": 0, "inputs": {"b": 1.50, "a": "\\u00e9"}, "unknown": [1], "tool_calls": "no list"}'
-    assert mend_times(body, Artifact) == (
+    assert normalize_times(body, Artifact) == (
         b'{"created_at":"1970-01-01T00:00:00Z","inputs":{"b": 1.50, "a": "\\u00e9"},"unknown":[1],"tool_calls":"no list"}'
     )

@@ -37,7 +37,7 @@ def at(seconds: float) -> datetime:
 
 def run(kind: Any = "agent", begun: float = 0, ended: float | None = 100, **more: Any) -> TracedRun:
     fields = {
-        "id": ids.new("exec"),
+        "id": ids.generate_id("exec"),
         "tenant_id": "t",
         "kind": kind,
         "status": "running" if ended is None else "completed",
@@ -67,7 +67,7 @@ def tool_step(of: TracedRun, path: str, begun: float, ended: float | None, **mor
 
 def call(of: TracedRun, ended: float, cost: float = 0.001, **more: Any) -> TracedModelCall:
     fields = {
-        "id": ids.new("cost"),
+        "id": ids.generate_id("cost"),
         "run_id": of.id,
         "provider": "openai",
         "model": "gpt",
@@ -245,8 +245,8 @@ def test_more_than_was_read_is_told() -> None:
 
 
 def test_an_agent_that_delegates() -> None:
-    boss = run(agent_name="Boss", agent_id=ids.new("agent"), temperature=0.5, max_tokens=10)
-    helper = DelegatedAgent(name="Helper", id=ids.new("agent"), temperature=0.1)
+    boss = run(agent_name="Boss", agent_id=ids.generate_id("agent"), temperature=0.5, max_tokens=10)
+    helper = DelegatedAgent(name="Helper", id=ids.generate_id("agent"), temperature=0.1)
     root = tree(
         runs=[boss],
         steps=[
@@ -366,7 +366,7 @@ def test_answers_whose_bills_are_gone_stay() -> None:
 
 
 def test_calls_of_uploaded_code_lie_below_it() -> None:
-    one = run(agent_name="Coder", agent_version_id=ids.new("ver"))
+    one = run(agent_name="Coder", agent_version_id=ids.generate_id("ver"))
     root = tree(runs=[one], calls=[call(one, 5), call(one, 4)])
     assert shape(root) == ("agent Coder", [("model_call m", []), ("model_call m", [])])
     assert root.attributes["gen_ai.agent.version"] == one.agent_version_id
@@ -417,8 +417,8 @@ def test_tool_calls_wait_are_decided_on_and_end_with_their_execution() -> None:
 
 
 def test_a_crew_with_context_and_a_second_try() -> None:
-    crew = run("crew", run_name="Team-abcdef", crew_id=ids.new("crew"))
-    ids_ = sorted(ids.new("exec") for _ in range(3))
+    crew = run("crew", run_name="Team-abcdef", crew_id=ids.generate_id("crew"))
+    ids_ = sorted(ids.generate_id("exec") for _ in range(3))
     first, failed, again = (
         run(
             "agent", begun, ended, id=name, parent_id=crew.id, root_id=crew.id, step=step, status=status, agent_name="A"
@@ -476,7 +476,7 @@ def test_a_crew_with_context_and_a_second_try() -> None:
 
 
 def test_a_workflow_with_items_skipped_steps_and_one_in_another() -> None:
-    flow = run("workflow", workflow_id=ids.new("wf"))
+    flow = run("workflow", workflow_id=ids.generate_id("wf"))
     below: dict[str, Any] = {"parent_id": flow.id, "root_id": flow.id}
     items = [run("tool", 1 + n, 3 + n, step=f"each[{n}]", run_name="add-1", **below) for n in (0, 1)]
     inner = run("workflow", 5, 6, step="sub", run_name="Inner-1", **below)

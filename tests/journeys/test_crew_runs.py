@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from domain import crews
-from domain.shared.access import SCOPES, Caller
+from domain.shared.access import ALL_SCOPES, Caller
 from tests.journeys.test_kasal_crews import fields, made
 from tests.support.clients import Tenant
 from tests.support.fake_provider import Answer, Asked, Wire, call, tokens_of
@@ -178,7 +178,7 @@ async def test_a_plan_of_a_crew_names_models_of_providers(acme: Tenant, parts) -
         verbose=True,
         max_rpm=7,
     )
-    caller = Caller(tenant_id=acme.tenant_id, user_id=acme.account["id"], role="admin", scopes=SCOPES)
+    caller = Caller(tenant_id=acme.tenant_id, user_id=acme.account["id"], role="admin", scopes=ALL_SCOPES)
     async with parts.store.begin(caller) as tx:
         kept = await crews.get_crew(tx, crew["id"])
         plan = await crews.compile_crew(tx, caller, kept)

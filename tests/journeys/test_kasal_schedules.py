@@ -50,7 +50,7 @@ async def due_now(owner: asyncpg.Connection, schedule: dict[str, Any]) -> dateti
     """Make it due at the minute that has begun last, and not again for a year."""
     at = datetime.now(UTC).replace(second=0, microsecond=0)
     query = "UPDATE schedules SET next_run_at = $2, cron_expression = $3 WHERE id = $1"
-    await owner.execute(query, ids.decode("sched", schedule["id"]), at, f"{at:%M %H %d %m} *")
+    await owner.execute(query, ids.decode_id("sched", schedule["id"]), at, f"{at:%M %H %d %m} *")
     return at
 
 
@@ -292,4 +292,4 @@ async def test_who_is_scheduled_is_known(acme: Tenant, parts) -> None:
         await made(acme, ALL, **{**DAILY, "name": name}, agent_id=agent)
     async with parts.store.begin_for(acme.tenant_id) as tx:
         assert await tx.schedules.list_names_by_target("agent", agent) == ["One", "Two"]
-        assert await tx.schedules.list_names_by_target("crew", ids.new("crew")) == []
+        assert await tx.schedules.list_names_by_target("crew", ids.generate_id("crew")) == []

@@ -62,12 +62,12 @@ async def world(system: System):
 async def _keep(parts: Resources, caller: Caller, name: str, key: str) -> str:
     async with parts.store.begin(caller) as tx:
         data = NewProviderKey(name=name, service="openai", key=key)
-        return (await provider_keys.create(tx, caller, data, parts.keyring.seal)).id
+        return (await provider_keys.create_provider_key(tx, caller, data, parts.keyring.seal)).id
 
 
 async def _opened(parts: Resources, caller: Caller, slug: str) -> str:
     async with parts.store.begin(caller) as tx:
-        return parts.keyring.open(await provider_keys.sealed(tx, slug)).decode()
+        return parts.keyring.open(await provider_keys.get_sealed_key(tx, slug)).decode()
 
 
 async def test_old_keys_give_way_to_new_ones_while_everything_runs(world: World) -> None:
@@ -143,10 +143,12 @@ async def test_a_key_that_is_replaced_meanwhile_stays_replaced(world: World) -> 
             if not self.done:
                 self.done = True
                 async with old.store.begin(caller) as tx:
-                    await provider_keys.patch(tx, "busy", PatchProviderKey(key="sk-after"), old.keyring.seal)
+                    await provider_keys.patch_provider_key(
+                        tx, "busy", PatchProviderKey(key="sk-after"), old.keyring.seal
+                    )
 
     done = await reseal(Meddled(), both.keyring)  # type: ignore[arg-type]
     assert (done.resealed, done.kept, done.unreadable) == (1, 0, ())
     assert await _opened(await world.process(NEW), caller, "busy") == "sk-after"
     async with both.store.begin_unbound() as tx:
-        assert not await tx.provider_keys.replace(ids.new("pkey"), b"", b"x")
+        assert not await tx.provider_keys.replace_sealed(ids.generate_id("pkey"), b"", b"x")

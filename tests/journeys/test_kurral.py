@@ -17,7 +17,7 @@ import pytest
 
 from domain.artifacts import service
 from domain.shared.errors import DomainError
-from infra.compression import unpacked
+from infra.compression import decompress_stream
 from infra.wiring import Resources
 from scripts.up import System
 from tests.support.clients import Tenant
@@ -80,7 +80,7 @@ async def key_in_storage(parts: Resources, owner: Tenant, kurral_id: str) -> str
 
 async def object_at(parts: Resources, key: str) -> bytes | None:
     try:
-        return b"".join([chunk async for chunk in unpacked(await parts.blobs.get(key))])
+        return b"".join([chunk async for chunk in decompress_stream(await parts.blobs.get(key))])
     except DomainError as error:
         assert error.code == "not_found"
         return None

@@ -7,7 +7,7 @@ import pytest
 
 from domain import costs
 from domain.costs import BilledCall, CostAttribution
-from domain.llms.messages import Usage
+from domain.llms.messages import ModelUsage
 from domain.shared import ids
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
@@ -30,7 +30,7 @@ CALLS = [
 
 def called(provider: str, model: str, cost: float, **fields: Any) -> BilledCall:
     given = {"estimated": False, "status": "ok", "duration_ms": 850.0, "first_token_ms": 120.0, **fields}
-    usage = Usage(prompt_tokens=100, completion_tokens=50, cached_tokens=20, reasoning_tokens=10)
+    usage = ModelUsage(prompt_tokens=100, completion_tokens=50, cached_tokens=20, reasoning_tokens=10)
     return BilledCall(provider=provider, model=model, model_name=f"our-{model}", usage=usage, cost_usd=cost, **given)
 
 
@@ -60,7 +60,7 @@ async def spent(clocked: Any, acme: Tenant) -> dict[str, str]:
 
 async def test_one_call_of_a_model(parts: Resources, acme: Tenant, home: Tenant) -> None:
     agent = await acme.agent("coder")
-    execution_id, key_id = ids.new("exec"), ids.new("key")
+    execution_id, key_id = ids.generate_id("exec"), ids.generate_id("key")
     spender = CostAttribution(
         execution_id=execution_id,
         agent_id=agent["id"],
@@ -131,7 +131,7 @@ async def test_the_summary_of_the_seed(acme: Tenant, spent: dict[str, str]) -> N
 async def test_lists_and_their_totals(acme: Tenant, spent: dict[str, str], clocked: Any) -> None:
     store, clock = clocked
     clock[0] = datetime.now(UTC)
-    execution_id = ids.new("exec")
+    execution_id = ids.generate_id("exec")
     async with store.begin_for(acme.tenant_id) as tx:
         failed = called("openai", "gpt-4", 0.25, status="error", error_type="cut_off", estimated=True)
         await costs.settle_call(tx, None, CostAttribution(execution_id=execution_id), failed)

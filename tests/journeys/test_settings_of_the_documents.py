@@ -118,11 +118,11 @@ def test_tokens_are_signed_as_the_setting_says_and_otherwise_refused(algorithm: 
     from datetime import UTC, datetime, timedelta
 
     tokens = AccessTokens("k" * 32, timedelta(minutes=5), algorithm)
-    token = tokens.issue("user_1", "ses_1", datetime.now(UTC))
+    token = tokens.issue_token("user_1", "ses_1", datetime.now(UTC))
     assert json.loads(base64.urlsafe_b64decode(token.split(".")[0] + "=="))["alg"] == algorithm
-    assert tokens.read(token) == ("user_1", "ses_1")
+    assert tokens.read_token(token) == ("user_1", "ses_1")
     for other in {"HS256", "HS384", "HS512"} - {algorithm}:
-        assert AccessTokens("k" * 32, timedelta(minutes=5), other).read(token) is None
+        assert AccessTokens("k" * 32, timedelta(minutes=5), other).read_token(token) is None
 
 
 async def test_limit_environment_name_and_docs_of_a_running_system() -> None:

@@ -14,7 +14,15 @@ import zstandard
 
 from domain.shared.errors import DomainError
 from infra import compression
-from infra.compression import AT_ONCE, CHUNK, LARGE, begun, once, pack, unpacked
+from infra.compression import (
+    CHUNK_BYTES,
+    MAX_BUFFERED_BYTES,
+    MAX_INLINE_BYTES,
+    compress_body,
+    decompress_stream,
+    prefetch_first_chunk,
+    stream_once,
+)
 from infra.wiring import Resources
 from scripts.bench.resources import held
 from scripts.up import System
@@ -113,38 +121,38 @@ class Source:
             self.closed = True
 
 
-@pytest.mark.parametrize("size", [0, 1, AT_ONCE, AT_ONCE + 1, CHUNK * 5, 31 * MIB])
+@pytest.mark.parametrize("size", [0, 1, MAX_BUFFERED_BYTES, MAX_BUFFERED_BYTES + 1, CHUNK_BYTES * 5, 31 * MIB])
 @pytest.mark.parametrize("random", [False, True])
 async def test_whatever_is_packed_is_unpacked_in_chunks(size: int, random: bool) -> None:
     body = secrets.token_bytes(size) if random else b"a" * size
-    packed = pack(body)
+    packed = compress_body(body)
     source = Source(*(packed[start : start + 100_000] for start in range(0, len(packed), 100_000)))
-    chunks = await begun(unpacked(source()))
+    chunks = await prefetch_first_chunk(decompress_stream(source()))
     assert source.closed
     got = [chunk async for chunk in chunks]
     assert b"".join(got) == body
-    assert max(map(len, got)) <= (AT_ONCE if len(got) == 1 else CHUNK)
+    assert max(map(len, got)) <= (MAX_BUFFERED_BYTES if len(got) == 1 else CHUNK_BYTES)
 
 
 @pytest.mark.parametrize("body", [b"small" * 100, b"a" * 31 * MIB, secrets.token_bytes(2 * MIB)])
 @pytest.mark.parametrize("keep", [0, 3, 0.5, -1])
 async def test_a_frame_that_is_cut_short_or_broken_is_an_error(body: bytes, keep: float) -> None:
-    packed = pack(body)
+    packed = compress_body(body)
     cut = packed[: int(len(packed) * keep) if keep == 0.5 else int(keep)]
     sizeless = zstandard.ZstdCompressor(write_content_size=False).compress(body)
     for broken in (cut, b"nonsense" + packed, sizeless):
         with pytest.raises(DomainError, match="A stored body") as raised:
-            [chunk async for chunk in unpacked(once(broken))]
+            [chunk async for chunk in decompress_stream(stream_once(broken))]
         assert raised.value.code == "internal_error"
 
 
 async def test_a_stream_that_breaks_off_is_closed_and_told_before_the_answer() -> None:
     async def broken() -> AsyncIterator[bytes]:
-        yield b"x" * (LARGE + 1)
+        yield b"x" * (MAX_INLINE_BYTES + 1)
         raise DomainError("storage_unavailable", "gone")
 
     with pytest.raises(DomainError, match="gone"):
-        await begun(unpacked(broken()))
+        await prefetch_first_chunk(decompress_stream(broken()))
 
 
 @pytest.mark.parametrize("taken", [0, 1, 2])
@@ -157,7 +165,7 @@ async def test_a_stream_that_is_dropped_closes_its_file(monkeypatch: pytest.Monk
 
     made = compression.tempfile.SpooledTemporaryFile
     monkeypatch.setattr(compression.tempfile, "SpooledTemporaryFile", spooled)
-    chunks = await begun(unpacked(once(pack(secrets.token_bytes(2 * MIB)))))
+    chunks = await prefetch_first_chunk(decompress_stream(stream_once(compress_body(secrets.token_bytes(2 * MIB)))))
     for _ in range(taken):
         await anext(chunks)
     assert [file.closed for file in files] == [False]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from domain import costs
 from domain.costs import BilledCall, BudgetReservation, CostAttribution, CostSettlement, budgets
 from domain.costs.budgets import Budget, PatchBudget, find_period_start, format_dollars, nanos_from_usd
-from domain.llms.messages import Usage
+from domain.llms.messages import ModelUsage
 from domain.shared import ids
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError
@@ -21,33 +21,33 @@ from tests.support.isolated_database import Apart
 # A Wednesday, in a week that has two months.
 NOW = datetime(2028, 5, 31, 22, tzinfo=UTC)
 KEYS, AGENTS, WORKFLOWS = (
-    [ids.encode(prefix, UUID(int=number)) for number in (first, first + 1)]
+    [ids.encode_id(prefix, UUID(int=number)) for number in (first, first + 1)]
     for prefix, first in (("key", 10), ("agent", 20), ("wf", 30))
 )
 SUBJECTS = {"tenant": [None], "key": KEYS, "agent": AGENTS, "workflow": WORKFLOWS}
 
 
 def called(cost: float, **fields: Any) -> BilledCall:
-    given = {"status": "ok", "estimated": False, "duration_ms": 12.5, "usage": Usage(prompt_tokens=3), **fields}
+    given = {"status": "ok", "estimated": False, "duration_ms": 12.5, "usage": ModelUsage(prompt_tokens=3), **fields}
     return BilledCall(provider="openai", model="gpt", model_name="gpt", cost_usd=cost, **given)
 
 
 async def started(database: Apart, caller: Caller, total_cost: float = 0.0, status: str = "running") -> str:
     """An execution; its id."""
-    execution_id = ids.uuid7()
+    execution_id = ids.generate_uuid7()
     await database.owner.execute(
         "INSERT INTO executions (id, tenant_id, user_id, run_name, kind, status, attempt, max_attempts, timeout, "
         "steps_total, steps_completed, total_cost, last_seq, created_at, updated_at) "
         "VALUES ($1, $2, $3, 'run', 'agent', $4, 1, 3, 30, 1, 0, $5, 1, $6, $6)",
-        *(execution_id, caller.tenant_id, ids.decode("user", caller.user_id), status, total_cost, NOW),
+        *(execution_id, caller.tenant_id, ids.decode_id("user", caller.user_id), status, total_cost, NOW),
     )
-    return ids.encode("exec", execution_id)
+    return ids.encode_id("exec", execution_id)
 
 
 async def made(tx: Any, caller: Caller, scope: str, subject: str | None, limit: float, period: str = "total") -> Budget:
     """A budget, also for what is not there: which is checked in `create`, and elsewhere here."""
     budget = Budget(
-        id=ids.new("bud"),
+        id=ids.generate_id("bud"),
         tenant_id=caller.tenant_id,
         scope=scope,
         subject=subject,
@@ -97,7 +97,7 @@ class Bench:
 
     async def total_cost(self, execution_id: str) -> float:
         query = "SELECT total_cost FROM executions WHERE id = $1"
-        return await self.database.owner.fetchval(query, ids.decode("exec", execution_id))
+        return await self.database.owner.fetchval(query, ids.decode_id("exec", execution_id))
 
 
 # A plain model.

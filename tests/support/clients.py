@@ -13,11 +13,11 @@ import httpx
 import msgspec
 
 from domain import accounts
-from domain.accounts import Register
+from domain.accounts import Registration
 from domain.events import EventQuery, ExecutionEvent
 from domain.executions import Execution
 from domain.ports import Tx
-from infra.credentials import new_token, token_hash
+from infra.credentials import generate_token, hash_token
 from infra.embedded.children import find_free_ports
 from infra.wiring import Resources
 from scripts.demo import packed
@@ -130,11 +130,11 @@ async def found_tenant(resources: Resources, url: str, credentials: tuple[str, s
     `credentials` are the password and its hash. It is what `POST /auth/register` does, without the time of hashing.
     """
     password, password_hash = credentials
-    name, refresh = secrets.token_hex(6), new_token("pdr_")
-    data = Register(email=f"{name}@example.com", password=password, tenant_id=f"tenant-{name}")
+    name, refresh = secrets.token_hex(6), generate_token("pdr_")
+    data = Registration(email=f"{name}@example.com", password=password, tenant_id=f"tenant-{name}")
     async with resources.store.begin_for(f"tenant-{name}") as tx:
-        user = await accounts.register(tx, f"tenant-{name}", data, password_hash, token_hash(""))
-        session_id = await accounts.open_session(tx, user.id, token_hash(refresh), timedelta(days=1))
+        user = await accounts.register_user(tx, f"tenant-{name}", data, password_hash, hash_token(""))
+        session_id = await accounts.open_session(tx, user.id, hash_token(refresh), timedelta(days=1))
     access_token = resources.tokens.issue(user.id, session_id, resources.clock())
     lifetime = int(resources.tokens.lifetime.total_seconds())
     account = {"access_token": access_token, "refresh_token": refresh, "expires_in": lifetime, "token_type": "bearer"}

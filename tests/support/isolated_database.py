@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from domain.shared import ids
-from domain.shared.access import BY_ROLE, Caller
+from domain.shared.access import SCOPES_BY_ROLE, Caller
 from infra.postgres.migrate import migrate
 from scripts.up import System
 
@@ -24,7 +24,7 @@ class Apart:
 
     async def tenant(self) -> Caller:
         """A tenant with one user, who may do everything."""
-        tenant_id, user = f"t-{secrets.token_hex(6)}", ids.uuid7()
+        tenant_id, user = f"t-{secrets.token_hex(6)}", ids.generate_uuid7()
         await self.owner.execute(
             "INSERT INTO tenants (id, plan, created_at) VALUES ($1, 'standard', $2)", tenant_id, NOW
         )
@@ -33,12 +33,14 @@ class Apart:
             "VALUES ($1, $2, $3, '', 'admin', true, $4, $4)",
             *(user, tenant_id, f"{tenant_id}@example.com", NOW),
         )
-        return Caller(tenant_id=tenant_id, user_id=ids.encode("user", user), role="admin", scopes=BY_ROLE["admin"])
+        return Caller(
+            tenant_id=tenant_id, user_id=ids.encode_id("user", user), role="admin", scopes=SCOPES_BY_ROLE["admin"]
+        )
 
     async def agent(self, caller: Caller, max_concurrency: int | None = None, policy: str = "queue") -> str:
         """A ready agent of the tenant; its id."""
-        agent, version = ids.uuid7(), ids.uuid7()
-        user = ids.decode("user", caller.user_id)
+        agent, version = ids.generate_uuid7(), ids.generate_uuid7()
+        user = ids.decode_id("user", caller.user_id)
         await self.owner.execute(
             "INSERT INTO agents (id, tenant_id, user_id, name, kind, status, current_version_id, max_concurrency, "
             "concurrency_policy, created_at, updated_at) VALUES ($1, $2, $3, $4, 'code', 'ready', $5, $6, $7, $8, $8)",
@@ -50,7 +52,7 @@ class Apart:
             "VALUES ($1, $2, $3, 1, 'v1', 'ready', $4, 'agent:handle', '', 0, 1, $5, $5)",
             *(version, caller.tenant_id, agent, str(version), NOW),
         )
-        return ids.encode("agent", agent)
+        return ids.encode_id("agent", agent)
 
 
 # Migrated once per server and copied for every test: copying takes a twentieth of the time.

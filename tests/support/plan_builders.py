@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from domain import executions
-from domain.agents import Spec
+from domain.agents import AgentSpec
 from domain.executions import AttemptOutcome, Execution, ExecutionStart, RunLane, steps
 from domain.executions.steps import RunStep
 from domain.plans import coordinator, service
@@ -45,7 +45,7 @@ class World:
 
     async def known(self) -> None:
         found = await self.database.owner.fetchval("SELECT current_version_id FROM agents ORDER BY id DESC LIMIT 1")
-        self.version_id = ids.encode("ver", found)
+        self.version_id = ids.encode_id("ver", found)
 
     async def start(self, *steps: PlanStep, **more: Any) -> str:
         plan = Plan(kind="workflow", name="plan", steps=list(steps), **more)
@@ -113,7 +113,7 @@ class World:
             "created_at": NOW,
             "updated_at": NOW,
         }
-        return AgentWork(name="asker", spec=Spec(**(fields | more)))
+        return AgentWork(name="asker", spec=AgentSpec(**(fields | more)))
 
     async def ask(self, *call_ids: str) -> Execution:
         """Claim the next run of a model agent and have it wait for these tool calls."""

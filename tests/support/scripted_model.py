@@ -8,17 +8,17 @@ from typing import Any
 from aiohttp import web
 
 from domain.llms.messages import (
-    Ask,
-    Message,
+    ChatMessage,
+    ModelCall,
     ModelError,
-    Notice,
-    Options,
-    Part,
-    Reply,
+    ModelOptions,
+    ModelReply,
+    ModelTarget,
+    ReasoningDelta,
+    ReplyNotice,
+    ReplyPart,
     ReportedUsage,
-    Target,
-    Text,
-    Thought,
+    TextDelta,
     ToolSpec,
 )
 from infra.http import Outbound
@@ -35,19 +35,19 @@ TOOLS = tuple(
 class Played:
     """What came of a call: the reply or the error, and the parts before."""
 
-    parts: list[Part] = field(default_factory=list)
-    reply: Reply | None = None
+    parts: list[ReplyPart] = field(default_factory=list)
+    reply: ModelReply | None = None
     error: ModelError | None = None
 
     @property
     def text(self) -> str:
         assert self.reply is not None, self.error
-        assert "".join(part.text for part in self.parts if isinstance(part, Text)) == self.reply.message.content
+        assert "".join(part.text for part in self.parts if isinstance(part, TextDelta)) == self.reply.message.content
         return self.reply.message.content
 
     @property
     def thoughts(self) -> str:
-        return "".join(part.text for part in self.parts if isinstance(part, Thought))
+        return "".join(part.text for part in self.parts if isinstance(part, ReasoningDelta))
 
     @property
     def calls(self) -> list[tuple[str, str]]:
@@ -56,7 +56,7 @@ class Played:
 
     @property
     def notices(self) -> list[str]:
-        return [part.message for part in self.parts if isinstance(part, Notice)]
+        return [part.message for part in self.parts if isinstance(part, ReplyNotice)]
 
     @property
     def reported(self) -> ReportedUsage | None:
@@ -64,10 +64,10 @@ class Played:
 
 
 async def play(
-    url: str, model: str = "m", provider: str = "openai_compatible", messages: Iterable[Message] = (), **more: Any
+    url: str, model: str = "m", provider: str = "openai_compatible", messages: Iterable[ChatMessage] = (), **more: Any
 ) -> Played:
     """Call a model at `url`, which ends before `/v1`."""
-    target = Target(
+    target = ModelTarget(
         name=model,
         provider=provider,
         model=model,
@@ -75,11 +75,11 @@ async def play(
         parameters=more.pop("parameters", {}),
         api=more.pop("api", None),
     )
-    messages = tuple(messages) or (Message(role="user", content="x"),)
+    messages = tuple(messages) or (ChatMessage(role="user", content="x"),)
     llm, played = PydanticLlm(Outbound(("127.0.0.1",)), Here()), Played()
     try:
-        async for part in llm.stream(Ask(target=target, messages=messages, tools=TOOLS, **more)):
-            if isinstance(part, Reply):
+        async for part in llm.stream(ModelCall(target=target, messages=messages, tools=TOOLS, **more)):
+            if isinstance(part, ModelReply):
                 played.reply = part
             else:
                 played.parts.append(part)
@@ -119,4 +119,4 @@ async def play_body(
 ) -> Played:
     """Call a model whose server answers with one body."""
     async with serving(body, kind, status) as url:
-        return await play(url, provider=provider, options=more.pop("options", Options()), **more)
+        return await play(url, provider=provider, options=more.pop("options", ModelOptions()), **more)

@@ -16,7 +16,7 @@ from domain.evaluations import ClaimedEvaluation, Evaluation
 from domain.evaluations.scoring import EvaluationScores
 from domain.shared.access import Caller
 from domain.shared.pages import Listing, Page
-from domain.shared.times import OLDEST
+from domain.shared.times import OLDEST_RECORD_TIME
 from domain.stats import NANOS_PER_UNIT, QUANTILE_ACCURACY, QUANTILE_FRACTIONS
 from infra.sketches import SMALLEST_VALUE
 from tests.support.stats_strategies import BEGINS, BESIDE, DAY, HOUR, NOWS
@@ -193,7 +193,7 @@ def buckets_of(now: datetime, days: int, bucket: str, points: list[Any]) -> Iter
     return [(p.date, p.date + step, p) for number, p in enumerate(points) if p.count or number in near]
 
 
-_ALL_TIMES = [max(at + by, OLDEST) for at in BEGINS for by in BESIDE] + NOWS
+_ALL_TIMES = [max(at + by, OLDEST_RECORD_TIME) for at in BEGINS for by in BESIDE] + NOWS
 
 
 def check_page(truth: list[Any], listed: Listing[Any], page: Page) -> None:

@@ -10,19 +10,19 @@ from domain.evaluations import NewEvaluation
 from domain.evaluations.scoring import EvaluationScores
 from domain.shared import ids
 from domain.shared.pages import Page
-from domain.shared.times import OLDEST
+from domain.shared.times import OLDEST_RECORD_TIME
 from domain.stats import RECORD_KINDS
 
 HOUR, DAY, LEASE = timedelta(hours=1), timedelta(days=1), timedelta(minutes=5)
 # Beginnings of months, days and hours, a leap day, and the oldest a record may be; the latest is what the clocks show.
 BEGINS = [
-    *(OLDEST, datetime(2027, 12, 31, 23, tzinfo=UTC), datetime(2028, 1, 31, tzinfo=UTC)),
+    *(OLDEST_RECORD_TIME, datetime(2027, 12, 31, 23, tzinfo=UTC), datetime(2028, 1, 31, tzinfo=UTC)),
     *(datetime(2028, 2, 1, tzinfo=UTC), datetime(2028, 2, 27, 5, tzinfo=UTC), datetime(2028, 2, 29, tzinfo=UTC)),
     *(datetime(2028, 2, 29, 23, tzinfo=UTC), datetime(2028, 3, 1, tzinfo=UTC), datetime(2028, 3, 1, 1, tzinfo=UTC)),
 ]
 MICRO = timedelta(microseconds=1)
 BESIDE = [timedelta(0), timedelta(0), MICRO, -MICRO, timedelta(minutes=30), timedelta(minutes=45), HOUR, 22 * HOUR]
-TIMES = st.builds(lambda at, by: max(at + by, OLDEST), st.sampled_from(BEGINS), st.sampled_from(BESIDE))
+TIMES = st.builds(lambda at, by: max(at + by, OLDEST_RECORD_TIME), st.sampled_from(BEGINS), st.sampled_from(BESIDE))
 NOWS = [datetime(2028, 3, 1, 0, 30, tzinfo=UTC), datetime(2028, 3, 1, 1, tzinfo=UTC)]
 
 
@@ -51,7 +51,7 @@ SCORES = st.builds(
 )
 # What nothing else draws.
 OTHERS = EvaluationScores(**dict.fromkeys(EvaluationScores.__struct_fields__[:4], 0.987654321), hallucinated=True)
-EXECUTIONS = [ids.encode("exec", UUID(int=number)) for number in (1, 2)]
+EXECUTIONS = [ids.encode_id("exec", UUID(int=number)) for number in (1, 2)]
 ARTIFACT = st.fixed_dictionaries(
     {"kurral_id": st.sampled_from([f"k{number}" for number in range(6)])},
     optional={

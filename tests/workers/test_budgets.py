@@ -89,7 +89,7 @@ async def test_a_crowd_passes_no_limit_and_comes_close(bench: Bench) -> None:
     async def lock() -> None:
         """As batches of other writers do."""
         while not done.is_set():
-            chosen = [ids.decode("exec", one) for one in dice.sample(runs, 6)]
+            chosen = [ids.decode_id("exec", one) for one in dice.sample(runs, 6)]
             async with bench.database.owner.transaction():
                 query = "SELECT FROM executions WHERE id = ANY ($1) ORDER BY id FOR UPDATE"
                 await bench.database.owner.execute(query, chosen)
@@ -180,7 +180,7 @@ async def test_a_budget_made_in_the_middle_has_what_was_spent(bench: Bench) -> N
         "AND ($2::uuid IS NULL OR agent_id = $2) AND created_at >= $3"
     )
     for one in made_meanwhile:
-        subject = None if one.subject is None else ids.decode("agent", one.subject)
+        subject = None if one.subject is None else ids.decode_id("agent", one.subject)
         since = one.period_start or datetime(1, 1, 1, tzinfo=UTC)
         exact = await bench.database.owner.fetchval(query, bench.caller.tenant_id, subject, since)
         assert nanos_from_usd((await bench.get(one.id)).spent_usd) == exact
@@ -298,7 +298,7 @@ async def test_a_killed_worker_s_hold_lapses_and_is_settled_all_the_same(bench: 
 async def test_the_same_cost_counts_once(bench: Bench) -> None:
     """Whoever lost the answer to a commit tries again."""
     run = await started(bench.database, bench.caller)
-    spender, cost_id = CostAttribution(execution_id=run), ids.new("cost")
+    spender, cost_id = CostAttribution(execution_id=run), ids.generate_id("cost")
     budget = await bench.budget("tenant", None, 1.0)
     found = [
         await bench.do(lambda tx: costs.settle_call(tx, None, spender, called(0.9), cost_id=cost_id)) for _ in range(3)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from domain import costs
 from domain.costs import BilledCall, Cost, CostAttribution, CostFilter
-from domain.llms.messages import Usage
+from domain.llms.messages import ModelUsage
 from domain.shared import ids
 from domain.shared.pages import Page
 from domain.stats import NANOS_PER_UNIT, QUANTILE_FRACTIONS
@@ -25,8 +25,8 @@ from workers.record.stats import StatsFolder
 from workers.upkeep.retention import RetentionSweeper
 
 DAYS = {"day": 1, "week": 7, "month": 30}
-AGENTS = [ids.encode("agent", UUID(int=number)) for number in (1, 2)]
-KEYS = [ids.encode("key", UUID(int=1))]
+AGENTS = [ids.encode_id("agent", UUID(int=number)) for number in (1, 2)]
+KEYS = [ids.encode_id("key", UUID(int=1))]
 MONEY = st.sampled_from([0.0, 1e-9, 0.0045, 0.1, 0.2, 1 / 3, 2.5e-9, 1000.0]) | st.floats(0, 1000)
 COUNT = st.integers(0, 10**7)
 SPENDER = st.builds(
@@ -39,7 +39,7 @@ SPENDER = st.builds(
 CALL = st.builds(
     BilledCall,
     **dict.fromkeys(("provider", "model", "model_name"), NAME),
-    usage=st.builds(Usage, **dict.fromkeys(Usage.__struct_fields__, COUNT)),
+    usage=st.builds(ModelUsage, **dict.fromkeys(ModelUsage.__struct_fields__, COUNT)),
     cost_usd=MONEY,
     estimated=st.booleans(),
     status=st.sampled_from(["ok", "error", "cancelled"]),
@@ -85,7 +85,7 @@ class Truth:
     def groups(self) -> dict[Any, dict[str, int]]:
         found: dict[Any, Counter[str]] = defaultdict(Counter)
         for row in self.rows:
-            agent = None if row.agent_id is None else str(ids.decode("agent", row.agent_id))
+            agent = None if row.agent_id is None else str(ids.decode_id("agent", row.agent_id))
             dims = (agent, row.agent_name, row.provider, row.model, row.model_name, row.status)
             tokens = ("prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "reasoning_tokens")
             found[dims].update(
@@ -113,7 +113,7 @@ class World:
             async with self.store.begin(self.callers[whose]) as tx:
                 settled = await costs.settle_call(tx, None, spender, call)
             assert settled.warnings == []
-            tokens = {name: getattr(call.usage, name) for name in (*Usage.__struct_fields__, "total_tokens")}
+            tokens = {name: getattr(call.usage, name) for name in (*ModelUsage.__struct_fields__, "total_tokens")}
             named = {name: getattr(spender, name) for name in CostAttribution.__struct_fields__ if hasattr(Cost, name)}
             told = {name: getattr(call, name) for name in BilledCall.__struct_fields__ if name != "usage"}
             self.rows[whose][settled.cost_id] = Cost(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from domain.shared.errors import DomainError
-from infra.group_commit import Batches
+from infra.group_commit import GroupCommit
 from workers.run import code_runner
 from workers.run.code_runner import Claimer
 
@@ -149,7 +149,7 @@ async def test_a_batch_gathers_while_another_is_written() -> None:
         await gate.wait()
         return [item * 10 for item in items]
 
-    batches = Batches(write, most=4)
+    batches = GroupCommit(write, max_items=4)
     adding = [asyncio.create_task(batches.add(number)) for number in range(6)]
     await asyncio.sleep(0.01)
     adding += [asyncio.create_task(batches.add(number)) for number in range(6, 8)]
@@ -165,7 +165,7 @@ async def test_an_item_that_spoils_a_batch_fails_alone() -> None:
             raise ValueError("three")
         return items
 
-    batches = Batches(write)
+    batches = GroupCommit(write)
     results = await asyncio.gather(*(batches.add(number) for number in range(5)), return_exceptions=True)
     assert [number for number in results if isinstance(number, int)] == [0, 1, 2, 4]
     assert isinstance(results[3], ValueError)
@@ -179,7 +179,7 @@ async def test_an_outage_is_told_to_all_of_a_batch_at_once() -> None:
         calls += 1
         raise DomainError("unavailable", "away")
 
-    batches = Batches(write)
+    batches = GroupCommit(write)
     results = await asyncio.gather(*(batches.add(number) for number in range(5)), return_exceptions=True)
     assert all(isinstance(result, DomainError) for result in results)
     assert calls == 1

@@ -119,8 +119,10 @@ async def test_handing_over_never_uses_up_attempts(system) -> None:
         try:
             async with store.begin(caller) as tx:
                 made = await executions.start_execution(tx, caller, agent_id, ExecutionStart(max_attempts=2))
-                upload = builds.Upload(version_id=builds.new_id(), path="uploads/x", sha256="", size_bytes=0)
-                version = await builds.enqueue(tx, caller, agent_id, upload)
+                upload = builds.ArchiveUpload(
+                    version_id=builds.generate_version_id(), path="uploads/x", sha256="", size_bytes=0
+                )
+                version = await builds.enqueue_build(tx, caller, agent_id, upload)
                 row = evaluations.parse_evaluation(b'{"prompt":"a","response":"b"}')
                 sent = build_evaluations(caller.tenant_id, caller.user_id, [row], tx.now, False)
                 await tx.evaluations.add(sent)
@@ -129,11 +131,11 @@ async def test_handing_over_never_uses_up_attempts(system) -> None:
                     (execution,) = await executions.claim_executions(tx, "w", LEASE, 1)
                 assert execution.attempt == number
                 async with store.begin(caller) as tx:
-                    building = await builds.claim(tx, version.id, "w", LEASE)
+                    building = await builds.claim_build(tx, version.id, "w", LEASE)
                     assert building is not None
                     (judging,) = await evaluations.claim_evaluations(tx, 5, LEASE)
                     await executions.hand_over_execution(tx, execution)
-                    await builds.hand_over(tx, building)
+                    await builds.hand_over_build(tx, building)
                     await tx.evaluations.release_claims([judging])
                 # Whoever was stopped may not write any more, though nobody has it now.
                 ended = executions.AttemptOutcome(execution=execution, outcome=Outcome(output=b"1"), events=[])
@@ -152,10 +154,10 @@ async def test_handing_over_never_uses_up_attempts(system) -> None:
             assert failed.error_message == "The worker stopped answering during attempt 2 of 2."
             for status in ("queued", "queued", "failed"):
                 async with store.begin(caller) as tx:
-                    assert await builds.claim(tx, version.id, "w", LEASE) is not None
+                    assert await builds.claim_build(tx, version.id, "w", LEASE) is not None
                 now += LEASE * 2
                 async with store.begin(caller) as tx:
-                    await builds.take_back(tx, version.id)
+                    await builds.requeue_expired_build(tx, version.id)
                     found = await tx.builds.get(version.id)
                 assert found is not None
                 assert found.status == status

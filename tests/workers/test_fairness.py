@@ -79,7 +79,7 @@ class World:
                 waiting += await self._start(caller, agent_id, pending)
                 await self._hide()
         for row_id, limit in limits.items():
-            table, key = ("agents", ids.decode("agent", row_id)) if row_id in owners else ("tenants", row_id)
+            table, key = ("agents", ids.decode_id("agent", row_id)) if row_id in owners else ("tenants", row_id)
             await self._database.owner.execute(f"UPDATE {table} SET max_concurrency = $2 WHERE id = $1", key, limit)
         await self._database.owner.execute("UPDATE executions SET status = 'pending' WHERE status = 'waiting'")
         claimed = [one.id for one in await self._claim(slots, LaneShare(reserved_slots=spare))]

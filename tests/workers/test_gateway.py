@@ -14,17 +14,17 @@ from openai.types.chat import ChatCompletionMessage
 from pydantic import BaseModel
 
 from domain.llms.messages import (
-    CallPart,
-    Message,
+    ChatMessage,
     ModelError,
-    Options,
-    Part,
-    Reply,
-    Text,
-    Thought,
-    ToolCall,
+    ModelOptions,
+    ModelReply,
+    ModelToolCall,
+    ModelUsage,
+    ReasoningDelta,
+    ReplyPart,
+    TextDelta,
+    ToolCallDelta,
     ToolSpec,
-    Usage,
 )
 from domain.shared.errors import DomainError
 from workers.run import gateway, openai_wire
@@ -44,24 +44,24 @@ class Scripted:
     """Calls that answer what they are told to, and remember what they were asked and how they ended."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, tuple[Message, ...], tuple[ToolSpec, ...], Options]] = []
-        self.parts: list[Part | Exception] = []
+        self.asked: list[tuple[str, tuple[ChatMessage, ...], tuple[ToolSpec, ...], ModelOptions]] = []
+        self.parts: list[ReplyPart | Exception] = []
         self.delay = 0.0
         self.running = self.most = self.closed = 0
         self.endless = False
 
     def say(self, *words: str, **more: Any) -> None:
-        self.parts = [*map(Text, words), _reply("".join(words), **more)]
+        self.parts = [*map(TextDelta, words), _reply("".join(words), **more)]
 
     async def stream_answer(
-        self, name: str, messages: tuple[Message, ...], tools: tuple[ToolSpec, ...], options: Options
-    ) -> AsyncGenerator[Part, None]:
+        self, name: str, messages: tuple[ChatMessage, ...], tools: tuple[ToolSpec, ...], options: ModelOptions
+    ) -> AsyncGenerator[ReplyPart, None]:
         self.asked.append((name, messages, tools, options))
         self.running += 1
         self.most = max(self.most, self.running)
         try:
             while self.endless:
-                yield Text("x" * 10_000)
+                yield TextDelta("x" * 10_000)
             for part in list(self.parts):
                 await asyncio.sleep(self.delay)
                 if isinstance(part, Exception):
@@ -75,9 +75,11 @@ class Scripted:
 
 
 def _reply(
-    content: str = "", calls: tuple[ToolCall, ...] = (), finish: Any = "stop", usage: Usage | None = None
-) -> Reply:
-    return Reply(message=Message(role="assistant", content=content, tool_calls=calls), finish=finish, usage=usage)
+    content: str = "", calls: tuple[ModelToolCall, ...] = (), finish: Any = "stop", usage: ModelUsage | None = None
+) -> ModelReply:
+    return ModelReply(
+        message=ChatMessage(role="assistant", content=content, tool_calls=calls), finish=finish, usage=usage
+    )
 
 
 class Served:
@@ -145,7 +147,7 @@ async def _until(true: Callable[[], bool], seconds: float = 5) -> None:
 
 
 async def test_an_answer_whole_and_in_pieces(served: Served) -> None:
-    usage = Usage(prompt_tokens=7, completion_tokens=3, cached_tokens=2, reasoning_tokens=1)
+    usage = ModelUsage(prompt_tokens=7, completion_tokens=3, cached_tokens=2, reasoning_tokens=1)
     served.calls.say("Hel", "lo", usage=usage)
     whole = await served.ask()
     assert (whole.choices[0].message.content, whole.choices[0].finish_reason, whole.model) == ("Hello", "stop", "small")
@@ -153,7 +155,7 @@ async def test_an_answer_whole_and_in_pieces(served: Served) -> None:
     assert whole.usage.prompt_tokens_details.cached_tokens == 2
     assert whole.usage.completion_tokens_details.reasoning_tokens == 1
 
-    served.calls.parts.insert(1, Thought("hm"))
+    served.calls.parts.insert(1, ReasoningDelta("hm"))
     chunks = [one async for one in await served.ask(stream=True)]
     assert [one.choices[0].delta.content for one in chunks] == ["", "Hel", None, "lo", None]
     assert [getattr(one.choices[0].delta, "reasoning_content", None) for one in chunks] == [
@@ -177,11 +179,11 @@ async def test_an_answer_whole_and_in_pieces(served: Served) -> None:
 
 
 async def test_tools_there_and_back(served: Served) -> None:
-    call = ToolCall(id="c1", name="add", arguments='{"a":1}')
+    call = ModelToolCall(id="c1", name="add", arguments='{"a":1}')
     served.calls.parts = [
-        CallPart(index=0, id="c1", name="add"),
-        CallPart(index=0, arguments='{"a"'),
-        CallPart(index=0, arguments=":1}"),
+        ToolCallDelta(index=0, id="c1", name="add"),
+        ToolCallDelta(index=0, arguments='{"a"'),
+        ToolCallDelta(index=0, arguments=":1}"),
         _reply(calls=(call,), finish="tool_calls"),
     ]
     tools = [{"type": "function", "function": ADD}]
@@ -204,8 +206,8 @@ async def test_tools_there_and_back(served: Served) -> None:
         await served.ask(messages=[*HELLO, back, answer], tools=tools)
         _, messages, _, _ = served.calls.asked[-1]
         assert messages[1:] == (
-            Message(role="assistant", tool_calls=(call,)),
-            Message(role="tool", content="3", tool_call_id="c1", name="add"),
+            ChatMessage(role="assistant", tool_calls=(call,)),
+            ChatMessage(role="tool", content="3", tool_call_id="c1", name="add"),
         )
         served.calls.parts = []
 
@@ -235,7 +237,7 @@ async def test_every_option_reaches_the_call(served: Served) -> None:
         ("system", "Be\nkind."),
         ("user", "hello"),
     ]
-    assert options == Options(
+    assert options == ModelOptions(
         temperature=0.5,
         max_tokens=10,
         top_p=0.9,
@@ -245,9 +247,9 @@ async def test_every_option_reaches_the_call(served: Served) -> None:
         frequency_penalty=-0.1,
     )
     await served.ask(max_completion_tokens=5, stop="end", response_format={"type": "json_object"})
-    assert served.calls.asked[-1][3] == Options(max_tokens=5, stop=("end",), schema={"type": "object"})
+    assert served.calls.asked[-1][3] == ModelOptions(max_tokens=5, stop=("end",), schema={"type": "object"})
     await served.ask(response_format={"type": "text"}, temperature=None)
-    assert served.calls.asked[-1][3] == Options()
+    assert served.calls.asked[-1][3] == ModelOptions()
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer")  # the library's, of what it sends back
@@ -266,16 +268,16 @@ async def test_answers_of_a_schema(served: Served) -> None:
     assert schema["title"] == "City"
     # What the library noted beside the answer comes back with it, and is no part of it.
     await served.ask(messages=[*HELLO, told.choices[0].message])
-    assert served.calls.asked[-1][1][1] == Message(role="assistant", content='{"name":"Rome"}')
+    assert served.calls.asked[-1][1][1] == ChatMessage(role="assistant", content='{"name":"Rome"}')
 
 
 async def test_tools_as_the_library_makes_them(served: Served) -> None:
     class Add(BaseModel):
         a: int
 
-    call = ToolCall(id="c1", name="Add", arguments='{"a":1}')
+    call = ModelToolCall(id="c1", name="Add", arguments='{"a":1}')
     served.calls.parts = [
-        CallPart(index=0, id="c1", name="Add", arguments='{"a":1}'),
+        ToolCallDelta(index=0, id="c1", name="Add", arguments='{"a":1}'),
         _reply(calls=(call,), finish="tool_calls"),
     ]
     tools = [openai.pydantic_function_tool(Add)]
@@ -284,7 +286,7 @@ async def test_tools_as_the_library_makes_them(served: Served) -> None:
     assert message.tool_calls is not None
     assert message.tool_calls[0].function.parsed_arguments == Add(a=1)
     await served.ask(messages=[*HELLO, message, {"role": "tool", "tool_call_id": "c1", "content": "3"}], tools=tools)
-    assert served.calls.asked[-1][1][1] == Message(role="assistant", tool_calls=(call,))
+    assert served.calls.asked[-1][1][1] == ChatMessage(role="assistant", tool_calls=(call,))
 
 
 @pytest.mark.parametrize(
@@ -466,7 +468,7 @@ JSON_SCHEMA = {
 @pytest.mark.parametrize("fields", [LANGCHAIN, JSON_SCHEMA])
 async def test_structured_output_of_frameworks(served: Served, fields: dict[str, Any]) -> None:
     """What instructor's default mode, and LangChain's `with_structured_output` in both of its methods, send."""
-    call = ToolCall(id="c1", name="Answer", arguments='{"text":"hi"}')
+    call = ModelToolCall(id="c1", name="Answer", arguments='{"text":"hi"}')
     served.calls.parts = [_reply('{"text":"hi"}', (call,) if "tools" in fields else (), "stop")]
     status, _, told = await served.post({"model": "small", "messages": HELLO, **fields})
     assert status == 200, told
@@ -599,7 +601,7 @@ async def test_errors_are_told_in_openai_s_shape_and_no_more_than_concerns_the_a
         assert str(error) in told["error"]["message"]
 
     # The same, after a part of the answer was sent.
-    served.calls.parts.insert(0, Text("begun"))
+    served.calls.parts.insert(0, TextDelta("begun"))
     seen = []
     with pytest.raises(openai.APIError) as caught:
         async for chunk in await served.ask(stream=True):
@@ -667,9 +669,9 @@ async def test_a_call_is_cancelled_once_however_often_it_is_given_up() -> None:
     """It settles what was used while the client is gone, and then the run as well."""
     settled = asyncio.Event()
 
-    async def stream_answer(*_: Any) -> AsyncGenerator[Part, None]:
+    async def stream_answer(*_: Any) -> AsyncGenerator[ReplyPart, None]:
         try:
-            yield Text("a")
+            yield TextDelta("a")
             await asyncio.sleep(30)
         finally:
             await asyncio.sleep(0.3)

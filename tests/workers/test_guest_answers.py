@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.executions import error_type_from_exception
-from domain.llms.messages import ErrorKind
+from domain.llms.messages import ModelErrorKind
 from infra.sandbox.exit_report import ExitReport
 from infra.sandbox.guest import main as guest
 from infra.sandbox.guest_protocol import MAX_MESSAGE_CHARS, MAX_RESULT_BYTES, MAX_STACK_CHARS, outcome_from_report
@@ -78,7 +78,7 @@ def test_a_result_that_holds_itself_is_told_of() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["timeout", "out_of_memory", "worker_lost", "crashed", "result_not_json", *ErrorKind.__args__]
+    "name", ["timeout", "out_of_memory", "worker_lost", "crashed", "result_not_json", *ModelErrorKind.__args__]
 )
 def test_the_platform_s_words_stay_the_platform_s(name: str) -> None:
     assert error_type_from_exception(name) == f"agent.{name}"

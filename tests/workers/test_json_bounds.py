@@ -75,16 +75,16 @@ async def test_what_an_mcp_server_sends_is_bounded_before_the_library_decodes_it
 
 async def test_answers_of_tools_are_walked_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[Any] = []
-    clean = custom.scrub_clean
+    clean = custom.clean_and_mask
 
     def watched(value: Any, hidden: list[str]) -> Any:
         threads.append(threading.current_thread())
         return clean(value, hidden)
 
-    monkeypatch.setattr(custom, "scrub_clean", watched)
+    monkeypatch.setattr(custom, "clean_and_mask", watched)
     for size in (10, 50_000):
         body = msgspec.json.encode([0] * size)
-        assert await custom.walk_aside(len(body), custom._parsed, body, "", []) == [0] * size
+        assert await custom.walk_in_thread(len(body), custom._parsed, body, "", []) == [0] * size
     assert threads[0] is threading.current_thread()
     assert threads[1] is not threading.current_thread()
     assert custom._parsed(DEEP.encode(), "as text", []) == "as text"

@@ -13,7 +13,7 @@ from domain.executions import AttemptOutcome, Execution, ExecutionSettlement, Ex
 from domain.ports import Outcome
 from domain.shared.access import Caller
 from domain.shared.leases import LostLease
-from domain.shared.status import TERMINAL
+from domain.shared.status import TERMINAL_STATUSES
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
 from tests.support.clients import events_of
@@ -96,7 +96,7 @@ async def _live(url: str, caller: Caller, agent_id: str) -> None:
                 def a_worker_is_told_to_stop(self, which: int) -> None:
                     claim, before = self.claims[which % len(self.claims)], self._status()
                     self._release_and_claim(lambda tx: executions.hand_over_execution(tx, claim))
-                    if before.status not in TERMINAL and before.attempt == claim.attempt:
+                    if before.status not in TERMINAL_STATUSES and before.attempt == claim.attempt:
                         # Claimed again at once, under a token of its own, however many attempts are left.
                         after = self._status()
                         assert (after.status, after.attempt) == ("preparing", claim.attempt + 1)
@@ -116,7 +116,7 @@ async def _live(url: str, caller: Caller, agent_id: str) -> None:
                         execution=claim, outcome=outcome, events=[build_log_event("INFO", "x", self.now, "stdout")]
                     )
                     settled = self._do(lambda tx: executions.settle_executions(tx, [ended]))
-                    held = before.status not in TERMINAL and before.attempt == claim.attempt
+                    held = before.status not in TERMINAL_STATUSES and before.attempt == claim.attempt
                     assert isinstance(settled, ExecutionSettlement)
                     assert settled.settled_attempts == ({(claim.id, claim.attempt)} if held else set())
                     self.logged += held
@@ -133,20 +133,20 @@ async def _live(url: str, caller: Caller, agent_id: str) -> None:
                         )
                         self.logged += 2
                     except LostLease:
-                        assert before.status in TERMINAL or before.attempt != claim.attempt
+                        assert before.status in TERMINAL_STATUSES or before.attempt != claim.attempt
 
                 @precondition(lambda self: len(self.claims) > 1)
                 @rule()
                 def somebody_cancels(self) -> None:
                     before = self._status()
-                    if before.status not in TERMINAL:
+                    if before.status not in TERMINAL_STATUSES:
                         self._do(lambda tx: executions.cancel_execution(tx, before.id))
 
                 def teardown(self) -> None:
                     if not self.claims:
                         return
                     ended = self._status()
-                    if ended.status not in TERMINAL:
+                    if ended.status not in TERMINAL_STATUSES:
                         self._do(lambda tx: executions.cancel_execution(tx, ended.id))
                         ended = self._status()
                     assert ended.attempt - ended.handovers <= self.max_attempts

@@ -16,7 +16,16 @@ from domain.costs import CostAttribution
 from domain.events import AttemptEvents, EventQuery, ExecutionEvent
 from domain.executions import Execution, steps
 from domain.executions.steps import RunStep
-from domain.llms.messages import Ask, Message, Options, Part, Reply, Target, Text, Usage
+from domain.llms.messages import (
+    ChatMessage,
+    ModelCall,
+    ModelOptions,
+    ModelReply,
+    ModelTarget,
+    ModelUsage,
+    ReplyPart,
+    TextDelta,
+)
 from domain.ports import Tx
 from domain.shared.errors import DomainError
 from infra.llm import GenaiPrices
@@ -266,10 +275,10 @@ class Forgetful:
 class Said:
     """A provider that answers at once."""
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Part, None]:
-        yield Text("Hi")
-        usage = Usage(prompt_tokens=1000, completion_tokens=1000)
-        yield Reply(message=Message(role="assistant", content="Hi"), finish="stop", usage=usage)
+    async def stream(self, ask: ModelCall) -> AsyncGenerator[ReplyPart, None]:
+        yield TextDelta("Hi")
+        usage = ModelUsage(prompt_tokens=1000, completion_tokens=1000)
+        yield ModelReply(message=ChatMessage(role="assistant", content="Hi"), finish="stop", usage=usage)
 
 
 async def held(acme: Tenant, provider: Wire, parts: Resources) -> Execution:
@@ -302,17 +311,17 @@ def step(execution: Execution, path: str, status: Any) -> RunStep:
 
 
 # Free, so that nothing has to be held before it is called.
-TARGET = Target(name="m", provider="local", model="m")
+TARGET = ModelTarget(name="m", provider="local", model="m")
 
 
 async def test_a_commit_whose_answer_was_lost_counts_once(acme: Tenant, provider: Wire, parts: Resources) -> None:
     execution = await held(acme, provider, parts)
     calls = calling(Forgetful(parts.store), parts, execution)
 
-    async def also(tx: Tx, _: Reply) -> None:
+    async def also(tx: Tx, _: ModelReply) -> None:
         await steps.write_step(tx, step(execution, "9", "finished"), [])
 
-    async for _ in calls.stream_answer(TARGET, (Message(role="user", content="Hi"),), (), Options(), also):
+    async for _ in calls.stream_answer(TARGET, (ChatMessage(role="user", content="Hi"),), (), ModelOptions(), also):
         pass
     costs = (await acme.http.get(f"/costs?execution_id={execution.id}")).json()
     assert [one["total_tokens"] for one in costs["items"]] == [2000]
@@ -335,7 +344,7 @@ async def test_a_run_that_ends_while_a_call_is_settled_pays_for_it(
 
     async def ask() -> None:
         async for _ in calling(store, parts, execution).stream_answer(
-            TARGET, (Message(role="user", content="Hi"),), (), Options()
+            TARGET, (ChatMessage(role="user", content="Hi"),), (), ModelOptions()
         ):
             pass
 

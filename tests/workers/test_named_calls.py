@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from domain.llms.messages import Message, Options, Part, ProviderParts, Reply, ToolCall
+from domain.llms.messages import ChatMessage, ModelOptions, ModelReply, ModelToolCall, ProviderParts, ReplyPart
 from workers.run import named_models
 from workers.run.named_models import NamedModelCalls
 
@@ -16,35 +16,35 @@ class Calls:
     """Model calls that note what they were asked."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[Message, ...]] = []
-        self.answers: list[Message] = []
+        self.asked: list[tuple[ChatMessage, ...]] = []
+        self.answers: list[ChatMessage] = []
 
     async def resolve_target(self, name: str) -> Any:
         return name
 
     async def stream_answer(
-        self, target: Any, messages: tuple[Message, ...], tools: Any, options: Any
-    ) -> AsyncGenerator[Part, None]:
+        self, target: Any, messages: tuple[ChatMessage, ...], tools: Any, options: Any
+    ) -> AsyncGenerator[ReplyPart, None]:
         self.asked.append(messages)
-        yield Reply(message=self.answers.pop(0), finish="tool_calls", usage=None)
+        yield ModelReply(message=self.answers.pop(0), finish="tool_calls", usage=None)
 
 
-def answer(id_: str, size: int = 1, content: str = "") -> Message:
+def answer(id_: str, size: int = 1, content: str = "") -> ChatMessage:
     parts = ProviderParts(
         writer="w", parts=({"item": {"type": "reasoning", "of": id_, "filler": "x" * size}}, {"call": 0})
     )
-    call = ToolCall(id=id_, name="f", arguments="{}")
-    return Message(role="assistant", content=content, tool_calls=(call,), provider_parts=parts)
+    call = ModelToolCall(id=id_, name="f", arguments="{}")
+    return ChatMessage(role="assistant", content=content, tool_calls=(call,), provider_parts=parts)
 
 
-async def ask(calls: NamedModelCalls, *messages: Message) -> None:
-    async for _ in calls.stream_answer("m", messages, (), Options()):
+async def ask(calls: NamedModelCalls, *messages: ChatMessage) -> None:
+    async for _ in calls.stream_answer("m", messages, (), ModelOptions()):
         pass
 
 
-def sent_back(message: Message) -> Message:
+def sent_back(message: ChatMessage) -> ChatMessage:
     """As the agent's library sends it: without what it has never seen."""
-    return Message(role="assistant", content=message.content, tool_calls=message.tool_calls)
+    return ChatMessage(role="assistant", content=message.content, tool_calls=message.tool_calls)
 
 
 async def test_it_is_put_back_into_the_answer_that_it_came_with() -> None:
@@ -52,15 +52,15 @@ async def test_it_is_put_back_into_the_answer_that_it_came_with() -> None:
     calls = NamedModelCalls(inner)  # type: ignore[arg-type]
     first, second = answer("a"), answer("b", content="I look.")
     inner.answers = [first, second, answer("c"), answer("d")]
-    await ask(calls, Message(role="user", content="go"))
+    await ask(calls, ChatMessage(role="user", content="go"))
     await ask(calls, sent_back(first))
-    await ask(calls, sent_back(first), Message(role="tool", content="", tool_call_id="a"), sent_back(second))
+    await ask(calls, sent_back(first), ChatMessage(role="tool", content="", tool_call_id="a"), sent_back(second))
     assert [message.provider_parts for message in inner.asked[-1]] == [
         first.provider_parts,
         None,
         second.provider_parts,
     ]
-    changed = Message(role="assistant", content="I was changed.", tool_calls=second.tool_calls)
+    changed = ChatMessage(role="assistant", content="I was changed.", tool_calls=second.tool_calls)
     await ask(calls, changed)
     assert inner.asked[-1] == (changed,)
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from domain import agents, builds, executions
-from domain.builds import BundleSize, Upload, Version
+from domain.builds import AgentVersion, ArchiveUpload, BundleSize
 from domain.executions import ExecutionStart, LaneShare, count_reserved_slots
 from domain.shared import ids
 from domain.shared.access import Caller
@@ -99,7 +99,7 @@ async def test_a_tenant_that_is_alone_has_every_slot(system) -> None:
             first = await tx.queues.next_build(True)
         assert first is not None
         await database.owner.execute(
-            "UPDATE agent_versions SET status = 'building' WHERE id = $1", ids.decode("ver", first.row_id)
+            "UPDATE agent_versions SET status = 'building' WHERE id = $1", ids.decode_id("ver", first.row_id)
         )
         async with store.begin_single() as tx:
             assert await tx.queues.next_build(True) is not None
@@ -117,7 +117,14 @@ async def _queue(database: Apart, caller: Caller, agent_id: str, count: int) -> 
         await database.owner.execute(
             "INSERT INTO agent_versions (id, tenant_id, agent_id, number, version, status, tarball_path, sha256, "
             "size_bytes, attempt, created_at, updated_at) VALUES ($1, $2, $3, $4, '', 'queued', $5, '', 0, 0, $6, $6)",
-            *(ids.uuid7(), caller.tenant_id, ids.decode("agent", agent_id), number + 2, f"queued-{number}", NOW),
+            *(
+                ids.generate_uuid7(),
+                caller.tenant_id,
+                ids.decode_id("agent", agent_id),
+                number + 2,
+                f"queued-{number}",
+                NOW,
+            ),
         )
 
 
@@ -128,17 +135,17 @@ async def test_what_a_tenant_stores_is_counted(system) -> None:
         engine = connect(database.url, pool_size=2, application="tests")
         store = PostgresStore(engine, Silent(), lambda: NOW)
 
-        async def upload(agent_id: str, size: int, quota: int = 0) -> Version:
-            version_id = builds.new_id()
-            one = Upload(version_id=version_id, path=version_id, sha256="", size_bytes=size)
+        async def upload(agent_id: str, size: int, quota: int = 0) -> AgentVersion:
+            version_id = builds.generate_version_id()
+            one = ArchiveUpload(version_id=version_id, path=version_id, sha256="", size_bytes=size)
             async with store.begin(caller) as tx:
-                await builds.enqueue(tx, caller, agent_id, one, quota)
+                await builds.enqueue_build(tx, caller, agent_id, one, quota)
             async with store.begin_for(caller.tenant_id) as tx:
-                version = await builds.claim(tx, version_id, "w", LEASE)
+                version = await builds.claim_build(tx, version_id, "w", LEASE)
             assert version is not None
             return version
 
-        async def reserve(version: Version, size: int, environment: str | None, quota: int) -> None:
+        async def reserve(version: AgentVersion, size: int, environment: str | None, quota: int) -> None:
             taken = BundleSize(
                 unpacked_bytes=size, environment=environment, environment_bytes=1000 if environment else 0
             )
@@ -147,7 +154,7 @@ async def test_what_a_tenant_stores_is_counted(system) -> None:
 
         async def stored() -> int:
             async with store.begin(caller) as tx:
-                return await tx.builds.stored_bytes()
+                return await tx.builds.sum_stored_bytes()
 
         first, second = await database.agent(caller), await database.agent(caller)
         versions = [await upload(agent_id, 10) for agent_id in (first, first, second)]
@@ -165,12 +172,12 @@ async def test_what_a_tenant_stores_is_counted(system) -> None:
         # Another's are not among them.
         other = await database.tenant()
         async with store.begin(other) as tx:
-            assert await tx.builds.stored_bytes() == 0
+            assert await tx.builds.sum_stored_bytes() == 0
         async with store.begin(caller) as tx:
-            await agents.delete(tx, first)
+            await agents.delete_agent(tx, first)
         assert await stored() == 10 + 100 + 1000
         async with store.begin_for(caller.tenant_id) as tx:
-            await builds.finish(tx, versions[2], None, "failed")
+            await builds.finish_build(tx, versions[2], None, "failed")
         assert await stored() == 10
         await engine.dispose()
 

@@ -79,7 +79,7 @@ async def _retain(acme: Tenant, parts: Resources) -> Counter[str]:
 
 async def _left(owner: asyncpg.Connection, execution_ids: list[str]) -> dict[str, int]:
     """The rows of these executions, in every table that knows of executions."""
-    wanted = [ids.decode("exec", one) for one in execution_ids]
+    wanted = [ids.decode_id("exec", one) for one in execution_ids]
     tables = await owner.fetch(
         "SELECT c.relname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid "
         "WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition "
@@ -138,7 +138,7 @@ async def test_old_executions_leave_nothing_behind(system, parts, acme: Tenant, 
         before[0] = (await acme.http.get("/stats")).json()
         await owner.execute(
             "UPDATE executions SET created_at = created_at - interval '40 days' WHERE id = $1",
-            ids.decode("exec", runs["id"]),
+            ids.decode_id("exec", runs["id"]),
         )
         for tenant in (acme, rival):
             await _age(owner, tenant.tenant_id, 40)
@@ -170,7 +170,7 @@ async def test_what_is_not_recorded_yet_or_still_runs_below_stays(system, parts,
     async with _owner(system) as owner:
         await _recorded(owner, acme.tenant_id)
         await _age(owner, acme.tenant_id, 40)
-        leaf = ids.decode("exec", made["executions"][-2])
+        leaf = ids.decode_id("exec", made["executions"][-2])
         root = await owner.fetchval("SELECT root_id FROM executions WHERE id = $1", leaf)
         assert root is not None
         # As if one child were still being stopped.
@@ -201,7 +201,8 @@ async def test_versions_that_serve_go_on_serving(system, parts, acme: Tenant) ->
             acme.tenant_id,
         )
         await owner.execute(
-            "UPDATE agents SET deleted_at = deleted_at - interval '40 days' WHERE id = $1", ids.decode("agent", other)
+            "UPDATE agents SET deleted_at = deleted_at - interval '40 days' WHERE id = $1",
+            ids.decode_id("agent", other),
         )
         gone = await _retain(acme, parts)
         assert (gone["versions"], gone["agents"]) == (3, 1)
@@ -262,7 +263,7 @@ async def test_it_goes_in_batches_and_ends_between_two_of_them(system) -> None:
         await own.owner.execute("UPDATE tenants SET retention_days = 7 WHERE id = $1", caller.tenant_id)
         store = PostgresStore(connect(own.url, pool_size=2, application="tests"), NoQueue(), get_utc_now)
         count = 2 * BATCH + 10
-        await _executions(own, caller.tenant_id, ids.decode("user", caller.user_id), count)
+        await _executions(own, caller.tenant_id, ids.decode_id("user", caller.user_id), count)
         try:
             sizes = []
             async with asyncio.timeout(60):
@@ -271,7 +272,7 @@ async def test_it_goes_in_batches_and_ends_between_two_of_them(system) -> None:
                         sizes.append(await tx.retention.forget_executions(tx.now - timedelta(days=7)))
             assert sizes == [BATCH, BATCH, 10, 0]
             # One with very many events is a batch of its own.
-            await _executions(own, caller.tenant_id, ids.decode("user", caller.user_id), 3, events=25_000)
+            await _executions(own, caller.tenant_id, ids.decode_id("user", caller.user_id), 3, events=25_000)
             async with store.begin_for(caller.tenant_id) as tx:
                 assert await tx.retention.forget_executions(tx.now - timedelta(days=7)) == 1
             # Another tenant's call reaches none of them.
@@ -303,7 +304,7 @@ async def test_what_has_expired_goes_and_what_has_not_stays(system) -> None:
     """Of every kind one row that is just too old, and one that is not."""
     async with apart(system) as own:
         caller = await own.tenant()
-        user, tenant = ids.decode("user", caller.user_id), caller.tenant_id
+        user, tenant = ids.decode_id("user", caller.user_id), caller.tenant_id
         rows = {
             "answers": "INSERT INTO idempotency_keys (tenant_id, owner, key, fingerprint, status, body, created_at) "
             "VALUES ($1, $2::uuid::text, gen_random_uuid(), '', 200, '', $3)",

@@ -20,7 +20,7 @@ from domain import costs, executions, traces
 from domain.costs import BilledCall, CostAttribution
 from domain.executions import AttemptOutcome, Execution, ExecutionStart, steps
 from domain.executions.steps import RunStep
-from domain.llms.messages import Usage
+from domain.llms.messages import ModelUsage
 from domain.ports import Outcome
 from domain.shared import ids
 from domain.shared.access import Caller
@@ -117,7 +117,7 @@ def nanoseconds(at: datetime) -> int:
 
 
 def test_a_trace_in_otlp() -> None:
-    begun, root_id = NOW + timedelta(microseconds=123), ids.new("exec")
+    begun, root_id = NOW + timedelta(microseconds=123), ids.generate_id("exec")
     one = traces.Span(
         id="a",
         parent_id=root_id,
@@ -159,7 +159,7 @@ def test_a_trace_in_otlp() -> None:
         attributes={"gen_ai.operation.name": "invoke_workflow", "paddock.error.message": "It broke."},
         children=[one, other],
     )
-    trace_id = ids.decode("exec", root_id).hex
+    trace_id = ids.decode_id("exec", root_id).hex
     made = traces.Trace(execution_id=root_id, trace_id=trace_id, status="failed", truncated=True, spans=[root])
     body = otlp.build_request(made, "acme")
     assert json.loads(gzip.decompress(otlp.pack_request(made, "acme"))) == body
@@ -197,7 +197,7 @@ def test_a_trace_in_otlp() -> None:
 
 def test_what_never_began_has_times_all_the_same() -> None:
     part = TracedRun(
-        id=ids.new("exec"),
+        id=ids.generate_id("exec"),
         tenant_id="t",
         kind="agent",
         status="cancelled",
@@ -314,7 +314,7 @@ class World:
 
     async def left(self) -> list[tuple[str, int]]:
         rows = await self.database.owner.fetch("SELECT execution_id, tries FROM trace_exports ORDER BY execution_id")
-        return [(ids.encode("exec", row["execution_id"]), row["tries"]) for row in rows]
+        return [(ids.encode_id("exec", row["execution_id"]), row["tries"]) for row in rows]
 
     async def due_in(self) -> float:
         """Seconds until the next one is due."""
@@ -323,7 +323,7 @@ class World:
 
 
 def trace_of(one: Execution) -> str:
-    return ids.decode("exec", one.id).hex
+    return ids.decode_id("exec", one.id).hex
 
 
 @pytest.fixture
@@ -386,7 +386,7 @@ async def test_steps_of_a_plan_are_no_traces_of_their_own(world: World) -> None:
     parent, child = await world.begun(), await world.begun()
     await world.database.owner.execute(
         "UPDATE executions SET parent_id = $1, root_id = $1, step = 'a' WHERE id = $2",
-        *(ids.decode("exec", parent.id), ids.decode("exec", child.id)),
+        *(ids.decode_id("exec", parent.id), ids.decode_id("exec", child.id)),
     )
     # The whole has ended, a part of it is still being stopped.
     await world.finish(parent)
@@ -409,7 +409,7 @@ async def test_what_never_stops_is_not_waited_for_for_ever(world: World) -> None
     parent, child = await world.begun(), await world.begun()
     await world.database.owner.execute(
         "UPDATE executions SET parent_id = $1, root_id = $1, step = 'a' WHERE id = $2",
-        *(ids.decode("exec", parent.id), ids.decode("exec", child.id)),
+        *(ids.decode_id("exec", parent.id), ids.decode_id("exec", child.id)),
     )
     await world.finish(parent)
     world.later(minutes=11)
@@ -496,7 +496,7 @@ async def test_one_that_cannot_be_made_keeps_nobody_waiting(world: World, monkey
             raise RuntimeError("a mistake of ours")
         return made(trace, tenant_id)
 
-    monkeypatch.setattr("workers.record.traces.packed", fails)
+    monkeypatch.setattr("workers.record.traces.compress_in_thread", fails)
     await exporter()
     assert world.server.traces == [trace_of(fine)]
     assert await world.left() == [(broken.id, 1)]
@@ -584,7 +584,7 @@ async def test_what_is_exported_is_what_the_api_shows(world: World) -> None:
                 model_name="m",
                 status="ok",
                 estimated=False,
-                usage=Usage(prompt_tokens=3, completion_tokens=4),
+                usage=ModelUsage(prompt_tokens=3, completion_tokens=4),
                 cost_usd=0.125,
                 duration_ms=1500.0,
                 first_token_ms=100.0,
@@ -629,7 +629,7 @@ async def test_a_record_worker_exports_where_a_collector_is_named(provider: Wire
     (of_resource,) = parsed(body).resource_spans
     assert values(of_resource.resource.attributes)["paddock.tenant.id"] == acme.tenant_id
     root, asked = of_resource.scope_spans[0].spans
-    assert root.trace_id == ids.decode("exec", ended["id"]).bytes
+    assert root.trace_id == ids.decode_id("exec", ended["id"]).bytes
     assert (root.name, asked.name) == (f"invoke_agent {made['name']}", "chat echo")
     assert asked.parent_span_id == root.span_id
     assert "Say it back" not in json.dumps(body)

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from domain import executions
 from domain.executions import AttemptOutcome, Execution, ExecutionStart
 from domain.ports import Outcome, Tx
-from domain.shared.errors import DATABASE_OUTAGES, DomainError
+from domain.shared.errors import DATABASE_OUTAGE_CODES, DomainError
 from infra import polling
 from infra.polling import retry_through_outage
 from infra.postgres.db import connect
@@ -102,7 +102,7 @@ async def _held(database: Apart, system: System) -> World:
     return World(store, system, run)
 
 
-OUTAGES = sorted(DATABASE_OUTAGES)
+OUTAGES = sorted(DATABASE_OUTAGE_CODES)
 
 
 @pytest.mark.parametrize("kind", [*OUTAGES, "frozen", "asleep", "upkeep starts after it", "late"])
@@ -110,7 +110,7 @@ async def test_a_healthy_worker_keeps_its_run_through_an_outage_longer_than_a_le
     async with held_run(system) as world:
         store = world.store
         assert await world.rounds(3) == 0
-        if kind in DATABASE_OUTAGES:
+        if kind in DATABASE_OUTAGE_CODES:
             store.away = kind
             assert await world.rounds(30) == 0
             store.away = None

@@ -40,8 +40,8 @@ async def waiting(world: World, execution_id: str) -> list[str]:
 
 async def child(world: World, execution_id: str, step: str) -> str:
     query = "SELECT id FROM executions WHERE parent_id = $1 AND step = $2 ORDER BY id DESC LIMIT 1"
-    found = await world.database.owner.fetchval(query, ids.decode("exec", execution_id), step)
-    return ids.encode("exec", found)
+    found = await world.database.owner.fetchval(query, ids.decode_id("exec", execution_id), step)
+    return ids.encode_id("exec", found)
 
 
 async def log(world: World, execution_id: str, kind: str) -> list[dict[str, Any]]:

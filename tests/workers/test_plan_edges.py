@@ -12,7 +12,7 @@ import pytest
 from domain import agents, costs, executions
 from domain.costs import BilledCall, CostAttribution
 from domain.executions import AttemptOutcome, Execution, ExecutionStart
-from domain.llms.messages import Usage
+from domain.llms.messages import ModelUsage
 from domain.plans import coordinator, service
 from domain.plans.renderer import PlanScope
 from domain.plans.schema import AgentWork, Plan, PlanStep, PlanWork, RetryPolicy, TaskText, ToolWork
@@ -91,8 +91,8 @@ async def test_costs_are_those_of_all_below_whenever_they_come(world: World) -> 
     async def spend(step_id: str, dollars: float) -> None:
         run, root_id = found[step_id]
         spender = CostAttribution(
-            execution_id=ids.encode("exec", run),
-            root_id=ids.encode("exec", root_id),
+            execution_id=ids.encode_id("exec", run),
+            root_id=ids.encode_id("exec", root_id),
             user_id=world.caller.user_id,
             cost_limit=10.0,
         )
@@ -100,7 +100,7 @@ async def test_costs_are_those_of_all_below_whenever_they_come(world: World) -> 
             provider="p",
             model="m",
             model_name="m",
-            usage=Usage(),
+            usage=ModelUsage(),
             cost_usd=dollars,
             estimated=False,
             status="ok",
@@ -128,7 +128,7 @@ async def test_costs_are_those_of_all_below_whenever_they_come(world: World) -> 
     }
     # The limit is that of all together.
     async with world.store.begin(world.caller) as tx:
-        run, root_id = (ids.encode("exec", one) for one in found["b"])
+        run, root_id = (ids.encode_id("exec", one) for one in found["b"])
         spender = CostAttribution(execution_id=run, root_id=root_id, user_id=world.caller.user_id, cost_limit=0.6)
         hold = await costs.reserve_budget(tx, spender, 1.0, 0.01, 60)
         assert hold.amount_usd == pytest.approx(0.099999999, abs=1e-9)
@@ -141,9 +141,9 @@ async def test_who_starts_an_agent_takes_nothing_from_a_plan(world: World) -> No
     for policy in ("replace", "reject"):
         agent_id = await world.database.agent(world.caller, max_concurrency=1, policy=policy)
         version = await world.database.owner.fetchval(
-            "SELECT current_version_id FROM agents WHERE id = $1", ids.decode("agent", agent_id)
+            "SELECT current_version_id FROM agents WHERE id = $1", ids.decode_id("agent", agent_id)
         )
-        work = AgentWork(name="limited", agent_id=agent_id, version_id=ids.encode("ver", version))
+        work = AgentWork(name="limited", agent_id=agent_id, version_id=ids.encode_id("ver", version))
         root = await world.start(PlanStep(id="a", name="a", work=work), PlanStep(id="b", name="b", work=work))
         await world.turns()
         async with world.store.begin(world.caller) as tx:
@@ -164,7 +164,7 @@ async def test_an_agent_that_is_deleted_under_way_is_not_run_any_more(world: Wor
     await world.turns()
     assert await world.work_off() == ["a"]
     async with world.store.begin(world.caller) as tx:
-        await agents.delete(tx, world.agent_id)
+        await agents.delete_agent(tx, world.agent_id)
     await world.turns()
     ended = await world.get(root)
     assert (ended.status, ended.error_type) == ("failed", "not_startable")
@@ -176,7 +176,7 @@ async def test_deleting_an_agent_cancels_the_steps_that_run_it(world: World) -> 
     root = await world.start(step(world, "a"))
     await world.turns()
     async with world.store.begin(world.caller) as tx:
-        await agents.delete(tx, world.agent_id)
+        await agents.delete_agent(tx, world.agent_id)
     await world.turns()
     ended = await world.get(root)
     assert (ended.status, ended.error_type) == ("failed", "cancelled")
@@ -562,7 +562,7 @@ async def test_a_plan_that_is_given_up_takes_all_below_it_along(world: World) ->
     events = await rows(
         world,
         "SELECT type, data->>'status' FROM execution_events WHERE execution_id = $1 ORDER BY seq DESC LIMIT 1",
-        ids.decode("exec", root),
+        ids.decode_id("exec", root),
     )
     assert events == [("status", "failed")]
 
@@ -575,7 +575,7 @@ async def test_who_waits_for_a_turn_to_call_says_so_and_can_be_stopped(world: Wo
     root = await world.start(step(world, "a"), max_rpm=1)
     await world.turns()
     query = "SELECT id FROM executions WHERE step = 'a'"
-    run = await world.get(ids.encode("exec", await world.database.owner.fetchval(query)))
+    run = await world.get(ids.encode_id("exec", await world.database.owner.fetchval(query)))
     waits: list[float] = []
     for _ in range(2):
         anything: Any = None
@@ -588,7 +588,7 @@ async def test_who_waits_for_a_turn_to_call_says_so_and_can_be_stopped(world: Wo
     unpaced = await world.start(step(world, "b"))
     await world.turns()
     query = "SELECT id FROM executions WHERE step = 'b'"
-    run = await world.get(ids.encode("exec", await world.database.owner.fetchval(query)))
+    run = await world.get(ids.encode_id("exec", await world.database.owner.fetchval(query)))
     calls = ModelCalls(world.store, anything, anything, anything, run, CostAttribution())
     calls.on_wait = waits.append
     for _ in range(3):

@@ -196,7 +196,7 @@ async def test_run_again_from_the_failed_step_on(world: World) -> None:
 
 
 def _uuid(execution_id: str) -> Any:
-    return ids.decode("exec", execution_id)
+    return ids.decode_id("exec", execution_id)
 
 
 async def test_a_cancel_takes_the_whole_tree(world: World) -> None:

@@ -80,7 +80,7 @@ class World:
 
     async def made(self, caller: Caller, cron_expression: str, **more: Any) -> Schedule:
         """A schedule of an agent of its own."""
-        more = {"agent_id": await self.database.agent(caller), "name": ids.new("t"), **more}
+        more = {"agent_id": await self.database.agent(caller), "name": ids.generate_id("t"), **more}
         async with self.store.begin(caller) as tx:
             return await schedules.create_schedule(tx, caller, NewSchedule(cron_expression=cron_expression, **more))
 
@@ -102,8 +102,8 @@ class World:
     async def started(self, schedule: Schedule) -> list[str]:
         """Ids of its executions, in the order in which they were started."""
         query = "SELECT id FROM executions WHERE schedule_id = $1 ORDER BY id"
-        rows = await self.database.owner.fetch(query, ids.decode("sched", schedule.id))
-        return [ids.encode("exec", row["id"]) for row in rows]
+        rows = await self.database.owner.fetch(query, ids.decode_id("sched", schedule.id))
+        return [ids.encode_id("exec", row["id"]) for row in rows]
 
     async def end_all(self, status: str = "completed") -> None:
         await self.database.owner.execute("UPDATE executions SET status = $1, completed_at = now()", status)
@@ -345,11 +345,13 @@ async def test_it_runs_on_behalf_of_an_active_user_alone(world: World) -> None:
         waits = await world.made(caller, "* * * * *", overlap="queue")
         await world.at(NOON + MINUTE)
         (execution,) = await world.started(schedule)
-        by = await owner.fetchrow("SELECT user_id, key_id FROM executions WHERE id = $1", ids.decode("exec", execution))
-        assert (ids.encode("user", by["user_id"]), by["key_id"]) == (caller.user_id, None)
+        by = await owner.fetchrow(
+            "SELECT user_id, key_id FROM executions WHERE id = $1", ids.decode_id("exec", execution)
+        )
+        assert (ids.encode_id("user", by["user_id"]), by["key_id"]) == (caller.user_id, None)
         await world.at(NOON + 2 * MINUTE)
         assert [run.outcome for run in await world.runs(waits)] == ["fired", "queued"]
-        await owner.execute(f"UPDATE users SET {gone} WHERE id = $1", ids.decode("user", caller.user_id))
+        await owner.execute(f"UPDATE users SET {gone} WHERE id = $1", ids.decode_id("user", caller.user_id))
         await world.end_all()
         await world.at(NOON + 3 * MINUTE)
         for one, outcomes in ((schedule, ["fired", "fired", "failed"]), (waits, ["fired", "failed"])):
@@ -374,9 +376,9 @@ async def test_a_start_that_is_refused_is_on_record_and_the_next_is_tried(world:
     assert "no more are let in" in (found.last_error or "")
     assert (found.enabled, found.failed_count, found.run_count) == (True, 1, 1)
     await world.end_all()
-    await owner.execute("UPDATE agents SET status = 'archived' WHERE id = $1", ids.decode("agent", agent_id))
+    await owner.execute("UPDATE agents SET status = 'archived' WHERE id = $1", ids.decode_id("agent", agent_id))
     await world.at(NOON + 3 * MINUTE)
-    await owner.execute("UPDATE agents SET status = 'ready' WHERE id = $1", ids.decode("agent", agent_id))
+    await owner.execute("UPDATE agents SET status = 'ready' WHERE id = $1", ids.decode_id("agent", agent_id))
     await world.at(NOON + 4 * MINUTE)
     runs, found = await world.runs(schedule), await world.found(schedule)
     assert [run.outcome for run in runs] == ["fired", "failed", "failed", "fired"]
@@ -417,8 +419,8 @@ async def test_a_schedule_that_cannot_be_read_stops_no_other(world: World, monke
     caller, owner = await world.database.tenant(), world.database.owner
     broken, gone, whole = [await world.made(caller, "* * * * *") for _ in range(3)]
     query = "UPDATE schedules SET {} WHERE id = $1"
-    await owner.execute(query.format("mode = 'no mode'"), ids.decode("sched", broken.id))
-    await owner.execute(query.format("timezone = 'Mars/Olympus'"), ids.decode("sched", gone.id))
+    await owner.execute(query.format("mode = 'no mode'"), ids.decode_id("sched", broken.id))
+    await owner.execute(query.format("timezone = 'Mars/Olympus'"), ids.decode_id("sched", gone.id))
     await world.at(NOON + MINUTE)
     assert [run.outcome for run in await world.runs(whole)] == ["fired"]
     assert await world.started(broken) == []

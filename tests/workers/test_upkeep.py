@@ -10,7 +10,7 @@ from domain.events import MAX_LINE_BYTES, ExecutionEvent
 from domain.shared.jobs import Job
 from infra.build_cache.environments import uv_variables_from_pip
 from infra.build_cache.folders import FolderCache
-from infra.redis import Counter
+from infra.redis import WindowCounter
 from tests.support.clients import Tenant
 from workers.run.output import MAX_LOG_BYTES, OutputLog
 from workers.upkeep import Upkeep
@@ -99,15 +99,15 @@ async def test_output_is_whole_up_to_its_limit() -> None:
 
 
 async def test_limits_are_counted_here_while_redis_is_away() -> None:
-    from infra.redis import client
+    from infra.redis import create_redis_client
 
-    counter = Counter(client("redis://127.0.0.1:9/0"))
+    counter = WindowCounter(create_redis_client("redis://127.0.0.1:9/0"))
     now = 1_000_000.0 * 3600
-    assert [await counter.count("a", 3600, now) for _ in range(3)] == [1, 2, 3]
-    assert await counter.count("b", 60, now) == 1
-    assert await counter.count("a", 60, now) == 1
-    assert await counter.count("a", 3600, now) == 4
-    assert await counter.count("a", 3600, now + 3600) == 1
+    assert [await counter.count_use("a", 3600, now) for _ in range(3)] == [1, 2, 3]
+    assert await counter.count_use("b", 60, now) == 1
+    assert await counter.count_use("a", 60, now) == 1
+    assert await counter.count_use("a", 3600, now) == 4
+    assert await counter.count_use("a", 3600, now + 3600) == 1
 
 
 def test_pip_s_configuration_in_uv_s_words() -> None:

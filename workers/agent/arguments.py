@@ -28,9 +28,9 @@ from referencing import Registry
 
 from domain.llms.messages import ToolFailed
 from domain.shared.json_limits import JsonTooLarge, check_json
-from domain.shared.json_numbers import write_whole
+from domain.shared.json_numbers import normalize_whole_numbers
 from domain.shared.json_schemas import normalize_schema
-from domain.shared.unicode_text import mend_json_text
+from domain.shared.unicode_text import repair_json_text
 
 # Of processor time: what others do meanwhile makes no check fail.
 MAX_CHECK_SECONDS: Final = 1.0
@@ -142,7 +142,7 @@ def read_arguments(text: str) -> dict[str, Any]:
     """Return the arguments that a model wrote as JSON, whole numbers as such. Errors: `ToolFailed`."""
     try:
         check_json(text.encode("utf-8", "surrogatepass"))
-        args = msgspec.json.decode(mend_json_text(text or "{}"))
+        args = msgspec.json.decode(repair_json_text(text or "{}"))
         if isinstance(args, str) and args.lstrip().startswith("{"):  # some servers encode them twice
             return read_arguments(args)
     except JsonTooLarge as error:
@@ -151,7 +151,7 @@ def read_arguments(text: str) -> dict[str, Any]:
         raise ToolFailed(f"the arguments are not JSON: {error}.") from error
     if not isinstance(args, dict):
         raise ToolFailed("the arguments must be a JSON object.")
-    return {name: write_whole(value) for name, value in args.items()}
+    return {name: normalize_whole_numbers(value) for name, value in args.items()}
 
 
 def _find_first_error(schema: dict[str, Any], args: Any) -> str | None:

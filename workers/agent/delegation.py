@@ -4,9 +4,9 @@ from typing import Final
 
 import msgspec
 
-from domain.agents import Agent, Spec
+from domain.agents import Agent, AgentSpec
 from domain.llms.messages import ToolFailed, ToolSpec
-from domain.shared.names import is_meant, slug
+from domain.shared.names import is_reference_to, make_slug
 
 DELEGATE_TOOL: Final = ToolSpec(
     name="delegate",
@@ -45,7 +45,7 @@ def describe_delegate_tool(agent: Agent) -> ToolSpec:
     )
 
 
-def find_teammate(agent: Agent, name: str) -> Spec | None:
+def find_teammate(agent: Agent, name: str) -> AgentSpec | None:
     """Who of an agent's team is meant; None if it has none, and may ask whom it likes. Errors: `ToolFailed`.
 
     Whoever is asked may ask the others of the team, if it may delegate at all.
@@ -54,17 +54,21 @@ def find_teammate(agent: Agent, name: str) -> Spec | None:
     if not team:
         return None
     named = [one for one in team if one.name == name]
-    alike = named or [one for one in team if is_meant(name, one.name)] or [one for one in team if _has_slug(one, name)]
+    alike = (
+        named
+        or [one for one in team if is_reference_to(name, one.name)]
+        or [one for one in team if _has_slug(one, name)]
+    )
     if alike:
         found = alike[0]
         others = [one for one in team if one.name != found.name] if found.allow_delegation else []
-        return Spec.of(msgspec.structs.replace(found, allow_delegation=None), team=others)
+        return AgentSpec.from_agent(msgspec.structs.replace(found, allow_delegation=None), team=others)
     raise ToolFailed(f"there is no {name!r} in this team; there are: {', '.join(one.name for one in team)}.")
 
 
 def _has_slug(agent: Agent, name: str) -> bool:
-    return slug(agent.name) == slug(name) != ""
+    return make_slug(agent.name) == make_slug(name) != ""
 
 
 def _list_team(agent: Agent) -> list[Agent]:
-    return agent.team if isinstance(agent, Spec) else []
+    return agent.team if isinstance(agent, AgentSpec) else []

@@ -12,27 +12,27 @@ from typing import Any, Final
 import msgspec
 
 from domain import agents
-from domain.agents import Agent, Spec
-from domain.agents.prompts import messages as first_messages
+from domain.agents import Agent, AgentSpec
+from domain.agents.prompts import build_messages as first_messages
 from domain.events import ExecutionEvent
 from domain.executions import Execution, steps
 from domain.executions.steps import RunStep
 from domain.llms.messages import (
-    Message,
+    ChatMessage,
     ModelError,
-    Notice,
-    Options,
-    Reply,
-    Target,
-    Text,
-    Thought,
-    ToolCall,
+    ModelOptions,
+    ModelReply,
+    ModelTarget,
+    ModelToolCall,
+    ReasoningDelta,
+    ReplyNotice,
+    TextDelta,
     ToolFailed,
     ToolSpec,
 )
 from domain.ports import Clock, Outcome, Store, Tx
 from domain.shared.errors import DomainError
-from domain.shared.leases import HandOver
+from domain.shared.leases import HandoverRequested
 from infra.polling import retry_through_outage
 from workers.agent.delegation import DELEGATE_TOOL, DelegateArguments, describe_delegate_tool, find_teammate
 from workers.agent.json_answers import parse_json_answer
@@ -80,7 +80,7 @@ class AgentLoop:
         decided = any(step.status in ("approved", "rejected") for step in done)
         self._after_loss = execution.attempt - execution.resumes - execution.handovers > 1 and not decided
 
-    async def run_agent(self, agent: Spec) -> Outcome | None:
+    async def run_agent(self, agent: AgentSpec) -> Outcome | None:
         """Work on the task of the execution. None if it is parked. Errors: `LostLease`, and `HandOver`."""
         done = sum(step.status == "finished" for step in self._steps.values())
         if done:
@@ -111,7 +111,7 @@ class AgentLoop:
         if len(bound) != 1:
             told = problems[0] if problems else f"The server {name!r} has several tools; name one of them."
             return Outcome(error_type="tool_failed", error_message=told)
-        called = ToolCall(id="call_1", name=next(iter(bound)), arguments=msgspec.json.encode(args).decode())
+        called = ModelToolCall(id="call_1", name=next(iter(bound)), arguments=msgspec.json.encode(args).decode())
         answer = await self._call("1", called, bound) or {"error": "waits for an approval."}
         if "error" in answer:
             return Outcome(error_type="tool_failed", error_message=str(answer["error"]))
@@ -127,7 +127,7 @@ class AgentLoop:
 
         await retry_through_outage(write)
 
-    async def _answer(self, agent: Agent, messages: list[Message], prefix: str, deep: int) -> str:
+    async def _answer(self, agent: Agent, messages: list[ChatMessage], prefix: str, deep: int) -> str:
         delegates = self._delegates(agent, deep)
         reserved = {DELEGATE_TOOL.name} if delegates else ()
         bound = await self._tools.bind_tools(agent.tools, self._warn, reserved) if agent.tools else {}
@@ -162,16 +162,16 @@ class AgentLoop:
     def _hand_over(self) -> None:
         """Stop here if this worker is about to end: what is finished is on record. Errors: `HandOver`."""
         if self._drains():
-            raise HandOver
+            raise HandoverRequested
 
     # one call of the model
 
     async def _ask(
-        self, path: str, agent: Agent, messages: tuple[Message, ...], specs: tuple[ToolSpec, ...]
-    ) -> Message:
+        self, path: str, agent: Agent, messages: tuple[ChatMessage, ...], specs: tuple[ToolSpec, ...]
+    ) -> ChatMessage:
         known = self._steps.get(path)
         if known is not None and known.status == "finished":
-            return msgspec.convert(known.output["message"], Message)
+            return msgspec.convert(known.output["message"], ChatMessage)
         self._hand_over()
         if self._after_loss:
             # What the lost attempt may have told of this answer.
@@ -190,8 +190,8 @@ class AgentLoop:
         return primary.message
 
     async def _first_that_works(
-        self, path: str, agent: Agent, messages: tuple[Message, ...], specs: tuple[ToolSpec, ...]
-    ) -> Reply:
+        self, path: str, agent: Agent, messages: tuple[ChatMessage, ...], specs: tuple[ToolSpec, ...]
+    ) -> ModelReply:
         try:
             target = await self._calls.resolve_target(agent.model or "", agent.provider)
             return await self._without_refused(path, agent, target, messages, specs)
@@ -204,8 +204,13 @@ class AgentLoop:
         return await self._without_refused(path, agent, target, messages, specs)
 
     async def _without_refused(
-        self, path: str, agent: Agent, target: Target, messages: tuple[Message, ...], specs: tuple[ToolSpec, ...]
-    ) -> Reply:
+        self,
+        path: str,
+        agent: Agent,
+        target: ModelTarget,
+        messages: tuple[ChatMessage, ...],
+        specs: tuple[ToolSpec, ...],
+    ) -> ModelReply:
         """Ask a model, without a tool that its provider refuses: the model might never have called it."""
         while True:
             left = tuple(spec for spec in specs if (target.name, spec.name) not in self._refused)
@@ -219,8 +224,13 @@ class AgentLoop:
                 self._warn(told + error.message, step=path, discards=path)
 
     async def _streamed(
-        self, path: str, agent: Agent, target: Target, messages: tuple[Message, ...], specs: tuple[ToolSpec, ...]
-    ) -> Reply:
+        self,
+        path: str,
+        agent: Agent,
+        target: ModelTarget,
+        messages: tuple[ChatMessage, ...],
+        specs: tuple[ToolSpec, ...],
+    ) -> ModelReply:
         begun = self._clock()
         if agent.verbose:
             told = f"Step {path}: asks {target.name} with {len(messages)} messages and {len(specs)} tools.\n"
@@ -231,7 +241,7 @@ class AgentLoop:
                 message=clean_text(told + render_transcript(messages))[:MAX_SHOWN_CHARACTERS],
             )
 
-        async def also(tx: Tx, reply: Reply) -> None:
+        async def also(tx: Tx, reply: ModelReply) -> None:
             output = {"message": reply.message, "finish": reply.finish, "usage": reply.usage}
             step = self._step(path, "model", target.name, "finished", begun, output=msgspec.to_builtins(output))
             await steps.write_step(tx, step, [])
@@ -242,8 +252,8 @@ class AgentLoop:
             told = f"The model {target.name!r} {what} and is asked again in {pause:.1f} s. {error.message}"
             self._warn(told, step=path, discards=path)
 
-        options = Options(temperature=agent.temperature, max_tokens=agent.max_tokens)
-        if isinstance(agent, Spec):
+        options = ModelOptions(temperature=agent.temperature, max_tokens=agent.max_tokens)
+        if isinstance(agent, AgentSpec):
             must = agent.manager and path == "1" and any(spec.name == DELEGATE_TOOL.name for spec in specs)
             schema = None if specs else agent.answer_schema
             options = msgspec.structs.replace(options, schema=schema, tool_choice="required" if must else "auto")
@@ -254,12 +264,12 @@ class AgentLoop:
         try:
             async with contextlib.aclosing(parts):
                 async for part in parts:
-                    if isinstance(part, Reply):
+                    if isinstance(part, ModelReply):
                         return part
-                    if isinstance(part, Notice):
+                    if isinstance(part, ReplyNotice):
                         self._warn(part.message, step=path)
-                    if isinstance(part, Text | Thought) and part.text:
-                        kind, handed = "token" if isinstance(part, Text) else "thinking", True
+                    if isinstance(part, TextDelta | ReasoningDelta) and part.text:
+                        kind, handed = "token" if isinstance(part, TextDelta) else "thinking", True
                         self._tell(kind, content=part.text, step=path)
                         await self._events.wait_for_space(self._execution)
         except asyncio.CancelledError:
@@ -271,14 +281,14 @@ class AgentLoop:
     # tool calls
 
     async def _called(
-        self, path: str, call: ToolCall, bound: dict[str, BoundTool], agent: Agent, deep: int
+        self, path: str, call: ModelToolCall, bound: dict[str, BoundTool], agent: Agent, deep: int
     ) -> dict[str, Any] | None:
         """What a tool call came to; None if it waits for a decision."""
         if call.name == DELEGATE_TOOL.name and self._delegates(agent, deep):
             return await self._delegated(path, call, agent, deep)
         return await self._call(path, call, bound)
 
-    async def _call(self, path: str, call: ToolCall, bound: dict[str, BoundTool]) -> dict[str, Any] | None:
+    async def _call(self, path: str, call: ModelToolCall, bound: dict[str, BoundTool]) -> dict[str, Any] | None:
         known, tool = self._steps.get(path), bound.get(call.name)
         if known is not None and known.status == "finished":
             return dict(known.output)
@@ -309,9 +319,11 @@ class AgentLoop:
         return await self._finished(path, call, begun, {"result": result}, done)
 
     def _delegates(self, agent: Agent, deep: int) -> bool:
-        return deep < MAX_DELEGATION_DEPTH and bool(agent.allow_delegation or (isinstance(agent, Spec) and agent.team))
+        return deep < MAX_DELEGATION_DEPTH and bool(
+            agent.allow_delegation or (isinstance(agent, AgentSpec) and agent.team)
+        )
 
-    async def _delegated(self, path: str, call: ToolCall, agent: Agent, deep: int) -> dict[str, Any] | None:
+    async def _delegated(self, path: str, call: ModelToolCall, agent: Agent, deep: int) -> dict[str, Any] | None:
         """Have another agent do a task, in steps of its own below this one."""
         known = self._steps.get(path)
         if known is not None and known.status == "finished":
@@ -322,12 +334,14 @@ class AgentLoop:
             if known is None:
                 mate = find_teammate(agent, args.agent)
                 other = (
-                    mate if mate is not None else Spec.of(await retry_through_outage(lambda: self._other(args.agent)))
+                    mate
+                    if mate is not None
+                    else AgentSpec.from_agent(await retry_through_outage(lambda: self._other(args.agent)))
                 )
                 # As it is now: another attempt shall meet the same agent.
                 await self._begun(path, call, "started", given={"agent": msgspec.to_builtins(other), "task": args.task})
             else:
-                other = msgspec.convert(known.input["agent"], Spec)
+                other = msgspec.convert(known.input["agent"], AgentSpec)
             told = _task(other, args.task)
         except (msgspec.MsgspecError, RecursionError, ToolFailed) as error:
             return await self._finished(path, call, begun, {"error": str(error)})
@@ -345,7 +359,7 @@ class AgentLoop:
             ):
                 raise ToolFailed(f"there is no other model agent {name!r} to ask.")
             try:
-                other = await agents.resolved(tx, found)
+                other = await agents.resolve_agent(tx, found)
             except DomainError as error:
                 if error.code != "invalid_field":
                     raise
@@ -355,7 +369,7 @@ class AgentLoop:
         return other
 
     async def _begun(
-        self, path: str, call: ToolCall, status: steps.RunStepStatus, told: bool = True, given: Any = None
+        self, path: str, call: ModelToolCall, status: steps.RunStepStatus, told: bool = True, given: Any = None
     ) -> None:
         """Note that a call is about to be made, or waits, before anything of it happens."""
         args = render_arguments(call.arguments)
@@ -372,7 +386,7 @@ class AgentLoop:
         await self._write(step, [event] if told else [])
 
     async def _finished(
-        self, path: str, call: ToolCall, begun: Any, answer: dict[str, Any], done: ToolResult | None = None
+        self, path: str, call: ModelToolCall, begun: Any, answer: dict[str, Any], done: ToolResult | None = None
     ) -> dict[str, Any]:
         event = ExecutionEvent(
             type="tool_result",
@@ -421,7 +435,7 @@ class AgentLoop:
         self._tell("warning", message=message, **more)
 
 
-def _task(agent: Agent, task: str) -> list[Message]:
+def _task(agent: Agent, task: str) -> list[ChatMessage]:
     try:
         return first_messages(agent, {"task": task})
     except DomainError as error:

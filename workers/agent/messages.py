@@ -4,20 +4,20 @@ from typing import Any
 
 import msgspec
 
-from domain.llms.messages import Message, ToolCall, ToolFailed
+from domain.llms.messages import ChatMessage, ModelToolCall, ToolFailed
 from domain.shared.json_limits import JsonTooLarge, check_json
-from domain.shared.unicode_text import mend_json_text
+from domain.shared.unicode_text import repair_json_text
 from workers.agent.tools import MAX_SHOWN_CHARACTERS
 
 
-def render_tool_result(call: ToolCall, answer: dict[str, Any] | None) -> Message:
+def render_tool_result(call: ModelToolCall, answer: dict[str, Any] | None) -> ChatMessage:
     """What a model is told of a tool call: its result or what went wrong, and not too much of it."""
     told = {} if answer is None else answer
     told_of = {"error": told["error"]} if "error" in told else told.get("result")
     text = msgspec.json.encode(told_of).decode()
     if len(text) > MAX_SHOWN_CHARACTERS:
         text = text[:MAX_SHOWN_CHARACTERS] + " … (cut)"
-    return Message(role="tool", content=text, tool_call_id=call.id, name=call.name)
+    return ChatMessage(role="tool", content=text, tool_call_id=call.id, name=call.name)
 
 
 def limit_result(result: dict[str, Any]) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def render_arguments(arguments: str) -> Any:
     if len(arguments) > 4 * MAX_SHOWN_CHARACTERS or not _is_within_limits(arguments):
         return arguments[:MAX_SHOWN_CHARACTERS]
     try:
-        return msgspec.json.decode(mend_json_text(arguments or "{}"))
+        return msgspec.json.decode(repair_json_text(arguments or "{}"))
     except (msgspec.MsgspecError, RecursionError, UnicodeError):
         return arguments[:MAX_SHOWN_CHARACTERS]
 
@@ -52,6 +52,6 @@ def _is_within_limits(text: str) -> bool:
     return True
 
 
-def render_transcript(messages: tuple[Message, ...]) -> str:
+def render_transcript(messages: tuple[ChatMessage, ...]) -> str:
     """Messages as people read them."""
     return "\n".join(f"[{message.role}] {message.content}" for message in messages)

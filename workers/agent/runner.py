@@ -7,13 +7,13 @@ from typing import Any
 
 import msgspec
 
-from domain.agents import Spec
+from domain.agents import AgentSpec
 from domain.costs import BilledCall, CostAttribution
 from domain.executions import Execution, LaneShare
 from domain.executions.steps import RunStep
 from domain.llms.messages import ToolFailed
 from domain.ports import Clock, Llm, Outcome, Prices
-from domain.shared.leases import HandOver, LostLease
+from domain.shared.leases import HandoverRequested, LostLease
 from domain.shared.placeholders import format_value
 from infra.polling import retry_through_outage
 from workers.agent.loop import AgentLoop
@@ -79,7 +79,7 @@ class AgentRunner(LaneRunner):
             settled = outcome
             await retry_through_outage(lambda: self.settle_execution(execution, settled, []))
             return settled.error_type
-        except (HandOver, asyncio.CancelledError):
+        except (HandoverRequested, asyncio.CancelledError):
             # What was told so far stays; whoever goes on tells the rest.
             with contextlib.suppress(LostLease):
                 await self._events.flush(execution)
@@ -102,7 +102,7 @@ class AgentRunner(LaneRunner):
             return Outcome(error_type="timeout", error_message=told)
 
     async def _run_agent(self, execution: Execution, waits: Callable[[float], None]) -> Outcome | None:
-        async def known() -> tuple[Spec | None, list[RunStep]]:
+        async def known() -> tuple[AgentSpec | None, list[RunStep]]:
             async with self._store.begin_for(execution.tenant_id) as tx:
                 spec = await tx.executions.get_spec(execution.id)
                 # Only another attempt can have done anything before this one.

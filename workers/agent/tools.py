@@ -18,17 +18,17 @@ from domain.executions import DEFAULT_MEMORY_MB
 from domain.executions.schema import ExecutionMode
 from domain.llms.messages import ToolFailed, ToolSpec
 from domain.ports import Blobs, Program, Sandbox, Store, Stream
-from domain.shared.errors import OUTAGES, DomainError
+from domain.shared.errors import OUTAGE_CODES, DomainError
 from domain.shared.pages import Page
-from domain.shared.wire_names import assign_names
-from domain.tools import ServerTool, Tool
-from domain.workspaces import checked
+from domain.shared.wire_names import assign_wire_names
+from domain.tools import McpServerTool, Tool
+from domain.workspaces import check_path
 from infra.credentials import Keyring
 from infra.http import Outbound
 from infra.polling import retry_through_outage
 from infra.sandbox import toolkit
-from infra.tools.custom import call_custom
-from infra.tools.http_request import http_request
+from infra.tools.custom import call_custom_tool
+from infra.tools.http_request import send_http_request
 from workers.agent.arguments import read_arguments
 from workers.agent.arguments import validate_arguments as arguments_fit
 from workers.agent.workspaces import CommitFiles, RunWorkspace
@@ -113,7 +113,7 @@ class Toolbox:
         wanted = [(one.spec.name, f"{one.tool.slug}/{one.remote_name or ''}") for one in tools]
         return {
             name: msgspec.structs.replace(one, spec=msgspec.structs.replace(one.spec, name=name))
-            for name, one in zip(assign_names(wanted, reserved), tools, strict=True)
+            for name, one in zip(assign_wire_names(wanted, reserved), tools, strict=True)
         }
 
     async def call_tool(self, bound: BoundTool, arguments: str) -> ToolResult:
@@ -132,9 +132,11 @@ class Toolbox:
                 return ToolResult(
                     result=await mcp.call_mcp(self._dependencies.outbound, tool.configuration, secrets, name, args)
                 )
-            return ToolResult(result=await call_custom(self._dependencies.outbound, tool.configuration, args, secrets))
+            return ToolResult(
+                result=await call_custom_tool(self._dependencies.outbound, tool.configuration, args, secrets)
+            )
         except DomainError as error:
-            if error.code in OUTAGES:
+            if error.code in OUTAGE_CODES:
                 raise
             raise ToolFailed(error.detail) from error
         except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
@@ -145,7 +147,7 @@ class Toolbox:
     async def _list_named_tools(self, names: list[str], warn: Callable[[str], None]) -> list[Tool]:
         async with self._dependencies.store.begin_for(self._tenant_id) as tx:
             try:
-                return await tools.named(tx, names)
+                return await tools.resolve_tools(tx, names)
             except DomainError as error:
                 if error.code != "invalid_field":
                     raise
@@ -153,10 +155,10 @@ class Toolbox:
                 for one in error.errors:
                     warn(f"A tool is left out: {one.message}")
                 rest = [name for number, name in enumerate(names) if f"tools[{number}]" not in bad]
-                return await tools.named(tx, rest)
+                return await tools.resolve_tools(tx, rest)
 
     async def _bind_remote_tools(self, tool: Tool, warn: Callable[[str], None]) -> list[BoundTool]:
-        only = tool.only if isinstance(tool, ServerTool) else None
+        only = tool.tool_name if isinstance(tool, McpServerTool) else None
         problems: list[tuple[str, str]] = []
         secrets = await self._open_secrets(tool)
         mcp = await _load_mcp()
@@ -183,12 +185,12 @@ class Toolbox:
 
         async def known() -> dict[str, bytes]:
             async with self._dependencies.store.begin_for(self._tenant_id) as tx:
-                return {header: await provider_keys.sealed(tx, slug) for header, slug in named.items()}
+                return {header: await provider_keys.get_sealed_key(tx, slug) for header, slug in named.items()}
 
         try:
             sealed = await retry_through_outage(known)
         except DomainError as error:
-            if error.code in OUTAGES:
+            if error.code in OUTAGE_CODES:
                 raise
             raise ToolFailed(error.detail) from error
         try:
@@ -208,14 +210,14 @@ class Toolbox:
         data = args["content"].encode("utf-8", "replace")
         if args.get("append"):
             known = {file.path for file in await self._workspace.list_files()}
-            path = checked(args["path"])
+            path = check_path(args["path"])
             data = (await self._workspace.read_file(path) if path in known else b"") + data
         commit = await self._workspace.write_files({args["path"]: data})
-        return ToolResult(result={"path": checked(args["path"]), "size": len(data)}, commit=commit)
+        return ToolResult(result={"path": check_path(args["path"]), "size": len(data)}, commit=commit)
 
     async def _list_files(self, args: dict[str, Any]) -> ToolResult:
         wanted = args.get("path", ".")
-        prefix = "" if wanted in (".", "", "./") else checked(wanted) + "/"
+        prefix = "" if wanted in (".", "", "./") else check_path(wanted) + "/"
         found = [file for file in await self._workspace.list_files() if file.path.startswith(prefix)]
         if prefix and not found:
             raise ToolFailed(f"there is no folder {wanted!r} in the workspace.")
@@ -253,7 +255,7 @@ class Toolbox:
         return ToolResult(result=result or {"stdout": ""}, commit=commit)
 
     async def _request_http(self, args: dict[str, Any]) -> ToolResult:
-        return ToolResult(result=await http_request(self._dependencies.outbound, args))
+        return ToolResult(result=await send_http_request(self._dependencies.outbound, args))
 
     async def _search_artifacts(self, args: dict[str, Any]) -> ToolResult:
         wanted = artifacts.ArtifactFilter(

@@ -8,8 +8,8 @@ from typing import Final
 from domain import workspaces
 from domain.llms.messages import ToolFailed
 from domain.ports import Blobs, Store, Tx
-from domain.shared.errors import DomainError, not_found
-from domain.workspaces import File, checked, key_of
+from domain.shared.errors import DomainError, NotFound
+from domain.workspaces import WorkspaceFile, check_path, format_blob_key
 from infra.polling import retry_through_outage
 
 # What goes into a sandbox together, in bytes.
@@ -25,20 +25,20 @@ class RunWorkspace:
     def __init__(self, store: Store, blobs: Blobs, tenant_id: str, execution_id: str) -> None:
         self._store, self._blobs, self._tenant_id, self.execution_id = store, blobs, tenant_id, execution_id
 
-    async def list_files(self) -> list[File]:
+    async def list_files(self) -> list[WorkspaceFile]:
         """All files, by name."""
 
-        async def known() -> list[File]:
+        async def known() -> list[WorkspaceFile]:
             async with self._store.begin_for(self._tenant_id) as tx:
-                return await tx.workspaces.all(self.execution_id)
+                return await tx.workspaces.list_files(self.execution_id)
 
         return await retry_through_outage(known)
 
     async def read_file(self, path: str) -> bytes:
         """The bytes of a file. Errors: `ToolFailed` when there is none."""
-        name = checked(path)
+        name = check_path(path)
 
-        async def known() -> File | None:
+        async def known() -> WorkspaceFile | None:
             async with self._store.begin_for(self._tenant_id) as tx:
                 return await tx.workspaces.find(self.execution_id, name)
 
@@ -58,28 +58,28 @@ class RunWorkspace:
 
     async def write_files(self, changed: dict[str, bytes]) -> CommitFiles:
         """Store bytes of files; they become the files' when what is returned is called. Errors: `ToolFailed`."""
-        named = {checked(path): data for path, data in changed.items()}
-        workspaces.room_for(await self.list_files(), {path: len(data) for path, data in named.items()})
+        named = {check_path(path): data for path, data in changed.items()}
+        workspaces.check_workspace_limits(await self.list_files(), {path: len(data) for path, data in named.items()})
         hashes = {path: hashlib.sha256(data).hexdigest() for path, data in named.items()}
         for path, data in named.items():
             await retry_through_outage(partial(self._upload_bytes, hashes[path], data))
 
         async def commit(tx: Tx) -> None:
             for path, data in named.items():
-                file = File(path=path, size_bytes=len(data), sha256=hashes[path], updated_at=tx.now)
-                await tx.workspaces.put(self.execution_id, file, self._object_key(hashes[path]))
+                file = WorkspaceFile(path=path, size_bytes=len(data), sha256=hashes[path], updated_at=tx.now)
+                await tx.workspaces.save_file(self.execution_id, file, self._object_key(hashes[path]))
 
         return commit
 
     async def _upload_bytes(self, sha256: str, data: bytes) -> None:
         await self._blobs.put(self._object_key(sha256), _stream_once(data))
 
-    async def _download_bytes(self, file: File) -> bytes:
+    async def _download_bytes(self, file: WorkspaceFile) -> bytes:
         async def whole() -> bytes:
             async with self._store.begin_for(self._tenant_id) as tx:
-                key = await tx.workspaces.key(self.execution_id, file.path)
+                key = await tx.workspaces.find_blob_key(self.execution_id, file.path)
             if key is None:
-                raise not_found("file", file.path)
+                raise NotFound("file", file.path)
             return b"".join([chunk async for chunk in await self._blobs.get(key)])
 
         try:
@@ -90,7 +90,7 @@ class RunWorkspace:
             raise ToolFailed(f"the bytes of {file.path!r} are gone from object storage.") from error
 
     def _object_key(self, sha256: str) -> str:
-        return key_of(self._tenant_id, self.execution_id, sha256)
+        return format_blob_key(self._tenant_id, self.execution_id, sha256)
 
 
 async def _stream_once(data: bytes) -> AsyncIterator[bytes]:

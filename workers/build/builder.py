@@ -9,12 +9,12 @@ from typing import Final
 import structlog
 
 from domain import builds, executions
-from domain.builds import Built, Version
+from domain.builds import AgentVersion, BuildResult
 from domain.builds import manifest as archives
 from domain.builds.manifest import BadArchive, Manifest
 from domain.ports import Blobs, Outcome, Program, Sandbox, Store, Stream
 from domain.queues import Turn
-from domain.shared.errors import DATABASE_OUTAGES, DomainError
+from domain.shared.errors import DATABASE_OUTAGE_CODES, DomainError
 from infra.build_cache.bundles import BUNDLE_LIMITS, BundleCache
 from infra.build_cache.environments import EnvironmentCache, count_file_bytes
 from infra.build_cache.folders import count_disk_bytes
@@ -69,7 +69,7 @@ class VersionBuilder:
         finally:
             self._busy_count -= 1
 
-    async def _build_claimed(self, version: Version) -> None:
+    async def _build_claimed(self, version: AgentVersion) -> None:
         log = _log.bind(version_id=version.id, attempt=version.attempt)
         log.info("build started")
         await self._leases.run_leased(
@@ -82,7 +82,7 @@ class VersionBuilder:
             lambda told: self._fail_version(version, f"internal_error: {told}"),
         )
 
-    async def _claim_next(self) -> Version | None:
+    async def _claim_next(self) -> AgentVersion | None:
         while True:
             async with self._store.begin_single() as tx:
                 turn = await tx.queues.next_build(
@@ -94,26 +94,26 @@ class VersionBuilder:
             for version in await claim_or_release(self._claim_version(turn), self._hand_over_version):
                 return version
 
-    async def _claim_version(self, turn: Turn) -> list[Version]:
+    async def _claim_version(self, turn: Turn) -> list[AgentVersion]:
         async with self._store.begin_for(turn.tenant_id) as tx:
-            version = await builds.claim(tx, turn.row_id, self._name, self._leases.lease_duration)
+            version = await builds.claim_build(tx, turn.row_id, self._name, self._leases.lease_duration)
         return [] if version is None else [version]
 
-    async def _build_and_settle(self, version: Version) -> str | None:
+    async def _build_and_settle(self, version: AgentVersion) -> str | None:
         built, error = None, None
         try:
             built = await self._build_version(version)
         except BadArchive as bad:
             error = str(bad)
         except DomainError as failed:
-            if failed.code in DATABASE_OUTAGES:
+            if failed.code in DATABASE_OUTAGE_CODES:
                 raise
             error = f"{failed.code}: {failed.detail}"
         line = "Ready.\n" if error is None else f"Failed: {error}\n"
         await retry_through_outage(lambda: self._settle_version(version, built, error, line))
         return error
 
-    async def _build_version(self, version: Version) -> Built:
+    async def _build_version(self, version: AgentVersion) -> BuildResult:
         async with self._bundles.open_scratch() as scratch, contextlib.AsyncExitStack() as held:
             archive, out = scratch / "archive.tar.gz", scratch / "out"
             out.mkdir(mode=0o755)
@@ -140,9 +140,9 @@ class VersionBuilder:
             if size > BUNDLE_LIMITS.total:
                 raise BadArchive(f"Compiled, the files take {size >> 20} MiB; {BUNDLE_LIMITS.total >> 20} are allowed.")
             await self._reserve_space(version, root, environment)
-            key = builds.bundle_path(version.tenant_id, version.id)
+            key = builds.get_bundle_path(version.tenant_id, version.id)
             await retry_through_outage(lambda: self._bundles.store_bundle(version, root, key, scratch))
-            return Built(
+            return BuildResult(
                 entrypoint=manifest.entrypoint,
                 config=unpacked.manifest,
                 framework=manifest.framework,
@@ -154,7 +154,7 @@ class VersionBuilder:
                 bundle_path=key,
             )
 
-    async def _download_archive(self, version: Version, archive: Path) -> None:
+    async def _download_archive(self, version: AgentVersion, archive: Path) -> None:
         archive.unlink(missing_ok=True)
         try:
             await self._blobs.fetch(version.tarball_path, archive)
@@ -163,7 +163,7 @@ class VersionBuilder:
                 raise BadArchive("The uploaded archive is gone from object storage.") from error
             raise
 
-    async def _reserve_space(self, version: Version, root: Path, environment: str | None) -> None:
+    async def _reserve_space(self, version: AgentVersion, root: Path, environment: str | None) -> None:
         size = builds.BundleSize(
             unpacked_bytes=await asyncio.to_thread(count_disk_bytes, root),
             environment=environment,
@@ -177,7 +177,7 @@ class VersionBuilder:
         await retry_through_outage(write)
 
     async def _install_requirements(
-        self, version: Version, text: str | None, held: contextlib.AsyncExitStack
+        self, version: AgentVersion, text: str | None, held: contextlib.AsyncExitStack
     ) -> str | None:
         """Install the requirements; the environment stays on this machine as long as it is held."""
         wanted = archives.parse_requirements(text, _PYTHON_VERSION) if text is not None else None
@@ -191,7 +191,7 @@ class VersionBuilder:
         return wanted.environment
 
     async def _check_import(
-        self, version: Version, manifest: Manifest, code: Path, environment: str | None, hints: list[str]
+        self, version: AgentVersion, manifest: Manifest, code: Path, environment: str | None, hints: list[str]
     ) -> None:
         """Import the entrypoint. `hints` are said of an import that fails. Errors: `BadArchive`."""
         printed = OutputText(MAX_SHOWN_OUTPUT_BYTES)
@@ -209,7 +209,7 @@ class VersionBuilder:
             environment=self._environments.get_path(environment) if environment else None,
             entrypoint=manifest.entrypoint,
             timeout=manifest.timeout or CHECK_TIMEOUT_SECONDS,
-            memory_mb=archives.memory_of(manifest.memory),
+            memory_mb=archives.get_memory_limit(manifest.memory),
             gateway=manifest.models is not None,
         )
         try:
@@ -227,28 +227,30 @@ class VersionBuilder:
             told = f"{manifest.entrypoint}: {outcome.error_type}: {outcome.error_message}"
             raise BadArchive("\n".join([told, *hints]))
 
-    async def _log_line(self, version: Version, text: str) -> None:
+    async def _log_line(self, version: AgentVersion, text: str) -> None:
         for line in text.splitlines():
             _log.info("build log", version_id=version.id, line=line)
 
         async def write() -> None:
             async with self._store.begin_for(version.tenant_id) as tx:
-                await builds.log(tx, version, text)
+                await builds.append_build_log(tx, version, text)
 
         await retry_through_outage(write)
 
-    async def _settle_version(self, version: Version, built: Built | None, error: str | None, line: str) -> None:
+    async def _settle_version(
+        self, version: AgentVersion, built: BuildResult | None, error: str | None, line: str
+    ) -> None:
         async with self._store.begin_for(version.tenant_id) as tx:
-            await builds.log(tx, version, line)
-            await builds.finish(tx, version, built, error)
+            await builds.append_build_log(tx, version, line)
+            await builds.finish_build(tx, version, built, error)
 
-    async def _fail_version(self, version: Version, error: str) -> None:
+    async def _fail_version(self, version: AgentVersion, error: str) -> None:
         await self._settle_version(version, None, error, f"Failed: {error}\n")
 
-    async def _hand_over_version(self, version: Version) -> None:
+    async def _hand_over_version(self, version: AgentVersion) -> None:
         async with self._store.begin_for(version.tenant_id) as tx:
-            await builds.hand_over(tx, version)
+            await builds.hand_over_build(tx, version)
 
-    async def _release_version(self, version: Version) -> None:
+    async def _release_version(self, version: AgentVersion) -> None:
         async with self._store.begin_for(version.tenant_id) as tx:
-            await builds.give_back(tx, version)
+            await builds.release_build(tx, version)

@@ -11,8 +11,8 @@ import structlog
 from domain.artifacts import capture
 from domain.artifacts.service import PackedArtifact, PendingBody, UnrecordedExecution
 from domain.ports import Blobs, Store
-from domain.shared.errors import DATABASE_OUTAGES, DomainError
-from infra.compression import once, pack
+from domain.shared.errors import DATABASE_OUTAGE_CODES, DomainError
+from infra.compression import compress_body, stream_once
 from infra.polling import retry_through_outage
 
 # How long a round may take to write bodies; see `infra.postgres.artifacts.AGAIN`, which has to be longer.
@@ -72,7 +72,7 @@ class BodyUploader:
 
     async def _upload_body(self, one: PendingBody) -> None:
         async with self._slots:
-            await self._blobs.put(one.key, once(one.packed_body))
+            await self._blobs.put(one.key, stream_once(one.packed_body))
 
     async def _settle_uploads(self, done: list[PendingBody]) -> None:
         async with self._store.begin_unbound() as tx:
@@ -125,7 +125,7 @@ class ArtifactCapturer:
             async with self._store.begin_for(tenant_id) as tx:
                 await capture.store_captured(tx, made, executions)
         except Exception as error:
-            if isinstance(error, DomainError) and error.code in DATABASE_OUTAGES:
+            if isinstance(error, DomainError) and error.code in DATABASE_OUTAGE_CODES:
                 raise
             if len(executions) > 1:
                 for one in executions:
@@ -139,4 +139,4 @@ class ArtifactCapturer:
 
 def _build_artifacts(ended: list[UnrecordedExecution], environment: str) -> list[PackedArtifact]:
     made = [capture.record_from_execution(one, environment) for one in ended]
-    return [PackedArtifact(record=one, packed_body=pack(one.body)) for one in made]
+    return [PackedArtifact(record=one, packed_body=compress_body(one.body)) for one in made]

@@ -9,7 +9,7 @@ import structlog
 from domain import traces
 from domain.ports import Store
 from domain.shared.errors import DomainError
-from domain.shared.status import TERMINAL
+from domain.shared.status import TERMINAL_STATUSES
 from domain.traces import PendingTraceExport, TraceSources
 from infra.otlp import CollectorRefusal, CollectorUnavailable, TraceCollector, compute_retry_delay, pack_request
 from infra.polling import retry_through_outage
@@ -145,7 +145,9 @@ def _has_stragglers(found: TraceSources, now: datetime) -> bool:
     """Whether some of it is still being stopped."""
     ended = found.runs[0].completed_at
     return (
-        ended is not None and now - ended < MAX_STRAGGLER_WAIT and any(run.status not in TERMINAL for run in found.runs)
+        ended is not None
+        and now - ended < MAX_STRAGGLER_WAIT
+        and any(run.status not in TERMINAL_STATUSES for run in found.runs)
     )
 
 

@@ -10,11 +10,11 @@ import msgspec
 import structlog
 
 from domain import executions
-from domain.builds import Version
+from domain.builds import AgentVersion
 from domain.events import ExecutionEvent
 from domain.executions import Execution, LaneShare
 from domain.ports import Clock, Outcome, Sandbox, Store
-from domain.shared.errors import DomainError, not_found
+from domain.shared.errors import DomainError, NotFound
 from infra.build_cache.bundles import BundleCache
 from infra.outage_log import log_outage
 from infra.polling import retry_through_outage
@@ -47,7 +47,7 @@ class CodeRunner(LaneRunner):
     ) -> None:
         super().__init__(name, store, holder, "run", share)
         self._sandbox, self._bundles, self._clock, self._make_calls = sandbox, bundles, clock, make_calls
-        self._versions: OrderedDict[str, Version] = OrderedDict()
+        self._versions: OrderedDict[str, AgentVersion] = OrderedDict()
 
     def list_ready_versions(self) -> frozenset[str]:
         """The versions that were run here and are known."""
@@ -96,7 +96,7 @@ class CodeRunner(LaneRunner):
             kind = error.code if error.code == "sandbox_unavailable" else "version_unavailable"
             return Outcome(error_type=kind, error_message=error.detail)
 
-    async def _get_version(self, execution: Execution) -> Version:
+    async def _get_version(self, execution: Execution) -> AgentVersion:
         """The version to run. A ready one never changes, so it is asked for once."""
         version_id = execution.agent_version_id or ""
         known = self._versions.get(version_id)
@@ -106,7 +106,7 @@ class CodeRunner(LaneRunner):
         async with self._store.begin_for(execution.tenant_id) as tx:
             found = await tx.builds.get(version_id)
         if found is None:
-            raise not_found("version", version_id)
+            raise NotFound("version", version_id)
         self._versions[version_id] = found
         if len(self._versions) > _MAX_CACHED_VERSIONS:
             self._versions.popitem(last=False)

@@ -16,7 +16,7 @@ import structlog
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from domain.llms.messages import Message, ModelError, Options, Part, Reply, Thought, ToolSpec
+from domain.llms.messages import ChatMessage, ModelError, ModelOptions, ModelReply, ReasoningDelta, ReplyPart, ToolSpec
 from domain.ports import Serve
 from domain.shared.json_limits import SMALL_JSON_BYTES
 from workers.run.openai_wire import (
@@ -53,8 +53,8 @@ class GatewayCalls(Protocol):
     """Calls of models for one execution, with all that belongs to one: key, budget, retries, cost and events."""
 
     def stream_answer(
-        self, name: str, messages: tuple[Message, ...], tools: tuple[ToolSpec, ...], options: Options
-    ) -> AsyncGenerator[Part, None]:
+        self, name: str, messages: tuple[ChatMessage, ...], tools: tuple[ToolSpec, ...], options: ModelOptions
+    ) -> AsyncGenerator[ReplyPart, None]:
         """The parts of an answer as they come, the last one its `Reply`. It is closed, or read to its end.
 
         Closing it, or cancelling whoever waits for it, ends the call at once and settles it.
@@ -245,14 +245,16 @@ class _ModelGateway:
         except TimeoutError:
             raise GatewayRefusal(408, "The body took too long to come.") from None
 
-    async def _send_whole(self, wanted: CompletionRequest, parts: AsyncGenerator[Part, None]) -> web.StreamResponse:
-        reply: Reply | None = None
+    async def _send_whole(
+        self, wanted: CompletionRequest, parts: AsyncGenerator[ReplyPart, None]
+    ) -> web.StreamResponse:
+        reply: ModelReply | None = None
         thoughts: list[str] = []
         try:
             async for part in parts:
-                if isinstance(part, Reply):
+                if isinstance(part, ModelReply):
                     reply = part
-                elif isinstance(part, Thought):
+                elif isinstance(part, ReasoningDelta):
                     thoughts.append(part.text)
         except Exception as error:
             raise _refuse_call(error, wanted) from error
@@ -261,7 +263,7 @@ class _ModelGateway:
         return _json_response(CompletionRenderer(wanted).render_whole(reply, "".join(thoughts)))
 
     async def _send_stream(
-        self, request: web.BaseRequest, wanted: CompletionRequest, parts: AsyncGenerator[Part, None]
+        self, request: web.BaseRequest, wanted: CompletionRequest, parts: AsyncGenerator[ReplyPart, None]
     ) -> web.StreamResponse:
         try:
             # While nothing has come, an error still is one of HTTP, and a client may try again.
@@ -277,9 +279,9 @@ class _ModelGateway:
         await response.prepare(request)
         writer, reply = CompletionRenderer(wanted), None
         await _write_chunk(request, response, writer.render_first())
-        part: Part | None = first
+        part: ReplyPart | None = first
         while part is not None:
-            if isinstance(part, Reply):
+            if isinstance(part, ModelReply):
                 reply = part
             elif told := writer.render_part(part):
                 await _write_chunk(request, response, told)

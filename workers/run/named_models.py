@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from domain.llms.messages import Message, Options, Part, ProviderParts, Reply, ToolSpec
+from domain.llms.messages import ChatMessage, ModelOptions, ModelReply, ProviderParts, ReplyPart, ToolSpec
 from workers.model_calls import ModelCalls
 
 # Bytes of JSON that are kept of a run's answers for their providers. The oldest are forgotten first.
@@ -31,22 +31,22 @@ class NamedModelCalls:
         self._size = 0
 
     async def stream_answer(
-        self, name: str, messages: tuple[Message, ...], tools: tuple[ToolSpec, ...], options: Options
-    ) -> AsyncGenerator[Part, None]:
+        self, name: str, messages: tuple[ChatMessage, ...], tools: tuple[ToolSpec, ...], options: ModelOptions
+    ) -> AsyncGenerator[ReplyPart, None]:
         """Yield the parts of an answer. Errors: `ModelError`, `budget_exceeded`."""
         target = await self._calls.resolve_target(name)
         messages = tuple(self._restore_provider_parts(message) for message in messages)
         async with contextlib.aclosing(self._calls.stream_answer(target, messages, tools, options)) as parts:
             async for part in parts:
-                if isinstance(part, Reply):
+                if isinstance(part, ModelReply):
                     self._save_provider_parts(part.message)
                 yield part
 
-    def _restore_provider_parts(self, message: Message) -> Message:
+    def _restore_provider_parts(self, message: ChatMessage) -> ChatMessage:
         kept = self._provider_parts.get(_hash_message(message)) if message.tool_calls else None
         return message if kept is None else replace(message, provider_parts=kept[0])
 
-    def _save_provider_parts(self, message: Message) -> None:
+    def _save_provider_parts(self, message: ChatMessage) -> None:
         if message.provider_parts is None or not message.tool_calls:
             return
         size = len(msgspec.json.encode(message.provider_parts)) + ENTRY_OVERHEAD_BYTES
@@ -58,7 +58,7 @@ class NamedModelCalls:
             self._size -= freed
 
 
-def _hash_message(message: Message) -> bytes:
+def _hash_message(message: ChatMessage) -> bytes:
     # Not the text itself: it may be megabytes, beside parts of a few bytes.
     named = [message.content, *(call.id for call in message.tool_calls)]
     return hashlib.sha256(repr(named).encode("utf-8", "surrogatepass")).digest()

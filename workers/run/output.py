@@ -13,7 +13,7 @@ import msgspec
 
 from domain.events import MAX_LINE_BYTES, ExecutionEvent, LogLevel, build_log_event, parse_level
 from domain.ports import Clock, Stream
-from domain.shared.errors import DATABASE_OUTAGES, DomainError
+from domain.shared.errors import DATABASE_OUTAGE_CODES, DomainError
 
 MAX_LOG_BYTES: Final = 64 * 1024
 MAX_LOG_LINES: Final = 4000
@@ -210,7 +210,7 @@ class OutputLog:
                 try:
                     await self._write(batch)
                 except DomainError as error:
-                    if error.code not in DATABASE_OUTAGES:
+                    if error.code not in DATABASE_OUTAGE_CODES:
                         raise
                     self._pending = batch + self._pending
 

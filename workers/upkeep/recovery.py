@@ -14,7 +14,7 @@ from domain.ports import Blob, Blobs, Clock, Queue, Store
 from domain.shared.errors import DomainError
 from domain.shared.jobs import Lane
 from infra.outage_log import log_outage
-from infra.redis import GONE
+from infra.redis import REDIS_OUTAGE_ERRORS
 from infra.settings import Settings
 from workers.lifecycle import Drain
 
@@ -63,7 +63,7 @@ class Upkeep:
             except DomainError as error:
                 self._drain.note_round("upkeep", None)
                 log_outage(_log, "upkeep waits", error)
-            except GONE as error:
+            except REDIS_OUTAGE_ERRORS as error:
                 self._drain.note_round("upkeep", None)
                 _log.warning("upkeep waits for redis", error=str(error))
             await self._drain.sleep(self._settings.upkeep_seconds)
@@ -92,7 +92,7 @@ class Upkeep:
             _log.warning("lease expired", row_id=row.row_id)
             async with self._store.begin_for(row.tenant_id) as tx:
                 if row.lane == "build":
-                    await builds.take_back(tx, row.row_id)
+                    await builds.requeue_expired_build(tx, row.row_id)
                 else:
                     await executions.requeue_expired(tx, row.row_id)
         self._seen_at = self._clock()

@@ -11,7 +11,7 @@ import structlog
 from domain import schedules
 from domain.ports import Store
 from domain.schedules import DueSchedule
-from domain.shared.errors import DATABASE_OUTAGES, DomainError
+from domain.shared.errors import DATABASE_OUTAGE_CODES, DomainError
 from infra.outage_log import log_outage
 from workers.lifecycle import Drain
 
@@ -59,7 +59,7 @@ class ScheduleStarter:
             async with self._store.begin_for(one.tenant_id) as tx:
                 return await schedules.fire_schedule(tx, one.schedule_id)
         except Exception as error:
-            if isinstance(error, DomainError) and error.code in DATABASE_OUTAGES:
+            if isinstance(error, DomainError) and error.code in DATABASE_OUTAGE_CODES:
                 raise
             # A mistake of ours with one of them is not to stop the others.
             _log.exception("failed unexpectedly", schedule_id=one.schedule_id)

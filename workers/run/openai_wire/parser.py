@@ -6,9 +6,9 @@ from typing import Any, Final
 
 import msgspec
 
-from domain.llms.messages import Message, Options, ToolCall, ToolSpec
+from domain.llms.messages import ChatMessage, ModelOptions, ModelToolCall, ToolSpec
 from domain.shared.json_limits import JsonTooLarge, check_json
-from domain.shared.unicode_text import mend_json
+from domain.shared.unicode_text import repair_json
 from workers.run.openai_wire.errors import GatewayRefusal
 from workers.run.openai_wire.schema import (
     AnswerFormat,
@@ -65,7 +65,7 @@ def parse_request(body: bytes) -> CompletionRequest:
     except JsonTooLarge as error:
         raise GatewayRefusal(400, f"The body {error.reason}") from None
     try:
-        raw = msgspec.json.decode(mend_json(body.removeprefix(_UTF8_BOM)))
+        raw = msgspec.json.decode(repair_json(body.removeprefix(_UTF8_BOM)))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise GatewayRefusal(400, "The body is not JSON.") from None
     if not isinstance(raw, dict):
@@ -130,8 +130,8 @@ def _find_param(problem: str) -> str | None:
     return ".".join(one.group(1) for one in (place, unknown) if one is not None) or None
 
 
-def _parse_messages(sent: list[RequestMessage]) -> tuple[Message, ...]:
-    made: list[Message] = []
+def _parse_messages(sent: list[RequestMessage]) -> tuple[ChatMessage, ...]:
+    made: list[ChatMessage] = []
     names: dict[str, str] = {}
     for number, one in enumerate(sent):
         where = f"messages[{number}]"
@@ -152,12 +152,12 @@ def _parse_messages(sent: list[RequestMessage]) -> tuple[Message, ...]:
                 param=f"{where}.tool_call_id",
             )
         calls = tuple(
-            ToolCall(id=call.id, name=call.function.name, arguments=_parse_arguments(call.function.arguments))
+            ModelToolCall(id=call.id, name=call.function.name, arguments=_parse_arguments(call.function.arguments))
             for call in one.tool_calls or ()
         )
         names.update({call.id: call.name for call in calls})
         made.append(
-            Message(
+            ChatMessage(
                 role="system" if one.role == "developer" else one.role,
                 content=_join_text(one.content, where) or one.refusal or "",
                 tool_calls=calls,
@@ -222,14 +222,14 @@ def _parse_tools(sent: list[OfferedTool]) -> tuple[ToolSpec, ...]:
     return tuple(made)
 
 
-def _parse_options(request: ChatRequest) -> Options:
+def _parse_options(request: ChatRequest) -> ModelOptions:
     most = (request.max_tokens, request.max_completion_tokens)
     if None not in most and most[0] != most[1]:
         raise GatewayRefusal(
             400, "`max_tokens` and `max_completion_tokens` mean the same: give one.", param="max_tokens"
         )
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
-    return Options(
+    return ModelOptions(
         temperature=request.temperature,
         max_tokens=request.max_tokens or request.max_completion_tokens,
         top_p=request.top_p,

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from domain.llms.messages import CallPart, Part, Reply, Text, Thought, Usage
+from domain.llms.messages import ModelReply, ModelUsage, ReasoningDelta, ReplyPart, TextDelta, ToolCallDelta
 from workers.run.openai_wire.errors import GatewayRefusal
 from workers.run.openai_wire.schema import CompletionRequest, drop_nulls
 
@@ -18,7 +18,7 @@ class CompletionRenderer:
         self._asked = asked
         self._id, self._created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
 
-    def render_whole(self, reply: Reply, thoughts: str = "") -> dict[str, Any]:
+    def render_whole(self, reply: ModelReply, thoughts: str = "") -> dict[str, Any]:
         """The answer as one object. What the model thought aloud stands beside it, as DeepSeek has it."""
         message: dict[str, Any] = {"role": "assistant", "content": reply.message.content}
         if thoughts:
@@ -36,13 +36,13 @@ class CompletionRenderer:
         """What a stream begins with."""
         return self._render_chunk({"role": "assistant", "content": ""}, None)
 
-    def render_part(self, part: Part) -> bytes:
+    def render_part(self, part: ReplyPart) -> bytes:
         """A part as it came; nothing for what is no part of an answer."""
-        if isinstance(part, Text):
+        if isinstance(part, TextDelta):
             return self._render_chunk({"content": part.text}, None)
-        if isinstance(part, Thought):
+        if isinstance(part, ReasoningDelta):
             return self._render_chunk({"reasoning_content": part.text}, None) if part.text else b""
-        if not isinstance(part, CallPart):
+        if not isinstance(part, ToolCallDelta):
             return b""
         call: dict[str, Any] = {
             "index": part.index,
@@ -52,7 +52,7 @@ class CompletionRenderer:
             call |= {"id": part.id, "type": "function"}
         return self._render_chunk({"tool_calls": [call]}, None)
 
-    def render_last(self, reply: Reply) -> bytes:
+    def render_last(self, reply: ModelReply) -> bytes:
         """What a stream ends with when it ends well."""
         told = self._render_chunk({}, reply.finish)
         if self._asked.include_usage:
@@ -79,7 +79,7 @@ def _sse_event(told: dict[str, Any]) -> bytes:
     return b"data: " + msgspec.json.encode(told) + b"\n\n"
 
 
-def _render_usage(usage: Usage | None) -> dict[str, Any] | None:
+def _render_usage(usage: ModelUsage | None) -> dict[str, Any] | None:
     if usage is None:
         return None
     return {

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from domain.llms.messages import Message, Options, ToolSpec
+from domain.llms.messages import ChatMessage, ModelOptions, ToolSpec
 
 MAX_MESSAGES: Final = 4096
 MAX_TOOLS: Final = 128
@@ -105,9 +105,9 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request for a completion, in our shapes."""
 
     model: str
-    messages: tuple[Message, ...]
+    messages: tuple[ChatMessage, ...]
     tools: tuple[ToolSpec, ...]
-    options: Options
+    options: ModelOptions
     stream: bool
     include_usage: bool
 
