@@ -111,7 +111,11 @@ class ArtifactReader:
         async with self._store.begin(caller) as tx:
             location = await service.get_artifact_body(tx, kurral_id, tenant_id)
         try:
-            stored = await self._blobs.get(location.key) if location.packed_body is None else stream_once(location.packed_body)
+            stored = (
+                await self._blobs.get(location.key)
+                if location.packed_body is None
+                else stream_once(location.packed_body)
+            )
             return location.size, await prefetch_first_chunk(decompress_stream(stored))
         except DomainError as error:
             if error.code != "not_found":

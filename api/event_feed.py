@@ -21,7 +21,9 @@ class EventFeed:
 
     def __init__(self, store: Store, bell: Bell) -> None:
         self._store, self._bell = store, bell
-        self._reads: GroupCommit[EventQuery, EventSlice | DomainError] = GroupCommit(self._read_slices, max_items=MAX_READ_BATCH)
+        self._reads: GroupCommit[EventQuery, EventSlice | DomainError] = GroupCommit(
+            self._read_slices, max_items=MAX_READ_BATCH
+        )
 
     async def read_slice(self, position: EventQuery) -> EventSlice:
         """Return the events that follow a position in a log. Errors: `not_found`, `invalid_field`."""

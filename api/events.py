@@ -156,7 +156,10 @@ async def _open_position(
         if isinstance(message, ExecutionStart):
             execution, sequence = await executions.start_execution(tx, caller, agent_id, message), 0
         else:
-            agent, execution = await agents.get_agent(tx, agent_id), await executions.get_execution(tx, message.execution_id)
+            agent, execution = (
+                await agents.get_agent(tx, agent_id),
+                await executions.get_execution(tx, message.execution_id),
+            )
             sequence = message.after
             if execution.agent_id != agent.id:
                 raise NotFound("execution", message.execution_id)

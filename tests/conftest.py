@@ -54,7 +54,9 @@ async def system() -> AsyncIterator[System]:
 @pytest.fixture(scope="session")
 async def parts(system: System) -> AsyncIterator[Resources]:
     """Every part of the running system, wired into this process as a worker would be."""
-    async with open_resources(system.settings, "tests", lanes=ALL_LANES, row_changes=ALL_LANES, revocations=ALL_LANES) as wired:
+    async with open_resources(
+        system.settings, "tests", lanes=ALL_LANES, row_changes=ALL_LANES, revocations=ALL_LANES
+    ) as wired:
         yield wired
 
 

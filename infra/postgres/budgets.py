@@ -79,7 +79,13 @@ class PostgresBudgets:
         subject = None if budget.subject is None else ids.decode_id(_PREFIX[budget.scope], budget.subject)
         await self._raw.execute(
             _ADD,
-            *(ids.decode_id("bud", budget.id), budget.tenant_id, budget.scope, subject, nanos_from_usd(budget.limit_usd)),
+            *(
+                ids.decode_id("bud", budget.id),
+                budget.tenant_id,
+                budget.scope,
+                subject,
+                nanos_from_usd(budget.limit_usd),
+            ),
             *(budget.period, budget.enabled, budget.period_start, spent, budget.created_at, budget.updated_at),
         )
 
