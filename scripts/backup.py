@@ -21,8 +21,8 @@ from infra.postgres.objects import pointed_to
 from infra.r2 import S3Blobs
 from infra.settings import Settings, SettingsError, read_settings
 from infra.version import VERSION
-from scripts.running import find_running
-from scripts.up import RESTORING, Secrets, embedded, load_secrets, locked, refuse_half_restored
+from scripts.installation import RESTORING, Secrets, find_running, load_secrets, locked, refuse_half_restored
+from scripts.system import embedded
 
 T = TypeVar("T")
 

@@ -73,7 +73,7 @@ def _plan(asked: argparse.Namespace) -> None:
 
 
 def _keys(asked: argparse.Namespace) -> None:
-    from scripts.keys import rotate
+    from scripts.key_rotation import rotate
     from scripts.roles import settings
 
     sys.exit(asyncio.run(rotate(settings(Path(asked.data)))))
@@ -81,8 +81,8 @@ def _keys(asked: argparse.Namespace) -> None:
 
 def _admin_key(asked: argparse.Namespace) -> None:
     from scripts.bootstrap import admin_key
+    from scripts.installation import find_running
     from scripts.roles import settings
-    from scripts.running import find_running
 
     running = None if "PADDOCK_DATABASE_URL" in os.environ else find_running(Path(asked.data))
     known = running.admin_key if running is not None else os.environ.get("PADDOCK_KNOWN_ADMIN_KEY")

@@ -14,7 +14,7 @@ import httpx
 from infra.telemetry import escape_controls
 from scripts.demo_crews import CrewFailed, show_newsroom
 from scripts.demo_workflows import WorkflowFailed, show_code_review
-from scripts.running import command_name
+from scripts.installation import command_name
 
 BUILD_SECONDS: Final = 300
 EXAMPLES: Final = Path(__file__).resolve().parent.parent / "examples"

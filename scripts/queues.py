@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 
 from infra.telemetry import escape_controls
-from scripts.running import find_running
+from scripts.installation import find_running
 
 
 def show(data: Path, url: str | None, key: str | None) -> int:

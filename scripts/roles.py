@@ -11,7 +11,7 @@ from infra.postgres.session import UnsafeSession
 from infra.settings import Settings, SettingsError, read_settings
 from infra.version import VERSION
 from scripts import bootstrap, release
-from scripts.running import settings_of
+from scripts.installation import settings_of
 
 
 def settings(data: Path | None = None) -> Settings:

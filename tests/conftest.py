@@ -12,7 +12,7 @@ import pytest
 from domain.shared.jobs import ALL_LANES
 from infra.embedded.children import find_free_ports
 from infra.wiring import Resources, open_resources
-from scripts.up import System
+from scripts.system import System
 from tests.support.clients import Tenant, found_tenant, tenant
 from tests.support.fake_provider import Wire
 from tests.support.fake_provider import wire as provided

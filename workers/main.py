@@ -27,7 +27,7 @@ from infra.disks import build_full_disk_error, is_full
 from infra.embeddings import WordLlamaSimilarity
 from infra.http import Outbound
 from infra.llm import GenaiPrices, PydanticLlm
-from infra.llm.local import LocalModel
+from infra.llm.local_model import LocalModel
 from infra.notifications import BellWorker, create_arq_client
 from infra.otlp import TraceCollector
 from infra.outage_log import log_outage

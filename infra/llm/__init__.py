@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from domain.llms.messages import ModelCall, ReplyPart
 from infra.llm.key_mask import stream_masked
-from infra.llm.local import Served, aimed
+from infra.llm.local_model import Served, aimed
 from infra.llm.prices import GenaiPrices
 from infra.llm.tool_schemas import stream_adapted
 
@@ -72,7 +72,7 @@ class PydanticLlm:
         """Loads what calls need, so that the first one does not wait for it."""
         # Whoever asks meanwhile waits: a module that is half loaded is in sys.modules too.
         async with self._loading:
-            self._module = self._module or await asyncio.to_thread(import_module, "infra.llm.stream")
+            self._module = self._module or await asyncio.to_thread(import_module, "infra.llm.client")
 
     async def close(self) -> None:
         """Ends all connections. Calls under way fail."""

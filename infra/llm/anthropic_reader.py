@@ -8,8 +8,8 @@ import httpx2
 import msgspec
 
 from domain.llms.messages import FinishReason, ModelCall, ReplyPart, ReportedUsage
-from infra.llm import error_words, failures
-from infra.llm.answer import Answer
+from infra.llm import error_parser, model_errors
+from infra.llm.answer_builder import Answer
 from infra.llm.event_stream import Event, EventStream, read_events
 from infra.llm.usage import read_count
 
@@ -48,8 +48,8 @@ class _Reader:
     def take(self, event: Event) -> Iterable[ReplyPart]:
         """Read an event. Errors: `ModelError` for one that is an error."""
         data = event.data
-        if (error := error_words.find_error(event.name, data)) is not None:
-            raise failures.in_stream(self._ask.target, error)
+        if (error := error_parser.find_error(event.name, data)) is not None:
+            raise model_errors.in_stream(self._ask.target, error)
         kind = data.get("type") or event.name
         number = data["index"] if isinstance(data.get("index"), int | str) else None
         match kind:
@@ -70,7 +70,7 @@ class _Reader:
                 yield from self._message(data)
                 self.is_ended = not self._answer.is_empty
             case _:
-                if self._odd is None and error_words.has_sentence(data):
+                if self._odd is None and error_parser.has_sentence(data):
                     self._odd = data
                 return
         self.has_events = True
@@ -80,15 +80,15 @@ class _Reader:
         target = self._ask.target
         if not self.stop_reason and not self.is_ended:
             if self._odd is not None:
-                raise failures.in_stream(target, self._odd)
+                raise model_errors.in_stream(target, self._odd)
             if self._answer.is_empty and (shown := stream.shown_body()):
-                raise failures.malformed(target, shown)
+                raise model_errors.malformed(target, shown)
             if stream.unreadable:
-                raise failures.malformed(target, f"an event of it is no JSON: {stream.unreadable}")
-            raise failures.unfinished(target) if self.has_events else failures.empty(target)
+                raise model_errors.malformed(target, f"an event of it is no JSON: {stream.unreadable}")
+            raise model_errors.unfinished(target) if self.has_events else model_errors.empty(target)
         if stream.unreadable:
             self._answer.note(
-                f"An event of the answer was no JSON and is left out: {failures.clean(target, stream.unreadable)}"
+                f"An event of the answer was no JSON and is left out: {model_errors.clean(target, stream.unreadable)}"
             )
         for number in list(self._blocks):
             yield from self._stop(number)

@@ -13,8 +13,8 @@ from typing import Any, Final
 import httpx2
 
 from domain.llms.messages import FinishReason, ModelCall, ReplyPart
-from infra.llm import error_words, failures
-from infra.llm.answer import Answer
+from infra.llm import error_parser, model_errors
+from infra.llm.answer_builder import Answer
 from infra.llm.event_stream import Event, EventStream
 from infra.llm.think_tags import ThinkTags
 from infra.llm.tool_calls import CallReader
@@ -53,8 +53,8 @@ async def read(response: httpx2.Response, ask: ModelCall, writer: str) -> AsyncG
     elif not stream.is_done and not reader.finish:
         # What followed the events may say why they ended.
         for data in stream.whole_body():
-            if error := error_words.find_error("", data):
-                raise failures.in_stream(ask.target, error)
+            if error := error_parser.find_error("", data):
+                raise model_errors.in_stream(ask.target, error)
     for part in reader.end(stream):
         yield part
 
@@ -96,10 +96,10 @@ class _Reader:
     def _take_answer(self, event: Event, choice: Mapping[str, Any]) -> Iterable[ReplyPart]:
         data = event.data
         for place in (data, choice):
-            if (error := error_words.find_error(event.name if place is data else "", place)) is not None:
-                raise failures.in_stream(self._ask.target, error)
+            if (error := error_parser.find_error(event.name if place is data else "", place)) is not None:
+                raise model_errors.in_stream(self._ask.target, error)
         if not choice:
-            if self._odd is None and error_words.has_sentence(data):
+            if self._odd is None and error_parser.has_sentence(data):
                 self._odd = data
             self.has_events = self.has_events or bool(data)
             return
@@ -122,7 +122,7 @@ class _Reader:
         for is_thought, text in self._tags.finish():
             yield from answer.add_thought(text) if is_thought else answer.add_text(text)
         if any(word in self.finish for word in _BROKEN):
-            raise failures.in_stream(target, self._odd or "it broke off")
+            raise model_errors.in_stream(target, self._odd or "it broke off")
         if self.is_body and not answer.is_empty:
             self.finish = self.finish or "stop"
         if not self.finish and not (stream.is_done and not answer.is_empty):
@@ -131,7 +131,7 @@ class _Reader:
             answer.note("The answer ended without a reason (`finish_reason`); it is taken for whole.")
         if stream.unreadable:
             answer.note(
-                f"An event of the answer was no JSON and is left out: {failures.clean(target, stream.unreadable)}"
+                f"An event of the answer was no JSON and is left out: {model_errors.clean(target, stream.unreadable)}"
             )
         if not self._calls.is_empty:
             self._keep_reasoning()
@@ -141,14 +141,14 @@ class _Reader:
     def _missing(self, stream: EventStream) -> Exception:
         target = self._ask.target
         if self._odd is not None:
-            return failures.in_stream(target, self._odd)
+            return model_errors.in_stream(target, self._odd)
         if self._answer.is_empty and (shown := stream.shown_body()):
-            return failures.malformed(target, shown)
+            return model_errors.malformed(target, shown)
         if stream.unreadable:
-            return failures.malformed(target, f"an event of it is no JSON: {stream.unreadable}")
+            return model_errors.malformed(target, f"an event of it is no JSON: {stream.unreadable}")
         if not self.has_events or stream.is_done:
-            return failures.empty(target)
-        return failures.unfinished(target)
+            return model_errors.empty(target)
+        return model_errors.unfinished(target)
 
     def _message(self, message: Mapping[str, Any]) -> Iterable[ReplyPart]:
         """Read what deltas and whole messages have in common."""

@@ -14,7 +14,7 @@ import msgspec
 
 from domain.llms.messages import ModelCall, ReplyPart
 from domain.shared.json_limits import JsonLimits, JsonTooLarge, check_json
-from infra.llm import failures
+from infra.llm import model_errors
 
 # A server that a tenant chose may send for ever. Bytes of one line, and characters of one answer.
 LONGEST: Final = 8 << 20
@@ -84,7 +84,7 @@ class EventStream:
                     raise
                 room -= len(piece)
                 if room < 0 and not ended:
-                    raise failures.malformed(self._ask.target, "it is too long.")
+                    raise model_errors.malformed(self._ask.target, "it is too long.")
                 for begin in range(0, len(piece), _AT_ONCE):
                     if ended:
                         break
@@ -138,7 +138,7 @@ class EventStream:
                 self._name = line[6:].strip().decode("utf-8", "replace")
             elif not line.startswith((b":", b"id:", b"retry:")) and line not in (b"data", b"event", b"id", b"retry"):
                 if len(self._body) + len(line) > LONGEST:
-                    raise failures.malformed(self._ask.target, "it is too long.")
+                    raise model_errors.malformed(self._ask.target, "it is too long.")
                 self._body += line + b"\n"
         return events
 
@@ -153,7 +153,7 @@ class EventStream:
             text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         *lines, self._rest = text.split(b"\n")
         if len(self._rest) > LONGEST:
-            raise failures.malformed(self._ask.target, "a line of it is too long.")
+            raise model_errors.malformed(self._ask.target, "a line of it is too long.")
         return lines
 
     def _take_data(self, value: bytes, events: list[Event]) -> None:
@@ -162,7 +162,7 @@ class EventStream:
         if decoded is _NOTHING or (self._pending and not (isinstance(decoded, dict) and decoded)):
             self._pending_size += len(value)
             if self._pending_size > LONGEST:
-                raise failures.malformed(self._ask.target, "an event of it is too long.")
+                raise model_errors.malformed(self._ask.target, "an event of it is too long.")
             self._pending.append(value)
             return
         if self._pending:

@@ -7,8 +7,8 @@ from typing import Any, Final
 import httpx2
 
 from domain.llms.messages import ModelCall, ReplyPart
-from infra.llm import error_words, failures
-from infra.llm.answer import Answer
+from infra.llm import error_parser, model_errors
+from infra.llm.answer_builder import Answer
 from infra.llm.event_stream import Event, EventStream, read_events
 from infra.llm.usage import read_usage
 
@@ -63,8 +63,8 @@ class _Reader:
             self.has_events = True
             yield from self._response(response, str(kind))
             return
-        if (error := error_words.find_error(event.name, data)) is not None:
-            raise failures.in_stream(self._ask.target, error)
+        if (error := error_parser.find_error(event.name, data)) is not None:
+            raise model_errors.in_stream(self._ask.target, error)
         delta, item = data.get("delta"), data.get("item")
         if isinstance(item, Mapping):
             yield from self._item(self._number(data, item), item, is_done=kind == "response.output_item.done")
@@ -85,7 +85,7 @@ class _Reader:
         elif kind == "response.reasoning_summary_part.added" and self._at(data).is_thought_of:
             yield from self._answer.add_thought("\n\n")
         elif not str(kind).startswith("response."):
-            if self._odd is None and error_words.has_sentence(data):
+            if self._odd is None and error_parser.has_sentence(data):
                 self._odd = data
             return
         self.has_events = True
@@ -95,15 +95,15 @@ class _Reader:
         target = self._ask.target
         if not self.status and not (stream.is_done and not self._answer.is_empty):
             if self._odd is not None:
-                raise failures.in_stream(target, self._odd)
+                raise model_errors.in_stream(target, self._odd)
             if self._answer.is_empty and (shown := stream.shown_body()):
-                raise failures.malformed(target, shown)
+                raise model_errors.malformed(target, shown)
             if stream.unreadable:
-                raise failures.malformed(target, f"an event of it is no JSON: {stream.unreadable}")
-            raise failures.unfinished(target) if self.has_events else failures.empty(target)
+                raise model_errors.malformed(target, f"an event of it is no JSON: {stream.unreadable}")
+            raise model_errors.unfinished(target) if self.has_events else model_errors.empty(target)
         if stream.unreadable:
             self._answer.note(
-                f"An event of the answer was no JSON and is left out: {failures.clean(target, stream.unreadable)}"
+                f"An event of the answer was no JSON and is left out: {model_errors.clean(target, stream.unreadable)}"
             )
         yield from self._answer.finish()
         if "filter" in self.reason:
@@ -117,9 +117,9 @@ class _Reader:
         status = response.get("status")
         last = kind.rpartition(".")[2]
         if isinstance(error := response.get("error"), Mapping) and any(error.values()):
-            raise failures.in_stream(self._ask.target, dict(error))
+            raise model_errors.in_stream(self._ask.target, dict(error))
         if "failed" in (status, last) or "cancelled" in (status, last):
-            raise failures.in_stream(self._ask.target, "it broke off")
+            raise model_errors.in_stream(self._ask.target, "it broke off")
         ends = next((word for word in ("completed", "incomplete") if word in (status, last)), "")
         if not ends:
             return

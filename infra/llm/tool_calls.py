@@ -8,8 +8,8 @@ from typing import Any, Final
 import msgspec
 
 from domain.llms.messages import ModelCall, ToolCallDelta
-from infra.llm import failures
-from infra.llm.answer import Answer
+from infra.llm import model_errors
+from infra.llm.answer_builder import Answer
 
 # More calls in one answer are a server gone wild; what is done with many is the caller's business.
 MAX_CALLS: Final = 1000
@@ -95,7 +95,7 @@ class CallReader:
 
     def _begin(self, number: int | None, id_: str | None, name: str) -> Generator[ToolCallDelta, None, _Begun]:
         if len(self._begun) >= MAX_CALLS:
-            raise failures.malformed(self._ask.target, f"it has more than {MAX_CALLS} tool calls.")
+            raise model_errors.malformed(self._ask.target, f"it has more than {MAX_CALLS} tool calls.")
         part = self._answer.begin_call(id_, name)
         begun = _Begun(part.index, id_, name)
         self._begun.append(begun)

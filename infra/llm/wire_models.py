@@ -1,6 +1,6 @@
 """pydantic-ai's models, which make the requests, but for one step: a stream is the response itself, not yet read.
 
-What an answer's provider wants back with the next request comes as provider details of our own (`infra.llm.words`).
+Provider details hold what a provider wants back with its next request (see `infra.llm.request_builder`).
 """
 
 from collections.abc import AsyncGenerator

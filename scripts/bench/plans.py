@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from infra.embedded.children import find_free_ports
 from scripts.bench.soak import Client, packed
-from scripts.up import System
+from scripts.system import System
 
 STEPS: Final = 1000
 WIDE: Final = 10

@@ -34,7 +34,7 @@ from scripts.bench.load import Fired, bare_running, copy, fire
 from scripts.bench.resources import held, processor
 from scripts.bench.sample_records import RARE, artifact_sent, as_rows, evaluations_sent, made_rows
 from scripts.bench.soak import Client
-from scripts.up import System
+from scripts.system import System
 
 Row = tuple[str, str, str]
 FULL, SMALL = (1_000_000, 10_000_000), (100_000, 1_000_000)

@@ -4,7 +4,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from scripts.up import System
+from scripts.system import System
 
 _TICK = os.sysconf("SC_CLK_TCK")
 

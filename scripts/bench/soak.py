@@ -12,7 +12,7 @@ import aiohttp
 import msgspec
 
 from scripts.bench.resources import memory
-from scripts.up import System
+from scripts.system import System
 
 SOURCE: Final = "def handle(payload):\n    print('run', payload['n'])\n    return {'n': payload['n']}\n"
 MANIFEST: Final = "name: soak\nentrypoint: agent:handle\n"

@@ -24,7 +24,7 @@ from websockets.asyncio.client import connect
 
 from infra.embedded.children import find_free_ports
 from scripts.bench.resources import held
-from scripts.up import System
+from scripts.system import System
 
 STREAMS, TOKENS = 200, 500
 # Milliseconds between two tokens, as a model of that size makes them; and none, for the most that goes through.

@@ -24,7 +24,7 @@ from infra.embedded.children import find_free_ports
 from scripts.bench import plans, records, streams
 from scripts.bench.resources import held, processor
 from scripts.bench.soak import Client, Soaked, packed, soak
-from scripts.up import System
+from scripts.system import System
 
 SOLO = 200
 # Seconds between one measurement and the next, in which slots are refilled.

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from infra.wiring import Resources
-from scripts.up import System
+from scripts.system import System
 from tests.support.clients import Tenant, tenant
 
 CATALOGUE = ("workflows", "crews", "tasks", "templates", "scheduler/schedules", "executions")

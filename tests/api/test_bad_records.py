@@ -14,7 +14,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from scripts.up import System
+from scripts.system import System
 from tests.support.clients import Tenant, tenant
 
 _FILE = Path(__file__).parents[1] / "journeys" / "kurral_artifact.json"

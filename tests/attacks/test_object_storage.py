@@ -11,7 +11,7 @@ from aiobotocore.session import get_session
 from infra.embedded import seaweedfs
 from infra.embedded.certificates import write_certificates
 from infra.embedded.seaweedfs import ACCESS_KEY, EmbeddedSeaweed, find_binary
-from scripts.up import System
+from scripts.system import System
 
 # Names of the ports, each followed by the one for gRPC.
 PORTS = ("master", "volume", "filer", "s3")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import connect
 
-from scripts.up import System
+from scripts.system import System
 from tests.support.case_inputs import case_folder
 from tests.support.clients import Tenant
 

@@ -32,7 +32,7 @@ from domain.llms.messages import (
 from domain.shared.secrets import Secret
 from infra.http import Outbound
 from infra.llm import PydanticLlm
-from infra.llm.local import Served
+from infra.llm.local_model import Served
 from tests.support.fake_provider import Answer, Wire, call, wire
 
 KEY = "sk-very-secret-0123456789"

@@ -31,7 +31,7 @@ from domain.shared.secrets import Secret
 from infra.embedded.model import CONTEXT_TOKENS, MODEL_SLOTS, ModelBroker
 from infra.http import Outbound
 from infra.llm import PydanticLlm
-from infra.llm.local import LocalModel, Served, aimed
+from infra.llm.local_model import LocalModel, Served, aimed
 
 TARGET = ModelTarget(name="smollm2", provider="local", model="smollm2")
 WEATHER = ToolSpec(

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from domain.shared import ids
 from infra.postgres.db import connect
 from infra.postgres.migrate import config, migrate
-from scripts.up import System
+from scripts.system import System
 
 
 @asynccontextmanager

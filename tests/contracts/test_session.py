@@ -21,7 +21,7 @@ from infra.postgres.migrate import migrate
 from infra.postgres.store import PostgresStore
 from infra.wiring import open_resources
 from scripts.release import set_plan
-from scripts.up import System
+from scripts.system import System
 from tests.conftest import running
 from tests.support.clients import tenant
 from tests.support.pgbouncer import Managed, managed, needs_pgbouncer, pgbouncer, without_the_role

@@ -19,7 +19,7 @@ from domain.shared import names, yaml_reader
 from domain.shared.names import KEY_PATTERN
 from domain.tools import McpServerTool, Tool
 from domain.tools.builtin import BUILT_IN_TOOLS
-from infra.llm.local import MOST_PARTS, _parts
+from infra.llm.local_model import MOST_PARTS, _parts
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 WORDS = st.one_of(st.text(max_size=80), st.text(alphabet="ab1 -_{}:#|>'\"\n", max_size=80))

@@ -2,7 +2,7 @@
 
 import httpx
 
-from scripts.up import System
+from scripts.system import System
 
 
 async def test_kurral(system: System) -> None:

@@ -12,7 +12,7 @@ import httpx
 import pyarrow.parquet
 import pytest
 
-from scripts.up import System
+from scripts.system import System
 from tests.support.clients import Tenant
 
 SENT: dict[str, Any] = {

@@ -3,7 +3,7 @@
 import httpx
 
 from scripts.demo import packed
-from scripts.up import System
+from scripts.system import System
 
 HELLO = packed("hello")
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from infra.embedded.children import find_free_ports
-from scripts.up import System
+from scripts.system import System
 from tests.conftest import FAST, running
 from tests.support.clients import Tenant, archive, tenant
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from scripts.up import System
+from scripts.system import System
 from tests.conftest import running
 from tests.support.clients import Tenant, archive
 from tests.support.fake_provider import Wire, call

@@ -12,8 +12,8 @@ from redis.asyncio import Redis
 
 from infra.sandbox.proc import list_descendants
 from scripts.demo import packed
-from scripts.processes import Process
-from scripts.up import System
+from scripts.supervisor import Process
+from scripts.system import System
 from tests.support.clients import Tenant
 
 SLEEPER = "import time\ndef handle(p):\n    print('begin', flush=True)\n    time.sleep(p['for'])\n    return p\n"

@@ -16,8 +16,8 @@ from domain.artifacts import service
 from domain.shared.errors import DomainError
 from infra.embedded.children import EmbeddedServiceError
 from infra.wiring import Resources
-from scripts.processes import Process
-from scripts.up import System
+from scripts.supervisor import Process
+from scripts.system import System
 from tests.conftest import running
 from tests.support.clients import Tenant, tenant
 

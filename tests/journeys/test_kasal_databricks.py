@@ -15,7 +15,7 @@ import httpx
 import pytest
 import websockets
 
-from scripts.up import System
+from scripts.system import System
 from tests.attacks.test_accounts import SLOW, read_until_shut_out
 from tests.conftest import running
 from tests.support.clients import Tenant, api_beside

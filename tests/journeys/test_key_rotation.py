@@ -17,8 +17,8 @@ from domain.shared import ids
 from domain.shared.access import Caller
 from domain.shared.secrets import Secret
 from infra.wiring import Resources, open_resources
-from scripts.keys import BATCH, reseal
-from scripts.up import System
+from scripts.key_rotation import BATCH, reseal
+from scripts.system import System
 from tests.support.isolated_database import Apart, apart
 
 ROOT = Path(__file__).resolve().parents[2]

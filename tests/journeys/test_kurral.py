@@ -19,7 +19,7 @@ from domain.artifacts import service
 from domain.shared.errors import DomainError
 from infra.compression import decompress_stream
 from infra.wiring import Resources
-from scripts.up import System
+from scripts.system import System
 from tests.support.clients import Tenant
 
 ARTIFACT: dict[str, Any] = json.loads((Path(__file__).parent / "kurral_artifact.json").read_bytes())

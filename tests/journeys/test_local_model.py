@@ -12,7 +12,7 @@ import httpx
 
 from domain.shared.secrets import Secret
 from infra.embedded.children import find_free_ports
-from infra.llm.local import LocalModel
+from infra.llm.local_model import LocalModel
 from tests.support.clients import Tenant
 from tests.support.model_fixtures import agent, events, run, said
 
@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 UP = """
 import asyncio, sys
 from pathlib import Path
-from infra.llm.local import LocalModel
-from scripts.up import System
+from infra.llm.local_model import LocalModel
+from scripts.system import System
 
 async def main():
     async with System(Path(sys.argv[1]), int(sys.argv[2]), 1, lambda line: None).running() as system:

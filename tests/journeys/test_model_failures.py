@@ -9,7 +9,7 @@ import time
 import pytest
 from websockets.asyncio.client import connect
 
-from scripts.up import System
+from scripts.system import System
 from tests.support.clients import Tenant
 from tests.support.fake_provider import Asked, Wire, call
 from tests.support.model_fixtures import agent, events, fresh, model, run, said, start, until

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from scripts.up import System
+from scripts.system import System
 from tests.contracts.test_mcp_tools import mcp_server
 from tests.support.clients import Tenant
 from tests.support.fake_provider import Wire, call

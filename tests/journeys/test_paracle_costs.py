@@ -12,7 +12,7 @@ from domain.shared import ids
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
 from infra.wiring import Resources
-from scripts.up import System
+from scripts.system import System
 from tests.support.clients import Tenant
 from tests.workers.test_lifecycle import Silent
 

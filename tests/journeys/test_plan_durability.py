@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scripts.up import System
+from scripts.system import System
 from tests.support.clients import Tenant
 
 STEPS = ("one", "two", "three", "four")

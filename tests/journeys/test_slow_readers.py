@@ -25,7 +25,7 @@ from infra.compression import (
 )
 from infra.wiring import Resources
 from scripts.bench.resources import held
-from scripts.up import System
+from scripts.system import System
 from tests.journeys.test_kurral import key_in_storage, upload
 from tests.support.clients import Tenant
 

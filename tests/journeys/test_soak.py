@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 from scripts.bench.soak import soak
-from scripts.up import System
+from scripts.system import System
 from tests.conftest import running
 
 

@@ -6,7 +6,7 @@ import json
 from websockets.asyncio.client import connect
 
 from scripts.bench.resources import held
-from scripts.up import System
+from scripts.system import System
 from tests.support.clients import Tenant
 from tests.support.fake_provider import Wire
 from tests.support.model_fixtures import agent, fresh, model, said

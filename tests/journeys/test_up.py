@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from infra.embedded.children import find_free_ports
-from scripts.running import command_name
+from scripts.installation import command_name
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from infra.embedded.children import find_free_ports
-from scripts.up import System
+from scripts.system import System
 from tests.conftest import running
 from tests.support.clients import Tenant, tenant
 from tests.support.fake_provider import Wire

@@ -21,7 +21,7 @@ from infra.credentials import generate_token, hash_token
 from infra.embedded.children import find_free_ports
 from infra.wiring import Resources
 from scripts.demo import packed
-from scripts.processes import Process
+from scripts.supervisor import Process
 
 MANIFEST = "name: test\nentrypoint: agent:handle\n"
 

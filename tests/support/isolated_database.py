@@ -11,7 +11,7 @@ import asyncpg
 from domain.shared import ids
 from domain.shared.access import SCOPES_BY_ROLE, Caller
 from infra.postgres.migrate import migrate
-from scripts.up import System
+from scripts.system import System
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 

@@ -16,7 +16,7 @@ import pytest
 
 from infra.embedded.children import create_nobody_setup, create_parent_bond, find_free_ports, listening, start_child
 from infra.postgres.role import APP_ROLE
-from scripts.up import System
+from scripts.system import System
 from tests.support.case_inputs import INPUTS
 
 needs_pgbouncer = pytest.mark.skipif(

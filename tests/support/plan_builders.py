@@ -19,7 +19,7 @@ from domain.shared import ids
 from domain.shared.access import Caller
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
-from scripts.up import System
+from scripts.system import System
 from tests.support.isolated_database import NOW, Apart, apart
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.telemetry import configure_logging, escape_controls
-from scripts.logs import readable
+from scripts.log_format import readable
 
 FORGED = "x\n18:00:00 api     error   all is lost\r\x1b[2J\x1b]0;title\x07\x9b31m\x85\u2028\u202egnp\u2066"
 

@@ -15,7 +15,7 @@ from infra import disks, outage_log, polling, r2
 from infra.polling import retry_through_outage
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
-from scripts.up import System
+from scripts.system import System
 from tests.support.clients import Tenant
 from tests.support.isolated_database import NOW, apart
 

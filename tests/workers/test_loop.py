@@ -30,7 +30,7 @@ from domain.ports import Tx
 from domain.shared.errors import DomainError
 from infra.llm import GenaiPrices
 from infra.wiring import Resources
-from scripts.up import System
+from scripts.system import System
 from tests.support.clients import Tenant
 from tests.support.fake_provider import Answer, Wire, call
 from tests.support.model_fixtures import agent, events, fresh, model, run, start, until

@@ -15,7 +15,7 @@ from domain.shared import ids
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
 from infra.wiring import Resources, get_utc_now
-from scripts.up import System
+from scripts.system import System
 from tests.support.clients import Tenant, archive
 from tests.support.fake_provider import Wire, call
 from tests.support.isolated_database import Apart, apart

@@ -19,7 +19,7 @@ from infra import polling
 from infra.polling import retry_through_outage
 from infra.postgres.db import connect
 from infra.postgres.store import PostgresStore
-from scripts.up import System
+from scripts.system import System
 from tests.support.clients import Tenant
 from tests.support.isolated_database import NOW, Apart, apart
 from tests.workers.test_lifecycle import Silent

@@ -16,7 +16,7 @@ from domain.plans.schema import Plan, PlanStep, PlanWork
 from domain.shared import ids
 from domain.shared.errors import DomainError
 from domain.shared.leases import LostLease
-from scripts.up import System
+from scripts.system import System
 from tests.support.plan_builders import World, opened
 
 

@@ -21,7 +21,7 @@ from domain.shared import ids
 from domain.shared.errors import DomainError
 from domain.shared.leases import LostLease
 from infra.postgres.plans import MAX_ANSWERS
-from scripts.up import System
+from scripts.system import System
 from tests.support.isolated_database import NOW
 from tests.support.plan_builders import World, opened
 from workers.agent.runner import AgentRunner

@@ -15,7 +15,7 @@ from domain.plans.coordinator import PlanLocked
 from domain.plans.schema import Plan, PlanStep, PlanWork, RetryPolicy
 from domain.ports import Outcome, Tx
 from domain.shared import ids
-from scripts.up import System
+from scripts.system import System
 from tests.support.isolated_database import NOW
 from tests.support.plan_builders import Killed, World, opened
 from workers.plan.advancer import PlanAdvancer

@@ -27,7 +27,7 @@ _PR_SET_NAME: Final = 15
 
 def preload() -> None:
     """Start the mother of all processes, who begins to import. Call it from the main thread: she dies with it."""
-    _context.set_forkserver_preload(["scripts.mother", "scripts.roles", "scripts.frozen"])
+    _context.set_forkserver_preload(["scripts.fork_server_lifetime", "scripts.roles", "scripts.fork_server_heap"])
     forkserver.ensure_running()
 
 

@@ -1,17 +1,74 @@
 """How other commands find a running `paddock up`, and how to call them."""
 
+import contextlib
 import fcntl
 import os
+import secrets
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
+from infra.embedded.children import EmbeddedServiceError
 from infra.settings import Settings, read_settings
 
 # What of the environment a running installation writes down for other commands. The file is its owner's alone.
 _KEPT = ("PADDOCK_", "R2_")
+
+
+# A file beside the data while a backup is being restored.
+RESTORING: Final = "restoring"
+
+
+class Secrets(msgspec.Struct, kw_only=True):
+    """What an installation on one machine keeps to itself, in `secrets.json` beside its data."""
+
+    secret_key: str
+    owner_password: str
+    app_password: str
+    redis_password: str
+    s3_secret: str
+    s3_signing: str
+    admin_key: str | None = None
+
+
+def load_secrets(data: Path) -> Secrets:
+    """The secrets beside the data, made when there are none. The file is readable by its owner alone."""
+    file = data / "secrets.json"
+    if file.exists():
+        return msgspec.json.decode(file.read_bytes(), type=Secrets)
+    made = Secrets(**{name: secrets.token_hex(32) for name in Secrets.__struct_fields__ if name != "admin_key"})
+    save(file, made)
+    return made
+
+
+def save(file: Path, what: "Secrets | Running") -> None:
+    """Write a file for its owner alone, whole or not at all."""
+    fresh = file.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    fresh.touch(mode=0o600)
+    fresh.write_bytes(msgspec.json.format(msgspec.json.encode(what)))
+    fresh.replace(file)
+
+
+@contextlib.contextmanager
+def locked(data: Path) -> Iterator[None]:
+    """Keep every other process away from an installation. Errors: `EmbeddedServiceError` when one is there."""
+    with (data / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise EmbeddedServiceError(f"another `paddock up` runs on {data}.") from None
+        yield
+
+
+def refuse_half_restored(data: Path) -> None:
+    """Errors: `EmbeddedServiceError` where a restore was not finished."""
+    if (data / RESTORING).exists():
+        raise EmbeddedServiceError(f"a restore to {data} was not finished; remove the folder and restore again.")
 
 
 class Running(msgspec.Struct, kw_only=True):

@@ -10,7 +10,7 @@ from pydantic_ai.exceptions import ModelHTTPError
 
 from domain.llms.messages import ModelCall, ModelError, ReplyPart
 from infra.http import SendNotifyingTransport, on_request_sent
-from infra.llm import anthropic_reader, chat_reader, failures, providers, responses_reader, words
+from infra.llm import anthropic_reader, chat_reader, model_errors, providers, request_builder, responses_reader
 from infra.llm.providers import Wire
 
 _READERS: Final[dict[Wire, Callable[[httpx2.Response, ModelCall, str], AsyncGenerator[ReplyPart, None]]]] = {
@@ -45,8 +45,8 @@ async def _parts(
     try:
         model = providers.model(ask.target, wire, base_url, http)
         writer = providers.writer(ask.target, wire)
-        settings, parameters = providers.settings(ask, wire), words.parameters(ask, model)
-        messages = words.history(ask.messages, ask.target, writer, wire == "chat")
+        settings, parameters = providers.settings(ask, wire), request_builder.parameters(ask, model)
+        messages = request_builder.history(ask.messages, ask.target, writer, wire == "chat")
         async with AsyncExitStack() as stack:
             async with asyncio.timeout(ask.timeout):
                 request = model.request_stream(messages, settings, parameters)
@@ -63,13 +63,13 @@ async def _parts(
     except ModelError:
         raise
     except TimeoutError:
-        raise failures.late(ask, began) from None
+        raise model_errors.late(ask, began) from None
     except ModelHTTPError as error:
         if providers.may_be_chat_only(ask.target, wire, error.status_code, error.body):
             raise ChatOnly from None
-        raise failures.failure(error, ask, base_url, answered) from None
+        raise model_errors.failure(error, ask, base_url, answered) from None
     except Exception as error:
-        raise failures.failure(error, ask, base_url, answered) from None
+        raise model_errors.failure(error, ask, base_url, answered) from None
 
 
 def plain_client() -> httpx2.AsyncClient:

@@ -19,7 +19,7 @@ from pydantic_ai.exceptions import (
 
 from domain.llms.messages import ModelCall, ModelError, ModelTarget
 from infra.http import OutboundRefused
-from infra.llm import error_words
+from infra.llm import error_parser
 
 
 def late(ask: ModelCall, began: bool) -> ModelError:
@@ -48,7 +48,7 @@ def malformed(target: ModelTarget, why: str) -> ModelError:
 def in_stream(target: ModelTarget, error: Any) -> ModelError:
     """The provider says, in the middle of an answer, that it failed."""
     body = error if isinstance(error, dict) else {"message": str(error)}
-    return _of_status(target, error_words.status_of(body), body, error_words.retry_after_of(body))
+    return _of_status(target, error_parser.status_of(body), body, error_parser.retry_after_of(body))
 
 
 def failure(error: BaseException, ask: ModelCall, base_url: str | None, answered: bool) -> ModelError:
@@ -61,7 +61,7 @@ def failure(error: BaseException, ask: ModelCall, base_url: str | None, answered
             return ModelError("not_allowed", str(cause))
     match error:
         case ModelQuotaExceededError():
-            said = clean(target, error_words.sentence_of(error.body))
+            said = clean(target, error_parser.sentence_of(error.body))
             return ModelError("refused", f"The account at {target.provider} has nothing left: {said}")
         case ModelHTTPError():
             status = 429 if isinstance(error, ModelRateLimitError) else error.status_code
@@ -97,9 +97,9 @@ def clean(target: ModelTarget, text: str) -> str:
 
 def _of_status(target: ModelTarget, status: int | None, body: object, retry_after: float | None) -> ModelError:
     """An error by its words and its status, wherever it came: the same mean the same."""
-    said, who = clean(target, error_words.sentence_of(body)), _subject(target)
+    said, who = clean(target, error_parser.sentence_of(body)), _subject(target)
     wait = retry_after if retry_after is not None and math.isfinite(retry_after) and retry_after >= 0 else None
-    kind = error_words.kind_of(body, status)
+    kind = error_parser.kind_of(body, status)
     number = f" ({status})" if status is not None else ""
     match kind:
         case "rate_limited":

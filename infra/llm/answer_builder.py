@@ -24,7 +24,7 @@ from domain.llms.messages import (
     ToolCallDelta,
 )
 from domain.shared.unicode_text import repair_json, repair_text
-from infra.llm import failures
+from infra.llm import model_errors
 from infra.llm.event_stream import LONGEST
 
 # Bytes of JSON that are kept for the provider with one answer.
@@ -189,7 +189,7 @@ class Answer:
             finish = "tool_calls" if calls else "stop"
         # Where the caller names a word to stop at, an answer may be nothing but that word.
         if finish == "stop" and self.is_empty and not self._ask.options.stop:
-            raise failures.empty(self._ask.target)
+            raise model_errors.empty(self._ask.target)
         message = ChatMessage(
             role="assistant", content=self.content, tool_calls=calls, provider_parts=self._provider_parts()
         )
@@ -239,4 +239,4 @@ class Answer:
     def _grow(self, piece: str) -> None:
         self._size += len(piece)
         if self._size > LONGEST:
-            raise failures.malformed(self._ask.target, "it is too long.")
+            raise model_errors.malformed(self._ask.target, "it is too long.")

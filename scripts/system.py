@@ -1,0 +1,241 @@
+"""`paddock up`: the whole system on one machine, from one command."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from infra.embedded.children import EmbeddedServiceError
+from infra.embedded.model import ModelBroker
+from infra.embedded.postgres import EmbeddedPostgres
+from infra.embedded.seaweedfs import ACCESS_KEY, EmbeddedSeaweed
+from infra.embedded.valkey import EmbeddedValkey
+from infra.outage_log import OUTAGE_LOG_SECONDS
+from infra.settings import Settings, read_settings
+from infra.telemetry import clear_shared_metrics
+from scripts.installation import (
+    Running,
+    Secrets,
+    kept_environment,
+    load_secrets,
+    locked,
+    refuse_half_restored,
+    save,
+)
+from scripts.log_format import readable
+from scripts.supervisor import Process, preload
+
+Parts = tuple[EmbeddedPostgres | None, EmbeddedValkey | None, EmbeddedSeaweed | None]
+LOOK: Final = 0.5
+# Twenty a second: a busy machine takes a minute.
+READY_LOOKS: Final = 2400
+API_ROLES: Final = ("api", "api-share")
+# A part that does not start is tried again after growing pauses up to this one, and that is told once a minute.
+LONGEST: Final = 8.0
+
+
+@contextlib.asynccontextmanager
+async def embedded(data: Path, known: Secrets) -> AsyncIterator[tuple[Parts, dict[str, str]]]:
+    """Start those of the three parts that the environment does not name; the settings that point to all."""
+    env: dict[str, str] = {}
+    postgres = valkey = seaweed = None
+    if "PADDOCK_DATABASE_URL" not in os.environ:
+        postgres = EmbeddedPostgres(data / "postgres", known.owner_password, known.app_password)
+        env |= {"PADDOCK_DATABASE_URL": postgres.app_url, "PADDOCK_DATABASE_OWNER_URL": postgres.owner_url}
+    if "PADDOCK_REDIS_URL" not in os.environ:
+        valkey = EmbeddedValkey(data / "valkey", known.redis_password)
+        env["PADDOCK_REDIS_URL"] = valkey.url
+    if not {"R2_ENDPOINT_URL", "R2_ACCOUNT_ID"} & os.environ.keys():
+        seaweed = EmbeddedSeaweed(data / "seaweedfs", known.s3_secret, known.s3_signing)
+        env |= {
+            "R2_ENDPOINT_URL": seaweed.endpoint_url,
+            "R2_ACCESS_KEY_ID": ACCESS_KEY,
+            "R2_SECRET_ACCESS_KEY": known.s3_secret,
+            "R2_BUCKET_NAME": "paddock",
+        }
+    parts: Parts = (postgres, valkey, seaweed)
+    try:
+        yield parts, env
+    finally:
+        await asyncio.gather(*(part.stop() for part in parts if part is not None))
+
+
+class System:
+    """A running installation: its parts, its processes, and how to reach it."""
+
+    def __init__(self, data: Path, port: int, workers: int, say: Callable[[str], None] = print) -> None:
+        self.data, self.port, self.workers, self.say = data.absolute(), port, workers, say
+        self.url = f"http://127.0.0.1:{port}"
+        self.processes: list[Process] = []
+        self.settings: Settings
+        self.environment: dict[str, str] = {}
+        self.admin_key = ""
+        self.parts: Parts = (None, None, None)
+        self.model_broker: ModelBroker
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator["System"]:
+        """Everything started and ready. Errors: `EmbeddedServiceError`, `BadSettings`."""
+        preload()
+        self.data.mkdir(parents=True, exist_ok=True)
+        os.chmod(self.data, 0o700)
+        with locked(self.data):
+            refuse_half_restored(self.data)
+            _check_port(self.port)
+            known = load_secrets(self.data)
+            async with embedded(self.data, known) as (parts, env):
+                self.parts = parts
+                with contextlib.closing(ModelBroker(self.data / "model")) as self.model_broker:
+                    self.environment = self._environment(
+                        env | {"PADDOCK_LOCAL_MODEL_DOOR": self.model_broker.address}, known
+                    )
+                    self.settings = read_settings(self.environment)
+                    async with self.model_broker.accept_workers(self.settings.local_model_idle, self.say):
+                        try:
+                            await self._start(known)
+                            yield self
+                        finally:
+                            await self._stop()
+
+    async def _stop(self) -> None:
+        await asyncio.gather(*(process.stop() for process in self.processes))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        (self.data / "running.json").unlink(missing_ok=True)
+
+    async def _start(self, known: Secrets) -> None:
+        postgres, valkey, seaweed = self.parts
+        storage = asyncio.create_task(seaweed.start()) if seaweed is not None else None
+        try:
+            # The mother of our processes imports while the parts start.
+            await asyncio.gather(self._once("version"), *(part.start() for part in (postgres, valkey) if part))
+            await self._once("migrate")
+            self._begin()
+            key = asyncio.create_task(self._once("admin-key", PADDOCK_KNOWN_ADMIN_KEY=known.admin_key or ""))
+            if storage is not None:
+                await storage
+            await self._once("bucket")
+            self.admin_key = (await key).strip()
+        except BaseException:
+            if storage is not None:
+                storage.cancel()
+            raise
+        self._tasks += [asyncio.create_task(self._mend(part)) for part in self.parts if part is not None]
+        if self.admin_key != known.admin_key:
+            known.admin_key = self.admin_key
+            save(self.data / "secrets.json", known)
+        save(self.data / "running.json", self._running())
+        await self._until_ready()
+
+    def _running(self) -> Running:
+        postgres, _, seaweed = self.parts
+        return Running(
+            url=self.url,
+            admin_key=self.admin_key,
+            environment=kept_environment(self.environment),
+            embedded=bool(postgres and seaweed),
+        )
+
+    async def _once(self, role: str, **environment: str) -> str:
+        """Run a role to its end. Returns what it printed. Errors: `EmbeddedServiceError` with that."""
+        printed: list[bytes] = []
+        status = await Process(role, role, {**self.environment, **environment}, printed.append).run()
+        text = b"".join(printed).decode(errors="replace")
+        if status != 0:
+            raise EmbeddedServiceError(f"{role} ended with status {status}.\n{text}")
+        return text
+
+    def _begin(self) -> None:
+        for number in range(self.workers):
+            self._add("run" if self.workers == 1 else f"run-{number + 1}", "run")
+        for role in ("llm", "plan", "build", "record", "upkeep"):
+            self._add(role, role)
+        if self.settings.api_workers == 1:
+            self._add("api", "api")
+            return
+        clear_shared_metrics(self.settings.metrics_dir)
+        for number in range(self.settings.api_workers):
+            self._add(f"api-{number + 1}", "api-share")
+
+    def _add(self, name: str, role: str) -> None:
+        environment = self.environment
+        if self.settings.worker_port and role not in API_ROLES:
+            # Each worker has a port of its own, in the order in which they are started.
+            port = self.settings.worker_port + len(self.processes)
+            _check_port(port, "PADDOCK_WORKER_PORT")
+            environment = {**environment, "PADDOCK_WORKER_PORT": str(port)}
+        process = Process(name, role, environment, lambda line: self.say(readable(name, line)))
+        self.processes.append(process)
+        ended = f"{name} ended with status {{}}; starting it again"
+        self._tasks.append(asyncio.create_task(process.keep(lambda status: self.say(ended.format(status)))))
+
+    def _environment(self, env: dict[str, str], known: Secrets) -> dict[str, str]:
+        # A laptop may poll as it likes; whoever wants limits here names them.
+        defaults = {
+            "PADDOCK_SECRET_KEY": known.secret_key,
+            "PADDOCK_RATE_LIMIT_ANONYMOUS": "0",
+            "PADDOCK_RATE_LIMIT_AUTHENTICATED": "0",
+            "PADDOCK_RATE_LIMIT_PREMIUM": "0",
+            "PADDOCK_CONNECTIONS_PER_ADDRESS": "0",
+            "PADDOCK_DATA_DIR": str(self.data),
+            "PADDOCK_PORT": str(self.port),
+            # Whoever presses Ctrl-C does not wait long for what runs.
+            "PADDOCK_DRAIN_SECONDS": "2",
+        }
+        return {**defaults, **os.environ, **env, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+    async def _mend(self, part: EmbeddedPostgres | EmbeddedValkey | EmbeddedSeaweed) -> None:
+        pause, told = LOOK, -OUTAGE_LOG_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            if part.child is None or part.child.is_alive():
+                pause = LOOK
+                continue
+            ended, failed = part.child, ""
+            pause = min(2 * pause, LONGEST)
+            try:
+                await part.start()
+            except Exception as error:  # whatever it is, this is what brings the part back
+                # What it printed last says why, for example that there is no room on its disk.
+                failed = f" It does not start: {_last_line(error)}"
+            if not failed or time.monotonic() - told >= OUTAGE_LOG_SECONDS:
+                told = time.monotonic()
+                self.say(f"{ended.name} ended with status {ended.process.returncode}; it is started again.{failed}")
+
+    async def _until_ready(self) -> None:
+        async with httpx.AsyncClient(timeout=5) as client:
+            for _ in range(READY_LOOKS):
+                with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):
+                    health = (await client.get(f"{self.url}/health")).json()
+                    lanes = {"build", "run", "llm", "plan", "record", "upkeep"}
+                    workers = health["problems"].get("workers", "")
+                    if health["status"] == "healthy" or not any(lane in workers for lane in lanes | {"database"}):
+                        return
+                await asyncio.sleep(0.05)
+        raise EmbeddedServiceError("the API and the workers did not become ready; see the log above.")
+
+
+def _last_line(error: Exception) -> str:
+    """What a part that did not start said last that matters."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return next((line for line in reversed(lines) if "FATAL" in line or "PANIC" in line), lines[-1])
+
+
+def _check_port(port: int, setting: str = "--port") -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise EmbeddedServiceError(
+                f"port {port} cannot be used ({error.strerror}); choose another with {setting}."
+            ) from None
