@@ -10,11 +10,11 @@ from infra.credentials import API_KEY_PREFIX, generate_token, hash_token
 from infra.settings import Settings
 from infra.wiring import open_resources
 
-TENANT = OPERATOR_TENANT_ID
-EMAIL = "admin@localhost"
+ADMIN_TENANT = OPERATOR_TENANT_ID
+ADMIN_EMAIL = "admin@localhost"
 
 
-async def admin_key(settings: Settings, known: str | None) -> str:
+async def ensure_admin_key(settings: Settings, known: str | None) -> str:
     """A working admin key: the one `known`, or a new one. The admin is created if there is none."""
     async with open_resources(settings, "paddock bootstrap") as parts:
         if known is not None:
@@ -23,17 +23,17 @@ async def admin_key(settings: Settings, known: str | None) -> str:
             if found is not None and found.is_active:
                 return known
         async with parts.store.begin_unbound() as tx:
-            admin = await tx.accounts.find_login(EMAIL)
+            admin = await tx.accounts.find_login(ADMIN_EMAIL)
         if admin is None:
             data = Registration(
-                email=EMAIL, password=secrets.token_urlsafe(24), tenant_id=TENANT, full_name="Administrator"
+                email=ADMIN_EMAIL, password=secrets.token_urlsafe(24), tenant_id=ADMIN_TENANT, full_name="Administrator"
             )
             hashed = await parts.passwords.hash_password(data.password)
-            async with parts.store.begin_for(TENANT) as tx:
-                user_id = (await accounts.register_user(tx, TENANT, data, hashed, b"", by_operator=True)).id
+            async with parts.store.begin_for(ADMIN_TENANT) as tx:
+                user_id = (await accounts.register_user(tx, ADMIN_TENANT, data, hashed, b"", by_operator=True)).id
         else:
             user_id = admin.user_id
-        caller = Caller(tenant_id=TENANT, user_id=user_id, role="admin", scopes=frozenset(ALL_SCOPES))
+        caller = Caller(tenant_id=ADMIN_TENANT, user_id=user_id, role="admin", scopes=frozenset(ALL_SCOPES))
         key = generate_token(API_KEY_PREFIX)
         async with parts.store.begin(caller) as tx:
             asked = NewApiKey(name="paddock up", scopes=sorted(ALL_SCOPES))

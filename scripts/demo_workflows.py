@@ -10,8 +10,8 @@ import httpx
 
 from infra.telemetry import escape_controls
 
-FOLDER: Final = Path(__file__).resolve().parent.parent / "examples" / "code_review"
-CODE: Final = """import os
+CODE_REVIEW_FOLDER: Final = Path(__file__).resolve().parent.parent / "examples" / "code_review"
+REVIEWED_CODE: Final = """import os
 
 
 def total(prices, seen=[]):
@@ -21,21 +21,21 @@ def total(prices, seen=[]):
         seen.append(price)
     return sum(seen)
 """
-TESTS: Final = "assert total([1, 2]) == 3\nassert total([4]) == 4, 'the second call remembers the first'\n"
-_REVIEWER: Final = {
+REVIEWED_TESTS: Final = "assert total([1, 2]) == 3\nassert total([4]) == 4, 'the second call remembers the first'\n"
+_REVIEWER_AGENT: Final = {
     "name": "reviewer",
     "model": "smollm2",
     "instructions": "You review code. Answer in two short sentences.",
     "max_tokens": 80,
 }
-_YAML: Final = {"Content-Type": "application/yaml"}
+_YAML_HEADERS: Final = {"Content-Type": "application/yaml"}
 
 Step = Callable[[str], AbstractAsyncContextManager[list[str]]]
 # The body of an answer that has one of these statuses; raises for any other.
 Expect = Callable[..., Any]
 
 
-class WorkflowFailed(Exception):
+class DemoWorkflowError(Exception):
     """The workflow did not do what it should. The message says what came instead."""
 
 
@@ -44,17 +44,17 @@ async def show_code_review(client: httpx.AsyncClient, step: Step, expect: Expect
 
     `checker` is the packed folder `code_review/checker`. Errors: `WorkflowFailed`, and those of `expect`.
     """
-    await _deploy(client, step, expect, checker)
+    await _deploy_agents(client, step, expect, checker)
     async with step("POST /workflows                      create code-review from YAML") as said:
-        text = (FOLDER / "workflow.yaml").read_text()
-        answer = await client.post("/workflows", content=text, headers=_YAML)
+        text = (CODE_REVIEW_FOLDER / "workflow.yaml").read_text()
+        answer = await client.post("/workflows", content=text, headers=_YAML_HEADERS)
         if answer.status_code == 409:
-            answer = await client.put("/workflows/code-review", content=text, headers=_YAML)
+            answer = await client.put("/workflows/code-review", content=text, headers=_YAML_HEADERS)
         said.append(f"{expect(answer, 200, 201)['steps_total']} steps")
     async with step("POST /workflows/code-review/execute  run it, until it waits for us") as said:
-        inputs = {"file": "prices.py", "code": CODE, "tests": TESTS}
+        inputs = {"file": "prices.py", "code": REVIEWED_CODE, "tests": REVIEWED_TESTS}
         run = expect(await client.post("/workflows/code-review/execute", json={"inputs": inputs}), 201)
-        waiting = await _until_waiting(client, expect, run["execution_id"])
+        waiting = await _wait_for_approval(client, expect, run["execution_id"])
         said.append(f"{waiting['steps_completed']} of {waiting['steps_total']} steps done")
     path = f"/executions/{run['execution_id']}"
     results = waiting["results"]
@@ -65,18 +65,18 @@ async def show_code_review(client: httpx.AsyncClient, step: Step, expect: Expect
         expect(await client.post(f"{path}/approve", json={"reason": "Well said."}), 200)
         ended = expect(await client.get(path, headers={"Prefer": "wait=60"}), 200)
         if ended["status"] != "completed":
-            raise WorkflowFailed(f"the workflow is {ended['status']}: {ended['error_message']}")
+            raise DemoWorkflowError(f"the workflow is {ended['status']}: {ended['error_message']}")
         said.append(f"{ended['result']['report']}, {len(ended['result']['problems'])} problems")
     async with step("GET  /executions/{id}/files/report.md what it wrote") as said:
         report = await client.get(f"{path}/files/{ended['result']['report']}")
         if report.status_code != 200 or not report.text.startswith("# Review of prices.py"):
-            raise WorkflowFailed(f"the report is {report.status_code} {report.text[:200]}")
+            raise DemoWorkflowError(f"the report is {report.status_code} {report.text[:200]}")
         said.append(f"{len(report.text)} characters")
 
 
-async def _deploy(client: httpx.AsyncClient, step: Step, expect: Expect, checker: bytes) -> None:
+async def _deploy_agents(client: httpx.AsyncClient, step: Step, expect: Expect, checker: bytes) -> None:
     async with step("POST /agents, /uploads/agent/checker a code agent, and a model agent") as said:
-        for agent in ({"name": "checker"}, _REVIEWER):
+        for agent in ({"name": "checker"}, _REVIEWER_AGENT):
             answer = await client.post("/agents", json=agent)
             if answer.status_code != 409:
                 expect(answer, 201)
@@ -86,11 +86,11 @@ async def _deploy(client: httpx.AsyncClient, step: Step, expect: Expect, checker
             await client.get(f"/agents/checker/versions/{version['id']}", headers={"Prefer": "wait=60"}), 200
         )
         if built["status"] != "ready":
-            raise WorkflowFailed(f"the build is {built['status']}: {built['build_log']}")
+            raise DemoWorkflowError(f"the build is {built['status']}: {built['build_log']}")
         said.append("checker, reviewer")
 
 
-async def _until_waiting(client: httpx.AsyncClient, expect: Expect, execution_id: str) -> dict[str, Any]:
+async def _wait_for_approval(client: httpx.AsyncClient, expect: Expect, execution_id: str) -> dict[str, Any]:
     for _ in range(1200):
         found: dict[str, Any] = expect(await client.get(f"/workflows/executions/{execution_id}"), 200)
         if found["status"] == "waiting":
@@ -98,4 +98,4 @@ async def _until_waiting(client: httpx.AsyncClient, expect: Expect, execution_id
         if found["status"] in ("completed", "failed", "cancelled"):
             break
         await asyncio.sleep(0.1)
-    raise WorkflowFailed(f"the workflow is {found['status']}: {found['error_message']}")
+    raise DemoWorkflowError(f"the workflow is {found['status']}: {found['error_message']}")

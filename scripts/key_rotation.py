@@ -10,11 +10,11 @@ from infra.credentials import Keyring
 from infra.settings import Settings
 from infra.wiring import open_resources
 
-BATCH: Final = 200
-PASSES: Final = 20
+KEY_BATCH_SIZE: Final = 200
+MAX_PASSES: Final = 20
 
 
-class Rotated(msgspec.Struct, frozen=True, kw_only=True):
+class RotationResult(msgspec.Struct, frozen=True, kw_only=True):
     """How many keys were sealed anew, how many already were, and the ids of those that no key of ours opens."""
 
     resealed: int
@@ -22,13 +22,13 @@ class Rotated(msgspec.Struct, frozen=True, kw_only=True):
     unreadable: tuple[str, ...]
 
 
-async def rotate(settings: Settings) -> int:
+async def rotate_keys(settings: Settings) -> int:
     """Seal every provider key with the first of PADDOCK_ENCRYPTION_KEYS, and print how it went.
 
     Returns 1 if a key cannot be opened, else 0. Doing it twice does no harm.
     """
     async with open_resources(settings, "paddock keys") as parts:
-        done = await reseal(parts.store, parts.keyring)
+        done = await reseal_keys(parts.store, parts.keyring)
     print(f"{done.resealed} sealed anew, {done.kept} were sealed with the first key already")
     if done.unreadable:
         print(
@@ -39,24 +39,24 @@ async def rotate(settings: Settings) -> int:
     return 1 if done.unreadable else 0
 
 
-async def reseal(store: Store, keyring: Keyring) -> Rotated:
+async def reseal_keys(store: Store, keyring: Keyring) -> RotationResult:
     """Go over all tenants' keys until a pass finds nothing left to do: some may be replaced meanwhile."""
     resealed = 0
-    for _ in range(PASSES):
-        moved, missed, kept, unreadable = await _pass(store, keyring)
+    for _ in range(MAX_PASSES):
+        moved, missed, kept, unreadable = await _reseal_once(store, keyring)
         resealed += moved
         if not moved and not missed:
             break
-    return Rotated(resealed=resealed, kept=max(0, kept - resealed + moved), unreadable=tuple(unreadable))
+    return RotationResult(resealed=resealed, kept=max(0, kept - resealed + moved), unreadable=tuple(unreadable))
 
 
-async def _pass(store: Store, keyring: Keyring) -> tuple[int, int, int, list[str]]:
+async def _reseal_once(store: Store, keyring: Keyring) -> tuple[int, int, int, list[str]]:
     moved = missed = kept = 0
     unreadable: list[str] = []
     last: str | None = None
     while True:
         async with store.begin_unbound() as tx:
-            found = await tx.provider_keys.list_sealed(last, BATCH)
+            found = await tx.provider_keys.list_sealed(last, KEY_BATCH_SIZE)
         if not found:
             return moved, missed, kept, unreadable
         for key_id, sealed in found:

@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 from typing import Final
 
-LOCKS: Final = (
+LOCK_FILES: Final = (
     "requirements.lock",
     "requirements-runtime.lock",
     "requirements-uv.lock",
     "tests/generated_clients/requirements.lock",
 )
 # Written in halves, so that this file does not name what it looks for.
-HOSTS: Final = tuple(
+PACKAGE_HOSTS: Final = tuple(
     "".join(parts)
     for parts in (
         ("pypi", ".org"),
@@ -25,10 +25,10 @@ HOSTS: Final = tuple(
 )
 
 
-def problems() -> list[str]:
+def find_problems() -> list[str]:
     """What is wrong, a line each."""
     found = []
-    for name in LOCKS:
+    for name in LOCK_FILES:
         text = Path(name).read_text()
         if re.search(r"https?://|--(extra-)?index-url|--find-links", text):
             found.append(f"{name}: names a host or an index")
@@ -40,13 +40,13 @@ def problems() -> list[str]:
         path = Path(file)
         if path.is_file():
             text = path.read_text(errors="replace")
-            found += [f"{file}: names the package host {host}" for host in HOSTS if host in text]
+            found += [f"{file}: names the package host {host}" for host in PACKAGE_HOSTS if host in text]
     return found
 
 
 def main() -> None:
     """Print what is wrong, and end with a status that says so."""
-    found = problems()
+    found = find_problems()
     for line in found:
         print(line)
     sys.exit(1 if found else 0)

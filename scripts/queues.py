@@ -7,14 +7,14 @@ from pathlib import Path
 import httpx
 
 from infra.telemetry import escape_controls
-from scripts.installation import find_running
+from scripts.installation import find_running_installation
 
 
-def show(data: Path, url: str | None, key: str | None) -> int:
+def show_queues(data: Path, url: str | None, key: str | None) -> int:
     """Print the queues and workers. Returns an exit code."""
     url, key = url or os.environ.get("PADDOCK_URL"), key or os.environ.get("PADDOCK_API_KEY")
     if url is None or key is None:
-        running = find_running(data)
+        running = find_running_installation(data)
         if running is None:
             print(f"paddock: nothing runs on {data}; name --url and --key.", file=sys.stderr)
             return 1

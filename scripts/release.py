@@ -11,7 +11,7 @@ from infra.r2 import S3Blobs
 from infra.settings import Settings
 
 
-async def release(settings: Settings, bucket: bool = True) -> None:
+async def prepare_release(settings: Settings, bucket: bool = True) -> None:
     """Migrate the database and see that the bucket is there. Ends the process with a reason if it cannot."""
     try:
         await migrate(settings.database_owner_url.reveal())
@@ -27,7 +27,7 @@ async def ensure_bucket(settings: Settings) -> None:
         await blobs.ensure_bucket()
 
 
-async def set_plan(settings: Settings, tenant: str, plan: str) -> int:
+async def set_tenant_plan(settings: Settings, tenant: str, plan: str) -> int:
     """Set a tenant's plan, as the owner of the tables: no API can. Returns an exit code."""
     engine = connect(settings.database_owner_url.reveal(), pool_size=1, application="paddock plan", as_owner=True)
     try:

@@ -11,46 +11,46 @@ from infra.postgres.session import UnsafeSession
 from infra.settings import Settings, SettingsError, read_settings
 from infra.version import VERSION
 from scripts import bootstrap, release
-from scripts.installation import settings_of
+from scripts.installation import load_installation_settings
 
 
-def settings(data: Path | None = None) -> Settings:
+def load_settings(data: Path | None = None) -> Settings:
     """The settings of this process, or of the `paddock up` on `data`; without them it ends with the reason."""
     try:
-        return read_settings() if data is None else settings_of(data)
+        return read_settings() if data is None else load_installation_settings(data)
     except SettingsError as error:
         sys.exit(f"paddock: {error}")
 
 
-def be(role: str, once_idle: float | None = None) -> None:
+def run_role(role: str, once_idle: float | None = None) -> None:
     """Be `api`, one of several (`api-share`), or a worker (`build`, `run`, `llm`, `plan`, `record`, `upkeep`).
 
     A worker ends once there was nothing to do for `once_idle` seconds.
     Or do `version`, `release`, `migrate`, `bucket` or `admin-key`, and end.
     """
     try:
-        _be(role, once_idle)
+        _dispatch_role(role, once_idle)
     except UnsafeSession as error:
         sys.exit(f"paddock: {error}")
 
 
-def _be(role: str, once_idle: float | None) -> None:
+def _dispatch_role(role: str, once_idle: float | None) -> None:
     if role == "api":
-        api.app.serve(settings())
+        api.app.serve(load_settings())
     elif role == "api-share":
-        api.app.serve(settings(), shares_port=True)
+        api.app.serve(load_settings(), shares_port=True)
     elif role in workers.main.SERVE_BY_PROCESS:
-        workers.main.run_worker(role, settings(), once_idle)
+        workers.main.run_worker(role, load_settings(), once_idle)
     elif role == "migrate":
-        asyncio.run(release.release(settings(), bucket=False))
+        asyncio.run(release.prepare_release(load_settings(), bucket=False))
     elif role == "version":
         print(VERSION)
     elif role == "release":
-        asyncio.run(release.release(settings()))
+        asyncio.run(release.prepare_release(load_settings()))
     elif role == "bucket":
-        asyncio.run(release.ensure_bucket(settings()))
+        asyncio.run(release.ensure_bucket(load_settings()))
     elif role == "admin-key":
         known = os.environ.get("PADDOCK_KNOWN_ADMIN_KEY")
-        print(asyncio.run(bootstrap.admin_key(settings(), known)))
+        print(asyncio.run(bootstrap.ensure_admin_key(load_settings(), known)))
     else:
         sys.exit(f"paddock: there is no role {role!r}")

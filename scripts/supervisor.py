@@ -18,20 +18,20 @@ from typing import Final
 
 from infra.embedded.children import create_parent_bond
 
-RESTART: Final = 0.5
+RESTART_SECONDS: Final = 0.5
 # Seconds beyond its own draining that a process has to end.
-GRACE: Final = 8.0
+GRACE_SECONDS: Final = 8.0
 _context = multiprocessing.get_context("forkserver")
 _PR_SET_NAME: Final = 15
 
 
-def preload() -> None:
+def start_fork_server() -> None:
     """Start the mother of all processes, who begins to import. Call it from the main thread: she dies with it."""
     _context.set_forkserver_preload(["scripts.fork_server_lifetime", "scripts.roles", "scripts.fork_server_heap"])
     forkserver.ensure_running()
 
 
-def _be(role: str, environment: dict[str, str], output: Connection) -> None:
+def _run_child(role: str, environment: dict[str, str], output: Connection) -> None:
     """What a fresh child does: it becomes `role`, and dies with whoever asked for it."""
     # The mother ends when the one that started her does, and the child ends with its mother.
     create_parent_bond(signal.SIGKILL)()
@@ -48,36 +48,36 @@ def _be(role: str, environment: dict[str, str], output: Connection) -> None:
         signal.signal(number, signal.SIG_DFL)
     from scripts import roles
 
-    roles.be(role)
+    roles.run_role(role)
 
 
-class Process:
+class SupervisedProcess:
     """One of our own processes. `keep` starts it again whenever it ends by itself."""
 
     def __init__(self, name: str, role: str, environment: dict[str, str], say: Callable[[bytes], None]) -> None:
         self.name, self._role, self._environment, self._say = name, role, environment, say
-        self._grace = GRACE + float(environment.get("PADDOCK_DRAIN_SECONDS") or 0)
+        self._grace = GRACE_SECONDS + float(environment.get("PADDOCK_DRAIN_SECONDS") or 0)
         self.pid: int | None = None
         self._ended = asyncio.Event()
         self._stopping = asyncio.Event()
 
-    async def keep(self, ended: Callable[[int], None]) -> None:
+    async def supervise(self, ended: Callable[[int], None]) -> None:
         """Run it until `stop`, telling `ended` each status it ends with by itself."""
         while not self._stopping.is_set():
             status = await self.run()
             if not self._stopping.is_set():
                 ended(status)
-                await asyncio.sleep(RESTART)
+                await asyncio.sleep(RESTART_SECONDS)
 
     async def run(self) -> int:
         """Run it once; returns its exit status, negative for a signal."""
         reader, writer = _context.Pipe(duplex=False)
-        process = _context.Process(target=_be, args=(self._role, self._environment, writer), daemon=True)
+        process = _context.Process(target=_run_child, args=(self._role, self._environment, writer), daemon=True)
         await asyncio.to_thread(process.start)
         self.pid = process.pid
         self._ended.clear()
         writer.close()
-        await self._pass_on(reader)
+        await self._forward_output(reader)
         await asyncio.to_thread(process.join)
         self._ended.set()
         return process.exitcode or 0
@@ -95,7 +95,7 @@ class Process:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
 
-    async def _pass_on(self, reader: Connection) -> None:
+    async def _forward_output(self, reader: Connection) -> None:
         loop = asyncio.get_running_loop()
         stream = asyncio.StreamReader(limit=1 << 20)
         file = os.fdopen(os.dup(reader.fileno()), "rb", buffering=0)

@@ -21,28 +21,28 @@ from infra.outage_log import OUTAGE_LOG_SECONDS
 from infra.settings import Settings, read_settings
 from infra.telemetry import clear_shared_metrics
 from scripts.installation import (
-    Running,
-    Secrets,
-    kept_environment,
+    InstallationSecrets,
+    RunningInstallation,
+    filter_environment,
     load_secrets,
-    locked,
+    lock_data,
     refuse_half_restored,
-    save,
+    save_file,
 )
-from scripts.log_format import readable
-from scripts.supervisor import Process, preload
+from scripts.log_format import format_log_line
+from scripts.supervisor import SupervisedProcess, start_fork_server
 
-Parts = tuple[EmbeddedPostgres | None, EmbeddedValkey | None, EmbeddedSeaweed | None]
-LOOK: Final = 0.5
+Services = tuple[EmbeddedPostgres | None, EmbeddedValkey | None, EmbeddedSeaweed | None]
+CHECK_SECONDS: Final = 0.5
 # Twenty a second: a busy machine takes a minute.
-READY_LOOKS: Final = 2400
+MAX_READY_CHECKS: Final = 2400
 API_ROLES: Final = ("api", "api-share")
 # A part that does not start is tried again after growing pauses up to this one, and that is told once a minute.
-LONGEST: Final = 8.0
+MAX_RESTART_SECONDS: Final = 8.0
 
 
 @contextlib.asynccontextmanager
-async def embedded(data: Path, known: Secrets) -> AsyncIterator[tuple[Parts, dict[str, str]]]:
+async def open_services(data: Path, known: InstallationSecrets) -> AsyncIterator[tuple[Services, dict[str, str]]]:
     """Start those of the three parts that the environment does not name; the settings that point to all."""
     env: dict[str, str] = {}
     postgres = valkey = seaweed = None
@@ -60,7 +60,7 @@ async def embedded(data: Path, known: Secrets) -> AsyncIterator[tuple[Parts, dic
             "R2_SECRET_ACCESS_KEY": known.s3_secret,
             "R2_BUCKET_NAME": "paddock",
         }
-    parts: Parts = (postgres, valkey, seaweed)
+    parts: Services = (postgres, valkey, seaweed)
     try:
         yield parts, env
     finally:
@@ -71,34 +71,34 @@ class System:
     """A running installation: its parts, its processes, and how to reach it."""
 
     def __init__(self, data: Path, port: int, workers: int, say: Callable[[str], None] = print) -> None:
-        self.data, self.port, self.workers, self.say = data.absolute(), port, workers, say
+        self.data, self.port, self.workers, self.log = data.absolute(), port, workers, say
         self.url = f"http://127.0.0.1:{port}"
-        self.processes: list[Process] = []
+        self.processes: list[SupervisedProcess] = []
         self.settings: Settings
         self.environment: dict[str, str] = {}
         self.admin_key = ""
-        self.parts: Parts = (None, None, None)
+        self.services: Services = (None, None, None)
         self.model_broker: ModelBroker
         self._tasks: list[asyncio.Task[None]] = []
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator["System"]:
+    async def run(self) -> AsyncIterator["System"]:
         """Everything started and ready. Errors: `EmbeddedServiceError`, `BadSettings`."""
-        preload()
+        start_fork_server()
         self.data.mkdir(parents=True, exist_ok=True)
         os.chmod(self.data, 0o700)
-        with locked(self.data):
+        with lock_data(self.data):
             refuse_half_restored(self.data)
             _check_port(self.port)
             known = load_secrets(self.data)
-            async with embedded(self.data, known) as (parts, env):
-                self.parts = parts
+            async with open_services(self.data, known) as (parts, env):
+                self.services = parts
                 with contextlib.closing(ModelBroker(self.data / "model")) as self.model_broker:
-                    self.environment = self._environment(
+                    self.environment = self._build_environment(
                         env | {"PADDOCK_LOCAL_MODEL_DOOR": self.model_broker.address}, known
                     )
                     self.settings = read_settings(self.environment)
-                    async with self.model_broker.accept_workers(self.settings.local_model_idle, self.say):
+                    async with self.model_broker.accept_workers(self.settings.local_model_idle, self.log):
                         try:
                             await self._start(known)
                             yield self
@@ -112,73 +112,75 @@ class System:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         (self.data / "running.json").unlink(missing_ok=True)
 
-    async def _start(self, known: Secrets) -> None:
-        postgres, valkey, seaweed = self.parts
+    async def _start(self, known: InstallationSecrets) -> None:
+        postgres, valkey, seaweed = self.services
         storage = asyncio.create_task(seaweed.start()) if seaweed is not None else None
         try:
             # The mother of our processes imports while the parts start.
-            await asyncio.gather(self._once("version"), *(part.start() for part in (postgres, valkey) if part))
-            await self._once("migrate")
-            self._begin()
-            key = asyncio.create_task(self._once("admin-key", PADDOCK_KNOWN_ADMIN_KEY=known.admin_key or ""))
+            await asyncio.gather(self._run_once("version"), *(part.start() for part in (postgres, valkey) if part))
+            await self._run_once("migrate")
+            self._start_processes()
+            key = asyncio.create_task(self._run_once("admin-key", PADDOCK_KNOWN_ADMIN_KEY=known.admin_key or ""))
             if storage is not None:
                 await storage
-            await self._once("bucket")
+            await self._run_once("bucket")
             self.admin_key = (await key).strip()
         except BaseException:
             if storage is not None:
                 storage.cancel()
             raise
-        self._tasks += [asyncio.create_task(self._mend(part)) for part in self.parts if part is not None]
+        self._tasks += [
+            asyncio.create_task(self._supervise_service(part)) for part in self.services if part is not None
+        ]
         if self.admin_key != known.admin_key:
             known.admin_key = self.admin_key
-            save(self.data / "secrets.json", known)
-        save(self.data / "running.json", self._running())
-        await self._until_ready()
+            save_file(self.data / "secrets.json", known)
+        save_file(self.data / "running.json", self._describe_running())
+        await self._wait_until_ready()
 
-    def _running(self) -> Running:
-        postgres, _, seaweed = self.parts
-        return Running(
+    def _describe_running(self) -> RunningInstallation:
+        postgres, _, seaweed = self.services
+        return RunningInstallation(
             url=self.url,
             admin_key=self.admin_key,
-            environment=kept_environment(self.environment),
+            environment=filter_environment(self.environment),
             embedded=bool(postgres and seaweed),
         )
 
-    async def _once(self, role: str, **environment: str) -> str:
+    async def _run_once(self, role: str, **environment: str) -> str:
         """Run a role to its end. Returns what it printed. Errors: `EmbeddedServiceError` with that."""
         printed: list[bytes] = []
-        status = await Process(role, role, {**self.environment, **environment}, printed.append).run()
+        status = await SupervisedProcess(role, role, {**self.environment, **environment}, printed.append).run()
         text = b"".join(printed).decode(errors="replace")
         if status != 0:
             raise EmbeddedServiceError(f"{role} ended with status {status}.\n{text}")
         return text
 
-    def _begin(self) -> None:
+    def _start_processes(self) -> None:
         for number in range(self.workers):
-            self._add("run" if self.workers == 1 else f"run-{number + 1}", "run")
+            self._add_process("run" if self.workers == 1 else f"run-{number + 1}", "run")
         for role in ("llm", "plan", "build", "record", "upkeep"):
-            self._add(role, role)
+            self._add_process(role, role)
         if self.settings.api_workers == 1:
-            self._add("api", "api")
+            self._add_process("api", "api")
             return
         clear_shared_metrics(self.settings.metrics_dir)
         for number in range(self.settings.api_workers):
-            self._add(f"api-{number + 1}", "api-share")
+            self._add_process(f"api-{number + 1}", "api-share")
 
-    def _add(self, name: str, role: str) -> None:
+    def _add_process(self, name: str, role: str) -> None:
         environment = self.environment
         if self.settings.worker_port and role not in API_ROLES:
             # Each worker has a port of its own, in the order in which they are started.
             port = self.settings.worker_port + len(self.processes)
             _check_port(port, "PADDOCK_WORKER_PORT")
             environment = {**environment, "PADDOCK_WORKER_PORT": str(port)}
-        process = Process(name, role, environment, lambda line: self.say(readable(name, line)))
+        process = SupervisedProcess(name, role, environment, lambda line: self.log(format_log_line(name, line)))
         self.processes.append(process)
         ended = f"{name} ended with status {{}}; starting it again"
-        self._tasks.append(asyncio.create_task(process.keep(lambda status: self.say(ended.format(status)))))
+        self._tasks.append(asyncio.create_task(process.supervise(lambda status: self.log(ended.format(status)))))
 
-    def _environment(self, env: dict[str, str], known: Secrets) -> dict[str, str]:
+    def _build_environment(self, env: dict[str, str], known: InstallationSecrets) -> dict[str, str]:
         # A laptop may poll as it likes; whoever wants limits here names them.
         defaults = {
             "PADDOCK_SECRET_KEY": known.secret_key,
@@ -193,27 +195,27 @@ class System:
         }
         return {**defaults, **os.environ, **env, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
-    async def _mend(self, part: EmbeddedPostgres | EmbeddedValkey | EmbeddedSeaweed) -> None:
-        pause, told = LOOK, -OUTAGE_LOG_SECONDS
+    async def _supervise_service(self, part: EmbeddedPostgres | EmbeddedValkey | EmbeddedSeaweed) -> None:
+        pause, told = CHECK_SECONDS, -OUTAGE_LOG_SECONDS
         while True:
             await asyncio.sleep(pause)
             if part.child is None or part.child.is_alive():
-                pause = LOOK
+                pause = CHECK_SECONDS
                 continue
             ended, failed = part.child, ""
-            pause = min(2 * pause, LONGEST)
+            pause = min(2 * pause, MAX_RESTART_SECONDS)
             try:
                 await part.start()
             except Exception as error:  # whatever it is, this is what brings the part back
                 # What it printed last says why, for example that there is no room on its disk.
-                failed = f" It does not start: {_last_line(error)}"
+                failed = f" It does not start: {_get_last_line(error)}"
             if not failed or time.monotonic() - told >= OUTAGE_LOG_SECONDS:
                 told = time.monotonic()
-                self.say(f"{ended.name} ended with status {ended.process.returncode}; it is started again.{failed}")
+                self.log(f"{ended.name} ended with status {ended.process.returncode}; it is started again.{failed}")
 
-    async def _until_ready(self) -> None:
+    async def _wait_until_ready(self) -> None:
         async with httpx.AsyncClient(timeout=5) as client:
-            for _ in range(READY_LOOKS):
+            for _ in range(MAX_READY_CHECKS):
                 with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):
                     health = (await client.get(f"{self.url}/health")).json()
                     lanes = {"build", "run", "llm", "plan", "record", "upkeep"}
@@ -224,7 +226,7 @@ class System:
         raise EmbeddedServiceError("the API and the workers did not become ready; see the log above.")
 
 
-def _last_line(error: Exception) -> str:
+def _get_last_line(error: Exception) -> str:
     """What a part that did not start said last that matters."""
     lines = (str(error).strip() or type(error).__name__).splitlines()
     return next((line for line in reversed(lines) if "FATAL" in line or "PANIC" in line), lines[-1])

@@ -12,14 +12,14 @@ import httpx
 
 from infra.embedded.children import EmbeddedServiceError
 from infra.settings import SettingsError
-from scripts.installation import command_name
+from scripts.installation import get_command_name
 from scripts.system import System
 
 Demo = Callable[[str, str], Coroutine[Any, Any, bool]]
 
 
-def _table(system: System, health: dict[str, object]) -> str:
-    postgres, valkey, seaweed = system.parts
+def _format_overview(system: System, health: dict[str, object]) -> str:
+    postgres, valkey, seaweed = system.services
     rows = [
         (
             "postgres",
@@ -34,10 +34,10 @@ def _table(system: System, health: dict[str, object]) -> str:
     rows += [(process.name, f"pid {process.pid}", "") for process in system.processes if process.name != "api"]
     lines = [f"  {name:<10}{where:<24}{what}".rstrip() for name, where, what in rows]
     data = "" if system.data == Path(".paddock").absolute() else f" --data {system.data}"
-    return "\n".join([*lines, "", f"  admin key {system.admin_key}", f"  queues    {command_name()} queues{data}"])
+    return "\n".join([*lines, "", f"  admin key {system.admin_key}", f"  queues    {get_command_name()} queues{data}"])
 
 
-async def up(data: Path, port: int, workers: int, once: bool, demo: Demo | None = None) -> int:
+async def run_up(data: Path, port: int, workers: int, once: bool, demo: Demo | None = None) -> int:
     """Start everything, show it, serve until Ctrl-C. Returns the exit code.
 
     With `once`, stop again when all is ready and the demo, if there is one, has worked.
@@ -62,15 +62,15 @@ async def up(data: Path, port: int, workers: int, once: bool, demo: Demo | None 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
     try:
-        async with System(data, port, workers, say).running() as system:
+        async with System(data, port, workers, say).run() as system:
             async with httpx.AsyncClient(timeout=10) as client:
                 health = (await client.get(f"{system.url}/health")).json()
-            print(_table(system, health), flush=True)
+            print(_format_overview(system, health), flush=True)
             if "workers" in health["problems"]:
                 print(f"\n  no runs on this host: {health['problems']['workers']}", flush=True)
             print(f"\nready {system.url} after {time.monotonic() - began:.1f} s", flush=True)
             ready = True
-            worked = await _shown(demo, system, told) if demo is not None else True
+            worked = await _run_until_stopped(demo, system, told) if demo is not None else True
             showing = False
             if not once and not told.is_set():
                 print("\nServing until Ctrl-C.", flush=True)
@@ -83,7 +83,7 @@ async def up(data: Path, port: int, workers: int, once: bool, demo: Demo | None 
         return 130
 
 
-async def _shown(demo: Demo, system: System, told: asyncio.Event) -> bool:
+async def _run_until_stopped(demo: Demo, system: System, told: asyncio.Event) -> bool:
     showing, stopped = asyncio.create_task(demo(system.url, system.admin_key)), asyncio.create_task(told.wait())
     await asyncio.wait((showing, stopped), return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()

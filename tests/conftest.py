@@ -38,7 +38,7 @@ async def running(**environment: str) -> AsyncIterator[System]:
             lines: list[str] = []
             system = System(Path(folder) / "data", find_free_ports(1)[0], 1, lines.append)
             system.lines = lines  # type: ignore[attr-defined]
-            async with system.running():
+            async with system.run():
                 yield system
     finally:
         os.environ.clear()

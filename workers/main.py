@@ -27,7 +27,7 @@ from infra.disks import build_full_disk_error, is_full
 from infra.embeddings import WordLlamaSimilarity
 from infra.http import Outbound
 from infra.llm import GenaiPrices, PydanticLlm
-from infra.llm.local_model import LocalModel
+from infra.llm.local_model import LocalModelClient
 from infra.notifications import BellWorker, create_arq_client
 from infra.otlp import TraceCollector
 from infra.outage_log import log_outage
@@ -123,7 +123,7 @@ async def _phone(parts: Resources, sandbox: Sandbox, drain: Drain) -> AsyncItera
     outbound = Outbound(settings.private_hosts)
     door, url = settings.local_model_door or None, settings.local_model_url or None
     key = settings.local_model_key if settings.local_model_key.reveal() else None
-    llm = PydanticLlm(outbound, LocalModel(door, url, key))
+    llm = PydanticLlm(outbound, LocalModelClient(door, url, key))
     shop = ToolDependencies(
         store=parts.store,
         blobs=parts.blobs,

@@ -25,73 +25,75 @@ from domain.llms.messages import (
 )
 from domain.shared.unicode_text import repair_json, repair_text
 from infra.llm import model_errors
-from infra.llm.event_stream import LONGEST
+from infra.llm.event_stream import MAX_ANSWER_BYTES
 
 # Bytes of JSON that are kept for the provider with one answer.
-_MAX_KEPT_BYTES: Final = 4 << 20
+_MAX_PROVIDER_BYTES: Final = 4 << 20
 # Bytes that are no UTF-8, as Python escapes them when it decodes JSON that holds them.
 _ESCAPED_BYTES: Final = re.compile("(?<![\ud800-\udbff])[\udc80-\udcff]+")
-_OPEN_BYTES: Final = re.compile("(?:^|[^\ud800-\udbff])([\udc80-\udcff]{1,3})$")
+_TRAILING_BYTES: Final = re.compile("(?:^|[^\ud800-\udbff])([\udc80-\udcff]{1,3})$")
 
 
-class PieceMender:
+class TextMender:
     """Mends text in pieces: halves of emoji, and characters whose bytes were cut apart, are put together again."""
 
     def __init__(self) -> None:
         self._held = ""
 
-    def add(self, piece: str) -> str:
+    def add_piece(self, piece: str) -> str:
         """Return what can be passed on by now."""
         if not self._held and piece.isascii():
             return piece
         text, self._held = self._held + piece, ""
         if "\ud800" <= text[-1:] <= "\udbff":
             self._held = text[-1]
-        elif (found := _OPEN_BYTES.search(text)) and _may_go_on(found[1].encode("utf-8", "surrogateescape")):
+        elif (found := _TRAILING_BYTES.search(text)) and _is_incomplete_character(
+            found[1].encode("utf-8", "surrogateescape")
+        ):
             self._held = found[1]
-        return _mended(text.removesuffix(self._held))
+        return _mend_escaped_bytes(text.removesuffix(self._held))
 
-    def finish(self) -> str:
+    def flush_text(self) -> str:
         """Return what was held back."""
         held, self._held = self._held, ""
-        return _mended(held)
+        return _mend_escaped_bytes(held)
 
 
-def _mended(text: str) -> str:
-    return repair_text(_ESCAPED_BYTES.sub(_decoded, text))
+def _mend_escaped_bytes(text: str) -> str:
+    return repair_text(_ESCAPED_BYTES.sub(_decode_match, text))
 
 
-def _may_go_on(tail: bytes) -> bool:
+def _is_incomplete_character(tail: bytes) -> bool:
     """Tell whether bytes are the beginning of a character."""
     lead = tail[0]
     length = 2 if 0xC2 <= lead <= 0xDF else 3 if 0xE0 <= lead <= 0xEF else 4 if 0xF0 <= lead <= 0xF4 else 0
     return len(tail) < length and all(0x80 <= byte <= 0xBF for byte in tail[1:])
 
 
-def _decoded(found: re.Match[str]) -> str:
+def _decode_match(found: re.Match[str]) -> str:
     return found[0].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-class _Call:
+class _GrowingCall:
     """A tool call that grows. `extra` is what its provider wants back with it."""
 
     def __init__(self, id_: str, name: str) -> None:
         self.id, self.name = id_, name
         self.arguments: list[str] = []
-        self.mender = PieceMender()
+        self.mender = TextMender()
         self.extra: dict[str, Any] = {}
 
 
-class Answer:
+class AnswerBuilder:
     """What has come of one answer. Each piece is handed back as the parts to show, in which texts are whole."""
 
     def __init__(self, ask: ModelCall, writer: str) -> None:
         self._ask, self._writer = ask, writer
-        self._calls: list[_Call] = []
+        self._calls: list[_GrowingCall] = []
         # In the order in which they came: pieces of text, numbers of calls, items that the provider wants back.
         self._order: list[list[str] | int | dict[str, Any]] = []
         self._size = 0
-        self._text, self._thought = PieceMender(), PieceMender()
+        self._text, self._thought = TextMender(), TextMender()
         self.notices: list[str] = []
         self.usage: ReportedUsage | None = None
         self.is_refused = False
@@ -108,45 +110,45 @@ class Answer:
 
     def add_text(self, piece: str) -> Sequence[ReplyPart]:
         """Take a piece of the text."""
-        self._grow(piece)
-        return self._show(self._text.add(piece))
+        self._count_characters(piece)
+        return self._append_text(self._text.add_piece(piece))
 
     def add_thought(self, piece: str) -> Sequence[ReplyPart]:
         """Take a piece of a thought: shown, and no part of the answer."""
-        self._grow(piece)
-        mended = self._thought.add(piece)
+        self._count_characters(piece)
+        mended = self._thought.add_piece(piece)
         return (ReasoningDelta(mended),) if mended else ()
 
     def begin_call(self, id_: str | None, name: str) -> ToolCallDelta:
         """Take a tool call's beginning. Servers that name no id get one from us: results are matched by it."""
-        call = _Call(id_ or f"call_{uuid4().hex}", name)
+        call = _GrowingCall(id_ or f"call_{uuid4().hex}", name)
         self._order.append(len(self._calls))
         self._calls.append(call)
         return ToolCallDelta(index=len(self._calls) - 1, id=call.id, name=name)
 
     def add_arguments(self, index: int, piece: str) -> Sequence[ToolCallDelta]:
         """Take a piece of the arguments of call number `index`."""
-        self._grow(piece)
+        self._count_characters(piece)
         call = self._calls[index]
-        mended = call.mender.add(piece)
+        mended = call.mender.add_piece(piece)
         if not mended:
             return ()
         call.arguments.append(mended)
         return (ToolCallDelta(index=index, arguments=mended),)
 
-    def arguments_of(self, index: int) -> str:
+    def get_arguments(self, index: int) -> str:
         """Return the arguments of a call so far."""
         return "".join(self._calls[index].arguments)
 
-    def keep_with_call(self, index: int, **extra: Any) -> None:
+    def keep_call_fields(self, index: int, **extra: Any) -> None:
         """Keep what the provider wants back with a call."""
         self._calls[index].extra.update(extra)
 
-    def keep(self, item: dict[str, Any]) -> None:
+    def keep_item(self, item: dict[str, Any]) -> None:
         """Keep an item that the provider wants back, at this place of the answer. It may be filled in later."""
         self._order.append(item)
 
-    def report(self, usage: ReportedUsage | None) -> Sequence[ReportedUsage]:
+    def report_usage(self, usage: ReportedUsage | None) -> Sequence[ReportedUsage]:
         """Take the tokens that are reported; fields that are told again replace the earlier ones."""
         if usage is None:
             return ()
@@ -158,18 +160,18 @@ class Answer:
         )
         return (self.usage,)
 
-    def note(self, message: str) -> None:
+    def add_notice(self, message: str) -> None:
         """Note what was odd, once."""
         if message not in self.notices:
             self.notices.append(message)
 
-    def finish(self) -> Iterable[ReplyPart]:
+    def flush_parts(self) -> Iterable[ReplyPart]:
         """Yield what was held back, and what calls without any arguments lack to be JSON."""
-        yield from self._show(self._text.finish())
-        if thought := self._thought.finish():
+        yield from self._append_text(self._text.flush_text())
+        if thought := self._thought.flush_text():
             yield ReasoningDelta(thought)
         for index, call in enumerate(self._calls):
-            if rest := call.mender.finish():
+            if rest := call.mender.flush_text():
                 call.arguments.append(rest)
                 yield ToolCallDelta(index=index, arguments=rest)
             if not "".join(call.arguments).strip():
@@ -178,7 +180,7 @@ class Answer:
         for notice in self.notices:
             yield ReplyNotice(notice)
 
-    def reply(self, finish: FinishReason) -> ModelReply:
+    def build_reply(self, finish: FinishReason) -> ModelReply:
         """Return the whole answer. Errors: `ModelError` for one that is missing."""
         calls = tuple(
             ModelToolCall(id=call.id, name=call.name, arguments="".join(call.arguments)) for call in self._calls
@@ -189,13 +191,13 @@ class Answer:
             finish = "tool_calls" if calls else "stop"
         # Where the caller names a word to stop at, an answer may be nothing but that word.
         if finish == "stop" and self.is_empty and not self._ask.options.stop:
-            raise model_errors.empty(self._ask.target)
+            raise model_errors.build_empty_error(self._ask.target)
         message = ChatMessage(
-            role="assistant", content=self.content, tool_calls=calls, provider_parts=self._provider_parts()
+            role="assistant", content=self.content, tool_calls=calls, provider_parts=self._build_provider_parts()
         )
-        return ModelReply(message=message, finish=finish, usage=self._whole_usage())
+        return ModelReply(message=message, finish=finish, usage=self._build_usage())
 
-    def _provider_parts(self) -> ProviderParts | None:
+    def _build_provider_parts(self) -> ProviderParts | None:
         """Return the answer as its provider wants it back; None if that is no more than its text and its calls."""
         parts: list[dict[str, Any]] = []
         for one in self._order:
@@ -212,11 +214,11 @@ class Answer:
             source = msgspec.json.encode(parts)
         except (UnicodeEncodeError, OverflowError):
             source = repair_json(json.dumps(parts).encode())
-        if len(source) > _MAX_KEPT_BYTES:
+        if len(source) > _MAX_PROVIDER_BYTES:
             return None
         return ProviderParts(writer=self._writer, parts=msgspec.json.decode(source, type=tuple[dict[str, Any], ...]))
 
-    def _whole_usage(self) -> ModelUsage | None:
+    def _build_usage(self) -> ModelUsage | None:
         told = self.usage
         if told is None or told.prompt_tokens is None or told.completion_tokens is None:
             return None
@@ -227,7 +229,7 @@ class Answer:
             reasoning_tokens=told.reasoning_tokens or 0,
         )
 
-    def _show(self, piece: str) -> Sequence[ReplyPart]:
+    def _append_text(self, piece: str) -> Sequence[ReplyPart]:
         if not piece:
             return ()
         if self._order and isinstance(last := self._order[-1], list):
@@ -236,7 +238,7 @@ class Answer:
             self._order.append([piece])
         return (TextDelta(piece),)
 
-    def _grow(self, piece: str) -> None:
+    def _count_characters(self, piece: str) -> None:
         self._size += len(piece)
-        if self._size > LONGEST:
-            raise model_errors.malformed(self._ask.target, "it is too long.")
+        if self._size > MAX_ANSWER_BYTES:
+            raise model_errors.build_malformed_error(self._ask.target, "it is too long.")

@@ -17,14 +17,14 @@ from msgspec.structs import replace
 from domain.llms.messages import ChatMessage, ModelTarget, ModelToolCall
 
 # What Anthropic and OpenAI's Responses take. Chat completions take more, and Kimi wants its own back as they were.
-_NARROW: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_CHAT: Final = re.compile(r"[\x21-\x7e]{1,40}")
-_MISTRAL: Final = re.compile(r"[A-Za-z0-9]{9}")
+_NARROW_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_CHAT_ID: Final = re.compile(r"[\x21-\x7e]{1,40}")
+_MISTRAL_ID: Final = re.compile(r"[A-Za-z0-9]{9}")
 
 
 def map_call_ids(messages: Sequence[ChatMessage], target: ModelTarget, is_chat: bool) -> list[ChatMessage]:
     """Return the messages with every id fit for the wire of `target`. Ids that fit, and are used once, stay."""
-    pattern = _pattern(target, is_chat)
+    pattern = _get_id_pattern(target, is_chat)
     given = {call.id for message in messages for call in message.tool_calls if pattern.fullmatch(call.id)}
     used: set[str] = set()
     waiting: dict[str, deque[str]] = defaultdict(deque)  # from an id as it came to those on the wire, oldest first
@@ -36,31 +36,31 @@ def map_call_ids(messages: Sequence[ChatMessage], target: ModelTarget, is_chat: 
             for id_ in {call.id for call in message.tool_calls}:
                 waiting.pop(id_, None)
             for call in message.tool_calls:
-                wire_id = _wire_id(call.id, pattern, given, used)
+                wire_id = _make_wire_id(call.id, pattern, given, used)
                 waiting[call.id].append(wire_id)
                 calls.append(replace(call, id=wire_id))
             message = replace(message, tool_calls=tuple(calls))
         elif message.role == "tool":
             ids = waiting[message.tool_call_id or ""]
             if not ids:
-                ids.append(_wire_id(message.tool_call_id or "", pattern, given, used))
+                ids.append(_make_wire_id(message.tool_call_id or "", pattern, given, used))
             message = replace(message, tool_call_id=ids.popleft() if len(ids) > 1 else ids[0])
         mapped.append(message)
     return mapped
 
 
-def _pattern(target: ModelTarget, is_chat: bool) -> re.Pattern[str]:
+def _get_id_pattern(target: ModelTarget, is_chat: bool) -> re.Pattern[str]:
     if not is_chat:
-        return _NARROW
+        return _NARROW_ID
     host = urlsplit(target.base_url or "").hostname or ""
-    return _MISTRAL if "mistral" in host else _CHAT
+    return _MISTRAL_ID if "mistral" in host else _CHAT_ID
 
 
-def _wire_id(id_: str, pattern: re.Pattern[str], given: set[str], used: set[str]) -> str:
+def _make_wire_id(id_: str, pattern: re.Pattern[str], given: set[str], used: set[str]) -> str:
     wire_id, number = id_, 0
     while wire_id in used or not pattern.fullmatch(wire_id) or (wire_id != id_ and wire_id in given):
         digest = hashlib.sha256(f"{number}\0{id_}".encode("utf-8", "surrogatepass")).hexdigest()
-        wire_id = digest[:9] if pattern is _MISTRAL else f"call_{digest[:24]}"
+        wire_id = digest[:9] if pattern is _MISTRAL_ID else f"call_{digest[:24]}"
         number += 1
     used.add(wire_id)
     return wire_id

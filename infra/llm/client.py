@@ -13,40 +13,42 @@ from infra.http import SendNotifyingTransport, on_request_sent
 from infra.llm import anthropic_reader, chat_reader, model_errors, providers, request_builder, responses_reader
 from infra.llm.providers import Wire
 
-_READERS: Final[dict[Wire, Callable[[httpx2.Response, ModelCall, str], AsyncGenerator[ReplyPart, None]]]] = {
-    "anthropic": anthropic_reader.read,
-    "responses": responses_reader.read,
-    "chat": chat_reader.read,
+_WIRE_READERS: Final[dict[Wire, Callable[[httpx2.Response, ModelCall, str], AsyncGenerator[ReplyPart, None]]]] = {
+    "anthropic": anthropic_reader.read_anthropic,
+    "responses": responses_reader.read_responses,
+    "chat": chat_reader.read_chat,
 }
 
 
-class ChatOnly(Exception):
+class ChatOnlyServer(Exception):
     """The server does not know OpenAI's Responses."""
 
 
-async def parts(ask: ModelCall, base_url: str | None, http: httpx2.AsyncClient) -> AsyncGenerator[ReplyPart, None]:
+async def stream_parts(
+    ask: ModelCall, base_url: str | None, http: httpx2.AsyncClient
+) -> AsyncGenerator[ReplyPart, None]:
     """Yield the answer to `ask` from a provider, at its usual place if `base_url` is None. Errors: `ModelError`."""
     try:
-        wire = providers.wire_of(ask)
-        async with aclosing(_parts(ask, base_url, http, wire)) as answer:
+        wire = providers.choose_wire(ask)
+        async with aclosing(_stream_wire_parts(ask, base_url, http, wire)) as answer:
             async for part in answer:
                 yield part
-    except ChatOnly:
-        providers.note_chat_only(ask.target)
-        async with aclosing(_parts(ask, base_url, http, "chat")) as answer:
+    except ChatOnlyServer:
+        providers.record_chat_only(ask.target)
+        async with aclosing(_stream_wire_parts(ask, base_url, http, "chat")) as answer:
             async for part in answer:
                 yield part
 
 
-async def _parts(
+async def _stream_wire_parts(
     ask: ModelCall, base_url: str | None, http: httpx2.AsyncClient, wire: Wire
 ) -> AsyncGenerator[ReplyPart, None]:
     answered = began = False
     try:
-        model = providers.model(ask.target, wire, base_url, http)
-        writer = providers.writer(ask.target, wire)
-        settings, parameters = providers.settings(ask, wire), request_builder.parameters(ask, model)
-        messages = request_builder.history(ask.messages, ask.target, writer, wire == "chat")
+        model = providers.build_model(ask.target, wire, base_url, http)
+        writer = providers.get_writer(ask.target, wire)
+        settings, parameters = providers.build_settings(ask, wire), request_builder.build_parameters(ask, model)
+        messages = request_builder.build_history(ask.messages, ask.target, writer, wire == "chat")
         async with AsyncExitStack() as stack:
             async with asyncio.timeout(ask.timeout):
                 request = model.request_stream(messages, settings, parameters)
@@ -56,23 +58,23 @@ async def _parts(
                 finally:
                     on_request_sent.reset(token)
             answered = True
-            async with aclosing(_READERS[wire](response, ask, writer)) as reading:
+            async with aclosing(_WIRE_READERS[wire](response, ask, writer)) as reading:
                 async for part in reading:
                     began = True
                     yield part
     except ModelError:
         raise
     except TimeoutError:
-        raise model_errors.late(ask, began) from None
+        raise model_errors.build_timeout_error(ask, began) from None
     except ModelHTTPError as error:
-        if providers.may_be_chat_only(ask.target, wire, error.status_code, error.body):
-            raise ChatOnly from None
-        raise model_errors.failure(error, ask, base_url, answered) from None
+        if providers.is_chat_only_response(ask.target, wire, error.status_code, error.body):
+            raise ChatOnlyServer from None
+        raise model_errors.convert_exception(error, ask, base_url, answered) from None
     except Exception as error:
-        raise model_errors.failure(error, ask, base_url, answered) from None
+        raise model_errors.convert_exception(error, ask, base_url, answered) from None
 
 
-def plain_client() -> httpx2.AsyncClient:
+def create_local_client() -> httpx2.AsyncClient:
     """Return a client for servers of our own on this host."""
     transport = SendNotifyingTransport(trust_env=False, limits=httpx2.Limits(max_connections=None))
     return httpx2.AsyncClient(trust_env=False, transport=transport)

@@ -7,7 +7,7 @@ from typing import Any, Final
 from domain.llms.messages import ModelErrorKind
 
 # Words within a `code` or a `type`, in lower case and without anything between; the first that is found counts.
-_WORDS: Final[tuple[tuple[ModelErrorKind, tuple[str, ...]], ...]] = (
+_KIND_WORDS: Final[tuple[tuple[ModelErrorKind, tuple[str, ...]], ...]] = (
     # Accounts with nothing left: waiting does not help.
     ("refused", ("insufficientquota", "insufficientbalance", "insufficientcredit", "insufficientfund", "arrear")),
     ("refused", ("billing", "paymentrequired", "creditbalance", "freetieronly", "quotaexhausted", "spendlimit")),
@@ -30,10 +30,19 @@ _WORDS: Final[tuple[tuple[ModelErrorKind, tuple[str, ...]], ...]] = (
     ("unavailable", ("overload", "unavailable", "servererror", "internal", "badgateway", "engineerror", "busy")),
 )
 # Statuses that say by themselves what is wrong, whatever `type` stands beside them; a `code` may say it better.
-_PLAIN: Final = frozenset({401, 403, 404, 408, 429})
+_CLEAR_STATUSES: Final = frozenset({401, 403, 404, 408, 429})
 # Where a provider's sentence is, in this order.
-_SENTENCES: Final = ("message", "msg", "detail", "error_description", "error_message", "error_msg", "reason", "title")
-_STATUSES: Final = ("status", "status_code", "statusCode", "http_status", "http_code")
+_MESSAGE_FIELDS: Final = (
+    "message",
+    "msg",
+    "detail",
+    "error_description",
+    "error_message",
+    "error_msg",
+    "reason",
+    "title",
+)
+_STATUS_FIELDS: Final = ("status", "status_code", "statusCode", "http_status", "http_code")
 
 
 def find_error(name: str, data: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -41,26 +50,26 @@ def find_error(name: str, data: Mapping[str, Any]) -> dict[str, Any] | None:
     error = data.get("error")
     if isinstance(error, Mapping):
         if any(error.values()):
-            return {**{key: data[key] for key in ("code", "type", *_STATUSES) if key in data}, **error}
+            return {**{key: data[key] for key in ("code", "type", *_STATUS_FIELDS) if key in data}, **error}
     elif error:
         return {**data, "message": error} if isinstance(error, str) else dict(data)
     if "error" in (name, data.get("object"), data.get("type")):
         return dict(data)
     if isinstance(errors := data.get("errors"), list) and errors:
         return dict(errors[0]) if isinstance(errors[0], Mapping) else {"message": str(errors[0])}
-    if "choices" not in data and (status_of(data) or 0) >= 400 and sentence_of(data):
+    if "choices" not in data and (get_status(data) or 0) >= 400 and get_message(data):
         return dict(data)
     return None
 
 
-def kind_of(body: object, status: int | None) -> ModelErrorKind:
+def classify_error(body: object, status: int | None) -> ModelErrorKind:
     """Return what kind of error a body and its status are. A word in `code` goes first, then one in `type`."""
-    error = _innermost(body)
-    if (by_code := _kind_of_word(error.get("code"))) is not None:
+    error = _get_innermost_error(body)
+    if (by_code := _classify_word(error.get("code"))) is not None:
         return by_code
-    if status not in _PLAIN and (status is None or status < 500):
+    if status not in _CLEAR_STATUSES and (status is None or status < 500):
         for field in ("type", "status"):
-            if (by_type := _kind_of_word(error.get(field))) is not None:
+            if (by_type := _classify_word(error.get(field))) is not None:
                 return by_type
     match status:
         case 429:
@@ -75,9 +84,9 @@ def kind_of(body: object, status: int | None) -> ModelErrorKind:
             return "unavailable" if status >= 500 else "refused"
 
 
-def status_of(body: Mapping[str, Any]) -> int | None:
+def get_status(body: Mapping[str, Any]) -> int | None:
     """Return the status of HTTP that an error names by itself."""
-    for field in ("code", *_STATUSES):
+    for field in ("code", *_STATUS_FIELDS):
         value = body.get(field)
         text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
         if re.fullmatch("[45][0-9][0-9]", text):
@@ -85,37 +94,37 @@ def status_of(body: Mapping[str, Any]) -> int | None:
     return None
 
 
-def retry_after_of(body: Mapping[str, Any]) -> float | None:
+def get_retry_after(body: Mapping[str, Any]) -> float | None:
     """Return the seconds that an error asks to wait."""
     value = body.get("retry_after")
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def has_sentence(body: Mapping[str, Any]) -> bool:
+def has_message(body: Mapping[str, Any]) -> bool:
     """Tell whether somebody may have written this for a person to read."""
-    return any(body.get(field) for field in _SENTENCES)
+    return any(body.get(field) for field in _MESSAGE_FIELDS)
 
 
-def sentence_of(body: object) -> str:
+def get_message(body: object) -> str:
     """Return the provider's own words, out of the shapes that errors come in; empty if there are none."""
     for _ in range(8):
         if isinstance(body, list):
             body = next((one for one in body if one), "")
         if not isinstance(body, Mapping):
             break
-        body = body.get("error") or body.get("errors") or _first_sentence(body)
+        body = body.get("error") or body.get("errors") or _get_first_message(body)
     return body if isinstance(body, str) else str(body or "")
 
 
-def _first_sentence(body: Mapping[str, Any]) -> object:
-    said = next((body[field] for field in _SENTENCES if body.get(field)), None)
+def _get_first_message(body: Mapping[str, Any]) -> object:
+    said = next((body[field] for field in _MESSAGE_FIELDS if body.get(field)), None)
     if said is not None:
         return said
     # No sentence, but perhaps a name: better than nothing.
     return " ".join(str(body[field]) for field in ("type", "code") if body.get(field) and body[field] != "error")
 
 
-def _innermost(body: object) -> Mapping[str, Any]:
+def _get_innermost_error(body: object) -> Mapping[str, Any]:
     """Return the object that holds `code` and `type`."""
     for _ in range(4):
         if isinstance(body, list) and body:
@@ -126,8 +135,8 @@ def _innermost(body: object) -> Mapping[str, Any]:
     return body if isinstance(body, Mapping) else {}
 
 
-def _kind_of_word(value: object) -> ModelErrorKind | None:
+def _classify_word(value: object) -> ModelErrorKind | None:
     word = re.sub("[^a-z0-9]", "", value[:200].lower()) if isinstance(value, str) else ""
     if not word or word.isdigit():
         return None
-    return next((kind for kind, words in _WORDS if any(one in word for one in words)), None)
+    return next((kind for kind, words in _KIND_WORDS if any(one in word for one in words)), None)

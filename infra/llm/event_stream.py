@@ -17,22 +17,22 @@ from domain.shared.json_limits import JsonLimits, JsonTooLarge, check_json
 from infra.llm import model_errors
 
 # A server that a tenant chose may send for ever. Bytes of one line, and characters of one answer.
-LONGEST: Final = 8 << 20
+MAX_ANSWER_BYTES: Final = 8 << 20
 # Of a whole response, unpacked: names, signatures and sealed items are kept until its end, whatever they are in.
 MAX_RESPONSE_BYTES: Final = 128 << 20
 # Seconds that a server has to end its answer after it said that it has.
-LINGER: Final = 0.5
+LINGER_SECONDS: Final = 0.5
 # Bytes that are read before others have their turn.
-_AT_ONCE: Final = 64 * 1024
+_CHUNK_BYTES: Final = 64 * 1024
 # Of one event. Deep ones and long numbers cost no more than their size.
-_LIMITS: Final = JsonLimits(depth=LONGEST, number_characters=None)
+_EVENT_LIMITS: Final = JsonLimits(depth=MAX_ANSWER_BYTES, number_characters=None)
 # Characters of an unreadable body that are shown.
-_SHOWN: Final = 200
-_BOM: Final = b"\xef\xbb\xbf"
-_NOTHING: Final = object()
+_MAX_QUOTED_CHARACTERS: Final = 200
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+_NOT_JSON: Final = object()
 
 
-class Event(NamedTuple):
+class ServerSentEvent(NamedTuple):
     """An event whose data is a JSON object. The name is empty where there was none."""
 
     name: str
@@ -57,11 +57,11 @@ class EventStream:
         # Whether it was read as a body, as it held no event of an answer.
         self.is_body = False
 
-    def end(self) -> None:
+    def mark_complete(self) -> None:
         """Expect nothing more: the answer is whole, and the server should end the body soon."""
         self._ended = True
 
-    async def batches(self) -> AsyncGenerator[list[Event], None]:
+    async def read_batches(self) -> AsyncGenerator[list[ServerSentEvent], None]:
         """Yield the events that one read brought, none waited for longer than the call's timeout.
 
         Comments, with which servers say that they are alive, count for nothing. After the last event the body is read
@@ -84,46 +84,46 @@ class EventStream:
                     raise
                 room -= len(piece)
                 if room < 0 and not ended:
-                    raise model_errors.malformed(self._ask.target, "it is too long.")
-                for begin in range(0, len(piece), _AT_ONCE):
+                    raise model_errors.build_malformed_error(self._ask.target, "it is too long.")
+                for begin in range(0, len(piece), _CHUNK_BYTES):
                     if ended:
                         break
-                    if batch := self._events(piece[begin : begin + _AT_ONCE]):
+                    if batch := self._parse_events(piece[begin : begin + _CHUNK_BYTES]):
                         yield batch
                         due = clock() + self._ask.timeout
                     if self.is_done or self._ended:
-                        ended, due = True, clock() + LINGER
+                        ended, due = True, clock() + LINGER_SECONDS
                     # What was packed may be megabytes: others have their turn.
                     await asyncio.sleep(0)
-        if not ended and (batch := self._events(b"\n\n" if self._rest or self._pending else b"")):
+        if not ended and (batch := self._parse_events(b"\n\n" if self._rest or self._pending else b"")):
             yield batch
 
-    def whole_body(self) -> list[dict[str, Any]]:
+    def parse_body(self) -> list[dict[str, Any]]:
         """Return the JSON objects of a body without events: one, a list, or one a line. Empty if it is none."""
         try:
-            check_json(bytes(self._body), _LIMITS)
+            check_json(bytes(self._body), _EVENT_LIMITS)
         except JsonTooLarge:
             return []
-        value = _decode(bytes(self._body)) if self._body.strip() else None
-        if value is _NOTHING:
+        value = _decode_json(bytes(self._body)) if self._body.strip() else None
+        if value is _NOT_JSON:
             value = []
             for line in filter(None, map(bytes.strip, bytes(self._body).splitlines())):
-                if (decoded := _decode(line)) is _NOTHING:
+                if (decoded := _decode_json(line)) is _NOT_JSON:
                     return []
                 value.append(decoded)
         return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, dict)]
 
-    def shown_body(self) -> str:
+    def describe_body(self) -> str:
         """Return what a body without events was, for people; empty if there was nothing in it."""
         text = self._body.decode("utf-8", "replace").strip()
         if not text:
             return ""
         kind = self._response.headers.get("content-type", "").partition(";")[0].strip()[:100]
-        return f"it is {kind or 'of no type'}, no answer of a model: {text[:_SHOWN]}"
+        return f"it is {kind or 'of no type'}, no answer of a model: {text[:_MAX_QUOTED_CHARACTERS]}"
 
-    def _events(self, piece: bytes) -> list[Event]:
-        events: list[Event] = []
-        for line in self._lines(piece):
+    def _parse_events(self, piece: bytes) -> list[ServerSentEvent]:
+        events: list[ServerSentEvent] = []
+        for line in self._split_lines(piece):
             if not line:
                 self._finish_event(events)
             elif line.startswith(b"data:"):
@@ -133,69 +133,69 @@ class EventStream:
                     self.is_done = True
                     break
                 if value:
-                    self._take_data(value, events)
+                    self._add_data(value, events)
             elif line.startswith(b"event:"):
                 self._name = line[6:].strip().decode("utf-8", "replace")
             elif not line.startswith((b":", b"id:", b"retry:")) and line not in (b"data", b"event", b"id", b"retry"):
-                if len(self._body) + len(line) > LONGEST:
-                    raise model_errors.malformed(self._ask.target, "it is too long.")
+                if len(self._body) + len(line) > MAX_ANSWER_BYTES:
+                    raise model_errors.build_malformed_error(self._ask.target, "it is too long.")
                 self._body += line + b"\n"
         return events
 
-    def _lines(self, piece: bytes) -> list[bytes]:
+    def _split_lines(self, piece: bytes) -> list[bytes]:
         if self._skips_newline and piece.startswith(b"\n"):
             piece = piece[1:]
         self._skips_newline = piece.endswith(b"\r")
         text = self._rest + piece
-        if not self._begun and len(text) >= len(_BOM):
-            self._begun, text = True, text.removeprefix(_BOM)
+        if not self._begun and len(text) >= len(_BYTE_ORDER_MARK):
+            self._begun, text = True, text.removeprefix(_BYTE_ORDER_MARK)
         if b"\r" in text:
             text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         *lines, self._rest = text.split(b"\n")
-        if len(self._rest) > LONGEST:
-            raise model_errors.malformed(self._ask.target, "a line of it is too long.")
+        if len(self._rest) > MAX_ANSWER_BYTES:
+            raise model_errors.build_malformed_error(self._ask.target, "a line of it is too long.")
         return lines
 
-    def _take_data(self, value: bytes, events: list[Event]) -> None:
+    def _add_data(self, value: bytes, events: list[ServerSentEvent]) -> None:
         """Read a line of data as soon as it is JSON: servers that put no blank line between events are common."""
-        decoded = _decode(value)
-        if decoded is _NOTHING or (self._pending and not (isinstance(decoded, dict) and decoded)):
+        decoded = _decode_json(value)
+        if decoded is _NOT_JSON or (self._pending and not (isinstance(decoded, dict) and decoded)):
             self._pending_size += len(value)
-            if self._pending_size > LONGEST:
-                raise model_errors.malformed(self._ask.target, "an event of it is too long.")
+            if self._pending_size > MAX_ANSWER_BYTES:
+                raise model_errors.build_malformed_error(self._ask.target, "an event of it is too long.")
             self._pending.append(value)
             return
         if self._pending:
-            self._note(b"\n".join(self._pending))
+            self._note_unreadable(b"\n".join(self._pending))
             self._pending.clear()
             self._pending_size = 0
-        self._add(decoded, events)
+        self._add_event(decoded, events)
 
-    def _finish_event(self, events: list[Event]) -> None:
+    def _finish_event(self, events: list[ServerSentEvent]) -> None:
         if self._pending:
             # The standard joins the lines of an event.
             joined = b"\n".join(self._pending)
             self._pending.clear()
             self._pending_size = 0
-            decoded = _decode(joined)
-            if decoded is not _NOTHING:
-                self._add(decoded, events)
+            decoded = _decode_json(joined)
+            if decoded is not _NOT_JSON:
+                self._add_event(decoded, events)
             elif self._name == "error":
-                events.append(Event("error", {"message": joined.decode("utf-8", "replace")}))
+                events.append(ServerSentEvent("error", {"message": joined.decode("utf-8", "replace")}))
             else:
-                self._note(joined)
+                self._note_unreadable(joined)
         self._name = ""
 
-    def _add(self, decoded: Any, events: list[Event]) -> None:
+    def _add_event(self, decoded: Any, events: list[ServerSentEvent]) -> None:
         if isinstance(decoded, list) and len(decoded) == 1:
             decoded = decoded[0]
         if isinstance(decoded, dict):
-            events.append(Event(self._name, decoded))
+            events.append(ServerSentEvent(self._name, decoded))
         elif self._name == "error" and isinstance(decoded, str):
-            events.append(Event("error", {"message": decoded}))
+            events.append(ServerSentEvent("error", {"message": decoded}))
 
-    def _note(self, data: bytes) -> None:
-        self.unreadable = self.unreadable or data[:_SHOWN].decode("utf-8", "replace")
+    def _note_unreadable(self, data: bytes) -> None:
+        self.unreadable = self.unreadable or data[:_MAX_QUOTED_CHARACTERS].decode("utf-8", "replace")
 
 
 class EventReader(Protocol):
@@ -209,7 +209,7 @@ class EventReader(Protocol):
         """Tell whether the answer has said that it is whole."""
         ...
 
-    def take(self, event: Event) -> Iterable[ReplyPart]:
+    def read_event(self, event: ServerSentEvent) -> Iterable[ReplyPart]:
         """Read an event. Errors: `ModelError` for one that is an error."""
         ...
 
@@ -219,33 +219,33 @@ async def read_events(stream: EventStream, reader: EventReader) -> AsyncGenerato
 
     Errors: those of the reader, `TimeoutError`, and those of httpx2.
     """
-    async with aclosing(stream.batches()) as batches:
+    async with aclosing(stream.read_batches()) as batches:
         async for batch in batches:
             for event in batch:
-                for part in reader.take(event):
+                for part in reader.read_event(event):
                     yield part
             if reader.is_ended:
-                stream.end()
+                stream.mark_complete()
     if not reader.has_events:
         stream.is_body = True
-        for data in stream.whole_body():
-            for part in reader.take(Event("", data)):
+        for data in stream.parse_body():
+            for part in reader.read_event(ServerSentEvent("", data)):
                 yield part
 
 
-def _decode(value: bytes) -> Any:
+def _decode_json(value: bytes) -> Any:
     """Return the JSON value; `_NOTHING` if it is none, or of too many values to be read while others wait.
 
     Halves of characters are left in texts, for those to mend.
     """
     try:
-        check_json(value, _LIMITS)
+        check_json(value, _EVENT_LIMITS)
         return msgspec.json.decode(value)
     except (RecursionError, JsonTooLarge):
-        return _NOTHING
+        return _NOT_JSON
     except (msgspec.DecodeError, UnicodeDecodeError):
         pass
     try:
         return json.loads(value.decode("utf-8", "surrogateescape"), strict=False)
     except (ValueError, RecursionError):
-        return _NOTHING
+        return _NOT_JSON

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from domain.llms.messages import ModelCall, ModelReply, ReasoningDelta, ReplyPart, TextDelta, ToolCallDelta
 
-STARS: Final = "***"
+KEY_REPLACEMENT: Final = "***"
 # Shorter ones are no secrets, and words of an answer.
 MIN_KEY_CHARACTERS: Final = 8
 
@@ -19,14 +19,14 @@ class KeyMask:
     def __init__(self, key: str) -> None:
         self._key, self._held = key, ""
 
-    def add(self, piece: str) -> str:
+    def mask_piece(self, piece: str) -> str:
         """Return what can be handed on by now."""
-        text = (self._held + piece).replace(self._key, STARS)
+        text = (self._held + piece).replace(self._key, KEY_REPLACEMENT)
         held = next((size for size in range(len(self._key) - 1, 0, -1) if text.endswith(self._key[:size])), 0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]
 
-    def finish(self) -> str:
+    def flush_text(self) -> str:
         """Return what was held back, which is no key."""
         held, self._held = self._held, ""
         return held
@@ -45,24 +45,26 @@ async def stream_masked(
         masks: dict[object, KeyMask] = {}
         async for part in parts:
             if isinstance(part, TextDelta | ReasoningDelta):
-                if text := masks.setdefault(type(part), KeyMask(key)).add(part.text):
+                if text := masks.setdefault(type(part), KeyMask(key)).mask_piece(part.text):
                     yield replace(part, text=text)
             elif isinstance(part, ToolCallDelta):
-                arguments = masks.setdefault(part.index, KeyMask(key)).add(part.arguments)
+                arguments = masks.setdefault(part.index, KeyMask(key)).mask_piece(part.arguments)
                 if arguments or part.id is not None or part.name is not None:
-                    yield replace(part, id=_mask(part.id, key), name=_mask(part.name, key), arguments=arguments)
+                    yield replace(
+                        part, id=_mask_text(part.id, key), name=_mask_text(part.name, key), arguments=arguments
+                    )
             elif isinstance(part, ModelReply):
-                for rest in _finish(masks):
+                for rest in _flush_masks(masks):
                     yield rest
                 yield _mask_reply(part, key)
             else:
                 yield part
 
 
-def _finish(masks: dict[object, KeyMask]) -> list[ReplyPart]:
+def _flush_masks(masks: dict[object, KeyMask]) -> list[ReplyPart]:
     found: list[ReplyPart] = []
     for kind, mask in masks.items():
-        if held := mask.finish():
+        if held := mask.flush_text():
             if isinstance(kind, int):
                 found.append(ToolCallDelta(index=kind, arguments=held))
             else:
@@ -75,14 +77,16 @@ def _mask_reply(reply: ModelReply, key: str) -> ModelReply:
     calls = tuple(
         replace(
             call,
-            id=call.id.replace(key, STARS),
-            name=call.name.replace(key, STARS),
-            arguments=call.arguments.replace(key, STARS),
+            id=call.id.replace(key, KEY_REPLACEMENT),
+            name=call.name.replace(key, KEY_REPLACEMENT),
+            arguments=call.arguments.replace(key, KEY_REPLACEMENT),
         )
         for call in message.tool_calls
     )
-    return replace(reply, message=replace(message, content=message.content.replace(key, STARS), tool_calls=calls))
+    return replace(
+        reply, message=replace(message, content=message.content.replace(key, KEY_REPLACEMENT), tool_calls=calls)
+    )
 
 
-def _mask(text: str | None, key: str) -> str | None:
-    return None if text is None else text.replace(key, STARS)
+def _mask_text(text: str | None, key: str) -> str | None:
+    return None if text is None else text.replace(key, KEY_REPLACEMENT)

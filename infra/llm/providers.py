@@ -32,13 +32,13 @@ Wire = Literal["anthropic", "responses", "chat"]
 Profile = Callable[[str], ModelProfile | None]
 
 # Where a provider lives unless told. Databricks and openai_compatible have no such place, `local` brings its own.
-_HOMES: Final = {
+_DEFAULT_URLS: Final = {
     "openai": "https://api.openai.com/v1",
     "deepseek": "https://api.deepseek.com",
     "ollama": "http://127.0.0.1:11434/v1",
     "anthropic": "https://api.anthropic.com",
 }
-_PROFILES: Final[dict[str, Profile]] = {
+_MODEL_PROFILES: Final[dict[str, Profile]] = {
     "openai": OpenAIProvider.model_profile,
     "deepseek": DeepSeekProvider.model_profile,
     "ollama": OllamaProvider.model_profile,
@@ -46,10 +46,10 @@ _PROFILES: Final[dict[str, Profile]] = {
     "openai_compatible": OpenAICompatibleProvider.model_profile,
     "local": OpenAICompatibleProvider.model_profile,
 }
-PROVIDERS: Final = frozenset({*_PROFILES, "anthropic"})
+MODEL_PROVIDERS: Final = frozenset({*_MODEL_PROFILES, "anthropic"})
 
 # A target's parameters under the names that users know them by. All else goes to the provider as it stands.
-_SETTINGS: Final[dict[str, str]] = {
+_SETTING_NAMES: Final[dict[str, str]] = {
     **{name: name for name in ("temperature", "max_tokens", "top_p", "top_k", "seed", "presence_penalty")},
     **{name: name for name in ("frequency_penalty", "logit_bias", "parallel_tool_calls", "thinking", "service_tier")},
     "max_completion_tokens": "max_tokens",
@@ -61,28 +61,28 @@ _SETTINGS: Final[dict[str, str]] = {
     "store": "openai_store",
 }
 # What chat completions take and Responses do not, as parameters of models call it.
-_CHAT_ONLY: Final = frozenset(
+_CHAT_ONLY_OPTIONS: Final = frozenset(
     {"stop", "stop_sequences", "seed", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs"}
     | {"top_logprobs", "response_format", "modalities", "audio", "prediction", "web_search_options"}
 )
 # The fewest tokens that Responses can be bounded to.
-_LEAST_OUTPUT: Final = 16
+_MIN_OUTPUT_TOKENS: Final = 16
 # Models of OpenAI that do not reason: there is nothing of theirs to look up later, so nothing has to be stored.
-_PLAIN_MODELS: Final = ("gpt-3", "gpt-4", "chatgpt-4")
+_NON_REASONING_MODELS: Final = ("gpt-3", "gpt-4", "chatgpt-4")
 # Addresses that know chat completions alone, as they said themselves.
-_chat_only: set[str] = set()
-_MAX_CHAT_ONLY: Final = 10_000
+_chat_only_urls: set[str] = set()
+_MAX_CHAT_ONLY_URLS: Final = 10_000
 # The fewest tokens that Anthropic lets a model think.
-_LEAST_THINKING: Final = 1024
+_MIN_THINKING_TOKENS: Final = 1024
 
 # They tell a provider about this host: which system, which Python.
-_CHATTER: Final = tuple(
+_TELEMETRY_HEADERS: Final = tuple(
     f"X-Stainless-{word}"
     for word in ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async", "Read-Timeout")
 )
 
 
-def wire_of(ask: ModelCall) -> Wire:
+def choose_wire(ask: ModelCall) -> Wire:
     """Return which wire a call goes over. Errors: `ModelError` refused for what the model's `api` cannot do.
 
     OpenAI's newer models take tools over Responses alone. Unless the model says so itself, a call that asks for what
@@ -93,9 +93,9 @@ def wire_of(ask: ModelCall) -> Wire:
         return "anthropic"
     if target.api == "chat" or (target.api is None and target.provider != "openai"):
         return "chat"
-    only = _chat_only_option(ask)
+    only = _find_chat_only_option(ask)
     if target.api is None:
-        return "chat" if only or target.base_url in _chat_only else "responses"
+        return "chat" if only or target.base_url in _chat_only_urls else "responses"
     if only:
         raise ModelError(
             "refused", f"OpenAI's Responses take no {only!r}: leave it out, or give the model {target.name} `api` chat."
@@ -103,7 +103,7 @@ def wire_of(ask: ModelCall) -> Wire:
     return "responses"
 
 
-def _chat_only_option(ask: ModelCall) -> str | None:
+def _find_chat_only_option(ask: ModelCall) -> str | None:
     options = {
         "stop": ask.options.stop,
         "seed": ask.options.seed,
@@ -111,13 +111,15 @@ def _chat_only_option(ask: ModelCall) -> str | None:
         "frequency_penalty": ask.options.frequency_penalty,
     }
     asked = {**ask.target.parameters, **{name: value for name, value in options.items() if value is not None}}
-    if (found := next((name for name in _CHAT_ONLY & asked.keys() if asked[name] not in (None, 0)), None)) is not None:
+    if (
+        found := next((name for name in _CHAT_ONLY_OPTIONS & asked.keys() if asked[name] not in (None, 0)), None)
+    ) is not None:
         return found
     most = ask.options.max_tokens or llms.find_token_limit(ask.target.parameters)
-    return "max_tokens" if most is not None and most < _LEAST_OUTPUT else None
+    return "max_tokens" if most is not None and most < _MIN_OUTPUT_TOKENS else None
 
 
-def may_be_chat_only(target: ModelTarget, wire: Wire, status: int, body: object) -> bool:
+def is_chat_only_response(target: ModelTarget, wire: Wire, status: int, body: object) -> bool:
     """Tell whether a server at an address of its own refused Responses because it has never heard of them."""
     if wire != "responses" or target.api is not None or target.base_url is None:
         return False
@@ -128,34 +130,39 @@ def may_be_chat_only(target: ModelTarget, wire: Wire, status: int, body: object)
     return status in (404, 405, 501) and not is_named and "model" not in str(told.get("message") or "").lower()
 
 
-def note_chat_only(target: ModelTarget) -> None:
+def record_chat_only(target: ModelTarget) -> None:
     """Remember that the server of a target knows chat completions alone."""
-    if len(_chat_only) >= _MAX_CHAT_ONLY:
-        _chat_only.clear()
-    _chat_only.add(target.base_url or "")
+    if len(_chat_only_urls) >= _MAX_CHAT_ONLY_URLS:
+        _chat_only_urls.clear()
+    _chat_only_urls.add(target.base_url or "")
 
 
-def writer(target: ModelTarget, wire: Wire) -> str:
+def get_writer(target: ModelTarget, wire: Wire) -> str:
     """Return who writes an answer, for `domain.llms.messages.ProviderParts`: the wire and where it leads."""
-    return f"{wire} {target.provider} {target.base_url or _HOMES.get(target.provider, '')}"
+    return f"{wire} {target.provider} {target.base_url or _DEFAULT_URLS.get(target.provider, '')}"
 
 
-def model(target: ModelTarget, wire: Wire, base_url: str | None, http: httpx2.AsyncClient) -> Model[Any]:
+def build_model(target: ModelTarget, wire: Wire, base_url: str | None, http: httpx2.AsyncClient) -> Model[Any]:
     """Return the model to ask. Errors: `ModelError` refused for an unknown provider, or one without a URL."""
     if wire == "anthropic":
-        return _anthropic_model(target, base_url, http)
-    return _openai_model(wire_models.Responses if wire == "responses" else wire_models.Chat, target, base_url, http)
+        return _build_anthropic_model(target, base_url, http)
+    return _build_openai_model(
+        wire_models.ResponsesWireModel if wire == "responses" else wire_models.ChatWireModel, target, base_url, http
+    )
 
 
-def _openai_model(
-    kind: type[wire_models.Chat | wire_models.Responses], target: ModelTarget, base_url: str | None, http: Any
+def _build_openai_model(
+    kind: type[wire_models.ChatWireModel | wire_models.ResponsesWireModel],
+    target: ModelTarget,
+    base_url: str | None,
+    http: Any,
 ) -> Model[Any]:
-    if (profile := _PROFILES.get(target.provider)) is None:
+    if (profile := _MODEL_PROFILES.get(target.provider)) is None:
         raise ModelError("refused", f"There is no provider {target.provider!r}.")
-    if (url := base_url or _HOMES.get(target.provider)) is None:
+    if (url := base_url or _DEFAULT_URLS.get(target.provider)) is None:
         raise ModelError("refused", f"Models of {target.provider} need a base_url.")
     client = AsyncOpenAI(
-        api_key=_key(target),
+        api_key=_reveal_key(target),
         admin_api_key="",
         organization="",
         project="",
@@ -167,32 +174,34 @@ def _openai_model(
     )
     client.organization = client.project = client.admin_api_key = client.webhook_secret = None
     # OPENAI_CUSTOM_HEADERS ended up in there. A test holds all this to what is on the wire.
-    headers: dict[str, Any] = dict.fromkeys(_CHATTER, Omit())
+    headers: dict[str, Any] = dict.fromkeys(_TELEMETRY_HEADERS, Omit())
     client._custom_headers = headers
-    provider = OpenAICompatibleProvider(target.provider, openai_client=client, profile=_tamed(target, profile))
+    provider = OpenAICompatibleProvider(target.provider, openai_client=client, profile=_adjust_profile(target, profile))
     return kind(target.model, provider=provider)
 
 
-def _anthropic_model(target: ModelTarget, base_url: str | None, http: httpx2.AsyncClient) -> wire_models.Messages:
-    url = (base_url or _HOMES["anthropic"]).rstrip("/").removesuffix("/v1")
+def _build_anthropic_model(
+    target: ModelTarget, base_url: str | None, http: httpx2.AsyncClient
+) -> wire_models.AnthropicWireModel:
+    url = (base_url or _DEFAULT_URLS["anthropic"]).rstrip("/").removesuffix("/v1")
     client = AsyncAnthropic(
-        api_key=_key(target),
+        api_key=_reveal_key(target),
         webhook_key="",
         base_url=url,
         max_retries=0,
         http_client=http,
         open_telemetry=False,
     )
-    headers: dict[str, Any] = dict.fromkeys(_CHATTER, AnthropicOmit())
+    headers: dict[str, Any] = dict.fromkeys(_TELEMETRY_HEADERS, AnthropicOmit())
     # The header that Anthropic documents and gateways know; the library by itself sends the key as a bearer token.
-    headers |= {"Authorization": AnthropicOmit(), "X-Api-Key": _key(target) or AnthropicOmit()}
+    headers |= {"Authorization": AnthropicOmit(), "X-Api-Key": _reveal_key(target) or AnthropicOmit()}
     client._custom_headers = headers
-    return wire_models.Messages(target.model, provider=AnthropicProvider(anthropic_client=client))
+    return wire_models.AnthropicWireModel(target.model, provider=AnthropicProvider(anthropic_client=client))
 
 
-def settings(ask: ModelCall, wire: Wire) -> ModelSettings:
+def build_settings(ask: ModelCall, wire: Wire) -> ModelSettings:
     """Return how to answer: the target's parameters below the options of the call. Errors: `ModelError` refused."""
-    target, native = ask.target, _native(wire)
+    target, native = ask.target, _list_native_settings(wire)
     told: dict[str, Any] = {}
     body: dict[str, Any] = {}
     given = dict(target.parameters)
@@ -207,39 +216,39 @@ def settings(ask: ModelCall, wire: Wire) -> ModelSettings:
             (told if wire == "anthropic" else body)["anthropic_thinking" if wire == "anthropic" else name] = value
         elif name in native:
             told[name] = value
-        elif (known := _SETTINGS.get(name)) is None or (known.startswith("openai_") and known not in native):
+        elif (known := _SETTING_NAMES.get(name)) is None or (known.startswith("openai_") and known not in native):
             body[name] = value
         else:
             told[known] = [value] if known == "stop_sequences" and isinstance(value, str) else value
     if (most := llms.find_token_limit(target.parameters)) is not None:
         told["max_tokens"] = most
-    told |= _options(ask.options)
+    told |= _convert_options(ask.options)
     if told.get("tool_choice") == "required" and not ask.tools:
         del told["tool_choice"]
     if wire == "responses":
-        told = _for_responses(told, target)
+        told = _fit_responses(told, target)
     if wire == "anthropic" and "anthropic_thinking" in told:
-        told["anthropic_thinking"] = _thinking(told, ask, writer(target, wire))
+        told["anthropic_thinking"] = _fit_thinking(told, ask, get_writer(target, wire))
     # Nothing of a call waits longer than `ask.timeout`, which is watched where the parts are read.
     told |= {"timeout": httpx2.Timeout(None, connect=10.0), "extra_headers": {"User-Agent": "paddock"}}
-    if not _key(target) and wire != "anthropic":
+    if not _reveal_key(target) and wire != "anthropic":
         told["extra_headers"]["Authorization"] = Omit()  # or the library refuses to ask without a key
     if body:
         told["extra_body"] = body
     return cast(ModelSettings, told)
 
 
-def _for_responses(told: dict[str, Any], target: ModelTarget) -> dict[str, Any]:
+def _fit_responses(told: dict[str, Any], target: ModelTarget) -> dict[str, Any]:
     """Leave out what says nothing, and have nothing stored that need not be."""
-    told = {name: value for name, value in told.items() if name not in _CHAT_ONLY}
+    told = {name: value for name, value in told.items() if name not in _CHAT_ONLY_OPTIONS}
     reasons = OpenAIProvider.model_profile(target.model) or {}
-    if reasons.get("openai_supports_encrypted_reasoning_content") or target.model.startswith(_PLAIN_MODELS):
+    if reasons.get("openai_supports_encrypted_reasoning_content") or target.model.startswith(_NON_REASONING_MODELS):
         # Reasoning comes sealed, or not at all. A model that nobody knows may need its answers to be looked up by id.
         told.setdefault("openai_store", False)
     return told
 
 
-def _thinking(told: Mapping[str, Any], ask: ModelCall, writer: str) -> Any:
+def _fit_thinking(told: Mapping[str, Any], ask: ModelCall, writer: str) -> Any:
     """Return how Anthropic's model is to think, as far as it can within this call.
 
     It has to answer within `max_tokens`, and cannot begin to think in the middle of a turn: where another provider
@@ -255,11 +264,11 @@ def _thinking(told: Mapping[str, Any], ask: ModelCall, writer: str) -> Any:
             return {"type": "disabled"}
     budget, most = thinking.get("budget_tokens"), told.get("max_tokens")
     if isinstance(budget, int) and isinstance(most, int) and budget >= most:
-        return {**thinking, "budget_tokens": most // 2} if most >= 2 * _LEAST_THINKING else {"type": "disabled"}
+        return {**thinking, "budget_tokens": most // 2} if most >= 2 * _MIN_THINKING_TOKENS else {"type": "disabled"}
     return thinking
 
 
-def _options(options: ModelOptions) -> dict[str, Any]:
+def _convert_options(options: ModelOptions) -> dict[str, Any]:
     told: dict[str, Any] = {
         "temperature": options.temperature,
         "max_tokens": options.max_tokens,
@@ -274,7 +283,7 @@ def _options(options: ModelOptions) -> dict[str, Any]:
     return {name: value for name, value in told.items() if value is not None}
 
 
-def _native(wire: Wire) -> frozenset[str]:
+def _list_native_settings(wire: Wire) -> frozenset[str]:
     """Return the settings that pydantic-ai has for this wire alone, all of them with the wire's name in front."""
     kinds: dict[Wire, Any] = {
         "anthropic": AnthropicModelSettings,
@@ -285,17 +294,17 @@ def _native(wire: Wire) -> frozenset[str]:
     return frozenset(name for name in kinds[wire].__optional_keys__ if name.startswith(prefix))
 
 
-def _tamed(target: ModelTarget, profile: Profile) -> Profile:
+def _adjust_profile(target: ModelTarget, profile: Profile) -> Profile:
     """The profile, but texts are not rewritten, and servers other than OpenAI's are told of `max_tokens`."""
 
-    def tamed(name: str) -> ModelProfile:
+    def build_profile(name: str) -> ModelProfile:
         changes = OpenAIModelProfile(may_tokenize_special_tokens_in_content=False)
         if target.provider != "openai":
             changes["openai_chat_supports_max_completion_tokens"] = False
         return merge_profile(profile(name), changes)
 
-    return tamed
+    return build_profile
 
 
-def _key(target: ModelTarget) -> str:
+def _reveal_key(target: ModelTarget) -> str:
     return target.api_key.reveal() if target.api_key is not None else ""

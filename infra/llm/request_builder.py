@@ -26,7 +26,9 @@ from domain.llms.messages import ChatMessage, ModelCall, ModelTarget
 from infra.llm.call_ids import map_call_ids
 
 
-def history(messages: Sequence[ChatMessage], target: ModelTarget, writer: str, is_chat: bool) -> list[ModelMessage]:
+def build_history(
+    messages: Sequence[ChatMessage], target: ModelTarget, writer: str, is_chat: bool
+) -> list[ModelMessage]:
     """Return a conversation: what assistants said are responses, between two is one request.
 
     Empty answers are left out. What `writer` wants back of its own answers is in them; what others wrote is not.
@@ -36,10 +38,10 @@ def history(messages: Sequence[ChatMessage], target: ModelTarget, writer: str, i
     tools: dict[str, str] = {}
     for message in map_call_ids(messages, target, is_chat):
         if message.role != "assistant":
-            asked.append(_request_part(message, tools))
+            asked.append(_build_request_part(message, tools))
             continue
         tools.update({call.id: call.name for call in message.tool_calls})
-        if response := _response(message, writer):
+        if response := _build_response(message, writer):
             if asked:
                 said.append(ModelRequest(parts=asked))
                 asked = []
@@ -49,7 +51,7 @@ def history(messages: Sequence[ChatMessage], target: ModelTarget, writer: str, i
     return said
 
 
-def _response(message: ChatMessage, writer: str) -> ModelResponse | None:
+def _build_response(message: ChatMessage, writer: str) -> ModelResponse | None:
     # Arguments that are no JSON object go back as {"INVALID_JSON": "…"}: servers that read them would refuse.
     calls = [ToolCallPart(call.name, call.arguments, tool_call_id=call.id) for call in message.tool_calls]
     kept = message.provider_parts
@@ -66,9 +68,9 @@ def _response(message: ChatMessage, writer: str) -> ModelResponse | None:
             parts.append(calls[part["call"]])
         elif (item := part["item"]).get("type") == "thinking":
             if item["signature"]:
-                parts.append(_thinking(item["thinking"], item["signature"]))
+                parts.append(_build_thinking_part(item["thinking"], item["signature"]))
         elif item.get("type") == "redacted_thinking":
-            parts.append(_thinking("", item.get("data"), id_="redacted_thinking"))
+            parts.append(_build_thinking_part("", item.get("data"), id_="redacted_thinking"))
         elif item.get("type") == "reasoning":
             parts.append(ThinkingPart("", provider_details={"item": {"summary": [], **item}}))
         else:
@@ -76,11 +78,11 @@ def _response(message: ChatMessage, writer: str) -> ModelResponse | None:
     return ModelResponse(parts=parts, provider_details={"fields": fields})
 
 
-def _thinking(text: str, signature: str | None, id_: str | None = None) -> ThinkingPart:
+def _build_thinking_part(text: str, signature: str | None, id_: str | None = None) -> ThinkingPart:
     return ThinkingPart(text, id=id_, signature=signature, provider_name="anthropic")
 
 
-def _request_part(message: ChatMessage, tools: dict[str, str]) -> ModelRequestPart:
+def _build_request_part(message: ChatMessage, tools: dict[str, str]) -> ModelRequestPart:
     match message.role:
         case "system":
             return SystemPromptPart(message.content)
@@ -91,7 +93,7 @@ def _request_part(message: ChatMessage, tools: dict[str, str]) -> ModelRequestPa
             return UserPromptPart(message.content)
 
 
-def parameters(ask: ModelCall, model: Model[Any]) -> ModelRequestParameters:
+def build_parameters(ask: ModelCall, model: Model[Any]) -> ModelRequestParameters:
     """Tools and the form of the answer: by the provider's own means where it has them, else asked for in words."""
     tools = [
         # Not strict: a strict tool's schema is rewritten, and an object that may hold anything may then hold nothing.
@@ -108,23 +110,23 @@ def parameters(ask: ModelCall, model: Model[Any]) -> ModelRequestParameters:
         function_tools=tools,
         output_mode="native" if model.profile.get("supports_json_schema_output", False) else "prompted",
         output_object=OutputObjectDefinition(
-            json_schema=_copy(schema), name=name if fits else "answer", strict=_strict(schema, model)
+            json_schema=_copy_schema(schema), name=name if fits else "answer", strict=_choose_strict(schema, model)
         ),
     )
 
 
-def _strict(schema: dict[str, Any], model: Model[Any]) -> bool | None:
+def _choose_strict(schema: dict[str, Any], model: Model[Any]) -> bool | None:
     """None, which is as strict as can be, for a schema that says the same when it is strict; else False."""
     transformer = model.profile.get("json_schema_transformer")
     if transformer is None or not isinstance(
         model, OpenAIChatModel | OpenAIResponsesModel
     ):  # Anthropic's are always strict
         return None
-    walk = transformer(_copy(schema), strict=None)
+    walk = transformer(_copy_schema(schema), strict=None)
     walk.walk()
     return None if walk.is_strict_compatible else False
 
 
-def _copy(schema: dict[str, Any]) -> dict[str, Any]:
+def _copy_schema(schema: dict[str, Any]) -> dict[str, Any]:
     """One that may be rewritten."""
     return cast(dict[str, Any], msgspec.json.decode(msgspec.json.encode(schema)))

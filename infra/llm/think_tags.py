@@ -2,13 +2,13 @@
 
 from typing import Final
 
-_OPEN: Final = "<think>"
-_CLOSE: Final = "</think>"
+_OPENING_TAG: Final = "<think>"
+_CLOSING_TAG: Final = "</think>"
 # An answer that begins with so much white space is not about to think.
-_MAX_BLANK: Final = 1024
+_MAX_BLANK_CHARACTERS: Final = 1024
 
 
-class ThinkTags:
+class ThinkTagParser:
     """Tells thoughts from text as both grow.
 
     Tags count where the answer begins, and nowhere else: an answer may well speak of them. What may be the beginning
@@ -20,7 +20,7 @@ class ThinkTags:
         self._held = ""
         self._thought = False
 
-    def add(self, piece: str) -> list[tuple[bool, str]]:
+    def split_piece(self, piece: str) -> list[tuple[bool, str]]:
         """Return what the piece makes clear, each as (is a thought, text)."""
         if self._state == "answer":
             return [(False, piece)]
@@ -28,7 +28,7 @@ class ThinkTags:
         parts: list[tuple[bool, str]] = []
         while text:
             if self._state == "inside":
-                thought, closed, text = text.partition(_CLOSE)
+                thought, closed, text = text.partition(_CLOSING_TAG)
                 if closed:
                     self._state = "begin"
                 else:
@@ -37,12 +37,14 @@ class ThinkTags:
                     parts.append((True, thought))
                 continue
             bare = text.lstrip()
-            if bare.startswith((_OPEN, _CLOSE)):
+            if bare.startswith((_OPENING_TAG, _CLOSING_TAG)):
                 # A closing tag alone: the prompt had the opening one.
                 self._thought = True
-                self._state = "inside" if bare.startswith(_OPEN) else "begin"
+                self._state = "inside" if bare.startswith(_OPENING_TAG) else "begin"
                 text = bare.partition(">")[2]
-            elif (_OPEN.startswith(bare) or _CLOSE.startswith(bare)) and len(text) <= _MAX_BLANK:
+            elif (_OPENING_TAG.startswith(bare) or _CLOSING_TAG.startswith(bare)) and len(
+                text
+            ) <= _MAX_BLANK_CHARACTERS:
                 self._held = text
                 break
             else:
@@ -51,7 +53,7 @@ class ThinkTags:
                 break
         return parts
 
-    def finish(self) -> list[tuple[bool, str]]:
+    def flush_text(self) -> list[tuple[bool, str]]:
         """Return what was held back."""
         held, self._held = self._held, ""
         if self._state == "inside":
@@ -62,7 +64,7 @@ class ThinkTags:
 
 def _split_prefix(text: str) -> tuple[str, str]:
     """Split off an end that may be the beginning of a closing tag."""
-    for length in range(min(len(_CLOSE) - 1, len(text)), 0, -1):
-        if _CLOSE.startswith(text[-length:]):
+    for length in range(min(len(_CLOSING_TAG) - 1, len(text)), 0, -1):
+        if _CLOSING_TAG.startswith(text[-length:]):
             return text[:-length], text[-length:]
     return text, ""

@@ -9,14 +9,14 @@ import msgspec
 
 from domain.llms.messages import ModelCall, ToolCallDelta
 from infra.llm import model_errors
-from infra.llm.answer_builder import Answer
+from infra.llm.answer_builder import AnswerBuilder
 
 # More calls in one answer are a server gone wild; what is done with many is the caller's business.
-MAX_CALLS: Final = 1000
-_STRUCTURE: Final = re.compile(r'["\\{}\[\]]')
+MAX_TOOL_CALLS: Final = 1000
+_STRUCTURE_CHARACTERS: Final = re.compile(r'["\\{}\[\]]')
 
 
-class _Begun:
+class _StartedCall:
     """A call that has begun, as the server speaks of it."""
 
     def __init__(self, index: int, id_: str | None, name: str) -> None:
@@ -26,14 +26,14 @@ class _Begun:
         self._depth = 0
         self._is_text = self._is_escaped = False
 
-    def grow(self, arguments: str) -> None:
+    def add_arguments(self, arguments: str) -> None:
         """Follow the brackets of the arguments, piece by piece: to decode all of them each time would take too long."""
         self.length += len(arguments)
         if self._is_escaped and arguments:
             self._is_escaped, start = False, 1
         else:
             start = 0
-        for found in _STRUCTURE.finditer(arguments, start):
+        for found in _STRUCTURE_CHARACTERS.finditer(arguments, start):
             mark, at = found[0], found.start()
             if at < start:
                 continue  # behind a backslash
@@ -47,7 +47,7 @@ class _Begun:
                 self.is_whole = self._depth == 0
 
 
-class CallReader:
+class ToolCallReader:
     """Reads pieces of tool calls into an answer.
 
     An id that is known goes on with its call, an unknown one begins another. Without an id the number decides, then
@@ -55,10 +55,10 @@ class CallReader:
     twice under one id counts once.
     """
 
-    def __init__(self, answer: Answer, ask: ModelCall) -> None:
+    def __init__(self, answer: AnswerBuilder, ask: ModelCall) -> None:
         self._answer, self._ask = answer, ask
-        self._begun: list[_Begun] = []
-        self._by_number: dict[int, _Begun] = {}
+        self._begun: list[_StartedCall] = []
+        self._by_number: dict[int, _StartedCall] = {}
         # Ids and arguments that came before their call's name, by number.
         self._early: dict[int | None, tuple[str | None, str]] = {}
 
@@ -67,19 +67,23 @@ class CallReader:
         """Whether no call came."""
         return not self._begun
 
-    def take(self, calls: Any) -> Iterable[ToolCallDelta]:
+    def read_calls(self, calls: Any) -> Iterable[ToolCallDelta]:
         """Read the calls of one event or message: a list, or a single one."""
         if isinstance(calls, dict):
             calls = [calls] if {"function", "name", "id"} & calls.keys() else list(calls.values())
         for call in calls if isinstance(calls, list) else ():
             if isinstance(call, dict):
-                yield from self._take_one(call)
+                yield from self._read_call(call)
 
-    def _take_one(self, call: dict[str, Any]) -> Iterable[ToolCallDelta]:
+    def _read_call(self, call: dict[str, Any]) -> Iterable[ToolCallDelta]:
         function = call["function"] if isinstance(call.get("function"), dict) else call
-        number, id_, name = _number(call.get("index")), _word(call.get("id")), _word(function.get("name"))
-        arguments = _arguments(function.get("arguments", function.get("parameters", function.get("input"))))
-        begun = self._find(number, id_, name, arguments)
+        number, id_, name = (
+            _parse_index(call.get("index")),
+            _parse_name(call.get("id")),
+            _parse_name(function.get("name")),
+        )
+        arguments = _encode_arguments(function.get("arguments", function.get("parameters", function.get("input"))))
+        begun = self._find_call(number, id_, name, arguments)
         if begun is None:
             if number in self._early:
                 early_id, early_arguments = self._early.pop(number)
@@ -87,33 +91,35 @@ class CallReader:
             if name is None:
                 self._early[number] = (id_, arguments)
                 return
-            begun = yield from self._begin(number, id_, name)
+            begun = yield from self._begin_call(number, id_, name)
         begun.id = begun.id or id_
         if isinstance(extra := call.get("extra_content"), dict):
-            self._answer.keep_with_call(begun.index, extra_content=extra)
-        yield from self._add(begun, arguments)
+            self._answer.keep_call_fields(begun.index, extra_content=extra)
+        yield from self._add_arguments(begun, arguments)
 
-    def _begin(self, number: int | None, id_: str | None, name: str) -> Generator[ToolCallDelta, None, _Begun]:
-        if len(self._begun) >= MAX_CALLS:
-            raise model_errors.malformed(self._ask.target, f"it has more than {MAX_CALLS} tool calls.")
+    def _begin_call(
+        self, number: int | None, id_: str | None, name: str
+    ) -> Generator[ToolCallDelta, None, _StartedCall]:
+        if len(self._begun) >= MAX_TOOL_CALLS:
+            raise model_errors.build_malformed_error(self._ask.target, f"it has more than {MAX_TOOL_CALLS} tool calls.")
         part = self._answer.begin_call(id_, name)
-        begun = _Begun(part.index, id_, name)
+        begun = _StartedCall(part.index, id_, name)
         self._begun.append(begun)
         self._by_number[part.index if number is None else number] = begun
         yield part
         return begun
 
-    def _find(self, number: int | None, id_: str | None, name: str | None, arguments: str) -> _Begun | None:
+    def _find_call(self, number: int | None, id_: str | None, name: str | None, arguments: str) -> _StartedCall | None:
         """Return the call that a piece goes on with; None if it begins another."""
         at_number = self._by_number.get(number) if number is not None else None
         next_in_order = at_number if number is not None else (self._begun[-1] if self._begun else None)
         if id_ is None:
-            return None if next_in_order is None or self._begins(next_in_order, name) else next_in_order
+            return None if next_in_order is None or self._is_new_call(next_in_order, name) else next_in_order
         same = [begun for begun in self._begun if begun.id == id_]
         if not same:
             # An id that comes late belongs to the call that had none; one that is new in each piece, to no call.
             is_late = next_in_order is not None and (
-                name is None or (next_in_order.id is None and not self._begins(next_in_order, name))
+                name is None or (next_in_order.id is None and not self._is_new_call(next_in_order, name))
             )
             return next_in_order if is_late else None
         begun = at_number if at_number in same else same[-1]
@@ -123,33 +129,33 @@ class CallReader:
             return None  # several calls of one id, told apart by number
         return None if name is not None and begun.is_whole and arguments.lstrip().startswith("{") else begun
 
-    def _begins(self, begun: _Begun, name: str | None) -> bool:
+    def _is_new_call(self, begun: _StartedCall, name: str | None) -> bool:
         """Tell whether a name begins another call than the one that would go on."""
         return name is not None and (begun.is_whole or name != begun.name)
 
-    def _is_repeated(self, begun: _Begun, name: str | None, arguments: str) -> bool:
+    def _is_repeated(self, begun: _StartedCall, name: str | None, arguments: str) -> bool:
         """Tell whether a whole call is told once more."""
         if name not in (None, begun.name) or not begun.is_whole:
             return False
         bare = arguments.strip()
-        return bare in ("", "{}") if begun.length == 0 else self._is_same(begun, bare)
+        return bare in ("", "{}") if begun.length == 0 else self._has_same_arguments(begun, bare)
 
-    def _is_same(self, begun: _Begun, bare: str) -> bool:
-        return len(bare) <= begun.length < len(bare) + 64 and self._answer.arguments_of(begun.index).strip() == bare
+    def _has_same_arguments(self, begun: _StartedCall, bare: str) -> bool:
+        return len(bare) <= begun.length < len(bare) + 64 and self._answer.get_arguments(begun.index).strip() == bare
 
-    def _add(self, begun: _Begun, arguments: str) -> Sequence[ToolCallDelta]:
+    def _add_arguments(self, begun: _StartedCall, arguments: str) -> Sequence[ToolCallDelta]:
         bare = arguments.strip()
-        if begun.is_whole and (not bare or bare == "{}" or self._is_same(begun, bare)):
+        if begun.is_whole and (not bare or bare == "{}" or self._has_same_arguments(begun, bare)):
             return ()
         if begun.length == 0 and bare in ("{}", "null"):
             # Perhaps nothing yet: some send `{}` first and the arguments after. If none follow, `{}` is what they are.
             begun.is_whole = bare == "{}"
             return ()
-        begun.grow(arguments)
+        begun.add_arguments(arguments)
         return self._answer.add_arguments(begun.index, arguments)
 
 
-def _number(value: Any) -> int | None:
+def _parse_index(value: Any) -> int | None:
     if isinstance(value, str) and value.isdecimal() and len(value) < 6:
         return int(value)
     if isinstance(value, float) and value.is_integer():
@@ -157,14 +163,14 @@ def _number(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _word(value: Any) -> str | None:
+def _parse_name(value: Any) -> str | None:
     """Return a name or an id: text, or a number as text."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     return value.strip() or None if isinstance(value, str) else None
 
 
-def _arguments(value: Any) -> str:
+def _encode_arguments(value: Any) -> str:
     if isinstance(value, str):
         return value
     if value is None:

@@ -31,24 +31,26 @@ from domain.shared.unicode_text import repair_json_text
 from domain.shared.wire_names import PROPERTY_CHARACTERS, assign_wire_names, is_wire_name
 
 # Schemas within one another, or around a value, that are followed.
-MAX_DEPTH: Final = 32
-MAX_AROUND: Final = 64
+MAX_SCHEMA_DEPTH: Final = 32
+MAX_MATCHING_SCHEMAS: Final = 64
 # Of a schema as JSON: those are remembered, so that each step of a run does not adapt them again.
 MAX_REMEMBERED_BYTES: Final = 32 * 1024
-REMEMBERED_SCHEMAS: Final = 256
+MAX_REMEMBERED_SCHEMAS: Final = 256
 # Of all schemas of a call together: adapting them takes tens of milliseconds.
-LARGE_BYTES: Final = 64 * 1024
-MAX_NEEDS: Final = 10
-MAX_BOUND: Final = 2**53
+LARGE_SCHEMA_BYTES: Final = 64 * 1024
+MAX_ALTERNATIVES: Final = 10
+MAX_NUMBER_BOUND: Final = 2**53
 # What stands at the top of a schema besides an object's own words.
-_ALTERNATIVES: Final = ("anyOf", "oneOf")
-_NOT_AT_THE_TOP: Final = (*_ALTERNATIVES, "allOf", "not", "if", "then", "else", "enum", "const", "$ref")
+_ALTERNATIVE_KEYWORDS: Final = ("anyOf", "oneOf")
+_FORBIDDEN_TOP_KEYWORDS: Final = (*_ALTERNATIVE_KEYWORDS, "allOf", "not", "if", "then", "else", "enum", "const", "$ref")
 # How providers say which tool is meant: by number (Gemini counts within a group), or by name.
-_BY_NUMBER: Final = (
+_TOOL_NUMBER_PATTERNS: Final = (
     re.compile(r"\bfunction_?[dD]eclarations\[(\d{1,4})\]"),
     re.compile(r"\btools(?:\.|\[)(\d{1,4})\b"),
 )
-_BY_NAME: Final = re.compile(r"\b(?:function|tool)(?: name)?:? ['\"`]([A-Za-z0-9_-]{1,64})['\"`]", re.IGNORECASE)
+_TOOL_NAME_PATTERN: Final = re.compile(
+    r"\b(?:function|tool)(?: name)?:? ['\"`]([A-Za-z0-9_-]{1,64})['\"`]", re.IGNORECASE
+)
 
 Parts = AsyncGenerator[ReplyPart, None]
 
@@ -59,7 +61,7 @@ class AdaptedSchema(msgspec.Struct, frozen=True, kw_only=True):
     wire: dict[str, Any]
     own: dict[str, Any]
     renamed: dict[str, str]  # from the tool's own name to the one on the wire
-    needs: str = ""
+    requirements: str = ""
 
 
 class AdaptedTools:
@@ -75,27 +77,27 @@ class AdaptedTools:
         self._schemas = {tool.name: adapt_schema(tool.parameters) for tool in ask.tools}
         self.ask = msgspec.structs.replace(
             ask,
-            tools=tuple(self._wire_tool(tool) for tool in ask.tools),
-            messages=tuple(self._wire_message(message) for message in ask.messages),
+            tools=tuple(self._adapt_tool(tool) for tool in ask.tools),
+            messages=tuple(self._adapt_message(message) for message in ask.messages),
         )
 
-    def _wire_tool(self, tool: ToolSpec) -> ToolSpec:
+    def _adapt_tool(self, tool: ToolSpec) -> ToolSpec:
         schema = self._schemas[tool.name]
-        description = f"{tool.description}\n{schema.needs}".strip() if schema.needs else tool.description
+        description = f"{tool.description}\n{schema.requirements}".strip() if schema.requirements else tool.description
         return ToolSpec(name=self._names[tool.name], description=description, parameters=schema.wire)
 
-    def _wire_message(self, message: ChatMessage) -> ChatMessage:
+    def _adapt_message(self, message: ChatMessage) -> ChatMessage:
         if message.role == "tool" and message.name:
             return msgspec.structs.replace(message, name=self._names[message.name])
         if not message.tool_calls:
             return message
         calls = tuple(
-            ModelToolCall(id=call.id, name=self._names[call.name], arguments=self._arguments(call, to_wire=True))
+            ModelToolCall(id=call.id, name=self._names[call.name], arguments=self._rename_arguments(call, to_wire=True))
             for call in message.tool_calls
         )
         return msgspec.structs.replace(message, tool_calls=calls)
 
-    def _arguments(self, call: ModelToolCall, to_wire: bool) -> str:
+    def _rename_arguments(self, call: ModelToolCall, to_wire: bool) -> str:
         schema = self._schemas.get(call.name)
         if schema is None or not schema.renamed:
             return call.arguments
@@ -104,9 +106,9 @@ class AdaptedTools:
         except (msgspec.MsgspecError, RecursionError, UnicodeError):
             return call.arguments
         names = schema.renamed if to_wire else {wire: own for own, wire in schema.renamed.items()}
-        return msgspec.json.encode(_rename(given, [schema.own], schema.own, names, to_wire)).decode()
+        return msgspec.json.encode(_rename_keys(given, [schema.own], schema.own, names, to_wire)).decode()
 
-    async def restore(self, parts: Parts) -> Parts:
+    async def restore_parts(self, parts: Parts) -> Parts:
         """Yield the parts of an answer in the tools' own names. Arguments with renamed properties come in one piece."""
         held: dict[int, tuple[str, list[str]]] = {}
         async for part in parts:
@@ -122,16 +124,16 @@ class AdaptedTools:
             elif isinstance(part, ModelReply):
                 for index, (name, pieces) in held.items():
                     call = ModelToolCall(id="", name=name, arguments="".join(pieces))
-                    yield ToolCallDelta(index=index, arguments=self._arguments(call, to_wire=False))
-                yield self._own_reply(part)
+                    yield ToolCallDelta(index=index, arguments=self._rename_arguments(call, to_wire=False))
+                yield self._restore_reply(part)
             else:
                 yield part
 
-    def _own_reply(self, reply: ModelReply) -> ModelReply:
+    def _restore_reply(self, reply: ModelReply) -> ModelReply:
         calls: list[ModelToolCall] = []
         for call in reply.message.tool_calls:
             named = msgspec.structs.replace(call, name=self._own_names.get(call.name, call.name))
-            arguments = repair_json_text(self._arguments(named, to_wire=False))
+            arguments = repair_json_text(self._rename_arguments(named, to_wire=False))
             calls.append(msgspec.structs.replace(named, arguments=arguments))
         return msgspec.structs.replace(reply, message=msgspec.structs.replace(reply.message, tool_calls=tuple(calls)))
 
@@ -140,11 +142,11 @@ class AdaptedTools:
         if error.kind != "refused":
             return
         tool: ToolSpec | None = None
-        numbers = [found for one in _BY_NUMBER if (found := one.search(error.message)) is not None]
+        numbers = [found for one in _TOOL_NUMBER_PATTERNS if (found := one.search(error.message)) is not None]
         if numbers:
             at = int(numbers[0][1])
             tool = self._tools[at] if at < len(self._tools) else None
-        elif (named := _BY_NAME.search(error.message)) is not None:
+        elif (named := _TOOL_NAME_PATTERN.search(error.message)) is not None:
             own = self._own_names.get(named[1])
             tool = next((one for one in self._tools if one.name == own), None)
         if tool is not None:
@@ -162,7 +164,7 @@ async def stream_adapted(ask: ModelCall, stream: Callable[[ModelCall], Parts]) -
     # Strangers' schemas: what takes long shall not keep the others of this process waiting.
     tools = await asyncio.to_thread(AdaptedTools, ask) if _is_large(ask.tools) else AdaptedTools(ask)
     try:
-        async with aclosing(stream(tools.ask)) as wire_parts, aclosing(tools.restore(wire_parts)) as parts:
+        async with aclosing(stream(tools.ask)) as wire_parts, aclosing(tools.restore_parts(wire_parts)) as parts:
             async for part in parts:
                 yield part
     except ModelError as error:
@@ -171,7 +173,7 @@ async def stream_adapted(ask: ModelCall, stream: Callable[[ModelCall], Parts]) -
 
 
 def _is_large(tools: Sequence[ToolSpec]) -> bool:
-    left = LARGE_BYTES
+    left = LARGE_SCHEMA_BYTES
     for tool in tools:
         try:
             left -= len(msgspec.json.encode(tool.parameters))
@@ -188,51 +190,51 @@ def adapt_schema(schema: dict[str, Any]) -> AdaptedSchema:
         written = msgspec.json.encode(schema)
     except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError, TypeError):
         return _adapt(schema)
-    return _adapt_written(written) if len(written) <= MAX_REMEMBERED_BYTES else _adapt(schema)
+    return _adapt_encoded(written) if len(written) <= MAX_REMEMBERED_BYTES else _adapt(schema)
 
 
-@lru_cache(maxsize=REMEMBERED_SCHEMAS)
-def _adapt_written(written: bytes) -> AdaptedSchema:
+@lru_cache(maxsize=MAX_REMEMBERED_SCHEMAS)
+def _adapt_encoded(written: bytes) -> AdaptedSchema:
     return _adapt(msgspec.json.decode(written))
 
 
 def _adapt(schema: dict[str, Any]) -> AdaptedSchema:
     own = normalize_schema(schema)
     definitions = own.pop(DEFINITIONS_KEYWORD, {})
-    needed = _needed(own, definitions)
-    own = {**_folded(own, definitions, 0), "type": "object"}
+    needed = _find_requirements(own, definitions)
+    own = {**_fold_alternatives(own, definitions, 0), "type": "object"}
     own.setdefault("properties", {})
     if definitions:
         own[DEFINITIONS_KEYWORD] = definitions
-    _complete(own)
+    _complete_schema(own)
     odd: dict[str, None] = {}
     known: set[str] = set()
     _collect_names(own, known, odd)
     if not odd:
-        return AdaptedSchema(wire=own, own=own, renamed={}, needs=_in_words(needed))
+        return AdaptedSchema(wire=own, own=own, renamed={}, requirements=_describe_requirements(needed))
     names = assign_wire_names([(name, name) for name in [*known, *odd]], characters=PROPERTY_CHARACTERS)
     renamed = {name: wire for name, wire in zip([*known, *odd], names, strict=True) if name in odd}
-    needs = _in_words([[renamed.get(name, name) for name in one] for one in needed])
-    return AdaptedSchema(wire=_renamed_schema(own, renamed), own=own, renamed=renamed, needs=needs)
+    needs = _describe_requirements([[renamed.get(name, name) for name in one] for one in needed])
+    return AdaptedSchema(wire=_rename_schema(own, renamed), own=own, renamed=renamed, requirements=needs)
 
 
-def _in_words(needed: list[list[str]]) -> str:
+def _describe_requirements(needed: list[list[str]]) -> str:
     sets = [" with ".join(f"`{name[:64]}`" for name in one) for one in needed]
     return f"Needs {' or '.join(sets)}." if sets else ""
 
 
-def _needed(schema: dict[str, Any], definitions: dict[str, Any]) -> list[list[str]]:
+def _find_requirements(schema: dict[str, Any], definitions: dict[str, Any]) -> list[list[str]]:
     """What each of the alternatives at the top requires, if each requires something."""
-    for keyword in _ALTERNATIVES:
-        sets = [_target(one, definitions).get("required", []) for one in schema.get(keyword, [])]
-        if len(sets) > 1 and all(sets) and len(sets) <= MAX_NEEDS:
+    for keyword in _ALTERNATIVE_KEYWORDS:
+        sets = [_resolve_reference(one, definitions).get("required", []) for one in schema.get(keyword, [])]
+        if len(sets) > 1 and all(sets) and len(sets) <= MAX_ALTERNATIVES:
             return sets
     return []
 
 
-def _target(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+def _resolve_reference(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
     """The schema that a reference leads to, its own words before that one's."""
-    for _ in range(MAX_DEPTH):
+    for _ in range(MAX_SCHEMA_DEPTH):
         if not isinstance(reference := schema.get("$ref"), str):
             break
         rest = {keyword: value for keyword, value in schema.items() if keyword != "$ref"}
@@ -240,16 +242,16 @@ def _target(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, An
     return schema
 
 
-def _folded(schema: dict[str, Any], definitions: dict[str, Any], depth: int) -> dict[str, Any]:
+def _fold_alternatives(schema: dict[str, Any], definitions: dict[str, Any], depth: int) -> dict[str, Any]:
     """An object's schema with the properties of all its alternatives, of which none is required but by all."""
-    schema = _target(schema, definitions)
-    folded = {keyword: value for keyword, value in schema.items() if keyword not in _NOT_AT_THE_TOP}
-    if depth > MAX_DEPTH:
+    schema = _resolve_reference(schema, definitions)
+    folded = {keyword: value for keyword, value in schema.items() if keyword not in _FORBIDDEN_TOP_KEYWORDS}
+    if depth > MAX_SCHEMA_DEPTH:
         return folded
     properties: dict[str, list[Any]] = {name: [one] for name, one in folded.get("properties", {}).items()}
     required = dict.fromkeys(folded.get("required", []))
-    for keyword in ("allOf", *_ALTERNATIVES):
-        branches = [_folded(one, definitions, depth + 1) for one in schema.get(keyword, [])]
+    for keyword in ("allOf", *_ALTERNATIVE_KEYWORDS):
+        branches = [_fold_alternatives(one, definitions, depth + 1) for one in schema.get(keyword, [])]
         for branch in branches:
             for name, one in branch.get("properties", {}).items():
                 if one not in (found := properties.setdefault(name, [])):
@@ -268,9 +270,9 @@ def _folded(schema: dict[str, Any], definitions: dict[str, Any], depth: int) -> 
     return folded
 
 
-def _complete(schema: dict[str, Any]) -> None:
+def _complete_schema(schema: dict[str, Any]) -> None:
     """Say what some providers want to be told: the items of arrays, and the type of what has a format."""
-    if "format" in schema and not schema.keys() & {"type", "enum", *_NOT_AT_THE_TOP}:
+    if "format" in schema and not schema.keys() & {"type", "enum", *_FORBIDDEN_TOP_KEYWORDS}:
         schema["type"] = "string"
     types = schema.get("type")
     if "array" in (types if isinstance(types, list) else [types]):
@@ -283,7 +285,7 @@ def _complete(schema: dict[str, Any]) -> None:
     for keyword, whole in (("maximum", math.floor), ("exclusiveMaximum", math.ceil)):
         _complete_bound(schema, keyword, whole)
     for one in list_subschemas(schema):
-        _complete(one)
+        _complete_schema(one)
 
 
 def _complete_bound(schema: dict[str, Any], keyword: str, whole: Callable[[float], int]) -> None:
@@ -291,7 +293,7 @@ def _complete_bound(schema: dict[str, Any], keyword: str, whole: Callable[[float
     bound = schema.get(keyword)
     if bound is None:
         return
-    if abs(bound) > MAX_BOUND:
+    if abs(bound) > MAX_NUMBER_BOUND:
         del schema[keyword]
     elif schema.get("type") == "integer":
         schema[keyword] = whole(bound)
@@ -307,22 +309,24 @@ def _collect_names(schema: dict[str, Any], known: set[str], odd: dict[str, None]
         _collect_names(one, known, odd)
 
 
-def _renamed_schema(schema: Any, names: dict[str, str]) -> Any:
+def _rename_schema(schema: Any, names: dict[str, str]) -> Any:
     """The same schema with properties renamed, each of them told its own name."""
     found = dict(schema)
     for keyword in (DEFINITIONS_KEYWORD, "properties", "patternProperties", "dependentSchemas"):
         if keyword in found:
-            found[keyword] = {name: _renamed_schema(one, names) for name, one in found[keyword].items()}
+            found[keyword] = {name: _rename_schema(one, names) for name, one in found[keyword].items()}
     for keyword in ("allOf", "anyOf", "oneOf", "prefixItems"):
         if keyword in found:
-            found[keyword] = [_renamed_schema(one, names) for one in found[keyword]]
+            found[keyword] = [_rename_schema(one, names) for one in found[keyword]]
     for keyword in ("not", "if", "then", "else", "contains", "propertyNames", "items", "additionalProperties"):
         if isinstance(found.get(keyword), dict):
-            found[keyword] = _renamed_schema(found[keyword], names)
+            found[keyword] = _rename_schema(found[keyword], names)
     for keyword in ("properties", "dependentSchemas"):
         if keyword in found:
             found[keyword] = {
-                names.get(name, name): _with_own_name(one, name) if name in names and keyword == "properties" else one
+                names.get(name, name): _prepend_own_name(one, name)
+                if name in names and keyword == "properties"
+                else one
                 for name, one in found[keyword].items()
             }
     if "required" in found:
@@ -335,11 +339,11 @@ def _renamed_schema(schema: Any, names: dict[str, str]) -> Any:
     return found
 
 
-def _with_own_name(schema: dict[str, Any], name: str) -> dict[str, Any]:
+def _prepend_own_name(schema: dict[str, Any], name: str) -> dict[str, Any]:
     return {**schema, "description": f"(its name is {name!r}) {schema.get('description', '')}".rstrip()}
 
 
-def _rename(
+def _rename_keys(
     value: Any,
     schemas: Sequence[dict[str, Any]],
     root: dict[str, Any],
@@ -348,14 +352,14 @@ def _rename(
     depth: int = 0,
 ) -> Any:
     """A value whose keys are renamed where one of the schemas around it has them as properties."""
-    if depth > 2 * MAX_DEPTH or not isinstance(value, dict | list):
+    if depth > 2 * MAX_SCHEMA_DEPTH or not isinstance(value, dict | list):
         return value
-    around = _around(schemas, root)
+    around = _expand_schemas(schemas, root)
     if isinstance(value, list):
         inner: list[dict[str, Any]] = []
         for schema in around:
             inner += [one for one in (*schema.get("prefixItems", ()), schema.get("items")) if isinstance(one, dict)]
-        return [_rename(one, inner, root, names, to_wire, depth + 1) for one in value]
+        return [_rename_keys(one, inner, root, names, to_wire, depth + 1) for one in value]
     found: dict[str, Any] = {}
     for key, one in value.items():
         other = names.get(key)
@@ -368,20 +372,20 @@ def _rename(
                 known += [more for more in (schema.get("additionalProperties"), *patterned) if isinstance(more, dict)]
         elif other is not None:
             key = other
-        found[key] = _rename(one, known, root, names, to_wire, depth + 1)
+        found[key] = _rename_keys(one, known, root, names, to_wire, depth + 1)
     return found
 
 
-def _around(schemas: Sequence[dict[str, Any]], root: dict[str, Any]) -> list[dict[str, Any]]:
+def _expand_schemas(schemas: Sequence[dict[str, Any]], root: dict[str, Any]) -> list[dict[str, Any]]:
     """Schemas that hold for a value together with those that are given: what they refer to, and alternatives."""
     found: list[dict[str, Any]] = []
     waiting = list(schemas)
-    while waiting and len(found) < MAX_AROUND:
+    while waiting and len(found) < MAX_MATCHING_SCHEMAS:
         schema = waiting.pop()
         if any(schema is one for one in found):
             continue
         found.append(schema)
-        for keyword in ("allOf", *_ALTERNATIVES):
+        for keyword in ("allOf", *_ALTERNATIVE_KEYWORDS):
             waiting += schema.get(keyword, [])
         waiting += [schema[keyword] for keyword in ("if", "then", "else") if keyword in schema]
         if isinstance(reference := schema.get("$ref"), str):

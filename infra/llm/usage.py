@@ -7,11 +7,11 @@ from typing import Any, Final
 from domain.llms.messages import ReportedUsage
 
 # What one call may have used, in tokens: more is made up.
-MAX_TOKENS: Final = 10**9
-_PROMPT: Final = ("prompt_tokens", "input_tokens", "prompt_eval_count")
-_COMPLETION: Final = ("completion_tokens", "output_tokens", "eval_count")
-_CACHED: Final = ("cached_tokens", "prompt_cache_hit_tokens")
-_REASONING: Final = ("reasoning_tokens", "thinking_tokens")
+MAX_TOKEN_COUNT: Final = 10**9
+_PROMPT_FIELDS: Final = ("prompt_tokens", "input_tokens", "prompt_eval_count")
+_COMPLETION_FIELDS: Final = ("completion_tokens", "output_tokens", "eval_count")
+_CACHED_FIELDS: Final = ("cached_tokens", "prompt_cache_hit_tokens")
+_REASONING_FIELDS: Final = ("reasoning_tokens", "thinking_tokens")
 
 
 def read_count(value: Any) -> int | None:
@@ -21,7 +21,7 @@ def read_count(value: Any) -> int | None:
             value = float(value)
         except ValueError:
             return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_TOKENS:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_TOKEN_COUNT:
         return None
     return math.ceil(value)
 
@@ -30,11 +30,11 @@ def read_usage(usage: Any) -> ReportedUsage | None:
     """Return what a usage object of OpenAI's wires says, field by field; None if that is nothing."""
     if not isinstance(usage, Mapping):
         return None
-    prompt, completion = _first(usage, _PROMPT), _first(usage, _COMPLETION)
-    prompt_details = _details(usage, "prompt_tokens_details", "input_tokens_details")
-    completion_details = _details(usage, "completion_tokens_details", "output_tokens_details")
-    cached = _first(prompt_details, _CACHED) or _first(usage, _CACHED)
-    reasoning = _first(completion_details, _REASONING) or _first(usage, _REASONING)
+    prompt, completion = _get_first_count(usage, _PROMPT_FIELDS), _get_first_count(usage, _COMPLETION_FIELDS)
+    prompt_details = _get_details(usage, "prompt_tokens_details", "input_tokens_details")
+    completion_details = _get_details(usage, "completion_tokens_details", "output_tokens_details")
+    cached = _get_first_count(prompt_details, _CACHED_FIELDS) or _get_first_count(usage, _CACHED_FIELDS)
+    reasoning = _get_first_count(completion_details, _REASONING_FIELDS) or _get_first_count(usage, _REASONING_FIELDS)
     total = read_count(usage.get("total_tokens"))
     if total is not None:
         if prompt is not None and completion is not None and total == prompt + completion + (reasoning or 0):
@@ -53,9 +53,9 @@ def read_usage(usage: Any) -> ReportedUsage | None:
     )
 
 
-def _first(source: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+def _get_first_count(source: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
     return next((count for name in names if (count := read_count(source.get(name))) is not None), None)
 
 
-def _details(usage: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+def _get_details(usage: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
     return next((usage[name] for name in names if isinstance(usage.get(name), Mapping)), {})

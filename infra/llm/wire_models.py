@@ -13,7 +13,7 @@ from pydantic_ai.models.anthropic import AnthropicModel
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 
 
-class Chat(OpenAIChatModel):
+class ChatWireModel(OpenAIChatModel):
     """OpenAI's chat completions."""
 
     async def _process_streamed_response(self, response: AsyncStream[Any], *args: Any, **kwargs: Any) -> Any:
@@ -30,7 +30,7 @@ class Chat(OpenAIChatModel):
         return mapped
 
 
-class Responses(OpenAIResponsesModel):
+class ResponsesWireModel(OpenAIResponsesModel):
     """OpenAI's Responses."""
 
     async def _process_streamed_response(self, response: Any, *args: Any, **kwargs: Any) -> Any:
@@ -41,7 +41,7 @@ class Responses(OpenAIResponsesModel):
         context.openai_messages.append((item.provider_details or {})["item"])
 
 
-class Messages(AnthropicModel):
+class AnthropicWireModel(AnthropicModel):
     """Anthropic's messages."""
 
     @asynccontextmanager

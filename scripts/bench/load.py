@@ -19,10 +19,10 @@ from domain.evaluations import NewEvaluation
 from domain.shared import ids
 from infra.embedded.children import find_free_ports
 
-PATIENCE = 120
+TIMEOUT_SECONDS = 120
 
 
-class Fired(msgspec.Struct):
+class LoadResult(msgspec.Struct):
     """What a client saw: how long all took, and milliseconds of each answer."""
 
     seconds: float
@@ -39,17 +39,17 @@ class Fired(msgspec.Struct):
         return statistics.median(self.took)
 
 
-class _Sender(asyncio.Protocol):
+class _LoadConnection(asyncio.Protocol):
     """One connection that is kept: sends the next request when the last one is answered. Reads no more than it must."""
 
-    def __init__(self, fire: "_Fire") -> None:
+    def __init__(self, fire: "_LoadRun") -> None:
         self._fire = fire
         self._seen, self._left = bytearray(), 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's are of no class that asyncio knows.
         self._transport = cast(asyncio.Transport, transport)
-        self._next()
+        self._send_next()
 
     def data_received(self, data: bytes) -> None:
         if self._left == 0:
@@ -59,7 +59,7 @@ class _Sender(asyncio.Protocol):
                 return
             head = bytes(self._seen[:end]).lower()
             if not head.startswith(self._fire.status):
-                self._fire.failed(bytes(self._seen))
+                self._fire.fail(bytes(self._seen))
                 return
             self._left = int(head.partition(b"content-length:")[2].partition(b"\r")[0]) - (len(self._seen) - end - 4)
             self._seen.clear()
@@ -67,12 +67,12 @@ class _Sender(asyncio.Protocol):
             self._left -= len(data)
         if self._left == 0:
             self._fire.took.append((time.perf_counter() - self._began) * 1000)
-            self._next()
+            self._send_next()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._fire.ended(self)
+        self._fire.on_closed(self)
 
-    def _next(self) -> None:
+    def _send_next(self) -> None:
         request = next(self._fire.requests, None)
         if request is None:
             self._transport.close()
@@ -81,7 +81,7 @@ class _Sender(asyncio.Protocol):
         self._transport.write(request)
 
 
-class _Fire:
+class _LoadRun:
     """The requests of all connections, and what came of them."""
 
     def __init__(self, requests: list[bytes], total: int, status: int) -> None:
@@ -90,44 +90,44 @@ class _Fire:
         self.took: list[float] = []
         self._total = total
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._open: set[_Sender] = set()
+        self._open: set[_LoadConnection] = set()
 
-    async def run(self, port: int, width: int) -> Fired:
+    async def run(self, port: int, width: int) -> LoadResult:
         began = time.perf_counter()
         for _ in range(width):
-            sender = _Sender(self)
+            sender = _LoadConnection(self)
             self._open.add(sender)
             await asyncio.get_running_loop().create_connection(lambda sender=sender: sender, "127.0.0.1", port)  # type: ignore[misc]
         await self._done
-        return Fired(time.perf_counter() - began, self.took)
+        return LoadResult(time.perf_counter() - began, self.took)
 
-    def failed(self, answer: bytes) -> None:
+    def fail(self, answer: bytes) -> None:
         if not self._done.done():
             self._done.set_exception(RuntimeError(answer[:2000].decode(errors="replace")))
 
-    def ended(self, sender: _Sender) -> None:
+    def on_closed(self, sender: _LoadConnection) -> None:
         self._open.discard(sender)
         if not self._done.done() and (len(self.took) == self._total or not self._open):
             whole = len(self.took) == self._total
-            self._done.set_result(None) if whole else self.failed(b"connections were closed without an answer")
+            self._done.set_result(None) if whole else self.fail(b"connections were closed without an answer")
 
 
-def fire(port: int, requests: list[bytes], total: int, width: int, status: int) -> Fired:
+def send_load(port: int, requests: list[bytes], total: int, width: int, status: int) -> LoadResult:
     """Send `total` of `requests`, over and over, `width` at a time. Errors: `RuntimeError` for another status."""
 
-    async def run() -> Fired:
-        firing = _Fire(requests, total, status)
-        asyncio.get_running_loop().set_exception_handler(lambda _, told: firing.failed(str(told).encode()))
-        async with asyncio.timeout(PATIENCE):
+    async def run_load() -> LoadResult:
+        firing = _LoadRun(requests, total, status)
+        asyncio.get_running_loop().set_exception_handler(lambda _, told: firing.fail(str(told).encode()))
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             return await firing.run(port, width)
 
-    return uvloop.run(run())
+    return uvloop.run(run_load())
 
 
-def copy(url: str, table: str, columns: list[str], rows: list[tuple[Any, ...]], times: int) -> tuple[float, float]:
+def copy_rows(url: str, table: str, columns: list[str], rows: list[tuple[Any, ...]], times: int) -> tuple[float, float]:
     """COPY `rows`, so many times, each with new ids and a commit. Returns seconds, and processor time of the client."""
 
-    async def run() -> tuple[float, float]:
+    async def run_copies() -> tuple[float, float]:
         connection = await asyncpg.connect(url)
         seconds = processors = 0.0
         try:
@@ -144,26 +144,26 @@ def copy(url: str, table: str, columns: list[str], rows: list[tuple[Any, ...]], 
             await connection.close()
         return seconds, processors
 
-    return uvloop.run(run())
+    return uvloop.run(run_copies())
 
 
-def bare(port: int) -> None:
+def serve_bare_handlers(port: int) -> None:
     """Litestar handlers that read what the real ones read, and store nothing; in a process of their own."""
 
     @post("/evaluations")
-    async def evaluation(request: Request[Any, Any, Any]) -> NewEvaluation:
+    async def post_evaluation(request: Request[Any, Any, Any]) -> NewEvaluation:
         return evaluations.parse_evaluation(await request.body())
 
     @post("/artifacts", request_max_body_size=32 * 1024 * 1024)
-    async def artifact(request: Request[Any, Any, Any]) -> dict[str, int]:
+    async def post_artifact(request: Request[Any, Any, Any]) -> dict[str, int]:
         return {"size_bytes": len(await request.body())}
 
-    app = Litestar([evaluation, artifact], openapi_config=None, logging_config=None)
+    app = Litestar([post_evaluation, post_artifact], openapi_config=None, logging_config=None)
     uvicorn.run(app, port=port, log_config=None, access_log=False, server_header=False)
 
 
 @contextlib.asynccontextmanager
-async def bare_running() -> AsyncIterator[int]:
+async def run_bare_handlers() -> AsyncIterator[int]:
     """The bare handlers, in a process of their own; the port."""
     port = find_free_ports(1)[0]
     code = f"from scripts.bench.load import bare; bare({port})"

@@ -10,73 +10,75 @@ from pathlib import Path
 from typing import Any, Final
 
 from infra.embedded.children import find_free_ports
-from scripts.bench.soak import Client, packed
+from scripts.bench.soak import BenchClient, pack_agent
 from scripts.system import System
 
-STEPS: Final = 1000
-WIDE: Final = 10
-NO_OP: Final = "def handle(payload):\n    return {}\n"
-_PAGE: Final = 500
+PLAN_STEPS: Final = 1000
+PLAN_WIDTH: Final = 10
+NO_OP_SOURCE: Final = "def handle(payload):\n    return {}\n"
+_PAGE_SIZE: Final = 500
 
 Row = tuple[str, str, str]
 
 
-def _workflow(name: str, after_all: bool) -> dict[str, Any]:
+def _build_workflow(name: str, after_all: bool) -> dict[str, Any]:
     """Ten chains of a hundred steps; or a hundred layers of ten, each step `after_all` of the layer before."""
     steps: list[dict[str, Any]] = []
-    for layer in range(STEPS // WIDE):
-        for place in range(WIDE):
-            before = range(WIDE) if after_all else (place,)
+    for layer in range(PLAN_STEPS // PLAN_WIDTH):
+        for place in range(PLAN_WIDTH):
+            before = range(PLAN_WIDTH) if after_all else (place,)
             above = [f"s{layer - 1}_{other}" for other in before] if layer else []
             steps.append({"id": f"s{layer}_{place}", "agent": "no-op", "depends_on": above})
     return {"name": name, "steps": steps}
 
 
-async def _plan(client: Client, name: str, after_all: bool) -> tuple[float, list[float]]:
+async def _time_plan(client: BenchClient, name: str, after_all: bool) -> tuple[float, list[float]]:
     """Seconds of one run of a plan, and milliseconds that each of its steps took by itself."""
-    await client.call("POST", "workflows", _workflow(name, after_all))
+    await client.call_api("POST", "workflows", _build_workflow(name, after_all))
     began = time.perf_counter()
-    ended = await client.call("POST", f"workflows/{name}/execute", {}, Prefer="wait=60")
+    ended = await client.call_api("POST", f"workflows/{name}/execute", {}, Prefer="wait=60")
     while ended["status"] not in ("completed", "failed", "cancelled"):
-        ended = await client.call("GET", f"executions/{ended['id']}", Prefer="wait=60")
+        ended = await client.call_api("GET", f"executions/{ended['id']}", Prefer="wait=60")
     took = time.perf_counter() - began
-    if ended["status"] != "completed" or ended["steps_completed"] != STEPS:
+    if ended["status"] != "completed" or ended["steps_completed"] != PLAN_STEPS:
         raise SystemExit(f"the plan did not complete: {ended['error_message']}")
     alone: list[float] = []
-    for offset in range(0, STEPS, _PAGE):
-        path = f"executions?parent_id={ended['id']}&limit={_PAGE}&offset={offset}"
-        for run in (await client.call("GET", path))["items"]:
+    for offset in range(0, PLAN_STEPS, _PAGE_SIZE):
+        path = f"executions?parent_id={ended['id']}&limit={_PAGE_SIZE}&offset={offset}"
+        for run in (await client.call_api("GET", path))["items"]:
             times = [datetime.fromisoformat(run[name]) for name in ("started_at", "completed_at")]
             alone.append((times[1] - times[0]).total_seconds() * 1000)
     return took, alone
 
 
-async def _bare(client: Client, agent_id: str) -> float:
+async def _time_bare_runs(client: BenchClient, agent_id: str) -> float:
     """Seconds of as many runs by themselves, as many in flight."""
-    left = iter(range(STEPS))
+    left = iter(range(PLAN_STEPS))
 
-    async def work() -> None:
+    async def run_next() -> None:
         for _ in left:
-            await client.run(agent_id, {})
+            await client.run_agent(agent_id, {})
 
     began = time.perf_counter()
-    await asyncio.gather(*(work() for _ in range(WIDE)))
+    await asyncio.gather(*(run_next() for _ in range(PLAN_WIDTH)))
     return time.perf_counter() - began
 
 
-async def measure(system: System) -> list[Row]:
+async def measure_plans(system: System) -> list[Row]:
     """Every figure: what, the ratio, and what it is a ratio of."""
     rows: list[Row] = []
-    async with Client(system.url, {"X-API-Key": system.admin_key}) as client:
-        agent_id = await client.deploy("no-op", packed(NO_OP))
-        await _bare(client, agent_id)
-        bare = await _bare(client, agent_id)
+    async with BenchClient(system.url, {"X-API-Key": system.admin_key}) as client:
+        agent_id = await client.deploy_agent("no-op", pack_agent(NO_OP_SOURCE))
+        await _time_bare_runs(client, agent_id)
+        bare = await _time_bare_runs(client, agent_id)
         for told, after_all in (("10 chains", False), ("each after all 10 before", True)):
-            took, alone = await _plan(client, f"bench-{after_all}".lower(), after_all)
-            what = f"{STEPS} no-op steps, {told}"
-            each = f"{took / STEPS * 1000:.1f} to {bare / STEPS * 1000:.1f} ms each"
-            rows.append((f"{what}: time", f"{took / bare:.2f}", f"the runs by themselves, {WIDE} in flight ({each})"))
-            layer, one = took / (STEPS / WIDE) * 1000, statistics.median(alone)
+            took, alone = await _time_plan(client, f"bench-{after_all}".lower(), after_all)
+            what = f"{PLAN_STEPS} no-op steps, {told}"
+            each = f"{took / PLAN_STEPS * 1000:.1f} to {bare / PLAN_STEPS * 1000:.1f} ms each"
+            rows.append(
+                (f"{what}: time", f"{took / bare:.2f}", f"the runs by themselves, {PLAN_WIDTH} in flight ({each})")
+            )
+            layer, one = took / (PLAN_STEPS / PLAN_WIDTH) * 1000, statistics.median(alone)
             rows.append(
                 (f"{what}: from step to step", f"{layer / one:.2f}", f"a step itself ({layer:.1f} to {one:.1f} ms)")
             )
@@ -87,8 +89,8 @@ async def main() -> None:
     """Measure on a system of its own, and print."""
     with tempfile.TemporaryDirectory(prefix="paddock-bench-") as folder:
         system = System(Path(folder) / "data", find_free_ports(1)[0], 1, lambda _: None)
-        async with system.running():
-            for what, ratio, to in await measure(system):
+        async with system.run():
+            for what, ratio, to in await measure_plans(system):
                 print(f"{what:<64}{ratio:>8}   {to}", flush=True)
 
 

@@ -30,27 +30,33 @@ from infra.embedded.children import find_free_ports
 from infra.postgres.db import Raw
 from infra.postgres.record_measures import FACTS
 from infra.postgres.stats import PostgresStats
-from scripts.bench.load import Fired, bare_running, copy, fire
-from scripts.bench.resources import held, processor
-from scripts.bench.sample_records import RARE, artifact_sent, as_rows, evaluations_sent, made_rows
-from scripts.bench.soak import Client
+from scripts.bench.load import LoadResult, copy_rows, run_bare_handlers, send_load
+from scripts.bench.resources import measure_cpu_seconds, measure_memory_mib
+from scripts.bench.sample_records import (
+    RARE_EVERY,
+    build_artifact,
+    build_evaluations,
+    build_row_expressions,
+    convert_to_rows,
+)
+from scripts.bench.soak import BenchClient
 from scripts.system import System
 
 Row = tuple[str, str, str]
-FULL, SMALL = (1_000_000, 10_000_000), (100_000, 1_000_000)
+FULL_SIZES, SMALL_SIZES = (1_000_000, 10_000_000), (100_000, 1_000_000)
 # Both sides of a ratio in turn, so that what else the machine does falls on both.
-ROUNDS = 3
-SINGLES, WIDTH = 6000, 32
-BATCHES, BATCH, BATCH_WIDTH = 60, 1000, 4
-ARTIFACTS, ARTIFACT_WIDTH = 2000, 16
-LARGE, LARGE_WIDTH = ((20, 10_000_000), (6, 32_000_000)), 4
-CALLS = 25
-DAYS = 90
-LIMIT = 50
-API = "/api/v1/"
+COMPARISON_ROUNDS = 3
+SINGLE_EVALUATIONS, SINGLE_CONNECTIONS = 6000, 32
+BATCH_COUNT, BATCH_ROWS, BATCH_CONNECTIONS = 60, 1000, 4
+ARTIFACT_COUNT, ARTIFACT_CONNECTIONS = 2000, 16
+LARGE_ARTIFACTS, LARGE_CONNECTIONS = ((20, 10_000_000), (6, 32_000_000)), 4
+TIMED_CALLS = 25
+HISTORY_DAYS = 90
+PAGE_SIZE = 50
+API_PATH = "/api/v1/"
 
 
-class Bench:
+class RecordsBench:
     """A running system, and a client process beside it. Figures gather in `rows`."""
 
     def __init__(self, system: System, owner: Raw, pool: ProcessPoolExecutor, sizes: tuple[int, int]) -> None:
@@ -61,151 +67,164 @@ class Bench:
 
     async def run(self) -> None:
         """Everything, in an order in which nothing is measured over rows it does not speak of."""
-        async with Client(self.system.url, {"X-API-Key": self.system.admin_key}) as client:
-            one = await client.call("POST", "evaluations", evaluations_sent(1)[0])
+        async with BenchClient(self.system.url, {"X-API-Key": self.system.admin_key}) as client:
+            one = await client.call_api("POST", "evaluations", build_evaluations(1)[0])
         self._tenant_id, self._user_id, self._key = one["tenant_id"], one["user_id"], self.system.admin_key
-        async with bare_running() as port:
-            await self.singles(port)
-            await self.artifacts(port)
-        await self.batches()
-        await self.memory()
-        await self.figures()
+        async with run_bare_handlers() as port:
+            await self.measure_single_evaluations(port)
+            await self.measure_artifacts(port)
+        await self.measure_batches()
+        await self.measure_api_memory()
+        await self.measure_statistics()
 
-    async def singles(self, port: int) -> None:
+    async def measure_single_evaluations(self, port: int) -> None:
         """Evaluations one at a time."""
-        bodies = [msgspec.json.encode(one) for one in evaluations_sent(256)]
-        mine, theirs = await self._against(port, "evaluations", "/evaluations", bodies, SINGLES, WIDTH)
-        self._row(
-            f"evaluations one at a time, {WIDTH} connections",
+        bodies = [msgspec.json.encode(one) for one in build_evaluations(256)]
+        mine, theirs = await self._compare_handlers(
+            port, "evaluations", "/evaluations", bodies, SINGLE_EVALUATIONS, SINGLE_CONNECTIONS
+        )
+        self._add_row(
+            f"evaluations one at a time, {SINGLE_CONNECTIONS} connections",
             mine.rate / theirs.rate,
             f"a bare Litestar POST ({mine.rate:.0f}/s to {theirs.rate:.0f}/s)",
         )
 
-    async def artifacts(self, port: int) -> None:
+    async def measure_artifacts(self, port: int) -> None:
         """Artifacts of 10 KB."""
-        bodies = [artifact_sent(number, 10_000) for number in range(64)]
-        mine, theirs = await self._against(port, "artifacts/upload", "/artifacts", bodies, ARTIFACTS, ARTIFACT_WIDTH)
-        self._row(
-            f"artifacts of 10 KB, {ARTIFACT_WIDTH} connections",
+        bodies = [build_artifact(number, 10_000) for number in range(64)]
+        mine, theirs = await self._compare_handlers(
+            port, "artifacts/upload", "/artifacts", bodies, ARTIFACT_COUNT, ARTIFACT_CONNECTIONS
+        )
+        self._add_row(
+            f"artifacts of 10 KB, {ARTIFACT_CONNECTIONS} connections",
             mine.rate / theirs.rate,
             f"a bare Litestar POST of the same bytes ({mine.rate:.0f}/s to {theirs.rate:.0f}/s)",
         )
 
-    async def batches(self) -> None:
+    async def measure_batches(self) -> None:
         """Evaluations in batches, against COPY of the same rows."""
-        postgres, api = self._postgres(), self._process("api")
+        postgres, api = self._find_postgres_pid(), self._find_process_pid("api")
         if postgres is None:
-            self.rows.append((f"evaluations in batches of {BATCH}", "-", "not measured: Postgres is not ours"))
+            self.rows.append((f"evaluations in batches of {BATCH_ROWS}", "-", "not measured: Postgres is not ours"))
             return
-        sent = evaluations_sent(BATCH)
-        requests = [self._request("POST", "evaluations/batch", msgspec.json.encode(sent))]
-        columns, rows = as_rows(self._tenant_id, self._user_id, sent)
+        sent = build_evaluations(BATCH_ROWS)
+        requests = [self._build_request("POST", "evaluations/batch", msgspec.json.encode(sent))]
+        columns, rows = convert_to_rows(self._tenant_id, self._user_id, sent)
         url = self.system.settings.database_owner_url
         await self._owner.execute("CREATE TABLE bench_copy (LIKE evaluations INCLUDING ALL)")
-        copying = functools.partial(self._apart, copy, url.reveal(), "bench_copy", columns, rows)
-        firing = functools.partial(self._apart, fire, self.system.port, requests)
+        copying = functools.partial(self._run_in_client, copy_rows, url.reveal(), "bench_copy", columns, rows)
+        firing = functools.partial(self._run_in_client, send_load, self.system.port, requests)
         await copying(2)
-        await firing(4, BATCH_WIDTH, 201)
+        await firing(4, BATCH_CONNECTIONS, 201)
         mine, theirs, clocks = list[float](), list[float](), list[float]()
-        for _ in range(ROUNDS):
-            await self._rest()
-            before = processor(postgres) + processor(api)
-            fired = await firing(BATCHES // ROUNDS, BATCH_WIDTH, 201)
-            mine.append(BATCHES // ROUNDS * BATCH / (processor(postgres) + processor(api) - before))
-            await self._rest()
-            before = processor(postgres)
-            seconds, busy = await copying(BATCHES // ROUNDS)
-            theirs.append(BATCHES // ROUNDS * BATCH / (processor(postgres) - before + busy))
+        for _ in range(COMPARISON_ROUNDS):
+            await self._wait_until_idle()
+            before = measure_cpu_seconds(postgres) + measure_cpu_seconds(api)
+            fired = await firing(BATCH_COUNT // COMPARISON_ROUNDS, BATCH_CONNECTIONS, 201)
+            mine.append(
+                BATCH_COUNT
+                // COMPARISON_ROUNDS
+                * BATCH_ROWS
+                / (measure_cpu_seconds(postgres) + measure_cpu_seconds(api) - before)
+            )
+            await self._wait_until_idle()
+            before = measure_cpu_seconds(postgres)
+            seconds, busy = await copying(BATCH_COUNT // COMPARISON_ROUNDS)
+            theirs.append(
+                BATCH_COUNT // COMPARISON_ROUNDS * BATCH_ROWS / (measure_cpu_seconds(postgres) - before + busy)
+            )
             clocks.append(seconds / fired.seconds)
         await self._owner.execute("DROP TABLE bench_copy")
         spent, other = statistics.median(mine), statistics.median(theirs)
-        self._row(
-            f"evaluations in batches of {BATCH}, per core spent",
+        self._add_row(
+            f"evaluations in batches of {BATCH_ROWS}, per core spent",
             spent / other,
             f"COPY of the same rows ({spent:.0f} to {other:.0f} rows per second of processor time)",
         )
-        self._row(f"the same by the clock, {BATCH_WIDTH} connections", statistics.median(clocks), "one COPY at a time")
+        self._add_row(
+            f"the same by the clock, {BATCH_CONNECTIONS} connections", statistics.median(clocks), "one COPY at a time"
+        )
 
-    async def memory(self) -> None:
+    async def measure_api_memory(self) -> None:
         """What the API holds while large artifacts go in."""
-        pid = self._process("api")
-        before = held(pid)
-        for count, size in LARGE:
-            requests = [self._request("POST", "artifacts/upload", artifact_sent(0, size))]
-            peaks, stop = [held(pid)], asyncio.Event()
-            watching = asyncio.create_task(_watch(pid, peaks, stop))
+        pid = self._find_process_pid("api")
+        before = measure_memory_mib(pid)
+        for count, size in LARGE_ARTIFACTS:
+            requests = [self._build_request("POST", "artifacts/upload", build_artifact(0, size))]
+            peaks, stop = [measure_memory_mib(pid)], asyncio.Event()
+            watching = asyncio.create_task(_sample_memory(pid, peaks, stop))
             try:
-                fired = await self._apart(fire, self.system.port, requests, count, LARGE_WIDTH, 201)
+                fired = await self._run_in_client(send_load, self.system.port, requests, count, LARGE_CONNECTIONS, 201)
             finally:
                 stop.set()
                 await watching
             megabytes = size // 1_000_000
-            self._row(
+            self._add_row(
                 f"memory of the API, {count} artifacts of {megabytes} MB, at most",
                 max(peaks) / before,
                 f"before ({before:.0f} MiB to {max(peaks):.0f} MiB, {count * megabytes / fired.seconds:.0f} MB/s)",
             )
 
-    async def figures(self) -> None:
+    async def measure_statistics(self) -> None:
         """Statistics and lists over many rows, of a tenant that has nothing else."""
         name = secrets.token_hex(6)
         account = {"email": f"{name}@example.com", "password": secrets.token_hex(8), "tenant_id": f"bench-{name}"}
-        async with Client(self.system.url, {}) as nobody:
-            token = (await nobody.call("POST", "auth/register", account))["access_token"]
-        async with Client(self.system.url, {"Authorization": f"Bearer {token}"}) as admin:
-            self._tenant_id = (await admin.call("GET", "auth/me"))["tenant_id"]
-            self._key = (await admin.call("POST", "api-keys", {"name": "bench"}))["key"]
+        async with BenchClient(self.system.url, {}) as nobody:
+            token = (await nobody.call_api("POST", "auth/register", account))["access_token"]
+        async with BenchClient(self.system.url, {"Authorization": f"Bearer {token}"}) as admin:
+            self._tenant_id = (await admin.call_api("GET", "auth/me"))["tenant_id"]
+            self._key = (await admin.call_api("POST", "api-keys", {"name": "bench"}))["key"]
         await self._owner.execute("SELECT set_config('paddock.tenant_id', $1, false)", self._tenant_id)
         first, last = self._sizes
-        await self._load("artifacts", first)
-        plain = await self._plain("artifacts")
-        figure = await self._calls("stats")
-        self._row(f"/stats, {first:,} artifacts, p50", figure / plain, f"the plain query ({figure:.1f} ms)")
-        await self._load("evaluations", first)
-        plain = await self._plain("evaluations")
-        small = await self._calls("evaluations/stats")
-        self._row(f"/evaluations/stats, {first:,}, p50", small / plain, f"the plain query ({small:.1f} ms)")
-        await self._lists(small)
-        await self._load("evaluations", last - first)
-        plain = await self._plain("evaluations")
-        large = await self._calls("evaluations/stats")
-        self._row(f"/evaluations/stats, {last:,}, p50", large / plain, f"the plain query ({large:.1f} ms)")
-        self._row(f"/evaluations/stats, {last:,}, p50", large / small, f"the same of {first:,}")
-        days = await self._calls("evaluations/stats?days=7")
-        self._row("/evaluations/stats?days=7, p50", days / large, f"the same of all ({days:.1f} ms)")
+        await self._insert_rows("artifacts", first)
+        plain = await self._time_plain_query("artifacts")
+        figure = await self._time_calls("stats")
+        self._add_row(f"/stats, {first:,} artifacts, p50", figure / plain, f"the plain query ({figure:.1f} ms)")
+        await self._insert_rows("evaluations", first)
+        plain = await self._time_plain_query("evaluations")
+        small = await self._time_calls("evaluations/stats")
+        self._add_row(f"/evaluations/stats, {first:,}, p50", small / plain, f"the plain query ({small:.1f} ms)")
+        await self._measure_lists(small)
+        await self._insert_rows("evaluations", last - first)
+        plain = await self._time_plain_query("evaluations")
+        large = await self._time_calls("evaluations/stats")
+        self._add_row(f"/evaluations/stats, {last:,}, p50", large / plain, f"the plain query ({large:.1f} ms)")
+        self._add_row(f"/evaluations/stats, {last:,}, p50", large / small, f"the same of {first:,}")
+        days = await self._time_calls("evaluations/stats?days=7")
+        self._add_row("/evaluations/stats?days=7, p50", days / large, f"the same of all ({days:.1f} ms)")
 
-    async def _lists(self, figure: float) -> None:
+    async def _measure_lists(self, figure: float) -> None:
         for what, narrowed in (
             ("", ""),
             (", hallucinated", "&hallucinated=true"),
-            (f", an agent of 1 in {RARE:,}", "&agent_name=rare"),
+            (f", an agent of 1 in {RARE_EVERY:,}", "&agent_name=rare"),
         ):
-            path = f"evaluations?limit={LIMIT}{narrowed}&page="
-            first, far = await self._calls(path + "1"), await self._calls(path + "1000")
+            path = f"evaluations?limit={PAGE_SIZE}{narrowed}&page="
+            first, far = await self._time_calls(path + "1"), await self._time_calls(path + "1000")
             name = f"list of {self._sizes[0]:,}{what}"
-            self._row(f"{name}, page 1", first / figure, f"/evaluations/stats ({first:.1f} ms)")
-            self._row(f"{name}, page 1,000", far / first, f"its page 1 ({far:.1f} ms)")
+            self._add_row(f"{name}, page 1", first / figure, f"/evaluations/stats ({first:.1f} ms)")
+            self._add_row(f"{name}, page 1,000", far / first, f"its page 1 ({far:.1f} ms)")
 
-    async def _calls(self, path: str) -> float:
-        request = [self._request("GET", path)]
-        return float((await self._apart(fire, self.system.port, request, CALLS, 1, 200)).p50)
+    async def _time_calls(self, path: str) -> float:
+        request = [self._build_request("GET", path)]
+        return float((await self._run_in_client(send_load, self.system.port, request, TIMED_CALLS, 1, 200)).p50)
 
-    async def _against(
+    async def _compare_handlers(
         self, port: int, path: str, other: str, bodies: list[bytes], total: int, width: int
-    ) -> tuple[Fired, Fired]:
+    ) -> tuple[LoadResult, LoadResult]:
         """The same bodies to the API and to the bare handler in turn; of each the round in the middle."""
-        real = [self._request("POST", path, body) for body in bodies]
-        plain = [self._request("POST", other, body, whole=True) for body in bodies]
-        mine, theirs = list[Fired](), list[Fired]()
-        for warm in (True, *[False] * ROUNDS):
+        real = [self._build_request("POST", path, body) for body in bodies]
+        plain = [self._build_request("POST", other, body, whole=True) for body in bodies]
+        mine, theirs = list[LoadResult](), list[LoadResult]()
+        for warm in (True, *[False] * COMPARISON_ROUNDS):
             for to, requests, seen in ((self.system.port, real, mine), (port, plain, theirs)):
-                await self._rest()
-                fired = await self._apart(fire, to, requests, total // (4 if warm else 1), width, 201)
+                await self._wait_until_idle()
+                fired = await self._run_in_client(send_load, to, requests, total // (4 if warm else 1), width, 201)
                 if not warm:
                     seen.append(fired)
-        return _middle(mine), _middle(theirs)
+        return _pick_median(mine), _pick_median(theirs)
 
-    async def _plain(self, kind: RecordKind) -> float:
+    async def _time_plain_query(self, kind: RecordKind) -> float:
         """Milliseconds of the same figures by one query over the rows, which an index holds as far as it needs them."""
         facts = FACTS[kind]
         measured = [name for name in facts.columns if name not in ("created_at", "semantic_buckets")]
@@ -233,11 +252,11 @@ class Bench:
         await self._owner.execute("DROP INDEX bench_plain")
         return statistics.median(took)
 
-    async def _load(self, kind: RecordKind, count: int) -> None:
+    async def _insert_rows(self, kind: RecordKind, count: int) -> None:
         """So many rows over the last 90 days with the deltas they make, and these folded."""
         facts, part = FACTS[kind], -(-count // 10)
-        columns, values = made_rows(kind)
-        begin = datetime.now(UTC) - timedelta(days=DAYS)
+        columns, values = build_row_expressions(kind)
+        begin = datetime.now(UTC) - timedelta(days=HISTORY_DAYS)
         query = (
             f"WITH added AS (INSERT INTO {kind} "  # noqa: S608 (all names are ours)
             f"(id, tenant_id, user_id, created_at, {columns}) "
@@ -250,7 +269,7 @@ class Bench:
         user = ids.decode_id("user", self._user_id)
         for start in range(0, count, part):
             end = min(start + part, count) - 1
-            step = timedelta(days=DAYS) / count
+            step = timedelta(days=HISTORY_DAYS) / count
             await self._owner.execute(query, self._made, user, begin, step, start, end, timeout=600)
         # Within the month's partition: ids are of now, or a little after.
         self._made += count // 1000 + 1
@@ -263,16 +282,18 @@ class Bench:
         await self._owner.execute("VACUUM ANALYZE stat_deltas, stat_rollups")
         await self._owner.execute("CHECKPOINT")
 
-    def _request(self, method: str, path: str, body: bytes = b"", whole: bool = False) -> bytes:
-        head = f"{method} {path if whole else API + path} HTTP/1.1\r\nHost: 127.0.0.1\r\nX-API-Key: {self._key}\r\n"
+    def _build_request(self, method: str, path: str, body: bytes = b"", whole: bool = False) -> bytes:
+        head = (
+            f"{method} {path if whole else API_PATH + path} HTTP/1.1\r\nHost: 127.0.0.1\r\nX-API-Key: {self._key}\r\n"
+        )
         if body:
             head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
         return f"{head}\r\n".encode() + body
 
-    async def _apart(self, work: Callable[..., Any], *given: Any) -> Any:
+    async def _run_in_client(self, work: Callable[..., Any], *given: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, functools.partial(work, *given))
 
-    async def _rest(self) -> None:
+    async def _wait_until_idle(self) -> None:
         """Until what the last measurement left to be done is done."""
         for _ in range(200):
             waiting = "SELECT EXISTS (SELECT FROM stat_deltas) OR EXISTS (SELECT FROM artifact_bodies)"
@@ -281,35 +302,35 @@ class Bench:
             await asyncio.sleep(0.1)
         await self._owner.execute("CHECKPOINT")
 
-    def _postgres(self) -> int | None:
-        part = self.system.parts[0]
+    def _find_postgres_pid(self) -> int | None:
+        part = self.system.services[0]
         return part.child.process.pid if part is not None and part.child is not None else None
 
-    def _process(self, name: str) -> int:
+    def _find_process_pid(self, name: str) -> int:
         return next(one.pid for one in self.system.processes if one.name == name and one.pid is not None)
 
-    def _row(self, what: str, ratio: float, to: str) -> None:
+    def _add_row(self, what: str, ratio: float, to: str) -> None:
         shown = f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.4f}"
         self.rows.append((what, shown, to))
 
 
-def _middle(fired: Sequence[Fired]) -> Fired:
+def _pick_median(fired: Sequence[LoadResult]) -> LoadResult:
     return sorted(fired, key=lambda one: one.rate)[len(fired) // 2]
 
 
-async def _watch(pid: int, peaks: list[float], stop: asyncio.Event) -> None:
+async def _sample_memory(pid: int, peaks: list[float], stop: asyncio.Event) -> None:
     while not stop.is_set():
-        peaks.append(await asyncio.to_thread(held, pid))
+        peaks.append(await asyncio.to_thread(measure_memory_mib, pid))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), 0.02)
 
 
-async def measure(system: System, sizes: tuple[int, int] = FULL) -> list[Row]:
+async def measure_records(system: System, sizes: tuple[int, int] = FULL_SIZES) -> list[Row]:
     """Every figure: what, the ratio, and what it is a ratio of."""
     owner = await asyncpg.connect(system.settings.database_owner_url.reveal(), server_settings={"jit": "off"})
     try:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            bench = Bench(system, owner, pool, sizes)
+            bench = RecordsBench(system, owner, pool, sizes)
             await bench.run()
             return bench.rows
     finally:
@@ -320,12 +341,12 @@ async def main(sizes: tuple[int, int]) -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory(prefix="paddock-bench-") as folder:
         system = System(Path(folder) / "data", find_free_ports(1)[0], 1, lambda _: None)
-        async with system.running():
+        async with system.run():
             print(f"{'figure':<58}{'ratio':>8}   to")
-            for what, ratio, to in await measure(system, sizes):
+            for what, ratio, to in await measure_records(system, sizes):
                 print(f"{what:<58}{ratio:>8}   {to}", flush=True)
 
 
 if __name__ == "__main__":
     os.environ.setdefault("PADDOCK_LOG_LEVEL", "WARNING")
-    asyncio.run(main(SMALL if "--small" in sys.argv[1:] else FULL))
+    asyncio.run(main(SMALL_SIZES if "--small" in sys.argv[1:] else FULL_SIZES))

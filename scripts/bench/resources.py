@@ -6,29 +6,29 @@ from pathlib import Path
 
 from scripts.system import System
 
-_TICK = os.sysconf("SC_CLK_TCK")
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
-def memory(system: System) -> dict[str, float]:
+def measure_system_memory(system: System) -> dict[str, float]:
     """MiB that each process and what it started hold, shared pages counted once (`Pss` of smaps_rollup)."""
     roots = {process.name: process.pid for process in system.processes}
-    for part in system.parts:
+    for part in system.services:
         if part is not None and part.child is not None:
             roots[part.child.name] = part.child.process.pid
-    return {name: held(pid) for name, pid in roots.items() if pid is not None}
+    return {name: measure_memory_mib(pid) for name, pid in roots.items() if pid is not None}
 
 
-def held(pid: int) -> float:
+def measure_memory_mib(pid: int) -> float:
     """MiB that a process and everything below it hold, shared pages counted once."""
-    return sum(map(_resident, _tree(pid, _children())))
+    return sum(map(_read_memory_mib, _list_tree(pid, _map_children())))
 
 
-def processor(pid: int) -> float:
+def measure_cpu_seconds(pid: int) -> float:
     """Seconds of processor time of a process and everything below it so far, ended children included."""
-    return sum(map(_seconds, _tree(pid, _children())))
+    return sum(map(_read_cpu_seconds, _list_tree(pid, _map_children())))
 
 
-def _children() -> dict[int, list[int]]:
+def _map_children() -> dict[int, list[int]]:
     found = dict[int, list[int]]()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -37,11 +37,11 @@ def _children() -> dict[int, list[int]]:
     return found
 
 
-def _tree(pid: int, children: dict[int, list[int]]) -> list[int]:
-    return [pid, *(below for child in children.get(pid, ()) for below in _tree(child, children))]
+def _list_tree(pid: int, children: dict[int, list[int]]) -> list[int]:
+    return [pid, *(below for child in children.get(pid, ()) for below in _list_tree(child, children))]
 
 
-def _resident(pid: int) -> float:
+def _read_memory_mib(pid: int) -> float:
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
@@ -49,8 +49,8 @@ def _resident(pid: int) -> float:
     return 0.0
 
 
-def _seconds(pid: int) -> float:
+def _read_cpu_seconds(pid: int) -> float:
     with contextlib.suppress(OSError):
         words = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return sum(map(int, words[11:15])) / _TICK
+        return sum(map(int, words[11:15])) / _TICKS_PER_SECOND
     return 0.0

@@ -12,12 +12,12 @@ from domain.evaluations import Evaluation
 from domain.shared import ids
 from domain.stats import RecordKind
 
-MODELS, AGENTS, MODES = 4, 5, 2
+MODEL_COUNT, AGENT_COUNT, MODE_COUNT = 4, 5, 2
 # One row in so many.
-HALLUCINATED, RARE = 10, 10_000
+HALLUCINATED_EVERY, RARE_EVERY = 10, 10_000
 
 
-def evaluations_sent(count: int) -> list[dict[str, Any]]:
+def build_evaluations(count: int) -> list[dict[str, Any]]:
     """Evaluations as clients send them who measured everything themselves: a sentence or two each way."""
     chance = random.Random(7)  # noqa: S311
     return [
@@ -28,12 +28,12 @@ def evaluations_sent(count: int) -> list[dict[str, Any]]:
             "uncertainty": round(chance.random(), 4),
             "factual_support": round(chance.random(), 4),
             "hallucination_probability": round(chance.random(), 4),
-            "hallucinated": number % HALLUCINATED == 0,
+            "hallucinated": number % HALLUCINATED_EVERY == 0,
             "latency_sec": round(chance.lognormvariate(0, 0.7), 4),
             "throughput_qps": round(chance.uniform(1, 50), 3),
-            "mode": f"mode-{number % MODES}",
-            "model_name": f"model-{number % MODELS}",
-            "agent_name": f"agent-{number % AGENTS}",
+            "mode": f"mode-{number % MODE_COUNT}",
+            "model_name": f"model-{number % MODEL_COUNT}",
+            "agent_name": f"agent-{number % AGENT_COUNT}",
             "session_id": f"session-{number}",
             "metadata": {"number": number},
         }
@@ -41,7 +41,9 @@ def evaluations_sent(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def as_rows(tenant_id: str, user_id: str, sent: list[dict[str, Any]]) -> tuple[list[str], list[tuple[Any, ...]]]:
+def convert_to_rows(
+    tenant_id: str, user_id: str, sent: list[dict[str, Any]]
+) -> tuple[list[str], list[tuple[Any, ...]]]:
     """The columns that the API writes but for the id, and the rows, as COPY takes them."""
     news = evaluations.parse_evaluation_batch(msgspec.json.encode(sent))
     made = evaluations.build_evaluations(tenant_id, user_id, news, datetime.now(UTC), batch=True)
@@ -55,7 +57,7 @@ def as_rows(tenant_id: str, user_id: str, sent: list[dict[str, Any]]) -> tuple[l
     return names, rows
 
 
-def artifact_sent(number: int, size: int) -> bytes:
+def build_artifact(number: int, size: int) -> bytes:
     """An artifact of about `size` bytes whose text compresses as prose does, to a third or so."""
     chance = random.Random(number)  # noqa: S311
     words = ["".join(chance.choices("etaoinshrdlu", k=chance.randint(2, 9))) for _ in range(2000)]
@@ -68,7 +70,7 @@ def artifact_sent(number: int, size: int) -> bytes:
     whole = {
         "inputs": {"messages": [{"role": "user", "content": "Summarise what follows."}]},
         "outputs": {"text": ""},
-        "llm_config": {"model_name": f"model-{number % MODELS}", "provider": "openai", "parameters": {"seed": 7}},
+        "llm_config": {"model_name": f"model-{number % MODEL_COUNT}", "provider": "openai", "parameters": {"seed": 7}},
         "token_usage": {"prompt_tokens": 800, "completion_tokens": 120, "total_tokens": 920},
         "duration_ms": 800 + number,
         "cost_usd": 0.0021,
@@ -77,7 +79,7 @@ def artifact_sent(number: int, size: int) -> bytes:
     return msgspec.json.encode(whole)
 
 
-def made_rows(kind: RecordKind) -> tuple[str, str]:
+def build_row_expressions(kind: RecordKind) -> tuple[str, str]:
     """The columns of rows made in SQL, and expressions of `n` for them."""
     latency = "exp(0.7 * sqrt(-2 * ln(1 - random())) * cos(6.283 * random()))"
     made: dict[str, str]
@@ -89,12 +91,15 @@ def made_rows(kind: RecordKind) -> tuple[str, str]:
             "uncertainty": "random()",
             "factual_support": "random()",
             "hallucination_probability": "random()",
-            "hallucinated": f"hashint8(n) % {HALLUCINATED} = 0",
+            "hallucinated": f"hashint8(n) % {HALLUCINATED_EVERY} = 0",
             "latency_sec": latency,
             "throughput_qps": "random() * 50",
-            "mode": f"'mode-' || n % {MODES}",
-            "model_name": f"'model-' || n / {MODES} % {MODELS}",
-            "agent_name": f"CASE WHEN n % {RARE} = 0 THEN 'rare' ELSE 'agent-' || n / {MODES * MODELS} % {AGENTS} END",
+            "mode": f"'mode-' || n % {MODE_COUNT}",
+            "model_name": f"'model-' || n / {MODE_COUNT} % {MODEL_COUNT}",
+            "agent_name": (
+                f"CASE WHEN n % {RARE_EVERY} = 0 THEN 'rare' "
+                f"ELSE 'agent-' || n / {MODE_COUNT * MODEL_COUNT} % {AGENT_COUNT} END"
+            ),
             "metrics": "'sent'",
         }
     else:
@@ -108,7 +113,7 @@ def made_rows(kind: RecordKind) -> tuple[str, str]:
             "replay_level": "CASE WHEN n % 3 = 0 THEN 'A' ELSE 'B' END",
             "determinism_score": "0.5",
             "status": "'ok'",
-            "model_name": f"'model-' || n % {MODELS}",
+            "model_name": f"'model-' || n % {MODEL_COUNT}",
             "provider": "'openai'",
             "duration_ms": f"1000 * {latency}",
             "cost_usd": "0.002 * random()",

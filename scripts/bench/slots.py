@@ -24,102 +24,103 @@ from infra.sandbox.warm import WarmSandbox
 
 T = TypeVar("T")
 
-ROUNDS = 40
-RUNS = 400
-IN_FLIGHT = 8
-SECONDS = 10.0
+STAGE_ROUNDS = 40
+TOTAL_RUNS = 400
+RUNS_IN_FLIGHT = 8
+TIMEOUT_SECONDS = 10.0
 
 
 async def main() -> None:
     """Measure and print."""
-    floor = _interpreter()
+    floor = _time_interpreter()
     print(f"{'python -I -S -c pass':<42}{floor:8.2f} ms")
     with tempfile.TemporaryDirectory(prefix="paddock-bench-", dir="/var/tmp") as folder:
         Path(folder).chmod(0o755)
         (Path(folder) / "agent.py").write_text("def handle(payload):\n    return payload\n")
         program = Program(
-            code=Path(folder), environment=None, entrypoint="agent:handle", timeout=SECONDS, memory_mb=256
+            code=Path(folder), environment=None, entrypoint="agent:handle", timeout=TIMEOUT_SECONDS, memory_mb=256
         )
         for name in ("forkserver", "bubblewrap"):
             server = ForkServerBackend() if name == "forkserver" else None
             sandbox = WarmSandbox(BubblewrapSandbox(), server, 512)
             maker: SandboxBackend = server or BubblewrapSandbox()
             try:
-                took, held = await _stages(maker, program)
+                took, held = await _time_stages(maker, program)
                 for what, seconds in took.items():
                     middle = statistics.median(seconds) * 1000
                     print(f"{name + ': ' + what:<42}{middle:8.2f} ms {middle / floor:6.2f} x")
                 print(f"{name + ': memory of its own, waiting':<42}{statistics.median(held) / 1e6:8.2f} MB")
-                print(f"{name + f': runs per second, {IN_FLIGHT} in flight':<42}{await _rate(sandbox, program):8.0f}")
+                rate = await _measure_rate(sandbox, program)
+                print(f"{name + f': runs per second, {RUNS_IN_FLIGHT} in flight':<42}{rate:8.0f}")
             finally:
                 await sandbox.close()
 
 
-def _interpreter() -> float:
+def _time_interpreter() -> float:
     took = []
-    for _ in range(ROUNDS):
+    for _ in range(STAGE_ROUNDS):
         began = time.perf_counter()
         subprocess.run([sys.executable, "-I", "-S", "-c", "pass"], check=True)
         took.append((time.perf_counter() - began) * 1000)
     return statistics.median(took)
 
 
-async def _stages(maker: SandboxBackend, program: Program) -> tuple[dict[str, list[float]], list[int]]:
+async def _time_stages(maker: SandboxBackend, program: Program) -> tuple[dict[str, list[float]], list[int]]:
     took: dict[str, list[float]] = {}
     held: list[int] = []
 
-    async def timed(what: str, work: Awaitable[T]) -> T:
+    async def time_stage(what: str, work: Awaitable[T]) -> T:
         began = time.perf_counter()
         result = await work
         took.setdefault(what, []).append(time.perf_counter() - began)
         return result
 
-    async def fresh() -> ProcessTree:
+    async def make_tree() -> ProcessTree:
         tree = await maker.start_tree(program)
         if maker.supports_blanks:
-            await tree.wait_for_stage(GuestStage.BLANK, SECONDS)
+            await tree.wait_for_stage(GuestStage.BLANK, TIMEOUT_SECONDS)
         return tree
 
-    async def imported(tree: ProcessTree) -> None:
+    async def import_program(tree: ProcessTree) -> None:
         maker.assign_program(tree, program, "run")
-        if not await tree.wait_for_stage(GuestStage.IMPORTED, SECONDS):
+        if not await tree.wait_for_stage(GuestStage.IMPORTED, TIMEOUT_SECONDS):
             raise RuntimeError("the import did not end well")
 
-    async def called(tree: ProcessTree, since: GuestStage) -> None:
+    async def call_program(tree: ProcessTree, since: GuestStage) -> None:
         tree.resume(None)
-        await tree.run(encode_frame(b"{}"), SECONDS, _ignore, since, returns_early=True)
+        await tree.run(encode_frame(b"{}"), TIMEOUT_SECONDS, _ignore_output, since, returns_early=True)
 
-    async def at_once(tree: ProcessTree) -> None:
+    async def run_program(tree: ProcessTree) -> None:
         maker.assign_program(tree, program, "run")
-        await called(tree, GuestStage.FENCED)
+        await call_program(tree, GuestStage.FENCED)
 
-    async def cold() -> None:
-        await at_once(await maker.start_tree(program))
+    async def run_cold() -> None:
+        await run_program(await maker.start_tree(program))
 
-    await cold()
-    for _ in range(ROUNDS):
-        tree = await timed("made", fresh())
-        await timed("imported", imported(tree))
+    await run_cold()
+    for _ in range(STAGE_ROUNDS):
+        tree = await time_stage("made", make_tree())
+        await time_stage("imported", import_program(tree))
         held.append(await tree.pause() or 0)
-        await timed("payload to result, warm", called(tree, GuestStage.PAYLOAD_READ))
+        await time_stage("payload to result, warm", call_program(tree, GuestStage.PAYLOAD_READ))
         if maker.supports_blanks:
-            tree = await fresh()
-            await timed("run in a blank slot", at_once(tree))
-        await timed("run cold", cold())
+            tree = await make_tree()
+            await time_stage("run in a blank slot", run_program(tree))
+        await time_stage("run cold", run_cold())
     return took, held
 
 
-async def _rate(sandbox: WarmSandbox, program: Program) -> float:
-    async def several() -> None:
-        for _ in range(RUNS // IN_FLIGHT):
-            await sandbox.run(program, b"{}", _ignore)
+async def _measure_rate(sandbox: WarmSandbox, program: Program) -> float:
+    async def run_share() -> None:
+        for _ in range(TOTAL_RUNS // RUNS_IN_FLIGHT):
+            await sandbox.run(program, b"{}", _ignore_output)
 
     began = time.perf_counter()
-    await asyncio.gather(*(several() for _ in range(IN_FLIGHT)))
-    return RUNS / (time.perf_counter() - began)
+    await asyncio.gather(*(run_share() for _ in range(RUNS_IN_FLIGHT)))
+    return TOTAL_RUNS / (time.perf_counter() - began)
 
 
-def _ignore(_: Stream, __: bytes) -> None:
+def _ignore_output(_: Stream, __: bytes) -> None:
     return None
 
 

@@ -11,16 +11,16 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 
-from scripts.bench.resources import memory
+from scripts.bench.resources import measure_system_memory
 from scripts.system import System
 
-SOURCE: Final = "def handle(payload):\n    print('run', payload['n'])\n    return {'n': payload['n']}\n"
-MANIFEST: Final = "name: soak\nentrypoint: agent:handle\n"
-_WAIT: Final = {"Prefer": "wait=60"}
-_PATIENCE: Final = 300.0
+SOAK_SOURCE: Final = "def handle(payload):\n    print('run', payload['n'])\n    return {'n': payload['n']}\n"
+SOAK_MANIFEST: Final = "name: soak\nentrypoint: agent:handle\n"
+_WAIT_HEADERS: Final = {"Prefer": "wait=60"}
+_RETRY_SECONDS: Final = 300.0
 
 
-class Soaked(msgspec.Struct, kw_only=True):
+class SoakResult(msgspec.Struct, kw_only=True):
     """What a soak found. `took` in milliseconds from submit to result, as its clients saw it.
 
     `lost` are executions that did not complete or answered wrongly, `twice` those with more than one
@@ -41,7 +41,7 @@ class Soaked(msgspec.Struct, kw_only=True):
         return (len(self.took) - len(self.lost)) / self.seconds
 
 
-def packed(source: str = SOURCE, manifest: str = MANIFEST, **files: str) -> bytes:
+def pack_agent(source: str = SOAK_SOURCE, manifest: str = SOAK_MANIFEST, **files: str) -> bytes:
     """An agent of one module as a `.tar.gz`."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
@@ -52,7 +52,7 @@ def packed(source: str = SOURCE, manifest: str = MANIFEST, **files: str) -> byte
     return buffer.getvalue()
 
 
-class Client:
+class BenchClient:
     """One tenant's client of the API, over a few kept connections; a lost one is made anew."""
 
     def __init__(self, url: str, headers: dict[str, str]) -> None:
@@ -60,48 +60,48 @@ class Client:
             base_url=f"{url}/api/v1/", headers=headers, timeout=aiohttp.ClientTimeout(total=90)
         )
 
-    async def __aenter__(self) -> "Client":
+    async def __aenter__(self) -> "BenchClient":
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._http.close()
 
-    async def call(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
+    async def call_api(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
         """The answer's JSON. Errors: `RuntimeError` for any status of 400 and above but 503."""
         data = None if body is None else msgspec.json.encode(body)
         sent = {"Content-Type": "application/json", **headers} if data is not None else headers
-        return await self._answered(method, path, data, sent)
+        return await self._send_until_answered(method, path, data, sent)
 
-    async def upload(self, agent_id: str, archive: bytes) -> Any:
+    async def upload_version(self, agent_id: str, archive: bytes) -> Any:
         """Upload and wait for the build; the version."""
         form = aiohttp.FormData()
         form.add_field("file", archive, filename="agent.tar.gz")
-        async with self._http.post(f"uploads/agent/{agent_id}", data=form, headers=_WAIT) as answer:
+        async with self._http.post(f"uploads/agent/{agent_id}", data=form, headers=_WAIT_HEADERS) as answer:
             version = await answer.json()
         while version["status"] not in ("ready", "failed"):
-            version = await self.call("GET", f"agents/{agent_id}/versions/{version['id']}", **_WAIT)
+            version = await self.call_api("GET", f"agents/{agent_id}/versions/{version['id']}", **_WAIT_HEADERS)
         if version["status"] != "ready":
             raise RuntimeError(f"the build failed: {version['build_log']}")
         return version
 
-    async def deploy(self, name: str, archive: bytes) -> str:
+    async def deploy_agent(self, name: str, archive: bytes) -> str:
         """An agent, built and ready; its id."""
-        agent = await self.call("POST", "agents", {"name": name})
-        await self.upload(agent["id"], archive)
+        agent = await self.call_api("POST", "agents", {"name": name})
+        await self.upload_version(agent["id"], archive)
         return str(agent["id"])
 
-    async def run(self, agent_id: str, payload: Any) -> Any:
+    async def run_agent(self, agent_id: str, payload: Any) -> Any:
         """Submit and wait for the end, over again with the same key while the API cannot be reached."""
         key = secrets.token_hex(12)
         while True:
-            ended = await self.call(
-                "POST", f"agents/{agent_id}/execute", {"payload": payload}, **_WAIT, **{"Idempotency-Key": key}
+            ended = await self.call_api(
+                "POST", f"agents/{agent_id}/execute", {"payload": payload}, **_WAIT_HEADERS, **{"Idempotency-Key": key}
             )
             if ended["status"] in ("completed", "failed", "cancelled"):
                 return ended
 
-    async def _answered(self, method: str, path: str, data: bytes | None, headers: dict[str, str]) -> Any:
-        deadline = time.monotonic() + _PATIENCE
+    async def _send_until_answered(self, method: str, path: str, data: bytes | None, headers: dict[str, str]) -> Any:
+        deadline = time.monotonic() + _RETRY_SECONDS
         while True:
             with contextlib.suppress(aiohttp.ClientConnectionError, TimeoutError):
                 async with self._http.request(method, path, data=data, headers=headers) as answer:
@@ -111,50 +111,50 @@ class Client:
                     if answer.status != 503:
                         raise RuntimeError(f"{method} {path}: {answer.status} {body.decode()}")
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{method} {path}: nobody answered for {_PATIENCE:.0f} s")
+                raise RuntimeError(f"{method} {path}: nobody answered for {_RETRY_SECONDS:.0f} s")
             await asyncio.sleep(0.1)
 
 
-async def register(url: str) -> Client:
+async def register_tenant(url: str) -> BenchClient:
     """A new tenant's client, with a key."""
     name = secrets.token_hex(6)
-    async with Client(url, {}) as nobody:
+    async with BenchClient(url, {}) as nobody:
         body = {"email": f"{name}@example.com", "password": secrets.token_hex(8), "tenant_id": f"soak-{name}"}
-        token = (await nobody.call("POST", "auth/register", body))["access_token"]
-    async with Client(url, {"Authorization": f"Bearer {token}"}) as admin:
-        key = (await admin.call("POST", "api-keys", {"name": "soak"}))["key"]
-    return Client(url, {"X-API-Key": key})
+        token = (await nobody.call_api("POST", "auth/register", body))["access_token"]
+    async with BenchClient(url, {"Authorization": f"Bearer {token}"}) as admin:
+        key = (await admin.call_api("POST", "api-keys", {"name": "soak"}))["key"]
+    return BenchClient(url, {"X-API-Key": key})
 
 
-async def soak(system: System, tenants: int, executions: int, in_flight: int, during: Any = None) -> Soaked:
+async def run_soak(system: System, tenants: int, executions: int, in_flight: int, during: Any = None) -> SoakResult:
     """Run `executions` of `tenants`, so many in flight in all, while `during()` does its worst; then look at each."""
     async with contextlib.AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(await register(system.url)) for _ in range(tenants)]
-        archive = packed()
-        agents = await asyncio.gather(*(client.deploy("soak", archive) for client in clients))
+        clients = [await stack.enter_async_context(await register_tenant(system.url)) for _ in range(tenants)]
+        archive = pack_agent()
+        agents = await asyncio.gather(*(client.deploy_agent("soak", archive) for client in clients))
         for client, agent_id in zip(clients, agents, strict=True):
-            await client.run(agent_id, {"n": -1})
-        before, took, ended = memory(system), list[float](), list[tuple[Client, Any]]()
+            await client.run_agent(agent_id, {"n": -1})
+        before, took, ended = measure_system_memory(system), list[float](), list[tuple[BenchClient, Any]]()
         numbers = iter(range(executions))
 
-        async def work() -> None:
+        async def run_next() -> None:
             for number in numbers:
                 client, agent_id = clients[number % tenants], agents[number % tenants]
                 began = time.perf_counter()
-                execution = await client.run(agent_id, {"n": number})
+                execution = await client.run_agent(agent_id, {"n": number})
                 took.append((time.perf_counter() - began) * 1000)
                 execution["right"] = execution["output_data"] == {"n": number}
                 ended.append((client, execution))
 
         began = time.perf_counter()
         disturbing = asyncio.create_task(during()) if during is not None else None
-        await asyncio.gather(*(work() for _ in range(in_flight)))
+        await asyncio.gather(*(run_next() for _ in range(in_flight)))
         seconds = time.perf_counter() - began
         if disturbing is not None:
             await disturbing
-        after = memory(system)
-        twice = await _twice(ended)
-        return Soaked(
+        after = measure_system_memory(system)
+        twice = await find_repeated_ends(ended)
+        return SoakResult(
             seconds=seconds,
             took=sorted(took),
             lost=[one["id"] for _, one in ended if one["status"] != "completed" or not one["right"]],
@@ -164,13 +164,13 @@ async def soak(system: System, tenants: int, executions: int, in_flight: int, du
         )
 
 
-async def _twice(ended: list[tuple[Client, Any]]) -> list[str]:
+async def find_repeated_ends(ended: list[tuple[BenchClient, Any]]) -> list[str]:
     """Executions whose log shows more than one end, something after it, or a gap; and ids that came twice."""
     found, seen, left = list[str](), set[str](), iter(ended)
 
-    async def look() -> None:
+    async def check_next() -> None:
         for client, one in left:
-            entries = (await client.call("GET", f"execution-logs/{one['id']}?limit=1000"))["items"]
+            entries = (await client.call_api("GET", f"execution-logs/{one['id']}?limit=1000"))["items"]
             told = [entry["metadata"] for entry in entries]
             ends = [entry["seq"] for entry in told if entry.get("status") in ("completed", "failed", "cancelled")]
             begun = sum(entry.get("status") == "running" for entry in told)
@@ -179,5 +179,5 @@ async def _twice(ended: list[tuple[Client, Any]]) -> list[str]:
                 found.append(one["id"])
             seen.add(one["id"])
 
-    await asyncio.gather(*(look() for _ in range(8)))
+    await asyncio.gather(*(check_next() for _ in range(8)))
     return found

@@ -6,6 +6,7 @@ Nothing is asserted but that every token came, in order.
 """
 
 import asyncio
+import functools
 import json
 import os
 import sys
@@ -23,18 +24,18 @@ import uvloop
 from websockets.asyncio.client import connect
 
 from infra.embedded.children import find_free_ports
-from scripts.bench.resources import held
+from scripts.bench.resources import measure_memory_mib
 from scripts.system import System
 
-STREAMS, TOKENS = 200, 500
+STREAM_COUNT, TOKENS_PER_STREAM = 200, 500
 # Milliseconds between two tokens, as a model of that size makes them; and none, for the most that goes through.
-PACES = (40, 0)
-WARM = 20
+TOKEN_PAUSES_MS = (40, 0)
+WARM_UP_STREAMS = 20
 
 Row = tuple[str, str, str]
 
 
-class Read(msgspec.Struct):
+class StreamReading(msgspec.Struct):
     """What one reader saw: when it asked and when it had all, in seconds; and how late each token came, in ms."""
 
     asked: float
@@ -43,7 +44,7 @@ class Read(msgspec.Struct):
 
 
 @asynccontextmanager
-async def provider() -> AsyncIterator[str]:
+async def run_provider() -> AsyncIterator[str]:
     """The scripted provider, in a process of its own; its URL."""
     port = find_free_ports(1)[0]
     process = await asyncio.create_subprocess_exec(
@@ -64,26 +65,26 @@ async def provider() -> AsyncIterator[str]:
         await process.wait()
 
 
-async def direct(url: str, model: str) -> Read:
+async def read_directly(url: str, model: str) -> StreamReading:
     """One answer, straight from the provider."""
     body = {"model": model, "stream": True, "messages": [{"role": "user", "content": "Go"}]}
-    take = _Taker()
+    take = _TokenCollector()
     async with (
         httpx.AsyncClient(timeout=120) as client,
         client.stream("POST", f"{url}/chat/completions", json=body) as answer,
     ):
         async for line in answer.aiter_lines():
             if line.startswith("data: {"):
-                take(_delta(msgspec.json.decode(line[6:])))
-    return take.whole()
+                take(_get_content(msgspec.json.decode(line[6:])))
+    return take.finish_reading()
 
 
-async def through(system: System, agent: str) -> Read:
+async def read_through_paddock(system: System, agent: str) -> StreamReading:
     """One answer, through a model agent over its WebSocket."""
     url = f"ws://127.0.0.1:{system.port}/api/v1/agents/{agent}/stream"
     seqs = list[int]()
     async with connect(url, additional_headers={"X-API-Key": system.admin_key}, open_timeout=60) as socket:
-        take = _Taker()
+        take = _TokenCollector()
         await socket.send(json.dumps({"task": "Go"}))
         async for message in socket:
             event = msgspec.json.decode(message)
@@ -96,24 +97,24 @@ async def through(system: System, agent: str) -> Read:
                 take(event["content"])
     if seqs != list(range(1, len(seqs) + 1)):
         raise SystemExit("events were lost, doubled or out of order")
-    return take.whole()
+    return take.finish_reading()
 
 
-class _Taker:
+class _TokenCollector:
     """Takes the pieces of an answer: every token in its order, with the time at which it was sent."""
 
     def __init__(self) -> None:
-        self._read = Read(asked=time.monotonic(), ended=0.0, late=[])
+        self._read = StreamReading(asked=time.monotonic(), ended=0.0, late=[])
         self._rest = ""
 
     def __call__(self, piece: str) -> None:
         *words, self._rest = (self._rest + piece).split(" ")
         # The last may be cut by what came with it; a piece of ours ends where a token does.
-        self._take([*words, self._rest] if piece and piece[-1].isdigit() else words)
+        self._add_words([*words, self._rest] if piece and piece[-1].isdigit() else words)
         if piece and piece[-1].isdigit():
             self._rest = ""
 
-    def _take(self, words: list[str]) -> None:
+    def _add_words(self, words: list[str]) -> None:
         now = time.monotonic()
         for word in filter(None, words):
             number, _, sent = word[1:].partition("@")
@@ -121,58 +122,61 @@ class _Taker:
                 raise SystemExit(f"token {number} came where {len(self._read.late)} was due")
             self._read.late.append(1000 * now - int(sent) / 1000)
 
-    def whole(self) -> Read:
+    def finish_reading(self) -> StreamReading:
         """What was seen of a whole answer."""
-        if len(self._read.late) != TOKENS:
-            raise SystemExit(f"{len(self._read.late)} tokens of {TOKENS} came")
+        if len(self._read.late) != TOKENS_PER_STREAM:
+            raise SystemExit(f"{len(self._read.late)} tokens of {TOKENS_PER_STREAM} came")
         self._read.ended = time.monotonic()
         return self._read
 
 
-def _delta(chunk: dict[str, Any]) -> str:
+def _get_content(chunk: dict[str, Any]) -> str:
     choices = chunk.get("choices") or [{}]
     return (choices[0].get("delta") or {}).get("content") or ""
 
 
-async def _all(read: Callable[[], Coroutine[Any, Any, Read]], count: int = STREAMS) -> list[Read]:
+async def _read_concurrently(
+    read: Callable[[], Coroutine[Any, Any, StreamReading]], count: int = STREAM_COUNT
+) -> list[StreamReading]:
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(read()) for _ in range(count)]
     return [task.result() for task in tasks]
 
 
-def _rate(reads: list[Read]) -> float:
+def _measure_rate(reads: list[StreamReading]) -> float:
     """Tokens per second of all together."""
-    return len(reads) * TOKENS / (max(one.ended for one in reads) - min(one.asked for one in reads))
+    return len(reads) * TOKENS_PER_STREAM / (max(one.ended for one in reads) - min(one.asked for one in reads))
 
 
-def _late(reads: list[Read]) -> list[float]:
+def _collect_delays(reads: list[StreamReading]) -> list[float]:
     """How late tokens came after the provider had sent them, in milliseconds, in rising order."""
     return sorted(late for one in reads for late in one.late)
 
 
-async def measure(system: System, url: str) -> list[Row]:
+async def measure_streams(system: System, url: str) -> list[Row]:
     """Both ways at each pace."""
     rows: list[Row] = []
     headers = {"X-API-Key": system.admin_key}
     async with httpx.AsyncClient(base_url=f"{system.url}/api/v1", headers=headers, timeout=60) as client:
-        for pace in PACES:
-            name = f"stamped-tokens-{TOKENS}" + (f"-delay-{pace}" if pace else "")
+        for pace in TOKEN_PAUSES_MS:
+            name = f"stamped-tokens-{TOKENS_PER_STREAM}" + (f"-delay-{pace}" if pace else "")
             body = {"name": f"bench-{pace}", "provider": "openai_compatible", "model": name, "base_url": url}
             (await client.post("/models", json=body)).raise_for_status()
             made = {"name": f"bench-{pace}", "model": f"bench-{pace}"}
             (await client.post("/agents", json=made)).raise_for_status()
-            await _all(lambda pace=pace: through(system, f"bench-{pace}"), WARM if not pace else 2)  # type: ignore[misc]
-            before = _memory(system)
-            theirs = await _all(lambda name=name: direct(url, name))  # type: ignore[misc]
-            mine = await _all(lambda pace=pace: through(system, f"bench-{pace}"))  # type: ignore[misc]
-            after = _memory(system)
-            label = f"{STREAMS} streams of {TOKENS} tokens, " + (
+            through = functools.partial(read_through_paddock, system, f"bench-{pace}")
+            await _read_concurrently(through, 2 if pace else WARM_UP_STREAMS)
+            before = _measure_memory(system)
+            theirs = await _read_concurrently(functools.partial(read_directly, url, name))
+            mine = await _read_concurrently(through)
+            after = _measure_memory(system)
+            label = f"{STREAM_COUNT} streams of {TOKENS_PER_STREAM} tokens, " + (
                 f"one per {pace} ms" if pace else "as fast as they come"
             )
-            rate, base = _rate(mine), _rate(theirs)
+            rate, base = _measure_rate(mine), _measure_rate(theirs)
             rows.append((f"{label}, tokens per second", f"{rate / base:.2f}", f"direct ({rate:.0f} to {base:.0f}/s)"))
             if pace:
-                ours, base_late = _late(mine), _late(theirs)
+                ours, base_late = _collect_delays(mine), _collect_delays(theirs)
                 middle, most = len(ours) // 2, int(len(ours) * 0.95)
                 added = ours[middle] - base_late[middle]
                 told = f"the pause between two (p50 {ours[middle]:.0f} to {base_late[middle]:.0f} ms"
@@ -184,8 +188,8 @@ async def measure(system: System, url: str) -> list[Row]:
     return rows
 
 
-def _memory(system: System) -> dict[str, int]:
-    return {one.name: round(held(one.pid)) for one in system.processes if one.pid is not None}
+def _measure_memory(system: System) -> dict[str, int]:
+    return {one.name: round(measure_memory_mib(one.pid)) for one in system.processes if one.pid is not None}
 
 
 async def main() -> None:
@@ -193,8 +197,8 @@ async def main() -> None:
     os.environ["PADDOCK_PRIVATE_HOSTS"] = "127.0.0.1"
     with tempfile.TemporaryDirectory(prefix="paddock-bench-") as folder:
         system = System(Path(folder) / "data", find_free_ports(1)[0], 1, lambda _: None)
-        async with system.running(), provider() as url:
-            rows = await measure(system, url)
+        async with system.run(), run_provider() as url:
+            rows = await measure_streams(system, url)
     print(f"{'figure':<76}{'ratio':>7}   to")
     for what, ratio, to in rows:
         print(f"{what:<76}{ratio:>7}   {to}", flush=True)

@@ -22,81 +22,81 @@ from litestar import Litestar, get
 
 from infra.embedded.children import find_free_ports
 from scripts.bench import plans, records, streams
-from scripts.bench.resources import held, processor
-from scripts.bench.soak import Client, Soaked, packed, soak
+from scripts.bench.resources import measure_cpu_seconds, measure_memory_mib
+from scripts.bench.soak import BenchClient, SoakResult, pack_agent, run_soak
 from scripts.system import System
 
-SOLO = 200
+SINGLE_RUNS = 200
 # Seconds between one measurement and the next, in which slots are refilled.
-PAUSE = 0.03
-SETTLE, IDLE = 30, 60
-FRESH = 12
-MANY = 1500
-IN_FLIGHT = 16
-READS = 2000
-TENANTS = 20
-EXECUTIONS = 5000
-NO_OP = "def handle(payload):\n    return payload\n"
-NUMPY = "import numpy\ndef handle(payload):\n    return {'sum': int(numpy.arange(10).sum())}\n"
+PAUSE_SECONDS = 0.03
+SETTLE_SECONDS, IDLE_SECONDS = 30, 60
+FRESH_AGENTS = 12
+CONCURRENT_RUNS = 1500
+RUNS_IN_FLIGHT = 16
+TIMED_READS = 2000
+SOAK_TENANTS = 20
+SOAK_EXECUTIONS = 5000
+NO_OP_SOURCE = "def handle(payload):\n    return payload\n"
+NUMPY_SOURCE = "import numpy\ndef handle(payload):\n    return {'sum': int(numpy.arange(10).sum())}\n"
 
 Row = tuple[str, str, str]
 
 
-def _interpreter() -> float:
+def _time_interpreter() -> float:
     """Milliseconds of one `python -I -S -c pass`."""
     began = time.perf_counter()
     subprocess.run([sys.executable, "-I", "-S", "-c", "pass"], check=True)
     return (time.perf_counter() - began) * 1000
 
 
-def quantile(values: list[float], share: float) -> float:
+def compute_quantile(values: list[float], share: float) -> float:
     """The value that `share` of them do not exceed."""
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
-async def _timed(call: Callable[[], Awaitable[Any]]) -> tuple[float, Any]:
+async def _time_call(call: Callable[[], Awaitable[Any]]) -> tuple[float, Any]:
     began = time.perf_counter()
     answer = await call()
     return (time.perf_counter() - began) * 1000, answer
 
 
-async def _run(client: Client, agent_id: str) -> Any:
-    ended = await client.run(agent_id, {"n": 1})
+async def _run_agent(client: BenchClient, agent_id: str) -> Any:
+    ended = await client.run_agent(agent_id, {"n": 1})
     if ended["status"] != "completed":
         raise SystemExit(f"a run failed: {ended}")
     return ended
 
 
-async def _in_flight(call: Callable[[], Awaitable[Any]], total: int, width: int) -> float:
+async def _measure_rate(call: Callable[[], Awaitable[Any]], total: int, width: int) -> float:
     """Calls per second with so many in flight."""
     left = iter(range(total))
 
-    async def work() -> None:
+    async def call_next() -> None:
         for _ in left:
             await call()
 
     began = time.perf_counter()
-    await asyncio.gather(*(work() for _ in range(width)))
+    await asyncio.gather(*(call_next() for _ in range(width)))
     return total / (time.perf_counter() - began)
 
 
-def _seconds(start: str, end: str) -> float:
+def _count_seconds(start: str, end: str) -> float:
     return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
 
 
-def _bare(port: int) -> None:
+def _serve_bare_handler(port: int) -> None:
     """A Litestar handler that does nothing, in a process of its own."""
 
     @get("/", sync_to_thread=False)
-    def nothing() -> dict[str, str]:
+    def get_status() -> dict[str, str]:
         return {"status": "completed"}
 
     uvicorn.run(
-        Litestar([nothing], openapi_config=None, logging_config=None), port=port, log_config=None, access_log=False
+        Litestar([get_status], openapi_config=None, logging_config=None), port=port, log_config=None, access_log=False
     )
 
 
-async def _bare_rate() -> float:
+async def _measure_bare_rate() -> float:
     port = find_free_ports(1)[0]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", f"from scripts.bench.suite import _bare; _bare({port})")
@@ -104,44 +104,44 @@ async def _bare_rate() -> float:
     try:
         async with aiohttp.ClientSession() as http:
 
-            async def call() -> None:
+            async def call_handler() -> None:
                 async with http.get(f"http://127.0.0.1:{port}/") as answer:
                     await answer.read()
 
             for _ in range(200):
                 with contextlib.suppress(aiohttp.ClientConnectionError):
-                    await call()
+                    await call_handler()
                     break
                 await asyncio.sleep(0.05)
-            await _in_flight(call, 200, IN_FLIGHT)
-            return await _in_flight(call, READS, IN_FLIGHT)
+            await _measure_rate(call_handler, 200, RUNS_IN_FLIGHT)
+            return await _measure_rate(call_handler, TIMED_READS, RUNS_IN_FLIGHT)
     finally:
         process.terminate()
         await process.wait()
 
 
-async def _solo(
-    client: Client, agent_id: str, count: int, pause: float = PAUSE
+async def _time_single_runs(
+    client: BenchClient, agent_id: str, count: int, pause: float = PAUSE_SECONDS
 ) -> tuple[list[float], list[float], list[Any]]:
     """One run and one interpreter's start in turn, each with the machine to itself: what they took, and the runs."""
     for _ in range(20):
-        await _run(client, agent_id)
+        await _run_agent(client, agent_id)
     took, floor, runs = list[float](), list[float](), list[Any]()
     for _ in range(count):
         await asyncio.sleep(pause)
-        one, ended = await _timed(functools.partial(_run, client, agent_id))
+        one, ended = await _time_call(functools.partial(_run_agent, client, agent_id))
         took.append(one)
         runs.append(ended)
         await asyncio.sleep(pause)
-        floor.append(await asyncio.to_thread(_interpreter))
+        floor.append(await asyncio.to_thread(_time_interpreter))
     return took, floor, runs
 
 
-async def _latency(client: Client, agent_id: str) -> tuple[list[Row], float, float, str]:
-    took, floor, runs = await _solo(client, agent_id, SOLO)
-    base, p50, p95 = statistics.median(floor), statistics.median(took), quantile(took, 0.95)
-    waits = [_seconds(run["created_at"], run["started_at"]) * 1000 for run in runs]
-    chained = [(await _timed(functools.partial(_run, client, agent_id)))[0] for _ in range(SOLO)]
+async def _measure_latency(client: BenchClient, agent_id: str) -> tuple[list[Row], float, float, str]:
+    took, floor, runs = await _time_single_runs(client, agent_id, SINGLE_RUNS)
+    base, p50, p95 = statistics.median(floor), statistics.median(took), compute_quantile(took, 0.95)
+    waits = [_count_seconds(run["created_at"], run["started_at"]) * 1000 for run in runs]
+    chained = [(await _time_call(functools.partial(_run_agent, client, agent_id)))[0] for _ in range(SINGLE_RUNS)]
     next_p50 = statistics.median(chained)
     start = "python -I -S -c pass"
     return (
@@ -152,7 +152,7 @@ async def _latency(client: Client, agent_id: str) -> tuple[list[Row], float, flo
             ("the same, the next at once, p50", f"{next_p50 / base:.2f}", start),
             (
                 "the same, the next at once, p95",
-                f"{quantile(chained, 0.95) / statistics.median(chained):.2f}",
+                f"{compute_quantile(chained, 0.95) / statistics.median(chained):.2f}",
                 "its p50",
             ),
             ("hot no-op, enqueue to start, p50", f"{statistics.median(waits) / base:.2f}", start),
@@ -163,53 +163,55 @@ async def _latency(client: Client, agent_id: str) -> tuple[list[Row], float, flo
     )
 
 
-async def _numpy(client: Client, no_op: float) -> Row:
+async def _measure_numpy_agent(client: BenchClient, no_op: float) -> Row:
     name = "hot agent that imports numpy, p50"
     try:
-        agent_id = await client.deploy("numpy", packed(NUMPY, **{"requirements.txt": "numpy\n"}))
+        agent_id = await client.deploy_agent("numpy", pack_agent(NUMPY_SOURCE, **{"requirements.txt": "numpy\n"}))
     except RuntimeError as error:
         return name, "-", f"not measured: {str(error)[:60]}"
     # Its slots take longer to refill: hot is who finds one.
-    took, floor, _ = await _solo(client, agent_id, SOLO // 4, PAUSE * 8)
+    took, floor, _ = await _time_single_runs(client, agent_id, SINGLE_RUNS // 4, PAUSE_SECONDS * 8)
     return name, f"{statistics.median(took) / statistics.median(floor) / no_op:.2f}", "the no-op's p50"
 
 
-async def _fresh(client: Client, base: float) -> Row:
+async def _measure_first_runs(client: BenchClient, base: float) -> Row:
     """The first run of a version that nobody has run yet."""
-    agents = [await client.deploy(f"fresh-{number}", packed(NO_OP)) for number in range(FRESH)]
+    agents = [await client.deploy_agent(f"fresh-{number}", pack_agent(NO_OP_SOURCE)) for number in range(FRESH_AGENTS)]
     await asyncio.sleep(1)
-    took = [(await _timed(functools.partial(_run, client, agent_id)))[0] for agent_id in agents]
+    took = [(await _time_call(functools.partial(_run_agent, client, agent_id)))[0] for agent_id in agents]
     return "first run of a version, p50", f"{statistics.median(took) / base:.2f}", "python -I -S -c pass"
 
 
-async def measure(system: System) -> tuple[list[Row], float]:
+async def measure_system(system: System) -> tuple[list[Row], float]:
     """Every figure: what, the ratio, and what it is a ratio of; and milliseconds of an interpreter's start."""
-    async with Client(system.url, {"X-API-Key": system.admin_key}) as client:
-        agent_id = await client.deploy("no-op", packed(NO_OP))
-        rows, base, p50, known = await _latency(client, agent_id)
-        rows.append(await _numpy(client, p50 / base))
-        rows.append(await _fresh(client, base))
-        await _in_flight(lambda: _run(client, agent_id), 200, IN_FLIGHT)
-        rate = await _in_flight(lambda: _run(client, agent_id), MANY, IN_FLIGHT)
-        rows.append(_rate(f"completed runs, {IN_FLIGHT} in flight", rate, base))
-        await _in_flight(lambda: client.call("GET", f"executions/{known}"), 200, IN_FLIGHT)
-        reads = await _in_flight(lambda: client.call("GET", f"executions/{known}"), READS, IN_FLIGHT)
-    rows.append(("GET /executions/{id} per second", f"{reads / await _bare_rate():.2f}", "a bare Litestar handler"))
+    async with BenchClient(system.url, {"X-API-Key": system.admin_key}) as client:
+        agent_id = await client.deploy_agent("no-op", pack_agent(NO_OP_SOURCE))
+        rows, base, p50, known = await _measure_latency(client, agent_id)
+        rows.append(await _measure_numpy_agent(client, p50 / base))
+        rows.append(await _measure_first_runs(client, base))
+        await _measure_rate(lambda: _run_agent(client, agent_id), 200, RUNS_IN_FLIGHT)
+        rate = await _measure_rate(lambda: _run_agent(client, agent_id), CONCURRENT_RUNS, RUNS_IN_FLIGHT)
+        rows.append(_format_rate(f"completed runs, {RUNS_IN_FLIGHT} in flight", rate, base))
+        await _measure_rate(lambda: client.call_api("GET", f"executions/{known}"), 200, RUNS_IN_FLIGHT)
+        reads = await _measure_rate(lambda: client.call_api("GET", f"executions/{known}"), TIMED_READS, RUNS_IN_FLIGHT)
+    rows.append(
+        ("GET /executions/{id} per second", f"{reads / await _measure_bare_rate():.2f}", "a bare Litestar handler")
+    )
     return rows, base
 
 
-def _rate(what: str, rate: float, base: float) -> Row:
+def _format_rate(what: str, rate: float, base: float) -> Row:
     return what, f"{rate * base / 1000:.2f}", f"interpreter starts, one after the other ({rate:.0f} runs/s)"
 
 
-def _soaked(found: Soaked, base: float) -> list[Row]:
+def _format_soak(found: SoakResult, base: float) -> list[Row]:
     start = "python -I -S -c pass"
-    p50 = quantile(found.took, 0.5)
+    p50 = compute_quantile(found.took, 0.5)
     rows = [
-        _rate(f"completed runs, {len(found.took)} of {TENANTS} tenants", found.rate, base),
+        _format_rate(f"completed runs, {len(found.took)} of {SOAK_TENANTS} tenants", found.rate, base),
         ("submit to result, p50", f"{p50 / base:.2f}", start),
-        ("submit to result, p95", f"{quantile(found.took, 0.95) / p50:.2f}", "its p50"),
-        ("submit to result, p99", f"{quantile(found.took, 0.99) / p50:.2f}", "its p50"),
+        ("submit to result, p95", f"{compute_quantile(found.took, 0.95) / p50:.2f}", "its p50"),
+        ("submit to result, p99", f"{compute_quantile(found.took, 0.99) / p50:.2f}", "its p50"),
         ("lost", f"{len(found.lost)}", "executions"),
         ("settled twice, or run after their end", f"{len(found.twice)}", "executions"),
         ("run anew after a lost worker", f"{found.retried}", "executions"),
@@ -219,7 +221,7 @@ def _soaked(found: Soaked, base: float) -> list[Row]:
     return rows
 
 
-async def _idle() -> list[Row]:
+async def _measure_idle() -> list[Row]:
     """What `paddock up` takes when nobody uses it, from a while after its start."""
     with tempfile.TemporaryDirectory(prefix="paddock-bench-") as folder:
         process = await asyncio.create_subprocess_exec(
@@ -231,20 +233,20 @@ async def _idle() -> list[Row]:
             async for line in process.stdout:
                 if line.startswith(b"ready"):
                     break
-            await asyncio.sleep(SETTLE)
-            before = processor(process.pid)
-            await asyncio.sleep(IDLE)
-            share, memory = (processor(process.pid) - before) / IDLE, held(process.pid)
+            await asyncio.sleep(SETTLE_SECONDS)
+            before = measure_cpu_seconds(process.pid)
+            await asyncio.sleep(IDLE_SECONDS)
+            share, memory = (measure_cpu_seconds(process.pid) - before) / IDLE_SECONDS, measure_memory_mib(process.pid)
         finally:
             process.terminate()
             await process.wait()
     return [
-        (f"`paddock up`, idle for {IDLE} s", f"{share * 100:.2f}", "per cent of one core, all processes"),
+        (f"`paddock up`, idle for {IDLE_SECONDS} s", f"{share * 100:.2f}", "per cent of one core, all processes"),
         ("its memory, shared pages counted once", f"{memory / 700:.2f}", f"700 MiB ({memory:.0f} MiB)"),
     ]
 
 
-def _print(rows: list[Row]) -> None:
+def _print_rows(rows: list[Row]) -> None:
     print(f"{'figure':<44}{'ratio':>8}   to")
     for what, ratio, to in rows:
         print(f"{what:<44}{ratio:>8}   {to}", flush=True)
@@ -252,17 +254,17 @@ def _print(rows: list[Row]) -> None:
 
 async def main() -> None:
     """Measure, soak and print."""
-    idle = await _idle()
+    idle = await _measure_idle()
     with tempfile.TemporaryDirectory(prefix="paddock-bench-") as folder:
         system = System(Path(folder) / "data", find_free_ports(1)[0], 1, lambda _: None)
-        async with system.running():
-            rows, base = await measure(system)
-            _print([*idle, *rows])
-            print(f"\nsoak: {EXECUTIONS} executions of {TENANTS} tenants, {IN_FLIGHT} in flight")
-            _print(_soaked(await soak(system, TENANTS, EXECUTIONS, IN_FLIGHT), base))
+        async with system.run():
+            rows, base = await measure_system(system)
+            _print_rows([*idle, *rows])
+            print(f"\nsoak: {SOAK_EXECUTIONS} executions of {SOAK_TENANTS} tenants, {RUNS_IN_FLIGHT} in flight")
+            _print_rows(_format_soak(await run_soak(system, SOAK_TENANTS, SOAK_EXECUTIONS, RUNS_IN_FLIGHT), base))
     print("\nplans")
     await plans.main()
     print("\nstreams of models")
     await streams.main()
     print("\nrecords")
-    await records.main(records.FULL)
+    await records.main(records.FULL_SIZES)

@@ -248,9 +248,9 @@ async def test_keys_and_uploads_replay_too(acme: Tenant, parts) -> None:
     assert kept is not None
     assert first.json()["key"].encode() not in kept.body
     agent = await acme.agent()
-    from scripts.demo import packed
+    from scripts.demo import pack_example
 
-    files = {"file": ("a.tar.gz", packed("hello"))}
+    files = {"file": ("a.tar.gz", pack_example("hello"))}
     path = f"/uploads/agent/{agent['id']}"
     made = [await acme.http.post(path, files=files, headers={"Idempotency-Key": "u1"}) for _ in range(2)]
     assert made[0].json()["id"] == made[1].json()["id"]

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from scripts.release import set_plan
+from scripts.release import set_tenant_plan
 from tests.support.clients import Tenant, api_beside
 
 TIERS = {
@@ -45,11 +45,11 @@ async def test_each_tier_has_its_limit(system, acme: Tenant, redis: str) -> None
             statuses = await _statuses(known, 16)
             assert set(statuses) == {200, 429}
             assert statuses[:6] == [200] * 6
-            assert await set_plan(system.settings, acme.tenant_id, "premium") == 0
+            assert await set_tenant_plan(system.settings, acme.tenant_id, "premium") == 0
             answer = await known.get("/agents")
             assert answer.status_code == 200
             assert answer.headers["X-RateLimit-Limit"] == "60"
 
 
 async def test_a_plan_is_for_a_tenant_that_exists(system) -> None:
-    assert await set_plan(system.settings, "no-such-tenant", "premium") == 1
+    assert await set_tenant_plan(system.settings, "no-such-tenant", "premium") == 1

@@ -59,7 +59,7 @@ async def deletes_all(storage: EmbeddedSeaweed, scheme: str) -> bool:
 
 
 async def test_without_a_certificate_nothing_is_read_or_deleted(system: System, tmp_path: Path) -> None:
-    storage = system.parts[2]
+    storage = system.services[2]
     assert storage is not None
     assert "paddock" not in await calls(storage, "fs.ls /buckets", tmp_path)
     for scheme in ("http", "https"):
@@ -78,7 +78,7 @@ async def test_without_a_certificate_nothing_is_read_or_deleted(system: System, 
 
 async def test_a_certificate_of_another_authority_opens_nothing(system: System, tmp_path: Path) -> None:
     """Also one of the same name."""
-    storage = system.parts[2]
+    storage = system.services[2]
     assert storage is not None
     write_certificates(tmp_path / "certificates", "paddock-seaweedfs")
     (tmp_path / "security.toml").write_text(seaweedfs._build_security("0" * 64, tmp_path / "certificates"))
@@ -87,13 +87,13 @@ async def test_a_certificate_of_another_authority_opens_nothing(system: System, 
 
 async def test_the_shell_works_with_the_right_certificate(system: System) -> None:
     """Or the two above would show nothing."""
-    storage = system.parts[2]
+    storage = system.services[2]
     assert storage is not None
     assert "paddock" in await calls(storage, "fs.ls /buckets", storage._folder)
 
 
 async def test_the_files_with_keys_are_their_owners_alone(system: System) -> None:
-    storage = system.parts[2]
+    storage = system.services[2]
     assert storage is not None
     files = [
         storage._folder / "security.toml",

@@ -32,7 +32,7 @@ from domain.llms.messages import (
 from domain.shared.secrets import Secret
 from infra.http import Outbound
 from infra.llm import PydanticLlm
-from infra.llm.local_model import Served
+from infra.llm.local_model import LocalServer
 from tests.support.fake_provider import Answer, Wire, call, wire
 
 KEY = "sk-very-secret-0123456789"
@@ -52,10 +52,10 @@ class Here:
         self.url, self.held, self.most = url, 0, 0
 
     @asynccontextmanager
-    async def serving(self) -> AsyncIterator[Served]:
+    async def serving(self) -> AsyncIterator[LocalServer]:
         self.held += 1
         try:
-            yield Served(base_url=self.url, api_key=None)
+            yield LocalServer(base_url=self.url, api_key=None)
         finally:
             self.held -= 1
 

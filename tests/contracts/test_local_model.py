@@ -31,7 +31,7 @@ from domain.shared.secrets import Secret
 from infra.embedded.model import CONTEXT_TOKENS, MODEL_SLOTS, ModelBroker
 from infra.http import Outbound
 from infra.llm import PydanticLlm
-from infra.llm.local_model import LocalModel, Served, aimed
+from infra.llm.local_model import LocalModelClient, LocalServer, prepare_local_request
 
 TARGET = ModelTarget(name="smollm2", provider="local", model="smollm2")
 WEATHER = ToolSpec(
@@ -52,7 +52,7 @@ class Opened:
 
     def __init__(self, door: ModelBroker, lines: list[str]) -> None:
         self.door, self.lines = door, lines
-        self.local = LocalModel(door.address, None)
+        self.local = LocalModelClient(door.address, None)
 
     @property
     def pid(self) -> int:
@@ -87,7 +87,7 @@ async def llm(here: Opened) -> AsyncIterator[PydanticLlm]:
 
 @contextlib.asynccontextmanager
 async def client(here: Opened) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with here.local.serving() as served:
+    async with here.local.acquire_server() as served:
         assert served.api_key is not None
         async with openai.AsyncOpenAI(
             base_url=served.base_url, api_key=served.api_key.reveal(), max_retries=0, timeout=60
@@ -225,13 +225,13 @@ async def test_a_prompt_that_is_too_long_is_refused_and_harms_nobody(here: Opene
 
 
 async def pid_of(here: Opened) -> int:
-    async with here.local.serving():
+    async with here.local.acquire_server():
         return here.pid
 
 
 async def test_nobody_gets_in_without_the_key(here: Opened) -> None:
     body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
-    async with here.local.serving() as served, httpx.AsyncClient(base_url=served.base_url) as web:
+    async with here.local.acquire_server() as served, httpx.AsyncClient(base_url=served.base_url) as web:
         key = (served.api_key or Secret("")).reveal()
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Bearer {key}x"}):
             assert (await web.post("/chat/completions", json=body, headers=headers)).status_code == 401
@@ -302,13 +302,13 @@ async def test_it_starts_once_for_all_who_ask_and_ends_when_nobody_does(tmp_path
         assert not (tmp_path / "model").exists()
 
         async def held() -> tuple[int, str]:
-            async with here.local.serving() as served:
+            async with here.local.acquire_server() as served:
                 return here.pid, served.base_url
 
         first = {*await asyncio.gather(*(held() for _ in range(8)))}
         assert len(first) == here.starts == 1
         ((pid, _),) = first
-        async with here.local.serving():
+        async with here.local.acquire_server():
             # Longer than it may be idle: it is not, as long as somebody is connected.
             await asyncio.sleep(1.5)
             assert not gone(pid)
@@ -345,7 +345,7 @@ async def test_whoever_gives_up_while_it_starts_takes_it_from_nobody(tmp_path: P
     async with opened(tmp_path) as here:
 
         async def held() -> str:
-            async with here.local.serving() as served:
+            async with here.local.acquire_server() as served:
                 return served.base_url
 
         hasty, patient = asyncio.create_task(held()), asyncio.create_task(held())
@@ -357,13 +357,13 @@ async def test_whoever_gives_up_while_it_starts_takes_it_from_nobody(tmp_path: P
 
 async def test_closing_the_door_ends_it_in_time(tmp_path: Path) -> None:
     async with opened(tmp_path) as here:
-        async with here.local.serving():
+        async with here.local.acquire_server():
             pid = here.pid
         began = time.monotonic()
     assert time.monotonic() - began < 2
     assert gone(pid)
     with pytest.raises(ModelError) as caught:
-        async with here.local.serving():
+        async with here.local.acquire_server():
             pass
     assert caught.value.kind == "unavailable"
 
@@ -387,7 +387,7 @@ async def test_the_word_is_needed_at_the_door(here: Opened) -> None:
             assert await reader.read() == b""
         writer.close()
     with pytest.raises(ModelError, match="hung up"):
-        async with LocalModel(f"{host}:{port}:wrong", None).serving():
+        async with LocalModelClient(f"{host}:{port}:wrong", None).acquire_server():
             pass
 
 
@@ -397,7 +397,7 @@ async def test_a_library_that_does_not_load_says_why(tmp_path: Path, monkeypatch
     monkeypatch.syspath_prepend(tmp_path)
     async with opened(tmp_path) as here:
         with pytest.raises(ModelError) as caught:
-            async with here.local.serving():
+            async with here.local.acquire_server():
                 pass
         assert "cannot be loaded on this system: version `GLIBC_2.99 not found" in caught.value.message
         assert "Traceback" not in caught.value.message
@@ -413,19 +413,19 @@ async def test_without_the_packages_it_says_what_to_install(tmp_path: Path, monk
             )
             async with opened(tmp_path) as here:
                 with pytest.raises(ModelError) as caught:
-                    async with here.local.serving():
+                    async with here.local.acquire_server():
                         pass
         assert caught.value.kind == "unavailable"
         assert caught.value.message.startswith("The local model is not installed; install paddock[model]")
 
 
 async def test_without_a_door_there_is_the_url_or_the_reason() -> None:
-    async with LocalModel(None, "http://models:8010/v1/", Secret("k")).serving() as served:
+    async with LocalModelClient(None, "http://models:8010/v1/", Secret("k")).acquire_server() as served:
         assert served.base_url == "http://models:8010/v1"
         assert served.api_key is not None
         assert served.api_key.reveal() == "k"
     with pytest.raises(ModelError, match="PADDOCK_LOCAL_MODEL_URL") as caught:
-        async with LocalModel(None, "").serving():
+        async with LocalModelClient(None, "").acquire_server():
             pass
     assert caught.value.kind == "unavailable"
 
@@ -437,4 +437,4 @@ def test_a_schema_that_would_keep_the_server_busy_is_refused() -> None:
         target=target, messages=(ChatMessage(role="user", content="x"),), options=ModelOptions(schema=schema)
     )
     with pytest.raises(ModelError, match="parts"):
-        aimed(ask, Served(base_url="http://127.0.0.1:1/v1", api_key=None))
+        prepare_local_request(ask, LocalServer(base_url="http://127.0.0.1:1/v1", api_key=None))

@@ -147,7 +147,7 @@ async def test_others_have_their_turn_within_a_piece_that_was_packed() -> None:
             turns += 1
 
     beside = asyncio.create_task(others())
-    events = [event async for batch in EventStream(cast(Any, Response()), ask).batches() for event in batch]
+    events = [event async for batch in EventStream(cast(Any, Response()), ask).read_batches() for event in batch]
     beside.cancel()
     assert len(events) == 1000
     assert turns >= 10

@@ -20,7 +20,7 @@ RESPONSES, CHAT = "/v1/responses", "/v1/chat/completions"
 @pytest.fixture(autouse=True)
 def forgotten() -> None:
     """Ports are used again: what was learned of a server that is gone must not count for another."""
-    providers._chat_only.clear()
+    providers._chat_only_urls.clear()
 
 
 def told(served: Wire, provider: str = "openai", api: ModelApi | None = None, **more: Any) -> ModelCall:

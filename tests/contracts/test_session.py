@@ -20,7 +20,7 @@ from infra.postgres.db import connect
 from infra.postgres.migrate import migrate
 from infra.postgres.store import PostgresStore
 from infra.wiring import open_resources
-from scripts.release import set_plan
+from scripts.release import set_tenant_plan
 from scripts.system import System
 from tests.conftest import running
 from tests.support.clients import tenant
@@ -207,8 +207,8 @@ async def test_a_role_that_becomes_mighty_later_is_found_by_health(elsewhere: Ma
 
 async def test_an_operator_sets_a_plan_as_an_owner_who_is_held(elsewhere: Managed, system: System) -> None:
     settings = replace(system.settings, database_owner_url=Secret(elsewhere.url()))
-    assert await set_plan(settings, "three", "premium") == 0
-    assert await set_plan(settings, "nobody", "premium") == 1
+    assert await set_tenant_plan(settings, "three", "premium") == 0
+    assert await set_tenant_plan(settings, "nobody", "premium") == 1
 
 
 async def test_the_owner_dumps_all_of_it_as_the_page_on_operations_says(elsewhere: Managed) -> None:

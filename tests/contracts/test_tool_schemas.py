@@ -81,7 +81,7 @@ def test_schemas_that_providers_take(name: str) -> None:
 
 def test_alternatives_are_folded() -> None:
     first = adapt_schema(REFUSED["anyOf of requirements"])
-    assert (first.wire["properties"], first.wire.get("required"), first.needs) == (
+    assert (first.wire["properties"], first.wire.get("required"), first.requirements) == (
         {"a": TEXT, "b": TEXT}, None, "Needs `a` or `b`.",
     )  # fmt: skip
     second = adapt_schema(REFUSED["oneOf of objects"])

@@ -19,7 +19,7 @@ from domain.shared import names, yaml_reader
 from domain.shared.names import KEY_PATTERN
 from domain.tools import McpServerTool, Tool
 from domain.tools.builtin import BUILT_IN_TOOLS
-from infra.llm.local_model import MOST_PARTS, _parts
+from infra.llm.local_model import MAX_SCHEMA_VALUES, _count_schema_values
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 WORDS = st.one_of(st.text(max_size=80), st.text(alphabet="ab1 -_{}:#|>'\"\n", max_size=80))
@@ -187,7 +187,7 @@ def test_the_local_model_can_come_to_an_end() -> None:
     """Its longest answer, a token for each letter, and the longest question have room in its window together."""
     choice = offered(24)
     for kind in ("agent", "task", "crew", "name"):
-        assert _parts(prompts.build_answer_schema(kind, True, choice, ["a"] * 20)) <= MOST_PARTS
+        assert _count_schema_values(prompts.build_answer_schema(kind, True, choice, ["a"] * 20)) <= MAX_SCHEMA_VALUES
 
     def longest(one: Any) -> int:
         if one["type"] == "object":

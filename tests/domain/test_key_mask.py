@@ -30,8 +30,8 @@ def ask(key: str | None) -> ModelCall:
 @given(st.lists(st.sampled_from(["abc", "abcabc", "abd", KEY, "a", "b", "c", "d", "x", ""]), max_size=20))
 def test_pieces_together_are_the_text_with_stars(pieces: list[str]) -> None:
     mask = KeyMask(KEY)
-    got = [mask.add(piece) for piece in pieces]
-    assert "".join([*got, mask.finish()]) == "".join(pieces).replace(KEY, "***")
+    got = [mask.mask_piece(piece) for piece in pieces]
+    assert "".join([*got, mask.flush_text()]) == "".join(pieces).replace(KEY, "***")
 
 
 async def collect(key: str | None, *parts: ReplyPart) -> list[ReplyPart]:

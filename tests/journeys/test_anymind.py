@@ -2,10 +2,10 @@
 
 import httpx
 
-from scripts.demo import packed
+from scripts.demo import pack_example
 from scripts.system import System
 
-HELLO = packed("hello")
+HELLO = pack_example("hello")
 
 
 async def test_the_whole_document(system: System) -> None:

@@ -42,7 +42,7 @@ async def on(data: Path) -> AsyncIterator[System]:
     os.environ.update(FAST)
     try:
         system = System(data, find_free_ports(1)[0], 1, lambda line: None)
-        async with system.running():
+        async with system.run():
             yield system
     finally:
         os.environ.clear()
@@ -132,9 +132,9 @@ async def loses(folder: Path) -> None:
     kept = {line["key"]: line for line in map(json.loads, lines)}
     gone, damaged = sorted(key for key in kept if key.startswith("uploads/"))[:2]
     (folder / "cold" / "objects.jsonl").write_text("\n".join(one for one in lines if gone not in one) + "\n")
-    from scripts.backup import _file
+    from scripts.backup import _get_object_path
 
-    _file(folder / "cold", damaged).write_bytes(b"something else")
+    _get_object_path(folder / "cold", damaged).write_bytes(b"something else")
     status, said = await paddock("restore", str(folder / "cold"), "--data", str(folder / "lossy"))
     assert status == 2, said
     assert "1 objects are damaged" in said

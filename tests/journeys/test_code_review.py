@@ -3,7 +3,7 @@
 from typing import Any
 
 from scripts import demo
-from scripts.demo_workflows import CODE, FOLDER, TESTS, show_code_review
+from scripts.demo_workflows import CODE_REVIEW_FOLDER, REVIEWED_CODE, REVIEWED_TESTS, show_code_review
 from tests.support.clients import Tenant
 from tests.support.fake_provider import Wire
 from tests.support.model_fixtures import agent, model, until
@@ -12,10 +12,10 @@ YAML = {"Content-Type": "application/yaml"}
 
 
 async def test_the_demo_of_it_on_the_local_model(acme: Tenant, capsys: Any) -> None:
-    checker = demo.packed("code_review/checker")
+    checker = demo.pack_example("code_review/checker")
     for _ in range(2):
         # The second time everything is there already.
-        await show_code_review(acme.http, demo._step, demo._expect, checker)
+        await show_code_review(acme.http, demo.show_step, demo.expect_status, checker)
     shown = capsys.readouterr().out
     for line in (
         "prices.py:1: unused-import: 'os' is imported and never used.",
@@ -29,9 +29,9 @@ async def test_the_demo_of_it_on_the_local_model(acme: Tenant, capsys: Any) -> N
 
 async def test_what_it_comes_to(acme: Tenant, provider: Wire) -> None:
     checker = await acme.agent("checker")
-    await acme.built(checker["id"], demo.packed("code_review/checker"))
+    await acme.built(checker["id"], demo.pack_example("code_review/checker"))
     reviewer = await agent(acme, await model(acme, provider, "reviewing"), name="reviewer")
-    made = await acme.http.post("/workflows", content=(FOLDER / "workflow.yaml").read_text(), headers=YAML)
+    made = await acme.http.post("/workflows", content=(CODE_REVIEW_FOLDER / "workflow.yaml").read_text(), headers=YAML)
     assert made.status_code == 201, made.text
 
     async def review(**inputs: Any) -> dict[str, Any]:
@@ -42,7 +42,7 @@ async def test_what_it_comes_to(acme: Tenant, provider: Wire) -> None:
         return await acme.ended(execution["id"])
 
     provider.say("Mend the default first.", to="reviewing")
-    bad = await review(code=CODE, tests=TESTS)
+    bad = await review(code=REVIEWED_CODE, tests=REVIEWED_TESTS)
     assert bad["status"] == "completed", bad
     assert [one["rule"] for one in bad["result"]["problems"]] == ["unused-import", "mutable-default", "none-equality"]
     assert (bad["result"]["tests_passed"], bad["result"]["report"]) == (False, "report.md")
@@ -69,7 +69,7 @@ async def test_what_it_comes_to(acme: Tenant, provider: Wire) -> None:
 
 async def test_the_checker_finds_what_it_looks_for(acme: Tenant) -> None:
     checker = await acme.agent("checker")
-    await acme.built(checker["id"], demo.packed("code_review/checker"))
+    await acme.built(checker["id"], demo.pack_example("code_review/checker"))
     ways = "".join(f"    if x == {number}:\n        x += 1\n" for number in range(11))
     code = f"""\
 import os, json

@@ -11,15 +11,15 @@ import pytest
 from redis.asyncio import Redis
 
 from infra.sandbox.proc import list_descendants
-from scripts.demo import packed
-from scripts.supervisor import Process
+from scripts.demo import pack_example
+from scripts.supervisor import SupervisedProcess
 from scripts.system import System
 from tests.support.clients import Tenant
 
 SLEEPER = "import time\ndef handle(p):\n    print('begin', flush=True)\n    time.sleep(p['for'])\n    return p\n"
 
 
-def _process(system: System, name: str) -> Process:
+def _process(system: System, name: str) -> SupervisedProcess:
     return next(process for process in system.processes if process.name == name)
 
 
@@ -116,7 +116,7 @@ async def test_flushing_redis_loses_nothing(system, home, sleeper) -> None:
 
 
 async def test_redis_killed_while_work_is_submitted(system, home, sleeper) -> None:
-    valkey = system.parts[1]
+    valkey = system.services[1]
     assert valkey is not None
     assert valkey.child is not None
     old = valkey.child.process.pid
@@ -129,7 +129,7 @@ async def test_redis_killed_while_work_is_submitted(system, home, sleeper) -> No
 async def test_postgres_stopped_and_started(system, home, sleeper) -> None:
     executions = [await home.start(sleeper, {"for": 1.0, "n": n}) for n in range(6)]
     await _until(home, executions[0]["id"], "running")
-    postgres = system.parts[0]
+    postgres = system.services[0]
     assert postgres is not None
     assert postgres.child is not None
     old = postgres.child.process.pid
@@ -149,12 +149,12 @@ async def test_postgres_stopped_and_started(system, home, sleeper) -> None:
 
 async def test_storage_away_while_builds_wait(system, acme) -> None:
     agent = await acme.agent()
-    seaweed = system.parts[2]
+    seaweed = system.services[2]
     assert seaweed is not None
     assert seaweed.child is not None
-    version = (await acme.upload(agent["id"], packed("hello"))).json()
+    version = (await acme.upload(agent["id"], pack_example("hello"))).json()
     os.kill(seaweed.child.process.pid, signal.SIGKILL)
-    refused = await acme.upload(agent["id"], packed("hello"))
+    refused = await acme.upload(agent["id"], pack_example("hello"))
     assert refused.status_code in (201, 503)
     if refused.status_code == 503:
         assert refused.json()["error"] == "storage_unavailable"

@@ -16,7 +16,7 @@ from domain.artifacts import service
 from domain.shared.errors import DomainError
 from infra.embedded.children import EmbeddedServiceError
 from infra.wiring import Resources
-from scripts.supervisor import Process
+from scripts.supervisor import SupervisedProcess
 from scripts.system import System
 from tests.conftest import running
 from tests.support.clients import Tenant, tenant
@@ -86,7 +86,7 @@ async def _answering(system: System) -> None:
 
 
 async def _kill_process(system: System, name: str) -> None:
-    process: Process = next(one for one in system.processes if one.name == name)
+    process: SupervisedProcess = next(one for one in system.processes if one.name == name)
     old = process.pid
     assert old is not None
     os.kill(old, signal.SIGKILL)
@@ -98,7 +98,7 @@ async def _kill_process(system: System, name: str) -> None:
 
 
 async def _kill_part(system: System, number: int) -> None:
-    part = system.parts[number]
+    part = system.services[number]
     assert part is not None
     assert part.child is not None
     old = part.child.process.pid
@@ -247,7 +247,7 @@ async def _place(parts: Resources, owner: Tenant, name: str) -> service.Artifact
 @asynccontextmanager
 async def _away(system: System, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Object storage gone, and not started again before the end."""
-    seaweed = system.parts[2]
+    seaweed = system.services[2]
     assert seaweed is not None
     assert seaweed.child is not None
 

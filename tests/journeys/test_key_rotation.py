@@ -17,7 +17,7 @@ from domain.shared import ids
 from domain.shared.access import Caller
 from domain.shared.secrets import Secret
 from infra.wiring import Resources, open_resources
-from scripts.key_rotation import BATCH, reseal
+from scripts.key_rotation import KEY_BATCH_SIZE, reseal_keys
 from scripts.system import System
 from tests.support.isolated_database import Apart, apart
 
@@ -73,7 +73,7 @@ async def _opened(parts: Resources, caller: Caller, slug: str) -> str:
 async def test_old_keys_give_way_to_new_ones_while_everything_runs(world: World) -> None:
     one, two = await world.tenant(), await world.tenant()
     old = await world.process(OLD)
-    many = BATCH // 2 + 5
+    many = KEY_BATCH_SIZE // 2 + 5
     for caller in (one, two):
         for number in range(many):
             await _keep(old, caller, f"key {number}", f"sk-{caller.tenant_id}-{number}")
@@ -147,7 +147,7 @@ async def test_a_key_that_is_replaced_meanwhile_stays_replaced(world: World) -> 
                         tx, "busy", PatchProviderKey(key="sk-after"), old.keyring.seal
                     )
 
-    done = await reseal(Meddled(), both.keyring)  # type: ignore[arg-type]
+    done = await reseal_keys(Meddled(), both.keyring)  # type: ignore[arg-type]
     assert (done.resealed, done.kept, done.unreadable) == (1, 0, ())
     assert await _opened(await world.process(NEW), caller, "busy") == "sk-after"
     async with both.store.begin_unbound() as tx:

@@ -12,7 +12,7 @@ import httpx
 
 from domain.shared.secrets import Secret
 from infra.embedded.children import find_free_ports
-from infra.llm.local_model import LocalModel
+from infra.llm.local_model import LocalModelClient
 from tests.support.clients import Tenant
 from tests.support.model_fixtures import agent, events, run, said
 
@@ -21,13 +21,13 @@ ROOT = Path(__file__).resolve().parents[2]
 UP = """
 import asyncio, sys
 from pathlib import Path
-from infra.llm.local_model import LocalModel
+from infra.llm.local_model import LocalModelClient
 from scripts.system import System
 
 async def main():
-    async with System(Path(sys.argv[1]), int(sys.argv[2]), 1, lambda line: None).running() as system:
+    async with System(Path(sys.argv[1]), int(sys.argv[2]), 1, lambda line: None).run() as system:
         print("asleep", system.model_broker.server.child, flush=True)
-        async with LocalModel(system.settings.local_model_door, None).serving():
+        async with LocalModelClient(system.settings.local_model_door, None).acquire_server():
             print("pid", system.model_broker.server.child.process.pid, flush=True)
             await asyncio.sleep(600)
 
@@ -93,7 +93,7 @@ async def test_a_process_of_its_own_with_a_key() -> None:
     command = ("-m", "scripts.cli", "model", "--port", str(port))
     async with _python(*command, PADDOCK_LOCAL_MODEL_KEY=key) as process:
         assert await _line(process) == f"serving at http://127.0.0.1:{port}/v1"
-        async with LocalModel(None, f"http://127.0.0.1:{port}/v1", Secret(key)).serving() as served:
+        async with LocalModelClient(None, f"http://127.0.0.1:{port}/v1", Secret(key)).acquire_server() as served:
             assert served.api_key is not None
             async with httpx.AsyncClient(base_url=served.base_url, timeout=60) as web:
                 body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.cli import parser
+from scripts.cli import build_parser
 from tests.support.clients import Tenant
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +66,7 @@ def test_the_manifest_and_the_function_are_the_example_s() -> None:
 
 
 def test_every_command_is_in_the_table() -> None:
-    commands = parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+    commands = build_parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
     for command in set(commands or ()) - {"version"}:
         assert f"`paddock {command}" in README, command
 

@@ -24,7 +24,7 @@ from infra.compression import (
     stream_once,
 )
 from infra.wiring import Resources
-from scripts.bench.resources import held
+from scripts.bench.resources import measure_memory_mib
 from scripts.system import System
 from tests.journeys.test_kurral import key_in_storage, upload
 from tests.support.clients import Tenant
@@ -88,11 +88,11 @@ async def test_readers_of_a_bomb_do_not_hold_it_in_memory(system: System, parts:
     made = await upload(acme, BOMB)
     await key_in_storage(parts, acme, made["kurral_id"])
     pid = next(one.pid for one in system.processes if one.name == "api" and one.pid is not None)
-    before, seen = held(pid), list[float]()
+    before, seen = measure_memory_mib(pid), list[float]()
     async with asyncio.timeout(PATIENCE), AsyncExitStack() as stack:
         await idle_many(stack, 20, system, acme, f"/artifacts/{made['kurral_id']}")
         for _ in range(20):
-            seen.append(held(pid))
+            seen.append(measure_memory_mib(pid))
             await asyncio.sleep(0.05)
     assert max(seen) - before < 300
 

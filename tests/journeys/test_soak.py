@@ -5,7 +5,7 @@ import os
 import signal
 from pathlib import Path
 
-from scripts.bench.soak import soak
+from scripts.bench.soak import run_soak
 from scripts.system import System
 from tests.conftest import running
 
@@ -38,7 +38,7 @@ async def test_killed_slots_workers_and_redis_in_the_middle_lose_nothing() -> No
 
         async def worst() -> None:
             nonlocal killed
-            valkey = system.parts[1]
+            valkey = system.services[1]
             assert valkey is not None
             for _ in range(3):
                 await asyncio.sleep(0.5)
@@ -54,7 +54,7 @@ async def test_killed_slots_workers_and_redis_in_the_middle_lose_nothing() -> No
             assert valkey.child is not None
             valkey.child.process.kill()
 
-        found = await soak(system, tenants=5, executions=1200, in_flight=24, during=worst)
+        found = await run_soak(system, tenants=5, executions=1200, in_flight=24, during=worst)
         assert killed > 0
         assert found.retried > 0, "no worker died while it held something: this showed nothing"
         assert len(found.took) == 1200
@@ -63,11 +63,11 @@ async def test_killed_slots_workers_and_redis_in_the_middle_lose_nothing() -> No
 
 async def test_a_soak_would_notice_what_ran_twice_or_not_at_all(home) -> None:
     """The check itself: a run whose answer is another's counts as lost, one that is told twice as twice."""
-    from scripts.bench.soak import Client, _twice
+    from scripts.bench.soak import BenchClient, find_repeated_ends
 
     execution = await home.run("hello", {"name": "x"})
     key = await home.key()
-    async with Client(str(home.http.base_url).removesuffix("/api/v1/"), {"X-API-Key": key}) as client:
-        assert await _twice([(client, execution)]) == []
-        assert await _twice([(client, execution), (client, execution)]) == [execution["id"]]
-        assert await _twice([(client, {**execution, "attempt": 2})]) == [execution["id"]]
+    async with BenchClient(str(home.http.base_url).removesuffix("/api/v1/"), {"X-API-Key": key}) as client:
+        assert await find_repeated_ends([(client, execution)]) == []
+        assert await find_repeated_ends([(client, execution), (client, execution)]) == [execution["id"]]
+        assert await find_repeated_ends([(client, {**execution, "attempt": 2})]) == [execution["id"]]

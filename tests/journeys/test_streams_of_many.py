@@ -5,7 +5,7 @@ import json
 
 from websockets.asyncio.client import connect
 
-from scripts.bench.resources import held
+from scripts.bench.resources import measure_memory_mib
 from scripts.system import System
 from tests.support.clients import Tenant
 from tests.support.fake_provider import Wire
@@ -45,4 +45,4 @@ async def test_two_hundred_streams_at_once(system: System, acme: Tenant, provide
 
 
 def memory(system: System) -> dict[str, float]:
-    return {one.name: held(one.pid) for one in system.processes if one.pid is not None}
+    return {one.name: measure_memory_mib(one.pid) for one in system.processes if one.pid is not None}

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from infra.embedded.children import find_free_ports
-from scripts.installation import command_name
+from scripts.installation import get_command_name
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -113,12 +113,12 @@ def test_the_printed_command_can_be_called(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(program), "up"])
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    assert command_name() == ".venv/bin/paddock"
+    assert get_command_name() == ".venv/bin/paddock"
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
-    assert command_name() == "paddock"
+    assert get_command_name() == "paddock"
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     monkeypatch.chdir("/")
-    assert command_name() == str(program).lstrip("/")
+    assert get_command_name() == str(program).lstrip("/")
 
 
 def test_set_up_shows_how_far_it_is(tmp_path: Path) -> None:

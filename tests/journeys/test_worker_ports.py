@@ -173,7 +173,7 @@ async def test_a_port_that_is_taken_is_named(system: System) -> None:
 
 
 async def test_redis_away_makes_workers_unready_and_not_dead(system: System) -> None:
-    valkey = system.parts[1]
+    valkey = system.services[1]
     assert valkey is not None
     assert valkey.child is not None
     os.kill(valkey.child.process.pid, signal.SIGSTOP)

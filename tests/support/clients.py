@@ -20,8 +20,8 @@ from domain.ports import Tx
 from infra.credentials import generate_token, hash_token
 from infra.embedded.children import find_free_ports
 from infra.wiring import Resources
-from scripts.demo import packed
-from scripts.supervisor import Process
+from scripts.demo import pack_example
+from scripts.supervisor import SupervisedProcess
 
 MANIFEST = "name: test\nentrypoint: agent:handle\n"
 
@@ -83,7 +83,7 @@ class Tenant:
 
     async def deploy_example(self, name: str) -> str:
         agent = await self.agent(name)
-        version = await self.built(agent["id"], packed(name))
+        version = await self.built(agent["id"], pack_example(name))
         assert version["status"] == "ready", version["build_log"]
         return str(agent["id"])
 
@@ -147,7 +147,9 @@ async def found_tenant(resources: Resources, url: str, credentials: tuple[str, s
 async def api_beside(system: Any, **environment: str) -> AsyncIterator[str]:
     """Another process of the API on the system's parts, with other settings; its address."""
     port = str(find_free_ports(1)[0])
-    process = Process("beside", "api", {**system.environment, "PADDOCK_PORT": port, **environment}, lambda _: None)
+    process = SupervisedProcess(
+        "beside", "api", {**system.environment, "PADDOCK_PORT": port, **environment}, lambda _: None
+    )
     running = asyncio.create_task(process.run())
     url = f"http://127.0.0.1:{port}"
     try:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.telemetry import configure_logging, escape_controls
-from scripts.log_format import readable
+from scripts.log_format import format_log_line
 
 FORGED = "x\n18:00:00 api     error   all is lost\r\x1b[2J\x1b]0;title\x07\x9b31m\x85\u2028\u202egnp\u2066"
 
@@ -48,7 +48,7 @@ def test_a_log_line_of_an_agent_s_words_is_one_line_of_json_and_of_the_console(l
     assert json.loads(written[0])["error"] == FORGED, "the value itself stays"
     for line in written:
         assert _is_harmless(line)
-        shown = readable("run", line.encode())
+        shown = format_log_line("run", line.encode())
         first, *rest = shown.split("\n")
         assert all(part.startswith("    ") for part in rest), "only a traceback has more lines, and those are set in"
         assert all(_is_harmless(part) for part in [first, *rest])
@@ -57,7 +57,7 @@ def test_a_log_line_of_an_agent_s_words_is_one_line_of_json_and_of_the_console(l
 
 @pytest.mark.parametrize("line", [FORGED.encode(), b"\x1b[31mplain", b"{not json\x9b", '{"a": "\u202e"}'.encode()])
 def test_other_lines_are_written_out_too(line: bytes) -> None:
-    assert _is_harmless(readable("postgres", line))
+    assert _is_harmless(format_log_line("postgres", line))
 
 
 @given(st.text(max_size=200))

@@ -217,7 +217,7 @@ async def test_postgres_away_for_longer_than_a_lease(system: System, home: Tenan
     for run in runs:
         while (await home.http.get(f"/executions/{run['id']}")).json()["status"] != "running":
             await asyncio.sleep(0.05)
-    postgres = system.parts[0]
+    postgres = system.services[0]
     assert postgres is not None
     assert postgres.child is not None
     start, old = postgres.start, postgres.child.process.pid

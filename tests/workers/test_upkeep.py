@@ -122,9 +122,9 @@ def test_pip_s_configuration_in_uv_s_words() -> None:
 
 
 async def test_an_environment_is_installed_once(home: Tenant) -> None:
-    from scripts.demo import packed
+    from scripts.demo import pack_example
 
     agent = await home.agent()
-    version = await home.built(agent["id"], packed("summarizer"))
+    version = await home.built(agent["id"], pack_example("summarizer"))
     assert version["status"] == "ready"
     assert "there already" in version["build_log"]
