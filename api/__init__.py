@@ -1,1 +1,1 @@
-"""The thin front: authenticate, validate, write a row, commit, ring, answer."""
+"""Serve the HTTP API: authenticate, validate, write a row, commit, ring, answer."""

@@ -8,7 +8,7 @@ from msgspec import UNSET
 from msgspec.structs import asdict
 
 from api.idempotency import ResourceCreator
-from api.operations import AUTHENTICATED, IDEMPOTENCY_KEY, PUBLIC, requires_scope
+from api.operations import ANY_CALLER, IDEMPOTENCY_KEY, PUBLIC_ACCESS, require_scope
 from api.password_guesses import GuessLimiter
 from api.requests import HttpRequest, Store
 from domain import accounts
@@ -52,7 +52,7 @@ class TokenIssuer:
         )
 
 
-@post("/auth/register", opt=PUBLIC, request_max_body_size=MAX_PUBLIC_BODY_BYTES)
+@post("/auth/register", opt=PUBLIC_ACCESS, request_max_body_size=MAX_PUBLIC_BODY_BYTES)
 async def register_user(
     store: Store, passwords: Passwords, token_issuer: TokenIssuer, data: Registration
 ) -> RegisteredUser:
@@ -67,7 +67,7 @@ async def register_user(
     return RegisteredUser(**asdict(user), **asdict(token_issuer.issue_tokens(user.id, session_id, refresh_token)))
 
 
-@post("/auth/login", opt=PUBLIC, status_code=200, request_max_body_size=MAX_PUBLIC_BODY_BYTES)
+@post("/auth/login", opt=PUBLIC_ACCESS, status_code=200, request_max_body_size=MAX_PUBLIC_BODY_BYTES)
 async def log_in(
     store: Store,
     passwords: Passwords,
@@ -98,7 +98,7 @@ def _refuse_login() -> DomainError:
     return DomainError("invalid_credentials", "The user name or the password is wrong.")
 
 
-@post("/auth/refresh", opt=PUBLIC, status_code=200, request_max_body_size=MAX_PUBLIC_BODY_BYTES)
+@post("/auth/refresh", opt=PUBLIC_ACCESS, status_code=200, request_max_body_size=MAX_PUBLIC_BODY_BYTES)
 async def refresh_tokens(store: Store, token_issuer: TokenIssuer, data: TokenRefresh) -> SessionTokens:
     """Exchange a refresh token for new tokens. Using a refresh token twice ends its whole session."""
     async with store.begin_unbound() as tx:
@@ -115,21 +115,21 @@ async def refresh_tokens(store: Store, token_issuer: TokenIssuer, data: TokenRef
     return token_issuer.issue_tokens(grant.user_id, grant.session_id or "", refresh_token)
 
 
-@post("/auth/logout", opt=AUTHENTICATED, status_code=204)
+@post("/auth/logout", opt=ANY_CALLER, status_code=204)
 async def log_out(store: Store, caller: Caller) -> None:
-    """End this session. Its refresh tokens and its access token are InvalidField at once."""
+    """End this session. Its refresh tokens and its access token are invalid at once."""
     async with store.begin(caller) as tx:
         await accounts.close_session(tx, caller)
 
 
-@get(["/auth/me", "/users/me"], opt=AUTHENTICATED)
+@get(["/auth/me", "/users/me"], opt=ANY_CALLER)
 async def get_me(store: Store, caller: Caller) -> User:
     """Return the caller's own user."""
     async with store.begin(caller) as tx:
         return await accounts.get_own_user(tx, caller)
 
 
-@patch("/users/me", opt=requires_scope("account"))
+@patch("/users/me", opt=require_scope("account"))
 async def update_me(
     store: Store,
     passwords: Passwords,
@@ -156,28 +156,28 @@ async def update_me(
         return await accounts.patch_own_user(tx, caller, data, password_hash)
 
 
-@get("/users", opt=requires_scope("admin"))
+@get("/users", opt=require_scope("admin"))
 async def list_users(store: Store, caller: Caller, pagination: Page) -> Listing[User]:
     """List the tenant's users."""
     async with store.begin(caller) as tx:
         return await tx.accounts.list_users(pagination)
 
 
-@get("/users/{user_id:str}", opt=requires_scope("admin"))
+@get("/users/{user_id:str}", opt=require_scope("admin"))
 async def get_user(store: Store, caller: Caller, user_id: str) -> User:
     """Return a user of the tenant."""
     async with store.begin(caller) as tx:
         return await accounts.get_user(tx, user_id)
 
 
-@patch("/users/{user_id:str}", opt=requires_scope("admin"))
+@patch("/users/{user_id:str}", opt=require_scope("admin"))
 async def update_user(store: Store, caller: Caller, user_id: str, data: PatchUser) -> User:
     """Change a user's role, or deactivate the user. A tenant keeps at least one active admin."""
     async with store.begin(caller) as tx:
         return await accounts.patch_user(tx, user_id, data)
 
 
-@post("/users/invites", opt=requires_scope("admin", IDEMPOTENCY_KEY))
+@post("/users/invites", opt=require_scope("admin", IDEMPOTENCY_KEY))
 async def invite_user(
     creator: ResourceCreator, request: HttpRequest, caller: Caller, data: NewInvite
 ) -> Response[Invite]:

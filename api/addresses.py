@@ -6,8 +6,8 @@ from typing import Final
 
 Network = IPv4Network | IPv6Network
 # Azure's gateways write addresses with ports into X-Forwarded-For; RFC 7239 has brackets around IPv6.
-_BRACKETED: Final = re.compile(r"\[([^\]]+)\](?::\d{1,5})?")
-_WITH_PORT: Final = re.compile(r"([^:]+):\d{1,5}")
+_BRACKETED_ADDRESS: Final = re.compile(r"\[([^\]]+)\](?::\d{1,5})?")
+_ADDRESS_WITH_PORT: Final = re.compile(r"([^:]+):\d{1,5}")
 
 
 def normalize_address(text: str) -> str:
@@ -16,7 +16,7 @@ def normalize_address(text: str) -> str:
     Any other text is returned in lower case, cut to 64 characters.
     """
     bare = text.strip().strip('"')
-    if (match := _BRACKETED.fullmatch(bare) or _WITH_PORT.fullmatch(bare)) is not None:
+    if (match := _BRACKETED_ADDRESS.fullmatch(bare) or _ADDRESS_WITH_PORT.fullmatch(bare)) is not None:
         bare = match[1]
     try:
         address = ip_address(bare.partition("%")[0])
@@ -53,7 +53,7 @@ def is_within(address: str, networks: tuple[Network, ...]) -> bool:
 def find_caller_address(peer: str, forwarded: str, trusted: tuple[Network, ...]) -> str:
     """Return the caller's address: the last hop of X-Forwarded-For that is not a trusted proxy.
 
-    The header is only used from trusted proxies, and read from its right. A hop that is not an address, such as
+    The header is only used from trusted proxies, and read from its right. A hop that is not an address, for example
     `unknown` or `_hidden` of RFC 7239, identifies a caller by its text.
     """
     address = normalize_address(peer)

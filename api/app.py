@@ -67,7 +67,7 @@ from api.openapi import build_document, create_operation_id
 from api.password_guesses import GuessLimiter
 from api.proxy_logins import ProxyLogins
 from api.requests import MendingRequest
-from api.state import DEPENDENCIES, ApiServices
+from api.state import HANDLER_DEPENDENCIES, ApiServices
 from api.waiting import ExecutionStarter, StatusWaiter
 from domain import evaluations as domain_evaluations
 from domain.artifacts import service as artifact_service
@@ -80,7 +80,7 @@ from infra.telemetry import ApiMetrics, clear_shared_metrics, open_telemetry, sh
 from infra.version import VERSION
 from infra.wiring import Resources, get_utc_now, open_resources
 
-ROUTERS = (
+CAPABILITY_ROUTERS = (
     accounts.router,
     tenants.router,
     keys.router,
@@ -110,7 +110,7 @@ MAX_ARTIFACT_BATCH = 128
 # A few batches of evaluations have enough rows for one transaction.
 MAX_EVALUATION_BATCHES = 8
 GC_THRESHOLDS = (20_000, 10, 10)
-_DESCRIPTION = """Upload an agent; Paddock builds it, runs it in a sandbox, and keeps the records of its runs.
+_API_DESCRIPTION = """Upload an agent; Paddock builds it, runs it in a sandbox, and keeps the records of its runs.
 
 Send an API key as `X-API-Key`, or a bearer token from `POST /api/v1/auth/login`. Errors are
 `application/problem+json`; lists are `{items, total, limit, offset, has_more}`, newest first."""
@@ -131,23 +131,23 @@ def create_app(settings: Settings, clock: Clock = get_utc_now) -> ASGIApp:
                 async with resources.store.begin_unbound() as tx:
                     await tx.queues.make_partitions(tx.now, 1)
             _reduce_garbage_collection()
-            writer = asyncio.create_task(key_usage.run_until_cancelled(resources.store))
+            stop = asyncio.Event()
+            key_usage_task = asyncio.create_task(key_usage.run_until_stopped(resources.store, stop))
             try:
                 yield
             finally:
-                writer.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await writer
+                stop.set()
+                await key_usage_task
 
     app = Litestar(
         [
-            Router("/api/v1", route_handlers=[*ROUTERS]),
+            Router("/api/v1", route_handlers=[*CAPABILITY_ROUTERS]),
             health.router,
             *([docs.router] if settings.docs else []),
         ],
         lifespan=[open_services],
         guards=[authorize_route],
-        dependencies=DEPENDENCIES,
+        dependencies=HANDLER_DEPENDENCIES,
         exception_handlers={
             DomainError: errors.on_domain_error,
             HTTPException: errors.on_http_error,
@@ -235,7 +235,7 @@ def _configure_openapi(settings: Settings) -> OpenAPIConfig:
     return OpenAPIConfig(
         title=settings.app_name,
         version=VERSION,
-        description=_DESCRIPTION,
+        description=_API_DESCRIPTION,
         # Our own pages serve the document; requests to the path that Litestar insists on are refused.
         path="/_litestar",
         render_plugins=[JsonRenderPlugin(path="/openapi.json")],

@@ -13,7 +13,7 @@ from litestar.response import Stream
 from api.body_memory import BodyMemoryLimiter
 from api.exports import CSV_OPTIONS, ExportFormat, RecordExport, stream_export
 from api.ingest import BatchIngest
-from api.operations import IDEMPOTENCY_KEY, read_body_as, requires_scope, return_files, return_json
+from api.operations import IDEMPOTENCY_KEY, read_body_as, require_scope, return_files, return_json
 from api.requests import HttpRequest, QueryTime, Store
 from domain import artifacts, ports
 from domain.artifacts import service
@@ -28,7 +28,7 @@ from domain.shared.times import read_time_or_none
 from infra.compression import MAX_INLINE_BYTES, compress_in_thread, decompress_stream, prefetch_first_chunk, stream_once
 from infra.tables import MEDIA_TYPES, CsvOptions
 
-_READ = requires_scope("read:artifacts")
+_READ_ACCESS = require_scope("read:artifacts")
 MAX_ARTIFACT_BYTES = 32 * 1024 * 1024
 
 
@@ -128,7 +128,7 @@ class ArtifactReader:
 
 @post(
     "/artifacts/upload",
-    opt=requires_scope("write:artifacts", IDEMPOTENCY_KEY, read_body_as(Artifact)),
+    opt=require_scope("write:artifacts", IDEMPOTENCY_KEY, read_body_as(Artifact)),
     request_max_body_size=MAX_ARTIFACT_BYTES,
 )
 async def upload_artifact(
@@ -141,7 +141,7 @@ async def upload_artifact(
     return await artifact_ingest.add_artifact(request, caller)
 
 
-@get("/artifacts", opt=_READ)
+@get("/artifacts", opt=_READ_ACCESS)
 async def list_artifacts(
     store: Store, caller: Caller, pagination: Page, query_filter: ArtifactQuery
 ) -> Listing[ArtifactMetadata]:
@@ -151,7 +151,7 @@ async def list_artifacts(
         return await tx.artifacts.list_page(artifact_filter, pagination)
 
 
-@get("/artifacts/semantic-buckets/list", opt=_READ)
+@get("/artifacts/semantic-buckets/list", opt=_READ_ACCESS)
 async def list_semantic_buckets(store: Store, caller: Caller, pagination: Page) -> Listing[SemanticBucketCount]:
     """List the semantic buckets with their number of artifacts, the largest first."""
     async with store.begin(caller) as tx:
@@ -160,7 +160,7 @@ async def list_semantic_buckets(store: Store, caller: Caller, pagination: Page) 
 
 @get(
     "/artifacts/export",
-    opt=requires_scope("read:artifacts", return_files(*MEDIA_TYPES.values())),
+    opt=require_scope("read:artifacts", return_files(*MEDIA_TYPES.values())),
     dependencies=CSV_OPTIONS,
 )
 async def export_artifacts(
@@ -176,7 +176,7 @@ async def export_artifacts(
     return stream_export(store, caller, export, format, csv_options)
 
 
-@get("/artifacts/{kurral_id:str}", opt=requires_scope("read:artifacts", return_json(Artifact)))
+@get("/artifacts/{kurral_id:str}", opt=require_scope("read:artifacts", return_json(Artifact)))
 async def get_artifact(
     artifact_reader: ArtifactReader, caller: Caller, kurral_id: str, tenant_id: str | None = None
 ) -> Stream:
@@ -185,7 +185,7 @@ async def get_artifact(
     return Stream(chunks, media_type="application/json")
 
 
-@get("/artifacts/{kurral_id:str}/metadata", opt=_READ)
+@get("/artifacts/{kurral_id:str}/metadata", opt=_READ_ACCESS)
 async def get_artifact_metadata(
     store: Store, caller: Caller, kurral_id: str, tenant_id: str | None = None
 ) -> ArtifactMetadata:
@@ -194,7 +194,7 @@ async def get_artifact_metadata(
         return await service.get_artifact(tx, kurral_id, tenant_id)
 
 
-@get("/artifacts/{kurral_id:str}/tool-calls", opt=_READ)
+@get("/artifacts/{kurral_id:str}/tool-calls", opt=_READ_ACCESS)
 async def list_artifact_tool_calls(
     artifact_reader: ArtifactReader,
     body_memory: BodyMemoryLimiter,
@@ -212,7 +212,7 @@ async def list_artifact_tool_calls(
     return build_listing(page_calls, len(calls), pagination)
 
 
-@delete("/artifacts/{kurral_id:str}", opt=requires_scope("write:artifacts"))
+@delete("/artifacts/{kurral_id:str}", opt=require_scope("write:artifacts"))
 async def delete_artifact(store: Store, caller: Caller, kurral_id: str, tenant_id: str | None = None) -> None:
     """Delete an artifact, its body, and its share of the statistics."""
     async with store.begin(caller) as tx:

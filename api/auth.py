@@ -5,7 +5,6 @@ import contextlib
 from datetime import datetime
 from typing import Any, Final
 
-import structlog
 from litestar import WebSocket
 from litestar.connection import ASGIConnection
 from litestar.handlers.base import BaseRouteHandler
@@ -22,9 +21,8 @@ from domain.shared.access import Caller
 from domain.shared.errors import DomainError, FieldError
 from infra.credentials import API_KEY_PREFIX, AccessTokens, hash_token, is_same_digest
 from infra.group_commit import GroupCommit
-from infra.outage_log import log_outage
+from infra.polling import PollResult, poll
 
-_log = structlog.get_logger("paddock.auth")
 KEY_USAGE_FLUSH_SECONDS: Final = 2.0
 # How long a stream may go on after its key or user was revoked.
 STREAM_RECHECK_SECONDS: Final = 3.0
@@ -125,7 +123,7 @@ class StreamAccess:
         try:
             access.require_scope(await self._find_caller(), self._scope)
         except DomainError as error:
-            # After any other error, such as an outage, the next check decides.
+            # After any other error, for example in an outage, the next check decides.
             if error.code in ("unauthenticated", "forbidden", "missing_scope"):
                 raise
 
@@ -208,15 +206,17 @@ class KeyUsageWriter:
         uses, _ = self._uses.get(key_id, (0, now))
         self._uses[key_id] = (uses + 1, now)
 
-    async def run_until_cancelled(self, store: Store) -> None:
-        """Write counted uses until the task is cancelled; then write the remaining ones."""
-        try:
-            while True:
-                await asyncio.sleep(KEY_USAGE_FLUSH_SECONDS)
-                await self._flush_uses(store)
-        finally:
-            with contextlib.suppress(Exception):
-                await asyncio.shield(self._flush_uses(store))
+    async def run_until_stopped(self, store: Store, stop: asyncio.Event) -> None:
+        """Write counted uses until `stop` is set; then write the remaining ones."""
+
+        async def flush_uses() -> PollResult:
+            did_work = bool(self._uses)
+            await self._flush_uses(store)
+            return PollResult(did_work, KEY_USAGE_FLUSH_SECONDS)
+
+        await poll("key usage", flush_uses, stop=stop)
+        with contextlib.suppress(Exception):
+            await self._flush_uses(store)
 
     async def _flush_uses(self, store: Store) -> None:
         uses, self._uses = self._uses, {}
@@ -225,8 +225,8 @@ class KeyUsageWriter:
         try:
             async with store.begin_unbound() as tx:
                 await tx.keys.count_use(uses)
-        except Exception as error:
-            log_outage(_log, "uses of keys are not written yet", error)
+        except Exception:
             for key_id, (count, used_at) in uses.items():
                 newer_count, newest = self._uses.get(key_id, (0, used_at))
                 self._uses[key_id] = (newer_count + count, newest)
+            raise

@@ -16,11 +16,11 @@ from domain.shared.errors import DomainError, InvalidFields, field_error_from_ms
 from domain.shared.field_errors import collect_field_errors
 from domain.shared.json_limits import SMALL_JSON_BYTES, check_json_body
 
-T = TypeVar("T")
+ResultT = TypeVar("ResultT")
 _DECODER_THREAD: Final = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bodies")
 
 
-async def run_off_loop(size: int, decode: Callable[[], T]) -> T:
+async def run_off_loop(size: int, decode: Callable[[], ResultT]) -> ResultT:
     """Return the result of `decode` for a body of this size; a large one is decoded in the decoder thread."""
     if size <= SMALL_JSON_BYTES:
         return decode()

@@ -16,7 +16,7 @@ BODY_MEMORY_BYTES: Final = 48 * 1024 * 1024
 
 
 class BodyMemoryLimiter:
-    """Let large bodies into memory as long as they fit, and the others one after the other."""
+    """Reserve memory for large bodies: those that do not fit wait for it in their order."""
 
     def __init__(self, capacity: int = BODY_MEMORY_BYTES) -> None:
         self._capacity = self.free_bytes = capacity

@@ -3,17 +3,17 @@
 from litestar import Response, Router, delete, get, patch, post
 
 from api.idempotency import ResourceCreator
-from api.operations import IDEMPOTENCY_KEY, requires_scope
+from api.operations import IDEMPOTENCY_KEY, require_scope
 from api.requests import HttpRequest, Store
 from domain.costs import budgets
 from domain.costs.budgets import Budget, NewBudget, PatchBudget
 from domain.shared.access import Caller
 from domain.shared.pages import Listing, Page
 
-_READ, _WRITE = requires_scope("read:costs"), requires_scope("write:costs")
+_READ_ACCESS, _WRITE_ACCESS = require_scope("read:costs"), require_scope("write:costs")
 
 
-@post("/budgets", opt=requires_scope("write:costs", IDEMPOTENCY_KEY))
+@post("/budgets", opt=require_scope("write:costs", IDEMPOTENCY_KEY))
 async def create_budget(
     creator: ResourceCreator, request: HttpRequest, caller: Caller, data: NewBudget
 ) -> Response[Budget]:
@@ -21,28 +21,28 @@ async def create_budget(
     return await creator.create_idempotently(request, caller, lambda tx: budgets.create_budget(tx, caller, data))
 
 
-@get("/budgets", opt=_READ)
+@get("/budgets", opt=_READ_ACCESS)
 async def list_budgets(store: Store, caller: Caller, pagination: Page) -> Listing[Budget]:
     """List the tenant's budgets, newest first."""
     async with store.begin(caller) as tx:
         return await budgets.list_budgets(tx, pagination)
 
 
-@get("/budgets/{budget_id:str}", opt=_READ)
+@get("/budgets/{budget_id:str}", opt=_READ_ACCESS)
 async def get_budget(store: Store, caller: Caller, budget_id: str) -> Budget:
     """Return a budget, with the cost of its current period."""
     async with store.begin(caller) as tx:
         return await budgets.get_budget(tx, budget_id)
 
 
-@patch("/budgets/{budget_id:str}", opt=_WRITE)
+@patch("/budgets/{budget_id:str}", opt=_WRITE_ACCESS)
 async def update_budget(store: Store, caller: Caller, budget_id: str, data: PatchBudget) -> Budget:
     """Change a budget's limit, or activate or deactivate it. Its cost so far stays."""
     async with store.begin(caller) as tx:
         return await budgets.update_budget(tx, budget_id, data)
 
 
-@delete("/budgets/{budget_id:str}", opt=_WRITE)
+@delete("/budgets/{budget_id:str}", opt=_WRITE_ACCESS)
 async def delete_budget(store: Store, caller: Caller, budget_id: str) -> None:
     """Delete a budget. Model calls in progress continue."""
     async with store.begin(caller) as tx:

@@ -10,7 +10,7 @@ from litestar.response import Stream
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
 from api.idempotency import CREATED_STATUS, ResourceCreator, read_idempotency_key
-from api.operations import IDEMPOTENCY_KEY, PREFER_WAIT, RequestBody, requires_scope, return_files
+from api.operations import IDEMPOTENCY_KEY, PREFER_WAIT, RequestBody, require_scope, return_files
 from api.requests import Blobs, HttpRequest, Store, read_preferred_wait
 from api.waiting import StatusWaiter
 from domain import agents, builds, ports
@@ -155,7 +155,7 @@ class ArchiveUploader:
 
 @post(
     "/uploads/agent/{agent_id:str}",
-    opt=requires_scope("write:agents", PREFER_WAIT, IDEMPOTENCY_KEY, _ARCHIVE_BODY),
+    opt=require_scope("write:agents", PREFER_WAIT, IDEMPOTENCY_KEY, _ARCHIVE_BODY),
     request_max_body_size=None,
     responses={201: ResponseSpec(AgentVersion, description="The new version, `queued`")},
 )
@@ -171,7 +171,7 @@ async def upload_archive(
 
 @get(
     "/uploads/{path:path}",
-    opt=requires_scope("read:agents", return_files(_BINARY_TYPE)),
+    opt=require_scope("read:agents", return_files(_BINARY_TYPE)),
     media_type=_BINARY_TYPE,
 )
 async def download_archive(store: Store, blobs: Blobs, caller: Caller, path: str) -> Stream:
@@ -183,24 +183,24 @@ async def download_archive(store: Store, blobs: Blobs, caller: Caller, path: str
     return Stream(await blobs.get(version.tarball_path), headers=headers, media_type=_BINARY_TYPE)
 
 
-@get("/agents/{agent_id:str}/versions", opt=requires_scope("read:agents"))
+@get("/agents/{agent_id:str}/versions", opt=require_scope("read:agents"))
 async def list_versions(store: Store, caller: Caller, agent_id: str, pagination: Page) -> Listing[AgentVersion]:
     """List an agent's versions, newest first."""
     async with store.begin(caller) as tx:
         return await builds.list_versions(tx, agent_id, pagination)
 
 
-@get("/agents/{agent_id:str}/versions/{version:str}", opt=requires_scope("read:agents", PREFER_WAIT))
+@get("/agents/{agent_id:str}/versions/{version:str}", opt=require_scope("read:agents", PREFER_WAIT))
 async def get_version(
     archive_uploader: ArchiveUploader, request: HttpRequest, caller: Caller, agent_id: str, version: str
 ) -> Response[AgentVersion]:
     """Return a version by id, name (`v3`) or number, with its build log. `Prefer: wait=N` waits for its build."""
-    found = await archive_uploader.find_version(caller, agent_id, version)
-    built, headers = await archive_uploader.wait_for_build(request, caller, agent_id, found.id)
+    requested = await archive_uploader.find_version(caller, agent_id, version)
+    built, headers = await archive_uploader.wait_for_build(request, caller, agent_id, requested.id)
     return Response(built, headers=headers)
 
 
-@post("/agents/{agent_id:str}/versions/{version:str}/activate", opt=requires_scope("write:agents"), status_code=200)
+@post("/agents/{agent_id:str}/versions/{version:str}/activate", opt=require_scope("write:agents"), status_code=200)
 async def activate_version(store: Store, caller: Caller, agent_id: str, version: str) -> AgentVersion:
     """Make a ready version the one that new executions run."""
     async with store.begin(caller) as tx:

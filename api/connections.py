@@ -57,7 +57,7 @@ def find_bounds(app: Any) -> ConnectionBounds:
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """Speak HTTP/1.1 as uvicorn does; a client that exceeds a limit gets an error and is disconnected."""
+    """Serve HTTP/1.1 as uvicorn does; a client that exceeds a limit gets an error and is disconnected."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -211,7 +211,7 @@ class BoundedHttp(HttpToolsProtocol):
 
 
 class BoundedWebSockets(WebSocketsSansIOProtocol):
-    """Speak WebSockets as uvicorn does, and count their connections with those of their address."""
+    """Serve WebSockets as uvicorn does, and count their connections with those of their address."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from litestar import Router, get
 from litestar.di import Provide
 
-from api.operations import requires_scope
+from api.operations import require_scope
 from api.requests import QueryTime, Store
 from domain import costs
 from domain.costs import CostFilter, CostListing, CostSummary, ModelCallStatus, SummaryPeriod
@@ -13,7 +13,7 @@ from domain.shared.access import Caller
 from domain.shared.pages import Page
 from domain.shared.times import read_time_or_none
 
-_READ = requires_scope("read:costs")
+_READ_ACCESS = require_scope("read:costs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class CostQuery:
         )
 
 
-@get("/costs", opt=_READ, dependencies={"query_filter": Provide(CostQuery, sync_to_thread=False)})
+@get("/costs", opt=_READ_ACCESS, dependencies={"query_filter": Provide(CostQuery, sync_to_thread=False)})
 async def list_costs(store: Store, caller: Caller, pagination: Page, query_filter: CostQuery) -> CostListing:
     """List model calls, newest first, with the total cost of all that match. `agent_id` takes a name too."""
     cost_filter = query_filter.to_filter()
@@ -51,7 +51,7 @@ async def list_costs(store: Store, caller: Caller, pagination: Page, query_filte
         return await costs.list_costs(tx, cost_filter, pagination)
 
 
-@get("/costs/summary", opt=_READ)
+@get("/costs/summary", opt=_READ_ACCESS)
 async def get_cost_summary(
     store: Store,
     caller: Caller,

@@ -3,7 +3,7 @@
 from litestar import Response, Router, delete, get, post, route
 
 from api.idempotency import ResourceCreator
-from api.operations import IDEMPOTENCY_KEY, PREFER_WAIT, requires_scope
+from api.operations import IDEMPOTENCY_KEY, PREFER_WAIT, require_scope
 from api.requests import HttpRequest, Store
 from api.waiting import ExecutionStarter
 from domain import crews, launch
@@ -12,61 +12,61 @@ from domain.executions import Execution, ExecutionStart
 from domain.shared.access import Caller
 from domain.shared.pages import Listing, Page
 
-_ONE = "/crews/{crew_id:str}"
+_ITEM_PATH = "/crews/{crew_id:str}"
 
 
-@post("/crews", opt=requires_scope("write:catalog", IDEMPOTENCY_KEY))
+@post("/crews", opt=require_scope("write:catalog", IDEMPOTENCY_KEY))
 async def create_crew(creator: ResourceCreator, request: HttpRequest, caller: Caller, data: NewCrew) -> Response[Crew]:
     """Create a crew from CrewAI's YAML, from existing agents and tasks, or from both.
 
-    The answer lists all errors at once, each with its place, such as `tasks_yaml.write.agent (line 7)`.
+    The answer lists all errors at once, each with its place, for example `tasks_yaml.write.agent (line 7)`.
     """
     return await creator.create_idempotently(request, caller, lambda tx: crews.create_crew(tx, caller, data))
 
 
-@post("/crews/debug", opt=requires_scope("read:catalog"), status_code=200)
-async def debug_crew(store: Store, caller: Caller, data: CrewSettings) -> CrewValidation:
+@post("/crews/debug", opt=require_scope("read:catalog"), status_code=200)
+async def check_crew(store: Store, caller: Caller, data: CrewSettings) -> CrewValidation:
     """Check a crew without creating it: return all its errors, with their lines, and the steps of its plan."""
     async with store.begin(caller) as tx:
         return await crews.debug_crew(tx, caller, data)
 
 
-@get("/crews", opt=requires_scope("read:catalog"))
+@get("/crews", opt=require_scope("read:catalog"))
 async def list_crews(store: Store, caller: Caller, pagination: Page) -> Listing[Crew]:
     """List the tenant's crews, newest first. Lists leave out YAML above 16 KiB."""
     async with store.begin(caller) as tx:
         return await crews.list_crews(tx, pagination)
 
 
-@get(_ONE, opt=requires_scope("read:catalog"))
+@get(_ITEM_PATH, opt=require_scope("read:catalog"))
 async def get_crew(store: Store, caller: Caller, crew_id: str) -> Crew:
     """Return a crew by id or name."""
     async with store.begin(caller) as tx:
         return await crews.get_crew(tx, crew_id)
 
 
-@get("/crews/{crew_id:str}/yaml", opt=requires_scope("read:catalog"))
+@get("/crews/{crew_id:str}/yaml", opt=require_scope("read:catalog"))
 async def get_crew_yaml(store: Store, caller: Caller, crew_id: str) -> CrewYaml:
     """Return a crew as CrewAI's YAML, however it was created. Creating a crew from it makes the same crew."""
     async with store.begin(caller) as tx:
         return await crews.export_crew(tx, caller, crew_id)
 
 
-@route(_ONE, http_method=["PATCH", "PUT"], opt=requires_scope("write:catalog"), status_code=200)
+@route(_ITEM_PATH, http_method=["PATCH", "PUT"], opt=require_scope("write:catalog"), status_code=200)
 async def update_crew(store: Store, caller: Caller, crew_id: str, data: PatchCrew) -> Crew:
     """Change the fields that are sent; PUT does the same. Running executions keep the old plan."""
     async with store.begin(caller) as tx:
         return await crews.update_crew(tx, caller, crew_id, data)
 
 
-@delete(_ONE, opt=requires_scope("write:catalog"))
+@delete(_ITEM_PATH, opt=require_scope("write:catalog"))
 async def delete_crew(store: Store, caller: Caller, crew_id: str) -> None:
     """Delete a crew that no schedule uses. Its executions continue and stay on record."""
     async with store.begin(caller) as tx:
         await crews.delete_crew(tx, crew_id)
 
 
-@post("/crews/{crew_id:str}/execute", opt=requires_scope("run:agents", PREFER_WAIT, IDEMPOTENCY_KEY))
+@post("/crews/{crew_id:str}/execute", opt=require_scope("run:agents", PREFER_WAIT, IDEMPOTENCY_KEY))
 async def execute_crew(
     starter: ExecutionStarter, request: HttpRequest, caller: Caller, crew_id: str, data: ExecutionStart
 ) -> Response[Execution]:
@@ -78,7 +78,7 @@ router = Router(
     "/",
     route_handlers=[
         create_crew,
-        debug_crew,
+        check_crew,
         list_crews,
         get_crew,
         get_crew_yaml,

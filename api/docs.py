@@ -8,7 +8,7 @@ from typing import Any, Final
 from litestar import Response, Router, get
 from litestar.exceptions import NotFoundException
 
-from api.operations import PUBLIC
+from api.operations import PUBLIC_ACCESS
 from api.requests import HttpRequest
 from infra.settings import Settings
 
@@ -38,26 +38,26 @@ def _render_page(name: str, title: str) -> Response[bytes]:
     return Response(page, media_type="text/html", headers={"Content-Security-Policy": PAGE_POLICY})
 
 
-@get("/docs", opt=PUBLIC, include_in_schema=False, media_type="text/html")
+@get("/docs", opt=PUBLIC_ACCESS, include_in_schema=False, media_type="text/html")
 async def show_swagger(settings: Settings) -> Response[bytes]:
     """Return the Swagger UI page."""
     return _render_page("docs.html", settings.app_name)
 
 
-@get("/redoc", opt=PUBLIC, include_in_schema=False, media_type="text/html")
+@get("/redoc", opt=PUBLIC_ACCESS, include_in_schema=False, media_type="text/html")
 async def show_redoc(settings: Settings) -> Response[bytes]:
     """Return the ReDoc page."""
     return _render_page("redoc.html", settings.app_name)
 
 
-@get("/openapi.json", opt=PUBLIC, include_in_schema=False)
+@get("/openapi.json", opt=PUBLIC_ACCESS, include_in_schema=False)
 async def get_document(request: HttpRequest) -> dict[str, Any]:
     """Return the OpenAPI document."""
     openapi_document: dict[str, Any] = request.app.state.openapi_document
     return openapi_document
 
 
-@get("/docs/assets/{name:str}", opt=PUBLIC, include_in_schema=False)
+@get("/docs/assets/{name:str}", opt=PUBLIC_ACCESS, include_in_schema=False)
 async def get_asset(name: str) -> Response[bytes]:
     """Return a file of the pages."""
     if name not in _ASSET_FILES:

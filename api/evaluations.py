@@ -19,7 +19,7 @@ from api.operations import (
     describe_json,
     read_body_as,
     refer_to,
-    requires_scope,
+    require_scope,
     return_files,
 )
 from api.requests import HttpRequest, QueryTime, Store
@@ -39,8 +39,8 @@ from domain.shared.times import read_time_or_none
 from domain.stats import TimeBucket, TimeSeries, build_timeseries
 from infra.tables import MEDIA_TYPES, CsvOptions
 
-_READ = requires_scope("read:evaluations")
-_CREATE = requires_scope("write:evaluations", IDEMPOTENCY_KEY, read_body_as(NewEvaluation))
+_READ_ACCESS = require_scope("read:evaluations")
+_CREATE_ACCESS = require_scope("write:evaluations", IDEMPOTENCY_KEY, read_body_as(NewEvaluation))
 # Holds an ordinary batch of a thousand. Below this size, reading is faster than handing over to a thread.
 MAX_INLINE_READ_BYTES = 1024 * 1024
 MAX_BATCH_BODY_BYTES = 32 * 1024 * 1024
@@ -114,7 +114,7 @@ class EvaluationIngest(msgspec.Struct, frozen=True, kw_only=True):
         return evaluations.build_evaluations(caller.tenant_id, caller.user_id, data, self.clock(), batch=True)
 
 
-@post("/evaluations", opt=_CREATE)
+@post("/evaluations", opt=_CREATE_ACCESS)
 async def create_evaluation(
     evaluation_ingest: EvaluationIngest, request: HttpRequest, caller: Caller
 ) -> Response[Evaluation]:
@@ -122,7 +122,7 @@ async def create_evaluation(
     return await evaluation_ingest.add_evaluation(request, caller)
 
 
-@post("/metrics", opt=_CREATE)
+@post("/metrics", opt=_CREATE_ACCESS)
 async def upload_metrics(
     evaluation_ingest: EvaluationIngest, request: HttpRequest, caller: Caller
 ) -> Response[Evaluation]:
@@ -132,7 +132,7 @@ async def upload_metrics(
 
 @post(
     "/evaluations/batch",
-    opt=requires_scope("write:evaluations", IDEMPOTENCY_KEY, _BATCH_BODY),
+    opt=require_scope("write:evaluations", IDEMPOTENCY_KEY, _BATCH_BODY),
     request_max_body_size=MAX_BATCH_BODY_BYTES,
 )
 async def create_evaluation_batch(
@@ -142,7 +142,7 @@ async def create_evaluation_batch(
     return await evaluation_ingest.add_batch(request, caller)
 
 
-@get("/evaluations", opt=_READ)
+@get("/evaluations", opt=_READ_ACCESS)
 async def list_evaluations(
     store: Store, caller: Caller, pagination: Page, query_filter: EvaluationQuery
 ) -> Listing[Evaluation]:
@@ -152,7 +152,7 @@ async def list_evaluations(
         return await evaluations.list_evaluations(tx, evaluation_filter, pagination)
 
 
-@get("/evaluations/stats", opt=_READ)
+@get("/evaluations/stats", opt=_READ_ACCESS)
 async def get_evaluation_stats(
     store: Store, caller: Caller, query_filter: EvaluationQuery, days: int | None = None
 ) -> EvaluationStats:
@@ -162,7 +162,7 @@ async def get_evaluation_stats(
         return await evaluations.compute_evaluation_stats(tx, evaluation_filter, days)
 
 
-@get("/evaluations/timeseries", opt=_READ)
+@get("/evaluations/timeseries", opt=_READ_ACCESS)
 async def get_evaluation_timeseries(
     store: Store, caller: Caller, query_filter: EvaluationQuery, days: int = 7, bucket: TimeBucket = "day"
 ) -> TimeSeries[EvaluationPoint]:
@@ -176,7 +176,7 @@ async def get_evaluation_timeseries(
 
 @get(
     "/evaluations/export",
-    opt=requires_scope("read:evaluations", return_files(*MEDIA_TYPES.values())),
+    opt=require_scope("read:evaluations", return_files(*MEDIA_TYPES.values())),
     dependencies=CSV_OPTIONS,
 )
 async def export_evaluations(
@@ -194,14 +194,14 @@ async def export_evaluations(
     return stream_export(store, caller, export, format, csv_options)
 
 
-@get("/evaluations/{evaluation_id:str}", opt=_READ)
+@get("/evaluations/{evaluation_id:str}", opt=_READ_ACCESS)
 async def get_evaluation(store: Store, caller: Caller, evaluation_id: str) -> Evaluation:
     """Return an evaluation."""
     async with store.begin(caller) as tx:
         return await evaluations.get_evaluation(tx, evaluation_id)
 
 
-@delete("/evaluations/{evaluation_id:str}", opt=requires_scope("write:evaluations"))
+@delete("/evaluations/{evaluation_id:str}", opt=require_scope("write:evaluations"))
 async def delete_evaluation(store: Store, caller: Caller, evaluation_id: str) -> None:
     """Delete an evaluation and its share of the statistics."""
     async with store.begin(caller) as tx:

@@ -10,7 +10,7 @@ from litestar.response import ServerSentEvent, ServerSentEventMessage
 from api.auth import Authenticator, StreamAccess, authorize_message
 from api.event_feed import EventFeed
 from api.limits import RateLimiter
-from api.operations import LAST_EVENT_ID, requires_scope
+from api.operations import LAST_EVENT_ID, require_scope
 from api.requests import HttpRequest, Store
 from api.sockets import (
     NORMAL_CLOSE,
@@ -31,19 +31,19 @@ from domain.shared.access import Caller
 from domain.shared.errors import DomainError, InvalidField, NotFound
 from domain.shared.pages import Listing, Page
 
-_READ: Final = requires_scope("read:executions")
+_READ_ACCESS: Final = require_scope("read:executions")
 SSE_KEEPALIVE_SECONDS: Final = 15.0
 MAX_SEQUENCE_DIGITS: Final = 9
 
 
-@get("/logs/{agent_id:str}", opt=_READ)
+@get("/logs/{agent_id:str}", opt=_READ_ACCESS)
 async def list_agent_logs(store: Store, caller: Caller, agent_id: str, pagination: Page) -> Listing[LogEntry]:
     """List the results and log lines of an agent's builds and executions, newest first."""
     async with store.begin(caller) as tx:
         return await events.list_agent_logs(tx, agent_id, pagination)
 
 
-@get(["/execution-logs/{execution_id:str}", "/logs/executions/{execution_id:str}/logs"], opt=_READ)
+@get(["/execution-logs/{execution_id:str}", "/logs/executions/{execution_id:str}/logs"], opt=_READ_ACCESS)
 async def list_execution_logs(store: Store, caller: Caller, execution_id: str, pagination: Page) -> Listing[LogEntry]:
     """List an execution's log lines, oldest first."""
     async with store.begin(caller) as tx:
@@ -52,7 +52,7 @@ async def list_execution_logs(store: Store, caller: Caller, execution_id: str, p
 
 @get(
     "/executions/{execution_id:str}/events",
-    opt=requires_scope("read:executions", LAST_EVENT_ID),
+    opt=require_scope("read:executions", LAST_EVENT_ID),
     media_type="text/event-stream",
 )
 async def stream_events(
@@ -104,7 +104,7 @@ async def _send_events(
         await source.aclose()
 
 
-@websocket("/execution-logs/{execution_id:str}/stream", opt=_READ)
+@websocket("/execution-logs/{execution_id:str}/stream", opt=_READ_ACCESS)
 async def stream_logs(
     socket: Socket, event_feed: EventFeed, authenticator: Authenticator, caller: Caller, execution_id: str
 ) -> None:
@@ -120,7 +120,7 @@ async def stream_logs(
         await socket.close(NORMAL_CLOSE)
 
 
-@websocket("/agents/{agent_id:str}/stream", opt=requires_scope("run:agents"))
+@websocket("/agents/{agent_id:str}/stream", opt=require_scope("run:agents"))
 async def stream_agent(
     socket: Socket,
     store: Store,

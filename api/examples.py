@@ -6,7 +6,7 @@ with nothing but an account. `tests/api/test_examples.py` sends them all.
 
 from typing import Any, Final
 
-_EVALUATION: Final = {
+_EVALUATION_BODY: Final = {
     "prompt": "What is the capital of France?",
     "response": "Paris is the capital of France.",
     "retrieved_docs": ["Paris is the capital and largest city of France."],
@@ -14,17 +14,17 @@ _EVALUATION: Final = {
     "model_name": "gpt-4o-mini",
     "agent_name": "qa_assistant",
 }
-_CREW: Final = {
+_CREW_BODY: Final = {
     "agents_yaml": "writer: {role: a writer for children, goal: Make facts readable, llm: smollm2, max_tokens: 60}",
     "tasks_yaml": 'write: {description: "Write about {topic}.", expected_output: two sentences, agent: writer}',
 }
-_TASK: Final = {
+_TASK_BODY: Final = {
     "name": "summary",
     "description": "Sum up what is known about {topic}.",
     "expected_output": "Three short sentences.",
     "agent": "poet",
 }
-_GENERATE: Final = {"description": "An agent that sums up the news of a day.", "model": "smollm2"}
+_GENERATION_BODY: Final = {"description": "An agent that sums up the news of a day.", "model": "smollm2"}
 
 # By operation id; further paths and methods of a handler share its example.
 EXAMPLE_BODIES: Final[dict[str, Any]] = {
@@ -64,9 +64,9 @@ EXAMPLE_BODIES: Final[dict[str, Any]] = {
         "duration_ms": 420,
         "tags": ["geography"],
     },
-    "create_evaluation": _EVALUATION,
-    "upload_metrics": _EVALUATION,
-    "create_evaluation_batch": {"evaluations": [_EVALUATION, {"prompt": "What is 2 + 2?", "response": "4"}]},
+    "create_evaluation": _EVALUATION_BODY,
+    "upload_metrics": _EVALUATION_BODY,
+    "create_evaluation_batch": {"evaluations": [_EVALUATION_BODY, {"prompt": "What is 2 + 2?", "response": "4"}]},
     "create_budget": {"scope": "tenant", "limit_usd": 100, "period": "month"},
     "update_budget": {"limit_usd": 200},
     "create_provider_key": {"name": "openai", "service": "openai", "key": "sk-your-key-as-openai-shows-it"},
@@ -91,11 +91,11 @@ EXAMPLE_BODIES: Final[dict[str, Any]] = {
     },
     "update_template": {"description": "How a mail begins."},
     "render_template": {"variables": {"name": "Ada", "topic": "horses"}},
-    "create_task": _TASK,
+    "create_task": _TASK_BODY,
     "update_task": {"expected_output": "Two short sentences."},
-    "replace_task": _TASK,
-    "create_crew": {"name": "press", "description": "Writes for children.", **_CREW},
-    "debug_crew": _CREW,
+    "replace_task": _TASK_BODY,
+    "create_crew": {"name": "press", "description": "Writes for children.", **_CREW_BODY},
+    "check_crew": _CREW_BODY,
     "update_crew": {"description": "Writes for everybody."},
     "execute_crew": {"inputs": {"topic": "horses"}},
     "create_workflow": {
@@ -114,7 +114,7 @@ EXAMPLE_BODIES: Final[dict[str, Any]] = {
     },
     "update_workflow": {"description": "A card with a rhyme."},
     "execute_workflow": {"inputs": {"name": "Ada"}},
-    "generate_agent": _GENERATE,
+    "generate_agent": _GENERATION_BODY,
     "generate_task": {"description": "Sum up the news of a day.", "model": "smollm2"},
     "generate_crew": {"description": "A crew that writes a short article about a topic.", "model": "smollm2"},
     "create_schedule": {

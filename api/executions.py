@@ -7,7 +7,7 @@ from litestar import Response, Router, get, post
 from litestar.di import Provide
 from litestar.params import Parameter
 
-from api.operations import IDEMPOTENCY_KEY, MAIN_PATH_KEY, PREFER_WAIT, requires_scope
+from api.operations import IDEMPOTENCY_KEY, MAIN_PATH_KEY, PREFER_WAIT, require_scope
 from api.requests import HttpRequest, QueryTime, Store
 from api.waiting import ExecutionStarter, StatusWaiter
 from domain import executions, launch
@@ -35,7 +35,7 @@ _ITEM_PATHS = [
 ]
 
 
-_START: Final = requires_scope("run:agents", PREFER_WAIT, IDEMPOTENCY_KEY)
+_START_ACCESS: Final = require_scope("run:agents", PREFER_WAIT, IDEMPOTENCY_KEY)
 _MAIN_PATH: Final = {MAIN_PATH_KEY: "executions"}
 
 
@@ -73,7 +73,7 @@ class ExecutionQuery:
         return executions.apply_tenant_filter(caller, execution_filter, self.group_id, self.tenant_id)
 
 
-@post("/executions", opt=_START)
+@post("/executions", opt=_START_ACCESS)
 async def start_execution(
     starter: ExecutionStarter, request: HttpRequest, caller: Caller, data: TargetedExecutionStart
 ) -> Response[Execution]:
@@ -81,7 +81,7 @@ async def start_execution(
     return await starter.start_execution(request, caller, lambda tx: launch.start_target(tx, caller, data))
 
 
-@post(["/agents/{agent_id:str}/execute", "/runtime/{agent_id:str}/execute"], opt=_START)
+@post(["/agents/{agent_id:str}/execute", "/runtime/{agent_id:str}/execute"], opt=_START_ACCESS)
 async def execute_agent(
     starter: ExecutionStarter, request: HttpRequest, caller: Caller, agent_id: str, data: ExecutionStart
 ) -> Response[Execution]:
@@ -91,7 +91,7 @@ async def execute_agent(
     )
 
 
-@get(_LIST_PATHS, opt={**requires_scope("read:executions"), **_MAIN_PATH})
+@get(_LIST_PATHS, opt={**require_scope("read:executions"), **_MAIN_PATH})
 async def list_executions(
     store: Store, caller: Caller, pagination: Page, query_filter: ExecutionQuery
 ) -> Listing[Execution]:
@@ -101,7 +101,7 @@ async def list_executions(
         return await executions.list_executions(tx, execution_filter, pagination)
 
 
-@get(_ITEM_PATHS, opt={**requires_scope("read:executions", PREFER_WAIT), **_MAIN_PATH})
+@get(_ITEM_PATHS, opt={**require_scope("read:executions", PREFER_WAIT), **_MAIN_PATH})
 async def get_execution(
     waiter: StatusWaiter, request: HttpRequest, caller: Caller, execution_id: str
 ) -> Response[Execution]:
@@ -112,7 +112,7 @@ async def get_execution(
 
 @post(
     ["/executions/{execution_id:str}/cancel", "/runtime/executions/{execution_id:str}/cancel"],
-    opt=requires_scope("run:agents"),
+    opt=require_scope("run:agents"),
     status_code=200,
 )
 async def cancel_execution(store: Store, caller: Caller, execution_id: str) -> Execution:
@@ -121,7 +121,7 @@ async def cancel_execution(store: Store, caller: Caller, execution_id: str) -> E
         return await executions.cancel_execution(tx, execution_id)
 
 
-@post("/executions/{execution_id:str}/approve", opt=requires_scope("run:agents"), status_code=200)
+@post("/executions/{execution_id:str}/approve", opt=require_scope("run:agents"), status_code=200)
 async def approve_execution(
     store: Store, caller: Caller, execution_id: str, data: ApprovalDecision | None = None
 ) -> Execution:
@@ -133,7 +133,7 @@ async def approve_execution(
         return await approvals.decide_approval(tx, caller, execution_id, True, data or ApprovalDecision())
 
 
-@post("/executions/{execution_id:str}/reject", opt=requires_scope("run:agents"), status_code=200)
+@post("/executions/{execution_id:str}/reject", opt=require_scope("run:agents"), status_code=200)
 async def reject_execution(
     store: Store, caller: Caller, execution_id: str, data: ApprovalDecision | None = None
 ) -> Execution:
@@ -145,7 +145,7 @@ async def reject_execution(
         return await approvals.decide_approval(tx, caller, execution_id, False, data or ApprovalDecision())
 
 
-@post("/executions/{execution_id:str}/retry", opt=_START)
+@post("/executions/{execution_id:str}/retry", opt=_START_ACCESS)
 async def retry_execution(
     starter: ExecutionStarter,
     request: HttpRequest,

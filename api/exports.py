@@ -11,21 +11,21 @@ from domain.ports import Store, Tx
 from domain.shared.access import Caller
 from infra.tables import MEDIA_TYPES, CsvOptions, encode_table
 
-T = TypeVar("T", bound=msgspec.Struct)
+RowT = TypeVar("RowT", bound=msgspec.Struct)
 ExportFormat = Literal["csv", "jsonl", "parquet"]
 
 EXPORT_PAGE_ROWS: Final = 500
 
 
-class RecordExport(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+class RecordExport(msgspec.Struct, Generic[RowT], frozen=True, kw_only=True):
     """Describe an export: the file's name without its ending, the rows' type, and how to read the next rows.
 
     `list_after` returns the rows that follow the last one it returned, None at first.
     """
 
     name: str
-    row_type: type[T]
-    list_after: Callable[[Tx, T | None, int], Awaitable[list[T]]]
+    row_type: type[RowT]
+    list_after: Callable[[Tx, RowT | None, int], Awaitable[list[RowT]]]
 
 
 def provide_csv_options(bom: bool = False, escape_formulas: bool = False) -> CsvOptions:
@@ -37,12 +37,12 @@ CSV_OPTIONS: Final = {"csv_options": Provide(provide_csv_options, sync_to_thread
 
 
 def stream_export(
-    store: Store, caller: Caller, export: RecordExport[T], file_format: ExportFormat, options: CsvOptions
+    store: Store, caller: Caller, export: RecordExport[RowT], file_format: ExportFormat, options: CsvOptions
 ) -> Stream:
     """Return an export as a file that is written while it is read."""
 
-    async def read_pages() -> AsyncIterator[list[T]]:
-        last: T | None = None
+    async def read_pages() -> AsyncIterator[list[RowT]]:
+        last: RowT | None = None
         while True:
             async with store.begin(caller) as tx:
                 rows = await export.list_after(tx, last, EXPORT_PAGE_ROWS)

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from litestar import Response, Router, get, post
 
-from api.operations import IDEMPOTENCY_KEY, PREFER_WAIT, requires_scope
+from api.operations import IDEMPOTENCY_KEY, PREFER_WAIT, require_scope
 from api.requests import HttpRequest
 from api.waiting import ExecutionStarter, StatusWaiter
 from domain import generation, ports
@@ -21,12 +21,12 @@ from domain.generation import (
 from domain.ports import Tx
 from domain.shared.access import Caller
 
-T = TypeVar("T")
+AnswerT = TypeVar("AnswerT")
 
 # How long callers wait for the model if they send no `Prefer`.
 GENERATION_WAIT_SECONDS = 60
-_GENERATE = requires_scope("run:agents", PREFER_WAIT, IDEMPOTENCY_KEY)
-_GET_GENERATED = requires_scope("read:executions", PREFER_WAIT)
+_GENERATE_ACCESS = require_scope("run:agents", PREFER_WAIT, IDEMPOTENCY_KEY)
+_RESULT_ACCESS = require_scope("read:executions", PREFER_WAIT)
 
 
 class GenerationRunner:
@@ -40,8 +40,8 @@ class GenerationRunner:
         request: HttpRequest,
         caller: Caller,
         start: Callable[[Tx], Awaitable[Execution]],
-        read_answer: Callable[[Tx, Execution], Awaitable[T]],
-    ) -> Response[T]:
+        read_answer: Callable[[Tx, Execution], Awaitable[AnswerT]],
+    ) -> Response[AnswerT]:
         """Start a generation, and answer with its result, or its state after `GENERATION_WAIT_SECONDS`."""
         ended = await self._starter.start_execution(request, caller, start, GENERATION_WAIT_SECONDS)
         async with self._store.begin(caller) as tx:
@@ -52,15 +52,15 @@ class GenerationRunner:
         request: HttpRequest,
         caller: Caller,
         execution_id: str,
-        read_answer: Callable[[Tx, Execution], Awaitable[T]],
-    ) -> Response[T]:
+        read_answer: Callable[[Tx, Execution], Awaitable[AnswerT]],
+    ) -> Response[AnswerT]:
         """Answer with the result of a generation that was started before."""
         execution, headers = await self._waiter.wait_for_execution(request, caller, execution_id)
         async with self._store.begin(caller) as tx:
             return Response(await read_answer(tx, execution), headers=headers)
 
 
-@post("/agent-generation/generate", opt=_GENERATE, status_code=200)
+@post("/agent-generation/generate", opt=_GENERATE_ACCESS, status_code=200)
 async def generate_agent(
     generation_runner: GenerationRunner, request: HttpRequest, caller: Caller, data: GenerationStart
 ) -> Response[AgentGeneration]:
@@ -73,7 +73,7 @@ async def generate_agent(
     )
 
 
-@get("/agent-generation/{execution_id:str}", opt=_GET_GENERATED)
+@get("/agent-generation/{execution_id:str}", opt=_RESULT_ACCESS)
 async def get_generated_agent(
     generation_runner: GenerationRunner, request: HttpRequest, caller: Caller, execution_id: str
 ) -> Response[AgentGeneration]:
@@ -81,7 +81,7 @@ async def get_generated_agent(
     return await generation_runner.find_generation(request, caller, execution_id, generation.get_agent_generation)
 
 
-@post("/task-generation/generate", opt=_GENERATE, status_code=200)
+@post("/task-generation/generate", opt=_GENERATE_ACCESS, status_code=200)
 async def generate_task(
     generation_runner: GenerationRunner, request: HttpRequest, caller: Caller, data: GenerationStart
 ) -> Response[TaskGeneration]:
@@ -94,7 +94,7 @@ async def generate_task(
     )
 
 
-@get("/task-generation/{execution_id:str}", opt=_GET_GENERATED)
+@get("/task-generation/{execution_id:str}", opt=_RESULT_ACCESS)
 async def get_generated_task(
     generation_runner: GenerationRunner, request: HttpRequest, caller: Caller, execution_id: str
 ) -> Response[TaskGeneration]:
@@ -102,7 +102,7 @@ async def get_generated_task(
     return await generation_runner.find_generation(request, caller, execution_id, generation.get_task_generation)
 
 
-@post("/crew-generation/generate", opt=_GENERATE, status_code=200)
+@post("/crew-generation/generate", opt=_GENERATE_ACCESS, status_code=200)
 async def generate_crew(
     generation_runner: GenerationRunner, request: HttpRequest, caller: Caller, data: GenerationStart
 ) -> Response[CrewGeneration]:
@@ -115,7 +115,7 @@ async def generate_crew(
     )
 
 
-@get("/crew-generation/{execution_id:str}", opt=_GET_GENERATED)
+@get("/crew-generation/{execution_id:str}", opt=_RESULT_ACCESS)
 async def get_generated_crew(
     generation_runner: GenerationRunner, request: HttpRequest, caller: Caller, execution_id: str
 ) -> Response[CrewGeneration]:
@@ -123,7 +123,7 @@ async def get_generated_crew(
     return await generation_runner.find_generation(request, caller, execution_id, generation.get_crew_generation)
 
 
-@post("/executions/generate-name", opt=_GENERATE, status_code=200)
+@post("/executions/generate-name", opt=_GENERATE_ACCESS, status_code=200)
 async def generate_name(
     generation_runner: GenerationRunner, request: HttpRequest, caller: Caller, data: NameGenerationStart
 ) -> Response[NameGeneration]:

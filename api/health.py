@@ -10,7 +10,7 @@ import msgspec
 from litestar import Response, Router, get
 from redis.asyncio import Redis
 
-from api.operations import PUBLIC
+from api.operations import PUBLIC_ACCESS
 from api.requests import Store
 from domain import ports
 from domain.queues import ALIVE, gauge_leader
@@ -109,25 +109,25 @@ async def _run_check(check: Awaitable[None]) -> ServiceCheck:
     return ServiceCheck(round((time.perf_counter() - began) * 1000, 2), problem)
 
 
-@get("/health", opt=PUBLIC)
+@get("/health", opt=PUBLIC_ACCESS)
 async def get_health(health_checker: HealthChecker) -> Health:
     """Check every service now. The status code is always 200; `/health/ready` is for load balancers."""
     return await health_checker.check_all()
 
 
-@get("/api/v1/health", opt=PUBLIC, include_in_schema=False)
+@get("/api/v1/health", opt=PUBLIC_ACCESS, include_in_schema=False)
 async def get_health_below_prefix(health_checker: HealthChecker) -> Health:
     """Answer Kurral's client, which looks for `/health` below its `api_url`."""
     return await health_checker.check_all()
 
 
-@get("/health/live", opt=PUBLIC)
+@get("/health/live", opt=PUBLIC_ACCESS)
 async def check_liveness() -> dict[str, str]:
     """Confirm that this process answers at all."""
     return {"status": "healthy"}
 
 
-@get("/health/db", opt=PUBLIC)
+@get("/health/db", opt=PUBLIC_ACCESS)
 async def check_database(health_checker: HealthChecker) -> Response[dict[str, str | float]]:
     """Check the database: 200 if it answers, else 503."""
     check = await health_checker.check_database()
@@ -139,7 +139,7 @@ async def check_database(health_checker: HealthChecker) -> Response[dict[str, st
     return Response(body, status_code=503 if check.problem else 200)
 
 
-@get("/health/ready", opt=PUBLIC)
+@get("/health/ready", opt=PUBLIC_ACCESS)
 async def check_readiness(health_checker: HealthChecker) -> Response[Health]:
     """Check whether this process can take requests: 200 while the database answers, else 503.
 
@@ -149,7 +149,7 @@ async def check_readiness(health_checker: HealthChecker) -> Response[Health]:
     return Response(health, status_code=503 if health.status == "unhealthy" else 200)
 
 
-@get("/metrics", opt=PUBLIC, media_type="text/plain; version=0.0.4")
+@get("/metrics", opt=PUBLIC_ACCESS, media_type="text/plain; version=0.0.4")
 async def get_metrics(store: Store, metrics: ApiMetrics) -> bytes:
     """Return Prometheus metrics: requests of this API, and queues, runs and slots of the whole system.
 

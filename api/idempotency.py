@@ -14,7 +14,7 @@ from domain.shared.errors import InvalidField
 from domain.shared.idempotency import MAX_KEY_CHARACTERS, IdempotentRequest, StoredResponse, replay_response
 from infra.credentials import Vault
 
-T = TypeVar("T")
+ResourceT = TypeVar("ResourceT")
 # Owner and key: an owner is an API key or a user.
 ClaimId = tuple[str, str]
 CREATED_STATUS = 201
@@ -95,7 +95,7 @@ class ResourceCreator:
         self,
         request: HttpRequest,
         caller: Caller,
-        create: Callable[[Tx], Awaitable[T]],
+        create: Callable[[Tx], Awaitable[ResourceT]],
         fingerprint: bytes | None = None,
     ) -> Response[Any]:
         """Answer 201 with what `create` returns, or with the first answer again for a repeated Idempotency-Key.

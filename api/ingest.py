@@ -15,18 +15,18 @@ from domain.shared.errors import DomainError
 from domain.shared.idempotency import IdempotentRequest, StoredResponse
 from infra.group_commit import GroupCommit
 
-T = TypeVar("T")
+ItemT = TypeVar("ItemT")
 
 MAX_BATCH_ITEMS = 256
 MAX_BATCH_BYTES = 16 * 1024 * 1024
 # Stores items of one tenant; returns for each what the answer shows, or what is wrong with it.
-ItemWriter = Callable[[Tx, list[T]], Awaitable[list[Any | DomainError]]]
+ItemWriter = Callable[[Tx, list[ItemT]], Awaitable[list[Any | DomainError]]]
 
 
-class IngestItem(msgspec.Struct, Generic[T], frozen=True):
+class IngestItem(msgspec.Struct, Generic[ItemT], frozen=True):
     """Hold an item and the claim of its request's Idempotency-Key, if it has one."""
 
-    content: T
+    content: ItemT
     claim: IdempotentRequest | None
 
 
@@ -38,7 +38,7 @@ class IngestOutcome(msgspec.Struct, frozen=True, kw_only=True):
     errors: dict[ClaimId, DomainError]
 
 
-class BatchIngest(Generic[T]):
+class BatchIngest(Generic[ItemT]):
     """Gather items of concurrent requests and store those of one tenant together with `write`.
 
     A request is answered when its commit is durable. Each tenant has its own transactions, and an item that fails
@@ -50,16 +50,16 @@ class BatchIngest(Generic[T]):
         self,
         store: Store,
         answers: SealedAnswers,
-        write: ItemWriter[T],
+        write: ItemWriter[ItemT],
         *,
-        measure: Callable[[T], int] = lambda item: 0,
+        measure: Callable[[ItemT], int] = lambda item: 0,
         max_items: int = MAX_BATCH_ITEMS,
     ) -> None:
         self._store, self._answers, self._write = store, answers, write
         self._measure, self._max_items = measure, max_items
-        self._tenant_batches: dict[str, GroupCommit[IngestItem[T], Response[Any] | DomainError]] = {}
+        self._tenant_batches: dict[str, GroupCommit[IngestItem[ItemT], Response[Any] | DomainError]] = {}
 
-    async def add_item(self, request: HttpRequest, caller: Caller, content: T, body: bytes) -> Response[Any]:
+    async def add_item(self, request: HttpRequest, caller: Caller, content: ItemT, body: bytes) -> Response[Any]:
         """Store one item, which arrived as this body.
 
         Answers 201 with what `write` returned for it, or with the first answer again for a repeated Idempotency-Key.
@@ -78,7 +78,7 @@ class BatchIngest(Generic[T]):
             raise answer
         return answer
 
-    def _open_batches(self, tenant_id: str) -> GroupCommit[IngestItem[T], Response[Any] | DomainError]:
+    def _open_batches(self, tenant_id: str) -> GroupCommit[IngestItem[ItemT], Response[Any] | DomainError]:
         return GroupCommit(
             lambda items: self._write_batch(tenant_id, items),
             self._max_items,
@@ -86,7 +86,7 @@ class BatchIngest(Generic[T]):
             max_weight=MAX_BATCH_BYTES,
         )
 
-    async def _write_batch(self, tenant_id: str, items: list[IngestItem[T]]) -> list[Response[Any] | DomainError]:
+    async def _write_batch(self, tenant_id: str, items: list[IngestItem[ItemT]]) -> list[Response[Any] | DomainError]:
         # Of several items with the same key, the first is stored and the others get its answer.
         claims: dict[ClaimId, IdempotentRequest] = {}
         for item in items:
@@ -111,7 +111,7 @@ class BatchIngest(Generic[T]):
             for position, item in enumerate(items)
         ]
 
-    async def _write_new(self, tx: Tx, items: list[IngestItem[T]], positions: list[int]) -> IngestOutcome:
+    async def _write_new(self, tx: Tx, items: list[IngestItem[ItemT]], positions: list[int]) -> IngestOutcome:
         """Store the items at these positions; keep answers under their keys, and release the keys of failed ones."""
         written = await self._write(tx, [items[position].content for position in positions]) if positions else []
         results = dict(zip(positions, written, strict=True))
@@ -132,7 +132,7 @@ class BatchIngest(Generic[T]):
         return result if isinstance(result, DomainError) else Response(result, status_code=CREATED_STATUS)
 
     def _answer_repetition(
-        self, item: IngestItem[T], answers: dict[ClaimId, StoredResponse], errors: dict[ClaimId, DomainError]
+        self, item: IngestItem[ItemT], answers: dict[ClaimId, StoredResponse], errors: dict[ClaimId, DomainError]
     ) -> Response[Any] | DomainError:
         """Answer a request whose key was used before, or by another request of the same transaction."""
         assert item.claim is not None

@@ -1,11 +1,11 @@
-"""Let requests of one tenant or account take turns."""
+"""Serialize requests of one tenant or account."""
 
 import asyncio
 from weakref import WeakValueDictionary
 
 
 class KeyedLocks:
-    """Hand out one lock per key, such as a tenant's id, and forget it when it is no longer used.
+    """Hand out one lock per key, for example per tenant id, and forget it when it is no longer used.
 
     Requests that wait for rows which their tenant has locked wait here instead, and so hold no database connections.
     """

@@ -3,7 +3,7 @@
 from litestar import Response, Router, delete, get, post, route
 
 from api.idempotency import ResourceCreator
-from api.operations import IDEMPOTENCY_KEY, requires_scope
+from api.operations import IDEMPOTENCY_KEY, require_scope
 from api.requests import HttpRequest, Store
 from domain import llms
 from domain.llms import Model, NewModel, PatchModel, Provider
@@ -14,7 +14,7 @@ from domain.shared.pages import Listing, Page
 _ITEM_PATH = "/models/{model_id:path}"
 
 
-@post("/models", opt=requires_scope("write:catalog", IDEMPOTENCY_KEY))
+@post("/models", opt=require_scope("write:catalog", IDEMPOTENCY_KEY))
 async def create_model(
     creator: ResourceCreator, request: HttpRequest, caller: Caller, data: NewModel
 ) -> Response[Model]:
@@ -22,7 +22,7 @@ async def create_model(
     return await creator.create_idempotently(request, caller, lambda tx: llms.create_model(tx, caller, data))
 
 
-@get("/models", opt=requires_scope("read:catalog"))
+@get("/models", opt=require_scope("read:catalog"))
 async def list_models(
     store: Store, caller: Caller, pagination: Page, provider: Provider | None = None
 ) -> Listing[Model]:
@@ -31,21 +31,21 @@ async def list_models(
         return await llms.list_models(tx, pagination, provider)
 
 
-@get(_ITEM_PATH, opt=requires_scope("read:catalog"))
+@get(_ITEM_PATH, opt=require_scope("read:catalog"))
 async def get_model(store: Store, caller: Caller, model_id: str) -> Model:
     """Return a model by id or name."""
     async with store.begin(caller) as tx:
         return await llms.get_model(tx, model_id.removeprefix("/"))
 
 
-@route(_ITEM_PATH, http_method=["PATCH", "PUT"], opt=requires_scope("write:catalog"), status_code=200)
+@route(_ITEM_PATH, http_method=["PATCH", "PUT"], opt=require_scope("write:catalog"), status_code=200)
 async def update_model(store: Store, caller: Caller, model_id: str, data: PatchModel) -> Model:
     """Change the fields that are sent; PUT does the same. The change applies to calls that begin later."""
     async with store.begin(caller) as tx:
         return await llms.patch_model(tx, caller, model_id.removeprefix("/"), data)
 
 
-@delete(_ITEM_PATH, opt=requires_scope("write:catalog"))
+@delete(_ITEM_PATH, opt=require_scope("write:catalog"))
 async def delete_model(store: Store, caller: Caller, model_id: str) -> None:
     """Delete a model from the registry."""
     async with store.begin(caller) as tx:

@@ -34,7 +34,7 @@ _PLAIN_METHODS: Final = ("GET", "POST", "PATCH", "DELETE")
 
 
 def create_operation_id(handler: HTTPRouteHandler, method: Method, path: list[str | Any]) -> str:
-    """Return the handler's name, such as `get_agent`.
+    """Return the handler's name, for example `get_agent`.
 
     Further paths of a handler add their first word (`get_execution_runtime`), and PUT beside PATCH adds `put`.
     """
@@ -59,10 +59,10 @@ def build_document(app: Litestar) -> dict[str, Any]:
         body_types += [kind for detail in handler.opt["details"] for kind in detail.body_types]
     _, schemas = msgspec.json.schema_components(dict.fromkeys(body_types), ref_template=SCHEMA_REF)
     components = document["components"]
-    components["schemas"].update(schemas | websockets.SCHEMAS)
+    components["schemas"].update(schemas | websockets.SOCKET_SCHEMAS)
     components["responses"] = {_name_response(code): _describe_error(status) for status, code in _ERROR_CODES.items()}
     _allow_any_items(components["schemas"])
-    document["paths"].update(websockets.PATHS)
+    document["paths"].update(websockets.SOCKET_PATHS)
     return document
 
 

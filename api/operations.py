@@ -113,14 +113,14 @@ def return_files(*media_types: str) -> ResponseContent:
     return ResponseContent(content=dict.fromkeys(media_types, BINARY_FILE))
 
 
-def requires_scope(scope: str, *details: OperationDetail) -> dict[str, Any]:
+def require_scope(scope: str, *details: OperationDetail) -> dict[str, Any]:
     """Return the options of a route that callers with this scope may use. A route without options is refused."""
     return {"required_scope": scope, "details": details}
 
 
 ANY_SCOPE: Final = "any"
 NO_CALLER: Final = "none"
-AUTHENTICATED: Final[dict[str, Any]] = requires_scope(ANY_SCOPE)
-PUBLIC: Final[dict[str, Any]] = requires_scope(NO_CALLER)
+ANY_CALLER: Final[dict[str, Any]] = require_scope(ANY_SCOPE)
+PUBLIC_ACCESS: Final[dict[str, Any]] = require_scope(NO_CALLER)
 # Names the first word of the path whose operation has the handler's name alone.
 MAIN_PATH_KEY: Final = "main_path"

@@ -3,7 +3,7 @@
 from litestar import Response, Router, delete, get, post, route
 
 from api.idempotency import ResourceCreator
-from api.operations import IDEMPOTENCY_KEY, requires_scope
+from api.operations import IDEMPOTENCY_KEY, require_scope
 from api.requests import HttpRequest, Store
 from domain import provider_keys
 from domain.provider_keys import NewProviderKey, PatchProviderKey, ProviderKey
@@ -14,7 +14,7 @@ from infra.credentials import Keyring
 _ITEM_PATH = "/provider-keys/{provider_key_id:str}"
 
 
-@post("/provider-keys", opt=requires_scope("write:catalog", IDEMPOTENCY_KEY))
+@post("/provider-keys", opt=require_scope("write:catalog", IDEMPOTENCY_KEY))
 async def create_provider_key(
     creator: ResourceCreator, keyring: Keyring, request: HttpRequest, caller: Caller, data: NewProviderKey
 ) -> Response[ProviderKey]:
@@ -25,7 +25,7 @@ async def create_provider_key(
     )
 
 
-@get("/provider-keys", opt=requires_scope("read:catalog"))
+@get("/provider-keys", opt=require_scope("read:catalog"))
 async def list_provider_keys(
     store: Store, caller: Caller, pagination: Page, service: str | None = None
 ) -> Listing[ProviderKey]:
@@ -34,14 +34,14 @@ async def list_provider_keys(
         return await provider_keys.list_provider_keys(tx, pagination, service)
 
 
-@get(_ITEM_PATH, opt=requires_scope("read:catalog"))
+@get(_ITEM_PATH, opt=require_scope("read:catalog"))
 async def get_provider_key(store: Store, caller: Caller, provider_key_id: str) -> ProviderKey:
     """Return a key by id, name or slug, without its value."""
     async with store.begin(caller) as tx:
         return await provider_keys.get_provider_key(tx, provider_key_id)
 
 
-@route(_ITEM_PATH, http_method=["PATCH", "PUT"], opt=requires_scope("write:catalog"), status_code=200)
+@route(_ITEM_PATH, http_method=["PATCH", "PUT"], opt=require_scope("write:catalog"), status_code=200)
 async def update_provider_key(
     store: Store, keyring: Keyring, caller: Caller, provider_key_id: str, data: PatchProviderKey
 ) -> ProviderKey:
@@ -50,7 +50,7 @@ async def update_provider_key(
         return await provider_keys.patch_provider_key(tx, provider_key_id, data, keyring.seal)
 
 
-@delete(_ITEM_PATH, opt=requires_scope("write:catalog"))
+@delete(_ITEM_PATH, opt=require_scope("write:catalog"))
 async def delete_provider_key(store: Store, caller: Caller, provider_key_id: str) -> None:
     """Delete a key permanently. A key that a model or a tool uses is refused with 409."""
     async with store.begin(caller) as tx:

@@ -2,7 +2,7 @@
 
 from litestar import Router, get
 
-from api.operations import requires_scope
+from api.operations import require_scope
 from api.requests import Store
 from domain.queues import ALIVE, QueueStats, WorkerInfo
 from domain.shared.access import OPERATOR_TENANT_ID, Caller
@@ -16,7 +16,7 @@ class QueueOverview(Listing[QueueStats], frozen=True, kw_only=True):
     workers: list[WorkerInfo]
 
 
-@get("/queues", opt=requires_scope("admin"))
+@get("/queues", opt=require_scope("admin"))
 async def get_queues(store: Store, caller: Caller) -> QueueOverview:
     """Return depth, running rows, failures of the last day and oldest waiting row per lane.
 

@@ -82,7 +82,7 @@ def _provide_service(name: str) -> Provide:
     return Provide(provide_service, sync_to_thread=False)
 
 
-DEPENDENCIES: Final = {
+HANDLER_DEPENDENCIES: Final = {
     "caller": Provide(provide_caller, sync_to_thread=False),
     "pagination": Provide(provide_pagination, sync_to_thread=False),
     **{name: _provide_service(name) for name in ApiServices.__struct_fields__},

@@ -3,17 +3,17 @@
 from litestar import Router, get
 
 from api.artifacts import ARTIFACT_QUERY, ArtifactQuery
-from api.operations import requires_scope
+from api.operations import require_scope
 from api.requests import Store
 from domain.artifacts import service
 from domain.artifacts.service import ArtifactPoint, ArtifactStats
 from domain.shared.access import Caller
 from domain.stats import TimeBucket, TimeSeries, build_timeseries
 
-_READ = requires_scope("read:stats")
+_READ_ACCESS = require_scope("read:stats")
 
 
-@get("/stats", opt=_READ)
+@get("/stats", opt=_READ_ACCESS)
 async def get_artifact_stats(store: Store, caller: Caller, query_filter: ArtifactQuery) -> ArtifactStats:
     """Return statistics over artifacts. They are exact at any moment."""
     artifact_filter = query_filter.to_filter(caller)
@@ -21,7 +21,7 @@ async def get_artifact_stats(store: Store, caller: Caller, query_filter: Artifac
         return await service.compute_artifact_stats(tx, artifact_filter)
 
 
-@get("/stats/timeseries", opt=_READ)
+@get("/stats/timeseries", opt=_READ_ACCESS)
 async def get_artifact_timeseries(
     store: Store, caller: Caller, query_filter: ArtifactQuery, days: int = 7, bucket: TimeBucket = "day"
 ) -> TimeSeries[ArtifactPoint]:

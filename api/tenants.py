@@ -2,21 +2,21 @@
 
 from litestar import Router, get, patch
 
-from api.operations import requires_scope
+from api.operations import require_scope
 from api.requests import Store
 from domain.accounts import tenants
 from domain.accounts.tenants import PatchTenant, Tenant
 from domain.shared.access import Caller
 
 
-@get("/tenant", opt=requires_scope("read:agents"))
+@get("/tenant", opt=require_scope("read:agents"))
 async def get_tenant(store: Store, caller: Caller) -> Tenant:
     """Return the caller's tenant."""
     async with store.begin(caller) as tx:
         return await tenants.get_tenant(tx, caller)
 
 
-@patch("/tenant", opt=requires_scope("admin"))
+@patch("/tenant", opt=require_scope("admin"))
 async def update_tenant(store: Store, caller: Caller, data: PatchTenant) -> Tenant:
     """Change the fields that are sent. Executions beyond `max_concurrency` wait for running ones to end.
 

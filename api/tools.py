@@ -5,12 +5,11 @@ from typing import Any
 from litestar import Response, Router, delete, get, patch, post, route
 
 from api.idempotency import ResourceCreator
-from api.operations import IDEMPOTENCY_KEY, requires_scope
+from api.operations import IDEMPOTENCY_KEY, require_scope
 from api.requests import HttpRequest, Store
 from api.waiting import ExecutionStarter
 from domain import tools
-from domain.executions import Execution
-from domain.executions.service import start_tool_call
+from domain.executions import Execution, start_tool_call
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError
 from domain.shared.pages import Listing, Page
@@ -21,13 +20,13 @@ _ITEM_PATH = "/tools/{tool_id:str}"
 TOOL_CALL_WAIT_SECONDS = 60
 
 
-@post("/tools", opt=requires_scope("write:catalog", IDEMPOTENCY_KEY))
+@post("/tools", opt=require_scope("write:catalog", IDEMPOTENCY_KEY))
 async def create_tool(creator: ResourceCreator, request: HttpRequest, caller: Caller, data: NewTool) -> Response[Tool]:
     """Create a custom HTTP tool, or add an MCP server."""
     return await creator.create_idempotently(request, caller, lambda tx: tools.create_tool(tx, caller, data))
 
 
-@get("/tools", opt=requires_scope("read:catalog"))
+@get("/tools", opt=require_scope("read:catalog"))
 async def list_tools(
     store: Store,
     caller: Caller,
@@ -41,7 +40,7 @@ async def list_tools(
         return await tools.list_tools(tx, caller, pagination, ToolFilter(category, enabled, tool_type))
 
 
-@get("/tools/enabled", opt=requires_scope("read:catalog"))
+@get("/tools/enabled", opt=require_scope("read:catalog"))
 async def list_enabled_tools(
     store: Store, caller: Caller, pagination: Page, category: str | None = None, tool_type: ToolType | None = None
 ) -> Listing[Tool]:
@@ -50,42 +49,42 @@ async def list_enabled_tools(
         return await tools.list_tools(tx, caller, pagination, ToolFilter(category, True, tool_type))
 
 
-@get("/tools/configurations/{tool_name:str}/schema", opt=requires_scope("read:catalog"))
+@get("/tools/configurations/{tool_name:str}/schema", opt=require_scope("read:catalog"))
 async def get_tool_schema(store: Store, caller: Caller, tool_name: str) -> dict[str, Any]:
     """Return a JSON Schema: of a tool's arguments, or for `custom` and `mcp` of their `configuration`."""
     async with store.begin(caller) as tx:
         return await tools.get_tool_schema(tx, caller, tool_name)
 
 
-@get(_ITEM_PATH, opt=requires_scope("read:catalog"))
+@get(_ITEM_PATH, opt=require_scope("read:catalog"))
 async def get_tool(store: Store, caller: Caller, tool_id: str) -> Tool:
     """Return a tool by id, name or slug."""
     async with store.begin(caller) as tx:
         return await tools.get_tool(tx, caller, tool_id)
 
 
-@route(_ITEM_PATH, http_method=["PATCH", "PUT"], opt=requires_scope("write:catalog"), status_code=200)
+@route(_ITEM_PATH, http_method=["PATCH", "PUT"], opt=require_scope("write:catalog"), status_code=200)
 async def update_tool(store: Store, caller: Caller, tool_id: str, data: PatchTool) -> Tool:
     """Change the fields that are sent; PUT does the same. A built-in tool only takes `enabled`."""
     async with store.begin(caller) as tx:
         return await tools.patch_tool(tx, caller, tool_id, data)
 
 
-@patch("/tools/{tool_id:str}/toggle-enabled", opt=requires_scope("write:catalog"))
+@patch("/tools/{tool_id:str}/toggle-enabled", opt=require_scope("write:catalog"))
 async def toggle_tool(store: Store, caller: Caller, tool_id: str) -> Tool:
     """Disable an enabled tool, or enable a disabled one. A built-in tool changes for this tenant only."""
     async with store.begin(caller) as tx:
         return await tools.toggle_tool(tx, caller, tool_id)
 
 
-@delete(_ITEM_PATH, opt=requires_scope("write:catalog"))
+@delete(_ITEM_PATH, opt=require_scope("write:catalog"))
 async def delete_tool(store: Store, caller: Caller, tool_id: str) -> None:
     """Delete a tool. Built-in tools can only be disabled."""
     async with store.begin(caller) as tx:
         await tools.delete_tool(tx, caller, tool_id)
 
 
-@post("/tools/{tool_id:str}/execute", opt=requires_scope("run:agents"), status_code=200)
+@post("/tools/{tool_id:str}/execute", opt=require_scope("run:agents"), status_code=200)
 async def execute_tool(
     starter: ExecutionStarter, request: HttpRequest, caller: Caller, tool_id: str, data: ToolInvocation
 ) -> Response[ToolInvocationResult]:

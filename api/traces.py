@@ -4,14 +4,14 @@ import asyncio
 
 from litestar import Router, get
 
-from api.operations import requires_scope
+from api.operations import require_scope
 from api.requests import Store
 from domain import traces
 from domain.shared.access import Caller
 from domain.traces import Trace
 
 
-@get("/execution-trace/{execution_id:str}", opt=requires_scope("read:executions"))
+@get("/execution-trace/{execution_id:str}", opt=require_scope("read:executions"))
 async def get_trace(store: Store, caller: Caller, execution_id: str, content: bool = False) -> Trace:
     """Return the trace of an execution, even while it runs: its steps, agents, model and tool calls, and their cost.
 

@@ -26,7 +26,7 @@ class HasStatus(Protocol):
         ...
 
 
-R = TypeVar("R", bound=HasStatus)
+RowT = TypeVar("RowT", bound=HasStatus)
 
 
 class StatusWaiter:
@@ -36,8 +36,8 @@ class StatusWaiter:
         self._store, self.bell = store, bell
 
     async def wait_for_status(
-        self, request: HttpRequest, row_id: str, fetch: Callable[[], Awaitable[R]], final: frozenset[str]
-    ) -> tuple[R, dict[str, str]]:
+        self, request: HttpRequest, row_id: str, fetch: Callable[[], Awaitable[RowT]], final: frozenset[str]
+    ) -> tuple[RowT, dict[str, str]]:
         """Return the row and response headers, once the row has a `final` status or `Prefer: wait=N` runs out."""
         seconds = read_preferred_wait(request)
         if not seconds:
@@ -55,8 +55,13 @@ class StatusWaiter:
         )
 
     async def poll_until_final(
-        self, ring: asyncio.Event, fetch: Callable[[], Awaitable[R]], final: frozenset[str], seconds: float, row: R
-    ) -> R:
+        self,
+        ring: asyncio.Event,
+        fetch: Callable[[], Awaitable[RowT]],
+        final: frozenset[str],
+        seconds: float,
+        row: RowT,
+    ) -> RowT:
         """Fetch the row at each ring until its status is final or the seconds are over.
 
         `row` was read after listening began, so no change of it is missed.

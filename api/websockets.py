@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from domain.executions import ExecutionStart
 
-_ID: Final = {"type": "string"}
-SCHEMAS: Final[dict[str, Any]] = {
+_ID_SCHEMA: Final = {"type": "string"}
+SOCKET_SCHEMAS: Final[dict[str, Any]] = {
     "StreamedEvent": {
         "title": "StreamedEvent",
         "description": "An event of an execution's log. The last one is a `status` that is terminal.",
@@ -31,7 +31,7 @@ SCHEMAS: Final[dict[str, Any]] = {
         "required": ["type", "execution_id", "status", "result", "cost"],
         "properties": {
             "type": {"const": "complete"},
-            "execution_id": _ID,
+            "execution_id": _ID_SCHEMA,
             "status": {"type": "string"},
             "result": {},
             "cost": {"type": "number", "description": "US dollars."},
@@ -56,7 +56,7 @@ SCHEMAS: Final[dict[str, Any]] = {
         "description": "Resume reading an execution of this agent after an event.",
         "type": "object",
         "required": ["execution_id"],
-        "properties": {"execution_id": _ID, "after": {"type": "integer", "minimum": 0, "default": 0}},
+        "properties": {"execution_id": _ID_SCHEMA, "after": {"type": "integer", "minimum": 0, "default": 0}},
         "additionalProperties": False,
     },
 }
@@ -89,10 +89,10 @@ def _describe_socket(
 
 
 def _describe_path_id(name: str) -> dict[str, Any]:
-    return {"name": name, "in": "path", "required": True, "schema": _ID}
+    return {"name": name, "in": "path", "required": True, "schema": _ID_SCHEMA}
 
 
-PATHS: Final[dict[str, Any]] = {
+SOCKET_PATHS: Final[dict[str, Any]] = {
     "/api/v1/agents/{agent_id}/stream": {
         "get": _describe_socket(
             "stream_agent",

@@ -14,7 +14,7 @@ from api.operations import (
     RequestBody,
     ResponseContent,
     read_body_as,
-    requires_scope,
+    require_scope,
 )
 from api.requests import HttpRequest, Store
 from api.waiting import ExecutionStarter
@@ -34,7 +34,7 @@ from domain.workflows import (
     WorkflowYaml,
 )
 
-T = TypeVar("T")
+BodyT = TypeVar("BodyT")
 _ITEM_PATH = "/workflows/{workflow_id:str}"
 # Reading a larger body would block the event loop for too long.
 MAX_INLINE_READ_BYTES = 16 * 1024
@@ -51,7 +51,7 @@ def _describe_body(kind: type) -> RequestBody:
     return read_body_as(kind, WorkflowYaml, description=description)
 
 
-async def _read_body(request: HttpRequest, kind: type[T]) -> ParsedBody[T]:
+async def _read_body(request: HttpRequest, kind: type[BodyT]) -> ParsedBody[BodyT]:
     body = await request.body()
     read = functools.partial(workflows.parse_body, body, request.content_type[0], kind)
     return read() if len(body) <= MAX_INLINE_READ_BYTES else await asyncio.to_thread(read)
@@ -59,7 +59,7 @@ async def _read_body(request: HttpRequest, kind: type[T]) -> ParsedBody[T]:
 
 @post(
     "/workflows",
-    opt=requires_scope("write:catalog", IDEMPOTENCY_KEY, _describe_body(NewWorkflow)),
+    opt=require_scope("write:catalog", IDEMPOTENCY_KEY, _describe_body(NewWorkflow)),
     request_max_body_size=MAX_WORKFLOW_BODY_BYTES,
 )
 async def create_workflow(
@@ -73,7 +73,7 @@ async def create_workflow(
         )
 
 
-@get("/workflows", opt=requires_scope("read:catalog"))
+@get("/workflows", opt=require_scope("read:catalog"))
 async def list_workflows(
     store: Store, caller: Caller, pagination: Page, status: WorkflowStatus | None = None
 ) -> Listing[WorkflowSummary]:
@@ -82,7 +82,7 @@ async def list_workflows(
         return await workflows.list_workflows(tx, pagination, status)
 
 
-@get(_ITEM_PATH, opt=requires_scope("read:catalog", _YAML_RESPONSE))
+@get(_ITEM_PATH, opt=require_scope("read:catalog", _YAML_RESPONSE))
 async def get_workflow(store: Store, request: HttpRequest, caller: Caller, workflow_id: str) -> Response[Workflow]:
     """Return a workflow by id or name. `Accept: application/yaml` returns YAML that creates the same workflow."""
     async with store.begin(caller) as tx:
@@ -96,7 +96,7 @@ async def get_workflow(store: Store, request: HttpRequest, caller: Caller, workf
 @route(
     _ITEM_PATH,
     http_method=["PATCH", "PUT"],
-    opt=requires_scope("write:catalog", _describe_body(PatchWorkflow)),
+    opt=require_scope("write:catalog", _describe_body(PatchWorkflow)),
     status_code=200,
     request_max_body_size=MAX_WORKFLOW_BODY_BYTES,
 )
@@ -109,7 +109,7 @@ async def update_workflow(
         return await workflows.update_workflow(tx, caller, workflow_id, body)
 
 
-@post("/workflows/{workflow_id:str}/execute", opt=requires_scope("run:agents", PREFER_WAIT, IDEMPOTENCY_KEY))
+@post("/workflows/{workflow_id:str}/execute", opt=require_scope("run:agents", PREFER_WAIT, IDEMPOTENCY_KEY))
 async def execute_workflow(
     starter: ExecutionStarter, request: HttpRequest, caller: Caller, workflow_id: str, data: ExecutionStart
 ) -> Response[Execution]:
@@ -119,7 +119,7 @@ async def execute_workflow(
     )
 
 
-@delete(_ITEM_PATH, opt=requires_scope("write:catalog"))
+@delete(_ITEM_PATH, opt=require_scope("write:catalog"))
 async def delete_workflow(store: Store, workflow_locks: KeyedLocks, caller: Caller, workflow_id: str) -> None:
     """Delete a workflow that no schedule uses. Its executions continue and stay on record."""
     async with workflow_locks.get_lock(caller.tenant_id), store.begin(caller) as tx:

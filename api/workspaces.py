@@ -5,7 +5,7 @@ import mimetypes
 from litestar import Router, get
 from litestar.response import Stream
 
-from api.operations import requires_scope
+from api.operations import require_scope
 from api.requests import Blobs, Store
 from domain import workspaces
 from domain.shared.access import Caller
@@ -13,14 +13,14 @@ from domain.shared.pages import Listing, Page
 from domain.workspaces import WorkspaceFile
 
 
-@get("/executions/{execution_id:str}/files", opt=requires_scope("read:executions"))
+@get("/executions/{execution_id:str}/files", opt=require_scope("read:executions"))
 async def list_files(store: Store, caller: Caller, execution_id: str, pagination: Page) -> Listing[WorkspaceFile]:
     """List the files of an execution's workspace, by name."""
     async with store.begin(caller) as tx:
         return await workspaces.list_files(tx, execution_id, pagination)
 
 
-@get("/executions/{execution_id:str}/files/{path:path}", opt=requires_scope("read:executions"))
+@get("/executions/{execution_id:str}/files/{path:path}", opt=require_scope("read:executions"))
 async def download_file(store: Store, blobs: Blobs, caller: Caller, execution_id: str, path: str) -> Stream:
     """Download a file of an execution's workspace. Browsers save it and never render it as a page."""
     name = str(path).lstrip("/")

@@ -70,7 +70,7 @@ async def test_every_example_works_as_it_stands() -> None:
                 if find_example(operation_id) is not EXAMPLE_BODIES[name] or not operation_id.startswith(name):
                     continue
                 body: Any = content["example"]
-                if name == "refresh":
+                if name == "refresh_tokens":
                     # The one example that nobody can know beforehand.
                     body = {"refresh_token": made["refresh_token"]}
                 url = path.format(**await _values(http, name, made))

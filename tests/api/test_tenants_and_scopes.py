@@ -14,16 +14,25 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from tests.support.clients import Tenant, archive
 
 SECRET = "belongs-to-acme-alone"
-UNAUTHENTICATED = {"register", "login", "refresh"}
-OWN = {"me", "me_users", "logout", "patch_me", "create_key", "create_key_auth", "invite", "patch_tenant"}
+UNAUTHENTICATED = {"register_user", "log_in", "refresh_tokens"}
+OWN = {
+    "get_me",
+    "get_me_users",
+    "log_out",
+    "update_me",
+    "create_key",
+    "create_key_auth",
+    "invite_user",
+    "update_tenant",
+}
 # What creates something in the caller's own tenant, whatever it is sent.
-CREATES = {"create_agent", "upload_artifact", "create_evaluation", "upload_metrics", "create_batch"}
+CREATES = {"create_agent", "upload_artifact", "create_evaluation", "upload_metrics", "create_evaluation_batch"}
 CREATES |= {"create_model", "create_provider_key", "create_tool", "create_budget", "create_template"}
 CREATES |= {"create_crew", "create_task", "create_workflow"}
 # Is refused, as it names what only another tenant has.
 REFERS = {"create_schedule"}
 # Says what is wrong with what it is sent.
-OWN |= {"debug_crew", "generate_agent", "generate_task", "generate_crew", "generate_name"}
+OWN |= {"check_crew", "generate_agent", "generate_task", "generate_crew", "generate_name"}
 CREW = {"agents_yaml": "a: {role: Reader}", "tasks_yaml": "t: {description: Read, agent: a}"}
 RECORD = {"prompt": "What?", "response": SECRET}
 
@@ -90,9 +99,9 @@ def _body(document: dict[str, Any], operation: dict[str, Any], belongings: dict[
         return {"files": {"file": ("a.tar.gz", archive({"agent.py": ""}))}}
     if operation["operationId"] == "upload_artifact":
         return {"json": {"kurral_id": "the-rival-s-own"}}
-    if operation["operationId"] in ("create_evaluation", "upload_metrics", "create_batch"):
+    if operation["operationId"] in ("create_evaluation", "upload_metrics", "create_evaluation_batch"):
         rival = {"prompt": "a", "response": "b"}
-        return {"json": [rival] if operation["operationId"] == "create_batch" else rival}
+        return {"json": [rival] if operation["operationId"] == "create_evaluation_batch" else rival}
     if "application/json" not in content:
         return {}
     told = content["application/json"]["schema"]
@@ -263,7 +272,7 @@ async def test_every_route_asks_for_its_scope(document, belongings, acme: Tenant
     powerless = acme.with_key(await acme.key(scopes=[]))
     async with powerless:
         for method, path, operation in _routes(document):
-            if operation["operationId"] in UNAUTHENTICATED | {"me", "me_users", "logout"}:
+            if operation["operationId"] in UNAUTHENTICATED | {"get_me", "get_me_users", "log_out"}:
                 continue
             url = path.removeprefix("/api/v1")
             for parameter, value in belongings.items():
