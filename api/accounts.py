@@ -61,7 +61,7 @@ async def register_user(
     accounts.check_username(data.username, check_email(data.email))
     password_hash, refresh_token = await passwords.hash_password(data.password), generate_token(REFRESH_PREFIX)
     lifetime = token_issuer.refresh_lifetime
-    async with store.begin_for(tenant_id) as tx:
+    async with store.tenant_transaction(tenant_id) as tx:
         user = await accounts.register_user(tx, tenant_id, data, password_hash, hash_token(data.invite_token or ""))
         session_id = await accounts.open_session(tx, user.id, hash_token(refresh_token), lifetime)
     return RegisteredUser(**asdict(user), **asdict(token_issuer.issue_tokens(user.id, session_id, refresh_token)))
@@ -79,7 +79,7 @@ async def log_in(
     """Open a session. Wrong passwords are counted; after too many, logins are refused for up to an hour."""
     name = accounts.read_login_name(data)
     async with guess_limiter.limit_guesses(name, request.scope["state"]["address"]) as count_wrong:
-        async with store.begin_unbound() as tx:
+        async with store.system_transaction() as tx:
             user = await tx.accounts.find_login(name)
         # An unknown name takes as long as a wrong password, so that names cannot be found out by time.
         is_right = await passwords.verify_password(user.password_hash if user else None, data.password)
@@ -87,7 +87,7 @@ async def log_in(
             await count_wrong()
             raise _refuse_login()
     refresh_token = generate_token(REFRESH_PREFIX)
-    async with store.begin_for(user.tenant_id) as tx:
+    async with store.tenant_transaction(user.tenant_id) as tx:
         lifetime = token_issuer.refresh_lifetime
         session_id = await accounts.open_session(tx, user.user_id, hash_token(refresh_token), lifetime)
     return token_issuer.issue_tokens(user.user_id, session_id, refresh_token)
@@ -101,12 +101,12 @@ def _refuse_login() -> DomainError:
 @post("/auth/refresh", opt=PUBLIC_ACCESS, status_code=200, request_max_body_size=MAX_PUBLIC_BODY_BYTES)
 async def refresh_tokens(store: Store, token_issuer: TokenIssuer, data: TokenRefresh) -> SessionTokens:
     """Exchange a refresh token for new tokens. Using a refresh token twice ends its whole session."""
-    async with store.begin_unbound() as tx:
+    async with store.system_transaction() as tx:
         grant = await tx.accounts.find_refresh_token(hash_token(data.refresh_token))
     if grant is None:
         raise accounts.InvalidRefreshToken()
     refresh_token = generate_token(REFRESH_PREFIX)
-    async with store.begin_for(grant.tenant_id) as tx:
+    async with store.tenant_transaction(grant.tenant_id) as tx:
         hashes = hash_token(data.refresh_token), hash_token(refresh_token)
         error = await accounts.rotate_refresh_token(tx, grant, *hashes, token_issuer.refresh_lifetime)
     # Raised here and not in the transaction, which must be committed: it ends the session of a reused token.
@@ -118,14 +118,14 @@ async def refresh_tokens(store: Store, token_issuer: TokenIssuer, data: TokenRef
 @post("/auth/logout", opt=ANY_CALLER, status_code=204)
 async def log_out(store: Store, caller: Caller) -> None:
     """End this session. Its refresh tokens and its access token are invalid at once."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         await accounts.close_session(tx, caller)
 
 
 @get(["/auth/me", "/users/me"], opt=ANY_CALLER)
 async def get_me(store: Store, caller: Caller) -> User:
     """Return the caller's own user."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await accounts.get_own_user(tx, caller)
 
 
@@ -143,7 +143,7 @@ async def update_me(
     password_hash = None
     if data.password is not UNSET:
         current_password = "" if data.current_password is UNSET else data.current_password
-        async with store.begin(caller) as tx:
+        async with store.transaction(caller) as tx:
             stored_hash = await tx.accounts.get_password_hash(caller.user_id)
         async with guess_limiter.limit_guesses(caller.user_id, address) as count_wrong:
             if not await passwords.verify_password(stored_hash, current_password):
@@ -152,28 +152,28 @@ async def update_me(
         password_hash = await passwords.hash_password(data.password)
     elif data.current_password is not UNSET:
         raise InvalidField("current_password", "is only allowed together with a new `password`.")
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await accounts.patch_own_user(tx, caller, data, password_hash)
 
 
 @get("/users", opt=require_scope("admin"))
 async def list_users(store: Store, caller: Caller, pagination: Page) -> Listing[User]:
     """List the tenant's users."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await tx.accounts.list_users(pagination)
 
 
 @get("/users/{user_id:str}", opt=require_scope("admin"))
 async def get_user(store: Store, caller: Caller, user_id: str) -> User:
     """Return a user of the tenant."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await accounts.get_user(tx, user_id)
 
 
 @patch("/users/{user_id:str}", opt=require_scope("admin"))
 async def update_user(store: Store, caller: Caller, user_id: str, data: PatchUser) -> User:
     """Change a user's role, or deactivate the user. A tenant keeps at least one active admin."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await accounts.patch_user(tx, user_id, data)
 
 

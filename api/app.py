@@ -128,8 +128,8 @@ def create_app(settings: Settings, clock: Clock = get_utc_now) -> ASGIApp:
             app.state.openapi_document = build_document(app)
             with contextlib.suppress(DomainError):
                 # Upkeep does it too, but may not run when a month begins.
-                async with resources.store.begin_unbound() as tx:
-                    await tx.queues.make_partitions(tx.now, 1)
+                async with resources.store.system_transaction() as tx:
+                    await tx.queues.create_partitions(tx.now, 1)
             _reduce_garbage_collection()
             stop = asyncio.Event()
             key_usage_task = asyncio.create_task(key_usage.run_until_stopped(resources.store, stop))

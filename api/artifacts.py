@@ -108,11 +108,11 @@ class ArtifactReader:
 
         Errors: `not_found`, `internal_error`, `storage_unavailable`.
         """
-        async with self._store.begin(caller) as tx:
+        async with self._store.transaction(caller) as tx:
             location = await service.get_artifact_body(tx, kurral_id, tenant_id)
         try:
             stored = (
-                await self._blobs.get(location.key)
+                await self._blobs.read_object(location.key)
                 if location.packed_body is None
                 else stream_once(location.packed_body)
             )
@@ -121,7 +121,7 @@ class ArtifactReader:
             if error.code != "not_found":
                 raise
             # If the artifact was deleted meanwhile, its row is gone too.
-            async with self._store.begin(caller) as tx:
+            async with self._store.transaction(caller) as tx:
                 await service.get_artifact(tx, kurral_id, tenant_id)
             raise DomainError("internal_error", f"The body of {kurral_id!r} is missing.") from error
 
@@ -147,14 +147,14 @@ async def list_artifacts(
 ) -> Listing[ArtifactMetadata]:
     """List artifacts without their bodies, newest first."""
     artifact_filter = query_filter.to_filter(caller)
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await tx.artifacts.list_page(artifact_filter, pagination)
 
 
 @get("/artifacts/semantic-buckets/list", opt=_READ_ACCESS)
 async def list_semantic_buckets(store: Store, caller: Caller, pagination: Page) -> Listing[SemanticBucketCount]:
     """List the semantic buckets with their number of artifacts, the largest first."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await service.list_semantic_buckets(tx, pagination)
 
 
@@ -190,7 +190,7 @@ async def get_artifact_metadata(
     store: Store, caller: Caller, kurral_id: str, tenant_id: str | None = None
 ) -> ArtifactMetadata:
     """Return an artifact without its body."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await service.get_artifact(tx, kurral_id, tenant_id)
 
 
@@ -215,7 +215,7 @@ async def list_artifact_tool_calls(
 @delete("/artifacts/{kurral_id:str}", opt=require_scope("write:artifacts"))
 async def delete_artifact(store: Store, caller: Caller, kurral_id: str, tenant_id: str | None = None) -> None:
     """Delete an artifact, its body, and its share of the statistics."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         await service.delete_artifact(tx, kurral_id, tenant_id)
 
 

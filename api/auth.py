@@ -67,7 +67,7 @@ class Authenticator:
 
     async def find_session(self, user_id: str, session_id: str) -> Caller:
         """Return the caller of an open session. Errors: `unauthenticated`."""
-        async with self._store.begin_single() as tx:
+        async with self._store.autocommit() as tx:
             session = await tx.accounts.find_session(user_id, session_id)
         if session is None or not session.is_active:
             raise _refuse_credentials("The session of this access token has ended.")
@@ -84,8 +84,8 @@ class Authenticator:
         return caller
 
     async def _find_keys(self, key_hashes: list[bytes]) -> list[ApiKeyIdentity | None]:
-        async with self._store.begin_single() as tx:
-            identities = await tx.keys.find(list(set(key_hashes)))
+        async with self._store.autocommit() as tx:
+            identities = await tx.api_keys.find(list(set(key_hashes)))
         return [identities.get(key_hash) for key_hash in key_hashes]
 
     async def _authenticate_token(self, token: str) -> Caller:
@@ -223,8 +223,8 @@ class KeyUsageWriter:
         if not uses:
             return
         try:
-            async with store.begin_unbound() as tx:
-                await tx.keys.count_use(uses)
+            async with store.system_transaction() as tx:
+                await tx.api_keys.count_use(uses)
         except Exception:
             for key_id, (count, used_at) in uses.items():
                 newer_count, newest = self._uses.get(key_id, (0, used_at))

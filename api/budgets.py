@@ -24,28 +24,28 @@ async def create_budget(
 @get("/budgets", opt=_READ_ACCESS)
 async def list_budgets(store: Store, caller: Caller, pagination: Page) -> Listing[Budget]:
     """List the tenant's budgets, newest first."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await budgets.list_budgets(tx, pagination)
 
 
 @get("/budgets/{budget_id:str}", opt=_READ_ACCESS)
 async def get_budget(store: Store, caller: Caller, budget_id: str) -> Budget:
     """Return a budget, with the cost of its current period."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await budgets.get_budget(tx, budget_id)
 
 
 @patch("/budgets/{budget_id:str}", opt=_WRITE_ACCESS)
 async def update_budget(store: Store, caller: Caller, budget_id: str, data: PatchBudget) -> Budget:
     """Change a budget's limit, or activate or deactivate it. Its cost so far stays."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await budgets.update_budget(tx, budget_id, data)
 
 
 @delete("/budgets/{budget_id:str}", opt=_WRITE_ACCESS)
 async def delete_budget(store: Store, caller: Caller, budget_id: str) -> None:
     """Delete a budget. Model calls in progress continue."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         await budgets.delete_budget(tx, budget_id)
 
 

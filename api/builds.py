@@ -109,7 +109,7 @@ class ArchiveUploader:
         # Both headers are checked before the archive is read.
         read_idempotency_key(request)
         seconds = read_preferred_wait(request)
-        async with self._store.begin(caller) as tx:
+        async with self._store.transaction(caller) as tx:
             await agents.get_agent(tx, agent_id)
         upload = await self._store_archive(request, caller)
         quota = self._settings.tenant_max_stored_bytes
@@ -141,7 +141,7 @@ class ArchiveUploader:
 
     async def find_version(self, caller: Caller, agent_id: str, version: str) -> AgentVersion:
         """Return a version by id, name or number, read in a transaction of its own. Errors: `not_found`."""
-        async with self._store.begin(caller) as tx:
+        async with self._store.transaction(caller) as tx:
             return await builds.get_version(tx, agent_id, version)
 
     async def _store_archive(self, request: HttpRequest, caller: Caller) -> ArchiveUpload:
@@ -149,7 +149,7 @@ class ArchiveUploader:
         version_id = builds.generate_version_id()
         path = builds.get_archive_path(caller.tenant_id, version_id)
         archive = ArchiveStream(request, self._settings.upload_max_bytes)
-        await self._blobs.put(path, archive.read_chunks())
+        await self._blobs.write_object(path, archive.read_chunks())
         return ArchiveUpload(version_id=version_id, path=path, sha256=archive.sha256, size_bytes=archive.size)
 
 
@@ -176,17 +176,17 @@ async def upload_archive(
 )
 async def download_archive(store: Store, blobs: Blobs, caller: Caller, path: str) -> Stream:
     """Return an archive as it was uploaded, by a version's `tarball_path`."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         version = await builds.get_version_by_path(tx, str(path).lstrip("/"))
     name = f"{version.agent_id}-{version.version}.tar.gz"
     headers = {"Content-Disposition": f'attachment; filename="{name}"', "Content-Length": str(version.size_bytes)}
-    return Stream(await blobs.get(version.tarball_path), headers=headers, media_type=_BINARY_TYPE)
+    return Stream(await blobs.read_object(version.tarball_path), headers=headers, media_type=_BINARY_TYPE)
 
 
 @get("/agents/{agent_id:str}/versions", opt=require_scope("read:agents"))
 async def list_versions(store: Store, caller: Caller, agent_id: str, pagination: Page) -> Listing[AgentVersion]:
     """List an agent's versions, newest first."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await builds.list_versions(tx, agent_id, pagination)
 
 
@@ -203,7 +203,7 @@ async def get_version(
 @post("/agents/{agent_id:str}/versions/{version:str}/activate", opt=require_scope("write:agents"), status_code=200)
 async def activate_version(store: Store, caller: Caller, agent_id: str, version: str) -> AgentVersion:
     """Make a ready version the one that new executions run."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await builds.activate_version(tx, agent_id, version)
 
 

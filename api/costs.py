@@ -47,7 +47,7 @@ class CostQuery:
 async def list_costs(store: Store, caller: Caller, pagination: Page, query_filter: CostQuery) -> CostListing:
     """List model calls, newest first, with the total cost of all that match. `agent_id` takes a name too."""
     cost_filter = query_filter.to_filter()
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await costs.list_costs(tx, cost_filter, pagination)
 
 
@@ -64,7 +64,7 @@ async def get_cost_summary(
     They are exact at any moment.
     """
     first, last = read_time_or_none("since", since), read_time_or_none("until", until, is_end=True)
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await costs.summarize_costs(tx, period, first, last)
 
 

@@ -27,42 +27,42 @@ async def create_crew(creator: ResourceCreator, request: HttpRequest, caller: Ca
 @post("/crews/debug", opt=require_scope("read:catalog"), status_code=200)
 async def check_crew(store: Store, caller: Caller, data: CrewSettings) -> CrewValidation:
     """Check a crew without creating it: return all its errors, with their lines, and the steps of its plan."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await crews.debug_crew(tx, caller, data)
 
 
 @get("/crews", opt=require_scope("read:catalog"))
 async def list_crews(store: Store, caller: Caller, pagination: Page) -> Listing[Crew]:
     """List the tenant's crews, newest first. Lists leave out YAML above 16 KiB."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await crews.list_crews(tx, pagination)
 
 
 @get(_ITEM_PATH, opt=require_scope("read:catalog"))
 async def get_crew(store: Store, caller: Caller, crew_id: str) -> Crew:
     """Return a crew by id or name."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await crews.get_crew(tx, crew_id)
 
 
 @get("/crews/{crew_id:str}/yaml", opt=require_scope("read:catalog"))
 async def get_crew_yaml(store: Store, caller: Caller, crew_id: str) -> CrewYaml:
     """Return a crew as CrewAI's YAML, however it was created. Creating a crew from it makes the same crew."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await crews.export_crew(tx, caller, crew_id)
 
 
 @route(_ITEM_PATH, http_method=["PATCH", "PUT"], opt=require_scope("write:catalog"), status_code=200)
 async def update_crew(store: Store, caller: Caller, crew_id: str, data: PatchCrew) -> Crew:
     """Change the fields that are sent; PUT does the same. Running executions keep the old plan."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await crews.update_crew(tx, caller, crew_id, data)
 
 
 @delete(_ITEM_PATH, opt=require_scope("write:catalog"))
 async def delete_crew(store: Store, caller: Caller, crew_id: str) -> None:
     """Delete a crew that no schedule uses. Its executions continue and stay on record."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         await crews.delete_crew(tx, crew_id)
 
 

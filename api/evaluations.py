@@ -148,7 +148,7 @@ async def list_evaluations(
 ) -> Listing[Evaluation]:
     """List evaluations, newest first."""
     evaluation_filter = query_filter.to_filter()
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await evaluations.list_evaluations(tx, evaluation_filter, pagination)
 
 
@@ -158,7 +158,7 @@ async def get_evaluation_stats(
 ) -> EvaluationStats:
     """Return statistics over all evaluations, or those of the last `days` times 24 hours. Exact at any moment."""
     evaluation_filter = query_filter.to_filter()
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await evaluations.compute_evaluation_stats(tx, evaluation_filter, days)
 
 
@@ -168,7 +168,7 @@ async def get_evaluation_timeseries(
 ) -> TimeSeries[EvaluationPoint]:
     """Return statistics over the evaluations of the last `days` dates (UTC), per day or hour, oldest first."""
     evaluation_filter = query_filter.to_filter()
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return build_timeseries(
             await evaluations.compute_evaluation_timeseries(tx, evaluation_filter, days, bucket), days, bucket
         )
@@ -197,14 +197,14 @@ async def export_evaluations(
 @get("/evaluations/{evaluation_id:str}", opt=_READ_ACCESS)
 async def get_evaluation(store: Store, caller: Caller, evaluation_id: str) -> Evaluation:
     """Return an evaluation."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await evaluations.get_evaluation(tx, evaluation_id)
 
 
 @delete("/evaluations/{evaluation_id:str}", opt=require_scope("write:evaluations"))
 async def delete_evaluation(store: Store, caller: Caller, evaluation_id: str) -> None:
     """Delete an evaluation and its share of the statistics."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         await evaluations.delete_evaluation(tx, evaluation_id)
 
 

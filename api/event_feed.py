@@ -57,7 +57,7 @@ class EventFeed:
                     await _wait_for_ring(ring, gone, min(self._bell.poll_seconds, access.seconds_left))
 
     async def _read_slices(self, positions: list[EventQuery]) -> list[EventSlice | DomainError]:
-        async with self._store.begin_single() as tx:
+        async with self._store.autocommit() as tx:
             return await events.read_event_slices(tx, positions)
 
 

@@ -39,14 +39,14 @@ MAX_SEQUENCE_DIGITS: Final = 9
 @get("/logs/{agent_id:str}", opt=_READ_ACCESS)
 async def list_agent_logs(store: Store, caller: Caller, agent_id: str, pagination: Page) -> Listing[LogEntry]:
     """List the results and log lines of an agent's builds and executions, newest first."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await events.list_agent_logs(tx, agent_id, pagination)
 
 
 @get(["/execution-logs/{execution_id:str}", "/logs/executions/{execution_id:str}/logs"], opt=_READ_ACCESS)
 async def list_execution_logs(store: Store, caller: Caller, execution_id: str, pagination: Page) -> Listing[LogEntry]:
     """List an execution's log lines, oldest first."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await events.list_logs(tx, execution_id, pagination)
 
 
@@ -143,7 +143,7 @@ async def stream_agent(
             access = StreamAccess(authenticator, socket, caller, "run:agents")
             async for event in event_feed.follow_events(position, access, inbox.gone):
                 await send_json(socket, event_to_json(event))
-            async with store.begin(caller) as tx:
+            async with store.transaction(caller) as tx:
                 ended = await executions.get_execution(tx, position.execution_id)
             await send_json(socket, _completion_to_json(ended))
 
@@ -152,7 +152,7 @@ async def _open_position(
     store: Store, caller: Caller, agent_id: str, message: StreamResume | ExecutionStart
 ) -> EventQuery:
     """Start the execution that a message asks for, or find the one to resume; return where to read from."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         if isinstance(message, ExecutionStart):
             execution, sequence = await executions.start_execution(tx, caller, agent_id, message), 0
         else:

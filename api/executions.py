@@ -97,7 +97,7 @@ async def list_executions(
 ) -> Listing[Execution]:
     """List executions, newest first; with `parent_id` the steps of one. Lists leave out values above 16 KiB."""
     execution_filter = query_filter.to_filter(caller)
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await executions.list_executions(tx, execution_filter, pagination)
 
 
@@ -117,7 +117,7 @@ async def get_execution(
 )
 async def cancel_execution(store: Store, caller: Caller, execution_id: str) -> Execution:
     """Cancel an execution. A running one is killed within a second, with everything it started."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await executions.cancel_execution(tx, execution_id)
 
 
@@ -129,7 +129,7 @@ async def approve_execution(
 
     An agent continues once none of its calls waits, a workflow or a crew with each approved step.
     """
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await approvals.decide_approval(tx, caller, execution_id, True, data or ApprovalDecision())
 
 
@@ -141,7 +141,7 @@ async def reject_execution(
 
     The model receives the reason and continues without its calls; a rejected step fails.
     """
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await approvals.decide_approval(tx, caller, execution_id, False, data or ApprovalDecision())
 
 

@@ -44,7 +44,7 @@ def stream_export(
     async def read_pages() -> AsyncIterator[list[RowT]]:
         last: RowT | None = None
         while True:
-            async with store.begin(caller) as tx:
+            async with store.transaction(caller) as tx:
                 rows = await export.list_after(tx, last, EXPORT_PAGE_ROWS)
             if not rows:
                 return

@@ -44,7 +44,7 @@ class GenerationRunner:
     ) -> Response[AnswerT]:
         """Start a generation, and answer with its result, or its state after `GENERATION_WAIT_SECONDS`."""
         ended = await self._starter.start_execution(request, caller, start, GENERATION_WAIT_SECONDS)
-        async with self._store.begin(caller) as tx:
+        async with self._store.transaction(caller) as tx:
             return Response(await read_answer(tx, ended.content), headers=ended.headers)
 
     async def find_generation(
@@ -56,7 +56,7 @@ class GenerationRunner:
     ) -> Response[AnswerT]:
         """Answer with the result of a generation that was started before."""
         execution, headers = await self._waiter.wait_for_execution(request, caller, execution_id)
-        async with self._store.begin(caller) as tx:
+        async with self._store.transaction(caller) as tx:
             return Response(await read_answer(tx, execution), headers=headers)
 
 

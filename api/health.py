@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from api.operations import PUBLIC_ACCESS
 from api.requests import Store
 from domain import ports
-from domain.queues import ALIVE, gauge_leader
+from domain.queues import WORKER_TIMEOUT, choose_gauge_exporter
 from domain.shared.errors import DomainError
 from domain.shared.jobs import ALL_LANES
 from infra.gauges import read_gauges
@@ -62,7 +62,7 @@ class HealthChecker:
         results = await asyncio.gather(
             self.check_database(),
             _run_check(ping_redis(self._redis)),
-            _run_check(self._blobs.check()),
+            _run_check(self._blobs.check_connection()),
             _run_check(self._check_workers()),
         )
         checks = dict(zip(names, results, strict=True))
@@ -82,11 +82,11 @@ class HealthChecker:
 
     async def check_database(self) -> ServiceCheck:
         """Check the database alone."""
-        return await _run_check(self._store.check())
+        return await _run_check(self._store.check_health())
 
     async def _check_workers(self) -> None:
-        async with self._store.begin_unbound() as tx:
-            workers = await tx.queues.workers(tx.now - ALIVE)
+        async with self._store.system_transaction() as tx:
+            workers = await tx.queues.list_workers(tx.now - WORKER_TIMEOUT)
         missing = [lane for lane in (*ALL_LANES, "upkeep") if not any(worker.lane == lane for worker in workers)]
         if missing:
             raise DomainError("unavailable", f"No worker is alive for: {', '.join(missing)}.")
@@ -157,8 +157,8 @@ async def get_metrics(store: Store, metrics: ApiMetrics) -> bytes:
     """
     request_metrics = metrics.render_exposition()
     try:
-        async with store.begin_unbound() as tx:
-            has_exporter = gauge_leader(await tx.queues.workers(tx.now - ALIVE)) is not None
+        async with store.system_transaction() as tx:
+            has_exporter = choose_gauge_exporter(await tx.queues.list_workers(tx.now - WORKER_TIMEOUT)) is not None
         return request_metrics if has_exporter else request_metrics + await read_gauges(store)
     except DomainError:
         return request_metrics

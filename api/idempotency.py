@@ -60,7 +60,7 @@ class SealedAnswers:
         A concurrent request with the same key waits here for the other's commit, then finds its answer.
         """
         pending = list(claims)
-        return await tx.answers.claim_keys(pending, tx.now) if pending else {}
+        return await tx.idempotency.claim_keys(pending, tx.now) if pending else {}
 
     async def save_answers(
         self, tx: Tx, resources: list[tuple[IdempotentRequest, Any]]
@@ -75,7 +75,7 @@ class SealedAnswers:
             for claim, resource in resources
         }
         if answers:
-            await tx.answers.store_responses({claim_id: answer.body for claim_id, answer in answers.items()})
+            await tx.idempotency.store_responses({claim_id: answer.body for claim_id, answer in answers.items()})
         return answers
 
     def replay_answer(self, answer: StoredResponse, claim: IdempotentRequest) -> Response[Any]:
@@ -106,7 +106,7 @@ class ResourceCreator:
         claim = None
         if read_idempotency_key(request) is not None:
             claim = read_claim(request, caller, await request.body() if fingerprint is None else fingerprint)
-        async with self._store.begin(caller) as tx:
+        async with self._store.transaction(caller) as tx:
             if claim is not None and (first := await self._answers.claim_keys(tx, [claim])):
                 return self._answers.replay_answer(first[identify_claim(claim)], claim)
             resource = await create(tx)

@@ -92,7 +92,7 @@ class BatchIngest(Generic[ItemT]):
         for item in items:
             if item.claim is not None:
                 claims.setdefault(identify_claim(item.claim), item.claim)
-        async with self._store.begin_for(tenant_id) as tx:
+        async with self._store.tenant_transaction(tenant_id) as tx:
             first_answers = await self._answers.claim_keys(tx, claims.values())
             new_positions = [
                 position
@@ -125,7 +125,7 @@ class BatchIngest(Generic[ItemT]):
                 created.append((claim, result))
         answers = await self._answers.save_answers(tx, created)
         if errors:
-            await tx.answers.release_keys(list(errors))
+            await tx.idempotency.release_keys(list(errors))
         return IngestOutcome(results=results, answers=answers, errors=errors)
 
     def _answer_item(self, result: Any | DomainError) -> Response[Any] | DomainError:

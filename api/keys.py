@@ -30,35 +30,35 @@ async def create_key(
 @get(_LIST_PATHS, opt=require_scope("account"))
 async def list_keys(store: Store, caller: Caller, pagination: Page) -> Listing[ApiKey]:
     """List your own keys; an admin sees all keys of the tenant."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await keys.list_api_keys(tx, caller, pagination)
 
 
 @get(_ITEM_PATHS, opt=require_scope("account"))
 async def get_key(store: Store, caller: Caller, key_id: str) -> ApiKey:
     """Return a key, without its secret."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await keys.get_api_key(tx, caller, key_id)
 
 
 @patch(_ITEM_PATHS, opt=require_scope("account"))
 async def update_key(store: Store, caller: Caller, key_id: str, data: PatchApiKey) -> ApiKey:
     """Change the fields that are sent. The secret itself never changes."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await keys.patch_api_key(tx, caller, key_id, data)
 
 
 @post("/api-keys/{key_id:str}/revoke", opt=require_scope("account"), status_code=200)
 async def revoke_key(store: Store, caller: Caller, key_id: str) -> ApiKey:
     """Revoke a key from the next request on, and keep it in lists."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await keys.revoke_api_key(tx, caller, key_id)
 
 
 @delete(_ITEM_PATHS, opt=require_scope("account"))
 async def delete_key(store: Store, caller: Caller, key_id: str) -> None:
     """Delete a key permanently."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         await keys.delete_api_key(tx, caller, key_id)
 
 

@@ -27,28 +27,28 @@ async def list_models(
     store: Store, caller: Caller, pagination: Page, provider: Provider | None = None
 ) -> Listing[Model]:
     """List the tenant's models, newest first. `smollm2`, which runs locally, is registered from the start."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await llms.list_models(tx, pagination, provider)
 
 
 @get(_ITEM_PATH, opt=require_scope("read:catalog"))
 async def get_model(store: Store, caller: Caller, model_id: str) -> Model:
     """Return a model by id or name."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await llms.get_model(tx, model_id.removeprefix("/"))
 
 
 @route(_ITEM_PATH, http_method=["PATCH", "PUT"], opt=require_scope("write:catalog"), status_code=200)
 async def update_model(store: Store, caller: Caller, model_id: str, data: PatchModel) -> Model:
     """Change the fields that are sent; PUT does the same. The change applies to calls that begin later."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await llms.patch_model(tx, caller, model_id.removeprefix("/"), data)
 
 
 @delete(_ITEM_PATH, opt=require_scope("write:catalog"))
 async def delete_model(store: Store, caller: Caller, model_id: str) -> None:
     """Delete a model from the registry."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         await llms.delete_model(tx, model_id.removeprefix("/"))
 
 

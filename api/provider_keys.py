@@ -30,14 +30,14 @@ async def list_provider_keys(
     store: Store, caller: Caller, pagination: Page, service: str | None = None
 ) -> Listing[ProviderKey]:
     """List the tenant's keys for outside services, newest first."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await provider_keys.list_provider_keys(tx, pagination, service)
 
 
 @get(_ITEM_PATH, opt=require_scope("read:catalog"))
 async def get_provider_key(store: Store, caller: Caller, provider_key_id: str) -> ProviderKey:
     """Return a key by id, name or slug, without its value."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await provider_keys.get_provider_key(tx, provider_key_id)
 
 
@@ -46,14 +46,14 @@ async def update_provider_key(
     store: Store, keyring: Keyring, caller: Caller, provider_key_id: str, data: PatchProviderKey
 ) -> ProviderKey:
     """Change the fields that are sent; PUT does the same. Models and tools follow a renamed key."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await provider_keys.patch_provider_key(tx, provider_key_id, data, keyring.seal)
 
 
 @delete(_ITEM_PATH, opt=require_scope("write:catalog"))
 async def delete_provider_key(store: Store, caller: Caller, provider_key_id: str) -> None:
     """Delete a key permanently. A key that a model or a tool uses is refused with 409."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         await provider_keys.delete_provider_key(tx, provider_key_id)
 
 

@@ -99,7 +99,7 @@ class ProxyLogins:
             await self._add_user(login)
             user, has_changed = await self._find_user(login)
         if user is not None and has_changed:
-            async with self._store.begin_for(login.tenant_id) as tx:
+            async with self._store.tenant_transaction(login.tenant_id) as tx:
                 await tx.accounts.save_proxy_login(user.user_id, login.email, login.external_id, tx.now)
         if user is None or not user.is_active:
             raise refuse_login("This user is deactivated. An admin of the workspace can activate the user again.")
@@ -107,7 +107,7 @@ class ProxyLogins:
 
     async def _add_user(self, login: ProxyLogin) -> None:
         try:
-            async with self._store.begin_for(login.tenant_id) as tx:
+            async with self._store.tenant_transaction(login.tenant_id) as tx:
                 await proxy_logins.add_proxy_user(tx, login)
         except DomainError as error:
             # A concurrent request of the same user was faster: the user exists.
@@ -115,7 +115,7 @@ class ProxyLogins:
                 raise
 
     async def _find_user(self, login: ProxyLogin) -> tuple[ProxyUser | None, bool]:
-        async with self._store.begin_single() as tx:
+        async with self._store.autocommit() as tx:
             candidates = await tx.accounts.find_proxy_users(login.tenant_id, login.external_id, login.email)
         user = proxy_logins.select_proxy_user(login, candidates)
         return user, user is not None and proxy_logins.has_login_changed(login, user, candidates)

@@ -4,7 +4,7 @@ from litestar import Router, get
 
 from api.operations import require_scope
 from api.requests import Store
-from domain.queues import ALIVE, QueueStats, WorkerInfo
+from domain.queues import WORKER_TIMEOUT, QueueStats, WorkerInfo
 from domain.shared.access import OPERATOR_TENANT_ID, Caller
 from domain.shared.pages import Listing
 
@@ -22,10 +22,10 @@ async def get_queues(store: Store, caller: Caller) -> QueueOverview:
 
     Admins of the operators' tenant see all tenants; other admins see their own tenant's rows and no workers.
     """
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         if caller.tenant_id != OPERATOR_TENANT_ID:
-            return _make_overview(await tx.queues.stats(tx.now, caller.tenant_id), [])
-        return _make_overview(await tx.queues.stats(tx.now), await tx.queues.workers(tx.now - ALIVE))
+            return _make_overview(await tx.queues.list_stats(tx.now, caller.tenant_id), [])
+        return _make_overview(await tx.queues.list_stats(tx.now), await tx.queues.list_workers(tx.now - WORKER_TIMEOUT))
 
 
 def _make_overview(lanes: list[QueueStats], workers: list[WorkerInfo]) -> QueueOverview:

@@ -34,35 +34,35 @@ async def list_schedules(
     store: Store, caller: Caller, pagination: Page, enabled: bool | None = None
 ) -> Listing[Schedule]:
     """List the tenant's schedules, newest first."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await schedules.list_schedules(tx, pagination, enabled)
 
 
 @get(_ITEM_PATH, opt=require_scope("read:schedules"))
 async def get_schedule(store: Store, caller: Caller, schedule_id: str) -> ScheduleDetail:
     """Return a schedule by id or name, with its next due times."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await schedules.get_schedule_detail(tx, schedule_id)
 
 
 @route(_ITEM_PATH, http_method=["PATCH", "PUT"], opt=require_scope("write:schedules"), status_code=200)
 async def update_schedule(store: Store, caller: Caller, schedule_id: str, data: PatchSchedule) -> ScheduleDetail:
     """Change the fields that are sent; PUT does the same. Also requires `run:agents`: it then runs on your behalf."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return schedules.add_upcoming_times(tx, await schedules.update_schedule(tx, caller, schedule_id, data))
 
 
 @patch("/scheduler/schedules/{schedule_id:str}/toggle", opt=require_scope("write:schedules"))
 async def toggle_schedule(store: Store, caller: Caller, schedule_id: str) -> ScheduleDetail:
     """Disable an enabled schedule, or enable a disabled one. Due times that it missed are not made up for."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return schedules.add_upcoming_times(tx, await schedules.toggle_schedule(tx, caller, schedule_id))
 
 
 @delete(_ITEM_PATH, opt=require_scope("write:schedules"))
 async def delete_schedule(store: Store, caller: Caller, schedule_id: str) -> None:
     """Delete a schedule and the history of its due times. Its executions continue and stay on record."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         await schedules.delete_schedule(tx, schedule_id)
 
 
@@ -79,7 +79,7 @@ async def list_schedule_runs(
     store: Store, caller: Caller, pagination: Page, schedule_id: str, outcome: ScheduleOutcome | None = None
 ) -> Listing[ScheduleRun]:
     """List the outcomes of the due times of the last 90 days, newest first."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await schedules.list_schedule_runs(tx, schedule_id, pagination, outcome)
 
 

@@ -17,7 +17,7 @@ _READ_ACCESS = require_scope("read:stats")
 async def get_artifact_stats(store: Store, caller: Caller, query_filter: ArtifactQuery) -> ArtifactStats:
     """Return statistics over artifacts. They are exact at any moment."""
     artifact_filter = query_filter.to_filter(caller)
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await service.compute_artifact_stats(tx, artifact_filter)
 
 
@@ -27,7 +27,7 @@ async def get_artifact_timeseries(
 ) -> TimeSeries[ArtifactPoint]:
     """Return statistics over the artifacts of the last `days` dates (UTC), per day or hour, oldest first."""
     artifact_filter = query_filter.to_filter(caller)
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return build_timeseries(
             await service.compute_artifact_timeseries(tx, artifact_filter, days, bucket), days, bucket
         )

@@ -24,35 +24,35 @@ async def create_template(
 @get("/templates", opt=require_scope("read:catalog"))
 async def list_templates(store: Store, caller: Caller, pagination: Page) -> Listing[Template]:
     """List the tenant's templates, newest first."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await templates.list_templates(tx, pagination)
 
 
 @get(_ITEM_PATH, opt=require_scope("read:catalog"))
 async def get_template(store: Store, caller: Caller, template_id: str) -> Template:
     """Return a template by id or name."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await templates.get_template(tx, template_id)
 
 
 @route(_ITEM_PATH, http_method=["PATCH", "PUT"], opt=require_scope("write:catalog"), status_code=200)
 async def update_template(store: Store, caller: Caller, template_id: str, data: PatchTemplate) -> Template:
     """Change the fields that are sent; PUT does the same. Started executions keep the old text."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await templates.update_template(tx, template_id, data)
 
 
 @delete(_ITEM_PATH, opt=require_scope("write:catalog"))
 async def delete_template(store: Store, caller: Caller, template_id: str) -> None:
     """Delete a template that no agent and no task uses."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         await templates.delete_template(tx, template_id)
 
 
 @post("/templates/{template_id:str}/render", opt=require_scope("read:catalog"), status_code=200)
 async def render_template(store: Store, caller: Caller, template_id: str, data: TemplateRender) -> RenderedTemplate:
     """Return the template's text with a value for each of its variables."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await templates.render_template(tx, template_id, data)
 
 

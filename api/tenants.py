@@ -12,7 +12,7 @@ from domain.shared.access import Caller
 @get("/tenant", opt=require_scope("read:agents"))
 async def get_tenant(store: Store, caller: Caller) -> Tenant:
     """Return the caller's tenant."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await tenants.get_tenant(tx, caller)
 
 
@@ -23,7 +23,7 @@ async def update_tenant(store: Store, caller: Caller, data: PatchTenant) -> Tena
     Artifacts, evaluations, costs, ended executions and unused versions older than `retention_days` are deleted within
     an hour.
     """
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await tenants.patch_tenant(tx, caller, data)
 
 

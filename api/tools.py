@@ -36,7 +36,7 @@ async def list_tools(
     tool_type: ToolType | None = None,
 ) -> Listing[Tool]:
     """List the tenant's own tools, newest first, then the built-in ones."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await tools.list_tools(tx, caller, pagination, ToolFilter(category, enabled, tool_type))
 
 
@@ -45,42 +45,42 @@ async def list_enabled_tools(
     store: Store, caller: Caller, pagination: Page, category: str | None = None, tool_type: ToolType | None = None
 ) -> Listing[Tool]:
     """List the enabled tools, which agents can use."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await tools.list_tools(tx, caller, pagination, ToolFilter(category, True, tool_type))
 
 
 @get("/tools/configurations/{tool_name:str}/schema", opt=require_scope("read:catalog"))
 async def get_tool_schema(store: Store, caller: Caller, tool_name: str) -> dict[str, Any]:
     """Return a JSON Schema: of a tool's arguments, or for `custom` and `mcp` of their `configuration`."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await tools.get_tool_schema(tx, caller, tool_name)
 
 
 @get(_ITEM_PATH, opt=require_scope("read:catalog"))
 async def get_tool(store: Store, caller: Caller, tool_id: str) -> Tool:
     """Return a tool by id, name or slug."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await tools.get_tool(tx, caller, tool_id)
 
 
 @route(_ITEM_PATH, http_method=["PATCH", "PUT"], opt=require_scope("write:catalog"), status_code=200)
 async def update_tool(store: Store, caller: Caller, tool_id: str, data: PatchTool) -> Tool:
     """Change the fields that are sent; PUT does the same. A built-in tool only takes `enabled`."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await tools.patch_tool(tx, caller, tool_id, data)
 
 
 @patch("/tools/{tool_id:str}/toggle-enabled", opt=require_scope("write:catalog"))
 async def toggle_tool(store: Store, caller: Caller, tool_id: str) -> Tool:
     """Disable an enabled tool, or enable a disabled one. A built-in tool changes for this tenant only."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await tools.toggle_tool(tx, caller, tool_id)
 
 
 @delete(_ITEM_PATH, opt=require_scope("write:catalog"))
 async def delete_tool(store: Store, caller: Caller, tool_id: str) -> None:
     """Delete a tool. Built-in tools can only be disabled."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         await tools.delete_tool(tx, caller, tool_id)
 
 

@@ -17,7 +17,7 @@ async def get_trace(store: Store, caller: Caller, execution_id: str, content: bo
 
     With `content`, spans include inputs and outputs, up to 4 KiB each.
     """
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         records = await traces.read_trace_sources(tx, execution_id, content)
     # There may be thousands of spans; a thread keeps the event loop free.
     return await asyncio.to_thread(traces.build_trace, records)

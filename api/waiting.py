@@ -78,7 +78,7 @@ class StatusWaiter:
 
     async def find_execution(self, caller: Caller, execution_id: str) -> Execution:
         """Return an execution of the caller's tenant, read in a transaction of its own. Errors: `not_found`."""
-        async with self._store.begin(caller) as tx:
+        async with self._store.transaction(caller) as tx:
             return await executions.get_execution(tx, execution_id)
 
 

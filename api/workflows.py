@@ -78,14 +78,14 @@ async def list_workflows(
     store: Store, caller: Caller, pagination: Page, status: WorkflowStatus | None = None
 ) -> Listing[WorkflowSummary]:
     """List the tenant's workflows, newest first. `steps` is the number of its steps."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await workflows.list_workflows(tx, pagination, status)
 
 
 @get(_ITEM_PATH, opt=require_scope("read:catalog", _YAML_RESPONSE))
 async def get_workflow(store: Store, request: HttpRequest, caller: Caller, workflow_id: str) -> Response[Workflow]:
     """Return a workflow by id or name. `Accept: application/yaml` returns YAML that creates the same workflow."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         workflow = await workflows.get_workflow(tx, workflow_id)
     media_type = request.accept.best_match(["application/json", *YAML_MEDIA_TYPES])
     if media_type in YAML_MEDIA_TYPES:
@@ -105,7 +105,7 @@ async def update_workflow(
 ) -> Workflow:
     """Change the fields that are sent, as JSON or YAML; PUT does the same. Running executions keep the old plan."""
     body = await _read_body(request, PatchWorkflow)
-    async with workflow_locks.get_lock(caller.tenant_id), store.begin(caller) as tx:
+    async with workflow_locks.get_lock(caller.tenant_id), store.transaction(caller) as tx:
         return await workflows.update_workflow(tx, caller, workflow_id, body)
 
 
@@ -122,7 +122,7 @@ async def execute_workflow(
 @delete(_ITEM_PATH, opt=require_scope("write:catalog"))
 async def delete_workflow(store: Store, workflow_locks: KeyedLocks, caller: Caller, workflow_id: str) -> None:
     """Delete a workflow that no schedule uses. Its executions continue and stay on record."""
-    async with workflow_locks.get_lock(caller.tenant_id), store.begin(caller) as tx:
+    async with workflow_locks.get_lock(caller.tenant_id), store.transaction(caller) as tx:
         await workflows.delete_workflow(tx, workflow_id)
 
 

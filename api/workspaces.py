@@ -16,7 +16,7 @@ from domain.workspaces import WorkspaceFile
 @get("/executions/{execution_id:str}/files", opt=require_scope("read:executions"))
 async def list_files(store: Store, caller: Caller, execution_id: str, pagination: Page) -> Listing[WorkspaceFile]:
     """List the files of an execution's workspace, by name."""
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         return await workspaces.list_files(tx, execution_id, pagination)
 
 
@@ -24,7 +24,7 @@ async def list_files(store: Store, caller: Caller, execution_id: str, pagination
 async def download_file(store: Store, blobs: Blobs, caller: Caller, execution_id: str, path: str) -> Stream:
     """Download a file of an execution's workspace. Browsers save it and never render it as a page."""
     name = str(path).lstrip("/")
-    async with store.begin(caller) as tx:
+    async with store.transaction(caller) as tx:
         file, blob_key = await workspaces.get_file(tx, execution_id, name)
     headers = {
         "Content-Disposition": "attachment",
@@ -33,7 +33,7 @@ async def download_file(store: Store, blobs: Blobs, caller: Caller, execution_id
         "ETag": f'"{file.sha256}"',
     }
     media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
-    return Stream(await blobs.get(blob_key), headers=headers, media_type=media_type)
+    return Stream(await blobs.read_object(blob_key), headers=headers, media_type=media_type)
 
 
 router = Router("/", route_handlers=[list_files, download_file], tags=["executions"])

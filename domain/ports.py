@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from domain.llms.messages import ModelCall, ModelTarget, ModelUsage, ReplyPart
     from domain.plans.schema import Plans
     from domain.provider_keys import ProviderKeys
-    from domain.queues import Queues
+    from domain.queues import WorkQueues
     from domain.retention import RetentionRepository
     from domain.schedules import Schedules
     from domain.shared.access import Caller
@@ -52,12 +52,12 @@ Clock = Callable[[], datetime]
 
 
 class Tx(Protocol):
-    """One open transaction, bound to one tenant. Committed when its `begin` block ends without an error."""
+    """One open transaction, bound to one tenant. Committed when its block ends without an error."""
 
     now: datetime
     accounts: Accounts
     tenants: Tenants
-    keys: ApiKeys
+    api_keys: ApiKeys
     agents: Agents
     builds: Builds
     executions: Executions
@@ -65,8 +65,8 @@ class Tx(Protocol):
     steps: RunSteps
     plans: Plans
     workspaces: Workspaces
-    answers: IdempotencyKeys
-    queues: Queues
+    idempotency: IdempotencyKeys
+    queues: WorkQueues
     schedules: Schedules
     stats: Stats
     artifacts: Artifacts
@@ -87,11 +87,11 @@ class Tx(Protocol):
         """What is done within is undone, rings included, if it raises."""
         ...
 
-    def ring(self, job: Job) -> None:
+    def ring_job(self, job: Job) -> None:
         """Ring for this job once the transaction has committed, and never if it does not."""
         ...
 
-    def changed(self, row_id: str, status: str) -> None:
+    def announce_status(self, row_id: str, status: str) -> None:
         """Wake whoever waits for this row, which has this status now, once the transaction has committed."""
         ...
 
@@ -99,33 +99,33 @@ class Tx(Protocol):
 class Store(Protocol):
     """Begins transactions. The tenant is bound here, once, and row-level security stands behind it."""
 
-    def begin(self, caller: Caller) -> AbstractAsyncContextManager[Tx]: ...
-    def begin_for(self, tenant_id: str) -> AbstractAsyncContextManager[Tx]:
+    def transaction(self, caller: Caller) -> AbstractAsyncContextManager[Tx]: ...
+    def tenant_transaction(self, tenant_id: str) -> AbstractAsyncContextManager[Tx]:
         """For workers and registration, which act for a tenant without a caller."""
         ...
 
-    def begin_unbound(self) -> AbstractAsyncContextManager[Tx]:
+    def system_transaction(self) -> AbstractAsyncContextManager[Tx]:
         """For finding out who calls, and for upkeep: sees no tenant's rows but through narrow views."""
         ...
 
-    def begin_single(self) -> AbstractAsyncContextManager[Tx]:
-        """For hot paths of one statement, which is a transaction by itself. Sees what `begin_unbound` sees."""
+    def autocommit(self) -> AbstractAsyncContextManager[Tx]:
+        """For hot paths of one statement, which is a transaction by itself. Sees what `system_transaction` sees."""
         ...
 
 
 class Queue(Protocol):
     """The doorbell. Losing every ring loses nothing: upkeep derives them again from rows."""
 
-    async def ring(self, jobs: Sequence[Job], changed: Sequence[RowChange] = ()) -> None:
+    async def ring_jobs(self, jobs: Sequence[Job], changes: Sequence[RowChange] = ()) -> None:
         """Ring for jobs and wake waiters. Never raises and never waits long: rings may be lost."""
         ...
 
-    async def ring_lost(self, jobs: Sequence[Job]) -> int:
+    async def ring_lost_jobs(self, jobs: Sequence[Job]) -> int:
         """Ring again for those of `jobs` that no worker holds and no queue lists. Returns how many."""
         ...
 
 
-class Blob(msgspec.Struct, frozen=True, kw_only=True):
+class BlobInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One stored object: its key, its size in bytes and when it was written."""
 
     key: str
@@ -136,38 +136,38 @@ class Blob(msgspec.Struct, frozen=True, kw_only=True):
 class Blobs(Protocol):
     """Object storage: R2 or any S3. Errors: `storage_unavailable` when it cannot be reached."""
 
-    async def put(self, key: str, chunks: AsyncIterator[bytes]) -> int:
+    async def write_object(self, key: str, chunks: AsyncIterator[bytes]) -> int:
         """Store a stream under `key`, whole or not at all, holding one part in memory. Returns bytes stored."""
         ...
 
-    async def put_file(self, key: str, path: Path) -> None: ...
-    async def get(self, key: str) -> AsyncIterator[bytes]:
+    async def upload_file(self, key: str, path: Path) -> None: ...
+    async def read_object(self, key: str) -> AsyncIterator[bytes]:
         """The bytes of an object in chunks. Errors: `not_found`."""
         ...
 
-    async def fetch(self, key: str, path: Path) -> None:
+    async def download_file(self, key: str, path: Path) -> None:
         """Write an object to a new file. Errors: `not_found`."""
         ...
 
     async def delete(self, keys: Sequence[str]) -> None: ...
-    def under(self, prefix: str) -> AsyncIterator[Blob]: ...
+    def list_objects(self, prefix: str) -> AsyncIterator[BlobInfo]: ...
     async def abort_uploads(self, prefix: str, before: datetime) -> int:
         """Drop multipart uploads begun before a time and never finished. Returns how many."""
         ...
 
-    async def check(self) -> None:
+    async def check_connection(self) -> None:
         """One cheap round trip, for health."""
         ...
 
 
-Stream = Literal["stdout", "stderr"]
+OutputStream = Literal["stdout", "stderr"]
 # Called between reads: it must not block. What it raises ends the run.
-OnOutput = Callable[[Stream, bytes], None]
+OutputCallback = Callable[[OutputStream, bytes], None]
 # Serves on the listener of a program with a gateway from when it is entered until it is left; may be entered again.
-Serve = Callable[[socket.socket], AbstractAsyncContextManager[None]]
+GatewayServer = Callable[[socket.socket], AbstractAsyncContextManager[None]]
 
 
-class Program(msgspec.Struct, frozen=True, kw_only=True):
+class SandboxProgram(msgspec.Struct, frozen=True, kw_only=True):
     """Untrusted code, ready to run: the folder of one version, its environment if any, and limits.
 
     `timeout` in seconds of wall time, `memory_mb` in MiB for the whole process tree. With a `gateway` it finds
@@ -182,7 +182,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     gateway: bool = False
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class SandboxOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """What a program left behind. `output` is valid JSON when `error_type` is None.
 
     `error_type` is an exception's class name for errors of the program itself, and one of
@@ -209,7 +209,7 @@ class ArchiveLimits(msgspec.Struct, frozen=True, kw_only=True):
     skip_litter: bool = False
 
 
-class Unpacked(msgspec.Struct, frozen=True, kw_only=True):
+class UnpackedArchive(msgspec.Struct, frozen=True, kw_only=True):
     """What came out of an archive, or why nothing did. `root` is the folder inside it that holds the manifest.
 
     Where there is no manifest, `top` are the names at the top, folders with a slash behind, and `nested` the
@@ -244,8 +244,10 @@ class SandboxLost(Exception):
 class Sandbox(Protocol):
     """Runs untrusted code in a fence, used once. Errors: `sandbox_unavailable` where the host cannot isolate."""
 
-    async def status(self) -> SandboxStatus: ...
-    async def run(self, program: Program, payload: bytes, on_output: OnOutput, serve: Serve | None = None) -> Outcome:
+    async def get_status(self) -> SandboxStatus: ...
+    async def run_program(
+        self, program: SandboxProgram, payload: bytes, on_output: OutputCallback, serve: GatewayServer | None = None
+    ) -> SandboxOutcome:
         """Call the entrypoint with a JSON payload. Cancelling this coroutine kills the whole process tree.
 
         `serve` is for a program with a gateway, and left before this returns; without it, connections are refused.
@@ -253,18 +255,18 @@ class Sandbox(Protocol):
         """
         ...
 
-    async def check(self, program: Program, on_output: OnOutput) -> Outcome:
+    async def check_entrypoint(self, program: SandboxProgram, on_output: OutputCallback) -> SandboxOutcome:
         """Import the entrypoint and see that it is callable, without calling it."""
         ...
 
-    async def unpack(self, archive: Path, into: Path, limits: ArchiveLimits = ...) -> Unpacked:
+    async def unpack_archive(self, archive: Path, into: Path, limits: ArchiveLimits = ...) -> UnpackedArchive:
         """Unpack an untrusted `.tar.gz` into an existing empty folder, inside the fence.
 
         Without `limits`, those of an upload hold.
         """
         ...
 
-    async def compile(self, folder: Path, shown_as: str) -> list[str]:
+    async def compile_bytecode(self, folder: Path, shown_as: str) -> list[str]:
         """Write bytecode beside the sources in `folder`, inside the fence.
 
         `shown_as` is where the folder will lie at run time. Returns what did not compile, with file and line.
@@ -287,6 +289,6 @@ class Llm(Protocol):
 class Prices(Protocol):
     """What calls of models cost."""
 
-    def cost(self, target: ModelTarget, usage: ModelUsage) -> float | None:
+    def calculate_cost(self, target: ModelTarget, usage: ModelUsage) -> float | None:
         """US dollars for one call, or None when nobody told what this model costs. The target's own price wins."""
         ...

@@ -13,7 +13,7 @@ from domain.shared.jobs import Job, Lane
 from domain.stats import RecordKind
 
 # A worker that gave no sign of life for this long is not counted; it gives one every five seconds.
-ALIVE: Final = timedelta(seconds=20)
+WORKER_TIMEOUT: Final = timedelta(seconds=20)
 
 
 class QueueStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +47,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     seen_at: datetime
 
 
-def gauge_leader(workers: Iterable[WorkerInfo]) -> WorkerInfo | None:
+def choose_gauge_exporter(workers: Iterable[WorkerInfo]) -> WorkerInfo | None:
     """Return the one process that exports what is counted in the database: the oldest upkeep that serves metrics.
 
     Whoever sees the same signs of life comes to the same one.
@@ -56,7 +56,7 @@ def gauge_leader(workers: Iterable[WorkerInfo]) -> WorkerInfo | None:
     return min(serving, key=lambda worker: (worker.started_at, worker.id), default=None)
 
 
-class Expired(msgspec.Struct, frozen=True, kw_only=True):
+class ExpiredLease(msgspec.Struct, frozen=True, kw_only=True):
     """A row whose lease ran out."""
 
     lane: Lane
@@ -64,45 +64,45 @@ class Expired(msgspec.Struct, frozen=True, kw_only=True):
     tenant_id: str
 
 
-class Turn(msgspec.Struct, frozen=True, kw_only=True):
+class QueuedBuild(msgspec.Struct, frozen=True, kw_only=True):
     """The row of a lane that is next."""
 
     row_id: str
     tenant_id: str
 
 
-class Queues(Protocol):
+class WorkQueues(Protocol):
     """Rows that need a worker, over all tenants."""
 
-    async def stats(self, now: datetime, tenant_id: str | None = None) -> list[QueueStats]: ...
-    async def run_states(self, since: datetime) -> dict[str, int]: ...
-    async def waiting(self, lane: Lane, before: datetime, limit: int) -> list[Job]: ...
-    async def next_build(self, newcomers: bool) -> Turn | None:
+    async def list_stats(self, now: datetime, tenant_id: str | None = None) -> list[QueueStats]: ...
+    async def count_runs_by_status(self, since: datetime) -> dict[str, int]: ...
+    async def list_waiting_jobs(self, lane: Lane, before: datetime, limit: int) -> list[Job]: ...
+    async def find_next_build(self, newcomers: bool) -> QueuedBuild | None:
         """Return the version to build next; with `newcomers`, of tenants alone that have none being built."""
         ...
 
-    async def expired(self, now: datetime, limit: int) -> list[Expired]: ...
-    async def extend(self, lane: Lane, held: dict[str, int], until: datetime, stale: datetime) -> set[str]:
+    async def list_expired_leases(self, now: datetime, limit: int) -> list[ExpiredLease]: ...
+    async def extend_leases(self, lane: Lane, held: dict[str, int], until: datetime, stale: datetime) -> set[str]:
         """Extend leases that end before `stale`; returns the rows among `held` that still are."""
         ...
 
-    async def touch(self) -> None:
+    async def probe_writes(self) -> None:
         """Write as little as extending a lease does: whoever can only read is not told of an outage otherwise."""
         ...
 
-    async def workers(self, since: datetime) -> list[WorkerInfo]: ...
-    async def beat(self, worker: WorkerInfo) -> None: ...
-    async def gone(self, worker_id: str) -> None: ...
-    async def known_objects(self, paths: list[str]) -> set[str]: ...
-    async def known_versions(self, version_ids: list[str]) -> set[str]:
+    async def list_workers(self, since: datetime) -> list[WorkerInfo]: ...
+    async def record_heartbeat(self, worker: WorkerInfo) -> None: ...
+    async def delete_worker(self, worker_id: str) -> None: ...
+    async def find_referenced_objects(self, paths: list[str]) -> set[str]: ...
+    async def find_live_versions(self, version_ids: list[str]) -> set[str]:
         """Return those of these versions whose agents were not deleted."""
         ...
 
-    async def known_environments(self, names: list[str]) -> set[str]:
+    async def find_live_environments(self, names: list[str]) -> set[str]:
         """Return those of these environments that versions of agents have which were not deleted."""
         ...
 
-    async def make_partitions(self, now: datetime, ahead: int) -> int:
+    async def create_partitions(self, now: datetime, ahead: int) -> int:
         """Make the record tables' partitions of this month and `ahead` more. Returns how many were missing."""
         ...
 

@@ -9,13 +9,13 @@ from typing import Final, Literal, Protocol
 
 from domain.shared.idempotency import IDEMPOTENCY_LIFETIME
 
-Expiring = Literal[
+ExpiringKind = Literal[
     "answers", "refresh_tokens", "sessions", "invites", "holds", "schedule_runs", "trace_exports", "workers"
 ]
 
 # How long each is kept after its time: tokens, sessions, invites and holds after they expired, the others after they
 # were made or last seen. Tokens go before the sessions that are gone with their last one.
-EXPIRY: Final[dict[Expiring, timedelta]] = {
+RETENTION_PERIODS: Final[dict[ExpiringKind, timedelta]] = {
     "answers": IDEMPOTENCY_LIFETIME,
     "refresh_tokens": timedelta(days=1),
     "sessions": timedelta(days=1),
@@ -26,32 +26,32 @@ EXPIRY: Final[dict[Expiring, timedelta]] = {
     "workers": timedelta(minutes=5),
 }
 # How much one transaction removes. An execution may have tens of thousands of events.
-BATCH: Final = 200
-MAX_BATCH_EVENTS: Final = 20_000
+MAX_REMOVAL_BATCH: Final = 200
+MAX_REMOVED_EVENTS: Final = 20_000
 
 
 class RetentionRepository(Protocol):
     """Removes what is too old. Each call removes one batch, and returns how many rows that were."""
 
-    async def tenants(self, default_days: int) -> list[tuple[str, int]]:
+    async def list_tenants(self, default_days: int) -> list[tuple[str, int]]:
         """Return the tenants that keep what they made for so many days only. `default_days` of 0 keeps it for good."""
         ...
 
-    async def forget_expired(self, kind: Expiring, before: datetime) -> int:
+    async def delete_expired(self, kind: ExpiringKind, before: datetime) -> int:
         """Remove rows of all tenants whose time was over then."""
         ...
 
-    async def forget_executions(self, before: datetime) -> int:
+    async def delete_executions(self, before: datetime) -> int:
         """Remove the bound tenant's executions that ended before, with events, steps, files, plans, traces to send.
 
         What runs keeps everything it belongs to; what has no artifact yet waits for it.
         """
         ...
 
-    async def forget_versions(self, before: datetime) -> int:
+    async def delete_versions(self, before: datetime) -> int:
         """Remove the bound tenant's old versions that are not active, not the newest, and that nothing runs or ran."""
         ...
 
-    async def forget_agents(self, before: datetime) -> int:
+    async def delete_agents(self, before: datetime) -> int:
         """Remove the bound tenant's deleted agents that nothing refers to."""
         ...

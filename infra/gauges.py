@@ -9,17 +9,17 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from domain.ports import Store
-from domain.queues import ALIVE, QueueStats, WorkerInfo
+from domain.queues import WORKER_TIMEOUT, QueueStats, WorkerInfo
 
 RECENT_RUNS_PERIOD: Final = timedelta(hours=1)
 
 
 async def read_gauges(store: Store) -> bytes:
     """Return queues, runs by state, slots and workers in Prometheus' text format. Errors: `unavailable`."""
-    async with store.begin_unbound() as tx:
-        lanes = await tx.queues.stats(tx.now)
-        states = await tx.queues.run_states(tx.now - RECENT_RUNS_PERIOD)
-        workers = await tx.queues.workers(tx.now - ALIVE)
+    async with store.system_transaction() as tx:
+        lanes = await tx.queues.list_stats(tx.now)
+        states = await tx.queues.count_runs_by_status(tx.now - RECENT_RUNS_PERIOD)
+        workers = await tx.queues.list_workers(tx.now - WORKER_TIMEOUT)
     registry = CollectorRegistry()
     registry.register(_Gauges([*_of_lanes(lanes), _of_runs(states), *_of_workers(workers)]))
     return generate_latest(registry)

@@ -55,13 +55,13 @@ class ArqQueue:
         self._changed: list[RowChange] = []
         self._ringing: asyncio.Task[None] | None = None
 
-    async def ring(self, jobs: Sequence[Job], changed: Sequence[RowChange] = ()) -> None:
+    async def ring_jobs(self, jobs: Sequence[Job], changes: Sequence[RowChange] = ()) -> None:
         """Ring for jobs and wake waiters. Nobody waits for that: what comes while one message is sent gathers.
 
         While Redis is away, the latest are kept until it is back.
         """
         self._jobs = [*self._jobs, *jobs][-MAX_PENDING_RINGS:]
-        self._changed = [*self._changed, *changed][-MAX_PENDING_RINGS:]
+        self._changed = [*self._changed, *changes][-MAX_PENDING_RINGS:]
         if self._ringing is None:
             self._ringing = asyncio.create_task(self._ring_all())
 
@@ -72,7 +72,7 @@ class ArqQueue:
                 self._ringing.cancel()
             await asyncio.wait((self._ringing,))
 
-    async def ring_lost(self, jobs: Sequence[Job]) -> int:
+    async def ring_lost_jobs(self, jobs: Sequence[Job]) -> int:
         """Ring for runs and records, and for builds that no queue lists and no worker took. Returns how many of these.
 
         Errors: those of redis.

@@ -11,7 +11,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 from botocore.exceptions import BotoCoreError, ClientError
 
-from domain.ports import Blob
+from domain.ports import BlobInfo
 from domain.shared.errors import DomainError, NotFound
 from infra.disks import build_full_disk_error, find_embedded_folder, is_full
 from infra.settings import Settings
@@ -103,17 +103,17 @@ class S3Blobs:
                     raise
                 await self._client.create_bucket(Bucket=self._bucket)
 
-    async def check(self) -> None:
+    async def check_connection(self) -> None:
         """One cheap round trip, for health. While it was full when it was written to last, something is written."""
         async with _answers():
             await self._client.head_bucket(Bucket=self._bucket)
         if is_full(self._disk):
             raise build_full_disk_error("object storage")
         if self._was_full:
-            await self.put(_PROBE, _once(bytes(_ROOM)))
+            await self.write_object(_PROBE, _once(bytes(_ROOM)))
             await self.delete([_PROBE])
 
-    async def put(self, key: str, chunks: AsyncIterator[bytes]) -> int:
+    async def write_object(self, key: str, chunks: AsyncIterator[bytes]) -> int:
         """Store a stream. What `chunks` raises passes through, and nothing is stored."""
         try:
             size = await self._put(key, chunks)
@@ -153,19 +153,19 @@ class S3Blobs:
             raise
         return size
 
-    async def put_file(self, key: str, path: Path) -> None:
+    async def upload_file(self, key: str, path: Path) -> None:
         """Store a file."""
-        await self.put(key, _chunks(path))
+        await self.write_object(key, _chunks(path))
 
-    async def get(self, key: str) -> AsyncIterator[bytes]:
+    async def read_object(self, key: str) -> AsyncIterator[bytes]:
         """The chunks of an object, once it is known to be there."""
         async with _answers(key):
             answer = await self._client.get_object(Bucket=self._bucket, Key=key)
         return self._read(key, answer["Body"])
 
-    async def fetch(self, key: str, path: Path) -> None:
+    async def download_file(self, key: str, path: Path) -> None:
         """Write an object to a new file."""
-        chunks = await self.get(key)
+        chunks = await self.read_object(key)
         with path.open("xb") as file:
             async for chunk in chunks:
                 await asyncio.to_thread(file.write, chunk)
@@ -177,13 +177,13 @@ class S3Blobs:
                 objects = [{"Key": key} for key in keys[start : start + 1000]]
                 await self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": objects, "Quiet": True})
 
-    async def under(self, prefix: str) -> AsyncIterator[Blob]:
+    async def list_objects(self, prefix: str) -> AsyncIterator[BlobInfo]:
         """Every object whose key begins with `prefix`."""
         async with _answers():
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
             async for page in pages:
                 for item in page.get("Contents", ()):
-                    yield Blob(key=item["Key"], size=item["Size"], modified=item["LastModified"])
+                    yield BlobInfo(key=item["Key"], size=item["Size"], modified=item["LastModified"])
 
     async def abort_uploads(self, prefix: str, before: datetime) -> int:
         """Drop multipart uploads that nobody will finish."""

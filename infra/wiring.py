@@ -14,7 +14,7 @@ from domain.shared.jobs import Lane
 from infra.credentials import AccessTokens, Keyring, Passwords, Vault
 from infra.disks import find_embedded_folder
 from infra.notifications import ArqQueue, create_arq_client
-from infra.postgres.db import connect
+from infra.postgres.db import create_engine
 from infra.postgres.session import UnsafeSession
 from infra.postgres.store import PostgresStore
 from infra.r2 import S3Blobs
@@ -46,7 +46,7 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True):
     @asynccontextmanager
     async def open_dedicated_store(self) -> AsyncIterator[PostgresStore]:
         """A store with a connection of its own, for what must not wait its turn: leases run out meanwhile."""
-        engine = connect(self.settings.database_url.reveal(), pool_size=1, application="paddock leases")
+        engine = create_engine(self.settings.database_url.reveal(), pool_size=1, application="paddock leases")
         store = PostgresStore(engine, self.queue, self.clock, _find_database_folder(self.settings))
         try:
             yield store
@@ -72,7 +72,7 @@ async def open_resources(
     redis_url = settings.redis_url.reveal()
     redis, jobs = create_redis_client(redis_url), create_arq_client(redis_url)
     queue = ArqQueue(jobs)
-    engine = connect(settings.database_url.reveal(), pool_size=settings.database_pool, application=application)
+    engine = create_engine(settings.database_url.reveal(), pool_size=settings.database_pool, application=application)
     store = PostgresStore(engine, queue, clock, _find_database_folder(settings))
     try:
         await _refuse_unsafe_session(store)
@@ -108,7 +108,7 @@ def _find_database_folder(settings: Settings) -> Path | None:
 
 async def _refuse_unsafe_session(store: PostgresStore) -> None:
     try:
-        await store.check()
+        await store.check_health()
     except DomainError as error:
         if error.code == "database_unsafe":
             raise UnsafeSession(error.detail) from error

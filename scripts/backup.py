@@ -13,11 +13,11 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from domain.ports import Blob
+from domain.ports import BlobInfo
 from domain.shared.errors import DomainError
 from infra.embedded.children import EmbeddedServiceError
 from infra.embedded.dumps import dump_database, load_database
-from infra.postgres.objects import pointed_to
+from infra.postgres.objects import iterate_referenced_keys
 from infra.r2 import S3Blobs
 from infra.settings import Settings, SettingsError, read_settings
 from infra.version import VERSION
@@ -113,7 +113,7 @@ async def restore_backup(folder: Path, data: Path) -> int:
                 await blobs.ensure_bucket()
                 broken = await _restore_objects(blobs, folder, kept)
                 there = kept.keys() - broken
-                missing = [key async for key in pointed_to(owner_url) if key not in there]
+                missing = [key async for key in iterate_referenced_keys(owner_url) if key not in there]
         (data / RESTORING_FILE).unlink()
     except (BackupError, EmbeddedServiceError, SettingsError, DomainError, OSError, msgspec.MsgspecError) as error:
         print(f"paddock: {getattr(error, 'detail', error)}", file=sys.stderr)
@@ -177,7 +177,7 @@ async def _copy_objects(blobs: S3Blobs, folder: Path, known: dict[str, BackupObj
     """Copy the objects that are not `known` yet. Returns all. One that is deleted meanwhile is none."""
     found = dict(known)
 
-    async def copy_object(blob: Blob) -> None:
+    async def copy_object(blob: BlobInfo) -> None:
         if blob.key in known:
             return
         file = _get_object_path(folder, blob.key)
@@ -185,7 +185,7 @@ async def _copy_objects(blobs: S3Blobs, folder: Path, known: dict[str, BackupObj
         digest, size = hashlib.sha256(), 0
         try:
             with file.open("wb") as out:
-                async for chunk in await blobs.get(blob.key):
+                async for chunk in await blobs.read_object(blob.key):
                     digest.update(chunk)
                     size += len(chunk)
                     await asyncio.to_thread(out.write, chunk)
@@ -196,7 +196,7 @@ async def _copy_objects(blobs: S3Blobs, folder: Path, known: dict[str, BackupObj
             return
         found[blob.key] = BackupObject(key=blob.key, size=size, sha256=digest.hexdigest())
 
-    await _run_bounded(blobs.under(""), copy_object)
+    await _run_bounded(blobs.list_objects(""), copy_object)
     return found
 
 
@@ -209,7 +209,7 @@ async def _restore_objects(blobs: S3Blobs, folder: Path, kept: dict[str, BackupO
         if not file.exists() or await asyncio.to_thread(_hash_file, file) != one.sha256:
             broken.add(one.key)
             return
-        await blobs.put_file(one.key, file)
+        await blobs.upload_file(one.key, file)
 
     async def iterate_objects() -> AsyncIterator[BackupObject]:
         for one in kept.values():

@@ -55,7 +55,7 @@ async def _reseal_once(store: Store, keyring: Keyring) -> tuple[int, int, int, l
     unreadable: list[str] = []
     last: str | None = None
     while True:
-        async with store.begin_unbound() as tx:
+        async with store.system_transaction() as tx:
             found = await tx.provider_keys.list_sealed(last, KEY_BATCH_SIZE)
         if not found:
             return moved, missed, kept, unreadable
@@ -69,7 +69,7 @@ async def _reseal_once(store: Store, keyring: Keyring) -> tuple[int, int, int, l
                 kept += 1
                 continue
             # One at a time: whoever changes a key waits for no other, and what was changed since is left alone.
-            async with store.begin_unbound() as tx:
+            async with store.system_transaction() as tx:
                 replaced = await tx.provider_keys.replace_sealed(key_id, sealed, fresh)
             moved, missed = moved + replaced, missed + (not replaced)
         last = found[-1][0]

@@ -4,8 +4,8 @@ import sys
 
 from sqlalchemy import text
 
-from infra.postgres.db import connect
-from infra.postgres.migrate import migrate
+from infra.postgres.db import create_engine
+from infra.postgres.migrate import migrate_database
 from infra.postgres.session import UnsafeSession
 from infra.r2 import S3Blobs
 from infra.settings import Settings
@@ -14,7 +14,7 @@ from infra.settings import Settings
 async def prepare_release(settings: Settings, bucket: bool = True) -> None:
     """Migrate the database and see that the bucket is there. Ends the process with a reason if it cannot."""
     try:
-        await migrate(settings.database_owner_url.reveal())
+        await migrate_database(settings.database_owner_url.reveal())
     except UnsafeSession as error:
         sys.exit(f"paddock: {error}")
     if bucket:
@@ -29,7 +29,7 @@ async def ensure_bucket(settings: Settings) -> None:
 
 async def set_tenant_plan(settings: Settings, tenant: str, plan: str) -> int:
     """Set a tenant's plan, as the owner of the tables: no API can. Returns an exit code."""
-    engine = connect(settings.database_owner_url.reveal(), pool_size=1, application="paddock plan", as_owner=True)
+    engine = create_engine(settings.database_owner_url.reveal(), pool_size=1, application="paddock plan", as_owner=True)
     try:
         async with engine.begin() as connection:
             await connection.execute(text("SELECT set_config('paddock.every_tenant', 'on', true)"))

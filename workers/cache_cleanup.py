@@ -25,9 +25,9 @@ async def clean_cache(cache: FolderCache, store: Store, unused_seconds: float) -
     versions, environments = await asyncio.to_thread(
         lambda: (cache.list_names("bundles"), cache.list_names("environments"))
     )
-    async with store.begin_unbound() as tx:
-        known = await tx.queues.known_versions(versions) if versions else set()
-        claimed = await tx.queues.known_environments(environments) if environments else set()
+    async with store.system_transaction() as tx:
+        known = await tx.queues.find_live_versions(versions) if versions else set()
+        claimed = await tx.queues.find_live_environments(environments) if environments else set()
     gone = [name for name in versions if name not in known]
     unclaimed = [name for name in environments if name not in claimed]
     removed += await asyncio.to_thread(cache.remove_folders, "bundles", gone, now)

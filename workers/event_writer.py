@@ -151,10 +151,10 @@ class EventWriter:
         ]
         held = set[AttemptKey]()
         if written:
-            async with self._store.begin_single() as tx:
+            async with self._store.autocommit() as tx:
                 held = await tx.events.append_batches(written)
                 for key in held:
-                    tx.changed(key[0], "running")
+                    tx.announce_status(key[0], "running")
         for key, pending in batch.items():
             lost = bool(pending.events) and key not in held
             if lost:

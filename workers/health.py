@@ -11,7 +11,7 @@ from aiohttp import web
 from prometheus_client import generate_latest
 
 from domain.ports import Store
-from domain.queues import ALIVE, gauge_leader
+from domain.queues import WORKER_TIMEOUT, choose_gauge_exporter
 from domain.shared.errors import DomainError
 from infra.gauges import read_gauges
 from infra.notifications import ping_redis
@@ -65,7 +65,7 @@ class WorkerHealth:
         problems: dict[str, str] = {}
         if self._drain.has_begun():
             problems["drain"] = "The worker is about to end and takes nothing new."
-        asked = {"database": self._parts.store.check(), "redis": ping_redis(self._parts.redis)}
+        asked = {"database": self._parts.store.check_health(), "redis": ping_redis(self._parts.redis)}
         answers = await asyncio.gather(*(_find_problem(part) for part in asked.values()))
         problems |= {name: told for name, told in zip(asked, answers, strict=True) if told}
         sandbox = self._problem()
@@ -85,8 +85,8 @@ class WorkerHealth:
         return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
     async def _is_leader(self, store: Store) -> bool:
-        async with store.begin_unbound() as tx:
-            leader = gauge_leader(await tx.queues.workers(tx.now - ALIVE))
+        async with store.system_transaction() as tx:
+            leader = choose_gauge_exporter(await tx.queues.list_workers(tx.now - WORKER_TIMEOUT))
         return leader is not None and leader.id == self._name
 
     def _health_response(self, problems: dict[str, str]) -> web.Response:

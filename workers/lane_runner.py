@@ -7,7 +7,7 @@ import structlog
 from domain import executions
 from domain.events import ExecutionEvent
 from domain.executions import AttemptOutcome, Execution, LaneShare, RunLane
-from domain.ports import Outcome, Store
+from domain.ports import SandboxOutcome, Store
 from domain.shared.leases import LostLease
 from infra.group_commit import GroupCommit
 from workers.leases import LeaseKeeper
@@ -34,7 +34,7 @@ class LaneRunner:
 
     async def claim_executions(self, slots: int) -> list[Execution]:
         """Claim up to `slots` executions, of whichever tenants are next."""
-        async with self._store.begin_single() as tx:
+        async with self._store.autocommit() as tx:
             return await executions.claim_executions(
                 tx, self._name, self._leases.lease_duration, slots, self.list_ready_versions(), self._share, self._lane
             )
@@ -50,28 +50,30 @@ class LaneRunner:
             self.run_execution(execution, log),
             lambda: self.hand_over_execution(execution),
             lambda: self.release_execution(execution),
-            lambda told: self.settle_execution(execution, Outcome(error_type="internal_error", error_message=told), []),
+            lambda told: self.settle_execution(
+                execution, SandboxOutcome(error_type="internal_error", error_message=told), []
+            ),
         )
         # Whoever ended it instead may have made room for one that waits.
         self.may_have_pending = self.may_have_pending or not settled
 
     async def hand_over_execution(self, execution: Execution) -> None:
         """Return a claimed execution to the queue for another worker. The attempt does not count."""
-        async with self._store.begin_for(execution.tenant_id) as tx:
+        async with self._store.tenant_transaction(execution.tenant_id) as tx:
             await executions.hand_over_execution(tx, execution)
 
     async def release_execution(self, execution: Execution) -> None:
         """Return a claimed execution to the queue after its sandbox was lost. The attempt counts."""
-        async with self._store.begin_for(execution.tenant_id) as tx:
+        async with self._store.tenant_transaction(execution.tenant_id) as tx:
             await executions.release_execution(tx, execution)
 
-    async def settle_execution(self, execution: Execution, outcome: Outcome, rest: list[ExecutionEvent]) -> None:
+    async def settle_execution(self, execution: Execution, outcome: SandboxOutcome, rest: list[ExecutionEvent]) -> None:
         """Settle. Errors: `LostLease`."""
         if not await self._settlements.add(AttemptOutcome(execution=execution, outcome=outcome, events=rest)):
             raise LostLease(execution.id)
 
     async def _settle_batch(self, ended: list[AttemptOutcome]) -> list[bool]:
-        async with self._store.begin_single() as tx:
+        async with self._store.autocommit() as tx:
             settled = await executions.settle_executions(tx, ended)
         self.may_have_pending = settled.has_waiting
         return [(one.execution.id, one.execution.attempt) in settled.settled_attempts for one in ended]

@@ -131,8 +131,8 @@ class LeaseKeeper:
         mine = sorted(self._held, key=lambda one: one[1])
         asked, now = dict(mine), self._clock()
         try:
-            async with self._store.begin_unbound() as tx:
-                held = await tx.queues.extend(
+            async with self._store.system_transaction() as tx:
+                held = await tx.queues.extend_leases(
                     self._lane, asked, now + self.lease_duration, now + self.lease_duration * 2 / 3
                 )
         except Exception as error:

@@ -207,7 +207,7 @@ class LaneResources:
         """Work to the end, extending leases and giving signs of life."""
         _show(self._drain, self._info, lambda: self.holder.lease_count)
         _show_sandboxes(self._drain, counts)
-        idle = self._drain.end_when_idle(lambda: self.holder.lease_count, self.parts.store.check)
+        idle = self._drain.end_when_idle(lambda: self.holder.lease_count, self.parts.store.check_health)
         await run_with_background(work, self.holder.extend_leases(), self._beat(counts), self._tidy(), idle)
 
     async def _tidy(self) -> None:
@@ -223,7 +223,7 @@ class LaneResources:
     async def _beat(self, counts: Callable[[], SlotCounts]) -> None:
         """Say every few seconds how busy this process is, and whether it can isolate code."""
         while True:
-            status = await self._sandbox.status()
+            status = await self._sandbox.get_status()
             problem = None if status.available else status.reason
             if problem and problem != self._problem:
                 _log.error("runs are refused on this host", reason=problem)
@@ -308,7 +308,7 @@ async def _serve_alone(
     """Work to the end in a process that holds no leases, giving signs of life."""
     _show(drain, info, busy)
     async with WorkerHealth(info.id, info.lane, parts, drain, lambda: None).serve():
-        idle = drain.end_when_idle(busy, parts.store.check)
+        idle = drain.end_when_idle(busy, parts.store.check_health)
         await run_with_background(work, _beat_always(parts, info, busy), idle, *company)
 
 
@@ -389,8 +389,8 @@ async def _sign(parts: Resources, info: WorkerInfo) -> None:
     full = info.lane in ("build", "run", "llm") and is_full(Path(parts.settings.data_dir))
     problem = info.problem or (build_full_disk_error(f"the worker {info.id}").detail if full else None)
     try:
-        async with parts.store.begin_unbound() as tx:
-            await tx.queues.beat(replace(info, seen_at=tx.now, problem=problem))
+        async with parts.store.system_transaction() as tx:
+            await tx.queues.record_heartbeat(replace(info, seen_at=tx.now, problem=problem))
     except Exception as error:
         log_outage(_log, "cannot give a sign of life", error)
 
@@ -402,8 +402,8 @@ def _share(settings: Settings, slots: int) -> LaneShare:
 
 async def _gone(parts: Resources, name: str) -> None:
     with contextlib.suppress(DomainError, asyncio.TimeoutError):
-        async with asyncio.timeout(2), parts.store.begin_unbound() as tx:
-            await tx.queues.gone(name)
+        async with asyncio.timeout(2), parts.store.system_transaction() as tx:
+            await tx.queues.delete_worker(name)
 
 
 async def _work_off(worker: BellWorker) -> None:

@@ -79,7 +79,7 @@ class ModelCalls:
         """The model of that name, with its key. Errors: `ModelError` if the registry has none."""
 
         async def resolved() -> llms.ResolvedModel:
-            async with self._store.begin_for(self._execution.tenant_id) as tx:
+            async with self._store.tenant_transaction(self._execution.tenant_id) as tx:
                 return await llms.resolve_model(tx, name, provider)
 
         try:
@@ -206,7 +206,7 @@ class ModelCalls:
             return
 
         async def slot() -> float:
-            async with self._store.begin_for(self._execution.tenant_id) as tx:
+            async with self._store.tenant_transaction(self._execution.tenant_id) as tx:
                 if self.max_rpm is UNSET:
                     self.max_rpm = await tx.plans.get_max_rpm(plan_id)
                 if self.max_rpm is None:
@@ -235,7 +235,7 @@ class ModelCalls:
         seconds = self._execution.timeout + 60.0
 
         async def held() -> costs.BudgetReservation:
-            async with self._store.begin_for(self._execution.tenant_id) as tx:
+            async with self._store.tenant_transaction(self._execution.tenant_id) as tx:
                 return await costs.reserve_budget(tx, self.attribution, wanted, least, seconds)
 
         hold = await retry_through_outage(held, max_seconds=30)
@@ -274,7 +274,7 @@ class ModelCalls:
         cost_id = ids.generate_id("cost")
 
         async def write() -> None:
-            async with self._store.begin_for(self._execution.tenant_id) as tx:
+            async with self._store.tenant_transaction(self._execution.tenant_id) as tx:
                 settled = await costs.settle_call(tx, hold_id, self.attribution, call, cost_id)
                 if settled.is_repeat:
                     # The answer to an earlier commit of the same was lost on its way.
@@ -322,11 +322,11 @@ class ModelCalls:
         ]
         held = await tx.events.append_if_leased(self._execution.id, self._execution.attempt, events)
         if held:
-            tx.changed(self._execution.id, "running")
+            tx.announce_status(self._execution.id, "running")
         return held
 
     def _price_usage(self, target: ModelTarget, usage: ModelUsage) -> float:
-        return self._prices.cost(target, usage) or 0.0
+        return self._prices.calculate_cost(target, usage) or 0.0
 
 
 async def _finish_despite_cancel(settling: Coroutine[Any, Any, None]) -> None:

@@ -144,7 +144,7 @@ async def create_api_key(tx: Tx, caller: Caller, data: NewApiKey, key: str, key_
     """
     # Held until the commit, so that keys of one user are counted one after the other.
     await tx.accounts.get_user(caller.user_id, lock=True)
-    if await tx.keys.count_active(caller.user_id, tx.now) >= MAX_KEYS_PER_USER:
+    if await tx.api_keys.count_active(caller.user_id, tx.now) >= MAX_KEYS_PER_USER:
         raise Conflict(f"A user may have {MAX_KEYS_PER_USER} keys in force; revoke or delete one that is not needed.")
     made = CreatedApiKey(
         id=ids.generate_id("key"),
@@ -163,13 +163,13 @@ async def create_api_key(tx: Tx, caller: Caller, data: NewApiKey, key: str, key_
         updated_at=tx.now,
         key=key,
     )
-    await tx.keys.add(made, key_hash)
+    await tx.api_keys.add(made, key_hash)
     return made
 
 
 async def get_api_key(tx: Tx, caller: Caller, key_id: str, lock: bool = False) -> ApiKey:
     """One's own key, or any of the tenant for an admin. Errors: `not_found`."""
-    found = await tx.keys.get(key_id, _owner(caller), lock)
+    found = await tx.api_keys.get(key_id, _owner(caller), lock)
     if found is None:
         raise NotFound("API key", key_id)
     return found
@@ -177,7 +177,7 @@ async def get_api_key(tx: Tx, caller: Caller, key_id: str, lock: bool = False) -
 
 async def list_api_keys(tx: Tx, caller: Caller, page: Page) -> Listing[ApiKey]:
     """One's own keys, or all of the tenant for an admin."""
-    return await tx.keys.list_page(_owner(caller), page)
+    return await tx.api_keys.list_page(_owner(caller), page)
 
 
 async def patch_api_key(tx: Tx, caller: Caller, key_id: str, data: PatchApiKey) -> ApiKey:
@@ -196,7 +196,7 @@ async def patch_api_key(tx: Tx, caller: Caller, key_id: str, data: PatchApiKey) 
     if data.expires_at is not UNSET:
         key.expires_at = _checked_expiry(data.expires_at, tx.now)
     key.updated_at = tx.now
-    await tx.keys.save(key)
+    await tx.api_keys.save(key)
     return key
 
 
@@ -204,14 +204,14 @@ async def revoke_api_key(tx: Tx, caller: Caller, key_id: str) -> ApiKey:
     """Make a key useless from the next request on, and keep it on the list. Twice is fine."""
     key = await get_api_key(tx, caller, key_id, lock=True)
     key.is_active, key.updated_at = False, tx.now
-    await tx.keys.save(key)
+    await tx.api_keys.save(key)
     return key
 
 
 async def delete_api_key(tx: Tx, caller: Caller, key_id: str) -> None:
     """Remove a key for good. Errors: `not_found`."""
     await get_api_key(tx, caller, key_id)
-    await tx.keys.delete(key_id)
+    await tx.api_keys.delete(key_id)
 
 
 def _owner(caller: Caller) -> str | None:

@@ -58,7 +58,7 @@ async def patch_tenant(tx: Tx, caller: Caller, data: PatchTenant) -> Tenant:
     tenant = await get_tenant(tx, caller)
     if data.max_concurrency is not UNSET:
         tenant.max_concurrency = data.max_concurrency
-        tx.ring(Job(lane="run", row_id=tenant.id, tenant_id=tenant.id, attempt=0))
+        tx.ring_job(Job(lane="run", row_id=tenant.id, tenant_id=tenant.id, attempt=0))
     if data.retention_days is not UNSET:
         tenant.retention_days = data.retention_days
     await tx.tenants.save(tenant)

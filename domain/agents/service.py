@@ -138,7 +138,7 @@ async def patch_agent(tx: Tx, reference: str, data: PatchAgent) -> Agent:
     if data.max_concurrency is not UNSET:
         # What waited for the old limit may run under the new one.
         lane: Literal["run", "llm"] = "llm" if agent.kind == "llm" else "run"
-        tx.ring(Job(lane=lane, row_id=agent.id, tenant_id=agent.tenant_id, attempt=0))
+        tx.ring_job(Job(lane=lane, row_id=agent.id, tenant_id=agent.tenant_id, attempt=0))
     return agent
 
 
@@ -154,9 +154,9 @@ async def delete_agent(tx: Tx, reference: str) -> None:
     if named := await tx.schedules.list_names_by_target("agent", agent.id):
         raise Conflict(f"The schedule {named[0]!r} starts this agent.")
     for execution_id in await tx.executions.cancel_oldest(agent.id, 0, "The agent was deleted.", tx.now, True):
-        tx.changed(execution_id, "cancelled")
+        tx.announce_status(execution_id, "cancelled")
     await tx.agents.delete(agent.id, tx.now)
-    tx.ring(Job(lane="record", row_id=agent.id, tenant_id="", attempt=0))
+    tx.ring_job(Job(lane="record", row_id=agent.id, tenant_id="", attempt=0))
 
 
 def _name_taken(name: str) -> DomainError:

@@ -102,5 +102,5 @@ async def store_captured(tx: Tx, made: list[PackedArtifact], executions: list[st
     """Store what was made of ended executions of the bound tenant, and note that they need nothing more."""
     if made:
         await tx.artifacts.add(made)
-        tx.ring(Job(lane="record", row_id=made[0].record.metadata.id, tenant_id="", attempt=0))
+        tx.ring_job(Job(lane="record", row_id=made[0].record.metadata.id, tenant_id="", attempt=0))
     await tx.artifacts.mark_recorded(executions)

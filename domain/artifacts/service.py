@@ -187,7 +187,7 @@ async def store_artifacts(tx: Tx, sent: list[PackedArtifact]) -> list[ArtifactMe
     """Store artifacts. One that is there already is answered as the first time if it is the same, else refused."""
     fresh = await tx.artifacts.add(sent)
     if fresh:
-        tx.ring(Job(lane="record", row_id=sent[0].record.metadata.id, tenant_id="", attempt=0))
+        tx.ring_job(Job(lane="record", row_id=sent[0].record.metadata.id, tenant_id="", attempt=0))
     others = [one.record.metadata.kurral_id for one in sent if one.record.metadata.id not in fresh]
     known = await tx.artifacts.find(others) if others else {}
     return [_answer(one, fresh, known) for one in sent]
@@ -266,7 +266,7 @@ async def delete_artifact(tx: Tx, reference: str, labelled: str | None = None) -
     found = await get_artifact(tx, reference, labelled)
     if not await tx.artifacts.delete([found.id], tx.now):
         raise NotFound("artifact", reference)
-    tx.ring(Job(lane="record", row_id=found.id, tenant_id="", attempt=0))
+    tx.ring_job(Job(lane="record", row_id=found.id, tenant_id="", attempt=0))
 
 
 async def list_semantic_buckets(tx: Tx, page: Page) -> Listing[SemanticBucketCount]:

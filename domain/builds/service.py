@@ -201,7 +201,7 @@ async def enqueue_build(tx: Tx, caller: Caller, reference: str, upload: ArchiveU
     await tx.builds.add(version)
     agent.status, agent.updated_at = "building", tx.now
     await tx.agents.save(agent)
-    tx.ring(job_from_version(version))
+    tx.ring_job(job_from_version(version))
     return version
 
 
@@ -249,7 +249,7 @@ async def claim_build(tx: Tx, version_id: str, worker: str, lease: timedelta) ->
         version_id, Lease(worker_id=worker, claimed_at=tx.now, expires_at=tx.now + lease)
     )
     if version is not None:
-        tx.changed(version_id, version.status)
+        tx.announce_status(version_id, version.status)
     return version
 
 
@@ -267,7 +267,7 @@ async def finish_build(tx: Tx, version: AgentVersion, built: BuildResult | None,
     if not await tx.builds.settle_version(version.id, version.attempt, built, error):
         raise LostLease(version.id)
     await _follow(tx, version.agent_id, version if built is not None else None)
-    tx.changed(version.id, "failed" if built is None else "ready")
+    tx.announce_status(version.id, "failed" if built is None else "ready")
 
 
 async def hand_over_build(tx: Tx, version: AgentVersion) -> None:
@@ -282,8 +282,8 @@ async def release_build(tx: Tx, version: AgentVersion) -> None:
 
 async def _queue_again(tx: Tx, version: AgentVersion, counts: bool) -> None:
     if await tx.builds.release_version(version.id, version.attempt, counts):
-        tx.ring(job_from_version(version))
-        tx.changed(version.id, "queued")
+        tx.ring_job(job_from_version(version))
+        tx.announce_status(version.id, "queued")
 
 
 async def requeue_expired_build(tx: Tx, version_id: str) -> None:
@@ -295,10 +295,10 @@ async def requeue_expired_build(tx: Tx, version_id: str) -> None:
     if after is None:
         return
     if after.status == "queued":
-        tx.ring(job_from_version(after))
+        tx.ring_job(job_from_version(after))
     else:
         await _follow(tx, after.agent_id, None)
-    tx.changed(version_id, after.status)
+    tx.announce_status(version_id, after.status)
 
 
 async def _follow(tx: Tx, agent_id: str, ready: AgentVersion | None) -> None:

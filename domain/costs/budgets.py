@@ -276,7 +276,7 @@ async def _subject(tx: Tx, scope: BudgetScope, reference: str | None) -> str | N
 
 
 async def _key(tx: Tx, reference: str) -> str:
-    key = await tx.keys.get(reference, None)
+    key = await tx.api_keys.get(reference, None)
     if key is not None:
         return key.id
     found = await tx.budgets.find_keys_by_name(reference)

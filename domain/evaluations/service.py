@@ -64,7 +64,7 @@ async def add_evaluations(tx: Tx, submissions: list[list[Evaluation]], batches: 
     good = [one for sent, problem in zip(submissions, problems, strict=True) if problem is None for one in sent]
     if good:
         await tx.evaluations.add(good)
-        tx.ring(Job(lane="record", row_id=good[0].id, tenant_id=good[0].tenant_id, attempt=0))
+        tx.ring_job(Job(lane="record", row_id=good[0].id, tenant_id=good[0].tenant_id, attempt=0))
     return problems
 
 
@@ -119,7 +119,7 @@ async def delete_evaluation(tx: Tx, evaluation_id: str) -> None:
     """Delete an evaluation and what it counts in statistics. Errors: `not_found`."""
     if not await tx.evaluations.delete_many([evaluation_id]):
         raise NotFound("evaluation", evaluation_id)
-    tx.ring(Job(lane="record", row_id=evaluation_id, tenant_id="", attempt=0))
+    tx.ring_job(Job(lane="record", row_id=evaluation_id, tenant_id="", attempt=0))
 
 
 async def claim_evaluations(tx: Tx, most: int, lease: timedelta) -> list[ClaimedEvaluation]:
@@ -132,7 +132,7 @@ async def settle_evaluations(tx: Tx, rows: list[tuple[ClaimedEvaluation, Evaluat
     scored = [(one, found) for one, found in rows if found is not None]
     if scored:
         await tx.evaluations.save_scores(scored)
-        tx.ring(Job(lane="record", row_id=scored[0][0].evaluation.id, tenant_id="", attempt=0))
+        tx.ring_job(Job(lane="record", row_id=scored[0][0].evaluation.id, tenant_id="", attempt=0))
     if failed := [one for one, found in rows if found is None]:
         await tx.evaluations.fail_claims(failed)
 

@@ -17,7 +17,7 @@ from domain.executions.schema import (
     ring_plan,
     status_from_outcome,
 )
-from domain.ports import Outcome, Tx
+from domain.ports import SandboxOutcome, Tx
 from domain.shared.json_limits import JsonTooLarge, check_json
 from domain.shared.leases import Lease, LostLease
 
@@ -39,7 +39,7 @@ async def claim_executions(
     held = Lease(worker_id=worker, claimed_at=tx.now, expires_at=tx.now + lease)
     taken = await tx.executions.claim_pending(held, slots, at_hand, share, lane)
     for execution in taken:
-        tx.changed(execution.id, execution.status)
+        tx.announce_status(execution.id, execution.status)
     return taken
 
 
@@ -47,23 +47,23 @@ async def begin_running(tx: Tx, execution: Execution) -> None:
     """The version lies ready on this machine; the agent starts now. Errors: `LostLease`."""
     if not await tx.executions.begin_running(execution.id, execution.attempt, tx.now):
         raise LostLease(execution.id)
-    tx.changed(execution.id, "running")
+    tx.announce_status(execution.id, "running")
 
 
 async def append_agent_events(tx: Tx, execution: Execution, written: list[ExecutionEvent]) -> None:
     """Append what the agent wrote to the log of an execution held by this attempt. Errors: `LostLease`."""
     if not await tx.events.append_if_leased(execution.id, execution.attempt, written):
         raise LostLease(execution.id)
-    tx.changed(execution.id, "running")
+    tx.announce_status(execution.id, "running")
 
 
-def enforce_result_limits(outcome: Outcome) -> Outcome:
+def enforce_result_limits(outcome: SandboxOutcome) -> SandboxOutcome:
     """Return an outcome that can be kept: a result that is beyond the bounds of JSON is none."""
     try:
         if outcome.output is not None:
             check_json(outcome.output)
     except JsonTooLarge as error:
-        return Outcome(error_type="result_not_json", error_message=f"The result {error.reason}")
+        return SandboxOutcome(error_type="result_not_json", error_message=f"The result {error.reason}")
     return outcome
 
 
@@ -73,7 +73,7 @@ async def settle_executions(tx: Tx, ended: list[AttemptOutcome]) -> ExecutionSet
     found = await tx.executions.settle_attempts(kept, tx.now)
     for one in kept:
         if (one.execution.id, one.execution.attempt) in found.settled_attempts:
-            tx.changed(one.execution.id, status_from_outcome(one.outcome))
+            tx.announce_status(one.execution.id, status_from_outcome(one.outcome))
             ring_plan(tx, one.execution)
     return found
 
@@ -105,6 +105,6 @@ def _freed(tx: Tx, after: Execution | None) -> None:
     if after is None:
         return
     if after.status == "pending":
-        tx.ring(job_from_execution(after))
+        tx.ring_job(job_from_execution(after))
     ring_plan(tx, after)
-    tx.changed(after.id, after.status)
+    tx.announce_status(after.id, after.status)

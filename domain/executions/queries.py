@@ -45,7 +45,7 @@ async def list_executions(tx: Tx, narrowed: ExecutionFilter, page: Page) -> List
 async def cancel_child_executions(tx: Tx, execution_id: str, reason: str) -> None:
     """Cancel what runs or waits of the steps of a plan; nothing for other executions."""
     for cancelled in await tx.executions.cancel_children(execution_id, reason, tx.now):
-        tx.changed(cancelled, "cancelled")
+        tx.announce_status(cancelled, "cancelled")
 
 
 async def cancel_execution(tx: Tx, execution_id: str, reason: str = "Cancelled on request.") -> Execution:
@@ -58,7 +58,7 @@ async def cancel_execution(tx: Tx, execution_id: str, reason: str = "Cancelled o
         # Whoever settles a run locks it before what it belongs to.
         await cancel_child_executions(tx, execution_id, reason)
         if await tx.executions.cancel_execution(execution_id, reason, tx.now):
-            tx.changed(execution_id, "cancelled")
+            tx.announce_status(execution_id, "cancelled")
             ring_plan(tx, execution)
     after = await get_execution(tx, execution_id)
     if after.status != "cancelled":

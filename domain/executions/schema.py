@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from domain.agents.schema import AgentSpec
 from domain.events import ExecutionEvent
-from domain.ports import Outcome, Tx
+from domain.ports import SandboxOutcome, Tx
 from domain.shared.errors import InvalidField
 from domain.shared.jobs import Job
 from domain.shared.json_limits import MAX_JSON_DEPTH, check_json_field
@@ -186,7 +186,7 @@ class AttemptOutcome(msgspec.Struct, kw_only=True, frozen=True):
     """What one attempt at an execution came to, with the last of what it wrote."""
 
     execution: Execution
-    outcome: Outcome
+    outcome: SandboxOutcome
     events: list[ExecutionEvent]
 
 
@@ -295,7 +295,7 @@ def build_payload(data: ExecutionStart) -> dict[str, Any]:
     return payload
 
 
-def status_from_outcome(outcome: Outcome) -> ExecutionStatus:
+def status_from_outcome(outcome: SandboxOutcome) -> ExecutionStatus:
     """The state that an outcome leads to."""
     return "completed" if outcome.error_type is None else "failed"
 
@@ -309,7 +309,7 @@ def ring_plan(tx: Tx, execution: Execution) -> None:
     """Ring for the plan that an execution is a step of, or is itself: something has become of it."""
     plan_id = execution.parent_id or (execution.id if execution.lane == "plan" else None)
     if plan_id is not None:
-        tx.ring(Job(lane="plan", row_id=plan_id, tenant_id=execution.tenant_id, attempt=0))
+        tx.ring_job(Job(lane="plan", row_id=plan_id, tenant_id=execution.tenant_id, attempt=0))
 
 
 def error_type_from_exception(name: str) -> str:

@@ -137,7 +137,7 @@ async def _make_room(tx: Tx, agent: Agent) -> None:
     if agent.concurrency_policy == "reject":
         raise Conflict(f"{most} executions of {agent.name!r} have not ended; no more are let in.", "concurrency_limit")
     for replaced in await tx.executions.cancel_oldest(agent.id, most - 1, "Replaced by a newer execution.", tx.now):
-        tx.changed(replaced, "cancelled")
+        tx.announce_status(replaced, "cancelled")
 
 
 async def get_runnable_version(tx: Tx, agent: Agent, version_id: str | None) -> AgentVersion:
@@ -241,5 +241,5 @@ def build_execution(tx: Tx, tenant_id: str, user_id: str, key_id: str | None, na
 async def add_execution(tx: Tx, execution: Execution, spec: AgentSpec | None) -> Execution:
     """Write an execution and ring for it."""
     await tx.executions.add(execution, spec)
-    tx.ring(job_from_execution(execution))
+    tx.ring_job(job_from_execution(execution))
     return execution

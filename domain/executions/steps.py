@@ -64,7 +64,7 @@ async def write_step(tx: Tx, step: RunStep, told: list[ExecutionEvent]) -> None:
         raise LostLease(step.execution_id)
     if written and told and not await tx.events.append_if_leased(step.execution_id, step.attempt, told):
         raise LostLease(step.execution_id)
-    tx.changed(step.execution_id, "running")
+    tx.announce_status(step.execution_id, "running")
 
 
 async def park_for_approval(tx: Tx, execution: Execution, waiting: list[RunStep]) -> None:
@@ -80,7 +80,7 @@ async def park_for_approval(tx: Tx, execution: Execution, waiting: list[RunStep]
         raise LostLease(execution.id)
     if not await tx.executions.park_execution(execution.id, execution.attempt, calls, tx.now):
         raise LostLease(execution.id)
-    tx.changed(execution.id, "waiting")
+    tx.announce_status(execution.id, "waiting")
     ring_plan(tx, execution)
 
 
@@ -110,13 +110,13 @@ async def decide_approval(
     rest = [call for call in calls if call not in chosen]
     if rest:
         await tx.executions.set_waiting_calls(execution.id, rest, tx.now)
-        tx.changed(execution.id, "waiting")
+        tx.announce_status(execution.id, "waiting")
     else:
         after = await tx.executions.resume_execution(execution.id, tx.now)
         if after is not None:
-            tx.ring(job_from_execution(after))
+            tx.ring_job(job_from_execution(after))
             ring_plan(tx, after)
-            tx.changed(after.id, after.status)
+            tx.announce_status(after.id, after.status)
     return await get_execution(tx, execution_id)
 
 

@@ -138,9 +138,9 @@ class _Deciding:
         if not await self._tx.plans.update_execution(after, events, now):
             raise Conflict("The execution was cancelled meanwhile; nothing of it waits for an approval.")
         await self._tx.plans.signal_plan(execution.id)
-        self._tx.ring(job_from_execution(execution))
+        self._tx.ring_job(job_from_execution(execution))
         ring_plan(self._tx, execution)
-        self._tx.changed(execution.id, after.status)
+        self._tx.announce_status(execution.id, after.status)
 
 
 def _key(plan_id: str, call: WaitingCall) -> str:

@@ -106,7 +106,7 @@ async def add_plan_execution(tx: Tx, execution: Execution, plan: Plan, runs: lis
     """Write the execution of a plan, and the plan with it, and ring for it."""
     await tx.executions.add(execution, None)
     await tx.plans.add(execution.id, plan, create_runs(plan) if runs is None else runs)
-    tx.ring(job_from_execution(execution))
+    tx.ring_job(job_from_execution(execution))
     return execution
 
 

@@ -89,7 +89,7 @@ async def fail_plan(tx: Tx, execution_id: str, message: str) -> None:
     event = {"status": "failed", "attempt": 1, "error_type": "internal_error", "error_message": message}
     if not await tx.plans.update_execution(after, [ExecutionEvent(type="status", data=event, at=tx.now)], tx.now):
         raise LostLease(execution_id)
-    tx.changed(execution_id, "failed")
+    tx.announce_status(execution_id, "failed")
     executions.ring_plan(tx, after)
 
 
@@ -259,9 +259,9 @@ class _Turn:
         if not await tx.plans.update_execution(after, events, tx.now):
             # Cancelled at this moment: what was begun here is not.
             raise LostLease(before.id)
-        tx.changed(before.id, status)
+        tx.announce_status(before.id, status)
         if outcome is not None and before.parent_id is not None:
-            tx.ring(Job(lane="plan", row_id=before.parent_id, tenant_id=before.tenant_id, attempt=0))
+            tx.ring_job(Job(lane="plan", row_id=before.parent_id, tenant_id=before.tenant_id, attempt=0))
 
     async def _result(self, events: list[ExecutionEvent]) -> tuple[PlanOutcome, dict[str, Any]]:
         try:

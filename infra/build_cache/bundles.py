@@ -8,7 +8,7 @@ from typing import Final
 
 from domain.builds import AgentVersion
 from domain.builds.manifest import get_memory_limit
-from domain.ports import ArchiveLimits, Blobs, Program, Sandbox
+from domain.ports import ArchiveLimits, Blobs, Sandbox, SandboxProgram
 from infra.build_cache.environments import EnvironmentCache, fetch_folder, pack_folder, place_folder
 from infra.build_cache.folders import FolderCache
 
@@ -40,12 +40,12 @@ class BundleCache:
         """Keep a built folder here and in object storage under `key`. The folder is moved."""
         archive = scratch / "bundle.tar.gz"
         await asyncio.to_thread(pack_folder, folder, archive)
-        await self._blobs.put_file(key, archive)
+        await self._blobs.upload_file(key, archive)
         place_folder(folder, self._cache.get_path("bundles", version.id))
         await asyncio.to_thread(self._cache.evict_excess)
 
     @asynccontextmanager
-    async def open_program(self, version: AgentVersion, timeout: float) -> AsyncIterator[Program]:
+    async def open_program(self, version: AgentVersion, timeout: float) -> AsyncIterator[SandboxProgram]:
         """Yield a ready version as something to run, fetched if need be, which stays while this is entered.
 
         Errors: `not_found`, `storage_unavailable`.
@@ -63,7 +63,7 @@ class BundleCache:
                 if version.environment:
                     await self._environments.fetch_environment(version.environment)
             self._local_version_ids.add(version.id)
-            yield Program(
+            yield SandboxProgram(
                 code=code,
                 environment=environment,
                 entrypoint=version.entrypoint or "",

@@ -101,10 +101,10 @@ class EnvironmentCache:
             size = await asyncio.to_thread(count_file_bytes, target)
             if size > MAX_ENVIRONMENT_BYTES:
                 raise BadArchive(f"requirements.txt: installed, the requirements take {size >> 20} MiB; too much.")
-            await self._sandbox.compile(target, "/environment")
+            await self._sandbox.compile_bytecode(target, "/environment")
             archive = scratch / "environment.tar.gz"
             await asyncio.to_thread(pack_folder, target, archive)
-            await self._blobs.put_file(_get_object_key(wanted.environment), archive)
+            await self._blobs.upload_file(_get_object_key(wanted.environment), archive)
             place_folder(target, self.get_path(wanted.environment))
         await asyncio.to_thread(self._cache.evict_excess)
 
@@ -289,9 +289,9 @@ async def fetch_folder(
     kind, name = place_of
     async with cache.open_scratch(kind) as scratch:
         archive, target = scratch / "archive", scratch / "folder"
-        await blobs.fetch(key, archive)
+        await blobs.download_file(key, archive)
         target.mkdir(mode=0o755)
-        unpacked = await sandbox.unpack(archive, target, limits)
+        unpacked = await sandbox.unpack_archive(archive, target, limits)
         if unpacked.error is not None:
             raise DomainError("storage_unavailable", f"{key} in object storage is damaged: {unpacked.error}")
         place_folder(target, cache.get_path(kind, name))

@@ -12,7 +12,7 @@ _PRICED_PROVIDERS: Final = frozenset({"openai", "anthropic", "deepseek"})
 class GenaiPrices:
     """Implements `domain.ports.Prices`. Loads its data, some 100 ms, when it first needs them."""
 
-    def cost(self, target: ModelTarget, usage: ModelUsage) -> float | None:
+    def calculate_cost(self, target: ModelTarget, usage: ModelUsage) -> float | None:
         """See `domain.ports.Prices`."""
         if target.price is not None:
             return _apply_price(target.price, usage)

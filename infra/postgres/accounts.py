@@ -14,8 +14,8 @@ from domain.accounts import Invite, ProxyUser, RefreshGrant, User, UserIdentity
 from domain.shared import ids
 from domain.shared.access import Role
 from domain.shared.pages import Listing, Page
-from infra.postgres.db import Base, Id, as_struct, timestamp
-from infra.postgres.pages import listed
+from infra.postgres.db import Base, Id, struct_from_row, timestamp
+from infra.postgres.pages import fetch_page
 
 
 class TenantRow(Base):
@@ -107,7 +107,7 @@ class PostgresAccounts:
 
     async def find_login(self, name: str) -> UserIdentity | None:
         row = (await self._connection.execute(text("SELECT * FROM find_login(:name)"), {"name": name})).first()
-        return None if row is None else as_struct(_identity(row), UserIdentity)
+        return None if row is None else struct_from_row(_identity(row), UserIdentity)
 
     async def find_session(self, user_id: str, session_id: str) -> UserIdentity | None:
         user, session = ids.decode_id("user", user_id), ids.decode_id("ses", session_id)
@@ -115,19 +115,19 @@ class PostgresAccounts:
             text("SELECT * FROM find_session(:user, :session)"), {"user": user, "session": session}
         )
         row = found.first()
-        return None if row is None else as_struct(_identity(row), UserIdentity)
+        return None if row is None else struct_from_row(_identity(row), UserIdentity)
 
     async def find_refresh_token(self, token_hash: bytes) -> RefreshGrant | None:
         found = await self._connection.execute(text("SELECT * FROM find_refresh(:hash)"), {"hash": token_hash})
         row = found.first()
-        return None if row is None else as_struct(_identity(row), RefreshGrant)
+        return None if row is None else struct_from_row(_identity(row), RefreshGrant)
 
     async def find_proxy_users(self, tenant_id: str, external_id: str | None, email: str) -> list[ProxyUser]:
         found = await self._connection.execute(
             text("SELECT * FROM find_proxy_users(:tenant, :external, :email)"),
             {"tenant": tenant_id, "external": external_id, "email": email},
         )
-        return [as_struct(_identity(row), ProxyUser) for row in found]
+        return [struct_from_row(_identity(row), ProxyUser) for row in found]
 
     async def save_proxy_login(self, user_id: str, email: str, external_id: str | None, now: datetime) -> None:
         values = {
@@ -169,14 +169,14 @@ class PostgresAccounts:
             return None
         query = select(UserRow).where(UserRow.id == user_id)
         row = (await self._connection.execute(query.with_for_update() if lock else query)).first()
-        return None if row is None else as_struct(row, User)
+        return None if row is None else struct_from_row(row, User)
 
     async def get_password_hash(self, user_id: str) -> str:
         found = await self._connection.execute(select(UserRow.password_hash).where(UserRow.id == user_id))
         return found.scalar_one()
 
     async def list_users(self, page: Page) -> Listing[User]:
-        return await listed(self._connection, select(UserRow), UserRow.id.desc(), page, User)
+        return await fetch_page(self._connection, select(UserRow), UserRow.id.desc(), page, User)
 
     async def save_user(self, user: User, password_hash: str | None) -> str | None:
         values: dict[str, Any] = {

@@ -13,10 +13,10 @@ from domain.agents import MAX_SLUG_MATCHES, Agent, AgentStatus
 from domain.builds import get_bundle_path
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
-from infra.postgres.db import Base, Id, Raw, Shape, timestamp
-from infra.postgres.pages import listed
+from infra.postgres.db import AsyncpgConnection, Base, Id, RowMapper, timestamp
+from infra.postgres.pages import fetch_page
 
-REMOVED_AGAIN: Final = timedelta(hours=1)
+SECOND_REMOVAL_DELAY: Final = timedelta(hours=1)
 _OBJECTS: Final = "SELECT id, tenant_id, tarball_path FROM agent_versions WHERE agent_id = $1"
 _DOOM: Final = """
     INSERT INTO doomed_objects (key, tenant_id, due, again_at)
@@ -69,7 +69,7 @@ class AgentRow(Base):
     deleted_at: Mapped[datetime | None] = mapped_column(timestamp())
 
 
-_SHAPE = Shape(AgentRow, Agent)
+_SHAPE = RowMapper(AgentRow, Agent)
 _PARENT = "(SELECT p.name FROM agents p WHERE p.id = agents.parent_id)"
 _TEMPLATE = "(SELECT t.name FROM templates t WHERE t.id = agents.template_id)"
 _FIND = (
@@ -84,7 +84,7 @@ _CHANGED = [name for name in _STORED if name not in ("id", "tenant_id", "user_id
 class PostgresAgents:
     """Implements `domain.agents.Agents`."""
 
-    def __init__(self, connection: AsyncConnection, raw: Raw) -> None:
+    def __init__(self, connection: AsyncConnection, raw: AsyncpgConnection) -> None:
         self._connection = connection
         self._raw = raw
 
@@ -124,7 +124,7 @@ class PostgresAgents:
             query = query.where(AgentRow.parent_id == parent_id)
         if status is not None:
             query = query.where(AgentRow.status == status)
-        return await listed(self._connection, query, AgentRow.id.desc(), page, Agent)
+        return await fetch_page(self._connection, query, AgentRow.id.desc(), page, Agent)
 
     async def save(self, agent: Agent) -> bool:
         statement = (
@@ -142,10 +142,10 @@ class PostgresAgents:
         keys = [version["tarball_path"] for version in versions]
         keys += [get_bundle_path(version["tenant_id"], ids.encode_id("ver", version["id"])) for version in versions]
         # Once more later: a build that was under way may write its bundle meanwhile.
-        await self._raw.execute(_DOOM, keys, now, now + REMOVED_AGAIN)
+        await self._raw.execute(_DOOM, keys, now, now + SECOND_REMOVAL_DELAY)
 
 
 def _read(record: Any) -> Agent:
-    agent = _SHAPE.read(record)
+    agent = _SHAPE.to_struct(record)
     agent.parent, agent.template = record["parent"], record["template"]
     return agent

@@ -25,16 +25,16 @@ from domain.executions import Execution
 from domain.executions.steps import RunStep
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
-from infra.postgres.bulk import Bulk
-from infra.postgres.db import Base, Id, Raw, Shape, timestamp
+from infra.postgres.bulk import BulkColumns
+from infra.postgres.db import AsyncpgConnection, Base, Id, RowMapper, timestamp
 from infra.postgres.executions import ExecutionRow
-from infra.postgres.objects import artifact_key
-from infra.postgres.record_measures import ARTIFACTS
-from infra.postgres.records import Records
+from infra.postgres.objects import format_artifact_key
+from infra.postgres.record_measures import ARTIFACT_MEASURES
+from infra.postgres.records import RecordPages
 from infra.postgres.steps import StepRow
 
 # A deleted artifact's object is deleted once more when whoever may have been writing it has given up.
-AGAIN: Final = timedelta(minutes=2)
+SECOND_DELETION_DELAY: Final = timedelta(minutes=2)
 
 
 class ArtifactRow(Base):
@@ -108,11 +108,11 @@ class DoomedObjectRow(Base):
     again_at: Mapped[datetime | None] = mapped_column(timestamp())
 
 
-_BULK: Final = Bulk[ArtifactMetadata](ArtifactRow, ArtifactMetadata.__struct_fields__)
-_SHAPE: Final = Shape(ArtifactRow, ArtifactMetadata)
-_FACTS: Final = ", ".join(ARTIFACTS.columns)
-_EXECUTION: Final = Shape(ExecutionRow, Execution)
-_STEP: Final = Shape(StepRow, RunStep)
+_BULK: Final = BulkColumns[ArtifactMetadata](ArtifactRow, ArtifactMetadata.__struct_fields__)
+_SHAPE: Final = RowMapper(ArtifactRow, ArtifactMetadata)
+_FACTS: Final = ", ".join(ARTIFACT_MEASURES.measured_columns)
+_EXECUTION: Final = RowMapper(ExecutionRow, Execution)
+_STEP: Final = RowMapper(StepRow, RunStep)
 _W: Final = _BULK.width
 # Ids in order, so that two transactions which share some cannot wait for each other.
 _ADD: Final = (
@@ -126,7 +126,7 @@ _ADD: Final = (
     f"WHERE id IN (SELECT id FROM claimed) RETURNING {_FACTS}, 1 AS sign), "
     "bodies AS (INSERT INTO artifact_bodies (id, tenant_id, key, packed, since) "
     "SELECT id, tenant_id, key, packed, received_at FROM given WHERE id IN (SELECT id FROM claimed)), "
-    f"noted AS ({ARTIFACTS.delta('added')}) SELECT id FROM claimed"
+    f"noted AS ({ARTIFACT_MEASURES.build_delta_insert('added')}) SELECT id FROM claimed"
 )
 _FIND: Final = (
     f"SELECT {', '.join('a.' + name for name in _SHAPE.columns.split(', '))}, i.fingerprint "
@@ -142,7 +142,7 @@ _DELETE: Final = (
     "doomed AS (INSERT INTO doomed_objects (key, tenant_id, due, again_at) "
     "SELECT k.key, current_setting('paddock.tenant_id'), $3, CASE WHEN w.id IS NOT NULL THEN $4::timestamptz END "
     "FROM unnest($1::uuid[], $2::text[]) AS k(id, key) JOIN gone g ON g.id = k.id LEFT JOIN waited w ON w.id = k.id), "
-    f"noted AS ({ARTIFACTS.delta('gone')}) SELECT count(*) FROM gone"
+    f"noted AS ({ARTIFACT_MEASURES.build_delta_insert('gone')}) SELECT count(*) FROM gone"
 )
 _ENDED: Final = (
     f"SELECT {', '.join('e.' + name for name in _EXECUTION.columns.split(', '))}, a.name AS agent_name, "
@@ -162,7 +162,7 @@ _CALLS: Final = (
 
 
 def _ended(record: Any, calls: Mapping[str, list[RunStep]]) -> UnrecordedExecution:
-    execution = _EXECUTION.read(record)
+    execution = _EXECUTION.to_struct(record)
     return UnrecordedExecution(
         execution=execution,
         agent_name=record["agent_name"],
@@ -173,33 +173,33 @@ def _ended(record: Any, calls: Mapping[str, list[RunStep]]) -> UnrecordedExecuti
     )
 
 
-def key_of(metadata: ArtifactMetadata) -> str:
+def get_body_key(metadata: ArtifactMetadata) -> str:
     """Where an artifact's body lies in object storage."""
-    return artifact_key(metadata.tenant_id, metadata.received_at, metadata.id)
+    return format_artifact_key(metadata.tenant_id, metadata.received_at, metadata.id)
 
 
 class PostgresArtifacts:
     """Implements `domain.artifacts.service.Artifacts`."""
 
-    def __init__(self, raw: Raw) -> None:
+    def __init__(self, raw: AsyncpgConnection) -> None:
         self._raw = raw
-        self._records = Records(raw, ARTIFACTS, "art")
+        self._records = RecordPages(raw, ARTIFACT_MEASURES, "art")
 
     async def add(self, stored: list[PackedArtifact]) -> set[str]:
         rows = [one.record.metadata for one in stored]
         records = await self._raw.fetch(
             _ADD,
-            *_BULK.columns(rows),
+            *_BULK.collect_parameters(rows),
             [one.record.failures for one in stored],
             [one.record.fingerprint for one in stored],
-            [key_of(row) for row in rows],
+            [get_body_key(row) for row in rows],
             [one.packed_body for one in stored],
         )
         return {ids.encode_id("art", record["id"]) for record in records}
 
     async def find(self, kurral_ids: list[str]) -> dict[str, tuple[ArtifactMetadata, bytes]]:
         records = await self._raw.fetch(_FIND, kurral_ids)
-        return {record["kurral_id"]: (_SHAPE.read(record), record["fingerprint"]) for record in records}
+        return {record["kurral_id"]: (_SHAPE.to_struct(record), record["fingerprint"]) for record in records}
 
     async def get(self, reference: str) -> ArtifactMetadata | None:
         if "\0" in reference:
@@ -209,32 +209,36 @@ class PostgresArtifacts:
             return found[0]
         known = ids.decode_id("art", reference)
         record = await self._raw.fetchrow(_GET, known) if known is not None else None
-        return None if record is None else _SHAPE.read(record)
+        return None if record is None else _SHAPE.to_struct(record)
 
     async def get_body(self, metadata: ArtifactMetadata) -> ArtifactBody:
         query = "SELECT packed FROM artifact_bodies WHERE id = $1"
         packed = await self._raw.fetchval(query, ids.decode_id("art", metadata.id))
-        return ArtifactBody(key=key_of(metadata), size=metadata.size_bytes, packed_body=packed)
+        return ArtifactBody(key=get_body_key(metadata), size=metadata.size_bytes, packed_body=packed)
 
     async def list_page(self, narrowed: ArtifactFilter, page: Page) -> Listing[ArtifactMetadata]:
-        return await self._records.page(_SHAPE, query_from_filter(narrowed), page)
+        return await self._records.list_page(_SHAPE, query_from_filter(narrowed), page)
 
     async def list_after(
         self, narrowed: ArtifactFilter, place: tuple[datetime, str] | None, limit: int
     ) -> list[ArtifactMetadata]:
-        return await self._records.after(_SHAPE, query_from_filter(narrowed), place, limit)
+        return await self._records.list_after(_SHAPE, query_from_filter(narrowed), place, limit)
 
     async def list_older(self, before: datetime, limit: int) -> list[str]:
-        return await self._records.older(before, limit)
+        return await self._records.list_ids_before(before, limit)
 
     async def delete(self, artifact_ids: list[str], now: datetime) -> int:
         if not artifact_ids:
             return 0
         known = [ids.decode_id("art", one) for one in artifact_ids]
         query = f"SELECT {_SHAPE.columns} FROM artifacts WHERE id = ANY ($1)"
-        rows = [_SHAPE.read(record) for record in await self._raw.fetch(query, known)]
+        rows = [_SHAPE.to_struct(record) for record in await self._raw.fetch(query, known)]
         found = [ids.decode_id("art", row.id) for row in rows]
-        return int(await self._raw.fetchval(_DELETE, found, [key_of(row) for row in rows], now, now + AGAIN))
+        return int(
+            await self._raw.fetchval(
+                _DELETE, found, [get_body_key(row) for row in rows], now, now + SECOND_DELETION_DELAY
+            )
+        )
 
     async def claim_pending_bodies(
         self, most: int, most_bytes: int, now: datetime, until: datetime
@@ -270,7 +274,7 @@ class PostgresArtifacts:
         records, calls = await self._raw.fetch(_ENDED, known), defaultdict[str, list[RunStep]](list)
         if any(record["lane"] == "llm" for record in records):
             for record in await self._raw.fetch(_CALLS, known):
-                step = _STEP.read(record)
+                step = _STEP.to_struct(record)
                 calls[step.execution_id].append(step)
         return [_ended(record, calls) for record in records]
 

@@ -17,7 +17,7 @@ from domain.costs.budgets import AppliedLimit, Budget, BudgetScope, nanos_from_u
 from domain.shared import ids
 from domain.shared.pages import Listing, Page, build_listing
 from domain.stats import NANOS_PER_UNIT
-from infra.postgres.db import Base, Id, Raw, timestamp
+from infra.postgres.db import AsyncpgConnection, Base, Id, timestamp
 
 
 class BudgetRow(Base):
@@ -72,7 +72,7 @@ _PREFIX: Final[dict[BudgetScope, str]] = {"key": "key", "agent": "agent", "workf
 class PostgresBudgets:
     """Implements `domain.costs.budgets.Budgets`."""
 
-    def __init__(self, raw: Raw) -> None:
+    def __init__(self, raw: AsyncpgConnection) -> None:
         self._raw = raw
 
     async def add(self, budget: Budget, spent: int) -> None:

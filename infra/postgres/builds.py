@@ -13,8 +13,8 @@ from domain.shared import ids
 from domain.shared.leases import Lease
 from domain.shared.pages import Listing, Page
 from infra.postgres.agents import AgentRow
-from infra.postgres.db import Base, Id, Raw, Shape, as_struct, timestamp
-from infra.postgres.pages import listed
+from infra.postgres.db import AsyncpgConnection, Base, Id, RowMapper, struct_from_row, timestamp
+from infra.postgres.pages import fetch_page
 
 
 class VersionRow(Base):
@@ -59,7 +59,7 @@ def _held(version_id: str, attempt: int) -> tuple[Any, ...]:
     return VersionRow.id == version_id, VersionRow.attempt == attempt, VersionRow.status == "building"
 
 
-_SHAPE = Shape(VersionRow, AgentVersion)
+_SHAPE = RowMapper(VersionRow, AgentVersion)
 # Of agents that were not deleted: archives whatever came of them, the rest of what is or may become ready.
 _STORED = """
     WITH mine AS (
@@ -78,7 +78,7 @@ _FIND = f"SELECT {_SHAPE.columns} FROM agent_versions WHERE "
 class PostgresBuilds:
     """Implements `domain.builds.Builds`. Writes of a worker name the attempt they belong to."""
 
-    def __init__(self, connection: AsyncConnection, raw: Raw, now: datetime) -> None:
+    def __init__(self, connection: AsyncConnection, raw: AsyncpgConnection, now: datetime) -> None:
         self._connection = connection
         self._raw = raw
         self._now = now
@@ -99,7 +99,7 @@ class PostgresBuilds:
         if known is None:
             return None
         record = await self._raw.fetchrow(f"{_FIND} id = $1", known)
-        return None if record is None else _SHAPE.read(record)
+        return None if record is None else _SHAPE.to_struct(record)
 
     async def find(self, agent_id: str, reference: str) -> AgentVersion | None:
         known = ids.decode_id("ver", reference)
@@ -107,7 +107,7 @@ class PostgresBuilds:
             record = await self._raw.fetchrow(
                 f"{_FIND} id = $1 AND agent_id = $2", known, ids.decode_id("agent", agent_id)
             )
-            return None if record is None else _SHAPE.read(record)
+            return None if record is None else _SHAPE.to_struct(record)
         digits = reference.removeprefix("v")
         if not (digits.isascii() and digits.isdigit() and len(digits) < 10):
             return None
@@ -115,7 +115,7 @@ class PostgresBuilds:
 
     async def list_page(self, agent_id: str, page: Page) -> Listing[AgentVersion]:
         query = select(VersionRow).where(VersionRow.agent_id == agent_id)
-        return await listed(self._connection, query, VersionRow.number.desc(), page, AgentVersion)
+        return await fetch_page(self._connection, query, VersionRow.number.desc(), page, AgentVersion)
 
     async def find_by_path(self, path: str) -> AgentVersion | None:
         alive = select(AgentRow.id).where(AgentRow.deleted_at.is_(None))
@@ -124,7 +124,7 @@ class PostgresBuilds:
     async def find_newest(self, agent_id: str) -> AgentVersion | None:
         query = select(VersionRow).where(VersionRow.agent_id == agent_id).order_by(VersionRow.number.desc()).limit(1)
         row = (await self._connection.execute(query)).first()
-        return None if row is None else as_struct(row, AgentVersion)
+        return None if row is None else struct_from_row(row, AgentVersion)
 
     async def claim_version(self, version_id: str, lease: Lease) -> AgentVersion | None:
         return await self._moved(
@@ -195,8 +195,8 @@ class PostgresBuilds:
 
     async def _one(self, *where: Any) -> AgentVersion | None:
         row = (await self._connection.execute(select(VersionRow).where(*where))).first()
-        return None if row is None else as_struct(row, AgentVersion)
+        return None if row is None else struct_from_row(row, AgentVersion)
 
     async def _moved(self, statement: Any) -> AgentVersion | None:
         row = (await self._connection.execute(statement.returning(*VersionRow.__table__.columns))).first()
-        return None if row is None else as_struct(row, AgentVersion)
+        return None if row is None else struct_from_row(row, AgentVersion)

@@ -24,7 +24,7 @@ _TYPES: dict[type[TypeEngine[Any]], str] = {
 }
 
 
-class Bulk(Generic[T]):
+class BulkColumns(Generic[T]):
     """How Structs become rows of a table. `names` are the columns, each an attribute of the Struct."""
 
     def __init__(self, row_class: type[Base], names: Sequence[str]) -> None:
@@ -37,7 +37,7 @@ class Bulk(Generic[T]):
         self.width = len(names)
         self._writers = [(name, write) for name, (_, _, write) in zip(names, kinds, strict=True)]
 
-    def columns(self, rows: Sequence[T]) -> list[list[Any]]:
+    def collect_parameters(self, rows: Sequence[T]) -> list[list[Any]]:
         """The parameters."""
         return [_column([getattr(row, name) for row in rows], write) for name, write in self._writers]
 

@@ -12,9 +12,9 @@ from domain.costs.budgets import nanos_from_usd
 from domain.shared import ids
 from domain.shared.pages import Page
 from domain.stats import NANOS_PER_UNIT, StatsQuery
-from infra.postgres.db import Base, Id, Raw, Shape, timestamp
-from infra.postgres.record_measures import COSTS
-from infra.postgres.records import Records
+from infra.postgres.db import AsyncpgConnection, Base, Id, RowMapper, timestamp
+from infra.postgres.record_measures import COST_MEASURES
+from infra.postgres.records import RecordPages
 from infra.postgres.stats import PostgresStats
 
 
@@ -47,8 +47,8 @@ class CostRow(Base):
     first_token_ms: Mapped[float | None]
 
 
-_SHAPE: Final = Shape(CostRow, Cost)
-_FACTS: Final = ", ".join(COSTS.columns)
+_SHAPE: Final = RowMapper(CostRow, Cost)
+_FACTS: Final = ", ".join(COST_MEASURES.measured_columns)
 _GIVEN: Final = (
     *("id", "created_at", "user_id", "agent_id", "agent_name", "execution_id", "key_id", "workflow_id"),
     *("provider", "model", "model_name"),
@@ -58,23 +58,23 @@ _GIVEN: Final = (
 _ADD: Final = (
     f"WITH added AS (INSERT INTO costs (tenant_id, {', '.join(_GIVEN)}) VALUES (current_setting('paddock.tenant_id'), "
     f"{', '.join(f'${number}' for number in range(1, len(_GIVEN) + 1))}) "
-    f"ON CONFLICT DO NOTHING RETURNING {_FACTS}, 1 AS sign) {COSTS.delta('added')}"
+    f"ON CONFLICT DO NOTHING RETURNING {_FACTS}, 1 AS sign) {COST_MEASURES.build_delta_insert('added')}"
 )
 _DELETE: Final = (
     # In order, so that two that delete the same do not wait for each other.
     "WITH locked AS (SELECT id FROM costs WHERE id = ANY ($1) ORDER BY id FOR UPDATE), "
     "gone AS (DELETE FROM costs WHERE id IN (SELECT id FROM locked) "
     f"RETURNING {_FACTS}, -1 AS sign), "
-    f"noted AS ({COSTS.delta('gone')}) SELECT count(*) FROM gone"
+    f"noted AS ({COST_MEASURES.build_delta_insert('gone')}) SELECT count(*) FROM gone"
 )
 
 
 class PostgresCosts:
     """Implements `domain.costs.Costs`."""
 
-    def __init__(self, raw: Raw) -> None:
+    def __init__(self, raw: AsyncpgConnection) -> None:
         self._raw = raw
-        self._records = Records(raw, COSTS, "cost")
+        self._records = RecordPages(raw, COST_MEASURES, "cost")
 
     async def add(self, cost_id: str, attribution: CostAttribution, call: BilledCall, now: datetime) -> bool:
         def known(prefix: str, value: str | None) -> object:
@@ -95,7 +95,7 @@ class PostgresCosts:
         return status == "INSERT 0 1"
 
     async def list_page(self, question: StatsQuery, page: Page) -> CostListing:
-        found = await self._records.page(_SHAPE, question, page)
+        found = await self._records.list_page(_SHAPE, question, page)
         if page.offset == 0 and not found.has_more:
             total = sum(nanos_from_usd(cost.cost_usd) for cost in found.items)
         else:
@@ -103,7 +103,7 @@ class PostgresCosts:
         return CostListing(**msgspec.structs.asdict(found), total_cost=total / NANOS_PER_UNIT)
 
     async def list_older(self, before: datetime, limit: int) -> list[str]:
-        return await self._records.older(before, limit)
+        return await self._records.list_ids_before(before, limit)
 
     async def delete_many(self, cost_ids: list[str]) -> int:
         known = [ids.decode_id("cost", one) for one in cost_ids]

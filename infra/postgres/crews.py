@@ -12,11 +12,11 @@ from sqlalchemy.orm import Mapped, mapped_column
 from domain.crews import Crew
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
-from infra.postgres.db import Base, Id, as_struct, timestamp
-from infra.postgres.pages import listed
+from infra.postgres.db import Base, Id, struct_from_row, timestamp
+from infra.postgres.pages import fetch_page
 
 # A list leaves out texts larger than this many bytes; the crew itself shows them.
-LISTED_TEXT = 16 * 1024
+MAX_LISTED_YAML_BYTES = 16 * 1024
 
 
 class CrewRow(Base):
@@ -50,7 +50,7 @@ _CHANGED = [name for name in _STORED if name not in ("id", "tenant_id", "user_id
 
 
 def _trimmed(column: Any) -> Any:
-    return case((func.octet_length(column) <= LISTED_TEXT, column), else_=None).label(column.name)
+    return case((func.octet_length(column) <= MAX_LISTED_YAML_BYTES, column), else_=None).label(column.name)
 
 
 _LISTED = [
@@ -79,10 +79,10 @@ class PostgresCrews:
         if lock:
             query = query.with_for_update(read=lock == "share")
         row = (await self._connection.execute(query)).first()
-        return None if row is None else as_struct(row, Crew)
+        return None if row is None else struct_from_row(row, Crew)
 
     async def list_page(self, page: Page) -> Listing[Crew]:
-        return await listed(self._connection, select(*_LISTED), CrewRow.id.desc(), page, Crew)
+        return await fetch_page(self._connection, select(*_LISTED), CrewRow.id.desc(), page, Crew)
 
     async def save(self, crew: Crew) -> bool:
         values = {name: getattr(crew, name) for name in _CHANGED}

@@ -13,12 +13,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
 from domain.shared import ids
-from infra.postgres.session import hold_sessions
+from infra.postgres.session import guard_sessions
 
 T = TypeVar("T")
 
 # A connection of asyncpg as SQLAlchemy holds it.
-Raw: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+AsyncpgConnection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 
 class Base(DeclarativeBase):
@@ -62,7 +62,7 @@ def _fields(kind: Any) -> tuple[str, ...]:
     return tuple(field.name for field in msgspec.structs.fields(kind))
 
 
-def as_struct(row: Row[Any] | Mapping[str, Any], kind: type[T]) -> T:
+def struct_from_row(row: Row[Any] | Mapping[str, Any], kind: type[T]) -> T:
     """A row as a domain Struct, column names being field names; columns without a field are left out."""
     mapping = row._mapping if isinstance(row, Row) else row
     return msgspec.convert({name: mapping[name] for name in _fields(cast(Any, kind)) if name in mapping}, kind)
@@ -72,7 +72,7 @@ def as_struct(row: Row[Any] | Mapping[str, Any], kind: type[T]) -> T:
 _WORDS = {"verbose": '"verbose"'}
 
 
-class Shape(Generic[T]):
+class RowMapper(Generic[T]):
     """How rows of a table become Structs on hot paths, where statements go to asyncpg as they are."""
 
     def __init__(self, row_class: type[Base], kind: type[T]) -> None:
@@ -81,7 +81,7 @@ class Shape(Generic[T]):
         self._readers = [(column.name, _reader(column.type)) for column in table.columns if column.name in fields]
         self.columns = ", ".join(_WORDS.get(name, name) for name, _ in self._readers)
 
-    def read(self, record: asyncpg.Record) -> T:
+    def to_struct(self, record: asyncpg.Record) -> T:
         """A record of asyncpg that has `columns`, as a Struct."""
         return self._kind(**{name: read(record[name]) if read else record[name] for name, read in self._readers})
 
@@ -94,17 +94,17 @@ def _reader(kind: types.TypeEngine[Any]) -> Callable[[Any], Any] | None:
     return None
 
 
-def json_text(value: Any) -> str | None:
+def encode_json_text(value: Any) -> str | None:
     """A value as a parameter that is cast to json."""
     return None if value is None else msgspec.json.encode(value).decode()
 
 
-def plain_text(text: str | None) -> str | None:
+def replace_unstorable_text(text: str | None) -> str | None:
     """Text that a column of text can hold: without U+0000 and halves of surrogate pairs."""
     return None if text is None else text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
-def connect(url: str, *, pool_size: int, application: str, as_owner: bool = False) -> AsyncEngine:
+def create_engine(url: str, *, pool_size: int, application: str, as_owner: bool = False) -> AsyncEngine:
     """An engine on `url` (`postgresql://user:password@host:port/name`).
 
     Every transaction takes on `APP_ROLE`, which cannot bypass row-level security, whoever logs in and whatever
@@ -128,5 +128,5 @@ def connect(url: str, *, pool_size: int, application: str, as_owner: bool = Fals
         json_serializer=lambda value: msgspec.json.encode(value).decode(),
         json_deserializer=msgspec.json.decode,
     )
-    hold_sessions(engine, as_owner=as_owner)
+    guard_sessions(engine, as_owner=as_owner)
     return engine

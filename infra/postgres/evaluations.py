@@ -18,10 +18,10 @@ from domain.evaluations import (
 from domain.evaluations.scoring import EvaluationScores
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
-from infra.postgres.bulk import Bulk
-from infra.postgres.db import Base, Id, Raw, Shape, json_column, timestamp
-from infra.postgres.record_measures import EVALUATIONS
-from infra.postgres.records import Records
+from infra.postgres.bulk import BulkColumns
+from infra.postgres.db import AsyncpgConnection, Base, Id, RowMapper, json_column, timestamp
+from infra.postgres.record_measures import EVALUATION_MEASURES
+from infra.postgres.records import RecordPages
 
 
 class EvaluationRow(Base):
@@ -57,14 +57,14 @@ class EvaluationRow(Base):
     claimed_until: Mapped[datetime | None] = mapped_column(timestamp())
 
 
-CLAIM_BYTES: Final = 4 * 1024 * 1024
+MAX_CLAIM_BYTES: Final = 4 * 1024 * 1024
 _GIVEN: Final = [name for name in Evaluation.__struct_fields__ if name != "computed"]
-_BULK: Final = Bulk[Evaluation](EvaluationRow, _GIVEN)
-_SHAPE: Final = Shape(EvaluationRow, Evaluation)
-_FACTS: Final = ", ".join(EVALUATIONS.columns)
+_BULK: Final = BulkColumns[Evaluation](EvaluationRow, _GIVEN)
+_SHAPE: Final = RowMapper(EvaluationRow, Evaluation)
+_FACTS: Final = ", ".join(EVALUATION_MEASURES.measured_columns)
 _ADD: Final = (
     f"WITH added AS (INSERT INTO evaluations ({_BULK.names}) SELECT {_BULK.values} FROM {_BULK.source} "
-    f"RETURNING {_FACTS}, 1 AS sign) {EVALUATIONS.delta('added')}"
+    f"RETURNING {_FACTS}, 1 AS sign) {EVALUATION_MEASURES.build_delta_insert('added')}"
 )
 _GET: Final = f"SELECT {_SHAPE.columns} FROM evaluations WHERE id = $1"
 _DELETE: Final = (
@@ -72,22 +72,22 @@ _DELETE: Final = (
     "WITH locked AS (SELECT id FROM evaluations WHERE id = ANY ($1) ORDER BY id FOR UPDATE), "
     "gone AS (DELETE FROM evaluations WHERE id IN (SELECT id FROM locked) "
     f"RETURNING {_FACTS}, -1 AS sign), "
-    f"noted AS ({EVALUATIONS.delta('gone')}) SELECT count(*) FROM gone"
+    f"noted AS ({EVALUATION_MEASURES.build_delta_insert('gone')}) SELECT count(*) FROM gone"
 )
 _CLAIM: Final = f"SELECT {_SHAPE.columns}, attempt FROM claim_evaluations($1, $2, $3, $4)"
 _METRICS: Final = EvaluationScores.__struct_fields__
 _SCORE: Final = (
     "WITH given AS (SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::float8[], $4::float8[], $5::float8[], "
     f"$6::float8[], $7::boolean[], $8::text[]) AS g(id, attempt, {', '.join(_METRICS)}, computed)), "
-    f"old AS (SELECT e.id, {', '.join('e.' + name for name in EVALUATIONS.columns)} FROM evaluations e "
-    "JOIN given g ON g.id = e.id AND g.attempt = e.attempt WHERE e.metrics = 'pending' "
+    f"old AS (SELECT e.id, {', '.join('e.' + name for name in EVALUATION_MEASURES.measured_columns)} "
+    "FROM evaluations e JOIN given g ON g.id = e.id AND g.attempt = e.attempt WHERE e.metrics = 'pending' "
     "AND e.claimed_until IS NOT NULL ORDER BY e.id FOR UPDATE OF e), "
     "moved AS (UPDATE evaluations e SET metrics = 'computed', claimed_until = NULL, "
     "computed = ARRAY(SELECT json_array_elements_text(g.computed::json)), "
     f"{', '.join(f'{name} = g.{name}' for name in _METRICS)} FROM given g JOIN old o ON o.id = g.id "
-    f"WHERE e.id = g.id RETURNING {', '.join('e.' + name for name in EVALUATIONS.columns)}), "
+    f"WHERE e.id = g.id RETURNING {', '.join('e.' + name for name in EVALUATION_MEASURES.measured_columns)}), "
     f"changed AS (SELECT {_FACTS}, -1 AS sign FROM old UNION ALL SELECT {_FACTS}, 1 AS sign FROM moved), "
-    f"noted AS ({EVALUATIONS.delta('changed')}) SELECT count(*) FROM moved"
+    f"noted AS ({EVALUATION_MEASURES.build_delta_insert('changed')}) SELECT count(*) FROM moved"
 )
 _FAIL: Final = (
     "UPDATE evaluations e SET claimed_until = NULL, "
@@ -105,32 +105,32 @@ _RELEASE: Final = (
 class PostgresEvaluations:
     """Implements `domain.evaluations.Evaluations`."""
 
-    def __init__(self, raw: Raw) -> None:
+    def __init__(self, raw: AsyncpgConnection) -> None:
         self._raw = raw
-        self._records = Records(raw, EVALUATIONS, "eval")
+        self._records = RecordPages(raw, EVALUATION_MEASURES, "eval")
 
     async def add(self, evaluations: list[Evaluation]) -> None:
-        await self._raw.execute(_ADD, *_BULK.columns(evaluations))
+        await self._raw.execute(_ADD, *_BULK.collect_parameters(evaluations))
 
     async def get(self, evaluation_id: str) -> Evaluation | None:
         known = ids.decode_id("eval", evaluation_id)
         record = await self._raw.fetchrow(_GET, known) if known is not None else None
-        return None if record is None else _SHAPE.read(record)
+        return None if record is None else _SHAPE.to_struct(record)
 
     async def list_page(self, narrowed: EvaluationFilter, page: Page) -> Listing[Evaluation]:
-        return await self._records.page(_SHAPE, query_from_filter(narrowed), page)
+        return await self._records.list_page(_SHAPE, query_from_filter(narrowed), page)
 
     async def list_after(
         self, narrowed: EvaluationFilter, place: tuple[datetime, str] | None, limit: int
     ) -> list[Evaluation]:
-        return await self._records.after(_SHAPE, query_from_filter(narrowed), place, limit)
+        return await self._records.list_after(_SHAPE, query_from_filter(narrowed), place, limit)
 
     async def delete_many(self, evaluation_ids: list[str]) -> int:
         known = [ids.decode_id("eval", one) for one in evaluation_ids]
         return int(await self._raw.fetchval(_DELETE, known)) if known else 0
 
     async def list_older(self, before: datetime, limit: int) -> list[str]:
-        return await self._records.older(before, limit)
+        return await self._records.list_ids_before(before, limit)
 
     async def find_linked(self, executions: set[str], artifacts: set[str]) -> tuple[set[str], set[str]]:
         known = [ids.decode_id("exec", one) for one in executions]
@@ -142,8 +142,8 @@ class PostgresEvaluations:
         return {ids.encode_id("exec", run["id"]) for run in runs}, {record["kurral_id"] for record in records}
 
     async def claim_pending(self, most: int, now: datetime, until: datetime) -> list[ClaimedEvaluation]:
-        records = await self._raw.fetch(_CLAIM, most, CLAIM_BYTES, now, until)
-        return [ClaimedEvaluation(evaluation=_SHAPE.read(record), attempt=record["attempt"]) for record in records]
+        records = await self._raw.fetch(_CLAIM, most, MAX_CLAIM_BYTES, now, until)
+        return [ClaimedEvaluation(evaluation=_SHAPE.to_struct(record), attempt=record["attempt"]) for record in records]
 
     async def save_scores(self, scored: list[tuple[ClaimedEvaluation, EvaluationScores]]) -> int:
         return int(

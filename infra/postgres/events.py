@@ -17,7 +17,7 @@ from domain.events import AttemptEvents, EventQuery, EventSlice, ExecutionEvent,
 from domain.shared import ids
 from domain.shared.pages import MAX_COUNTED_ROWS, Listing, Page, build_listing
 from domain.shared.status import TERMINAL_STATUSES, ExecutionStatus
-from infra.postgres.db import Base, Id, Raw, as_struct, json_column, timestamp
+from infra.postgres.db import AsyncpgConnection, Base, Id, json_column, struct_from_row, timestamp
 
 
 class EventRow(Base):
@@ -74,7 +74,7 @@ _AGENT_LOGS = """
 class PostgresEvents:
     """Implements `domain.events.Events`."""
 
-    def __init__(self, connection: AsyncConnection, raw: Raw) -> None:
+    def __init__(self, connection: AsyncConnection, raw: AsyncpgConnection) -> None:
         self._connection = connection
         self._raw = raw
 
@@ -147,7 +147,7 @@ class PostgresEvents:
         )
         rows = (await self._connection.execute(query)).all()
         total = rows[0].total if rows else 0
-        return build_listing([_entry(as_struct(row, ExecutionEvent), execution_id) for row in rows], total, page)
+        return build_listing([_entry(struct_from_row(row, ExecutionEvent), execution_id) for row in rows], total, page)
 
     async def list_agent_logs(self, agent_id: str, page: Page) -> Listing[LogEntry]:
         values = {"agent": ids.decode_id("agent", agent_id), "limit": page.limit + 1, "offset": page.offset}

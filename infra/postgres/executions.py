@@ -42,12 +42,21 @@ from domain.shared import ids
 from domain.shared.leases import Lease
 from domain.shared.pages import MAX_COUNTED_ROWS, Listing, Page
 from domain.shared.status import LEASED_STATUSES
-from infra.postgres.db import Base, Id, Raw, Shape, as_struct, json_column, plain_text, timestamp
+from infra.postgres.db import (
+    AsyncpgConnection,
+    Base,
+    Id,
+    RowMapper,
+    json_column,
+    replace_unstorable_text,
+    struct_from_row,
+    timestamp,
+)
 from infra.postgres.events import EventRow
-from infra.postgres.pages import listed
+from infra.postgres.pages import fetch_page
 
 # A list leaves out input, output and waiting calls larger than this many bytes; the execution itself shows them.
-LISTED_DATA = 16 * 1024
+MAX_LISTED_DATA_BYTES = 16 * 1024
 
 
 class ExecutionRow(Base):
@@ -143,7 +152,7 @@ def _writer(kind: TypeEngine[Any]) -> tuple[str, Callable[[Any], Any]]:
 
 def _trimmed(column: Any, name: str) -> Any:
     small = func.octet_length(column.cast(Text))
-    return case((small <= LISTED_DATA, column), else_=None).label(name)
+    return case((small <= MAX_LISTED_DATA_BYTES, column), else_=None).label(name)
 
 
 def _noted(moved: Update, now: datetime) -> Select[Any]:
@@ -164,7 +173,7 @@ _REFERENCES = (
     *(("agent_id", "agent"), ("agent_version_id", "ver"), ("crew_id", "crew"), ("workflow_id", "wf")),
     *(("schedule_id", "sched"), ("parent_id", "exec")),
 )
-SHAPE = Shape(ExecutionRow, Execution)
+EXECUTION_MAPPER = RowMapper(ExecutionRow, Execution)
 _STORED_AS = [(name, *_writer(ExecutionRow.__table__.columns[name].type)) for name in _STORED]
 # Runs in the order of ids, as leases are extended; then plans from the innermost out, as costs are counted and as
 # whoever ends one of them locks what is below it.
@@ -191,10 +200,10 @@ _CANCEL = f"""
     )
     SELECT id FROM moved
 """
-_GET = f"SELECT {SHAPE.columns} FROM executions WHERE id = $1"
+_GET = f"SELECT {EXECUTION_MAPPER.columns} FROM executions WHERE id = $1"
 # Lines until the limit is reached; the last one is cut where it is passed.
 _GET_WITH_LOGS = f"""
-    SELECT {SHAPE.columns}, (
+    SELECT {EXECUTION_MAPPER.columns}, (
         SELECT left(string_agg(line, E'\n' ORDER BY seq), {MAX_LOG_CHARACTERS}) FROM (
             SELECT seq, line, sum(char_length(line) + 1) OVER (ORDER BY seq) - char_length(line) AS begins_at FROM (
                 SELECT seq, data->>'message' AS line FROM execution_events
@@ -211,14 +220,14 @@ _ADD = (
     "INSERT INTO execution_events (execution_id, seq, tenant_id, at, type, data) "
     "SELECT id, 1, tenant_id, created_at, 'status', json_build_object('status', status, 'attempt', attempt) FROM added"
 )
-_CLAIM = f"SELECT {SHAPE.columns} FROM claim_runs($1, $2, $3, $4, $5, $6, $7, $8)"
+_CLAIM = f"SELECT {EXECUTION_MAPPER.columns} FROM claim_runs($1, $2, $3, $4, $5, $6, $7, $8)"
 _SETTLE = "SELECT * FROM settle_runs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
 
 
 class PostgresExecutions:
     """Implements `domain.executions.Executions`."""
 
-    def __init__(self, connection: AsyncConnection, raw: Raw) -> None:
+    def __init__(self, connection: AsyncConnection, raw: AsyncpgConnection) -> None:
         self._connection = connection
         self._raw = raw
 
@@ -233,14 +242,14 @@ class PostgresExecutions:
     async def lock_execution(self, execution_id: str) -> Execution | None:
         known = ids.decode_id("exec", execution_id)
         record = await self._raw.fetchrow(f"{_GET} FOR UPDATE", known) if known is not None else None
-        return None if record is None else SHAPE.read(record)
+        return None if record is None else EXECUTION_MAPPER.to_struct(record)
 
     async def get(self, execution_id: str) -> Execution | None:
         known = ids.decode_id("exec", execution_id)
         record = await self._raw.fetchrow(_GET_WITH_LOGS, known) if known is not None else None
         if record is None:
             return None
-        execution = SHAPE.read(record)
+        execution = EXECUTION_MAPPER.to_struct(record)
         execution.logs = record["logs"]
         return execution
 
@@ -263,7 +272,7 @@ class PostgresExecutions:
             query = query.where(E_.created_at >= narrowed.since)
         if narrowed.until is not None:
             query = query.where(E_.created_at < narrowed.until)
-        return await listed(self._connection, query, E_.id.desc(), page, Execution, MAX_COUNTED_ROWS)
+        return await fetch_page(self._connection, query, E_.id.desc(), page, Execution, MAX_COUNTED_ROWS)
 
     async def claim_pending(
         self, lease: Lease, slots: int, at_hand: frozenset[str], share: LaneShare, lane: RunLane
@@ -273,7 +282,7 @@ class PostgresExecutions:
         records = await self._raw.fetch(
             _CLAIM, lease.worker_id, slots, *times, versions, share.max_running, lane, share.reserved_slots
         )
-        return [SHAPE.read(record) for record in records]
+        return [EXECUTION_MAPPER.to_struct(record) for record in records]
 
     async def begin_running(self, execution_id: str, attempt: int, now: datetime) -> bool:
         moved = update(E_).where(E_.id == execution_id, E_.attempt == attempt, E_.status == "preparing")
@@ -292,8 +301,8 @@ class PostgresExecutions:
             [one.execution.attempt for one in ended],
             [status_from_outcome(one.outcome) for one in ended],
             [None if one.outcome.output is None else one.outcome.output.decode() for one in ended],
-            [plain_text(one.outcome.error_type) for one in ended],
-            [plain_text(one.outcome.error_message) for one in ended],
+            [replace_unstorable_text(one.outcome.error_type) for one in ended],
+            [replace_unstorable_text(one.outcome.error_message) for one in ended],
             [len(one.events) for one in ended],
             now,
             *([line[field] for line in lines] for field in range(5)),
@@ -332,7 +341,7 @@ class PostgresExecutions:
         chosen = select(locked.c.id).order_by(locked.c.id.desc()).offset(keep)
         moved = update(E_).where(E_.id.in_(chosen.scalar_subquery()))
         rows = await self._connection.execute(_noted(_cancelled(moved, reason, now), now))
-        return [as_struct(row, Execution).id for row in rows]
+        return [struct_from_row(row, Execution).id for row in rows]
 
     async def park_execution(self, execution_id: str, attempt: int, calls: list[dict[str, Any]], now: datetime) -> bool:
         moved = update(E_).where(E_.id == execution_id, E_.attempt == attempt, E_.status == "running")
@@ -381,7 +390,7 @@ class PostgresExecutions:
 
     async def _moved(self, moved: Update, now: datetime) -> Execution | None:
         row = (await self._connection.execute(_noted(moved, now))).first()
-        return None if row is None else as_struct(row, Execution)
+        return None if row is None else struct_from_row(row, Execution)
 
 
 def _cancelled(moved: Update, reason: str, now: datetime) -> Update:

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.sql import func
 
 from domain.shared.idempotency import IDEMPOTENCY_LIFETIME, IdempotentRequest, StoredResponse
-from infra.postgres.db import Base, Raw, as_struct, timestamp
+from infra.postgres.db import AsyncpgConnection, Base, struct_from_row, timestamp
 
 
 class AnswerRow(Base):
@@ -53,7 +53,7 @@ _FORGET_MANY = """
 class PostgresIdempotencyKeys:
     """Implements `domain.shared.idempotency.IdempotencyKeys`."""
 
-    def __init__(self, connection: AsyncConnection, raw: Raw) -> None:
+    def __init__(self, connection: AsyncConnection, raw: AsyncpgConnection) -> None:
         self._connection = connection
         self._raw = raw
 
@@ -73,7 +73,7 @@ class PostgresIdempotencyKeys:
         if claimed.first() is not None:
             return None
         query = select(AnswerRow).where(AnswerRow.owner == owner, AnswerRow.key == key)
-        return as_struct((await self._connection.execute(query)).one(), StoredResponse)
+        return struct_from_row((await self._connection.execute(query)).one(), StoredResponse)
 
     async def store_response(self, owner: str, key: str, status: int, body: bytes) -> None:
         statement = update(AnswerRow).where(AnswerRow.owner == owner, AnswerRow.key == key)

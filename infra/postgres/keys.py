@@ -12,8 +12,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 from domain.accounts.keys import ApiKey, ApiKeyIdentity
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
-from infra.postgres.db import Base, Id, Raw, as_struct, timestamp
-from infra.postgres.pages import listed
+from infra.postgres.db import AsyncpgConnection, Base, Id, struct_from_row, timestamp
+from infra.postgres.pages import fetch_page
 
 
 class ApiKeyRow(Base):
@@ -44,7 +44,7 @@ _COUNT = text("SELECT count_key_use(CAST(:ids AS uuid[]), CAST(:uses AS bigint[]
 class PostgresApiKeys:
     """Implements `domain.accounts.keys.ApiKeys`."""
 
-    def __init__(self, connection: AsyncConnection, raw: Raw) -> None:
+    def __init__(self, connection: AsyncConnection, raw: AsyncpgConnection) -> None:
         self._connection = connection
         self._raw = raw
 
@@ -82,13 +82,13 @@ class PostgresApiKeys:
         if lock:
             query = query.with_for_update()
         row = (await self._connection.execute(query)).first()
-        return None if row is None else as_struct(row, ApiKey)
+        return None if row is None else struct_from_row(row, ApiKey)
 
     async def list_page(self, owner: str | None, page: Page) -> Listing[ApiKey]:
         query = select(ApiKeyRow)
         if owner is not None:
             query = query.where(ApiKeyRow.user_id == owner)
-        return await listed(self._connection, query, ApiKeyRow.id.desc(), page, ApiKey)
+        return await fetch_page(self._connection, query, ApiKeyRow.id.desc(), page, ApiKey)
 
     async def save(self, key: ApiKey) -> None:
         values: dict[str, Any] = {
@@ -113,4 +113,4 @@ def _identity(record: asyncpg.Record) -> ApiKeyIdentity:
     found = dict(record)
     found["key_id"] = ids.encode_id("key", found["key_id"])
     found["user_id"] = ids.encode_id("user", found["user_id"])
-    return as_struct(found, ApiKeyIdentity)
+    return struct_from_row(found, ApiKeyIdentity)

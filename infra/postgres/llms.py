@@ -12,8 +12,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 from domain.llms import Model, Provider
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
-from infra.postgres.db import Base, Id, as_struct, json_column, timestamp
-from infra.postgres.pages import listed
+from infra.postgres.db import Base, Id, json_column, struct_from_row, timestamp
+from infra.postgres.pages import fetch_page
 
 
 class ModelRow(Base):
@@ -56,13 +56,13 @@ class PostgresLlms:
         wanted = ModelRow.id == reference if is_id else ModelRow.name == reference.replace("\0", "\ufffd")
         query = select(ModelRow).where(wanted)
         row = (await self._connection.execute(query.with_for_update() if lock else query)).first()
-        return None if row is None else as_struct(row, Model)
+        return None if row is None else struct_from_row(row, Model)
 
     async def list_page(self, page: Page, provider: Provider | None) -> Listing[Model]:
         query = select(ModelRow)
         if provider is not None:
             query = query.where(ModelRow.provider == provider)
-        return await listed(self._connection, query, ModelRow.id.desc(), page, Model)
+        return await fetch_page(self._connection, query, ModelRow.id.desc(), page, Model)
 
     async def save(self, model: Model) -> bool:
         values = {name: getattr(model, name) for name in Model.__struct_fields__ if name not in _FIXED}

@@ -6,30 +6,30 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, text
 
-from infra.postgres.db import connect
+from infra.postgres.db import create_engine
 from infra.postgres.role import APP_ROLE
 from infra.postgres.session import UnsafeSession
 
-FOLDER = Path(__file__).parent / "schema"
+SCHEMA_FOLDER = Path(__file__).parent / "schema"
 _LOCK = 0x7061646463  # "paddc": one migration at a time
 
 
-def config() -> Config:
+def build_alembic_config() -> Config:
     """Alembic's configuration, without an ini file."""
     made = Config()
-    made.set_main_option("script_location", str(FOLDER))
+    made.set_main_option("script_location", str(SCHEMA_FOLDER))
     return made
 
 
 def _upgrade(connection: Connection) -> None:
-    made = config()
+    made = build_alembic_config()
     made.attributes["connection"] = connection
     command.upgrade(made, "head")
 
 
-async def migrate(url: str) -> None:
+async def migrate_database(url: str) -> None:
     """Migrate as the owner of the tables. Errors: `UnsafeSession` when the role of the application is too mighty."""
-    engine = connect(url, pool_size=1, application="paddock migrate", as_owner=True)
+    engine = create_engine(url, pool_size=1, application="paddock migrate", as_owner=True)
     try:
         async with engine.begin() as connection:
             await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})

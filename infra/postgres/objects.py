@@ -23,12 +23,12 @@ _STORED: Final = """
 """
 
 
-def artifact_key(tenant_id: str, received_at: datetime, artifact_id: str) -> str:
+def format_artifact_key(tenant_id: str, received_at: datetime, artifact_id: str) -> str:
     """Return where the body of an artifact lies in object storage."""
     return f"artifacts/{tenant_id}/{received_at:%Y/%m}/{artifact_id}"
 
 
-async def pointed_to(owner_url: str) -> AsyncIterator[str]:
+async def iterate_referenced_keys(owner_url: str) -> AsyncIterator[str]:
     """Yield the key of every object that some row needs, over all tenants, as the owner of the tables."""
     owner = await asyncpg.connect(owner_url)
     try:
@@ -37,6 +37,6 @@ async def pointed_to(owner_url: str) -> AsyncIterator[str]:
             async for row in owner.cursor(_KEPT, prefetch=1000):
                 yield row[0]
             async for row in owner.cursor(_STORED, prefetch=1000):
-                yield artifact_key(row["tenant_id"], row["received_at"], ids.encode_id("art", row["id"]))
+                yield format_artifact_key(row["tenant_id"], row["received_at"], ids.encode_id("art", row["id"]))
     finally:
         await owner.close()

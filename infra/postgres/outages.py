@@ -10,7 +10,7 @@ from infra.postgres.session import UnsafeSession
 
 _AGAIN: Final = "Try again; with an Idempotency-Key nothing is done twice."
 # Connections that are of no use any more: what was asked may be asked again on a fresh one.
-GONE: Final = (
+LOST_CONNECTION_ERRORS: Final = (
     exc.OperationalError,
     OSError,
     TimeoutError,
@@ -37,7 +37,7 @@ _NAMED: Final = {
 _REFUSED: Final = {"08": "The way to the database is shut", "28": "The database refuses the login"}
 
 
-def outage_of(error: BaseException) -> DomainError | None:
+def find_outage(error: BaseException) -> DomainError | None:
     """Name the outage that an error of the database is a sign of; `None` for any other error."""
     for one in _causes(error):
         if isinstance(one, UnsafeSession):
@@ -52,7 +52,7 @@ def outage_of(error: BaseException) -> DomainError | None:
                 return _outage("unavailable", f"{_REFUSED[state[:2]]} ({one}).")
     if isinstance(error, TimeoutError):
         return _outage("database_slow", "The database did not answer in time.")
-    if any(isinstance(one, (*GONE, *_PASSING)) for one in _causes(error)):
+    if any(isinstance(one, (*LOST_CONNECTION_ERRORS, *_PASSING)) for one in _causes(error)):
         return _outage("unavailable", "The database did not answer.")
     if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
         return _outage("unavailable", "The database did not answer.")

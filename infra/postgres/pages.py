@@ -6,12 +6,12 @@ from sqlalchemy import ColumnElement, Select, func, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.shared.pages import Listing, Page, build_listing
-from infra.postgres.db import as_struct
+from infra.postgres.db import struct_from_row
 
 T = TypeVar("T")
 
 
-async def listed(
+async def fetch_page(
     connection: AsyncConnection,
     query: Select[Any],
     order: ColumnElement[Any],
@@ -32,4 +32,4 @@ async def listed(
         if bound is not None:
             counted = counted.limit(bound)
         total = (await connection.execute(select(func.count()).select_from(counted.subquery()))).scalar_one()
-    return build_listing([as_struct(row, kind) for row in rows], total, page)
+    return build_listing([struct_from_row(row, kind) for row in rows], total, page)

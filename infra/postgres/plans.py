@@ -12,8 +12,16 @@ from domain.events import ExecutionEvent
 from domain.executions import Execution
 from domain.plans.schema import DuePlan, LockedPlan, Plan, StepProgress, StepRun
 from domain.shared import ids
-from infra.postgres.db import Base, Id, Raw, json_column, json_text, plain_text, timestamp
-from infra.postgres.executions import SHAPE as EXECUTION
+from infra.postgres.db import (
+    AsyncpgConnection,
+    Base,
+    Id,
+    encode_json_text,
+    json_column,
+    replace_unstorable_text,
+    timestamp,
+)
+from infra.postgres.executions import EXECUTION_MAPPER as EXECUTION
 
 
 class PlanRow(Base):
@@ -98,11 +106,11 @@ _PROGRESS: Final = """
     WHERE s.execution_id = $1 AND s.status = 'running'
 """
 # As much of what steps came to as can be shown or worked with at once, in bytes; what comes later is left out.
-MAX_OUTPUTS: Final = 8 * 1024 * 1024
+MAX_PLAN_OUTPUTS_BYTES: Final = 8 * 1024 * 1024
 # As much as one step can be given to work with.
-MAX_ANSWERS: Final = 16 * 1024 * 1024
+MAX_STEP_ANSWERS_BYTES: Final = 16 * 1024 * 1024
 _OUTPUTS: Final = f"""
-    SELECT step, item, alone, CASE WHEN held <= {MAX_OUTPUTS} THEN output_data END AS output_data FROM (
+    SELECT step, item, alone, CASE WHEN held <= {MAX_PLAN_OUTPUTS_BYTES} THEN output_data END AS output_data FROM (
         SELECT s.step, s.item, c.output_data, s.child_id IS NULL AS alone,
                sum(octet_length(c.output_data::text)) OVER (ORDER BY s.step, s.item) AS held
         FROM plan_steps s LEFT JOIN executions c ON c.id = s.child_id
@@ -129,7 +137,7 @@ _SIGNAL: Final = """
     VALUES ($1, current_setting('paddock.tenant_id'), coalesce($2, to_timestamp(0)))
 """
 _ANSWERS: Final = f"""
-    SELECT id, CASE WHEN held <= {MAX_ANSWERS} THEN output_data END AS output_data, held FROM (
+    SELECT id, CASE WHEN held <= {MAX_STEP_ANSWERS_BYTES} THEN output_data END AS output_data, held FROM (
         SELECT id, output_data, sum(octet_length(output_data::text)) OVER () AS held
         FROM executions WHERE id = ANY ($1)
     ) AS found
@@ -139,7 +147,7 @@ _ANSWERS: Final = f"""
 class PostgresPlans:
     """Implements `domain.plans.schema.Plans`."""
 
-    def __init__(self, raw: Raw) -> None:
+    def __init__(self, raw: AsyncpgConnection) -> None:
         self._raw = raw
 
     async def add(self, execution_id: str, plan: Plan, runs: list[StepRun]) -> None:
@@ -184,7 +192,7 @@ class PostgresPlans:
         await self._raw.execute("DELETE FROM plan_signals WHERE execution_id = $1 AND due_at <= $2", known, now)
         fresh = await self._raw.fetchrow(f"SELECT {EXECUTION.columns} FROM executions WHERE id = $1", known)
         assert fresh is not None
-        return LockedPlan(revision=revision, execution=EXECUTION.read(fresh))
+        return LockedPlan(revision=revision, execution=EXECUTION.to_struct(fresh))
 
     async def list_runs(self, execution_id: str) -> list[StepRun]:
         records = await self._raw.fetch(_RUNS, ids.decode_id("exec", execution_id))
@@ -209,7 +217,7 @@ class PostgresPlans:
         known = [ids.decode_id("exec", one) for one in executions]
         records = await self._raw.fetch(_ANSWERS, known)
         size = int(records[0]["held"] or 0) if records else 0
-        if size > MAX_ANSWERS:
+        if size > MAX_STEP_ANSWERS_BYTES:
             return None, size
         return {ids.encode_id("exec", record["id"]): record["output_data"] for record in records}, size
 
@@ -248,10 +256,10 @@ class PostgresPlans:
             now,
             execution.completed_at,
             execution.steps_completed,
-            json_text(execution.waiting_for),
-            json_text(execution.output_data),
-            plain_text(execution.error_type),
-            plain_text(execution.error_message),
+            encode_json_text(execution.waiting_for),
+            encode_json_text(execution.output_data),
+            replace_unstorable_text(execution.error_type),
+            replace_unstorable_text(execution.error_message),
             len(events),
             [event.at for event in events],
             [event.type for event in events],
@@ -289,7 +297,7 @@ def _value(run: StepRun, name: str) -> Any:
     if name == "decided_by":
         return None if run.decided_by is None else ids.decode_id("user", run.decided_by)
     if name in ("error_message", "reason", "error_type"):
-        return plain_text(getattr(run, name))
+        return replace_unstorable_text(getattr(run, name))
     return getattr(run, name)
 
 

@@ -12,8 +12,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 from domain.provider_keys import ProviderKey
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
-from infra.postgres.db import Base, Id, Raw, Shape, timestamp
-from infra.postgres.pages import listed
+from infra.postgres.db import AsyncpgConnection, Base, Id, RowMapper, timestamp
+from infra.postgres.pages import fetch_page
 
 
 class ProviderKeyRow(Base):
@@ -32,7 +32,7 @@ class ProviderKeyRow(Base):
     updated_at: Mapped[datetime] = mapped_column(timestamp())
 
 
-_SHAPE = Shape(ProviderKeyRow, ProviderKey)
+_SHAPE = RowMapper(ProviderKeyRow, ProviderKey)
 _SHOWN = [column for column in ProviderKeyRow.__table__.columns if column.name != "sealed"]
 _FIND = f"SELECT {_SHAPE.columns} FROM provider_keys WHERE "
 _LOCKS = {False: "", True: " FOR UPDATE", "share": " FOR SHARE"}
@@ -46,7 +46,7 @@ _FOR = "SELECT sealed FROM provider_keys WHERE lower(service) = $1 LIMIT 2"
 class PostgresProviderKeys:
     """Implements `domain.provider_keys.ProviderKeys`."""
 
-    def __init__(self, connection: AsyncConnection, raw: Raw) -> None:
+    def __init__(self, connection: AsyncConnection, raw: AsyncpgConnection) -> None:
         self._connection = connection
         self._raw = raw
 
@@ -66,13 +66,13 @@ class PostgresProviderKeys:
             record = await self._raw.fetchrow(
                 f"{_FIND} (name = $1 OR slug = $1) ORDER BY name = $1 DESC LIMIT 1{_LOCKS[lock]}", name
             )
-        return None if record is None else _SHAPE.read(record)
+        return None if record is None else _SHAPE.to_struct(record)
 
     async def list_page(self, page: Page, service: str | None) -> Listing[ProviderKey]:
         query = select(*_SHOWN)
         if service is not None:
             query = query.where(func.lower(ProviderKeyRow.service) == service.lower().replace("\0", "\ufffd"))
-        return await listed(self._connection, query, ProviderKeyRow.id.desc(), page, ProviderKey)
+        return await fetch_page(self._connection, query, ProviderKeyRow.id.desc(), page, ProviderKey)
 
     async def save(self, key: ProviderKey, sealed: bytes | None) -> bool:
         names = ("name", "slug", "service", "last_four", "updated_at")

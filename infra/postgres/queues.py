@@ -7,11 +7,11 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.queues import Expired, QueueStats, Turn, WorkerInfo
+from domain.queues import ExpiredLease, QueuedBuild, QueueStats, WorkerInfo
 from domain.shared import ids
 from domain.shared.jobs import ALL_LANES, ROW_PREFIX_BY_LANE, Job, Lane
 from domain.stats import RECORD_KINDS, RecordKind
-from infra.postgres.db import Base, as_struct, timestamp
+from infra.postgres.db import Base, struct_from_row, timestamp
 
 
 class WorkerRow(Base):
@@ -46,13 +46,13 @@ _EXTEND = text(
 )
 
 
-class PostgresQueues:
-    """Implements `domain.queues.Queues`."""
+class PostgresWorkQueues:
+    """Implements `domain.queues.WorkQueues`."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
 
-    async def stats(self, now: datetime, tenant_id: str | None = None) -> list[QueueStats]:
+    async def list_stats(self, now: datetime, tenant_id: str | None = None) -> list[QueueStats]:
         rows = (await self._connection.execute(_STATS, {"now": now, "tenant": tenant_id})).all()
         found = {row.lane: dict(row._mapping) for row in rows}
         failed = await self._connection.execute(
@@ -62,15 +62,15 @@ class PostgresQueues:
         failures = {row.lane: row.failed for row in failed}
         empty = {"depth": 0, "running": 0, "oldest_seconds": None}
         return [
-            as_struct({**empty, **found.get(lane, {}), "lane": lane, "failed": failures.get(lane, 0)}, QueueStats)
+            struct_from_row({**empty, **found.get(lane, {}), "lane": lane, "failed": failures.get(lane, 0)}, QueueStats)
             for lane in ALL_LANES
         ]
 
-    async def run_states(self, since: datetime) -> dict[str, int]:
+    async def count_runs_by_status(self, since: datetime) -> dict[str, int]:
         rows = await self._connection.execute(text("SELECT * FROM run_states(:since)"), {"since": since})
         return {row.status: row.runs for row in rows}
 
-    async def waiting(self, lane: Lane, before: datetime, limit: int) -> list[Job]:
+    async def list_waiting_jobs(self, lane: Lane, before: datetime, limit: int) -> list[Job]:
         rows = await self._connection.execute(
             text(
                 "SELECT lane, row_id, tenant_id, attempt FROM open_work "
@@ -88,12 +88,12 @@ class PostgresQueues:
             for row in rows
         ]
 
-    async def next_build(self, newcomers: bool) -> Turn | None:
+    async def find_next_build(self, newcomers: bool) -> QueuedBuild | None:
         query = text("SELECT * FROM next_build(:newcomers)")
         row = (await self._connection.execute(query, {"newcomers": newcomers})).first()
-        return None if row is None else Turn(row_id=ids.encode_id("ver", row.row_id), tenant_id=row.tenant_id)
+        return None if row is None else QueuedBuild(row_id=ids.encode_id("ver", row.row_id), tenant_id=row.tenant_id)
 
-    async def expired(self, now: datetime, limit: int) -> list[Expired]:
+    async def list_expired_leases(self, now: datetime, limit: int) -> list[ExpiredLease]:
         rows = await self._connection.execute(
             text(
                 "SELECT lane, row_id, tenant_id FROM open_work "
@@ -102,13 +102,13 @@ class PostgresQueues:
             {"now": now, "limit": limit},
         )
         return [
-            Expired(
+            ExpiredLease(
                 lane=row.lane, row_id=ids.encode_id(ROW_PREFIX_BY_LANE[row.lane], row.row_id), tenant_id=row.tenant_id
             )
             for row in rows
         ]
 
-    async def extend(self, lane: Lane, held: dict[str, int], until: datetime, stale: datetime) -> set[str]:
+    async def extend_leases(self, lane: Lane, held: dict[str, int], until: datetime, stale: datetime) -> set[str]:
         prefix = ROW_PREFIX_BY_LANE[lane]
         rows = await self._connection.execute(
             _EXTEND,
@@ -122,30 +122,30 @@ class PostgresQueues:
         )
         return {ids.encode_id(prefix, row.row_id) for row in rows}
 
-    async def touch(self) -> None:
+    async def probe_writes(self) -> None:
         await self._connection.execute(text("UPDATE workers SET seen_at = seen_at WHERE lane = 'upkeep'"))
 
-    async def workers(self, since: datetime) -> list[WorkerInfo]:
+    async def list_workers(self, since: datetime) -> list[WorkerInfo]:
         rows = await self._connection.execute(
             select(WorkerRow).where(WorkerRow.seen_at >= since).order_by(WorkerRow.id)
         )
-        return [as_struct(row, WorkerInfo) for row in rows]
+        return [struct_from_row(row, WorkerInfo) for row in rows]
 
-    async def beat(self, worker: WorkerInfo) -> None:
+    async def record_heartbeat(self, worker: WorkerInfo) -> None:
         values = {name: getattr(worker, name) for name in WorkerInfo.__struct_fields__}
         statement = insert(WorkerRow).values(**values)
         await self._connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
 
-    async def gone(self, worker_id: str) -> None:
+    async def delete_worker(self, worker_id: str) -> None:
         await self._connection.execute(delete(WorkerRow).where(WorkerRow.id == worker_id))
 
-    async def known_objects(self, paths: list[str]) -> set[str]:
+    async def find_referenced_objects(self, paths: list[str]) -> set[str]:
         rows = await self._connection.execute(
             text("SELECT path FROM known_objects(CAST(:paths AS text[])) AS path"), {"paths": paths}
         )
         return {row.path for row in rows}
 
-    async def known_versions(self, version_ids: list[str]) -> set[str]:
+    async def find_live_versions(self, version_ids: list[str]) -> set[str]:
         known = {ids.decode_id("ver", version_id): version_id for version_id in version_ids}
         rows = await self._connection.execute(
             text("SELECT id FROM known_versions(CAST(:ids AS uuid[])) AS id"),
@@ -153,13 +153,13 @@ class PostgresQueues:
         )
         return {known[row.id] for row in rows}
 
-    async def known_environments(self, names: list[str]) -> set[str]:
+    async def find_live_environments(self, names: list[str]) -> set[str]:
         rows = await self._connection.execute(
             text("SELECT name FROM known_environments(CAST(:names AS text[])) AS name"), {"names": names}
         )
         return {row.name for row in rows}
 
-    async def make_partitions(self, now: datetime, ahead: int) -> int:
+    async def create_partitions(self, now: datetime, ahead: int) -> int:
         made = [
             await self._connection.execute(
                 text("SELECT make_partitions(:kind, :now, :ahead)"), {"kind": kind, "now": now, "ahead": ahead}

@@ -14,13 +14,13 @@ from domain.stats import NANOS_PER_UNIT, RecordKind
 from infra.sketches import build_bin_expression
 
 # What lists show of large columns: so many characters of a text, and none of an object larger than so many bytes.
-LISTED_TEXT: Final = 4000
-LISTED_DATA: Final = 16 * 1024
+MAX_LISTED_TEXT_CHARACTERS: Final = 4000
+MAX_LISTED_JSON_BYTES: Final = 16 * 1024
 # Filters that are ids, and the prefixes of those.
 _IDS: Final = {"execution_id": "exec", "agent_id": "agent", "key_id": "key", "workflow_id": "wf"}
 
 
-class Facts(msgspec.Struct, frozen=True, kw_only=True):
+class RecordMeasures(msgspec.Struct, frozen=True, kw_only=True):
     """How records of a kind count.
 
     `dims` are SQL expressions of type text, `measures` of type bigint (null counts as 0), `value` is what
@@ -32,22 +32,22 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     dims: dict[str, str]
     measures: dict[str, str]
     value: str
-    members: frozenset[str] = frozenset()
-    rows: dict[str, str] = {}
+    list_dims: frozenset[str] = frozenset()
+    record_conditions: dict[str, str] = {}
     # In lists, what stands for columns that may be large; and how many bytes a record is worth in an export.
-    listed: dict[str, str] = {}
+    listed_columns: dict[str, str] = {}
     weight: str = "1000"
-    columns: tuple[str, ...] = ()
+    measured_columns: tuple[str, ...] = ()
 
     @property
-    def names(self) -> list[str]:
+    def measure_names(self) -> list[str]:
         """The measures, in the order in which they are kept."""
         return ["count", *self.measures]
 
-    def sums(self, source: str) -> str:
+    def build_sums_query(self, source: str) -> str:
         """A query for `hour, dims, measures, bins` of the rows of `source`, which has a `sign` (1 or -1) for each."""
         inner = ", ".join(f"sum(sign * coalesce({sql}, 0)) AS m{n}" for n, sql in enumerate(self.measures.values(), 1))
-        outer = ", ".join(f"sum(m{n})" for n in range(len(self.names)))
+        outer = ", ".join(f"sum(m{n})" for n in range(len(self.measure_names)))
         dims = ", ".join(self.dims.values())
         return (
             f"SELECT hour, dims, ARRAY[{outer}]::numeric[] AS measures, "
@@ -58,26 +58,26 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
             f"FROM {source} AS r GROUP BY 1, 2, 3) AS b GROUP BY hour, dims"
         )
 
-    def delta(self, source: str) -> str:
+    def build_delta_insert(self, source: str) -> str:
         """An INSERT of the deltas that the rows of `source` make, for use as the last part of a statement."""
         return (
             "INSERT INTO stat_deltas (tenant_id, kind, hour, dims, measures, bins) "
             f"SELECT current_setting('paddock.tenant_id'), '{self.kind}', hour, dims, measures, bins "
-            f"FROM ({self.sums(source)}) AS s"
+            f"FROM ({self.build_sums_query(source)}) AS s"
         )
 
-    def where(self, wanted: dict[str, Any], place: int) -> tuple[str, list[Any]]:
+    def build_dims_filter(self, wanted: dict[str, Any], place: int) -> tuple[str, list[Any]]:
         """Conditions on the array `dims`, with parameters from `$place` on, and the parameters."""
         conditions, values = list[str](), list[Any]()
         for number, name in enumerate(self.dims, 1):
             if wanted.get(name) is not None:
                 value = _known(name, wanted[name])
-                shape = "dims[{n}]::jsonb ? ${p}" if name in self.members else "dims[{n}] = ${p}"
+                shape = "dims[{n}]::jsonb ? ${p}" if name in self.list_dims else "dims[{n}] = ${p}"
                 conditions.append(shape.format(n=number, p=place + len(values)))
                 values.append(str(value).lower() if isinstance(value, bool) else str(value))
         return "".join(f" AND {condition}" for condition in conditions), values
 
-    def row_where(self, wanted: dict[str, Any], place: int) -> tuple[str, list[Any]]:
+    def build_record_filter(self, wanted: dict[str, Any], place: int) -> tuple[str, list[Any]]:
         """Conditions on records, dims among them, with parameters from `$place` on, and the parameters."""
         conditions, values = list[str](), list[Any]()
         for name, value in wanted.items():
@@ -88,12 +88,12 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
                 column = self.dims[name].removesuffix("::text")
                 conditions.append(column if value else f"NOT {column}")
                 continue
-            shape = self.rows.get(name) or f"{self.dims[name]} = {{}}"
+            shape = self.record_conditions.get(name) or f"{self.dims[name]} = {{}}"
             conditions.append(shape.format(f"${place + len(values)}"))
             values.append(_known(name, value))
         return "".join(f" AND {condition}" for condition in conditions), values
 
-    def by_rows(self, wanted: dict[str, Any]) -> bool:
+    def needs_records(self, wanted: dict[str, Any]) -> bool:
         """Whether only the records themselves can answer."""
         return any(value is not None and name not in self.dims for name, value in wanted.items())
 
@@ -103,12 +103,12 @@ def _known(name: str, value: Any) -> Any:
     return (ids.decode_id(_IDS[name], value) or UUID(int=0)) if name in _IDS else value
 
 
-def scaled(column: str) -> str:
+def scale_to_billionths(column: str) -> str:
     """A fraction as a whole number of billionths."""
     return f"({column} * {NANOS_PER_UNIT})::bigint"
 
 
-EVALUATIONS: Final = Facts(
+EVALUATION_MEASURES: Final = RecordMeasures(
     kind="evaluations",
     dims={
         "model_name": "model_name",
@@ -122,26 +122,34 @@ EVALUATIONS: Final = Facts(
         **{
             name: sql
             for column in ("latency_sec", "throughput_qps", "semantic_drift", "uncertainty", "factual_support")
-            for name, sql in ((column, scaled(column)), (f"{column}_known", f"({column} IS NOT NULL)::int"))
+            for name, sql in (
+                (column, scale_to_billionths(column)),
+                (f"{column}_known", f"({column} IS NOT NULL)::int"),
+            )
         },
     },
     value="latency_sec",
-    rows={"session_id": "session_id = {}", "execution_id": "execution_id = {}", "artifact_id": "artifact_id = {}"},
-    columns=(
+    record_conditions={
+        "session_id": "session_id = {}",
+        "execution_id": "execution_id = {}",
+        "artifact_id": "artifact_id = {}",
+    },
+    measured_columns=(
         *("created_at", "model_name", "agent_name", "mode", "hallucinated", "latency_sec", "throughput_qps"),
         *("semantic_drift", "uncertainty", "factual_support"),
     ),
-    listed={
-        "prompt": f"left(r.prompt, {LISTED_TEXT})",
-        "response": f"left(r.response, {LISTED_TEXT})",
-        "retrieved_docs": f"CASE WHEN octet_length(r.retrieved_docs::text) <= {LISTED_DATA} THEN r.retrieved_docs END",
-        "metadata": f"CASE WHEN octet_length(r.metadata::text) <= {LISTED_DATA} THEN r.metadata END",
+    listed_columns={
+        "prompt": f"left(r.prompt, {MAX_LISTED_TEXT_CHARACTERS})",
+        "response": f"left(r.response, {MAX_LISTED_TEXT_CHARACTERS})",
+        "retrieved_docs": f"CASE WHEN octet_length(r.retrieved_docs::text) <= {MAX_LISTED_JSON_BYTES} "
+        "THEN r.retrieved_docs END",
+        "metadata": f"CASE WHEN octet_length(r.metadata::text) <= {MAX_LISTED_JSON_BYTES} THEN r.metadata END",
     },
     weight="octet_length(prompt) + octet_length(response) + coalesce(octet_length(retrieved_docs::text), 0) "
     "+ coalesce(octet_length(metadata::text), 0) + 500",
 )
 
-ARTIFACTS: Final = Facts(
+ARTIFACT_MEASURES: Final = RecordMeasures(
     kind="artifacts",
     dims={
         "environment": "environment",
@@ -156,14 +164,14 @@ ARTIFACTS: Final = Facts(
         "errors": "(status = 'error')::int",
         "deterministic": "deterministic::int",
         "size_bytes": "size_bytes",
-        "cost_usd": scaled("cost_usd"),
+        "cost_usd": scale_to_billionths("cost_usd"),
         "tokens": "total_tokens",
         "duration_ms": "(duration_ms * 1000)::bigint",
         "duration_ms_known": "(duration_ms IS NOT NULL)::int",
     },
     value="duration_ms",
-    members=frozenset({"semantic_bucket"}),
-    rows={
+    list_dims=frozenset({"semantic_bucket"}),
+    record_conditions={
         "semantic_bucket": "semantic_buckets @> ARRAY[{}]::text[]",
         "run_id": "run_id = {}",
         "tag": "tags @> ARRAY[{}]::text[]",
@@ -172,20 +180,20 @@ ARTIFACTS: Final = Facts(
         "execution_id": "execution_id = {}",
         "labelled_tenant": "labelled_tenant = {}",
     },
-    columns=(
+    measured_columns=(
         *("created_at", "environment", "deterministic", "replay_level", "model_name", "provider", "status"),
         *("semantic_buckets", "size_bytes", "cost_usd", "total_tokens", "duration_ms"),
     ),
 )
 
-COSTS: Final = Facts(
+COST_MEASURES: Final = RecordMeasures(
     kind="costs",
     dims={
         "agent_id": "agent_id::text",
         **{name: name for name in ("agent_name", "provider", "model", "model_name", "status")},
     },
     measures={
-        "cost_usd": scaled("cost_usd"),
+        "cost_usd": scale_to_billionths("cost_usd"),
         **{
             name: name
             for name in ("prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "reasoning_tokens")
@@ -195,12 +203,16 @@ COSTS: Final = Facts(
         "duration_ms": "(duration_ms * 1000)::bigint",
     },
     value="duration_ms",
-    rows={name: f"{name} = {{}}" for name in ("agent_id", "execution_id", "key_id", "workflow_id")},
-    columns=(
+    record_conditions={name: f"{name} = {{}}" for name in ("agent_id", "execution_id", "key_id", "workflow_id")},
+    measured_columns=(
         *("created_at", "agent_id", "agent_name", "provider", "model", "model_name", "status", "cost_usd"),
         *("prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "reasoning_tokens"),
         *("estimated", "duration_ms"),
     ),
 )
 
-FACTS: Final[dict[RecordKind, Facts]] = {"evaluations": EVALUATIONS, "artifacts": ARTIFACTS, "costs": COSTS}
+MEASURES_BY_KIND: Final[dict[RecordKind, RecordMeasures]] = {
+    "evaluations": EVALUATION_MEASURES,
+    "artifacts": ARTIFACT_MEASURES,
+    "costs": COST_MEASURES,
+}

@@ -6,23 +6,23 @@ from typing import Any, TypeVar
 from domain.shared import ids
 from domain.shared.pages import MAX_COUNTED_ROWS, Listing, Page, build_listing
 from domain.stats import StatsQuery
-from infra.postgres.db import Raw, Shape
-from infra.postgres.record_measures import Facts
+from infra.postgres.db import AsyncpgConnection, RowMapper
+from infra.postgres.record_measures import RecordMeasures
 from infra.postgres.stats import PostgresStats
 
 T = TypeVar("T")
 
 
-PAGE_BYTES = 4 * 1024 * 1024
+MAX_PAGE_BYTES = 4 * 1024 * 1024
 
 
-class Records:
+class RecordPages:
     """The records of one kind, newest first by `created_at`."""
 
-    def __init__(self, raw: Raw, facts: Facts, prefix: str) -> None:
+    def __init__(self, raw: AsyncpgConnection, facts: RecordMeasures, prefix: str) -> None:
         self._raw, self._facts, self._prefix = raw, facts, prefix
 
-    async def page(self, shape: Shape[T], question: StatsQuery, page: Page) -> Listing[T]:
+    async def list_page(self, shape: RowMapper[T], question: StatsQuery, page: Page) -> Listing[T]:
         """A page. `total` is exact where statistics can tell it, else it stops at `COUNT_BOUND`."""
         where, values = self._where(question)
         # What is skipped is skipped in the index alone; only the rows of the page are fetched.
@@ -31,10 +31,10 @@ class Records:
             f"ORDER BY created_at DESC, id DESC LIMIT {page.limit + 1} OFFSET {page.offset}) AS p "
             f"JOIN {self._facts.kind} AS r ON r.id = p.id ORDER BY r.created_at DESC, r.id DESC"
         )
-        rows = [shape.read(record) for record in await self._raw.fetch(query, *values)]
+        rows = [shape.to_struct(record) for record in await self._raw.fetch(query, *values)]
         if page.offset == 0 and len(rows) <= page.limit:
             total = len(rows)
-        elif self._facts.by_rows(question.filters):
+        elif self._facts.needs_records(question.filters):
             counted = (
                 f"SELECT count(*) FROM (SELECT FROM {self._facts.kind} WHERE {where} LIMIT {MAX_COUNTED_ROWS}) AS c"
             )
@@ -43,12 +43,12 @@ class Records:
             total = await PostgresStats(self._raw).sum_measure(question, "count")
         return build_listing(rows, total, page)
 
-    async def after(
-        self, shape: Shape[T], question: StatsQuery, place: tuple[datetime, str] | None, limit: int
+    async def list_after(
+        self, shape: RowMapper[T], question: StatsQuery, place: tuple[datetime, str] | None, limit: int
     ) -> list[T]:
         """The next records after the one at `place`, which need not be there any more: one at least, if there is any.
 
-        Up to `limit` of them, and of `PAGE_BYTES` but for the last.
+        Up to `limit` of them, and of `MAX_PAGE_BYTES` but for the last.
         """
         where, values = self._where(question)
         if place is not None:
@@ -60,11 +60,11 @@ class Records:
         )
         query = (
             "SELECT * FROM (SELECT *, sum(weight) OVER (ORDER BY created_at DESC, id DESC) AS total "
-            f"FROM ({rows}) AS r) AS w WHERE total - weight < {PAGE_BYTES} ORDER BY created_at DESC, id DESC"
+            f"FROM ({rows}) AS r) AS w WHERE total - weight < {MAX_PAGE_BYTES} ORDER BY created_at DESC, id DESC"
         )
-        return [shape.read(record) for record in await self._raw.fetch(query, *values)]
+        return [shape.to_struct(record) for record in await self._raw.fetch(query, *values)]
 
-    async def older(self, before: datetime, limit: int) -> list[str]:
+    async def list_ids_before(self, before: datetime, limit: int) -> list[str]:
         """The ids of the oldest records from before a time."""
         query = (
             f"SELECT id FROM {self._facts.kind} WHERE tenant_id = current_setting('paddock.tenant_id') "
@@ -72,8 +72,8 @@ class Records:
         )
         return [ids.encode_id(self._prefix, record["id"]) for record in await self._raw.fetch(query, before, limit)]
 
-    def _listed(self, shape: Shape[T]) -> str:
-        shown = ((name, self._facts.listed.get(name, f"r.{name}")) for name in shape.columns.split(", "))
+    def _listed(self, shape: RowMapper[T]) -> str:
+        shown = ((name, self._facts.listed_columns.get(name, f"r.{name}")) for name in shape.columns.split(", "))
         return ", ".join(f"{sql} AS {name}" for name, sql in shown)
 
     def _where(self, question: StatsQuery) -> tuple[str, list[Any]]:
@@ -82,5 +82,5 @@ class Records:
             if bound is not None:
                 values.append(bound)
                 where += f" AND created_at {sign} ${len(values)}"
-        narrowed, wanted = self._facts.row_where(question.filters, len(values) + 1)
+        narrowed, wanted = self._facts.build_record_filter(question.filters, len(values) + 1)
         return where + narrowed, [*values, *wanted]

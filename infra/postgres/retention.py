@@ -3,35 +3,35 @@
 from datetime import datetime
 from uuid import UUID
 
-from domain.retention import BATCH, MAX_BATCH_EVENTS, Expiring
+from domain.retention import MAX_REMOVAL_BATCH, MAX_REMOVED_EVENTS, ExpiringKind
 from domain.shared import ids
-from infra.postgres.db import Raw
+from infra.postgres.db import AsyncpgConnection
 
 
 class PostgresRetention:
     """Implements `domain.retention.RetentionRepository`."""
 
-    def __init__(self, raw: Raw) -> None:
+    def __init__(self, raw: AsyncpgConnection) -> None:
         self._raw = raw
 
-    async def tenants(self, default_days: int) -> list[tuple[str, int]]:
+    async def list_tenants(self, default_days: int) -> list[tuple[str, int]]:
         records = await self._raw.fetch("SELECT tenant_id, days FROM retained_tenants($1)", default_days)
         return [(record["tenant_id"], record["days"]) for record in records]
 
-    async def forget_expired(self, kind: Expiring, before: datetime) -> int:
-        return int(await self._raw.fetchval("SELECT forget_expired($1, $2, $3)", kind, before, BATCH))
+    async def delete_expired(self, kind: ExpiringKind, before: datetime) -> int:
+        return int(await self._raw.fetchval("SELECT forget_expired($1, $2, $3)", kind, before, MAX_REMOVAL_BATCH))
 
-    async def forget_executions(self, before: datetime) -> int:
+    async def delete_executions(self, before: datetime) -> int:
         query = "SELECT forget_executions($1, $2, $3)"
-        return int(await self._raw.fetchval(query, before, BATCH, MAX_BATCH_EVENTS))
+        return int(await self._raw.fetchval(query, before, MAX_REMOVAL_BATCH, MAX_REMOVED_EVENTS))
 
-    async def forget_versions(self, before: datetime) -> int:
+    async def delete_versions(self, before: datetime) -> int:
         query = "SELECT forget_versions($1, $2, $3)"
-        return int(await self._raw.fetchval(query, before, await self._named("ver"), BATCH))
+        return int(await self._raw.fetchval(query, before, await self._named("ver"), MAX_REMOVAL_BATCH))
 
-    async def forget_agents(self, before: datetime) -> int:
+    async def delete_agents(self, before: datetime) -> int:
         query = "SELECT forget_agents($1, $2, $3)"
-        return int(await self._raw.fetchval(query, before, await self._named("agent"), BATCH))
+        return int(await self._raw.fetchval(query, before, await self._named("agent"), MAX_REMOVAL_BATCH))
 
     async def _named(self, prefix: str) -> list[UUID]:
         records = await self._raw.fetch("SELECT id FROM named_in_plans() AS id")

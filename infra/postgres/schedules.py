@@ -12,9 +12,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 from domain.schedules import DueSchedule, Schedule, ScheduleOutcome, ScheduleRun, ScheduleTarget
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
-from infra.postgres.db import Base, Id, as_struct, json_column, timestamp
+from infra.postgres.db import Base, Id, json_column, struct_from_row, timestamp
 from infra.postgres.executions import ExecutionRow
-from infra.postgres.pages import listed
+from infra.postgres.pages import fetch_page
 
 
 class ScheduleRow(Base):
@@ -94,16 +94,16 @@ class PostgresSchedules:
         is_id = ids.decode_id("sched", reference) is not None
         query = _query().where(_S.id == reference if is_id else _S.name == reference.replace("\0", "\ufffd"))
         row = (await self._connection.execute(query.with_for_update(of=_S) if lock else query)).first()
-        return None if row is None else as_struct(row, Schedule)
+        return None if row is None else struct_from_row(row, Schedule)
 
     async def try_lock(self, schedule_id: str) -> Schedule | None:
         query = select(_S).where(_S.id == schedule_id).with_for_update(skip_locked=True)
         row = (await self._connection.execute(query)).first()
-        return None if row is None else as_struct(row, Schedule)
+        return None if row is None else struct_from_row(row, Schedule)
 
     async def list_page(self, page: Page, enabled: bool | None) -> Listing[Schedule]:
         query = _query() if enabled is None else _query().where(_S.enabled == enabled)
-        return await listed(self._connection, query, _S.id.desc(), page, Schedule)
+        return await fetch_page(self._connection, query, _S.id.desc(), page, Schedule)
 
     async def save(self, schedule: Schedule) -> bool:
         values = {name: getattr(schedule, name) for name in _COLUMNS if name not in _FIXED}
@@ -148,7 +148,7 @@ class PostgresSchedules:
     async def list_runs(self, schedule_id: str, page: Page, outcome: ScheduleOutcome | None) -> Listing[ScheduleRun]:
         query = select(_R).where(_R.schedule_id == schedule_id)
         query = query if outcome is None else query.where(_R.outcome == outcome)
-        return await listed(self._connection, query, _R.due_at.desc(), page, ScheduleRun)
+        return await fetch_page(self._connection, query, _R.due_at.desc(), page, ScheduleRun)
 
     async def list_due(self, now: datetime, limit: int) -> tuple[list[DueSchedule], datetime | None]:
         rows = await self._connection.execute(

@@ -30,7 +30,7 @@ class UnsafeSession(Exception):
     """The session could read past row-level security. The message says why and what to do."""
 
 
-class Session(msgspec.Struct, frozen=True, kw_only=True):
+class SessionStart(msgspec.Struct, frozen=True, kw_only=True):
     """How transactions begin on a connection.
 
     `opening` is the text before what binds the tenant. A statement by itself needs none where the login is
@@ -41,12 +41,12 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     single: bool
 
 
-def session_of(connection: AsyncConnection) -> Session:
+def get_session_start(connection: AsyncConnection) -> SessionStart:
     """Return what was found when this connection was made."""
-    return cast(Session, connection.info[_KEY])
+    return cast(SessionStart, connection.info[_KEY])
 
 
-def hold_sessions(engine: AsyncEngine, *, as_owner: bool) -> None:
+def guard_sessions(engine: AsyncEngine, *, as_owner: bool) -> None:
     """See to it that each connection of the engine is looked at when it is made.
 
     Connecting raises `UnsafeSession` where the application's role cannot be taken on, or could bypass
@@ -109,7 +109,7 @@ async def _look(raw: "asyncpg.Connection[asyncpg.Record]", info: dict[str, Any],
     if direct:
         await raw.execute("SET jit = off")
     compiled = "" if direct else "SET LOCAL jit = off; "
-    info[_KEY] = Session(
+    info[_KEY] = SessionStart(
         opening=f"BEGIN; SET LOCAL ROLE {APP_ROLE}; {compiled}",
         single=direct and found["login"] == APP_ROLE,
     )

@@ -25,8 +25,8 @@ from domain.stats import (
     UnfoldedDeltas,
     cover_period,
 )
-from infra.postgres.db import Base, Raw, timestamp
-from infra.postgres.record_measures import FACTS, Facts
+from infra.postgres.db import AsyncpgConnection, Base, timestamp
+from infra.postgres.record_measures import MEASURES_BY_KIND, RecordMeasures
 from infra.sketches import compute_quantiles, merge_sketches
 
 
@@ -59,7 +59,7 @@ class StatRollupRow(Base):
 
 
 # How many combinations of dimensions an answer names.
-COMBINATIONS: Final = 2000
+MAX_COMBINATIONS: Final = 2000
 _LOCK: Final = """
     SELECT pg_try_advisory_xact_lock(hashtextextended('fold ' || $1 || current_setting('paddock.tenant_id'), 0))
 """
@@ -96,21 +96,21 @@ _DROP: Final = """
 class PostgresStats:
     """Implements `domain.stats.Stats`."""
 
-    def __init__(self, raw: Raw) -> None:
+    def __init__(self, raw: AsyncpgConnection) -> None:
         self._raw = raw
 
     async def sum_groups(self, question: StatsQuery) -> StatsResult:
-        facts = FACTS[question.kind]
+        facts = MEASURES_BY_KIND[question.kind]
         source, values = _source(facts, question)
-        sums = ", ".join(f"sum(measures[{n}])" for n in range(1, len(facts.names) + 1))
+        sums = ", ".join(f"sum(measures[{n}])" for n in range(1, len(facts.measure_names) + 1))
         grouped = (
             f"SELECT dims, ARRAY[{sums}] AS measures, string_agg(bins, '') AS bins FROM ({source}) AS s GROUP BY dims"
         )
         # All combinations beyond the most frequent ones are one, without names: a tenant may make as many as it likes.
         ranked = f"SELECT *, row_number() OVER (ORDER BY measures[1] DESC, dims) AS place FROM ({grouped}) AS g"
         query = (
-            f"SELECT min(dims) AS dims, min(place) > {COMBINATIONS} AS rest, ARRAY[{sums}] AS measures, "
-            f"string_agg(bins, '') AS bins FROM ({ranked}) AS r GROUP BY least(place, {COMBINATIONS + 1})"
+            f"SELECT min(dims) AS dims, min(place) > {MAX_COMBINATIONS} AS rest, ARRAY[{sums}] AS measures, "
+            f"string_agg(bins, '') AS bins FROM ({ranked}) AS r GROUP BY least(place, {MAX_COMBINATIONS + 1})"
         )
         records = await self._raw.fetch(query, *values)
         groups = [
@@ -118,7 +118,7 @@ class PostgresStats:
                 dims=dict.fromkeys(facts.dims)
                 if record["rest"]
                 else dict(zip(facts.dims, record["dims"], strict=True)),
-                measures=dict(zip(facts.names, map(int, record["measures"]), strict=True)),
+                measures=dict(zip(facts.measure_names, map(int, record["measures"]), strict=True)),
             )
             for record in records
             # A combination whose records are all gone sums up to nothing until it is folded away.
@@ -130,29 +130,29 @@ class PostgresStats:
         )
 
     async def sum_measure(self, question: StatsQuery, measure: str) -> int:
-        facts = FACTS[question.kind]
+        facts = MEASURES_BY_KIND[question.kind]
         source, values = _source(facts, question)
-        place = facts.names.index(measure) + 1
+        place = facts.measure_names.index(measure) + 1
         query = f"SELECT coalesce(sum(measures[{place}]), 0)::bigint FROM ({source}) AS s"
         return int(await self._raw.fetchval(query, *values))
 
     async def sum_buckets(self, question: StatsQuery, bucket: TimeBucket) -> list[tuple[datetime, dict[str, int]]]:
-        facts = FACTS[question.kind]
+        facts = MEASURES_BY_KIND[question.kind]
         source, values = _source(facts, question, level=bucket)
-        sums = ", ".join(f"sum(measures[{n}])" for n in range(1, len(facts.names) + 1))
+        sums = ", ".join(f"sum(measures[{n}])" for n in range(1, len(facts.measure_names) + 1))
         query = (
             f"SELECT date_trunc('{bucket}', hour, 'UTC') AS start, ARRAY[{sums}] AS measures "
             f"FROM ({source}) AS s GROUP BY 1 ORDER BY 1"
         )
         return [
-            (record["start"], dict(zip(facts.names, map(int, record["measures"]), strict=True)))
+            (record["start"], dict(zip(facts.measure_names, map(int, record["measures"]), strict=True)))
             for record in await self._raw.fetch(query, *values)
         ]
 
     async def fold_deltas(self, kind: RecordKind, most: int) -> int:
         if not await self._raw.fetchval(_LOCK, kind):
             return 0
-        names = FACTS[kind].names
+        names = MEASURES_BY_KIND[kind].measure_names
         sums = ", ".join(f"sum(measures[{n}])" for n in range(1, len(names) + 1))
         fresh = await self._raw.fetch(_FOLDABLE.format(sums=sums), kind, most)
         if not fresh:
@@ -189,9 +189,9 @@ def _key(dims: list[str | None]) -> UUID:
     return UUID(bytes=hashlib.blake2b(msgspec.json.encode(dims), digest_size=16).digest())
 
 
-def _source(facts: Facts, question: StatsQuery, level: TimeBucket | None = None) -> tuple[str, list[Any]]:
+def _source(facts: RecordMeasures, question: StatsQuery, level: TimeBucket | None = None) -> tuple[str, list[Any]]:
     """What to sum up, as a query for `hour, dims, measures, bins`, and its parameters."""
-    if facts.by_rows(question.filters):
+    if facts.needs_records(question.filters):
         stretch = cover_period(question.since, question.until)
         parts: tuple[tuple[datetime, datetime], ...] = (
             (question.since or stretch.since, question.until or stretch.until),
@@ -206,7 +206,7 @@ def _source(facts: Facts, question: StatsQuery, level: TimeBucket | None = None)
         stretch.until,
         facts.kind,
     ]
-    narrowed, wanted = facts.where(question.filters, len(values) + 1)
+    narrowed, wanted = facts.build_dims_filter(question.filters, len(values) + 1)
     values += wanted
     # Each span is a range of the primary key: LATERAL keeps the planner from looking at all rollups for them.
     source = (
@@ -225,18 +225,18 @@ def _source(facts: Facts, question: StatsQuery, level: TimeBucket | None = None)
 
 
 def _of_rows(
-    facts: Facts, question: StatsQuery, parts: tuple[tuple[datetime, datetime], ...], values: list[Any]
+    facts: RecordMeasures, question: StatsQuery, parts: tuple[tuple[datetime, datetime], ...], values: list[Any]
 ) -> tuple[str, list[Any]]:
     ranges = []
     for since, until in parts:
         ranges.append(f"(created_at >= ${len(values) + 1} AND created_at < ${len(values) + 2})")
         values = [*values, since, until]
-    narrowed, wanted = facts.row_where(question.filters, len(values) + 1)
+    narrowed, wanted = facts.build_record_filter(question.filters, len(values) + 1)
     rows = (
         f"(SELECT *, 1 AS sign FROM {facts.kind} WHERE tenant_id = current_setting('paddock.tenant_id') "
         f"AND ({' OR '.join(ranges)}){narrowed})"
     )
-    return facts.sums(rows), [*values, *wanted]
+    return facts.build_sums_query(rows), [*values, *wanted]
 
 
 def _at_level(question: StatsQuery, level: TimeBucket) -> RollupCover:

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.executions.steps import RunStep, RunStepStatus
 from domain.shared import ids
-from infra.postgres.db import Base, Id, Raw, Shape, json_column, json_text, timestamp
+from infra.postgres.db import AsyncpgConnection, Base, Id, RowMapper, encode_json_text, json_column, timestamp
 
 
 class StepRow(Base):
@@ -32,7 +32,7 @@ class StepRow(Base):
     finished_at: Mapped[datetime | None] = mapped_column(timestamp())
 
 
-_SHAPE: Final = Shape(StepRow, RunStep)
+_SHAPE: Final = RowMapper(StepRow, RunStep)
 _OF: Final = f"SELECT {_SHAPE.columns} FROM execution_steps WHERE execution_id = $1 ORDER BY started_at, path"
 # A finished step counts once, and stays as it is.
 _PUT: Final = """
@@ -64,12 +64,12 @@ _DECIDE: Final = """
 class PostgresSteps:
     """Implements `domain.executions.steps.RunSteps`."""
 
-    def __init__(self, raw: Raw) -> None:
+    def __init__(self, raw: AsyncpgConnection) -> None:
         self._raw = raw
 
     async def list_steps(self, execution_id: str) -> list[RunStep]:
         records = await self._raw.fetch(_OF, ids.decode_id("exec", execution_id))
-        return [_SHAPE.read(record) for record in records]
+        return [_SHAPE.to_struct(record) for record in records]
 
     async def save_step(self, step: RunStep) -> bool | None:
         written: bool | None = await self._raw.fetchval(
@@ -81,8 +81,8 @@ class PostgresSteps:
             step.name,
             step.status,
             step.call_id,
-            json_text(step.input),
-            json_text(step.output),
+            encode_json_text(step.input),
+            encode_json_text(step.output),
             step.started_at,
             step.finished_at,
         )

@@ -28,7 +28,7 @@ from domain.llms import Llms
 from domain.plans.schema import Plans
 from domain.ports import Clock, Queue, Tx
 from domain.provider_keys import ProviderKeys
-from domain.queues import Queues
+from domain.queues import WorkQueues
 from domain.retention import RetentionRepository
 from domain.schedules import Schedules
 from domain.shared.access import Caller
@@ -50,20 +50,20 @@ from infra.postgres.budgets import PostgresBudgets
 from infra.postgres.builds import PostgresBuilds
 from infra.postgres.costs import PostgresCosts
 from infra.postgres.crews import PostgresCrews
-from infra.postgres.db import Raw
+from infra.postgres.db import AsyncpgConnection
 from infra.postgres.evaluations import PostgresEvaluations
 from infra.postgres.events import PostgresEvents
 from infra.postgres.executions import PostgresExecutions
 from infra.postgres.idempotency import PostgresIdempotencyKeys
 from infra.postgres.keys import PostgresApiKeys
 from infra.postgres.llms import PostgresLlms
-from infra.postgres.outages import GONE, outage_of
+from infra.postgres.outages import LOST_CONNECTION_ERRORS, find_outage
 from infra.postgres.plans import PostgresPlans
 from infra.postgres.provider_keys import PostgresProviderKeys
-from infra.postgres.queues import PostgresQueues
+from infra.postgres.queues import PostgresWorkQueues
 from infra.postgres.retention import PostgresRetention
 from infra.postgres.schedules import PostgresSchedules
-from infra.postgres.session import check_session, session_of
+from infra.postgres.session import check_session, get_session_start
 from infra.postgres.stats import PostgresStats
 from infra.postgres.steps import PostgresSteps
 from infra.postgres.tasks import PostgresTasks
@@ -84,14 +84,14 @@ _ROOM: Final = """
 class PostgresTx:
     """One open transaction: a repository per capability on one connection."""
 
-    def __init__(self, connection: AsyncConnection, raw: Raw, now: datetime) -> None:
+    def __init__(self, connection: AsyncConnection, raw: AsyncpgConnection, now: datetime) -> None:
         self.now = now
         self.rings: list[Job] = []
         self.changes: list[RowChange] = []
         self._raw = raw
         self.accounts: Accounts = PostgresAccounts(connection)
         self.tenants: Tenants = PostgresTenants(connection)
-        self.keys: ApiKeys = PostgresApiKeys(connection, raw)
+        self.api_keys: ApiKeys = PostgresApiKeys(connection, raw)
         self.agents: Agents = PostgresAgents(connection, raw)
         self.builds: Builds = PostgresBuilds(connection, raw, now)
         self.executions: Executions = PostgresExecutions(connection, raw)
@@ -99,8 +99,8 @@ class PostgresTx:
         self.steps: RunSteps = PostgresSteps(raw)
         self.plans: Plans = PostgresPlans(raw)
         self.workspaces: Workspaces = PostgresWorkspaces(raw)
-        self.answers: IdempotencyKeys = PostgresIdempotencyKeys(connection, raw)
-        self.queues: Queues = PostgresQueues(connection)
+        self.idempotency: IdempotencyKeys = PostgresIdempotencyKeys(connection, raw)
+        self.queues: WorkQueues = PostgresWorkQueues(connection)
         self.schedules: Schedules = PostgresSchedules(connection)
         self.stats: Stats = PostgresStats(raw)
         self.artifacts: Artifacts = PostgresArtifacts(raw)
@@ -130,7 +130,7 @@ class PostgresTx:
             raise
         await self._raw.execute("RELEASE SAVEPOINT here")
 
-    async def check_session(self, writing: bool) -> None:
+    async def check_writable(self, writing: bool) -> None:
         """See that row-level security holds this transaction, and that it may write. Errors: `UnsafeSession`."""
         await check_session(self._raw)
         if await self._raw.fetchval("SELECT current_setting('transaction_read_only')") == "on":
@@ -139,11 +139,11 @@ class PostgresTx:
             with contextlib.suppress(asyncpg.InsufficientPrivilegeError):
                 await self._raw.execute(_ROOM)
 
-    def ring(self, job: Job) -> None:
+    def ring_job(self, job: Job) -> None:
         """Ring for this job after the commit."""
         self.rings.append(job)
 
-    def changed(self, row_id: str, status: str) -> None:
+    def announce_status(self, row_id: str, status: str) -> None:
         """Wake waiters of this row after the commit."""
         self.changes.append(RowChange(row_id=row_id, status=status))
 
@@ -160,29 +160,29 @@ class PostgresStore:
         # Whether its disk was full when it was last written to, as far as this process knows.
         self._was_full = False
 
-    def begin(self, caller: Caller) -> AbstractAsyncContextManager[Tx]:
+    def transaction(self, caller: Caller) -> AbstractAsyncContextManager[Tx]:
         """For a caller: sees and writes its tenant's rows alone."""
         return self._begin(caller.tenant_id)
 
-    def begin_for(self, tenant_id: str) -> AbstractAsyncContextManager[Tx]:
+    def tenant_transaction(self, tenant_id: str) -> AbstractAsyncContextManager[Tx]:
         """For work on a tenant's behalf without a caller."""
         return self._begin(tenant_id)
 
-    def begin_unbound(self) -> AbstractAsyncContextManager[Tx]:
+    def system_transaction(self) -> AbstractAsyncContextManager[Tx]:
         """Bound to no tenant: sees no tenant's rows."""
         return self._begin("")
 
-    def begin_single(self) -> AbstractAsyncContextManager[Tx]:
+    def autocommit(self) -> AbstractAsyncContextManager[Tx]:
         """For one statement, which is a transaction by itself. Sees no tenant's rows but through narrow functions."""
         return self._begin(None)
 
-    async def check(self) -> None:
+    async def check_health(self) -> None:
         """See that transactions are held by row-level security and may write. Errors: an outage, `database_unsafe`.
 
         While the disk was full when this process wrote last, more is written than a full one takes.
         """
         async with self._begin("") as tx:
-            await cast(PostgresTx, tx).check_session(writing=self._was_full)
+            await cast(PostgresTx, tx).check_writable(writing=self._was_full)
         self._was_full = False
 
     async def close(self) -> None:
@@ -204,7 +204,7 @@ class PostgresStore:
         except DomainError:
             raise
         except Exception as error:
-            outage = outage_of(error)
+            outage = find_outage(error)
             if outage is None:
                 raise
             if outage.code == "unavailable" and is_full(self._disk):
@@ -213,21 +213,21 @@ class PostgresStore:
             self._was_full = self._was_full or outage.code == "storage_full"
             raise outage from error
         if tx.rings or tx.changes:
-            await self._queue.ring(tx.rings, tx.changes)
+            await self._queue.ring_jobs(tx.rings, tx.changes)
 
-    async def _opened(self, tenant_id: str | None) -> tuple[AsyncConnection, Raw]:
+    async def _opened(self, tenant_id: str | None) -> tuple[AsyncConnection, AsyncpgConnection]:
         # A pooled connection may have died with its server. Nothing was written on it, so try a fresh one once.
         for last in (False, True):
             connection = await self._engine.connect()
             try:
-                raw = cast(Raw, (await connection.get_raw_connection()).driver_connection)
-                session = session_of(connection)
+                raw = cast(AsyncpgConnection, (await connection.get_raw_connection()).driver_connection)
+                session = get_session_start(connection)
                 if tenant_id is not None or not session.single:
                     binding = f"SELECT set_config('paddock.tenant_id', {_quoted(tenant_id or '')}, true)"
                     await raw.execute(session.opening + binding)
                 elif raw.is_closed():
                     raise ConnectionResetError("closed")
-            except GONE:
+            except LOST_CONNECTION_ERRORS:
                 await connection.invalidate()
                 await connection.close()
                 if last:
@@ -245,7 +245,7 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("\0", "\ufffd").replace("'", "''") + "'"
 
 
-async def _closed(connection: AsyncConnection, raw: Raw) -> None:
+async def _closed(connection: AsyncConnection, raw: AsyncpgConnection) -> None:
     if raw.is_in_transaction():
         try:
             await raw.execute("ROLLBACK", timeout=5)

@@ -24,8 +24,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from domain.tasks import Task
-from infra.postgres.db import Base, Id, as_struct, json_column, timestamp
-from infra.postgres.pages import listed
+from infra.postgres.db import Base, Id, json_column, struct_from_row, timestamp
+from infra.postgres.pages import fetch_page
 
 
 class TaskRow(Base):
@@ -78,7 +78,7 @@ class PostgresTasks:
         wanted = TaskRow.id == reference if is_id else or_(TaskRow.slug == name, TaskRow.name == name)
         query = _SELECT.where(wanted).order_by((TaskRow.name == name).desc())
         row = (await self._connection.execute(query.with_for_update() if lock else query)).first()
-        return None if row is None else as_struct(row, Task)
+        return None if row is None else struct_from_row(row, Task)
 
     async def list_by_references(self, references: list[str], lock: Literal["share"] | None = None) -> list[Task]:
         known = [reference for reference in references if ids.decode_id("task", reference) is not None]
@@ -87,10 +87,10 @@ class PostgresTasks:
         query = _SELECT.where(wanted).order_by(TaskRow.id)
         if lock is not None:
             query = query.with_for_update(read=True)
-        return [as_struct(row, Task) for row in await self._connection.execute(query)]
+        return [struct_from_row(row, Task) for row in await self._connection.execute(query)]
 
     async def list_page(self, page: Page) -> Listing[Task]:
-        return await listed(self._connection, _SELECT, TaskRow.id.desc(), page, Task)
+        return await fetch_page(self._connection, _SELECT, TaskRow.id.desc(), page, Task)
 
     async def save(self, task: Task) -> bool:
         values = {name: getattr(task, name) for name in _CHANGED}
@@ -105,7 +105,7 @@ class PostgresTasks:
 
     async def list_by_template(self, template_id: str) -> list[Task]:
         query = _SELECT.where(TaskRow.template_id == template_id).order_by(TaskRow.id).with_for_update()
-        return [as_struct(row, Task) for row in await self._connection.execute(query)]
+        return [struct_from_row(row, Task) for row in await self._connection.execute(query)]
 
     async def list_names_by_context(self, task_id: str) -> list[str]:
         query = select(TaskRow.name).where(literal(task_id) == any_(TaskRow.context)).order_by(TaskRow.id)

@@ -12,8 +12,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from domain.templates import Template
-from infra.postgres.db import Base, Id, Raw, Shape, timestamp
-from infra.postgres.pages import listed
+from infra.postgres.db import AsyncpgConnection, Base, Id, RowMapper, timestamp
+from infra.postgres.pages import fetch_page
 
 
 class TemplateRow(Base):
@@ -31,7 +31,7 @@ class TemplateRow(Base):
     updated_at: Mapped[datetime] = mapped_column(timestamp())
 
 
-_SHAPE = Shape(TemplateRow, Template)
+_SHAPE = RowMapper(TemplateRow, Template)
 _FIND = f"SELECT {_SHAPE.columns} FROM templates WHERE "
 _LOCKS = {False: "", True: " FOR UPDATE", "share": " FOR SHARE"}
 _FIELDS = Template.__struct_fields__
@@ -45,7 +45,7 @@ _USERS = """
 class PostgresTemplates:
     """Implements `domain.templates.Templates`."""
 
-    def __init__(self, connection: AsyncConnection, raw: Raw) -> None:
+    def __init__(self, connection: AsyncConnection, raw: AsyncpgConnection) -> None:
         self._connection, self._raw = connection, raw
 
     async def add(self, template: Template) -> bool:
@@ -61,10 +61,10 @@ class PostgresTemplates:
             record = await self._raw.fetchrow(f"{_FIND} id = $1{_LOCKS[lock]}", known)
         else:
             record = await self._raw.fetchrow(f"{_FIND} name = $1{_LOCKS[lock]}", reference.replace("\0", "\ufffd"))
-        return None if record is None else _SHAPE.read(record)
+        return None if record is None else _SHAPE.to_struct(record)
 
     async def list_page(self, page: Page) -> Listing[Template]:
-        return await listed(self._connection, select(TemplateRow), TemplateRow.id.desc(), page, Template)
+        return await fetch_page(self._connection, select(TemplateRow), TemplateRow.id.desc(), page, Template)
 
     async def save(self, template: Template) -> bool:
         values: dict[str, Any] = {name: getattr(template, name) for name in _CHANGED}

@@ -5,7 +5,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.accounts.tenants import Tenant
 from infra.postgres.accounts import TenantRow
-from infra.postgres.db import as_struct
+from infra.postgres.db import struct_from_row
 
 
 class PostgresTenants:
@@ -16,7 +16,7 @@ class PostgresTenants:
 
     async def get(self, tenant_id: str) -> Tenant | None:
         row = (await self._connection.execute(select(TenantRow).where(TenantRow.id == tenant_id))).first()
-        return None if row is None else as_struct(row, Tenant)
+        return None if row is None else struct_from_row(row, Tenant)
 
     async def save(self, tenant: Tenant) -> None:
         changed = update(TenantRow).where(TenantRow.id == tenant.id)

@@ -13,8 +13,8 @@ from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from domain.tools import BuiltInToolState, Tool, ToolFilter
 from infra.postgres.accounts import TenantRow
-from infra.postgres.db import Base, Id, as_struct, json_column, timestamp
-from infra.postgres.pages import listed
+from infra.postgres.db import Base, Id, json_column, struct_from_row, timestamp
+from infra.postgres.pages import fetch_page
 
 
 class ToolRow(Base):
@@ -74,14 +74,14 @@ class PostgresTools:
         wanted = ToolRow.id == reference if is_id else or_(ToolRow.slug == name, ToolRow.name == name)
         query = select(ToolRow).where(wanted).order_by((ToolRow.name == name).desc())
         row = (await self._connection.execute(query.with_for_update() if lock else query)).first()
-        return None if row is None else as_struct(row, Tool)
+        return None if row is None else struct_from_row(row, Tool)
 
     async def list_by_reference(self, references: list[str]) -> list[Tool]:
         known = [reference for reference in references if ids.decode_id("tool", reference) is not None]
         named = [reference.replace("\0", "\ufffd") for reference in references]
         wanted = or_(ToolRow.id.in_(known), ToolRow.slug.in_(named), ToolRow.name.in_(named))
         found = await self._connection.execute(select(ToolRow).where(wanted))
-        return [as_struct(row, Tool) for row in found]
+        return [struct_from_row(row, Tool) for row in found]
 
     async def list_page(self, page: Page, narrowed: ToolFilter) -> Listing[Tool]:
         query = select(ToolRow)
@@ -92,7 +92,7 @@ class PostgresTools:
         ):
             if wanted is not None:
                 query = query.where(column == (wanted.replace("\0", "\ufffd") if isinstance(wanted, str) else wanted))
-        return await listed(self._connection, query, ToolRow.id.desc(), page, Tool)
+        return await fetch_page(self._connection, query, ToolRow.id.desc(), page, Tool)
 
     async def save(self, tool: Tool) -> bool:
         values = _values(tool)
@@ -115,7 +115,7 @@ class PostgresTools:
         query = (
             select(ToolRow).where(literal(key_slug) == any_(ToolRow.key_names)).order_by(ToolRow.id).with_for_update()
         )
-        return [as_struct(row, Tool) for row in await self._connection.execute(query)]
+        return [struct_from_row(row, Tool) for row in await self._connection.execute(query)]
 
     async def get_built_in_state(self) -> BuiltInToolState:
         query = select(TenantRow.created_at, DisabledToolRow.tool_id, DisabledToolRow.since).outerjoin(

@@ -19,7 +19,7 @@ from domain.traces.schema import (
     TracedRunStep,
     TraceSources,
 )
-from infra.postgres.db import Base, Id, Raw, timestamp
+from infra.postgres.db import AsyncpgConnection, Base, Id, timestamp
 
 
 class TraceExportWantedRow(Base):
@@ -172,7 +172,7 @@ _IDS: Final[dict[str, dict[str, str]]] = {
 class PostgresTraces:
     """Implements `domain.traces.schema.Traces`."""
 
-    def __init__(self, raw: Raw) -> None:
+    def __init__(self, raw: AsyncpgConnection) -> None:
         self._raw = raw
 
     async def get_sources(self, execution_id: str, content: bool, most: int) -> TraceSources | None:

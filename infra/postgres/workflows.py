@@ -12,8 +12,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from domain.workflows.schema import Workflow, WorkflowStatus, WorkflowSummary
-from infra.postgres.db import Base, Id, as_struct, json_column, timestamp
-from infra.postgres.pages import listed
+from infra.postgres.db import Base, Id, json_column, struct_from_row, timestamp
+from infra.postgres.pages import fetch_page
 
 
 class WorkflowRow(Base):
@@ -67,13 +67,13 @@ class PostgresWorkflows:
         if lock:
             query = query.with_for_update(read=lock == "share")
         row = (await self._connection.execute(query)).first()
-        return None if row is None else as_struct(row, Workflow)
+        return None if row is None else struct_from_row(row, Workflow)
 
     async def list_page(self, page: Page, status: WorkflowStatus | None) -> Listing[WorkflowSummary]:
         query = select(*_ITEM)
         if status is not None:
             query = query.where(_W.status == status)
-        return await listed(self._connection, query, _W.id.desc(), page, WorkflowSummary)
+        return await fetch_page(self._connection, query, _W.id.desc(), page, WorkflowSummary)
 
     async def save(self, workflow: Workflow) -> bool:
         values = _values(workflow)

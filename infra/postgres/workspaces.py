@@ -8,7 +8,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.shared import ids
 from domain.workspaces import WorkspaceFile
-from infra.postgres.db import Base, Id, Raw, Shape, timestamp
+from infra.postgres.db import AsyncpgConnection, Base, Id, RowMapper, timestamp
 
 
 class WorkspaceFileRow(Base):
@@ -24,7 +24,7 @@ class WorkspaceFileRow(Base):
     updated_at: Mapped[datetime] = mapped_column(timestamp())
 
 
-_SHAPE: Final = Shape(WorkspaceFileRow, WorkspaceFile)
+_SHAPE: Final = RowMapper(WorkspaceFileRow, WorkspaceFile)
 _ALL: Final = f"SELECT {_SHAPE.columns} FROM workspace_files WHERE execution_id = $1 ORDER BY path"
 _FIND: Final = f"SELECT {_SHAPE.columns} FROM workspace_files WHERE execution_id = $1 AND path = $2"
 _PUT: Final = """
@@ -43,15 +43,15 @@ _COPY: Final = """
 class PostgresWorkspaces:
     """Implements `domain.workspaces.Workspaces`."""
 
-    def __init__(self, raw: Raw) -> None:
+    def __init__(self, raw: AsyncpgConnection) -> None:
         self._raw = raw
 
     async def list_files(self, execution_id: str) -> list[WorkspaceFile]:
-        return [_SHAPE.read(record) for record in await self._raw.fetch(_ALL, ids.decode_id("exec", execution_id))]
+        return [_SHAPE.to_struct(record) for record in await self._raw.fetch(_ALL, ids.decode_id("exec", execution_id))]
 
     async def find(self, execution_id: str, path: str) -> WorkspaceFile | None:
         record = await self._raw.fetchrow(_FIND, ids.decode_id("exec", execution_id), path.replace("\0", "\ufffd"))
-        return None if record is None else _SHAPE.read(record)
+        return None if record is None else _SHAPE.to_struct(record)
 
     async def find_blob_key(self, execution_id: str, path: str) -> str | None:
         query = "SELECT key FROM workspace_files WHERE execution_id = $1 AND path = $2"

@@ -4,7 +4,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from domain.ports import Program
+from domain.ports import SandboxProgram
 from infra.sandbox.process_tree import ProcessTree
 from infra.sandbox.watchdog import ResourceWatchdog
 
@@ -14,15 +14,15 @@ class SandboxBackend(Protocol):
 
     supports_blanks: bool
 
-    async def start_tree(self, program: Program | None) -> ProcessTree:
+    async def start_tree(self, program: SandboxProgram | None) -> ProcessTree:
         """A fresh tree, to be directed; for None a blank one. Errors: `sandbox_unavailable`."""
         ...
 
-    def assign_program(self, tree: ProcessTree, program: Program, mode: Literal["run", "check"]) -> None:
+    def assign_program(self, tree: ProcessTree, program: SandboxProgram, mode: Literal["run", "check"]) -> None:
         """Tell it what to import."""
         ...
 
-    def create_watchdog(self, program: Program) -> ResourceWatchdog | None:
+    def create_watchdog(self, program: SandboxProgram) -> ResourceWatchdog | None:
         """What watches a tree of this program."""
         ...
 
@@ -37,19 +37,19 @@ class BackendRouter:
         self._gateway, self._others = gateway, others
         self.supports_blanks = others.supports_blanks
 
-    async def start_tree(self, program: Program | None) -> ProcessTree:
+    async def start_tree(self, program: SandboxProgram | None) -> ProcessTree:
         """A fresh tree, to be directed; for None a blank one. Errors: `sandbox_unavailable`."""
         return await self._select_backend(program).start_tree(program)
 
-    def assign_program(self, tree: ProcessTree, program: Program, mode: Literal["run", "check"]) -> None:
+    def assign_program(self, tree: ProcessTree, program: SandboxProgram, mode: Literal["run", "check"]) -> None:
         """Tell it what to import."""
         self._select_backend(program).assign_program(tree, program, mode)
 
-    def create_watchdog(self, program: Program) -> ResourceWatchdog | None:
+    def create_watchdog(self, program: SandboxProgram) -> ResourceWatchdog | None:
         """What watches a tree of this program."""
         return self._select_backend(program).create_watchdog(program)
 
-    def _select_backend(self, program: Program | None) -> SandboxBackend:
+    def _select_backend(self, program: SandboxProgram | None) -> SandboxBackend:
         return self._gateway if program is not None and program.gateway else self._others
 
 

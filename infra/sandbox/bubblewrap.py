@@ -13,7 +13,16 @@ import msgspec
 
 from domain.builds import manifest
 from domain.executions import DEFAULT_MEMORY_MB
-from domain.ports import ArchiveLimits, OnOutput, Outcome, Program, SandboxStatus, Serve, Stream, Unpacked
+from domain.ports import (
+    ArchiveLimits,
+    GatewayServer,
+    OutputCallback,
+    OutputStream,
+    SandboxOutcome,
+    SandboxProgram,
+    SandboxStatus,
+    UnpackedArchive,
+)
 from infra.sandbox import seccomp
 from infra.sandbox.cgroups import ControlGroup, ControlGroupFactory
 from infra.sandbox.exit_report import ExitReport, SandboxStartError
@@ -59,7 +68,7 @@ class _CompileReport(msgspec.Struct, kw_only=True):
     count: int
 
 
-def _ignore_output(_: Stream, __: bytes) -> None:
+def _ignore_output(_: OutputStream, __: bytes) -> None:
     return None
 
 
@@ -80,21 +89,25 @@ class BubblewrapSandbox:
         self._filters: dict[bool, bytes] = {}
         self._cgroups = ControlGroupFactory(memory=self.fence.has_guard("cgroup"), cpu=self.fence.has_guard("cpu"))
 
-    async def status(self) -> SandboxStatus:
+    async def get_status(self) -> SandboxStatus:
         """Whether code can be isolated here. A good answer is remembered; a bad one is looked into again."""
         if self._status is None or not self._status.available:
             self._status = await self._probe_host()
         return self._status
 
-    async def run(self, program: Program, payload: bytes, on_output: OnOutput, serve: Serve | None = None) -> Outcome:
+    async def run_program(
+        self, program: SandboxProgram, payload: bytes, on_output: OutputCallback, serve: GatewayServer | None = None
+    ) -> SandboxOutcome:
         """Call the entrypoint with a payload."""
         return await self._run_guest(program, "run", encode_frame(payload), on_output, program.timeout, serve)
 
-    async def check(self, program: Program, on_output: OnOutput) -> Outcome:
+    async def check_entrypoint(self, program: SandboxProgram, on_output: OutputCallback) -> SandboxOutcome:
         """Import the entrypoint."""
         return await self._run_guest(program, "check", b"", on_output, program.timeout)
 
-    async def unpack(self, archive: Path, into: Path, limits: ArchiveLimits = UPLOAD_ARCHIVE_LIMITS) -> Unpacked:
+    async def unpack_archive(
+        self, archive: Path, into: Path, limits: ArchiveLimits = UPLOAD_ARCHIVE_LIMITS
+    ) -> UnpackedArchive:
         """Unpack an untrusted archive into an empty folder."""
         request = {
             "limits": limits,
@@ -114,14 +127,14 @@ class BubblewrapSandbox:
         finally:
             os.close(opened)
         if ending.timed_out:
-            return Unpacked(error=f"Unpacking took longer than {TOOL_TIMEOUT_SECONDS:.0f} s.")
+            return UnpackedArchive(error=f"Unpacking took longer than {TOOL_TIMEOUT_SECONDS:.0f} s.")
         try:
-            unpacked = msgspec.json.decode(ending.answer, type=Unpacked)
+            unpacked = msgspec.json.decode(ending.answer, type=UnpackedArchive)
             return msgspec.structs.replace(unpacked, error=unpacked.error and unpacked.error[:MAX_MESSAGE_CHARS])
         except msgspec.MsgspecError:
-            return Unpacked(error=f"Unpacking failed: {outcome_from_crash(ending).error_message}")
+            return UnpackedArchive(error=f"Unpacking failed: {outcome_from_crash(ending).error_message}")
 
-    async def compile(self, folder: Path, shown_as: str) -> list[str]:
+    async def compile_bytecode(self, folder: Path, shown_as: str) -> list[str]:
         """Write bytecode; returns what did not compile, a message each."""
         ending = await self._run_tool(
             lambda _, answer: ["/guest/compile.py", answer, shown_as],
@@ -138,7 +151,7 @@ class BubblewrapSandbox:
         except msgspec.MsgspecError:
             return [outcome_from_crash(ending).error_message or "The compiler crashed."]
 
-    async def start_tree(self, program: Program | None) -> ProcessTree:
+    async def start_tree(self, program: SandboxProgram | None) -> ProcessTree:
         """A fresh tree for the code of a program, still to be directed. Errors: `sandbox_unavailable`."""
         if program is None:
             raise NotImplementedError("bubblewrap makes no blank slots")
@@ -158,11 +171,11 @@ class BubblewrapSandbox:
             listener,
         )
 
-    def assign_program(self, tree: ProcessTree, program: Program, mode: Literal["run", "check"]) -> None:
+    def assign_program(self, tree: ProcessTree, program: SandboxProgram, mode: Literal["run", "check"]) -> None:
         """Tell a tree of `make` what to import."""
         tree.configure_guest(encode_head(program, mode, self.fence), program.memory_mb, self.create_watchdog(program))
 
-    def create_watchdog(self, program: Program) -> ResourceWatchdog | None:
+    def create_watchdog(self, program: SandboxProgram) -> ResourceWatchdog | None:
         """What watches a tree of this program."""
         return self._create_watchdog(program.memory_mb, program.gateway)
 
@@ -171,13 +184,13 @@ class BubblewrapSandbox:
 
     async def _run_guest(
         self,
-        program: Program,
+        program: SandboxProgram,
         mode: Literal["run", "check"],
         request: bytes,
-        on_output: OnOutput,
+        on_output: OutputCallback,
         timeout: float,
-        serve: Serve | None = None,
-    ) -> Outcome:
+        serve: GatewayServer | None = None,
+    ) -> SandboxOutcome:
         tree = await self.start_tree(program)
         self.assign_program(tree, program, mode)
         async with tree.serve_gateway(serve):
@@ -194,7 +207,9 @@ class BubblewrapSandbox:
         tree.configure_guest(b"", memory_mb, self._create_watchdog(memory_mb))
         return await self._run_tree(tree, b"", seconds, _ignore_output)
 
-    async def _run_tree(self, tree: ProcessTree, request: bytes, timeout: float, on_output: OnOutput) -> ExitReport:
+    async def _run_tree(
+        self, tree: ProcessTree, request: bytes, timeout: float, on_output: OutputCallback
+    ) -> ExitReport:
         try:
             return await tree.run(request, timeout, on_output)
         except SandboxStartError as error:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from domain.ports import Program
+from domain.ports import SandboxProgram
 
 # Concurrency is remembered for one to two windows; seconds.
 DEMAND_WINDOW_SECONDS: Final = 30.0
@@ -20,13 +20,13 @@ VersionKey = tuple[str, str | None, str, int, bool]
 FolderIdentity = tuple[tuple[int, int], ...]
 
 
-def get_version_key(program: Program) -> VersionKey:
+def get_version_key(program: SandboxProgram) -> VersionKey:
     """All that decides what is imported, by name. The timeout does not."""
     environment = str(program.environment) if program.environment is not None else None
     return str(program.code), environment, program.entrypoint, program.memory_mb, program.gateway
 
 
-def read_folder_identity(program: Program) -> FolderIdentity | None:
+def read_folder_identity(program: SandboxProgram) -> FolderIdentity | None:
     """Device and inode of the folders behind the names now; None if one is gone."""
     try:
         return tuple(_read_inode(folder) for folder in (program.code, program.environment) if folder is not None)

@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from domain.executions import error_type_from_exception
-from domain.ports import Outcome, Program, SandboxLost
+from domain.ports import SandboxLost, SandboxOutcome, SandboxProgram
 from domain.shared.errors import DomainError
 from domain.shared.json_limits import JsonTooLarge, check_json
 from infra.sandbox.exit_report import ExitReport
@@ -47,7 +47,7 @@ def encode_frame(data: bytes) -> bytes:
     return len(data).to_bytes(4, "big") + data
 
 
-def encode_head(program: Program, mode: str, fence: Fence, **more: Any) -> bytes:
+def encode_head(program: SandboxProgram, mode: str, fence: Fence, **more: Any) -> bytes:
     """The frame that tells a guest what to import, whether to `check` or `run` it, and within which limits."""
     told = {
         "mode": mode,
@@ -89,20 +89,20 @@ def _build_limits(memory_mb: int) -> dict[str, int]:
     }
 
 
-def outcome_from_report(ending: ExitReport, timeout: float, memory_mb: int) -> Outcome:
+def outcome_from_report(ending: ExitReport, timeout: float, memory_mb: int) -> SandboxOutcome:
     """What an ending means. `timeout` in seconds and `memory_mb` in MiB are those the tree had."""
     if ending.kill_reason is not None:
         kind, _, amount = ending.kill_reason.partition(":")
         if kind == "out_of_memory":
-            return Outcome(
+            return SandboxOutcome(
                 error_type=kind,
                 error_message=f"The agent used all of its {memory_mb} MiB ({amount} MiB seen).",
             )
-        return Outcome(error_type=kind, error_message=_KILL_MESSAGES[kind].format(amount=amount))
+        return SandboxOutcome(error_type=kind, error_message=_KILL_MESSAGES[kind].format(amount=amount))
     if ending.timed_out:
-        return Outcome(error_type="timeout", error_message=f"The agent took longer than {timeout:g} s.")
+        return SandboxOutcome(error_type="timeout", error_message=f"The agent took longer than {timeout:g} s.")
     if ending.is_oversized:
-        return Outcome(
+        return SandboxOutcome(
             error_type="result_too_large", error_message=f"The result is larger than {MAX_RESULT_BYTES} bytes of JSON."
         )
     line, _, body = ending.answer.partition(b"\n")
@@ -114,29 +114,31 @@ def outcome_from_report(ending: ExitReport, timeout: float, memory_mb: int) -> O
         stack = None if head.stack is None else head.stack[-MAX_STACK_CHARS:]
         if head.error_type == "MemoryError":
             message = f"The agent needed more than its {memory_mb} MiB of memory."
-            return Outcome(error_type="out_of_memory", error_message=message, stack=stack)
+            return SandboxOutcome(error_type="out_of_memory", error_message=message, stack=stack)
         kind = error_type_from_exception(head.error_type)
-        return Outcome(error_type=kind, error_message=(head.error_message or kind)[:MAX_MESSAGE_CHARS], stack=stack)
+        return SandboxOutcome(
+            error_type=kind, error_message=(head.error_message or kind)[:MAX_MESSAGE_CHARS], stack=stack
+        )
     if len(body) > MAX_RESULT_BYTES:
         size = max(head.size or 0, len(body))
         message = f"The result is {size} bytes of JSON; {MAX_RESULT_BYTES} are allowed."
-        return Outcome(error_type="result_too_large", error_message=message)
+        return SandboxOutcome(error_type="result_too_large", error_message=message)
     try:
         check_json(body)
     except JsonTooLarge as error:
-        return Outcome(error_type="result_not_json", error_message=f"The result {error.reason}")
+        return SandboxOutcome(error_type="result_not_json", error_message=f"The result {error.reason}")
     try:
         msgspec.json.decode(body)
     except RecursionError:
         # How deep a result may be is the domain's rule; this one cannot even be looked at.
-        return Outcome(error_type="result_not_json", error_message="The result nests too deep to be read.")
+        return SandboxOutcome(error_type="result_not_json", error_message="The result nests too deep to be read.")
     except (msgspec.MsgspecError, UnicodeDecodeError):
         message = (head.problem or "The result is not JSON.")[:MAX_MESSAGE_CHARS]
-        return Outcome(error_type="result_not_json", error_message=message)
-    return Outcome(output=body)
+        return SandboxOutcome(error_type="result_not_json", error_message=message)
+    return SandboxOutcome(output=body)
 
 
-def outcome_from_crash(ending: ExitReport) -> Outcome:
+def outcome_from_crash(ending: ExitReport) -> SandboxOutcome:
     """What an ending without an answer means. Errors: `SandboxLost`."""
     if ending.lost_reason is not None:
         raise SandboxLost(ending.lost_reason)
@@ -145,17 +147,17 @@ def outcome_from_crash(ending: ExitReport) -> Outcome:
     number = status - 128 if status > 128 else -status
     if status == 128 + signal.SIGKILL:
         message = f"The agent's process ended with status {status}: killed, as by a host without memory, or by itself."
-        return Outcome(error_type="crashed", error_message=message)
+        return SandboxOutcome(error_type="crashed", error_message=message)
     if number == signal.SIGKILL:
-        return Outcome(
+        return SandboxOutcome(
             error_type="out_of_memory",
             error_message="The agent's process was killed from outside; most likely the host ran out of memory.",
         )
     if 0 < number < 65 and number in {item.value for item in signal.Signals}:
-        return Outcome(
+        return SandboxOutcome(
             error_type="crashed", error_message=f"The agent's process crashed: {signal.Signals(number).name}."
         )
-    return Outcome(
+    return SandboxOutcome(
         error_type="crashed",
         error_message=f"The agent ended its process (status {status}) before it returned a result.",
     )

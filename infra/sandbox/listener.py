@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from domain.ports import SandboxLost, Serve
+from domain.ports import GatewayServer, SandboxLost
 
 # What a connection may hold in the worker's kernel, in bytes for each direction; accepted ones inherit it.
 SOCKET_BUFFER_BYTES: Final = 128 * 1024
@@ -50,7 +50,7 @@ class GatewayListener:
         self._close_socket()
 
     @contextlib.asynccontextmanager
-    async def serve_connections(self, serve: Serve | None, end: Callable[[], None]) -> AsyncIterator[None]:
+    async def serve_connections(self, serve: GatewayServer | None, end: Callable[[], None]) -> AsyncIterator[None]:
         """Serve while this is entered, from when there is a listener. Without `serve`, connections are refused.
 
         Should serving fail, `end` is called and the error raised in the end.
@@ -77,7 +77,7 @@ class GatewayListener:
             if cancelled:
                 raise asyncio.CancelledError
 
-    async def _serve_socket(self, serve: Serve | None) -> None:
+    async def _serve_socket(self, serve: GatewayServer | None) -> None:
         given = await asyncio.shield(self._handed_over)
         if given is None:
             return

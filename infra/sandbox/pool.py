@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import structlog
 
-from domain.ports import OnOutput, Outcome, Program, Serve
+from domain.ports import GatewayServer, OutputCallback, SandboxOutcome, SandboxProgram
 from domain.shared.errors import DomainError
 from infra.sandbox.backend import SandboxBackend, SlotCounts
 from infra.sandbox.demand import FolderIdentity, SlotDemand, VersionKey, get_version_key, read_folder_identity
@@ -75,7 +75,7 @@ class PendingSlot:
 class VersionSlots:
     """What the pool knows of one key."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: SandboxProgram) -> None:
         self.program = program
         self.demand = SlotDemand()
         self.idle_slots: list[IdleSlot] = []
@@ -133,8 +133,10 @@ class SlotPool:
         """Have blank slots made before the first run comes."""
         self._refill_slots()
 
-    async def run(self, program: Program, payload: bytes, on_output: OnOutput, serve: Serve | None = None) -> Outcome:
-        """Call the entrypoint with a payload, in a warm slot if there is one. As `domain.ports.Sandbox.run`."""
+    async def run_program(
+        self, program: SandboxProgram, payload: bytes, on_output: OutputCallback, serve: GatewayServer | None = None
+    ) -> SandboxOutcome:
+        """Call the entrypoint with a payload, in a warm slot if there is one. As `domain.ports.Sandbox.run_program`."""
         version = self._get_version(program)
         version.demand.record_start(self._clock())
         self._busy_count += 1
@@ -193,7 +195,7 @@ class SlotPool:
 
     # one run
 
-    def _get_version(self, program: Program) -> VersionSlots:
+    def _get_version(self, program: SandboxProgram) -> VersionSlots:
         """What is known of this program's version. The dictionary is in the order of use."""
         found = self._versions.pop(get_version_key(program), None) or VersionSlots(program)
         self._versions[get_version_key(program)] = found
@@ -205,16 +207,16 @@ class SlotPool:
         tree: ProcessTree,
         request: bytes,
         until: float,
-        on_output: OnOutput,
+        on_output: OutputCallback,
         since: GuestStage,
-        serve: Serve | None,
+        serve: GatewayServer | None,
     ) -> ExitReport:
         self._schedule_refill(REFILL_DELAY_SECONDS)
         left = max(0.0, until - asyncio.get_running_loop().time())
         async with tree.serve_gateway(serve):
             return await tree.run(request, left, on_output, since, returns_early=True)
 
-    async def _find_warm_tree(self, version: VersionSlots, program: Program, until: float) -> ProcessTree | None:
+    async def _find_warm_tree(self, version: VersionSlots, program: SandboxProgram, until: float) -> ProcessTree | None:
         """A slot of this version as it is now, or None. It may be stopped still."""
         now, of = self._clock(), read_folder_identity(program)
         for slot in [one for one in version.idle_slots if one.identity != of or self._is_expired(one, now)]:
@@ -236,8 +238,13 @@ class SlotPool:
             raise
 
     async def _run_cold(
-        self, program: Program, request: bytes, until: float, on_output: OnOutput, serve: Serve | None
-    ) -> Outcome:
+        self,
+        program: SandboxProgram,
+        request: bytes,
+        until: float,
+        on_output: OutputCallback,
+        serve: GatewayServer | None,
+    ) -> SandboxOutcome:
         for left in reversed(range(MAX_RUN_ATTEMPTS)):
             # A blank slot's filter is made already, and it is the one without sockets.
             if self._blank_slots and left and not program.gateway:
@@ -258,7 +265,7 @@ class SlotPool:
 
     # making and letting go
 
-    async def _start_tree(self, program: Program | None) -> ProcessTree:
+    async def _start_tree(self, program: SandboxProgram | None) -> ProcessTree:
         if self._is_closed:
             raise create_unavailable_error("the worker is ending")
         tree = await self._backend.start_tree(program)

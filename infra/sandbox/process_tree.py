@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Final, Protocol
 
-from domain.ports import OnOutput, Serve, Stream
+from domain.ports import GatewayServer, OutputCallback, OutputStream
 from infra.sandbox.cgroups import ControlGroup
 from infra.sandbox.exit_report import STAGE_MARKS, ExitReport, GuestStage, SandboxStartError
 from infra.sandbox.listener import GatewayListener
@@ -96,11 +96,11 @@ class ProcessTree:
         self._loop = asyncio.get_running_loop()
         self._leader, self._group, self._max_answer_bytes, self._listener = leader, group, most, listener
         self._feed, self._answer, stdout, stderr = pipes.worker_ends
-        self._streams: dict[Stream, int] = {"stdout": stdout, "stderr": stderr}
-        self._read_bytes: dict[Stream, int] = {"stdout": 0, "stderr": 0}
-        self._on_output: OnOutput | None = None
+        self._streams: dict[OutputStream, int] = {"stdout": stdout, "stderr": stderr}
+        self._read_bytes: dict[OutputStream, int] = {"stdout": 0, "stderr": 0}
+        self._on_output: OutputCallback | None = None
         self._output_stage = GuestStage.FENCED
-        self._early_output: list[tuple[Stream, bytes]] = []
+        self._early_output: list[tuple[OutputStream, bytes]] = []
         self._unsent = memoryview(b"")
         self._received = bytearray()
         self._failure: Exception | None = None
@@ -160,7 +160,7 @@ class ProcessTree:
         self,
         request: bytes,
         timeout: float,
-        on_output: OnOutput,
+        on_output: OutputCallback,
         output_stage: GuestStage = GuestStage.FENCED,
         returns_early: bool = False,
     ) -> ExitReport:
@@ -236,7 +236,7 @@ class ProcessTree:
         self._schedule_check()
         self._leader.send_signal(signal.SIGCONT)
 
-    def serve_gateway(self, serve: Serve | None) -> AbstractAsyncContextManager[None]:
+    def serve_gateway(self, serve: GatewayServer | None) -> AbstractAsyncContextManager[None]:
         """Around `run`: serve on its gateway, if it has one, as `Listener.served`."""
         return nullcontext() if self._listener is None else self._listener.serve_connections(serve, self.kill)
 
@@ -306,7 +306,7 @@ class ProcessTree:
         if self._stage_waiter is not None and (self._stage_waiter[0] <= self.report.stage or self._received):
             self._wake_stage_waiter()
 
-    def _read_output(self, stream: Stream) -> None:
+    def _read_output(self, stream: OutputStream) -> None:
         fd = self._streams[stream]
         try:
             part = os.read(fd, READ_CHUNK_BYTES)
@@ -322,10 +322,10 @@ class ProcessTree:
             self._loop.remove_reader(fd)
             self._timers[stream] = self._loop.call_later(FLOOD_PAUSE_SECONDS, self._resume_reading, stream)
 
-    def _resume_reading(self, stream: Stream) -> None:
+    def _resume_reading(self, stream: OutputStream) -> None:
         self._loop.add_reader(self._streams[stream], self._read_output, stream)
 
-    def _deliver_output(self, stream: Stream, data: bytes) -> None:
+    def _deliver_output(self, stream: OutputStream, data: bytes) -> None:
         if self._failure is not None:
             return
         # What comes before the guest is whoever built the fence: those are no words of the agent.

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Final
 
 from domain.executions import DEFAULT_MEMORY_MB
-from domain.ports import Program, Stream
+from domain.ports import OutputStream, SandboxProgram
 from domain.shared.errors import DomainError
 from infra.sandbox.backend import SandboxBackend
 from infra.sandbox.exit_report import GuestStage, SandboxStartError
 from infra.sandbox.guest_protocol import encode_frame, outcome_from_report
 
-TRIAL_PROGRAM: Final = Program(
+TRIAL_PROGRAM: Final = SandboxProgram(
     code=Path(__file__).parent / "guest",
     environment=None,
     entrypoint="json:dumps",
@@ -51,5 +51,5 @@ async def run_self_test(maker: SandboxBackend) -> str | None:
     return None if result.error_type is None else f"a trial run failed: {result.error_message}"
 
 
-def _ignore_output(_: Stream, __: bytes) -> None:
+def _ignore_output(_: OutputStream, __: bytes) -> None:
     return None

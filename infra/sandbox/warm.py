@@ -5,7 +5,15 @@ from typing import Literal
 
 import structlog
 
-from domain.ports import ArchiveLimits, OnOutput, Outcome, Program, SandboxStatus, Serve, Unpacked
+from domain.ports import (
+    ArchiveLimits,
+    GatewayServer,
+    OutputCallback,
+    SandboxOutcome,
+    SandboxProgram,
+    SandboxStatus,
+    UnpackedArchive,
+)
 from infra.sandbox.backend import BackendRouter, SlotCounts
 from infra.sandbox.bubblewrap import UPLOAD_ARCHIVE_LIMITS, BubblewrapSandbox
 from infra.sandbox.forkserver.client import ForkServerBackend
@@ -30,30 +38,34 @@ class WarmSandbox:
         """How many slots there are, for metrics."""
         return self.pool.counts
 
-    async def status(self) -> SandboxStatus:
+    async def get_status(self) -> SandboxStatus:
         """Whether code can be isolated here."""
-        status = await self._base.status()
+        status = await self._base.get_status()
         if status.available and self._server is not None and self._problem is not None:
             self._problem = await run_self_test(self._server)
             if self._problem is not None:
                 return SandboxStatus(available=False, reason=f"The fork server does not work: {self._problem}")
         return status
 
-    async def run(self, program: Program, payload: bytes, on_output: OnOutput, serve: Serve | None = None) -> Outcome:
+    async def run_program(
+        self, program: SandboxProgram, payload: bytes, on_output: OutputCallback, serve: GatewayServer | None = None
+    ) -> SandboxOutcome:
         """Call the entrypoint with a payload, in a warm slot if there is one."""
-        return await self.pool.run(program, payload, on_output, serve)
+        return await self.pool.run_program(program, payload, on_output, serve)
 
-    async def check(self, program: Program, on_output: OnOutput) -> Outcome:
+    async def check_entrypoint(self, program: SandboxProgram, on_output: OutputCallback) -> SandboxOutcome:
         """Import the entrypoint."""
-        return await self._base.check(program, on_output)
+        return await self._base.check_entrypoint(program, on_output)
 
-    async def unpack(self, archive: Path, into: Path, limits: ArchiveLimits = UPLOAD_ARCHIVE_LIMITS) -> Unpacked:
+    async def unpack_archive(
+        self, archive: Path, into: Path, limits: ArchiveLimits = UPLOAD_ARCHIVE_LIMITS
+    ) -> UnpackedArchive:
         """Unpack an untrusted archive into an empty folder."""
-        return await self._base.unpack(archive, into, limits)
+        return await self._base.unpack_archive(archive, into, limits)
 
-    async def compile(self, folder: Path, shown_as: str) -> list[str]:
+    async def compile_bytecode(self, folder: Path, shown_as: str) -> list[str]:
         """Write bytecode; returns what did not compile, a message each."""
-        return await self._base.compile(folder, shown_as)
+        return await self._base.compile_bytecode(folder, shown_as)
 
     async def close(self) -> None:
         """Kill every slot and the fork server."""

@@ -27,8 +27,8 @@ import msgspec
 from domain.shared import ids
 from domain.stats import QUANTILE_FRACTIONS, RecordKind
 from infra.embedded.children import find_free_ports
-from infra.postgres.db import Raw
-from infra.postgres.record_measures import FACTS
+from infra.postgres.db import AsyncpgConnection
+from infra.postgres.record_measures import MEASURES_BY_KIND
 from infra.postgres.stats import PostgresStats
 from scripts.bench.load import LoadResult, copy_rows, run_bare_handlers, send_load
 from scripts.bench.resources import measure_cpu_seconds, measure_memory_mib
@@ -59,7 +59,9 @@ API_PATH = "/api/v1/"
 class RecordsBench:
     """A running system, and a client process beside it. Figures gather in `rows`."""
 
-    def __init__(self, system: System, owner: Raw, pool: ProcessPoolExecutor, sizes: tuple[int, int]) -> None:
+    def __init__(
+        self, system: System, owner: AsyncpgConnection, pool: ProcessPoolExecutor, sizes: tuple[int, int]
+    ) -> None:
         self.system, self.rows, self._owner, self._pool, self._sizes = system, list[Row](), owner, pool, sizes
         self._tenant_id = self._user_id = self._key = ""
         # Milliseconds in the ids of rows that are made in SQL.
@@ -226,8 +228,8 @@ class RecordsBench:
 
     async def _time_plain_query(self, kind: RecordKind) -> float:
         """Milliseconds of the same figures by one query over the rows, which an index holds as far as it needs them."""
-        facts = FACTS[kind]
-        measured = [name for name in facts.columns if name not in ("created_at", "semantic_buckets")]
+        facts = MEASURES_BY_KIND[kind]
+        measured = [name for name in facts.measured_columns if name not in ("created_at", "semantic_buckets")]
         await self._owner.execute(f"CREATE INDEX bench_plain ON {kind} (tenant_id) INCLUDE ({', '.join(measured)})")
         await self._owner.execute(f"VACUUM ANALYZE {kind}")
         narrow = [name for name in facts.dims if name not in ("hallucinated", "deterministic", "semantic_bucket")]
@@ -254,7 +256,7 @@ class RecordsBench:
 
     async def _insert_rows(self, kind: RecordKind, count: int) -> None:
         """So many rows over the last 90 days with the deltas they make, and these folded."""
-        facts, part = FACTS[kind], -(-count // 10)
+        facts, part = MEASURES_BY_KIND[kind], -(-count // 10)
         columns, values = build_row_expressions(kind)
         begin = datetime.now(UTC) - timedelta(days=HISTORY_DAYS)
         query = (
@@ -264,7 +266,7 @@ class RecordsBench:
             "SELECT (lpad(to_hex($1::bigint + n / 1000), 12, '0') || '7' || lpad(to_hex(n % 1000), 3, '0') || '8' "
             "|| lpad(to_hex(n), 15, '0'))::uuid, current_setting('paddock.tenant_id'), $2::uuid, "
             f"$3::timestamptz + n * $4::interval, {values} FROM generate_series($5::bigint, $6::bigint) AS n "
-            f"RETURNING {', '.join(facts.columns)}, 1 AS sign) {facts.delta('added')}"
+            f"RETURNING {', '.join(facts.measured_columns)}, 1 AS sign) {facts.build_delta_insert('added')}"
         )
         user = ids.decode_id("user", self._user_id)
         for start in range(0, count, part):

@@ -13,7 +13,7 @@ from collections.abc import Awaitable
 from pathlib import Path
 from typing import TypeVar
 
-from domain.ports import Program, Stream
+from domain.ports import OutputStream, SandboxProgram
 from infra.sandbox.backend import SandboxBackend
 from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.exit_report import GuestStage
@@ -37,7 +37,7 @@ async def main() -> None:
     with tempfile.TemporaryDirectory(prefix="paddock-bench-", dir="/var/tmp") as folder:
         Path(folder).chmod(0o755)
         (Path(folder) / "agent.py").write_text("def handle(payload):\n    return payload\n")
-        program = Program(
+        program = SandboxProgram(
             code=Path(folder), environment=None, entrypoint="agent:handle", timeout=TIMEOUT_SECONDS, memory_mb=256
         )
         for name in ("forkserver", "bubblewrap"):
@@ -65,7 +65,7 @@ def _time_interpreter() -> float:
     return statistics.median(took)
 
 
-async def _time_stages(maker: SandboxBackend, program: Program) -> tuple[dict[str, list[float]], list[int]]:
+async def _time_stages(maker: SandboxBackend, program: SandboxProgram) -> tuple[dict[str, list[float]], list[int]]:
     took: dict[str, list[float]] = {}
     held: list[int] = []
 
@@ -110,17 +110,17 @@ async def _time_stages(maker: SandboxBackend, program: Program) -> tuple[dict[st
     return took, held
 
 
-async def _measure_rate(sandbox: WarmSandbox, program: Program) -> float:
+async def _measure_rate(sandbox: WarmSandbox, program: SandboxProgram) -> float:
     async def run_share() -> None:
         for _ in range(TOTAL_RUNS // RUNS_IN_FLIGHT):
-            await sandbox.run(program, b"{}", _ignore_output)
+            await sandbox.run_program(program, b"{}", _ignore_output)
 
     began = time.perf_counter()
     await asyncio.gather(*(run_share() for _ in range(RUNS_IN_FLIGHT)))
     return TOTAL_RUNS / (time.perf_counter() - began)
 
 
-def _ignore_output(_: Stream, __: bytes) -> None:
+def _ignore_output(_: OutputStream, __: bytes) -> None:
     return None
 
 

@@ -229,7 +229,7 @@ async def test_workflows_that_are_long_in_the_making_keep_nobody_else_waiting(
     acme: Tenant, rival: Tenant, parts: Resources, system: System
 ) -> None:
     """However many of one tenant's wait for each other, there are connections for the others."""
-    async with parts.store.begin_for(acme.tenant_id) as tx:
+    async with parts.store.tenant_transaction(acme.tenant_id) as tx:
         await tx.workflows.lock_writes()
         many = range(3 * system.settings.database_pool)
         waiting = [asyncio.create_task(acme.http.post(WORKFLOWS, json=flow())) for _ in many]

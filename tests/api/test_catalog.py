@@ -150,7 +150,7 @@ async def test_what_uses_a_key_follows_its_name_and_keeps_it(acme: Tenant, parts
     await acme.http.put("/provider-keys/search_key", json={"name": "New Name"})
     assert (await acme.http.get("/models/fast")).json()["api_key_name"] == "new_name"
     assert (await acme.http.get("/tools/search")).json()["configuration"]["secrets"] == {"X-Api-Key": "new_name"}
-    async with parts.store.begin_for(acme.tenant_id) as tx:
+    async with parts.store.tenant_transaction(acme.tenant_id) as tx:
         found = await llms.resolve_model(tx, "fast")
         assert parts.keyring.open(found.sealed_key or b"").decode() == KEY
     assert (await acme.http.patch("/models/fast", json={"api_key_name": None})).json()["api_key_name"] is None
@@ -163,7 +163,7 @@ async def test_the_only_key_of_a_service_is_used(acme: Tenant, parts) -> None:
     await acme.http.post("/models", json=MODEL)
 
     async def sealed(name: str, provider: str | None = None) -> bytes | None:
-        async with parts.store.begin_for(acme.tenant_id) as tx:
+        async with parts.store.tenant_transaction(acme.tenant_id) as tx:
             return (await llms.resolve_model(tx, name, provider)).sealed_key
 
     assert await sealed("fast") is None
@@ -289,7 +289,7 @@ async def test_agents_name_tools_by_anything(acme: Tenant, parts) -> None:
     made = (await acme.http.post("/tools", json={"name": "My Search", "configuration": CUSTOM})).json()
     server = {"name": "Git", "tool_type": "mcp", "configuration": {"url": "https://mcp.example.com/mcp"}}
     await acme.http.post("/tools", json=server)
-    async with parts.store.begin_for(acme.tenant_id) as tx:
+    async with parts.store.tenant_transaction(acme.tenant_id) as tx:
         asked = ["My Search", "git/log", "python", made["id"], "my_search", "git", "git/log", "git/diff"]
         found = await tools.resolve_tools(tx, asked)
         shown = [(tool.slug, tool.tool_name if isinstance(tool, McpServerTool) else None) for tool in found]
@@ -301,7 +301,7 @@ async def test_agents_name_tools_by_anything(acme: Tenant, parts) -> None:
 
 async def test_a_tenant_has_so_many_tools(acme: Tenant, parts) -> None:
     first = (await acme.http.post("/tools", json={"name": "t", "configuration": CUSTOM})).json()
-    async with parts.store.begin_for(acme.tenant_id) as tx:
+    async with parts.store.tenant_transaction(acme.tenant_id) as tx:
         tool = msgspec.convert(first, Tool)
         for number in range(MAX_TENANT_TOOLS - 2):
             await tx.tools.add(

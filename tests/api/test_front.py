@@ -243,8 +243,8 @@ async def test_keys_and_uploads_replay_too(acme: Tenant, parts) -> None:
     first = await acme.http.post("/api-keys", json={"name": "k"}, headers={"Idempotency-Key": "k1"})
     second = await acme.http.post("/api-keys", json={"name": "k"}, headers={"Idempotency-Key": "k1"})
     assert first.json()["key"] == second.json()["key"]
-    async with parts.store.begin_for(acme.tenant_id) as tx:
-        kept = await tx.answers.claim(acme.account["id"], "k1", b"", tx.now)
+    async with parts.store.tenant_transaction(acme.tenant_id) as tx:
+        kept = await tx.idempotency.claim(acme.account["id"], "k1", b"", tx.now)
     assert kept is not None
     assert first.json()["key"].encode() not in kept.body
     agent = await acme.agent()
@@ -254,7 +254,7 @@ async def test_keys_and_uploads_replay_too(acme: Tenant, parts) -> None:
     path = f"/uploads/agent/{agent['id']}"
     made = [await acme.http.post(path, files=files, headers={"Idempotency-Key": "u1"}) for _ in range(2)]
     assert made[0].json()["id"] == made[1].json()["id"]
-    objects = [blob.key async for blob in parts.blobs.under(f"uploads/{acme.tenant_id}/")]
+    objects = [blob.key async for blob in parts.blobs.list_objects(f"uploads/{acme.tenant_id}/")]
     assert objects == [made[0].json()["tarball_path"]]
 
 
@@ -357,7 +357,7 @@ async def test_lists_tell_their_queries(parts, home: Tenant) -> None:
     try:
         for limit in (1, 5):
             counts.clear()
-            async with parts.store.begin_for(home.tenant_id) as tx:
+            async with parts.store.tenant_transaction(home.tenant_id) as tx:
                 await tx.executions.page(ExecutionFilter(), Page(limit=limit))
                 await tx.agents.page(Page(limit=limit), None, None)
                 await tx.schedules.list_page(Page(limit=limit), None)

@@ -43,11 +43,11 @@ async def test_it_looks_once_when_the_end_is_told_and_never_before(parts) -> Non
     waiting = asyncio.create_task(waiter.wait())
     for status in ("preparing", "running"):
         await asyncio.sleep(0.6)
-        await parts.queue.ring([], [RowChange(row_id="exec_waiting", status=status)])
+        await parts.queue.ring_jobs([], [RowChange(row_id="exec_waiting", status=status)])
     await asyncio.sleep(0.2)
     assert waiter.looked == 0
     waiter.now = "completed"
-    await parts.queue.ring([], [RowChange(row_id="exec_waiting", status="completed")])
+    await parts.queue.ring_jobs([], [RowChange(row_id="exec_waiting", status="completed")])
     async with asyncio.timeout(5):
         assert (await waiting).status == "completed"
     assert waiter.looked == 1

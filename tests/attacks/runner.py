@@ -33,7 +33,7 @@ from domain.llms.messages import (
     TextDelta,
     ToolSpec,
 )
-from domain.ports import Program
+from domain.ports import SandboxProgram
 from domain.shared.errors import DomainError
 from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.cgroups import ControlGroupFactory
@@ -124,9 +124,9 @@ def _sandbox(way: str, without: list[str]) -> WarmSandbox:
     return WarmSandbox(BubblewrapSandbox(fence), server, 512 if way.endswith("-warm") else 0)
 
 
-async def _warmed(sandbox: WarmSandbox, program: Program, base: dict[str, Any]) -> None:
+async def _warmed(sandbox: WarmSandbox, program: SandboxProgram, base: dict[str, Any]) -> None:
     """A slot of this very program, ready and waiting."""
-    await sandbox.run(program, json.dumps({**base, "attack": "nothing"}).encode(), _ignore)
+    await sandbox.run_program(program, json.dumps({**base, "attack": "nothing"}).encode(), _ignore)
     async with asyncio.timeout(20):
         while not sandbox.counts.warm:
             await asyncio.sleep(0.01)
@@ -152,7 +152,7 @@ async def _attack(
         "disk": 1000,
         "inodes_of_an_ended_thread": 1000,
     }.get(name, MEMORY)
-    program = Program(
+    program = SandboxProgram(
         code=code,
         environment=None,
         entrypoint="agent:handle",
@@ -169,7 +169,9 @@ async def _attack(
             async with (
                 _beside(sandbox, program, base) if name == "gateway_others" else contextlib.nullcontext(base) as told
             ):
-                outcome = await sandbox.run(program, json.dumps({**told, "attack": name}).encode(), _ignore, serve)
+                outcome = await sandbox.run_program(
+                    program, json.dumps({**told, "attack": name}).encode(), _ignore, serve
+                )
             left_to_others = _processor_seconds(neighbour.pid) if neighbour is not None else 0.0
     except DomainError as error:
         return {"attack": name, "without": without, "error_type": error.code, "error_message": error.detail}
@@ -212,12 +214,16 @@ def _processor_seconds(pid: int) -> float:
 
 
 @contextlib.asynccontextmanager
-async def _beside(sandbox: WarmSandbox, program: Program, base: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+async def _beside(
+    sandbox: WarmSandbox, program: SandboxProgram, base: dict[str, Any]
+) -> AsyncGenerator[dict[str, Any], None]:
     """While another run has a gateway of its own."""
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     payload = json.dumps({**base, "attack": "gateway_wait"}).encode()
     serve = gateway.serve_gateway(Provider("another's"), ["small"])
-    running = asyncio.create_task(sandbox.run(program, payload, lambda _, data: port.set_result(int(data)), serve))
+    running = asyncio.create_task(
+        sandbox.run_program(program, payload, lambda _, data: port.set_result(int(data)), serve)
+    )
     try:
         async with asyncio.timeout(10):
             yield {**base, "other": await port}
@@ -252,9 +258,9 @@ async def remains(way: str, folder: Path) -> None:
 
 
 async def _remaining(sandbox: WarmSandbox, code: Path, kind: str, do: list[str]) -> dict[str, Any]:
-    program = Program(code=code, environment=None, entrypoint="agent:handle", timeout=10, memory_mb=MEMORY)
+    program = SandboxProgram(code=code, environment=None, entrypoint="agent:handle", timeout=10, memory_mb=MEMORY)
     payload = {"kind": kind, "do": do, "submitted": time.monotonic()}
-    outcome = await sandbox.run(program, json.dumps(payload).encode(), _ignore)
+    outcome = await sandbox.run_program(program, json.dumps(payload).encode(), _ignore)
     assert outcome.output is not None, outcome
     return json.loads(outcome.output)
 
@@ -274,9 +280,11 @@ async def main() -> None:
 
 async def outlive(way: str, code: Path, name: str, guards: str) -> None:
     (code / "agent.py").write_bytes((Path(__file__).parent / "agent.py").read_bytes())
-    program = Program(code=code, environment=None, entrypoint="agent:outlive", timeout=50, memory_mb=MEMORY)
+    program = SandboxProgram(code=code, environment=None, entrypoint="agent:outlive", timeout=50, memory_mb=MEMORY)
     sandbox = _sandbox(way, guards.split(",") if guards else [])
-    await sandbox.run(program, json.dumps({"name": name}).encode(), lambda _, data: print(data.decode(), flush=True))
+    await sandbox.run_program(
+        program, json.dumps({"name": name}).encode(), lambda _, data: print(data.decode(), flush=True)
+    )
 
 
 async def attacks() -> None:

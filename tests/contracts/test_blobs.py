@@ -19,17 +19,17 @@ async def _stream(data: bytes, size: int = 100_000) -> AsyncIterator[bytes]:
 
 
 async def _all(blobs: S3Blobs, key: str) -> bytes:
-    return b"".join([chunk async for chunk in await blobs.get(key)])
+    return b"".join([chunk async for chunk in await blobs.read_object(key)])
 
 
 @pytest.mark.parametrize("size", [0, 1, PART_BYTES, PART_BYTES + 1, 2 * PART_BYTES + 7])
 async def test_what_goes_in_comes_out(parts, size: int) -> None:
     key, data = f"contract/{secrets.token_hex(4)}", secrets.token_bytes(size)
-    assert await parts.blobs.put(key, _stream(data)) == size
+    assert await parts.blobs.write_object(key, _stream(data)) == size
     assert await _all(parts.blobs, key) == data
     await parts.blobs.delete([key, "contract/never-there"])
     with pytest.raises(DomainError) as caught:
-        await parts.blobs.get(key)
+        await parts.blobs.read_object(key)
     assert caught.value.code == "not_found"
 
 
@@ -41,8 +41,8 @@ async def test_a_stream_that_breaks_leaves_nothing(parts) -> None:
         raise RuntimeError("the client went away")
 
     with pytest.raises(RuntimeError):
-        await parts.blobs.put(key, broken())
-    assert [blob.key async for blob in parts.blobs.under(key)] == []
+        await parts.blobs.write_object(key, broken())
+    assert [blob.key async for blob in parts.blobs.list_objects(key)] == []
     assert await parts.blobs.abort_uploads(key, datetime.now(UTC) + timedelta(hours=1)) == 0
 
 
@@ -51,10 +51,10 @@ async def test_files_and_listing(parts, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"content")
     for name in ("a", "b"):
-        await parts.blobs.put_file(prefix + name, file)
-    listed = [blob async for blob in parts.blobs.under(prefix)]
+        await parts.blobs.upload_file(prefix + name, file)
+    listed = [blob async for blob in parts.blobs.list_objects(prefix)]
     assert [(blob.key, blob.size) for blob in listed] == [(prefix + "a", 7), (prefix + "b", 7)]
-    await parts.blobs.fetch(prefix + "a", tmp_path / "copy")
+    await parts.blobs.download_file(prefix + "a", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == b"content"
 
 
@@ -64,5 +64,5 @@ async def test_wrong_secrets_and_absent_storage_are_errors_of_ours(system) -> No
     for settings in (wrong, away):
         async with S3Blobs(settings) as blobs:
             with pytest.raises(DomainError) as caught:
-                await blobs.check()
+                await blobs.check_connection()
             assert caught.value.code == "storage_unavailable"

@@ -23,7 +23,7 @@ from domain.llms.messages import (
     ToolCallDelta,
     ToolSpec,
 )
-from domain.ports import Program, SandboxLost, Serve
+from domain.ports import GatewayServer, SandboxLost, SandboxProgram
 from infra.sandbox import seccomp
 from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.exit_report import GuestStage
@@ -56,13 +56,13 @@ def code(readable: Path) -> Path:
     return readable
 
 
-def _program(code: Path, source: str = ASK, **more: Any) -> Program:
+def _program(code: Path, source: str = ASK, **more: Any) -> SandboxProgram:
     (code / "agent.py").write_text(source)
     told = {"code": code, "environment": None, "entrypoint": "agent:handle", "timeout": 10, "memory_mb": 128}
-    return Program(**{**told, "gateway": True, **more})
+    return SandboxProgram(**{**told, "gateway": True, **more})
 
 
-def _saying(word: str) -> Serve:
+def _saying(word: str) -> GatewayServer:
     """Answers everything with a word."""
 
     @contextlib.asynccontextmanager
@@ -92,7 +92,7 @@ async def test_each_run_is_answered_by_its_own_worker(sandbox, code) -> None:
     program = _program(code)
     for number in range(3):
         answers = await asyncio.gather(
-            *(sandbox.run(program, b"{}", _ignore, _saying(f"{number}-{one}")) for one in range(4))
+            *(sandbox.run_program(program, b"{}", _ignore, _saying(f"{number}-{one}")) for one in range(4))
         )
         assert [msgspec.json.decode(one.output or b"") for one in answers] == [f"{number}-{one}" for one in range(4)]
 
@@ -105,34 +105,34 @@ async def test_a_guest_finds_an_address_a_word_for_a_key_and_no_socket(sandbox, 
         "    held = [os.readlink(link) for link in links if os.path.lexists(link)]\n"
         "    return [{k: v for k, v in os.environ.items() if 'OPENAI' in k}, [one for one in held if 'socket' in one]]\n"
     )
-    outcome = await sandbox.run(_program(code, source), b"{}", _ignore, _saying("x"))
+    outcome = await sandbox.run_program(_program(code, source), b"{}", _ignore, _saying("x"))
     found, sockets = msgspec.json.decode(outcome.output or b"")
     url = found["OPENAI_BASE_URL"]
     assert url.startswith("http://127.0.0.1:")
     assert url.endswith("/v1")
     assert found == {"OPENAI_BASE_URL": url, "OPENAI_API_BASE": url, "OPENAI_API_KEY": "paddock"}
     assert sockets == []
-    outcome = await sandbox.run(_program(code, source, gateway=False), b"{}", _ignore)
+    outcome = await sandbox.run_program(_program(code, source, gateway=False), b"{}", _ignore)
     assert outcome.output == b"[{},[]]"
 
 
 async def test_programs_without_a_gateway_have_no_socket(sandbox, code) -> None:
     source = "import socket\ndef handle(p):\n    socket.socket()\n"
-    outcome = await sandbox.run(_program(code, source, gateway=False), b"{}", _ignore, _saying("x"))
+    outcome = await sandbox.run_program(_program(code, source, gateway=False), b"{}", _ignore, _saying("x"))
     assert outcome.error_type == "PermissionError"
-    assert (await sandbox.run(_program(code, source), b"{}", _ignore, _saying("x"))).output == b"null"
+    assert (await sandbox.run_program(_program(code, source), b"{}", _ignore, _saying("x"))).output == b"null"
 
 
 async def test_where_nobody_serves_connections_are_refused_at_once(sandbox, code) -> None:
-    outcome = await sandbox.run(_program(code, timeout=30), b"{}", _ignore)
+    outcome = await sandbox.run_program(_program(code, timeout=30), b"{}", _ignore)
     # Reset if it had got through just before the listener was closed.
     assert (outcome.error_type, "refused" in (outcome.error_message or "")) in (
         ("URLError", True),
         ("ConnectionResetError", False),
     )
-    outcome = await sandbox.check(_program(code, ASK + "handle(0)\n", timeout=30), _ignore)
+    outcome = await sandbox.check_entrypoint(_program(code, ASK + "handle(0)\n", timeout=30), _ignore)
     assert outcome.error_type == "URLError"
-    assert (await sandbox.check(_program(code), _ignore)).error_type is None
+    assert (await sandbox.check_entrypoint(_program(code), _ignore)).error_type is None
 
 
 async def test_calls_made_while_importing_are_answered_in_a_run(sandbox, code) -> None:
@@ -140,7 +140,9 @@ async def test_calls_made_while_importing_are_answered_in_a_run(sandbox, code) -
         code, ASK + "first = handle(0)\nagain = handle\ndef handle(p): return [first, again(p)]\n", timeout=5
     )
     for word in ("a", "b"):
-        assert (await sandbox.run(program, b"{}", _ignore, _saying(word))).output == f'["{word}","{word}"]'.encode()
+        assert (
+            await sandbox.run_program(program, b"{}", _ignore, _saying(word))
+        ).output == f'["{word}","{word}"]'.encode()
 
 
 async def test_runs_leave_no_descriptor_and_no_task_behind(code) -> None:
@@ -148,12 +150,12 @@ async def test_runs_leave_no_descriptor_and_no_task_behind(code) -> None:
     program = _program(code)
     before = await _begun(sandbox, program)
     for _ in range(15):
-        assert (await sandbox.run(program, b"{}", _ignore, _saying("x"))).output == b'"x"'
+        assert (await sandbox.run_program(program, b"{}", _ignore, _saying("x"))).output == b'"x"'
     await _as_before(*before)
     broken = WarmSandbox(BubblewrapSandbox(bwrap="/usr/bin/false"), None, 0)
     for _ in range(3):
         with contextlib.suppress(Exception):
-            await broken.run(program, b"{}", _ignore, _saying("x"))
+            await broken.run_program(program, b"{}", _ignore, _saying("x"))
     await _as_before(*before)
 
 
@@ -161,7 +163,7 @@ async def test_slots_that_were_never_used_leave_none_either(code) -> None:
     sandbox = WarmSandbox(BubblewrapSandbox(), None, 512)
     program = _program(code)
     before = await _begun(WarmSandbox(BubblewrapSandbox(), None, 0), program)
-    await sandbox.run(program, b"{}", _ignore, _saying("x"))
+    await sandbox.run_program(program, b"{}", _ignore, _saying("x"))
     await _until(lambda: sandbox.counts.warm > 0 and sandbox.counts.making == 0)
     assert _descriptors() > before[0]
     await sandbox.close()
@@ -184,7 +186,7 @@ async def test_cancelling_at_any_moment_ends_the_serving_and_frees(code, delay: 
             await asyncio.sleep(0.05)
             left.append(1)
 
-    running = asyncio.create_task(sandbox.run(program, b"{}", _ignore, serve))
+    running = asyncio.create_task(sandbox.run_program(program, b"{}", _ignore, serve))
     # None: once it is being served, however long that takes here.
     await (entered.wait() if delay is None else asyncio.sleep(delay))
     for _ in range(3):
@@ -205,7 +207,7 @@ async def test_serving_that_fails_ends_the_run_and_says_why(sandbox, code) -> No
     program = _program(code, "import time\ndef handle(p): time.sleep(30)\n", timeout=20)
     async with asyncio.timeout(10):
         with pytest.raises(RuntimeError, match="today"):
-            await sandbox.run(program, b"{}", _ignore, serve)
+            await sandbox.run_program(program, b"{}", _ignore, serve)
 
 
 async def test_the_end_of_serving_is_waited_for(sandbox, code) -> None:
@@ -220,7 +222,7 @@ async def test_the_end_of_serving_is_waited_for(sandbox, code) -> None:
             await asyncio.sleep(0.1)
             over.append(listener.fileno() >= 0)
 
-    await sandbox.run(_program(code, "def handle(p): return 1\n"), b"{}", _ignore, slow)
+    await sandbox.run_program(_program(code, "def handle(p): return 1\n"), b"{}", _ignore, slow)
     # It was the server's until it let go: its number cannot have been another's meanwhile.
     assert over == [True]
 
@@ -484,7 +486,7 @@ class Scripted:
 async def test_the_real_library_unchanged(sandbox, code) -> None:
     program = _program(code, LIBRARY, environment=PACKAGES, memory_mb=512, timeout=40)
     for _ in range(2):
-        outcome = await sandbox.run(program, b"{}", _ignore, serve_gateway(Scripted(), ["small", "large"]))
+        outcome = await sandbox.run_program(program, b"{}", _ignore, serve_gateway(Scripted(), ["small", "large"]))
         assert outcome.output is not None, outcome
         assert msgspec.json.decode(outcome.output) == {
             "models": ["small", "large"],

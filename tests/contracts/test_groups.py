@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from domain.ports import Program
+from domain.ports import SandboxProgram
 from domain.shared.errors import DomainError
 from infra.sandbox import cgroups
 from infra.sandbox.bubblewrap import BubblewrapSandbox
@@ -39,8 +39,10 @@ def code(readable: Path) -> Path:
     return readable
 
 
-def _program(code: Path, gateway: bool = False) -> Program:
-    return Program(code=code, environment=None, entrypoint="agent:handle", timeout=20, memory_mb=128, gateway=gateway)
+def _program(code: Path, gateway: bool = False) -> SandboxProgram:
+    return SandboxProgram(
+        code=code, environment=None, entrypoint="agent:handle", timeout=20, memory_mb=128, gateway=gateway
+    )
 
 
 async def _unpack(sandbox: BubblewrapSandbox, code: Path) -> None:
@@ -49,19 +51,19 @@ async def _unpack(sandbox: BubblewrapSandbox, code: Path) -> None:
         for number in range(2000):
             packed.addfile(tarfile.TarInfo(f"{number}.py"), io.BytesIO())
     out.mkdir()
-    assert (await sandbox.unpack(archive, out)).error is None
+    assert (await sandbox.unpack_archive(archive, out)).error is None
 
 
 async def _compile(sandbox: BubblewrapSandbox, code: Path) -> None:
     for number in range(200):
         (code / f"module_{number}.py").write_text("x = 1\n" * 50)
-    assert await sandbox.compile(code, "/agent") == []
+    assert await sandbox.compile_bytecode(code, "/agent") == []
 
 
 KINDS: dict[str, Callable[[BubblewrapSandbox, Path], Any]] = {
-    "run": lambda sandbox, code: sandbox.run(_program(code), b"{}", _ignore),
-    "check": lambda sandbox, code: sandbox.check(_program(code), _ignore),
-    "gateway": lambda sandbox, code: sandbox.run(_program(code, gateway=True), b"{}", _ignore),
+    "run": lambda sandbox, code: sandbox.run_program(_program(code), b"{}", _ignore),
+    "check": lambda sandbox, code: sandbox.check_entrypoint(_program(code), _ignore),
+    "gateway": lambda sandbox, code: sandbox.run_program(_program(code, gateway=True), b"{}", _ignore),
     "unpack": _unpack,
     "compile": _compile,
 }
@@ -116,18 +118,18 @@ async def test_without_its_group_a_sandbox_does_not_start(
     sandbox = WarmSandbox(base, server, 0)
     monkeypatch.setattr((server or base)._cgroups, "create_group", lambda _: closed)
     with pytest.raises(DomainError) as caught:
-        await sandbox.run(_program(code), b"{}", _ignore)
+        await sandbox.run_program(_program(code), b"{}", _ignore)
     assert caught.value.code == "sandbox_unavailable"
     assert "No space left on device" in caught.value.detail
     if server is None:
-        assert not (await sandbox.status()).available
+        assert not (await sandbox.get_status()).available
 
     def no_more(_: int) -> ControlGroup:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr((server or base)._cgroups, "create_group", no_more)
     with pytest.raises(DomainError) as caught:
-        await sandbox.run(_program(code), b"{}", _ignore)
+        await sandbox.run_program(_program(code), b"{}", _ignore)
     assert caught.value.code == "sandbox_unavailable"
     await sandbox.close()
 
@@ -183,6 +185,6 @@ async def test_groups_go_with_their_sandboxes(code: Path) -> None:
         holding.kill()
     sandbox = BubblewrapSandbox()
     for _ in range(3):
-        await sandbox.run(msgspec.structs.replace(_program(code), entrypoint="json:dumps"), b"{}", _ignore)
+        await sandbox.run_program(msgspec.structs.replace(_program(code), entrypoint="json:dumps"), b"{}", _ignore)
     left = [path for folder in made._folders for path in folder.parent.glob(f"paddock-{os.getpid()}-*")]
     assert left == []

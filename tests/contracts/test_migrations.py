@@ -10,8 +10,8 @@ from alembic import command
 from sqlalchemy import Connection
 
 from domain.shared import ids
-from infra.postgres.db import connect
-from infra.postgres.migrate import config, migrate
+from infra.postgres.db import create_engine
+from infra.postgres.migrate import build_alembic_config, migrate_database
 from scripts.system import System
 
 
@@ -22,14 +22,14 @@ async def database_at(system: System, revision: str) -> AsyncIterator[tuple[str,
     beside = urlsplit(owner_url)._replace(path=f"/{name}").geturl()
 
     def until(connection: Connection) -> None:
-        made = config()
+        made = build_alembic_config()
         made.attributes["connection"] = connection
         command.upgrade(made, revision)
 
     server = await asyncpg.connect(owner_url)
     try:
         await server.execute(f"CREATE DATABASE {name}")
-        engine = connect(beside, pool_size=1, application="tests", as_owner=True)
+        engine = create_engine(beside, pool_size=1, application="tests", as_owner=True)
         async with engine.begin() as connection:
             await connection.run_sync(until)
         await engine.dispose()
@@ -50,7 +50,7 @@ async def test_tenants_that_were_there_before_get_the_local_model(system: System
             "FROM unnest(ARRAY['one', 'two']) AS t"
         )
         first = ids.generate_uuid7()
-        await migrate(beside)
+        await migrate_database(beside)
         found = await owner.fetch("SELECT * FROM models ORDER BY tenant_id")
     assert [(row["tenant_id"], row["name"], row["provider"]) for row in found] == [
         ("one", "smollm2", "local"),
@@ -86,7 +86,7 @@ async def test_e_mails_of_before_are_folded_and_look_alikes_stay_apart(system: S
             "VALUES ($1, 'one', 'ｎew@example.com', 'member', '\\x00', now(), now())",
             ids.generate_uuid7(),
         )
-        await migrate(beside)
+        await migrate_database(beside)
         users = await owner.fetch("SELECT email, username FROM users ORDER BY created_at")
         invited = await owner.fetchval("SELECT email FROM invites")
     assert [row["email"] for row in users] == list(before.values())

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from domain.ports import Program
+from domain.ports import SandboxProgram
 from domain.shared.errors import DomainError
 from infra.sandbox import seccomp
 from infra.sandbox.bubblewrap import BubblewrapSandbox
@@ -54,9 +54,9 @@ def code(readable: Path) -> Path:
     return readable
 
 
-def _program(code: Path, source: str, timeout: float = 10) -> Program:
+def _program(code: Path, source: str, timeout: float = 10) -> SandboxProgram:
     (code / "agent.py").write_text(source)
-    return Program(code=code, environment=None, entrypoint="agent:handle", timeout=timeout, memory_mb=128)
+    return SandboxProgram(code=code, environment=None, entrypoint="agent:handle", timeout=timeout, memory_mb=128)
 
 
 def _descriptors() -> int:
@@ -73,10 +73,10 @@ async def _as_before(descriptors: int, tasks: int) -> None:
     assert len(asyncio.all_tasks()) <= tasks
 
 
-async def _begun(cold: WarmSandbox, program: Program) -> tuple[int, int]:
+async def _begun(cold: WarmSandbox, program: SandboxProgram) -> tuple[int, int]:
     """How many descriptors and tasks there are when nothing runs and all that lasts is there."""
     quick = msgspec.structs.replace(program, entrypoint="json:dumps")
-    await cold.run(quick, b"{}", _ignore)
+    await cold.run_program(quick, b"{}", _ignore)
     await asyncio.sleep(0.1)
     return _descriptors(), len(asyncio.all_tasks())
 
@@ -140,7 +140,7 @@ async def test_no_output_is_lost_however_short_the_run(sandbox, code) -> None:
         def hear(_: str, data: bytes, heard: bytearray = heard) -> None:
             heard.extend(data)
 
-        await sandbox.run(program, b"{}", hear)
+        await sandbox.run_program(program, b"{}", hear)
         assert heard == b"imported\ncalled\n"
 
 
@@ -150,7 +150,7 @@ async def test_no_state_passes_from_one_run_to_the_next(sandbox, code) -> None:
         "import os\nseen = []\ndef handle(p):\n    seen.append(1)\n    there = os.listdir('/tmp')\n    open('/tmp/left', 'w').close()\n    return [len(seen), there]\n",
     )
     for _ in range(3):
-        assert (await sandbox.run(program, b"{}", _ignore)).output == b"[1,[]]"
+        assert (await sandbox.run_program(program, b"{}", _ignore)).output == b"[1,[]]"
 
 
 async def test_not_even_its_own_interpreter_lies_on_a_mount_it_could_write_to(sandbox, code) -> None:
@@ -159,7 +159,7 @@ async def test_not_even_its_own_interpreter_lies_on_a_mount_it_could_write_to(sa
         code,
         "import os\ndef handle(p):\n    return [os.fstatvfs(os.open('/proc/self/exe', os.O_RDONLY)).f_flag & os.ST_RDONLY]\n",
     )
-    assert (await sandbox.run(program, b"{}", _ignore)).output == b"[1]"
+    assert (await sandbox.run_program(program, b"{}", _ignore)).output == b"[1]"
 
 
 async def test_a_guest_finds_the_same_names_however_it_was_made(sandbox, code) -> None:
@@ -173,7 +173,7 @@ async def test_a_guest_finds_the_same_names_however_it_was_made(sandbox, code) -
         "    ours = sorted(name for name in sys.modules if name.startswith('infra'))\n"
         "    return [queue.MINE, ours, sys.argv, sys.modules['__main__'].__file__, sorted(os.environ), sys.path[0], os.getpid()]\n",
     )
-    outcome = await sandbox.run(program, b"{}", _ignore)
+    outcome = await sandbox.run_program(program, b"{}", _ignore)
     expected = [1, [], ["/guest/main.py"], "/guest/main.py", ["HOME", "LANG", "PATH", "TMPDIR"], "/agent", 1]
     assert outcome.output is not None, outcome
     told = msgspec.json.decode(outcome.output)
@@ -186,7 +186,7 @@ async def test_randomness_is_each_run_s_own(sandbox, code) -> None:
         code,
         "import os, random, uuid, tempfile\ndef handle(p): return [random.random(), os.urandom(8).hex(), str(uuid.uuid4()), tempfile.mktemp()]\n",
     )
-    told = [msgspec.json.decode((await sandbox.run(program, b"{}", _ignore)).output or b"") for _ in range(6)]
+    told = [msgspec.json.decode((await sandbox.run_program(program, b"{}", _ignore)).output or b"") for _ in range(6)]
     assert all(len(set(column)) == 6 for column in zip(*told, strict=True))
 
 
@@ -197,7 +197,7 @@ async def test_what_listening_raises_ends_the_run(sandbox, code) -> None:
         raise RuntimeError("enough")
 
     with pytest.raises(RuntimeError, match="enough"):
-        await sandbox.run(program, b"{}", too_much)
+        await sandbox.run_program(program, b"{}", too_much)
 
 
 async def test_a_bwrap_that_does_not_start_is_an_unavailable_sandbox(code) -> None:
@@ -205,18 +205,18 @@ async def test_a_bwrap_that_does_not_start_is_an_unavailable_sandbox(code) -> No
         broken = BubblewrapSandbox(bwrap=bwrap)
         warm = WarmSandbox(broken, None, 64)
         with pytest.raises(DomainError) as caught:
-            await warm.run(_program(code, "def handle(p): return 1\n"), b"{}", _ignore)
+            await warm.run_program(_program(code, "def handle(p): return 1\n"), b"{}", _ignore)
         assert caught.value.code == "sandbox_unavailable"
         await warm.close()
         with pytest.raises(DomainError) as caught:
-            await broken.run(_program(code, "def handle(p): return 1\n"), b"{}", _ignore)
+            await broken.run_program(_program(code, "def handle(p): return 1\n"), b"{}", _ignore)
         assert caught.value.code == "sandbox_unavailable"
-        assert (await broken.status()).available is False
+        assert (await broken.get_status()).available is False
 
 
 async def test_check_imports_and_does_not_call(sandbox, code) -> None:
     program = _program(code, "def handle(p): raise RuntimeError('called')\n")
-    assert (await sandbox.check(program, _ignore)).error_type is None
+    assert (await sandbox.check_entrypoint(program, _ignore)).error_type is None
 
 
 def test_a_fence_knows_its_guards() -> None:

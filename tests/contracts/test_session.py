@@ -16,8 +16,8 @@ from domain.shared.errors import DomainError
 from domain.shared.secrets import Secret
 from infra.embedded.postgres import find_binaries
 from infra.postgres import session
-from infra.postgres.db import connect
-from infra.postgres.migrate import migrate
+from infra.postgres.db import create_engine
+from infra.postgres.migrate import migrate_database
 from infra.postgres.store import PostgresStore
 from infra.wiring import open_resources
 from scripts.release import set_tenant_plan
@@ -34,7 +34,7 @@ TENANTS = ("one", "two", "three")
 async def elsewhere(system: System) -> AsyncIterator[Managed]:
     """A managed database, migrated by an owner who is no superuser, that holds three tenants with a user each."""
     async with managed(system) as made:
-        await migrate(made.url())
+        await migrate_database(made.url())
         server = await asyncpg.connect(made.superuser_url)
         for name in TENANTS:
             await server.execute("INSERT INTO tenants (id, plan, created_at) VALUES ($1, 'standard', $2)", name, NOW)
@@ -49,7 +49,7 @@ async def elsewhere(system: System) -> AsyncIterator[Managed]:
 
 @asynccontextmanager
 async def stored(url: str, size: int = 4) -> AsyncIterator[PostgresStore]:
-    engine = connect(url, pool_size=size, application="tests")
+    engine = create_engine(url, pool_size=size, application="tests")
     store = PostgresStore(engine, None, lambda: NOW)  # type: ignore[arg-type]
     try:
         yield store
@@ -59,7 +59,7 @@ async def stored(url: str, size: int = 4) -> AsyncIterator[PostgresStore]:
 
 async def seen(store: PostgresStore, bound: str | None) -> set[str]:
     """Whose users a transaction shows, and that it works as the application's role."""
-    begun = store.begin_single() if bound is None else store.begin_for(bound)
+    begun = store.autocommit() if bound is None else store.tenant_transaction(bound)
     async with begun as tx:
         raw = tx._raw  # type: ignore[attr-defined]
         assert await raw.fetchval("SELECT current_user::text") == "paddock_app"
@@ -68,11 +68,11 @@ async def seen(store: PostgresStore, bound: str | None) -> set[str]:
 
 async def test_a_dropped_role_shows_no_other_tenant(elsewhere: Managed) -> None:
     async with without_the_role(elsewhere.server_url) as port, stored(elsewhere.url(port)) as store:
-        await store.check()
+        await store.check_health()
         assert await seen(store, "one") == {"one"}
         assert await seen(store, None) == set()
-        async with store.begin_single() as tx:
-            assert await tx.queues.next_build(False) is None
+        async with store.autocommit() as tx:
+            assert await tx.queues.find_next_build(False) is None
 
 
 async def test_a_superuser_who_logs_in_is_held_too(elsewhere: Managed) -> None:
@@ -80,7 +80,7 @@ async def test_a_superuser_who_logs_in_is_held_too(elsewhere: Managed) -> None:
     async with without_the_role(elsewhere.server_url) as port:
         netloc = f"{parsed.username}:{parsed.password}@127.0.0.1:{port}"
         async with stored(parsed._replace(netloc=netloc).geturl()) as store:
-            await store.check()
+            await store.check_health()
             assert await seen(store, "one") == {"one"}
             assert await seen(store, None) == set()
 
@@ -90,14 +90,14 @@ async def test_without_the_role_in_each_transaction_a_superuser_sees_all_and_hea
 ) -> None:
     """The attack, with its guard taken away: what the opening statement is there for, and what the check is."""
     async with stored(elsewhere.superuser_url) as store:
-        await store.check()
-        bare = session.Session(opening="BEGIN; ", single=True)
-        monkeypatch.setattr("infra.postgres.store.session_of", lambda connection: bare)
-        async with store.begin_for("one") as tx:
+        await store.check_health()
+        bare = session.SessionStart(opening="BEGIN; ", single=True)
+        monkeypatch.setattr("infra.postgres.store.get_session_start", lambda connection: bare)
+        async with store.tenant_transaction("one") as tx:
             rows = await tx._raw.fetch("SELECT tenant_id FROM users")  # type: ignore[attr-defined]
             assert {row["tenant_id"] for row in rows} == set(TENANTS)
         with pytest.raises(DomainError) as caught:
-            await store.check()
+            await store.check_health()
         assert (caught.value.code, "work as 'paddock'" in caught.value.detail) == ("database_unsafe", True)
 
 
@@ -114,7 +114,7 @@ async def test_the_owner_is_held_where_no_role_is_taken_on(elsewhere: Managed) -
         await server.execute("ALTER TABLE users NO FORCE ROW LEVEL SECURITY")
         assert await owner.fetchval("SELECT count(*) FROM users") == 3
         # A table that a later migration left open, or a hand, is closed by the next one.
-        await migrate(elsewhere.url())
+        await migrate_database(elsewhere.url())
         assert await owner.fetch("SELECT * FROM users") == []
     finally:
         await owner.close()
@@ -139,8 +139,8 @@ async def test_the_owner_does_not_drop_a_partition_whose_rows_it_cannot_see(else
 
 
 async def test_a_partition_that_is_made_is_guarded_at_once(elsewhere: Managed) -> None:
-    async with stored(elsewhere.url()) as store, store.begin_unbound() as tx:
-        await tx.queues.make_partitions(datetime(2031, 5, 1, tzinfo=UTC), 0)
+    async with stored(elsewhere.url()) as store, store.system_transaction() as tx:
+        await tx.queues.create_partitions(datetime(2031, 5, 1, tzinfo=UTC), 0)
     server = await asyncpg.connect(elsewhere.superuser_url)
     try:
         held = (
@@ -176,7 +176,7 @@ async def test_a_session_that_could_see_all_is_refused_at_connect_and_at_start(
         async with stored(elsewhere.url()) as store:
             for _ in range(2):
                 with pytest.raises(DomainError) as caught:
-                    async with store.begin_for("one"):
+                    async with store.tenant_transaction("one"):
                         pass
                 assert (caught.value.code, said in caught.value.detail) == ("database_unsafe", True), caught.value
         settings = replace(system.settings, database_url=Secret(elsewhere.url()))
@@ -196,10 +196,10 @@ async def test_a_role_that_becomes_mighty_later_is_found_by_health(elsewhere: Ma
         try:
             await server.execute(f"CREATE ROLE {role}; GRANT {role} TO {elsewhere.login}")
             async with stored(elsewhere.url()) as store:
-                await store.check()
+                await store.check_health()
                 await server.execute(f"ALTER ROLE {role} BYPASSRLS")
                 with pytest.raises(DomainError, match="NOSUPERUSER NOBYPASSRLS"):
-                    await store.check()
+                    await store.check_health()
         finally:
             await server.execute(f"DROP ROLE IF EXISTS {role}")
             await server.close()
@@ -240,12 +240,12 @@ async def test_many_tenants_through_few_sessions_of_pgbouncer_see_themselves_alo
         async def look(number: int) -> None:
             store, bound = (one, other)[number % 2], (*TENANTS, "", None)[number % 5]
             assert await seen(store, bound) == ({bound} if bound else set())
-            async with store.begin_unbound() as tx:
-                await tx.queues.stats(tx.now)
-                await tx.queues.run_states(tx.now)
+            async with store.system_transaction() as tx:
+                await tx.queues.list_stats(tx.now)
+                await tx.queues.count_runs_by_status(tx.now)
 
         await asyncio.gather(*(look(number) for number in range(200)))
-        await asyncio.gather(one.check(), other.check())
+        await asyncio.gather(one.check_health(), other.check_health())
 
 
 @needs_pgbouncer

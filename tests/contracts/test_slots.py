@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from domain.ports import Program, SandboxLost
+from domain.ports import SandboxLost, SandboxProgram
 from domain.shared.errors import DomainError
 from infra.sandbox import demand
 from infra.sandbox import pool as slots
@@ -54,17 +54,17 @@ def code(readable: Path) -> Path:
     return readable / "version"
 
 
-def _program(code: Path, source: str = MARKED, **more: Any) -> Program:
+def _program(code: Path, source: str = MARKED, **more: Any) -> SandboxProgram:
     code.mkdir(exist_ok=True)
     (code / "agent.py").write_text(source)
-    return Program(
+    return SandboxProgram(
         **{"code": code, "environment": None, "entrypoint": "agent:handle", "timeout": 60, "memory_mb": 128, **more}
     )
 
 
-async def _run(sandbox: WarmSandbox | SlotPool, program: Program, **payload: Any) -> dict[str, Any]:
+async def _run(sandbox: WarmSandbox | SlotPool, program: SandboxProgram, **payload: Any) -> dict[str, Any]:
     payload["submitted"] = time.monotonic()
-    outcome = await sandbox.run(program, json.dumps(payload).encode(), _ignore)
+    outcome = await sandbox.run_program(program, json.dumps(payload).encode(), _ignore)
     assert outcome.output is not None, outcome
     return json.loads(outcome.output)
 
@@ -177,7 +177,7 @@ async def test_other_code_under_the_same_name_never_meets_an_old_slot(warm, code
     await _quiet(warm)
     code.rename(code.with_name("evicted"))
     with pytest.raises(DomainError, match="cannot isolate"):
-        await warm.run(program, b"{}", _ignore)
+        await warm.run_program(program, b"{}", _ignore)
     _program(code, "def handle(p): return 'new'\n")
     for _ in range(4):
         assert await _run(warm, program) == "new"
@@ -262,7 +262,7 @@ async def test_idle_slots_keep_to_their_memory_and_the_least_recently_used_give_
 async def test_an_import_that_fails_is_reported_with_its_stack_by_the_run(warm, code) -> None:
     program = _program(code, "import time\nraise RuntimeError('broken')\n")
     for _ in range(3):
-        outcome = await warm.run(program, b"{}", _ignore)
+        outcome = await warm.run_program(program, b"{}", _ignore)
         assert (outcome.error_type, outcome.error_message) == ("RuntimeError", "broken")
         assert 'File "/agent/agent.py", line 2' in (outcome.stack or "")
         await _until(lambda: warm.counts.making == 0)
@@ -280,7 +280,7 @@ async def test_what_an_import_prints_is_in_every_run_s_log_once(warm, code, amou
         def hear(stream: str, data: bytes, heard: dict[str, bytes] = heard) -> None:
             heard[stream] += data
 
-        assert (await warm.run(program, b"{}", hear)).error_type is None
+        assert (await warm.run_program(program, b"{}", hear)).error_type is None
         assert heard == {"stdout": b"i" * amount + b"\ncalled\n", "stderr": b"err\n"}
         await asyncio.sleep(0.02)
         await _until(lambda: warm.counts.making == 0)
@@ -338,7 +338,7 @@ async def test_the_end_of_the_fork_server_is_survived(code) -> None:
         await _run(sandbox, program)
         await _quiet(sandbox)
         for which in ("parent", "server"):
-            running = asyncio.create_task(sandbox.run(program, b'{"sleep": 20, "submitted": 0}', _ignore))
+            running = asyncio.create_task(sandbox.run_program(program, b'{"sleep": 20, "submitted": 0}', _ignore))
             await asyncio.sleep(0.2)
             victim = server.pid or 0
             os.kill(victim if which == "parent" else list_descendants(victim)[0], signal.SIGKILL)
@@ -387,7 +387,7 @@ async def test_closing_leaves_no_process_and_no_descriptor(code) -> None:
     for how in ("bubblewrap", "forkserver"):
         sandbox = await open_run_sandbox(how, None, 256)
         await _run(sandbox, program)
-        running = [asyncio.create_task(sandbox.run(one, b"{}", _ignore)) for one in (slow, slow)]
+        running = [asyncio.create_task(sandbox.run_program(one, b"{}", _ignore)) for one in (slow, slow)]
         await asyncio.sleep(0.15)
         assert sandbox.counts.busy == 2
         for one in running:
@@ -450,7 +450,9 @@ def handle(p):
 async def test_an_idle_slot_cannot_wake_itself(code) -> None:
     sandbox = WarmSandbox(BubblewrapSandbox(), ForkServerBackend(), 256)
     try:
-        assert json.loads((await sandbox.run(_program(code, WAKER), b"{}", _ignore)).output or b"") == {"made": -1}
+        assert json.loads((await sandbox.run_program(_program(code, WAKER), b"{}", _ignore)).output or b"") == {
+            "made": -1
+        }
     finally:
         await sandbox.close()
 
@@ -460,7 +462,9 @@ async def test_a_slot_that_woke_all_the_same_is_killed(code) -> None:
     fence = Fence(without=frozenset({"seccomp"}))
     sandbox = WarmSandbox(BubblewrapSandbox(fence), ForkServerBackend(fence), 256)
     try:
-        assert json.loads((await sandbox.run(_program(code, WAKER), b"{}", _ignore)).output or b"") == {"made": 0}
+        assert json.loads((await sandbox.run_program(_program(code, WAKER), b"{}", _ignore)).output or b"") == {
+            "made": 0
+        }
         await _until(lambda: sandbox.counts.warm > 0)
         slot = next(tree for tree in sandbox.pool._idle_slots if tree.report.stage > 2)
         await _until(lambda: slot.is_awake)
@@ -474,7 +478,7 @@ async def test_files_in_memory_count_for_the_memory_of_a_slot(code) -> None:
     source = "open('/tmp/big', 'wb').write(bytes(40 << 20))\ndef handle(p): return 1\n"
     sandbox = WarmSandbox(BubblewrapSandbox(), ForkServerBackend(), 256)
     try:
-        await sandbox.run(_program(code, source), b"{}", _ignore)
+        await sandbox.run_program(_program(code, source), b"{}", _ignore)
         await _until(lambda: sandbox.counts.warm > 0)
         assert max(slot.memory_bytes for slot in sandbox.pool._idle_slots.values()) > 40 << 20
     finally:
@@ -487,11 +491,11 @@ async def test_waiting_for_a_slot_counts_for_the_timeout(code) -> None:
     sandbox = WarmSandbox(BubblewrapSandbox(), ForkServerBackend(), 256)
     program = _program(code, flag, timeout=3)
     try:
-        await sandbox.run(program, b"{}", _ignore)
+        await sandbox.run_program(program, b"{}", _ignore)
         await _until(lambda: sandbox.counts.warm > 0)
         (code / "hang").touch()
         began = time.monotonic()
-        outcomes = await asyncio.gather(*(sandbox.run(program, b"{}", _ignore) for _ in range(3)))
+        outcomes = await asyncio.gather(*(sandbox.run_program(program, b"{}", _ignore) for _ in range(3)))
         assert "timeout" in [outcome.error_type for outcome in outcomes]
         assert time.monotonic() - began < 5.5
     finally:

@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from domain.shared.errors import DomainError
-from infra.postgres.db import Base, connect
+from infra.postgres.db import Base, create_engine
 from tests.support.clients import Tenant
 
 WITH_TENANT = (
@@ -25,7 +25,7 @@ WITH_TENANT = (
 
 @pytest.fixture
 async def application(system):
-    engine = connect(system.settings.database_url.reveal(), pool_size=2, application="tests")
+    engine = create_engine(system.settings.database_url.reveal(), pool_size=2, application="tests")
     yield engine
     await engine.dispose()
 
@@ -100,7 +100,7 @@ async def test_events_can_be_added_and_never_changed(application, home: Tenant) 
 
 
 async def test_migrations_and_row_classes_agree(system) -> None:
-    engine = connect(system.settings.database_owner_url.reveal(), pool_size=1, application="tests", as_owner=True)
+    engine = create_engine(system.settings.database_owner_url.reveal(), pool_size=1, application="tests", as_owner=True)
     try:
         async with engine.connect() as connection:
             differences = await connection.run_sync(
@@ -127,8 +127,8 @@ async def test_nothing_is_rung_for_what_was_not_committed(parts, home: Tenant) -
 
     before = await parts.queue.depth("build")
     with pytest.raises(RuntimeError):
-        async with parts.store.begin_for(home.tenant_id) as tx:
-            tx.ring(Job(lane="build", row_id="ver_x", tenant_id=home.tenant_id, attempt=0))
+        async with parts.store.tenant_transaction(home.tenant_id) as tx:
+            tx.ring_job(Job(lane="build", row_id="ver_x", tenant_id=home.tenant_id, attempt=0))
             raise RuntimeError
     assert await parts.queue.depth("build") == before
 
@@ -138,7 +138,7 @@ async def test_errors_of_the_domain_roll_back(parts, home: Tenant) -> None:
     from domain.agents import PatchAgent
 
     with pytest.raises(DomainError):
-        async with parts.store.begin_for(home.tenant_id) as tx:
+        async with parts.store.tenant_transaction(home.tenant_id) as tx:
             await agents.patch_agent(tx, "hello", PatchAgent(description="changed"))
             await agents.get_agent(tx, "no such agent")
     assert (await home.http.get("/agents/hello")).json()["description"] != "changed"

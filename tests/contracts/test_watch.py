@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from domain.ports import Outcome, Program
+from domain.ports import SandboxOutcome, SandboxProgram
 from infra.sandbox import proc
 from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.forkserver.client import ForkServerBackend
@@ -41,9 +41,9 @@ def _ignore(_: str, __: bytes) -> None:
     return None
 
 
-def _program(code: Path, source: str, memory_mb: int = 128) -> Program:
+def _program(code: Path, source: str, memory_mb: int = 128) -> SandboxProgram:
     (code / "agent.py").write_text(source)
-    return Program(code=code, environment=None, entrypoint="agent:handle", timeout=20, memory_mb=memory_mb)
+    return SandboxProgram(code=code, environment=None, entrypoint="agent:handle", timeout=20, memory_mb=memory_mb)
 
 
 @pytest.fixture(params=["bubblewrap", "forkserver"])
@@ -54,7 +54,7 @@ def made(request: pytest.FixtureRequest) -> WarmSandbox:
 async def test_an_idle_slot_whose_first_thread_has_ended_is_measured(made: WarmSandbox, readable: Path) -> None:
     """400 MiB do not fit into the 256 that idle slots may hold together, so that it does not wait."""
     program = _program(readable, HIDDEN, memory_mb=1024)
-    assert (await made.run(program, b"{}", _ignore)).output == b"1"
+    assert (await made.run_program(program, b"{}", _ignore)).output == b"1"
     async with asyncio.timeout(60):
         while not made.counts.warm:
             await asyncio.sleep(0.01)
@@ -77,7 +77,7 @@ async def test_what_cannot_be_measured_is_ended(
 ) -> None:
     program = _program(readable, "import time\ndef handle(p):\n    time.sleep(20)\n    return 1\n")
     # First as it is, so that everything that lasts is there.
-    await made.run(msgspec.structs.replace(program, entrypoint="json:dumps"), b"{}", _ignore)
+    await made.run_program(msgspec.structs.replace(program, entrypoint="json:dumps"), b"{}", _ignore)
     read, listed = proc._read_file, os.listdir
 
     def refused_read(path: str) -> str:
@@ -92,7 +92,7 @@ async def test_what_cannot_be_measured_is_ended(
 
     monkeypatch.setattr(proc, "_read_file", refused_read)
     monkeypatch.setattr(proc.os, "listdir", refused_list)
-    outcome = await made.run(program, b"{}", _ignore)
+    outcome = await made.run_program(program, b"{}", _ignore)
     monkeypatch.undo()
     assert outcome.error_type == "not_measurable", outcome
     assert str(readable) not in json.dumps(msgspec.to_builtins(outcome))
@@ -110,7 +110,7 @@ async def test_a_host_that_cannot_look_into_sandboxes_cannot_isolate(monkeypatch
 
     sandbox = BubblewrapSandbox()
     monkeypatch.setattr(proc, "_read_file", refused)
-    status = await sandbox.status()
+    status = await sandbox.get_status()
     assert not status.available
     assert "SYS_PTRACE" in status.reason
 
@@ -140,6 +140,6 @@ def handle(p):
 
 
 async def test_what_programs_do_every_day_is_not_ended(made: WarmSandbox, readable: Path) -> None:
-    outcome = await made.run(_program(readable, PROGRAMS), b"{}", _ignore)
-    assert outcome == Outcome(output=b'[-15,["0","1","2","3","4"],73400320]')
+    outcome = await made.run_program(_program(readable, PROGRAMS), b"{}", _ignore)
+    assert outcome == SandboxOutcome(output=b'[-15,["0","1","2","3","4"],73400320]')
     await made.close()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from domain import executions
 from domain.events import parse_level
 from domain.executions import MAX_DEPTH, ExecutionStart, build_payload
-from domain.ports import Outcome
+from domain.ports import SandboxOutcome
 from domain.shared import access
 from domain.shared.access import ALL_SCOPES, SCOPES_BY_ROLE, Caller, limit_scopes
 from domain.shared.errors import ERROR_CODES, DomainError
@@ -85,8 +85,8 @@ def test_task_and_inputs_reach_the_entrypoint() -> None:
 
 def test_a_deep_result_is_none() -> None:
     deep = b"[" * 200 + b"]" * 200
-    assert executions.enforce_result_limits(Outcome(output=deep)).error_type == "result_not_json"
-    assert executions.enforce_result_limits(Outcome(output=b"[1]")).output == b"[1]"
+    assert executions.enforce_result_limits(SandboxOutcome(output=deep)).error_type == "result_not_json"
+    assert executions.enforce_result_limits(SandboxOutcome(output=b"[1]")).output == b"[1]"
 
 
 @pytest.mark.parametrize(

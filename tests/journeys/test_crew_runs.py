@@ -179,7 +179,7 @@ async def test_a_plan_of_a_crew_names_models_of_providers(acme: Tenant, parts) -
         max_rpm=7,
     )
     caller = Caller(tenant_id=acme.tenant_id, user_id=acme.account["id"], role="admin", scopes=ALL_SCOPES)
-    async with parts.store.begin(caller) as tx:
+    async with parts.store.transaction(caller) as tx:
         kept = await crews.get_crew(tx, crew["id"])
         plan = await crews.compile_crew(tx, caller, kept)
         moved = await crews.compile_crew(tx, caller, kept, "deepseek/deepseek-chat")

@@ -240,7 +240,7 @@ async def test_two_slow_uploads_hold_up_nobody_else(system: System, acme: Tenant
 
 
 async def _place(parts: Resources, owner: Tenant, name: str) -> service.ArtifactBody:
-    async with parts.store.begin_for(owner.tenant_id) as tx:
+    async with parts.store.tenant_transaction(owner.tenant_id) as tx:
         return await service.get_artifact_body(tx, name)
 
 
@@ -301,7 +301,7 @@ async def test_storage_away_loses_no_artifact(
 
     async def gone() -> bool:
         try:
-            await parts.blobs.get(stored.key)
+            await parts.blobs.read_object(stored.key)
         except DomainError as error:
             return error.code == "not_found"
         return False

@@ -290,6 +290,6 @@ async def test_who_is_scheduled_is_known(acme: Tenant, parts) -> None:
     agent = await acme.deploy("def handle(p): return 1\n")
     for name in ("One", "Two"):
         await made(acme, ALL, **{**DAILY, "name": name}, agent_id=agent)
-    async with parts.store.begin_for(acme.tenant_id) as tx:
+    async with parts.store.tenant_transaction(acme.tenant_id) as tx:
         assert await tx.schedules.list_names_by_target("agent", agent) == ["One", "Two"]
         assert await tx.schedules.list_names_by_target("crew", ids.generate_id("crew")) == []

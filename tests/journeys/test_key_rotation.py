@@ -60,13 +60,13 @@ async def world(system: System):
 
 
 async def _keep(parts: Resources, caller: Caller, name: str, key: str) -> str:
-    async with parts.store.begin(caller) as tx:
+    async with parts.store.transaction(caller) as tx:
         data = NewProviderKey(name=name, service="openai", key=key)
         return (await provider_keys.create_provider_key(tx, caller, data, parts.keyring.seal)).id
 
 
 async def _opened(parts: Resources, caller: Caller, slug: str) -> str:
-    async with parts.store.begin(caller) as tx:
+    async with parts.store.transaction(caller) as tx:
         return parts.keyring.open(await provider_keys.get_sealed_key(tx, slug)).decode()
 
 
@@ -137,12 +137,12 @@ async def test_a_key_that_is_replaced_meanwhile_stays_replaced(world: World) -> 
         done = False
 
         @asynccontextmanager
-        async def begin_unbound(self) -> AsyncIterator[Any]:
-            async with both.store.begin_unbound() as tx:
+        async def system_transaction(self) -> AsyncIterator[Any]:
+            async with both.store.system_transaction() as tx:
                 yield tx
             if not self.done:
                 self.done = True
-                async with old.store.begin(caller) as tx:
+                async with old.store.transaction(caller) as tx:
                     await provider_keys.patch_provider_key(
                         tx, "busy", PatchProviderKey(key="sk-after"), old.keyring.seal
                     )
@@ -150,5 +150,5 @@ async def test_a_key_that_is_replaced_meanwhile_stays_replaced(world: World) -> 
     done = await reseal_keys(Meddled(), both.keyring)  # type: ignore[arg-type]
     assert (done.resealed, done.kept, done.unreadable) == (1, 0, ())
     assert await _opened(await world.process(NEW), caller, "busy") == "sk-after"
-    async with both.store.begin_unbound() as tx:
+    async with both.store.system_transaction() as tx:
         assert not await tx.provider_keys.replace_sealed(ids.generate_id("pkey"), b"", b"x")

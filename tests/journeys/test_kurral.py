@@ -71,7 +71,7 @@ async def key_in_storage(parts: Resources, owner: Tenant, kurral_id: str) -> str
     """Where the body lies in object storage, once it has left Postgres."""
 
     async def look() -> str | None:
-        async with parts.store.begin_for(owner.tenant_id) as tx:
+        async with parts.store.tenant_transaction(owner.tenant_id) as tx:
             found = await service.get_artifact_body(tx, kurral_id)
         return found.key if found.packed_body is None else None
 
@@ -80,7 +80,7 @@ async def key_in_storage(parts: Resources, owner: Tenant, kurral_id: str) -> str
 
 async def object_at(parts: Resources, key: str) -> bytes | None:
     try:
-        return b"".join([chunk async for chunk in decompress_stream(await parts.blobs.get(key))])
+        return b"".join([chunk async for chunk in decompress_stream(await parts.blobs.read_object(key))])
     except DomainError as error:
         assert error.code == "not_found"
         return None

@@ -9,7 +9,7 @@ from domain import costs
 from domain.costs import BilledCall, CostAttribution
 from domain.llms.messages import ModelUsage
 from domain.shared import ids
-from infra.postgres.db import connect
+from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from infra.wiring import Resources
 from scripts.system import System
@@ -39,7 +39,7 @@ async def clocked(system: System):
     """A store whose clock is turned by hand."""
     clock = [datetime.now(UTC)]
     url = system.settings.database_url.reveal()
-    store = PostgresStore(connect(url, pool_size=2, application="tests"), Silent(), lambda: clock[0])
+    store = PostgresStore(create_engine(url, pool_size=2, application="tests"), Silent(), lambda: clock[0])
     yield store, clock
     await store.close()
 
@@ -53,7 +53,7 @@ async def spent(clocked: Any, acme: Tenant) -> dict[str, str]:
     for name, provider, model, cost, ago in CALLS:
         clock[0] = now - ago
         spender = CostAttribution(agent_id=agents[name], agent_name=name)
-        async with store.begin_for(acme.tenant_id) as tx:
+        async with store.tenant_transaction(acme.tenant_id) as tx:
             await costs.settle_call(tx, None, spender, called(provider, model, cost))
     return agents
 
@@ -68,7 +68,7 @@ async def test_one_call_of_a_model(parts: Resources, acme: Tenant, home: Tenant)
         key_id=key_id,
         user_id=acme.account["id"],
     )
-    async with parts.store.begin_for(acme.tenant_id) as tx:
+    async with parts.store.tenant_transaction(acme.tenant_id) as tx:
         settled = await costs.settle_call(tx, None, spender, called("openai", "gpt-4", 0.0045))
     answer = (await acme.http.get("/costs", params={"agent_id": agent["id"], "limit": 10})).json()
     assert answer["total_cost"] == 0.0045
@@ -132,7 +132,7 @@ async def test_lists_and_their_totals(acme: Tenant, spent: dict[str, str], clock
     store, clock = clocked
     clock[0] = datetime.now(UTC)
     execution_id = ids.generate_id("exec")
-    async with store.begin_for(acme.tenant_id) as tx:
+    async with store.tenant_transaction(acme.tenant_id) as tx:
         failed = called("openai", "gpt-4", 0.25, status="error", error_type="cut_off", estimated=True)
         await costs.settle_call(tx, None, CostAttribution(execution_id=execution_id), failed)
 

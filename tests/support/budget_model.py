@@ -74,7 +74,7 @@ class Bench:
         self.database, self.store, self.caller, self.clock = database, store, caller, clock
 
     async def do(self, work: Callable[[Any], Awaitable[Any]]) -> Any:
-        async with self.store.begin(self.caller) as tx:
+        async with self.store.transaction(self.caller) as tx:
             return await work(tx)
 
     async def budget(self, scope: str, subject: str | None, limit: float, period: str = "total") -> Budget:

@@ -132,7 +132,7 @@ async def found_tenant(resources: Resources, url: str, credentials: tuple[str, s
     password, password_hash = credentials
     name, refresh = secrets.token_hex(6), generate_token("pdr_")
     data = Registration(email=f"{name}@example.com", password=password, tenant_id=f"tenant-{name}")
-    async with resources.store.begin_for(f"tenant-{name}") as tx:
+    async with resources.store.tenant_transaction(f"tenant-{name}") as tx:
         user = await accounts.register_user(tx, f"tenant-{name}", data, password_hash, hash_token(""))
         session_id = await accounts.open_session(tx, user.id, hash_token(refresh), timedelta(days=1))
     access_token = resources.tokens.issue(user.id, session_id, resources.clock())

@@ -10,7 +10,7 @@ import asyncpg
 
 from domain.shared import ids
 from domain.shared.access import SCOPES_BY_ROLE, Caller
-from infra.postgres.migrate import migrate
+from infra.postgres.migrate import migrate_database
 from scripts.system import System
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -64,7 +64,7 @@ async def _template(server: asyncpg.Connection, owner_url: str) -> str:
     if owner_url not in _TEMPLATES:
         name = f"template_{secrets.token_hex(6)}"
         await server.execute(f"CREATE DATABASE {name}")
-        await migrate(urlsplit(owner_url)._replace(path=f"/{name}").geturl())
+        await migrate_database(urlsplit(owner_url)._replace(path=f"/{name}").geturl())
         _TEMPLATES[owner_url] = name
     return _TEMPLATES[owner_url]
 

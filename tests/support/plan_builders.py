@@ -14,10 +14,10 @@ from domain.executions.steps import RunStep
 from domain.plans import coordinator, service
 from domain.plans.coordinator import PlanCache
 from domain.plans.schema import AgentWork, Plan, PlanStep
-from domain.ports import Outcome
+from domain.ports import SandboxOutcome
 from domain.shared import ids
 from domain.shared.access import Caller
-from infra.postgres.db import connect
+from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from scripts.system import System
 from tests.support.isolated_database import NOW, Apart, apart
@@ -26,8 +26,8 @@ from tests.support.isolated_database import NOW, Apart, apart
 class Silent:
     """A doorbell that nobody hears."""
 
-    async def ring(self, jobs: Any, changed: Any = ()) -> None: ...
-    async def ring_lost(self, jobs: Any) -> int:
+    async def ring_jobs(self, jobs: Any, changes: Any = ()) -> None: ...
+    async def ring_lost_jobs(self, jobs: Any) -> int:
         return 0
 
 
@@ -49,32 +49,32 @@ class World:
 
     async def start(self, *steps: PlanStep, **more: Any) -> str:
         plan = Plan(kind="workflow", name="plan", steps=list(steps), **more)
-        async with self.store.begin(self.caller) as tx:
+        async with self.store.transaction(self.caller) as tx:
             return (await service.start_plan(tx, self.caller, plan, ExecutionStart(inputs={"n": 1}))).id
 
     async def get(self, execution_id: str) -> Execution:
-        async with self.store.begin(self.caller) as tx:
+        async with self.store.transaction(self.caller) as tx:
             return await executions.get_execution(tx, execution_id)
 
     async def advance(self, execution_id: str, known: PlanCache | None = None, die: bool = False) -> PlanCache | None:
-        async with self.store.begin(self.caller) as tx:
+        async with self.store.transaction(self.caller) as tx:
             after = await coordinator.advance_plan(tx, execution_id, known)
             if die:
                 raise Killed
             return after
 
     async def due(self) -> list[str]:
-        async with self.store.begin_single() as tx:
+        async with self.store.autocommit() as tx:
             return [one.execution_id for one in (await tx.plans.list_due(tx.now, 100))[0]]
 
     async def work_off(self, most: int = 100, error: str | None = None, lane: RunLane = "run") -> list[str]:
         """Claim what waits in a lane and settle it. Returns the steps."""
-        async with self.store.begin_single() as tx:
+        async with self.store.autocommit() as tx:
             claimed = await executions.claim_executions(tx, "worker", timedelta(seconds=60), most, lane=lane)
         for one in claimed:
-            async with self.store.begin(self.caller) as tx:
-                outcome = Outcome(output=msgspec.json.encode({"step": one.step}))
-                failed = Outcome(error_type=error, error_message="no")
+            async with self.store.transaction(self.caller) as tx:
+                outcome = SandboxOutcome(output=msgspec.json.encode({"step": one.step}))
+                failed = SandboxOutcome(error_type=error, error_message="no")
                 await executions.settle_executions(
                     tx, [AttemptOutcome(execution=one, outcome=failed if error else outcome, events=[])]
                 )
@@ -117,9 +117,9 @@ class World:
 
     async def ask(self, *call_ids: str) -> Execution:
         """Claim the next run of a model agent and have it wait for these tool calls."""
-        async with self.store.begin_single() as tx:
+        async with self.store.autocommit() as tx:
             (taken,) = await executions.claim_executions(tx, "worker", timedelta(seconds=60), 1, lane="llm")
-        async with self.store.begin(self.caller) as tx:
+        async with self.store.transaction(self.caller) as tx:
             waiting = [
                 RunStep(
                     execution_id=taken.id,
@@ -160,7 +160,7 @@ async def opened(system: System) -> AsyncIterator[World]:
     async with apart(system) as database:
         caller = await database.tenant()
         agent_id = await database.agent(caller)
-        engine = connect(database.url, pool_size=8, application="tests")
+        engine = create_engine(database.url, pool_size=8, application="tests")
         world: World
         store = PostgresStore(engine, Silent(), lambda: world.clock[0])
         world = World(database, store, caller, agent_id)

@@ -44,7 +44,7 @@ class World:
 
     async def insert(self, whose: int, batches: list[list[NewEvaluation]]) -> None:
         owner = self._owners[whose]
-        async with self._store.begin(owner.caller) as tx:
+        async with self._store.transaction(owner.caller) as tx:
             made = [evaluations.build_evaluations(*_names(owner), batch, tx.now, batch=True) for batch in batches]
             if batches == [batches[0][:1]]:
                 assert await evaluations.create_evaluations(tx, made) == made[0]
@@ -58,7 +58,7 @@ class World:
     async def delete(self, whose: int, places: list[int]) -> None:
         owner = self._owners[whose]
         chosen = _chosen(owner.evaluations, places)
-        async with self._store.begin(owner.caller) as tx:
+        async with self._store.transaction(owner.caller) as tx:
             for row_id in chosen:
                 await evaluations.delete_evaluation(tx, row_id)
                 assert await tx.evaluations.delete_many([row_id]) == 0
@@ -95,7 +95,7 @@ class World:
 
     async def upload(self, whose: int, sent: list[dict[str, Any]], execution_id: str | None) -> None:
         owner, known = self._owners[whose], {}
-        async with self._store.begin(owner.caller) as tx:
+        async with self._store.transaction(owner.caller) as tx:
             made = [
                 artifacts.build_record(
                     json.dumps(one).encode(),
@@ -125,7 +125,7 @@ class World:
     async def forget(self, whose: int, places: list[int]) -> None:
         owner = self._owners[whose]
         chosen = _chosen(owner.artifacts, places)
-        async with self._store.begin(owner.caller) as tx:
+        async with self._store.transaction(owner.caller) as tx:
             if len(chosen) == 1:
                 await service.delete_artifact(tx, owner.artifacts[chosen[0]].metadata.kurral_id)
             else:
@@ -135,7 +135,7 @@ class World:
 
     async def fold(self, whose: int, kind: Any, most: int) -> None:
         before = await self._deltas(whose, kind)
-        async with self._store.begin(self._owners[whose].caller) as tx:
+        async with self._store.transaction(self._owners[whose].caller) as tx:
             folded = await tx.stats.fold_deltas(kind, most)
         assert folded == min(most, before)
         assert await self._deltas(whose, kind) == before - folded
@@ -144,7 +144,7 @@ class World:
         """Two at once: the second has nothing to do, and whoever asks meanwhile sees what was there before."""
         owner = self._owners[whose]
         try:
-            async with self._store.begin(owner.caller) as tx, self._store.begin(owner.caller) as other:
+            async with self._store.transaction(owner.caller) as tx, self._store.transaction(owner.caller) as other:
                 await tx.stats.fold_deltas(kind, most)
                 assert await other.stats.fold_deltas(kind, most) == 0
                 await self.ask(whose)
@@ -165,7 +165,7 @@ class World:
 
     async def steal(self, whose: int, place: int) -> None:
         mine, theirs = self._owners[whose], self._owners[1 - whose]
-        async with self._store.begin(mine.caller) as tx:
+        async with self._store.transaction(mine.caller) as tx:
             for row_id in _chosen(theirs.evaluations, [place]):
                 assert await tx.evaluations.get(row_id) is None
                 assert await tx.evaluations.delete_many([row_id]) == 0
@@ -191,7 +191,7 @@ class World:
         evaluated, recorded = list(owner.evaluations.values()), [row.metadata for row in owner.artifacts.values()]
         first = evaluations.EvaluationFilter(**_known(of_evaluations or {}, evaluated), since=since, until=until)
         second = service.ArtifactFilter(**_known(of_artifacts or {}, recorded), start_date=since, end_date=until)
-        async with self._store.begin(owner.caller) as tx:
+        async with self._store.transaction(owner.caller) as tx:
             await self._ask_evaluations(tx, owner, first, days, bucket)
             await self._ask_artifacts(tx, owner, second, days, bucket, page)
             # Lists: any page, and reading on from any row, be it there or not.
@@ -314,7 +314,7 @@ class World:
             assert await self._database.owner.fetchval(f"SELECT count(*) FROM {table}") == 0, table
 
     async def _fold(self, whose: int, kind: Any, most: int) -> int:
-        async with self._store.begin(self._owners[whose].caller) as tx:
+        async with self._store.transaction(self._owners[whose].caller) as tx:
             return await tx.stats.fold_deltas(kind, most)
 
     async def _deltas(self, whose: int, kind: str) -> int:
@@ -323,7 +323,7 @@ class World:
 
     async def _claim(self, most: int, later: timedelta = timedelta(0)) -> list[ClaimedEvaluation]:
         self._clock[0] += later
-        async with self._store.begin_unbound() as tx:
+        async with self._store.system_transaction() as tx:
             claimed = await evaluations.claim_evaluations(tx, most, LEASE)
         self._clock[0] -= later
         return claimed
@@ -331,5 +331,5 @@ class World:
     async def _settle(self, rows: list[tuple[ClaimedEvaluation, EvaluationScores | None]]) -> None:
         for owner in self._owners:
             mine = [row for row in rows if row[0].evaluation.tenant_id == owner.caller.tenant_id]
-            async with self._store.begin_for(owner.caller.tenant_id) as tx:
+            async with self._store.tenant_transaction(owner.caller.tenant_id) as tx:
                 await evaluations.settle_evaluations(tx, mine)

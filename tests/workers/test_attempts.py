@@ -9,9 +9,9 @@ import pytest
 from domain import executions
 from domain.events import build_log_event
 from domain.executions import AttemptOutcome, ExecutionStart
-from domain.ports import Outcome
+from domain.ports import SandboxOutcome
 from domain.shared.leases import LostLease
-from infra.postgres.db import connect
+from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from infra.redis import Bell
 from tests.support.clients import events_of
@@ -25,7 +25,7 @@ LEASE = timedelta(seconds=10)
 class Extending:
     """A store whose every row is held by its newest attempt."""
 
-    def begin_unbound(self) -> "Extending":
+    def system_transaction(self) -> "Extending":
         return self
 
     async def __aenter__(self) -> Any:
@@ -38,7 +38,7 @@ class Extending:
     def queues(self) -> "Extending":
         return self
 
-    async def extend(self, _: str, held: dict[str, int], *__: object) -> set[str]:
+    async def extend_leases(self, _: str, held: dict[str, int], *__: object) -> set[str]:
         return set(held)
 
 
@@ -69,28 +69,28 @@ async def test_a_batch_with_two_attempts_settles_with_the_one_that_holds(system)
         caller = await database.tenant()
         agent_id = await database.agent(caller)
         now = NOW
-        engine = connect(database.url, pool_size=2, application="tests")
+        engine = create_engine(database.url, pool_size=2, application="tests")
         store = PostgresStore(engine, Silent(), lambda: now)
-        async with store.begin(caller) as tx:
+        async with store.transaction(caller) as tx:
             made = await executions.start_execution(tx, caller, agent_id, ExecutionStart())
-        async with store.begin_single() as tx:
+        async with store.autocommit() as tx:
             (first,) = await executions.claim_executions(tx, "w", LEASE, 1)
         now += LEASE * 2
-        async with store.begin(caller) as tx:
+        async with store.transaction(caller) as tx:
             await executions.requeue_expired(tx, made.id)
-        async with store.begin_single() as tx:
+        async with store.autocommit() as tx:
             (second,) = await executions.claim_executions(tx, "w", LEASE, 1)
         both = [
             AttemptOutcome(
                 execution=one,
-                outcome=Outcome(output=text),
+                outcome=SandboxOutcome(output=text),
                 events=[build_log_event("INFO", str(one.attempt), now, "stdout")],
             )
             for one, text in ((first, b'"old"'), (second, b'"new"'))
         ]
-        async with store.begin_single() as tx:
+        async with store.autocommit() as tx:
             settled = await executions.settle_executions(tx, both)
-        async with store.begin(caller) as tx:
+        async with store.transaction(caller) as tx:
             ended = await executions.get_execution(tx, made.id)
             log = await events_of(tx, made)
         await engine.dispose()

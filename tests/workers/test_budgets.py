@@ -15,7 +15,7 @@ from domain.costs.budgets import Budget, NewBudget, PatchBudget, find_period_sta
 from domain.shared import ids
 from domain.shared.errors import DomainError
 from domain.shared.pages import Page
-from infra.postgres.db import connect
+from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from tests.support.budget_model import AGENTS, BUDGET, KEYS, NOW, STEP, WORKFLOWS, Bench, Checked, called, started
 from tests.support.clients import Tenant
@@ -28,7 +28,9 @@ from tests.workers.test_stats import own
 async def bench(system):
     async with apart(system) as database:
         clock = [NOW]
-        store = PostgresStore(connect(database.url, pool_size=12, application="tests"), Silent(), lambda: clock[0])
+        store = PostgresStore(
+            create_engine(database.url, pool_size=12, application="tests"), Silent(), lambda: clock[0]
+        )
         yield Bench(database, store, await database.tenant(), clock)
         await store.close()
 

@@ -110,7 +110,7 @@ class World:
 
     async def call(self, whose: int, sent: list[tuple[CostAttribution, BilledCall]]) -> None:
         for spender, call in sent:
-            async with self.store.begin(self.callers[whose]) as tx:
+            async with self.store.transaction(self.callers[whose]) as tx:
                 settled = await costs.settle_call(tx, None, spender, call)
             assert settled.warnings == []
             tokens = {name: getattr(call.usage, name) for name in (*ModelUsage.__struct_fields__, "total_tokens")}
@@ -129,9 +129,9 @@ class World:
     async def delete(self, whose: int, places: list[int]) -> None:
         known = sorted(self.rows[whose])
         chosen = sorted({known[place % len(known)] for place in places}) if known else []
-        async with self.store.begin(self.callers[1 - whose]) as tx:
+        async with self.store.transaction(self.callers[1 - whose]) as tx:
             assert await tx.costs.delete_many(chosen) == 0
-        async with self.store.begin(self.callers[whose]) as tx:
+        async with self.store.transaction(self.callers[whose]) as tx:
             assert await tx.costs.delete_many(chosen) == len(chosen)
             assert await tx.costs.delete_many(chosen) == 0
         for one in chosen:
@@ -147,7 +147,7 @@ class World:
             del self.rows[whose][one]
 
     async def fold(self, whose: int, most: int) -> None:
-        async with self.store.begin(self.callers[whose]) as tx:
+        async with self.store.transaction(self.callers[whose]) as tx:
             await tx.stats.fold_deltas("costs", most)
 
     async def fold_all(self) -> None:
@@ -186,7 +186,7 @@ class World:
                 for name, value in named.items()
             )
         ]
-        async with self.store.begin(self.callers[whose]) as tx:
+        async with self.store.transaction(self.callers[whose]) as tx:
             found = await costs.list_costs(tx, CostFilter(**named, since=since, until=until), page)
             assert found.items == matching[page.offset : page.offset + page.limit]
             assert (found.total, found.total_cost) == (len(matching), nanos(matching) / NANOS_PER_UNIT)

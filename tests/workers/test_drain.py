@@ -10,10 +10,10 @@ import pytest
 from domain import builds, evaluations, executions
 from domain.evaluations import build_evaluations
 from domain.executions import ExecutionStart
-from domain.ports import Outcome
-from domain.queues import WorkerInfo, gauge_leader
+from domain.ports import SandboxOutcome
+from domain.queues import WorkerInfo, choose_gauge_exporter
 from domain.shared.errors import DomainError
-from infra.postgres.db import connect
+from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from tests.support.isolated_database import NOW, apart
 from tests.workers.test_dispatcher import Work
@@ -114,10 +114,10 @@ async def test_handing_over_never_uses_up_attempts(system) -> None:
     async with apart(system) as database:
         caller, now = await database.tenant(), NOW
         agent_id = await database.agent(caller)
-        engine = connect(database.url, pool_size=2, application="tests")
+        engine = create_engine(database.url, pool_size=2, application="tests")
         store = PostgresStore(engine, Silent(), lambda: now)
         try:
-            async with store.begin(caller) as tx:
+            async with store.transaction(caller) as tx:
                 made = await executions.start_execution(tx, caller, agent_id, ExecutionStart(max_attempts=2))
                 upload = builds.ArchiveUpload(
                     version_id=builds.generate_version_id(), path="uploads/x", sha256="", size_bytes=0
@@ -127,10 +127,10 @@ async def test_handing_over_never_uses_up_attempts(system) -> None:
                 sent = build_evaluations(caller.tenant_id, caller.user_id, [row], tx.now, False)
                 await tx.evaluations.add(sent)
             for number in range(1, 6):
-                async with store.begin_single() as tx:
+                async with store.autocommit() as tx:
                     (execution,) = await executions.claim_executions(tx, "w", LEASE, 1)
                 assert execution.attempt == number
-                async with store.begin(caller) as tx:
+                async with store.transaction(caller) as tx:
                     building = await builds.claim_build(tx, version.id, "w", LEASE)
                     assert building is not None
                     (judging,) = await evaluations.claim_evaluations(tx, 5, LEASE)
@@ -138,37 +138,37 @@ async def test_handing_over_never_uses_up_attempts(system) -> None:
                     await builds.hand_over_build(tx, building)
                     await tx.evaluations.release_claims([judging])
                 # Whoever was stopped may not write any more, though nobody has it now.
-                ended = executions.AttemptOutcome(execution=execution, outcome=Outcome(output=b"1"), events=[])
-                async with store.begin_single() as tx:
+                ended = executions.AttemptOutcome(execution=execution, outcome=SandboxOutcome(output=b"1"), events=[])
+                async with store.autocommit() as tx:
                     assert not (await executions.settle_executions(tx, [ended])).settled_attempts
             for number, status in ((6, "pending"), (7, "failed")):
-                async with store.begin_single() as tx:
+                async with store.autocommit() as tx:
                     (execution,) = await executions.claim_executions(tx, "w", LEASE, 1)
                 assert execution.attempt == number
                 now += LEASE * 2
-                async with store.begin(caller) as tx:
+                async with store.transaction(caller) as tx:
                     await executions.requeue_expired(tx, made.id)
                     assert (await executions.get_execution(tx, made.id)).status == status
-            async with store.begin(caller) as tx:
+            async with store.transaction(caller) as tx:
                 failed = await executions.get_execution(tx, made.id)
             assert failed.error_message == "The worker stopped answering during attempt 2 of 2."
             for status in ("queued", "queued", "failed"):
-                async with store.begin(caller) as tx:
+                async with store.transaction(caller) as tx:
                     assert await builds.claim_build(tx, version.id, "w", LEASE) is not None
                 now += LEASE * 2
-                async with store.begin(caller) as tx:
+                async with store.transaction(caller) as tx:
                     await builds.requeue_expired_build(tx, version.id)
                     found = await tx.builds.get(version.id)
                 assert found is not None
                 assert found.status == status
             for lost in (False, False, True):
-                async with store.begin_unbound() as tx:
+                async with store.system_transaction() as tx:
                     assert len(await evaluations.claim_evaluations(tx, 5, LEASE)) == 1
                 now += LEASE * 2
-                async with store.begin_unbound() as tx:
+                async with store.system_transaction() as tx:
                     waiting = await evaluations.claim_evaluations(tx, 0, LEASE)
                 assert waiting == []
-                async with store.begin(caller) as tx:
+                async with store.transaction(caller) as tx:
                     found_row = await tx.evaluations.get(sent[0].id)
                 assert found_row is not None
                 assert found_row.metrics == ("failed" if lost else "pending")
@@ -223,5 +223,5 @@ def test_the_oldest_upkeep_that_serves_metrics_leads() -> None:
 
     old, new = worker("upkeep@b", "upkeep", 1, 1), worker("upkeep@a", "upkeep", 1, 2)
     silent, other = worker("upkeep@c", "upkeep", None, 0), worker("run@a", "run", 1, 0)
-    assert gauge_leader([new, silent, old, other]) == old
-    assert gauge_leader([silent, other]) is None
+    assert choose_gauge_exporter([new, silent, old, other]) == old
+    assert choose_gauge_exporter([silent, other]) is None

@@ -11,7 +11,7 @@ from domain import executions
 from domain.executions import Execution, ExecutionStart, LaneShare
 from domain.shared import ids
 from domain.shared.access import Caller
-from infra.postgres.db import connect
+from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from tests.support.clients import Tenant, tenant
 from tests.support.isolated_database import NOW, Apart, apart
@@ -86,7 +86,7 @@ class World:
         assert sorted(claimed) == sorted(expected(waiting, held, owners, limits, slots, spare))
 
     async def _start(self, caller: Caller, agent_id: str, count: int) -> list[Execution]:
-        async with self._store.begin(caller) as tx:
+        async with self._store.transaction(caller) as tx:
             return [await executions.start_execution(tx, caller, agent_id, ExecutionStart()) for _ in range(count)]
 
     async def _hide(self) -> None:
@@ -94,7 +94,7 @@ class World:
         await self._database.owner.execute("UPDATE executions SET status = 'waiting' WHERE status = 'pending'")
 
     async def _claim(self, slots: int, share: LaneShare = WHOLE) -> list[Execution]:
-        async with self._store.begin_single() as tx:
+        async with self._store.autocommit() as tx:
             return await executions.claim_executions(tx, "w", LEASE, slots, share=share)
 
 
@@ -107,7 +107,7 @@ async def test_the_claim_is_what_the_rule_says(system) -> None:
             async def opened():
                 holding = apart(system)
                 database = await holding.__aenter__()
-                return holding, database, connect(database.url, pool_size=2, application="tests")
+                return holding, database, create_engine(database.url, pool_size=2, application="tests")
 
             holding, database, engine = runner.run(opened())
             # Of a tenant that is alone, no slot is kept from it.
@@ -132,15 +132,15 @@ async def test_two_workers_that_claim_at_once_pass_no_limit_and_share_no_row(sys
     async with apart(system) as database:
         caller = await database.tenant()
         limited, free = await database.agent(caller, max_concurrency=3), await database.agent(caller)
-        engine = connect(database.url, pool_size=8, application="tests")
+        engine = create_engine(database.url, pool_size=8, application="tests")
         store = PostgresStore(engine, Silent(), lambda: NOW)
-        async with store.begin(caller) as tx:
+        async with store.transaction(caller) as tx:
             for agent_id in (limited, free):
                 for _ in range(20):
                     await executions.start_execution(tx, caller, agent_id, ExecutionStart())
 
         async def claim(number: int) -> list[Execution]:
-            async with store.begin_single() as tx:
+            async with store.autocommit() as tx:
                 return await executions.claim_executions(tx, f"w{number}", LEASE, 4)
 
         claimed = [one for batch in await asyncio.gather(*(claim(number) for number in range(6))) for one in batch]

@@ -13,7 +13,7 @@ import structlog
 from domain.shared.errors import DomainError
 from infra import disks, outage_log, polling, r2
 from infra.polling import retry_through_outage
-from infra.postgres.db import connect
+from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from scripts.system import System
 from tests.support.clients import Tenant
@@ -84,10 +84,10 @@ async def test_an_outage_has_a_name_and_one_line_a_minute(
 
 async def test_health_says_that_the_disk_is_full_until_there_is_room(system: System, monkeypatch) -> None:
     async with apart(system) as database:
-        store = PostgresStore(connect(database.url, pool_size=2, application="tests"), None, lambda: NOW)  # type: ignore[arg-type]
-        await store.check()
+        store = PostgresStore(create_engine(database.url, pool_size=2, application="tests"), None, lambda: NOW)  # type: ignore[arg-type]
+        await store.check_health()
         with pytest.raises(DomainError) as caught:
-            async with store.begin_unbound() as tx:
+            async with store.system_transaction() as tx:
                 await tx._raw.execute("DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '53100'; END $$")  # type: ignore[attr-defined]
         assert caught.value.code == "storage_full"
         # It was full: health writes, and is told that it still is.
@@ -96,9 +96,9 @@ async def test_health_says_that_the_disk_is_full_until_there_is_room(system: Sys
         )
         for _ in range(2):
             with pytest.raises(DomainError, match="disk of the database is full"):
-                await store.check()
+                await store.check_health()
         monkeypatch.undo()
-        await store.check()
+        await store.check_health()
         assert store._was_full is False
         await store.close()
 
@@ -107,9 +107,9 @@ async def test_a_database_that_became_read_only_is_not_ready(system: System) -> 
     async with apart(system) as database:
         name = await database.owner.fetchval("SELECT current_database()")
         await database.owner.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
-        store = PostgresStore(connect(database.url, pool_size=1, application="tests"), None, lambda: NOW)  # type: ignore[arg-type]
+        store = PostgresStore(create_engine(database.url, pool_size=1, application="tests"), None, lambda: NOW)  # type: ignore[arg-type]
         with pytest.raises(DomainError) as caught:
-            await store.check()
+            await store.check_health()
         assert caught.value.code == "database_read_only"
         await store.close()
 
@@ -121,32 +121,32 @@ async def test_out_of_connections_and_out_of_patience(system: System) -> None:
             f"CREATE ROLE {role} LOGIN PASSWORD '{role}' CONNECTION LIMIT 1; GRANT paddock_app TO {role}"
         )
         host = database.url.rpartition("@")[2]
-        engine = connect(f"postgresql://{role}:{role}@{host}", pool_size=2, application="tests")
+        engine = create_engine(f"postgresql://{role}:{role}@{host}", pool_size=2, application="tests")
         store = PostgresStore(engine, None, lambda: NOW)  # type: ignore[arg-type]
         try:
-            async with store.begin_unbound():
+            async with store.system_transaction():
                 with pytest.raises(DomainError) as caught:
-                    async with store.begin_unbound():
+                    async with store.system_transaction():
                         pass
             assert (caught.value.code, "no connection left" in caught.value.detail) == ("database_busy", True)
-            async with store.begin_unbound() as tx:
+            async with store.system_transaction() as tx:
                 await tx._raw.execute("SET LOCAL statement_timeout = 1")  # type: ignore[attr-defined]
                 with pytest.raises(DomainError) as caught:
-                    async with store.begin_unbound():
+                    async with store.system_transaction():
                         pass
             with pytest.raises(DomainError) as caught:
-                async with store.begin_unbound() as tx:
+                async with store.system_transaction() as tx:
                     await tx._raw.execute("SET LOCAL statement_timeout = 1; SELECT pg_sleep(5)")  # type: ignore[attr-defined]
             assert caught.value.code == "database_slow"
             with pytest.raises(DomainError) as caught:
-                async with store.begin_unbound() as tx:
+                async with store.system_transaction() as tx:
                     await tx._raw.execute("SELECT pg_sleep(5)", timeout=0.05)  # type: ignore[attr-defined]
             assert caught.value.code == "database_slow"
         finally:
             await store.close()
-            wrong = connect(f"postgresql://{role}:wrong@{host}", pool_size=1, application="tests")
+            wrong = create_engine(f"postgresql://{role}:wrong@{host}", pool_size=1, application="tests")
             with pytest.raises(DomainError, match="refuses the login"):
-                await PostgresStore(wrong, None, lambda: NOW).check()  # type: ignore[arg-type]
+                await PostgresStore(wrong, None, lambda: NOW).check_health()  # type: ignore[arg-type]
             await wrong.dispose()
             await database.owner.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
@@ -179,13 +179,13 @@ async def test_a_full_object_storage_has_a_name_and_health_says_it(parts, system
                 patched.setattr(blobs._client, "put_object", refuse)
                 patched.setattr(r2, "is_full", lambda folder, least=0, full=full: full)
                 with pytest.raises(DomainError) as caught:
-                    await blobs.put("uploads/x", r2._once(b"x"))
+                    await blobs.write_object("uploads/x", r2._once(b"x"))
                 assert caught.value.code == code
                 if code == "storage_full":
                     with pytest.raises(DomainError) as caught:
-                        await blobs.check()
+                        await blobs.check_connection()
                     assert caught.value.code == "storage_full"
-            await blobs.check()
+            await blobs.check_connection()
             assert blobs._was_full is False
 
 
@@ -234,12 +234,12 @@ async def test_a_worker_whose_disk_is_full_says_so_in_health(system: System, hom
 
         class queues:  # noqa: N801
             @staticmethod
-            async def beat(info) -> None:
+            async def record_heartbeat(info) -> None:
                 signs.append(info.problem)
 
     class Store:
         @asynccontextmanager
-        async def begin_unbound(self):
+        async def system_transaction(self):
             yield Tx
 
     class Parts:

@@ -11,7 +11,7 @@ import pytest
 
 from domain.executions.claims import enforce_result_limits
 from domain.llms.messages import ModelError, ToolFailed
-from domain.ports import Outcome
+from domain.ports import SandboxOutcome
 from domain.shared.json_limits import MAX_JSON_VALUES
 from domain.workflows.inputs import explain_unstorable
 from infra.tools import custom
@@ -36,7 +36,7 @@ async def test_each_door_refuses_what_would_take_long(text: str, why: str) -> No
         read_arguments('{"a": ' + text + "}")
     with pytest.raises(ModelError, match=why):
         await parse_json_answer(text, {})
-    outcome = enforce_result_limits(Outcome(output=text.encode()))
+    outcome = enforce_result_limits(SandboxOutcome(output=text.encode()))
     assert outcome.error_type == "result_not_json"
     assert outcome.error_message is not None
     assert why in outcome.error_message

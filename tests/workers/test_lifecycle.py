@@ -10,11 +10,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from domain import executions
 from domain.events import build_log_event
 from domain.executions import AttemptOutcome, Execution, ExecutionSettlement, ExecutionStart
-from domain.ports import Outcome
+from domain.ports import SandboxOutcome
 from domain.shared.access import Caller
 from domain.shared.leases import LostLease
 from domain.shared.status import TERMINAL_STATUSES
-from infra.postgres.db import connect
+from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from tests.support.clients import events_of
 from tests.support.isolated_database import NOW, apart
@@ -25,10 +25,10 @@ LEASE = timedelta(seconds=10)
 class Silent:
     """A queue that loses every ring: nothing here depends on one."""
 
-    async def ring(self, *_: object) -> None:
+    async def ring_jobs(self, *_: object) -> None:
         return None
 
-    async def ring_lost(self, *_: object) -> int:
+    async def ring_lost_jobs(self, *_: object) -> int:
         return 0
 
 
@@ -41,7 +41,7 @@ async def test_any_interleaving_settles_once(system) -> None:
 async def _live(url: str, caller: Caller, agent_id: str) -> None:
     def in_a_thread_of_its_own() -> None:
         with asyncio.Runner() as runner:
-            engine = connect(url, pool_size=2, application="tests")
+            engine = create_engine(url, pool_size=2, application="tests")
 
             class Life(RuleBasedStateMachine):
                 def __init__(self) -> None:
@@ -55,7 +55,7 @@ async def _live(url: str, caller: Caller, agent_id: str) -> None:
                 @initialize(attempts=st.integers(1, 3))
                 def begin(self, attempts: int) -> None:
                     async def start() -> Execution:
-                        async with self.store.begin(caller) as tx:
+                        async with self.store.transaction(caller) as tx:
                             made = await executions.start_execution(
                                 tx, caller, agent_id, ExecutionStart(max_attempts=attempts)
                             )
@@ -68,7 +68,7 @@ async def _live(url: str, caller: Caller, agent_id: str) -> None:
 
                 def _do(self, work) -> object:
                     async def go() -> object:
-                        async with self.store.begin(caller) as tx:
+                        async with self.store.transaction(caller) as tx:
                             return await work(tx)
 
                     return runner.run(go())
@@ -80,9 +80,9 @@ async def _live(url: str, caller: Caller, agent_id: str) -> None:
 
                 def _release_and_claim(self, work) -> None:
                     async def go() -> None:
-                        async with self.store.begin(caller) as tx:
+                        async with self.store.transaction(caller) as tx:
                             await work(tx)
-                        async with self.store.begin_single() as tx:
+                        async with self.store.autocommit() as tx:
                             self.claims += await executions.claim_executions(tx, "w", LEASE, 5)
 
                     runner.run(go())
@@ -110,7 +110,9 @@ async def _live(url: str, caller: Caller, agent_id: str) -> None:
                 @rule(which=st.integers(0, 5), fails=st.booleans())
                 def a_worker_finishes(self, which: int, fails: bool) -> None:
                     claim = self.claims[which % len(self.claims)]
-                    outcome = Outcome(error_type="E", error_message="m") if fails else Outcome(output=b"1")
+                    outcome = (
+                        SandboxOutcome(error_type="E", error_message="m") if fails else SandboxOutcome(output=b"1")
+                    )
                     before = self._status()
                     ended = AttemptOutcome(
                         execution=claim, outcome=outcome, events=[build_log_event("INFO", "x", self.now, "stdout")]

@@ -165,12 +165,12 @@ async def test_large_events_come_a_few_at_a_time_and_all_of_them(
     acme: Tenant, provider: Wire, parts: Resources
 ) -> None:
     execution = await held(acme, provider, parts)
-    async with parts.store.begin_for(acme.tenant_id) as tx:
+    async with parts.store.tenant_transaction(acme.tenant_id) as tx:
         large = [
             ExecutionEvent(type="tool_result", data={"n": n, "result": "x" * 200_000}, at=tx.now) for n in range(20)
         ]
         assert await tx.events.append_if_leased(execution.id, execution.attempt, large)
-    async with parts.store.begin_single() as tx:
+    async with parts.store.autocommit() as tx:
         asked = EventQuery(tenant_id=acme.tenant_id, execution_id=execution.id, seq=0)
         [found] = await tx.events.find_slices([asked], 500)
     assert found is not None
@@ -198,10 +198,10 @@ class Slow:
     def __init__(self, seconds: float = 0.0, bad: str = "") -> None:
         self.order: list[str] = []
         self._seconds, self._bad = seconds, bad
-        self.events, self.changed = self, lambda *_: None
+        self.events, self.announce_status = self, lambda *_: None
 
     @asynccontextmanager
-    async def begin_single(self) -> AsyncIterator[Any]:
+    async def autocommit(self) -> AsyncIterator[Any]:
         yield self
 
     async def append_all(self, written: list[AttemptEvents]) -> set[tuple[str, int]]:
@@ -262,8 +262,8 @@ class Forgetful:
         self.committing = asyncio.Event()
 
     @asynccontextmanager
-    async def begin_for(self, tenant_id: str) -> AsyncIterator[Tx]:
-        async with self._store.begin_for(tenant_id) as tx:
+    async def tenant_transaction(self, tenant_id: str) -> AsyncIterator[Tx]:
+        async with self._store.tenant_transaction(tenant_id) as tx:
             yield tx
             self.committing.set()
             await asyncio.sleep(self._seconds)
@@ -287,7 +287,7 @@ async def held(acme: Tenant, provider: Wire, parts: Resources) -> Execution:
     provider.hang(to=name)
     execution_id = await start(acme, (await agent(acme, name))["id"], task="Go")
     await until(acme, execution_id, "running")
-    async with parts.store.begin_for(acme.tenant_id) as tx:
+    async with parts.store.tenant_transaction(acme.tenant_id) as tx:
         found = await tx.executions.get(execution_id)
     assert found is not None
     return found
@@ -326,7 +326,7 @@ async def test_a_commit_whose_answer_was_lost_counts_once(acme: Tenant, provider
     costs = (await acme.http.get(f"/costs?execution_id={execution.id}")).json()
     assert [one["total_tokens"] for one in costs["items"]] == [2000]
     for _ in range(2):  # a step too: the same attempt may write it again, and nothing is told twice
-        async with parts.store.begin_for(acme.tenant_id) as tx:
+        async with parts.store.tenant_transaction(acme.tenant_id) as tx:
             told = ExecutionEvent(type="tool_result", data={"tool": "t"}, at=tx.now)
             await steps.write_step(tx, step(execution, "9.0", "finished"), [told])
     await acme.http.post(f"/executions/{execution.id}/cancel")

@@ -14,7 +14,7 @@ from domain.shared import ids
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError
 from infra.build_cache.folders import FolderCache
-from infra.postgres.db import connect
+from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from tests.conftest import running
 from tests.support.clients import Tenant, archive
@@ -80,35 +80,35 @@ async def _version(of: Tenant, agent_id: str, version_id: str) -> dict[str, str]
 async def test_a_tenant_that_is_alone_has_every_slot(system) -> None:
     async with apart(system) as database:
         caller = await database.tenant()
-        engine = connect(database.url, pool_size=2, application="tests")
+        engine = create_engine(database.url, pool_size=2, application="tests")
         store = PostgresStore(engine, Silent(), lambda: NOW)
         agent_id = await database.agent(caller)
 
         async def claim(count: int) -> int:
-            async with store.begin(caller) as tx:
+            async with store.transaction(caller) as tx:
                 for _ in range(count):
                     await executions.start_execution(tx, caller, agent_id, ExecutionStart())
-            async with store.begin_single() as tx:
+            async with store.autocommit() as tx:
                 claimed = await executions.claim_executions(tx, "w", LEASE, 4, share=LaneShare(reserved_slots=1))
             await database.owner.execute("UPDATE executions SET status = 'completed'")
             return len(claimed)
 
         await _queue(database, caller, agent_id, 2)
         assert await claim(6) == 4
-        async with store.begin_single() as tx:
-            first = await tx.queues.next_build(True)
+        async with store.autocommit() as tx:
+            first = await tx.queues.find_next_build(True)
         assert first is not None
         await database.owner.execute(
             "UPDATE agent_versions SET status = 'building' WHERE id = $1", ids.decode_id("ver", first.row_id)
         )
-        async with store.begin_single() as tx:
-            assert await tx.queues.next_build(True) is not None
+        async with store.autocommit() as tx:
+            assert await tx.queues.find_next_build(True) is not None
         # Now there is somebody whom a slot may be kept for.
         await database.tenant()
         assert await claim(6) == 3
-        async with store.begin_single() as tx:
-            assert await tx.queues.next_build(True) is None
-            assert await tx.queues.next_build(False) is not None
+        async with store.autocommit() as tx:
+            assert await tx.queues.find_next_build(True) is None
+            assert await tx.queues.find_next_build(False) is not None
         await engine.dispose()
 
 
@@ -132,15 +132,15 @@ async def test_what_a_tenant_stores_is_counted(system) -> None:
     """Archives, what they unpack to, and each environment once; of agents that were not deleted."""
     async with apart(system) as database:
         caller = await database.tenant()
-        engine = connect(database.url, pool_size=2, application="tests")
+        engine = create_engine(database.url, pool_size=2, application="tests")
         store = PostgresStore(engine, Silent(), lambda: NOW)
 
         async def upload(agent_id: str, size: int, quota: int = 0) -> AgentVersion:
             version_id = builds.generate_version_id()
             one = ArchiveUpload(version_id=version_id, path=version_id, sha256="", size_bytes=size)
-            async with store.begin(caller) as tx:
+            async with store.transaction(caller) as tx:
                 await builds.enqueue_build(tx, caller, agent_id, one, quota)
-            async with store.begin_for(caller.tenant_id) as tx:
+            async with store.tenant_transaction(caller.tenant_id) as tx:
                 version = await builds.claim_build(tx, version_id, "w", LEASE)
             assert version is not None
             return version
@@ -149,11 +149,11 @@ async def test_what_a_tenant_stores_is_counted(system) -> None:
             taken = BundleSize(
                 unpacked_bytes=size, environment=environment, environment_bytes=1000 if environment else 0
             )
-            async with store.begin_for(caller.tenant_id) as tx:
+            async with store.tenant_transaction(caller.tenant_id) as tx:
                 await builds.reserve_space(tx, version, taken, quota)
 
         async def stored() -> int:
-            async with store.begin(caller) as tx:
+            async with store.transaction(caller) as tx:
                 return await tx.builds.sum_stored_bytes()
 
         first, second = await database.agent(caller), await database.agent(caller)
@@ -171,12 +171,12 @@ async def test_what_a_tenant_stores_is_counted(system) -> None:
         await upload(first, 10, quota=1340)
         # Another's are not among them.
         other = await database.tenant()
-        async with store.begin(other) as tx:
+        async with store.transaction(other) as tx:
             assert await tx.builds.sum_stored_bytes() == 0
-        async with store.begin(caller) as tx:
+        async with store.transaction(caller) as tx:
             await agents.delete_agent(tx, first)
         assert await stored() == 10 + 100 + 1000
-        async with store.begin_for(caller.tenant_id) as tx:
+        async with store.tenant_transaction(caller.tenant_id) as tx:
             await builds.finish_build(tx, versions[2], None, "failed")
         assert await stored() == 10
         await engine.dispose()
@@ -230,7 +230,7 @@ async def test_what_was_deleted_leaves_object_storage(parts, acme: Tenant) -> No
         return {
             blob.key
             for prefix in ("uploads", "bundles")
-            for blob in [blob async for blob in parts.blobs.under(f"{prefix}/{acme.tenant_id}/")]
+            for blob in [blob async for blob in parts.blobs.list_objects(f"{prefix}/{acme.tenant_id}/")]
         }
 
     kept, deleted = await acme.deploy(QUICK), await acme.deploy(QUICK)

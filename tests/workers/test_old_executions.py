@@ -10,9 +10,9 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from domain.retention import BATCH, EXPIRY
+from domain.retention import MAX_REMOVAL_BATCH, RETENTION_PERIODS
 from domain.shared import ids
-from infra.postgres.db import connect
+from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from infra.wiring import Resources, get_utc_now
 from scripts.system import System
@@ -143,7 +143,7 @@ async def test_old_executions_leave_nothing_behind(system, parts, acme: Tenant, 
         for tenant in (acme, rival):
             await _age(owner, tenant.tenant_id, 40)
         key = f"workspaces/{acme.tenant_id}/"
-        assert [blob.key async for blob in parts.blobs.under(key)] != []
+        assert [blob.key async for blob in parts.blobs.list_objects(key)] != []
         assert len(await _left(owner, made["executions"])) > 5
         gone = await _retain(acme, parts)
         assert gone["executions"] == len(made["executions"])
@@ -153,7 +153,7 @@ async def test_old_executions_leave_nothing_behind(system, parts, acme: Tenant, 
         assert await owner.fetchval("SELECT count(*) FROM executions WHERE tenant_id = $1", acme.tenant_id) == 1
     later = Upkeep(parts.settings, parts.store, parts.queue, parts.blobs, lambda: datetime.now(UTC) + timedelta(days=2))
     await later.sweep_objects()
-    assert [blob.key async for blob in parts.blobs.under(key)] == []
+    assert [blob.key async for blob in parts.blobs.list_objects(key)] == []
     for execution_id in made["executions"]:
         assert (await acme.http.get(f"/executions/{execution_id}")).status_code == 404
     assert (await rival.http.get(f"/executions/{theirs}")).status_code == 200
@@ -217,9 +217,9 @@ async def test_versions_that_serve_go_on_serving(system, parts, acme: Tenant) ->
     await later.sweep_objects()
     for version in (*versions[:3], its):
         for key in (version["tarball_path"], version["bundle_path"]):
-            assert [blob.key async for blob in parts.blobs.under(key)] == []
+            assert [blob.key async for blob in parts.blobs.list_objects(key)] == []
     for key in (versions[3]["tarball_path"], versions[3]["bundle_path"], failed["tarball_path"]):
-        assert [blob.key async for blob in parts.blobs.under(key)] == [key]
+        assert [blob.key async for blob in parts.blobs.list_objects(key)] == [key]
     assert (await acme.run(made["id"], {}))["output_data"] == 3
     again = await acme.built(made["id"], archive({"agent.py": "def handle(p): return 6\n"}))
     assert again["number"] == 6
@@ -248,11 +248,11 @@ async def test_an_installation_may_say_how_long_things_are_kept(system) -> None:
     async with apart(system) as own:
         one, two = await own.tenant(), await own.tenant()
         await own.owner.execute("UPDATE tenants SET retention_days = 7 WHERE id = $1", two.tenant_id)
-        store = PostgresStore(connect(own.url, pool_size=2, application="tests"), NoQueue(), get_utc_now)
+        store = PostgresStore(create_engine(own.url, pool_size=2, application="tests"), NoQueue(), get_utc_now)
         try:
-            async with store.begin_unbound() as tx:
-                assert await tx.retention.tenants(0) == [(two.tenant_id, 7)]
-                assert dict(await tx.retention.tenants(90)) == {one.tenant_id: 90, two.tenant_id: 7}
+            async with store.system_transaction() as tx:
+                assert await tx.retention.list_tenants(0) == [(two.tenant_id, 7)]
+                assert dict(await tx.retention.list_tenants(90)) == {one.tenant_id: 90, two.tenant_id: 7}
         finally:
             await store.close()
 
@@ -261,24 +261,24 @@ async def test_it_goes_in_batches_and_ends_between_two_of_them(system) -> None:
     async with apart(system) as own:
         caller = await own.tenant()
         await own.owner.execute("UPDATE tenants SET retention_days = 7 WHERE id = $1", caller.tenant_id)
-        store = PostgresStore(connect(own.url, pool_size=2, application="tests"), NoQueue(), get_utc_now)
-        count = 2 * BATCH + 10
+        store = PostgresStore(create_engine(own.url, pool_size=2, application="tests"), NoQueue(), get_utc_now)
+        count = 2 * MAX_REMOVAL_BATCH + 10
         await _executions(own, caller.tenant_id, ids.decode_id("user", caller.user_id), count)
         try:
             sizes = []
             async with asyncio.timeout(60):
                 while not sizes or sizes[-1]:
-                    async with store.begin_for(caller.tenant_id) as tx:
-                        sizes.append(await tx.retention.forget_executions(tx.now - timedelta(days=7)))
-            assert sizes == [BATCH, BATCH, 10, 0]
+                    async with store.tenant_transaction(caller.tenant_id) as tx:
+                        sizes.append(await tx.retention.delete_executions(tx.now - timedelta(days=7)))
+            assert sizes == [MAX_REMOVAL_BATCH, MAX_REMOVAL_BATCH, 10, 0]
             # One with very many events is a batch of its own.
             await _executions(own, caller.tenant_id, ids.decode_id("user", caller.user_id), 3, events=25_000)
-            async with store.begin_for(caller.tenant_id) as tx:
-                assert await tx.retention.forget_executions(tx.now - timedelta(days=7)) == 1
+            async with store.tenant_transaction(caller.tenant_id) as tx:
+                assert await tx.retention.delete_executions(tx.now - timedelta(days=7)) == 1
             # Another tenant's call reaches none of them.
             other = await own.tenant()
-            async with store.begin_for(other.tenant_id) as tx:
-                assert await tx.retention.forget_executions(tx.now) == 0
+            async with store.tenant_transaction(other.tenant_id) as tx:
+                assert await tx.retention.delete_executions(tx.now) == 0
             assert (await RetentionSweeper(store)())["executions"] == 2
             assert await own.owner.fetchval("SELECT count(*) FROM execution_events") == 0
         finally:
@@ -324,12 +324,12 @@ async def test_what_has_expired_goes_and_what_has_not_stays(system) -> None:
             "SELECT gen_random_uuid(), 'run', $1, 1, 1, 1, $3, $3 WHERE $2::uuid IS NOT NULL",
         }
         table = {"answers": "idempotency_keys", "holds": "cost_holds"}
-        assert {*rows, "schedule_runs"} == set(EXPIRY), "a new kind wants its row here"
-        store = PostgresStore(connect(own.url, pool_size=2, application="tests"), NoQueue(), get_utc_now)
+        assert {*rows, "schedule_runs"} == set(RETENTION_PERIODS), "a new kind wants its row here"
+        store = PostgresStore(create_engine(own.url, pool_size=2, application="tests"), NoQueue(), get_utc_now)
         try:
             for kind, insert in rows.items():
                 for younger in (True, False):
-                    at = datetime.now(UTC) - EXPIRY[kind] + timedelta(minutes=1 if younger else -1)  # type: ignore[index]
+                    at = datetime.now(UTC) - RETENTION_PERIODS[kind] + timedelta(minutes=1 if younger else -1)  # type: ignore[index]
                     await own.owner.execute(insert, tenant, user, at)
                     name = table.get(kind, kind)
                     count = await own.owner.fetchval(f"SELECT count(*) FROM {name}")

@@ -21,14 +21,14 @@ from domain.costs import BilledCall, CostAttribution
 from domain.executions import AttemptOutcome, Execution, ExecutionStart, steps
 from domain.executions.steps import RunStep
 from domain.llms.messages import ModelUsage
-from domain.ports import Outcome
+from domain.ports import SandboxOutcome
 from domain.shared import ids
 from domain.shared.access import Caller
 from domain.shared.secrets import Secret
 from domain.traces import TracedRun, TraceSources
 from infra import otlp
 from infra.otlp import CollectorRefusal, CollectorUnavailable, TraceCollector
-from infra.postgres.db import connect
+from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from infra.settings import SettingsError, parse_headers, read_settings
 from tests.conftest import running
@@ -272,7 +272,7 @@ def test_settings_that_cannot_be(system: Any) -> None:
 
 
 class NoQueue:
-    async def ring(self, jobs: Any, changed: Any = ()) -> None:
+    async def ring_jobs(self, jobs: Any, changes: Any = ()) -> None:
         pass
 
 
@@ -295,9 +295,9 @@ class World:
         self.clock[0] += timedelta(**much)
 
     async def begun(self) -> Execution:
-        async with self.store.begin(self.caller) as tx:
+        async with self.store.transaction(self.caller) as tx:
             await executions.start_execution(tx, self.caller, self.agent_id, ExecutionStart())
-        async with self.store.begin_unbound() as tx:
+        async with self.store.system_transaction() as tx:
             (claimed,) = await executions.claim_executions(tx, "w", timedelta(minutes=1), 1)
         return claimed
 
@@ -308,8 +308,8 @@ class World:
         return one
 
     async def finish(self, one: Execution, **outcome: Any) -> None:
-        async with self.store.begin_unbound() as tx:
-            made = Outcome(**(outcome or {"output": b"1"}))
+        async with self.store.system_transaction() as tx:
+            made = SandboxOutcome(**(outcome or {"output": b"1"}))
             await executions.settle_executions(tx, [AttemptOutcome(execution=one, outcome=made, events=[])])
 
     async def left(self) -> list[tuple[str, int]]:
@@ -330,7 +330,7 @@ def trace_of(one: Execution) -> str:
 async def world(system: Any) -> AsyncIterator[World]:
     async with apart(system) as database, serving() as server:
         clock = [NOW]
-        engine = connect(database.url, pool_size=6, application="tests")
+        engine = create_engine(database.url, pool_size=6, application="tests")
         store = PostgresStore(engine, NoQueue(), lambda: clock[0])
         collector = TraceCollector(server.url, {})
         caller = await database.tenant()
@@ -524,7 +524,7 @@ async def test_a_worker_that_is_told_to_stop_gives_back_and_one_that_dies_is_wai
     world.server.wait.set()
     assert await world.left() == [(one.id, 0)]
     # Claimed, and never heard of again.
-    async with world.store.begin_unbound() as tx:
+    async with world.store.system_transaction() as tx:
         assert [due.execution_id for due in await tx.traces.claim_exports(10, tx.now, tx.now + EXPORT_LEASE)] == [
             one.id
         ]
@@ -547,7 +547,7 @@ async def test_a_database_that_does_not_answer_is_waited_out(world: World, monke
     def away(tenant_id: str) -> Any:
         raise DomainError("unavailable", "Away.")
 
-    monkeypatch.setattr(world.store, "begin_for", away)
+    monkeypatch.setattr(world.store, "tenant_transaction", away)
     with pytest.raises(DomainError):
         await exporter()
     monkeypatch.undo()
@@ -561,7 +561,7 @@ async def test_what_is_exported_is_what_the_api_shows(world: World) -> None:
     exporter = world.exporter()
     await exporter()
     one = await world.begun()
-    async with world.store.begin(world.caller) as tx:
+    async with world.store.transaction(world.caller) as tx:
         for path, kind, length in (("1", "model", 2), ("1.0", "tool", 3), ("2", "model", 4)):
             step = RunStep(
                 execution_id=one.id,
@@ -577,7 +577,7 @@ async def test_what_is_exported_is_what_the_api_shows(world: World) -> None:
             await steps.write_step(tx, step, [])
     for seconds in (2, 2):
         world.later(seconds=seconds)
-        async with world.store.begin(world.caller) as tx:
+        async with world.store.transaction(world.caller) as tx:
             call = BilledCall(
                 provider="openai",
                 model="gpt",
@@ -593,7 +593,7 @@ async def test_what_is_exported_is_what_the_api_shows(world: World) -> None:
     await world.finish(one)
     world.later(seconds=3)
     await exporter()
-    async with world.store.begin(world.caller) as tx:
+    async with world.store.transaction(world.caller) as tx:
         (root,) = traces.build_trace(await traces.read_trace_sources(tx, one.id)).spans
     found = parsed(world.server.bodies[0]).resource_spans[0].scope_spans[0].spans
     assert [span.name for span in found] == [f"invoke_agent {root.name}", "execute_tool m", "chat gpt", "chat gpt"]

@@ -13,11 +13,11 @@ from msgspec.structs import replace
 
 from domain import executions
 from domain.executions import AttemptOutcome, Execution, ExecutionStart
-from domain.ports import Outcome, Tx
+from domain.ports import SandboxOutcome, Tx
 from domain.shared.errors import DATABASE_OUTAGE_CODES, DomainError
 from infra import polling
 from infra.polling import retry_through_outage
-from infra.postgres.db import connect
+from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from scripts.system import System
 from tests.support.clients import Tenant
@@ -39,14 +39,14 @@ class Clocked(PostgresStore):
         self.late = timedelta()
         super().__init__(engine, Silent(), lambda: self.now)  # type: ignore[arg-type]
 
-    def begin_unbound(self) -> Any:
+    def system_transaction(self) -> Any:
         return self._slowly()
 
     @asynccontextmanager
     async def _slowly(self) -> AsyncIterator[Tx]:
         if self.away:
             raise DomainError(self.away, "away")
-        async with super().begin_unbound() as tx:
+        async with super().system_transaction() as tx:
             self.now, self.late = self.now + self.late, timedelta()
             yield tx
 
@@ -76,12 +76,14 @@ class World:
 
     async def extends(self) -> bool:
         now = self.store.now
-        async with self.store.begin_unbound() as tx:
-            return bool(await tx.queues.extend("run", {self.run.id: self.run.attempt}, now + LEASE, now + LEASE / 2))
+        async with self.store.system_transaction() as tx:
+            return bool(
+                await tx.queues.extend_leases("run", {self.run.id: self.run.attempt}, now + LEASE, now + LEASE / 2)
+            )
 
     async def settles(self) -> bool:
-        ended = AttemptOutcome(execution=self.run, outcome=Outcome(output=b"1"), events=[])
-        async with self.store.begin_single() as tx:
+        ended = AttemptOutcome(execution=self.run, outcome=SandboxOutcome(output=b"1"), events=[])
+        async with self.store.autocommit() as tx:
             return (self.run.id, self.run.attempt) in (await executions.settle_executions(tx, [ended])).settled_attempts
 
 
@@ -94,10 +96,10 @@ async def held_run(system: System) -> AsyncIterator[World]:
 async def _held(database: Apart, system: System) -> World:
     caller = await database.tenant()
     agent_id = await database.agent(caller)
-    store = Clocked(connect(database.url, pool_size=2, application="tests"))
-    async with store.begin(caller) as tx:
+    store = Clocked(create_engine(database.url, pool_size=2, application="tests"))
+    async with store.transaction(caller) as tx:
         await executions.start_execution(tx, caller, agent_id, ExecutionStart())
-    async with store.begin_single() as tx:
+    async with store.autocommit() as tx:
         (run,) = await executions.claim_executions(tx, "w", LEASE, 1)
     return World(store, system, run)
 
@@ -142,7 +144,7 @@ async def test_a_worker_that_died_in_the_outage_loses_its_run_a_lease_after_it(s
         assert await world.rounds(7) == 0
         assert await world.rounds(2) == 1
         # The fencing token stands as before: the first attempt settles nothing any more.
-        async with store.begin_single() as tx:
+        async with store.autocommit() as tx:
             (again,) = await executions.claim_executions(tx, "other", LEASE, 1)
         assert again.attempt == 2
         assert not await world.extends()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.events import MAX_LINE_BYTES, ExecutionEvent
-from domain.ports import Stream
+from domain.ports import OutputStream
 from workers.run.output import (
     MAX_LOG_BYTES,
     MAX_LOG_LINES,
@@ -43,7 +43,7 @@ class Printed:
         stop.set()
         await flushing
 
-    def take(self, text: str | bytes, stream: Stream = "stdout") -> None:
+    def take(self, text: str | bytes, stream: OutputStream = "stdout") -> None:
         self.output.add_output(stream, text.encode() if isinstance(text, str) else text)
 
     def messages(self) -> list[str]:

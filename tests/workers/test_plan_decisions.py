@@ -27,7 +27,7 @@ async def world(system: System) -> AsyncIterator[World]:
 
 
 async def decide(world: World, execution_id: str, approved: bool = True, call_id: str | None = None) -> Execution:
-    async with world.store.begin(world.caller) as tx:
+    async with world.store.transaction(world.caller) as tx:
         return await approvals.decide_approval(
             tx, world.caller, execution_id, approved, ApprovalDecision(call_id=call_id, reason="So.")
         )
@@ -45,7 +45,7 @@ async def child(world: World, execution_id: str, step: str) -> str:
 
 
 async def log(world: World, execution_id: str, kind: str) -> list[dict[str, Any]]:
-    async with world.store.begin(world.caller) as tx:
+    async with world.store.transaction(world.caller) as tx:
         (found,) = await tx.events.find_slices([_asked(world, execution_id)], 1000)
     assert found is not None
     assert [event.seq for event in found.events] == list(range(1, found.last_seq + 1))
@@ -186,7 +186,7 @@ async def test_a_cancel_takes_what_waits_and_it_cannot_be_decided_on_any_more(wo
     await world.turns()
     leaf = await world.ask("c1")
     assert await waiting(world, root) == ["a", "c1"]
-    async with world.store.begin(world.caller) as tx:
+    async with world.store.transaction(world.caller) as tx:
         await executions.cancel_execution(tx, root)
     for execution_id in (root, leaf.id, await child(world, root, "sub")):
         with pytest.raises(DomainError) as raised:
@@ -202,7 +202,7 @@ async def test_deciding_cancelling_and_advancing_at_once_never_deadlock(world: W
     async def at_once(execution_id: str, what: str) -> None:
         try:
             if what == "cancel":
-                async with world.store.begin(world.caller) as tx:
+                async with world.store.transaction(world.caller) as tx:
                     await executions.cancel_execution(tx, execution_id)
             elif what == "decide":
                 await decide(world, execution_id)

@@ -16,11 +16,11 @@ from domain.llms.messages import ModelUsage
 from domain.plans import coordinator, service
 from domain.plans.renderer import PlanScope
 from domain.plans.schema import AgentWork, Plan, PlanStep, PlanWork, RetryPolicy, TaskText, ToolWork
-from domain.ports import Outcome
+from domain.ports import SandboxOutcome
 from domain.shared import ids
 from domain.shared.errors import DomainError
 from domain.shared.leases import LostLease
-from infra.postgres.plans import MAX_ANSWERS
+from infra.postgres.plans import MAX_STEP_ANSWERS_BYTES
 from scripts.system import System
 from tests.support.isolated_database import NOW
 from tests.support.plan_builders import World, opened
@@ -44,20 +44,20 @@ def step(world: World, step_id: str, *above: str, **more: Any) -> PlanStep:
 
 
 async def retried(world: World, execution_id: str) -> Execution:
-    async with world.store.begin(world.caller) as tx:
+    async with world.store.transaction(world.caller) as tx:
         return await service.retry_plan(tx, world.caller, execution_id, from_failed=True)
 
 
 async def settle(world: World, **errors: str | None) -> list[str]:
     """Settle all that can be claimed; a step named here fails."""
-    async with world.store.begin_single() as tx:
+    async with world.store.autocommit() as tx:
         claimed = await executions.claim_executions(tx, "worker", timedelta(seconds=60), 100)
     for one in claimed:
         failed = errors.get(one.step or "")
-        outcome = Outcome(output=msgspec.json.encode({"step": one.step}))
+        outcome = SandboxOutcome(output=msgspec.json.encode({"step": one.step}))
         if failed:
-            outcome = Outcome(error_type=failed, error_message="no")
-        async with world.store.begin(world.caller) as tx:
+            outcome = SandboxOutcome(error_type=failed, error_message="no")
+        async with world.store.transaction(world.caller) as tx:
             await executions.settle_executions(tx, [AttemptOutcome(execution=one, outcome=outcome, events=[])])
     return [one.step or "" for one in claimed]
 
@@ -108,12 +108,12 @@ async def test_costs_are_those_of_all_below_whenever_they_come(world: World) -> 
             duration_ms=1.0,
             first_token_ms=None,
         )
-        async with world.store.begin(world.caller) as tx:
+        async with world.store.transaction(world.caller) as tx:
             await costs.settle_call(tx, None, spender, call)
 
     await spend("a", 0.1)
     await asyncio.gather(*(spend(one, 0.01) for one in ("a", "b") * 10))
-    async with world.store.begin(world.caller) as tx:
+    async with world.store.transaction(world.caller) as tx:
         await executions.cancel_execution(tx, root)
     await world.turns()
     await spend("b", 0.2)
@@ -127,7 +127,7 @@ async def test_costs_are_those_of_all_below_whenever_they_come(world: World) -> 
         "root": pytest.approx(0.500000001, abs=1e-12),
     }
     # The limit is that of all together.
-    async with world.store.begin(world.caller) as tx:
+    async with world.store.transaction(world.caller) as tx:
         run, root_id = (ids.encode_id("exec", one) for one in found["b"])
         spender = CostAttribution(execution_id=run, root_id=root_id, user_id=world.caller.user_id, cost_limit=0.6)
         hold = await costs.reserve_budget(tx, spender, 1.0, 0.01, 60)
@@ -146,10 +146,10 @@ async def test_who_starts_an_agent_takes_nothing_from_a_plan(world: World) -> No
         work = AgentWork(name="limited", agent_id=agent_id, version_id=ids.encode_id("ver", version))
         root = await world.start(PlanStep(id="a", name="a", work=work), PlanStep(id="b", name="b", work=work))
         await world.turns()
-        async with world.store.begin(world.caller) as tx:
+        async with world.store.transaction(world.caller) as tx:
             direct = await executions.start_execution(tx, world.caller, agent_id, ExecutionStart(inputs={}))
         if policy == "replace":
-            async with world.store.begin(world.caller) as tx:
+            async with world.store.transaction(world.caller) as tx:
                 newer = await executions.start_execution(tx, world.caller, agent_id, ExecutionStart(inputs={}))
             assert (await world.get(direct.id)).status == "cancelled"
             direct = newer
@@ -163,7 +163,7 @@ async def test_an_agent_that_is_deleted_under_way_is_not_run_any_more(world: Wor
     root = await world.start(step(world, "a"), step(world, "b", "a"))
     await world.turns()
     assert await world.work_off() == ["a"]
-    async with world.store.begin(world.caller) as tx:
+    async with world.store.transaction(world.caller) as tx:
         await agents.delete_agent(tx, world.agent_id)
     await world.turns()
     ended = await world.get(root)
@@ -175,7 +175,7 @@ async def test_an_agent_that_is_deleted_under_way_is_not_run_any_more(world: Wor
 async def test_deleting_an_agent_cancels_the_steps_that_run_it(world: World) -> None:
     root = await world.start(step(world, "a"))
     await world.turns()
-    async with world.store.begin(world.caller) as tx:
+    async with world.store.transaction(world.caller) as tx:
         await agents.delete_agent(tx, world.agent_id)
     await world.turns()
     ended = await world.get(root)
@@ -275,7 +275,7 @@ async def test_what_completed_before_a_cancel_was_taken_in_is_kept(world: World)
     root = await world.start(step(world, "a"), step(world, "b", "a"))
     await world.turns()
     await settle(world)
-    async with world.store.begin(world.caller) as tx:
+    async with world.store.transaction(world.caller) as tx:
         await executions.cancel_execution(tx, root)
     again = await retried(world, root)
     await world.turns()
@@ -286,7 +286,7 @@ async def test_what_completed_before_a_cancel_was_taken_in_is_kept(world: World)
 async def test_only_a_name_that_was_given_is_kept(world: World) -> None:
     for name in (None, "Mine"):
         plan = Plan(kind="workflow", name="plan", steps=[step(world, "a")])
-        async with world.store.begin(world.caller) as tx:
+        async with world.store.transaction(world.caller) as tx:
             made = await service.start_plan(tx, world.caller, plan, ExecutionStart(run_name=name))
             await executions.cancel_execution(tx, made.id)
             again = await service.retry_plan(tx, world.caller, made.id, from_failed=False)
@@ -316,7 +316,7 @@ async def test_outputs_that_are_too_large_fail_the_step_that_refers_to_them(worl
     )
     await world.turns()
     await settle(world)
-    large = f'"{"x" * MAX_ANSWERS}"'
+    large = f'"{"x" * MAX_STEP_ANSWERS_BYTES}"'
     await world.database.owner.execute("UPDATE executions SET output_data = $1::json WHERE step = 'a'", large)
     await world.turns()
     failed = await rows(world, "SELECT step, error_type FROM plan_steps WHERE status = 'failed' ORDER BY 1")
@@ -328,7 +328,7 @@ async def test_a_plan_whose_last_output_is_too_large_is_completed_without_one(wo
     root = await world.start(step(world, "a"))
     await world.turns()
     await settle(world)
-    large = f'"{"x" * MAX_ANSWERS}"'
+    large = f'"{"x" * MAX_STEP_ANSWERS_BYTES}"'
     await world.database.owner.execute("UPDATE executions SET output_data = $1::json WHERE step = 'a'", large)
     await world.turns()
     ended = await world.get(root)
@@ -406,7 +406,7 @@ async def test_what_would_have_no_effect_is_refused(world: World) -> None:
         found = set()
         for field, value in given.items():
             try:
-                async with world.store.begin(world.caller) as tx:
+                async with world.store.transaction(world.caller) as tx:
                     await service.start_plan(tx, world.caller, plan, ExecutionStart(**{field: value}))
             except DomainError as error:
                 found |= {one.field for one in error.errors}
@@ -418,12 +418,12 @@ async def test_lists_of_which_the_inputs_tell_are_looked_at_for_so_long_at_the_d
     heavy = "inputs.n.map(x, x + 1).map(y, y * 2)"
     steps = [step(world, f"s{number}", map=heavy) for number in range(300)]
     plan = Plan(kind="workflow", name="heavy", steps=steps)
-    async with world.store.begin(world.caller) as tx:
+    async with world.store.transaction(world.caller) as tx:
         made = await service.start_plan(tx, world.caller, plan, ExecutionStart(inputs={"n": list(range(1000))}))
     assert made.status == "pending"
     few = Plan(kind="workflow", name="few", steps=[step(world, "a", map="inputs.n")])
     with pytest.raises(DomainError, match="is no list"):
-        async with world.store.begin(world.caller) as tx:
+        async with world.store.transaction(world.caller) as tx:
             await service.start_plan(tx, world.caller, few, ExecutionStart(inputs={"n": 1}))
 
 
@@ -436,7 +436,7 @@ async def test_nothing_is_told_of_a_plan_that_has_ended(world: World) -> None:
         root = await world.start(step(world, "a"), sub)
         await world.turns()
         if ending == "cancelled":
-            async with world.store.begin(world.caller) as tx:
+            async with world.store.transaction(world.caller) as tx:
                 await executions.cancel_execution(tx, root)
         elif ending == "timeout":
             world.clock[0] += timedelta(days=8)
@@ -453,7 +453,7 @@ async def test_nothing_is_told_of_a_plan_that_has_ended(world: World) -> None:
 async def test_who_has_had_a_turn_lets_others_have_theirs(world: World) -> None:
     root = await world.start(*(step(world, f"s{number}") for number in range(5)))
     for number in range(1, 5):
-        async with world.store.begin(world.caller) as tx:
+        async with world.store.transaction(world.caller) as tx:
             await coordinator.advance_plan(tx, root, None, lambda: True)
         assert len(await world.children(root)) == number
         assert await world.due() == [root]
@@ -466,11 +466,11 @@ async def test_what_is_begun_while_a_plan_is_cancelled_is_not(world: World) -> N
     """The cancel commits after the turn has begun and before it writes down what came of it."""
     root = await world.start(step(world, "a"))
     with pytest.raises(LostLease):
-        async with world.store.begin(world.caller) as tx:
+        async with world.store.transaction(world.caller) as tx:
             save = tx.plans.save
 
             async def cancelled_meanwhile(*given: Any) -> None:
-                async with world.store.begin(world.caller) as other:
+                async with world.store.transaction(world.caller) as other:
                     await executions.cancel_execution(other, root)
                 await save(*given)
 
@@ -515,7 +515,7 @@ async def test_plans_that_somebody_holds_keep_no_others_from_their_turn(world: W
     free = await world.start(step(world, "a"))
     async with contextlib.AsyncExitStack() as stack:
         for execution_id in held:
-            tx = await stack.enter_async_context(world.store.begin(world.caller))
+            tx = await stack.enter_async_context(world.store.transaction(world.caller))
             await tx.plans.lock(execution_id)
         async with planner(world, 1):
             await started(world, free)
@@ -554,7 +554,7 @@ async def test_plans_that_cannot_be_advanced_fail_and_keep_no_others_from_their_
 async def test_a_plan_that_is_given_up_takes_all_below_it_along(world: World) -> None:
     root = await world.start(PlanStep(id="sub", name="sub", work=within(step(world, "x"))), step(world, "a"))
     await world.turns()
-    async with world.store.begin(world.caller) as tx:
+    async with world.store.transaction(world.caller) as tx:
         await coordinator.fail_plan(tx, root, "The worker failed.")
     await world.turns()
     assert await world.children(root) == {"sub": ["cancelled"], "a": ["cancelled"], "x": ["cancelled"]}
@@ -601,7 +601,7 @@ async def test_the_pace_holds_whatever_the_clocks_say(world: World) -> None:
     found = []
     for behind in (0, 5, 3, 1, 2, 4):
         world.clock[0] = NOW - timedelta(seconds=behind)
-        async with world.store.begin(world.caller) as tx:
+        async with world.store.transaction(world.caller) as tx:
             found.append((await tx.plans.reserve_model_call(root, 2, tx.now) - NOW).total_seconds())
     ordered = sorted(found)
     assert all(later - earlier >= 60 for earlier, later in zip(ordered, ordered[2:], strict=False))
@@ -613,10 +613,10 @@ class Paced(AgentRunner):
     def __init__(self, waiting: float) -> None:
         self._waiting = waiting
 
-    async def _agent(self, execution: Execution, waits: Any) -> Outcome | None:
+    async def _agent(self, execution: Execution, waits: Any) -> SandboxOutcome | None:
         waits(self._waiting)
         await asyncio.sleep(1.2)
-        return Outcome(output=b"1")
+        return SandboxOutcome(output=b"1")
 
 
 async def test_waiting_for_a_turn_to_call_takes_nothing_from_the_time_of_a_run(world: World) -> None:

@@ -13,7 +13,7 @@ from domain.executions import AttemptOutcome, ExecutionStart
 from domain.plans import coordinator, service
 from domain.plans.coordinator import PlanLocked
 from domain.plans.schema import Plan, PlanStep, PlanWork, RetryPolicy
-from domain.ports import Outcome, Tx
+from domain.ports import SandboxOutcome, Tx
 from domain.shared import ids
 from scripts.system import System
 from tests.support.isolated_database import NOW
@@ -98,10 +98,10 @@ async def test_the_worker_dies_at_every_boundary_and_each_step_runs_once(world: 
 async def test_a_step_whose_run_worker_dies_is_run_again_and_the_others_are_not(world: World) -> None:
     execution_id = await world.start(*_diamond(world))
     await world.advance(execution_id)
-    async with world.store.begin_single() as tx:
+    async with world.store.autocommit() as tx:
         (lost,) = await executions.claim_executions(tx, "dead", timedelta(seconds=60), 10)
     world.clock[0] += timedelta(seconds=61)
-    async with world.store.begin(world.caller) as tx:
+    async with world.store.transaction(world.caller) as tx:
         await executions.requeue_expired(tx, lost.id)
     ended = await world.to_its_end(execution_id)
     assert ended.status == "completed"
@@ -139,7 +139,7 @@ async def test_planners_that_race_start_each_step_once(system: System, world: Wo
 
 async def test_what_somebody_else_is_at_is_left_to_them(world: World) -> None:
     execution_id = await world.start(*_diamond(world))
-    async with world.store.begin(world.caller) as tx:
+    async with world.store.transaction(world.caller) as tx:
         await coordinator.advance_plan(tx, execution_id, None)
         with pytest.raises(PlanLocked):
             await world.advance(execution_id)
@@ -173,17 +173,19 @@ async def test_run_again_from_the_failed_step_on(world: World) -> None:
     await world.advance(execution_id)
     await world.work_off()
     await world.advance(execution_id)
-    async with world.store.begin_single() as tx:
+    async with world.store.autocommit() as tx:
         claimed = await executions.claim_executions(tx, "worker", timedelta(seconds=60), 10)
     assert sorted(one.step or "" for one in claimed) == ["b", "c[0]", "c[1]"]
     for one in claimed:
         failed = one.step == "c[1]"
-        outcome = Outcome(error_type="E", error_message="no") if failed else Outcome(output=b'{"step": "kept"}')
-        async with world.store.begin(world.caller) as tx:
+        outcome = (
+            SandboxOutcome(error_type="E", error_message="no") if failed else SandboxOutcome(output=b'{"step": "kept"}')
+        )
+        async with world.store.transaction(world.caller) as tx:
             await executions.settle_executions(tx, [AttemptOutcome(execution=one, outcome=outcome, events=[])])
     await world.advance(execution_id)
     assert (await world.get(execution_id)).status == "failed"
-    async with world.store.begin(world.caller) as tx:
+    async with world.store.transaction(world.caller) as tx:
         again = await service.retry_plan(tx, world.caller, execution_id, from_failed=True)
     assert (again.retry_of, again.status) == (execution_id, "pending")
     ended = await world.to_its_end(again.id)
@@ -208,7 +210,7 @@ async def test_a_cancel_takes_the_whole_tree(world: World) -> None:
         for one in await world.due():
             await world.advance(one)
     assert await world.children(execution_id) == {"a": ["pending"], "i": ["running"], "x": ["pending"]}
-    async with world.store.begin(world.caller) as tx:
+    async with world.store.transaction(world.caller) as tx:
         await executions.cancel_execution(tx, execution_id)
     assert await world.children(execution_id) == {"a": ["cancelled"], "i": ["cancelled"], "x": ["cancelled"]}
     for _ in range(3):
@@ -225,10 +227,10 @@ async def test_a_cancel_beside_an_advance_leaves_nothing_running(world: World) -
     cancelling: asyncio.Task[Any]
 
     async def cancel() -> None:
-        async with world.store.begin(world.caller) as tx:
+        async with world.store.transaction(world.caller) as tx:
             await executions.cancel_execution(tx, execution_id)
 
-    async with world.store.begin(world.caller) as tx:
+    async with world.store.transaction(world.caller) as tx:
         await coordinator.advance_plan(tx, execution_id, None)
         cancelling = asyncio.create_task(cancel())
         await asyncio.sleep(0.2)
@@ -242,7 +244,7 @@ async def test_a_cancel_beside_an_advance_leaves_nothing_running(world: World) -
 
 async def test_a_plan_that_takes_too_long_has_failed_and_runs_nothing(world: World) -> None:
     plan = Plan(kind="workflow", name="plan", steps=_diamond(world))
-    async with world.store.begin(world.caller) as tx:
+    async with world.store.transaction(world.caller) as tx:
         execution_id = (await service.start_plan(tx, world.caller, plan, ExecutionStart(timeout=100))).id
     await world.advance(execution_id)
     world.clock[0] += timedelta(seconds=99)
@@ -263,6 +265,6 @@ async def test_calls_in_a_minute_are_bounded_over_all_workers(world: World) -> N
 
     found = []
     for _ in range(7):
-        async with world.store.begin(world.caller) as tx:
+        async with world.store.transaction(world.caller) as tx:
             found.append(await pace(tx))
     assert found == [0, 0, 0, 60, 60, 60, 120]

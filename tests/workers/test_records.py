@@ -25,7 +25,7 @@ async def _uploaded(tenant: Tenant, count: int = 1) -> list[str]:
 async def _moved(parts, tenant: Tenant) -> None:
     """Until no body of the tenant waits any more."""
     while True:
-        async with parts.store.begin_for(tenant.tenant_id) as tx:
+        async with parts.store.tenant_transaction(tenant.tenant_id) as tx:
             if not await tx.stats._raw.fetchval("SELECT count(*) FROM artifact_bodies"):
                 return
         await asyncio.sleep(0.05)
@@ -41,17 +41,17 @@ async def test_bodies_settled_twice_stay(parts, acme: Tenant) -> None:
     artifacts = await _uploaded(acme, 3)
     await _moved(parts, acme)
     for _ in range(2):
-        async with parts.store.begin_unbound() as tx:
+        async with parts.store.system_transaction() as tx:
             assert await tx.artifacts.stored(artifacts) == set()
     assert await _readable(acme, artifacts)
 
 
 async def test_of_a_round_only_what_was_deleted_goes_also_if_deleting_fails_at_first(parts, acme: Tenant) -> None:
     kept, dropped = await _uploaded(acme, 2)
-    async with parts.store.begin_for(acme.tenant_id) as tx:
-        from infra.postgres.artifacts import key_of
+    async with parts.store.tenant_transaction(acme.tenant_id) as tx:
+        from infra.postgres.artifacts import get_body_key
 
-        keys = {one: key_of(await tx.artifacts.get(one)) for one in (kept, dropped)}
+        keys = {one: get_body_key(await tx.artifacts.get(one)) for one in (kept, dropped)}
     await _moved(parts, acme)
     failures = [DomainError("storage_unavailable", "Away."), None]
 
@@ -70,12 +70,12 @@ async def test_of_a_round_only_what_was_deleted_goes_also_if_deleting_fails_at_f
     await retry_through_outage(lambda: storer._settle_uploads(round_))
     assert failures == []
     assert await _readable(acme, [kept])
-    assert [blob.key async for blob in parts.blobs.under(keys[dropped])] == []
+    assert [blob.key async for blob in parts.blobs.list_objects(keys[dropped])] == []
 
 
 async def test_an_evaluation_whose_workers_die_is_given_up(parts, acme: Tenant) -> None:
     """Claimed again and again past its lease, as by workers that are killed: three attempts, and no more."""
-    async with parts.store.begin_for(acme.tenant_id) as tx:
+    async with parts.store.tenant_transaction(acme.tenant_id) as tx:
         made = evaluations.build_evaluations(
             acme.tenant_id,
             acme.account["id"],

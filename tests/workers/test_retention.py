@@ -11,7 +11,7 @@ from domain import evaluations
 from domain.shared.errors import DomainError
 from domain.shared.pages import Page
 from domain.stats import RECORD_KINDS
-from infra.postgres.db import connect
+from infra.postgres.db import create_engine
 from infra.postgres.role import APP_ROLE
 from infra.postgres.store import PostgresStore
 from infra.wiring import get_utc_now
@@ -24,7 +24,7 @@ OLD = datetime.now(UTC) - timedelta(days=40)
 
 
 class NoQueue:
-    async def ring(self, jobs, changed=()) -> None:
+    async def ring_jobs(self, jobs, changes=()) -> None:
         pass
 
 
@@ -38,7 +38,7 @@ async def test_a_tenant_s_old_records_go_and_nobody_else_s(system, parts, acme: 
             assert (await tenant.http.post("/artifacts/upload", json=artifact)).status_code == 201
     old = (await acme.http.get(f"/artifacts/of-{OLD:%Y%m%d}/metadata")).json()
     key = f"artifacts/{acme.tenant_id}/{datetime.fromisoformat(old['received_at']):%Y/%m}/{old['id']}"
-    while not [blob async for blob in parts.blobs.under(key)]:
+    while not [blob async for blob in parts.blobs.list_objects(key)]:
         await asyncio.sleep(0.05)
 
     patched = await acme.http.patch("/tenant", json={"retention_days": 30})
@@ -56,7 +56,7 @@ async def test_a_tenant_s_old_records_go_and_nobody_else_s(system, parts, acme: 
         assert (await tenant.http.get("/artifacts")).json()["total"] == left
     assert (await acme.http.get(f"/artifacts/of-{OLD:%Y%m%d}")).status_code == 404
     assert (await rival.http.get(f"/artifacts/of-{OLD:%Y%m%d}")).status_code == 200
-    while [blob async for blob in parts.blobs.under(key)]:
+    while [blob async for blob in parts.blobs.list_objects(key)]:
         await asyncio.sleep(0.05)
     await acme.http.patch("/tenant", json={"retention_days": None})
     assert (await RetentionSweeper(parts.store)())["evaluations"] == 0
@@ -64,7 +64,7 @@ async def test_a_tenant_s_old_records_go_and_nobody_else_s(system, parts, acme: 
 
 async def test_months_are_made_ahead_and_dropped_when_empty(system) -> None:
     async with apart(system) as own:
-        engine = connect(own.url, pool_size=2, application="tests")
+        engine = create_engine(own.url, pool_size=2, application="tests")
         later = [get_utc_now()]
         store = PostgresStore(engine, NoQueue(), lambda: later[0])
         names = "SELECT relname FROM pg_class WHERE relispartition AND relkind = 'r' ORDER BY 1"
@@ -97,7 +97,7 @@ async def test_months_are_made_ahead_and_dropped_when_empty(system) -> None:
 async def test_dropping_stops_nobody_and_waits_for_nobody(system) -> None:
     """Readers and writers go on while months come and go; one that reads for long keeps its month for the next time."""
     async with apart(system) as own:
-        engine = connect(own.url, pool_size=6, application="tests")
+        engine = create_engine(own.url, pool_size=6, application="tests")
         store = PostgresStore(engine, NoQueue(), get_utc_now)
         caller, done = await own.tenant(), asyncio.Event()
         row = evaluations.parse_evaluation(b'{"prompt":"a","response":"b","hallucinated":true}')
@@ -106,14 +106,14 @@ async def test_dropping_stops_nobody_and_waits_for_nobody(system) -> None:
         async def write() -> None:
             nonlocal written
             while not done.is_set():
-                async with store.begin_for(caller.tenant_id) as tx:
+                async with store.tenant_transaction(caller.tenant_id) as tx:
                     made = evaluations.build_evaluations(caller.tenant_id, caller.user_id, [row], tx.now, False)
                     await tx.evaluations.add(made)
                 written += 1
 
         async def read() -> None:
             while not done.is_set():
-                async with store.begin_for(caller.tenant_id) as tx:
+                async with store.tenant_transaction(caller.tenant_id) as tx:
                     await tx.evaluations.list_page(evaluations.EvaluationFilter(), Page())
                     await evaluations.compute_evaluation_stats(tx, evaluations.EvaluationFilter(), None)
 
@@ -130,7 +130,7 @@ async def test_dropping_stops_nobody_and_waits_for_nobody(system) -> None:
         try:
             # What this installation made ahead is of this month and later ones, and stays.
             await asyncio.gather(write(), write(), read(), read(), come_and_go())
-            async with store.begin_for(caller.tenant_id) as tx:
+            async with store.tenant_transaction(caller.tenant_id) as tx:
                 assert (
                     (
                         await evaluations.compute_evaluation_stats(tx, evaluations.EvaluationFilter(), None)
@@ -139,7 +139,7 @@ async def test_dropping_stops_nobody_and_waits_for_nobody(system) -> None:
                     > 0
                 )
             await own.owner.execute("SELECT make_partitions('evaluations', '2001-01-05', 0)")
-            async with store.begin_for(caller.tenant_id) as tx:
+            async with store.tenant_transaction(caller.tenant_id) as tx:
                 await tx.evaluations.list_page(evaluations.EvaluationFilter(), Page())
                 assert (await RetentionSweeper(store)())["partitions"] == 0
             assert (await RetentionSweeper(store)())["partitions"] == 1
@@ -150,7 +150,7 @@ async def test_dropping_stops_nobody_and_waits_for_nobody(system) -> None:
 async def test_whoever_uses_both_tables_goes_on_too(system) -> None:
     """One table is locked at a time: a reader of one and then the other never meets it the other way around."""
     async with apart(system) as own:
-        store = PostgresStore(connect(own.url, pool_size=2, application="tests"), NoQueue(), get_utc_now)
+        store = PostgresStore(create_engine(own.url, pool_size=2, application="tests"), NoQueue(), get_utc_now)
         done = asyncio.Event()
 
         async def read() -> None:
@@ -181,7 +181,7 @@ async def test_whoever_uses_both_tables_goes_on_too(system) -> None:
 
 async def test_a_long_reader_of_one_table_keeps_nobody_from_the_other(system) -> None:
     async with apart(system) as own:
-        store = PostgresStore(connect(own.url, pool_size=2, application="tests"), NoQueue(), get_utc_now)
+        store = PostgresStore(create_engine(own.url, pool_size=2, application="tests"), NoQueue(), get_utc_now)
         reader = await asyncpg.connect(own.url, server_settings={"role": APP_ROLE})
         try:
             for year in (2001, 2002, 2003):
@@ -208,7 +208,7 @@ async def test_a_long_reader_of_one_table_keeps_nobody_from_the_other(system) ->
 async def test_this_month_and_the_month_of_yesterday_stay(system) -> None:
     async with apart(system) as own:
         now = [datetime(2001, 3, 1, 23, 59, tzinfo=UTC)]
-        store = PostgresStore(connect(own.url, pool_size=2, application="tests"), NoQueue(), lambda: now[0])
+        store = PostgresStore(create_engine(own.url, pool_size=2, application="tests"), NoQueue(), lambda: now[0])
         names = "SELECT relname FROM pg_class WHERE relispartition AND relkind = 'r' AND relname ~ '_2001_' ORDER BY 1"
         try:
             for kind in RECORD_KINDS:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domain import schedules
-from domain.retention import EXPIRY
+from domain.retention import RETENTION_PERIODS
 from domain.schedules import (
     MAX_MISSED_ROWS,
     ON_TIME_WINDOW,
@@ -28,7 +28,7 @@ from domain.shared import ids
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError
 from domain.shared.pages import Page
-from infra.postgres.db import connect
+from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from tests.support.isolated_database import Apart, apart
 from tests.workers.test_lifecycle import Silent
@@ -81,20 +81,20 @@ class World:
     async def made(self, caller: Caller, cron_expression: str, **more: Any) -> Schedule:
         """A schedule of an agent of its own."""
         more = {"agent_id": await self.database.agent(caller), "name": ids.generate_id("t"), **more}
-        async with self.store.begin(caller) as tx:
+        async with self.store.transaction(caller) as tx:
             return await schedules.create_schedule(tx, caller, NewSchedule(cron_expression=cron_expression, **more))
 
     async def patched(self, caller: Caller, schedule: Schedule, **changes: Any) -> Schedule:
-        async with self.store.begin(caller) as tx:
+        async with self.store.transaction(caller) as tx:
             return await schedules.update_schedule(tx, caller, schedule.id, PatchSchedule(**changes))
 
     async def found(self, schedule: Schedule) -> Schedule:
-        async with self.store.begin_for(schedule.tenant_id) as tx:
+        async with self.store.tenant_transaction(schedule.tenant_id) as tx:
             return await schedules.get_schedule(tx, schedule.id)
 
     async def runs(self, schedule: Schedule) -> list[ScheduleRun]:
         """What became of its due times, the first one first."""
-        async with self.store.begin_for(schedule.tenant_id) as tx:
+        async with self.store.tenant_transaction(schedule.tenant_id) as tx:
             page = await schedules.list_schedule_runs(tx, schedule.id, Page(limit=1000), None)
         assert page.total == len(page.items)
         return page.items[::-1]
@@ -114,7 +114,7 @@ async def world(system) -> AsyncIterator[World]:
     async with apart(system) as database, AsyncExitStack() as stack:
         clock, stores = [NOON], []
         for number in range(3):
-            engine = connect(database.url, pool_size=2, application=f"tests {number}")
+            engine = create_engine(database.url, pool_size=2, application=f"tests {number}")
             stack.push_async_callback(engine.dispose)
             stores.append(Mortal(engine, Silent(), lambda: clock[0]))
         yield World(database, stores, clock)
@@ -292,10 +292,10 @@ async def test_what_is_due_while_a_schedule_is_disabled_is_nobody_s(world: World
     schedule = await world.made(caller, "* * * * *", overlap="allow", catch_up=100)
     for off, on in ((1, 10), (20, 30)):
         world.clock[0] = NOON + off * MINUTE - timedelta(seconds=1)
-        async with world.store.begin(caller) as tx:
+        async with world.store.transaction(caller) as tx:
             assert (await schedules.toggle_schedule(tx, caller, schedule.id)).next_run_at is None
         await world.at(NOON + on * MINUTE)
-        async with world.store.begin(caller) as tx:
+        async with world.store.transaction(caller) as tx:
             toggled = await schedules.toggle_schedule(tx, caller, schedule.id)
         assert toggled.next_run_at == NOON + (on + 1) * MINUTE
         await world.at(NOON + (on + 1) * MINUTE)
@@ -407,7 +407,7 @@ async def test_whoever_has_it_lets_nobody_wait(world: World) -> None:
     caller = await world.database.tenant()
     one, other = [await world.made(caller, "* * * * *") for _ in range(2)]
     world.clock[0] = NOON + MINUTE
-    async with world.store.begin(caller) as tx:
+    async with world.store.transaction(caller) as tx:
         assert await schedules.fire_schedule(tx, one.id)
         assert await asyncio.wait_for(world.workers[1](), 5) == 0
         assert [run.outcome for run in await world.runs(other)] == ["fired"]
@@ -450,12 +450,12 @@ async def test_what_became_of_due_times_is_forgotten_in_the_end(world: World) ->
         await world.at(NOON + day * DAY)
     assert [run.outcome for run in await world.runs(schedule)] == ["fired", "queued"]
     first, second = (NOON + (day - 0.5) * DAY for day in (1, 2))
-    kept = EXPIRY["schedule_runs"]
+    kept = RETENTION_PERIODS["schedule_runs"]
 
     async def forget(at: datetime) -> None:
         await world.at(at)
-        async with world.stores[0].begin_unbound() as tx:
-            await tx.retention.forget_expired("schedule_runs", tx.now - kept)
+        async with world.stores[0].system_transaction() as tx:
+            await tx.retention.delete_expired("schedule_runs", tx.now - kept)
 
     await forget(first + kept)
     assert (await world.runs(schedule))[0].due_at == first
@@ -472,7 +472,7 @@ async def test_a_savepoint_undoes_what_raised(world: World) -> None:
     """Its rows, its rings; what was done before and after stays."""
     caller = await world.database.tenant()
     schedule = await world.made(caller, "* * * * *")
-    async with world.store.begin(caller) as tx:
+    async with world.store.transaction(caller) as tx:
         await schedules.run_schedule(tx, caller, schedule.id)
         with pytest.raises(DomainError):
             async with tx.savepoint():

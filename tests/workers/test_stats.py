@@ -19,7 +19,7 @@ from domain.evaluations import Evaluation, NewEvaluation
 from domain.evaluations.scoring import EvaluationScores
 from domain.shared.pages import Page
 from domain.stats import RECORD_KINDS
-from infra.postgres.db import connect
+from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from infra.sketches import build_bin_expression, find_bin_key
 from tests.support.isolated_database import Apart, apart
@@ -39,7 +39,7 @@ async def own(system: Any, body: Callable[[asyncio.Runner, Apart, PostgresStore,
             async def opened() -> Any:
                 holding = apart(system)
                 database = await holding.__aenter__()
-                return holding, database, connect(database.url, pool_size=6, application="tests")
+                return holding, database, create_engine(database.url, pool_size=6, application="tests")
 
             holding, database, engine = runner.run(opened())
             try:
@@ -78,7 +78,7 @@ TEN = 10
 async def test_whoever_asks_meanwhile_is_told_what_there_was_at_some_moment(system) -> None:
     """Tens come and go in one commit each, while others fold and compute: no answer may see a part of ten."""
     async with apart(system) as database:
-        engine = connect(database.url, pool_size=12, application="tests")
+        engine = create_engine(database.url, pool_size=12, application="tests")
         now, left, dice = NOWS[0], asyncio.Event(), random.Random(4)
         store = PostgresStore(engine, Silent(), lambda: now)
         owner = Owner(await database.tenant())
@@ -110,7 +110,7 @@ async def test_whoever_asks_meanwhile_is_told_what_there_was_at_some_moment(syst
         async def write(number: int) -> None:
             for turn in range(12):
                 made = evaluated()
-                async with store.begin(owner.caller) as tx:
+                async with store.transaction(owner.caller) as tx:
                     await evaluations.create_batches(tx, [made])
                 owner.evaluations |= {one.id: one for one in made}
                 await upload(100 * number + turn)
@@ -124,7 +124,7 @@ async def test_whoever_asks_meanwhile_is_told_what_there_was_at_some_moment(syst
             tries = [recorded(number), recorded(number)]
 
             async def send(made: list[ArtifactRecord]) -> set[str]:
-                async with store.begin(owner.caller) as tx:
+                async with store.transaction(owner.caller) as tx:
                     return await tx.artifacts.add([PackedArtifact(record=one, packed_body=b"") for one in made])
 
             stored = await asyncio.gather(*map(send, tries))
@@ -137,34 +137,34 @@ async def test_whoever_asks_meanwhile_is_told_what_there_was_at_some_moment(syst
 
         async def twice(delete: Callable[[Any], Awaitable[int]]) -> None:
             async def once() -> int:
-                async with store.begin(owner.caller) as tx:
+                async with store.transaction(owner.caller) as tx:
                     return await delete(tx)
 
             assert sorted(await asyncio.gather(once(), once())) == [0, TEN]
 
         async def fold() -> None:
             while not left.is_set():
-                async with store.begin(owner.caller) as tx:
+                async with store.transaction(owner.caller) as tx:
                     for kind in RECORD_KINDS:
                         folds[kind] += await tx.stats.fold_deltas(kind, dice.randint(1, 40))
                 await asyncio.sleep(0)
 
         async def compute() -> None:
             while not left.is_set():
-                async with store.begin_unbound() as tx:
+                async with store.system_transaction() as tx:
                     claimed = await evaluations.claim_evaluations(tx, 7, LEASE)
                 drawn = EvaluationScores(
                     **dict.fromkeys(EvaluationScores.__struct_fields__[:4], 0.25), hallucinated=True
                 )
                 scores = _scores(claimed, [drawn])
-                async with store.begin_for(owner.caller.tenant_id) as tx:
+                async with store.tenant_transaction(owner.caller.tenant_id) as tx:
                     await evaluations.settle_evaluations(tx, list(zip(claimed, scores, strict=True)))
                 await asyncio.sleep(0)
 
         async def ask() -> None:
             while not left.is_set():
                 for since in (None, now - timedelta(days=60, minutes=7)):
-                    async with store.begin(owner.caller) as tx:
+                    async with store.transaction(owner.caller) as tx:
                         first = await evaluations.compute_evaluation_stats(
                             tx, evaluations.EvaluationFilter(since=since), None
                         )
@@ -186,7 +186,7 @@ async def test_whoever_asks_meanwhile_is_told_what_there_was_at_some_moment(syst
                         group.create_task(write(number))
             finally:
                 left.set()
-        async with store.begin(owner.caller) as tx:
+        async with store.transaction(owner.caller) as tx:
             kept = {row_id: await evaluations.get_evaluation(tx, row_id) for row_id in owner.evaluations}
         assert all(row.created_at == owner.evaluations[row_id].created_at for row_id, row in kept.items())
         owner.evaluations = kept

@@ -24,17 +24,17 @@ async def test_old_uploads_that_belong_to_nothing_are_removed(parts, home: Tenan
     versions = (await home.http.get("/agents/hello/versions")).json()["items"]
     kept = versions[0]["tarball_path"]
     orphan = f"uploads/{home.tenant_id}/ver_orphan.tar.gz"
-    await parts.blobs.put(orphan, _one(b"x"))
+    await parts.blobs.write_object(orphan, _one(b"x"))
     now = Upkeep(parts.settings, parts.store, parts.queue, parts.blobs, lambda: datetime.now(UTC))
     await now.sweep_objects()
-    assert [blob.key async for blob in parts.blobs.under(orphan)] == [orphan]
+    assert [blob.key async for blob in parts.blobs.list_objects(orphan)] == [orphan]
     later = Upkeep(
         parts.settings, parts.store, parts.queue, parts.blobs, lambda: datetime.now(UTC) + timedelta(hours=25)
     )
     removed = await later.sweep_objects()
     assert removed["objects"] >= 1
-    assert [blob.key async for blob in parts.blobs.under(orphan)] == []
-    assert [blob.key async for blob in parts.blobs.under(kept)] == [kept]
+    assert [blob.key async for blob in parts.blobs.list_objects(orphan)] == []
+    assert [blob.key async for blob in parts.blobs.list_objects(kept)] == [kept]
     ran = await home.run((await home.http.get("/agents/hello")).json()["id"])
     assert ran["status"] == "completed"
 
@@ -48,17 +48,17 @@ async def test_objects_of_deleted_agents_are_removed(parts, acme: Tenant) -> Non
     )
     await later.sweep_objects()
     for key in (version["tarball_path"], version["bundle_path"]):
-        assert [blob.key async for blob in parts.blobs.under(key)] == []
+        assert [blob.key async for blob in parts.blobs.list_objects(key)] == []
 
 
 async def test_a_job_that_is_listed_is_not_rung_twice(parts) -> None:
     job = Job(lane="build", row_id="ver_listed", tenant_id="t", attempt=0)
     redis = parts.queue._redis
     await redis.zadd("paddock:queue:build", {job.id: 9e15})
-    assert await parts.queue.ring_lost([job]) == 0
+    assert await parts.queue.ring_lost_jobs([job]) == 0
     # Taken by a worker that died before it claimed the row: rung under another id.
     await redis.set(f"arq:in-progress:{job.id}", b"1")
-    assert await parts.queue.ring_lost([job]) == 1
+    assert await parts.queue.ring_lost_jobs([job]) == 1
     await redis.zrem("paddock:queue:build", job.id)
     await redis.delete(f"arq:in-progress:{job.id}")
 

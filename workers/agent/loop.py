@@ -30,7 +30,7 @@ from domain.llms.messages import (
     ToolFailed,
     ToolSpec,
 )
-from domain.ports import Clock, Outcome, Store, Tx
+from domain.ports import Clock, SandboxOutcome, Store, Tx
 from domain.shared.errors import DomainError
 from domain.shared.leases import HandoverRequested
 from infra.polling import retry_through_outage
@@ -56,7 +56,7 @@ class AgentFailed(Exception):
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
-        self.outcome = Outcome(error_type=kind, error_message=message)
+        self.outcome = SandboxOutcome(error_type=kind, error_message=message)
 
 
 class AgentLoop:
@@ -80,7 +80,7 @@ class AgentLoop:
         decided = any(step.status in ("approved", "rejected") for step in done)
         self._after_loss = execution.attempt - execution.resumes - execution.handovers > 1 and not decided
 
-    async def run_agent(self, agent: AgentSpec) -> Outcome | None:
+    async def run_agent(self, agent: AgentSpec) -> SandboxOutcome | None:
         """Work on the task of the execution. None if it is parked. Errors: `LostLease`, and `HandOver`."""
         done = sum(step.status == "finished" for step in self._steps.values())
         if done:
@@ -88,21 +88,23 @@ class AgentLoop:
         try:
             answer = await self._answer(agent, first_messages(agent, self._execution.input_data), "", 0)
             if agent.answer_schema is not None:
-                return Outcome(output=await parse_json_answer(answer, agent.answer_schema, self._execution.tenant_id))
+                return SandboxOutcome(
+                    output=await parse_json_answer(answer, agent.answer_schema, self._execution.tenant_id)
+                )
         except AgentParked:
             await self._park()
             return None
         except AgentFailed as failed:
             return failed.outcome
         except ModelError as error:
-            return Outcome(error_type=error.kind, error_message=error.message)
+            return SandboxOutcome(error_type=error.kind, error_message=error.message)
         except DomainError as error:
             if error.code != "budget_exceeded":
                 raise
-            return Outcome(error_type=error.code, error_message=error.detail)
-        return Outcome(output=msgspec.json.encode({"content": answer}))
+            return SandboxOutcome(error_type=error.code, error_message=error.detail)
+        return SandboxOutcome(output=msgspec.json.encode({"content": answer}))
 
-    async def run_tool(self, name: str, args: dict[str, Any]) -> Outcome:
+    async def run_tool(self, name: str, args: dict[str, Any]) -> SandboxOutcome:
         """Make the one call of an execution that is a tool call. Errors: `LostLease`."""
         problems: list[str] = []
         bound = await self._tools.bind_tools([name], problems.append)
@@ -110,19 +112,19 @@ class AgentLoop:
             self._warn(problem)
         if len(bound) != 1:
             told = problems[0] if problems else f"The server {name!r} has several tools; name one of them."
-            return Outcome(error_type="tool_failed", error_message=told)
+            return SandboxOutcome(error_type="tool_failed", error_message=told)
         called = ModelToolCall(id="call_1", name=next(iter(bound)), arguments=msgspec.json.encode(args).decode())
         answer = await self._call("1", called, bound) or {"error": "waits for an approval."}
         if "error" in answer:
-            return Outcome(error_type="tool_failed", error_message=str(answer["error"]))
-        return Outcome(output=msgspec.json.encode(answer["result"]))
+            return SandboxOutcome(error_type="tool_failed", error_message=str(answer["error"]))
+        return SandboxOutcome(output=msgspec.json.encode(answer["result"]))
 
     async def _park(self) -> None:
         await self._events.flush(self._execution)
         waiting = [step for step in self._steps.values() if step.status == "waiting"]
 
         async def write() -> None:
-            async with self._store.begin_for(self._execution.tenant_id) as tx:
+            async with self._store.tenant_transaction(self._execution.tenant_id) as tx:
                 await steps.park_for_approval(tx, self._execution, waiting)
 
         await retry_through_outage(write)
@@ -349,7 +351,7 @@ class AgentLoop:
         return await self._finished(path, call, begun, {"result": {"content": answer}})
 
     async def _other(self, name: str) -> Agent:
-        async with self._store.begin_for(self._execution.tenant_id) as tx:
+        async with self._store.tenant_transaction(self._execution.tenant_id) as tx:
             found = await tx.agents.find(name)
             if (
                 found is None
@@ -420,7 +422,7 @@ class AgentLoop:
         await self._events.flush(self._execution)
 
         async def write() -> None:
-            async with self._store.begin_for(self._execution.tenant_id) as tx:
+            async with self._store.tenant_transaction(self._execution.tenant_id) as tx:
                 await steps.write_step(tx, step, told)
                 if commit is not None:
                     await commit(tx)

@@ -12,7 +12,7 @@ from domain.costs import BilledCall, CostAttribution
 from domain.executions import Execution, LaneShare
 from domain.executions.steps import RunStep
 from domain.llms.messages import ToolFailed
-from domain.ports import Clock, Llm, Outcome, Prices
+from domain.ports import Clock, Llm, Prices, SandboxOutcome
 from domain.shared.leases import HandoverRequested, LostLease
 from domain.shared.placeholders import format_value
 from infra.polling import retry_through_outage
@@ -87,7 +87,7 @@ class AgentRunner(LaneRunner):
         finally:
             self._events.forget_attempt(execution)
 
-    async def _run_within_timeout(self, execution: Execution) -> Outcome | None:
+    async def _run_within_timeout(self, execution: Execution) -> SandboxOutcome | None:
         try:
             # Of this stretch of work: what it waited for an approval does not count, nor for its turn (`max_rpm`).
             async with asyncio.timeout(execution.timeout) as limit:
@@ -99,11 +99,11 @@ class AgentRunner(LaneRunner):
                 raise
             who = "tool" if execution.kind == "tool" else "agent"
             told = f"The {who} took longer than {execution.timeout} s."
-            return Outcome(error_type="timeout", error_message=told)
+            return SandboxOutcome(error_type="timeout", error_message=told)
 
-    async def _run_agent(self, execution: Execution, waits: Callable[[float], None]) -> Outcome | None:
+    async def _run_agent(self, execution: Execution, waits: Callable[[float], None]) -> SandboxOutcome | None:
         async def known() -> tuple[AgentSpec | None, list[RunStep]]:
-            async with self._store.begin_for(execution.tenant_id) as tx:
+            async with self._store.tenant_transaction(execution.tenant_id) as tx:
                 spec = await tx.executions.get_spec(execution.id)
                 # Only another attempt can have done anything before this one.
                 return spec, await tx.steps.list_steps(execution.id) if execution.attempt > 1 else []
@@ -119,7 +119,9 @@ class AgentRunner(LaneRunner):
             return outcome
         return await self._save_output_file(execution, workspace_id, agent.output_file, outcome)
 
-    async def _save_output_file(self, execution: Execution, workspace_id: str, path: str, outcome: Outcome) -> Outcome:
+    async def _save_output_file(
+        self, execution: Execution, workspace_id: str, path: str, outcome: SandboxOutcome
+    ) -> SandboxOutcome:
         """The outcome, once its answer lies in the workspace."""
         answer = msgspec.json.decode(outcome.output or b"null")
         text = answer["content"] if isinstance(answer, dict) and set(answer) == {"content"} else format_value(answer)
@@ -127,16 +129,16 @@ class AgentRunner(LaneRunner):
         try:
             commit = await workspace.write_files({path: str(text).encode("utf-8", "replace")})
         except ToolFailed as failed:
-            return Outcome(error_type="output_file", error_message=str(failed))
+            return SandboxOutcome(error_type="output_file", error_message=str(failed))
 
         async def written() -> None:
-            async with self._store.begin_for(execution.tenant_id) as tx:
+            async with self._store.tenant_transaction(execution.tenant_id) as tx:
                 await commit(tx)
 
         await retry_through_outage(written)
         return outcome
 
-    async def _run_tool(self, execution: Execution) -> Outcome:
+    async def _run_tool(self, execution: Execution) -> SandboxOutcome:
         given = execution.input_data
         loop = self._create_loop(
             execution, given.get("execution_id", execution.id), [], self._call_factory.create_calls(execution)

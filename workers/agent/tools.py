@@ -17,7 +17,7 @@ from domain.artifacts import service as artifacts
 from domain.executions import DEFAULT_MEMORY_MB
 from domain.executions.schema import ExecutionMode
 from domain.llms.messages import ToolFailed, ToolSpec
-from domain.ports import Blobs, Program, Sandbox, Store, Stream
+from domain.ports import Blobs, OutputStream, Sandbox, SandboxProgram, Store
 from domain.shared.errors import OUTAGE_CODES, DomainError
 from domain.shared.pages import Page
 from domain.shared.wire_names import assign_wire_names
@@ -145,7 +145,7 @@ class Toolbox:
             raise ToolFailed(f"the tool's answer cannot be read ({type(error).__name__}).") from error
 
     async def _list_named_tools(self, names: list[str], warn: Callable[[str], None]) -> list[Tool]:
-        async with self._dependencies.store.begin_for(self._tenant_id) as tx:
+        async with self._dependencies.store.tenant_transaction(self._tenant_id) as tx:
             try:
                 return await tools.resolve_tools(tx, names)
             except DomainError as error:
@@ -184,7 +184,7 @@ class Toolbox:
             return {}
 
         async def known() -> dict[str, bytes]:
-            async with self._dependencies.store.begin_for(self._tenant_id) as tx:
+            async with self._dependencies.store.tenant_transaction(self._tenant_id) as tx:
                 return {header: await provider_keys.get_sealed_key(tx, slug) for header, slug in named.items()}
 
         try:
@@ -227,7 +227,7 @@ class Toolbox:
         files = {
             path: base64.b64encode(data).decode() for path, data in (await self._workspace.read_all_files()).items()
         }
-        program = Program(
+        program = SandboxProgram(
             code=TOOLKIT_PATH,
             environment=None,
             entrypoint="python_tool:run",
@@ -236,7 +236,7 @@ class Toolbox:
         )
         payload = msgspec.json.encode({"code": args["code"], "files": files})
         async with self._dependencies.sandbox_slots:
-            outcome = await self._dependencies.sandbox.run(program, payload, _ignore_output)
+            outcome = await self._dependencies.sandbox.run_program(program, payload, _ignore_output)
         if outcome.output is None:
             raise ToolFailed((outcome.error_message or outcome.error_type or "").replace("The agent", "The program"))
         try:
@@ -265,7 +265,7 @@ class Toolbox:
         narrowed = artifacts.normalize_filter(wanted, self._tenant_id)
 
         async def known() -> Any:
-            async with self._dependencies.store.begin_for(self._tenant_id) as tx:
+            async with self._dependencies.store.tenant_transaction(self._tenant_id) as tx:
                 return await tx.artifacts.list_page(narrowed, Page(limit=args.get("limit", 10), offset=0))
 
         found = await retry_through_outage(known)
@@ -317,5 +317,5 @@ def _decode_text(data: bytes, encoding: str) -> str:
         raise ToolFailed(f"the file is not {encoding} text{at}.") from error
 
 
-def _ignore_output(_: Stream, __: bytes) -> None:
+def _ignore_output(_: OutputStream, __: bytes) -> None:
     return None

@@ -29,7 +29,7 @@ class RunWorkspace:
         """All files, by name."""
 
         async def known() -> list[WorkspaceFile]:
-            async with self._store.begin_for(self._tenant_id) as tx:
+            async with self._store.tenant_transaction(self._tenant_id) as tx:
                 return await tx.workspaces.list_files(self.execution_id)
 
         return await retry_through_outage(known)
@@ -39,7 +39,7 @@ class RunWorkspace:
         name = check_path(path)
 
         async def known() -> WorkspaceFile | None:
-            async with self._store.begin_for(self._tenant_id) as tx:
+            async with self._store.tenant_transaction(self._tenant_id) as tx:
                 return await tx.workspaces.find(self.execution_id, name)
 
         found = await retry_through_outage(known)
@@ -72,15 +72,15 @@ class RunWorkspace:
         return commit
 
     async def _upload_bytes(self, sha256: str, data: bytes) -> None:
-        await self._blobs.put(self._object_key(sha256), _stream_once(data))
+        await self._blobs.write_object(self._object_key(sha256), _stream_once(data))
 
     async def _download_bytes(self, file: WorkspaceFile) -> bytes:
         async def whole() -> bytes:
-            async with self._store.begin_for(self._tenant_id) as tx:
+            async with self._store.tenant_transaction(self._tenant_id) as tx:
                 key = await tx.workspaces.find_blob_key(self.execution_id, file.path)
             if key is None:
                 raise NotFound("file", file.path)
-            return b"".join([chunk async for chunk in await self._blobs.get(key)])
+            return b"".join([chunk async for chunk in await self._blobs.read_object(key)])
 
         try:
             return await retry_through_outage(whole)

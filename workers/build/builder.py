@@ -12,8 +12,8 @@ from domain import builds, executions
 from domain.builds import AgentVersion, BuildResult
 from domain.builds import manifest as archives
 from domain.builds.manifest import BadArchive, Manifest
-from domain.ports import Blobs, Outcome, Program, Sandbox, Store, Stream
-from domain.queues import Turn
+from domain.ports import Blobs, OutputStream, Sandbox, SandboxOutcome, SandboxProgram, Store
+from domain.queues import QueuedBuild
 from domain.shared.errors import DATABASE_OUTAGE_CODES, DomainError
 from infra.build_cache.bundles import BUNDLE_LIMITS, BundleCache
 from infra.build_cache.environments import EnvironmentCache, count_file_bytes
@@ -84,8 +84,8 @@ class VersionBuilder:
 
     async def _claim_next(self) -> AgentVersion | None:
         while True:
-            async with self._store.begin_single() as tx:
-                turn = await tx.queues.next_build(
+            async with self._store.autocommit() as tx:
+                turn = await tx.queues.find_next_build(
                     self._slots - self._busy_count < executions.count_reserved_slots(self._slots)
                 )
             if turn is None:
@@ -94,8 +94,8 @@ class VersionBuilder:
             for version in await claim_or_release(self._claim_version(turn), self._hand_over_version):
                 return version
 
-    async def _claim_version(self, turn: Turn) -> list[AgentVersion]:
-        async with self._store.begin_for(turn.tenant_id) as tx:
+    async def _claim_version(self, turn: QueuedBuild) -> list[AgentVersion]:
+        async with self._store.tenant_transaction(turn.tenant_id) as tx:
             version = await builds.claim_build(tx, turn.row_id, self._name, self._leases.lease_duration)
         return [] if version is None else [version]
 
@@ -118,7 +118,7 @@ class VersionBuilder:
             archive, out = scratch / "archive.tar.gz", scratch / "out"
             out.mkdir(mode=0o755)
             await retry_through_outage(lambda: self._download_archive(version, archive))
-            unpacked = await self._sandbox.unpack(archive, out)
+            unpacked = await self._sandbox.unpack_archive(archive, out)
             if unpacked.error is not None:
                 raise BadArchive(unpacked.error)
             await self._log_line(version, f"Unpacked {unpacked.files} entries, {unpacked.size} bytes.\n")
@@ -130,7 +130,7 @@ class VersionBuilder:
             manifest = archives.parse_manifest(unpacked.manifest_name, unpacked.manifest, _PYTHON_VERSION)
             root = out / unpacked.root
             environment = await self._install_requirements(version, unpacked.requirements, held)
-            broken = await self._sandbox.compile(root, "/agent")
+            broken = await self._sandbox.compile_bytecode(root, "/agent")
             for told in broken:
                 await self._log_line(version, f"Does not compile: {told}\n")
             hints = [f"Does not compile: {broken[0]}"] if broken else []
@@ -157,7 +157,7 @@ class VersionBuilder:
     async def _download_archive(self, version: AgentVersion, archive: Path) -> None:
         archive.unlink(missing_ok=True)
         try:
-            await self._blobs.fetch(version.tarball_path, archive)
+            await self._blobs.download_file(version.tarball_path, archive)
         except DomainError as error:
             if error.code == "not_found":
                 raise BadArchive("The uploaded archive is gone from object storage.") from error
@@ -171,7 +171,7 @@ class VersionBuilder:
         )
 
         async def write() -> None:
-            async with self._store.begin_for(version.tenant_id) as tx:
+            async with self._store.tenant_transaction(version.tenant_id) as tx:
                 await builds.reserve_space(tx, version, size, self._quota)
 
         await retry_through_outage(write)
@@ -197,14 +197,14 @@ class VersionBuilder:
         printed = OutputText(MAX_SHOWN_OUTPUT_BYTES)
         size = 0
 
-        def hear(stream: Stream, data: bytes) -> None:
+        def hear(stream: OutputStream, data: bytes) -> None:
             nonlocal size
             size += len(data)
             printed.add_output(stream, data)
             if size > MAX_IMPORT_OUTPUT_BYTES:
                 raise _TooMuchOutput
 
-        program = Program(
+        program = SandboxProgram(
             code=code,
             environment=self._environments.get_path(environment) if environment else None,
             entrypoint=manifest.entrypoint,
@@ -213,9 +213,9 @@ class VersionBuilder:
             gateway=manifest.models is not None,
         )
         try:
-            outcome = await self._sandbox.check(program, hear)
+            outcome = await self._sandbox.check_entrypoint(program, hear)
         except _TooMuchOutput:
-            outcome = Outcome(
+            outcome = SandboxOutcome(
                 error_type="output_too_large",
                 error_message=f"Importing the entrypoint printed more than {MAX_IMPORT_OUTPUT_BYTES} bytes.",
             )
@@ -232,7 +232,7 @@ class VersionBuilder:
             _log.info("build log", version_id=version.id, line=line)
 
         async def write() -> None:
-            async with self._store.begin_for(version.tenant_id) as tx:
+            async with self._store.tenant_transaction(version.tenant_id) as tx:
                 await builds.append_build_log(tx, version, text)
 
         await retry_through_outage(write)
@@ -240,7 +240,7 @@ class VersionBuilder:
     async def _settle_version(
         self, version: AgentVersion, built: BuildResult | None, error: str | None, line: str
     ) -> None:
-        async with self._store.begin_for(version.tenant_id) as tx:
+        async with self._store.tenant_transaction(version.tenant_id) as tx:
             await builds.append_build_log(tx, version, line)
             await builds.finish_build(tx, version, built, error)
 
@@ -248,9 +248,9 @@ class VersionBuilder:
         await self._settle_version(version, None, error, f"Failed: {error}\n")
 
     async def _hand_over_version(self, version: AgentVersion) -> None:
-        async with self._store.begin_for(version.tenant_id) as tx:
+        async with self._store.tenant_transaction(version.tenant_id) as tx:
             await builds.hand_over_build(tx, version)
 
     async def _release_version(self, version: AgentVersion) -> None:
-        async with self._store.begin_for(version.tenant_id) as tx:
+        async with self._store.tenant_transaction(version.tenant_id) as tx:
             await builds.release_build(tx, version)

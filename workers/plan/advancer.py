@@ -63,7 +63,7 @@ class PlanAdvancer:
     async def _start_due_plans(self) -> float:
         """Begin with what is due. Returns how many seconds there is nothing more to do."""
         try:
-            async with self._store.begin_single() as tx:
+            async with self._store.autocommit() as tx:
                 due, following = await tx.plans.list_due(tx.now, self._slots + len(self._running) + len(self._retry_at))
         except DomainError as error:
             self._drain.note_round("plans", None)
@@ -88,7 +88,7 @@ class PlanAdvancer:
     async def _advance_plan(self, one: DuePlan) -> None:
         known, pause = self._cached_plans.pop(one.execution_id, None), 0.0
         try:
-            async with self._store.begin_for(one.tenant_id) as tx:
+            async with self._store.tenant_transaction(one.tenant_id) as tx:
                 enough = time.monotonic() + MAX_ADVANCE_SECONDS
                 known = await coordinator.advance_plan(tx, one.execution_id, known, lambda: time.monotonic() > enough)
             if known is not None:
@@ -113,7 +113,7 @@ class PlanAdvancer:
 
     async def _fail_plan(self, one: DuePlan, told: str) -> None:
         try:
-            async with self._store.begin_for(one.tenant_id) as tx:
+            async with self._store.tenant_transaction(one.tenant_id) as tx:
                 await coordinator.fail_plan(tx, one.execution_id, told)
         except (DomainError, LostLease, PlanLocked):
             # What was told of it is still there.

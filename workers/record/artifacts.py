@@ -15,7 +15,7 @@ from domain.shared.errors import DATABASE_OUTAGE_CODES, DomainError
 from infra.compression import compress_body, stream_once
 from infra.polling import retry_through_outage
 
-# How long a round may take to write bodies; see `infra.postgres.artifacts.AGAIN`, which has to be longer.
+# How long a round may take to write bodies. `infra.postgres.artifacts.SECOND_DELETION_DELAY` has to be longer.
 MAX_UPLOAD_TIME: Final = timedelta(seconds=60)
 BODY_LEASE: Final = timedelta(seconds=90)
 MAX_CLAIMED_BODIES, MAX_CLAIMED_BYTES = 128, 16 * 1024 * 1024
@@ -35,7 +35,7 @@ class BodyUploader:
 
     async def __call__(self) -> bool:
         """One round. Returns whether there may be more. Errors: `storage_unavailable`; what waits goes on waiting."""
-        async with self._store.begin_unbound() as tx:
+        async with self._store.system_transaction() as tx:
             waiting = await tx.artifacts.claim_pending_bodies(
                 MAX_CLAIMED_BODIES, MAX_CLAIMED_BYTES, tx.now, tx.now + BODY_LEASE
             )
@@ -67,15 +67,15 @@ class BodyUploader:
             await self._release_bodies([one.id for one in bodies])
 
     async def _release_bodies(self, ids: list[str]) -> None:
-        async with self._store.begin_unbound() as tx:
+        async with self._store.system_transaction() as tx:
             await tx.artifacts.release_bodies(ids)
 
     async def _upload_body(self, one: PendingBody) -> None:
         async with self._slots:
-            await self._blobs.put(one.key, stream_once(one.packed_body))
+            await self._blobs.write_object(one.key, stream_once(one.packed_body))
 
     async def _settle_uploads(self, done: list[PendingBody]) -> None:
-        async with self._store.begin_unbound() as tx:
+        async with self._store.system_transaction() as tx:
             gone = await tx.artifacts.mark_bodies_stored([one.id for one in done])
         # Deleted while it was written: what was written is deleted as well. May be done again, or by two at once.
         late = [one.key for one in done if one.id in gone]
@@ -91,11 +91,11 @@ class ObjectRemover:
 
     async def __call__(self) -> bool:
         """One round. Returns whether there may be more. Errors: `storage_unavailable`."""
-        async with self._store.begin_unbound() as tx:
+        async with self._store.system_transaction() as tx:
             now, keys = tx.now, await tx.artifacts.list_deletable_objects(tx.now, MAX_DELETED_OBJECTS)
         if keys:
             await self._blobs.delete(keys)
-            async with self._store.begin_unbound() as tx:
+            async with self._store.system_transaction() as tx:
                 await tx.artifacts.mark_objects_deleted(keys, now)
         return len(keys) == MAX_DELETED_OBJECTS
 
@@ -108,7 +108,7 @@ class ArtifactCapturer:
 
     async def __call__(self) -> bool:
         """One round. Returns whether there may be more."""
-        async with self._store.begin_unbound() as tx:
+        async with self._store.system_transaction() as tx:
             ended = await tx.artifacts.list_unrecorded(MAX_CAPTURED_EXECUTIONS)
         of_tenant = defaultdict[str, list[str]](list)
         for tenant_id, execution_id in ended:
@@ -119,10 +119,10 @@ class ArtifactCapturer:
 
     async def _capture_executions(self, tenant_id: str, executions: list[str]) -> None:
         try:
-            async with self._store.begin_for(tenant_id) as tx:
+            async with self._store.tenant_transaction(tenant_id) as tx:
                 ended = await tx.artifacts.load_unrecorded(executions)
             made = await asyncio.to_thread(_build_artifacts, ended, self._environment)
-            async with self._store.begin_for(tenant_id) as tx:
+            async with self._store.tenant_transaction(tenant_id) as tx:
                 await capture.store_captured(tx, made, executions)
         except Exception as error:
             if isinstance(error, DomainError) and error.code in DATABASE_OUTAGE_CODES:
@@ -133,7 +133,7 @@ class ArtifactCapturer:
                 return
             # It would come first in every round to come.
             _log.exception("an execution has no artifact", execution_id=executions[0])
-            async with self._store.begin_for(tenant_id) as tx:
+            async with self._store.tenant_transaction(tenant_id) as tx:
                 await tx.artifacts.mark_recorded(executions)
 
 

@@ -28,7 +28,7 @@ class EvaluationScorer:
 
     async def __call__(self) -> bool:
         """One round. Returns whether there may be more."""
-        async with self._store.begin_unbound() as tx:
+        async with self._store.system_transaction() as tx:
             claimed = await evaluations.claim_evaluations(tx, MAX_SCORING_BATCH, SCORING_LEASE)
         if not claimed:
             return False
@@ -61,11 +61,11 @@ class EvaluationScorer:
 
     async def _release_claimed(self, claimed: list[ClaimedEvaluation]) -> None:
         for tenant_id in {one.evaluation.tenant_id for one in claimed}:
-            async with self._store.begin_for(tenant_id) as tx:
+            async with self._store.tenant_transaction(tenant_id) as tx:
                 await tx.evaluations.release_claims([one for one in claimed if one.evaluation.tenant_id == tenant_id])
 
     async def _settle_scores(
         self, tenant_id: str, rows: list[tuple[ClaimedEvaluation, EvaluationScores | None]]
     ) -> None:
-        async with self._store.begin_for(tenant_id) as tx:
+        async with self._store.tenant_transaction(tenant_id) as tx:
             await evaluations.settle_evaluations(tx, rows)

@@ -23,11 +23,11 @@ class StatsFolder:
 
     async def __call__(self) -> bool:
         """One round: up to `stats.FOLD` deltas of each kind and tenant. Returns whether there may be more."""
-        async with self._store.begin_unbound() as tx:
+        async with self._store.system_transaction() as tx:
             waiting = await tx.stats.list_unfolded(self._last_tenant, MAX_FOLDED_TENANTS)
         more = len(waiting) == MAX_FOLDED_TENANTS or self._last_tenant is not None
         self._last_tenant = waiting[-1] if len(waiting) == MAX_FOLDED_TENANTS else None
         for one in waiting:
-            async with self._store.begin_for(one.tenant_id) as tx:
+            async with self._store.tenant_transaction(one.tenant_id) as tx:
                 more |= await tx.stats.fold_deltas(one.kind, stats.MAX_FOLD_DELTAS) == stats.MAX_FOLD_DELTAS
         return more

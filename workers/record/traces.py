@@ -38,7 +38,7 @@ class TraceExporter:
 
     async def __call__(self) -> bool:
         """One round. Returns whether there may be more."""
-        async with self._store.begin_unbound() as tx:
+        async with self._store.system_transaction() as tx:
             now = tx.now
             if said := self._demand_noted_at is None or now - self._demand_noted_at >= DEMAND_INTERVAL:
                 await tx.traces.enable_export(now)
@@ -97,7 +97,7 @@ class _ExportBatch:
         rest = [due.execution_id for due in self._claimed if due.execution_id not in known]
 
         async def write() -> None:
-            async with self._store.begin_unbound() as tx:
+            async with self._store.system_transaction() as tx:
                 await tx.traces.mark_exported(self._exported)
                 await tx.traces.postpone_exports(self._stragglers, self._now + STRAGGLER_RETRY_DELAY, False)
                 await tx.traces.postpone_exports(rest, self._now, False)
@@ -129,7 +129,7 @@ class _ExportBatch:
                 log.warning("the collector left out spans of a trace", told=told)
 
     async def _send_trace(self, due: PendingTraceExport) -> str | None:
-        async with self._store.begin_for(due.tenant_id) as tx:
+        async with self._store.tenant_transaction(due.tenant_id) as tx:
             found = await tx.traces.get_sources(due.execution_id, False, traces.MAX_SPANS)
         if found is not None and _has_stragglers(found, self._now):
             self._stragglers.append(due.execution_id)

@@ -13,7 +13,7 @@ from domain import executions
 from domain.builds import AgentVersion
 from domain.events import ExecutionEvent
 from domain.executions import Execution, LaneShare
-from domain.ports import Clock, Outcome, Sandbox, Store
+from domain.ports import Clock, Sandbox, SandboxOutcome, Store
 from domain.shared.errors import DomainError, NotFound
 from infra.build_cache.bundles import BundleCache
 from infra.outage_log import log_outage
@@ -72,12 +72,12 @@ class CodeRunner(LaneRunner):
         await retry_through_outage(lambda: self.settle_execution(execution, outcome, rest))
         return outcome.error_type
 
-    async def _run_in_sandbox(self, execution: Execution, output: OutputLog) -> Outcome:
+    async def _run_in_sandbox(self, execution: Execution, output: OutputLog) -> SandboxOutcome:
         try:
             version = await retry_through_outage(lambda: self._get_version(execution))
             if version.models and self._make_calls is None:
                 told = "The version calls models, and this worker was started without any way to call them."
-                return Outcome(error_type="model_unavailable", error_message=told)
+                return SandboxOutcome(error_type="model_unavailable", error_message=told)
             async with contextlib.AsyncExitStack() as held:
                 opening = self._bundles.open_program
                 program = await retry_through_outage(
@@ -87,14 +87,14 @@ class CodeRunner(LaneRunner):
                     await retry_through_outage(lambda: self._mark_running(execution))
                 calls = self._make_calls(execution) if self._make_calls and version.models else None
                 serve = serve_gateway(calls, version.models or []) if calls is not None else None
-                return await self._sandbox.run(
+                return await self._sandbox.run_program(
                     program, msgspec.json.encode(execution.input_data), output.add_output, serve
                 )
         except DomainError as error:
             if error.code not in ("sandbox_unavailable", "storage_unavailable", "not_found"):
                 raise
             kind = error.code if error.code == "sandbox_unavailable" else "version_unavailable"
-            return Outcome(error_type=kind, error_message=error.detail)
+            return SandboxOutcome(error_type=kind, error_message=error.detail)
 
     async def _get_version(self, execution: Execution) -> AgentVersion:
         """The version to run. A ready one never changes, so it is asked for once."""
@@ -103,7 +103,7 @@ class CodeRunner(LaneRunner):
         if known is not None:
             self._versions.move_to_end(version_id)
             return known
-        async with self._store.begin_for(execution.tenant_id) as tx:
+        async with self._store.tenant_transaction(execution.tenant_id) as tx:
             found = await tx.builds.get(version_id)
         if found is None:
             raise NotFound("version", version_id)
@@ -113,11 +113,11 @@ class CodeRunner(LaneRunner):
         return found
 
     async def _mark_running(self, execution: Execution) -> None:
-        async with self._store.begin_for(execution.tenant_id) as tx:
+        async with self._store.tenant_transaction(execution.tenant_id) as tx:
             await executions.begin_running(tx, execution)
 
     async def _record_events(self, execution: Execution, batch: list[ExecutionEvent]) -> None:
-        async with self._store.begin_for(execution.tenant_id) as tx:
+        async with self._store.tenant_transaction(execution.tenant_id) as tx:
             await executions.append_agent_events(tx, execution, batch)
 
 

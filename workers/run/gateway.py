@@ -17,7 +17,7 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from domain.llms.messages import ChatMessage, ModelError, ModelOptions, ModelReply, ReasoningDelta, ReplyPart, ToolSpec
-from domain.ports import Serve
+from domain.ports import GatewayServer
 from domain.shared.json_limits import SMALL_JSON_BYTES
 from workers.run.openai_wire import (
     CompletionRenderer,
@@ -63,7 +63,7 @@ class GatewayCalls(Protocol):
         ...
 
 
-def serve_gateway(calls: GatewayCalls, models: Sequence[str]) -> Serve:
+def serve_gateway(calls: GatewayCalls, models: Sequence[str]) -> GatewayServer:
     """Serves the named models on the listener of a run."""
 
     @contextlib.asynccontextmanager

@@ -12,7 +12,7 @@ from typing import Final, get_args
 import msgspec
 
 from domain.events import MAX_LINE_BYTES, ExecutionEvent, LogLevel, build_log_event, parse_level
-from domain.ports import Clock, Stream
+from domain.ports import Clock, OutputStream
 from domain.shared.errors import DATABASE_OUTAGE_CODES, DomainError
 
 MAX_LOG_BYTES: Final = 64 * 1024
@@ -45,7 +45,7 @@ class OutputPiece(msgspec.Struct, frozen=True):
 class OutputLine:
     """The line of one stream that has not ended yet. Of a line that is redrawn (`\\r`, `\\b`) the last state counts."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: OutputStream) -> None:
         self._stream = stream
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._reset_line()
@@ -183,11 +183,11 @@ class OutputLog:
 
     def __init__(self, write: Callable[[list[ExecutionEvent]], Awaitable[None]], clock: Clock) -> None:
         self._write, self._clock = write, clock
-        self._lines: dict[Stream, OutputLine] = {stream: OutputLine(stream) for stream in get_args(Stream)}
+        self._lines: dict[OutputStream, OutputLine] = {stream: OutputLine(stream) for stream in get_args(OutputStream)}
         self._pending: list[ExecutionEvent] = []
         self._kept = self._dropped = self._count = self._states = 0
 
-    def add_output(self, stream: Stream, data: bytes) -> None:
+    def add_output(self, stream: OutputStream, data: bytes) -> None:
         """Accept a piece of output. Never blocks the agent on a database."""
         if self._dropped:
             self._dropped += len(data)
@@ -241,7 +241,7 @@ class OutputLog:
                 self._states += size
                 self._pending.append(build_log_event(piece.level, piece.text, self._clock(), stream))
 
-    def _keep_pieces(self, stream: Stream, piece: OutputPiece) -> None:
+    def _keep_pieces(self, stream: OutputStream, piece: OutputPiece) -> None:
         room = MAX_LOG_BYTES - self._kept if self._count < MAX_LOG_LINES and not self._dropped else 0
         count = cut_text(piece.text, room) if room > 0 else 0
         self._dropped += len(piece.text[count:].encode()) + (piece.ends and room <= 0)
@@ -255,10 +255,10 @@ class OutputText:
     """The beginning of what is printed, in at most `max_bytes`, as one text: for a build log."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._lines: dict[Stream, OutputLine] = {stream: OutputLine(stream) for stream in get_args(Stream)}
+        self._lines: dict[OutputStream, OutputLine] = {stream: OutputLine(stream) for stream in get_args(OutputStream)}
         self._room, self._parts = max_bytes, [""]
 
-    def add_output(self, stream: Stream, data: bytes) -> None:
+    def add_output(self, stream: OutputStream, data: bytes) -> None:
         """Accept a piece of output."""
         if self._room > 0:
             self._keep_pieces(self._lines[stream].feed_bytes(data))

@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 
 from domain import builds, executions
-from domain.ports import Blob, Blobs, Clock, Queue, Store
+from domain.ports import BlobInfo, Blobs, Clock, Queue, Store
 from domain.shared.errors import DomainError
 from domain.shared.jobs import Lane
 from infra.outage_log import log_outage
@@ -78,10 +78,10 @@ class Upkeep:
         if self._seen_at is None or began - self._seen_at > self._outage_threshold:
             self._extendable_since = began
         self._seen_at = None
-        async with self._store.begin_unbound() as tx:
+        async with self._store.system_transaction() as tx:
             # What can be read may not be writable, for the workers neither.
-            await tx.queues.touch()
-            expired = await tx.queues.expired(tx.now, MAX_UPKEEP_BATCH)
+            await tx.queues.probe_writes()
+            expired = await tx.queues.list_expired_leases(tx.now, MAX_UPKEEP_BATCH)
         now = self._clock()
         if now - began > self._outage_threshold:
             # It answered late, and workers have waited as we did.
@@ -90,7 +90,7 @@ class Upkeep:
             expired = []
         for row in expired:
             _log.warning("lease expired", row_id=row.row_id)
-            async with self._store.begin_for(row.tenant_id) as tx:
+            async with self._store.tenant_transaction(row.tenant_id) as tx:
                 if row.lane == "build":
                     await builds.requeue_expired_build(tx, row.row_id)
                 else:
@@ -105,13 +105,13 @@ class Upkeep:
 
     async def ring_lost_jobs(self) -> int:
         """Ring again for waiting rows whose ring was lost. Returns how many."""
-        async with self._store.begin_unbound() as tx:
+        async with self._store.system_transaction() as tx:
             waiting = [
                 job
                 for lane in RUNG_LANES
-                for job in await tx.queues.waiting(lane, tx.now - MIN_RING_AGE, MAX_UPKEEP_BATCH)
+                for job in await tx.queues.list_waiting_jobs(lane, tx.now - MIN_RING_AGE, MAX_UPKEEP_BATCH)
             ]
-        rung = await self._queue.ring_lost(waiting) if waiting else 0
+        rung = await self._queue.ring_lost_jobs(waiting) if waiting else 0
         if rung:
             _log.info("rang again", jobs=rung)
         return rung
@@ -132,8 +132,8 @@ class Upkeep:
         return removed
 
     async def _sweep_prefix(self, prefix: str, before: datetime) -> int:
-        removed, batch = 0, list[Blob]()
-        async for blob in self._blobs.under(prefix):
+        removed, batch = 0, list[BlobInfo]()
+        async for blob in self._blobs.list_objects(prefix):
             if blob.modified < before:
                 batch.append(blob)
             if len(batch) == MAX_UPKEEP_BATCH:
@@ -141,12 +141,12 @@ class Upkeep:
                 batch = []
         return removed + (await self._remove_unknown(batch) if batch else 0)
 
-    async def _remove_unknown(self, blobs: list[Blob]) -> int:
+    async def _remove_unknown(self, blobs: list[BlobInfo]) -> int:
         # Buckets may be large.
         self._drain.note_round("upkeep", True)
         keys = [blob.key for blob in blobs]
-        async with self._store.begin_unbound() as tx:
-            known = await tx.queues.known_objects(keys)
+        async with self._store.system_transaction() as tx:
+            known = await tx.queues.find_referenced_objects(keys)
         unknown = [key for key in keys if key not in known]
         if unknown:
             await self._blobs.delete(unknown)

@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 
 from domain.ports import Store, Tx
-from domain.retention import EXPIRY, Expiring
+from domain.retention import RETENTION_PERIODS, ExpiringKind
 from domain.shared.errors import DomainError
 from domain.stats import RECORD_KINDS, RecordKind
 from infra.outage_log import log_outage
@@ -33,9 +33,9 @@ _log = structlog.get_logger("paddock.retention")
 _ForgetRows = Callable[[Tx, datetime], Awaitable[int]]
 # In this order: each refers to what comes after it.
 _FORGET_BY_KIND: Final[dict[str, _ForgetRows]] = {
-    "executions": lambda tx, before: tx.retention.forget_executions(before),
-    "versions": lambda tx, before: tx.retention.forget_versions(before),
-    "agents": lambda tx, before: tx.retention.forget_agents(before),
+    "executions": lambda tx, before: tx.retention.delete_executions(before),
+    "versions": lambda tx, before: tx.retention.delete_versions(before),
+    "agents": lambda tx, before: tx.retention.delete_agents(before),
 }
 
 
@@ -65,8 +65,8 @@ class RetentionSweeper:
 
     async def make_partitions(self) -> int:
         """Make the partitions that are missing. Returns how many."""
-        async with self._store.begin_unbound() as tx:
-            made = await tx.queues.make_partitions(tx.now, MONTHS_AHEAD)
+        async with self._store.system_transaction() as tx:
+            made = await tx.queues.create_partitions(tx.now, MONTHS_AHEAD)
         if made:
             _log.info("made partitions", partitions=made)
         return made
@@ -74,10 +74,10 @@ class RetentionSweeper:
     async def __call__(self) -> Counter[str]:
         """Remove all that is too old. Returns how much of each kind has gone."""
         gone: Counter[str] = Counter()
-        for expiring, age in EXPIRY.items():
+        for expiring, age in RETENTION_PERIODS.items():
             gone[expiring] += await self._remove_in_batches(expiring, partial(self._forget_expired, expiring, age))
-        async with self._store.begin_unbound() as tx:
-            retained = await tx.retention.tenants(self._default_days)
+        async with self._store.system_transaction() as tx:
+            retained = await tx.retention.list_tenants(self._default_days)
         for tenant_id, days in retained:
             age = timedelta(days=days)
             for kind in RECORD_KINDS:
@@ -103,22 +103,22 @@ class RetentionSweeper:
         self._drain.metrics.removals.labels(kind).inc(total)
         return total
 
-    async def _forget_expired(self, kind: Expiring, age: timedelta) -> int:
-        async with self._store.begin_unbound() as tx:
-            return await tx.retention.forget_expired(kind, tx.now - age)
+    async def _forget_expired(self, kind: ExpiringKind, age: timedelta) -> int:
+        async with self._store.system_transaction() as tx:
+            return await tx.retention.delete_expired(kind, tx.now - age)
 
     async def _forget_rows(self, tenant_id: str, age: timedelta, forget: _ForgetRows) -> int:
-        async with self._store.begin_for(tenant_id) as tx:
+        async with self._store.tenant_transaction(tenant_id) as tx:
             return await forget(tx, tx.now - age)
 
     async def _drop_empty_partition(self, kind: RecordKind) -> int:
         # Each in a transaction of its own, as it stops all others of the table: with both tables locked, one that uses
         # both would deadlock with it. Ids of yesterday may still be on their way.
-        async with self._store.begin_unbound() as tx:
+        async with self._store.system_transaction() as tx:
             return await tx.queues.drop_empty_partition(kind, tx.now - PARTITION_GRACE)
 
     async def _delete_records(self, tenant_id: str, kind: RecordKind, age: timedelta) -> int:
-        async with self._store.begin_for(tenant_id) as tx:
+        async with self._store.tenant_transaction(tenant_id) as tx:
             before = tx.now - age
             if kind == "evaluations":
                 return await tx.evaluations.delete_many(await tx.evaluations.list_older(before, MAX_DELETED_RECORDS))

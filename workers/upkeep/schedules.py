@@ -46,7 +46,7 @@ class ScheduleStarter:
 
     async def __call__(self) -> float:
         """Meet one due time of each schedule that has one. Returns for how many seconds there is nothing to do."""
-        async with self._store.begin_unbound() as tx:
+        async with self._store.system_transaction() as tx:
             now = tx.now
             due, soon = await tx.schedules.list_due(now, MAX_DUE_SCHEDULES)
         met = [await self._start_due(one) for one in due]
@@ -56,7 +56,7 @@ class ScheduleStarter:
 
     async def _start_due(self, one: DueSchedule) -> bool:
         try:
-            async with self._store.begin_for(one.tenant_id) as tx:
+            async with self._store.tenant_transaction(one.tenant_id) as tx:
                 return await schedules.fire_schedule(tx, one.schedule_id)
         except Exception as error:
             if isinstance(error, DomainError) and error.code in DATABASE_OUTAGE_CODES:

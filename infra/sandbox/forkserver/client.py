@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from domain.executions import DEFAULT_MEMORY_MB
-from domain.ports import Program
+from domain.ports import SandboxProgram
 from infra.sandbox import seccomp
 from infra.sandbox.cgroups import ControlGroup, ControlGroupFactory
 from infra.sandbox.exit_report import SandboxStartError
@@ -255,20 +255,20 @@ class ForkServerBackend:
         self._retired_servers: list[ForkServerProcess] = []
         self._is_closed = False
 
-    async def start_tree(self, program: Program | None) -> ProcessTree:
+    async def start_tree(self, program: SandboxProgram | None) -> ProcessTree:
         """A fresh blank slot, whatever the program. Errors: `sandbox_unavailable`."""
         try:
             return await self._start_slot(program.memory_mb if program is not None else DEFAULT_MEMORY_MB)
         except (SandboxStartError, OSError, seccomp.UnknownMachine) as error:
             raise create_unavailable_error(str(error)) from error
 
-    def assign_program(self, tree: ProcessTree, program: Program, mode: Literal["run", "check"]) -> None:
+    def assign_program(self, tree: ProcessTree, program: SandboxProgram, mode: Literal["run", "check"]) -> None:
         """Tell a slot which code it is for and what to import."""
         environment = str(program.environment) if program.environment is not None else None
         told = encode_head(program, mode, self.fence, code=str(program.code), environment=environment)
         tree.configure_guest(told, program.memory_mb, self.create_watchdog(program))
 
-    def create_watchdog(self, program: Program) -> ResourceWatchdog | None:
+    def create_watchdog(self, program: SandboxProgram) -> ResourceWatchdog | None:
         """What watches a tree of this program."""
         return create_watchdog(program.memory_mb, self.fence, sessions=not self._cgroups.shares_processors)
 
