@@ -77,7 +77,7 @@ from domain.shared.jobs import ALL_LANES
 from infra.embedded.children import create_parent_bond
 from infra.settings import Settings, parse_networks, read_settings
 from infra.telemetry import ApiMetrics, clear_shared_metrics, open_telemetry, share_metrics
-from infra.version import VERSION
+from infra.version import PADDOCK_VERSION
 from infra.wiring import Resources, get_utc_now, open_resources
 
 CAPABILITY_ROUTERS = (
@@ -234,7 +234,7 @@ def _configure_cors(settings: Settings) -> CORSConfig:
 def _configure_openapi(settings: Settings) -> OpenAPIConfig:
     return OpenAPIConfig(
         title=settings.app_name,
-        version=VERSION,
+        version=PADDOCK_VERSION,
         description=_API_DESCRIPTION,
         # Our own pages serve the document; requests to the path that Litestar insists on are refused.
         path="/_litestar",

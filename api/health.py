@@ -21,7 +21,7 @@ from infra.notifications import ping_redis
 from infra.postgres.store import PostgresStore
 from infra.redis import REDIS_OUTAGE_ERRORS
 from infra.telemetry import ApiMetrics
-from infra.version import VERSION
+from infra.version import PADDOCK_VERSION
 
 CHECK_TIMEOUT_SECONDS: Final = 3.0
 HealthStatus = Literal["healthy", "degraded", "unhealthy"]
@@ -73,7 +73,7 @@ class HealthChecker:
             status = "degraded"
         return Health(
             status=status,
-            version=VERSION,
+            version=PADDOCK_VERSION,
             timestamp=self._clock(),
             services={name: check.status for name, check in checks.items()},
             milliseconds={name: check.milliseconds for name, check in checks.items()},

@@ -1,4 +1,4 @@
-"""Whether a disk of this machine is full: what a part on it cannot say for itself."""
+"""Tell whether a disk of this machine is full, which the servers whose files lie on it cannot report."""
 
 import errno
 import os
@@ -8,31 +8,31 @@ from urllib.parse import urlsplit
 
 from domain.shared.errors import DomainError
 
-# Servers need some room to say no, and stop before the last block.
+# Servers need some room to answer with an error, and stop before the last block.
 MIN_FREE_BYTES: Final = 16 * 1024 * 1024
 FULL_DISK_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
-_HERE: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+_LOCAL_HOSTS: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
-def find_embedded_folder(data: Path, part: str, url: str) -> Path | None:
-    """Return the folder of an embedded part, if it is one that `url` points to."""
-    folder = data / part
-    return folder if urlsplit(url).hostname in _HERE and folder.is_dir() else None
+def find_embedded_folder(data_dir: Path, part: str, url: str) -> Path | None:
+    """Return the folder of an embedded server, or None when `url` points to a server elsewhere."""
+    folder = data_dir / part
+    return folder if urlsplit(url).hostname in _LOCAL_HOSTS and folder.is_dir() else None
 
 
-def is_full(folder: Path | None, least: int = MIN_FREE_BYTES) -> bool:
-    """Whether there is less room than `least` bytes where a folder lies. What cannot be looked at is not."""
+def is_full(folder: Path | None, min_free_bytes: int = MIN_FREE_BYTES) -> bool:
+    """Tell whether the disk of a folder has less free space than `min_free_bytes`; False where it cannot be read."""
     if folder is None:
         return False
     try:
-        found = os.statvfs(folder)
+        disk = os.statvfs(folder)
     except OSError:
         return False
-    return found.f_bavail * found.f_frsize < least
+    return disk.f_bavail * disk.f_frsize < min_free_bytes
 
 
-def build_full_disk_error(what: str) -> DomainError:
-    """Return the outage of a full disk; `what` is on it."""
+def build_full_disk_error(owner: str) -> DomainError:
+    """Return the outage of a full disk; `owner` names what is stored on it."""
     return DomainError(
-        "storage_full", f"The disk of {what} is full. Work goes on by itself once there is room.", retry_after=5
+        "storage_full", f"The disk of {owner} is full. Work resumes automatically once there is space.", retry_after=5
     )

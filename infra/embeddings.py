@@ -1,7 +1,7 @@
-"""Nearness of texts from static word vectors: the 16 MB that come inside the wheel `wordllama`.
+"""Compare texts by static word vectors: the 16 MB that come inside the wheel `wordllama`.
 
-A text is the mean of the vectors of its tokens, and nearness is the cosine of two means, with negative
-ones counted as 0. That sees what a text is about. It cannot see
+A text is the mean of the vectors of its tokens, and similarity is the cosine of two means, with negative
+cosines counted as 0. That recognises what a text is about. It cannot recognise
 
 - negation: "Paris is not the capital" is as near to its source as "Paris is the capital";
 - numbers, dates and names swapped for others of their kind: "in 1889" and "in 1989" are near, so are
@@ -33,58 +33,59 @@ Vectors = NDArray[np.float32]
 
 
 class WordLlamaSimilarity:
-    """Implements `domain.evaluations.scoring.TextSimilarity`. Threads may share one; the model is loaded on first use.
+    """Compare texts as `domain.evaluations.TextSimilarity`. Threads may share one; the model is loaded on first use.
 
-    The model takes about 85 MB once loaded. Never touches the network. The same texts give the same numbers.
+    The model takes about 85 MB once loaded. It never uses the network. The same texts give the same numbers.
     """
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._model: Any = None
 
-    def compare_texts(self, a: str, b: str) -> float:
-        """From 0 to 1; 0 where a text is empty."""
-        return self.score_nearest([a], [b])[0]
+    def compare_texts(self, first: str, second: str) -> float:
+        """Return a similarity from 0 to 1; 0 where a text is empty."""
+        return self.score_nearest([first], [second])[0]
 
     def score_nearest(self, questions: list[str], candidates: list[str]) -> list[float]:
-        """For each question the similarity of the nearest candidate, 0 to 1; all 0 without candidates."""
+        """Return for each question the similarity of the nearest candidate, 0 to 1; all 0 without candidates."""
         if not questions or not candidates:
             return [0.0] * len(questions)
-        asked, among = self._vectors(questions), self._vectors(candidates).T
+        rows, columns = self._build_vectors(questions), self._build_vectors(candidates).T
         nearest = [
-            (asked[row : row + MAX_PRODUCT_ROWS] @ among).max(axis=1) for row in range(0, len(asked), MAX_PRODUCT_ROWS)
+            (rows[start : start + MAX_PRODUCT_ROWS] @ columns).max(axis=1)
+            for start in range(0, len(rows), MAX_PRODUCT_ROWS)
         ]
-        # The last bits of a product depend on the shapes multiplied; rounded, they do not show.
-        return [round(float(one), 6) for one in np.concatenate(nearest).clip(0.0, 1.0)]
+        # The last bits of a product depend on the shapes multiplied; rounding hides them.
+        return [round(float(cosine), 6) for cosine in np.concatenate(nearest).clip(0.0, 1.0)]
 
-    def _vectors(self, texts: Sequence[str]) -> Vectors:
-        """One row of length 1 per text, or of length 0 for a text without tokens."""
-        model = self._loaded()
-        summed = np.zeros((len(texts), model.embedding.shape[1]), dtype=np.float32)
+    def _build_vectors(self, texts: Sequence[str]) -> Vectors:
+        """Return one row of length 1 per text, or of length 0 for a text without tokens."""
+        model = self._get_model()
+        sums = np.zeros((len(texts), model.embedding.shape[1]), dtype=np.float32)
         for row, text in enumerate(texts):
-            for piece in _pieces(text):
+            for piece in _split_pieces(text):
                 # One text at a time: a batch would start threads, which do not survive a fork.
                 tokens = model.tokenizer.encode(piece, add_special_tokens=False).ids
-                summed[row] += model.embedding[tokens].sum(axis=0)
-        lengths = np.linalg.norm(summed, axis=1, keepdims=True)
-        summed /= np.where(lengths > 0.0, lengths, 1.0)
-        return summed
+                sums[row] += model.embedding[tokens].sum(axis=0)
+        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+        sums /= np.where(lengths > 0.0, lengths, 1.0)
+        return sums
 
-    def _loaded(self) -> Any:
+    def _get_model(self) -> Any:
         with self._lock:
             if self._model is None:
-                self._model = _load()
+                self._model = _load_model()
             return self._model
 
 
-def _pieces(text: str) -> Iterator[str]:
+def _split_pieces(text: str) -> Iterator[str]:
     for start in range(0, len(text), MAX_PIECE_CHARACTERS):
         # The tokenizer takes no lone surrogates.
         yield text[start : start + MAX_PIECE_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
 
 
-def _load() -> Any:
-    """The model from the wheel's own folder. Errors: `FileNotFoundError` if the wheel came without its weights."""
+def _load_model() -> Any:
+    """Load the model from the wheel's own folder. Errors: `FileNotFoundError` if the wheel has no weights."""
     spec = find_spec("wordllama")
     if spec is None or spec.origin is None:
         raise FileNotFoundError("The wheel `wordllama` is not installed.")
@@ -92,8 +93,8 @@ def _load() -> Any:
     handlers, level = list(root.handlers), root.level
     from wordllama import WordLlama  # type: ignore[import-untyped, unused-ignore]
 
-    # Importing it configures logging for the whole process, which is ours to do.
-    for handler in [one for one in root.handlers if one not in handlers]:
+    # Its import configures logging for the whole process. We undo that.
+    for handler in [handler for handler in root.handlers if handler not in handlers]:
         root.removeHandler(handler)
     root.setLevel(level)
     return WordLlama.load(cache_dir=Path(spec.origin).parent, disable_download=True)

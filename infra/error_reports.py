@@ -1,29 +1,28 @@
-"""Reports of unexpected errors to Sentry, or whatever speaks its protocol, where `PADDOCK_SENTRY_DSN` names one."""
+"""Report unexpected errors to Sentry, or to a server that speaks its protocol, where `PADDOCK_SENTRY_DSN` names one."""
 
 from collections.abc import MutableMapping
 from typing import Any, Final
 
 from domain.shared.secrets import Secret
-from infra.version import VERSION
+from infra.version import PADDOCK_VERSION
 
-# Libraries whose errors quote what a statement was given, or the whole row that did not fit.
-_QUOTING: Final = ("asyncpg", "sqlalchemy")
+# Libraries whose errors quote the arguments of a statement, or the whole row that did not fit.
+_QUOTING_LIBRARIES: Final = ("asyncpg", "sqlalchemy")
 
 
 def open_error_reports(dsn: Secret, environment: str, component: str) -> None:
     """Send every error that is logged with its exception, from now on. Does nothing without a DSN.
 
-    Neither requests nor local variables nor what the database says are sent: they hold what tenants keep to
-    themselves."""
+    Requests, local variables and messages of the database are left out: they hold tenants' data."""
     if not dsn.reveal():
         return
-    # A tenth of a second and some memory, for those that report alone.
+    # The import takes a tenth of a second and some memory, which only processes that report pay.
     import sentry_sdk
 
     sentry_sdk.init(
         dsn.reveal(),
         environment=environment,
-        release=f"paddock@{VERSION}",
+        release=f"paddock@{PADDOCK_VERSION}",
         default_integrations=False,
         auto_enabling_integrations=False,
         send_default_pii=False,
@@ -36,7 +35,7 @@ def open_error_reports(dsn: Secret, environment: str, component: str) -> None:
 
 
 def report_exception(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Pass a log line on (a processor of structlog), and report its exception if it has one."""
+    """Report the exception of a log line, if it has one, and pass the line on (a processor of structlog)."""
     if event.get("level") in ("error", "critical") and (info := event.get("exc_info")):
         import sentry_sdk
 
@@ -51,8 +50,8 @@ def report_exception(_: Any, __: str, event: MutableMapping[str, Any]) -> Mutabl
 
 
 def redact_rows(event: Any, _: Any) -> Any:
-    """Return a report without the messages of the database's errors: they quote rows (a hook of sentry-sdk)."""
+    """Remove the messages of the database's errors from a report: they quote rows (a hook of sentry-sdk)."""
     for exception in event.get("exception", {}).get("values", []):
-        if str(exception.get("module")).partition(".")[0] in _QUOTING:
+        if str(exception.get("module")).partition(".")[0] in _QUOTING_LIBRARIES:
             exception["value"] = "left out, as it may quote rows; it is in the log"
     return event

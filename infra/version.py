@@ -1,6 +1,6 @@
-"""The version of this installation."""
+"""Name the version of this installation."""
 
 from importlib.metadata import version
 from typing import Final
 
-VERSION: Final = version("paddock")
+PADDOCK_VERSION: Final = version("paddock")

@@ -1,4 +1,4 @@
-"""How the parts fit together. Read from top to bottom; there is no other place."""
+"""Connect the parts of a process, in one place that reads from top to bottom."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,12 +23,12 @@ from infra.settings import Settings
 
 
 def get_utc_now() -> datetime:
-    """The clock of production."""
+    """Return the time; the clock of production."""
     return datetime.now(UTC)
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
-    """What every process has, ready to use."""
+    """Hold what every process uses, opened and ready."""
 
     settings: Settings
     clock: Clock
@@ -45,7 +45,7 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True):
 
     @asynccontextmanager
     async def open_dedicated_store(self) -> AsyncIterator[PostgresStore]:
-        """A store with a connection of its own, for what must not wait its turn: leases run out meanwhile."""
+        """Open a store with a connection of its own, for work that must not queue for one: extending leases."""
         engine = create_engine(self.settings.database_url.reveal(), pool_size=1, application="paddock leases")
         store = PostgresStore(engine, self.queue, self.clock, _find_database_folder(self.settings))
         try:
@@ -63,13 +63,16 @@ async def open_resources(
     revocations: tuple[Lane, ...] = (),
     clock: Clock = get_utc_now,
 ) -> AsyncIterator[Resources]:
-    """Open every connection of a process, and close them all in the end.
+    """Open every connection of a process, and close them all at the end.
 
-    It listens for rings of the lanes `rung`, for changes of rows of the lanes `heard`, and for rows of
-    the lanes `held` that are taken from it. Errors: `UnsafeSession` when the database's sessions could read past
-    row-level security; a database that is away is waited for by those who ask it.
+    The bell listens for rings of `lanes`, for status changes of the rows of `row_changes`, and for rows of
+    `revocations` that a worker loses. Errors: `UnsafeSession` when a session of the database could bypass row-level
+    security. A database that is unavailable is no error here: its first users wait for it.
     """
     redis_url = settings.redis_url.reveal()
+    secret_key = settings.secret_key.reveal()
+    access_token_lifetime = timedelta(minutes=settings.access_token_minutes)
+
     redis, jobs = create_redis_client(redis_url), create_arq_client(redis_url)
     queue = ArqQueue(jobs)
     engine = create_engine(settings.database_url.reveal(), pool_size=settings.database_pool, application=application)
@@ -87,13 +90,9 @@ async def open_resources(
                 redis=redis,
                 counter=WindowCounter(redis),
                 passwords=Passwords(),
-                tokens=AccessTokens(
-                    settings.secret_key.reveal(),
-                    timedelta(minutes=settings.access_token_minutes),
-                    settings.jwt_algorithm,
-                ),
-                vault=Vault(settings.secret_key.reveal()),
-                keyring=Keyring(settings.encryption_keys, settings.secret_key.reveal()),
+                tokens=AccessTokens(secret_key, access_token_lifetime, settings.jwt_algorithm),
+                vault=Vault(secret_key),
+                keyring=Keyring(settings.encryption_keys, secret_key),
             )
     finally:
         await queue.close()

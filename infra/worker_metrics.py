@@ -1,4 +1,4 @@
-"""What a worker process counts of its own work, for Prometheus."""
+"""Count the work of one worker process, for Prometheus."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 
 class WorkerMetrics:
-    """The metrics of one worker process, in a registry of their own."""
+    """Hold the metrics of one worker process, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -57,7 +57,7 @@ class WorkerMetrics:
         )
 
     def add_gauge(self, name: str, description: str, read: Callable[[], float], **labels: str) -> None:
-        """Add a gauge, or one more set of labels of it, that is read whenever somebody asks for the metrics."""
+        """Add a gauge, or another set of its labels; `read` is called at every request for the metrics."""
         gauge = self._gauges.get(name)
         if gauge is None:
             gauge = self._gauges[name] = Gauge(name, description, list(labels), registry=self.registry)

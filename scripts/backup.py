@@ -20,7 +20,7 @@ from infra.embedded.dumps import dump_database, load_database
 from infra.postgres.objects import iterate_referenced_keys
 from infra.r2 import S3Blobs
 from infra.settings import Settings, SettingsError, read_settings
-from infra.version import VERSION
+from infra.version import PADDOCK_VERSION
 from scripts.installation import (
     RESTORING_FILE,
     InstallationSecrets,
@@ -82,7 +82,9 @@ async def create_backup(folder: Path, data: Path) -> int:
         with (fresh / "objects.jsonl").open("wb") as file:
             file.writelines(msgspec.json.encode(one) + b"\n" for one in kept.values())
         size = sum(one.size for one in kept.values())
-        about = BackupManifest(format=_BACKUP_FORMAT, version=VERSION, began_at=began, objects=len(kept), bytes=size)
+        about = BackupManifest(
+            format=_BACKUP_FORMAT, version=PADDOCK_VERSION, began_at=began, objects=len(kept), bytes=size
+        )
         (fresh / "backup.json").write_bytes(msgspec.json.format(msgspec.json.encode(about)))
         fresh.rename(folder)
     except (BackupError, EmbeddedServiceError, SettingsError, DomainError, OSError) as error:

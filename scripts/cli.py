@@ -104,9 +104,9 @@ def _serve_model(asked: argparse.Namespace) -> None:
 
 
 def _print_version(_: argparse.Namespace) -> None:
-    from infra.version import VERSION
+    from infra.version import PADDOCK_VERSION
 
-    print(VERSION)
+    print(PADDOCK_VERSION)
 
 
 def build_parser() -> argparse.ArgumentParser:

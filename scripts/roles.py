@@ -9,7 +9,7 @@ import api.app
 import workers.main
 from infra.postgres.session import UnsafeSession
 from infra.settings import Settings, SettingsError, read_settings
-from infra.version import VERSION
+from infra.version import PADDOCK_VERSION
 from scripts import bootstrap, release
 from scripts.installation import load_installation_settings
 
@@ -44,7 +44,7 @@ def _dispatch_role(role: str, once_idle: float | None) -> None:
     elif role == "migrate":
         asyncio.run(release.prepare_release(load_settings(), bucket=False))
     elif role == "version":
-        print(VERSION)
+        print(PADDOCK_VERSION)
     elif role == "release":
         asyncio.run(release.prepare_release(load_settings()))
     elif role == "bucket":

@@ -16,7 +16,7 @@ from domain.shared.errors import DomainError
 from infra.gauges import read_gauges
 from infra.notifications import ping_redis
 from infra.redis import REDIS_OUTAGE_ERRORS
-from infra.version import VERSION
+from infra.version import PADDOCK_VERSION
 from infra.wiring import Resources
 from workers.lifecycle import Drain
 
@@ -92,7 +92,7 @@ class WorkerHealth:
     def _health_response(self, problems: dict[str, str]) -> web.Response:
         body = {
             "status": "unhealthy" if problems else "healthy",
-            "version": VERSION,
+            "version": PADDOCK_VERSION,
             "worker": self._name,
             "lane": self._lane,
             "problems": problems,

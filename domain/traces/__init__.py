@@ -2,6 +2,7 @@
 
 from domain.ports import Tx
 from domain.shared.errors import NotFound
+from domain.traces.attributes import ERROR_ATTRIBUTE, ERROR_MESSAGE_ATTRIBUTE, OPERATION_ATTRIBUTE
 from domain.traces.schema import (
     MAX_SPANS,
     DelegatedAgent,
@@ -23,7 +24,10 @@ from domain.traces.schema import (
 from domain.traces.tree import build_trace
 
 __all__ = [
+    "ERROR_ATTRIBUTE",
+    "ERROR_MESSAGE_ATTRIBUTE",
     "MAX_SPANS",
+    "OPERATION_ATTRIBUTE",
     "DelegatedAgent",
     "PendingTraceExport",
     "PlannedStep",

@@ -35,7 +35,7 @@ from infra.tools.custom import (
 )
 from infra.tools.http_request import MAX_RESPONSE_BYTES, clean_text
 from infra.tools.mcp_results import MAX_DESCRIPTION_CHARACTERS, LenientDispatcher, WarnAboutTool
-from infra.version import VERSION
+from infra.version import PADDOCK_VERSION
 
 MAX_SERVER_TOOLS: Final = 200
 MAX_LIST_PAGES: Final = 100
@@ -165,7 +165,7 @@ def _client(told: McpServerConfiguration, http: httpx2.AsyncClient) -> Client:
     return Client(
         streamable_http_client(told.url, http_client=http),
         read_timeout_seconds=told.timeout,
-        client_info=mcp_types.Implementation(name="paddock", version=VERSION),
+        client_info=mcp_types.Implementation(name="paddock", version=PADDOCK_VERSION),
         cache=None,
     )
 

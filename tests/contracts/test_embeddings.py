@@ -130,13 +130,13 @@ def test_a_loaded_and_a_fresh_model_agree(nearness: WordLlamaSimilarity) -> None
 
 def test_threads_load_it_once_and_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[Any] = []
-    load = embeddings._load
+    load = embeddings._load_model
 
     def counted() -> Any:
         loads.append(load())
         return loads[-1]
 
-    monkeypatch.setattr(embeddings, "_load", counted)
+    monkeypatch.setattr(embeddings, "_load_model", counted)
     shared = WordLlamaSimilarity()
     with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda _: shared.compare_texts(QUESTION, DOCS[0]), range(64)))
@@ -159,7 +159,7 @@ import socket, logging
 def refused(*_, **__): raise SystemExit("the network was tried")
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refused
 from infra.embeddings import WordLlamaSimilarity
-assert WordLlamaSimilarity().similarity("Paris", "Paris") == 1.0
+assert WordLlamaSimilarity().compare_texts("Paris", "Paris") == 1.0
 assert logging.getLogger().handlers == [], logging.getLogger().handlers
 assert logging.getLogger().level == logging.WARNING
 """

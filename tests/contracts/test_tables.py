@@ -190,7 +190,7 @@ async def test_parquet_tells_none_from_empty() -> None:
 
 
 async def test_parquet_is_compressed_in_row_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "GROUP_ROWS", 10)
+    monkeypatch.setattr(tables, "ROW_GROUP_ROWS", 10)
     rows = [Row(id=str(number)) for number in range(95)]
     body = await whole(rows, "parquet", size=5)
     described = parquet.ParquetFile(io.BytesIO(body)).metadata
@@ -235,7 +235,7 @@ async def test_a_source_that_breaks_breaks_the_file(form: str) -> None:
 
 @pytest.mark.parametrize("form", TABLE_FORMATS)
 async def test_a_reader_who_leaves_closes_the_source(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "GROUP_ROWS", 1)
+    monkeypatch.setattr(tables, "ROW_GROUP_ROWS", 1)
     closed = []
 
     async def endless() -> AsyncIterator[Sequence[msgspec.Struct]]:

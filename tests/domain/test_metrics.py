@@ -31,26 +31,26 @@ class Shared:
     def __init__(self) -> None:
         self.asked = 0
 
-    def similarity(self, a: str, b: str) -> float:
+    def compare_texts(self, a: str, b: str) -> float:
         self.asked += 1
         one, other = set(a.lower().split()), set(b.lower().split())
         return len(one & other) / len(one | other) if one and other else 0.0
 
-    def best(self, questions: list[str], candidates: list[str]) -> list[float]:
+    def score_nearest(self, questions: list[str], candidates: list[str]) -> list[float]:
         self.asked += 1
         nearest = []
         for question in questions[:3]:
-            nearest.append(max((self.similarity(question, one) for one in candidates[:3]), default=0.0))
+            nearest.append(max((self.compare_texts(question, one) for one in candidates[:3]), default=0.0))
         return nearest + [0.0] * (len(questions) - len(nearest))
 
 
 class Wild(Shared):
     """Embeddings whose cosines stray beyond their bounds, as floating point lets them."""
 
-    def similarity(self, a: str, b: str) -> float:
+    def compare_texts(self, a: str, b: str) -> float:
         return -0.25
 
-    def best(self, questions: list[str], candidates: list[str]) -> list[float]:
+    def score_nearest(self, questions: list[str], candidates: list[str]) -> list[float]:
         return [1.0000002] * len(questions)
 
 
@@ -219,12 +219,12 @@ def test_nothing_is_embedded_that_was_sent() -> None:
 
 def test_the_work_is_bounded() -> None:
     class Counting(Shared):
-        def best(self, questions: list[str], candidates: list[str]) -> list[float]:
+        def score_nearest(self, questions: list[str], candidates: list[str]) -> list[float]:
             assert len(questions) <= MAX_CLAIM_SENTENCES
             assert len(candidates) <= MAX_SOURCE_SENTENCES
             return [1.0] * len(questions)
 
-        def similarity(self, a: str, b: str) -> float:
+        def compare_texts(self, a: str, b: str) -> float:
             assert len(a) <= MAX_CLAIM_SENTENCES * (MAX_SENTENCE_CHARACTERS + 1)
             assert len(b) <= MAX_CLAIM_SENTENCES * (MAX_SENTENCE_CHARACTERS + 1)
             return 1.0

@@ -211,7 +211,7 @@ async def test_a_full_disk_of_a_worker_is_waited_out(number: int, monkeypatch) -
             raise OSError(number, "no room")
         return "there"
 
-    monkeypatch.setattr(outage_log, "_told_at", {})
+    monkeypatch.setattr(outage_log, "_logged_at", {})
     with structlog.testing.capture_logs() as logs:
         monkeypatch.setattr(polling, "_log", structlog.get_logger())
         assert await retry_through_outage(fetch) == "there"

@@ -496,7 +496,7 @@ async def test_one_that_cannot_be_made_keeps_nobody_waiting(world: World, monkey
             raise RuntimeError("a mistake of ours")
         return made(trace, tenant_id)
 
-    monkeypatch.setattr("workers.record.traces.compress_in_thread", fails)
+    monkeypatch.setattr("workers.record.traces.pack_request", fails)
     await exporter()
     assert world.server.traces == [trace_of(fine)]
     assert await world.left() == [(broken.id, 1)]
