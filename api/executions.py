@@ -10,7 +10,7 @@ from litestar.params import Parameter
 from api.operations import IDEMPOTENCY_KEY, MAIN_PATH_KEY, PREFER_WAIT, require_scope
 from api.requests import HttpRequest, QueryTime, Store
 from api.waiting import ExecutionStarter, StatusWaiter
-from domain import executions, launch
+from domain import executions, launch, plans
 from domain.executions import (
     ApprovalDecision,
     Execution,
@@ -19,7 +19,6 @@ from domain.executions import (
     ExecutionStart,
     TargetedExecutionStart,
 )
-from domain.plans import approvals
 from domain.shared.access import Caller
 from domain.shared.pages import Listing, Page
 from domain.shared.status import ExecutionStatus
@@ -130,7 +129,7 @@ async def approve_execution(
     An agent continues once none of its calls waits, a workflow or a crew with each approved step.
     """
     async with store.transaction(caller) as tx:
-        return await approvals.decide_approval(tx, caller, execution_id, True, data or ApprovalDecision())
+        return await plans.decide_approval(tx, caller, execution_id, True, data or ApprovalDecision())
 
 
 @post("/executions/{execution_id:str}/reject", opt=require_scope("run:agents"), status_code=200)
@@ -142,7 +141,7 @@ async def reject_execution(
     The model receives the reason and continues without its calls; a rejected step fails.
     """
     async with store.transaction(caller) as tx:
-        return await approvals.decide_approval(tx, caller, execution_id, False, data or ApprovalDecision())
+        return await plans.decide_approval(tx, caller, execution_id, False, data or ApprovalDecision())
 
 
 @post("/executions/{execution_id:str}/retry", opt=_START_ACCESS)

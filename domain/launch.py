@@ -2,9 +2,8 @@
 
 import msgspec
 
-from domain import crews, executions, workflows
+from domain import crews, executions, plans, workflows
 from domain.executions import Execution, ExecutionStart, TargetedExecutionStart, get_execution
-from domain.plans import service
 from domain.ports import Tx
 from domain.shared.access import Caller
 from domain.shared.errors import InvalidField
@@ -31,7 +30,7 @@ async def start_crew(
     crew = await crews.get_crew(tx, reference, lock="share")
     plan = await crews.compile_crew(tx, caller, crew, data.model)
     crews.validate_inputs(crew, plan, executions.build_payload(data))
-    return await service.start_plan(tx, caller, plan, data, schedule_id)
+    return await plans.start_plan(tx, caller, plan, data, schedule_id)
 
 
 async def start_workflow(
@@ -42,7 +41,7 @@ async def start_workflow(
     plan = await workflows.compile_workflow(tx, caller, workflow, data.model)
     given = workflows.resolve_inputs(workflow.inputs, executions.build_payload(data))
     taken = msgspec.structs.replace(data, payload=given, inputs=None, task=None)
-    return await service.start_plan(tx, caller, plan, taken, schedule_id)
+    return await plans.start_plan(tx, caller, plan, taken, schedule_id)
 
 
 async def retry_execution(tx: Tx, caller: Caller, execution_id: str, from_failed: bool) -> Execution:
@@ -52,7 +51,7 @@ async def retry_execution(tx: Tx, caller: Caller, execution_id: str, from_failed
     """
     old = await get_execution(tx, execution_id)
     if old.lane == "plan":
-        return await service.retry_plan(tx, caller, execution_id, from_failed)
+        return await plans.retry_plan(tx, caller, execution_id, from_failed)
     if from_failed:
         raise InvalidField("from", "is for crews and workflows; an agent is run again as a whole.")
     return await executions.retry_execution(tx, caller, execution_id)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from domain.executions.steps import RunSteps
     from domain.llms import Llms
     from domain.llms.messages import ModelCall, ModelTarget, ModelUsage, ReplyPart
-    from domain.plans.schema import Plans
+    from domain.plans import Plans
     from domain.provider_keys import ProviderKeys
     from domain.queues import WorkQueues
     from domain.retention import RetentionRepository

@@ -6,9 +6,8 @@ from typing import Annotated, Any, Final, Literal, Protocol
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from domain import templates, tools, workspaces
+from domain import agents, templates, tools, workspaces
 from domain.llms.messages import ToolFailed
-from domain.plans import resolution
 from domain.ports import Tx
 from domain.shared import ids, names
 from domain.shared.access import Caller
@@ -171,7 +170,7 @@ async def _check(tx: Tx, task: Task, sent: SentFields) -> None:
         wrong += error.errors
     try:
         if sent.get("agent") is not None:
-            await resolution.resolve_agent(tx, sent["agent"], "agent")
+            await agents.find_agent(tx, sent["agent"], "agent")
     except DomainError as error:
         wrong += error.errors
     try:

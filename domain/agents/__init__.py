@@ -1,6 +1,7 @@
 """Agents: what a tenant runs. A `code` agent gets its versions from uploaded archives, an `llm` agent has a model."""
 
 from domain.agents.inheritance import merge_ancestors, resolve_agent
+from domain.agents.resolution import find_agent, get_runnable_version, refuse_archived, resolve_spec
 from domain.agents.schema import (
     MAX_SLUG_MATCHES,
     Agent,
@@ -37,10 +38,14 @@ __all__ = [
     "check_agent_name",
     "create_agent",
     "delete_agent",
+    "find_agent",
     "get_agent",
+    "get_runnable_version",
     "list_agents",
     "merge_ancestors",
     "patch_agent",
+    "refuse_archived",
     "resolve_agent",
+    "resolve_spec",
     "show_agent",
 ]

@@ -5,13 +5,13 @@ from typing import Any, Final
 
 import msgspec
 
+from domain import plans
 from domain.agents import Agent, AgentSpec, build_unlisted_agent
 from domain.crews import validation
 from domain.crews.roster import CrewMember, CrewRoster, CrewTask
 from domain.crews.schema import PLANNING_STEP, Crew, CrewStepSummary
 from domain.llms.messages import ToolFailed
-from domain.plans import resolution
-from domain.plans.schema import AgentWork, Plan, PlanStep, TaskText
+from domain.plans import AgentWork, Plan, PlanStep, TaskText
 from domain.ports import Tx
 from domain.shared import placeholders
 from domain.shared.access import Caller
@@ -195,7 +195,7 @@ class _Makes:
             return await self._managed(duty)
         member = self._cast.members[duty.agent or ""]
         if member.agent.kind == "code":
-            return await resolution.resolve_agent_work(self._tx, member.agent.id, member.path)
+            return await plans.resolve_agent_work(self._tx, member.agent.id, member.path)
         agent = await self._equipped(member, duty)
         team = [await self._equipped(one) for one in self._others(member)] if agent.allow_delegation else []
         return _work(AgentSpec.from_agent(_alone(agent) if not team else agent, team=team))

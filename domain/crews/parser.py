@@ -1,7 +1,6 @@
-"""Reading agents and tasks as CrewAI writes them: YAML, with every mistake at once and the line of each."""
+"""Parse agents and tasks as CrewAI writes them: YAML, with all errors at once and the line of each."""
 
 import itertools
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Generic, TypeVar
 
@@ -18,20 +17,21 @@ from domain.agents.schema import (
     ToolReferences,
 )
 from domain.crews.crewai_fields import explain_unknown_field, is_default
-from domain.crews.duplicate_keys import apart
 from domain.crews.schema import MAX_CREW_AGENTS, MAX_CREW_TASKS, CrewProblem, CrewSettings, Reference
 from domain.shared import names, yaml_reader
-from domain.shared.errors import DomainError, field_error_from_msgspec
+from domain.shared.errors import DomainError
+from domain.shared.field_errors import convert_field, find_line
 from domain.tasks import ContextNames, OutputPath
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-_LINE: Final = re.compile(r"line (\d+): ")
-Title = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^\x00]*$")]
+TaskTitle = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^\x00]*$")]
+# Longer keys are cut in the place of an error.
+_MAX_KEY_LENGTH: Final = 200
 
 
 class YamlAgent(msgspec.Struct, kw_only=True):
-    """An agent of `agents_yaml`. `llm` and `model` are the same; `max_iter` bounds the calls of the model in a task,
+    """Hold an agent of `agents_yaml`. `llm` and `model` mean the same; `max_iter` limits the model calls per task,
     `max_execution_time` is in seconds.
     """
 
@@ -52,9 +52,9 @@ class YamlAgent(msgspec.Struct, kw_only=True):
 
 
 class YamlTask(msgspec.Struct, kw_only=True):
-    """A task of `tasks_yaml`. `name` is what people call it, its key where there is none."""
+    """Hold a task of `tasks_yaml`. `name` is its title; without one its key is used."""
 
-    name: Title | None = None
+    name: TaskTitle | None = None
     description: AgentText | None = None
     expected_output: AgentText | None = None
     agent: Reference | None = None
@@ -67,9 +67,9 @@ class YamlTask(msgspec.Struct, kw_only=True):
 
 
 class CrewDocument(msgspec.Struct, Generic[T], kw_only=True):
-    """What one document holds, by key. `there` are the places of fields that have a value, in order or not.
+    """Hold the content of one document, by key.
 
-    `unread` means that nobody can say what it holds.
+    `present_fields` are the paths of fields that have a value, valid or not. `items` is empty if `is_unreadable`.
     """
 
     field: str
@@ -79,114 +79,99 @@ class CrewDocument(msgspec.Struct, Generic[T], kw_only=True):
     is_unreadable: bool = False
     problems: list[CrewProblem] = []
 
-    def locate_problem(self, place: str, message: str) -> CrewProblem:
-        """One at a place below the document: `write.agent`."""
-        inner = place
-        while inner and inner not in self.lines:
-            inner = inner[: max(inner.rfind("."), inner.rfind("["), 0)]
-        field = f"{self.field}.{place}" if place else self.field
-        return CrewProblem(field=field, message=message, line=self.lines.get(inner))
+    def locate_problem(self, path: str, message: str) -> CrewProblem:
+        """Return a problem at a path in the document, such as `write.agent`, with its line."""
+        field = f"{self.field}.{path}" if path else self.field
+        return CrewProblem(field=field, message=message, line=find_line(self.lines, path))
+
+    def add_problem(self, path: str, message: str) -> None:
+        """Record a problem at a path in the document."""
+        self.problems.append(self.locate_problem(path, message))
 
 
 class CrewDocuments(msgspec.Struct, kw_only=True):
-    """What both documents of a crew hold."""
+    """Hold both documents of a crew."""
 
     agents: CrewDocument[YamlAgent]
     tasks: CrewDocument[YamlTask]
 
     def locate_problem(self, field: str, message: str) -> CrewProblem:
-        """One at a place: `tasks_yaml.write.agent`, or at a field of the crew itself."""
-        document, _, place = field.partition(".")
-        for one in (self.agents, self.tasks):
-            if one.field == document:
-                return one.locate_problem(place, message)
+        """Return a problem at `tasks_yaml.write.agent`, with its line, or at a field of the crew itself."""
+        document_field, _, path = field.partition(".")
+        for document in (self.agents, self.tasks):
+            if document.field == document_field:
+                return document.locate_problem(path, message)
         return CrewProblem(field=field, message=message)
 
 
 def parse_documents(settings: CrewSettings) -> CrewDocuments:
-    """Both documents, each with its mistakes. Their parts that are in order are there all the same."""
+    """Parse both documents; valid parts are kept beside the problems."""
     return CrewDocuments(
-        agents=_read(settings.agents_yaml, "agents_yaml", YamlAgent, MAX_CREW_AGENTS),
-        tasks=_read(settings.tasks_yaml, "tasks_yaml", YamlTask, MAX_CREW_TASKS),
+        agents=_parse_document(settings.agents_yaml, "agents_yaml", YamlAgent, MAX_CREW_AGENTS),
+        tasks=_parse_document(settings.tasks_yaml, "tasks_yaml", YamlTask, MAX_CREW_TASKS),
     )
 
 
-def _read(text: str | None, field: str, kind: type[T], most: int) -> CrewDocument[T]:
+def _parse_document(text: str | None, field: str, kind: type[T], limit: int) -> CrewDocument[T]:
     if text is None or not text.strip():
         return CrewDocument(field=field)
-    twins: list[CrewProblem] = []
     try:
-        try:
-            parsed = yaml_reader.parse_yaml(text, field)
-        except DomainError:
-            # One key too many hides nothing of what else is wrong.
-            again, rest = apart(text)
-            twins = [
-                CrewProblem(
-                    field=field, message=f"{one.key[:100]!r} is there twice, first on line {one.first}.", line=one.line
-                )
-                for one in again
-            ]
-            if not twins:
-                raise
-            parsed = yaml_reader.parse_yaml(rest, field)
-    except DomainError as error:
-        return CrewDocument(field=field, is_unreadable=True, problems=[*twins, *_of_parser(error)])
-    found = CrewDocument[T](field=field, lines=parsed.lines, problems=twins)
+        parsed = yaml_reader.read_yaml(text)
+    except yaml_reader.YamlError as error:
+        problems = _list_duplicates(field, error.duplicates)
+        problems.append(CrewProblem(field=field, message=error.message, line=error.line))
+        return CrewDocument(field=field, is_unreadable=True, problems=problems)
+    problems = _list_duplicates(field, parsed.duplicates)
+    document = CrewDocument[T](field=field, lines=parsed.lines, problems=problems)
     if parsed.value is None:
-        return found
+        return document
     if not isinstance(parsed.value, dict):
-        found.is_unreadable = True
-        found.problems.append(found.locate_problem("", "must be a mapping: a key for each, and below it what it is."))
-        return found
-    if len(parsed.value) > most:
-        found.problems.append(found.locate_problem("", f"holds {len(parsed.value)}; {most} are allowed."))
-    for key, value in itertools.islice(parsed.value.items(), most):
-        _item(found, key, value, kind)
-    return found
+        document.is_unreadable = True
+        document.add_problem("", "must be a mapping of keys, each with its fields below it.")
+        return document
+    if len(parsed.value) > limit:
+        document.add_problem("", f"holds {len(parsed.value)} entries; at most {limit} are allowed.")
+    for key, value in itertools.islice(parsed.value.items(), limit):
+        _parse_item(document, key, value, kind)
+    return document
 
 
-def _of_parser(error: DomainError) -> list[CrewProblem]:
-    found: list[CrewProblem] = []
-    for one in error.errors:
-        line = _LINE.match(one.message)
-        told = one.message if line is None else one.message[line.end() :]
-        found.append(CrewProblem(field=one.field, message=told, line=None if line is None else int(line[1])))
-    return found
+def _list_duplicates(field: str, duplicates: list[yaml_reader.DuplicateKey]) -> list[CrewProblem]:
+    return [CrewProblem(field=field, message=duplicate.message, line=duplicate.line) for duplicate in duplicates]
 
 
-def _item(found: CrewDocument[T], key: str, value: Any, kind: type[T]) -> None:
-    place = key[:200]
+def _parse_item(document: CrewDocument[T], key: str, value: Any, kind: type[T]) -> None:
+    path = key[:_MAX_KEY_LENGTH]
     if names.KEY_PATTERN.fullmatch(key) is None:
-        found.problems.append(found.locate_problem(place, f"a key {names.KEY_RULE}"))
+        document.add_problem(path, f"a key {names.KEY_RULE}")
     elif not isinstance(value, dict):
-        found.problems.append(found.locate_problem(place, "must be a mapping of fields."))
-        # Nobody is to be told besides that its fields are missing.
-        found.present_fields |= {f"{key}.{name}" for name in kind.__struct_fields__}
-        found.items[key] = kind()
+        document.add_problem(path, "must be a mapping of fields.")
+        # Do not report its fields as missing as well.
+        document.present_fields |= {f"{key}.{name}" for name in kind.__struct_fields__}
+        document.items[key] = kind()
     else:
-        found.items[key] = _fields(found, key, value, kind)
+        document.items[key] = _parse_fields(document, key, value, kind)
 
 
-def _fields(found: CrewDocument[T], key: str, value: dict[str, Any], kind: type[T]) -> T:
-    """What is in order of an item; the rest are mistakes."""
+def _parse_fields(document: CrewDocument[T], key: str, value: dict[str, Any], kind: type[T]) -> T:
+    """Return an item with its valid fields; record the others as problems."""
     fields = {field.name: field for field in msgspec.structs.fields(kind)}
-    good: dict[str, Any] = {}
-    for name, given in value.items():
-        place = f"{key}.{name[:200]}"
+    valid_fields: dict[str, Any] = {}
+    for name, field_value in value.items():
+        path = f"{key}.{name[:_MAX_KEY_LENGTH]}"
         if name not in fields:
-            if not is_default(name, given):
-                found.problems.append(found.locate_problem(place, explain_unknown_field(name, fields)))
+            if not is_default(name, field_value):
+                document.add_problem(path, explain_unknown_field(name, fields))
             continue
-        # Folded texts end with the line; a field without a value is none.
-        given = given.strip() if isinstance(given, str) else given
-        if given is None or given == "":
+        # Folded texts end with a line break; a field without a value is left out.
+        stripped = field_value.strip() if isinstance(field_value, str) else field_value
+        if stripped is None or stripped == "":
             continue
-        found.present_fields.add(place)
+        document.present_fields.add(path)
         try:
-            good[name] = msgspec.convert(given, fields[name].type)
-        except msgspec.ValidationError as error:
-            wrong = field_error_from_msgspec(str(error), place)
-            # Null means that nothing is said, so that nobody needs to hear of it.
-            found.problems.append(found.locate_problem(wrong.field, wrong.message.replace(" | null`", "`")))
-    return kind(**good)
+            valid_fields[name] = convert_field(stripped, fields[name].type, path)
+        except DomainError as error:
+            # Null leaves a field out, so the message need not offer it.
+            message = error.errors[0].message.replace(" | null`", "`")
+            document.add_problem(error.errors[0].field, message)
+    return kind(**valid_fields)

@@ -8,7 +8,6 @@ from domain import agents
 from domain.agents import Agent, build_unlisted_agent
 from domain.crews.parser import CrewDocuments, YamlAgent
 from domain.crews.schema import CrewProblem, CrewSettings
-from domain.plans import resolution
 from domain.ports import Tx
 from domain.shared import names, placeholders
 from domain.shared.access import Caller
@@ -138,7 +137,7 @@ async def resolve_member(tx: Tx, cast: CrewRoster, reference: str, field: str) -
 
 async def _hire(tx: Tx, cast: CrewRoster, reference: str, field: str) -> CrewMember | None:
     try:
-        agent = await resolution.resolve_agent(tx, reference, field)
+        agent = await agents.find_agent(tx, reference, field)
         if agent.kind == "llm":
             agent = await agents.resolve_agent(tx, agent)
     except DomainError as error:

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import msgspec
 
-from domain import agents, llms, tools
+from domain import agents, tools
 from domain.agents import Agent, AgentSpec
 from domain.agents.prompts import build_messages
 from domain.agents.schema import MAX_TIMEOUT_SECONDS
@@ -45,7 +45,7 @@ async def start_execution(
         spec, execution = await _of_model(tx, caller, agent, data, payload)
         await _make_room(tx, agent)
         return await add_execution(tx, _called(execution, data, schedule_id), spec)
-    version = await get_runnable_version(tx, agent, data.agent_version_id)
+    version = await agents.get_runnable_version(tx, agent, data.agent_version_id)
     for field in ("mode", "model"):
         if getattr(data, field) is not None:
             raise InvalidField(field, f"is for model agents; {agent.name!r} runs uploaded code.")
@@ -99,7 +99,7 @@ async def retry_execution(tx: Tx, caller: Caller, execution_id: str) -> Executio
     if old.agent_id is not None:
         agent = await _startable(tx, old.agent_id)
         if old.lane == "run":
-            await get_runnable_version(tx, agent, old.agent_version_id)
+            await agents.get_runnable_version(tx, agent, old.agent_version_id)
         name = agent.name
         await _make_room(tx, agent)
     again = _new(tx, caller, name, old.input_data)
@@ -122,8 +122,7 @@ async def retry_execution(tx: Tx, caller: Caller, execution_id: str) -> Executio
 async def _startable(tx: Tx, reference: str) -> Agent:
     # Shared, so that archiving or deleting waits for this, and this for them; starts do not wait for each other.
     agent = await agents.get_agent(tx, reference, lock="share")
-    if agent.status == "archived":
-        raise Conflict(f"The agent {agent.name!r} is archived.", "agent_archived")
+    agents.refuse_archived(agent)
     return agent
 
 
@@ -138,21 +137,6 @@ async def _make_room(tx: Tx, agent: Agent) -> None:
         raise Conflict(f"{most} executions of {agent.name!r} have not ended; no more are let in.", "concurrency_limit")
     for replaced in await tx.executions.cancel_oldest(agent.id, most - 1, "Replaced by a newer execution.", tx.now):
         tx.announce_status(replaced, "cancelled")
-
-
-async def get_runnable_version(tx: Tx, agent: Agent, version_id: str | None) -> AgentVersion:
-    """The version of an agent that a run would be of. Errors: `version_not_ready`, `invalid_field`."""
-    wanted = version_id or agent.current_version_id
-    if wanted is None:
-        newest = await tx.builds.find_newest(agent.id)
-        state = "it has no version yet" if newest is None else f"its version {newest.version} is {newest.status}"
-        raise Conflict(f"The agent {agent.name!r} has nothing to run: {state}.", "version_not_ready")
-    version = await tx.builds.find(agent.id, wanted)
-    if version is None:
-        raise InvalidField("agent_version_id", f"the agent {agent.name!r} has no such version.")
-    if version.status != "ready":
-        raise Conflict(f"Version {version.version} is {version.status}, not ready.", "version_not_ready")
-    return version
 
 
 def _of_version(
@@ -177,12 +161,7 @@ async def _of_model(
         raise InvalidField("agent_version_id", f"{agent.name!r} is a model agent; it has no versions.")
     if not payload:
         raise InvalidField("task", "is required: say what the agent shall do, here or in inputs.")
-    spec = await agents.resolve_agent(tx, agent)
-    if data.model is not None:
-        await llms.resolve_model(tx, data.model)
-        spec = msgspec.structs.replace(spec, model=data.model, provider=None)
-    if spec.model is None:
-        raise Conflict(f"The agent {agent.name!r} has no model: name one in it, in its parent or here.")
+    spec = await agents.resolve_spec(tx, agent, data.model)
     build_messages(spec, payload)
     execution = msgspec.structs.replace(
         _new(tx, caller, agent.name, payload),
@@ -195,7 +174,7 @@ async def _of_model(
         timeout=data.timeout or spec.timeout or MODEL_AGENT_TIMEOUT_SECONDS,
         max_attempts=data.max_attempts or DEFAULT_MAX_ATTEMPTS,
     )
-    return AgentSpec.from_agent(spec), execution
+    return spec, execution
 
 
 def _new(tx: Tx, caller: Caller, name: str, given: dict[str, Any]) -> Execution:

@@ -10,11 +10,8 @@ from typing import Any, Final, Literal, Protocol
 import msgspec
 
 from domain.events import ExecutionEvent
-from domain.executions.queries import get_execution
-from domain.executions.schema import ApprovalDecision, Execution, job_from_execution, ring_plan
+from domain.executions.schema import Execution, ring_plan
 from domain.ports import Tx
-from domain.shared.access import Caller
-from domain.shared.errors import Conflict, InvalidField
 from domain.shared.leases import LostLease
 
 RunStepStatus = Literal["started", "waiting", "approved", "rejected", "finished"]
@@ -82,42 +79,6 @@ async def park_for_approval(tx: Tx, execution: Execution, waiting: list[RunStep]
         raise LostLease(execution.id)
     tx.announce_status(execution.id, "waiting")
     ring_plan(tx, execution)
-
-
-async def decide_approval(
-    tx: Tx, caller: Caller, execution_id: str, approved: bool, data: ApprovalDecision
-) -> Execution:
-    """Approve or reject what an execution waits for. It goes on when nothing of it waits any more.
-
-    Errors: `not_found`, `conflict` for one that does not wait, `invalid_field` for a call that does not.
-    """
-    execution = await tx.executions.lock_execution(execution_id)
-    if execution is None:
-        await get_execution(tx, execution_id)
-        raise Conflict("The execution cannot be decided on now.")
-    if execution.status != "waiting":
-        raise Conflict(f"The execution is {execution.status}; nothing of it waits for an approval.")
-    calls = execution.waiting_for or []
-    chosen = [call for call in calls if data.call_id in (None, call["call_id"])]
-    if not chosen:
-        known = ", ".join(call["call_id"] for call in calls)
-        raise InvalidField("call_id", f"does not wait for an approval; these do: {known}.")
-    verdict: RunStepStatus = "approved" if approved else "rejected"
-    paths = [call["path"] for call in chosen]
-    await tx.steps.decide_calls(execution.id, paths, verdict, caller.user_id, data.reason, tx.now)
-    told = {"status": verdict, "calls": chosen, "by": caller.user_id, "reason": data.reason}
-    await tx.events.append_while_waiting(execution.id, [ExecutionEvent(type="approval", data=told, at=tx.now)])
-    rest = [call for call in calls if call not in chosen]
-    if rest:
-        await tx.executions.set_waiting_calls(execution.id, rest, tx.now)
-        tx.announce_status(execution.id, "waiting")
-    else:
-        after = await tx.executions.resume_execution(execution.id, tx.now)
-        if after is not None:
-            tx.ring_job(job_from_execution(after))
-            ring_plan(tx, after)
-            tx.announce_status(after.id, after.status)
-    return await get_execution(tx, execution_id)
 
 
 def _shown(step: RunStep) -> dict[str, Any]:

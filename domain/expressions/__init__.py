@@ -5,13 +5,14 @@ always ends: its only loops are `map`, `filter`, `all`, `exists` and `exists_one
 `expression` and `template` check at the door, `evaluate`, `truth` and `render` answer later.
 """
 
-from domain.expressions.evaluator import evaluate_condition, evaluate_expression
+from domain.expressions.evaluator import WorkBudget, evaluate_condition, evaluate_expression
 from domain.expressions.parser import BadExpression, ExpressionReferences
 from domain.expressions.templates import check_expression, check_template, render_template
 
 __all__ = [
     "BadExpression",
     "ExpressionReferences",
+    "WorkBudget",
     "check_expression",
     "check_template",
     "evaluate_condition",

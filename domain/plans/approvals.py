@@ -1,12 +1,12 @@
-"""Approving and rejecting what a plan waits for: its own steps, those of plans in it, and tool calls of agents."""
+"""Decide on approvals: of a plan's own steps, of steps of plans within it, and of tool calls of agents."""
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from domain.events import ExecutionEvent
-from domain.executions import ApprovalDecision, Execution, get_execution, job_from_execution, ring_plan, steps
-from domain.plans.child_executions import qualify_call_id
+from domain.executions import ApprovalDecision, Execution, get_execution, job_from_execution, ring_plan
+from domain.plans.child_executions import prefix_call_id
 from domain.plans.coordinator import step_to_event_data
 from domain.plans.engine import PlanState
 from domain.ports import Tx
@@ -19,135 +19,166 @@ WaitingCall = dict[str, Any]
 async def decide_approval(
     tx: Tx, caller: Caller, execution_id: str, approved: bool, data: ApprovalDecision
 ) -> Execution:
-    """Decide on what an execution waits for; on all of it without a `call_id`. A plan's step has its id as `call_id`.
+    """Approve or reject the calls that an execution waits for; all of them without a `call_id`.
 
-    Errors: `not_found`, `conflict` for one that does not wait, `invalid_field` for a call that does not.
+    The `call_id` of a plan's step is the step's id. The execution continues when all its calls are decided.
+    Errors: `not_found`; `conflict` for an execution that does not wait; `invalid_field` for an unknown call.
     """
-    execution = await get_execution(tx, execution_id)
-    if execution.lane != "plan":
-        return await steps.decide_approval(tx, caller, execution_id, approved, data)
-    # What it waits for changes only with this lock.
-    await tx.plans.lock(execution_id)
-    execution = await get_execution(tx, execution_id)
+    execution = await _lock_execution(tx, execution_id)
     calls = execution.waiting_for or []
     if execution.status != "waiting":
-        raise Conflict(f"The execution is {execution.status}; nothing of it waits for an approval.")
+        raise Conflict(f"The execution is {execution.status}; it does not wait for an approval.")
     chosen = [call for call in calls if data.call_id in (None, call["call_id"])]
     if not chosen:
-        known = ", ".join(str(call["call_id"]) for call in calls)
-        raise InvalidField("call_id", f"does not wait for an approval; these do: {known}.")
-    deciding = _Deciding(tx, caller, approved, data)
-    decided = await deciding.decide(execution, chosen)
-    if not decided:
-        raise Conflict("Somebody has decided on that already.")
-    await deciding.note(execution, decided, [call for call in calls if call not in chosen])
+        waiting_ids = ", ".join(str(call["call_id"]) for call in calls)
+        raise InvalidField("call_id", f"does not wait for an approval; these do: {waiting_ids}.")
+    approval = _Approval(tx, caller, approved, data.reason)
+    if execution.lane != "plan":
+        await approval.decide_tool_calls(execution, chosen)
+    elif decided := await approval.decide_plan_calls(execution, chosen):
+        await approval.record_plan_decision(execution, decided, [call for call in calls if call not in chosen])
+    else:
+        raise Conflict("These calls are already decided.")
     return await get_execution(tx, execution_id)
 
 
-class _Deciding:
-    """One decision. Plans are locked from the root down, as here alone; their executions from the leaves up."""
+async def _lock_execution(tx: Tx, execution_id: str) -> Execution:
+    execution = await get_execution(tx, execution_id)
+    if execution.lane == "plan":
+        # The waiting calls of a plan change only under this lock.
+        await tx.plans.lock(execution_id)
+        return await get_execution(tx, execution_id)
+    locked = await tx.executions.lock_execution(execution_id)
+    if locked is None:
+        raise Conflict("The execution cannot be decided on now.")
+    return locked
 
-    def __init__(self, tx: Tx, caller: Caller, approved: bool, data: ApprovalDecision) -> None:
-        self._tx, self._caller, self._approved, self._data = tx, caller, approved, data
 
-    async def decide(self, root: Execution, chosen: list[WaitingCall]) -> list[WaitingCall]:
-        """Decide on what waits in a locked plan and in others below it. Returns what nobody had decided on there."""
-        leaves, plans = await self._below(root, chosen)
-        for plan_id in plans:
+class _Approval:
+    """Apply one decision. Plans are locked from the root down; executions are locked here alone, from the leaves up."""
+
+    def __init__(self, tx: Tx, caller: Caller, approved: bool, reason: str | None) -> None:
+        self._tx, self._caller, self._approved, self._reason = tx, caller, approved, reason
+
+    async def decide_tool_calls(self, execution: Execution, chosen: list[WaitingCall]) -> None:
+        """Decide on tool calls of a locked agent's execution that waits for them."""
+        tx, verdict = self._tx, self._verdict
+        paths = [call["path"] for call in chosen]
+        await tx.steps.decide_calls(execution.id, paths, verdict, self._caller.user_id, self._reason, tx.now)
+        await tx.events.append_while_waiting(execution.id, [self._build_event(chosen)])
+        remaining = [call for call in execution.waiting_for or [] if call not in chosen]
+        if remaining:
+            await tx.executions.set_waiting_calls(execution.id, remaining, tx.now)
+            tx.announce_status(execution.id, "waiting")
+        elif (resumed := await tx.executions.resume_execution(execution.id, tx.now)) is not None:
+            tx.ring_job(job_from_execution(resumed))
+            ring_plan(tx, resumed)
+            tx.announce_status(resumed.id, resumed.status)
+
+    async def decide_plan_calls(self, root: Execution, chosen: list[WaitingCall]) -> list[WaitingCall]:
+        """Decide on waiting calls of a locked plan and of everything below it. Return those that were open."""
+        agent_ids, plan_ids = await self._find_executions(root, chosen)
+        for plan_id in plan_ids:
             await self._tx.plans.lock(plan_id)
-        known: set[str] = set()
-        for leaf_id in leaves:
-            decided = await self._calls(leaf_id, [call for call in chosen if call.get("execution_id") == leaf_id])
-            known |= {_key(leaf_id, call) for call in decided}
-        wanted = {_key(root.id, call) for call in chosen}
-        for plan_id in reversed(plans):
-            known |= await self._plan(plan_id, wanted, known)
-        known |= {_key(root.id, call) for call in await self.steps(root, _own(chosen))}
-        return [call for call in chosen if _key(root.id, call) in known]
+        decided_keys: set[str] = set()
+        for agent_id in agent_ids:
+            calls = [call for call in chosen if call.get("execution_id") == agent_id]
+            decided_keys |= {_build_key(agent_id, call) for call in await self._decide_agent_calls(agent_id, calls)}
+        chosen_keys = {_build_key(root.id, call) for call in chosen}
+        for plan_id in reversed(plan_ids):
+            decided_keys |= await self._decide_inner_plan(plan_id, chosen_keys, decided_keys)
+        decided_keys |= {_build_key(root.id, call) for call in await self._decide_steps(root, _select_steps(chosen))}
+        return [call for call in chosen if _build_key(root.id, call) in decided_keys]
 
-    async def _below(self, root: Execution, chosen: list[WaitingCall]) -> tuple[list[str], list[str]]:
-        """Where it waits: runs, and plans with those between them and the root, from the root down."""
-        leaves: list[str] = []
-        plans: dict[str, int] = {}
+    async def record_plan_decision(
+        self, execution: Execution, decided: list[WaitingCall], remaining: list[WaitingCall]
+    ) -> None:
+        """Record decided calls in a locked plan, and the calls it still waits for. Errors: `conflict` if cancelled."""
+        tx, status = self._tx, "waiting" if remaining else "running"
+        events = [self._build_event(decided)]
+        after = msgspec.structs.replace(execution, waiting_for=remaining or None, status=status)
+        if not remaining:
+            data = {"status": "running", "attempt": 1, "error_type": None, "error_message": None}
+            events.append(ExecutionEvent(type="status", data=data, at=tx.now))
+        if not await tx.plans.update_execution(after, events, tx.now):
+            raise Conflict("The execution was cancelled meanwhile; it does not wait for an approval.")
+        await tx.plans.signal_plan(execution.id)
+        tx.ring_job(job_from_execution(execution))
+        ring_plan(tx, execution)
+        tx.announce_status(execution.id, after.status)
+
+    @property
+    def _verdict(self) -> Literal["approved", "rejected"]:
+        return "approved" if self._approved else "rejected"
+
+    def _build_event(self, calls: list[WaitingCall]) -> ExecutionEvent:
+        data = {"status": self._verdict, "calls": calls, "by": self._caller.user_id, "reason": self._reason}
+        return ExecutionEvent(type="approval", data=data, at=self._tx.now)
+
+    async def _find_executions(self, root: Execution, chosen: list[WaitingCall]) -> tuple[list[str], list[str]]:
+        """Return the agents' executions that wait, and the plans between them and the root, from the root down."""
+        agent_ids: list[str] = []
+        plan_levels: dict[str, int] = {}
         for execution_id in sorted({call["execution_id"] for call in chosen if "execution_id" in call}):
-            way: list[str] = []
-            one = await self._tx.executions.get(execution_id)
-            while one is not None and one.id != root.id:
-                way.append(one.id) if one.lane == "plan" else leaves.append(one.id)
-                one = await self._tx.executions.get(one.parent_id or "")
-            plans |= {plan_id: level for level, plan_id in enumerate(reversed(way))}
-        return leaves, sorted(plans, key=lambda one: plans[one])
+            plan_ids: list[str] = []
+            execution = await self._tx.executions.get(execution_id)
+            while execution is not None and execution.id != root.id:
+                (plan_ids if execution.lane == "plan" else agent_ids).append(execution.id)
+                execution = await self._tx.executions.get(execution.parent_id or "")
+            plan_levels |= {plan_id: level for level, plan_id in enumerate(reversed(plan_ids))}
+        return agent_ids, sorted(plan_levels, key=lambda plan_id: plan_levels[plan_id])
 
-    async def _calls(self, execution_id: str, chosen: list[WaitingCall]) -> list[WaitingCall]:
-        """Tool calls of an agent."""
+    async def _decide_agent_calls(self, execution_id: str, chosen: list[WaitingCall]) -> list[WaitingCall]:
         execution = await self._tx.executions.lock_execution(execution_id)
         if execution is None or execution.status != "waiting":
             return []
-        waiting = {call["path"]: call["call_id"] for call in execution.waiting_for or []}
-        decided = [call for call in chosen if call["path"] in waiting]
-        for call in decided:
-            one = ApprovalDecision(call_id=waiting[call["path"]], reason=self._data.reason)
-            await steps.decide_approval(self._tx, self._caller, execution_id, self._approved, one)
-        return decided
+        # The plan may know a call by another id than its own execution does; the path is the same.
+        paths = {call["path"] for call in chosen}
+        own_calls = [call for call in execution.waiting_for or [] if call["path"] in paths]
+        if own_calls:
+            await self.decide_tool_calls(execution, own_calls)
+        own_paths = {call["path"] for call in own_calls}
+        return [call for call in chosen if call["path"] in own_paths]
 
-    async def _plan(self, execution_id: str, wanted: set[str], known: set[str]) -> set[str]:
-        """Steps of a plan within, which is locked, and what it too is waiting for below it."""
+    async def _decide_inner_plan(self, execution_id: str, chosen_keys: set[str], decided_keys: set[str]) -> set[str]:
+        """Decide on chosen steps of a locked inner plan, and record there what was decided below it."""
         execution = await get_execution(self._tx, execution_id)
         if execution.status != "waiting":
             return set()
         calls = execution.waiting_for or []
-        own = await self.steps(execution, [call for call in _own(calls) if _key(execution_id, call) in wanted])
-        found = {_key(execution_id, call) for call in own}
-        decided = [call for call in calls if _key(execution_id, call) in found | known]
+        chosen = [call for call in _select_steps(calls) if _build_key(execution_id, call) in chosen_keys]
+        step_keys = {_build_key(execution_id, call) for call in await self._decide_steps(execution, chosen)}
+        decided = [call for call in calls if _build_key(execution_id, call) in step_keys | decided_keys]
         if decided:
-            await self.note(execution, decided, [call for call in calls if call not in decided])
-        return found
+            await self.record_plan_decision(execution, decided, [call for call in calls if call not in decided])
+        return step_keys
 
-    async def steps(self, execution: Execution, chosen: list[WaitingCall]) -> list[WaitingCall]:
-        """Steps of a locked plan itself."""
+    async def _decide_steps(self, execution: Execution, chosen: list[WaitingCall]) -> list[WaitingCall]:
+        """Decide on own steps of a locked plan. Return those that were waiting."""
         if not chosen:
             return []
-        plan, now = await self._tx.plans.get(execution.id), self._tx.now
+        tx, plan = self._tx, await self._tx.plans.get(execution.id)
         assert plan is not None, "a plan's execution without a plan"
-        board = PlanState(plan, await self._tx.plans.list_runs(execution.id))
+        state = PlanState(plan, await tx.plans.list_runs(execution.id))
         decided = [
             call
             for call in chosen
-            if board.decide_step(call["step"], self._approved, self._caller.user_id, self._data.reason, now)
+            if state.decide_step(call["step"], self._approved, self._caller.user_id, self._reason, tx.now)
         ]
-        changed = list(board.changed_runs.values())
-        await self._tx.plans.save(execution.id, changed)
-        if events := [
-            ExecutionEvent(type="step", data=step_to_event_data(run), at=now)
-            for run in changed
-            if run.status == "failed"
-        ]:
-            await self._tx.events.append_while_waiting(execution.id, events)
+        changed = list(state.changed_runs.values())
+        await tx.plans.save(execution.id, changed)
+        failed = [run for run in changed if run.status == "failed"]
+        if failed:
+            events = [ExecutionEvent(type="step", data=step_to_event_data(run), at=tx.now) for run in failed]
+            await tx.events.append_while_waiting(execution.id, events)
         return decided
 
-    async def note(self, execution: Execution, decided: list[WaitingCall], rest: list[WaitingCall]) -> None:
-        """Write down what was decided, and what of a locked plan still waits. Errors: `conflict` if cancelled."""
-        now = self._tx.now
-        told: dict[str, Any] = {"status": "approved" if self._approved else "rejected", "calls": decided}
-        told |= {"by": self._caller.user_id, "reason": self._data.reason}
-        events = [ExecutionEvent(type="approval", data=told, at=now)]
-        after = msgspec.structs.replace(execution, waiting_for=rest or None, status="waiting" if rest else "running")
-        if not rest:
-            status = {"status": "running", "attempt": 1, "error_type": None, "error_message": None}
-            events.append(ExecutionEvent(type="status", data=status, at=now))
-        if not await self._tx.plans.update_execution(after, events, now):
-            raise Conflict("The execution was cancelled meanwhile; nothing of it waits for an approval.")
-        await self._tx.plans.signal_plan(execution.id)
-        self._tx.ring_job(job_from_execution(execution))
-        ring_plan(self._tx, execution)
-        self._tx.announce_status(execution.id, after.status)
+
+def _build_key(plan_id: str, call: WaitingCall) -> str:
+    """Return a key that names the same call in the waiting lists of all plans above it."""
+    return prefix_call_id(call.get("execution_id", plan_id), call["call_id"])
 
 
-def _key(plan_id: str, call: WaitingCall) -> str:
-    """Says which call is meant in the lists of all plans that wait for it."""
-    return qualify_call_id(call.get("execution_id", plan_id), call["call_id"])
-
-
-def _own(calls: list[WaitingCall]) -> list[WaitingCall]:
-    """Steps of the plan itself."""
+def _select_steps(calls: list[WaitingCall]) -> list[WaitingCall]:
+    """Return the calls that are steps of the plan itself."""
     return [call for call in calls if "execution_id" not in call]

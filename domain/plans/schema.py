@@ -1,7 +1,7 @@
-"""What a plan is: steps with dependencies, compiled from a crew or a workflow when it is started.
+"""Define plans: steps with dependencies, compiled from a crew or a workflow when it starts.
 
-A plan is written down with its execution and never changes: agents are in it as they were then. Each step that is
-run is an execution of its own, a child of the plan's.
+A plan is stored with its execution and never changes: it holds its agents as they were at that moment. Each step that
+runs is an execution of its own, a child of the plan's execution.
 """
 
 from datetime import datetime
@@ -23,16 +23,16 @@ MAX_PLAN_STEPS: Final = 2_000
 MAX_MAP_ITEMS: Final = 1_000
 # Steps and items of one plan together.
 MAX_STEP_RUNS: Final = 20_000
-# Plans within plans.
+# Levels of plans within plans.
 MAX_PLAN_DEPTH: Final = 5
-# The step itself, among the items of a step that is mapped over a list.
+# The item number that stands for the step itself, beside the items of a step that is mapped over a list.
 WHOLE_STEP: Final = -1
-# A plan may wait for people: seconds until it is given up.
+# A plan may wait for people's decisions.
 PLAN_TIMEOUT_SECONDS: Final = 7 * 24 * 3600
 
 
 class RetryPolicy(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """How often a step that failed is tried again, and the seconds before: `delay`, times `factor` each time."""
+    """Define how often a failed step is retried, and the seconds before: `delay`, times `factor` after each try."""
 
     attempts: Annotated[int, Meta(ge=0, le=10, description="Tries after the first one.")] = 0
     delay: Annotated[float, Meta(ge=0, le=3600)] = 1.0
@@ -40,14 +40,14 @@ class RetryPolicy(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fiel
     max_delay: Annotated[float, Meta(ge=0, le=86400)] = 300.0
 
     def compute_delay(self, tries: int) -> float:
-        """Seconds after so many tries have failed."""
+        """Return the seconds to wait after `tries` failed tries."""
         return float(min(self.delay * self.factor ** max(tries - 1, 0), self.max_delay))
 
 
 class AgentWork(msgspec.Struct, kw_only=True, frozen=True, tag="agent", tag_field="kind"):
-    """Run an agent: an uploaded one by its version, a model agent as `spec` has it, with all that it inherits.
+    """Run an agent: an uploaded one by its version, a model agent by its `spec`, with everything it inherits.
 
-    `timeout` is the agent's own, in seconds; `calls_models` tells that a version names some.
+    `timeout` is the agent's own, in seconds. `calls_models` is true for a version whose manifest names models.
     """
 
     name: str
@@ -75,9 +75,9 @@ StepWork = AgentWork | ToolWork | PlanWork
 
 
 class TaskText(msgspec.Struct, kw_only=True, frozen=True):
-    """What a crew's task asks for. `{name}` in it is the plan's input of that name.
+    """Describe what a crew's task asks for. `{name}` in it stands for the plan's input of that name.
 
-    `context` are the steps whose answers come with it; `planned_by` the step whose answer says how to go about it.
+    `context` lists the steps whose answers are add_execution; `planned_by` is the step whose answer plans this task.
     """
 
     description: str
@@ -88,11 +88,11 @@ class TaskText(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class PlanStep(msgspec.Struct, kw_only=True, frozen=True):
-    """One step. `inputs` may nest; strings in them, and `prompt`, are templates. `when` is an
-    expression, and so is `map`, unless it is the list itself.
+    """Describe one step. `inputs` may nest; strings in them, and `prompt`, are templates. `when` and `map` are
+    expressions; `map` may also be the list itself.
 
-    `timeout` in seconds of one try. A crew's task has a `text` in place of `prompt` and `inputs`. A failure of a step
-    with `continue_on_failure` does not fail the plan.
+    `timeout` counts the seconds of one try. A crew's task has a `text` in place of `prompt` and `inputs`. A failed
+    step with `continue_on_failure` does not fail the plan.
     """
 
     id: str
@@ -109,14 +109,14 @@ class PlanStep(msgspec.Struct, kw_only=True, frozen=True):
     timeout: int | None = None
     requires_approval: bool = False
     continue_on_failure: bool = False
-    # A file of the workspace that the answer of a model agent is written to.
+    # The workspace file that receives a model agent's answer.
     output_file: str | None = None
 
 
 class Plan(msgspec.Struct, kw_only=True, frozen=True):
-    """A plan. `outputs` is a template of what it comes to; without one it is the last step's answer.
+    """Hold the steps of a plan. `outputs` is the template of its result; without one the last step's answer is used.
 
-    `crew_id` or `workflow_id` says what it was compiled from, `max_rpm` bounds the calls of models in a minute.
+    `crew_id` or `workflow_id` names its source. `max_rpm` limits the model calls per minute.
     """
 
     kind: PlanKind
@@ -129,10 +129,10 @@ class Plan(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class StepRun(msgspec.Struct, kw_only=True):
-    """How far a step of an execution is, or one `item` of a step that is mapped over a list (`WHOLE` is the step).
+    """Track the progress of a step, or of one `item` of a mapped step (`WHOLE_STEP` is the step itself).
 
-    `execution_id` is the child that runs it now or ran it last, `tries` how many there were. `due_at` is when a step
-    that failed is tried again.
+    `execution_id` is the child of the current or the last try, `tries` counts them. `due_at` is the time of the next
+    try after a failure.
     """
 
     step: str
@@ -150,9 +150,19 @@ class StepRun(msgspec.Struct, kw_only=True):
     started_at: datetime | None = None
     finished_at: datetime | None = None
 
+    @property
+    def is_whole_step(self) -> bool:
+        """Whether this is the step itself, not an item of it."""
+        return self.item == WHOLE_STEP
+
+
+def format_step_label(step: str, item: int) -> str:
+    """Return the label of a step, `review`, or of one of its items, `review[3]`."""
+    return step if item == WHOLE_STEP else f"{step}[{item}]"
+
 
 class StepProgress(msgspec.Struct, kw_only=True, frozen=True):
-    """How the child is that runs a step. `waiting_for` are the tool calls that wait for an approval in it."""
+    """Report the status of the child that runs a step. `waiting_for` lists its tool calls that wait for approval."""
 
     step: str
     item: int
@@ -164,69 +174,69 @@ class StepProgress(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class DuePlan(msgspec.Struct, kw_only=True, frozen=True):
-    """A plan that something may have changed for."""
+    """Name a plan that has been signalled."""
 
     execution_id: str
     tenant_id: str
 
 
 class LockedPlan(msgspec.Struct, kw_only=True, frozen=True):
-    """A plan that this transaction alone may advance. `revision` counts how often it was written down."""
+    """Hold a plan that this transaction alone may advance. `revision` counts how often its steps were saved."""
 
     revision: int
     execution: Execution
 
 
 class Plans(Protocol):
-    """The plans of the bound tenant's executions."""
+    """Store the plans of the bound tenant's executions."""
 
     async def add(self, execution_id: str, plan: Plan, runs: list[StepRun]) -> None:
-        """Write a plan beside its execution, and that it is to be advanced."""
+        """Add a plan to its execution, and signal it."""
         ...
 
     async def get(self, execution_id: str) -> Plan | None: ...
     async def list_due(self, now: datetime, limit: int) -> tuple[list[DuePlan], float | None]:
-        """Plans of any tenants, those told of first come first; and seconds until the next that is known of."""
+        """Return signalled plans of all tenants, the oldest signals first; and the seconds until the next signal."""
         ...
 
     async def try_lock(self, execution_id: str, now: datetime) -> LockedPlan | None:
-        """Lock a plan and forget what was told of it; None if somebody else is at it."""
+        """Lock a plan and remove its signals that are due; None if another transaction holds the lock."""
         ...
 
     async def lock(self, execution_id: str) -> None:
-        """Lock a plan, when whoever is at it has done."""
+        """Lock a plan; wait for the transaction that holds the lock."""
         ...
 
     async def clear_signals(self, execution_id: str) -> None:
-        """Forget what was told of a locked plan, and what is due later: it has ended."""
+        """Remove all signals of a locked plan, later ones too: it has ended."""
         ...
 
     async def list_runs(self, execution_id: str) -> list[StepRun]: ...
     async def list_progress(self, execution_id: str) -> list[StepProgress]:
-        """How the children are of the steps that run."""
+        """Return the status of the children whose steps run."""
         ...
 
     async def get_child_outputs(self, executions: list[str]) -> tuple[dict[str, Any] | None, int]:
-        """What children came to, by their ids, and the bytes of that; None if it is too large to work with."""
+        """Return the outputs of children by their ids, and their bytes; None for outputs that are too large."""
         ...
 
     async def get_step_outputs(self, execution_id: str) -> dict[str, Any]:
-        """What completed steps came to, by step; a mapped one as a list."""
+        """Return the outputs of completed steps by step id; a mapped step has a list."""
         ...
 
     async def save(self, execution_id: str, runs: list[StepRun]) -> None: ...
     async def signal_plan(self, execution_id: str, due_at: datetime | None = None) -> None:
-        """Have a plan advanced at that time, or at once."""
+        """Have a plan advanced at a time, or at once."""
         ...
 
     async def update_execution(self, execution: Execution, events: list[ExecutionEvent], now: datetime) -> bool:
-        """Write down the state of a plan's execution, which has not ended, and what is told of it."""
+        """Save the state of a plan's execution and append events; False if the execution has ended."""
         ...
 
     async def get_max_rpm(self, execution_id: str) -> int | None:
-        """How many calls of models the plan may make in a minute."""
+        """Return how many model calls per minute the plan allows."""
         ...
 
     async def reserve_model_call(self, execution_id: str, max_rpm: int, now: datetime) -> datetime:
-        """When the next call of a model may be made, which is written down: at most so many in a minute."""
+        """Reserve the next model call within `max_rpm` calls per minute. Return its time."""
         ...

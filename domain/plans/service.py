@@ -1,4 +1,4 @@
-"""Starting plans, and starting ended ones again from where they failed."""
+"""ExecutionStart plans, and start ended plans again."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,11 +9,9 @@ from domain import expressions
 from domain.executions import Execution, get_execution
 from domain.executions.schema import ExecutionStart, build_payload
 from domain.executions.service import build_execution, build_run_name
-from domain.expressions import BadExpression
-from domain.expressions.evaluator import WorkBudget
+from domain.expressions import BadExpression, WorkBudget
 from domain.plans import child_executions, renderer
-from domain.plans.engine import create_runs
-from domain.plans.schema import MAX_MAP_ITEMS, AgentWork, Plan, PlanWork
+from domain.plans.schema import MAX_MAP_ITEMS, AgentWork, Plan, PlanStep, PlanWork
 from domain.ports import Tx
 from domain.shared.access import Caller
 from domain.shared.errors import Conflict, InvalidField
@@ -23,31 +21,34 @@ from domain.shared.status import TERMINAL_STATUSES
 async def start_plan(
     tx: Tx, caller: Caller, plan: Plan, data: ExecutionStart, schedule_id: str | None = None
 ) -> Execution:
-    """Write a pending execution of a plan and ring for it. Errors: `invalid_field`."""
+    """Add a pending execution of a plan and ring the plan lane. Errors: `invalid_field`."""
     for field in ("agent_version_id", "max_attempts"):
         if getattr(data, field) is not None:
             raise InvalidField(field, f"is for agents; this is a {plan.kind}.")
-    _check_models(plan, data)
-    given = build_payload(data)
-    _check_lists(plan, given)
+    _check_model_fields(plan, data)
+    payload = build_payload(data)
+    _check_lists(plan, payload)
     execution = child_executions.build_plan_execution(
-        build_execution(tx, caller.tenant_id, caller.user_id, caller.key_id, plan.name, given),
+        build_execution(tx, caller.tenant_id, caller.user_id, caller.key_id, plan.name, payload),
         plan,
         data.mode or "safe",
         data.timeout,
     )
-    named = {} if data.run_name is None else {"run_name": data.run_name}
     execution = msgspec.structs.replace(
-        execution, model=data.model, cost_limit=data.cost_limit, schedule_id=schedule_id, **named
+        execution,
+        run_name=execution.run_name if data.run_name is None else data.run_name,
+        model=data.model,
+        cost_limit=data.cost_limit,
+        schedule_id=schedule_id,
     )
     return await child_executions.add_plan_execution(tx, execution, plan)
 
 
 async def retry_plan(tx: Tx, caller: Caller, execution_id: str, from_failed: bool) -> Execution:
-    """Run an ended plan again as it was then, as a new execution; only what is not completed, `from_failed`.
+    """Run an ended plan again as a new execution; `from_failed` keeps its completed steps.
 
-    A plan within it that failed half-way goes on there as well, if it is asked the same as before.
-    Errors: `not_found`, `conflict` for one that has not ended, or has nothing that failed.
+    A failed plan within it resumes as well, if it gets the same input as before.
+    Errors: `not_found`; `conflict` for a plan that has not ended or has no failed step.
     """
     old = await get_execution(tx, execution_id)
     plan = await tx.plans.get(execution_id)
@@ -56,57 +57,64 @@ async def retry_plan(tx: Tx, caller: Caller, execution_id: str, from_failed: boo
     assert plan is not None, "a plan's execution without a plan"
     if from_failed and old.status == "completed":
         raise Conflict("The execution is completed; none of its steps failed.")
-    made = build_execution(tx, caller.tenant_id, caller.user_id, caller.key_id, plan.name, old.input_data)
-    made = child_executions.build_plan_execution(made, plan, old.mode, old.timeout)
-    kept: dict[str, Any] = {name: getattr(old, name) for name in ("model", "cost_limit")}
-    if old.run_name != build_run_name(plan.name, old.id):
-        kept["run_name"] = old.run_name
-    made = msgspec.structs.replace(made, **kept, retry_of=old.id)
-    if not from_failed:
-        return await child_executions.add_plan_execution(tx, made, plan, create_runs(plan))
-    made = await child_executions.add_plan_execution(
-        tx, made, plan, await child_executions.load_resumed_runs(tx, old.id, plan)
+    execution = build_execution(tx, caller.tenant_id, caller.user_id, caller.key_id, plan.name, old.input_data)
+    execution = child_executions.build_plan_execution(execution, plan, old.mode, old.timeout)
+    has_default_name = old.run_name == build_run_name(plan.name, old.id)
+    execution = msgspec.structs.replace(
+        execution,
+        run_name=execution.run_name if has_default_name else old.run_name,
+        model=old.model,
+        cost_limit=old.cost_limit,
+        retry_of=old.id,
     )
-    # What is kept may have written files, which what is run again reads.
-    await tx.workspaces.copy_files(old.root_id or old.id, made.id)
-    return made
+    if not from_failed:
+        return await child_executions.add_plan_execution(tx, execution, plan)
+    runs = await child_executions.load_resumed_runs(tx, old.id, plan)
+    execution = await child_executions.add_plan_execution(tx, execution, plan, runs)
+    # Repeated steps may read files that completed steps wrote.
+    await tx.workspaces.copy_files(old.root_id or old.id, execution.id)
+    return execution
 
 
-def _check_lists(plan: Plan, given: dict[str, Any]) -> None:
-    """Refuse at once a list that is too long, or none, where the inputs alone tell. Errors: `invalid_field`."""
-    # Over all of them: what takes longer than this is left to the run.
+def _check_lists(plan: Plan, inputs: dict[str, Any]) -> None:
+    """Refuse a `map` that is no list or too long, where the inputs alone decide that. Errors: `invalid_field`."""
+    # One budget for all steps: what takes longer is left to the run.
     budget = WorkBudget()
     for number, step in enumerate(plan.steps):
-        if step.map is not None and renderer.find_map_references(step).names <= {"inputs"}:
-            field = f"steps[{number}].map"
-            try:
-                scope = {"inputs": given}
-                found = (
-                    expressions.evaluate_expression(step.map, scope, budget) if isinstance(step.map, str) else step.map
-                )
-            except BadExpression as error:
-                if budget.remaining_work < 0:
-                    return
-                raise InvalidField(field, error.message) from error
-            if not isinstance(found, list):
-                raise InvalidField(field, "is no list with these inputs.")
-            if len(found) > MAX_MAP_ITEMS:
-                raise InvalidField(field, f"has {len(found)} items with these inputs; {MAX_MAP_ITEMS} are allowed.")
+        if step.map is None or not renderer.find_map_references(step).names <= {"inputs"}:
+            continue
+        field = f"steps[{number}].map"
+        try:
+            items = _evaluate_map(step, inputs, budget)
+        except BadExpression as error:
+            if budget.remaining_work < 0:
+                return
+            raise InvalidField(field, error.message) from error
+        if not isinstance(items, list):
+            raise InvalidField(field, "must be a list; with these inputs it is not.")
+        if len(items) > MAX_MAP_ITEMS:
+            raise InvalidField(field, f"has {len(items)} items with these inputs; at most {MAX_MAP_ITEMS} are allowed.")
 
 
-def _check_models(plan: Plan, data: ExecutionStart) -> None:
-    """Refuse what is said of calls of models where there are none. Errors: `invalid_field`."""
-    works = list(_works(plan))
-    if data.cost_limit is not None and not any(one.spec is not None or one.calls_models for one in works):
-        raise InvalidField("cost_limit", f"bounds what calls of models cost; nothing in this {plan.kind} calls one.")
+def _evaluate_map(step: PlanStep, inputs: dict[str, Any], budget: WorkBudget) -> Any:
+    if not isinstance(step.map, str):
+        return step.map
+    return expressions.evaluate_expression(step.map, {"inputs": inputs}, budget)
+
+
+def _check_model_fields(plan: Plan, data: ExecutionStart) -> None:
+    """Refuse fields about model calls for a plan without them. Errors: `invalid_field`."""
+    works = list(_iterate_agents(plan))
+    if data.cost_limit is not None and not any(work.spec is not None or work.calls_models for work in works):
+        raise InvalidField("cost_limit", f"limits the cost of model calls; this {plan.kind} makes none.")
     for field in ("mode", "model"):
-        if getattr(data, field) is not None and not any(one.spec is not None for one in works):
-            raise InvalidField(field, f"is for model agents; there are none in this {plan.kind}.")
+        if getattr(data, field) is not None and not any(work.spec is not None for work in works):
+            raise InvalidField(field, f"is for model agents; this {plan.kind} has none.")
 
 
-def _works(plan: Plan) -> Iterator[AgentWork]:
+def _iterate_agents(plan: Plan) -> Iterator[AgentWork]:
     for step in plan.steps:
         if isinstance(step.work, PlanWork):
-            yield from _works(step.work.plan)
+            yield from _iterate_agents(step.work.plan)
         elif isinstance(step.work, AgentWork):
             yield step.work

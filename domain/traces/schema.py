@@ -8,7 +8,7 @@ import msgspec
 from domain.executions.schema import ExecutionKind
 from domain.executions.steps import RunStepStatus
 from domain.llms.messages import ModelToolCall
-from domain.plans.schema import StepStatus as StageStatus
+from domain.plans import StepStatus as StageStatus
 from domain.shared.status import ExecutionStatus
 
 SpanKind = Literal["crew", "workflow", "task", "step", "agent", "model_call", "tool", "memory"]

@@ -4,8 +4,8 @@ from collections import defaultdict, deque
 from typing import Final
 
 from domain.costs.budgets import nanos_from_usd
-from domain.plans.schema import WHOLE_STEP
-from domain.plans.schema import StepStatus as StageStatus
+from domain.plans import WHOLE_STEP
+from domain.plans import StepStatus as StageStatus
 from domain.shared import ids
 from domain.shared.status import TERMINAL_STATUSES, ExecutionStatus
 from domain.stats import NANOS_PER_UNIT

@@ -8,8 +8,7 @@ import msgspec
 from domain import crews, llms
 from domain.agents.schema import MAX_TIMEOUT_SECONDS
 from domain.llms.messages import ToolFailed
-from domain.plans.resolution import resolve_agent_work, resolve_tool_work
-from domain.plans.schema import (
+from domain.plans import (
     MAX_PLAN_DEPTH,
     MAX_PLAN_STEPS,
     AgentWork,
@@ -18,8 +17,10 @@ from domain.plans.schema import (
     PlanWork,
     RetryPolicy,
     StepWork,
+    resolve_agent_work,
+    resolve_tool_work,
+    validate_plan,
 )
-from domain.plans.validation import validate_plan
 from domain.ports import Tx
 from domain.shared.access import Caller
 from domain.shared.errors import Conflict, DomainError, FieldError, InvalidField, InvalidFields, NotFound

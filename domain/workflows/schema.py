@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal, Protocol
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from domain.plans.schema import MAX_PLAN_STEPS, PLAN_TIMEOUT_SECONDS, RetryPolicy
+from domain.plans import MAX_PLAN_STEPS, PLAN_TIMEOUT_SECONDS, RetryPolicy
 from domain.shared.names import KEY_PATTERN, Name
 from domain.shared.pages import Listing, Page
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from domain import expressions
 from domain.expressions import BadExpression, ExpressionReferences
-from domain.plans.schema import Plan, PlanStep
+from domain.plans import Plan, PlanStep
 from domain.shared.errors import FieldError
 from domain.workflows.schema import WorkflowInput
 

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.events import ExecutionEvent
 from domain.executions import Execution
-from domain.plans.schema import DuePlan, LockedPlan, Plan, StepProgress, StepRun
+from domain.plans import DuePlan, LockedPlan, Plan, StepProgress, StepRun
 from domain.shared import ids
 from infra.postgres.db import (
     AsyncpgConnection,
@@ -145,7 +145,7 @@ _ANSWERS: Final = f"""
 
 
 class PostgresPlans:
-    """Implements `domain.plans.schema.Plans`."""
+    """Implements `domain.plans.Plans`."""
 
     def __init__(self, raw: AsyncpgConnection) -> None:
         self._raw = raw

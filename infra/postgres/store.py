@@ -25,7 +25,7 @@ from domain.events import Events
 from domain.executions import Executions
 from domain.executions.steps import RunSteps
 from domain.llms import Llms
-from domain.plans.schema import Plans
+from domain.plans import Plans
 from domain.ports import Clock, Queue, Tx
 from domain.provider_keys import ProviderKeys
 from domain.queues import WorkQueues

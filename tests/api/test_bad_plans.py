@@ -83,7 +83,7 @@ async def refused(owner: Tenant, method: str, path: str, **sent: Any) -> dict[st
 
 WRONG: list[tuple[str, str, dict[str, Any], str, str]] = [
     # Circles, unknown names, two of one id.
-    ("POST", WORKFLOWS, flow(step("a", depends_on=["b"]), step("b", depends_on=["a"])), "steps[0].depends_on", "circle"),
+    ("POST", WORKFLOWS, flow(step("a", depends_on=["b"]), step("b", depends_on=["a"])), "steps[0].depends_on", "cycle"),
     ("PATCH", f"{WORKFLOWS}/flow", {"steps": [{"id": "a", "workflow": "outer"}]}, "steps[0].workflow", "contains its"),
     ("POST", WORKFLOWS, flow(step("a"), step("a")), "steps[1].id", "'a'"),
     ("POST", WORKFLOWS, flow(step(depends_on=["z"])), "steps[0].depends_on[0]", "'z'"),

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.crews.compiler import order_tasks
-from domain.crews.duplicate_keys import apart
 from domain.crews.parser import CrewDocuments, parse_documents
 from domain.crews.roster import CrewTask
 from domain.crews.schema import MAX_CREW_AGENTS, CrewSettings
@@ -113,7 +112,13 @@ def test_every_field_of_both_documents_is_read() -> None:
         ("tasks", "t:\n  description: D\n\tagent: x\n", "tasks_yaml", 3, ""),
         ("tasks", "t: &x {description: D}\nu: *x\n", "tasks_yaml", None, ""),
         ("tasks", "t: !!python/object:os.system {}\n", "tasks_yaml", None, ""),
-        ("tasks", "t:\n  description: D\n  description: E\n", "tasks_yaml", 3, "twice, first on line 2"),
+        (
+            "tasks",
+            "t:\n  description: D\n  description: E\n",
+            "tasks_yaml",
+            3,
+            "duplicate key 'description', first on line 2",
+        ),
     ],
 )
 def test_a_mistake_is_told_with_its_place(document: str, text: str, field: str, line: int | None, words: str) -> None:
@@ -205,10 +210,9 @@ def test_the_first_of_several_keys_stays(one: dict[str, Any], other: dict[str, A
         text = "{" + ", ".join(items) + "}"
     else:
         text = yaml_reader.dump_yaml(one) + yaml_reader.dump_yaml(other)
-    twins, rest = apart(text)
-    assert [twin.key for twin in twins] == [key for key in other if key in one]
-    assert rest.count("\n") == text.count("\n")
-    assert yaml_reader.parse_yaml(rest, "x").value == {**other, **one}
+    document = yaml_reader.read_yaml(text)
+    assert [duplicate.key for duplicate in document.duplicates] == [key for key in other if key in one]
+    assert document.value == {**other, **one}
 
 
 def test_a_crew_is_not_endless() -> None:

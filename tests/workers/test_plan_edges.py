@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from domain import agents, costs, executions
+from domain import agents, costs, executions, plans
 from domain.costs import BilledCall, CostAttribution
 from domain.executions import AttemptOutcome, Execution, ExecutionStart
 from domain.llms.messages import ModelUsage
@@ -347,10 +347,10 @@ async def test_values_without_a_place_in_texts_are_told_of_all_the_same(world: W
     await world.turns()
     ended = await world.get(root)
     assert (ended.status, ended.error_type) == ("failed", "bad_expression")
-    assert "map: is no list but \ufffd." in (ended.error_message or "")
+    assert "map: must be a list, not \ufffd." in (ended.error_message or "")
     # Nor does the log hold what SQL could not read.
     told = "SELECT data->>'error_message' FROM execution_events WHERE type = 'step' AND data->>'status' = 'failed'"
-    assert await rows(world, told) == [("map: is no list but \ufffd.",)]
+    assert await rows(world, told) == [("map: must be a list, not \ufffd.",)]
 
 
 async def test_a_prompt_that_comes_to_too_much_fails_its_step_with_the_reason(world: World) -> None:
@@ -422,7 +422,7 @@ async def test_lists_of_which_the_inputs_tell_are_looked_at_for_so_long_at_the_d
         made = await service.start_plan(tx, world.caller, plan, ExecutionStart(inputs={"n": list(range(1000))}))
     assert made.status == "pending"
     few = Plan(kind="workflow", name="few", steps=[step(world, "a", map="inputs.n")])
-    with pytest.raises(DomainError, match="is no list"):
+    with pytest.raises(DomainError, match="must be a list; with these inputs"):
         async with world.store.transaction(world.caller) as tx:
             await service.start_plan(tx, world.caller, few, ExecutionStart(inputs={"n": 1}))
 
@@ -540,8 +540,8 @@ async def test_plans_that_cannot_be_advanced_fail_and_keep_no_others_from_their_
             raise KeyError("there")
         await give_up(tx, execution_id, told)
 
-    monkeypatch.setattr(coordinator, "advance_plan", broken)
-    monkeypatch.setattr(coordinator, "fail_plan", never)
+    monkeypatch.setattr(plans, "advance_plan", broken)
+    monkeypatch.setattr(plans, "fail_plan", never)
     async with planner(world, 1):
         await started(world, free)
     for execution_id in poison:
@@ -613,7 +613,7 @@ class Paced(AgentRunner):
     def __init__(self, waiting: float) -> None:
         self._waiting = waiting
 
-    async def _agent(self, execution: Execution, waits: Any) -> SandboxOutcome | None:
+    async def _run_agent(self, execution: Execution, waits: Any) -> SandboxOutcome | None:
         waits(self._waiting)
         await asyncio.sleep(1.2)
         return SandboxOutcome(output=b"1")

@@ -8,9 +8,8 @@ from typing import Final
 
 import structlog
 
-from domain.plans import coordinator
-from domain.plans.coordinator import PlanCache, PlanLocked
-from domain.plans.schema import DuePlan
+from domain import plans
+from domain.plans import DuePlan, PlanCache, PlanLocked
 from domain.ports import Store
 from domain.shared.errors import DomainError
 from domain.shared.leases import LostLease
@@ -90,7 +89,7 @@ class PlanAdvancer:
         try:
             async with self._store.tenant_transaction(one.tenant_id) as tx:
                 enough = time.monotonic() + MAX_ADVANCE_SECONDS
-                known = await coordinator.advance_plan(tx, one.execution_id, known, lambda: time.monotonic() > enough)
+                known = await plans.advance_plan(tx, one.execution_id, known, lambda: time.monotonic() > enough)
             if known is not None:
                 self._cached_plans[one.execution_id] = known
                 if len(self._cached_plans) > MAX_CACHED_PLANS:
@@ -114,7 +113,7 @@ class PlanAdvancer:
     async def _fail_plan(self, one: DuePlan, told: str) -> None:
         try:
             async with self._store.tenant_transaction(one.tenant_id) as tx:
-                await coordinator.fail_plan(tx, one.execution_id, told)
+                await plans.fail_plan(tx, one.execution_id, told)
         except (DomainError, LostLease, PlanLocked):
             # What was told of it is still there.
             pass
