@@ -5,7 +5,7 @@ import sys
 from sqlalchemy import text
 
 from infra.postgres.db import create_engine
-from infra.postgres.migrate import migrate_database
+from infra.postgres.migrate import MigrationError, migrate_database
 from infra.postgres.session import UnsafeSession
 from infra.r2 import S3Blobs
 from infra.settings import Settings
@@ -15,7 +15,7 @@ async def prepare_release(settings: Settings, bucket: bool = True) -> None:
     """Migrate the database and see that the bucket is there. Ends the process with a reason if it cannot."""
     try:
         await migrate_database(settings.database_owner_url.reveal())
-    except UnsafeSession as error:
+    except (MigrationError, UnsafeSession) as error:
         sys.exit(f"paddock: {error}")
     if bucket:
         await ensure_bucket(settings)

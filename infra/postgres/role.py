@@ -1,6 +1,6 @@
-"""The name of the application's role in Postgres."""
+"""Name the application's role in Postgres."""
 
 from typing import Final
 
-# Every connection of the application takes it on; see schema/versions/0001_accounts.py.
+# Every connection of the application takes on this role; see schema/baseline/rights.sql.
 APP_ROLE: Final = "paddock_app"

@@ -1,41 +1,35 @@
-"""Migrations of databases that hold something already."""
+"""Migrations: a new database, one that is migrated again, several processes at once, and what goes wrong."""
 
+import asyncio
+import re
 import secrets
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import asyncpg
-from alembic import command
-from sqlalchemy import Connection
+import pytest
 
-from domain.shared import ids
-from infra.postgres.db import create_engine
-from infra.postgres.migrate import build_alembic_config, migrate_database
+from infra.postgres import migrate
+from infra.postgres.migrate import FUNCTIONS_FOLDER, MigrationError, migrate_database
 from scripts.system import System
+
+FUNCTIONS = "SELECT proname, prosrc FROM pg_proc WHERE pronamespace = 'public'::regnamespace ORDER BY proname, oid"
 
 
 @asynccontextmanager
-async def database_at(system: System, revision: str) -> AsyncIterator[tuple[str, asyncpg.Connection]]:
-    """A database as it was at a revision: its address, and a connection of the owner that sees every tenant."""
-    name, owner_url = f"before_{secrets.token_hex(6)}", system.settings.database_owner_url.reveal()
-    beside = urlsplit(owner_url)._replace(path=f"/{name}").geturl()
-
-    def until(connection: Connection) -> None:
-        made = build_alembic_config()
-        made.attributes["connection"] = connection
-        command.upgrade(made, revision)
-
+async def empty_database(system: System) -> AsyncIterator[tuple[str, asyncpg.Connection]]:
+    """Yield the address of a new database that is not migrated, and a connection of its owner that sees every tenant."""
+    name, owner_url = f"empty_{secrets.token_hex(6)}", system.settings.database_owner_url.reveal()
+    url = urlsplit(owner_url)._replace(path=f"/{name}").geturl()
     server = await asyncpg.connect(owner_url)
     try:
         await server.execute(f"CREATE DATABASE {name}")
-        engine = create_engine(beside, pool_size=1, application="tests", as_owner=True)
-        async with engine.begin() as connection:
-            await connection.run_sync(until)
-        await engine.dispose()
-        owner = await asyncpg.connect(beside, server_settings={"paddock.every_tenant": "on"})
+        owner = await asyncpg.connect(url, server_settings={"paddock.every_tenant": "on"})
         try:
-            yield beside, owner
+            yield url, owner
         finally:
             await owner.close()
     finally:
@@ -43,52 +37,89 @@ async def database_at(system: System, revision: str) -> AsyncIterator[tuple[str,
         await server.close()
 
 
-async def test_tenants_that_were_there_before_get_the_local_model(system: System) -> None:
-    async with database_at(system, "0011") as (beside, owner):
-        await owner.execute(
-            "INSERT INTO tenants (id, plan, created_at) SELECT t, 'standard', now() "
-            "FROM unnest(ARRAY['one', 'two']) AS t"
-        )
-        first = ids.generate_uuid7()
-        await migrate_database(beside)
-        found = await owner.fetch("SELECT * FROM models ORDER BY tenant_id")
-    assert [(row["tenant_id"], row["name"], row["provider"]) for row in found] == [
-        ("one", "smollm2", "local"),
-        ("two", "smollm2", "local"),
-    ]
-    for row in found:
-        assert (row["id"].version, row["id"].variant) == (7, first.variant)
-        assert first.int >> 80 <= row["id"].int >> 80 <= ids.generate_uuid7().int >> 80
-    assert found[0]["id"] != found[1]["id"]
+@asynccontextmanager
+async def migrated_database(system: System) -> AsyncIterator[tuple[str, asyncpg.Connection]]:
+    async with empty_database(system) as (url, owner):
+        await migrate_database(url)
+        yield url, owner
 
 
-async def test_e_mails_of_before_are_folded_and_look_alikes_stay_apart(system: System) -> None:
-    before = {
-        "plain@example.com": "plain@example.com",
-        "ａda@example.com": "ada@example.com",
-        "eve@xn--bcher-kva.example": "eve@bücher.example",
-        "straße@example.com": "strasse@example.com",
-        # Younger than what it looks like: the older keeps the address.
-        "ｐlain@example.com": "ｐlain@example.com",
-        "bob＠example.com": "bob@example.com",
-        "ｂob@example.com": "ｂob@example.com",
-    }
-    async with database_at(system, "0025") as (beside, owner):
-        await owner.execute("INSERT INTO tenants (id, plan, created_at) VALUES ('one', 'standard', now())")
-        for email in before:
-            await owner.execute(
-                "INSERT INTO users (id, tenant_id, email, username, password_hash, role, is_active, created_at, updated_at)"
-                " VALUES ($1, 'one', $2, $2, '', 'member', true, clock_timestamp(), now())",
-                *(ids.generate_uuid7(), email),
-            )
-        await owner.execute(
-            "INSERT INTO invites (id, tenant_id, email, role, token_hash, expires_at, created_at) "
-            "VALUES ($1, 'one', 'ｎew@example.com', 'member', '\\x00', now(), now())",
-            ids.generate_uuid7(),
+def read_functions(folder: Path = FUNCTIONS_FOLDER) -> dict[str, str]:
+    """Return the body of each function by the name of its file."""
+    bodies = {}
+    for file in sorted(folder.glob("*.sql")):
+        text = file.read_text()
+        assert text.startswith("-- "), f"{file.name} begins with a comment that says what the function does"
+        assert re.findall(r"^CREATE OR REPLACE FUNCTION (\w+)\(", text, re.M) == [file.stem], file.name
+        bodies[file.stem] = text.split("AS $$", 1)[1].split("$$;", 1)[0]
+    return bodies
+
+
+async def test_the_functions_of_a_database_are_those_of_the_files(system: System) -> None:
+    async with migrated_database(system) as (_, owner):
+        found = [(row["proname"], row["prosrc"]) for row in await owner.fetch(FUNCTIONS)]
+    assert found == sorted(read_functions().items())
+
+
+async def test_every_body_of_a_function_holds(system: System) -> None:
+    """A migration does not check bodies, since functions refer to each other."""
+    async with migrated_database(system) as (_, owner):
+        await owner.execute("SET check_function_bodies = on")
+        for file in sorted(FUNCTIONS_FOLDER.glob("*.sql")):
+            await owner.execute(file.read_text())
+
+
+async def test_only_the_application_may_call_what_reads_past_row_level_security(system: System) -> None:
+    async with migrated_database(system) as (_, owner):
+        open_to_all = await owner.fetch(
+            "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND prosecdef "
+            "AND has_function_privilege('public', oid, 'EXECUTE')"
         )
-        await migrate_database(beside)
-        users = await owner.fetch("SELECT email, username FROM users ORDER BY created_at")
-        invited = await owner.fetchval("SELECT email FROM invites")
-    assert [row["email"] for row in users] == list(before.values())
-    assert [row["username"] for row in users] == list(before.values())
-    assert invited == "new@example.com"
+    assert open_to_all == []
+
+
+async def test_migrating_again_changes_nothing_but_mends_functions(system: System) -> None:
+    schema = """
+        SELECT c.relname || ' ' || a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+        WHERE c.relnamespace = 'public'::regnamespace AND a.attnum > 0
+        UNION ALL SELECT 'policy ' || polname || ' ' || polrelid::regclass FROM pg_policy
+        UNION ALL SELECT 'trigger ' || tgname || ' ' || oid FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1
+    """
+    async with migrated_database(system) as (url, owner):
+        before, functions = await owner.fetch(schema), await owner.fetch(FUNCTIONS)
+        assert len([row for row in before if row[0].startswith("trigger ")]) == 2
+        await owner.execute(
+            "CREATE OR REPLACE FUNCTION first_id(at timestamptz) RETURNS uuid LANGUAGE sql "
+            "IMMUTABLE AS 'SELECT gen_random_uuid()'"
+        )
+        assert await owner.fetch(FUNCTIONS) != functions
+        await migrate_database(url)
+        assert await owner.fetch(schema) == before
+        assert await owner.fetch(FUNCTIONS) == functions
+
+
+async def test_several_processes_may_migrate_at_once(system: System) -> None:
+    async with empty_database(system) as (url, owner):
+        await asyncio.gather(*(migrate_database(url) for _ in range(3)))
+        assert await owner.fetchval("SELECT count(*) FROM alembic_version") == 1
+        assert await owner.fetchval("SELECT count(*) FROM pg_class WHERE relname ~ '_[0-9]{4}_[0-9]{2}$'") == 9
+
+
+async def test_a_function_that_cannot_be_applied_leaves_the_database_as_it_was(
+    system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "functions"
+    shutil.copytree(FUNCTIONS_FOLDER, folder)
+    (folder / "run_states.sql").write_text("CREATE OR REPLACE FUNCTION run_states() RETURNS nonsense AS $$ $$;")
+    monkeypatch.setattr(migrate, "FUNCTIONS_FOLDER", folder)
+    async with empty_database(system) as (url, owner):
+        with pytest.raises(MigrationError, match=r"run_states\.sql"):
+            await migrate_database(url)
+        assert await owner.fetchval("SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace") == 0
+
+
+async def test_a_database_of_another_release_is_refused(system: System) -> None:
+    async with migrated_database(system) as (url, owner):
+        await owner.execute("UPDATE alembic_version SET version_num = '0028'")
+        with pytest.raises(MigrationError, match="migrated by another release of Paddock .*0028"):
+            await migrate_database(url)

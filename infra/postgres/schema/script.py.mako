@@ -1,11 +1,11 @@
 """${message}"""
 
-from infra.postgres.script import run
+from infra.postgres.schema.sql_files import run_sql
 
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
 
 
 def upgrade() -> None:
-    run("""
+    run_sql("""
     """)
