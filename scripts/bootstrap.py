@@ -1,4 +1,4 @@
-"""The first admin of an installation, and a key for it."""
+"""Create the first admin of an installation, and an API key for that admin."""
 
 import secrets
 
@@ -14,14 +14,14 @@ ADMIN_TENANT = OPERATOR_TENANT_ID
 ADMIN_EMAIL = "admin@localhost"
 
 
-async def ensure_admin_key(settings: Settings, known: str | None) -> str:
-    """A working admin key: the one `known`, or a new one. The admin is created if there is none."""
+async def ensure_admin_key(settings: Settings, known_key: str | None) -> str:
+    """Return `known_key` if it still works, else a new admin key. The admin is created if it does not exist."""
     async with open_resources(settings, "paddock bootstrap") as parts:
-        if known is not None:
+        if known_key is not None:
             async with parts.store.system_transaction() as tx:
-                found = (await tx.api_keys.find([hash_token(known)])).get(hash_token(known))
-            if found is not None and found.is_active:
-                return known
+                key = (await tx.api_keys.find([hash_token(known_key)])).get(hash_token(known_key))
+            if key is not None and key.is_active:
+                return known_key
         async with parts.store.system_transaction() as tx:
             admin = await tx.accounts.find_login(ADMIN_EMAIL)
         if admin is None:
@@ -34,8 +34,8 @@ async def ensure_admin_key(settings: Settings, known: str | None) -> str:
         else:
             user_id = admin.user_id
         caller = Caller(tenant_id=ADMIN_TENANT, user_id=user_id, role="admin", scopes=frozenset(ALL_SCOPES))
-        key = generate_token(API_KEY_PREFIX)
+        token = generate_token(API_KEY_PREFIX)
         async with parts.store.transaction(caller) as tx:
-            asked = NewApiKey(name="paddock up", scopes=sorted(ALL_SCOPES))
-            await keys.create_api_key(tx, caller, asked, key, hash_token(key))
-        return key
+            new_key = NewApiKey(name="paddock up", scopes=sorted(ALL_SCOPES))
+            await keys.create_api_key(tx, caller, new_key, token, hash_token(token))
+        return token

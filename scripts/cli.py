@@ -1,4 +1,7 @@
-"""The command `paddock`."""
+"""Parse the command line of `paddock` and run the command it names.
+
+Each command imports what it needs when it runs: `paddock --help` must not load the application.
+"""
 
 import argparse
 import asyncio
@@ -8,19 +11,21 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+LANES = ("build", "run", "llm", "plan", "record", "upkeep")
 
-def _run_role(asked: argparse.Namespace) -> None:
+
+def _run_role(arguments: argparse.Namespace) -> None:
     from scripts.roles import run_role
 
-    run_role(asked.role)
+    run_role(arguments.role)
 
 
-def _run_worker(asked: argparse.Namespace) -> None:
+def _run_worker(arguments: argparse.Namespace) -> None:
     from scripts.roles import run_role
 
-    if asked.once_idle is not None and asked.role == "upkeep":
-        sys.exit("paddock: upkeep has something to do for as long as the system runs; start it without --once-idle.")
-    run_role(asked.role, asked.once_idle)
+    if arguments.once_idle is not None and arguments.role == "upkeep":
+        sys.exit("paddock: the upkeep worker always has work to do; start it without --once-idle.")
+    run_role(arguments.role, arguments.once_idle)
 
 
 def _parse_seconds(text: str) -> float:
@@ -33,72 +38,76 @@ def _parse_seconds(text: str) -> float:
     return seconds
 
 
-def _run_up(asked: argparse.Namespace) -> None:
-    from scripts.up import run_up
+def _run_up(arguments: argparse.Namespace) -> None:
+    from scripts.up import UpOptions, run_up
 
-    sys.exit(asyncio.run(run_up(Path(asked.data), asked.port, asked.workers, asked.once)))
+    demo = None
+    if arguments.with_demo:
+        from scripts.demo import run_demo
+
+        demo = functools.partial(run_demo, ends=arguments.once)
+    options = UpOptions(
+        data=Path(arguments.data),
+        port=arguments.port,
+        workers=arguments.workers,
+        once=arguments.once,
+        is_quiet=arguments.is_quiet,
+    )
+    sys.exit(asyncio.run(run_up(options, demo)))
 
 
-def _run_demo(asked: argparse.Namespace) -> None:
-    from scripts.demo import run_demo
-    from scripts.up import run_up
-
-    shown = functools.partial(run_demo, ends=asked.once)
-    sys.exit(asyncio.run(run_up(Path(asked.data), asked.port, asked.workers, asked.once, shown)))
-
-
-def _run_backup(asked: argparse.Namespace) -> None:
+def _run_backup(arguments: argparse.Namespace) -> None:
     from scripts.backup import create_backup
 
-    sys.exit(asyncio.run(create_backup(Path(asked.folder).absolute(), Path(asked.data).absolute())))
+    sys.exit(asyncio.run(create_backup(Path(arguments.folder).absolute(), Path(arguments.data).absolute())))
 
 
-def _run_restore(asked: argparse.Namespace) -> None:
+def _run_restore(arguments: argparse.Namespace) -> None:
     from scripts.backup import restore_backup
 
-    sys.exit(asyncio.run(restore_backup(Path(asked.folder).absolute(), Path(asked.data).absolute())))
+    sys.exit(asyncio.run(restore_backup(Path(arguments.folder).absolute(), Path(arguments.data).absolute())))
 
 
-def _show_queues(asked: argparse.Namespace) -> None:
+def _show_queues(arguments: argparse.Namespace) -> None:
     from scripts.queues import show_queues
 
-    sys.exit(show_queues(Path(asked.data), asked.url, asked.key))
+    sys.exit(show_queues(Path(arguments.data), arguments.url, arguments.key))
 
 
-def _set_plan(asked: argparse.Namespace) -> None:
+def _set_plan(arguments: argparse.Namespace) -> None:
     from scripts.release import set_tenant_plan
     from scripts.roles import load_settings
 
-    sys.exit(asyncio.run(set_tenant_plan(load_settings(Path(asked.data)), asked.tenant, asked.plan)))
+    settings = load_settings(Path(arguments.data))
+    sys.exit(asyncio.run(set_tenant_plan(settings, arguments.tenant, arguments.plan)))
 
 
-def _rotate_keys(asked: argparse.Namespace) -> None:
+def _rotate_keys(arguments: argparse.Namespace) -> None:
     from scripts.key_rotation import rotate_keys
     from scripts.roles import load_settings
 
-    sys.exit(asyncio.run(rotate_keys(load_settings(Path(asked.data)))))
+    sys.exit(asyncio.run(rotate_keys(load_settings(Path(arguments.data)))))
 
 
-def _print_admin_key(asked: argparse.Namespace) -> None:
+def _print_admin_key(arguments: argparse.Namespace) -> None:
     from scripts.bootstrap import ensure_admin_key
     from scripts.installation import find_running_installation
     from scripts.roles import load_settings
 
-    running = None if "PADDOCK_DATABASE_URL" in os.environ else find_running_installation(Path(asked.data))
-    known = running.admin_key if running is not None else os.environ.get("PADDOCK_KNOWN_ADMIN_KEY")
-    print(asyncio.run(ensure_admin_key(load_settings(Path(asked.data)), known)))
+    running = None if "PADDOCK_DATABASE_URL" in os.environ else find_running_installation(Path(arguments.data))
+    known_key = running.admin_key if running is not None else os.environ.get("PADDOCK_KNOWN_ADMIN_KEY")
+    print(asyncio.run(ensure_admin_key(load_settings(Path(arguments.data)), known_key)))
 
 
-def _serve_model(asked: argparse.Namespace) -> None:
+def _serve_model(arguments: argparse.Namespace) -> None:
     from infra.embedded.children import EmbeddedServiceError
     from infra.embedded.model import MODEL_KEY_VARIABLE, serve_model
 
     if not (key := os.environ.get(MODEL_KEY_VARIABLE, "")):
-        sys.exit(
-            f"paddock: {MODEL_KEY_VARIABLE} is not set; whoever calls the model must know it. For example: openssl rand -hex 32"  # noqa: E501
-        )
+        hint = "set it to the key that callers must send, for example the output of `openssl rand -hex 32`"
+        sys.exit(f"paddock: {MODEL_KEY_VARIABLE} is not set; {hint}")
     try:
-        serve_model(asked.host, asked.port, key, lambda url: print(f"serving at {url}", flush=True))
+        serve_model(arguments.host, arguments.port, key, lambda url: print(f"serving at {url}", flush=True))
     except EmbeddedServiceError as error:
         sys.exit(f"paddock: {error}")
 
@@ -109,72 +118,131 @@ def _print_version(_: argparse.Namespace) -> None:
     print(PADDOCK_VERSION)
 
 
+class _Commands:
+    """Collect the commands of the command line."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self._subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add_command(
+        self, name: str, description: str, run: Callable[[argparse.Namespace], None]
+    ) -> argparse.ArgumentParser:
+        """Add a command that `run` performs."""
+        command = self._subparsers.add_parser(name, help=description, description=description)
+        command.set_defaults(run=run)
+        return command
+
+
 def build_parser() -> argparse.ArgumentParser:
-    """Every command and its options."""
-    made = argparse.ArgumentParser(prog="paddock", description="A self-hosted control plane for AI agents.")
-    commands = made.add_subparsers(required=True, metavar="COMMAND")
+    """Build the parser with every command and its options."""
+    parser = argparse.ArgumentParser(prog="paddock", description="A self-hosted control plane for AI agents.")
+    commands = _Commands(parser)
+    _add_up_commands(commands)
+    _add_process_commands(commands)
+    _add_backup_commands(commands)
+    _add_operator_commands(commands)
+    commands.add_command("version", "print the version", _print_version)
+    return parser
 
-    def add_command(name: str, told: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=told, description=told)
-        added.set_defaults(run=run)
-        return added
 
-    for name, told, run in (
-        ("up", "start Postgres, Valkey, SeaweedFS, the API and the workers on this machine", _run_up),
-        ("demo", "the same, and show the main job through HTTP", _run_demo),
+def _add_up_commands(commands: _Commands) -> None:
+    for name, description, with_demo in (
+        ("up", "start Postgres, Valkey, SeaweedFS, the API and the workers on this machine", False),
+        ("demo", "start the same and run a demo through the HTTP API", True),
     ):
-        both = add_command(name, told, run)
-        both.add_argument("--port", type=int, default=8000, help="of the API (default 8000)")
-        both.add_argument("--data", default=".paddock", help="where everything is kept (default .paddock)")
-        both.add_argument("--workers", type=int, default=1, help="how many run workers (default 1)")
-        both.add_argument("--once", action="store_true", help="stop again once everything has worked")
-    add_command("api", "serve the API", _run_role).set_defaults(role="api")
-    worker = add_command("worker", "work on one lane", _run_worker)
-    worker.add_argument("role", metavar="LANE", choices=("build", "run", "llm", "plan", "record", "upkeep"))
-    told = "end when there was nothing to do for so many seconds, for autoscalers"
-    worker.add_argument("--once-idle", type=_parse_seconds, metavar="SECONDS", help=told)
-    told = "write the embedded database, object storage and secrets of an installation, running or not, to a new folder"
-    backup = add_command("backup", told, _run_backup)
-    backup.add_argument("folder", metavar="DIR")
-    backup.add_argument("--data", default=".paddock", help="of the installation (default .paddock)")
-    told = "make an installation from such a folder, and say what is missing in it"
-    restored = add_command("restore", told, _run_restore)
-    restored.add_argument("folder", metavar="DIR")
-    restored.add_argument("--data", default=".paddock", help="where to, an empty folder (default .paddock)")
-    release = add_command("migrate", "bring the database to the newest schema and create the bucket", _run_role)
-    release.set_defaults(role="release")
-    _add_data_option(add_command("admin-key", "create an admin if there is none, and print a key", _print_admin_key))
-    plan = add_command("plan", "set a tenant's plan, which picks its rate limit", _set_plan)
-    plan.add_argument("tenant")
+        command = commands.add_command(name, description, _run_up)
+        command.set_defaults(with_demo=with_demo)
+        command.add_argument("--port", type=int, default=8000, help="port of the API (default 8000)")
+        command.add_argument("--data", default=".paddock", help="folder for all data (default .paddock)")
+        command.add_argument("--workers", type=int, default=1, help="number of run workers (default 1)")
+        command.add_argument(
+            "--once",
+            action="store_true",
+            help="stop after the demo" if with_demo else "stop as soon as everything is ready",
+        )
+        outputs = command.add_mutually_exclusive_group()
+        outputs.add_argument(
+            "--quiet",
+            dest="is_quiet",
+            action="store_true",
+            default=with_demo,
+            help="write the log to the file paddock.log of the data folder" + (" (default)" if with_demo else ""),
+        )
+        outputs.add_argument(
+            "--verbose",
+            dest="is_quiet",
+            action="store_false",
+            default=with_demo,
+            help="print the log on the screen" + ("" if with_demo else " (default)"),
+        )
+
+
+def _add_process_commands(commands: _Commands) -> None:
+    commands.add_command("api", "serve the API", _run_role).set_defaults(role="api")
+    worker = commands.add_command("worker", "run the worker of one lane", _run_worker)
+    worker.add_argument("role", metavar="LANE", choices=LANES, help=", ".join(LANES))
+    worker.add_argument(
+        "--once-idle",
+        type=_parse_seconds,
+        metavar="SECONDS",
+        help="end after SECONDS without work, for autoscalers",
+    )
+    migrate = commands.add_command("migrate", "migrate the database and create the bucket", _run_role)
+    migrate.set_defaults(role="release")
+    model = commands.add_command(
+        "model", "serve the local model for PADDOCK_LOCAL_MODEL_URL; `paddock up` starts its own", _serve_model
+    )
+    model.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    model.add_argument("--port", type=int, default=8010, help="port to listen on (default 8010)")
+
+
+def _add_backup_commands(commands: _Commands) -> None:
+    backup = commands.add_command(
+        "backup",
+        "write the embedded database, object storage and secrets to a new folder; the installation may be running",
+        _run_backup,
+    )
+    backup.add_argument("folder", metavar="DIR", help="the new folder")
+    backup.add_argument("--data", default=".paddock", help="data folder of the installation (default .paddock)")
+    restore = commands.add_command(
+        "restore", "create an installation from a backup, and list the objects that it lacks", _run_restore
+    )
+    restore.add_argument("folder", metavar="DIR", help="the folder of the backup")
+    restore.add_argument("--data", default=".paddock", help="an empty folder for the installation (default .paddock)")
+
+
+def _add_operator_commands(commands: _Commands) -> None:
+    admin_key = commands.add_command(
+        "admin-key", "print an admin's API key; creates the admin if there is no admin yet", _print_admin_key
+    )
+    _add_data_option(admin_key)
+    plan = commands.add_command("plan", "set a tenant's plan, which decides its rate limit", _set_plan)
+    plan.add_argument("tenant", help="the tenant's id")
     plan.add_argument("plan", choices=("standard", "premium"))
     _add_data_option(plan)
-    told = "the tenants' keys for outside services: seal them anew with the first of PADDOCK_ENCRYPTION_KEYS"
-    keys = add_command("keys", told, _rotate_keys)
-    keys.add_argument("what", choices=("rotate",))
-    _add_data_option(keys)
-    model = add_command(
-        "model", "serve the local model for PADDOCK_LOCAL_MODEL_URL; `paddock up` does so by itself", _serve_model
+    keys = commands.add_command(
+        "keys", "seal the tenants' provider keys again with the first of PADDOCK_ENCRYPTION_KEYS", _rotate_keys
     )
-    model.add_argument("--host", default="127.0.0.1", help="where to listen (default 127.0.0.1)")
-    model.add_argument("--port", type=int, default=8010, help="of the model (default 8010)")
-    queues = add_command("queues", "show what waits and runs, per lane", _show_queues)
+    keys.add_argument("action", choices=("rotate",))
+    _add_data_option(keys)
+    queues = commands.add_command("queues", "show waiting and running work for each lane", _show_queues)
     _add_data_option(queues)
-    queues.add_argument("--url", help="of the API, instead")
-    queues.add_argument("--key", help="an admin's API key, instead")
-    add_command("version", "print the version", _print_version)
-    return made
+    queues.add_argument("--url", help="URL of the API, instead of --data")
+    queues.add_argument("--key", help="an admin's API key, instead of --data")
 
 
 def _add_data_option(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--data", default=".paddock", help="of a running `paddock up`, where the environment names no database"
+        "--data",
+        default=".paddock",
+        help="data folder of a running `paddock up`; used if the environment names no database (default .paddock)",
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command."""
-    asked = build_parser().parse_args(arguments)
-    asked.run(asked)
+    parsed = build_parser().parse_args(arguments)
+    parsed.run(parsed)
 
 
 if __name__ == "__main__":

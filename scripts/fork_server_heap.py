@@ -1,6 +1,7 @@
-"""Imported last by the mother of our processes: what she has loaded is left alone by her children's collectors.
+"""Freeze the heap of the fork server. It imports this module last.
 
-A collection writes to every object it looks at, and so would give each child its own copy of every page.
+A garbage collection writes to every object that it looks at, and would give each child its own copy of every page.
+Frozen objects are left alone by the children's collectors.
 """
 
 import gc

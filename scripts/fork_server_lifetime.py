@@ -1,6 +1,6 @@
-"""Imported first by the mother of our processes, and by nothing else: it binds her life to her parent's.
+"""Bind the life of the fork server to its parent's. Only the fork server imports this module, and it does so first.
 
-The standard library ends her when her pipe closes, but her children hold that pipe as well.
+The standard library ends the fork server when its pipe closes, but its children hold that pipe as well.
 """
 
 import os
@@ -11,4 +11,4 @@ from infra.embedded.children import create_parent_bond
 
 create_parent_bond(signal.SIGKILL)()
 if os.getppid() == 1:
-    sys.exit("paddock: the parent is gone already")
+    sys.exit("paddock: the parent process has already ended")

@@ -1,4 +1,4 @@
-"""How other commands find a running `paddock up`, and how to call them."""
+"""Read and write the files of an installation's data folder: its secrets, its lock and how to reach it."""
 
 import contextlib
 import fcntl
@@ -15,16 +15,14 @@ import msgspec
 from infra.embedded.children import EmbeddedServiceError
 from infra.settings import Settings, read_settings
 
-# What of the environment a running installation writes down for other commands. The file is its owner's alone.
-_KEPT_PREFIXES = ("PADDOCK_", "R2_")
-
-
-# A file beside the data while a backup is being restored.
+# Variables that a running installation writes down for other commands. Only the file's owner can read them.
+_SETTING_PREFIXES: Final = ("PADDOCK_", "R2_")
+# A file that marks the data folder while a backup is being restored.
 RESTORING_FILE: Final = "restoring"
 
 
 class InstallationSecrets(msgspec.Struct, kw_only=True):
-    """What an installation on one machine keeps to itself, in `secrets.json` beside its data."""
+    """Hold the secrets of an installation on one machine. They are stored in `secrets.json` in its data folder."""
 
     secret_key: str
     owner_password: str
@@ -36,47 +34,47 @@ class InstallationSecrets(msgspec.Struct, kw_only=True):
 
 
 def load_secrets(data: Path) -> InstallationSecrets:
-    """The secrets beside the data, made when there are none. The file is readable by its owner alone."""
+    """Return the installation's secrets, which are generated the first time. Only the owner can read their file."""
     file = data / "secrets.json"
     if file.exists():
         return msgspec.json.decode(file.read_bytes(), type=InstallationSecrets)
-    made = InstallationSecrets(
+    generated = InstallationSecrets(
         **{name: secrets.token_hex(32) for name in InstallationSecrets.__struct_fields__ if name != "admin_key"}
     )
-    save_file(file, made)
-    return made
+    save_file(file, generated)
+    return generated
 
 
-def save_file(file: Path, what: "InstallationSecrets | RunningInstallation") -> None:
-    """Write a file for its owner alone, whole or not at all."""
+def save_file(file: Path, content: "InstallationSecrets | RunningInstallation") -> None:
+    """Write a file that only its owner can read. The file is replaced whole or not at all."""
     fresh = file.with_suffix(".new")
     fresh.unlink(missing_ok=True)
     fresh.touch(mode=0o600)
-    fresh.write_bytes(msgspec.json.format(msgspec.json.encode(what)))
+    fresh.write_bytes(msgspec.json.format(msgspec.json.encode(content)))
     fresh.replace(file)
 
 
 @contextlib.contextmanager
 def lock_data(data: Path) -> Iterator[None]:
-    """Keep every other process away from an installation. Errors: `EmbeddedServiceError` when one is there."""
+    """Lock an installation for this process. Errors: `EmbeddedServiceError` if another process holds the lock."""
     with (data / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise EmbeddedServiceError(f"another `paddock up` runs on {data}.") from None
+            raise EmbeddedServiceError(f"another `paddock up` is running on {data}.") from None
         yield
 
 
 def refuse_half_restored(data: Path) -> None:
-    """Errors: `EmbeddedServiceError` where a restore was not finished."""
+    """Refuse a data folder whose restore did not finish. Errors: `EmbeddedServiceError`."""
     if (data / RESTORING_FILE).exists():
-        raise EmbeddedServiceError(f"a restore to {data} was not finished; remove the folder and restore again.")
+        raise EmbeddedServiceError(f"a restore to {data} was not finished; remove it and restore the backup again.")
 
 
 class RunningInstallation(msgspec.Struct, kw_only=True):
-    """How to reach a running installation, in `running.json` beside its data.
+    """Describe how to reach a running installation. It is stored in `running.json` in the data folder.
 
-    `environment` has its settings, `embedded` tells whether its database and its object storage are its own.
+    `environment` holds its settings. `embedded` is true if it runs its own database and object storage.
     """
 
     url: str
@@ -86,14 +84,14 @@ class RunningInstallation(msgspec.Struct, kw_only=True):
 
 
 def filter_environment(environment: dict[str, str]) -> dict[str, str]:
-    """Return what another command needs of the environment of a running installation."""
-    return {name: value for name, value in environment.items() if name.startswith(_KEPT_PREFIXES)}
+    """Return the variables that other commands need to reach a running installation."""
+    return {name: value for name, value in environment.items() if name.startswith(_SETTING_PREFIXES)}
 
 
 def find_running_installation(data: Path) -> RunningInstallation | None:
-    """Return the `paddock up` that serves this folder, or None."""
+    """Return the `paddock up` that runs on this data folder, or None."""
     if not _is_locked(data):
-        # What one that was killed has left behind.
+        # A process that was killed leaves its `running.json` behind.
         return None
     try:
         return msgspec.json.decode((data / "running.json").read_bytes(), type=RunningInstallation)
@@ -113,19 +111,19 @@ def _is_locked(data: Path) -> bool:
 
 
 def load_installation_settings(data: Path) -> Settings:
-    """Read the settings: of the environment if it names a database, else of the `paddock up` on this folder.
+    """Read the settings from the environment if it names a database, else from the `paddock up` on this folder.
 
-    Errors: `BadSettings`.
+    Errors: `SettingsError`.
     """
     running = None if "PADDOCK_DATABASE_URL" in os.environ else find_running_installation(data)
     return read_settings(os.environ if running is None else {**os.environ, **running.environment})
 
 
 def get_command_name() -> str:
-    """Return how this command can be called again from this folder: `paddock`, or its path where PATH has it not."""
+    """Return how to call this command from the current folder: `paddock`, or its path if it is not in PATH."""
     program = Path(sys.argv[0])
-    found = shutil.which("paddock")
-    if program.name != "paddock" or (found is not None and Path(found).resolve() == program.resolve()):
+    path_command = shutil.which("paddock")
+    if program.name != "paddock" or (path_command is not None and Path(path_command).resolve() == program.resolve()):
         return "paddock"
     path = os.path.relpath(program)
     return path if not path.startswith("..") else str(program.absolute())

@@ -1,4 +1,4 @@
-"""`paddock keys rotate`: seals the tenants' keys for outside services anew, while everything runs."""
+"""Seal the tenants' provider keys again with the first encryption key, while the system runs."""
 
 import sys
 from typing import Final
@@ -15,7 +15,7 @@ MAX_PASSES: Final = 20
 
 
 class RotationResult(msgspec.Struct, frozen=True, kw_only=True):
-    """How many keys were sealed anew, how many already were, and the ids of those that no key of ours opens."""
+    """Count the keys sealed again and those left as they were; list the ids of keys that no encryption key opens."""
 
     resealed: int
     kept: int
@@ -23,53 +23,55 @@ class RotationResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def rotate_keys(settings: Settings) -> int:
-    """Seal every provider key with the first of PADDOCK_ENCRYPTION_KEYS, and print how it went.
+    """Seal every provider key with the first of PADDOCK_ENCRYPTION_KEYS, and print the result.
 
-    Returns 1 if a key cannot be opened, else 0. Doing it twice does no harm.
+    Returns the exit code: 1 if a key cannot be opened, else 0. Running it twice does no harm.
     """
     async with open_resources(settings, "paddock keys") as parts:
-        done = await reseal_keys(parts.store, parts.keyring)
-    print(f"{done.resealed} sealed anew, {done.kept} were sealed with the first key already")
-    if done.unreadable:
+        result = await reseal_keys(parts.store, parts.keyring)
+    print(f"keys sealed again: {result.resealed}; already sealed with the first key: {result.kept}")
+    if result.unreadable:
         print(
-            f"paddock: {len(done.unreadable)} cannot be opened with any of PADDOCK_ENCRYPTION_KEYS and stay as they "
-            f"are; put the key that sealed them back on the list: {', '.join(done.unreadable)}",
+            f"paddock: {len(result.unreadable)} keys cannot be opened with any of PADDOCK_ENCRYPTION_KEYS and stay as "
+            f"they are; add the encryption key that sealed them to the list again: {', '.join(result.unreadable)}",
             file=sys.stderr,
         )
-    return 1 if done.unreadable else 0
+    return 1 if result.unreadable else 0
 
 
 async def reseal_keys(store: Store, keyring: Keyring) -> RotationResult:
-    """Go over all tenants' keys until a pass finds nothing left to do: some may be replaced meanwhile."""
+    """Seal all tenants' keys again. Repeats until a pass changes nothing, as keys may be replaced meanwhile."""
     resealed = 0
     for _ in range(MAX_PASSES):
-        moved, missed, kept, unreadable = await _reseal_once(store, keyring)
-        resealed += moved
-        if not moved and not missed:
+        changed, missed, unchanged, unreadable = await _reseal_once(store, keyring)
+        resealed += changed
+        if not changed and not missed:
             break
-    return RotationResult(resealed=resealed, kept=max(0, kept - resealed + moved), unreadable=tuple(unreadable))
+    kept = max(0, unchanged - resealed + changed)
+    return RotationResult(resealed=resealed, kept=kept, unreadable=tuple(unreadable))
 
 
 async def _reseal_once(store: Store, keyring: Keyring) -> tuple[int, int, int, list[str]]:
-    moved = missed = kept = 0
+    """Go over all keys once. Returns how many were changed, missed and left unchanged, and the unreadable ids."""
+    changed = missed = unchanged = 0
     unreadable: list[str] = []
     last: str | None = None
     while True:
         async with store.system_transaction() as tx:
-            found = await tx.provider_keys.list_sealed(last, KEY_BATCH_SIZE)
-        if not found:
-            return moved, missed, kept, unreadable
-        for key_id, sealed in found:
+            batch = await tx.provider_keys.list_sealed(last, KEY_BATCH_SIZE)
+        if not batch:
+            return changed, missed, unchanged, unreadable
+        for key_id, sealed in batch:
             try:
                 fresh = keyring.reseal(sealed)
             except ValueError:
                 unreadable.append(key_id)
                 continue
             if fresh is None:
-                kept += 1
+                unchanged += 1
                 continue
-            # One at a time: whoever changes a key waits for no other, and what was changed since is left alone.
+            # One transaction per key: a tenant who changes a key waits for no other, and a key changed since is kept.
             async with store.system_transaction() as tx:
                 replaced = await tx.provider_keys.replace_sealed(key_id, sealed, fresh)
-            moved, missed = moved + replaced, missed + (not replaced)
-        last = found[-1][0]
+            changed, missed = changed + replaced, missed + (not replaced)
+        last = batch[-1][0]

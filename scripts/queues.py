@@ -1,4 +1,4 @@
-"""`paddock queues`: what waits and runs, per lane, asked of a running installation."""
+"""Show the queues and workers of a running installation (`paddock queues`)."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ def show_queues(data: Path, url: str | None, key: str | None) -> int:
     if url is None or key is None:
         running = find_running_installation(data)
         if running is None:
-            print(f"paddock: nothing runs on {data}; name --url and --key.", file=sys.stderr)
+            print(f"paddock: nothing is running on {data}; give --url and --key.", file=sys.stderr)
             return 1
         url, key = url or running.url, key or running.admin_key
     try:

@@ -1,4 +1,4 @@
-"""What a release does before its processes start, and operators' changes of plan."""
+"""Prepare the database and the object storage for a release, and change a tenant's plan."""
 
 import sys
 
@@ -11,24 +11,24 @@ from infra.r2 import S3Blobs
 from infra.settings import Settings
 
 
-async def prepare_release(settings: Settings, bucket: bool = True) -> None:
-    """Migrate the database and see that the bucket is there. Ends the process with a reason if it cannot."""
+async def prepare_release(settings: Settings, with_bucket: bool = True) -> None:
+    """Migrate the database and create the bucket. Ends the process with the reason if it cannot."""
     try:
         await migrate_database(settings.database_owner_url.reveal())
     except (MigrationError, UnsafeSession) as error:
         sys.exit(f"paddock: {error}")
-    if bucket:
+    if with_bucket:
         await ensure_bucket(settings)
 
 
 async def ensure_bucket(settings: Settings) -> None:
-    """Create the bucket if it is not there."""
+    """Create the bucket if it does not exist."""
     async with S3Blobs(settings) as blobs:
         await blobs.ensure_bucket()
 
 
 async def set_tenant_plan(settings: Settings, tenant: str, plan: str) -> int:
-    """Set a tenant's plan, as the owner of the tables: no API can. Returns an exit code."""
+    """Set a tenant's plan as the owner of the tables, which no API can do. Returns an exit code."""
     engine = create_engine(settings.database_owner_url.reveal(), pool_size=1, application="paddock plan", as_owner=True)
     try:
         async with engine.begin() as connection:
@@ -39,7 +39,7 @@ async def set_tenant_plan(settings: Settings, tenant: str, plan: str) -> int:
     finally:
         await engine.dispose()
     if changed.rowcount != 1:
-        print(f"paddock: there is no tenant {tenant!r}.", file=sys.stderr)
+        print(f"paddock: the tenant {tenant!r} does not exist.", file=sys.stderr)
         return 1
-    print(f"{tenant} is {plan} now")
+    print(f"{tenant} is now {plan}")
     return 0

@@ -1,4 +1,4 @@
-"""What a process of ours can be; imported by the mother of the processes under `paddock up`."""
+"""Run the roles that a process can have: the API, a worker or a task that ends. The fork server imports this module."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ from scripts.installation import load_installation_settings
 
 
 def load_settings(data: Path | None = None) -> Settings:
-    """The settings of this process, or of the `paddock up` on `data`; without them it ends with the reason."""
+    """Return the settings of this process, or of the `paddock up` on `data`. Bad settings end the process."""
     try:
         return read_settings() if data is None else load_installation_settings(data)
     except SettingsError as error:
@@ -23,10 +23,10 @@ def load_settings(data: Path | None = None) -> Settings:
 
 
 def run_role(role: str, once_idle: float | None = None) -> None:
-    """Be `api`, one of several (`api-share`), or a worker (`build`, `run`, `llm`, `plan`, `record`, `upkeep`).
+    """Run a role: `api`, `api-share` (one of several), or a lane's worker (`build run llm plan record upkeep`).
 
-    A worker ends once there was nothing to do for `once_idle` seconds.
-    Or do `version`, `release`, `migrate`, `bucket` or `admin-key`, and end.
+    A worker with `once_idle` ends when it had nothing to do for that many seconds.
+    The roles `version`, `release`, `migrate`, `bucket` and `admin-key` do their task and end.
     """
     try:
         _dispatch_role(role, once_idle)
@@ -42,7 +42,7 @@ def _dispatch_role(role: str, once_idle: float | None) -> None:
     elif role in workers.main.SERVE_BY_PROCESS:
         workers.main.run_worker(role, load_settings(), once_idle)
     elif role == "migrate":
-        asyncio.run(release.prepare_release(load_settings(), bucket=False))
+        asyncio.run(release.prepare_release(load_settings(), with_bucket=False))
     elif role == "version":
         print(PADDOCK_VERSION)
     elif role == "release":
@@ -53,4 +53,4 @@ def _dispatch_role(role: str, once_idle: float | None) -> None:
         known = os.environ.get("PADDOCK_KNOWN_ADMIN_KEY")
         print(asyncio.run(bootstrap.ensure_admin_key(load_settings(), known)))
     else:
-        sys.exit(f"paddock: there is no role {role!r}")
+        sys.exit(f"paddock: unknown role {role!r}")

@@ -1,7 +1,7 @@
-"""Our own processes under `paddock up`: forked from one that has imported everything once.
+"""Supervise the processes of `paddock up`, which are forked from a server that has imported everything once.
 
-Importing takes a second of CPU per process, and five processes on two cores would make everybody
-wait for it. Production starts the same functions by `paddock api` and `paddock worker`.
+Importing takes a second of CPU per process, and with five processes on two cores all of them would wait for it. In
+production, `paddock api` and `paddock worker` start the same functions.
 """
 
 import asyncio
@@ -19,21 +19,23 @@ from typing import Final
 from infra.embedded.children import create_parent_bond
 
 RESTART_SECONDS: Final = 0.5
-# Seconds beyond its own draining that a process has to end.
+# A process gets this long to end, in addition to its own time for draining.
 GRACE_SECONDS: Final = 8.0
 _context = multiprocessing.get_context("forkserver")
 _PR_SET_NAME: Final = 15
 
 
 def start_fork_server() -> None:
-    """Start the mother of all processes, who begins to import. Call it from the main thread: she dies with it."""
+    """Start the fork server, which begins to import the application.
+
+    Call this from the main thread: the fork server ends when the thread that started it ends.
+    """
     _context.set_forkserver_preload(["scripts.fork_server_lifetime", "scripts.roles", "scripts.fork_server_heap"])
     forkserver.ensure_running()
 
 
 def _run_child(role: str, environment: dict[str, str], output: Connection) -> None:
-    """What a fresh child does: it becomes `role`, and dies with whoever asked for it."""
-    # The mother ends when the one that started her does, and the child ends with its mother.
+    """Turn a new child process into `role`. It ends when the fork server ends, which ends with `paddock up`."""
     create_parent_bond(signal.SIGKILL)()
     os.setsid()
     ctypes.CDLL(None).prctl(_PR_SET_NAME, f"paddock-{role}"[:15].encode())
@@ -52,25 +54,25 @@ def _run_child(role: str, environment: dict[str, str], output: Connection) -> No
 
 
 class SupervisedProcess:
-    """One of our own processes. `keep` starts it again whenever it ends by itself."""
+    """Run one process of the installation and pass each line of its output to `on_line`."""
 
-    def __init__(self, name: str, role: str, environment: dict[str, str], say: Callable[[bytes], None]) -> None:
-        self.name, self._role, self._environment, self._say = name, role, environment, say
+    def __init__(self, name: str, role: str, environment: dict[str, str], on_line: Callable[[bytes], None]) -> None:
+        self.name, self._role, self._environment, self._on_line = name, role, environment, on_line
         self._grace = GRACE_SECONDS + float(environment.get("PADDOCK_DRAIN_SECONDS") or 0)
         self.pid: int | None = None
         self._ended = asyncio.Event()
         self._stopping = asyncio.Event()
 
-    async def supervise(self, ended: Callable[[int], None]) -> None:
-        """Run it until `stop`, telling `ended` each status it ends with by itself."""
+    async def supervise(self, on_exit: Callable[[int], None]) -> None:
+        """Run the process until `stop`, and restart it when it ends before. `on_exit` receives each exit status."""
         while not self._stopping.is_set():
             status = await self.run()
             if not self._stopping.is_set():
-                ended(status)
+                on_exit(status)
                 await asyncio.sleep(RESTART_SECONDS)
 
     async def run(self) -> int:
-        """Run it once; returns its exit status, negative for a signal."""
+        """Run the process once. Returns its exit status, which is negative for a signal."""
         reader, writer = _context.Pipe(duplex=False)
         process = _context.Process(target=_run_child, args=(self._role, self._environment, writer), daemon=True)
         await asyncio.to_thread(process.start)
@@ -83,7 +85,7 @@ class SupervisedProcess:
         return process.exitcode or 0
 
     async def stop(self) -> None:
-        """Ask it to end, and end it if it does not."""
+        """Send SIGTERM, and SIGKILL if the process does not end in time."""
         self._stopping.set()
         if self._ended.is_set() or self.pid is None:
             return
@@ -103,8 +105,8 @@ class SupervisedProcess:
         transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), file)
         try:
             async for line in stream:
-                self._say(line)
+                self._on_line(line)
         except ValueError:
-            self._say(b"(a line of more than a megabyte was dropped)\n")
+            self._on_line(b"(a line of more than a megabyte was dropped)\n")
         finally:
             transport.close()

@@ -83,7 +83,7 @@ def _kept(one: AttemptOutcome, now: datetime) -> AttemptOutcome:
     if not outcome.stack:
         return msgspec.structs.replace(one, outcome=outcome)
     trace = events.build_log_event("ERROR", outcome.stack, now, "traceback")
-    return msgspec.structs.replace(one, outcome=outcome, written=[*one.events, trace])
+    return msgspec.structs.replace(one, outcome=outcome, events=[*one.events, trace])
 
 
 async def hand_over_execution(tx: Tx, execution: Execution) -> None:

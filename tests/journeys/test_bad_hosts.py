@@ -49,6 +49,6 @@ def test_root_without_user_namespaces(tmp_path: Path) -> None:
         status = _in_a_host_without_namespaces([*command, "--port", str(find_free_ports(1)[0])], log)
         text = log.read_text()
         assert status == 0, text
-        line = next(line for line in text.splitlines() if "no runs on this host" in line)
+        line = next(line for line in text.splitlines() if "No runs on this host" in line)
         assert "sysctl -w user.max_user_namespaces" in line
         assert "ready http" in text

@@ -87,11 +87,11 @@ async def test_old_keys_give_way_to_new_ones_while_everything_runs(world: World)
             assert await _opened(both, caller, f"key_{number}") == f"sk-{caller.tenant_id}-{number}"
             read += 1
     status, out, err = await rotating
-    assert (status, out) == (0, f"{2 * many} sealed anew, 0 were sealed with the first key already\n"), err
+    assert (status, out) == (0, f"keys sealed again: {2 * many}; already sealed with the first key: 0\n"), err
     assert read > 10
     assert await world.rotate(NEW, OLD) == (
         0,
-        f"0 sealed anew, {2 * many} were sealed with the first key already\n",
+        f"keys sealed again: 0; already sealed with the first key: {2 * many}\n",
         "",
     )
 
@@ -107,7 +107,7 @@ async def test_old_keys_give_way_to_new_ones_while_everything_runs(world: World)
 async def test_the_key_made_of_the_secret_key_gives_way_too(world: World) -> None:
     caller = await world.tenant()
     await _keep(await world.process(), caller, "first", "sk-first")
-    assert (await world.rotate(NEW))[:2] == (0, "1 sealed anew, 0 were sealed with the first key already\n")
+    assert (await world.rotate(NEW))[:2] == (0, "keys sealed again: 1; already sealed with the first key: 0\n")
     assert await _opened(await world.process(NEW), caller, "first") == "sk-first"
 
 
@@ -117,12 +117,15 @@ async def test_what_cannot_be_opened_is_named_and_left_alone(world: World) -> No
     await _keep(await world.process(OLD), other, "known", "sk-known")
     status, out, err = await world.rotate(NEW, OLD)
     assert status == 1
-    assert out.startswith("1 sealed anew, 0 ")
+    assert out == "keys sealed again: 1; already sealed with the first key: 0\n"
     assert lost in err
     assert "sk-" not in out + err
     assert await _opened(await world.process(NEW), other, "known") == "sk-known"
     assert await _opened(await world.process(LOST), caller, "lost") == "sk-lost"
-    assert (await world.rotate(NEW, OLD, LOST))[:2] == (0, "1 sealed anew, 1 were sealed with the first key already\n")
+    assert (await world.rotate(NEW, OLD, LOST))[:2] == (
+        0,
+        "keys sealed again: 1; already sealed with the first key: 1\n",
+    )
     assert await _opened(await world.process(NEW), caller, "lost") == "sk-lost"
 
 

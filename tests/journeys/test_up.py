@@ -73,12 +73,37 @@ async def test_demo_once_shows_the_main_job_and_ends(tmp_path: Path) -> None:
         assert "NothingToSummarize" in text
         # The builds' logs, as they grow; the requests of the demo itself are not shown.
         assert "      | Installing requirements." in text
-        assert "line=Installing requirements." in text
-        assert " request method=" not in text.split("It works")[0]
+        # The processes' log is in a file, which is named and which only its owner can read.
+        log = tmp_path / "data" / "paddock.log"
+        assert f"  log       {log}" in text
+        assert "line=Installing requirements." not in text
+        assert " request method=" not in text
+        assert "line=Installing requirements." in log.read_text()
+        assert " request method=POST path=/api/v1/agents " in log.read_text()
+        assert stat.S_IMODE(log.stat().st_mode) == 0o600
         # Nobody is sent to a server that is gone.
         assert "curl" not in text
         assert text.rstrip().split("To try it yourself: ")[1].split()[1] == "up"
     assert _using(tmp_path) == []
+
+
+async def test_up_prints_its_log_unless_it_is_quiet(tmp_path: Path) -> None:
+    data, port = tmp_path / "data", str(find_free_ports(1)[0])
+    log = data / "paddock.log"
+    line = " run     info    drains reason=SIGTERM"
+    for options, is_quiet in ((), False), (("--quiet",), True), (("--quiet",), True):
+        async with _paddock("up", "--once", "--data", str(data), "--port", port, *options) as process:
+            output, _ = await process.communicate()
+        text = output.decode()
+        assert process.returncode == 0, text
+        assert (line in text) == (not is_quiet), text
+        assert (str(log) in text) == is_quiet, text
+        assert line in log.read_text() if is_quiet else not log.exists()
+    # The file of the run before is kept beside the new one.
+    assert line in (data / "paddock.log.old").read_text()
+    async with _paddock("up", "--quiet", "--verbose") as process:
+        output, _ = await process.communicate()
+    assert (process.returncode, b"not allowed with argument" in output) == (2, True)
 
 
 async def test_other_commands_find_the_running_installation(tmp_path: Path) -> None:
@@ -90,8 +115,8 @@ async def test_other_commands_find_the_running_installation(tmp_path: Path) -> N
         key = json.loads((data / "running.json").read_text())["admin_key"]
         for arguments, expected in (
             (("admin-key",), key),
-            (("plan", "default", "premium"), "default is premium now"),
-            (("keys", "rotate"), "0 sealed anew, 0 were sealed"),
+            (("plan", "default", "premium"), "default is now premium"),
+            (("keys", "rotate"), "keys sealed again: 0; already sealed"),
             (("queues",), "lane"),
         ):
             async with _paddock(*arguments, "--data", str(data)) as asked:
@@ -148,11 +173,14 @@ async def test_demo_fails_when_the_main_job_does(tmp_path: Path) -> None:
     """The exit code is the main job's: here the fence cannot be built."""
     port = str(find_free_ports(1)[0])
     environment = {"PADDOCK_BWRAP": "/usr/bin/false"}
-    async with _paddock("demo", "--once", "--data", str(tmp_path / "data"), "--port", port, **environment) as process:
+    arguments = ("demo", "--once", "--verbose", "--data", str(tmp_path / "data"), "--port", port)
+    async with _paddock(*arguments, **environment) as process:
         output, _ = await process.communicate()
     text = output.decode()
     assert process.returncode == 1, text
-    assert "no runs on this host" in text
+    assert " request method=POST path=/api/v1/agents " in text
+    assert not (tmp_path / "data" / "paddock.log").exists()
+    assert "No runs on this host" in text
     assert "sandbox_unavailable" in text
 
 
@@ -179,7 +207,7 @@ async def test_up_killed_leaves_no_orphan_and_starts_again_on_the_same_data(tmp_
             assert (await http.get("/agents/kept")).status_code == 200
         # A second one on the same data, or the same port, says so and leaves the first alone.
         for arguments, told in (
-            (("--data", str(data), "--port", str(find_free_ports(1)[0])), "another `paddock up`"),
+            (("--data", str(data), "--port", str(find_free_ports(1)[0])), "another `paddock up` is running"),
             (("--data", str(tmp_path / "other"), "--port", port), f"port {port} cannot be used"),
         ):
             async with _paddock("up", *arguments) as second:
