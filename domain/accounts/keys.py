@@ -1,4 +1,4 @@
-"""API keys: 256 random bits shown once, stored as their SHA-256, with scopes, expiry and usage."""
+"""Manage API keys: 256 random bits, shown once and stored as SHA-256, with scopes, expiry and usage."""
 
 from datetime import datetime
 from typing import Annotated, Final, Protocol
@@ -13,16 +13,15 @@ from domain.shared.errors import Conflict, InvalidField, NotFound
 from domain.shared.pages import Listing, Page
 from domain.shared.times import TimeInput, read_time
 
-Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$", examples=["My CLI Key"])]
-Description = Annotated[str, Meta(max_length=2000, pattern=r"^[^\x00]*$")]
-PerMinute = Annotated[int, Meta(ge=1, le=1_000_000, examples=[600])]
-
+ApiKeyName = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$", examples=["My CLI Key"])]
+ApiKeyDescription = Annotated[str, Meta(max_length=2000, pattern=r"^[^\x00]*$")]
+RequestsPerMinute = Annotated[int, Meta(ge=1, le=1_000_000, examples=[600])]
 
 MAX_KEYS_PER_USER: Final = 100
 
 
 class ApiKey(msgspec.Struct, kw_only=True):
-    """A key as the API shows it. `usage_count` and `last_used_at` trail by a few seconds."""
+    """Show an API key without its secret. `usage_count` and `last_used_at` lag a few seconds behind."""
 
     id: str
     name: str
@@ -41,33 +40,33 @@ class ApiKey(msgspec.Struct, kw_only=True):
 
 
 class CreatedApiKey(ApiKey, kw_only=True):
-    """A key at its creation: the only answer that ever holds `key`."""
+    """Show a new API key with its secret `key`. No later answer contains it."""
 
     key: str
 
 
 class NewApiKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What to create. No `scopes`: all that the creator's role allows except `admin`."""
+    """Create an API key. Without `scopes` it gets all scopes that the creator's role allows except `admin`."""
 
-    name: Name
-    description: Description | None = None
+    name: ApiKeyName
+    description: ApiKeyDescription | None = None
     scopes: Annotated[list[str], Meta(examples=[["read:agents", "run:agents"]])] | None = None
-    rate_limit_per_minute: PerMinute | None = None
+    rate_limit_per_minute: RequestsPerMinute | None = None
     expires_at: TimeInput | None = None
 
 
 class PatchApiKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What may change of a key. The key itself never does."""
+    """Change an API key. Its secret never changes."""
 
-    name: Name | UnsetType = UNSET
-    description: Description | None | UnsetType = UNSET
+    name: ApiKeyName | UnsetType = UNSET
+    description: ApiKeyDescription | None | UnsetType = UNSET
     scopes: list[str] | UnsetType = UNSET
-    rate_limit_per_minute: PerMinute | None | UnsetType = UNSET
+    rate_limit_per_minute: RequestsPerMinute | None | UnsetType = UNSET
     expires_at: TimeInput | None | UnsetType = UNSET
 
 
 class ApiKeyIdentity(msgspec.Struct, kw_only=True):
-    """What is known of a presented key, found before any tenant is bound."""
+    """Describe a presented key, looked up before any tenant is bound."""
 
     key_id: str
     user_id: str
@@ -82,10 +81,10 @@ class ApiKeyIdentity(msgspec.Struct, kw_only=True):
 
 
 class ApiKeys(Protocol):
-    """The API keys of the bound tenant; `find` and `count_use` work before one is bound."""
+    """Store the API keys of the bound tenant; `find` and `count_use` work before a tenant is bound."""
 
     async def find(self, key_hashes: list[bytes]) -> dict[bytes, ApiKeyIdentity]:
-        """The keys there are among these, by their hash."""
+        """Return the existing keys with these hashes, by hash."""
         ...
 
     async def count_use(self, uses: dict[str, tuple[int, datetime]]) -> None: ...
@@ -98,7 +97,7 @@ class ApiKeys(Protocol):
 
 
 def caller_from_api_key(identity: ApiKeyIdentity, now: datetime) -> Caller | None:
-    """The caller a presented key stands for, or None if the key is revoked, expired or its owner shut out."""
+    """Return the caller of a presented key, or None if the key is revoked or expired, or its owner is disabled."""
     if not identity.is_active or (identity.expires_at is not None and identity.expires_at <= now):
         return None
     return Caller(
@@ -112,48 +111,50 @@ def caller_from_api_key(identity: ApiKeyIdentity, now: datetime) -> Caller | Non
     )
 
 
-def check_key_scopes(caller: Caller, asked: list[str] | None) -> list[str]:
-    """The scopes a new key gets: never one its creator does not hold."""
-    # An admin may give whatever its role holds, also by a key that carries nothing but `admin`.
-    held = SCOPES_BY_ROLE[caller.role] if caller.is_admin else caller.scopes
-    if asked is None:
-        return sorted(held - {"admin"})
-    for scope in asked:
+def check_key_scopes(caller: Caller, requested: list[str] | None) -> list[str]:
+    """Return the scopes of a new key, which are never more than its creator has. Errors: `invalid_field`."""
+    # An admin may grant all scopes of the role, even with a key that carries only `admin`.
+    grantable = SCOPES_BY_ROLE[caller.role] if caller.is_admin else caller.scopes
+    if requested is None:
+        return sorted(grantable - {"admin"})
+    for scope in requested:
         if scope not in ALL_SCOPES:
-            raise InvalidField("scopes", f"{scope!r} is not a scope; there are: {', '.join(sorted(ALL_SCOPES))}.")
-        if scope not in held:
-            raise InvalidField("scopes", f"{scope!r} is not yours to give.")
-    return sorted(set(asked))
+            raise InvalidField("scopes", f"{scope!r} is not a scope. Send one of: {', '.join(sorted(ALL_SCOPES))}.")
+        if scope not in grantable:
+            raise InvalidField("scopes", f"{scope!r} cannot be granted: the caller does not have this scope.")
+    return sorted(set(requested))
 
 
-def _checked_expiry(at: TimeInput | None, now: datetime) -> datetime | None:
+def _check_expiry(at: TimeInput | None, now: datetime) -> datetime | None:
     if at is None:
         return None
-    # A key that holds until a day holds on that day.
-    checked = read_time("expires_at", at, is_end=True)
-    if checked <= now:
-        raise InvalidField("expires_at", "is in the past.")
-    return checked
+    # A key that expires on a day is valid on that day.
+    expires_at = read_time("expires_at", at, is_end=True)
+    if expires_at <= now:
+        raise InvalidField("expires_at", "must be in the future.")
+    return expires_at
 
 
 async def create_api_key(tx: Tx, caller: Caller, data: NewApiKey, key: str, key_hash: bytes) -> CreatedApiKey:
-    """Make a key.
+    """Create an API key.
 
-    Errors: `invalid_field` for unknown or ungranted scopes and past expiries, `conflict` for more than
-    `MAX_KEYS_PER_USER`.
+    Errors: `invalid_field` for unknown scopes, scopes that the caller does not have, and past expiries; `conflict` for
+    more than `MAX_KEYS_PER_USER` keys.
     """
-    # Held until the commit, so that keys of one user are counted one after the other.
+    # Locks the user until the commit, so that concurrent requests count the keys one after the other.
     await tx.accounts.get_user(caller.user_id, lock=True)
     if await tx.api_keys.count_active(caller.user_id, tx.now) >= MAX_KEYS_PER_USER:
-        raise Conflict(f"A user may have {MAX_KEYS_PER_USER} keys in force; revoke or delete one that is not needed.")
-    made = CreatedApiKey(
+        raise Conflict(
+            f"The user already has {MAX_KEYS_PER_USER} active keys, the maximum. Revoke or delete one first."
+        )
+    api_key = CreatedApiKey(
         id=ids.generate_id("key"),
         name=data.name,
         description=data.description,
         key_prefix=key[:12],
         scopes=check_key_scopes(caller, data.scopes),
         rate_limit_per_minute=data.rate_limit_per_minute,
-        expires_at=_checked_expiry(data.expires_at, tx.now),
+        expires_at=_check_expiry(data.expires_at, tx.now),
         is_active=True,
         last_used_at=None,
         usage_count=0,
@@ -163,28 +164,28 @@ async def create_api_key(tx: Tx, caller: Caller, data: NewApiKey, key: str, key_
         updated_at=tx.now,
         key=key,
     )
-    await tx.api_keys.add(made, key_hash)
-    return made
+    await tx.api_keys.add(api_key, key_hash)
+    return api_key
 
 
 async def get_api_key(tx: Tx, caller: Caller, key_id: str, lock: bool = False) -> ApiKey:
-    """One's own key, or any of the tenant for an admin. Errors: `not_found`."""
-    found = await tx.api_keys.get(key_id, _owner(caller), lock)
-    if found is None:
+    """Return a key of the caller, or any key of the tenant for an admin. Errors: `not_found`."""
+    api_key = await tx.api_keys.get(key_id, _get_owner_filter(caller), lock)
+    if api_key is None:
         raise NotFound("API key", key_id)
-    return found
+    return api_key
 
 
 async def list_api_keys(tx: Tx, caller: Caller, page: Page) -> Listing[ApiKey]:
-    """One's own keys, or all of the tenant for an admin."""
-    return await tx.api_keys.list_page(_owner(caller), page)
+    """List the caller's keys, or all keys of the tenant for an admin."""
+    return await tx.api_keys.list_page(_get_owner_filter(caller), page)
 
 
 async def patch_api_key(tx: Tx, caller: Caller, key_id: str, data: PatchApiKey) -> ApiKey:
-    """Change what was sent. A revoked key stays as it is."""
+    """Change the fields that were sent. Errors: `not_found`, `conflict` for a revoked key, `invalid_field`."""
     key = await get_api_key(tx, caller, key_id, lock=True)
     if not key.is_active:
-        raise Conflict("A revoked key cannot be changed; create a new one.")
+        raise Conflict("A revoked key cannot be changed. Create a new key.")
     if data.name is not UNSET:
         key.name = data.name
     if data.description is not UNSET:
@@ -194,14 +195,14 @@ async def patch_api_key(tx: Tx, caller: Caller, key_id: str, data: PatchApiKey) 
     if data.rate_limit_per_minute is not UNSET:
         key.rate_limit_per_minute = data.rate_limit_per_minute
     if data.expires_at is not UNSET:
-        key.expires_at = _checked_expiry(data.expires_at, tx.now)
+        key.expires_at = _check_expiry(data.expires_at, tx.now)
     key.updated_at = tx.now
     await tx.api_keys.save(key)
     return key
 
 
 async def revoke_api_key(tx: Tx, caller: Caller, key_id: str) -> ApiKey:
-    """Make a key useless from the next request on, and keep it on the list. Twice is fine."""
+    """Disable a key from the next request on, and keep it on the list. Repeating this is allowed."""
     key = await get_api_key(tx, caller, key_id, lock=True)
     key.is_active, key.updated_at = False, tx.now
     await tx.api_keys.save(key)
@@ -209,10 +210,10 @@ async def revoke_api_key(tx: Tx, caller: Caller, key_id: str) -> ApiKey:
 
 
 async def delete_api_key(tx: Tx, caller: Caller, key_id: str) -> None:
-    """Remove a key for good. Errors: `not_found`."""
+    """Delete a key. Errors: `not_found`."""
     await get_api_key(tx, caller, key_id)
     await tx.api_keys.delete(key_id)
 
 
-def _owner(caller: Caller) -> str | None:
+def _get_owner_filter(caller: Caller) -> str | None:
     return None if caller.is_admin else caller.user_id

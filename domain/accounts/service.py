@@ -1,8 +1,8 @@
-"""Accounts: tenants, users, invitations, and the sessions that a login opens.
+"""Manage tenants, users, invitations, and the sessions that a login opens.
 
-A tenant's id is the name its members chose (`acme-corp`); it is bound once when a transaction begins.
-Passwords and tokens reach this file hashed: hashing a password takes tens of milliseconds of CPU
-and must not happen inside a transaction.
+A tenant's id is the name that its members chose (`acme-corp`); it is bound once, when a transaction begins.
+Passwords and tokens arrive here as hashes: hashing a password takes tens of milliseconds of CPU time and must not
+happen inside a transaction.
 """
 
 import re
@@ -17,16 +17,16 @@ from domain.accounts.emails import check_email, normalize_email
 from domain.ports import Tx
 from domain.shared import ids
 from domain.shared.access import OPERATOR_TENANT_ID, Caller, Role, limit_scopes
-from domain.shared.errors import Conflict, DomainError, Forbidden, InvalidField, NotFound
+from domain.shared.errors import Conflict, DomainError, FieldError, Forbidden, InvalidField, NotFound
 from domain.shared.pages import Listing, Page
 
 NO_NUL_PATTERN: Final = r"^[^\x00]*$"
 USERNAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 TENANT_ID_PATTERN: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{1,62}")
 PERSONAL_TENANT_PREFIX: Final = "personal-"
-# Tenants that a trusted proxy signs in to: `domain.accounts.proxy_logins`.
+# Tenants into which a trusted proxy signs users: `domain.accounts.proxy_logins`.
 WORKSPACE_TENANT_PREFIX: Final = "workspace-"
-_RESERVED: Final = (PERSONAL_TENANT_PREFIX, WORKSPACE_TENANT_PREFIX)
+_RESERVED_TENANT_PREFIXES: Final = (PERSONAL_TENANT_PREFIX, WORKSPACE_TENANT_PREFIX)
 INVITE_LIFETIME: Final = timedelta(days=7)
 
 Password = Annotated[str, Meta(min_length=8, max_length=256, examples=["securepassword123"])]
@@ -34,7 +34,7 @@ FullName = Annotated[str, Meta(max_length=200, pattern=r"^[^\x00]*$", examples=[
 
 
 class User(msgspec.Struct, kw_only=True):
-    """A person, as the API shows one. A user belongs to exactly one tenant."""
+    """Show a user. A user belongs to exactly one tenant."""
 
     id: str
     email: str
@@ -48,19 +48,19 @@ class User(msgspec.Struct, kw_only=True):
 
 
 class Registration(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What a new user sends. No `tenant_id`: a personal tenant. An existing one needs an invitation."""
+    """Register a user. Without `tenant_id` the user gets a personal tenant; an existing tenant needs an invitation."""
 
     email: Annotated[str, Meta(max_length=254, examples=["user@example.com"])]
     password: Password
     username: Annotated[str, Meta(max_length=254, examples=["username"])] | None = None
     full_name: FullName | None = None
     tenant_id: Annotated[str, Meta(max_length=63, examples=["acme-corp"])] | None = None
-    group_id: Annotated[str, Meta(max_length=63, description="Means tenant_id.")] | None = None
+    group_id: Annotated[str, Meta(max_length=63, description="Another name for tenant_id.")] | None = None
     invite_token: str | None = None
 
 
 class Login(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Either of `email` and `username`; either may hold the e-mail address."""
+    """Log in with `email` or `username`; either may contain the e-mail address."""
 
     password: Annotated[str, Meta(max_length=256, examples=["securepassword123"])]
     email: Annotated[str, Meta(max_length=254, pattern=NO_NUL_PATTERN, examples=["user@example.com"])] | None = None
@@ -68,13 +68,13 @@ class Login(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class TokenRefresh(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A refresh token, good for one use."""
+    """Refresh a session. A refresh token can be used once."""
 
     refresh_token: Annotated[str, Meta(max_length=200)]
 
 
 class SessionTokens(msgspec.Struct, kw_only=True):
-    """A session's tokens. `expires_in` is the access token's life in seconds."""
+    """Hold the tokens of a session. `expires_in` is the lifetime of the access token in seconds."""
 
     access_token: str
     refresh_token: str
@@ -83,7 +83,7 @@ class SessionTokens(msgspec.Struct, kw_only=True):
 
 
 class RegisteredUser(User, kw_only=True):
-    """A new user together with a first session."""
+    """Show a new user with the tokens of a first session."""
 
     access_token: str
     refresh_token: str
@@ -92,7 +92,7 @@ class RegisteredUser(User, kw_only=True):
 
 
 class PatchMe(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What one may change of oneself. A new password needs the current one and ends all other sessions."""
+    """Change the caller's own profile. A new password needs the current one and ends all other sessions."""
 
     username: str | None | UnsetType = UNSET
     full_name: FullName | None | UnsetType = UNSET
@@ -101,21 +101,21 @@ class PatchMe(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PatchUser(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What an admin may change of a user of the same tenant."""
+    """Change a user of the caller's tenant, as an admin."""
 
     role: Role | UnsetType = UNSET
     is_active: bool | UnsetType = UNSET
 
 
 class NewInvite(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Whom to let into the tenant, and as what."""
+    """Invite a person to the tenant with a role."""
 
     email: Annotated[str, Meta(max_length=254, examples=["colleague@example.com"])]
     role: Role = "member"
 
 
 class Invite(msgspec.Struct, kw_only=True):
-    """An invitation. `invite_token` is shown once and is what the invited person registers with."""
+    """Show an invitation. `invite_token` is shown once; the invited person registers with it."""
 
     id: str
     email: str
@@ -127,7 +127,7 @@ class Invite(msgspec.Struct, kw_only=True):
 
 
 class UserIdentity(msgspec.Struct, kw_only=True):
-    """What a password or a token is checked against, found before any tenant is known."""
+    """Hold the data that a password or a token is checked against, looked up before any tenant is bound."""
 
     user_id: str
     tenant_id: str
@@ -139,7 +139,7 @@ class UserIdentity(msgspec.Struct, kw_only=True):
 
 
 class ProxyUser(UserIdentity, kw_only=True):
-    """A user that a trusted proxy may mean. `external_id` is the user's id there."""
+    """Describe a user that a trusted proxy may name. `external_id` is the user's id at the proxy."""
 
     email: str
     external_id: str | None
@@ -147,7 +147,7 @@ class ProxyUser(UserIdentity, kw_only=True):
 
 
 class RefreshGrant(UserIdentity, kw_only=True):
-    """What is known of a presented refresh token."""
+    """Describe a presented refresh token."""
 
     used: bool
     revoked: bool
@@ -155,7 +155,7 @@ class RefreshGrant(UserIdentity, kw_only=True):
 
 
 class Accounts(Protocol):
-    """Users, tenants, invitations and sessions of the bound tenant; `find_*` work before one is bound."""
+    """Store the users, invitations and sessions of the bound tenant; `find_*` work before a tenant is bound."""
 
     async def find_login(self, name: str) -> UserIdentity | None: ...
     async def find_session(self, user_id: str, session_id: str) -> UserIdentity | None: ...
@@ -180,7 +180,7 @@ class Accounts(Protocol):
 
 
 def caller_from_identity(identity: UserIdentity) -> Caller:
-    """Return the caller that a person is: all that the role allows."""
+    """Return the caller of a logged-in user, with all scopes of the role."""
     return Caller(
         tenant_id=identity.tenant_id,
         user_id=identity.user_id,
@@ -192,54 +192,63 @@ def caller_from_identity(identity: UserIdentity) -> Caller:
 
 
 def check_username(text: str | None, email: str) -> str | None:
-    """A name, or the user's own e-mail address. Another's address would let one pose as another at login."""
+    """Return a valid user name, or the user's own e-mail address.
+
+    The address of another user would allow impersonation at login. Errors: `invalid_field`.
+    """
     if text is None or USERNAME_PATTERN.fullmatch(text):
         return text
     if normalize_email(text) != email:
-        raise InvalidField("username", "may hold letters, digits, '_', '.' and '-', 63 at most, or your own e-mail.")
+        raise InvalidField(
+            "username", "must be at most 63 letters, digits, '_', '.' and '-', or your own e-mail address."
+        )
     return text if text.lower() == email else email
 
 
 def choose_tenant(data: Registration) -> str:
-    """The tenant to bind for a registration: the one named, or a new personal one. Errors: `invalid_field`."""
+    """Return the tenant of a registration: the named one, or a new personal one. Errors: `invalid_field`."""
     if data.group_id is not None and data.tenant_id not in (None, data.group_id):
-        raise InvalidField("group_id", "means tenant_id, and the two differ.")
-    named = data.tenant_id or data.group_id
-    if named is None:
+        raise InvalidField("group_id", "is another name for tenant_id and has a different value. Send one of them.")
+    tenant_id = data.tenant_id or data.group_id
+    if tenant_id is None:
         if data.invite_token is not None:
-            raise InvalidField("tenant_id", "is required with an invite_token: the tenant that invites.")
+            raise InvalidField(
+                "tenant_id", "is required with an invite_token. Send the id of the tenant that invites you."
+            )
         return PERSONAL_TENANT_PREFIX + ids.generate_id("t").removeprefix("t_")
-    if not TENANT_ID_PATTERN.fullmatch(named) or (named.startswith(_RESERVED) and data.invite_token is None):
+    if not TENANT_ID_PATTERN.fullmatch(tenant_id) or (
+        tenant_id.startswith(_RESERVED_TENANT_PREFIXES) and data.invite_token is None
+    ):
         raise InvalidField(
             "tenant_id",
-            "must be 2 to 63 of a-z, 0-9, '_', '.', '-', begin with a letter or digit, "
+            "must be 2 to 63 of a-z, 0-9, '_', '.' and '-', begin with a letter or digit, "
             f"and not begin with {PERSONAL_TENANT_PREFIX!r} or {WORKSPACE_TENANT_PREFIX!r} without an invitation.",
         )
-    return named
+    return tenant_id
 
 
 async def register_user(
     tx: Tx, tenant_id: str, data: Registration, password_hash: str, invite_hash: bytes, by_operator: bool = False
 ) -> User:
-    """Add a user; the first of a tenant is its admin. The operators' own tenant is founded by them alone.
+    """Add a user; the first user of a tenant becomes its admin. Only operators can create the operators' tenant.
 
-    Errors: `invitation_required` (the tenant exists and no valid invitation came along), `conflict`
-    naming `email` or `username` when it is taken.
+    Errors: `invitation_required` if the tenant exists and no valid invitation was sent, `conflict` naming `email` or
+    `username` if it is taken.
     """
     email = check_email(data.email)
-    # Before anything is said of the tenant: who sends what is taken anyway learns nothing of it.
+    # Checked before the tenant: a caller with a taken e-mail or name learns nothing about the tenant.
     for field, name in (("email", email), ("username", check_username(data.username, email))):
         if name is not None and await tx.accounts.find_login(name) is not None:
             _refuse_taken(field)
-    may_found = by_operator or (tenant_id != OPERATOR_TENANT_ID and data.invite_token is None)
-    is_new = may_found and await tx.accounts.add_tenant(tenant_id, tx.now)
+    can_create = by_operator or (tenant_id != OPERATOR_TENANT_ID and data.invite_token is None)
+    is_new = can_create and await tx.accounts.add_tenant(tenant_id, tx.now)
     if is_new:
         await llms.add_local_model(tx, tenant_id)
     role = "admin" if is_new else await tx.accounts.redeem_invite(email, invite_hash, tx.now)
     if role is None:
         raise Forbidden(
-            "This tenant_id is not free. Take another one, or join with an invitation (POST /api/v1/users/invites): "
-            "register with the e-mail that it was made for and its `invite_token`.",
+            "This tenant_id is taken. Choose another one, or join with an invitation (POST /api/v1/users/invites): "
+            "register with the invited e-mail address and its `invite_token`.",
             "invitation_required",
         )
     user = User(
@@ -258,15 +267,15 @@ async def register_user(
 
 
 def read_login_name(data: Login) -> str:
-    """What to look the user up by. Errors: `invalid_field` when neither or both names are sent and differ."""
+    """Return the name to look a user up by. Errors: `invalid_field` if no name or two different names are sent."""
     names = {normalize_email(name) for name in (data.email, data.username) if name}
     if len(names) != 1:
-        raise InvalidField("username", "send `email` or `username`, and not two different ones.")
+        raise InvalidField("username", "send either `email` or `username`.")
     return names.pop()
 
 
 async def open_session(tx: Tx, user_id: str, refresh_hash: bytes, lifetime: timedelta) -> str:
-    """Open a session and give it its first refresh token. Returns the session's id."""
+    """Open a session with a first refresh token, and return its id."""
     session_id = ids.generate_id("ses")
     await tx.accounts.add_session(session_id, user_id, tx.now)
     await tx.accounts.add_refresh_token(refresh_hash, session_id, tx.now + lifetime)
@@ -274,20 +283,20 @@ async def open_session(tx: Tx, user_id: str, refresh_hash: bytes, lifetime: time
 
 
 class InvalidRefreshToken(DomainError):
-    """Refuse a refresh token without telling why it is not valid."""
+    """Refuse a refresh token without saying why it is not valid."""
 
     def __init__(self) -> None:
         super().__init__("unauthenticated", "The refresh token is not valid or has expired. Log in again.")
 
 
 def check_refresh_grant(grant: RefreshGrant, now: datetime) -> DomainError | None:
-    """Why a presented refresh token is not good, or None if it is."""
+    """Return why a presented refresh token is refused, or None if it is valid."""
     if grant.revoked or not grant.is_active or grant.expires_at <= now:
         return InvalidRefreshToken()
     if grant.used:
         return DomainError(
             "refresh_token_reused",
-            "This refresh token was used before. Somebody may have copied it, so its session is ended. Log in again.",
+            "This refresh token was used before. It may have been copied, so its session was ended. Log in again.",
         )
     return None
 
@@ -295,15 +304,15 @@ def check_refresh_grant(grant: RefreshGrant, now: datetime) -> DomainError | Non
 async def rotate_refresh_token(
     tx: Tx, grant: RefreshGrant, old_hash: bytes, new_hash: bytes, lifetime: timedelta
 ) -> DomainError | None:
-    """Trade a refresh token for its successor.
+    """Replace a refresh token by a new one.
 
-    Returns the refusal instead of raising it: ending the session on reuse has to be committed
+    The error is returned instead of raised, because ending the session on reuse has to be committed
     (RFC 9700 section 4.14.2).
     """
     refusal = check_refresh_grant(grant, tx.now)
     session_id = grant.session_id or ""
     if refusal is None and not await tx.accounts.use_refresh_token(old_hash, tx.now):
-        # Two requests raced with one token; which of them is the thief cannot be told.
+        # Two requests raced with one token, and either may be the thief's.
         refusal = check_refresh_grant(msgspec.structs.replace(grant, used=True), tx.now)
     if refusal is not None:
         if refusal.code == "refresh_token_reused":
@@ -314,22 +323,22 @@ async def rotate_refresh_token(
 
 
 async def close_session(tx: Tx, caller: Caller) -> None:
-    """End the session of this token: its refresh tokens and its access token are void from now on."""
+    """End the session of the caller's token. Its refresh tokens and its access token become invalid."""
     if caller.session_id is None:
         raise InvalidField(
             "Authorization",
-            "logging out needs the bearer token of a login. An API key and a proxy's sign-in have no session.",
+            "must be the bearer token of a login. An API key or a proxy's sign-in has no session to end.",
         )
     await tx.accounts.revoke_session(caller.session_id, tx.now)
 
 
 async def get_own_user(tx: Tx, caller: Caller) -> User:
-    """The caller's own user."""
+    """Return the caller's own user."""
     return await get_user(tx, caller.user_id)
 
 
 async def get_user(tx: Tx, user_id: str, lock: bool = False) -> User:
-    """A user of the bound tenant. Errors: `not_found`."""
+    """Return a user of the bound tenant. Errors: `not_found`."""
     user = await tx.accounts.get_user(user_id, lock)
     if user is None:
         raise NotFound("user", user_id)
@@ -337,7 +346,7 @@ async def get_user(tx: Tx, user_id: str, lock: bool = False) -> User:
 
 
 async def patch_own_user(tx: Tx, caller: Caller, data: PatchMe, new_hash: str | None) -> User:
-    """Change one's own profile. The current password was checked before (it costs CPU)."""
+    """Change the caller's profile. The current password was checked before, because that costs CPU time."""
     user = await get_user(tx, caller.user_id, lock=True)
     if data.username is not UNSET:
         user.username = check_username(data.username, user.email)
@@ -351,14 +360,14 @@ async def patch_own_user(tx: Tx, caller: Caller, data: PatchMe, new_hash: str | 
 
 
 async def patch_user(tx: Tx, user_id: str, data: PatchUser) -> User:
-    """Change a user's role or shut the user out. Errors: `not_found`, `conflict` for a tenant's last admin."""
-    # Before the user itself: two admins who demote each other then wait in line instead of for each other.
+    """Change a user's role, or disable the user. Errors: `not_found`, `conflict` for a tenant's last admin."""
+    # Locked before the user itself: two admins who demote each other then queue instead of deadlocking.
     others = await tx.accounts.count_other_admins(user_id)
     user = await get_user(tx, user_id, lock=True)
     role = user.role if data.role is UNSET else data.role
     active = user.is_active if data.is_active is UNSET else data.is_active
     if user.role == "admin" and (role != "admin" or not active) and not others:
-        raise Conflict("A tenant keeps at least one active admin; this user is the last.")
+        raise Conflict("This user is the last active admin of the tenant. Make another user admin first.")
     user.role, user.is_active, user.updated_at = role, active, tx.now
     await tx.accounts.save_user(user, None)
     if not active:
@@ -367,8 +376,8 @@ async def patch_user(tx: Tx, user_id: str, data: PatchUser) -> User:
 
 
 async def invite_user(tx: Tx, caller: Caller, data: NewInvite, token: str, token_hash: bytes) -> Invite:
-    """Invite a person by e-mail address; the token is handed over by whoever invites."""
-    made = Invite(
+    """Invite a person by e-mail address. The inviting user passes the token on."""
+    new_invite = Invite(
         id=ids.generate_id("inv"),
         email=check_email(data.email),
         role=data.role,
@@ -376,11 +385,11 @@ async def invite_user(tx: Tx, caller: Caller, data: NewInvite, token: str, token
         expires_at=tx.now + INVITE_LIFETIME,
         created_at=tx.now,
     )
-    await tx.accounts.add_invite(made, token_hash)
-    made.invite_token = token
-    return made
+    await tx.accounts.add_invite(new_invite, token_hash)
+    new_invite.invite_token = token
+    return new_invite
 
 
 def _refuse_taken(field: str | None) -> None:
     if field is not None:
-        raise DomainError("conflict", f"{field}: is taken.", InvalidField(field, "is taken.").errors)
+        raise Conflict(f"{field}: is already taken.", errors=[FieldError(field=field, message="is already taken.")])

@@ -1,4 +1,4 @@
-"""Tenants: what holds for everybody in one of them."""
+"""Manage the settings of a tenant."""
 
 from datetime import datetime
 from typing import Annotated, Protocol
@@ -16,12 +16,12 @@ RetentionDays = Annotated[int, Meta(ge=1, le=36_500, description="Days.", exampl
 
 
 class Tenant(msgspec.Struct, kw_only=True):
-    """A tenant. At most `max_concurrency` of its executions run at the same time; the others wait.
+    """Show a tenant. At most `max_concurrency` of its executions run at the same time; the others wait.
 
-    The installation may set a lower bound for all (`PADDOCK_TENANT_MAX_CONCURRENCY`); the lower one holds.
-    Artifacts, evaluations and costs from more than `retention_days` ago are deleted, with all they count, and so are
-    executions that ended before, with their logs, steps and files, and versions that serve nothing any more. null keeps
-    them for as long as the installation does (`PADDOCK_RETENTION_DAYS`).
+    The installation may set a limit for all tenants (`PADDOCK_TENANT_MAX_CONCURRENCY`); the lower limit applies.
+    Data older than `retention_days` is deleted: artifacts, evaluations and costs, with their statistics; executions
+    that ended earlier, with their logs, steps and files; and unused versions. null keeps data for as long as the
+    installation does (`PADDOCK_RETENTION_DAYS`).
     """
 
     id: str
@@ -32,21 +32,21 @@ class Tenant(msgspec.Struct, kw_only=True):
 
 
 class PatchTenant(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What an admin may change of the own tenant. `null` takes a limit away."""
+    """Change the caller's tenant. `null` removes a limit."""
 
     max_concurrency: MaxConcurrency | None | UnsetType = UNSET
     retention_days: RetentionDays | None | UnsetType = UNSET
 
 
 class Tenants(Protocol):
-    """The bound tenant."""
+    """Store the bound tenant."""
 
     async def get(self, tenant_id: str) -> Tenant | None: ...
     async def save(self, tenant: Tenant) -> None: ...
 
 
 async def get_tenant(tx: Tx, caller: Caller) -> Tenant:
-    """The caller's tenant."""
+    """Return the caller's tenant."""
     tenant = await tx.tenants.get(caller.tenant_id)
     if tenant is None:
         raise NotFound("tenant", caller.tenant_id)
@@ -54,7 +54,7 @@ async def get_tenant(tx: Tx, caller: Caller) -> Tenant:
 
 
 async def patch_tenant(tx: Tx, caller: Caller, data: PatchTenant) -> Tenant:
-    """Change what was sent of the caller's tenant."""
+    """Change the fields that were sent of the caller's tenant."""
     tenant = await get_tenant(tx, caller)
     if data.max_concurrency is not UNSET:
         tenant.max_concurrency = data.max_concurrency

@@ -1,4 +1,4 @@
-"""Agents: what a tenant runs. A `code` agent gets its versions from uploaded archives, an `llm` agent has a model."""
+"""Manage agents. A `code` agent gets its versions from uploaded archives; an `llm` agent calls a model."""
 
 from domain.agents.inheritance import merge_ancestors, resolve_agent
 from domain.agents.resolution import find_agent, get_runnable_version, refuse_archived, resolve_spec

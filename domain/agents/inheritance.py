@@ -1,4 +1,4 @@
-"""How a model agent takes from its parent what it does not say itself."""
+"""Resolve the fields that a model agent inherits from its parent agents."""
 
 from typing import Final
 
@@ -12,32 +12,33 @@ MAX_ANCESTRY_DEPTH: Final = 5
 
 
 async def resolve_agent(tx: Tx, agent: Agent) -> Agent:
-    """The agent with what is in force: its own fields, else those of the nearest ancestor that has them.
+    """Return the agent with its effective fields: its own, else those of the nearest ancestor that has them.
 
-    Tools add up, those of the oldest ancestor first. What its template says now comes along as `template_text`.
-    Errors: `invalid_field` for a chain that is too long.
+    Tools are combined, those of the oldest ancestor first. `template_text` holds the current text of its template.
+    Errors: `invalid_field` for too many ancestors.
     """
-    made = merge_ancestors(await load_ancestors(tx, agent))
-    template = None if made.template_id is None else await tx.templates.find(made.template_id)
-    made.template_text = None if template is None else template.template
-    return made
+    resolved = merge_ancestors(await load_ancestors(tx, agent))
+    template = None if resolved.template_id is None else await tx.templates.find(resolved.template_id)
+    resolved.template_text = None if template is None else template.template
+    return resolved
 
 
 def merge_ancestors(chain: list[Agent]) -> Agent:
-    """One agent out of a line of descent, the youngest first."""
+    """Merge an agent and its ancestors, youngest first, into one agent."""
     youngest = chain[0]
     values = {
-        name: next((value for one in chain if (value := getattr(one, name)) is not None), None) for name in LLM_FIELDS
+        name: next((value for agent in chain if (value := getattr(agent, name)) is not None), None)
+        for name in LLM_FIELDS
     }
-    # A provider belongs to the model beside which it was named.
-    source = next((one for one in chain if one.model is not None), youngest)
+    # A provider belongs to the model with which it was set.
+    source = next((agent for agent in chain if agent.model is not None), youngest)
     values["provider"] = source.provider
-    tools = list(dict.fromkeys(tool for one in reversed(chain) for tool in one.tools))
+    tools = list(dict.fromkeys(tool for agent in reversed(chain) for tool in agent.tools))
     return msgspec.structs.replace(youngest, tools=tools, **values)
 
 
 async def load_ancestors(tx: Tx, agent: Agent) -> list[Agent]:
-    """The agent and its ancestors, the youngest first. Errors: `invalid_field`."""
+    """Return the agent and its ancestors, youngest first. Errors: `invalid_field`."""
     chain = [agent]
     while (parent_id := chain[-1].parent_id) is not None:
         parent = await tx.agents.find(parent_id)
@@ -45,33 +46,35 @@ async def load_ancestors(tx: Tx, agent: Agent) -> list[Agent]:
             break
         chain.append(parent)
         if len(chain) > MAX_ANCESTRY_DEPTH:
-            raise InvalidField("parent", f"makes a line of more than {MAX_ANCESTRY_DEPTH} agents.")
+            raise InvalidField("parent", f"makes a chain of more than {MAX_ANCESTRY_DEPTH} agents.")
     return chain
 
 
 async def resolve_parent(tx: Tx, agent: Agent, reference: str) -> Agent:
-    """The parent of that name for `agent`.
+    """Return the parent of `agent` by its reference.
 
-    Errors: `invalid_field` for none, one of another kind, a circle, too long a line.
+    Errors: `invalid_field` for an unknown parent, one of another kind, a cycle, or too many ancestors.
     """
     parent = await tx.agents.find(reference, lock="share")
     if parent is None:
-        raise InvalidField("parent", f"there is no agent {reference!r}.")
+        raise InvalidField("parent", f"must be an existing agent; {reference!r} does not exist.")
     if parent.kind != "llm":
-        raise InvalidField("parent", f"{parent.name!r} is an uploaded agent; only model agents can be inherited from.")
+        raise InvalidField("parent", f"must be a model agent; {parent.name!r} runs uploaded code.")
     above = await load_ancestors(tx, parent)
-    if any(one.id == agent.id for one in above):
-        raise InvalidField("parent", f"{parent.name!r} descends from this agent.")
-    below = await _generations(tx, agent)
+    if any(ancestor.id == agent.id for ancestor in above):
+        raise InvalidField("parent", f"must not make a cycle: {parent.name!r} inherits from this agent.")
+    below = await _count_generations(tx, agent)
     if len(above) + below > MAX_ANCESTRY_DEPTH:
-        raise InvalidField("parent", f"makes a line of {len(above) + below} agents; {MAX_ANCESTRY_DEPTH} are allowed.")
+        raise InvalidField(
+            "parent", f"makes a chain of {len(above) + below} agents; at most {MAX_ANCESTRY_DEPTH} are allowed."
+        )
     return parent
 
 
-async def _generations(tx: Tx, agent: Agent) -> int:
-    """How many generations there are from an agent down, itself included."""
-    here, count = [agent], 0
-    while here and count <= MAX_ANCESTRY_DEPTH:
+async def _count_generations(tx: Tx, agent: Agent) -> int:
+    """Return the number of generations from an agent down, including the agent."""
+    generation, count = [agent], 0
+    while generation and count <= MAX_ANCESTRY_DEPTH:
         count += 1
-        here = [child for one in here for child in await tx.agents.list_children(one.id)]
+        generation = [child for parent in generation for child in await tx.agents.list_children(parent.id)]
     return count

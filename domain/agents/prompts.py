@@ -1,4 +1,4 @@
-"""What a model agent is told first."""
+"""Build the first messages of a model agent's run."""
 
 from typing import Any
 
@@ -9,33 +9,34 @@ from domain.llms.messages import ChatMessage
 from domain.shared.placeholders import create_filler, format_value
 
 
-def build_messages(agent: Agent, given: Any) -> list[ChatMessage]:
-    """Who it is, and its task with the inputs. `{name}` in any of its texts is the input of that name.
+def build_messages(agent: Agent, payload: Any) -> list[ChatMessage]:
+    """Return the system message about the agent, and the user message with its task and inputs.
 
-    A task that comes alone is no text with places: it stays as somebody wrote it.
-
-    Errors: `invalid_field` when that comes to too much.
+    `{name}` in a text of the agent is replaced by the input of that name. A task without other inputs is not a template
+    and stays as it is. Errors: `invalid_field` if the texts become too long.
     """
-    inputs = dict(given) if isinstance(given, dict) else {}
+    inputs = dict(payload) if isinstance(payload, dict) else {}
     values = dict(inputs)
     filled = create_filler(values, "inputs")
     task = inputs.pop("task", None)
-    asked = format_value(task) if task is not None else ""
+    user_text = format_value(task) if task is not None else ""
     if inputs:
-        asked = filled(asked)
+        user_text = filled(user_text)
     if task is not None:
-        values["task"] = asked  # `{task}` in the agent's texts is what is asked
-    told = [
+        values["task"] = user_text  # replaces `{task}` in the agent's texts
+    sections = [
         f"You are {agent.role}." if agent.role else "",
         agent.backstory or "",
         f"Your goal: {agent.goal}" if agent.goal else "",
         agent.template_text or "",
         agent.instructions or "",
     ]
-    system = filled("\n\n".join(part for part in told if part))
+    system = filled("\n\n".join(section for section in sections if section))
     if inputs:
-        asked += ("\n\n" if asked else "") + "Inputs:\n" + msgspec.json.format(msgspec.json.encode(inputs)).decode()
+        user_text += (
+            ("\n\n" if user_text else "") + "Inputs:\n" + msgspec.json.format(msgspec.json.encode(inputs)).decode()
+        )
     return [
         *([ChatMessage(role="system", content=system)] if system else []),
-        ChatMessage(role="user", content=asked),
+        ChatMessage(role="user", content=user_text),
     ]

@@ -1,4 +1,4 @@
-"""What an agent is: an uploaded archive (`code`), or a model with instructions and tools (`llm`)."""
+"""Describe agents: an uploaded archive (`code`), or a model with instructions and tools (`llm`)."""
 
 import re
 from datetime import datetime
@@ -16,7 +16,7 @@ ConcurrencyPolicy = Literal["queue", "reject", "replace"]
 AGENT_NAME_PATTERN: Final = re.compile(r"[^\x00-\x1f/\\]{1,128}")
 RESERVED_AGENT_NAMES: Final = frozenset({".", "..", "executions"})
 MAX_TIMEOUT_SECONDS: Final = 3600
-# Agents that one slug finds, among which there is the one that is meant.
+# A slug may match several agents; at most this many are looked at.
 MAX_SLUG_MATCHES: Final = 50
 MAX_AGENT_STEPS: Final = 100
 AgentName = Annotated[str, Meta(min_length=1, max_length=128, examples=["my-agent"])]
@@ -27,13 +27,13 @@ EntityReference = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[
 ModelReference = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00]*$")]
 Temperature = Annotated[float, Meta(ge=0, le=2, examples=[0.7])]
 MaxTokens = Annotated[int, Meta(ge=1, le=1_000_000, examples=[2000])]
-MaxSteps = Annotated[int, Meta(ge=1, le=MAX_AGENT_STEPS, description="Calls of the model in one run at most.")]
+MaxSteps = Annotated[int, Meta(ge=1, le=MAX_AGENT_STEPS, description="Maximum number of model calls in one run.")]
 TimeoutSeconds = Annotated[int, Meta(ge=1, le=MAX_TIMEOUT_SECONDS, description="Seconds of wall time.", examples=[300])]
 ToolReferences = Annotated[
     list[EntityReference], Meta(max_length=64, examples=[["filesystem_read", "filesystem_write"]])
 ]
 
-# The fields that make an agent a model agent, and which a child takes from its parent where it has none.
+# The fields that make an agent a model agent. A child inherits those that it does not set.
 LLM_FIELDS: Final = (
     *("role", "goal", "backstory", "instructions", "provider", "model", "fallback_model", "temperature"),
     *("max_tokens", "max_steps", "timeout", "allow_delegation", "verbose", "template", "template_id"),
@@ -41,16 +41,17 @@ LLM_FIELDS: Final = (
 
 
 class Agent(msgspec.Struct, kw_only=True):
-    """An agent. `current_version_id` is what an execution of a `code` agent runs; its `status` follows its builds.
+    """Show an agent.
 
-    At most `max_concurrency` of its executions run at the same time. What happens to one more is
-    `concurrency_policy`: it waits (`queue`), is refused with 409 (`reject`), or the oldest that has not
-    ended is cancelled for it (`replace`). Without a `max_concurrency` there is no limit.
+    Executions of a `code` agent run the version `current_version_id`; its `status` follows its builds. At most
+    `max_concurrency` executions run at the same time. `concurrency_policy` decides about the next one: it waits
+    (`queue`), is refused with 409 (`reject`), or replaces the oldest unfinished one, which is cancelled (`replace`).
+    Without a `max_concurrency` there is no limit.
 
-    A model agent (`llm`) shows its own fields; null ones are its `parent`'s (`?resolved=true` shows what is in
-    force), and its tools are added to those of its parent. `max_tokens` bounds one answer, `max_steps` the calls of
-    the model in one run, `timeout` is in seconds. `fallback_model` is asked when `model` does not answer. What a
-    `template` says comes before the `instructions`; the text itself, `template_text`, is there with what is in force.
+    A model agent (`llm`) shows its own fields; null fields are inherited from its `parent` (`?resolved=true` shows the
+    effective values), and its tools are added to those of its parent. `max_tokens` limits one answer, `max_steps` the
+    model calls in one run, and `timeout` is in seconds. `fallback_model` is called if `model` does not answer. The text
+    of the `template` comes before the `instructions`; `template_text` is set only with the effective values.
     """
 
     id: str
@@ -87,7 +88,7 @@ class Agent(msgspec.Struct, kw_only=True):
 
 
 def build_unlisted_agent(name: str, user_id: str, tenant_id: str, at: datetime, **more: Any) -> Agent:
-    """A model agent of one run alone: it is in no catalogue, and has no id."""
+    """Build a model agent for a single run, which is not stored and has no id."""
     return Agent(
         id="",
         name=name,
@@ -104,11 +105,11 @@ def build_unlisted_agent(name: str, user_id: str, tenant_id: str, at: datetime, 
 
 
 class AgentSpec(Agent, kw_only=True):
-    """A model agent as one run has it, with all that it inherits.
+    """Describe a model agent for one run, with all inherited fields.
 
-    It may `delegate` to its `team` besides, by name; a `manager` must do so before it answers. `answer_schema` is the
-    JSON Schema of its answer, which is decoded then. `max_rpm` bounds the calls of models in a minute of the plan that
-    the run belongs to. The answer is written to `output_file` of the run's workspace too.
+    It may also delegate to its `team` by name; a `manager` must do so before it answers. `answer_schema` is the JSON
+    Schema of its answer, which is then decoded. `max_rpm` limits the model calls per minute of the run's plan. The
+    answer is also written to `output_file` in the run's workspace.
     """
 
     team: list[Agent] = msgspec.field(default_factory=list)
@@ -119,12 +120,12 @@ class AgentSpec(Agent, kw_only=True):
 
     @classmethod
     def from_agent(cls, agent: Agent, **more: Any) -> "AgentSpec":
-        """The spec of an agent that is resolved."""
+        """Return the spec of a resolved agent."""
         return cls(**{name: getattr(agent, name) for name in Agent.__struct_fields__}, **more)
 
 
 class ModelAgentFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What only a model agent has. `llm` is another name of `model`.
+    """Set the fields of a model agent. `llm` is another name for `model`.
 
     `model` names an entry of `/models`, or with `provider` a model of that provider; `template` one of `/templates`.
     """
@@ -148,15 +149,15 @@ class ModelAgentFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     parent: EntityReference | None | UnsetType = UNSET
 
     def collect_sent_fields(self) -> dict[str, Any]:
-        """The fields that were sent, by name."""
+        """Return the fields that were sent, by name."""
         values = {name: getattr(self, name) for name in ModelAgentFields.__struct_fields__}
         return {name: value for name, value in values.items() if value is not UNSET}
 
 
 class NewAgent(ModelAgentFields, kw_only=True, forbid_unknown_fields=True):
-    """What to create. The name is unique in the tenant and works wherever a path takes an agent.
+    """Create an agent. The name is unique in the tenant and can be used in every path that takes an agent.
 
-    With any field of a model agent it is one; without, it waits for an archive to be uploaded.
+    With any model field it becomes a model agent; without one it waits for an uploaded archive.
     """
 
     name: AgentName
@@ -166,7 +167,7 @@ class NewAgent(ModelAgentFields, kw_only=True, forbid_unknown_fields=True):
 
 
 class PatchAgent(ModelAgentFields, kw_only=True, forbid_unknown_fields=True):
-    """What to change. `archived` stops new executions, `ready` brings an archived agent back."""
+    """Change an agent. The status `archived` stops new executions; `ready` restores an archived agent."""
 
     name: AgentName | UnsetType = UNSET
     description: Description | None | UnsetType = UNSET
@@ -176,7 +177,7 @@ class PatchAgent(ModelAgentFields, kw_only=True, forbid_unknown_fields=True):
 
 
 class Agents(Protocol):
-    """The agents of the bound tenant."""
+    """Store the agents of the bound tenant."""
 
     async def add(self, agent: Agent) -> bool: ...
     async def find(self, reference: str, lock: bool | Literal["share"] = False) -> Agent | None: ...

@@ -1,4 +1,4 @@
-"""Agents: what a tenant runs."""
+"""Create, change and delete agents."""
 
 from typing import Literal
 
@@ -25,14 +25,14 @@ from domain.shared.pages import Listing, Page, build_listing
 
 
 def check_agent_name(name: str) -> str:
-    """A name that can stand in a path and in a log line. Errors: `invalid_field`."""
+    """Return a name that can be part of a path and of a log line. Errors: `invalid_field`."""
     return names.check_name(name, "agent", RESERVED_AGENT_NAMES, AGENT_NAME_PATTERN, "slashes or control characters")
 
 
 async def create_agent(tx: Tx, caller: Caller, data: NewAgent) -> Agent:
-    """Create an agent: a model agent is `ready` at once, another waits in `draft` for its archive.
+    """Create an agent: a model agent is `ready` at once, any other waits in `draft` for its archive.
 
-    Errors: `conflict` when the name is taken, `invalid_field` for unknown models, tools, templates and parents.
+    Errors: `conflict` for a taken name, `invalid_field` for unknown models, tools, templates and parents.
     """
     agent = Agent(
         id=ids.generate_id("agent"),
@@ -48,22 +48,22 @@ async def create_agent(tx: Tx, caller: Caller, data: NewAgent) -> Agent:
         created_at=tx.now,
         updated_at=tx.now,
     )
-    await _say(tx, agent, data)
+    await _set_model_fields(tx, agent, data)
     if not await tx.agents.add(agent):
         raise _name_taken(agent.name)
     return agent
 
 
-async def _say(tx: Tx, agent: Agent, data: ModelAgentFields) -> None:
-    """Take over what was said about the model. Errors: `invalid_field`."""
+async def _set_model_fields(tx: Tx, agent: Agent, data: ModelAgentFields) -> None:
+    """Set the model fields that were sent. Errors: `invalid_field`."""
     sent = data.collect_sent_fields()
     if not sent:
         return
     if agent.kind != "llm":
-        raise InvalidField(next(iter(sent)), "is for model agents; this one runs uploaded code.")
+        raise InvalidField(next(iter(sent)), "is allowed only for model agents; this agent runs uploaded code.")
     if "llm" in sent:
         if "model" in sent:
-            raise InvalidField("llm", "means model; send one of them.")
+            raise InvalidField("llm", "is another name for model. Send one of them.")
         sent["model"] = sent.pop("llm")
     if "parent" in sent:
         parent = None if sent["parent"] is None else await resolve_parent(tx, agent, sent["parent"])
@@ -77,7 +77,7 @@ async def _say(tx: Tx, agent: Agent, data: ModelAgentFields) -> None:
     if {"model", "provider"} & sent.keys() and agent.model is not None:
         await llms.resolve_model(tx, agent.model, agent.provider)
     if agent.provider is not None and agent.model is None:
-        raise InvalidField("provider", "says whose model it is; name the model too.")
+        raise InvalidField("provider", "needs a model. Send the model too.")
     if sent.get("fallback_model") is not None:
         try:
             await llms.resolve_model(tx, sent["fallback_model"])
@@ -89,14 +89,14 @@ async def _say(tx: Tx, agent: Agent, data: ModelAgentFields) -> None:
         agent.status = "ready" if (await resolve_agent(tx, agent)).model is not None else "draft"
 
 
-async def show_agent(tx: Tx, reference: str, in_force: bool) -> Agent:
-    """An agent as it was said, or as it is in force with what it inherits. Errors: `not_found`."""
+async def show_agent(tx: Tx, reference: str, resolve: bool) -> Agent:
+    """Return an agent as it was defined, or with the effective values that it inherits. Errors: `not_found`."""
     agent = await get_agent(tx, reference)
-    return await resolve_agent(tx, agent) if in_force else agent
+    return await resolve_agent(tx, agent) if resolve else agent
 
 
 async def get_agent(tx: Tx, reference: str, lock: bool | Literal["share"] = False) -> Agent:
-    """An agent by id or name. Errors: `not_found`."""
+    """Return an agent by id or name. Errors: `not_found`."""
     agent = await tx.agents.find(reference, lock)
     if agent is None:
         raise NotFound("agent", reference)
@@ -104,15 +104,17 @@ async def get_agent(tx: Tx, reference: str, lock: bool | Literal["share"] = Fals
 
 
 async def list_agents(tx: Tx, page: Page, status: AgentStatus | None, parent: str | None = None) -> Listing[Agent]:
-    """The tenant's agents, newest first; the children of one, if it is named. An unknown one has none."""
+    """List the tenant's agents, newest first, or the children of `parent`. An unknown parent has none."""
     if parent is None:
         return await tx.agents.list_page(page, status, None)
-    found = await tx.agents.find(parent)
-    return build_listing([], 0, page) if found is None else await tx.agents.list_page(page, status, found.id)
+    parent_agent = await tx.agents.find(parent)
+    if parent_agent is None:
+        return build_listing([], 0, page)
+    return await tx.agents.list_page(page, status, parent_agent.id)
 
 
 async def patch_agent(tx: Tx, reference: str, data: PatchAgent) -> Agent:
-    """Change what was sent. Errors: `not_found`, `conflict` for a taken name or nothing to bring back."""
+    """Change the fields that were sent. Errors: `not_found`, `conflict` for a taken name or nothing to restore."""
     agent = await get_agent(tx, reference, lock=True)
     if data.name is not UNSET:
         agent.name = check_agent_name(data.name)
@@ -122,7 +124,7 @@ async def patch_agent(tx: Tx, reference: str, data: PatchAgent) -> Agent:
         agent.max_concurrency = data.max_concurrency
     if data.concurrency_policy is not UNSET:
         agent.concurrency_policy = data.concurrency_policy
-    await _say(tx, agent, data)
+    await _set_model_fields(tx, agent, data)
     if data.status == "archived":
         agent.status = "archived"
     elif data.status == "ready" and agent.status == "archived":
@@ -130,29 +132,30 @@ async def patch_agent(tx: Tx, reference: str, data: PatchAgent) -> Agent:
         agent.status = "ready" if runs else "draft"
     elif data.status == "ready" and agent.status != "ready":
         if agent.kind == "llm":
-            raise Conflict("The agent has no model; it becomes ready when it or its parent names one.")
+            raise Conflict("The agent has no model. Set a model for it or its parent.")
         raise Conflict(f"The agent is {agent.status}; it becomes ready when a version of it is built.")
     agent.updated_at = tx.now
     if not await tx.agents.save(agent):
         raise _name_taken(agent.name)
     if data.max_concurrency is not UNSET:
-        # What waited for the old limit may run under the new one.
+        # Executions that waited for the old limit may run now.
         lane: Literal["run", "llm"] = "llm" if agent.kind == "llm" else "run"
         tx.ring_job(Job(lane=lane, row_id=agent.id, tenant_id=agent.tenant_id, attempt=0))
     return agent
 
 
 async def delete_agent(tx: Tx, reference: str) -> None:
-    """Remove an agent: its name is free again, its waiting and running executions are cancelled.
+    """Delete an agent. Its name becomes free, and its waiting and running executions are cancelled.
 
-    The record of its executions stays; its archives leave object storage soon, as they no longer count for the quota.
+    The records of its executions stay. Its archives are deleted from object storage soon and no longer count toward the
+    quota.
     """
     agent = await get_agent(tx, reference, lock=True)
     children = await tx.agents.list_children(agent.id)
     if children:
-        raise Conflict(f"The agent {children[0].name!r} inherits from this one.")
+        raise Conflict(f"The agent {children[0].name!r} inherits from this one. Change its parent first.")
     if named := await tx.schedules.list_names_by_target("agent", agent.id):
-        raise Conflict(f"The schedule {named[0]!r} starts this agent.")
+        raise Conflict(f"The schedule {named[0]!r} starts this agent. Delete or change it first.")
     for execution_id in await tx.executions.cancel_oldest(agent.id, 0, "The agent was deleted.", tx.now, True):
         tx.announce_status(execution_id, "cancelled")
     await tx.agents.delete(agent.id, tx.now)

@@ -1,4 +1,4 @@
-"""The registry of language models: which provider, at which address, with which key, at what price."""
+"""Manage the registry of language models, and describe calls of them."""
 
 from domain.llms.service import (
     ALL_PROVIDERS,

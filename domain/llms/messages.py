@@ -1,4 +1,4 @@
-"""What is said to language models and what they answer, in the terms that all providers share."""
+"""Describe calls of language models and their answers, in the terms that all providers share."""
 
 from collections.abc import Callable
 from typing import Any, Final, Literal
@@ -9,14 +9,14 @@ from domain.shared.secrets import Secret
 
 MessageRole = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
-# Which of OpenAI's two interfaces a model is asked over.
+# The OpenAI API over which a model is called.
 ModelApi = Literal["responses", "chat"]
 ModelErrorKind = Literal[
-    "rate_limited",  # 429: passes by itself, maybe after `retry_after`
-    "unavailable",  # 5xx, or nobody answers: passes by itself
+    "rate_limited",  # 429: ends on its own, maybe after `retry_after`
+    "unavailable",  # 5xx or no answer: ends on its own
     "timeout",  # no answer, or no next part, in time
-    "cut_off",  # the answer ended in the middle
-    "malformed",  # the answer is not what the provider's protocol says
+    "cut_off",  # the answer ended early
+    "malformed",  # the answer breaks the provider's protocol
     "refused",  # 4xx: the same request will be refused again
     "unauthorized",  # the key is missing or not accepted
     "not_allowed",  # the address is one that must not be reached from here
@@ -27,7 +27,7 @@ TRANSIENT_ERROR_KINDS: Final[frozenset[str]] = frozenset(
 
 
 class ModelToolCall(msgspec.Struct, frozen=True, kw_only=True):
-    """A call that a model asks for. `arguments` is JSON text as the model wrote it, valid or not."""
+    """Describe a tool call that a model requests. `arguments` is JSON text as the model wrote it, valid or not."""
 
     id: str
     name: str
@@ -35,9 +35,10 @@ class ModelToolCall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProviderParts(msgspec.Struct, frozen=True, kw_only=True):
-    """An answer as its provider wrote it, with reasoning that it wants back to go on: signed, sealed, or by id.
+    """Hold an answer in its provider's format, with reasoning that the provider needs back: signed, sealed, or by id.
 
-    `writer` is who wrote it: nobody else is given these. What the parts hold is the business of `infra.llm` alone.
+    `writer` names the provider and model that wrote it; the parts are sent to no other. Only `infra.llm` knows their
+    content.
     """
 
     writer: str
@@ -45,7 +46,10 @@ class ProviderParts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """One message. `tool_call_id` and `name` belong to role `tool`, `tool_calls` and the last to role `assistant`."""
+    """Describe one message of a conversation.
+
+    `tool_call_id` and `name` belong to the role `tool`; `tool_calls` and `provider_parts` to the role `assistant`.
+    """
 
     role: MessageRole
     content: str = ""
@@ -56,7 +60,10 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A tool as a model sees it. `parameters` is a JSON Schema of type object; the name fits `[A-Za-z0-9_-]{1,64}`."""
+    """Describe a tool as a model sees it.
+
+    `parameters` is a JSON Schema of type object; the name matches `[A-Za-z0-9_-]{1,64}`.
+    """
 
     name: str
     description: str
@@ -64,10 +71,10 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelTarget(msgspec.Struct, frozen=True, kw_only=True):
-    """A model to call. `name` is its name in the registry, `model` the provider's own name for it.
+    """Describe the model to call. `name` is its name in the registry, `model` the provider's name for it.
 
-    `base_url` None means the provider's usual one. `price` is dollars per million tokens where it was set by hand.
-    `api` None leaves to the provider's habit which interface is used.
+    Without a `base_url` or an `api`, the provider's default is used. `price` is in dollars per million tokens, if set
+    by hand.
     """
 
     name: str
@@ -81,7 +88,7 @@ class ModelTarget(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelPrice(msgspec.Struct, frozen=True, kw_only=True):
-    """US dollars per million tokens. Cached prompt tokens cost as much as others unless told."""
+    """Set a price in US dollars per million tokens. Without `cached_input`, cached prompt tokens cost the same."""
 
     input: float
     output: float
@@ -89,7 +96,7 @@ class ModelPrice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How to answer. None leaves it to the provider. `schema` asks for JSON of that JSON Schema."""
+    """Set how the model answers. None means the provider's default. `schema` requests JSON of that JSON Schema."""
 
     temperature: float | None = None
     max_tokens: int | None = None
@@ -104,9 +111,9 @@ class ModelOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
-    """One call of a model. `timeout` is in seconds, for the next part of the answer.
+    """Describe one call of a model. `timeout` is in seconds, for the next part of the answer.
 
-    `on_sent` is called once the request has gone out: from then on its prompt is owed.
+    `on_sent` is called once the request is sent: from then on its prompt has to be paid.
     """
 
     target: ModelTarget
@@ -118,7 +125,7 @@ class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens of one call. Cached ones are part of the prompt's, reasoning ones part of the completion's."""
+    """Count the tokens of one call. The prompt's include cached tokens, the completion's include reasoning tokens."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -127,24 +134,24 @@ class ModelUsage(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def total_tokens(self) -> int:
-        """Prompt and completion."""
+        """Return the tokens of prompt and completion."""
         return self.prompt_tokens + self.completion_tokens
 
 
 class TextDelta(msgspec.Struct, frozen=True):
-    """A piece of the answer's text."""
+    """Hold a piece of the answer's text."""
 
     text: str
 
 
 class ReasoningDelta(msgspec.Struct, frozen=True):
-    """A piece of what a model thinks aloud. No part of its answer."""
+    """Hold a piece of a model's reasoning, which is not part of its answer."""
 
     text: str
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True):
-    """A piece of a tool call: `id` and `name` come with the first piece of call number `index`."""
+    """Hold a piece of a tool call; `id` and `name` come with the first piece of call number `index`."""
 
     index: int
     id: str | None = None
@@ -153,7 +160,7 @@ class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReportedUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens of the call so far, as the provider reports them; None where it does not, or what it says cannot be."""
+    """Count the tokens so far as the provider reports them; None for a missing or impossible number."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -162,13 +169,13 @@ class ReportedUsage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReplyNotice(msgspec.Struct, frozen=True):
-    """What was odd about an answer that counts all the same. For the log of the run."""
+    """Describe an irregularity of an answer that is still valid, for the log of the run."""
 
     message: str
 
 
 class ModelReply(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole answer, always the last part. `usage` is None when the provider did not report all of it."""
+    """Hold the whole answer, always the last part. `usage` is None if the provider did not report all of it."""
 
     message: ChatMessage
     finish: FinishReason
@@ -179,9 +186,9 @@ ReplyPart = TextDelta | ReasoningDelta | ToolCallDelta | ReportedUsage | ReplyNo
 
 
 class ModelError(Exception):
-    """A model did not answer as it should. `retry_after` is in seconds, where the provider said so.
+    """Report that a call of a model failed. `retry_after` is in seconds, if the provider sent it.
 
-    `tool` is the name of the tool that the provider refuses, where it said which.
+    `tool` is the name of the tool that the provider refuses, if it names one.
     """
 
     def __init__(self, kind: ModelErrorKind, message: str, retry_after: float | None = None) -> None:
@@ -191,9 +198,9 @@ class ModelError(Exception):
 
     @property
     def is_transient(self) -> bool:
-        """Whether the same call may well succeed later."""
+        """Return whether the same call is likely to succeed later."""
         return self.kind in TRANSIENT_ERROR_KINDS
 
 
 class ToolFailed(Exception):
-    """A tool did not do what it was asked. The message is for the model that asked, and for the log."""
+    """Report that a tool call failed. The message is for the model that called it, and for the log."""

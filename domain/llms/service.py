@@ -1,4 +1,4 @@
-"""The registry of language models: which provider, at which address, with which key, at what price."""
+"""Manage the registry of language models: the provider, address, key and price of each."""
 
 import math
 import re
@@ -19,19 +19,19 @@ from domain.shared.pages import Listing, Page
 
 Provider = Literal["openai", "anthropic", "deepseek", "ollama", "databricks", "openai_compatible", "local"]
 ALL_PROVIDERS: Final[tuple[Provider, ...]] = get_args(Provider)
-# Their addresses differ for everybody.
+# Every customer has another address there.
 PROVIDERS_WITH_URL: Final = frozenset({"openai_compatible", "databricks"})
 # The model that comes with Paddock.
 LOCAL_MODEL_NAME: Final = "smollm2"
 MAX_MODEL_PARAMETERS: Final = 50
-_KNOWN: Final[tuple[tuple[re.Pattern[str], Provider], ...]] = (
+_PROVIDER_PATTERNS: Final[tuple[tuple[re.Pattern[str], Provider], ...]] = (
     (re.compile(r"(gpt-|chatgpt-|text-|o\d)"), "openai"),
     (re.compile(r"claude-"), "anthropic"),
     (re.compile(r"deepseek-"), "deepseek"),
     (re.compile(r"databricks-"), "databricks"),
 )
-# What a call decides after it was allowed for: another model would answer than the one that is paid for, another prompt
-# than the one that was counted, more or longer answers than what was held for it. No parameter of a model, by any name.
+# Set for each call after its budget is reserved. As parameters of a model they would change which model answers, the
+# prompt that was counted, or the number and length of the answers. They are refused under every spelling.
 RESERVED_PARAMETERS: Final = frozenset(
     {"model", "models", "fallbacks", "route", "messages", "system", "input", "prompt", "instructions", "conversation"}
     | {"conversation_id", "previous_response_id", "stream", "stream_options", "tools", "native_tools", "mcp_servers"}
@@ -39,14 +39,14 @@ RESERVED_PARAMETERS: Final = frozenset(
     | {"max_new_tokens", "max_tokens_to_sample", "max_gen_len", "max_length", "container"}
     | {"timeout", "transport", "extra_headers", "extra_query", "headers", "api_base", "base_url"}
 )
-# How long an answer may be, which a call bounds further: a parameter by these names alone.
-_MOST_TOKENS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-# Dollars per million tokens below which a price is none: no budget would ever stop such a model.
+# The limit of an answer, which a call may lower: a parameter only under these names.
+_TOKEN_LIMIT_NAMES: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+# Dollars per million tokens. A lower price counts as free: no budget would ever stop that model.
 MIN_BUDGETED_PRICE: Final = 0.001
-_SECRETS: Final = re.compile(r"(?i)(api_?key|authorization|password|secret|(access|auth|bearer)_token)")
-# Where a word begins in `maxTokens`.
-_CAPITAL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_NUMBERS: Final = {
+_SECRET_NAMES: Final = re.compile(r"(?i)(api_?key|authorization|password|secret|(access|auth|bearer)_token)")
+# Finds where a word begins in `maxTokens`.
+_CAMEL_CASE_BOUNDARY: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_NUMBER_RANGES: Final = {
     "temperature": (0, 2),
     "top_p": (0, 1),
     "presence_penalty": (-2, 2),
@@ -66,7 +66,7 @@ Dollars = Annotated[float, Meta(ge=0, le=1_000_000, description="US dollars per 
 
 
 class NewModelPrice(ModelPrice, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """US dollars per million tokens. Cached prompt tokens cost as much as others unless told."""
+    """Set a price in US dollars per million tokens. Without `cached_input`, cached prompt tokens cost the same."""
 
     input: Dollars
     output: Dollars
@@ -74,11 +74,11 @@ class NewModelPrice(ModelPrice, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Model(msgspec.Struct, kw_only=True):
-    """A model that agents can be given. `model` is the provider's own name for it, `price` wins over known prices.
+    """Describe a model for agents. `model` is the provider's name for it; `price` overrides known prices.
 
-    `api` is which of OpenAI's interfaces is used, null for the provider's habit: `responses` for OpenAI, else `chat`.
-    `parameters` hold for each call that does not say otherwise. `api_key_name` is a provider key's slug;
-    without one, the tenant's only key whose `service` is the provider is used, if there is one.
+    `api` selects OpenAI's API, null the provider's default: `responses` for OpenAI, else `chat`.
+    `parameters` apply to each call that does not override them. `api_key_name` is the slug of a provider key;
+    without it, the tenant's only key whose `service` is the provider is used, if any.
     """
 
     id: str
@@ -96,7 +96,7 @@ class Model(msgspec.Struct, kw_only=True):
 
 
 class NewModel(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What to register. The name is unique in the tenant and works wherever a model is named."""
+    """Register a model. The name is unique in the tenant; use it wherever a model is expected."""
 
     name: Annotated[EntryName, Meta(examples=["custom-gpt-4"])]
     provider: ProviderName
@@ -109,7 +109,7 @@ class NewModel(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PatchModel(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What to change. `parameters` and `price` are replaced as a whole."""
+    """Change a model. `parameters` and `price` are replaced as a whole."""
 
     name: EntryName | UnsetType = UNSET
     provider: ProviderName | UnsetType = UNSET
@@ -122,14 +122,14 @@ class PatchModel(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ResolvedModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A model to call and its key as it lies in the database, if there is one. `model.id` is empty if unregistered."""
+    """Hold a model to call, and its encrypted key, if any. `model.id` is empty if the model is not registered."""
 
     model: Model
     sealed_key: bytes | None
 
 
 class Llms(Protocol):
-    """The models of the bound tenant."""
+    """Store the models of the bound tenant."""
 
     async def add(self, model: Model) -> bool: ...
     async def find(self, reference: str, lock: bool = False) -> Model | None: ...
@@ -139,84 +139,88 @@ class Llms(Protocol):
 
 
 def check_base_url(field: str, url: str) -> str:
-    """An address that a path can be put behind. Errors: `invalid_field`."""
+    """Return a URL to which a path can be appended. Errors: `invalid_field`."""
     try:
         parts = urlsplit(url)
         port_is_right = parts.port != 0
     except ValueError:
-        raise InvalidField(field, "is not a URL.") from None
+        raise InvalidField(field, "must be a valid URL.") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_right:
         raise InvalidField(field, "must begin with http:// or https:// and name a host.")
     if "@" in parts.netloc:
-        raise InvalidField(field, "must not hold a user or a password; keys are kept under /provider-keys.")
+        raise InvalidField(field, "must not contain a user or a password. Store keys under /provider-keys.")
     if parts.query or parts.fragment or not re.fullmatch(r"[!-~]+", url) or set(url) & set('\\"<>^`{|}'):
-        raise InvalidField(field, "must be ASCII without a query, a fragment or a space.")
+        raise InvalidField(field, "must be ASCII, without a query, a fragment or spaces.")
     return url
 
 
 def check_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Parameters with those that are known of the right type; others pass. Errors: `invalid_field` naming all."""
-    wrong: list[FieldError] = []
+    """Return parameters whose known ones have the right type; unknown ones pass.
+
+    Errors: `invalid_field` names every parameter at fault.
+    """
+    errors: list[FieldError] = []
     for name, value in parameters.items():
-        why = _wrong(name, value)
-        if why is not None:
-            wrong.append(FieldError(field=f"parameters.{name}", message=why))
-    if wrong:
-        raise InvalidFields(wrong)
+        problem = _find_parameter_problem(name, value)
+        if problem is not None:
+            errors.append(FieldError(field=f"parameters.{name}", message=problem))
+    if errors:
+        raise InvalidFields(errors)
     if len(msgspec.json.encode(parameters)) > 16 * 1024:
         raise InvalidField("parameters", "must be at most 16 KiB of JSON.")
     return parameters
 
 
 def find_token_limit(parameters: dict[str, Any]) -> int | None:
-    """Return how long an answer may be by the parameters of a model, by whichever name, `extra_body` included."""
+    """Return the lowest token limit in the parameters of a model, under any of its names, also in `extra_body`."""
     extra = parameters.get("extra_body")
     sources = [parameters, extra if isinstance(extra, dict) else {}]
-    given = [source[name] for source in sources for name in _MOST_TOKENS if name in source]
-    return min((value for value in given if type(value) is int and value > 0), default=None)
+    limits = [source[name] for source in sources for name in _TOKEN_LIMIT_NAMES if name in source]
+    return min((value for value in limits if type(value) is int and value > 0), default=None)
 
 
-def _wrong(name: str, value: Any, within: str | None = None) -> str | None:
-    """Return what is wrong with a parameter, or with one `within` another."""
-    # Servers that fold names, and names that a library has for one provider, mean the same.
-    plain = _CAPITAL.sub("_", name.strip()).lower().replace("-", "_")
+def _find_parameter_problem(name: str, value: Any, within: str | None = None) -> str | None:
+    """Return what is wrong with a parameter, or with one inside the parameter `within`."""
+    # Some servers ignore case and dashes, and libraries have prefixed names for one provider.
+    plain = _CAMEL_CASE_BOUNDARY.sub("_", name.strip()).lower().replace("-", "_")
     bare = plain.removeprefix("openai_").removeprefix("anthropic_")
-    if bare in RESERVED_PARAMETERS or (plain != name and plain in (*_MOST_TOKENS, "extra_body")):
-        return "is set for each call; it is no parameter of a model."
-    if within is not None and plain in _MOST_TOKENS:
-        return "bounds the answer: give it as a parameter by itself, as max_tokens."
+    if bare in RESERVED_PARAMETERS or (plain != name and plain in (*_TOKEN_LIMIT_NAMES, "extra_body")):
+        return "is set for each call and cannot be a parameter of a model."
+    if within is not None and plain in _TOKEN_LIMIT_NAMES:
+        return "limits the answer. Send it as the parameter max_tokens instead."
     if within is not None and plain == "extra_body":
-        return "must not be within itself."
-    if _SECRETS.fullmatch(name):
-        return "looks like a secret; keep it under /provider-keys and name it in api_key_name."
+        return "must not contain itself."
+    if _SECRET_NAMES.fullmatch(name):
+        return "looks like a secret. Store it under /provider-keys and name it in api_key_name."
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if name in _NUMBERS and not (is_number and _NUMBERS[name][0] <= value <= _NUMBERS[name][1]):
-        return f"must be a number from {_NUMBERS[name][0]} to {_NUMBERS[name][1]}."
-    if name in (*_MOST_TOKENS, "top_k") and not (type(value) is int and 1 <= value <= 10_000_000):
+    if name in _NUMBER_RANGES and not (is_number and _NUMBER_RANGES[name][0] <= value <= _NUMBER_RANGES[name][1]):
+        return f"must be a number from {_NUMBER_RANGES[name][0]} to {_NUMBER_RANGES[name][1]}."
+    if name in (*_TOKEN_LIMIT_NAMES, "top_k") and not (type(value) is int and 1 <= value <= 10_000_000):
         return "must be a whole number from 1 to 10000000."
     if name == "seed" and not (type(value) is int and abs(value) < 2**63):
         return "must be a whole number."
     if name == "parallel_tool_calls" and not isinstance(value, bool):
         return "must be true or false."
-    many = [value] if isinstance(value, str) else value
+    texts = [value] if isinstance(value, str) else value
     if name in ("stop", "stop_sequences") and not (
-        isinstance(many, list) and all(isinstance(one, str) for one in many)
+        isinstance(texts, list) and all(isinstance(text, str) for text in texts)
     ):
-        return "must be a text or a list of texts."
+        return "must be a string or a list of strings."
     if name == "logit_bias" and not isinstance(value, dict):
         return "must be an object."
     if name == "extra_body":
-        # What goes to the provider as it stands. The same must not be said there either.
+        # It is sent to the provider unchanged, so the same rules apply to its content.
         if not isinstance(value, dict):
             return "must be an object."
-        return next((f"{one!r} {why}" for one, inner in value.items() if (why := _wrong(one, inner, name))), None)
+        problems = ((inner, _find_parameter_problem(inner, entry, name)) for inner, entry in value.items())
+        return next((f"{inner!r} {problem}" for inner, problem in problems if problem), None)
     return None
 
 
-def _check(model: Model) -> None:
+def _check_model(model: Model) -> None:
     names.check_name(model.name, "model", pattern=names.MODEL_NAME_PATTERN, forbidden="control characters")
     if "" in model.name.split("/"):
-        raise InvalidField("name", "must not begin or end with /, or hold // : it stands in paths.")
+        raise InvalidField("name", "must not begin or end with /, or contain //.")
     check_parameters(model.parameters)
     if model.base_url is not None:
         check_base_url("base_url", model.base_url)
@@ -225,13 +229,15 @@ def _check(model: Model) -> None:
     if model.provider == "local":
         for field in ("base_url", "api_key_name"):
             if getattr(model, field) is not None:
-                raise InvalidField(field, "has no effect on the local model, which runs here and asks for no key.")
+                raise InvalidField(
+                    field, "has no effect on the local model, which runs here without a key. Leave it out."
+                )
     if model.api is not None and model.provider in ("anthropic", "local"):
-        raise InvalidField("api", f"has no effect on models of {model.provider}: there is one interface to them.")
+        raise InvalidField("api", f"has no effect on models of {model.provider}, which has only one API. Leave it out.")
 
 
 def _check_price(caller: Caller, model: Model) -> None:
-    """Refuse a price that no budget counts to those who may not change budgets. The local model is free anyhow."""
+    """Refuse a price that no budget counts, unless the caller may change budgets. The local model is always free."""
     price = model.price
     if price is None or model.provider == "local":
         return
@@ -240,12 +246,12 @@ def _check_price(caller: Caller, model: Model) -> None:
         try:
             require_scope(caller, "write:costs")
         except DomainError as error:
-            told = f"`price`: below {MIN_BUDGETED_PRICE} dollars no budget counts it, which only 'write:costs' may say."
-            raise Forbidden(f"{told} {error.detail}", "missing_scope") from None
+            reason = f"No budget counts a `price` below {MIN_BUDGETED_PRICE} dollars, so it needs 'write:costs'."
+            raise Forbidden(f"{reason} {error.detail}", "missing_scope") from None
 
 
 async def create_model(tx: Tx, caller: Caller, data: NewModel) -> Model:
-    """Register a model. Errors: `conflict` when the name is taken, `invalid_field` for an unknown key."""
+    """Register a model. Errors: `conflict` for a taken name, `invalid_field` for an unknown key."""
     model = Model(
         id=ids.generate_id("model"),
         name=data.name,
@@ -260,7 +266,7 @@ async def create_model(tx: Tx, caller: Caller, data: NewModel) -> Model:
         created_at=tx.now,
         updated_at=tx.now,
     )
-    _check(model)
+    _check_model(model)
     _check_price(caller, model)
     if model.api_key_name is not None:
         model.api_key_name = await provider_keys.resolve_key_slug(tx, model.api_key_name, "api_key_name")
@@ -290,7 +296,7 @@ async def add_local_model(tx: Tx, tenant_id: str) -> None:
 
 
 async def get_model(tx: Tx, reference: str, lock: bool = False) -> Model:
-    """A model by id or name. Errors: `not_found`."""
+    """Return a model by id or name. Errors: `not_found`."""
     model = await tx.llms.find(reference, lock)
     if model is None:
         raise NotFound("model", reference)
@@ -298,20 +304,20 @@ async def get_model(tx: Tx, reference: str, lock: bool = False) -> Model:
 
 
 async def list_models(tx: Tx, page: Page, provider: Provider | None) -> Listing[Model]:
-    """The tenant's models, newest first."""
+    """List the tenant's models, newest first."""
     return await tx.llms.list_page(page, provider)
 
 
 async def patch_model(tx: Tx, caller: Caller, reference: str, data: PatchModel) -> Model:
-    """Change what was sent. Errors: `not_found`, `conflict` for a taken name, `invalid_field`."""
+    """Change the fields that were sent. Errors: `not_found`, `conflict` for a taken name, `invalid_field`."""
     model = await get_model(tx, reference, lock=True)
     for field in PatchModel.__struct_fields__:
         value = getattr(data, field)
         if value is not UNSET:
             setattr(model, field, value)
-    _check(model)
+    _check_model(model)
     if any(getattr(data, field) is not UNSET for field in ("price", "provider", "model", "base_url")):
-        # A model that is free must not become another one that is not.
+        # A free model must not become one that costs money.
         _check_price(caller, model)
     if model.api_key_name is not None and data.api_key_name is not UNSET:
         model.api_key_name = await provider_keys.resolve_key_slug(tx, model.api_key_name, "api_key_name")
@@ -327,24 +333,26 @@ async def delete_model(tx: Tx, reference: str) -> None:
 
 
 async def resolve_model(tx: Tx, name: str, provider: str | None = None) -> ResolvedModel:
-    """The model that an agent means, registered or not, and its key. A key that is missing is no error here.
+    """Return the model that an agent names, registered or not, and its key. A missing key is not an error here.
 
-    `name` is one of the registry, a provider's own name of a model, or `provider/name` as LiteLLM and CrewAI write it.
-    Errors: `invalid_field` (`model`, `provider`) when nothing tells whose model that is.
+    `name` is a name in the registry, a provider's name of a model, or `provider/name` as LiteLLM and CrewAI write it.
+    Errors: `invalid_field` (`model`, `provider`) if the provider cannot be determined.
     """
     model = await tx.llms.find(name)
     if model is None:
-        asked = name
-        before, _, rest = name.partition("/")
-        if rest and before in ALL_PROVIDERS and provider in (None, before):
-            name, provider = rest, before
+        reference = name
+        prefix, _, rest = name.partition("/")
+        if rest and prefix in ALL_PROVIDERS and provider in (None, prefix):
+            name, provider = rest, prefix
             model = await tx.llms.find(name)
         if model is None:
-            model = _unregistered(name, provider, tx.now, asked)
+            model = _guess_model(name, provider, tx.now, reference)
         elif provider != model.provider:
-            raise InvalidField("model", _unknown_model(asked))
+            raise InvalidField("model", _explain_unknown_model(reference))
     elif provider not in (None, model.provider):
-        raise InvalidField("provider", f"the model {model.name!r} is registered with the provider {model.provider!r}.")
+        raise InvalidField(
+            "provider", f"must be {model.provider!r}, with which the model {model.name!r} is registered."
+        )
     if model.provider == "local":
         sealed = None
     elif model.api_key_name is None:
@@ -354,29 +362,29 @@ async def resolve_model(tx: Tx, name: str, provider: str | None = None) -> Resol
     return ResolvedModel(model=model, sealed_key=sealed)
 
 
-def _unknown_model(name: str) -> str:
-    """Say what to register for a name that nothing is known of, and how it is referred to then."""
-    own = name.partition("/")[2] or name
+def _explain_unknown_model(name: str) -> str:
+    """Return what to register for an unknown name, and how agents refer to it afterwards."""
+    provider_name = name.partition("/")[2] or name
     return (
-        f"there is no model {name!r}: register one of that name under /models, with its provider, the provider's name "
-        f"for it (such as {own!r}) and its base_url if it has one; then {name!r} refers to it."
+        f"names no known model: {name!r}. Register a model with that name under /models, with its provider, the "
+        f"provider's name for it (for example {provider_name!r}) and its base_url if it has one."
     )
 
 
-def _unregistered(name: str, provider: str | None, now: datetime, asked: str) -> Model:
-    known = [one for one in ALL_PROVIDERS if one == provider]
-    if provider is not None and not known:
+def _guess_model(name: str, provider: str | None, now: datetime, reference: str) -> Model:
+    named = [candidate for candidate in ALL_PROVIDERS if candidate == provider]
+    if provider is not None and not named:
         raise InvalidField("provider", f"must be one of {', '.join(ALL_PROVIDERS)}.")
-    guessed = known or [one for pattern, one in _KNOWN if pattern.match(name)]
-    if not guessed:
-        raise InvalidField("model", _unknown_model(asked))
-    if guessed[0] in PROVIDERS_WITH_URL:
-        told = f"{asked!r} needs the address of its provider: register it under /models with a base_url, by this name."
-        raise InvalidField("model", told)
+    guesses = named or [candidate for pattern, candidate in _PROVIDER_PATTERNS if pattern.match(name)]
+    if not guesses:
+        raise InvalidField("model", _explain_unknown_model(reference))
+    if guesses[0] in PROVIDERS_WITH_URL:
+        message = f"{reference!r} needs an address. Register a model with this name and a base_url under /models."
+        raise InvalidField("model", message)
     return Model(
         id="",
         name=name,
-        provider=guessed[0],
+        provider=guesses[0],
         model=name,
         base_url=None,
         api_key_name=None,

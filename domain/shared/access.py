@@ -1,4 +1,4 @@
-"""Who may do what: roles, the scopes they carry, and the caller of a request."""
+"""Define roles, the scopes that they grant, and the caller of a request."""
 
 from typing import Final, Literal
 
@@ -6,7 +6,7 @@ import msgspec
 
 from domain.shared.errors import Forbidden
 
-# The tenant of whoever runs the installation: the only one that sees all queues and workers.
+# The tenant of the operators of the installation: the only tenant that sees all queues and workers.
 OPERATOR_TENANT_ID: Final = "default"
 
 Role = Literal["admin", "member", "viewer"]
@@ -33,9 +33,9 @@ SCOPES_BY_ROLE: Final[dict[Role, frozenset[str]]] = {
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
-    """An authenticated caller, as every use case receives it.
+    """Describe an authenticated caller, as every use case receives it.
 
-    `scopes` are those in force now: what the role allows, cut down to what the key carries.
+    `scopes` are the effective ones: what the role allows, limited to what the API key carries.
     `key_id` is set for API keys, `session_id` for bearer tokens from a login.
     """
 
@@ -50,12 +50,12 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_admin(self) -> bool:
-        """Whether this caller administers its tenant. A key needs the scope as well as its owner the role."""
+        """Return whether this caller administers its tenant. A key needs the scope, and its owner the role."""
         return "admin" in self.scopes
 
 
 def limit_scopes(role: Role, key_scopes: frozenset[str] | None) -> frozenset[str]:
-    """What a caller may do: never more than the role of the user allows today, whatever a key was given."""
+    """Return the effective scopes: never more than the user's role allows now, even if the key carries more."""
     return SCOPES_BY_ROLE[role] if key_scopes is None else SCOPES_BY_ROLE[role] & key_scopes
 
 
@@ -69,4 +69,4 @@ def require_scope(caller: Caller, scope: str) -> None:
         return
     if scope == "account" and caller.key_id is None:
         return
-    raise Forbidden(f"This needs the scope {scope!r}, which the caller does not hold.", "missing_scope")
+    raise Forbidden(f"This needs the scope {scope!r}, which this caller does not have.", "missing_scope")

@@ -1,6 +1,6 @@
-"""Errors the domain raises: a stable code, a sentence for a person, and the fields at fault.
+"""Define the errors that the domain raises: a stable code, a sentence for a person, and the fields at fault.
 
-No HTTP here. `api/errors.py` maps each code to a status, workers map them to a settled row.
+They know nothing of HTTP. `api/errors.py` maps each code to a status; workers map it to a settled row.
 """
 
 import re
@@ -46,45 +46,51 @@ ERROR_CODES: Final = frozenset(
     }
 )
 
-# What passes by itself or with an operator's hand, and says nothing about what was asked: work waits and goes on.
+# Outages that end on their own or when an operator acts, and that no request caused: work waits and then continues.
 DATABASE_OUTAGE_CODES: Final = frozenset(
     {"unavailable", "database_busy", "database_read_only", "database_slow", "database_unsafe", "storage_full"}
 )
 OUTAGE_CODES: Final = DATABASE_OUTAGE_CODES | {"storage_unavailable"}
 
 MAX_FIELD_ERRORS: Final = 20
-# What `domain.shared.times` reads, in place of the type that msgspec names.
+# Replaces the type that msgspec names: `domain.shared.times` reads more forms.
 TIME_RULE: Final = "must be a date or a time, for example 2030-01-01, 2030-01-01T00:00:00Z or 1893456000."
-# What msgspec shows as a regex, in words: what texts of ours may not hold.
-_IN_WORDS: Final = {
-    repr(pattern): told
-    for pattern, told in (
-        (r"^[^\x00]*$", "must not hold the character U+0000."),
-        (r"^[^\x00-\x1f]*$(?!\n)", "must not hold line breaks or other control characters."),
-        (r"^[^\x00-\x20\x7f]+(?!\n)$", "must not hold spaces or control characters."),
-        (r"^[A-Za-z0-9][A-Za-z0-9_.-]*(?!\n)$", "must be letters A to Z, digits, _, . and -."),
-        (r"^[a-z0-9][a-z0-9_-]*(?!\n)$", "must be small letters a to z, digits, _ and -."),
+# Sentences for the patterns of our fields, which msgspec shows as regular expressions.
+_PATTERN_MESSAGES: Final = {
+    repr(pattern): message
+    for pattern, message in (
+        (r"^[^\x00]*$", "must not contain the character U+0000."),
+        (r"^[^\x00-\x1f]*$(?!\n)", "must not contain line breaks or other control characters."),
+        (r"^[^\x00-\x20\x7f]+(?!\n)$", "must not contain spaces or control characters."),
+        (
+            r"^[A-Za-z0-9][A-Za-z0-9_.-]*(?!\n)$",
+            "must be letters, digits, _, . and -, a letter or digit first.",
+        ),
+        (
+            r"^[a-z0-9][a-z0-9_-]*(?!\n)$",
+            "must be lower-case letters, digits, _ and -, a letter or digit first.",
+        ),
     )
 }
-_PLACE: Final = re.compile(r"(.*) - at (?:`?key`? in )?`\$\.?(.*)`", re.DOTALL)
-_NAMED: Final = (
+_LOCATED_MESSAGE: Final = re.compile(r"(.*) - at (?:`?key`? in )?`\$\.?(.*)`", re.DOTALL)
+_FIELD_MESSAGES: Final = (
     ("Object missing required field `", "is required."),
-    ("Object contains unknown field `", "is not a field here."),
+    ("Object contains unknown field `", "is not a known field."),
 )
 
 
 class FieldError(msgspec.Struct, frozen=True, kw_only=True):
-    """One field of a request and what is wrong with it."""
+    """Name one field of a request and what is wrong with it."""
 
     field: str
     message: str
 
 
 class DomainError(Exception):
-    """A rule was broken.
+    """Report that a rule was broken.
 
-    `code` is one of `CODES`, `detail` a full sentence, `errors` the fields at fault if any,
-    `retry_after` seconds for errors that pass by themselves.
+    `code` is one of `ERROR_CODES`, `detail` a full sentence, `errors` the fields at fault if any,
+    `retry_after` seconds for errors that end on their own.
     """
 
     def __init__(
@@ -140,19 +146,19 @@ class Forbidden(DomainError):
 
 
 def field_error_from_msgspec(sentence: str, within: str = "") -> FieldError:
-    """From what msgspec says of a body to the field it means, below `within`, and what is wrong with it.
+    """Convert msgspec's message about a body to the field that it means, below `within`, and what is wrong with it.
 
-    It names missing and unknown fields in the sentence, and the place at its end: `… - at `$.a[...].b``.
+    msgspec names missing and unknown fields in the message, and the path at its end: `… - at `$.a[...].b``.
     """
-    place = _PLACE.fullmatch(sentence)
-    said, path = (place[1], place[2]) if place is not None else (sentence, "")
-    for begin, told in _NAMED:
-        if said.startswith(begin):
-            name = said.removeprefix(begin).split("`")[0][:200]
-            return FieldError(field=_joined(within, path, name), message=told)
-    said = TIME_RULE if "datetime" in said else _IN_WORDS.get(said.rpartition(" regex ")[2], said)
-    return FieldError(field=_joined(within, path) or "body", message=said)
+    match = _LOCATED_MESSAGE.fullmatch(sentence)
+    message, path = (match[1], match[2]) if match is not None else (sentence, "")
+    for beginning, replacement in _FIELD_MESSAGES:
+        if message.startswith(beginning):
+            name = message.removeprefix(beginning).split("`")[0][:200]
+            return FieldError(field=_join_path(within, path, name), message=replacement)
+    message = TIME_RULE if "datetime" in message else _PATTERN_MESSAGES.get(message.rpartition(" regex ")[2], message)
+    return FieldError(field=_join_path(within, path) or "body", message=message)
 
 
-def _joined(*parts: str) -> str:
+def _join_path(*parts: str) -> str:
     return ".".join(filter(None, parts)).replace(".[", "[")

@@ -1,7 +1,7 @@
-"""Idempotency keys: a POST that creates, sent twice with one key, happens once.
+"""Describe idempotency keys: a POST that creates, sent twice with one key, creates once.
 
-The key is claimed and its answer stored in the transaction of the work itself, so that either both
-are there or neither is. Draft: draft-ietf-httpapi-idempotency-key-header-07.
+The key is claimed and its response stored in the transaction of the work itself, so that both are committed or
+neither is. Draft: draft-ietf-httpapi-idempotency-key-header-07.
 """
 
 from datetime import datetime, timedelta
@@ -16,7 +16,7 @@ MAX_KEY_CHARACTERS: Final = 255
 
 
 class StoredResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """A first answer, kept to be given again. `fingerprint` is a hash of what was asked."""
+    """Hold the first response to a request, to replay it. `fingerprint` is a hash of the request."""
 
     fingerprint: bytes
     status: int
@@ -24,7 +24,7 @@ class StoredResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class IdempotentRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A request with a key: who asks, under which key, and the hash of what."""
+    """Identify a request by its owner, its key and the hash of its content."""
 
     owner: str
     key: str
@@ -32,28 +32,28 @@ class IdempotentRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class IdempotencyKeys(Protocol):
-    """The first answers of the bound tenant, by user and key."""
+    """Store the first responses of the bound tenant, by user and key."""
 
     async def claim_key(self, owner: str, key: str, fingerprint: bytes, now: datetime) -> StoredResponse | None: ...
     async def store_response(self, owner: str, key: str, status: int, body: bytes) -> None: ...
     async def claim_keys(self, asked: list[IdempotentRequest], now: datetime) -> dict[tuple[str, str], StoredResponse]:
-        """Claim the keys of several requests at once; returns the first answers of those that were claimed before."""
+        """Claim the keys of several requests at once; return the stored responses of keys claimed before."""
         ...
 
     async def store_responses(self, answers: dict[tuple[str, str], bytes]) -> None:
-        """Keep the answers, all with status 201, by owner and key."""
+        """Store responses, all with status 201, by owner and key."""
         ...
 
     async def release_keys(self, claimed: list[tuple[str, str]]) -> None:
-        """Give back keys that this transaction claimed for nothing."""
+        """Release keys that this transaction claimed and did not need."""
         ...
 
 
-def replay_response(answer: StoredResponse, fingerprint: bytes) -> StoredResponse:
-    """The first answer, if the request is the same. Errors: `idempotency_conflict`."""
-    if answer.fingerprint != fingerprint:
+def replay_response(response: StoredResponse, fingerprint: bytes) -> StoredResponse:
+    """Return the stored response if the request is the same. Errors: `idempotency_conflict`."""
+    if response.fingerprint != fingerprint:
         raise DomainError(
             "idempotency_conflict",
-            "This Idempotency-Key was used for another request in the last 24 hours. Send a new key.",
+            "This Idempotency-Key was used for a different request in the last 24 hours. Send a new key.",
         )
-    return answer
+    return response

@@ -1,4 +1,4 @@
-"""Jobs: how a committed row asks for a worker. A job carries no state; the row does."""
+"""Describe jobs: a committed row asks for a worker. A job carries no state; the row does."""
 
 from typing import Final, Literal
 
@@ -7,7 +7,7 @@ import msgspec
 Lane = Literal["build", "run", "llm", "plan", "record"]
 
 ALL_LANES: Final[tuple[Lane, ...]] = ("build", "run", "llm", "plan", "record")
-# The prefix of the ids of a lane's rows; what the record lane works on has several kinds.
+# Prefixes of the ids of a lane's rows. The record lane works on rows of several kinds.
 ROW_PREFIX_BY_LANE: Final[dict[Lane, str]] = {
     "build": "ver",
     "run": "exec",
@@ -18,10 +18,10 @@ ROW_PREFIX_BY_LANE: Final[dict[Lane, str]] = {
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One ring of the doorbell.
+    """Ring once for a row.
 
-    `row_id` is the TypeID of the row to work on and `attempt` the number of claims it had when
-    rung. Together they make the job's id: ringing twice for one state of a row is one job.
+    `row_id` is the TypeID of the row to work on, and `attempt` the number of claims that it had when
+    it was rung. Both make the job's id: ringing twice for one state of a row is one job.
     """
 
     lane: Lane
@@ -31,12 +31,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def id(self) -> str:
-        """`exec_01k…:0`, derived from the row alone."""
+        """Return `exec_01k…:0`, which follows from the row alone."""
         return f"{self.row_id}:{self.attempt}"
 
 
 class RowChange(msgspec.Struct, frozen=True, kw_only=True):
-    """A row that has changed, and the status it has now."""
+    """Name a row that changed, and its new status."""
 
     row_id: str
     status: str

@@ -1,8 +1,8 @@
-"""Whole numbers as such: models write `5` or `5.0`, to a schema they are the same, and servers often take but one."""
+"""Write whole numbers without a fraction: `5.0` and `5` are equal in JSON Schema, but many servers take only `5`."""
 
 from typing import Any, Final
 
-# Where JavaScript begins to write exponents.
+# JavaScript writes exponents from here on.
 MAX_WHOLE_NUMBER: Final = 1e21
 
 
@@ -11,5 +11,5 @@ def normalize_whole_numbers(value: Any) -> Any:
     if isinstance(value, float):
         return int(value) if value.is_integer() and abs(value) < MAX_WHOLE_NUMBER else value
     if isinstance(value, dict):
-        return {name: normalize_whole_numbers(one) for name, one in value.items()}
-    return [normalize_whole_numbers(one) for one in value] if isinstance(value, list) else value
+        return {name: normalize_whole_numbers(item) for name, item in value.items()}
+    return [normalize_whole_numbers(item) for item in value] if isinstance(value, list) else value

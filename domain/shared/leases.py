@@ -1,6 +1,6 @@
-"""Leases: how exactly one worker at a time owns a row, and how a dead one's rows come back.
+"""Describe leases: one worker at a time owns a row, and the rows of a dead worker are claimed again.
 
-Claiming bumps `attempt`, the fencing token; every later write names the attempt it belongs to.
+Claiming increments `attempt`, the fencing token. Every later write names the attempt that it belongs to.
 """
 
 from datetime import datetime
@@ -9,7 +9,7 @@ import msgspec
 
 
 class Lease(msgspec.Struct, frozen=True, kw_only=True):
-    """Who claims a row, when, and until when without a sign of life."""
+    """Name the worker that claims a row, and when the claim expires without a heartbeat."""
 
     worker_id: str
     claimed_at: datetime
@@ -17,12 +17,12 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LostLease(Exception):
-    """The row is not held by this attempt any more: it was cancelled, taken back or settled. Stop working on it."""
+    """Signal that this attempt no longer owns the row: it was cancelled, requeued or settled. Stop working on it."""
 
     def __init__(self, row_id: str) -> None:
-        super().__init__(f"{row_id} is not held by this attempt any more")
+        super().__init__(f"{row_id} is no longer owned by this attempt")
         self.row_id = row_id
 
 
 class HandoverRequested(Exception):
-    """The worker is about to end, and its work stands at a step where another worker can go on."""
+    """Signal that the worker is stopping at a point where another worker can continue the work."""

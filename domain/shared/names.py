@@ -1,8 +1,8 @@
-"""Names: what can stand in a path and in a log line, and the slugs by which models and configurations know things.
+"""Check names, and derive the slugs by which models and configurations refer to resources.
 
-A name may be of any script. A slug is of a to z, digits and `_`: what is left of the name, or made up where that is
-nothing, or what another name has left already. Two names are alike if only case, spaces, `_`, `-`, `.` and characters
-that cannot be seen tell them apart.
+A name may be of any script. A slug consists of a to z, digits and `_`: the name in that alphabet, with a hash where
+nothing is left of the name or another name has that slug. Two names are alike if they differ only in case, spaces, `_`,
+`-`, `.` and invisible characters.
 """
 
 import hashlib
@@ -17,16 +17,16 @@ from domain.shared import ids
 from domain.shared.errors import Conflict, FieldError, InvalidField
 
 NAME_PATTERN: Final = re.compile(r"[^\x00-\x1f\x7f/\\:]{1,128}")
-# Of models, as LiteLLM and Ollama write them: `openrouter/deepseek/deepseek-chat`, `llama3.1:8b`.
+# Names of models, as LiteLLM and Ollama write them: `openrouter/deepseek/deepseek-chat`, `llama3.1:8b`.
 MODEL_NAME_PATTERN: Final = re.compile(r"[^\x00-\x1f\x7f]{1,256}")
-# Keys of crews and ids of steps, which stand in expressions, in places of errors and in results.
+# Keys of crews and ids of steps, which appear in expressions, in paths of errors and in results.
 KEY_PATTERN: Final = re.compile(r"(?!\s)[^\x00-\x1f\x7f-\x9f\u2028\u2029\[\]]{1,64}(?<!\s)")
-KEY_RULE: Final = "must be 1 to 64 characters without line breaks, control characters, [ and ], or spaces around it."
-_OTHERS: Final = re.compile(r"[^a-z0-9]+")
-_JOINTS: Final = re.compile(r"[\s_.-]+")
+KEY_RULE: Final = "must be 1 to 64 characters, without line breaks, control characters, [ and ], or surrounding spaces."
+_NON_SLUG_CHARACTERS: Final = re.compile(r"[^a-z0-9]+")
+_SEPARATORS: Final = re.compile(r"[\s_.-]+")
 MAX_SLUG_CHARACTERS: Final = 64
-# Hexadecimal digits of a slug that is made up.
-_DIGITS: Final = 8
+# Hexadecimal digits of the hash in a slug.
+_HASH_DIGITS: Final = 8
 
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
 
@@ -38,70 +38,72 @@ def check_name(
     pattern: re.Pattern[str] = NAME_PATTERN,
     forbidden: str = "slashes, colons or control characters",
 ) -> str:
-    """A name that can stand in a path. Errors: `invalid_field` for one that cannot, or that looks like an id.
+    """Return a name that can be part of a path.
 
-    `held` says what `pattern` does not let a name hold.
+    `forbidden` names the characters that `pattern` does not allow. Errors: `invalid_field`, also for a name that looks
+    like an id.
     """
     if not pattern.fullmatch(name) or name.strip() != name or ids.decode_id(prefix, name) is not None:
         raise InvalidField(
             "name",
-            f"must not begin or end with a space, hold {forbidden}, or look like an id.",
+            f"must not begin or end with a space, contain {forbidden}, or look like an id.",
         )
     if name in {".", ".."} | reserved:
-        raise InvalidField("name", f"{name!r} means something else in a path.")
+        raise InvalidField("name", f"{name!r} is reserved. Choose another name.")
     return name
 
 
 def make_slug(name: str) -> str:
-    """`OpenAI API Key` → `openai_api_key`: lower case, accents gone, a run of other characters is one `_`.
+    """Return the slug of a name: `OpenAI API Key` → `openai_api_key`.
 
-    At most `MAX_SLUG` characters; a slug is its own slug. Empty where nothing is left of the name.
+    It is in lower case, without accents, and a run of other characters becomes one `_`. It has at most
+    `MAX_SLUG_CHARACTERS`, and the slug of a slug is the slug itself. Empty if nothing is left of the name.
     """
-    return _whole_slug(name)[:MAX_SLUG_CHARACTERS].strip("_")
+    return _make_full_slug(name)[:MAX_SLUG_CHARACTERS].strip("_")
 
 
-def _whole_slug(name: str) -> str:
+def _make_full_slug(name: str) -> str:
     plain = "".join(letter for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter))
-    return _OTHERS.sub("_", plain.lower()).strip("_")
+    return _NON_SLUG_CHARACTERS.sub("_", plain.lower()).strip("_")
 
 
 def fold_name(name: str) -> str:
-    """Return what two names that are alike have in common."""
+    """Return the form that two alike names share."""
     folded = unicodedata.normalize("NFKC", name).casefold()
-    shown = "".join(letter for letter in folded if unicodedata.category(letter) != "Cf")
-    return _JOINTS.sub("_", shown).strip("_") or shown or folded
+    visible = "".join(letter for letter in folded if unicodedata.category(letter) != "Cf")
+    return _SEPARATORS.sub("_", visible).strip("_") or visible or folded
 
 
 def is_reference_to(reference: str, name: str) -> bool:
-    """Whether somebody means a name by a reference: one that is alike, or its slug."""
+    """Return whether a reference is an alike name, or the name's slug."""
     folded = fold_name(reference)
     return folded == fold_name(name) or (folded != "" and folded == make_slug(name))
 
 
 def list_slug_candidates(kind: str, name: str) -> list[str]:
-    """Return the slugs that a name can have, the plainest first; the last is nobody else's, as far as names differ.
+    """Return the slugs that a name can have, the plainest first; the last one holds a hash and is unique to the name.
 
-    `kind` begins a slug of which nothing else is left: `tool_3f9a0c51`.
+    `kind` begins a slug if nothing is left of the name: `tool_3f9a0c51`.
     """
-    plain = _whole_slug(name)
-    made_up = hashlib.sha256(fold_name(name).encode()).hexdigest()[:_DIGITS]
-    begin = plain[: MAX_SLUG_CHARACTERS - _DIGITS - 1].strip("_") or kind
-    return ([plain] if 0 < len(plain) <= MAX_SLUG_CHARACTERS else []) + [f"{begin}_{made_up}"]
+    plain = _make_full_slug(name)
+    name_hash = hashlib.sha256(fold_name(name).encode()).hexdigest()[:_HASH_DIGITS]
+    beginning = plain[: MAX_SLUG_CHARACTERS - _HASH_DIGITS - 1].strip("_") or kind
+    return ([plain] if 0 < len(plain) <= MAX_SLUG_CHARACTERS else []) + [f"{beginning}_{name_hash}"]
 
 
 def choose_slug(kind: str, name: str, current: str, holders: Mapping[str, str]) -> str:
-    """Return the slug of a name: the `current` one as long as it can be, else the first that is free.
+    """Return the slug of a name: the `current` one if it still fits, else the first that is free.
 
-    `holders` are the names of others by the slugs that they have. Errors: `conflict` for a name that is alike.
+    `holders` are the names of other resources by their slugs. Errors: `conflict` for an alike name.
     """
     candidates = list_slug_candidates(kind, name)
-    there = [holders[one] for one in candidates if one in holders]
-    alike = next((other for other in there if fold_name(other) == fold_name(name)), None)
+    taken_by = [holders[candidate] for candidate in candidates if candidate in holders]
+    alike = next((other for other in taken_by if fold_name(other) == fold_name(name)), None)
     if alike is not None:
         raise NameTaken(kind, name, alike)
     if current and current in (*candidates, make_slug(name)):
         return current
-    free = next((one for one in candidates if one not in holders), None)
+    free = next((candidate for candidate in candidates if candidate not in holders), None)
     if free is None:
         raise NameTaken(kind, name)
     return free

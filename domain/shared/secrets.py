@@ -1,8 +1,8 @@
-"""Secrets in memory: text that must not be shown."""
+"""Hold secrets in memory."""
 
 
 class Secret:
-    """Text that must not be shown: msgspec cannot encode it, and printing it shows stars."""
+    """Hold text that must not be shown: msgspec cannot encode it, and its repr shows only stars."""
 
     __slots__ = ("_text",)
 
@@ -10,7 +10,7 @@ class Secret:
         self._text = text
 
     def reveal(self) -> str:
-        """The text itself, for the one place that needs it."""
+        """Return the text, for the one place that needs it."""
         return self._text
 
     def __repr__(self) -> str:

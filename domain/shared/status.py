@@ -1,4 +1,4 @@
-"""The states of an execution, shared by the execution itself and by its event log."""
+"""Define the statuses of an execution, for the execution itself and for its event log."""
 
 from typing import Final, Literal
 

@@ -1,4 +1,4 @@
-"""Names as others take them: unique, of a few ASCII characters, the same whenever they are made."""
+"""Assign the names under which outside systems see things: unique, of few ASCII characters, and reproducible."""
 
 import hashlib
 import re
@@ -12,35 +12,35 @@ PROPERTY_CHARACTERS: Final = "A-Za-z0-9_.-"
 
 
 def is_wire_name(name: str, characters: str) -> bool:
-    """Return whether a name is one to send as it stands."""
+    """Return whether a name can be sent unchanged."""
     return re.fullmatch(rf"[{characters}]{{1,{MAX_WIRE_NAME}}}", name) is not None
 
 
 def assign_wire_names(
-    wanted: Sequence[tuple[str, str]], reserved: Collection[str] = (), characters: str = TOOL_CHARACTERS
+    items: Sequence[tuple[str, str]], reserved: Collection[str] = (), characters: str = TOOL_CHARACTERS
 ) -> list[str]:
-    """Return a name for each thing, given as the name it should have and what tells it from all others.
+    """Return a name for each item of `items`, pairs of a preferred name and a unique identity.
 
-    A name that fits as it stands is kept by the first thing that has it. Any other has its odd characters replaced, and
-    where that is no name of its own, a digest of what the thing is: it does not depend on the order of the things.
+    The first item with a valid name keeps it. Any other gets its invalid characters replaced, and where the result is
+    not unique, a digest of its identity: it does not depend on the order of the items.
     """
-    fitting = {name for name, _ in wanted if is_wire_name(name, characters)} - set(reserved)
-    replaced = Counter(_replace_odd(name, characters) for name, _ in wanted if name not in fitting)
-    taken: set[str] = set()
+    fitting = {name for name, _ in items if is_wire_name(name, characters)} - set(reserved)
+    replaced = Counter(_replace_invalid(name, characters) for name, _ in items if name not in fitting)
+    assigned: set[str] = set()
     names: list[str] = []
-    for name, identity in wanted:
+    for name, identity in items:
         chosen = name
-        if name not in fitting or name in taken:
-            chosen = _replace_odd(name, characters)
+        if name not in fitting or name in assigned:
+            chosen = _replace_invalid(name, characters)
             alone = chosen and replaced[chosen] == 1 and len(name) <= MAX_WIRE_NAME
-            if not alone or chosen in fitting or chosen in taken or chosen in reserved:
+            if not alone or chosen in fitting or chosen in assigned or chosen in reserved:
                 chosen = _add_digest(chosen, identity)
-        taken.add(chosen)
+        assigned.add(chosen)
         names.append(chosen)
     return names
 
 
-def _replace_odd(name: str, characters: str) -> str:
+def _replace_invalid(name: str, characters: str) -> str:
     return re.sub(rf"[^{characters}]+", "_", name).strip("_")[:MAX_WIRE_NAME]
 
 

@@ -1,4 +1,4 @@
-"""Tools that agents may call: built in, custom HTTP calls, MCP servers. Calling them is the workers' part."""
+"""Manage the tools that agents may call: built-in tools, custom HTTP calls, MCP servers."""
 
 from domain.tools.service import (
     MAX_CONFIGURATION_BYTES,

@@ -1,4 +1,4 @@
-"""The tools that come with Paddock. Their names, ids and parameters are the same in every tenant."""
+"""Define the built-in tools. Their names, ids and parameters are the same in every tenant."""
 
 from typing import Any, Final
 
@@ -6,11 +6,16 @@ import msgspec
 
 from domain.shared import ids
 
-_PATH: Final = {"type": "string", "minLength": 1, "maxLength": 500, "description": "Relative to the run's folder."}
+_PATH_SCHEMA: Final = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": 500,
+    "description": "Relative to the run's folder.",
+}
 
 
 class BuiltInTool(msgspec.Struct, frozen=True, kw_only=True):
-    """A built-in tool. `effects`: a call changes something; `fenced`: it happens in the run's sandbox."""
+    """Describe a built-in tool. `effects`: a call changes something; `fenced`: it runs in the sandbox of the run."""
 
     name: str
     category: str
@@ -21,11 +26,11 @@ class BuiltInTool(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def id(self) -> str:
-        """The same everywhere and always."""
+        """Return the id, which is the same in every installation."""
         return ids.derive_id("tool", self.name)
 
 
-def _takes(required: tuple[str, ...], **properties: dict[str, Any]) -> dict[str, Any]:
+def _build_parameters(required: tuple[str, ...], **properties: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
         "properties": properties,
@@ -34,8 +39,8 @@ def _takes(required: tuple[str, ...], **properties: dict[str, Any]) -> dict[str,
     }
 
 
-def _text(told: str, **more: Any) -> dict[str, Any]:
-    return {"type": "string", "description": told, **more}
+def _build_text(description: str, **more: Any) -> dict[str, Any]:
+    return {"type": "string", "description": description, **more}
 
 
 BUILT_IN_TOOLS: Final[tuple[BuiltInTool, ...]] = (
@@ -43,16 +48,18 @@ BUILT_IN_TOOLS: Final[tuple[BuiltInTool, ...]] = (
         name="filesystem_read",
         category="filesystem",
         description="Read a text file of this run.",
-        parameters=_takes(("path",), path=_PATH, encoding=_text("Of the file.", default="utf-8", maxLength=32)),
+        parameters=_build_parameters(
+            ("path",), path=_PATH_SCHEMA, encoding=_build_text("Of the file.", default="utf-8", maxLength=32)
+        ),
     ),
     BuiltInTool(
         name="filesystem_write",
         category="filesystem",
-        description="Write a text file of this run, with the folders it needs. Replaces it, unless told to append.",
-        parameters=_takes(
+        description="Write a text file of this run, creating its folders. Replaces the file unless `append` is true.",
+        parameters=_build_parameters(
             ("path", "content"),
-            path=_PATH,
-            content=_text("What to write."),
+            path=_PATH_SCHEMA,
+            content=_build_text("What to write."),
             append={"type": "boolean", "default": False, "description": "Add to the end of the file."},
         ),
         effects=True,
@@ -61,23 +68,25 @@ BUILT_IN_TOOLS: Final[tuple[BuiltInTool, ...]] = (
         name="filesystem_list",
         category="filesystem",
         description="List the files and folders of this run.",
-        parameters=_takes((), path={**_PATH, "default": ".", "description": "A folder; the run's own without it."}),
+        parameters=_build_parameters(
+            (), path={**_PATH_SCHEMA, "default": ".", "description": "A folder; the run's own without it."}
+        ),
     ),
     BuiltInTool(
         name="python",
         category="code",
         description=(
-            "Run Python code on the files of this run, without a network. Answers with what it prints; "
-            "what lasts from one call to the next are its files."
+            "Run Python code on the files of this run, without a network. Returns what it prints; "
+            "only files last from one call to the next."
         ),
-        parameters=_takes(
+        parameters=_build_parameters(
             ("code",),
-            code=_text("The program.", minLength=1),
+            code=_build_text("The program.", minLength=1),
             timeout={
                 "type": "number",
                 "exclusiveMinimum": 0,
                 "maximum": 300,
-                "description": "Seconds, 30 unless told.",
+                "description": "Seconds, 30 by default.",
             },
         ),
         effects=True,
@@ -86,14 +95,14 @@ BUILT_IN_TOOLS: Final[tuple[BuiltInTool, ...]] = (
         name="http_request",
         category="network",
         description="Send an HTTP request to a public address and read the answer.",
-        parameters=_takes(
+        parameters=_build_parameters(
             ("url",),
-            url=_text("http:// or https://", minLength=1, maxLength=8192),
-            method=_text("The method.", default="GET", enum=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]),
-            headers={"type": "object", "additionalProperties": {"type": "string"}, "description": "To send along."},
-            body=_text("To send as it is."),
-            json={"description": "To send as JSON, instead of a body."},
-            timeout={"type": "number", "exclusiveMinimum": 0, "maximum": 30, "description": "Seconds, 30 unless told."},
+            url=_build_text("http:// or https://", minLength=1, maxLength=8192),
+            method=_build_text("The method.", default="GET", enum=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]),
+            headers={"type": "object", "additionalProperties": {"type": "string"}, "description": "Headers to send."},
+            body=_build_text("Body to send unchanged."),
+            json={"description": "Value to send as JSON, instead of a body."},
+            timeout={"type": "number", "exclusiveMinimum": 0, "maximum": 30, "description": "Seconds, 30 by default."},
         ),
         effects=True,
         fenced=False,
@@ -102,14 +111,20 @@ BUILT_IN_TOOLS: Final[tuple[BuiltInTool, ...]] = (
         name="search_artifacts",
         category="knowledge",
         description="Search the records of earlier LLM runs.",
-        parameters=_takes(
+        parameters=_build_parameters(
             (),
-            query=_text("Words that failed runs told of.", maxLength=500),
-            model_name=_text("Runs of this model.", maxLength=200),
-            status=_text("How they ended.", enum=["ok", "error"]),
-            tag=_text("Runs with this tag.", maxLength=200),
-            semantic_bucket=_text("Runs of this bucket.", maxLength=200),
-            limit={"type": "integer", "minimum": 1, "maximum": 50, "default": 10, "description": "At most so many."},
+            query=_build_text("Words in the errors of failed runs.", maxLength=500),
+            model_name=_build_text("Runs of this model.", maxLength=200),
+            status=_build_text("How they ended.", enum=["ok", "error"]),
+            tag=_build_text("Runs with this tag.", maxLength=200),
+            semantic_bucket=_build_text("Runs of this bucket.", maxLength=200),
+            limit={
+                "type": "integer",
+                "minimum": 1,
+                "maximum": 50,
+                "default": 10,
+                "description": "Maximum number of results.",
+            },
         ),
     ),
 )

@@ -1,6 +1,6 @@
-"""What a tenant may configure of tools that answer over the network: custom HTTP tools, and MCP servers.
+"""Check the configurations of custom HTTP tools and MCP servers.
 
-Pure rules alone. Where an address leads is looked at when the connection is made (`infra/http.py`).
+The rules are pure. The address behind a host is checked when the connection is made (`infra/http.py`).
 """
 
 import re
@@ -18,226 +18,237 @@ MAX_TOOL_TIMEOUT_SECONDS: Final = 300
 MAX_TOOL_HEADERS: Final = 64
 MAX_PARAMETER_DEPTH: Final = 32
 MAX_SCHEMA_BYTES: Final = 64 * 1024
-# What belongs to the connection or to the framing of a message, and so to whoever speaks HTTP (RFC 9110, 7.6.1).
+# HeaderValues of the connection or of message framing, which only the HTTP client may set (RFC 9110, 7.6.1).
 HOP_BY_HOP_HEADERS: Final = frozenset(
     {"connection", "content-length", "expect", "host", "http2-settings", "keep-alive", "proxy-authenticate"}
     | {"proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
 )
 PATH_PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}")
-_TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
-_VALUE: Final = re.compile(r"[\t\x20-\x7e]{0,8192}")
-_HOST: Final = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]+\]")
-_REFERENCES: Final = ("$ref", "$dynamicRef", "$recursiveRef")
-_WORD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
+_HEADER_VALUE: Final = re.compile(r"[\t\x20-\x7e]{0,8192}")
+_HOST_PATTERN: Final = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]+\]")
+_REFERENCE_KEYWORDS: Final = ("$ref", "$dynamicRef", "$recursiveRef")
+_PARAMETER_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
 BodyFormat = Literal["json", "form", "multipart"]
-_FORMS: Final[dict[str, BodyFormat]] = {"application/x-www-form-urlencoded": "form", "multipart/form-data": "multipart"}
+_FORM_MEDIA_TYPES: Final[dict[str, BodyFormat]] = {
+    "application/x-www-form-urlencoded": "form",
+    "multipart/form-data": "multipart",
+}
 
-Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
-Url = Annotated[str, Meta(min_length=1, max_length=2048)]
-Headers = Annotated[dict[str, str], Meta(max_length=MAX_TOOL_HEADERS)]
-# From the name of a header to the name of the provider key whose value it carries.
-Secrets = Annotated[dict[str, Annotated[str, Meta(min_length=1, max_length=200)]], Meta(max_length=16)]
-Seconds = Annotated[float, Meta(gt=0, le=MAX_TOOL_TIMEOUT_SECONDS)]
+HttpMethod = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
+EndpointUrl = Annotated[str, Meta(min_length=1, max_length=2048)]
+HeaderValues = Annotated[dict[str, str], Meta(max_length=MAX_TOOL_HEADERS)]
+# Maps a header to the provider key that it carries.
+SecretReferences = Annotated[dict[str, Annotated[str, Meta(min_length=1, max_length=200)]], Meta(max_length=16)]
+ToolTimeout = Annotated[float, Meta(gt=0, le=MAX_TOOL_TIMEOUT_SECONDS)]
 
 
 class CustomToolConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A custom HTTP tool. `{name}` in the path of `api_endpoint` is filled from the arguments.
+    """Configure a custom HTTP tool. `{name}` in the path of `api_endpoint` is filled from the arguments.
 
-    The other arguments go into the query for GET and DELETE, else into the body: as JSON, or as a form where the header
-    Content-Type says `application/x-www-form-urlencoded` or `multipart/form-data`. `parameters` is a JSON Schema of
-    type object, or only its `properties`. `timeout` in seconds, for the whole call.
+    The other arguments go into the query for GET and DELETE, else into the body: as JSON, or as a form if the header
+    Content-Type is `application/x-www-form-urlencoded` or `multipart/form-data`. `parameters` is a JSON Schema of
+    type object, or only its `properties`. `timeout` is in seconds, for the whole call.
     """
 
-    api_endpoint: Url
-    method: Method = "POST"
+    api_endpoint: EndpointUrl
+    method: HttpMethod = "POST"
     parameters: dict[str, Any] = {}
-    headers: Headers = {}
-    secrets: Secrets = {}
-    timeout: Seconds = 30.0
+    headers: HeaderValues = {}
+    secrets: SecretReferences = {}
+    timeout: ToolTimeout = 30.0
 
 
 class McpServerConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An MCP server over streamable HTTP. `timeout` in seconds, for a whole call."""
+    """Configure an MCP server over streamable HTTP. `timeout` is in seconds, for a whole call."""
 
-    url: Url
-    headers: Headers = {}
-    secrets: Secrets = {}
-    timeout: Seconds = 60.0
+    url: EndpointUrl
+    headers: HeaderValues = {}
+    secrets: SecretReferences = {}
+    timeout: ToolTimeout = 60.0
 
 
 def check_custom_configuration(configuration: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A custom tool's configuration with what is left to us filled in, and the JSON Schema of its arguments.
+    """Return a custom tool's configuration with defaults filled in, and the JSON Schema of its arguments.
 
-    Errors: `invalid_field` naming `configuration.…`.
+    Errors: `invalid_field` names `configuration.…`.
     """
-    told = _read(configuration, CustomToolConfiguration)
-    names = _checked_endpoint("configuration.api_endpoint", told.api_endpoint, placeholders=True)
-    _checked_headers(told.headers, told.secrets)
-    if told.method not in ("GET", "DELETE"):
-        _check_media_type(told.headers)
-    schema = _checked_parameters(told.parameters)
-    known = schema["properties"]
+    custom = _decode_configuration(configuration, CustomToolConfiguration)
+    names = _check_endpoint("configuration.api_endpoint", custom.api_endpoint, placeholders=True)
+    _check_headers(custom.headers, custom.secrets)
+    if custom.method not in ("GET", "DELETE"):
+        _check_media_type(custom.headers)
+    schema = _check_parameters(custom.parameters)
+    properties = schema["properties"]
     for name in names:
-        if name not in known:
-            raise InvalidField("configuration.api_endpoint", f"{{{name}}} is not among configuration.parameters.")
-        if known[name].get("type", "string") not in ("string", "integer", "number", "boolean"):
+        if name not in properties:
             raise InvalidField(
-                f"configuration.parameters.{name}", "belongs into the path, so it must be text or a number."
+                "configuration.api_endpoint", f"uses {{{name}}}, which is missing in configuration.parameters."
             )
-    if told.method in ("GET", "DELETE"):
-        for name, _ in parse_qsl(urlsplit(told.api_endpoint).query, keep_blank_values=True):
-            if name in known:
+        if properties[name].get("type", "string") not in ("string", "integer", "number", "boolean"):
+            raise InvalidField(
+                f"configuration.parameters.{name}",
+                "is part of the path, so it must be a string, a number or a boolean.",
+            )
+    if custom.method in ("GET", "DELETE"):
+        for name, _ in parse_qsl(urlsplit(custom.api_endpoint).query, keep_blank_values=True):
+            if name in properties:
                 raise InvalidField(
-                    "configuration.api_endpoint", f"sets {name!r} in its query, which is a parameter too."
+                    "configuration.api_endpoint", f"must not set {name!r} in its query, because it is also a parameter."
                 )
-    # Without those there is no URL, so they are required whether or not somebody said so.
+    # The URL needs these, so they are always required.
     schema["required"] = list(dict.fromkeys([*schema.get("required", ()), *names]))
-    return msgspec.to_builtins(told), schema
+    return msgspec.to_builtins(custom), schema
 
 
 def check_mcp_configuration(configuration: dict[str, Any]) -> dict[str, Any]:
-    """An MCP server's configuration with what is left to us filled in. Errors: `invalid_field`."""
-    told = _read(configuration, McpServerConfiguration)
-    _checked_endpoint("configuration.url", told.url, placeholders=False)
-    _checked_headers(told.headers, told.secrets)
-    built: dict[str, Any] = msgspec.to_builtins(told)
+    """Return an MCP server's configuration with defaults filled in. Errors: `invalid_field`."""
+    server = _decode_configuration(configuration, McpServerConfiguration)
+    _check_endpoint("configuration.url", server.url, placeholders=False)
+    _check_headers(server.headers, server.secrets)
+    built: dict[str, Any] = msgspec.to_builtins(server)
     return built
 
 
 def choose_body_format(headers: Mapping[str, str]) -> BodyFormat | None:
-    """Return how a body of the media type that headers ask for is written; None for one that we cannot write."""
-    named = next((value for name, value in headers.items() if name.lower() == "content-type"), "application/json")
-    kind, *parameters = [part.strip().lower() for part in named.split(";")]
+    """Return the format of a body for the media type in the headers; None for an unsupported one."""
+    media_type = next((value for name, value in headers.items() if name.lower() == "content-type"), "application/json")
+    kind, *parameters = [part.strip().lower() for part in media_type.split(";")]
     charset = next((part.partition("=")[2].strip(' "') for part in parameters if part.startswith("charset")), "utf-8")
     if charset not in ("utf-8", "utf8"):
         return None
     if kind in ("application/json", "text/json") or re.fullmatch(r"application/[a-z0-9.+-]+\+json", kind):
         return "json"
-    return _FORMS.get(kind)
+    return _FORM_MEDIA_TYPES.get(kind)
 
 
 def _check_media_type(headers: dict[str, str]) -> None:
     if choose_body_format(headers) is None:
         field = next(name for name in headers if name.lower() == "content-type")
-        told = "must be application/json, application/x-www-form-urlencoded or multipart/form-data, in UTF-8: "
-        raise InvalidField(f"configuration.headers.{field}", told + "bodies of other media types are not written here.")
+        message = "must be application/json, application/x-www-form-urlencoded or multipart/form-data, in UTF-8."
+        raise InvalidField(f"configuration.headers.{field}", message)
 
 
 def find_header_problem(name: str, value: str) -> str | None:
-    """What is wrong with sending a header, as a sentence that does not hold its value."""
-    if not _TOKEN.fullmatch(name):
-        return "is not a name of a header."
+    """Return what is wrong with a header, in a sentence without its value, or None."""
+    if not _HEADER_NAME.fullmatch(name):
+        return "is not a valid header name."
     if name.lower() in HOP_BY_HOP_HEADERS:
-        return "belongs to the connection and cannot be set."
-    if not _VALUE.fullmatch(value):
-        return "must be printable ASCII without line breaks, of at most 8192 characters."
+        return "is a header of the connection and cannot be set."
+    if not _HEADER_VALUE.fullmatch(value):
+        return "must be at most 8192 characters of printable ASCII, without line breaks."
     return None
 
 
 def find_url_problem(url: str) -> str | None:
-    """What is wrong with a URL to connect to, as a sentence. Where it leads is not looked at here."""
+    """Return what is wrong with a URL, as a sentence, or None. Its address is not checked here."""
     if re.search(r"[\x00-\x20\x7f\\]", url):
-        return "must not hold spaces, control characters or backslashes."
+        return "must not contain spaces, control characters or backslashes."
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        return "is not a URL."
+        return "must be a valid URL."
     if parts.scheme not in ("http", "https"):
         return "must begin with http:// or https://."
     if "@" in parts.netloc:
-        return "must not hold a name or a password; use headers."
+        return "must not contain a user or a password. Use headers instead."
     if not parts.hostname or port == 0:
-        return "is not a URL."
+        return "must be a valid URL."
     return None
 
 
-def _read(configuration: dict[str, Any], kind: type[Any]) -> Any:
+def _decode_configuration(configuration: dict[str, Any], kind: type[Any]) -> Any:
     try:
         return msgspec.convert(configuration, kind)
     except msgspec.ValidationError as error:
-        found = collect_field_errors(configuration, kind, "configuration")
-        raise InvalidFields(found or [field_error_from_msgspec(str(error), "configuration")]) from None
+        errors = collect_field_errors(configuration, kind, "configuration")
+        raise InvalidFields(errors or [field_error_from_msgspec(str(error), "configuration")]) from None
 
 
-def _checked_endpoint(field: str, url: str, placeholders: bool) -> list[str]:
-    """The names of the placeholders in the path, in order."""
-    if (wrong := find_url_problem(url)) is not None:
-        raise InvalidField(field, wrong)
+def _check_endpoint(field: str, url: str, placeholders: bool) -> list[str]:
+    """Return the names of the placeholders in the path, in order."""
+    if (problem := find_url_problem(url)) is not None:
+        raise InvalidField(field, problem)
     parts = urlsplit(url)
     if parts.fragment:
-        raise InvalidField(field, "must not hold a fragment (#…).")
-    if not _HOST.fullmatch(parts.netloc.rsplit(":", 1)[0] if parts.port is not None else parts.netloc):
-        raise InvalidField(field, "has no proper host.")
+        raise InvalidField(field, "must not contain a fragment (#…).")
+    if not _HOST_PATTERN.fullmatch(parts.netloc.rsplit(":", 1)[0] if parts.port is not None else parts.netloc):
+        raise InvalidField(field, "must contain a valid host.")
     names = PATH_PLACEHOLDER.findall(parts.path) if placeholders else []
     if re.search(r"[{}]", PATH_PLACEHOLDER.sub("", parts.path) if placeholders else parts.path) or re.search(
         r"[{}]", parts.query
     ):
-        raise InvalidField(field, "may hold {name} in its path alone." if placeholders else "must not hold { or }.")
+        raise InvalidField(
+            field, "may contain {name} only in its path." if placeholders else "must not contain { or }."
+        )
     for name in names:
-        if not _WORD.fullmatch(name):
-            raise InvalidField(field, f"{{{name[:64]}}} is not a name of a parameter.")
+        if not _PARAMETER_NAME.fullmatch(name):
+            raise InvalidField(field, f"contains {{{name[:64]}}}, which is not a valid parameter name.")
     return list(dict.fromkeys(names))
 
 
-def _checked_headers(headers: dict[str, str], secrets: dict[str, str]) -> None:
+def _check_headers(headers: dict[str, str], secrets: dict[str, str]) -> None:
     seen: set[str] = set()
-    told = [("headers", name, value) for name, value in headers.items()] + [("secrets", name, "") for name in secrets]
-    for field, name, value in told:
-        wrong = find_header_problem(name, value)
-        if wrong is None and name.lower() in seen:
-            wrong = "is set twice."
-        if wrong is not None:
-            raise InvalidField(f"configuration.{field}.{name[:128]}", wrong)
+    entries = [("headers", name, value) for name, value in headers.items()]
+    entries += [("secrets", name, "") for name in secrets]
+    for field, name, value in entries:
+        problem = find_header_problem(name, value)
+        if problem is None and name.lower() in seen:
+            problem = "is set twice. Remove one of them."
+        if problem is not None:
+            raise InvalidField(f"configuration.{field}.{name[:128]}", problem)
         seen.add(name.lower())
 
 
-def _checked_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
-    """A JSON Schema of type object with `properties`."""
+def _check_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters as a JSON Schema of type object with `properties`. Errors: `invalid_field`."""
     field = "configuration.parameters"
     if len(msgspec.json.encode(parameters)) > MAX_SCHEMA_BYTES:
-        raise InvalidField(field, f"may have {MAX_SCHEMA_BYTES} bytes as JSON.")
+        raise InvalidField(field, f"must be at most {MAX_SCHEMA_BYTES} bytes of JSON.")
     inner = parameters.get("properties")
-    whole = isinstance(parameters.get("type"), str) or (isinstance(inner, dict) and _all_schemas(inner.values()))
-    schema: dict[str, Any] = dict(parameters) if whole else {"properties": parameters}
+    is_schema = isinstance(parameters.get("type"), str) or (
+        isinstance(inner, dict) and _has_only_objects(inner.values())
+    )
+    schema: dict[str, Any] = dict(parameters) if is_schema else {"properties": parameters}
     if schema.setdefault("type", "object") != "object":
-        raise InvalidField(f"{field}.type", "must be object: arguments have names.")
+        raise InvalidField(f"{field}.type", "must be 'object', because arguments have names.")
     properties = schema.setdefault("properties", {})
     if not isinstance(properties, dict):
         raise InvalidField(f"{field}.properties", "must be an object.")
-    for name, one in properties.items():
-        if not isinstance(one, dict):
-            raise InvalidField(f"{field}.{name[:64]}", 'must be a JSON Schema such as {"type": "string"}.')
+    for name, subschema in properties.items():
+        if not isinstance(subschema, dict):
+            raise InvalidField(f"{field}.{name[:64]}", 'must be a JSON Schema, for example {"type": "string"}.')
     required = schema.get("required", [])
     if not isinstance(required, list) or not all(isinstance(name, str) and name in properties for name in required):
         raise InvalidField(f"{field}.required", "must be a list of names of properties.")
     if not is_self_contained(schema):
         raise InvalidField(
-            field, f"may be nested {MAX_PARAMETER_DEPTH} deep, and $ref may lead to places within it alone (#…)."
+            field, f"must be nested at most {MAX_PARAMETER_DEPTH} levels deep, and every $ref must begin with #."
         )
     return schema
 
 
-def _all_schemas(values: Iterable[Any]) -> bool:
-    return all(isinstance(one, dict) for one in values)
+def _has_only_objects(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, dict) for value in values)
 
 
 def is_self_contained(schema: Any) -> bool:
-    """Whether a schema is not nested endlessly, and no reference leads out of it.
+    """Return whether a schema is not nested too deeply, and no reference leads out of it.
 
-    Who checks something against a schema may fetch what it refers to.
+    Some validators fetch external references.
     """
     level = [schema]
     for _ in range(MAX_PARAMETER_DEPTH):
         deeper: list[Any] = []
-        for one in level:
-            if isinstance(one, dict):
-                if any(isinstance(one.get(key), str) and not one[key].startswith("#") for key in _REFERENCES):
+        for node in level:
+            if isinstance(node, dict):
+                if any(isinstance(node.get(key), str) and not node[key].startswith("#") for key in _REFERENCE_KEYWORDS):
                     return False
-                deeper.extend(one.values())
-            elif isinstance(one, list):
-                deeper.extend(one)
+                deeper.extend(node.values())
+            elif isinstance(node, list):
+                deeper.extend(node)
         if not deeper:
             return True
         level = deeper

@@ -26,7 +26,8 @@ from domain.llms.messages import (
     ToolCallDelta,
     ToolSpec,
 )
-from domain.shared.json_schemas import DEFINITIONS_KEYWORD, list_subschemas, normalize_schema
+from domain.shared.json_schema_parts import DEFINITIONS_KEYWORD, list_subschemas
+from domain.shared.json_schemas import normalize_schema
 from domain.shared.unicode_text import repair_json_text
 from domain.shared.wire_names import PROPERTY_CHARACTERS, assign_wire_names, is_wire_name
 

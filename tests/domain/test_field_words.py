@@ -16,11 +16,11 @@ from domain.tools.configuration import check_custom_configuration
 @pytest.mark.parametrize(
     ("kind", "value", "told"),
     [
-        (Description, "a\0b", "must not hold the character U+0000."),
-        (RunName, "a\nb", "must not hold line breaks or other control characters."),
-        (llms.ModelName, "a b", "must not hold spaces or control characters."),
-        (provider_keys.Service, "open ai", "must be letters A to Z, digits, _, . and -."),
-        (tools.Category, "My Tools", "must be small letters a to z, digits, _ and -."),
+        (Description, "a\0b", "must not contain the character U+0000."),
+        (RunName, "a\nb", "must not contain line breaks or other control characters."),
+        (llms.ModelName, "a b", "must not contain spaces or control characters."),
+        (provider_keys.Service, "open ai", "must be letters, digits, _, . and -, a letter or digit first."),
+        (tools.Category, "My Tools", "must be lower-case letters, digits, _ and -, a letter or digit first."),
     ],
 )
 def test_rules_of_characters_are_told_in_words(kind: Any, value: str, told: str) -> None:

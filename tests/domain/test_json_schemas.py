@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from domain.shared.json_schemas import MAX_SCHEMA_DEPTH, MAX_SCHEMA_NODES, list_subschemas, normalize_schema
+from domain.shared.json_schema_parts import list_subschemas
+from domain.shared.json_schemas import MAX_SCHEMA_DEPTH, MAX_SCHEMA_NODES, normalize_schema
 
 TEXT = {"type": "string"}
 NUMBER = {"type": "number"}
