@@ -1,4 +1,4 @@
-"""Builds: how an uploaded archive becomes a version that can run."""
+"""Build versions of agents from uploaded archives."""
 
 from domain.builds.service import (
     FINAL_VERSION_STATUSES,

@@ -1,7 +1,7 @@
-"""Builds: how an uploaded archive becomes a version that can run.
+"""Build versions of agents from uploaded archives.
 
-A version is `queued` by an upload, `building` while a worker holds its lease, and ends `ready` or
-`failed` with a build log that says why.
+A version is `queued` by an upload, `building` while a worker holds its lease, and ends as `ready` or `failed`, with a
+build log that says why.
 """
 
 from datetime import datetime, timedelta
@@ -27,10 +27,11 @@ MAX_BUILD_LOG_CHARACTERS: Final = 64 * 1024
 
 
 class AgentVersion(msgspec.Struct, kw_only=True):
-    """One version of an agent. `timeout` in seconds, `memory` in MiB, `size_bytes` of the archive as uploaded.
+    """Show a version of an agent.
 
-    `config` is the manifest's YAML text; `sha256` is that of the archive, in hex. `models` are those that its code
-    may call through the gateway, None if it has none.
+    `timeout` is in seconds, `memory` in MiB; `size_bytes` is the size of the uploaded archive, `sha256` its hash in hex.
+    `config` is the YAML text of the manifest. `models` are the models that its code may call through the gateway, null
+    if it may call none.
     """
 
     id: str
@@ -59,7 +60,7 @@ class AgentVersion(msgspec.Struct, kw_only=True):
 
 
 class BuildResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What a successful build found and made. `environment` is the hash of the installed requirements."""
+    """Hold the result of a successful build. `environment` is the hash of the installed requirements."""
 
     entrypoint: str
     config: str
@@ -73,7 +74,7 @@ class BuildResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ArchiveUpload(msgspec.Struct, frozen=True, kw_only=True):
-    """An archive that lies in object storage and belongs to no version yet."""
+    """Describe an archive in object storage that belongs to no version yet."""
 
     version_id: str
     path: str
@@ -82,7 +83,7 @@ class ArchiveUpload(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BundleSize(msgspec.Struct, frozen=True, kw_only=True):
-    """What a version takes on a worker's disk, in bytes. Versions with the same `environment` share it."""
+    """Hold the disk space of a version on a worker, in bytes. Versions with the same `environment` share it."""
 
     unpacked_bytes: int
     environment: str | None
@@ -90,7 +91,7 @@ class BundleSize(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Builds(Protocol):
-    """The versions of the bound tenant's agents."""
+    """Store the versions of the bound tenant's agents."""
 
     async def add(self, version: AgentVersion) -> None: ...
     async def get_next_number(self, agent_id: str) -> int: ...
@@ -104,15 +105,15 @@ class Builds(Protocol):
         self, version_id: str, attempt: int, built: BuildResult | None, error: str | None
     ) -> bool: ...
     async def release_version(self, version_id: str, attempt: int, counts: bool) -> bool:
-        """Queue a held version again. Without `counts` the attempt is not one of `MAX_ATTEMPTS`."""
+        """Requeue a leased version. Without `counts` the attempt does not count toward `MAX_BUILD_ATTEMPTS`."""
         ...
 
     async def sum_stored_bytes(self) -> int:
-        """Return what the tenant's archives, unpacked versions and environments take together; locks that sum."""
+        """Return the total size of the tenant's archives, unpacked versions and environments, and lock it."""
         ...
 
     async def reserve_space(self, version_id: str, attempt: int, size: BundleSize) -> bool:
-        """Write down what a held version takes. False if it is not held any more."""
+        """Store the size of a leased version. Return False if the lease is lost."""
         ...
 
     async def requeue_expired(self, version_id: str, max_attempts: int, reason: str) -> AgentVersion | None: ...
@@ -120,32 +121,32 @@ class Builds(Protocol):
 
 
 def get_archive_path(tenant_id: str, version_id: str) -> str:
-    """Where an upload lies in object storage."""
+    """Return the key of an upload in object storage."""
     return f"uploads/{tenant_id}/{version_id}.tar.gz"
 
 
 def get_bundle_path(tenant_id: str, version_id: str) -> str:
-    """Where the built bundle of a version lies in object storage."""
+    """Return the key of a version's bundle in object storage."""
     return f"bundles/{tenant_id}/{version_id}.tar.gz"
 
 
 def check_quota(stored_bytes: int, quota: int) -> None:
-    """Refuse what would take a tenant over its quota of bytes. Errors: `quota_exceeded`."""
+    """Check that a tenant stays within its storage quota. Errors: `quota_exceeded`."""
     if stored_bytes > quota:
         raise DomainError(
             "quota_exceeded",
-            f"With this archive, what the tenant has uploaded would take {_mebibytes(stored_bytes)} MiB, packed, "
-            f"unpacked and with its requirements installed; the quota is {_mebibytes(quota)} MiB. Delete agents that "
-            "are not needed any more, or ask the operator for a larger PADDOCK_TENANT_MAX_STORED_BYTES.",
+            f"With this archive, the tenant's uploads would take {_format_mebibytes(stored_bytes)} MiB, packed, "
+            f"unpacked and with installed requirements; the quota is {_format_mebibytes(quota)} MiB. Delete unused "
+            "agents, or ask the operator for a larger PADDOCK_TENANT_MAX_STORED_BYTES.",
         )
 
 
-def _mebibytes(size: int) -> str:
+def _format_mebibytes(size: int) -> str:
     return f"{size / (1 << 20):.1f}".removesuffix(".0")
 
 
 async def reserve_space(tx: Tx, version: AgentVersion, size: BundleSize, quota: int) -> None:
-    """Write down what a version that is being built takes, if its tenant may have that. A `quota` of 0 does not bound.
+    """Store the size of a version that is being built, within the tenant's quota. A `quota` of 0 means no limit.
 
     Errors: `quota_exceeded`, `LostLease`.
     """
@@ -156,20 +157,20 @@ async def reserve_space(tx: Tx, version: AgentVersion, size: BundleSize, quota: 
 
 
 def job_from_version(version: AgentVersion) -> Job:
-    """The build job of a version in its present state."""
+    """Return the build job of a version in its present state."""
     return Job(lane="build", row_id=version.id, tenant_id=version.tenant_id, attempt=version.attempt)
 
 
 async def enqueue_build(tx: Tx, caller: Caller, reference: str, upload: ArchiveUpload, quota: int = 0) -> AgentVersion:
-    """Make a version of an upload and ring for its build. A tenant stores at most `quota` bytes; 0 is no quota.
+    """Create a version for an upload and ring for its build. A `quota` in bytes of 0 means no limit.
 
     Errors: `not_found`, `agent_archived`, `quota_exceeded`.
     """
     agent = await agents.get_agent(tx, reference, lock=True)
     if agent.status == "archived":
-        raise Conflict(f"The agent {agent.name!r} is archived.", "agent_archived")
+        raise Conflict(f"The agent {agent.name!r} is archived. Restore it first.", "agent_archived")
     if agent.kind != "code":
-        raise Conflict(f"{agent.name!r} is a model agent; it runs no archives.")
+        raise Conflict(f"{agent.name!r} is a model agent and cannot run archives.")
     if quota:
         check_quota(await tx.builds.sum_stored_bytes() + upload.size_bytes, quota)
     number = await tx.builds.get_next_number(agent.id)
@@ -206,7 +207,7 @@ async def enqueue_build(tx: Tx, caller: Caller, reference: str, upload: ArchiveU
 
 
 async def get_version(tx: Tx, agent_reference: str, reference: str) -> AgentVersion:
-    """A version by its id, its name (`v3`) or its number. Errors: `not_found`."""
+    """Return a version by its id, its name (`v3`) or its number. Errors: `not_found`."""
     agent = await agents.get_agent(tx, agent_reference)
     version = await tx.builds.find(agent.id, reference)
     if version is None:
@@ -215,13 +216,13 @@ async def get_version(tx: Tx, agent_reference: str, reference: str) -> AgentVers
 
 
 async def list_versions(tx: Tx, agent_reference: str, page: Page) -> Listing[AgentVersion]:
-    """An agent's versions, newest first."""
+    """List an agent's versions, newest first."""
     agent = await agents.get_agent(tx, agent_reference)
     return await tx.builds.list_page(agent.id, page)
 
 
 async def get_version_by_path(tx: Tx, path: str) -> AgentVersion:
-    """The version whose archive lies at `path`. Errors: `not_found`, also for another tenant's path."""
+    """Return the version whose archive has this key. Errors: `not_found`, also for another tenant's key."""
     version = await tx.builds.find_by_path(path)
     if version is None:
         raise NotFound("upload", path)
@@ -229,13 +230,13 @@ async def get_version_by_path(tx: Tx, path: str) -> AgentVersion:
 
 
 async def activate_version(tx: Tx, agent_reference: str, reference: str) -> AgentVersion:
-    """Make a ready version the one that executions run. Errors: `version_not_ready`, `agent_archived`."""
+    """Make executions run this ready version. Errors: `version_not_ready`, `agent_archived`."""
     agent = await agents.get_agent(tx, agent_reference, lock=True)
     version = await get_version(tx, agent_reference, reference)
     if version.status != "ready":
         raise Conflict(f"Version {version.version} is {version.status}, not ready.", "version_not_ready")
     if agent.status == "archived":
-        raise Conflict(f"The agent {agent.name!r} is archived.", "agent_archived")
+        raise Conflict(f"The agent {agent.name!r} is archived. Restore it first.", "agent_archived")
     agent.current_version_id, agent.updated_at = version.id, tx.now
     if agent.status == "failed":
         agent.status = "ready"
@@ -244,7 +245,7 @@ async def activate_version(tx: Tx, agent_reference: str, reference: str) -> Agen
 
 
 async def claim_build(tx: Tx, version_id: str, worker: str, lease: timedelta) -> AgentVersion | None:
-    """Take a queued version for building, or None if it is not queued any more."""
+    """Claim a queued version for building. Return None if it is no longer queued."""
     version = await tx.builds.claim_version(
         version_id, Lease(worker_id=worker, claimed_at=tx.now, expires_at=tx.now + lease)
     )
@@ -254,54 +255,52 @@ async def claim_build(tx: Tx, version_id: str, worker: str, lease: timedelta) ->
 
 
 async def append_build_log(tx: Tx, version: AgentVersion, text: str) -> None:
-    """Append to the build log of a version held by this attempt. Errors: `LostLease`."""
+    """Append to the build log of a version leased by this attempt. Errors: `LostLease`."""
     if not await tx.builds.append_log(version.id, version.attempt, text[:MAX_BUILD_LOG_CHARACTERS]):
         raise LostLease(version.id)
 
 
 async def finish_build(tx: Tx, version: AgentVersion, built: BuildResult | None, error: str | None) -> None:
-    """Settle a build as ready (`built`) or failed (`error`), and let the agent follow.
+    """Settle a build as ready (`built`) or failed (`error`), and update its agent.
 
-    A newer version that is active already stays active. Errors: `LostLease`.
+    A newer active version stays active. Errors: `LostLease`.
     """
     if not await tx.builds.settle_version(version.id, version.attempt, built, error):
         raise LostLease(version.id)
-    await _follow(tx, version.agent_id, version if built is not None else None)
+    await _update_agent(tx, version.agent_id, version if built is not None else None)
     tx.announce_status(version.id, "failed" if built is None else "ready")
 
 
 async def hand_over_build(tx: Tx, version: AgentVersion) -> None:
-    """Hand a held version back to the queue, as a worker does that is told to stop. The attempt does not count."""
-    await _queue_again(tx, version, counts=False)
+    """Requeue a leased version because its worker is stopping. The attempt does not count."""
+    await _requeue_version(tx, version, counts=False)
 
 
 async def release_build(tx: Tx, version: AgentVersion) -> None:
-    """Hand a held version back to the queue after what it was built in was lost. The attempt counts."""
-    await _queue_again(tx, version, counts=True)
+    """Requeue a leased version after its sandbox was lost. The attempt counts."""
+    await _requeue_version(tx, version, counts=True)
 
 
-async def _queue_again(tx: Tx, version: AgentVersion, counts: bool) -> None:
+async def _requeue_version(tx: Tx, version: AgentVersion, counts: bool) -> None:
     if await tx.builds.release_version(version.id, version.attempt, counts):
         tx.ring_job(job_from_version(version))
         tx.announce_status(version.id, "queued")
 
 
 async def requeue_expired_build(tx: Tx, version_id: str) -> None:
-    """Give an expired lease's version back to the queue, or fail it when its attempts are used up."""
-    reason = (
-        f"The worker stopped answering in each of {MAX_BUILD_ATTEMPTS} attempts; the build may exhaust the machine."
-    )
-    after = await tx.builds.requeue_expired(version_id, MAX_BUILD_ATTEMPTS, reason)
-    if after is None:
+    """Requeue the version of an expired lease, or fail it after its last attempt."""
+    reason = f"The worker was lost in each of {MAX_BUILD_ATTEMPTS} attempts. The build may need more memory or disk."
+    version = await tx.builds.requeue_expired(version_id, MAX_BUILD_ATTEMPTS, reason)
+    if version is None:
         return
-    if after.status == "queued":
-        tx.ring_job(job_from_version(after))
+    if version.status == "queued":
+        tx.ring_job(job_from_version(version))
     else:
-        await _follow(tx, after.agent_id, None)
-    tx.announce_status(version_id, after.status)
+        await _update_agent(tx, version.agent_id, None)
+    tx.announce_status(version_id, version.status)
 
 
-async def _follow(tx: Tx, agent_id: str, ready: AgentVersion | None) -> None:
+async def _update_agent(tx: Tx, agent_id: str, ready: AgentVersion | None) -> None:
     agent = await tx.agents.find(agent_id, lock=True)
     if agent is None:
         return
@@ -310,12 +309,12 @@ async def _follow(tx: Tx, agent_id: str, ready: AgentVersion | None) -> None:
         if current is None or current.number < ready.number:
             agent.current_version_id = ready.id
     if agent.status != "archived":
-        agent.status = await _status(tx, agent)
+        agent.status = await _get_agent_status(tx, agent)
     agent.updated_at = tx.now
     await tx.agents.save(agent)
 
 
-async def _status(tx: Tx, agent: Agent) -> agents.AgentStatus:
+async def _get_agent_status(tx: Tx, agent: Agent) -> agents.AgentStatus:
     newest = await tx.builds.find_newest(agent.id)
     if newest is not None and newest.status in ("queued", "building"):
         return "building"
@@ -323,5 +322,5 @@ async def _status(tx: Tx, agent: Agent) -> agents.AgentStatus:
 
 
 def generate_version_id() -> str:
-    """The id of a version that is about to be uploaded."""
+    """Return the id of a version that is about to be uploaded."""
     return ids.generate_id("ver")
