@@ -23,8 +23,8 @@ from domain.accounts import (
     SessionTokens,
     TokenRefresh,
     User,
+    check_email,
 )
-from domain.accounts.emails import check_email
 from domain.ports import Clock
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError, InvalidField

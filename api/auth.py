@@ -13,8 +13,7 @@ from api.limits import RateLimiter
 from api.operations import ANY_SCOPE, NO_CALLER
 from api.proxy_logins import ProxyHeaders, ProxyLogins
 from domain import accounts
-from domain.accounts import keys
-from domain.accounts.keys import ApiKeyIdentity
+from domain.accounts import ApiKeyIdentity
 from domain.ports import Clock, Store
 from domain.shared import access
 from domain.shared.access import Caller
@@ -78,7 +77,7 @@ class Authenticator:
         identity = await self._key_lookups.add(key_hash)
         caller = None
         if identity is not None and is_same_digest(identity.key_hash, key_hash):
-            caller = keys.caller_from_api_key(identity, self._clock())
+            caller = accounts.caller_from_api_key(identity, self._clock())
         if caller is None or caller.key_id is None:
             raise _refuse_credentials(_INVALID_KEY)
         return caller

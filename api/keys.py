@@ -5,8 +5,8 @@ from litestar import Response, Router, delete, get, patch, post
 from api.idempotency import ResourceCreator
 from api.operations import IDEMPOTENCY_KEY, require_scope
 from api.requests import HttpRequest, Store
-from domain.accounts import keys
-from domain.accounts.keys import ApiKey, CreatedApiKey, NewApiKey, PatchApiKey
+from domain import accounts
+from domain.accounts import ApiKey, CreatedApiKey, NewApiKey, PatchApiKey
 from domain.shared.access import Caller
 from domain.shared.pages import Listing, Page
 from infra.credentials import API_KEY_PREFIX, generate_token, hash_token
@@ -23,7 +23,7 @@ async def create_key(
     """Create a key. `key` is shown only in this answer."""
     secret = generate_token(API_KEY_PREFIX)
     return await creator.create_idempotently(
-        request, caller, lambda tx: keys.create_api_key(tx, caller, data, secret, hash_token(secret))
+        request, caller, lambda tx: accounts.create_api_key(tx, caller, data, secret, hash_token(secret))
     )
 
 
@@ -31,35 +31,35 @@ async def create_key(
 async def list_keys(store: Store, caller: Caller, pagination: Page) -> Listing[ApiKey]:
     """List your own keys; an admin sees all keys of the tenant."""
     async with store.transaction(caller) as tx:
-        return await keys.list_api_keys(tx, caller, pagination)
+        return await accounts.list_api_keys(tx, caller, pagination)
 
 
 @get(_ITEM_PATHS, opt=require_scope("account"))
 async def get_key(store: Store, caller: Caller, key_id: str) -> ApiKey:
     """Return a key, without its secret."""
     async with store.transaction(caller) as tx:
-        return await keys.get_api_key(tx, caller, key_id)
+        return await accounts.get_api_key(tx, caller, key_id)
 
 
 @patch(_ITEM_PATHS, opt=require_scope("account"))
 async def update_key(store: Store, caller: Caller, key_id: str, data: PatchApiKey) -> ApiKey:
     """Change the fields that are sent. The secret itself never changes."""
     async with store.transaction(caller) as tx:
-        return await keys.patch_api_key(tx, caller, key_id, data)
+        return await accounts.patch_api_key(tx, caller, key_id, data)
 
 
 @post("/api-keys/{key_id:str}/revoke", opt=require_scope("account"), status_code=200)
 async def revoke_key(store: Store, caller: Caller, key_id: str) -> ApiKey:
     """Revoke a key from the next request on, and keep it in lists."""
     async with store.transaction(caller) as tx:
-        return await keys.revoke_api_key(tx, caller, key_id)
+        return await accounts.revoke_api_key(tx, caller, key_id)
 
 
 @delete(_ITEM_PATHS, opt=require_scope("account"))
 async def delete_key(store: Store, caller: Caller, key_id: str) -> None:
     """Delete a key permanently."""
     async with store.transaction(caller) as tx:
-        await keys.delete_api_key(tx, caller, key_id)
+        await accounts.delete_api_key(tx, caller, key_id)
 
 
 router = Router(

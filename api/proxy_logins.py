@@ -12,9 +12,7 @@ from litestar.types import Scope
 
 from api.addresses import Network, is_within, normalize_address
 from domain import accounts
-from domain.accounts import ProxyUser, proxy_logins
-from domain.accounts.emails import check_email
-from domain.accounts.proxy_logins import ProxyLogin, refuse_login
+from domain.accounts import ProxyLogin, ProxyUser, check_email, proxy_logins, refuse_login
 from domain.ports import Store
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError, Forbidden

@@ -4,8 +4,8 @@ from litestar import Router, get, patch
 
 from api.operations import require_scope
 from api.requests import Store
-from domain.accounts import tenants
-from domain.accounts.tenants import PatchTenant, Tenant
+from domain import accounts
+from domain.accounts import PatchTenant, Tenant
 from domain.shared.access import Caller
 
 
@@ -13,7 +13,7 @@ from domain.shared.access import Caller
 async def get_tenant(store: Store, caller: Caller) -> Tenant:
     """Return the caller's tenant."""
     async with store.transaction(caller) as tx:
-        return await tenants.get_tenant(tx, caller)
+        return await accounts.get_tenant(tx, caller)
 
 
 @patch("/tenant", opt=require_scope("admin"))
@@ -24,7 +24,7 @@ async def update_tenant(store: Store, caller: Caller, data: PatchTenant) -> Tena
     an hour.
     """
     async with store.transaction(caller) as tx:
-        return await tenants.patch_tenant(tx, caller, data)
+        return await accounts.patch_tenant(tx, caller, data)
 
 
 router = Router("/", route_handlers=[get_tenant, update_tenant], tags=["accounts"])

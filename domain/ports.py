@@ -17,9 +17,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import msgspec
 
 if TYPE_CHECKING:
-    from domain.accounts import Accounts
-    from domain.accounts.keys import ApiKeys
-    from domain.accounts.tenants import Tenants
+    from domain.accounts import Accounts, ApiKeys, Tenants
     from domain.agents import Agents
     from domain.artifacts.service import Artifacts
     from domain.builds import Builds
@@ -30,8 +28,7 @@ if TYPE_CHECKING:
     from domain.events import Events
     from domain.executions import Executions
     from domain.executions.steps import RunSteps
-    from domain.llms import Llms
-    from domain.llms.messages import ModelCall, ModelTarget, ModelUsage, ReplyPart
+    from domain.llms import Llms, ModelCall, ModelTarget, ModelUsage, ReplyPart
     from domain.plans import Plans
     from domain.provider_keys import ProviderKeys
     from domain.queues import WorkQueues

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from domain import agents, templates, tools, workspaces
-from domain.llms.messages import ToolFailed
+from domain.llms import ToolFailed
 from domain.ports import Tx
 from domain.shared import ids, names
 from domain.shared.access import Caller

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from domain.executions.queries import get_execution
-from domain.llms.messages import ToolFailed
+from domain.llms import ToolFailed
 from domain.ports import Tx
 from domain.shared.errors import NotFound
 from domain.shared.pages import Listing, Page, build_listing

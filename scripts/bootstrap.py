@@ -3,8 +3,7 @@
 import secrets
 
 from domain import accounts
-from domain.accounts import Registration, keys
-from domain.accounts.keys import NewApiKey
+from domain.accounts import NewApiKey, Registration, keys
 from domain.shared.access import ALL_SCOPES, OPERATOR_TENANT_ID, Caller
 from infra.credentials import API_KEY_PREFIX, generate_token, hash_token
 from infra.settings import Settings

@@ -18,7 +18,7 @@ from domain import costs, llms
 from domain.costs import BilledCall, CostAttribution, CostSettlement
 from domain.events import ExecutionEvent
 from domain.executions import Execution
-from domain.llms.messages import (
+from domain.llms import (
     ChatMessage,
     ModelCall,
     ModelError,

@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-from domain.llms.messages import (
+from domain.llms import (
     ChatMessage,
     ModelErrorKind,
     ModelReply,

@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from domain import llms
-from domain.accounts import WORKSPACE_TENANT_PREFIX, ProxyUser, User
+from domain.accounts.service import WORKSPACE_TENANT_PREFIX, ProxyUser, User
 from domain.ports import Tx
 from domain.shared import ids
 from domain.shared.errors import Conflict, DomainError, Forbidden

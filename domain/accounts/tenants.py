@@ -6,7 +6,7 @@ from typing import Annotated, Protocol
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from domain.agents.schema import MaxConcurrency
+from domain.agents import MaxConcurrency
 from domain.ports import Tx
 from domain.shared.access import Caller
 from domain.shared.errors import NotFound

@@ -1,17 +1,28 @@
 """Manage agents. A `code` agent gets its versions from uploaded archives; an `llm` agent calls a model."""
 
 from domain.agents.inheritance import merge_ancestors, resolve_agent
+from domain.agents.prompts import build_messages
 from domain.agents.resolution import find_agent, get_runnable_version, refuse_archived, resolve_spec
 from domain.agents.schema import (
     MAX_SLUG_MATCHES,
+    MAX_TIMEOUT_SECONDS,
     Agent,
     AgentKind,
     Agents,
     AgentSpec,
     AgentStatus,
+    AgentText,
     ConcurrencyPolicy,
+    Description,
+    MaxConcurrency,
+    MaxSteps,
+    MaxTokens,
+    ModelReference,
     NewAgent,
     PatchAgent,
+    Temperature,
+    TimeoutSeconds,
+    ToolReferences,
     build_unlisted_agent,
 )
 from domain.agents.service import (
@@ -26,14 +37,25 @@ from domain.agents.service import (
 
 __all__ = [
     "MAX_SLUG_MATCHES",
+    "MAX_TIMEOUT_SECONDS",
     "Agent",
     "AgentKind",
     "AgentSpec",
     "AgentStatus",
+    "AgentText",
     "Agents",
     "ConcurrencyPolicy",
+    "Description",
+    "MaxConcurrency",
+    "MaxSteps",
+    "MaxTokens",
+    "ModelReference",
     "NewAgent",
     "PatchAgent",
+    "Temperature",
+    "TimeoutSeconds",
+    "ToolReferences",
+    "build_messages",
     "build_unlisted_agent",
     "check_agent_name",
     "create_agent",

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from domain.agents.schema import Agent
-from domain.llms.messages import ChatMessage
+from domain.llms import ChatMessage
 from domain.shared.placeholders import create_filler, format_value
 
 

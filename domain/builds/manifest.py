@@ -14,16 +14,15 @@ import msgspec
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-from domain.agents.schema import MAX_TIMEOUT_SECONDS
-from domain.executions import DEFAULT_MEMORY_MB
-from domain.shared.errors import DomainError
-from domain.shared.yaml_reader import parse
+from domain.agents import MAX_TIMEOUT_SECONDS
+from domain.shared.yaml_reader import YamlError, read_yaml
 
 MANIFEST_NAMES: Final = ("agent.yaml", "anymind.yaml")
 MAX_MANIFEST_BYTES: Final = 64 * 1024
 # A lock file has a hundred hashes for each of its larger packages.
 MAX_REQUIREMENTS_BYTES: Final = 1024 * 1024
 MIN_MEMORY_MB: Final = 64
+DEFAULT_MEMORY_MB: Final = 512
 MAX_MEMORY_MB: Final = 8192
 MAX_LINE_CHARACTERS: Final = 4096
 MAX_MANIFEST_MODELS: Final = 32
@@ -35,7 +34,6 @@ _HASH_OPTION: Final = re.compile(
     r" --hash[= ] ?((?:sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})(?!\S))", re.I
 )
 _COMMENT_PATTERN: Final = re.compile(r"(^|\s)#.*$")
-_WRITTEN_NUMBER: Final = re.compile(r":\s*([-+.0-9eE]+)\s*(?:[,}#].*)?$")
 _LABEL_CONTROLS: Final = frozenset("\t\n\v\f\r\x85")
 _SIMILAR_NAME: Final = re.compile(r"\s*(agents?|anymind|manifest)\.ya?ml(\.txt)?\s*", re.IGNORECASE)
 
@@ -69,28 +67,30 @@ class Requirements(msgspec.Struct, frozen=True, kw_only=True):
 
 def parse_manifest(file: str, text: str, python: str) -> Manifest:
     """Parse a manifest. `python` is the version that would run it (`3.11.7`). Errors: `BadArchive`."""
-    values, lines = _read_values(file, text)
+    values, float_texts = _read_values(file, text)
     if not _ENTRYPOINT_PATTERN.fullmatch(values["entrypoint"]):
         raise BadArchive(f"{file}: `entrypoint` must look like package.module:function.")
-    written_python = _find_written_value(text, lines.get("python"))
     return Manifest(
         name=values["name"],
         entrypoint=values["entrypoint"],
         description=values.get("description"),
         framework=values.get("framework"),
-        python=_parse_python(file, values.get("python"), written_python, python),
+        python=_parse_python(file, values.get("python"), float_texts.get("python"), python),
         timeout=_parse_timeout(file, values.get("timeout")),
         memory=_parse_memory(file, values.get("memory")),
         models=_parse_models(file, values.get("models")),
     )
 
 
-def _read_values(file: str, text: str) -> tuple[dict[str, Any], dict[str, int]]:
-    """Return the fields of a manifest that are set, and the line of each field. Errors: `BadArchive`."""
+def _read_values(file: str, text: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the fields of a manifest that are set, and the source texts of floats. Errors: `BadArchive`."""
     try:
-        document = parse(text, file)
-    except DomainError as error:
-        raise BadArchive(f"{file}, {error.errors[0].message}") from None
+        document = read_yaml(text)
+    except YamlError as error:
+        raise BadArchive(f"{file}, line {error.line}: {error.message}") from None
+    if document.duplicates:
+        duplicate = document.duplicates[0]
+        raise BadArchive(f"{file}, line {duplicate.line}: {duplicate.message}")
     if not isinstance(document.value, dict):
         raise BadArchive(f"{file}: must be a mapping with at least `name` and `entrypoint`.")
     fields = Manifest.__struct_fields__
@@ -104,7 +104,7 @@ def _read_values(file: str, text: str) -> tuple[dict[str, Any], dict[str, int]]:
     for key in ("name", "entrypoint", "description", "framework"):
         if key in values:
             values[key] = _check_text(file, key, values[key])
-    return values, document.lines
+    return values, document.float_texts
 
 
 def _check_text(file: str, key: str, value: Any) -> str:
@@ -123,12 +123,6 @@ def _is_invisible(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cs") and character not in _LABEL_CONTROLS
 
 
-def _find_written_value(text: str, line: int | None) -> str:
-    """Return the value of a field as its line shows it: YAML reads `3.10` as 3.1, which is another version."""
-    match = None if line is None else _WRITTEN_NUMBER.search(text.splitlines()[line - 1])
-    return match[1] if match is not None else ""
-
-
 def _parse_timeout(file: str, value: Any) -> int | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -139,11 +133,11 @@ def _parse_timeout(file: str, value: Any) -> int | None:
     raise BadArchive(f"{file}: `timeout` must be whole seconds from 1 to {MAX_TIMEOUT_SECONDS}, for example 30.")
 
 
-def _parse_python(file: str, value: Any, written: str, installed: str) -> str | None:
+def _parse_python(file: str, value: Any, float_text: str | None, installed: str) -> str | None:
     if value is None:
         return None
-    text = (written or str(value)) if isinstance(value, float) else str(value)
-    text = text.strip()
+    # YAML reads `3.10` as the number 3.1, which is another version.
+    text = (float_text or str(value)).strip()
     hint = ""
     if isinstance(value, float) and text != str(value):
         hint = f" Write it in quotes, as '{text}': without quotes YAML reads the number {value}."

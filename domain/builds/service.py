@@ -29,7 +29,7 @@ MAX_BUILD_LOG_CHARACTERS: Final = 64 * 1024
 class AgentVersion(msgspec.Struct, kw_only=True):
     """Show a version of an agent.
 
-    `timeout` is in seconds, `memory` in MiB; `size_bytes` is the size of the uploaded archive, `sha256` its hash in hex.
+    `timeout` is in seconds, `memory` in MiB. `size_bytes` is the size of the uploaded archive, `sha256` its hash.
     `config` is the YAML text of the manifest. `models` are the models that its code may call through the gateway, null
     if it may call none.
     """

@@ -20,7 +20,7 @@ from domain.costs.budgets import (
     format_dollars,
     nanos_from_usd,
 )
-from domain.llms.messages import ModelUsage
+from domain.llms import ModelUsage
 from domain.ports import Tx
 from domain.shared import ids
 from domain.shared.errors import DomainError, InvalidField

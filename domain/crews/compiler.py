@@ -10,7 +10,7 @@ from domain.agents import Agent, AgentSpec, build_unlisted_agent
 from domain.crews import validation
 from domain.crews.roster import CrewMember, CrewRoster, CrewTask
 from domain.crews.schema import PLANNING_STEP, Crew, CrewStepSummary
-from domain.llms.messages import ToolFailed
+from domain.llms import ToolFailed
 from domain.plans import AgentWork, Plan, PlanStep, TaskText
 from domain.ports import Tx
 from domain.shared import placeholders

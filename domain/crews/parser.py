@@ -7,15 +7,7 @@ from typing import Annotated, Any, Final, Generic, TypeVar
 import msgspec
 from msgspec import Meta
 
-from domain.agents.schema import (
-    AgentText,
-    MaxSteps,
-    MaxTokens,
-    ModelReference,
-    Temperature,
-    TimeoutSeconds,
-    ToolReferences,
-)
+from domain.agents import AgentText, MaxSteps, MaxTokens, ModelReference, Temperature, TimeoutSeconds, ToolReferences
 from domain.crews.crewai_fields import explain_unknown_field, is_default
 from domain.crews.schema import MAX_CREW_AGENTS, MAX_CREW_TASKS, CrewProblem, CrewSettings, Reference
 from domain.shared import names, yaml_reader

@@ -19,7 +19,6 @@ from domain.executions.queries import (
 )
 from domain.executions.schema import (
     DEFAULT_MAX_ATTEMPTS,
-    DEFAULT_MEMORY_MB,
     DEFAULT_TIMEOUT_SECONDS,
     MAX_DEPTH,
     ApprovalDecision,
@@ -46,7 +45,6 @@ from domain.executions.service import retry_execution, start_execution, start_to
 
 __all__ = [
     "DEFAULT_MAX_ATTEMPTS",
-    "DEFAULT_MEMORY_MB",
     "DEFAULT_TIMEOUT_SECONDS",
     "MAX_DEPTH",
     "ApprovalDecision",

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal, Protocol
 import msgspec
 from msgspec import Meta
 
-from domain.agents.schema import AgentSpec
+from domain.agents import AgentSpec
 from domain.events import ExecutionEvent
 from domain.ports import SandboxOutcome, Tx
 from domain.shared.errors import InvalidField
@@ -33,7 +33,6 @@ ExecutionMode = Literal["safe", "sandbox", "yolo"]
 DEFAULT_TIMEOUT_SECONDS: Final = 30
 # Models take their time.
 MODEL_AGENT_TIMEOUT_SECONDS: Final = 300
-DEFAULT_MEMORY_MB: Final = 512
 DEFAULT_MAX_ATTEMPTS: Final = 3
 MAX_DEPTH: Final = MAX_JSON_DEPTH
 # As much of its log as an execution shows as text, in characters.

@@ -5,9 +5,7 @@ from typing import Any, Final
 import msgspec
 
 from domain import agents, tools
-from domain.agents import Agent, AgentSpec
-from domain.agents.prompts import build_messages
-from domain.agents.schema import MAX_TIMEOUT_SECONDS
+from domain.agents import MAX_TIMEOUT_SECONDS, Agent, AgentSpec, build_messages
 from domain.builds import AgentVersion
 from domain.executions.queries import get_execution
 from domain.executions.schema import (

@@ -4,8 +4,7 @@ from typing import Any
 
 import msgspec
 
-from domain.agents import AgentSpec
-from domain.agents.prompts import build_messages
+from domain.agents import AgentSpec, build_messages
 from domain.executions.schema import (
     DEFAULT_TIMEOUT_SECONDS,
     MODEL_AGENT_TIMEOUT_SECONDS,

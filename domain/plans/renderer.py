@@ -8,7 +8,7 @@ import msgspec
 from domain import expressions
 from domain.agents import Agent, AgentSpec
 from domain.expressions import BadExpression, ExpressionReferences
-from domain.llms.messages import ToolFailed
+from domain.llms import ToolFailed
 from domain.plans.engine import StepFailed
 from domain.plans.schema import WHOLE_STEP, AgentWork, Plan, PlanStep, StepRun, TaskText
 from domain.shared.errors import DomainError

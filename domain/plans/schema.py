@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal, Protocol
 import msgspec
 from msgspec import Meta
 
-from domain.agents.schema import AgentSpec
+from domain.agents import AgentSpec
 from domain.events import ExecutionEvent
 from domain.executions.schema import Execution
 from domain.shared.status import ExecutionStatus

@@ -1,5 +1,17 @@
 """Manage the tools that agents may call: built-in tools, custom HTTP calls, MCP servers."""
 
+from domain.tools.builtin import BUILT_IN_TOOLS
+from domain.tools.configuration import (
+    MAX_TOOL_HEADERS,
+    PATH_PLACEHOLDER,
+    CustomToolConfiguration,
+    McpServerConfiguration,
+    check_custom_configuration,
+    check_mcp_configuration,
+    choose_body_format,
+    find_header_problem,
+    find_url_problem,
+)
 from domain.tools.service import (
     MAX_CONFIGURATION_BYTES,
     MAX_TENANT_TOOLS,
@@ -28,13 +40,18 @@ from domain.tools.service import (
 )
 
 __all__ = [
+    "BUILT_IN_TOOLS",
     "MAX_CONFIGURATION_BYTES",
     "MAX_TENANT_TOOLS",
+    "MAX_TOOL_HEADERS",
+    "PATH_PLACEHOLDER",
     "RESERVED_TOOL_NAMES",
     "BuiltInToolState",
     "Category",
     "Configuration",
+    "CustomToolConfiguration",
     "Description",
+    "McpServerConfiguration",
     "McpServerTool",
     "NewTool",
     "PatchTool",
@@ -44,8 +61,13 @@ __all__ = [
     "ToolInvocationResult",
     "ToolType",
     "Tools",
+    "check_custom_configuration",
+    "check_mcp_configuration",
+    "choose_body_format",
     "create_tool",
     "delete_tool",
+    "find_header_problem",
+    "find_url_problem",
     "get_tool",
     "get_tool_schema",
     "list_tools",

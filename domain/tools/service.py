@@ -11,13 +11,11 @@ from domain.ports import Tx
 from domain.shared import ids, names
 from domain.shared.access import Caller
 from domain.shared.errors import Conflict, DomainError, FieldError, InvalidField, InvalidFields, NotFound
-from domain.shared.names import Name, make_slug
+from domain.shared.names import Name
 from domain.shared.pages import Listing, Page, build_listing
 from domain.shared.status import ExecutionStatus
 from domain.tools import configuration as tool_configuration
 from domain.tools.builtin import BUILT_IN_TOOLS, BuiltInTool
-
-__all__ = ["BUILT_IN_TOOLS", "make_slug"]
 
 ToolType = Literal["builtin", "custom", "mcp"]
 MAX_TENANT_TOOLS: Final = 500

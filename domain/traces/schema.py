@@ -7,7 +7,7 @@ import msgspec
 
 from domain.executions.schema import ExecutionKind
 from domain.executions.steps import RunStepStatus
-from domain.llms.messages import ModelToolCall
+from domain.llms import ModelToolCall
 from domain.plans import StepStatus as StageStatus
 from domain.shared.status import ExecutionStatus
 

@@ -6,8 +6,8 @@ from typing import Any, Final
 import msgspec
 
 from domain import crews, llms
-from domain.agents.schema import MAX_TIMEOUT_SECONDS
-from domain.llms.messages import ToolFailed
+from domain.agents import MAX_TIMEOUT_SECONDS
+from domain.llms import ToolFailed
 from domain.plans import (
     MAX_PLAN_DEPTH,
     MAX_PLAN_STEPS,

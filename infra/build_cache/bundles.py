@@ -6,8 +6,7 @@ from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanag
 from pathlib import Path
 from typing import Final
 
-from domain.builds import AgentVersion
-from domain.builds.manifest import get_memory_limit
+from domain.builds import AgentVersion, get_memory_limit
 from domain.ports import ArchiveLimits, Blobs, Sandbox, SandboxProgram
 from infra.build_cache.environments import EnvironmentCache, fetch_folder, pack_folder, place_folder
 from infra.build_cache.folders import FolderCache

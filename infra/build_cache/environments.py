@@ -19,7 +19,7 @@ from typing import Final
 
 import structlog
 
-from domain.builds.manifest import BadArchive, Requirements
+from domain.builds import BadArchive, Requirements
 from domain.ports import ArchiveLimits, Blobs, Sandbox
 from domain.shared.errors import DomainError
 from infra.build_cache.folders import DOWNLOADS_FOLDER, FolderCache

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from domain.llms.messages import ModelCall, ReplyPart
+from domain.llms import ModelCall, ReplyPart
 from infra.llm.key_mask import stream_masked
 from infra.llm.local_model import LocalServer, prepare_local_request
 from infra.llm.prices import GenaiPrices

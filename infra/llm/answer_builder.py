@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import msgspec
 
-from domain.llms.messages import (
+from domain.llms import (
     ChatMessage,
     FinishReason,
     ModelCall,

@@ -7,7 +7,7 @@ from typing import Any, Final
 import httpx2
 import msgspec
 
-from domain.llms.messages import FinishReason, ModelCall, ReplyPart, ReportedUsage
+from domain.llms import FinishReason, ModelCall, ReplyPart, ReportedUsage
 from infra.llm import error_parser, model_errors
 from infra.llm.answer_builder import AnswerBuilder
 from infra.llm.event_stream import EventStream, ServerSentEvent, read_events

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from msgspec.structs import replace
 
-from domain.llms.messages import ChatMessage, ModelTarget, ModelToolCall
+from domain.llms import ChatMessage, ModelTarget, ModelToolCall
 
 # What Anthropic and OpenAI's Responses take. Chat completions take more, and Kimi wants its own back as they were.
 _NARROW_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")

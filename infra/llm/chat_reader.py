@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import httpx2
 
-from domain.llms.messages import FinishReason, ModelCall, ReplyPart
+from domain.llms import FinishReason, ModelCall, ReplyPart
 from infra.llm import error_parser, model_errors
 from infra.llm.answer_builder import AnswerBuilder
 from infra.llm.event_stream import EventStream, ServerSentEvent

@@ -8,7 +8,7 @@ from typing import Any, Final
 import httpx2
 from pydantic_ai.exceptions import ModelHTTPError
 
-from domain.llms.messages import ModelCall, ModelError, ReplyPart
+from domain.llms import ModelCall, ModelError, ReplyPart
 from infra.http import SendNotifyingTransport, on_request_sent
 from infra.llm import anthropic_reader, chat_reader, model_errors, providers, request_builder, responses_reader
 from infra.llm.providers import Wire

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from domain.llms.messages import ModelErrorKind
+from domain.llms import ModelErrorKind
 
 # Words within a `code` or a `type`, in lower case and without anything between; the first that is found counts.
 _KIND_WORDS: Final[tuple[tuple[ModelErrorKind, tuple[str, ...]], ...]] = (

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import httpx2
 import msgspec
 
-from domain.llms.messages import ModelCall, ReplyPart
+from domain.llms import ModelCall, ReplyPart
 from domain.shared.json_limits import JsonLimits, JsonTooLarge, check_json
 from infra.llm import model_errors
 

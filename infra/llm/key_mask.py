@@ -6,7 +6,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from domain.llms.messages import ModelCall, ModelReply, ReasoningDelta, ReplyPart, TextDelta, ToolCallDelta
+from domain.llms import ModelCall, ModelReply, ReasoningDelta, ReplyPart, TextDelta, ToolCallDelta
 
 KEY_REPLACEMENT: Final = "***"
 # Shorter ones are no secrets, and words of an answer.

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from domain.llms.messages import ChatMessage, ModelCall, ModelError
+from domain.llms import ChatMessage, ModelCall, ModelError
 from domain.shared.secrets import Secret
 
 _START_SECONDS: Final = 90.0

@@ -17,7 +17,7 @@ from pydantic_ai.exceptions import (
     UserError,
 )
 
-from domain.llms.messages import ModelCall, ModelError, ModelTarget
+from domain.llms import ModelCall, ModelError, ModelTarget
 from infra.http import OutboundRefused
 from infra.llm import error_parser
 

@@ -3,7 +3,7 @@
 from contextlib import suppress
 from typing import Final
 
-from domain.llms.messages import ModelPrice, ModelTarget, ModelUsage
+from domain.llms import ModelPrice, ModelTarget, ModelUsage
 
 # Whose prices are looked up whatever the URL. Those of others are found by their URL, or else by the model's name.
 _PRICED_PROVIDERS: Final = frozenset({"openai", "anthropic", "deepseek"})

@@ -24,8 +24,7 @@ from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
 from pydantic_ai.settings import ModelSettings
 
 from domain import llms
-from domain.llms import RESERVED_PARAMETERS
-from domain.llms.messages import ModelCall, ModelError, ModelOptions, ModelTarget
+from domain.llms import RESERVED_PARAMETERS, ModelCall, ModelError, ModelOptions, ModelTarget
 from infra.llm import wire_models
 
 Wire = Literal["anthropic", "responses", "chat"]

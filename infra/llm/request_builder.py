@@ -22,7 +22,7 @@ from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.output import OutputObjectDefinition
 from pydantic_ai.tools import ToolDefinition
 
-from domain.llms.messages import ChatMessage, ModelCall, ModelTarget
+from domain.llms import ChatMessage, ModelCall, ModelTarget
 from infra.llm.call_ids import map_call_ids
 
 

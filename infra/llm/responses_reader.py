@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import httpx2
 
-from domain.llms.messages import ModelCall, ReplyPart
+from domain.llms import ModelCall, ReplyPart
 from infra.llm import error_parser, model_errors
 from infra.llm.answer_builder import AnswerBuilder
 from infra.llm.event_stream import EventStream, ServerSentEvent, read_events

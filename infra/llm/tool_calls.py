@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from domain.llms.messages import ModelCall, ToolCallDelta
+from domain.llms import ModelCall, ToolCallDelta
 from infra.llm import model_errors
 from infra.llm.answer_builder import AnswerBuilder
 

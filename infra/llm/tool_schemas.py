@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from domain.llms.messages import (
+from domain.llms import (
     ChatMessage,
     ModelCall,
     ModelError,

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
-from domain.llms.messages import ReportedUsage
+from domain.llms import ReportedUsage
 
 # What one call may have used, in tokens: more is made up.
 MAX_TOKEN_COUNT: Final = 10**9

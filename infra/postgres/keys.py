@@ -9,7 +9,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.accounts.keys import ApiKey, ApiKeyIdentity
+from domain.accounts import ApiKey, ApiKeyIdentity
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from infra.postgres.db import AsyncpgConnection, Base, Id, struct_from_row, timestamp

@@ -11,9 +11,7 @@ from typing import Final, cast
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from domain.accounts import Accounts
-from domain.accounts.keys import ApiKeys
-from domain.accounts.tenants import Tenants
+from domain.accounts import Accounts, ApiKeys, Tenants
 from domain.agents import Agents
 from domain.artifacts.service import Artifacts
 from domain.builds import Builds

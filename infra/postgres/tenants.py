@@ -3,7 +3,7 @@
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from domain.accounts.tenants import Tenant
+from domain.accounts import Tenant
 from infra.postgres.accounts import TenantRow
 from infra.postgres.db import struct_from_row
 

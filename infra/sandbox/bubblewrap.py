@@ -11,8 +11,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from domain.builds import manifest
-from domain.executions import DEFAULT_MEMORY_MB
+from domain import builds
+from domain.builds import DEFAULT_MEMORY_MB
 from domain.ports import (
     ArchiveLimits,
     GatewayServer,
@@ -111,9 +111,9 @@ class BubblewrapSandbox:
         """Unpack an untrusted archive into an empty folder."""
         request = {
             "limits": limits,
-            "manifests": manifest.MANIFEST_NAMES,
-            "max_manifest": manifest.MAX_MANIFEST_BYTES,
-            "max_requirements": manifest.MAX_REQUIREMENTS_BYTES,
+            "manifests": builds.MANIFEST_NAMES,
+            "max_manifest": builds.MAX_MANIFEST_BYTES,
+            "max_requirements": builds.MAX_REQUIREMENTS_BYTES,
         }
         opened = os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import Final
 
-from domain.executions import DEFAULT_MEMORY_MB
+from domain.builds import DEFAULT_MEMORY_MB
 from domain.ports import OutputStream, SandboxProgram
 from domain.shared.errors import DomainError
 from infra.sandbox.backend import SandboxBackend

@@ -9,15 +9,10 @@ from urllib.parse import quote, urlencode
 import httpx2
 import msgspec
 
-from domain.llms.messages import ToolFailed
+from domain.llms import ToolFailed
 from domain.shared.json_limits import JsonTooLarge, check_json
 from domain.shared.json_numbers import normalize_whole_numbers
-from domain.tools.configuration import (
-    PATH_PLACEHOLDER,
-    CustomToolConfiguration,
-    choose_body_format,
-    find_header_problem,
-)
+from domain.tools import PATH_PLACEHOLDER, CustomToolConfiguration, choose_body_format, find_header_problem
 from infra.http import Outbound
 from infra.tools.http_request import (
     MAX_RESPONSE_BYTES,

@@ -12,9 +12,9 @@ import httpx2
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from domain.llms.messages import ToolFailed
+from domain.llms import ToolFailed
 from domain.shared.errors import field_error_from_msgspec
-from domain.tools.configuration import MAX_TOOL_HEADERS, find_header_problem, find_url_problem
+from domain.tools import MAX_TOOL_HEADERS, find_header_problem, find_url_problem
 from infra.http import Outbound, OutboundRefused
 
 MAX_RESPONSE_BYTES: Final = 256 * 1024

@@ -20,10 +20,10 @@ from mcp.shared.exceptions import MCPError
 from msgspec import UNSET, UnsetType
 from pydantic import ValidationError
 
-from domain.llms.messages import ToolFailed, ToolSpec
+from domain.llms import ToolFailed, ToolSpec
 from domain.shared.json_limits import JsonTooLarge, check_json
 from domain.shared.unicode_text import repair_json
-from domain.tools.configuration import McpServerConfiguration
+from domain.tools import McpServerConfiguration
 from infra.http import Outbound, OutboundRefused
 from infra.tools.custom import (
     build_headers,

@@ -10,8 +10,7 @@ import pytest
 from domain import llms, tools
 from domain.shared import ids
 from domain.shared.errors import DomainError
-from domain.tools import MAX_TENANT_TOOLS, McpServerTool, Tool
-from domain.tools.builtin import BUILT_IN_TOOLS
+from domain.tools import BUILT_IN_TOOLS, MAX_TENANT_TOOLS, McpServerTool, Tool
 from tests.support.clients import Tenant
 
 KEY = "sk-0123456789-abcdefgh-hidden"

@@ -13,8 +13,7 @@ from api.auth import KeyUsageWriter
 from api.connections import ConnectionBounds
 from api.middleware import RequestMiddleware
 from api.proxy_logins import ProxyHeaders, read_login, remove_credential, select_headers
-from domain.accounts import ProxyUser
-from domain.accounts.proxy_logins import ProxyLogin, has_login_changed, select_proxy_user
+from domain.accounts import ProxyLogin, ProxyUser, has_login_changed, select_proxy_user
 from domain.shared.errors import DomainError
 from infra.settings import Settings, SettingsError, parse_networks, read_settings
 from tests.journeys.test_settings_of_the_documents import MINIMAL

@@ -23,7 +23,7 @@ from typing import Any, get_args
 
 import structlog
 
-from domain.llms.messages import (
+from domain.llms import (
     ChatMessage,
     ModelError,
     ModelErrorKind,

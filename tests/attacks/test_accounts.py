@@ -9,7 +9,7 @@ import httpx
 import pytest
 import websockets
 
-from domain.accounts import keys
+from domain import accounts
 from tests.support.clients import Tenant, api_beside, tenant
 
 SLOW = "import time\ndef handle(p):\n    for n in range(600):\n        print(n, flush=True)\n        time.sleep(0.2)\n"
@@ -81,7 +81,7 @@ async def test_the_keys_of_a_user_are_bounded(acme: Tenant) -> None:
         return (await acme.http.post("/api-keys", json={"name": "n", **fields})).status_code
 
     first = (await acme.http.post("/api-keys", json={"name": "first"})).json()
-    made = [await make() for _ in range(keys.MAX_KEYS_PER_USER - 6)]
+    made = [await make() for _ in range(accounts.MAX_KEYS_PER_USER - 6)]
     assert set(made) == {201}
     # Side by side no more are let in than one after the other.
     assert sorted(await asyncio.gather(*(make() for _ in range(12)))) == [201] * 5 + [409] * 7

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from domain.llms.messages import (
+from domain.llms import (
     ChatMessage,
     ModelCall,
     ModelError,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from domain.llms.messages import ModelUsage, ReportedUsage
+from domain.llms import ModelUsage, ReportedUsage
 from tests.support.case_inputs import case_folder
 from tests.support.scripted_model import play, play_body, serving
 from workers.usage import UsageMeter

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from domain.llms.messages import ToolFailed
+from domain.llms import ToolFailed
 from domain.shared.errors import DomainError
-from domain.tools.configuration import check_custom_configuration
+from domain.tools import check_custom_configuration
 from infra.http import Outbound
 from infra.tools.custom import call_custom_tool
 from tests.support.outbound_servers import Place, place, reply

@@ -12,7 +12,7 @@ import msgspec
 import openai
 import pytest
 
-from domain.llms.messages import (
+from domain.llms import (
     ChatMessage,
     ModelOptions,
     ModelReply,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from domain.llms.messages import (
+from domain.llms import (
     ChatMessage,
     ModelCall,
     ModelError,

@@ -15,7 +15,7 @@ import openai
 import pytest
 
 import infra.embedded.model as embedded
-from domain.llms.messages import (
+from domain.llms import (
     ChatMessage,
     ModelCall,
     ModelError,

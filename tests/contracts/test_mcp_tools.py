@@ -16,9 +16,9 @@ from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp_types import ImageContent, TextContent
 
-from domain.llms.messages import ToolFailed
+from domain.llms import ToolFailed
 from domain.shared.errors import DomainError
-from domain.tools.configuration import check_mcp_configuration
+from domain.tools import check_mcp_configuration
 from infra.http import Outbound
 from infra.tools.mcp import call_mcp_tool, list_mcp_tools
 from tests.support.outbound_servers import Place, names, place, reply

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from aiohttp import web
 
-from domain.llms.messages import ChatMessage, ModelCall, ModelTarget
+from domain.llms import ChatMessage, ModelCall, ModelTarget
 from infra.llm import MAX_ERROR_BYTES, event_stream
 from infra.llm.event_stream import EventStream
 from tests.support.scripted_model import play, play_body

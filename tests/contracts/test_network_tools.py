@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from domain.llms.messages import ToolFailed
+from domain.llms import ToolFailed
 from infra.http import Outbound
 from infra.tools.http_request import send_http_request
 from tests.support.outbound_servers import Place, detour, names, place, reply

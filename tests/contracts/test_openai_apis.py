@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 from msgspec.structs import replace
 
-from domain.llms.messages import ModelApi, ModelCall, ModelOptions
+from domain.llms import ModelApi, ModelCall, ModelOptions
 from infra.llm import PydanticLlm, providers
 from tests.contracts.test_llm import ADD, CONVERSATION, KEY, SCHEMA, all_of, asks, fails, llm, served
 from tests.support.fake_provider import Wire

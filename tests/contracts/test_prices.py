@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from domain.llms.messages import ModelPrice, ModelTarget, ModelUsage
+from domain.llms import ModelPrice, ModelTarget, ModelUsage
 from infra.llm import GenaiPrices
 
 prices = GenaiPrices()

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.builds.manifest import BadArchive, parse_manifest, parse_requirements
+from domain.builds import BadArchive, parse_manifest, parse_requirements
 
 GOOD = "name: a\nentrypoint: a.b:c\n"
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.llms.messages import ChatMessage, ModelTarget, ModelToolCall
+from domain.llms import ChatMessage, ModelTarget, ModelToolCall
 from infra.llm.call_ids import map_call_ids
 
 CLAUDE = (ModelTarget(name="m", provider="anthropic", model="m"), False)

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.accounts import Login, check_username, read_login_name
-from domain.accounts.emails import check_email, normalize_email
+from domain.accounts import Login, check_email, check_username, normalize_email, read_login_name
 from domain.shared.errors import DomainError
 
 

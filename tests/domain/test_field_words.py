@@ -6,11 +6,11 @@ import msgspec
 import pytest
 
 from domain import llms, provider_keys, tools
-from domain.agents.schema import Description
+from domain.agents import Description
 from domain.executions.schema import RunName
 from domain.shared.errors import DomainError
 from domain.shared.field_errors import collect_field_errors
-from domain.tools.configuration import check_custom_configuration
+from domain.tools import check_custom_configuration
 
 
 @pytest.mark.parametrize(

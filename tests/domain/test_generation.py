@@ -17,8 +17,7 @@ from domain.executions.schema import RunName
 from domain.generation import drafts, prompts
 from domain.shared import names, yaml_reader
 from domain.shared.names import KEY_PATTERN
-from domain.tools import McpServerTool, Tool
-from domain.tools.builtin import BUILT_IN_TOOLS
+from domain.tools import BUILT_IN_TOOLS, McpServerTool, Tool
 from infra.llm.local_model import MAX_SCHEMA_VALUES, _count_schema_values
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.llms.messages import (
+from domain.llms import (
     ChatMessage,
     ModelCall,
     ModelReply,

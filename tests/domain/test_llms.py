@@ -16,8 +16,7 @@ from domain.provider_keys import NewProviderKey, PatchProviderKey, get_last_four
 from domain.shared import ids, names
 from domain.shared.errors import DomainError
 from domain.shared.secrets import Secret
-from domain.tools import BuiltInToolState
-from domain.tools.builtin import BUILT_IN_TOOLS
+from domain.tools import BUILT_IN_TOOLS, BuiltInToolState
 from infra.credentials import Keyring
 from infra.settings import SettingsError, read_settings
 from tests.domain.test_rules import ENV

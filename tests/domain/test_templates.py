@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.agents import Agent, merge_ancestors
-from domain.agents.prompts import build_messages
+from domain.agents import Agent, build_messages, merge_ancestors
 from domain.shared import ids
 from domain.shared.errors import DomainError
 from domain.shared.placeholders import MAX_FILLED_LENGTH, create_filler, find_placeholders

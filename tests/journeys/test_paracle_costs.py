@@ -7,7 +7,7 @@ import pytest
 
 from domain import costs
 from domain.costs import BilledCall, CostAttribution
-from domain.llms.messages import ModelUsage
+from domain.llms import ModelUsage
 from domain.shared import ids
 from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore

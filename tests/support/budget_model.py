@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from domain import costs
 from domain.costs import BilledCall, BudgetReservation, CostAttribution, CostSettlement, budgets
 from domain.costs.budgets import Budget, PatchBudget, find_period_start, format_dollars, nanos_from_usd
-from domain.llms.messages import ModelUsage
+from domain.llms import ModelUsage
 from domain.shared import ids
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError

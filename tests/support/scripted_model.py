@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from domain.llms.messages import (
+from domain.llms import (
     ChatMessage,
     ModelCall,
     ModelError,

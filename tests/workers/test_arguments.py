@@ -9,7 +9,7 @@ import pytest
 import re2
 from jsonschema.exceptions import ValidationError
 
-from domain.llms.messages import ToolFailed
+from domain.llms import ToolFailed
 from workers.agent import arguments
 from workers.agent.arguments import read_arguments, validate_arguments
 

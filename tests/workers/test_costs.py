@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from domain import costs
 from domain.costs import BilledCall, Cost, CostAttribution, CostFilter
-from domain.llms.messages import ModelUsage
+from domain.llms import ModelUsage
 from domain.shared import ids
 from domain.shared.pages import Page
 from domain.stats import NANOS_PER_UNIT, QUANTILE_FRACTIONS

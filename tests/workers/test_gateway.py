@@ -13,7 +13,7 @@ import pytest
 from openai.types.chat import ChatCompletionMessage
 from pydantic import BaseModel
 
-from domain.llms.messages import (
+from domain.llms import (
     ChatMessage,
     ModelError,
     ModelOptions,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.executions import error_type_from_exception
-from domain.llms.messages import ModelErrorKind
+from domain.llms import ModelErrorKind
 from infra.sandbox.exit_report import ExitReport
 from infra.sandbox.guest import main as guest
 from infra.sandbox.guest_protocol import MAX_MESSAGE_CHARS, MAX_RESULT_BYTES, MAX_STACK_CHARS, outcome_from_report

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from domain.executions.claims import enforce_result_limits
-from domain.llms.messages import ModelError, ToolFailed
+from domain.llms import ModelError, ToolFailed
 from domain.ports import SandboxOutcome
 from domain.shared.json_limits import MAX_JSON_VALUES
 from domain.workflows.inputs import explain_unstorable

@@ -16,16 +16,7 @@ from domain.costs import CostAttribution
 from domain.events import AttemptEvents, EventQuery, ExecutionEvent
 from domain.executions import Execution, steps
 from domain.executions.steps import RunStep
-from domain.llms.messages import (
-    ChatMessage,
-    ModelCall,
-    ModelOptions,
-    ModelReply,
-    ModelTarget,
-    ModelUsage,
-    ReplyPart,
-    TextDelta,
-)
+from domain.llms import ChatMessage, ModelCall, ModelOptions, ModelReply, ModelTarget, ModelUsage, ReplyPart, TextDelta
 from domain.ports import Tx
 from domain.shared.errors import DomainError
 from infra.llm import GenaiPrices

@@ -2,15 +2,7 @@
 
 import pytest
 
-from domain.llms.messages import (
-    ChatMessage,
-    ModelErrorKind,
-    ModelReply,
-    ModelUsage,
-    ReportedUsage,
-    TextDelta,
-    ToolCallDelta,
-)
+from domain.llms import ChatMessage, ModelErrorKind, ModelReply, ModelUsage, ReportedUsage, TextDelta, ToolCallDelta
 from workers.usage import UsageMeter
 
 PROMPT = 400  # bytes, with what a message costs by itself

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from domain.llms.messages import ChatMessage, ModelOptions, ModelReply, ModelToolCall, ProviderParts, ReplyPart
+from domain.llms import ChatMessage, ModelOptions, ModelReply, ModelToolCall, ProviderParts, ReplyPart
 from workers.run import named_models
 from workers.run.named_models import NamedModelCalls
 

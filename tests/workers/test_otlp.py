@@ -20,7 +20,7 @@ from domain import costs, executions, traces
 from domain.costs import BilledCall, CostAttribution
 from domain.executions import AttemptOutcome, Execution, ExecutionStart, steps
 from domain.executions.steps import RunStep
-from domain.llms.messages import ModelUsage
+from domain.llms import ModelUsage
 from domain.ports import SandboxOutcome
 from domain.shared import ids
 from domain.shared.access import Caller

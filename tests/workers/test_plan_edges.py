@@ -12,7 +12,7 @@ import pytest
 from domain import agents, costs, executions, plans
 from domain.costs import BilledCall, CostAttribution
 from domain.executions import AttemptOutcome, Execution, ExecutionStart
-from domain.llms.messages import ModelUsage
+from domain.llms import ModelUsage
 from domain.plans import coordinator, service
 from domain.plans.renderer import PlanScope
 from domain.plans.schema import AgentWork, Plan, PlanStep, PlanWork, RetryPolicy, TaskText, ToolWork

@@ -26,7 +26,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 from referencing import Registry
 
-from domain.llms.messages import ToolFailed
+from domain.llms import ToolFailed
 from domain.shared.json_limits import JsonTooLarge, check_json
 from domain.shared.json_numbers import normalize_whole_numbers
 from domain.shared.json_schemas import normalize_schema

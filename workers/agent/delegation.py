@@ -5,7 +5,7 @@ from typing import Final
 import msgspec
 
 from domain.agents import Agent, AgentSpec
-from domain.llms.messages import ToolFailed, ToolSpec
+from domain.llms import ToolFailed, ToolSpec
 from domain.shared.names import is_reference_to, make_slug
 
 DELEGATE_TOOL: Final = ToolSpec(

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import msgspec
 
-from domain.llms.messages import ModelError, ToolFailed
+from domain.llms import ModelError, ToolFailed
 from domain.shared.json_limits import JsonTooLarge, check_json
 from workers.agent.arguments import validate_arguments
 

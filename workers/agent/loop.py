@@ -13,11 +13,11 @@ import msgspec
 
 from domain import agents
 from domain.agents import Agent, AgentSpec
-from domain.agents.prompts import build_messages as first_messages
+from domain.agents import build_messages as first_messages
 from domain.events import ExecutionEvent
 from domain.executions import Execution, steps
 from domain.executions.steps import RunStep
-from domain.llms.messages import (
+from domain.llms import (
     ChatMessage,
     ModelError,
     ModelOptions,

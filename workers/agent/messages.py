@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from domain.llms.messages import ChatMessage, ModelToolCall, ToolFailed
+from domain.llms import ChatMessage, ModelToolCall, ToolFailed
 from domain.shared.json_limits import JsonTooLarge, check_json
 from domain.shared.unicode_text import repair_json_text
 from workers.agent.tools import MAX_SHOWN_CHARACTERS

@@ -11,7 +11,7 @@ from domain.agents import AgentSpec
 from domain.costs import BilledCall, CostAttribution
 from domain.executions import Execution, LaneShare
 from domain.executions.steps import RunStep
-from domain.llms.messages import ToolFailed
+from domain.llms import ToolFailed
 from domain.ports import Clock, Llm, Prices, SandboxOutcome
 from domain.shared.leases import HandoverRequested, LostLease
 from domain.shared.placeholders import format_value

@@ -14,9 +14,9 @@ import structlog
 
 from domain import provider_keys, tools
 from domain.artifacts import service as artifacts
-from domain.executions import DEFAULT_MEMORY_MB
+from domain.builds import DEFAULT_MEMORY_MB
 from domain.executions.schema import ExecutionMode
-from domain.llms.messages import ToolFailed, ToolSpec
+from domain.llms import ToolFailed, ToolSpec
 from domain.ports import Blobs, OutputStream, Sandbox, SandboxProgram, Store
 from domain.shared.errors import OUTAGE_CODES, DomainError
 from domain.shared.pages import Page

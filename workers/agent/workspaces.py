@@ -6,7 +6,7 @@ from functools import partial
 from typing import Final
 
 from domain import workspaces
-from domain.llms.messages import ToolFailed
+from domain.llms import ToolFailed
 from domain.ports import Blobs, Store, Tx
 from domain.shared.errors import DomainError, NotFound
 from domain.workspaces import WorkspaceFile, check_path, format_blob_key

@@ -9,9 +9,7 @@ from typing import Final
 import structlog
 
 from domain import builds, executions
-from domain.builds import AgentVersion, BuildResult
-from domain.builds import manifest as archives
-from domain.builds.manifest import BadArchive, Manifest
+from domain.builds import AgentVersion, BadArchive, BuildResult, Manifest
 from domain.ports import Blobs, OutputStream, Sandbox, SandboxOutcome, SandboxProgram, Store
 from domain.queues import QueuedBuild
 from domain.shared.errors import DATABASE_OUTAGE_CODES, DomainError
@@ -123,18 +121,18 @@ class VersionBuilder:
                 raise BadArchive(unpacked.error)
             await self._log_line(version, f"Unpacked {unpacked.files} entries, {unpacked.size} bytes.\n")
             if unpacked.manifest is None or unpacked.manifest_name is None:
-                raise BadArchive(archives.explain_missing_manifest(unpacked.top, unpacked.nested))
+                raise BadArchive(builds.explain_missing_manifest(unpacked.top, unpacked.nested))
             if unpacked.left_out:
                 told = f"Left out, as it lies beside the folder of the manifest: {', '.join(unpacked.left_out)}.\n"
                 await self._log_line(version, told)
-            manifest = archives.parse_manifest(unpacked.manifest_name, unpacked.manifest, _PYTHON_VERSION)
+            manifest = builds.parse_manifest(unpacked.manifest_name, unpacked.manifest, _PYTHON_VERSION)
             root = out / unpacked.root
             environment = await self._install_requirements(version, unpacked.requirements, held)
             broken = await self._sandbox.compile_bytecode(root, "/agent")
             for told in broken:
                 await self._log_line(version, f"Does not compile: {told}\n")
             hints = [f"Does not compile: {broken[0]}"] if broken else []
-            hints += [archives.explain_backslashes(unpacked.backslashes)] if unpacked.backslashes else []
+            hints += [builds.explain_backslashes(unpacked.backslashes)] if unpacked.backslashes else []
             await self._check_import(version, manifest, root, environment, hints)
             size = await asyncio.to_thread(count_file_bytes, root)
             if size > BUNDLE_LIMITS.total:
@@ -180,7 +178,7 @@ class VersionBuilder:
         self, version: AgentVersion, text: str | None, held: contextlib.AsyncExitStack
     ) -> str | None:
         """Install the requirements; the environment stays on this machine as long as it is held."""
-        wanted = archives.parse_requirements(text, _PYTHON_VERSION) if text is not None else None
+        wanted = builds.parse_requirements(text, _PYTHON_VERSION) if text is not None else None
         if wanted is None:
             return None
         held.enter_context(self._environments.lock_environment(wanted.environment))
@@ -209,7 +207,7 @@ class VersionBuilder:
             environment=self._environments.get_path(environment) if environment else None,
             entrypoint=manifest.entrypoint,
             timeout=manifest.timeout or CHECK_TIMEOUT_SECONDS,
-            memory_mb=archives.get_memory_limit(manifest.memory),
+            memory_mb=builds.get_memory_limit(manifest.memory),
             gateway=manifest.models is not None,
         )
         try:

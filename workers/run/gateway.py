@@ -16,7 +16,7 @@ import structlog
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from domain.llms.messages import ChatMessage, ModelError, ModelOptions, ModelReply, ReasoningDelta, ReplyPart, ToolSpec
+from domain.llms import ChatMessage, ModelError, ModelOptions, ModelReply, ReasoningDelta, ReplyPart, ToolSpec
 from domain.ports import GatewayServer
 from domain.shared.json_limits import SMALL_JSON_BYTES
 from workers.run.openai_wire import (

@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from domain.llms.messages import ChatMessage, ModelOptions, ModelReply, ProviderParts, ReplyPart, ToolSpec
+from domain.llms import ChatMessage, ModelOptions, ModelReply, ProviderParts, ReplyPart, ToolSpec
 from workers.model_calls import ModelCalls
 
 # Bytes of JSON that are kept of a run's answers for their providers. The oldest are forgotten first.

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 import msgspec
 import structlog
 
-from domain.executions import DEFAULT_MEMORY_MB
+from domain.builds import DEFAULT_MEMORY_MB
 from domain.ports import SandboxProgram
 from infra.sandbox import seccomp
 from infra.sandbox.cgroups import ControlGroup, ControlGroupFactory

@@ -1,6 +1,6 @@
 """What an agent is told when its request is refused, or the call of a model fails."""
 
-from domain.llms.messages import ModelError
+from domain.llms import ModelError
 from domain.shared.errors import DomainError
 
 

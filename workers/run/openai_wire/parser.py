@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from domain.llms.messages import ChatMessage, ModelOptions, ModelToolCall, ToolSpec
+from domain.llms import ChatMessage, ModelOptions, ModelToolCall, ToolSpec
 from domain.shared.json_limits import JsonTooLarge, check_json
 from domain.shared.unicode_text import repair_json
 from workers.run.openai_wire.errors import GatewayRefusal

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from domain.llms.messages import ModelReply, ModelUsage, ReasoningDelta, ReplyPart, TextDelta, ToolCallDelta
+from domain.llms import ModelReply, ModelUsage, ReasoningDelta, ReplyPart, TextDelta, ToolCallDelta
 from workers.run.openai_wire.errors import GatewayRefusal
 from workers.run.openai_wire.schema import CompletionRequest, drop_nulls
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from domain.llms.messages import ChatMessage, ModelOptions, ToolSpec
+from domain.llms import ChatMessage, ModelOptions, ToolSpec
 
 MAX_MESSAGES: Final = 4096
 MAX_TOOLS: Final = 128

@@ -2,7 +2,7 @@
 
 from typing import Any, Final, Literal
 
-from domain.llms.messages import ToolSpec
+from domain.llms import ToolSpec
 from workers.run.openai_wire.errors import GatewayRefusal
 
 ToolChoice = Literal["auto", "none", "required"]
