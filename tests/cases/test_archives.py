@@ -183,12 +183,12 @@ async def test_a_hard_link_is_a_copy_of_what_came_before_it_and_of_nothing_else(
 
 async def test_what_was_found_is_named_where_there_is_no_manifest(home: Tenant) -> None:
     for files, told in [
-        ({"Agent.yaml": MANIFEST, "agent.py": SOURCE}, "Found Agent.yaml: call it agent.yaml"),
-        ({"agent.yaml.txt": MANIFEST}, "Found agent.yaml.txt: call it agent.yaml"),
+        ({"Agent.yaml": MANIFEST, "agent.py": SOURCE}, "Found Agent.yaml: rename it to agent.yaml"),
+        ({"agent.yaml.txt": MANIFEST}, "Found agent.yaml.txt: rename it to agent.yaml"),
         ({"a/agent.yaml": MANIFEST, "b/agent.yaml": MANIFEST}, "Found a/agent.yaml, b/agent.yaml beside other folders"),
-        ({"a/agent.yaml": MANIFEST, "lib/x.py": ""}, "Found a/agent.yaml beside other folders: pack the one folder"),
-        ({f"f{n}": "" for n in range(30)}, "At the top there are: f0, f1, f10"),
-        ({"a/b/agent.yaml": MANIFEST}, "At the top there are: a/."),
+        ({"a/agent.yaml": MANIFEST, "lib/x.py": ""}, "Found a/agent.yaml beside other folders: pack only that folder"),
+        ({f"f{n}": "" for n in range(30)}, "The top level contains: f0, f1, f10"),
+        ({"a/b/agent.yaml": MANIFEST}, "The top level contains: a/."),
         ({"odd\nname \x1b[31m": ""}, "odd\\nname \\x1b[31m"),
     ]:
         _, version = await _built(home, archive(dict(files), None))

@@ -175,8 +175,7 @@ async def test_models_as_crews_name_them(acme: Tenant, provider: Wire) -> None:
     # Ollama is a provider here, and has its own names of models.
     assert set(told) == {f"agents_yaml.{key}.llm" for key in named}
     for key, name in named.items():
-        assert f"{name!r}: register one of that name under /models" in told[f"agents_yaml.{key}.llm"]
-        assert f"{name!r} refers to it" in told[f"agents_yaml.{key}.llm"]
+        assert f"{name!r}. Register a model with that name under /models" in told[f"agents_yaml.{key}.llm"]
         await model(acme, provider, name)
     assert (await acme.http.post("/crews/debug", json=crew_of(MODELS))).json()["valid"]
 

@@ -19,7 +19,7 @@ from domain.tools import check_custom_configuration
         (Description, "a\0b", "must not contain the character U+0000."),
         (RunName, "a\nb", "must not contain line breaks or other control characters."),
         (llms.ModelName, "a b", "must not contain spaces or control characters."),
-        (provider_keys.Service, "open ai", "must be letters, digits, _, . and -, a letter or digit first."),
+        (provider_keys.ServiceName, "open ai", "must be letters, digits, _, . and -, a letter or digit first."),
         (tools.Category, "My Tools", "must be lower-case letters, digits, _ and -, a letter or digit first."),
     ],
 )

@@ -66,7 +66,7 @@ async def test_names_and_answers_that_no_column_holds(acme: Tenant, provider: Wi
     forged = "import sys\nf = sys._getframe()\nwhile f:\n  f.f_globals['_changed'] = lambda b: ({}, 5)\n  f = f.f_back"
     calls = {
         "there is no tool": call("bad\0name", {}, id="id\0"),
-        "is no path": call("filesystem_write", {"path": "a\0", "content": ""}),
+        "is not a path": call("filesystem_write", {"path": "a\0", "content": ""}),
         "'size': 1": call("filesystem_write", {"path": "nul", "content": "\0"}),
         "no text encoding": call("filesystem_read", {"path": "nul", "encoding": "punycode"}),
         "'content': '\\x00'": call("filesystem_read", {"path": "nul"}),
