@@ -212,7 +212,7 @@ async def read_timeseries(
     asked = msgspec.structs.replace(
         question, since=begins[0], until=begins[-1] + _STEPS[_hour if bucket == "hour" else _day]
     )
-    found = dict(await tx.stats.series(asked, bucket))
+    found = dict(await tx.stats.sum_buckets(asked, bucket))
     return [{"begin": begin, **found.get(begin, {})} for begin in begins]
 
 

@@ -71,7 +71,7 @@ async def provider() -> AsyncIterator[Wire]:
 async def credentials(parts: Resources) -> tuple[str, str]:
     """One password and its hash, for all tenants that tests add: hashing costs a quarter of a second of processor."""
     password = secrets.token_urlsafe(12)
-    return password, await parts.passwords.hash(password)
+    return password, await parts.passwords.hash_password(password)
 
 
 @pytest.fixture

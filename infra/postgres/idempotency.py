@@ -1,15 +1,13 @@
 """First answers by idempotency key in Postgres."""
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from sqlalchemy import LargeBinary, Text, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import LargeBinary, Text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
-from sqlalchemy.sql import func
 
 from domain.shared.idempotency import IDEMPOTENCY_LIFETIME, IdempotentRequest, StoredResponse
-from infra.postgres.db import AsyncpgConnection, Base, struct_from_row, timestamp
+from infra.postgres.db import AsyncpgConnection, Base, timestamp
 
 
 class AnswerRow(Base):
@@ -57,29 +55,8 @@ class PostgresIdempotencyKeys:
         self._connection = connection
         self._raw = raw
 
-    async def claim_key(self, owner: str, key: str, fingerprint: bytes, now: datetime) -> StoredResponse | None:
-        # A concurrent request with the same key waits here for the other's commit, then finds its answer.
-        values = {"fingerprint": fingerprint, "status": 0, "body": b"", "created_at": now}
-        claim = insert(AnswerRow).values(
-            tenant_id=func.current_setting("paddock.tenant_id"), owner=owner, key=key, **values
-        )
-        claimed = await self._connection.execute(
-            claim.on_conflict_do_update(
-                index_elements=["tenant_id", "owner", "key"],
-                set_=values,
-                where=AnswerRow.created_at < now - timedelta(seconds=IDEMPOTENCY_LIFETIME.total_seconds()),
-            ).returning(AnswerRow.key)
-        )
-        if claimed.first() is not None:
-            return None
-        query = select(AnswerRow).where(AnswerRow.owner == owner, AnswerRow.key == key)
-        return struct_from_row((await self._connection.execute(query)).one(), StoredResponse)
-
-    async def store_response(self, owner: str, key: str, status: int, body: bytes) -> None:
-        statement = update(AnswerRow).where(AnswerRow.owner == owner, AnswerRow.key == key)
-        await self._connection.execute(statement.values(status=status, body=body))
-
     async def claim_keys(self, asked: list[IdempotentRequest], now: datetime) -> dict[tuple[str, str], StoredResponse]:
+        # A concurrent request with the same key waits here for the other's commit, then finds its answer.
         columns = [[getattr(one, name) for one in asked] for name in ("owner", "key", "fingerprint")]
         claimed = await self._raw.fetch(_CLAIM_MANY, *columns, now, now - IDEMPOTENCY_LIFETIME)
         mine = {(record["owner"], record["key"]) for record in claimed}

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from domain.shared.idempotency import IdempotentRequest
 from tests.support.clients import Tenant
 
 
@@ -244,8 +245,8 @@ async def test_keys_and_uploads_replay_too(acme: Tenant, parts) -> None:
     second = await acme.http.post("/api-keys", json={"name": "k"}, headers={"Idempotency-Key": "k1"})
     assert first.json()["key"] == second.json()["key"]
     async with parts.store.tenant_transaction(acme.tenant_id) as tx:
-        kept = await tx.idempotency.claim(acme.account["id"], "k1", b"", tx.now)
-    assert kept is not None
+        claim = IdempotentRequest(owner=acme.account["id"], key="k1", fingerprint=b"")
+        (kept,) = (await tx.idempotency.claim_keys([claim], tx.now)).values()
     assert first.json()["key"].encode() not in kept.body
     agent = await acme.agent()
     from scripts.demo import pack_example
