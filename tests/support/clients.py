@@ -135,7 +135,7 @@ async def found_tenant(resources: Resources, url: str, credentials: tuple[str, s
     async with resources.store.tenant_transaction(f"tenant-{name}") as tx:
         user = await accounts.register_user(tx, f"tenant-{name}", data, password_hash, hash_token(""))
         session_id = await accounts.open_session(tx, user.id, hash_token(refresh), timedelta(days=1))
-    access_token = resources.tokens.issue(user.id, session_id, resources.clock())
+    access_token = resources.tokens.issue_token(user.id, session_id, resources.clock())
     lifetime = int(resources.tokens.lifetime.total_seconds())
     account = {"access_token": access_token, "refresh_token": refresh, "expires_in": lifetime, "token_type": "bearer"}
     async with httpx.AsyncClient(base_url=f"{url}/api/v1", timeout=90) as http:
