@@ -1,10 +1,23 @@
-"""Crews: agents that do tasks, as CrewAI has them. A crew is compiled into a plan when it is run."""
+"""Manage crews: agents that do tasks, as in CrewAI. A crew is compiled into a plan when it starts."""
 
 from domain.crews.compiler import compile_crew, list_plan_inputs, validate_inputs
-from domain.crews.schema import Crew, CrewProblem, Crews, CrewSettings, CrewValidation, CrewYaml, NewCrew, PatchCrew
+from domain.crews.schema import (
+    PLANNING_STEP,
+    Crew,
+    CrewProblem,
+    Crews,
+    CrewSettings,
+    CrewValidation,
+    CrewYaml,
+    NewCrew,
+    PatchCrew,
+    Process,
+    YamlText,
+)
 from domain.crews.service import create_crew, debug_crew, delete_crew, export_crew, get_crew, list_crews, update_crew
 
 __all__ = [
+    "PLANNING_STEP",
     "Crew",
     "CrewProblem",
     "CrewSettings",
@@ -13,6 +26,8 @@ __all__ = [
     "Crews",
     "NewCrew",
     "PatchCrew",
+    "Process",
+    "YamlText",
     "compile_crew",
     "create_crew",
     "debug_crew",

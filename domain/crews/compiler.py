@@ -1,6 +1,6 @@
-"""Making a plan of a crew: the steps, who does each, and what each waits for."""
+"""Compile a crew into a plan: the steps, the agent of each, and the steps that each waits for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -18,291 +18,15 @@ from domain.shared.access import Caller
 from domain.shared.errors import Conflict, FieldError, InvalidField, InvalidFields
 from domain.workspaces import fill_path
 
-# Calls of a manager's model in one task, if its agent does not say.
+# Model calls of a manager in one task, if its agent does not set a limit.
 DEFAULT_MANAGER_STEPS: Final = 12
-# Bytes of a plan: each step holds its agent, and whom that may ask.
+# Each step of a plan holds its agent and the agents that it may ask.
 MAX_CREW_PLAN_BYTES: Final = 8 * 1024 * 1024
-# Characters of the plan of one task, and how many tokens it is given with what stands around it.
-_PLAN_LENGTH: Final = 300
-_PLAN_TOKENS: Final = 160
-_TEXTS: Final = ("role", "goal", "backstory", "instructions")
-
-
-class TaskOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """What a task waits for, and the tasks whose answers come with it."""
-
-    depends_on: list[str]
-    context: list[str]
-
-
-def order_tasks(duties: Sequence[CrewTask]) -> dict[str, TaskOrder]:
-    """The order of CrewAI, by key: a task waits for the last one that was not asynchronous, and one that is not
-    asynchronous waits for all that were begun before it.
-
-    Where no context is named it is the answers of all that have ended when the task begins.
-    """
-    order: dict[str, TaskOrder] = {}
-    ended: list[str] = []
-    beside: list[str] = []
-    for duty in duties:
-        if not duty.async_execution:
-            ended += beside
-        needed = (beside if beside and not duty.async_execution else ended[-1:]) + (duty.context or [])
-        waits = list(dict.fromkeys(needed))
-        order[duty.key] = TaskOrder(
-            depends_on=[one for one in order if one in waits],
-            context=list(ended) if duty.context is None else list(duty.context),
-        )
-        if duty.async_execution:
-            beside.append(duty.key)
-        else:
-            beside = []
-            ended.append(duty.key)
-    return order
-
-
-async def compile_crew(tx: Tx, caller: Caller, crew: Crew, model: str | None = None) -> Plan:
-    """The plan of a crew as it is now; all of it on `model`, if that is given.
-
-    Errors: `invalid_field` with all that is wrong with the crew by now, `conflict` for agents without a model.
-    """
-    cast = await validation.validate_crew(tx, caller, crew.settings)
-    if cast.errors:
-        raise InvalidFields([one.field_error for one in cast.errors])
-    steps = await _steps(tx, cast, None if model is None else await validation.resolve_model_name(tx, model))
-    plan = Plan(kind="crew", name=crew.name, crew_id=crew.id, max_rpm=crew.max_rpm, steps=steps)
-    size = len(msgspec.json.encode(plan))
-    if size > MAX_CREW_PLAN_BYTES:
-        raise InvalidField(
-            "tasks_yaml",
-            f"the crew comes to {size} bytes: each task holds its agent, and all whom that may ask; "
-            f"{MAX_CREW_PLAN_BYTES} are allowed.",
-        )
-    return plan
-
-
-def validate_inputs(crew: Crew, plan: Plan, given: dict[str, Any]) -> None:
-    """See that a value is given for each name in braces, and that files are named by paths in the workspace.
-
-    Errors: `invalid_field` naming each as `inputs.topic`.
-    """
-    missing = [name for name in list_plan_inputs(plan) if name not in given]
-    if missing:
-        told = f"is required: texts of the crew {crew.name!r} name it in braces."
-        raise InvalidFields([FieldError(field=f"inputs.{name}", message=told) for name in missing])
-    wrong: list[FieldError] = []
-    for step in plan.steps:
-        named = placeholders.find_placeholders(step.output_file or "")
-        try:
-            fill_path(step.output_file, given) if step.output_file is not None and named else None
-        except ToolFailed as error:
-            wrong.append(
-                FieldError(field=f"inputs.{named[0]}", message=f"the output_file of the task {step.name!r}, {error}")
-            )
-    if wrong:
-        raise InvalidFields(wrong)
-
-
-def list_plan_inputs(plan: Plan) -> list[str]:
-    """The inputs that the texts of a crew's plan name, in the order in which they come."""
-    found: dict[str, None] = {}
-    for step in plan.steps:
-        if step.text is not None:
-            for text in (step.text.description, step.text.expected_output, step.output_file):
-                found |= dict.fromkeys(placeholders.find_placeholders(text or ""))
-        if isinstance(step.work, AgentWork) and step.work.spec is not None:
-            for agent in (step.work.spec, *step.work.spec.team):
-                found |= dict.fromkeys(_places(agent))
-    return list(found)
-
-
-def list_roster_inputs(cast: CrewRoster) -> list[str]:
-    """The inputs that the texts of a crew name."""
-    found: dict[str, None] = {}
-    for duty in cast.tasks:
-        for text in (duty.description, duty.expected_output, duty.output_file):
-            found |= dict.fromkeys(placeholders.find_placeholders(text or ""))
-    for member in cast.members.values():
-        found |= dict.fromkeys(_places(member.agent))
-    return list(found)
-
-
-def _places(agent: Agent) -> list[str]:
-    texts = [getattr(agent, name) or "" for name in (*_TEXTS, "template_text")]
-    # In the texts of an agent, that is what it is asked.
-    return [name for text in texts for name in placeholders.find_placeholders(text) if name != "task"]
-
-
-def outline_steps(cast: CrewRoster) -> list[CrewStepSummary]:
-    """The steps that a crew without mistakes is run in."""
-    order = order_tasks(cast.tasks)
-    first = (
-        [CrewStepSummary(id=PLANNING_STEP, name=PLANNING_STEP, agent="planner", depends_on=[])]
-        if cast.settings.planning
-        else []
-    )
-    before = [PLANNING_STEP] if cast.settings.planning else []
-    return first + [
-        CrewStepSummary(
-            id=duty.key,
-            name=duty.name,
-            agent=_manager_key(cast) if cast.is_hierarchical else duty.agent or "",
-            depends_on=order[duty.key].depends_on or before,
-        )
-        for duty in cast.tasks
-    ]
-
-
-def _manager_key(cast: CrewRoster) -> str:
-    return "manager" if cast.manager is None else cast.manager.key
-
-
-async def _steps(tx: Tx, cast: CrewRoster, model: tuple[str, str | None] | None) -> list[PlanStep]:
-    makes = _Makes(tx, cast, model)
-    order = order_tasks(cast.tasks)
-    planning = cast.settings.planning
-    steps = [await makes.planning()] if planning else []
-    for duty in cast.tasks:
-        steps.append(
-            PlanStep(
-                id=duty.key,
-                name=duty.name,
-                work=await makes.work(duty),
-                depends_on=order[duty.key].depends_on or ([PLANNING_STEP] if planning else []),
-                text=TaskText(
-                    description=duty.description,
-                    expected_output=duty.expected_output,
-                    context=order[duty.key].context,
-                    planned_by=PLANNING_STEP if planning else None,
-                    markdown=duty.markdown,
-                ),
-                output_file=duty.output_file,
-            )
-        )
-    return steps
-
-
-class _Makes:
-    """Writes down who does a step: the agents of a cast on the models that they have in this run."""
-
-    def __init__(self, tx: Tx, cast: CrewRoster, model: tuple[str, str | None] | None) -> None:
-        self._tx, self._cast, self._model = tx, cast, model
-        self._named: dict[str, tuple[str, str | None]] = {}
-
-    async def work(self, duty: CrewTask) -> AgentWork:
-        """Who does a task. Errors: `conflict` without a model, `version_not_ready`."""
-        if self._cast.is_hierarchical:
-            return await self._managed(duty)
-        member = self._cast.members[duty.agent or ""]
-        if member.agent.kind == "code":
-            return await plans.resolve_agent_work(self._tx, member.agent.id, member.path)
-        agent = await self._equipped(member, duty)
-        team = [await self._equipped(one) for one in self._others(member)] if agent.allow_delegation else []
-        return _work(AgentSpec.from_agent(_alone(agent) if not team else agent, team=team))
-
-    async def planning(self) -> PlanStep:
-        """The step that says how to go about each task."""
-        cast = self._cast
-        agent = await self._on_model(
-            _nobody(cast, "planner", "Planner of a crew of agents", "Say how each task is best gone about."),
-            cast.settings.planning_model,
-            "The planning",
-        )
-        count = len(cast.tasks)
-        agent = msgspec.structs.replace(agent, max_tokens=_PLAN_TOKENS * count + 200, max_steps=1, temperature=0.0)
-        one = {
-            "type": "object",
-            "properties": {
-                "task": {"type": "string", "enum": [duty.key for duty in cast.tasks]},
-                "plan": {"type": "string", "maxLength": _PLAN_LENGTH},
-            },
-            "required": ["task", "plan"],
-            "additionalProperties": False,
-        }
-        plans = {"type": "array", "items": one, "minItems": count, "maxItems": count}
-        schema = {
-            "type": "object",
-            "properties": {"plans": plans},
-            "required": ["plans"],
-            "additionalProperties": False,
-        }
-        told = "\n\n".join([_TO_PLAN, *(self._described(duty) for duty in cast.tasks)])
-        return PlanStep(
-            id=PLANNING_STEP,
-            name=PLANNING_STEP,
-            work=_work(AgentSpec.from_agent(agent, answer_schema=schema)),
-            text=TaskText(description=told),
-        )
-
-    async def _managed(self, duty: CrewTask) -> AgentWork:
-        cast, settings = self._cast, self._cast.settings
-        if cast.manager is None:
-            agent = _nobody(cast, "manager", _MANAGER_ROLE, _MANAGER_GOAL, _MANAGER_STORY)
-        else:
-            agent = self._folded(cast.manager.agent)
-        agent = await self._on_model(agent, settings.manager_model, "The manager")
-        suggested = cast.members.get(duty.agent or "")
-        if suggested is not None:
-            hint = f"For this task {suggested.agent.name!r} is suggested."
-            agent.instructions = f"{agent.instructions}\n\n{hint}" if agent.instructions else hint
-        team = [await self._equipped(one, duty if suggested in (None, one) else None) for one in cast.team]
-        agent = msgspec.structs.replace(
-            agent,
-            allow_delegation=True,
-            max_steps=agent.max_steps or DEFAULT_MANAGER_STEPS,
-            verbose=self._verbose(agent),
-        )
-        return _work(AgentSpec.from_agent(agent, manager=True, team=team))
-
-    async def _equipped(self, member: CrewMember, duty: CrewTask | None = None) -> Agent:
-        """A member on its model, with the tools of a task besides its own."""
-        agent = await self._on_model(self._folded(member.agent), None, f"The agent {member.key!r}")
-        agent.tools = list(dict.fromkeys([*agent.tools, *(duty.tools if duty is not None else ())]))
-        agent.verbose = self._verbose(agent)
-        return agent
-
-    def _folded(self, agent: Agent) -> Agent:
-        """A copy in which what its template says is part of its instructions, which the inputs are put into."""
-        texts = [text for text in (agent.template_text, agent.instructions) if text]
-        return msgspec.structs.replace(
-            agent, instructions="\n\n".join(texts) or None, template=None, template_id=None, template_text=None
-        )
-
-    async def _on_model(self, agent: Agent, wanted: str | None, whose: str) -> Agent:
-        """A copy on its model in this run: the run's own, else what is wanted, else its own, else the crew's."""
-        if self._model is not None:
-            name, provider = self._model
-        elif wanted is not None:
-            name, provider = await self._resolved(wanted)
-        elif agent.model is not None and agent.id:
-            name, provider = agent.model, agent.provider
-        elif (named := agent.model or self._cast.settings.model) is not None:
-            name, provider = await self._resolved(named)
-        else:
-            raise Conflict(f"{whose} has no model: name one there, in the crew or for the run.")
-        return msgspec.structs.replace(agent, model=name, provider=provider)
-
-    async def _resolved(self, reference: str) -> tuple[str, str | None]:
-        if reference not in self._named:
-            self._named[reference] = await validation.resolve_model_name(self._tx, reference)
-        return self._named[reference]
-
-    def _verbose(self, agent: Agent) -> bool:
-        return self._cast.settings.verbose if agent.verbose is None else agent.verbose
-
-    def _others(self, member: CrewMember) -> list[CrewMember]:
-        return [one for one in self._cast.team if one is not member]
-
-    def _described(self, duty: CrewTask) -> str:
-        member = self._cast.members.get(duty.agent or "")
-        who = f", done by {member.agent.role or member.agent.name}" if member is not None else ""
-        parts = [f"Task `{duty.key}`{who}:", duty.description]
-        if duty.expected_output:
-            parts.append(f"What is expected: {duty.expected_output}")
-        return "\n".join(parts)
-
-
-_TO_PLAN: Final = (
+# Characters of the plan for one task, and the tokens for them with the JSON around them.
+_TASK_PLAN_LENGTH: Final = 300
+_TASK_PLAN_TOKENS: Final = 160
+_AGENT_TEXT_FIELDS: Final = ("role", "goal", "backstory", "instructions", "template_text")
+_PLANNER_PROMPT: Final = (
     "Several agents will do these tasks one after the other. For each task say in a few short steps how its agent "
     "should go about it. Name the task by what stands in backquotes."
 )
@@ -315,18 +39,289 @@ _MANAGER_STORY: Final = (
 )
 
 
-def _nobody(cast: CrewRoster, name: str, role: str, goal: str, backstory: str | None = None) -> Agent:
-    """An agent that is made for the run."""
-    one = next(iter(cast.members.values())).agent
-    return build_unlisted_agent(
-        name, one.user_id, one.tenant_id, one.created_at, role=role, goal=goal, backstory=backstory
+class TaskOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """Name the tasks that a task waits for, and the tasks whose answers it receives."""
+
+    depends_on: list[str]
+    context: list[str]
+
+
+def order_tasks(tasks: Sequence[CrewTask]) -> dict[str, TaskOrder]:
+    """Return CrewAI's order by task key.
+
+    A task waits for the last synchronous task before it; a synchronous task also waits for all asynchronous tasks
+    that began before it. Without a context of its own it receives the answers of all tasks that ended before it.
+    """
+    order: dict[str, TaskOrder] = {}
+    ended: list[str] = []
+    concurrent: list[str] = []
+    for task in tasks:
+        if not task.async_execution:
+            ended += concurrent
+        previous = concurrent if concurrent and not task.async_execution else ended[-1:]
+        dependencies = {*previous, *(task.context or [])}
+        order[task.key] = TaskOrder(
+            depends_on=[key for key in order if key in dependencies],
+            context=list(ended) if task.context is None else list(task.context),
+        )
+        if task.async_execution:
+            concurrent.append(task.key)
+        else:
+            concurrent = []
+            ended.append(task.key)
+    return order
+
+
+async def compile_crew(tx: Tx, caller: Caller, crew: Crew, model: str | None = None) -> Plan:
+    """Compile a crew as it is now; `model` replaces the models of all its agents.
+
+    Errors: `invalid_field` with everything that is wrong with the crew now, `conflict` for agents without a model.
+    """
+    roster = await validation.validate_crew(tx, caller, crew.settings)
+    if roster.errors:
+        raise InvalidFields([problem.field_error for problem in roster.errors])
+    run_model = None if model is None else await validation.resolve_model_name(tx, model)
+    steps = await _compile_steps(tx, roster, run_model)
+    plan = Plan(kind="crew", name=crew.name, crew_id=crew.id, max_rpm=crew.max_rpm, steps=steps)
+    size = len(msgspec.json.encode(plan))
+    if size > MAX_CREW_PLAN_BYTES:
+        message = (
+            f"the plan of the crew has {size} bytes; at most {MAX_CREW_PLAN_BYTES} are allowed. "
+            "Each task holds its agent and the agents that it may ask."
+        )
+        raise InvalidField("tasks_yaml", message)
+    return plan
+
+
+def validate_inputs(crew: Crew, plan: Plan, inputs: dict[str, Any]) -> None:
+    """Check that every `{name}` in a text has a value, and that output files have valid paths.
+
+    Errors: `invalid_field` naming each as `inputs.topic`.
+    """
+    missing = [name for name in list_plan_inputs(plan) if name not in inputs]
+    if missing:
+        message = f"is required: texts of the crew {crew.name!r} contain it in braces."
+        raise InvalidFields([FieldError(field=f"inputs.{name}", message=message) for name in missing])
+    errors: list[FieldError] = []
+    for step in plan.steps:
+        path_inputs = placeholders.find_placeholders(step.output_file or "")
+        if step.output_file is None or not path_inputs:
+            continue
+        try:
+            fill_path(step.output_file, inputs)
+        except ToolFailed as error:
+            message = f"the output_file of the task {step.name!r}, {error}"
+            errors.append(FieldError(field=f"inputs.{path_inputs[0]}", message=message))
+    if errors:
+        raise InvalidFields(errors)
+
+
+def list_plan_inputs(plan: Plan) -> list[str]:
+    """Return the inputs that the texts of a crew's plan name, in their order."""
+    return list(dict.fromkeys(_iterate_plan_inputs(plan)))
+
+
+def _iterate_plan_inputs(plan: Plan) -> Iterator[str]:
+    for step in plan.steps:
+        if step.text is not None:
+            yield from _find_inputs(step.text.description, step.text.expected_output, step.output_file)
+        if isinstance(step.work, AgentWork) and step.work.spec is not None:
+            for agent in (step.work.spec, *step.work.spec.team):
+                yield from _find_agent_inputs(agent)
+
+
+def list_roster_inputs(roster: CrewRoster) -> list[str]:
+    """Return the inputs that the texts of a crew name, in their order."""
+    inputs: list[str] = []
+    for task in roster.tasks:
+        inputs += _find_inputs(task.description, task.expected_output, task.output_file)
+    for member in roster.members.values():
+        inputs += _find_agent_inputs(member.agent)
+    return list(dict.fromkeys(inputs))
+
+
+def _find_inputs(*texts: str | None) -> list[str]:
+    return [name for text in texts for name in placeholders.find_placeholders(text or "")]
+
+
+def _find_agent_inputs(agent: Agent) -> list[str]:
+    # In the texts of an agent, `{task}` is filled when the agent starts.
+    names = _find_inputs(*(getattr(agent, field) for field in _AGENT_TEXT_FIELDS))
+    return [name for name in names if name != "task"]
+
+
+def outline_steps(roster: CrewRoster) -> list[CrewStepSummary]:
+    """Return the steps of a valid crew's plan."""
+    order = order_tasks(roster.tasks)
+    first = [PLANNING_STEP] if roster.settings.planning else []
+    planning = [CrewStepSummary(id=step_id, name=step_id, agent="planner", depends_on=[]) for step_id in first]
+    return planning + [
+        CrewStepSummary(
+            id=task.key,
+            name=task.name,
+            agent=_get_manager_key(roster) if roster.is_hierarchical else task.agent or "",
+            depends_on=order[task.key].depends_on or first,
+        )
+        for task in roster.tasks
+    ]
+
+
+def _get_manager_key(roster: CrewRoster) -> str:
+    return "manager" if roster.manager is None else roster.manager.key
+
+
+async def _compile_steps(tx: Tx, roster: CrewRoster, model: tuple[str, str | None] | None) -> list[PlanStep]:
+    compiler = _WorkCompiler(tx, roster, model)
+    order = order_tasks(roster.tasks)
+    has_planning = roster.settings.planning
+    steps = [await compiler.compile_planning()] if has_planning else []
+    for task in roster.tasks:
+        text = TaskText(
+            description=task.description,
+            expected_output=task.expected_output,
+            context=order[task.key].context,
+            planned_by=PLANNING_STEP if has_planning else None,
+            markdown=task.markdown,
+        )
+        step = PlanStep(
+            id=task.key,
+            name=task.name,
+            work=await compiler.compile_task(task),
+            depends_on=order[task.key].depends_on or ([PLANNING_STEP] if has_planning else []),
+            text=text,
+            output_file=task.output_file,
+        )
+        steps.append(step)
+    return steps
+
+
+class _WorkCompiler:
+    """Compile the work of steps: agents of the roster on the models of this run."""
+
+    def __init__(self, tx: Tx, roster: CrewRoster, model: tuple[str, str | None] | None) -> None:
+        self._tx, self._roster, self._run_model = tx, roster, model
+        self._models: dict[str, tuple[str, str | None]] = {}
+
+    async def compile_task(self, task: CrewTask) -> AgentWork:
+        """Return the agent's work for a task. Errors: `conflict` without a model, `version_not_ready`."""
+        if self._roster.is_hierarchical:
+            return await self._compile_managed(task)
+        member = self._roster.members[task.agent or ""]
+        if member.agent.kind == "code":
+            return await plans.resolve_agent_work(self._tx, member.agent.id, member.path)
+        agent = await self._equip_member(member, task)
+        others = [other for other in self._roster.team if other is not member] if agent.allow_delegation else []
+        team = [await self._equip_member(other) for other in others]
+        if not team:
+            # Without a team of its own it could ask any agent of the tenant.
+            agent = msgspec.structs.replace(agent, allow_delegation=False)
+        return _build_work(AgentSpec.from_agent(agent, team=team))
+
+    async def compile_planning(self) -> PlanStep:
+        """Return the step that plans each task."""
+        tasks = self._roster.tasks
+        agent = self._build_agent(
+            "planner", role="Planner of a crew of agents", goal="Say how each task is best gone about."
+        )
+        agent = await self._assign_model(agent, self._roster.settings.planning_model, "The planning")
+        max_tokens = _TASK_PLAN_TOKENS * len(tasks) + 200
+        agent = msgspec.structs.replace(agent, max_tokens=max_tokens, max_steps=1, temperature=0.0)
+        spec = AgentSpec.from_agent(agent, answer_schema=_build_planning_schema([task.key for task in tasks]))
+        description = "\n\n".join([_PLANNER_PROMPT, *(self._describe_task(task) for task in tasks)])
+        text = TaskText(description=description)
+        return PlanStep(id=PLANNING_STEP, name=PLANNING_STEP, work=_build_work(spec), text=text)
+
+    async def _compile_managed(self, task: CrewTask) -> AgentWork:
+        roster = self._roster
+        if roster.manager is None:
+            agent = self._build_agent("manager", role=_MANAGER_ROLE, goal=_MANAGER_GOAL, backstory=_MANAGER_STORY)
+        else:
+            agent = _fold_template(roster.manager.agent)
+        agent = await self._assign_model(agent, roster.settings.manager_model, "The manager")
+        suggested = roster.members.get(task.agent or "")
+        if suggested is not None:
+            hint = f"For this task {suggested.agent.name!r} is suggested."
+            agent.instructions = f"{agent.instructions}\n\n{hint}" if agent.instructions else hint
+        team = [
+            await self._equip_member(member, task if suggested in (None, member) else None) for member in roster.team
+        ]
+        agent = msgspec.structs.replace(
+            agent,
+            allow_delegation=True,
+            max_steps=agent.max_steps or DEFAULT_MANAGER_STEPS,
+            verbose=self._is_verbose(agent),
+        )
+        return _build_work(AgentSpec.from_agent(agent, manager=True, team=team))
+
+    def _build_agent(self, name: str, **texts: str) -> Agent:
+        """Return an agent that exists for this run only."""
+        owner = next(iter(self._roster.members.values())).agent
+        return build_unlisted_agent(name, owner.user_id, owner.tenant_id, owner.created_at, **texts)
+
+    async def _equip_member(self, member: CrewMember, task: CrewTask | None = None) -> Agent:
+        """Return a member's agent on its model, with the tools of a task beside its own."""
+        agent = await self._assign_model(_fold_template(member.agent), None, f"The agent {member.key!r}")
+        agent.tools = list(dict.fromkeys([*agent.tools, *(task.tools if task is not None else ())]))
+        agent.verbose = self._is_verbose(agent)
+        return agent
+
+    async def _assign_model(self, agent: Agent, preferred: str | None, owner: str) -> Agent:
+        """Return a copy on its model: the run's, else the preferred one, else the agent's, else the crew's."""
+        if self._run_model is not None:
+            name, provider = self._run_model
+        elif preferred is not None:
+            name, provider = await self._resolve_model(preferred)
+        elif agent.model is not None and agent.id:
+            name, provider = agent.model, agent.provider
+        elif (reference := agent.model or self._roster.settings.model) is not None:
+            name, provider = await self._resolve_model(reference)
+        else:
+            raise Conflict(f"{owner} has no model: name one there, in the crew or for the run.")
+        return msgspec.structs.replace(agent, model=name, provider=provider)
+
+    async def _resolve_model(self, reference: str) -> tuple[str, str | None]:
+        if reference not in self._models:
+            self._models[reference] = await validation.resolve_model_name(self._tx, reference)
+        return self._models[reference]
+
+    def _is_verbose(self, agent: Agent) -> bool:
+        return self._roster.settings.verbose if agent.verbose is None else agent.verbose
+
+    def _describe_task(self, task: CrewTask) -> str:
+        member = self._roster.members.get(task.agent or "")
+        agent = f", done by {member.agent.role or member.agent.name}" if member is not None else ""
+        parts = [f"Task `{task.key}`{agent}:", task.description]
+        if task.expected_output:
+            parts.append(f"What is expected: {task.expected_output}")
+        return "\n".join(parts)
+
+
+def _build_planning_schema(task_keys: list[str]) -> dict[str, Any]:
+    task_plan = {
+        "type": "object",
+        "properties": {
+            "task": {"type": "string", "enum": task_keys},
+            "plan": {"type": "string", "maxLength": _TASK_PLAN_LENGTH},
+        },
+        "required": ["task", "plan"],
+        "additionalProperties": False,
+    }
+    task_plans = {"type": "array", "items": task_plan, "minItems": len(task_keys), "maxItems": len(task_keys)}
+    return {
+        "type": "object",
+        "properties": {"plans": task_plans},
+        "required": ["plans"],
+        "additionalProperties": False,
+    }
+
+
+def _fold_template(agent: Agent) -> Agent:
+    """Return a copy whose instructions include its template's text, so that inputs fill both."""
+    texts = [text for text in (agent.template_text, agent.instructions) if text]
+    return msgspec.structs.replace(
+        agent, instructions="\n\n".join(texts) or None, template=None, template_id=None, template_text=None
     )
 
 
-def _alone(agent: Agent) -> Agent:
-    """Without a team of its own it would ask whomever the tenant has."""
-    return msgspec.structs.replace(agent, allow_delegation=False)
-
-
-def _work(spec: AgentSpec) -> AgentWork:
+def _build_work(spec: AgentSpec) -> AgentWork:
     return AgentWork(name=spec.name, agent_id=spec.id or None, timeout=spec.timeout, spec=spec)

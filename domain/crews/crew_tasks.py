@@ -1,4 +1,4 @@
-"""The tasks of a crew: who does each, and what comes with it."""
+"""Resolve the tasks of a crew: the agent of each, and the tasks whose answers it receives."""
 
 from collections.abc import Iterable
 
@@ -11,60 +11,61 @@ from domain.shared.errors import DomainError
 from domain.tasks import Task
 
 
-async def resolve_tasks(tx: Tx, cast: CrewRoster) -> None:
-    """The tasks of the crew, in their order, and all that is wrong with them."""
-    for key, said in cast.documents.tasks.items.items():
-        cast.tasks.append(_written(cast, key, said))
-    for number, task in enumerate(await tasks.find_tasks(tx, cast.settings.tasks)):
-        _listed(cast, number, task)
-    if not cast.tasks and not cast.settings.tasks and not cast.documents.tasks.is_unreadable:
-        cast.add_error("tasks_yaml", "a crew needs a task.")
-    for duty in cast.tasks:
-        if duty.key == PLANNING_STEP and cast.settings.planning:
-            cast.add_error(duty.path, f"{PLANNING_STEP!r} is the step that plans, since planning is on.")
-        _check(cast, duty)
-        await _assign(tx, cast, duty)
-    _connect(cast)
+async def resolve_tasks(tx: Tx, roster: CrewRoster) -> None:
+    """Add the tasks of the crew in their order, and everything that is wrong with them."""
+    for key, yaml_task in roster.documents.tasks.items.items():
+        roster.tasks.append(_build_yaml_task(roster, key, yaml_task))
+    for number, task in enumerate(await tasks.find_tasks(tx, roster.settings.tasks)):
+        _add_listed_task(roster, number, task)
+    if not roster.tasks and not roster.settings.tasks and not roster.documents.tasks.is_unreadable:
+        roster.add_error("tasks_yaml", "a crew needs at least one task.")
+    for crew_task in roster.tasks:
+        if crew_task.key == PLANNING_STEP and roster.settings.planning:
+            message = f"{PLANNING_STEP!r} is the key of the planning step; rename the task or turn planning off."
+            roster.add_error(crew_task.path, message)
+        _check_task(roster, crew_task)
+        await _resolve_agent(tx, roster, crew_task)
+    _resolve_contexts(roster)
 
 
-def _written(cast: CrewRoster, key: str, said: YamlTask) -> CrewTask:
-    place, there = f"tasks_yaml.{key}", cast.documents.tasks.present_fields
-    if said.description is None and f"{key}.description" not in there:
-        cast.add_error(f"{place}.description", "is required.")
-    if said.agent is None and f"{key}.agent" not in there and not cast.is_hierarchical:
-        cast.add_error(f"{place}.agent", "is required: who does this?")
-    if said.human_input:
-        told = "nobody is asked while a crew runs. A step of a workflow can wait for an approval, and can be a crew."
-        cast.add_error(f"{place}.human_input", told)
+def _build_yaml_task(roster: CrewRoster, key: str, yaml_task: YamlTask) -> CrewTask:
+    path, present_fields = f"tasks_yaml.{key}", roster.documents.tasks.present_fields
+    if yaml_task.description is None and f"{key}.description" not in present_fields:
+        roster.add_error(f"{path}.description", "is required.")
+    if yaml_task.agent is None and f"{key}.agent" not in present_fields and not roster.is_hierarchical:
+        roster.add_error(f"{path}.agent", "is required: name the agent that does this task.")
+    if yaml_task.human_input:
+        message = "is not supported: use a workflow whose step is this crew, and let a step require an approval."
+        roster.add_error(f"{path}.human_input", message)
     return CrewTask(
         key=key,
-        path=place,
-        name=said.name or key,
-        description=said.description or "",
-        expected_output=said.expected_output,
-        agent=said.agent,
-        context_references=said.context,
-        tools=said.tools,
-        async_execution=said.async_execution,
-        markdown=said.markdown,
-        output_file=said.output_file,
+        path=path,
+        name=yaml_task.name or key,
+        description=yaml_task.description or "",
+        expected_output=yaml_task.expected_output,
+        agent=yaml_task.agent,
+        context_references=yaml_task.context,
+        tools=yaml_task.tools,
+        async_execution=yaml_task.async_execution,
+        markdown=yaml_task.markdown,
+        output_file=yaml_task.output_file,
     )
 
 
-def _listed(cast: CrewRoster, number: int, task: Task | None) -> None:
-    place = f"tasks[{number}]"
+def _add_listed_task(roster: CrewRoster, number: int, task: Task | None) -> None:
+    path = f"tasks[{number}]"
     if task is None:
-        cast.add_error(place, tasks.explain_unknown_task(cast.settings.tasks[number]))
+        roster.add_error(path, tasks.explain_unknown_task(roster.settings.tasks[number]))
         return
-    taken = next((one for one in cast.tasks if one.key == task.slug), None)
-    if taken is not None:
-        cast.add_error(place, f"{task.slug!r} is {taken.path} already.")
+    namesake = next((crew_task for crew_task in roster.tasks if crew_task.key == task.slug), None)
+    if namesake is not None:
+        roster.add_error(path, f"duplicate key {task.slug!r}: {namesake.path} has it already.")
         return
-    if task.agent is None and not cast.is_hierarchical:
-        cast.add_error(f"{place}.agent", f"is required: who does {task.name!r}?")
-    duty = CrewTask(
+    if task.agent is None and not roster.is_hierarchical:
+        roster.add_error(f"{path}.agent", f"is required: name the agent that does {task.name!r}.")
+    crew_task = CrewTask(
         key=task.slug,
-        path=place,
+        path=path,
         name=task.name,
         description=task.description,
         expected_output=task.expected_output,
@@ -76,82 +77,82 @@ def _listed(cast: CrewRoster, number: int, task: Task | None) -> None:
         output_file=task.output_file,
         task_id=task.id,
     )
-    cast.tasks.append(duty)
+    roster.tasks.append(crew_task)
 
 
-def _check(cast: CrewRoster, duty: CrewTask) -> None:
-    if not duty.expected_output and f"{duty.key}.expected_output" not in cast.documents.tasks.present_fields:
-        cast.add_warning(f"{duty.path}.expected_output", "is missing: nothing says when the task is done.")
-    if duty.output_file is not None:
+def _check_task(roster: CrewRoster, task: CrewTask) -> None:
+    if not task.expected_output and f"{task.key}.expected_output" not in roster.documents.tasks.present_fields:
+        roster.add_warning(f"{task.path}.expected_output", "is missing: describe the finished result.")
+    if task.output_file is not None:
         try:
-            duty.output_file = tasks.validate_output_path(duty.output_file)
+            task.output_file = tasks.validate_output_path(task.output_file)
         except DomainError as error:
-            cast.add_error(f"{duty.path}.output_file", error.errors[0].message)
+            roster.add_error(f"{task.path}.output_file", error.errors[0].message)
     for name in ("description", "expected_output", "output_file"):
-        cast.warn_about_placeholders(f"{duty.path}.{name}", getattr(duty, name))
+        roster.warn_about_placeholders(f"{task.path}.{name}", getattr(task, name))
 
 
-async def _assign(tx: Tx, cast: CrewRoster, duty: CrewTask) -> None:
-    """Put the key of a member for what the task calls its agent."""
-    wanted, field = duty.agent, f"{duty.path}.agent"
-    if wanted is None or (wanted in cast.members and cast.members[wanted].is_from_yaml):
-        member = cast.members.get(wanted or "")
-    elif cast.documents.agents.is_unreadable:
-        # It may be one of those.
+async def _resolve_agent(tx: Tx, roster: CrewRoster, task: CrewTask) -> None:
+    """Replace the reference to the task's agent by a member's key."""
+    reference, field = task.agent, f"{task.path}.agent"
+    if reference is None or (reference in roster.members and roster.members[reference].is_from_yaml):
+        member = roster.members.get(reference or "")
+    elif roster.documents.agents.is_unreadable:
+        # The agent may be in the document.
         member = None
     else:
-        member = await resolve_member(tx, cast, wanted, field)
-    duty.agent = None if member is None else member.key
+        member = await resolve_member(tx, roster, reference, field)
+    task.agent = None if member is None else member.key
     if member is None:
         return
-    if member is cast.manager:
-        cast.add_error(field, f"{wanted!r} is the manager, who has the others do the tasks.")
+    if member is roster.manager:
+        roster.add_error(field, f"{reference!r} is the manager, which delegates tasks; name another agent.")
     if member.agent.kind == "code":
-        told = f"is for model agents; {member.agent.name!r} runs uploaded code."
+        message = f"is for model agents; {member.agent.name!r} runs uploaded code."
         for name in ("tools", "output_file"):
-            if getattr(duty, name):
-                cast.add_error(f"{duty.path}.{name}", told)
+            if getattr(task, name):
+                roster.add_error(f"{task.path}.{name}", message)
 
 
-def _connect(cast: CrewRoster) -> None:
-    """Put keys for the tasks that each names as its context, which must come before it."""
-    known = {reference: one for one in cast.tasks for reference in (one.name, one.task_id) if reference}
-    known |= {one.key: one for one in cast.tasks}
-    position = {one.key: number for number, one in enumerate(cast.tasks)}
-    places: list[tuple[CrewTask, str, str]] = []
-    for duty in cast.tasks:
-        if duty.context_references is None:
+def _resolve_contexts(roster: CrewRoster) -> None:
+    """Replace context references by task keys; each must name an earlier task."""
+    by_reference = {reference: task for task in roster.tasks for reference in (task.name, task.task_id) if reference}
+    by_reference |= {task.key: task for task in roster.tasks}
+    positions = {task.key: number for number, task in enumerate(roster.tasks)}
+    links: list[tuple[CrewTask, str, str]] = []
+    for task in roster.tasks:
+        if task.context_references is None:
             continue
-        duty.context = []
-        for number, reference in enumerate(duty.context_references):
-            field = f"{duty.path}.context[{number}]"
-            other = known.get(reference)
-            if other is not None and other.key not in duty.context:
-                duty.context.append(other.key)
-                places.append((duty, other.key, field))
-            elif other is None and not cast.documents.tasks.is_unreadable:
-                cast.add_error(field, f"there is no task {reference!r} in this crew.")
-    needs = {duty.key: duty.context or [] for duty in cast.tasks}
-    for duty, other_key, field in places:
-        # Whatever goes round comes past such a place.
-        if position[other_key] >= position[duty.key]:
-            way = _way(needs, other_key, duty.key)
-            circle = f"makes a circle: {' → '.join([duty.key, *way])}." if way else ""
-            cast.add_error(field, circle or f"{other_key!r} comes later; a task can be given what came before it.")
+        task.context = []
+        for number, reference in enumerate(task.context_references):
+            field = f"{task.path}.context[{number}]"
+            other = by_reference.get(reference)
+            if other is not None and other.key not in task.context:
+                task.context.append(other.key)
+                links.append((task, other.key, field))
+            elif other is None and not roster.documents.tasks.is_unreadable:
+                roster.add_error(field, f"there is no task {reference!r} in this crew.")
+    contexts = {task.key: task.context or [] for task in roster.tasks}
+    for task, other_key, field in links:
+        # Every cycle has a link to the task itself or to a later one.
+        if positions[other_key] >= positions[task.key]:
+            path = _find_path(contexts, other_key, task.key)
+            cycle = f"makes a cycle: {' → '.join([task.key, *path])}." if path else ""
+            roster.add_error(field, cycle or f"{other_key!r} comes later; name tasks that come before this one.")
 
 
-def _way(needs: dict[str, list[str]], begin: str, end: str) -> list[str]:
-    """The shortest way along what is needed, both ends included; empty if there is none."""
-    ways: dict[str, list[str]] = {begin: [begin]}
-    edge: Iterable[str] = [begin]
-    while edge:
-        if end in ways:
-            return ways[end]
-        further: list[str] = []
-        for one in edge:
-            for other in needs[one]:
-                if other not in ways:
-                    ways[other] = [*ways[one], other]
-                    further.append(other)
-        edge = further
+def _find_path(contexts: dict[str, list[str]], begin: str, end: str) -> list[str]:
+    """Return the shortest path along contexts, both ends included; empty if `end` is not reachable."""
+    paths: dict[str, list[str]] = {begin: [begin]}
+    frontier: Iterable[str] = [begin]
+    while frontier:
+        if end in paths:
+            return paths[end]
+        next_frontier: list[str] = []
+        for key in frontier:
+            for other in contexts[key]:
+                if other not in paths:
+                    paths[other] = [*paths[key], other]
+                    next_frontier.append(other)
+        frontier = next_frontier
     return []

@@ -1,4 +1,4 @@
-"""Who belongs to a crew and what they do, found out piece by piece, with all that is wrong."""
+"""Resolve the agents of a crew, with everything that is wrong with them."""
 
 from typing import Final
 
@@ -13,12 +13,12 @@ from domain.shared import names, placeholders
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError
 
-# Warnings of one kind about one text.
-_MOST_TOLD: Final = 5
+# For one text.
+_MAX_PLACEHOLDER_WARNINGS: Final = 5
 
 
 class CrewMember(msgspec.Struct, kw_only=True):
-    """An agent of the crew with all that it inherits. `place` is where it is named, `written` whether in YAML."""
+    """Hold an agent of the crew with everything it inherits. `path` is the place that names it."""
 
     key: str
     path: str
@@ -27,7 +27,7 @@ class CrewMember(msgspec.Struct, kw_only=True):
 
 
 class CrewTask(msgspec.Struct, kw_only=True):
-    """A task of the crew: `agent` and `context` are keys of it. `context` is None where nothing is said of it."""
+    """Hold a task of the crew: `agent` and `context` are keys. `context` is None if the task does not set it."""
 
     key: str
     path: str
@@ -45,7 +45,10 @@ class CrewTask(msgspec.Struct, kw_only=True):
 
 
 class CrewRoster(msgspec.Struct, kw_only=True):
-    """A crew as it is known so far. The `manager` is a member too, and not of the `team`."""
+    """Hold what is resolved of a crew, and its problems. The `manager` is a member, but not in the `team`.
+
+    `members_by_reference` also holds references that were not found.
+    """
 
     settings: CrewSettings
     documents: CrewDocuments
@@ -54,127 +57,130 @@ class CrewRoster(msgspec.Struct, kw_only=True):
     tasks: list[CrewTask] = []
     errors: list[CrewProblem] = []
     warnings: list[CrewProblem] = []
-    # By reference, also those that are none.
     members_by_reference: dict[str, CrewMember | None] = {}
 
     @property
     def is_hierarchical(self) -> bool:
-        """Whether a manager is given the tasks."""
+        """Whether a manager receives the tasks."""
         return self.settings.process == "hierarchical"
 
     @property
     def team(self) -> list[CrewMember]:
-        """The members that can be asked to do something."""
-        return [one for one in self.members.values() if one is not self.manager and one.agent.kind == "llm"]
+        """The members to which tasks can be delegated."""
+        return [member for member in self.members.values() if member is not self.manager and member.agent.kind == "llm"]
 
     def add_error(self, field: str, message: str) -> None:
-        """Note a mistake."""
+        """Add an error at a field."""
         self.errors.append(self.documents.locate_problem(field, message))
 
     def add_warning(self, field: str, message: str) -> None:
-        """Note what is worth a second look."""
+        """Add a warning at a field."""
         self.warnings.append(self.documents.locate_problem(field, message))
 
     def warn_about_placeholders(self, field: str, text: str | None) -> None:
-        """Note what looks like a place of an input in a text, and is left as it stands."""
-        for one in placeholders.find_unfilled(text or "")[:_MOST_TOLD]:
-            told = f"{one[:100]} is left as it stands: an input's place is {{name}}, of letters, digits, _ and -."
-            self.add_warning(field, told)
+        """Warn about what looks like a placeholder of an input, but is left as it stands."""
+        for text_part in placeholders.find_unfilled(text or "")[:_MAX_PLACEHOLDER_WARNINGS]:
+            message = (
+                f"{text_part[:100]} is left as it stands: write an input as {{name}}, with letters, digits, _ and -."
+            )
+            self.add_warning(field, message)
 
 
-async def resolve_members(tx: Tx, caller: Caller, cast: CrewRoster) -> None:
-    """The agents of the crew, and its manager."""
-    for key, said in cast.documents.agents.items.items():
-        cast.members[key] = _written(tx, caller, cast, key, said)
-    listed: dict[str, int] = {}
-    for number, reference in enumerate(cast.settings.agents):
-        member = await resolve_member(tx, cast, reference, f"agents[{number}]")
-        if member is not None and listed.setdefault(member.key, number) != number:
-            cast.add_error(f"agents[{number}]", f"{reference!r} is agents[{listed[member.key]}] too.")
-    await _managed(tx, cast)
+async def resolve_members(tx: Tx, caller: Caller, roster: CrewRoster) -> None:
+    """Add the agents of the crew, and its manager."""
+    for key, yaml_agent in roster.documents.agents.items.items():
+        roster.members[key] = _build_yaml_member(tx, caller, roster, key, yaml_agent)
+    listed_numbers: dict[str, int] = {}
+    for number, reference in enumerate(roster.settings.agents):
+        member = await resolve_member(tx, roster, reference, f"agents[{number}]")
+        if member is not None and listed_numbers.setdefault(member.key, number) != number:
+            roster.add_error(
+                f"agents[{number}]", f"duplicate agent {reference!r}: agents[{listed_numbers[member.key]}] is the same."
+            )
+    await _resolve_manager(tx, roster)
 
 
-def _written(tx: Tx, caller: Caller, cast: CrewRoster, key: str, said: YamlAgent) -> CrewMember:
-    place, there = f"agents_yaml.{key}", cast.documents.agents.present_fields
-    if said.role is None and said.instructions is None and f"{key}.role" not in there:
-        cast.add_error(f"{place}.role", "is required.")
-    if said.goal is None and said.instructions is None and f"{key}.goal" not in there:
-        cast.add_warning(f"{place}.goal", "is missing: nothing says what this agent works towards.")
-    if said.llm is not None and said.model is not None:
-        cast.add_error(f"{place}.model", "means llm; one of them is enough.")
+def _build_yaml_member(tx: Tx, caller: Caller, roster: CrewRoster, key: str, yaml_agent: YamlAgent) -> CrewMember:
+    path, present_fields = f"agents_yaml.{key}", roster.documents.agents.present_fields
+    if yaml_agent.role is None and yaml_agent.instructions is None and f"{key}.role" not in present_fields:
+        roster.add_error(f"{path}.role", "is required.")
+    if yaml_agent.goal is None and yaml_agent.instructions is None and f"{key}.goal" not in present_fields:
+        roster.add_warning(f"{path}.goal", "is missing: describe what this agent works towards.")
+    if yaml_agent.llm is not None and yaml_agent.model is not None:
+        roster.add_error(f"{path}.model", "means the same as llm; send one of them.")
     for name in ("role", "goal", "backstory", "instructions"):
-        cast.warn_about_placeholders(f"{place}.{name}", getattr(said, name))
+        roster.warn_about_placeholders(f"{path}.{name}", getattr(yaml_agent, name))
     agent = build_unlisted_agent(
         key,
         caller.user_id,
         caller.tenant_id,
         tx.now,
-        role=said.role,
-        goal=said.goal,
-        backstory=said.backstory,
-        instructions=said.instructions,
-        model=said.llm or said.model,
-        fallback_model=said.fallback_model,
-        temperature=said.temperature,
-        max_tokens=said.max_tokens,
-        max_steps=said.max_iter,
-        timeout=said.max_execution_time,
-        tools=said.tools,
-        allow_delegation=said.allow_delegation,
-        verbose=said.verbose,
+        role=yaml_agent.role,
+        goal=yaml_agent.goal,
+        backstory=yaml_agent.backstory,
+        instructions=yaml_agent.instructions,
+        model=yaml_agent.llm or yaml_agent.model,
+        fallback_model=yaml_agent.fallback_model,
+        temperature=yaml_agent.temperature,
+        max_tokens=yaml_agent.max_tokens,
+        max_steps=yaml_agent.max_iter,
+        timeout=yaml_agent.max_execution_time,
+        tools=yaml_agent.tools,
+        allow_delegation=yaml_agent.allow_delegation,
+        verbose=yaml_agent.verbose,
     )
-    return CrewMember(key=key, path=place, agent=agent, is_from_yaml=True)
+    return CrewMember(key=key, path=path, agent=agent, is_from_yaml=True)
 
 
-async def resolve_member(tx: Tx, cast: CrewRoster, reference: str, field: str) -> CrewMember | None:
-    """The agent of the tenant that `field` names, a member from now on. None for none, which is a mistake."""
-    if reference not in cast.members_by_reference:
-        cast.members_by_reference[reference] = await _hire(tx, cast, reference, field)
-    elif cast.members_by_reference[reference] is None:
-        cast.add_error(field, f"there is no agent {reference!r} to be had.")
-    return cast.members_by_reference[reference]
+async def resolve_member(tx: Tx, roster: CrewRoster, reference: str, field: str) -> CrewMember | None:
+    """Return the tenant's agent that `field` names, as a member. Add an error and return None for an unknown one."""
+    if reference not in roster.members_by_reference:
+        roster.members_by_reference[reference] = await _add_member(tx, roster, reference, field)
+    elif roster.members_by_reference[reference] is None:
+        roster.add_error(field, f"the agent {reference!r} cannot be used; see the error of its first use.")
+    return roster.members_by_reference[reference]
 
 
-async def _hire(tx: Tx, cast: CrewRoster, reference: str, field: str) -> CrewMember | None:
+async def _add_member(tx: Tx, roster: CrewRoster, reference: str, field: str) -> CrewMember | None:
     try:
         agent = await agents.find_agent(tx, reference, field)
         if agent.kind == "llm":
             agent = await agents.resolve_agent(tx, agent)
     except DomainError as error:
-        cast.add_error(field, error.errors[0].message)
+        roster.add_error(field, error.errors[0].message)
         return None
-    known = next((one for one in cast.members.values() if one.agent.id == agent.id), None)
-    if known is not None:
-        return known
+    existing = next((member for member in roster.members.values() if member.agent.id == agent.id), None)
+    if existing is not None:
+        return existing
     if agent.status == "archived":
-        cast.add_error(field, f"{agent.name!r} is archived.")
-    if agent.kind == "code" and cast.is_hierarchical:
-        cast.add_error(field, f"{agent.name!r} runs uploaded code; a manager can ask model agents alone.")
-    member = CrewMember(key=_free(agent.name, cast), path=field, agent=agent)
-    cast.members[member.key] = member
+        roster.add_error(field, f"{agent.name!r} is archived.")
+    if agent.kind == "code" and roster.is_hierarchical:
+        roster.add_error(field, f"{agent.name!r} runs uploaded code; a manager can delegate to model agents only.")
+    member = CrewMember(key=_choose_key(agent.name, roster), path=field, agent=agent)
+    roster.members[member.key] = member
     return member
 
 
-def _free(name: str, cast: CrewRoster) -> str:
-    """A key made of a name that no member has."""
+def _choose_key(name: str, roster: CrewRoster) -> str:
+    """Return a key made of a name that no member has."""
     slug = names.make_slug(name)[:56]
     base = slug if slug and not slug[0].isdigit() else f"agent_{slug}".rstrip("_")
     key, number = base, 2
-    while key in cast.members:
+    while key in roster.members:
         key, number = f"{base}_{number}", number + 1
     return key
 
 
-async def _managed(tx: Tx, cast: CrewRoster) -> None:
-    wanted, settings = cast.settings.manager_agent, cast.settings
-    if not cast.is_hierarchical:
+async def _resolve_manager(tx: Tx, roster: CrewRoster) -> None:
+    reference, settings = roster.settings.manager_agent, roster.settings
+    if not roster.is_hierarchical:
         for field in ("manager_agent", "manager_model"):
             if getattr(settings, field) is not None:
-                cast.add_error(field, "is for hierarchical crews; this one is sequential.")
+                roster.add_error(field, "is for hierarchical crews; this crew is sequential.")
         return
-    if wanted is not None and wanted in cast.members and cast.members[wanted].is_from_yaml:
-        cast.manager = cast.members[wanted]
-    elif wanted is not None and not cast.documents.agents.is_unreadable:
-        cast.manager = await resolve_member(tx, cast, wanted, "manager_agent")
-    if not cast.team and not cast.documents.agents.is_unreadable:
-        cast.add_error("agents_yaml", "a hierarchical crew needs an agent besides its manager, who does the work.")
+    if reference is not None and reference in roster.members and roster.members[reference].is_from_yaml:
+        roster.manager = roster.members[reference]
+    elif reference is not None and not roster.documents.agents.is_unreadable:
+        roster.manager = await resolve_member(tx, roster, reference, "manager_agent")
+    if not roster.team and not roster.documents.agents.is_unreadable:
+        roster.add_error("agents_yaml", "a hierarchical crew needs at least one agent besides its manager.")

@@ -1,4 +1,4 @@
-"""What a crew is: agents, and the tasks that they do, as CrewAI writes them or from the catalogue."""
+"""Define crews: agents and their tasks, from CrewAI's YAML or from the catalogue."""
 
 from datetime import datetime
 from typing import Annotated, Final, Literal, Protocol
@@ -7,6 +7,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from domain.shared.errors import FieldError
+from domain.shared.field_errors import add_line
 from domain.shared.names import Name
 from domain.shared.pages import Listing, Page
 
@@ -15,9 +16,9 @@ Process = Literal["sequential", "hierarchical"]
 MAX_CREW_AGENTS: Final = 100
 MAX_CREW_TASKS: Final = 100
 MAX_CREW_YAML_LENGTH: Final = 256 * 1024
-# Words of paths.
+# These are parts of paths.
 RESERVED_CREW_NAMES: Final = frozenset({"debug"})
-# The step that plans comes before all others.
+# The planning step comes before all others.
 PLANNING_STEP: Final = "planning"
 
 CrewName = Annotated[Name, Meta(examples=["Research Team"])]
@@ -25,25 +26,25 @@ Description = Annotated[
     str,
     Meta(max_length=10_000, pattern=r"^[^\x00]*$", examples=["Team specialized in research and analysis"]),
 ]
-Yaml = Annotated[str, Meta(max_length=MAX_CREW_YAML_LENGTH, pattern=r"^[^\x00]*$", description="As CrewAI writes it.")]
+YamlText = Annotated[str, Meta(max_length=MAX_CREW_YAML_LENGTH, pattern=r"^[^\x00]*$", description="In CrewAI's form.")]
 Reference = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 Model = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00]*$", examples=["gpt-4"])]
-Rpm = Annotated[int, Meta(ge=1, le=10_000, description="Calls of models in a minute at most.")]
+Rpm = Annotated[int, Meta(ge=1, le=10_000, description="Maximum model calls per minute.")]
 AgentNames = Annotated[list[Reference], Meta(max_length=MAX_CREW_AGENTS, examples=[[]])]
 TaskNames = Annotated[list[Reference], Meta(max_length=MAX_CREW_TASKS, examples=[[]])]
 
 
 class CrewSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What a crew is made of. `agents` and `tasks` come after those of the YAML documents, in that order.
+    """Define the parts of a crew. `agents` and `tasks` come after those of the YAML documents, in that order.
 
-    `model` is for agents that name none. In a `hierarchical` crew each task is given to a manager, who has the
-    others do it: `manager_agent`, by its key in `agents_yaml` or from the tenant's, or one that is made for it, on
-    `manager_model` or the crew's. With `planning` a model says first how to go about each task. `verbose` is for
-    agents that do not say whether they are.
+    `model` is for agents that name none. In a `hierarchical` crew a manager receives each task and delegates it:
+    `manager_agent`, a key in `agents_yaml` or one of the tenant's agents, or else a generated manager on
+    `manager_model` or the crew's model. With `planning` a model first plans each task. `verbose` is the default for
+    agents that do not set it.
     """
 
-    agents_yaml: Yaml | None = None
-    tasks_yaml: Yaml | None = None
+    agents_yaml: YamlText | None = None
+    tasks_yaml: YamlText | None = None
     agents: AgentNames = []
     tasks: TaskNames = []
     process: Process = "sequential"
@@ -60,19 +61,19 @@ CREW_SETTING_FIELDS: Final = CrewSettings.__struct_fields__
 
 
 class NewCrew(CrewSettings, kw_only=True, forbid_unknown_fields=True):
-    """What to create. The name is unique in the tenant and works wherever a crew is named."""
+    """Create a crew. The name is unique in the tenant and works wherever a crew is referenced."""
 
     name: CrewName
     description: Description | None = None
 
 
 class PatchCrew(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What to change; each of the fields is replaced as a whole, and the crew as it is then is checked anew."""
+    """Change a crew: each field sent is replaced as a whole, and the result is validated again."""
 
     name: Name | UnsetType = UNSET
     description: Description | None | UnsetType = UNSET
-    agents_yaml: Yaml | None | UnsetType = UNSET
-    tasks_yaml: Yaml | None | UnsetType = UNSET
+    agents_yaml: YamlText | None | UnsetType = UNSET
+    tasks_yaml: YamlText | None | UnsetType = UNSET
     agents: AgentNames | UnsetType = UNSET
     tasks: TaskNames | UnsetType = UNSET
     process: Process | UnsetType = UNSET
@@ -86,7 +87,7 @@ class PatchCrew(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Crew(msgspec.Struct, kw_only=True):
-    """A crew, see `Settings`. `agents` and `tasks` hold ids. A list leaves out YAML of more than 16 KiB."""
+    """Describe a crew, see `CrewSettings`. `agents` and `tasks` hold ids. Lists leave out YAML of more than 16 KiB."""
 
     id: str
     name: str
@@ -110,19 +111,19 @@ class Crew(msgspec.Struct, kw_only=True):
 
     @property
     def settings(self) -> CrewSettings:
-        """What it is made of."""
+        """The parts of the crew."""
         return CrewSettings(**{name: getattr(self, name) for name in CREW_SETTING_FIELDS})
 
 
 class CrewYaml(msgspec.Struct, frozen=True, kw_only=True):
-    """A crew in CrewAI's form. Posted again, with its other fields as they are, it makes the same crew."""
+    """Return a crew in CrewAI's form. With the crew's other fields it creates the same crew again."""
 
     agents_yaml: str
     tasks_yaml: str
 
 
 class CrewProblem(msgspec.Struct, frozen=True, kw_only=True):
-    """What is wrong, or worth a second look, at a place: `tasks_yaml.write.agent`. `line` counts from 1."""
+    """Report an error or a warning at a place: `tasks_yaml.write.agent`. `line` counts from 1."""
 
     field: str
     message: str
@@ -130,13 +131,12 @@ class CrewProblem(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def field_error(self) -> FieldError:
-        """It as one field at fault."""
-        place = self.field if self.line is None else f"{self.field} (line {self.line})"
-        return FieldError(field=place, message=self.message)
+        """The problem as the error of a field."""
+        return add_line(FieldError(field=self.field, message=self.message), self.line)
 
 
 class CrewAgentSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """An agent as the crew knows it: by `key`. `agent_id` tells which of the tenant's it is, if it is one."""
+    """Describe an agent of a crew. `agent_id` is set for an agent of the tenant."""
 
     key: str
     agent_id: str | None
@@ -147,7 +147,7 @@ class CrewAgentSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CrewTaskSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """A task as the crew knows it. `context` are the tasks whose answers come with it."""
+    """Describe a task of a crew. `context` lists the tasks whose answers it receives."""
 
     key: str
     name: str
@@ -159,7 +159,7 @@ class CrewTaskSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CrewStepSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """A step of what is run."""
+    """Describe a step of a crew's plan."""
 
     id: str
     name: str
@@ -168,9 +168,9 @@ class CrewStepSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CrewValidation(msgspec.Struct, frozen=True, kw_only=True):
-    """All that is wrong with a crew. `inputs` are the names that its texts hold in braces.
+    """Report all errors and warnings of a crew. `inputs` are the names that its texts contain in braces.
 
-    `steps` is what is run, in case it is `valid`.
+    `steps` are the steps of its plan, if it is `valid`.
     """
 
     valid: bool
@@ -183,7 +183,7 @@ class CrewValidation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Crews(Protocol):
-    """The crews of the bound tenant."""
+    """Store the crews of the bound tenant."""
 
     async def add(self, crew: Crew) -> bool: ...
     async def find(self, reference: str, lock: bool | Literal["share"] = False) -> Crew | None: ...
@@ -191,5 +191,5 @@ class Crews(Protocol):
     async def save(self, crew: Crew) -> bool: ...
     async def delete(self, crew_id: str) -> None: ...
     async def list_names_by_task(self, task_id: str) -> list[str]:
-        """The names of crews that name this task."""
+        """Return the names of crews that contain this task."""
         ...

@@ -1,4 +1,4 @@
-"""Crews: create, list, change, delete, and say what is wrong with one."""
+"""Create, list, change, delete and validate crews."""
 
 from typing import Literal
 
@@ -26,7 +26,7 @@ from domain.shared.pages import Listing, Page
 
 
 async def create_crew(tx: Tx, caller: Caller, data: NewCrew) -> Crew:
-    """Create a crew. Errors: `conflict` for a taken name, `invalid_field` with all that is wrong with it."""
+    """Create a crew. Errors: `conflict` for a taken name, `invalid_field` with everything that is wrong."""
     crew = Crew(
         id=ids.generate_id("crew"),
         name=names.check_name(data.name, "crew", RESERVED_CREW_NAMES),
@@ -37,24 +37,24 @@ async def create_crew(tx: Tx, caller: Caller, data: NewCrew) -> Crew:
         updated_at=tx.now,
         **{name: getattr(data, name) for name in CREW_SETTING_FIELDS},
     )
-    await _check(tx, caller, crew)
+    await _resolve_references(tx, caller, crew)
     if not await tx.crews.add(crew):
         raise names.NameTaken("crew", crew.name)
     return crew
 
 
-async def _check(tx: Tx, caller: Caller, crew: Crew) -> None:
-    """See that the crew hangs together, and put ids for the agents and tasks named. Errors: `invalid_field`."""
-    cast = await validation.validate_crew(tx, caller, crew.settings)
-    if cast.errors:
-        raise InvalidFields([one.field_error for one in cast.errors])
-    members = [cast.members_by_reference[reference] for reference in crew.agents]
-    crew.agents = [one.agent.id for one in members if one is not None]
-    crew.tasks = [duty.task_id for duty in cast.tasks if duty.task_id is not None]
+async def _resolve_references(tx: Tx, caller: Caller, crew: Crew) -> None:
+    """Validate the crew, and replace references to agents and tasks by ids. Errors: `invalid_field`."""
+    roster = await validation.validate_crew(tx, caller, crew.settings)
+    if roster.errors:
+        raise InvalidFields([problem.field_error for problem in roster.errors])
+    members = [roster.members_by_reference[reference] for reference in crew.agents]
+    crew.agents = [member.agent.id for member in members if member is not None]
+    crew.tasks = [task.task_id for task in roster.tasks if task.task_id is not None]
 
 
 async def get_crew(tx: Tx, reference: str, lock: bool | Literal["share"] = False) -> Crew:
-    """A crew by id or name. Errors: `not_found`."""
+    """Return a crew by id or name. Errors: `not_found`."""
     crew = await tx.crews.find(reference, lock)
     if crew is None:
         raise NotFound("crew", reference)
@@ -62,12 +62,12 @@ async def get_crew(tx: Tx, reference: str, lock: bool | Literal["share"] = False
 
 
 async def list_crews(tx: Tx, page: Page) -> Listing[Crew]:
-    """The tenant's crews, newest first."""
+    """Return the tenant's crews, newest first."""
     return await tx.crews.list_page(page)
 
 
 async def update_crew(tx: Tx, caller: Caller, reference: str, data: PatchCrew) -> Crew:
-    """Change what was sent. Errors: `not_found`, `conflict` for a taken name, `invalid_field`."""
+    """Change the fields that were sent. Errors: `not_found`, `conflict` for a taken name, `invalid_field`."""
     crew = await get_crew(tx, reference, lock=True)
     sent = {name: value for name in PatchCrew.__struct_fields__ if (value := getattr(data, name)) is not UNSET}
     if "name" in sent:
@@ -75,7 +75,7 @@ async def update_crew(tx: Tx, caller: Caller, reference: str, data: PatchCrew) -
     for name, value in sent.items():
         setattr(crew, name, value)
     if sent.keys() & set(CREW_SETTING_FIELDS):
-        await _check(tx, caller, crew)
+        await _resolve_references(tx, caller, crew)
     crew.updated_at = tx.now
     if not await tx.crews.save(crew):
         raise names.NameTaken("crew", crew.name)
@@ -83,61 +83,61 @@ async def update_crew(tx: Tx, caller: Caller, reference: str, data: PatchCrew) -
 
 
 async def delete_crew(tx: Tx, reference: str) -> None:
-    """Remove a crew. What runs of it goes on: it was written down when it began.
+    """Delete a crew. Its running executions continue: they hold their own plans.
 
-    Errors: `not_found`, `conflict` while a schedule starts it.
+    Errors: `not_found`, `conflict` while a schedule uses it.
     """
     crew = await get_crew(tx, reference, lock=True)
-    if named := await tx.schedules.list_names_by_target("crew", crew.id):
-        raise Conflict(f"The schedule {named[0]!r} starts this crew.")
+    if schedule_names := await tx.schedules.list_names_by_target("crew", crew.id):
+        raise Conflict(f"The schedule {schedule_names[0]!r} uses this crew; delete it first.")
     await tx.crews.delete(crew.id)
 
 
 async def export_crew(tx: Tx, caller: Caller, reference: str) -> CrewYaml:
-    """A crew as CrewAI writes it. Errors: `not_found`, `invalid_field` with what is wrong with it by now."""
+    """Return a crew as CrewAI's YAML. Errors: `not_found`, `invalid_field` with everything that is wrong now."""
     crew = await get_crew(tx, reference)
-    cast = await validation.validate_crew(tx, caller, crew.settings)
-    if cast.errors:
-        raise InvalidFields([one.field_error for one in cast.errors])
-    return renderer.render_crew(cast)
+    roster = await validation.validate_crew(tx, caller, crew.settings)
+    if roster.errors:
+        raise InvalidFields([problem.field_error for problem in roster.errors])
+    return renderer.render_crew(roster)
 
 
 async def debug_crew(tx: Tx, caller: Caller, data: CrewSettings) -> CrewValidation:
-    """Everything that is wrong with a crew made of this, and what it comes to."""
-    cast = await validation.validate_crew(tx, caller, data)
-    valid = not cast.errors
-    order = compiler.order_tasks(cast.tasks)
+    """Return all problems of a crew with these settings, and the steps of its plan."""
+    roster = await validation.validate_crew(tx, caller, data)
+    valid = not roster.errors
+    order = compiler.order_tasks(roster.tasks)
     return CrewValidation(
         valid=valid,
-        errors=cast.errors,
-        warnings=cast.warnings,
-        agents=_agents(cast),
+        errors=roster.errors,
+        warnings=roster.warnings,
+        agents=_summarize_agents(roster),
         tasks=[
             CrewTaskSummary(
-                key=duty.key,
-                name=duty.name,
-                agent=duty.agent,
-                context=order[duty.key].context,
-                tools=duty.tools,
-                async_execution=duty.async_execution,
-                output_file=duty.output_file,
+                key=task.key,
+                name=task.name,
+                agent=task.agent,
+                context=order[task.key].context,
+                tools=task.tools,
+                async_execution=task.async_execution,
+                output_file=task.output_file,
             )
-            for duty in cast.tasks
+            for task in roster.tasks
         ],
-        inputs=compiler.list_roster_inputs(cast),
-        steps=compiler.outline_steps(cast) if valid else [],
+        inputs=compiler.list_roster_inputs(roster),
+        steps=compiler.outline_steps(roster) if valid else [],
     )
 
 
-def _agents(cast: CrewRoster) -> list[CrewAgentSummary]:
+def _summarize_agents(roster: CrewRoster) -> list[CrewAgentSummary]:
     return [
         CrewAgentSummary(
-            key=one.key,
-            agent_id=one.agent.id or None,
-            role=one.agent.role,
-            model=one.agent.model or (cast.settings.model if one.agent.kind == "llm" else None),
-            tools=one.agent.tools,
-            allow_delegation=bool(one.agent.allow_delegation),
+            key=member.key,
+            agent_id=member.agent.id or None,
+            role=member.agent.role,
+            model=member.agent.model or (roster.settings.model if member.agent.kind == "llm" else None),
+            tools=member.agent.tools,
+            allow_delegation=bool(member.agent.allow_delegation),
         )
-        for one in cast.members.values()
+        for member in roster.members.values()
     ]

@@ -5,7 +5,7 @@ import re
 from collections.abc import Container, Iterable
 from typing import Any, Final
 
-from domain.crews.schema import PLANNING_STEP
+from domain.crews import PLANNING_STEP
 from domain.generation.schema import AgentDraft, CrewDraft, TaskDraft
 from domain.shared import names, yaml_reader
 

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from domain import llms
-from domain.crews.schema import Process, Yaml
+from domain.crews import Process, YamlText
 from domain.shared.status import ExecutionStatus
 
 GenerationKind = Literal["agent", "task", "crew", "name"]
@@ -40,8 +40,8 @@ class GenerationStart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class NameGenerationStart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What a run is about: a description, or the documents of a crew, or both."""
 
-    agents_yaml: Yaml | None = None
-    tasks_yaml: Yaml | None = None
+    agents_yaml: YamlText | None = None
+    tasks_yaml: YamlText | None = None
     description: Description | None = None
     model: ModelName = llms.LOCAL_MODEL_NAME
 
