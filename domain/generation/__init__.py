@@ -1,7 +1,7 @@
-"""Agents, tasks, crews and names of runs out of a description, thought up by a model of the tenant's choice.
+"""Generate agents, tasks, crews and run names from a description, with a model of the tenant's choice.
 
-A generation is an execution: one call of a model that answers in JSON of a schema, on record and paid for like any
-other. What comes of the answer is made valid here, whatever the model said.
+A generation is an execution with one model call, whose answer follows a JSON Schema. It is recorded and budgeted like
+any other execution. The draft that is made of the answer is always valid.
 """
 
 from domain.generation.schema import (

@@ -1,4 +1,4 @@
-"""What can be thought up out of a description, and what is asked for it."""
+"""Define the requests and the drafts of generations."""
 
 from typing import Annotated, Final, Literal
 
@@ -30,7 +30,7 @@ ToolNames = Annotated[
 
 
 class GenerationStart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What to think up, and with which model. `tools` are those to choose among, all that are enabled if left out."""
+    """Start a generation from a description. The model chooses among `tools`; by default among all enabled tools."""
 
     description: Description
     model: ModelName = llms.LOCAL_MODEL_NAME
@@ -38,7 +38,7 @@ class GenerationStart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class NameGenerationStart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What a run is about: a description, or the documents of a crew, or both."""
+    """Start the generation of a run's name, from a description, the documents of a crew, or both."""
 
     agents_yaml: YamlText | None = None
     tasks_yaml: YamlText | None = None
@@ -47,7 +47,7 @@ class NameGenerationStart(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tr
 
 
 class AgentDraft(msgspec.Struct, frozen=True, kw_only=True):
-    """An agent to send to `POST /agents`."""
+    """Return an agent to send to `POST /agents`."""
 
     name: str
     role: str
@@ -58,7 +58,7 @@ class AgentDraft(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskDraft(msgspec.Struct, frozen=True, kw_only=True):
-    """A task to send to `POST /tasks`. `agent` is one of the tenant's, or of the crew that the task belongs to."""
+    """Return a task to send to `POST /tasks`. `agent` is one of the tenant's, or of the crew with this task."""
 
     name: str
     description: str
@@ -68,7 +68,7 @@ class TaskDraft(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CrewDraft(msgspec.Struct, frozen=True, kw_only=True):
-    """A crew to send to `POST /crews`."""
+    """Return a crew to send to `POST /crews`."""
 
     name: str
     description: str
@@ -79,7 +79,7 @@ class CrewDraft(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AgentGeneration(msgspec.Struct, frozen=True, kw_only=True):
-    """An agent, null while the model is at it. Its name is one that nobody in the tenant has at this moment."""
+    """Return the generated agent; null while the model works. Its name is free in the tenant at this moment."""
 
     agent: AgentDraft | None
     execution_id: str
@@ -87,7 +87,7 @@ class AgentGeneration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskGeneration(msgspec.Struct, frozen=True, kw_only=True):
-    """A task, null while the model is at it."""
+    """Return the generated task; null while the model works."""
 
     task: TaskDraft | None
     execution_id: str
@@ -95,7 +95,7 @@ class TaskGeneration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CrewGeneration(msgspec.Struct, frozen=True, kw_only=True):
-    """A crew, null while the model is at it; its agents and tasks also one by one, for whoever wants to keep them."""
+    """Return the generated crew; null while the model works. Its agents and tasks are also listed one by one."""
 
     crew: CrewDraft | None
     agents: list[AgentDraft]
@@ -105,7 +105,7 @@ class CrewGeneration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NameGeneration(msgspec.Struct, frozen=True, kw_only=True):
-    """A name for a run, null while the model is at it."""
+    """Return the generated name of a run; null while the model works."""
 
     name: str | None
     execution_id: str

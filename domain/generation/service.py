@@ -1,4 +1,4 @@
-"""Starting generations, and what comes of them."""
+"""Start generations, and return their results."""
 
 import secrets
 from collections.abc import Awaitable, Callable
@@ -33,14 +33,14 @@ from domain.shared.status import TERMINAL_STATUSES
 from domain.tasks import Task
 from domain.tools import Tool, ToolFilter
 
-# A task is offered the newest agents of the tenant.
+# The newest agents of the tenant, to choose one for a task.
 MAX_OFFERED_AGENTS: Final = 20
-_TRIES: Final = 20
-# Errors that another call may not meet.
-_PASSING: Final = frozenset(
+_MAX_NAME_TRIES: Final = 20
+# A retry may succeed after these.
+_TRANSIENT_ERROR_TYPES: Final = frozenset(
     {"rate_limited", "unavailable", "timeout", "cut_off", "worker_lost", "internal_error", "model_unavailable"}
 )
-_NAMES: Final[dict[GenerationKind, str]] = {
+_AGENT_NAMES: Final[dict[GenerationKind, str]] = {
     "agent": "agent-generation",
     "task": "task-generation",
     "crew": "crew-generation",
@@ -48,120 +48,137 @@ _NAMES: Final[dict[GenerationKind, str]] = {
 }
 
 
-async def start_generation(tx: Tx, caller: Caller, kind: GenerationKind, data: GenerationStart) -> Execution:
-    """Write a pending execution that thinks up an agent, a task or a crew, and ring for it.
+class _Generation(msgspec.Struct, frozen=True, kw_only=True):
+    """Describe a generation to start: the `text` to work on, and the tools and agents to choose among."""
 
-    Errors: `invalid_field` for an unknown model, for unknown and disabled tools.
+    kind: GenerationKind
+    model_name: str
+    model: llms.Model
+    text: str
+    tools: list[Tool] = []
+    agent_names: list[str] = []
+
+
+async def start_generation(tx: Tx, caller: Caller, kind: GenerationKind, data: GenerationStart) -> Execution:
+    """Add a pending execution that generates an agent, a task or a crew, and ring its lane.
+
+    Errors: `invalid_field` for an unknown model, unknown or disabled tools.
     """
     model = (await llms.resolve_model(tx, data.model)).model
-    offered = await _offered(tx, caller, data.tools)
-    found = await tx.agents.list_page(Page(limit=MAX_OFFERED_AGENTS), "ready", None) if kind == "task" else None
-    agents = [] if found is None else [one.name for one in found.items]
-    return await _started(tx, caller, kind, data.model, model, data.description, offered, agents)
+    offered_tools = await _list_offered_tools(tx, caller, data.tools)
+    agent_names: list[str] = []
+    if kind == "task":
+        agents = await tx.agents.list_page(Page(limit=MAX_OFFERED_AGENTS), "ready", None)
+        agent_names = [agent.name for agent in agents.items]
+    generation = _Generation(
+        kind=kind,
+        model_name=data.model,
+        model=model,
+        text=data.description,
+        tools=offered_tools,
+        agent_names=agent_names,
+    )
+    return await _add_generation(tx, caller, generation)
 
 
 async def start_name_generation(tx: Tx, caller: Caller, data: NameGenerationStart) -> Execution:
-    """Write a pending execution that thinks up a name for a run. Errors: `invalid_field`."""
+    """Add a pending execution that generates a name for a run. Errors: `invalid_field`."""
     model = (await llms.resolve_model(tx, data.model)).model
-    most = prompts.LOCAL_READ_LENGTH if model.provider == "local" else prompts.MAX_READ_LENGTH
-    said = [one.strip() for one in (data.description, data.agents_yaml, data.tasks_yaml) if one and one.strip()]
-    if not said:
-        raise InvalidField(
-            "description", "is required: say what the run is about, here, in agents_yaml or in tasks_yaml."
-        )
-    read = "\n\n".join(one[: most // len(said)] for one in said)
-    return await _started(tx, caller, "name", data.model, model, read, [], [])
+    max_length = prompts.LOCAL_READ_LENGTH if model.provider == "local" else prompts.MAX_READ_LENGTH
+    sources = (data.description, data.agents_yaml, data.tasks_yaml)
+    texts = [source.strip() for source in sources if source and source.strip()]
+    if not texts:
+        message = "is required: describe the run here, in agents_yaml or in tasks_yaml."
+        raise InvalidField("description", message)
+    text = "\n\n".join(part[: max_length // len(texts)] for part in texts)
+    generation = _Generation(kind="name", model_name=data.model, model=model, text=text)
+    return await _add_generation(tx, caller, generation)
 
 
-async def _offered(tx: Tx, caller: Caller, wanted: list[str] | None) -> list[Tool]:
-    if wanted is not None:
-        return await tools.resolve_tools(tx, wanted)
-    found = await tools.list_tools(tx, caller, Page(limit=MAX_OFFERED_TOOLS), ToolFilter(enabled=True))
-    return found.items
+async def _list_offered_tools(tx: Tx, caller: Caller, references: list[str] | None) -> list[Tool]:
+    if references is not None:
+        return await tools.resolve_tools(tx, references)
+    enabled = await tools.list_tools(tx, caller, Page(limit=MAX_OFFERED_TOOLS), ToolFilter(enabled=True))
+    return enabled.items
 
 
-async def _started(
-    tx: Tx,
-    caller: Caller,
-    kind: GenerationKind,
-    model_name: str,
-    model: llms.Model,
-    text: str,
-    offered: list[Tool],
-    agents: list[str],
-) -> Execution:
-    local = model.provider == "local"
+async def _add_generation(tx: Tx, caller: Caller, generation: _Generation) -> Execution:
+    kind, is_local = generation.kind, generation.model.provider == "local"
     agent = build_unlisted_agent(
-        _NAMES[kind],
+        _AGENT_NAMES[kind],
         caller.user_id,
         caller.tenant_id,
         tx.now,
-        instructions=prompts.build_instructions(kind, offered, agents, local),
-        model=model_name,
-        temperature=prompts.LOCAL_TEMPERATURE if local else None,
-        max_tokens=prompts.LOCAL_ANSWER_TOKENS if local else prompts.MAX_ANSWER_TOKENS,
+        instructions=prompts.build_instructions(kind, generation.tools, generation.agent_names, is_local),
+        model=generation.model_name,
+        temperature=prompts.LOCAL_TEMPERATURE if is_local else None,
+        max_tokens=prompts.LOCAL_ANSWER_TOKENS if is_local else prompts.MAX_ANSWER_TOKENS,
         max_steps=1,
     )
-    spec = AgentSpec.from_agent(agent, answer_schema=prompts.build_answer_schema(kind, local, offered, agents))
-    made = msgspec.structs.replace(
-        build_execution(
-            tx, caller.tenant_id, caller.user_id, caller.key_id, spec.name, {"task": prompts.build_question(kind, text)}
-        ),
+    answer_schema = prompts.build_answer_schema(kind, is_local, generation.tools, generation.agent_names)
+    spec = AgentSpec.from_agent(agent, answer_schema=answer_schema)
+    input_data = {"task": prompts.build_question(kind, generation.text)}
+    execution = msgspec.structs.replace(
+        build_execution(tx, caller.tenant_id, caller.user_id, caller.key_id, spec.name, input_data),
         kind="generation",
         lane="llm",
         mode="sandbox",
-        model=model_name,
+        model=generation.model_name,
         timeout=MODEL_AGENT_TIMEOUT_SECONDS,
     )
-    return await add_execution(tx, made, spec)
+    return await add_execution(tx, execution, spec)
 
 
 async def get_agent_generation(tx: Tx, execution: Execution) -> AgentGeneration:
-    """The agent that a generation came to. Errors: `not_found`, and what became of the generation."""
-    spec = await _spec(tx, execution, "agent")
+    """Return the agent of a generation. Errors: `not_found`, and the reason of a failed generation."""
+    spec = await _get_spec(tx, execution, "agent")
     agent = None
-    if _has_ended(execution):
-        said = _thought_up(execution, "agent")
-        called = await _free(drafts.clean_name(said.get("name"), "Agent"), tx.agents.find, set())
-        agent = drafts.build_agent(said, called, spec.model or "", await _known(tx, said))
+    if _has_answer(execution):
+        answer = _read_answer(execution, "agent")
+        name = await _choose_name(drafts.clean_name(answer.get("name"), "Agent"), tx.agents.find, set())
+        agent = drafts.build_agent(answer, name, spec.model or "", await _list_existing_tools(tx, answer))
     return AgentGeneration(agent=agent, execution_id=execution.id, status=execution.status)
 
 
 async def get_task_generation(tx: Tx, execution: Execution) -> TaskGeneration:
-    """The task that a generation came to. Errors: as for agents."""
-    await _spec(tx, execution, "task")
+    """Return the task of a generation. Errors: as for agents."""
+    await _get_spec(tx, execution, "task")
     task = None
-    if _has_ended(execution):
-        said = _thought_up(execution, "task")
-        called = await _free(drafts.clean_name(said.get("name"), "Task"), _task_alike(tx), set())
-        by = said.get("agent")
-        known = isinstance(by, str) and await tx.agents.find(by) is not None
-        task = drafts.build_task(said, called, by if known else None, await _known(tx, said))
+    if _has_answer(execution):
+        answer = _read_answer(execution, "task")
+        name = await _choose_name(drafts.clean_name(answer.get("name"), "Task"), _create_task_finder(tx), set())
+        agent = answer.get("agent")
+        has_agent = isinstance(agent, str) and await tx.agents.find(agent) is not None
+        existing_tools = await _list_existing_tools(tx, answer)
+        task = drafts.build_task(answer, name, agent if has_agent else None, existing_tools)
     return TaskGeneration(task=task, execution_id=execution.id, status=execution.status)
 
 
 async def get_crew_generation(tx: Tx, execution: Execution) -> CrewGeneration:
-    """The crew that a generation came to, with its agents and tasks. Errors: as for agents."""
-    spec = await _spec(tx, execution, "crew")
-    if not _has_ended(execution):
+    """Return the crew of a generation, with its agents and tasks. Errors: as for agents."""
+    spec = await _get_spec(tx, execution, "crew")
+    if not _has_answer(execution):
         return CrewGeneration(crew=None, agents=[], tasks=[], execution_id=execution.id, status=execution.status)
-    said = _thought_up(execution, "crew")
-    model, known = spec.model or "", await _known(tx, said, *_objects(said, "agents"), *_objects(said, "tasks"))
+    answer, model = _read_answer(execution, "crew"), spec.model or ""
+    agent_answers, task_answers = _list_objects(answer, "agents"), _list_objects(answer, "tasks")
+    existing_tools = await _list_existing_tools(tx, answer, *agent_answers, *task_answers)
     agents: list[AgentDraft] = []
     tasks: list[TaskDraft] = []
-    members, taken = [], set[str]()
-    for one in _objects(said, "agents") or [{}]:
-        members.append(drafts.clean_name(one.get("name"), "Agent"))
-        called = await _free(members[-1], tx.agents.find, taken)
-        agents.append(drafts.build_agent(one, called, model, known))
-    taken = set()
-    for place, one in enumerate(_objects(said, "tasks") or [{}]):
-        called = await _free(drafts.clean_name(one.get("name"), "Task"), _task_alike(tx), taken)
-        by = agents[drafts.match_member(one.get("agent"), members, place)].name
-        tasks.append(drafts.build_task(one, called, by, known))
-    called = await _free(drafts.clean_name(said.get("name"), "Crew"), tx.crews.find, set())
+    members: list[str] = []
+    used_names = set[str]()
+    for agent_answer in agent_answers or [{}]:
+        members.append(drafts.clean_name(agent_answer.get("name"), "Agent"))
+        name = await _choose_name(members[-1], tx.agents.find, used_names)
+        agents.append(drafts.build_agent(agent_answer, name, model, existing_tools))
+    used_names = set()
+    for position, task_answer in enumerate(task_answers or [{}]):
+        clean_name = drafts.clean_name(task_answer.get("name"), "Task")
+        name = await _choose_name(clean_name, _create_task_finder(tx), used_names)
+        agent = agents[drafts.match_member(task_answer.get("agent"), members, position)].name
+        tasks.append(drafts.build_task(task_answer, name, agent, existing_tools))
+    name = await _choose_name(drafts.clean_name(answer.get("name"), "Crew"), tx.crews.find, set())
     return CrewGeneration(
-        crew=drafts.build_crew(said, called, agents, tasks, model),
+        crew=drafts.build_crew(answer, name, agents, tasks, model),
         agents=agents,
         tasks=tasks,
         execution_id=execution.id,
@@ -170,85 +187,82 @@ async def get_crew_generation(tx: Tx, execution: Execution) -> CrewGeneration:
 
 
 async def get_name_generation(tx: Tx, execution: Execution) -> NameGeneration:
-    """The name that a generation came to. Errors: as for agents."""
-    await _spec(tx, execution, "name")
-    name = drafts.clean_run_name(_object(execution).get("name")) if _has_ended(execution) else None
+    """Return the name of a generation. Errors: as for agents."""
+    await _get_spec(tx, execution, "name")
+    name = drafts.clean_run_name(_get_output(execution).get("name")) if _has_answer(execution) else None
     return NameGeneration(name=name, execution_id=execution.id, status=execution.status)
 
 
-async def _spec(tx: Tx, execution: Execution, kind: GenerationKind) -> AgentSpec:
+async def _get_spec(tx: Tx, execution: Execution, kind: GenerationKind) -> AgentSpec:
     spec = await tx.executions.get_spec(execution.id) if execution.kind == "generation" else None
-    if spec is None or spec.name != _NAMES[kind]:
-        raise NotFound(_NAMES[kind].replace("-", " "), execution.id)
+    if spec is None or spec.name != _AGENT_NAMES[kind]:
+        raise NotFound(_AGENT_NAMES[kind].replace("-", " "), execution.id)
     return spec
 
 
-def _has_ended(execution: Execution) -> bool:
-    """Whether there is an answer. Errors: why there will be none."""
+def _has_answer(execution: Execution) -> bool:
+    """Tell whether the model has answered. Errors: the reason of a failed or cancelled generation."""
     if execution.status not in TERMINAL_STATUSES:
         return False
-    told = execution.error_message or "The model did not answer."
+    message = execution.error_message or "The model did not answer."
     if execution.status == "cancelled":
-        raise Conflict(f"The generation was cancelled: {told}")
+        raise Conflict(f"The generation was cancelled: {message}")
     if execution.error_type is None:
         return True
     if execution.error_type == "budget_exceeded":
-        raise DomainError("budget_exceeded", told)
-    if execution.error_type in _PASSING:
-        raise DomainError("model_unavailable", told)
-    raise InvalidField(
-        "model", f"{execution.model!r} came to no answer that can be used ({execution.error_type}). {told}"
-    )
+        raise DomainError("budget_exceeded", message)
+    if execution.error_type in _TRANSIENT_ERROR_TYPES:
+        raise DomainError("model_unavailable", message)
+    raise InvalidField("model", f"{execution.model!r} gave no usable answer ({execution.error_type}). {message}")
 
 
-def _thought_up(execution: Execution, kind: GenerationKind) -> dict[str, Any]:
-    """What the model said. Errors: `invalid_field` where that is nothing but the example that it was shown."""
-    said = _object(execution)
-    parts: list[tuple[GenerationKind, dict[str, Any]]] = [(kind, said)]
-    parts += [("agent", one) for one in _objects(said, "agents")]
-    parts += [("task", one) for one in _objects(said, "tasks")]
-    if any(prompts.is_example_repeated(part, one) for part, one in parts):
-        told = f"{execution.model!r} repeated the example that it was shown, and thought nothing up"
-        raise InvalidField("model", f"{told}: ask a larger model.")
-    return said
+def _read_answer(execution: Execution, kind: GenerationKind) -> dict[str, Any]:
+    """Return the model's answer. Errors: `invalid_field` for an answer that only repeats the prompt's example."""
+    answer = _get_output(execution)
+    parts: list[tuple[GenerationKind, dict[str, Any]]] = [(kind, answer)]
+    parts += [("agent", part) for part in _list_objects(answer, "agents")]
+    parts += [("task", part) for part in _list_objects(answer, "tasks")]
+    if any(prompts.is_example_repeated(part_kind, part) for part_kind, part in parts):
+        raise InvalidField("model", f"{execution.model!r} repeated the example in its prompt: use a larger model.")
+    return answer
 
 
-def _object(execution: Execution) -> dict[str, Any]:
-    said = execution.output_data
-    return said if isinstance(said, dict) else {}
+def _get_output(execution: Execution) -> dict[str, Any]:
+    output = execution.output_data
+    return output if isinstance(output, dict) else {}
 
 
-def _objects(said: dict[str, Any], field: str) -> list[dict[str, Any]]:
-    found = said.get(field)
-    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+def _list_objects(answer: dict[str, Any], field: str) -> list[dict[str, Any]]:
+    items = answer.get(field)
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
 
 
-async def _known(tx: Tx, *said: dict[str, Any]) -> set[str]:
-    """Those of the tools chosen that the tenant still has, and has not disabled."""
-    wanted = drafts.list_texts([tool for one in said for tool in drafts.list_texts(one.get("tools"))])
+async def _list_existing_tools(tx: Tx, *answers: dict[str, Any]) -> set[str]:
+    """Return the chosen tools that still exist and are enabled."""
+    chosen = drafts.list_texts([tool for answer in answers for tool in drafts.list_texts(answer.get("tools"))])
     try:
-        await tools.resolve_tools(tx, wanted)
+        await tools.resolve_tools(tx, chosen)
     except DomainError as error:
-        gone = {one.field for one in error.errors}
-        return {tool for number, tool in enumerate(wanted) if f"tools[{number}]" not in gone}
-    return set(wanted)
+        missing_fields = {field_error.field for field_error in error.errors}
+        return {tool for number, tool in enumerate(chosen) if f"tools[{number}]" not in missing_fields}
+    return set(chosen)
 
 
-async def _free(name: str, find: Callable[[str], Awaitable[Any]], taken: set[str]) -> str:
-    """A name that nobody has: this one, or with a number behind it. `taken` are folded names, this one from now on."""
-    for number in range(1, _TRIES + 1):
-        called = name if number == 1 else f"{name} {number}"
-        if names.fold_name(called) not in taken and await find(called) is None:
+async def _choose_name(name: str, find: Callable[[str], Awaitable[Any]], used_names: set[str]) -> str:
+    """Return a free name: this one, or this one with a number. Adds its folded form to `used_names`."""
+    for number in range(1, _MAX_NAME_TRIES + 1):
+        candidate = name if number == 1 else f"{name} {number}"
+        if names.fold_name(candidate) not in used_names and await find(candidate) is None:
             break
     else:
-        called = f"{name[:20]} {secrets.token_hex(4)}"
-    taken.add(names.fold_name(called))
-    return called
+        candidate = f"{name[:20]} {secrets.token_hex(4)}"
+    used_names.add(names.fold_name(candidate))
+    return candidate
 
 
-def _task_alike(tx: Tx) -> Callable[[str], Awaitable[Any]]:
-    async def find(name: str) -> Task | None:
-        found = await tx.tasks.list_by_references(names.list_slug_candidates("task", name))
-        return next((one for one in found if names.fold_name(one.name) == names.fold_name(name)), None)
+def _create_task_finder(tx: Tx) -> Callable[[str], Awaitable[Any]]:
+    async def find_task(name: str) -> Task | None:
+        candidates = await tx.tasks.list_by_references(names.list_slug_candidates("task", name))
+        return next((task for task in candidates if names.fold_name(task.name) == names.fold_name(name)), None)
 
-    return find
+    return find_task

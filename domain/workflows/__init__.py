@@ -1,4 +1,4 @@
-"""Workflows: steps with dependencies, kept under a name and compiled into a plan when they are started."""
+"""Manage workflows: named steps with dependencies, compiled into a plan when they start."""
 
 from domain.workflows.compiler import compile_workflow
 from domain.workflows.inputs import resolve_inputs

@@ -1,4 +1,4 @@
-"""From a workflow to a plan, with all that it names found; and at the same time all that is wrong with it."""
+"""Compile a workflow into a plan: resolve what its steps name, and collect everything that is wrong."""
 
 import asyncio
 from typing import Any, Final
@@ -27,30 +27,29 @@ from domain.shared.errors import Conflict, DomainError, FieldError, InvalidField
 from domain.workflows import inputs
 from domain.workflows.schema import WORK_FIELDS, Workflow, WorkflowStep
 from domain.workflows.validation import validate_expressions
-from domain.workspaces import check_path as checked_path
+from domain.workspaces import check_path
 
-# Bytes of a plan, which holds every agent as it is, once for each step.
+# A plan holds every agent in full, once for each step.
 MAX_WORKFLOW_PLAN_BYTES: Final = 16 * 1024 * 1024
-# What is wrong with what is named, and not with the state that it happens to be in.
-_WRONG: Final = frozenset({"invalid_field", "not_found"})
-# Stands for what cannot be run yet, or not at all, in a plan that nobody will run.
-_NOTHING: Final = AgentWork(name="")
+# Errors about the reference itself; others are about the present state of what it names.
+_REFERENCE_ERROR_CODES: Final = frozenset({"invalid_field", "not_found"})
+# Stands for work that cannot run, in a plan that is only validated.
+_NO_WORK: Final = AgentWork(name="")
 
 
 async def compile_workflow(tx: Tx, caller: Caller, workflow: Workflow, model: str | None = None) -> Plan:
-    """The plan that a workflow is now, for a run of it; `model` is what its agents call in place of their own.
+    """Compile a workflow as it is now, for a run; `model` replaces the models of its agents.
 
-    Errors: `conflict` for an archived one or an agent without a model, `version_not_ready`, `agent_archived`,
-    `invalid_field` for what has gone since it was written.
+    Errors: `conflict` for an archived workflow or an agent without a model, `version_not_ready`, `agent_archived`,
+    `invalid_field` for references that have been deleted since.
     """
     if model is not None:
         await llms.resolve_model(tx, model)
-    made = _Compiling(tx, caller, model, for_run=True)
-    plan, found = await made.plan(workflow, [])
-    if found:
-        raise InvalidFields(found)
-    if model is not None and not _asks_models(plan, set()):
-        raise InvalidField("model", "is for model agents; no step is one.")
+    plan, errors = await _WorkflowCompiler(tx, caller, model, for_run=True).compile_plan(workflow, [])
+    if errors:
+        raise InvalidFields(errors)
+    if model is not None and not _has_model_agent(plan, set()):
+        raise InvalidField("model", "is for model agents; no step runs one.")
     if len(msgspec.json.encode(plan)) > MAX_WORKFLOW_PLAN_BYTES:
         limit = MAX_WORKFLOW_PLAN_BYTES >> 20
         raise Conflict(f"The plan of {workflow.name!r}, with every agent in it, is larger than {limit} MiB.")
@@ -58,92 +57,98 @@ async def compile_workflow(tx: Tx, caller: Caller, workflow: Workflow, model: st
 
 
 async def validate_workflow(tx: Tx, caller: Caller, workflow: Workflow) -> list[FieldError]:
-    """All that is wrong with a workflow that lies in the database. An agent may have nothing to run yet."""
-    plan, found = await _Compiling(tx, caller, None, for_run=False).plan(workflow, [])
-    # Many expressions take a while, and others want to be answered.
-    more = await asyncio.to_thread(lambda: validate_plan(plan) + validate_expressions(plan, workflow.inputs))
-    return inputs.validate_declarations(workflow.inputs) + found + more
+    """Return everything that is wrong with a saved workflow. Its agents need not be ready to run."""
+    plan, errors = await _WorkflowCompiler(tx, caller, None, for_run=False).compile_plan(workflow, [])
+    # Many expressions take a while; in a thread they do not delay other requests.
+    plan_errors = await asyncio.to_thread(lambda: validate_plan(plan) + validate_expressions(plan, workflow.inputs))
+    return inputs.validate_declarations(workflow.inputs) + errors + plan_errors
 
 
-class _Compiling:
-    """One compilation. What is named twice is looked up once."""
+class _WorkflowCompiler:
+    """Compile one workflow with the workflows in it. Each reference is resolved once."""
 
     def __init__(self, tx: Tx, caller: Caller, model: str | None, for_run: bool) -> None:
         self._tx, self._caller, self._model, self._for_run = tx, caller, model, for_run
-        self._known: dict[tuple[str, str], StepWork | DomainError] = {}
-        self._named: dict[str, Workflow | None] = {}
+        self._works: dict[tuple[str, str], StepWork | DomainError] = {}
+        self._workflows: dict[str, Workflow | None] = {}
         self._plans: dict[str, tuple[PlanWork, list[FieldError]]] = {}
         self._sizes: dict[int, tuple[int, int]] = {}
 
-    async def plan(self, workflow: Workflow, above: list[Workflow]) -> tuple[Plan, list[FieldError]]:
-        """The plan of a workflow within others, and what is wrong with what it names, which may change.
-
-        What it says itself was checked when it was written.
-        """
+    async def compile_plan(self, workflow: Workflow, parents: list[Workflow]) -> tuple[Plan, list[FieldError]]:
+        """Return the plan of a workflow within its parents, and what is wrong with its references."""
         if self._for_run and workflow.status == "archived":
             raise Conflict(f"The workflow {workflow.name!r} is archived.")
-        found: list[FieldError] = []
+        errors: list[FieldError] = []
         steps: list[PlanStep] = []
         for number, step in enumerate(workflow.steps):
-            at = _Place(f"steps[{number}]", found)
-            _misused(step, at)
-            work, more = await self._work(step, at, [*above, workflow])
-            steps.append(_step(step, work, more))
+            collector = _ErrorCollector(f"steps[{number}]", errors)
+            _check_step(step, collector)
+            work, default_inputs = await self._compile_work(step, collector, [*parents, workflow])
+            steps.append(_build_plan_step(step, work, default_inputs))
         plan = Plan(kind="workflow", name=workflow.name, steps=steps, outputs=workflow.outputs, workflow_id=workflow.id)
-        _fits(workflow.outputs, _Place("", found), "outputs")
-        count, levels = self._size(plan)
+        _check_value(workflow.outputs, _ErrorCollector("", errors), "outputs")
+        count, depth = self._measure_plan(plan)
         if count > MAX_PLAN_STEPS:
-            told = f"come to {count}, with those of all crews and workflows in them; {MAX_PLAN_STEPS} are allowed."
-            found.append(FieldError(field="steps", message=told))
-        elif levels > MAX_PLAN_DEPTH:
-            told = f"nest crews and workflows in {levels} levels; {MAX_PLAN_DEPTH} are allowed."
-            found.append(FieldError(field="steps", message=told))
-        return plan, found
+            message = f"has {count} steps, with those of crews and workflows in it; {MAX_PLAN_STEPS} are allowed."
+            errors.append(FieldError(field="steps", message=message))
+        elif depth > MAX_PLAN_DEPTH:
+            message = f"nests crews and workflows in {depth} levels; {MAX_PLAN_DEPTH} are allowed."
+            errors.append(FieldError(field="steps", message=message))
+        return plan, errors
 
-    async def _work(self, step: WorkflowStep, at: "_Place", above: list[Workflow]) -> tuple[StepWork, dict[str, Any]]:
-        """What a step runs, and what it is given besides what the step says."""
-        named = step.work_fields
-        if len(named) != 1:
-            at.wrong(
-                "", f"must name one of {', '.join(WORK_FIELDS)}" + (f", not {' and '.join(named)}." if named else ".")
-            )
-            return _NOTHING, {}
-        kind, reference = named[0], getattr(step, named[0])
+    async def _compile_work(
+        self, step: WorkflowStep, collector: "_ErrorCollector", parents: list[Workflow]
+    ) -> tuple[StepWork, dict[str, Any]]:
+        """Return the work of a step, and defaults for inputs that the step leaves out."""
+        fields = step.work_fields
+        if len(fields) != 1:
+            others = f", not {' and '.join(fields)}." if fields else "."
+            collector.add("", f"must name one of {', '.join(WORK_FIELDS)}{others}")
+            return _NO_WORK, {}
+        kind, reference = fields[0], getattr(step, fields[0])
         try:
             if kind == "workflow":
-                return await self._workflow(reference, step, at, above)
-            work = await self._looked_up(kind, reference)
+                return await self._compile_inner(reference, step, collector, parents)
+            work = await self._resolve_work(kind, reference)
         except DomainError as error:
-            if error.code in _WRONG:
-                at.wrong(kind, _sentence(error, kind))
+            if error.code in _REFERENCE_ERROR_CODES:
+                collector.add(kind, _format_error(error, kind))
             elif self._for_run:
-                raise DomainError(error.code, f"{at.place}.{kind}: {error.detail}", at.told(kind, error)) from error
-            return _NOTHING, {}
-        if isinstance(work, AgentWork) and work.spec is not None and step.prompt is None and not step.inputs:
-            at.wrong("prompt", "is required for a model agent, or inputs.")
-        if isinstance(work, PlanWork):
-            given = step.inputs.keys() | ({"task"} if step.prompt is not None else set())
-            missing = ", ".join(repr(name) for name in crews.list_plan_inputs(work.plan) if name not in given)
-            if missing:
-                at.wrong("inputs", f"lack {missing}, which texts of the crew {reference!r} name in braces.")
-        if self._for_run and step.output_file and isinstance(work, AgentWork) and work.spec is None:
-            # Of that name there was a model agent when this was written.
-            at.wrong("output_file", "is for what a model agent answers.")
+                message = f"{collector.path}.{kind}: {error.detail}"
+                raise DomainError(error.code, message, collector.relocate(kind, error)) from error
+            return _NO_WORK, {}
+        self._check_work(step, work, reference, collector)
         return work, {}
 
-    async def _looked_up(self, kind: str, reference: str) -> StepWork:
-        known = self._known.get((kind, reference))
-        if known is None:
-            try:
-                known = await self._find(kind, reference)
-            except DomainError as error:
-                known = error
-            self._known[kind, reference] = known
-        if isinstance(known, DomainError):
-            raise known
-        return known
+    def _check_work(self, step: WorkflowStep, work: StepWork, reference: str, collector: "_ErrorCollector") -> None:
+        """Check the fields of a step that depend on what it runs."""
+        if isinstance(work, PlanWork):
+            step_inputs = step.inputs.keys() | ({"task"} if step.prompt is not None else set())
+            missing = [repr(name) for name in crews.list_plan_inputs(work.plan) if name not in step_inputs]
+            if missing:
+                message = f"lack {', '.join(missing)}, which texts of the crew {reference!r} contain in braces."
+                collector.add("inputs", message)
+        if not isinstance(work, AgentWork):
+            return
+        if work.spec is not None and step.prompt is None and not step.inputs:
+            collector.add("prompt", "is required for a model agent, or inputs.")
+        if self._for_run and step.output_file and work.spec is None:
+            # The name belonged to a model agent when the workflow was saved.
+            collector.add("output_file", "is for answers of model agents.")
 
-    async def _find(self, kind: str, reference: str) -> StepWork:
+    async def _resolve_work(self, kind: str, reference: str) -> StepWork:
+        work = self._works.get((kind, reference))
+        if work is None:
+            try:
+                work = await self._load_work(kind, reference)
+            except DomainError as error:
+                work = error
+            self._works[kind, reference] = work
+        if isinstance(work, DomainError):
+            raise work
+        return work
+
+    async def _load_work(self, kind: str, reference: str) -> StepWork:
         if kind == "agent":
             return await resolve_agent_work(self._tx, reference, kind, self._model)
         if kind == "tool":
@@ -151,122 +156,131 @@ class _Compiling:
         crew = await crews.get_crew(self._tx, reference)
         return PlanWork(plan=await crews.compile_crew(self._tx, self._caller, crew, self._model))
 
-    async def _workflow(
-        self, reference: str, step: WorkflowStep, at: "_Place", above: list[Workflow]
+    async def _compile_inner(
+        self, reference: str, step: WorkflowStep, collector: "_ErrorCollector", parents: list[Workflow]
     ) -> tuple[StepWork, dict[str, Any]]:
-        if reference not in self._named:
-            self._named[reference] = await self._tx.workflows.find(reference)
-        inner = self._named[reference]
-        if inner is None:
-            raise NotFound("workflow", reference)
-        ids, names = [one.id for one in above], [*(one.name for one in above), inner.name]
+        inner = await self._find_workflow(reference)
+        ids, names = [parent.id for parent in parents], [*(parent.name for parent in parents), inner.name]
         if inner.id in ids:
-            at.wrong("workflow", f"contains itself: {' → '.join(names[ids.index(inner.id) :])}.")
-            return _NOTHING, {}
-        if len(above) >= MAX_PLAN_DEPTH:
-            at.wrong("workflow", f"nests deeper than {MAX_PLAN_DEPTH} levels: {' → '.join(names)}.")
-            return _NOTHING, {}
+            collector.add("workflow", f"contains itself: {' → '.join(names[ids.index(inner.id) :])}.")
+            return _NO_WORK, {}
+        if len(parents) >= MAX_PLAN_DEPTH:
+            collector.add("workflow", f"nests deeper than {MAX_PLAN_DEPTH} levels: {' → '.join(names)}.")
+            return _NO_WORK, {}
         if inner.id not in self._plans:
-            plan, wrong = await self.plan(inner, above)
-            self._plans[inner.id] = PlanWork(plan=plan), wrong
-        work, wrong = self._plans[inner.id]
-        if wrong:
-            told = "; ".join(f"{one.field}: {one.message}" for one in wrong[:3])
-            at.wrong("workflow", f"{inner.name!r} cannot be run: {told}")
-        sent = step.inputs | ({} if step.prompt is None else {"task": step.prompt})
-        at.found += inputs.validate_inputs(inner.inputs, sent, f"{at.place}.inputs", allow_templates=True)
-        return work, inputs.find_defaults(inner.inputs, sent)
+            plan, plan_errors = await self.compile_plan(inner, parents)
+            self._plans[inner.id] = PlanWork(plan=plan), plan_errors
+        work, errors = self._plans[inner.id]
+        if errors:
+            messages = "; ".join(f"{error.field}: {error.message}" for error in errors[:3])
+            collector.add("workflow", f"{inner.name!r} cannot be run: {messages}")
+        step_inputs = step.inputs | ({} if step.prompt is None else {"task": step.prompt})
+        collector.errors += inputs.validate_inputs(
+            inner.inputs, step_inputs, f"{collector.path}.inputs", allow_templates=True
+        )
+        return work, inputs.find_defaults(inner.inputs, step_inputs)
 
-    def _size(self, plan: Plan) -> tuple[int, int]:
-        """How many steps a plan has with all that is in it, and in how many levels. Each plan is counted once."""
-        known = self._sizes.get(id(plan))
-        if known is None:
-            inner = [self._size(step.work.plan) for step in plan.steps if isinstance(step.work, PlanWork)]
+    async def _find_workflow(self, reference: str) -> Workflow:
+        if reference not in self._workflows:
+            self._workflows[reference] = await self._tx.workflows.find(reference)
+        workflow = self._workflows[reference]
+        if workflow is None:
+            raise NotFound("workflow", reference)
+        return workflow
+
+    def _measure_plan(self, plan: Plan) -> tuple[int, int]:
+        """Return the number of steps in a plan with all plans in it, and its levels. Each plan is measured once."""
+        size = self._sizes.get(id(plan))
+        if size is None:
+            inner = [self._measure_plan(step.work.plan) for step in plan.steps if isinstance(step.work, PlanWork)]
             count = len(plan.steps) + sum(count for count, _ in inner)
-            known = self._sizes[id(plan)] = count, 1 + max((levels for _, levels in inner), default=0)
-        return known
+            size = self._sizes[id(plan)] = count, 1 + max((depth for _, depth in inner), default=0)
+        return size
 
 
-def _asks_models(plan: Plan, seen: set[int]) -> bool:
-    if id(plan) in seen:
+def _has_model_agent(plan: Plan, visited: set[int]) -> bool:
+    if id(plan) in visited:
         return False
-    seen.add(id(plan))
+    visited.add(id(plan))
     return any(
-        _asks_models(work.plan, seen)
+        _has_model_agent(work.plan, visited)
         if isinstance(work, PlanWork)
         else isinstance(work, AgentWork) and work.spec is not None
         for work in (step.work for step in plan.steps)
     )
 
 
-class _Place:
-    """Where in a workflow something is, and what is wrong so far."""
+class _ErrorCollector:
+    """Collect errors at a place in a workflow."""
 
-    def __init__(self, place: str, found: list[FieldError]) -> None:
-        self.place, self.found = place, found
+    def __init__(self, path: str, errors: list[FieldError]) -> None:
+        self.path, self.errors = path, errors
 
-    def wrong(self, field: str, message: str) -> None:
-        """Note what is wrong with a field here."""
-        self.found.append(FieldError(field=".".join(filter(None, (self.place, field))), message=message))
+    def add(self, field: str, message: str) -> None:
+        """Add an error of a field at this place."""
+        self.errors.append(FieldError(field=".".join(filter(None, (self.path, field))), message=message))
 
-    def told(self, field: str, error: DomainError) -> list[FieldError]:
-        """An error as that of a field here."""
-        return [FieldError(field=f"{self.place}.{field}", message=_sentence(error, field))]
-
-
-def _sentence(error: DomainError, field: str) -> str:
-    """What an error says, to stand behind a field's name."""
-    told = [one.message if one.field == field else f"{one.field}: {one.message}" for one in error.errors]
-    return "; ".join(told) or error.detail
+    def relocate(self, field: str, error: DomainError) -> list[FieldError]:
+        """Return an error as one of a field at this place."""
+        return [FieldError(field=f"{self.path}.{field}", message=_format_error(error, field))]
 
 
-def _misused(step: WorkflowStep, at: _Place) -> None:
-    """What does nothing in this step, or cannot be what it is."""
+def _format_error(error: DomainError, field: str) -> str:
+    """Return an error's message to put after a field's name."""
+    messages = [
+        field_error.message if field_error.field == field else f"{field_error.field}: {field_error.message}"
+        for field_error in error.errors
+    ]
+    return "; ".join(messages) or error.detail
+
+
+def _check_step(step: WorkflowStep, collector: _ErrorCollector) -> None:
+    """Add errors for fields that have no effect in this step or an invalid value."""
     if step.tool is not None and step.prompt is not None:
-        at.wrong("prompt", "means nothing to a tool; its arguments are inputs.")
+        collector.add("prompt", "has no effect on a tool; send its arguments as inputs.")
     if step.prompt is not None and "task" in step.inputs:
-        at.wrong("prompt", "is what a step is given as task, which is in its inputs already.")
+        collector.add("prompt", "is passed on as the input task, which inputs hold already; send one of them.")
     if step.map is None and step.max_parallel is not None:
-        at.wrong("max_parallel", "is for a step that is mapped over a list.")
+        collector.add("max_parallel", "is for a step with map.")
     if step.timeout is not None and step.timeout > MAX_TIMEOUT_SECONDS and (step.agent or step.tool):
-        at.wrong("timeout", f"must be at most {MAX_TIMEOUT_SECONDS} seconds for an agent or a tool.")
-    _fits(step.inputs, at, "inputs")
-    _fits(step.map, at, "map")
+        collector.add("timeout", f"must be at most {MAX_TIMEOUT_SECONDS} seconds for an agent or a tool.")
+    _check_value(step.inputs, collector, "inputs")
+    _check_value(step.map, collector, "map")
     if step.output_file is not None:
         try:
-            checked_path(step.output_file)
+            check_path(step.output_file)
         except ToolFailed as error:
-            at.wrong("output_file", str(error))
+            collector.add("output_file", str(error))
 
 
-def _fits(value: Any, at: _Place, field: str) -> None:
-    wrong = inputs.explain_unstorable(value)
-    if wrong is not None:
-        at.wrong(field, wrong)
+def _check_value(value: Any, collector: _ErrorCollector, field: str) -> None:
+    message = inputs.explain_unstorable(value)
+    if message is not None:
+        collector.add(field, message)
 
 
-def _step(step: WorkflowStep, work: StepWork, more: dict[str, Any]) -> PlanStep:
-    given: dict[str, Any] = {} if step.max_parallel is None else {"max_parallel": step.max_parallel}
+def _build_plan_step(step: WorkflowStep, work: StepWork, default_inputs: dict[str, Any]) -> PlanStep:
+    options: dict[str, Any] = {} if step.max_parallel is None else {"max_parallel": step.max_parallel}
     return PlanStep(
         id=step.id,
         name=step.name or step.id,
         work=work,
         depends_on=list(dict.fromkeys(step.depends_on)),
         prompt=step.prompt,
-        inputs=step.inputs | more,
-        when=_bare(step.when),
-        map=_bare(step.map),
+        inputs=step.inputs | default_inputs,
+        when=_strip_braces(step.when),
+        map=_strip_braces(step.map),
         retry=RetryPolicy(attempts=step.retry) if isinstance(step.retry, int) else step.retry,
         timeout=step.timeout,
         requires_approval=step.requires_approval,
         continue_on_failure=step.continue_on_failure,
         output_file=step.output_file,
-        **given,
+        **options,
     )
 
 
-def _bare(expression: Any) -> Any:
-    """An expression without the braces that it would have in a template."""
+def _strip_braces(expression: Any) -> Any:
+    """Return an expression without the braces that a template puts around it."""
     if not isinstance(expression, str):
         return expression
     text = expression.strip()

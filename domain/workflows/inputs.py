@@ -1,4 +1,4 @@
-"""What a workflow is given when it is started, against what it says it takes."""
+"""Validate the inputs of a workflow: their declarations, and the values that a run receives."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -9,7 +9,7 @@ from domain.shared.errors import FieldError, InvalidFields
 from domain.shared.json_limits import JsonTooLarge, check_json_value
 from domain.workflows.schema import InputType, WorkflowInput
 
-_WORDS: Final[dict[InputType, str]] = {
+_TYPE_NAMES: Final[dict[InputType, str]] = {
     "string": "a text",
     "number": "a number",
     "integer": "a whole number",
@@ -20,69 +20,79 @@ _WORDS: Final[dict[InputType, str]] = {
 
 
 def validate_declarations(inputs: Mapping[str, WorkflowInput] | None) -> list[FieldError]:
-    """What is wrong with what a workflow says of its inputs."""
-    found = []
-    for name, one in (inputs or {}).items():
+    """Return what is wrong with the input declarations of a workflow."""
+    errors = []
+    for name, declaration in (inputs or {}).items():
         if "\0" in name:
-            found.append(FieldError(field="inputs", message=f"{name!r} holds U+0000, which no name can."))
-        if one.default is UNSET:
-            continue
-        wrong = explain_unstorable(one.default)
-        if wrong is not None:
-            pass
-        elif one.required:
-            wrong = "is never used of what is required."
-        elif not has_type(one.default, one.type):
-            wrong = _wanted(one.type)
-        elif _holds_templates(one.default):
-            wrong = "must not hold {{: it is taken as it stands."
-        if wrong is not None:
-            found.append(FieldError(field=f"inputs.{name}.default", message=wrong))
-    return found
+            errors.append(FieldError(field="inputs", message=f"{name!r} holds U+0000, which no name may hold."))
+        message = _check_default(declaration)
+        if message is not None:
+            errors.append(FieldError(field=f"inputs.{name}.default", message=message))
+    return errors
 
 
-def resolve_inputs(inputs: Mapping[str, WorkflowInput] | None, sent: dict[str, Any]) -> dict[str, Any]:
-    """What was sent, with defaults for what was not. Errors: `invalid_field` naming each as `inputs.x`."""
-    found = validate_inputs(inputs, sent)
-    if found:
-        raise InvalidFields(found)
-    return sent | find_defaults(inputs, sent)
+def _check_default(declaration: WorkflowInput) -> str | None:
+    if declaration.default is UNSET:
+        return None
+    unstorable = explain_unstorable(declaration.default)
+    if unstorable is not None:
+        return unstorable
+    if declaration.required:
+        return "has no effect: the input is required."
+    if not has_type(declaration.default, declaration.type):
+        return _format_type_error(declaration.type)
+    if _contains_text(declaration.default, "{{"):
+        return "must not hold {{: a default is no template."
+    return None
 
 
-def find_defaults(inputs: Mapping[str, WorkflowInput] | None, sent: Mapping[str, Any]) -> dict[str, Any]:
-    """What stands in for what was not sent."""
-    return {name: one.default for name, one in (inputs or {}).items() if one.default is not UNSET and name not in sent}
+def resolve_inputs(inputs: Mapping[str, WorkflowInput] | None, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a run with defaults for those left out. Errors: `invalid_field`, each as `inputs.x`."""
+    errors = validate_inputs(inputs, values)
+    if errors:
+        raise InvalidFields(errors)
+    return values | find_defaults(inputs, values)
+
+
+def find_defaults(inputs: Mapping[str, WorkflowInput] | None, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults of inputs that have no value."""
+    return {
+        name: declaration.default
+        for name, declaration in (inputs or {}).items()
+        if declaration.default is not UNSET and name not in values
+    }
 
 
 def validate_inputs(
     inputs: Mapping[str, WorkflowInput] | None,
-    sent: Mapping[str, Any],
+    values: Mapping[str, Any],
     within: str = "inputs",
     allow_templates: bool = False,
 ) -> list[FieldError]:
-    """What is wrong with what was sent. Without declared inputs anything goes.
+    """Return what is wrong with values. A workflow without declared inputs accepts all values.
 
-    With `templates`, a text that is one is whatever it will be.
+    With `allow_templates` a template is accepted for every type.
     """
     if inputs is None:
         return []
-    found = [
+    errors = [
         FieldError(field=f"{within}.{name}", message="is not an input of this workflow.")
-        for name in sent
+        for name in values
         if name not in inputs
     ]
-    for name, one in inputs.items():
-        if name not in sent:
-            if one.required:
-                found.append(FieldError(field=f"{within}.{name}", message="is required."))
-        elif not (has_type(sent[name], one.type) or (allow_templates and _is_template(sent[name]))):
-            found.append(FieldError(field=f"{within}.{name}", message=_wanted(one.type)))
-    return found
+    for name, declaration in inputs.items():
+        field = f"{within}.{name}"
+        if name not in values:
+            if declaration.required:
+                errors.append(FieldError(field=field, message="is required."))
+        elif not (has_type(values[name], declaration.type) or (allow_templates and _is_template(values[name]))):
+            errors.append(FieldError(field=field, message=_format_type_error(declaration.type)))
+    return errors
 
 
-def has_type(value: Any, kind: InputType | None) -> bool:
-    """Whether a JSON value is of a type, as JSON Schema has it: 1.0 is an integer, and true no number."""
-    match kind:
+def has_type(value: Any, input_type: InputType | None) -> bool:
+    """Tell whether a JSON value is of a type, as JSON Schema defines it: 1.0 is an integer, true is no number."""
+    match input_type:
         case None:
             return True
         case "boolean":
@@ -102,25 +112,22 @@ def has_type(value: Any, kind: InputType | None) -> bool:
 
 
 def explain_unstorable(value: Any) -> str | None:
-    """Why a value cannot be part of a workflow, which comes and goes as YAML too; None if it can."""
+    """Return why a value cannot be part of a workflow, which is also read and written as YAML; None if it can."""
     try:
         check_json_value(value)
     except JsonTooLarge as error:
         return error.reason
-    return "holds U+0000, which no text of a workflow can." if _holds(value, "\0") else None
+    return "holds U+0000, which no text of a workflow may hold." if _contains_text(value, "\0") else None
 
 
-def _holds_templates(value: Any) -> bool:
-    return _holds(value, "{{")
-
-
-def _holds(value: Any, sought: str) -> bool:
+def _contains_text(value: Any, text: str) -> bool:
+    """Tell whether a string in a JSON value, or a name of an object, contains a text."""
     open_values = [value]
     while open_values:
-        one = open_values.pop()
-        if isinstance(one, str) and sought in one:
+        part = open_values.pop()
+        if isinstance(part, str) and text in part:
             return True
-        open_values += [*one, *one.values()] if isinstance(one, dict) else one if isinstance(one, list) else []
+        open_values += [*part, *part.values()] if isinstance(part, dict) else part if isinstance(part, list) else []
     return False
 
 
@@ -128,5 +135,5 @@ def _is_template(value: Any) -> bool:
     return isinstance(value, str) and value.strip().startswith("{{") and value.strip().endswith("}}")
 
 
-def _wanted(kind: InputType | None) -> str:
-    return f"must be {_WORDS[kind or 'string']}."
+def _format_type_error(input_type: InputType | None) -> str:
+    return f"must be {_TYPE_NAMES[input_type or 'string']}."

@@ -1,4 +1,4 @@
-"""What a workflow is: steps with dependencies, as somebody wrote them. Starting one makes a plan of it."""
+"""Define workflows: steps with dependencies, as users write them. Starting a workflow compiles it into a plan."""
 
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Protocol
@@ -15,11 +15,10 @@ InputType = Literal["string", "number", "integer", "boolean", "array", "object"]
 
 MAX_WORKFLOWS: Final = 1_000
 MAX_WORKFLOW_INPUTS: Final = 200
-# Bytes of a body that a workflow comes in.
 MAX_WORKFLOW_BODY_BYTES: Final = 1024 * 1024
-# Words of paths.
+# These are parts of paths.
 RESERVED_WORKFLOW_NAMES: Final = frozenset({"executions"})
-# What a step can be, by the field that names it.
+# The fields of a step that name what it runs.
 WORK_FIELDS: Final = ("agent", "crew", "tool", "workflow")
 
 StepId = Annotated[
@@ -28,7 +27,7 @@ StepId = Annotated[
         pattern=rf"^{KEY_PATTERN.pattern}$(?!\n)",
         max_length=64,
         examples=["review"],
-        description='Of any script. In expressions `steps.id`; where it is no word, `steps["an id"]`.',
+        description='Letters of any script. In expressions `steps.id`, or `steps["an id"]` for other ids.',
     ),
 ]
 Named = Annotated[str, Meta(min_length=1, max_length=400, pattern=r"^[^\x00]*$")]
@@ -36,13 +35,13 @@ Title = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$")
 Description = Annotated[str, Meta(max_length=10_000, pattern=r"^[^\x00]*$")]
 Prompt = Annotated[str, Meta(min_length=1, max_length=100_000, pattern=r"^[^\x00]*$")]
 Expression = Annotated[str, Meta(min_length=1, max_length=10_000, pattern=r"^[^\x00]*$")]
-Tries = Annotated[int, Meta(ge=0, le=10, description="Tries after the first one.")]
+Tries = Annotated[int, Meta(ge=0, le=10, description="Retries after the first try.")]
 Seconds = Annotated[int, Meta(ge=1, le=PLAN_TIMEOUT_SECONDS, description="Seconds of one try.", examples=[60])]
 Path = Annotated[str, Meta(min_length=1, max_length=500, pattern=r"^[^\x00]*$", examples=["report.md"])]
 
 
 class WorkflowInput(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What a run can be given under a name. Without a `type` it may be anything; a `default` stands in for none."""
+    """Declare an input of a workflow. Without a `type` it accepts all values; the `default` replaces a missing one."""
 
     type: InputType | None = None
     required: bool = False
@@ -51,11 +50,11 @@ class WorkflowInput(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class WorkflowStep(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """One step: an agent, a crew, a tool or a workflow, by id or name; `server/tool` is one tool of an MCP server.
+    """Define one step: an agent, a crew, a tool or a workflow, by id or name; `server/tool` is a tool of an MCP server.
 
-    `prompt` is what an agent is asked. It and the strings in `inputs`, which are the arguments of a tool, may hold
-    `{{ … }}`. `when` and `map` are expressions of the same language; `map` may also be the list itself, and the step
-    is run for each `item` of it, at most `max_parallel` at once. `retry` is how often a failure is tried again.
+    `prompt` is the task of an agent. It and the strings in `inputs`, which are the arguments of a tool, may contain
+    `{{ … }}`. `when` and `map` are expressions of the same language; `map` may also be the list itself. The step runs
+    for each `item` of the list, at most `max_parallel` at once. `retry` is the number of retries after a failure.
     """
 
     id: StepId
@@ -78,7 +77,7 @@ class WorkflowStep(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def work_fields(self) -> list[str]:
-        """Which of `WORKS` it names; it should be one."""
+        """The `WORK_FIELDS` that are set; a valid step has one."""
         return [field for field in WORK_FIELDS if getattr(self, field) is not None]
 
 
@@ -92,9 +91,9 @@ Steps = Annotated[
 
 
 class Workflow(msgspec.Struct, kw_only=True):
-    """A workflow. With `inputs` a run takes these and no others, without any it takes what it is given.
+    """Describe a workflow. With `inputs` a run accepts only these; without, it accepts all values.
 
-    `outputs` is a template of what a run comes to; without one that is the answer of the last step.
+    `outputs` is the template of a run's result; without one the answer of the last step is used.
     """
 
     id: str
@@ -112,7 +111,7 @@ class Workflow(msgspec.Struct, kw_only=True):
 
 
 class WorkflowSummary(msgspec.Struct, kw_only=True):
-    """A workflow in a list: `steps` is how many it has."""
+    """Describe a workflow in a list: `steps` is their number."""
 
     id: str
     name: str
@@ -126,7 +125,7 @@ class WorkflowSummary(msgspec.Struct, kw_only=True):
 
 
 class NewWorkflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What to create: a workflow. The name is unique in the tenant and works wherever a path takes a workflow."""
+    """Create a workflow. The name is unique in the tenant and works wherever a workflow is referenced."""
 
     name: Annotated[Name, Meta(examples=["code-review"])]
     description: Description | None = None
@@ -137,7 +136,7 @@ class NewWorkflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PatchWorkflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What to change. `inputs`, `steps` and `outputs` are replaced as a whole; an archived workflow is not started."""
+    """Change a workflow. `inputs`, `steps` and `outputs` are replaced as a whole; an archived one cannot start."""
 
     name: Name | UnsetType = UNSET
     description: Description | None | UnsetType = UNSET
@@ -148,13 +147,13 @@ class PatchWorkflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class WorkflowYaml(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A workflow, or what to change of one, as the text of a YAML document."""
+    """Send a workflow, or a change of one, as the text of a YAML document."""
 
     yaml: str
 
 
 class Workflows(Protocol):
-    """The workflows of the bound tenant."""
+    """Store the workflows of the bound tenant."""
 
     async def add(self, workflow: Workflow) -> bool: ...
     async def find(self, reference: str, lock: bool | Literal["share"] = False) -> Workflow | None: ...
@@ -162,7 +161,7 @@ class Workflows(Protocol):
     async def save(self, workflow: Workflow) -> bool: ...
     async def delete(self, workflow_id: str) -> None: ...
     async def lock_writes(self) -> None:
-        """Let nobody else write a workflow of the tenant until the commit."""
+        """Make other transactions that write workflows of the tenant wait until the commit."""
         ...
 
     async def count(self) -> int: ...

@@ -1,4 +1,4 @@
-"""Workflows: what a tenant keeps, to be started."""
+"""Create, list, change and delete workflows."""
 
 from typing import Any, Literal
 
@@ -23,10 +23,10 @@ from domain.workflows.schema import (
 )
 
 
-async def create_workflow(tx: Tx, caller: Caller, sent: ParsedBody[NewWorkflow]) -> Workflow:
-    """Keep a workflow. Errors: `conflict` for a taken name, `invalid_field` with all that is wrong with it."""
-    data = sent.data
-    with sent.add_line_numbers():
+async def create_workflow(tx: Tx, caller: Caller, body: ParsedBody[NewWorkflow]) -> Workflow:
+    """Create a workflow. Errors: `conflict` for a taken name, `invalid_field` with everything that is wrong."""
+    data = body.data
+    with body.add_line_numbers():
         await tx.workflows.lock_writes()
         if await tx.workflows.count() >= MAX_WORKFLOWS:
             raise Conflict(f"A tenant has at most {MAX_WORKFLOWS} workflows.")
@@ -46,19 +46,19 @@ async def create_workflow(tx: Tx, caller: Caller, sent: ParsedBody[NewWorkflow])
         )
         if not await tx.workflows.add(workflow):
             raise names.NameTaken("workflow", workflow.name)
-        await _check(tx, caller, workflow)
+        await _refuse_invalid(tx, caller, workflow)
     return workflow
 
 
-async def _check(tx: Tx, caller: Caller, workflow: Workflow) -> None:
-    """Refuse a workflow that could never be run. It is written down already, so that others lead to it as it is."""
-    found = await validate_workflow(tx, caller, workflow)
-    if found:
-        raise InvalidFields(found)
+async def _refuse_invalid(tx: Tx, caller: Caller, workflow: Workflow) -> None:
+    """Refuse a workflow that can never run. It is saved already, so that cycles through other workflows are found."""
+    errors = await validate_workflow(tx, caller, workflow)
+    if errors:
+        raise InvalidFields(errors)
 
 
 async def get_workflow(tx: Tx, reference: str, lock: bool | Literal["share"] = False) -> Workflow:
-    """A workflow by id or name. Errors: `not_found`."""
+    """Return a workflow by id or name. Errors: `not_found`."""
     workflow = await tx.workflows.find(reference, lock)
     if workflow is None:
         raise NotFound("workflow", reference)
@@ -66,22 +66,22 @@ async def get_workflow(tx: Tx, reference: str, lock: bool | Literal["share"] = F
 
 
 async def list_workflows(tx: Tx, page: Page, status: WorkflowStatus | None) -> Listing[WorkflowSummary]:
-    """The tenant's workflows, newest first."""
+    """Return the tenant's workflows, newest first."""
     return await tx.workflows.list_page(page, status)
 
 
-async def update_workflow(tx: Tx, caller: Caller, reference: str, sent: ParsedBody[PatchWorkflow]) -> Workflow:
-    """Change what was sent, and check the whole anew. Executions that are under way keep the plan they have.
+async def update_workflow(tx: Tx, caller: Caller, reference: str, body: ParsedBody[PatchWorkflow]) -> Workflow:
+    """Change the fields that were sent, and validate the result. Running executions keep their plans.
 
     Errors: `not_found`, `conflict` for a taken name, `invalid_field`.
     """
-    with sent.add_line_numbers():
+    with body.add_line_numbers():
         await tx.workflows.lock_writes()
         workflow = await get_workflow(tx, reference, lock=True)
         changed: dict[str, Any] = {
             field: value
             for field in PatchWorkflow.__struct_fields__
-            if (value := getattr(sent.data, field)) is not UNSET
+            if (value := getattr(body.data, field)) is not UNSET
         }
         if "name" in changed:
             names.check_name(changed["name"], "wf", RESERVED_WORKFLOW_NAMES)
@@ -89,20 +89,20 @@ async def update_workflow(tx: Tx, caller: Caller, reference: str, sent: ParsedBo
         workflow.steps_total = len(workflow.steps)
         if not await tx.workflows.save(workflow):
             raise names.NameTaken("workflow", workflow.name)
-        # What is only put away or described anew may name what is gone.
+        # Archiving or describing a workflow is allowed even if it refers to something that was deleted.
         if changed.keys() - {"status", "description"}:
-            await _check(tx, caller, workflow)
+            await _refuse_invalid(tx, caller, workflow)
     return workflow
 
 
 async def delete_workflow(tx: Tx, reference: str) -> None:
-    """Remove a workflow. Its executions go on, and stay on record.
+    """Delete a workflow. Its executions continue, and stay on record.
 
-    Errors: `not_found`, `conflict` while a schedule starts it.
+    Errors: `not_found`, `conflict` while a schedule uses it.
     """
     await tx.workflows.lock_writes()
     workflow = await get_workflow(tx, reference, lock=True)
-    starting = await tx.schedules.list_names_by_target("workflow", workflow.id)
-    if starting:
-        raise Conflict(f"The schedule {starting[0]!r} starts this workflow; delete that first.")
+    schedule_names = await tx.schedules.list_names_by_target("workflow", workflow.id)
+    if schedule_names:
+        raise Conflict(f"The schedule {schedule_names[0]!r} uses this workflow; delete it first.")
     await tx.workflows.delete(workflow.id)

@@ -97,7 +97,7 @@ WRONG: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("POST", WORKFLOWS, flow(inputs={"file": {}}, outputs=["{{ has(inputs.flie.x) }}"]), "outputs", "'flie'"),
     ("PATCH", f"{WORKFLOWS}/flow", {"inputs": {}, "outputs": "{{ inputs.x }}"}, "outputs", "'x'"),
     ("POST", CREWS, crew(tasks_yaml="a: {description: d, agent: ann, context: [a]}\n"), "tasks_yaml.a.context[0] (line 1)", "cycle"),
-    ("POST", CREWS, crew(tasks_yaml=CREW_TASKS * 2), "tasks_yaml (line 2)", "twice"),
+    ("POST", CREWS, crew(tasks_yaml=CREW_TASKS * 2), "tasks_yaml (line 2)", "duplicate key"),
     ("POST", CREWS, {"name": "c", "tasks": ["nothing"]}, "tasks[0]", "'nothing'"),
     ("POST", CREWS, crew(model="local/"), "model", "'local/'"),
     ("POST", TASKS, task(agent="office"), "agent", "'office'"),

@@ -89,13 +89,13 @@ async def test_defaults_may_be_written_out(acme: Tenant) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "word"),
     [
-        ("cache", False, "true, may be written out"),
+        ("cache", False, "only CrewAI's default is accepted, true"),
         ("memory", True, "context"),
         ("allow_code_execution", True, "python"),
-        ("max_retry_limit", 5, "2, may be written out"),
-        ("max_retry_limit", True, "2, may be written out"),
-        ("cache", 1, "true, may be written out"),
-        ("code_execution_mode", "unsafe", "safe, may be written out"),
+        ("max_retry_limit", 5, "only CrewAI's default is accepted, 2"),
+        ("max_retry_limit", True, "only CrewAI's default is accepted, 2"),
+        ("cache", 1, "only CrewAI's default is accepted, true"),
+        ("code_execution_mode", "unsafe", "only CrewAI's default is accepted, safe"),
         ("reasoning", True, "planning"),
         ("mood", None, "is not a field here"),
     ],

@@ -94,7 +94,13 @@ def test_every_field_of_both_documents_is_read() -> None:
 @pytest.mark.parametrize(
     ("document", "text", "field", "line", "words"),
     [
-        ("agents", "a:\n  role: R\n  mood: fine\n", "agents_yaml.a.mood", 3, "is not a field here; there are role"),
+        (
+            "agents",
+            "a:\n  role: R\n  mood: fine\n",
+            "agents_yaml.a.mood",
+            3,
+            "is not a field here; the fields are role",
+        ),
         ("agents", "a:\n  role: R\n\n  max_rpm: 3\n", "agents_yaml.a.max_rpm", 4, "set the crew's max_rpm"),
         ("agents", "a:\n  role: [R]\n", "agents_yaml.a.role", 2, "Expected `str`, got `array`"),
         ("agents", "a:\n  role: R\n  max_iter: 0\n", "agents_yaml.a.max_iter", 3, ">= 1"),
