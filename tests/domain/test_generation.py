@@ -77,7 +77,7 @@ def test_names_stay_what_they_are_as_far_as_they_can(said: Any, name: str) -> No
 @given(ANYTHING)
 def test_runs_are_named_in_two_to_six_words(said: Any) -> None:
     name = drafts.clean_run_name(said)
-    assert 2 <= len([word for word in name.split() if re.search(r"[^\W_]", word)]) <= 6
+    assert 2 <= len([word for word in re.split(r"[\s-]", name) if re.search(r"[^\W_]", word)]) <= 6
     assert len(name) <= 60
     msgspec.convert(name, RunName)
 
@@ -135,7 +135,7 @@ def test_a_crew_is_whole_whatever_was_said_of_it(
 
 
 def test_keys_differ_also_where_names_do_not() -> None:
-    made = drafts._keys(
+    made = drafts._choose_keys(
         ["Planning", "Planning", "planning", "2 Fast", "顧客 1", "x" * 50, "x" * 50], "task", (PLANNING_STEP,)
     )
     assert len(set(made)) == len(made)

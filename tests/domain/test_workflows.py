@@ -183,7 +183,7 @@ def test_templates_may_be_anything_before_they_are_filled() -> None:
 @pytest.mark.parametrize(
     ("one", "message"),
     [
-        (WorkflowInput(required=True, default=1), "never used"),
+        (WorkflowInput(required=True, default=1), "the input is required"),
         (WorkflowInput(type="integer", default="many"), "whole number"),
         (WorkflowInput(default=["a", {"b": "{{ inputs.x }}"}]), "{{"),
     ],
