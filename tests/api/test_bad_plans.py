@@ -92,7 +92,7 @@ WRONG: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("POST", WORKFLOWS, flow({"id": "a", "crew": "flow"}), "steps[0].crew", "'flow'"),
     ("POST", WORKFLOWS, flow(step(inputs={"path": "{{ inputs.flie }}"}), inputs={"file": {}}), "steps[0].inputs", "file"),
     ("POST", WORKFLOWS, flow(step(when="inputs['flie'] == 1"), inputs={"file": {}}), "steps[0].when", "'flie'"),
-    ("POST", WORKFLOWS, flow(step(map="inputs.all"), inputs={}), "steps[0].map", "takes none"),
+    ("POST", WORKFLOWS, flow(step(map="inputs.all"), inputs={}), "steps[0].map", "declares no inputs"),
     ("POST", WORKFLOWS, flow({"id": "a", "agent": "clerk", "prompt": "{{ inputs.x }}"}, inputs={}), "steps[0].prompt", "'x'"),
     ("POST", WORKFLOWS, flow(inputs={"file": {}}, outputs=["{{ has(inputs.flie.x) }}"]), "outputs", "'flie'"),
     ("PATCH", f"{WORKFLOWS}/flow", {"inputs": {}, "outputs": "{{ inputs.x }}"}, "outputs", "'x'"),
