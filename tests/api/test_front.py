@@ -359,8 +359,8 @@ async def test_lists_tell_their_queries(parts, home: Tenant) -> None:
         for limit in (1, 5):
             counts.clear()
             async with parts.store.tenant_transaction(home.tenant_id) as tx:
-                await tx.executions.page(ExecutionFilter(), Page(limit=limit))
-                await tx.agents.page(Page(limit=limit), None, None)
+                await tx.executions.list_page(ExecutionFilter(), Page(limit=limit))
+                await tx.agents.list_page(Page(limit=limit), None, None)
                 await tx.schedules.list_page(Page(limit=limit), None)
                 await tx.schedules.list_runs(ids.generate_id("sched"), Page(limit=limit), None)
             assert len(counts) <= 1 + 2 + 2 + 2 + 2
