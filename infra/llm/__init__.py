@@ -1,6 +1,6 @@
-"""Models and what they cost: the ports `Llm` and `Prices` on pydantic-ai's model classes and genai-prices.
+"""Call language models and price the calls: the ports `Llm` and `Prices` on pydantic-ai and genai-prices.
 
-Both libraries take a second to import, so they are loaded when the first model is called, in a thread.
+Both libraries take a second to import, so a thread loads them when the first model is called.
 """
 
 import asyncio
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 __all__ = ["GenaiPrices", "LocalServerSource", "PydanticLlm"]
 
-# What a provider says of an error; a server that a tenant chose may send without end.
+# Limit for the body of an error response: a server that a tenant chose may send without end.
 MAX_ERROR_BYTES: Final = 256 * 1024
 
 
 class LocalServerSource(Protocol):
-    """The model on this host: where it is, good for as long as the context is held."""
+    """Provide the address of the local model. The address is valid while the context is open."""
 
     def acquire_server(self) -> AbstractAsyncContextManager[LocalServer]: ...
 
 
 class PydanticLlm:
-    """Calls models with pydantic-ai. One pool of guarded connections for all tenants, `close` ends it."""
+    """Call models with pydantic-ai, over one pool of guarded connections for all tenants. `close` ends the pool."""
 
     def __init__(self, outbound: "Outbound", local: LocalServerSource) -> None:
         self._outbound, self._local = outbound, local
@@ -43,7 +43,7 @@ class PydanticLlm:
         self._loading = asyncio.Lock()
 
     async def stream(self, ask: ModelCall) -> AsyncGenerator[ReplyPart, None]:
-        """See `domain.ports.Llm`. Errors: `domain.llms.messages.ModelError`."""
+        """Stream the answer to a call, as `domain.ports.Llm` describes. Errors: `domain.llms.ModelError`."""
         async with aclosing(stream_masked(ask, self._stream_adapted)) as parts:
             async for part in parts:
                 yield part
@@ -56,7 +56,7 @@ class PydanticLlm:
             await self.load_libraries()
         module = self._module
         if ask.target.provider == "local":
-            # Not through the guard: where our own server listens is none of a tenant's saying.
+            # Bypass the guard for outbound requests: the installation, not a tenant, chose this address.
             async with self._local.acquire_server() as served:
                 self._inside = self._inside or module.create_local_client()
                 async with aclosing(
@@ -71,13 +71,13 @@ class PydanticLlm:
                 yield part
 
     async def load_libraries(self) -> None:
-        """Loads what calls need, so that the first one does not wait for it."""
-        # Whoever asks meanwhile waits: a module that is half loaded is in sys.modules too.
+        """Load the libraries, so that the first call does not wait for them."""
+        # The lock is needed because `sys.modules` also holds modules that are only half loaded.
         async with self._loading:
             self._module = self._module or await asyncio.to_thread(import_module, "infra.llm.client")
 
     async def close(self) -> None:
-        """Ends all connections. Calls under way fail."""
+        """Close all connections. Calls in progress fail."""
         clients, self._guarded, self._inside = (self._guarded, self._inside), None, None
         for client in clients:
             if client is not None:

@@ -1,4 +1,4 @@
-"""An answer that grows piece by piece, whichever wire it comes over."""
+"""Build an answer from its pieces, for every wire."""
 
 import json
 import re
@@ -27,36 +27,36 @@ from domain.shared.unicode_text import repair_json, repair_text
 from infra.llm import model_errors
 from infra.llm.event_stream import MAX_ANSWER_BYTES
 
-# Bytes of JSON that are kept for the provider with one answer.
+# Limit for the JSON that one answer stores for its provider.
 _MAX_PROVIDER_BYTES: Final = 4 << 20
-# Bytes that are no UTF-8, as Python escapes them when it decodes JSON that holds them.
+# Bytes that are not UTF-8, as Python escapes them when it decodes JSON.
 _ESCAPED_BYTES: Final = re.compile("(?<![\ud800-\udbff])[\udc80-\udcff]+")
 _TRAILING_BYTES: Final = re.compile("(?:^|[^\ud800-\udbff])([\udc80-\udcff]{1,3})$")
 
 
 class TextMender:
-    """Mends text in pieces: halves of emoji, and characters whose bytes were cut apart, are put together again."""
+    """Mend text that comes in pieces: join halves of emoji and characters whose bytes were split."""
 
     def __init__(self) -> None:
         self._held = ""
 
     def add_piece(self, piece: str) -> str:
-        """Return what can be passed on by now."""
+        """Return the text that is complete so far."""
         if not self._held and piece.isascii():
             return piece
         text, self._held = self._held + piece, ""
         if "\ud800" <= text[-1:] <= "\udbff":
             self._held = text[-1]
-        elif (found := _TRAILING_BYTES.search(text)) and _is_incomplete_character(
-            found[1].encode("utf-8", "surrogateescape")
+        elif (match := _TRAILING_BYTES.search(text)) and _is_incomplete_character(
+            match[1].encode("utf-8", "surrogateescape")
         ):
-            self._held = found[1]
+            self._held = match[1]
         return _mend_escaped_bytes(text.removesuffix(self._held))
 
     def flush_text(self) -> str:
-        """Return what was held back."""
-        held, self._held = self._held, ""
-        return _mend_escaped_bytes(held)
+        """Return the text that was held back."""
+        rest, self._held = self._held, ""
+        return _mend_escaped_bytes(rest)
 
 
 def _mend_escaped_bytes(text: str) -> str:
@@ -70,12 +70,12 @@ def _is_incomplete_character(tail: bytes) -> bool:
     return len(tail) < length and all(0x80 <= byte <= 0xBF for byte in tail[1:])
 
 
-def _decode_match(found: re.Match[str]) -> str:
-    return found[0].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+def _decode_match(match: re.Match[str]) -> str:
+    return match[0].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 class _GrowingCall:
-    """A tool call that grows. `extra` is what its provider wants back with it."""
+    """Collect one tool call. `extra` holds the fields that its provider wants back with the call."""
 
     def __init__(self, id_: str, name: str) -> None:
         self.id, self.name = id_, name
@@ -85,12 +85,12 @@ class _GrowingCall:
 
 
 class AnswerBuilder:
-    """What has come of one answer. Each piece is handed back as the parts to show, in which texts are whole."""
+    """Collect one answer. Each method returns the parts to show, whose texts hold whole characters only."""
 
     def __init__(self, ask: ModelCall, writer: str) -> None:
         self._ask, self._writer = ask, writer
         self._calls: list[_GrowingCall] = []
-        # In the order in which they came: pieces of text, numbers of calls, items that the provider wants back.
+        # In order of arrival: pieces of text, indexes of calls, and items that the provider wants back.
         self._order: list[list[str] | int | dict[str, Any]] = []
         self._size = 0
         self._text, self._thought = TextMender(), TextMender()
@@ -100,34 +100,34 @@ class AnswerBuilder:
 
     @property
     def is_empty(self) -> bool:
-        """Whether neither text nor a tool call came."""
+        """Tell whether neither text nor a tool call has come."""
         return not self._calls and not self.content.strip()
 
     @property
     def content(self) -> str:
-        """The text so far."""
+        """Return the text so far."""
         return "".join(piece for pieces in self._order if isinstance(pieces, list) for piece in pieces)
 
     def add_text(self, piece: str) -> Sequence[ReplyPart]:
-        """Take a piece of the text."""
+        """Add a piece of the text."""
         self._count_characters(piece)
         return self._append_text(self._text.add_piece(piece))
 
     def add_thought(self, piece: str) -> Sequence[ReplyPart]:
-        """Take a piece of a thought: shown, and no part of the answer."""
+        """Add a piece of the model's thinking, which is shown but is not part of the answer."""
         self._count_characters(piece)
         mended = self._thought.add_piece(piece)
         return (ReasoningDelta(mended),) if mended else ()
 
     def begin_call(self, id_: str | None, name: str) -> ToolCallDelta:
-        """Take a tool call's beginning. Servers that name no id get one from us: results are matched by it."""
+        """Begin a tool call. A call without an id gets one, as results are matched by id."""
         call = _GrowingCall(id_ or f"call_{uuid4().hex}", name)
         self._order.append(len(self._calls))
         self._calls.append(call)
         return ToolCallDelta(index=len(self._calls) - 1, id=call.id, name=name)
 
     def add_arguments(self, index: int, piece: str) -> Sequence[ToolCallDelta]:
-        """Take a piece of the arguments of call number `index`."""
+        """Add a piece of the arguments of call number `index`."""
         self._count_characters(piece)
         call = self._calls[index]
         mended = call.mender.add_piece(piece)
@@ -141,32 +141,32 @@ class AnswerBuilder:
         return "".join(self._calls[index].arguments)
 
     def keep_call_fields(self, index: int, **extra: Any) -> None:
-        """Keep what the provider wants back with a call."""
+        """Keep fields that the provider wants back with a call."""
         self._calls[index].extra.update(extra)
 
     def keep_item(self, item: dict[str, Any]) -> None:
-        """Keep an item that the provider wants back, at this place of the answer. It may be filled in later."""
+        """Keep an item that the provider wants back at this position of the answer. The caller may fill it in later."""
         self._order.append(item)
 
     def report_usage(self, usage: ReportedUsage | None) -> Sequence[ReportedUsage]:
-        """Take the tokens that are reported; fields that are told again replace the earlier ones."""
+        """Add reported token counts. A field that is reported again replaces its earlier count."""
         if usage is None:
             return ()
         before = self.usage or ReportedUsage()
         names = ReportedUsage.__struct_fields__
-        told = {name: getattr(usage, name) for name in names}
+        reported = {name: getattr(usage, name) for name in names}
         self.usage = ReportedUsage(
-            **{name: getattr(before, name) if told[name] is None else told[name] for name in names}
+            **{name: getattr(before, name) if reported[name] is None else reported[name] for name in names}
         )
         return (self.usage,)
 
     def add_notice(self, message: str) -> None:
-        """Note what was odd, once."""
+        """Add a notice about the answer, unless it is already there."""
         if message not in self.notices:
             self.notices.append(message)
 
     def flush_parts(self) -> Iterable[ReplyPart]:
-        """Yield what was held back, and what calls without any arguments lack to be JSON."""
+        """Yield the text that was held back, `{}` for calls without arguments, and the notices."""
         yield from self._append_text(self._text.flush_text())
         if thought := self._thought.flush_text():
             yield ReasoningDelta(thought)
@@ -181,15 +181,15 @@ class AnswerBuilder:
             yield ReplyNotice(notice)
 
     def build_reply(self, finish: FinishReason) -> ModelReply:
-        """Return the whole answer. Errors: `ModelError` for one that is missing."""
+        """Return the whole answer. Errors: `ModelError` if there is neither text nor a tool call."""
         calls = tuple(
             ModelToolCall(id=call.id, name=call.name, arguments="".join(call.arguments)) for call in self._calls
         )
         if self.is_refused:
             finish = "content_filter"
-        elif finish in ("stop", "tool_calls"):  # not every server tells them apart
+        elif finish in ("stop", "tool_calls"):  # some servers confuse the two
             finish = "tool_calls" if calls else "stop"
-        # Where the caller names a word to stop at, an answer may be nothing but that word.
+        # If the caller names stop sequences, the answer may consist of nothing but one of them.
         if finish == "stop" and self.is_empty and not self._ask.options.stop:
             raise model_errors.build_empty_error(self._ask.target)
         message = ChatMessage(
@@ -198,16 +198,16 @@ class AnswerBuilder:
         return ModelReply(message=message, finish=finish, usage=self._build_usage())
 
     def _build_provider_parts(self) -> ProviderParts | None:
-        """Return the answer as its provider wants it back; None if that is no more than its text and its calls."""
+        """Return the answer as its provider wants it back, or None if text and calls are all there is."""
         parts: list[dict[str, Any]] = []
-        for one in self._order:
-            if isinstance(one, list):
-                parts.append({"text": "".join(one)})
-            elif isinstance(one, int):
-                extra = self._calls[one].extra
-                parts.append({"call": one, "extra": extra} if extra else {"call": one})
-            elif one:
-                parts.append({"item": one})
+        for entry in self._order:
+            if isinstance(entry, list):
+                parts.append({"text": "".join(entry)})
+            elif isinstance(entry, int):
+                extra = self._calls[entry].extra
+                parts.append({"call": entry, "extra": extra} if extra else {"call": entry})
+            elif entry:
+                parts.append({"item": entry})
         if not any("item" in part or "extra" in part for part in parts):
             return None
         try:
@@ -219,14 +219,14 @@ class AnswerBuilder:
         return ProviderParts(writer=self._writer, parts=msgspec.json.decode(source, type=tuple[dict[str, Any], ...]))
 
     def _build_usage(self) -> ModelUsage | None:
-        told = self.usage
-        if told is None or told.prompt_tokens is None or told.completion_tokens is None:
+        reported = self.usage
+        if reported is None or reported.prompt_tokens is None or reported.completion_tokens is None:
             return None
         return ModelUsage(
-            prompt_tokens=told.prompt_tokens,
-            completion_tokens=told.completion_tokens,
-            cached_tokens=told.cached_tokens or 0,
-            reasoning_tokens=told.reasoning_tokens or 0,
+            prompt_tokens=reported.prompt_tokens,
+            completion_tokens=reported.completion_tokens,
+            cached_tokens=reported.cached_tokens or 0,
+            reasoning_tokens=reported.reasoning_tokens or 0,
         )
 
     def _append_text(self, piece: str) -> Sequence[ReplyPart]:

@@ -1,16 +1,14 @@
-"""Anthropic's messages, read as they come off the connection: numbered blocks of text, thoughts and tool calls."""
+"""Read Anthropic's messages as they arrive: numbered blocks of text, thinking and tool calls."""
 
-from collections.abc import AsyncGenerator, Iterable, Mapping
-from contextlib import aclosing
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-import httpx2
 import msgspec
 
 from domain.llms import FinishReason, ModelCall, ReplyPart, ReportedUsage
 from infra.llm import error_parser, model_errors
-from infra.llm.answer_builder import AnswerBuilder
-from infra.llm.event_stream import EventStream, ServerSentEvent, read_events
+from infra.llm.answer_reader import AnswerReader
+from infra.llm.event_stream import EventStream, ServerSentEvent
 from infra.llm.usage import read_count
 
 _FINISH_BY_REASON: Final[dict[str, FinishReason]] = {
@@ -20,33 +18,24 @@ _FINISH_BY_REASON: Final[dict[str, FinishReason]] = {
 }
 
 
-async def read_anthropic(response: httpx2.Response, ask: ModelCall, writer: str) -> AsyncGenerator[ReplyPart, None]:
-    """Yield the parts of an answer. Errors: `ModelError`, `TimeoutError`, and those of httpx2."""
-    stream = EventStream(response, ask)
-    reader = AnthropicReader(ask, writer)
-    async with aclosing(read_events(stream, reader)) as parts:
-        async for part in parts:
-            yield part
-    for part in reader.finish_answer(stream):
-        yield part
-
-
-class AnthropicReader:
-    """One answer, event by event."""
+class AnthropicReader(AnswerReader):
+    """Build one answer from the events of Anthropic's messages."""
 
     def __init__(self, ask: ModelCall, writer: str) -> None:
-        self._ask = ask
-        self._answer = AnswerBuilder(ask, writer)
+        super().__init__(ask, writer)
         self._blocks: dict[Any, dict[str, Any]] = {}
         self._calls: dict[Any, int] = {}
         self._counts: dict[str, int] = {}
-        self._odd: dict[str, Any] | None = None
-        self.has_events = False
-        self.is_ended = False
+        self._is_stopped = False
         self.stop_reason = ""
 
+    @property
+    def is_ended(self) -> bool:
+        """Tell whether the message has stopped."""
+        return self._is_stopped
+
     def read_event(self, event: ServerSentEvent) -> Iterable[ReplyPart]:
-        """Read an event. Errors: `ModelError` for one that is an error."""
+        """Yield the parts that an event adds. Errors: `ModelError` if the event reports an error."""
         data = event.data
         if (error := error_parser.find_error(event.name, data)) is not None:
             raise model_errors.build_stream_error(self._ask.target, error)
@@ -65,42 +54,27 @@ class AnthropicReader:
                 self._set_stop_reason(data.get("delta"))
                 yield from self._report_usage(data.get("usage"))
             case "message_stop":
-                self.is_ended = True
+                self._is_stopped = True
             case "message":
                 yield from self._read_message(data)
-                self.is_ended = not self._answer.is_empty
+                self._is_stopped = not self._answer.is_empty
             case _:
-                if self._odd is None and error_parser.has_message(data):
-                    self._odd = data
+                self._note_odd_event(data)
                 return
         self.has_events = True
 
     def finish_answer(self, stream: EventStream) -> Iterable[ReplyPart]:
-        """Yield the end of the answer. Errors: `ModelError` if it is missing or broke off."""
-        target = self._ask.target
+        """Yield the last parts of the answer. Errors: `ModelError` if the answer is missing or incomplete."""
         if not self.stop_reason and not self.is_ended:
-            if self._odd is not None:
-                raise model_errors.build_stream_error(target, self._odd)
-            if self._answer.is_empty and (shown := stream.describe_body()):
-                raise model_errors.build_malformed_error(target, shown)
-            if stream.unreadable:
-                raise model_errors.build_malformed_error(target, f"an event of it is no JSON: {stream.unreadable}")
-            raise (
-                model_errors.build_unfinished_error(target)
-                if self.has_events
-                else model_errors.build_empty_error(target)
-            )
-        if stream.unreadable:
-            self._answer.add_notice(
-                f"An event was no JSON and is left out: {model_errors.clean_text(target, stream.unreadable)}"
-            )
+            raise self._explain_missing_answer(stream)
+        self._note_unreadable_event(stream)
         for number in list(self._blocks):
             yield from self._end_block(number)
         yield from self._answer.flush_parts()
         yield self._answer.build_reply(_FINISH_BY_REASON.get(self.stop_reason, "stop"))
 
     def _read_message(self, message: Any) -> Iterable[ReplyPart]:
-        """Read a message: empty where a stream begins, whole from servers that do not stream."""
+        """Read a message. It is empty at the beginning of a stream, and complete from servers that do not stream."""
         if not isinstance(message, Mapping):
             return
         yield from self._report_usage(message.get("usage"))
@@ -109,7 +83,7 @@ class AnthropicReader:
         for number, block in enumerate(content if isinstance(content, list) else ()):
             yield from self._begin_block(number, block)
             yield from self._end_block(number)
-        yield from self._report_usage(message.get("usage"))  # once more: it counts the content that came with it
+        yield from self._report_usage(message.get("usage"))  # again, as it counts the content above
 
     def _begin_block(self, number: Any, block: Any) -> Iterable[ReplyPart]:
         if not isinstance(block, Mapping):
@@ -138,7 +112,7 @@ class AnthropicReader:
         if not isinstance(delta, Mapping):
             return
         block = self._blocks.get(number, {})
-        # Servers that imitate this wire leave the delta's type out, or the block's beginning.
+        # Servers that imitate this wire may leave out the delta's type or the block's start event.
         if text := _get_text(delta, "text"):
             yield from self._answer.add_text(text)
         if thinking := _get_text(delta, "thinking"):
@@ -153,9 +127,10 @@ class AnthropicReader:
 
     def _end_block(self, number: Any) -> Iterable[ReplyPart]:
         block = self._blocks.pop(number, {})
-        if number in self._calls and (given := block.get("input")):
-            # No pieces came: all of it did at once.
-            arguments = given if isinstance(given, str) else msgspec.json.encode(given).decode()
+        if number in self._calls and (block_input := block.get("input")):
+            # There were no pieces: the arguments came whole.
+            is_text = isinstance(block_input, str)
+            arguments = block_input if is_text else msgspec.json.encode(block_input).decode()
             yield from self._answer.add_arguments(self._calls[number], arguments)
 
     def _set_stop_reason(self, holder: Any) -> None:

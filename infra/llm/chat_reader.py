@@ -1,20 +1,17 @@
-"""OpenAI's chat completions, as OpenAI and everybody else write them, read as they come off the connection.
+"""Read chat completions as they arrive, as OpenAI and the many servers that copy it write them.
 
 pydantic-ai makes the request and knows the providers' habits. Its events, over the objects of OpenAI's library, cost
-some 240 µs of CPU a token: two hundred streams of fifty tokens a second would want two cores and a half.
+some 240 µs of CPU a token: two hundred streams of fifty tokens a second would need two and a half cores.
 
 The envelope is read leniently, field by field. A field that cannot be read is dropped, not the answer.
 """
 
-from collections.abc import AsyncGenerator, Iterable, Mapping
-from contextlib import aclosing
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
-
-import httpx2
 
 from domain.llms import FinishReason, ModelCall, ReplyPart
 from infra.llm import error_parser, model_errors
-from infra.llm.answer_builder import AnswerBuilder
+from infra.llm.answer_reader import AnswerReader
 from infra.llm.event_stream import EventStream, ServerSentEvent
 from infra.llm.think_tags import ThinkTagParser
 from infra.llm.tool_calls import ToolCallReader
@@ -44,55 +41,27 @@ _FILTER_WORDS: Final = (
 _ERROR_WORDS: Final = ("error", "abort", "insufficient_system_resource", "cancel", "fail")
 
 
-async def read_chat(response: httpx2.Response, ask: ModelCall, writer: str) -> AsyncGenerator[ReplyPart, None]:
-    """Yield the parts of an answer. Errors: `ModelError`, `TimeoutError`, and those of httpx2."""
-    stream = EventStream(response, ask)
-    reader = ChatReader(ask, writer)
-    async with aclosing(stream.read_batches()) as batches:
-        async for batch in batches:
-            for event in batch:
-                for part in reader.read_event(event):
-                    yield part
-    if not reader.has_events:
-        for data in stream.parse_body():
-            for part in reader.read_event(ServerSentEvent("", data)):
-                yield part
-        reader.is_body = reader.has_events
-    if stream.is_body:
-        reader.is_body = reader.has_events
-    elif not stream.is_done and not reader.finish:
-        # What followed the events may say why they ended.
-        for data in stream.parse_body():
-            if error := error_parser.find_error("", data):
-                raise model_errors.build_stream_error(ask.target, error)
-    for part in reader.finish_answer(stream):
-        yield part
-
-
-class ChatReader:
-    """One answer, event by event."""
+class ChatReader(AnswerReader):
+    """Build one answer from the chunks of a chat completion."""
 
     def __init__(self, ask: ModelCall, writer: str) -> None:
-        self._ask = ask
-        self._answer = AnswerBuilder(ask, writer)
+        super().__init__(ask, writer)
         self._tags = ThinkTagParser()
         self._calls = ToolCallReader(self._answer, ask)
         self._raw: list[str] = []  # the text as it came, with its tags
         self._reasoning: list[str] = []
         self._details: list[Any] = []
-        self._odd: dict[str, Any] | None = None  # what was neither answer nor error, and speaks
         self._has_pieces = False  # messages come as pieces, not as all of the answer so far
-        self.has_events = False
         self.is_body = False
         self.finish = ""
 
     @property
     def is_ended(self) -> bool:
-        """Return False: `[DONE]` ends such a stream, which its reader looks for itself."""
+        """Return False: `[DONE]` ends a stream of chunks, and `EventStream` looks for it."""
         return False
 
     def read_event(self, event: ServerSentEvent) -> Iterable[ReplyPart]:
-        """Read an event. Errors: `ModelError` for one that is an error, after the usage it may report."""
+        """Yield the parts that a chunk adds. Errors: `ModelError` if it reports an error, after its usage."""
         data = event.data
         choice = _get_choice(data)
         reports = [data.get("usage"), choice.get("usage"), _get_mapping(data, "x_groq").get("usage")]
@@ -100,7 +69,7 @@ class ChatReader:
         for usage in reports:
             yield from self._answer.report_usage(read_usage(usage))
         yield from self._read_choice(event, choice)
-        for usage in reports:  # once more: it counts the text that came with it
+        for usage in reports:  # again, as it counts the text above
             yield from self._answer.report_usage(read_usage(usage))
 
     def _read_choice(self, event: ServerSentEvent, choice: Mapping[str, Any]) -> Iterable[ReplyPart]:
@@ -109,8 +78,7 @@ class ChatReader:
             if (error := error_parser.find_error(event.name if place is data else "", place)) is not None:
                 raise model_errors.build_stream_error(self._ask.target, error)
         if not choice:
-            if self._odd is None and error_parser.has_message(data):
-                self._odd = data
+            self._note_odd_event(data)
             self.has_events = self.has_events or bool(data)
             return
         self.has_events = True
@@ -120,68 +88,66 @@ class ChatReader:
         elif isinstance(delta, Mapping):
             yield from self._read_message(delta)
         if not delta and isinstance(message := choice.get("message"), Mapping):
-            # Ollama's own messages are pieces.
+            # In Ollama's own format, messages are pieces.
             yield from self._read_message(message) if "done" in choice else self._read_whole_message(message)
         if isinstance(choice.get("text"), str) and not delta:
             yield from self._add_text(choice["text"])
         self.finish = _parse_finish_reason(choice) or self.finish
 
     def finish_answer(self, stream: EventStream) -> Iterable[ReplyPart]:
-        """Yield the end of the answer. Errors: `ModelError` if it is missing, broke off, or is an error."""
-        target, answer = self._ask.target, self._answer
+        """Yield the last parts of the answer. Errors: `ModelError` if the answer is missing, incomplete or an error."""
+        answer = self._answer
+        self._check_body(stream)
         for is_thought, text in self._tags.flush_text():
             yield from answer.add_thought(text) if is_thought else answer.add_text(text)
         if any(word in self.finish for word in _ERROR_WORDS):
-            raise model_errors.build_stream_error(target, self._odd or "it broke off")
+            raise model_errors.build_stream_error(self._ask.target, self._odd_event or "it broke off")
         if self.is_body and not answer.is_empty:
             self.finish = self.finish or "stop"
         if not self.finish and not (stream.is_done and not answer.is_empty):
             raise self._explain_missing_answer(stream)
         if not self.finish:
-            answer.add_notice("The answer ended without a reason (`finish_reason`); it is taken for whole.")
-        if stream.unreadable:
-            answer.add_notice(
-                f"An event was no JSON and is left out: {model_errors.clean_text(target, stream.unreadable)}"
-            )
+            answer.add_notice("The answer ended without a `finish_reason`; it is taken to be complete.")
+        self._note_unreadable_event(stream)
         if not self._calls.is_empty:
             self._keep_reasoning()
         yield from answer.flush_parts()
         yield answer.build_reply(_classify_finish(self.finish))
 
-    def _explain_missing_answer(self, stream: EventStream) -> Exception:
-        target = self._ask.target
-        if self._odd is not None:
-            return model_errors.build_stream_error(target, self._odd)
-        if self._answer.is_empty and (shown := stream.describe_body()):
-            return model_errors.build_malformed_error(target, shown)
-        if stream.unreadable:
-            return model_errors.build_malformed_error(target, f"an event of it is no JSON: {stream.unreadable}")
-        if not self.has_events or stream.is_done:
-            return model_errors.build_empty_error(target)
-        return model_errors.build_unfinished_error(target)
+    def _check_body(self, stream: EventStream) -> None:
+        if stream.is_body:
+            self.is_body = self.has_events
+        elif not stream.is_done and not self.finish:
+            # Text after the events may say why they ended.
+            for data in stream.parse_body():
+                if error := error_parser.find_error("", data):
+                    raise model_errors.build_stream_error(self._ask.target, error)
+
+    def _has_said_nothing(self, stream: EventStream) -> bool:
+        return not self.has_events or stream.is_done
 
     def _read_message(self, message: Mapping[str, Any]) -> Iterable[ReplyPart]:
-        """Read what deltas and whole messages have in common."""
+        """Read the fields that deltas and whole messages share."""
         if content := message.get("content"):
             for is_thought, text in _collect_texts(content):
-                yield from self._thought(text) if is_thought else self._add_text(text)
+                yield from self._answer.add_thought(text) if is_thought else self._add_text(text)
         if (reasoning := message.get("reasoning_content")) and isinstance(reasoning, str):
             self._reasoning.append(reasoning)
         if isinstance(details := message.get("reasoning_details"), list):
             self._details += details
         for field in ("reasoning_content", "reasoning", "thinking", "reasoning_details"):
             if thought := "".join(text for _, text in _collect_texts(message.get(field))):
-                yield from self._thought(thought)
+                yield from self._answer.add_thought(thought)
                 break
         if isinstance(refusal := message.get("refusal"), str) and refusal:
             self._answer.is_refused = True
             yield from self._add_text(refusal)
         yield from self._calls.read_calls(message.get("tool_calls"))
-        if isinstance(function := message.get("function_call"), Mapping):  # before there were tool calls
+        if isinstance(function := message.get("function_call"), Mapping):  # the predecessor of tool calls
             yield from self._calls.read_calls({"function": dict(function)})
 
     def _read_whole_message(self, message: Mapping[str, Any]) -> Iterable[ReplyPart]:
-        """Read a message in place of a delta: a piece, all of the answer, or all of it so far."""
+        """Read a message in place of a delta: a piece, the whole answer, or the whole answer so far."""
         message = dict(message)
         if isinstance(content := message.get("content"), str) and self._raw and not self._has_pieces:
             so_far = "".join(self._raw)
@@ -192,7 +158,7 @@ class ChatReader:
         if not self._calls.is_empty and not any(
             isinstance(call, Mapping) and call.get("id") for call in message.get("tool_calls") or ()
         ):
-            message.pop("tool_calls", None)  # without ids, nothing tells them from those that came
+            message.pop("tool_calls", None)  # without ids they cannot be told from earlier ones
             message.pop("function_call", None)
         yield from self._read_message(message)
 
@@ -201,11 +167,8 @@ class ChatReader:
         for is_thought, text in self._tags.split_piece(piece):
             yield from self._answer.add_thought(text) if is_thought else self._answer.add_text(text)
 
-    def _thought(self, piece: str) -> Iterable[ReplyPart]:
-        return self._answer.add_thought(piece)
-
     def _keep_reasoning(self) -> None:
-        """Keep what DeepSeek and others want back with the results of tools."""
+        """Keep the reasoning that DeepSeek and others want back with the results of tools."""
         fields: dict[str, Any] = {}
         if self._reasoning:
             fields["reasoning_content"] = "".join(self._reasoning)
@@ -216,23 +179,24 @@ class ChatReader:
 
 
 def _get_choice(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the first choice; Ollama's own answers are one by themselves."""
+    """Return the first choice. In Ollama's own format, the whole chunk is the choice."""
     choices = data.get("choices")
     if isinstance(choices, Mapping):
         choices = [choices]
     if isinstance(choices, list):
-        found = [choice for choice in choices if isinstance(choice, Mapping)]
-        return next((choice for choice in found if choice.get("index") in (0, None)), found[0] if found else {})
+        mappings = [choice for choice in choices if isinstance(choice, Mapping)]
+        first = mappings[0] if mappings else {}
+        return next((choice for choice in mappings if choice.get("index") in (0, None)), first)
     return data if isinstance(data.get("message"), Mapping) or isinstance(data.get("delta"), Mapping) else {}
 
 
 def _get_mapping(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = data.get(name)
-    return found if isinstance(found, Mapping) else {}
+    value = data.get(name)
+    return value if isinstance(value, Mapping) else {}
 
 
 def _collect_texts(content: Any) -> list[tuple[bool, str]]:
-    """Return the texts of some content, be it text, a part or a list of parts, each as (is a thought, text)."""
+    """Return the texts of a content, which is a text, a part or a list of parts, each as (is a thought, text)."""
     if isinstance(content, str):
         return [(False, content)]
     if isinstance(content, list):
@@ -245,7 +209,7 @@ def _collect_texts(content: Any) -> list[tuple[bool, str]]:
 
 
 def _parse_finish_reason(choice: Mapping[str, Any]) -> str:
-    """Return the reason why an answer ended, as a word; empty if it did not."""
+    """Return the reason why an answer ended in lower case, or an empty text if it did not end."""
     reason = choice.get("finish_reason") or choice.get("done_reason") or (choice.get("done") is True and "stop")
     if isinstance(reason, Mapping):
         reason = reason.get("type") or reason.get("reason")

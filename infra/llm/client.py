@@ -1,7 +1,7 @@
-"""One call: the request made by pydantic-ai's model, its answer as parts, every failure a `ModelError`."""
+"""Make one call of a model: pydantic-ai makes the request, a reader of the wire yields the answer in parts."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from typing import Any, Final
 
@@ -10,24 +10,31 @@ from pydantic_ai.exceptions import ModelHTTPError
 
 from domain.llms import ModelCall, ModelError, ReplyPart
 from infra.http import SendNotifyingTransport, on_request_sent
-from infra.llm import anthropic_reader, chat_reader, model_errors, providers, request_builder, responses_reader
+from infra.llm import model_errors, providers, request_builder
+from infra.llm.answer_reader import AnswerReader, read_answer
+from infra.llm.anthropic_reader import AnthropicReader
+from infra.llm.chat_reader import ChatReader
 from infra.llm.providers import Wire
+from infra.llm.responses_reader import ResponsesReader
 
-_WIRE_READERS: Final[dict[Wire, Callable[[httpx2.Response, ModelCall, str], AsyncGenerator[ReplyPart, None]]]] = {
-    "anthropic": anthropic_reader.read_anthropic,
-    "responses": responses_reader.read_responses,
-    "chat": chat_reader.read_chat,
+_WIRE_READERS: Final[dict[Wire, type[AnswerReader]]] = {
+    "anthropic": AnthropicReader,
+    "responses": ResponsesReader,
+    "chat": ChatReader,
 }
 
 
 class ChatOnlyServer(Exception):
-    """The server does not know OpenAI's Responses."""
+    """Report that a server does not know OpenAI's Responses."""
 
 
 async def stream_parts(
     ask: ModelCall, base_url: str | None, http: httpx2.AsyncClient
 ) -> AsyncGenerator[ReplyPart, None]:
-    """Yield the answer to `ask` from a provider, at its usual place if `base_url` is None. Errors: `ModelError`."""
+    """Yield the answer of a provider, at its usual address if `base_url` is None.
+
+    Errors: every failure is a `ModelError`.
+    """
     try:
         wire = providers.choose_wire(ask)
         async with aclosing(_stream_wire_parts(ask, base_url, http, wire)) as answer:
@@ -58,8 +65,9 @@ async def _stream_wire_parts(
                 finally:
                     on_request_sent.reset(token)
             answered = True
-            async with aclosing(_WIRE_READERS[wire](response, ask, writer)) as reading:
-                async for part in reading:
+            reader = _WIRE_READERS[wire](ask, writer)
+            async with aclosing(read_answer(response, ask, reader)) as answer:
+                async for part in answer:
                     began = True
                     yield part
     except ModelError:
@@ -75,6 +83,6 @@ async def _stream_wire_parts(
 
 
 def create_local_client() -> httpx2.AsyncClient:
-    """Return a client for servers of our own on this host."""
+    """Create a client for our own servers on this host, which bypasses the guard for outbound requests."""
     transport = SendNotifyingTransport(trust_env=False, limits=httpx2.Limits(max_connections=None))
     return httpx2.AsyncClient(trust_env=False, transport=transport)

@@ -1,4 +1,4 @@
-"""What providers call errors: one table for those with a status and those that come within an answer."""
+"""Classify the errors of providers, whether they come with a status or within an answer."""
 
 import re
 from collections.abc import Mapping
@@ -6,9 +6,9 @@ from typing import Any, Final
 
 from domain.llms import ModelErrorKind
 
-# Words within a `code` or a `type`, in lower case and without anything between; the first that is found counts.
+# Words to look for in a `code` or `type` that is reduced to lower-case letters and digits. The first match counts.
 _KIND_WORDS: Final[tuple[tuple[ModelErrorKind, tuple[str, ...]], ...]] = (
-    # Accounts with nothing left: waiting does not help.
+    # The account has no credit left: waiting does not help.
     ("refused", ("insufficientquota", "insufficientbalance", "insufficientcredit", "insufficientfund", "arrear")),
     ("refused", ("billing", "paymentrequired", "creditbalance", "freetieronly", "quotaexhausted", "spendlimit")),
     ("rate_limited", ("ratelimit", "toomanyrequest", "throttl", "resourceexhausted", "slowdown")),
@@ -29,9 +29,9 @@ _KIND_WORDS: Final[tuple[tuple[ModelErrorKind, tuple[str, ...]], ...]] = (
     ("timeout", ("timeout", "timedout", "deadlineexceeded")),
     ("unavailable", ("overload", "unavailable", "servererror", "internal", "badgateway", "engineerror", "busy")),
 )
-# Statuses that say by themselves what is wrong, whatever `type` stands beside them; a `code` may say it better.
+# Statuses that are clear without the `type` beside them. A `code` may be more precise.
 _CLEAR_STATUSES: Final = frozenset({401, 403, 404, 408, 429})
-# Where a provider's sentence is, in this order.
+# Fields that may hold the provider's message, in this order.
 _MESSAGE_FIELDS: Final = (
     "message",
     "msg",
@@ -46,7 +46,7 @@ _STATUS_FIELDS: Final = ("status", "status_code", "statusCode", "http_status", "
 
 
 def find_error(name: str, data: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the error that an event is; None if it is none. `name` is the event's."""
+    """Return the error that an event reports, or None. `name` is the name of the event."""
     error = data.get("error")
     if isinstance(error, Mapping):
         if any(error.values()):
@@ -63,7 +63,7 @@ def find_error(name: str, data: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def classify_error(body: object, status: int | None) -> ModelErrorKind:
-    """Return what kind of error a body and its status are. A word in `code` goes first, then one in `type`."""
+    """Return the kind of an error. A word in `code` takes precedence over one in `type`, and both over the status."""
     error = _get_innermost_error(body)
     if (by_code := _classify_word(error.get("code"))) is not None:
         return by_code
@@ -85,7 +85,7 @@ def classify_error(body: object, status: int | None) -> ModelErrorKind:
 
 
 def get_status(body: Mapping[str, Any]) -> int | None:
-    """Return the status of HTTP that an error names by itself."""
+    """Return the HTTP status that the body of an error names, or None."""
     for field in ("code", *_STATUS_FIELDS):
         value = body.get(field)
         text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
@@ -95,21 +95,21 @@ def get_status(body: Mapping[str, Any]) -> int | None:
 
 
 def get_retry_after(body: Mapping[str, Any]) -> float | None:
-    """Return the seconds that an error asks to wait."""
+    """Return the seconds to wait that an error names, or None."""
     value = body.get("retry_after")
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def has_message(body: Mapping[str, Any]) -> bool:
-    """Tell whether somebody may have written this for a person to read."""
+    """Tell whether a body holds a message for people."""
     return any(body.get(field) for field in _MESSAGE_FIELDS)
 
 
 def get_message(body: object) -> str:
-    """Return the provider's own words, out of the shapes that errors come in; empty if there are none."""
+    """Return the provider's message from any of the shapes that errors have, or an empty text."""
     for _ in range(8):
         if isinstance(body, list):
-            body = next((one for one in body if one), "")
+            body = next((item for item in body if item), "")
         if not isinstance(body, Mapping):
             break
         body = body.get("error") or body.get("errors") or _get_first_message(body)
@@ -117,10 +117,10 @@ def get_message(body: object) -> str:
 
 
 def _get_first_message(body: Mapping[str, Any]) -> object:
-    said = next((body[field] for field in _MESSAGE_FIELDS if body.get(field)), None)
-    if said is not None:
-        return said
-    # No sentence, but perhaps a name: better than nothing.
+    message = next((body[field] for field in _MESSAGE_FIELDS if body.get(field)), None)
+    if message is not None:
+        return message
+    # Without a message, the name of the error is better than nothing.
     return " ".join(str(body[field]) for field in ("type", "code") if body.get(field) and body[field] != "error")
 
 
@@ -139,4 +139,4 @@ def _classify_word(value: object) -> ModelErrorKind | None:
     word = re.sub("[^a-z0-9]", "", value[:200].lower()) if isinstance(value, str) else ""
     if not word or word.isdigit():
         return None
-    return next((kind for kind, words in _KIND_WORDS if any(one in word for one in words)), None)
+    return next((kind for kind, words in _KIND_WORDS if any(part in word for part in words)), None)

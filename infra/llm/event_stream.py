@@ -1,51 +1,51 @@
-"""A provider's response, read as server-sent events, and as whatever else servers send in their place.
+"""Read a provider's response as server-sent events, or as the plain body that some servers send instead.
 
-What cannot be read is passed over and remembered: only if the answer turns out to be missing does it matter.
+An unreadable event is skipped and remembered. It matters only if the answer turns out to be missing.
 """
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import httpx2
 import msgspec
 
-from domain.llms import ModelCall, ReplyPart
+from domain.llms import ModelCall
 from domain.shared.json_limits import JsonLimits, JsonTooLarge, check_json
 from infra.llm import model_errors
 
-# A server that a tenant chose may send for ever. Bytes of one line, and characters of one answer.
+# A server that a tenant chose may send without end. The limit holds for the bytes of a line and the text of an answer.
 MAX_ANSWER_BYTES: Final = 8 << 20
-# Of a whole response, unpacked: names, signatures and sealed items are kept until its end, whatever they are in.
+# Limit for a whole decompressed response: names, signatures and sealed items are kept until its end.
 MAX_RESPONSE_BYTES: Final = 128 << 20
-# Seconds that a server has to end its answer after it said that it has.
+# A server has this long to end the response after its answer is complete.
 LINGER_SECONDS: Final = 0.5
-# Bytes that are read before others have their turn.
+# After this many bytes, other tasks get a turn.
 _CHUNK_BYTES: Final = 64 * 1024
-# Of one event. Deep ones and long numbers cost no more than their size.
+# Limits for one event. Deep values and long numbers cost no more than their size.
 _EVENT_LIMITS: Final = JsonLimits(depth=MAX_ANSWER_BYTES, number_characters=None)
-# Characters of an unreadable body that are shown.
+# An unreadable body is quoted up to this length.
 _MAX_QUOTED_CHARACTERS: Final = 200
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _NOT_JSON: Final = object()
 
 
 class ServerSentEvent(NamedTuple):
-    """An event whose data is a JSON object. The name is empty where there was none."""
+    """Hold an event whose data is a JSON object. The name may be empty."""
 
     name: str
     data: dict[str, Any]
 
 
 class EventStream:
-    """The events of one response."""
+    """Parse the events of one response."""
 
     def __init__(self, response: httpx2.Response, ask: ModelCall) -> None:
         self._response, self._ask = response, ask
-        self.is_done = False  # `[DONE]` came
-        self.unreadable = ""  # the first event that was no JSON
+        self.is_done = False  # `[DONE]` has come
+        self.unreadable = ""  # the first event that is not JSON
         self._ended = False
         self._begun = False
         self._rest = b""
@@ -54,18 +54,19 @@ class EventStream:
         self._pending: list[bytes] = []
         self._pending_size = 0
         self._body = bytearray()  # lines that belong to no event
-        # Whether it was read as a body, as it held no event of an answer.
+        # True if the response was read as a body, because it held no event of an answer.
         self.is_body = False
 
     def mark_complete(self) -> None:
-        """Expect nothing more: the answer is whole, and the server should end the body soon."""
+        """Note that the answer is complete, so that the server should end the body soon."""
         self._ended = True
 
     async def read_batches(self) -> AsyncGenerator[list[ServerSentEvent], None]:
-        """Yield the events that one read brought, none waited for longer than the call's timeout.
+        """Yield the events of each read. The call's timeout bounds the wait for the next event.
 
-        Comments, with which servers say that they are alive, count for nothing. After the last event the body is read
-        to its end, as the connection can be used again then. Errors: `ModelError`, `TimeoutError`, those of httpx2.
+        Comments, which servers send to keep the connection open, do not extend the wait. After the last event the body
+        is read to its end, so that the connection can be used again.
+        Errors: `ModelError`, `TimeoutError`, those of httpx2.
         """
         clock = asyncio.get_running_loop().time
         due = clock() + self._ask.timeout
@@ -93,13 +94,13 @@ class EventStream:
                         due = clock() + self._ask.timeout
                     if self.is_done or self._ended:
                         ended, due = True, clock() + LINGER_SECONDS
-                    # What was packed may be megabytes: others have their turn.
+                    # A compressed piece may hold megabytes: give other tasks a turn.
                     await asyncio.sleep(0)
         if not ended and (batch := self._parse_events(b"\n\n" if self._rest or self._pending else b"")):
             yield batch
 
     def parse_body(self) -> list[dict[str, Any]]:
-        """Return the JSON objects of a body without events: one, a list, or one a line. Empty if it is none."""
+        """Return the JSON objects of a body without events: one object, a list of them, or one per line."""
         try:
             check_json(bytes(self._body), _EVENT_LIMITS)
         except JsonTooLarge:
@@ -111,15 +112,15 @@ class EventStream:
                 if (decoded := _decode_json(line)) is _NOT_JSON:
                     return []
                 value.append(decoded)
-        return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, dict)]
+        return [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, dict)]
 
     def describe_body(self) -> str:
-        """Return what a body without events was, for people; empty if there was nothing in it."""
+        """Describe a body without events for people. Returns an empty text if the body is empty."""
         text = self._body.decode("utf-8", "replace").strip()
         if not text:
             return ""
         kind = self._response.headers.get("content-type", "").partition(";")[0].strip()[:100]
-        return f"it is {kind or 'of no type'}, no answer of a model: {text[:_MAX_QUOTED_CHARACTERS]}"
+        return f"it is {kind or 'of no type'}, not an answer of a model: {text[:_MAX_QUOTED_CHARACTERS]}"
 
     def _parse_events(self, piece: bytes) -> list[ServerSentEvent]:
         events: list[ServerSentEvent] = []
@@ -157,7 +158,7 @@ class EventStream:
         return lines
 
     def _add_data(self, value: bytes, events: list[ServerSentEvent]) -> None:
-        """Read a line of data as soon as it is JSON: servers that put no blank line between events are common."""
+        """Read a line of data as soon as it is JSON: many servers put no blank line between events."""
         decoded = _decode_json(value)
         if decoded is _NOT_JSON or (self._pending and not (isinstance(decoded, dict) and decoded)):
             self._pending_size += len(value)
@@ -173,7 +174,7 @@ class EventStream:
 
     def _finish_event(self, events: list[ServerSentEvent]) -> None:
         if self._pending:
-            # The standard joins the lines of an event.
+            # The standard says to join the data lines of an event.
             joined = b"\n".join(self._pending)
             self._pending.clear()
             self._pending_size = 0
@@ -198,45 +199,10 @@ class EventStream:
         self.unreadable = self.unreadable or data[:_MAX_QUOTED_CHARACTERS].decode("utf-8", "replace")
 
 
-class EventReader(Protocol):
-    """Makes parts of an answer out of the events of one wire."""
-
-    # Whether anything of an answer has come.
-    has_events: bool
-
-    @property
-    def is_ended(self) -> bool:
-        """Tell whether the answer has said that it is whole."""
-        ...
-
-    def read_event(self, event: ServerSentEvent) -> Iterable[ReplyPart]:
-        """Read an event. Errors: `ModelError` for one that is an error."""
-        ...
-
-
-async def read_events(stream: EventStream, reader: EventReader) -> AsyncGenerator[ReplyPart, None]:
-    """Yield the parts that a reader makes of a stream, or of the body where no events came.
-
-    Errors: those of the reader, `TimeoutError`, and those of httpx2.
-    """
-    async with aclosing(stream.read_batches()) as batches:
-        async for batch in batches:
-            for event in batch:
-                for part in reader.read_event(event):
-                    yield part
-            if reader.is_ended:
-                stream.mark_complete()
-    if not reader.has_events:
-        stream.is_body = True
-        for data in stream.parse_body():
-            for part in reader.read_event(ServerSentEvent("", data)):
-                yield part
-
-
 def _decode_json(value: bytes) -> Any:
-    """Return the JSON value; `_NOTHING` if it is none, or of too many values to be read while others wait.
+    """Return the JSON value, or `_NOT_JSON` if the text is not JSON or has too many values to read at once.
 
-    Halves of characters are left in texts, for those to mend.
+    Halves of characters stay in texts, and `TextMender` joins them.
     """
     try:
         check_json(value, _EVENT_LIMITS)

@@ -1,4 +1,4 @@
-"""Stars for a provider's key in its answers: whoever answers may write the key back, and answers are shown and kept."""
+"""Mask the provider's key in answers: a server may write the key back, and answers are shown and stored."""
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -9,33 +9,33 @@ from msgspec.structs import replace
 from domain.llms import ModelCall, ModelReply, ReasoningDelta, ReplyPart, TextDelta, ToolCallDelta
 
 KEY_REPLACEMENT: Final = "***"
-# Shorter ones are no secrets, and words of an answer.
+# Shorter keys are not secrets, and may be ordinary words of an answer.
 MIN_KEY_CHARACTERS: Final = 8
 
 
 class KeyMask:
-    """Masks a key in text that comes in pieces; what may be the key's beginning is held back."""
+    """Mask a key in text that comes in pieces. A possible beginning of the key is held back."""
 
     def __init__(self, key: str) -> None:
         self._key, self._held = key, ""
 
     def mask_piece(self, piece: str) -> str:
-        """Return what can be handed on by now."""
+        """Return the text that is safe to pass on."""
         text = (self._held + piece).replace(self._key, KEY_REPLACEMENT)
-        held = next((size for size in range(len(self._key) - 1, 0, -1) if text.endswith(self._key[:size])), 0)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held]
+        length = next((size for size in range(len(self._key) - 1, 0, -1) if text.endswith(self._key[:size])), 0)
+        self._held = text[len(text) - length :]
+        return text[: len(text) - length]
 
     def flush_text(self) -> str:
-        """Return what was held back, which is no key."""
-        held, self._held = self._held, ""
-        return held
+        """Return the text that was held back, which is not the key."""
+        rest, self._held = self._held, ""
+        return rest
 
 
 async def stream_masked(
     ask: ModelCall, stream: Callable[[ModelCall], AsyncGenerator[ReplyPart, None]]
 ) -> AsyncGenerator[ReplyPart, None]:
-    """The parts of an answer without the key that it was asked with. What a provider signed stays as it is."""
+    """Yield the parts of an answer with the key of the call masked. Signed parts stay as they are."""
     key = ask.target.api_key.reveal() if ask.target.api_key is not None else ""
     async with aclosing(stream(ask)) as parts:
         if len(key) < MIN_KEY_CHARACTERS:
@@ -62,14 +62,14 @@ async def stream_masked(
 
 
 def _flush_masks(masks: dict[object, KeyMask]) -> list[ReplyPart]:
-    found: list[ReplyPart] = []
+    parts: list[ReplyPart] = []
     for kind, mask in masks.items():
-        if held := mask.flush_text():
+        if rest := mask.flush_text():
             if isinstance(kind, int):
-                found.append(ToolCallDelta(index=kind, arguments=held))
+                parts.append(ToolCallDelta(index=kind, arguments=rest))
             else:
-                found.append(ReasoningDelta(held) if kind is ReasoningDelta else TextDelta(held))
-    return found
+                parts.append(ReasoningDelta(rest) if kind is ReasoningDelta else TextDelta(rest))
+    return parts
 
 
 def _mask_reply(reply: ModelReply, key: str) -> ModelReply:

@@ -1,6 +1,6 @@
-"""The model on this host, as workers reach it: through the door of `paddock up`, or at a URL of its own.
+"""Reach the local model: through the broker of `paddock up`, which starts it on demand, or at a URL.
 
-Errors are `domain.llms.messages.ModelError`, kind `unavailable`, as the next call may well find it there.
+Errors are `domain.llms.ModelError` of kind `unavailable`, as the next call may succeed.
 """
 
 import asyncio
@@ -14,21 +14,21 @@ from domain.llms import ChatMessage, ModelCall, ModelError
 from domain.shared.secrets import Secret
 
 _START_SECONDS: Final = 90.0
-# Schemas become grammars: one of thousands of parts takes minutes to compile.
+# llama.cpp compiles schemas to grammars, which takes minutes for thousands of values.
 MAX_SCHEMA_VALUES: Final = 400
-# An answer that begins like this can only go on as calls of tools (see infra/embedded/smollm2.jinja).
+# An answer that begins with this can only go on with tool calls (see infra/embedded/smollm2.jinja).
 _TOOL_CALL_PREFIX: Final = "<tool_call>["
 
 
 class LocalServer(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the model is, and the key that it wants."""
+    """Hold the address of the model server and the key that it requires."""
 
     base_url: str
     api_key: Secret | None
 
 
 class _ServerReply(msgspec.Struct, frozen=True):
-    """What the door says (see `infra.embedded.model.ModelServerAddress`)."""
+    """Hold the broker's answer (see `infra.embedded.model`): an address, or an error."""
 
     url: str = ""
     key: str = ""
@@ -36,30 +36,31 @@ class _ServerReply(msgspec.Struct, frozen=True):
 
 
 class LocalModelClient:
-    """The model behind `door` (`host:port:word`), started when it is needed, or at `url`, which goes first."""
+    """Reach the model at `url`, else through the broker at `door` (`host:port:secret`), which starts it."""
 
     def __init__(self, door: str | None, url: str | None, key: Secret | None = None) -> None:
         self._door, self._url, self._key = door, url, key
 
     @contextlib.asynccontextmanager
     async def acquire_server(self) -> AsyncIterator[LocalServer]:
-        """The model, there for as long as this is held. Errors: `ModelError`."""
+        """Keep the model server running while the context is open, and yield its address. Errors: `ModelError`."""
         if self._url:
             yield LocalServer(base_url=self._url.rstrip("/"), api_key=self._key)
             return
         if not self._door:
             raise ModelError(
-                "unavailable", "The local model is not there: `paddock up` has it; else set PADDOCK_LOCAL_MODEL_URL."
+                "unavailable", "The local model is not configured: run `paddock up`, or set PADDOCK_LOCAL_MODEL_URL."
             )
         host, port, word = self._door.split(":")
         try:
             reader, writer = await asyncio.open_connection(host, int(port))
         except OSError as error:
-            raise ModelError("unavailable", f"The local model cannot be asked for: {error.strerror}.") from None
+            problem = f"`paddock up`, which starts the local model, cannot be reached: {error.strerror}."
+            raise ModelError("unavailable", problem) from None
         try:
             yield await _request_server(reader, writer, word)
         finally:
-            # Hanging up is how the door learns that this call is over.
+            # The closed connection tells the broker that this call is over.
             writer.close()
 
 
@@ -67,27 +68,28 @@ async def _request_server(reader: asyncio.StreamReader, writer: asyncio.StreamWr
     try:
         writer.write(f"{word}\n".encode())
         async with asyncio.timeout(_START_SECONDS):
-            told = msgspec.json.decode(await reader.readline(), type=_ServerReply)
+            reply = msgspec.json.decode(await reader.readline(), type=_ServerReply)
     except TimeoutError:
         raise ModelError("unavailable", f"The local model did not start within {_START_SECONDS:g} seconds.") from None
     except (OSError, ValueError):
-        raise ModelError("unavailable", "The local model cannot be asked for: `paddock up` hung up.") from None
-    if told.error:
-        raise ModelError("unavailable", told.error[0].upper() + told.error[1:])
-    return LocalServer(base_url=told.url, api_key=Secret(told.key))
+        problem = "`paddock up` hung up instead of starting the local model."
+        raise ModelError("unavailable", problem) from None
+    if reply.error:
+        raise ModelError("unavailable", reply.error[0].upper() + reply.error[1:])
+    return LocalServer(base_url=reply.url, api_key=Secret(reply.key))
 
 
 def prepare_local_request(ask: ModelCall, served: LocalServer) -> ModelCall:
-    """The same call, with the server's key. Where a tool must be called, the answer is begun for the model.
+    """Return the call with the server's key. If a tool call is required, the beginning of the answer is given.
 
-    llama.cpp lets text come before a call, even where one is required, and so small a model never ends its text.
-    Errors: `ModelError` for a JSON Schema that would keep the server, which all share, busy for minutes.
+    llama.cpp allows text before a required call, and a model this small never ends its text.
+    Errors: `ModelError` for a JSON Schema that would keep the shared server busy for minutes.
     """
     schemas = {f"tools[{number}]": tool.parameters for number, tool in enumerate(ask.tools)}
     for where, schema in {"The schema of the answer": ask.options.schema or {}, **schemas}.items():
         if _count_schema_values(schema) > MAX_SCHEMA_VALUES:
-            told = f"{where} has more than the {MAX_SCHEMA_VALUES} parts that the local model takes of a JSON Schema."
-            raise ModelError("refused", told)
+            problem = f"{where} is too large for the local model: it may have at most {MAX_SCHEMA_VALUES} values."
+            raise ModelError("refused", problem)
     ask = msgspec.structs.replace(ask, target=msgspec.structs.replace(ask.target, api_key=served.api_key))
     if ask.options.tool_choice != "required" or not ask.tools:
         return ask
@@ -97,7 +99,7 @@ def prepare_local_request(ask: ModelCall, served: LocalServer) -> ModelCall:
 
 
 def _count_schema_values(schema: Any) -> int:
-    """How many values a schema holds, however deep; counting ends once they are too many."""
+    """Count the values of a schema at all depths. Counting stops once there are too many."""
     count, open_values = 0, [schema]
     while open_values and count <= MAX_SCHEMA_VALUES:
         value = open_values.pop()

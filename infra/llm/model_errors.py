@@ -1,4 +1,4 @@
-"""What went wrong with a call, in `ModelError`'s terms. No message holds the key, whoever wrote it."""
+"""Build the `ModelError` for everything that can go wrong with a call. No message contains the API key."""
 
 import math
 from collections.abc import Iterator
@@ -23,36 +23,36 @@ from infra.llm import error_parser
 
 
 def build_timeout_error(ask: ModelCall, began: bool) -> ModelError:
-    """Nothing came in time."""
+    """Build the error for an answer, or its next part, that did not come in time."""
     what = "stopped answering: nothing came" if began else "did not begin to answer"
     return ModelError("timeout", f"{_name_subject(ask.target)} {what} for {ask.timeout:g} seconds.")
 
 
 def build_unfinished_error(target: ModelTarget) -> ModelError:
-    """An answer ended in good order, but nobody said that it was whole."""
+    """Build the error for an answer that ended without saying that it is complete."""
     return ModelError("cut_off", f"The answer of {_name_model(target)} ended before it was finished.")
 
 
 def build_empty_error(target: ModelTarget) -> ModelError:
-    """An answer came, and there is none in it."""
+    """Build the error for an answer without text and tool calls."""
     return ModelError(
-        "malformed", f"The answer of {_name_model(target)} is empty: there is neither text nor a tool call in it."
+        "malformed", f"The answer of {_name_model(target)} is empty: it has neither text nor a tool call."
     )
 
 
 def build_malformed_error(target: ModelTarget, why: str) -> ModelError:
-    """An answer is not what the protocol says. `why` is ours or the provider's text."""
+    """Build the error for an answer that breaks the protocol. `why` is our own or the provider's text."""
     return ModelError("malformed", f"The answer of {_name_model(target)} cannot be read: {clean_text(target, why)}")
 
 
 def build_stream_error(target: ModelTarget, error: Any) -> ModelError:
-    """The provider says, in the middle of an answer, that it failed."""
+    """Build the error that a provider reports in the middle of an answer."""
     body = error if isinstance(error, dict) else {"message": str(error)}
     return _build_provider_error(target, error_parser.get_status(body), body, error_parser.get_retry_after(body))
 
 
 def convert_exception(error: BaseException, ask: ModelCall, base_url: str | None, answered: bool) -> ModelError:
-    """Any exception of a call. `answered`: the provider had begun to."""
+    """Convert any exception of a call. `answered` tells that the provider had begun to answer."""
     target = ask.target
     for cause in _iterate_causes(error):
         if isinstance(cause, ModelError):
@@ -61,8 +61,8 @@ def convert_exception(error: BaseException, ask: ModelCall, base_url: str | None
             return ModelError("not_allowed", str(cause))
     match error:
         case ModelQuotaExceededError():
-            said = clean_text(target, error_parser.get_message(error.body))
-            return ModelError("refused", f"The account at {target.provider} has nothing left: {said}")
+            message = clean_text(target, error_parser.get_message(error.body))
+            return ModelError("refused", f"The account at {target.provider} has no credit left: {message}")
         case ModelHTTPError():
             status = 429 if isinstance(error, ModelRateLimitError) else error.status_code
             return _build_provider_error(target, status, error.body, error.retry_after)
@@ -74,7 +74,7 @@ def convert_exception(error: BaseException, ask: ModelCall, base_url: str | None
             return ModelError("cut_off", f"The connection to {_name_model(target)} ended in the middle of the answer.")
         case ModelConnectionError() | httpx2.TransportError():
             why = next(
-                (str(one) for one in _iterate_causes(error) if isinstance(one, httpx2.TransportError)), str(error)
+                (str(cause) for cause in _iterate_causes(error) if isinstance(cause, httpx2.TransportError)), str(error)
             )
             where = _name_host(base_url, target)
             return ModelError(
@@ -93,7 +93,7 @@ def convert_exception(error: BaseException, ask: ModelCall, base_url: str | None
 
 
 def clean_text(target: ModelTarget, text: str) -> str:
-    """Somebody else's text, short, on one line and without the key."""
+    """Return a provider's text on one line, of at most 300 characters, with the API key masked."""
     key = target.api_key.reveal() if target.api_key is not None else ""
     text = " ".join((text.replace(key, "***") if key else text).split())
     return text if len(text) <= 300 else f"{text[:300]}…"
@@ -102,14 +102,14 @@ def clean_text(target: ModelTarget, text: str) -> str:
 def _build_provider_error(
     target: ModelTarget, status: int | None, body: object, retry_after: float | None
 ) -> ModelError:
-    """An error by its words and its status, wherever it came: the same mean the same."""
-    said, who = clean_text(target, error_parser.get_message(body)), _name_subject(target)
+    """Build the error for a provider's body and status, wherever the provider reported them."""
+    message, who = clean_text(target, error_parser.get_message(body)), _name_subject(target)
     wait = retry_after if retry_after is not None and math.isfinite(retry_after) and retry_after >= 0 else None
     kind = error_parser.classify_error(body, status)
     number = f" ({status})" if status is not None else ""
     match kind:
         case "rate_limited":
-            words = f"{who} is called too often"
+            words = f"{who} has reached its rate limit"
         case "unauthorized":
             words = f"{who} does not accept the API key" if target.api_key else f"{who} needs an API key"
         case "timeout":
@@ -117,10 +117,10 @@ def _build_provider_error(
         case "unavailable":
             words = f"{who} failed{number}"
         case _ if status == 404:
-            words = f"{who} is not known there (404)"
+            words = f"{who} is unknown to the provider (404)"
         case _:
             words = f"{who} refused the request{number}"
-    return ModelError(kind, f"{words}: {said}" if said else f"{words}.", retry_after=wait)
+    return ModelError(kind, f"{words}: {message}" if message else f"{words}.", retry_after=wait)
 
 
 def _name_model(target: ModelTarget) -> str:
@@ -140,8 +140,8 @@ def _name_host(base_url: str | None, target: ModelTarget) -> str:
 
 def _iterate_causes(error: BaseException) -> Iterator[BaseException]:
     seen: set[int] = set()
-    one: BaseException | None = error
-    while one is not None and id(one) not in seen:
-        seen.add(id(one))
-        yield one
-        one = one.__cause__ or one.__context__
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or cause.__context__

@@ -1,19 +1,19 @@
-"""What calls cost, by the data inside genai-prices. They are never fetched: new prices come with a new package."""
+"""Compute the cost of calls with the data inside genai-prices. New prices come with a new package only."""
 
 from contextlib import suppress
 from typing import Final
 
 from domain.llms import ModelPrice, ModelTarget, ModelUsage
 
-# Whose prices are looked up whatever the URL. Those of others are found by their URL, or else by the model's name.
+# Prices of these providers do not depend on the URL. Other prices are found by URL, else by the model's name.
 _PRICED_PROVIDERS: Final = frozenset({"openai", "anthropic", "deepseek"})
 
 
 class GenaiPrices:
-    """Implements `domain.ports.Prices`. Loads its data, some 100 ms, when it first needs them."""
+    """Look up prices, as `domain.ports.Prices` asks. The first look-up loads the data, which takes some 100 ms."""
 
     def calculate_cost(self, target: ModelTarget, usage: ModelUsage) -> float | None:
-        """See `domain.ports.Prices`."""
+        """Return the dollars of one call, or None if the price is unknown (see `domain.ports.Prices`)."""
         if target.price is not None:
             return _apply_price(target.price, usage)
         if target.provider == "local" or (target.provider == "ollama" and not target.base_url):
@@ -21,7 +21,7 @@ class GenaiPrices:
         from genai_prices import Usage as Used
         from genai_prices import calc_price
 
-        # Reasoning is part of the completion, and cached tokens part of the prompt, there as here.
+        # Both sides count reasoning within the completion and cached tokens within the prompt.
         used = Used(
             input_tokens=usage.prompt_tokens,
             output_tokens=usage.completion_tokens,
@@ -31,7 +31,7 @@ class GenaiPrices:
             with suppress(LookupError):
                 return float(calc_price(used, target.model, provider_api_url=target.base_url).total_price)
         if target.provider == "ollama":
-            return 0.0  # wherever it runs, unless the address is that of somebody who asks for money
+            return 0.0  # free, unless the URL above belongs to a provider with prices
         with suppress(LookupError):
             whose = target.provider if target.provider in _PRICED_PROVIDERS else None
             return float(calc_price(used, target.model, provider_id=whose).total_price)

@@ -1,7 +1,7 @@
-"""From a target to pydantic-ai's model of it: which provider speaks which wire, where it lives, how it is asked.
+"""Choose the wire, the address and the settings of a call, and build pydantic-ai's model for it.
 
 The libraries of OpenAI and Anthropic fill every gap from the process environment: keys, organisations, base URLs,
-headers. None of that may reach a tenant's model, so every such argument is given, and what cannot be is put right.
+headers. None of that may reach a tenant's model, so all of these arguments are passed, and the rest is overwritten.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ from infra.llm import wire_models
 Wire = Literal["anthropic", "responses", "chat"]
 Profile = Callable[[str], ModelProfile | None]
 
-# Where a provider lives unless told. Databricks and openai_compatible have no such place, `local` brings its own.
+# Default base URLs. Databricks and openai_compatible have none, and `local` brings its own.
 _DEFAULT_URLS: Final = {
     "openai": "https://api.openai.com/v1",
     "deepseek": "https://api.deepseek.com",
@@ -47,7 +47,7 @@ _MODEL_PROFILES: Final[dict[str, Profile]] = {
 }
 MODEL_PROVIDERS: Final = frozenset({*_MODEL_PROFILES, "anthropic"})
 
-# A target's parameters under the names that users know them by. All else goes to the provider as it stands.
+# Setting names by the parameter names that users know. Other parameters go to the provider unchanged.
 _SETTING_NAMES: Final[dict[str, str]] = {
     **{name: name for name in ("temperature", "max_tokens", "top_p", "top_k", "seed", "presence_penalty")},
     **{name: name for name in ("frequency_penalty", "logit_bias", "parallel_tool_calls", "thinking", "service_tier")},
@@ -59,22 +59,22 @@ _SETTING_NAMES: Final[dict[str, str]] = {
     "verbosity": "openai_text_verbosity",
     "store": "openai_store",
 }
-# What chat completions take and Responses do not, as parameters of models call it.
+# Parameters of models that chat completions accept and Responses do not.
 _CHAT_ONLY_OPTIONS: Final = frozenset(
     {"stop", "stop_sequences", "seed", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs"}
     | {"top_logprobs", "response_format", "modalities", "audio", "prediction", "web_search_options"}
 )
-# The fewest tokens that Responses can be bounded to.
+# The smallest token limit that Responses accept.
 _MIN_OUTPUT_TOKENS: Final = 16
-# Models of OpenAI that do not reason: there is nothing of theirs to look up later, so nothing has to be stored.
+# OpenAI's models that do not reason: nothing of theirs is looked up later, so nothing has to be stored.
 _NON_REASONING_MODELS: Final = ("gpt-3", "gpt-4", "chatgpt-4")
-# Addresses that know chat completions alone, as they said themselves.
+# Base URLs whose servers have refused Responses as unknown.
 _chat_only_urls: set[str] = set()
 _MAX_CHAT_ONLY_URLS: Final = 10_000
-# The fewest tokens that Anthropic lets a model think.
+# The smallest thinking budget that Anthropic accepts.
 _MIN_THINKING_TOKENS: Final = 1024
 
-# They tell a provider about this host: which system, which Python.
+# Headers that tell a provider about this host: its system and its Python.
 _TELEMETRY_HEADERS: Final = tuple(
     f"X-Stainless-{word}"
     for word in ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async", "Read-Timeout")
@@ -82,10 +82,10 @@ _TELEMETRY_HEADERS: Final = tuple(
 
 
 def choose_wire(ask: ModelCall) -> Wire:
-    """Return which wire a call goes over. Errors: `ModelError` refused for what the model's `api` cannot do.
+    """Return the wire for a call. Errors: `ModelError` of kind refused for options that the model's `api` lacks.
 
-    OpenAI's newer models take tools over Responses alone. Unless the model says so itself, a call that asks for what
-    only chat completions have goes there: the older models know both.
+    OpenAI's newer models accept tools over Responses only. Unless the model's `api` decides, a call with options that
+    only chat completions have goes over chat completions: the older models know both.
     """
     target = ask.target
     if target.provider == "anthropic":
@@ -97,7 +97,8 @@ def choose_wire(ask: ModelCall) -> Wire:
         return "chat" if only or target.base_url in _chat_only_urls else "responses"
     if only:
         raise ModelError(
-            "refused", f"OpenAI's Responses take no {only!r}: leave it out, or give the model {target.name} `api` chat."
+            "refused",
+            f"OpenAI's Responses do not accept {only!r}: leave it out, or set `api` of {target.name} to chat.",
         )
     return "responses"
 
@@ -111,38 +112,38 @@ def _find_chat_only_option(ask: ModelCall) -> str | None:
     }
     asked = {**ask.target.parameters, **{name: value for name, value in options.items() if value is not None}}
     if (
-        found := next((name for name in _CHAT_ONLY_OPTIONS & asked.keys() if asked[name] not in (None, 0)), None)
+        option := next((name for name in _CHAT_ONLY_OPTIONS & asked.keys() if asked[name] not in (None, 0)), None)
     ) is not None:
-        return found
+        return option
     most = ask.options.max_tokens or llms.find_token_limit(ask.target.parameters)
     return "max_tokens" if most is not None and most < _MIN_OUTPUT_TOKENS else None
 
 
 def is_chat_only_response(target: ModelTarget, wire: Wire, status: int, body: object) -> bool:
-    """Tell whether a server at an address of its own refused Responses because it has never heard of them."""
+    """Tell whether a server at a tenant's address refused Responses because it does not know them."""
     if wire != "responses" or target.api is not None or target.base_url is None:
         return False
     error = body.get("error") if isinstance(body, Mapping) else None
-    told = error if isinstance(error, Mapping) else body if isinstance(body, Mapping) else {}
-    # A model that is not known is refused with a word for that; a path, with a number or a page.
-    is_named = isinstance(code := told.get("code"), str) and not code.isdigit()
-    return status in (404, 405, 501) and not is_named and "model" not in str(told.get("message") or "").lower()
+    details = error if isinstance(error, Mapping) else body if isinstance(body, Mapping) else {}
+    # An unknown model is refused with a code in words, an unknown path with a number or a page.
+    is_named = isinstance(code := details.get("code"), str) and not code.isdigit()
+    return status in (404, 405, 501) and not is_named and "model" not in str(details.get("message") or "").lower()
 
 
 def record_chat_only(target: ModelTarget) -> None:
-    """Remember that the server of a target knows chat completions alone."""
+    """Record that the server of a target only knows chat completions."""
     if len(_chat_only_urls) >= _MAX_CHAT_ONLY_URLS:
         _chat_only_urls.clear()
     _chat_only_urls.add(target.base_url or "")
 
 
 def get_writer(target: ModelTarget, wire: Wire) -> str:
-    """Return who writes an answer, for `domain.llms.messages.ProviderParts`: the wire and where it leads."""
+    """Return the author of an answer for `domain.llms.ProviderParts`: the wire and its address."""
     return f"{wire} {target.provider} {target.base_url or _DEFAULT_URLS.get(target.provider, '')}"
 
 
 def build_model(target: ModelTarget, wire: Wire, base_url: str | None, http: httpx2.AsyncClient) -> Model[Any]:
-    """Return the model to ask. Errors: `ModelError` refused for an unknown provider, or one without a URL."""
+    """Build the model. Errors: `ModelError` of kind refused for an unknown provider or a missing base URL."""
     if wire == "anthropic":
         return _build_anthropic_model(target, base_url, http)
     return _build_openai_model(
@@ -157,7 +158,7 @@ def _build_openai_model(
     http: Any,
 ) -> Model[Any]:
     if (profile := _MODEL_PROFILES.get(target.provider)) is None:
-        raise ModelError("refused", f"There is no provider {target.provider!r}.")
+        raise ModelError("refused", f"The provider {target.provider!r} is unknown.")
     if (url := base_url or _DEFAULT_URLS.get(target.provider)) is None:
         raise ModelError("refused", f"Models of {target.provider} need a base_url.")
     client = AsyncOpenAI(
@@ -172,7 +173,7 @@ def _build_openai_model(
         _enforce_credentials=False,
     )
     client.organization = client.project = client.admin_api_key = client.webhook_secret = None
-    # OPENAI_CUSTOM_HEADERS ended up in there. A test holds all this to what is on the wire.
+    # The library has put OPENAI_CUSTOM_HEADERS here. A test compares all of this with the request on the wire.
     headers: dict[str, Any] = dict.fromkeys(_TELEMETRY_HEADERS, Omit())
     client._custom_headers = headers
     provider = OpenAICompatibleProvider(target.provider, openai_client=client, profile=_adjust_profile(target, profile))
@@ -192,83 +193,83 @@ def _build_anthropic_model(
         open_telemetry=False,
     )
     headers: dict[str, Any] = dict.fromkeys(_TELEMETRY_HEADERS, AnthropicOmit())
-    # The header that Anthropic documents and gateways know; the library by itself sends the key as a bearer token.
+    # Anthropic documents this header and gateways know it. By default the library sends the key as a bearer token.
     headers |= {"Authorization": AnthropicOmit(), "X-Api-Key": _reveal_key(target) or AnthropicOmit()}
     client._custom_headers = headers
     return wire_models.AnthropicWireModel(target.model, provider=AnthropicProvider(anthropic_client=client))
 
 
 def build_settings(ask: ModelCall, wire: Wire) -> ModelSettings:
-    """Return how to answer: the target's parameters below the options of the call. Errors: `ModelError` refused."""
+    """Build the settings of a call: its options override the target's parameters. Errors: `ModelError` refused."""
     target, native = ask.target, _list_native_settings(wire)
-    told: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     body: dict[str, Any] = {}
-    given = dict(target.parameters)
-    extra = given.pop("extra_body", None)
-    given |= extra if isinstance(extra, dict) else {}
-    bare = {name: name.removeprefix("openai_").removeprefix("anthropic_") for name in given}
-    if reserved := [name for name in given if bare[name] in RESERVED_PARAMETERS]:
+    parameters = dict(target.parameters)
+    extra = parameters.pop("extra_body", None)
+    parameters |= extra if isinstance(extra, dict) else {}
+    bare = {name: name.removeprefix("openai_").removeprefix("anthropic_") for name in parameters}
+    if reserved := [name for name in parameters if bare[name] in RESERVED_PARAMETERS]:
         raise ModelError("refused", f"The parameter {min(reserved)!r} of the model {target.name} cannot be set.")
-    for name, value in given.items():
+    for name, value in parameters.items():
         if name == "thinking" and isinstance(value, dict):
-            # As Anthropic documents it; DeepSeek's and others' is of the same form, and goes out as it stands.
-            (told if wire == "anthropic" else body)["anthropic_thinking" if wire == "anthropic" else name] = value
+            # Anthropic's own form. DeepSeek and others use the same form, and get it unchanged.
+            (values if wire == "anthropic" else body)["anthropic_thinking" if wire == "anthropic" else name] = value
         elif name in native:
-            told[name] = value
-        elif (known := _SETTING_NAMES.get(name)) is None or (known.startswith("openai_") and known not in native):
+            values[name] = value
+        elif (setting := _SETTING_NAMES.get(name)) is None or (setting.startswith("openai_") and setting not in native):
             body[name] = value
         else:
-            told[known] = [value] if known == "stop_sequences" and isinstance(value, str) else value
+            values[setting] = [value] if setting == "stop_sequences" and isinstance(value, str) else value
     if (most := llms.find_token_limit(target.parameters)) is not None:
-        told["max_tokens"] = most
-    told |= _convert_options(ask.options)
-    if told.get("tool_choice") == "required" and not ask.tools:
-        del told["tool_choice"]
+        values["max_tokens"] = most
+    values |= _convert_options(ask.options)
+    if values.get("tool_choice") == "required" and not ask.tools:
+        del values["tool_choice"]
     if wire == "responses":
-        told = _fit_responses(told, target)
-    if wire == "anthropic" and "anthropic_thinking" in told:
-        told["anthropic_thinking"] = _fit_thinking(told, ask, get_writer(target, wire))
-    # Nothing of a call waits longer than `ask.timeout`, which is watched where the parts are read.
-    told |= {"timeout": httpx2.Timeout(None, connect=10.0), "extra_headers": {"User-Agent": "paddock"}}
+        values = _fit_responses(values, target)
+    if wire == "anthropic" and "anthropic_thinking" in values:
+        values["anthropic_thinking"] = _fit_thinking(values, ask, get_writer(target, wire))
+    # `ask.timeout` bounds all waiting, and is enforced where the parts are read.
+    values |= {"timeout": httpx2.Timeout(None, connect=10.0), "extra_headers": {"User-Agent": "paddock"}}
     if not _reveal_key(target) and wire != "anthropic":
-        told["extra_headers"]["Authorization"] = Omit()  # or the library refuses to ask without a key
+        values["extra_headers"]["Authorization"] = Omit()  # otherwise the library refuses a call without a key
     if body:
-        told["extra_body"] = body
-    return cast(ModelSettings, told)
+        values["extra_body"] = body
+    return cast(ModelSettings, values)
 
 
-def _fit_responses(told: dict[str, Any], target: ModelTarget) -> dict[str, Any]:
-    """Leave out what says nothing, and have nothing stored that need not be."""
-    told = {name: value for name, value in told.items() if name not in _CHAT_ONLY_OPTIONS}
+def _fit_responses(values: dict[str, Any], target: ModelTarget) -> dict[str, Any]:
+    """Drop settings that Responses ignore, and store answers only where that is necessary."""
+    values = {name: value for name, value in values.items() if name not in _CHAT_ONLY_OPTIONS}
     reasons = OpenAIProvider.model_profile(target.model) or {}
     if reasons.get("openai_supports_encrypted_reasoning_content") or target.model.startswith(_NON_REASONING_MODELS):
-        # Reasoning comes sealed, or not at all. A model that nobody knows may need its answers to be looked up by id.
-        told.setdefault("openai_store", False)
-    return told
+        # Reasoning comes sealed or not at all. An unknown model may need its answers to be looked up by id.
+        values.setdefault("openai_store", False)
+    return values
 
 
-def _fit_thinking(told: Mapping[str, Any], ask: ModelCall, writer: str) -> Any:
-    """Return how Anthropic's model is to think, as far as it can within this call.
+def _fit_thinking(values: Mapping[str, Any], ask: ModelCall, writer: str) -> Any:
+    """Return Anthropic's thinking setting, reduced to what this call allows.
 
-    It has to answer within `max_tokens`, and cannot begin to think in the middle of a turn: where another provider
-    made the calls whose results are told now, it goes on without.
+    The answer has to fit into `max_tokens`. A model cannot begin to think in the middle of a turn: if another provider
+    made the calls whose results follow, it goes on without thinking.
     """
-    thinking = told["anthropic_thinking"]
+    thinking = values["anthropic_thinking"]
     if not isinstance(thinking, Mapping) or thinking.get("type") == "disabled":
         return thinking
     turn = next((message for message in reversed(ask.messages) if message.role != "tool"), None)
     if turn is not None and turn.tool_calls and ask.messages[-1].role == "tool":
-        kept = turn.provider_parts
-        if kept is None or kept.writer != writer:
+        parts = turn.provider_parts
+        if parts is None or parts.writer != writer:
             return {"type": "disabled"}
-    budget, most = thinking.get("budget_tokens"), told.get("max_tokens")
+    budget, most = thinking.get("budget_tokens"), values.get("max_tokens")
     if isinstance(budget, int) and isinstance(most, int) and budget >= most:
         return {**thinking, "budget_tokens": most // 2} if most >= 2 * _MIN_THINKING_TOKENS else {"type": "disabled"}
     return thinking
 
 
 def _convert_options(options: ModelOptions) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    values: dict[str, Any] = {
         "temperature": options.temperature,
         "max_tokens": options.max_tokens,
         "top_p": options.top_p,
@@ -279,11 +280,11 @@ def _convert_options(options: ModelOptions) -> dict[str, Any]:
         "parallel_tool_calls": options.parallel_tool_calls,
         "tool_choice": None if options.tool_choice == "auto" else options.tool_choice,
     }
-    return {name: value for name, value in told.items() if value is not None}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _list_native_settings(wire: Wire) -> frozenset[str]:
-    """Return the settings that pydantic-ai has for this wire alone, all of them with the wire's name in front."""
+    """Return the settings that pydantic-ai has for this wire only, which start with the wire's prefix."""
     kinds: dict[Wire, Any] = {
         "anthropic": AnthropicModelSettings,
         "responses": OpenAIResponsesModelSettings,
@@ -294,7 +295,7 @@ def _list_native_settings(wire: Wire) -> frozenset[str]:
 
 
 def _adjust_profile(target: ModelTarget, profile: Profile) -> Profile:
-    """The profile, but texts are not rewritten, and servers other than OpenAI's are told of `max_tokens`."""
+    """Adjust a profile: texts are not rewritten, and only OpenAI gets `max_completion_tokens`."""
 
     def build_profile(name: str) -> ModelProfile:
         changes = OpenAIModelProfile(may_tokenize_special_tokens_in_content=False)

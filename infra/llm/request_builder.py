@@ -1,4 +1,4 @@
-"""Our messages and tools in pydantic-ai's words."""
+"""Convert our messages and tools to those of pydantic-ai."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -29,38 +29,38 @@ from infra.llm.call_ids import map_call_ids
 def build_history(
     messages: Sequence[ChatMessage], target: ModelTarget, writer: str, is_chat: bool
 ) -> list[ModelMessage]:
-    """Return a conversation: what assistants said are responses, between two is one request.
+    """Build the conversation: answers become responses, and the messages between two answers become one request.
 
-    Empty answers are left out. What `writer` wants back of its own answers is in them; what others wrote is not.
+    Empty answers are left out. `writer` gets the provider parts of its own answers back, but not those of others.
     """
-    said: list[ModelMessage] = []
-    asked: list[ModelRequestPart] = []
+    history: list[ModelMessage] = []
+    request_parts: list[ModelRequestPart] = []
     tools: dict[str, str] = {}
     for message in map_call_ids(messages, target, is_chat):
         if message.role != "assistant":
-            asked.append(_build_request_part(message, tools))
+            request_parts.append(_build_request_part(message, tools))
             continue
         tools.update({call.id: call.name for call in message.tool_calls})
         if response := _build_response(message, writer):
-            if asked:
-                said.append(ModelRequest(parts=asked))
-                asked = []
-            said.append(response)
-    if asked:
-        said.append(ModelRequest(parts=asked))
-    return said
+            if request_parts:
+                history.append(ModelRequest(parts=request_parts))
+                request_parts = []
+            history.append(response)
+    if request_parts:
+        history.append(ModelRequest(parts=request_parts))
+    return history
 
 
 def _build_response(message: ChatMessage, writer: str) -> ModelResponse | None:
-    # Arguments that are no JSON object go back as {"INVALID_JSON": "…"}: servers that read them would refuse.
+    # Arguments that are not a JSON object go back as {"INVALID_JSON": "…"}: servers that read them would refuse.
     calls = [ToolCallPart(call.name, call.arguments, tool_call_id=call.id) for call in message.tool_calls]
-    kept = message.provider_parts
-    if kept is None or kept.writer != writer:
+    stored = message.provider_parts
+    if stored is None or stored.writer != writer:
         texts: list[ModelResponsePart] = [TextPart(message.content)] if message.content else []
         return ModelResponse(parts=[*texts, *calls]) if texts or calls else None
     parts: list[ModelResponsePart] = []
     fields: dict[str, Any] = {}
-    for part in kept.parts:
+    for part in stored.parts:
         if "text" in part:
             parts.append(TextPart(part["text"]))
         elif "call" in part:
@@ -94,7 +94,7 @@ def _build_request_part(message: ChatMessage, tools: dict[str, str]) -> ModelReq
 
 
 def build_parameters(ask: ModelCall, model: Model[Any]) -> ModelRequestParameters:
-    """Tools and the form of the answer: by the provider's own means where it has them, else asked for in words."""
+    """Build tools and the answer's schema: by the provider's own means if it has them, else as words of the prompt."""
     tools = [
         # Not strict: a strict tool's schema is rewritten, and an object that may hold anything may then hold nothing.
         ToolDefinition(
@@ -116,7 +116,7 @@ def build_parameters(ask: ModelCall, model: Model[Any]) -> ModelRequestParameter
 
 
 def _choose_strict(schema: dict[str, Any], model: Model[Any]) -> bool | None:
-    """None, which is as strict as can be, for a schema that says the same when it is strict; else False."""
+    """Return None, the strictest choice, for a schema that keeps its meaning when it is strict, else False."""
     transformer = model.profile.get("json_schema_transformer")
     if transformer is None or not isinstance(
         model, OpenAIChatModel | OpenAIResponsesModel
@@ -128,5 +128,5 @@ def _choose_strict(schema: dict[str, Any], model: Model[Any]) -> bool | None:
 
 
 def _copy_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """One that may be rewritten."""
+    """Return a copy that may be changed."""
     return cast(dict[str, Any], msgspec.json.decode(msgspec.json.encode(schema)))

@@ -1,33 +1,19 @@
-"""OpenAI's Responses, read as they come off the connection: items of an output, each begun, grown and done."""
+"""Read OpenAI's Responses as they arrive: the items of an output, each begun, extended and done."""
 
-from collections.abc import AsyncGenerator, Iterable, Mapping
-from contextlib import aclosing
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
-
-import httpx2
 
 from domain.llms import ModelCall, ReplyPart
 from infra.llm import error_parser, model_errors
-from infra.llm.answer_builder import AnswerBuilder
-from infra.llm.event_stream import EventStream, ServerSentEvent, read_events
+from infra.llm.answer_reader import AnswerReader
+from infra.llm.event_stream import EventStream, ServerSentEvent
 from infra.llm.usage import read_usage
 
 _THOUGHT_EVENTS: Final = ("response.reasoning_summary_text.delta", "response.reasoning_text.delta")
 
 
-async def read_responses(response: httpx2.Response, ask: ModelCall, writer: str) -> AsyncGenerator[ReplyPart, None]:
-    """Yield the parts of an answer. Errors: `ModelError`, `TimeoutError`, and those of httpx2."""
-    stream = EventStream(response, ask)
-    reader = ResponsesReader(ask, writer)
-    async with aclosing(read_events(stream, reader)) as parts:
-        async for part in parts:
-            yield part
-    for part in reader.finish_answer(stream):
-        yield part
-
-
 class _OutputItem:
-    """One item of the output. `length` is how much of its text or its arguments has come."""
+    """Track one item of the output. `length` counts the characters of its text or arguments so far."""
 
     def __init__(self) -> None:
         self.length = 0
@@ -36,26 +22,23 @@ class _OutputItem:
         self.kept: dict[str, Any] | None = None
 
 
-class ResponsesReader:
-    """One answer, event by event."""
+class ResponsesReader(AnswerReader):
+    """Build one answer from the events of OpenAI's Responses."""
 
     def __init__(self, ask: ModelCall, writer: str) -> None:
-        self._ask = ask
-        self._answer = AnswerBuilder(ask, writer)
+        super().__init__(ask, writer)
         self._items: dict[Any, _OutputItem] = {}
-        self._numbers: dict[str, Any] = {}  # of items, by their ids
-        self._odd: dict[str, Any] | None = None
-        self.has_events = False
+        self._numbers: dict[str, Any] = {}  # keys of items by their ids
         self.status = ""
         self.reason = ""
 
     @property
     def is_ended(self) -> bool:
-        """Tell whether the response has said how it ended."""
+        """Tell whether the response has reported how it ended."""
         return bool(self.status)
 
     def read_event(self, event: ServerSentEvent) -> Iterable[ReplyPart]:
-        """Read an event. Errors: `ModelError` for one that is an error, after the usage it may report."""
+        """Yield the parts that an event adds. Errors: `ModelError` if it reports an error, after its usage."""
         data = event.data
         kind = data.get("type") if isinstance(data.get("type"), str) else event.name
         response = data if data.get("object") == "response" else data.get("response")
@@ -87,30 +70,15 @@ class ResponsesReader:
         elif kind == "response.reasoning_summary_part.added" and self._get_item(data).is_thought_of:
             yield from self._answer.add_thought("\n\n")
         elif not str(kind).startswith("response."):
-            if self._odd is None and error_parser.has_message(data):
-                self._odd = data
+            self._note_odd_event(data)
             return
         self.has_events = True
 
     def finish_answer(self, stream: EventStream) -> Iterable[ReplyPart]:
-        """Yield the end of the answer. Errors: `ModelError` if it is missing or broke off."""
-        target = self._ask.target
+        """Yield the last parts of the answer. Errors: `ModelError` if the answer is missing or incomplete."""
         if not self.status and not (stream.is_done and not self._answer.is_empty):
-            if self._odd is not None:
-                raise model_errors.build_stream_error(target, self._odd)
-            if self._answer.is_empty and (shown := stream.describe_body()):
-                raise model_errors.build_malformed_error(target, shown)
-            if stream.unreadable:
-                raise model_errors.build_malformed_error(target, f"an event of it is no JSON: {stream.unreadable}")
-            raise (
-                model_errors.build_unfinished_error(target)
-                if self.has_events
-                else model_errors.build_empty_error(target)
-            )
-        if stream.unreadable:
-            self._answer.add_notice(
-                f"An event was no JSON and is left out: {model_errors.clean_text(target, stream.unreadable)}"
-            )
+            raise self._explain_missing_answer(stream)
+        self._note_unreadable_event(stream)
         yield from self._answer.flush_parts()
         if "filter" in self.reason:
             yield self._answer.build_reply("content_filter")
@@ -118,7 +86,7 @@ class ResponsesReader:
             yield self._answer.build_reply("length" if self.status == "incomplete" else "stop")
 
     def _read_response(self, response: Mapping[str, Any], kind: str) -> Iterable[ReplyPart]:
-        """Read what is told of the answer as a whole, at its beginning, and at its end with all of its items."""
+        """Read the response object, which comes at the beginning, and at the end with all of its items."""
         yield from self._answer.report_usage(read_usage(response.get("usage")))
         status = response.get("status")
         last = kind.rpartition(".")[2]
@@ -133,15 +101,13 @@ class ResponsesReader:
         for number, item in enumerate(output if isinstance(output, list) else ()):
             if isinstance(item, Mapping):
                 yield from self._read_item(self._get_item_key({"output_index": number}, item), item, is_done=True)
-        yield from self._answer.report_usage(
-            read_usage(response.get("usage"))
-        )  # once more: it counts the items beside it
+        yield from self._answer.report_usage(read_usage(response.get("usage")))  # again, as it counts the items above
         details = response.get("incomplete_details")
         self.reason = str(details.get("reason") or "") if isinstance(details, Mapping) else ""
         self.status = "incomplete" if self.reason else ends
 
     def _read_item(self, number: Any, item: Mapping[str, Any], is_done: bool) -> Iterable[ReplyPart]:
-        """Read an item as it is now, of which pieces may have come already."""
+        """Read the current state of an item. Pieces of it may have come before."""
         at = self._items.setdefault(number, _OutputItem())
         match item.get("type"):
             case "function_call":
@@ -166,7 +132,7 @@ class ResponsesReader:
                 if at.kept is None:
                     at.kept = {}
                     self._answer.keep_item(at.kept)
-                # As it is in the end: that is when it is sealed.
+                # Only the final state is sealed, so that state is kept.
                 at.kept.update({name: value for name, value in item.items() if value is not None} if is_done else {})
 
     def _add_arguments(self, at: _OutputItem, piece: str) -> Iterable[ReplyPart]:
@@ -179,7 +145,7 @@ class ResponsesReader:
             yield from self._add_arguments(at, arguments)
 
     def _get_item_key(self, data: Mapping[str, Any], item: Mapping[str, Any]) -> Any:
-        """Return the key of an item: its id if that is known, else its number."""
+        """Return the key of an item: the one that its id has, else its position."""
         id_ = item.get("id")
         number = self._numbers.get(id_) if isinstance(id_, str) else None
         if number is None:

@@ -1,18 +1,18 @@
-"""Thoughts between `<think>` and `</think>` in the text of an answer, wherever its pieces end."""
+"""Split thoughts between `<think>` and `</think>` from the text of an answer that comes in pieces."""
 
 from typing import Final
 
 _OPENING_TAG: Final = "<think>"
 _CLOSING_TAG: Final = "</think>"
-# An answer that begins with so much white space is not about to think.
+# An answer that begins with more white space than this does not begin with a thought.
 _MAX_BLANK_CHARACTERS: Final = 1024
 
 
 class ThinkTagParser:
-    """Tells thoughts from text as both grow.
+    """Split thoughts from text piece by piece.
 
-    Tags count where the answer begins, and nowhere else: an answer may well speak of them. What may be the beginning
-    of one is held back until it is clear. White space around thoughts is no part of the answer.
+    Tags count only at the beginning of the answer, as an answer may mention them later. A possible beginning of a tag
+    is held back until it is clear. White space around thoughts is not part of the answer.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class ThinkTagParser:
         self._thought = False
 
     def split_piece(self, piece: str) -> list[tuple[bool, str]]:
-        """Return what the piece makes clear, each as (is a thought, text)."""
+        """Return the texts that are now clear, each as (is a thought, text)."""
         if self._state == "answer":
             return [(False, piece)]
         text, self._held = self._held + piece, ""
@@ -38,7 +38,7 @@ class ThinkTagParser:
                 continue
             bare = text.lstrip()
             if bare.startswith((_OPENING_TAG, _CLOSING_TAG)):
-                # A closing tag alone: the prompt had the opening one.
+                # A closing tag comes alone if the prompt has the opening tag.
                 self._thought = True
                 self._state = "inside" if bare.startswith(_OPENING_TAG) else "begin"
                 text = bare.partition(">")[2]
@@ -54,11 +54,11 @@ class ThinkTagParser:
         return parts
 
     def flush_text(self) -> list[tuple[bool, str]]:
-        """Return what was held back."""
-        held, self._held = self._held, ""
+        """Return the text that was held back."""
+        rest, self._held = self._held, ""
         if self._state == "inside":
-            return [(True, held)] if held else []
-        text = held.lstrip() if self._thought else held
+            return [(True, rest)] if rest else []
+        text = rest.lstrip() if self._thought else rest
         return [(False, text)] if text else []
 
 

@@ -1,4 +1,4 @@
-"""Tool calls in chat completions: numbered, named and cut into pieces in as many ways as there are servers."""
+"""Read the tool calls of chat completions, which every server numbers, names and splits in its own way."""
 
 import json
 import re
@@ -11,30 +11,30 @@ from domain.llms import ModelCall, ToolCallDelta
 from infra.llm import model_errors
 from infra.llm.answer_builder import AnswerBuilder
 
-# More calls in one answer are a server gone wild; what is done with many is the caller's business.
+# An answer with more calls is a fault of the server. The caller may have a lower limit of its own.
 MAX_TOOL_CALLS: Final = 1000
 _STRUCTURE_CHARACTERS: Final = re.compile(r'["\\{}\[\]]')
 
 
 class _StartedCall:
-    """A call that has begun, as the server speaks of it."""
+    """Track a call that has begun, with the server's own id and name."""
 
     def __init__(self, index: int, id_: str | None, name: str) -> None:
         self.index, self.id, self.name = index, id_, name
         self.length = 0  # of its arguments
-        self.is_whole = False  # its arguments are a JSON object, told to the end
+        self.is_whole = False  # its arguments are a complete JSON object
         self._depth = 0
         self._is_text = self._is_escaped = False
 
     def add_arguments(self, arguments: str) -> None:
-        """Follow the brackets of the arguments, piece by piece: to decode all of them each time would take too long."""
+        """Follow the brackets of the arguments piece by piece: decoding all of them each time would take too long."""
         self.length += len(arguments)
         if self._is_escaped and arguments:
             self._is_escaped, start = False, 1
         else:
             start = 0
-        for found in _STRUCTURE_CHARACTERS.finditer(arguments, start):
-            mark, at = found[0], found.start()
+        for match in _STRUCTURE_CHARACTERS.finditer(arguments, start):
+            mark, at = match[0], match.start()
             if at < start:
                 continue  # behind a backslash
             if mark == "\\":
@@ -50,9 +50,9 @@ class _StartedCall:
 class ToolCallReader:
     """Reads pieces of tool calls into an answer.
 
-    An id that is known goes on with its call, an unknown one begins another. Without an id the number decides, then
-    the order. A name after arguments that are a whole JSON object begins another call, and a whole call that is told
-    twice under one id counts once.
+    A known id continues its call, an unknown id begins another call. Without an id the number decides, then the order.
+    A name after arguments that are a complete JSON object begins another call. A complete call that is sent twice under
+    one id counts once.
     """
 
     def __init__(self, answer: AnswerBuilder, ask: ModelCall) -> None:
@@ -64,7 +64,7 @@ class ToolCallReader:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no call came."""
+        """Tell whether no call has come."""
         return not self._begun
 
     def read_calls(self, calls: Any) -> Iterable[ToolCallDelta]:
@@ -110,14 +110,14 @@ class ToolCallReader:
         return begun
 
     def _find_call(self, number: int | None, id_: str | None, name: str | None, arguments: str) -> _StartedCall | None:
-        """Return the call that a piece goes on with; None if it begins another."""
+        """Return the call that a piece continues, or None if it begins another call."""
         at_number = self._by_number.get(number) if number is not None else None
         next_in_order = at_number if number is not None else (self._begun[-1] if self._begun else None)
         if id_ is None:
             return None if next_in_order is None or self._is_new_call(next_in_order, name) else next_in_order
         same = [begun for begun in self._begun if begun.id == id_]
         if not same:
-            # An id that comes late belongs to the call that had none; one that is new in each piece, to no call.
+            # A late id belongs to the call that had none. An id that is new in each piece belongs to no call.
             is_late = next_in_order is not None and (
                 name is None or (next_in_order.id is None and not self._is_new_call(next_in_order, name))
             )
@@ -126,15 +126,15 @@ class ToolCallReader:
         if self._is_repeated(begun, name, arguments):
             return begun
         if number is not None and at_number is None:
-            return None  # several calls of one id, told apart by number
+            return None  # several calls of one id, distinguished by number
         return None if name is not None and begun.is_whole and arguments.lstrip().startswith("{") else begun
 
     def _is_new_call(self, begun: _StartedCall, name: str | None) -> bool:
-        """Tell whether a name begins another call than the one that would go on."""
+        """Tell whether a name begins a new call instead of continuing `begun`."""
         return name is not None and (begun.is_whole or name != begun.name)
 
     def _is_repeated(self, begun: _StartedCall, name: str | None, arguments: str) -> bool:
-        """Tell whether a whole call is told once more."""
+        """Tell whether a piece repeats a complete call."""
         if name not in (None, begun.name) or not begun.is_whole:
             return False
         bare = arguments.strip()
@@ -148,7 +148,7 @@ class ToolCallReader:
         if begun.is_whole and (not bare or bare == "{}" or self._has_same_arguments(begun, bare)):
             return ()
         if begun.length == 0 and bare in ("{}", "null"):
-            # Perhaps nothing yet: some send `{}` first and the arguments after. If none follow, `{}` is what they are.
+            # Some servers send `{}` first and the arguments later. If none follow, the arguments are `{}`.
             begun.is_whole = bare == "{}"
             return ()
         begun.add_arguments(arguments)

@@ -1,9 +1,9 @@
-"""Tools as every provider takes them, and what comes back as the tools themselves take it.
+"""Convert tools to schemas that every provider accepts, and convert calls back to the tools' own names.
 
 Providers refuse a whole request for one tool whose schema has alternatives at its top, a property with an odd name or
-a word of an old draft (Anthropic: `[a-zA-Z0-9_.-]{1,64}`, JSON Schema 2020-12, an object without alternatives at the
+a keyword of an old draft (Anthropic: `[a-zA-Z0-9_.-]{1,64}`, JSON Schema 2020-12, an object without alternatives at the
 top; OpenAI and those that copy it: no alternatives either, and arrays that name their items). So a request holds
-schemas that say no more than all of them understand. What is lost is checked when the call is made.
+schemas that all of them understand. The constraints that are lost are checked when the tool is called.
 """
 
 import asyncio
@@ -31,20 +31,20 @@ from domain.shared.json_schemas import normalize_schema
 from domain.shared.unicode_text import repair_json_text
 from domain.shared.wire_names import PROPERTY_CHARACTERS, assign_wire_names, is_wire_name
 
-# Schemas within one another, or around a value, that are followed.
+# Limits for nested schemas, and for schemas that apply to one value.
 MAX_SCHEMA_DEPTH: Final = 32
 MAX_MATCHING_SCHEMAS: Final = 64
-# Of a schema as JSON: those are remembered, so that each step of a run does not adapt them again.
+# Schemas up to this size are cached, so that each step of a run does not convert them again.
 MAX_REMEMBERED_BYTES: Final = 32 * 1024
 MAX_REMEMBERED_SCHEMAS: Final = 256
-# Of all schemas of a call together: adapting them takes tens of milliseconds.
+# Converting more than this for one call takes tens of milliseconds, so a thread does it.
 LARGE_SCHEMA_BYTES: Final = 64 * 1024
 MAX_ALTERNATIVES: Final = 10
 MAX_NUMBER_BOUND: Final = 2**53
-# What stands at the top of a schema besides an object's own words.
+# Keywords that providers refuse at the top of a schema.
 _ALTERNATIVE_KEYWORDS: Final = ("anyOf", "oneOf")
 _FORBIDDEN_TOP_KEYWORDS: Final = (*_ALTERNATIVE_KEYWORDS, "allOf", "not", "if", "then", "else", "enum", "const", "$ref")
-# How providers say which tool is meant: by number (Gemini counts within a group), or by name.
+# Errors of providers name a tool by number (Gemini counts within a group) or by name.
 _TOOL_NUMBER_PATTERNS: Final = (
     re.compile(r"\bfunction_?[dD]eclarations\[(\d{1,4})\]"),
     re.compile(r"\btools(?:\.|\[)(\d{1,4})\b"),
@@ -57,16 +57,19 @@ Parts = AsyncGenerator[ReplyPart, None]
 
 
 class AdaptedSchema(msgspec.Struct, frozen=True, kw_only=True):
-    """A schema for the wire, the same with its own names, names of properties that differ, and what it cannot say."""
+    """Hold a schema for the wire, the same schema with the tool's own names, and the names that differ.
+
+    `requirements` describes in words the alternatives that the schema cannot express.
+    """
 
     wire: dict[str, Any]
     own: dict[str, Any]
-    renamed: dict[str, str]  # from the tool's own name to the one on the wire
+    renamed: dict[str, str]  # wire names by the tool's own names
     requirements: str = ""
 
 
 class AdaptedTools:
-    """The tools of one call, and its messages, as they stand on the wire."""
+    """Convert the tools and messages of one call for the wire, and its answer back."""
 
     def __init__(self, ask: ModelCall) -> None:
         self._tools = ask.tools
@@ -75,19 +78,19 @@ class AdaptedTools:
         own = list(dict.fromkeys([*(tool.name for tool in ask.tools), *called]))
         self._names = dict(zip(own, assign_wire_names([(name, name) for name in own]), strict=True))
         self._own_names = {wire: name for name, wire in self._names.items()}
-        self._schemas = {tool.name: adapt_schema(tool.parameters) for tool in ask.tools}
+        self._schemas = {tool.name: convert_schema(tool.parameters) for tool in ask.tools}
         self.ask = msgspec.structs.replace(
             ask,
-            tools=tuple(self._adapt_tool(tool) for tool in ask.tools),
-            messages=tuple(self._adapt_message(message) for message in ask.messages),
+            tools=tuple(self._convert_tool(tool) for tool in ask.tools),
+            messages=tuple(self._convert_message(message) for message in ask.messages),
         )
 
-    def _adapt_tool(self, tool: ToolSpec) -> ToolSpec:
+    def _convert_tool(self, tool: ToolSpec) -> ToolSpec:
         schema = self._schemas[tool.name]
         description = f"{tool.description}\n{schema.requirements}".strip() if schema.requirements else tool.description
         return ToolSpec(name=self._names[tool.name], description=description, parameters=schema.wire)
 
-    def _adapt_message(self, message: ChatMessage) -> ChatMessage:
+    def _convert_message(self, message: ChatMessage) -> ChatMessage:
         if message.role == "tool" and message.name:
             return msgspec.structs.replace(message, name=self._names[message.name])
         if not message.tool_calls:
@@ -103,27 +106,27 @@ class AdaptedTools:
         if schema is None or not schema.renamed:
             return call.arguments
         try:
-            given = msgspec.json.decode(repair_json_text(call.arguments or "{}"))
+            arguments = msgspec.json.decode(repair_json_text(call.arguments or "{}"))
         except (msgspec.MsgspecError, RecursionError, UnicodeError):
             return call.arguments
         names = schema.renamed if to_wire else {wire: own for own, wire in schema.renamed.items()}
-        return msgspec.json.encode(_rename_keys(given, [schema.own], schema.own, names, to_wire)).decode()
+        return msgspec.json.encode(_rename_keys(arguments, [schema.own], schema.own, names, to_wire)).decode()
 
     async def restore_parts(self, parts: Parts) -> Parts:
-        """Yield the parts of an answer in the tools' own names. Arguments with renamed properties come in one piece."""
-        held: dict[int, tuple[str, list[str]]] = {}
+        """Yield an answer with the tools' own names. Arguments with renamed properties come in one piece."""
+        buffered: dict[int, tuple[str, list[str]]] = {}
         async for part in parts:
             if isinstance(part, ToolCallDelta):
                 name = None if part.name is None else self._own_names.get(part.name, part.name)
                 if name is not None and (schema := self._schemas.get(name)) is not None and schema.renamed:
-                    held[part.index] = (name, [part.arguments])
+                    buffered[part.index] = (name, [part.arguments])
                     yield msgspec.structs.replace(part, name=name, arguments="")
-                elif part.index in held:
-                    held[part.index][1].append(part.arguments)
+                elif part.index in buffered:
+                    buffered[part.index][1].append(part.arguments)
                 else:
                     yield part if name == part.name else msgspec.structs.replace(part, name=name)
             elif isinstance(part, ModelReply):
-                for index, (name, pieces) in held.items():
+                for index, (name, pieces) in buffered.items():
                     call = ModelToolCall(id="", name=name, arguments="".join(pieces))
                     yield ToolCallDelta(index=index, arguments=self._rename_arguments(call, to_wire=False))
                 yield self._restore_reply(part)
@@ -139,30 +142,30 @@ class AdaptedTools:
         return msgspec.structs.replace(reply, message=msgspec.structs.replace(reply.message, tool_calls=tuple(calls)))
 
     def name_tool(self, error: ModelError) -> None:
-        """Put the name of the tool that a provider refuses into its words: they tell its number alone."""
+        """Add the name of a refused tool to the error of a provider that names only its number."""
         if error.kind != "refused":
             return
         tool: ToolSpec | None = None
-        numbers = [found for one in _TOOL_NUMBER_PATTERNS if (found := one.search(error.message)) is not None]
+        numbers = [match for pattern in _TOOL_NUMBER_PATTERNS if (match := pattern.search(error.message))]
         if numbers:
             at = int(numbers[0][1])
             tool = self._tools[at] if at < len(self._tools) else None
         elif (named := _TOOL_NAME_PATTERN.search(error.message)) is not None:
             own = self._own_names.get(named[1])
-            tool = next((one for one in self._tools if one.name == own), None)
+            tool = next((spec for spec in self._tools if spec.name == own), None)
         if tool is not None:
             error.tool = tool.name
             error.message = f"{error.message} (This is about the tool {tool.name!r}.)"
 
 
 async def stream_adapted(ask: ModelCall, stream: Callable[[ModelCall], Parts]) -> Parts:
-    """Yield the parts of an answer to a call whose tools are adapted to the wire. Errors: those of `stream`."""
+    """Stream a call with its tools converted for the wire, and convert the answer back. Errors: those of `stream`."""
     if not ask.tools and not any(message.tool_calls for message in ask.messages):
         async with aclosing(stream(ask)) as parts:
             async for part in parts:
                 yield part
         return
-    # Strangers' schemas: what takes long shall not keep the others of this process waiting.
+    # Large schemas are converted in a thread, so that they do not block the other calls of this process.
     tools = await asyncio.to_thread(AdaptedTools, ask) if _is_large(ask.tools) else AdaptedTools(ask)
     try:
         async with aclosing(stream(tools.ask)) as wire_parts, aclosing(tools.restore_parts(wire_parts)) as parts:
@@ -185,56 +188,57 @@ def _is_large(tools: Sequence[ToolSpec]) -> bool:
     return False
 
 
-def adapt_schema(schema: dict[str, Any]) -> AdaptedSchema:
-    """Return the schema of a tool's arguments as providers take it."""
+def convert_schema(schema: dict[str, Any]) -> AdaptedSchema:
+    """Convert the schema of a tool's arguments to one that providers accept."""
     try:
         written = msgspec.json.encode(schema)
     except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError, TypeError):
-        return _adapt(schema)
-    return _adapt_encoded(written) if len(written) <= MAX_REMEMBERED_BYTES else _adapt(schema)
+        return _convert(schema)
+    return _convert_encoded(written) if len(written) <= MAX_REMEMBERED_BYTES else _convert(schema)
 
 
 @lru_cache(maxsize=MAX_REMEMBERED_SCHEMAS)
-def _adapt_encoded(written: bytes) -> AdaptedSchema:
-    return _adapt(msgspec.json.decode(written))
+def _convert_encoded(written: bytes) -> AdaptedSchema:
+    return _convert(msgspec.json.decode(written))
 
 
-def _adapt(schema: dict[str, Any]) -> AdaptedSchema:
+def _convert(schema: dict[str, Any]) -> AdaptedSchema:
     own = normalize_schema(schema)
     definitions = own.pop(DEFINITIONS_KEYWORD, {})
-    needed = _find_requirements(own, definitions)
+    requirements = _find_requirements(own, definitions)
     own = {**_fold_alternatives(own, definitions, 0), "type": "object"}
     own.setdefault("properties", {})
     if definitions:
         own[DEFINITIONS_KEYWORD] = definitions
     _complete_schema(own)
     odd: dict[str, None] = {}
-    known: set[str] = set()
-    _collect_names(own, known, odd)
+    plain: set[str] = set()
+    _collect_names(own, plain, odd)
     if not odd:
-        return AdaptedSchema(wire=own, own=own, renamed={}, requirements=_describe_requirements(needed))
-    names = assign_wire_names([(name, name) for name in [*known, *odd]], characters=PROPERTY_CHARACTERS)
-    renamed = {name: wire for name, wire in zip([*known, *odd], names, strict=True) if name in odd}
-    needs = _describe_requirements([[renamed.get(name, name) for name in one] for one in needed])
+        return AdaptedSchema(wire=own, own=own, renamed={}, requirements=_describe_requirements(requirements))
+    names = assign_wire_names([(name, name) for name in [*plain, *odd]], characters=PROPERTY_CHARACTERS)
+    renamed = {name: wire for name, wire in zip([*plain, *odd], names, strict=True) if name in odd}
+    needs = _describe_requirements([[renamed.get(name, name) for name in names] for names in requirements])
     return AdaptedSchema(wire=_rename_schema(own, renamed), own=own, renamed=renamed, requirements=needs)
 
 
-def _describe_requirements(needed: list[list[str]]) -> str:
-    sets = [" with ".join(f"`{name[:64]}`" for name in one) for one in needed]
+def _describe_requirements(requirements: list[list[str]]) -> str:
+    sets = [" with ".join(f"`{name[:64]}`" for name in names) for names in requirements]
     return f"Needs {' or '.join(sets)}." if sets else ""
 
 
 def _find_requirements(schema: dict[str, Any], definitions: dict[str, Any]) -> list[list[str]]:
-    """What each of the alternatives at the top requires, if each requires something."""
+    """Return the properties that each alternative at the top requires, if each requires some."""
     for keyword in _ALTERNATIVE_KEYWORDS:
-        sets = [_resolve_reference(one, definitions).get("required", []) for one in schema.get(keyword, [])]
+        alternatives = [_resolve_reference(branch, definitions) for branch in schema.get(keyword, [])]
+        sets = [branch.get("required", []) for branch in alternatives]
         if len(sets) > 1 and all(sets) and len(sets) <= MAX_ALTERNATIVES:
             return sets
     return []
 
 
 def _resolve_reference(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """The schema that a reference leads to, its own words before that one's."""
+    """Return the schema that a reference leads to. Keywords beside the reference override it."""
     for _ in range(MAX_SCHEMA_DEPTH):
         if not isinstance(reference := schema.get("$ref"), str):
             break
@@ -244,26 +248,26 @@ def _resolve_reference(schema: dict[str, Any], definitions: dict[str, Any]) -> d
 
 
 def _fold_alternatives(schema: dict[str, Any], definitions: dict[str, Any], depth: int) -> dict[str, Any]:
-    """An object's schema with the properties of all its alternatives, of which none is required but by all."""
+    """Merge the properties of all alternatives into one object. Only what all alternatives require stays required."""
     schema = _resolve_reference(schema, definitions)
     folded = {keyword: value for keyword, value in schema.items() if keyword not in _FORBIDDEN_TOP_KEYWORDS}
     if depth > MAX_SCHEMA_DEPTH:
         return folded
-    properties: dict[str, list[Any]] = {name: [one] for name, one in folded.get("properties", {}).items()}
+    properties: dict[str, list[Any]] = {name: [subschema] for name, subschema in folded.get("properties", {}).items()}
     required = dict.fromkeys(folded.get("required", []))
     for keyword in ("allOf", *_ALTERNATIVE_KEYWORDS):
-        branches = [_fold_alternatives(one, definitions, depth + 1) for one in schema.get(keyword, [])]
+        branches = [_fold_alternatives(subschema, definitions, depth + 1) for subschema in schema.get(keyword, [])]
         for branch in branches:
-            for name, one in branch.get("properties", {}).items():
-                if one not in (found := properties.setdefault(name, [])):
-                    found.append(one)
+            for name, subschema in branch.get("properties", {}).items():
+                if subschema not in (schemas := properties.setdefault(name, [])):
+                    schemas.append(subschema)
         sets = [set(branch.get("required", [])) for branch in branches]
         if sets:
             shared = set.union(*sets) if keyword == "allOf" else set.intersection(*sets)
             required |= dict.fromkeys(sorted(shared))
     if properties:
         folded["properties"] = {
-            name: several[0] if len(several) == 1 else {"anyOf": [one for one in several if one] or [{}]}
+            name: several[0] if len(several) == 1 else {"anyOf": [schema for schema in several if schema] or [{}]}
             for name, several in properties.items()
         }
     if required:
@@ -272,7 +276,7 @@ def _fold_alternatives(schema: dict[str, Any], definitions: dict[str, Any], dept
 
 
 def _complete_schema(schema: dict[str, Any]) -> None:
-    """Say what some providers want to be told: the items of arrays, and the type of what has a format."""
+    """Add what some providers require: `items` for arrays, and a type for schemas with a format."""
     if "format" in schema and not schema.keys() & {"type", "enum", *_FORBIDDEN_TOP_KEYWORDS}:
         schema["type"] = "string"
     types = schema.get("type")
@@ -280,17 +284,17 @@ def _complete_schema(schema: dict[str, Any]) -> None:
         schema.setdefault("items", {})
     for kind in ("Length", "Items", "Properties"):
         if schema.get(f"min{kind}", 0) > schema.get(f"max{kind}", math.inf):
-            del schema[f"min{kind}"], schema[f"max{kind}"]  # nothing fits, and grammars cannot say so
+            del schema[f"min{kind}"], schema[f"max{kind}"]  # no value fits, which grammars cannot express
     for keyword, whole in (("minimum", math.ceil), ("exclusiveMinimum", math.floor)):
         _complete_bound(schema, keyword, whole)
     for keyword, whole in (("maximum", math.floor), ("exclusiveMaximum", math.ceil)):
         _complete_bound(schema, keyword, whole)
-    for one in list_subschemas(schema):
-        _complete_schema(one)
+    for subschema in list_subschemas(schema):
+        _complete_schema(subschema)
 
 
 def _complete_bound(schema: dict[str, Any], keyword: str, whole: Callable[[float], int]) -> None:
-    """Bounds of whole numbers are whole, and none is larger than a grammar can be made of."""
+    """Round the bounds of integers, and drop bounds that are too large for a grammar."""
     bound = schema.get(keyword)
     if bound is None:
         return
@@ -300,44 +304,44 @@ def _complete_bound(schema: dict[str, Any], keyword: str, whole: Callable[[float
         schema[keyword] = whole(bound)
 
 
-def _collect_names(schema: dict[str, Any], known: set[str], odd: dict[str, None]) -> None:
+def _collect_names(schema: dict[str, Any], plain: set[str], odd: dict[str, None]) -> None:
     for name in schema.get("properties", {}):
         if is_wire_name(name, PROPERTY_CHARACTERS):
-            known.add(name)
+            plain.add(name)
         else:
             odd[name] = None
-    for one in list_subschemas(schema):
-        _collect_names(one, known, odd)
+    for subschema in list_subschemas(schema):
+        _collect_names(subschema, plain, odd)
 
 
 def _rename_schema(schema: Any, names: dict[str, str]) -> Any:
-    """The same schema with properties renamed, each of them told its own name."""
-    found = dict(schema)
+    """Return a schema with renamed properties. The description of each mentions its own name."""
+    renamed = dict(schema)
     for keyword in (DEFINITIONS_KEYWORD, "properties", "patternProperties", "dependentSchemas"):
-        if keyword in found:
-            found[keyword] = {name: _rename_schema(one, names) for name, one in found[keyword].items()}
+        if keyword in renamed:
+            renamed[keyword] = {name: _rename_schema(subschema, names) for name, subschema in renamed[keyword].items()}
     for keyword in ("allOf", "anyOf", "oneOf", "prefixItems"):
-        if keyword in found:
-            found[keyword] = [_rename_schema(one, names) for one in found[keyword]]
+        if keyword in renamed:
+            renamed[keyword] = [_rename_schema(subschema, names) for subschema in renamed[keyword]]
     for keyword in ("not", "if", "then", "else", "contains", "propertyNames", "items", "additionalProperties"):
-        if isinstance(found.get(keyword), dict):
-            found[keyword] = _rename_schema(found[keyword], names)
+        if isinstance(renamed.get(keyword), dict):
+            renamed[keyword] = _rename_schema(renamed[keyword], names)
     for keyword in ("properties", "dependentSchemas"):
-        if keyword in found:
-            found[keyword] = {
-                names.get(name, name): _prepend_own_name(one, name)
+        if keyword in renamed:
+            renamed[keyword] = {
+                names.get(name, name): _prepend_own_name(subschema, name)
                 if name in names and keyword == "properties"
-                else one
-                for name, one in found[keyword].items()
+                else subschema
+                for name, subschema in renamed[keyword].items()
             }
-    if "required" in found:
-        found["required"] = [names.get(name, name) for name in found["required"]]
-    if "dependentRequired" in found:
-        found["dependentRequired"] = {
-            names.get(name, name): [names.get(one, one) for one in several]
-            for name, several in found["dependentRequired"].items()
+    if "required" in renamed:
+        renamed["required"] = [names.get(name, name) for name in renamed["required"]]
+    if "dependentRequired" in renamed:
+        renamed["dependentRequired"] = {
+            names.get(name, name): [names.get(other, other) for other in several]
+            for name, several in renamed["dependentRequired"].items()
         }
-    return found
+    return renamed
 
 
 def _prepend_own_name(schema: dict[str, Any], name: str) -> dict[str, Any]:
@@ -352,45 +356,45 @@ def _rename_keys(
     to_wire: bool,
     depth: int = 0,
 ) -> Any:
-    """A value whose keys are renamed where one of the schemas around it has them as properties."""
+    """Rename the keys of a value that are properties in one of the schemas that apply to it."""
     if depth > 2 * MAX_SCHEMA_DEPTH or not isinstance(value, dict | list):
         return value
     around = _expand_schemas(schemas, root)
     if isinstance(value, list):
         inner: list[dict[str, Any]] = []
         for schema in around:
-            inner += [one for one in (*schema.get("prefixItems", ()), schema.get("items")) if isinstance(one, dict)]
-        return [_rename_keys(one, inner, root, names, to_wire, depth + 1) for one in value]
-    found: dict[str, Any] = {}
-    for key, one in value.items():
+            inner += [item for item in (*schema.get("prefixItems", ()), schema.get("items")) if isinstance(item, dict)]
+        return [_rename_keys(item, inner, root, names, to_wire, depth + 1) for item in value]
+    renamed: dict[str, Any] = {}
+    for key, item in value.items():
         other = names.get(key)
         own = key if to_wire else other if other is not None else key
-        known = [schema["properties"][own] for schema in around if own in schema.get("properties", {})]
-        if not known:
+        matching = [schema["properties"][own] for schema in around if own in schema.get("properties", {})]
+        if not matching:
             own = key
             for schema in around:
                 patterned = schema.get("patternProperties", {}).values()
-                known += [more for more in (schema.get("additionalProperties"), *patterned) if isinstance(more, dict)]
+                others = (schema.get("additionalProperties"), *patterned)
+                matching += [other for other in others if isinstance(other, dict)]
         elif other is not None:
             key = other
-        found[key] = _rename_keys(one, known, root, names, to_wire, depth + 1)
-    return found
+        renamed[key] = _rename_keys(item, matching, root, names, to_wire, depth + 1)
+    return renamed
 
 
 def _expand_schemas(schemas: Sequence[dict[str, Any]], root: dict[str, Any]) -> list[dict[str, Any]]:
-    """Schemas that hold for a value together with those that are given: what they refer to, and alternatives."""
-    found: list[dict[str, Any]] = []
+    """Return the schemas with all that apply together with them: referenced schemas and alternatives."""
+    expanded: list[dict[str, Any]] = []
     waiting = list(schemas)
-    while waiting and len(found) < MAX_MATCHING_SCHEMAS:
+    while waiting and len(expanded) < MAX_MATCHING_SCHEMAS:
         schema = waiting.pop()
-        if any(schema is one for one in found):
+        if any(schema is subschema for subschema in expanded):
             continue
-        found.append(schema)
+        expanded.append(schema)
         for keyword in ("allOf", *_ALTERNATIVE_KEYWORDS):
             waiting += schema.get(keyword, [])
         waiting += [schema[keyword] for keyword in ("if", "then", "else") if keyword in schema]
         if isinstance(reference := schema.get("$ref"), str):
-            waiting += [
-                one for one in [root.get(DEFINITIONS_KEYWORD, {}).get(reference.rpartition("/")[2])] if one is not None
-            ]
-    return found
+            target = root.get(DEFINITIONS_KEYWORD, {}).get(reference.rpartition("/")[2])
+            waiting += [] if target is None else [target]
+    return expanded

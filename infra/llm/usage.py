@@ -1,4 +1,4 @@
-"""Counts of tokens as providers report them: under several names, as numbers of any kind, or as nonsense."""
+"""Read token counts, which providers report under several names and as numbers of any kind, or wrongly."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from domain.llms import ReportedUsage
 
-# What one call may have used, in tokens: more is made up.
+# No call uses more tokens than this: a larger count is wrong.
 MAX_TOKEN_COUNT: Final = 10**9
 _PROMPT_FIELDS: Final = ("prompt_tokens", "input_tokens", "prompt_eval_count")
 _COMPLETION_FIELDS: Final = ("completion_tokens", "output_tokens", "eval_count")
@@ -15,7 +15,7 @@ _REASONING_FIELDS: Final = ("reasoning_tokens", "thinking_tokens")
 
 
 def read_count(value: Any) -> int | None:
-    """Return a count of tokens; None for what is none. A part of a token counts as one."""
+    """Return a count of tokens, or None if the value is not a count. Fractions are rounded up."""
     if isinstance(value, str) and len(value) <= 32:
         try:
             value = float(value)
@@ -27,7 +27,7 @@ def read_count(value: Any) -> int | None:
 
 
 def read_usage(usage: Any) -> ReportedUsage | None:
-    """Return what a usage object of OpenAI's wires says, field by field; None if that is nothing."""
+    """Return the counts of a usage object of OpenAI's wires, or None if it has none."""
     if not isinstance(usage, Mapping):
         return None
     prompt, completion = _get_first_count(usage, _PROMPT_FIELDS), _get_first_count(usage, _COMPLETION_FIELDS)

@@ -1,4 +1,4 @@
-"""pydantic-ai's models, which make the requests, but for one step: a stream is the response itself, not yet read.
+"""Adapt pydantic-ai's models, which make the requests, so that a stream is the unread response itself.
 
 Provider details hold what a provider wants back with its next request (see `infra.llm.request_builder`).
 """
@@ -14,13 +14,13 @@ from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 
 
 class ChatWireModel(OpenAIChatModel):
-    """OpenAI's chat completions."""
+    """Make requests of OpenAI's chat completions."""
 
     async def _process_streamed_response(self, response: AsyncStream[Any], *args: Any, **kwargs: Any) -> Any:
         return response.response
 
     def accepts_stateless_artifacts(self, response: ModelResponse, part: Any = None) -> bool:
-        """Give back whatever is there: what others wrote is not."""
+        """Send all artifacts back: `request_builder` has already removed those of other providers."""
         return True
 
     def _map_model_response(self, message: ModelResponse) -> Any:
@@ -31,18 +31,18 @@ class ChatWireModel(OpenAIChatModel):
 
 
 class ResponsesWireModel(OpenAIResponsesModel):
-    """OpenAI's Responses."""
+    """Make requests of OpenAI's Responses."""
 
     async def _process_streamed_response(self, response: Any, *args: Any, **kwargs: Any) -> Any:
         return response.response
 
     def _map_response_thinking_part(self, item: ThinkingPart, response_context: Any, context: Any, **more: Any) -> None:
-        # As it came: pydantic-ai would leave out what it does not know.
+        # Send the item unchanged: pydantic-ai would drop fields that it does not know.
         context.openai_messages.append((item.provider_details or {})["item"])
 
 
 class AnthropicWireModel(AnthropicModel):
-    """Anthropic's messages."""
+    """Make requests of Anthropic's messages."""
 
     @asynccontextmanager
     async def request_stream(
@@ -82,5 +82,5 @@ class AnthropicWireModel(AnthropicModel):
         )
 
     def accepts_stateless_artifacts(self, response: ModelResponse, part: Any = None) -> bool:
-        """Give back whatever is there: what others wrote is not."""
+        """Send all artifacts back: `request_builder` has already removed those of other providers."""
         return True

@@ -35,7 +35,7 @@ async def test_refusals_within_a_stream(serve_case, model: str, kind: str, words
         ("vllm-object", "refused", "maximum context length is 4096 tokens"),
         ("event-error", "unavailable", "Overloaded, try later."),
         ("json-200", "refused", "No endpoints found for this model."),
-        ("login-page", "malformed", "text/html, no answer of a model: <!doctype html><title>Sign in"),
+        ("login-page", "malformed", "text/html, not an answer of a model: <!doctype html><title>Sign in"),
         ("done-only", "malformed", "is empty"),
     ],
 )

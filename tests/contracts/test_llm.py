@@ -52,7 +52,7 @@ class Here:
         self.url, self.held, self.most = url, 0, 0
 
     @asynccontextmanager
-    async def serving(self) -> AsyncIterator[LocalServer]:
+    async def acquire_server(self) -> AsyncIterator[LocalServer]:
         self.held += 1
         try:
             yield LocalServer(base_url=self.url, api_key=None)

@@ -66,7 +66,8 @@ async def test_what_only_chat_completions_have_goes_there(served: Wire, llm: Pyd
     assert [asked.path for asked in served.requests] == [CHAT]
     refused = await fails(llm, told(served, api="responses", **more))
     assert refused.kind == "refused"
-    assert "`api` chat" in refused.message
+    assert "set `api` of" in refused.message
+    assert refused.message.endswith(" to chat.")
     assert len(served.requests) == 1
 
 

@@ -19,7 +19,7 @@ from domain.llms import (
     ToolCallDelta,
     ToolSpec,
 )
-from infra.llm.tool_schemas import AdaptedTools, adapt_schema, stream_adapted
+from infra.llm.tool_schemas import AdaptedTools, convert_schema, stream_adapted
 
 TARGET = ModelTarget(name="m", provider="openai", model="m")
 TEXT = {"type": "string"}
@@ -57,7 +57,7 @@ REFUSED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_schemas_that_providers_take(name: str) -> None:
-    wire = adapt_schema(REFUSED[name]).wire
+    wire = convert_schema(REFUSED[name]).wire
     Draft202012Validator.check_schema(wire)
     assert wire["type"] == "object"
     assert not wire.keys() & {"anyOf", "oneOf", "allOf", "not", "if", "enum", "const", "$ref"}
@@ -76,20 +76,20 @@ def test_schemas_that_providers_take(name: str) -> None:
                 walk(one)
 
     walk(wire)
-    json.dumps(adapt_schema(wire).wire)
+    json.dumps(convert_schema(wire).wire)
 
 
 def test_alternatives_are_folded() -> None:
-    first = adapt_schema(REFUSED["anyOf of requirements"])
+    first = convert_schema(REFUSED["anyOf of requirements"])
     assert (first.wire["properties"], first.wire.get("required"), first.requirements) == (
         {"a": TEXT, "b": TEXT}, None, "Needs `a` or `b`.",
     )  # fmt: skip
-    second = adapt_schema(REFUSED["oneOf of objects"])
+    second = convert_schema(REFUSED["oneOf of objects"])
     assert second.wire["required"] == ["kind"]
     assert second.wire["properties"] == {"kind": {"anyOf": [{"const": "a"}, {"const": "b"}]}, "x": TEXT, "y": TEXT}
-    assert adapt_schema(REFUSED["allOf"]).wire["required"] == ["a"]
-    assert set(adapt_schema(REFUSED["allOf"]).wire["properties"]) == {"a", "b"}
-    both = adapt_schema(REFUSED["references as alternatives"]).wire["properties"]["a"]
+    assert convert_schema(REFUSED["allOf"]).wire["required"] == ["a"]
+    assert set(convert_schema(REFUSED["allOf"]).wire["properties"]) == {"a", "b"}
+    both = convert_schema(REFUSED["references as alternatives"]).wire["properties"]["a"]
     assert both == {"anyOf": [TEXT, {"type": "integer"}]}
 
 
@@ -100,7 +100,7 @@ def test_what_makers_of_grammars_refuse() -> None:
         "large": {"type": "integer", "maximum": 1e300}, "none": {"type": "string", "minLength": 5, "maxLength": 1},
         "dated": {"format": "date"}, "fraction": {"type": "number", "minimum": 0.5},
     }  # fmt: skip
-    wire = adapt_schema({"properties": odd}).wire["properties"]
+    wire = convert_schema({"properties": odd}).wire["properties"]
     assert wire == {
         "self": {"$ref": "#/$defs/root"}, "whole": {"type": "integer", "minimum": 1, "exclusiveMaximum": 4},
         "large": {"type": "integer"}, "none": TEXT, "dated": {"type": "string", "format": "date"},
