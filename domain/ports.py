@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from domain.crews import Crews
     from domain.evaluations import Evaluations
     from domain.events import Events
-    from domain.executions import Executions
-    from domain.executions.steps import RunSteps
+    from domain.executions import Executions, RunSteps
     from domain.llms import Llms, ModelCall, ModelTarget, ModelUsage, ReplyPart
     from domain.plans import Plans
     from domain.provider_keys import ProviderKeys

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from domain.executions.queries import get_execution
+from domain.executions import get_execution
 from domain.llms import ToolFailed
 from domain.ports import Tx
 from domain.shared.errors import NotFound

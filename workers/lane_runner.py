@@ -2,6 +2,7 @@
 
 from typing import Any, Final
 
+import msgspec
 import structlog
 
 from domain import executions
@@ -19,7 +20,8 @@ class LaneRunner:
     """The executions of one lane that this process holds. `share` bounds what a tenant may have running."""
 
     def __init__(self, name: str, store: Store, holder: LeaseKeeper, lane: RunLane, share: LaneShare) -> None:
-        self._name, self._store, self._leases, self._lane, self._share = name, store, holder, lane, share
+        self._name, self._store, self._leases = name, store, holder
+        self._share = msgspec.structs.replace(share, lane=lane)
         self._settlements = GroupCommit(self._settle_batch)
         # Whether executions may have waited when the last one was settled.
         self.may_have_pending = True
@@ -36,7 +38,7 @@ class LaneRunner:
         """Claim up to `slots` executions, of whichever tenants are next."""
         async with self._store.autocommit() as tx:
             return await executions.claim_executions(
-                tx, self._name, self._leases.lease_duration, slots, self.list_ready_versions(), self._share, self._lane
+                tx, self._name, self._leases.lease_duration, slots, self.list_ready_versions(), self._share
             )
 
     async def __call__(self, execution: Execution) -> None:

@@ -7,8 +7,7 @@ import msgspec
 from domain.agents import Agent, build_messages
 from domain.artifacts.record import ArtifactRecord, build_record
 from domain.artifacts.service import ExecutionTokens, PackedArtifact, UnrecordedExecution
-from domain.executions import Execution
-from domain.executions.steps import RunStep
+from domain.executions import Execution, RunStep
 from domain.ports import Tx
 from domain.shared.jobs import Job
 

@@ -1,4 +1,4 @@
-"""Executions: one run of an agent, from `pending` to exactly one terminal state."""
+"""Start, claim, settle and list executions: runs of agents, tools, crews and workflows."""
 
 from domain.executions.claims import (
     append_agent_events,
@@ -20,9 +20,13 @@ from domain.executions.queries import (
 from domain.executions.schema import (
     DEFAULT_MAX_ATTEMPTS,
     DEFAULT_TIMEOUT_SECONDS,
-    MAX_DEPTH,
+    MAX_LOG_CHARACTERS,
+    MAX_LOG_LINES,
+    MAX_PLAN_TIMEOUT_SECONDS,
+    MODEL_AGENT_TIMEOUT_SECONDS,
     ApprovalDecision,
     AttemptOutcome,
+    CostLimitUsd,
     Execution,
     ExecutionFilter,
     ExecutionKind,
@@ -33,6 +37,7 @@ from domain.executions.schema import (
     LaneShare,
     MaxAttempts,
     RunLane,
+    RunName,
     TargetedExecutionStart,
     build_payload,
     count_reserved_slots,
@@ -41,14 +46,36 @@ from domain.executions.schema import (
     ring_plan,
     status_from_outcome,
 )
-from domain.executions.service import retry_execution, start_execution, start_tool_call
+from domain.executions.service import (
+    TOOL_CALL_TIMEOUT_SECONDS,
+    add_execution,
+    build_execution,
+    build_run_name,
+    retry_execution,
+    start_execution,
+    start_tool_call,
+)
+from domain.executions.steps import (
+    MAX_CALLS_PER_ANSWER,
+    RunStep,
+    RunSteps,
+    RunStepStatus,
+    park_for_approval,
+    write_step,
+)
 
 __all__ = [
     "DEFAULT_MAX_ATTEMPTS",
     "DEFAULT_TIMEOUT_SECONDS",
-    "MAX_DEPTH",
+    "MAX_CALLS_PER_ANSWER",
+    "MAX_LOG_CHARACTERS",
+    "MAX_LOG_LINES",
+    "MAX_PLAN_TIMEOUT_SECONDS",
+    "MODEL_AGENT_TIMEOUT_SECONDS",
+    "TOOL_CALL_TIMEOUT_SECONDS",
     "ApprovalDecision",
     "AttemptOutcome",
+    "CostLimitUsd",
     "Execution",
     "ExecutionFilter",
     "ExecutionKind",
@@ -59,11 +86,18 @@ __all__ = [
     "LaneShare",
     "MaxAttempts",
     "RunLane",
+    "RunName",
+    "RunStep",
+    "RunStepStatus",
+    "RunSteps",
     "TargetedExecutionStart",
+    "add_execution",
     "append_agent_events",
     "apply_tenant_filter",
     "begin_running",
+    "build_execution",
     "build_payload",
+    "build_run_name",
     "cancel_child_executions",
     "cancel_execution",
     "claim_executions",
@@ -74,6 +108,7 @@ __all__ = [
     "hand_over_execution",
     "job_from_execution",
     "list_executions",
+    "park_for_approval",
     "release_execution",
     "requeue_expired",
     "retry_execution",
@@ -82,4 +117,5 @@ __all__ = [
     "start_execution",
     "start_tool_call",
     "status_from_outcome",
+    "write_step",
 ]

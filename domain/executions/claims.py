@@ -1,4 +1,4 @@
-"""What workers do with executions: claim, begin, record, settle, give back."""
+"""Claim executions for workers, and begin, log, settle and release them."""
 
 from datetime import datetime, timedelta
 
@@ -12,7 +12,6 @@ from domain.executions.schema import (
     Execution,
     ExecutionSettlement,
     LaneShare,
-    RunLane,
     job_from_execution,
     ring_plan,
     status_from_outcome,
@@ -24,41 +23,41 @@ from domain.shared.leases import Lease, LostLease
 
 async def claim_executions(
     tx: Tx,
-    worker: str,
-    lease: timedelta,
+    worker_id: str,
+    duration: timedelta,
     slots: int,
-    at_hand: frozenset[str] = frozenset(),
+    local_versions: frozenset[str] = frozenset(),
     share: LaneShare = WHOLE_LANE,
-    lane: RunLane = "run",
 ) -> list[Execution]:
-    """Take up to `slots` pending executions over all tenants, fairly and within the limits of agents and tenants.
+    """Claim up to `slots` pending executions over all tenants, fairly and within the limits of agents and tenants.
 
-    One is `running` at once if it is of a model agent, or if its version is among those `at_hand` on the worker's
-    machine, else `preparing`. `share` bounds every tenant's running executions, besides its own limit.
+    An execution is `running` at once if it is of a model agent, or if its version is among the `local_versions` of the
+    worker's machine, else `preparing`. `share` names the lane, and bounds every tenant's running executions besides
+    its own limit.
     """
-    held = Lease(worker_id=worker, claimed_at=tx.now, expires_at=tx.now + lease)
-    taken = await tx.executions.claim_pending(held, slots, at_hand, share, lane)
-    for execution in taken:
+    lease = Lease(worker_id=worker_id, claimed_at=tx.now, expires_at=tx.now + duration)
+    claimed = await tx.executions.claim_pending(lease, slots, local_versions, share)
+    for execution in claimed:
         tx.announce_status(execution.id, execution.status)
-    return taken
+    return claimed
 
 
 async def begin_running(tx: Tx, execution: Execution) -> None:
-    """The version lies ready on this machine; the agent starts now. Errors: `LostLease`."""
+    """Mark an execution as running, now that its version is on the worker's machine. Errors: `LostLease`."""
     if not await tx.executions.begin_running(execution.id, execution.attempt, tx.now):
         raise LostLease(execution.id)
     tx.announce_status(execution.id, "running")
 
 
 async def append_agent_events(tx: Tx, execution: Execution, written: list[ExecutionEvent]) -> None:
-    """Append what the agent wrote to the log of an execution held by this attempt. Errors: `LostLease`."""
+    """Append events to the log of an execution whose lease this attempt holds. Errors: `LostLease`."""
     if not await tx.events.append_if_leased(execution.id, execution.attempt, written):
         raise LostLease(execution.id)
     tx.announce_status(execution.id, "running")
 
 
 def enforce_result_limits(outcome: SandboxOutcome) -> SandboxOutcome:
-    """Return an outcome that can be kept: a result that is beyond the bounds of JSON is none."""
+    """Return the outcome, or the error `result_not_json` where its result exceeds the limits of JSON."""
     try:
         if outcome.output is not None:
             check_json(outcome.output)
@@ -67,44 +66,45 @@ def enforce_result_limits(outcome: SandboxOutcome) -> SandboxOutcome:
     return outcome
 
 
-async def settle_executions(tx: Tx, ended: list[AttemptOutcome]) -> ExecutionSettlement:
-    """Settle executions of any tenants with what their sandboxes left behind."""
-    kept = [_kept(one, tx.now) for one in ended]
-    found = await tx.executions.settle_attempts(kept, tx.now)
-    for one in kept:
-        if (one.execution.id, one.execution.attempt) in found.settled_attempts:
-            tx.announce_status(one.execution.id, status_from_outcome(one.outcome))
-            ring_plan(tx, one.execution)
-    return found
+async def settle_executions(tx: Tx, outcomes: list[AttemptOutcome]) -> ExecutionSettlement:
+    """Settle executions of any tenants with the outcomes of their attempts."""
+    prepared = [_prepare_outcome(outcome, tx.now) for outcome in outcomes]
+    settlement = await tx.executions.settle_attempts(prepared, tx.now)
+    for attempt in prepared:
+        if (attempt.execution.id, attempt.execution.attempt) in settlement.settled_attempts:
+            tx.announce_status(attempt.execution.id, status_from_outcome(attempt.outcome))
+            ring_plan(tx, attempt.execution)
+    return settlement
 
 
-def _kept(one: AttemptOutcome, now: datetime) -> AttemptOutcome:
-    outcome = enforce_result_limits(one.outcome)
+def _prepare_outcome(attempt: AttemptOutcome, now: datetime) -> AttemptOutcome:
+    """Return an outcome within the limits, with its traceback as the last event of the log."""
+    outcome = enforce_result_limits(attempt.outcome)
     if not outcome.stack:
-        return msgspec.structs.replace(one, outcome=outcome)
-    trace = events.build_log_event("ERROR", outcome.stack, now, "traceback")
-    return msgspec.structs.replace(one, outcome=outcome, events=[*one.events, trace])
+        return msgspec.structs.replace(attempt, outcome=outcome)
+    traceback = events.build_log_event("ERROR", outcome.stack, now, "traceback")
+    return msgspec.structs.replace(attempt, outcome=outcome, events=[*attempt.events, traceback])
 
 
 async def hand_over_execution(tx: Tx, execution: Execution) -> None:
-    """Hand a held execution back, as a worker does that is told to stop. The attempt does not count."""
-    _freed(tx, await tx.executions.hand_over_execution(execution.id, execution.attempt, tx.now))
+    """Return a leased execution to the queue because its worker stops. The attempt does not count."""
+    _announce_release(tx, await tx.executions.hand_over_execution(execution.id, execution.attempt, tx.now))
 
 
 async def release_execution(tx: Tx, execution: Execution) -> None:
-    """Hand a held execution back after what it ran in was lost. The attempt counts: it may have been the reason."""
-    _freed(tx, await tx.executions.release_execution(execution.id, execution.attempt, tx.now))
+    """Return a leased execution to the queue after its sandbox was lost. The attempt counts: it may be the cause."""
+    _announce_release(tx, await tx.executions.release_execution(execution.id, execution.attempt, tx.now))
 
 
 async def requeue_expired(tx: Tx, execution_id: str) -> None:
-    """Give an expired lease's execution back to the queue, or fail it when its attempts are used up."""
-    _freed(tx, await tx.executions.requeue_expired(execution_id, tx.now))
+    """Return the execution of an expired lease to the queue, or fail it when its attempts are used up."""
+    _announce_release(tx, await tx.executions.requeue_expired(execution_id, tx.now))
 
 
-def _freed(tx: Tx, after: Execution | None) -> None:
-    if after is None:
+def _announce_release(tx: Tx, released: Execution | None) -> None:
+    if released is None:
         return
-    if after.status == "pending":
-        tx.ring_job(job_from_execution(after))
-    ring_plan(tx, after)
-    tx.announce_status(after.id, after.status)
+    if released.status == "pending":
+        tx.ring_job(job_from_execution(released))
+    ring_plan(tx, released)
+    tx.announce_status(released.id, released.status)

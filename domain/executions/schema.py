@@ -1,10 +1,10 @@
-"""Executions: one run of an agent, from `pending` to exactly one terminal state.
+"""Define executions: one run of an agent, a tool, a crew or a workflow, from `pending` to exactly one terminal status.
 
     pending ──► preparing ──► running ──► completed | failed
        └────────────┴────────────┴──────► cancelled
 
-A worker claims a pending row (a lease and a fencing token, see `leases`), works with no transaction
-open, and settles it. Cancelling settles the row at once; the worker notices and kills the tree.
+A worker claims a pending row (a lease and a fencing token, see `domain.shared.leases`), works with no transaction
+open, and settles it. Cancelling settles the row at once; the worker notices and kills the process tree.
 """
 
 import re
@@ -20,7 +20,7 @@ from domain.events import ExecutionEvent
 from domain.ports import SandboxOutcome, Tx
 from domain.shared.errors import InvalidField
 from domain.shared.jobs import Job
-from domain.shared.json_limits import MAX_JSON_DEPTH, check_json_field
+from domain.shared.json_limits import check_json_field
 from domain.shared.leases import Lease
 from domain.shared.pages import Listing, Page
 from domain.shared.status import ExecutionStatus
@@ -31,25 +31,25 @@ RunLane = Literal["run", "llm", "plan"]
 ExecutionMode = Literal["safe", "sandbox", "yolo"]
 
 DEFAULT_TIMEOUT_SECONDS: Final = 30
-# Models take their time.
+# Models take longer than code.
 MODEL_AGENT_TIMEOUT_SECONDS: Final = 300
-DEFAULT_MAX_ATTEMPTS: Final = 3
-MAX_DEPTH: Final = MAX_JSON_DEPTH
-# As much of its log as an execution shows as text, in characters.
-MAX_LOG_CHARACTERS: Final = 64 * 1024
-MAX_LOG_LINES: Final = 2000
-# What Paddock itself says of a run is in small letters with underscores, or one of these.
-_PLATFORM_WORDS: Final = frozenset(
-    {"timeout", "crashed", "cancelled", "unavailable", "malformed", "refused", "unauthorized", "rejected"}
-)
-_PLATFORM_TYPE: Final = re.compile(r"[a-z0-9]+(_[a-z0-9]+)+")
-MAX_ERROR_TYPE_CHARACTERS: Final = 200
 # A crew or a workflow may wait for people.
 MAX_PLAN_TIMEOUT_SECONDS: Final = 7 * 24 * 3600
+DEFAULT_MAX_ATTEMPTS: Final = 3
+# How much of its log an execution shows as text.
+MAX_LOG_CHARACTERS: Final = 64 * 1024
+MAX_LOG_LINES: Final = 2000
+MAX_ERROR_TYPE_CHARACTERS: Final = 200
+# Error types of the platform are lower-case words with underscores, or one of these.
+_PLATFORM_ERROR_TYPES: Final = frozenset(
+    {"timeout", "crashed", "cancelled", "unavailable", "malformed", "refused", "unauthorized", "rejected"}
+)
+_PLATFORM_PATTERN: Final = re.compile(r"[a-z0-9]+(_[a-z0-9]+)+")
 
 Payload = Annotated[dict[str, Any], Meta(examples=[{"input": "Hello, world!"}])]
 TimeoutSeconds = Annotated[
-    int, Meta(ge=1, le=MAX_PLAN_TIMEOUT_SECONDS, description="Seconds; at most an hour for an agent.", examples=[30])
+    int,
+    Meta(ge=1, le=MAX_PLAN_TIMEOUT_SECONDS, description="Seconds; at most an hour for an agent.", examples=[30]),
 ]
 CostLimitUsd = Annotated[float, Meta(gt=0, le=1_000_000, description="US dollars.", examples=[5.0])]
 RunName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f]*$(?!\n)")]
@@ -57,17 +57,17 @@ MaxAttempts = Annotated[int, Meta(ge=1, le=10, description="Claims before a run 
 
 
 class Execution(msgspec.Struct, kw_only=True):
-    """One execution. `total_cost` in USD, `timeout` in seconds; `result` repeats `output_data`.
+    """Describe one execution. `total_cost` in USD, `timeout` in seconds; `result` repeats `output_data`.
 
     `error_type` is the exception's class name when the agent raised, else one of `timeout
     out_of_memory crashed result_not_json result_too_large sandbox_unavailable worker_lost
     version_unavailable internal_error cancelled`, `model_unavailable` where a worker cannot serve the models of a
-    manifest, `tool_failed` of a tool call by itself, and for model agents `budget_exceeded too_many_steps` or what
-    went wrong with the model (`rate_limited unavailable timeout cut_off malformed refused unauthorized not_allowed`) or
-    with its file (`output_file`). A crew or a workflow has that of the step that failed, or `rejected bad_expression
+    manifest, `tool_failed` of a single tool call, and for model agents `budget_exceeded too_many_steps` or the error
+    of the model (`rate_limited unavailable timeout cut_off malformed refused unauthorized not_allowed`) or of its file
+    (`output_file`). A crew or a workflow has the `error_type` of the step that failed, or `rejected bad_expression
     map_too_large outputs_too_large not_startable`.
     While the status is `waiting`, `waiting_for` holds the tool calls `{call_id, tool, args}` and the steps
-    `{call_id, step, name}` that wait for an approval. `results` has what completed steps came to, by id.
+    `{call_id, step, name}` that wait for an approval. `results` has the results of completed steps, by id.
     `logs` has the first 64 KiB of the log as text, a line each; it is null in lists.
     """
 
@@ -120,10 +120,10 @@ class Execution(msgspec.Struct, kw_only=True):
     def __post_init__(self) -> None:
         self.execution_id = self.id
         self.result = self.output_data
-        self.message = self.error_message or _SENTENCES[self.status]
+        self.message = self.error_message or _STATUS_SENTENCES[self.status]
 
 
-_SENTENCES: Final[dict[ExecutionStatus, str]] = {
+_STATUS_SENTENCES: Final[dict[ExecutionStatus, str]] = {
     "pending": "Execution is waiting for a worker",
     "preparing": "Execution is being prepared",
     "running": "Execution is running",
@@ -135,12 +135,12 @@ _SENTENCES: Final[dict[ExecutionStatus, str]] = {
 
 
 class ExecutionStart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What to run an agent with, when the path names the agent.
+    """Give an execution its input and limits, when the path names what to run.
 
     One of `payload` and `inputs` (two names of the same thing) is what the entrypoint receives;
-    `task` is added to it under that name. `agent_version_id` picks a version other than the current.
-    A model agent is asked `task`, with the inputs; `mode` and `model` are for it alone, and for those of a crew or a
-    workflow. `cost_limit` bounds what the run's calls of models may cost. `run_name` is what it is called.
+    `task` is added to it under that name. `agent_version_id` picks a version other than the current one.
+    A model agent is asked `task`, with the inputs; `mode` and `model` apply to model agents, also to those of a crew or
+    a workflow. `cost_limit` bounds what the run's calls of models may cost. `run_name` is the name of the execution.
     """
 
     payload: Payload | None = None
@@ -156,7 +156,7 @@ class ExecutionStart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class TargetedExecutionStart(ExecutionStart, kw_only=True, forbid_unknown_fields=True):
-    """What to run, when the path does not say: one of the three, by id or name."""
+    """Name what to run in the body: one of an agent, a crew and a workflow, by id or name."""
 
     agent_id: Annotated[str, Meta(examples=["my-agent"])] | None = None
     crew_id: str | None = None
@@ -164,9 +164,9 @@ class TargetedExecutionStart(ExecutionStart, kw_only=True, forbid_unknown_fields
 
 
 class ExecutionFilter(msgspec.Struct, frozen=True):
-    """What a list of executions is narrowed to. Times are inclusive at `since`, exclusive at `until`.
+    """Select executions of a list. Times are inclusive at `since`, exclusive at `until`.
 
-    Without a `parent_id` or an agent it holds what was started, and not the steps of that.
+    Without a `parent_id` or an agent, the list leaves out the steps of crews and workflows.
     """
 
     status: ExecutionStatus | None = None
@@ -182,7 +182,7 @@ class ExecutionFilter(msgspec.Struct, frozen=True):
 
 
 class AttemptOutcome(msgspec.Struct, kw_only=True, frozen=True):
-    """What one attempt at an execution came to, with the last of what it wrote."""
+    """Hold the outcome of one attempt at an execution, with the last events that it wrote."""
 
     execution: Execution
     outcome: SandboxOutcome
@@ -190,9 +190,9 @@ class AttemptOutcome(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class ExecutionSettlement(msgspec.Struct, kw_only=True, frozen=True):
-    """Which executions were settled, as (id, attempt); the others are not held by their attempt any more.
+    """List the executions that were settled, as (id, attempt); the others had lost their lease.
 
-    `waiting` tells whether executions of anybody waited at that moment.
+    `has_waiting` tells whether executions of any tenant waited for a worker at that moment.
     """
 
     settled_attempts: frozenset[tuple[str, int]]
@@ -200,17 +200,20 @@ class ExecutionSettlement(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class ApprovalDecision(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Which of the waiting tool calls is decided on, all without `call_id`; the model is told the `reason`."""
+    """Choose the waiting tool call or step to decide on; all without `call_id`. The model receives the `reason`."""
 
     call_id: Annotated[str, Meta(max_length=200)] | None = None
     reason: Annotated[str, Meta(max_length=4000, pattern=r"^[^\x00]*$")] | None = None
 
 
 class LaneShare(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker leaves to others: no tenant has more than `most` executions running, and the last `spare` of the
-    worker's slots are for tenants that have none running in its lane, where there is more than one tenant.
+    """Bound what a worker of a lane may take: at most `max_running` running executions of one tenant.
+
+    The last `reserved_slots` of the worker's slots are for tenants that have none running in the lane, where there is
+    more than one tenant.
     """
 
+    lane: RunLane = "run"
     max_running: int | None = None
     reserved_slots: int = 0
 
@@ -219,69 +222,69 @@ WHOLE_LANE: Final = LaneShare()
 
 
 def count_reserved_slots(slots: int) -> int:
-    """Return how many of a worker's slots are for tenants that have none: an eighth, but one at least, of several."""
+    """Return how many of a worker's slots are for tenants without a run: an eighth, at least one of several."""
     return max(1, slots // 8) if slots > 1 else 0
 
 
 class Executions(Protocol):
-    """The executions of the bound tenant. Every write is guarded by the state it expects."""
+    """Store the executions of the bound tenant. Every write is guarded by the status that it expects."""
 
     async def add(self, execution: Execution, spec: AgentSpec | None) -> None:
-        """Write it. `spec` is what a model agent was when it was started, which is what every attempt runs."""
+        """Write an execution. `spec` is the model agent as it was at the start; every attempt runs that."""
         ...
 
     async def get_spec(self, execution_id: str) -> AgentSpec | None: ...
     async def lock_execution(self, execution_id: str) -> Execution | None: ...
     async def park_execution(self, execution_id: str, attempt: int, calls: list[dict[str, Any]], now: datetime) -> bool:
-        """Park a held execution until somebody decides."""
+        """Park a leased execution until a person decides on its calls."""
         ...
 
     async def resume_execution(self, execution_id: str, now: datetime) -> Execution | None: ...
     async def set_waiting_calls(self, execution_id: str, calls: list[dict[str, Any]], now: datetime) -> None:
-        """Fewer calls wait than before."""
+        """Replace the calls that wait, when some of them are decided."""
         ...
 
     async def get(self, execution_id: str) -> Execution | None: ...
-    async def list_page(self, narrowed: ExecutionFilter, page: Page) -> Listing[Execution]: ...
+    async def list_page(self, filters: ExecutionFilter, page: Page) -> Listing[Execution]: ...
     async def claim_pending(
-        self, lease: Lease, slots: int, at_hand: frozenset[str], share: LaneShare, lane: RunLane
+        self, lease: Lease, slots: int, local_versions: frozenset[str], share: LaneShare
     ) -> list[Execution]:
-        """Claim up to `slots` pending executions over all tenants, those of whoever has the least running first."""
+        """Claim up to `slots` pending executions over all tenants, first of the tenants with the fewest running."""
         ...
 
     async def begin_running(self, execution_id: str, attempt: int, now: datetime) -> bool: ...
-    async def settle_attempts(self, ended: list[AttemptOutcome], now: datetime) -> ExecutionSettlement:
-        """Settle executions of any tenants that are still held by their attempt."""
+    async def settle_attempts(self, outcomes: list[AttemptOutcome], now: datetime) -> ExecutionSettlement:
+        """Settle executions of any tenants whose attempt still holds the lease."""
         ...
 
     async def cancel_execution(self, execution_id: str, reason: str, now: datetime) -> bool: ...
     async def cancel_children(self, execution_id: str, reason: str, now: datetime) -> list[str]:
-        """Cancel what has not ended of the steps of a plan, and of those of plans within it."""
+        """Cancel the open steps of a plan, and those of plans within it. Returns their ids."""
         ...
 
     async def count_open_runs(self, agent_id: str) -> int:
-        """How many of an agent's executions have not ended, steps of plans aside, which wait for their turn.
+        """Count an agent's executions that have not ended, without steps of plans, which wait in their plan.
 
-        Holds off other starts of it until the commit.
+        Blocks other starts of the agent until the commit.
         """
         ...
 
     async def cancel_oldest(
         self, agent_id: str, keep: int, reason: str, now: datetime, steps: bool = False
     ) -> list[str]:
-        """Cancel an agent's open executions but the newest `keep`; `steps` of plans as well, or not."""
+        """Cancel an agent's open executions but the newest `keep`; with `steps`, also steps of plans."""
         ...
 
     async def release_execution(self, execution_id: str, attempt: int, now: datetime) -> Execution | None: ...
     async def hand_over_execution(self, execution_id: str, attempt: int, now: datetime) -> Execution | None:
-        """As `release`, but the attempt does not count."""
+        """Release an execution without counting the attempt."""
         ...
 
     async def requeue_expired(self, execution_id: str, now: datetime) -> Execution | None: ...
 
 
 def build_payload(data: ExecutionStart) -> dict[str, Any]:
-    """What the entrypoint receives. Errors: `invalid_field` for both names at once, or too deep a nesting."""
+    """Build what the entrypoint receives. Errors: `invalid_field` for both names at once, or for deep nesting."""
     if data.payload is not None and data.inputs is not None:
         raise InvalidField("inputs", "means payload; send one of them.")
     field = "inputs" if data.inputs is not None else "payload"
@@ -295,29 +298,30 @@ def build_payload(data: ExecutionStart) -> dict[str, Any]:
 
 
 def status_from_outcome(outcome: SandboxOutcome) -> ExecutionStatus:
-    """The state that an outcome leads to."""
+    """Return the status that an outcome leads to."""
     return "completed" if outcome.error_type is None else "failed"
 
 
 def job_from_execution(execution: Execution) -> Job:
-    """The run job of an execution in its present state."""
+    """Build the run job of an execution in its present status."""
     return Job(lane=execution.lane, row_id=execution.id, tenant_id=execution.tenant_id, attempt=execution.attempt)
 
 
 def ring_plan(tx: Tx, execution: Execution) -> None:
-    """Ring for the plan that an execution is a step of, or is itself: something has become of it."""
+    """Ring for the plan that an execution is, or is a step of: its status has changed."""
     plan_id = execution.parent_id or (execution.id if execution.lane == "plan" else None)
     if plan_id is not None:
         tx.ring_job(Job(lane="plan", row_id=plan_id, tenant_id=execution.tenant_id, attempt=0))
 
 
 def error_type_from_exception(name: str) -> str:
-    """Return the `error_type` for an exception's class name that an agent gave.
+    """Return the `error_type` for the class name of an exception that an agent raised.
 
-    The platform's own words stay the platform's: `timeout` becomes `agent.timeout`. What is no name is `Exception`.
+    Error types of the platform stay the platform's: `timeout` becomes `agent.timeout`. A name that is no identifier
+    becomes `Exception`.
     """
     plain = unicodedata.normalize("NFKC", name[:MAX_ERROR_TYPE_CHARACTERS])[:MAX_ERROR_TYPE_CHARACTERS]
     if not all(part.isidentifier() for part in plain.split(".")):
         return "Exception"
-    is_platform = plain in _PLATFORM_WORDS or _PLATFORM_TYPE.fullmatch(plain) is not None
+    is_platform = plain in _PLATFORM_ERROR_TYPES or _PLATFORM_PATTERN.fullmatch(plain) is not None
     return f"agent.{plain}" if is_platform else plain

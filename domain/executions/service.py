@@ -1,4 +1,4 @@
-"""Starting executions, and starting ended ones again."""
+"""Start executions, and start ended ones again."""
 
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ from domain.shared.errors import Conflict, InvalidField
 from domain.shared.json_limits import check_json_field
 from domain.shared.status import TERMINAL_STATUSES
 
-# A tool that is run by itself takes no longer than whoever asked for it would wait.
+# A single tool call takes no longer than its caller would wait.
 TOOL_CALL_TIMEOUT_SECONDS: Final = 60
 
 
@@ -38,25 +38,25 @@ async def start_execution(
     payload = build_payload(data)
     if data.timeout is not None and data.timeout > MAX_TIMEOUT_SECONDS:
         raise InvalidField("timeout", f"must be at most {MAX_TIMEOUT_SECONDS} seconds for an agent.")
-    agent = await _startable(tx, reference)
+    agent = await _lock_startable_agent(tx, reference)
     if agent.kind == "llm":
-        spec, execution = await _of_model(tx, caller, agent, data, payload)
-        await _make_room(tx, agent)
-        return await add_execution(tx, _called(execution, data, schedule_id), spec)
+        spec, execution = await _build_model_execution(tx, caller, agent, data, payload)
+        await _enforce_concurrency(tx, agent)
+        return await add_execution(tx, _apply_start_options(execution, data, schedule_id), spec)
     version = await agents.get_runnable_version(tx, agent, data.agent_version_id)
     for field in ("mode", "model"):
         if getattr(data, field) is not None:
-            raise InvalidField(field, f"is for model agents; {agent.name!r} runs uploaded code.")
+            raise InvalidField(field, f"applies to model agents only; {agent.name!r} runs uploaded code.")
     if data.cost_limit is not None and not version.models:
-        raise InvalidField("cost_limit", f"bounds what calls of models cost; {agent.name!r} names no models.")
-    await _make_room(tx, agent)
-    execution = _of_version(tx, caller, agent, version, data, payload)
-    return await add_execution(tx, _called(execution, data, schedule_id), None)
+        raise InvalidField("cost_limit", f"limits the cost of model calls; {agent.name!r} names no models.")
+    await _enforce_concurrency(tx, agent)
+    execution = _build_code_execution(tx, caller, agent, version, data, payload)
+    return await add_execution(tx, _apply_start_options(execution, data, schedule_id), None)
 
 
-def _called(execution: Execution, data: ExecutionStart, schedule_id: str | None) -> Execution:
-    named = execution.run_name if data.run_name is None else data.run_name
-    return msgspec.structs.replace(execution, run_name=named, schedule_id=schedule_id)
+def _apply_start_options(execution: Execution, data: ExecutionStart, schedule_id: str | None) -> Execution:
+    run_name = execution.run_name if data.run_name is None else data.run_name
+    return msgspec.structs.replace(execution, run_name=run_name, schedule_id=schedule_id)
 
 
 async def start_tool_call(tx: Tx, caller: Caller, name: str, data: tools.ToolInvocation) -> Execution:
@@ -68,26 +68,30 @@ async def start_tool_call(tx: Tx, caller: Caller, name: str, data: tools.ToolInv
     if not tool.enabled:
         raise Conflict(f"The tool {tool.name!r} is disabled.")
     if data.tool is not None and tool.tool_type != "mcp":
-        raise InvalidField("tool", f"picks a tool of an MCP server; {tool.name!r} is none.")
+        raise InvalidField("tool", f"picks a tool of an MCP server; {tool.name!r} is not an MCP server.")
     if data.tool is None and tool.tool_type == "mcp":
         raise InvalidField("tool", "is required: name the tool of this MCP server.")
     check_json_field("args", data.args)
     if data.execution_id is not None:
         await get_execution(tx, data.execution_id)
-    given: dict[str, Any] = {"tool": tool.id if data.tool is None else f"{tool.id}/{data.tool}", "args": data.args}
+    input_data: dict[str, Any] = {"tool": tool.id if data.tool is None else f"{tool.id}/{data.tool}", "args": data.args}
     if data.execution_id is not None:
-        given["execution_id"] = data.execution_id
-    made = _new(tx, caller, tool.slug, given)
-    made = msgspec.structs.replace(
-        made, kind="tool", lane="llm", mode="yolo", timeout=TOOL_CALL_TIMEOUT_SECONDS, max_attempts=1
+        input_data["execution_id"] = data.execution_id
+    execution = msgspec.structs.replace(
+        _build_for_caller(tx, caller, tool.slug, input_data),
+        kind="tool",
+        lane="llm",
+        mode="yolo",
+        timeout=TOOL_CALL_TIMEOUT_SECONDS,
+        max_attempts=1,
     )
-    return await add_execution(tx, made, None)
+    return await add_execution(tx, execution, None)
 
 
 async def retry_execution(tx: Tx, caller: Caller, execution_id: str) -> Execution:
     """Run an ended execution again, as a new one with the same version, input and limits.
 
-    A model agent is run as it was then. Errors: `not_found`, `conflict` for one that has not ended,
+    A model agent runs with the definition of that time. Errors: `not_found`, `conflict` for one that has not ended,
     `version_not_ready`, `agent_archived`, `concurrency_limit`.
     """
     old = await get_execution(tx, execution_id)
@@ -95,13 +99,12 @@ async def retry_execution(tx: Tx, caller: Caller, execution_id: str) -> Executio
         raise Conflict(f"The execution is {old.status}; only one that has ended can be run again.")
     name, spec = old.run_name.rsplit("-", 1)[0], await tx.executions.get_spec(old.id)
     if old.agent_id is not None:
-        agent = await _startable(tx, old.agent_id)
+        agent = await _lock_startable_agent(tx, old.agent_id)
         if old.lane == "run":
             await agents.get_runnable_version(tx, agent, old.agent_version_id)
         name = agent.name
-        await _make_room(tx, agent)
-    again = _new(tx, caller, name, old.input_data)
-    kept = (
+        await _enforce_concurrency(tx, agent)
+    copied_fields = (
         "kind",
         "lane",
         "agent_id",
@@ -113,35 +116,39 @@ async def retry_execution(tx: Tx, caller: Caller, execution_id: str) -> Executio
         "timeout",
         "max_attempts",
     )
-    made = msgspec.structs.replace(again, **{field: getattr(old, field) for field in kept}, retry_of=old.id)
-    return await add_execution(tx, made, spec)
+    copies = {field: getattr(old, field) for field in copied_fields}
+    execution = _build_for_caller(tx, caller, name, old.input_data)
+    return await add_execution(tx, msgspec.structs.replace(execution, **copies, retry_of=old.id), spec)
 
 
-async def _startable(tx: Tx, reference: str) -> Agent:
-    # Shared, so that archiving or deleting waits for this, and this for them; starts do not wait for each other.
+async def _lock_startable_agent(tx: Tx, reference: str) -> Agent:
+    # A shared lock: archiving and deleting wait for this start, and it for them; starts do not wait for each other.
     agent = await agents.get_agent(tx, reference, lock="share")
     agents.refuse_archived(agent)
     return agent
 
 
-async def _make_room(tx: Tx, agent: Agent) -> None:
-    """Apply what the agent says about one execution more than its limit."""
-    most = agent.max_concurrency
-    if most is None or agent.concurrency_policy == "queue":
+async def _enforce_concurrency(tx: Tx, agent: Agent) -> None:
+    """Apply the agent's policy where one more execution would exceed its limit. Errors: `concurrency_limit`."""
+    limit = agent.max_concurrency
+    if limit is None or agent.concurrency_policy == "queue":
         return
-    if await tx.executions.count_open_runs(agent.id) < most:
+    if await tx.executions.count_open_runs(agent.id) < limit:
         return
     if agent.concurrency_policy == "reject":
-        raise Conflict(f"{most} executions of {agent.name!r} have not ended; no more are let in.", "concurrency_limit")
-    for replaced in await tx.executions.cancel_oldest(agent.id, most - 1, "Replaced by a newer execution.", tx.now):
-        tx.announce_status(replaced, "cancelled")
+        message = f"{limit} executions of {agent.name!r} are already running or waiting; the agent allows {limit}."
+        raise Conflict(message, "concurrency_limit")
+    for execution_id in await tx.executions.cancel_oldest(
+        agent.id, limit - 1, "Replaced by a newer execution.", tx.now
+    ):
+        tx.announce_status(execution_id, "cancelled")
 
 
-def _of_version(
+def _build_code_execution(
     tx: Tx, caller: Caller, agent: Agent, version: AgentVersion, data: ExecutionStart, payload: dict[str, Any]
 ) -> Execution:
     return msgspec.structs.replace(
-        _new(tx, caller, agent.name, payload),
+        _build_for_caller(tx, caller, agent.name, payload),
         agent_id=agent.id,
         agent_name=agent.name,
         agent_version_id=version.id,
@@ -151,18 +158,18 @@ def _of_version(
     )
 
 
-async def _of_model(
+async def _build_model_execution(
     tx: Tx, caller: Caller, agent: Agent, data: ExecutionStart, payload: dict[str, Any]
 ) -> tuple[AgentSpec, Execution]:
-    """The agent as this run will have it, and its execution."""
+    """Build an execution of a model agent, with the agent as this run uses it. Errors: `conflict`, `invalid_field`."""
     if data.agent_version_id is not None:
         raise InvalidField("agent_version_id", f"{agent.name!r} is a model agent; it has no versions.")
     if not payload:
-        raise InvalidField("task", "is required: say what the agent shall do, here or in inputs.")
+        raise InvalidField("task", "is required: describe the task, here or in inputs.")
     spec = await agents.resolve_spec(tx, agent, data.model)
     build_messages(spec, payload)
     execution = msgspec.structs.replace(
-        _new(tx, caller, agent.name, payload),
+        _build_for_caller(tx, caller, agent.name, payload),
         lane="llm",
         agent_id=agent.id,
         agent_name=agent.name,
@@ -175,17 +182,17 @@ async def _of_model(
     return spec, execution
 
 
-def _new(tx: Tx, caller: Caller, name: str, given: dict[str, Any]) -> Execution:
-    return build_execution(tx, caller.tenant_id, caller.user_id, caller.key_id, name, given)
+def _build_for_caller(tx: Tx, caller: Caller, name: str, input_data: dict[str, Any]) -> Execution:
+    return build_execution(tx, caller.tenant_id, caller.user_id, caller.key_id, name, input_data)
 
 
 def build_run_name(name: str, execution_id: str) -> str:
-    """What an execution is called if nobody says otherwise."""
+    """Build the name of an execution that was started without one."""
     return f"{name}-{execution_id[-6:]}"
 
 
 def build_execution(tx: Tx, tenant_id: str, user_id: str, key_id: str | None, name: str, input_data: Any) -> Execution:
-    """A pending execution of an agent, for whoever starts it."""
+    """Build a pending execution of an agent for a user or an API key."""
     execution_id = ids.generate_id("exec")
     return Execution(
         id=execution_id,

@@ -1,7 +1,7 @@
-"""What a run of a model agent has done, step by step, so that a claim after a loss goes on where the last one was.
+"""Record the steps of a model agent's run, so that a claim after a lost worker resumes where the last one stopped.
 
-A step has a place in its run, its `path`: `2` is the second call of the model, `2.0` the first tool call of its
-answer, `2.0/1` the first call of the model in what was delegated there. A finished step is never done again.
+The `path` of a step is its place in the run: `2` is the second call of the model, `2.0` the first tool call of its
+answer, `2.0/1` the first call of the model in the task delegated there. A finished step is never repeated.
 """
 
 from datetime import datetime
@@ -15,12 +15,12 @@ from domain.ports import Tx
 from domain.shared.leases import LostLease
 
 RunStepStatus = Literal["started", "waiting", "approved", "rejected", "finished"]
-# How many of the tool calls in one answer are made, so that there is an end to what one answer can ask for.
+# How many tool calls of one answer are made; it bounds the work that one answer can ask for.
 MAX_CALLS_PER_ANSWER: Final = 64
 
 
 class RunStep(msgspec.Struct, kw_only=True):
-    """One step. `input` is a tool's arguments; `output` a model's answer or a tool's result."""
+    """Describe one step. `input` is a tool's arguments; `output` a model's answer or a tool's result."""
 
     execution_id: str
     path: str
@@ -39,13 +39,13 @@ class RunStep(msgspec.Struct, kw_only=True):
 
 
 class RunSteps(Protocol):
-    """The steps of the bound tenant's executions. Every write is guarded by the attempt that holds the execution."""
+    """Store the steps of the bound tenant's executions. Every write is guarded by the attempt that holds the lease."""
 
     async def list_steps(self, execution_id: str) -> list[RunStep]: ...
     async def save_step(self, step: RunStep) -> bool | None:
-        """Write a step in its present state. None if its attempt does not hold the execution any more.
+        """Write a step in its present status. Returns None if its attempt has lost the lease.
 
-        False if it was written so before: a commit whose answer was lost is tried again.
+        Returns False if it was already written like this: a commit whose answer was lost is retried.
         """
         ...
 
@@ -54,23 +54,23 @@ class RunSteps(Protocol):
     ) -> None: ...
 
 
-async def write_step(tx: Tx, step: RunStep, told: list[ExecutionEvent]) -> None:
-    """A step as it is now, and what is told of it in the log. Errors: `LostLease`, and nothing is written then."""
-    written = await tx.steps.save_step(step)
-    if written is None:
+async def write_step(tx: Tx, step: RunStep, events: list[ExecutionEvent]) -> None:
+    """Write a step in its present status, and its events to the log. Errors: `LostLease`; then nothing is written."""
+    is_new = await tx.steps.save_step(step)
+    if is_new is None:
         raise LostLease(step.execution_id)
-    if written and told and not await tx.events.append_if_leased(step.execution_id, step.attempt, told):
+    if is_new and events and not await tx.events.append_if_leased(step.execution_id, step.attempt, events):
         raise LostLease(step.execution_id)
     tx.announce_status(step.execution_id, "running")
 
 
 async def park_for_approval(tx: Tx, execution: Execution, waiting: list[RunStep]) -> None:
-    """Let go of a held execution until somebody decides on its tool calls. Errors: `LostLease`."""
-    calls = [_shown(step) for step in waiting]
-    ids = [call["call_id"] for call in calls]
+    """Release a leased execution until a person decides on its tool calls. Errors: `LostLease`."""
+    calls = [_describe_call(step) for step in waiting]
+    call_ids = [call["call_id"] for call in calls]
     for call in calls:
-        # Some servers give several calls one id; who approves one of them must not approve another by it.
-        if ids.count(call["call_id"]) > 1:
+        # Some servers give several calls one id. Approving one of them must not approve another.
+        if call_ids.count(call["call_id"]) > 1:
             call["call_id"] = call["path"]
     event = ExecutionEvent(type="approval", data={"status": "waiting", "calls": calls}, at=tx.now)
     if not await tx.events.append_if_leased(execution.id, execution.attempt, [event]):
@@ -81,5 +81,5 @@ async def park_for_approval(tx: Tx, execution: Execution, waiting: list[RunStep]
     ring_plan(tx, execution)
 
 
-def _shown(step: RunStep) -> dict[str, Any]:
+def _describe_call(step: RunStep) -> dict[str, Any]:
     return {"call_id": step.call_id, "path": step.path, "tool": step.name, "args": step.input}

@@ -8,9 +8,7 @@ import msgspec
 
 from domain import llms, tools
 from domain.agents import AgentSpec, build_unlisted_agent
-from domain.executions import Execution
-from domain.executions.schema import MODEL_AGENT_TIMEOUT_SECONDS
-from domain.executions.service import add_execution, build_execution
+from domain.executions import MODEL_AGENT_TIMEOUT_SECONDS, Execution, add_execution, build_execution
 from domain.generation import drafts, prompts
 from domain.generation.schema import (
     MAX_OFFERED_TOOLS,

@@ -5,14 +5,16 @@ from typing import Any
 import msgspec
 
 from domain.agents import AgentSpec, build_messages
-from domain.executions.schema import (
+from domain.executions import (
     DEFAULT_TIMEOUT_SECONDS,
     MODEL_AGENT_TIMEOUT_SECONDS,
+    TOOL_CALL_TIMEOUT_SECONDS,
     Execution,
     ExecutionMode,
+    add_execution,
+    build_execution,
     job_from_execution,
 )
-from domain.executions.service import TOOL_CALL_TIMEOUT_SECONDS, add_execution, build_execution
 from domain.plans.engine import PlanState, StepFailed, create_runs, resume_runs
 from domain.plans.schema import (
     PLAN_TIMEOUT_SECONDS,

@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from domain.agents import AgentSpec
 from domain.events import ExecutionEvent
-from domain.executions.schema import Execution
+from domain.executions import Execution
 from domain.shared.status import ExecutionStatus
 
 PlanKind = Literal["crew", "workflow"]

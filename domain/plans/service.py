@@ -6,9 +6,7 @@ from typing import Any
 import msgspec
 
 from domain import expressions
-from domain.executions import Execution, get_execution
-from domain.executions.schema import ExecutionStart, build_payload
-from domain.executions.service import build_execution, build_run_name
+from domain.executions import Execution, ExecutionStart, build_execution, build_payload, build_run_name, get_execution
 from domain.expressions import BadExpression, WorkBudget
 from domain.plans import child_executions, renderer
 from domain.plans.schema import MAX_MAP_ITEMS, AgentWork, Plan, PlanStep, PlanWork

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal, Protocol
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from domain.executions.schema import CostLimitUsd, ExecutionMode, TargetedExecutionStart
+from domain.executions import CostLimitUsd, ExecutionMode, TargetedExecutionStart
 from domain.schedules.cron import MAX_CRON_LENGTH
 from domain.shared.names import Name
 from domain.shared.pages import Listing, Page

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET
 
 from domain import agents, crews, launch, workflows
-from domain.executions.schema import Execution
+from domain.executions import Execution
 from domain.ports import Tx
 from domain.schedules import cron, trigger
 from domain.schedules.schema import (

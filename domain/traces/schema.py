@@ -5,8 +5,7 @@ from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
-from domain.executions.schema import ExecutionKind
-from domain.executions.steps import RunStepStatus
+from domain.executions import ExecutionKind, RunStepStatus
 from domain.llms import ModelToolCall
 from domain.plans import StepStatus as StageStatus
 from domain.shared.status import ExecutionStatus

@@ -21,8 +21,7 @@ from domain.artifacts.service import (
     UnrecordedExecution,
     query_from_filter,
 )
-from domain.executions import Execution
-from domain.executions.steps import RunStep
+from domain.executions import Execution, RunStep
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from infra.postgres.bulk import BulkColumns

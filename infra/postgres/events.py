@@ -13,7 +13,7 @@ from sqlalchemy import ForeignKey, Text, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.events import AttemptEvents, EventQuery, EventSlice, ExecutionEvent, LogEntry
+from domain.events import AttemptEvents, EventQuery, EventSlice, ExecutionEvent, LogEntry, render_log_entry
 from domain.shared import ids
 from domain.shared.pages import MAX_COUNTED_ROWS, Listing, Page, build_listing
 from domain.shared.status import TERMINAL_STATUSES, ExecutionStatus
@@ -147,7 +147,9 @@ class PostgresEvents:
         )
         rows = (await self._connection.execute(query)).all()
         total = rows[0].total if rows else 0
-        return build_listing([_entry(struct_from_row(row, ExecutionEvent), execution_id) for row in rows], total, page)
+        return build_listing(
+            [render_log_entry(struct_from_row(row, ExecutionEvent), execution_id) for row in rows], total, page
+        )
 
     async def list_agent_logs(self, agent_id: str, page: Page) -> Listing[LogEntry]:
         values = {"agent": ids.decode_id("agent", agent_id), "limit": page.limit + 1, "offset": page.offset}
@@ -169,44 +171,6 @@ def _columns(written: list[ExecutionEvent]) -> dict[str, Any]:
 
 def _event(row: Any) -> ExecutionEvent:
     return ExecutionEvent(type=row["type"], data=row["data"], at=row["at"], seq=row["seq"])
-
-
-def _entry(event: ExecutionEvent, execution_id: str) -> LogEntry:
-    metadata = {**event.data, "execution_id": execution_id, "seq": event.seq, "type": event.type}
-    if event.type == "step":
-        # In the event itself `execution_id` is the step's.
-        metadata["child_id"] = event.data.get("execution_id")
-    message = metadata.pop("message", None)
-    level = metadata.pop("level", "ERROR" if event.data.get("status") == "failed" else "INFO")
-    if event.type == "status":
-        message = f"Execution {event.data['status']}"
-        if event.data.get("error_message"):
-            message += f": {event.data['error_message']}"
-    elif event.type != "log":
-        message = _told(event)
-        level = "WARNING" if event.type == "warning" else level
-    return LogEntry(timestamp=event.at, level=level, message=str(message), source="runtime", metadata=metadata)
-
-
-def _told(event: ExecutionEvent) -> str:
-    """What happened, in a line."""
-    data = event.data
-    if event.type == "model_call":
-        return f"Called the model {data.get('model')}: {data.get('status')}"
-    if event.type == "tool_call":
-        return f"Calls the tool {data.get('tool')}"
-    if event.type == "tool_result":
-        return f"The tool {data.get('tool')} " + (f"failed: {data['error']}" if data.get("error") else "answered")
-    if event.type == "cost":
-        return f"Used {data.get('total_tokens')} tokens for ${data.get('cost_usd'):.6f}"
-    if event.type == "approval":
-        calls = ", ".join(str(call.get("tool") or call.get("step")) for call in data.get("calls", ()))
-        return f"Approval {data.get('status')}: {calls}"
-    if event.type == "step":
-        place = data.get("step") if data.get("item") is None else f"{data.get('step')}[{data['item']}]"
-        told = f": {data['error_message']}" if data.get("error_message") else ""
-        return f"The step {place} is {data.get('status')}{told}"
-    return str(data.get("message", event.type))
 
 
 def _agent_entry(row: Any) -> LogEntry:

@@ -29,15 +29,15 @@ from sqlalchemy.types import TypeEngine
 
 from domain.agents import AgentSpec
 from domain.executions import (
+    MAX_LOG_CHARACTERS,
+    MAX_LOG_LINES,
     AttemptOutcome,
     Execution,
     ExecutionFilter,
     ExecutionSettlement,
     LaneShare,
-    RunLane,
     status_from_outcome,
 )
-from domain.executions.schema import MAX_LOG_CHARACTERS, MAX_LOG_LINES
 from domain.shared import ids
 from domain.shared.leases import Lease
 from domain.shared.pages import MAX_COUNTED_ROWS, Listing, Page
@@ -275,12 +275,12 @@ class PostgresExecutions:
         return await fetch_page(self._connection, query, E_.id.desc(), page, Execution, MAX_COUNTED_ROWS)
 
     async def claim_pending(
-        self, lease: Lease, slots: int, at_hand: frozenset[str], share: LaneShare, lane: RunLane
+        self, lease: Lease, slots: int, local_versions: frozenset[str], share: LaneShare
     ) -> list[Execution]:
-        versions = [ids.decode_id("ver", version_id) for version_id in at_hand]
+        versions = [ids.decode_id("ver", version_id) for version_id in local_versions]
         times = lease.claimed_at, lease.expires_at
         records = await self._raw.fetch(
-            _CLAIM, lease.worker_id, slots, *times, versions, share.max_running, lane, share.reserved_slots
+            _CLAIM, lease.worker_id, slots, *times, versions, share.max_running, share.lane, share.reserved_slots
         )
         return [EXECUTION_MAPPER.to_struct(record) for record in records]
 

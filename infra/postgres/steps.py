@@ -6,7 +6,7 @@ from typing import Any, Final
 from sqlalchemy import ForeignKey, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.executions.steps import RunStep, RunStepStatus
+from domain.executions import RunStep, RunStepStatus
 from domain.shared import ids
 from infra.postgres.db import AsyncpgConnection, Base, Id, RowMapper, encode_json_text, json_column, timestamp
 

@@ -20,8 +20,7 @@ from domain.costs.budgets import Budgets
 from domain.crews import Crews
 from domain.evaluations import Evaluations
 from domain.events import Events
-from domain.executions import Executions
-from domain.executions.steps import RunSteps
+from domain.executions import Executions, RunSteps
 from domain.llms import Llms
 from domain.plans import Plans
 from domain.ports import Clock, Queue, Tx

@@ -7,7 +7,7 @@ import pytest
 
 from domain import llms, provider_keys, tools
 from domain.agents import Description
-from domain.executions.schema import RunName
+from domain.executions import RunName
 from domain.shared.errors import DomainError
 from domain.shared.field_errors import collect_field_errors
 from domain.tools import check_custom_configuration

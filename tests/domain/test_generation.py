@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from domain.agents import check_agent_name
 from domain.crews.parser import parse_documents
 from domain.crews.schema import PLANNING_STEP, CrewSettings
-from domain.executions.schema import RunName
+from domain.executions import RunName
 from domain.generation import drafts, prompts
 from domain.shared import names, yaml_reader
 from domain.shared.names import KEY_PATTERN

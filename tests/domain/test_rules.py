@@ -101,7 +101,7 @@ def test_a_deep_result_is_none() -> None:
     ],
 )
 def test_levels_are_read_from_the_line(line: str, level: str) -> None:
-    assert parse_level("stderr", line) == level
+    assert parse_level(line) == level
 
 
 @given(st.sets(st.sampled_from(sorted(ALL_SCOPES))), st.sampled_from(["admin", "member", "viewer"]))

@@ -9,8 +9,7 @@ import msgspec
 
 from domain import executions
 from domain.agents import AgentSpec
-from domain.executions import AttemptOutcome, Execution, ExecutionStart, RunLane, steps
-from domain.executions.steps import RunStep
+from domain.executions import AttemptOutcome, Execution, ExecutionStart, LaneShare, RunLane, RunStep, steps
 from domain.plans import coordinator, service
 from domain.plans.coordinator import PlanCache
 from domain.plans.schema import AgentWork, Plan, PlanStep
@@ -70,7 +69,9 @@ class World:
     async def work_off(self, most: int = 100, error: str | None = None, lane: RunLane = "run") -> list[str]:
         """Claim what waits in a lane and settle it. Returns the steps."""
         async with self.store.autocommit() as tx:
-            claimed = await executions.claim_executions(tx, "worker", timedelta(seconds=60), most, lane=lane)
+            claimed = await executions.claim_executions(
+                tx, "worker", timedelta(seconds=60), most, share=LaneShare(lane=lane)
+            )
         for one in claimed:
             async with self.store.transaction(self.caller) as tx:
                 outcome = SandboxOutcome(output=msgspec.json.encode({"step": one.step}))
@@ -118,7 +119,9 @@ class World:
     async def ask(self, *call_ids: str) -> Execution:
         """Claim the next run of a model agent and have it wait for these tool calls."""
         async with self.store.autocommit() as tx:
-            (taken,) = await executions.claim_executions(tx, "worker", timedelta(seconds=60), 1, lane="llm")
+            (taken,) = await executions.claim_executions(
+                tx, "worker", timedelta(seconds=60), 1, share=LaneShare(lane="llm")
+            )
         async with self.store.transaction(self.caller) as tx:
             waiting = [
                 RunStep(

@@ -9,7 +9,7 @@ import httpx2
 import msgspec
 import pytest
 
-from domain.executions.claims import enforce_result_limits
+from domain.executions import enforce_result_limits
 from domain.llms import ModelError, ToolFailed
 from domain.ports import SandboxOutcome
 from domain.shared.json_limits import MAX_JSON_VALUES

@@ -14,8 +14,7 @@ from websockets.asyncio.client import connect
 
 from domain.costs import CostAttribution
 from domain.events import AttemptEvents, EventQuery, ExecutionEvent
-from domain.executions import Execution, steps
-from domain.executions.steps import RunStep
+from domain.executions import Execution, RunStep, steps
 from domain.llms import ChatMessage, ModelCall, ModelOptions, ModelReply, ModelTarget, ModelUsage, ReplyPart, TextDelta
 from domain.ports import Tx
 from domain.shared.errors import DomainError

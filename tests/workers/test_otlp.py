@@ -18,8 +18,7 @@ from opentelemetry.proto.trace.v1 import trace_pb2
 
 from domain import costs, executions, traces
 from domain.costs import BilledCall, CostAttribution
-from domain.executions import AttemptOutcome, Execution, ExecutionStart, steps
-from domain.executions.steps import RunStep
+from domain.executions import AttemptOutcome, Execution, ExecutionStart, RunStep, steps
 from domain.llms import ModelUsage
 from domain.ports import SandboxOutcome
 from domain.shared import ids

@@ -373,7 +373,7 @@ async def test_a_start_that_is_refused_is_on_record_and_the_next_is_tried(world:
     await world.at(NOON + MINUTE)
     await world.at(NOON + 2 * MINUTE)
     found = await world.found(schedule)
-    assert "no more are let in" in (found.last_error or "")
+    assert "are already running or waiting; the agent allows" in (found.last_error or "")
     assert (found.enabled, found.failed_count, found.run_count) == (True, 1, 1)
     await world.end_all()
     await owner.execute("UPDATE agents SET status = 'archived' WHERE id = $1", ids.decode_id("agent", agent_id))

@@ -15,8 +15,7 @@ from domain import agents
 from domain.agents import Agent, AgentSpec
 from domain.agents import build_messages as first_messages
 from domain.events import ExecutionEvent
-from domain.executions import Execution, steps
-from domain.executions.steps import RunStep
+from domain.executions import Execution, RunStep, steps
 from domain.llms import (
     ChatMessage,
     ModelError,

@@ -9,8 +9,7 @@ import msgspec
 
 from domain.agents import AgentSpec
 from domain.costs import BilledCall, CostAttribution
-from domain.executions import Execution, LaneShare
-from domain.executions.steps import RunStep
+from domain.executions import Execution, LaneShare, RunStep
 from domain.llms import ToolFailed
 from domain.ports import Clock, Llm, Prices, SandboxOutcome
 from domain.shared.leases import HandoverRequested, LostLease

@@ -138,7 +138,7 @@ class OutputLine:
     def _decide_level(self) -> LogLevel:
         # All pieces of a line have the level that its beginning names.
         if self._named_level is None or (self.is_redrawn and not self._is_begun):
-            self._named_level = parse_level(self._stream, self._text[:20])
+            self._named_level = parse_level(self._text[:20])
         return self._named_level
 
 
