@@ -5,8 +5,7 @@ from litestar import Response, Router, delete, get, patch, post
 from api.idempotency import ResourceCreator
 from api.operations import IDEMPOTENCY_KEY, require_scope
 from api.requests import HttpRequest, Store
-from domain.costs import budgets
-from domain.costs.budgets import Budget, NewBudget, PatchBudget
+from domain.costs import Budget, NewBudget, PatchBudget, budgets
 from domain.shared.access import Caller
 from domain.shared.pages import Listing, Page
 

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from domain.agents import Agents
     from domain.artifacts.service import Artifacts
     from domain.builds import Builds
-    from domain.costs import Costs
-    from domain.costs.budgets import Budgets
+    from domain.costs import Budgets, Costs
     from domain.crews import Crews
     from domain.evaluations import Evaluations
     from domain.events import Events

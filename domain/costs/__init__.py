@@ -1,8 +1,22 @@
-"""Costs: one row for every call of a model, and what of its budgets is held before the call and spent after it."""
+"""Record the costs of model calls, and keep them within budgets."""
 
-from domain.costs.service import (
+from domain.costs.budgets import (
+    create_budget,
+    delete_budget,
+    find_period_start,
+    get_budget,
+    list_budgets,
+    status_from_spending,
+    update_budget,
+)
+from domain.costs.money import format_dollars, nanos_from_usd
+from domain.costs.schema import (
+    AppliedLimit,
     BilledCall,
+    Budget,
     BudgetReservation,
+    Budgets,
+    BudgetScope,
     BudgetWarning,
     Cost,
     CostAttribution,
@@ -12,18 +26,20 @@ from domain.costs.service import (
     CostSettlement,
     CostSummary,
     ModelCallStatus,
+    NewBudget,
+    PatchBudget,
     SummaryPeriod,
-    list_costs,
-    query_from_filter,
-    reserve_budget,
-    settle_call,
-    summarize_costs,
 )
+from domain.costs.service import list_costs, query_from_filter, reserve_budget, settle_call, summarize_costs
 
 __all__ = [
+    "AppliedLimit",
     "BilledCall",
+    "Budget",
     "BudgetReservation",
+    "BudgetScope",
     "BudgetWarning",
+    "Budgets",
     "Cost",
     "CostAttribution",
     "CostFilter",
@@ -32,10 +48,21 @@ __all__ = [
     "CostSummary",
     "Costs",
     "ModelCallStatus",
+    "NewBudget",
+    "PatchBudget",
     "SummaryPeriod",
+    "create_budget",
+    "delete_budget",
+    "find_period_start",
+    "format_dollars",
+    "get_budget",
+    "list_budgets",
     "list_costs",
+    "nanos_from_usd",
     "query_from_filter",
     "reserve_budget",
     "settle_call",
+    "status_from_spending",
     "summarize_costs",
+    "update_budget",
 ]

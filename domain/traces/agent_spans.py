@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final
 
-from domain.costs.budgets import nanos_from_usd
+from domain.costs import nanos_from_usd
 from domain.shared.status import TERMINAL_STATUSES
 from domain.stats import NANOS_PER_UNIT
 from domain.traces import attributes, spans

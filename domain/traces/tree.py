@@ -3,7 +3,7 @@
 from collections import defaultdict, deque
 from typing import Final
 
-from domain.costs.budgets import nanos_from_usd
+from domain.costs import nanos_from_usd
 from domain.plans import WHOLE_STEP
 from domain.plans import StepStatus as StageStatus
 from domain.shared import ids

@@ -13,7 +13,7 @@ from sqlalchemy import BigInteger, Text, Uuid
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.costs.budgets import AppliedLimit, Budget, BudgetScope, nanos_from_usd, status_from_spending
+from domain.costs import AppliedLimit, Budget, BudgetScope, CostAttribution, nanos_from_usd, status_from_spending
 from domain.shared import ids
 from domain.shared.pages import Listing, Page, build_listing
 from domain.stats import NANOS_PER_UNIT
@@ -128,24 +128,16 @@ class PostgresBudgets:
         await self._raw.execute("SELECT pg_advisory_xact_lock(spending_lock())")
 
     async def reserve_amount(
-        self,
-        execution_id: str | None,
-        root_id: str | None,
-        subjects: list[str],
-        run_limit: int | None,
-        wanted: int,
-        least: int,
-        now: datetime,
-        until: datetime,
+        self, attribution: CostAttribution, wanted: int, least: int, now: datetime, until: datetime
     ) -> tuple[str | None, int] | AppliedLimit:
         held = ids.generate_uuid7()
         record = await self._raw.fetchrow(
             _HOLD,
             held,
-            _run(execution_id),
-            _run(root_id or execution_id),
-            _subjects(subjects),
-            run_limit,
+            _run(attribution.execution_id),
+            _run(attribution.root_id or attribution.execution_id),
+            _subjects(attribution.subjects),
+            attribution.run_limit,
             wanted,
             least,
             now,
@@ -157,16 +149,11 @@ class PostgresBudgets:
         return (ids.encode_id("hold", held) if record["held"] else None), int(record["granted"])
 
     async def record_spending(
-        self,
-        hold_id: str | None,
-        execution_id: str | None,
-        subjects: list[str],
-        run_limit: int | None,
-        cost: int,
-        now: datetime,
+        self, reservation_id: str | None, attribution: CostAttribution, cost: int, now: datetime
     ) -> list[AppliedLimit]:
-        held = None if hold_id is None else ids.decode_id("hold", hold_id)
-        records = await self._raw.fetch(_SPEND, held, _run(execution_id), _subjects(subjects), run_limit, cost, now)
+        held = None if reservation_id is None else ids.decode_id("hold", reservation_id)
+        run, subjects = _run(attribution.execution_id), _subjects(attribution.subjects)
+        records = await self._raw.fetch(_SPEND, held, run, subjects, attribution.run_limit, cost, now)
         return [_applied(record) for record in records]
 
 

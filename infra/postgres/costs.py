@@ -7,8 +7,7 @@ import msgspec
 from sqlalchemy import BigInteger, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.costs import BilledCall, Cost, CostAttribution, CostListing
-from domain.costs.budgets import nanos_from_usd
+from domain.costs import BilledCall, Cost, CostAttribution, CostListing, nanos_from_usd
 from domain.shared import ids
 from domain.shared.pages import Page
 from domain.stats import NANOS_PER_UNIT, StatsQuery

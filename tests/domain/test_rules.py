@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from domain import executions
 from domain.events import parse_level
-from domain.executions import MAX_DEPTH, ExecutionStart, build_payload
+from domain.executions import ExecutionStart, build_payload
 from domain.ports import SandboxOutcome
 from domain.shared import access
 from domain.shared.access import ALL_SCOPES, SCOPES_BY_ROLE, Caller, limit_scopes
 from domain.shared.errors import ERROR_CODES, DomainError
+from domain.shared.json_limits import MAX_JSON_DEPTH
 from domain.shared.pages import MAX_PAGE_LIMIT, build_listing, parse_page
 from domain.shared.times import read_time
 from infra.settings import Secret, SettingsError, read_settings
@@ -69,7 +70,7 @@ json_values = st.recursive(
 
 def test_a_payload_may_not_nest_beyond_reason() -> None:
     value: Any = {}
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_JSON_DEPTH + 1):
         value = {"a": value}
     with pytest.raises(DomainError, match="nests deeper"):
         build_payload(ExecutionStart(payload=value))

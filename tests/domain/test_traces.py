@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domain import traces
-from domain.costs.budgets import nanos_from_usd
+from domain.costs import nanos_from_usd
 from domain.plans.schema import WHOLE_STEP
 from domain.shared import ids
 from domain.stats import NANOS_PER_UNIT

@@ -8,8 +8,18 @@ from uuid import UUID
 from hypothesis import strategies as st
 
 from domain import costs
-from domain.costs import BilledCall, BudgetReservation, CostAttribution, CostSettlement, budgets
-from domain.costs.budgets import Budget, PatchBudget, find_period_start, format_dollars, nanos_from_usd
+from domain.costs import (
+    BilledCall,
+    Budget,
+    BudgetReservation,
+    CostAttribution,
+    CostSettlement,
+    PatchBudget,
+    budgets,
+    find_period_start,
+    format_dollars,
+    nanos_from_usd,
+)
 from domain.llms import ModelUsage
 from domain.shared import ids
 from domain.shared.access import Caller

@@ -10,8 +10,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from domain import costs
-from domain.costs import BudgetReservation, CostAttribution, budgets
-from domain.costs.budgets import Budget, NewBudget, PatchBudget, find_period_start, format_dollars, nanos_from_usd
+from domain.costs import (
+    Budget,
+    BudgetReservation,
+    CostAttribution,
+    NewBudget,
+    PatchBudget,
+    budgets,
+    find_period_start,
+    format_dollars,
+    nanos_from_usd,
+)
 from domain.shared import ids
 from domain.shared.errors import DomainError
 from domain.shared.pages import Page

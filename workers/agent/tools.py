@@ -14,9 +14,9 @@ import structlog
 
 from domain import provider_keys, tools
 from domain.artifacts import service as artifacts
-from domain.builds import ExecutionMode
+from domain.builds import DEFAULT_MEMORY_MB, ExecutionMode
 from domain.llms import ToolFailed, ToolSpec
-from domain.ports import DEFAULT_MEMORY_MB, Blobs, OutputStream, Sandbox, SandboxProgram, Store
+from domain.ports import Blobs, OutputStream, Sandbox, SandboxProgram, Store
 from domain.shared.errors import OUTAGE_CODES, DomainError
 from domain.shared.pages import Page
 from domain.shared.wire_names import assign_wire_names
