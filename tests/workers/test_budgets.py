@@ -314,7 +314,7 @@ async def test_the_same_cost_counts_once(bench: Bench) -> None:
     found = [
         await bench.do(lambda tx: costs.settle_call(tx, None, spender, called(0.9), cost_id=cost_id)) for _ in range(3)
     ]
-    assert [(one.cost_id, one.repeated, len(one.warnings)) for one in found] == [
+    assert [(one.cost_id, one.is_repeat, len(one.warnings)) for one in found] == [
         (cost_id, False, 1),
         (cost_id, True, 0),
         (cost_id, True, 0),

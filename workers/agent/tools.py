@@ -14,7 +14,8 @@ import structlog
 
 from domain import provider_keys, tools
 from domain.artifacts import service as artifacts
-from domain.builds import DEFAULT_MEMORY_MB, ExecutionMode
+from domain.builds import DEFAULT_MEMORY_MB
+from domain.executions import ExecutionMode
 from domain.llms import ToolFailed, ToolSpec
 from domain.ports import Blobs, OutputStream, Sandbox, SandboxProgram, Store
 from domain.shared.errors import OUTAGE_CODES, DomainError
