@@ -74,7 +74,7 @@ from domain.artifacts import service as artifact_service
 from domain.ports import Clock
 from domain.shared.errors import DomainError
 from domain.shared.jobs import ALL_LANES
-from infra.embedded.children import create_parent_bond
+from infra.embedded import create_parent_bond
 from infra.settings import Settings, parse_networks, read_settings
 from infra.telemetry import ApiMetrics, clear_shared_metrics, open_telemetry, share_metrics
 from infra.version import PADDOCK_VERSION

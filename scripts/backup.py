@@ -15,8 +15,7 @@ import msgspec
 
 from domain.ports import BlobInfo
 from domain.shared.errors import DomainError
-from infra.embedded.children import EmbeddedServiceError
-from infra.embedded.dumps import dump_database, load_database
+from infra.embedded import EmbeddedServiceError, dump_database, load_database
 from infra.postgres.objects import iterate_referenced_keys
 from infra.r2 import S3Blobs
 from infra.settings import Settings, SettingsError, read_settings

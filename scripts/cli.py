@@ -100,8 +100,7 @@ def _print_admin_key(arguments: argparse.Namespace) -> None:
 
 
 def _serve_model(arguments: argparse.Namespace) -> None:
-    from infra.embedded.children import EmbeddedServiceError
-    from infra.embedded.model import MODEL_KEY_VARIABLE, serve_model
+    from infra.embedded import MODEL_KEY_VARIABLE, EmbeddedServiceError, serve_model
 
     if not (key := os.environ.get(MODEL_KEY_VARIABLE, "")):
         hint = "set it to the key that callers must send, for example the output of `openssl rand -hex 32`"

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 
-from infra.embedded.children import create_parent_bond
+from infra.embedded import create_parent_bond
 
 create_parent_bond(signal.SIGKILL)()
 if os.getppid() == 1:

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from infra.embedded.children import EmbeddedServiceError
+from infra.embedded import EmbeddedServiceError
 from infra.settings import Settings, read_settings
 
 # Variables that a running installation writes down for other commands. Only the file's owner can read them.

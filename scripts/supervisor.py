@@ -16,7 +16,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Final
 
-from infra.embedded.children import create_parent_bond
+from infra.embedded import create_parent_bond
 
 RESTART_SECONDS: Final = 0.5
 # A process gets this long to end, in addition to its own time for draining.

@@ -12,11 +12,14 @@ from typing import Final
 
 import httpx
 
-from infra.embedded.children import EmbeddedServiceError
-from infra.embedded.model import ModelBroker
-from infra.embedded.postgres import EmbeddedPostgres
-from infra.embedded.seaweedfs import ACCESS_KEY, EmbeddedSeaweed
-from infra.embedded.valkey import EmbeddedValkey
+from infra.embedded import (
+    ACCESS_KEY,
+    EmbeddedPostgres,
+    EmbeddedSeaweed,
+    EmbeddedServiceError,
+    EmbeddedValkey,
+    ModelBroker,
+)
 from infra.outage_log import OUTAGE_LOG_SECONDS
 from infra.settings import Settings, read_settings
 from infra.telemetry import clear_shared_metrics

@@ -11,7 +11,7 @@ from typing import Any, Final
 import httpx
 import msgspec
 
-from infra.embedded.children import EmbeddedServiceError
+from infra.embedded import EmbeddedServiceError
 from infra.settings import SettingsError
 from scripts.installation import get_command_name
 from scripts.log_format import LogOutput

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from domain.shared.jobs import ALL_LANES
-from infra.embedded.children import find_free_ports
+from infra.embedded.child_process import find_free_ports
 from infra.wiring import Resources, open_resources
 from scripts.system import System
 from tests.support.clients import Tenant, found_tenant, tenant

@@ -7,7 +7,7 @@ from typing import Final
 import structlog
 
 from domain.ports import Store
-from infra.build_cache.folders import FolderCache
+from infra.build_cache import FolderCache
 
 # An environment that no version has stays this long: whoever mends a build that failed asks for it again. Seconds.
 UNCLAIMED_SECONDS: Final = 3600.0

@@ -20,9 +20,7 @@ from domain.queues import WorkerInfo
 from domain.shared.errors import DomainError
 from domain.shared.jobs import Lane
 from infra import notifications
-from infra.build_cache.bundles import BundleCache
-from infra.build_cache.environments import EnvironmentCache
-from infra.build_cache.folders import FolderCache
+from infra.build_cache import BundleCache, EnvironmentCache, FolderCache
 from infra.disks import build_full_disk_error, is_full
 from infra.embeddings import WordLlamaSimilarity
 from infra.http import Outbound
@@ -31,9 +29,7 @@ from infra.llm.local_model import LocalModelClient
 from infra.notifications import BellWorker, create_arq_client
 from infra.otlp import TraceCollector
 from infra.outage_log import log_outage
-from infra.sandbox.backend import SlotCounts
-from infra.sandbox.bubblewrap import BubblewrapSandbox
-from infra.sandbox.warm import open_run_sandbox
+from infra.sandbox import BubblewrapSandbox, SlotCounts, open_run_sandbox
 from infra.settings import Settings, build_worker_id, parse_headers
 from infra.telemetry import open_telemetry
 from infra.wiring import Resources, open_resources

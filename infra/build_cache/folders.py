@@ -1,8 +1,8 @@
-"""The folders that workers of one machine keep on disk: bundles, environments, and what uv downloaded.
+"""Cache the folders that workers of one machine keep on disk: bundles, environments, and uv's downloads.
 
-Bounded in bytes: the least recently used goes first, and never what is in use. Who uses a folder holds a shared lock
-on a file that no sandbox sees; who removes one needs the lock alone. So several processes share a cache, and what a
-killed one leaves behind is nobody's at once.
+The cache is bounded in bytes: the least recently used folder is removed first, and never one in use. A user of a folder
+holds a shared lock on a file that no sandbox sees; removing a folder needs an exclusive lock. So several processes
+share a cache, and the folders of a killed process are free at once.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ from typing import Final
 import structlog
 
 FOLDER_KINDS: Final = ("bundles", "environments")
-# Not a folder per thing but one for all that uv downloads; it goes as a whole.
+# One folder holds all that uv downloads; it is removed as a whole.
 DOWNLOADS_FOLDER: Final = "uv"
-# What is being made is locked as soon as it is there, or nearly so; seconds.
+# A new folder is locked within moments of its creation.
 UNLOCKED_SECONDS: Final = 60.0
 _NEW_PREFIX, _OLD_PREFIX = ".new-", ".old-"
 
@@ -31,26 +31,26 @@ _numbers = itertools.count()
 
 
 class FolderCache:
-    """The cache in one folder. `max_bytes` bounds what lies in it, as far as it is not in use; 0 is no bound."""
+    """Manage the cache in one folder. `max_bytes` bounds the folders that are not in use; 0 means no bound."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder = folder
         self._max_bytes = max_bytes
-        # Sizes by name and inode: what has been placed does not change any more.
+        # Sizes by name and inode: a placed folder does not change.
         self._sizes: dict[tuple[str, int], int] = {}
 
     def get_path(self, kind: str, name: str) -> Path:
-        """Return where a folder lies once it is here."""
+        """Return the path of a folder, present or not."""
         return self.folder / kind / name
 
     @property
     def downloads_path(self) -> Path:
-        """Where uv keeps what it downloads."""
+        """Return the folder of uv's downloads."""
         return self.folder / DOWNLOADS_FOLDER
 
     @contextlib.contextmanager
     def lock_folder(self, kind: str, name: str) -> Iterator[Path]:
-        """Keep a folder from being removed, be it there already or not, and note that it is used now."""
+        """Keep a folder from being removed, present or not, and record its use."""
         lock = self._open_lock(kind, name, fcntl.LOCK_SH)
         assert lock is not None
         try:
@@ -63,17 +63,17 @@ class FolderCache:
 
     @contextlib.asynccontextmanager
     async def open_scratch(self, kind: str) -> AsyncIterator[Path]:
-        """Yield an empty folder on the same file system as those of a kind; gone in the end."""
+        """Yield an empty folder on the same file system as those of a kind, and remove it in the end."""
         parent = self.folder / kind
         parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=_NEW_PREFIX, dir=parent))
-        lock = self._open_lock(kind, made.name, fcntl.LOCK_SH)
+        folder = Path(tempfile.mkdtemp(prefix=_NEW_PREFIX, dir=parent))
+        lock = self._open_lock(kind, folder.name, fcntl.LOCK_SH)
         assert lock is not None
         try:
-            yield made
+            yield folder
         finally:
-            await asyncio.to_thread(shutil.rmtree, made, True)
-            self._get_lock_path(kind, made.name).unlink(missing_ok=True)
+            await asyncio.to_thread(shutil.rmtree, folder, True)
+            self._get_lock_path(kind, folder.name).unlink(missing_ok=True)
             os.close(lock)
 
     def list_names(self, kind: str) -> list[str]:
@@ -83,30 +83,30 @@ class FolderCache:
         return []
 
     def evict_excess(self) -> int:
-        """Remove what was used longest ago until the rest is within the bound. Returns how many folders. Blocks."""
+        """Remove the least recently used folders until the rest is within the bound. Returns their number. Blocks."""
         entries = []
         for kind in FOLDER_KINDS:
             entries += [(kind, name) for name in self.list_names(kind)]
         if self.downloads_path.is_dir():
             entries.append(("", DOWNLOADS_FOLDER))
-        found = []
+        candidates = []
         for kind, name in entries:
             with contextlib.suppress(FileNotFoundError):
                 status = os.stat(self.get_path(kind, name))
-                found.append((status.st_mtime, kind, name, self._measure_cached(kind, name, status.st_ino)))
-        total, removed = sum(size for *_, size in found), 0
-        for _, kind, name, size in sorted(found):
+                candidates.append((status.st_mtime, kind, name, self._measure_cached(kind, name, status.st_ino)))
+        total, removed = sum(size for *_, size in candidates), 0
+        for _, kind, name, size in sorted(candidates):
             if not self._max_bytes or total <= self._max_bytes:
                 break
             if self.remove_folder(kind, name):
                 total -= size
                 removed += 1
         if self._max_bytes and total > self._max_bytes:
-            _log.warning("the cache is over its bound; all of it is in use", bytes=total, bound=self._max_bytes)
+            _log.warning("the cache is over its bound, and all of it is in use", bytes=total, bound=self._max_bytes)
         return removed
 
     def remove_unused(self, before: float) -> int:
-        """Remove what was last used before a time, in seconds since 1970, and what was never finished. Blocks."""
+        """Remove folders last used before a time, in seconds since 1970, and unfinished ones. Blocks."""
         removed = 0
         for kind in FOLDER_KINDS:
             removed += self.remove_folders(kind, self.list_names(kind), before)
@@ -116,7 +116,7 @@ class FolderCache:
         return removed + self.remove_folders("", [DOWNLOADS_FOLDER], before)
 
     def remove_folders(self, kind: str, names: Iterable[str], before: float) -> int:
-        """Remove those of these folders that were last used before a time and are not in use. Returns how many."""
+        """Remove those of these folders that were last used before a time and are not in use. Returns their number."""
         removed = 0
         for name in names:
             with contextlib.suppress(FileNotFoundError):
@@ -125,7 +125,7 @@ class FolderCache:
         return removed
 
     def remove_folder(self, kind: str, name: str) -> bool:
-        """Remove a folder unless it is in use. Blocks for as long as its files take."""
+        """Remove a folder unless it is in use. Blocks while its files are deleted."""
         lock = self._open_lock(kind, name, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if lock is None:
             return False
@@ -154,15 +154,15 @@ class FolderCache:
     def _get_lock_path(self, kind: str, name: str) -> Path:
         return self.folder / "locks" / (kind or "all") / name
 
-    def _open_lock(self, kind: str, name: str, how: int) -> int | None:
-        """Return a locked descriptor; None if it would have to be waited for and `how` says not to."""
+    def _open_lock(self, kind: str, name: str, operation: int) -> int | None:
+        """Return a locked descriptor; None if the lock is taken and `operation` does not block."""
         path = self._get_lock_path(kind, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                fcntl.flock(lock, how)
-                # Whoever removed the folder in between took the file away that was locked here.
+                fcntl.flock(lock, operation)
+                # A process that removed the folder in between has deleted the file that was locked here.
                 with contextlib.suppress(FileNotFoundError):
                     if os.stat(path).st_ino == os.fstat(lock).st_ino:
                         return lock
@@ -178,10 +178,20 @@ class FolderCache:
 def count_disk_bytes(folder: Path) -> int:
     """Return the bytes that the files beneath a folder take on disk, or would if they had no holes."""
     total = 0
-    for here, folders, names in os.walk(folder):
+    for path, folders, names in os.walk(folder):
         total += 4096 * len(folders)
         for name in names:
             with contextlib.suppress(OSError):
-                status = os.lstat(os.path.join(here, name))
+                status = os.lstat(os.path.join(path, name))
                 total += max(status.st_size, status.st_blocks * 512)
+    return total
+
+
+def count_file_bytes(folder: Path) -> int:
+    """Return the bytes of all files beneath a folder."""
+    total = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(path, name)).st_size
     return total

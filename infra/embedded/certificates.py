@@ -1,4 +1,4 @@
-"""Certificates that the processes of one embedded part show each other, and nobody else can."""
+"""Create certificates that only the processes of one embedded service can show each other."""
 
 import os
 from datetime import UTC, datetime, timedelta
@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-# They are made anew at each start, so this is how long a part may run.
+# They are made again at each start, so a service may run for this long.
 _VALIDITY_PERIOD: Final = timedelta(days=3650)
 
 
@@ -23,15 +23,15 @@ def write_certificates(folder: Path, name: str) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
     authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     authority_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} authority")])
-    began = datetime.now(UTC) - timedelta(days=1)
-    made = (
+    valid_from = datetime.now(UTC) - timedelta(days=1)
+    builder = (
         x509.CertificateBuilder()
         .issuer_name(authority_name)
-        .not_valid_before(began)
-        .not_valid_after(began + _VALIDITY_PERIOD)
+        .not_valid_before(valid_from)
+        .not_valid_after(valid_from + _VALIDITY_PERIOD)
     )
     authority = (
-        made.subject_name(authority_name)
+        builder.subject_name(authority_name)
         .public_key(authority_key.public_key())
         .serial_number(x509.random_serial_number())
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -40,7 +40,7 @@ def write_certificates(folder: Path, name: str) -> None:
     names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(IPv4Address("127.0.0.1"))])
     uses = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
     own = (
-        made.subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+        builder.subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .add_extension(names, critical=False)

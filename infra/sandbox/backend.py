@@ -1,4 +1,4 @@
-"""What the pool of warm slots asks of whoever makes sandboxes."""
+"""Describe what the pool of warm slots needs from a sandbox backend."""
 
 from typing import Literal, Protocol
 
@@ -10,27 +10,27 @@ from infra.sandbox.watchdog import ResourceWatchdog
 
 
 class SandboxBackend(Protocol):
-    """A way of making sandboxes. `blanks` says whether it can make them before it is known for what."""
+    """Start process trees. `supports_blanks` says whether it can start one before its program is chosen."""
 
     supports_blanks: bool
 
     async def start_tree(self, program: SandboxProgram | None) -> ProcessTree:
-        """A fresh tree, to be directed; for None a blank one. Errors: `sandbox_unavailable`."""
+        """Start a tree that has no program assigned yet; for None a blank one. Errors: `sandbox_unavailable`."""
         ...
 
     def assign_program(self, tree: ProcessTree, program: SandboxProgram, mode: Literal["run", "check"]) -> None:
-        """Tell it what to import."""
+        """Send a tree the code and the entrypoint to import."""
         ...
 
     def create_watchdog(self, program: SandboxProgram) -> ResourceWatchdog | None:
-        """What watches a tree of this program."""
+        """Create the watchdog for a tree of this program; None where the fence has none."""
         ...
 
 
 class BackendRouter:
-    """Programs with a gateway are the first maker's, all others and blank slots the second's.
+    """Route programs with a gateway to the first backend, all others and blank slots to the second.
 
-    One pool over both, so that what waits shares one bound of memory.
+    One pool works over both, so that all idle slots share one memory limit.
     """
 
     def __init__(self, gateway: SandboxBackend, others: SandboxBackend) -> None:
@@ -38,15 +38,15 @@ class BackendRouter:
         self.supports_blanks = others.supports_blanks
 
     async def start_tree(self, program: SandboxProgram | None) -> ProcessTree:
-        """A fresh tree, to be directed; for None a blank one. Errors: `sandbox_unavailable`."""
+        """Start a tree that has no program assigned yet; for None a blank one. Errors: `sandbox_unavailable`."""
         return await self._select_backend(program).start_tree(program)
 
     def assign_program(self, tree: ProcessTree, program: SandboxProgram, mode: Literal["run", "check"]) -> None:
-        """Tell it what to import."""
+        """Send a tree the code and the entrypoint to import."""
         self._select_backend(program).assign_program(tree, program, mode)
 
     def create_watchdog(self, program: SandboxProgram) -> ResourceWatchdog | None:
-        """What watches a tree of this program."""
+        """Create the watchdog for a tree of this program; None where the fence has none."""
         return self._select_backend(program).create_watchdog(program)
 
     def _select_backend(self, program: SandboxProgram | None) -> SandboxBackend:
@@ -54,7 +54,7 @@ class BackendRouter:
 
 
 class SlotCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """How many slots there are: pre-imported, blank, being made, and with a run in them."""
+    """Count the slots: pre-imported, blank, being made, and with a run in them."""
 
     warm: int
     blank: int

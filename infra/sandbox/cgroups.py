@@ -1,8 +1,8 @@
-"""Control groups for sandboxes, where the worker may make them: version 2 delegated to it, or version 1 as root.
+"""Create control groups for sandboxes, where the worker may: version 2 delegated to it, or version 1 as root.
 
-They bound what no process limit sees: memory that the kernel holds for a tree, sockets' buffers, files in memory.
-They share processors by sandbox rather than by session, at a lower weight than the API and the workers have. Where
-there are none, the other guards stand alone; where there are some, a sandbox that cannot join its own is not started.
+They bound what no process limit counts: memory that the kernel holds for a tree, sockets' buffers, files in memory.
+They share processors by sandbox rather than by session, at a lower weight than the API and the workers have. A host
+without groups relies on the other guards; on a host with groups, a sandbox that cannot join its own is not started.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from typing import Final
 import structlog
 
 CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
-# Processor time of a sandbox where others want it too: a quarter of what a session outside gets. Version 1 counts
+# A sandbox gets a quarter of the processor time of a session outside where both compete. Version 1 counts
 # from 1024, version 2 from 100.
 CPU_SHARES: Final = 256
 CPU_WEIGHT: Final = 25
@@ -26,21 +26,21 @@ _log = structlog.get_logger("paddock.sandbox")
 
 
 class ControlGroup:
-    """One sandbox's group: a folder in each hierarchy, of which `memory` bounds the memory, if any does."""
+    """Represent a sandbox's group: a folder in each hierarchy, of which `memory` bounds the memory, if any does."""
 
     def __init__(self, folders: tuple[Path, ...], memory: Path | None, version: int) -> None:
         self._folders, self._memory, self._version = folders, memory, version
         self.memory_mb = 0
 
     @contextlib.contextmanager
-    def open_process_lists(self) -> Iterator[list[int]]:
-        """Yield descriptors through which a child puts itself into the group, by `enter`. Errors: `OSError`."""
+    def open_entries(self) -> Iterator[list[int]]:
+        """Yield descriptors through which a child puts itself into the group, by `join_group`. Errors: `OSError`."""
         with contextlib.ExitStack() as stack:
-            entrances = []
+            entry_fds = []
             for folder in self._folders:
-                entrances.append(os.open(folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
-                stack.callback(os.close, entrances[-1])
-            yield entrances
+                entry_fds.append(os.open(folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
+                stack.callback(os.close, entry_fds[-1])
+            yield entry_fds
 
     def add_process(self, pid: int) -> None:
         """Put a process into the group; what it starts from then on belongs to it as well. Errors: `OSError`."""
@@ -49,19 +49,19 @@ class ControlGroup:
 
     def list_members(self) -> set[int]:
         """Return the processes that are in all of its folders. Errors: `OSError`."""
-        found = [set(map(int, (folder / "cgroup.procs").read_text().split())) for folder in self._folders]
-        return set.intersection(*found)
+        members = [set(map(int, (folder / "cgroup.procs").read_text().split())) for folder in self._folders]
+        return set.intersection(*members)
 
     def limit_memory(self, memory_mb: int) -> None:
         """Bound its memory, in MiB. Errors: `OSError`."""
         self.memory_mb = memory_mb
         if self._memory is not None:
-            # Some room above the watch's limit, which gives the better message; this one cannot be outrun.
+            # Somewhat above the watchdog's limit, which gives the better message; this limit cannot be outrun.
             file = "memory.max" if self._version == 2 else "memory.limit_in_bytes"
             (self._memory / file).write_text(str((memory_mb + 32) << 20))
 
     def has_run_out(self) -> bool:
-        """Whether the kernel killed something in it for memory."""
+        """Return whether the kernel killed a process of the group for its memory."""
         if self._memory is None:
             return False
         file = "memory.events" if self._version == 2 else "memory.oom_control"
@@ -71,7 +71,7 @@ class ControlGroup:
         return False
 
     def remove(self) -> bool:
-        """Remove the group. False if it is still emptying: then `Cgroups.make` tries again."""
+        """Remove the group. Returns False if it is not empty yet: then the factory's `create_group` tries again."""
         for folder in self._folders:
             with contextlib.suppress(FileNotFoundError):
                 try:
@@ -83,21 +83,21 @@ class ControlGroup:
         return True
 
 
-# Groups that were not empty yet when their sandbox had ended.
+# Groups that were not empty yet when their sandbox ended.
 _unremoved_groups: set[ControlGroup] = set()
 _group_numbers = itertools.count()
 
 
-def join_group(entrances: list[int]) -> None:
-    """Put this process into the groups whose entrances these are. Errors: `OSError`."""
-    for entrance in entrances:
-        os.write(entrance, b"0")
+def join_group(entry_fds: list[int]) -> None:
+    """Put this process into the groups that these descriptors open. Errors: `OSError`."""
+    for fd in entry_fds:
+        os.write(fd, b"0")
 
 
 class ControlGroupFactory:
-    """Where this process may make groups, found out once per process by making one.
+    """Create groups where this process may, which is tried once per process.
 
-    `memory` and `cpu` say which of the two are wanted; only the attack suite wants less than both.
+    `memory` and `cpu` say what the groups control; only the attack suite leaves one out.
     """
 
     def __init__(self, root: Path = CGROUP_ROOT, memory: bool = True, cpu: bool = True) -> None:
@@ -107,15 +107,15 @@ class ControlGroupFactory:
 
     def create_group(self, memory_mb: int) -> ControlGroup | None:
         """Return a group with a limit in MiB, or None where there are no groups. Errors: `OSError`."""
-        for left in list(_unremoved_groups):
-            left.remove()
+        for group in list(_unremoved_groups):
+            group.remove()
         memory = self._parents.memory if self.bounds_memory else None
         cpu = self._parents.cpu if self.shares_processors else None
         return _create_group(memory, cpu, self._parents.version, memory_mb)
 
 
 class _GroupParents:
-    """The folders in which groups can be made, per kind."""
+    """Hold the folders in which groups can be made, per kind."""
 
     def __init__(self, version: int, memory: Path | None = None, cpu: Path | None = None) -> None:
         self.version, self.memory, self.cpu = version, memory, cpu
@@ -137,7 +137,7 @@ def _create_group(memory: Path | None, cpu: Path | None, version: int, memory_mb
             file, weight = ("cpu.weight", CPU_WEIGHT) if version == 2 else ("cpu.shares", CPU_SHARES)
             (cpu / name / file).write_text(str(weight))
         if memory is not None:
-            # Without swap there is nothing to be set; with some, it must not be a second memory.
+            # Without swap these files are missing; with swap, it must not become a second memory.
             for file, value in (
                 (("memory.swap.max", "0"), ("memory.oom.group", "1")) if version == 2 else (("memory.swappiness", "0"),)
             ):
@@ -152,15 +152,15 @@ def _create_group(memory: Path | None, cpu: Path | None, version: int, memory_mb
 @functools.cache
 def _find_parents(root: Path) -> _GroupParents:
     """Return where groups can be made, each kind tried with a process that does nothing."""
-    places = _find_candidates(root)
-    for parent in {places.memory, places.cpu} - {None}:
-        for left in parent.glob("paddock-*"):  # type: ignore[union-attr]
-            if not Path(f"/proc/{left.name.split('-')[1]}").exists():
+    parents = _find_candidates(root)
+    for parent in {parents.memory, parents.cpu} - {None}:
+        for folder in parent.glob("paddock-*"):  # type: ignore[union-attr]
+            if not Path(f"/proc/{folder.name.split('-')[1]}").exists():
                 with contextlib.suppress(OSError):
-                    left.rmdir()
-    memory = places.memory if _can_create(places.memory, None, places.version) else None
-    cpu = places.cpu if _can_create(None, places.cpu, places.version) else None
-    return _GroupParents(places.version, memory, cpu)
+                    folder.rmdir()
+    memory = parents.memory if _can_create(parents.memory, None, parents.version) else None
+    cpu = parents.cpu if _can_create(None, parents.cpu, parents.version) else None
+    return _GroupParents(parents.version, memory, cpu)
 
 
 def _can_create(memory: Path | None, cpu: Path | None, version: int) -> bool:
@@ -170,8 +170,8 @@ def _can_create(memory: Path | None, cpu: Path | None, version: int) -> bool:
         group = _create_group(memory, cpu, version, 32)
         assert group is not None
         try:
-            with group.open_process_lists() as entrances:
-                subprocess.run(["/bin/true"], env={}, check=True, preexec_fn=functools.partial(join_group, entrances))
+            with group.open_entries() as entry_fds:
+                subprocess.run(["/bin/true"], env={}, check=True, preexec_fn=functools.partial(join_group, entry_fds))
         finally:
             group.remove()
     except (OSError, subprocess.SubprocessError) as error:
@@ -183,9 +183,9 @@ def _can_create(memory: Path | None, cpu: Path | None, version: int) -> bool:
 def _find_candidates(root: Path) -> _GroupParents:
     if (root / "cgroup.controllers").exists():
         lines = Path("/proc/self/cgroup").read_text().splitlines()
-        here = root / next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
-        # Processes may not live beside groups, so a delegated worker makes its groups beside its own.
-        for parent in dict.fromkeys((here.parent, root)):
+        own_folder = root / next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
+        # A group has either processes or groups, so a delegated worker creates its groups beside its own.
+        for parent in dict.fromkeys((own_folder.parent, root)):
             with contextlib.suppress(OSError):
                 enabled = (parent / "cgroup.subtree_control").read_text().split()
                 if {"memory", "cpu"} & set(enabled) and os.access(parent, os.W_OK):

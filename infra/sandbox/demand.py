@@ -1,4 +1,4 @@
-"""How many slots a version deserves, and what makes two runs runs of the same code. Pure: the time is an argument."""
+"""Decide how many slots a version gets, and which runs are runs of the same code. Pure: the time is an argument."""
 
 import os
 from pathlib import Path
@@ -6,12 +6,12 @@ from typing import Final
 
 from domain.ports import SandboxProgram
 
-# Concurrency is remembered for one to two windows; seconds.
+# Concurrency is remembered for one to two windows.
 DEMAND_WINDOW_SECONDS: Final = 30.0
-# A version that was not used for this long keeps one slot, and after `COLD` none; seconds.
+# A version that was not used for this long keeps one slot, and after `COLD_AFTER_SECONDS` none.
 COOL_AFTER_SECONDS: Final = 30.0
 COLD_AFTER_SECONDS: Final = 300.0
-# Runs that follow each other closely meet the next slot while the first one's successor is being made.
+# Runs that follow each other closely need a second slot while the successor of the first is being made.
 # A version that ran once, and perhaps never will again, is not worth more than one.
 MIN_WARM_SLOTS: Final = 2
 MAX_VERSION_SLOTS: Final = 16
@@ -21,13 +21,13 @@ FolderIdentity = tuple[tuple[int, int], ...]
 
 
 def get_version_key(program: SandboxProgram) -> VersionKey:
-    """All that decides what is imported, by name. The timeout does not."""
+    """Return all that decides what is imported, by name. The timeout does not."""
     environment = str(program.environment) if program.environment is not None else None
     return str(program.code), environment, program.entrypoint, program.memory_mb, program.gateway
 
 
 def read_folder_identity(program: SandboxProgram) -> FolderIdentity | None:
-    """Device and inode of the folders behind the names now; None if one is gone."""
+    """Return device and inode of the folders that have these names now; None if one is gone."""
     try:
         return tuple(_read_inode(folder) for folder in (program.code, program.environment) if folder is not None)
     except OSError:
@@ -35,12 +35,12 @@ def read_folder_identity(program: SandboxProgram) -> FolderIdentity | None:
 
 
 def _read_inode(folder: Path) -> tuple[int, int]:
-    found = os.stat(folder)
-    return found.st_dev, found.st_ino
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 class SlotDemand:
-    """The recent use of one version. Times in seconds of one monotonic clock."""
+    """Track the recent use of a version. Times are seconds of one monotonic clock."""
 
     def __init__(self) -> None:
         self.last_used = float("-inf")
@@ -50,7 +50,7 @@ class SlotDemand:
         self._uses = self._uses_before = 0
 
     def record_start(self, now: float) -> None:
-        """A run begins."""
+        """Record that a run starts."""
         self.last_used = now
         self.running_count += 1
         self._roll_window(now)
@@ -58,12 +58,12 @@ class SlotDemand:
         self._uses += 1
 
     def record_end(self, now: float) -> None:
-        """A run has ended."""
+        """Record that a run has ended."""
         self.last_used = now
         self.running_count -= 1
 
     def count_wanted_slots(self, now: float) -> int:
-        """How many slots shall wait for the next runs."""
+        """Return how many slots are to wait for the next runs."""
         self._roll_window(now)
         idle = 0.0 if self.running_count else now - self.last_used
         if idle >= COLD_AFTER_SECONDS:

@@ -1,4 +1,4 @@
-"""How far a process tree came, and how it ended."""
+"""Describe how far a process tree got, and how it ended."""
 
 import enum
 from typing import Final
@@ -7,17 +7,20 @@ import msgspec
 
 
 class SandboxStartError(Exception):
-    """The fence could not be built. The message says why, in the words of whoever built it."""
+    """Report that the fence could not be built. The message is the reason that its builder gave."""
 
 
 class GuestStage(enum.IntEnum):
-    """How far a tree has come, as the bytes before its answer say. Whoever lies about it harms its own run alone."""
+    """Number the stages of a tree, as the bytes before its answer mark them.
+
+    A guest that lies about its stage harms its own run alone.
+    """
 
     STARTED = 0
-    BLANK = 1  # the fence is prepared and waits to be told which code it is for
-    FENCED = 2  # what runs now is the guest, and all it prints is the agent's
+    BLANK = 1  # the fence is prepared and waits for its program
+    FENCED = 2  # from here on the guest runs, and all that it prints is the agent's
     IMPORTED = 3
-    PAYLOAD_READ = 4  # the payload has been read: from here on a run is never repeated
+    PAYLOAD_READ = 4  # from here on a run is never repeated
 
 
 STAGE_MARKS: Final = {
@@ -29,9 +32,9 @@ STAGE_MARKS: Final = {
 
 
 class ExitReport(msgspec.Struct, kw_only=True):
-    """How a process tree ended. `answer` is what it wrote, without its marks.
+    """Describe how a process tree ended. `answer` is what it wrote, without its marks.
 
-    `lost` says why nobody can know the status: whoever was to tell it is gone.
+    `lost_reason` says why the status is unknown: the process that was to report it is gone.
     """
 
     stage: GuestStage = GuestStage.STARTED
@@ -44,11 +47,11 @@ class ExitReport(msgspec.Struct, kw_only=True):
 
     @property
     def has_been_killed(self) -> bool:
-        """Whether a signal from outside ended it, as far as one can know."""
+        """Return whether a signal from outside ended the tree, as far as its status shows."""
         return self.status is None or self.status < 0 or self.status > 128
 
     @property
     def is_retryable(self) -> bool:
-        """Whether it died by itself before it had read the payload, so that another may be given it."""
+        """Return whether the tree died before it read the payload and not by our hand: another tree may run it."""
         stopped = self.timed_out or self.is_oversized or self.kill_reason is not None
         return self.stage < GuestStage.PAYLOAD_READ and not self.answer and not stopped

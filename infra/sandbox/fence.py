@@ -1,7 +1,7 @@
-"""The fence: which guards stand around untrusted code, as arguments of bubblewrap.
+"""Build the fence around untrusted code from its guards, as arguments of bubblewrap.
 
 Each guard has a name, so that the attack suite can take one away and see its attack succeed.
-Nothing outside the tests builds a fence without all of them.
+Only the tests build a fence without all of them.
 """
 
 import os
@@ -16,7 +16,7 @@ import msgspec
 GUARD_NAMES: Final = frozenset(
     {
         "cgroup",  # memory of the whole tree, the kernel's for it included (where the worker may make groups)
-        "cpu",  # processors are shared by sandbox, at a lower weight than the host's, whatever sessions it makes
+        "cpu",  # processors are shared by sandbox, at a lower weight than the host's, however many sessions it has
         "capabilities",  # none left, not even over the sandbox's own namespaces
         "descriptors",  # none of the worker's but the pipes meant for the guest
         "environment",  # empty, for bwrap itself as well: /proc shows it
@@ -38,14 +38,14 @@ GUARD_NAMES: Final = frozenset(
     }
 )
 
-TMP_FOLDER: Final = "/tmp"  # noqa: S108 - inside the sandbox, where nobody else is
+TMP_FOLDER: Final = "/tmp"  # noqa: S108 - inside the sandbox, which no other user sees
 TMP_BYTES: Final = 64 * 1024 * 1024
 SHM_BYTES: Final = 64 * 1024 * 1024
-# Where a run begins: in the folder of its archive, as on its author's machine.
+# A run starts in the folder of its archive, as on its author's machine.
 CODE_FOLDER: Final = "/agent"
-# `python`, `python3` and `python3.11` by these names are the interpreter of the run, whatever else `/usr` holds.
+# `python`, `python3` and `python3.11` by these names are the interpreter of the run, even if `/usr` holds others.
 PYTHON_FOLDER: Final = "/python"
-# All that an agent finds in its environment.
+# The whole environment of an agent.
 GUEST_ENVIRONMENT: Final = {
     "HOME": TMP_FOLDER,
     "PATH": f"{PYTHON_FOLDER}:/usr/bin:/bin",
@@ -66,27 +66,31 @@ EMPTY_FILES: Final = (
     "/proc/vmallocinfo",
     "/proc/pagetypeinfo",
 )
+# A sandbox is this much less important than the worker, where processors are shared by process.
+NICE_INCREMENT: Final = 5
+# Every host has one of these folders; a mount namespace of its own covers it with the stage.
+_STAGE_FOLDERS: Final = ("/run", "/mnt", "/opt")
 _GUEST_SOURCE: Final = Path(__file__).parent / "guest"
 _LIBRARY_LINKS: Final = ("/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin")
 
 
 class Fence(msgspec.Struct, frozen=True, kw_only=True):
-    """A set of guards. `without` is for the attack suite alone."""
+    """Select the guards of a sandbox. `without` is for the attack suite alone."""
 
     without: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         unknown = self.without - GUARD_NAMES
         if unknown:
-            raise ValueError(f"no such guards: {', '.join(sorted(unknown))}")
+            raise ValueError(f"unknown guards: {', '.join(sorted(unknown))}")
 
     def has_guard(self, guard: str) -> bool:
-        """Whether a guard stands."""
+        """Return whether a guard stands."""
         return guard not in self.without
 
 
 class HostMount(msgspec.Struct, frozen=True, kw_only=True):
-    """A host folder or file shown inside."""
+    """Name a host folder or file and where it is shown inside."""
 
     source: str
     target: str
@@ -94,7 +98,7 @@ class HostMount(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def list_system_mounts(fence: Fence) -> Iterator[tuple[str, str, str]]:
-    """bwrap arguments for the libraries of the host: `/usr`, and the links or folders that lead into it."""
+    """Yield bwrap arguments for the libraries of the host: `/usr`, and the links or folders that lead into it."""
     yield "--ro-bind", "/usr", "/usr"
     for path in _LIBRARY_LINKS:
         if os.path.islink(path):
@@ -105,13 +109,13 @@ def list_system_mounts(fence: Fence) -> Iterator[tuple[str, str, str]]:
         if os.path.exists(path):
             yield "--ro-bind", path, path
     if not fence.has_guard("root"):
-        taken = (find_interpreter_root() or "/").split("/")[1]
-        for name in sorted({"boot", "etc", "home", "media", "opt", "root", "srv", "var"} - {taken}):
+        interpreter_folder = (find_interpreter_root() or "/").split("/")[1]
+        for name in sorted({"boot", "etc", "home", "media", "opt", "root", "srv", "var"} - {interpreter_folder}):
             yield "--ro-bind-try", f"/{name}", f"/{name}"
 
 
 def list_python_links() -> list[tuple[str, str, str]]:
-    """Return bwrap arguments for the names of the interpreter in `PYTHONS`."""
+    """Return bwrap arguments for the names of the interpreter in `PYTHON_FOLDER`."""
     series = f"{sys.version_info.major}.{sys.version_info.minor}"
     return [
         ("--symlink", find_interpreter(), f"{PYTHON_FOLDER}/{name}")
@@ -140,31 +144,46 @@ def list_guest_mounts(fence: Fence) -> list[HostMount]:
 def _list_package_folders() -> list[str]:
     """Return the folders of this host, visible inside, from which an interpreter would load installed packages."""
     bases = {Path("/usr"), Path("/usr/local"), Path(find_interpreter_root() or "/usr")}
-    found = {
+    folders = {
         folder
         for base in bases
         for kind in ("site-packages", "dist-packages")
         for folder in base.glob(f"lib*/python*/{kind}")
     }
     names = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
-    found |= {Path(sysconfig.get_path(kind, vars=names)) for kind in ("purelib", "platlib")}
+    folders |= {Path(sysconfig.get_path(kind, vars=names)) for kind in ("purelib", "platlib")}
     # Behind a link lies a folder that is found under its own name.
-    return sorted({str(folder.resolve()) for folder in found if folder.is_dir()})
+    return sorted({str(folder.resolve()) for folder in folders if folder.is_dir()})
 
 
 def find_interpreter_root() -> str | None:
-    """The folder of the interpreter, if it lies outside `/usr`."""
+    """Return the folder of the interpreter, if it lies outside `/usr`."""
     root = str(Path(sys.base_prefix).resolve())
     return None if root == "/usr" or root.startswith("/usr/") else root
 
 
 def find_interpreter() -> str:
-    """The real path of the interpreter, the same inside and outside."""
+    """Return the real path of the interpreter, which is the same inside and outside."""
     return str(Path(sys.executable).resolve())
 
 
+def find_stage_folder() -> str:
+    """Return a folder that exists here, to be covered by the stage in a mount namespace of its own."""
+    return next(folder for folder in _STAGE_FOLDERS if os.path.isdir(folder))
+
+
 def build_arguments(fence: Fence, mounts: list[HostMount], seccomp_fd: int | None) -> list[str]:
-    """Everything between `bwrap` and the program, in the order in which bwrap acts on it."""
+    """Return everything between `bwrap` and the program, in the order in which bwrap acts on it."""
+    args = [*_build_namespace_options(fence), *_build_root_options(fence, mounts), *_build_device_options(fence)]
+    if fence.has_guard("read_only"):
+        args += ["--remount-ro", "/dev", "--remount-ro", "/"]
+    if fence.has_guard("seccomp") and seccomp_fd is not None:
+        args += ["--seccomp", str(seccomp_fd)]
+    args += ["--chdir", CODE_FOLDER if any(mount.target == CODE_FOLDER for mount in mounts) else TMP_FOLDER]
+    return args
+
+
+def _build_namespace_options(fence: Fence) -> list[str]:
     args: list[str] = ["--unshare-user"]
     for guard, flags in (
         ("network", ("--unshare-net",)),
@@ -184,11 +203,16 @@ def build_arguments(fence: Fence, mounts: list[HostMount], seccomp_fd: int | Non
     if fence.has_guard("session"):
         args.append("--new-session")
     args += ["--cap-drop", "ALL"] if fence.has_guard("capabilities") else ["--cap-add", "ALL"]
-    for mount in (*list_system_mounts(fence), *list_python_links()):
-        args += mount
-    for shown in mounts:
-        writable = shown.writable or (shown.target == CODE_FOLDER and not fence.has_guard("read_only"))
-        args += ["--bind" if writable else "--ro-bind", shown.source, shown.target]
+    return args
+
+
+def _build_root_options(fence: Fence, mounts: list[HostMount]) -> list[str]:
+    args: list[str] = []
+    for option in (*list_system_mounts(fence), *list_python_links()):
+        args += option
+    for mount in mounts:
+        writable = mount.writable or (mount.target == CODE_FOLDER and not fence.has_guard("read_only"))
+        args += ["--bind" if writable else "--ro-bind", mount.source, mount.target]
     args += ["--proc", "/proc"] if fence.has_guard("processes") else ["--ro-bind", "/proc", "/proc"]
     if fence.has_guard("proc_masks"):
         for folder in EMPTY_FOLDERS:
@@ -197,18 +221,18 @@ def build_arguments(fence: Fence, mounts: list[HostMount], seccomp_fd: int | Non
         for file in EMPTY_FILES:
             if os.path.exists(file):
                 args += ["--ro-bind", "/dev/null", file]
-    # Mapping /dev/zero makes memory that belongs to nobody.
-    args += ["--dev", "/dev", "--ro-bind", "/dev/null", "/dev/zero"]
+    return args
+
+
+def _build_device_options(fence: Fence) -> list[str]:
+    # Mapping /dev/zero allocates memory that counts for no process.
+    args = ["--dev", "/dev", "--ro-bind", "/dev/null", "/dev/zero"]
     if fence.has_guard("terminals"):
-        # What bubblewrap mounts there makes terminals of a number that the whole host shares; /dev/ptmx leads there.
+        # The file system that bubblewrap mounts there takes terminals from a number that the whole host shares;
+        # /dev/ptmx leads there.
         args += ["--tmpfs", "/dev/pts", "--remount-ro", "/dev/pts"]
     for path, size in ((TMP_FOLDER, TMP_BYTES), ("/dev/shm", SHM_BYTES)):  # noqa: S108 - inside the sandbox
         if fence.has_guard("tmp_size"):
             args += ["--size", str(size)]
         args += ["--perms", "0700", "--tmpfs", path]
-    if fence.has_guard("read_only"):
-        args += ["--remount-ro", "/dev", "--remount-ro", "/"]
-    if fence.has_guard("seccomp") and seccomp_fd is not None:
-        args += ["--seccomp", str(seccomp_fd)]
-    args += ["--chdir", CODE_FOLDER if any(mount.target == CODE_FOLDER for mount in mounts) else TMP_FOLDER]
     return args

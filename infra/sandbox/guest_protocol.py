@@ -1,4 +1,4 @@
-"""What is said to a guest, and what its answer and its ending mean. Both ways of making sandboxes share it."""
+"""Encode what a guest is sent, and interpret its answer and its exit. Both backends share this."""
 
 import signal
 from typing import Any, Final
@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from domain.executions import error_type_from_exception
-from domain.ports import SandboxLost, SandboxOutcome, SandboxProgram
+from domain.ports import OutputStream, SandboxLost, SandboxOutcome, SandboxProgram
 from domain.shared.errors import DomainError
 from domain.shared.json_limits import JsonTooLarge, check_json
 from infra.sandbox.exit_report import ExitReport
@@ -14,9 +14,9 @@ from infra.sandbox.fence import Fence
 from infra.sandbox.watchdog import MAX_FILES, MAX_SESSIONS, ResourceWatchdog
 
 MAX_RESULT_BYTES: Final = 1024 * 1024
-# An answer is a result and a line before it.
+# An answer is a header line and a result.
 MAX_ANSWER_BYTES: Final = MAX_RESULT_BYTES + 64 * 1024
-# What an answer says of an error is the agent's to write, whole megabytes of it: in characters.
+# The agent writes the error in an answer, whole megabytes if it likes.
 MAX_MESSAGE_CHARS: Final = 4000
 MAX_STACK_CHARS: Final = 16_000
 MAX_PROCESSES: Final = 64
@@ -25,7 +25,7 @@ CANNOT_ISOLATE_PREFIX: Final = "This host cannot isolate code:"
 
 
 class _AnswerHeader(msgspec.Struct, kw_only=True):
-    """The first line of a guest's answer. Only its shape is believed."""
+    """Describe the first line of a guest's answer. Only its shape is trusted."""
 
     error_type: str | None = None
     error_message: str | None = None
@@ -34,7 +34,7 @@ class _AnswerHeader(msgspec.Struct, kw_only=True):
     size: int | None = None
 
 
-# What the watch ends a tree for besides its memory.
+# Reasons besides memory for which the watchdog ends a tree.
 _KILL_MESSAGES: Final = {
     "too_many_files": f"The agent made more than {MAX_FILES} files.",
     "too_many_sessions": f"The agent's processes made {{amount}} sessions; {MAX_SESSIONS} at a time are allowed.",
@@ -43,36 +43,38 @@ _KILL_MESSAGES: Final = {
 
 
 def encode_frame(data: bytes) -> bytes:
-    """As the guest reads it: its length in four bytes, then the bytes."""
+    """Return data as the guest reads it: its length in four bytes, then the bytes."""
     return len(data).to_bytes(4, "big") + data
 
 
 def encode_head(program: SandboxProgram, mode: str, fence: Fence, **more: Any) -> bytes:
-    """The frame that tells a guest what to import, whether to `check` or `run` it, and within which limits."""
-    told = {
+    """Return the frame that names what to import, whether to `check` or `run` it, and the limits."""
+    fields = {
         "mode": mode,
         "entrypoint": program.entrypoint,
         "path": ["/agent", *(["/environment"] if program.environment is not None else [])],
         "most": MAX_RESULT_BYTES,
         "limits": _build_limits(program.memory_mb) if fence.has_guard("limits") else {},
     }
-    return encode_frame(msgspec.json.encode({**told, **more}))
+    return encode_frame(msgspec.json.encode({**fields, **more}))
 
 
 def create_watchdog(
-    memory_mb: int, fence: Fence, sockets: bool = False, *, sessions: bool = False
+    memory_mb: int, fence: Fence, has_sockets: bool = False, *, limits_sessions: bool = False
 ) -> ResourceWatchdog | None:
-    """Return what watches a tree with this much memory, in MiB.
+    """Create the watchdog of a tree with this much memory, in MiB; None where the fence has none.
 
-    `sockets` says whether the tree may have some, `sessions` whether its sessions are bounded, as they are where no
-    control group shares the processors.
+    `has_sockets` says whether the tree may have TCP sockets, `limits_sessions` whether its sessions are bounded, as
+    they are where no control group shares the processors.
     """
-    most = MAX_SESSIONS if sessions and fence.has_guard("cpu") else None
-    return ResourceWatchdog(memory_mb, MAX_FILES, sockets, max_sessions=most) if fence.has_guard("watch") else None
+    if not fence.has_guard("watch"):
+        return None
+    max_sessions = MAX_SESSIONS if limits_sessions and fence.has_guard("cpu") else None
+    return ResourceWatchdog(memory_mb, MAX_FILES, has_sockets, max_sessions=max_sessions)
 
 
 def create_unavailable_error(reason: str) -> DomainError:
-    """The error for a host that cannot isolate code."""
+    """Create the error for a host that cannot isolate code."""
     return DomainError("sandbox_unavailable", f"{CANNOT_ISOLATE_PREFIX} {reason}")
 
 
@@ -89,38 +91,57 @@ def _build_limits(memory_mb: int) -> dict[str, int]:
     }
 
 
-def outcome_from_report(ending: ExitReport, timeout: float, memory_mb: int) -> SandboxOutcome:
-    """What an ending means. `timeout` in seconds and `memory_mb` in MiB are those the tree had."""
-    if ending.kill_reason is not None:
-        kind, _, amount = ending.kill_reason.partition(":")
-        if kind == "out_of_memory":
-            return SandboxOutcome(
-                error_type=kind,
-                error_message=f"The agent used all of its {memory_mb} MiB ({amount} MiB seen).",
-            )
-        return SandboxOutcome(error_type=kind, error_message=_KILL_MESSAGES[kind].format(amount=amount))
-    if ending.timed_out:
+def ignore_output(_: OutputStream, __: bytes) -> None:
+    """Discard what a guest prints."""
+
+
+def outcome_from_report(report: ExitReport, timeout: float, memory_mb: int) -> SandboxOutcome:
+    """Interpret an exit report. `timeout` in seconds and `memory_mb` in MiB are the limits that the tree had.
+
+    Errors: `SandboxLost`.
+    """
+    if report.kill_reason is not None:
+        return _outcome_from_kill(report.kill_reason, memory_mb)
+    if report.timed_out:
         return SandboxOutcome(error_type="timeout", error_message=f"The agent took longer than {timeout:g} s.")
-    if ending.is_oversized:
+    if report.is_oversized:
         return SandboxOutcome(
             error_type="result_too_large", error_message=f"The result is larger than {MAX_RESULT_BYTES} bytes of JSON."
         )
-    line, _, body = ending.answer.partition(b"\n")
+    line, _, body = report.answer.partition(b"\n")
     try:
-        head = msgspec.json.decode(line, type=_AnswerHeader)
+        header = msgspec.json.decode(line, type=_AnswerHeader)
     except (msgspec.MsgspecError, RecursionError):
-        return outcome_from_crash(ending)
-    if head.error_type is not None:
-        stack = None if head.stack is None else head.stack[-MAX_STACK_CHARS:]
-        if head.error_type == "MemoryError":
-            message = f"The agent needed more than its {memory_mb} MiB of memory."
-            return SandboxOutcome(error_type="out_of_memory", error_message=message, stack=stack)
-        kind = error_type_from_exception(head.error_type)
+        return outcome_from_crash(report)
+    if header.error_type is not None:
+        return _outcome_from_exception(header, header.error_type, memory_mb)
+    return _outcome_from_body(header, body)
+
+
+def _outcome_from_kill(reason: str, memory_mb: int) -> SandboxOutcome:
+    kind, _, amount = reason.partition(":")
+    if kind == "out_of_memory":
         return SandboxOutcome(
-            error_type=kind, error_message=(head.error_message or kind)[:MAX_MESSAGE_CHARS], stack=stack
+            error_type=kind,
+            error_message=f"The agent used all of its {memory_mb} MiB ({amount} MiB seen).",
         )
+    return SandboxOutcome(error_type=kind, error_message=_KILL_MESSAGES[kind].format(amount=amount))
+
+
+def _outcome_from_exception(header: _AnswerHeader, error_type: str, memory_mb: int) -> SandboxOutcome:
+    stack = None if header.stack is None else header.stack[-MAX_STACK_CHARS:]
+    if error_type == "MemoryError":
+        message = f"The agent needed more than its {memory_mb} MiB of memory."
+        return SandboxOutcome(error_type="out_of_memory", error_message=message, stack=stack)
+    kind = error_type_from_exception(error_type)
+    return SandboxOutcome(
+        error_type=kind, error_message=(header.error_message or kind)[:MAX_MESSAGE_CHARS], stack=stack
+    )
+
+
+def _outcome_from_body(header: _AnswerHeader, body: bytes) -> SandboxOutcome:
     if len(body) > MAX_RESULT_BYTES:
-        size = max(head.size or 0, len(body))
+        size = max(header.size or 0, len(body))
         message = f"The result is {size} bytes of JSON; {MAX_RESULT_BYTES} are allowed."
         return SandboxOutcome(error_type="result_too_large", error_message=message)
     try:
@@ -130,20 +151,20 @@ def outcome_from_report(ending: ExitReport, timeout: float, memory_mb: int) -> S
     try:
         msgspec.json.decode(body)
     except RecursionError:
-        # How deep a result may be is the domain's rule; this one cannot even be looked at.
+        # The domain decides how deep a result may be; this one cannot even be parsed.
         return SandboxOutcome(error_type="result_not_json", error_message="The result nests too deep to be read.")
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        message = (head.problem or "The result is not JSON.")[:MAX_MESSAGE_CHARS]
+        message = (header.problem or "The result is not JSON.")[:MAX_MESSAGE_CHARS]
         return SandboxOutcome(error_type="result_not_json", error_message=message)
     return SandboxOutcome(output=body)
 
 
-def outcome_from_crash(ending: ExitReport) -> SandboxOutcome:
-    """What an ending without an answer means. Errors: `SandboxLost`."""
-    if ending.lost_reason is not None:
-        raise SandboxLost(ending.lost_reason)
-    status = ending.status or 0
-    # bubblewrap tells of a signal by a status past 128, and an agent may end with such a status by itself.
+def outcome_from_crash(report: ExitReport) -> SandboxOutcome:
+    """Interpret an exit without an answer. Errors: `SandboxLost`."""
+    if report.lost_reason is not None:
+        raise SandboxLost(report.lost_reason)
+    status = report.status or 0
+    # bubblewrap reports a signal as a status past 128, and an agent may end with the same status itself.
     number = status - 128 if status > 128 else -status
     if status == 128 + signal.SIGKILL:
         message = f"The agent's process ended with status {status}: killed, as by a host without memory, or by itself."

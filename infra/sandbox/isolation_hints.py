@@ -1,10 +1,10 @@
-"""What to change on a host that cannot isolate code."""
+"""Suggest what to change on a host that cannot isolate code."""
 
 from pathlib import Path
 
 
 def find_isolation_hint() -> str:
-    """One sentence that names the setting at fault, as far as it can be told from here."""
+    """Return a sentence that names the setting at fault, as far as this process can see it; empty otherwise."""
     if _read_setting("/proc/sys/kernel/unprivileged_userns_clone") == "0":
         return "Allow user namespaces: sysctl -w kernel.unprivileged_userns_clone=1"
     if _read_setting("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":

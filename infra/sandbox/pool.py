@@ -1,8 +1,8 @@
-"""Warm slots: sandboxes that have imported a version's entrypoint already and wait for one payload.
+"""Pool warm slots: sandboxes that have already imported a version's entrypoint and wait for one payload.
 
-Each is used once and replaced off the critical path. How they are made is a `Maker`'s business. A slot
-belongs to everything that decides what was imported: the folders (by name, device and inode), the
-entrypoint and the memory limit. While it waits it is stopped, so that it costs memory and nothing else.
+Each slot is used once and replaced off the critical path; a `SandboxBackend` starts them. A slot belongs to
+everything that decides what was imported: the folders (by name, device and inode), the entrypoint and the memory
+limit. While a slot waits it is stopped, so that it uses memory and no processor time.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ import structlog
 from domain.ports import GatewayServer, OutputCallback, SandboxOutcome, SandboxProgram
 from domain.shared.errors import DomainError
 from infra.sandbox.backend import SandboxBackend, SlotCounts
-from infra.sandbox.demand import FolderIdentity, SlotDemand, VersionKey, get_version_key, read_folder_identity
+from infra.sandbox.demand import FolderIdentity, VersionKey, get_version_key, read_folder_identity
 from infra.sandbox.exit_report import ExitReport, GuestStage, SandboxStartError
 from infra.sandbox.guest_protocol import (
     CHECK_TIMEOUT_SECONDS,
@@ -25,80 +25,36 @@ from infra.sandbox.guest_protocol import (
     outcome_from_report,
 )
 from infra.sandbox.process_tree import ProcessTree
+from infra.sandbox.slots import DEFAULT_SLOT_BYTES, IdleSlot, PendingSlot, VersionSlots, get_delivered_tree
 
 MAX_IDLE_SLOTS: Final = 64
 BLANK_SLOT_COUNT: Final = 2
-# Nobody shall meet a clock, or anything else read while importing, that is older than this, in seconds.
+# No run is to see a clock, or anything else read while importing, that is older than this.
 MAX_SLOT_AGE_SECONDS: Final = 240.0
 SWEEP_INTERVAL_SECONDS: Final = 5.0
-# How many slots nobody waits for are made at a time, so that runs keep the processors. One whose import
-# takes longer than `SLOW` seconds stops counting, or it would keep every other version cold; up to a bound.
+# So many slots that no run waits for are started at a time, so that runs keep the processors. A slot whose import takes
+# longer than `SLOW_IMPORT_SECONDS` stops counting, or it would keep every other version cold; up to a bound.
 MAX_QUICK_REFILLS: Final = 2
 SLOW_IMPORT_SECONDS: Final = 1.0
 MAX_PENDING_REFILLS: Final = 8
-# A slot that was taken is replaced this much later, in seconds: a short run is over by then, and goes first.
+# A used slot is replaced this much later: a short run is over by then, and goes first.
 REFILL_DELAY_SECONDS: Final = 0.004
-# How long a version is not warmed after its import failed, and after anything else went wrong, in seconds.
+# A version is not warmed for this long after its import failed, and after any other failure.
 FAILED_IMPORT_PAUSE_SECONDS: Final = 60.0
 DEAD_SLOT_PAUSE_SECONDS: Final = 1.0
-# What a slot is taken to hold until one of its version was measured.
-DEFAULT_SLOT_BYTES: Final = 8 << 20
 MAX_RUN_ATTEMPTS: Final = 3
 
 _log = structlog.get_logger("paddock.sandbox")
 
 
-class IdleSlot:  # noqa: D101
-    def __init__(self, tree: ProcessTree, made: float, memory: int, of: FolderIdentity | None) -> None:
-        self.tree, self.created_at, self.memory_bytes, self.identity = tree, made, memory, of
-
-
-class PendingSlot:
-    """A slot on its way. A run that comes meanwhile may claim it rather than have another made."""
-
-    def __init__(self, since: float, of: FolderIdentity | None) -> None:
-        self.started_at, self.identity = since, of
-        self.claim_future: asyncio.Future[ProcessTree | None] | None = None
-
-    def claim_tree(self) -> "asyncio.Future[ProcessTree | None]":
-        self.claim_future = asyncio.get_running_loop().create_future()
-        return self.claim_future
-
-    def deliver_tree(self, tree: ProcessTree | None) -> bool:
-        """Give the slot to whoever waits. False if nobody does."""
-        if self.claim_future is None or self.claim_future.done():
-            return False
-        self.claim_future.set_result(tree)
-        return True
-
-
-class VersionSlots:
-    """What the pool knows of one key."""
-
-    def __init__(self, program: SandboxProgram) -> None:
-        self.program = program
-        self.demand = SlotDemand()
-        self.idle_slots: list[IdleSlot] = []
-        self.pending_slots: list[PendingSlot] = []
-        self.paused_until = 0.0
-        self.slot_bytes = DEFAULT_SLOT_BYTES
-
-    def list_unclaimed(self) -> list[PendingSlot]:
-        return [one for one in self.pending_slots if one.claim_future is None or one.claim_future.cancelled()]
-
-    def count_missing(self, now: float) -> int:
-        if now < self.paused_until:
-            return 0
-        return self.demand.count_wanted_slots(now) - len(self.idle_slots) - len(self.list_unclaimed())
-
-
 class SlotPool:
-    """The pool of one worker process. `memory_mb` bounds what idle slots hold together, `most` how many they are."""
+    """Pool the slots of a worker process. At most `max_slots` are idle, and they hold at most `memory_mb` together."""
 
     def __init__(
         self,
         backend: SandboxBackend,
         memory_mb: int,
+        *,
         max_slots: int = MAX_IDLE_SLOTS,
         blank_count: int = BLANK_SLOT_COUNT,
         clock: Callable[[], float] = time.monotonic,
@@ -120,44 +76,44 @@ class SlotPool:
 
     @property
     def counts(self) -> SlotCounts:
-        """What there is now."""
-        making = sum(len(version.pending_slots) for version in self._versions.values())
+        """Return how many slots there are now."""
+        pending = sum(len(version.pending_slots) for version in self._versions.values())
         return SlotCounts(
             warm=sum(len(version.idle_slots) for version in self._versions.values()),
             blank=len(self._blank_slots),
-            making=making + len(self._pending_blanks),
+            making=pending + len(self._pending_blanks),
             busy=self._busy_count,
         )
 
     def start_refilling(self) -> None:
-        """Have blank slots made before the first run comes."""
+        """Start blank slots before the first run comes."""
         self._refill_slots()
 
     async def run_program(
         self, program: SandboxProgram, payload: bytes, on_output: OutputCallback, serve: GatewayServer | None = None
     ) -> SandboxOutcome:
-        """Call the entrypoint with a payload, in a warm slot if there is one. As `domain.ports.Sandbox.run_program`."""
+        """Call the entrypoint with a payload, in a warm slot if there is one. See `domain.ports.Sandbox`."""
         version = self._get_version(program)
         version.demand.record_start(self._clock())
         self._busy_count += 1
-        request, until = encode_frame(payload), asyncio.get_running_loop().time() + program.timeout
+        request, deadline = encode_frame(payload), asyncio.get_running_loop().time() + program.timeout
         try:
             for _ in range(MAX_RUN_ATTEMPTS):
-                tree = await self._find_warm_tree(version, program, until)
+                tree = await self._find_warm_tree(version, program, deadline)
                 if tree is None:
                     break
                 tree.resume(self._backend.create_watchdog(program))
-                ending = await self._run_in_tree(tree, request, until, on_output, GuestStage.PAYLOAD_READ, serve)
-                if not ending.is_retryable:
-                    return outcome_from_report(ending, program.timeout, program.memory_mb)
-                _log.info("a warm slot was dead when it was used", status=ending.status)
-            return await self._run_cold(program, request, until, on_output, serve)
+                report = await self._run_in_tree(tree, request, deadline, on_output, GuestStage.PAYLOAD_READ, serve)
+                if not report.is_retryable:
+                    return outcome_from_report(report, program.timeout, program.memory_mb)
+                _log.info("a warm slot was dead when a run took it", status=report.status)
+            return await self._run_cold(program, request, deadline, on_output, serve)
         finally:
             self._busy_count -= 1
             version.demand.record_end(self._clock())
 
     async def close(self) -> None:
-        """Kill every slot, whatever it does, and wait until all are gone."""
+        """Kill every slot, idle or busy, and wait until all are gone."""
         self._is_closed = True
         for timer in (self._sweep_timer, self._refill_timer):
             if timer is not None:
@@ -170,70 +126,67 @@ class SlotPool:
             await tree.kill_and_wait()
 
     def sweep_slots(self) -> None:
-        """Let go of what is too old or no longer wanted, and have made what is missing."""
+        """Drop slots that are too old or no longer wanted, and start those that are missing."""
         now = self._clock()
-        for found, version in list(self._versions.items()):
-            wanted = version.demand.count_wanted_slots(now)
-            for slot in [
-                *version.idle_slots[wanted:],
-                *(one for one in version.idle_slots[:wanted] if self._is_expired(one, now)),
-            ]:
+        for key, version in list(self._versions.items()):
+            count = version.demand.count_wanted_slots(now)
+            expired = [slot for slot in version.idle_slots[:count] if self._is_expired(slot, now)]
+            for slot in [*version.idle_slots[count:], *expired]:
                 self._drop_slot(version.idle_slots, slot)
-            if (
-                wanted == 0
-                and not version.pending_slots
-                and now >= version.paused_until
-                and not version.demand.running_count
-            ):
-                del self._versions[found]
-        for slot in [one for one in self._blank_slots if self._is_expired(one, now)]:
+            is_unused = count == 0 and not version.pending_slots and not version.demand.running_count
+            if is_unused and now >= version.paused_until:
+                del self._versions[key]
+        for slot in [slot for slot in self._blank_slots if self._is_expired(slot, now)]:
             self._drop_slot(self._blank_slots, slot)
-        for tree in [one for one in self._idle_slots if one.is_awake]:
-            _log.warning("a slot that should wait was awake; it is killed")
+        for tree in [tree for tree in self._idle_slots if tree.is_awake]:
+            _log.warning("a waiting slot was awake; it is killed")
             tree.kill()
         self._refill_slots()
 
     # one run
 
     def _get_version(self, program: SandboxProgram) -> VersionSlots:
-        """What is known of this program's version. The dictionary is in the order of use."""
-        found = self._versions.pop(get_version_key(program), None) or VersionSlots(program)
-        self._versions[get_version_key(program)] = found
-        found.program = program
-        return found
+        """Return the slots of this program's version, and move it to the end: the dictionary is in the order of use."""
+        key = get_version_key(program)
+        version = self._versions.pop(key, None) or VersionSlots(program)
+        self._versions[key] = version
+        version.program = program
+        return version
 
     async def _run_in_tree(
         self,
         tree: ProcessTree,
         request: bytes,
-        until: float,
+        deadline: float,
         on_output: OutputCallback,
-        since: GuestStage,
+        output_stage: GuestStage,
         serve: GatewayServer | None,
     ) -> ExitReport:
         self._schedule_refill(REFILL_DELAY_SECONDS)
-        left = max(0.0, until - asyncio.get_running_loop().time())
+        seconds_left = max(0.0, deadline - asyncio.get_running_loop().time())
         async with tree.serve_gateway(serve):
-            return await tree.run(request, left, on_output, since, returns_early=True)
+            return await tree.run(request, seconds_left, on_output, output_stage, returns_early=True)
 
-    async def _find_warm_tree(self, version: VersionSlots, program: SandboxProgram, until: float) -> ProcessTree | None:
-        """A slot of this version as it is now, or None. It may be stopped still."""
-        now, of = self._clock(), read_folder_identity(program)
-        for slot in [one for one in version.idle_slots if one.identity != of or self._is_expired(one, now)]:
+    async def _find_warm_tree(
+        self, version: VersionSlots, program: SandboxProgram, deadline: float
+    ) -> ProcessTree | None:
+        """Return a tree of this version as its folders are now, or None. It may still be stopped."""
+        now, identity = self._clock(), read_folder_identity(program)
+        for slot in [slot for slot in version.idle_slots if slot.identity != identity or self._is_expired(slot, now)]:
             self._drop_slot(version.idle_slots, slot)
         if version.idle_slots:
             return self._take_slot(version.idle_slots)
-        waiting = [one for one in version.list_unclaimed() if one.identity == of]
-        if not waiting:
+        pending = [slot for slot in version.list_unclaimed() if slot.identity == identity]
+        if not pending:
             return None
-        claimed = waiting[0].claim_tree()
+        claim = pending[0].claim_tree()
         try:
-            async with asyncio.timeout_at(until):
-                return await claimed
+            async with asyncio.timeout_at(deadline):
+                return await claim
         except TimeoutError:
-            return _get_delivered_tree(claimed)
+            return get_delivered_tree(claim)
         except asyncio.CancelledError:
-            if (tree := _get_delivered_tree(claimed)) is not None:
+            if (tree := get_delivered_tree(claim)) is not None:
                 tree.kill()
             raise
 
@@ -241,29 +194,29 @@ class SlotPool:
         self,
         program: SandboxProgram,
         request: bytes,
-        until: float,
+        deadline: float,
         on_output: OutputCallback,
         serve: GatewayServer | None,
     ) -> SandboxOutcome:
-        for left in reversed(range(MAX_RUN_ATTEMPTS)):
-            # A blank slot's filter is made already, and it is the one without sockets.
-            if self._blank_slots and left and not program.gateway:
+        for attempts_left in reversed(range(MAX_RUN_ATTEMPTS)):
+            # A blank slot has its filter already, and it is the one without sockets.
+            if self._blank_slots and attempts_left and not program.gateway:
                 tree = self._take_slot(self._blank_slots)
                 tree.resume(None)
             else:
                 tree = await self._start_tree(program)
             self._backend.assign_program(tree, program, "run")
             try:
-                ending = await self._run_in_tree(tree, request, until, on_output, GuestStage.FENCED, serve)
+                report = await self._run_in_tree(tree, request, deadline, on_output, GuestStage.FENCED, serve)
             except SandboxStartError as error:
-                # It never came to run anything of the agent's, so that another may, unless that would fail as well.
-                if not tree.report.has_been_killed or not left:
+                # It never ran anything of the agent's, so another tree may, unless that one would fail as well.
+                if not tree.report.has_been_killed or not attempts_left:
                     raise create_unavailable_error(str(error)) from error
             else:
-                return outcome_from_report(ending, program.timeout, program.memory_mb)
+                return outcome_from_report(report, program.timeout, program.memory_mb)
         raise create_unavailable_error("every slot that was made for this run was killed")
 
-    # making and letting go
+    # starting and dropping slots
 
     async def _start_tree(self, program: SandboxProgram | None) -> ProcessTree:
         if self._is_closed:
@@ -285,13 +238,13 @@ class SlotPool:
         if self._idle_slots.pop(tree, None) is None:
             return
         _log.info("an idle slot ended and is replaced", status=tree.report.status)
-        again = self._clock() + DEAD_SLOT_PAUSE_SECONDS
+        paused_until = self._clock() + DEAD_SLOT_PAUSE_SECONDS
         self._blank_slots = [slot for slot in self._blank_slots if slot.tree is not tree]
         for version in self._versions.values():
             if any(slot.tree is tree for slot in version.idle_slots):
                 version.idle_slots = [slot for slot in version.idle_slots if slot.tree is not tree]
-                # Not at once: whatever killed it, a lack of memory say, may do it again.
-                version.paused_until = max(version.paused_until, again)
+                # Not at once: its killer, the lack of memory for example, may kill the next one too.
+                version.paused_until = max(version.paused_until, paused_until)
         self._schedule_refill(DEAD_SLOT_PAUSE_SECONDS)
 
     def _schedule_refill(self, seconds: float) -> None:
@@ -313,39 +266,37 @@ class SlotPool:
         if not self._memory_limit_bytes:
             return
         now = self._clock()
-        free = self._count_free_starts(now)
+        free_starts = self._count_free_starts(now)
         if now >= self._blanks_paused_until:
             missing = self._blank_count - len(self._blank_slots) - len(self._pending_blanks)
-            for _ in range(min(missing, free)):
+            for _ in range(min(missing, free_starts)):
                 if self._make_room(DEFAULT_SLOT_BYTES, None):
-                    free -= 1
-                    making = PendingSlot(now, None)
-                    self._pending_blanks.append(making)
-                    self._start_task(self._make_blank_slot(making))
+                    free_starts -= 1
+                    pending = PendingSlot(now, None)
+                    self._pending_blanks.append(pending)
+                    self._start_task(self._make_blank_slot(pending))
         for version in reversed(self._versions.values()):
-            for _ in range(min(version.count_missing(now), free)):
+            for _ in range(min(version.count_missing(now), free_starts)):
                 if not self._make_room(version.slot_bytes, version):
-                    return  # and those that were used less recently have less of a claim
-                free -= 1
-                making = PendingSlot(now, read_folder_identity(version.program))
-                version.pending_slots.append(making)
-                self._start_task(self._make_warm_slot(version, making))
+                    return  # versions that were used less recently have less of a claim
+                free_starts -= 1
+                pending = PendingSlot(now, read_folder_identity(version.program))
+                version.pending_slots.append(pending)
+                self._start_task(self._make_warm_slot(version, pending))
 
     def _count_free_starts(self, now: float) -> int:
-        """How many more slots may be made that nobody waits for."""
-        underway = [
-            *self._pending_blanks,
-            *(one for version in self._versions.values() for one in version.list_unclaimed()),
-        ]
-        quick = [one for one in underway if now - one.started_at < SLOW_IMPORT_SECONDS]
-        return max(0, min(MAX_QUICK_REFILLS - len(quick), MAX_PENDING_REFILLS - len(underway)))
+        """Return how many more slots may be started that no run waits for."""
+        unclaimed = (slot for version in self._versions.values() for slot in version.list_unclaimed())
+        pending = [*self._pending_blanks, *unclaimed]
+        quick = [slot for slot in pending if now - slot.started_at < SLOW_IMPORT_SECONDS]
+        return max(0, min(MAX_QUICK_REFILLS - len(quick), MAX_PENDING_REFILLS - len(pending)))
 
     def _on_sweep_timer(self) -> None:
         self._sweep_timer = None
         self.sweep_slots()
 
-    def _start_task(self, making: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(making)
+    def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._on_task_done)
 
@@ -353,78 +304,80 @@ class SlotPool:
         self._tasks.discard(task)
         self._refill_slots()
 
-    async def _make_blank_slot(self, making: PendingSlot) -> None:
-        tree, kept = None, False
+    async def _make_blank_slot(self, pending: PendingSlot) -> None:
+        tree, is_used = None, False
         try:
             tree = await self._start_tree(None)
             if await tree.wait_for_stage(GuestStage.BLANK, CHECK_TIMEOUT_SECONDS):
-                memory = await tree.pause()
-                kept = not tree.is_gone and not self._is_closed
-                if kept:
-                    self._blank_slots.append(self._add_idle_slot(tree, memory or DEFAULT_SLOT_BYTES, None))
+                memory_bytes = await tree.pause()
+                is_used = not tree.is_gone and not self._is_closed
+                if is_used:
+                    self._blank_slots.append(self._add_idle_slot(tree, memory_bytes or DEFAULT_SLOT_BYTES, None))
         except DomainError as error:
             _log.warning("cannot make a blank slot", reason=error.detail)
         finally:
-            self._pending_blanks.remove(making)
-            if not kept:
+            self._pending_blanks.remove(pending)
+            if not is_used:
                 self._blanks_paused_until = self._clock() + DEAD_SLOT_PAUSE_SECONDS
                 if tree is not None:
                     tree.kill()
 
-    async def _make_warm_slot(self, version: VersionSlots, making: PendingSlot) -> None:
-        tree, kept = None, False
+    async def _make_warm_slot(self, version: VersionSlots, pending: PendingSlot) -> None:
+        tree, is_used = None, False
         try:
             tree = await self._start_tree(version.program)
             self._backend.assign_program(tree, version.program, "run")
             if await tree.wait_for_stage(GuestStage.IMPORTED, CHECK_TIMEOUT_SECONDS):
-                kept = making.deliver_tree(tree)
-                if not kept:
-                    memory = await tree.pause()
-                    kept = making.deliver_tree(tree) or self._keep_tree(version, tree, memory, making.identity)
+                is_used = pending.deliver_tree(tree)
+                if not is_used:
+                    memory_bytes = await tree.pause()
+                    is_used = pending.deliver_tree(tree) or self._keep_tree(
+                        version, tree, memory_bytes, pending.identity
+                    )
         except DomainError as error:
             _log.warning("cannot make a warm slot", reason=error.detail)
         finally:
-            version.pending_slots.remove(making)
-            making.deliver_tree(None)
-            if not kept:
-                # A version that cannot wait runs cold, and its run says what is wrong with it.
-                by_itself = tree is None or (tree.is_gone and tree.report.has_been_killed and not tree.is_too_loud)
-                version.paused_until = self._clock() + (
-                    DEAD_SLOT_PAUSE_SECONDS if by_itself else FAILED_IMPORT_PAUSE_SECONDS
-                )
+            version.pending_slots.remove(pending)
+            pending.deliver_tree(None)
+            if not is_used:
+                # A version that cannot wait runs cold, and its run reports its error.
+                was_killed = tree is None or (tree.is_gone and tree.report.has_been_killed and not tree.is_too_loud)
+                pause = DEAD_SLOT_PAUSE_SECONDS if was_killed else FAILED_IMPORT_PAUSE_SECONDS
+                version.paused_until = self._clock() + pause
                 if tree is not None:
                     tree.kill()
 
     def _keep_tree(
-        self, version: VersionSlots, tree: ProcessTree, memory: int | None, of: FolderIdentity | None
+        self, version: VersionSlots, tree: ProcessTree, memory_bytes: int | None, identity: FolderIdentity | None
     ) -> bool:
-        """Whether a slot waits from here on. Not if it started processes: no signal to the first stops those."""
-        if tree.is_gone or self._is_closed or memory is None:
+        """Keep a tree as an idle slot, if it can wait. One of several processes cannot: stopping one stops no other."""
+        if tree.is_gone or self._is_closed or memory_bytes is None:
             return False
-        version.slot_bytes = max(memory, 1 << 20)
+        version.slot_bytes = max(memory_bytes, 1 << 20)
         if not self._make_room(version.slot_bytes, version):
             return False
-        version.idle_slots.append(self._add_idle_slot(tree, version.slot_bytes, of))
+        version.idle_slots.append(self._add_idle_slot(tree, version.slot_bytes, identity))
         return True
 
-    def _add_idle_slot(self, tree: ProcessTree, memory: int, of: FolderIdentity | None) -> IdleSlot:
-        slot = self._idle_slots[tree] = IdleSlot(tree, self._clock(), memory, of)
+    def _add_idle_slot(self, tree: ProcessTree, memory_bytes: int, identity: FolderIdentity | None) -> IdleSlot:
+        slot = self._idle_slots[tree] = IdleSlot(tree, self._clock(), memory_bytes, identity)
         return slot
 
-    def _make_room(self, memory: int, wanting: VersionSlots | None) -> bool:
-        """Make room for one more slot, if need be at the cost of versions that were used less recently."""
-        while not self._has_room(memory):
-            if wanting is None:
+    def _make_room(self, memory_bytes: int, requester: VersionSlots | None) -> bool:
+        """Make room for one more slot, if necessary by dropping slots of versions that were used less recently."""
+        while not self._has_room(memory_bytes):
+            if requester is None:
                 return False
-            other = next((one for one in self._versions.values() if one.idle_slots or one is wanting), wanting)
-            if other is wanting:
+            versions = self._versions.values()
+            victim = next((version for version in versions if version.idle_slots or version is requester), requester)
+            if victim is requester:
                 return False
-            self._drop_slot(other.idle_slots, other.idle_slots[0])
+            self._drop_slot(victim.idle_slots, victim.idle_slots[0])
         return True
 
-    def _has_room(self, memory: int) -> bool:
-        held = sum(slot.memory_bytes for slot in self._idle_slots.values())
-        return len(self._idle_slots) < self._max_slots and held + memory <= self._memory_limit_bytes
+    def _has_room(self, memory_bytes: int) -> bool:
+        idle_bytes = sum(slot.memory_bytes for slot in self._idle_slots.values())
+        return len(self._idle_slots) < self._max_slots and idle_bytes + memory_bytes <= self._memory_limit_bytes
 
     def _is_expired(self, slot: IdleSlot, now: float) -> bool:
         return now - slot.created_at > MAX_SLOT_AGE_SECONDS
@@ -433,8 +386,3 @@ class SlotPool:
         slots.remove(slot)
         del self._idle_slots[slot.tree]
         slot.tree.kill()
-
-
-def _get_delivered_tree(claimed: "asyncio.Future[ProcessTree | None]") -> ProcessTree | None:
-    """What was handed over in the very moment in which its receiver gave up."""
-    return claimed.result() if claimed.done() and not claimed.cancelled() else None

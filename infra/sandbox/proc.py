@@ -1,36 +1,34 @@
-"""Reading a guest's processes in `/proc`, where each of them decides what there is to read.
+"""Read a guest's processes in `/proc`, where each process influences what can be read.
 
 The first thread of a process may have ended while others live: then the files of the process are empty and those of
-its threads are not. A process may fork and leave at any moment. What was looked for and could not be read is
-`Unmeasured`, never nothing; what has ended holds nothing.
+its threads are not. A process may fork and exit at any moment. A file that should be readable and is not raises
+`UnmeasurableProcess`, and never counts as nothing; a process that has ended holds nothing.
 """
 
 import contextlib
-import ctypes
 import os
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from infra.sandbox import linux
+
 PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
-# A thread that ends between two reads is looked past so many times.
+# Reads are repeated this often when a thread ends between two of them.
 _MAX_READ_ATTEMPTS: Final = 4
 _PF_EXITING: Final = 0x4  # PF_EXITING
-_KCMP: Final = {"x86_64": 312, "aarch64": 272}.get(os.uname().machine, -1)
-_KCMP_VM: Final = 1
-_libc = ctypes.CDLL(None, use_errno=True)
 _GONE_ERRORS: Final = (FileNotFoundError, ProcessLookupError)
 
 
 class UnmeasurableProcess(Exception):
-    """Something of a guest that is there could not be read. The message names it."""
+    """Report that something of a living guest could not be read. The message names it."""
 
 
 def list_processes(pid: int) -> list[str]:
     """Return the folders in `/proc` of every process of the tree whose first process this is, itself included.
 
     A tree with a process namespace is asked through its own `/proc`, which shows all of it and nothing else, however
-    quickly its processes are born and leave; without one, whatever can be reached from parent to child.
-    Errors: `Unmeasured`.
+    quickly its processes start and exit; without one, the tree is what can be reached from parent to child.
+    Errors: `UnmeasurableProcess`.
     """
     process = f"/proc/{pid}"
     thread = find_thread(process)
@@ -49,40 +47,39 @@ def list_processes(pid: int) -> list[str]:
 
 def list_descendants(pid: int) -> list[int]:
     """Return every process below one, as far as this process may see."""
-    found, unseen = list[int](), [pid]
+    processes, unseen = list[int](), [pid]
     while unseen:
         children = _list_children(unseen.pop())
-        found += children
+        processes += children
         unseen += children
-    return found
+    return processes
 
 
 def find_sharers(pid: int) -> set[str]:
     """Return the processes below one that share all their memory with their parent, by their number in its namespace.
 
-    A program that is being started does, until it is a program of its own. Where the kernel does not say, there are
-    none.
+    A program that is being started does, until its exec. Where the kernel does not say, the set is empty.
     """
-    found = set()
+    sharers = set()
     for parent in (pid, *list_descendants(pid)):
         for child in _list_children(parent):
-            if _libc.syscall(_KCMP, parent, child, _KCMP_VM, 0, 0) == 0:
+            if linux.is_sharing_memory(parent, child):
                 with contextlib.suppress(OSError, StopIteration):
                     lines = _read_file(f"/proc/{child}/status").splitlines()
-                    found.add(next(line.split()[-1] for line in lines if line.startswith("NSpid:")))
-    return found
+                    sharers.add(next(line.split()[-1] for line in lines if line.startswith("NSpid:")))
+    return sharers
 
 
 def _list_children(pid: int) -> list[int]:
-    found: list[int] = []
+    children: list[int] = []
     with contextlib.suppress(OSError, ValueError):
         for task in os.listdir(f"/proc/{pid}/task"):
-            found += map(int, _read_file(f"/proc/{pid}/task/{task}/children").split())
-    return found
+            children += map(int, _read_file(f"/proc/{pid}/task/{task}/children").split())
+    return children
 
 
 def find_thread(process: str) -> str | None:
-    """Return the folder of a thread that lives, or None once all have ended. Errors: `Unmeasured`."""
+    """Return the folder of a thread that lives, or None once all have ended. Errors: `UnmeasurableProcess`."""
     try:
         for thread in list_threads(process):
             if _is_alive(read_stat(thread)):
@@ -93,7 +90,7 @@ def find_thread(process: str) -> str | None:
 
 
 def has_ended(process: str) -> bool:
-    """Whether no thread of a process lives. Errors: `Unmeasured`."""
+    """Return whether no thread of a process lives. Errors: `UnmeasurableProcess`."""
     return find_thread(process) is None
 
 
@@ -118,7 +115,8 @@ def read_stat(thread: str) -> list[str]:
 def measure_process(process: str, file: str, parse: Callable[[str], int | None]) -> int:
     """Return what `parse` makes of a file of the process or, once its first thread has ended, of one that lives.
 
-    `parse` answers None for a thread without memory of its own. 0 once the process has ended. Errors: `Unmeasured`.
+    `parse` answers None for a thread without memory of its own. 0 once the process has ended.
+    Errors: `UnmeasurableProcess`.
     """
     thread: str | None = process
     for _ in range(_MAX_READ_ATTEMPTS):
@@ -138,7 +136,7 @@ def measure_process(process: str, file: str, parse: Callable[[str], int | None])
 
 
 def _is_alive(stat: list[str]) -> bool:
-    # One that is on its way out has let go of its memory already, and looks alive until it has its turn.
+    # An exiting thread has released its memory already, and looks alive until it is scheduled.
     return bool(stat) and stat[0] not in ("Z", "X", "x") and not int(stat[6]) & _PF_EXITING
 
 

@@ -1,8 +1,8 @@
-"""The system call filter of the fence, as a classic BPF program.
+"""Build the system call filter of the fence, as a classic BPF program.
 
 Own code, because the libraries need a libseccomp on the host, which a fresh machine does not have.
-Format: linux/seccomp.h, linux/filter.h. An allowlist: what is not named is refused with EPERM,
-what is newer than our tables with ENOSYS, so that libc falls back to what it knows.
+Format: linux/seccomp.h, linux/filter.h. The filter is an allowlist: a call that is not named is refused with EPERM,
+a call newer than our tables with ENOSYS, so that libc falls back to an older one.
 """
 
 import errno
@@ -13,11 +13,12 @@ from typing import Final
 
 from infra.sandbox import syscalls
 
-_LD_ABS, _JEQ, _JGE, _JSET, _AND, _RET = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
-_ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
-_NR, _ARCH = 0, 4
+_BPF_LOAD, _BPF_JUMP_EQ, _BPF_JUMP_GE, _BPF_JUMP_SET, _BPF_AND, _BPF_RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
+_RETURN_ALLOW, _RETURN_KILL, _RETURN_ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
+# Offsets in `struct seccomp_data`.
+_CALL_OFFSET, _ARCH_OFFSET = 0, 4
 
-# For programs with a gateway: what a client of a TCP server on this host asks of its sockets, as (level, option).
+# For programs with a gateway: the options that a client of a TCP server on this host sets, as (level, option).
 _SOCKET_OPTIONS: Final = (
     (1, 2),  # SO_REUSEADDR
     (1, 9),  # SO_KEEPALIVE
@@ -36,141 +37,179 @@ _SOCKET_OPTIONS: Final = (
 _NEW_NAMESPACES: Final = 0x7E020080
 _AF_UNIX, _AF_INET = 1, 2
 _SOCK_STREAM, _SOCK_SEQPACKET = 1, 5
-# Beside a socket's type lie SOCK_NONBLOCK and SOCK_CLOEXEC.
+# A socket's type also carries SOCK_NONBLOCK and SOCK_CLOEXEC.
 _SOCK_TYPE: Final = 0xF
 _IPPROTO_TCP: Final = 6
 _PR_SET_PDEATHSIG: Final = 1
 _MAP_SHARED, _MAP_ANONYMOUS = 0x01, 0x20
 _TERMINAL_REQUESTS: Final = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
-_INTERFACE_REQUESTS: Final = range(0x8900, 0x8A00)  # SIOC…: what can be asked of a network through any of its sockets
+_INTERFACE_REQUESTS: Final = range(0x8900, 0x8A00)  # SIOC…: questions about a network through any of its sockets
 
 _MACHINE_TABLES: Final = {
     "x86_64": (0xC000003E, syscalls.X86_64_CALLS),
     "aarch64": (0xC00000B7, syscalls.AARCH64_CALLS),
 }
+# Calls that are let through with some arguments alone.
+_FILTERED_CALLS: Final = frozenset({"clone", "clone3", "socketpair", "prlimit64", "ioctl", "mmap", "prctl"})
 
 
 class UnknownMachine(Exception):
-    """There is no system call table for this processor."""
+    """Report that this processor has no system call table."""
 
 
-def _get_argument_offset(number: int) -> int:
-    """The offset of the low half of a system call's argument in `struct seccomp_data` (little endian)."""
-    return 16 + 8 * number
+class _FilterCode:
+    """Collect the instructions of a filter."""
+
+    def __init__(self) -> None:
+        self._instructions: list[tuple[int, int, int, int]] = []
+
+    def add(self, operation: int, value: int, if_true: int = 0, if_false: int = 0) -> None:
+        """Append an instruction. A jump skips `if_true` or `if_false` instructions."""
+        self._instructions.append((operation, if_true, if_false, value))
+
+    def load_argument(self, number: int) -> None:
+        """Load the low half of a system call's argument (little endian)."""
+        self.add(_BPF_LOAD, 16 + 8 * number)
+
+    def allow(self) -> None:
+        """Let the call through."""
+        self.add(_BPF_RETURN, _RETURN_ALLOW)
+
+    def refuse(self, error: int) -> None:
+        """Refuse the call with an error number."""
+        self.add(_BPF_RETURN, _RETURN_ERRNO | error)
+
+    def encode(self) -> bytes:
+        """Return the program as `struct sock_filter[]`."""
+        return b"".join(struct.pack("=HBBI", *instruction) for instruction in self._instructions)
 
 
 def build_filter(machine: str | None = None, gateway: bool = False) -> bytes:
-    """The filter for this machine, as `struct sock_filter[]`. With a `gateway`, TCP over IPv4 is let through.
+    """Return the filter for this machine, as `struct sock_filter[]`. With a `gateway`, TCP over IPv4 is let through.
 
     Errors: `UnknownMachine`.
     """
     name = machine or platform.machine()
     if name not in _MACHINE_TABLES:
-        raise UnknownMachine(f"there is no system call filter for {name!r}; there are: {', '.join(_MACHINE_TABLES)}")
-    arch, table = _MACHINE_TABLES[name]
-    code: list[tuple[int, int, int, int]] = []
-
-    def add(operation: int, value: int, if_true: int = 0, if_false: int = 0) -> None:
-        code.append((operation, if_true, if_false, value))
-
-    def refuse(number: int) -> None:
-        add(_RET, 0, 0, 0)
-        code[-1] = (_RET, 0, 0, _ERRNO | number)
-
-    add(_LD_ABS, _ARCH)
-    add(_JEQ, arch, 1, 0)
-    add(_RET, _KILL)
-    add(_LD_ABS, _NR)
-    if name == "x86_64":
-        add(_JGE, 0x40000000, 0, 1)  # the x32 calls share our architecture but not our numbers
-        add(_RET, _KILL)
-    special = {"clone", "clone3", "socketpair", "prlimit64", "ioctl", "mmap", "prctl"}
+        raise UnknownMachine(
+            f"no system call filter exists for {name!r}; these machines have one: {', '.join(_MACHINE_TABLES)}"
+        )
+    table = _MACHINE_TABLES[name][1]
+    code = _FilterCode()
+    _check_architecture(code, name)
     for call, number in sorted({**table, **(syscalls.GATEWAY_CALLS[name] if gateway else {})}.items()):
-        if call not in special:
-            add(_JEQ, number, 0, 1)
-            add(_RET, _ALLOW)
+        if call not in _FILTERED_CALLS:
+            code.add(_BPF_JUMP_EQ, number, 0, 1)
+            code.allow()
+    _filter_clone(code, table)
+    if gateway:
+        _filter_sockets(code, name)
+    _filter_socketpair(code, table)
+    _filter_mmap(code, table)
+    _filter_process_calls(code, table)
+    _filter_ioctl(code, table, gateway)
+    code.add(_BPF_JUMP_GE, syscalls.NEWEST_CALL_NUMBER + 1, 0, 1)
+    code.refuse(errno.ENOSYS)
+    code.refuse(errno.EPERM)
+    return code.encode()
 
+
+def _check_architecture(code: _FilterCode, machine: str) -> None:
+    code.add(_BPF_LOAD, _ARCH_OFFSET)
+    code.add(_BPF_JUMP_EQ, _MACHINE_TABLES[machine][0], 1, 0)
+    code.add(_BPF_RETURN, _RETURN_KILL)
+    code.add(_BPF_LOAD, _CALL_OFFSET)
+    if machine == "x86_64":
+        code.add(_BPF_JUMP_GE, 0x40000000, 0, 1)  # the x32 calls share our architecture but not our numbers
+        code.add(_BPF_RETURN, _RETURN_KILL)
+
+
+def _filter_clone(code: _FilterCode, table: dict[str, int]) -> None:
     # glibc falls back from clone3, whose flags a filter cannot read, to clone.
-    add(_JEQ, table["clone3"], 0, 1)
-    refuse(errno.ENOSYS)
+    code.add(_BPF_JUMP_EQ, table["clone3"], 0, 1)
+    code.refuse(errno.ENOSYS)
 
-    add(_JEQ, table["clone"], 0, 4)
-    add(_LD_ABS, _get_argument_offset(0))
-    add(_JSET, _NEW_NAMESPACES, 0, 1)
-    refuse(errno.EPERM)
-    add(_RET, _ALLOW)
+    code.add(_BPF_JUMP_EQ, table["clone"], 0, 4)
+    code.load_argument(0)
+    code.add(_BPF_JUMP_SET, _NEW_NAMESPACES, 0, 1)
+    code.refuse(errno.EPERM)
+    code.allow()
 
-    if gateway:
-        # Not MPTCP or SCTP, which are streams as well.
-        add(_JEQ, syscalls.SOCKET_NUMBERS[name], 0, 10)
-        add(_LD_ABS, _get_argument_offset(0))
-        add(_JEQ, _AF_INET, 0, 6)
-        add(_LD_ABS, _get_argument_offset(1))
-        add(_AND, _SOCK_TYPE)
-        add(_JEQ, _SOCK_STREAM, 0, 3)
-        add(_LD_ABS, _get_argument_offset(2))
-        add(_JEQ, 0, 2, 0)
-        add(_JEQ, _IPPROTO_TCP, 1, 0)
-        refuse(errno.EPERM)
-        add(_RET, _ALLOW)
 
-        add(_JEQ, syscalls.SETSOCKOPT_NUMBERS[name], 0, 1 + 5 * len(_SOCKET_OPTIONS))
-        for level, option in _SOCKET_OPTIONS:
-            add(_LD_ABS, _get_argument_offset(1))
-            add(_JEQ, level, 0, 3)
-            add(_LD_ABS, _get_argument_offset(2))
-            add(_JEQ, option, 0, 1)
-            add(_RET, _ALLOW)
-        refuse(errno.EPERM)
+def _filter_sockets(code: _FilterCode, machine: str) -> None:
+    # Not MPTCP or SCTP, which are streams as well.
+    code.add(_BPF_JUMP_EQ, syscalls.SOCKET_NUMBERS[machine], 0, 10)
+    code.load_argument(0)
+    code.add(_BPF_JUMP_EQ, _AF_INET, 0, 6)
+    code.load_argument(1)
+    code.add(_BPF_AND, _SOCK_TYPE)
+    code.add(_BPF_JUMP_EQ, _SOCK_STREAM, 0, 3)
+    code.load_argument(2)
+    code.add(_BPF_JUMP_EQ, 0, 2, 0)
+    code.add(_BPF_JUMP_EQ, _IPPROTO_TCP, 1, 0)
+    code.refuse(errno.EPERM)
+    code.allow()
 
+    code.add(_BPF_JUMP_EQ, syscalls.SETSOCKOPT_NUMBERS[machine], 0, 1 + 5 * len(_SOCKET_OPTIONS))
+    for level, option in _SOCKET_OPTIONS:
+        code.load_argument(1)
+        code.add(_BPF_JUMP_EQ, level, 0, 3)
+        code.load_argument(2)
+        code.add(_BPF_JUMP_EQ, option, 0, 1)
+        code.allow()
+    code.refuse(errno.EPERM)
+
+
+def _filter_socketpair(code: _FilterCode, table: dict[str, int]) -> None:
     # A datagram socket, and it alone, could leave its pair for another address.
-    add(_JEQ, table["socketpair"], 0, 8)
-    add(_LD_ABS, _get_argument_offset(0))
-    add(_JEQ, _AF_UNIX, 0, 5)
-    add(_LD_ABS, _get_argument_offset(1))
-    add(_AND, _SOCK_TYPE)
-    add(_JEQ, _SOCK_STREAM, 1, 0)
-    add(_JEQ, _SOCK_SEQPACKET, 0, 1)
-    add(_RET, _ALLOW)
-    refuse(errno.EPERM)
+    code.add(_BPF_JUMP_EQ, table["socketpair"], 0, 8)
+    code.load_argument(0)
+    code.add(_BPF_JUMP_EQ, _AF_UNIX, 0, 5)
+    code.load_argument(1)
+    code.add(_BPF_AND, _SOCK_TYPE)
+    code.add(_BPF_JUMP_EQ, _SOCK_STREAM, 1, 0)
+    code.add(_BPF_JUMP_EQ, _SOCK_SEQPACKET, 0, 1)
+    code.allow()
+    code.refuse(errno.EPERM)
 
+
+def _filter_mmap(code: _FilterCode, table: dict[str, int]) -> None:
     # Shared memory without a file counts for no process once it is unmapped; with a file it counts for its tmpfs.
-    add(_JEQ, table["mmap"], 0, 6)
-    add(_LD_ABS, _get_argument_offset(3))
-    add(_JSET, _MAP_ANONYMOUS, 0, 3)
-    add(_JSET, _MAP_SHARED, 0, 1)
-    refuse(errno.EPERM)
-    add(_RET, _ALLOW)
-    add(_RET, _ALLOW)
+    code.add(_BPF_JUMP_EQ, table["mmap"], 0, 6)
+    code.load_argument(3)
+    code.add(_BPF_JUMP_SET, _MAP_ANONYMOUS, 0, 3)
+    code.add(_BPF_JUMP_SET, _MAP_SHARED, 0, 1)
+    code.refuse(errno.EPERM)
+    code.allow()
+    code.allow()
 
-    # Only one's own limits: a sibling's were once used to break a shared process.
-    add(_JEQ, table["prlimit64"], 0, 4)
-    add(_LD_ABS, _get_argument_offset(0))
-    add(_JEQ, 0, 0, 1)
-    add(_RET, _ALLOW)
-    refuse(errno.EPERM)
 
-    # Whoever may unset the signal that comes with its parent's death outlives a worker that was killed.
-    add(_JEQ, table["prctl"], 0, 6)
-    add(_LD_ABS, _get_argument_offset(0))
-    add(_JEQ, _PR_SET_PDEATHSIG, 0, 3)
-    add(_LD_ABS, _get_argument_offset(1))
-    add(_JEQ, signal.SIGKILL, 1, 0)
-    refuse(errno.EPERM)
-    add(_RET, _ALLOW)
+def _filter_process_calls(code: _FilterCode, table: dict[str, int]) -> None:
+    # A process may set its own limits alone: a sibling's were once used to break a shared process.
+    code.add(_BPF_JUMP_EQ, table["prlimit64"], 0, 4)
+    code.load_argument(0)
+    code.add(_BPF_JUMP_EQ, 0, 0, 1)
+    code.allow()
+    code.refuse(errno.EPERM)
 
-    add(_JEQ, table["ioctl"], 0, 2 + 2 * len(_TERMINAL_REQUESTS) + (3 if gateway else 0))
-    add(_LD_ABS, _get_argument_offset(1))
+    # A process that could unset the signal at its parent's death would outlive a killed worker.
+    code.add(_BPF_JUMP_EQ, table["prctl"], 0, 6)
+    code.load_argument(0)
+    code.add(_BPF_JUMP_EQ, _PR_SET_PDEATHSIG, 0, 3)
+    code.load_argument(1)
+    code.add(_BPF_JUMP_EQ, signal.SIGKILL, 1, 0)
+    code.refuse(errno.EPERM)
+    code.allow()
+
+
+def _filter_ioctl(code: _FilterCode, table: dict[str, int], gateway: bool) -> None:
+    code.add(_BPF_JUMP_EQ, table["ioctl"], 0, 2 + 2 * len(_TERMINAL_REQUESTS) + (3 if gateway else 0))
+    code.load_argument(1)
     for request in _TERMINAL_REQUESTS:
-        add(_JEQ, request, 0, 1)
-        refuse(errno.EPERM)
+        code.add(_BPF_JUMP_EQ, request, 0, 1)
+        code.refuse(errno.EPERM)
     if gateway:
-        add(_JGE, _INTERFACE_REQUESTS.start, 0, 2)
-        add(_JGE, _INTERFACE_REQUESTS.stop, 1, 0)
-        refuse(errno.EPERM)
-    add(_RET, _ALLOW)
-
-    add(_JGE, syscalls.NEWEST_CALL_NUMBER + 1, 0, 1)
-    refuse(errno.ENOSYS)
-    refuse(errno.EPERM)
-    return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
+        code.add(_BPF_JUMP_GE, _INTERFACE_REQUESTS.start, 0, 2)
+        code.add(_BPF_JUMP_GE, _INTERFACE_REQUESTS.stop, 1, 0)
+        code.refuse(errno.EPERM)
+    code.allow()

@@ -1,9 +1,9 @@
-"""System call numbers that code in the sandbox may use, per machine.
+"""List the system call numbers that code in the sandbox may use, per machine.
 
 Made from the kernel's own headers (asm/unistd_64.h and asm-generic/unistd.h, Linux 6.1).
-A name that a machine does not have is absent from its table. Left out on purpose: what takes from the
-host rather than from the sandbox. `inotify_*` has few instances per user, who is everybody's where the worker is not
-root; `syncfs` writes out whole file systems of the host.
+A name that a machine does not have is absent from its table. Calls that use up the host rather than the sandbox are
+left out on purpose. `inotify_*` has few instances per user, whom all sandboxes share where the worker is not root;
+`syncfs` writes out whole file systems of the host.
 """
 
 from typing import Final
@@ -372,7 +372,7 @@ AARCH64_CALLS: Final = {
     "writev": 66,
 }
 
-# What programs with a gateway may call besides; `socket` and `setsockopt` with few arguments alone.
+# Programs with a gateway may call these as well; `socket` and `setsockopt` with few arguments alone.
 GATEWAY_CALLS: Final = {
     "x86_64": {"bind": 49, "connect": 42, "listen": 50},
     "aarch64": {"bind": 200, "connect": 203, "listen": 201},

@@ -1,4 +1,4 @@
-"""Looking at a whole process tree while it runs: memory, files in memory-backed folders, sessions."""
+"""Watch a whole process tree while it runs: memory, files in memory-backed folders, sessions."""
 
 import contextlib
 import os
@@ -19,45 +19,44 @@ from infra.sandbox.proc import (
 
 # Counting shared pages once is costly, so it is not done more often than this, in seconds.
 EXACT_COUNT_SECONDS: Final = 0.3
-# What is over a limit is looked at again after this many seconds: a process that comes or goes is there and not there.
+# A tree over a limit is checked again after this many seconds: a starting or ending process is counted wrongly.
 RECHECK_SECONDS: Final = 0.01
-# How long a process may take to stop: on a busy machine it has to get its turn first.
+# A process may take this long to stop: on a busy machine it must be scheduled first.
 STOP_TIMEOUT_SECONDS: Final = 2.0
 
-# What a socket without anything in it is taken to hold, and what those of the whole host may hold together in the
-# kernel until those of a sandbox are counted one by one, which takes milliseconds; bytes.
+# An empty socket counts as this many bytes. While all sockets of the host hold less than `SOCKET_SCAN_BYTES` in the
+# kernel, those of a sandbox are not counted one by one, which takes milliseconds.
 EMPTY_SOCKET_BYTES: Final = 4096
 SOCKET_SCAN_BYTES: Final = 32 << 20
 
-# What a run may make of files in memory; the size of a tmpfs does not bound its inodes.
+# A run may create this many files in memory; the size of a tmpfs does not bound its inodes.
 MAX_FILES: Final = 20_000
-# Where no control group shares the processors, each session has as much of them as any other session of the host.
+# Where no control group shares the processors, each session gets as much of them as any other session of the host.
 MAX_SESSIONS: Final = 8
-# How much less than other sessions that of a sandbox gets then, as a nice value.
+# A sandbox's session gets less than others then, by this nice value.
 _AUTOGROUP_NICE: Final = 5
 
 
 class ResourceWatchdog:
-    """Looks at the whole tree while it runs: memory in MiB, files in memory-backed folders, and sessions.
+    """Check a whole tree while it runs: memory in MiB, files in memory-backed folders, and sessions.
 
-    Limits of single processes do not add up to a limit of the tree, and the size of a tmpfs does
-    not bound its inodes. What lies in TCP sockets, where a program may have some, belongs to no process, and
-    to no group in version 1. A look costs a fraction of a millisecond; the first is to come after one interval.
-    What cannot be measured is a reason to end the tree.
+    Limits of single processes do not add up to a limit of the tree, and the size of a tmpfs does not bound its inodes.
+    Data in TCP sockets, where a program may have some, belongs to no process, and to no group in version 1. A check
+    takes a fraction of a millisecond; the first is due after one interval. A tree that cannot be measured is ended.
     """
 
     def __init__(
         self,
         memory_mb: int,
         max_files: int,
-        sockets: bool = False,
-        interval: float = 0.05,
+        has_sockets: bool = False,
         *,
+        interval_seconds: float = 0.05,
         max_sessions: int | None = None,
     ) -> None:
         self._memory_limit_bytes = memory_mb << 20
-        self._max_files, self._counts_sockets, self._max_sessions = max_files, sockets, max_sessions
-        self.interval_seconds = interval
+        self._max_files, self._has_sockets, self._max_sessions = max_files, has_sockets, max_sessions
+        self.interval_seconds = interval_seconds
         self._last_exact_count = 0.0
         self._is_priority_lowered = False
 
@@ -80,7 +79,7 @@ class ResourceWatchdog:
         files, in_files = _measure_files(pid)
         if files > self._max_files:
             return f"too_many_files:{files}"
-        if self._counts_sockets:
+        if self._has_sockets:
             in_files += _measure_sockets(pid)
         if self._max_sessions is not None:
             self._lower_priority(pid)
@@ -97,16 +96,16 @@ class ResourceWatchdog:
         return f"out_of_memory:{used >> 20}" if used > self._memory_limit_bytes else None
 
     def _lower_priority(self, pid: int) -> None:
-        """Let the tree's first session have less of the processors than others, once, where sessions share them."""
+        """Lower the processor share of the tree's first session, once, where sessions share the processors."""
         if not self._is_priority_lowered:
-            # Too often at a time is refused to ordinary users; then the next look tries again.
+            # The kernel refuses ordinary users who write too often; then the next check tries again.
             with contextlib.suppress(OSError), open(f"/proc/{pid}/autogroup", "w") as file:
                 file.write(str(_AUTOGROUP_NICE))
                 self._is_priority_lowered = True
 
 
 def _measure_files(pid: int) -> tuple[int, int]:
-    """Return how many files lie in the memory-backed folders of a sandbox, and how many bytes. Errors: `Unmeasured`."""
+    """Return number and bytes of the files in a sandbox's memory-backed folders. Errors: `UnmeasurableProcess`."""
     thread = find_thread(f"/proc/{pid}")
     if thread is None:
         return 0, 0
@@ -124,12 +123,12 @@ def _measure_files(pid: int) -> tuple[int, int]:
 
 
 def _count_exactly(pid: int, processes: list[str]) -> int:
-    """Return the bytes that processes hold, what they share counted once. Errors: `Unmeasured`."""
-    before = find_sharers(pid)
-    held = {process: measure_process(process, "smaps_rollup", _parse_proportional) for process in processes}
-    # Before and after: then also in between, as none comes to share memory that has some of its own.
-    twice = before & find_sharers(pid) if before else before
-    return sum(held.values()) - sum(size for process, size in held.items() if process.rpartition("/")[2] in twice)
+    """Return the bytes that processes hold, what they share counted once. Errors: `UnmeasurableProcess`."""
+    sharers = find_sharers(pid)
+    sizes = {process: measure_process(process, "smaps_rollup", _parse_proportional) for process in processes}
+    # Sharing before and after means sharing in between: a process with memory of its own never begins to share.
+    counted_twice = sharers & find_sharers(pid) if sharers else sharers
+    return sum(size for process, size in sizes.items() if process.rpartition("/")[2] not in counted_twice)
 
 
 def _count_sessions(processes: list[str]) -> int:
@@ -137,7 +136,7 @@ def _count_sessions(processes: list[str]) -> int:
 
 
 def _measure_sockets(pid: int) -> int:
-    """Return the bytes that the TCP sockets of a sandbox's network hold in the kernel. Errors: `Unmeasured`."""
+    """Return the bytes that a sandbox's TCP sockets hold in the kernel. Errors: `UnmeasurableProcess`."""
     return measure_process(f"/proc/{pid}", "net/sockstat", lambda text: _parse_sockets(pid, text))
 
 
@@ -183,7 +182,7 @@ def _parse_private(rollup: str) -> int | None:
 
 
 def measure_stopped(pid: int | None, fenced: bool) -> int | None:
-    """Return the bytes that a process alone holds, files in memory included, once it and all its threads have stopped.
+    """Return the bytes that one process alone holds, files in memory included, once all its threads have stopped.
 
     None if it is not alone, has made more files than a run may, or cannot be measured. Before it is `fenced`, the
     folders and processes that it sees are the host's, and nothing runs in it but our own code. Blocks.
@@ -205,9 +204,9 @@ def measure_stopped(pid: int | None, fenced: bool) -> int | None:
 
 
 def is_awake(pid: int, fenced: bool) -> bool:
-    """Whether a process that was stopped runs again, or has started others, or cannot be looked at.
+    """Return whether a stopped process runs again, or has started others, or cannot be inspected.
 
-    As for `at_rest`, what it sees before it is `fenced` is the host's.
+    As for `measure_stopped`, what it sees before it is `fenced` is the host's.
     """
     try:
         return not _is_stopped(pid) or (fenced and len(list_processes(pid)) > 1)
@@ -216,9 +215,9 @@ def is_awake(pid: int, fenced: bool) -> bool:
 
 
 def wait_until_stopped(pid: int) -> bool:
-    """Whether a process and all its threads stop, or end, within `STOP_SECONDS`. Blocks."""
-    until = time.monotonic() + STOP_TIMEOUT_SECONDS
-    while time.monotonic() < until and os.path.exists(f"/proc/{pid}"):
+    """Return whether a process and all its threads stop, or end, within `STOP_TIMEOUT_SECONDS`. Blocks."""
+    deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
+    while time.monotonic() < deadline and os.path.exists(f"/proc/{pid}"):
         with contextlib.suppress(OSError):
             if _is_stopped(pid):
                 return True

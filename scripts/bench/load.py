@@ -17,7 +17,7 @@ from litestar import Litestar, Request, post
 from domain import evaluations
 from domain.evaluations import NewEvaluation
 from domain.shared import ids
-from infra.embedded.children import find_free_ports
+from infra.embedded import find_free_ports
 
 TIMEOUT_SECONDS = 120
 

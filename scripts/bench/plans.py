@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from infra.embedded.children import find_free_ports
+from infra.embedded import find_free_ports
 from scripts.bench.soak import BenchClient, pack_agent
 from scripts.system import System
 

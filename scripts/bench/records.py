@@ -26,7 +26,7 @@ import msgspec
 
 from domain.shared import ids
 from domain.stats import QUANTILE_FRACTIONS, RecordKind
-from infra.embedded.children import find_free_ports
+from infra.embedded import find_free_ports
 from infra.postgres.db import AsyncpgConnection
 from infra.postgres.record_measures import MEASURES_BY_KIND
 from infra.postgres.stats import PostgresStats

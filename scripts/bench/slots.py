@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from domain.ports import OutputStream, SandboxProgram
-from infra.sandbox.backend import SandboxBackend
-from infra.sandbox.bubblewrap import BubblewrapSandbox
-from infra.sandbox.exit_report import GuestStage
-from infra.sandbox.forkserver.client import ForkServerBackend
-from infra.sandbox.guest_protocol import encode_frame
-from infra.sandbox.process_tree import ProcessTree
-from infra.sandbox.warm import WarmSandbox
+from infra.sandbox import (
+    BubblewrapSandbox,
+    ForkServerBackend,
+    GuestStage,
+    ProcessTree,
+    SandboxBackend,
+    WarmSandbox,
+    encode_frame,
+)
 
 T = TypeVar("T")
 

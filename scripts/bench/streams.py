@@ -23,7 +23,7 @@ import msgspec
 import uvloop
 from websockets.asyncio.client import connect
 
-from infra.embedded.children import find_free_ports
+from infra.embedded import find_free_ports
 from scripts.bench.resources import measure_memory_mib
 from scripts.system import System
 

@@ -20,7 +20,7 @@ import aiohttp
 import uvicorn
 from litestar import Litestar, get
 
-from infra.embedded.children import find_free_ports
+from infra.embedded import find_free_ports
 from scripts.bench import plans, records, streams
 from scripts.bench.resources import measure_cpu_seconds, measure_memory_mib
 from scripts.bench.soak import BenchClient, SoakResult, pack_agent, run_soak

@@ -39,7 +39,7 @@ from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.cgroups import ControlGroupFactory
 from infra.sandbox.fence import Fence
 from infra.sandbox.forkserver.client import ForkServerBackend
-from infra.sandbox.warm import WarmSandbox
+from infra.sandbox.warm_sandbox import WarmSandbox
 from tests.attacks.remains import KINDS
 from workers.run import gateway
 from workers.run.openai_wire import GatewayRefusal

@@ -29,7 +29,7 @@ from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.exit_report import GuestStage
 from infra.sandbox.forkserver.client import ForkServerBackend
 from infra.sandbox.listener import GatewayListener, receive_listener
-from infra.sandbox.warm import WarmSandbox
+from infra.sandbox.warm_sandbox import WarmSandbox
 from tests.contracts.test_sandbox import _as_before, _begun, _descriptors, _ignore, _verdict
 from workers.run.gateway import serve_gateway
 

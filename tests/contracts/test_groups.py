@@ -21,7 +21,7 @@ from infra.sandbox.cgroups import ControlGroup, ControlGroupFactory, join_group
 from infra.sandbox.forkserver.client import ForkServerBackend
 from infra.sandbox.proc import has_ended, list_descendants
 from infra.sandbox.process_tree import ProcessTree
-from infra.sandbox.warm import WarmSandbox
+from infra.sandbox.warm_sandbox import WarmSandbox
 
 SLEEP = "import os, time\ntime.sleep(0.3)\ndef handle(p):\n    os.fork()\n    time.sleep(0.3)\n    return 1\n"
 UNIFIED = next(
@@ -141,7 +141,7 @@ def test_a_child_joins_a_version_2_group_before_it_is_a_program() -> None:
     folder.mkdir()
     group = ControlGroup((folder,), None, 2)
     try:
-        with group.open_process_lists() as entrances:
+        with group.open_entries() as entrances:
             told = subprocess.run(
                 ["/bin/cat", "/proc/self/cgroup"],
                 preexec_fn=functools.partial(join_group, entrances),

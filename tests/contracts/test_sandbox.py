@@ -17,7 +17,7 @@ from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.fence import Fence
 from infra.sandbox.forkserver.client import ForkServerBackend
 from infra.sandbox.proc import list_descendants
-from infra.sandbox.warm import WarmSandbox
+from infra.sandbox.warm_sandbox import WarmSandbox
 
 SLEEP = "import time\ndef handle(p):\n    time.sleep(30)\n"
 
@@ -220,7 +220,7 @@ async def test_check_imports_and_does_not_call(sandbox, code) -> None:
 
 
 def test_a_fence_knows_its_guards() -> None:
-    with pytest.raises(ValueError, match="no such guards"):
+    with pytest.raises(ValueError, match="unknown guards"):
         Fence(without=frozenset({"wall"}))
 
 

@@ -21,10 +21,11 @@ from infra.sandbox.backend import SlotCounts
 from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.demand import SlotDemand
 from infra.sandbox.fence import Fence
-from infra.sandbox.forkserver.client import SERVER_LOST_MESSAGE, ForkServerBackend
+from infra.sandbox.forkserver.client import ForkServerBackend
+from infra.sandbox.forkserver.process import SERVER_LOST_MESSAGE
 from infra.sandbox.pool import SlotPool
 from infra.sandbox.proc import list_descendants
-from infra.sandbox.warm import WarmSandbox, open_run_sandbox
+from infra.sandbox.warm_sandbox import WarmSandbox, open_run_sandbox
 
 MARKED = """
 import os, time
@@ -353,7 +354,7 @@ async def test_the_end_of_the_fork_server_is_survived(code) -> None:
 
 
 async def test_a_worn_fork_server_is_replaced_when_its_slots_are_gone(code, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.sandbox.forkserver.client.MAX_SERVER_SLOTS", 4)
+    monkeypatch.setattr("infra.sandbox.forkserver.process.MAX_SERVER_SLOTS", 4)
     server = ForkServerBackend()
     sandbox = WarmSandbox(BubblewrapSandbox(), server, 256)
     program = _program(code)
@@ -398,7 +399,7 @@ async def test_closing_leaves_no_process_and_no_descriptor(code) -> None:
 
 
 async def test_where_the_fork_server_does_not_work_bubblewrap_does(code, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.sandbox.forkserver.client._LAUNCHER_PATH", Path("/nowhere/begin.py"))
+    monkeypatch.setattr("infra.sandbox.forkserver.process._LAUNCHER_PATH", Path("/nowhere/launcher.py"))
     sandbox = await open_run_sandbox("auto", None, 64)
     try:
         assert (await _run(sandbox, _program(code)))["calls"] == 1

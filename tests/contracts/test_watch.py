@@ -12,7 +12,7 @@ from domain.ports import SandboxOutcome, SandboxProgram
 from infra.sandbox import proc
 from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.forkserver.client import ForkServerBackend
-from infra.sandbox.warm import WarmSandbox
+from infra.sandbox.warm_sandbox import WarmSandbox
 
 # An agent whose first thread has ended when it is imported: another says that it is imported, holds much, and waits.
 HIDDEN = """

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.embedded.children import find_free_ports
+from infra.embedded.child_process import find_free_ports
 from scripts.system import System
 from tests.conftest import FAST, running
 from tests.support.clients import Tenant, archive, tenant

@@ -74,7 +74,9 @@ async def test_a_killed_fork_server_costs_an_attempt_and_nothing_else(system, ho
         await _until(home, execution["id"], "running")
     await asyncio.sleep(0.3)
     worker = _process(system, "run").pid
-    servers = [pid for pid in list_descendants(worker or 0) if b"begin.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    servers = [
+        pid for pid in list_descendants(worker or 0) if b"launcher.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
     assert len(servers) == 1
     os.kill(servers[0], signal.SIGKILL)
     await _settled_once(home, executions)

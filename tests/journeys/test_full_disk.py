@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from infra.embedded.children import find_free_ports
+from infra.embedded.child_process import find_free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -14,7 +14,7 @@ import pytest
 
 from domain.artifacts import service
 from domain.shared.errors import DomainError
-from infra.embedded.children import EmbeddedServiceError
+from infra.embedded.child_process import EmbeddedServiceError
 from infra.wiring import Resources
 from scripts.supervisor import SupervisedProcess
 from scripts.system import System

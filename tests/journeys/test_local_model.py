@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 
 from domain.shared.secrets import Secret
-from infra.embedded.children import find_free_ports
+from infra.embedded.child_process import find_free_ports
 from infra.llm.local_model import LocalModelClient
 from tests.support.clients import Tenant
 from tests.support.model_fixtures import agent, events, run, said

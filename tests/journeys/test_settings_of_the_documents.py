@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from infra.credentials import AccessTokens
-from infra.embedded.children import find_free_ports
+from infra.embedded.child_process import find_free_ports
 from infra.settings import VARIABLE_ALIASES, Settings, SettingsError, get_variable_name, read_settings
 from tests.conftest import running
 from tests.journeys.test_up import _paddock, _until_ready

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from infra.embedded.children import find_free_ports
+from infra.embedded.child_process import find_free_ports
 from scripts.system import System
 from tests.conftest import running
 from tests.support.clients import Tenant, tenant

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from infra.embedded.children import find_free_ports
+from infra.embedded.child_process import find_free_ports
 
 INPUTS = Path(__file__).parents[1] / "cases" / "inputs"
 

@@ -14,7 +14,14 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from infra.embedded.children import create_nobody_setup, create_parent_bond, find_free_ports, listening, start_child
+from infra.embedded.child_process import (
+    ChildCommand,
+    create_nobody_setup,
+    create_parent_bond,
+    find_free_ports,
+    is_listening,
+    start_child,
+)
 from infra.postgres.role import APP_ROLE
 from scripts.system import System
 from tests.support.case_inputs import INPUTS
@@ -70,15 +77,17 @@ async def pgbouncer(behind: Managed, *, size: int = 6) -> AsyncIterator[int]:
             "max_client_conn = 400\nunix_socket_dir =\n"
         )
         part = start_child(
-            "pgbouncer",
-            [program, str(folder / "pgbouncer.ini")],
-            log=folder / "log",
-            cwd=folder,
-            environment={"PATH": "/usr/bin:/bin"},
-            before_exec=create_nobody_setup(signal.SIGKILL),
+            ChildCommand(
+                name="pgbouncer",
+                args=[program, str(folder / "pgbouncer.ini")],
+                log=folder / "log",
+                cwd=folder,
+                environment={"PATH": "/usr/bin:/bin"},
+                before_exec=create_nobody_setup(signal.SIGKILL),
+            )
         )
         try:
-            await part.wait_until(listening(port), 30)
+            await part.wait_until(lambda: is_listening(port), 30)
             yield port
         finally:
             await part.stop()
@@ -90,15 +99,17 @@ async def without_the_role(server_url: str) -> AsyncIterator[int]:
     (port,) = find_free_ports(1)
     with tempfile.TemporaryDirectory(prefix="paddock-proxy-") as name:
         part = start_child(
-            "proxy",
-            [sys.executable, str(INPUTS / "drop_role_proxy.py"), str(port), str(urlsplit(server_url).port)],
-            log=Path(name) / "log",
-            cwd=Path(name),
-            environment={},
-            before_exec=create_parent_bond(signal.SIGKILL),
+            ChildCommand(
+                name="proxy",
+                args=[sys.executable, str(INPUTS / "drop_role_proxy.py"), str(port), str(urlsplit(server_url).port)],
+                log=Path(name) / "log",
+                cwd=Path(name),
+                environment={},
+                before_exec=create_parent_bond(signal.SIGKILL),
+            )
         )
         try:
-            await part.wait_until(listening(port), 30)
+            await part.wait_until(lambda: is_listening(port), 30)
             yield port
         finally:
             await part.stop()

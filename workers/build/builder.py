@@ -13,11 +13,9 @@ from domain.builds import AgentVersion, BadArchive, BuildResult, Manifest
 from domain.ports import Blobs, OutputStream, Sandbox, SandboxOutcome, SandboxProgram, Store
 from domain.queues import QueuedBuild
 from domain.shared.errors import DATABASE_OUTAGE_CODES, DomainError
-from infra.build_cache.bundles import BUNDLE_LIMITS, BundleCache
-from infra.build_cache.environments import EnvironmentCache, count_file_bytes
-from infra.build_cache.folders import count_disk_bytes
+from infra.build_cache import BUNDLE_LIMITS, BundleCache, EnvironmentCache, count_disk_bytes, count_file_bytes
 from infra.polling import retry_through_outage
-from infra.sandbox.guest_protocol import CHECK_TIMEOUT_SECONDS
+from infra.sandbox import CHECK_TIMEOUT_SECONDS
 from workers.leases import LeaseKeeper, claim_or_release
 from workers.lifecycle import Drain
 from workers.run.output import OutputText

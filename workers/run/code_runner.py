@@ -15,7 +15,7 @@ from domain.events import ExecutionEvent
 from domain.executions import Execution, LaneShare
 from domain.ports import Clock, Sandbox, SandboxOutcome, Store
 from domain.shared.errors import DomainError, NotFound
-from infra.build_cache.bundles import BundleCache
+from infra.build_cache import BundleCache
 from infra.outage_log import log_outage
 from infra.polling import retry_through_outage
 from workers.lane_runner import LaneRunner

@@ -1,19 +1,11 @@
-"""The worker's side of the fork server: starts it, asks it for slots, replaces it, and outlives it."""
+"""Start fork servers from the worker, request slots from them, and replace worn or lost ones."""
 
 import asyncio
-import contextlib
 import functools
 import itertools
 import os
-import signal
-import socket
-import subprocess
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Literal
 
-import msgspec
 import structlog
 
 from domain.builds import DEFAULT_MEMORY_MB
@@ -21,227 +13,19 @@ from domain.ports import SandboxProgram
 from infra.sandbox import seccomp
 from infra.sandbox.cgroups import ControlGroup, ControlGroupFactory
 from infra.sandbox.exit_report import SandboxStartError
-from infra.sandbox.fence import (
-    CODE_FOLDER,
-    EMPTY_FILES,
-    EMPTY_FOLDERS,
-    GUEST_ENVIRONMENT,
-    SHM_BYTES,
-    TMP_BYTES,
-    TMP_FOLDER,
-    Fence,
-    find_interpreter,
-    find_interpreter_root,
-    list_guest_mounts,
-    list_python_links,
-    list_system_mounts,
-)
+from infra.sandbox.fence import Fence
+from infra.sandbox.forkserver.process import START_TIMEOUT_SECONDS, ForkedLeader, ForkServerProcess
+from infra.sandbox.guest_pipes import GuestPipes
 from infra.sandbox.guest_protocol import MAX_ANSWER_BYTES, create_unavailable_error, create_watchdog, encode_head
-from infra.sandbox.process import find_stage_folder
-from infra.sandbox.process_tree import GuestPipes, ProcessTree
-from infra.sandbox.users import release_uid, reserve_uid
+from infra.sandbox.process_tree import ProcessTree
+from infra.sandbox.user_ids import reserve_uid
 from infra.sandbox.watchdog import ResourceWatchdog
-
-# All slots of a server share one layout of memory and one hash seed: a server is replaced after so many.
-MAX_SERVER_SLOTS: Final = 5000
-MAX_SERVER_AGE_SECONDS: Final = 900.0
-START_TIMEOUT_SECONDS: Final = 20.0
-SERVER_LOST_MESSAGE: Final = "The sandbox's fork server ended while the agent ran."
-_LAUNCHER_PATH: Final = Path(__file__).with_name("begin.py")
-_GUEST_FOLDER: Final = Path(__file__).parents[1] / "guest"
 
 _log = structlog.get_logger("paddock.sandbox")
 
 
-class _ServerMessage(msgspec.Struct, kw_only=True):
-    """What the server says: that it is ready, that a slot is made or could not be, or how one ended."""
-
-    is_ready: bool = False
-    slot: int = -1
-    is_started: bool = False
-    status: int | None = None
-    error: str | None = None
-
-
-class ForkedLeader:
-    """The first process of a slot: a child of the server, known here by its pidfd."""
-
-    def __init__(self, uid: int | None) -> None:
-        self._uid = uid
-        self._pidfd: int | None = None
-        self._on_exit: Callable[[int | None, str | None], None] | None = None
-        self._is_killed = False
-        self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.pid1: int | None = None
-
-    def watch_exit(self, ended: Callable[[int | None, str | None], None]) -> None:
-        """Remember whom to tell; the server says when."""
-        self._on_exit = ended
-
-    def on_started(self, pidfd: int) -> None:
-        """The server has made it."""
-        self._pidfd, self.pid1 = pidfd, _read_pid(pidfd)
-        if self._is_killed:
-            self.kill()
-        if not self.started.done():
-            self.started.set_result(None)
-
-    def on_exited(self, status: int | None, lost: str | None = None) -> None:
-        """It has ended, or was never made."""
-        if not self.started.done():
-            self.started.set_result(None)
-        if self._on_exit is not None:
-            self._on_exit(status, lost)
-
-    def on_server_lost(self) -> None:
-        """Its server is gone and takes it along, but nobody will tell when."""
-        if self._pidfd is None:
-            self.on_exited(None, SERVER_LOST_MESSAGE)
-            return
-        self.kill()
-        loop, pidfd = asyncio.get_running_loop(), self._pidfd
-
-        def over() -> None:
-            loop.remove_reader(pidfd)
-            self.on_exited(None, SERVER_LOST_MESSAGE)
-
-        loop.add_reader(pidfd, over)
-
-    def kill(self) -> None:
-        """SIGKILL to the first process, which takes its whole namespace along."""
-        self._is_killed = True
-        self.send_signal(signal.SIGKILL)
-
-    def send_signal(self, number: int) -> None:
-        """A signal to the first process inside."""
-        if self._pidfd is not None:
-            with contextlib.suppress(OSError):
-                signal.pidfd_send_signal(self._pidfd, number)
-
-    def close(self) -> None:
-        """Free its descriptor and its user id."""
-        if self._pidfd is not None:
-            os.close(self._pidfd)
-            self._pidfd = None
-        if self._uid is not None:
-            release_uid(self._uid)
-
-
-class ForkServerProcess:
-    """One server process and the slots it made."""
-
-    def __init__(self, fence: Fence) -> None:
-        self._fence = fence
-        self._loop = asyncio.get_running_loop()
-        self._slots: dict[int, ForkedLeader] = {}
-        self._is_retired = False
-        self._started_at = time.monotonic()
-        self._slot_count = 0
-        self._ready: asyncio.Future[None] = self._loop.create_future()
-        self.gone: asyncio.Future[None] = self._loop.create_future()
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._socket.setblocking(False)
-        told = msgspec.json.encode(build_configuration(fence))
-        try:
-            self._process = subprocess.Popen(
-                [find_interpreter(), "-I", "-S", str(_LAUNCHER_PATH), str(theirs.fileno())],
-                env={**({} if fence.has_guard("environment") else os.environ), **GUEST_ENVIRONMENT, "PWD": CODE_FOLDER},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                close_fds=fence.has_guard("descriptors"),
-                start_new_session=fence.has_guard("session"),
-                cwd="/",
-            )
-            # Once for the process that begins, once for the server that it becomes.
-            self._socket.send(told)
-            self._socket.send(told)
-        except OSError as error:
-            self._socket.close()
-            raise SandboxStartError(f"fork server: {error}") from error
-        finally:
-            theirs.close()
-        self._loop.add_reader(self._socket, self._receive_message)
-
-    @property
-    def pid(self) -> int:
-        """The process to kill when the server shall end: its parent, which it does not outlive."""
-        return self._process.pid
-
-    @property
-    def is_worn_out(self) -> bool:
-        """Whether it has made enough slots, or for long enough."""
-        return self._slot_count >= MAX_SERVER_SLOTS or time.monotonic() - self._started_at > MAX_SERVER_AGE_SECONDS
-
-    async def wait_until_ready(self) -> None:
-        """Wait until it can make slots. Errors: `StartFailed`."""
-        try:
-            async with asyncio.timeout(START_TIMEOUT_SECONDS):
-                await self._ready
-        except TimeoutError:
-            raise SandboxStartError("the fork server does not start") from None
-
-    def request_slot(self, slot: int, forked: ForkedLeader, uid: int, pipes: GuestPipes) -> None:
-        """Ask for a slot with these pipes. Errors: `OSError`."""
-        self._slot_count += 1
-        self._slots[slot] = forked
-        try:
-            socket.send_fds(self._socket, [msgspec.json.encode({"slot": slot, "uid": uid})], pipes.guest_ends)
-        except OSError:
-            del self._slots[slot]
-            raise
-
-    def retire(self) -> None:
-        """End it when its slots have ended."""
-        self._is_retired = True
-        if not self._slots:
-            self.kill()
-
-    def kill(self) -> None:
-        """End it, and with it every slot it made."""
-        if not self.gone.done():
-            self._process.kill()
-
-    def _receive_message(self) -> None:
-        try:
-            data, fds, _, _ = socket.recv_fds(self._socket, 4096, 1, socket.MSG_CMSG_CLOEXEC)
-        except BlockingIOError:
-            return
-        except OSError:
-            data, fds = b"", []
-        if not data:
-            self._on_connection_lost()
-            return
-        answer = msgspec.json.decode(data, type=_ServerMessage)
-        if answer.is_ready:
-            if not self._ready.done():
-                self._ready.set_result(None)
-        elif answer.is_started:
-            self._slots[answer.slot].on_started(fds[0])
-        elif answer.error is not None:
-            self._slots.pop(answer.slot).on_exited(None, answer.error)
-        else:
-            self._slots.pop(answer.slot).on_exited(answer.status)
-        if self._is_retired and not self._slots:
-            self.kill()
-
-    def _on_connection_lost(self) -> None:
-        self._loop.remove_reader(self._socket)
-        self._socket.close()
-        self._process.kill()
-        status = self._process.wait()
-        if not self._ready.done():
-            self._ready.set_exception(SandboxStartError(f"the fork server ended with status {status}"))
-            self._ready.exception()
-        slots, self._slots = self._slots, {}
-        for forked in slots.values():
-            forked.on_server_lost()
-        self.gone.set_result(None)
-
-
 class ForkServerBackend:
-    """Makes slots by fork, blank ones too. A `Maker` for the pool; one per worker process."""
+    """Make slots by fork, blank ones too. Each worker process has one of these `SandboxBackend`s."""
 
     supports_blanks = True
 
@@ -256,29 +40,29 @@ class ForkServerBackend:
         self._is_closed = False
 
     async def start_tree(self, program: SandboxProgram | None) -> ProcessTree:
-        """A fresh blank slot, whatever the program. Errors: `sandbox_unavailable`."""
+        """Start a fresh blank slot, for any program. Errors: `sandbox_unavailable`."""
         try:
             return await self._start_slot(program.memory_mb if program is not None else DEFAULT_MEMORY_MB)
         except (SandboxStartError, OSError, seccomp.UnknownMachine) as error:
             raise create_unavailable_error(str(error)) from error
 
     def assign_program(self, tree: ProcessTree, program: SandboxProgram, mode: Literal["run", "check"]) -> None:
-        """Tell a slot which code it is for and what to import."""
+        """Send a slot the code and the entrypoint to import."""
         environment = str(program.environment) if program.environment is not None else None
-        told = encode_head(program, mode, self.fence, code=str(program.code), environment=environment)
-        tree.configure_guest(told, program.memory_mb, self.create_watchdog(program))
+        head = encode_head(program, mode, self.fence, code=str(program.code), environment=environment)
+        tree.configure_guest(head, program.memory_mb, self.create_watchdog(program))
 
     def create_watchdog(self, program: SandboxProgram) -> ResourceWatchdog | None:
-        """What watches a tree of this program."""
-        return create_watchdog(program.memory_mb, self.fence, sessions=not self._cgroups.shares_processors)
+        """Create the watchdog for a tree of this program; None where the fence has none."""
+        return create_watchdog(program.memory_mb, self.fence, limits_sessions=not self._cgroups.shares_processors)
 
     @property
     def pid(self) -> int | None:
-        """The server's process, or rather the parent that it does not outlive; None while there is none."""
+        """Return the process to kill to end the server, its parent; None while no server runs."""
         return self._server.pid if self._server is not None else None
 
     async def close(self) -> None:
-        """End every server and every slot."""
+        """Kill every server and every slot, and wait until the servers are gone."""
         self._is_closed = True
         if self._replacement is not None:
             self._replacement.cancel()
@@ -293,31 +77,32 @@ class ForkServerBackend:
     async def _start_slot(self, memory_mb: int) -> ProcessTree:
         server = await self._ensure_server()
         uid = reserve_uid() if os.geteuid() == 0 and self.fence.has_guard("uid") else None
-        forked = ForkedLeader(uid)
+        leader = ForkedLeader(uid)
         try:
             pipes = GuestPipes()
         except OSError:
-            forked.close()
+            leader.close()
             raise
         try:
-            server.request_slot(next(self._numbers), forked, uid or 0, pipes)
+            server.request_slot(next(self._numbers), leader, uid or 0, pipes)
         except OSError:
             GuestPipes.close_ends(pipes.worker_ends)
-            forked.close()
+            leader.close()
             raise
         finally:
             GuestPipes.close_ends(pipes.guest_ends)
-        tree = ProcessTree(forked, pipes, MAX_ANSWER_BYTES)
+        tree = ProcessTree(leader, pipes, MAX_ANSWER_BYTES)
         try:
             async with asyncio.timeout(START_TIMEOUT_SECONDS):
-                await forked.started
-            if forked.pid1 is not None:
-                joining = asyncio.get_running_loop().run_in_executor(None, self._add_to_group, memory_mb, forked.pid1)
+                await leader.started
+            if leader.pid1 is not None:
+                loop = asyncio.get_running_loop()
+                joining = loop.run_in_executor(None, self._add_to_group, memory_mb, leader.pid1)
                 joining.add_done_callback(functools.partial(_on_group_joined, tree))
-                # Whoever is cancelled meanwhile leaves a group that goes with the tree all the same.
+                # If this is cancelled meanwhile, the group is removed with the tree all the same.
                 await asyncio.shield(joining)
         except TimeoutError:
-            # It hangs, and with it everything that comes after.
+            # It hangs, and so would every slot requested after this one.
             server.kill()
             await tree.kill_and_wait()
             raise SandboxStartError("the fork server does not answer") from None
@@ -351,58 +136,29 @@ class ForkServerBackend:
             return self._server
 
     async def _start_server(self) -> ForkServerProcess:
-        started = ForkServerProcess(self.fence)
+        server = ForkServerProcess(self.fence)
         try:
-            await started.wait_until_ready()
+            await server.wait_until_ready()
         except BaseException:
-            started.kill()
-            await asyncio.shield(started.gone)
+            server.kill()
+            await asyncio.shield(server.gone)
             raise
-        return started
+        return server
 
-    async def _replace_server(self, worn: ForkServerProcess) -> None:
-        """Put a new server in the place of a worn one, which ends when its slots have."""
+    async def _replace_server(self, worn_server: ForkServerProcess) -> None:
+        """Start a server in the place of a worn one, which ends when its slots have ended."""
         try:
-            started = await self._start_server()
+            server = await self._start_server()
         except SandboxStartError as error:
-            _log.warning("the fork server cannot be renewed", reason=str(error))
+            _log.warning("the fork server cannot be replaced", reason=str(error))
             return
         finally:
             self._replacement = None
-        self._server = started
-        self._retired_servers = [old for old in self._retired_servers if not old.gone.done()] + [worn]
-        worn.retire()
-
-
-def build_configuration(fence: Fence) -> dict[str, Any]:
-    """What a server must know of the fence, in plain words."""
-    root = find_interpreter_root()
-    own = ["/usr", *([root] if root is not None else [])]
-    mounts = [*list_system_mounts(fence), *list_python_links()]
-    mounts += [("--ro-bind", mount.source, mount.target) for mount in list_guest_mounts(fence)]
-    return {
-        "stage": find_stage_folder(),
-        "without": sorted(fence.without),
-        "as_root": os.geteuid() == 0,
-        "system": mounts,
-        "kept_read_only": own,
-        "empty_folders": [folder for folder in EMPTY_FOLDERS if os.path.isdir(folder)],
-        "empty_files": [file for file in EMPTY_FILES if os.path.exists(file)],
-        "sizes": {TMP_FOLDER: TMP_BYTES, "/dev/shm": SHM_BYTES},  # noqa: S108 - inside the sandbox
-        "filter": seccomp.build_filter().hex(),
-        "guest": str(_GUEST_FOLDER / "main.py"),
-    }
+        self._server = server
+        self._retired_servers = [old for old in self._retired_servers if not old.gone.done()] + [worn_server]
+        worn_server.retire()
 
 
 def _on_group_joined(tree: ProcessTree, joining: "asyncio.Future[ControlGroup | None]") -> None:
     if not joining.cancelled() and joining.exception() is None:
         tree.set_group(joining.result())
-
-
-def _read_pid(pidfd: int) -> int | None:
-    """The number of a process on this host."""
-    for line in Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines():
-        if line.startswith("Pid:"):
-            number = int(line.split()[1])
-            return number if number > 0 else None
-    return None

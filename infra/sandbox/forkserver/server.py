@@ -1,12 +1,12 @@
-"""The fork server: a trusted process beside a worker, which makes sandboxes by forking itself.
+"""GatewayServer slots: a trusted process beside a worker, which makes sandboxes by forking itself.
 
-Started as `python -I -S server.py FD`, by `begin.py`, in namespaces of its own. It talks over that socket with
-its worker alone and reads nothing that an agent wrote; which code a slot is for is told to the slot and not to
-it. Requests are JSON with the slot's descriptors (feed, answer, stdout, stderr); answers are JSON, for a new slot
+Started as `python -I -S server.py FD`, by `launcher.py`, in namespaces of its own. It talks over that socket with
+its worker alone and reads nothing that an agent wrote; the slot and not the server learns which code it runs.
+Requests are JSON with the slot's descriptors (feed, answer, stdout, stderr); answers are JSON, for a new slot
 with its pidfd. One thread, nothing secret, nothing that differs from slot to slot. Standard library alone.
 """
 
-# First what a guest of its own process has by now, to know it from what is here besides.
+# First the modules that a guest in a process of its own has by now, to tell them from the server's.
 import importlib  # noqa: F401
 import json
 import os
@@ -15,7 +15,7 @@ import sys
 
 GUEST_MODULES = frozenset(sys.modules)
 
-import asyncio  # noqa: E402, F401 - ahead of time, for agents: it takes as long as everything else together
+import asyncio  # noqa: E402, F401 - ahead of time, for agents: it takes as long as all other imports together
 import contextlib  # noqa: E402
 import gc  # noqa: E402
 import select  # noqa: E402
@@ -27,7 +27,7 @@ from typing import Any  # noqa: E402
 PROJECT_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 sys.path.append(PROJECT_ROOT)
 
-from infra.sandbox.forkserver import kernel  # noqa: E402
+from infra.sandbox import linux  # noqa: E402
 from infra.sandbox.forkserver.slot_fence import SlotFence  # noqa: E402
 
 sys.path.remove(PROJECT_ROOT)
@@ -38,7 +38,7 @@ _SLOT_DESCRIPTORS = 4
 
 
 class SlotServer:
-    """The loop: requests in, slots and their endings out."""
+    """Read requests, fork slots and report their exits, in one loop."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -69,8 +69,8 @@ class SlotServer:
                 elif not self._handle_request():
                     return
 
-    def _send_message(self, what: dict[str, object], fds: tuple[int, ...] = ()) -> None:
-        socket.send_fds(self._connection, [json.dumps(what).encode()], fds)
+    def _send_message(self, message: dict[str, object], fds: tuple[int, ...] = ()) -> None:
+        socket.send_fds(self._connection, [json.dumps(message).encode()], fds)
 
     def _handle_request(self) -> bool:
         data, fds, _, _ = socket.recv_fds(self._connection, 4096, _SLOT_DESCRIPTORS)
@@ -95,14 +95,14 @@ class SlotServer:
         # The child is the first of a process namespace of its own, and a child of ours all the same.
         separate = self._fence.has_guard("processes")
         if separate:
-            kernel.unshare(kernel.CLONE_NEWPID)
+            linux.unshare(linux.CLONE_NEWPID)
         try:
             pid = os.fork()
             if pid == 0:
-                self._become_slot(uid, *fds)
+                self._run_slot(uid, *fds)
         finally:
             if separate:
-                kernel.enter_namespace(self._namespace, kernel.CLONE_NEWPID)
+                linux.enter_namespace(self._namespace, linux.CLONE_NEWPID)
         return pid
 
     def _reap_slots(self) -> None:
@@ -116,25 +116,25 @@ class SlotServer:
             if pid in self._slots:
                 self._send_message({"slot": self._slots.pop(pid), "status": os.waitstatus_to_exitcode(status)})
 
-    def _become_slot(self, uid: int, feed: int, answer: int, out: int, err: int) -> None:
-        """Be a slot. Never returns."""
+    def _run_slot(self, uid: int, feed: int, answer: int, stdout: int, stderr: int) -> None:
+        """Run a slot in the forked child. Never returns."""
         try:
-            os.dup2(out, 1)
-            os.dup2(err, 2)
+            os.dup2(stdout, 1)
+            os.dup2(stderr, 2)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             if self._fence.has_guard("descriptors"):
-                kernel.close_other_descriptors({feed, answer})
+                linux.close_other_descriptors({feed, answer})
             else:
-                for fd in (out, err):
+                for fd in (stdout, stderr):
                     os.close(fd)
-            self._fence.prepare_slot(uid)
+            self._fence.enter_namespaces(uid)
             os.write(answer, b".")
             try:
                 head = json.loads(self._guest.read_frame(feed))
             except EOFError:
-                os._exit(0)  # nobody wants this slot
-            self._fence.enclose_slot(uid, head["code"], head["environment"])
+                os._exit(0)  # the worker no longer needs this slot
+            self._fence.seal_slot(uid, head["code"], head["environment"])
             self._restore_guest_state(head["path"])
             os.write(answer, b"+")
         except BaseException as error:
@@ -147,24 +147,24 @@ class SlotServer:
         os._exit(1)
 
     def _restore_guest_state(self, path: list[str]) -> None:
-        """Leave the agent the modules and the names that it finds in a guest that was started by itself."""
+        """Leave the agent the modules and the names that it finds in a guest in a process of its own."""
         gc.enable()
         sys.argv[:] = [_GUEST_PATH]
         sys.orig_argv[:] = [sys.executable, "-I", "-S", _GUEST_PATH]
-        ahead = [name for name in sys.modules if name not in GUEST_MODULES]
+        extra_modules = [name for name in sys.modules if name not in GUEST_MODULES]
         # A module of the agent's own comes before one of the standard library that was not loaded yet.
         with contextlib.suppress(OSError):
-            shown = {entry.partition(".")[0] for folder in path for entry in os.listdir(folder)}
-            if shown.isdisjoint(name.partition(".")[0] for name in ahead):
-                ahead = [name for name in ahead if name.partition(".")[0] == "infra"]
-        for name in ahead:
+            agent_modules = {entry.partition(".")[0] for folder in path for entry in os.listdir(folder)}
+            if agent_modules.isdisjoint(name.partition(".")[0] for name in extra_modules):
+                extra_modules = [name for name in extra_modules if name.partition(".")[0] == "infra"]
+        for name in extra_modules:
             del sys.modules[name]
         sys.modules["__main__"] = self._guest
         self._guest.__name__ = "__main__"
 
 
 def _load_guest(path: str) -> Any:
-    """The guest as a module under the name that it has inside."""
+    """Load the guest as a module under the name that it has inside."""
     guest = type(sys)("guest")
     guest.__file__ = _GUEST_PATH
     with open(path) as file:

@@ -1,15 +1,15 @@
-"""The fence of the fork server: what bubblewrap does from its arguments, done by the slot to itself.
+"""Build the fence of the fork server: a slot does to itself what bubblewrap does from its arguments.
 
 A template root is prepared once, in the server's own mount namespace. Each slot gets namespaces of its
-own, completes the template in its copy, enters it, and gives up everything it could do so far. Until
-then it runs trusted code alone and reads nothing but what the worker says. Which guards stand is told by
-name, as for bubblewrap (`infra/sandbox/fence.py`). Standard library alone.
+own, completes the template in its copy, enters it, and drops every right that it had so far. Until
+then it runs trusted code alone and reads only what the worker sends. The configuration names the guards,
+as for bubblewrap (`infra/sandbox/fence.py`). Standard library alone.
 """
 
 import os
 
-from infra.sandbox.forkserver import kernel
-from infra.sandbox.forkserver.kernel import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REC, MS_REMOUNT
+from infra.sandbox import linux
+from infra.sandbox.linux import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REC, MS_REMOUNT
 
 _LOCKED_FLAGS = MS_RDONLY | MS_NOSUID | MS_NODEV
 _DEVICE_NAMES = ("null", "full", "random", "urandom")
@@ -20,144 +20,144 @@ _DEVICE_LINKS = {
     "stderr": "/proc/self/fd/2",
 }
 _GUARD_NAMESPACES = {
-    "network": kernel.CLONE_NEWNET,
-    "ipc": kernel.CLONE_NEWIPC,
+    "network": linux.CLONE_NEWNET,
+    "ipc": linux.CLONE_NEWIPC,
 }
 GUEST_UID = 65534
-# As `infra/sandbox/process.py` has it.
-NICE_INCREMENT = 5
 
 
 class SlotFence:
-    """Built from what the worker says: `stage`, `without`, `system` (mounts), `masks`, `filter` and sizes."""
+    """Fence in the slots of a server, as its configuration says. See `forkserver.configuration`."""
 
-    def __init__(self, told: dict) -> None:  # type: ignore[type-arg]
-        self._stage: str = told["stage"]
-        self._without = frozenset(told["without"])
-        self._system_mounts: list[list[str]] = told["system"]
-        self._read_only_folders: list[str] = told["kept_read_only"]
-        self._empty_folders: list[str] = told["empty_folders"]
-        self._empty_files: list[str] = told["empty_files"]
-        self._sizes: dict[str, int] = told["sizes"]
-        self._filter = bytes.fromhex(told["filter"])
-        self._as_root: bool = told["as_root"]
+    def __init__(self, configuration: dict) -> None:  # type: ignore[type-arg]
+        self._stage: str = configuration["stage"]
+        self._without = frozenset(configuration["without"])
+        self._system_mounts: list[list[str]] = configuration["system"]
+        self._read_only_folders: list[str] = configuration["kept_read_only"]
+        self._empty_folders: list[str] = configuration["empty_folders"]
+        self._empty_files: list[str] = configuration["empty_files"]
+        self._sizes: dict[str, int] = configuration["sizes"]
+        self._filter = bytes.fromhex(configuration["filter"])
+        self._as_root: bool = configuration["as_root"]
+        self._nice_increment: int = configuration["nice"]
 
     def has_guard(self, guard: str) -> bool:
-        """Whether a guard stands."""
+        """Return whether a guard stands."""
         return guard not in self._without
 
     def create_namespaces(self) -> None:
-        """Give the server namespaces of its own; its process namespace begins with its next child.
+        """Create the server's own namespaces; its process namespace begins with its next child.
 
         If that child ends, the kernel ends everything in it: no slot outlives its server.
         """
-        flags = kernel.CLONE_NEWNS | kernel.CLONE_NEWUTS
+        flags = linux.CLONE_NEWNS | linux.CLONE_NEWUTS
         uid, gid = os.getuid(), os.getgid()
         if not self._as_root:
-            flags |= kernel.CLONE_NEWUSER
+            flags |= linux.CLONE_NEWUSER
         if self.has_guard("processes"):
-            flags |= kernel.CLONE_NEWPID
-        kernel.unshare(flags)
+            flags |= linux.CLONE_NEWPID
+        linux.unshare(flags)
         if not self._as_root:
             _map_user(0, uid, 0, gid)
-        kernel.set_hostname(b"sandbox")
-        kernel.mount("none", "/", None, MS_REC | kernel.MS_PRIVATE)
+        linux.set_hostname(b"sandbox")
+        linux.mount("none", "/", None, MS_REC | linux.MS_PRIVATE)
 
     def build_template(self) -> None:
-        """Prepare the template, and show the server itself its programs read-only: slots can reach them by
-        `/proc/self/exe`, past the root that they see.
+        """Prepare the template, and make the server's own programs read-only.
+
+        Slots can reach those by `/proc/self/exe`, past the root that they see.
         """
         for path in self._read_only_folders:
             _bind_read_only(path, path)
-        # Where nothing shall be read-only, the root is everybody's, as bubblewrap's root is its user's.
+        # Without this guard every user may write to the root, as bubblewrap's root belongs to its user.
         mode = 755 if self.has_guard("read_only") else 777
-        kernel.mount("tmpfs", self._stage, "tmpfs", MS_NOSUID | MS_NODEV, f"mode={mode},size=1m")
+        linux.mount("tmpfs", self._stage, "tmpfs", MS_NOSUID | MS_NODEV, f"mode={mode},size=1m")
         for folder in ("proc", "tmp", "dev", "dev/shm", "agent", "environment"):
             os.makedirs(self._stage_path(folder), 0o755)
         for kind, source, target in self._system_mounts:
-            place = self._stage_path(target)
-            os.makedirs(os.path.dirname(place), exist_ok=True)
+            target_path = self._stage_path(target)
+            os.makedirs(os.path.dirname(target_path), exist_ok=True)
             if kind == "--symlink":
-                os.symlink(source, place)
+                os.symlink(source, target_path)
             elif os.path.exists(source):
-                _create_mount_point(source, place)
-                _bind_read_only(source, place)
+                _create_mount_point(source, target_path)
+                _bind_read_only(source, target_path)
         for name in (*_DEVICE_NAMES, "zero"):
-            # Mapping /dev/zero makes memory that belongs to nobody.
+            # Mapping /dev/zero allocates memory that counts for no process.
             source = f"/dev/{'null' if name == 'zero' else name}"
             _create_mount_point(source, self._stage_path(f"dev/{name}"))
-            kernel.mount(source, self._stage_path(f"dev/{name}"), None, MS_BIND)
-            kernel.make_read_only(self._stage_path(f"dev/{name}"), MS_RDONLY | MS_NOSUID | MS_NOEXEC)
+            linux.mount(source, self._stage_path(f"dev/{name}"), None, MS_BIND)
+            linux.make_read_only(self._stage_path(f"dev/{name}"), MS_RDONLY | MS_NOSUID | MS_NOEXEC)
         if not self.has_guard("terminals"):
             os.makedirs(self._stage_path("dev/pts"), 0o755)
-            kernel.mount(
+            linux.mount(
                 "devpts", self._stage_path("dev/pts"), "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666"
             )
             os.symlink("pts/ptmx", self._stage_path("dev/ptmx"))
         for name, target in _DEVICE_LINKS.items():
             os.symlink(target, self._stage_path(f"dev/{name}"))
         if self.has_guard("read_only"):
-            kernel.mount("none", self._stage, None, MS_REMOUNT | _LOCKED_FLAGS)
+            linux.mount("none", self._stage, None, MS_REMOUNT | _LOCKED_FLAGS)
 
-    def prepare_slot(self, uid: int) -> None:
-        """The first half, before anybody knows which code a slot is for: namespaces and mounts."""
+    def enter_namespaces(self, uid: int) -> None:
+        """Enter new namespaces and mount what every slot needs: the first half, before the slot has a program."""
         if self.has_guard("session"):
             os.setsid()
         with open("/proc/self/oom_score_adj", "w") as file:
-            # When the host runs out of memory it shall take an agent, not Postgres.
+            # When the host runs out of memory, the kernel must take an agent and not Postgres.
             file.write("1000")
         if self.has_guard("cpu"):
-            os.nice(NICE_INCREMENT)
-        flags = kernel.CLONE_NEWNS | kernel.CLONE_NEWUTS | kernel.CLONE_NEWCGROUP
+            os.nice(self._nice_increment)
+        flags = linux.CLONE_NEWNS | linux.CLONE_NEWUTS | linux.CLONE_NEWCGROUP
         for guard, flag in _GUARD_NAMESPACES.items():
             if self.has_guard(guard):
                 flags |= flag
-        kernel.unshare(flags)
+        linux.unshare(flags)
         proc = self._stage_path("proc")
         if self.has_guard("processes"):
-            kernel.mount("proc", proc, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+            linux.mount("proc", proc, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
         else:
-            kernel.mount("/proc", proc, None, MS_BIND | MS_REC)
-        # The mask will lie over this, and what is behind it is needed once more.
+            linux.mount("/proc", proc, None, MS_BIND | MS_REC)
+        # A mask will cover this folder, which is needed once more.
         self._sysctl_fd = os.open(f"{proc}/sys", os.O_PATH)
         if self.has_guard("proc_masks"):
             for folder in self._empty_folders:
-                # Nothing lies there yet, and it cannot be written to.
-                kernel.mount(self._stage_path("agent"), self._stage_path(folder), None, MS_BIND)
+                # This folder is empty, and cannot be written to.
+                linux.mount(self._stage_path("agent"), self._stage_path(folder), None, MS_BIND)
             for name in self._empty_files:
-                kernel.mount(self._stage_path("dev/null"), self._stage_path(name), None, MS_BIND)
+                linux.mount(self._stage_path("dev/null"), self._stage_path(name), None, MS_BIND)
         for path, size in self._sizes.items():
             options = f"mode=700,uid={uid},gid={uid}" + (f",size={size}" if self.has_guard("tmp_size") else "")
-            kernel.mount("tmpfs", self._stage_path(path), "tmpfs", MS_NOSUID | MS_NODEV, options)
+            linux.mount("tmpfs", self._stage_path(path), "tmpfs", MS_NOSUID | MS_NODEV, options)
 
-    def enclose_slot(self, uid: int, code: str, environment: str | None) -> None:
-        """The second half: show the code, enter the root, become nobody, and let nothing of it be undone."""
-        shown = {"agent": code} if environment is None else {"agent": code, "environment": environment}
-        for place, source in shown.items():
-            kernel.mount(source, self._stage_path(place), None, MS_BIND | MS_REC)
+    def seal_slot(self, uid: int, code: str, environment: str | None) -> None:
+        """Seal the slot, the second half: show the code, enter the root, and drop every right for good."""
+        folders = {"agent": code} if environment is None else {"agent": code, "environment": environment}
+        for name, source in folders.items():
+            linux.mount(source, self._stage_path(name), None, MS_BIND | MS_REC)
             if self.has_guard("read_only"):
-                kernel.make_read_only(self._stage_path(place), _LOCKED_FLAGS)
+                linux.make_read_only(self._stage_path(name), _LOCKED_FLAGS)
         os.chdir(self._stage)
-        kernel.enter_root()
+        linux.enter_root()
         os.chdir("/agent")
         if self._as_root and self.has_guard("uid"):
             os.setgroups([])
             os.setresgid(uid, uid, uid)
             os.setresuid(uid, uid, uid)
-        kernel.make_dumpable()
+        linux.make_dumpable()
         # Last of the namespaces, so that it owns none of the others.
-        kernel.unshare(kernel.CLONE_NEWUSER)
+        linux.unshare(linux.CLONE_NEWUSER)
         _map_user(GUEST_UID, uid, GUEST_UID, uid)
         if self.has_guard("userns"):
             with open(os.open("user/max_user_namespaces", os.O_WRONLY, dir_fd=self._sysctl_fd), "w") as file:
                 file.write("0")
         os.close(self._sysctl_fd)
         if self.has_guard("capabilities"):
-            kernel.drop_capabilities()
-        kernel.forbid_new_privileges()
-        kernel.die_with_parent()
+            linux.drop_capabilities()
+        linux.forbid_new_privileges()
+        linux.set_parent_death_signal()
         if self.has_guard("seccomp"):
-            kernel.install_filter(self._filter)
+            linux.install_filter(self._filter)
 
     def _stage_path(self, path: str) -> str:
         return f"{self._stage}/{path.lstrip('/')}"
@@ -173,13 +173,13 @@ def _map_user(inside_uid: int, uid: int, inside_gid: int, gid: int) -> None:
             file.write(text)
 
 
-def _create_mount_point(source: str, place: str) -> None:
+def _create_mount_point(source: str, target: str) -> None:
     if os.path.isdir(source):
-        os.makedirs(place, exist_ok=True)
-    elif not os.path.exists(place):
-        os.close(os.open(place, os.O_CREAT | os.O_WRONLY, 0o644))
+        os.makedirs(target, exist_ok=True)
+    elif not os.path.exists(target):
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
 
 
-def _bind_read_only(source: str, place: str) -> None:
-    kernel.mount(source, place, None, MS_BIND | MS_REC)
-    kernel.make_read_only(place, _LOCKED_FLAGS)
+def _bind_read_only(source: str, target: str) -> None:
+    linux.mount(source, target, None, MS_BIND | MS_REC)
+    linux.make_read_only(target, _LOCKED_FLAGS)

@@ -1,6 +1,6 @@
-"""Writes bytecode beside the sources under `/out`, inside the fence. Started with `python -I -S`.
+"""Write bytecode beside the sources under `/out`, inside the fence. Started with `python -I -S`.
 
-Compiling does not run what it compiles, but the compiler reads untrusted text all the same. A file
+Compiling does not run what it compiles, but the compiler reads untrusted text nevertheless. A file
 that does not compile is reported with its line; a package may hold such files on purpose (templates,
 code for another Python), so they fail a build only if the entrypoint needs them. Its arguments are the
 descriptor of the answer and the folder's name inside the sandbox at run time.
@@ -18,7 +18,7 @@ MAX_FILE_BYTES = 16 << 20
 MAX_TOTAL_BYTES = 256 << 20
 
 
-def main():
+def write_bytecode():
     answers = int(sys.argv[1])
     os.write(answers, b"+")
     resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_BYTES, MAX_FILE_BYTES))
@@ -36,26 +36,26 @@ def main():
                     f"{path[len('/out/') :]}: left out, the bytecode so far is larger than {MAX_TOTAL_BYTES} bytes"
                 )
                 continue
-            shown = path[len("/out/") :]
+            name_inside = path[len("/out/") :]
             try:
                 # Checked by hash and never: the files lie read-only from now on.
-                made = py_compile.compile(
+                bytecode = py_compile.compile(
                     path,
                     dfile=sys.argv[2] + path[len("/out") :],
                     doraise=True,
                     invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
                 )
-                total += os.path.getsize(made)
+                total += os.path.getsize(bytecode)
             except py_compile.PyCompileError as error:
-                # What the compiler says of NUL characters names no file, and what it says of a long line is cut.
-                told = error.msg.strip()[-500:]
-                broken.append(told if shown in told else f"{shown}: {told}")
+                # The compiler's message on NUL characters names no file, and its message on a long line is cut.
+                message = error.msg.strip()[-500:]
+                broken.append(message if name_inside in message else f"{name_inside}: {message}")
             except (OSError, ValueError, RecursionError, MemoryError) as error:
-                broken.append(f"{shown}: {type(error).__name__}: {error}"[:500])
+                broken.append(f"{name_inside}: {type(error).__name__}: {error}"[:500])
     # A name that is no UTF-8 has halves of surrogate pairs, which no answer can hold.
-    told = [one.encode("utf-8", "backslashreplace").decode() for one in broken[:20]]
-    os.write(answers, json.dumps({"broken": told, "count": len(broken)}).encode())
+    messages = [message.encode("utf-8", "backslashreplace").decode() for message in broken[:20]]
+    os.write(answers, json.dumps({"broken": messages, "count": len(broken)}).encode())
     os._exit(0)
 
 
-main()
+write_bytecode()

@@ -1,11 +1,11 @@
-"""The guest: the first process inside the fence. Standard library alone, started with `python -I -S`.
+"""Run an entrypoint as the first process inside the fence. Standard library alone, started with `python -I -S`.
 
 Reads frames (a length in four bytes, then as many) from one descriptor: first what to import and
-within which limits, then the payload. In between it may be made to wait, for as long as it takes until
+within which limits, then the payload. In between it waits, stopped if need be, until
 there is a payload. To the other descriptor it writes a byte per stage (`+` fenced, `=` imported, `!` the
 payload has been read), then a JSON line and the result's JSON. For a result that cannot be JSON the line says
-in `problem` what is wrong with it, and what follows is none; one that is too large is cut just past its limit.
-What the agent prints goes to stdout and stderr. The host believes nothing of all this but its size and its syntax.
+in `problem` what is wrong with it, and nothing follows; one that is too large is cut just past its limit.
+What the agent prints goes to stdout and stderr. The host trusts only the size and the syntax of all this.
 """
 
 # Now, while the path holds the standard library alone: a module of the agent that is
@@ -56,12 +56,12 @@ def _apply_limits(limits):
 
 def _import_entrypoint(entrypoint):
     module_name, _, path = entrypoint.partition(":")
-    found = importlib.import_module(module_name)
+    target = importlib.import_module(module_name)
     for name in path.split("."):
-        found = getattr(found, name)
-    if not callable(found):
-        raise TypeError(f"{entrypoint} is {type(found).__name__}, which cannot be called")
-    return found
+        target = getattr(target, name)
+    if not callable(target):
+        raise TypeError(f"{entrypoint} is {type(target).__name__}, which cannot be called")
+    return target
 
 
 def _call_entrypoint(function, payload):
@@ -69,15 +69,15 @@ def _call_entrypoint(function, payload):
     if hasattr(result, "__await__"):
         import asyncio
 
-        async def finish():
+        async def await_result():
             return await result
 
-        result = asyncio.run(finish())
+        result = asyncio.run(await_result())
     return result
 
 
 def _describe_failure(error, kind=None):
-    # Late, because it costs milliseconds; whatever module of the agent this may find harms its author alone.
+    # Late, because it costs milliseconds; a module of the agent that it may find instead harms its author alone.
     import traceback
 
     # The agent's own frames alone: ours and the import system's tell its author nothing.
@@ -124,7 +124,7 @@ def _run_entrypoint(function, payload):
 
 
 def _has_odd_keys(result):
-    # What every result is looked at for: by types, as quick as can be.
+    # Every result is checked for these, by types, as quickly as possible.
     pending = [result] if isinstance(result, (dict, list, tuple)) else []
     while pending:
         value = pending.pop()
@@ -133,7 +133,7 @@ def _has_odd_keys(result):
                 return True
             value = value.values()
         if not set(map(type, value)) <= _SCALAR_TYPES:
-            pending += [one for one in value if isinstance(one, (dict, list, tuple))]
+            pending += [item for item in value if isinstance(item, (dict, list, tuple))]
     return False
 
 
@@ -157,7 +157,7 @@ def find_duplicate_key(result):
             inner = value.items()
         else:
             inner = enumerate(value) if isinstance(value, (list, tuple)) else ()
-        pending += [(_join_path(place, key), one) for key, one in inner if isinstance(one, (dict, list, tuple))]
+        pending += [(_join_path(place, key), item) for key, item in inner if isinstance(item, (dict, list, tuple))]
     return None
 
 
@@ -171,7 +171,7 @@ def _find_problem(result):
 
 def find_bad_value(result):
     """Return what is the first value or key that JSON cannot hold, and where; None if all can be held."""
-    # Depth first, and the containers around each place, to know a circle by.
+    # Depth first, with the containers around each place, to detect a cycle.
     pending = [("", result, ())]
     while pending:
         place, value, around = pending.pop()
@@ -183,7 +183,8 @@ def find_bad_value(result):
             if isinstance(value, dict):
                 for key in value:
                     if not (key is None or isinstance(key, (str, int, float))):
-                        return f"{_quote_path(place)} has the key {_shorten_text(repr(key))}, a {_get_type_name(key)}. Use text for keys."  # noqa: E501
+                        key_text = f"{_shorten_text(repr(key))}, a {_get_type_name(key)}"
+                        return f"{_quote_path(place)} has the key {key_text}. Use text for keys."
                     problem = _find_scalar_problem(key)
                     if problem is not None:
                         return f"a key of {_quote_path(place)} {problem}"
@@ -191,7 +192,7 @@ def find_bad_value(result):
             else:
                 inner = list(enumerate(value))
             inside = (*around, id(value))
-            pending += [(_join_path(place, key), one, inside) for key, one in reversed(inner)]
+            pending += [(_join_path(place, key), item, inside) for key, item in reversed(inner)]
             continue
         problem = _find_scalar_problem(value)
         if problem is not None:
@@ -231,7 +232,7 @@ def _suggest_replacement(value):
     if hasattr(kind, "__dataclass_fields__"):
         return "dataclasses.asdict() of it"
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return "text, such as its base64"
+        return "text, for example its base64"
     names = {base.__name__ for base in kind.__mro__}
     if "Enum" in names:
         return "its .value"
@@ -284,7 +285,7 @@ def _build_answer(head, requests, answers):
     try:
         payload = read_frame(requests)
     except EOFError:
-        os._exit(0)  # nobody wants this slot any more
+        os._exit(0)  # the worker no longer needs this slot
     os.write(answers, b"!")
     return _run_entrypoint(function, payload)
 
@@ -301,7 +302,7 @@ def _send_answer(fd, answer, most):
 
 
 def _hand_over_listener(fd):
-    """Make a listener in this sandbox's own network and give it away whole: what is asked there, others answer."""
+    """Make a listener in this sandbox's own network and hand it to the worker, which answers its requests."""
     import socket
 
     with socket.socket(fileno=fd) as pair, socket.socket() as listener:
@@ -309,17 +310,17 @@ def _hand_over_listener(fd):
         listener.listen(128)
         socket.send_fds(pair, [b"listener"], [listener.fileno()])
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-    # No key: clients insist on one, and nobody looks at it.
+    # Clients insist on a key, and the gateway ignores it.
     os.environ.update(OPENAI_BASE_URL=url, OPENAI_API_BASE=url, OPENAI_API_KEY="paddock")
 
 
-def serve_run(head, requests, answers, hand=None):
-    """Be the guest that `head` asks for. Never returns."""
+def serve_run(head, requests, answers, handover_fd=None):
+    """Run what `head` asks for. Never returns."""
     for fd in (requests, answers):
         os.set_inheritable(fd, False)
     _apply_limits(head["limits"])
-    if hand is not None:
-        _hand_over_listener(hand)
+    if handover_fd is not None:
+        _hand_over_listener(handover_fd)
     sys.dont_write_bytecode = True
     sys.path[:0] = head["path"]
     for stream in (sys.stdout, sys.stderr):
@@ -339,7 +340,7 @@ def serve_run(head, requests, answers, hand=None):
 
 
 if __name__ == "__main__":
-    feed, told, *hands = map(int, sys.argv[1:])
+    feed, answer, *handover = map(int, sys.argv[1:])
     del sys.argv[1:]
-    os.write(told, b"+")
-    serve_run(json.loads(read_frame(feed)), feed, told, *hands)
+    os.write(answer, b"+")
+    serve_run(json.loads(read_frame(feed)), feed, answer, *handover)

@@ -1,1 +1,1 @@
-"""Programs of ours that run inside the fence on behalf of tools."""
+"""Provide our own programs that run inside the fence on behalf of tools."""

@@ -1,6 +1,6 @@
-"""The `python` tool, as it runs inside the fence: a program, the files of its run, and what it made of them.
+"""Run a program for the `python` tool inside the fence, with the files of its run, and return the changed files.
 
-Standard library alone. Nothing that it answers is believed by the host but sizes and syntax.
+Standard library alone. The host trusts only the sizes and the syntax of the answer.
 """
 
 import ast
@@ -13,19 +13,19 @@ import traceback
 
 WORKSPACE_FOLDER = "/tmp/workspace"
 MAX_PRINTED_CHARS = 64 * 1024
-# An answer has a megabyte; what files take of it is a third longer in base 64.
+# An answer has a megabyte, and files are a third longer in base 64.
 MAX_FILES_BYTES = 640 * 1024
 
 
 class BoundedOutput(io.StringIO):
-    """Keeps the beginning of what is printed, and says what it dropped."""
+    """Keep the beginning of what is printed, and count what is dropped."""
 
     dropped_chars = 0
 
     def write(self, text):
-        room = MAX_PRINTED_CHARS - self.tell()
-        self.dropped_chars += max(0, len(text) - room)
-        super().write(text[:room])
+        space = MAX_PRINTED_CHARS - self.tell()
+        self.dropped_chars += max(0, len(text) - space)
+        super().write(text[:space])
         return len(text)
 
     def get_text(self):
@@ -42,8 +42,8 @@ def run(payload):
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(path, "wb") as file:
             file.write(data)
-    out, err, answer = BoundedOutput(), BoundedOutput(), {}
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    stdout, stderr, answer = BoundedOutput(), BoundedOutput(), {}
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         try:
             value = _evaluate_code(payload["code"])
             if value is not None:
@@ -52,21 +52,21 @@ def run(payload):
             if ended.code not in (None, 0):
                 answer["error"] = f"SystemExit: {ended.code}"[:MAX_PRINTED_CHARS]
         except BaseException as error:
-            told = "".join(traceback.format_exception(type(error), error, _strip_own_frames(error.__traceback__)))
-            answer["error"] = told[-MAX_PRINTED_CHARS:]
-    answer["stdout"], answer["stderr"] = out.get_text(), err.get_text()
+            trace = "".join(traceback.format_exception(type(error), error, _strip_own_frames(error.__traceback__)))
+            answer["error"] = trace[-MAX_PRINTED_CHARS:]
+    answer["stdout"], answer["stderr"] = stdout.get_text(), stderr.get_text()
     answer = {name: _escape_surrogates(text) for name, text in answer.items()}
     answer["files"], answer["left_out"] = _collect_changed_files(before)
     return answer
 
 
 def _escape_surrogates(text):
-    """Text without halves of surrogate pairs, which no answer can hold."""
+    """Return text without halves of surrogate pairs, which no answer can hold."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _evaluate_code(code):
-    """Run a program; the value of its last line, if that is an expression."""
+    """Run a program, and return the value of its last line if that is an expression."""
     tree = ast.parse(code, "<program>")
     names = {"__name__": "__main__", "__builtins__": __builtins__}
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
@@ -81,8 +81,8 @@ def _strip_own_frames(trace):
 
 
 def _collect_changed_files(before):
-    """The files that are new or others than before, and those that are too large to be kept."""
-    files, left_out, room = {}, [], MAX_FILES_BYTES
+    """Return the files that are new or changed, and the names of those too large to keep."""
+    files, left_out, space = {}, [], MAX_FILES_BYTES
     for folder, _, names in os.walk(WORKSPACE_FOLDER):
         for name in sorted(names):
             full = os.path.join(folder, name)
@@ -90,13 +90,13 @@ def _collect_changed_files(before):
             if os.path.islink(full) or not os.path.isfile(full):
                 continue
             with open(full, "rb") as file:
-                data = file.read(room + 1)
+                data = file.read(space + 1)
             if before.get(path) == hashlib.sha256(data).digest():
                 continue
-            # A name that is no UTF-8 cannot be told.
-            if len(data) > room or _escape_surrogates(path) != path:
+            # An answer cannot hold a name that is not UTF-8.
+            if len(data) > space or _escape_surrogates(path) != path:
                 left_out.append(_escape_surrogates(path))
                 continue
-            room -= len(data)
+            space -= len(data)
             files[path] = base64.b64encode(data).decode()
     return files, left_out

@@ -1,4 +1,4 @@
-"""Implements `domain.ports.Sandbox` with warm slots for runs, and chooses how slots are made."""
+"""Implement `domain.ports.Sandbox` with warm slots for runs, and choose their backend."""
 
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,7 @@ from domain.ports import (
 )
 from infra.sandbox.backend import BackendRouter, SlotCounts
 from infra.sandbox.bubblewrap import UPLOAD_ARCHIVE_LIMITS, BubblewrapSandbox
-from infra.sandbox.forkserver.client import ForkServerBackend
+from infra.sandbox.forkserver import ForkServerBackend
 from infra.sandbox.pool import SlotPool
 from infra.sandbox.self_test import run_self_test
 
@@ -24,7 +24,10 @@ _log = structlog.get_logger("paddock.sandbox")
 
 
 class WarmSandbox:
-    """Runs in slots of a pool; everything else is bubblewrap's, cold. `close` leaves no process behind."""
+    """Run programs in slots of a pool, and do everything else cold with bubblewrap. `close` leaves no process behind.
+
+    `problem` is why the fork server failed its self-test; it is tested again when the status is asked for.
+    """
 
     def __init__(
         self, base: BubblewrapSandbox, server: ForkServerBackend | None, warm_memory_mb: int, problem: str | None = None
@@ -35,11 +38,11 @@ class WarmSandbox:
 
     @property
     def counts(self) -> SlotCounts:
-        """How many slots there are, for metrics."""
+        """Return how many slots there are, for metrics."""
         return self.pool.counts
 
     async def get_status(self) -> SandboxStatus:
-        """Whether code can be isolated here."""
+        """Return whether code can be isolated here."""
         status = await self._base.get_status()
         if status.available and self._server is not None and self._problem is not None:
             self._problem = await run_self_test(self._server)
@@ -64,7 +67,7 @@ class WarmSandbox:
         return await self._base.unpack_archive(archive, into, limits)
 
     async def compile_bytecode(self, folder: Path, shown_as: str) -> list[str]:
-        """Write bytecode; returns what did not compile, a message each."""
+        """Write bytecode; returns a message for each file that does not compile."""
         return await self._base.compile_bytecode(folder, shown_as)
 
     async def close(self) -> None:
@@ -75,19 +78,19 @@ class WarmSandbox:
 
 
 async def open_run_sandbox(
-    how: Literal["auto", "forkserver", "bubblewrap"], bwrap: str | None, warm_memory_mb: int
+    backend: Literal["auto", "forkserver", "bubblewrap"], bwrap: str | None, warm_memory_mb: int
 ) -> WarmSandbox:
-    """The sandbox of a run worker. `auto` takes the fork server where it works and says why where it does not."""
+    """Open the sandbox of a run worker. `auto` takes the fork server if it works here, and logs why if it does not."""
     base = BubblewrapSandbox(bwrap=bwrap)
     server = problem = None
-    if how != "bubblewrap":
+    if backend != "bubblewrap":
         server = ForkServerBackend()
         problem = await run_self_test(server)
         if problem is not None:
             _log.warning("the fork server does not work here", reason=problem)
-            if how == "auto":
+            if backend == "auto":
                 await server.close()
                 server = None
-    made = WarmSandbox(base, server, warm_memory_mb, problem)
-    made.pool.start_refilling()
-    return made
+    sandbox = WarmSandbox(base, server, warm_memory_mb, problem)
+    sandbox.pool.start_refilling()
+    return sandbox

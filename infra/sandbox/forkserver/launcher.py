@@ -1,6 +1,6 @@
-"""Starts the fork server: gives itself namespaces of its own, forks, and waits for the child that becomes the server.
+"""Start the fork server: create its namespaces, fork, and wait for the child that becomes the server.
 
-Started as `python -I -S begin.py FD`, where FD is the socket to the worker, whose first message describes the fence.
+Started as `python -I -S launcher.py FD`, where FD is the socket to the worker, whose first message describes the fence.
 """
 
 import json
@@ -11,23 +11,22 @@ import sys
 PROJECT_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 sys.path.append(PROJECT_ROOT)
 
-from infra.sandbox.forkserver import kernel  # noqa: E402
+from infra.sandbox import linux  # noqa: E402
 from infra.sandbox.forkserver.slot_fence import SlotFence  # noqa: E402
 
 
 def launch_server(connection: socket.socket) -> None:
-    """Become two: the server, and its parent, which ends as it ends."""
-    kernel.die_with_parent()
-    told = json.loads(connection.recv(1 << 20))
-    enclosure = SlotFence(told)
-    enclosure.create_namespaces()
+    """Split into two processes: the server, and its parent, which ends when the server ends."""
+    linux.set_parent_death_signal()
+    fence = SlotFence(json.loads(connection.recv(1 << 20)))
+    fence.create_namespaces()
     pid = os.fork()
     if pid:
         connection.close()
         os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0x7F)
-    kernel.die_with_parent()
-    enclosure.build_template()
-    # The slots' streams will be pipes; Python looks at the start whether they can be rewound.
+    linux.set_parent_death_signal()
+    fence.build_template()
+    # The slots' streams will be pipes; Python checks at its start whether they can be rewound.
     reader, writer = os.pipe()
     for standard in (1, 2):
         os.dup2(writer, standard)

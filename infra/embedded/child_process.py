@@ -1,0 +1,182 @@
+"""Start child processes that do not outlive their parent, and find free ports for them."""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import random
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Final
+
+import msgspec
+
+from infra.sandbox import linux
+
+NOBODY_UID: Final = 65534
+# Ports below are where clients look for well-known services.
+_LOWEST_PORT_NUMBER: Final = 12_000
+_POLL_SECONDS: Final = 0.02
+
+
+class EmbeddedServiceError(Exception):
+    """Report that an embedded service did not start or failed. The message names it and ends with its output."""
+
+
+def find_free_ports(count: int) -> list[int]:
+    """Return different ports on loopback that no process uses right now."""
+    sockets: list[socket.socket] = []
+    try:
+        for port in _list_candidate_ports():
+            probe = socket.socket()
+            sockets.append(probe)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                sockets.pop().close()
+            if len(sockets) == count:
+                break
+        return [probe.getsockname()[1] for probe in sockets]
+    finally:
+        for probe in sockets:
+            probe.close()
+
+
+def _list_candidate_ports() -> Iterator[int]:
+    """Yield ports in random order, first those that the kernel gives to no connection before the caller binds them."""
+    try:
+        first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError):
+        first_ephemeral = 0
+    ports = range(_LOWEST_PORT_NUMBER, first_ephemeral)
+    yield from random.sample(ports, len(ports))
+    # Then any that the kernel gives.
+    yield from itertools.repeat(0, 10_000)
+
+
+def is_listening(port: int) -> bool:
+    """Return whether a process accepts connections on a port of loopback."""
+    with socket.socket() as probe:
+        probe.settimeout(0.2)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def create_parent_bond(death: signal.Signals) -> Callable[[], None]:
+    """Create a `preexec_fn` by which the kernel sends `death` to the child when its parent dies, for any reason."""
+
+    def bind_to_parent() -> None:
+        linux.set_parent_death_signal(death)
+
+    return bind_to_parent
+
+
+def create_nobody_setup(death: signal.Signals, *owned: Path) -> Callable[[], None]:
+    """Create a `preexec_fn` like `create_parent_bond`'s, by which root also becomes `nobody`, or looks like it.
+
+    Postgres refuses to run as root. In a user namespace that maps root to `nobody` it is not root, while its files stay
+    root's and folders closed to others stay usable. Where there are no user namespaces, the child becomes `nobody` for
+    real, keeps the one capability that passes closed folders, and owns `owned`.
+    """
+    if os.geteuid() != 0:
+        return create_parent_bond(death)
+
+    def set_up_nobody() -> None:
+        try:
+            linux.unshare(linux.CLONE_NEWUSER)
+        except OSError:
+            for folder in owned:
+                linux.change_owner(folder, NOBODY_UID)
+            _switch_to_nobody()
+        else:
+            Path("/proc/self/setgroups").write_text("deny")
+            Path("/proc/self/uid_map").write_text(f"{NOBODY_UID} 0 1")
+            Path("/proc/self/gid_map").write_text(f"{NOBODY_UID} 0 1")
+        # After the change of user, which clears it.
+        linux.set_parent_death_signal(death)
+
+    return set_up_nobody
+
+
+def _switch_to_nobody() -> None:
+    os.setgroups([])
+    os.setresgid(NOBODY_UID, NOBODY_UID, NOBODY_UID)
+    linux.keep_capabilities()
+    os.setresuid(NOBODY_UID, NOBODY_UID, NOBODY_UID)
+    linux.retain_capability(linux.CAP_DAC_OVERRIDE)
+
+
+class ChildProcess:
+    """Control a running child process. `log` is the file that it prints to."""
+
+    def __init__(self, name: str, process: "subprocess.Popen[bytes]", log: Path, stop_seconds: float) -> None:
+        self.name, self.process, self.log, self._stop_seconds = name, process, log, stop_seconds
+
+    def is_alive(self) -> bool:
+        """Return whether it runs."""
+        return self.process.poll() is None
+
+    def raise_if_ended(self) -> None:
+        """Raise `EmbeddedServiceError` with its last output if it has ended."""
+        if not self.is_alive():
+            raise EmbeddedServiceError(
+                f"{self.name} ended with status {self.process.returncode}.\n{self.read_log_tail()}"
+            )
+
+    async def wait_until(self, is_ready: Callable[[], bool], seconds: float) -> None:
+        """Wait until `is_ready` returns True. Errors: `EmbeddedServiceError`."""
+        for _ in range(int(seconds / _POLL_SECONDS)):
+            self.raise_if_ended()
+            if is_ready():
+                return
+            await asyncio.sleep(_POLL_SECONDS)
+        raise EmbeddedServiceError(f"{self.name} was not ready after {seconds:g} s.\n{self.read_log_tail()}")
+
+    async def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Send it a signal, and kill it if it does not end in time."""
+        if not self.is_alive():
+            return
+        self.process.send_signal(number)
+        for _ in range(int(self._stop_seconds / _POLL_SECONDS)):
+            if not self.is_alive():
+                return
+            await asyncio.sleep(_POLL_SECONDS)
+        self.process.kill()
+        await asyncio.to_thread(self.process.wait)
+
+    def read_log_tail(self) -> str:
+        """Return the last 2000 characters of its log."""
+        with contextlib.suppress(OSError):
+            return self.log.read_text(errors="replace")[-2000:]
+        return ""
+
+
+class ChildCommand(msgspec.Struct, frozen=True, kw_only=True):
+    """Describe how to start a child. It has `stop_seconds` to end after a signal, and is killed then."""
+
+    name: str
+    args: list[str]
+    log: Path
+    cwd: Path
+    environment: Mapping[str, str]
+    before_exec: Callable[[], None]
+    stop_seconds: float = 10.0
+
+
+def start_child(command: ChildCommand) -> ChildProcess:
+    """Start a child in a session of its own, so that Ctrl-C reaches its parent alone."""
+    output: IO[bytes]
+    with command.log.open("ab") as output:
+        process = subprocess.Popen(
+            command.args,
+            cwd=command.cwd,
+            env=dict(command.environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=command.before_exec,
+        )
+    return ChildProcess(command.name, process, command.log, command.stop_seconds)
