@@ -79,7 +79,7 @@ class Provider:
     def __init__(self, says: str) -> None:
         self._says, self._key = says, KEY
 
-    async def stream(
+    async def stream_answer(
         self, name: str, messages: tuple[ChatMessage, ...], tools: tuple[ToolSpec, ...], options: ModelOptions
     ) -> AsyncGenerator[ReplyPart, None]:
         _, _, kind = messages[-1].content.rpartition("fail ")
@@ -99,8 +99,8 @@ class Provider:
 
 # Guards of the gateway itself: how each is taken away.
 GATEWAY_GUARDS: dict[str, tuple[Any, str, Any]] = {
-    "manifest": (gateway._ModelGateway, "_known", lambda _, name: name),
-    "words": (gateway, "_refused", lambda error, _: GatewayRefusal(500, str(error))),
+    "manifest": (gateway._ModelGateway, "_check_model", lambda _, name: name),
+    "words": (gateway, "_refuse_call", lambda error, _: GatewayRefusal(500, str(error))),
 }
 
 

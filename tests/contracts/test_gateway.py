@@ -468,7 +468,7 @@ async def together():
 
 
 class Scripted:
-    async def stream(
+    async def stream_answer(
         self, name: str, messages: tuple[ChatMessage, ...], tools: tuple[ToolSpec, ...], options: ModelOptions
     ) -> AsyncGenerator[ReplyPart, None]:
         usage = ModelUsage(prompt_tokens=2, completion_tokens=3)
