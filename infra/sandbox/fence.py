@@ -17,13 +17,13 @@ GUARD_NAMES: Final = frozenset(
     {
         "cgroup",  # memory of the whole tree, the kernel's for it included (where the worker may make groups)
         "cpu",  # processors are shared by sandbox, at a lower weight than the host's, however many sessions it has
-        "capabilities",  # none left, not even over the sandbox's own namespaces
-        "descriptors",  # none of the worker's but the pipes meant for the guest
+        "capabilities",  # no capability, not even over the sandbox's own namespaces
+        "descriptors",  # no descriptor of the worker except the pipes for the guest
         "environment",  # empty, for bwrap itself as well: /proc shows it
         "ipc",  # its own System V objects and message queues
         "limits",  # processes, memory, file size, open files, core dumps (set by the guest)
         "network",  # its own network with nothing in it
-        "packages",  # none of those that the host has installed, for no Python that is started inside
+        "packages",  # no package that the host has installed, for any Python started inside
         "processes",  # its own process ids; the whole tree dies with the first of them
         "proc_masks",  # /proc/sys, /proc/keys and the like are empty
         "read_only",  # the root, /dev and the code cannot be written
@@ -124,7 +124,7 @@ def list_python_links() -> list[tuple[str, str, str]]:
 
 
 def list_guest_mounts(fence: Fence) -> list[HostMount]:
-    """Return what every sandbox is shown besides the system and its own code, in the order of mounting.
+    """Return the mounts of every sandbox besides the system and its own code, in the order of mounting.
 
     The folders of the host's packages are covered by one that leads a started Python to the agent's own.
     """
@@ -152,7 +152,7 @@ def _list_package_folders() -> list[str]:
     }
     names = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
     folders |= {Path(sysconfig.get_path(kind, vars=names)) for kind in ("purelib", "platlib")}
-    # Behind a link lies a folder that is found under its own name.
+    # A link leads to a folder that is listed under its own name.
     return sorted({str(folder.resolve()) for folder in folders if folder.is_dir()})
 
 

@@ -23,7 +23,7 @@ _log = structlog.get_logger("paddock.sandbox")
 
 
 class GatewayListener:
-    """Own the socket that a guest hands over, until it is closed."""
+    """Hold the socket that a guest hands over, until it is closed."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""Pool warm slots: sandboxes that have already imported a version's entrypoint and wait for one payload.
+"""Manage warm slots: sandboxes that have already imported a version's entrypoint and wait for one payload.
 
 Each slot is used once and replaced off the critical path; a `SandboxBackend` starts them. A slot belongs to
 everything that decides what was imported: the folders (by name, device and inode), the entrypoint and the memory
@@ -33,7 +33,7 @@ BLANK_SLOT_COUNT: Final = 2
 MAX_SLOT_AGE_SECONDS: Final = 240.0
 SWEEP_INTERVAL_SECONDS: Final = 5.0
 # So many slots that no run waits for are started at a time, so that runs keep the processors. A slot whose import takes
-# longer than `SLOW_IMPORT_SECONDS` stops counting, or it would keep every other version cold; up to a bound.
+# longer than `SLOW_IMPORT_SECONDS` no longer counts, or it would keep every other version cold; a second bound holds.
 MAX_QUICK_REFILLS: Final = 2
 SLOW_IMPORT_SECONDS: Final = 1.0
 MAX_PENDING_REFILLS: Final = 8
@@ -48,7 +48,7 @@ _log = structlog.get_logger("paddock.sandbox")
 
 
 class SlotPool:
-    """Pool the slots of a worker process. At most `max_slots` are idle, and they hold at most `memory_mb` together."""
+    """Manage the slots of a worker process. At most `max_slots` are idle, and hold at most `memory_mb` together."""
 
     def __init__(
         self,

@@ -95,7 +95,7 @@ def has_ended(process: str) -> bool:
 
 
 def list_threads(process: str) -> Iterator[str]:
-    """Yield the folders of a process' threads, the first before the others; none once it has gone."""
+    """Yield the folders of a process' threads, the first thread first; nothing once it has gone."""
     try:
         names = os.listdir(f"{process}/task")
     except _GONE_ERRORS:

@@ -1,4 +1,4 @@
-"""Feed, read, watch and kill one fenced process tree as a whole. Callbacks and one future, no tasks."""
+"""Control one fenced process tree as a whole: send, read, watch and kill. Callbacks and one future, no tasks."""
 
 import asyncio
 import os

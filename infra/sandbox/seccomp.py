@@ -49,7 +49,7 @@ _MACHINE_TABLES: Final = {
     "x86_64": (0xC000003E, syscalls.X86_64_CALLS),
     "aarch64": (0xC00000B7, syscalls.AARCH64_CALLS),
 }
-# Calls that are let through with some arguments alone.
+# Calls that are allowed with some arguments alone.
 _FILTERED_CALLS: Final = frozenset({"clone", "clone3", "socketpair", "prlimit64", "ioctl", "mmap", "prctl"})
 
 
@@ -72,7 +72,7 @@ class _FilterCode:
         self.add(_BPF_LOAD, 16 + 8 * number)
 
     def allow(self) -> None:
-        """Let the call through."""
+        """Allow the call."""
         self.add(_BPF_RETURN, _RETURN_ALLOW)
 
     def refuse(self, error: int) -> None:
@@ -85,7 +85,7 @@ class _FilterCode:
 
 
 def build_filter(machine: str | None = None, gateway: bool = False) -> bytes:
-    """Return the filter for this machine, as `struct sock_filter[]`. With a `gateway`, TCP over IPv4 is let through.
+    """Return the filter for this machine, as `struct sock_filter[]`. With a `gateway`, TCP over IPv4 is allowed.
 
     Errors: `UnknownMachine`.
     """

@@ -1,4 +1,4 @@
-"""Represent the slots of a pool: idle ones, pending ones, and what the pool knows of each version."""
+"""Represent the slots of a pool: idle ones, pending ones, and the state of each version."""
 
 import asyncio
 from typing import Final
@@ -41,7 +41,7 @@ class PendingSlot:
 
 
 class VersionSlots:
-    """Hold what the pool knows of one version."""
+    """Hold the slots of one version, its demand and its pause."""
 
     def __init__(self, program: SandboxProgram) -> None:
         self.program = program

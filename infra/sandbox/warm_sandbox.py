@@ -1,4 +1,4 @@
-"""Implement `domain.ports.Sandbox` with warm slots for runs, and choose their backend."""
+"""Provide `domain.ports.Sandbox` with warm slots for runs, and choose their backend."""
 
 from pathlib import Path
 from typing import Literal

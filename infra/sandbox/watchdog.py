@@ -33,7 +33,7 @@ SOCKET_SCAN_BYTES: Final = 32 << 20
 MAX_FILES: Final = 20_000
 # Where no control group shares the processors, each session gets as much of them as any other session of the host.
 MAX_SESSIONS: Final = 8
-# A sandbox's session gets less than others then, by this nice value.
+# Then a sandbox's session gets a smaller share, by this nice value.
 _AUTOGROUP_NICE: Final = 5
 
 
@@ -123,7 +123,7 @@ def _measure_files(pid: int) -> tuple[int, int]:
 
 
 def _count_exactly(pid: int, processes: list[str]) -> int:
-    """Return the bytes that processes hold, what they share counted once. Errors: `UnmeasurableProcess`."""
+    """Return the bytes that processes hold, with shared pages counted once. Errors: `UnmeasurableProcess`."""
     sharers = find_sharers(pid)
     sizes = {process: measure_process(process, "smaps_rollup", _parse_proportional) for process in processes}
     # Sharing before and after means sharing in between: a process with memory of its own never begins to share.
@@ -170,7 +170,7 @@ def _parse_resident(statm: str) -> int | None:
 
 
 def _parse_proportional(rollup: str) -> int | None:
-    """Return the bytes that a process holds, pages that it shares by its part of them."""
+    """Return the bytes that a process holds, with its part of the pages that it shares."""
     return next((int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss:")), None)
 
 

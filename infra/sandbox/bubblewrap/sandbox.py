@@ -1,4 +1,4 @@
-"""Implement `domain.ports.Sandbox` with bubblewrap: a process tree for each run, used once."""
+"""Provide `domain.ports.Sandbox` with bubblewrap: a process tree for each run, used once."""
 
 import asyncio
 import os
@@ -340,7 +340,7 @@ class BubblewrapSandbox:
 
 
 def find_bwrap() -> str | None:
-    """Return the system's bwrap if it has every option that the fence needs, else the one from the wheel, else None."""
+    """Return the system's bwrap if it has every option that the fence needs, else that of the wheel, else None."""
     system = shutil.which("bwrap", path="/usr/local/bin:/usr/bin:/bin")
     if system is not None:
         usage = subprocess.run([system, "--help"], capture_output=True, text=True, env={}, check=False)

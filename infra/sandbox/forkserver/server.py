@@ -1,4 +1,4 @@
-"""GatewayServer slots: a trusted process beside a worker, which makes sandboxes by forking itself.
+"""Serve slots: a trusted process beside a worker, which makes sandboxes by forking itself.
 
 Started as `python -I -S server.py FD`, by `launcher.py`, in namespaces of its own. It talks over that socket with
 its worker alone and reads nothing that an agent wrote; the slot and not the server learns which code it runs.
@@ -92,7 +92,7 @@ class SlotServer:
         return True
 
     def _fork_slot(self, uid: int, fds: list[int]) -> int:
-        # The child is the first of a process namespace of its own, and a child of ours all the same.
+        # The child is the first of its own process namespace, and still a child of this process.
         separate = self._fence.has_guard("processes")
         if separate:
             linux.unshare(linux.CLONE_NEWPID)

@@ -27,7 +27,7 @@ GUEST_UID = 65534
 
 
 class SlotFence:
-    """Fence in the slots of a server, as its configuration says. See `forkserver.configuration`."""
+    """Build the fence of each slot of a server from the server's configuration. See `forkserver.configuration`."""
 
     def __init__(self, configuration: dict) -> None:  # type: ignore[type-arg]
         self._stage: str = configuration["stage"]
@@ -145,7 +145,7 @@ class SlotFence:
             os.setresgid(uid, uid, uid)
             os.setresuid(uid, uid, uid)
         linux.make_dumpable()
-        # Last of the namespaces, so that it owns none of the others.
+        # The user namespace is the last, so that it owns none of the others.
         linux.unshare(linux.CLONE_NEWUSER)
         _map_user(GUEST_UID, uid, GUEST_UID, uid)
         if self.has_guard("userns"):

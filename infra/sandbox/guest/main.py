@@ -19,7 +19,7 @@ import os
 import resource
 import sys
 
-# What `site` adds for programs, without the tens of milliseconds that it takes.
+# The builtins that `site` adds, without the tens of milliseconds that it takes.
 builtins.exit = _sitebuiltins.Quitter("exit", "Ctrl-D (i.e. EOF)")
 builtins.quit = _sitebuiltins.Quitter("quit", "Ctrl-D (i.e. EOF)")
 builtins.help = _sitebuiltins._Helper()
@@ -80,7 +80,7 @@ def _describe_failure(error, kind=None):
     # Late, because it costs milliseconds; a module of the agent that it may find instead harms its author alone.
     import traceback
 
-    # The agent's own frames alone: ours and the import system's tell its author nothing.
+    # The agent's own frames alone: ours and the import system's do not help its author.
     frames = error.__traceback__
     while frames is not None and (
         frames.tb_frame.f_code.co_filename == __file__ or "importlib" in frames.tb_frame.f_code.co_filename
@@ -162,15 +162,15 @@ def find_duplicate_key(result):
 
 
 def _find_problem(result):
-    """Return the first place of a result that JSON cannot hold, and what is wrong there; None if it cannot be found."""
+    """Return the problem with the first value that JSON cannot hold; None if the search fails."""
     try:
         return find_bad_value(result)
     except Exception:
-        return None  # a container of the agent's own that cannot be looked through
+        return None  # a container class of the agent's own that cannot be searched
 
 
 def find_bad_value(result):
-    """Return what is the first value or key that JSON cannot hold, and where; None if all can be held."""
+    """Return the problem with the first value or key that JSON cannot hold; None if JSON can hold all."""
     # Depth first, with the containers around each place, to detect a cycle.
     pending = [("", result, ())]
     while pending:

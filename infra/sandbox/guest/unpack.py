@@ -22,7 +22,7 @@ class ArchiveRefused(Exception):
     pass
 
 
-# What macOS, Windows and file managers leave in folders, in small letters; and `._*`, the other half of macOS's files.
+# Files that macOS, Windows and file managers leave in folders, in lower case; besides `._*`, macOS's resource forks.
 LITTER_NAMES = frozenset(
     {
         *(".ds_store", "__macosx", ".appledouble", ".apdisk", ".fseventsd", ".localized", ".spotlight-v100"),
