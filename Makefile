@@ -9,15 +9,18 @@ CLIENTS := .clients
 CLIENTS_STAMP := $(CLIENTS)/.ready
 
 LOCK := requirements.lock
+# Test processes, each with an installation of its own. A file is never split.
+PROCESSES ?= 2
+PARALLEL = -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 # As `du -sm .venv` says of the whole.
 SIZE := 1300 MB
 # What a command says, without the list of everything it has installed, and its status.
 shown = ( { $(1) 2>&1; echo $$? >$(VENV)/.status; } | grep -v '^ [-+~] '; exit "$$(cat $(VENV)/.status)" )
 
-.PHONY: help setup packages demo up test check names bench lock clean
+.PHONY: help setup packages demo up test test-fast check names bench lock clean
 
 help: ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 setup: $(STAMP) ## install into .venv; leaves .venv/bin/paddock
 
@@ -49,8 +52,11 @@ demo: setup ## start everything, run the main job, serve until Ctrl-C (ARGS=--on
 up: setup ## start everything and serve
 	@$(BIN)/paddock up $(ARGS)
 
-test: setup $(CLIENTS_STAMP) ## every test, on the real parts
-	@$(BIN)/python -m pytest $(ARGS)
+test: setup $(CLIENTS_STAMP) ## every test, on the real parts (ARGS="tests/api" for some)
+	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+
+test-fast: setup ## the tests that need no installation and no sandbox: what to run while you type
+	@$(BIN)/python -m pytest $(PARALLEL) -m fast $(ARGS)
 
 check: setup $(CLIENTS_STAMP) ## format, lint, types, imports, lock file, then the tests
 	@$(BIN)/ruff format --check .
@@ -58,7 +64,7 @@ check: setup $(CLIENTS_STAMP) ## format, lint, types, imports, lock file, then t
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m scripts.lockcheck
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 names: setup ## the names, docstrings and words that break the rules, and the share of one-word names by package
 	@$(BIN)/python -m tests.language $(ARGS)

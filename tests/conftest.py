@@ -106,6 +106,8 @@ NEEDS = {
     "tests/generated_clients/": "generated_clients",
     "tests/journeys/": "own_installation",
 }
+SLOW = {*NEEDS.values(), "installation", "slow"}
+STARTS_AN_INSTALLATION = {"running", "System", "api_beside", "bounded"}
 # The longest files first, so that no process is left alone with one in the end.
 LONGEST = (
     "tests/attacks/test_attacks.py",
@@ -122,13 +124,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark every test by what it needs, and put the longest files first."""
     for item in items:
         path = item.nodeid.split("::")[0]
-        if "system" in getattr(item, "fixturenames", ()):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        called = set(item.function.__code__.co_names) if isinstance(item, pytest.Function) else set()
+        if "system" in fixtures:
             item.add_marker("installation")
-        if {"readable", "sandbox", "warm"} & set(getattr(item, "fixturenames", ())):
+        if STARTS_AN_INSTALLATION & (called | fixtures):
+            item.add_marker("own_installation")
+        if {"readable", "sandbox", "warm"} & fixtures:
             item.add_marker("sandbox")
         for prefix, need in NEEDS.items():
             if path.startswith(prefix):
                 item.add_marker(need)
+        if not {mark.name for mark in item.iter_markers()} & SLOW:
+            item.add_marker("fast")
     order = {prefix: place for place, prefix in enumerate(LONGEST)}
     items.sort(
         key=lambda item: next((place for prefix, place in order.items() if item.nodeid.startswith(prefix)), len(order))
