@@ -4,7 +4,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from aiohttp import web
@@ -17,8 +17,10 @@ from infra.gauges import read_gauges
 from infra.notifications import ping_redis
 from infra.redis import REDIS_OUTAGE_ERRORS
 from infra.version import PADDOCK_VERSION
-from infra.wiring import Resources
 from workers.lifecycle import Drain
+
+if TYPE_CHECKING:
+    from infra.wiring import Resources
 
 # Seconds that a part has to answer.
 CHECK_TIMEOUT_SECONDS: Final = 3.0
@@ -27,7 +29,9 @@ CHECK_TIMEOUT_SECONDS: Final = 3.0
 class WorkerHealth:
     """What a worker process says of itself. `problem` tells why it cannot isolate code, if it cannot."""
 
-    def __init__(self, name: str, lane: str, parts: Resources, drain: Drain, problem: Callable[[], str | None]) -> None:
+    def __init__(
+        self, name: str, lane: str, parts: "Resources", drain: Drain, problem: Callable[[], str | None]
+    ) -> None:
         self._name, self._lane, self._parts, self._drain, self._problem = name, lane, parts, drain, problem
 
     @asynccontextmanager
