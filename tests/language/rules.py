@@ -79,7 +79,9 @@ def is_dunder(name: str) -> bool:
 
 
 # Names that a base class or a protocol of a library prescribes.
-PRESCRIBED: Final = re.compile(r"^(visit_|generic_visit|connection_(made|lost)|(data|eof|datagram|error)_received)|[A-Z]")
+PRESCRIBED: Final = re.compile(
+    r"^(visit_|generic_visit|connection_(made|lost)|(data|eof|datagram|error)_received)|[A-Z]"
+)
 
 
 def check_function(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str | None:
