@@ -1,1 +1,1 @@
-"""The command line, the demo and the benchmarks."""
+"""Hold the command line, the demo and the benchmarks."""

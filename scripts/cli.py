@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-LANES = ("build", "run", "llm", "plan", "record", "upkeep")
+WORKER_LANES = ("build", "run", "llm", "plan", "record", "upkeep")
 
 
 def _run_role(arguments: argparse.Namespace) -> None:
@@ -179,7 +179,7 @@ def _add_up_commands(commands: _Commands) -> None:
 def _add_process_commands(commands: _Commands) -> None:
     commands.add_command("api", "serve the API", _run_role).set_defaults(role="api")
     worker = commands.add_command("worker", "run the worker of one lane", _run_worker)
-    worker.add_argument("role", metavar="LANE", choices=LANES, help=", ".join(LANES))
+    worker.add_argument("role", metavar="LANE", choices=WORKER_LANES, help=", ".join(WORKER_LANES))
     worker.add_argument(
         "--once-idle",
         type=_parse_seconds,

@@ -52,7 +52,7 @@ async def reseal_keys(store: Store, keyring: Keyring) -> RotationResult:
 
 
 async def _reseal_once(store: Store, keyring: Keyring) -> tuple[int, int, int, list[str]]:
-    """Go over all keys once. Returns how many were changed, missed and left unchanged, and the unreadable ids."""
+    """Seal all keys again once. Returns how many were changed, missed and left unchanged, and the unreadable ids."""
     changed = missed = unchanged = 0
     unreadable: list[str] = []
     last: str | None = None

@@ -50,7 +50,7 @@ def _dispatch_role(role: str, once_idle: float | None) -> None:
     elif role == "bucket":
         asyncio.run(release.ensure_bucket(load_settings()))
     elif role == "admin-key":
-        known = os.environ.get("PADDOCK_KNOWN_ADMIN_KEY")
-        print(asyncio.run(bootstrap.ensure_admin_key(load_settings(), known)))
+        known_key = os.environ.get("PADDOCK_KNOWN_ADMIN_KEY")
+        print(asyncio.run(bootstrap.ensure_admin_key(load_settings(), known_key)))
     else:
         sys.exit(f"paddock: unknown role {role!r}")

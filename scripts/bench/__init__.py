@@ -1,1 +1,1 @@
-"""The benchmarks: ratios measured in one run, on this machine, with every part on it. Nothing is asserted."""
+"""Measure Paddock, as ratios that are measured in one run: `python -m scripts.bench` runs all benchmarks."""

@@ -23,7 +23,7 @@ TIMEOUT_SECONDS = 120
 
 
 class LoadResult(msgspec.Struct):
-    """What a client saw: how long all took, and milliseconds of each answer."""
+    """Hold what a client measured: the seconds of all requests, and the milliseconds of each answer."""
 
     seconds: float
     took: list[float]
@@ -40,7 +40,7 @@ class LoadResult(msgspec.Struct):
 
 
 class _LoadConnection(asyncio.Protocol):
-    """One connection that is kept: sends the next request when the last one is answered. Reads no more than it must."""
+    """Send requests over one connection, each after the answer to the last. Parses no more than it must."""
 
     def __init__(self, fire: "_LoadRun") -> None:
         self._fire = fire
@@ -82,7 +82,7 @@ class _LoadConnection(asyncio.Protocol):
 
 
 class _LoadRun:
-    """The requests of all connections, and what came of them."""
+    """Distribute the requests over all connections, and collect the results."""
 
     def __init__(self, requests: list[bytes], total: int, status: int) -> None:
         self.requests = iter([requests[number % len(requests)] for number in range(total)])
@@ -117,7 +117,7 @@ def send_load(port: int, requests: list[bytes], total: int, width: int, status: 
 
     async def run_load() -> LoadResult:
         firing = _LoadRun(requests, total, status)
-        asyncio.get_running_loop().set_exception_handler(lambda _, told: firing.fail(str(told).encode()))
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: firing.fail(str(context).encode()))
         async with asyncio.timeout(TIMEOUT_SECONDS):
             return await firing.run(port, width)
 
@@ -148,7 +148,7 @@ def copy_rows(url: str, table: str, columns: list[str], rows: list[tuple[Any, ..
 
 
 def serve_bare_handlers(port: int) -> None:
-    """Litestar handlers that read what the real ones read, and store nothing; in a process of their own."""
+    """Serve Litestar handlers that parse the same bodies as the real ones, and store nothing."""
 
     @post("/evaluations")
     async def post_evaluation(request: Request[Any, Any, Any]) -> NewEvaluation:
@@ -164,7 +164,7 @@ def serve_bare_handlers(port: int) -> None:
 
 @contextlib.asynccontextmanager
 async def run_bare_handlers() -> AsyncIterator[int]:
-    """The bare handlers, in a process of their own; the port."""
+    """Run the bare handlers in a process of their own. Yields their port."""
     port = find_free_ports(1)[0]
     code = f"from scripts.bench.load import bare; bare({port})"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)

@@ -1,4 +1,4 @@
-"""What a plan adds to its steps: a thousand that do nothing, ten wide, against the same runs by themselves."""
+"""Measure what a plan adds to its steps: a thousand empty steps, ten wide, against the same runs without a plan."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ Row = tuple[str, str, str]
 
 
 def _build_workflow(name: str, after_all: bool) -> dict[str, Any]:
-    """Ten chains of a hundred steps; or a hundred layers of ten, each step `after_all` of the layer before."""
+    """Build ten chains of a hundred steps; or a hundred layers of ten, each step `after_all` of the layer before."""
     steps: list[dict[str, Any]] = []
     for layer in range(PLAN_STEPS // PLAN_WIDTH):
         for place in range(PLAN_WIDTH):
@@ -33,7 +33,7 @@ def _build_workflow(name: str, after_all: bool) -> dict[str, Any]:
 
 
 async def _time_plan(client: BenchClient, name: str, after_all: bool) -> tuple[float, list[float]]:
-    """Seconds of one run of a plan, and milliseconds that each of its steps took by itself."""
+    """Return the seconds of one run of a plan, and milliseconds that each of its steps took by itself."""
     await client.call_api("POST", "workflows", _build_workflow(name, after_all))
     began = time.perf_counter()
     ended = await client.call_api("POST", f"workflows/{name}/execute", {}, Prefer="wait=60")
@@ -52,7 +52,7 @@ async def _time_plan(client: BenchClient, name: str, after_all: bool) -> tuple[f
 
 
 async def _time_bare_runs(client: BenchClient, agent_id: str) -> float:
-    """Seconds of as many runs by themselves, as many in flight."""
+    """Return the seconds of as many runs without a plan, as many in flight."""
     left = iter(range(PLAN_STEPS))
 
     async def run_next() -> None:
@@ -65,15 +65,15 @@ async def _time_bare_runs(client: BenchClient, agent_id: str) -> float:
 
 
 async def measure_plans(system: System) -> list[Row]:
-    """Every figure: what, the ratio, and what it is a ratio of."""
+    """Return every figure: what, the ratio, and what it is a ratio of."""
     rows: list[Row] = []
     async with BenchClient(system.url, {"X-API-Key": system.admin_key}) as client:
         agent_id = await client.deploy_agent("no-op", pack_agent(NO_OP_SOURCE))
         await _time_bare_runs(client, agent_id)
         bare = await _time_bare_runs(client, agent_id)
-        for told, after_all in (("10 chains", False), ("each after all 10 before", True)):
+        for shape, after_all in (("10 chains", False), ("each after all 10 before", True)):
             took, alone = await _time_plan(client, f"bench-{after_all}".lower(), after_all)
-            what = f"{PLAN_STEPS} no-op steps, {told}"
+            what = f"{PLAN_STEPS} no-op steps, {shape}"
             each = f"{took / PLAN_STEPS * 1000:.1f} to {bare / PLAN_STEPS * 1000:.1f} ms each"
             rows.append(
                 (f"{what}: time", f"{took / bare:.2f}", f"the runs by themselves, {PLAN_WIDTH} in flight ({each})")

@@ -1,4 +1,4 @@
-"""What records cost: taking them in, counting them and listing them, as ratios measured in one run.
+"""Measure what records cost: ingesting, counting and listing them, as ratios measured in one run.
 
 `python -m scripts.bench.records` starts a system of its own and prints one table; `--small` has a tenth of the rows.
 Nothing is asserted. Clients run in a process of their own and send bytes that were made before the clock started, the
@@ -57,7 +57,7 @@ API_PATH = "/api/v1/"
 
 
 class RecordsBench:
-    """A running system, and a client process beside it. Figures gather in `rows`."""
+    """Measure a running system from a client process beside it. The figures are collected in `rows`."""
 
     def __init__(
         self, system: System, owner: AsyncpgConnection, pool: ProcessPoolExecutor, sizes: tuple[int, int]
@@ -68,7 +68,7 @@ class RecordsBench:
         self._made = int(time.time() * 1000)
 
     async def run(self) -> None:
-        """Everything, in an order in which nothing is measured over rows it does not speak of."""
+        """Measure everything, in an order in which no figure includes rows of another."""
         async with BenchClient(self.system.url, {"X-API-Key": self.system.admin_key}) as client:
             one = await client.call_api("POST", "evaluations", build_evaluations(1)[0])
         self._tenant_id, self._user_id, self._key = one["tenant_id"], one["user_id"], self.system.admin_key
@@ -80,7 +80,7 @@ class RecordsBench:
         await self.measure_statistics()
 
     async def measure_single_evaluations(self, port: int) -> None:
-        """Evaluations one at a time."""
+        """Measure single evaluations."""
         bodies = [msgspec.json.encode(one) for one in build_evaluations(256)]
         mine, theirs = await self._compare_handlers(
             port, "evaluations", "/evaluations", bodies, SINGLE_EVALUATIONS, SINGLE_CONNECTIONS
@@ -92,7 +92,7 @@ class RecordsBench:
         )
 
     async def measure_artifacts(self, port: int) -> None:
-        """Artifacts of 10 KB."""
+        """Measure artifacts of 10 KB."""
         bodies = [build_artifact(number, 10_000) for number in range(64)]
         mine, theirs = await self._compare_handlers(
             port, "artifacts/upload", "/artifacts", bodies, ARTIFACT_COUNT, ARTIFACT_CONNECTIONS
@@ -104,7 +104,7 @@ class RecordsBench:
         )
 
     async def measure_batches(self) -> None:
-        """Evaluations in batches, against COPY of the same rows."""
+        """Compare evaluations in batches with COPY of the same rows."""
         postgres, api = self._find_postgres_pid(), self._find_process_pid("api")
         if postgres is None:
             self.rows.append((f"evaluations in batches of {BATCH_ROWS}", "-", "not measured: Postgres is not ours"))
@@ -148,7 +148,7 @@ class RecordsBench:
         )
 
     async def measure_api_memory(self) -> None:
-        """What the API holds while large artifacts go in."""
+        """Measure the API's memory while large artifacts arrive."""
         pid = self._find_process_pid("api")
         before = measure_memory_mib(pid)
         for count, size in LARGE_ARTIFACTS:
@@ -168,11 +168,11 @@ class RecordsBench:
             )
 
     async def measure_statistics(self) -> None:
-        """Statistics and lists over many rows, of a tenant that has nothing else."""
+        """Measure statistics and lists over many rows of a new tenant."""
         name = secrets.token_hex(6)
         account = {"email": f"{name}@example.com", "password": secrets.token_hex(8), "tenant_id": f"bench-{name}"}
-        async with BenchClient(self.system.url, {}) as nobody:
-            token = (await nobody.call_api("POST", "auth/register", account))["access_token"]
+        async with BenchClient(self.system.url, {}) as anonymous:
+            token = (await anonymous.call_api("POST", "auth/register", account))["access_token"]
         async with BenchClient(self.system.url, {"Authorization": f"Bearer {token}"}) as admin:
             self._tenant_id = (await admin.call_api("GET", "auth/me"))["tenant_id"]
             self._key = (await admin.call_api("POST", "api-keys", {"name": "bench"}))["key"]
@@ -214,7 +214,7 @@ class RecordsBench:
     async def _compare_handlers(
         self, port: int, path: str, other: str, bodies: list[bytes], total: int, width: int
     ) -> tuple[LoadResult, LoadResult]:
-        """The same bodies to the API and to the bare handler in turn; of each the round in the middle."""
+        """Send the same bodies to the API and to the bare handler in turn. Returns the median round of each."""
         real = [self._build_request("POST", path, body) for body in bodies]
         plain = [self._build_request("POST", other, body, whole=True) for body in bodies]
         mine, theirs = list[LoadResult](), list[LoadResult]()
@@ -227,7 +227,7 @@ class RecordsBench:
         return _pick_median(mine), _pick_median(theirs)
 
     async def _time_plain_query(self, kind: RecordKind) -> float:
-        """Milliseconds of the same figures by one query over the rows, which an index holds as far as it needs them."""
+        """Return the milliseconds of the same figures by one query over the rows, with a covering index."""
         facts = MEASURES_BY_KIND[kind]
         measured = [name for name in facts.measured_columns if name not in ("created_at", "semantic_buckets")]
         await self._owner.execute(f"CREATE INDEX bench_plain ON {kind} (tenant_id) INCLUDE ({', '.join(measured)})")
@@ -255,7 +255,7 @@ class RecordsBench:
         return statistics.median(took)
 
     async def _insert_rows(self, kind: RecordKind, count: int) -> None:
-        """So many rows over the last 90 days with the deltas they make, and these folded."""
+        """Insert rows over the last 90 days with their deltas, and fold the deltas."""
         facts, part = MEASURES_BY_KIND[kind], -(-count // 10)
         columns, values = build_row_expressions(kind)
         begin = datetime.now(UTC) - timedelta(days=HISTORY_DAYS)
@@ -292,11 +292,11 @@ class RecordsBench:
             head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
         return f"{head}\r\n".encode() + body
 
-    async def _run_in_client(self, work: Callable[..., Any], *given: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, functools.partial(work, *given))
+    async def _run_in_client(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, functools.partial(work, *arguments))
 
     async def _wait_until_idle(self) -> None:
-        """Until what the last measurement left to be done is done."""
+        """Wait until the work that the last measurement left is done."""
         for _ in range(200):
             waiting = "SELECT EXISTS (SELECT FROM stat_deltas) OR EXISTS (SELECT FROM artifact_bodies)"
             if not await self._owner.fetchval(waiting):
@@ -328,7 +328,7 @@ async def _sample_memory(pid: int, peaks: list[float], stop: asyncio.Event) -> N
 
 
 async def measure_records(system: System, sizes: tuple[int, int] = FULL_SIZES) -> list[Row]:
-    """Every figure: what, the ratio, and what it is a ratio of."""
+    """Return every figure: what, the ratio, and what it is a ratio of."""
     owner = await asyncpg.connect(system.settings.database_owner_url.reveal(), server_settings={"jit": "off"})
     try:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:

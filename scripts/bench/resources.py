@@ -1,4 +1,4 @@
-"""What the processes of a running system take: memory and processor time."""
+"""Measure the memory and processor time of the processes of a running system."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 def measure_system_memory(system: System) -> dict[str, float]:
-    """MiB that each process and what it started hold, shared pages counted once (`Pss` of smaps_rollup)."""
+    """Return the MiB that each process and its children hold, shared pages counted once (`Pss` of smaps_rollup)."""
     roots = {process.name: process.pid for process in system.processes}
     for part in system.services:
         if part is not None and part.child is not None:
@@ -19,12 +19,12 @@ def measure_system_memory(system: System) -> dict[str, float]:
 
 
 def measure_memory_mib(pid: int) -> float:
-    """MiB that a process and everything below it hold, shared pages counted once."""
+    """Return the MiB that a process and everything below it hold, shared pages counted once."""
     return sum(map(_read_memory_mib, _list_tree(pid, _map_children())))
 
 
 def measure_cpu_seconds(pid: int) -> float:
-    """Seconds of processor time of a process and everything below it so far, ended children included."""
+    """Return the seconds of processor time of a process and everything below it so far, ended children included."""
     return sum(map(_read_cpu_seconds, _list_tree(pid, _map_children())))
 
 

@@ -1,4 +1,4 @@
-"""Records for the benchmarks, as callers send them and as rows."""
+"""Build records for the benchmarks, as callers send them and as rows."""
 
 import random
 from collections.abc import Callable
@@ -18,7 +18,7 @@ HALLUCINATED_EVERY, RARE_EVERY = 10, 10_000
 
 
 def build_evaluations(count: int) -> list[dict[str, Any]]:
-    """Evaluations as clients send them who measured everything themselves: a sentence or two each way."""
+    """Build evaluations with all scores, as clients send them that measured everything themselves."""
     chance = random.Random(7)  # noqa: S311
     return [
         {
@@ -44,7 +44,7 @@ def build_evaluations(count: int) -> list[dict[str, Any]]:
 def convert_to_rows(
     tenant_id: str, user_id: str, sent: list[dict[str, Any]]
 ) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """The columns that the API writes but for the id, and the rows, as COPY takes them."""
+    """Return the columns that the API writes, except the id, and the rows for COPY."""
     news = evaluations.parse_evaluation_batch(msgspec.json.encode(sent))
     made = evaluations.build_evaluations(tenant_id, user_id, news, datetime.now(UTC), batch=True)
     names = [name for name in Evaluation.__struct_fields__ if name not in ("id", "computed")]
@@ -58,7 +58,7 @@ def convert_to_rows(
 
 
 def build_artifact(number: int, size: int) -> bytes:
-    """An artifact of about `size` bytes whose text compresses as prose does, to a third or so."""
+    """Build an artifact of about `size` bytes whose text compresses as prose does, to a third or so."""
     chance = random.Random(number)  # noqa: S311
     words = ["".join(chance.choices("etaoinshrdlu", k=chance.randint(2, 9))) for _ in range(2000)]
     # The text of one large artifact is made of the same few pages over again, in another order each time.
@@ -80,7 +80,7 @@ def build_artifact(number: int, size: int) -> bytes:
 
 
 def build_row_expressions(kind: RecordKind) -> tuple[str, str]:
-    """The columns of rows made in SQL, and expressions of `n` for them."""
+    """Return the columns of rows that SQL generates, and their expressions of `n`."""
     latency = "exp(0.7 * sqrt(-2 * ln(1 - random())) * cos(6.283 * random()))"
     made: dict[str, str]
     if kind == "evaluations":

@@ -1,4 +1,4 @@
-"""What a sandbox costs, for both ways of making one: `python -m scripts.bench.slots`.
+"""Measure what a sandbox costs, for both backends: `python -m scripts.bench.slots`.
 
 Prints medians in milliseconds and as multiples of `python -I -S -c pass`, of the same run. Nothing is asserted.
 """

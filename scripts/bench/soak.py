@@ -1,4 +1,4 @@
-"""Many executions of many tenants on a running system, and what became of every one of them."""
+"""Run many executions of many tenants on a running system, and check the result of each."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ _RETRY_SECONDS: Final = 300.0
 
 
 class SoakResult(msgspec.Struct, kw_only=True):
-    """What a soak found. `took` in milliseconds from submit to result, as its clients saw it.
+    """Hold the result of a soak. `took` in milliseconds from submit to result, as its clients saw it.
 
     `lost` are executions that did not complete or answered wrongly, `twice` those with more than one
     end, or anything after it; `retried` lost a worker on the way and were run anew. `memory` in MiB by
@@ -42,7 +42,7 @@ class SoakResult(msgspec.Struct, kw_only=True):
 
 
 def pack_agent(source: str = SOAK_SOURCE, manifest: str = SOAK_MANIFEST, **files: str) -> bytes:
-    """An agent of one module as a `.tar.gz`."""
+    """Pack an agent of one module as a `.tar.gz`."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         for name, text in {"agent.yaml": manifest, "agent.py": source, **files}.items():
@@ -53,7 +53,7 @@ def pack_agent(source: str = SOAK_SOURCE, manifest: str = SOAK_MANIFEST, **files
 
 
 class BenchClient:
-    """One tenant's client of the API, over a few kept connections; a lost one is made anew."""
+    """Call the API as one tenant over a few persistent connections, which are reopened when lost."""
 
     def __init__(self, url: str, headers: dict[str, str]) -> None:
         self._http = aiohttp.ClientSession(
@@ -67,13 +67,13 @@ class BenchClient:
         await self._http.close()
 
     async def call_api(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
-        """The answer's JSON. Errors: `RuntimeError` for any status of 400 and above but 503."""
+        """Return the JSON of the answer. Errors: `RuntimeError` for any status of 400 and above but 503."""
         data = None if body is None else msgspec.json.encode(body)
         sent = {"Content-Type": "application/json", **headers} if data is not None else headers
         return await self._send_until_answered(method, path, data, sent)
 
     async def upload_version(self, agent_id: str, archive: bytes) -> Any:
-        """Upload and wait for the build; the version."""
+        """Upload a version and wait for its build. Returns the version."""
         form = aiohttp.FormData()
         form.add_field("file", archive, filename="agent.tar.gz")
         async with self._http.post(f"uploads/agent/{agent_id}", data=form, headers=_WAIT_HEADERS) as answer:
@@ -85,7 +85,7 @@ class BenchClient:
         return version
 
     async def deploy_agent(self, name: str, archive: bytes) -> str:
-        """An agent, built and ready; its id."""
+        """Create an agent and build a version. Returns the agent's id."""
         agent = await self.call_api("POST", "agents", {"name": name})
         await self.upload_version(agent["id"], archive)
         return str(agent["id"])
@@ -111,16 +111,16 @@ class BenchClient:
                     if answer.status != 503:
                         raise RuntimeError(f"{method} {path}: {answer.status} {body.decode()}")
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{method} {path}: nobody answered for {_RETRY_SECONDS:.0f} s")
+                raise RuntimeError(f"{method} {path}: no answer for {_RETRY_SECONDS:.0f} s")
             await asyncio.sleep(0.1)
 
 
 async def register_tenant(url: str) -> BenchClient:
-    """A new tenant's client, with a key."""
+    """Register a tenant. Returns its client with an API key."""
     name = secrets.token_hex(6)
-    async with BenchClient(url, {}) as nobody:
+    async with BenchClient(url, {}) as anonymous:
         body = {"email": f"{name}@example.com", "password": secrets.token_hex(8), "tenant_id": f"soak-{name}"}
-        token = (await nobody.call_api("POST", "auth/register", body))["access_token"]
+        token = (await anonymous.call_api("POST", "auth/register", body))["access_token"]
     async with BenchClient(url, {"Authorization": f"Bearer {token}"}) as admin:
         key = (await admin.call_api("POST", "api-keys", {"name": "soak"}))["key"]
     return BenchClient(url, {"X-API-Key": key})
@@ -165,7 +165,7 @@ async def run_soak(system: System, tenants: int, executions: int, in_flight: int
 
 
 async def find_repeated_ends(ended: list[tuple[BenchClient, Any]]) -> list[str]:
-    """Executions whose log shows more than one end, something after it, or a gap; and ids that came twice."""
+    """Return executions whose log shows more than one end, something after it, or a gap; and ids that came twice."""
     found, seen, left = list[str](), set[str](), iter(ended)
 
     async def check_next() -> None:

@@ -1,4 +1,4 @@
-"""What streaming a model's answer through Paddock costs, against reading the same provider directly, in one run.
+"""Measure what streaming an answer through Paddock costs, against reading the same provider directly, in one run.
 
 `python -m scripts.bench.streams` starts a system of its own and the tests' provider in a process of its own, and reads
 200 answers of 500 tokens at the same time: through model agents over WebSockets, and straight from the provider.
@@ -36,7 +36,7 @@ Row = tuple[str, str, str]
 
 
 class StreamReading(msgspec.Struct):
-    """What one reader saw: when it asked and when it had all, in seconds; and how late each token came, in ms."""
+    """Hold what one reader saw: when it asked and when it had all, in seconds; and how late each token came, in ms."""
 
     asked: float
     ended: float
@@ -45,7 +45,7 @@ class StreamReading(msgspec.Struct):
 
 @asynccontextmanager
 async def run_provider() -> AsyncIterator[str]:
-    """The scripted provider, in a process of its own; its URL."""
+    """Run the scripted provider in a process of its own. Yields its URL."""
     port = find_free_ports(1)[0]
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.support.fake_provider", str(port), stdout=DEVNULL
@@ -66,7 +66,7 @@ async def run_provider() -> AsyncIterator[str]:
 
 
 async def read_directly(url: str, model: str) -> StreamReading:
-    """One answer, straight from the provider."""
+    """Read one answer straight from the provider."""
     body = {"model": model, "stream": True, "messages": [{"role": "user", "content": "Go"}]}
     take = _TokenCollector()
     async with (
@@ -80,7 +80,7 @@ async def read_directly(url: str, model: str) -> StreamReading:
 
 
 async def read_through_paddock(system: System, agent: str) -> StreamReading:
-    """One answer, through a model agent over its WebSocket."""
+    """Read one answer through a model agent over its WebSocket."""
     url = f"ws://127.0.0.1:{system.port}/api/v1/agents/{agent}/stream"
     seqs = list[int]()
     async with connect(url, additional_headers={"X-API-Key": system.admin_key}, open_timeout=60) as socket:
@@ -123,7 +123,7 @@ class _TokenCollector:
             self._read.late.append(1000 * now - int(sent) / 1000)
 
     def finish_reading(self) -> StreamReading:
-        """What was seen of a whole answer."""
+        """Return the reading of a whole answer."""
         if len(self._read.late) != TOKENS_PER_STREAM:
             raise SystemExit(f"{len(self._read.late)} tokens of {TOKENS_PER_STREAM} came")
         self._read.ended = time.monotonic()
@@ -144,17 +144,17 @@ async def _read_concurrently(
 
 
 def _measure_rate(reads: list[StreamReading]) -> float:
-    """Tokens per second of all together."""
+    """Return the tokens per second of all streams together."""
     return len(reads) * TOKENS_PER_STREAM / (max(one.ended for one in reads) - min(one.asked for one in reads))
 
 
 def _collect_delays(reads: list[StreamReading]) -> list[float]:
-    """How late tokens came after the provider had sent them, in milliseconds, in rising order."""
+    """Return how late tokens came after the provider had sent them, in milliseconds, in rising order."""
     return sorted(late for one in reads for late in one.late)
 
 
 async def measure_streams(system: System, url: str) -> list[Row]:
-    """Both ways at each pace."""
+    """Measure both ways at each pace."""
     rows: list[Row] = []
     headers = {"X-API-Key": system.admin_key}
     async with httpx.AsyncClient(base_url=f"{system.url}/api/v1", headers=headers, timeout=60) as client:

@@ -1,4 +1,4 @@
-"""The benchmarks: ratios measured in one run, on this machine, with every part on it. Nothing is asserted.
+"""Run the benchmarks: ratios measured in one run, on this machine, with every part on it. Nothing is asserted.
 
 `make bench` starts a system of its own, warms it up, prints one table, soaks the system and prints another.
 """
@@ -43,14 +43,14 @@ Row = tuple[str, str, str]
 
 
 def _time_interpreter() -> float:
-    """Milliseconds of one `python -I -S -c pass`."""
+    """Return the milliseconds of one `python -I -S -c pass`."""
     began = time.perf_counter()
     subprocess.run([sys.executable, "-I", "-S", "-c", "pass"], check=True)
     return (time.perf_counter() - began) * 1000
 
 
 def compute_quantile(values: list[float], share: float) -> float:
-    """The value that `share` of them do not exceed."""
+    """Return the value that `share` of them do not exceed."""
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
@@ -85,7 +85,7 @@ def _count_seconds(start: str, end: str) -> float:
 
 
 def _serve_bare_handler(port: int) -> None:
-    """A Litestar handler that does nothing, in a process of its own."""
+    """Serve a Litestar handler that does nothing."""
 
     @get("/", sync_to_thread=False)
     def get_status() -> dict[str, str]:
@@ -123,7 +123,7 @@ async def _measure_bare_rate() -> float:
 async def _time_single_runs(
     client: BenchClient, agent_id: str, count: int, pause: float = PAUSE_SECONDS
 ) -> tuple[list[float], list[float], list[Any]]:
-    """One run and one interpreter's start in turn, each with the machine to itself: what they took, and the runs."""
+    """Time runs and interpreter starts in turn, one at a time. Returns the times of both, and the runs."""
     for _ in range(20):
         await _run_agent(client, agent_id)
     took, floor, runs = list[float](), list[float](), list[Any]()
@@ -175,7 +175,7 @@ async def _measure_numpy_agent(client: BenchClient, no_op: float) -> Row:
 
 
 async def _measure_first_runs(client: BenchClient, base: float) -> Row:
-    """The first run of a version that nobody has run yet."""
+    """Measure the first run of a new version."""
     agents = [await client.deploy_agent(f"fresh-{number}", pack_agent(NO_OP_SOURCE)) for number in range(FRESH_AGENTS)]
     await asyncio.sleep(1)
     took = [(await _time_call(functools.partial(_run_agent, client, agent_id)))[0] for agent_id in agents]
@@ -183,7 +183,7 @@ async def _measure_first_runs(client: BenchClient, base: float) -> Row:
 
 
 async def measure_system(system: System) -> tuple[list[Row], float]:
-    """Every figure: what, the ratio, and what it is a ratio of; and milliseconds of an interpreter's start."""
+    """Return every figure: what, the ratio, and what it is a ratio of; and milliseconds of an interpreter's start."""
     async with BenchClient(system.url, {"X-API-Key": system.admin_key}) as client:
         agent_id = await client.deploy_agent("no-op", pack_agent(NO_OP_SOURCE))
         rows, base, p50, known = await _measure_latency(client, agent_id)
@@ -222,7 +222,7 @@ def _format_soak(found: SoakResult, base: float) -> list[Row]:
 
 
 async def _measure_idle() -> list[Row]:
-    """What `paddock up` takes when nobody uses it, from a while after its start."""
+    """Measure what an idle `paddock up` takes, beginning some time after its start."""
     with tempfile.TemporaryDirectory(prefix="paddock-bench-") as folder:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "scripts.cli", "up", "--data", folder, "--port", str(find_free_ports(1)[0])),

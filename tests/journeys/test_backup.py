@@ -87,7 +87,7 @@ async def test_a_backup_under_load_restores_what_was_accepted_before_it_began() 
                 await asyncio.gather(*loading)
                 assert status == 0, said
                 again = await paddock("backup", str(folder / "backup"), "--data", str(system.data))
-                assert (again[0], "is there already" in again[1]) == (1, True)
+                assert (again[0], "already exists" in again[1]) == (1, True)
         assert {path.stat().st_mode & 0o77 for path in (folder / "backup", folder / "backup" / "secrets.json")} == {0}
         status, said = await paddock("restore", str(folder / "backup"), "--data", str(folder / "restored"))
         assert status == 0, said
