@@ -166,7 +166,7 @@ def serve_bare_handlers(port: int) -> None:
 async def run_bare_handlers() -> AsyncIterator[int]:
     """Run the bare handlers in a process of their own. Yields their port."""
     port = find_free_ports(1)[0]
-    code = f"from scripts.bench.load import bare; bare({port})"
+    code = f"from scripts.bench.load import serve_bare_handlers as serve; serve({port})"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
     try:
         for _ in range(200):

@@ -99,7 +99,7 @@ def _serve_bare_handler(port: int) -> None:
 async def _measure_bare_rate() -> float:
     port = find_free_ports(1)[0]
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", f"from scripts.bench.suite import _bare; _bare({port})")
+        *(sys.executable, "-c", f"from scripts.bench.suite import _serve_bare_handler as serve; serve({port})")
     )
     try:
         async with aiohttp.ClientSession() as http:
