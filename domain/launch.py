@@ -1,4 +1,4 @@
-"""Starting whatever can be started: an agent, a crew, a workflow."""
+"""Start agents, crews and workflows, and start ended executions again."""
 
 import msgspec
 
@@ -12,10 +12,10 @@ from domain.shared.errors import InvalidField
 async def start_target(
     tx: Tx, caller: Caller, data: TargetedExecutionStart, schedule_id: str | None = None
 ) -> Execution:
-    """Start what is named: one of `agent_id`, `crew_id`, `workflow_id`. Errors: those of each, `invalid_field`."""
-    named = [field for field in ("agent_id", "crew_id", "workflow_id") if getattr(data, field) is not None]
-    if len(named) != 1:
-        raise InvalidField(named[1] if named else "agent_id", "send one of agent_id, crew_id and workflow_id.")
+    """Start the one target of `agent_id`, `crew_id` and `workflow_id`. Errors: those of each, `invalid_field`."""
+    targets = [field for field in ("agent_id", "crew_id", "workflow_id") if getattr(data, field) is not None]
+    if len(targets) != 1:
+        raise InvalidField(targets[1] if targets else "agent_id", "send one of agent_id, crew_id and workflow_id.")
     if data.crew_id is not None:
         return await start_crew(tx, caller, data.crew_id, data, schedule_id)
     if data.workflow_id is not None:
@@ -39,13 +39,13 @@ async def start_workflow(
     """Start a workflow. Errors: `not_found`, `invalid_field`, `conflict`."""
     workflow = await workflows.get_workflow(tx, reference)
     plan = await workflows.compile_workflow(tx, caller, workflow, data.model)
-    given = workflows.resolve_inputs(workflow.inputs, executions.build_payload(data))
-    taken = msgspec.structs.replace(data, payload=given, inputs=None, task=None)
-    return await plans.start_plan(tx, caller, plan, taken, schedule_id)
+    payload = workflows.resolve_inputs(workflow.inputs, executions.build_payload(data))
+    data = msgspec.structs.replace(data, payload=payload, inputs=None, task=None)
+    return await plans.start_plan(tx, caller, plan, data, schedule_id)
 
 
 async def retry_execution(tx: Tx, caller: Caller, execution_id: str, from_failed: bool) -> Execution:
-    """Run an ended execution again, as it was then; of a plan only what is not completed, `from_failed`.
+    """Run an ended execution again as it was; `from_failed` keeps the completed steps of a plan.
 
     Errors: `not_found`, `conflict`, and those of starting it.
     """
@@ -53,5 +53,5 @@ async def retry_execution(tx: Tx, caller: Caller, execution_id: str, from_failed
     if old.lane == "plan":
         return await plans.retry_plan(tx, caller, execution_id, from_failed)
     if from_failed:
-        raise InvalidField("from", "is for crews and workflows; an agent is run again as a whole.")
+        raise InvalidField("from", "is for crews and workflows; an agent always runs again as a whole.")
     return await executions.retry_execution(tx, caller, execution_id)

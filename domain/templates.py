@@ -1,4 +1,4 @@
-"""Prompt templates: texts with `{name}` in them, for agents, for tasks, and for whoever asks for one filled."""
+"""Manage prompt templates: texts with `{name}` in them, for agents and tasks, or rendered on request."""
 
 from collections import Counter
 from datetime import datetime
@@ -15,7 +15,7 @@ from domain.shared.names import Name
 from domain.shared.pages import Listing, Page
 
 MAX_TEMPLATE_LENGTH: Final = 100_000
-_SHOWN_USERS: Final = 5
+_MAX_LISTED_USERS: Final = 5
 
 TemplateName = Annotated[Name, Meta(examples=["Research Agent Template"])]
 Description = Annotated[str, Meta(max_length=10_000, pattern=r"^[^\x00]*$")]
@@ -30,7 +30,7 @@ TemplateText = Annotated[
 ]
 Variable = Annotated[str, Meta(min_length=1, max_length=100_000)]
 Variables = Annotated[
-    list[Variable], Meta(max_length=50_000, description="The names in the text; left out, they are found there.")
+    list[Variable], Meta(max_length=50_000, description="The names in the text; by default they are read from it.")
 ]
 TemplateValues = Annotated[
     dict[str, Any], Meta(examples=[{"task_description": "read", "expected_output": "a summary"}])
@@ -38,7 +38,7 @@ TemplateValues = Annotated[
 
 
 class Template(msgspec.Struct, kw_only=True):
-    """A template. `variables` are the names that stand as `{name}` in `template`."""
+    """Describe a template. `variables` are the names in braces in `template`."""
 
     id: str
     name: str
@@ -51,7 +51,7 @@ class Template(msgspec.Struct, kw_only=True):
 
 
 class NewTemplate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What to keep. The name is unique in the tenant and works wherever a template is named."""
+    """Create a template. The name is unique in the tenant and works wherever a template is referenced."""
 
     name: TemplateName
     description: Description | None = None
@@ -60,7 +60,7 @@ class NewTemplate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PatchTemplate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What to change. Runs under way, and what is retried of them, keep the text they were started with."""
+    """Change a template. Running executions, and their retries, keep the old text."""
 
     name: Name | UnsetType = UNSET
     description: Description | None | UnsetType = UNSET
@@ -69,13 +69,13 @@ class PatchTemplate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class TemplateRender(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A value for each of the template's variables. Texts are put in as they are, other values as JSON."""
+    """Send a value for each variable of a template. Texts are inserted as they are, other values as JSON."""
 
     variables: TemplateValues = {}
 
 
 class RenderedTemplate(msgspec.Struct, frozen=True, kw_only=True):
-    """A template's text with the values in it."""
+    """Return a template's text with its variables filled."""
 
     template_id: str
     name: str
@@ -83,7 +83,7 @@ class RenderedTemplate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Templates(Protocol):
-    """The templates of the bound tenant."""
+    """Store the templates of the bound tenant."""
 
     async def add(self, template: Template) -> bool: ...
     async def find(self, reference: str, lock: bool | Literal["share"] = False) -> Template | None: ...
@@ -91,55 +91,60 @@ class Templates(Protocol):
     async def save(self, template: Template) -> bool: ...
     async def delete(self, template_id: str) -> None: ...
     async def list_users(self, template_id: str) -> list[str]:
-        """What names this template, as `agent coder` or `task Research`."""
+        """Return what uses a template: `agent coder`, `task Research`."""
         ...
 
 
 def validate_variables(text: str, sent: list[str] | None) -> list[str]:
-    """The variables of a text, in the order that was sent, if any was.
+    """Return the variables of a text, in the order that was sent.
 
     Errors: `invalid_field` naming each that is sent and not in the text, or in the text and not sent.
     """
-    there = placeholders.find_placeholders(text)
+    text_names = placeholders.find_placeholders(text)
     if sent is None:
-        return there
-    found, said = set(there), Counter(sent)
-    wrong = [(name, _why_not_there(text, name)) for name in said if name not in found]
-    wrong += [(name, "stands in the template and is missing here.") for name in there if name not in said]
-    wrong += [(name, "is named twice.") for name, times in said.items() if times > 1]
-    if wrong:
-        raise InvalidFields([FieldError(field="variables", message=f"{name[:200]!r} {why}") for name, why in wrong])
+        return text_names
+    sent_counts = Counter(sent)
+    problems = [(name, _explain_missing_name(text, name)) for name in sent_counts if name not in set(text_names)]
+    problems += [(name, "is in the template and missing here.") for name in text_names if name not in sent_counts]
+    problems += [(name, "is a duplicate.") for name, count in sent_counts.items() if count > 1]
+    if problems:
+        raise InvalidFields(
+            [FieldError(field="variables", message=f"{name[:200]!r} {message}") for name, message in problems]
+        )
     return sent
 
 
-def _why_not_there(text: str, name: str) -> str:
-    """Say that a name does not stand in a template, and how to write it where it seems to."""
-    seeming = next((one for one in placeholders.find_unfilled(text) if name in one), None)
-    told = "does not stand in the template."
-    return told if seeming is None else f"{told[:-1]}: {seeming[:200]} is left as it stands; write {{{name}}}."
+def _explain_missing_name(text: str, name: str) -> str:
+    """Explain that a name is not in a template, and how to write it if something looks like it."""
+    lookalike = next((part for part in placeholders.find_unfilled(text) if name in part), None)
+    if lookalike is None:
+        return "is not in the template."
+    return f"is not in the template: {lookalike[:200]} is left as it stands; write {{{name}}}."
 
 
 def render_text(
     template: Template, values: dict[str, Any], field: str = "variables", keep_escapes: bool = False
 ) -> str:
-    """The text with all its variables filled; with `again`, as a text whose values may hold places of their own.
+    """Return the text with all its variables filled. With `keep_escapes` values may contain placeholders.
 
     Errors: `invalid_field` naming each value that is missing or unknown as `variables.x`, or values that add too much.
     """
-    wanted = set(template.variables)
-    wrong = [(name, "is required.") for name in template.variables if name not in values]
-    wrong += [
-        (name, f"is no variable: it {_why_not_there(template.template, name)}") for name in values if name not in wanted
+    variables = set(template.variables)
+    problems = [(name, "is required.") for name in template.variables if name not in values]
+    problems += [
+        (name, f"is not a variable: it {_explain_missing_name(template.template, name)}")
+        for name in values
+        if name not in variables
     ]
-    if wrong:
-        raise InvalidFields([FieldError(field=f"{field}.{name[:200]}", message=why) for name, why in wrong])
+    if problems:
+        raise InvalidFields([FieldError(field=f"{field}.{name[:200]}", message=message) for name, message in problems])
     return placeholders.create_filler(values, field, keep_escapes=keep_escapes, allow_nested=keep_escapes)(
         template.template
     )
 
 
 async def create_template(tx: Tx, caller: Caller, data: NewTemplate) -> Template:
-    """Keep a template. Errors: `conflict` when the name is taken, `invalid_field`."""
+    """Create a template. Errors: `conflict` when the name is taken, `invalid_field`."""
     template = Template(
         id=ids.generate_id("tpl"),
         name=names.check_name(data.name, "tpl"),
@@ -156,7 +161,7 @@ async def create_template(tx: Tx, caller: Caller, data: NewTemplate) -> Template
 
 
 async def get_template(tx: Tx, reference: str, lock: bool = False) -> Template:
-    """A template by id or name. Errors: `not_found`."""
+    """Return a template by id or name. Errors: `not_found`."""
     template = await tx.templates.find(reference, lock)
     if template is None:
         raise NotFound("template", reference)
@@ -164,12 +169,12 @@ async def get_template(tx: Tx, reference: str, lock: bool = False) -> Template:
 
 
 async def list_templates(tx: Tx, page: Page) -> Listing[Template]:
-    """The tenant's templates, newest first."""
+    """Return the tenant's templates, newest first."""
     return await tx.templates.list_page(page)
 
 
 async def update_template(tx: Tx, reference: str, data: PatchTemplate) -> Template:
-    """Change what was sent. Errors: `not_found`, `conflict` for a taken name, `invalid_field`."""
+    """Change the fields that were sent. Errors: `not_found`, `conflict` for a taken name, `invalid_field`."""
     template = await get_template(tx, reference, lock=True)
     if data.name is not UNSET:
         template.name = names.check_name(data.name, "tpl")
@@ -184,12 +189,12 @@ async def update_template(tx: Tx, reference: str, data: PatchTemplate) -> Templa
     if not await tx.templates.save(template):
         raise names.NameTaken("template", template.name)
     if data.template is not UNSET:
-        await _told_tasks(tx, template)
+        await _update_tasks(tx, template)
     return template
 
 
-async def _told_tasks(tx: Tx, template: Template) -> None:
-    """Have the tasks that use a template say what it says now. A variable that they have no value for stands as it is.
+async def _update_tasks(tx: Tx, template: Template) -> None:
+    """Update the descriptions of tasks that use a template. Variables without a value stay as they are.
 
     Errors: `invalid_field` for a text that cannot be a description.
     """
@@ -204,33 +209,33 @@ async def _told_tasks(tx: Tx, template: Template) -> None:
 
 
 async def delete_template(tx: Tx, reference: str) -> None:
-    """Remove a template. Errors: `not_found`, `conflict` naming the agents and tasks that use it."""
+    """Delete a template. Errors: `not_found`, `conflict` naming the agents and tasks that use it."""
     template = await get_template(tx, reference, lock=True)
     users = await tx.templates.list_users(template.id)
     if users:
-        more = f" and {len(users) - _SHOWN_USERS} more" if len(users) > _SHOWN_USERS else ""
-        raise Conflict(f"The template {template.name!r} is used by {', '.join(users[:_SHOWN_USERS])}{more}.")
+        more = f" and {len(users) - _MAX_LISTED_USERS} more" if len(users) > _MAX_LISTED_USERS else ""
+        raise Conflict(f"The template {template.name!r} is used by {', '.join(users[:_MAX_LISTED_USERS])}{more}.")
     await tx.templates.delete(template.id)
 
 
 async def render_template(tx: Tx, reference: str, data: TemplateRender) -> RenderedTemplate:
-    """A template with these values. Errors: `not_found`, `invalid_field` naming `variables.x`."""
+    """Return a template filled with values. Errors: `not_found`, `invalid_field` naming `variables.x`."""
     template = await get_template(tx, reference)
     return RenderedTemplate(template_id=template.id, name=template.name, rendered=render_text(template, data.variables))
 
 
 async def resolve_template(tx: Tx, reference: str, field: str = "template") -> Template:
-    """The template that `field` names, which stays until the commit. Errors: `invalid_field`."""
+    """Return the template that `field` names; it cannot be deleted until the commit. Errors: `invalid_field`."""
     template = await tx.templates.find(reference, "share")
     if template is None:
-        raise InvalidField(field, f"there is no template {reference!r}; see /templates for those there are.")
+        raise InvalidField(field, f"there is no template {reference!r}; list them with GET /templates.")
     return template
 
 
 async def fill_template(tx: Tx, reference: str, variables: dict[str, Any], field: str = "template") -> str:
-    """The text of the template that `field` names, with the `variables` that stand beside that field.
+    """Return the text of the template that `field` names, filled with the `variables` beside that field.
 
     Errors: `invalid_field` for an unknown template, for variables that are missing or unknown.
     """
-    beside = f"{field.removesuffix('template')}variables"
-    return render_text(await resolve_template(tx, reference, field), variables, beside)
+    variables_field = f"{field.removesuffix('template')}variables"
+    return render_text(await resolve_template(tx, reference, field), variables, variables_field)

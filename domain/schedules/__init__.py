@@ -1,4 +1,4 @@
-"""Schedules: what is started by itself, when a cron line says so."""
+"""Manage schedules: agents, crews and workflows that start automatically at the times of a cron line."""
 
 from domain.schedules.schema import (
     MAX_CATCH_UP,

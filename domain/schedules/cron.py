@@ -1,19 +1,18 @@
-"""When a cron line is due: five fields, in a time zone, clock changes included.
+"""Compute the due times of a cron line: five fields, in a time zone, with clock changes.
 
-The fields are those of Debian's cron as the library cronsim reads them (its README has the table): with names, lists,
-ranges and steps, and besides `L`, `LW`, `5L` and `MON#2`. A range may go past the end
-(`FRI-MON`, `23-1`). If the day of the month or the day of the week begins with a
-`*`, a day has to match both, else one of them.
+The fields are those of Debian's cron as the library cronsim reads them (its README has the table): names, lists, ranges
+and steps, and also `L`, `LW`, `5L` and `MON#2`. A range may wrap around (`FRI-MON`, `23-1`). If the day of the month or
+the day of the week begins with `*`, a day must match both, else one of them.
 
-Where clocks are put forward or back, it is as cron(8) of Debian says, and cronsim where hours are whole:
-- A line of which neither the minute nor the hour begins with a `*` means times of day. Each is due once a day: at the
-  first moment at which the clock shows that time or a later one. What the clocks skip is so due right after the gap,
-  all of it together once; what they show twice is due the first time.
-- Any other line says how often. It is due whenever the clock shows a time that matches: at nothing that the clocks
-  skip, and both times at what they show twice.
+Clock changes follow Debian's cron(8), and cronsim where offsets are whole hours:
+- A line whose minute and hour do not begin with `*` names times of day. Each is due once a day, at the first moment at
+  which the clock shows that time or a later one. Skipped times are due together, once, right after the gap; repeated
+  times are due the first time.
+- Any other line names a frequency. It is due whenever the clock shows a matching time: not at skipped times, and twice
+  at repeated times.
 
-cronsim is asked for times without a zone alone. With one, it walks in steps of an hour, and after a change of half an
-hour (Australia/Lord_Howe) it misses what lies before the minute that it arrives at.
+cronsim only computes times without a zone. With one it walks in steps of an hour, and after a change of half an hour
+(Australia/Lord_Howe) it misses the times before the minute of its arrival.
 """
 
 import zoneinfo
@@ -27,7 +26,7 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
-from domain.schedules.cron_syntax import CRON_FIELDS, explain_syntax_error, find_long_step, unroll_ranges
+from domain.schedules.cron_syntax import CRON_FIELDS, expand_ranges, explain_syntax_error, find_long_step
 from domain.shared.errors import InvalidField
 
 MAX_CRON_LENGTH: Final = 200
@@ -40,153 +39,153 @@ CRON_ALIASES: Final = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
 }
-_SECOND: Final = timedelta(seconds=1)
-_DAY: Final = timedelta(days=1)
-# Farther than any clock was ever put, and nearer than any two changes of one lie together.
-_NEAR: Final = timedelta(days=2)
-# What is a zone of this machine, or of none.
-_NO_ZONES: Final = frozenset({"localtime", "Factory", "posixrules"})
+_ONE_SECOND: Final = timedelta(seconds=1)
+_ONE_DAY: Final = timedelta(days=1)
+# Longer than any clock change, and shorter than the time between any two changes of a zone.
+_SHIFT_MARGIN: Final = timedelta(days=2)
+# Names that depend on this machine, or that are no zone.
+_EXCLUDED_ZONES: Final = frozenset({"localtime", "Factory", "posixrules"})
 
 
 @cache
-def _zones() -> frozenset[str]:
-    return frozenset(zoneinfo.available_timezones()) - _NO_ZONES
+def _list_zones() -> frozenset[str]:
+    return frozenset(zoneinfo.available_timezones()) - _EXCLUDED_ZONES
 
 
 def find_timezone(name: str, field: str = "timezone") -> ZoneInfo:
-    """A time zone of the IANA's database. Errors: `invalid_field` for one that it does not have."""
+    """Return a time zone of the IANA database. Errors: `invalid_field` for an unknown one."""
     # A name is a path below the database's folder: only what is listed is opened.
-    if name not in _zones():
-        raise InvalidField(
-            field, f"there is no time zone {name[:80]!r}; name one of the IANA's, as in 'Europe/Berlin'."
-        )
+    if name not in _list_zones():
+        raise InvalidField(field, f"there is no time zone {name[:80]!r}; use an IANA name such as 'Europe/Berlin'.")
     return ZoneInfo(name)
 
 
 @lru_cache(maxsize=4096)
 def parse_cron(expression: str, field: str = "cron_expression") -> "CronLine":
-    """A cron line, checked. Errors: `invalid_field` for one that is none, or that no date can match."""
+    """Parse a cron line. Errors: `invalid_field` for an invalid one, or one that no date can match."""
     if len(expression) > MAX_CRON_LENGTH:
         raise InvalidField(field, f"must be at most {MAX_CRON_LENGTH} characters long.")
     text = CRON_ALIASES.get(expression.strip().lower(), expression)
     if text.lstrip().startswith("@"):
-        raise InvalidField(field, f"{text.strip()[:50]!r} is not known; there are {', '.join(CRON_ALIASES)}.")
+        raise InvalidField(field, f"{text.strip()[:50]!r} is unknown; the aliases are {', '.join(CRON_ALIASES)}.")
     if len(text.split()) != len(CRON_FIELDS):
         raise InvalidField(field, explain_syntax_error(text))
     try:
-        return CronLine(unroll_ranges(text))
+        return CronLine(expand_ranges(text))
     except CronSimError:
         raise InvalidField(field, explain_syntax_error(text)) from None
 
 
 def refuse_long_steps(expression: str, field: str = "cron_expression") -> None:
-    """Refuse a line with a step that nobody means, such as `*/90` minutes: it is due every hour.
+    """Refuse a line with a step longer than its field: `*/90` minutes is due every hour.
 
-    For lines that are new: one that has been kept goes on as it was. Errors: `invalid_field`.
+    Checked for new lines only; saved ones stay valid. Errors: `invalid_field`.
     """
     text = CRON_ALIASES.get(expression.strip().lower(), expression)
-    told = find_long_step(text) if len(text.split()) == len(CRON_FIELDS) else None
-    if told is not None:
-        raise InvalidField(field, told)
+    message = find_long_step(text) if len(text.split()) == len(CRON_FIELDS) else None
+    if message is not None:
+        raise InvalidField(field, message)
 
 
 class CronLine:
-    """A cron line. All moments are in UTC, with an offset; what is due is due on a whole minute of the clock."""
+    """Compute due times. All moments are aware and in UTC; due times are whole minutes of the clock."""
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._fields = CronSim(text, datetime(2000, 1, 1))
         minute, hour, *_ = text.split()
-        self._of_day = not minute.startswith("*") and not hour.startswith("*")
+        self._is_time_of_day = not minute.startswith("*") and not hour.startswith("*")
 
     def find_next(self, after: datetime, zone: ZoneInfo) -> datetime | None:
-        """The first time after a moment that this is due, or None if that is not within fifty years."""
+        """Return the first due time after a moment; None if there is no due time within fifty years."""
         at = after.astimezone(UTC).replace(microsecond=0)
-        return self._next_of_day(at, zone) if self._of_day else self._next_often(at, zone)
+        return self._find_next_time_of_day(at, zone) if self._is_time_of_day else self._find_next_match(at, zone)
 
     def iterate_times(self, after: datetime, until: datetime, zone: ZoneInfo) -> Iterator[datetime]:
-        """When it is due after a moment and until another, that one included."""
+        """Yield the due times after a moment and until another, inclusive."""
         due = self.find_next(after, zone)
         while due is not None and due <= until:
             yield due
             due = self.find_next(due, zone)
 
-    def list_latest(self, after: datetime, until: datetime, zone: ZoneInfo, most: int) -> list[datetime]:
-        """The last `most` of `between`, oldest first; the work grows with `most` and not with the time between."""
-        if most <= 0:
+    def list_latest(self, after: datetime, until: datetime, zone: ZoneInfo, limit: int) -> list[datetime]:
+        """Return the last `limit` due times, oldest first. The work grows with `limit`, not with the time between."""
+        if limit <= 0:
             return []
-        found = list(islice(self.iterate_times(after, until, zone), most + 1))
-        if len(found) <= most:
-            return found
+        times = list(islice(self.iterate_times(after, until, zone), limit + 1))
+        if len(times) <= limit:
+            return times
         middle = after + (until - after) / 2
-        later = self.list_latest(middle, until, zone, most)
-        return self.list_latest(after, middle, zone, most - len(later)) + later
+        later = self.list_latest(middle, until, zone, limit)
+        return self.list_latest(after, middle, zone, limit - len(later)) + later
 
     def count_times(self, after: datetime, until: datetime, zone: ZoneInfo) -> int:
-        """How many `between` has; days on which no clock changes are not looked into."""
-        found, a_day = 0, len(self._fields.hours) * len(self._fields.minutes)
+        """Return the number of due times; days without a clock change are counted as a whole."""
+        count, daily_count = 0, len(self._fields.hours) * len(self._fields.minutes)
         while after < until:
-            first = (after + _SECOND).astimezone(zone)
-            end = _first(datetime.combine(first.date() + _DAY, time()), zone) - _SECOND
-            whole = first.time() == time() and end <= until
-            if whole and _offset(after, zone) == _offset(end, zone):
-                found += a_day if self._on(first.date()) else 0
+            first = (after + _ONE_SECOND).astimezone(zone)
+            end = _find_first_moment(datetime.combine(first.date() + _ONE_DAY, time()), zone) - _ONE_SECOND
+            is_whole_day = first.time() == time() and end <= until
+            if is_whole_day and _get_offset(after, zone) == _get_offset(end, zone):
+                count += daily_count if self._has_day(first.date()) else 0
             else:
                 end = min(end, until)
-                found += sum(1 for _ in self.iterate_times(after, end, zone))
+                count += sum(1 for _ in self.iterate_times(after, end, zone))
             after = end
-        return found
+        return count
 
-    def _on(self, day: date) -> bool:
+    def _has_day(self, day: date) -> bool:
         return day.month in self._fields.months and self._fields.match_day(day)
 
-    def _after(self, wall: datetime) -> datetime | None:
-        """The first time on a clock that nobody changes, after this one."""
+    def _find_next_wall_time(self, wall: datetime) -> datetime | None:
+        """Return the next matching time on a clock without changes."""
         return next(CronSim(self._text, wall), None)
 
-    def _next_of_day(self, at: datetime, zone: ZoneInfo) -> datetime | None:
-        wall = (at + _offset(at, zone)).replace(tzinfo=None)
-        while (due := self._after(wall)) is not None:
-            found = _first(due, zone)
-            if found > at:
-                return found
-            # It is the second time that the clock shows this.
+    def _find_next_time_of_day(self, at: datetime, zone: ZoneInfo) -> datetime | None:
+        wall = (at + _get_offset(at, zone)).replace(tzinfo=None)
+        while (due := self._find_next_wall_time(wall)) is not None:
+            moment = _find_first_moment(due, zone)
+            if moment > at:
+                return moment
+            # The clock shows this time for the second time.
             wall = due
         return None
 
-    def _next_often(self, at: datetime, zone: ZoneInfo) -> datetime | None:
-        offset = _offset(at, zone)
+    def _find_next_match(self, at: datetime, zone: ZoneInfo) -> datetime | None:
+        offset = _get_offset(at, zone)
         wall = (at + offset).replace(tzinfo=None)
-        while (due := self._after(wall)) is not None:
-            if due - wall > 2 * _NEAR:
-                # Nothing on the way matches, however often clocks change there. On from close before it.
-                at += due - wall - _NEAR
-                offset = _offset(at, zone)
+        while (due := self._find_next_wall_time(wall)) is not None:
+            if due - wall > 2 * _SHIFT_MARGIN:
+                # No time on the way matches, with or without clock changes: continue shortly before the match.
+                at += due - wall - _SHIFT_MARGIN
+                offset = _get_offset(at, zone)
                 wall = (at + offset).replace(tzinfo=None)
                 continue
-            found = (due - offset).replace(tzinfo=UTC)
-            if _offset(found, zone) == offset:
-                return found
-            # The clock changes before it comes to that: on from what it shows then, which may be earlier.
-            at = _change(at, found, zone)
-            offset = _offset(at, zone)
-            wall = (at + offset).replace(tzinfo=None) - _SECOND
+            moment = (due - offset).replace(tzinfo=UTC)
+            if _get_offset(moment, zone) == offset:
+                return moment
+            # The clock changes before that: continue with the time it shows then, which may be earlier.
+            at = _find_change(at, moment, zone)
+            offset = _get_offset(at, zone)
+            wall = (at + offset).replace(tzinfo=None) - _ONE_SECOND
         return None
 
 
-def _offset(at: datetime, zone: ZoneInfo) -> timedelta:
+def _get_offset(at: datetime, zone: ZoneInfo) -> timedelta:
     return at.astimezone(zone).utcoffset() or timedelta()
 
 
-def _change(before: datetime, after: datetime, zone: ZoneInfo) -> datetime:
-    """The first second after `before` with the offset that `after` has, where there is one change between them."""
-    old = _offset(before, zone)
+def _find_change(before: datetime, after: datetime, zone: ZoneInfo) -> datetime:
+    """Return the first second with the offset of `after`; there is one change between `before` and `after`."""
+    old = _get_offset(before, zone)
     seconds = range(int((after - before).total_seconds()))
-    return before + _SECOND * bisect_left(seconds, True, key=lambda n: _offset(before + _SECOND * n, zone) != old)
+    return before + _ONE_SECOND * bisect_left(
+        seconds, True, key=lambda n: _get_offset(before + _ONE_SECOND * n, zone) != old
+    )
 
 
-def _first(wall: datetime, zone: ZoneInfo) -> datetime:
-    """The first moment at which the clock shows this time or a later one."""
-    # PEP 495: in a gap, fold=0 reckons with the offset before it, which gives a moment after it; fold=1 the reverse.
-    found, other = (wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
-    return found if found <= other else _change(other, found, zone)
+def _find_first_moment(wall: datetime, zone: ZoneInfo) -> datetime:
+    """Return the first moment at which the clock shows this time or a later one."""
+    # PEP 495: in a gap, fold=0 uses the offset before it, which gives a moment after it; fold=1 the reverse.
+    moment, other = (wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
+    return moment if moment <= other else _find_change(other, moment, zone)

@@ -1,4 +1,4 @@
-"""What a schedule is, and what becomes of its due times."""
+"""Define schedules, and the outcomes of their due times."""
 
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Protocol
@@ -12,16 +12,16 @@ from domain.shared.names import Name
 from domain.shared.pages import Listing, Page
 from domain.shared.status import ExecutionStatus
 
-# `skip`: a due time passes while an execution of the schedule has not ended. `queue`: one waits for that end.
+# While an execution of the schedule runs, `skip` drops a due time, and `queue` makes one wait for its end.
 OverlapPolicy = Literal["skip", "queue", "allow"]
 ScheduleOutcome = Literal["fired", "queued", "skipped", "missed", "failed"]
 ScheduleTarget = Literal["agent", "crew", "workflow"]
 TARGET_FIELDS: Final = ("agent_id", "crew_id", "workflow_id")
 MAX_SCHEDULES: Final = 1000
 MAX_CATCH_UP: Final = 100
-# Bytes of what a schedule sends, as JSON: a list shows that of many.
+# As JSON: lists hold the inputs of many schedules.
 MAX_INPUT_BYTES: Final = 64 * 1024
-# How many due times that are to come are shown.
+# Future due times in a schedule's details.
 UPCOMING_COUNT: Final = 5
 
 CronExpression = Annotated[
@@ -30,25 +30,25 @@ CronExpression = Annotated[
         min_length=1,
         max_length=MAX_CRON_LENGTH,
         examples=["0 9 * * *"],
-        description="Five fields, or @daily and the like.",
+        description="Five fields, or an alias such as @daily.",
     ),
 ]
-Timezone = Annotated[str, Meta(min_length=1, max_length=64, examples=["Europe/Berlin"], description="Of the IANA's.")]
+Timezone = Annotated[
+    str, Meta(min_length=1, max_length=64, examples=["Europe/Berlin"], description="An IANA time zone.")
+]
 Reference = Annotated[str, Meta(min_length=1, max_length=200, description="An id or a name.")]
 Inputs = Annotated[dict[str, Any], Meta(examples=[{"report_date": "today"}], description="At most 64 KiB as JSON.")]
 Model = Annotated[str, Meta(min_length=1, max_length=256)]
-CatchUp = Annotated[
-    int, Meta(ge=0, le=MAX_CATCH_UP, description="How many due times that nobody looked at are made up for.")
-]
+CatchUp = Annotated[int, Meta(ge=0, le=MAX_CATCH_UP, description="How many missed due times are started late.")]
 
 
 class Schedule(msgspec.Struct, kw_only=True):
-    """A schedule of an agent, a crew or a workflow. It runs on behalf of `user_id`: who said last what it does.
+    """Describe a schedule of an agent, a crew or a workflow. It runs on behalf of `user_id`, the last to change it.
 
-    Of due times that have come together, the latest `catch_up` fire and the others are `missed`; one of the last
-    minute is on time and fires in any case. `next_run_at` is null while it is disabled. `last_run_at` and
-    `last_execution_id` are of what it started last, `last_status` what that has come to, `last_error` why it could not
-    start anything since. `run_count` counts what it started, with `run` too; the other counts are of due times.
+    Of several due times that have passed, the latest `catch_up` fire and the others are `missed`; one of the last
+    minute is on time and always fires. `next_run_at` is null while the schedule is disabled. `last_run_at`,
+    `last_execution_id` and `last_status` describe its last execution, `last_error` the failure of a later start.
+    `run_count` counts its executions, manual ones included; the other counts are of due times.
     """
 
     id: str
@@ -80,13 +80,13 @@ class Schedule(msgspec.Struct, kw_only=True):
     updated_at: datetime
 
     def record_start(self, execution_id: str, now: datetime) -> None:
-        """It has started an execution."""
+        """Record an execution that it started."""
         self.last_run_at, self.last_execution_id, self.last_error = now, execution_id, None
         self.run_count += 1
 
     @property
     def start_request(self) -> TargetedExecutionStart:
-        """What it starts."""
+        """The request that it sends."""
         return TargetedExecutionStart(
             agent_id=self.agent_id,
             crew_id=self.crew_id,
@@ -99,13 +99,13 @@ class Schedule(msgspec.Struct, kw_only=True):
 
 
 class ScheduleDetail(Schedule, kw_only=True):
-    """A schedule, and when it is due next; of one that is disabled, when it would be."""
+    """Describe a schedule with its next due times; for a disabled one, those it would have."""
 
     upcoming: list[datetime] = []
 
 
 class NewSchedule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What to start, and when: one of `agent_id`, `crew_id` and `workflow_id`, by id or name."""
+    """Create a schedule that starts one of `agent_id`, `crew_id` and `workflow_id`, by id or name."""
 
     name: Annotated[Name, Meta(examples=["Daily Reports"])]
     cron_expression: CronExpression
@@ -123,7 +123,7 @@ class NewSchedule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PatchSchedule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What to change; `inputs` are replaced as a whole. An agent, a crew or a workflow takes the place of any other."""
+    """Change a schedule; `inputs` are replaced as a whole. A new agent, crew or workflow replaces the old target."""
 
     name: Name | UnsetType = UNSET
     cron_expression: CronExpression | UnsetType = UNSET
@@ -141,9 +141,9 @@ class PatchSchedule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ScheduleRun(msgspec.Struct, kw_only=True):
-    """What became of one due time, at `settled_at`: it `fired` as an execution, or why it did not.
+    """Describe the outcome of one due time at `settled_at`: it `fired` as an execution, or the reason it did not.
 
-    Of the missed ones of a long outage only the latest are here; `missed_count` counts them all.
+    Only the latest missed due times of a long outage are listed; `missed_count` counts them all.
     """
 
     schedule_id: str
@@ -155,51 +155,51 @@ class ScheduleRun(msgspec.Struct, kw_only=True):
 
 
 class DueSchedule(msgspec.Struct, frozen=True, kw_only=True):
-    """A schedule of any tenant that something is to be done for."""
+    """Name a schedule of any tenant that is due."""
 
     schedule_id: str
     tenant_id: str
 
 
 class Schedules(Protocol):
-    """The schedules of the bound tenant; `due` and `forget` are of all tenants, before one is bound."""
+    """Store the schedules of the bound tenant; `list_due` covers all tenants."""
 
     async def add(self, schedule: Schedule) -> bool: ...
     async def find(self, reference: str, lock: bool = False) -> Schedule | None: ...
     async def try_lock(self, schedule_id: str) -> Schedule | None:
-        """Lock one, or None if it is gone or another has it."""
+        """Lock a schedule; None if it was deleted or another transaction holds the lock."""
         ...
 
     async def list_page(self, page: Page, enabled: bool | None) -> Listing[Schedule]: ...
     async def save(self, schedule: Schedule) -> bool: ...
     async def delete(self, schedule_id: str) -> None: ...
     async def count(self) -> int:
-        """How many there are. Holds off other additions until the commit."""
+        """Return their number. Other transactions that add schedules wait until the commit."""
         ...
 
     async def list_names_by_target(self, kind: ScheduleTarget, row_id: str) -> list[str]:
-        """Names of the schedules that start this."""
+        """Return the names of schedules that start a target."""
         ...
 
     async def is_running(self, schedule_id: str) -> bool:
-        """Whether an execution of it has not ended."""
+        """Tell whether an execution of the schedule has not ended."""
         ...
 
     async def record_runs(self, runs: list[ScheduleRun]) -> int:
-        """Write down what becomes of due times, once each. Returns how many were not known before."""
+        """Add the outcomes of due times, once each. Return how many are new."""
         ...
 
     async def get_queued_time(self, schedule_id: str) -> datetime | None:
-        """The due time that waits."""
+        """Return the due time that waits."""
         ...
 
     async def settle_run(self, run: ScheduleRun) -> None:
-        """Say anew what became of a due time."""
+        """Update the outcome of a due time."""
         ...
 
     async def list_runs(
         self, schedule_id: str, page: Page, outcome: ScheduleOutcome | None
     ) -> Listing[ScheduleRun]: ...
     async def list_due(self, now: datetime, limit: int) -> tuple[list[DueSchedule], datetime | None]:
-        """Schedules that something is to be done for now, and when the next one is due."""
+        """Return schedules that are due now, and the time when the next one is due."""
         ...

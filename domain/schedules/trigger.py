@@ -1,6 +1,6 @@
-"""What is done for a schedule that is due: one due time at a time, each in a transaction with what it starts.
+"""Start what a schedule is due for: one due time per transaction, together with the execution that it starts.
 
-Whoever does it holds the row of the schedule, so that each due time is met once, however many try.
+The transaction locks the schedule's row, so each due time fires once, however many workers try.
 """
 
 from datetime import datetime, timedelta
@@ -16,18 +16,18 @@ from domain.schedules.schema import Schedule, ScheduleRun
 from domain.shared.access import Caller, limit_scopes, require_scope
 from domain.shared.errors import DATABASE_OUTAGE_CODES, DomainError, Forbidden
 
-# A due time of so long ago is no missed one.
+# A due time this recent is not missed.
 ON_TIME_WINDOW: Final = timedelta(minutes=1)
-# So many of the missed due times of one outage get a row each; the others are counted.
+# Missed due times of one outage that get a row each; the others are only counted.
 MAX_MISSED_ROWS: Final = 100
-_SECOND: Final = timedelta(seconds=1)
-_RUNS: Final = frozenset({"run:agents"})
+_ONE_SECOND: Final = timedelta(seconds=1)
+_REQUIRED_SCOPES: Final = frozenset({"run:agents"})
 
 
 class DueTimes(msgspec.Struct, kw_only=True, frozen=True):
-    """What is to be done of the due times that have come.
+    """Sort the due times that have passed: `due` fires now, `next` comes after it, the `missed` do not fire.
 
-    `due` fires, if any does; then it is the turn of `next`. The `missed` do not fire, `missed_count` in all.
+    `missed` holds the latest of `missed_count` due times.
     """
 
     due: datetime | None
@@ -37,137 +37,142 @@ class DueTimes(msgspec.Struct, kw_only=True, frozen=True):
 
 
 def sort_due_times(line: cron.CronLine, zone: ZoneInfo, first: datetime, now: datetime, catch_up: int) -> DueTimes:
-    """Whose turn it is when nobody has looked since `first` was due.
+    """Sort the due times from `first` until now.
 
-    The latest `catch_up` fire; the very latest does in any case if it is on time. How much there is to do does not
-    grow with how long nobody has looked.
+    The latest `catch_up` fire; the very latest always fires if it is on time. The work does not grow with the time
+    since `first`.
     """
-    before = first - _SECOND
-    found = line.list_latest(before, now, zone, max(catch_up, 1) + MAX_MISSED_ROWS)
-    on_time = bool(found) and now - found[-1] <= ON_TIME_WINDOW
-    keep = min(len(found), max(catch_up, int(on_time)))
-    missed, kept = found[: len(found) - keep], found[len(found) - keep :]
+    before = first - _ONE_SECOND
+    due_times = line.list_latest(before, now, zone, max(catch_up, 1) + MAX_MISSED_ROWS)
+    on_time = bool(due_times) and now - due_times[-1] <= ON_TIME_WINDOW
+    fired_count = min(len(due_times), max(catch_up, int(on_time)))
+    missed_end = len(due_times) - fired_count
+    missed, fired = due_times[:missed_end], due_times[missed_end:]
     return DueTimes(
-        due=kept[0] if kept else None,
+        due=fired[0] if fired else None,
         missed=missed[-MAX_MISSED_ROWS:],
-        missed_count=line.count_times(before, now, zone) - keep if missed else 0,
-        next=kept[1] if len(kept) > 1 else line.find_next(now, zone),
+        missed_count=line.count_times(before, now, zone) - fired_count if missed else 0,
+        next=fired[1] if len(fired) > 1 else line.find_next(now, zone),
     )
 
 
 async def record_missed(tx: Tx, schedule: Schedule) -> int:
-    """Write down as missed what is due and was not met, of a schedule that is about to be another. Returns how many."""
+    """Record passed due times as missed before a schedule changes. Return their number."""
     first = schedule.next_run_at
     if first is None or first > tx.now:
         return 0
-    line, there, before = (
+    line, zone, before = (
         cron.parse_cron(schedule.cron_expression),
         cron.find_timezone(schedule.timezone),
-        first - _SECOND,
+        first - _ONE_SECOND,
     )
-    missed = line.list_latest(before, tx.now, there, MAX_MISSED_ROWS)
-    return await _miss(tx, schedule, missed, line.count_times(before, tx.now, there), "The schedule was changed.")
+    missed = line.list_latest(before, tx.now, zone, MAX_MISSED_ROWS)
+    return await _record_missed(
+        tx, schedule, missed, line.count_times(before, tx.now, zone), "The schedule was changed."
+    )
 
 
-async def _miss(tx: Tx, schedule: Schedule, latest: list[datetime], count: int, reason: str | None = None) -> int:
-    """Write down the latest of so many due times as missed. Returns how many were; others are known to be met."""
-    runs = [_run(tx, schedule, due, "missed") for due in latest]
+async def _record_missed(
+    tx: Tx, schedule: Schedule, latest: list[datetime], count: int, reason: str | None = None
+) -> int:
+    """Record the latest of `count` due times as missed. Return how many are new; others were recorded before."""
+    runs = [_build_run(tx, schedule, due, "missed") for due in latest]
     for run in runs:
         run.reason = reason
     return count - len(runs) + await tx.schedules.record_runs(runs) if runs else 0
 
 
 async def fire_schedule(tx: Tx, schedule_id: str) -> bool:
-    """Do one thing of what a schedule is due for: start what waits, or meet the next due time.
+    """Start the waiting due time of a schedule, or handle its next one.
 
-    Returns whether there was anything, and nobody else is at it.
+    Return False if nothing is due or another transaction holds the schedule.
     """
     schedule = await tx.schedules.try_lock(schedule_id)
     if schedule is None or not schedule.enabled:
         return False
-    waits = await tx.schedules.get_queued_time(schedule.id)
-    runs = (waits is not None or schedule.overlap != "allow") and await tx.schedules.is_running(schedule.id)
-    if waits is not None and not runs:
-        await _start(tx, schedule, waits)
+    queued_at = await tx.schedules.get_queued_time(schedule.id)
+    is_running = (queued_at is not None or schedule.overlap != "allow") and await tx.schedules.is_running(schedule.id)
+    if queued_at is not None and not is_running:
+        await _start_due(tx, schedule, queued_at)
     elif schedule.next_run_at is not None and schedule.next_run_at <= tx.now:
-        await _meet(tx, schedule, schedule.next_run_at, runs, waits is not None)
+        await _handle_due_times(tx, schedule, schedule.next_run_at, is_running, queued_at is not None)
     else:
         return False
     await tx.schedules.save(schedule)
     return True
 
 
-async def _meet(tx: Tx, schedule: Schedule, first: datetime, runs: bool, waits: bool) -> None:
+async def _handle_due_times(tx: Tx, schedule: Schedule, first: datetime, is_running: bool, has_queued: bool) -> None:
     try:
-        line, there = cron.parse_cron(schedule.cron_expression), cron.find_timezone(schedule.timezone)
+        line, zone = cron.parse_cron(schedule.cron_expression), cron.find_timezone(schedule.timezone)
     except DomainError as error:
-        # It was good once: the zone has gone from the database of this machine.
-        failed = _run(tx, schedule, first, "failed")
-        _give_up(schedule, failed, error)
+        # The line was valid when it was saved; the zone is missing from the database of this machine.
+        failed = _build_run(tx, schedule, first, "failed")
+        _disable_schedule(schedule, failed, error)
         await tx.schedules.record_runs([failed])
         return
-    found = sort_due_times(line, there, first, tx.now, schedule.catch_up)
-    schedule.next_run_at = found.next
-    schedule.missed_count += await _miss(tx, schedule, found.missed, found.missed_count)
-    if found.due is None:
+    due_times = sort_due_times(line, zone, first, tx.now, schedule.catch_up)
+    schedule.next_run_at = due_times.next
+    schedule.missed_count += await _record_missed(tx, schedule, due_times.missed, due_times.missed_count)
+    if due_times.due is None:
         return
-    run = _run(tx, schedule, found.due, "fired")
-    if runs and schedule.overlap != "allow":
-        queue = schedule.overlap == "queue" and not waits
-        run.outcome = "queued" if queue else "skipped"
-        run.reason = "Another due time waits." if waits else "An execution of before has not ended."
-    # One that is known was met before the clock of whoever changed the schedule had come to it.
+    run = _build_run(tx, schedule, due_times.due, "fired")
+    if is_running and schedule.overlap != "allow":
+        can_queue = schedule.overlap == "queue" and not has_queued
+        run.outcome = "queued" if can_queue else "skipped"
+        run.reason = "Another due time is waiting." if has_queued else "An earlier execution has not ended."
+    # A recorded one fired before, on a worker whose clock is ahead of the one that changed the schedule.
     if not await tx.schedules.record_runs([run]):
         return
     if run.outcome == "fired":
-        await _start(tx, schedule, found.due)
+        await _start_due(tx, schedule, due_times.due)
     elif run.outcome == "skipped":
         schedule.skipped_count += 1
 
 
-async def _start(tx: Tx, schedule: Schedule, due: datetime) -> None:
-    """Start it for a due time, and write down what came of that."""
-    run = _run(tx, schedule, due, "fired")
+async def _start_due(tx: Tx, schedule: Schedule, due: datetime) -> None:
+    """Start the target for a due time, and record the outcome."""
+    run = _build_run(tx, schedule, due, "fired")
     try:
-        owner = await _owner(tx, schedule)
+        owner = await _build_owner(tx, schedule)
     except DomainError as error:
-        _give_up(schedule, run, error)
+        _disable_schedule(schedule, run, error)
     else:
         try:
             async with tx.savepoint():
                 run.execution_id = (await launch.start_target(tx, owner, schedule.start_request, schedule.id)).id
             schedule.record_start(run.execution_id, tx.now)
         except DomainError as error:
-            # Not the fault of what is started: the due time waits until it is over.
+            # An outage is no failure of the target: the due time waits until it is over.
             if error.code in DATABASE_OUTAGE_CODES:
                 raise
-            _fail(schedule, run, error)
+            _record_failure(schedule, run, error)
     await tx.schedules.settle_run(run)
 
 
-async def _owner(tx: Tx, schedule: Schedule) -> Caller:
-    """On whose behalf it runs, in the role of now, with no more than it needs. Errors: `forbidden`, `missing_scope`."""
+async def _build_owner(tx: Tx, schedule: Schedule) -> Caller:
+    """Return the owner with its present role and the required scopes only. Errors: `forbidden`, `missing_scope`."""
     user = await tx.accounts.get_user(schedule.user_id)
     if user is None or not user.is_active:
-        raise Forbidden("Whoever it runs on behalf of is no active user of this tenant any more.")
-    scopes = limit_scopes(user.role, _RUNS)
+        raise Forbidden("The owner of the schedule is not an active user of this tenant any more.")
+    scopes = limit_scopes(user.role, _REQUIRED_SCOPES)
     owner = Caller(tenant_id=schedule.tenant_id, user_id=user.id, role=user.role, scopes=scopes)
     require_scope(owner, "run:agents")
     return owner
 
 
-def _run(tx: Tx, schedule: Schedule, due: datetime, outcome: str) -> ScheduleRun:
-    made = {"schedule_id": schedule.id, "due_at": due, "outcome": outcome, "settled_at": tx.now}
-    return msgspec.convert(made, ScheduleRun)
+def _build_run(tx: Tx, schedule: Schedule, due: datetime, outcome: str) -> ScheduleRun:
+    fields = {"schedule_id": schedule.id, "due_at": due, "outcome": outcome, "settled_at": tx.now}
+    return msgspec.convert(fields, ScheduleRun)
 
 
-def _give_up(schedule: Schedule, run: ScheduleRun, error: DomainError) -> None:
-    """It would do no better the next time."""
+def _disable_schedule(schedule: Schedule, run: ScheduleRun, error: DomainError) -> None:
+    """Record a failure, and disable the schedule: the next start would fail as well."""
     schedule.enabled, schedule.next_run_at = False, None
-    _fail(schedule, run, error)
+    _record_failure(schedule, run, error)
 
 
-def _fail(schedule: Schedule, run: ScheduleRun, error: DomainError) -> None:
+def _record_failure(schedule: Schedule, run: ScheduleRun, error: DomainError) -> None:
     run.outcome, run.reason = "failed", error.detail
     schedule.last_error = error.detail
     schedule.failed_count += 1

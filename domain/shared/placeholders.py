@@ -1,10 +1,10 @@
-r"""Texts with places in them: `{name}` stands for the value of that name.
+r"""Fill placeholders in texts: `{name}` stands for the value of that name.
 
 One grammar for all texts of agents, crews, tasks and templates:
 - A name begins with a letter of any script or `_`, and goes on with letters, digits, `_` and `-`: `{target-audience}`.
-- `\{name}` is `{name}` itself. Backslashes count in pairs there: `\\{name}` is one backslash and the value.
-- `{{name}}` and `${name}` belong to others (Jinja, Langfuse, shells), and are left as they stand.
-- All else in braces, such as JSON, is no place.
+- `\{name}` is the text `{name}`. Backslashes count in pairs there: `\\{name}` is one backslash and the value.
+- `{{name}}` and `${name}` belong to other tools (Jinja, Langfuse, shells), and stay as they are.
+- Other texts in braces, such as JSON, are no placeholders.
 """
 
 import re
@@ -16,94 +16,95 @@ import msgspec
 
 from domain.shared.errors import InvalidField
 
-# What values may add to texts, in characters: a text may name one as often as it likes.
+# Characters that values may add to texts: a text may repeat a placeholder without limit.
 MAX_FILLED_LENGTH: Final = 4_000_000
-# Words in braces that may be meant as a place and are none: more are a sentence, or code.
+# More words in braces are a sentence or code, and no mistaken placeholder.
 _MAX_WORDS: Final = 3
-# The lookbehinds keep the work linear: no run of backslashes or braces is begun in its middle.
+# The lookbehinds keep the work linear: a match never begins within a run of backslashes or braces.
 _BRACES: Final = re.compile(r"(?<!\\)(\\*+)(\$?)(?<!\{)(\{++)([^{}\\\r\n\"']++)(\}++)")
 _JOINTS: Final = re.compile(r"[\s.]+")
 
 
 def find_placeholders(text: str) -> list[str]:
-    """The names in a text, each once, in the order in which they come."""
-    return list(dict.fromkeys(found[4] for found in _BRACES.finditer(text) if _is_place(found) and not _escaped(found)))
+    """Return the names in a text, each once, in their order."""
+    matches = [match for match in _BRACES.finditer(text) if _is_placeholder(match) and not _is_escaped(match)]
+    return list(dict.fromkeys(match[4] for match in matches))
 
 
 def create_filler(
     values: Mapping[str, Any], field: str, *, keep_escapes: bool = False, allow_nested: bool = False
 ) -> Callable[[str], str]:
-    """Fills the texts that it is given one after the other. A name that has no value stays as it stands.
+    """Return a function that fills placeholders in texts. Names without a value stay as they are.
 
-    Values are put in as they are: what they hold is no place. With `again` what is made is a text to be filled once
-    more: escapes stay for then, and values are escaped, unless they are `nested` and may hold places of their own.
-    Errors: `invalid_field` naming `field` when they come to too much.
+    Placeholders within values are not filled. With `keep_escapes` the result is filled a second time: escapes stay
+    until then, and values are escaped, except with `allow_nested`, when they may contain placeholders of their own.
+    Errors: `invalid_field` naming `field` for values that add too much.
     """
-    room = MAX_FILLED_LENGTH
+    remaining_length = MAX_FILLED_LENGTH
 
-    def put(found: re.Match[str]) -> str:
-        nonlocal room
-        slashes, _, _, name, closing = found.groups()
-        if not _is_place(found) or (keep_escapes and (_escaped(found) or name not in values)):
-            return found[0]
+    def replace_match(match: re.Match[str]) -> str:
+        nonlocal remaining_length
+        slashes, _, _, name, closing = match.groups()
+        if not _is_placeholder(match) or (keep_escapes and (_is_escaped(match) or name not in values)):
+            return match[0]
         half = len(slashes) // 2
-        if _escaped(found) or name not in values:
-            return found[0][len(slashes) - half :]
-        words = format_value(values[name])
-        room -= len(words)
-        if room < 0:
+        if _is_escaped(match) or name not in values:
+            return match[0][len(slashes) - half :]
+        text = format_value(values[name])
+        remaining_length -= len(text)
+        if remaining_length < 0:
             raise InvalidField(field, f"add more than {MAX_FILLED_LENGTH} characters to the texts that name them.")
-        words = slashes[:half] + words
-        return (escape_placeholders(words) if keep_escapes and not allow_nested else words) + closing[1:]
+        text = slashes[:half] + text
+        return (escape_placeholders(text) if keep_escapes and not allow_nested else text) + closing[1:]
 
-    return lambda text: _BRACES.sub(put, text)
+    return lambda text: _BRACES.sub(replace_match, text)
 
 
 def escape_placeholders(text: str) -> str:
-    """Return a text that, once filled, is this one."""
+    """Return a text whose filled form is this text."""
     return _BRACES.sub(
-        lambda found: f"{found[1] * 2}\\{found[0][len(found[1]) :]}" if _is_place(found) else found[0], text
+        lambda match: f"{match[1] * 2}\\{match[0][len(match[1]) :]}" if _is_placeholder(match) else match[0], text
     )
 
 
 def find_unfilled(text: str) -> list[str]:
-    """Return what looks like a place and is none, each once: `{{name}}`, `${name}`, `{ name }`, `{user.name}`."""
-    return list(dict.fromkeys(_looking_like_places(text)))
+    """Return what looks like a placeholder but is none, each once: `{{name}}`, `${name}`, `{ name }`, `{user.name}`."""
+    return list(dict.fromkeys(_iterate_lookalikes(text)))
 
 
 def format_value(value: Any) -> str:
-    """A value as it stands in a text: a text itself, all else as JSON."""
+    """Return a value as it stands in a text: a text itself, other values as JSON."""
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
-def _is_place(found: re.Match[str]) -> bool:
-    """Whether braces are a place, escaped or not. More may be closed after one, as in JSON: `{"age": {age}}`."""
-    return not found[2] and len(found[3]) == 1 and _is_name(found[4])
+def _is_placeholder(match: re.Match[str]) -> bool:
+    """Tell whether braces are a placeholder, escaped or not. More braces may close after it: `{"age": {age}}`."""
+    return not match[2] and len(match[3]) == 1 and _is_name(match[4])
 
 
-def _escaped(found: re.Match[str]) -> bool:
-    return len(found[1]) % 2 == 1
+def _is_escaped(match: re.Match[str]) -> bool:
+    return len(match[1]) % 2 == 1
 
 
 def _is_name(text: str) -> bool:
-    return (text[0] == "_" or _is_letter(text[0])) and all(_continues_name(one) for one in text)
+    return (text[0] == "_" or _is_letter(text[0])) and all(_can_continue_name(character) for character in text)
 
 
-def _is_letter(one: str) -> bool:
-    return (one.isascii() and one.isalpha()) or unicodedata.category(one)[0] == "L"
+def _is_letter(character: str) -> bool:
+    return (character.isascii() and character.isalpha()) or unicodedata.category(character)[0] == "L"
 
 
-def _continues_name(one: str) -> bool:
+def _can_continue_name(character: str) -> bool:
     # Marks and joiners are parts of letters in many scripts.
     return (
-        (one.isascii() and (one.isalnum() or one in "_-"))
-        or unicodedata.category(one)[0] in "LMN"
-        or one in "\u200c\u200d"
+        (character.isascii() and (character.isalnum() or character in "_-"))
+        or unicodedata.category(character)[0] in "LMN"
+        or character in "\u200c\u200d"
     )
 
 
-def _looking_like_places(text: str) -> Iterator[str]:
-    for found in _BRACES.finditer(text):
-        words = _JOINTS.split(found[4].strip())
-        if not _is_place(found) and len(words) <= _MAX_WORDS and all(word and _is_name(word) for word in words):
-            yield found[0][len(found[1]) :]
+def _iterate_lookalikes(text: str) -> Iterator[str]:
+    for match in _BRACES.finditer(text):
+        words = _JOINTS.split(match[4].strip())
+        if not _is_placeholder(match) and len(words) <= _MAX_WORDS and all(word and _is_name(word) for word in words):
+            yield match[0][len(match[1]) :]

@@ -239,7 +239,7 @@ async def test_one_that_runs_lets_due_times_pass(world: World) -> None:
         await world.at(NOON + minute * MINUTE)
     first = await world.started(schedule)
     assert [run.outcome for run in await world.runs(schedule)] == ["fired", "skipped", "skipped"]
-    assert [run.reason for run in await world.runs(schedule)][1:] == ["An execution of before has not ended."] * 2
+    assert [run.reason for run in await world.runs(schedule)][1:] == ["An earlier execution has not ended."] * 2
     # Whatever it waits for, and however it ends.
     await world.end_all("waiting")
     await world.at(NOON + 4 * MINUTE)
@@ -258,7 +258,7 @@ async def test_one_waits_until_what_runs_has_ended(world: World) -> None:
     for minute in (1, 2, 3):
         await world.at(NOON + minute * MINUTE)
     assert [run.outcome for run in await world.runs(schedule)] == ["fired", "queued", "skipped"]
-    assert (await world.runs(schedule))[2].reason == "Another due time waits."
+    assert (await world.runs(schedule))[2].reason == "Another due time is waiting."
     assert len(await world.started(schedule)) == 1
     # It is found by what is written down, not by anybody's word.
     await world.end_all()
