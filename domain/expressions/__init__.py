@@ -1,8 +1,8 @@
-"""Expressions and templates of plans: the Common Expression Language (CEL), and text with `{{ expressions }}` in it.
+"""Evaluate expressions of the Common Expression Language (CEL), and templates: texts with `{{ expressions }}`.
 
-An expression sees `inputs`, `steps.<id>`, and in a mapped step `item` and `index`: JSON values, and nothing else. It
-always ends: its only loops are `map`, `filter`, `all`, `exists` and `exists_one` over a list, never one within another.
-`expression` and `template` check at the door, `evaluate`, `truth` and `render` answer later.
+An expression refers to `inputs`, `steps.<id>`, and in a mapped step to `item` and `index`: JSON values only. It always
+ends: its only loops are `map`, `filter`, `all`, `exists` and `exists_one` over a list, never nested. The `check_…`
+functions validate when a plan is saved or compiled; the others run with it.
 """
 
 from domain.expressions.evaluator import WorkBudget, evaluate_condition, evaluate_expression

@@ -1,8 +1,8 @@
-"""A checked expression as it is run: plain paths, programs of CEL, and loops over their answers."""
+"""Compile checked expressions into plain paths, CEL programs, and loops over their values."""
 
 import importlib.machinery
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from pathlib import Path as File
 from typing import Any
@@ -28,9 +28,9 @@ from domain.expressions.parser import (
 
 
 class LeafExpression(msgspec.Struct, frozen=True):
-    """An expression without loops: a plain `path`, or a `program` of CEL that names `paths`, each so many times.
+    """Hold an expression without loops: a plain `path`, or a CEL `program` with the count of each path in it.
 
-    `adds` counts what can make values longer, `patterns` what regular expressions cost at each call.
+    `adds` counts operators that can make values longer, `patterns` is the cost of regular expressions per call.
     """
 
     path: ValuePath | None
@@ -41,7 +41,7 @@ class LeafExpression(msgspec.Struct, frozen=True):
 
 
 class LoopPass(msgspec.Struct, frozen=True):
-    """A loop: its answer is known as `name` to what comes after."""
+    """Hold a loop. Later parts refer to its value by `name`."""
 
     name: str
     kind: str
@@ -51,7 +51,7 @@ class LoopPass(msgspec.Struct, frozen=True):
 
 
 class CompiledExpression(msgspec.Struct, frozen=True):
-    """A checked expression."""
+    """Hold a checked expression: its loops, and the part that gives its value."""
 
     references: ExpressionReferences
     passes: tuple[LoopPass, ...]
@@ -60,7 +60,7 @@ class CompiledExpression(msgspec.Struct, frozen=True):
 
 @cache
 def load_cel() -> Any:
-    """The extension module alone: the package's `__init__` imports its command line, 30 MB that nobody here runs."""
+    """Load the extension module alone: the package's `__init__` imports its command line, 30 MB that are not needed."""
     package = importlib.util.find_spec("cel")
     for folder in (package.submodule_search_locations or ()) if package is not None else ():
         for suffix in importlib.machinery.EXTENSION_SUFFIXES:
@@ -75,7 +75,7 @@ def load_cel() -> Any:
 
 
 def call_cel(call: Any, *arguments: Any) -> Any:
-    """Call CEL. A panic in it is no `Exception`, and is one here."""
+    """Call CEL, and turn a panic, which is no `Exception`, into a `RuntimeError`."""
     try:
         return call(*arguments)
     except BaseException as error:
@@ -86,38 +86,40 @@ def call_cel(call: Any, *arguments: Any) -> Any:
 
 @lru_cache(maxsize=512)
 def compile_expression(source: str) -> CompiledExpression:
-    """Read and check an expression. Errors: BadExpression, of which nothing is kept."""
-    asked = source
+    """Compile and check an expression. Errors: `BadExpression`, which is not cached."""
+    original = source
     try:
-        found = read_tokens(source)
+        tokens = read_tokens(source)
         if not source.isascii():
-            source = quote_members(source, found)
-            found = read_tokens(source)
-        matched = match_brackets(found)
-        made = find_loops(found, matched)
-        uses = find_references(found, matched, made)
-        program = _compiled(source)
-        named = {
-            word.text
-            for index, word in enumerate(found)
-            if word.kind == "name" and not is_member(found, index) and not is_called(found, index)
+            source = quote_members(source, tokens)
+            tokens = read_tokens(source)
+        brackets = match_brackets(tokens)
+        loops = find_loops(tokens, brackets)
+        references = find_references(tokens, brackets, loops)
+        program = _compile_cel(source)
+        names = {
+            token.text
+            for index, token in enumerate(tokens)
+            if token.kind == "name" and not is_member(tokens, index) and not is_called(tokens, index)
         } - {"true", "false", "null", "in"}
-        if not set(program.variables()) <= named:
-            raise BadExpression("It cannot be read.")
+        if not set(program.variables()) <= names:
+            raise BadExpression("It is not a valid expression.")
         passes: list[LoopPass] = []
-        left: list[ExpressionToken | None] = list(found)
-        for number, loop in enumerate(made):
-            over = [word for word in left[loop.start : loop.dot] if word is not None]
-            bodies = tuple(_leaf(found[begin:end]) for begin, end in loop.bodies)
-            passes.append(LoopPass(f"__{number}", loop.kind, loop.variable, _leaf(over), bodies))
-            left[loop.start : loop.end + 1] = [None] * (loop.end + 1 - loop.start)
-            left[loop.start] = ExpressionToken("name", f"__{number}", found[loop.start].position)
-        return CompiledExpression(uses, tuple(passes), _leaf([word for word in left if word is not None]))
+        remaining: list[ExpressionToken | None] = list(tokens)
+        for number, loop in enumerate(loops):
+            over = [token for token in remaining[loop.start : loop.dot] if token is not None]
+            bodies = tuple(_compile_leaf(tokens[begin:end]) for begin, end in loop.bodies)
+            passes.append(LoopPass(f"__{number}", loop.kind, loop.variable, _compile_leaf(over), bodies))
+            remaining[loop.start : loop.end + 1] = [None] * (loop.end + 1 - loop.start)
+            remaining[loop.start] = ExpressionToken("name", f"__{number}", tokens[loop.start].position)
+        return CompiledExpression(
+            references, tuple(passes), _compile_leaf([token for token in remaining if token is not None])
+        )
     except BadExpression as error:
-        raise BadExpression(f"{quote_source(asked)}: {error.message}") from None
+        raise BadExpression(f"{quote_source(original)}: {error.message}") from None
 
 
-def _compiled(source: str) -> Any:
+def _compile_cel(source: str) -> Any:
     try:
         return call_cel(load_cel().compile, source)
     except MemoryError:
@@ -126,31 +128,38 @@ def _compiled(source: str) -> Any:
         raise BadExpression(explain_parse_error(str(error))) from None
 
 
-def _leaf(found: Sequence[ExpressionToken]) -> LeafExpression:
-    if found and found[0].kind == "name" and found[0].text not in ("true", "false", "null") and not is_called(found, 0):
-        whole, end = read_path(found, 0)
-        if end == len(found):
-            return LeafExpression(whole, None, {}, 0, 0)
-    program = _compiled(" ".join(word.text for word in found))
-    used: dict[tuple[str, ...], int] = {}
-    adds = patterns = 0
-    for index, word in enumerate(found):
-        if word.kind == "sign" and word.text == "+":
+def _compile_leaf(tokens: Sequence[ExpressionToken]) -> LeafExpression:
+    literals = ("true", "false", "null")
+    if tokens and tokens[0].kind == "name" and tokens[0].text not in literals and not is_called(tokens, 0):
+        path, end = read_path(tokens, 0)
+        if end == len(tokens):
+            return LeafExpression(path, None, {}, 0, 0)
+    program = _compile_cel(" ".join(token.text for token in tokens))
+    paths: dict[tuple[str, ...], int] = {}
+    adds = pattern_cost = 0
+    for index, token in enumerate(tokens):
+        if token.kind == "sign" and token.text == "+":
             adds += 1
-        if word.kind != "name" or is_member(found, index):
+        if token.kind != "name":
             continue
-        if is_called(found, index) or word.text in ("true", "false", "null", "in"):
-            continue
-        keys, _ = read_path(found, index)
-        names: list[str] = []
-        for key in keys:
-            if not isinstance(key, str):
-                break
-            names.append(key)
-        used[tuple(names)] = used.get(tuple(names), 0) + 1
-    for index, word in enumerate(found):
-        if word.text == "matches" and is_member(found, index) and is_called(found, index):
-            pattern = found[index + 2].text
-            escapes = pattern.count("\\") // (1 if pattern[0] in "rR" else 2) + 1
-            patterns += 1_500 * len(pattern) + 35_000 * (escapes if "\\" in pattern else 0)
-    return LeafExpression(None, program, used, adds, patterns)
+        if is_member(tokens, index):
+            if token.text == "matches" and is_called(tokens, index):
+                pattern_cost += _estimate_pattern(tokens[index + 2].text)
+        elif not is_called(tokens, index) and token.text not in (*literals, "in"):
+            keys = tuple(_take_names(read_path(tokens, index)[0]))
+            paths[keys] = paths.get(keys, 0) + 1
+    return LeafExpression(None, program, paths, adds, pattern_cost)
+
+
+def _take_names(path: ValuePath) -> Iterator[str]:
+    """Yield the keys of a path up to the first index of a list."""
+    for key in path:
+        if not isinstance(key, str):
+            return
+        yield key
+
+
+def _estimate_pattern(pattern: str) -> int:
+    """Return the cost of compiling a quoted regular expression, in units of work."""
+    escapes = pattern.count("\\") // (1 if pattern[0] in "rR" else 2) + 1
+    return 1_500 * len(pattern) + 35_000 * (escapes if "\\" in pattern else 0)

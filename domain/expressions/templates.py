@@ -1,4 +1,4 @@
-"""Text with `{{ expressions }}` in it, anywhere in a JSON value."""
+"""Check and render templates: texts with `{{ expressions }}`, anywhere in a JSON value."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -16,90 +16,90 @@ from domain.expressions.parser import (
     read_token,
 )
 
-# Bytes that one call of `render` may make.
+# For one call of `render_template`.
 MAX_RENDERED_BYTES: Final = 4 * 1024 * 1024
 MAX_TEMPLATE_DEPTH: Final = 64
 _OPENED: Final = re.compile(r"\{\{|\{%|\{#")
 
 
 class TemplateExpression(msgspec.Struct, frozen=True):
-    """An expression between the texts of a template."""
+    """Hold an expression between the texts of a template."""
 
     source: str
 
 
 def check_expression(source: str) -> ExpressionReferences:
-    """Check one expression, without braces around it. Errors: BadExpression."""
+    """Check one expression without braces, and return what it refers to. Errors: `BadExpression`."""
     return compile_expression(source).references
 
 
 def check_template(value: Any) -> ExpressionReferences:
-    """Check all strings of a JSON value. Errors: BadExpression, whose `place` is like `.files[0]`."""
-    uses = ExpressionReferences()
+    """Check all strings of a JSON value, and return what they refer to. Errors: `BadExpression` with a `path`."""
+    references = ExpressionReferences()
 
-    def look(text: str) -> str:
-        nonlocal uses
+    def check_text(text: str) -> str:
+        nonlocal references
         for part in split_template(text):
             if isinstance(part, TemplateExpression):
-                uses |= compile_expression(part.source).references
+                references |= compile_expression(part.source).references
         return text
 
-    _each(value, look)
-    return uses
+    _map_strings(value, check_text)
+    return references
 
 
 def render_template(value: Any, scope: Mapping[str, Any]) -> Any:
-    """Fill in all strings of a JSON value. One that is only `{{ expr }}` becomes the value itself, which may be a part
-    of the scope: do not change it. In text, what is not text is written as JSON. Errors: BadExpression with `place`.
+    """Render all strings of a JSON value. A string that is one `{{ expression }}` becomes its value, which may be part
+    of the scope: do not change it. In a longer text other values are written as JSON. Errors: `BadExpression`.
     """
     budget = WorkBudget(4 * MAX_WORK_UNITS)
-    left = MAX_RENDERED_BYTES
+    remaining_bytes = MAX_RENDERED_BYTES
 
-    def fill(text: str) -> Any:
-        nonlocal left
+    def render_text(text: str) -> Any:
+        nonlocal remaining_bytes
         parts = split_template(text)
         if not any(isinstance(part, TemplateExpression) for part in parts):
             return text
-        alone = (
+        is_single = (
             sum(isinstance(part, TemplateExpression) for part in parts) == 1
             and not "".join(part for part in parts if isinstance(part, str)).strip()
         )
-        made: list[str] = []
+        rendered_parts: list[str] = []
         for part in parts:
             if isinstance(part, str):
-                told, size = part, len(part)
+                rendered, size = part, len(part)
             else:
-                one = WorkBudget(min(MAX_WORK_UNITS, budget.remaining_work))
-                had = one.remaining_work
-                answer = evaluate_expression(part.source, scope, one)
-                budget.spend(had - one.remaining_work)
-                told, size = _text(answer)
-            left -= size
-            if left < 0:
-                raise BadExpression(f"What the templates make is larger than {MAX_RENDERED_BYTES} bytes.")
-            if alone and isinstance(part, TemplateExpression):
+                part_budget = WorkBudget(min(MAX_WORK_UNITS, budget.remaining_work))
+                granted = part_budget.remaining_work
+                answer = evaluate_expression(part.source, scope, part_budget)
+                budget.spend(granted - part_budget.remaining_work)
+                rendered, size = _encode_value(answer)
+            remaining_bytes -= size
+            if remaining_bytes < 0:
+                raise BadExpression(f"The rendered templates are larger than {MAX_RENDERED_BYTES} bytes.")
+            if is_single and isinstance(part, TemplateExpression):
                 return answer
-            made.append(told)
-        return "".join(made)
+            rendered_parts.append(rendered)
+        return "".join(rendered_parts)
 
-    return _each(value, fill)
+    return _map_strings(value, render_text)
 
 
 def split_template(text: str) -> list[str | TemplateExpression]:
-    """The texts and expressions of a template in turn. Errors: BadExpression."""
+    """Return the texts and expressions of a template in order. Errors: `BadExpression`."""
     parts: list[str | TemplateExpression] = []
     at = 0
     while (match := _OPENED.search(text, at)) is not None:
         if match[0] != "{{":
             raise BadExpression(f"Statements are not part of templates: `{match[0]}` at character {match.start() + 1}.")
-        end = _closed(text, match.end())
+        end = _find_closing_braces(text, match.end())
         parts += [text[at : match.start()], TemplateExpression(text[match.end() : end].strip())]
         at = end + 2
     return [part for part in [*parts, text[at:]] if part != ""]
 
 
-def _closed(text: str, begin: int) -> int:
-    """Where the `}}` of the expression that begins at `begin` stands: not one in quotes, nor one of an object."""
+def _find_closing_braces(text: str, begin: int) -> int:
+    """Return the position of the `}}` of an expression: not one in quotes, nor one of an object."""
     at, depth = begin, 0
     unclosed = BadExpression(f"`{{{{` at character {begin - 1} is not closed.")
     if text.find("}}", begin) < 0:
@@ -111,21 +111,21 @@ def _closed(text: str, begin: int) -> int:
             at += 1
             continue
         try:
-            word = read_token(text, at)
+            token = read_token(text, at)
         except BadExpression as error:
             raise BadExpression(f"{quote_source(text[begin : at + 1])}: {error.message}") from None
-        if word is None:
+        if token is None:
             at += 1
             continue
-        if word.kind == "sign":
-            depth += (word.text == "{") - (word.text == "}")
+        if token.kind == "sign":
+            depth += (token.text == "{") - (token.text == "}")
             if depth < 0:
                 raise unclosed
-        at += len(word.text)
+        at += len(token.text)
     raise unclosed
 
 
-def _text(value: Any) -> tuple[str, int]:
+def _encode_value(value: Any) -> tuple[str, int]:
     try:
         data = value.encode() if isinstance(value, str) else msgspec.json.encode(value)
         return data.decode(), len(data)
@@ -133,10 +133,10 @@ def _text(value: Any) -> tuple[str, int]:
         raise BadExpression("A value is not JSON.") from None
 
 
-def _each(value: Any, change: Callable[[str], Any], place: str = "", depth: int = 0) -> Any:
-    """The value with its strings changed; names of objects stay."""
+def _map_strings(value: Any, change: Callable[[str], Any], path: str = "", depth: int = 0) -> Any:
+    """Return the value with its strings changed; names of objects stay."""
     if depth > MAX_TEMPLATE_DEPTH:
-        raise BadExpression(f"The value is nested deeper than {MAX_TEMPLATE_DEPTH}.", place)
+        raise BadExpression(f"The value is nested deeper than {MAX_TEMPLATE_DEPTH}.", path)
     try:
         if isinstance(value, str):
             return change(value)
@@ -145,9 +145,9 @@ def _each(value: Any, change: Callable[[str], Any], place: str = "", depth: int 
                 if isinstance(key, str) and _OPENED.search(key):
                     raise BadExpression(f"Names of an object cannot be templates: {key[:100]!r}.")
     except BadExpression as error:
-        raise BadExpression(error.message, place) from None
+        raise BadExpression(error.message, path) from None
     if isinstance(value, dict):
-        return {key: _each(item, change, f"{place}.{key}", depth + 1) for key, item in value.items()}
+        return {key: _map_strings(item, change, f"{path}.{key}", depth + 1) for key, item in value.items()}
     if isinstance(value, list):
-        return [_each(item, change, f"{place}[{index}]", depth + 1) for index, item in enumerate(value)]
+        return [_map_strings(item, change, f"{path}[{index}]", depth + 1) for index, item in enumerate(value)]
     return value

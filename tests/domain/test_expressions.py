@@ -216,7 +216,7 @@ def test_what_may_not_be_said(source: str, about: str) -> None:
         ("bytes('a')", "bytes"),
         ("timestamp('2026-01-02T00:00:00Z')", "datetime"),
         ("[duration('1h')]", "timedelta"),
-        ("{1: 2}", "not all text"),
+        ("{1: 2}", "names that are not text"),
         ("inputs.files.all(f, f.size)", "true or false"),
         ("inputs.n.map(x, x)", "needs a list"),
         ("inputs.name.all(x, true)", "needs a list"),
