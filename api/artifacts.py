@@ -16,9 +16,17 @@ from api.ingest import BatchIngest
 from api.operations import IDEMPOTENCY_KEY, read_body_as, require_scope, return_files, return_json
 from api.requests import HttpRequest, QueryTime, Store
 from domain import artifacts, ports
-from domain.artifacts import Artifact, ReplayLevel, ToolCallNode, service
-from domain.artifacts.record import ArtifactMetadata, ArtifactStatus
-from domain.artifacts.service import ArtifactFilter, PackedArtifact, SemanticBucketCount
+from domain.artifacts import (
+    Artifact,
+    ArtifactFilter,
+    ArtifactMetadata,
+    ArtifactStatus,
+    PackedArtifact,
+    ReplayLevel,
+    SemanticBucketCount,
+    ToolCallNode,
+    service,
+)
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError
 from domain.shared.pages import Listing, Page, build_listing

@@ -5,8 +5,7 @@ from litestar import Router, get
 from api.artifacts import ARTIFACT_QUERY, ArtifactQuery
 from api.operations import require_scope
 from api.requests import Store
-from domain.artifacts import service
-from domain.artifacts.service import ArtifactPoint, ArtifactStats
+from domain.artifacts import ArtifactPoint, ArtifactStats, service
 from domain.shared.access import Caller
 from domain.stats import TimeBucket, TimeSeries, build_timeseries
 

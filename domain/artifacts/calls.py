@@ -1,4 +1,4 @@
-"""The tool calls of an artifact: each checked and completed, together a tree by `parent_id`."""
+"""Check and complete the tool calls of an artifact, and build their tree by `parent_id`."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,33 +11,33 @@ from domain.artifacts.schema import ArtifactToolCall, ToolCallStatus
 from domain.shared.errors import DomainError, FieldError
 from domain.shared.times import read_time
 
-# Whoever encodes or shows the tree recurses.
+# Encoders and viewers of the tree recurse.
 MAX_CALL_DEPTH: Final = 100
 MAX_CALL_ID_CHARACTERS: Final = 200
 
 
 class ToolCallNode(msgspec.Struct, frozen=True, kw_only=True):
-    """A tool call and those that name it as their parent, in the order in which they were sent."""
+    """Hold a tool call and the calls that name it as their parent, in the order in which they were sent."""
 
     call: ArtifactToolCall
     children: list["ToolCallNode"]
 
 
 def complete_tool_calls(sent: Sequence[ArtifactToolCall]) -> tuple[list[ArtifactToolCall], list[FieldError]]:
-    """The calls with id, name, times, latency and status filled in, and what is wrong with them.
+    """Return the calls with id, name, times, latency and status filled in, and the errors of their fields.
 
     Sent values stay as they are, but for times, which become UTC. With errors the calls are of no use.
     """
-    found: list[FieldError] = []
-    named = _named(sent, found)
-    calls = [_completed(place, call, found) for place, call in enumerate(named)]
-    if not found:
-        _check_tree(calls, found)
-    return calls, found
+    errors: list[FieldError] = []
+    identified = _assign_ids(sent, errors)
+    calls = [_complete_call(index, call, errors) for index, call in enumerate(identified)]
+    if not errors:
+        _check_tree(calls, errors)
+    return calls, errors
 
 
 def build_call_tree(calls: Sequence[ArtifactToolCall]) -> list[ToolCallNode]:
-    """The calls without a parent, each with its children. Takes calls that were `checked`."""
+    """Return the calls without a parent, each with its children. Takes the calls of `complete_tool_calls`."""
     nodes = {call.id: ToolCallNode(call=call, children=[]) for call in calls}
     roots: list[ToolCallNode] = []
     for node in nodes.values():
@@ -46,58 +46,56 @@ def build_call_tree(calls: Sequence[ArtifactToolCall]) -> list[ToolCallNode]:
 
 
 def has_failed(call: ArtifactToolCall) -> bool:
-    """Whether a call went wrong. Kurral's clients leave the status at `ok` beside an error's text."""
+    """Tell whether a call failed. Kurral's clients leave the status at `ok` beside an error's text."""
     return call.status in ("error", "timeout") or bool(call.error_flag or call.error_text or call.error)
 
 
-def to_utc(field: str, at: datetime, found: list[FieldError]) -> datetime:
-    """A time in UTC; one without an offset is UTC, as Kurral's clients mean it. Notes one beyond all years."""
+def to_utc(field: str, at: datetime, errors: list[FieldError]) -> datetime:
+    """Return a time in UTC; without an offset it is UTC already, as Kurral's clients mean it.
+
+    Adds an error for a time that UTC cannot express.
+    """
     try:
         return read_time(field, at)
     except DomainError as error:
-        found.extend(error.errors)
+        errors.extend(error.errors)
         return at.replace(tzinfo=UTC)
 
 
-def _named(sent: Sequence[ArtifactToolCall], found: list[FieldError]) -> list[ArtifactToolCall]:
-    places: dict[str, int] = {}
-    for place, call in enumerate(sent):
+def _assign_ids(sent: Sequence[ArtifactToolCall], errors: list[FieldError]) -> list[ArtifactToolCall]:
+    indexes: dict[str, int] = {}
+    for index, call in enumerate(sent):
         if not call.id:
             continue
+        field = f"tool_calls[{index}].id"
         if len(call.id) > MAX_CALL_ID_CHARACTERS:
-            found.append(
-                FieldError(
-                    field=f"tool_calls[{place}].id", message=f"is longer than {MAX_CALL_ID_CHARACTERS} characters."
-                )
-            )
-        first = places.setdefault(call.id, place)
-        if first != place:
-            found.append(
-                FieldError(field=f"tool_calls[{place}].id", message=f"is the id of tool_calls[{first}] as well.")
-            )
-    named, number = [], 0
+            errors.append(FieldError(field=field, message=f"is longer than {MAX_CALL_ID_CHARACTERS} characters."))
+        first = indexes.setdefault(call.id, index)
+        if first != index:
+            errors.append(FieldError(field=field, message=f"is a duplicate of the id of tool_calls[{first}]."))
+    identified, number = [], 0
     for call in sent:
         if call.id:
-            named.append(call)
+            identified.append(call)
             continue
         number += 1
-        while f"call_{number}" in places:
+        while f"call_{number}" in indexes:
             number += 1
-        named.append(msgspec.structs.replace(call, id=f"call_{number}"))
-    return named
+        identified.append(msgspec.structs.replace(call, id=f"call_{number}"))
+    return identified
 
 
-def _completed(place: int, call: ArtifactToolCall, found: list[FieldError]) -> ArtifactToolCall:
-    where = f"tool_calls[{place}]"
+def _complete_call(index: int, call: ArtifactToolCall, errors: list[FieldError]) -> ArtifactToolCall:
+    field = f"tool_calls[{index}]"
     start = call.start_time or call.timestamp
     if start is not None:
-        start = to_utc(f"{where}.{'start_time' if call.start_time else 'timestamp'}", start, found)
-    end = None if call.end_time is None else to_utc(f"{where}.end_time", call.end_time, found)
-    stamp = None if call.timestamp is None else to_utc(f"{where}.timestamp", call.timestamp, found)
+        start = to_utc(f"{field}.{'start_time' if call.start_time else 'timestamp'}", start, errors)
+    end = None if call.end_time is None else to_utc(f"{field}.end_time", call.end_time, errors)
+    timestamp = None if call.timestamp is None else to_utc(f"{field}.timestamp", call.timestamp, errors)
     latency = call.duration_ms if call.latency_ms is None else call.latency_ms
     if start is not None and end is not None:
         if end < start:
-            found.append(FieldError(field=f"{where}.end_time", message="lies before start_time."))
+            errors.append(FieldError(field=f"{field}.end_time", message="lies before start_time."))
         if latency is None:
             # Kurral's model takes whole milliseconds only.
             latency = (end - start) // timedelta(milliseconds=1)
@@ -105,65 +103,65 @@ def _completed(place: int, call: ArtifactToolCall, found: list[FieldError]) -> A
         try:
             end = start + timedelta(milliseconds=latency)
         except OverflowError:
-            found.append(FieldError(field=f"{where}.latency_ms", message="ends after the year 9999."))
+            errors.append(FieldError(field=f"{field}.latency_ms", message="ends after the year 9999."))
     return msgspec.structs.replace(
         call,
         tool_name=call.tool_name or call.type or "tool",
         start_time=start,
         end_time=end,
-        timestamp=stamp,
+        timestamp=timestamp,
         latency_ms=latency,
-        status=call.status or _status(call),
+        status=call.status or _derive_status(call),
     )
 
 
-def _status(call: ArtifactToolCall) -> ToolCallStatus:
+def _derive_status(call: ArtifactToolCall) -> ToolCallStatus:
     if not (call.error_flag or call.error_text or call.error or call.error_type):
         return "ok"
     return "timeout" if "timeout" in (call.error_type or "").lower() else "error"
 
 
-def _check_tree(calls: Sequence[ArtifactToolCall], found: list[FieldError]) -> None:
-    """Every parent exists, no call is its own ancestor, none lies deeper than `MAX_NESTING`."""
-    places = {call.id: place for place, call in enumerate(calls)}
-    above: dict[int, int] = {}
-    below: defaultdict[int, list[int]] = defaultdict(list)
-    for place, call in enumerate(calls):
+def _check_tree(calls: Sequence[ArtifactToolCall], errors: list[FieldError]) -> None:
+    """Check that every parent exists, that parents form no cycle, and that none lies deeper than `MAX_CALL_DEPTH`."""
+    indexes = {call.id: index for index, call in enumerate(calls)}
+    parents: dict[int, int] = {}
+    children: defaultdict[int, list[int]] = defaultdict(list)
+    for index, call in enumerate(calls):
         if not call.parent_id:
             continue
-        parent = places.get(call.parent_id)
+        parent = indexes.get(call.parent_id)
         if parent is None:
-            found.append(_at_parent(place, "names no tool call of this artifact."))
+            errors.append(_build_parent_error(index, "is not the id of a tool call of this artifact."))
         else:
-            above[place] = parent
-            below[parent].append(place)
-    if found or not above:
+            parents[index] = parent
+            children[parent].append(index)
+    if errors or not parents:
         return
-    open_places, level = [place for place in range(len(calls)) if place not in above], 1
-    reached = set(open_places)
-    while open_places:
-        if level > MAX_CALL_DEPTH:
-            found.extend(_at_parent(place, f"nests deeper than {MAX_CALL_DEPTH} calls.") for place in open_places)
+    level, depth = [index for index in range(len(calls)) if index not in parents], 1
+    reached = set(level)
+    while level:
+        if depth > MAX_CALL_DEPTH:
+            errors.extend(_build_parent_error(index, f"nests deeper than {MAX_CALL_DEPTH} calls.") for index in level)
             return
-        open_places = [child for place in open_places for child in below[place]]
-        reached.update(open_places)
-        level += 1
-    found.extend(_at_parent(place, "closes a circle of parents.") for place in _circles(above, reached))
+        level = [child for index in level for child in children[index]]
+        reached.update(level)
+        depth += 1
+    errors.extend(_build_parent_error(index, "closes a cycle of parents.") for index in _find_cycles(parents, reached))
 
 
-def _circles(above: dict[int, int], reached: set[int]) -> list[int]:
-    """One place on each circle. What hangs below a circle is not at fault itself."""
-    seen, closing = set(reached), []
-    for begin in above:
-        place, walked = begin, set[int]()
-        while place not in seen:
-            seen.add(place)
-            walked.add(place)
-            place = above[place]
-        if place in walked:
-            closing.append(place)
+def _find_cycles(parents: dict[int, int], reached: set[int]) -> list[int]:
+    """Return one call of each cycle. Calls below a cycle are not at fault themselves."""
+    visited, closing = set(reached), []
+    for begin in parents:
+        index, path = begin, set[int]()
+        while index not in visited:
+            visited.add(index)
+            path.add(index)
+            index = parents[index]
+        if index in path:
+            closing.append(index)
     return closing
 
 
-def _at_parent(place: int, message: str) -> FieldError:
-    return FieldError(field=f"tool_calls[{place}].parent_id", message=message)
+def _build_parent_error(index: int, message: str) -> FieldError:
+    return FieldError(field=f"tool_calls[{index}].parent_id", message=message)

@@ -1,10 +1,11 @@
-"""What an ended execution has on record by itself: an artifact of its input, output, prompt, tokens and tool calls."""
+"""Record ended executions as artifacts: their input, output, prompt, tokens and tool calls."""
 
 from typing import Any
 
 import msgspec
 
-from domain.agents import Agent, build_messages
+from domain.agents import Agent
+from domain.agents.prompts import build_messages
 from domain.artifacts.record import ArtifactRecord, build_record
 from domain.artifacts.service import ExecutionTokens, PackedArtifact, UnrecordedExecution
 from domain.executions import Execution, RunStep
@@ -13,9 +14,9 @@ from domain.shared.jobs import Job
 
 
 def record_from_execution(ended: UnrecordedExecution, environment: str) -> ArtifactRecord:
-    """What an ended execution has on record: its input, output, error and duration, under its own id.
+    """Build the artifact of an ended execution, under its own id.
 
-    `environment` is the installation's.
+    `environment` is the name of the installation's environment.
     """
     run = ended.execution
     end = run.completed_at or run.updated_at
@@ -46,8 +47,8 @@ def record_from_execution(ended: UnrecordedExecution, environment: str) -> Artif
         del artifact["token_usage"]["provider"]
         artifact["cost_usd"] = run.total_cost
     if ended.spec is not None:
-        artifact |= _of_model(run, ended.spec, ended.tokens)
-    artifact["tool_calls"] = [_of_call(run, step) for step in ended.calls]
+        artifact |= _describe_model(run, ended.spec, ended.tokens)
+    artifact["tool_calls"] = [_describe_call(run, step) for step in ended.calls]
     if run.started_at is not None:
         artifact["duration_ms"] = max(0, round((end - run.started_at).total_seconds() * 1000))
     if run.error_type is not None:
@@ -57,28 +58,28 @@ def record_from_execution(ended: UnrecordedExecution, environment: str) -> Artif
     )
 
 
-def _of_model(run: Execution, spec: Agent, used: ExecutionTokens | None) -> dict[str, Any]:
-    """What a model agent's run has on record besides: its model and its prompt."""
-    told = build_messages(spec, run.input_data)
+def _describe_model(run: Execution, spec: Agent, tokens: ExecutionTokens | None) -> dict[str, Any]:
+    """Return the model and the prompt of a model agent's run, as artifacts have them."""
+    prompt = build_messages(spec, run.input_data)
     parameters = {"temperature": spec.temperature, "max_tokens": spec.max_tokens}
     return {
         "llm_config": {
             "model_name": spec.model,
-            "provider": spec.provider if used is None else used.provider,
+            "provider": spec.provider if tokens is None else tokens.provider,
             "parameters": {name: value for name, value in parameters.items() if value is not None},
         },
         "resolved_prompt": {
             "template": spec.instructions,
             "variables": run.input_data,
-            "final_text": told[-1].content,
-            "system_prompt": told[0].content if told[0].role == "system" else None,
-            "messages": [{"role": one.role, "content": one.content} for one in told],
+            "final_text": prompt[-1].content,
+            "system_prompt": prompt[0].content if prompt[0].role == "system" else None,
+            "messages": [{"role": message.role, "content": message.content} for message in prompt],
         },
     }
 
 
-def _of_call(run: Execution, step: RunStep) -> dict[str, Any]:
-    """A tool call as artifacts have them; one of a delegated task is below the call that delegated it."""
+def _describe_call(run: Execution, step: RunStep) -> dict[str, Any]:
+    """Return a tool call as artifacts have them; one of a delegated task lies below the call that delegated it."""
     failed = isinstance(step.output, dict) and "error" in step.output
     above, slash, _ = step.path.rpartition("/")
     return {
@@ -96,9 +97,9 @@ def _of_call(run: Execution, step: RunStep) -> dict[str, Any]:
     }
 
 
-async def store_captured(tx: Tx, made: list[PackedArtifact], executions: list[str]) -> None:
-    """Store what was made of ended executions of the bound tenant, and note that they need nothing more."""
-    if made:
-        await tx.artifacts.add(made)
-        tx.ring_job(Job(lane="record", row_id=made[0].record.metadata.id, tenant_id="", attempt=0))
+async def store_captured(tx: Tx, artifacts: list[PackedArtifact], executions: list[str]) -> None:
+    """Store the artifacts of ended executions of the bound tenant, and mark the executions as recorded."""
+    if artifacts:
+        await tx.artifacts.add(artifacts)
+        tx.ring_job(Job(lane="record", row_id=artifacts[0].record.metadata.id, tenant_id="", attempt=0))
     await tx.artifacts.mark_recorded(executions)

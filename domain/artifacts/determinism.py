@@ -1,4 +1,4 @@
-"""How repeatable a run is, by what its artifact holds. Source: kurral 0.1.1, `core/determinism.py`."""
+"""Score how repeatable a run is, by the content of its artifact. Source: kurral 0.1.1, `core/determinism.py`."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -29,14 +29,14 @@ LEVEL_B_SCORE: Final = 0.50
 def build_report(
     artifact: Artifact, calls: Sequence[ArtifactToolCall], parameters: SamplingParameters, environment: str
 ) -> DeterminismReport:
-    """The score of an artifact and of each factor, with what is missing for a better one."""
+    """Score an artifact and each factor, and list the fields that are missing for a better score."""
     breakdown = {
-        "model_version": _model_version(artifact.llm_config),
+        "model_version": _score_model_version(artifact.llm_config),
         "random_seed": 0.0 if parameters.seed is None else 1.0,
-        "prompt": _prompt(artifact),
-        "tool_cache": _tool_cache(calls),
-        "environment": _environment(artifact, environment),
-        "parameters": _parameters(parameters),
+        "prompt": _score_prompt(artifact),
+        "tool_cache": _score_tool_cache(calls),
+        "environment": _score_environment(artifact, environment),
+        "parameters": _score_parameters(parameters),
     }
     missing, warnings = [], []
     if breakdown["model_version"] < 0.8:
@@ -51,17 +51,17 @@ def build_report(
         warnings.append(f"{failures} tool calls failed")
     if breakdown["environment"] < 0.5:
         warnings.append("Environment not fully captured")
-    # Rounded, so that sums of tenths fall on the side of a level's bound where they do by hand.
+    # Rounding puts sums of tenths on the same side of a level's bound as exact arithmetic.
     score = round(sum(FACTOR_WEIGHTS[factor] * value for factor, value in breakdown.items()), 6)
     return DeterminismReport(overall_score=score, breakdown=breakdown, missing_fields=missing, warnings=warnings)
 
 
 def level_from_score(score: float) -> ReplayLevel:
-    """The replay level that a score from 0 to 1 stands for."""
+    """Return the replay level of a score from 0 to 1."""
     return "A" if score >= LEVEL_A_SCORE else "B" if score >= LEVEL_B_SCORE else "C"
 
 
-def _model_version(config: LlmConfig | None) -> float:
+def _score_model_version(config: LlmConfig | None) -> float:
     if config is None:
         return 0.0
     if config.model_version:
@@ -72,7 +72,7 @@ def _model_version(config: LlmConfig | None) -> float:
     return 0.3 if config.model_name else 0.0
 
 
-def _prompt(artifact: Artifact) -> float:
+def _score_prompt(artifact: Artifact) -> float:
     prompt = artifact.resolved_prompt
     if prompt is None:
         return 0.0
@@ -82,21 +82,21 @@ def _prompt(artifact: Artifact) -> float:
     return tenths / 10
 
 
-def _tool_cache(calls: Sequence[ArtifactToolCall]) -> float:
+def _score_tool_cache(calls: Sequence[ArtifactToolCall]) -> float:
     if not calls:
         return 1.0
     return sum(1 for call in calls if call.cache_key and not has_failed(call)) / len(calls)
 
 
-def _environment(artifact: Artifact, environment: str) -> float:
+def _score_environment(artifact: Artifact, environment: str) -> float:
     tenths = 3 if environment else 0
     if artifact.time_env is not None:
         tenths += 5 if is_empty(artifact.time_env.environment_vars) else 7
     return tenths / 10
 
 
-def _parameters(parameters: SamplingParameters) -> float:
-    tenths = _temperature(parameters.temperature)
+def _score_parameters(parameters: SamplingParameters) -> float:
+    tenths = _score_temperature(parameters.temperature)
     if parameters.top_p is None or parameters.top_p == 1.0:
         tenths += 3
     elif parameters.top_p > 0.9:
@@ -106,7 +106,7 @@ def _parameters(parameters: SamplingParameters) -> float:
     return tenths / 10
 
 
-def _temperature(temperature: float | None) -> int:
+def _score_temperature(temperature: float | None) -> int:
     if temperature is None:
         return 0
     if temperature == 0.0:

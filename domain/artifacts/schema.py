@@ -1,4 +1,4 @@
-"""What a caller uploads: one LLM run on record, as Kurral's clients write it and as our own API names it.
+"""Define the artifact that a caller uploads: one LLM run, as Kurral's clients write it and as our own API names it.
 
 Both spellings of a field are fields here, and what was sent keeps its spelling. A null is a field left out.
 Free-form values stay slices of the request (`msgspec.Raw`), so that 32 MiB of them never become objects.
@@ -17,7 +17,7 @@ from domain.shared.errors import DomainError, FieldError, InvalidFields, field_e
 from domain.shared.json_limits import JsonLimits, check_json_body
 from domain.shared.times import normalize_times
 
-# Clients and our own readers recurse; Python's stop near 1000 levels, wherever their stack stands at that moment.
+# Clients and our own readers recurse, and Python stops near 1000 levels, counted from the top of its stack.
 # An execution's input may nest 128 deep, and lies one level deep in its artifact.
 MAX_ARTIFACT_DEPTH: Final = 130
 # Nearly all of its values and numbers stay slices.
@@ -36,11 +36,11 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 
 
 class ArtifactPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A part of an artifact. What was not sent is not written either."""
+    """Share the rules of all parts of an artifact: fields that were not sent are not written."""
 
 
 class SamplingParameters(msgspec.Struct, frozen=True, kw_only=True):
-    """The sampling parameters that count for determinism; every other is kept unread."""
+    """Hold the sampling parameters that count for determinism; all others are kept unread."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -50,7 +50,7 @@ class SamplingParameters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LlmConfig(ArtifactPart, frozen=True, kw_only=True):
-    """Which model was called, and how. `parameters` is free-form, see `Parameters`."""
+    """Name the model that was called. `parameters` is free-form, see `SamplingParameters`."""
 
     model_name: str | None = None
     model_version: str | None = None
@@ -61,7 +61,7 @@ class LlmConfig(ArtifactPart, frozen=True, kw_only=True):
 
 
 class ResolvedPrompt(ArtifactPart, frozen=True, kw_only=True):
-    """The prompt before and after its variables were filled in. Hashes are SHA-256 in hex."""
+    """Hold the prompt before and after its variables were filled in. Hashes are SHA-256 in hex."""
 
     template: str | None = None
     template_id: str | None = None
@@ -76,7 +76,7 @@ class ResolvedPrompt(ArtifactPart, frozen=True, kw_only=True):
 
 
 class TokenUsage(ArtifactPart, frozen=True, kw_only=True):
-    """Tokens of the run, each under our name or Kurral's (`prompt` is `prompt_tokens`)."""
+    """Count the tokens of the run, each under our name or Kurral's (`prompt` is `prompt_tokens`)."""
 
     prompt: Tokens | None = None
     prompt_tokens: Tokens | None = None
@@ -99,7 +99,7 @@ class TokenUsage(ArtifactPart, frozen=True, kw_only=True):
 
 
 class ArtifactToolCall(ArtifactPart, frozen=True, kw_only=True):
-    """One tool call of the run; `parent_id` is the `id` of another, see `calls`. Latency in milliseconds.
+    """Describe one tool call of the run; `parent_id` is the `id` of another, see `calls`. Latency in milliseconds.
 
     `inputs outputs error duration_ms timestamp` are Kurral's older names of
     `input output error_text latency_ms start_time`, and `error_stack` is its name of `stack`.
@@ -138,7 +138,7 @@ class ArtifactToolCall(ArtifactPart, frozen=True, kw_only=True):
 
 
 class DeterminismReport(ArtifactPart, frozen=True, kw_only=True):
-    """How repeatable the run is: scores from 0 to 1, over all and by factor."""
+    """Score how repeatable the run is, from 0 to 1, over all and by factor."""
 
     overall_score: Share | None = None
     breakdown: dict[str, Share] | None = None
@@ -147,7 +147,7 @@ class DeterminismReport(ArtifactPart, frozen=True, kw_only=True):
 
 
 class ArtifactError(ArtifactPart, frozen=True, kw_only=True):
-    """What the run failed with."""
+    """Describe the error of the run."""
 
     type: str | None = None
     message: str | None = None
@@ -155,7 +155,7 @@ class ArtifactError(ArtifactPart, frozen=True, kw_only=True):
 
 
 class GraphVersion(ArtifactPart, frozen=True, kw_only=True):
-    """Hashes of the agent's graph, tools and policies."""
+    """Hold hashes of the agent's graph, tools and policies."""
 
     graph_hash: str | None = None
     graph_checksum: str | None = None
@@ -168,7 +168,7 @@ class GraphVersion(ArtifactPart, frozen=True, kw_only=True):
 
 
 class TimeEnv(ArtifactPart, frozen=True, kw_only=True):
-    """When and in what surroundings the run happened."""
+    """Describe when and in which environment the run happened."""
 
     timestamp: datetime | None = None
     timezone: str | None = None
@@ -180,7 +180,7 @@ class TimeEnv(ArtifactPart, frozen=True, kw_only=True):
 
 
 class Artifact(ArtifactPart, frozen=True, kw_only=True):
-    """One LLM run on record. Durations in milliseconds, costs in USD, times without an offset are UTC."""
+    """Describe one recorded LLM run. Durations in milliseconds, costs in USD, times without an offset are UTC."""
 
     kurral_id: str | None = None
     run_id: str | None = None
@@ -214,30 +214,30 @@ class Artifact(ArtifactPart, frozen=True, kw_only=True):
 
 
 class ArtifactUpload(Artifact, frozen=True, kw_only=True):
-    """The artifact itself, or what Kurral's client wraps it in. One struct, so that one pass reads either."""
+    """Hold the artifact itself, or the wrapper of Kurral's client. One struct, so that one pass reads either."""
 
     artifact_data: Artifact | UnsetType = UNSET
 
 
-_UPLOADS: Final = msgspec.json.Decoder(ArtifactUpload)
-_PARAMETERS: Final = msgspec.json.Decoder(SamplingParameters)
-_CHUNK: Final = 1 << 20
+_UPLOAD_DECODER: Final = msgspec.json.Decoder(ArtifactUpload)
+_PARAMETERS_DECODER: Final = msgspec.json.Decoder(SamplingParameters)
+_UTF8_CHUNK_BYTES: Final = 1 << 20
 
 
 def parse_artifact(sent: bytes) -> Artifact:
-    """The artifact in a request's body, bare or under `artifact_data`, with nothing filled in.
+    """Parse the artifact of a request's body, bare or under `artifact_data`; fills nothing in.
 
-    Errors: `malformed_request` for what is not a JSON object in UTF-8 or nests deeper than `MAX_DEPTH`;
+    Errors: `malformed_request` for a body that is no JSON object in UTF-8 or nests deeper than `MAX_ARTIFACT_DEPTH`;
     `invalid_field`.
     """
     check_json_body(sent, ARTIFACT_JSON_LIMITS)
     try:
-        _check_text(sent)
+        _check_utf8(sent)
         packed = msgspec.json.format(sent, indent=-1)
-        # The slices below hold on to the buffer they lie in: one of the two is to be freed, if they are the same.
-        upload = _UPLOADS.decode(sent if len(packed) == len(sent) else packed)
+        # The slices keep the buffer that they lie in: if the two are equal, one can be freed.
+        upload = _UPLOAD_DECODER.decode(sent if len(packed) == len(sent) else packed)
     except msgspec.ValidationError as error:
-        upload = _read_again(packed, error)
+        upload = _decode_with_times(packed, error)
     except msgspec.DecodeError as error:
         raise DomainError("malformed_request", f"The body is not JSON: {error}.") from None
     except UnicodeDecodeError:
@@ -246,51 +246,53 @@ def parse_artifact(sent: bytes) -> Artifact:
         raise DomainError("malformed_request", "The body nests too deeply.") from None
     if isinstance(upload.artifact_data, UnsetType):
         return upload
-    beside = [name for name in Artifact.__struct_fields__ if getattr(upload, name) not in (None, UNSET)]
-    if beside:
-        raise InvalidFields([FieldError(field=name, message="is not a field beside artifact_data.") for name in beside])
+    extra_fields = [name for name in Artifact.__struct_fields__ if getattr(upload, name) not in (None, UNSET)]
+    if extra_fields:
+        raise InvalidFields(
+            [FieldError(field=name, message="is not allowed beside artifact_data.") for name in extra_fields]
+        )
     return upload.artifact_data
 
 
-def _read_again(packed: bytes, error: msgspec.ValidationError) -> ArtifactUpload:
-    """The upload, if only its times were in the way. Errors: `invalid_field`, `malformed_request`."""
+def _decode_with_times(packed: bytes, error: msgspec.ValidationError) -> ArtifactUpload:
+    """Decode an upload again, with its times in one form. Errors: `invalid_field`, `malformed_request`."""
     if "datetime" not in str(error):
-        raise _refusal(str(error)) from None
+        raise _build_refusal(str(error)) from None
     try:
-        return _UPLOADS.decode(normalize_times(packed, ArtifactUpload))
+        return _UPLOAD_DECODER.decode(normalize_times(packed, ArtifactUpload))
     except msgspec.ValidationError as still:
-        raise _refusal(str(still)) from None
+        raise _build_refusal(str(still)) from None
 
 
 def parse_parameters(artifact: Artifact) -> SamplingParameters:
-    """The parameters that count for determinism. Errors: `invalid_field`."""
-    sent = artifact.llm_config.parameters if artifact.llm_config is not None else UNSET
-    if isinstance(sent, UnsetType) or is_empty(sent):
+    """Parse the parameters that count for determinism. Errors: `invalid_field`."""
+    parameters = artifact.llm_config.parameters if artifact.llm_config is not None else UNSET
+    if isinstance(parameters, UnsetType) or is_empty(parameters):
         return SamplingParameters()
     try:
-        return _PARAMETERS.decode(sent)
+        return _PARAMETERS_DECODER.decode(parameters)
     except msgspec.ValidationError as error:
-        raise _refusal(str(error), "llm_config.parameters") from None
+        raise _build_refusal(str(error), "llm_config.parameters") from None
 
 
 def is_empty(value: FreeJson) -> bool:
-    """Whether a free-form value says nothing: left out, null, or an empty string, list or object."""
+    """Tell whether a free-form value is empty: left out, null, or an empty string, list or object."""
     return isinstance(value, UnsetType) or (len(value) <= 4 and bytes(value) in (b"", b"null", b"{}", b"[]", b'""'))
 
 
-def _refusal(message: str, within: str = "") -> DomainError:
-    found = field_error_from_msgspec(message, within)
-    if found.field == "body" and found.message.startswith("Expected `object`"):
+def _build_refusal(message: str, within: str = "") -> DomainError:
+    field_error = field_error_from_msgspec(message, within)
+    if field_error.field == "body" and field_error.message.startswith("Expected `object`"):
         return DomainError("malformed_request", "The body must be a JSON object.")
-    # Whoever wraps an artifact finds its fields under the names they have without the wrapping.
-    return InvalidFields([replace(found, field=found.field.removeprefix("artifact_data."))])
+    # Fields of a wrapped artifact are reported under the names that they have without the wrapper.
+    return InvalidFields([replace(field_error, field=field_error.field.removeprefix("artifact_data."))])
 
 
-def _check_text(sent: bytes) -> None:
-    """Slices are copied through unread, so that nothing else would notice what is not UTF-8."""
+def _check_utf8(sent: bytes) -> None:
+    """Check that a body is UTF-8: slices are copied unread, so that no other step would notice."""
     if sent.isascii():
         return
     decoder = codecs.getincrementaldecoder("utf-8")()
-    for begin in range(0, len(sent), _CHUNK):
-        decoder.decode(sent[begin : begin + _CHUNK])
+    for begin in range(0, len(sent), _UTF8_CHUNK_BYTES):
+        decoder.decode(sent[begin : begin + _UTF8_CHUNK_BYTES])
     decoder.decode(b"", final=True)

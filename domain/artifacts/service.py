@@ -1,4 +1,4 @@
-"""Artifacts as they are kept: stored, read, listed, counted, deleted; and those that executions write by themselves.
+"""Store, read, list, count and delete artifacts, uploaded ones and those of executions.
 
 A body waits in Postgres, compressed, until a worker has put it into object storage; it is readable all the while.
 """
@@ -33,7 +33,7 @@ BYTES_PER_GIGABYTE: Final = 1_000_000_000
 
 
 class ArtifactFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """What artifacts are narrowed to, from `start_date` on and before `end_date`. `search` looks through errors."""
+    """Select artifacts of a list, from `start_date` on and before `end_date`. `search` looks through errors."""
 
     environment: str | None = None
     semantic_bucket: str | None = None
@@ -53,14 +53,14 @@ class ArtifactFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PackedArtifact(msgspec.Struct, frozen=True, kw_only=True):
-    """An artifact to be stored, with its body compressed."""
+    """Hold an artifact to store, with its body compressed."""
 
     record: ArtifactRecord
     packed_body: bytes
 
 
 class ArtifactBody(msgspec.Struct, frozen=True, kw_only=True):
-    """Where an artifact's body is: in `packed` while it waits, else in object storage under `key`. Compressed."""
+    """Locate an artifact's compressed body: in `packed_body` while it waits, else in object storage under `key`."""
 
     key: str
     size: int
@@ -68,7 +68,7 @@ class ArtifactBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PendingBody(msgspec.Struct, frozen=True, kw_only=True):
-    """A body on its way to object storage. `id` is the artifact's."""
+    """Hold a body on its way to object storage. `id` is the artifact's."""
 
     id: str
     key: str
@@ -76,7 +76,7 @@ class PendingBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExecutionTokens(msgspec.Struct, frozen=True, kw_only=True):
-    """What an execution's calls of models came to: tokens, and the provider of the last one."""
+    """Sum the tokens of an execution's calls of models, with the provider of the last one."""
 
     provider: str
     prompt: int
@@ -86,7 +86,7 @@ class ExecutionTokens(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnrecordedExecution(msgspec.Struct, frozen=True, kw_only=True):
-    """An ended execution that has not written its artifact, with what only its log and its agent know."""
+    """Hold an ended execution without an artifact, with the parts that only its log and its agent know."""
 
     execution: Execution
     agent_name: str | None
@@ -97,14 +97,14 @@ class UnrecordedExecution(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SemanticBucketCount(msgspec.Struct, frozen=True, kw_only=True):
-    """A semantic bucket, and how many artifacts are in it."""
+    """Count the artifacts in a semantic bucket."""
 
     semantic_bucket: str
     count: int
 
 
 class ArtifactStats(msgspec.Struct, kw_only=True):
-    """Figures over artifacts. Rates from 0 to 100, durations in milliseconds; quantiles are within 1 %.
+    """Summarize artifacts. Rates from 0 to 100, durations in milliseconds; quantiles are within 1 %.
 
     `total_size_gb` is of the bodies before compression, in units of 10^9 bytes. An artifact counts in each of its
     semantic buckets.
@@ -129,7 +129,7 @@ class ArtifactStats(msgspec.Struct, kw_only=True):
 
 
 class ArtifactPoint(msgspec.Struct, kw_only=True):
-    """An hour or a day (UTC) of artifacts."""
+    """Summarize an hour or a day (UTC) of artifacts."""
 
     date: datetime
     count: int
@@ -140,42 +140,42 @@ class ArtifactPoint(msgspec.Struct, kw_only=True):
 
 
 class Artifacts(Protocol):
-    """The artifacts of the bound tenant. Whatever changes them writes their deltas in the same statement."""
+    """Store the artifacts of the bound tenant. Every change writes its statistics deltas in the same statement."""
 
     async def add(self, stored: list[PackedArtifact]) -> set[str]:
         """Store those whose `kurral_id` is new, with their bodies. Returns the ids (ours) of these."""
         ...
 
     async def find(self, kurral_ids: list[str]) -> dict[str, tuple[ArtifactMetadata, bytes]]:
-        """Artifacts and their fingerprints, by `kurral_id`."""
+        """Return artifacts and their fingerprints, by `kurral_id`."""
         ...
 
     async def get(self, reference: str) -> ArtifactMetadata | None: ...
     async def get_body(self, metadata: ArtifactMetadata) -> ArtifactBody: ...
-    async def list_page(self, narrowed: ArtifactFilter, page: Page) -> Listing[ArtifactMetadata]: ...
+    async def list_page(self, filters: ArtifactFilter, page: Page) -> Listing[ArtifactMetadata]: ...
     async def list_after(
-        self, narrowed: ArtifactFilter, place: tuple[datetime, str] | None, limit: int
+        self, filters: ArtifactFilter, place: tuple[datetime, str] | None, limit: int
     ) -> list[ArtifactMetadata]: ...
     async def delete(self, artifact_ids: list[str], now: datetime) -> int:
-        """Delete rows, waiting bodies and what they count; their objects are noted to be deleted."""
+        """Delete rows, waiting bodies and their statistics; marks their objects for deletion."""
         ...
 
     async def list_older(self, before: datetime, limit: int) -> list[str]:
-        """The oldest artifacts (our ids) from before a time."""
+        """List the oldest artifacts (our ids) from before a time."""
         ...
 
     async def claim_pending_bodies(
-        self, most: int, most_bytes: int, now: datetime, until: datetime
+        self, limit: int, max_bytes: int, now: datetime, until: datetime
     ) -> list[PendingBody]: ...
     async def mark_bodies_stored(self, ids: list[str]) -> set[str]:
-        """These bodies are in object storage now. Returns those whose artifacts were deleted meanwhile."""
+        """Mark bodies as stored in object storage. Returns those whose artifacts were deleted meanwhile."""
         ...
 
     async def release_bodies(self, ids: list[str]) -> None: ...
     async def list_deletable_objects(self, now: datetime, limit: int) -> list[str]: ...
     async def mark_objects_deleted(self, keys: list[str], now: datetime) -> None: ...
     async def list_unrecorded(self, limit: int) -> list[tuple[str, str]]:
-        """Ended executions without an artifact over all tenants, as (tenant, execution)."""
+        """List ended executions without an artifact over all tenants, as (tenant, execution)."""
         ...
 
     async def load_unrecorded(self, executions: list[str]) -> list[UnrecordedExecution]: ...
@@ -183,125 +183,126 @@ class Artifacts(Protocol):
 
 
 async def store_artifacts(tx: Tx, sent: list[PackedArtifact]) -> list[ArtifactMetadata | DomainError]:
-    """Store artifacts. One that is there already is answered as the first time if it is the same, else refused."""
-    fresh = await tx.artifacts.add(sent)
-    if fresh:
+    """Store artifacts. A repeated upload returns the first one's metadata; a different one of its id is a conflict."""
+    new_ids = await tx.artifacts.add(sent)
+    if new_ids:
         tx.ring_job(Job(lane="record", row_id=sent[0].record.metadata.id, tenant_id="", attempt=0))
-    others = [one.record.metadata.kurral_id for one in sent if one.record.metadata.id not in fresh]
-    known = await tx.artifacts.find(others) if others else {}
-    return [_answer(one, fresh, known) for one in sent]
+    repeated = [artifact.record.metadata for artifact in sent if artifact.record.metadata.id not in new_ids]
+    stored = await tx.artifacts.find([metadata.kurral_id for metadata in repeated]) if repeated else {}
+    return [_answer_upload(artifact, new_ids, stored) for artifact in sent]
 
 
-def _answer(
-    one: PackedArtifact, fresh: set[str], known: dict[str, tuple[ArtifactMetadata, bytes]]
+def _answer_upload(
+    sent: PackedArtifact, new_ids: set[str], stored: dict[str, tuple[ArtifactMetadata, bytes]]
 ) -> ArtifactMetadata | DomainError:
-    mine = one.record.metadata
-    if mine.id in fresh:
-        return mine
-    if mine.kurral_id not in known:
-        # It was deleted between two statements.
-        return Conflict(f"An artifact {mine.kurral_id!r} was just deleted; send this one again.")
-    first, fingerprint = known[mine.kurral_id]
-    if fingerprint != one.record.fingerprint:
-        return Conflict(f"There is another artifact with the kurral_id {mine.kurral_id!r}.")
+    metadata = sent.record.metadata
+    if metadata.id in new_ids:
+        return metadata
+    if metadata.kurral_id not in stored:
+        # It was deleted between the two statements.
+        return Conflict(f"An artifact {metadata.kurral_id!r} was just deleted; send this one again.")
+    first, fingerprint = stored[metadata.kurral_id]
+    if fingerprint != sent.record.fingerprint:
+        return Conflict(f"Another artifact has the kurral_id {metadata.kurral_id!r}.")
     return first
 
 
 async def get_artifact(tx: Tx, reference: str, labelled: str | None = None) -> ArtifactMetadata:
-    """An artifact by its `kurral_id`, or by our id. `labelled` has to be its tenant, or what its body calls it.
+    """Return an artifact by its `kurral_id`, or by our id. `labelled` must be its tenant, or the one its body names.
 
     Errors: `not_found`.
     """
-    found = await tx.artifacts.get(reference)
-    if found is None or (labelled is not None and labelled not in (found.tenant_id, found.labelled_tenant)):
+    metadata = await tx.artifacts.get(reference)
+    is_foreign = metadata and labelled is not None and labelled not in (metadata.tenant_id, metadata.labelled_tenant)
+    if metadata is None or is_foreign:
         raise NotFound("artifact", reference)
-    return found
+    return metadata
 
 
 async def get_artifact_body(tx: Tx, reference: str, labelled: str | None = None) -> ArtifactBody:
-    """Where an artifact's body is. Errors: `not_found`."""
+    """Locate an artifact's body. Errors: `not_found`."""
     return await tx.artifacts.get_body(await get_artifact(tx, reference, labelled))
 
 
-def normalize_filter(wanted: ArtifactFilter, tenant_id: str, *tenants: str | None) -> ArtifactFilter:
-    """The filter with its times in UTC. A tenant is one's own, or what bodies call themselves.
+def normalize_filter(filters: ArtifactFilter, tenant_id: str, *tenants: str | None) -> ArtifactFilter:
+    """Return the filter with its times in UTC. A tenant is the caller's own, or one that bodies name.
 
     Errors: `invalid_field`.
     """
-    since, until = parse_time_range(wanted.start_date, wanted.end_date, ("start_date", "end_date"))
-    refuse_nul_characters(wanted)
+    since, until = parse_time_range(filters.start_date, filters.end_date, ("start_date", "end_date"))
+    refuse_nul_characters(filters)
     if any(tenant is not None and "\0" in tenant for tenant in tenants):
         raise InvalidField("tenant_id", "must not hold U+0000.")
-    named = {tenant for tenant in tenants if tenant is not None}
-    if len(named) > 1:
-        raise InvalidField("group_id", "means tenant_id, and the two differ.")
-    others = sorted(named - {tenant_id})
-    if wanted.search is not None:
-        wanted = msgspec.structs.replace(wanted, search=build_search_query(wanted.search))
+    tenant_ids = {tenant for tenant in tenants if tenant is not None}
+    if len(tenant_ids) > 1:
+        raise InvalidField("group_id", "means tenant_id; send one of them.")
+    others = sorted(tenant_ids - {tenant_id})
+    if filters.search is not None:
+        filters = msgspec.structs.replace(filters, search=build_search_query(filters.search))
     return msgspec.structs.replace(
-        wanted,
+        filters,
         start_date=since,
         end_date=until,
-        labelled_tenant=others[0] if others else wanted.labelled_tenant,
+        labelled_tenant=others[0] if others else filters.labelled_tenant,
     )
 
 
-def query_from_filter(wanted: ArtifactFilter) -> StatsQuery:
-    """The filter as what statistics are asked."""
+def query_from_filter(filters: ArtifactFilter) -> StatsQuery:
+    """Return a filter as a query of statistics."""
     names = [name for name in ArtifactFilter.__struct_fields__ if name not in ("start_date", "end_date")]
-    by_name = {name: getattr(wanted, name) for name in names}
-    return StatsQuery(kind="artifacts", filters=by_name, since=wanted.start_date, until=wanted.end_date)
+    by_name = {name: getattr(filters, name) for name in names}
+    return StatsQuery(kind="artifacts", filters=by_name, since=filters.start_date, until=filters.end_date)
 
 
 async def list_artifacts_after(
     tx: Tx, last: ArtifactMetadata | None, limit: int, *, filters: ArtifactFilter
 ) -> list[ArtifactMetadata]:
-    """The next artifacts after `last`, newest first."""
+    """List the next artifacts after `last`, newest first."""
     return await tx.artifacts.list_after(filters, None if last is None else (last.created_at, last.id), limit)
 
 
 async def delete_artifact(tx: Tx, reference: str, labelled: str | None = None) -> None:
-    """Delete an artifact, its body, and what it counts in statistics. Errors: `not_found`."""
-    found = await get_artifact(tx, reference, labelled)
-    if not await tx.artifacts.delete([found.id], tx.now):
+    """Delete an artifact, its body and its share of the statistics. Errors: `not_found`."""
+    metadata = await get_artifact(tx, reference, labelled)
+    if not await tx.artifacts.delete([metadata.id], tx.now):
         raise NotFound("artifact", reference)
-    tx.ring_job(Job(lane="record", row_id=found.id, tenant_id="", attempt=0))
+    tx.ring_job(Job(lane="record", row_id=metadata.id, tenant_id="", attempt=0))
 
 
 async def list_semantic_buckets(tx: Tx, page: Page) -> Listing[SemanticBucketCount]:
-    """The semantic buckets there are, the fullest first."""
-    counts = _buckets((await tx.stats.sum_groups(query_from_filter(ArtifactFilter()))).sum_by("semantic_bucket"))
+    """List the semantic buckets, the largest first."""
+    counts = _count_buckets((await tx.stats.sum_groups(query_from_filter(ArtifactFilter()))).sum_by("semantic_bucket"))
     rows = [SemanticBucketCount(semantic_bucket=name, count=count) for name, count in counts.items()]
     return build_listing(rows[page.offset : page.offset + page.limit + 1], len(rows), page)
 
 
-async def compute_artifact_stats(tx: Tx, wanted: ArtifactFilter) -> ArtifactStats:
-    """Figures over artifacts."""
-    found = await tx.stats.sum_groups(query_from_filter(wanted))
-    total, known = found.sum_measure("count"), found.sum_measure("duration_ms_known")
+async def compute_artifact_stats(tx: Tx, filters: ArtifactFilter) -> ArtifactStats:
+    """Compute statistics of artifacts."""
+    sums = await tx.stats.sum_groups(query_from_filter(filters))
+    total, timed = sums.sum_measure("count"), sums.sum_measure("duration_ms_known")
     return ArtifactStats(
         total_artifacts=total,
-        total_size_gb=found.sum_measure("size_bytes") / BYTES_PER_GIGABYTE,
-        by_environment=sort_counts(found.sum_by("environment")),
-        by_replay_level=sort_counts(found.sum_by("replay_level")),
-        by_semantic_bucket=_buckets(found.sum_by("semantic_bucket")),
-        by_model=sort_counts(found.sum_by("model_name")),
-        by_provider=sort_counts(found.sum_by("provider")),
-        by_status=sort_counts(found.sum_by("status")),
-        total_cost_usd=found.sum_measure("cost_usd") / NANOS_PER_UNIT,
-        total_tokens=found.sum_measure("tokens"),
-        # Kept in microseconds.
-        avg_duration_ms=found.sum_measure("duration_ms") / (1000 * known) if known else None,
-        p50=found.quantiles[0],
-        p95=found.quantiles[1],
-        p99=found.quantiles[2],
-        error_rate=100 * found.sum_measure("errors") / total if total else 0.0,
-        deterministic_rate=100 * found.sum_measure("deterministic") / total if total else 0.0,
+        total_size_gb=sums.sum_measure("size_bytes") / BYTES_PER_GIGABYTE,
+        by_environment=sort_counts(sums.sum_by("environment")),
+        by_replay_level=sort_counts(sums.sum_by("replay_level")),
+        by_semantic_bucket=_count_buckets(sums.sum_by("semantic_bucket")),
+        by_model=sort_counts(sums.sum_by("model_name")),
+        by_provider=sort_counts(sums.sum_by("provider")),
+        by_status=sort_counts(sums.sum_by("status")),
+        total_cost_usd=sums.sum_measure("cost_usd") / NANOS_PER_UNIT,
+        total_tokens=sums.sum_measure("tokens"),
+        # Stored in microseconds.
+        avg_duration_ms=sums.sum_measure("duration_ms") / (1000 * timed) if timed else None,
+        p50=sums.quantiles[0],
+        p95=sums.quantiles[1],
+        p99=sums.quantiles[2],
+        error_rate=100 * sums.sum_measure("errors") / total if total else 0.0,
+        deterministic_rate=100 * sums.sum_measure("deterministic") / total if total else 0.0,
     )
 
 
-def _buckets(by_set: dict[str, int]) -> dict[str, int]:
-    """Counts by semantic bucket, from counts by the JSON list of an artifact's buckets."""
+def _count_buckets(by_set: dict[str, int]) -> dict[str, int]:
+    """Count by semantic bucket, from counts by the JSON list of an artifact's buckets."""
     counts: dict[str, int] = {}
     for names, count in by_set.items():
         for name in msgspec.json.decode(names, type=list[str]):
@@ -310,10 +311,10 @@ def _buckets(by_set: dict[str, int]) -> dict[str, int]:
 
 
 async def compute_artifact_timeseries(
-    tx: Tx, wanted: ArtifactFilter, days: int, bucket: TimeBucket
+    tx: Tx, filters: ArtifactFilter, days: int, bucket: TimeBucket
 ) -> list[ArtifactPoint]:
-    """Artifacts per hour or day, oldest first, empty ones too. Errors: `invalid_field`."""
-    points = await read_timeseries(tx, query_from_filter(wanted), bucket, list_bucket_starts(tx.now, days, bucket))
+    """Count artifacts per hour or day, oldest first, with empty ones. Errors: `invalid_field`."""
+    points = await read_timeseries(tx, query_from_filter(filters), bucket, list_bucket_starts(tx.now, days, bucket))
     return [
         ArtifactPoint(
             date=point["begin"],
@@ -327,13 +328,13 @@ async def compute_artifact_timeseries(
     ]
 
 
-def parse_call_tree(whole: bytes) -> list[ToolCallNode]:
-    """The tool calls of a body as a tree."""
-    return build_call_tree(_CALLS.decode(whole).tool_calls)
+def parse_call_tree(body: bytes) -> list[ToolCallNode]:
+    """Parse the tool calls of a body as a tree."""
+    return build_call_tree(_CALLS_DECODER.decode(body).tool_calls)
 
 
-class _Calls(msgspec.Struct):
+class _ToolCallsOnly(msgspec.Struct):
     tool_calls: list[ArtifactToolCall] = []
 
 
-_CALLS: Final = msgspec.json.Decoder(_Calls)
+_CALLS_DECODER: Final = msgspec.json.Decoder(_ToolCallsOnly)

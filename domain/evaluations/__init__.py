@@ -1,7 +1,7 @@
-"""Evaluations: what somebody, or a worker, thinks of one answer of a model.
+"""Store and score evaluations: judgements of one answer of a model, by a client or by a worker.
 
-Metrics that the caller sends are stored as sent. Those left out are computed by a worker from prompt, response
-and `retrieved_docs` (`domain.evaluations.scoring`). `metrics` tells so: `sent`, or `pending` until `computed`.
+Metrics that the client sends are stored as sent. A worker computes the others from prompt, response and
+`retrieved_docs` (`domain.evaluations.scoring`). `metrics` shows it: `sent`, or `pending` until `computed`.
 """
 
 from domain.evaluations.parser import build_evaluations, parse_evaluation, parse_evaluation_batch
@@ -13,6 +13,13 @@ from domain.evaluations.schema import (
     EvaluationBatch,
     EvaluationFilter,
     NewEvaluation,
+)
+from domain.evaluations.scoring import (
+    HALLUCINATION_THRESHOLD,
+    ClientScores,
+    EvaluationScores,
+    TextSimilarity,
+    score_evaluation,
 )
 from domain.evaluations.service import (
     Evaluations,
@@ -37,16 +44,20 @@ from domain.evaluations.statistics import (
 )
 
 __all__ = [
+    "HALLUCINATION_THRESHOLD",
     "MAX_EVALUATION_BATCH",
     "MAX_SCORING_ATTEMPTS",
     "ClaimedEvaluation",
+    "ClientScores",
     "Evaluation",
     "EvaluationBatch",
     "EvaluationFilter",
     "EvaluationPoint",
+    "EvaluationScores",
     "EvaluationStats",
     "Evaluations",
     "NewEvaluation",
+    "TextSimilarity",
     "add_evaluations",
     "build_evaluations",
     "claim_evaluations",
@@ -63,5 +74,6 @@ __all__ = [
     "parse_evaluation",
     "parse_evaluation_batch",
     "query_from_filter",
+    "score_evaluation",
     "settle_evaluations",
 ]

@@ -1,4 +1,4 @@
-"""From what was sent to what is stored, with everything checked that needs no other record."""
+"""Parse and check evaluations, with every check that needs no other record."""
 
 from datetime import datetime
 from typing import Any, Final, cast
@@ -26,45 +26,45 @@ from domain.shared.field_errors import collect_field_errors
 from domain.shared.json_limits import JsonTooLarge, check_json, check_json_body
 from domain.shared.times import normalize_times, read_record_time
 
-_LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
-_BATCH: Final = msgspec.json.Decoder(list[NewEvaluation])
-_ONE: Final = msgspec.json.Decoder(NewEvaluation)
+_LIST_DECODER: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_BATCH_DECODER: Final = msgspec.json.Decoder(list[NewEvaluation])
+_EVALUATION_DECODER: Final = msgspec.json.Decoder(NewEvaluation)
 
 
-class _Wrapped(msgspec.Struct, forbid_unknown_fields=True):
+class _EvaluationWrapper(msgspec.Struct, forbid_unknown_fields=True):
     evaluations: msgspec.Raw
 
 
-_WRAPPED: Final = msgspec.json.Decoder(_Wrapped)
-_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_TEXTS: Final = ("prompt", "response", "mode", "model_name", "agent_name", "session_id", "artifact_id")
+_WRAPPER_DECODER: Final = msgspec.json.Decoder(_EvaluationWrapper)
+_UNREADABLE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_TEXT_FIELDS: Final = ("prompt", "response", "mode", "model_name", "agent_name", "session_id", "artifact_id")
 
 
 def parse_evaluation(body: bytes) -> NewEvaluation:
-    """One evaluation. Errors: `malformed_request`, `invalid_field`."""
+    """Parse one evaluation. Errors: `malformed_request`, `invalid_field`."""
     check_json_body(body)
     try:
-        return _decoded(body)
+        return _decode_evaluation(body)
     except msgspec.ValidationError as error:
         if field_error_from_msgspec(str(error)).field == "body":
             raise DomainError("malformed_request", "The body must be a JSON object.") from None
-        raise _refuse_fields(body, error) from None
-    except _UNREADABLE as error:
-        raise _unreadable(error) from None
+        raise _build_field_errors(body, error) from None
+    except _UNREADABLE_ERRORS as error:
+        raise _build_syntax_error(error) from None
 
 
-def _decoded(source: bytes | msgspec.Raw) -> NewEvaluation:
-    """One evaluation, its time in any form that is read here. Errors: those of msgspec."""
+def _decode_evaluation(source: bytes | msgspec.Raw) -> NewEvaluation:
+    """Decode one evaluation, with its time in any form that we accept. Errors: those of msgspec."""
     try:
-        return _ONE.decode(source)
+        return _EVALUATION_DECODER.decode(source)
     except msgspec.ValidationError as error:
         if "datetime" not in str(error):
             raise
-    return _ONE.decode(normalize_times(source, NewEvaluation))
+    return _EVALUATION_DECODER.decode(normalize_times(source, NewEvaluation))
 
 
 def parse_evaluation_batch(body: bytes) -> list[NewEvaluation]:
-    """A batch: a JSON list of evaluations, or `{"evaluations": […]}`.
+    """Parse a batch: a JSON list of evaluations, or `{"evaluations": […]}`.
 
     Errors: `malformed_request`, `invalid_field` with the place, for example `evaluations[3].latency_sec`.
     """
@@ -72,47 +72,47 @@ def parse_evaluation_batch(body: bytes) -> list[NewEvaluation]:
         check_json_body(body, BATCH_JSON_LIMITS)
         raw: bytes | msgspec.Raw = body
         if body.lstrip()[:1] == b"{":
-            raw = _WRAPPED.decode(body).evaluations
-        rows = _LIST.decode(raw)
+            raw = _WRAPPER_DECODER.decode(body).evaluations
+        rows = _LIST_DECODER.decode(raw)
         if not 1 <= len(rows) <= MAX_EVALUATION_BATCH:
             raise InvalidField("evaluations", f"must have from 1 to {MAX_EVALUATION_BATCH} rows, not {len(rows)}.")
         try:
-            return _BATCH.decode(raw)
+            return _BATCH_DECODER.decode(raw)
         except msgspec.ValidationError:
-            return [_decoded(row) for row in rows]
+            return [_decode_evaluation(row) for row in rows]
     except msgspec.ValidationError as error:
-        raise _misplaced(raw, error) from None
-    except _UNREADABLE as error:
-        raise _unreadable(error) from None
+        raise _locate_errors(raw, error) from None
+    except _UNREADABLE_ERRORS as error:
+        raise _build_syntax_error(error) from None
 
 
-def _misplaced(raw: bytes | msgspec.Raw, error: msgspec.ValidationError) -> DomainError:
-    """Which row is at fault, that msgspec does not say."""
+def _locate_errors(raw: bytes | msgspec.Raw, error: msgspec.ValidationError) -> DomainError:
+    """Return the errors with their rows, which msgspec does not report."""
     try:
-        rows = _LIST.decode(raw)
+        rows = _LIST_DECODER.decode(raw)
     except msgspec.ValidationError:
         return InvalidField("evaluations", f"must be a list of evaluations: {error}.")
-    found: list[FieldError] = []
+    errors: list[FieldError] = []
     for number, row in enumerate(rows):
         try:
-            _decoded(row)
-        except msgspec.ValidationError as wrong:
-            found += _refuse_fields(row, wrong, f"evaluations[{number}]").errors
-        if len(found) >= MAX_FIELD_ERRORS:
+            _decode_evaluation(row)
+        except msgspec.ValidationError as row_error:
+            errors += _build_field_errors(row, row_error, f"evaluations[{number}]").errors
+        if len(errors) >= MAX_FIELD_ERRORS:
             break
-    return InvalidFields(found)
+    return InvalidFields(errors)
 
 
-def _refuse_fields(row: bytes | msgspec.Raw, error: msgspec.ValidationError, within: str = "") -> DomainError:
-    """Every field at fault of what was refused for one of them."""
+def _build_field_errors(row: bytes | msgspec.Raw, error: msgspec.ValidationError, within: str = "") -> DomainError:
+    """Return every wrong field of a row that was refused for one of them."""
     try:
-        found = collect_field_errors(msgspec.json.decode(row), NewEvaluation, within)
-    except _UNREADABLE:
-        found = []
-    return InvalidFields(found or [field_error_from_msgspec(str(error), within)])
+        errors = collect_field_errors(msgspec.json.decode(row), NewEvaluation, within)
+    except _UNREADABLE_ERRORS:
+        errors = []
+    return InvalidFields(errors or [field_error_from_msgspec(str(error), within)])
 
 
-def _unreadable(error: Exception) -> DomainError:
+def _build_syntax_error(error: Exception) -> DomainError:
     why = "nests too deeply" if isinstance(error, RecursionError) else f"is not JSON: {error}"
     return DomainError("malformed_request", f"The body {why}.")
 
@@ -120,14 +120,14 @@ def _unreadable(error: Exception) -> DomainError:
 def build_evaluations(
     tenant_id: str, user_id: str, sent: list[NewEvaluation], now: datetime, batch: bool
 ) -> list[Evaluation]:
-    """Evaluations as they are stored. Errors: `invalid_field`, with the row of a batch."""
-    made = []
+    """Build evaluations as they are stored. Errors: `invalid_field`, with the row of a batch."""
+    built = []
     for number, (data, evaluation_id) in enumerate(zip(sent, ids.generate_ids("eval", len(sent)), strict=True)):
         try:
-            created_at = _checked(data, now)
+            created_at = _check_evaluation(data, now)
         except DomainError as error:
             raise prefix_batch_row(error, number) if batch else error from None
-        made.append(
+        built.append(
             Evaluation(
                 id=evaluation_id,
                 tenant_id=tenant_id,
@@ -149,15 +149,15 @@ def build_evaluations(
                 execution_id=data.execution_id,
                 artifact_id=data.artifact_id,
                 metadata=None if isinstance(data.metadata, UnsetType) else cast(Any, data.metadata),
-                metrics="pending" if _incomplete(data) else "sent",
+                metrics="pending" if _has_missing_scores(data) else "sent",
                 created_at=created_at,
             )
         )
-    return made
+    return built
 
 
-def _checked(data: NewEvaluation, now: datetime) -> datetime:
-    for name in _TEXTS:
+def _check_evaluation(data: NewEvaluation, now: datetime) -> datetime:
+    for name in _TEXT_FIELDS:
         if "\0" in (getattr(data, name) or ""):
             raise InvalidField(name, "must not hold U+0000.")
     if data.execution_id is not None and ids.decode_id("exec", data.execution_id) is None:
@@ -175,15 +175,15 @@ def _check_metadata(sent: bytes) -> None:
     except JsonTooLarge as error:
         raise InvalidField("metadata", error.reason) from None
     try:
-        # Read once to see that it can be read again, which a slice was not yet.
-        found = msgspec.json.decode(sent)
-    except _UNREADABLE as error:
+        # A slice is unchecked; decoding shows that it can be decoded later.
+        metadata = msgspec.json.decode(sent)
+    except _UNREADABLE_ERRORS as error:
         raise InvalidField("metadata", f"cannot be read: {error}.") from None
-    if found is not None and not isinstance(found, dict):
+    if metadata is not None and not isinstance(metadata, dict):
         raise InvalidField("metadata", "must be an object.")
 
 
-def _incomplete(data: NewEvaluation) -> bool:
+def _has_missing_scores(data: NewEvaluation) -> bool:
     return (
         data.hallucinated is None
         or data.hallucination_probability is None
@@ -194,6 +194,6 @@ def _incomplete(data: NewEvaluation) -> bool:
 
 
 def prefix_batch_row(error: DomainError, number: int) -> DomainError:
-    """The error of a field, as that of a row of a batch."""
-    found = [FieldError(field=f"evaluations[{number}].{one.field}", message=one.message) for one in error.errors]
-    return DomainError(error.code, f"evaluations[{number}].{error.detail}", found)
+    """Return the error of a field as that of a row of a batch."""
+    errors = [FieldError(field=f"evaluations[{number}].{item.field}", message=item.message) for item in error.errors]
+    return DomainError(error.code, f"evaluations[{number}].{error.detail}", errors)

@@ -1,4 +1,4 @@
-"""What evaluations are: as they are sent, as they are stored, and what they are narrowed to."""
+"""Define evaluations as they are sent and stored, and the filter of their lists."""
 
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
@@ -9,12 +9,12 @@ from msgspec import UNSET, Meta, UnsetType
 from domain.shared.json_limits import JsonLimits
 
 MAX_EVALUATION_BATCH: Final = 1000
-# Those of its metadata, which are not made into objects all at once, are counted with them.
+# The values of `metadata` are counted too, though they become objects one row at a time.
 BATCH_JSON_LIMITS: Final = JsonLimits(depth=512, values=1_000_000)
 MAX_TEXT_CHARACTERS: Final = 1_000_000
 MAX_RETRIEVED_DOCS: Final = 256
 MAX_METADATA_BYTES: Final = 64 * 1024
-# Claims of one whose computing fails, before it stays without.
+# Claims of an evaluation whose scoring fails, before it stays without scores.
 MAX_SCORING_ATTEMPTS: Final = 3
 
 MetricsState = Literal["sent", "pending", "computed", "failed"]
@@ -28,7 +28,7 @@ Rate = Annotated[float, Meta(ge=0, le=1_000_000_000, description="Per second.")]
 
 
 class NewEvaluation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
-    """What is evaluated, and the metrics that the caller knows.
+    """Send an answer to evaluate, and the metrics that the caller has measured.
 
     `created_at` is when it happened, now if left out. `execution_id` and `artifact_id` (a `kurral_id`) must exist.
     `metadata` is a free object of up to 64 KiB.
@@ -56,7 +56,7 @@ class NewEvaluation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc
 
 
 class Evaluation(msgspec.Struct, kw_only=True, gc=False):
-    """One evaluation. Scores from 0 to 1 (`semantic_drift` to 2), `computed` names those a worker computed."""
+    """Describe one evaluation. Scores from 0 to 1 (`semantic_drift` to 2), `computed` names those a worker computed."""
 
     id: str
     tenant_id: str
@@ -84,14 +84,14 @@ class Evaluation(msgspec.Struct, kw_only=True, gc=False):
 
 
 class EvaluationBatch(msgspec.Struct, kw_only=True, frozen=True):
-    """What became of a batch: how many were stored, and their ids in the order in which they were sent."""
+    """Report a stored batch: the number of evaluations and their ids, in the order in which they were sent."""
 
     created: int
     ids: list[str]
 
 
 class EvaluationFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """What evaluations are narrowed to. Times are inclusive at `since`, exclusive at `until`."""
+    """Select evaluations of a list. Times are inclusive at `since`, exclusive at `until`."""
 
     hallucinated: bool | None = None
     mode: str | None = None
@@ -105,7 +105,7 @@ class EvaluationFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClaimedEvaluation(msgspec.Struct, kw_only=True, frozen=True):
-    """An evaluation whose metrics this attempt computes."""
+    """Hold an evaluation whose metrics this attempt computes."""
 
     evaluation: Evaluation
     attempt: int

@@ -1,10 +1,10 @@
-"""How far an answer strays from its question and its sources, as five numbers.
+"""Score how far an answer strays from its question and its sources, as five numbers.
 
     probability  = .4 · (1 - factual support) + .4 · semantic drift + .2 · uncertainty
     hallucinated = probability > .45
 
-Drift and support come from a `Similarity`, which stands outside; uncertainty is counted here, from words.
-The numbers rank answers for a person to look at. They are no judgement of truth.
+Drift and support come from a `TextSimilarity` outside the domain; uncertainty is counted here, from words.
+The numbers rank answers for a person to review. They do not judge truth.
 """
 
 import re
@@ -16,13 +16,13 @@ from typing import Final, Protocol
 import msgspec
 
 HALLUCINATION_THRESHOLD: Final = 0.45
-# A matrix of claims by sources, which keeps an evaluation of megabytes within seconds and tens of megabytes.
+# These bound the matrix of claims by sources: an evaluation of megabytes takes seconds and tens of megabytes.
 MAX_CLAIM_SENTENCES: Final = 300
 MAX_SOURCE_SENTENCES: Final = 1500
 MAX_SENTENCE_CHARACTERS: Final = 600
 
-# One of the first settles a sentence as a guess; the last are also how careful writers state facts.
-_WEIGHTS: Final[dict[float, tuple[str, ...]]] = {
+# One hedge of the first group makes a sentence a guess; careful writers also use the last group to state facts.
+_PHRASES_BY_WEIGHT: Final[dict[float, tuple[str, ...]]] = {
     1.0: (
         "i do not know",
         "i don't know",
@@ -82,18 +82,18 @@ _WEIGHTS: Final[dict[float, tuple[str, ...]]] = {
         "unlikely",
     ),
 }
-_WEIGHT: Final = {phrase: weight for weight, phrases in _WEIGHTS.items() for phrase in phrases}
+_PHRASE_WEIGHTS: Final = {phrase: weight for weight, phrases in _PHRASES_BY_WEIGHT.items() for phrase in phrases}
 # Literals without repetition, the longest first: every position of the text is tried once per phrase at most.
-_HEDGE: Final = re.compile(
-    r"(?<![\w'])(?:" + "|".join(sorted(map(re.escape, _WEIGHT), key=len, reverse=True)) + r")(?![\w'])"
+_HEDGE_PATTERN: Final = re.compile(
+    r"(?<![\w'])(?:" + "|".join(sorted(map(re.escape, _PHRASE_WEIGHTS), key=len, reverse=True)) + r")(?![\w'])"
 )
-_BREAK: Final = re.compile(r"(?:(?<=[.!?…])|(?<=[.!?…][\"'”’)\]]))\s+|(?<=[。！？])|[\r\n]+")  # noqa: RUF001
-_SPACE: Final = re.compile(r"\s")
-_WORD: Final = re.compile(r"[^\W_]")
+_SENTENCE_BREAK: Final = re.compile(r"(?:(?<=[.!?…])|(?<=[.!?…][\"'”’)\]]))\s+|(?<=[。！？])|[\r\n]+")  # noqa: RUF001
+_SPACE_PATTERN: Final = re.compile(r"\s")
+_WORD_PATTERN: Final = re.compile(r"[^\W_]")
 
 
 class EvaluationScores(msgspec.Struct, frozen=True, kw_only=True):
-    """The metrics of one evaluation, each a number from 0 to 1; `hallucinated` is a verdict on the last."""
+    """Hold the metrics of one evaluation, each from 0 to 1; `hallucinated` is a verdict on the last."""
 
     semantic_drift: float
     uncertainty: float
@@ -103,7 +103,7 @@ class EvaluationScores(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClientScores(msgspec.Struct, frozen=True, kw_only=True):
-    """The metrics that a client measured by itself. None is one that it left to us."""
+    """Hold the metrics that a client measured. None marks one that it leaves to us."""
 
     semantic_drift: float | None = None
     uncertainty: float | None = None
@@ -113,111 +113,113 @@ class ClientScores(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TextSimilarity(Protocol):
-    """How near texts are in meaning: 1 for the same, 0 for strangers. Blocks: call it in a thread."""
+    """Compare texts in meaning: 1 for the same, 0 for unrelated ones. Blocks: call it in a thread."""
 
     def compare_texts(self, a: str, b: str) -> float:
-        """From 0 to 1; 0 where a text is empty."""
+        """Return a similarity from 0 to 1; 0 where a text is empty."""
         ...
 
     def score_nearest(self, questions: list[str], candidates: list[str]) -> list[float]:
-        """For each question the similarity of the nearest candidate, 0 to 1; all 0 without candidates."""
+        """Return for each question the similarity of the nearest candidate, 0 to 1; all 0 without candidates."""
         ...
 
 
-def split_sentences(text: str, most: int) -> list[str]:
-    """The first `most` sentences of a text, none longer than `LONGEST` characters and none without a word.
+def split_sentences(text: str, limit: int) -> list[str]:
+    """Return the first `limit` sentences of a text, each with a word and of at most `MAX_SENTENCE_CHARACTERS`.
 
-    Punctuation and emoji by themselves say nothing that could be true, so they are left out. What runs on
-    without an end is cut at a space. Reads no further into the text than it has to.
+    Punctuation and emoji alone state nothing, so they are left out. A sentence that does not end is cut at a
+    space. Reads only as much of the text as it needs.
     """
-    return list(islice(_sentences(text), most))
+    return list(islice(_iterate_sentences(text), limit))
 
 
-def _sentences(text: str) -> Iterator[str]:
-    for start, end in _spans(text):
+def _iterate_sentences(text: str) -> Iterator[str]:
+    for start, end in _iterate_spans(text):
         while start < end:
             stop = min(start + MAX_SENTENCE_CHARACTERS, end)
             if stop < end:
                 space = max(text.rfind(" ", start, stop), text.rfind("\n", start, stop))
                 stop = space + 1 if space > start else stop
             piece = text[start:stop].strip()
-            if _WORD.search(piece):
+            if _WORD_PATTERN.search(piece):
                 yield piece
             start = stop
 
 
-def _spans(text: str) -> Iterator[tuple[int, int]]:
+def _iterate_spans(text: str) -> Iterator[tuple[int, int]]:
     start = 0
-    for found in _BREAK.finditer(text):
-        yield start, found.start()
-        start = found.end()
+    for match in _SENTENCE_BREAK.finditer(text):
+        yield start, match.start()
+        start = match.end()
     yield start, len(text)
 
 
 def score_uncertainty(response: str) -> float:
-    """How much of a response is hedged, 0 to 1: the mean over its sentences, each counting up to 1.
+    """Score how much of a response is hedged, 0 to 1: the mean over its sentences, each counting up to 1.
 
     A sentence adds up the weights of its hedges, so that one full "I don't know" or two cases of "maybe"
     make it wholly uncertain. English only; other languages count as certain. Linear in the text.
     """
     total, count = 0.0, 0
-    for sentence in _sentences(response):
+    for sentence in _iterate_sentences(response):
         plain = " ".join(sentence.lower().replace("’", "'").split())  # noqa: RUF001
-        total += min(1.0, fsum(_WEIGHT[hedge] for hedge in _HEDGE.findall(plain)))
+        total += min(1.0, fsum(_PHRASE_WEIGHTS[hedge] for hedge in _HEDGE_PATTERN.findall(plain)))
         count += 1
-    return round(_bounded(total / count), 6) if count else 0.0
+    return round(_clamp_share(total / count), 6) if count else 0.0
 
 
 def select_sources(prompt: str, retrieved_docs: Sequence[str]) -> list[str]:
-    """The sentences that may support an answer: those of the documents, else those of the prompt.
+    """Select the sentences that may support an answer: those of the documents, else those of the prompt.
 
     Every document has an equal share of `MOST_SOURCES`, so that a long one cannot crowd out the others.
     """
-    told = [doc for doc in retrieved_docs[:MAX_SOURCE_SENTENCES] if _WORD.search(doc)]
-    share = MAX_SOURCE_SENTENCES // max(1, len(told))
-    return [sentence for doc in told or [prompt] for sentence in split_sentences(doc, share)]
+    documents = [doc for doc in retrieved_docs[:MAX_SOURCE_SENTENCES] if _WORD_PATTERN.search(doc)]
+    share = MAX_SOURCE_SENTENCES // max(1, len(documents))
+    return [sentence for doc in documents or [prompt] for sentence in split_sentences(doc, share)]
 
 
-def score_factual_support(prompt: str, response: str, retrieved_docs: Sequence[str], nearness: TextSimilarity) -> float:
-    """The mean over the claims of a response of how near the nearest source comes, 0 to 1.
+def score_factual_support(
+    prompt: str, response: str, retrieved_docs: Sequence[str], similarity: TextSimilarity
+) -> float:
+    """Score the mean over the claims of a response of the similarity to the nearest source, 0 to 1.
 
-    A response without words claims nothing and is 1; claims without any source to hold them to are 0.
+    A response without words makes no claims and scores 1; claims without any source score 0.
     """
     claims = split_sentences(response, MAX_CLAIM_SENTENCES)
     if not claims:
         return 1.0
-    nearest = nearness.score_nearest(claims, select_sources(prompt, retrieved_docs))
-    return round(_bounded(fsum(map(_bounded, nearest)) / len(claims)), 6)
+    nearest = similarity.score_nearest(claims, select_sources(prompt, retrieved_docs))
+    return round(_clamp_share(fsum(map(_clamp_share, nearest)) / len(claims)), 6)
 
 
-def score_semantic_drift(prompt: str, response: str, nearness: TextSimilarity) -> float:
-    """How far a response is from its prompt in meaning, 0 to 1. Where one has no words, nothing drifted: 0.
+def score_semantic_drift(prompt: str, response: str, similarity: TextSimilarity) -> float:
+    """Score how far a response is from its prompt in meaning, 0 to 1; 0 where one of them has no words.
 
     Texts beyond a few hundred sentences are measured by their beginning.
     """
     asked, answered = (" ".join(split_sentences(text, MAX_CLAIM_SENTENCES)) for text in (prompt, response))
     if not asked or not answered:
         return 0.0
-    return round(_bounded(1.0 - nearness.compare_texts(asked, answered)), 6)
+    return round(_clamp_share(1.0 - similarity.compare_texts(asked, answered)), 6)
 
 
 def score_probability(drift: float, uncertain: float, support: float) -> float:
-    """How likely a response is made up, 0 to 1, from the other three."""
-    return round(_bounded(0.4 * (1.0 - support) + 0.4 * drift + 0.2 * uncertain), 6)
+    """Score how likely a response is made up, 0 to 1, from the other three scores."""
+    return round(_clamp_share(0.4 * (1.0 - support) + 0.4 * drift + 0.2 * uncertain), 6)
 
 
 def score_evaluation(
-    prompt: str, response: str, retrieved_docs: Sequence[str], sent: ClientScores, nearness: TextSimilarity
+    prompt: str, response: str, retrieved_docs: Sequence[str], sent: ClientScores, similarity: TextSimilarity
 ) -> EvaluationScores:
-    """All metrics of an evaluation. What the client sent stays as sent, and the rest follows from it.
+    """Score an evaluation. Metrics that the client sent stay, and the others follow from them.
 
     Takes milliseconds for ordinary texts and seconds for megabytes: call it in a thread.
     """
     drift, support, uncertain = sent.semantic_drift, sent.factual_support, sent.uncertainty
     if drift is None:
-        drift = score_semantic_drift(prompt, response, nearness)
+        drift = score_semantic_drift(prompt, response, similarity)
     if support is None:
-        support = score_factual_support(prompt, response, retrieved_docs, nearness)
+        support = score_factual_support(prompt, response, retrieved_docs, similarity)
     if uncertain is None:
         uncertain = score_uncertainty(response)
     likely = sent.hallucination_probability
@@ -232,5 +234,5 @@ def score_evaluation(
     )
 
 
-def _bounded(value: float) -> float:
+def _clamp_share(value: float) -> float:
     return min(1.0, max(0.0, value))

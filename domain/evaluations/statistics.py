@@ -1,4 +1,4 @@
-"""Figures over evaluations."""
+"""Compute statistics of evaluations."""
 
 from datetime import datetime
 from typing import Any
@@ -22,7 +22,7 @@ from domain.stats import (
 
 
 class EvaluationStats(msgspec.Struct, kw_only=True):
-    """Figures over evaluations; averages over those that have the value. Latencies in seconds.
+    """Summarize evaluations; averages over those that have the value. Latencies in seconds.
 
     `hallucination_rate` is a share of those judged, from 0 to 1. Quantiles are within 1 % of the true value.
     """
@@ -45,7 +45,7 @@ class EvaluationStats(msgspec.Struct, kw_only=True):
 
 
 class EvaluationPoint(msgspec.Struct, kw_only=True):
-    """An hour or a day (UTC) of evaluations."""
+    """Summarize an hour or a day (UTC) of evaluations."""
 
     date: datetime
     count: int
@@ -58,70 +58,70 @@ class EvaluationPoint(msgspec.Struct, kw_only=True):
     avg_factual_support: float | None
 
 
-def normalize_filter(wanted: EvaluationFilter) -> EvaluationFilter:
-    """The filter with its times in UTC. Errors: `invalid_field`."""
-    refuse_nul_characters(wanted)
-    since, until = parse_time_range(wanted.since, wanted.until, ("since", "until"))
-    return msgspec.structs.replace(wanted, since=since, until=until)
+def normalize_filter(filters: EvaluationFilter) -> EvaluationFilter:
+    """Return the filter with its times in UTC. Errors: `invalid_field`."""
+    refuse_nul_characters(filters)
+    since, until = parse_time_range(filters.since, filters.until, ("since", "until"))
+    return msgspec.structs.replace(filters, since=since, until=until)
 
 
-def query_from_filter(wanted: EvaluationFilter) -> StatsQuery:
-    """The filter as what statistics are asked."""
+def query_from_filter(filters: EvaluationFilter) -> StatsQuery:
+    """Return a filter as a query of statistics."""
     by_name = {
-        name: getattr(wanted, name) for name in EvaluationFilter.__struct_fields__ if name not in ("since", "until")
+        name: getattr(filters, name) for name in EvaluationFilter.__struct_fields__ if name not in ("since", "until")
     }
-    return StatsQuery(kind="evaluations", filters=by_name, since=wanted.since, until=wanted.until)
+    return StatsQuery(kind="evaluations", filters=by_name, since=filters.since, until=filters.until)
 
 
-async def compute_evaluation_stats(tx: Tx, wanted: EvaluationFilter, days: int | None) -> EvaluationStats:
-    """Figures over evaluations: of the last `days` times 24 hours, or of all. Errors: `invalid_field`."""
-    wanted = normalize_filter(wanted)
+async def compute_evaluation_stats(tx: Tx, filters: EvaluationFilter, days: int | None) -> EvaluationStats:
+    """Compute statistics of evaluations: of the last `days` times 24 hours, or of all. Errors: `invalid_field`."""
+    filters = normalize_filter(filters)
     if days is not None:
-        if wanted.since is not None:
+        if filters.since is not None:
             raise InvalidField("days", "cannot be used together with since.")
-        wanted = msgspec.structs.replace(wanted, since=find_window_start(tx.now, days))
-    found = await tx.stats.sum_groups(query_from_filter(wanted))
-    p50, p95, p99 = found.quantiles
-    totals = {name: found.sum_measure(name) for name in (found.groups[0].measures if found.groups else ())}
+        filters = msgspec.structs.replace(filters, since=find_window_start(tx.now, days))
+    result = await tx.stats.sum_groups(query_from_filter(filters))
+    p50, p95, p99 = result.quantiles
+    totals = {name: result.sum_measure(name) for name in (result.groups[0].measures if result.groups else ())}
     return EvaluationStats(
         total_evaluations=totals.get("count", 0),
         total_hallucinations=totals.get("hallucinated", 0),
-        hallucination_rate=_rate(totals),
-        **_averages(totals),
+        hallucination_rate=_compute_rate(totals),
+        **_compute_averages(totals),
         p50_latency=p50,
         p95_latency=p95,
         p99_latency=p99,
-        by_model=sort_counts(found.sum_by("model_name")),
-        by_agent=sort_counts(found.sum_by("agent_name")),
-        by_mode=sort_counts(found.sum_by("mode")),
-        since=wanted.since,
+        by_model=sort_counts(result.sum_by("model_name")),
+        by_agent=sort_counts(result.sum_by("agent_name")),
+        by_mode=sort_counts(result.sum_by("mode")),
+        since=filters.since,
     )
 
 
 async def compute_evaluation_timeseries(
-    tx: Tx, wanted: EvaluationFilter, days: int, bucket: TimeBucket
+    tx: Tx, filters: EvaluationFilter, days: int, bucket: TimeBucket
 ) -> list[EvaluationPoint]:
-    """Evaluations per hour or day, oldest first, empty ones too. Errors: `invalid_field`."""
+    """Summarize evaluations per hour or day, oldest first, with empty ones. Errors: `invalid_field`."""
     points = await read_timeseries(
-        tx, query_from_filter(normalize_filter(wanted)), bucket, list_bucket_starts(tx.now, days, bucket)
+        tx, query_from_filter(normalize_filter(filters)), bucket, list_bucket_starts(tx.now, days, bucket)
     )
     return [
         EvaluationPoint(
             date=point["begin"],
             count=point.get("count", 0),
             hallucinations=point.get("hallucinated", 0),
-            hallucination_rate=_rate(point),
-            **_averages(point),
+            hallucination_rate=_compute_rate(point),
+            **_compute_averages(point),
         )
         for point in points
     ]
 
 
-def _rate(sums: dict[str, Any]) -> float:
+def _compute_rate(sums: dict[str, Any]) -> float:
     return sums["hallucinated"] / sums["judged"] if sums.get("judged") else 0.0
 
 
-def _averages(sums: dict[str, Any]) -> dict[str, float | None]:
+def _compute_averages(sums: dict[str, Any]) -> dict[str, float | None]:
     names = {
         "avg_latency": "latency_sec",
         "avg_throughput": "throughput_qps",
@@ -130,6 +130,6 @@ def _averages(sums: dict[str, Any]) -> dict[str, float | None]:
         "avg_factual_support": "factual_support",
     }
     return {
-        name: sums[measure] / (NANOS_PER_UNIT * known) if (known := sums.get(f"{measure}_known")) else None
+        name: sums[measure] / (NANOS_PER_UNIT * count) if (count := sums.get(f"{measure}_known")) else None
         for name, measure in names.items()
     }

@@ -1,9 +1,10 @@
-"""Traces: what an execution was made of, as a tree of spans. Made of what is on record, whenever somebody asks."""
+"""Build traces: the parts of an execution as a tree of spans, from its records, at each request."""
 
 from domain.ports import Tx
 from domain.shared.errors import NotFound
 from domain.traces.attributes import ERROR_ATTRIBUTE, ERROR_MESSAGE_ATTRIBUTE, OPERATION_ATTRIBUTE
 from domain.traces.schema import (
+    MAX_CONTENT_BYTES,
     MAX_SPANS,
     DelegatedAgent,
     PendingTraceExport,
@@ -26,6 +27,7 @@ from domain.traces.tree import build_trace
 __all__ = [
     "ERROR_ATTRIBUTE",
     "ERROR_MESSAGE_ATTRIBUTE",
+    "MAX_CONTENT_BYTES",
     "MAX_SPANS",
     "OPERATION_ATTRIBUTE",
     "DelegatedAgent",
@@ -49,11 +51,11 @@ __all__ = [
 
 
 async def read_trace_sources(tx: Tx, execution_id: str, content: bool = False) -> TraceSources:
-    """What the trace of an execution is made of, for `trace`; with `content`, what was asked and answered too.
+    """Read the records of an execution's trace, for `build_trace`; with `content`, also prompts and answers.
 
     Errors: `not_found`.
     """
-    found = await tx.traces.get_sources(execution_id, content, MAX_SPANS)
-    if found is None:
+    sources = await tx.traces.get_sources(execution_id, content, MAX_SPANS)
+    if sources is None:
         raise NotFound("execution", execution_id)
-    return found
+    return sources

@@ -1,4 +1,4 @@
-"""What one agent did, as spans: calls of models and of tools, in it and in those that it delegated to."""
+"""Build the spans of one agent: calls of models and of tools, in it and in the agents that it delegated to."""
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict, deque
@@ -13,68 +13,72 @@ from domain.traces import attributes, spans
 from domain.traces.messages import ContentBudget, SentMessages
 from domain.traces.schema import DelegatedAgent, Span, SpanStatus, TracedModelCall, TracedRun, TracedRunStep
 
-_CALLS: Final[dict[str, SpanStatus]] = {"ok": "ok", "error": "error", "cancelled": "cancelled"}
-# Among how many answers that ended after a bill was written the one that it is for is looked for.
-_NEAR: Final = 16
+_CALL_STATUSES: Final[dict[str, SpanStatus]] = {"ok": "ok", "error": "error", "cancelled": "cancelled"}
+# How many answers that ended after a cost was written are candidates for it.
+_MAX_NEAR_ANSWERS: Final = 16
 
 
 class AgentSpanBuilder:
-    """The work of an execution.
+    """Build the spans of an execution's work.
 
-    Bills do not say which answer they are for. An agent asks one model after the other, though, so it is the one that
-    was being waited for when the bill was written; what has failed before an answer came belongs to that as well.
+    Costs do not name the answer that they are for. An agent calls one model after the other, though, so a cost is for
+    the answer that was awaited when it was written. Calls that failed before an answer belong to that answer too.
     """
 
     def __init__(
         self, run: TracedRun, steps: list[TracedRunStep], calls: list[TracedModelCall], budget: ContentBudget
     ) -> None:
-        self._run, self._over = run, run.status in TERMINAL_STATUSES
+        self._run, self._has_ended = run, run.status in TERMINAL_STATUSES
         self._sent = SentMessages(run, steps, budget)
         self._answers = sorted(
             (step for step in steps if step.kind == "model"),
-            key=lambda one: (one.finished_at or one.started_at, one.path),
+            key=lambda step: (step.finished_at or step.started_at, step.path),
         )
-        # An execution that is one tool call has that as its only step.
+        # An execution of one tool call has it as its only step.
         self._tools = [] if run.kind == "tool" else [step for step in steps if step.kind == "tool"]
-        self._tools.sort(key=lambda one: (one.path.count("/"), one.started_at, one.path))
-        self._calls = sorted(calls, key=lambda one: (one.created_at, one.id))
-        self._delegating = {_above(step.path) for step in steps} - {""}
-        self._places: dict[str, Span] = {}
-        self._askers: dict[str, TracedRun | DelegatedAgent] = {"": run}
+        self._tools.sort(key=lambda step: (step.path.count("/"), step.started_at, step.path))
+        self._calls = sorted(calls, key=lambda call: (call.created_at, call.id))
+        self._delegating = {_get_parent_path(step.path) for step in steps} - {""}
+        self._agent_spans: dict[str, Span] = {}
+        self._agents: dict[str, TracedRun | DelegatedAgent] = {"": run}
 
     def build_children(self, agent: Span) -> list[Span]:
-        """What lies directly below the agent's span."""
-        self._places[""] = agent
+        """Build the children of the agent's span."""
+        self._agent_spans[""] = agent
         for step in self._tools:
-            self._tool(step)
-        matched = self._matched()
+            self._add_tool_call(step)
+        matched = self._match_costs()
         billed = {step.path for call, step in matched if step is not None and call.status == "ok"}
-        nested = _Nested([step for step in self._tools if step.path in self._places])
+        delegations = _DelegationTimes([step for step in self._tools if step.path in self._agent_spans])
         for call, answer in matched:
-            self._call(call, answer, _above(answer.path) if answer is not None else nested.at(call.created_at))
+            self._add_model_call(
+                call,
+                answer,
+                _get_parent_path(answer.path) if answer is not None else delegations.find_innermost(call.created_at),
+            )
         for step in self._answers:
             if step.path not in billed:
-                self._unbilled(step)
-        for path, place in self._places.items():
+                self._add_unbilled_answer(step)
+        for path, place in self._agent_spans.items():
             if path:
                 spans.sort_children(place)
         return agent.children
 
-    def _place(self, path: str) -> str:
-        """The agent that did this, or the nearest that is known."""
-        while path not in self._places:
-            path = _above(path)
+    def _find_agent_path(self, path: str) -> str:
+        """Return the path of the agent of a step, or of the nearest agent above it that has a span."""
+        while path not in self._agent_spans:
+            path = _get_parent_path(path)
         return path
 
-    def _tool(self, step: TracedRunStep) -> None:
-        place = self._places[self._place(_above(step.path))]
-        ended = step.finished_at or (self._run.completed_at if self._over else None)
+    def _add_tool_call(self, step: TracedRunStep) -> None:
+        place = self._agent_spans[self._find_agent_path(_get_parent_path(step.path))]
+        ended = step.finished_at or (self._run.completed_at if self._has_ended else None)
         span = spans.build_span(
             id=f"{self._run.id}:{step.path}",
             parent_id=place.id,
             name=step.name,
             kind="tool",
-            status=self._status(step),
+            status=self._choose_status(step),
             started_at=step.started_at,
             ended_at=ended,
             attributes=attributes.describe_tool_call(step),
@@ -98,31 +102,31 @@ class AgentSpanBuilder:
             attributes=attributes.describe_delegate(step),
         )
         span.children = [agent]
-        self._places[step.path] = agent
-        self._askers[step.path] = step.delegate or DelegatedAgent(name=step.name)
+        self._agent_spans[step.path] = agent
+        self._agents[step.path] = step.delegate or DelegatedAgent(name=step.name)
 
-    def _status(self, step: TracedRunStep) -> SpanStatus:
+    def _choose_status(self, step: TracedRunStep) -> SpanStatus:
         if step.status == "finished":
             return "error" if step.failed or step.rejected else "ok"
-        if self._over:
-            # What was under way when all failed, failed with it: a delegated agent above all.
+        if self._has_ended:
+            # A step under way when the run failed, failed with it; a delegated agent above all.
             return "error" if step.status == "started" and self._run.status == "failed" else "cancelled"
         return "waiting" if step.status == "waiting" else "running"
 
-    def _call(self, call: TracedModelCall, step: TracedRunStep | None, path: str) -> None:
-        path = self._place(path)
-        place = self._places[path]
+    def _add_model_call(self, call: TracedModelCall, step: TracedRunStep | None, path: str) -> None:
+        path = self._find_agent_path(path)
+        place = self._agent_spans[path]
         span = spans.build_span(
             id=call.id,
             parent_id=place.id,
             name=call.model_name,
             kind="model_call",
-            status=_CALLS[call.status],
+            status=_CALL_STATUSES[call.status],
             started_at=None,
             ended_at=call.created_at,
-            attributes=attributes.describe_model_call(call, step, self._askers[path]),
+            attributes=attributes.describe_model_call(call, step, self._agents[path]),
         )
-        # The bill is written when the call has ended.
+        # The cost is written when the call has ended.
         span.duration_ms = round(call.duration_ms, 3)
         span.started_at = call.created_at - timedelta(milliseconds=call.duration_ms)
         span.cost_usd, span.total_tokens = nanos_from_usd(call.cost_usd) / NANOS_PER_UNIT, call.total_tokens
@@ -130,60 +134,62 @@ class AgentSpanBuilder:
         span.attributes |= attributes.describe_sent_messages(*sent)
         place.children.append(span)
 
-    def _unbilled(self, step: TracedRunStep) -> None:
-        path = self._place(_above(step.path))
+    def _add_unbilled_answer(self, step: TracedRunStep) -> None:
+        path = self._find_agent_path(_get_parent_path(step.path))
         span = spans.build_span(
             id=f"{self._run.id}:{step.path}",
-            parent_id=self._places[path].id,
+            parent_id=self._agent_spans[path].id,
             name=step.name,
             kind="model_call",
             status="ok",
             started_at=step.started_at,
             ended_at=step.finished_at,
-            attributes=attributes.describe_unbilled_answer(step, self._askers[path]),
+            attributes=attributes.describe_unbilled_answer(step, self._agents[path]),
         )
         span.total_tokens = (step.prompt_tokens or 0) + (step.completion_tokens or 0)
         span.attributes |= attributes.describe_sent_messages(*self._sent.list_for_step(step.path))
-        self._places[path].children.append(span)
+        self._agent_spans[path].children.append(span)
 
-    def _matched(self) -> list[tuple[TracedModelCall, TracedRunStep | None]]:
-        """Each bill with the answer that it is for."""
+    def _match_costs(self) -> list[tuple[TracedModelCall, TracedRunStep | None]]:
+        """Match each cost with the answer that it is for."""
         ends = [step.finished_at or step.started_at for step in self._answers]
-        found: dict[str, TracedRunStep] = {}
-        taken: set[str] = set()
-        # The last ones first: the bill of an answer is written with it. One before is of an attempt that was lost.
+        answers_by_call: dict[str, TracedRunStep] = {}
+        matched_paths: set[str] = set()
+        # The last ones first: the cost of an answer is written with it. An earlier one is of an attempt that was lost.
         for call in reversed(self._calls):
             first = bisect_left(ends, call.created_at)
-            near = [one for one in self._answers[first : first + _NEAR] if _fits(call, one)]
+            near = [step for step in self._answers[first : first + _MAX_NEAR_ANSWERS] if _is_candidate(call, step)]
             if call.status == "ok":
-                near = [one for one in near if one.path not in taken]
+                near = [step for step in near if step.path not in matched_paths]
             if near:
-                found[call.id] = near[0]
+                answers_by_call[call.id] = near[0]
                 if call.status == "ok":
-                    taken.add(near[0].path)
-        # Where a clock was set back in between: in their order.
+                    matched_paths.add(near[0].path)
+        # Where a clock was set back in between: match in order.
         left = defaultdict[str, deque[TracedRunStep]](deque)
-        for one in self._answers:
-            if one.path not in taken:
-                left[one.name].append(one)
+        for step in self._answers:
+            if step.path not in matched_paths:
+                left[step.name].append(step)
         for call in self._calls:
-            if call.status == "ok" and call.id not in found and left[call.model_name]:
-                found[call.id] = left[call.model_name].popleft()
-        return [(call, found.get(call.id)) for call in self._calls]
+            if call.status == "ok" and call.id not in answers_by_call and left[call.model_name]:
+                answers_by_call[call.id] = left[call.model_name].popleft()
+        return [(call, answers_by_call.get(call.id)) for call in self._calls]
 
 
-class _Nested:
-    """Which delegated agent was at work at a time: the innermost one."""
+class _DelegationTimes:
+    """Find the innermost delegated agent that was at work at a time."""
 
     def __init__(self, delegations: Iterable[TracedRunStep]) -> None:
         levels = defaultdict[int, list[TracedRunStep]](list)
-        for one in delegations:
-            levels[one.path.count("/")].append(one)
-        # Those of one level work one after the other.
-        self._levels = [sorted(levels[level], key=lambda one: one.started_at) for level in sorted(levels, reverse=True)]
-        self._starts = [[one.started_at for one in level] for level in self._levels]
+        for step in delegations:
+            levels[step.path.count("/")].append(step)
+        # Agents of one level work one after the other.
+        self._levels = [
+            sorted(levels[level], key=lambda step: step.started_at) for level in sorted(levels, reverse=True)
+        ]
+        self._starts = [[step.started_at for step in level] for level in self._levels]
 
-    def at(self, moment: datetime) -> str:
+    def find_innermost(self, moment: datetime) -> str:
         for level, starts in zip(self._levels, self._starts, strict=True):
             last = bisect_right(starts, moment) - 1
             if last >= 0 and (level[last].finished_at is None or moment <= (level[last].finished_at or moment)):
@@ -191,10 +197,10 @@ class _Nested:
         return ""
 
 
-def _fits(call: TracedModelCall, step: TracedRunStep) -> bool:
+def _is_candidate(call: TracedModelCall, step: TracedRunStep) -> bool:
     return step.started_at <= call.created_at and step.name == call.model_name
 
 
-def _above(path: str) -> str:
-    """The delegating call that a step lies in: `2.0` of `2.0/1`, or none."""
+def _get_parent_path(path: str) -> str:
+    """Return the path of the delegating call that a step lies in: `2.0` of `2.0/1`; empty without one."""
     return path.rpartition("/")[0]

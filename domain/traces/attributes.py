@@ -1,8 +1,8 @@
-"""Attributes of spans, by the names that OpenTelemetry gives them.
+"""Describe spans by attributes, under the names that OpenTelemetry gives them.
 
 Semantic conventions 1.41 for generative AI (`docs/gen-ai/gen-ai-spans.md`, `gen-ai-agent-spans.md`; status
-Development), which the repository `semantic-conventions-genai` has gone on with since; the names for memory are from
-there. Providers keep our names for them: OpenTelemetry allows its own and others. Prompts and answers are opt-in there,
+Development), continued in the repository `semantic-conventions-genai`, where the names for memory come
+from. Providers keep our names for them: OpenTelemetry allows its own and others. Prompts and answers are opt-in there,
 and here.
 """
 
@@ -22,9 +22,9 @@ MAX_MESSAGE_CHARACTERS: Final = 1000
 
 
 def describe_run(run: TracedRun, plan: TracedPlan | None, number: int | None) -> dict[str, Any]:
-    """Of an execution, which is try `number` of a step."""
-    found = {
-        **_what(run, plan),
+    """Return the attributes of an execution, which is try `number` of a step."""
+    values = {
+        **_describe_target(run, plan),
         "paddock.execution.id": run.id,
         "paddock.execution.status": run.status,
         "paddock.run_name": run.run_name,
@@ -33,16 +33,19 @@ def describe_run(run: TracedRun, plan: TracedPlan | None, number: int | None) ->
         "paddock.mode": run.mode,
         "paddock.schedule.id": run.schedule_id,
         "paddock.queued_ms": None if run.started_at is None else to_milliseconds(run.started_at - run.created_at),
-        **_error(run.error_type, run.error_message),
+        **_describe_error(run.error_type, run.error_message),
     }
     if run.kind == "tool":
-        found |= {"gen_ai.tool.call.arguments": _trim(run.input), "gen_ai.tool.call.result": _trim(run.output)}
+        values |= {
+            "gen_ai.tool.call.arguments": _trim_optional(run.input),
+            "gen_ai.tool.call.result": _trim_optional(run.output),
+        }
     else:
-        found |= _messages(run.input, run.output)
-    return _known(found)
+        values |= _describe_messages(run.input, run.output)
+    return _drop_empty(values)
 
 
-def _what(run: TracedRun, plan: TracedPlan | None) -> dict[str, Any]:
+def _describe_target(run: TracedRun, plan: TracedPlan | None) -> dict[str, Any]:
     if run.kind in ("crew", "workflow"):
         return {
             OPERATION_ATTRIBUTE: "invoke_workflow",
@@ -58,13 +61,13 @@ def _what(run: TracedRun, plan: TracedPlan | None) -> dict[str, Any]:
         "gen_ai.agent.name": find_run_name(run, plan),
         "gen_ai.agent.version": run.agent_version_id,
         PROVIDER_ATTRIBUTE: run.provider,
-        **_request(run),
+        **_describe_request(run),
     }
 
 
 def describe_plan_step(stage: TracedPlanStep) -> dict[str, Any]:
-    """Of a step of a plan, or an item of one."""
-    found = {
+    """Return the attributes of a step of a plan, or of an item of one."""
+    values = {
         "paddock.step.id": stage.step,
         "paddock.step.item": stage.item if stage.item >= 0 else None,
         "paddock.step.status": stage.status,
@@ -72,13 +75,13 @@ def describe_plan_step(stage: TracedPlanStep) -> dict[str, Any]:
         "paddock.step.approved": stage.approved,
         "paddock.step.decided_by": stage.decided_by,
         "paddock.step.execution.id": stage.child_id,
-        **_error(stage.error_type, stage.error_message),
+        **_describe_error(stage.error_type, stage.error_message),
     }
-    return _known(found)
+    return _drop_empty(values)
 
 
 def describe_memory(steps: list[str], characters: int) -> dict[str, Any]:
-    """Of what a task was given of others."""
+    """Return the attributes of the context that a task got from others."""
     return {
         OPERATION_ATTRIBUTE: "search_memory",
         "gen_ai.memory.record.count": len(steps),
@@ -88,8 +91,8 @@ def describe_memory(steps: list[str], characters: int) -> dict[str, Any]:
 
 
 def describe_tool_call(step: TracedRunStep) -> dict[str, Any]:
-    """Of a tool call of a model agent."""
-    found = {
+    """Return the attributes of a tool call of a model agent."""
+    values = {
         OPERATION_ATTRIBUTE: "execute_tool",
         "gen_ai.tool.name": step.name,
         "gen_ai.tool.call.id": step.call_id,
@@ -100,38 +103,38 @@ def describe_tool_call(step: TracedRunStep) -> dict[str, Any]:
         ERROR_ATTRIBUTE: "rejected" if step.rejected else "tool_failed" if step.failed else None,
     }
     if step.delegate is None:
-        found |= {
-            "gen_ai.tool.call.arguments": _trim(step.given),
-            "gen_ai.tool.call.result": _trim(step.answer),
+        values |= {
+            "gen_ai.tool.call.arguments": _trim_optional(step.arguments),
+            "gen_ai.tool.call.result": _trim_optional(step.answer),
         }
-    return _known(found)
+    return _drop_empty(values)
 
 
 def describe_delegate(step: TracedRunStep) -> dict[str, Any]:
-    """Of the agent that a task was delegated to."""
+    """Return the attributes of the agent that a task was delegated to."""
     agent = step.delegate or DelegatedAgent(name="delegate")
-    found = {
+    values = {
         OPERATION_ATTRIBUTE: "invoke_agent",
-        # Who is of one crew alone has none.
+        # A member that is defined in one crew only has no id.
         "gen_ai.agent.id": agent.id or None,
         "gen_ai.agent.name": agent.name,
         PROVIDER_ATTRIBUTE: agent.provider,
-        **_request(agent),
+        **_describe_request(agent),
         "paddock.step.path": step.path,
-        **_messages(step.given, step.answer),
+        **_describe_messages(step.arguments, step.answer),
     }
-    return _known(found)
+    return _drop_empty(values)
 
 
 def describe_model_call(
     call: TracedModelCall, step: TracedRunStep | None, asker: TracedRun | DelegatedAgent
 ) -> dict[str, Any]:
-    """Of a call of a model, and the step that it was made for."""
+    """Return the attributes of a call of a model, and of the step that it was made for."""
     finish = step.finish if step is not None and call.status == "ok" else None
-    found = {
+    values = {
         OPERATION_ATTRIBUTE: "chat",
         PROVIDER_ATTRIBUTE: call.provider,
-        **_request(asker),
+        **_describe_request(asker),
         "gen_ai.request.model": call.model,
         "gen_ai.response.finish_reasons": None if finish is None else [finish],
         "gen_ai.response.time_to_first_chunk": None if call.first_token_ms is None else call.first_token_ms / 1000,
@@ -145,47 +148,47 @@ def describe_model_call(
         ERROR_ATTRIBUTE: call.error_type or ("cancelled" if call.status == "cancelled" else None),
     }
     if step is not None and call.status == "ok":
-        found |= _answer(step)
-    return _known(found)
+        values |= _describe_answer(step)
+    return _drop_empty(values)
 
 
 def describe_sent_messages(messages: list[dict[str, Any]], omitted: int) -> dict[str, Any]:
-    """Return what a call of a model was sent; `omitted` counts its oldest messages that are not shown."""
-    return _known({INPUT_ATTRIBUTE: messages or None, "paddock.input.omitted_messages": omitted or None})
+    """Return the messages sent to a model as attributes; `omitted` counts its oldest messages that are not shown."""
+    return _drop_empty({INPUT_ATTRIBUTE: messages or None, "paddock.input.omitted_messages": omitted or None})
 
 
 def describe_unbilled_answer(step: TracedRunStep, asker: TracedRun | DelegatedAgent) -> dict[str, Any]:
-    """Of an answer whose bill is not kept any more."""
-    found = {
+    """Return the attributes of an answer whose cost is no longer stored."""
+    values = {
         OPERATION_ATTRIBUTE: "chat",
-        **_request(asker),
+        **_describe_request(asker),
         "gen_ai.request.model": step.name,
         "gen_ai.response.finish_reasons": None if step.finish is None else [step.finish],
         "gen_ai.usage.input_tokens": step.prompt_tokens,
         "gen_ai.usage.output_tokens": step.completion_tokens,
         "paddock.model.name": step.name,
         "paddock.step.path": step.path,
-        **_answer(step),
+        **_describe_answer(step),
     }
-    return _known(found)
+    return _drop_empty(values)
 
 
 def describe_decision(decided_by: str | None, reason: str | None) -> dict[str, Any]:
-    """Of somebody's decision."""
-    return _known({"paddock.decided_by": decided_by, "paddock.reason": reason})
+    """Return the attributes of a person's decision."""
+    return _drop_empty({"paddock.decided_by": decided_by, "paddock.reason": reason})
 
 
 def find_run_name(run: TracedRun, plan: TracedPlan | None = None) -> str:
-    """What a run is called: by its plan or agent, else as it was named when it was started."""
+    """Return the name of a run: that of its plan or agent, else the one of its start."""
     return (None if plan is None else plan.name) or run.agent_name or run.run_name.rpartition("-")[0] or run.run_name
 
 
 def to_milliseconds(length: timedelta) -> float:
-    """A duration, never below zero: clocks of two machines differ."""
+    """Return a duration in milliseconds, never below zero: clocks of two machines differ."""
     return max(0.0, round(length / timedelta(milliseconds=1), 3))
 
 
-def _request(asker: TracedRun | DelegatedAgent) -> dict[str, Any]:
+def _describe_request(asker: TracedRun | DelegatedAgent) -> dict[str, Any]:
     return {
         "gen_ai.request.model": asker.model,
         "gen_ai.request.temperature": asker.temperature,
@@ -193,29 +196,29 @@ def _request(asker: TracedRun | DelegatedAgent) -> dict[str, Any]:
     }
 
 
-def _error(kind: str | None, message: str | None) -> dict[str, Any]:
+def _describe_error(kind: str | None, message: str | None) -> dict[str, Any]:
     return {
         ERROR_ATTRIBUTE: kind,
         ERROR_MESSAGE_ATTRIBUTE: None if kind is None or message is None else message[:MAX_MESSAGE_CHARACTERS],
     }
 
 
-def _answer(step: TracedRunStep) -> dict[str, Any]:
+def _describe_answer(step: TracedRunStep) -> dict[str, Any]:
     parts = build_answer_parts(step)
     return {OUTPUT_ATTRIBUTE: None if step.answer is None else [{"role": "assistant", "parts": parts}]}
 
 
-def _messages(asked: str | None, answered: str | None) -> dict[str, Any]:
+def _describe_messages(question: str | None, answer: str | None) -> dict[str, Any]:
     # As the conventions' JSON schemas of messages have them.
     return {
-        INPUT_ATTRIBUTE: None if asked is None else [{"role": "user", "parts": build_text_parts(asked)}],
-        OUTPUT_ATTRIBUTE: None if answered is None else [{"role": "assistant", "parts": build_text_parts(answered)}],
+        INPUT_ATTRIBUTE: None if question is None else [{"role": "user", "parts": build_text_parts(question)}],
+        OUTPUT_ATTRIBUTE: None if answer is None else [{"role": "assistant", "parts": build_text_parts(answer)}],
     }
 
 
-def _trim(text: str | None) -> str | None:
+def _trim_optional(text: str | None) -> str | None:
     return None if text is None else trim_text(text)
 
 
-def _known(found: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in found.items() if value is not None}
+def _drop_empty(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

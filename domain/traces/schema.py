@@ -1,4 +1,4 @@
-"""What a trace is, and what it is made of: executions, their steps, and the calls of models that they paid for."""
+"""Define traces, and the records they are built from: executions, their steps, and their calls of models."""
 
 from datetime import datetime
 from typing import Any, Final, Literal, Protocol
@@ -6,21 +6,21 @@ from typing import Any, Final, Literal, Protocol
 import msgspec
 
 from domain.executions import ExecutionKind, RunStepStatus
-from domain.llms import ModelToolCall
+from domain.llms.messages import ModelToolCall
 from domain.plans import StepStatus as StageStatus
 from domain.shared.status import ExecutionStatus
 
 SpanKind = Literal["crew", "workflow", "task", "step", "agent", "model_call", "tool", "memory"]
 SpanStatus = Literal["ok", "error", "running", "waiting", "cancelled"]
 
-# A trace has no more; what lies deeper in the tree is left out first.
+# The most spans of a trace; the deepest are left out first.
 MAX_SPANS: Final = 5_000
-# As much of what was asked or answered as a span shows, in bytes.
+# How much of a prompt or an answer a span shows.
 MAX_CONTENT_BYTES: Final = 4096
 
 
 class SpanEvent(msgspec.Struct, kw_only=True):
-    """What happened at one moment of a span: `approved` or `rejected`, by whom and why."""
+    """Describe an event within a span: `approved` or `rejected`, by whom and why."""
 
     name: str
     at: datetime
@@ -28,12 +28,12 @@ class SpanEvent(msgspec.Struct, kw_only=True):
 
 
 class Span(msgspec.Struct, kw_only=True):
-    """A part of a trace. Durations in milliseconds, costs in US dollars.
+    """Describe a part of a trace. Durations in milliseconds, costs in US dollars.
 
     `crew` and `workflow` are plans, made of `task`s (of a crew) or `step`s. `agent` is a run of an agent, also one that
-    another delegates to; what is tried again is one span for each try. `memory` is what a task was given of others.
-    Cost and tokens are those of the calls of models in it: a span's are the sum of its `children`'s. What has not ended
-    has no `ended_at`; what began and was never finished in an execution that has ended, ended with that.
+    another delegates to; each try has a span of its own. `memory` is the context that a task got from others.
+    Cost and tokens are those of its calls of models: a span's are the sum of its `children`'s. An open span
+    has no `ended_at`; a span that was never finished in an execution that has ended, ends with that execution.
 
     Names of `attributes` are OpenTelemetry's, see `domain.traces.attributes`; our own begin with `paddock.`.
     """
@@ -54,7 +54,7 @@ class Span(msgspec.Struct, kw_only=True):
 
 
 class Trace(msgspec.Struct, kw_only=True):
-    """What an execution was made of so far. `trace_id` is the one under which it is exported, see docs/operations.md.
+    """Describe the parts of an execution so far. `trace_id` is the id of its export, see docs/operations.md.
 
     `truncated` tells that there is more than `MAX_SPANS`; sums are then of what is shown.
     """
@@ -66,11 +66,11 @@ class Trace(msgspec.Struct, kw_only=True):
     spans: list[Span]
 
 
-# What it is made of, as it is on record.
+# The records that a trace is built from.
 
 
 class TracedRun(msgspec.Struct, kw_only=True, frozen=True):
-    """An execution, with what of its agent concerns a trace. `input` and `output` only where content is asked for."""
+    """Hold an execution, with the fields of its agent that a trace shows. `input` and `output` only with content."""
 
     id: str
     tenant_id: str
@@ -104,7 +104,7 @@ class TracedRun(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class PlannedStep(msgspec.Struct, kw_only=True, frozen=True):
-    """What a plan says about one of its steps. `context` are the steps whose answers come with a task."""
+    """Hold a step as its plan defines it. `context` are the steps whose answers come with a task."""
 
     id: str
     name: str | None = None
@@ -112,7 +112,7 @@ class PlannedStep(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class TracedPlan(msgspec.Struct, kw_only=True, frozen=True):
-    """A plan, as far as its steps have names."""
+    """Hold a plan and its named steps."""
 
     run_id: str
     name: str | None = None
@@ -120,7 +120,7 @@ class TracedPlan(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class TracedPlanStep(msgspec.Struct, kw_only=True, frozen=True):
-    """How far a step of a plan is, or one item of it; `characters` is how long its answer is, in a crew."""
+    """Hold the progress of a plan's step, or of one item of it; `characters` is the length of a crew's answer."""
 
     run_id: str
     step: str
@@ -140,7 +140,7 @@ class TracedPlanStep(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class DelegatedAgent(msgspec.Struct, kw_only=True, frozen=True):
-    """Whom a task was delegated to."""
+    """Name the agent that a task was delegated to."""
 
     id: str | None = None
     name: str
@@ -151,12 +151,12 @@ class DelegatedAgent(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class TracedRunStep(msgspec.Struct, kw_only=True, frozen=True):
-    """A step of a model agent, see `domain.executions.steps`.
+    """Hold a step of a model agent, see `domain.executions.RunStep`.
 
-    `failed` and `rejected` are of tool calls, what follows of answers.
+    `failed`, `rejected` and `delegate` belong to tool calls, `finish` and the tokens to answers.
 
-    `given` is what a tool was called with, or what was delegated, `answer` what came of it, `tool_calls` what a model
-    asked for, `prompt` the agent and input of a delegation. All of these only where content is asked for.
+    `arguments` is the input of a tool or of a delegation, `answer` its result, `tool_calls` the calls that a model
+    asked for, `prompt` the agent and input of a delegation. All of these only with content.
     """
 
     run_id: str
@@ -177,14 +177,14 @@ class TracedRunStep(msgspec.Struct, kw_only=True, frozen=True):
     finish: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    given: str | None = None
+    arguments: str | None = None
     answer: str | None = None
     tool_calls: tuple[ModelToolCall, ...] = ()
     prompt: str | None = None
 
 
 class TracedModelCall(msgspec.Struct, kw_only=True, frozen=True):
-    """A call of a model that has ended, as it is billed."""
+    """Hold a call of a model that has ended, as it is billed."""
 
     id: str
     run_id: str
@@ -206,9 +206,9 @@ class TracedModelCall(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class TraceSources(msgspec.Struct, kw_only=True, frozen=True):
-    """Everything of one execution and those below it, the first of `runs` being the one that was asked for.
+    """Hold the records of one execution and those below it; the first of `runs` is the one that was requested.
 
-    `more` tells that there is more of something than was read.
+    `is_truncated` tells that there are more records than were read.
     """
 
     runs: list[TracedRun]
@@ -220,7 +220,7 @@ class TraceSources(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class PendingTraceExport(msgspec.Struct, kw_only=True, frozen=True):
-    """An ended execution whose trace is to be exported; `tries` counts this time."""
+    """Name an ended execution whose trace is to be exported; `tries` includes this one."""
 
     execution_id: str
     tenant_id: str
@@ -228,21 +228,21 @@ class PendingTraceExport(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Traces(Protocol):
-    """The traces of the bound tenant's executions; and what of all tenants' is still to be exported."""
+    """Read the bound tenant's records for traces, and queue the exports of all tenants."""
 
-    async def get_sources(self, execution_id: str, content: bool, most: int) -> TraceSources | None:
-        """What a trace is made of, all as it was at one moment; up to `most` of each kind."""
+    async def get_sources(self, execution_id: str, content: bool, limit: int) -> TraceSources | None:
+        """Read the records of a trace as of one moment, up to `limit` of each kind."""
         ...
 
     async def enable_export(self, now: datetime) -> None:
-        """Note that traces are exported: from now on every execution that ends is one to export."""
+        """Enable the export: from now on every execution that ends is exported."""
         ...
 
-    async def claim_exports(self, most: int, now: datetime, until: datetime) -> list[PendingTraceExport]:
-        """Take what is due, the oldest first; nobody else gets it before `until`."""
+    async def claim_exports(self, limit: int, now: datetime, until: datetime) -> list[PendingTraceExport]:
+        """Claim due exports, the oldest first; no other worker gets them before `until`."""
         ...
 
     async def mark_exported(self, execution_ids: list[str]) -> None: ...
     async def postpone_exports(self, execution_ids: list[str], until: datetime, counts: bool) -> None:
-        """Let go of what was claimed until it is due again. `counts` tells that it was a try."""
+        """Release claimed exports until they are due again. `counts` tells that this was a try."""
         ...

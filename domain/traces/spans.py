@@ -1,4 +1,4 @@
-"""One span, and the order of several."""
+"""Build spans, and sort them."""
 
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -6,29 +6,29 @@ from typing import Any, Final
 from domain.traces import attributes
 from domain.traces.schema import Span, SpanEvent
 
-_NEVER: Final = datetime.max.replace(tzinfo=UTC)
+_LAST_TIME: Final = datetime.max.replace(tzinfo=UTC)
 
 
 def build_span(**fields: Any) -> Span:
-    """A span without anything below it yet."""
-    made = Span(**fields, children=[], events=[])
-    if made.started_at is not None and made.ended_at is not None:
-        made.duration_ms = attributes.to_milliseconds(made.ended_at - made.started_at)
-    return made
+    """Build a span without children."""
+    span = Span(**fields, children=[], events=[])
+    if span.started_at is not None and span.ended_at is not None:
+        span.duration_ms = attributes.to_milliseconds(span.ended_at - span.started_at)
+    return span
 
 
-def sort_children(above: Span) -> None:
-    """What lies below a span in the order in which it began."""
-    above.children.sort(key=_when)
+def sort_children(parent: Span) -> None:
+    """Sort the children of a span by the time at which they began."""
+    parent.children.sort(key=_get_sort_key)
 
 
-def _when(one: Span) -> tuple[Any, ...]:
-    # At one moment: what a task was given before what it did with that, items by their number.
-    item = one.attributes.get("paddock.step.item", -1)
-    return one.started_at or one.ended_at or _NEVER, one.kind != "memory", item, one.id
+def _get_sort_key(span: Span) -> tuple[Any, ...]:
+    # At the same time: the context of a task before its work, items by their number.
+    item = span.attributes.get("paddock.step.item", -1)
+    return span.started_at or span.ended_at or _LAST_TIME, span.kind != "memory", item, span.id
 
 
 def build_decision_event(approved: bool, at: datetime, by: str | None, reason: str | None) -> SpanEvent:
-    """That somebody decided."""
-    told = attributes.describe_decision(by, reason)
-    return SpanEvent(name="approved" if approved else "rejected", at=at, attributes=told)
+    """Build the event of a person's decision."""
+    values = attributes.describe_decision(by, reason)
+    return SpanEvent(name="approved" if approved else "rejected", at=at, attributes=values)

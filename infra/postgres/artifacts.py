@@ -11,10 +11,10 @@ from sqlalchemy.dialects.postgresql import ARRAY, TSVECTOR
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.agents import Agent
-from domain.artifacts.record import ArtifactMetadata
-from domain.artifacts.service import (
+from domain.artifacts import (
     ArtifactBody,
     ArtifactFilter,
+    ArtifactMetadata,
     ExecutionTokens,
     PackedArtifact,
     PendingBody,

@@ -12,10 +12,10 @@ from domain.evaluations import (
     ClaimedEvaluation,
     Evaluation,
     EvaluationFilter,
+    EvaluationScores,
     list_missing_scores,
     query_from_filter,
 )
-from domain.evaluations.scoring import EvaluationScores
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from infra.postgres.bulk import BulkColumns

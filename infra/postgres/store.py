@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from domain.accounts import Accounts, ApiKeys, Tenants
 from domain.agents import Agents
-from domain.artifacts.service import Artifacts
+from domain.artifacts import Artifacts
 from domain.builds import Builds
 from domain.costs import Budgets, Costs
 from domain.crews import Crews

@@ -9,7 +9,7 @@ from sqlalchemy import Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.shared import ids
-from domain.traces.schema import (
+from domain.traces import (
     MAX_CONTENT_BYTES,
     PendingTraceExport,
     TracedModelCall,
@@ -122,7 +122,7 @@ _SOURCES: Final = rf"""
                        id text, name text, model text, provider text, temperature double precision,
                        max_tokens integer)) END AS delegate,
                answer.finish, answer.prompt_tokens, answer.completion_tokens,
-               {_shown(f"CASE WHEN {_DELEGATED} THEN s.input->>'task' ELSE s.input::text END")} AS given,
+               {_shown(f"CASE WHEN {_DELEGATED} THEN s.input->>'task' ELSE s.input::text END")} AS arguments,
                {_shown(f"CASE WHEN s.kind = 'model' THEN {_SAID} ELSE s.output::text END")} AS answer,
                {_CALLED} AS tool_calls,
                CASE WHEN $3 AND {_DELEGATED} AND octet_length(s.input::text) <= {_MAX_PROMPT} THEN json_build_object(

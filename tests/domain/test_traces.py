@@ -211,7 +211,9 @@ def test_whatever_is_on_record_is_in_the_tree_once_and_adds_up(found: TraceSourc
             assert span.duration_ms == pytest.approx(max(0.0, (span.ended_at - span.started_at).total_seconds() * 1000))
     # In whatever order it was read.
     shuffled = {
-        name: seed.sample(rows, len(rows)) for name, rows in msgspec.structs.asdict(found).items() if name != "more"
+        name: seed.sample(rows, len(rows))
+        for name, rows in msgspec.structs.asdict(found).items()
+        if name != "is_truncated"
     }
     shuffled["runs"].sort(key=lambda one: one.id != found.runs[0].id)
     assert traces.build_trace(TraceSources(**shuffled)) == made
@@ -578,14 +580,14 @@ def test_content_is_bounded_and_not_there_by_itself() -> None:
     assert [content(span) for span in all_of(tree(runs=[one], steps=steps, calls=[call(one, 1)]))] == [{}, {}, {}]
     long = "é" * 5000
     one = run(id=one.id, input=long, output="short")
-    steps = [model_step(one, "1", 0, 1, answer=long), tool_step(one, "1.0", 2, 3, given="{}", answer=long)]
+    steps = [model_step(one, "1", 0, 1, answer=long), tool_step(one, "1.0", 2, 3, arguments="{}", answer=long)]
     agent, answer, tool = all_of(tree(runs=[one], steps=steps, calls=[call(one, 1)]))
     (asked,) = agent.attributes["gen_ai.input.messages"]
     assert asked["role"] == "user"
     texts = [asked["parts"][0]["content"], content(tool)["gen_ai.tool.call.result"]]
     texts.append(answer.attributes["gen_ai.output.messages"][0]["parts"][0]["content"])
     for text in texts:
-        assert len(text.encode()) <= traces.schema.MAX_CONTENT
+        assert len(text.encode()) <= traces.schema.MAX_CONTENT_BYTES
         assert text.startswith("éé")
         assert text.endswith("…")
     assert agent.attributes["gen_ai.output.messages"][0]["parts"] == [{"type": "text", "content": "short"}]

@@ -8,8 +8,7 @@ from typing import Final
 
 import structlog
 
-from domain.artifacts import capture
-from domain.artifacts.service import PackedArtifact, PendingBody, UnrecordedExecution
+from domain.artifacts import PackedArtifact, PendingBody, UnrecordedExecution, capture
 from domain.ports import Blobs, Store
 from domain.shared.errors import DATABASE_OUTAGE_CODES, DomainError
 from infra.compression import compress_body, stream_once

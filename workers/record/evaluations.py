@@ -8,8 +8,7 @@ from typing import Final
 import structlog
 
 from domain import evaluations
-from domain.evaluations import ClaimedEvaluation
-from domain.evaluations.scoring import ClientScores, EvaluationScores, TextSimilarity, score_evaluation
+from domain.evaluations import ClaimedEvaluation, ClientScores, EvaluationScores, TextSimilarity, score_evaluation
 from domain.ports import Store
 from infra.polling import retry_through_outage
 
