@@ -12,6 +12,7 @@ from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
 import msgspec
 
+from domain.ports import Tx
 from domain.shared.errors import InvalidField
 from domain.shared.pages import Listing
 from domain.shared.times import read_time_or_none
@@ -204,7 +205,7 @@ def list_bucket_starts(now: datetime, days: int, bucket: TimeBucket) -> list[dat
 
 
 async def read_timeseries(
-    tx: Any, query: StatsQuery, bucket: TimeBucket, begins: list[datetime]
+    tx: Tx, query: StatsQuery, bucket: TimeBucket, begins: list[datetime]
 ) -> list[dict[str, Any]]:
     """Return the sums of every bucket, with its `begin`; zeros where there are no records.
 
@@ -215,7 +216,7 @@ async def read_timeseries(
     asked = msgspec.structs.replace(
         query, since=begins[0], until=begins[-1] + _STEP_BY_FLOOR[_round_to_hour if bucket == "hour" else _round_to_day]
     )
-    sums_by_begin = dict(await tx.stats.series(asked, bucket))
+    sums_by_begin = dict(await tx.stats.sum_buckets(asked, bucket))
     return [{"begin": begin, **sums_by_begin.get(begin, {})} for begin in begins]
 
 

@@ -212,7 +212,7 @@ async def check_groups(tx: Any, question: Any, truth: Truth) -> None:
     members = {"hallucinated": shown.get, "deterministic": shown.get, "semantic_bucket": lambda v: tuple(json.loads(v))}
     found = {
         tuple(members[name](value) if name in members else value for name, value in group.dims.items()): group.measures
-        for group in (await tx.stats.sums(question)).groups
+        for group in (await tx.stats.sum_groups(question)).groups
     }
     assert found == {dims: dict(measures) for dims, measures in truth.groups.items()}
 

@@ -42,7 +42,7 @@ async def test_bodies_settled_twice_stay(parts, acme: Tenant) -> None:
     await _moved(parts, acme)
     for _ in range(2):
         async with parts.store.system_transaction() as tx:
-            assert await tx.artifacts.stored(artifacts) == set()
+            assert await tx.artifacts.mark_bodies_stored(artifacts) == set()
     assert await _readable(acme, artifacts)
 
 
@@ -87,7 +87,7 @@ async def test_an_evaluation_whose_workers_die_is_given_up(parts, acme: Tenant) 
         now = tx.now
         for attempt in range(1, 5):
             now += timedelta(hours=1)
-            claimed = await tx.evaluations.claim(10_000, now, now + timedelta(minutes=1))
+            claimed = await tx.evaluations.claim_pending(10_000, now, now + timedelta(minutes=1))
             mine = [one for one in claimed if one.evaluation.id == made[0].id]
             assert [one.attempt for one in mine] == ([attempt] if attempt <= 3 else [])
         assert (await tx.evaluations.get(made[0].id)).metrics == "failed"
