@@ -1,4 +1,4 @@
-"""Passwords, access tokens and random secrets."""
+"""Hash passwords, sign access tokens, encrypt stored secrets, and generate random ones."""
 
 import asyncio
 import base64
@@ -19,63 +19,63 @@ API_KEY_PREFIX: Final = "pdk_"
 
 
 def generate_token(prefix: str) -> str:
-    """256 random bits behind a prefix that tells what they are for."""
+    """Return 256 random bits after a prefix that names their purpose."""
     return prefix + secrets.token_urlsafe(32)
 
 
 def hash_token(token: str) -> bytes:
-    """SHA-256. A random 256-bit token needs no slow hash: there is nothing to guess."""
+    """Return the SHA-256 of a token. A random 256-bit token cannot be guessed, so it needs no slow hash."""
     return hashlib.sha256(token.encode()).digest()
 
 
 def is_same_digest(left: bytes, right: bytes) -> bool:
-    """Compare in constant time."""
+    """Return whether two digests are equal, in constant time."""
     return hmac.compare_digest(left, right)
 
 
 class Vault:
-    """Seals what must lie in the database but not in the clear (Fernet: AES-128-CBC and HMAC-SHA256)."""
+    """Encrypt data that the database stores (Fernet: AES-128-CBC and HMAC-SHA256)."""
 
     def __init__(self, secret: str) -> None:
-        self._fernet = _fernet(secret, b"paddock vault")
+        self._fernet = _derive_fernet(secret, b"paddock vault")
 
     def seal(self, data: bytes) -> bytes:
-        """Data that only a holder of the secret key can read."""
+        """Encrypt data with the secret key."""
         return self._fernet.encrypt(data)
 
     def open(self, sealed: bytes) -> bytes:
-        """What was sealed. Errors: `ValueError` when the secret key is another one now."""
+        """Decrypt data. Errors: `ValueError` if the secret key has changed."""
         try:
             return self._fernet.decrypt(sealed)
         except InvalidToken:
-            raise ValueError("sealed with another PADDOCK_SECRET_KEY") from None
+            raise ValueError("encrypted with another PADDOCK_SECRET_KEY") from None
 
 
 class Keyring:
-    """Seals the keys of tenants for outside services, with keys that can be replaced while everything runs.
+    """Encrypt the tenants' keys for outside services, with keys that can be rotated while the system runs.
 
-    The first of `keys` seals, each of them opens. What was sealed before there were any, with a key made of
-    `secret`, still opens, and so seals where there are none.
+    The first of `keys` encrypts, each of them decrypts. A key derived from `secret` decrypts older data, and encrypts
+    if `keys` is empty.
     """
 
     def __init__(self, keys: tuple[Secret, ...], secret: str) -> None:
-        self._all = [_fernet(key.reveal(), b"paddock keyring") for key in keys]
-        self._all.append(_fernet(secret, b"paddock keyring of the secret key"))
+        self._all = [_derive_fernet(key.reveal(), b"paddock keyring") for key in keys]
+        self._all.append(_derive_fernet(secret, b"paddock keyring of the secret key"))
         self._fernets = MultiFernet(self._all)
 
     def seal(self, data: bytes) -> bytes:
-        """Data that only a holder of the first key can read."""
+        """Encrypt data with the first key."""
         return self._fernets.encrypt(data)
 
     def open(self, sealed: bytes) -> bytes:
-        """What was sealed. Errors: `ValueError` when none of the keys did it."""
+        """Decrypt data. Errors: `ValueError` if none of the keys encrypted it."""
         try:
             return self._fernets.decrypt(sealed)
         except InvalidToken:
-            raise ValueError("sealed with a key that PADDOCK_ENCRYPTION_KEYS does not hold") from None
+            raise ValueError("encrypted with a key that is missing in PADDOCK_ENCRYPTION_KEYS") from None
 
     def reseal(self, sealed: bytes) -> bytes | None:
-        """The same sealed with the first key, or None if it is already. Errors: `ValueError` as `open`."""
+        """Encrypt data again with the first key; return None if it already is. Errors: `ValueError` as `open`."""
         try:
             self._all[0].decrypt(sealed)
         except InvalidToken:
@@ -83,29 +83,31 @@ class Keyring:
         return None
 
 
-def _fernet(secret: str, use: bytes) -> Fernet:
-    return Fernet(base64.urlsafe_b64encode(hmac.digest(secret.encode(), use, "sha256")))
+def _derive_fernet(secret: str, purpose: bytes) -> Fernet:
+    return Fernet(base64.urlsafe_b64encode(hmac.digest(secret.encode(), purpose, "sha256")))
 
 
 class Passwords:
-    """argon2id, off the event loop, two at a time: each takes 64 MiB and tens of milliseconds."""
+    """Hash passwords with argon2id in threads, two at a time: each takes 64 MiB and tens of milliseconds."""
 
     def __init__(self) -> None:
         self._hasher = PasswordHasher()
-        self._turn = asyncio.Semaphore(2)
-        self._nobody = self._hasher.hash(secrets.token_urlsafe(16))
+        self._slots = asyncio.Semaphore(2)
+        self._dummy_hash = self._hasher.hash(secrets.token_urlsafe(16))
 
     async def hash_password(self, password: str) -> str:
-        """A hash that carries its own parameters."""
-        async with self._turn:
+        """Return a hash that contains its parameters."""
+        async with self._slots:
             return await asyncio.to_thread(self._hasher.hash, password)
 
     async def verify_password(self, stored: str | None, password: str) -> bool:
-        """Whether the password is right. With nothing stored it takes as long, and is wrong."""
-        async with self._turn:
-            return await asyncio.to_thread(self._check, stored or self._nobody, password) and stored is not None
+        """Return whether the password is correct. Without a stored hash it is not, after the same time."""
+        async with self._slots:
+            return (
+                await asyncio.to_thread(self._verify_hash, stored or self._dummy_hash, password) and stored is not None
+            )
 
-    def _check(self, stored: str, password: str) -> bool:
+    def _verify_hash(self, stored: str, password: str) -> bool:
         try:
             return self._hasher.verify(stored, password)
         except (VerificationError, InvalidHashError):
@@ -113,22 +115,22 @@ class Passwords:
 
 
 class AccessTokens:
-    """Signed, short-lived bearer tokens. They name a session, which can be ended at any time."""
+    """Issue and read signed, short-lived bearer tokens. They name a session, which can be ended at any time."""
 
     def __init__(self, secret: str, lifetime: timedelta, algorithm: str = "HS256") -> None:
         self._algorithm = algorithm
-        # A key of its own, so that the secret's other uses and these signatures cannot be played against each other.
-        # As long as the hash, as RFC 7518 section 3.2 wants it.
+        # A separate key, so that these signatures are useless for other uses of the secret.
+        # It is as long as the hash (RFC 7518 section 3.2).
         self._key = hmac.digest(secret.encode(), b"paddock access tokens", f"sha{algorithm.removeprefix('HS')}")
         self.lifetime = lifetime
 
     def issue_token(self, user_id: str, session_id: str, now: datetime) -> str:
-        """A token for one session of one user."""
+        """Return a token for a session of a user."""
         claims = {"sub": user_id, "sid": session_id, "iat": int(now.timestamp()), "exp": now + self.lifetime}
         return jwt.encode(claims, self._key, self._algorithm)
 
     def read_token(self, token: str) -> tuple[str, str] | None:
-        """`(user_id, session_id)`, or None for a token that is forged, malformed or too old."""
+        """Return `(user_id, session_id)`, or None for a forged, malformed or expired token."""
         try:
             claims: dict[str, Any] = jwt.decode(
                 token, self._key, [self._algorithm], options={"require": ["sub", "sid", "exp"]}

@@ -1,4 +1,4 @@
-"""Writing together what several tasks have to write: while one batch is on its way, the next one gathers."""
+"""Write the items of several tasks in batches: while one batch is written, the next one gathers."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -11,10 +11,10 @@ R = TypeVar("R")
 
 
 class GroupCommit(Generic[T, R]):
-    """Gathers items for `write`, which takes many and returns a result for each, in their order.
+    """Gather items for `write`, which takes many and returns a result for each, in order.
 
-    Nobody waits for a batch to fill: what is there at an idle moment is written at once. A batch has up
-    to `most` items that weigh up to `heaviest` together; an item heavier than that is written alone.
+    No item waits for a batch to fill: an idle writer writes at once. A batch has up to `max_items` items of up to
+    `max_weight` together; a heavier item is written alone.
     """
 
     def __init__(
@@ -30,11 +30,11 @@ class GroupCommit(Generic[T, R]):
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing waits or is being written."""
+        """Return whether no item waits or is being written."""
         return self._writer is None
 
     async def add(self, item: T) -> R:
-        """Write one item. Errors: those of `write`; an item that spoils a batch fails alone."""
+        """Write one item. Errors: those of `write`; an item that makes a batch fail fails alone."""
         result: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, result))
         if self._writer is None:
@@ -44,21 +44,21 @@ class GroupCommit(Generic[T, R]):
     async def _drain(self) -> None:
         try:
             while self._waiting:
-                await self._gathered()
-                size = self._size()
+                await self._gather_items()
+                size = self._measure_batch()
                 batch, self._waiting = self._waiting[:size], self._waiting[size:]
                 await self._write_batch(batch)
         finally:
             self._writer = None
 
-    async def _gathered(self) -> None:
-        """Let whoever can run now add what it has: a turn of the loop costs less than a batch of its own."""
+    async def _gather_items(self) -> None:
+        """Let tasks that are ready add their items: a turn of the event loop costs less than another batch."""
         before = -1
         while before != len(self._waiting) < self._most:
             before = len(self._waiting)
             await asyncio.sleep(0)
 
-    def _size(self) -> int:
+    def _measure_batch(self) -> int:
         weight = 0
         for size, (item, _) in enumerate(self._waiting[: self._most]):
             weight += self._weigh(item)
@@ -70,10 +70,10 @@ class GroupCommit(Generic[T, R]):
         try:
             results = await self._write([item for item, _ in batch])
         except Exception as error:
-            passing = isinstance(error, DomainError)
-            if len(batch) > 1 and not passing:
-                for one in batch:
-                    await self._write_batch([one])
+            is_outage = isinstance(error, DomainError)
+            if len(batch) > 1 and not is_outage:
+                for entry in batch:
+                    await self._write_batch([entry])
                 return
             for _, waiting in batch:
                 if not waiting.done():

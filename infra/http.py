@@ -1,9 +1,9 @@
-"""Outbound HTTP that a tenant can steer: it never reaches what only this host or its network should reach.
+"""Make HTTP requests that tenants control, without reaching addresses of this host or its network.
 
-A URL is checked where the connection is made, not where it is written down: the guard below stands in the place of
-httpcore's network backend. It resolves the host itself, looks at every address, and connects to one it looked at. So
-there is no second resolution in which a name could change its mind, every redirect and every retry is checked again,
-and TLS and the Host header still carry the name. Whatever follows (models, tools, MCP) takes its client from here.
+A URL is checked when the connection is made, not when it is stored: the guard below replaces httpcore's network
+backend. It resolves the host, checks every address, and connects to a checked address. So no second resolution can
+give another address, every redirect and retry is checked again, and TLS and the Host header still use the name. Models,
+tools and MCP servers are called with clients from here.
 """
 
 import asyncio
@@ -27,19 +27,19 @@ import structlog
 from infra.settings import NUMERIC_HOST_PATTERN, parse_destination
 
 _log = structlog.get_logger("paddock.outbound")
-# They print every URL, with the query that may hold a token.
+# These loggers print every URL, with queries that may contain tokens.
 for _noisy in ("httpx", "httpcore", "httpx2", "httpcore2"):
     logging.getLogger(_noisy).setLevel(logging.WARNING)
 
 Address = IPv4Address | IPv6Address
-# From a host and a port to the addresses behind it, as text. Errors: `OSError`, `ValueError`.
+# Resolves a host and a port to addresses, as text. Errors: `OSError`, `ValueError`.
 HostResolver = Callable[[str, int], Awaitable[list[str]]]
 
 CONNECT_SECONDS: Final = 10.0
 
-# IANA's registries of special-purpose addresses, but for what is global and ordinary. Python's own `is_global` is not
-# used: what it says of several of these changed between patch versions.
-_V4: Final = tuple(
+# IANA's registries of special-purpose addresses, without the globally reachable ones. Python's `is_global` is not used:
+# its answer for several of these changed between patch versions.
+_SPECIAL_IPV4: Final = tuple(
     (IPv4Network(network), words)
     for network, words in (
         ("0.0.0.0/8", "an unspecified address"),
@@ -61,7 +61,7 @@ _V4: Final = tuple(
         ("240.0.0.0/4", "a reserved address"),
     )
 )
-_V6: Final = tuple(
+_SPECIAL_IPV6: Final = tuple(
     (IPv6Network(network), words)
     for network, words in (
         ("::/128", "an unspecified address"),
@@ -80,45 +80,47 @@ _V6: Final = tuple(
     )
 )
 _GLOBAL_V6: Final = IPv6Network("2000::/3")
-_NAT64: Final = IPv6Network("64:ff9b::/96")
-NO_PUBLIC_HOST: Final = "it is no public host that is known here"
+_NAT64_NETWORK: Final = IPv6Network("64:ff9b::/96")
+NO_PUBLIC_HOST: Final = "it is not a known public host"
 
 
 class OutboundRefused(Exception):
-    """A connection that is not made: the host that was asked for, the address it leads to if one was found, and why.
+    """Report a refused connection: the requested host, its address if it has one, and the reason.
 
-    The message does not hold the address, which may be nobody's business.
+    The message does not contain the address, which may be confidential.
     """
 
     def __init__(self, host: str, address: str | None, reason: str) -> None:
-        # Who may name hosts here must not learn which there are: unknown ones and private ones are refused alike.
-        told = NO_PUBLIC_HOST if reason.startswith("it leads to") else reason
-        super().__init__(f"Connections to {host[:253]} are refused: {told}.")
+        # A caller must not learn which private hosts exist: unknown and private hosts are refused alike.
+        public_reason = NO_PUBLIC_HOST if reason.startswith("it leads to") else reason
+        super().__init__(f"Connections to {host[:253]} are refused: {public_reason}.")
         self.host, self.address, self.reason = host, address, reason
 
 
 def find_address_problem(address: Address) -> str | None:
-    """What is wrong with connecting to an address, as words for a person, or None for an ordinary public one."""
+    """Return why an address must not be connected to, in words, or None for an ordinary public address."""
     if isinstance(address, IPv6Address):
         if address.scope_id is not None:
             return "an address of one interface"
         if address.ipv4_mapped is not None:
             return find_address_problem(address.ipv4_mapped)
-        if address in _NAT64:  # a public IPv4 address on a network that has IPv6 alone
+        if address in _NAT64_NETWORK:  # a public IPv4 address on a network that has IPv6 alone
             return find_address_problem(IPv4Address(int(address) & 0xFFFFFFFF))
-        found = next((words for network, words in _V6 if address in network), None)
-        return found or (None if address in _GLOBAL_V6 else "a reserved address")
-    return next((words for network, words in _V4 if address in network), None)
+        problem = next((words for network, words in _SPECIAL_IPV6 if address in network), None)
+        return problem or (None if address in _GLOBAL_V6 else "a reserved address")
+    return next((words for network, words in _SPECIAL_IPV4 if address in network), None)
 
 
 async def resolve_host(host: str, port: int) -> list[str]:
-    """The addresses that the system's resolver gives. Errors: `OSError`, `ValueError` for what is no name at all."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [f"{to[0]}%{to[3]}" if len(to) == 4 and to[3] and "%" not in str(to[0]) else str(to[0]) for *_, to in found]
+    """Resolve a host with the system's resolver. Errors: `OSError`, `ValueError` for an invalid name."""
+    entries = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [
+        f"{to[0]}%{to[3]}" if len(to) == 4 and to[3] and "%" not in str(to[0]) else str(to[0]) for *_, to in entries
+    ]
 
 
-class _Guard(httpcore.AsyncNetworkBackend, httpcore2.AsyncNetworkBackend):
-    """Connects to addresses that `admit` has seen. `core` is httpcore or httpcore2, whose errors callers know."""
+class _GuardedBackend(httpcore.AsyncNetworkBackend, httpcore2.AsyncNetworkBackend):
+    """Connect only to addresses that `admit` allows. `core` is httpcore or httpcore2, whose errors callers know."""
 
     def __init__(self, core: Any, admit: Callable[[str, int], Awaitable[list[str]]]) -> None:
         self._core, self._admit, self._inner = core, admit, core.AnyIOBackend()
@@ -131,7 +133,7 @@ class _Guard(httpcore.AsyncNetworkBackend, httpcore2.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> Any:
-        """A connection to one of the host's addresses. Errors: `Refused`, and httpcore's `ConnectError` and such."""
+        """Connect to one of the host's addresses. Errors: `OutboundRefused`, and httpcore's errors."""
         clock = asyncio.get_running_loop().time
         ends = None if timeout is None else clock() + timeout
         try:
@@ -141,48 +143,48 @@ class _Guard(httpcore.AsyncNetworkBackend, httpcore2.AsyncNetworkBackend):
             raise self._core.ConnectTimeout(f"{host} was not resolved in time") from None
         except socket.gaierror as error:
             if error.errno in (socket.EAI_NONAME, socket.EAI_NODATA):
-                _refuse(host, port, None, NO_PUBLIC_HOST)
-            # The one who should know does not answer, and may do so later.
+                _refuse_connection(host, port, None, NO_PUBLIC_HOST)
+            # The resolver does not answer now, and may answer later.
             raise self._core.ConnectError(f"{host} cannot be looked up now") from None
         except (OSError, ValueError):
-            _refuse(host, port, None, NO_PUBLIC_HOST)
-        failed: Exception = self._core.ConnectError(f"{host} has no address")
+            _refuse_connection(host, port, None, NO_PUBLIC_HOST)
+        last_error: Exception = self._core.ConnectError(f"{host} has no address")
         for tried, address in enumerate(addresses):
-            # One address that swallows packets must not cost the others their turn.
+            # An address that drops packets must not use up the time of the others.
             share = None if ends is None else max((ends - clock()) / (len(addresses) - tried), 0.001)
             try:
                 return await self._inner.connect_tcp(address, port, share, local_address, socket_options)
             except (self._core.ConnectError, self._core.ConnectTimeout) as error:
-                failed = error
-        raise failed
+                last_error = error
+        raise last_error
 
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
     ) -> NoReturn:
-        """Never: behind the sockets of a host are its own services."""
-        _refuse(path, None, None, "UNIX sockets are not for outbound connections")
+        """Refuse: UNIX sockets lead to services of this host."""
+        _refuse_connection(path, None, None, "UNIX sockets are not for outbound connections")
 
     async def sleep(self, seconds: float) -> None:
-        """Between the pool's attempts, if it makes any."""
+        """Sleep between the pool's attempts."""
         await asyncio.sleep(seconds)
 
 
-# What httpx would set up itself, with our guard in it. `_pool` is its own name for it: the tests of refused addresses
-# connect for real, so they fail should it change.
-class _Transport(httpx.AsyncHTTPTransport):
-    def __init__(self, guard: _Guard) -> None:
+# Sets up the pool as httpx does, with our guard. `_pool` is httpx's private name: the tests of refused addresses make
+# real connections, so they fail if it changes.
+class _GuardedTransport(httpx.AsyncHTTPTransport):
+    def __init__(self, guard: _GuardedBackend) -> None:
         super().__init__(verify=load_tls_context(), trust_env=False)
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=load_tls_context(), max_connections=1000, max_keepalive_connections=100, network_backend=guard
         )
 
 
-# Called once the request that is being made has gone out.
+# Called once the current request is sent.
 on_request_sent: ContextVar[Callable[[], None] | None] = ContextVar("request_sent", default=None)
 
 
 class SendNotifyingTransport(httpx2.AsyncHTTPTransport):
-    """Calls `request_sent` when the last byte of a request has been written."""
+    """Call `on_request_sent` when the last byte of a request is written."""
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send the request."""
@@ -196,8 +198,8 @@ class SendNotifyingTransport(httpx2.AsyncHTTPTransport):
         return await super().handle_async_request(request)
 
 
-class _Transport2(SendNotifyingTransport):
-    def __init__(self, guard: _Guard, max_error_bytes: int | None) -> None:
+class _GuardedTransport2(SendNotifyingTransport):
+    def __init__(self, guard: _GuardedBackend, max_error_bytes: int | None) -> None:
         super().__init__(verify=load_tls_context(), trust_env=False)
         self._max_error_bytes = max_error_bytes
         self._pool = httpcore2.AsyncConnectionPool(
@@ -213,7 +215,7 @@ class _Transport2(SendNotifyingTransport):
 
 
 async def _cut_body(response: httpx2.Response, max_bytes: int) -> httpx2.Response:
-    """Read the beginning of a body, and hang up on the rest of a longer one. What fails in the middle is cut there."""
+    """Read the beginning of a body and close the connection. A body that fails is cut at that point."""
     body = bytearray()
     try:
         with contextlib.suppress(httpx2.TransportError, httpx2.DecodingError):
@@ -232,11 +234,11 @@ async def _cut_body(response: httpx2.Response, max_bytes: int) -> httpx2.Respons
 
 
 class Outbound:
-    """Makes HTTP clients that reach public addresses alone, and `allowed` where the caller is not strict.
+    """Create HTTP clients that reach only public addresses, and `allowed` ones unless the caller is strict.
 
-    `allowed` are hosts, addresses and networks, each with a `:port` or without, from PADDOCK_PRIVATE_HOSTS. A host is
-    let through wherever its name leads. Errors: `BadSettings` naming a bad entry. Clients neither follow redirects nor
-    read proxies and passwords from the environment, and belong to whoever asked for them: `async with`, or `aclose`.
+    `allowed` are hosts, addresses and networks, with or without a `:port`, from PADDOCK_PRIVATE_HOSTS. An allowed host
+    may have any address. Clients neither follow redirects nor read proxies and passwords from the environment. The
+    caller closes them: `async with`, or `aclose`. Errors: `BadSettings` names an invalid entry.
     """
 
     def __init__(self, allowed: tuple[str, ...] = (), resolve: HostResolver = resolve_host) -> None:
@@ -244,75 +246,83 @@ class Outbound:
         self._resolve = resolve
 
     def create_client(self, strict: bool = False, timeout: float = 30.0) -> httpx.AsyncClient:
-        """A client of httpx. `strict`: nothing private is let through. `timeout` in seconds, between two bytes.
+        """Return a client of httpx. `strict` refuses all private addresses; `timeout` is in seconds, between two bytes.
 
-        Errors of its requests: `Refused`, and httpx's.
+        Errors of its requests: `OutboundRefused`, and httpx's.
         """
         limits = httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))
-        transport = _Transport(_Guard(httpcore, partial(self.resolve_allowed, strict=strict)))
+        transport = _GuardedTransport(_GuardedBackend(httpcore, partial(self.resolve_allowed, strict=strict)))
         return httpx.AsyncClient(transport=transport, timeout=limits, trust_env=False, follow_redirects=False)
 
     def create_httpx2_client(
         self, strict: bool = False, timeout: float = 60.0, max_error_bytes: int | None = None
     ) -> httpx2.AsyncClient:
-        """The same of httpx2, which the libraries of openai, anthropic and mcp take.
+        """Return a client of httpx2, for the libraries of openai, anthropic and mcp.
 
-        With `max_error_bytes` the body of an answer from status 400 on is cut there: those libraries read all of it.
+        With `max_error_bytes`, bodies of responses from status 400 on are cut: those libraries read them whole.
         """
         limits = httpx2.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))
-        transport = _Transport2(_Guard(httpcore2, partial(self.resolve_allowed, strict=strict)), max_error_bytes)
+        transport = _GuardedTransport2(
+            _GuardedBackend(httpcore2, partial(self.resolve_allowed, strict=strict)), max_error_bytes
+        )
         return httpx2.AsyncClient(transport=transport, timeout=limits, trust_env=False, follow_redirects=False)
 
     async def resolve_allowed(self, host: str, port: int, strict: bool = False) -> list[str]:
-        """The addresses to connect to for a host, every one of them looked at.
+        """Return the checked addresses of a host.
 
-        Errors: `Refused`, `OSError` and `ValueError` where the host is not known.
+        Errors: `OutboundRefused`, `OSError` and `ValueError` for an unknown host.
         """
-        name, named = host.lower(), False
-        refuse = partial(_refuse, host, port)
+        name, is_allowed = host.lower(), False
+        refuse = partial(_refuse_connection, host, port)
         if "%" in name:
             refuse(None, "it is an address of one interface, or escaped")
-        if (literal := _literal(name)) is not None:
-            found = [name]
+        if (literal := _parse_literal(name)) is not None:
+            texts = [name]
         elif name.endswith("."):
             refuse(None, "a host must not end in a dot")
         elif NUMERIC_HOST_PATTERN.search(name):
             refuse(None, "it is an address in an unusual notation")
         else:
-            named = not strict and any(one.name == name and one.port in (None, port) for one in self._allowed)
-            if not named and (name == "localhost" or name.endswith(".localhost")):
+            is_allowed = not strict and any(
+                entry.name == name and entry.port in (None, port) for entry in self._allowed
+            )
+            if not is_allowed and (name == "localhost" or name.endswith(".localhost")):
                 refuse(None, "it is this host")
-            found = await self._resolve(host, port)
+            texts = await self._resolve(host, port)
         addresses: dict[str, None] = {}
-        for text in found:
+        for text in texts:
             address = ip_address(text)
             mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
             address = address if mapped is None else mapped
-            wrong = None if named or (not strict and self._lets(address, port)) else find_address_problem(address)
-            if wrong is not None:
-                refuse(text, f"it {'is' if literal else 'leads to'} {wrong}")
+            problem = (
+                None
+                if is_allowed or (not strict and self._is_allowed_address(address, port))
+                else find_address_problem(address)
+            )
+            if problem is not None:
+                refuse(text, f"it {'is' if literal else 'leads to'} {problem}")
             addresses[str(address)] = None
         return list(addresses)
 
-    def _lets(self, address: Address, port: int) -> bool:
-        return any(one.network and address in one.network and one.port in (None, port) for one in self._allowed)
+    def _is_allowed_address(self, address: Address, port: int) -> bool:
+        return any(entry.network and address in entry.network and entry.port in (None, port) for entry in self._allowed)
 
 
 @cache
 def load_tls_context() -> ssl.SSLContext:
-    """One for all clients: reading the certificates takes longer than a request. The host's own count as well."""
+    """Return the TLS context of all clients: certifi's certificates and the host's. Loading them is slow."""
     context = ssl.create_default_context()
     context.load_verify_locations(certifi.where())
     return context
 
 
-def _literal(name: str) -> Address | None:
+def _parse_literal(name: str) -> Address | None:
     try:
         return ip_address(name)
     except ValueError:
         return None
 
 
-def _refuse(host: str, port: int | None, address: str | None, reason: str) -> NoReturn:
+def _refuse_connection(host: str, port: int | None, address: str | None, reason: str) -> NoReturn:
     _log.warning("outbound refused", host=host[:253], port=port, address=address, reason=reason)
     raise OutboundRefused(host, address, reason)

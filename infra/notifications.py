@@ -1,9 +1,9 @@
-"""The doorbell: what is published wakes workers and waiters; builds are arq jobs besides.
+"""Ring the bell: published messages wake workers and waiters; builds are arq jobs too.
 
-A run is claimed where fairness can be decided, in Postgres, so its ring is one message without a job
-(docs/adr/0008). Builds take seconds, and arq deals them out to workers: a job per row and attempt, which
-is a turn to build, not the right to a certain row. arq keeps no truth here: no results, no retries, no
-pickles. What it forgets, upkeep rings again.
+Runs are claimed in Postgres, where fairness can be decided, so their ring is one message without a job
+(docs/adr/0008). Builds take seconds, and arq distributes them to workers: a job per row and attempt lets a worker claim
+a build, not a certain row. arq keeps no state that matters: no results, no retries, no pickles. Upkeep rings lost jobs
+again.
 """
 
 import asyncio
@@ -21,12 +21,12 @@ from redis.asyncio import ConnectionPool, Redis
 from domain.shared.jobs import Job, Lane, RowChange
 from infra.redis import CHANGED_CHANNEL, REDIS_OUTAGE_ERRORS, REVOKED_CHANNEL, REVOKED_STATUSES, RING_CHANNEL, Bell
 
-# Longer than any job may take; a lost job is found by upkeep long before arq would miss it.
+# Longer than any job may take. Upkeep finds a lost job long before arq would.
 JOB_TIMEOUT_SECONDS: Final = 2 * 3600
-_VARIANTS: Final = 10
-# While Redis is away: seconds between tries, and how much is kept.
+_MAX_JOB_VARIANTS: Final = 10
+# While Redis is unavailable: seconds between attempts, and how many rings are kept.
 RING_RETRY_SECONDS: Final = 0.5
-# Seconds after which a build worker looks without being rung.
+# Seconds after which a build worker polls without a ring.
 BUILD_POLL_SECONDS: Final = 5.0
 MAX_PENDING_RINGS: Final = 10_000
 
@@ -35,30 +35,30 @@ _decoder = msgspec.msgpack.Decoder()
 
 
 def get_queue_name(lane: Lane) -> str:
-    """The sorted set of a lane's waiting jobs."""
+    """Return the name of the sorted set of a lane's waiting jobs."""
     return f"paddock:queue:{lane}"
 
 
 def create_arq_client(url: str) -> ArqRedis:
-    """A client with arq's commands, that speaks msgpack and gives up quickly."""
+    """Return a client with arq's commands, msgpack serialization and short timeouts."""
     pool = ConnectionPool.from_url(url, socket_connect_timeout=0.5, socket_timeout=2.0, health_check_interval=30)
     return ArqRedis(pool, job_serializer=msgspec.msgpack.encode, job_deserializer=_decoder.decode)
 
 
 class ArqQueue:
-    """Implements `domain.ports.Queue`."""
+    """Implement `domain.ports.Queue`."""
 
     def __init__(self, redis: ArqRedis) -> None:
         self._redis = redis
-        self._away = False
+        self._is_down = False
         self._jobs: list[Job] = []
         self._changed: list[RowChange] = []
         self._ringing: asyncio.Task[None] | None = None
 
     async def ring_jobs(self, jobs: Sequence[Job], changes: Sequence[RowChange] = ()) -> None:
-        """Ring for jobs and wake waiters. Nobody waits for that: what comes while one message is sent gathers.
+        """Ring for jobs and wake waiters, without waiting for it: rings gather while a message is sent.
 
-        While Redis is away, the latest are kept until it is back.
+        While Redis is unavailable, the latest rings are kept until it is back.
         """
         self._jobs = [*self._jobs, *jobs][-MAX_PENDING_RINGS:]
         self._changed = [*self._changed, *changes][-MAX_PENDING_RINGS:]
@@ -66,20 +66,18 @@ class ArqQueue:
             self._ringing = asyncio.create_task(self._ring_all())
 
     async def close(self) -> None:
-        """Send what is still to be sent, unless Redis is away."""
+        """Send the remaining rings, unless Redis is unavailable."""
         if self._ringing is not None:
-            if self._away:
+            if self._is_down:
                 self._ringing.cancel()
             await asyncio.wait((self._ringing,))
 
     async def ring_lost_jobs(self, jobs: Sequence[Job]) -> int:
-        """Ring for runs and records, and for builds that no queue lists and no worker took. Returns how many of these.
+        """Ring for runs and records, and for lost builds: no queue lists them and no worker has them.
 
-        Errors: those of redis.
-
-        A job that was taken but whose row still waits belongs to a worker that died in between. arq
-        would hold its id for `JOB_TIMEOUT`, so it is rung under another one; the row's lease keeps
-        two workers apart in any case.
+        A job that was taken although its row still waits belongs to a worker that died in between. arq would block its
+        id for `JOB_TIMEOUT_SECONDS`, so it is rung under another id; the row's lease keeps two workers apart in any
+        case. Return the number of rung builds. Errors: those of redis.
         """
         rung = [job for job in jobs if job.lane == "build" and await self._ring_if_lost(job)]
         lanes = {job.lane for job in rung} | {job.lane for job in jobs if job.lane != "build"}
@@ -88,7 +86,7 @@ class ArqQueue:
         return len(rung)
 
     async def count_jobs(self, lane: Lane) -> int:
-        """How many jobs the lane's queue lists."""
+        """Return the number of jobs in the lane's queue."""
         return int(await self._redis.zcard(get_queue_name(lane)))
 
     async def _ring_all(self) -> None:
@@ -98,11 +96,11 @@ class ArqQueue:
                 changed, self._changed = self._changed, []
                 try:
                     await self._ring(jobs, changed)
-                    self._away = False
+                    self._is_down = False
                 except REDIS_OUTAGE_ERRORS as error:
-                    if not self._away:
-                        _log.warning("redis is away; what is to be rung waits for it", error=str(error))
-                    self._away = True
+                    if not self._is_down:
+                        _log.warning("redis is unavailable; rings wait until it is back", error=str(error))
+                    self._is_down = True
                     self._jobs, self._changed = (
                         [*jobs, *self._jobs][-MAX_PENDING_RINGS:],
                         [*changed, *self._changed][-MAX_PENDING_RINGS:],
@@ -118,7 +116,7 @@ class ArqQueue:
         await self._publish({job.lane for job in jobs}, changed)
 
     async def _ring_if_lost(self, job: Job) -> bool:
-        for number in range(_VARIANTS):
+        for number in range(_MAX_JOB_VARIANTS):
             job_id = job.id if number == 0 else f"{job.id}:{number}"
             async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.zscore(get_queue_name(job.lane), job_id)
@@ -132,21 +130,21 @@ class ArqQueue:
         return False
 
     async def _enqueue(self, job: Job, job_id: str) -> bool:
-        made = await self._redis.enqueue_job(
+        job_handle = await self._redis.enqueue_job(
             job.lane, job.row_id, job.tenant_id, _job_id=job_id, _queue_name=get_queue_name(job.lane)
         )
-        return made is not None
+        return job_handle is not None
 
     async def _publish(self, lanes: set[Lane], changed: Sequence[RowChange]) -> None:
         messages = [(RING_CHANNEL + lane, "") for lane in lanes]
-        told = dict[str, list[str]]()
+        changes_by_channel = dict[str, list[str]]()
         for change in changed:
             prefix = change.row_id.partition("_")[0]
             for channel in (
                 (CHANGED_CHANNEL, REVOKED_CHANNEL) if change.status in REVOKED_STATUSES else (CHANGED_CHANNEL,)
             ):
-                told.setdefault(channel + prefix, []).append(f"{change.row_id}:{change.status}")
-        messages += [(channel, " ".join(changes)) for channel, changes in told.items()]
+                changes_by_channel.setdefault(channel + prefix, []).append(f"{change.row_id}:{change.status}")
+        messages += [(channel, " ".join(changes)) for channel, changes in changes_by_channel.items()]
         if len(messages) == 1:
             await self._redis.publish(*messages[0])
             return
@@ -157,29 +155,29 @@ class ArqQueue:
 
 
 class BellWorker(Worker):
-    """An arq worker that starts a rung job at once, and outlives Redis being away."""
+    """Run arq jobs as soon as they are rung, and survive outages of Redis."""
 
     bell: Bell
     lane: Lane
-    # Whether no new jobs may be taken; whoever makes it so wakes the bell.
+    # Returns whether no new jobs may be taken; the code that stops the worker also wakes the bell.
     is_stopping: Callable[[], bool]
 
     async def main(self) -> None:
-        """Take jobs whenever the bell rings or a slot comes free, and look now and then in any case, until it `ends`.
+        """Take jobs when the bell rings, a slot becomes free or `BUILD_POLL_SECONDS` pass, until `is_stopping`.
 
-        Jobs that run then are waited for.
+        Running jobs are awaited before it returns.
         """
         self.wake = self.bell.get_lane_event(self.lane)
-        away = False
+        is_down = False
         while not self.is_stopping():
             self.wake.clear()
             try:
                 await self._poll_iteration()
-                away = False
+                is_down = False
             except REDIS_OUTAGE_ERRORS as error:
-                if not away:
-                    _log.warning("redis is away; no new jobs until it is back", error=str(error))
-                away = True
+                if not is_down:
+                    _log.warning("redis is unavailable; no new jobs until it is back", error=str(error))
+                is_down = True
                 await asyncio.sleep(0.5)
                 continue
             if self.is_stopping():
@@ -190,7 +188,7 @@ class BellWorker(Worker):
             await asyncio.wait(list(self.tasks.values()))
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
-        """As arq does, but give back the slot that arq counts before it asks Redis, when Redis is away."""
+        """Start jobs as arq does, but release the slot that arq reserved if Redis is unavailable."""
         try:
             await super().start_jobs(job_ids)
         except REDIS_OUTAGE_ERRORS:
@@ -211,17 +209,17 @@ def create_lane_worker(
     work: Callable[[], Awaitable[None]],
     is_stopping: Callable[[], bool] = lambda: False,
 ) -> BellWorker:
-    """A worker of one lane that calls `work()` for each job, `slots` at a time, until it `ends`."""
+    """Return a worker of a lane that calls `work()` for each job, `slots` at a time, until `is_stopping`."""
 
     async def run(*_: Any) -> None:
         try:
             await work()
         except asyncio.CancelledError:
-            # Its row is back in the queue, with a ring of its own: this job is over, and no error.
+            # Its row is queued again with another ring, so this job ends without an error.
             if not is_stopping():
                 raise
 
-    made = BellWorker(
+    lane_worker = BellWorker(
         functions=[func(cast(Any, run), name=lane, timeout=JOB_TIMEOUT_SECONDS, keep_result=0, max_tries=1_000)],
         queue_name=get_queue_name(lane),
         redis_pool=redis,
@@ -235,10 +233,10 @@ def create_lane_worker(
         job_serializer=msgspec.msgpack.encode,
         job_deserializer=_decoder.decode,
     )
-    made.bell, made.lane, made.is_stopping = bell, lane, is_stopping
-    return made
+    lane_worker.bell, lane_worker.lane, lane_worker.is_stopping = bell, lane, is_stopping
+    return lane_worker
 
 
 async def ping_redis(redis: Redis) -> None:
-    """One round trip, for health. Errors: those of redis."""
+    """Check the connection. Errors: those of redis."""
     await redis.ping()

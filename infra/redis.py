@@ -1,6 +1,6 @@
-"""Redis beyond the queue: the bell that wakes waiters, and the counters of rate limits.
+"""Use Redis beyond the queue: the bell that wakes waiters, and the counters of rate limits.
 
-Redis may be away at any time. Then waiters poll, limits are counted locally, and nothing fails.
+Redis may be unavailable at any time. Then waiters poll, limits are counted locally, and nothing fails.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from domain.shared.jobs import ROW_PREFIX_BY_LANE, Lane
 from infra.group_commit import GroupCommit
 
 CHANGED_CHANNEL: Final = "paddock:changed:"
-# What another than its holder makes of a row: the only changes that a holder needs to hear of.
+# Changes of a leased row by others: the only changes that the lease's owner needs to know.
 REVOKED_CHANNEL: Final = "paddock:taken:"
 REVOKED_STATUSES: Final = frozenset({"cancelled", "pending", "queued"})
 RING_CHANNEL: Final = "paddock:ring:"
@@ -30,16 +30,16 @@ _log = structlog.get_logger("paddock.redis")
 
 
 def create_redis_client(url: str) -> Redis:
-    """A client that gives up quickly: nothing in Redis is worth a request's second."""
-    made: Redis = Redis.from_url(url, socket_connect_timeout=0.5, socket_timeout=1.0, health_check_interval=30)
-    return made
+    """Return a client with short timeouts: no request should wait a second for Redis."""
+    redis: Redis = Redis.from_url(url, socket_connect_timeout=0.5, socket_timeout=1.0, health_check_interval=30)
+    return redis
 
 
 class Bell:
-    """One subscription per process, shared by all that wait.
+    """Share one subscription of the process among all waiters.
 
-    For rings of the lanes `rung`, for changes of rows of the lanes `heard`, and for rows of the lanes
-    `held` that were taken from whoever held them.
+    It receives rings of `lanes`, changes of rows of the lanes in `row_changes`, and revoked leases of rows of the lanes
+    in `revocations`.
     """
 
     def __init__(
@@ -51,15 +51,15 @@ class Bell:
     ) -> None:
         self._url = url
         self._channels = [RING_CHANNEL + lane for lane in lanes]
-        # Runs of all lanes are executions: one channel for them.
+        # The rows of several lanes are executions, which share a channel.
         self._channels += sorted(
             {CHANGED_CHANNEL + ROW_PREFIX_BY_LANE[lane] for lane in row_changes}
             | {REVOKED_CHANNEL + ROW_PREFIX_BY_LANE[lane] for lane in revocations}
         )
-        self._waiting: dict[str, list[tuple[asyncio.Event, frozenset[str] | None]]] = {}
-        self._rung = {RING_CHANNEL + lane: asyncio.Event() for lane in lanes}
+        self._row_waiters: dict[str, list[tuple[asyncio.Event, frozenset[str] | None]]] = {}
+        self._lane_events = {RING_CHANNEL + lane: asyncio.Event() for lane in lanes}
         self._task: asyncio.Task[None] | None = None
-        self._hears = False
+        self._is_connected = False
 
     async def __aenter__(self) -> "Bell":
         if self._channels:
@@ -74,114 +74,114 @@ class Bell:
 
     @property
     def poll_seconds(self) -> float:
-        """Seconds after which to look for oneself: long while the bell is heard, short while Redis is away."""
-        return CONNECTED_POLL_SECONDS if self._hears else DISCONNECTED_POLL_SECONDS
+        """Return the seconds between polls: long while the subscription works, short while Redis is unavailable."""
+        return CONNECTED_POLL_SECONDS if self._is_connected else DISCONNECTED_POLL_SECONDS
 
     @contextmanager
     def watch_row(
         self, row_id: str, statuses: frozenset[str] | None = None, event: asyncio.Event | None = None
     ) -> Iterator[asyncio.Event]:
-        """An event (`heard`, or a new one) that is set whenever the row changes, or comes to one of `statuses`.
+        """Yield an event (`event`, or a new one) that is set when the row changes, or gets one of `statuses`.
 
-        Look at the row after this begins, not before.
+        Read the row after entering this context, not before.
         """
         waiter = (event or asyncio.Event(), statuses)
-        waiters = self._waiting.setdefault(row_id, [])
+        waiters = self._row_waiters.setdefault(row_id, [])
         waiters.append(waiter)
         try:
             yield waiter[0]
         finally:
             waiters.remove(waiter)
             if not waiters:
-                self._waiting.pop(row_id, None)
+                self._row_waiters.pop(row_id, None)
 
     def get_lane_event(self, lane: Lane) -> asyncio.Event:
-        """An event that is set whenever the lane is rung."""
-        return self._rung[RING_CHANNEL + lane]
+        """Return the event that is set whenever the lane is rung."""
+        return self._lane_events[RING_CHANNEL + lane]
 
     async def _listen(self) -> None:
-        away = False
+        is_down = False
         while True:
             redis = Redis.from_url(self._url, socket_connect_timeout=2, health_check_interval=15)
             try:
                 async with redis.pubsub() as subscription:
                     await subscription.subscribe(*self._channels)
-                    if away:
+                    if is_down:
                         _log.info("redis is back")
-                    away, self._hears = False, True
+                    is_down, self._is_connected = False, True
                     self._wake_all()
                     while True:
                         message = await subscription.get_message(ignore_subscribe_messages=True, timeout=30)
                         if message is not None:
-                            self._hear(message["channel"].decode(), message["data"])
+                            self._dispatch_message(message["channel"].decode(), message["data"])
             except REDIS_OUTAGE_ERRORS as error:
-                if not away:
-                    _log.warning("redis is away; waiters poll until it is back", error=str(error))
-                away = True
-                if self._hears:
-                    self._hears = False
+                if not is_down:
+                    _log.warning("redis is unavailable; waiters poll until it is back", error=str(error))
+                is_down = True
+                if self._is_connected:
+                    self._is_connected = False
                     self._wake_all()
                 await asyncio.sleep(0.5)
             finally:
                 await redis.aclose()
 
-    def _hear(self, channel: str, data: bytes) -> None:
-        if channel in self._rung:
-            self._rung[channel].set()
+    def _dispatch_message(self, channel: str, data: bytes) -> None:
+        if channel in self._lane_events:
+            self._lane_events[channel].set()
             return
-        for told in data.decode().split():
-            row_id, _, status = told.partition(":")
-            for heard, statuses in self._waiting.get(row_id, ()):
+        for change in data.decode().split():
+            row_id, _, status = change.partition(":")
+            for event, statuses in self._row_waiters.get(row_id, ()):
                 if statuses is None or status in statuses:
-                    heard.set()
+                    event.set()
 
     def _wake_all(self) -> None:
-        # Whatever was said while nobody listened is lost, so everybody looks again.
-        for waiters in self._waiting.values():
-            for heard, _ in waiters:
-                heard.set()
-        for rung in self._rung.values():
-            rung.set()
+        # Messages from before the subscription are lost, so every waiter reads its row again.
+        for waiters in self._row_waiters.values():
+            for event, _ in waiters:
+                event.set()
+        for lane_event in self._lane_events.values():
+            lane_event.set()
 
 
-def _window_key(who: str, window: int, start: int) -> str:
-    return f"paddock:limit:{who}:{window}:{start}"
+def _format_window_key(subject: str, window: int, start: int) -> str:
+    return f"paddock:limit:{subject}:{window}:{start}"
 
 
 class WindowCounter:
-    """Counts uses per window, in Redis, or in this process while Redis is away."""
+    """Count uses per time window, in Redis, or in this process while Redis is unavailable."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        # Uses counted while one message is on its way go together with the next.
+        # Uses that arrive while one batch is sent are counted by the next one.
         self._uses = GroupCommit(self._count_all)
         self._local: dict[tuple[str, int, int], int] = {}
         self._down_until = 0.0
 
     async def count_use(self, subject: str, window: int, now: float) -> int:
-        """Count one use by `who` in the present window of so many seconds; returns the uses so far."""
+        """Count one use by `subject` in the current window of `window` seconds, and return the uses so far."""
         start = int(now) // window * window
         if time.monotonic() >= self._down_until:
-            used = await self._uses.add((_window_key(subject, window, start), start + window + 1))
+            used = await self._uses.add((_format_window_key(subject, window, start), start + window + 1))
             if used is not None:
                 return used
         self._local = {key: used for key, used in self._local.items() if key[1] + key[2] > now}
-        here = (subject, start, window)
-        self._local[here] = self._local.get(here, 0) + 1
-        return self._local[here]
+        key = (subject, start, window)
+        self._local[key] = self._local.get(key, 0) + 1
+        return self._local[key]
 
     async def get_uses(self, subject: str, window: int, now: float) -> int:
-        """Return the uses by `who` in the present window, without counting one."""
+        """Return the uses by `subject` in the current window, without counting one."""
         start = int(now) // window * window
         if time.monotonic() >= self._down_until:
             try:
-                return int(await self._redis.get(_window_key(subject, window, start)) or 0)
+                return int(await self._redis.get(_format_window_key(subject, window, start)) or 0)
             except REDIS_OUTAGE_ERRORS:
                 self._down_until = time.monotonic() + 1.0
         return self._local.get((subject, start, window), 0)
 
     async def _count_all(self, uses: list[tuple[str, int]]) -> list[int | None]:
-        """Count each use of a key that expires at a time; None for all while Redis is away."""
+        """Count a use of each key, which expires at a time. Return None for all while Redis is unavailable."""
         try:
             async with self._redis.pipeline(transaction=False) as pipe:
                 for key, until in uses:
@@ -189,6 +189,6 @@ class WindowCounter:
                     pipe.expireat(key, until)
                 return [int(used) for used in (await pipe.execute())[::2]]
         except REDIS_OUTAGE_ERRORS:
-            # One slow request per second finds out whether Redis is back; the others do not wait for it.
+            # One slow request per second checks whether Redis is back; the others do not wait.
             self._down_until = time.monotonic() + 1.0
             return [None] * len(uses)

@@ -37,7 +37,7 @@ class Waiter:
 
 
 async def test_it_looks_once_when_the_end_is_told_and_never_before(parts) -> None:
-    while parts.bell.patience != redis.CONNECTED_POLL_SECONDS:
+    while parts.bell.poll_seconds != redis.CONNECTED_POLL_SECONDS:
         await asyncio.sleep(0.01)
     waiter = Waiter(parts.bell, "exec_waiting")
     waiting = asyncio.create_task(waiter.wait())

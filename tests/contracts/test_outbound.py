@@ -29,7 +29,7 @@ from infra.settings import SettingsError
 from infra.settings import parse_destination as parsed
 from tests.support.outbound_servers import PUBLIC, Place, detour, names, place, reply
 
-CLIENTS = ["client", "client2"]
+CLIENTS = ["create_client", "create_httpx2_client"]
 
 DANGEROUS = [
     # this host, its network, and those of clouds
@@ -241,7 +241,7 @@ async def test_one_of_several_addresses_answers(here: Place, kind: str):
     assert (await get(outbound, kind, f"http://several.test:{here.port}/")).text == "hello"
 
 
-@pytest.mark.parametrize(("kind", "core"), [("client", httpcore), ("client2", httpcore2)])
+@pytest.mark.parametrize(("kind", "core"), [("create_client", httpcore), ("create_httpx2_client", httpcore2)])
 async def test_an_address_that_swallows_everything(here: Place, monkeypatch: pytest.MonkeyPatch, kind: str, core: Any):
     detour(monkeypatch, here)
     turned = core.AnyIOBackend.connect_tcp
@@ -259,7 +259,7 @@ async def test_an_address_that_swallows_everything(here: Place, monkeypatch: pyt
     assert time.monotonic() - began < 0.9
 
 
-@pytest.mark.parametrize(("kind", "core"), [("client", httpx), ("client2", httpx2)])
+@pytest.mark.parametrize(("kind", "core"), [("create_client", httpx), ("create_httpx2_client", httpx2)])
 async def test_names_that_are_not_known_or_take_too_long(kind: str, core: Any):
     async def unknown(host: str, port: int) -> list[str]:
         raise socket.gaierror("no")
@@ -297,7 +297,7 @@ async def test_which_private_hosts_there_are_is_not_told(kind: str):
         with pytest.raises(OutboundRefused) as refused:
             await get(Outbound(resolve=resolve), kind, f"http://{host}/")
         told.append(str(refused.value).replace(host, "HOST"))
-    assert told[0] == told[1] == "Connections to HOST are refused: it is no public host that is known here."
+    assert told[0] == told[1] == "Connections to HOST are refused: it is not a known public host."
 
 
 @pytest.mark.parametrize("kind", CLIENTS)
@@ -454,7 +454,7 @@ async def test_each_refusal_is_logged(here: Place):
     with capture_logs() as lines:
         for url in ("http://inner.test:81/", "http://127.1/", "http://localhost/"):
             with pytest.raises(OutboundRefused):
-                await get(outbound, "client2", url)
+                await get(outbound, "create_httpx2_client", url)
     assert [(line["event"], line["log_level"], line["host"], line["address"]) for line in lines] == [
         ("outbound refused", "warning", "inner.test", "10.0.0.9"),
         ("outbound refused", "warning", "127.1", None),
@@ -471,10 +471,10 @@ async def test_what_is_said_does_not_hold_the_address():
     assert (refused.value.host, refused.value.address) == ("inner.test", "10.0.0.9")
 
 
-@pytest.mark.parametrize(("kind", "core"), [("client", httpcore), ("client2", httpcore2)])
+@pytest.mark.parametrize(("kind", "core"), [("create_client", httpcore), ("create_httpx2_client", httpcore2)])
 async def test_the_guard_is_where_connections_are_made(kind: str, core: Any):
     """The pool's field is httpx's own affair: this says what broke should it be called something else."""
     async with getattr(Outbound(), kind)() as client:
         assert isinstance(client._transport._pool._network_backend, core.AsyncNetworkBackend)
-        assert type(client._transport._pool._network_backend).__name__ == "_Guard"
+        assert type(client._transport._pool._network_backend).__name__ == "_GuardedBackend"
         assert not client._mounts

@@ -179,7 +179,7 @@ async def test_a_full_object_storage_has_a_name_and_health_says_it(parts, system
                 patched.setattr(blobs._client, "put_object", refuse)
                 patched.setattr(r2, "is_full", lambda folder, least=0, full=full: full)
                 with pytest.raises(DomainError) as caught:
-                    await blobs.write_object("uploads/x", r2._once(b"x"))
+                    await blobs.write_object("uploads/x", r2._stream_once(b"x"))
                 assert caught.value.code == code
                 if code == "storage_full":
                     with pytest.raises(DomainError) as caught:
