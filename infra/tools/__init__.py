@@ -1,6 +1,5 @@
-"""Tools that answer over the network: `http_request`, custom HTTP tools (`custom`), MCP servers (`mcp`).
+"""Call tools over the network: `http_request`, custom HTTP tools (`custom`), MCP servers (`mcp`).
 
-All take the `Outbound` to connect through and raise `domain.llms.messages.ToolFailed` with words for the model
-that asked.
-Import from the modules: that of `mcp` takes most of a second.
+All connect through an `Outbound`, and raise `domain.llms.ToolFailed` with a message for the model that called the tool.
+Import from the modules: importing `mcp` takes most of a second, so it must be loaded lazily.
 """

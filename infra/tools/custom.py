@@ -1,4 +1,4 @@
-"""Custom HTTP tools: an endpoint that a tenant configured, called with the arguments of a model."""
+"""Call custom HTTP tools: endpoints that a tenant configured, with the arguments of a model."""
 
 import asyncio
 import re
@@ -34,23 +34,23 @@ async def call_custom_tool(
 ) -> dict[str, Any]:
     """Call the endpoint of a custom tool and return `{status, body}`. `configuration` was checked before.
 
-    `secrets` are the values of the secret headers by the header's name; wherever the answer holds one there are stars.
-    A body that is JSON comes parsed; one of more than 256 KiB is cut text, with `truncated: true`.
+    `secrets` are the values of the secret headers by header name; stars replace them in the answer. A JSON body is
+    parsed; one of more than 256 KiB is returned as cut text, with `truncated: true`.
     Errors: `ToolFailed`, also for a status of 400 and above.
     """
-    told = msgspec.convert(configuration, CustomToolConfiguration)
-    headers = build_headers(told.headers, told.secrets, secrets)
-    url, rest = fill_endpoint(told.api_endpoint, args)
+    tool = msgspec.convert(configuration, CustomToolConfiguration)
+    headers = build_headers(tool.headers, tool.secrets, secrets)
+    url, rest = fill_endpoint(tool.api_endpoint, args)
     body: dict[str, Any] = {}
-    if told.method in ("GET", "DELETE"):
-        url = url.copy_with(params=httpx2.QueryParams([*url.params.multi_items(), *_pairs(rest)])) if rest else url
+    if tool.method in ("GET", "DELETE"):
+        url = url.copy_with(params=httpx2.QueryParams([*url.params.multi_items(), *_list_pairs(rest)])) if rest else url
     else:
-        body = _written(rest, headers)
+        body = _encode_body(rest, headers)
     hidden = list_secret_texts(secrets)
-    # What is cut in the middle of a secret would show its beginning, so that much more is read and then dropped.
+    # A cut inside a secret would show its beginning, so a margin of its length is read and then dropped.
     margin = max(map(len, hidden), default=0)
-    async with translate_errors(told.timeout), outbound.create_httpx2_client(timeout=told.timeout) as client:
-        request = client.build_request(told.method, url, headers=headers, **body)
+    async with translate_errors(tool.timeout), outbound.create_httpx2_client(timeout=tool.timeout) as client:
+        request = client.build_request(tool.method, url, headers=headers, **body)
         response = await client.send(request, stream=True)
         try:
             answered, truncated = await read_response(response, MAX_RESPONSE_BYTES + margin)
@@ -59,12 +59,12 @@ async def call_custom_tool(
     text = mask_secrets(decode_body(response, answered), hidden)
     if truncated or len(answered) > MAX_RESPONSE_BYTES:
         truncated, text = True, text[: max(0, min(MAX_RESPONSE_BYTES, len(text) - margin))]
-    answer = text if truncated else await walk_in_thread(len(answered), _parsed, answered, text, hidden)
+    answer = text if truncated else await walk_in_thread(len(answered), _parse_body, answered, text, hidden)
     if response.status_code >= 400:
-        # Written anew, as the endpoint's own way of writing JSON may hide a secret from us.
-        shown = answer if isinstance(answer, str) else msgspec.json.encode(answer).decode()
+        # Encoded again, because the endpoint's JSON escapes may hide a secret from the mask.
+        message = answer if isinstance(answer, str) else msgspec.json.encode(answer).decode()
         raise ToolFailed(
-            f"The endpoint answered {response.status_code}: {shown[:MAX_ERROR_CHARACTERS] or 'nothing more'}"
+            f"The endpoint answered {response.status_code}: {message[:MAX_ERROR_CHARACTERS] or 'no message'}"
         )
     if response.status_code >= 300:
         raise ToolFailed(f"The endpoint answered {response.status_code}. Redirects are not followed.")
@@ -73,35 +73,35 @@ async def call_custom_tool(
 
 
 def fill_endpoint(endpoint: str, args: dict[str, Any]) -> tuple[httpx2.URL, dict[str, Any]]:
-    """The endpoint with its placeholders filled, and the arguments that are left. Errors: `ToolFailed`.
+    """Fill the placeholders of an endpoint; return its URL and the remaining arguments. Errors: `ToolFailed`.
 
-    A value stays within its part of the path: it is encoded wholly, and one that a server could take for a way up
-    once it decoded it (`..`, `a/../b`) is refused.
+    A value stays within its part of the path: it is fully encoded, and a value that a server could decode to a parent
+    folder (`..`, `a/../b`) is refused.
     """
-    scheme, _, after = endpoint.partition("://")
-    place, slash, tail = after.partition("/")
+    scheme, _, rest_of_url = endpoint.partition("://")
+    host, slash, tail = rest_of_url.partition("/")
     path, mark, query = tail.partition("?")
     names = dict.fromkeys(PATH_PLACEHOLDER.findall(path))
 
-    def value(match: re.Match[str]) -> str:
+    def fill_placeholder(match: re.Match[str]) -> str:
         name = match[1]
-        given = args.get(name)
-        text = _text(given) if isinstance(given, (str, int, float)) else ""
+        argument = args.get(name)
+        text = _format_argument(argument) if isinstance(argument, (str, int, float)) else ""
         if not text:
-            raise ToolFailed(f"{name}: is required, as text or a number.")
+            raise ToolFailed(f"{name}: is required. Send text or a number.")
         if any(part.strip() in (".", "..") for part in re.split(r"[/\\]", text)):
-            raise ToolFailed(f"{name}: must not hold '.' or '..' as a part of a path.")
+            raise ToolFailed(f"{name}: must not contain '.' or '..' as a part of a path.")
         return quote(text, safe="", errors="replace")
 
-    path = PATH_PLACEHOLDER.sub(value, path)
-    rest = {name: given for name, given in args.items() if name not in names}
-    return httpx2.URL(f"{scheme}://{place}{slash}{path}{mark}{query}"), rest
+    path = PATH_PLACEHOLDER.sub(fill_placeholder, path)
+    rest = {name: argument for name, argument in args.items() if name not in names}
+    return httpx2.URL(f"{scheme}://{host}{slash}{path}{mark}{query}"), rest
 
 
-def build_headers(plain: dict[str, str], named: dict[str, str], secrets: dict[str, str]) -> httpx2.Headers:
-    """All headers to send. A bare key for `Authorization` becomes `Bearer KEY`.
+def build_headers(plain: dict[str, str], required: dict[str, str], secrets: dict[str, str]) -> httpx2.Headers:
+    """Return all headers to send. A bare key for `Authorization` becomes `Bearer KEY`.
 
-    `named` are the secret headers that were configured. Errors: `ToolFailed` where one has no value.
+    `required` are the configured secret headers. Errors: `ToolFailed` for one without a value.
     """
     headers = httpx2.Headers({"user-agent": USER_AGENT, **plain})
     for name, secret in secrets.items():
@@ -109,41 +109,41 @@ def build_headers(plain: dict[str, str], named: dict[str, str], secrets: dict[st
             raise ToolFailed(f"The secret for the header {name[:128]} cannot be sent as a header.")
         bare = name.lower() == "authorization" and " " not in secret.strip()
         headers[name] = f"Bearer {secret.strip()}" if bare else secret
-    for name in named:
+    for name in required:
         if name not in headers:
-            raise ToolFailed(f"There is no secret for the header {name}.")
+            raise ToolFailed(f"The header {name} has no secret.")
     return headers
 
 
 def list_secret_texts(secrets: dict[str, str]) -> list[str]:
-    """What must not be shown: the values, and the keys within them (`Bearer KEY`), longest first."""
+    """Return the texts to mask: the values, and the keys within them (`Bearer KEY`), longest first."""
     parts = {value for value in secrets.values() if value.strip()}
     parts |= {part for value in secrets.values() for part in value.split() if len(part) >= 8}
     return sorted(parts, key=len, reverse=True)
 
 
 def mask_secrets(value: Any, hidden: list[str]) -> Any:
-    """A JSON value with stars for every secret in its texts."""
+    """Return a JSON value with stars for every secret in its texts."""
     if not hidden:
         return value
     if isinstance(value, str):
-        for one in hidden:
-            value = value.replace(one, MASK_TEXT)
+        for secret in hidden:
+            value = value.replace(secret, MASK_TEXT)
         return value
     if isinstance(value, dict):
-        return {mask_secrets(name, hidden): mask_secrets(one, hidden) for name, one in value.items()}
+        return {mask_secrets(name, hidden): mask_secrets(item, hidden) for name, item in value.items()}
     if isinstance(value, list):
-        return [mask_secrets(one, hidden) for one in value]
+        return [mask_secrets(item, hidden) for item in value]
     return MASK_TEXT if isinstance(value, (int, float)) and str(value) in hidden else value
 
 
-def _written(args: dict[str, Any], headers: httpx2.Headers) -> dict[str, Any]:
-    """The body in the media type that the headers ask for, JSON if they ask for none."""
+def _encode_body(args: dict[str, Any], headers: httpx2.Headers) -> dict[str, Any]:
+    """Return the body in the media type of the headers, JSON by default."""
     match choose_body_format(headers):
         case "form":
-            return {"content": urlencode(_pairs(args), errors="replace").encode()}
-        case "multipart" if pairs := _pairs(args):
-            # With a boundary of the library's own.
+            return {"content": urlencode(_list_pairs(args), errors="replace").encode()}
+        case "multipart" if pairs := _list_pairs(args):
+            # The library adds the header with its own boundary.
             del headers["content-type"]
             return {"files": [(name, (None, text.encode("utf-8", "replace"))) for name, text in pairs]}
         case "multipart":
@@ -153,20 +153,21 @@ def _written(args: dict[str, Any], headers: httpx2.Headers) -> dict[str, Any]:
             return {"content": msgspec.json.encode(normalize_whole_numbers(args))}
 
 
-def _pairs(args: dict[str, Any]) -> list[tuple[str, str]]:
-    """Arguments as forms and queries have them: a list is its name again and again, null is left out."""
+def _list_pairs(args: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return arguments as pairs of forms and queries: a list repeats its name, null is left out."""
     pairs: list[tuple[str, str]] = []
-    for name, given in args.items():
-        pairs += [(name, _text(one)) for one in (given if isinstance(given, list) else [given]) if one is not None]
+    for name, argument in args.items():
+        items = argument if isinstance(argument, list) else [argument]
+        pairs += [(name, _format_argument(item)) for item in items if item is not None]
     return pairs
 
 
-def _text(value: Any) -> str:
+def _format_argument(value: Any) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(normalize_whole_numbers(value)).decode()
 
 
-def _parsed(body: bytes, text: str, hidden: list[str]) -> Any:
-    """JSON if it is that, else `text`: also where it is nested so deep that nobody could write it down again."""
+def _parse_body(body: bytes, text: str, hidden: list[str]) -> Any:
+    """Return the parsed JSON of a body, or `text` if it is not JSON or nests too deeply to be encoded again."""
     try:
         check_json(body)
         return clean_and_mask(msgspec.json.decode(body), hidden)
@@ -175,19 +176,19 @@ def _parsed(body: bytes, text: str, hidden: list[str]) -> Any:
 
 
 async def walk_in_thread(size: int, walk: Callable[..., T], *args: Any) -> T:
-    """Return what `walk` makes of JSON of so many bytes: in a thread, if that takes longer than others should wait."""
+    """Return the result of `walk` on JSON of `size` bytes, in a thread if it would block the event loop."""
     return walk(*args) if size <= MAX_INLINE_WALK_BYTES else await asyncio.to_thread(walk, *args)
 
 
 def clean_and_mask(value: Any, hidden: list[str]) -> Any:
-    """Return a JSON value whose texts Postgres can hold, with stars for secrets."""
+    """Return a JSON value whose texts Postgres can store, with stars for secrets."""
     return mask_secrets(clean_json(value), hidden)
 
 
 def clean_json(value: Any) -> Any:
-    """A JSON value whose texts Postgres can hold."""
+    """Return a JSON value whose texts Postgres can store."""
     if isinstance(value, str):
         return clean_text(value)
     if isinstance(value, dict):
-        return {clean_text(name): clean_json(one) for name, one in value.items()}
-    return [clean_json(one) for one in value] if isinstance(value, list) else value
+        return {clean_text(name): clean_json(item) for name, item in value.items()}
+    return [clean_json(item) for item in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""The built-in tool `http_request`: one request to a public address, as a model wrote it; and how answers are read."""
+"""Run the built-in tool `http_request`, which requests a public address, and read responses for all tools."""
 
 import asyncio
 import codecs
@@ -21,15 +21,15 @@ MAX_RESPONSE_BYTES: Final = 256 * 1024
 MAX_REDIRECTS: Final = 5
 MAX_REQUEST_SECONDS: Final = 30.0
 USER_AGENT: Final = "paddock"
-# What may go along to another origin. Anything else may be a secret meant for the first one.
-_HARMLESS: Final = frozenset({"accept", "accept-language", "content-type", "user-agent"})
-# Codecs of the web. Python knows others, of which some are no text and some take minutes for a page (punycode).
-_CHARSET: Final = re.compile(
+# Headers that may be sent to another origin. Any other may be a secret for the first origin.
+_CROSS_ORIGIN_HEADERS: Final = frozenset({"accept", "accept-language", "content-type", "user-agent"})
+# Codecs of the web. Python has others: some are not for text, and some take minutes for a page (punycode).
+_WEB_CHARSETS: Final = re.compile(
     r"utf-(8|16|32)(-[bl]e|-sig)?|iso8859-\d+|cp\d+|gb\w+|big5\w*|euc_\w+|shift_jis\w*|koi8-\w"
 )
 
 
-class _Args(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _RequestArguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     url: Annotated[str, Meta(min_length=1, max_length=8192)]
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] = "GET"
     headers: Annotated[dict[str, str], Meta(max_length=MAX_TOOL_HEADERS)] = {}
@@ -39,12 +39,12 @@ class _Args(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 async def send_http_request(outbound: Outbound, args: dict[str, Any]) -> dict[str, Any]:
-    """Send `{url, method, headers, body | json, timeout}`; back comes `{status, headers, body, url}`.
+    """Send `{url, method, headers, body | json, timeout}` and return `{status, headers, body, url}`.
 
-    `timeout` in seconds for everything together, 30 at most. The body is text, cut after 256 KiB, which
-    `truncated: true` tells. At most five redirects are followed. Errors: `ToolFailed`.
+    `timeout` is in seconds for the whole call, at most 30. The body is text, cut after 256 KiB, with `truncated: true`.
+    At most five redirects are followed. Errors: `ToolFailed`.
     """
-    asked = _checked(args)
+    asked = _parse_arguments(args)
     headers = httpx2.Headers({"user-agent": USER_AGENT, **asked.headers})
     content = None if asked.body is UNSET else asked.body.encode("utf-8", "replace")
     if asked.json is not UNSET:
@@ -61,44 +61,48 @@ async def send_http_request(outbound: Outbound, args: dict[str, Any]) -> dict[st
             try:
                 location = response.headers.get("location") if response.has_redirect_location else None
                 if location is None:
-                    return await _answer(response)
+                    return await _build_result(response)
             finally:
                 await response.aclose()
-            method, content = _next(method, content, response.status_code, headers)
-            url = _target(request.url, location)
+            method, content = _choose_next_request(method, content, response.status_code, headers)
+            url = _resolve_redirect(request.url, location)
             if httpx2.URL(url).origin != request.url.origin:
-                headers = httpx2.Headers([(name, value) for name, value in headers.items() if name in _HARMLESS])
+                headers = httpx2.Headers(
+                    [(name, value) for name, value in headers.items() if name in _CROSS_ORIGIN_HEADERS]
+                )
                 client.cookies.clear()
-    raise ToolFailed(f"More than {MAX_REDIRECTS} redirects.")
+    raise ToolFailed(f"The server sent more than {MAX_REDIRECTS} redirects.")
 
 
-def _checked(args: dict[str, Any]) -> _Args:
+def _parse_arguments(args: dict[str, Any]) -> _RequestArguments:
     try:
-        asked = msgspec.convert(args, _Args)
+        asked = msgspec.convert(args, _RequestArguments)
     except msgspec.ValidationError as error:
-        wrong = field_error_from_msgspec(str(error))
-        raise ToolFailed(f"{wrong.field}: {wrong.message}") from None
+        field_error = field_error_from_msgspec(str(error))
+        raise ToolFailed(f"{field_error.field}: {field_error.message}") from None
     if (told := find_url_problem(asked.url)) is not None:
         raise ToolFailed(f"url: {told}")
     for name, value in asked.headers.items():
         if (told := find_header_problem(name, value)) is not None:
             raise ToolFailed(f"headers: {name[:128]!r} {told}")
     if asked.body is not UNSET and asked.json is not UNSET:
-        raise ToolFailed("body: there is json as well; send one of them.")
+        raise ToolFailed("body: cannot be combined with json. Send one of them.")
     if asked.method in ("GET", "HEAD") and not (asked.body is UNSET and asked.json is UNSET):
-        raise ToolFailed(f"body: a {asked.method} request has none.")
+        raise ToolFailed(f"body: a {asked.method} request cannot have a body.")
     return asked
 
 
-def _next(method: Any, content: bytes | None, status: int, headers: httpx2.Headers) -> tuple[Any, bytes | None]:
-    """How a redirect is followed (RFC 9110, 15.4): 307 and 308 as it was, the others as browsers do."""
+def _choose_next_request(
+    method: Any, content: bytes | None, status: int, headers: httpx2.Headers
+) -> tuple[Any, bytes | None]:
+    """Return method and body after a redirect (RFC 9110, 15.4): unchanged for 307 and 308, else as browsers do."""
     if status in (307, 308) or (status in (301, 302) and method != "POST") or method == "HEAD":
         return method, content
     headers.pop("content-type", None)
     return "GET", None
 
 
-def _target(base: httpx2.URL, location: str) -> str:
+def _resolve_redirect(base: httpx2.URL, location: str) -> str:
     try:
         target = urljoin(str(base), location.strip().replace(" ", "%20"))
     except ValueError:
@@ -108,7 +112,7 @@ def _target(base: httpx2.URL, location: str) -> str:
     return target
 
 
-async def _answer(response: httpx2.Response) -> dict[str, Any]:
+async def _build_result(response: httpx2.Response) -> dict[str, Any]:
     body, truncated = await read_response(response, MAX_RESPONSE_BYTES)
     answer: dict[str, Any] = {
         "status": response.status_code,
@@ -120,9 +124,9 @@ async def _answer(response: httpx2.Response) -> dict[str, Any]:
 
 
 async def read_response(response: httpx2.Response, limit: int) -> tuple[bytes, bool]:
-    """At most `limit` bytes of a body, and whether there was more.
+    """Return at most `limit` bytes of a body, and whether there was more.
 
-    A packed body is unpacked while it is read, a MiB at a time (by httpx2; httpx would unpack all of a chunk).
+    A compressed body is decompressed while it is read, a MiB at a time (by httpx2; httpx decompresses whole chunks).
     """
     body = bytearray()
     async with aclosing(response.aiter_bytes()) as parts:
@@ -134,30 +138,30 @@ async def read_response(response: httpx2.Response, limit: int) -> tuple[bytes, b
 
 
 def decode_body(response: httpx2.Response, body: bytes) -> str:
-    """A body as text in the charset the server names, if it is one of the web's. What does not fit becomes �."""
+    """Decode a body with the charset of the response, if it is one of the web's. Invalid bytes become �."""
     charset = "utf-8"
     if response.charset_encoding is not None:
         try:
             named = codecs.lookup(response.charset_encoding).name
         except (LookupError, ValueError):
             named = ""
-        charset = named if _CHARSET.fullmatch(named) else charset
+        charset = named if _WEB_CHARSETS.fullmatch(named) else charset
     return clean_text(body.decode(charset, "replace"))
 
 
 def clean_text(text: str) -> str:
-    """Text that Postgres and JSON can hold."""
+    """Return text that Postgres and JSON can store."""
     return text.replace("\x00", "\ufffd")
 
 
 @asynccontextmanager
 async def translate_errors(seconds: float) -> AsyncIterator[None]:
-    """What goes wrong with a request, in words, and never longer than `seconds`. Errors: `ToolFailed`."""
+    """Translate the errors of a request for models, and limit it to `seconds`. Errors: `ToolFailed`."""
     try:
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
-        raise ToolFailed(f"There was no whole answer within {seconds:g} seconds.") from None
+        raise ToolFailed(f"The server did not answer completely within {seconds:g} seconds.") from None
     except OutboundRefused as error:
         raise ToolFailed(str(error)) from None
     except httpx2.TimeoutException:

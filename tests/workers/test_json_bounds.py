@@ -84,7 +84,7 @@ async def test_answers_of_tools_are_walked_beside_the_loop(monkeypatch: pytest.M
     monkeypatch.setattr(custom, "clean_and_mask", watched)
     for size in (10, 50_000):
         body = msgspec.json.encode([0] * size)
-        assert await custom.walk_in_thread(len(body), custom._parsed, body, "", []) == [0] * size
+        assert await custom.walk_in_thread(len(body), custom._parse_body, body, "", []) == [0] * size
     assert threads[0] is threading.current_thread()
     assert threads[1] is not threading.current_thread()
-    assert custom._parsed(DEEP.encode(), "as text", []) == "as text"
+    assert custom._parse_body(DEEP.encode(), "as text", []) == "as text"
