@@ -52,7 +52,7 @@ class GroupCommit(Generic[T, R]):
             self._writer = None
 
     async def _gather_items(self) -> None:
-        """Let tasks that are ready add their items: a turn of the event loop costs less than another batch."""
+        """Wait while ready tasks add their items: a turn of the event loop costs less than another batch."""
         before = -1
         while before != len(self._waiting) < self._most:
             before = len(self._waiting)

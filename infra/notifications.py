@@ -46,7 +46,7 @@ def create_arq_client(url: str) -> ArqRedis:
 
 
 class ArqQueue:
-    """Implement `domain.ports.Queue`."""
+    """Ring lanes and wake waiters, as `domain.ports.Queue` describes."""
 
     def __init__(self, redis: ArqRedis) -> None:
         self._redis = redis
@@ -122,10 +122,10 @@ class ArqQueue:
                 pipe.zscore(get_queue_name(job.lane), job_id)
                 pipe.exists(in_progress_key_prefix + job_id)
                 pipe.exists(job_key_prefix + job_id)
-                listed, taken, known = await pipe.execute()
-            if listed is not None and not taken:
+                score, is_running, is_stored = await pipe.execute()
+            if score is not None and not is_running:
                 return False
-            if not known and not taken:
+            if not is_stored and not is_running:
                 return await self._enqueue(job, job_id)
         return False
 

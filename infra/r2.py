@@ -56,7 +56,7 @@ def _error_from_client(error: Exception) -> DomainError:
 
 
 class S3Blobs:
-    """Implement `domain.ports.Blobs`. Open it with `async with`; one client serves the whole process."""
+    """Store objects as `domain.ports.Blobs` describes. Open it with `async with`; a process needs one."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

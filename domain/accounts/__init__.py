@@ -1,4 +1,4 @@
-"""Accounts: tenants, users, invitations, and the sessions that a login opens."""
+"""Manage tenants, users, invitations, sessions and API keys."""
 
 from domain.accounts.emails import check_email, normalize_email
 from domain.accounts.keys import (

@@ -127,8 +127,8 @@ class InvalidFields(DomainError):
     """Report the first `MAX_FIELD_ERRORS` fields that break a rule."""
 
     def __init__(self, errors: list[FieldError]) -> None:
-        shown = errors[:MAX_FIELD_ERRORS]
-        super().__init__("invalid_field", "; ".join(f"{error.field}: {error.message}" for error in shown), shown)
+        listed = errors[:MAX_FIELD_ERRORS]
+        super().__init__("invalid_field", "; ".join(f"{error.field}: {error.message}" for error in listed), listed)
 
 
 class Conflict(DomainError):

@@ -7,12 +7,16 @@ from typing import Any, Final
 MAX_PATTERN_CHARACTERS: Final = 500
 DEFINITIONS_KEYWORD: Final = "$defs"
 # Only backtracking engines can match patterns with lookarounds and backreferences.
-_LOOKAROUND: Final = re.compile(r"\(\?<?[=!]|\(\?>|\\[1-9]|\\k<")
+_LOOKAROUND_PATTERN: Final = re.compile(r"\(\?<?[=!]|\(\?>|\\[1-9]|\\k<")
 
 
 def is_matchable_pattern(pattern: Any) -> bool:
     """Return whether a regular expression can be matched: text, not too long, without lookarounds."""
-    return isinstance(pattern, str) and len(pattern) <= MAX_PATTERN_CHARACTERS and _LOOKAROUND.search(pattern) is None
+    return (
+        isinstance(pattern, str)
+        and len(pattern) <= MAX_PATTERN_CHARACTERS
+        and _LOOKAROUND_PATTERN.search(pattern) is None
+    )
 
 
 def list_subschemas(schema: dict[str, Any]) -> list[dict[str, Any]]:

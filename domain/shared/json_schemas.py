@@ -40,7 +40,6 @@ _FORMAT_TYPES: Final[dict[str, str]] = {
     **dict.fromkeys(("datetime", "timestamp"), "date-time"),
     "url": "uri",
 }
-_WORDS: Final = ("title", "description", "default", "examples")
 _IGNORED_KEYWORDS: Final = frozenset(
     {"$schema", "$id", "id", "$comment", "$anchor", "$vocabulary", "$defs", "definitions", "title", "description"}
     | {"default", "examples", "example", "deprecated", "readOnly", "writeOnly", "nullable", "x-nullable", "required"}

@@ -23,7 +23,7 @@ MODEL_NAME_PATTERN: Final = re.compile(r"[^\x00-\x1f\x7f]{1,256}")
 KEY_PATTERN: Final = re.compile(r"(?!\s)[^\x00-\x1f\x7f-\x9f\u2028\u2029\[\]]{1,64}(?<!\s)")
 KEY_RULE: Final = "must be 1 to 64 characters, without line breaks, control characters, [ and ], or surrounding spaces."
 _NON_SLUG_CHARACTERS: Final = re.compile(r"[^a-z0-9]+")
-_SEPARATORS: Final = re.compile(r"[\s_.-]+")
+_SEPARATOR_PATTERN: Final = re.compile(r"[\s_.-]+")
 MAX_SLUG_CHARACTERS: Final = 64
 # Hexadecimal digits of the hash in a slug.
 _HASH_DIGITS: Final = 8
@@ -71,7 +71,7 @@ def fold_name(name: str) -> str:
     """Return the form that two alike names share."""
     folded = unicodedata.normalize("NFKC", name).casefold()
     visible = "".join(letter for letter in folded if unicodedata.category(letter) != "Cf")
-    return _SEPARATORS.sub("_", visible).strip("_") or visible or folded
+    return _SEPARATOR_PATTERN.sub("_", visible).strip("_") or visible or folded
 
 
 def is_reference_to(reference: str, name: str) -> bool:

@@ -9,7 +9,7 @@ import codecs
 import re
 from typing import Final
 
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_SURROGATE_PATTERN: Final = re.compile("[\ud800-\udfff]")
 _RAW_SURROGATE: Final = re.compile(rb"\xed[\xa0-\xbf]")
 _LONE_RAW_SURROGATE: Final = re.compile(
     rb"\xed[\xa0-\xaf][\x80-\xbf](?!\xed[\xb0-\xbf][\x80-\xbf])"
@@ -29,7 +29,7 @@ _BACKSLASH_MARK: Final = b"\x00\x01"
 
 def repair_text(text: str) -> str:
     """Return text in which adjacent halves of a surrogate pair are one character, and a lone half is U+FFFD."""
-    if text.isascii() or not _SURROGATE.search(text):
+    if text.isascii() or not _SURROGATE_PATTERN.search(text):
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 

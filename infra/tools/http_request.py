@@ -80,11 +80,11 @@ def _parse_arguments(args: dict[str, Any]) -> _RequestArguments:
     except msgspec.ValidationError as error:
         field_error = field_error_from_msgspec(str(error))
         raise ToolFailed(f"{field_error.field}: {field_error.message}") from None
-    if (told := find_url_problem(asked.url)) is not None:
-        raise ToolFailed(f"url: {told}")
+    if (problem := find_url_problem(asked.url)) is not None:
+        raise ToolFailed(f"url: {problem}")
     for name, value in asked.headers.items():
-        if (told := find_header_problem(name, value)) is not None:
-            raise ToolFailed(f"headers: {name[:128]!r} {told}")
+        if (problem := find_header_problem(name, value)) is not None:
+            raise ToolFailed(f"headers: {name[:128]!r} {problem}")
     if asked.body is not UNSET and asked.json is not UNSET:
         raise ToolFailed("body: cannot be combined with json. Send one of them.")
     if asked.method in ("GET", "HEAD") and not (asked.body is UNSET and asked.json is UNSET):
@@ -107,8 +107,8 @@ def _resolve_redirect(base: httpx2.URL, location: str) -> str:
         target = urljoin(str(base), location.strip().replace(" ", "%20"))
     except ValueError:
         target = ""
-    if (told := find_url_problem(target)) is not None:
-        raise ToolFailed(f"The server redirects to a URL that {told}")
+    if (problem := find_url_problem(target)) is not None:
+        raise ToolFailed(f"The server redirects to a URL that {problem}")
     return target
 
 

@@ -60,25 +60,24 @@ async def list_mcp_tools(
     secrets: dict[str, str],
     warn: WarnAboutTool | None = None,
 ) -> list[ToolSpec]:
-    """The tools of a server, 200 at most, under the server's own names of up to 128 characters.
+    """List at most 200 tools of a server, under the server's names of up to 128 characters.
 
-    Those names need not fit what model providers take: who shows them to a model maps them. `configuration` is as
-    `domain.tools.configuration.check_mcp_configuration` passed it, `secrets` the values of its secret headers by name.
-    `warn` is told of
-    entries that are left out or taken otherwise than they stand. Errors: `ToolFailed`.
+    Model providers may not accept these names, so the caller maps them. `configuration` was checked before; `secrets`
+    are the values of its secret headers by name. `warn` is called for entries that are left out or changed.
+    Errors: `ToolFailed`.
     """
 
     async def work(client: Client) -> list[mcp_types.Tool]:
         _read_leniently(client, warn)
-        found: list[mcp_types.Tool] = []
+        tools: list[mcp_types.Tool] = []
         cursor = None
         for _ in range(MAX_LIST_PAGES):
             page = await client.list_tools(cursor=cursor)
-            found += page.tools
+            tools += page.tools
             cursor = page.next_cursor
-            if cursor is None or len(found) >= MAX_SERVER_TOOLS:
+            if cursor is None or len(tools) >= MAX_SERVER_TOOLS:
                 break
-        return found[:MAX_SERVER_TOOLS]
+        return tools[:MAX_SERVER_TOOLS]
 
     specs: dict[str, ToolSpec] = {}
     for tool in await _run_session(outbound, configuration, secrets, work):
