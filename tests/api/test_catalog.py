@@ -177,7 +177,7 @@ async def test_the_only_key_of_a_service_is_used(acme: Tenant, parts) -> None:
     assert await sealed("fast") is None
     assert (await acme.http.patch("/models/fast", json={"api_key_name": "first"})).status_code == 200
     assert parts.keyring.open(await sealed("fast")) == b"first-key"
-    with pytest.raises(DomainError, match="registered with the provider 'openai'"):
+    with pytest.raises(DomainError, match="must be 'openai', with which the model 'fast' is registered"):
         await sealed("fast", "anthropic")
 
 
