@@ -15,7 +15,7 @@ from domain.ports import SandboxOutcome
 from domain.shared.json_limits import MAX_JSON_VALUES
 from domain.workflows.inputs import explain_unstorable
 from infra.tools import custom
-from infra.tools.mcp import _Counted, _Meter, _TooMuch
+from infra.tools.mcp import _AnswerMeter, _McpAnswerTooLarge, _MeteredStream
 from workers.agent.arguments import read_arguments
 from workers.agent.json_answers import parse_json_answer
 from workers.agent.messages import limit_result, render_arguments
@@ -64,10 +64,10 @@ async def test_what_an_mcp_server_sends_is_bounded_before_the_library_decodes_it
             def __aiter__(self) -> AsyncIterator[bytes]:
                 return body(begin + text.encode() + b"\n\n")
 
-        return b"".join([part async for part in _Counted(Body(), _Meter(), in_lines=bool(begin))])
+        return b"".join([part async for part in _MeteredStream(Body(), _AnswerMeter(), in_lines=bool(begin))])
 
     for text in (MANY, DEEP):
-        with pytest.raises(_TooMuch):
+        with pytest.raises(_McpAnswerTooLarge):
             await read(text)
     fine = json.dumps({"text": "[{:," * 100_000})
     assert json.loads((await read(fine)).removeprefix(begin)) == json.loads(fine)
