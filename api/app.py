@@ -129,7 +129,7 @@ def create_app(settings: Settings, clock: Clock = get_utc_now) -> ASGIApp:
             with contextlib.suppress(DomainError):
                 # Upkeep does it too, but may not run when a month begins.
                 async with resources.store.system_transaction() as tx:
-                    await tx.queues.create_partitions(tx.now, 1)
+                    await tx.partitions.create_partitions(tx.now, 1)
             _reduce_garbage_collection()
             stop = asyncio.Event()
             key_usage_task = asyncio.create_task(key_usage.run_until_stopped(resources.store, stop))

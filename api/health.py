@@ -86,7 +86,7 @@ class HealthChecker:
 
     async def _check_workers(self) -> None:
         async with self._store.system_transaction() as tx:
-            workers = await tx.queues.list_workers(tx.now - WORKER_TIMEOUT)
+            workers = await tx.workers.list_alive(tx.now - WORKER_TIMEOUT)
         missing = [lane for lane in (*ALL_LANES, "upkeep") if not any(worker.lane == lane for worker in workers)]
         if missing:
             raise DomainError("unavailable", f"No worker is alive for: {', '.join(missing)}.")
@@ -158,7 +158,7 @@ async def get_metrics(store: Store, metrics: ApiMetrics) -> bytes:
     request_metrics = metrics.render_exposition()
     try:
         async with store.system_transaction() as tx:
-            has_exporter = choose_gauge_exporter(await tx.queues.list_workers(tx.now - WORKER_TIMEOUT)) is not None
+            has_exporter = choose_gauge_exporter(await tx.workers.list_alive(tx.now - WORKER_TIMEOUT)) is not None
         return request_metrics if has_exporter else request_metrics + await read_gauges(store)
     except DomainError:
         return request_metrics

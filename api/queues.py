@@ -25,7 +25,7 @@ async def get_queues(store: Store, caller: Caller) -> QueueOverview:
     async with store.transaction(caller) as tx:
         if caller.tenant_id != OPERATOR_TENANT_ID:
             return _make_overview(await tx.queues.list_stats(tx.now, caller.tenant_id), [])
-        return _make_overview(await tx.queues.list_stats(tx.now), await tx.queues.list_workers(tx.now - WORKER_TIMEOUT))
+        return _make_overview(await tx.queues.list_stats(tx.now), await tx.workers.list_alive(tx.now - WORKER_TIMEOUT))
 
 
 def _make_overview(lanes: list[QueueStats], workers: list[WorkerInfo]) -> QueueOverview:

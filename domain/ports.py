@@ -8,11 +8,11 @@ what they cost. Adapters live in `infra/` and pass the contract suites in `tests
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from domain.llms import Llms, ModelCall, ModelTarget, ModelUsage, ReplyPart
     from domain.plans import Plans
     from domain.provider_keys import ProviderKeys
-    from domain.queues import WorkQueues
-    from domain.retention import RetentionRepository
+    from domain.queues import Workers, WorkQueues
+    from domain.retention import RecordPartitions, RetentionRepository, StorageReferences
     from domain.schedules import Schedules
     from domain.shared.access import Caller
     from domain.shared.idempotency import IdempotencyKeys
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from domain.traces import Traces
     from domain.workflows.schema import Workflows
     from domain.workspaces import Workspaces
+
+T = TypeVar("T")
 
 Clock = Callable[[], datetime]
 
@@ -62,6 +64,9 @@ class Tx(Protocol):
     workspaces: Workspaces
     idempotency: IdempotencyKeys
     queues: WorkQueues
+    workers: Workers
+    references: StorageReferences
+    partitions: RecordPartitions
     schedules: Schedules
     stats: Stats
     artifacts: Artifacts
@@ -92,19 +97,43 @@ class Tx(Protocol):
 
 
 class Store(Protocol):
-    """Begins transactions. The tenant is bound here, once, and row-level security stands behind it."""
+    """Begins transactions. The tenant is bound here, once, and row-level security enforces it."""
 
-    def transaction(self, caller: Caller) -> AbstractAsyncContextManager[Tx]: ...
+    def transaction(self, caller: Caller) -> AbstractAsyncContextManager[Tx]:
+        """Begin a transaction of a caller, which sees the rows of the caller's tenant alone."""
+        ...
+
     def tenant_transaction(self, tenant_id: str) -> AbstractAsyncContextManager[Tx]:
-        """For workers and registration, which act for a tenant without a caller."""
+        """Begin a transaction of a tenant without a caller, for workers and registration."""
         ...
 
     def system_transaction(self) -> AbstractAsyncContextManager[Tx]:
-        """For finding out who calls, and for upkeep: sees no tenant's rows but through narrow views."""
+        """Begin a transaction without a tenant, for authentication and upkeep.
+
+        It sees rows of tenants only through functions and views that show little.
+        """
         ...
 
     def autocommit(self) -> AbstractAsyncContextManager[Tx]:
-        """For hot paths of one statement, which is a transaction by itself. Sees what `system_transaction` sees."""
+        """Prepare for one statement that is a transaction of its own, for hot paths.
+
+        It sees what `system_transaction` sees.
+        """
+        ...
+
+    async def run(
+        self,
+        tenant_id: str | None,
+        work: Callable[[Tx], Awaitable[T]],
+        *,
+        retry: bool = False,
+        max_seconds: float | None = None,
+    ) -> T:
+        """Run `work` in one transaction, of this tenant or of the system, and return what it returns.
+
+        With `retry`, the whole transaction is repeated through outages, for at most `max_seconds`. `work` may
+        therefore run more than once.
+        """
         ...
 
 

@@ -10,7 +10,6 @@ from typing import Final, Protocol
 import msgspec
 
 from domain.shared.jobs import Job, Lane
-from domain.stats import RecordKind
 
 # A worker that gave no sign of life for this long is not counted; it gives one every five seconds.
 WORKER_TIMEOUT: Final = timedelta(seconds=20)
@@ -72,44 +71,40 @@ class QueuedBuild(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkQueues(Protocol):
-    """Rows that need a worker, over all tenants."""
+    """Rows of all tenants that need a worker."""
 
-    async def list_stats(self, now: datetime, tenant_id: str | None = None) -> list[QueueStats]: ...
-    async def count_runs_by_status(self, since: datetime) -> dict[str, int]: ...
-    async def list_waiting_jobs(self, lane: Lane, before: datetime, limit: int) -> list[Job]: ...
+    async def list_stats(self, now: datetime, tenant_id: str | None = None) -> list[QueueStats]:
+        """Return one entry per lane: for one tenant, or for all."""
+        ...
+
+    async def count_runs_by_status(self, since: datetime) -> dict[str, int]:
+        """Count open executions, and those that ended since a time."""
+        ...
+
+    async def list_waiting_jobs(self, lane: Lane, before: datetime, limit: int) -> list[Job]:
+        """Return a job for each row that has waited since before a time, longest wait first."""
+        ...
+
     async def find_next_build(self, newcomers: bool) -> QueuedBuild | None:
-        """Return the version to build next; with `newcomers`, of tenants alone that have none being built."""
+        """Return the version to build next. With `newcomers`, consider only tenants that have no build running."""
         ...
 
     async def list_expired_leases(self, now: datetime, limit: int) -> list[ExpiredLease]: ...
-    async def extend_leases(self, lane: Lane, held: dict[str, int], until: datetime, stale: datetime) -> set[str]:
-        """Extend leases that end before `stale`; returns the rows among `held` that still are."""
+    async def extend_leases(self, lane: Lane, attempts: dict[str, int], until: datetime, stale: datetime) -> set[str]:
+        """Extend the leases that end before `stale`.
+
+        `attempts` maps ids of rows to the attempt under which they are held. Returns the ids of rows still held.
+        """
         ...
 
     async def probe_writes(self) -> None:
-        """Write as little as extending a lease does: whoever can only read is not told of an outage otherwise."""
+        """Write as little as extending a lease does, so that a database that only reads is noticed as an outage."""
         ...
 
-    async def list_workers(self, since: datetime) -> list[WorkerInfo]: ...
-    async def record_heartbeat(self, worker: WorkerInfo) -> None: ...
-    async def delete_worker(self, worker_id: str) -> None: ...
-    async def find_referenced_objects(self, paths: list[str]) -> set[str]: ...
-    async def find_live_versions(self, version_ids: list[str]) -> set[str]:
-        """Return those of these versions whose agents were not deleted."""
-        ...
 
-    async def find_live_environments(self, names: list[str]) -> set[str]:
-        """Return those of these environments that versions of agents have which were not deleted."""
-        ...
+class Workers(Protocol):
+    """Worker processes, by their last heartbeat."""
 
-    async def create_partitions(self, now: datetime, ahead: int) -> int:
-        """Make the record tables' partitions of this month and `ahead` more. Returns how many were missing."""
-        ...
-
-    async def drop_empty_partition(self, kind: RecordKind, before: datetime) -> int:
-        """Drop one partition of a record table, of a month before that of `before`, which holds no record.
-
-        Returns how many: 0 also while somebody reads from the table for long. Keeps all others from the table until
-        the transaction ends, so it is to do nothing else.
-        """
-        ...
+    async def list_alive(self, since: datetime) -> list[WorkerInfo]: ...
+    async def save(self, worker: WorkerInfo) -> None: ...
+    async def delete(self, worker_id: str) -> None: ...

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Final, Literal, Protocol
 
 from domain.shared.idempotency import IDEMPOTENCY_LIFETIME
+from domain.stats import RecordKind
 
 ExpiringKind = Literal[
     "answers", "refresh_tokens", "sessions", "invites", "holds", "schedule_runs", "trace_exports", "workers"
@@ -54,4 +55,36 @@ class RetentionRepository(Protocol):
 
     async def delete_agents(self, before: datetime) -> int:
         """Remove the bound tenant's deleted agents that nothing refers to."""
+        ...
+
+
+class StorageReferences(Protocol):
+    """Tells which stored objects and cached folders rows of any tenant still refer to."""
+
+    async def find_objects(self, keys: list[str]) -> set[str]:
+        """Return those of these objects in object storage that a row refers to."""
+        ...
+
+    async def find_versions(self, version_ids: list[str]) -> set[str]:
+        """Return those of these versions whose agents were not deleted."""
+        ...
+
+    async def find_environments(self, names: list[str]) -> set[str]:
+        """Return those of these environments that a version of an agent uses which was not deleted."""
+        ...
+
+
+class RecordPartitions(Protocol):
+    """Monthly partitions of the record tables."""
+
+    async def create_partitions(self, now: datetime, ahead: int) -> int:
+        """Create the partitions of this month and `ahead` more. Returns how many were missing."""
+        ...
+
+    async def drop_empty_partition(self, kind: RecordKind, before: datetime) -> int:
+        """Drop one partition of a record table that holds no record, of a month before that of `before`.
+
+        Returns how many were dropped: 0 also while a long read uses the table. The table is locked until the
+        transaction ends, so the transaction should do nothing else.
+        """
         ...

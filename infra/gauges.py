@@ -19,7 +19,7 @@ async def read_gauges(store: Store) -> bytes:
     async with store.system_transaction() as tx:
         lanes = await tx.queues.list_stats(tx.now)
         runs_by_status = await tx.queues.count_runs_by_status(tx.now - RECENT_RUNS_PERIOD)
-        workers = await tx.queues.list_workers(tx.now - WORKER_TIMEOUT)
+        workers = await tx.workers.list_alive(tx.now - WORKER_TIMEOUT)
     registry = CollectorRegistry()
     families = [*_build_lane_gauges(lanes), _build_run_gauge(runs_by_status), *_build_worker_gauges(workers)]
     registry.register(_GaugeCollector(families))

@@ -90,7 +90,7 @@ class WorkerHealth:
 
     async def _is_leader(self, store: Store) -> bool:
         async with store.system_transaction() as tx:
-            leader = choose_gauge_exporter(await tx.queues.list_workers(tx.now - WORKER_TIMEOUT))
+            leader = choose_gauge_exporter(await tx.workers.list_alive(tx.now - WORKER_TIMEOUT))
         return leader is not None and leader.id == self._name
 
     def _health_response(self, problems: dict[str, str]) -> web.Response:

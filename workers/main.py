@@ -386,7 +386,7 @@ async def _sign(parts: Resources, info: WorkerInfo) -> None:
     problem = info.problem or (build_full_disk_error(f"the worker {info.id}").detail if full else None)
     try:
         async with parts.store.system_transaction() as tx:
-            await tx.queues.record_heartbeat(replace(info, seen_at=tx.now, problem=problem))
+            await tx.workers.save(replace(info, seen_at=tx.now, problem=problem))
     except Exception as error:
         log_outage(_log, "cannot give a sign of life", error)
 
@@ -399,7 +399,7 @@ def _share(settings: Settings, slots: int) -> LaneShare:
 async def _gone(parts: Resources, name: str) -> None:
     with contextlib.suppress(DomainError, asyncio.TimeoutError):
         async with asyncio.timeout(2), parts.store.system_transaction() as tx:
-            await tx.queues.delete_worker(name)
+            await tx.workers.delete(name)
 
 
 async def _work_off(worker: BellWorker) -> None:

@@ -7,13 +7,13 @@ from typing import Any
 from sqlalchemy import ForeignKey, LargeBinary, Text, case, exists, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.accounts import Invite, ProxyUser, RefreshGrant, User, UserIdentity
 from domain.shared import ids
 from domain.shared.access import Role
 from domain.shared.pages import Listing, Page
+from infra.postgres.connection import TxConnection
 from infra.postgres.db import Base, Id, struct_from_row, timestamp
 from infra.postgres.pages import fetch_page
 
@@ -102,7 +102,7 @@ def _identity(row: Any) -> dict[str, Any]:
 class PostgresAccounts:
     """Implements `domain.accounts.Accounts`. The `find_*` go through functions of the owner, by exact match."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def find_login(self, name: str) -> UserIdentity | None:

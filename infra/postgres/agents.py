@@ -6,14 +6,14 @@ from typing import Any, Final, Literal
 from sqlalchemy import ARRAY, ForeignKey, Index, Text, literal_column, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.agents import MAX_SLUG_MATCHES, Agent, AgentStatus
 from domain.builds import get_bundle_path
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
-from infra.postgres.db import AsyncpgConnection, Base, Id, RowMapper, timestamp
+from infra.postgres.connection import TxConnection
+from infra.postgres.db import Base, Id, RowMapper, timestamp
 from infra.postgres.pages import fetch_page
 
 SECOND_REMOVAL_DELAY: Final = timedelta(hours=1)
@@ -84,9 +84,8 @@ _CHANGED = [name for name in _STORED if name not in ("id", "tenant_id", "user_id
 class PostgresAgents:
     """Implements `domain.agents.Agents`."""
 
-    def __init__(self, connection: AsyncConnection, raw: AsyncpgConnection) -> None:
+    def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
-        self._raw = raw
 
     async def add(self, agent: Agent) -> bool:
         values = {name: getattr(agent, name) for name in _STORED}
@@ -98,19 +97,19 @@ class PostgresAgents:
     async def find(self, reference: str, lock: bool | Literal["share"] = False) -> Agent | None:
         known = ids.decode_id("agent", reference)
         if known is not None:
-            record = await self._raw.fetchrow(f"{_FIND} id = $1{_LOCKS[lock]}", known)
+            record = await self._connection.fetch_row(f"{_FIND} id = $1{_LOCKS[lock]}", known)
         else:
             name = reference.replace("\0", "\ufffd")
-            record = await self._raw.fetchrow(f"{_FIND} name = $1{_LOCKS[lock]}", name)
+            record = await self._connection.fetch_row(f"{_FIND} name = $1{_LOCKS[lock]}", name)
         return None if record is None else _read(record)
 
     async def list_by_slug(self, slug: str) -> list[Agent]:
         made = "left(btrim(regexp_replace(lower(name), '[^a-z0-9]+', '_', 'g'), '_'), 64)"
-        records = await self._raw.fetch(f"{_FIND} {made} = $1 ORDER BY id LIMIT {MAX_SLUG_MATCHES}", slug)
+        records = await self._connection.fetch(f"{_FIND} {made} = $1 ORDER BY id LIMIT {MAX_SLUG_MATCHES}", slug)
         return [_read(record) for record in records]
 
     async def list_children(self, agent_id: str) -> list[Agent]:
-        records = await self._raw.fetch(f"{_FIND} parent_id = $1 ORDER BY id", ids.decode_id("agent", agent_id))
+        records = await self._connection.fetch(f"{_FIND} parent_id = $1 ORDER BY id", ids.decode_id("agent", agent_id))
         return [_read(record) for record in records]
 
     async def list_page(self, page: Page, status: AgentStatus | None, parent_id: str | None) -> Listing[Agent]:
@@ -138,11 +137,11 @@ class PostgresAgents:
 
     async def delete(self, agent_id: str, now: datetime) -> None:
         await self._connection.execute(update(AgentRow).where(AgentRow.id == agent_id).values(deleted_at=now))
-        versions = await self._raw.fetch(_OBJECTS, ids.decode_id("agent", agent_id))
+        versions = await self._connection.fetch(_OBJECTS, ids.decode_id("agent", agent_id))
         keys = [version["tarball_path"] for version in versions]
         keys += [get_bundle_path(version["tenant_id"], ids.encode_id("ver", version["id"])) for version in versions]
         # Once more later: a build that was under way may write its bundle meanwhile.
-        await self._raw.execute(_DOOM, keys, now, now + SECOND_REMOVAL_DELAY)
+        await self._connection.execute_sql(_DOOM, keys, now, now + SECOND_REMOVAL_DELAY)
 
 
 def _read(record: Any) -> Agent:

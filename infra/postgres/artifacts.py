@@ -25,7 +25,8 @@ from domain.executions import Execution, RunStep
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from infra.postgres.bulk import BulkColumns
-from infra.postgres.db import AsyncpgConnection, Base, Id, RowMapper, timestamp
+from infra.postgres.connection import TxConnection
+from infra.postgres.db import Base, Id, RowMapper, timestamp
 from infra.postgres.executions import ExecutionRow
 from infra.postgres.objects import format_artifact_key
 from infra.postgres.record_measures import ARTIFACT_MEASURES
@@ -180,13 +181,13 @@ def get_body_key(metadata: ArtifactMetadata) -> str:
 class PostgresArtifacts:
     """Implements `domain.artifacts.service.Artifacts`."""
 
-    def __init__(self, raw: AsyncpgConnection) -> None:
-        self._raw = raw
-        self._records = RecordPages(raw, ARTIFACT_MEASURES, "art")
+    def __init__(self, connection: TxConnection) -> None:
+        self._connection = connection
+        self._records = RecordPages(connection, ARTIFACT_MEASURES, "art")
 
     async def add(self, stored: list[PackedArtifact]) -> set[str]:
         rows = [one.record.metadata for one in stored]
-        records = await self._raw.fetch(
+        records = await self._connection.fetch(
             _ADD,
             *_BULK.collect_parameters(rows),
             [one.record.failures for one in stored],
@@ -197,7 +198,7 @@ class PostgresArtifacts:
         return {ids.encode_id("art", record["id"]) for record in records}
 
     async def find(self, kurral_ids: list[str]) -> dict[str, tuple[ArtifactMetadata, bytes]]:
-        records = await self._raw.fetch(_FIND, kurral_ids)
+        records = await self._connection.fetch(_FIND, kurral_ids)
         return {record["kurral_id"]: (_SHAPE.to_struct(record), record["fingerprint"]) for record in records}
 
     async def get(self, reference: str) -> ArtifactMetadata | None:
@@ -207,12 +208,12 @@ class PostgresArtifacts:
         if found is not None:
             return found[0]
         known = ids.decode_id("art", reference)
-        record = await self._raw.fetchrow(_GET, known) if known is not None else None
+        record = await self._connection.fetch_row(_GET, known) if known is not None else None
         return None if record is None else _SHAPE.to_struct(record)
 
     async def get_body(self, metadata: ArtifactMetadata) -> ArtifactBody:
         query = "SELECT packed FROM artifact_bodies WHERE id = $1"
-        packed = await self._raw.fetchval(query, ids.decode_id("art", metadata.id))
+        packed = await self._connection.fetch_value(query, ids.decode_id("art", metadata.id))
         return ArtifactBody(key=get_body_key(metadata), size=metadata.size_bytes, packed_body=packed)
 
     async def list_page(self, narrowed: ArtifactFilter, page: Page) -> Listing[ArtifactMetadata]:
@@ -231,10 +232,10 @@ class PostgresArtifacts:
             return 0
         known = [ids.decode_id("art", one) for one in artifact_ids]
         query = f"SELECT {_SHAPE.columns} FROM artifacts WHERE id = ANY ($1)"
-        rows = [_SHAPE.to_struct(record) for record in await self._raw.fetch(query, known)]
+        rows = [_SHAPE.to_struct(record) for record in await self._connection.fetch(query, known)]
         found = [ids.decode_id("art", row.id) for row in rows]
         return int(
-            await self._raw.fetchval(
+            await self._connection.fetch_value(
                 _DELETE, found, [get_body_key(row) for row in rows], now, now + SECOND_DELETION_DELAY
             )
         )
@@ -242,7 +243,9 @@ class PostgresArtifacts:
     async def claim_pending_bodies(
         self, most: int, most_bytes: int, now: datetime, until: datetime
     ) -> list[PendingBody]:
-        records = await self._raw.fetch("SELECT * FROM claim_bodies($1, $2, $3, $4)", most, most_bytes, now, until)
+        records = await self._connection.fetch(
+            "SELECT * FROM claim_bodies($1, $2, $3, $4)", most, most_bytes, now, until
+        )
         return [
             PendingBody(id=ids.encode_id("art", record["id"]), key=record["key"], packed_body=record["packed"])
             for record in records
@@ -250,33 +253,36 @@ class PostgresArtifacts:
 
     async def mark_bodies_stored(self, artifact_ids: list[str]) -> set[str]:
         known = [ids.decode_id("art", one) for one in artifact_ids]
-        records = await self._raw.fetch("SELECT * FROM stored_bodies($1) AS id", known)
+        records = await self._connection.fetch("SELECT * FROM stored_bodies($1) AS id", known)
         return {ids.encode_id("art", record["id"]) for record in records}
 
     async def release_bodies(self, artifact_ids: list[str]) -> None:
-        await self._raw.execute("SELECT release_bodies($1)", [ids.decode_id("art", one) for one in artifact_ids])
+        await self._connection.execute_sql(
+            "SELECT release_bodies($1)", [ids.decode_id("art", one) for one in artifact_ids]
+        )
 
     async def list_deletable_objects(self, now: datetime, limit: int) -> list[str]:
         return [
-            record["key"] for record in await self._raw.fetch("SELECT * FROM due_objects($1, $2) AS key", now, limit)
+            record["key"]
+            for record in await self._connection.fetch("SELECT * FROM due_objects($1, $2) AS key", now, limit)
         ]
 
     async def mark_objects_deleted(self, keys: list[str], now: datetime) -> None:
-        await self._raw.execute("SELECT gone_objects($1, $2)", keys, now)
+        await self._connection.execute_sql("SELECT gone_objects($1, $2)", keys, now)
 
     async def list_unrecorded(self, limit: int) -> list[tuple[str, str]]:
-        records = await self._raw.fetch("SELECT * FROM unrecorded_executions($1)", limit)
+        records = await self._connection.fetch("SELECT * FROM unrecorded_executions($1)", limit)
         return [(record["tenant_id"], ids.encode_id("exec", record["id"])) for record in records]
 
     async def load_unrecorded(self, executions: list[str]) -> list[UnrecordedExecution]:
         known = [ids.decode_id("exec", one) for one in executions]
-        records, calls = await self._raw.fetch(_ENDED, known), defaultdict[str, list[RunStep]](list)
+        records, calls = await self._connection.fetch(_ENDED, known), defaultdict[str, list[RunStep]](list)
         if any(record["lane"] == "llm" for record in records):
-            for record in await self._raw.fetch(_CALLS, known):
+            for record in await self._connection.fetch(_CALLS, known):
                 step = _STEP.to_struct(record)
                 calls[step.execution_id].append(step)
         return [_ended(record, calls) for record in records]
 
     async def mark_recorded(self, executions: list[str]) -> None:
         query = "UPDATE executions SET recorded = true WHERE id = ANY ($1)"
-        await self._raw.execute(query, [ids.decode_id("exec", one) for one in executions])
+        await self._connection.execute_sql(query, [ids.decode_id("exec", one) for one in executions])

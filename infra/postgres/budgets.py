@@ -17,7 +17,8 @@ from domain.costs import AppliedLimit, Budget, BudgetScope, CostAttribution, nan
 from domain.shared import ids
 from domain.shared.pages import Listing, Page, build_listing
 from domain.stats import NANOS_PER_UNIT
-from infra.postgres.db import AsyncpgConnection, Base, Id, timestamp
+from infra.postgres.connection import TxConnection
+from infra.postgres.db import Base, Id, timestamp
 
 
 class BudgetRow(Base):
@@ -72,12 +73,12 @@ _PREFIX: Final[dict[BudgetScope, str]] = {"key": "key", "agent": "agent", "workf
 class PostgresBudgets:
     """Implements `domain.costs.budgets.Budgets`."""
 
-    def __init__(self, raw: AsyncpgConnection) -> None:
-        self._raw = raw
+    def __init__(self, connection: TxConnection) -> None:
+        self._connection = connection
 
     async def add(self, budget: Budget, spent: int) -> None:
         subject = None if budget.subject is None else ids.decode_id(_PREFIX[budget.scope], budget.subject)
-        await self._raw.execute(
+        await self._connection.execute_sql(
             _ADD,
             *(
                 ids.decode_id("bud", budget.id),
@@ -95,20 +96,20 @@ class PostgresBudgets:
             return None
         if lock:
             # Apart: whoever waits for a lock reads the rest of the statement as it was before.
-            await self._raw.execute("SELECT FROM budgets WHERE id = $1 FOR NO KEY UPDATE", known)
-        record = await self._raw.fetchrow(f"{_SELECT} WHERE b.id = $2", now, known)
+            await self._connection.execute_sql("SELECT FROM budgets WHERE id = $1 FOR NO KEY UPDATE", known)
+        record = await self._connection.fetch_row(f"{_SELECT} WHERE b.id = $2", now, known)
         return None if record is None else _read(record)
 
     async def list_page(self, now: datetime, page: Page) -> Listing[Budget]:
         query = f"{_SELECT} ORDER BY b.id DESC LIMIT $2 OFFSET $3"
-        records = await self._raw.fetch(query, now, page.limit + 1, page.offset)
+        records = await self._connection.fetch(query, now, page.limit + 1, page.offset)
         if page.offset == 0 and len(records) <= page.limit:
             return build_listing([_read(record) for record in records], len(records), page)
-        total = int(await self._raw.fetchval("SELECT count(*) FROM budgets"))
+        total = int(await self._connection.fetch_value("SELECT count(*) FROM budgets"))
         return build_listing([_read(record) for record in records], total, page)
 
     async def save(self, budget: Budget) -> None:
-        await self._raw.execute(
+        await self._connection.execute_sql(
             "UPDATE budgets SET limit_nanos = $2, enabled = $3, warned_at = $4, updated_at = $5 WHERE id = $1",
             *(ids.decode_id("bud", budget.id), nanos_from_usd(budget.limit_usd), budget.enabled),
             *(budget.warned_at, budget.updated_at),
@@ -117,21 +118,21 @@ class PostgresBudgets:
     async def delete(self, budget_id: str) -> bool:
         known = ids.decode_id("bud", budget_id)
         query = "DELETE FROM budgets WHERE id = $1 RETURNING true"
-        return known is not None and bool(await self._raw.fetchval(query, known))
+        return known is not None and bool(await self._connection.fetch_value(query, known))
 
     async def find_keys_by_name(self, name: str) -> list[str]:
         query = "SELECT id FROM api_keys WHERE name = $1 ORDER BY id LIMIT 2"
-        records = await self._raw.fetch(query, name.replace("\0", "\ufffd"))
+        records = await self._connection.fetch(query, name.replace("\0", "\ufffd"))
         return [ids.encode_id("key", record["id"]) for record in records]
 
     async def lock_spending(self) -> None:
-        await self._raw.execute("SELECT pg_advisory_xact_lock(spending_lock())")
+        await self._connection.execute_sql("SELECT pg_advisory_xact_lock(spending_lock())")
 
     async def reserve_amount(
         self, attribution: CostAttribution, wanted: int, least: int, now: datetime, until: datetime
     ) -> tuple[str | None, int] | AppliedLimit:
         held = ids.generate_uuid7()
-        record = await self._raw.fetchrow(
+        record = await self._connection.fetch_row(
             _HOLD,
             held,
             _run(attribution.execution_id),
@@ -153,7 +154,7 @@ class PostgresBudgets:
     ) -> list[AppliedLimit]:
         held = None if reservation_id is None else ids.decode_id("hold", reservation_id)
         run, subjects = _run(attribution.execution_id), _subjects(attribution.subjects)
-        records = await self._raw.fetch(_SPEND, held, run, subjects, attribution.run_limit, cost, now)
+        records = await self._connection.fetch(_SPEND, held, run, subjects, attribution.run_limit, cost, now)
         return [_applied(record) for record in records]
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 from sqlalchemy import ARRAY, BigInteger, ForeignKey, Index, Text, case, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.builds import AgentVersion, BuildResult, BundleSize
@@ -13,7 +12,8 @@ from domain.shared import ids
 from domain.shared.leases import Lease
 from domain.shared.pages import Listing, Page
 from infra.postgres.agents import AgentRow
-from infra.postgres.db import AsyncpgConnection, Base, Id, RowMapper, struct_from_row, timestamp
+from infra.postgres.connection import TxConnection
+from infra.postgres.db import Base, Id, RowMapper, struct_from_row, timestamp
 from infra.postgres.pages import fetch_page
 
 
@@ -78,9 +78,8 @@ _FIND = f"SELECT {_SHAPE.columns} FROM agent_versions WHERE "
 class PostgresBuilds:
     """Implements `domain.builds.Builds`. Writes of a worker name the attempt they belong to."""
 
-    def __init__(self, connection: AsyncConnection, raw: AsyncpgConnection, now: datetime) -> None:
+    def __init__(self, connection: TxConnection, now: datetime) -> None:
         self._connection = connection
-        self._raw = raw
         self._now = now
 
     async def add(self, version: AgentVersion) -> None:
@@ -98,13 +97,13 @@ class PostgresBuilds:
         known = ids.decode_id("ver", version_id)
         if known is None:
             return None
-        record = await self._raw.fetchrow(f"{_FIND} id = $1", known)
+        record = await self._connection.fetch_row(f"{_FIND} id = $1", known)
         return None if record is None else _SHAPE.to_struct(record)
 
     async def find(self, agent_id: str, reference: str) -> AgentVersion | None:
         known = ids.decode_id("ver", reference)
         if known is not None:
-            record = await self._raw.fetchrow(
+            record = await self._connection.fetch_row(
                 f"{_FIND} id = $1 AND agent_id = $2", known, ids.decode_id("agent", agent_id)
             )
             return None if record is None else _SHAPE.to_struct(record)
@@ -158,10 +157,10 @@ class PostgresBuilds:
 
     async def sum_stored_bytes(self) -> int:
         # Two uploads that are counted at once would both find room for the same last bytes.
-        await self._raw.execute(
+        await self._connection.execute_sql(
             "SELECT pg_advisory_xact_lock(hashtextextended('stored:' || current_setting('paddock.tenant_id'), 0))"
         )
-        return int(await self._raw.fetchval(_STORED))
+        return int(await self._connection.fetch_value(_STORED))
 
     async def reserve_space(self, version_id: str, attempt: int, size: BundleSize) -> bool:
         values = {name: getattr(size, name) for name in BundleSize.__struct_fields__}

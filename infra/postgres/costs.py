@@ -11,7 +11,8 @@ from domain.costs import BilledCall, Cost, CostAttribution, CostListing, nanos_f
 from domain.shared import ids
 from domain.shared.pages import Page
 from domain.stats import NANOS_PER_UNIT, StatsQuery
-from infra.postgres.db import AsyncpgConnection, Base, Id, RowMapper, timestamp
+from infra.postgres.connection import TxConnection
+from infra.postgres.db import Base, Id, RowMapper, timestamp
 from infra.postgres.record_measures import COST_MEASURES
 from infra.postgres.records import RecordPages
 from infra.postgres.stats import PostgresStats
@@ -71,9 +72,9 @@ _DELETE: Final = (
 class PostgresCosts:
     """Implements `domain.costs.Costs`."""
 
-    def __init__(self, raw: AsyncpgConnection) -> None:
-        self._raw = raw
-        self._records = RecordPages(raw, COST_MEASURES, "cost")
+    def __init__(self, connection: TxConnection) -> None:
+        self._connection = connection
+        self._records = RecordPages(connection, COST_MEASURES, "cost")
 
     async def add(self, cost_id: str, attribution: CostAttribution, call: BilledCall, now: datetime) -> bool:
         def known(prefix: str, value: str | None) -> object:
@@ -81,7 +82,7 @@ class PostgresCosts:
 
         usage = call.usage
         # One delta for one cost, and none for one that is there.
-        status = await self._raw.execute(
+        status = await self._connection.execute_sql(
             _ADD,
             *(known("cost", cost_id), now, known("user", attribution.user_id)),
             *(known("agent", attribution.agent_id), attribution.agent_name, known("exec", attribution.execution_id)),
@@ -98,7 +99,7 @@ class PostgresCosts:
         if page.offset == 0 and not found.has_more:
             total = sum(nanos_from_usd(cost.cost_usd) for cost in found.items)
         else:
-            total = await PostgresStats(self._raw).sum_measure(question, "cost_usd")
+            total = await PostgresStats(self._connection).sum_measure(question, "cost_usd")
         return CostListing(**msgspec.structs.asdict(found), total_cost=total / NANOS_PER_UNIT)
 
     async def list_older(self, before: datetime, limit: int) -> list[str]:
@@ -106,4 +107,4 @@ class PostgresCosts:
 
     async def delete_many(self, cost_ids: list[str]) -> int:
         known = [ids.decode_id("cost", one) for one in cost_ids]
-        return int(await self._raw.fetchval(_DELETE, known)) if known else 0
+        return int(await self._connection.fetch_value(_DELETE, known)) if known else 0

@@ -6,12 +6,12 @@ from typing import Any, Literal
 from sqlalchemy import ForeignKey, Text, UniqueConstraint, any_, case, delete, func, literal, select, update
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.crews import Crew
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
+from infra.postgres.connection import TxConnection
 from infra.postgres.db import Base, Id, struct_from_row, timestamp
 from infra.postgres.pages import fetch_page
 
@@ -61,7 +61,7 @@ _LISTED = [
 class PostgresCrews:
     """Implements `domain.crews.Crews`."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def add(self, crew: Crew) -> bool:

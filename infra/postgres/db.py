@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, TypeAlias, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 from uuid import UUID
 
 import asyncpg
@@ -16,9 +16,6 @@ from domain.shared import ids
 from infra.postgres.session import guard_sessions
 
 T = TypeVar("T")
-
-# A connection of asyncpg as SQLAlchemy holds it.
-AsyncpgConnection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 
 class Base(DeclarativeBase):

@@ -19,7 +19,8 @@ from domain.evaluations import (
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from infra.postgres.bulk import BulkColumns
-from infra.postgres.db import AsyncpgConnection, Base, Id, RowMapper, json_column, timestamp
+from infra.postgres.connection import TxConnection
+from infra.postgres.db import Base, Id, RowMapper, json_column, timestamp
 from infra.postgres.record_measures import EVALUATION_MEASURES
 from infra.postgres.records import RecordPages
 
@@ -105,16 +106,16 @@ _RELEASE: Final = (
 class PostgresEvaluations:
     """Implements `domain.evaluations.Evaluations`."""
 
-    def __init__(self, raw: AsyncpgConnection) -> None:
-        self._raw = raw
-        self._records = RecordPages(raw, EVALUATION_MEASURES, "eval")
+    def __init__(self, connection: TxConnection) -> None:
+        self._connection = connection
+        self._records = RecordPages(connection, EVALUATION_MEASURES, "eval")
 
     async def add(self, evaluations: list[Evaluation]) -> None:
-        await self._raw.execute(_ADD, *_BULK.collect_parameters(evaluations))
+        await self._connection.execute_sql(_ADD, *_BULK.collect_parameters(evaluations))
 
     async def get(self, evaluation_id: str) -> Evaluation | None:
         known = ids.decode_id("eval", evaluation_id)
-        record = await self._raw.fetchrow(_GET, known) if known is not None else None
+        record = await self._connection.fetch_row(_GET, known) if known is not None else None
         return None if record is None else _SHAPE.to_struct(record)
 
     async def list_page(self, narrowed: EvaluationFilter, page: Page) -> Listing[Evaluation]:
@@ -127,27 +128,27 @@ class PostgresEvaluations:
 
     async def delete_many(self, evaluation_ids: list[str]) -> int:
         known = [ids.decode_id("eval", one) for one in evaluation_ids]
-        return int(await self._raw.fetchval(_DELETE, known)) if known else 0
+        return int(await self._connection.fetch_value(_DELETE, known)) if known else 0
 
     async def list_older(self, before: datetime, limit: int) -> list[str]:
         return await self._records.list_ids_before(before, limit)
 
     async def find_linked(self, executions: set[str], artifacts: set[str]) -> tuple[set[str], set[str]]:
         known = [ids.decode_id("exec", one) for one in executions]
-        runs = await self._raw.fetch("SELECT id FROM executions WHERE id = ANY ($1)", known) if known else []
+        runs = await self._connection.fetch("SELECT id FROM executions WHERE id = ANY ($1)", known) if known else []
         records = []
         if artifacts:
             query = "SELECT kurral_id FROM artifact_ids WHERE kurral_id = ANY ($1)"
-            records = await self._raw.fetch(query, list(artifacts))
+            records = await self._connection.fetch(query, list(artifacts))
         return {ids.encode_id("exec", run["id"]) for run in runs}, {record["kurral_id"] for record in records}
 
     async def claim_pending(self, most: int, now: datetime, until: datetime) -> list[ClaimedEvaluation]:
-        records = await self._raw.fetch(_CLAIM, most, MAX_CLAIM_BYTES, now, until)
+        records = await self._connection.fetch(_CLAIM, most, MAX_CLAIM_BYTES, now, until)
         return [ClaimedEvaluation(evaluation=_SHAPE.to_struct(record), attempt=record["attempt"]) for record in records]
 
     async def save_scores(self, scored: list[tuple[ClaimedEvaluation, EvaluationScores]]) -> int:
         return int(
-            await self._raw.fetchval(
+            await self._connection.fetch_value(
                 _SCORE,
                 [ids.decode_id("eval", one.evaluation.id) for one, _ in scored],
                 [one.attempt for one, _ in scored],
@@ -161,8 +162,8 @@ class PostgresEvaluations:
 
     async def release_claims(self, claimed: list[ClaimedEvaluation]) -> None:
         known = [ids.decode_id("eval", one.evaluation.id) for one in claimed]
-        await self._raw.execute(_RELEASE, known, [one.attempt for one in claimed])
+        await self._connection.execute_sql(_RELEASE, known, [one.attempt for one in claimed])
 
     async def fail_claims(self, claimed: list[ClaimedEvaluation]) -> None:
         known = [ids.decode_id("eval", one.evaluation.id) for one in claimed]
-        await self._raw.execute(_FAIL, known, [one.attempt for one in claimed])
+        await self._connection.execute_sql(_FAIL, known, [one.attempt for one in claimed])

@@ -10,14 +10,14 @@ from typing import Any, Final
 
 import msgspec
 from sqlalchemy import ForeignKey, Text, select, text
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.events import AttemptEvents, EventQuery, EventSlice, ExecutionEvent, LogEntry, render_log_entry
 from domain.shared import ids
 from domain.shared.pages import MAX_COUNTED_ROWS, Listing, Page, build_listing
 from domain.shared.status import TERMINAL_STATUSES, ExecutionStatus
-from infra.postgres.db import AsyncpgConnection, Base, Id, json_column, struct_from_row, timestamp
+from infra.postgres.connection import TxConnection
+from infra.postgres.db import Base, Id, json_column, struct_from_row, timestamp
 
 
 class EventRow(Base):
@@ -74,9 +74,8 @@ _AGENT_LOGS = """
 class PostgresEvents:
     """Implements `domain.events.Events`."""
 
-    def __init__(self, connection: AsyncConnection, raw: AsyncpgConnection) -> None:
+    def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
-        self._raw = raw
 
     async def append_while_waiting(self, execution_id: str, written: list[ExecutionEvent]) -> None:
         await self._connection.execute(
@@ -90,7 +89,7 @@ class PostgresEvents:
             for place, one in enumerate(written)
             for number, event in enumerate(one.events, 1)
         ]
-        records = await self._raw.fetch(
+        records = await self._connection.fetch(
             "SELECT * FROM append_events($1, $2, $3, $4, $5, $6, $7, $8)",
             known,
             [one.attempt for one in written],
@@ -101,7 +100,7 @@ class PostgresEvents:
 
     async def find_slices(self, asked: list[EventQuery], limit: int) -> list[EventSlice | None]:
         known = [ids.decode_id("exec", one.execution_id) for one in asked]
-        records = await self._raw.fetch(
+        records = await self._connection.fetch(
             "SELECT * FROM read_events($1, $2, $3, $4)",
             known,
             [one.tenant_id for one in asked],

@@ -23,7 +23,6 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import JSON
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import TypeEngine
 
@@ -42,8 +41,8 @@ from domain.shared import ids
 from domain.shared.leases import Lease
 from domain.shared.pages import MAX_COUNTED_ROWS, Listing, Page
 from domain.shared.status import LEASED_STATUSES
+from infra.postgres.connection import TxConnection
 from infra.postgres.db import (
-    AsyncpgConnection,
     Base,
     Id,
     RowMapper,
@@ -227,26 +226,27 @@ _SETTLE = "SELECT * FROM settle_runs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $1
 class PostgresExecutions:
     """Implements `domain.executions.Executions`."""
 
-    def __init__(self, connection: AsyncConnection, raw: AsyncpgConnection) -> None:
+    def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
-        self._raw = raw
 
     async def add(self, execution: Execution, spec: AgentSpec | None) -> None:
         values = (spec if name == "spec" else getattr(execution, name) for name, _, _ in _STORED_AS)
-        await self._raw.execute(_ADD, *(write(value) for value, (_, _, write) in zip(values, _STORED_AS, strict=True)))
+        await self._connection.execute_sql(
+            _ADD, *(write(value) for value, (_, _, write) in zip(values, _STORED_AS, strict=True))
+        )
 
     async def get_spec(self, execution_id: str) -> AgentSpec | None:
-        found = await self._raw.fetchval(_SPEC, ids.decode_id("exec", execution_id))
+        found = await self._connection.fetch_value(_SPEC, ids.decode_id("exec", execution_id))
         return None if found is None else msgspec.convert(found, AgentSpec)
 
     async def lock_execution(self, execution_id: str) -> Execution | None:
         known = ids.decode_id("exec", execution_id)
-        record = await self._raw.fetchrow(f"{_GET} FOR UPDATE", known) if known is not None else None
+        record = await self._connection.fetch_row(f"{_GET} FOR UPDATE", known) if known is not None else None
         return None if record is None else EXECUTION_MAPPER.to_struct(record)
 
     async def get(self, execution_id: str) -> Execution | None:
         known = ids.decode_id("exec", execution_id)
-        record = await self._raw.fetchrow(_GET_WITH_LOGS, known) if known is not None else None
+        record = await self._connection.fetch_row(_GET_WITH_LOGS, known) if known is not None else None
         if record is None:
             return None
         execution = EXECUTION_MAPPER.to_struct(record)
@@ -279,7 +279,7 @@ class PostgresExecutions:
     ) -> list[Execution]:
         versions = [ids.decode_id("ver", version_id) for version_id in local_versions]
         times = lease.claimed_at, lease.expires_at
-        records = await self._raw.fetch(
+        records = await self._connection.fetch(
             _CLAIM, lease.worker_id, slots, *times, versions, share.max_running, share.lane, share.reserved_slots
         )
         return [EXECUTION_MAPPER.to_struct(record) for record in records]
@@ -295,7 +295,7 @@ class PostgresExecutions:
             for place, one in enumerate(ended)
             for number, event in enumerate(one.events, 1)
         ]
-        records = await self._raw.fetch(
+        records = await self._connection.fetch(
             _SETTLE,
             known,
             [one.execution.attempt for one in ended],
@@ -317,17 +317,17 @@ class PostgresExecutions:
         return await self._moved(_cancelled(moved, reason, now), now) is not None
 
     async def cancel_children(self, execution_id: str, reason: str, now: datetime) -> list[str]:
-        found = await self._raw.fetch(_BELOW, ids.decode_id("exec", execution_id))
+        found = await self._connection.fetch(_BELOW, ids.decode_id("exec", execution_id))
         if not found:
             return []
-        records = await self._raw.fetch(_CANCEL, [record["id"] for record in found], reason, now)
+        records = await self._connection.fetch(_CANCEL, [record["id"] for record in found], reason, now)
         return [ids.encode_id("exec", record["id"]) for record in records]
 
     async def count_open_runs(self, agent_id: str) -> int:
         known = ids.decode_id("agent", agent_id)
-        await self._raw.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", agent_id)
+        await self._connection.execute_sql("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", agent_id)
         query = f"SELECT count(*) FROM executions WHERE agent_id = $1 AND status IN {_OPEN} AND parent_id IS NULL"
-        return int(await self._raw.fetchval(query, known))
+        return int(await self._connection.fetch_value(query, known))
 
     async def cancel_oldest(
         self, agent_id: str, keep: int, reason: str, now: datetime, steps: bool = False

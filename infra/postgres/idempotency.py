@@ -3,11 +3,11 @@
 from datetime import datetime
 
 from sqlalchemy import LargeBinary, Text
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.shared.idempotency import IDEMPOTENCY_LIFETIME, IdempotentRequest, StoredResponse
-from infra.postgres.db import AsyncpgConnection, Base, timestamp
+from infra.postgres.connection import TxConnection
+from infra.postgres.db import Base, timestamp
 
 
 class AnswerRow(Base):
@@ -51,19 +51,18 @@ _FORGET_MANY = """
 class PostgresIdempotencyKeys:
     """Implements `domain.shared.idempotency.IdempotencyKeys`."""
 
-    def __init__(self, connection: AsyncConnection, raw: AsyncpgConnection) -> None:
+    def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
-        self._raw = raw
 
     async def claim_keys(self, asked: list[IdempotentRequest], now: datetime) -> dict[tuple[str, str], StoredResponse]:
         # A concurrent request with the same key waits here for the other's commit, then finds its answer.
         columns = [[getattr(one, name) for one in asked] for name in ("owner", "key", "fingerprint")]
-        claimed = await self._raw.fetch(_CLAIM_MANY, *columns, now, now - IDEMPOTENCY_LIFETIME)
+        claimed = await self._connection.fetch(_CLAIM_MANY, *columns, now, now - IDEMPOTENCY_LIFETIME)
         mine = {(record["owner"], record["key"]) for record in claimed}
         others = [(one.owner, one.key) for one in asked if (one.owner, one.key) not in mine]
         if not others:
             return {}
-        found = await self._raw.fetch(_FIND_MANY, *([pair[place] for pair in others] for place in (0, 1)))
+        found = await self._connection.fetch(_FIND_MANY, *([pair[place] for pair in others] for place in (0, 1)))
         return {
             (record["owner"], record["key"]): StoredResponse(
                 fingerprint=record["fingerprint"], status=record["status"], body=record["body"]
@@ -73,9 +72,9 @@ class PostgresIdempotencyKeys:
 
     async def store_responses(self, answers: dict[tuple[str, str], bytes]) -> None:
         owners, keys = ([pair[place] for pair in answers] for place in (0, 1))
-        await self._raw.execute(_KEEP_MANY, owners, keys, list(answers.values()))
+        await self._connection.execute_sql(_KEEP_MANY, owners, keys, list(answers.values()))
 
     async def release_keys(self, claimed: list[tuple[str, str]]) -> None:
         # Left for anybody: as old as a key that has expired.
         owners, keys = ([pair[place] for pair in claimed] for place in (0, 1))
-        await self._raw.execute(_FORGET_MANY, owners, keys)
+        await self._connection.execute_sql(_FORGET_MANY, owners, keys)

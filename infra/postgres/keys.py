@@ -6,13 +6,13 @@ from typing import Any
 import asyncpg
 from sqlalchemy import BigInteger, ForeignKey, LargeBinary, Text, delete, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import ARRAY, insert
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.accounts import ApiKey, ApiKeyIdentity
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
-from infra.postgres.db import AsyncpgConnection, Base, Id, struct_from_row, timestamp
+from infra.postgres.connection import TxConnection
+from infra.postgres.db import Base, Id, struct_from_row, timestamp
 from infra.postgres.pages import fetch_page
 
 
@@ -44,12 +44,11 @@ _COUNT = text("SELECT count_key_use(CAST(:ids AS uuid[]), CAST(:uses AS bigint[]
 class PostgresApiKeys:
     """Implements `domain.accounts.keys.ApiKeys`."""
 
-    def __init__(self, connection: AsyncConnection, raw: AsyncpgConnection) -> None:
+    def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
-        self._raw = raw
 
     async def find(self, key_hashes: list[bytes]) -> dict[bytes, ApiKeyIdentity]:
-        records = await self._raw.fetch(_FIND, key_hashes)
+        records = await self._connection.fetch(_FIND, key_hashes)
         return {record["key_hash"]: _identity(record) for record in records}
 
     async def count_use(self, uses: dict[str, tuple[int, datetime]]) -> None:

@@ -6,12 +6,12 @@ from typing import Any
 from sqlalchemy import Text, UniqueConstraint, delete, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.llms import Model, Provider
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
+from infra.postgres.connection import TxConnection
 from infra.postgres.db import Base, Id, json_column, struct_from_row, timestamp
 from infra.postgres.pages import fetch_page
 
@@ -41,7 +41,7 @@ _FIXED = ("id", "tenant_id", "created_at")
 class PostgresLlms:
     """Implements `domain.llms.Llms`."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def add(self, model: Model) -> bool:

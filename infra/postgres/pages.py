@@ -3,16 +3,16 @@
 from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Select, func, literal, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.shared.pages import Listing, Page, build_listing
+from infra.postgres.connection import TxConnection
 from infra.postgres.db import struct_from_row
 
 T = TypeVar("T")
 
 
 async def fetch_page(
-    connection: AsyncConnection,
+    connection: TxConnection,
     query: Select[Any],
     order: ColumnElement[Any],
     page: Page,

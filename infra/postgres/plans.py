@@ -12,8 +12,8 @@ from domain.events import ExecutionEvent
 from domain.executions import Execution
 from domain.plans import DuePlan, LockedPlan, Plan, StepProgress, StepRun
 from domain.shared import ids
+from infra.postgres.connection import TxConnection
 from infra.postgres.db import (
-    AsyncpgConnection,
     Base,
     Id,
     encode_json_text,
@@ -147,12 +147,12 @@ _ANSWERS: Final = f"""
 class PostgresPlans:
     """Implements `domain.plans.Plans`."""
 
-    def __init__(self, raw: AsyncpgConnection) -> None:
-        self._raw = raw
+    def __init__(self, connection: TxConnection) -> None:
+        self._connection = connection
 
     async def add(self, execution_id: str, plan: Plan, runs: list[StepRun]) -> None:
         known = ids.decode_id("exec", execution_id)
-        await self._raw.execute(
+        await self._connection.execute_sql(
             "INSERT INTO plans (execution_id, tenant_id, plan, max_rpm) "
             "VALUES ($1, current_setting('paddock.tenant_id'), $2::text::json, $3)",
             known,
@@ -163,13 +163,13 @@ class PostgresPlans:
         await self.signal_plan(execution_id)
 
     async def get(self, execution_id: str) -> Plan | None:
-        found = await self._raw.fetchval(
+        found = await self._connection.fetch_value(
             "SELECT plan::text FROM plans WHERE execution_id = $1", ids.decode_id("exec", execution_id)
         )
         return None if found is None else msgspec.json.decode(found, type=Plan)
 
     async def list_due(self, now: datetime, limit: int) -> tuple[list[DuePlan], float | None]:
-        records = await self._raw.fetch("SELECT * FROM due_plans($1, $2)", now, limit)
+        records = await self._connection.fetch("SELECT * FROM due_plans($1, $2)", now, limit)
         found = [
             DuePlan(execution_id=ids.encode_id("exec", record["execution_id"]), tenant_id=record["tenant_id"])
             for record in records
@@ -178,28 +178,32 @@ class PostgresPlans:
         return found, next((record["next"] for record in records if record["execution_id"] is None), None)
 
     async def lock(self, execution_id: str) -> None:
-        await self._raw.execute(_TAKE, ids.decode_id("exec", execution_id))
+        await self._connection.execute_sql(_TAKE, ids.decode_id("exec", execution_id))
 
     async def clear_signals(self, execution_id: str) -> None:
-        await self._raw.execute("DELETE FROM plan_signals WHERE execution_id = $1", ids.decode_id("exec", execution_id))
+        await self._connection.execute_sql(
+            "DELETE FROM plan_signals WHERE execution_id = $1", ids.decode_id("exec", execution_id)
+        )
 
     async def try_lock(self, execution_id: str, now: datetime) -> LockedPlan | None:
         known = ids.decode_id("exec", execution_id)
-        revision = await self._raw.fetchval(f"{_TAKE} SKIP LOCKED", known)
+        revision = await self._connection.fetch_value(f"{_TAKE} SKIP LOCKED", known)
         if revision is None:
             return None
         # Before anything else is read: what is told from here on is seen by whoever takes it next.
-        await self._raw.execute("DELETE FROM plan_signals WHERE execution_id = $1 AND due_at <= $2", known, now)
-        fresh = await self._raw.fetchrow(f"SELECT {EXECUTION.columns} FROM executions WHERE id = $1", known)
+        await self._connection.execute_sql(
+            "DELETE FROM plan_signals WHERE execution_id = $1 AND due_at <= $2", known, now
+        )
+        fresh = await self._connection.fetch_row(f"SELECT {EXECUTION.columns} FROM executions WHERE id = $1", known)
         assert fresh is not None
         return LockedPlan(revision=revision, execution=EXECUTION.to_struct(fresh))
 
     async def list_runs(self, execution_id: str) -> list[StepRun]:
-        records = await self._raw.fetch(_RUNS, ids.decode_id("exec", execution_id))
+        records = await self._connection.fetch(_RUNS, ids.decode_id("exec", execution_id))
         return [_run(record) for record in records]
 
     async def list_progress(self, execution_id: str) -> list[StepProgress]:
-        records = await self._raw.fetch(_PROGRESS, ids.decode_id("exec", execution_id))
+        records = await self._connection.fetch(_PROGRESS, ids.decode_id("exec", execution_id))
         return [
             StepProgress(
                 step=record["step"],
@@ -215,14 +219,14 @@ class PostgresPlans:
 
     async def get_child_outputs(self, executions: list[str]) -> tuple[dict[str, Any] | None, int]:
         known = [ids.decode_id("exec", one) for one in executions]
-        records = await self._raw.fetch(_ANSWERS, known)
+        records = await self._connection.fetch(_ANSWERS, known)
         size = int(records[0]["held"] or 0) if records else 0
         if size > MAX_STEP_ANSWERS_BYTES:
             return None, size
         return {ids.encode_id("exec", record["id"]): record["output_data"] for record in records}, size
 
     async def get_step_outputs(self, execution_id: str) -> dict[str, Any]:
-        records = await self._raw.fetch(_OUTPUTS, ids.decode_id("exec", execution_id))
+        records = await self._connection.fetch(_OUTPUTS, ids.decode_id("exec", execution_id))
         # A completed step without a child is one that is mapped.
         found: dict[str, Any] = {
             record["step"]: [] if record["alone"] else record["output_data"] for record in records if record["item"] < 0
@@ -236,20 +240,20 @@ class PostgresPlans:
         if not runs:
             return
         known = ids.decode_id("exec", execution_id)
-        await self._raw.execute(
+        await self._connection.execute_sql(
             _SAVE,
             known,
             [run.step for run in runs],
             [run.item for run in runs],
             *([_value(run, name) for run in runs] for name in _CHANGES),
         )
-        await self._raw.execute("UPDATE plans SET revision = revision + 1 WHERE execution_id = $1", known)
+        await self._connection.execute_sql("UPDATE plans SET revision = revision + 1 WHERE execution_id = $1", known)
 
     async def signal_plan(self, execution_id: str, due_at: datetime | None = None) -> None:
-        await self._raw.execute(_SIGNAL, ids.decode_id("exec", execution_id), due_at)
+        await self._connection.execute_sql(_SIGNAL, ids.decode_id("exec", execution_id), due_at)
 
     async def update_execution(self, execution: Execution, events: list[ExecutionEvent], now: datetime) -> bool:
-        moved = await self._raw.fetchval(
+        moved = await self._connection.fetch_value(
             _MOVE,
             ids.decode_id("exec", execution.id),
             execution.status,
@@ -269,20 +273,22 @@ class PostgresPlans:
 
     async def get_max_rpm(self, execution_id: str) -> int | None:
         query = "SELECT max_rpm FROM plans WHERE execution_id = $1"
-        found: int | None = await self._raw.fetchval(query, ids.decode_id("exec", execution_id))
+        found: int | None = await self._connection.fetch_value(query, ids.decode_id("exec", execution_id))
         return found
 
     async def reserve_model_call(self, execution_id: str, max_rpm: int, now: datetime) -> datetime:
         known = ids.decode_id("exec", execution_id)
-        await self._raw.execute(
+        await self._connection.execute_sql(
             "INSERT INTO plan_calls (execution_id, tenant_id, calls) "
             "VALUES ($1, current_setting('paddock.tenant_id'), '{}') ON CONFLICT DO NOTHING",
             known,
         )
-        calls = await self._raw.fetchval("SELECT calls FROM plan_calls WHERE execution_id = $1 FOR UPDATE", known)
+        calls = await self._connection.fetch_value(
+            "SELECT calls FROM plan_calls WHERE execution_id = $1 FOR UPDATE", known
+        )
         minute = timedelta(minutes=1)
         slot = now if len(calls) < max_rpm else max(now, calls[-max_rpm] + minute)
-        await self._raw.execute(
+        await self._connection.execute_sql(
             "UPDATE plan_calls SET calls = $2 WHERE execution_id = $1",
             known,
             # Clocks differ: the last one is not always the latest.

@@ -6,13 +6,13 @@ from typing import Any, Literal
 from sqlalchemy import LargeBinary, Text, UniqueConstraint, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.provider_keys import ProviderKey
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
-from infra.postgres.db import AsyncpgConnection, Base, Id, RowMapper, timestamp
+from infra.postgres.connection import TxConnection
+from infra.postgres.db import Base, Id, RowMapper, timestamp
 from infra.postgres.pages import fetch_page
 
 
@@ -46,9 +46,8 @@ _FOR = "SELECT sealed FROM provider_keys WHERE lower(service) = $1 LIMIT 2"
 class PostgresProviderKeys:
     """Implements `domain.provider_keys.ProviderKeys`."""
 
-    def __init__(self, connection: AsyncConnection, raw: AsyncpgConnection) -> None:
+    def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
-        self._raw = raw
 
     async def add(self, key: ProviderKey, sealed: bytes) -> bool:
         values = {name: getattr(key, name) for name in ProviderKey.__struct_fields__}
@@ -60,10 +59,10 @@ class PostgresProviderKeys:
     async def find(self, reference: str, lock: bool | Literal["share"] = False) -> ProviderKey | None:
         known = ids.decode_id("pkey", reference)
         if known is not None:
-            record = await self._raw.fetchrow(f"{_FIND} id = $1{_LOCKS[lock]}", known)
+            record = await self._connection.fetch_row(f"{_FIND} id = $1{_LOCKS[lock]}", known)
         else:
             name = reference.replace("\0", "\ufffd")
-            record = await self._raw.fetchrow(
+            record = await self._connection.fetch_row(
                 f"{_FIND} (name = $1 OR slug = $1) ORDER BY name = $1 DESC LIMIT 1{_LOCKS[lock]}", name
             )
         return None if record is None else _SHAPE.to_struct(record)
@@ -89,25 +88,29 @@ class PostgresProviderKeys:
         await self._connection.execute(delete(ProviderKeyRow).where(ProviderKeyRow.id == key_id))
 
     async def find_slug_holders(self, slugs: list[str]) -> dict[str, str]:
-        found = await self._raw.fetch("SELECT slug, name FROM provider_keys WHERE slug = ANY($1::text[])", slugs)
+        found = await self._connection.fetch("SELECT slug, name FROM provider_keys WHERE slug = ANY($1::text[])", slugs)
         return {record["slug"]: record["name"] for record in found}
 
     async def list_users(self, slug: str) -> list[str]:
-        return [record["used_by"] for record in await self._raw.fetch(_USERS, slug)]
+        return [record["used_by"] for record in await self._connection.fetch(_USERS, slug)]
 
     async def find_sealed(self, slug: str) -> bytes | None:
-        found: bytes | None = await self._raw.fetchval("SELECT sealed FROM provider_keys WHERE slug = $1", slug)
+        found: bytes | None = await self._connection.fetch_value(
+            "SELECT sealed FROM provider_keys WHERE slug = $1", slug
+        )
         return found
 
     async def find_sealed_for_service(self, service: str) -> bytes | None:
-        found = await self._raw.fetch(_FOR, service)
+        found = await self._connection.fetch(_FOR, service)
         return found[0]["sealed"] if len(found) == 1 else None
 
     async def list_sealed(self, after: str | None, most: int) -> list[tuple[str, bytes]]:
         last = None if after is None else ids.decode_id("pkey", after)
-        found = await self._raw.fetch("SELECT id, sealed FROM sealed_keys($1, $2)", last, most)
+        found = await self._connection.fetch("SELECT id, sealed FROM sealed_keys($1, $2)", last, most)
         return [(ids.encode_id("pkey", record["id"]), record["sealed"]) for record in found]
 
     async def replace_sealed(self, key_id: str, old: bytes, new: bytes) -> bool:
-        moved: int = await self._raw.fetchval("SELECT reseal_key($1, $2, $3)", ids.decode_id("pkey", key_id), old, new)
+        moved: int = await self._connection.fetch_value(
+            "SELECT reseal_key($1, $2, $3)", ids.decode_id("pkey", key_id), old, new
+        )
         return moved == 1

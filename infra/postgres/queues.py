@@ -2,35 +2,13 @@
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import Text, delete, select, text
-from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy import text
 
-from domain.queues import ExpiredLease, QueuedBuild, QueueStats, WorkerInfo
+from domain.queues import ExpiredLease, QueuedBuild, QueueStats
 from domain.shared import ids
 from domain.shared.jobs import ALL_LANES, ROW_PREFIX_BY_LANE, Job, Lane
-from domain.stats import RECORD_KINDS, RecordKind
-from infra.postgres.db import Base, struct_from_row, timestamp
-
-
-class WorkerRow(Base):
-    """A worker process by its last sign of life. Belongs to the host, not to a tenant."""
-
-    __tablename__ = "workers"
-    id: Mapped[str] = mapped_column(Text, primary_key=True)
-    lane: Mapped[str] = mapped_column(Text)
-    host: Mapped[str] = mapped_column(Text)
-    pid: Mapped[int]
-    slots: Mapped[int]
-    busy: Mapped[int]
-    warm: Mapped[int]
-    blank: Mapped[int]
-    problem: Mapped[str | None] = mapped_column(Text)
-    metrics_port: Mapped[int | None]
-    started_at: Mapped[datetime] = mapped_column(timestamp())
-    seen_at: Mapped[datetime] = mapped_column(timestamp())
-
+from infra.postgres.connection import TxConnection
+from infra.postgres.db import struct_from_row
 
 _STATS = text(
     """
@@ -49,7 +27,7 @@ _EXTEND = text(
 class PostgresWorkQueues:
     """Implements `domain.queues.WorkQueues`."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def list_stats(self, now: datetime, tenant_id: str | None = None) -> list[QueueStats]:
@@ -124,52 +102,3 @@ class PostgresWorkQueues:
 
     async def probe_writes(self) -> None:
         await self._connection.execute(text("UPDATE workers SET seen_at = seen_at WHERE lane = 'upkeep'"))
-
-    async def list_workers(self, since: datetime) -> list[WorkerInfo]:
-        rows = await self._connection.execute(
-            select(WorkerRow).where(WorkerRow.seen_at >= since).order_by(WorkerRow.id)
-        )
-        return [struct_from_row(row, WorkerInfo) for row in rows]
-
-    async def record_heartbeat(self, worker: WorkerInfo) -> None:
-        values = {name: getattr(worker, name) for name in WorkerInfo.__struct_fields__}
-        statement = insert(WorkerRow).values(**values)
-        await self._connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
-
-    async def delete_worker(self, worker_id: str) -> None:
-        await self._connection.execute(delete(WorkerRow).where(WorkerRow.id == worker_id))
-
-    async def find_referenced_objects(self, paths: list[str]) -> set[str]:
-        rows = await self._connection.execute(
-            text("SELECT path FROM known_objects(CAST(:paths AS text[])) AS path"), {"paths": paths}
-        )
-        return {row.path for row in rows}
-
-    async def find_live_versions(self, version_ids: list[str]) -> set[str]:
-        known = {ids.decode_id("ver", version_id): version_id for version_id in version_ids}
-        rows = await self._connection.execute(
-            text("SELECT id FROM known_versions(CAST(:ids AS uuid[])) AS id"),
-            {"ids": [row_id for row_id in known if row_id is not None]},
-        )
-        return {known[row.id] for row in rows}
-
-    async def find_live_environments(self, names: list[str]) -> set[str]:
-        rows = await self._connection.execute(
-            text("SELECT name FROM known_environments(CAST(:names AS text[])) AS name"), {"names": names}
-        )
-        return {row.name for row in rows}
-
-    async def create_partitions(self, now: datetime, ahead: int) -> int:
-        made = [
-            await self._connection.execute(
-                text("SELECT make_partitions(:kind, :now, :ahead)"), {"kind": kind, "now": now, "ahead": ahead}
-            )
-            for kind in RECORD_KINDS
-        ]
-        return sum(one.scalar_one() for one in made)
-
-    async def drop_empty_partition(self, kind: RecordKind, before: datetime) -> int:
-        dropped = await self._connection.execute(
-            text("SELECT drop_empty_partition(:kind, :before)"), {"kind": kind, "before": before}
-        )
-        return int(dropped.scalar_one())

@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 from domain.shared import ids
 from domain.shared.pages import MAX_COUNTED_ROWS, Listing, Page, build_listing
 from domain.stats import StatsQuery
-from infra.postgres.db import AsyncpgConnection, RowMapper
+from infra.postgres.connection import TxConnection
+from infra.postgres.db import RowMapper
 from infra.postgres.record_measures import RecordMeasures
 from infra.postgres.stats import PostgresStats
 
@@ -19,28 +20,28 @@ MAX_PAGE_BYTES = 4 * 1024 * 1024
 class RecordPages:
     """The records of one kind, newest first by `created_at`."""
 
-    def __init__(self, raw: AsyncpgConnection, facts: RecordMeasures, prefix: str) -> None:
-        self._raw, self._facts, self._prefix = raw, facts, prefix
+    def __init__(self, connection: TxConnection, measures: RecordMeasures, prefix: str) -> None:
+        self._connection, self._measures, self._prefix = connection, measures, prefix
 
     async def list_page(self, shape: RowMapper[T], question: StatsQuery, page: Page) -> Listing[T]:
         """A page. `total` is exact where statistics can tell it, else it stops at `COUNT_BOUND`."""
         where, values = self._where(question)
         # What is skipped is skipped in the index alone; only the rows of the page are fetched.
         query = (
-            f"SELECT {self._listed(shape)} FROM (SELECT id FROM {self._facts.kind} WHERE {where} "
+            f"SELECT {self._listed(shape)} FROM (SELECT id FROM {self._measures.kind} WHERE {where} "
             f"ORDER BY created_at DESC, id DESC LIMIT {page.limit + 1} OFFSET {page.offset}) AS p "
-            f"JOIN {self._facts.kind} AS r ON r.id = p.id ORDER BY r.created_at DESC, r.id DESC"
+            f"JOIN {self._measures.kind} AS r ON r.id = p.id ORDER BY r.created_at DESC, r.id DESC"
         )
-        rows = [shape.to_struct(record) for record in await self._raw.fetch(query, *values)]
+        rows = [shape.to_struct(record) for record in await self._connection.fetch(query, *values)]
         if page.offset == 0 and len(rows) <= page.limit:
             total = len(rows)
-        elif self._facts.needs_records(question.filters):
+        elif self._measures.needs_records(question.filters):
             counted = (
-                f"SELECT count(*) FROM (SELECT FROM {self._facts.kind} WHERE {where} LIMIT {MAX_COUNTED_ROWS}) AS c"
+                f"SELECT count(*) FROM (SELECT FROM {self._measures.kind} WHERE {where} LIMIT {MAX_COUNTED_ROWS}) AS c"
             )
-            total = int(await self._raw.fetchval(counted, *values))
+            total = int(await self._connection.fetch_value(counted, *values))
         else:
-            total = await PostgresStats(self._raw).sum_measure(question, "count")
+            total = await PostgresStats(self._connection).sum_measure(question, "count")
         return build_listing(rows, total, page)
 
     async def list_after(
@@ -55,25 +56,27 @@ class RecordPages:
             where += f" AND (created_at, id) < (${len(values) + 1}, ${len(values) + 2})"
             values += [place[0], ids.decode_id(self._prefix, place[1])]
         rows = (
-            f"SELECT {shape.columns}, {self._facts.weight} AS weight FROM {self._facts.kind} WHERE {where} "
+            f"SELECT {shape.columns}, {self._measures.weight} AS weight FROM {self._measures.kind} WHERE {where} "
             f"ORDER BY created_at DESC, id DESC LIMIT {limit}"
         )
         query = (
             "SELECT * FROM (SELECT *, sum(weight) OVER (ORDER BY created_at DESC, id DESC) AS total "
             f"FROM ({rows}) AS r) AS w WHERE total - weight < {MAX_PAGE_BYTES} ORDER BY created_at DESC, id DESC"
         )
-        return [shape.to_struct(record) for record in await self._raw.fetch(query, *values)]
+        return [shape.to_struct(record) for record in await self._connection.fetch(query, *values)]
 
     async def list_ids_before(self, before: datetime, limit: int) -> list[str]:
         """The ids of the oldest records from before a time."""
         query = (
-            f"SELECT id FROM {self._facts.kind} WHERE tenant_id = current_setting('paddock.tenant_id') "
+            f"SELECT id FROM {self._measures.kind} WHERE tenant_id = current_setting('paddock.tenant_id') "
             "AND created_at < $1 ORDER BY created_at, id LIMIT $2"
         )
-        return [ids.encode_id(self._prefix, record["id"]) for record in await self._raw.fetch(query, before, limit)]
+        return [
+            ids.encode_id(self._prefix, record["id"]) for record in await self._connection.fetch(query, before, limit)
+        ]
 
     def _listed(self, shape: RowMapper[T]) -> str:
-        shown = ((name, self._facts.listed_columns.get(name, f"r.{name}")) for name in shape.columns.split(", "))
+        shown = ((name, self._measures.listed_columns.get(name, f"r.{name}")) for name in shape.columns.split(", "))
         return ", ".join(f"{sql} AS {name}" for name, sql in shown)
 
     def _where(self, question: StatsQuery) -> tuple[str, list[Any]]:
@@ -82,5 +85,5 @@ class RecordPages:
             if bound is not None:
                 values.append(bound)
                 where += f" AND created_at {sign} ${len(values)}"
-        narrowed, wanted = self._facts.build_record_filter(question.filters, len(values) + 1)
+        narrowed, wanted = self._measures.build_record_filter(question.filters, len(values) + 1)
         return where + narrowed, [*values, *wanted]

@@ -5,35 +5,37 @@ from uuid import UUID
 
 from domain.retention import MAX_REMOVAL_BATCH, MAX_REMOVED_EVENTS, ExpiringKind
 from domain.shared import ids
-from infra.postgres.db import AsyncpgConnection
+from infra.postgres.connection import TxConnection
 
 
 class PostgresRetention:
     """Implements `domain.retention.RetentionRepository`."""
 
-    def __init__(self, raw: AsyncpgConnection) -> None:
-        self._raw = raw
+    def __init__(self, connection: TxConnection) -> None:
+        self._connection = connection
 
     async def list_tenants(self, default_days: int) -> list[tuple[str, int]]:
-        records = await self._raw.fetch("SELECT tenant_id, days FROM retained_tenants($1)", default_days)
+        records = await self._connection.fetch("SELECT tenant_id, days FROM retained_tenants($1)", default_days)
         return [(record["tenant_id"], record["days"]) for record in records]
 
     async def delete_expired(self, kind: ExpiringKind, before: datetime) -> int:
-        return int(await self._raw.fetchval("SELECT forget_expired($1, $2, $3)", kind, before, MAX_REMOVAL_BATCH))
+        return int(
+            await self._connection.fetch_value("SELECT forget_expired($1, $2, $3)", kind, before, MAX_REMOVAL_BATCH)
+        )
 
     async def delete_executions(self, before: datetime) -> int:
         query = "SELECT forget_executions($1, $2, $3)"
-        return int(await self._raw.fetchval(query, before, MAX_REMOVAL_BATCH, MAX_REMOVED_EVENTS))
+        return int(await self._connection.fetch_value(query, before, MAX_REMOVAL_BATCH, MAX_REMOVED_EVENTS))
 
     async def delete_versions(self, before: datetime) -> int:
         query = "SELECT forget_versions($1, $2, $3)"
-        return int(await self._raw.fetchval(query, before, await self._named("ver"), MAX_REMOVAL_BATCH))
+        return int(await self._connection.fetch_value(query, before, await self._named("ver"), MAX_REMOVAL_BATCH))
 
     async def delete_agents(self, before: datetime) -> int:
         query = "SELECT forget_agents($1, $2, $3)"
-        return int(await self._raw.fetchval(query, before, await self._named("agent"), MAX_REMOVAL_BATCH))
+        return int(await self._connection.fetch_value(query, before, await self._named("agent"), MAX_REMOVAL_BATCH))
 
     async def _named(self, prefix: str) -> list[UUID]:
-        records = await self._raw.fetch("SELECT id FROM named_in_plans() AS id")
+        records = await self._connection.fetch("SELECT id FROM named_in_plans() AS id")
         known = (ids.decode_id(prefix, record["id"]) for record in records)
         return [one for one in known if one is not None]

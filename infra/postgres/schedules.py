@@ -6,12 +6,12 @@ from typing import Any
 from sqlalchemy import ForeignKey, Select, Text, UniqueConstraint, delete, exists, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.schedules import DueSchedule, Schedule, ScheduleOutcome, ScheduleRun, ScheduleTarget
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
+from infra.postgres.connection import TxConnection
 from infra.postgres.db import Base, Id, json_column, struct_from_row, timestamp
 from infra.postgres.executions import ExecutionRow
 from infra.postgres.pages import fetch_page
@@ -82,7 +82,7 @@ def _query() -> Select[Any]:
 class PostgresSchedules:
     """Implements `domain.schedules.Schedules`."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def add(self, schedule: Schedule) -> bool:

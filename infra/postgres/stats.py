@@ -25,7 +25,8 @@ from domain.stats import (
     UnfoldedDeltas,
     cover_period,
 )
-from infra.postgres.db import AsyncpgConnection, Base, timestamp
+from infra.postgres.connection import TxConnection
+from infra.postgres.db import Base, timestamp
 from infra.postgres.record_measures import MEASURES_BY_KIND, RecordMeasures
 from infra.sketches import compute_quantiles, merge_sketches
 
@@ -96,8 +97,8 @@ _DROP: Final = """
 class PostgresStats:
     """Implements `domain.stats.Stats`."""
 
-    def __init__(self, raw: AsyncpgConnection) -> None:
-        self._raw = raw
+    def __init__(self, connection: TxConnection) -> None:
+        self._connection = connection
 
     async def sum_groups(self, question: StatsQuery) -> StatsResult:
         facts = MEASURES_BY_KIND[question.kind]
@@ -112,7 +113,7 @@ class PostgresStats:
             f"SELECT min(dims) AS dims, min(place) > {MAX_COMBINATIONS} AS rest, ARRAY[{sums}] AS measures, "
             f"string_agg(bins, '') AS bins FROM ({ranked}) AS r GROUP BY least(place, {MAX_COMBINATIONS + 1})"
         )
-        records = await self._raw.fetch(query, *values)
+        records = await self._connection.fetch(query, *values)
         groups = [
             GroupSums(
                 dims=dict.fromkeys(facts.dims)
@@ -134,7 +135,7 @@ class PostgresStats:
         source, values = _source(facts, question)
         place = facts.measure_names.index(measure) + 1
         query = f"SELECT coalesce(sum(measures[{place}]), 0)::bigint FROM ({source}) AS s"
-        return int(await self._raw.fetchval(query, *values))
+        return int(await self._connection.fetch_value(query, *values))
 
     async def sum_buckets(self, question: StatsQuery, bucket: TimeBucket) -> list[tuple[datetime, dict[str, int]]]:
         facts = MEASURES_BY_KIND[question.kind]
@@ -146,22 +147,22 @@ class PostgresStats:
         )
         return [
             (record["start"], dict(zip(facts.measure_names, map(int, record["measures"]), strict=True)))
-            for record in await self._raw.fetch(query, *values)
+            for record in await self._connection.fetch(query, *values)
         ]
 
     async def fold_deltas(self, kind: RecordKind, most: int) -> int:
-        if not await self._raw.fetchval(_LOCK, kind):
+        if not await self._connection.fetch_value(_LOCK, kind):
             return 0
         names = MEASURES_BY_KIND[kind].measure_names
         sums = ", ".join(f"sum(measures[{n}])" for n in range(1, len(names) + 1))
-        fresh = await self._raw.fetch(_FOLDABLE.format(sums=sums), kind, most)
+        fresh = await self._connection.fetch(_FOLDABLE.format(sums=sums), kind, most)
         if not fresh:
             return 0
         keys = [(record["level"], record["start"], _key(record["dims"])) for record in fresh]
         columns: list[Sequence[Any]] = [list(column) for column in zip(*keys, strict=True)]
         known: dict[Any, tuple[list[Decimal], bytes]] = {
             (record["level"], record["start"], record["dims_key"]): (record["measures"], record["bins"])
-            for record in await self._raw.fetch(_KNOWN, kind, *columns)
+            for record in await self._connection.fetch(_KNOWN, kind, *columns)
         }
         kept, dropped = [], defaultdict[str, list[Any]](list)
         for key, record in zip(keys, fresh, strict=True):
@@ -173,14 +174,14 @@ class PostgresStats:
                 for place, part in enumerate(key):
                     dropped[str(place)].append(part)
         if kept:
-            await self._raw.executemany(_KEEP, kept)
+            await self._connection.execute_many(_KEEP, kept)
         if dropped:
-            await self._raw.execute(_DROP, kind, *dropped.values())
+            await self._connection.execute_sql(_DROP, kind, *dropped.values())
         return sum(record["deltas"] for record in fresh if record["level"] == "hour")
 
     async def list_unfolded(self, after: UnfoldedDeltas | None, limit: int) -> list[UnfoldedDeltas]:
         place = ("", "") if after is None else (after.tenant_id, after.kind)
-        records = await self._raw.fetch("SELECT tenant_id, kind FROM unfolded($1, $2, $3)", *place, limit)
+        records = await self._connection.fetch("SELECT tenant_id, kind FROM unfolded($1, $2, $3)", *place, limit)
         return [UnfoldedDeltas(tenant_id=record["tenant_id"], kind=record["kind"]) for record in records]
 
 

@@ -8,7 +8,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.executions import RunStep, RunStepStatus
 from domain.shared import ids
-from infra.postgres.db import AsyncpgConnection, Base, Id, RowMapper, encode_json_text, json_column, timestamp
+from infra.postgres.connection import TxConnection
+from infra.postgres.db import Base, Id, RowMapper, encode_json_text, json_column, timestamp
 
 
 class StepRow(Base):
@@ -64,15 +65,15 @@ _DECIDE: Final = """
 class PostgresSteps:
     """Implements `domain.executions.steps.RunSteps`."""
 
-    def __init__(self, raw: AsyncpgConnection) -> None:
-        self._raw = raw
+    def __init__(self, connection: TxConnection) -> None:
+        self._connection = connection
 
     async def list_steps(self, execution_id: str) -> list[RunStep]:
-        records = await self._raw.fetch(_OF, ids.decode_id("exec", execution_id))
+        records = await self._connection.fetch(_OF, ids.decode_id("exec", execution_id))
         return [_SHAPE.to_struct(record) for record in records]
 
     async def save_step(self, step: RunStep) -> bool | None:
-        written: bool | None = await self._raw.fetchval(
+        written: bool | None = await self._connection.fetch_value(
             _PUT,
             ids.decode_id("exec", step.execution_id),
             step.attempt,
@@ -91,6 +92,6 @@ class PostgresSteps:
     async def decide_calls(
         self, execution_id: str, paths: list[str], status: RunStepStatus, by: str, reason: str | None, now: datetime
     ) -> None:
-        await self._raw.execute(
+        await self._connection.execute_sql(
             _DECIDE, ids.decode_id("exec", execution_id), paths, status, ids.decode_id("user", by), reason, now
         )

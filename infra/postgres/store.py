@@ -2,11 +2,11 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Final, cast
+from typing import Final, TypeVar, cast
 
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -24,8 +24,8 @@ from domain.llms import Llms
 from domain.plans import Plans
 from domain.ports import Clock, Queue, Tx
 from domain.provider_keys import ProviderKeys
-from domain.queues import WorkQueues
-from domain.retention import RetentionRepository
+from domain.queues import Workers, WorkQueues
+from domain.retention import RecordPartitions, RetentionRepository, StorageReferences
 from domain.schedules import Schedules
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError
@@ -39,14 +39,15 @@ from domain.traces import Traces
 from domain.workflows.schema import Workflows
 from domain.workspaces import Workspaces
 from infra.disks import build_full_disk_error, is_full
+from infra.polling import retry_through_outage
 from infra.postgres.accounts import PostgresAccounts
 from infra.postgres.agents import PostgresAgents
 from infra.postgres.artifacts import PostgresArtifacts
 from infra.postgres.budgets import PostgresBudgets
 from infra.postgres.builds import PostgresBuilds
+from infra.postgres.connection import AsyncpgConnection, TxConnection
 from infra.postgres.costs import PostgresCosts
 from infra.postgres.crews import PostgresCrews
-from infra.postgres.db import AsyncpgConnection
 from infra.postgres.evaluations import PostgresEvaluations
 from infra.postgres.events import PostgresEvents
 from infra.postgres.executions import PostgresExecutions
@@ -54,6 +55,7 @@ from infra.postgres.idempotency import PostgresIdempotencyKeys
 from infra.postgres.keys import PostgresApiKeys
 from infra.postgres.llms import PostgresLlms
 from infra.postgres.outages import LOST_CONNECTION_ERRORS, find_outage
+from infra.postgres.partitions import PostgresPartitions
 from infra.postgres.plans import PostgresPlans
 from infra.postgres.provider_keys import PostgresProviderKeys
 from infra.postgres.queues import PostgresWorkQueues
@@ -62,13 +64,17 @@ from infra.postgres.schedules import PostgresSchedules
 from infra.postgres.session import check_session, get_session_start
 from infra.postgres.stats import PostgresStats
 from infra.postgres.steps import PostgresSteps
+from infra.postgres.storage_references import PostgresStorageReferences
 from infra.postgres.tasks import PostgresTasks
 from infra.postgres.templates import PostgresTemplates
 from infra.postgres.tenants import PostgresTenants
 from infra.postgres.tools import PostgresTools
 from infra.postgres.traces import PostgresTraces
+from infra.postgres.workers import PostgresWorkers
 from infra.postgres.workflows import PostgresWorkflows
 from infra.postgres.workspaces import PostgresWorkspaces
+
+T = TypeVar("T")
 
 # More than a full disk takes, on nobody's account.
 _ROOM: Final = """
@@ -80,38 +86,41 @@ _ROOM: Final = """
 class PostgresTx:
     """One open transaction: a repository per capability on one connection."""
 
-    def __init__(self, connection: AsyncConnection, raw: AsyncpgConnection, now: datetime) -> None:
+    def __init__(self, connection: TxConnection, now: datetime) -> None:
         self.now = now
         self.rings: list[Job] = []
         self.changes: list[RowChange] = []
-        self._raw = raw
+        self._raw = connection.raw
         self.accounts: Accounts = PostgresAccounts(connection)
         self.tenants: Tenants = PostgresTenants(connection)
-        self.api_keys: ApiKeys = PostgresApiKeys(connection, raw)
-        self.agents: Agents = PostgresAgents(connection, raw)
-        self.builds: Builds = PostgresBuilds(connection, raw, now)
-        self.executions: Executions = PostgresExecutions(connection, raw)
-        self.events: Events = PostgresEvents(connection, raw)
-        self.steps: RunSteps = PostgresSteps(raw)
-        self.plans: Plans = PostgresPlans(raw)
-        self.workspaces: Workspaces = PostgresWorkspaces(raw)
-        self.idempotency: IdempotencyKeys = PostgresIdempotencyKeys(connection, raw)
+        self.api_keys: ApiKeys = PostgresApiKeys(connection)
+        self.agents: Agents = PostgresAgents(connection)
+        self.builds: Builds = PostgresBuilds(connection, now)
+        self.executions: Executions = PostgresExecutions(connection)
+        self.events: Events = PostgresEvents(connection)
+        self.steps: RunSteps = PostgresSteps(connection)
+        self.plans: Plans = PostgresPlans(connection)
+        self.workspaces: Workspaces = PostgresWorkspaces(connection)
+        self.idempotency: IdempotencyKeys = PostgresIdempotencyKeys(connection)
         self.queues: WorkQueues = PostgresWorkQueues(connection)
+        self.workers: Workers = PostgresWorkers(connection)
+        self.references: StorageReferences = PostgresStorageReferences(connection)
+        self.partitions: RecordPartitions = PostgresPartitions(connection)
         self.schedules: Schedules = PostgresSchedules(connection)
-        self.stats: Stats = PostgresStats(raw)
-        self.artifacts: Artifacts = PostgresArtifacts(raw)
-        self.evaluations: Evaluations = PostgresEvaluations(raw)
-        self.costs: Costs = PostgresCosts(raw)
-        self.budgets: Budgets = PostgresBudgets(raw)
-        self.provider_keys: ProviderKeys = PostgresProviderKeys(connection, raw)
+        self.stats: Stats = PostgresStats(connection)
+        self.artifacts: Artifacts = PostgresArtifacts(connection)
+        self.evaluations: Evaluations = PostgresEvaluations(connection)
+        self.costs: Costs = PostgresCosts(connection)
+        self.budgets: Budgets = PostgresBudgets(connection)
+        self.provider_keys: ProviderKeys = PostgresProviderKeys(connection)
         self.llms: Llms = PostgresLlms(connection)
-        self.templates: Templates = PostgresTemplates(connection, raw)
+        self.templates: Templates = PostgresTemplates(connection)
         self.crews: Crews = PostgresCrews(connection)
         self.tasks: Tasks = PostgresTasks(connection)
         self.tools: Tools = PostgresTools(connection)
-        self.traces: Traces = PostgresTraces(raw)
+        self.traces: Traces = PostgresTraces(connection)
         self.workflows: Workflows = PostgresWorkflows(connection)
-        self.retention: RetentionRepository = PostgresRetention(raw)
+        self.retention: RetentionRepository = PostgresRetention(connection)
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:
@@ -172,6 +181,26 @@ class PostgresStore:
         """For one statement, which is a transaction by itself. Sees no tenant's rows but through narrow functions."""
         return self._begin(None)
 
+    async def run(
+        self,
+        tenant_id: str | None,
+        work: Callable[[Tx], Awaitable[T]],
+        *,
+        retry: bool = False,
+        max_seconds: float | None = None,
+    ) -> T:
+        """Run `work` in one transaction, of this tenant or of the system, and return what it returns.
+
+        With `retry`, the whole transaction is repeated through outages, for at most `max_seconds`; see
+        `infra.polling.retry_through_outage`. `work` may therefore run more than once.
+        """
+
+        async def run_once() -> T:
+            async with self._begin(tenant_id or "") as tx:
+                return await work(tx)
+
+        return await retry_through_outage(run_once, max_seconds) if retry else await run_once()
+
     async def check_health(self) -> None:
         """See that transactions are held by row-level security and may write. Errors: an outage, `database_unsafe`.
 
@@ -190,7 +219,7 @@ class PostgresStore:
         try:
             connection, raw = await self._opened(tenant_id)
             try:
-                tx = PostgresTx(connection, raw, self._clock())
+                tx = PostgresTx(TxConnection(connection, raw), self._clock())
                 yield tx
                 if raw.is_in_transaction():
                     await raw.execute("COMMIT")

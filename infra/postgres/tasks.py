@@ -18,12 +18,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from domain.tasks import Task
+from infra.postgres.connection import TxConnection
 from infra.postgres.db import Base, Id, json_column, struct_from_row, timestamp
 from infra.postgres.pages import fetch_page
 
@@ -62,7 +62,7 @@ _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('tasks of ' || curre
 class PostgresTasks:
     """Implements `domain.tasks.Tasks`."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def add(self, task: Task) -> bool:

@@ -6,13 +6,13 @@ from typing import Any, Literal
 from sqlalchemy import ARRAY, Text, UniqueConstraint, delete, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from domain.templates import Template
-from infra.postgres.db import AsyncpgConnection, Base, Id, RowMapper, timestamp
+from infra.postgres.connection import TxConnection
+from infra.postgres.db import Base, Id, RowMapper, timestamp
 from infra.postgres.pages import fetch_page
 
 
@@ -45,8 +45,8 @@ _USERS = """
 class PostgresTemplates:
     """Implements `domain.templates.Templates`."""
 
-    def __init__(self, connection: AsyncConnection, raw: AsyncpgConnection) -> None:
-        self._connection, self._raw = connection, raw
+    def __init__(self, connection: TxConnection) -> None:
+        self._connection = connection
 
     async def add(self, template: Template) -> bool:
         values = {name: getattr(template, name) for name in _FIELDS}
@@ -58,9 +58,11 @@ class PostgresTemplates:
     async def find(self, reference: str, lock: bool | Literal["share"] = False) -> Template | None:
         known = ids.decode_id("tpl", reference)
         if known is not None:
-            record = await self._raw.fetchrow(f"{_FIND} id = $1{_LOCKS[lock]}", known)
+            record = await self._connection.fetch_row(f"{_FIND} id = $1{_LOCKS[lock]}", known)
         else:
-            record = await self._raw.fetchrow(f"{_FIND} name = $1{_LOCKS[lock]}", reference.replace("\0", "\ufffd"))
+            record = await self._connection.fetch_row(
+                f"{_FIND} name = $1{_LOCKS[lock]}", reference.replace("\0", "\ufffd")
+            )
         return None if record is None else _SHAPE.to_struct(record)
 
     async def list_page(self, page: Page) -> Listing[Template]:
@@ -78,4 +80,4 @@ class PostgresTemplates:
         await self._connection.execute(delete(TemplateRow).where(TemplateRow.id == template_id))
 
     async def list_users(self, template_id: str) -> list[str]:
-        return [record["used_by"] for record in await self._raw.fetch(_USERS, ids.decode_id("tpl", template_id))]
+        return [record["used_by"] for record in await self._connection.fetch(_USERS, ids.decode_id("tpl", template_id))]

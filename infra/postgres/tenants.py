@@ -1,17 +1,17 @@
 """The bound tenant in Postgres."""
 
 from sqlalchemy import select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.accounts import Tenant
 from infra.postgres.accounts import TenantRow
+from infra.postgres.connection import TxConnection
 from infra.postgres.db import struct_from_row
 
 
 class PostgresTenants:
     """Implements `domain.accounts.tenants.Tenants`."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def get(self, tenant_id: str) -> Tenant | None:

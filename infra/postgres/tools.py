@@ -6,13 +6,13 @@ from typing import Any
 from sqlalchemy import Text, UniqueConstraint, any_, delete, func, literal, or_, select, text, update
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from domain.tools import BuiltInToolState, Tool, ToolFilter
 from infra.postgres.accounts import TenantRow
+from infra.postgres.connection import TxConnection
 from infra.postgres.db import Base, Id, json_column, struct_from_row, timestamp
 from infra.postgres.pages import fetch_page
 
@@ -59,7 +59,7 @@ def _values(tool: Tool) -> dict[str, Any]:
 class PostgresTools:
     """Implements `domain.tools.Tools`."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def add(self, tool: Tool) -> bool:

@@ -19,7 +19,8 @@ from domain.traces import (
     TracedRunStep,
     TraceSources,
 )
-from infra.postgres.db import AsyncpgConnection, Base, Id, timestamp
+from infra.postgres.connection import TxConnection
+from infra.postgres.db import Base, Id, timestamp
 
 
 class TraceExportWantedRow(Base):
@@ -172,15 +173,15 @@ _IDS: Final[dict[str, dict[str, str]]] = {
 class PostgresTraces:
     """Implements `domain.traces.schema.Traces`."""
 
-    def __init__(self, raw: AsyncpgConnection) -> None:
-        self._raw = raw
+    def __init__(self, connection: TxConnection) -> None:
+        self._connection = connection
 
     async def get_sources(self, execution_id: str, content: bool, most: int) -> TraceSources | None:
         known = ids.decode_id("exec", execution_id)
         if known is None:
             return None
         found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _IDS}
-        for record in await self._raw.fetch(_SOURCES, known, most + 1, content):
+        for record in await self._connection.fetch(_SOURCES, known, most + 1, content):
             found[record["kind"]].append(_named(record["kind"], record["data"]))
         if not found["run"]:
             return None
@@ -195,10 +196,10 @@ class PostgresTraces:
         )
 
     async def enable_export(self, now: datetime) -> None:
-        await self._raw.execute("SELECT want_traces($1)", now)
+        await self._connection.execute_sql("SELECT want_traces($1)", now)
 
     async def claim_exports(self, most: int, now: datetime, until: datetime) -> list[PendingTraceExport]:
-        records = await self._raw.fetch("SELECT * FROM claim_traces($1, $2, $3)", most, now, until)
+        records = await self._connection.fetch("SELECT * FROM claim_traces($1, $2, $3)", most, now, until)
         return [
             PendingTraceExport(
                 execution_id=ids.encode_id("exec", record["execution_id"]),
@@ -209,10 +210,10 @@ class PostgresTraces:
         ]
 
     async def mark_exported(self, execution_ids: list[str]) -> None:
-        await self._raw.execute("SELECT exported_traces($1)", _known(execution_ids))
+        await self._connection.execute_sql("SELECT exported_traces($1)", _known(execution_ids))
 
     async def postpone_exports(self, execution_ids: list[str], until: datetime, counts: bool) -> None:
-        await self._raw.execute("SELECT postpone_traces($1, $2, $3)", _known(execution_ids), until, counts)
+        await self._connection.execute_sql("SELECT postpone_traces($1, $2, $3)", _known(execution_ids), until, counts)
 
 
 def _named(kind: str, data: str) -> dict[str, Any]:

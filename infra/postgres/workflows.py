@@ -6,12 +6,12 @@ from typing import Any, Literal
 from sqlalchemy import Text, UniqueConstraint, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from domain.workflows.schema import Workflow, WorkflowStatus, WorkflowSummary
+from infra.postgres.connection import TxConnection
 from infra.postgres.db import Base, Id, json_column, struct_from_row, timestamp
 from infra.postgres.pages import fetch_page
 
@@ -52,7 +52,7 @@ def _values(workflow: Workflow) -> dict[str, Any]:
 class PostgresWorkflows:
     """Implements `domain.workflows.Workflows`."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def add(self, workflow: Workflow) -> bool:

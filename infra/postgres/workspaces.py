@@ -8,7 +8,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.shared import ids
 from domain.workspaces import WorkspaceFile
-from infra.postgres.db import AsyncpgConnection, Base, Id, RowMapper, timestamp
+from infra.postgres.connection import TxConnection
+from infra.postgres.db import Base, Id, RowMapper, timestamp
 
 
 class WorkspaceFileRow(Base):
@@ -43,27 +44,32 @@ _COPY: Final = """
 class PostgresWorkspaces:
     """Implements `domain.workspaces.Workspaces`."""
 
-    def __init__(self, raw: AsyncpgConnection) -> None:
-        self._raw = raw
+    def __init__(self, connection: TxConnection) -> None:
+        self._connection = connection
 
     async def list_files(self, execution_id: str) -> list[WorkspaceFile]:
-        return [_SHAPE.to_struct(record) for record in await self._raw.fetch(_ALL, ids.decode_id("exec", execution_id))]
+        return [
+            _SHAPE.to_struct(record)
+            for record in await self._connection.fetch(_ALL, ids.decode_id("exec", execution_id))
+        ]
 
     async def find(self, execution_id: str, path: str) -> WorkspaceFile | None:
-        record = await self._raw.fetchrow(_FIND, ids.decode_id("exec", execution_id), path.replace("\0", "\ufffd"))
+        record = await self._connection.fetch_row(
+            _FIND, ids.decode_id("exec", execution_id), path.replace("\0", "\ufffd")
+        )
         return None if record is None else _SHAPE.to_struct(record)
 
     async def find_blob_key(self, execution_id: str, path: str) -> str | None:
         query = "SELECT key FROM workspace_files WHERE execution_id = $1 AND path = $2"
-        found: str | None = await self._raw.fetchval(
+        found: str | None = await self._connection.fetch_value(
             query, ids.decode_id("exec", execution_id), path.replace("\0", "\ufffd")
         )
         return found
 
     async def copy_files(self, execution_id: str, into: str) -> None:
-        await self._raw.execute(_COPY, ids.decode_id("exec", execution_id), ids.decode_id("exec", into))
+        await self._connection.execute_sql(_COPY, ids.decode_id("exec", execution_id), ids.decode_id("exec", into))
 
     async def save_file(self, execution_id: str, file: WorkspaceFile, key: str) -> None:
-        await self._raw.execute(
+        await self._connection.execute_sql(
             _PUT, ids.decode_id("exec", execution_id), file.path, file.sha256, file.size_bytes, key, file.updated_at
         )

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import msgspec
@@ -27,7 +27,7 @@ import msgspec
 from domain.shared import ids
 from domain.stats import QUANTILE_FRACTIONS, RecordKind
 from infra.embedded import find_free_ports
-from infra.postgres.db import AsyncpgConnection
+from infra.postgres.connection import AsyncpgConnection, TxConnection
 from infra.postgres.record_measures import MEASURES_BY_KIND
 from infra.postgres.stats import PostgresStats
 from scripts.bench.load import LoadResult, copy_rows, run_bare_handlers, send_load
@@ -279,7 +279,9 @@ class RecordsBench:
             "SELECT EXISTS (SELECT FROM stat_deltas WHERE tenant_id = $1 AND kind = $2)", self._tenant_id, kind
         ):
             async with self._owner.transaction():
-                await PostgresStats(self._owner).fold_deltas(kind, 100_000)
+                # Folding uses plain SQL alone.
+                connection = TxConnection(cast(Any, self._owner), self._owner)
+                await PostgresStats(connection).fold_deltas(kind, 100_000)
         await self._owner.execute(f"VACUUM ANALYZE {kind}")
         await self._owner.execute("VACUUM ANALYZE stat_deltas, stat_rollups")
         await self._owner.execute("CHECKPOINT")

@@ -140,7 +140,7 @@ async def test_the_owner_does_not_drop_a_partition_whose_rows_it_cannot_see(else
 
 async def test_a_partition_that_is_made_is_guarded_at_once(elsewhere: Managed) -> None:
     async with stored(elsewhere.url()) as store, store.system_transaction() as tx:
-        await tx.queues.create_partitions(datetime(2031, 5, 1, tzinfo=UTC), 0)
+        await tx.partitions.create_partitions(datetime(2031, 5, 1, tzinfo=UTC), 0)
     server = await asyncpg.connect(elsewhere.superuser_url)
     try:
         held = (

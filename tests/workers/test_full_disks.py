@@ -232,9 +232,9 @@ async def test_a_worker_whose_disk_is_full_says_so_in_health(system: System, hom
     class Tx:
         now = NOW
 
-        class queues:  # noqa: N801
+        class workers:  # noqa: N801
             @staticmethod
-            async def record_heartbeat(info) -> None:
+            async def save(info) -> None:
                 signs.append(info.problem)
 
     class Store:

@@ -146,7 +146,7 @@ class Upkeep:
         self._drain.note_round("upkeep", True)
         keys = [blob.key for blob in blobs]
         async with self._store.system_transaction() as tx:
-            known = await tx.queues.find_referenced_objects(keys)
+            known = await tx.references.find_objects(keys)
         unknown = [key for key in keys if key not in known]
         if unknown:
             await self._blobs.delete(unknown)

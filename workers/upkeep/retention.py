@@ -66,7 +66,7 @@ class RetentionSweeper:
     async def make_partitions(self) -> int:
         """Make the partitions that are missing. Returns how many."""
         async with self._store.system_transaction() as tx:
-            made = await tx.queues.create_partitions(tx.now, MONTHS_AHEAD)
+            made = await tx.partitions.create_partitions(tx.now, MONTHS_AHEAD)
         if made:
             _log.info("made partitions", partitions=made)
         return made
@@ -115,7 +115,7 @@ class RetentionSweeper:
         # Each in a transaction of its own, as it stops all others of the table: with both tables locked, one that uses
         # both would deadlock with it. Ids of yesterday may still be on their way.
         async with self._store.system_transaction() as tx:
-            return await tx.queues.drop_empty_partition(kind, tx.now - PARTITION_GRACE)
+            return await tx.partitions.drop_empty_partition(kind, tx.now - PARTITION_GRACE)
 
     async def _delete_records(self, tenant_id: str, kind: RecordKind, age: timedelta) -> int:
         async with self._store.tenant_transaction(tenant_id) as tx:
