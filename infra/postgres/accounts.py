@@ -19,7 +19,10 @@ from infra.postgres.pages import fetch_page
 
 
 class TenantRow(Base):
-    """A tenant; `plan` picks its rate limit. `by_proxy` is for those that a trusted proxy's sign-in made."""
+    """Map a row of `tenants`: a tenant; `plan` picks its rate limit.
+
+    `by_proxy` is for those that a trusted proxy's sign-in made.
+    """
 
     __tablename__ = "tenants"
     id: Mapped[str] = mapped_column(Text, primary_key=True)
@@ -31,7 +34,10 @@ class TenantRow(Base):
 
 
 class UserRow(Base):
-    """A user; e-mail and user name are unique over all tenants, because a login names no tenant."""
+    """Map a row of `users`: a user.
+
+    E-mail and user name are unique over all tenants, because a login names no tenant.
+    """
 
     __tablename__ = "users"
     id: Mapped[str] = mapped_column(Id("user"), primary_key=True)
@@ -48,7 +54,7 @@ class UserRow(Base):
 
 
 class InviteRow(Base):
-    """An invitation; its token is stored hashed."""
+    """Map a row of `invites`: an invitation; its token is stored hashed."""
 
     __tablename__ = "invites"
     id: Mapped[str] = mapped_column(Id("inv"), primary_key=True)
@@ -62,7 +68,7 @@ class InviteRow(Base):
 
 
 class SessionRow(Base):
-    """A login: the family that its refresh tokens belong to."""
+    """Map a row of `sessions`: a login: the family that its refresh tokens belong to."""
 
     __tablename__ = "sessions"
     id: Mapped[str] = mapped_column(Id("ses"), primary_key=True)
@@ -73,7 +79,7 @@ class SessionRow(Base):
 
 
 class RefreshRow(Base):
-    """A refresh token, hashed. A used one is kept, to notice a second use."""
+    """Map a row of `refresh_tokens`: a refresh token, hashed. A used one is kept, to notice a second use."""
 
     __tablename__ = "refresh_tokens"
     token_hash: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
@@ -83,51 +89,54 @@ class RefreshRow(Base):
     used_at: Mapped[datetime | None] = mapped_column(timestamp())
 
 
-_TENANT = func.current_setting("paddock.tenant_id")
-_FIELDS = {
+_BOUND_TENANT = func.current_setting("paddock.tenant_id")
+_FIELDS_BY_CONSTRAINT = {
     "users_email_key": "email",
     "users_username_key": "username",
     "users_external_id_key": "external_id",
 }
 
 
-def _identity(row: Any) -> dict[str, Any]:
-    found = dict(row._mapping)
-    found["user_id"] = ids.encode_id("user", found["user_id"])
-    if "session_id" in found:
-        found["session_id"] = ids.encode_id("ses", found["session_id"])
-    return found
+def _decode_ids(row: Any) -> dict[str, Any]:
+    result = dict(row._mapping)
+    result["user_id"] = ids.encode_id("user", result["user_id"])
+    if "session_id" in result:
+        result["session_id"] = ids.encode_id("ses", result["session_id"])
+    return result
 
 
 class PostgresAccounts:
-    """Implements `domain.accounts.Accounts`. The `find_*` go through functions of the owner, by exact match."""
+    """Provide `domain.accounts.Accounts` on Postgres.
+
+    The `find_*` go through functions of the owner, by exact match.
+    """
 
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def find_login(self, name: str) -> UserIdentity | None:
         row = (await self._connection.execute(text("SELECT * FROM find_login(:name)"), {"name": name})).first()
-        return None if row is None else struct_from_row(_identity(row), UserIdentity)
+        return None if row is None else struct_from_row(_decode_ids(row), UserIdentity)
 
     async def find_session(self, user_id: str, session_id: str) -> UserIdentity | None:
         user, session = ids.decode_id("user", user_id), ids.decode_id("ses", session_id)
-        found = await self._connection.execute(
+        result = await self._connection.execute(
             text("SELECT * FROM find_session(:user, :session)"), {"user": user, "session": session}
         )
-        row = found.first()
-        return None if row is None else struct_from_row(_identity(row), UserIdentity)
+        row = result.first()
+        return None if row is None else struct_from_row(_decode_ids(row), UserIdentity)
 
     async def find_refresh_token(self, token_hash: bytes) -> RefreshGrant | None:
-        found = await self._connection.execute(text("SELECT * FROM find_refresh(:hash)"), {"hash": token_hash})
-        row = found.first()
-        return None if row is None else struct_from_row(_identity(row), RefreshGrant)
+        result = await self._connection.execute(text("SELECT * FROM find_refresh(:hash)"), {"hash": token_hash})
+        row = result.first()
+        return None if row is None else struct_from_row(_decode_ids(row), RefreshGrant)
 
     async def find_proxy_users(self, tenant_id: str, external_id: str | None, email: str) -> list[ProxyUser]:
-        found = await self._connection.execute(
+        result = await self._connection.execute(
             text("SELECT * FROM find_proxy_users(:tenant, :external, :email)"),
             {"tenant": tenant_id, "external": external_id, "email": email},
         )
-        return [struct_from_row(_identity(row), ProxyUser) for row in found]
+        return [struct_from_row(_decode_ids(row), ProxyUser) for row in result]
 
     async def save_proxy_login(self, user_id: str, email: str, external_id: str | None, now: datetime) -> None:
         values = {
@@ -142,17 +151,17 @@ class PostgresAccounts:
             await self._connection.execute(update(UserRow).where(UserRow.id == user_id).values(**values))
 
     async def add_tenant(self, tenant_id: str, now: datetime, by_proxy: bool = False) -> bool:
-        made = await self._connection.execute(
+        inserted = await self._connection.execute(
             insert(TenantRow)
             .values(id=tenant_id, plan="standard", created_at=now, by_proxy=by_proxy)
             .on_conflict_do_nothing()
             .returning(TenantRow.id)
         )
-        return made.first() is not None
+        return inserted.first() is not None
 
     async def is_proxy_tenant(self, tenant_id: str) -> bool:
-        found = await self._connection.execute(select(TenantRow.by_proxy).where(TenantRow.id == tenant_id))
-        return bool(found.scalar_one_or_none())
+        result = await self._connection.execute(select(TenantRow.by_proxy).where(TenantRow.id == tenant_id))
+        return bool(result.scalar_one_or_none())
 
     async def add_user(self, user: User, password_hash: str, external_id: str | None = None) -> str | None:
         values = {name: getattr(user, name) for name in User.__struct_fields__}
@@ -161,7 +170,7 @@ class PostgresAccounts:
                 insert(UserRow).values(**values, password_hash=password_hash, external_id=external_id)
             )
         except IntegrityError as error:
-            return _taken(error)
+            return _find_taken_field(error)
         return None
 
     async def get_user(self, user_id: str, lock: bool = False) -> User | None:
@@ -172,8 +181,8 @@ class PostgresAccounts:
         return None if row is None else struct_from_row(row, User)
 
     async def get_password_hash(self, user_id: str) -> str:
-        found = await self._connection.execute(select(UserRow.password_hash).where(UserRow.id == user_id))
-        return found.scalar_one()
+        result = await self._connection.execute(select(UserRow.password_hash).where(UserRow.id == user_id))
+        return result.scalar_one()
 
     async def list_users(self, page: Page) -> Listing[User]:
         return await fetch_page(self._connection, select(UserRow), UserRow.id.desc(), page, User)
@@ -191,22 +200,22 @@ class PostgresAccounts:
         try:
             await self._connection.execute(update(UserRow).where(UserRow.id == user.id).values(**values))
         except IntegrityError as error:
-            return _taken(error)
+            return _find_taken_field(error)
         return None
 
     async def count_other_admins(self, user_id: str) -> int:
         # Locking the tenant's admins keeps two admins from demoting each other at once.
-        found = await self._connection.execute(
+        result = await self._connection.execute(
             select(UserRow.id).where(UserRow.role == "admin", UserRow.is_active).order_by(UserRow.id).with_for_update()
         )
-        return sum(1 for (admin,) in found if admin != user_id)
+        return sum(1 for (admin,) in result if admin != user_id)
 
     async def add_invite(self, invite: Invite, token_hash: bytes) -> None:
         values = {name: getattr(invite, name) for name in Invite.__struct_fields__ if name != "invite_token"}
         await self._connection.execute(insert(InviteRow).values(**values, token_hash=token_hash))
 
     async def redeem_invite(self, email: str, token_hash: bytes, now: datetime) -> Role | None:
-        taken = await self._connection.execute(
+        claimed_row = await self._connection.execute(
             update(InviteRow)
             .where(
                 InviteRow.token_hash == token_hash,
@@ -217,18 +226,18 @@ class PostgresAccounts:
             .values(accepted_at=now)
             .returning(InviteRow.role)
         )
-        role: Role | None = taken.scalar_one_or_none()  # type: ignore[assignment]
+        role: Role | None = claimed_row.scalar_one_or_none()  # type: ignore[assignment]
         return role
 
     async def add_session(self, session_id: str, user_id: str, now: datetime) -> None:
         await self._connection.execute(
-            insert(SessionRow).values(id=session_id, tenant_id=_TENANT, user_id=user_id, created_at=now)
+            insert(SessionRow).values(id=session_id, tenant_id=_BOUND_TENANT, user_id=user_id, created_at=now)
         )
 
     async def add_refresh_token(self, token_hash: bytes, session_id: str, expires_at: datetime) -> None:
         await self._connection.execute(
             insert(RefreshRow).values(
-                token_hash=token_hash, tenant_id=_TENANT, session_id=session_id, expires_at=expires_at
+                token_hash=token_hash, tenant_id=_BOUND_TENANT, session_id=session_id, expires_at=expires_at
             )
         )
 
@@ -259,8 +268,8 @@ class PostgresAccounts:
         await self._connection.execute(statement.values(revoked_at=now))
 
 
-def _taken(error: IntegrityError) -> str:
-    for constraint, field in _FIELDS.items():
+def _find_taken_field(error: IntegrityError) -> str:
+    for constraint, field in _FIELDS_BY_CONSTRAINT.items():
         if constraint in str(error.orig):
             return field
     raise error

@@ -17,8 +17,8 @@ from infra.postgres.db import Base, Id, RowMapper, timestamp
 from infra.postgres.pages import fetch_page
 
 SECOND_REMOVAL_DELAY: Final = timedelta(hours=1)
-_OBJECTS: Final = "SELECT id, tenant_id, tarball_path FROM agent_versions WHERE agent_id = $1"
-_DOOM: Final = """
+_VERSION_OBJECTS_SQL: Final = "SELECT id, tenant_id, tarball_path FROM agent_versions WHERE agent_id = $1"
+_DELETE_OBJECTS_SQL: Final = """
     INSERT INTO doomed_objects (key, tenant_id, due, again_at)
     SELECT key, current_setting('paddock.tenant_id'), $2, $3 FROM unnest($1::text[]) AS key
     ON CONFLICT DO NOTHING
@@ -26,7 +26,7 @@ _DOOM: Final = """
 
 
 class AgentRow(Base):
-    """An agent. A deleted one stays for the executions that name it, and frees its name."""
+    """Map a row of `agents`: an agent. A deleted one stays for the executions that name it, and frees its name."""
 
     __tablename__ = "agents"
     __table_args__ = (
@@ -69,54 +69,59 @@ class AgentRow(Base):
     deleted_at: Mapped[datetime | None] = mapped_column(timestamp())
 
 
-_SHAPE = RowMapper(AgentRow, Agent)
-_PARENT = "(SELECT p.name FROM agents p WHERE p.id = agents.parent_id)"
-_TEMPLATE = "(SELECT t.name FROM templates t WHERE t.id = agents.template_id)"
-_FIND = (
-    f"SELECT {_SHAPE.columns}, {_PARENT} AS parent, {_TEMPLATE} AS template FROM agents WHERE deleted_at IS NULL AND "
+_ROW_MAPPER = RowMapper(AgentRow, Agent)
+_PARENT_NAME_SQL = "(SELECT p.name FROM agents p WHERE p.id = agents.parent_id)"
+_TEMPLATE_NAME_SQL = "(SELECT t.name FROM templates t WHERE t.id = agents.template_id)"
+_FIND_SQL = (
+    f"SELECT {_ROW_MAPPER.columns}, {_PARENT_NAME_SQL} AS parent, {_TEMPLATE_NAME_SQL} AS template "
+    "FROM agents WHERE deleted_at IS NULL AND "
 )
-_LOCKS = {False: "", True: " FOR UPDATE", "share": " FOR SHARE"}
+_LOCK_CLAUSES = {False: "", True: " FOR UPDATE", "share": " FOR SHARE"}
 # Names of the parent and the template are read beside the row, never written.
-_STORED = [name for name in Agent.__struct_fields__ if name not in ("parent", "template", "template_text")]
-_CHANGED = [name for name in _STORED if name not in ("id", "tenant_id", "user_id", "kind", "created_at")]
+_STORED_COLUMNS = [name for name in Agent.__struct_fields__ if name not in ("parent", "template", "template_text")]
+_MUTABLE_COLUMNS = [
+    name for name in _STORED_COLUMNS if name not in ("id", "tenant_id", "user_id", "kind", "created_at")
+]
 
 
 class PostgresAgents:
-    """Implements `domain.agents.Agents`."""
+    """Provide `domain.agents.Agents` on Postgres."""
 
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def add(self, agent: Agent) -> bool:
-        values = {name: getattr(agent, name) for name in _STORED}
-        made = await self._connection.execute(
+        values = {name: getattr(agent, name) for name in _STORED_COLUMNS}
+        inserted = await self._connection.execute(
             insert(AgentRow).values(**values).on_conflict_do_nothing().returning(AgentRow.id)
         )
-        return made.first() is not None
+        return inserted.first() is not None
 
     async def find(self, reference: str, lock: bool | Literal["share"] = False) -> Agent | None:
-        known = ids.decode_id("agent", reference)
-        if known is not None:
-            record = await self._connection.fetch_row(f"{_FIND} id = $1{_LOCKS[lock]}", known)
+        row_id = ids.decode_id("agent", reference)
+        if row_id is not None:
+            record = await self._connection.fetch_row(f"{_FIND_SQL} id = $1{_LOCK_CLAUSES[lock]}", row_id)
         else:
             name = reference.replace("\0", "\ufffd")
-            record = await self._connection.fetch_row(f"{_FIND} name = $1{_LOCKS[lock]}", name)
-        return None if record is None else _read(record)
+            record = await self._connection.fetch_row(f"{_FIND_SQL} name = $1{_LOCK_CLAUSES[lock]}", name)
+        return None if record is None else _read_agent(record)
 
     async def list_by_slug(self, slug: str) -> list[Agent]:
         made = "left(btrim(regexp_replace(lower(name), '[^a-z0-9]+', '_', 'g'), '_'), 64)"
-        records = await self._connection.fetch(f"{_FIND} {made} = $1 ORDER BY id LIMIT {MAX_SLUG_MATCHES}", slug)
-        return [_read(record) for record in records]
+        records = await self._connection.fetch(f"{_FIND_SQL} {made} = $1 ORDER BY id LIMIT {MAX_SLUG_MATCHES}", slug)
+        return [_read_agent(record) for record in records]
 
     async def list_children(self, agent_id: str) -> list[Agent]:
-        records = await self._connection.fetch(f"{_FIND} parent_id = $1 ORDER BY id", ids.decode_id("agent", agent_id))
-        return [_read(record) for record in records]
+        records = await self._connection.fetch(
+            f"{_FIND_SQL} parent_id = $1 ORDER BY id", ids.decode_id("agent", agent_id)
+        )
+        return [_read_agent(record) for record in records]
 
     async def list_page(self, page: Page, status: AgentStatus | None, parent_id: str | None) -> Listing[Agent]:
         query = select(
             *AgentRow.__table__.columns,
-            literal_column(_PARENT).label("parent"),
-            literal_column(_TEMPLATE).label("template"),
+            literal_column(_PARENT_NAME_SQL).label("parent"),
+            literal_column(_TEMPLATE_NAME_SQL).label("template"),
         )
         query = query.where(AgentRow.deleted_at.is_(None))
         if parent_id is not None:
@@ -127,7 +132,9 @@ class PostgresAgents:
 
     async def save(self, agent: Agent) -> bool:
         statement = (
-            update(AgentRow).where(AgentRow.id == agent.id).values({name: getattr(agent, name) for name in _CHANGED})
+            update(AgentRow)
+            .where(AgentRow.id == agent.id)
+            .values({name: getattr(agent, name) for name in _MUTABLE_COLUMNS})
         )
         try:
             await self._connection.execute(statement)
@@ -137,14 +144,14 @@ class PostgresAgents:
 
     async def delete(self, agent_id: str, now: datetime) -> None:
         await self._connection.execute(update(AgentRow).where(AgentRow.id == agent_id).values(deleted_at=now))
-        versions = await self._connection.fetch(_OBJECTS, ids.decode_id("agent", agent_id))
+        versions = await self._connection.fetch(_VERSION_OBJECTS_SQL, ids.decode_id("agent", agent_id))
         keys = [version["tarball_path"] for version in versions]
         keys += [get_bundle_path(version["tenant_id"], ids.encode_id("ver", version["id"])) for version in versions]
         # Once more later: a build that was under way may write its bundle meanwhile.
-        await self._connection.execute_sql(_DOOM, keys, now, now + SECOND_REMOVAL_DELAY)
+        await self._connection.execute_sql(_DELETE_OBJECTS_SQL, keys, now, now + SECOND_REMOVAL_DELAY)
 
 
-def _read(record: Any) -> Agent:
-    agent = _SHAPE.to_struct(record)
+def _read_agent(record: Any) -> Agent:
+    agent = _ROW_MAPPER.to_struct(record)
     agent.parent, agent.template = record["parent"], record["template"]
     return agent

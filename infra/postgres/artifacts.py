@@ -38,7 +38,10 @@ SECOND_DELETION_DELAY: Final = timedelta(minutes=2)
 
 
 class ArtifactRow(Base):
-    """What is kept of an artifact besides its body. Partitioned by `id`, that is by the month of its receipt."""
+    """Map a row of `artifacts`: what is kept of an artifact besides its body.
+
+    Partitioned by `id`, that is by the month of its receipt.
+    """
 
     __tablename__ = "artifacts"
     id: Mapped[str] = mapped_column(Id("art"), primary_key=True)
@@ -77,7 +80,8 @@ class ArtifactRow(Base):
 
 
 class ArtifactIdRow(Base):
-    """Which artifact has a `kurral_id`, and the fingerprint by which a repetition is known."""
+    """Map a row of `artifact_ids`: which artifact has a `kurral_id`, and the fingerprint by which a "
+    "repetition is known."""
 
     __tablename__ = "artifact_ids"
     tenant_id: Mapped[str] = mapped_column(Text, primary_key=True)
@@ -87,7 +91,7 @@ class ArtifactIdRow(Base):
 
 
 class ArtifactBodyRow(Base):
-    """A compressed body on its way to object storage."""
+    """Map a row of `artifact_bodies`: a compressed body on its way to object storage."""
 
     __tablename__ = "artifact_bodies"
     id: Mapped[str] = mapped_column(Id("art"), primary_key=True)
@@ -99,7 +103,7 @@ class ArtifactBodyRow(Base):
 
 
 class DoomedObjectRow(Base):
-    """An object to be deleted at `due`, and once more at `again_at` if that is set."""
+    """Map a row of `doomed_objects`: an object to be deleted at `due`, and once more at `again_at` if that is set."""
 
     __tablename__ = "doomed_objects"
     key: Mapped[str] = mapped_column(Text, primary_key=True)
@@ -108,35 +112,37 @@ class DoomedObjectRow(Base):
     again_at: Mapped[datetime | None] = mapped_column(timestamp())
 
 
-_BULK: Final = BulkColumns[ArtifactMetadata](ArtifactRow, ArtifactMetadata.__struct_fields__)
-_SHAPE: Final = RowMapper(ArtifactRow, ArtifactMetadata)
-_FACTS: Final = ", ".join(ARTIFACT_MEASURES.measured_columns)
-_EXECUTION: Final = RowMapper(ExecutionRow, Execution)
-_STEP: Final = RowMapper(StepRow, RunStep)
-_W: Final = _BULK.width
+_BULK_COLUMNS: Final = BulkColumns[ArtifactMetadata](ArtifactRow, ArtifactMetadata.__struct_fields__)
+_ROW_MAPPER: Final = RowMapper(ArtifactRow, ArtifactMetadata)
+_MEASURED_COLUMNS: Final = ", ".join(ARTIFACT_MEASURES.measured_columns)
+_EXECUTION_MAPPER: Final = RowMapper(ExecutionRow, Execution)
+_STEP_MAPPER: Final = RowMapper(StepRow, RunStep)
+_BULK_WIDTH: Final = _BULK_COLUMNS.width
 # Ids in order, so that two transactions which share some cannot wait for each other.
-_ADD: Final = (
-    f"WITH given AS MATERIALIZED (SELECT * FROM unnest({_BULK.arrays}, ${_W + 1}::text[], ${_W + 2}::bytea[], "
-    f"${_W + 3}::text[], ${_W + 4}::bytea[]) AS given({_BULK.names}, failures, fingerprint, key, packed)), "
+_ADD_SQL: Final = (
+    f"WITH given AS MATERIALIZED (SELECT * FROM unnest({_BULK_COLUMNS.arrays}, "
+    f"${_BULK_WIDTH + 1}::text[], ${_BULK_WIDTH + 2}::bytea[], "
+    f"${_BULK_WIDTH + 3}::text[], ${_BULK_WIDTH + 4}::bytea[]) AS given({_BULK_COLUMNS.names}, failures, "
+    "fingerprint, key, packed)), "
     "claimed AS (INSERT INTO artifact_ids (tenant_id, kurral_id, id, fingerprint) "
     "SELECT tenant_id, kurral_id, id, fingerprint FROM given ORDER BY kurral_id "
     "ON CONFLICT DO NOTHING RETURNING id), "
-    f"added AS (INSERT INTO artifacts ({_BULK.names}, failures) SELECT {_BULK.values}, "
+    f"added AS (INSERT INTO artifacts ({_BULK_COLUMNS.names}, failures) SELECT {_BULK_COLUMNS.values}, "
     "CASE WHEN failures <> '' THEN to_tsvector('simple', failures) END FROM given "
-    f"WHERE id IN (SELECT id FROM claimed) RETURNING {_FACTS}, 1 AS sign), "
+    f"WHERE id IN (SELECT id FROM claimed) RETURNING {_MEASURED_COLUMNS}, 1 AS sign), "
     "bodies AS (INSERT INTO artifact_bodies (id, tenant_id, key, packed, since) "
     "SELECT id, tenant_id, key, packed, received_at FROM given WHERE id IN (SELECT id FROM claimed)), "
     f"noted AS ({ARTIFACT_MEASURES.build_delta_insert('added')}) SELECT id FROM claimed"
 )
-_FIND: Final = (
-    f"SELECT {', '.join('a.' + name for name in _SHAPE.columns.split(', '))}, i.fingerprint "
+_FIND_SQL: Final = (
+    f"SELECT {', '.join('a.' + name for name in _ROW_MAPPER.columns.split(', '))}, i.fingerprint "
     "FROM artifact_ids i JOIN artifacts a ON a.id = i.id WHERE i.tenant_id = current_setting('paddock.tenant_id') "
     "AND i.kurral_id = ANY ($1)"
 )
-_GET: Final = f"SELECT {_SHAPE.columns} FROM artifacts WHERE id = $1"
-_DELETE: Final = (
+_GET_SQL: Final = f"SELECT {_ROW_MAPPER.columns} FROM artifacts WHERE id = $1"
+_DELETE_SQL: Final = (
     f"WITH gone AS (DELETE FROM artifacts WHERE id = ANY ($1) "
-    f"RETURNING id, tenant_id, kurral_id, received_at, {_FACTS}, -1 AS sign), "
+    f"RETURNING id, tenant_id, kurral_id, received_at, {_MEASURED_COLUMNS}, -1 AS sign), "
     "named AS (DELETE FROM artifact_ids i USING gone g WHERE i.tenant_id = g.tenant_id AND i.kurral_id = g.kurral_id), "
     "waited AS (DELETE FROM artifact_bodies b USING gone g WHERE b.id = g.id RETURNING b.id), "
     "doomed AS (INSERT INTO doomed_objects (key, tenant_id, due, again_at) "
@@ -144,8 +150,8 @@ _DELETE: Final = (
     "FROM unnest($1::uuid[], $2::text[]) AS k(id, key) JOIN gone g ON g.id = k.id LEFT JOIN waited w ON w.id = k.id), "
     f"noted AS ({ARTIFACT_MEASURES.build_delta_insert('gone')}) SELECT count(*) FROM gone"
 )
-_ENDED: Final = (
-    f"SELECT {', '.join('e.' + name for name in _EXECUTION.columns.split(', '))}, a.name AS agent_name, "
+_ENDED_SQL: Final = (
+    f"SELECT {', '.join('e.' + name for name in _EXECUTION_MAPPER.columns.split(', '))}, a.name AS agent_name, "
     "(SELECT v.data->>'message' FROM execution_events v WHERE v.execution_id = e.id AND v.type = 'log' "
     "AND v.data->>'stream' = 'traceback' ORDER BY v.seq DESC LIMIT 1) AS stack, e.spec, "
     "(SELECT json_build_object('provider', max(c.provider), 'prompt', sum(c.prompt_tokens), "
@@ -155,14 +161,14 @@ _ENDED: Final = (
 )
 
 
-_CALLS: Final = (
-    f"SELECT {_STEP.columns} FROM execution_steps WHERE execution_id = ANY ($1) AND kind = 'tool' "
+_TOOL_CALLS_SQL: Final = (
+    f"SELECT {_STEP_MAPPER.columns} FROM execution_steps WHERE execution_id = ANY ($1) AND kind = 'tool' "
     "ORDER BY started_at, path"
 )
 
 
-def _ended(record: Any, calls: Mapping[str, list[RunStep]]) -> UnrecordedExecution:
-    execution = _EXECUTION.to_struct(record)
+def _read_ended(record: Any, calls: Mapping[str, list[RunStep]]) -> UnrecordedExecution:
+    execution = _EXECUTION_MAPPER.to_struct(record)
     return UnrecordedExecution(
         execution=execution,
         agent_name=record["agent_name"],
@@ -179,37 +185,37 @@ def get_body_key(metadata: ArtifactMetadata) -> str:
 
 
 class PostgresArtifacts:
-    """Implements `domain.artifacts.service.Artifacts`."""
+    """Provide `domain.artifacts.service.Artifacts` on Postgres."""
 
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
         self._records = RecordPages(connection, ARTIFACT_MEASURES, "art")
 
     async def add(self, stored: list[PackedArtifact]) -> set[str]:
-        rows = [one.record.metadata for one in stored]
+        rows = [entry.record.metadata for entry in stored]
         records = await self._connection.fetch(
-            _ADD,
-            *_BULK.collect_parameters(rows),
-            [one.record.failures for one in stored],
-            [one.record.fingerprint for one in stored],
+            _ADD_SQL,
+            *_BULK_COLUMNS.collect_parameters(rows),
+            [entry.record.failures for entry in stored],
+            [entry.record.fingerprint for entry in stored],
             [get_body_key(row) for row in rows],
-            [one.packed_body for one in stored],
+            [entry.packed_body for entry in stored],
         )
         return {ids.encode_id("art", record["id"]) for record in records}
 
     async def find(self, kurral_ids: list[str]) -> dict[str, tuple[ArtifactMetadata, bytes]]:
-        records = await self._connection.fetch(_FIND, kurral_ids)
-        return {record["kurral_id"]: (_SHAPE.to_struct(record), record["fingerprint"]) for record in records}
+        records = await self._connection.fetch(_FIND_SQL, kurral_ids)
+        return {record["kurral_id"]: (_ROW_MAPPER.to_struct(record), record["fingerprint"]) for record in records}
 
     async def get(self, reference: str) -> ArtifactMetadata | None:
         if "\0" in reference:
             return None
-        found = (await self.find([reference])).get(reference)
-        if found is not None:
-            return found[0]
-        known = ids.decode_id("art", reference)
-        record = await self._connection.fetch_row(_GET, known) if known is not None else None
-        return None if record is None else _SHAPE.to_struct(record)
+        result = (await self.find([reference])).get(reference)
+        if result is not None:
+            return result[0]
+        row_id = ids.decode_id("art", reference)
+        record = await self._connection.fetch_row(_GET_SQL, row_id) if row_id is not None else None
+        return None if record is None else _ROW_MAPPER.to_struct(record)
 
     async def get_body(self, metadata: ArtifactMetadata) -> ArtifactBody:
         query = "SELECT packed FROM artifact_bodies WHERE id = $1"
@@ -217,12 +223,12 @@ class PostgresArtifacts:
         return ArtifactBody(key=get_body_key(metadata), size=metadata.size_bytes, packed_body=packed)
 
     async def list_page(self, narrowed: ArtifactFilter, page: Page) -> Listing[ArtifactMetadata]:
-        return await self._records.list_page(_SHAPE, query_from_filter(narrowed), page)
+        return await self._records.list_page(_ROW_MAPPER, query_from_filter(narrowed), page)
 
     async def list_after(
         self, narrowed: ArtifactFilter, place: tuple[datetime, str] | None, limit: int
     ) -> list[ArtifactMetadata]:
-        return await self._records.list_after(_SHAPE, query_from_filter(narrowed), place, limit)
+        return await self._records.list_after(_ROW_MAPPER, query_from_filter(narrowed), place, limit)
 
     async def list_older(self, before: datetime, limit: int) -> list[str]:
         return await self._records.list_ids_before(before, limit)
@@ -230,13 +236,13 @@ class PostgresArtifacts:
     async def delete(self, artifact_ids: list[str], now: datetime) -> int:
         if not artifact_ids:
             return 0
-        known = [ids.decode_id("art", one) for one in artifact_ids]
-        query = f"SELECT {_SHAPE.columns} FROM artifacts WHERE id = ANY ($1)"
-        rows = [_SHAPE.to_struct(record) for record in await self._connection.fetch(query, known)]
-        found = [ids.decode_id("art", row.id) for row in rows]
+        row_ids = [ids.decode_id("art", entry) for entry in artifact_ids]
+        query = f"SELECT {_ROW_MAPPER.columns} FROM artifacts WHERE id = ANY ($1)"
+        rows = [_ROW_MAPPER.to_struct(record) for record in await self._connection.fetch(query, row_ids)]
+        result = [ids.decode_id("art", row.id) for row in rows]
         return int(
             await self._connection.fetch_value(
-                _DELETE, found, [get_body_key(row) for row in rows], now, now + SECOND_DELETION_DELAY
+                _DELETE_SQL, result, [get_body_key(row) for row in rows], now, now + SECOND_DELETION_DELAY
             )
         )
 
@@ -252,13 +258,13 @@ class PostgresArtifacts:
         ]
 
     async def mark_bodies_stored(self, artifact_ids: list[str]) -> set[str]:
-        known = [ids.decode_id("art", one) for one in artifact_ids]
-        records = await self._connection.fetch("SELECT * FROM stored_bodies($1) AS id", known)
+        row_ids = [ids.decode_id("art", entry) for entry in artifact_ids]
+        records = await self._connection.fetch("SELECT * FROM stored_bodies($1) AS id", row_ids)
         return {ids.encode_id("art", record["id"]) for record in records}
 
     async def release_bodies(self, artifact_ids: list[str]) -> None:
         await self._connection.execute_sql(
-            "SELECT release_bodies($1)", [ids.decode_id("art", one) for one in artifact_ids]
+            "SELECT release_bodies($1)", [ids.decode_id("art", entry) for entry in artifact_ids]
         )
 
     async def list_deletable_objects(self, now: datetime, limit: int) -> list[str]:
@@ -275,14 +281,14 @@ class PostgresArtifacts:
         return [(record["tenant_id"], ids.encode_id("exec", record["id"])) for record in records]
 
     async def load_unrecorded(self, executions: list[str]) -> list[UnrecordedExecution]:
-        known = [ids.decode_id("exec", one) for one in executions]
-        records, calls = await self._connection.fetch(_ENDED, known), defaultdict[str, list[RunStep]](list)
+        row_ids = [ids.decode_id("exec", entry) for entry in executions]
+        records, calls = await self._connection.fetch(_ENDED_SQL, row_ids), defaultdict[str, list[RunStep]](list)
         if any(record["lane"] == "llm" for record in records):
-            for record in await self._connection.fetch(_CALLS, known):
-                step = _STEP.to_struct(record)
+            for record in await self._connection.fetch(_TOOL_CALLS_SQL, row_ids):
+                step = _STEP_MAPPER.to_struct(record)
                 calls[step.execution_id].append(step)
-        return [_ended(record, calls) for record in records]
+        return [_read_ended(record, calls) for record in records]
 
     async def mark_recorded(self, executions: list[str]) -> None:
         query = "UPDATE executions SET recorded = true WHERE id = ANY ($1)"
-        await self._connection.execute_sql(query, [ids.decode_id("exec", one) for one in executions])
+        await self._connection.execute_sql(query, [ids.decode_id("exec", entry) for entry in executions])

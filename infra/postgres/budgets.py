@@ -22,7 +22,10 @@ from infra.postgres.db import Base, Id, timestamp
 
 
 class BudgetRow(Base):
-    """A budget, and what the period that began at `period_start` has spent. `subject` has no prefix of its own."""
+    """Map a row of `budgets`: a budget, and what the period that began at `period_start` has spent.
+
+    `subject` has no prefix of its own.
+    """
 
     __tablename__ = "budgets"
     id: Mapped[str] = mapped_column(Id("bud"), primary_key=True)
@@ -40,7 +43,7 @@ class BudgetRow(Base):
 
 
 class CostHoldRow(Base):
-    """What a call under way may cost, held until it is settled or `until` is over."""
+    """Map a row of `cost_holds`: what a call under way may cost, held until it is settled or `until` is over."""
 
     __tablename__ = "cost_holds"
     id: Mapped[str] = mapped_column(Id("hold"), primary_key=True)
@@ -52,7 +55,7 @@ class CostHoldRow(Base):
     until: Mapped[datetime] = mapped_column(timestamp())
 
 
-_SELECT: Final = (
+_SELECT_SQL: Final = (
     "SELECT b.id, b.tenant_id, b.scope, b.subject, b.limit_nanos, b.period, b.enabled, b.created_at, "
     "b.updated_at, p.began, CASE WHEN p.fresh THEN 0 ELSE b.spent END AS spent, "
     "CASE WHEN NOT p.fresh THEN b.warned_at END AS warned, "
@@ -61,25 +64,25 @@ _SELECT: Final = (
     "FROM budgets b CROSS JOIN LATERAL (SELECT greatest(b.period_start, budget_began(b.period, $1)) AS began, "
     "b.period_start < budget_began(b.period, $1) AS fresh) AS p "
 )
-_ADD: Final = (
+_ADD_SQL: Final = (
     "INSERT INTO budgets (id, tenant_id, scope, subject, limit_nanos, period, enabled, period_start, spent, "
     "created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
 )
-_HOLD: Final = "SELECT * FROM hold_cost($1, $2, $3, $4, $5, $6, $7, $8, $9)"
-_SPEND: Final = "SELECT * FROM spend_cost($1, $2, $3, $4, $5, $6)"
-_PREFIX: Final[dict[BudgetScope, str]] = {"key": "key", "agent": "agent", "workflow": "wf"}
+_HOLD_SQL: Final = "SELECT * FROM hold_cost($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+_SPEND_SQL: Final = "SELECT * FROM spend_cost($1, $2, $3, $4, $5, $6)"
+_SUBJECT_PREFIXES: Final[dict[BudgetScope, str]] = {"key": "key", "agent": "agent", "workflow": "wf"}
 
 
 class PostgresBudgets:
-    """Implements `domain.costs.budgets.Budgets`."""
+    """Provide `domain.costs.budgets.Budgets` on Postgres."""
 
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def add(self, budget: Budget, spent: int) -> None:
-        subject = None if budget.subject is None else ids.decode_id(_PREFIX[budget.scope], budget.subject)
+        subject = None if budget.subject is None else ids.decode_id(_SUBJECT_PREFIXES[budget.scope], budget.subject)
         await self._connection.execute_sql(
-            _ADD,
+            _ADD_SQL,
             *(
                 ids.decode_id("bud", budget.id),
                 budget.tenant_id,
@@ -91,22 +94,22 @@ class PostgresBudgets:
         )
 
     async def get(self, budget_id: str, now: datetime, lock: bool = False) -> Budget | None:
-        known = ids.decode_id("bud", budget_id)
-        if known is None:
+        row_id = ids.decode_id("bud", budget_id)
+        if row_id is None:
             return None
         if lock:
             # Apart: whoever waits for a lock reads the rest of the statement as it was before.
-            await self._connection.execute_sql("SELECT FROM budgets WHERE id = $1 FOR NO KEY UPDATE", known)
-        record = await self._connection.fetch_row(f"{_SELECT} WHERE b.id = $2", now, known)
-        return None if record is None else _read(record)
+            await self._connection.execute_sql("SELECT FROM budgets WHERE id = $1 FOR NO KEY UPDATE", row_id)
+        record = await self._connection.fetch_row(f"{_SELECT_SQL} WHERE b.id = $2", now, row_id)
+        return None if record is None else _read_budget(record)
 
     async def list_page(self, now: datetime, page: Page) -> Listing[Budget]:
-        query = f"{_SELECT} ORDER BY b.id DESC LIMIT $2 OFFSET $3"
+        query = f"{_SELECT_SQL} ORDER BY b.id DESC LIMIT $2 OFFSET $3"
         records = await self._connection.fetch(query, now, page.limit + 1, page.offset)
         if page.offset == 0 and len(records) <= page.limit:
-            return build_listing([_read(record) for record in records], len(records), page)
+            return build_listing([_read_budget(record) for record in records], len(records), page)
         total = int(await self._connection.fetch_value("SELECT count(*) FROM budgets"))
-        return build_listing([_read(record) for record in records], total, page)
+        return build_listing([_read_budget(record) for record in records], total, page)
 
     async def save(self, budget: Budget) -> None:
         await self._connection.execute_sql(
@@ -116,9 +119,9 @@ class PostgresBudgets:
         )
 
     async def delete(self, budget_id: str) -> bool:
-        known = ids.decode_id("bud", budget_id)
+        row_id = ids.decode_id("bud", budget_id)
         query = "DELETE FROM budgets WHERE id = $1 RETURNING true"
-        return known is not None and bool(await self._connection.fetch_value(query, known))
+        return row_id is not None and bool(await self._connection.fetch_value(query, row_id))
 
     async def find_keys_by_name(self, name: str) -> list[str]:
         query = "SELECT id FROM api_keys WHERE name = $1 ORDER BY id LIMIT 2"
@@ -133,11 +136,11 @@ class PostgresBudgets:
     ) -> tuple[str | None, int] | AppliedLimit:
         held = ids.generate_uuid7()
         record = await self._connection.fetch_row(
-            _HOLD,
+            _HOLD_SQL,
             held,
-            _run(attribution.execution_id),
-            _run(attribution.root_id or attribution.execution_id),
-            _subjects(attribution.subjects),
+            _decode_execution_id(attribution.execution_id),
+            _decode_execution_id(attribution.root_id or attribution.execution_id),
+            _decode_subjects(attribution.subjects),
             attribution.run_limit,
             wanted,
             least,
@@ -146,29 +149,29 @@ class PostgresBudgets:
         )
         assert record is not None
         if record["granted"] is None:
-            return _applied(record)
+            return _read_applied(record)
         return (ids.encode_id("hold", held) if record["held"] else None), int(record["granted"])
 
     async def record_spending(
         self, reservation_id: str | None, attribution: CostAttribution, cost: int, now: datetime
     ) -> list[AppliedLimit]:
         held = None if reservation_id is None else ids.decode_id("hold", reservation_id)
-        run, subjects = _run(attribution.execution_id), _subjects(attribution.subjects)
-        records = await self._connection.fetch(_SPEND, held, run, subjects, attribution.run_limit, cost, now)
-        return [_applied(record) for record in records]
+        run, subjects = _decode_execution_id(attribution.execution_id), _decode_subjects(attribution.subjects)
+        records = await self._connection.fetch(_SPEND_SQL, held, run, subjects, attribution.run_limit, cost, now)
+        return [_read_applied(record) for record in records]
 
 
-def _run(execution_id: str | None) -> UUID | None:
+def _decode_execution_id(execution_id: str | None) -> UUID | None:
     return None if execution_id is None else ids.decode_id("exec", execution_id)
 
 
-def _subjects(subjects: list[str]) -> list[UUID]:
+def _decode_subjects(subjects: list[str]) -> list[UUID]:
     # One of each kind, told apart by their prefixes.
-    found = (ids.decode_id(subject.partition("_")[0], subject) for subject in subjects)
-    return [one for one in found if one is not None]
+    result = (ids.decode_id(subject.partition("_")[0], subject) for subject in subjects)
+    return [entry for entry in result if entry is not None]
 
 
-def _applied(record: asyncpg.Record) -> AppliedLimit:
+def _read_applied(record: asyncpg.Record) -> AppliedLimit:
     budget_id = record["budget_id"]
     return AppliedLimit(
         budget_id=None if budget_id is None else ids.encode_id("bud", budget_id),
@@ -179,14 +182,14 @@ def _applied(record: asyncpg.Record) -> AppliedLimit:
     )
 
 
-def _read(record: asyncpg.Record) -> Budget:
+def _read_budget(record: asyncpg.Record) -> Budget:
     scope, subject = cast(BudgetScope, record["scope"]), cast(Any, record["subject"])
     limit, spent, held = record["limit_nanos"], record["spent"], record["held"]
     return Budget(
         id=ids.encode_id("bud", record["id"]),
         tenant_id=record["tenant_id"],
         scope=scope,
-        subject=None if subject is None else ids.encode_id(_PREFIX[scope], subject),
+        subject=None if subject is None else ids.encode_id(_SUBJECT_PREFIXES[scope], subject),
         limit_usd=limit / NANOS_PER_UNIT,
         period=record["period"],
         enabled=record["enabled"],

@@ -18,7 +18,7 @@ from infra.postgres.pages import fetch_page
 
 
 class VersionRow(Base):
-    """A version of an agent, with the lease of the worker that builds it."""
+    """Map a row of `agent_versions`: a version of an agent, with the lease of the worker that builds it."""
 
     __tablename__ = "agent_versions"
     __table_args__ = (
@@ -55,13 +55,13 @@ class VersionRow(Base):
     updated_at: Mapped[datetime] = mapped_column(timestamp())
 
 
-def _held(version_id: str, attempt: int) -> tuple[Any, ...]:
+def _match_attempt(version_id: str, attempt: int) -> tuple[Any, ...]:
     return VersionRow.id == version_id, VersionRow.attempt == attempt, VersionRow.status == "building"
 
 
-_SHAPE = RowMapper(VersionRow, AgentVersion)
+_ROW_MAPPER = RowMapper(VersionRow, AgentVersion)
 # Of agents that were not deleted: archives whatever came of them, the rest of what is or may become ready.
-_STORED = """
+_STORED_BYTES_SQL = """
     WITH mine AS (
         SELECT v.*, v.status IN ('building', 'ready') AS unpacked
         FROM agent_versions v JOIN agents a ON a.id = v.agent_id WHERE a.deleted_at IS NULL
@@ -72,11 +72,11 @@ _STORED = """
                WHERE unpacked AND environment IS NOT NULL GROUP BY environment) AS environments)
     FROM mine
 """
-_FIND = f"SELECT {_SHAPE.columns} FROM agent_versions WHERE "
+_FIND_SQL = f"SELECT {_ROW_MAPPER.columns} FROM agent_versions WHERE "
 
 
 class PostgresBuilds:
-    """Implements `domain.builds.Builds`. Writes of a worker name the attempt they belong to."""
+    """Provide `domain.builds.Builds` on Postgres. Writes of a worker name the attempt they belong to."""
 
     def __init__(self, connection: TxConnection, now: datetime) -> None:
         self._connection = connection
@@ -88,29 +88,29 @@ class PostgresBuilds:
 
     async def get_next_number(self, agent_id: str) -> int:
         # The caller holds the agent's row lock, so two uploads cannot get one number.
-        found = await self._connection.execute(
+        result = await self._connection.execute(
             select(func.coalesce(func.max(VersionRow.number), 0)).where(VersionRow.agent_id == agent_id)
         )
-        return found.scalar_one() + 1
+        return result.scalar_one() + 1
 
     async def get(self, version_id: str) -> AgentVersion | None:
-        known = ids.decode_id("ver", version_id)
-        if known is None:
+        row_id = ids.decode_id("ver", version_id)
+        if row_id is None:
             return None
-        record = await self._connection.fetch_row(f"{_FIND} id = $1", known)
-        return None if record is None else _SHAPE.to_struct(record)
+        record = await self._connection.fetch_row(f"{_FIND_SQL} id = $1", row_id)
+        return None if record is None else _ROW_MAPPER.to_struct(record)
 
     async def find(self, agent_id: str, reference: str) -> AgentVersion | None:
-        known = ids.decode_id("ver", reference)
-        if known is not None:
+        row_id = ids.decode_id("ver", reference)
+        if row_id is not None:
             record = await self._connection.fetch_row(
-                f"{_FIND} id = $1 AND agent_id = $2", known, ids.decode_id("agent", agent_id)
+                f"{_FIND_SQL} id = $1 AND agent_id = $2", row_id, ids.decode_id("agent", agent_id)
             )
-            return None if record is None else _SHAPE.to_struct(record)
+            return None if record is None else _ROW_MAPPER.to_struct(record)
         digits = reference.removeprefix("v")
         if not (digits.isascii() and digits.isdigit() and len(digits) < 10):
             return None
-        return await self._one(VersionRow.agent_id == agent_id, VersionRow.number == int(digits))
+        return await self._find_one(VersionRow.agent_id == agent_id, VersionRow.number == int(digits))
 
     async def list_page(self, agent_id: str, page: Page) -> Listing[AgentVersion]:
         query = select(VersionRow).where(VersionRow.agent_id == agent_id)
@@ -118,7 +118,9 @@ class PostgresBuilds:
 
     async def find_by_path(self, path: str) -> AgentVersion | None:
         alive = select(AgentRow.id).where(AgentRow.deleted_at.is_(None))
-        return await self._one(VersionRow.tarball_path == path.replace("\0", "\ufffd"), VersionRow.agent_id.in_(alive))
+        return await self._find_one(
+            VersionRow.tarball_path == path.replace("\0", "\ufffd"), VersionRow.agent_id.in_(alive)
+        )
 
     async def find_newest(self, agent_id: str) -> AgentVersion | None:
         query = select(VersionRow).where(VersionRow.agent_id == agent_id).order_by(VersionRow.number.desc()).limit(1)
@@ -126,7 +128,7 @@ class PostgresBuilds:
         return None if row is None else struct_from_row(row, AgentVersion)
 
     async def claim_version(self, version_id: str, lease: Lease) -> AgentVersion | None:
-        return await self._moved(
+        return await self._update_one(
             update(VersionRow)
             .where(VersionRow.id == version_id, VersionRow.status == "queued")
             .values(
@@ -142,8 +144,10 @@ class PostgresBuilds:
     async def append_log(self, version_id: str, attempt: int, text: str) -> bool:
         grown = func.right(func.coalesce(VersionRow.build_log, "") + text.replace("\0", "\ufffd"), 256 * 1024)
         return (
-            await self._moved(
-                update(VersionRow).where(*_held(version_id, attempt)).values(build_log=grown, updated_at=self._now)
+            await self._update_one(
+                update(VersionRow)
+                .where(*_match_attempt(version_id, attempt))
+                .values(build_log=grown, updated_at=self._now)
             )
             is not None
         )
@@ -152,30 +156,32 @@ class PostgresBuilds:
         values: dict[str, Any] = {"status": "failed", "error_message": error}
         if built is not None:
             values = {name: getattr(built, name) for name in BuildResult.__struct_fields__} | {"status": "ready"}
-        statement = update(VersionRow).where(*_held(version_id, attempt))
-        return await self._moved(statement.values(**values, lease_expires_at=None, updated_at=self._now)) is not None
+        statement = update(VersionRow).where(*_match_attempt(version_id, attempt))
+        return (
+            await self._update_one(statement.values(**values, lease_expires_at=None, updated_at=self._now)) is not None
+        )
 
     async def sum_stored_bytes(self) -> int:
         # Two uploads that are counted at once would both find room for the same last bytes.
         await self._connection.execute_sql(
             "SELECT pg_advisory_xact_lock(hashtextextended('stored:' || current_setting('paddock.tenant_id'), 0))"
         )
-        return int(await self._connection.fetch_value(_STORED))
+        return int(await self._connection.fetch_value(_STORED_BYTES_SQL))
 
     async def reserve_space(self, version_id: str, attempt: int, size: BundleSize) -> bool:
         values = {name: getattr(size, name) for name in BundleSize.__struct_fields__}
-        held = update(VersionRow).where(*_held(version_id, attempt))
-        return await self._moved(held.values(**values, updated_at=self._now)) is not None
+        held = update(VersionRow).where(*_match_attempt(version_id, attempt))
+        return await self._update_one(held.values(**values, updated_at=self._now)) is not None
 
     async def release_version(self, version_id: str, attempt: int, counts: bool) -> bool:
         handovers = VersionRow.handovers + (0 if counts else 1)
-        freed = update(VersionRow).where(*_held(version_id, attempt))
-        freed = freed.values(status="queued", handovers=handovers, **self._free())
-        return await self._moved(freed) is not None
+        freed = update(VersionRow).where(*_match_attempt(version_id, attempt))
+        freed = freed.values(status="queued", handovers=handovers, **self._build_release_values())
+        return await self._update_one(freed) is not None
 
     async def requeue_expired(self, version_id: str, max_attempts: int, reason: str) -> AgentVersion | None:
         used_up = VersionRow.attempt - VersionRow.handovers >= max_attempts
-        return await self._moved(
+        return await self._update_one(
             update(VersionRow)
             .where(
                 VersionRow.id == version_id,
@@ -185,17 +191,17 @@ class PostgresBuilds:
             .values(
                 status=case((used_up, "failed"), else_="queued"),
                 error_message=case((used_up, reason), else_=None),
-                **self._free(),
+                **self._build_release_values(),
             )
         )
 
-    def _free(self) -> dict[str, Any]:
+    def _build_release_values(self) -> dict[str, Any]:
         return {"worker": None, "lease_expires_at": None, "updated_at": self._now}
 
-    async def _one(self, *where: Any) -> AgentVersion | None:
+    async def _find_one(self, *where: Any) -> AgentVersion | None:
         row = (await self._connection.execute(select(VersionRow).where(*where))).first()
         return None if row is None else struct_from_row(row, AgentVersion)
 
-    async def _moved(self, statement: Any) -> AgentVersion | None:
+    async def _update_one(self, statement: Any) -> AgentVersion | None:
         row = (await self._connection.execute(statement.returning(*VersionRow.__table__.columns))).first()
         return None if row is None else struct_from_row(row, AgentVersion)

@@ -13,7 +13,7 @@ from infra.postgres.db import Base, Id
 
 T = TypeVar("T")
 
-_TYPES: dict[type[TypeEngine[Any]], str] = {
+_SQL_TYPES: dict[type[TypeEngine[Any]], str] = {
     Text: "text",
     Boolean: "boolean",
     BigInteger: "bigint",
@@ -29,7 +29,7 @@ class BulkColumns(Generic[T]):
 
     def __init__(self, row_class: type[Base], names: Sequence[str]) -> None:
         columns = row_class.__table__.columns
-        kinds = [_kind(columns[name].type) for name in names]
+        kinds = [_describe_type(columns[name].type) for name in names]
         self.names = ", ".join(names)
         self.values = ", ".join(back.format(f"given.{name}") for name, (_, back, _) in zip(names, kinds, strict=True))
         self.arrays = ", ".join(f"${number}::{kind}[]" for number, (kind, _, _) in enumerate(kinds, 1))
@@ -39,17 +39,17 @@ class BulkColumns(Generic[T]):
 
     def collect_parameters(self, rows: Sequence[T]) -> list[list[Any]]:
         """The parameters."""
-        return [_column([getattr(row, name) for row in rows], write) for name, write in self._writers]
+        return [_encode_column([getattr(row, name) for row in rows], write) for name, write in self._writers]
 
 
-def _column(values: list[Any], write: Callable[[Any], Any] | None) -> list[Any]:
+def _encode_column(values: list[Any], write: Callable[[Any], Any] | None) -> list[Any]:
     if values.count(None) == len(values):
         # `unnest` fills up the shorter arrays with nulls.
         return []
     return values if write is None else [write(value) for value in values]
 
 
-def _kind(kind: TypeEngine[Any]) -> tuple[str, str, Callable[[Any], Any] | None]:
+def _describe_type(kind: TypeEngine[Any]) -> tuple[str, str, Callable[[Any], Any] | None]:
     """The type of a parameter's elements, what turns one into the column, and what turns a value into one."""
     if isinstance(kind, Id):
         prefix = kind.prefix
@@ -60,4 +60,4 @@ def _kind(kind: TypeEngine[Any]) -> tuple[str, str, Callable[[Any], Any] | None]
         # An array of arrays would be taken apart to its last element.
         back = "ARRAY(SELECT json_array_elements_text({}::json))"
         return "text", back, lambda value: msgspec.json.encode(value).decode()
-    return next(name for known, name in _TYPES.items() if isinstance(kind, known)), "{}", None
+    return next(name for row_id, name in _SQL_TYPES.items() if isinstance(kind, row_id)), "{}", None

@@ -19,7 +19,7 @@ from infra.postgres.stats import PostgresStats
 
 
 class CostRow(Base):
-    """A call of a model. Partitioned by `id`, that is by the month of the call."""
+    """Map a row of `costs`: a call of a model. Partitioned by `id`, that is by the month of the call."""
 
     __tablename__ = "costs"
     id: Mapped[str] = mapped_column(Id("cost"), primary_key=True)
@@ -47,46 +47,47 @@ class CostRow(Base):
     first_token_ms: Mapped[float | None]
 
 
-_SHAPE: Final = RowMapper(CostRow, Cost)
-_FACTS: Final = ", ".join(COST_MEASURES.measured_columns)
-_GIVEN: Final = (
+_ROW_MAPPER: Final = RowMapper(CostRow, Cost)
+_MEASURED_COLUMNS: Final = ", ".join(COST_MEASURES.measured_columns)
+_INPUT_COLUMNS: Final = (
     *("id", "created_at", "user_id", "agent_id", "agent_name", "execution_id", "key_id", "workflow_id"),
     *("provider", "model", "model_name"),
     *("prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "reasoning_tokens"),
     *("cost_usd", "estimated", "status", "error_type", "duration_ms", "first_token_ms"),
 )
-_ADD: Final = (
-    f"WITH added AS (INSERT INTO costs (tenant_id, {', '.join(_GIVEN)}) VALUES (current_setting('paddock.tenant_id'), "
-    f"{', '.join(f'${number}' for number in range(1, len(_GIVEN) + 1))}) "
-    f"ON CONFLICT DO NOTHING RETURNING {_FACTS}, 1 AS sign) {COST_MEASURES.build_delta_insert('added')}"
+_ADD_SQL: Final = (
+    f"WITH added AS (INSERT INTO costs (tenant_id, {', '.join(_INPUT_COLUMNS)}) VALUES "
+    "(current_setting('paddock.tenant_id'), "
+    f"{', '.join(f'${number}' for number in range(1, len(_INPUT_COLUMNS) + 1))}) "
+    f"ON CONFLICT DO NOTHING RETURNING {_MEASURED_COLUMNS}, 1 AS sign) {COST_MEASURES.build_delta_insert('added')}"
 )
-_DELETE: Final = (
+_DELETE_SQL: Final = (
     # In order, so that two that delete the same do not wait for each other.
     "WITH locked AS (SELECT id FROM costs WHERE id = ANY ($1) ORDER BY id FOR UPDATE), "
     "gone AS (DELETE FROM costs WHERE id IN (SELECT id FROM locked) "
-    f"RETURNING {_FACTS}, -1 AS sign), "
+    f"RETURNING {_MEASURED_COLUMNS}, -1 AS sign), "
     f"noted AS ({COST_MEASURES.build_delta_insert('gone')}) SELECT count(*) FROM gone"
 )
 
 
 class PostgresCosts:
-    """Implements `domain.costs.Costs`."""
+    """Provide `domain.costs.Costs` on Postgres."""
 
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
         self._records = RecordPages(connection, COST_MEASURES, "cost")
 
     async def add(self, cost_id: str, attribution: CostAttribution, call: BilledCall, now: datetime) -> bool:
-        def known(prefix: str, value: str | None) -> object:
+        def row_id(prefix: str, value: str | None) -> object:
             return None if value is None else ids.decode_id(prefix, value)
 
         usage = call.usage
         # One delta for one cost, and none for one that is there.
         status = await self._connection.execute_sql(
-            _ADD,
-            *(known("cost", cost_id), now, known("user", attribution.user_id)),
-            *(known("agent", attribution.agent_id), attribution.agent_name, known("exec", attribution.execution_id)),
-            *(known("key", attribution.key_id), known("wf", attribution.workflow_id)),
+            _ADD_SQL,
+            *(row_id("cost", cost_id), now, row_id("user", attribution.user_id)),
+            *(row_id("agent", attribution.agent_id), attribution.agent_name, row_id("exec", attribution.execution_id)),
+            *(row_id("key", attribution.key_id), row_id("wf", attribution.workflow_id)),
             *(call.provider, call.model, call.model_name),
             *(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens),
             *(usage.cached_tokens, usage.reasoning_tokens),
@@ -95,16 +96,16 @@ class PostgresCosts:
         return status == "INSERT 0 1"
 
     async def list_page(self, question: StatsQuery, page: Page) -> CostListing:
-        found = await self._records.list_page(_SHAPE, question, page)
-        if page.offset == 0 and not found.has_more:
-            total = sum(nanos_from_usd(cost.cost_usd) for cost in found.items)
+        result = await self._records.list_page(_ROW_MAPPER, question, page)
+        if page.offset == 0 and not result.has_more:
+            total = sum(nanos_from_usd(cost.cost_usd) for cost in result.items)
         else:
             total = await PostgresStats(self._connection).sum_measure(question, "cost_usd")
-        return CostListing(**msgspec.structs.asdict(found), total_cost=total / NANOS_PER_UNIT)
+        return CostListing(**msgspec.structs.asdict(result), total_cost=total / NANOS_PER_UNIT)
 
     async def list_older(self, before: datetime, limit: int) -> list[str]:
         return await self._records.list_ids_before(before, limit)
 
     async def delete_many(self, cost_ids: list[str]) -> int:
-        known = [ids.decode_id("cost", one) for one in cost_ids]
-        return int(await self._connection.fetch_value(_DELETE, known)) if known else 0
+        row_ids = [ids.decode_id("cost", entry) for entry in cost_ids]
+        return int(await self._connection.fetch_value(_DELETE_SQL, row_ids)) if row_ids else 0

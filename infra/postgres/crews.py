@@ -20,7 +20,7 @@ MAX_LISTED_YAML_BYTES = 16 * 1024
 
 
 class CrewRow(Base):
-    """A crew. `agents` and `tasks` hold ids."""
+    """Map a row of `crews`: a crew. `agents` and `tasks` hold ids."""
 
     __tablename__ = "crews"
     __table_args__ = (UniqueConstraint("tenant_id", "name"),)
@@ -45,31 +45,32 @@ class CrewRow(Base):
     updated_at: Mapped[datetime] = mapped_column(timestamp())
 
 
-_STORED = [column.name for column in CrewRow.__table__.columns]
-_CHANGED = [name for name in _STORED if name not in ("id", "tenant_id", "user_id", "created_at")]
+_STORED_COLUMNS = [column.name for column in CrewRow.__table__.columns]
+_MUTABLE_COLUMNS = [name for name in _STORED_COLUMNS if name not in ("id", "tenant_id", "user_id", "created_at")]
 
 
-def _trimmed(column: Any) -> Any:
+def _trim_column(column: Any) -> Any:
     return case((func.octet_length(column) <= MAX_LISTED_YAML_BYTES, column), else_=None).label(column.name)
 
 
-_LISTED = [
-    _trimmed(column) if column.name in ("agents_yaml", "tasks_yaml") else column for column in CrewRow.__table__.columns
+_LISTED_COLUMNS = [
+    _trim_column(column) if column.name in ("agents_yaml", "tasks_yaml") else column
+    for column in CrewRow.__table__.columns
 ]
 
 
 class PostgresCrews:
-    """Implements `domain.crews.Crews`."""
+    """Provide `domain.crews.Crews` on Postgres."""
 
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def add(self, crew: Crew) -> bool:
-        values = {name: getattr(crew, name) for name in _STORED}
-        made = await self._connection.execute(
+        values = {name: getattr(crew, name) for name in _STORED_COLUMNS}
+        inserted = await self._connection.execute(
             insert(CrewRow).values(**values).on_conflict_do_nothing().returning(CrewRow.id)
         )
-        return made.first() is not None
+        return inserted.first() is not None
 
     async def find(self, reference: str, lock: bool | Literal["share"] = False) -> Crew | None:
         is_id = ids.decode_id("crew", reference) is not None
@@ -82,10 +83,10 @@ class PostgresCrews:
         return None if row is None else struct_from_row(row, Crew)
 
     async def list_page(self, page: Page) -> Listing[Crew]:
-        return await fetch_page(self._connection, select(*_LISTED), CrewRow.id.desc(), page, Crew)
+        return await fetch_page(self._connection, select(*_LISTED_COLUMNS), CrewRow.id.desc(), page, Crew)
 
     async def save(self, crew: Crew) -> bool:
-        values = {name: getattr(crew, name) for name in _CHANGED}
+        values = {name: getattr(crew, name) for name in _MUTABLE_COLUMNS}
         try:
             await self._connection.execute(update(CrewRow).where(CrewRow.id == crew.id).values(**values))
         except IntegrityError:

@@ -55,35 +55,35 @@ def timestamp() -> types.TypeEngine[Any]:
 
 
 @functools.cache
-def _fields(kind: Any) -> tuple[str, ...]:
+def _list_fields(kind: Any) -> tuple[str, ...]:
     return tuple(field.name for field in msgspec.structs.fields(kind))
 
 
 def struct_from_row(row: Row[Any] | Mapping[str, Any], kind: type[T]) -> T:
     """A row as a domain Struct, column names being field names; columns without a field are left out."""
     mapping = row._mapping if isinstance(row, Row) else row
-    return msgspec.convert({name: mapping[name] for name in _fields(cast(Any, kind)) if name in mapping}, kind)
+    return msgspec.convert({name: mapping[name] for name in _list_fields(cast(Any, kind)) if name in mapping}, kind)
 
 
 # Names of ours that are words of SQL.
-_WORDS = {"verbose": '"verbose"'}
+_QUOTED_NAMES = {"verbose": '"verbose"'}
 
 
 class RowMapper(Generic[T]):
     """How rows of a table become Structs on hot paths, where statements go to asyncpg as they are."""
 
     def __init__(self, row_class: type[Base], kind: type[T]) -> None:
-        fields, table = set(_fields(cast(Any, kind))), row_class.__table__
+        fields, table = set(_list_fields(cast(Any, kind))), row_class.__table__
         self._kind = kind
-        self._readers = [(column.name, _reader(column.type)) for column in table.columns if column.name in fields]
-        self.columns = ", ".join(_WORDS.get(name, name) for name, _ in self._readers)
+        self._readers = [(column.name, _find_reader(column.type)) for column in table.columns if column.name in fields]
+        self.columns = ", ".join(_QUOTED_NAMES.get(name, name) for name, _ in self._readers)
 
     def to_struct(self, record: asyncpg.Record) -> T:
         """A record of asyncpg that has `columns`, as a Struct."""
         return self._kind(**{name: read(record[name]) if read else record[name] for name, read in self._readers})
 
 
-def _reader(kind: types.TypeEngine[Any]) -> Callable[[Any], Any] | None:
+def _find_reader(kind: types.TypeEngine[Any]) -> Callable[[Any], Any] | None:
     if isinstance(kind, Id):
         prefix = kind.prefix
         return lambda value: None if value is None else ids.encode_id(prefix, value)

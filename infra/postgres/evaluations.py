@@ -26,7 +26,7 @@ from infra.postgres.records import RecordPages
 
 
 class EvaluationRow(Base):
-    """An evaluation. Partitioned by `id`, that is by the month of its receipt."""
+    """Map a row of `evaluations`: an evaluation. Partitioned by `id`, that is by the month of its receipt."""
 
     __tablename__ = "evaluations"
     id: Mapped[str] = mapped_column(Id("eval"), primary_key=True)
@@ -59,44 +59,46 @@ class EvaluationRow(Base):
 
 
 MAX_CLAIM_BYTES: Final = 4 * 1024 * 1024
-_GIVEN: Final = [name for name in Evaluation.__struct_fields__ if name != "computed"]
-_BULK: Final = BulkColumns[Evaluation](EvaluationRow, _GIVEN)
-_SHAPE: Final = RowMapper(EvaluationRow, Evaluation)
-_FACTS: Final = ", ".join(EVALUATION_MEASURES.measured_columns)
-_ADD: Final = (
-    f"WITH added AS (INSERT INTO evaluations ({_BULK.names}) SELECT {_BULK.values} FROM {_BULK.source} "
-    f"RETURNING {_FACTS}, 1 AS sign) {EVALUATION_MEASURES.build_delta_insert('added')}"
+_INPUT_COLUMNS: Final = [name for name in Evaluation.__struct_fields__ if name != "computed"]
+_BULK_COLUMNS: Final = BulkColumns[Evaluation](EvaluationRow, _INPUT_COLUMNS)
+_ROW_MAPPER: Final = RowMapper(EvaluationRow, Evaluation)
+_MEASURED_COLUMNS: Final = ", ".join(EVALUATION_MEASURES.measured_columns)
+_ADD_SQL: Final = (
+    f"WITH added AS (INSERT INTO evaluations ({_BULK_COLUMNS.names}) SELECT {_BULK_COLUMNS.values} FROM "
+    f"{_BULK_COLUMNS.source} "
+    f"RETURNING {_MEASURED_COLUMNS}, 1 AS sign) {EVALUATION_MEASURES.build_delta_insert('added')}"
 )
-_GET: Final = f"SELECT {_SHAPE.columns} FROM evaluations WHERE id = $1"
-_DELETE: Final = (
+_GET_SQL: Final = f"SELECT {_ROW_MAPPER.columns} FROM evaluations WHERE id = $1"
+_DELETE_SQL: Final = (
     # In the order in which they are locked elsewhere.
     "WITH locked AS (SELECT id FROM evaluations WHERE id = ANY ($1) ORDER BY id FOR UPDATE), "
     "gone AS (DELETE FROM evaluations WHERE id IN (SELECT id FROM locked) "
-    f"RETURNING {_FACTS}, -1 AS sign), "
+    f"RETURNING {_MEASURED_COLUMNS}, -1 AS sign), "
     f"noted AS ({EVALUATION_MEASURES.build_delta_insert('gone')}) SELECT count(*) FROM gone"
 )
-_CLAIM: Final = f"SELECT {_SHAPE.columns}, attempt FROM claim_evaluations($1, $2, $3, $4)"
-_METRICS: Final = EvaluationScores.__struct_fields__
-_SCORE: Final = (
+_CLAIM_SQL: Final = f"SELECT {_ROW_MAPPER.columns}, attempt FROM claim_evaluations($1, $2, $3, $4)"
+_METRIC_COLUMNS: Final = EvaluationScores.__struct_fields__
+_SCORE_SQL: Final = (
     "WITH given AS (SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::float8[], $4::float8[], $5::float8[], "
-    f"$6::float8[], $7::boolean[], $8::text[]) AS g(id, attempt, {', '.join(_METRICS)}, computed)), "
+    f"$6::float8[], $7::boolean[], $8::text[]) AS g(id, attempt, {', '.join(_METRIC_COLUMNS)}, computed)), "
     f"old AS (SELECT e.id, {', '.join('e.' + name for name in EVALUATION_MEASURES.measured_columns)} "
     "FROM evaluations e JOIN given g ON g.id = e.id AND g.attempt = e.attempt WHERE e.metrics = 'pending' "
     "AND e.claimed_until IS NOT NULL ORDER BY e.id FOR UPDATE OF e), "
     "moved AS (UPDATE evaluations e SET metrics = 'computed', claimed_until = NULL, "
     "computed = ARRAY(SELECT json_array_elements_text(g.computed::json)), "
-    f"{', '.join(f'{name} = g.{name}' for name in _METRICS)} FROM given g JOIN old o ON o.id = g.id "
+    f"{', '.join(f'{name} = g.{name}' for name in _METRIC_COLUMNS)} FROM given g JOIN old o ON o.id = g.id "
     f"WHERE e.id = g.id RETURNING {', '.join('e.' + name for name in EVALUATION_MEASURES.measured_columns)}), "
-    f"changed AS (SELECT {_FACTS}, -1 AS sign FROM old UNION ALL SELECT {_FACTS}, 1 AS sign FROM moved), "
+    f"changed AS (SELECT {_MEASURED_COLUMNS}, -1 AS sign FROM old UNION ALL SELECT {_MEASURED_COLUMNS}, 1 "
+    "AS sign FROM moved), "
     f"noted AS ({EVALUATION_MEASURES.build_delta_insert('changed')}) SELECT count(*) FROM moved"
 )
-_FAIL: Final = (
+_FAIL_SQL: Final = (
     "UPDATE evaluations e SET claimed_until = NULL, "
     f"metrics = CASE WHEN e.attempt - e.handovers >= {MAX_SCORING_ATTEMPTS} THEN 'failed' ELSE metrics END "
     "FROM unnest($1::uuid[], $2::bigint[]) AS g(id, attempt) "
     "WHERE e.id = g.id AND e.attempt = g.attempt AND e.metrics = 'pending'"
 )
-_RELEASE: Final = (
+_RELEASE_SQL: Final = (
     "UPDATE evaluations e SET claimed_until = NULL, handovers = e.handovers + 1 "
     "FROM unnest($1::uuid[], $2::bigint[]) AS g(id, attempt) "
     "WHERE e.id = g.id AND e.attempt = g.attempt AND e.metrics = 'pending'"
@@ -104,38 +106,38 @@ _RELEASE: Final = (
 
 
 class PostgresEvaluations:
-    """Implements `domain.evaluations.Evaluations`."""
+    """Provide `domain.evaluations.Evaluations` on Postgres."""
 
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
         self._records = RecordPages(connection, EVALUATION_MEASURES, "eval")
 
     async def add(self, evaluations: list[Evaluation]) -> None:
-        await self._connection.execute_sql(_ADD, *_BULK.collect_parameters(evaluations))
+        await self._connection.execute_sql(_ADD_SQL, *_BULK_COLUMNS.collect_parameters(evaluations))
 
     async def get(self, evaluation_id: str) -> Evaluation | None:
-        known = ids.decode_id("eval", evaluation_id)
-        record = await self._connection.fetch_row(_GET, known) if known is not None else None
-        return None if record is None else _SHAPE.to_struct(record)
+        row_id = ids.decode_id("eval", evaluation_id)
+        record = await self._connection.fetch_row(_GET_SQL, row_id) if row_id is not None else None
+        return None if record is None else _ROW_MAPPER.to_struct(record)
 
     async def list_page(self, narrowed: EvaluationFilter, page: Page) -> Listing[Evaluation]:
-        return await self._records.list_page(_SHAPE, query_from_filter(narrowed), page)
+        return await self._records.list_page(_ROW_MAPPER, query_from_filter(narrowed), page)
 
     async def list_after(
         self, narrowed: EvaluationFilter, place: tuple[datetime, str] | None, limit: int
     ) -> list[Evaluation]:
-        return await self._records.list_after(_SHAPE, query_from_filter(narrowed), place, limit)
+        return await self._records.list_after(_ROW_MAPPER, query_from_filter(narrowed), place, limit)
 
     async def delete_many(self, evaluation_ids: list[str]) -> int:
-        known = [ids.decode_id("eval", one) for one in evaluation_ids]
-        return int(await self._connection.fetch_value(_DELETE, known)) if known else 0
+        row_ids = [ids.decode_id("eval", entry) for entry in evaluation_ids]
+        return int(await self._connection.fetch_value(_DELETE_SQL, row_ids)) if row_ids else 0
 
     async def list_older(self, before: datetime, limit: int) -> list[str]:
         return await self._records.list_ids_before(before, limit)
 
     async def find_linked(self, executions: set[str], artifacts: set[str]) -> tuple[set[str], set[str]]:
-        known = [ids.decode_id("exec", one) for one in executions]
-        runs = await self._connection.fetch("SELECT id FROM executions WHERE id = ANY ($1)", known) if known else []
+        row_ids = [ids.decode_id("exec", entry) for entry in executions]
+        runs = await self._connection.fetch("SELECT id FROM executions WHERE id = ANY ($1)", row_ids) if row_ids else []
         records = []
         if artifacts:
             query = "SELECT kurral_id FROM artifact_ids WHERE kurral_id = ANY ($1)"
@@ -143,27 +145,29 @@ class PostgresEvaluations:
         return {ids.encode_id("exec", run["id"]) for run in runs}, {record["kurral_id"] for record in records}
 
     async def claim_pending(self, most: int, now: datetime, until: datetime) -> list[ClaimedEvaluation]:
-        records = await self._connection.fetch(_CLAIM, most, MAX_CLAIM_BYTES, now, until)
-        return [ClaimedEvaluation(evaluation=_SHAPE.to_struct(record), attempt=record["attempt"]) for record in records]
+        records = await self._connection.fetch(_CLAIM_SQL, most, MAX_CLAIM_BYTES, now, until)
+        return [
+            ClaimedEvaluation(evaluation=_ROW_MAPPER.to_struct(record), attempt=record["attempt"]) for record in records
+        ]
 
     async def save_scores(self, scored: list[tuple[ClaimedEvaluation, EvaluationScores]]) -> int:
         return int(
             await self._connection.fetch_value(
-                _SCORE,
-                [ids.decode_id("eval", one.evaluation.id) for one, _ in scored],
-                [one.attempt for one, _ in scored],
-                *([getattr(scores, name) for _, scores in scored] for name in _METRICS),
+                _SCORE_SQL,
+                [ids.decode_id("eval", entry.evaluation.id) for entry, _ in scored],
+                [entry.attempt for entry, _ in scored],
+                *([getattr(scores, name) for _, scores in scored] for name in _METRIC_COLUMNS),
                 [
-                    "[" + ",".join(f'"{name}"' for name in list_missing_scores(one.evaluation)) + "]"
-                    for one, _ in scored
+                    "[" + ",".join(f'"{name}"' for name in list_missing_scores(entry.evaluation)) + "]"
+                    for entry, _ in scored
                 ],
             )
         )
 
     async def release_claims(self, claimed: list[ClaimedEvaluation]) -> None:
-        known = [ids.decode_id("eval", one.evaluation.id) for one in claimed]
-        await self._connection.execute_sql(_RELEASE, known, [one.attempt for one in claimed])
+        row_ids = [ids.decode_id("eval", entry.evaluation.id) for entry in claimed]
+        await self._connection.execute_sql(_RELEASE_SQL, row_ids, [entry.attempt for entry in claimed])
 
     async def fail_claims(self, claimed: list[ClaimedEvaluation]) -> None:
-        known = [ids.decode_id("eval", one.evaluation.id) for one in claimed]
-        await self._connection.execute_sql(_FAIL, known, [one.attempt for one in claimed])
+        row_ids = [ids.decode_id("eval", entry.evaluation.id) for entry in claimed]
+        await self._connection.execute_sql(_FAIL_SQL, row_ids, [entry.attempt for entry in claimed])

@@ -21,7 +21,7 @@ from infra.postgres.db import Base, Id, json_column, struct_from_row, timestamp
 
 
 class EventRow(Base):
-    """One event."""
+    """Map a row of `execution_events`: one event."""
 
     __tablename__ = "execution_events"
     execution_id: Mapped[str] = mapped_column(Id("exec"), ForeignKey("executions.id"), primary_key=True)
@@ -32,7 +32,7 @@ class EventRow(Base):
     data: Mapped[Any] = mapped_column(json_column())
 
 
-_STATE = text("SELECT status, last_seq FROM executions WHERE id = :id")
+_STATE_SQL = text("SELECT status, last_seq FROM executions WHERE id = :id")
 
 _APPEND_TO: Final = """
     WITH held AS (
@@ -46,7 +46,7 @@ _APPEND_TO: Final = """
          WITH ORDINALITY AS written(at, type, data, n)
     RETURNING seq
     """
-_APPEND = text(_APPEND_TO.format("attempt = :attempt AND status IN ('preparing', 'running')"))
+_APPEND_SQL = text(_APPEND_TO.format("attempt = :attempt AND status IN ('preparing', 'running')"))
 _APPEND_WAITING = text(_APPEND_TO.format("status = 'waiting'"))
 
 # A build speaks once, when it has ended; its whole log is the version's `build_log`.
@@ -72,58 +72,58 @@ _AGENT_LOGS = """
 
 
 class PostgresEvents:
-    """Implements `domain.events.Events`."""
+    """Provide `domain.events.Events` on Postgres."""
 
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def append_while_waiting(self, execution_id: str, written: list[ExecutionEvent]) -> None:
         await self._connection.execute(
-            _APPEND_WAITING, {"id": ids.decode_id("exec", execution_id), **_columns(written)}
+            _APPEND_WAITING, {"id": ids.decode_id("exec", execution_id), **_build_parameters(written)}
         )
 
     async def append_batches(self, written: list[AttemptEvents]) -> set[tuple[str, int]]:
-        known = [ids.decode_id("exec", one.execution_id) for one in written]
+        row_ids = [ids.decode_id("exec", entry.execution_id) for entry in written]
         lines = [
-            (known[place], number, event.at, event.type, msgspec.json.encode(event.data).decode())
-            for place, one in enumerate(written)
-            for number, event in enumerate(one.events, 1)
+            (row_ids[place], number, event.at, event.type, msgspec.json.encode(event.data).decode())
+            for place, entry in enumerate(written)
+            for number, event in enumerate(entry.events, 1)
         ]
         records = await self._connection.fetch(
             "SELECT * FROM append_events($1, $2, $3, $4, $5, $6, $7, $8)",
-            known,
-            [one.attempt for one in written],
-            [len(one.events) for one in written],
+            row_ids,
+            [entry.attempt for entry in written],
+            [len(entry.events) for entry in written],
             *([line[field] for line in lines] for field in range(5)),
         )
         return {(ids.encode_id("exec", record["id"]), record["attempt"]) for record in records}
 
     async def find_slices(self, asked: list[EventQuery], limit: int) -> list[EventSlice | None]:
-        known = [ids.decode_id("exec", one.execution_id) for one in asked]
+        row_ids = [ids.decode_id("exec", entry.execution_id) for entry in asked]
         records = await self._connection.fetch(
             "SELECT * FROM read_events($1, $2, $3, $4)",
-            known,
-            [one.tenant_id for one in asked],
-            [one.seq for one in asked],
+            row_ids,
+            [entry.tenant_id for entry in asked],
+            [entry.seq for entry in asked],
             limit,
         )
-        found: list[EventSlice | None] = [None] * len(asked)
+        result: list[EventSlice | None] = [None] * len(asked)
         for place, rows in itertools.groupby(records, key=lambda record: record["place"]):
             of_one = list(rows)
             first = of_one[0]
-            events = [_event(row) for row in of_one if row["seq"] is not None]
+            events = [_read_event(row) for row in of_one if row["seq"] is not None]
             reached = events[-1].seq if events else asked[place - 1].seq
             ended = first["status"] in TERMINAL_STATUSES and reached >= first["last_seq"]
-            found[place - 1] = EventSlice(events=events, last_seq=first["last_seq"], is_complete=ended)
-        return found
+            result[place - 1] = EventSlice(events=events, last_seq=first["last_seq"], is_complete=ended)
+        return result
 
     async def append_if_leased(self, execution_id: str, attempt: int, written: list[ExecutionEvent]) -> bool:
         appended = await self._connection.execute(
-            _APPEND,
+            _APPEND_SQL,
             {
                 "id": ids.decode_id("exec", execution_id),
                 "attempt": attempt,
-                **_columns(written),
+                **_build_parameters(written),
             },
         )
         return len(appended.all()) == len(written)
@@ -131,8 +131,8 @@ class PostgresEvents:
     async def get_state(self, execution_id: str) -> tuple[ExecutionStatus, int] | None:
         if ids.decode_id("exec", execution_id) is None:
             return None
-        found = await self._connection.execute(_STATE, {"id": ids.decode_id("exec", execution_id)})
-        row = found.first()
+        result = await self._connection.execute(_STATE_SQL, {"id": ids.decode_id("exec", execution_id)})
+        row = result.first()
         return None if row is None else (row.status, row.last_seq)
 
     async def list_logs(self, execution_id: str, page: Page) -> Listing[LogEntry]:
@@ -156,10 +156,10 @@ class PostgresEvents:
         rows = (await self._connection.execute(text(query), values)).all()
         count = f"SELECT count(*) FROM (SELECT 1 FROM ({_AGENT_LOGS}) AS l LIMIT {MAX_COUNTED_ROWS}) AS c"
         total = (await self._connection.execute(text(count), values)).scalar_one()
-        return build_listing([_agent_entry(row) for row in rows], total, page)
+        return build_listing([_read_agent_entry(row) for row in rows], total, page)
 
 
-def _columns(written: list[ExecutionEvent]) -> dict[str, Any]:
+def _build_parameters(written: list[ExecutionEvent]) -> dict[str, Any]:
     return {
         "count": len(written),
         "times": [event.at for event in written],
@@ -168,11 +168,11 @@ def _columns(written: list[ExecutionEvent]) -> dict[str, Any]:
     }
 
 
-def _event(row: Any) -> ExecutionEvent:
+def _read_event(row: Any) -> ExecutionEvent:
     return ExecutionEvent(type=row["type"], data=row["data"], at=row["at"], seq=row["seq"])
 
 
-def _agent_entry(row: Any) -> LogEntry:
+def _read_agent_entry(row: Any) -> LogEntry:
     prefix, key = ("ver", "version_id") if row.source == "build" else ("exec", "execution_id")
     metadata = {key: ids.encode_id(prefix, row.subject)}
     metadata |= {name: value for name, value in row.metadata.items() if value is not None}

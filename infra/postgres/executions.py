@@ -59,7 +59,8 @@ MAX_LISTED_DATA_BYTES = 16 * 1024
 
 
 class ExecutionRow(Base):
-    """An execution, with the lease of the worker that runs it and the number of its last event."""
+    """Map a row of `executions`: an execution, with the lease of the worker that runs it and the number "
+    "of its last event."""
 
     __tablename__ = "executions"
     __table_args__ = (
@@ -132,14 +133,13 @@ class ExecutionRow(Base):
     updated_at: Mapped[datetime] = mapped_column(timestamp())
 
 
-E_ = ExecutionRow
-_COLUMNS = list(ExecutionRow.__table__.columns)
-_OPEN = ("pending", "preparing", "running", "waiting")
+_ALL_COLUMNS = list(ExecutionRow.__table__.columns)
+_OPEN_STATUSES = ("pending", "preparing", "running", "waiting")
 # What a model agent was when it was started is the worker's alone to read.
-_STORED = [*(name for name in Execution.__struct_fields__ if hasattr(ExecutionRow, name)), "spec"]
+_STORED_COLUMNS = [*(name for name in Execution.__struct_fields__ if hasattr(ExecutionRow, name)), "spec"]
 
 
-def _writer(kind: TypeEngine[Any]) -> tuple[str, Callable[[Any], Any]]:
+def _describe_parameter(kind: TypeEngine[Any]) -> tuple[str, Callable[[Any], Any]]:
     """How a value of this type goes to asyncpg: what its parameter is cast to, and what is done to the value."""
     if isinstance(kind, Id):
         prefix = kind.prefix
@@ -149,14 +149,14 @@ def _writer(kind: TypeEngine[Any]) -> tuple[str, Callable[[Any], Any]]:
     return "", lambda value: value
 
 
-def _trimmed(column: Any, name: str) -> Any:
+def _trim_column(column: Any, name: str) -> Any:
     small = func.octet_length(column.cast(Text))
     return case((small <= MAX_LISTED_DATA_BYTES, column), else_=None).label(name)
 
 
-def _noted(moved: Update, now: datetime) -> Select[Any]:
+def _select_with_events(moved: Update, now: datetime) -> Select[Any]:
     """The rows an update moved, with a status event written for each in the same statement."""
-    after = moved.values(last_seq=E_.last_seq + 1, updated_at=now).returning(*_COLUMNS).cte("moved")
+    after = moved.values(last_seq=ExecutionRow.last_seq + 1, updated_at=now).returning(*_ALL_COLUMNS).cte("moved")
     data = func.json_build_object(
         *("status", after.c.status, "attempt", after.c.attempt),
         *("error_type", after.c.error_type, "error_message", after.c.error_message),
@@ -168,29 +168,29 @@ def _noted(moved: Update, now: datetime) -> Select[Any]:
     return select(after).add_cte(noted)
 
 
-_REFERENCES = (
+_REFERENCE_PREFIXES = (
     *(("agent_id", "agent"), ("agent_version_id", "ver"), ("crew_id", "crew"), ("workflow_id", "wf")),
     *(("schedule_id", "sched"), ("parent_id", "exec")),
 )
 EXECUTION_MAPPER = RowMapper(ExecutionRow, Execution)
-_STORED_AS = [(name, *_writer(ExecutionRow.__table__.columns[name].type)) for name in _STORED]
+_STORED_AS = [(name, *_describe_parameter(ExecutionRow.__table__.columns[name].type)) for name in _STORED_COLUMNS]
 # Runs in the order of ids, as leases are extended; then plans from the innermost out, as costs are counted and as
 # whoever ends one of them locks what is below it.
-_BELOW = f"""
+_DESCENDANTS_SQL = f"""
     WITH RECURSIVE below AS (
         SELECT e.id, 1 AS deep FROM executions e WHERE e.parent_id = $1
         UNION ALL
         SELECT e.id, b.deep + 1 FROM executions e JOIN below b ON e.parent_id = b.id
     )
-    SELECT e.id FROM executions e JOIN below b ON b.id = e.id WHERE e.status IN {_OPEN}
+    SELECT e.id FROM executions e JOIN below b ON b.id = e.id WHERE e.status IN {_OPEN_STATUSES}
     ORDER BY e.lane = 'plan', CASE WHEN e.lane = 'plan' THEN -b.deep ELSE 0 END, e.id FOR NO KEY UPDATE OF e
 """
-_CANCEL = f"""
+_CANCEL_SQL = f"""
     WITH moved AS (
         UPDATE executions SET
             status = 'cancelled', error_type = 'cancelled', error_message = $2, lease_expires_at = NULL,
             completed_at = $3, updated_at = $3, waiting_for = NULL, last_seq = last_seq + 1
-        WHERE id = ANY ($1) AND status IN {_OPEN} RETURNING *
+        WHERE id = ANY ($1) AND status IN {_OPEN_STATUSES} RETURNING *
     ), noted AS (
         INSERT INTO execution_events (execution_id, seq, tenant_id, at, type, data)
         SELECT id, last_seq, tenant_id, $3, 'status', json_build_object(
@@ -199,7 +199,7 @@ _CANCEL = f"""
     )
     SELECT id FROM moved
 """
-_GET = f"SELECT {EXECUTION_MAPPER.columns} FROM executions WHERE id = $1"
+_GET_SQL = f"SELECT {EXECUTION_MAPPER.columns} FROM executions WHERE id = $1"
 # Lines until the limit is reached; the last one is cut where it is passed.
 _GET_WITH_LOGS = f"""
     SELECT {EXECUTION_MAPPER.columns}, (
@@ -212,19 +212,19 @@ _GET_WITH_LOGS = f"""
     ) AS logs
     FROM executions WHERE id = $1
 """
-_SPEC = "SELECT spec FROM executions WHERE id = $1"
-_ADD = (
-    f"WITH added AS (INSERT INTO executions ({', '.join(_STORED)}, last_seq) "
+_SPEC_SQL = "SELECT spec FROM executions WHERE id = $1"
+_ADD_SQL = (
+    f"WITH added AS (INSERT INTO executions ({', '.join(_STORED_COLUMNS)}, last_seq) "
     f"VALUES ({', '.join(f'${n}{cast}' for n, (_, cast, _) in enumerate(_STORED_AS, 1))}, 1) RETURNING *) "
     "INSERT INTO execution_events (execution_id, seq, tenant_id, at, type, data) "
     "SELECT id, 1, tenant_id, created_at, 'status', json_build_object('status', status, 'attempt', attempt) FROM added"
 )
-_CLAIM = f"SELECT {EXECUTION_MAPPER.columns} FROM claim_runs($1, $2, $3, $4, $5, $6, $7, $8)"
-_SETTLE = "SELECT * FROM settle_runs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+_CLAIM_SQL = f"SELECT {EXECUTION_MAPPER.columns} FROM claim_runs($1, $2, $3, $4, $5, $6, $7, $8)"
+_SETTLE_SQL = "SELECT * FROM settle_runs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
 
 
 class PostgresExecutions:
-    """Implements `domain.executions.Executions`."""
+    """Provide `domain.executions.Executions` on Postgres."""
 
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
@@ -232,21 +232,21 @@ class PostgresExecutions:
     async def add(self, execution: Execution, spec: AgentSpec | None) -> None:
         values = (spec if name == "spec" else getattr(execution, name) for name, _, _ in _STORED_AS)
         await self._connection.execute_sql(
-            _ADD, *(write(value) for value, (_, _, write) in zip(values, _STORED_AS, strict=True))
+            _ADD_SQL, *(write(value) for value, (_, _, write) in zip(values, _STORED_AS, strict=True))
         )
 
     async def get_spec(self, execution_id: str) -> AgentSpec | None:
-        found = await self._connection.fetch_value(_SPEC, ids.decode_id("exec", execution_id))
-        return None if found is None else msgspec.convert(found, AgentSpec)
+        result = await self._connection.fetch_value(_SPEC_SQL, ids.decode_id("exec", execution_id))
+        return None if result is None else msgspec.convert(result, AgentSpec)
 
     async def lock_execution(self, execution_id: str) -> Execution | None:
-        known = ids.decode_id("exec", execution_id)
-        record = await self._connection.fetch_row(f"{_GET} FOR UPDATE", known) if known is not None else None
+        row_id = ids.decode_id("exec", execution_id)
+        record = await self._connection.fetch_row(f"{_GET_SQL} FOR UPDATE", row_id) if row_id is not None else None
         return None if record is None else EXECUTION_MAPPER.to_struct(record)
 
     async def get(self, execution_id: str) -> Execution | None:
-        known = ids.decode_id("exec", execution_id)
-        record = await self._connection.fetch_row(_GET_WITH_LOGS, known) if known is not None else None
+        row_id = ids.decode_id("exec", execution_id)
+        record = await self._connection.fetch_row(_GET_WITH_LOGS, row_id) if row_id is not None else None
         if record is None:
             return None
         execution = EXECUTION_MAPPER.to_struct(record)
@@ -255,24 +255,24 @@ class PostgresExecutions:
 
     async def list_page(self, narrowed: ExecutionFilter, page: Page) -> Listing[Execution]:
         heavy = ("input_data", "output_data", "waiting_for")
-        columns = [column for column in _COLUMNS if column.name not in heavy]
-        query = select(*columns, *(_trimmed(getattr(E_, name), name) for name in heavy))
-        for name, prefix in _REFERENCES:
-            wanted = getattr(narrowed, name)
-            if wanted is not None:
-                known = ids.decode_id(prefix, wanted) is not None
-                query = query.where(getattr(E_, name) == wanted) if known else query.where(literal(False))
+        columns = [column for column in _ALL_COLUMNS if column.name not in heavy]
+        query = select(*columns, *(_trim_column(getattr(ExecutionRow, name), name) for name in heavy))
+        for name, prefix in _REFERENCE_PREFIXES:
+            criterion = getattr(narrowed, name)
+            if criterion is not None:
+                row_id = ids.decode_id(prefix, criterion) is not None
+                query = query.where(getattr(ExecutionRow, name) == criterion) if row_id else query.where(literal(False))
         if narrowed.status is not None:
-            query = query.where(E_.status == narrowed.status)
+            query = query.where(ExecutionRow.status == narrowed.status)
         if narrowed.kind is not None:
-            query = query.where(E_.kind == narrowed.kind)
+            query = query.where(ExecutionRow.kind == narrowed.kind)
         if narrowed.agent_id is None and narrowed.agent_version_id is None and narrowed.parent_id is None:
-            query = query.where(E_.parent_id.is_(None))
+            query = query.where(ExecutionRow.parent_id.is_(None))
         if narrowed.since is not None:
-            query = query.where(E_.created_at >= narrowed.since)
+            query = query.where(ExecutionRow.created_at >= narrowed.since)
         if narrowed.until is not None:
-            query = query.where(E_.created_at < narrowed.until)
-        return await fetch_page(self._connection, query, E_.id.desc(), page, Execution, MAX_COUNTED_ROWS)
+            query = query.where(ExecutionRow.created_at < narrowed.until)
+        return await fetch_page(self._connection, query, ExecutionRow.id.desc(), page, Execution, MAX_COUNTED_ROWS)
 
     async def claim_pending(
         self, lease: Lease, slots: int, local_versions: frozenset[str], share: LaneShare
@@ -280,30 +280,32 @@ class PostgresExecutions:
         versions = [ids.decode_id("ver", version_id) for version_id in local_versions]
         times = lease.claimed_at, lease.expires_at
         records = await self._connection.fetch(
-            _CLAIM, lease.worker_id, slots, *times, versions, share.max_running, share.lane, share.reserved_slots
+            _CLAIM_SQL, lease.worker_id, slots, *times, versions, share.max_running, share.lane, share.reserved_slots
         )
         return [EXECUTION_MAPPER.to_struct(record) for record in records]
 
     async def begin_running(self, execution_id: str, attempt: int, now: datetime) -> bool:
-        moved = update(E_).where(E_.id == execution_id, E_.attempt == attempt, E_.status == "preparing")
-        return await self._moved(moved.values(status="running"), now) is not None
+        moved = update(ExecutionRow).where(
+            ExecutionRow.id == execution_id, ExecutionRow.attempt == attempt, ExecutionRow.status == "preparing"
+        )
+        return await self._update_one(moved.values(status="running"), now) is not None
 
     async def settle_attempts(self, ended: list[AttemptOutcome], now: datetime) -> ExecutionSettlement:
-        known = [ids.decode_id("exec", one.execution.id) for one in ended]
+        row_ids = [ids.decode_id("exec", entry.execution.id) for entry in ended]
         lines = [
-            (known[place], one.execution.attempt, number, event.at, msgspec.json.encode(event.data).decode())
-            for place, one in enumerate(ended)
-            for number, event in enumerate(one.events, 1)
+            (row_ids[place], entry.execution.attempt, number, event.at, msgspec.json.encode(event.data).decode())
+            for place, entry in enumerate(ended)
+            for number, event in enumerate(entry.events, 1)
         ]
         records = await self._connection.fetch(
-            _SETTLE,
-            known,
-            [one.execution.attempt for one in ended],
-            [status_from_outcome(one.outcome) for one in ended],
-            [None if one.outcome.output is None else one.outcome.output.decode() for one in ended],
-            [replace_unstorable_text(one.outcome.error_type) for one in ended],
-            [replace_unstorable_text(one.outcome.error_message) for one in ended],
-            [len(one.events) for one in ended],
+            _SETTLE_SQL,
+            row_ids,
+            [entry.execution.attempt for entry in ended],
+            [status_from_outcome(entry.outcome) for entry in ended],
+            [None if entry.outcome.output is None else entry.outcome.output.decode() for entry in ended],
+            [replace_unstorable_text(entry.outcome.error_type) for entry in ended],
+            [replace_unstorable_text(entry.outcome.error_message) for entry in ended],
+            [len(entry.events) for entry in ended],
             now,
             *([line[field] for line in lines] for field in range(5)),
         )
@@ -313,70 +315,84 @@ class PostgresExecutions:
         )
 
     async def cancel_execution(self, execution_id: str, reason: str, now: datetime) -> bool:
-        moved = update(E_).where(E_.id == execution_id, E_.status.in_(_OPEN))
-        return await self._moved(_cancelled(moved, reason, now), now) is not None
+        moved = update(ExecutionRow).where(ExecutionRow.id == execution_id, ExecutionRow.status.in_(_OPEN_STATUSES))
+        return await self._update_one(_set_cancelled(moved, reason, now), now) is not None
 
     async def cancel_children(self, execution_id: str, reason: str, now: datetime) -> list[str]:
-        found = await self._connection.fetch(_BELOW, ids.decode_id("exec", execution_id))
-        if not found:
+        result = await self._connection.fetch(_DESCENDANTS_SQL, ids.decode_id("exec", execution_id))
+        if not result:
             return []
-        records = await self._connection.fetch(_CANCEL, [record["id"] for record in found], reason, now)
+        records = await self._connection.fetch(_CANCEL_SQL, [record["id"] for record in result], reason, now)
         return [ids.encode_id("exec", record["id"]) for record in records]
 
     async def count_open_runs(self, agent_id: str) -> int:
-        known = ids.decode_id("agent", agent_id)
+        row_id = ids.decode_id("agent", agent_id)
         await self._connection.execute_sql("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", agent_id)
-        query = f"SELECT count(*) FROM executions WHERE agent_id = $1 AND status IN {_OPEN} AND parent_id IS NULL"
-        return int(await self._connection.fetch_value(query, known))
+        query = (
+            f"SELECT count(*) FROM executions WHERE agent_id = $1 AND status IN {_OPEN_STATUSES} AND parent_id IS NULL"
+        )
+        return int(await self._connection.fetch_value(query, row_id))
 
     async def cancel_oldest(
         self, agent_id: str, keep: int, reason: str, now: datetime, steps: bool = False
     ) -> list[str]:
         # Locked in the order of ids, as leases are extended, so that the two cannot deadlock; then counted.
         # A CTE is run once; a subquery that locks might be run again, and choose other rows then.
-        of_agent = select(E_.id).where(E_.agent_id == agent_id, E_.status.in_(_OPEN))
+        of_agent = select(ExecutionRow.id).where(
+            ExecutionRow.agent_id == agent_id, ExecutionRow.status.in_(_OPEN_STATUSES)
+        )
         if not steps:
-            of_agent = of_agent.where(E_.parent_id.is_(None))
-        locked = of_agent.order_by(E_.id).with_for_update().cte("locked")
+            of_agent = of_agent.where(ExecutionRow.parent_id.is_(None))
+        locked = of_agent.order_by(ExecutionRow.id).with_for_update().cte("locked")
         chosen = select(locked.c.id).order_by(locked.c.id.desc()).offset(keep)
-        moved = update(E_).where(E_.id.in_(chosen.scalar_subquery()))
-        rows = await self._connection.execute(_noted(_cancelled(moved, reason, now), now))
+        moved = update(ExecutionRow).where(ExecutionRow.id.in_(chosen.scalar_subquery()))
+        rows = await self._connection.execute(_select_with_events(_set_cancelled(moved, reason, now), now))
         return [struct_from_row(row, Execution).id for row in rows]
 
     async def park_execution(self, execution_id: str, attempt: int, calls: list[dict[str, Any]], now: datetime) -> bool:
-        moved = update(E_).where(E_.id == execution_id, E_.attempt == attempt, E_.status == "running")
+        moved = update(ExecutionRow).where(
+            ExecutionRow.id == execution_id, ExecutionRow.attempt == attempt, ExecutionRow.status == "running"
+        )
         parked = moved.values(status="waiting", waiting_for=calls, worker=None, lease_expires_at=None)
-        return await self._moved(parked, now) is not None
+        return await self._update_one(parked, now) is not None
 
     async def resume_execution(self, execution_id: str, now: datetime) -> Execution | None:
-        moved = update(E_).where(E_.id == execution_id, E_.status == "waiting")
-        return await self._moved(moved.values(status="pending", waiting_for=None, resumes=E_.resumes + 1), now)
+        moved = update(ExecutionRow).where(ExecutionRow.id == execution_id, ExecutionRow.status == "waiting")
+        return await self._update_one(
+            moved.values(status="pending", waiting_for=None, resumes=ExecutionRow.resumes + 1), now
+        )
 
     async def set_waiting_calls(self, execution_id: str, calls: list[dict[str, Any]], now: datetime) -> None:
         await self._connection.execute(
-            update(E_).where(E_.id == execution_id, E_.status == "waiting").values(waiting_for=calls, updated_at=now)
+            update(ExecutionRow)
+            .where(ExecutionRow.id == execution_id, ExecutionRow.status == "waiting")
+            .values(waiting_for=calls, updated_at=now)
         )
 
     async def release_execution(self, execution_id: str, attempt: int, now: datetime) -> Execution | None:
-        return await self._freed(now, E_.id == execution_id, E_.attempt == attempt)
+        return await self._release_one(now, ExecutionRow.id == execution_id, ExecutionRow.attempt == attempt)
 
     async def hand_over_execution(self, execution_id: str, attempt: int, now: datetime) -> Execution | None:
-        moved = update(E_).where(E_.id == execution_id, E_.attempt == attempt, E_.status.in_(LEASED_STATUSES))
-        freed = moved.values(status="pending", handovers=E_.handovers + 1, worker=None, lease_expires_at=None)
-        return await self._moved(freed, now)
+        moved = update(ExecutionRow).where(
+            ExecutionRow.id == execution_id, ExecutionRow.attempt == attempt, ExecutionRow.status.in_(LEASED_STATUSES)
+        )
+        freed = moved.values(status="pending", handovers=ExecutionRow.handovers + 1, worker=None, lease_expires_at=None)
+        return await self._update_one(freed, now)
 
     async def requeue_expired(self, execution_id: str, now: datetime) -> Execution | None:
-        return await self._freed(now, E_.id == execution_id, E_.lease_expires_at < now)
+        return await self._release_one(now, ExecutionRow.id == execution_id, ExecutionRow.lease_expires_at < now)
 
-    async def _freed(self, now: datetime, *which: Any) -> Execution | None:
+    async def _release_one(self, now: datetime, *which: Any) -> Execution | None:
         """Pending again, or failed when its attempts are used up."""
         # A claim after an approval, or after a worker was stopped, is none after a loss.
-        counted = E_.attempt - E_.resumes - E_.handovers
-        used_up = counted >= E_.max_attempts
-        reason = func.format("The worker stopped answering during attempt %s of %s.", counted, E_.max_attempts)
+        counted = ExecutionRow.attempt - ExecutionRow.resumes - ExecutionRow.handovers
+        used_up = counted >= ExecutionRow.max_attempts
+        reason = func.format(
+            "The worker stopped answering during attempt %s of %s.", counted, ExecutionRow.max_attempts
+        )
         moved = (
-            update(E_)
-            .where(*which, E_.status.in_(LEASED_STATUSES))
+            update(ExecutionRow)
+            .where(*which, ExecutionRow.status.in_(LEASED_STATUSES))
             .values(
                 status=case((used_up, "failed"), else_="pending"),
                 error_type=case((used_up, "worker_lost"), else_=None),
@@ -386,14 +402,14 @@ class PostgresExecutions:
                 lease_expires_at=None,
             )
         )
-        return await self._moved(moved, now)
+        return await self._update_one(moved, now)
 
-    async def _moved(self, moved: Update, now: datetime) -> Execution | None:
-        row = (await self._connection.execute(_noted(moved, now))).first()
+    async def _update_one(self, moved: Update, now: datetime) -> Execution | None:
+        row = (await self._connection.execute(_select_with_events(moved, now))).first()
         return None if row is None else struct_from_row(row, Execution)
 
 
-def _cancelled(moved: Update, reason: str, now: datetime) -> Update:
+def _set_cancelled(moved: Update, reason: str, now: datetime) -> Update:
     return moved.values(
         status="cancelled",
         error_type="cancelled",

@@ -11,7 +11,7 @@ from infra.postgres.db import Base, timestamp
 
 
 class AnswerRow(Base):
-    """A first answer, kept for a day."""
+    """Map a row of `idempotency_keys`: a first answer, kept for a day."""
 
     __tablename__ = "idempotency_keys"
     tenant_id: Mapped[str] = mapped_column(Text, primary_key=True)
@@ -49,25 +49,25 @@ _FORGET_MANY = """
 
 
 class PostgresIdempotencyKeys:
-    """Implements `domain.shared.idempotency.IdempotencyKeys`."""
+    """Provide `domain.shared.idempotency.IdempotencyKeys` on Postgres."""
 
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def claim_keys(self, asked: list[IdempotentRequest], now: datetime) -> dict[tuple[str, str], StoredResponse]:
         # A concurrent request with the same key waits here for the other's commit, then finds its answer.
-        columns = [[getattr(one, name) for one in asked] for name in ("owner", "key", "fingerprint")]
+        columns = [[getattr(entry, name) for entry in asked] for name in ("owner", "key", "fingerprint")]
         claimed = await self._connection.fetch(_CLAIM_MANY, *columns, now, now - IDEMPOTENCY_LIFETIME)
         mine = {(record["owner"], record["key"]) for record in claimed}
-        others = [(one.owner, one.key) for one in asked if (one.owner, one.key) not in mine]
+        others = [(entry.owner, entry.key) for entry in asked if (entry.owner, entry.key) not in mine]
         if not others:
             return {}
-        found = await self._connection.fetch(_FIND_MANY, *([pair[place] for pair in others] for place in (0, 1)))
+        result = await self._connection.fetch(_FIND_MANY, *([pair[place] for pair in others] for place in (0, 1)))
         return {
             (record["owner"], record["key"]): StoredResponse(
                 fingerprint=record["fingerprint"], status=record["status"], body=record["body"]
             )
-            for record in found
+            for record in result
         }
 
     async def store_responses(self, answers: dict[tuple[str, str], bytes]) -> None:

@@ -17,7 +17,7 @@ from infra.postgres.pages import fetch_page
 
 
 class ApiKeyRow(Base):
-    """A key, by its SHA-256."""
+    """Map a row of `api_keys`: a key, by its SHA-256."""
 
     __tablename__ = "api_keys"
     id: Mapped[str] = mapped_column(Id("key"), primary_key=True)
@@ -37,25 +37,27 @@ class ApiKeyRow(Base):
     updated_at: Mapped[datetime] = mapped_column(timestamp())
 
 
-_FIND = "SELECT f.* FROM unnest($1::bytea[]) AS h(hash) CROSS JOIN LATERAL find_key(h.hash) AS f"
-_COUNT = text("SELECT count_key_use(CAST(:ids AS uuid[]), CAST(:uses AS bigint[]), CAST(:times AS timestamptz[]))")
+_FIND_SQL = "SELECT f.* FROM unnest($1::bytea[]) AS h(hash) CROSS JOIN LATERAL find_key(h.hash) AS f"
+_COUNT_USE_SQL = text(
+    "SELECT count_key_use(CAST(:ids AS uuid[]), CAST(:uses AS bigint[]), CAST(:times AS timestamptz[]))"
+)
 
 
 class PostgresApiKeys:
-    """Implements `domain.accounts.keys.ApiKeys`."""
+    """Provide `domain.accounts.keys.ApiKeys` on Postgres."""
 
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def find(self, key_hashes: list[bytes]) -> dict[bytes, ApiKeyIdentity]:
-        records = await self._connection.fetch(_FIND, key_hashes)
-        return {record["key_hash"]: _identity(record) for record in records}
+        records = await self._connection.fetch(_FIND_SQL, key_hashes)
+        return {record["key_hash"]: _read_identity(record) for record in records}
 
     async def count_use(self, uses: dict[str, tuple[int, datetime]]) -> None:
         # In the order of ids, so that two processes that count the same keys cannot deadlock.
         keys = sorted(uses)
         await self._connection.execute(
-            _COUNT,
+            _COUNT_USE_SQL,
             {
                 "ids": [ids.decode_id("key", key) for key in keys],
                 "uses": [uses[key][0] for key in keys],
@@ -108,8 +110,8 @@ class PostgresApiKeys:
         await self._connection.execute(delete(ApiKeyRow).where(ApiKeyRow.id == key_id))
 
 
-def _identity(record: asyncpg.Record) -> ApiKeyIdentity:
-    found = dict(record)
-    found["key_id"] = ids.encode_id("key", found["key_id"])
-    found["user_id"] = ids.encode_id("user", found["user_id"])
-    return struct_from_row(found, ApiKeyIdentity)
+def _read_identity(record: asyncpg.Record) -> ApiKeyIdentity:
+    result = dict(record)
+    result["key_id"] = ids.encode_id("key", result["key_id"])
+    result["user_id"] = ids.encode_id("user", result["user_id"])
+    return struct_from_row(result, ApiKeyIdentity)

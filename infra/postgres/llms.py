@@ -17,7 +17,7 @@ from infra.postgres.pages import fetch_page
 
 
 class ModelRow(Base):
-    """A language model and how to reach it."""
+    """Map a row of `models`: a language model and how to reach it."""
 
     __tablename__ = "models"
     __table_args__ = (UniqueConstraint("tenant_id", "name"),)
@@ -35,26 +35,26 @@ class ModelRow(Base):
     updated_at: Mapped[datetime] = mapped_column(timestamp())
 
 
-_FIXED = ("id", "tenant_id", "created_at")
+_FIXED_COLUMNS = ("id", "tenant_id", "created_at")
 
 
 class PostgresLlms:
-    """Implements `domain.llms.Llms`."""
+    """Provide `domain.llms.Llms` on Postgres."""
 
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def add(self, model: Model) -> bool:
         values = {name: getattr(model, name) for name in Model.__struct_fields__}
-        made = await self._connection.execute(
+        inserted = await self._connection.execute(
             insert(ModelRow).values(**values).on_conflict_do_nothing().returning(ModelRow.id)
         )
-        return made.first() is not None
+        return inserted.first() is not None
 
     async def find(self, reference: str, lock: bool = False) -> Model | None:
         is_id = ids.decode_id("model", reference) is not None
-        wanted = ModelRow.id == reference if is_id else ModelRow.name == reference.replace("\0", "\ufffd")
-        query = select(ModelRow).where(wanted)
+        criterion = ModelRow.id == reference if is_id else ModelRow.name == reference.replace("\0", "\ufffd")
+        query = select(ModelRow).where(criterion)
         row = (await self._connection.execute(query.with_for_update() if lock else query)).first()
         return None if row is None else struct_from_row(row, Model)
 
@@ -65,7 +65,7 @@ class PostgresLlms:
         return await fetch_page(self._connection, query, ModelRow.id.desc(), page, Model)
 
     async def save(self, model: Model) -> bool:
-        values = {name: getattr(model, name) for name in Model.__struct_fields__ if name not in _FIXED}
+        values = {name: getattr(model, name) for name in Model.__struct_fields__ if name not in _FIXED_COLUMNS}
         try:
             await self._connection.execute(update(ModelRow).where(ModelRow.id == model.id).values(**values))
         except IntegrityError:

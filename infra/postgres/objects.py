@@ -8,7 +8,7 @@ import asyncpg
 
 from domain.shared import ids
 
-_KEPT: Final = """
+_REFERENCED_KEYS_SQL: Final = """
     SELECT v.tarball_path FROM agent_versions v JOIN agents a ON a.id = v.agent_id WHERE a.deleted_at IS NULL
     UNION SELECT v.bundle_path FROM agent_versions v JOIN agents a ON a.id = v.agent_id
           WHERE a.deleted_at IS NULL AND v.bundle_path IS NOT NULL
@@ -17,7 +17,7 @@ _KEPT: Final = """
     UNION SELECT f.key FROM workspace_files f
 """
 # A body that still waits in the database is no object yet.
-_STORED: Final = """
+_ARTIFACT_KEYS_SQL: Final = """
     SELECT a.tenant_id, a.id, a.received_at FROM artifacts a
     WHERE NOT EXISTS (SELECT FROM artifact_bodies b WHERE b.id = a.id)
 """
@@ -34,9 +34,9 @@ async def iterate_referenced_keys(owner_url: str) -> AsyncIterator[str]:
     try:
         async with owner.transaction(isolation="repeatable_read", readonly=True):
             await owner.execute("SELECT set_config('paddock.every_tenant', 'on', true)")
-            async for row in owner.cursor(_KEPT, prefetch=1000):
+            async for row in owner.cursor(_REFERENCED_KEYS_SQL, prefetch=1000):
                 yield row[0]
-            async for row in owner.cursor(_STORED, prefetch=1000):
+            async for row in owner.cursor(_ARTIFACT_KEYS_SQL, prefetch=1000):
                 yield format_artifact_key(row["tenant_id"], row["received_at"], ids.encode_id("art", row["id"]))
     finally:
         await owner.close()

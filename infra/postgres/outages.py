@@ -8,7 +8,7 @@ from sqlalchemy import exc
 from domain.shared.errors import DomainError
 from infra.postgres.session import UnsafeSession
 
-_AGAIN: Final = "Try again; with an Idempotency-Key nothing is done twice."
+_RETRY_ADVICE: Final = "Try again; with an Idempotency-Key nothing is done twice."
 # Connections that are of no use any more: what was asked may be asked again on a fresh one.
 LOST_CONNECTION_ERRORS: Final = (
     exc.OperationalError,
@@ -23,9 +23,9 @@ LOST_CONNECTION_ERRORS: Final = (
     # What asyncpg says of a connection that was lost in the middle of something.
     asyncpg.InternalClientError,
 )
-_PASSING: Final = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+_TRANSIENT_ERRORS: Final = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 # SQLSTATE (Appendix A of PostgreSQL's manual) → code and what is wrong.
-_NAMED: Final = {
+_OUTAGES_BY_STATE: Final = {
     "53100": ("storage_full", "The disk of the database is full. Work goes on by itself once there is room."),
     "53200": ("database_busy", "The database is out of memory."),
     "53300": ("database_busy", "The database has no connection left: raise max_connections, or start fewer processes."),
@@ -34,40 +34,40 @@ _NAMED: Final = {
     "57014": ("database_slow", "The database did not answer in the time that it is given."),
 }
 # The same by class of SQLSTATE: connecting, and logging in. Poolers say all they have to say as the first.
-_REFUSED: Final = {"08": "The way to the database is shut", "28": "The database refuses the login"}
+_OUTAGES_BY_CLASS: Final = {"08": "The way to the database is shut", "28": "The database refuses the login"}
 
 
 def find_outage(error: BaseException) -> DomainError | None:
     """Name the outage that an error of the database is a sign of; `None` for any other error."""
-    for one in _causes(error):
+    for one in _list_causes(error):
         if isinstance(one, UnsafeSession):
             return DomainError("database_unsafe", str(one), retry_after=30)
         if isinstance(one, exc.TimeoutError):
-            return _outage("database_busy", "All connections of this process to the database are in use.")
+            return _build_outage("database_busy", "All connections of this process to the database are in use.")
         if isinstance(one, asyncpg.PostgresError):
             state = one.sqlstate or ""
-            if state in _NAMED:
-                return _outage(*_NAMED[state])
-            if state[:2] in _REFUSED:
-                return _outage("unavailable", f"{_REFUSED[state[:2]]} ({one}).")
+            if state in _OUTAGES_BY_STATE:
+                return _build_outage(*_OUTAGES_BY_STATE[state])
+            if state[:2] in _OUTAGES_BY_CLASS:
+                return _build_outage("unavailable", f"{_OUTAGES_BY_CLASS[state[:2]]} ({one}).")
     if isinstance(error, TimeoutError):
-        return _outage("database_slow", "The database did not answer in time.")
-    if any(isinstance(one, (*LOST_CONNECTION_ERRORS, *_PASSING)) for one in _causes(error)):
-        return _outage("unavailable", "The database did not answer.")
+        return _build_outage("database_slow", "The database did not answer in time.")
+    if any(isinstance(one, (*LOST_CONNECTION_ERRORS, *_TRANSIENT_ERRORS)) for one in _list_causes(error)):
+        return _build_outage("unavailable", "The database did not answer.")
     if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
-        return _outage("unavailable", "The database did not answer.")
+        return _build_outage("unavailable", "The database did not answer.")
     return None
 
 
-def _causes(error: BaseException) -> list[BaseException]:
+def _list_causes(error: BaseException) -> list[BaseException]:
     """The error, and what SQLAlchemy has wrapped in it."""
-    found = [error]
+    result = [error]
     if isinstance(error, exc.DBAPIError) and error.orig is not None:
-        found.append(error.orig)
+        result.append(error.orig)
         if error.orig.__cause__ is not None:
-            found.append(error.orig.__cause__)
-    return found
+            result.append(error.orig.__cause__)
+    return result
 
 
-def _outage(code: str, told: str) -> DomainError:
-    return DomainError(code, f"{told} {_AGAIN}", retry_after=5 if code == "storage_full" else 1)
+def _build_outage(code: str, told: str) -> DomainError:
+    return DomainError(code, f"{told} {_RETRY_ADVICE}", retry_after=5 if code == "storage_full" else 1)

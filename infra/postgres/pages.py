@@ -23,8 +23,8 @@ async def fetch_page(
 
     `bound` caps the count, for tables too long to count; `has_more` is exact all the same.
     """
-    found = await connection.execute(query.order_by(order).limit(page.limit + 1).offset(page.offset))
-    rows = found.all()
+    result = await connection.execute(query.order_by(order).limit(page.limit + 1).offset(page.offset))
+    rows = result.all()
     if page.offset == 0 and len(rows) <= page.limit:
         total = len(rows)
     else:

@@ -9,19 +9,19 @@ from infra.postgres.connection import TxConnection
 
 
 class PostgresPartitions:
-    """Implement `domain.retention.RecordPartitions`."""
+    """Provide `domain.retention.RecordPartitions` on Postgres."""
 
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def create_partitions(self, now: datetime, ahead: int) -> int:
-        made = [
+        inserted = [
             await self._connection.execute(
                 text("SELECT make_partitions(:kind, :now, :ahead)"), {"kind": kind, "now": now, "ahead": ahead}
             )
             for kind in RECORD_KINDS
         ]
-        return sum(one.scalar_one() for one in made)
+        return sum(entry.scalar_one() for entry in inserted)
 
     async def drop_empty_partition(self, kind: RecordKind, before: datetime) -> int:
         dropped = await self._connection.execute(

@@ -25,7 +25,7 @@ from infra.postgres.executions import EXECUTION_MAPPER as EXECUTION
 
 
 class PlanRow(Base):
-    """A plan."""
+    """Map a row of `plans`: a plan."""
 
     __tablename__ = "plans"
     execution_id: Mapped[str] = mapped_column(Id("exec"), ForeignKey("executions.id"), primary_key=True)
@@ -36,7 +36,7 @@ class PlanRow(Base):
 
 
 class PlanCallsRow(Base):
-    """When models were called for a plan in the last minute."""
+    """Map a row of `plan_calls`: when models were called for a plan in the last minute."""
 
     __tablename__ = "plan_calls"
     execution_id: Mapped[str] = mapped_column(Id("exec"), primary_key=True)
@@ -45,7 +45,7 @@ class PlanCallsRow(Base):
 
 
 class PlanSignalRow(Base):
-    """Something that may have changed for a plan, or will."""
+    """Map a row of `plan_signals`: something that may have changed for a plan, or will."""
 
     __tablename__ = "plan_signals"
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
@@ -55,7 +55,7 @@ class PlanSignalRow(Base):
 
 
 class PlanStepRow(Base):
-    """A step of an execution, or an item of one."""
+    """Map a row of `plan_steps`: a step of an execution, or an item of one."""
 
     __tablename__ = "plan_steps"
     plan_id: Mapped[str] = mapped_column("execution_id", Id("exec"), primary_key=True)
@@ -77,7 +77,7 @@ class PlanStepRow(Base):
 
 
 # What of a step changes, its type in an array, and how it is written.
-_CHANGES: Final = {
+_STEP_COLUMN_TYPES: Final = {
     "status": "text",
     "tries": "integer",
     "child_id": "uuid",
@@ -91,16 +91,16 @@ _CHANGES: Final = {
     "started_at": "timestamptz",
     "finished_at": "timestamptz",
 }
-_RUNS: Final = f"SELECT step, item, {', '.join(_CHANGES)} FROM plan_steps WHERE execution_id = $1"
-_SAVE: Final = (
-    f"INSERT INTO plan_steps (execution_id, tenant_id, step, item, {', '.join(_CHANGES)}) "
+_RUNS_SQL: Final = f"SELECT step, item, {', '.join(_STEP_COLUMN_TYPES)} FROM plan_steps WHERE execution_id = $1"
+_SAVE_SQL: Final = (
+    f"INSERT INTO plan_steps (execution_id, tenant_id, step, item, {', '.join(_STEP_COLUMN_TYPES)}) "
     "SELECT $1, current_setting('paddock.tenant_id'), * FROM unnest($2::text[], $3::integer[], "
-    + ", ".join(f"${place}::{kind}[]" for place, kind in enumerate(_CHANGES.values(), 4))
+    + ", ".join(f"${place}::{kind}[]" for place, kind in enumerate(_STEP_COLUMN_TYPES.values(), 4))
     + ") ON CONFLICT (execution_id, step, item) DO UPDATE SET "
-    + ", ".join(f"{name} = excluded.{name}" for name in _CHANGES)
+    + ", ".join(f"{name} = excluded.{name}" for name in _STEP_COLUMN_TYPES)
 )
-_TAKE: Final = "SELECT revision FROM plans WHERE execution_id = $1 FOR UPDATE"
-_PROGRESS: Final = """
+_LOCK_PLAN_SQL: Final = "SELECT revision FROM plans WHERE execution_id = $1 FOR UPDATE"
+_PROGRESS_SQL: Final = """
     SELECT s.step, s.item, s.child_id, c.status, c.error_type, c.error_message, c.waiting_for
     FROM plan_steps s JOIN executions c ON c.id = s.child_id
     WHERE s.execution_id = $1 AND s.status = 'running'
@@ -109,7 +109,7 @@ _PROGRESS: Final = """
 MAX_PLAN_OUTPUTS_BYTES: Final = 8 * 1024 * 1024
 # As much as one step can be given to work with.
 MAX_STEP_ANSWERS_BYTES: Final = 16 * 1024 * 1024
-_OUTPUTS: Final = f"""
+_OUTPUTS_SQL: Final = f"""
     SELECT step, item, alone, CASE WHEN held <= {MAX_PLAN_OUTPUTS_BYTES} THEN output_data END AS output_data FROM (
         SELECT s.step, s.item, c.output_data, s.child_id IS NULL AS alone,
                sum(octet_length(c.output_data::text)) OVER (ORDER BY s.step, s.item) AS held
@@ -117,7 +117,7 @@ _OUTPUTS: Final = f"""
         WHERE s.execution_id = $1 AND s.status = 'completed'
     ) AS found ORDER BY step, item
 """
-_MOVE: Final = """
+_MOVE_SQL: Final = """
     WITH moved AS (
         UPDATE executions SET
             status = $2, attempt = 1, started_at = coalesce(started_at, $3), updated_at = $3, completed_at = $4,
@@ -132,11 +132,11 @@ _MOVE: Final = """
     )
     SELECT count(*) FROM moved
 """
-_SIGNAL: Final = """
+_SIGNAL_SQL: Final = """
     INSERT INTO plan_signals (execution_id, tenant_id, due_at)
     VALUES ($1, current_setting('paddock.tenant_id'), coalesce($2, to_timestamp(0)))
 """
-_ANSWERS: Final = f"""
+_ANSWERS_SQL: Final = f"""
     SELECT id, CASE WHEN held <= {MAX_STEP_ANSWERS_BYTES} THEN output_data END AS output_data, held FROM (
         SELECT id, output_data, sum(octet_length(output_data::text)) OVER () AS held
         FROM executions WHERE id = ANY ($1)
@@ -145,17 +145,17 @@ _ANSWERS: Final = f"""
 
 
 class PostgresPlans:
-    """Implements `domain.plans.Plans`."""
+    """Provide `domain.plans.Plans` on Postgres."""
 
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def add(self, execution_id: str, plan: Plan, runs: list[StepRun]) -> None:
-        known = ids.decode_id("exec", execution_id)
+        row_id = ids.decode_id("exec", execution_id)
         await self._connection.execute_sql(
             "INSERT INTO plans (execution_id, tenant_id, plan, max_rpm) "
             "VALUES ($1, current_setting('paddock.tenant_id'), $2::text::json, $3)",
-            known,
+            row_id,
             msgspec.json.encode(plan).decode(),
             plan.max_rpm,
         )
@@ -163,22 +163,22 @@ class PostgresPlans:
         await self.signal_plan(execution_id)
 
     async def get(self, execution_id: str) -> Plan | None:
-        found = await self._connection.fetch_value(
+        result = await self._connection.fetch_value(
             "SELECT plan::text FROM plans WHERE execution_id = $1", ids.decode_id("exec", execution_id)
         )
-        return None if found is None else msgspec.json.decode(found, type=Plan)
+        return None if result is None else msgspec.json.decode(result, type=Plan)
 
     async def list_due(self, now: datetime, limit: int) -> tuple[list[DuePlan], float | None]:
         records = await self._connection.fetch("SELECT * FROM due_plans($1, $2)", now, limit)
-        found = [
+        result = [
             DuePlan(execution_id=ids.encode_id("exec", record["execution_id"]), tenant_id=record["tenant_id"])
             for record in records
             if record["execution_id"] is not None
         ]
-        return found, next((record["next"] for record in records if record["execution_id"] is None), None)
+        return result, next((record["next"] for record in records if record["execution_id"] is None), None)
 
     async def lock(self, execution_id: str) -> None:
-        await self._connection.execute_sql(_TAKE, ids.decode_id("exec", execution_id))
+        await self._connection.execute_sql(_LOCK_PLAN_SQL, ids.decode_id("exec", execution_id))
 
     async def clear_signals(self, execution_id: str) -> None:
         await self._connection.execute_sql(
@@ -186,24 +186,24 @@ class PostgresPlans:
         )
 
     async def try_lock(self, execution_id: str, now: datetime) -> LockedPlan | None:
-        known = ids.decode_id("exec", execution_id)
-        revision = await self._connection.fetch_value(f"{_TAKE} SKIP LOCKED", known)
+        row_id = ids.decode_id("exec", execution_id)
+        revision = await self._connection.fetch_value(f"{_LOCK_PLAN_SQL} SKIP LOCKED", row_id)
         if revision is None:
             return None
         # Before anything else is read: what is told from here on is seen by whoever takes it next.
         await self._connection.execute_sql(
-            "DELETE FROM plan_signals WHERE execution_id = $1 AND due_at <= $2", known, now
+            "DELETE FROM plan_signals WHERE execution_id = $1 AND due_at <= $2", row_id, now
         )
-        fresh = await self._connection.fetch_row(f"SELECT {EXECUTION.columns} FROM executions WHERE id = $1", known)
+        fresh = await self._connection.fetch_row(f"SELECT {EXECUTION.columns} FROM executions WHERE id = $1", row_id)
         assert fresh is not None
         return LockedPlan(revision=revision, execution=EXECUTION.to_struct(fresh))
 
     async def list_runs(self, execution_id: str) -> list[StepRun]:
-        records = await self._connection.fetch(_RUNS, ids.decode_id("exec", execution_id))
-        return [_run(record) for record in records]
+        records = await self._connection.fetch(_RUNS_SQL, ids.decode_id("exec", execution_id))
+        return [_read_step(record) for record in records]
 
     async def list_progress(self, execution_id: str) -> list[StepProgress]:
-        records = await self._connection.fetch(_PROGRESS, ids.decode_id("exec", execution_id))
+        records = await self._connection.fetch(_PROGRESS_SQL, ids.decode_id("exec", execution_id))
         return [
             StepProgress(
                 step=record["step"],
@@ -218,43 +218,43 @@ class PostgresPlans:
         ]
 
     async def get_child_outputs(self, executions: list[str]) -> tuple[dict[str, Any] | None, int]:
-        known = [ids.decode_id("exec", one) for one in executions]
-        records = await self._connection.fetch(_ANSWERS, known)
+        row_ids = [ids.decode_id("exec", entry) for entry in executions]
+        records = await self._connection.fetch(_ANSWERS_SQL, row_ids)
         size = int(records[0]["held"] or 0) if records else 0
         if size > MAX_STEP_ANSWERS_BYTES:
             return None, size
         return {ids.encode_id("exec", record["id"]): record["output_data"] for record in records}, size
 
     async def get_step_outputs(self, execution_id: str) -> dict[str, Any]:
-        records = await self._connection.fetch(_OUTPUTS, ids.decode_id("exec", execution_id))
+        records = await self._connection.fetch(_OUTPUTS_SQL, ids.decode_id("exec", execution_id))
         # A completed step without a child is one that is mapped.
-        found: dict[str, Any] = {
+        result: dict[str, Any] = {
             record["step"]: [] if record["alone"] else record["output_data"] for record in records if record["item"] < 0
         }
         for record in records:
-            if record["item"] >= 0 and record["step"] in found:
-                found[record["step"]].append(record["output_data"])
-        return found
+            if record["item"] >= 0 and record["step"] in result:
+                result[record["step"]].append(record["output_data"])
+        return result
 
     async def save(self, execution_id: str, runs: list[StepRun]) -> None:
         if not runs:
             return
-        known = ids.decode_id("exec", execution_id)
+        row_id = ids.decode_id("exec", execution_id)
         await self._connection.execute_sql(
-            _SAVE,
-            known,
+            _SAVE_SQL,
+            row_id,
             [run.step for run in runs],
             [run.item for run in runs],
-            *([_value(run, name) for run in runs] for name in _CHANGES),
+            *([_get_value(run, name) for run in runs] for name in _STEP_COLUMN_TYPES),
         )
-        await self._connection.execute_sql("UPDATE plans SET revision = revision + 1 WHERE execution_id = $1", known)
+        await self._connection.execute_sql("UPDATE plans SET revision = revision + 1 WHERE execution_id = $1", row_id)
 
     async def signal_plan(self, execution_id: str, due_at: datetime | None = None) -> None:
-        await self._connection.execute_sql(_SIGNAL, ids.decode_id("exec", execution_id), due_at)
+        await self._connection.execute_sql(_SIGNAL_SQL, ids.decode_id("exec", execution_id), due_at)
 
     async def update_execution(self, execution: Execution, events: list[ExecutionEvent], now: datetime) -> bool:
         moved = await self._connection.fetch_value(
-            _MOVE,
+            _MOVE_SQL,
             ids.decode_id("exec", execution.id),
             execution.status,
             now,
@@ -273,31 +273,31 @@ class PostgresPlans:
 
     async def get_max_rpm(self, execution_id: str) -> int | None:
         query = "SELECT max_rpm FROM plans WHERE execution_id = $1"
-        found: int | None = await self._connection.fetch_value(query, ids.decode_id("exec", execution_id))
-        return found
+        result: int | None = await self._connection.fetch_value(query, ids.decode_id("exec", execution_id))
+        return result
 
     async def reserve_model_call(self, execution_id: str, max_rpm: int, now: datetime) -> datetime:
-        known = ids.decode_id("exec", execution_id)
+        row_id = ids.decode_id("exec", execution_id)
         await self._connection.execute_sql(
             "INSERT INTO plan_calls (execution_id, tenant_id, calls) "
             "VALUES ($1, current_setting('paddock.tenant_id'), '{}') ON CONFLICT DO NOTHING",
-            known,
+            row_id,
         )
         calls = await self._connection.fetch_value(
-            "SELECT calls FROM plan_calls WHERE execution_id = $1 FOR UPDATE", known
+            "SELECT calls FROM plan_calls WHERE execution_id = $1 FOR UPDATE", row_id
         )
         minute = timedelta(minutes=1)
         slot = now if len(calls) < max_rpm else max(now, calls[-max_rpm] + minute)
         await self._connection.execute_sql(
             "UPDATE plan_calls SET calls = $2 WHERE execution_id = $1",
-            known,
+            row_id,
             # Clocks differ: the last one is not always the latest.
             sorted([*calls, slot])[-max_rpm:],
         )
         return slot
 
 
-def _value(run: StepRun, name: str) -> Any:
+def _get_value(run: StepRun, name: str) -> Any:
     if name == "child_id":
         return None if run.execution_id is None else ids.decode_id("exec", run.execution_id)
     if name == "decided_by":
@@ -307,8 +307,8 @@ def _value(run: StepRun, name: str) -> Any:
     return getattr(run, name)
 
 
-def _run(record: asyncpg.Record) -> StepRun:
-    values = {name: record[name] for name in ("step", "item", *_CHANGES)}
+def _read_step(record: asyncpg.Record) -> StepRun:
+    values = {name: record[name] for name in ("step", "item", *_STEP_COLUMN_TYPES)}
     child, by = values.pop("child_id"), values["decided_by"]
     values["decided_by"] = None if by is None else ids.encode_id("user", by)
     return StepRun(execution_id=None if child is None else ids.encode_id("exec", child), **values)

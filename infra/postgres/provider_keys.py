@@ -17,7 +17,7 @@ from infra.postgres.pages import fetch_page
 
 
 class ProviderKeyRow(Base):
-    """A key for an outside service, sealed."""
+    """Map a row of `provider_keys`: a key for an outside service, sealed."""
 
     __tablename__ = "provider_keys"
     __table_args__ = (UniqueConstraint("tenant_id", "slug"),)
@@ -32,43 +32,43 @@ class ProviderKeyRow(Base):
     updated_at: Mapped[datetime] = mapped_column(timestamp())
 
 
-_SHAPE = RowMapper(ProviderKeyRow, ProviderKey)
-_SHOWN = [column for column in ProviderKeyRow.__table__.columns if column.name != "sealed"]
-_FIND = f"SELECT {_SHAPE.columns} FROM provider_keys WHERE "
-_LOCKS = {False: "", True: " FOR UPDATE", "share": " FOR SHARE"}
-_USERS = (
+_ROW_MAPPER = RowMapper(ProviderKeyRow, ProviderKey)
+_LISTED_COLUMNS = [column for column in ProviderKeyRow.__table__.columns if column.name != "sealed"]
+_FIND_SQL = f"SELECT {_ROW_MAPPER.columns} FROM provider_keys WHERE "
+_LOCK_CLAUSES = {False: "", True: " FOR UPDATE", "share": " FOR SHARE"}
+_USERS_SQL = (
     "SELECT 'model ' || name AS used_by FROM models WHERE api_key_name = $1 "
     "UNION ALL SELECT 'tool ' || name FROM tools WHERE $1 = ANY (key_names) ORDER BY used_by"
 )
-_FOR = "SELECT sealed FROM provider_keys WHERE lower(service) = $1 LIMIT 2"
+_FIND_FOR_SERVICE_SQL = "SELECT sealed FROM provider_keys WHERE lower(service) = $1 LIMIT 2"
 
 
 class PostgresProviderKeys:
-    """Implements `domain.provider_keys.ProviderKeys`."""
+    """Provide `domain.provider_keys.ProviderKeys` on Postgres."""
 
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def add(self, key: ProviderKey, sealed: bytes) -> bool:
         values = {name: getattr(key, name) for name in ProviderKey.__struct_fields__}
-        made = await self._connection.execute(
+        inserted = await self._connection.execute(
             insert(ProviderKeyRow).values(**values, sealed=sealed).on_conflict_do_nothing().returning(ProviderKeyRow.id)
         )
-        return made.first() is not None
+        return inserted.first() is not None
 
     async def find(self, reference: str, lock: bool | Literal["share"] = False) -> ProviderKey | None:
-        known = ids.decode_id("pkey", reference)
-        if known is not None:
-            record = await self._connection.fetch_row(f"{_FIND} id = $1{_LOCKS[lock]}", known)
+        row_id = ids.decode_id("pkey", reference)
+        if row_id is not None:
+            record = await self._connection.fetch_row(f"{_FIND_SQL} id = $1{_LOCK_CLAUSES[lock]}", row_id)
         else:
             name = reference.replace("\0", "\ufffd")
             record = await self._connection.fetch_row(
-                f"{_FIND} (name = $1 OR slug = $1) ORDER BY name = $1 DESC LIMIT 1{_LOCKS[lock]}", name
+                f"{_FIND_SQL} (name = $1 OR slug = $1) ORDER BY name = $1 DESC LIMIT 1{_LOCK_CLAUSES[lock]}", name
             )
-        return None if record is None else _SHAPE.to_struct(record)
+        return None if record is None else _ROW_MAPPER.to_struct(record)
 
     async def list_page(self, page: Page, service: str | None) -> Listing[ProviderKey]:
-        query = select(*_SHOWN)
+        query = select(*_LISTED_COLUMNS)
         if service is not None:
             query = query.where(func.lower(ProviderKeyRow.service) == service.lower().replace("\0", "\ufffd"))
         return await fetch_page(self._connection, query, ProviderKeyRow.id.desc(), page, ProviderKey)
@@ -88,26 +88,28 @@ class PostgresProviderKeys:
         await self._connection.execute(delete(ProviderKeyRow).where(ProviderKeyRow.id == key_id))
 
     async def find_slug_holders(self, slugs: list[str]) -> dict[str, str]:
-        found = await self._connection.fetch("SELECT slug, name FROM provider_keys WHERE slug = ANY($1::text[])", slugs)
-        return {record["slug"]: record["name"] for record in found}
+        result = await self._connection.fetch(
+            "SELECT slug, name FROM provider_keys WHERE slug = ANY($1::text[])", slugs
+        )
+        return {record["slug"]: record["name"] for record in result}
 
     async def list_users(self, slug: str) -> list[str]:
-        return [record["used_by"] for record in await self._connection.fetch(_USERS, slug)]
+        return [record["used_by"] for record in await self._connection.fetch(_USERS_SQL, slug)]
 
     async def find_sealed(self, slug: str) -> bytes | None:
-        found: bytes | None = await self._connection.fetch_value(
+        result: bytes | None = await self._connection.fetch_value(
             "SELECT sealed FROM provider_keys WHERE slug = $1", slug
         )
-        return found
+        return result
 
     async def find_sealed_for_service(self, service: str) -> bytes | None:
-        found = await self._connection.fetch(_FOR, service)
-        return found[0]["sealed"] if len(found) == 1 else None
+        result = await self._connection.fetch(_FIND_FOR_SERVICE_SQL, service)
+        return result[0]["sealed"] if len(result) == 1 else None
 
     async def list_sealed(self, after: str | None, most: int) -> list[tuple[str, bytes]]:
         last = None if after is None else ids.decode_id("pkey", after)
-        found = await self._connection.fetch("SELECT id, sealed FROM sealed_keys($1, $2)", last, most)
-        return [(ids.encode_id("pkey", record["id"]), record["sealed"]) for record in found]
+        result = await self._connection.fetch("SELECT id, sealed FROM sealed_keys($1, $2)", last, most)
+        return [(ids.encode_id("pkey", record["id"]), record["sealed"]) for record in result]
 
     async def replace_sealed(self, key_id: str, old: bytes, new: bytes) -> bool:
         moved: int = await self._connection.fetch_value(

@@ -10,7 +10,7 @@ from domain.shared.jobs import ALL_LANES, ROW_PREFIX_BY_LANE, Job, Lane
 from infra.postgres.connection import TxConnection
 from infra.postgres.db import struct_from_row
 
-_STATS = text(
+_STATS_SQL = text(
     """
     SELECT lane, count(*) FILTER (WHERE waiting) AS depth, count(*) FILTER (WHERE NOT waiting) AS running,
            CAST(extract(epoch FROM :now - min(since) FILTER (WHERE waiting)) AS double precision) AS oldest_seconds
@@ -18,21 +18,21 @@ _STATS = text(
     """
 )
 
-_EXTEND = text(
+_EXTEND_SQL = text(
     "SELECT row_id FROM extend_leases("
     ":lane, CAST(:ids AS uuid[]), CAST(:attempts AS integer[]), :until, :stale) AS row_id"
 )
 
 
 class PostgresWorkQueues:
-    """Implements `domain.queues.WorkQueues`."""
+    """Provide `domain.queues.WorkQueues` on Postgres."""
 
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def list_stats(self, now: datetime, tenant_id: str | None = None) -> list[QueueStats]:
-        rows = (await self._connection.execute(_STATS, {"now": now, "tenant": tenant_id})).all()
-        found = {row.lane: dict(row._mapping) for row in rows}
+        rows = (await self._connection.execute(_STATS_SQL, {"now": now, "tenant": tenant_id})).all()
+        result = {row.lane: dict(row._mapping) for row in rows}
         failed = await self._connection.execute(
             text("SELECT * FROM failed_since(:since, CAST(:tenant AS text))"),
             {"since": now - timedelta(days=1), "tenant": tenant_id},
@@ -40,7 +40,9 @@ class PostgresWorkQueues:
         failures = {row.lane: row.failed for row in failed}
         empty = {"depth": 0, "running": 0, "oldest_seconds": None}
         return [
-            struct_from_row({**empty, **found.get(lane, {}), "lane": lane, "failed": failures.get(lane, 0)}, QueueStats)
+            struct_from_row(
+                {**empty, **result.get(lane, {}), "lane": lane, "failed": failures.get(lane, 0)}, QueueStats
+            )
             for lane in ALL_LANES
         ]
 
@@ -89,7 +91,7 @@ class PostgresWorkQueues:
     async def extend_leases(self, lane: Lane, held: dict[str, int], until: datetime, stale: datetime) -> set[str]:
         prefix = ROW_PREFIX_BY_LANE[lane]
         rows = await self._connection.execute(
-            _EXTEND,
+            _EXTEND_SQL,
             {
                 "lane": lane,
                 "ids": [ids.decode_id(prefix, row_id) for row_id in held],

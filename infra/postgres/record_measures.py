@@ -17,7 +17,7 @@ from infra.sketches import build_bin_expression
 MAX_LISTED_TEXT_CHARACTERS: Final = 4000
 MAX_LISTED_JSON_BYTES: Final = 16 * 1024
 # Filters that are ids, and the prefixes of those.
-_IDS: Final = {"execution_id": "exec", "agent_id": "agent", "key_id": "key", "workflow_id": "wf"}
+_ID_PREFIXES: Final = {"execution_id": "exec", "agent_id": "agent", "key_id": "key", "workflow_id": "wf"}
 
 
 class RecordMeasures(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,7 +71,7 @@ class RecordMeasures(msgspec.Struct, frozen=True, kw_only=True):
         conditions, values = list[str](), list[Any]()
         for number, name in enumerate(self.dims, 1):
             if wanted.get(name) is not None:
-                value = _known(name, wanted[name])
+                value = _decode_value(name, wanted[name])
                 shape = "dims[{n}]::jsonb ? ${p}" if name in self.list_dims else "dims[{n}] = ${p}"
                 conditions.append(shape.format(n=number, p=place + len(values)))
                 values.append(str(value).lower() if isinstance(value, bool) else str(value))
@@ -90,7 +90,7 @@ class RecordMeasures(msgspec.Struct, frozen=True, kw_only=True):
                 continue
             shape = self.record_conditions.get(name) or f"{self.dims[name]} = {{}}"
             conditions.append(shape.format(f"${place + len(values)}"))
-            values.append(_known(name, value))
+            values.append(_decode_value(name, value))
         return "".join(f" AND {condition}" for condition in conditions), values
 
     def needs_records(self, wanted: dict[str, Any]) -> bool:
@@ -98,9 +98,9 @@ class RecordMeasures(msgspec.Struct, frozen=True, kw_only=True):
         return any(value is not None and name not in self.dims for name, value in wanted.items())
 
 
-def _known(name: str, value: Any) -> Any:
+def _decode_value(name: str, value: Any) -> Any:
     """A value as columns have it. Nothing has the id zero: an id that is none finds nothing."""
-    return (ids.decode_id(_IDS[name], value) or UUID(int=0)) if name in _IDS else value
+    return (ids.decode_id(_ID_PREFIXES[name], value) or UUID(int=0)) if name in _ID_PREFIXES else value
 
 
 def scale_to_billionths(column: str) -> str:

@@ -25,10 +25,10 @@ class RecordPages:
 
     async def list_page(self, shape: RowMapper[T], question: StatsQuery, page: Page) -> Listing[T]:
         """A page. `total` is exact where statistics can tell it, else it stops at `COUNT_BOUND`."""
-        where, values = self._where(question)
+        where, values = self._build_filter(question)
         # What is skipped is skipped in the index alone; only the rows of the page are fetched.
         query = (
-            f"SELECT {self._listed(shape)} FROM (SELECT id FROM {self._measures.kind} WHERE {where} "
+            f"SELECT {self._build_listed_columns(shape)} FROM (SELECT id FROM {self._measures.kind} WHERE {where} "
             f"ORDER BY created_at DESC, id DESC LIMIT {page.limit + 1} OFFSET {page.offset}) AS p "
             f"JOIN {self._measures.kind} AS r ON r.id = p.id ORDER BY r.created_at DESC, r.id DESC"
         )
@@ -51,7 +51,7 @@ class RecordPages:
 
         Up to `limit` of them, and of `MAX_PAGE_BYTES` but for the last.
         """
-        where, values = self._where(question)
+        where, values = self._build_filter(question)
         if place is not None:
             where += f" AND (created_at, id) < (${len(values) + 1}, ${len(values) + 2})"
             values += [place[0], ids.decode_id(self._prefix, place[1])]
@@ -75,11 +75,11 @@ class RecordPages:
             ids.encode_id(self._prefix, record["id"]) for record in await self._connection.fetch(query, before, limit)
         ]
 
-    def _listed(self, shape: RowMapper[T]) -> str:
+    def _build_listed_columns(self, shape: RowMapper[T]) -> str:
         shown = ((name, self._measures.listed_columns.get(name, f"r.{name}")) for name in shape.columns.split(", "))
         return ", ".join(f"{sql} AS {name}" for name, sql in shown)
 
-    def _where(self, question: StatsQuery) -> tuple[str, list[Any]]:
+    def _build_filter(self, question: StatsQuery) -> tuple[str, list[Any]]:
         where, values = "tenant_id = current_setting('paddock.tenant_id')", list[Any]()
         for bound, sign in ((question.since, ">="), (question.until, "<")):
             if bound is not None:

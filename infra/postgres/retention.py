@@ -9,7 +9,7 @@ from infra.postgres.connection import TxConnection
 
 
 class PostgresRetention:
-    """Implements `domain.retention.RetentionRepository`."""
+    """Provide `domain.retention.RetentionRepository` on Postgres."""
 
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
@@ -29,13 +29,17 @@ class PostgresRetention:
 
     async def delete_versions(self, before: datetime) -> int:
         query = "SELECT forget_versions($1, $2, $3)"
-        return int(await self._connection.fetch_value(query, before, await self._named("ver"), MAX_REMOVAL_BATCH))
+        return int(
+            await self._connection.fetch_value(query, before, await self._list_ids_in_plans("ver"), MAX_REMOVAL_BATCH)
+        )
 
     async def delete_agents(self, before: datetime) -> int:
         query = "SELECT forget_agents($1, $2, $3)"
-        return int(await self._connection.fetch_value(query, before, await self._named("agent"), MAX_REMOVAL_BATCH))
+        return int(
+            await self._connection.fetch_value(query, before, await self._list_ids_in_plans("agent"), MAX_REMOVAL_BATCH)
+        )
 
-    async def _named(self, prefix: str) -> list[UUID]:
+    async def _list_ids_in_plans(self, prefix: str) -> list[UUID]:
         records = await self._connection.fetch("SELECT id FROM named_in_plans() AS id")
-        known = (ids.decode_id(prefix, record["id"]) for record in records)
-        return [one for one in known if one is not None]
+        row_ids = (ids.decode_id(prefix, record["id"]) for record in records)
+        return [entry for entry in row_ids if entry is not None]

@@ -18,7 +18,7 @@ from infra.postgres.pages import fetch_page
 
 
 class ScheduleRow(Base):
-    """A schedule. `next_run_at` is null while nothing is due."""
+    """Map a row of `schedules`: a schedule. `next_run_at` is null while nothing is due."""
 
     __tablename__ = "schedules"
     __table_args__ = (UniqueConstraint("tenant_id", "name"),)
@@ -51,7 +51,10 @@ class ScheduleRow(Base):
 
 
 class ScheduleRunRow(Base):
-    """A due time of a schedule that has come. Its key is what keeps it from coming twice."""
+    """Map a row of `schedule_runs`: a due time of a schedule that has come.
+
+    Its key is what keeps it from coming twice.
+    """
 
     __tablename__ = "schedule_runs"
     schedule_id: Mapped[str] = mapped_column(Id("sched"), ForeignKey("schedules.id"), primary_key=True)
@@ -63,101 +66,116 @@ class ScheduleRunRow(Base):
     settled_at: Mapped[datetime] = mapped_column(timestamp())
 
 
-_S, _R = ScheduleRow, ScheduleRunRow
-_COLUMNS = [column.name for column in ScheduleRow.__table__.columns]
-_FIXED = frozenset({"id", "tenant_id", "created_at"})
-_TENANT = func.current_setting("paddock.tenant_id")
+_ALL_COLUMNS = [column.name for column in ScheduleRow.__table__.columns]
+_FIXED_COLUMNS = frozenset({"id", "tenant_id", "created_at"})
+_BOUND_TENANT = func.current_setting("paddock.tenant_id")
 # In the words of the index, so that it serves.
-_OPEN = text("executions.status NOT IN ('completed', 'failed', 'cancelled')")
-_LOCK = text(
+_IS_OPEN_SQL = text("executions.status NOT IN ('completed', 'failed', 'cancelled')")
+_LOCK_SQL = text(
     "SELECT pg_advisory_xact_lock(hashtextextended('schedules of ' || current_setting('paddock.tenant_id'), 0))"
 )
 
 
-def _query() -> Select[Any]:
-    last = select(ExecutionRow.status).where(ExecutionRow.id == _S.last_execution_id)
-    return select(_S, last.scalar_subquery().label("last_status"))
+def _select_schedules() -> Select[Any]:
+    last = select(ExecutionRow.status).where(ExecutionRow.id == ScheduleRow.last_execution_id)
+    return select(ScheduleRow, last.scalar_subquery().label("last_status"))
 
 
 class PostgresSchedules:
-    """Implements `domain.schedules.Schedules`."""
+    """Provide `domain.schedules.Schedules` on Postgres."""
 
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def add(self, schedule: Schedule) -> bool:
-        values = {name: getattr(schedule, name) for name in _COLUMNS}
-        made = await self._connection.execute(insert(_S).values(**values).on_conflict_do_nothing().returning(_S.id))
-        return made.first() is not None
+        values = {name: getattr(schedule, name) for name in _ALL_COLUMNS}
+        inserted = await self._connection.execute(
+            insert(ScheduleRow).values(**values).on_conflict_do_nothing().returning(ScheduleRow.id)
+        )
+        return inserted.first() is not None
 
     async def find(self, reference: str, lock: bool = False) -> Schedule | None:
         is_id = ids.decode_id("sched", reference) is not None
-        query = _query().where(_S.id == reference if is_id else _S.name == reference.replace("\0", "\ufffd"))
-        row = (await self._connection.execute(query.with_for_update(of=_S) if lock else query)).first()
+        query = _select_schedules().where(
+            ScheduleRow.id == reference if is_id else ScheduleRow.name == reference.replace("\0", "\ufffd")
+        )
+        row = (await self._connection.execute(query.with_for_update(of=ScheduleRow) if lock else query)).first()
         return None if row is None else struct_from_row(row, Schedule)
 
     async def try_lock(self, schedule_id: str) -> Schedule | None:
-        query = select(_S).where(_S.id == schedule_id).with_for_update(skip_locked=True)
+        query = select(ScheduleRow).where(ScheduleRow.id == schedule_id).with_for_update(skip_locked=True)
         row = (await self._connection.execute(query)).first()
         return None if row is None else struct_from_row(row, Schedule)
 
     async def list_page(self, page: Page, enabled: bool | None) -> Listing[Schedule]:
-        query = _query() if enabled is None else _query().where(_S.enabled == enabled)
-        return await fetch_page(self._connection, query, _S.id.desc(), page, Schedule)
+        query = _select_schedules() if enabled is None else _select_schedules().where(ScheduleRow.enabled == enabled)
+        return await fetch_page(self._connection, query, ScheduleRow.id.desc(), page, Schedule)
 
     async def save(self, schedule: Schedule) -> bool:
-        values = {name: getattr(schedule, name) for name in _COLUMNS if name not in _FIXED}
+        values = {name: getattr(schedule, name) for name in _ALL_COLUMNS if name not in _FIXED_COLUMNS}
         try:
-            await self._connection.execute(update(_S).where(_S.id == schedule.id).values(**values))
+            await self._connection.execute(update(ScheduleRow).where(ScheduleRow.id == schedule.id).values(**values))
         except IntegrityError:
             return False
         return True
 
     async def delete(self, schedule_id: str) -> None:
-        await self._connection.execute(delete(_S).where(_S.id == schedule_id))
+        await self._connection.execute(delete(ScheduleRow).where(ScheduleRow.id == schedule_id))
 
     async def count(self) -> int:
-        await self._connection.execute(_LOCK)
-        return (await self._connection.execute(select(func.count()).select_from(_S))).scalar_one()
+        await self._connection.execute(_LOCK_SQL)
+        return (await self._connection.execute(select(func.count()).select_from(ScheduleRow))).scalar_one()
 
     async def list_names_by_target(self, kind: ScheduleTarget, row_id: str) -> list[str]:
-        column = {"agent": _S.agent_id, "crew": _S.crew_id, "workflow": _S.workflow_id}[kind]
-        return list((await self._connection.execute(select(_S.name).where(column == row_id).order_by(_S.id))).scalars())
+        column = {"agent": ScheduleRow.agent_id, "crew": ScheduleRow.crew_id, "workflow": ScheduleRow.workflow_id}[kind]
+        return list(
+            (
+                await self._connection.execute(
+                    select(ScheduleRow.name).where(column == row_id).order_by(ScheduleRow.id)
+                )
+            ).scalars()
+        )
 
     async def is_running(self, schedule_id: str) -> bool:
-        query = select(exists().where(ExecutionRow.schedule_id == schedule_id, _OPEN))
+        query = select(exists().where(ExecutionRow.schedule_id == schedule_id, _IS_OPEN_SQL))
         return (await self._connection.execute(query)).scalar_one()
 
     async def record_runs(self, runs: list[ScheduleRun]) -> int:
         values = [
-            {**{name: getattr(run, name) for name in ScheduleRun.__struct_fields__}, "tenant_id": _TENANT}
+            {**{name: getattr(run, name) for name in ScheduleRun.__struct_fields__}, "tenant_id": _BOUND_TENANT}
             for run in runs
         ]
-        made = await self._connection.execute(insert(_R).values(values).on_conflict_do_nothing().returning(_R.due_at))
-        return len(made.all())
+        inserted = await self._connection.execute(
+            insert(ScheduleRunRow).values(values).on_conflict_do_nothing().returning(ScheduleRunRow.due_at)
+        )
+        return len(inserted.all())
 
     async def get_queued_time(self, schedule_id: str) -> datetime | None:
-        query = select(_R.due_at).where(_R.schedule_id == schedule_id, _R.outcome == "queued")
+        query = select(ScheduleRunRow.due_at).where(
+            ScheduleRunRow.schedule_id == schedule_id, ScheduleRunRow.outcome == "queued"
+        )
         return (await self._connection.execute(query)).scalar()
 
     async def settle_run(self, run: ScheduleRun) -> None:
         values = {name: getattr(run, name) for name in ("outcome", "execution_id", "reason", "settled_at")}
-        met = update(_R).where(_R.schedule_id == run.schedule_id, _R.due_at == run.due_at)
+        met = update(ScheduleRunRow).where(
+            ScheduleRunRow.schedule_id == run.schedule_id, ScheduleRunRow.due_at == run.due_at
+        )
         await self._connection.execute(met.values(**values))
 
     async def list_runs(self, schedule_id: str, page: Page, outcome: ScheduleOutcome | None) -> Listing[ScheduleRun]:
-        query = select(_R).where(_R.schedule_id == schedule_id)
-        query = query if outcome is None else query.where(_R.outcome == outcome)
-        return await fetch_page(self._connection, query, _R.due_at.desc(), page, ScheduleRun)
+        query = select(ScheduleRunRow).where(ScheduleRunRow.schedule_id == schedule_id)
+        query = query if outcome is None else query.where(ScheduleRunRow.outcome == outcome)
+        return await fetch_page(self._connection, query, ScheduleRunRow.due_at.desc(), page, ScheduleRun)
 
     async def list_due(self, now: datetime, limit: int) -> tuple[list[DueSchedule], datetime | None]:
         rows = await self._connection.execute(
             text("SELECT * FROM due_schedules(:now, :most)"), {"now": now, "most": limit}
         )
-        found, soon = list[DueSchedule](), None
+        result, soon = list[DueSchedule](), None
         for row in rows:
             if row.schedule_id is None:
                 soon = row.next_at
             else:
-                found.append(DueSchedule(schedule_id=ids.encode_id("sched", row.schedule_id), tenant_id=row.tenant_id))
-        return found, soon
+                result.append(DueSchedule(schedule_id=ids.encode_id("sched", row.schedule_id), tenant_id=row.tenant_id))
+        return result, soon

@@ -10,14 +10,14 @@ from sqlalchemy.util import await_only
 
 from infra.postgres.role import APP_ROLE
 
-_KEY: Final = "paddock.session"
+_SESSION_KEY: Final = "paddock.session"
 # A pooler hands each transaction to another session of the server, where statements prepared before are not known.
 _WITHOUT_NAMES: Final[dict[str, Any]] = {
     "statement_cache_size": 0,
     "prepared_statement_cache_size": 0,
     "prepared_statement_name_func": lambda: "",
 }
-_LOOK: Final = """
+_SESSION_SQL: Final = """
     SELECT pg_backend_pid() AS pid, CAST(session_user AS text) AS login, CAST(current_user AS text) AS role,
            r.rolsuper OR r.rolbypassrls AS mighty,
            EXISTS (SELECT FROM pg_class c WHERE c.oid = to_regclass('public.tenants')
@@ -43,7 +43,7 @@ class SessionStart(msgspec.Struct, frozen=True, kw_only=True):
 
 def get_session_start(connection: AsyncConnection) -> SessionStart:
     """Return what was found when this connection was made."""
-    return cast(SessionStart, connection.info[_KEY])
+    return cast(SessionStart, connection.info[_SESSION_KEY])
 
 
 def guard_sessions(engine: AsyncEngine, *, as_owner: bool) -> None:
@@ -58,15 +58,15 @@ def guard_sessions(engine: AsyncEngine, *, as_owner: bool) -> None:
     def connect(dialect: Any, record: Any, given: list[Any], parameters: dict[str, Any]) -> Any:
         nonlocal pooled
         unnamed = pooled
-        made = dialect.connect(*given, **(parameters | _WITHOUT_NAMES if unnamed else parameters))
+        inserted = dialect.connect(*given, **(parameters | _WITHOUT_NAMES if unnamed else parameters))
         try:
-            direct = await_only(_look(made.driver_connection, record.info, as_owner))
+            direct = await_only(_inspect_session(inserted.driver_connection, record.info, as_owner))
         except BaseException:
-            made.terminate()
+            inserted.terminate()
             raise
         if direct or unnamed:
-            return made
-        made.close()
+            return inserted
+        inserted.close()
         pooled = True
         return connect(dialect, record, given, parameters)
 
@@ -74,22 +74,22 @@ def guard_sessions(engine: AsyncEngine, *, as_owner: bool) -> None:
 async def check_session(raw: "asyncpg.Connection[asyncpg.Record]") -> asyncpg.Record:
     """Return what the session of an open transaction is. Errors: `UnsafeSession`."""
     # Without a name: behind a pooler it would stay, and stand in the way of the next one's.
-    found = await (await raw.prepare(_LOOK, name="")).fetchrow()
-    if found is None or found["role"] != APP_ROLE:
-        role = "nobody" if found is None else found["role"]
+    result = await (await raw.prepare(_SESSION_SQL, name="")).fetchrow()
+    if result is None or result["role"] != APP_ROLE:
+        role = "nobody" if result is None else result["role"]
         raise UnsafeSession(f"Sessions of the database work as {role!r}, not as {APP_ROLE!r}.")
-    if found["mighty"]:
+    if result["mighty"]:
         raise UnsafeSession(
             f"The role {APP_ROLE} can bypass row-level security. Run: ALTER ROLE {APP_ROLE} NOSUPERUSER NOBYPASSRLS"
         )
-    if found["owns"]:
+    if result["owns"]:
         raise UnsafeSession(
             f"The role {APP_ROLE} has the rights of the tables' owner. Revoke from it the role that owns them."
         )
-    return found
+    return result
 
 
-async def _look(raw: "asyncpg.Connection[asyncpg.Record]", info: dict[str, Any], as_owner: bool) -> bool:
+async def _inspect_session(raw: "asyncpg.Connection[asyncpg.Record]", info: dict[str, Any], as_owner: bool) -> bool:
     """Note how transactions begin. Returns whether nothing stands between us and the server."""
     if as_owner:
         pid = await (await raw.prepare("SELECT pg_backend_pid()", name="")).fetchval()
@@ -101,16 +101,16 @@ async def _look(raw: "asyncpg.Connection[asyncpg.Record]", info: dict[str, Any],
             f"The login of PADDOCK_DATABASE_URL cannot take on the role {APP_ROLE} ({error}). "
             f"Run `paddock migrate`, and as the owner of the tables: GRANT {APP_ROLE} TO the login."
         ) from error
-    found = await check_session(raw)
+    result = await check_session(raw)
     await raw.execute("COMMIT")
     # A pooler makes up the number that a client is told, since the sessions behind it change.
-    direct = bool(found["pid"] == raw.get_server_pid())
+    direct = bool(result["pid"] == raw.get_server_pid())
     # Compiling a statement takes longer than any of ours runs.
     if direct:
         await raw.execute("SET jit = off")
     compiled = "" if direct else "SET LOCAL jit = off; "
-    info[_KEY] = SessionStart(
+    info[_SESSION_KEY] = SessionStart(
         opening=f"BEGIN; SET LOCAL ROLE {APP_ROLE}; {compiled}",
-        single=direct and found["login"] == APP_ROLE,
+        single=direct and result["login"] == APP_ROLE,
     )
     return direct

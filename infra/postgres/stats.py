@@ -32,7 +32,7 @@ from infra.sketches import compute_quantiles, merge_sketches
 
 
 class StatDeltaRow(Base):
-    """What one commit changed in the sums of one hour and combination of dimensions."""
+    """Map a row of `stat_deltas`: what one commit changed in the sums of one hour and combination of dimensions."""
 
     __tablename__ = "stat_deltas"
     __table_args__ = (Index("stat_deltas_tenant_id_kind_hour", "tenant_id", "kind", "hour"),)
@@ -46,7 +46,10 @@ class StatDeltaRow(Base):
 
 
 class StatRollupRow(Base):
-    """The sums of one hour, day or month and combination of dimensions. `dims_key` stands for `dims` in the key."""
+    """Map a row of `stat_rollups`: the sums of one hour, day or month and combination of dimensions.
+
+    `dims_key` stands for `dims` in the key.
+    """
 
     __tablename__ = "stat_rollups"
     tenant_id: Mapped[str] = mapped_column(Text, primary_key=True)
@@ -61,10 +64,10 @@ class StatRollupRow(Base):
 
 # How many combinations of dimensions an answer names.
 MAX_COMBINATIONS: Final = 2000
-_LOCK: Final = """
+_LOCK_SQL: Final = """
     SELECT pg_try_advisory_xact_lock(hashtextextended('fold ' || $1 || current_setting('paddock.tenant_id'), 0))
 """
-_FOLDABLE: Final = """
+_TAKE_DELTAS_SQL: Final = """
     WITH gone AS (
         DELETE FROM stat_deltas WHERE id IN (
             SELECT id FROM stat_deltas WHERE tenant_id = current_setting('paddock.tenant_id') AND kind = $1
@@ -75,19 +78,19 @@ _FOLDABLE: Final = """
            ARRAY[{sums}] AS measures, string_agg(bins, '') AS bins
     FROM gone, (VALUES ('hour'), ('day'), ('month')) AS l(level) GROUP BY 1, 2, 3
 """
-_KNOWN: Final = """
+_FIND_ROLLUPS_SQL: Final = """
     SELECT r.level, r.start, r.dims_key, r.measures, r.bins
     FROM unnest($2::text[], $3::timestamptz[], $4::uuid[]) AS k(level, start, dims_key)
     JOIN stat_rollups r ON r.tenant_id = current_setting('paddock.tenant_id') AND r.kind = $1
         AND r.level = k.level AND r.start = k.start AND r.dims_key = k.dims_key
 """
-_KEEP: Final = """
+_SAVE_ROLLUPS_SQL: Final = """
     INSERT INTO stat_rollups (tenant_id, kind, level, start, dims_key, dims, measures, bins)
     VALUES (current_setting('paddock.tenant_id'), $1, $2, $3, $4, $5, $6, $7)
     ON CONFLICT (tenant_id, kind, level, start, dims_key)
     DO UPDATE SET measures = excluded.measures, bins = excluded.bins
 """
-_DROP: Final = """
+_DELETE_ROLLUPS_SQL: Final = """
     DELETE FROM stat_rollups r USING unnest($2::text[], $3::timestamptz[], $4::uuid[]) AS k(level, start, dims_key)
     WHERE r.tenant_id = current_setting('paddock.tenant_id') AND r.kind = $1
         AND r.level = k.level AND r.start = k.start AND r.dims_key = k.dims_key
@@ -95,14 +98,14 @@ _DROP: Final = """
 
 
 class PostgresStats:
-    """Implements `domain.stats.Stats`."""
+    """Provide `domain.stats.Stats` on Postgres."""
 
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def sum_groups(self, question: StatsQuery) -> StatsResult:
         facts = MEASURES_BY_KIND[question.kind]
-        source, values = _source(facts, question)
+        source, values = _build_source(facts, question)
         sums = ", ".join(f"sum(measures[{n}])" for n in range(1, len(facts.measure_names) + 1))
         grouped = (
             f"SELECT dims, ARRAY[{sums}] AS measures, string_agg(bins, '') AS bins FROM ({source}) AS s GROUP BY dims"
@@ -132,14 +135,14 @@ class PostgresStats:
 
     async def sum_measure(self, question: StatsQuery, measure: str) -> int:
         facts = MEASURES_BY_KIND[question.kind]
-        source, values = _source(facts, question)
+        source, values = _build_source(facts, question)
         place = facts.measure_names.index(measure) + 1
         query = f"SELECT coalesce(sum(measures[{place}]), 0)::bigint FROM ({source}) AS s"
         return int(await self._connection.fetch_value(query, *values))
 
     async def sum_buckets(self, question: StatsQuery, bucket: TimeBucket) -> list[tuple[datetime, dict[str, int]]]:
         facts = MEASURES_BY_KIND[question.kind]
-        source, values = _source(facts, question, level=bucket)
+        source, values = _build_source(facts, question, level=bucket)
         sums = ", ".join(f"sum(measures[{n}])" for n in range(1, len(facts.measure_names) + 1))
         query = (
             f"SELECT date_trunc('{bucket}', hour, 'UTC') AS start, ARRAY[{sums}] AS measures "
@@ -151,32 +154,32 @@ class PostgresStats:
         ]
 
     async def fold_deltas(self, kind: RecordKind, most: int) -> int:
-        if not await self._connection.fetch_value(_LOCK, kind):
+        if not await self._connection.fetch_value(_LOCK_SQL, kind):
             return 0
         names = MEASURES_BY_KIND[kind].measure_names
         sums = ", ".join(f"sum(measures[{n}])" for n in range(1, len(names) + 1))
-        fresh = await self._connection.fetch(_FOLDABLE.format(sums=sums), kind, most)
+        fresh = await self._connection.fetch(_TAKE_DELTAS_SQL.format(sums=sums), kind, most)
         if not fresh:
             return 0
-        keys = [(record["level"], record["start"], _key(record["dims"])) for record in fresh]
+        keys = [(record["level"], record["start"], _hash_dims(record["dims"])) for record in fresh]
         columns: list[Sequence[Any]] = [list(column) for column in zip(*keys, strict=True)]
-        known: dict[Any, tuple[list[Decimal], bytes]] = {
+        row_id: dict[Any, tuple[list[Decimal], bytes]] = {
             (record["level"], record["start"], record["dims_key"]): (record["measures"], record["bins"])
-            for record in await self._connection.fetch(_KNOWN, kind, *columns)
+            for record in await self._connection.fetch(_FIND_ROLLUPS_SQL, kind, *columns)
         }
-        kept, dropped = [], defaultdict[str, list[Any]](list)
+        upserts, dropped = [], defaultdict[str, list[Any]](list)
         for key, record in zip(keys, fresh, strict=True):
-            before, bins = known.get(key, ([Decimal(0)] * len(names), b""))
+            before, bins = row_id.get(key, ([Decimal(0)] * len(names), b""))
             measures = [old + new for old, new in zip(before, record["measures"], strict=True)]
             if any(measures):
-                kept.append((kind, *key, record["dims"], measures, merge_sketches(bins + record["bins"])))
+                upserts.append((kind, *key, record["dims"], measures, merge_sketches(bins + record["bins"])))
             else:
                 for place, part in enumerate(key):
                     dropped[str(place)].append(part)
-        if kept:
-            await self._connection.execute_many(_KEEP, kept)
+        if upserts:
+            await self._connection.execute_many(_SAVE_ROLLUPS_SQL, upserts)
         if dropped:
-            await self._connection.execute_sql(_DROP, kind, *dropped.values())
+            await self._connection.execute_sql(_DELETE_ROLLUPS_SQL, kind, *dropped.values())
         return sum(record["deltas"] for record in fresh if record["level"] == "hour")
 
     async def list_unfolded(self, after: UnfoldedDeltas | None, limit: int) -> list[UnfoldedDeltas]:
@@ -185,20 +188,22 @@ class PostgresStats:
         return [UnfoldedDeltas(tenant_id=record["tenant_id"], kind=record["kind"]) for record in records]
 
 
-def _key(dims: list[str | None]) -> UUID:
+def _hash_dims(dims: list[str | None]) -> UUID:
     """A combination of dimensions in sixteen bytes: an index entry must not be as long as names may be."""
     return UUID(bytes=hashlib.blake2b(msgspec.json.encode(dims), digest_size=16).digest())
 
 
-def _source(facts: RecordMeasures, question: StatsQuery, level: TimeBucket | None = None) -> tuple[str, list[Any]]:
+def _build_source(
+    facts: RecordMeasures, question: StatsQuery, level: TimeBucket | None = None
+) -> tuple[str, list[Any]]:
     """What to sum up, as a query for `hour, dims, measures, bins`, and its parameters."""
     if facts.needs_records(question.filters):
         stretch = cover_period(question.since, question.until)
         parts: tuple[tuple[datetime, datetime], ...] = (
             (question.since or stretch.since, question.until or stretch.until),
         )
-        return _of_rows(facts, question, parts, [])
-    stretch = _at_level(question, level) if level else cover_period(question.since, question.until)
+        return _build_record_source(facts, question, parts, [])
+    stretch = _cover_level(question, level) if level else cover_period(question.since, question.until)
     values: list[Any] = [
         [span.level for span in stretch.spans],
         [span.since for span in stretch.spans],
@@ -221,11 +226,11 @@ def _source(facts: RecordMeasures, question: StatsQuery, level: TimeBucket | Non
     )
     if not stretch.parts:
         return source, values
-    rows, values = _of_rows(facts, question, stretch.parts, values)
+    rows, values = _build_record_source(facts, question, stretch.parts, values)
     return f"{source} UNION ALL {rows}", values
 
 
-def _of_rows(
+def _build_record_source(
     facts: RecordMeasures, question: StatsQuery, parts: tuple[tuple[datetime, datetime], ...], values: list[Any]
 ) -> tuple[str, list[Any]]:
     ranges = []
@@ -240,7 +245,7 @@ def _of_rows(
     return facts.build_sums_query(rows), [*values, *wanted]
 
 
-def _at_level(question: StatsQuery, level: TimeBucket) -> RollupCover:
+def _cover_level(question: StatsQuery, level: TimeBucket) -> RollupCover:
     assert question.since is not None
     assert question.until is not None
     span = RollupSpan(level=level, since=question.since, until=question.until)

@@ -13,7 +13,7 @@ from infra.postgres.db import Base, Id, RowMapper, encode_json_text, json_column
 
 
 class StepRow(Base):
-    """One step."""
+    """Map a row of `execution_steps`: one step."""
 
     __tablename__ = "execution_steps"
     execution_id: Mapped[str] = mapped_column(Id("exec"), ForeignKey("executions.id"), primary_key=True)
@@ -33,10 +33,12 @@ class StepRow(Base):
     finished_at: Mapped[datetime | None] = mapped_column(timestamp())
 
 
-_SHAPE: Final = RowMapper(StepRow, RunStep)
-_OF: Final = f"SELECT {_SHAPE.columns} FROM execution_steps WHERE execution_id = $1 ORDER BY started_at, path"
+_ROW_MAPPER: Final = RowMapper(StepRow, RunStep)
+_LIST_SQL: Final = (
+    f"SELECT {_ROW_MAPPER.columns} FROM execution_steps WHERE execution_id = $1 ORDER BY started_at, path"
+)
 # A finished step counts once, and stays as it is.
-_PUT: Final = """
+_PUT_SQL: Final = """
     WITH held AS (
         SELECT id, tenant_id FROM executions
         WHERE id = $1 AND attempt = $2 AND status IN ('preparing', 'running') FOR UPDATE
@@ -56,25 +58,25 @@ _PUT: Final = """
     )
     SELECT EXISTS (SELECT FROM put) FROM held
 """
-_DECIDE: Final = """
+_DECIDE_SQL: Final = """
     UPDATE execution_steps SET status = $3, decided_by = $4, reason = $5, decided_at = $6
     WHERE execution_id = $1 AND path = ANY ($2) AND status = 'waiting'
 """
 
 
 class PostgresSteps:
-    """Implements `domain.executions.steps.RunSteps`."""
+    """Provide `domain.executions.steps.RunSteps` on Postgres."""
 
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def list_steps(self, execution_id: str) -> list[RunStep]:
-        records = await self._connection.fetch(_OF, ids.decode_id("exec", execution_id))
-        return [_SHAPE.to_struct(record) for record in records]
+        records = await self._connection.fetch(_LIST_SQL, ids.decode_id("exec", execution_id))
+        return [_ROW_MAPPER.to_struct(record) for record in records]
 
     async def save_step(self, step: RunStep) -> bool | None:
         written: bool | None = await self._connection.fetch_value(
-            _PUT,
+            _PUT_SQL,
             ids.decode_id("exec", step.execution_id),
             step.attempt,
             step.path,
@@ -93,5 +95,5 @@ class PostgresSteps:
         self, execution_id: str, paths: list[str], status: RunStepStatus, by: str, reason: str | None, now: datetime
     ) -> None:
         await self._connection.execute_sql(
-            _DECIDE, ids.decode_id("exec", execution_id), paths, status, ids.decode_id("user", by), reason, now
+            _DECIDE_SQL, ids.decode_id("exec", execution_id), paths, status, ids.decode_id("user", by), reason, now
         )

@@ -7,7 +7,7 @@ from infra.postgres.connection import TxConnection
 
 
 class PostgresStorageReferences:
-    """Implement `domain.retention.StorageReferences`."""
+    """Provide `domain.retention.StorageReferences` on Postgres."""
 
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
@@ -19,12 +19,12 @@ class PostgresStorageReferences:
         return {row.path for row in rows}
 
     async def find_versions(self, version_ids: list[str]) -> set[str]:
-        known = {ids.decode_id("ver", version_id): version_id for version_id in version_ids}
+        row_ids = {ids.decode_id("ver", version_id): version_id for version_id in version_ids}
         rows = await self._connection.execute(
             text("SELECT id FROM known_versions(CAST(:ids AS uuid[])) AS id"),
-            {"ids": [row_id for row_id in known if row_id is not None]},
+            {"ids": [row_id for row_id in row_ids if row_id is not None]},
         )
-        return {known[row.id] for row in rows}
+        return {row_ids[row.id] for row in rows}
 
     async def find_environments(self, names: list[str]) -> set[str]:
         rows = await self._connection.execute(

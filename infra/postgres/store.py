@@ -77,7 +77,7 @@ from infra.postgres.workspaces import PostgresWorkspaces
 T = TypeVar("T")
 
 # More than a full disk takes, on nobody's account.
-_ROOM: Final = """
+_FILL_DISK_SQL: Final = """
     CREATE TEMPORARY TABLE paddock_room (filling text) ON COMMIT DROP;
     INSERT INTO paddock_room SELECT md5(n::text) FROM generate_series(1, 20000) AS n
 """
@@ -142,7 +142,7 @@ class PostgresTx:
             raise asyncpg.ReadOnlySQLTransactionError("read-only")
         if writing:
             with contextlib.suppress(asyncpg.InsufficientPrivilegeError):
-                await self._raw.execute(_ROOM)
+                await self._raw.execute(_FILL_DISK_SQL)
 
     def ring_job(self, job: Job) -> None:
         """Ring for this job after the commit."""
@@ -217,7 +217,7 @@ class PostgresStore:
     @asynccontextmanager
     async def _begin(self, tenant_id: str | None) -> AsyncIterator[Tx]:
         try:
-            connection, raw = await self._opened(tenant_id)
+            connection, raw = await self._open_connection(tenant_id)
             try:
                 tx = PostgresTx(TxConnection(connection, raw), self._clock())
                 yield tx
@@ -225,7 +225,7 @@ class PostgresStore:
                     await raw.execute("COMMIT")
             finally:
                 # Rolled back if it was not committed, also when the task is being cancelled.
-                await asyncio.shield(_closed(connection, raw))
+                await asyncio.shield(_close_connection(connection, raw))
         except DomainError:
             raise
         except Exception as error:
@@ -240,7 +240,7 @@ class PostgresStore:
         if tx.rings or tx.changes:
             await self._queue.ring_jobs(tx.rings, tx.changes)
 
-    async def _opened(self, tenant_id: str | None) -> tuple[AsyncConnection, AsyncpgConnection]:
+    async def _open_connection(self, tenant_id: str | None) -> tuple[AsyncConnection, AsyncpgConnection]:
         # A pooled connection may have died with its server. Nothing was written on it, so try a fresh one once.
         for last in (False, True):
             connection = await self._engine.connect()
@@ -248,7 +248,7 @@ class PostgresStore:
                 raw = cast(AsyncpgConnection, (await connection.get_raw_connection()).driver_connection)
                 session = get_session_start(connection)
                 if tenant_id is not None or not session.single:
-                    binding = f"SELECT set_config('paddock.tenant_id', {_quoted(tenant_id or '')}, true)"
+                    binding = f"SELECT set_config('paddock.tenant_id', {_quote_text(tenant_id or '')}, true)"
                     await raw.execute(session.opening + binding)
                 elif raw.is_closed():
                     raise ConnectionResetError("closed")
@@ -258,19 +258,19 @@ class PostgresStore:
                 if last:
                     raise
             except BaseException:
-                await asyncio.shield(_dropped(connection))
+                await asyncio.shield(_drop_connection(connection))
                 raise
             else:
                 return connection, raw
         raise AssertionError("unreachable")
 
 
-def _quoted(text: str) -> str:
+def _quote_text(text: str) -> str:
     """A string constant (PostgreSQL 4.1.2.1): quotes doubled, backslashes mean nothing."""
     return "'" + text.replace("\0", "\ufffd").replace("'", "''") + "'"
 
 
-async def _closed(connection: AsyncConnection, raw: AsyncpgConnection) -> None:
+async def _close_connection(connection: AsyncConnection, raw: AsyncpgConnection) -> None:
     if raw.is_in_transaction():
         try:
             await raw.execute("ROLLBACK", timeout=5)
@@ -280,6 +280,6 @@ async def _closed(connection: AsyncConnection, raw: AsyncpgConnection) -> None:
     await connection.close()
 
 
-async def _dropped(connection: AsyncConnection) -> None:
+async def _drop_connection(connection: AsyncConnection) -> None:
     await connection.invalidate()
     await connection.close()

@@ -29,7 +29,7 @@ from infra.postgres.pages import fetch_page
 
 
 class TaskRow(Base):
-    """A task. `context` holds ids of others."""
+    """Map a row of `tasks`: a task. `context` holds ids of others."""
 
     __tablename__ = "tasks"
     __table_args__ = (UniqueConstraint("tenant_id", "slug"),)
@@ -52,48 +52,50 @@ class TaskRow(Base):
 
 
 # The template's name is read beside the row, never written.
-_TEMPLATE = "(SELECT t.name FROM templates t WHERE t.id = tasks.template_id)"
-_SELECT: Any = select(*TaskRow.__table__.columns, literal_column(_TEMPLATE).label("template"))
-_STORED = [column.name for column in TaskRow.__table__.columns]
-_CHANGED = [name for name in _STORED if name not in ("id", "tenant_id", "created_at")]
-_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('tasks of ' || current_setting('paddock.tenant_id'), 0))")
+_TEMPLATE_NAME_SQL = "(SELECT t.name FROM templates t WHERE t.id = tasks.template_id)"
+_SELECT_SQL: Any = select(*TaskRow.__table__.columns, literal_column(_TEMPLATE_NAME_SQL).label("template"))
+_STORED_COLUMNS = [column.name for column in TaskRow.__table__.columns]
+_MUTABLE_COLUMNS = [name for name in _STORED_COLUMNS if name not in ("id", "tenant_id", "created_at")]
+_LOCK_SQL = text(
+    "SELECT pg_advisory_xact_lock(hashtextextended('tasks of ' || current_setting('paddock.tenant_id'), 0))"
+)
 
 
 class PostgresTasks:
-    """Implements `domain.tasks.Tasks`."""
+    """Provide `domain.tasks.Tasks` on Postgres."""
 
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def add(self, task: Task) -> bool:
-        values = {name: getattr(task, name) for name in _STORED}
-        made = await self._connection.execute(
+        values = {name: getattr(task, name) for name in _STORED_COLUMNS}
+        inserted = await self._connection.execute(
             insert(TaskRow).values(**values).on_conflict_do_nothing().returning(TaskRow.id)
         )
-        return made.first() is not None
+        return inserted.first() is not None
 
     async def find(self, reference: str, lock: bool = False) -> Task | None:
         name = reference.replace("\0", "\ufffd")
         is_id = ids.decode_id("task", reference) is not None
-        wanted = TaskRow.id == reference if is_id else or_(TaskRow.slug == name, TaskRow.name == name)
-        query = _SELECT.where(wanted).order_by((TaskRow.name == name).desc())
+        criterion = TaskRow.id == reference if is_id else or_(TaskRow.slug == name, TaskRow.name == name)
+        query = _SELECT_SQL.where(criterion).order_by((TaskRow.name == name).desc())
         row = (await self._connection.execute(query.with_for_update() if lock else query)).first()
         return None if row is None else struct_from_row(row, Task)
 
     async def list_by_references(self, references: list[str], lock: Literal["share"] | None = None) -> list[Task]:
-        known = [reference for reference in references if ids.decode_id("task", reference) is not None]
+        row_ids = [reference for reference in references if ids.decode_id("task", reference) is not None]
         named = [reference.replace("\0", "\ufffd") for reference in references]
-        wanted = or_(TaskRow.id.in_(known), TaskRow.slug.in_(named), TaskRow.name.in_(named))
-        query = _SELECT.where(wanted).order_by(TaskRow.id)
+        criterion = or_(TaskRow.id.in_(row_ids), TaskRow.slug.in_(named), TaskRow.name.in_(named))
+        query = _SELECT_SQL.where(criterion).order_by(TaskRow.id)
         if lock is not None:
             query = query.with_for_update(read=True)
         return [struct_from_row(row, Task) for row in await self._connection.execute(query)]
 
     async def list_page(self, page: Page) -> Listing[Task]:
-        return await fetch_page(self._connection, _SELECT, TaskRow.id.desc(), page, Task)
+        return await fetch_page(self._connection, _SELECT_SQL, TaskRow.id.desc(), page, Task)
 
     async def save(self, task: Task) -> bool:
-        values = {name: getattr(task, name) for name in _CHANGED}
+        values = {name: getattr(task, name) for name in _MUTABLE_COLUMNS}
         try:
             await self._connection.execute(update(TaskRow).where(TaskRow.id == task.id).values(**values))
         except IntegrityError:
@@ -104,7 +106,7 @@ class PostgresTasks:
         await self._connection.execute(delete(TaskRow).where(TaskRow.id == task_id))
 
     async def list_by_template(self, template_id: str) -> list[Task]:
-        query = _SELECT.where(TaskRow.template_id == template_id).order_by(TaskRow.id).with_for_update()
+        query = _SELECT_SQL.where(TaskRow.template_id == template_id).order_by(TaskRow.id).with_for_update()
         return [struct_from_row(row, Task) for row in await self._connection.execute(query)]
 
     async def list_names_by_context(self, task_id: str) -> list[str]:
@@ -112,4 +114,4 @@ class PostgresTasks:
         return list((await self._connection.execute(query)).scalars())
 
     async def lock_contexts(self) -> None:
-        await self._connection.execute(_LOCK)
+        await self._connection.execute(_LOCK_SQL)

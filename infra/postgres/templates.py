@@ -17,7 +17,7 @@ from infra.postgres.pages import fetch_page
 
 
 class TemplateRow(Base):
-    """A prompt template. Agents and tasks name it by its id."""
+    """Map a row of `templates`: a prompt template. Agents and tasks name it by its id."""
 
     __tablename__ = "templates"
     __table_args__ = (UniqueConstraint("tenant_id", "name"),)
@@ -31,45 +31,45 @@ class TemplateRow(Base):
     updated_at: Mapped[datetime] = mapped_column(timestamp())
 
 
-_SHAPE = RowMapper(TemplateRow, Template)
-_FIND = f"SELECT {_SHAPE.columns} FROM templates WHERE "
-_LOCKS = {False: "", True: " FOR UPDATE", "share": " FOR SHARE"}
-_FIELDS = Template.__struct_fields__
-_CHANGED = [name for name in _FIELDS if name not in ("id", "tenant_id", "created_at")]
-_USERS = """
+_ROW_MAPPER = RowMapper(TemplateRow, Template)
+_FIND_SQL = f"SELECT {_ROW_MAPPER.columns} FROM templates WHERE "
+_LOCK_CLAUSES = {False: "", True: " FOR UPDATE", "share": " FOR SHARE"}
+_ALL_FIELDS = Template.__struct_fields__
+_MUTABLE_COLUMNS = [name for name in _ALL_FIELDS if name not in ("id", "tenant_id", "created_at")]
+_USERS_SQL = """
     SELECT 'agent ' || name AS used_by FROM agents WHERE template_id = $1 AND deleted_at IS NULL
     UNION ALL SELECT 'task ' || name FROM tasks WHERE template_id = $1 ORDER BY 1
 """
 
 
 class PostgresTemplates:
-    """Implements `domain.templates.Templates`."""
+    """Provide `domain.templates.Templates` on Postgres."""
 
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def add(self, template: Template) -> bool:
-        values = {name: getattr(template, name) for name in _FIELDS}
-        made = await self._connection.execute(
+        values = {name: getattr(template, name) for name in _ALL_FIELDS}
+        inserted = await self._connection.execute(
             insert(TemplateRow).values(**values).on_conflict_do_nothing().returning(TemplateRow.id)
         )
-        return made.first() is not None
+        return inserted.first() is not None
 
     async def find(self, reference: str, lock: bool | Literal["share"] = False) -> Template | None:
-        known = ids.decode_id("tpl", reference)
-        if known is not None:
-            record = await self._connection.fetch_row(f"{_FIND} id = $1{_LOCKS[lock]}", known)
+        row_id = ids.decode_id("tpl", reference)
+        if row_id is not None:
+            record = await self._connection.fetch_row(f"{_FIND_SQL} id = $1{_LOCK_CLAUSES[lock]}", row_id)
         else:
             record = await self._connection.fetch_row(
-                f"{_FIND} name = $1{_LOCKS[lock]}", reference.replace("\0", "\ufffd")
+                f"{_FIND_SQL} name = $1{_LOCK_CLAUSES[lock]}", reference.replace("\0", "\ufffd")
             )
-        return None if record is None else _SHAPE.to_struct(record)
+        return None if record is None else _ROW_MAPPER.to_struct(record)
 
     async def list_page(self, page: Page) -> Listing[Template]:
         return await fetch_page(self._connection, select(TemplateRow), TemplateRow.id.desc(), page, Template)
 
     async def save(self, template: Template) -> bool:
-        values: dict[str, Any] = {name: getattr(template, name) for name in _CHANGED}
+        values: dict[str, Any] = {name: getattr(template, name) for name in _MUTABLE_COLUMNS}
         try:
             await self._connection.execute(update(TemplateRow).where(TemplateRow.id == template.id).values(**values))
         except IntegrityError:
@@ -80,4 +80,6 @@ class PostgresTemplates:
         await self._connection.execute(delete(TemplateRow).where(TemplateRow.id == template_id))
 
     async def list_users(self, template_id: str) -> list[str]:
-        return [record["used_by"] for record in await self._connection.fetch(_USERS, ids.decode_id("tpl", template_id))]
+        return [
+            record["used_by"] for record in await self._connection.fetch(_USERS_SQL, ids.decode_id("tpl", template_id))
+        ]

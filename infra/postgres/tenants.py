@@ -9,7 +9,7 @@ from infra.postgres.db import struct_from_row
 
 
 class PostgresTenants:
-    """Implements `domain.accounts.tenants.Tenants`."""
+    """Provide `domain.accounts.tenants.Tenants` on Postgres."""
 
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection

@@ -18,7 +18,10 @@ from infra.postgres.pages import fetch_page
 
 
 class ToolRow(Base):
-    """A tenant's own tool. `key_names` are the slugs of the provider keys that its configuration names."""
+    """Map a row of `tools`: a tenant's own tool.
+
+    `key_names` are the slugs of the provider keys that its configuration names.
+    """
 
     __tablename__ = "tools"
     __table_args__ = (UniqueConstraint("tenant_id", "slug"),)
@@ -39,7 +42,7 @@ class ToolRow(Base):
 
 
 class DisabledToolRow(Base):
-    """A built-in tool that a tenant has switched off."""
+    """Map a row of `disabled_tools`: a built-in tool that a tenant has switched off."""
 
     __tablename__ = "disabled_tools"
     tenant_id: Mapped[str] = mapped_column(Text, primary_key=True)
@@ -47,55 +50,59 @@ class DisabledToolRow(Base):
     since: Mapped[datetime] = mapped_column(timestamp())
 
 
-_TENANT = func.current_setting("paddock.tenant_id")
-_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('tools of ' || current_setting('paddock.tenant_id'), 0))")
+_BOUND_TENANT = func.current_setting("paddock.tenant_id")
+_LOCK_SQL = text(
+    "SELECT pg_advisory_xact_lock(hashtextextended('tools of ' || current_setting('paddock.tenant_id'), 0))"
+)
 
 
-def _values(tool: Tool) -> dict[str, Any]:
+def _build_values(tool: Tool) -> dict[str, Any]:
     values = {column.name: getattr(tool, column.name, None) for column in ToolRow.__table__.columns}
     return {**values, "key_names": sorted(set(tool.secrets.values()))}
 
 
 class PostgresTools:
-    """Implements `domain.tools.Tools`."""
+    """Provide `domain.tools.Tools` on Postgres."""
 
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def add(self, tool: Tool) -> bool:
-        made = await self._connection.execute(
-            insert(ToolRow).values(**_values(tool)).on_conflict_do_nothing().returning(ToolRow.id)
+        inserted = await self._connection.execute(
+            insert(ToolRow).values(**_build_values(tool)).on_conflict_do_nothing().returning(ToolRow.id)
         )
-        return made.first() is not None
+        return inserted.first() is not None
 
     async def find(self, reference: str, lock: bool = False) -> Tool | None:
         name = reference.replace("\0", "\ufffd")
         is_id = ids.decode_id("tool", reference) is not None
-        wanted = ToolRow.id == reference if is_id else or_(ToolRow.slug == name, ToolRow.name == name)
-        query = select(ToolRow).where(wanted).order_by((ToolRow.name == name).desc())
+        criterion = ToolRow.id == reference if is_id else or_(ToolRow.slug == name, ToolRow.name == name)
+        query = select(ToolRow).where(criterion).order_by((ToolRow.name == name).desc())
         row = (await self._connection.execute(query.with_for_update() if lock else query)).first()
         return None if row is None else struct_from_row(row, Tool)
 
     async def list_by_reference(self, references: list[str]) -> list[Tool]:
-        known = [reference for reference in references if ids.decode_id("tool", reference) is not None]
+        row_ids = [reference for reference in references if ids.decode_id("tool", reference) is not None]
         named = [reference.replace("\0", "\ufffd") for reference in references]
-        wanted = or_(ToolRow.id.in_(known), ToolRow.slug.in_(named), ToolRow.name.in_(named))
-        found = await self._connection.execute(select(ToolRow).where(wanted))
-        return [struct_from_row(row, Tool) for row in found]
+        criterion = or_(ToolRow.id.in_(row_ids), ToolRow.slug.in_(named), ToolRow.name.in_(named))
+        result = await self._connection.execute(select(ToolRow).where(criterion))
+        return [struct_from_row(row, Tool) for row in result]
 
     async def list_page(self, page: Page, narrowed: ToolFilter) -> Listing[Tool]:
         query = select(ToolRow)
-        for column, wanted in (
+        for column, criterion in (
             (ToolRow.category, narrowed.category),
             (ToolRow.enabled, narrowed.enabled),
             (ToolRow.tool_type, narrowed.tool_type),
         ):
-            if wanted is not None:
-                query = query.where(column == (wanted.replace("\0", "\ufffd") if isinstance(wanted, str) else wanted))
+            if criterion is not None:
+                query = query.where(
+                    column == (criterion.replace("\0", "\ufffd") if isinstance(criterion, str) else criterion)
+                )
         return await fetch_page(self._connection, query, ToolRow.id.desc(), page, Tool)
 
     async def save(self, tool: Tool) -> bool:
-        values = _values(tool)
+        values = _build_values(tool)
         for fixed in ("id", "tenant_id", "created_at"):
             del values[fixed]
         try:
@@ -108,7 +115,7 @@ class PostgresTools:
         await self._connection.execute(delete(ToolRow).where(ToolRow.id == tool_id))
 
     async def count(self) -> int:
-        await self._connection.execute(_LOCK)
+        await self._connection.execute(_LOCK_SQL)
         return (await self._connection.execute(select(func.count()).select_from(ToolRow))).scalar_one()
 
     async def list_by_provider_key(self, key_slug: str) -> list[Tool]:
@@ -121,7 +128,7 @@ class PostgresTools:
         query = select(TenantRow.created_at, DisabledToolRow.tool_id, DisabledToolRow.since).outerjoin(
             DisabledToolRow, DisabledToolRow.tenant_id == TenantRow.id
         )
-        rows = (await self._connection.execute(query.where(TenantRow.id == _TENANT))).all()
+        rows = (await self._connection.execute(query.where(TenantRow.id == _BOUND_TENANT))).all()
         return BuiltInToolState(since=rows[0].created_at, off={row.tool_id: row.since for row in rows if row.tool_id})
 
     async def switch_built_in(self, tool_id: str, enabled: bool | None, now: datetime) -> bool:
@@ -130,6 +137,6 @@ class PostgresTools:
             was_off = (await self._connection.execute(gone)).first() is not None
             if enabled or was_off:
                 return True
-        off = insert(DisabledToolRow).values(tenant_id=_TENANT, tool_id=tool_id, since=now)
+        off = insert(DisabledToolRow).values(tenant_id=_BOUND_TENANT, tool_id=tool_id, since=now)
         await self._connection.execute(off.on_conflict_do_nothing())
         return False

@@ -24,7 +24,10 @@ from infra.postgres.db import Base, Id, timestamp
 
 
 class TraceExportWantedRow(Base):
-    """When somebody last said that traces are exported. Belongs to the installation, not to a tenant."""
+    """Map a row of `trace_export`: when somebody last said that traces are exported.
+
+    Belongs to the installation, not to a tenant.
+    """
 
     __tablename__ = "trace_export"
     one: Mapped[bool] = mapped_column(primary_key=True)
@@ -32,7 +35,8 @@ class TraceExportWantedRow(Base):
 
 
 class TraceExportRow(Base):
-    """An ended execution whose trace is to be exported at `due_at`, or is being exported until then."""
+    """Map a row of `trace_exports`: an ended execution whose trace is to be exported at `due_at`, or is "
+    "being exported until then."""
 
     __tablename__ = "trace_exports"
     execution_id: Mapped[str] = mapped_column(Id("exec"), primary_key=True)
@@ -41,37 +45,42 @@ class TraceExportRow(Base):
     tries: Mapped[int]
 
 
-def _readable(column: str) -> str:
+def _build_readable_check(column: str) -> str:
     """Whether texts can be taken out of a column of json: Postgres cannot take out those with U+0000 in them."""
     return rf"position('\u0000' in {column}::text) = 0"
 
 
-def _shown(text: str) -> str:
+def _build_content_column(text: str) -> str:
     """A text where content is asked for: as much as is shown, and one character more if there is more."""
     return f"CASE WHEN $3 THEN left({text}, {MAX_CONTENT_BYTES + 1}) END"
 
 
-_ANSWER: Final = (
-    f"CASE WHEN e.lane = 'llm' AND json_typeof(e.output_data) = 'object' AND {_readable('e.output_data')} "
+_ANSWER_SQL: Final = (
+    f"CASE WHEN e.lane = 'llm' AND json_typeof(e.output_data) = 'object' AND {_build_readable_check('e.output_data')} "
     "THEN coalesce(e.output_data->>'content', e.output_data::text) ELSE e.output_data::text END"
 )
-_SAID: Final = f"CASE WHEN {_readable('s.output')} THEN s.output->'message'->>'content' ELSE s.output::text END"
+_MESSAGE_SQL: Final = (
+    f"CASE WHEN {_build_readable_check('s.output')} THEN s.output->'message'->>'content' ELSE s.output::text END"
+)
 # The agent and the input that a prompt was made of, where they are not too much to be read for each call.
 _MAX_PROMPT: Final = 256 * 1024
-_PROMPT: Final = (
+_PROMPT_SQL: Final = (
     f"CASE WHEN $3 AND e.lane = 'llm' AND json_typeof(e.spec) = 'object' AND "
     f"octet_length(e.spec::text) + octet_length(e.input_data::text) <= {_MAX_PROMPT} "
     "THEN json_build_object('agent', e.spec, 'input', e.input_data)::text END"
 )
-_CALLED: Final = (
-    f"CASE WHEN $3 AND s.kind = 'model' AND {_readable('s.output')} THEN s.output->'message'->'tool_calls' END"
+_TOOL_CALLS_SQL: Final = (
+    f"CASE WHEN $3 AND s.kind = 'model' AND {_build_readable_check('s.output')} "
+    "THEN s.output->'message'->'tool_calls' END"
 )
-_DELEGATED: Final = f"s.name = 'delegate' AND {_readable('s.input')} AND json_typeof(s.input->'agent') = 'object'"
+_IS_DELEGATION_SQL: Final = (
+    f"s.name = 'delegate' AND {_build_readable_check('s.input')} AND json_typeof(s.input->'agent') = 'object'"
+)
 
 # One statement, so that all is of one moment. What is too much is not read: every LATERAL below has a limit, so that it
 # is looked up row by row, in the order of the tree, until there is enough. Texts of prompts and answers are read where
 # they are asked for alone.
-_SOURCES: Final = rf"""
+_SOURCES_SQL: Final = rf"""
     WITH RECURSIVE walk AS (
         SELECT e.id FROM executions e WHERE e.id = $1
         UNION ALL
@@ -83,11 +92,12 @@ _SOURCES: Final = rf"""
                e.agent_version_id, coalesce(spec.name, a.name) AS agent_name, e.crew_id, e.workflow_id, e.schedule_id,
                e.mode, e.model, spec.provider, spec.temperature, spec.max_tokens, e.attempt, e.error_type,
                e.error_message, e.created_at, e.started_at, e.completed_at,
-               {_shown("e.input_data::text")} AS input, {_shown(_ANSWER)} AS output, {_PROMPT} AS prompt
+               {_build_content_column("e.input_data::text")} AS input, {_build_content_column(_ANSWER_SQL)} AS
+                   output, {_PROMPT_SQL} AS prompt
         FROM tree t CROSS JOIN LATERAL (SELECT * FROM executions x WHERE x.id = t.id LIMIT 1) AS e
         LEFT JOIN LATERAL (SELECT x.name FROM agents x WHERE x.id = e.agent_id LIMIT 1) AS a ON true
         CROSS JOIN LATERAL json_to_record(
-            coalesce(CASE WHEN {_readable("e.spec")} THEN e.spec END, '{{}}')
+            coalesce(CASE WHEN {_build_readable_check("e.spec")} THEN e.spec END, '{{}}')
         ) AS spec(name text, provider text, temperature double precision, max_tokens integer)
     ) AS found
     UNION ALL
@@ -98,14 +108,15 @@ _SOURCES: Final = rf"""
             FROM json_array_elements(plan.steps) AS step) AS steps
         FROM tree t CROSS JOIN LATERAL (SELECT * FROM plans x WHERE x.execution_id = t.id LIMIT 1) AS p
         CROSS JOIN LATERAL json_to_record(
-            coalesce(CASE WHEN {_readable("p.plan")} THEN p.plan END, '{{}}')) AS plan(name text, steps json)
+            coalesce(CASE WHEN {_build_readable_check("p.plan")} THEN p.plan END, '{{}}')) AS plan(name text, steps
+                json)
     ) AS found
     UNION ALL
     SELECT 'stage', row_to_json(found)::text FROM (
         SELECT s.execution_id AS run_id, s.step, s.item, s.status, s.tries, s.child_id, s.error_type, s.error_message,
                s.approved, s.decided_by, s.decided_at, s.reason, s.started_at, s.finished_at,
                CASE WHEN p.kind = 'crew' AND s.status = 'completed' THEN (
-                   SELECT char_length({_ANSWER}) FROM executions e WHERE e.id = s.child_id) END AS characters
+                   SELECT char_length({_ANSWER_SQL}) FROM executions e WHERE e.id = s.child_id) END AS characters
         FROM tree t CROSS JOIN LATERAL (SELECT x.kind FROM executions x WHERE x.id = t.id LIMIT 1) AS p
         CROSS JOIN LATERAL (
             SELECT * FROM plan_steps x WHERE x.execution_id = t.id ORDER BY x.step, x.item LIMIT $2) AS s
@@ -118,22 +129,24 @@ _SOURCES: Final = rf"""
                -- As the loop writes them, see workers/agent/loop.py.
                s.kind = 'tool' AND s.output::text LIKE '{{"error":%' AS failed,
                s.kind = 'tool' AND s.output::text LIKE '{{"error":%,"rejected":true}}' AS rejected,
-               CASE WHEN {_DELEGATED} THEN (
+               CASE WHEN {_IS_DELEGATION_SQL} THEN (
                    SELECT row_to_json(d) FROM json_to_record(s.input->'agent') AS d(
                        id text, name text, model text, provider text, temperature double precision,
                        max_tokens integer)) END AS delegate,
                answer.finish, answer.prompt_tokens, answer.completion_tokens,
-               {_shown(f"CASE WHEN {_DELEGATED} THEN s.input->>'task' ELSE s.input::text END")} AS arguments,
-               {_shown(f"CASE WHEN s.kind = 'model' THEN {_SAID} ELSE s.output::text END")} AS answer,
-               {_CALLED} AS tool_calls,
-               CASE WHEN $3 AND {_DELEGATED} AND octet_length(s.input::text) <= {_MAX_PROMPT} THEN json_build_object(
+               {_build_content_column(f"CASE WHEN {_IS_DELEGATION_SQL} THEN s.input->>'task' ELSE s.input::text END")} AS arguments,
+               {_build_content_column(f"CASE WHEN s.kind = 'model' THEN {_MESSAGE_SQL} ELSE s.output::text END")}
+                   AS answer,
+               {_TOOL_CALLS_SQL} AS tool_calls,
+               CASE WHEN $3 AND {_IS_DELEGATION_SQL} AND octet_length(s.input::text) <= {_MAX_PROMPT} THEN
+                   json_build_object(
                    'agent', s.input->'agent', 'input', json_build_object('task', s.input->'task'))::text END AS prompt
         FROM tree t CROSS JOIN LATERAL (
             SELECT * FROM execution_steps x WHERE x.execution_id = t.id ORDER BY x.started_at, x.path LIMIT $2) AS s
         CROSS JOIN LATERAL (
             SELECT o.finish, u.prompt_tokens, u.completion_tokens
             FROM json_to_record(
-                coalesce(CASE WHEN s.kind = 'model' AND {_readable("s.output")} THEN s.output END, '{{}}')
+                coalesce(CASE WHEN s.kind = 'model' AND {_build_readable_check("s.output")} THEN s.output END, '{{}}')
             ) AS o(finish text, usage json)
             CROSS JOIN LATERAL json_to_record(
                 coalesce(CASE WHEN json_typeof(o.usage) = 'object' THEN o.usage END, '{{}}')
@@ -152,7 +165,7 @@ _SOURCES: Final = rf"""
     ) AS found
 """
 # What of each is an id, and of what.
-_IDS: Final[dict[str, dict[str, str]]] = {
+_ID_PREFIXES: Final[dict[str, dict[str, str]]] = {
     "run": {
         "id": "exec",
         "parent_id": "exec",
@@ -171,28 +184,28 @@ _IDS: Final[dict[str, dict[str, str]]] = {
 
 
 class PostgresTraces:
-    """Implements `domain.traces.schema.Traces`."""
+    """Provide `domain.traces.schema.Traces` on Postgres."""
 
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def get_sources(self, execution_id: str, content: bool, most: int) -> TraceSources | None:
-        known = ids.decode_id("exec", execution_id)
-        if known is None:
+        row_id = ids.decode_id("exec", execution_id)
+        if row_id is None:
             return None
-        found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _IDS}
-        for record in await self._connection.fetch(_SOURCES, known, most + 1, content):
-            found[record["kind"]].append(_named(record["kind"], record["data"]))
-        if not found["run"]:
+        result: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _ID_PREFIXES}
+        for record in await self._connection.fetch(_SOURCES_SQL, row_id, most + 1, content):
+            result[record["kind"]].append(_decode_row(record["kind"], record["data"]))
+        if not result["run"]:
             return None
-        found["run"].sort(key=lambda row: row["id"] != execution_id)
+        result["run"].sort(key=lambda row: row["id"] != execution_id)
         return TraceSources(
-            runs=msgspec.convert(found["run"][:most], list[TracedRun]),
-            plans=msgspec.convert(found["plan"], list[TracedPlan]),
-            stages=msgspec.convert(found["stage"][:most], list[TracedPlanStep]),
-            steps=msgspec.convert(found["step"][:most], list[TracedRunStep]),
-            calls=msgspec.convert(found["call"][:most], list[TracedModelCall]),
-            is_truncated=any(len(rows) > most for rows in found.values()),
+            runs=msgspec.convert(result["run"][:most], list[TracedRun]),
+            plans=msgspec.convert(result["plan"], list[TracedPlan]),
+            stages=msgspec.convert(result["stage"][:most], list[TracedPlanStep]),
+            steps=msgspec.convert(result["step"][:most], list[TracedRunStep]),
+            calls=msgspec.convert(result["call"][:most], list[TracedModelCall]),
+            is_truncated=any(len(rows) > most for rows in result.values()),
         )
 
     async def enable_export(self, now: datetime) -> None:
@@ -210,19 +223,21 @@ class PostgresTraces:
         ]
 
     async def mark_exported(self, execution_ids: list[str]) -> None:
-        await self._connection.execute_sql("SELECT exported_traces($1)", _known(execution_ids))
+        await self._connection.execute_sql("SELECT exported_traces($1)", _decode_ids(execution_ids))
 
     async def postpone_exports(self, execution_ids: list[str], until: datetime, counts: bool) -> None:
-        await self._connection.execute_sql("SELECT postpone_traces($1, $2, $3)", _known(execution_ids), until, counts)
+        await self._connection.execute_sql(
+            "SELECT postpone_traces($1, $2, $3)", _decode_ids(execution_ids), until, counts
+        )
 
 
-def _named(kind: str, data: str) -> dict[str, Any]:
+def _decode_row(kind: str, data: str) -> dict[str, Any]:
     row: dict[str, Any] = {name: value for name, value in msgspec.json.decode(data).items() if value is not None}
-    for name, prefix in _IDS[kind].items():
+    for name, prefix in _ID_PREFIXES[kind].items():
         if name in row:
             row[name] = ids.encode_id(prefix, UUID(row[name]))
     return row
 
 
-def _known(execution_ids: list[str]) -> list[UUID | None]:
-    return [ids.decode_id("exec", one) for one in execution_ids]
+def _decode_ids(execution_ids: list[str]) -> list[UUID | None]:
+    return [ids.decode_id("exec", entry) for entry in execution_ids]

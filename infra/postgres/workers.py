@@ -12,7 +12,7 @@ from infra.postgres.db import Base, struct_from_row, timestamp
 
 
 class WorkerRow(Base):
-    """A worker process by its last sign of life. Belongs to the host, not to a tenant."""
+    """Map a row of `workers`: a worker process by its last sign of life. Belongs to the host, not to a tenant."""
 
     __tablename__ = "workers"
     id: Mapped[str] = mapped_column(Text, primary_key=True)
@@ -30,7 +30,7 @@ class WorkerRow(Base):
 
 
 class PostgresWorkers:
-    """Implement `domain.queues.Workers`."""
+    """Provide `domain.queues.Workers` on Postgres."""
 
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection

@@ -17,7 +17,10 @@ from infra.postgres.pages import fetch_page
 
 
 class WorkflowRow(Base):
-    """A workflow, as somebody wrote it; what its steps name is looked up when it is started."""
+    """Map a row of `workflows`: a workflow, as somebody wrote it.
+
+    What its steps name is looked up when it is started.
+    """
 
     __tablename__ = "workflows"
     __table_args__ = (UniqueConstraint("tenant_id", "name"),)
@@ -35,61 +38,62 @@ class WorkflowRow(Base):
     updated_at: Mapped[datetime] = mapped_column(timestamp())
 
 
-_W = WorkflowRow
-_LOCK = text(
+_LOCK_SQL = text(
     "SELECT pg_advisory_xact_lock(hashtextextended('workflows of ' || current_setting('paddock.tenant_id'), 0))"
 )
-_ITEM = [
-    _W.steps_total.label("steps") if name == "steps" else getattr(_W, name)
+_ITEM_COLUMNS = [
+    WorkflowRow.steps_total.label("steps") if name == "steps" else getattr(WorkflowRow, name)
     for name in WorkflowSummary.__struct_fields__
 ]
 
 
-def _values(workflow: Workflow) -> dict[str, Any]:
+def _build_values(workflow: Workflow) -> dict[str, Any]:
     return {name: getattr(workflow, name) for name in Workflow.__struct_fields__}
 
 
 class PostgresWorkflows:
-    """Implements `domain.workflows.Workflows`."""
+    """Provide `domain.workflows.Workflows` on Postgres."""
 
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def add(self, workflow: Workflow) -> bool:
-        made = await self._connection.execute(
-            insert(_W).values(**_values(workflow)).on_conflict_do_nothing().returning(_W.id)
+        inserted = await self._connection.execute(
+            insert(WorkflowRow).values(**_build_values(workflow)).on_conflict_do_nothing().returning(WorkflowRow.id)
         )
-        return made.first() is not None
+        return inserted.first() is not None
 
     async def find(self, reference: str, lock: bool | Literal["share"] = False) -> Workflow | None:
         is_id = ids.decode_id("wf", reference) is not None
-        query = select(_W).where(_W.id == reference if is_id else _W.name == reference.replace("\0", "\ufffd"))
+        query = select(WorkflowRow).where(
+            WorkflowRow.id == reference if is_id else WorkflowRow.name == reference.replace("\0", "\ufffd")
+        )
         if lock:
             query = query.with_for_update(read=lock == "share")
         row = (await self._connection.execute(query)).first()
         return None if row is None else struct_from_row(row, Workflow)
 
     async def list_page(self, page: Page, status: WorkflowStatus | None) -> Listing[WorkflowSummary]:
-        query = select(*_ITEM)
+        query = select(*_ITEM_COLUMNS)
         if status is not None:
-            query = query.where(_W.status == status)
-        return await fetch_page(self._connection, query, _W.id.desc(), page, WorkflowSummary)
+            query = query.where(WorkflowRow.status == status)
+        return await fetch_page(self._connection, query, WorkflowRow.id.desc(), page, WorkflowSummary)
 
     async def save(self, workflow: Workflow) -> bool:
-        values = _values(workflow)
+        values = _build_values(workflow)
         for fixed in ("id", "tenant_id", "user_id", "created_at"):
             del values[fixed]
         try:
-            await self._connection.execute(update(_W).where(_W.id == workflow.id).values(**values))
+            await self._connection.execute(update(WorkflowRow).where(WorkflowRow.id == workflow.id).values(**values))
         except IntegrityError:
             return False
         return True
 
     async def delete(self, workflow_id: str) -> None:
-        await self._connection.execute(delete(_W).where(_W.id == workflow_id))
+        await self._connection.execute(delete(WorkflowRow).where(WorkflowRow.id == workflow_id))
 
     async def lock_writes(self) -> None:
-        await self._connection.execute(_LOCK)
+        await self._connection.execute(_LOCK_SQL)
 
     async def count(self) -> int:
-        return (await self._connection.execute(select(func.count()).select_from(_W))).scalar_one()
+        return (await self._connection.execute(select(func.count()).select_from(WorkflowRow))).scalar_one()

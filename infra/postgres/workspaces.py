@@ -13,7 +13,7 @@ from infra.postgres.db import Base, Id, RowMapper, timestamp
 
 
 class WorkspaceFileRow(Base):
-    """One file."""
+    """Map a row of `workspace_files`: one file."""
 
     __tablename__ = "workspace_files"
     execution_id: Mapped[str] = mapped_column(Id("exec"), ForeignKey("executions.id"), primary_key=True)
@@ -25,51 +25,51 @@ class WorkspaceFileRow(Base):
     updated_at: Mapped[datetime] = mapped_column(timestamp())
 
 
-_SHAPE: Final = RowMapper(WorkspaceFileRow, WorkspaceFile)
-_ALL: Final = f"SELECT {_SHAPE.columns} FROM workspace_files WHERE execution_id = $1 ORDER BY path"
-_FIND: Final = f"SELECT {_SHAPE.columns} FROM workspace_files WHERE execution_id = $1 AND path = $2"
-_PUT: Final = """
+_ROW_MAPPER: Final = RowMapper(WorkspaceFileRow, WorkspaceFile)
+_LIST_SQL: Final = f"SELECT {_ROW_MAPPER.columns} FROM workspace_files WHERE execution_id = $1 ORDER BY path"
+_FIND_SQL: Final = f"SELECT {_ROW_MAPPER.columns} FROM workspace_files WHERE execution_id = $1 AND path = $2"
+_PUT_SQL: Final = """
     INSERT INTO workspace_files (execution_id, path, tenant_id, sha256, size_bytes, key, updated_at)
     SELECT id, $2, tenant_id, $3, $4, $5, $6 FROM executions WHERE id = $1
     ON CONFLICT (execution_id, path) DO UPDATE SET
         sha256 = excluded.sha256, size_bytes = excluded.size_bytes, key = excluded.key,
         updated_at = excluded.updated_at
 """
-_COPY: Final = """
+_COPY_SQL: Final = """
     INSERT INTO workspace_files (execution_id, path, tenant_id, sha256, size_bytes, key, updated_at)
     SELECT $2, path, tenant_id, sha256, size_bytes, key, updated_at FROM workspace_files WHERE execution_id = $1
 """
 
 
 class PostgresWorkspaces:
-    """Implements `domain.workspaces.Workspaces`."""
+    """Provide `domain.workspaces.Workspaces` on Postgres."""
 
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
     async def list_files(self, execution_id: str) -> list[WorkspaceFile]:
         return [
-            _SHAPE.to_struct(record)
-            for record in await self._connection.fetch(_ALL, ids.decode_id("exec", execution_id))
+            _ROW_MAPPER.to_struct(record)
+            for record in await self._connection.fetch(_LIST_SQL, ids.decode_id("exec", execution_id))
         ]
 
     async def find(self, execution_id: str, path: str) -> WorkspaceFile | None:
         record = await self._connection.fetch_row(
-            _FIND, ids.decode_id("exec", execution_id), path.replace("\0", "\ufffd")
+            _FIND_SQL, ids.decode_id("exec", execution_id), path.replace("\0", "\ufffd")
         )
-        return None if record is None else _SHAPE.to_struct(record)
+        return None if record is None else _ROW_MAPPER.to_struct(record)
 
     async def find_blob_key(self, execution_id: str, path: str) -> str | None:
         query = "SELECT key FROM workspace_files WHERE execution_id = $1 AND path = $2"
-        found: str | None = await self._connection.fetch_value(
+        result: str | None = await self._connection.fetch_value(
             query, ids.decode_id("exec", execution_id), path.replace("\0", "\ufffd")
         )
-        return found
+        return result
 
     async def copy_files(self, execution_id: str, into: str) -> None:
-        await self._connection.execute_sql(_COPY, ids.decode_id("exec", execution_id), ids.decode_id("exec", into))
+        await self._connection.execute_sql(_COPY_SQL, ids.decode_id("exec", execution_id), ids.decode_id("exec", into))
 
     async def save_file(self, execution_id: str, file: WorkspaceFile, key: str) -> None:
         await self._connection.execute_sql(
-            _PUT, ids.decode_id("exec", execution_id), file.path, file.sha256, file.size_bytes, key, file.updated_at
+            _PUT_SQL, ids.decode_id("exec", execution_id), file.path, file.sha256, file.size_bytes, key, file.updated_at
         )
