@@ -134,7 +134,8 @@ _SOURCES_SQL: Final = rf"""
                        id text, name text, model text, provider text, temperature double precision,
                        max_tokens integer)) END AS delegate,
                answer.finish, answer.prompt_tokens, answer.completion_tokens,
-               {_build_content_column(f"CASE WHEN {_IS_DELEGATION_SQL} THEN s.input->>'task' ELSE s.input::text END")} AS arguments,
+               {_build_content_column(f"CASE WHEN {_IS_DELEGATION_SQL} THEN s.input->>'task' ELSE s.input::text END")}
+                   AS arguments,
                {_build_content_column(f"CASE WHEN s.kind = 'model' THEN {_MESSAGE_SQL} ELSE s.output::text END")}
                    AS answer,
                {_TOOL_CALLS_SQL} AS tool_calls,
