@@ -126,7 +126,7 @@ def _body(document: dict[str, Any], operation: dict[str, Any], belongings: dict[
         "NewWorkflow",
     ):
         body["name"] = "the-rival-s-own"
-    if name in ("StartAny", "NewSchedule"):
+    if name in ("TargetedExecutionStart", "NewSchedule"):
         body["agent_id"] = belongings["agent_id"]
     if name == "NewCrew":
         body |= CREW
